@@ -1,0 +1,58 @@
+"""What can go wrong, in one place.
+
+Every error that a user can cause is a `StemmaError`: one clear sentence that names the thing, the value
+and what would be right. The command line prints that sentence without a traceback and leaves with the
+class's `exit_code`; Python callers catch the class they expect.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class StemmaError(Exception):
+    """Base of all errors that Stemma raises on purpose. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(StemmaError):
+    """A request that cannot mean anything: an unknown name, a value out of range, options that clash."""
+
+    exit_code = 2
+
+
+class DataError(StemmaError):
+    """Text that cannot be used: missing, empty, binary, malformed."""
+
+    exit_code = 3
+
+
+class CheckpointError(StemmaError):
+    """Weights, config or tokenizer files that are damaged, incomplete or do not fit the model."""
+
+    exit_code = 4
+
+
+class ResourceError(StemmaError):
+    """The machine said no: disk full, out of memory, network unreachable, a missing optional package."""
+
+    exit_code = 5
+
+
+class VerifyError(StemmaError):
+    """A check that Stemma was asked to make did not hold."""
+
+    exit_code = 6
+
+
+def nearest(word: str, known: Iterable[str], limit: int = 1) -> list[str]:
+    """The `limit` known words most like `word` (none if nothing is alike)."""
+    return difflib.get_close_matches(str(word), list(known), n=limit, cutoff=0.5)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known word, else an empty string."""
+    found = nearest(word, known)
+    return f"; did you mean {found[0]!r}?" if found else ""

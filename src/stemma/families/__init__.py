@@ -1,0 +1,91 @@
+"""The tree. Every module beside this one declares families; adding a file adds its families.
+
+`family(name)` finds a family, `design(name)` a size of one, `tree()` all of them, parents first.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import pkgutil
+from pathlib import Path
+
+from stemma.errors import UsageError, did_you_mean
+from stemma.families.declare import Design, Family
+
+_added: dict[str, Family] = {}
+
+
+@functools.cache
+def _declared() -> dict[str, Family]:
+    found: list[Family] = []
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        found += [value for value in vars(module).values() if isinstance(value, Family)]
+    return {f.name: f for f in sorted(found, key=lambda f: (len(f.lineage), f.about.year, f.name))}
+
+
+def tree() -> dict[str, Family]:
+    """Every family by name, parents before children."""
+    return {**_declared(), **_added}
+
+
+def add(path: str | Path) -> list[Family]:
+    """Take in the families that a Python file declares (for one's own, outside the package). Runs the file.
+
+    Raises UsageError if the file is missing, declares none, or declares a name that exists.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no file {path} to read families from")
+    module_spec = importlib.util.spec_from_file_location(f"stemma_families_{path.stem}", path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    known = tree()
+    found = [v for v in vars(module).values() if isinstance(v, Family) and known.get(v.name) is not v]
+    if not found:
+        raise UsageError(f"{path} declares no family; it should hold one: NAME = PARENT.evolve(...)")
+    for new in found:
+        if new.name in known and known[new.name] != new:
+            raise UsageError(f"{path} declares {new.name!r}, a name that the tree has already; choose another")
+        _added[new.name] = new
+    return found
+
+
+def family(name: str) -> Family:
+    """The family of that name, or of a size of that name. Raises UsageError with the nearest name."""
+    known = tree()
+    if name in known:
+        return known[name]
+    for candidate in known.values():
+        if name in candidate.names:
+            return candidate
+    raise _unknown(name)
+
+
+def design(name: str) -> Design:
+    """The design of a size (`"gpt2-xl"`); a family's name alone means its first size. Raises UsageError."""
+    known = tree()
+    owner = family(name)
+    if name in owner.names:
+        return owner[name]
+    if name in known:
+        return owner[next(iter(owner.sizes))]
+    raise _unknown(name)
+
+
+def size_names() -> dict[str, str]:
+    """Every size's name and alias, to the name of its family."""
+    return {name: f.name for f in tree().values() for name in f.names}
+
+
+def _unknown(name: str) -> UsageError:
+    known = tree()
+    for f in known.values():
+        if name.startswith(f.name + "-"):
+            hint = did_you_mean(name, f.names)
+            return UsageError(f"{f.name} has no size {name!r}; it has {', '.join(f.sizes)}{hint}")
+    hint = did_you_mean(name, [*known, *size_names()])
+    return UsageError(f"no family or size is called {name!r}{hint}; `stemma tree` lists them")

@@ -1,0 +1,288 @@
+"""What a family is: five declared parts, every published size, and the edge that joins it to its parent.
+
+`Family.evolve` declares a child with new weights and a changed design; `Family.trained` a child that is more training
+of the parent's weights. Both name only what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from stemma import spec
+from stemma.errors import UsageError, did_you_mean
+from stemma.nn.parts import Arch, Dims
+from stemma.spec import Change, Spec, require
+
+# ---------------------------------------------------------------- objectives
+
+
+@dataclass(frozen=True)
+class CLM(Spec):
+    """Predict the next token."""
+
+
+@dataclass(frozen=True)
+class MLM(Spec):
+    """Predict masked tokens (Devlin et al. 2018, section 3.1): `rate` of them are chosen; of those `masked` become the
+    mask token, `random` a random one, the rest stay. `pairs`: two segments, with next-sentence prediction beside it.
+    `copies`: how many maskings a text has before they repeat (BERT made 10 copies of its data); 0: new ones each epoch."""
+
+    rate: float = 0.15
+    masked: float = 0.8
+    random: float = 0.1
+    pairs: bool = False
+    copies: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
+        require(self.masked >= 0 and self.random >= 0, "objective.masked and objective.random must not be negative")
+        require(self.masked + self.random <= 1, "objective.masked + objective.random must not exceed 1")
+        require(self.copies >= 0, f"objective.copies must not be negative, not {self.copies}")
+
+
+@dataclass(frozen=True)
+class Spans(Spec):
+    """Span corruption (Raffel et al. 2020, section 3.1.4): `rate` of the tokens fall out in spans of `mean` tokens on
+    average, a sentinel in the place of each; the target is the spans, each after its sentinel."""
+
+    rate: float = 0.15
+    mean: float = 3.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
+        require(self.mean >= 1, f"objective.mean must be at least 1 token, not {self.mean}")
+
+
+@dataclass(frozen=True)
+class Translation(Spec):
+    """Predict the sentence of a pair from the other (Vaswani et al. 2017)."""
+
+
+Objective = CLM | MLM | Spans | Translation
+
+
+# ---------------------------------------------------------------- text
+
+
+@dataclass(frozen=True)
+class Text(Spec):
+    """The tokenizer's kind, its special tokens by role, and their ids where they are published.
+
+    `start_id`: the first token of a decoder's input; `sentinels`: how many `<extra_id_N>` there are (T5).
+    """
+
+    tokenizer: Literal["wordpiece", "bpe", "gpt-bpe", "unigram", "spm-bpe"]
+    lower: bool = False
+    bos: str | None = None
+    eos: str | None = None
+    pad: str | None = None
+    unk: str | None = None
+    mask: str | None = None
+    cls: str | None = None
+    sep: str | None = None
+    sentinels: int = 0
+    bos_id: int | None = None
+    eos_id: int | tuple[int, ...] | None = None
+    pad_id: int | None = None
+    start_id: int | None = None
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids that end a text (none, one or several)."""
+        if self.eos_id is None:
+            return ()
+        return self.eos_id if isinstance(self.eos_id, tuple) else (self.eos_id,)
+
+
+# ---------------------------------------------------------------- recipe
+
+
+@dataclass(frozen=True)
+class AdamW(Spec):
+    """Adam with decoupled weight decay, which spares biases and norms (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "optimizer betas must be in [0, 1)")
+        require(self.eps > 0, f"optimizer.eps must be positive, not {self.eps}")
+        require(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, not {self.weight_decay}")
+
+
+@dataclass(frozen=True)
+class Adafactor(Spec):
+    """Factored second moments and steps relative to the size of a matrix (Shazeer & Stern 2018, arXiv:1804.04235)."""
+
+    decay: float = 0.8
+    clip: float = 1.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, not {self.weight_decay}")
+
+
+@dataclass(frozen=True)
+class Schedule(Spec):
+    """The learning rate over time: `warmup` steps up, then `shape` down to `floor` times the peak.
+
+    `rsqrt` is T5's: constant for `warmup` steps, then by 1/sqrt(step), with no rise at the start.
+    """
+
+    shape: Literal["linear", "cosine", "rsqrt", "constant"] = "linear"
+    warmup: int = 0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.warmup >= 0, f"schedule.warmup must not be negative, not {self.warmup}")
+        require(0 <= self.floor <= 1, f"schedule.floor must lie in [0, 1], not {self.floor}")
+
+
+@dataclass(frozen=True)
+class Recipe(Spec):
+    """How it was pretrained, as published; None is unpublished. `lr`: peak; `batch`: tokens a step; `context`: tokens a
+    row; `mixed`: rows may hold several documents that see each other (the published habit of most)."""
+
+    optimizer: AdamW | Adafactor = AdamW()
+    lr: float | None = None
+    schedule: Schedule = Schedule()
+    batch: int | None = None
+    steps: int | None = None
+    clip: float | None = None
+    mixed: bool = True
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        require(self.lr is None or self.lr > 0, f"the learning rate must be positive, not {self.lr}")
+        require(self.batch is None or self.batch > 0, f"recipe.batch must be positive, not {self.batch}")
+        require(self.steps is None or self.steps > 0, f"recipe.steps must be positive, not {self.steps}")
+        require(self.clip is None or self.clip > 0, f"recipe.clip must be positive, not {self.clip}")
+
+
+# ---------------------------------------------------------------- families
+
+
+@dataclass(frozen=True)
+class About(Spec):
+    """Where a family comes from. `weights`: where public ones are, or why there are none."""
+
+    year: int
+    title: str
+    source: str
+    weights: str = "public"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A published size: widths, what else this size changes (by path into the design), the published count in words,
+    other names, and the hub id of public weights."""
+
+    dims: Dims
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    published: str = ""
+    aliases: tuple[str, ...] = ()
+    hub: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Design(Spec):
+    """A family at one size, resolved: all that is needed to build, train and read text."""
+
+    name: str
+    arch: Arch
+    dims: Dims
+    objective: Objective
+    text: Text
+    recipe: Recipe
+
+
+Edge = Literal["root", "evolve", "trained"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A node of the tree. Index it by size for a `Design`: `family["bert-base"]`."""
+
+    name: str
+    arch: Arch
+    objective: Objective
+    text: Text
+    recipe: Recipe
+    sizes: Mapping[str, Size]
+    about: About
+    parent: Family | None = None
+    edge: Edge = "root"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def evolve(self, name: str, changes: Mapping[str, Any], *, sizes: Mapping[str, Size], about: About) -> Family:
+        """A child with new weights that differs from this family in `changes` (paths into arch, objective, text and
+        recipe). Raises UsageError for an unknown path and for a change that changes nothing."""
+        return self._child(name, changes, sizes, about, "evolve")
+
+    def trained(self, name: str, changes: Mapping[str, Any], *, sizes: Mapping[str, Size], about: About) -> Family:
+        """A child that is more training of this family's weights: the architecture must stay the same."""
+        wrong = [path for path in changes if path.split(".")[0] == "arch"]
+        if wrong:
+            raise UsageError(f"{name} is declared as trained from {self.name} but changes {wrong[0]}; use evolve")
+        return self._child(name, changes, sizes, about, "trained")
+
+    def _child(
+        self, name: str, changes: Mapping[str, Any], sizes: Mapping[str, Size], about: About, edge: Edge
+    ) -> Family:
+        try:
+            real = spec.real_changes(self, changes)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from None
+        child = spec.edit(self, real)
+        return replace(child, name=name, sizes=dict(sizes), about=about, parent=self, edge=edge, changes=real)
+
+    # ------------------------------------------------------------ sizes
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Every name of a size, aliases included, to its main name."""
+        return {alias: main for main, size in self.sizes.items() for alias in (main, *size.aliases)}
+
+    def __getitem__(self, size: str) -> Design:
+        """The design of a size (`"bert-base"`, or short `"base"`). Raises UsageError for one that does not exist."""
+        names = self.names
+        main = names.get(size) or names.get(f"{self.name}-{size}")
+        if main is None:
+            raise UsageError(
+                f"{self.name} has no size {size!r}; it has {', '.join(self.sizes)}{did_you_mean(size, names)}"
+            )
+        row = self.sizes[main]
+        design = Design(main, self.arch, row.dims, self.objective, self.text, self.recipe)
+        return spec.edit(design, row.changes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sizes)
+
+    # ------------------------------------------------------------ relatives
+
+    @property
+    def lineage(self) -> list[Family]:
+        """This family, its parent, and so on up to the root."""
+        line, here = [self], self
+        while here.parent is not None:
+            here = here.parent
+            line.append(here)
+        return line
+
+    def diff(self, other: Family | str) -> list[Change]:
+        """The changes that lead from `other` to this family (sizes apart)."""
+        if isinstance(other, str):
+            from stemma.families import family
+
+            other = family(other)
+        old, new = ({p: getattr(f, p) for p in PARTS} for f in (other, self))
+        return [change for part in PARTS for change in spec.diff(old[part], new[part], part + ".")]
+
+
+PARTS = ("arch", "objective", "text", "recipe")

@@ -1,0 +1,430 @@
+"""Models in and out: `load` a checkpoint, `build` a design afresh, `save` either in its publisher's layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stemma import families, spec
+from stemma.errors import CheckpointError, StemmaError, UsageError, did_you_mean
+from stemma.families.declare import Design, Family
+from stemma.formats import config as configs
+from stemma.formats import hf_bert, hf_gpt, hf_llama, hf_t5, own, tensors
+from stemma.formats.config import Layout
+from stemma.formats.names import Ledger, Row, expand, missing
+from stemma.nn.model import Model
+from stemma.nn.parts import Heads
+
+LAYOUTS: dict[str, Layout] = {
+    layout.model_type: layout
+    for layout in (hf_bert.bert, hf_bert.roberta, hf_gpt.gpt1, hf_gpt.gpt2, hf_t5.t5, hf_llama.llama, hf_llama.mistral)
+}
+HEADS = ("lm", "pooler", "pair")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def build(
+    name: str | Design, overrides: Mapping[str, Any] | None = None, *, seed: int = 0, dtype: str = "float32", **dims: Any
+) -> Model:
+    """A model of a family's size with fresh weights, in eval mode: `build("roberta-base", layers=2)`.
+
+    `overrides` are paths into the design (`{"arch.norm.eps": 1e-6}`), keywords are dims. Raises UsageError for names
+    and values that do not exist.
+    """
+    design = families.design(name) if isinstance(name, str) else name
+    design = spec.edit(design, {**(overrides or {}), **{f"dims.{k}": v for k, v in dims.items()}})
+    with torch.device("meta"):
+        model = Model(design.arch, design.dims)
+    model = model.to_empty(device="cpu").to(dtype_of(dtype)).initialise(seed)
+    return attach(model, design, _owner(design.name)).eval()
+
+
+def attach(model: Model, design: Design, family: Family | None, tokenizer: Any = None) -> Model:
+    """Give a model what it is called and how its text is read."""
+    model.family, model.name, model.text, model.tokenizer = family, design.name, design.text, tokenizer
+    model.design = design
+    return model
+
+
+def dtype_of(name: str | torch.dtype) -> torch.dtype:
+    """The torch type of a name. Raises UsageError for others than float32, bfloat16 and float16."""
+    if isinstance(name, torch.dtype):
+        return name
+    if name not in DTYPES:
+        raise UsageError(f"dtype {name!r} is not known; use {', '.join(DTYPES)} or auto{did_you_mean(name, DTYPES)}")
+    return DTYPES[name]
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    *,
+    new: Iterable[str] = (),
+    revision: str | None = None,
+    tokenizer: bool = True,
+) -> Model:
+    """The model of a checkpoint: a folder, a GGUF file, or a hub id. In eval mode, its family found from config.json.
+
+    Strict: every tensor of the file and of the model is accounted for in `model.ledger`. A head that the file's own
+    class needs and whose weights are not there is refused, unless `new` names it (`"lm"`, `"pooler"`, `"pair"`): then
+    it is drawn afresh. `dtype="auto"` keeps the file's. Raises CheckpointError naming the tensor, key or file.
+    """
+    folder = Path(path)
+    if folder.suffix == ".gguf":
+        from stemma.formats import gguf
+
+        return gguf.load(folder, device, dtype)
+    if not folder.is_dir():
+        if folder.exists():
+            raise CheckpointError(f"{folder} is a file; give the folder that holds config.json and the weights")
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+            raise UsageError(f"{str(path)!r} is neither a folder nor a hub id of the form org/name")
+        from stemma.formats import hub
+
+        folder = hub.fetch(str(path), revision)
+    new = tuple(new)
+    if wrong := [n for n in new if n not in HEADS]:
+        raise UsageError(f"no head is called {wrong[0]!r}; heads are {', '.join(HEADS)}{did_you_mean(wrong[0], HEADS)}")
+    raw = tensors.read_json(folder / "config.json")
+    source = tensors.Tensors(folder)
+    model = _assemble(raw, source, str(folder), new, torch.device(device), dtype)
+    model.extras = {"config": raw}
+    if (folder / "generation_config.json").is_file():
+        model.extras["generation_config"] = tensors.read_json(folder / "generation_config.json")
+    if tokenizer:
+        model.tokenizer = _tokenizer(folder, model)
+    return model.eval()
+
+
+def read_design(raw: Mapping[str, Any]) -> tuple[Design, Family | None, Layout | None, dict[str, str]]:
+    """What a config.json describes: the design (with the heads of its class), its family, layout and unused keys."""
+    model_type = raw.get("model_type")
+    if model_type == own.MODEL_TYPE:
+        design = own.read_config(raw)
+        return design, families.tree().get(str(raw.get("family"))), None, {}
+    if model_type not in LAYOUTS:
+        known = [*LAYOUTS, own.MODEL_TYPE]
+        hint = did_you_mean(str(model_type), known)
+        raise CheckpointError(f"config.json: model_type {model_type!r} is not known; known: {', '.join(known)}{hint}")
+    layout = LAYOUTS[model_type]
+    base = _base(layout)
+    design, unused = configs.read_config(layout, raw, base)
+    owner, name = _nearest(design, layout)
+    design = replace(design, name=name, text=_text(design, owner), objective=owner.objective, recipe=owner.recipe)
+    return design, owner, layout, unused
+
+
+def _base(layout: Layout) -> Design:
+    owner = families.family(layout.families[0])
+    base = owner[next(iter(owner.sizes))]
+    return spec.edit(base, {"text.bos_id": None, "text.eos_id": None, "text.pad_id": None})
+
+
+def _nearest(design: Design, layout: Layout) -> tuple[Family, str]:
+    """The family of the layout that the design differs least from, and the name of the size that it equals, if any."""
+
+    def distance(owner: Family) -> int:
+        old, new = (spec.edit(a, {"dropout": design.arch.dropout}) for a in (owner.arch, design.arch))
+        return len(spec.diff(old, new))
+
+    owner = min((families.family(f) for f in layout.families), key=distance)
+    for size in owner:
+        published = owner[size]
+        if published.dims == design.dims and not _body_changes(published, design):
+            return owner, size
+    return owner, owner.name
+
+
+def _body_changes(a: Design, b: Design) -> list[spec.Change]:
+    ignore = ("arch.heads", "arch.init", "arch.dropout")
+    return [c for c in spec.diff(a, b) if c.path.startswith("arch.") and not c.path.startswith(ignore)]
+
+
+def _text(design: Design, owner: Family) -> Any:
+    ids = {f: getattr(design.text, f) for f in ("bos_id", "eos_id", "pad_id", "start_id")}
+    return replace(owner.text, **ids)
+
+
+def _assemble(
+    raw: Mapping[str, Any],
+    source: tensors.Tensors,
+    where: str,
+    new: Collection[str],
+    device: torch.device,
+    dtype: str | torch.dtype,
+) -> Model:
+    design, owner, layout, unused = read_design(raw)
+    files = _names_in_file(source, layout)
+    ledger = Ledger(config=unused)
+    wanted = _heads_wanted(raw, layout, design)
+    design = _heads_in_file(design, wanted, layout, files, new, where)
+    design = _tie(design, layout, source, files)
+    with torch.device("meta"):
+        model = Model(design.arch, design.dims)
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    to = None if dtype == "auto" else dtype_of(dtype)
+    for r in _rows(design, layout, shapes):
+        _read_row(r, model, shapes, source, files, ledger, new, where, device, to)
+    _account_rest(files, layout, design, ledger, where)
+    _draw_new(model, design, ledger, device, to)
+    model.ledger = ledger
+    return attach(model, design, owner)
+
+
+def _names_in_file(source: tensors.Tensors, layout: Layout | None) -> dict[str, str]:
+    """The name by which the table knows each tensor -> the name that it has in the file."""
+    names = {}
+    for name in source:
+        known = name
+        if layout is not None:
+            for old, current in layout.renames.items():
+                known = known.replace(old, current)
+        names[known] = name
+    if layout is not None and layout.prefix and not any(n.startswith(layout.prefix) for n in names):
+        names = {(n if _is_head(n, layout) else layout.prefix + n): f for n, f in names.items()}
+    return names
+
+
+def _is_head(name: str, layout: Layout) -> bool:
+    heads = [r for r in layout.rows(_base(layout)) if r.ours[0].split(".")[0] in HEADS]
+    return any(name == t or name in r.aliases for r in heads for t in (r.theirs,)) or name.startswith(("cls.", "lm_head"))
+
+
+def _heads_wanted(raw: Mapping[str, Any], layout: Layout | None, design: Design) -> Heads:
+    if layout is None:
+        return design.arch.heads
+    listed = raw.get("architectures") or []
+    for name in listed:
+        if name in layout.classes:
+            return layout.classes[name]
+    if listed:
+        hint = did_you_mean(listed[0], layout.classes)
+        raise CheckpointError(
+            f"config.json: class {listed[0]!r} is not supported; known: {', '.join(layout.classes)}{hint}"
+        )
+    return Heads(design.arch.heads.lm)  # an old file names no class; its other heads are what it holds
+
+
+def _heads_in_file(
+    design: Design, wanted: Heads, layout: Layout | None, files: Mapping[str, str], new: Collection[str], where: str
+) -> Design:
+    """The design with the heads that the file holds or the user wants drawn. Raises if the class needs one more."""
+    if layout is None:
+        return design
+    heads = design.arch.heads
+    every = replace(design, arch=replace(design.arch, heads=replace(heads, pooler=True, pair=True)))
+    own_rows: dict[str, list[str]] = {h: [] for h in HEADS}
+    for r in layout.rows(every):
+        part = r.ours[0].split(".")[0]
+        if part in own_rows:
+            own_rows[part].append(r.theirs)
+    has = {h: any(t in files for t in rows) or h in new for h, rows in own_rows.items()}
+    needs = {"lm": wanted.lm is not None, "pooler": wanted.pooler, "pair": wanted.pair}
+    if not own_rows["lm"]:
+        has["lm"] = needs["lm"]  # tied, and without parameters of its own: the class alone tells
+    for head in HEADS:
+        if needs[head] and own_rows[head] and not has[head]:
+            raise CheckpointError(
+                f"{where} should hold a {head!r} head (its config.json says so), but {own_rows[head][0]!r} is not in it; "
+                f"load(..., new=[{head!r}]) would draw one afresh"
+            )
+    if "pair" in new:
+        has["pooler"] = True
+    chosen = Heads(heads.lm if has["lm"] else None, pooler=has["pooler"], pair=has["pair"])
+    return replace(design, arch=replace(design.arch, heads=chosen))
+
+
+def _tie(design: Design, layout: Layout | None, source: tensors.Tensors, files: Mapping[str, str]) -> Design:
+    """Untie the head where the layout leaves that to the file, and the file's two tensors differ."""
+    if layout is None or not layout.tied_by_file or design.arch.heads.lm is None or not design.arch.heads.lm.tied:
+        return design
+    for r in layout.rows(design):
+        for alias in r.aliases:
+            if alias == "lm_head.weight" and {alias, r.theirs} <= set(files):
+                a, b = source.get(files[alias]), source.get(files[r.theirs])
+                if not torch.equal(a, b):
+                    return spec.edit(design, {"arch.heads.lm.tied": False})
+    return design
+
+
+def _rows(design: Design, layout: Layout | None, shapes: Mapping[str, Any]) -> list[Row]:
+    """The names table for this model, each row once; every parameter of the model must be in it."""
+    if layout is None:
+        return own.rows(shapes)
+    layers = {"encoder": design.dims.layers, "decoder": design.dims.layers}
+    if design.arch.structure == "encoder-decoder":
+        layers["decoder"] = design.dims.depth
+    rows = [r for r in expand(layout.rows(design), layers) if all(o in shapes for o in r.ours)]
+    unnamed = sorted(set(shapes) - {o for r in rows for o in r.ours})
+    if unnamed:
+        raise UsageError(f"the {layout.model_type!r} layout has no name for the parameter {unnamed[0]!r}")
+    return rows
+
+
+def _read_row(
+    r: Row,
+    model: nn.Module,
+    shapes: Mapping[str, torch.Size],
+    source: tensors.Tensors,
+    files: Mapping[str, str],
+    ledger: Ledger,
+    new: Collection[str],
+    where: str,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> None:
+    found = next((n for n in (r.theirs, *r.aliases) if n in files), None)
+    if found is None:
+        if r.ours[0].split(".")[0] in new:
+            ledger.new += r.ours
+            return
+        raise missing(r.theirs, source, where)
+    tensor = source.get(files[found])
+    for ours, part in r.read(tensor, shapes):
+        owner, _, leaf = ours.rpartition(".")
+        value = part.to(device=device, dtype=dtype or part.dtype).contiguous()
+        if value.untyped_storage().nbytes() > value.nbytes:
+            value = value.clone()  # a slice must not keep the whole packed tensor alive
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+        ledger.loaded[ours] = files[found]
+    for alias in r.aliases:
+        if alias in files and alias != found:
+            if not torch.equal(source.get(files[alias]), tensor):
+                raise CheckpointError(
+                    f"{where}: {files[alias]!r} should repeat {files[found]!r} (the config ties them) but differs from it"
+                )
+            ledger.tied[files[alias]] = files[found]
+
+
+def _account_rest(
+    files: Mapping[str, str], layout: Layout | None, design: Design, ledger: Ledger, where: str
+) -> None:
+    """Every tensor of the file that no row read is ignored by a named rule, or an error."""
+    used = set(ledger.loaded.values()) | set(ledger.tied)
+    for known, name in files.items():
+        if name in used:
+            continue
+        reason = None
+        if layout is not None:
+            rules = layout.stray.items()
+            reason = next((why for pattern, why in rules if re.search(pattern, known)), None)
+        if reason is None:
+            raise CheckpointError(f"{where} holds a tensor {name!r} for which this model has no place")
+        ledger.ignored[name] = reason
+
+
+def _draw_new(
+    model: Model, design: Design, ledger: Ledger, device: torch.device, dtype: torch.dtype | None
+) -> None:
+    if not ledger.new:
+        return
+    fresh = Model(design.arch, design.dims).initialise(0)
+    for ours in ledger.new:
+        owner, _, leaf = ours.rpartition(".")
+        value = fresh.get_parameter(ours).detach().to(device=device, dtype=dtype or torch.float32)
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+
+
+def _tokenizer(folder: Path, model: Model) -> Any:
+    names = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+    if not any((folder / n).is_file() for n in names):
+        return None
+    from stemma.text import Tokenizer
+
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.check(model.dims.vocab)
+    return tokenizer
+
+
+def _owner(name: str) -> Family | None:
+    try:
+        return families.family(name)
+    except StemmaError:
+        return None
+
+
+# ---------------------------------------------------------------- saving
+
+
+def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dict[str, Any]]:
+    """The layout in which a design is saved, and its config.json: the family's own, else its nearest ancestor's that
+    can say all of it, else Stemma's own (None)."""
+    for relative in family.lineage if family is not None else []:
+        for layout in LAYOUTS.values():
+            if relative.name in layout.families:
+                try:
+                    data = configs.write_config(layout, design, design.arch.heads, _base(layout))
+                    with torch.device("meta"):
+                        _rows(design, layout, dict(Model(design.arch, design.dims).named_parameters()))
+                    return layout, data
+                except (UsageError, CheckpointError):
+                    continue
+    return None, own.write_config(design, family.name if family else None)
+
+
+def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard_bytes: int = 5 * 10**9) -> Path:
+    """Write config.json, weights, tokenizer and generation_config.json: all of them, or nothing if anything fails.
+
+    Raises ResourceError if the disk is full or not writable.
+    """
+    directory = Path(directory)
+    if directory.is_file():
+        raise UsageError(f"{directory} is a file; a checkpoint is a folder")
+    design: Design = replace(model.design, arch=model.arch, dims=model.dims, text=model.text)
+    layout, data = layout_of(design, model.family)
+    state = {k: v.detach() for k, v in model.named_parameters()}
+    kind = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
+    data["dtype"] = str(kind).removeprefix("torch.")
+    extras = getattr(model, "extras", {})
+    old = extras.get("config", {})
+    if layout is not None and old.get("model_type") == layout.model_type:  # keys that say nothing here are kept
+        data = {k: v for k, v in old.items() if k not in ("torch_dtype", "rope_theta", "rope_scaling")} | data
+    names: dict[str, Any] = {}
+    bare = layout is not None and design.arch.heads.lm is None and not design.arch.heads.pair
+    for r in _rows(design, layout, state):
+        size = sum(state[o].numel() for o in r.ours) * kind.itemsize
+        name = r.theirs.removeprefix(layout.prefix) if bare and layout is not None else r.theirs
+        names[name] = (size, lambda r=r: _on_cpu(r.write(state), kind))
+    with tensors.whole(directory) as scratch:
+        written = set(tensors.write(scratch, names, shard_bytes))
+        if model.tokenizer is not None:
+            model.tokenizer.save(scratch)
+        tensors.write_json(scratch / "config.json", data)
+        if (generation := _generation_config(model, design, extras)) is not None:
+            tensors.write_json(scratch / "generation_config.json", generation)
+    for stale in directory.glob("*.safetensors*"):  # shards of an earlier save would shadow the new files
+        if stale.name not in written:
+            stale.unlink()
+    return directory
+
+
+def _on_cpu(tensor: Tensor, kind: torch.dtype) -> Tensor:
+    return tensor.to(device="cpu", dtype=kind)
+
+
+def _generation_config(model: Model, design: Design, extras: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    if "generation_config" in extras:
+        return extras["generation_config"]
+    if design.arch.structure == "encoder":
+        return None
+    text = design.text
+    ids = {
+        "bos_token_id": text.bos_id,
+        "eos_token_id": list(text.eos_id) if isinstance(text.eos_id, tuple) else text.eos_id,
+        "pad_token_id": text.pad_id,
+        "decoder_start_token_id": text.start_id,
+    }
+    return {k: v for k, v in ids.items() if v is not None}
+
+
+__all__ = ["LAYOUTS", "attach", "build", "layout_of", "load", "read_design", "save"]

@@ -1,0 +1,205 @@
+"""The config engine: a table of keys turns a publisher's config.json into a design and back.
+
+Every key of a file is read by a row, ignored with a stated reason, or refused with the nearest known key. After
+writing, the file is read again and must give the same design: what a layout cannot express is an error, not a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from stemma import spec
+from stemma.errors import CheckpointError, UsageError, did_you_mean
+from stemma.families.declare import Design
+from stemma.formats.names import Row
+from stemma.nn.parts import Dropout, Heads, Normal
+
+REQUIRED = object()
+
+
+def same(value: Any, *_: Any) -> Any:
+    """The value as it is."""
+    return value
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: the paths of the design that it sets, the reference's own default where a file leaves it out (a value,
+    or a function of the config), and how its value is read and written. `older`: earlier spellings."""
+
+    name: str
+    paths: tuple[str, ...]
+    default: Any = REQUIRED
+    read: Callable[[Any, Mapping[str, Any]], Any] = same
+    write: Callable[[Any, Design], Any] = same
+    older: tuple[str, ...] = ()
+
+    def value(self, config: Mapping[str, Any]) -> Any:
+        for name in (self.name, *self.older):
+            if name in config:
+                return config[name]
+        if self.default is REQUIRED:
+            raise CheckpointError(f"config.json has no {self.name!r}, which a model of this type needs")
+        return self.default(config) if callable(self.default) else self.default
+
+
+def key(name: str, *paths: str, default: Any = REQUIRED, **how: Any) -> Key:
+    """A key, with less to type."""
+    return Key(name, paths, default, **how)
+
+
+def words(table: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
+    """`read` and `write` of a key whose words differ from ours. The first of several that mean the same is written."""
+
+    def read(value: Any, config: Mapping[str, Any]) -> Any:
+        if value not in table:
+            raise CheckpointError(f"{value!r} is not supported; known: {', '.join(table)}{did_you_mean(value, table)}")
+        return table[value]
+
+    def write(value: Any, design: Design) -> Any:
+        for theirs, ours in table.items():
+            if ours == value:
+                return theirs
+        raise UsageError(f"this layout has no word for {value!r}")
+
+    return {"read": read, "write": write}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A publisher's layout: `classes` gives the heads of each model class, `fixed` the keys whose other values mean a
+    model that is not supported, `unused` keys that change nothing here. `prefix`: what a file of a model with a head
+    puts before the names of the body. `rows` is the names table; `renames`, older spellings of parts of names;
+    `stray`, tensors that old files hold and nobody needs, as regular expressions."""
+
+    model_type: str
+    families: tuple[str, ...]
+    classes: Mapping[str, Heads]
+    keys: tuple[Key, ...]
+    rows: Callable[[Design], list[Row]]
+    prefix: str = ""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    unused: Mapping[str, str] = field(default_factory=dict)
+    renames: Mapping[str, str] = field(default_factory=dict)
+    stray: Mapping[str, str] = field(default_factory=dict)
+    tied_by_file: bool = False
+
+
+def _reasons(reason: str, names: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), reason)
+
+
+GENERAL: dict[str, str] = {
+    **_reasons("read elsewhere", "model_type architectures"),
+    **_reasons(
+        "says how the file was made",
+        "_name_or_path name_or_path transformers_version _commit_hash _attn_implementation_autoset attn_implementation "
+        "finetuning_task task_specific_params tokenizer_class auto_map",
+    ),
+    **_reasons("the loader's own arguments decide", "dtype torch_dtype use_bfloat16 torchscript tf_legacy_loss use_cache"),
+    **_reasons(
+        "what a call returns is fixed here",
+        "return_dict output_attentions output_hidden_states output_scores return_dict_in_generate output_past",
+    ),
+    **_reasons("memory in training, not a result", "gradient_checkpointing chunk_size_feed_forward"),
+    **_reasons("labels of a task head", "id2label label2id num_labels _num_labels problem_type classifier_dropout"),
+    **_reasons(
+        "generation is set by generation_config.json and by the call",
+        "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
+        "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
+        "bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values "
+        "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens prefix",
+    ),
+    **_reasons("the tokenizer's files say which token it is", "sep_token_id mask_token_id cls_token_id unk_token_id"),
+}
+GENERAL_FIXED: dict[str, Any] = {
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "cross_attention_hidden_size": None,
+    "tie_encoder_decoder": False,
+    "pruned_heads": {},
+    "quantization_config": None,
+}
+
+
+def read_config(layout: Layout, config: Mapping[str, Any], base: Design) -> tuple[Design, dict[str, str]]:
+    """The design that a config describes, starting from `base`, and the keys that were not used, with reasons.
+
+    Raises CheckpointError for an unknown key (with the nearest known one), a missing one and an unsupported value.
+    """
+    known = {n for k in layout.keys for n in (k.name, *k.older)}
+    fixed = {**GENERAL_FIXED, **layout.fixed}
+    unused = {**GENERAL, **layout.unused}
+    ignored: dict[str, str] = {}
+    for name, value in config.items():
+        if name in known:
+            continue
+        if name in fixed:
+            allowed = fixed[name] if isinstance(fixed[name], tuple) else (fixed[name],)
+            if value not in allowed and value is not None:
+                raise CheckpointError(f"config.json: {name}={value!r} is not supported; only {allowed[0]!r} is")
+            ignored[name] = "only one value is supported, and it has it"
+        elif name in unused:
+            ignored[name] = unused[name]
+        else:
+            hint = did_you_mean(name, known | set(fixed) | set(unused))
+            raise CheckpointError(f"config.json: no key {name!r} is known for model_type {layout.model_type!r}{hint}")
+    changes: dict[str, Any] = {}
+    for k in layout.keys:
+        try:
+            value = k.read(k.value(config), config)
+        except CheckpointError as error:
+            raise CheckpointError(f"config.json: {k.name}: {error}" if k.name not in str(error) else str(error)) from None
+        changes |= dict.fromkeys(k.paths, value)
+    try:
+        return spec.edit(base, changes), ignored
+    except UsageError as error:
+        raise CheckpointError(f"config.json: {error}") from None
+
+
+def write_config(layout: Layout, design: Design, heads: Heads, base: Design) -> dict[str, Any]:
+    """The config.json of a design. Raises UsageError if the layout has no way to say something that the design has."""
+    config: dict[str, Any] = {"model_type": layout.model_type, "architectures": [class_name(layout, heads)]}
+    if heads.lm is None:  # a body alone still says how a head on it would be
+        design = replace(design, arch=replace(design.arch, heads=replace(heads, lm=base.arch.heads.lm)))
+    for k in layout.keys:
+        if not _reaches(design, k.paths[0]):
+            raise UsageError(f"the {layout.model_type!r} layout has {k.name!r}, and this design no {k.paths[0]}")
+        config[k.name] = k.write(spec.get(design, k.paths[0]), design)
+    again, _ = read_config(layout, config, base)
+    old, new = (_comparable(d) for d in (design, again))
+    lost = [c for c in spec.diff(old, new) if c.path.split(".")[0] in ("arch", "dims")]
+    if lost:
+        raise UsageError(
+            f"the {layout.model_type!r} layout cannot say {lost[0].path}={lost[0].old} (it would read {lost[0].new})"
+        )
+    return config
+
+
+def _reaches(design: Design, path: str) -> bool:
+    try:
+        spec.get(design, path)
+    except UsageError:
+        return False
+    return True
+
+
+def class_name(layout: Layout, heads: Heads) -> str:
+    """The publisher's class for a set of heads. Raises UsageError if it has none."""
+    for name, has in layout.classes.items():
+        if _present(has) == _present(heads):
+            return name
+    have = [n for n, there in zip(("lm", "pooler", "pair"), _present(heads), strict=True) if there]
+    raise UsageError(f"the {layout.model_type!r} layout has no class with the heads {', '.join(have) or 'none'}")
+
+
+def _present(heads: Heads) -> tuple[bool, bool, bool]:
+    return heads.lm is not None, heads.pooler, heads.pair
+
+
+def _comparable(design: Design) -> Design:
+    """Without what a checkpoint need not record: what matters in training only, and which heads stand on the pooler."""
+    heads = Heads(design.arch.heads.lm)
+    return replace(design, arch=replace(design.arch, init=Normal(), dropout=Dropout(), heads=heads))

@@ -1,0 +1,154 @@
+"""The layout of public BERT and RoBERTa checkpoints (Hugging Face)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from stemma.errors import CheckpointError
+from stemma.families.declare import Design
+from stemma.formats.config import Key, Layout, key, words
+from stemma.formats.names import Row, linear, row
+from stemma.nn.parts import Heads, Learned, MLMHead
+
+ACTS = words({"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"})  # fmt: skip
+
+KEYS = (
+    key("vocab_size", "dims.vocab", default=30_522),
+    key("hidden_size", "dims.d_model", default=768),
+    key("num_hidden_layers", "dims.layers", default=12),
+    key("num_attention_heads", "dims.heads", default=12),
+    key("intermediate_size", "dims.d_ff", default=3072),
+    key("hidden_act", "arch.mlp.act", "arch.heads.lm.act", default="gelu", **ACTS),
+    key("hidden_dropout_prob", "arch.dropout.embed", "arch.dropout.residual", default=0.1),
+    key("attention_probs_dropout_prob", "arch.dropout.attention", default=0.1),
+    key("type_vocab_size", "dims.segments", default=2),
+    key("initializer_range", "arch.init.std", default=0.02),
+    key("layer_norm_eps", "arch.norm.eps", default=1e-12),
+    key("tie_word_embeddings", "arch.heads.lm.tied", default=True),
+)
+
+
+def _blocks() -> Iterator[Row]:
+    theirs, ours = "encoder.layer.{i}", "encoder.blocks.{i}"
+    yield row("embeddings.word_embeddings.weight", "embed.tokens.weight")
+    yield row("embeddings.position_embeddings.weight", "encoder.position.table.weight")
+    yield row("embeddings.token_type_embeddings.weight", "embed.segments.weight")
+    yield from linear("embeddings.LayerNorm", "encoder.embed_norm")
+    for name, mine in (("query", "q"), ("key", "k"), ("value", "v")):
+        yield from linear(f"{theirs}.attention.self.{name}", f"{ours}.attention.{mine}")
+    yield from linear(f"{theirs}.attention.output.dense", f"{ours}.attention.o")
+    yield from linear(f"{theirs}.attention.output.LayerNorm", f"{ours}.attention_norm")
+    yield from linear(f"{theirs}.intermediate.dense", f"{ours}.mlp.up")
+    yield from linear(f"{theirs}.output.dense", f"{ours}.mlp.down")
+    yield from linear(f"{theirs}.output.LayerNorm", f"{ours}.mlp_norm")
+    yield from linear("pooler.dense", "pooler.dense")
+
+
+def _body(prefix: str) -> list[Row]:
+    return [Row(prefix + r.theirs, r.ours) for r in _blocks()]
+
+
+def _head(theirs: str, dense: str, norm: str, tied: bool) -> Iterator[Row]:
+    yield from linear(f"{theirs}.{dense}", "lm.dense")
+    yield from linear(f"{theirs}.{norm}", "lm.norm")
+    if tied:
+        yield row(f"{theirs}.bias", "lm.bias", aliases=[f"{theirs}.decoder.bias"])
+    else:  # then the decoder's own bias is the one in use
+        yield from linear(f"{theirs}.decoder", "lm")
+
+
+def _bert_rows(design: Design) -> list[Row]:
+    tied = design.arch.heads.lm is None or design.arch.heads.lm.tied
+    rows = _body("bert.") + list(_head("cls.predictions", "transform.dense", "transform.LayerNorm", tied))
+    if tied:
+        rows[0] = row(rows[0].theirs, *rows[0].ours, aliases=["cls.predictions.decoder.weight"])
+    return rows + list(linear("cls.seq_relationship", "pair"))
+
+
+def _roberta_rows(design: Design) -> list[Row]:
+    tied = design.arch.heads.lm is None or design.arch.heads.lm.tied
+    rows = _body("roberta.") + list(_head("lm_head", "dense", "layer_norm", tied))
+    if tied:
+        rows[0] = row(rows[0].theirs, *rows[0].ours, aliases=["lm_head.decoder.weight"])
+    return rows
+
+
+ABSOLUTE = {"position_embedding_type": "absolute"}
+STRAY = {
+    r"(^|\.)embeddings\.position_ids$": "a buffer of 0, 1, 2, ...",
+    r"^(cls\.predictions|lm_head)\.bias$": "not in use where the head is not tied: its decoder has a bias of its own",
+}
+GAMMA = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+bert = Layout(
+    model_type="bert",
+    families=("bert",),
+    classes={
+        "BertForPreTraining": Heads(MLMHead(), pooler=True, pair=True),
+        "BertForMaskedLM": Heads(MLMHead()),
+        "BertModel": Heads(pooler=True),
+        "BertForNextSentencePrediction": Heads(pooler=True, pair=True),
+        "BertEncoder": Heads(),
+    },
+    keys=(
+        *KEYS,
+        key("max_position_embeddings", "dims.context", default=512),
+        key("pad_token_id", "text.pad_id", default=0),
+        key("bos_token_id", "text.bos_id", default=None),
+        key("eos_token_id", "text.eos_id", default=None),
+    ),
+    rows=_bert_rows,
+    prefix="bert.",
+    fixed=ABSOLUTE,
+    unused=dict.fromkeys(
+        "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head "
+        "pooler_type".split(),
+        "of the multilingual TensorFlow release; no code reads it",
+    )
+    | {"gradient_checkpointing": "memory in training, not a result"},
+    renames=GAMMA,
+    stray=STRAY,
+)
+
+
+def _padding(value: Any, config: Mapping[str, Any]) -> Any:
+    if value is None:
+        raise CheckpointError("pad_token_id must be a number: RoBERTa counts positions from it")
+    return value
+
+
+def _rows_to_context(value: Any, config: Mapping[str, Any]) -> Any:
+    padding = config.get("pad_token_id", 1)
+    if not isinstance(value, int) or not isinstance(padding, int):
+        raise CheckpointError(f"max_position_embeddings={value!r} and pad_token_id={padding!r} must be whole numbers")
+    return value - padding - 1
+
+
+def _context_to_rows(value: Any, design: Design) -> Any:
+    position = design.arch.position
+    return value + 1 + (position.padding or 0 if isinstance(position, Learned) else 0)
+
+
+roberta = Layout(
+    model_type="roberta",
+    families=("roberta",),
+    classes={
+        "RobertaForMaskedLM": Heads(MLMHead()),
+        "RobertaModel": Heads(pooler=True),
+        "RobertaForMaskedLMWithPooler": Heads(MLMHead(), pooler=True),
+        "RobertaEncoder": Heads(),
+    },
+    keys=(
+        *(Key(k.name, k.paths, 50_265, k.read, k.write) if k.name == "vocab_size" else k for k in KEYS),
+        key("max_position_embeddings", "dims.context", default=512, read=_rows_to_context, write=_context_to_rows),
+        key("pad_token_id", "text.pad_id", "arch.position.padding", default=1, read=_padding),
+        key("bos_token_id", "text.bos_id", default=0),
+        key("eos_token_id", "text.eos_id", default=2),
+    ),
+    rows=_roberta_rows,
+    prefix="roberta.",
+    fixed=ABSOLUTE,
+    renames=GAMMA,
+    stray=STRAY,
+)

@@ -1,0 +1,113 @@
+"""The layouts of public GPT-1 (`openai-gpt`) and GPT-2 checkpoints (Hugging Face).
+
+Their linear layers are stored as [in, out] and q, k, v in one piece, side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stemma.families.declare import Design
+from stemma.formats.config import Layout, key, words
+from stemma.formats.names import Row, linear, row
+from stemma.nn.parts import Heads, LMHead
+
+ACTS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}  # fmt: skip
+UNUSED = dict.fromkeys(
+    "summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout".split(),
+    "of a task head that reads one token",
+) | dict.fromkeys(
+    "n_ctx n_special predict_special_tokens".split(), "an earlier spelling or a count that no code reads any more"
+)
+
+
+def _rows(tokens: str, positions: str, tied: bool, last_norm: bool) -> Iterator[Row]:
+    theirs, ours = "transformer.h.{i}", "decoder.blocks.{i}"
+    head = ["lm_head.weight"] if tied else []
+    yield row(f"transformer.{tokens}.weight", "embed.tokens.weight", aliases=head)
+    yield row(f"transformer.{positions}.weight", "decoder.position.table.weight")
+    q, k, v, o = (f"{ours}.attention.{x}" for x in "qkvo")
+    yield from linear(f"{theirs}.attn.c_attn", q, k, v, transposed=True)
+    yield from linear(f"{theirs}.attn.c_proj", o, transposed=True)
+    yield from linear(f"{theirs}.ln_1", f"{ours}.attention_norm")
+    yield from linear(f"{theirs}.mlp.c_fc", f"{ours}.mlp.up", transposed=True)
+    yield from linear(f"{theirs}.mlp.c_proj", f"{ours}.mlp.down", transposed=True)
+    yield from linear(f"{theirs}.ln_2", f"{ours}.mlp_norm")
+    if last_norm:
+        yield from linear("transformer.ln_f", "decoder.norm")
+    if not tied:
+        yield row("lm_head.weight", "lm.weight")
+
+
+def _tied(design: Design) -> bool:
+    return design.arch.heads.lm is None or design.arch.heads.lm.tied
+
+
+def _gpt1_rows(design: Design) -> list[Row]:
+    return list(_rows("tokens_embed", "positions_embed", _tied(design), last_norm=False))
+
+
+def _gpt2_rows(design: Design) -> list[Row]:
+    return list(_rows("wte", "wpe", _tied(design), last_norm=True))
+
+
+gpt1 = Layout(
+    model_type="openai-gpt",
+    families=("gpt1",),
+    classes={"OpenAIGPTLMHeadModel": Heads(LMHead()), "OpenAIGPTModel": Heads()},
+    keys=(
+        key("vocab_size", "dims.vocab", default=40_478),
+        key("n_positions", "dims.context", default=512),
+        key("n_embd", "dims.d_model", default=768),
+        key("n_embd", "dims.d_ff", default=768, read=lambda v, c: 4 * v, write=lambda v, d: d.dims.d_model),
+        key("n_layer", "dims.layers", default=12),
+        key("n_head", "dims.heads", default=12),
+        key(
+            "afn", "arch.mlp.act", default="gelu",
+            **words({"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}),
+        ),
+        key("resid_pdrop", "arch.dropout.residual", default=0.1),
+        key("embd_pdrop", "arch.dropout.embed", default=0.1),
+        key("attn_pdrop", "arch.dropout.attention", default=0.1),
+        key("layer_norm_epsilon", "arch.norm.eps", default=1e-5),
+        key("initializer_range", "arch.init.std", default=0.02),
+        key("tie_word_embeddings", "arch.heads.lm.tied", default=True),
+        key("pad_token_id", "text.pad_id", default=None),
+        key("bos_token_id", "text.bos_id", default=None),
+        key("eos_token_id", "text.eos_id", default=None),
+    ),
+    rows=_gpt1_rows,
+    prefix="transformer.",
+    unused=UNUSED,
+    stray={r"\.attn\.bias$": "a causal mask", r"position_ids$": "a buffer of 0, 1, 2, ..."},
+)  # fmt: skip
+
+gpt2 = Layout(
+    model_type="gpt2",
+    families=("gpt2",),
+    classes={"GPT2LMHeadModel": Heads(LMHead()), "GPT2Model": Heads()},
+    keys=(
+        key("vocab_size", "dims.vocab", default=50_257),
+        key("n_positions", "dims.context", default=1024),
+        key("n_embd", "dims.d_model", default=768),
+        key("n_layer", "dims.layers", default=12),
+        key("n_head", "dims.heads", default=12),
+        key("n_inner", "dims.d_ff", default=None, read=lambda v, c: 4 * c.get("n_embd", 768) if v is None else v),
+        key("activation_function", "arch.mlp.act", default="gelu_new", **words(ACTS)),
+        key("resid_pdrop", "arch.dropout.residual", default=0.1),
+        key("embd_pdrop", "arch.dropout.embed", default=0.1),
+        key("attn_pdrop", "arch.dropout.attention", default=0.1),
+        key("layer_norm_epsilon", "arch.norm.eps", default=1e-5),
+        key("initializer_range", "arch.init.std", default=0.02),
+        key("tie_word_embeddings", "arch.heads.lm.tied", default=True),
+        key("scale_attn_weights", "arch.attention.scaled", default=True),
+        key("pad_token_id", "text.pad_id", default=None),
+        key("bos_token_id", "text.bos_id", default=50_256),
+        key("eos_token_id", "text.eos_id", default=50_256),
+    ),
+    rows=_gpt2_rows,
+    prefix="transformer.",
+    fixed={"scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False},
+    unused=UNUSED,
+    stray={r"\.attn\.(masked_)?bias$": "a causal mask"},
+)

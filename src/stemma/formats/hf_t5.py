@@ -1,0 +1,104 @@
+"""The layout of public T5 checkpoints, versions 1.0 and 1.1 (Hugging Face)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from stemma.errors import CheckpointError
+from stemma.families.declare import Design
+from stemma.formats.config import Layout, key
+from stemma.formats.names import Row, row
+from stemma.nn.parts import MLP, GatedMLP, Heads, LMHead
+
+ACTS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu", "swish": "silu"}
+
+
+def _read_mlp(value: Any, config: Mapping[str, Any]) -> MLP | GatedMLP:
+    # "gated-gelu" has always meant the tanh form, and "gelu" alone the exact one
+    word = str(value).removeprefix("gated-")
+    if word not in ACTS:
+        known = ", ".join([*ACTS, *("gated-" + a for a in ACTS)])
+        raise CheckpointError(f"feed_forward_proj={value!r} is not supported; known: {known}")
+    if str(value).startswith("gated-"):
+        return GatedMLP("gelu_tanh" if word == "gelu" else ACTS[word], bias=False)  # type: ignore[arg-type]
+    return MLP(ACTS[word], bias=False)  # type: ignore[arg-type]
+
+
+def _write_mlp(value: MLP | GatedMLP, design: Design) -> str:
+    word = {"gelu_tanh": "gelu_new"}.get(value.act, value.act)
+    if isinstance(value, MLP):
+        return word
+    return "gated-gelu" if value.act == "gelu_tanh" else f"gated-{word}"
+
+
+def _read_scaled(value: Any, config: Mapping[str, Any]) -> Any:
+    return config.get("tie_word_embeddings", True) if value is None else value
+
+
+def _rows(design: Design) -> Iterator[Row]:
+    head = design.arch.heads.lm
+    tied = head is None or head.tied
+    alias = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", *(["lm_head.weight"] if tied else [])]
+    yield row("shared.weight", "embed.tokens.weight", aliases=alias)
+    for stack in ("encoder", "decoder"):
+        theirs, ours = f"{stack}.block.{{i}}.layer", f"{stack}.blocks.{{i}}"
+        for x in "qkvo":
+            yield row(f"{theirs}.0.SelfAttention.{x}.weight", f"{ours}.attention.{x}.weight")
+        yield row(f"{theirs}.0.layer_norm.weight", f"{ours}.attention_norm.weight")
+        last = 1
+        if stack == "decoder":
+            last = 2
+            for x in "qkvo":
+                yield row(f"{theirs}.1.EncDecAttention.{x}.weight", f"{ours}.cross.{x}.weight")
+            yield row(f"{theirs}.1.layer_norm.weight", f"{ours}.cross_norm.weight")
+        gated = isinstance(design.arch.mlp, GatedMLP)
+        for theirs_name, ours_name in (("wi_0", "gate"), ("wi_1", "up")) if gated else (("wi", "up"),):
+            yield row(f"{theirs}.{last}.DenseReluDense.{theirs_name}.weight", f"{ours}.mlp.{ours_name}.weight")
+        yield row(f"{theirs}.{last}.DenseReluDense.wo.weight", f"{ours}.mlp.down.weight")
+        yield row(f"{theirs}.{last}.layer_norm.weight", f"{ours}.mlp_norm.weight")
+        bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        yield row(bias, f"{stack}.position.table.weight")
+        yield row(f"{stack}.final_layer_norm.weight", f"{stack}.norm.weight")
+    if not tied:
+        yield row("lm_head.weight", "lm.weight")
+
+
+t5 = Layout(
+    model_type="t5",
+    families=("t5", "t5-v1.1"),
+    classes={"T5ForConditionalGeneration": Heads(LMHead()), "T5Model": Heads()},
+    keys=(
+        key("vocab_size", "dims.vocab", default=32_128),
+        key("d_model", "dims.d_model", default=512),
+        key("d_kv", "dims.head_dim", default=64, write=lambda v, d: d.dims.width),
+        key("d_ff", "dims.d_ff", default=2048),
+        key("num_layers", "dims.layers", default=6),
+        key("num_decoder_layers", "dims.decoder_layers", default=None, write=lambda v, d: d.dims.depth),
+        key("num_heads", "dims.heads", default=8),
+        key("relative_attention_num_buckets", "arch.position.buckets", default=32),
+        key("relative_attention_max_distance", "arch.position.distance", default=128),
+        key(
+            "dropout_rate", "arch.dropout.residual", "arch.dropout.embed", "arch.dropout.attention",
+            "arch.dropout.inner", "arch.dropout.final", default=0.1,
+        ),
+        key("layer_norm_epsilon", "arch.norm.eps", default=1e-6),
+        key("initializer_factor", "arch.init.factor", default=1.0),
+        key("feed_forward_proj", "arch.mlp", default="relu", read=_read_mlp, write=_write_mlp),
+        key("tie_word_embeddings", "arch.heads.lm.tied", default=True),
+        key("scale_decoder_outputs", "arch.heads.lm.scaled", default=None, read=_read_scaled),
+        key("pad_token_id", "text.pad_id", default=0),
+        key("bos_token_id", "text.bos_id", default=None),
+        key("eos_token_id", "text.eos_id", default=1),
+        key("decoder_start_token_id", "text.start_id", default=0),
+        key("n_positions", "dims.context", default=512),
+    ),
+    rows=lambda design: list(_rows(design)),
+    fixed={"is_encoder_decoder": True, "is_decoder": False},
+    unused={"dense_act_fn": "derived from feed_forward_proj", "is_gated_act": "derived from feed_forward_proj"},
+    stray={
+        r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$": "a table that old files "
+        "hold for cross-attention, which has no positions"
+    },
+    tied_by_file=True,
+)  # fmt: skip

@@ -1,0 +1,103 @@
+"""The names engine: a table of rows turns a publisher's tensors into ours and back, bit for bit.
+
+A row joins one tensor of the file to one or more of the model's. `{i}` runs over layers. Tables name what is in the
+*files*; the same rows serve both directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from stemma.errors import CheckpointError, nearest
+
+
+@dataclass(frozen=True)
+class Row:
+    """`theirs` in the file is `ours` in the model: a matrix turned over if `transposed`, and side by side along the model's
+    first axis where there are several. `aliases`: other names under which a file may hold the same tensor again."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    transposed: bool = False
+    aliases: tuple[str, ...] = ()
+
+    def at(self, i: int) -> Row:
+        """The row of layer `i`."""
+        return replace(
+            self,
+            theirs=self.theirs.replace("{i}", str(i)),
+            ours=tuple(o.replace("{i}", str(i)) for o in self.ours),
+            aliases=tuple(a.replace("{i}", str(i)) for a in self.aliases),
+        )
+
+    def read(self, tensor: Tensor, shapes: Mapping[str, torch.Size]) -> list[tuple[str, Tensor]]:
+        """The model's tensors in one of the file's. Raises CheckpointError if the shape is not what they need."""
+        parts = [shapes[o] for o in self.ours]
+        want = list(parts[0])
+        want[0] = sum(p[0] for p in parts)
+        turned = self.transposed and len(want) == 2
+        expected = want[::-1] if turned else want
+        if list(tensor.shape) != expected:
+            raise CheckpointError(
+                f"tensor {self.theirs!r} has shape {list(tensor.shape)}, but this config needs {expected}"
+            )
+        if turned:
+            tensor = tensor.t()
+        return list(zip(self.ours, tensor.split([p[0] for p in parts]), strict=True))
+
+    def write(self, state: Mapping[str, Tensor]) -> Tensor:
+        """The file's tensor made of the model's."""
+        tensor = state[self.ours[0]] if len(self.ours) == 1 else torch.cat([state[o] for o in self.ours])
+        return tensor.t().contiguous() if self.transposed and tensor.ndim == 2 else tensor
+
+
+def row(theirs: str, *ours: str, transposed: bool = False, aliases: Iterable[str] = ()) -> Row:
+    """A row, with less to type."""
+    return Row(theirs, ours, transposed, tuple(aliases))
+
+
+def linear(theirs: str, *ours: str, bias: bool = True, transposed: bool = False) -> Iterator[Row]:
+    """The rows of a linear layer, or of several packed into one: its weight and, if it has one, its bias."""
+    yield row(f"{theirs}.weight", *(f"{o}.weight" for o in ours), transposed=transposed)
+    if bias:
+        yield row(f"{theirs}.bias", *(f"{o}.bias" for o in ours))
+
+
+def expand(rows: Iterable[Row], layers: Mapping[str, int]) -> list[Row]:
+    """Every `{i}` row once a layer; `layers` gives how many blocks a stack (`"encoder"`, `"decoder"`) has."""
+    out: list[Row] = []
+    for r in rows:
+        if "{i}" in r.theirs:
+            out += [r.at(i) for i in range(layers[r.ours[0].split(".")[0]])]
+        else:
+            out.append(r)
+    return out
+
+
+@dataclass
+class Ledger:
+    """What became of every tensor of the file and of the model, and of every key of the config that was not used."""
+
+    loaded: dict[str, str] = field(default_factory=dict)  # the model's name -> the file's
+    tied: dict[str, str] = field(default_factory=dict)  # the file's name -> the file's name it repeats
+    new: list[str] = field(default_factory=list)  # the model's names, drawn afresh because the user said so
+    ignored: dict[str, str] = field(default_factory=dict)  # the file's name -> why
+    config: dict[str, str] = field(default_factory=dict)  # keys of config.json that change nothing here -> why
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} loaded, {len(self.tied)} tied, {len(self.new)} new, {len(self.ignored)} ignored"]
+        lines += [f"tied: {name} repeats {other}" for name, other in self.tied.items()]
+        lines += [f"new: {name}" for name in self.new]
+        lines += [f"ignored: {name} ({why})" for name, why in self.ignored.items()]
+        return "\n".join(lines)
+
+
+def missing(name: str, theirs: Iterable[str], where: str) -> CheckpointError:
+    """The error for a tensor that a file should hold."""
+    like = nearest(name, theirs)
+    hint = f"; the nearest name in it is {like[0]!r}" if like else ""
+    return CheckpointError(f"tensor {name!r} is missing from {where}{hint}")

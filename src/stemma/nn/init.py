@@ -1,0 +1,54 @@
+"""Weights before training, as published for each kind."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from stemma.nn import parts
+from stemma.nn.norms import RMSNorm
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, arch: parts.Arch, dims: parts.Dims, seed: int) -> None:
+    """Fill every parameter of `model` in place. The draw depends on `seed` alone, not on torch's global state."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.LayerNorm, RMSNorm)):
+            module.weight.fill_(1.0)
+        for key, weight in module.named_parameters(recurse=False):
+            if key == "bias":
+                weight.zero_()
+            elif not isinstance(module, (nn.LayerNorm, RMSNorm)):
+                _fill(f"{name}.{key}", weight, arch, dims, generator)
+
+
+def _fill(path: str, weight: nn.Parameter, arch: parts.Arch, dims: parts.Dims, generator: torch.Generator) -> None:
+    owner = path.split(".")[-2]
+    if isinstance(arch.init, parts.FanIn):
+        weight.normal_(0.0, arch.init.factor * _fan_in(path, owner, dims), generator=generator)
+        return
+    std = arch.init.std
+    if arch.init.residual and owner in ("o", "down"):
+        std /= math.sqrt(2 * dims.layers)  # two branches a layer write into the stream
+    if arch.init.positions is not None and path.endswith("position.table.weight"):
+        std = arch.init.positions
+    if arch.init.truncated:
+        nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
+    else:
+        weight.normal_(0.0, std, generator=generator)
+
+
+def _fan_in(path: str, owner: str, dims: parts.Dims) -> float:
+    match owner:
+        case "q":
+            return (dims.d_model * dims.width) ** -0.5
+        case "o":
+            return (dims.heads * dims.width) ** -0.5
+        case "down":
+            return dims.d_ff**-0.5
+        case "tokens" | "lm":
+            return 1.0
+    return dims.d_model**-0.5  # k, v, up, gate, the table of distances

@@ -1,0 +1,68 @@
+"""Who sees whom. A mask spec and facts about the batch (padding, documents, positions) become arguments of attention.
+
+The chooser returns nothing where everything is seen, a flag where plain causal order is all there is, and a dense
+boolean tensor otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stemma.nn import parts
+
+
+class Visible(NamedTuple):
+    """What one layer may attend to: `mask` (1|B 1 T S, True = seen) or the `causal` flag, or neither for all."""
+
+    mask: Tensor | None = None
+    causal: bool = False
+
+
+class Facts(NamedTuple):
+    """What is known of a batch. `plain`: positions are 0..T-1 in every row and nothing is cached, which a chooser may
+    rely on without looking at tensors. `real` (B S): key is no padding; `qdoc`, `kdoc` (B T, B S): document numbers."""
+
+    qpos: Tensor
+    kpos: Tensor
+    plain: bool
+    real: Tensor | None = None
+    qdoc: Tensor | None = None
+    kdoc: Tensor | None = None
+
+
+def layer_mask(spec: parts.Mask, layer: int) -> parts.Full | parts.Causal | parts.Sliding:
+    """The mask of one layer."""
+    if isinstance(spec, parts.Alternate):
+        return spec.odd if layer % 2 else spec.even
+    return spec
+
+
+def visible(spec: parts.Full | parts.Causal | parts.Sliding, facts: Facts) -> Visible:
+    """What the mask `spec` and the facts of the batch leave to be seen."""
+    length = facts.qpos.shape[-1]
+    window = spec.window if isinstance(spec, parts.Sliding) else None
+    causal = not isinstance(spec, parts.Full)
+    if facts.plain and facts.real is None and facts.qdoc is None and (window is None or length <= window):
+        return Visible(causal=causal)
+    seen: Tensor | None = None
+    far = facts.qpos[:, :, None] - facts.kpos[:, None, :]  # B T S: how far back a key stands
+    if causal:
+        seen = far >= 0
+        if window is not None and not (facts.plain and length <= window):
+            seen = seen & (far < window)
+    if facts.qdoc is not None and facts.kdoc is not None:
+        seen = _both(seen, facts.qdoc[:, :, None] == facts.kdoc[:, None, :])
+    if facts.real is not None:
+        real = facts.real[:, None, :]
+        if facts.plain:  # padding sees itself: a row that sees nothing would be undefined
+            real = real | torch.eye(length, dtype=torch.bool, device=real.device)
+        seen = _both(seen, real)
+    assert seen is not None
+    return Visible(mask=seen[:, None])
+
+
+def _both(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a & b

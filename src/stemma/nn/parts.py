@@ -1,0 +1,354 @@
+"""The vocabulary in which an architecture is declared: roles (which norm, which position, which mask) and sizes.
+
+Everything here is a frozen value and imports no torch; the modules beside this file build what these values say.
+`Arch` names roles and holds no widths; `Dims` holds the widths. A component is built from both.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from stemma.spec import Spec, require
+
+Structure = Literal["encoder", "decoder", "encoder-decoder"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+
+
+# ---------------------------------------------------------------- norms and residuals
+
+
+@dataclass(frozen=True)
+class LayerNorm(Spec):
+    """Layer normalisation with gain and bias (Ba et al. 2016, arXiv:1607.06450)."""
+
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        require(self.eps > 0, f"norm eps must be positive, not {self.eps}")
+
+
+@dataclass(frozen=True)
+class RMSNorm(Spec):
+    """Root-mean-square normalisation: a gain and neither mean nor bias (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        require(self.eps > 0, f"norm eps must be positive, not {self.eps}")
+
+
+@dataclass(frozen=True)
+class PostNorm(Spec):
+    """`x = norm(x + f(x))`, no norm after the last block (Vaswani et al. 2017)."""
+
+
+@dataclass(frozen=True)
+class PreNorm(Spec):
+    """`x = x + f(norm(x))` and one more norm after the last block (GPT-2, section 2.3)."""
+
+
+# ---------------------------------------------------------------- positions
+
+
+@dataclass(frozen=True)
+class Sinusoidal(Spec):
+    """Fixed sines and cosines added to the embeddings (Vaswani et al. 2017, section 3.5)."""
+
+
+@dataclass(frozen=True)
+class Learned(Spec):
+    """A learned table of `context` rows added to the embeddings.
+
+    With `padding=p`, tokens equal to p stand outside the count: they get row p, and the others p+1, p+2, ...
+    in order (the fairseq convention of RoBERTa); the table then has `context + p + 1` rows.
+    """
+
+    padding: int | None = None
+
+
+@dataclass(frozen=True)
+class LinearScaling(Spec):
+    """Rotary angles divided by `factor` (position interpolation, Chen et al. 2023, arXiv:2306.15595)."""
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.factor > 0, f"rotary scaling factor must be positive, not {self.factor}")
+
+
+@dataclass(frozen=True)
+class Llama3Scaling(Spec):
+    """Llama 3.1's rotary scaling: long waves divided by `factor`, short ones kept, a ramp between."""
+
+    factor: float = 8.0
+    low: float = 1.0
+    high: float = 4.0
+    context: int = 8192
+
+    def __post_init__(self) -> None:
+        require(self.factor > 0, f"rotary scaling factor must be positive, not {self.factor}")
+        require(self.high > self.low, f"rotary scaling needs high > low, not {self.high} and {self.low}")
+
+
+@dataclass(frozen=True)
+class Rotary(Spec):
+    """Rotation of queries and keys by position (Su et al. 2021, arXiv:2104.09864), on halves (i, i + D/2)."""
+
+    base: float = 10000.0
+    scaling: LinearScaling | Llama3Scaling | None = None
+
+    def __post_init__(self) -> None:
+        require(self.base > 0, f"rotary base must be positive, not {self.base}")
+
+
+@dataclass(frozen=True)
+class Buckets(Spec):
+    """T5's relative bias: one scalar a head and bucket of distance, one table a stack (Raffel et al. 2020, section 2.1).
+
+    Half of the buckets are exact, the rest logarithmic up to `distance`; where both directions can be seen they
+    are split between the two signs.
+    """
+
+    buckets: int = 32
+    distance: int = 128
+
+    def __post_init__(self) -> None:
+        require(self.buckets >= 4 and self.buckets % 4 == 0, f"buckets must be a multiple of 4, not {self.buckets}")
+        require(
+            self.distance > self.buckets // 2,
+            f"distance must exceed half the buckets, not {self.distance} for {self.buckets} buckets",
+        )
+
+
+Position = Sinusoidal | Learned | Rotary | Buckets
+Norm = LayerNorm | RMSNorm
+Residual = PostNorm | PreNorm
+
+
+# ---------------------------------------------------------------- masks
+
+
+@dataclass(frozen=True)
+class Full(Spec):
+    """Every token sees every token."""
+
+
+@dataclass(frozen=True)
+class Causal(Spec):
+    """A token sees itself and what stands before it."""
+
+
+@dataclass(frozen=True)
+class Sliding(Spec):
+    """A token sees the last `window` tokens, itself included (Mistral 7B, section 2)."""
+
+    window: int = 4096
+
+    def __post_init__(self) -> None:
+        require(self.window >= 1, f"an attention window holds at least 1 token, not {self.window}")
+
+
+@dataclass(frozen=True)
+class Alternate(Spec):
+    """Layers take `even` and `odd` masks in turn, from layer 0 (GPT-3: dense and locally banded)."""
+
+    even: Causal | Sliding = Causal()
+    odd: Causal | Sliding = Sliding(256)
+
+
+Mask = Full | Causal | Sliding | Alternate
+
+
+# ---------------------------------------------------------------- blocks
+
+
+@dataclass(frozen=True)
+class Attention(Spec):
+    """Multi-head attention. `bias`: of q, k and v; `out_bias`: of o; `scaled`: scores divided by sqrt(head width)."""
+
+    bias: bool = True
+    out_bias: bool = True
+    scaled: bool = True
+
+
+@dataclass(frozen=True)
+class MLP(Spec):
+    """`down(act(up(x)))`."""
+
+    act: Activation = "gelu"
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class GatedMLP(Spec):
+    """`down(act(gate(x)) * up(x))` (Shazeer 2020, arXiv:2002.05202)."""
+
+    act: Activation = "silu"
+    bias: bool = False
+
+
+# ---------------------------------------------------------------- heads
+
+
+@dataclass(frozen=True)
+class LMHead(Spec):
+    """Logits from a matrix: the token embeddings if `tied`. `scaled`: the hidden state times d_model**-0.5 first (T5)."""
+
+    tied: bool = True
+    scaled: bool = False
+
+
+@dataclass(frozen=True)
+class MLMHead(Spec):
+    """BERT's: dense, activation, norm, then the token embeddings (if `tied`) with a bias of their own."""
+
+    act: Activation = "gelu"
+    tied: bool = True
+
+
+@dataclass(frozen=True)
+class Heads(Spec):
+    """What stands on the last hidden state. `pooler`: dense and tanh on the first token; `pair`: two classes from it."""
+
+    lm: LMHead | MLMHead | None = None
+    pooler: bool = False
+    pair: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.pooler or not self.pair, "a pair head reads the pooler: heads.pair=true needs heads.pooler=true")
+
+
+# ---------------------------------------------------------------- numbers that matter in training only
+
+
+@dataclass(frozen=True)
+class Normal(Spec):
+    """Weights from N(0, std), biases 0, norms 1. `truncated`: at two deviations. `residual`: the matrices that write
+    into the residual stream divided by sqrt(number of residual layers) (GPT-2). `positions`: the position table's own."""
+
+    std: float = 0.02
+    truncated: bool = False
+    residual: bool = False
+    positions: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.std > 0, f"init std must be positive, not {self.std}")
+
+
+@dataclass(frozen=True)
+class FanIn(Spec):
+    """T5's: embeddings N(0, 1), each matrix scaled by its fan-in, q also by its width (Mesh TensorFlow), times `factor`."""
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.factor > 0, f"init factor must be positive, not {self.factor}")
+
+
+@dataclass(frozen=True)
+class Dropout(Spec):
+    """Rates in training: `embed` after the embeddings, `residual` on each branch, `attention` on the weights,
+    `inner` inside the MLP, `final` after the last norm."""
+
+    embed: float = 0.0
+    residual: float = 0.0
+    attention: float = 0.0
+    inner: float = 0.0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("embed", "residual", "attention", "inner", "final"):
+            rate = getattr(self, name)
+            require(0 <= rate < 1, f"dropout.{name} must be in [0, 1), not {rate}")
+
+
+# ---------------------------------------------------------------- the whole
+
+
+@dataclass(frozen=True)
+class Arch(Spec):
+    """What a network is, without its widths. `mask` is the decoder's (an encoder is always full);
+    `embed_norm`: a norm after the summed embeddings; `embed_scale`: token embeddings times sqrt(d_model)."""
+
+    structure: Structure
+    position: Position
+    norm: Norm
+    residual: Residual
+    attention: Attention
+    mask: Mask
+    mlp: MLP | GatedMLP
+    heads: Heads
+    init: Normal | FanIn
+    dropout: Dropout = Dropout()
+    embed_norm: bool = False
+    embed_scale: bool = False
+
+    def __post_init__(self) -> None:
+        full = isinstance(self.mask, Full)
+        require(
+            full == (self.structure == "encoder"),
+            f"an arch of structure {self.structure!r} cannot have mask {self.mask}; "
+            "encoders are Full(), decoders Causal(), Sliding(...) or Alternate(...)",
+        )
+
+
+@dataclass(frozen=True)
+class Dims(Spec):
+    """Widths and counts. `kv_heads` and `head_dim` left out mean `heads` and `d_model / heads`; `decoder_layers` left
+    out means `layers`. `segments`: rows of the segment (token type) table, 0 for none. `context`: the longest text
+    it is trained on, and the rows of a position table where there is one."""
+
+    d_model: int
+    layers: int
+    heads: int
+    d_ff: int
+    vocab: int
+    context: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    decoder_layers: int | None = None
+    segments: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "layers", "heads", "d_ff", "vocab", "context", "kv_heads", "head_dim"):
+            n = getattr(self, name)
+            require(n is None or n >= 1, f"dims.{name} must be at least 1, not {n}")
+        require(self.segments >= 0, f"dims.segments must not be negative, not {self.segments}")
+        require(self.decoder_layers is None or self.decoder_layers >= 1, "dims.decoder_layers must be at least 1")
+        require(
+            self.head_dim is not None or self.d_model % self.heads == 0,
+            f"dims.d_model={self.d_model} is not a multiple of dims.heads={self.heads}; change one, or set dims.head_dim",
+        )
+        require(
+            self.heads % self.kv == 0, f"dims.heads={self.heads} is not a multiple of dims.kv_heads={self.kv_heads}"
+        )
+        # what a rule gives anyway is left out, so that equal widths are equal values
+        for name, rule in (
+            ("kv_heads", self.heads),
+            ("head_dim", self.d_model // self.heads),
+            ("decoder_layers", self.layers),
+        ):
+            if getattr(self, name) == rule and (name != "head_dim" or self.d_model % self.heads == 0):
+                object.__setattr__(self, name, None)
+
+    @property
+    def kv(self) -> int:
+        """Key and value heads."""
+        return self.kv_heads if self.kv_heads is not None else self.heads
+
+    @property
+    def width(self) -> int:
+        """Width of one head."""
+        return self.head_dim if self.head_dim is not None else self.d_model // self.heads
+
+    @property
+    def depth(self) -> int:
+        """Layers of the decoder of an encoder-decoder."""
+        return self.decoder_layers if self.decoder_layers is not None else self.layers
+
+
+def gated_width(d_model: int, multiple: int = 256, factor: float = 1.0) -> int:
+    """LLaMA's rule for the inner width of a gated MLP: int(8d/3), times `factor`, rounded up to `multiple`."""
+    return multiple * math.ceil(int(factor * int(8 * d_model / 3)) / multiple)

@@ -1,0 +1,135 @@
+"""How a stack knows the order of its tokens: one object a stack, with three hooks.
+
+`embed(x, pos)` adds to the embeddings, `angles(pos)` turns queries and keys, `bias(qpos, kpos)` adds to the scores.
+Each scheme uses one hook and leaves the others as they are.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from stemma.errors import UsageError
+from stemma.nn import parts
+
+
+class Position(nn.Module):
+    """The hooks, each doing nothing."""
+
+    limit: int | None = None  # longest text that this scheme can number
+
+    def number(self, ids: Tensor, start: int = 0) -> Tensor:  # B T -> 1|B T
+        """The position of every token of `ids`, of which the first stands at `start`."""
+        return torch.arange(start, start + ids.shape[1], device=ids.device)[None]
+
+    def embed(self, x: Tensor, pos: Tensor) -> Tensor:  # B T D, B T -> B T D
+        return x
+
+    def angles(self, pos: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        return None
+
+    def bias(self, qpos: Tensor, kpos: Tensor) -> Tensor | None:  # B T, B S -> B H T S
+        return None
+
+
+class Learned(Position):
+    """A table of positions. With `padding`, ids equal to it are skipped in the count (RoBERTa)."""
+
+    def __init__(self, context: int, d_model: int, padding: int | None) -> None:
+        super().__init__()
+        self.padding = padding
+        self.limit = context
+        self.table = nn.Embedding(context + (0 if padding is None else padding + 1), d_model)
+
+    def number(self, ids: Tensor, start: int = 0) -> Tensor:
+        if self.padding is None:
+            return super().number(ids, start)
+        real = (ids != self.padding).long()
+        return (real.cumsum(1) + start) * real + self.padding
+
+    def embed(self, x: Tensor, pos: Tensor) -> Tensor:
+        return x + self.table(pos)
+
+
+class Sinusoidal(Position):
+    """Sines in the first half of the width, cosines in the second (the order of tensor2tensor)."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.half = d_model // 2
+
+    def embed(self, x: Tensor, pos: Tensor) -> Tensor:
+        step = torch.arange(self.half, device=x.device, dtype=torch.float32) / max(self.half - 1, 1)
+        angle = pos[..., None].float() * torch.exp(step * -math.log(10000.0))
+        wave = torch.cat([angle.sin(), angle.cos()], -1).to(x.dtype)
+        return x + torch.nn.functional.pad(wave, (0, x.shape[-1] - wave.shape[-1]))
+
+
+class Rotary(Position):
+    """Rotation of halves (i, i + D/2) by `pos / base**(2i/D)`, frequencies in fp32."""
+
+    def __init__(self, width: int, spec: parts.Rotary) -> None:
+        super().__init__()
+        self.width, self.spec = width, spec
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Radians a position turns each pair, after scaling: `D/2` values."""
+        i = torch.arange(0, self.width, 2, dtype=torch.int64, device=device).float()
+        free = 1.0 / (self.spec.base ** (i / self.width))
+        match self.spec.scaling:
+            case parts.LinearScaling(factor):
+                return free / factor
+            case parts.Llama3Scaling(factor, low, high, context):
+                turns = context * free / (2 * math.pi)  # full turns within the original context
+                ramp = ((turns - low) / (high - low)).clamp(0, 1)
+                return (1 - ramp) * free / factor + ramp * free
+        return free
+
+    def angles(self, pos: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:  # B T -> B 1 T D/2, twice
+        angle = pos[:, None, :, None].float() * self.frequencies(pos.device)
+        return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:  # B H T D
+    """`x` with its halves turned by the angles (cos, sin) of its positions."""
+    cos, sin = angles
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+class Buckets(Position):
+    """T5's table of biases by bucketed distance; `both`: keys on either side are seen."""
+
+    def __init__(self, heads: int, both: bool, spec: parts.Buckets) -> None:
+        super().__init__()
+        self.spec, self.both = spec, both
+        self.table = nn.Embedding(spec.buckets, heads)
+
+    def bucket(self, offset: Tensor) -> Tensor:
+        """The bucket of each `offset` (key position minus query position)."""
+        n = self.spec.buckets // 2 if self.both else self.spec.buckets
+        side = (offset > 0).long() * n if self.both else torch.zeros_like(offset)
+        far = offset.abs() if self.both else (-offset).clamp(min=0)
+        exact = n // 2
+        grown = torch.log(far.clamp(min=1).float() / exact) / math.log(self.spec.distance / exact) * (n - exact)
+        return side + torch.where(far < exact, far, (exact + grown.long()).clamp(max=n - 1))
+
+    def bias(self, qpos: Tensor, kpos: Tensor) -> Tensor:
+        return self.table(self.bucket(kpos[:, None, :] - qpos[:, :, None])).permute(0, 3, 1, 2)
+
+
+def position(spec: parts.Position, dims: parts.Dims, both: bool) -> Position:
+    """The module of a position spec for one stack; `both`: its tokens see to both sides."""
+    match spec:
+        case parts.Learned(padding):
+            return Learned(dims.context, dims.d_model, padding)
+        case parts.Sinusoidal():
+            return Sinusoidal(dims.d_model)
+        case parts.Rotary():
+            if dims.width % 2:
+                raise UsageError(f"rotary positions turn pairs: the head width must be even, not {dims.width}")
+            return Rotary(dims.width, spec)
+        case parts.Buckets():
+            return Buckets(dims.heads, both, spec)

@@ -1,0 +1,311 @@
+"""The algebra of change: frozen typed values, edited by path, compared, printed and parsed.
+
+A *spec* is any frozen dataclass that derives from `Spec`. Four operations are all that the rest of Stemma
+needs, and Python, configuration files and the command line reach them by the same dotted paths:
+
+    edit(value, {"arch.norm.eps": 1e-6})      a new value that differs in the named places
+    diff(a, b)                                the changes that lead from a to b
+    show(value)                               one `path: value` line a leaf
+    to_dict(value) / from_dict(Type, data)    plain data for JSON and YAML, with a `kind` where types vary
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from stemma.errors import UsageError, did_you_mean
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Base of every declared value. Subclasses are frozen dataclasses; their class name is their `kind`."""
+
+    def __str__(self) -> str:
+        shown = [f"{f.name}={_leaf(getattr(self, f.name))}" for f in dataclasses.fields(self) if _differs(self, f)]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One place where two values differ: a dotted `path`, the `old` value and the `new` one."""
+
+    path: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}: {_leaf(self.old)} -> {_leaf(self.new)}"
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise `UsageError(sentence)` unless `condition` holds; for use in `__post_init__`."""
+    if not condition:
+        raise UsageError(sentence)
+
+
+# ---------------------------------------------------------------- reading by path
+
+
+def get(value: Any, path: str) -> Any:
+    """The value at a dotted `path`. Raises UsageError for a path that does not exist, with the nearest name."""
+    for i, name in enumerate(path.split(".")):
+        _check_field(value, name, ".".join(path.split(".")[: i + 1]))
+        value = getattr(value, name)
+    return value
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every `(path, leaf)` below `value`; a nested spec yields its fields, and its kind where it could vary."""
+    for f in dataclasses.fields(value):
+        path, item = f"{prefix}{f.name}", getattr(value, f.name)
+        if isinstance(item, Spec):
+            if _varies(type(value), f.name) or not dataclasses.fields(item):
+                yield path, type(item).__name__
+            yield from leaves(item, path + ".")
+        else:
+            yield path, item
+
+
+def show(value: Spec) -> str:
+    """The resolved value as text, one leaf a line: stable, so that it can be kept as a golden file."""
+    return "\n".join(f"{path}: {_leaf(item)}" for path, item in leaves(value))
+
+
+# ---------------------------------------------------------------- changing
+
+
+def edit(value: T, changes: Mapping[str, Any]) -> T:
+    """A copy of `value` with the values at the given dotted paths replaced.
+
+    A new value may be the typed value itself, plain data as `to_dict` writes it, or text as typed on a command
+    line (`"1e-6"`, `"RMSNorm"`, `"Rotary(base=5e5)"`). Raises UsageError for an unknown path (naming the
+    nearest) and for a value of the wrong type or range.
+    """
+    return _edit(value, changes, "")
+
+
+def _edit(value: T, changes: Mapping[str, Any], prefix: str) -> T:
+    own: dict[str, Any] = {}
+    below: dict[str, dict[str, Any]] = {}
+    for path, new in changes.items():
+        name, _, rest = path.partition(".")
+        _check_field(value, name, prefix + name)
+        if rest:
+            below.setdefault(name, {})[rest] = new
+        else:
+            own[name] = coerce(_hints(type(value))[name], new, prefix + name)
+    for name, inner in below.items():
+        target = own.get(name, getattr(value, name))
+        if not dataclasses.is_dataclass(target):
+            first = next(iter(inner))
+            raise UsageError(f"{prefix}{name} is {_leaf(target)} and has no field {first!r}")
+        own[name] = _edit(target, inner, f"{prefix}{name}.")
+    return typing.cast(T, dataclasses.replace(typing.cast(Any, value), **own))
+
+
+def real_changes(value: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` with every new value typed, after checking that each one changes `value`.
+
+    Raises UsageError for an edit that changes nothing: a child declares only what differs from its parent.
+    """
+    edited = edit(value, changes)
+    for path in changes:
+        if get(value, path) == get(edited, path):
+            raise UsageError(f"the edit {path}={_leaf(get(value, path))} changes nothing: the parent has that value")
+    return {path: get(edited, path) for path in changes}
+
+
+def diff(old: Any, new: Any, prefix: str = "") -> list[Change]:
+    """The changes that lead from `old` to `new`: leaf by leaf where types agree, whole values where they do not."""
+    if type(old) is not type(new):
+        return [Change(prefix.rstrip("."), old, new)]
+    changes: list[Change] = []
+    for f in dataclasses.fields(old):
+        a, b = getattr(old, f.name), getattr(new, f.name)
+        if a == b:
+            continue
+        if isinstance(a, Spec) and type(a) is type(b):
+            changes += diff(a, b, f"{prefix}{f.name}.")
+        else:
+            changes.append(Change(prefix + f.name, a, b))
+    return changes
+
+
+# ---------------------------------------------------------------- plain data
+
+
+def to_dict(value: Any) -> Any:
+    """`value` as plain data: specs become dicts with their `kind` first, tuples lists."""
+    if isinstance(value, Spec):
+        return {"kind": type(value).__name__} | {
+            f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(k): to_dict(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_dict(v) for v in value]
+    return value
+
+
+def from_dict(kind: type[T], data: Any) -> T:
+    """The inverse of `to_dict` for the spec type `kind`. Raises UsageError naming what does not fit."""
+    return typing.cast(T, coerce(kind, data, ""))
+
+
+def coerce(hint: Any, raw: Any, path: str) -> Any:
+    """`raw` as a value of the type `hint`; `path` only names it in errors."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    specs = [o for o in options if isinstance(o, type) and issubclass(o, Spec)]
+    if any(isinstance(raw, s) for s in specs):
+        return raw
+    if type(None) in options and (raw is None or (isinstance(raw, str) and raw.lower() in ("none", "null"))):
+        return None
+    if specs and isinstance(raw, (str, Mapping)):
+        return _parse_spec(specs, raw, path)
+    for option in options:
+        try:
+            return _plain(option, raw)
+        except (ValueError, TypeError, SyntaxError):
+            continue
+    raise UsageError(f"{path or 'value'}={raw!r} does not fit; expected {_type_name(hint)}")
+
+
+def _plain(hint: Any, raw: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        if raw in typing.get_args(hint):
+            return raw
+        raise ValueError
+    if hint is Any:
+        return raw
+    if hint is bool:
+        words = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
+        if isinstance(raw, str) and raw.lower() in words:
+            return words[raw.lower()]
+        if isinstance(raw, bool):
+            return raw
+        raise ValueError
+    if hint in (int, float):
+        if isinstance(raw, bool):
+            raise ValueError
+        if hint is int and (isinstance(raw, float) or (isinstance(raw, str) and _looks_float(raw))):
+            if float(raw) != int(float(raw)):
+                raise ValueError
+            return int(float(raw))
+        return hint(raw)
+    if hint is str and isinstance(raw, str):
+        return raw
+    if origin is tuple:
+        items = ast.literal_eval(raw) if isinstance(raw, str) else raw
+        inner = typing.get_args(hint)
+        if not isinstance(items, (list, tuple)):
+            raise TypeError
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return tuple(coerce(inner[0], v, "") for v in items)
+        if len(items) != len(inner):
+            raise ValueError
+        return tuple(coerce(t, v, "") for t, v in zip(inner, items, strict=True))
+    if isinstance(hint, type) and isinstance(raw, hint):
+        return raw
+    raise ValueError
+
+
+def _parse_spec(specs: list[type[Spec]], raw: str | Mapping[str, Any], path: str) -> Spec:
+    where = f"{path}: " if path else ""
+    if isinstance(raw, str):
+        try:
+            call = ast.parse(raw.strip(), mode="eval").body
+            kind, keywords = (call, []) if isinstance(call, ast.Name) else (typing.cast(Any, call).func, call.keywords)  # type: ignore[attr-defined]
+            if isinstance(call, ast.Call) and call.args:
+                raise ValueError
+            raw = {"kind": kind.id} | {k.arg: _literal(k.value) for k in keywords}
+        except (SyntaxError, ValueError, AttributeError):
+            raise UsageError(
+                f"{where}{raw!r} cannot be read; write a kind, or a kind with named fields such as "
+                f"{specs[0].__name__}({', '.join(f.name + '=...' for f in dataclasses.fields(specs[0])[:2])})"
+            ) from None
+    fields = dict(raw)
+    name = fields.pop("kind", None if len(specs) > 1 else specs[0].__name__)
+    known = {s.__name__: s for s in specs}
+    if name not in known:
+        raise UsageError(f"{where}no kind {name!r}; known: {', '.join(known)}{did_you_mean(str(name), known)}")
+    spec, hints = known[name], _hints(known[name])
+    for key in fields:
+        if key not in hints:
+            raise UsageError(f"{where}{name} has no field {key!r}{did_you_mean(key, hints)}")
+    prefix = f"{path}." if path else ""
+    try:
+        return spec(**{key: coerce(hints[key], item, prefix + key) for key, item in fields.items()})
+    except TypeError as error:
+        missing = [f.name for f in dataclasses.fields(spec) if f.name not in fields and _required(f)]
+        raise UsageError(f"{where}{name} needs {', '.join(missing)}") from error
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Call):
+        return ast.unparse(node)
+    return ast.literal_eval(node)
+
+
+# ---------------------------------------------------------------- small helpers
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _varies(kind: type, name: str) -> bool:
+    hint = _hints(kind)[name]
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _check_field(value: Any, name: str, path: str) -> None:
+    if not dataclasses.is_dataclass(value):
+        raise UsageError(f"no field {path!r}: {_leaf(value)} has no fields")
+    known = [f.name for f in dataclasses.fields(value)]
+    if name not in known:
+        raise UsageError(
+            f"no field {path!r} in {type(value).__name__} (it has {', '.join(known)}){did_you_mean(name, known)}"
+        )
+
+
+def _required(f: dataclasses.Field[Any]) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _differs(value: Spec, f: dataclasses.Field[Any]) -> bool:
+    return f.repr and (_required(f) or getattr(value, f.name) != f.default)
+
+
+def _looks_float(raw: str) -> bool:
+    return any(c in raw for c in ".eE")
+
+
+def _leaf(value: Any) -> str:
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return "(" + ", ".join(_leaf(v) for v in value) + ("," if len(value) == 1 else "") + ")"
+    return str(value)
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(repr(a) for a in typing.get_args(hint))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(o) for o in typing.get_args(hint))
+    if hint is type(None):
+        return "none"
+    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)

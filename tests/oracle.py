@@ -17,7 +17,8 @@ LLAMA = dict(vocab_size=97, hidden_size=36, intermediate_size=52, num_hidden_lay
 GPT = dict(vocab_size=91, n_positions=40, n_embd=36, n_layer=3, n_head=3,
            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)  # fmt: skip
 T5 = dict(vocab_size=93, d_model=36, d_kv=10, d_ff=50, num_layers=2, num_decoder_layers=3, num_heads=4,
-          relative_attention_num_buckets=8, relative_attention_max_distance=20, dropout_rate=0.0)  # fmt: skip
+          relative_attention_num_buckets=8, relative_attention_max_distance=20, dropout_rate=0.0,
+          decoder_start_token_id=0)  # fmt: skip
 LLAMA3 = dict(rope_type="llama3", rope_theta=500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=32)  # fmt: skip
 

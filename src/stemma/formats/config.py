@@ -50,6 +50,11 @@ def key(name: str, *paths: str, default: Any = REQUIRED, **how: Any) -> Key:
     return Key(name, paths, default, **how)
 
 
+def several(value: Any, config: Mapping[str, Any]) -> Any:
+    """A number, or a list of them as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def words(table: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
     """`read` and `write` of a key whose words differ from ours. The first of several that mean the same is written."""
 

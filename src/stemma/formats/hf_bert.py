@@ -7,7 +7,7 @@ from typing import Any
 
 from stemma.errors import CheckpointError
 from stemma.families.declare import Design
-from stemma.formats.config import Key, Layout, key, words
+from stemma.formats.config import Key, Layout, key, several, words
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Heads, Learned, MLMHead
 
@@ -96,7 +96,7 @@ bert = Layout(
         key("max_position_embeddings", "dims.context", default=512),
         key("pad_token_id", "text.pad_id", default=0),
         key("bos_token_id", "text.bos_id", default=None),
-        key("eos_token_id", "text.eos_id", default=None),
+        key("eos_token_id", "text.eos_id", default=None, read=several),
     ),
     rows=_bert_rows,
     prefix="bert.",
@@ -144,7 +144,7 @@ roberta = Layout(
         key("max_position_embeddings", "dims.context", default=512, read=_rows_to_context, write=_context_to_rows),
         key("pad_token_id", "text.pad_id", "arch.position.padding", default=1, read=_padding),
         key("bos_token_id", "text.bos_id", default=0),
-        key("eos_token_id", "text.eos_id", default=2),
+        key("eos_token_id", "text.eos_id", default=2, read=several),
     ),
     rows=_roberta_rows,
     prefix="roberta.",

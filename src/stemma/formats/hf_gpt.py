@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stemma.families.declare import Design
-from stemma.formats.config import Layout, key, words
+from stemma.formats.config import Layout, key, several, words
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Heads, LMHead
 
@@ -74,7 +74,7 @@ gpt1 = Layout(
         key("tie_word_embeddings", "arch.heads.lm.tied", default=True),
         key("pad_token_id", "text.pad_id", default=None),
         key("bos_token_id", "text.bos_id", default=None),
-        key("eos_token_id", "text.eos_id", default=None),
+        key("eos_token_id", "text.eos_id", default=None, read=several),
     ),
     rows=_gpt1_rows,
     prefix="transformer.",
@@ -103,7 +103,7 @@ gpt2 = Layout(
         key("scale_attn_weights", "arch.attention.scaled", default=True),
         key("pad_token_id", "text.pad_id", default=None),
         key("bos_token_id", "text.bos_id", default=50_256),
-        key("eos_token_id", "text.eos_id", default=50_256),
+        key("eos_token_id", "text.eos_id", default=50_256, read=several),
     ),
     rows=_gpt2_rows,
     prefix="transformer.",

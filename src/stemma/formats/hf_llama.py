@@ -7,7 +7,7 @@ from typing import Any
 
 from stemma.errors import CheckpointError, did_you_mean
 from stemma.families.declare import Design
-from stemma.formats.config import Layout, key, words
+from stemma.formats.config import Layout, key, several, words
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Causal, Heads, LinearScaling, Llama3Scaling, LMHead, Rotary, Sliding
 
@@ -75,7 +75,7 @@ KEYS = (
     ),
     key("pad_token_id", "text.pad_id", default=None),
     key("bos_token_id", "text.bos_id", default=1),
-    key("eos_token_id", "text.eos_id", default=2, read=lambda v, c: tuple(v) if isinstance(v, list) else v),
+    key("eos_token_id", "text.eos_id", default=2, read=several),
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from stemma.errors import CheckpointError
 from stemma.families.declare import Design
-from stemma.formats.config import Layout, key
+from stemma.formats.config import Layout, key, several
 from stemma.formats.names import Row, row
 from stemma.nn.parts import MLP, GatedMLP, Heads, LMHead
 
@@ -89,8 +89,11 @@ t5 = Layout(
         key("scale_decoder_outputs", "arch.heads.lm.scaled", default=None, read=_read_scaled),
         key("pad_token_id", "text.pad_id", default=0),
         key("bos_token_id", "text.bos_id", default=None),
-        key("eos_token_id", "text.eos_id", default=1),
-        key("decoder_start_token_id", "text.start_id", default=0),
+        key("eos_token_id", "text.eos_id", default=1, read=several),
+        key(
+            "decoder_start_token_id", "text.start_id", default=None,
+            read=lambda v, c: c.get("pad_token_id", 0) if v is None else v,
+        ),
         key("n_positions", "dims.context", default=512),
     ),
     rows=lambda design: list(_rows(design)),

@@ -7,8 +7,10 @@ import contextlib
 import errno
 import json
 import os
+import pickle
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from stemma.errors import CheckpointError, ResourceError
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SCRATCH = ".saving-"
+MAPPED = 32 * 2**20  # bytes read through one mapping of a file before it is dropped, and its pages with it
 
 
 class Tensors:
@@ -29,40 +34,40 @@ class Tensors:
         self.directory = directory
         self.where: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
-        files = self._files()
-        listed = self._index()
+        self._mapped = 0
+        files, listed = self._files()
         for file in files:
             for name in self._names(file):
+                if name in self.where:
+                    raise CheckpointError(f"{directory} holds {name!r} twice: in {self.where[name].name} and {file.name}")
                 self.where[name] = file
-        if listed is not None and (absent := sorted(set(listed) - set(self.where))):
-            name = absent[0]
-            raise CheckpointError(f"the index names {name!r} in {listed[name]}, but that file does not hold it")
+        for name, shard in listed.items():
+            if name not in self.where or self.where[name].name != shard:
+                raise CheckpointError(f"the index of {directory} names {name!r} in {shard}, but that file does not hold it")
 
-    def _index(self) -> dict[str, str] | None:
-        for name in INDEX:
-            path = self.directory / name
-            if path.is_file() and not (self.directory / SINGLE[0]).is_file():
-                return read_json(path).get("weight_map", {})
-        return None
-
-    def _files(self) -> list[Path]:
-        if (self.directory / SINGLE[0]).is_file():
-            return [self.directory / SINGLE[0]]
-        listed = self._index()
-        if listed is not None:
-            files = [self.directory / f for f in sorted(set(listed.values()))]
-            for file in files:
-                if not file.is_file():
-                    raise CheckpointError(f"{file.name} is missing from {self.directory}, though the index names it")
-            return files
-        if (self.directory / SINGLE[1]).is_file():
-            return [self.directory / SINGLE[1]]
+    def _files(self) -> tuple[list[Path], dict[str, str]]:
+        """The files with weights, and which of them an index says to hold each tensor."""
+        for single, index in zip(SINGLE, INDEX, strict=True):
+            if (self.directory / single).is_file():
+                return [self.directory / single], {}
+            if (self.directory / index).is_file():
+                listed = self._index(self.directory / index)
+                return [self.directory / name for name in sorted(set(listed.values()))], listed
         raise CheckpointError(f"no weights in {self.directory}: it should hold {SINGLE[0]} (or shards, or {SINGLE[1]})")
 
+    def _index(self, path: Path) -> dict[str, str]:
+        listed = read_json(path).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise CheckpointError(f"{path} should have a 'weight_map' that says which file holds each tensor")
+        for name, shard in listed.items():
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise CheckpointError(f"{path}: {name!r} should be in a file beside the index, not in {shard!r}")
+            if not (self.directory / shard).is_file():
+                raise CheckpointError(f"{shard} is missing from {self.directory}, though {path.name} names it")
+        return listed
+
     def _names(self, file: Path) -> list[str]:
-        if file.suffix == ".bin":
-            return list(self._bin(file))
-        return list(self._safe(file).keys())
+        return list(self._bin(file)) if file.suffix == ".bin" else list(self._safe(file).keys())
 
     def _safe(self, file: Path) -> Any:
         if file not in self._open:
@@ -70,21 +75,27 @@ class Tensors:
 
             try:
                 self._open[file] = safe_open(file, framework="pt")
-            except (SafetensorError, OSError) as error:
-                size = file.stat().st_size
+            except (SafetensorError, OSError, ValueError) as error:
                 raise CheckpointError(
-                    f"{file} is damaged or cut short ({size} bytes): {error}; copy or download it again"
+                    f"{file} is damaged or cut short ({file.stat().st_size} bytes): {first_line(error)}; "
+                    "copy or download it again"
                 ) from None
         return self._open[file]
 
     def _bin(self, file: Path) -> dict[str, Tensor]:
         if file not in self._open:
+            how: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
             try:
-                state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                state = torch.load(file, mmap=zipfile.is_zipfile(file), **how)  # before torch 1.6 it was no zip file
             except Exception as error:  # torch raises several kinds for a damaged or a hostile file
-                first = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise CheckpointError(f"{file} cannot be read as plain tensors: {first}") from None
-            self._open[file] = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+                if isinstance(error, pickle.UnpicklingError):  # torch goes on to say how the code in it could be run
+                    why = "it holds objects or code, which are not run, or is damaged"
+                else:
+                    why = f"{first_line(error)}; copy or download it again"
+                raise CheckpointError(f"{file} cannot be read as plain tensors: {why}") from None
+            if not isinstance(state, dict):
+                raise CheckpointError(f"{file} should hold tensors by name, not a {type(state).__name__}")
+            self._open[file] = {k: v.detach() for k, v in state.items() if isinstance(v, Tensor)}
         return self._open[file]
 
     def __iter__(self) -> Iterator[str]:
@@ -93,17 +104,36 @@ class Tensors:
     def __contains__(self, name: object) -> bool:
         return name in self.where
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
+    def blank(self, name: str) -> Tensor:
+        """A tensor without data, of the shape and type in the file. Raises CheckpointError if it holds no weights."""
         file = self.where[name]
         if file.suffix == ".bin":
-            return tuple(self._bin(file)[name].shape)
-        return tuple(self._safe(file).get_slice(name).get_shape())
+            tensor = self._bin(file)[name]
+            shape, kind, known = list(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.dtype
+        else:
+            part = self._safe(file).get_slice(name)
+            shape, kind, known = part.get_shape(), part.get_dtype(), TYPES.get(part.get_dtype())
+        if known not in TYPES.values():
+            raise CheckpointError(f"tensor {name!r} in {file} is of type {kind}; weights should be one of {', '.join(TYPES)}")
+        return torch.empty(shape, dtype=known, device="meta")
 
     def get(self, name: str) -> Tensor:
         """One tensor, on the CPU, in the type that the file holds."""
         file = self.where[name]
-        return self._bin(file)[name] if file.suffix == ".bin" else self._safe(file).get_tensor(name)
+        if file.suffix == ".bin":
+            return self._bin(file)[name]
+        tensor = self._safe(file).get_tensor(name)
+        self._mapped += tensor.nbytes
+        if self._mapped > MAPPED:  # else the pages that were read would count as ours until the end
+            self._mapped = 0
+            self._open.clear()
+        return tensor
+
+
+def first_line(error: BaseException) -> str:
+    """An error of another library in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -127,39 +157,80 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def whole(directory: Path) -> Iterator[Path]:
-    """A scratch folder beside `directory` whose files move into it only if the block ends well.
+def whole(directory: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
+    """A scratch folder in `directory`. If the block ends well its files take the place of those there that have the same
+    names or are `stale`; if not, `directory` stays as it was. Other files in it are left alone.
 
-    Raises ResourceError if the disk is full or the place not writable; nothing half-written is left then.
+    Raises ResourceError if the disk is full or the place not writable.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not directory.exists()
+    scratch = None
     try:
-        scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    except OSError as error:
-        raise ResourceError(f"cannot write beside {directory}: {error.strerror}") from None
-    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=directory))
         yield scratch
         for file in scratch.iterdir():
             with open(file, "rb+") as handle:
                 os.fsync(handle.fileno())
-        directory.mkdir(exist_ok=True)
-        for file in sorted(scratch.iterdir(), key=lambda f: f.name == "config.json"):  # the config last
-            os.replace(file, directory / file.name)
+        _swap(scratch, directory, stale)
+        for left in directory.glob(SCRATCH + "*"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
     except Exception as error:  # safetensors wraps the system's error in its own
-        number = getattr(error, "errno", None)
-        if isinstance(error, OSError) or "No space left" in str(error):
-            full = number == errno.ENOSPC or "No space left" in str(error)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if isinstance(error, OSError) or full:
             why = "the disk is full" if full else str(error)
-            raise ResourceError(f"could not save to {directory}: {why}; nothing was written") from None
+            raise ResourceError(f"could not save to {directory}: {why}; nothing there was changed") from None
         raise
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch is not None and not any(scratch.glob("old/*")):
+            shutil.rmtree(scratch, ignore_errors=True)
+            if fresh:
+                with contextlib.suppress(OSError):
+                    directory.rmdir()  # which only an empty one allows
 
 
-def write(directory: Path, names: Mapping[str, tuple[int, Callable[[], Tensor]]], shard_bytes: int) -> list[str]:
+def _swap(scratch: Path, directory: Path, stale: Callable[[str], bool]) -> None:
+    """Move the old files out of the way and the new ones in, or undo it all.
+
+    config.json goes first and comes last: while it is absent nothing can read a mixture of old and new, and if the
+    process is killed then, all files are still there, the old ones in `old` of the scratch folder.
+    """
+    old = scratch / "old"
+    new = sorted((f.name for f in scratch.iterdir()), key=lambda name: name == "config.json")
+    gone = sorted(
+        (f.name for f in directory.iterdir() if not f.is_dir() and (f.name in new or stale(f.name))),
+        key=lambda name: name != "config.json",
+    )
+    old.mkdir()
+    moves = [(directory / n, old / n) for n in gone] + [(scratch / n, directory / n) for n in new]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            os.replace(source, target)
+            done.append((source, target))
+    except BaseException as error:
+        try:
+            for source, target in reversed(done):
+                os.replace(target, source)
+        except OSError:
+            raise ResourceError(
+                f"could not save to {directory}: {error}; the files that were there are in {old}, move them back"
+            ) from None
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def interrupted(directory: Path) -> str | None:
+    """A sentence about a save into `directory` that was cut short between old and new files, if there was one."""
+    for scratch in directory.glob(SCRATCH + "*/old"):
+        return f"a save into {directory} was cut short; the files that were there before are in {scratch}"
+    return None
+
+
+def write(directory: Path, names: Mapping[str, tuple[int, Callable[[], Tensor]]], shard_bytes: int) -> None:
     """Write tensors as safetensors, in shards of at most `shard_bytes`; each is made only when its shard is written.
 
-    `names` gives for each tensor its size in bytes and a function that makes it. Returns the files written.
+    `names` gives for each tensor its size in bytes and a function that makes it.
     """
     from safetensors.torch import save_file
 
@@ -172,14 +243,15 @@ def write(directory: Path, names: Mapping[str, tuple[int, Callable[[], Tensor]]]
         shards[-1].append(name)
         filled += size
     single = len(shards) == 1
-    files, weight_map = [], {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = SINGLE[0] if single else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_file({n: names[n][1]().contiguous() for n in shard}, directory / file, metadata={"format": "pt"})
+        path = directory / file
+        path.touch()
+        mode = path.stat().st_mode  # what the user's umask says, which safetensors would narrow to the owner
+        save_file({n: names[n][1]().contiguous() for n in shard}, path, metadata={"format": "pt"})
+        path.chmod(mode)
         weight_map |= dict.fromkeys(shard, file)
-        files.append(file)
     if not single:
         total = sum(size for size, _ in names.values())
         write_json(directory / INDEX[0], {"metadata": {"total_size": total}, "weight_map": weight_map})
-        files.append(INDEX[0])
-    return files

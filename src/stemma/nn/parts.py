@@ -292,6 +292,11 @@ class Arch(Spec):
             f"an arch of structure {self.structure!r} cannot have mask {self.mask}; "
             "encoders are Full(), decoders Causal(), Sliding(...) or Alternate(...)",
         )
+        drawn = isinstance(self.init, Normal) and self.init.positions is not None
+        require(
+            not drawn or isinstance(self.position, Learned),
+            f"init.positions is for a learned table of positions and this arch has {self.position}; set init.positions=none",
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,275 @@
+"""Text out of a model: `generate` continues prompts (decoders) or answers them (encoder-decoders), `fill` restores
+masked pieces (encoders) or missing spans (encoder-decoders)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from stemma.errors import UsageError
+from stemma.decoding import beams
+from stemma.decoding.choose import Choice
+from stemma.decoding.session import Session, start_token
+from stemma.nn.model import Model
+
+Stream = Callable[[int, str], None]
+
+
+@dataclass
+class Result:
+    """A continuation: its new token ids, their text (None without a tokenizer), the log-probability that the model
+    gave each (before any temperature), and why it ended: `"eos"`, `"stop"` or `"length"`."""
+
+    ids: list[int] = field(default_factory=list)
+    text: str | None = None
+    logprobs: list[float] = field(default_factory=list)
+    reason: str = "length"
+
+
+@torch.inference_mode()
+def generate(
+    model: Model,
+    prompts: str | Sequence[str | Sequence[int]],
+    *,
+    max_new_tokens: int = 32,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    stop: str | Sequence[str] = (),
+    seed: int = 0,
+    ignore_eos: bool = False,
+    stream: Stream | None = None,
+) -> list[Result]:
+    """Continue every prompt by at most `max_new_tokens` tokens; one result a prompt, in order.
+
+    `prompts` are texts or lists of token ids, of any lengths. `stop`: strings that end a text (and are cut off).
+    `stream(row, piece)` is called with new text as it comes. `num_beams` above 1 searches instead of drawing. A row's
+    result depends on the prompt, the options and `seed`, not on the other rows. Raises UsageError for what cannot be.
+    """
+    if model.decoder is None:
+        raise UsageError(f"a {model.arch.structure} cannot continue a text; use stemma.fill (or `stemma fill`) with it")
+    if max_new_tokens < 1 or num_beams < 1:
+        raise UsageError(
+            f"max_new_tokens and num_beams must be at least 1, not {max_new_tokens} and {num_beams}"
+        )
+    choice = Choice(temperature, top_k, top_p, min_p, repetition_penalty)
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    if stops and model.tokenizer is None:
+        raise UsageError("stop strings need a tokenizer, and this model came without one")
+    rows = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not rows:
+        return []
+    encoded = [_encode(model, p) for p in rows]
+    ends = () if ignore_eos or model.text is None else model.text.eos_ids
+    model.eval()
+    if num_beams > 1:
+        if temperature > 0 or stream is not None or stops:
+            raise UsageError("beam search (num_beams > 1) goes with neither temperature, stop strings nor streaming")
+        found = beams.search(
+            model,
+            encoded,
+            width=num_beams,
+            max_new_tokens=max_new_tokens,
+            length_penalty=length_penalty,
+            repetition_penalty=repetition_penalty,
+            ends=ends,
+        )
+        results = [Result(b.ids, None, b.logprobs, "eos" if b.ids[-1] in ends else "length") for b in found]
+    else:
+        results = _draw(model, encoded, choice, max_new_tokens, ends, stops, seed, stream)
+    for result in results:
+        if result.text is None and model.tokenizer is not None:
+            result.text = model.tokenizer.decode(result.ids)
+    return results
+
+
+def _encode(model: Model, prompt: str | Sequence[int]) -> list[int]:
+    if not isinstance(prompt, str):
+        return list(prompt)
+    if model.tokenizer is None:
+        raise UsageError("a text needs a tokenizer, and this model came without one; give token ids instead")
+    return model.tokenizer.encode(prompt)
+
+
+def _draw(
+    model: Model,
+    prompts: list[list[int]],
+    choice: Choice,
+    max_new_tokens: int,
+    ends: Sequence[int],
+    stops: list[str],
+    seed: int,
+    stream: Stream | None,
+) -> list[Result]:
+    session = Session(model, prompts, max_new_tokens)
+    results = [Result() for _ in prompts]
+    seen = [[start_token(model)] if model.encoder is not None else list(p) for p in prompts]
+    generators = [torch.Generator().manual_seed(seed) for _ in prompts]
+    texts = [Writer(model.tokenizer, stops) for _ in prompts] if stops or stream is not None else []
+    open_ = list(range(len(prompts)))
+    for step in range(max_new_tokens):
+        scores = choice.scores(session.logits, [seen[i] for i in open_])
+        tokens = choice.draw(scores, [generators[i] for i in open_])
+        logprobs = session.logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0].tolist()
+        stay = []
+        for at, (i, token, logprob) in enumerate(zip(open_, tokens.tolist(), logprobs, strict=True)):
+            results[i].ids.append(token)
+            results[i].logprobs.append(logprob)
+            seen[i].append(token)
+            ended = token in ends
+            if ended:
+                results[i].reason = "eos"
+            if texts:
+                piece, stopped = texts[i].add(results[i].ids, ended or step == max_new_tokens - 1)
+                if stopped:
+                    results[i].reason, ended = "stop", True
+                if piece and stream is not None:
+                    stream(i, piece)
+            if not ended:
+                stay.append(at)
+        if not stay or step == max_new_tokens - 1:
+            break
+        if len(stay) < len(open_):
+            rows = torch.tensor(stay, device=tokens.device)
+            session.pick(rows)
+            tokens = tokens[rows]
+            open_ = [open_[at] for at in stay]
+        session.step(tokens)
+    for i, text in enumerate(texts):
+        results[i].text = text.text
+    return results
+
+
+class Writer:
+    """Text of growing token ids, handed out piece by piece: whole characters only, and nothing that may yet turn out
+    to be the beginning of a stop string."""
+
+    def __init__(self, tokenizer: Any, stops: list[str]) -> None:
+        if tokenizer is None:
+            raise UsageError("streaming needs a tokenizer, and this model came without one")
+        self.tokenizer, self.stops = tokenizer, stops
+        self.text = ""
+        self.given = 0
+
+    def add(self, ids: list[int], last: bool) -> tuple[str, bool]:
+        """The text that is new and certain, and whether a stop string has ended it."""
+        text = self.tokenizer.decode(ids)
+        cut = min((at for s in self.stops if (at := text.find(s)) >= 0), default=-1)
+        if cut >= 0:
+            self.text = text[:cut]
+            piece, self.given = self.text[self.given :], cut
+            return piece, True
+        self.text = text
+        sure = len(text) if last else len(text) - self._doubtful(text)
+        piece = text[self.given : sure]
+        self.given = max(self.given, sure)
+        return piece, False
+
+    def _doubtful(self, text: str) -> int:
+        broken = len(text) - len(text.rstrip("\ufffd"))
+        held = [n for s in self.stops for n in range(1, len(s)) if text.endswith(s[:n])]
+        return max([broken, *held])
+
+
+# ---------------------------------------------------------------- filling
+
+
+@dataclass
+class Guess:
+    """One way to fill a mask: the token's text, its id and its probability."""
+
+    text: str
+    id: int
+    probability: float
+
+
+@dataclass
+class Filled:
+    """A text with its masks filled: for each mask the best guesses (an encoder), or the span that was written for it
+    (an encoder-decoder)."""
+
+    text: str
+    guesses: list[list[Guess]] = field(default_factory=list)
+    spans: list[str] = field(default_factory=list)
+
+
+MASK = "[MASK]"
+
+
+@torch.inference_mode()
+def fill(model: Model, text: str, *, top: int = 5, max_new_tokens: int = 64) -> Filled:
+    """Fill every `[MASK]` of a text (the model's own mask token or `<extra_id_N>` will do as well).
+
+    An encoder guesses one token a mask; an encoder-decoder trained on spans writes any number. Raises UsageError if
+    there is no mask, or the model can do neither.
+    """
+    if model.tokenizer is None:
+        raise UsageError("fill needs a tokenizer, and this model came without one")
+    model.eval()
+    if model.arch.structure == "encoder":
+        return _fill_masks(model, text, top)
+    if model.arch.structure == "encoder-decoder" and model.tokenizer.sentinels:
+        return _fill_spans(model, text, max_new_tokens)
+    raise UsageError(f"this {model.arch.structure} cannot fill masks; use stemma.generate (or `stemma generate`)")
+
+
+def _fill_masks(model: Model, text: str, top: int) -> Filled:
+    tokenizer = model.tokenizer
+    if model.lm is None or tokenizer.mask_id is None:
+        raise UsageError("this model cannot fill masks: it has no language-model head or its tokenizer no mask token")
+    ids = tokenizer.encode(_mark(text, MASK, lambda k: tokenizer.tokens([tokenizer.mask_id])[0]), allow_special=True)
+    at = [i for i, t in enumerate(ids) if t == tokenizer.mask_id]
+    if not at:
+        raise UsageError(f"the text has no {MASK} to fill")
+    batch = torch.tensor([ids], device=model.device)
+    share = model.logits(model.encode(batch)[0, at]).float().softmax(-1)
+    best = share.topk(min(top, share.shape[-1]))
+    guesses = [
+        [Guess(tokenizer.decode([i]).strip(), i, p) for i, p in zip(row.tolist(), values.tolist(), strict=True)]
+        for row, values in zip(best.indices, best.values, strict=True)
+    ]
+    for place, row in zip(at, guesses, strict=True):
+        ids[place] = row[0].id
+    return Filled(tokenizer.decode(ids), guesses)
+
+
+def _fill_spans(model: Model, text: str, max_new_tokens: int) -> Filled:
+    tokenizer = model.tokenizer
+    sentinels = [tokenizer.sentinel(k) for k in range(tokenizer.sentinels)]
+    marked = _mark(text, MASK, lambda k: tokenizer.tokens([sentinels[k]])[0] if k < len(sentinels) else MASK)
+    ids = tokenizer.encode(marked, allow_special=True)
+    asked = [i for i in ids if i in sentinels]
+    if not asked:
+        raise UsageError(f"the text has no {MASK} to fill")
+    answer = generate(model, [ids], max_new_tokens=max_new_tokens)[0].ids
+    ends = model.text.eos_ids
+    spans: dict[int, list[int]] = {}
+    here: list[int] = []
+    for token in answer:
+        if token in ends:
+            break
+        if token in sentinels:
+            here = spans.setdefault(token, [])
+        else:
+            here.append(token)
+    whole: list[int] = []
+    for token in ids:
+        whole += spans.get(token, []) if token in sentinels else [token]
+    return Filled(tokenizer.decode(whole), spans=[tokenizer.decode(spans.get(s, [])) for s in asked])
+
+
+def _mark(text: str, mask: str, token: Callable[[int], str]) -> str:
+    """`text` with the k-th mask replaced by `token(k)`."""
+    count = iter(range(len(text)))
+    return re.sub(re.escape(mask), lambda _: token(next(count)), text)
+
+
+__all__ = ["Choice", "Filled", "Guess", "Result", "Session", "fill", "generate"]

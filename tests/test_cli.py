@@ -1,0 +1,473 @@
+"""The command line: what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stemma import families
+from stemma.cli import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parent.parent
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run `stemma ARGS` in this process: (exit code, standard output, standard error)."""
+    monkeypatch.setattr(families, "_added", dict(families._added))
+
+    def run(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            main([str(a) for a in args])
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return run
+
+
+def process(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """`python -m stemma ARGS` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "stemma", *args],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONIOENCODING": "utf-8", **env},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+
+
+def block(path: str, name: str) -> str:
+    """The code between `<!-- name -->` and `<!-- /name -->` of a page."""
+    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```\n<!-- /{name} -->", (ROOT / path).read_text("utf-8"), re.S)
+    assert found is not None, f"{path} has no block {name}"
+    return found[1]
+
+
+# ---------------------------------------------------------------- start
+
+
+def test_help_is_fast_and_needs_no_torch() -> None:
+    code = (
+        "import sys; from stemma.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    best = 9.0
+    for _ in range(3):
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        best = min(best, time.monotonic() - start)
+    assert done.stderr.strip() == "False"
+    assert best < 1.5  # measured 0.06 s on an idle machine; this leaves room for a busy one
+
+
+@pytest.mark.parametrize("args", [["tree"], ["show", "bert"], ["diff", "gpt1", "bert"], ["completion", "bash"]])
+def test_reading_declarations_needs_no_torch(args: list[str]) -> None:
+    code = f"import sys\nfrom stemma.cli import main\ntry: main({args!r})\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_package_is_cheap() -> None:
+    code = (
+        "import time, sys; t = time.perf_counter(); import stemma; print(time.perf_counter() - t)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert float(done.stdout) < 0.2
+
+
+def test_no_arguments_print_a_map_of_80_columns(call: Call) -> None:
+    code, out, _ = call()
+    assert code == 0
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert all(f"  {name}" in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(call: Call, name: str) -> None:
+    code, out, _ = call(name, "--help")
+    assert code == 0
+    assert "--debug" in out or "Commands" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_every_command_is_documented() -> None:
+    page = (ROOT / "docs/cli.md").read_text("utf-8")
+    assert [name for name in COMMANDS if f"## stemma {name}" not in page] == []
+
+
+# ---------------------------------------------------------------- tree, show, diff, params
+
+
+def test_pages_show_what_the_program_prints() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/docs.py"), "--check"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "├─ bert" in (ROOT / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tree_fits_its_width_and_names_all(call: Call, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, out, _ = call("tree")
+    assert all(len(line) <= width for line in out.splitlines())
+    assert all(re.search(rf"(^|[ ]){re.escape(name)} ", out, re.M) for name in families.tree())
+
+
+def test_tree_in_ascii() -> None:
+    done = process("tree", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "|- bert" in done.stdout
+    assert done.stdout.isascii()
+
+
+def test_tree_json(call: Call) -> None:
+    _, out, _ = call("tree", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert set(rows) == set(families.tree())
+    assert rows["bert"]["parent"] == "transformer"
+    assert rows["bert"]["changes"]["arch.embed_norm"] == [False, True]
+    assert rows["gpt3"]["weights"] == "never published"
+    assert "roberta-base" in rows["roberta"]["sizes"]
+    _, out, _ = call("tree", "gpt3", "--json")
+    assert {row["name"] for row in json.loads(out)} >= {"gpt3", "llama", "mistral"}
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt3", "llama-65b", "t5"])
+def test_show(call: Call, name: str) -> None:
+    code, out, _ = call("show", name)
+    assert code == 0
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_show_says_where_values_come_from(call: Call) -> None:
+    _, out, _ = call("show", "llama-65b", "--json")
+    data = json.loads(out)
+    assert data["origins"]["arch.norm.eps"] == "this size"
+    assert data["origins"]["arch.residual"] == "gpt2"
+    assert data["origins"]["arch.attention.scaled"] == "transformer"
+    assert data["dims"]["layers"] == 80
+    _, out, _ = call("show", "mistral")
+    assert re.search(r"lr +mistral +unpublished", out)
+
+
+def test_diff_goes_from_the_first_to_the_second(call: Call) -> None:
+    _, out, _ = call("diff", "bert", "gpt1", "--json")
+    data = json.loads(out)
+    assert data["path"] == ["bert", "transformer", "gpt1"]
+    assert data["changes"]["arch.structure"] == ["encoder", "decoder"]
+    _, out, _ = call("diff", "bert", "gpt1")
+    assert "bert -> transformer <- gpt1" in out
+    assert "encoder → decoder" in out
+    assert "dims" not in data["changes"]
+    _, out, _ = call("diff", "bert-base", "bert-large")
+    assert re.search(r"layers +12 → 24", out)
+    _, out, _ = call("diff", "bert", "bert")
+    assert "nothing differs" in out
+
+
+def test_params(call: Call) -> None:
+    _, out, _ = call("params", "bert-base", "gpt2", "t5-small", "--json")
+    rows = json.loads(out)
+    assert [row["parameters"] for row in rows] == [110_106_428, 124_439_808, 60_506_624]
+    assert rows[0]["variants"] == {"with_pooler": 109_482_240, "masked_lm": 109_514_298, "pretraining": 110_106_428}
+    assert all(sum(row["by_part"].values()) == row["parameters"] for row in rows)
+    _, out, _ = call("params", "bert", "--all")
+    assert all(name in out for name in families.family("bert").sizes)
+    _, out, _ = call("params", "gpt2", "--set", "dims.layers=3", "--json")
+    assert json.loads(out)[0]["parameters"] < 124_439_808
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["show", "brt"], 2, "no family or size is called 'brt'; did you mean 'bert'"),
+        (["show", "bert-enormous"], 2, "bert has no size 'bert-enormous'"),
+        (["params", "gpt2", "--set", "dims.layer=3"], 2, "did you mean 'layers'"),
+        (["params", "gpt2", "--set", "dims.layers"], 2, "is not PATH=VALUE"),
+        (["params", "gpt2", "--set", "recipe.lr=-1"], 2, "must be positive"),
+        (["params", "gpt2", "--set", "dims.heads=7"], 2, "not a multiple"),
+        (["tre"], 2, "did you mean 'tree'"),
+        (["tree", "--jsno"], 2, "did you mean '--json'"),
+        (["show"], 2, "needs NAME"),
+        (["help", "tre"], 2, "did you mean 'tree'"),
+        (["--families", "nowhere.py", "tree"], 2, "no file nowhere.py"),
+        (["report", "nowhere"], 2, "nowhere is not a run"),
+    ],
+)
+def test_errors_are_one_line(call: Call, args: list[str], code: int, words: str) -> None:
+    left, out, err = call(*args)
+    assert left == code
+    assert out == ""
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert words in err
+
+
+def test_debug_shows_the_traceback(call: Call) -> None:
+    _, _, err = call("show", "brt", "--debug")
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_surprises_are_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(name: str) -> None:
+        raise RuntimeError("the inside\nbroke")
+
+    monkeypatch.setattr(families, "family", break_down)
+    code, _, err = call("show", "bert")
+    assert (code, len(err.splitlines())) == (70, 1)
+    assert "--debug" in err
+
+    def stop(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(families, "family", stop)
+    assert call("show", "bert")[0] == 130
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    done = subprocess.run(
+        f"'{sys.executable}' -m stemma show bert --json | head -1",
+        shell=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+
+
+def test_completion_knows_names() -> None:
+    done = process(_STEMMA_COMPLETE="bash_complete", COMP_WORDS="stemma show roberta-l", COMP_CWORD="2")
+    assert "roberta-large" in done.stdout
+
+
+# ---------------------------------------------------------------- training
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small text, about 35 kB in 60 documents."""
+    rng = random.Random(0)
+    words = ["the", "king", "said", "unto", "his", "people", "go", "up", "and", "see", "land", "of", "light", "that"]
+    folder = tmp_path_factory.mktemp("text")
+    for n in range(60):
+        lines = [" ".join(rng.choices(words, k=12)).capitalize() + "." for _ in range(10)]
+        (folder / f"{n:02}.txt").write_text("\n".join(lines))
+    return folder
+
+
+SMALL = ("dims.vocab=500", "dims.d_model=32", "dims.heads=2", "dims.d_ff=64", "dims.context=32", "recipe.batch=128")
+SETS = [word for item in SMALL for word in ("--set", item)]
+
+
+@pytest.fixture(scope="session")
+def runs(text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run of each structure, made by the command line."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("roberta", "llama", "t5"):
+        args = ["pretrain", name, "--data", str(text), "--budget", "6 steps", "--out", str(folder / name), "--quiet"]
+        with pytest.raises(SystemExit) as left:
+            main([*args, *SETS])
+        assert left.value.code == 0
+    return {name: folder / name for name in ("roberta", "llama", "t5")}
+
+
+def test_pretrain_leaves_a_run_and_says_what_came_out(call: Call, text: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("name: llama\nseed: 7\ntrain: {budget: 4 steps}\nrecipe:\n  lr: 2.0e-3\n")
+    out = tmp_path / "run"
+    code, _, err = call("pretrain", "--config", config, "--data", text, "--out", out, *SETS, "--set", "recipe.lr=4e-3")
+    assert code == 0, err
+    assert "bits per byte" in err
+    plan = json.loads((out / "run.json").read_text())["plan"]
+    assert (plan["name"], plan["seed"], plan["recipe"]["lr"], plan["train"]["budget"]) == ("llama", 7, 4e-3, "4 steps")
+    assert (out / "model" / "config.json").is_file()
+    left, _, err = call("pretrain", "llama", "--data", text, "--out", out, "--budget", "4 steps")
+    assert left == 2
+    assert "holds a run already" in err
+    assert call("resume", out)[0] == 0
+    assert call("pretrain", "--resume", out)[0] == 0
+
+
+def test_verify_resume(call: Call, runs: dict[str, Path]) -> None:
+    code, out, err = call("verify", "resume", runs["llama"], "--steps", 4)
+    assert (code, err) == (0, "")
+    assert "identical" in out
+
+
+def test_report_of_real_runs(call: Call, runs: dict[str, Path], tmp_path: Path) -> None:
+    code, out, _ = call("report", *runs.values(), "--out", tmp_path / "r.html")
+    assert code == 0
+    text = Path(out.strip()).read_text("utf-8")
+    assert all(name in text for name in runs)
+    assert "bits per byte" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("roberta", "→"), ("bert", "second segment"), ("llama", "only read"), ("t5", "<extra_id_0>")]
+)
+def test_data_show(call: Call, text: Path, name: str, words: str) -> None:
+    code, out, err = call("data", "show", text, "--for", name, "--rows", 1, "--set", "dims.vocab=500")
+    assert code == 0, err
+    assert words in out
+
+
+def test_data_show_of_a_run(call: Call, runs: dict[str, Path]) -> None:
+    code, out, err = call("data", "show", runs["t5"], "--rows", 2, "--json")
+    assert code == 0, err
+    row = json.loads(out)[0]
+    assert len(row["tokens"]) == 32
+    assert any(target is not None for target in row["targets"])
+
+
+def test_data_list(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stemma.data import builtin
+
+    monkeypatch.setattr(builtin, "rows", lambda name: iter([("a", "some text")]))
+    _, out, _ = call("data", "list", "--json")
+    assert {row["name"] for row in json.loads(out)} == {"builtin:docs", "builtin:code", "builtin:bible"}
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["pretrain", "llamma"], 2, "did you mean 'llama'"),
+        (["pretrain", "llama", "--set", "recipe.lr=-1"], 2, "learning rate must be positive"),
+        (["pretrain", "llama", "--set", "recipe.lrr=1"], 2, "did you mean 'lr'"),
+        (["pretrain", "llama", "--scale", "tinny"], 2, "did you mean 'tiny'"),
+        (["pretrain", "llama", "--budget", "soon"], 2, "soon"),
+        (["pretrain", "llama", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
+        (["pretrain"], 2, "needs NAME"),
+        (["pretrain", "llama", "--resume", "x"], 2, "leave out everything else"),
+        (["pretrain", "--resume", "x"], 2, "not a run"),
+        (["pretrain", "llama", "--data", "nowhere"], 3, "nowhere"),
+        (["pretrain", "llama", "--data", "EMPTY"], 3, "empty"),
+        (["pretrain", "llama", "--data", "builtin:bibel"], 2, "did you mean 'builtin:bible'"),
+        (["verify", "resume", "x"], 2, "not a run"),
+        (["verify", "resme", "x"], 2, "did you mean 'resume'"),
+        (["data", "show", "nowhere"], 3, "nowhere"),
+        (["quickstart", "--out", "FULL"], 2, "not from a quick start"),
+    ],
+)
+def test_training_errors_are_one_line(call: Call, args: list[str], code: int, words: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("keep me")
+    where = {"EMPTY": str(tmp_path / "empty"), "FULL": str(tmp_path / "full")}
+    args = [where.get(a, a) for a in args]
+    if args[:2] == ["pretrain", "llama"] and "--resume" not in args:
+        args += ["--out", str(tmp_path / "out")]
+    left, _, err = call(*args)
+    assert left == code, err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert words in err
+    assert (tmp_path / "full" / "thesis.txt").exists()
+
+
+def test_quickstart(call: Call, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "quick"
+    for _ in range(2):  # the second starts over
+        code, said, err = call("quickstart", "--out", out, "--data", text, "--budget", "3 steps", "--quiet")
+        assert code == 0, err
+        page = Path(said.strip()).read_text("utf-8")
+        for name, key in (("roberta", "fill"), ("llama", "continue"), ("t5", "repair")):
+            assert key in json.loads((out / name / "samples.json").read_text())
+            assert name in page
+
+
+# ---------------------------------------------------------------- models
+
+
+def test_generate(call: Call, runs: dict[str, Path]) -> None:
+    code, out, err = call("generate", runs["llama"], "The king", "And", "-n", 5, "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert [row["prompt"] for row in rows] == ["The king", "And"]
+    assert all(1 <= len(row["ids"]) <= 5 and len(row["ids"]) == len(row["logprobs"]) for row in rows)
+    _, whole, _ = call("generate", runs["llama"], "The king", "-n", 5)
+    _, streamed, _ = call("generate", runs["llama"], "The king", "-n", 5, "--stream")
+    assert whole == streamed == "The king" + rows[0]["text"] + "\n"
+    _, out, _ = call("generate", runs["llama"] / "model", "The", "-n", 3, "--num-beams", 2)
+    assert out.startswith("The")
+
+
+def test_fill(call: Call, runs: dict[str, Path]) -> None:
+    code, out, err = call("fill", runs["roberta"], "The king [MASK] unto [MASK]", "--top", 3, "--json")
+    assert code == 0, err
+    assert [len(row) for row in json.loads(out)["guesses"]] == [3, 3]
+    code, out, err = call("fill", runs["t5"], "The king [MASK] unto")
+    assert code == 0, err
+    assert "mask 1" in out
+
+
+def test_convert(call: Call, runs: dict[str, Path], tmp_path: Path) -> None:
+    code, out, err = call("convert", runs["llama"], tmp_path / "b", "--dtype", "bfloat16", "--shard-size", "20KB")
+    assert code == 0, err
+    assert "bfloat16" in out
+    assert len(list((tmp_path / "b").glob("*.safetensors"))) > 1
+    assert call("convert", runs["llama"], tmp_path / "b")[0] == 2
+    assert call("generate", tmp_path / "b", "The", "-n", 2)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["generate", "nowhere", "x"], 2, "nowhere"),
+        (["generate", "RUN", "x", "--temperature", "-1"], 2, "temperature"),
+        (["generate", "RUN", "x", "--device", "toaster"], 2, "toaster"),
+        (["generate", "RUN", "x", "y", "--stream"], 2, "--stream"),
+        (["fill", "RUN", "no gap"], 2, "stemma generate"),
+        (["convert", "RUN", "DST", "--shard-size", "vast"], 2, "vast"),
+        (["convert", "RUN", "DST", "--dtype", "int3"], 2, "int3"),
+    ],
+)
+def test_model_errors(
+    call: Call, runs: dict[str, Path], tmp_path: Path, args: list[str], code: int, words: str
+) -> None:
+    where = {"RUN": str(runs["llama"]), "DST": str(tmp_path / "dst")}
+    left, out, err = call(*(where.get(a, a) for a in args))
+    assert (left, out) == (code, "")
+    assert len(err.splitlines()) == 1
+    assert words in err
+
+
+# ---------------------------------------------------------------- the walk-throughs of the documentation
+
+
+def test_contributing_walk_through(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = block("CONTRIBUTING.md", "family")
+    assert len(source.splitlines()) <= 40
+    Path("marten.py").write_text(source)
+    for line in block("CONTRIBUTING.md", "commands").splitlines():
+        monkeypatch.setattr(families, "_added", {})
+        code, out, err = call(*line.split()[1:])
+        assert code == 0, err
+        assert "marten" in out
+    monkeypatch.setattr(families, "_added", {})
+    exec(compile(block("CONTRIBUTING.md", "forward"), "CONTRIBUTING.md", "exec"), {})
+
+
+def test_readme_python(capsys: pytest.CaptureFixture[str]) -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert code is not None
+    exec(compile(code[1], "README.md", "exec"), {})
+    assert capsys.readouterr().out.endswith("torch.Size([1, 4, 1000])\n")

@@ -1,0 +1,155 @@
+"""Decoding: the cache against the full pass, and greedy and beam continuations against the reference's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import CASES, reference, saved
+
+import stemma
+from stemma.errors import UsageError
+from stemma.decoding import Session
+
+GENERATING = [c for c in CASES if not c.startswith(("bert", "roberta")) and not c.endswith("model")]
+LENGTHS = [4, 11, 1, 7, 11, 2, 9]
+
+
+def prompts(case: str, lengths: list[int], seed: int = 5) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    vocab = CASES[case][2]["vocab_size"]
+    return [torch.randint(3, vocab, (n,), generator=generator).tolist() for n in lengths]
+
+
+def full_pass(model: Any, prompt: list[int], new: int) -> list[int]:
+    """Greedy continuation with no cache at all: the whole text again for every token."""
+    ids, out = list(prompt), []
+    start = [model.text.start_id] if model.encoder is not None else None
+    for _ in range(new):
+        with torch.no_grad():
+            if start is None:
+                logits = model(torch.tensor([ids + out])).logits
+            else:
+                logits = model(torch.tensor([ids]), decoder_input_ids=torch.tensor([start + out])).logits
+        out.append(int(logits[0, -1].argmax()))
+    return out
+
+
+@pytest.mark.parametrize("case", GENERATING)
+@pytest.mark.parametrize("lengths", [[6], [5, 5], LENGTHS], ids=["one", "even", "ragged"])
+def test_cache_equals_full_pass(case: str, lengths: list[int], tmp_path: Path) -> None:
+    saved(case, tmp_path)
+    model = stemma.load(tmp_path)
+    rows = prompts(case, lengths)
+    got = stemma.generate(model, rows, max_new_tokens=14, ignore_eos=True)
+    assert [r.ids for r in got] == [full_pass(model, p, 14) for p in rows]
+
+
+@pytest.mark.parametrize("case", GENERATING)
+def test_cached_logits_equal_full_logits(case: str, tmp_path: Path) -> None:
+    """Token by token, logits of every step (in double precision, so that nothing hides in rounding)."""
+    saved(case, tmp_path)
+    model = stemma.load(tmp_path).double()
+    rows = prompts(case, LENGTHS)
+    texts = prompts(case, [12] * len(rows), seed=9)
+    with torch.inference_mode():
+        session = Session(model, rows, 12)
+        for step in range(12):
+            for i, row in enumerate(rows):
+                done = texts[i][:step]
+                if model.encoder is None:
+                    full = model(torch.tensor([row + done])).logits[0, -1]
+                else:
+                    start = torch.tensor([[model.text.start_id, *done]])
+                    full = model(torch.tensor([row]), decoder_input_ids=start).logits[0, -1]
+                assert (session.logits[i] - full.float()).abs().max() < 1e-5
+            session.step(torch.tensor([t[step] for t in texts]))
+
+
+def reference_ids(model: Any, prompt: list[int], **options: Any) -> list[int]:
+    ids = torch.tensor([prompt])
+    cached = not model.config.is_encoder_decoder  # the reference's cache fails where the decoder is the deeper stack
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, use_cache=cached, **options)[0].tolist()
+    return out[1:] if model.config.is_encoder_decoder else out[len(prompt) :]
+
+
+def strip(ids: list[int], model: Any) -> list[int]:
+    """Without what stands after the first end token (the reference pads there)."""
+    ends = model.text.eos_ids
+    at = next((i for i, t in enumerate(ids) if t in ends), None)
+    return ids if at is None else ids[: at + 1]
+
+
+@pytest.mark.parametrize("case", GENERATING)
+@pytest.mark.parametrize("num_beams", [1, 2, 4])
+def test_continuations_equal_the_reference(case: str, num_beams: int, tmp_path: Path) -> None:
+    theirs = saved(case, tmp_path)
+    ours = stemma.load(tmp_path)
+    rows = prompts(case, LENGTHS)
+    got = stemma.generate(ours, rows, max_new_tokens=12, num_beams=num_beams)
+    for row, mine in zip(rows, got, strict=True):
+        want = strip(reference_ids(theirs, row, max_new_tokens=12, num_beams=num_beams), ours)
+        assert mine.ids == want
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.6, 2.0])
+def test_beams_that_end_early_equal_the_reference(penalty: float, tmp_path: Path) -> None:
+    """Half of the tokens end a text: hypotheses of different lengths compete."""
+    theirs = reference("t5")
+    theirs.config.eos_token_id = theirs.generation_config.eos_token_id = list(range(1, 45))
+    theirs.save_pretrained(tmp_path)
+    ours = stemma.load(tmp_path)
+    lengths = set()
+    for row in prompts("t5", [3, 5, 8, 13, 4, 6]):
+        want = strip(reference_ids(theirs, row, max_new_tokens=10, num_beams=3, length_penalty=penalty), ours)
+        got = stemma.generate(ours, [row], max_new_tokens=10, num_beams=3, length_penalty=penalty)[0].ids
+        assert got == want
+        lengths.add(len(want))
+    assert penalty > 1 or len(lengths) > 1  # a strong penalty makes all of them long
+
+
+def test_logprobs_are_the_models(tmp_path: Path) -> None:
+    saved("gpt2", tmp_path)
+    model = stemma.load(tmp_path)
+    prompt = prompts("gpt2", [6])[0]
+    result = stemma.generate(model, [prompt], max_new_tokens=5, temperature=0.7, ignore_eos=True)[0]
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + result.ids])).logits[0]
+    want = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(result.ids)[:, None])[:, 0]
+    assert torch.allclose(torch.tensor(result.logprobs), want, atol=1e-5)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    model = stemma.load(tmp_path)
+    rows = prompts("llama", LENGTHS)
+    options: dict[str, Any] = dict(max_new_tokens=9, temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, seed=4)
+    together = stemma.generate(model, rows, **options)
+    assert [r.ids for r in together] == [stemma.generate(model, [row], **options)[0].ids for row in rows]
+    assert [r.ids for r in together] != [r.ids for r in stemma.generate(model, rows, **{**options, "seed": 5})]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(temperature=-1.0), dict(top_p=0.0), dict(max_new_tokens=0), dict(num_beams=2, temperature=1.0), dict(stop=["x"])],
+)  # fmt: skip
+def test_options_out_of_range_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    with pytest.raises(UsageError):
+        stemma.generate(stemma.load(tmp_path), [[5, 6]], **options)
+
+
+def test_a_prompt_too_long_for_the_position_table_is_refused(tmp_path: Path) -> None:
+    saved("gpt2", tmp_path)
+    model = stemma.load(tmp_path)
+    with pytest.raises(UsageError, match="40 positions"):
+        stemma.generate(model, [[5] * 35], max_new_tokens=6)
+    assert len(stemma.generate(model, [[5] * 35], max_new_tokens=5, ignore_eos=True)[0].ids) == 5
+
+
+def test_encoders_do_not_generate(tmp_path: Path) -> None:
+    saved("bert-mlm", tmp_path)
+    with pytest.raises(UsageError, match="fill"):
+        stemma.generate(stemma.load(tmp_path), [[5]])

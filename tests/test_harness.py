@@ -1,0 +1,167 @@
+"""What every family gets for being declared: no dead knob, one graph, packed documents apart, a saved file that says
+all of it. (Parity, counts and decoding are in their own files.)"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import FAMILIES, batch, build, run, tiny
+
+import stemma
+from stemma import spec
+from stemma.errors import UsageError
+from stemma.families import tree
+from stemma.families.declare import Design
+from stemma.formats import attach
+from stemma.nn.model import Model
+from stemma.nn.parts import Alternate, Causal, Learned, Sliding
+from stemma.spec import Spec
+
+
+# windows that a short text does not fit into
+SHORT: dict[type, Any] = {Sliding: lambda: Sliding(5), Alternate: lambda: Alternate(Causal(), Sliding(5))}
+
+
+def alternatives(hint: Any, value: Any) -> list[Any]:
+    """Other values that a field of this type could have."""
+    options = typing.get_args(hint) if typing.get_origin(hint) not in (None, typing.Literal, tuple) else (hint,)
+    out: list[Any] = []
+    for option in options:
+        if typing.get_origin(option) is typing.Literal:
+            out += [a for a in typing.get_args(option) if a != value]
+        elif option is bool:
+            out.append(not value)
+        elif option is int and not isinstance(value, bool):
+            out += [2 * value, value + 1, value // 2, 2, 1] if value is not None else [1, 2, 12]
+        elif option is float:
+            out += [0.5] if value is None else [value * 1.5 + 0.01, 0.3]
+        elif option is type(None):
+            out.append(None)
+        elif isinstance(option, type) and issubclass(option, Spec) and not isinstance(value, option):
+            required = [f for f in dataclasses.fields(option) if f.default is dataclasses.MISSING]
+            out += [] if required else [SHORT.get(option, option)()]
+    return [o for o in out if o != value]
+
+
+def knobs(value: Any, prefix: str) -> list[tuple[str, Any, Any]]:
+    """(path, type, value) of every field, of nested specs too."""
+    found = []
+    hints = typing.get_type_hints(type(value))
+    for f in dataclasses.fields(value):
+        item = getattr(value, f.name)
+        found.append((prefix + f.name, hints[f.name], item))
+        if isinstance(item, Spec):
+            found += knobs(item, f"{prefix}{f.name}.")
+    return found
+
+
+def trace(design: Design) -> list[torch.Tensor]:
+    """All that a design shows: initial parameters, outputs in eval mode, and in training with its dropout."""
+    fresh = Model(design.arch, design.dims).initialise(0)
+    model = build(design)
+    out = run(model, batch(design))
+    torch.manual_seed(0)
+    noisy = run(model.train(), batch(design))
+    shown = [*fresh.parameters(), out.hidden, out.logits, out.pooled, out.seq_relationship_logits, noisy.hidden]
+    return [t.detach() for t in shown if t is not None]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_dead_knob(name: str) -> None:
+    """Every field of the resolved arch and dims changes the parameters or what comes out."""
+    design = tiny(name)
+    before = trace(design)
+    for part in ("arch", "dims"):
+        for path, hint, value in knobs(getattr(design, part), part + "."):
+            tried = 0
+            for other in alternatives(hint, value):
+                try:
+                    after = trace(spec.edit(design, {path: other}))
+                except UsageError:
+                    continue  # not a valid design
+                tried += 1
+                if not same(before, after):
+                    break
+            else:
+                # the length that a model is trained on shows in the network only where it has a table of positions
+                table = isinstance(design.arch.position, Learned)
+                alone = path == "dims.decoder_layers" and design.arch.structure != "encoder-decoder"
+                assert (path == "dims.context" and not table) or alone or not tried, f"{path} changes nothing"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_graph(name: str, masked: bool) -> None:
+    """The forward pass, and its gradient, compile into one graph."""
+    torch._dynamo.reset()
+    design = tiny(name)
+    model = build(design)
+    inputs = batch(design)
+    if not masked:
+        del inputs["attention_mask"]
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+    assert torch.allclose(compiled(**inputs).hidden[real], model(**inputs).hidden[real], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_documents_do_not_see_each_other(name: str) -> None:
+    """Two texts in one row give what each gives alone, and one does not move the other."""
+    design = tiny(name)
+    model = build(design).double()
+    one, two = batch(design, 1, 9, seed=1), batch(design, 1, 14, seed=2)
+    alone = [run(model, {k: v for k, v in x.items() if k != "attention_mask"}).hidden for x in (one, two)]
+    documents = torch.tensor([[0] * 9 + [1] * 14])
+    start = design.arch.position.padding + 1 if isinstance(design.arch.position, Learned) and design.arch.position.padding is not None else 0  # fmt: skip
+    positions = torch.cat([torch.arange(9), torch.arange(14)])[None]
+    packed = {k: torch.cat([one[k], two[k]], 1) for k in one if k != "attention_mask"}
+    packed |= {"documents": documents, "position_ids": positions + start}
+    if design.arch.structure == "encoder-decoder":
+        packed |= {"decoder_documents": documents, "decoder_position_ids": positions}
+    together = run(model, packed).hidden
+    assert (together - torch.cat(alone, 1)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_save_and_load_give_the_same_model(name: str, tmp_path: Path) -> None:
+    design = tiny(name)
+    model = attach(build(design), design, tree()[name])
+    model.save(tmp_path)
+    again = stemma.load(tmp_path)
+    assert again.arch == dataclasses.replace(design.arch, init=again.arch.init)
+    assert again.dims == design.dims
+    state = dict(again.named_parameters())
+    assert all(torch.equal(p, state[n]) for n, p in model.named_parameters())
+    again.save(tmp_path / "again")
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_reach_every_parameter(name: str) -> None:
+    design = tiny(name)
+    model = build(design)
+    inputs = batch(design)
+    labels = inputs.get("decoder_input_ids", inputs["input_ids"])
+    extra = {"next_sentence_label": torch.tensor([0, 1, 0])} if design.arch.heads.pair else {}
+    model(**inputs, labels=labels, **extra).loss.backward()
+    unused = {"pooler.dense.weight", "pooler.dense.bias"} if not design.arch.heads.pair else set()
+    for key, p in model.named_parameters():
+        assert key in unused or (p.grad is not None and p.grad.abs().sum() > 0), key
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_seed_gives_the_same_weights(name: str) -> None:
+    design = tiny(name)
+    a, b, c = (Model(design.arch, design.dims).initialise(seed) for seed in (1, 1, 2))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    assert any(not torch.equal(p, q) for p, q in zip(a.parameters(), c.parameters(), strict=True))

@@ -1,0 +1,182 @@
+"""The report: one file, escaped, complete, from whatever a run directory holds."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stemma import families, report, spec
+from stemma.errors import DataError, UsageError
+from stemma.report import page
+
+EVIL = "</script><script>alert(1)</script>"
+VOID = {"meta", "link", "input", "line", "circle", "path", "br"}
+
+
+def make(folder: Path, name: str, *, steps: int = 60, samples: Any = None, summary: Any = None) -> Path:
+    """A run directory as training leaves it."""
+    design = families.design(name)
+    parts = ("arch", "dims", "objective", "text", "recipe")
+    plan = {"name": name, "seed": 1, "data": "builtin:bible"} | {p: spec.to_dict(getattr(design, p)) for p in parts}
+    folder.mkdir(parents=True)
+    info = {
+        "plan": plan,
+        "command": ["stemma", "pretrain", EVIL],
+        "versions": {"torch": "2.13"},
+        "parameters": 1_234_567,
+    }
+    (folder / "run.json").write_text(json.dumps(info))
+    rows = [{"step": s, "loss": 8 - s / 20, "tokens": s * 1024, "seconds": s / 10} for s in range(1, steps + 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    if summary is not None:
+        (folder / "summary.json").write_text(json.dumps(summary))
+    if samples is not None:
+        (folder / "samples.json").write_text(json.dumps(samples))
+    return folder
+
+
+class Checker(HTMLParser):
+    """Collects what a page loads, and checks that its tags nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.loads += [v for k, v in given.items() if k in ("src", "href", "xlink:href", "action") and v]
+        self.ids += [v for k, v in given.items() if k == "id" and v]
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack and self.stack.pop() == tag, f"</{tag}> closes nothing"
+
+
+def checked(text: str) -> Checker:
+    checker = Checker()
+    checker.feed(text)
+    assert checker.stack == []
+    return checker
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    gap = [f"a {EVIL} ", None, "."]
+    fills = {
+        "fill": [{"parts": gap, "truth": ["x"], "guesses": [[{"text": EVIL, "p": 0.5}, {"text": "x", "p": 0.25}]]}]
+    }
+    says = {"continue": [{"prompt": "In the beginning", "text": f" was {EVIL}"}]}
+    spans = {"repair": [{"parts": gap, "spans": ["the earth"], "truth": ["heavens"]}]}
+    base = {"unigram_bits_per_byte": 3.2, "xz_bits_per_byte": 2.3}
+    made = []
+    for name, key, bits, said in (
+        ("roberta-base", "bits_per_target_byte", 1.6, fills),
+        ("llama-7b", "bits_per_byte", 2.05, says),
+        ("t5-small", "bits_per_target_byte", 1.9, spans),
+    ):
+        summary = {"val": {key: bits, "loss": 2.0}, "baselines": base, "tokens_per_second": 2e4, "peak_share": 0.3}
+        made.append(make(tmp_path / name, name, samples=said, summary=summary))
+    return made
+
+
+def test_the_page_is_whole_and_loads_nothing(runs: list[Path], tmp_path: Path) -> None:
+    path = report.write(runs, tmp_path / "deep" / "report.html")
+    text = path.read_text("utf-8")
+    found = checked(text)
+    assert all(link.startswith(("#", "data:,")) for link in found.loads)
+    assert len(found.ids) == len(set(found.ids))
+    assert set(re.findall(r'href="#(\w+)"', text)) <= set(found.ids)
+    assert "@import" not in text
+    assert "url(" not in text
+    assert not re.search(r"https?://(?!www\.w3\.org)", text)
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_text_of_users_is_escaped(runs: list[Path], tmp_path: Path) -> None:
+    text = report.write(runs, tmp_path / "r.html", title=EVIL).read_text("utf-8")
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert" in text
+
+
+def test_it_says_what_the_runs_say(runs: list[Path], tmp_path: Path) -> None:
+    text = report.write(runs, tmp_path / "r.html").read_text("utf-8")
+    plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))
+    for words in ("2.050", "1.600", "unigram", "xz", "the earth", "GatedMLP", "Three relatives, one budget", "1.23M"):
+        assert words in plain
+    for name in families.tree():
+        assert name in text
+
+
+def test_curves_carry_every_run(runs: list[Path], tmp_path: Path) -> None:
+    text = report.write(runs, tmp_path / "r.html").read_text("utf-8")
+    data = json.loads(re.search(r'id="curves">(.*?)</script>', text, re.S)[1])  # type: ignore[index]
+    assert [row["name"] for row in data] == ["roberta-base", "llama-7b", "t5-small"]
+    assert all(len(row["points"]) == 60 for row in data)
+
+
+def test_long_runs_are_thinned(tmp_path: Path) -> None:
+    run = report.read(make(tmp_path / "a", "gpt2", steps=5000))
+    assert 100 < len(page.points(run)) <= page.POINTS
+
+
+def test_smoothing_is_unbiased() -> None:
+    assert page.smoothed([3.0] * 200) == pytest.approx([3.0] * 200)
+    assert page.smoothed([]) == []
+
+
+def test_a_bare_run_is_enough(tmp_path: Path) -> None:
+    run = tmp_path / "bare"
+    run.mkdir()
+    (run / "run.json").write_text('{"plan": {"name": "one-of-a-kind"}}')
+    text = report.write([run], tmp_path / "r.html").read_text("utf-8")
+    checked(text)
+    assert "one-of-a-kind" in text
+
+
+def test_a_family_of_ones_own_and_the_same_twice(tmp_path: Path) -> None:
+    pair = [make(tmp_path / "a", "gpt2"), make(tmp_path / "b", "gpt2")]
+    text = report.write(pair, tmp_path / "r.html").read_text("utf-8")
+    assert "gpt2 (a)" in text
+    assert "gpt2 (b)" in text
+
+
+def test_a_cut_off_line_is_left_out_and_said(tmp_path: Path) -> None:
+    run = make(tmp_path / "a", "gpt2", steps=3)
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')
+    assert len(report.read(run).steps) == 3
+    assert "cut off" in report.write([run], tmp_path / "r.html").read_text("utf-8")
+
+
+def test_not_a_number_does_no_harm(tmp_path: Path) -> None:
+    run = make(tmp_path / "a", "gpt2", steps=3, summary={"val": {"bits_per_byte": float("nan")}})
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "loss": NaN}\n{"step": 5, "loss": 1}\n')
+    checked(report.write([run], tmp_path / "r.html").read_text("utf-8"))
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such directory"):
+        report.read(tmp_path / "none")
+    with pytest.raises(UsageError, match=r"no run\.json"):
+        report.read(tmp_path)
+    with pytest.raises(UsageError, match="at least one run"):
+        report.write([], tmp_path / "r.html")
+    run = make(tmp_path / "a", "gpt2")
+    (run / "metrics.jsonl").write_text("{oops\n{}\n")
+    with pytest.raises(DataError, match="line 1"):
+        report.read(run)
+    (run / "run.json").write_text("[]")
+    with pytest.raises(DataError, match="object is needed"):
+        report.read(run)

@@ -1,0 +1,229 @@
+"""The algebra of change, and what the tree declares: golden specs and exact counts."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import FAMILIES
+
+from stemma import spec
+from stemma.errors import UsageError
+from stemma.families import design, family, size_names, tree
+from stemma.families.declare import About, Design
+from stemma.nn.model import count
+from stemma.nn.parts import Arch, Causal, Dims, Heads, Learned, RMSNorm, Rotary, gated_width
+
+GOLDEN = Path(__file__).parent / "golden"
+
+COUNTS = {
+    "gpt1": 116_534_784,
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "gpt3-small": 125_226_240,
+    "gpt3-medium": 355_871_744,
+    "gpt3-large": 760_300_032,
+    "gpt3-xl": 1_315_723_264,
+    "gpt3-2.7b": 2_651_553_280,
+    "gpt3-6.7b": 6_658_404_352,
+    "gpt3-13b": 12_853_386_240,
+    "gpt3-175b": 174_604_259_328,
+    "llama-7b": 6_738_415_616,
+    "llama-13b": 13_015_864_320,
+    "llama-33b": 32_528_943_616,
+    "llama-65b": 65_285_660_672,
+    "mistral-7b": 7_241_732_096,
+    "mistral-7b-v0.2": 7_241_732_096,
+    "mistral-7b-v0.3": 7_248_023_552,
+    "t5-small": 60_506_624,
+    "t5-base": 222_903_552,
+    "t5-large": 737_668_096,
+    "t5-3b": 2_851_598_336,
+    "t5-11b": 11_307_321_344,
+    "t5-v1.1-small": 76_961_152,
+    "t5-v1.1-base": 247_577_856,
+    "t5-v1.1-large": 783_150_080,
+    "t5-v1.1-xl": 2_849_757_184,
+    "t5-v1.1-xxl": 11_135_332_352,
+    "bert-base": 110_106_428,
+    "bert-base-cased": 108_932_934,
+    "bert-large": 336_226_108,
+    "bert-large-cased": 334_661_958,
+    "bert-base-multilingual-cased": 178_566_653,
+    "bert-base-multilingual-uncased": 168_055_961,
+    "bert-base-chinese": 102_882_442,
+    "roberta-base": 124_697_433,
+    "roberta-large": 355_412_057,
+}
+# without the language-model and pair heads, with the pooler: what a bare encoder file holds
+BODIES = {
+    "bert-base": 109_482_240,
+    "bert-base-cased": 108_310_272,
+    "bert-large": 335_141_888,
+    "bert-large-cased": 333_579_264,
+    "bert-base-multilingual-cased": 177_853_440,
+    "bert-base-multilingual-uncased": 167_356_416,
+    "bert-base-chinese": 102_267_648,
+    "bert-tiny": 4_385_920,
+    "bert-mini": 11_170_560,
+    "bert-small": 28_763_648,
+    "bert-medium": 41_373_184,
+    "roberta-base": 124_645_632,
+    "roberta-large": 355_359_744,
+}
+
+
+def test_every_published_size_has_its_exact_count() -> None:
+    start = time.monotonic()
+    assert {n: count(design(n).arch, design(n).dims) for n in COUNTS} == COUNTS
+    bodies = {n: spec.edit(design(n), {"arch.heads": Heads(pooler=True)}) for n in BODIES}
+    assert {n: count(d.arch, d.dims) for n, d in bodies.items()} == BODIES
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_resolved_specs_are_as_they_were(name: str) -> None:
+    """Editing an ancestor shows every descendant that moved. To accept: STEMMA_GOLDEN=write."""
+    owner = family(name)
+    text = "\n\n".join(spec.show(owner[size]) for size in owner.sizes) + "\n"
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("STEMMA_GOLDEN") == "write":
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_its_parent_and_its_changes(name: str) -> None:
+    owner = family(name)
+    if owner.parent is None:
+        return
+    rebuilt = spec.edit(owner.parent, owner.changes)
+    assert (rebuilt.arch, rebuilt.objective, rebuilt.text, rebuilt.recipe) == (
+        owner.arch,
+        owner.objective,
+        owner.text,
+        owner.recipe,
+    )
+    changed = {c.path for c in owner.diff(owner.parent)}
+    assert all(any(c == p or c.startswith(p + ".") for p in owner.changes) for c in changed)
+
+
+@pytest.mark.parametrize("name", sorted(size_names()))
+def test_designs_survive_plain_data(name: str) -> None:
+    d = design(name)
+    assert spec.from_dict(Design, spec.to_dict(d)) == d
+
+
+def test_roberta_changes_nothing_of_the_block() -> None:
+    """A tree of architectures alone would call BERT and RoBERTa the same: they differ in recipe and text."""
+    paths = {c.path for c in family("roberta").diff("bert")}
+    arch = {p for p in paths if p.startswith("arch.")}
+    assert arch == {"arch.position.padding", "arch.norm.eps", "arch.heads.pooler", "arch.heads.pair"}
+    assert {"objective.pairs", "recipe.batch", "recipe.lr", "text.tokenizer"} <= paths
+
+
+def test_an_edit_that_changes_nothing_is_an_error() -> None:
+    with pytest.raises(UsageError, match="changes nothing"):
+        family("bert").evolve("copy", {"arch.norm.eps": 1e-12}, sizes={}, about=About(2024, "", ""))
+
+
+def test_trained_keeps_the_architecture() -> None:
+    with pytest.raises(UsageError, match="evolve"):
+        family("llama").trained("wrong", {"arch.norm.eps": 1e-3}, sizes={}, about=About(2024, "", ""))
+    child = family("llama").trained("right", {"recipe.lr": 2e-5}, sizes={}, about=About(2024, "", ""))
+    assert child.edge == "trained" and child.arch == family("llama").arch
+
+
+def test_unknown_names_are_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean 'eps'"):
+        spec.edit(design("gpt2"), {"arch.norm.epz": 1e-3})
+    with pytest.raises(UsageError, match="did you mean 'roberta'"):
+        family("robrta")
+    with pytest.raises(UsageError, match="gpt2-xl"):
+        design("gpt2-xxl")
+    with pytest.raises(UsageError, match="known: LayerNorm, RMSNorm"):
+        spec.edit(design("gpt2"), {"arch.norm": "RMSNrm"})
+
+
+def test_paths_take_values_as_typed_on_a_command_line() -> None:
+    d = spec.edit(
+        design("gpt2"),
+        {
+            "arch.norm": "RMSNorm(eps=1e-3)",
+            "arch.position": "Rotary(base=5e5, scaling=LinearScaling(factor=2))",
+            "arch.init.positions": "none",
+            "arch.mask": "Sliding(window=8)",
+            "dims.kv_heads": "4",
+            "arch.heads.lm.tied": "false",
+            "text.eos_id": "(1, 2)",
+            "recipe.lr": "1e-4",
+            "dims.head_dim": "none",
+        },
+    )
+    assert d.arch.norm == RMSNorm(1e-3)
+    assert isinstance(d.arch.position, Rotary) and d.arch.position.base == 5e5
+    assert (d.dims.kv_heads, d.dims.head_dim, d.arch.heads.lm.tied, d.text.eos_id) == (4, None, False, (1, 2))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("recipe.lr", "-1"),
+        ("dims.heads", "7"),
+        ("dims.layers", "0"),
+        ("dims.layers", "2.5"),
+        ("arch.dropout.residual", "1.5"),
+        ("arch.norm.eps", "0"),
+        ("arch.mask", "Full"),
+        ("arch.attention.bias", "perhaps"),
+        ("arch.mlp.act", "gelo"),
+        ("arch.mask", "Sliding(window=0)"),
+    ],
+)
+def test_values_out_of_range_are_refused(path: str, value: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        spec.edit(design("gpt2"), {path: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_diff_of_edit_gives_the_edit() -> None:
+    d = design("llama-7b")
+    changes = {"arch.norm.eps": 1e-3, "arch.position": Learned(), "dims.layers": 3}
+    assert {c.path: c.new for c in spec.diff(d, spec.edit(d, changes))} == changes
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(size_names())), st.sampled_from(sorted(size_names())))
+def test_a_diff_leads_from_one_design_to_the_other(a: str, b: str) -> None:
+    old, new = design(a), design(b)
+    assert spec.edit(old, {c.path: c.new for c in spec.diff(old, new)}) == new
+
+
+def test_llama_widths_follow_their_rule() -> None:
+    for size in family("llama"):
+        dims = family("llama")[size].dims
+        assert dims.d_ff == gated_width(dims.d_model)
+
+
+def test_dims_that_a_rule_gives_are_left_out() -> None:
+    assert Dims(64, 2, 4, 128, 100, 32, kv_heads=4, head_dim=16) == Dims(64, 2, 4, 128, 100, 32)
+
+
+def test_encoders_are_full_and_decoders_are_not() -> None:
+    with pytest.raises(UsageError, match="encoder"):
+        spec.edit(family("bert").arch, {"mask": Causal()})
+    assert isinstance(family("gpt1").arch, Arch)
+
+
+def test_the_tree_has_one_root_and_parents_first() -> None:
+    seen: set[str] = set()
+    for f in tree().values():
+        assert f.parent is None or f.parent.name in seen
+        seen.add(f.name)
+    assert [f.name for f in tree().values() if f.parent is None] == ["transformer"]

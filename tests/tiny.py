@@ -1,0 +1,74 @@
+"""A tiny relative of every family: its arch as declared, with small odd widths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from stemma import spec
+from stemma.families import tree
+from stemma.families.declare import Design
+from stemma.nn.model import Model, Output
+
+FAMILIES = list(tree())
+LENGTH = 23
+
+
+def tiny(name: str, **changes: Any) -> Design:
+    """The first size of a family, made small: windows and buckets too, so that a short text meets every rule."""
+    family = tree()[name]
+    design = family[next(iter(family.sizes))]
+    small: dict[str, Any] = {
+        "dims.d_model": 36,
+        "dims.layers": 3,
+        "dims.heads": 6,
+        "dims.kv_heads": 2 if design.dims.kv_heads else None,
+        "dims.head_dim": 10 if design.dims.head_dim else None,
+        "dims.d_ff": 50,
+        "dims.vocab": 83,
+        "dims.context": 40,
+    }
+    for path, value in spec.leaves(design.arch, "arch."):
+        if path.endswith("window"):
+            small[path] = 5
+        elif path.endswith("position.buckets"):
+            small |= {path: 8, "arch.position.distance": 16}
+        elif path.startswith("arch.dropout."):
+            small[path] = 0.0
+        del value
+    design = spec.edit(design, small)
+    ids = {"text.pad_id": 0 if design.text.pad_id is None else design.text.pad_id, "text.start_id": 0}
+    return spec.edit(spec.edit(design, ids), changes)
+
+
+def build(design: Design, seed: int = 0, jitter: float = 0.1) -> Model:
+    """Its model, every parameter off its initial value."""
+    model = Model(design.arch, design.dims).initialise(seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=generator) * jitter)
+    model.text = design.text
+    return model.eval()
+
+
+def batch(design: Design, rows: int = 3, length: int = LENGTH, seed: int = 3) -> dict[str, torch.Tensor]:
+    """Inputs for it, with padding on the right."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.ones(rows, length, dtype=torch.int64)
+    if rows > 1:
+        mask[1, length - 4 :] = 0
+    pad = design.text.pad_id or 0
+    ids = torch.randint(3, design.dims.vocab, (rows, length), generator=generator).masked_fill(mask == 0, pad)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if design.dims.segments > 1:
+        inputs["token_type_ids"] = torch.randint(0, design.dims.segments, (rows, length), generator=generator)
+    if design.arch.structure == "encoder-decoder":
+        inputs["decoder_input_ids"] = torch.randint(3, design.dims.vocab, (rows, length), generator=generator)
+    return inputs
+
+
+def run(model: Model, inputs: dict[str, torch.Tensor]) -> Output:
+    with torch.no_grad():
+        return model(**inputs)

@@ -213,6 +213,15 @@ def test_specials_in_the_vocabulary_of_the_model_are_not_obeyed(tmp_path: Path) 
     assert tokenizer.sentinel(0) in tokenizer.encode("x <extra_id_0>", allow_special=True)
 
 
+def test_a_single_character_can_be_padding_and_text(tmp_path: Path) -> None:
+    made("gpt2").save(tmp_path)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / name).write_text(json.dumps({"pad_token": "!", "eos_token": "<|endoftext|>"}))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.pad_id == loaded.id("!") in loaded.special_ids
+    assert loaded.decode(loaded.encode("oh! <|endoftext|>")) == "oh! <|endoftext|>"
+
+
 def test_printable_tokens() -> None:
     t = made("gpt2")
     assert "".join(t.tokens(t.encode(" the\n\tfox"))) == "▁the↵⇥fox"
@@ -428,7 +437,8 @@ def test_chat(tmp_path: Path) -> None:
     if importlib.util.find_spec("transformers"):
         import transformers
 
-        held = "{% if tools is not none %}T{% endif %}{{ messages | tojson }}\n  {%- for m in messages %}\n x\n  {% endfor %}"
+        held = "{% if tools is not none %}T{% endif %}{{ messages | tojson }}\n"
+        held += "  {%- for m in messages %}\n x\n  {% endfor %}"
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
         theirs.chat_template = tokenizer.chat_template = held
         said = [{"role": "user", "content": "é <b>\n"}]

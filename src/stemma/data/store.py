@@ -1,0 +1,425 @@
+"""Text as token ids on disk: tokenised once, mapped into memory, divided into training and held-out documents.
+
+A store is a folder with a `meta.json`, which names the current version, and a folder a version with plain arrays in
+little-endian order:
+
+    tokens.bin     uint16 or uint32: the ids of all documents, one after another, without special tokens
+    documents.bin  int64[n+1]: where each document's tokens begin
+    starts.bin     int32: token positions, within the document, where its sentences begin; the first is 0
+    sentences.bin  int64[n+1]: where each document's sentence starts begin
+    text.bin       the UTF-8 text of all documents; bytes.bin int64[n+1]: where each begins
+    hashes.bin     uint64[n]: a hash of each document's text
+    names.bin      the documents' names, UTF-8; labels.bin int64[n+1]: where each begins
+
+A new version is written beside the old one and takes its place by the replacement of `meta.json` alone, so a build that
+is killed leaves what was there. A source of a single document is divided first: at blank lines, else at line ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stemma.data import random
+from stemma.data.sources import Document, Source, read
+from stemma.errors import CheckpointError, DataError
+from stemma.text import files
+
+VERSION = 1
+BATCH = 1_000_000  # characters tokenised at a time
+_SENTENCE = re.compile(r"[.!?]+[\"')\]’”]*\s+|\n\s*")
+
+Progress = Callable[[int, int], None]  # (bytes of text done, bytes in all)
+
+
+class Encoder(Protocol):
+    """What a store needs of a tokenizer: `stemma.text.Tokenizer` has it."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def encode_spans(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]: ...
+
+
+def sentences(text: str) -> list[int]:
+    """Characters where the sentences of `text` begin: 0, and each that is not white space and follows a line end, or a
+    full stop, question or exclamation mark (with closing quotes or brackets) and white space."""
+    begin = len(text) - len(text.lstrip())
+    return [0, *(m.end() for m in _SENTENCE.finditer(text, begin) if m.end() < len(text))]
+
+
+def content_hash(text: str) -> int:
+    """A 64-bit hash of a document's text."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+def pieces(documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents; a single one is divided at blank lines, or, if it has none, at line ends."""
+    rows = iter(documents)
+    first = next(rows, None)
+    if first is None:
+        return
+    second = next(rows, None)
+    if second is not None:
+        yield first
+        yield second
+        yield from rows
+        return
+    whole, name = first
+    stem, _, line = name.rpartition(":")
+    base, number = (stem, int(line)) if stem and line.isdigit() else (name, 1)
+    for cut in (r"\n[^\S\n]*(?:\n[^\S\n]*)+", r"\n"):
+        edges = [0, *(m.end() for m in re.finditer(cut, whole)), len(whole)]
+        parts = [(a, whole[a:b].strip("\n")) for a, b in itertools.pairwise(edges)]
+        parts = [(a, part) for a, part in parts if part.strip()]
+        if len(parts) > 1:
+            line_of, last = number, 0
+            for a, part in parts:
+                line_of += whole.count("\n", last, a)
+                last = a
+                yield Document(part, f"{base}:{line_of}")
+            return
+    yield first
+
+
+def held_out(hashes: npt.NDArray[np.uint64], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """bool[n]: which documents are held out, decided by each one's own hash and the seed, so that others do not matter
+    and equal texts stay together. If one side would be empty, the nearest text to the border crosses it.
+    Raises DataError if there are fewer than two different texts."""
+    if not 0 < fraction < 1:
+        raise DataError(f"the held-out fraction is {fraction}; a number between 0 and 1 was expected")
+    unique, where = np.unique(hashes, return_inverse=True)
+    if len(unique) < 2:
+        raise DataError(
+            "the text cannot be divided into training and held-out documents: it has only one document; give more text"
+            if len(hashes) < 2
+            else "the text cannot be divided into training and held-out documents: all its documents are the same"
+        )
+    draw = random.hashed((seed, 0x5EED), unique)
+    out = draw < fraction
+    if not out.any():
+        out[draw.argmin()] = True
+    elif out.all():
+        out[draw.argmax()] = False
+    return out[where]
+
+
+def training_texts(source: Source | str, val_fraction: float = 0.05, seed: int = 0) -> Iterator[str]:
+    """The texts that `Store.split(val_fraction, seed)` will give for training, before there is a store: what a
+    tokenizer may be trained on. Walks the source twice. Raises DataError."""
+    source = read(source) if isinstance(source, str) else source
+    hashes = np.array([content_hash(text) for text, _ in pieces(source.documents())], dtype=np.uint64)
+    out = held_out(hashes, val_fraction, seed)
+    for (text, _), away in zip(pieces(source.documents()), out, strict=True):
+        if not away:
+            yield text
+
+
+class View:
+    """Some documents of a store, in the store's order. Token ids are without special tokens."""
+
+    def __init__(self, store: Store, indices: npt.NDArray[np.int64]) -> None:
+        self._store = store
+        self.indices = indices  # int64: positions in the store
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def _at(self, i: int) -> int:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"document {i} of {len(self)}")
+        return int(self.indices[i])
+
+    def __getitem__(self, i: int) -> npt.NDArray[np.int64]:
+        """int64[tokens]: the ids of document i."""
+        return self._store._tokens(self._at(i))
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.int64]]:
+        return (self[i] for i in range(len(self)))
+
+    def sentences(self, i: int) -> npt.NDArray[np.int64]:
+        """int64: token positions within document i where its sentences begin; the first is 0."""
+        return self._store._starts(self._at(i))
+
+    def bytes(self, i: int) -> int:
+        """UTF-8 bytes of document i's text."""
+        return int(self.sizes[i])
+
+    def name(self, i: int) -> str:
+        """A name that a person can find document i by."""
+        return self._store._part("names", "labels", self._at(i)).decode("utf-8")
+
+    def text(self, i: int) -> str:
+        """The text of document i."""
+        return self._store._part("text", "bytes", self._at(i)).decode("utf-8")
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """int64[documents]: tokens of each."""
+        return np.diff(self._store._arrays["documents"])[self.indices]
+
+    @cached_property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """int64[documents]: UTF-8 bytes of each text."""
+        return np.diff(self._store._arrays["bytes"])[self.indices]
+
+    @property
+    def tokens_total(self) -> int:
+        """Tokens of all documents."""
+        return int(self.lengths.sum())
+
+    @property
+    def bytes_total(self) -> int:
+        """UTF-8 bytes of all texts."""
+        return int(self.sizes.sum())
+
+    @property
+    def vocab(self) -> int:
+        """The size of the tokenizer's vocabulary."""
+        return int(self._store.meta["vocab"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the tokenizer and of these documents."""
+        chosen = hashlib.sha256(self._store.meta["fingerprint"].encode())
+        chosen.update(np.ascontiguousarray(self.indices, dtype="<i8").tobytes())
+        return chosen.hexdigest()
+
+
+class Store(View):
+    """All documents of a source as token ids in a folder. Make one with `build`, find one with `open`."""
+
+    def __init__(self, directory: Path, meta: dict[str, Any]) -> None:
+        self.directory = directory
+        self.meta = meta
+        folder = directory / meta["version"]
+        self._arrays: dict[str, Any] = {}
+        for name, entry in meta["files"].items():
+            path = folder / f"{name}.bin"
+            size = path.stat().st_size if path.exists() else -1
+            if size != entry["bytes"]:
+                found = "is missing" if size < 0 else f"has {size} bytes where {entry['bytes']} were written"
+                raise CheckpointError(f"the token store {directory} is damaged: {path.name} {found}; delete the folder")
+            kind = np.dtype(entry["dtype"])
+            self._arrays[name] = np.memmap(path, dtype=kind, mode="r") if size else np.empty(0, dtype=kind)
+        super().__init__(self, np.arange(int(meta["documents"]), dtype=np.int64))
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Store:
+        """The store in `directory`. Raises CheckpointError if there is none, or a file is missing or cut short."""
+        directory = Path(directory)
+        path = directory / "meta.json"
+        if not path.is_file():
+            raise CheckpointError(f"{directory} holds no token store (there is no meta.json)")
+        meta = files.parse(path, files.read(path))
+        if meta.get("format") != VERSION:
+            raise CheckpointError(f"{path} is of store format {meta.get('format')}; this version reads {VERSION}")
+        try:
+            return cls(directory, meta)
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise CheckpointError(f"the token store {directory} is damaged: {error}; delete the folder") from error
+
+    @classmethod
+    def build(
+        cls, source: Source | str, tokenizer: Encoder, directory: str | Path, *, progress: Progress | None = None
+    ) -> Store:
+        """Tokenise every document of `source` into `directory`, or open what is there if it was made by the same
+        tokenizer from the same text. Documents without a single token are left out. `progress(done, total)` counts
+        bytes. Raises DataError (no text), ResourceError (the disk)."""
+        source = read(source) if isinstance(source, str) else source
+        directory = Path(directory)
+        with files.disk(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+        scratch = directory / f".{secrets.token_hex(6)}.tmp"
+        try:
+            with files.disk(directory):
+                scratch.mkdir()
+            writer = _Writer(scratch, tokenizer)
+            digest = writer.spool(source)
+            if (held := cls._same(directory, digest)) is not None:
+                return held
+            meta = writer.encode(progress) | {"fingerprint": digest, "source": source.name, "licence": source.licence}
+            version = digest[:16]
+            with files.disk(directory):
+                if (directory / version).exists():  # damaged, or left by a build that was killed before its meta.json
+                    version = f"{version}-{secrets.token_hex(2)}"
+                scratch.rename(directory / version)
+            files.write(directory / "meta.json", json.dumps({"version": version, **meta}, indent=1) + "\n")
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        for other in directory.iterdir():
+            old = re.fullmatch(r"[0-9a-f]{16}(-[0-9a-f]{4})?", other.name) and other.name != version
+            left = re.fullmatch(r"\.[0-9a-f]{12}\.tmp", other.name) and time.time() - other.stat().st_mtime > 3600
+            if other.is_dir() and (old or left):
+                shutil.rmtree(other, ignore_errors=True)
+        return cls.open(directory)
+
+    @classmethod
+    def _same(cls, directory: Path, digest: str) -> Store | None:
+        """The whole store with this fingerprint, if it is the one in `directory`."""
+        try:
+            store = cls.open(directory)
+        except CheckpointError:
+            return None
+        return store if store.fingerprint == digest else None
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the tokenizer and of the source's content."""
+        return str(self.meta["fingerprint"])
+
+    def verify(self) -> None:
+        """Compare every file with its checksum. Raises CheckpointError naming the file that differs."""
+        for name, entry in self.meta["files"].items():
+            if hashlib.sha256(self._arrays[name].tobytes()).hexdigest() != entry["sha256"]:
+                raise CheckpointError(
+                    f"the token store {self.directory} is damaged: {name}.bin is not what was written"
+                )
+
+    def split(self, val_fraction: float = 0.05, seed: int = 0) -> tuple[View, View]:
+        """(training, held-out) documents; see `held_out` for how it is decided. Raises DataError."""
+        out = held_out(np.asarray(self._arrays["hashes"], dtype=np.uint64), val_fraction, seed)
+        return View(self, np.flatnonzero(~out)), View(self, np.flatnonzero(out))
+
+    def _tokens(self, i: int) -> npt.NDArray[np.int64]:
+        a, b = self._arrays["documents"][i : i + 2]
+        return np.asarray(self._arrays["tokens"][a:b], dtype=np.int64)
+
+    def _starts(self, i: int) -> npt.NDArray[np.int64]:
+        a, b = self._arrays["sentences"][i : i + 2]
+        return np.asarray(self._arrays["starts"][a:b], dtype=np.int64)
+
+    def _part(self, content: str, offsets: str, i: int) -> bytes:
+        a, b = self._arrays[offsets][i : i + 2]
+        return bytes(self._arrays[content][a:b])
+
+
+class _Writer:
+    """Writes the files of a version into `folder`: first the text, hashing it, then the tokens."""
+
+    def __init__(self, folder: Path, tokenizer: Encoder) -> None:
+        self.folder, self.tokenizer = folder, tokenizer
+        self.sizes: list[int] = []
+        self.names: list[str] = []
+        self.hashes: list[int] = []
+
+    def spool(self, source: Source) -> str:
+        """Write all text to a file; the fingerprint of tokenizer and text."""
+        digest = hashlib.sha256(f"{VERSION}\0{self.tokenizer.fingerprint}\0".encode())
+        with files.disk(self.folder.parent):
+            out = open(self.folder / "spool", "wb")  # noqa: SIM115
+        with out:
+            for text, name in pieces(source.documents()):
+                try:
+                    raw = text.encode("utf-8")
+                except UnicodeEncodeError as error:
+                    raise DataError(
+                        f"{name} has a character that is not text (U+{ord(text[error.start]):04X})"
+                    ) from error
+                for part in (raw, name.encode("utf-8", "replace")):
+                    digest.update(len(part).to_bytes(8, "little"))
+                    digest.update(part)
+                with files.disk(self.folder.parent):
+                    out.write(raw)
+                self.sizes.append(len(raw))
+                self.names.append(name)
+                self.hashes.append(content_hash(text))
+        return digest.hexdigest()
+
+    def _batches(self) -> Iterator[tuple[int, list[str]]]:
+        """(index of the first, texts) in portions of about BATCH bytes."""
+        begin, held, size = 0, list[str](), 0
+        with open(self.folder / "spool", "rb") as file:
+            for i, count in enumerate(self.sizes):
+                held.append(file.read(count).decode("utf-8"))
+                size += count
+                if size >= BATCH:
+                    yield begin, held
+                    begin, held, size = i + 1, [], 0
+        if held:
+            yield begin, held
+
+    def encode(self, progress: Progress | None) -> dict[str, Any]:
+        """Tokenise the spooled text and write all files; the meta data."""
+        small = self.tokenizer.vocab_size <= 1 << 16
+        kinds = {"tokens": "<u2" if small else "<u4", "starts": "<i4", "text": "|u1", "names": "|u1"}
+        ends: dict[str, list[int]] = {"tokens": [0], "starts": [0], "text": [0], "names": [0]}
+        hashes: list[int] = []
+        total, done = sum(self.sizes), 0
+        entries: dict[str, Any] = {}
+        with files.disk(self.folder.parent):
+            outs = {name: _Out(self.folder / f"{name}.bin", kind) for name, kind in kinds.items()}
+            try:
+                for begin, texts in self._batches():
+                    for i, (text, (ids, stops)) in enumerate(
+                        zip(texts, self.tokenizer.encode_spans(texts), strict=True), begin
+                    ):
+                        if not ids:
+                            continue
+                        raw = text.encode("utf-8")
+                        at = np.unique(np.searchsorted(np.maximum.accumulate(stops), sentences(text), side="right"))
+                        at = at[at < len(ids)]
+                        at = np.concatenate(([0], at[at > 0]))
+                        label = self.names[i].encode("utf-8", "replace")
+                        payloads: dict[str, Any] = {"tokens": ids, "starts": at, "text": raw, "names": label}
+                        for name, payload in payloads.items():
+                            ends[name].append(ends[name][-1] + outs[name].add(payload))
+                        hashes.append(self.hashes[i])
+                    done += sum(self.sizes[begin : begin + len(texts)])
+                    if progress is not None:
+                        progress(done, total)
+                if not hashes:
+                    raise DataError("the text gives no tokens at all with this tokenizer")
+                for name, values in (
+                    ("documents", ends["tokens"]),
+                    ("sentences", ends["starts"]),
+                    ("bytes", ends["text"]),
+                    ("labels", ends["names"]),
+                ):
+                    outs[name] = _Out(self.folder / f"{name}.bin", "<i8")
+                    outs[name].add(values)
+                outs["hashes"] = _Out(self.folder / "hashes.bin", "<u8")
+                outs["hashes"].add(hashes)
+            finally:
+                for name, out in outs.items():
+                    entries[name] = out.close()
+            (self.folder / "spool").unlink()
+        counts = {"documents": len(hashes), "tokens": ends["tokens"][-1], "bytes": ends["text"][-1]}
+        vocab = {"vocab": self.tokenizer.vocab_size, "tokenizer": self.tokenizer.fingerprint}
+        return {"format": VERSION, **counts, **vocab, "files": entries}
+
+
+class _Out:
+    """An array on its way to disk."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.kind, self.count, self.digest = np.dtype(kind), 0, hashlib.sha256()
+        self.file = open(path, "wb")  # noqa: SIM115
+
+    def add(self, payload: Any) -> int:
+        """Append numbers or bytes; how many elements they are."""
+        raw = payload if isinstance(payload, bytes) else np.asarray(payload, dtype=self.kind).tobytes()
+        self.file.write(raw)
+        self.digest.update(raw)
+        self.count += len(raw)
+        return len(raw) // self.kind.itemsize
+
+    def close(self) -> dict[str, Any]:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        return {"dtype": self.kind.str, "bytes": self.count, "sha256": self.digest.hexdigest()}

@@ -1,0 +1,208 @@
+"""Tokenizers as they were published before `tokenizer.json`: vocab.txt, vocab.json + merges.txt, *.model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stemma.errors import CheckpointError
+from stemma.text import files, spm
+from stemma.text.specials import ROLES, Specials, sentinel
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+NAMES = ("vocab.txt", "vocab.json", *MODELS)
+
+
+def load(directory: Path, named: dict[str, str], config: dict[str, Any], family: str) -> tuple[Tokenizer, Specials]:
+    """The tokenizer in `directory`, with its post-processor, and its special tokens. `named` holds the special tokens
+    that the tokenizer's config names by role, `config` the rest of that config, `family` the model type in config.json
+    (or ""). Raises CheckpointError."""
+    if (directory / "vocab.txt").exists():
+        return _wordpiece(directory / "vocab.txt", named, config)
+    if (directory / "vocab.json").exists():
+        return _bpe(directory, named, config, family)
+    for name in MODELS:
+        if (path := directory / name).exists():
+            return _sentencepiece(path, named, config, family)
+    raise CheckpointError(f"{directory} holds no tokenizer: expected tokenizer.json or one of {', '.join(NAMES)}")
+
+
+def _pick(named: dict[str, str], defaults: dict[str, str], vocab: dict[str, int]) -> Specials:
+    """The named tokens, and the kind's usual ones for the other roles where the vocabulary has them."""
+    chosen: dict[str, Any] = {}
+    for role in ROLES:
+        name = named.get(role) or defaults.get(role)
+        if name and (role in named or name in vocab):
+            chosen[role] = name
+    return Specials(**chosen)
+
+
+def _wordpiece(path: Path, named: dict[str, str], config: dict[str, Any]) -> tuple[Tokenizer, Specials]:
+    from tokenizers import Tokenizer, models
+
+    lines = files.read(path).split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}
+    usual = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    specials = _pick(named, usual, vocab)
+    if specials.unk is None or specials.unk not in vocab:
+        raise CheckpointError(f"{path} has no {named.get('unk', '[UNK]')} entry, so it is not a WordPiece vocabulary")
+    lower = config.get("do_lower_case")
+    if lower is None:  # cased vocabularies have pieces with capitals besides the specials; uncased ones have none
+        lower = not any(token != token.lower() for token in vocab if not token.startswith("["))
+    out = Tokenizer(models.WordPiece(vocab, unk_token=specials.unk, max_input_chars_per_word=100))
+    wordpiece(
+        out,
+        lower=bool(lower),
+        accents=config.get("strip_accents"),
+        chinese=bool(config.get("tokenize_chinese_chars", True)),
+    )
+    return finish(out, "wordpiece", specials), specials
+
+
+def _bpe(directory: Path, named: dict[str, str], config: dict[str, Any], family: str) -> tuple[Tokenizer, Specials]:
+    from tokenizers import Tokenizer, models
+
+    path, rules = directory / "vocab.json", directory / "merges.txt"
+    vocab = files.parse(path, files.read(path))
+    if not rules.exists():
+        raise CheckpointError(f"{path} needs its merges.txt beside it, and there is none")
+    merges = []
+    for number, line in enumerate(files.read(rules).split("\n"), 1):
+        line = line.rstrip("\r")
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        parts = line.split(" ")
+        if len(parts) != 2:
+            raise CheckpointError(f"{rules}:{number} is not a merge: two pieces with one space between were expected")
+        merges.append((parts[0], parts[1]))
+    words = family == "openai-gpt" or (bool(vocab) and "Ġ" not in vocab and any(t.endswith("</w>") for t in vocab))
+    try:
+        if words:
+            specials = _pick(named, {"unk": "<unk>"}, vocab)
+            out = Tokenizer(models.BPE(vocab, merges, unk_token=specials.unk, end_of_word_suffix="</w>"))
+            gpt(out)
+            return finish(out, "gpt-bpe", specials), specials
+        roberta = {
+            "bos": "<s>",
+            "eos": "</s>",
+            "pad": "<pad>",
+            "unk": "<unk>",
+            "mask": "<mask>",
+            "cls": "<s>",
+            "sep": "</s>",
+        }
+        gpt2 = {"bos": "<|endoftext|>", "eos": "<|endoftext|>"}
+        specials = _pick(named, roberta if "<mask>" in vocab else gpt2, vocab)
+        out = Tokenizer(models.BPE(vocab, merges))
+    except Exception as error:  # the library raises bare exceptions
+        raise CheckpointError(f"{rules} does not fit {path}: {error}") from error
+    byte_level(out, prefix=bool(config.get("add_prefix_space", False)))
+    return finish(out, "bpe", specials), specials
+
+
+def _sentencepiece(
+    path: Path, named: dict[str, str], config: dict[str, Any], family: str
+) -> tuple[Tokenizer, Specials]:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    model = spm.parse(raw, str(path))
+    out = spm.convert(model)
+    own = spm.roles(model)
+    own_names = {role: name for role in ROLES if (name := getattr(own, role)) is not None}
+    t5 = path.name == "spiece.model" and own.bos is None and own.eos is not None
+    if t5 or family in ("t5", "mt5", "umt5"):
+        extra = int(config.get("extra_ids", 100))
+        pieces = {text for text, _, _ in model.pieces}
+        count = 0 if sentinel(0) in pieces else extra
+        specials = Specials(**{**own_names, **named}, extra=extra)
+        return finish(out, "unigram", specials, count), specials
+    usual = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    specials = _pick({**own_names, **named}, usual, out.get_vocab())
+    before, after = bool(config.get("add_bos_token", True)), bool(config.get("add_eos_token", False))
+    return finish(out, "spm-bpe", specials, bos=before, eos=after), specials
+
+
+# ---------------------------------------------------------------- the parts around a model, shared with training
+
+
+def wordpiece(out: Tokenizer, *, lower: bool, accents: bool | None = None, chinese: bool = True) -> None:
+    """BERT's cleaning, splitting and joining."""
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    out.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=chinese, strip_accents=accents, lowercase=lower
+    )
+    out.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    out.decoder = decoders.WordPiece(prefix="##")
+
+
+def gpt(out: Tokenizer) -> None:
+    """GPT-1's lower-cased words."""
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    out.normalizer = normalizers.BertNormalizer(lowercase=True)
+    out.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    out.decoder = decoders.BPEDecoder(suffix="</w>")
+
+
+def byte_level(out: Tokenizer, *, prefix: bool = False) -> None:
+    """GPT-2's pattern over bytes."""
+    from tokenizers import decoders, pre_tokenizers
+
+    out.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    out.decoder = decoders.ByteLevel()
+
+
+def finish(
+    out: Tokenizer, kind: str, specials: Specials, sentinels: int | None = None, *, bos: bool = True, eos: bool = False
+) -> Tokenizer:
+    """Add the special tokens, `sentinels` (default: `specials.extra`) of T5's among them, and the post-processor."""
+    from tokenizers import AddedToken, processors
+
+    names = specials.names(("pad", "eos", "unk", "bos", "cls", "sep", "mask"))
+    out.add_special_tokens(
+        [
+            AddedToken(name, special=True, normalized=False, lstrip=kind == "bpe" and name == specials.mask)
+            for name in names
+        ]
+    )
+    count = specials.extra if sentinels is None else sentinels
+    out.add_special_tokens([AddedToken(sentinel(k), special=True, normalized=False) for k in reversed(range(count))])
+
+    def at(token: str) -> tuple[str, int]:
+        index = out.token_to_id(token)
+        assert index is not None
+        return token, index
+
+    def used(*tokens: str) -> list[tuple[str, int]]:
+        return [at(token) for token in dict.fromkeys(tokens)]
+
+    a, b = specials.cls, specials.sep
+    template: Any = None
+    if a is not None and b is not None:
+        if kind == "bpe":
+            template = processors.RobertaProcessing(at(b), at(a), trim_offsets=True, add_prefix_space=False)
+        else:
+            template = processors.TemplateProcessing(f"{a} $A {b}", f"{a} $A {b} $B:1 {b}:1", used(a, b))
+    elif kind == "unigram":
+        if (e := specials.eos) is not None:
+            template = processors.TemplateProcessing(f"$A {e}", f"$A {e} $B {e}", used(e))
+    elif kind == "bpe":
+        template = processors.ByteLevel(trim_offsets=False)
+    elif kind == "spm-bpe":
+        start = [specials.bos] if bos and specials.bos is not None else []
+        stop = [specials.eos] if eos and specials.eos is not None else []
+        if start or stop:
+            one = " ".join([*start, "$A", *stop])
+            two = " ".join([*(f"{s}:1" for s in start), "$B:1", *(f"{s}:1" for s in stop)])
+            template = processors.TemplateProcessing(one, f"{one} {two}", used(*start, *stop))
+    if template is not None:
+        out.post_processor = template
+    return out

@@ -1,0 +1,458 @@
+"""One tokenizer for every kind: ids and back, special tokens by role, the files of the Hugging Face layout."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import secrets
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stemma.errors import CheckpointError, DataError, ResourceError, UsageError
+from stemma.text import chat, files, legacy, trainer
+from stemma.text.specials import ROLES, Specials, sentinel
+
+if TYPE_CHECKING:
+    import tokenizers
+
+MAIN, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+_SHOWN = {" ": "▁", "\n": "↵", "\t": "⇥", "\r": "␍"}
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    `kind` is one of `stemma.text.kinds.KINDS` ("other" for a published layout that is none of them); `specials` are the
+    names of the special tokens by role; `chat_template` is Jinja text or None. `shortfall` is how many entries a
+    training text was too small for. Make one with `train` or `load`.
+    """
+
+    def __init__(
+        self,
+        core: tokenizers.Tokenizer,
+        kind: str,
+        specials: Specials,
+        *,
+        kept: Mapping[str, str] | None = None,
+        chat_template: str | None = None,
+        lowercase: bool = False,
+        shortfall: int = 0,
+    ) -> None:
+        core.no_padding()
+        core.no_truncation()
+        self._core = core
+        self._kept = dict(kept or {})  # the files as read, to be written back unchanged
+        self.kind = kind
+        self.specials = specials
+        self.chat_template = chat_template
+        self.lowercase = lowercase
+        self.shortfall = shortfall
+
+    # ------------------------------------------------------------ making
+
+    @classmethod
+    def train(
+        cls, kind: str, texts: Iterable[str], vocab_size: int, specials: Specials, *, lowercase: bool = False
+    ) -> Tokenizer:
+        """Learn a tokenizer of `kind` (see `stemma.text.kinds`) from `texts`; deterministic.
+
+        `vocab_size` counts everything: specials, bytes, sentinels. It is met exactly unless the text is too small; then
+        a UserWarning says so and `shortfall` says by how much. `lowercase` is for `wordpiece`; `gpt-bpe` always lowers.
+        Raises UsageError (unknown kind, vocabulary too small for the alphabet), DataError (no text)."""
+        if lowercase and kind not in ("wordpiece", "gpt-bpe"):
+            raise UsageError(f"lowercase is an option of wordpiece tokenizers, not of {kind}")
+        if kind in ("unigram", "spm-bpe", "wordpiece") and specials.unk is None:
+            specials = dataclasses.replace(specials, unk="[UNK]" if kind == "wordpiece" else "<unk>")
+        core = trainer.train(kind, texts, vocab_size, specials, lowercase)
+        made = cls(
+            core, kind, specials, lowercase=lowercase or kind == "gpt-bpe", shortfall=vocab_size - core.get_vocab_size()
+        )
+        if made.shortfall > 0:
+            warnings.warn(
+                f"the text gives a {kind} vocabulary of {made.vocab_size} entries, not {vocab_size}; use more text or "
+                "a smaller vocabulary",
+                stacklevel=2,
+            )
+        return made
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Tokenizer:
+        """Read the tokenizer in `directory` (or the tokenizer.json given): tokenizer.json with the special tokens named
+        in tokenizer_config.json, special_tokens_map.json or config.json; else vocab.txt, vocab.json + merges.txt,
+        spiece.model or tokenizer.model. Raises CheckpointError naming the file and what is wrong with it."""
+        directory = Path(directory)
+        if directory.name == MAIN and directory.is_file():
+            directory = directory.parent
+        if not directory.is_dir():
+            raise CheckpointError(f"no such folder: {directory}")
+        kept = {
+            name: files.read(path) for name in (MAIN, CONFIG, MAP, chat.FILE) if (path := directory / name).is_file()
+        }
+        config = files.parse(directory / CONFIG, kept[CONFIG]) if CONFIG in kept else {}
+        named = _named(config)
+        if MAP in kept:
+            named = _named(files.parse(directory / MAP, kept[MAP])) | named
+        model = directory / "config.json"
+        model_config = files.parse(model, files.read(model)) if model.is_file() else {}
+        template = kept[chat.FILE] if chat.FILE in kept else chat.find(config)
+
+        if MAIN in kept:
+            core = _core(kept[MAIN], directory / MAIN)
+            specials = _resolve(core, named, model_config)
+        else:
+            core, specials = legacy.load(directory, named, config, str(model_config.get("model_type", "")))
+            kept = {name: text for name, text in kept.items() if name == chat.FILE}
+            specials = dataclasses.replace(specials, extra=_sentinels(core))
+        state = json.loads(core.to_str())
+        lower = '"lowercase":true' in json.dumps(state.get("normalizer"), separators=(",", ":"))
+        return cls(core, _kind(state), specials, kept=kept, chat_template=template, lowercase=lower)
+
+    # ------------------------------------------------------------ what it is
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """The number of ids, added tokens included: one more than the highest id."""
+        return max(self._core.get_vocab_size(), 1 + max(self._core.get_vocab().values(), default=-1))
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.kind!r}, vocab_size={self.vocab_size})"
+
+    def _role(self, role: str) -> int | None:
+        name = getattr(self.specials, role)
+        return None if name is None else self._core.token_to_id(name)
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """The id that begins a text, or None; likewise the other roles."""
+        return self._role("bos")
+
+    @cached_property
+    def eos_id(self) -> int | None:
+        return self._role("eos")
+
+    @cached_property
+    def pad_id(self) -> int | None:
+        return self._role("pad")
+
+    @cached_property
+    def unk_id(self) -> int | None:
+        return self._role("unk")
+
+    @cached_property
+    def mask_id(self) -> int | None:
+        return self._role("mask")
+
+    @cached_property
+    def cls_id(self) -> int | None:
+        return self._role("cls")
+
+    @cached_property
+    def sep_id(self) -> int | None:
+        return self._role("sep")
+
+    @property
+    def sentinels(self) -> int:
+        """How many sentinels `<extra_id_k>` there are."""
+        return self.specials.extra
+
+    def sentinel(self, k: int) -> int:
+        """The id of `<extra_id_k>`. Raises UsageError if there is no such sentinel."""
+        if not 0 <= k < self.sentinels:
+            raise UsageError(f"there is no sentinel {k}: this tokenizer has {self.sentinels}")
+        index = self._core.token_to_id(sentinel(k))
+        assert index is not None
+        return index
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that stand for no text: the roles, the sentinels, and all tokens marked special in the file."""
+        marked = {i for i, token in self._core.get_added_tokens_decoder().items() if token.special}
+        return frozenset(marked | {i for role in ROLES if (i := self._role(role)) is not None})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides which ids a text gets."""
+        return hashlib.sha256(self._core.to_str().encode()).hexdigest()
+
+    def id(self, token: str) -> int | None:
+        """The id of a token by its exact name, or None."""
+        return self._core.token_to_id(token)
+
+    def token(self, index: int) -> str | None:
+        """The exact name of an id, or None."""
+        return self._core.id_to_token(index)
+
+    def check(self, vocab: int) -> None:
+        """Raises CheckpointError if an id does not fit a model with `vocab` embeddings."""
+        if self.vocab_size > vocab:
+            raise CheckpointError(
+                f"the tokenizer has {self.vocab_size} ids but the model only {vocab} embeddings: use the tokenizer "
+                f"that the model was trained with, or build the model with a vocabulary of at least {self.vocab_size}"
+            )
+
+    # ------------------------------------------------------------ text to ids
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        """A copy that cannot produce a special id from text: the specials are no longer looked for, and their entries
+        in the model's vocabulary have names that no text contains. Ids are the same. A single character stays what it
+        is: some published configs name "!" as padding, and a text must be able to say it."""
+        from tokenizers import Tokenizer as Core
+
+        state = json.loads(self._core.to_str())
+        banned = self.special_ids
+        names = {name for i in banned if (name := self._core.id_to_token(i)) is not None and len(name) > 1}
+        state["added_tokens"] = [
+            t for t in state.get("added_tokens") or [] if not t["special"] and t["id"] not in banned
+        ]
+        model, secret = state["model"], secrets.token_hex(8)
+
+        def hide(name: str) -> str:
+            return f"\U0010fffe{secret}{name}" if name in names else name
+
+        vocab = model.get("vocab")
+        if isinstance(vocab, dict):
+            model["vocab"] = {hide(name): i for name, i in vocab.items()}
+            if model.get("merges"):  # none leads to a special token in any published file; drop it if one does
+                pairs = [p if isinstance(p, list) else p.split(" ") for p in model["merges"]]
+                model["merges"] = [p for p in pairs if not {p[0], p[1], "".join(p)} & names]
+        elif isinstance(vocab, list):
+            model["vocab"] = [[hide(name), score] for name, score in vocab]
+        if isinstance(model.get("unk_token"), str):
+            model["unk_token"] = hide(model["unk_token"])
+        return Core.from_str(json.dumps(state, ensure_ascii=False))
+
+    def _ids(self, text: str, encoding: tokenizers.Encoding) -> list[int]:
+        """The ids of an encoding of `text` by `_plain`. SentencePiece never reads "<0x0A>" in a text as the byte that
+        the piece of this name stands for; the library does, where the vocabulary lacks one of the characters."""
+        ids: list[int] = encoding.ids
+        if not (self.kind == "unigram" and "<0x" in text):
+            return ids
+        out = []
+        for i, token, (start, end) in zip(ids, encoding.tokens, encoding.offsets, strict=True):
+            if end - start == 6 and token.startswith("<0x") and text[start:end] == token:
+                out += [t.id for part in token for t in self._plain.model.tokenize(part)]
+            else:
+                out.append(i)
+        return out
+
+    def encode(self, text: str, *, add_special: bool = True, allow_special: bool = False) -> list[int]:
+        """The ids of `text`. `add_special` puts the kind's special tokens around it. A special token's name inside the
+        text is ordinary text unless `allow_special`. Raises DataError for a lone surrogate, which is not text."""
+        with _reading(text):
+            if allow_special:
+                return list(self._core.encode(text, add_special_tokens=add_special).ids)
+            return self._ids(text, self._plain.encode(text, add_special_tokens=add_special))
+
+    def encode_pair(self, a: str, b: str) -> tuple[list[int], list[int]]:
+        """The ids of two texts as one input with their special tokens, and for each id the text it belongs to (0 or 1).
+        Special tokens' names in the texts are ordinary text."""
+        with _reading(a, b):
+            encoding = self._plain.encode(a, b, add_special_tokens=True)
+        return list(encoding.ids), list(encoding.type_ids)
+
+    def encode_batch(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
+        """The ids of many texts, fast; special tokens' names in them are ordinary text."""
+        texts = list(texts)
+        slow = self.kind == "unigram" and any("<0x" in text for text in texts)
+        run = self._plain.encode_batch if slow else self._plain.encode_batch_fast
+        with _reading(*texts):
+            encodings = run(texts, add_special_tokens=add_special)
+        return [self._ids(text, e) if slow else e.ids for text, e in zip(texts, encodings, strict=True)]
+
+    def encode_spans(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """For each text its ids, without special tokens, and for each id the character where its piece ends."""
+        texts = list(texts)
+        out = []
+        with _reading(*texts):
+            encodings = self._plain.encode_batch(texts, add_special_tokens=False)
+        for text, e in zip(texts, encodings, strict=True):
+            ids = self._ids(text, e)
+            if len(ids) == len(e):
+                out.append((ids, [end for _, end in e.offsets]))
+            else:  # a byte's name was spelled out: the characters after it cannot be placed exactly
+                ends = [end for _, end in e.offsets]
+                out.append((ids, ends + [len(text)] * (len(ids) - len(ends))))
+        return out
+
+    # ------------------------------------------------------------ ids to text
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of `ids`. Bytes that are not UTF-8 become U+FFFD. Raises UsageError for an id out of range."""
+        ids = [int(i) for i in ids]
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise UsageError(f"token id {i} is outside this tokenizer's vocabulary of {self.vocab_size}")
+        return str(self._core.decode(ids, skip_special_tokens=skip_special))
+
+    @cached_property
+    def _letters(self) -> dict[str, int] | None:
+        """For byte-level vocabularies, the byte that each character stands for."""
+        decoder = json.dumps(json.loads(self._core.to_str()).get("decoder"))
+        return _byte_letters() if '"ByteLevel"' in decoder else None
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """A printable piece for each id: spaces as `▁`, line ends as `↵`, a lone byte as `<0xE2>`, specials by name."""
+        out = []
+        for i in ids:
+            name = self._core.id_to_token(int(i))
+            if name is None:
+                out.append(f"<{int(i)}?>")
+            elif int(i) in self.special_ids or self._letters is None:
+                out.append(_printable(name))
+            else:
+                raw = bytes(self._letters[c] for c in name) if all(c in self._letters for c in name) else name.encode()
+                try:
+                    out.append(_printable(raw.decode("utf-8")))
+                except UnicodeDecodeError:
+                    out.append("".join(f"<0x{byte:02X}>" for byte in raw))
+        return out
+
+    def apply_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """The conversation as the chat template writes it. Encode the result with `allow_special=True` and
+        `add_special=False`. Raises UsageError without a template, DataError if it refuses, ResourceError if jinja2 is
+        missing."""
+        if self.chat_template is None:
+            raise UsageError("this tokenizer has no chat template; give the prompt as plain text")
+        names = {f"{role}_token": getattr(self.specials, role) for role in ROLES}
+        return chat.render(self.chat_template, messages, add_generation_prompt, names)
+
+    # ------------------------------------------------------------ files
+
+    def save(self, directory: str | Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json (and the chat template, where it was
+        found). Files that were read are written back byte for byte. Raises ResourceError."""
+        directory = Path(directory)
+        kept = self._kept
+        files.write(directory / MAIN, kept.get(MAIN) or self._core.to_str(pretty=True) + "\n")
+        if CONFIG in kept:
+            files.write(directory / CONFIG, kept[CONFIG])
+        else:
+            files.write(directory / CONFIG, json.dumps(self._config(), indent=2, ensure_ascii=False) + "\n")
+        if MAP in kept:
+            files.write(directory / MAP, kept[MAP])
+        elif CONFIG not in kept:
+            files.write(directory / MAP, json.dumps(self._names(), indent=2, ensure_ascii=False) + "\n")
+        held = chat.find(files.parse(directory / CONFIG, kept[CONFIG])) if CONFIG in kept else None
+        if self.chat_template is not None and (chat.FILE in kept or self.chat_template != held):
+            files.write(directory / chat.FILE, self.chat_template)
+
+    def _names(self) -> dict[str, Any]:
+        out: dict[str, Any] = {f"{r}_token": name for r in ROLES if (name := getattr(self.specials, r)) is not None}
+        if self.sentinels:
+            out["additional_special_tokens"] = [sentinel(k) for k in range(self.sentinels)]
+        return out
+
+    def _config(self) -> dict[str, Any]:
+        names = self._names()
+        extra = names.pop("additional_special_tokens", None)
+        out = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "clean_up_tokenization_spaces": False}
+        if extra:
+            out["extra_special_tokens"] = extra
+        if self.kind == "wordpiece":
+            out["do_lower_case"] = self.lowercase
+        inputs = ["input_ids", "token_type_ids", "attention_mask"]
+        out["model_input_names"] = inputs if self.kind == "wordpiece" else [inputs[0], inputs[2]]
+        return out
+
+
+@contextlib.contextmanager
+def _reading(*texts: str) -> Iterator[None]:
+    """Say which character was not text, where the library only says that something was not."""
+    try:
+        yield
+    except TypeError as error:
+        for text in texts:
+            if isinstance(text, str) and (bad := next((c for c in text if "\ud800" <= c <= "\udfff"), None)):
+                raise DataError(f"the text has a character that is not text (U+{ord(bad):04X})") from error
+        raise
+
+
+def _named(table: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens by role in a config or map; each is a name or a description with `content`."""
+    out = {}
+    for role in ROLES:
+        held = table.get(f"{role}_token")
+        name = held.get("content") if isinstance(held, Mapping) else held
+        if isinstance(name, str) and name:
+            out[role] = name
+    return out
+
+
+def _core(text: str, path: Path) -> tokenizers.Tokenizer:
+    try:
+        from tokenizers import Tokenizer as Core
+    except ImportError as error:
+        raise ResourceError("tokenizers cannot be imported: pip install tokenizers") from error
+    files.parse(path, text)
+    try:
+        return Core.from_str(text)
+    except Exception as error:  # the library raises bare exceptions
+        raise CheckpointError(f"{path} is not a tokenizer that the tokenizers library can read: {error}") from error
+
+
+def _resolve(core: tokenizers.Tokenizer, named: Mapping[str, str], model: Mapping[str, Any]) -> Specials:
+    """The special tokens: by name where named, then by id from the model's config, then by the usual names."""
+    chosen: dict[str, str] = {role: name for role, name in named.items() if core.token_to_id(name) is not None}
+    for role in ROLES:
+        held = model.get(f"{role}_token_id")
+        first = held[0] if isinstance(held, list) and held else held
+        if role not in chosen and isinstance(first, int) and not isinstance(first, bool) and first >= 0:
+            name = core.id_to_token(first)
+            if name is not None:
+                chosen[role] = name
+    if not chosen:
+        special = {t.content for t in core.get_added_tokens_decoder().values() if t.special}
+        usual = {
+            "bos": ("<s>", "<|begin_of_text|>", "<|endoftext|>"),
+            "eos": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
+            "pad": ("[PAD]", "<pad>"),
+            "unk": ("[UNK]", "<unk>"),
+            "mask": ("[MASK]", "<mask>"),
+            "cls": ("[CLS]",),
+            "sep": ("[SEP]",),
+        }
+        for role, names in usual.items():
+            if (name := next((n for n in names if n in special), None)) is not None:
+                chosen[role] = name
+    return Specials(**chosen, extra=_sentinels(core))
+
+
+def _sentinels(core: tokenizers.Tokenizer) -> int:
+    count = 0
+    while core.token_to_id(sentinel(count)) is not None:
+        count += 1
+    return count
+
+
+def _kind(state: Mapping[str, Any]) -> str:
+    model, around = state["model"], json.dumps([state.get("pre_tokenizer"), state.get("decoder")])
+    name = model.get("type")
+    if name == "WordPiece":
+        return "wordpiece"
+    if name == "Unigram":
+        return "unigram"
+    if name == "BPE":
+        if model.get("end_of_word_suffix"):
+            return "gpt-bpe"
+        return "bpe" if '"ByteLevel"' in around else "spm-bpe"
+    return "other"
+
+
+def _byte_letters() -> dict[str, int]:
+    """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others for the characters from U+0100 on."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in set(shown)]
+    return {chr(byte): byte for byte in shown} | {chr(256 + k): byte for k, byte in enumerate(rest)}
+
+
+def _printable(text: str) -> str:
+    return "".join(_SHOWN.get(c) or (c if c.isprintable() else f"\\u{{{ord(c):x}}}") for c in text)

@@ -1,0 +1,127 @@
+"""Training: each kind's published procedure, made deterministic."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from stemma.errors import DataError, UsageError
+from stemma.text import kinds, legacy, spm
+from stemma.text.specials import Specials
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+ALPHABET = 1000  # characters that a WordPiece or word-BPE vocabulary keeps at most, as in BERT's
+
+
+def train(kind: str, texts: Iterable[str], size: int, specials: Specials, lowercase: bool) -> Tokenizer:
+    """A tokenizer of exactly `size` entries, or as many as the text gives. Raises UsageError, DataError."""
+    kinds.check(kind)
+    names = specials.names(kinds.ORDER[kind])
+    if kind in ("unigram", "spm-bpe") and specials.unk is None:
+        names = ["<unk>", *names]
+    room = size - specials.extra
+    least = len(names) + (0 if kind in ("wordpiece", "gpt-bpe") else 256) + 1
+    if room < least:
+        raise UsageError(
+            f"a {kind} vocabulary of {size} is too small: its special tokens and bytes need {size - room + least}"
+        )
+    if kind in ("unigram", "spm-bpe"):
+        out = spm.convert(spm.train(kind, texts, room, names, specials))
+    elif kind == "bpe":
+        out = _bytes(texts, room, names, specials)
+    else:
+        out = _words(kind, texts, room, names, lowercase or kind == "gpt-bpe", specials.unk)
+    return legacy.finish(out, kind, specials)
+
+
+def _some(texts: Iterable[str]) -> Iterator[str]:
+    """The texts. Raises DataError if there is nothing but white space."""
+    texts = iter(texts)
+    blank: list[str] = []
+    for text in texts:
+        if text.strip():
+            return itertools.chain(blank, [text], texts)
+        blank.append(text)
+    raise DataError("there is no text to train a tokenizer on")
+
+
+def _bytes(texts: Iterable[str], size: int, names: list[str], specials: Specials) -> Tokenizer:
+    """GPT-2's BPE. A single special token takes the last id (GPT-2), as does a mask (RoBERTa); others come first."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    last = names if len(names) == 1 else [specials.mask] if specials.mask is not None else []
+    first = [name for name in names if name not in last]
+    out = Tokenizer(models.BPE())
+    legacy.byte_level(out)
+    out.train_from_iterator(
+        _some(texts),
+        trainers.BpeTrainer(
+            vocab_size=size - len(last),
+            min_frequency=1,
+            show_progress=False,
+            special_tokens=first,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        ),
+    )
+    out.add_special_tokens(list(last))
+    return out
+
+
+def _alone(char: str) -> bool:
+    """Whether BERT's splitting makes a word of this character by itself: punctuation and ideographs."""
+    code = ord(char)
+    ascii_mark = 33 <= code <= 126 and not char.isalnum()
+    ideograph = any(
+        a <= code <= b for a, b in ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F))
+    )
+    return ascii_mark or ideograph or unicodedata.category(char).startswith("P")
+
+
+def _words(kind: str, texts: Iterable[str], size: int, names: list[str], lower: bool, unk: str | None) -> Tokenizer:
+    """WordPiece or GPT-1's BPE over words.
+
+    The library numbers the inner (`##x`) and final (`x</w>`) characters in the order of a hash table, which differs
+    from run to run. Here they are listed first, sorted, so that all ids and all ties are settled."""
+    from tokenizers import Tokenizer, models, trainers
+
+    def empty(vocab: dict[str, int] | None = None, merges: Any = None) -> Tokenizer:
+        if kind == "wordpiece":
+            out = Tokenizer(models.WordPiece(vocab or {}, unk_token=unk or "[UNK]", max_input_chars_per_word=100))
+            legacy.wordpiece(out, lower=lower)
+        else:
+            out = Tokenizer(models.BPE(vocab, merges, unk_token=unk, end_of_word_suffix="</w>"))
+            legacy.gpt(out)
+        return out
+
+    draft = empty()
+    kept = list(_some(texts))
+    counts: Counter[str] = Counter()
+    for text in kept:
+        counts.update(draft.normalizer.normalize_str(text))
+    for char in [c for c in counts if c.isspace()]:
+        del counts[char]
+    room = max(1, min(ALPHABET, (size - len(names)) // 4))
+    alphabet = sorted(sorted(counts, key=lambda c: (-counts[c], c))[:room])
+    mark = "##{}" if kind == "wordpiece" else "{}</w>"
+    inner = [mark.format(c) for c in alphabet if kind == "gpt-bpe" or not _alone(c)]
+    options: dict[str, Any] = {"end_of_word_suffix": "</w>"} if kind == "gpt-bpe" else {}
+    trainer = (trainers.WordPieceTrainer if kind == "wordpiece" else trainers.BpeTrainer)(
+        vocab_size=size,
+        min_frequency=1,
+        show_progress=False,
+        special_tokens=[*names, *inner],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        **options,
+    )
+    draft.train_from_iterator(kept, trainer)
+    # The draft takes the inner characters for special tokens, so the tokenizer is made afresh from what it learned.
+    learned = json.loads(draft.to_str())["model"]
+    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in learned.get("merges", [])]
+    return empty(learned["vocab"], merges)

@@ -74,8 +74,8 @@ def saved(case: str, folder: Path, seed: int = 0) -> Any:
     return model
 
 
-def inputs(case: str, rows: int = 3, length: int = 17, seed: int = 3) -> dict[str, torch.Tensor]:
-    """A batch with padding on the right, all that the structure reads."""
+def inputs(case: str, rows: int = 3, length: int = 17, seed: int = 3, left: bool = False) -> dict[str, torch.Tensor]:
+    """A batch with padding on the right (or left), all that the structure reads."""
     _, _, fields = CASES[case]
     vocab = fields["vocab_size"]
     generator = torch.Generator().manual_seed(seed)
@@ -83,6 +83,7 @@ def inputs(case: str, rows: int = 3, length: int = 17, seed: int = 3) -> dict[st
     mask = torch.ones(rows, length, dtype=torch.int64)
     mask[1, length - 4 :] = 0
     mask[2, length - 9 :] = 0
+    mask = mask.flip(1) if left else mask
     ids = torch.randint(5, vocab, (rows, length), generator=generator)
     if pad is not None:
         ids = ids.masked_fill(mask == 0, pad)

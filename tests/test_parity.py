@@ -22,7 +22,7 @@ def outputs(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     if isinstance(model, torch.nn.Module) and hasattr(model, "arch"):
         found = {"logits": out.logits, "hidden": out.hidden, "pair": out.seq_relationship_logits, "pooled": out.pooled}
     else:
-        logits = out.get("logits", out.get("prediction_logits"))
+        logits = out.get("prediction_logits", out.get("logits"))
         hidden = out.get("last_hidden_state")
         found = {"logits": logits, "hidden": hidden, "pair": out.get("seq_relationship_logits"), "pooled": out.get("pooler_output")}
     return {k: v for k, v in found.items() if v is not None}
@@ -68,3 +68,38 @@ def test_saved_files_reload_in_the_reference(case: str, tmp_path: Path) -> None:
     assert set(first) - set(ours.ledger.ignored) == set(second)
     for key, value in second.items():
         assert torch.equal(value, first[key]), key
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_padding_on_the_left_equals_the_reference(case: str, tmp_path: Path) -> None:
+    theirs = saved(case, tmp_path)
+    assert gap(stemma.load(tmp_path), theirs, inputs(case, left=True)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.endswith("model")])
+def test_losses_equal_the_reference(case: str, tmp_path: Path) -> None:
+    theirs = saved(case, tmp_path)
+    ours = stemma.load(tmp_path)
+    batch = inputs(case)
+    labels = batch.pop("decoder_input_ids", batch["input_ids"]).clone()
+    batch.pop("decoder_attention_mask", None)
+    labels[0, :5] = -100
+    if case.startswith("mistral"):  # padding further than a window from any token sees nothing that is defined
+        labels[batch["attention_mask"] == 0] = -100
+    extra = {"next_sentence_label": torch.tensor([0, 1, 1])} if case == "bert-pretraining" else {}
+    with torch.no_grad():
+        want = theirs(**batch, labels=labels, **extra).loss
+        got = ours(**batch, labels=labels, **extra).loss
+    assert abs(want - got) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["bert-mlm", "gpt2", "llama", "t5"])
+def test_half_precision_loads_as_the_reference_does(case: str, tmp_path: Path) -> None:
+    saved(case, tmp_path)
+    name, _, _ = CASES[case]
+    theirs = getattr(hf, name).from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    ours = stemma.load(tmp_path, dtype="bfloat16")
+    assert ours.dtype == torch.bfloat16
+    batch = inputs(case)
+    scale = outputs(theirs, batch)["logits"].abs().max().item()
+    assert gap(ours, theirs, batch) <= 0.02 * scale

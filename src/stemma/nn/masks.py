@@ -56,10 +56,10 @@ def visible(spec: parts.Full | parts.Causal | parts.Sliding, facts: Facts) -> Vi
     if facts.qdoc is not None and facts.kdoc is not None:
         seen = _both(seen, facts.qdoc[:, :, None] == facts.kdoc[:, None, :])
     if facts.real is not None:
-        real = facts.real[:, None, :]
-        if facts.plain:  # padding sees itself: a row that sees nothing would be undefined
-            real = real | torch.eye(length, dtype=torch.bool, device=real.device)
-        seen = _both(seen, real)
+        seen = _both(seen, facts.real[:, None, :]).expand(-1, length, -1)
+        if facts.plain:  # a row that sees nothing (padding on the left) would be undefined: it sees itself
+            itself = torch.eye(length, dtype=torch.bool, device=seen.device)
+            seen = seen | (itself & ~seen.any(-1, keepdim=True))
     assert seen is not None
     return Visible(mask=seen[:, None])
 

@@ -21,8 +21,8 @@ _WHERE = {
     "load": "stemma.formats",
     "save": "stemma.formats",
     "build": "stemma.formats",
-    "generate": "stemma.generate",
-    "fill": "stemma.generate",
+    "generate": "stemma.decoding",
+    "fill": "stemma.decoding",
     "pretrain": "stemma.train",
 }
 
@@ -31,7 +31,7 @@ __all__ = [*_WHERE, "__version__"]
 if TYPE_CHECKING:
     from stemma.families import design, family, tree
     from stemma.formats import build, load, save
-    from stemma.generate import fill, generate
+    from stemma.decoding import fill, generate
     from stemma.train import pretrain
 
 

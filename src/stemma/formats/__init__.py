@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from stemma import families, spec
-from stemma.errors import CheckpointError, StemmaError, UsageError, did_you_mean
+from stemma.errors import CheckpointError, StemmaError, UsageError, did_you_mean, nearest
 from stemma.families.declare import Design, Family
 from stemma.formats import config as configs
 from stemma.formats import hf_bert, hf_gpt, hf_llama, hf_t5, own, tensors
 from stemma.formats.config import Layout
 from stemma.formats.names import Ledger, Row, expand, missing
+from stemma.nn.init import initialise
 from stemma.nn.model import Model
 from stemma.nn.parts import Heads
 
@@ -26,11 +28,27 @@ LAYOUTS: dict[str, Layout] = {
     for layout in (hf_bert.bert, hf_bert.roberta, hf_gpt.gpt1, hf_gpt.gpt2, hf_t5.t5, hf_llama.llama, hf_llama.mistral)
 }
 HEADS = ("lm", "pooler", "pair")
+CONFIGS = ("config.json", "generation_config.json")
+VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")  # one makes a tokenizer
+TOKENIZER = (
+    *VOCABULARY,
+    "merges.txt",
+    "added_tokens.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def build(
-    name: str | Design, overrides: Mapping[str, Any] | None = None, *, seed: int = 0, dtype: str = "float32", **dims: Any
+    name: str | Design,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    **dims: Any,
 ) -> Model:
     """A model of a family's size with fresh weights, in eval mode: `build("roberta-base", layers=2)`.
 
@@ -77,9 +95,14 @@ def load(
 
     Strict: every tensor of the file and of the model is accounted for in `model.ledger`. A head that the file's own
     class needs and whose weights are not there is refused, unless `new` names it (`"lm"`, `"pooler"`, `"pair"`): then
-    it is drawn afresh. `dtype="auto"` keeps the file's. Raises CheckpointError naming the tensor, key or file.
+    it is drawn afresh. `dtype="auto"` keeps the file's; `device="meta"` reads shapes and no data. Raises
+    CheckpointError naming the tensor, key or file.
     """
     folder = Path(path)
+    new = tuple(new)
+    if wrong := [n for n in new if n not in HEADS]:
+        raise UsageError(f"no head is called {wrong[0]!r}; heads are {', '.join(HEADS)}{did_you_mean(wrong[0], HEADS)}")
+    kind = None if dtype == "auto" else dtype_of(dtype)
     if folder.suffix == ".gguf":
         from stemma.formats import gguf
 
@@ -92,12 +115,11 @@ def load(
         from stemma.formats import hub
 
         folder = hub.fetch(str(path), revision)
-    new = tuple(new)
-    if wrong := [n for n in new if n not in HEADS]:
-        raise UsageError(f"no head is called {wrong[0]!r}; heads are {', '.join(HEADS)}{did_you_mean(wrong[0], HEADS)}")
+    if not (folder / "config.json").is_file() and (why := tensors.interrupted(folder)):
+        raise CheckpointError(why)
     raw = tensors.read_json(folder / "config.json")
     source = tensors.Tensors(folder)
-    model = _assemble(raw, source, str(folder), new, torch.device(device), dtype)
+    model = _assemble(raw, source, str(folder), new, torch.device(device), kind)
     model.extras = {"config": raw}
     if (folder / "generation_config.json").is_file():
         model.extras["generation_config"] = tensors.read_json(folder / "generation_config.json")
@@ -108,11 +130,15 @@ def load(
 
 def read_design(raw: Mapping[str, Any]) -> tuple[Design, Family | None, Layout | None, dict[str, str]]:
     """What a config.json describes: the design (with the heads of its class), its family, layout and unused keys."""
-    model_type = raw.get("model_type")
+    if "model_type" not in raw:
+        like = [k for k in raw if nearest("model_type", [k], 1) and k not in configs.GENERAL]
+        hint = f"; is {like[0]!r} meant to be it?" if like else ""
+        raise CheckpointError(f"config.json has no 'model_type', which says what model it describes{hint}")
+    model_type = raw["model_type"]
     if model_type == own.MODEL_TYPE:
         design = own.read_config(raw)
         return design, families.tree().get(str(raw.get("family"))), None, {}
-    if model_type not in LAYOUTS:
+    if not isinstance(model_type, str) or model_type not in LAYOUTS:
         known = [*LAYOUTS, own.MODEL_TYPE]
         hint = did_you_mean(str(model_type), known)
         raise CheckpointError(f"config.json: model_type {model_type!r} is not known; known: {', '.join(known)}{hint}")
@@ -161,49 +187,52 @@ def _assemble(
     where: str,
     new: Collection[str],
     device: torch.device,
-    dtype: str | torch.dtype,
+    dtype: torch.dtype | None,
 ) -> Model:
     design, owner, layout, unused = read_design(raw)
-    files = _names_in_file(source, layout)
+    files = _names_in_file(source, layout, where)
     ledger = Ledger(config=unused)
-    wanted = _heads_wanted(raw, layout, design)
-    design = _heads_in_file(design, wanted, layout, files, new, where)
+    design = _heads_in_file(design, raw, layout, files, new, where)
     design = _tie(design, layout, source, files)
     with torch.device("meta"):
         model = Model(design.arch, design.dims)
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    to = None if dtype == "auto" else dtype_of(dtype)
-    for r in _rows(design, layout, shapes):
-        _read_row(r, model, shapes, source, files, ledger, new, where, device, to)
-    _account_rest(files, layout, design, ledger, where)
-    _draw_new(model, design, ledger, device, to)
+    rows = _rows(design, layout, shapes)
+    found = {r.theirs: name for r in rows if (name := _find(r, source, files, shapes, ledger, new, where))}
+    _account_rest(files, layout, ledger, where)
+    # all names and shapes are right; only now is anything read
+    _draw_new(model, design, ledger, device, dtype)
+    for r in rows:
+        if r.theirs in found:
+            _read_row(r, found[r.theirs], model, shapes, source, ledger, where, device, dtype)
     model.ledger = ledger
     return attach(model, design, owner)
 
 
-def _names_in_file(source: tensors.Tensors, layout: Layout | None) -> dict[str, str]:
+def _names_in_file(source: tensors.Tensors, layout: Layout | None, where: str) -> dict[str, str]:
     """The name by which the table knows each tensor -> the name that it has in the file."""
-    names = {}
-    for name in source:
-        known = name
-        if layout is not None:
-            for old, current in layout.renames.items():
-                known = known.replace(old, current)
-        names[known] = name
-    if layout is not None and layout.prefix and not any(n.startswith(layout.prefix) for n in names):
-        names = {(n if _is_head(n, layout) else layout.prefix + n): f for n, f in names.items()}
+    if layout is None:
+        return {name: name for name in source}
+    current = {name: functools.reduce(lambda n, r: n.replace(*r), layout.renames.items(), name) for name in source}
+    if layout.prefix and not any(n.startswith(layout.prefix) for n in current.values()):
+        current = {f: n if _is_head(n, layout) else layout.prefix + n for f, n in current.items()}
+    names: dict[str, str] = {}
+    for file, name in current.items():
+        if name in names:
+            raise CheckpointError(f"{where} holds both {names[name]!r} and {file!r}, which mean the same tensor")
+        names[name] = file
     return names
 
 
 def _is_head(name: str, layout: Layout) -> bool:
     heads = [r for r in layout.rows(_base(layout)) if r.ours[0].split(".")[0] in HEADS]
-    return any(name == t or name in r.aliases for r in heads for t in (r.theirs,)) or name.startswith(("cls.", "lm_head"))
+    return name.startswith(("cls.", "lm_head")) or any(name in (r.theirs, *r.aliases) for r in heads)
 
 
-def _heads_wanted(raw: Mapping[str, Any], layout: Layout | None, design: Design) -> Heads:
-    if layout is None:
-        return design.arch.heads
+def _heads_wanted(raw: Mapping[str, Any], layout: Layout) -> Heads:
     listed = raw.get("architectures") or []
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise CheckpointError(f"config.json: architectures={listed!r} should be a list of class names")
     for name in listed:
         if name in layout.classes:
             return layout.classes[name]
@@ -212,15 +241,21 @@ def _heads_wanted(raw: Mapping[str, Any], layout: Layout | None, design: Design)
         raise CheckpointError(
             f"config.json: class {listed[0]!r} is not supported; known: {', '.join(layout.classes)}{hint}"
         )
-    return Heads(design.arch.heads.lm)  # an old file names no class; its other heads are what it holds
+    return Heads()  # an old file names no class; its heads are what it holds
 
 
 def _heads_in_file(
-    design: Design, wanted: Heads, layout: Layout | None, files: Mapping[str, str], new: Collection[str], where: str
+    design: Design,
+    raw: Mapping[str, Any],
+    layout: Layout | None,
+    files: Mapping[str, str],
+    new: Collection[str],
+    where: str,
 ) -> Design:
     """The design with the heads that the file holds or the user wants drawn. Raises if the class needs one more."""
     if layout is None:
         return design
+    wanted = _heads_wanted(raw, layout)
     heads = design.arch.heads
     every = replace(design, arch=replace(design.arch, heads=replace(heads, pooler=True, pair=True)))
     own_rows: dict[str, list[str]] = {h: [] for h in HEADS}
@@ -230,13 +265,13 @@ def _heads_in_file(
             own_rows[part].append(r.theirs)
     has = {h: any(t in files for t in rows) or h in new for h, rows in own_rows.items()}
     needs = {"lm": wanted.lm is not None, "pooler": wanted.pooler, "pair": wanted.pair}
-    if not own_rows["lm"]:
-        has["lm"] = needs["lm"]  # tied, and without parameters of its own: the class alone tells
+    if not own_rows["lm"]:  # tied, and without parameters of its own: the class alone tells, where one is named
+        has["lm"] = needs["lm"] or not raw.get("architectures")
     for head in HEADS:
         if needs[head] and own_rows[head] and not has[head]:
             raise CheckpointError(
-                f"{where} should hold a {head!r} head (its config.json says so), but {own_rows[head][0]!r} is not in it; "
-                f"load(..., new=[{head!r}]) would draw one afresh"
+                f"{where} should hold a {head!r} head (its config.json says so), but {own_rows[head][0]!r} is not "
+                f"in it; load(..., new=[{head!r}]) would draw one afresh"
             )
     if "pair" in new:
         has["pooler"] = True
@@ -271,73 +306,79 @@ def _rows(design: Design, layout: Layout | None, shapes: Mapping[str, Any]) -> l
     return rows
 
 
-def _read_row(
+def _find(
     r: Row,
-    model: nn.Module,
-    shapes: Mapping[str, torch.Size],
     source: tensors.Tensors,
     files: Mapping[str, str],
+    shapes: Mapping[str, torch.Size],
     ledger: Ledger,
     new: Collection[str],
     where: str,
-    device: torch.device,
-    dtype: torch.dtype | None,
-) -> None:
+) -> str | None:
+    """The tensor of the file that a row reads, checked; None if the row is to be drawn afresh."""
     found = next((n for n in (r.theirs, *r.aliases) if n in files), None)
     if found is None:
         if r.ours[0].split(".")[0] in new:
             ledger.new += r.ours
-            return
+            return None
         raise missing(r.theirs, source, where)
-    tensor = source.get(files[found])
-    for ours, part in r.read(tensor, shapes):
-        owner, _, leaf = ours.rpartition(".")
-        value = part.to(device=device, dtype=dtype or part.dtype).contiguous()
-        if value.untyped_storage().nbytes() > value.nbytes:
-            value = value.clone()  # a slice must not keep the whole packed tensor alive
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
-        ledger.loaded[ours] = files[found]
-    for alias in r.aliases:
-        if alias in files and alias != found:
-            if not torch.equal(source.get(files[alias]), tensor):
-                raise CheckpointError(
-                    f"{where}: {files[alias]!r} should repeat {files[found]!r} (the config ties them) but differs from it"
-                )
-            ledger.tied[files[alias]] = files[found]
+    r.read(source.blank(files[found]), shapes)
+    ledger.loaded |= dict.fromkeys(r.ours, files[found])
+    ledger.tied |= {files[alias]: files[found] for alias in r.aliases if alias in files and alias != found}
+    return files[found]
 
 
-def _account_rest(
-    files: Mapping[str, str], layout: Layout | None, design: Design, ledger: Ledger, where: str
-) -> None:
-    """Every tensor of the file that no row read is ignored by a named rule, or an error."""
+def _account_rest(files: Mapping[str, str], layout: Layout | None, ledger: Ledger, where: str) -> None:
+    """Every tensor of the file that no row reads is ignored by a named rule, or an error."""
     used = set(ledger.loaded.values()) | set(ledger.tied)
+    rules = {} if layout is None else layout.stray
     for known, name in files.items():
         if name in used:
             continue
-        reason = None
-        if layout is not None:
-            rules = layout.stray.items()
-            reason = next((why for pattern, why in rules if re.search(pattern, known)), None)
+        reason = next((why for pattern, why in rules.items() if re.search(pattern, known)), None)
         if reason is None:
             raise CheckpointError(f"{where} holds a tensor {name!r} for which this model has no place")
         ledger.ignored[name] = reason
 
 
-def _draw_new(
-    model: Model, design: Design, ledger: Ledger, device: torch.device, dtype: torch.dtype | None
+def _read_row(
+    r: Row,
+    name: str,
+    model: nn.Module,
+    shapes: Mapping[str, torch.Size],
+    source: tensors.Tensors,
+    ledger: Ledger,
+    where: str,
+    device: torch.device,
+    dtype: torch.dtype | None,
 ) -> None:
-    if not ledger.new:
-        return
-    fresh = Model(design.arch, design.dims).initialise(0)
-    for ours in ledger.new:
-        owner, _, leaf = ours.rpartition(".")
-        value = fresh.get_parameter(ours).detach().to(device=device, dtype=dtype or torch.float32)
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+    tensor = source.blank(name) if device.type == "meta" else source.get(name)
+    for ours, part in r.read(tensor, shapes):
+        # a copy of its own: a slice must not keep the whole packed tensor alive, nor a file stay mapped
+        value = torch.empty(part.shape, dtype=dtype or part.dtype, device=device).copy_(part)
+        _set(model, ours, value)
+    for alias, repeated in ledger.tied.items():
+        if repeated == name and device.type != "meta" and not torch.equal(source.get(alias), tensor):
+            raise CheckpointError(
+                f"{where}: {alias!r} should repeat {name!r} (the config ties them) but differs from it"
+            )
+
+
+def _set(model: nn.Module, name: str, value: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+
+
+def _draw_new(model: Model, design: Design, ledger: Ledger, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Draw the heads that the user asked for; what the file holds of them is read over it."""
+    heads = {name.split(".")[0] for name in ledger.new}
+    parts = nn.ModuleDict({head: getattr(model, head).to_empty(device="cpu") for head in sorted(heads)})
+    initialise(parts, design.arch, design.dims, 0)
+    parts.to(device=device, dtype=dtype)
 
 
 def _tokenizer(folder: Path, model: Model) -> Any:
-    names = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
-    if not any((folder / n).is_file() for n in names):
+    if not any((folder / n).is_file() for n in VOCABULARY):
         return None
     from stemma.text import Tokenizer
 
@@ -380,32 +421,40 @@ def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard
     directory = Path(directory)
     if directory.is_file():
         raise UsageError(f"{directory} is a file; a checkpoint is a folder")
+    if model.device.type == "meta":
+        raise UsageError("this model has shapes and no weights (it is on the device 'meta'): there is nothing to save")
+    if model.tokenizer is None and (old := next((n for n in VOCABULARY if (directory / n).is_file()), None)):
+        raise UsageError(f"{directory} holds a tokenizer ({old}) and this model has none; save it to another folder")
     design: Design = replace(model.design, arch=model.arch, dims=model.dims, text=model.text)
     layout, data = layout_of(design, model.family)
     state = {k: v.detach() for k, v in model.named_parameters()}
     kind = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
     data["dtype"] = str(kind).removeprefix("torch.")
     extras = getattr(model, "extras", {})
-    old = extras.get("config", {})
-    if layout is not None and old.get("model_type") == layout.model_type:  # keys that say nothing here are kept
-        data = {k: v for k, v in old.items() if k not in ("torch_dtype", "rope_theta", "rope_scaling")} | data
+    before = extras.get("config", {})
+    if layout is not None and before.get("model_type") == layout.model_type:  # keys that say nothing here are kept
+        respelled = {"torch_dtype", *(older for k in layout.keys for older in k.older)}
+        data = {k: v for k, v in before.items() if k not in respelled} | data
     names: dict[str, Any] = {}
     bare = layout is not None and design.arch.heads.lm is None and not design.arch.heads.pair
     for r in _rows(design, layout, state):
         size = sum(state[o].numel() for o in r.ours) * kind.itemsize
         name = r.theirs.removeprefix(layout.prefix) if bare and layout is not None else r.theirs
         names[name] = (size, lambda r=r: _on_cpu(r.write(state), kind))
-    with tensors.whole(directory) as scratch:
-        written = set(tensors.write(scratch, names, shard_bytes))
+    with tensors.whole(directory, _replaced) as scratch:
+        tensors.write(scratch, names, shard_bytes)
         if model.tokenizer is not None:
             model.tokenizer.save(scratch)
         tensors.write_json(scratch / "config.json", data)
         if (generation := _generation_config(model, design, extras)) is not None:
             tensors.write_json(scratch / "generation_config.json", generation)
-    for stale in directory.glob("*.safetensors*"):  # shards of an earlier save would shadow the new files
-        if stale.name not in written:
-            stale.unlink()
     return directory
+
+
+def _replaced(name: str) -> bool:
+    """Whether a file is part of a checkpoint, which a new one replaces as a whole: a shard or a token list of the old
+    one among the new files would be read as theirs."""
+    return name in (*CONFIGS, *TOKENIZER) or WEIGHTS.fullmatch(name) is not None
 
 
 def _on_cpu(tensor: Tensor, kind: torch.dtype) -> Tensor:

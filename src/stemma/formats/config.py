@@ -6,7 +6,8 @@ writing, the file is read again and must give the same design: what a layout can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,6 +37,10 @@ class Key:
     write: Callable[[Any, Design], Any] = same
     older: tuple[str, ...] = ()
 
+    def spelling(self, config: Mapping[str, Any]) -> str:
+        """The name (or names) by which a config has it."""
+        return " and ".join(name for name in (self.name, *self.older) if name in config) or self.name
+
     def value(self, config: Mapping[str, Any]) -> Any:
         for name in (self.name, *self.older):
             if name in config:
@@ -50,6 +55,25 @@ def key(name: str, *paths: str, default: Any = REQUIRED, **how: Any) -> Key:
     return Key(name, paths, default, **how)
 
 
+def meant(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known name that `word` is one slip of typing away from, else for the nearest."""
+    known = list(known)
+    slips = [name for name in known if _slip(word, name)]
+    return did_you_mean(word, slips) or did_you_mean(word, known)
+
+
+def _slip(a: str, b: str) -> bool:
+    """Whether `a` is `b` with one letter missing, added or replaced, or two neighbours swapped."""
+    i = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    a, b = a[i:], b[i:]
+    return a[1:] == b or a == b[1:] or a[1:] == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:])
+
+
+def token(value: Any, config: Mapping[str, Any]) -> Any:
+    """The id of a token; -1 means that there is none (in the first LLaMA files)."""
+    return None if value == -1 else value
+
+
 def several(value: Any, config: Mapping[str, Any]) -> Any:
     """A number, or a list of them as a tuple."""
     return tuple(value) if isinstance(value, list) else value
@@ -59,8 +83,8 @@ def words(table: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
     """`read` and `write` of a key whose words differ from ours. The first of several that mean the same is written."""
 
     def read(value: Any, config: Mapping[str, Any]) -> Any:
-        if value not in table:
-            raise CheckpointError(f"{value!r} is not supported; known: {', '.join(table)}{did_you_mean(value, table)}")
+        if not isinstance(value, str) or value not in table:
+            raise CheckpointError(f"{value!r} is not supported; known: {', '.join(table)}{meant(str(value), table)}")
         return table[value]
 
     def write(value: Any, design: Design) -> Any:
@@ -92,35 +116,39 @@ class Layout:
     tied_by_file: bool = False
 
 
-def _reasons(reason: str, names: str) -> dict[str, str]:
+def reasons(reason: str, names: str) -> dict[str, str]:
+    """One reason for each of several names."""
     return dict.fromkeys(names.split(), reason)
 
 
 GENERAL: dict[str, str] = {
-    **_reasons("read elsewhere", "model_type architectures"),
-    **_reasons(
+    **reasons("read elsewhere", "model_type architectures"),
+    **reasons(
         "says how the file was made",
         "_name_or_path name_or_path transformers_version _commit_hash _attn_implementation_autoset attn_implementation "
         "finetuning_task task_specific_params tokenizer_class auto_map",
     ),
-    **_reasons("the loader's own arguments decide", "dtype torch_dtype use_bfloat16 torchscript tf_legacy_loss use_cache"),
-    **_reasons(
+    **reasons(
+        "the loader's own arguments decide", "dtype torch_dtype use_bfloat16 torchscript tf_legacy_loss use_cache"
+    ),
+    **reasons(
         "what a call returns is fixed here",
         "return_dict output_attentions output_hidden_states output_scores return_dict_in_generate output_past",
     ),
-    **_reasons("memory in training, not a result", "gradient_checkpointing chunk_size_feed_forward"),
-    **_reasons("labels of a task head", "id2label label2id num_labels _num_labels problem_type classifier_dropout"),
-    **_reasons(
+    **reasons("memory in training, not a result", "gradient_checkpointing chunk_size_feed_forward"),
+    **reasons("labels of a task head", "id2label label2id num_labels _num_labels problem_type classifier_dropout"),
+    **reasons(
         "generation is set by generation_config.json and by the call",
         "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
         "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
         "bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values "
         "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens prefix",
     ),
-    **_reasons("the tokenizer's files say which token it is", "sep_token_id mask_token_id cls_token_id unk_token_id"),
+    **reasons("the tokenizer's files say which token it is", "sep_token_id mask_token_id cls_token_id unk_token_id"),
 }
 GENERAL_FIXED: dict[str, Any] = {
     "is_decoder": False,
+    "is_encoder_decoder": False,
     "add_cross_attention": False,
     "cross_attention_hidden_size": None,
     "tie_encoder_decoder": False,
@@ -149,19 +177,41 @@ def read_config(layout: Layout, config: Mapping[str, Any], base: Design) -> tupl
         elif name in unused:
             ignored[name] = unused[name]
         else:
-            hint = did_you_mean(name, known | set(fixed) | set(unused))
+            hint = meant(name, [*known, *fixed, *unused])
             raise CheckpointError(f"config.json: no key {name!r} is known for model_type {layout.model_type!r}{hint}")
     changes: dict[str, Any] = {}
     for k in layout.keys:
+        value = k.value(config)
         try:
-            value = k.read(k.value(config), config)
+            changes |= dict.fromkeys(k.paths, k.read(value, config))
         except CheckpointError as error:
-            raise CheckpointError(f"config.json: {k.name}: {error}" if k.name not in str(error) else str(error)) from None
-        changes |= dict.fromkeys(k.paths, value)
+            name = k.spelling(config)
+            raise CheckpointError(
+                f"config.json: {error}" if name in str(error) else f"config.json: {name}: {error}"
+            ) from None
     try:
         return spec.edit(base, changes), ignored
     except UsageError as error:
-        raise CheckpointError(f"config.json: {error}") from None
+        raise CheckpointError(f"config.json: {_in_their_words(error, layout, config, changes, base)}") from None
+
+
+def _in_their_words(
+    error: UsageError, layout: Layout, config: Mapping[str, Any], changes: Mapping[str, Any], base: Design
+) -> str:
+    """An error about the design in terms of the config's keys."""
+    text = str(error)
+    names = {path: k.spelling(config) for k in reversed(layout.keys) for path in k.paths}
+    for path in sorted(names, key=len, reverse=True):
+        text = re.sub(rf"\b{re.escape(path)}\b", names[path], text)
+    if text != str(error):
+        return text
+    for k in layout.keys:  # it names no path: the key whose value alone gives the same error is meant
+        try:
+            spec.edit(base, {path: changes[path] for path in k.paths})
+        except UsageError as alone:
+            if str(alone) == str(error):
+                return f"{k.spelling(config)}: {text}"
+    return text
 
 
 def write_config(layout: Layout, design: Design, heads: Heads, base: Design) -> dict[str, Any]:
@@ -192,12 +242,13 @@ def _reaches(design: Design, path: str) -> bool:
 
 
 def class_name(layout: Layout, heads: Heads) -> str:
-    """The publisher's class for a set of heads. Raises UsageError if it has none."""
-    for name, has in layout.classes.items():
-        if _present(has) == _present(heads):
-            return name
-    have = [n for n, there in zip(("lm", "pooler", "pair"), _present(heads), strict=True) if there]
-    raise UsageError(f"the {layout.model_type!r} layout has no class with the heads {', '.join(have) or 'none'}")
+    """The publisher's class for a set of heads: the one that has them, else the one that has most of them."""
+
+    def shared(has: Heads) -> tuple[bool, int]:
+        pairs = list(zip(_present(has), _present(heads), strict=True))
+        return all(ours for theirs, ours in pairs if theirs), sum(theirs and ours for theirs, ours in pairs)
+
+    return max(layout.classes, key=lambda name: shared(layout.classes[name]))
 
 
 def _present(heads: Heads) -> tuple[bool, bool, bool]:

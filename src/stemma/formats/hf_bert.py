@@ -7,11 +7,20 @@ from typing import Any
 
 from stemma.errors import CheckpointError
 from stemma.families.declare import Design
-from stemma.formats.config import Key, Layout, key, several, words
+from stemma.formats.config import Key, Layout, key, reasons, several, words
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Heads, Learned, MLMHead
 
-ACTS = words({"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"})  # fmt: skip
+ACTS = words(
+    {
+        "gelu": "gelu",
+        "gelu_new": "gelu_tanh",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "relu": "relu",
+        "silu": "silu",
+        "swish": "silu",
+    }
+)
 
 KEYS = (
     key("vocab_size", "dims.vocab", default=30_522),
@@ -101,12 +110,11 @@ bert = Layout(
     rows=_bert_rows,
     prefix="bert.",
     fixed=ABSOLUTE,
-    unused=dict.fromkeys(
-        "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head "
-        "pooler_type".split(),
+    unused=reasons(
         "of the multilingual TensorFlow release; no code reads it",
-    )
-    | {"gradient_checkpointing": "memory in training, not a result"},
+        "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head "
+        "pooler_type",
+    ),
     renames=GAMMA,
     stray=STRAY,
 )
@@ -122,6 +130,10 @@ def _rows_to_context(value: Any, config: Mapping[str, Any]) -> Any:
     padding = config.get("pad_token_id", 1)
     if not isinstance(value, int) or not isinstance(padding, int):
         raise CheckpointError(f"max_position_embeddings={value!r} and pad_token_id={padding!r} must be whole numbers")
+    if value <= padding + 1:
+        raise CheckpointError(
+            f"max_position_embeddings={value} leaves no position: pad_token_id={padding} takes the first {padding + 1}"
+        )
     return value - padding - 1
 
 
@@ -136,7 +148,6 @@ roberta = Layout(
     classes={
         "RobertaForMaskedLM": Heads(MLMHead()),
         "RobertaModel": Heads(pooler=True),
-        "RobertaForMaskedLMWithPooler": Heads(MLMHead(), pooler=True),
         "RobertaEncoder": Heads(),
     },
     keys=(

@@ -5,20 +5,26 @@ Their linear layers are stored as [in, out] and q, k, v in one piece, side by si
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from stemma.families.declare import Design
-from stemma.formats.config import Layout, key, several, words
+from stemma.formats.config import Layout, key, reasons, several, words
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Heads, LMHead
 
-ACTS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}  # fmt: skip
-UNUSED = dict.fromkeys(
-    "summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout".split(),
+ACTS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+UNUSED = reasons(
     "of a task head that reads one token",
-) | dict.fromkeys(
-    "n_ctx n_special predict_special_tokens".split(), "an earlier spelling or a count that no code reads any more"
-)
+    "summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout",
+) | reasons("an earlier spelling or a count that no code reads any more", "n_ctx n_special predict_special_tokens")
 
 
 def _rows(tokens: str, positions: str, tied: bool, last_norm: bool) -> Iterator[Row]:
@@ -43,6 +49,15 @@ def _tied(design: Design) -> bool:
     return design.arch.heads.lm is None or design.arch.heads.lm.tied
 
 
+def four_times(width: Any, config: Mapping[str, Any]) -> Any:
+    """The inner width that goes with a width (which may be anything here, and is refused elsewhere)."""
+    return 4 * width if isinstance(width, int) else width
+
+
+def _inner(value: Any, config: Mapping[str, Any]) -> Any:
+    return four_times(config.get("n_embd", 768), config) if value is None else value
+
+
 def _gpt1_rows(design: Design) -> list[Row]:
     return list(_rows("tokens_embed", "positions_embed", _tied(design), last_norm=False))
 
@@ -59,7 +74,7 @@ gpt1 = Layout(
         key("vocab_size", "dims.vocab", default=40_478),
         key("n_positions", "dims.context", default=512),
         key("n_embd", "dims.d_model", default=768),
-        key("n_embd", "dims.d_ff", default=768, read=lambda v, c: 4 * v, write=lambda v, d: d.dims.d_model),
+        key("n_embd", "dims.d_ff", default=768, read=four_times, write=lambda v, d: d.dims.d_model),
         key("n_layer", "dims.layers", default=12),
         key("n_head", "dims.heads", default=12),
         key(
@@ -92,7 +107,7 @@ gpt2 = Layout(
         key("n_embd", "dims.d_model", default=768),
         key("n_layer", "dims.layers", default=12),
         key("n_head", "dims.heads", default=12),
-        key("n_inner", "dims.d_ff", default=None, read=lambda v, c: 4 * c.get("n_embd", 768) if v is None else v),
+        key("n_inner", "dims.d_ff", default=None, read=_inner),
         key("activation_function", "arch.mlp.act", default="gelu_new", **words(ACTS)),
         key("resid_pdrop", "arch.dropout.residual", default=0.1),
         key("embd_pdrop", "arch.dropout.embed", default=0.1),

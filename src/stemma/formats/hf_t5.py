@@ -7,7 +7,7 @@ from typing import Any
 
 from stemma.errors import CheckpointError
 from stemma.families.declare import Design
-from stemma.formats.config import Layout, key, several
+from stemma.formats.config import Layout, key, meant, several
 from stemma.formats.names import Row, row
 from stemma.nn.parts import MLP, GatedMLP, Heads, LMHead
 
@@ -18,8 +18,9 @@ def _read_mlp(value: Any, config: Mapping[str, Any]) -> MLP | GatedMLP:
     # "gated-gelu" has always meant the tanh form, and "gelu" alone the exact one
     word = str(value).removeprefix("gated-")
     if word not in ACTS:
-        known = ", ".join([*ACTS, *("gated-" + a for a in ACTS)])
-        raise CheckpointError(f"feed_forward_proj={value!r} is not supported; known: {known}")
+        known = [*ACTS, *("gated-" + a for a in ACTS)]
+        hint = meant(str(value), known)
+        raise CheckpointError(f"feed_forward_proj={value!r} is not supported; known: {', '.join(known)}{hint}")
     if str(value).startswith("gated-"):
         return GatedMLP("gelu_tanh" if word == "gelu" else ACTS[word], bias=False)  # type: ignore[arg-type]
     return MLP(ACTS[word], bias=False)  # type: ignore[arg-type]
@@ -67,7 +68,11 @@ def _rows(design: Design) -> Iterator[Row]:
 t5 = Layout(
     model_type="t5",
     families=("t5", "t5-v1.1"),
-    classes={"T5ForConditionalGeneration": Heads(LMHead()), "T5Model": Heads()},
+    classes={
+        "T5ForConditionalGeneration": Heads(LMHead()),
+        "T5Model": Heads(),
+        "T5WithLMHeadModel": Heads(LMHead()),  # its first name
+    },
     keys=(
         key("vocab_size", "dims.vocab", default=32_128),
         key("d_model", "dims.d_model", default=512),

@@ -17,8 +17,8 @@ from stemma.errors import CheckpointError, nearest
 
 @dataclass(frozen=True)
 class Row:
-    """`theirs` in the file is `ours` in the model: a matrix turned over if `transposed`, and side by side along the model's
-    first axis where there are several. `aliases`: other names under which a file may hold the same tensor again."""
+    """`theirs` in the file is `ours` in the model: a matrix turned over if `transposed`, and side by side along the
+    model's first axis where there are several. `aliases`: other names for the same tensor, which files may hold."""
 
     theirs: str
     ours: tuple[str, ...]

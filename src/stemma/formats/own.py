@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stemma import spec
-from stemma.errors import CheckpointError, UsageError
+from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.families.declare import Design
 from stemma.formats.names import Row
 
@@ -16,8 +16,10 @@ MODEL_TYPE = "stemma"
 
 def read_config(config: Mapping[str, Any]) -> Design:
     """The design in a config.json of ours."""
-    if unknown := sorted(set(config) - {"model_type", "design", "dtype", "family"}):
-        raise CheckpointError(f"config.json: no key {unknown[0]!r} is known for model_type {MODEL_TYPE!r}")
+    known = ("model_type", "design", "dtype", "family")
+    if unknown := [name for name in config if name not in known]:
+        hint = did_you_mean(unknown[0], known)
+        raise CheckpointError(f"config.json: no key {unknown[0]!r} is known for model_type {MODEL_TYPE!r}{hint}")
     try:
         return spec.from_dict(Design, config["design"])
     except KeyError:

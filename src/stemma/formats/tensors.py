@@ -39,11 +39,14 @@ class Tensors:
         for file in files:
             for name in self._names(file):
                 if name in self.where:
-                    raise CheckpointError(f"{directory} holds {name!r} twice: in {self.where[name].name} and {file.name}")
+                    both = f"{self.where[name].name} and {file.name}"
+                    raise CheckpointError(f"{directory} holds {name!r} twice: in {both}")
                 self.where[name] = file
         for name, shard in listed.items():
             if name not in self.where or self.where[name].name != shard:
-                raise CheckpointError(f"the index of {directory} names {name!r} in {shard}, but that file does not hold it")
+                raise CheckpointError(
+                    f"the index of {directory} names {name!r} in {shard}, but that file does not hold it"
+                )
 
     def _files(self) -> tuple[list[Path], dict[str, str]]:
         """The files with weights, and which of them an index says to hold each tensor."""
@@ -109,13 +112,16 @@ class Tensors:
         file = self.where[name]
         if file.suffix == ".bin":
             tensor = self._bin(file)[name]
-            shape, kind, known = list(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.dtype
+            shape = list(tensor.shape)
+            kind = next((k for k, known in TYPES.items() if known == tensor.dtype), str(tensor.dtype))
         else:
             part = self._safe(file).get_slice(name)
-            shape, kind, known = part.get_shape(), part.get_dtype(), TYPES.get(part.get_dtype())
-        if known not in TYPES.values():
-            raise CheckpointError(f"tensor {name!r} in {file} is of type {kind}; weights should be one of {', '.join(TYPES)}")
-        return torch.empty(shape, dtype=known, device="meta")
+            shape, kind = part.get_shape(), part.get_dtype()
+        if kind not in TYPES:
+            raise CheckpointError(
+                f"tensor {name!r} in {file} is of type {kind}; weights should be one of {', '.join(TYPES)}"
+            )
+        return torch.empty(shape, dtype=TYPES[kind], device="meta")
 
     def get(self, name: str) -> Tensor:
         """One tensor, on the CPU, in the type that the file holds."""
@@ -143,7 +149,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#x}") from None
+        wrong = error.object[error.start]
+        raise CheckpointError(f"{path} is not UTF-8 text: byte {error.start} is {wrong:#x}") from None
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path} is not valid JSON: line {error.lineno}: {error.msg}") from None
     if not isinstance(data, dict):
@@ -158,8 +165,8 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def whole(directory: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
-    """A scratch folder in `directory`. If the block ends well its files take the place of those there that have the same
-    names or are `stale`; if not, `directory` stays as it was. Other files in it are left alone.
+    """A scratch folder in `directory`. If the block ends well its files take the place of those there that have the
+    same names or are `stale`; if not, `directory` stays as it was. Other files in it are left alone.
 
     Raises ResourceError if the disk is full or the place not writable.
     """

@@ -1,0 +1,42 @@
+"""Refresh what README.md and docs/cli.md cut from the program: the tree, and each command's help.
+
+`--check` changes nothing and only says whether they are current.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/cli.md")
+
+
+def says(*args: str) -> str:
+    """What `stemma ARGS` prints into 80 columns without colours."""
+    plain = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "stemma", *args]
+    return subprocess.run(command, env=plain, check=True, capture_output=True, encoding="utf-8").stdout.rstrip()
+
+
+def refreshed(text: str) -> str:
+    """`text` with the output of each `<!-- $ stemma ARGS -->` up to the `<!-- / -->` after it."""
+    between = re.compile(r"(<!-- \$ stemma ([^\n]*?) -->\n).*?(<!-- / -->)", re.S)
+    return between.sub(lambda m: f"{m[1]}```text\n{says(*m[2].split())}\n```\n{m[3]}", text)
+
+
+if __name__ == "__main__":
+    stale = []
+    for page in PAGES:
+        path = ROOT / page
+        old = path.read_text(encoding="utf-8")
+        new = refreshed(old)
+        if new != old:
+            stale.append(page)
+            if "--check" not in sys.argv:
+                path.write_text(new, encoding="utf-8")
+    if "--check" in sys.argv and stale:
+        sys.exit(f"{' and '.join(stale)}: not current; run `make docs`")

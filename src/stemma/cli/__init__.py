@@ -1,0 +1,286 @@
+"""The command line. This module knows the commands by name and line; each one's code is loaded when it is used.
+
+Nothing here or in the commands' modules imports torch at the top: `stemma --help` must cost next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+import click
+
+from stemma import __version__
+from stemma.errors import StemmaError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# group -> (command, its arguments, one line, the module that has it)
+GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
+    "The tree": [
+        ("tree", "[NAME]", "draw the family tree: who changed what", "lookup"),
+        ("show", "NAME", "what a family or size is, and from which ancestor", "lookup"),
+        ("diff", "A B", "what changes going from A to B", "lookup"),
+        ("params", "NAME...", "exact parameter counts, no weights made", "lookup"),
+    ],
+    "Training": [
+        ("quickstart", "", "train three small relatives, compare them", "quickstart"),
+        ("pretrain", "NAME", "train a family from nothing on your text", "training"),
+        ("resume", "RUN", "go on with a run that was stopped", "training"),
+        ("verify", "resume RUN", "check that a resumed run is the same run, bit by bit", "training"),
+        ("data", "list|show", "the built-in texts; what a model is shown of a text", "training"),
+        ("report", "RUN...", "one HTML file about one or several runs", "training"),
+    ],
+    "Checkpoints": [
+        ("generate", "PATH PROMPT...", "continue text", "models"),
+        ("fill", "PATH TEXT", "guess the masked words of a text", "models"),
+        ("convert", "SRC DST", "write a checkpoint in another layout or precision", "models"),
+    ],
+    "More": [
+        ("completion", "SHELL", "set up tab completion: bash, zsh or fish", "meta"),
+        ("help", "[TOPIC]", "this map, a command's help, or `exit-codes`", "meta"),
+    ],
+}
+COMMANDS = {name: (line, module) for rows in GROUPS.values() for name, _, line, module in rows}
+
+
+def overview() -> str:
+    """What the program can do, one line a command."""
+    lines = ["Stemma: the family tree of language models, as running code.", ""]
+    for group, rows in GROUPS.items():
+        lines.append(group)
+        lines += [f"  {f'{name} {arguments}'.rstrip():<25} {line}" for name, arguments, line, _ in rows]
+        lines.append("")
+    lines.append("`stemma COMMAND --help` says more. Start with `stemma tree`.")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- options that every command takes
+
+
+def _read_families(ctx: click.Context, param: click.Parameter, paths: tuple[str, ...]) -> None:
+    if paths:
+        from stemma import families
+
+        for path in paths:
+            families.add(path)
+
+
+def _set_debug(ctx: click.Context, param: click.Parameter, on: bool) -> None:
+    if on:
+        ctx.find_root().meta["stemma.debug"] = True
+
+
+def common() -> list[click.Parameter]:
+    """`--families` and `--debug`, which stand before or after a command's name."""
+    return [
+        click.Option(
+            ["--families"],
+            multiple=True,
+            metavar="FILE",
+            expose_value=False,
+            is_eager=True,
+            callback=_read_families,
+            help="Also read the families that this Python file declares (it is run).",
+        ),
+        click.Option(
+            ["--debug"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_set_debug,
+            help="Show tracebacks.",
+        ),
+    ]
+
+
+class Command(click.Command):
+    """A click command with the common options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += common()
+
+
+class Group(click.Group):
+    """A click group whose unknown commands get a suggestion."""
+
+    command_class = Command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            where = f"{ctx.command_path} has no command" if ctx.parent else "no command is called"
+            hint = did_you_mean(name, self.list_commands(ctx))
+            raise UsageError(f"{where} {name!r}{hint or f'; `{ctx.command_path} --help` lists them'}")
+        return super().resolve_command(ctx, args)
+
+
+class Root(Group):
+    """The program: commands are imported by name when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"stemma.cli.{COMMANDS[cmd_name][1]}")
+        found: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return found
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write(overview() + "\n\n")
+        formatter.write("Options\n")
+        with formatter.indentation():
+            formatter.write_dl([row for p in self.get_params(ctx) if (row := p.get_help_record(ctx))])
+        formatter.write("\nExit codes: `stemma help exit-codes`.\n")
+
+
+@click.command(
+    cls=Root,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+@click.version_option(__version__, "--version", prog_name="stemma", message="%(prog)s %(version)s")
+@click.pass_context
+def root(ctx: click.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        click.echo(overview())
+
+
+root.params += common()
+
+
+# ---------------------------------------------------------------- errors
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the program and leave it with one of the documented exit codes."""
+    arguments = sys.argv[1:] if args is None else args
+    debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character gets `?`, not a crash
+            stream.reconfigure(errors="replace")
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = note
+            code = root.main(args=arguments, prog_name="stemma", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except StemmaError as error:
+        fail(str(error), error.exit_code, debug)
+    except click.ClickException as error:
+        fail(usage_line(error), 2 if isinstance(error, click.UsageError) else error.exit_code, debug)
+    except (KeyboardInterrupt, click.Abort):
+        fail("stopped", 130, debug)
+    except BrokenPipeError:
+        # The reader went away (`stemma tree | head`): say nothing, and let no flush at exit complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except MemoryError:
+        fail("out of memory; choose a smaller size, batch or precision", 5, debug)
+    except OSError as error:
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        fail(f"{where}{(error.strerror or str(error)).lower()}", 5, debug)
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split())
+        text = text if len(text) <= 300 else text[:300] + " ..."
+        fail(f"unexpected {type(error).__name__}: {text}; run again with --debug to see where", 70, debug)
+
+
+def note(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning that is meant for people in one line; those that are meant for programmers not at all."""
+    if issubclass(category, UserWarning):
+        click.echo(f"note: {message}", err=True)
+
+
+def fail(sentence: str, code: int, debug: bool) -> NoReturn:
+    if debug and sys.exc_info()[0] is not None:
+        import traceback
+
+        traceback.print_exc()
+    click.echo(f"error: {sentence}", err=True)
+    sys.exit(code)
+
+
+def usage_line(error: click.ClickException) -> str:
+    """Click's complaint in one line, in the style of the others."""
+    ctx = getattr(error, "ctx", None)
+    path = ctx.command_path if ctx else "stemma"
+    if isinstance(error, click.NoSuchOption):
+        known = [opt for p in ctx.command.get_params(ctx) for opt in p.opts] if ctx else []
+        return f"{path} has no option {error.option_name}{did_you_mean(error.option_name, known)}"
+    if isinstance(error, click.MissingParameter) and error.param is not None and ctx:
+        return f"{path} needs {error.param.make_metavar(ctx)}; see `{path} --help`"
+    text = error.format_message().rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+# ---------------------------------------------------------------- shared by the commands
+
+
+def command(**settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """Declare a command, with the common options."""
+    return click.command(cls=Command, **settings)
+
+
+def overrides(items: tuple[str, ...]) -> dict[str, str]:
+    """`--set PATH=VALUE` options as a mapping. Raises UsageError for one that is no such pair."""
+    pairs: dict[str, str] = {}
+    for item in items:
+        path, equals, value = item.partition("=")
+        if not equals or not path.strip():
+            raise UsageError(f"--set {item!r} is not PATH=VALUE, such as --set dims.layers=4")
+        pairs[path.strip()] = value.strip()
+    return pairs
+
+
+def console(stderr: bool = False) -> Console:
+    """A plain console: nothing in a text is taken for markup."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, emoji=False, markup=False)
+
+
+def emit(data: Any) -> None:
+    """Print plain data as JSON."""
+    import json
+
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Families and sizes that begin like what was typed."""
+    from stemma import families
+
+    names = [*families.tree(), *families.size_names()]
+    return sorted({name for name in names if name.startswith(incomplete)})
+
+
+def existing_runs(paths: tuple[str, ...]) -> list[Path]:
+    """The named run directories. Raises UsageError for one that is none."""
+    for path in paths:
+        if not Path(path, "run.json").is_file():
+            what = "holds no run.json" if Path(path).is_dir() else "does not exist"
+            raise UsageError(f"{path} is not a run: it {what}; `stemma pretrain ... --out {path}` makes one")
+    return [Path(path) for path in paths]

@@ -1,0 +1,455 @@
+"""`tree`, `show`, `diff`, `params`: what the declarations say. Drawn for people, `--json` for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stemma.cli import command, complete_names, console, emit, overrides
+from stemma.errors import UsageError
+from stemma.report.words import brief, children, value_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from stemma.families.declare import Design, Family
+    from stemma.spec import Change
+
+COLOUR = {"encoder": "cyan", "decoder": "magenta", "encoder-decoder": "yellow"}
+SHORT = {"encoder": "enc", "decoder": "dec", "encoder-decoder": "enc-dec"}
+TITLES = {
+    "arch": "architecture",
+    "dims": "sizes",
+    "objective": "objective",
+    "text": "text",
+    "recipe": "recipe",
+}
+PARTS = ("arch", "objective", "text", "recipe")
+
+
+def unicode_ok(out: Console) -> bool:
+    return out.encoding.lower().replace("-", "").startswith("utf")
+
+
+def has_weights(family: Family) -> bool:
+    return any(size.hub for size in family.sizes.values())
+
+
+def hanging(out: Console, head: Text, text: str, style: str = "") -> Text:
+    """`head`, then `text` wrapped in the columns to its right."""
+    import textwrap
+
+    room = max(out.width - len(head), 20)
+    head.append(textwrap.fill(text, room, break_on_hyphens=False).replace("\n", "\n" + " " * len(head)), style=style)
+    return head
+
+
+# ---------------------------------------------------------------- tree
+
+
+def node(family: Family) -> dict[str, Any]:
+    """A family as `stemma tree --json` prints it."""
+    from stemma.families.declare import PARTS as parts
+    from stemma.spec import get, to_dict
+
+    changes = {}
+    if family.parent is not None:
+        assert parts
+        changes = {p: [to_dict(get(family.parent, p)), to_dict(get(family, p))] for p in family.changes}
+    return {
+        "name": family.name,
+        "year": family.about.year,
+        "title": family.about.title,
+        "source": family.about.source,
+        "parent": family.parent.name if family.parent else None,
+        "edge": family.edge,
+        "structure": family.arch.structure,
+        "changes": changes,
+        "sizes": list(family.sizes),
+        "weights": "public" if has_weights(family) else family.about.weights,
+        "note": family.about.note,
+    }
+
+
+def tree_lines(root: Family, width: int, fancy: bool) -> list[Text]:
+    """The tree under `root`, one line a family, at most `width` columns."""
+    from rich.text import Text
+
+    tee, last, bar = ("├─ ", "└─ ", "│  ") if fancy else ("|- ", "`- ", "|  ")
+    rows: list[tuple[str, Family]] = []
+
+    def walk(family: Family, lead: str, branch: str) -> None:
+        rows.append((lead + branch, family))
+        below = children(family.name)
+        inner = lead + ("" if not branch else bar if branch == tee else "   ")
+        for i, child in enumerate(below):
+            walk(child, inner, last if i == len(below) - 1 else tee)
+
+    walk(root, "", "")
+    first = max(len(lead) + len(f.name) for lead, f in rows) + 2
+    lines = [Text(f"{'family':<{first}}year  kind     sizes  what it changed", style="dim")]
+    for lead, family in rows:
+        line = Text(lead, style="dim")
+        line.append(family.name, style=f"bold {COLOUR[family.arch.structure]}")
+        line.pad_right(first - len(line))
+        line.append(f"{family.about.year}  ")
+        line.append(f"{SHORT[family.arch.structure]:<8}", style=COLOUR[family.arch.structure])
+        line.append(f"{len(family.sizes):>4}{' ' if has_weights(family) else '*'}  ")
+        room = max(width - len(line), 12)
+        if family.parent is None:
+            line.append("the root", style="dim")
+        elif family.edge == "trained":
+            line.append(brief(family.changes, room - 15) + " (more training)")
+        else:
+            line.append(brief(family.changes, room))
+        lines.append(line)
+    if any(not has_weights(f) for _, f in rows):
+        lines.append(Text("* no public weights", style="dim"))
+    return lines
+
+
+@command()
+@click.argument("name", required=False, shell_complete=complete_names)
+@click.option("--json", "as_json", is_flag=True, help="Print a list of families as JSON.")
+def tree(name: str | None, as_json: bool) -> None:
+    """Draw the family tree, or the part of it below NAME.
+
+    One line a family: its year, its kind (encoder, decoder or both), how many published sizes it has, and the
+    weightiest of its changes; `+12` counts those that did not fit. `stemma diff PARENT NAME` prints all.
+    """
+    from stemma import families
+
+    known = families.tree()
+    if name is not None and name not in known:
+        name = families.family(name).name
+    roots = [known[name]] if name else children(None)
+    if as_json:
+        below = {f.name for f in known.values() if any(a in roots for a in f.lineage)}
+        emit([node(f) for f in known.values() if f.name in below])
+        return
+    out = console()
+    width = min(out.width, 140)
+    for i, root in enumerate(roots):
+        for line in tree_lines(root, width, unicode_ok(out)):
+            if i and line.plain.startswith("family "):
+                line = line.__class__("")
+            out.print(line, no_wrap=True, overflow="ignore", crop=False)
+
+
+# ---------------------------------------------------------------- show
+
+
+def origin(family: Family, path: str) -> str:
+    """The ancestor that gave this value: the furthest one from which it came down unchanged."""
+    here = family
+    while here.parent is not None and _same(family, here.parent, path):
+        here = here.parent
+    return here.name
+
+
+def _same(one: Any, two: Any, path: str) -> bool:
+    """Whether both have the same leaf at `path`; of a component with fields of its own, only the kind is the leaf."""
+    from stemma.spec import get
+
+    try:
+        a, b = get(one, path), get(two, path)
+    except UsageError:  # the other's component has no such field
+        return False
+    return type(a) is type(b) if dataclasses.is_dataclass(a) else bool(a == b)
+
+
+def nearest_relative(family: Family) -> tuple[str, int] | None:
+    """The family whose architecture differs in the fewest places, with their number."""
+    from stemma import families
+    from stemma.spec import diff
+
+    others = [f for f in families.tree().values() if f.name != family.name]
+    if not others:
+        return None
+    ranked = sorted((len(diff(f.arch, family.arch)), family.parent is not f, f.name) for f in others)
+    return ranked[0][2], ranked[0][0]
+
+
+@command()
+@click.argument("name", shell_complete=complete_names)
+@click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
+def show(name: str, as_json: bool) -> None:
+    """Print all that a family or a size is: every value, and the ancestor it came from.
+
+    What its authors did not publish is printed as unpublished.
+    """
+    from rich.text import Text
+
+    from stemma import families
+    from stemma.spec import leaves, to_dict
+
+    family = families.family(name)
+    design = None if name in families.tree() and name not in family.names else families.design(name)
+    whole = name in families.tree()
+    size = None if whole or design is None else family.sizes[design.name]
+    source: Any = family if size is None else design
+    if as_json:
+        data = node(family) | {part: to_dict(getattr(source, part)) for part in PARTS}
+        paths = [f"{part}.{path}" for part in PARTS for path, _ in leaves(getattr(source, part))]
+        data["origins"] = {path: _origin(family, source, path) for path in paths}
+        if size is not None and design is not None:
+            data |= {"size": design.name, "dims": to_dict(design.dims), "published": size.published or None}
+            data |= {"hub": size.hub, "size_note": size.note, "aliases": list(size.aliases)}
+        emit(data)
+        return
+    out = console()
+
+    def line(label: str, text: str, style: str = "") -> None:
+        out.print(hanging(out, Text(f"{label:<13}", style="dim"), text, style))
+
+    about = family.about
+    head = Text(design.name if size is not None and design is not None else family.name, style="bold")
+    head.append(f"  {family.arch.structure}, {about.year}", style=COLOUR[family.arch.structure])
+    out.print(head)
+    if size is not None:
+        line("family", family.name)
+    line("paper", about.title)
+    line("source", about.source)
+    if family.parent is not None:
+        how = "more training of" if family.edge == "trained" else "a changed design of"
+        line("parent", f"{family.parent.name} ({how} it: {len(family.changes)} changes)")
+        close = nearest_relative(family)
+        if close is not None and close[0] != family.parent.name:
+            line("nearest", f"{close[0]}: {close[1]} places of the architecture differ")
+    line("line", " <- ".join(f.name for f in family.lineage))
+    line("weights", "public" if has_weights(family) else about.weights)
+    if about.note:
+        line("note", about.note)
+    wide = max(len("this size"), *(len(f.name) for f in family.lineage))
+    for part in PARTS:
+        value = getattr(source, part)
+        out.print()
+        out.print(Text(TITLES[part], style="bold") + Text(f"  {type(value).__name__}", style="dim"))
+        for path, leaf in leaves(value):
+            full = f"{part}.{path}"
+            came = _origin(family, source, full)
+            own = came in (family.name, "this size")
+            row = Text(f"  {path:<22} ", style="dim")
+            row.append(f"{came:<{wide}} ", style="bold" if own else "dim")
+            out.print(hanging(out, row, value_text(leaf, full)))
+    out.print()
+    if size is not None and design is not None:
+        out.print(Text("sizes", style="bold"))
+        for path, leaf in leaves(design.dims):
+            shown = leaf if leaf is not None else {"kv_heads": design.dims.kv, "head_dim": design.dims.width}.get(path)
+            if path == "decoder_layers" and family.arch.structure != "encoder-decoder":
+                continue
+            out.print(Text(f"  {path:<22} ", style="dim") + Text(value_text(shown if shown else leaf)))
+        line("  published", size.published or "no count published")
+        line("  weights", size.hub or about.weights)
+        if size.note:
+            line("  note", size.note)
+    else:
+        out.print(_sizes_table(family))
+
+
+def _origin(family: Family, source: Any, path: str) -> str:
+    if source is not family and not _same(source, family, path):
+        return "this size"
+    return origin(family, path)
+
+
+def _sizes_table(family: Family) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for title in ("size", "width", "layers", "heads", "ffn", "vocab", "context"):
+        table.add_column(title, justify="left" if title == "size" else "right", no_wrap=True)
+    table.add_column("published")
+    for name, size in family.sizes.items():
+        d = size.dims
+        heads = f"{d.heads}/{d.kv}" if d.kv != d.heads else str(d.heads)
+        numbers = (d.d_model, d.layers, heads, d.d_ff, d.vocab, d.context)
+        table.add_row(name, *(str(n) for n in numbers), size.published or "-")
+    return table
+
+
+# ---------------------------------------------------------------- diff
+
+
+def common_path(a: Family, b: Family) -> tuple[list[str], str | None, list[str]]:
+    """Names from `a` up to below the common ancestor, the ancestor, and from below it down to `b`."""
+    up, down = [f.name for f in a.lineage], [f.name for f in b.lineage]
+    meet = next((name for name in up if name in down), None)
+    left = up[: up.index(meet)] if meet else up
+    right = down[: down.index(meet)] if meet else down
+    return left, meet, right[::-1]
+
+
+def path_text(a: Family, b: Family) -> str:
+    left, meet, right = common_path(a, b)
+    if meet is None:
+        return f"{a.name} and {b.name} have no common ancestor"
+    return "".join(f"{n} -> " for n in left) + meet + "".join(f" <- {n}" for n in right)
+
+
+def compare(a: str, b: str) -> tuple[str, str, list[Change]]:
+    """The names compared and the changes that lead from `a` to `b`: families, or sizes as soon as one is named."""
+    from stemma import families, spec
+
+    known = families.tree()
+    if a in known and b in known:
+        return a, b, known[b].diff(known[a])
+    old, new = families.design(a), families.design(b)
+    changes = [c for part in (*PARTS, "dims") for c in spec.diff(getattr(old, part), getattr(new, part), part + ".")]
+    return old.name, new.name, changes
+
+
+@command()
+@click.argument("a", shell_complete=complete_names)
+@click.argument("b", shell_complete=complete_names)
+@click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
+def diff(a: str, b: str, as_json: bool) -> None:
+    """Print what changes going from A to B, part by part.
+
+    Two families are compared by design; as soon as a size is named, sizes are compared too (a family's name then
+    means its first size).
+    """
+    from rich.text import Text
+
+    from stemma import families
+    from stemma.spec import to_dict
+
+    old, new, changes = compare(a, b)
+    one, two = families.family(a), families.family(b)
+    if as_json:
+        left, meet, right = common_path(one, two)
+        data = {"from": old, "to": new, "common": meet, "path": [*left, *([meet] if meet else []), *right]}
+        emit(data | {"changes": {c.path: [to_dict(c.old), to_dict(c.new)] for c in changes}})
+        return
+    out = console()
+    out.print(Text(f"{old} -> {new}", style="bold") + Text(f"  {len(changes)} changes"))
+    if one.name != two.name:
+        out.print(Text(f"by way of {path_text(one, two)}", style="dim"))
+    if not changes:
+        out.print("nothing differs")
+    arrow = "→" if unicode_ok(out) else "->"
+    wide = max((len(c.path.partition(".")[2] or c.path) for c in changes), default=0)
+    for part in (*PARTS, "dims"):
+        rows = [c for c in changes if c.path.split(".")[0] == part]
+        if rows:
+            out.print()
+            out.print(Text(TITLES[part], style="bold"))
+        for c in rows:
+            row = Text(f"  {(c.path.partition('.')[2] or c.path):<{wide}}  ", style="dim")
+            old_text, new_text = value_text(c.old, c.path), value_text(c.new, c.path)
+            if len(row) + len(old_text) + len(new_text) + 4 <= out.width:
+                out.print(row + Text(old_text, style="red") + Text(f" {arrow} ") + Text(new_text, style="green"))
+            else:
+                out.print(hanging(out, row, old_text, "red"))
+                out.print(hanging(out, Text(" " * (wide + 1) + f"{arrow:>2} "), new_text, "green"))
+
+
+# ---------------------------------------------------------------- params
+
+
+def by_part(design: Design) -> dict[str, int]:
+    """Parameters in the embeddings, the encoder, the decoder and the heads; tied ones once, where they come first."""
+    import torch
+
+    from stemma.nn.model import Model
+
+    with torch.device("meta"):
+        model = Model(design.arch, design.dims)
+    parts = {"embeddings": 0, "encoder": 0, "decoder": 0, "heads": 0}
+    for name, parameter in model.named_parameters():
+        words = name.split(".")
+        if words[0] == "embed" or (len(words) > 1 and words[1] in ("position", "embed_norm")):
+            parts["embeddings"] += parameter.numel()
+        elif words[0] in parts:
+            parts[words[0]] += parameter.numel()
+        else:
+            parts["heads"] += parameter.numel()
+    return {name: n for name, n in parts.items() if n}
+
+
+def counts(name: str, changes: dict[str, str]) -> dict[str, Any]:
+    """A design's parameters, as `stemma params --json` prints them."""
+    from stemma import families, spec
+    from stemma.nn.model import count
+    from stemma.nn.parts import Heads
+
+    family, design = families.family(name), families.design(name)
+    design = spec.edit(design, changes)
+    parts = by_part(design)
+    variants = {}
+    if design.arch.structure == "encoder":
+        bare = {
+            "with_pooler": Heads(lm=None, pooler=True, pair=False),
+            "masked_lm": Heads(lm=design.arch.heads.lm, pooler=False, pair=False),
+        }
+        variants = {k: count(spec.edit(design.arch, {"heads": heads}), design.dims) for k, heads in bare.items()}
+        variants["pretraining"] = sum(parts.values())
+    return {
+        "name": design.name,
+        "family": family.name,
+        "parameters": sum(parts.values()),
+        "by_part": parts,
+        "variants": variants,
+        "published": family.sizes[design.name].published or None,
+    } | ({"changed": changes} if changes else {})
+
+
+@command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_names)
+@click.option("--all", "every", is_flag=True, help="Every size of the named families.")
+@click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change the design first, e.g. dims.layers=4.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list as JSON.")
+def params(names: tuple[str, ...], every: bool, sets: tuple[str, ...], as_json: bool) -> None:
+    """Count parameters exactly, tied ones once, without making any weights.
+
+    A family's name means its first size, or all with --all. `parameters` is the model as pretrained, with all of its
+    heads; for an encoder the usual parts of it are counted too: the base model with its pooler, and the masked
+    language model alone.
+    """
+    from rich.table import Table
+
+    from stemma import families
+
+    wanted: list[str] = []
+    for name in names:
+        known = families.family(name)
+        wanted += list(known.sizes) if every else [families.design(name).name]
+    changes = overrides(sets)
+    rows = [counts(name, changes) for name in dict.fromkeys(wanted)]
+    if as_json:
+        emit(rows)
+        return
+    out = console()
+    heads: Sequence[str] = [p for p in ("embeddings", "encoder", "decoder", "heads") if _any(rows, p)]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for title in ("size", "parameters", *heads):
+        table.add_column(title, justify="left" if title == "size" else "right", no_wrap=True)
+    for row in rows:
+        cells = [rounded(row["by_part"].get(p, 0)) for p in heads]
+        table.add_row(row["name"], f"{row['parameters']:,}", *cells)
+    out.print(table)
+    from rich.text import Text
+
+    for row in rows:
+        said = f"{row['name']}: published as {row['published'] or 'no count'}" + (", before --set" if changes else "")
+        if row["variants"]:
+            v = row["variants"]
+            said += f"; base model with pooler {v['with_pooler']:,}; masked language model {v['masked_lm']:,}"
+        out.print(hanging(out, Text(""), said, "dim"))
+
+
+def rounded(n: int) -> str:
+    """`n` to four figures: 109.5M."""
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if n >= size:
+            return f"{n / size:.4g}{letter}"
+    return str(n) if n else "-"
+
+
+def _any(rows: Iterable[dict[str, Any]], part: str) -> bool:
+    return any(part in row["by_part"] for row in rows)

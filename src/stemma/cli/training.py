@@ -1,0 +1,364 @@
+"""`pretrain`, `resume`, `verify`, `data`, `report`: runs and what goes into them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stemma.cli import Group, command, complete_names, console, emit, existing_runs, overrides
+from stemma.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+def settings(name: str | None, config: str | None, sets: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """The family to train, and the changes of the file and then of `--set`."""
+    from stemma.train import overrides as read_file
+
+    changes: dict[str, Any] = read_file(config) if config else {}
+    changes |= overrides(sets)
+    name = name or changes.pop("name", None)
+    if not name:
+        raise UsageError("stemma pretrain needs NAME (or `name:` in the --config file); `stemma tree` lists families")
+    changes.pop("name", None)
+    return str(name), changes
+
+
+def given(*names: str) -> set[str]:
+    """Which of these options were typed (an option's default gives way to the --config file)."""
+    ctx = click.get_current_context()
+    typed = click.core.ParameterSource.COMMANDLINE
+    return {name for name in names if ctx.get_parameter_source(name) is typed}
+
+
+def tell(run: Any) -> int:
+    """Say what a run came to; the exit code."""
+    out = console(stderr=True)
+    if not run.finished:
+        return 130
+    val, base = run.summary.get("val", {}), run.summary.get("baselines", {})
+    for key, words in (("bits_per_byte", "bits per byte"), ("bits_per_target_byte", "bits per byte of hidden text")):
+        if key in val:
+            unigram, xz = (base.get(f"{n}_bits_per_byte") for n in ("unigram", "xz"))
+            beside = f" (unigram {unigram:.3f}, xz {xz:.3f})" if key == "bits_per_byte" and unigram and xz else ""
+            out.print(f"held-out text: {val[key]:.3f} {words}{beside}")
+    out.print(f"model: {run.directory / 'model'}", soft_wrap=True)
+    return 0
+
+
+@command()
+@click.argument("name", required=False, shell_complete=complete_names)
+@click.option("--data", default="builtin:docs", show_default=True, help="A file, a folder, a glob, or builtin:NAME.")
+@click.option("--budget", default="5m", show_default=True, help="45s, 20M tokens, 1e15 flops, 50 steps ...")
+@click.option("--out", type=click.Path(), help="Directory of the run.  [default: runs/NAME-SCALE-SEED]")
+@click.option("--seed", type=int, default=1, show_default=True, help="Decides weights, order and masks.")
+@click.option("--scale", default="tiny", show_default=True, help="tiny, mini, small, or full (the published size).")
+@click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change the plan, e.g. recipe.lr=1e-3.")
+@click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
+@click.option("--resume", type=click.Path(), metavar="RUN", help="Go on with this run; takes no other setting.")
+@click.option("--tokenizer", type=click.Path(), metavar="DIR", help="Use this tokenizer and train none.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
+def pretrain(
+    name: str | None,
+    data: str,
+    budget: str,
+    out: str | None,
+    seed: int,
+    scale: str,
+    sets: tuple[str, ...],
+    config: str | None,
+    resume: str | None,
+    tokenizer: str | None,
+    quiet: bool,
+) -> int:
+    """Train a family from nothing on text, and leave a complete run in a directory.
+
+    The run holds the resolved plan, the tokenizer, metrics of every step, checkpoints, a summary and, in `model`, the
+    model in its publisher's layout. Ctrl-C finishes the step at hand and writes a checkpoint.
+    """
+    if resume is not None:
+        clash = given("data", "budget", "out", "seed", "scale", "sets", "config", "tokenizer")
+        if name or clash:
+            raise UsageError(f"--resume goes on with {resume} as it was planned; leave out everything else")
+        return go_on(resume, quiet)
+    name, changes = settings(name, config, sets)
+    for option, path in (("data", "data"), ("seed", "seed"), ("scale", "scale"), ("budget", "train.budget")):
+        if given(option):
+            changes.pop(path, None)  # what is typed wins over the file
+    out = out or f"runs/{name}-{changes.get('scale', scale)}-{changes.get('seed', seed)}"
+    from stemma.train import pretrain as train
+
+    words = None
+    if tokenizer is not None:
+        from stemma.text import Tokenizer
+
+        words = Tokenizer.load(Path(tokenizer))
+    run = train(
+        name,
+        data=data,
+        out=out,
+        budget=budget,
+        seed=seed,
+        scale=scale,
+        overrides=changes,
+        tokenizer=words,
+        quiet=quiet,
+    )
+    return tell(run)
+
+
+def go_on(run: str, quiet: bool) -> int:
+    from stemma.train import resume as train_on
+
+    return tell(train_on(existing_runs((run,))[0], quiet=quiet))
+
+
+@command()
+@click.argument("run", type=click.Path())
+@click.option("--quiet", is_flag=True, help="Print no progress.")
+def resume(run: str, quiet: bool) -> int:
+    """Go on with a run that was stopped, to the same end as if it had not been."""
+    return go_on(run, quiet)
+
+
+# ---------------------------------------------------------------- verify
+
+
+@click.group(cls=Group)
+def verify() -> None:
+    """Check a claim on your own machine and data."""
+
+
+@verify.command(name="resume")
+@click.argument("run", type=click.Path())
+@click.option("--steps", type=click.IntRange(min=2), default=6, show_default=True, help="Steps to train, twice.")
+def verify_resume(run: str, steps: int) -> None:
+    """Check on RUN's own plan and data that stopping and resuming changes nothing, bit by bit.
+
+    The run itself is only read. Leaves with exit code 6 if a loss, a gradient norm or a weight differs.
+    """
+    from stemma.train import verify_resume as check
+
+    found = check(existing_runs((run,))[0], steps)
+    click.echo(
+        f"{found['steps']} steps in one go and with a stop after {found['stopped_after']}: "
+        "losses, gradient norms and weights are identical"
+    )
+
+
+# ---------------------------------------------------------------- data
+
+
+SAMPLE = 400_000  # characters of a text that `data show` looks at
+
+
+@click.group(cls=Group)
+def data() -> None:
+    """The built-in texts, and what an objective makes of a text."""
+
+
+@data.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
+def data_list(as_json: bool) -> None:
+    """List the texts that need no download, with their licences."""
+    from stemma.data import builtin
+
+    rows = []
+    for name in builtin.NAMES:
+        documents = list(builtin.rows(name)) if _there(name) else None
+        amount = None if documents is None else sum(len(text.encode()) for _, text in documents)
+        row: dict[str, Any] = {
+            "name": f"builtin:{name}",
+            "bytes": amount,
+            "documents": len(documents) if documents is not None else None,
+        }
+        rows.append(row | {"licence": builtin.licence(name)})
+    if as_json:
+        emit(rows)
+        return
+    for row in rows:
+        size = "not installed".rjust(26)
+        if row["bytes"] is not None:
+            size = f"{row['bytes'] / 1e6:5.1f} MB {row['documents']:>7,} documents"
+        click.echo(f"{row['name']:<15}{size}  {row['licence']}")
+    click.echo(
+        "Besides: a file, a folder, a glob, rows.jsonl, rows.parquet, hf://org/name; see `stemma data show --help`."
+    )
+
+
+def _there(name: str) -> bool:
+    from stemma.data import read
+    from stemma.errors import ResourceError
+
+    try:
+        read(f"builtin:{name}")
+    except ResourceError:
+        return False
+    return True
+
+
+@data.command(name="show")
+@click.argument("source", metavar="SPEC")
+@click.option(
+    "--for", "name", default="roberta", show_default=True, help="Family whose objective and text rules apply."
+)
+@click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, help="Training rows to print.")
+@click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change the plan, e.g. objective.rate=0.3.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print rows as JSON.")
+def data_show(source: str, name: str, rows: int, sets: tuple[str, ...], seed: int, as_json: bool) -> None:
+    """Print training rows as the model gets them: what it reads, what it must say, what is ignored.
+
+    SPEC is a file, a folder, a glob, rows.jsonl, rows.parquet, hf://org/name or builtin:NAME (the beginning of it is
+    used, with a small tokenizer trained on that), or a run (its own text and tokenizer; --for and --set do not apply).
+    """
+    plan, tokenizer, view = _opened(source, name, sets, seed)
+    from stemma.train.run import objective_of
+
+    goal = objective_of(plan, tokenizer)
+    examples = [example for example, _ in itertools.islice(goal.examples(view), rows)]
+    if as_json:
+        emit([_plain_row(example, tokenizer) for example in examples])
+        return
+    out = console()
+    out.print(f"{plan.name}: {plan.objective}, {plan.context} tokens a row", style="bold")
+    out.print(_legend(plan.arch.structure))
+    for number, example in enumerate(examples, 1):
+        out.print()
+        out.print(f"row {number}", style="dim")
+        for line in _row_lines(example, tokenizer, plan.arch.structure):
+            out.print(line)
+
+
+def _opened(source: str, name: str, sets: tuple[str, ...], seed: int) -> tuple[Any, Any, Any]:
+    """The plan, the tokenizer and the training view of a run, or of the beginning of a text."""
+    from stemma.train import resolve
+    from stemma.train import run as runs
+
+    if Path(source, "run.json").is_file():
+        if given("name", "sets"):
+            raise UsageError(f"{source} is a run: it has a family and settings of its own; leave out --for and --set")
+        plan, tokenizer, store = runs.reopen(Path(source))
+        return plan, tokenizer, store.split(plan.train.val_fraction, plan.seed)[0]
+    from stemma.data import read
+
+    changes = {"dims.vocab": "2000"} | overrides(sets)
+    plan = resolve(name, data=source, seed=seed, overrides=changes)
+    texts: list[str] = []
+    for document in read(source).documents():
+        texts.append(document.text[:SAMPLE])
+        if sum(map(len, texts)) >= SAMPLE:
+            break
+    with tempfile.TemporaryDirectory(prefix="stemma-show-") as folder:
+        part = Path(folder, "text.jsonl")
+        part.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        plan = dataclasses.replace(plan, data=str(part))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a short text gives a small vocabulary; here that is no news
+            store, tokenizer = runs.prepare(plan, Path(folder, "run"), None, True)
+        view = store.split(plan.train.val_fraction, plan.seed)[0]
+        kept = Kept(view)
+    return runs.fitted(plan, tokenizer), tokenizer, kept
+
+
+class Kept:
+    """A view's documents in memory, so that its files may go."""
+
+    def __init__(self, view: Any) -> None:
+        self.documents = [view[i].copy() for i in range(len(view))]
+        self.starts = [view.sentences(i).copy() for i in range(len(view))]
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.documents[i]
+
+    def sentences(self, i: int) -> Any:
+        return self.starts[i]
+
+
+def _plain_row(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    from stemma.nn.model import IGNORED
+
+    row: dict[str, Any] = {"tokens": tokenizer.tokens(example["input_ids"])}
+    row["targets"] = [None if t == IGNORED else tokenizer.tokens([t])[0] for t in example["labels"]]
+    if "decoder_input_ids" in example:
+        row["decoder_tokens"] = tokenizer.tokens(example["decoder_input_ids"])
+    for key in ("documents", "token_type_ids", "decoder_documents"):
+        if key in example:
+            row[key] = [int(n) for n in example[key]]
+    return row | ({"pair_label": int(example["pair_labels"])} if "pair_labels" in example else {})
+
+
+def _legend(structure: str) -> Text:
+    from rich.text import Text
+
+    border = Text("  ") + Text("‖", style="bold red") + Text(" a document's border")
+    if structure == "encoder":
+        return Text("read→said", style=TARGET) + Text(": what stands there, and what the model must say") + border
+    if structure == "decoder":
+        return Text("predicted", style=TARGET) + Text(" from all before it  ") + Text("only read", style="dim") + border
+    return Text("said", style=TARGET) + Text(" by the decoder, from the row above it") + border
+
+
+TARGET = "bold green"
+
+
+def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str) -> list[Text]:
+    """A row as coloured text; of an encoder-decoder, its input and then its targets."""
+    from rich.text import Text
+
+    from stemma.nn.model import IGNORED
+
+    read, labels = tokenizer.tokens(example["input_ids"]), example["labels"]
+
+    def line(pieces: list[tuple[str, str]], documents: Any) -> Text:
+        text = Text()
+        for i, (piece, style) in enumerate(pieces):
+            if documents is not None and documents[i] < 0:
+                break  # padding, to the end of the row
+            if i and documents is not None and documents[i] != documents[i - 1]:
+                text.append("‖ ", style="bold red")
+            text.append(piece, style=style)
+            text.append(" ")
+        rest = len(pieces) - i - 1 if documents is not None and documents[i] < 0 else 0
+        return text + Text(f"(+{rest + 1} padding)", style="dim") if rest else text
+
+    documents = example.get("documents")
+    if structure == "encoder":
+        pairs = zip(read, labels, strict=True)
+        pieces = [(r, "") if t == IGNORED else (f"{r}→{tokenizer.tokens([t])[0]}", TARGET) for r, t in pairs]
+        lines = [line(pieces, documents)]
+        if "pair_labels" in example:
+            follows = "a random text" if int(example["pair_labels"]) else "the text that follows"
+            lines.append(Text(f"second segment: {follows}", style=TARGET))
+        return lines
+    if structure == "decoder":
+        aims = [False] + [t != IGNORED for t in labels[:-1]]
+        return [line([(r, TARGET if aim else "dim") for r, aim in zip(read, aims, strict=True)], documents)]
+    said = [(tokenizer.tokens([t])[0], TARGET) for t in labels if t != IGNORED]
+    return [line([(r, "yellow" if r.startswith("<extra_id_") else "") for r in read], documents), line(said, None)]
+
+
+# ---------------------------------------------------------------- report
+
+
+@command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(), metavar="RUN...")
+@click.option("--out", type=click.Path(dir_okay=False), default="report.html", show_default=True, help="File to write.")
+@click.option("--title", help="Heading of the report.")
+def report(runs: tuple[str, ...], out: str, title: str | None) -> None:
+    """Write one HTML file about one or several runs; it needs no other file and no network."""
+    from stemma.report import write
+
+    path = write(existing_runs(runs), out, title=title)
+    click.echo(str(path))

@@ -1,0 +1,84 @@
+"""Predict the next token (Radford et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from stemma.nn.model import IGNORED, Model
+from stemma.objectives.base import (
+    Batch,
+    Cursor,
+    Example,
+    Ints,
+    Loss,
+    Objective,
+    Reader,
+    View,
+    layout,
+    several,
+    stack,
+    targets,
+    token_loss,
+)
+
+
+class NextToken(Objective):
+    """Windows of `context` inputs whose targets stand one token later: every step of the stream is a target once.
+
+    A document is written `bos tokens eos`, as far as the tokenizer has these. Where both are one token (GPT-2), a
+    document is written `bos tokens` and the next one's bos closes it. Unless `mixed`, a token sees its own document
+    only, and no document's first token is predicted from another.
+    """
+
+    whole = True
+
+    def __init__(self, tokenizer: Any, context: int, seed: int, mixed: bool) -> None:
+        super().__init__(tokenizer, context, seed, mixed)
+        bos, eos = tokenizer.bos_id, tokenizer.eos_id
+        self.shared = bos is not None and bos == eos
+        self.before = [] if bos is None else [int(bos)]
+        self.after = [] if eos is None or self.shared else [int(eos)]
+
+    def examples(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Example, Cursor]]:
+        n = self.context
+
+        def piece(document: int, _: int) -> Ints:
+            return np.concatenate([self.before, np.asarray(view[document]), self.after]).astype(np.int64)[None]
+
+        for window, follow in Reader(self, view, piece, once).windows(cursor, n + 1, n, [self.padding]):
+            ids, documents = window.values[0], window.documents.copy()
+            if window.size <= n and self.shared:  # the epoch's last token is closed too
+                ids[window.size], documents[window.size] = self.before[0], documents[window.size - 1]
+            real = documents[1:] >= 0
+            if not self.mixed and not self.shared:
+                real &= documents[1:] == documents[:-1]
+            if not real.any():
+                continue
+            yield (
+                {
+                    "input_ids": ids[:-1],
+                    "labels": np.where(real, ids[1:], IGNORED),
+                    "documents": window.documents[:-1],
+                    "position_ids": window.positions[:-1],
+                },
+                follow,
+            )
+
+    def unpredicted(self, view: View) -> int:
+        if self.before:
+            return 0
+        return min(1, len(view)) if self.mixed else len(view)
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        batch = stack(examples, "input_ids", "labels", "documents", "position_ids")
+        batch |= targets(batch.pop("labels"))
+        if self.mixed or not several(examples):  # padding at the end needs no mask: nothing looks back at it
+            del batch["documents"], batch["position_ids"]
+        return batch
+
+    def loss(self, model: Model, batch: Batch) -> Loss:
+        hidden = model.decode(batch["input_ids"], position_ids=layout(model, batch), documents=batch.get("documents"))
+        return Loss({self.main: token_loss(model, hidden, batch)}, self.counts(batch))

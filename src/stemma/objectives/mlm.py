@@ -1,0 +1,110 @@
+"""Predict masked tokens of packed text (Devlin et al. 2018; the packing of Liu et al. 2019, "full sentences")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from stemma.data import random as draw
+from stemma.families import declare
+from stemma.nn.model import IGNORED, Model
+from stemma.objectives.base import (
+    FORCE,
+    MASK,
+    Batch,
+    Cursor,
+    Example,
+    Ints,
+    Loss,
+    Objective,
+    Reader,
+    View,
+    layout,
+    several,
+    stack,
+    targets,
+    token_loss,
+)
+
+
+class Masked(Objective):
+    """Windows of `context` tokens of documents written `cls tokens sep`, of which `rate` are to be predicted.
+
+    How many of a document's tokens are chosen is `int(rate * length + u)` with u uniform, so that the rate holds on
+    average for short ones too (fairseq, mask_tokens_dataset). The masking is a function of (seed, document, epoch),
+    or of the epoch modulo `copies`; special tokens are never chosen and never stand in as random ones. A window
+    without a target gets one.
+    """
+
+    def __init__(self, spec: declare.MLM, tokenizer: Any, context: int, seed: int, mixed: bool) -> None:
+        super().__init__(tokenizer, context, seed, mixed)
+        self.spec = spec
+        self.mask, self.cls, self.sep = self.need("mask"), self.need("cls", "bos"), self.need("sep", "eos")
+
+    def copy(self, epoch: int) -> int:
+        """Which masking an epoch takes."""
+        return epoch % self.spec.copies if self.spec.copies else epoch
+
+    def examples(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Example, Cursor]]:
+        def piece(document: int, epoch: int) -> Ints:
+            tokens = np.concatenate([[self.cls], np.asarray(view[document]), [self.sep]]).astype(np.int64)
+            rng = draw.generator(self.seed, MASK, document, self.copy(epoch))
+            free = np.flatnonzero(~np.isin(tokens, self.special))
+            n = min(len(free), int(self.spec.rate * len(free) + rng.random()))
+            inputs, labels = tokens.copy(), np.full(len(tokens), IGNORED, dtype=np.int64)
+            replace(self, inputs, labels, rng.permutation(free)[:n], rng, self.plain)
+            return np.stack([inputs, labels])
+
+        n = self.context
+        for window, follow in Reader(self, view, piece, once).windows(cursor, n, n, [self.padding, IGNORED]):
+            inputs, labels = window.values
+            if not (labels != IGNORED).any():
+                free = np.flatnonzero(~np.isin(inputs, self.special) & (window.documents >= 0))
+                if len(free) == 0:
+                    continue
+                at = window.at
+                rng = draw.generator(self.seed, FORCE, window.indices[0], self.copy(at.epoch), at.offset)
+                replace(self, inputs, labels, free[rng.integers(len(free), size=1)], rng, self.plain)
+            yield (
+                {
+                    "input_ids": inputs,
+                    "labels": labels,
+                    "documents": window.documents,
+                    "position_ids": window.positions,
+                    "attention_mask": (window.documents >= 0).astype(np.int64),
+                },
+                follow,
+            )
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        batch = stack(examples, "input_ids", "labels", "documents", "position_ids", "attention_mask")
+        batch |= targets(batch.pop("labels"))
+        if self.mixed or not several(examples):
+            del batch["documents"], batch["position_ids"]
+            if bool(batch["attention_mask"].all()):
+                del batch["attention_mask"]
+        else:
+            del batch["attention_mask"]  # padding is a document of its own
+        return batch
+
+    def loss(self, model: Model, batch: Batch) -> Loss:
+        hidden = model.encode(
+            batch["input_ids"],
+            batch.get("attention_mask"),
+            position_ids=layout(model, batch),
+            documents=batch.get("documents"),
+        )
+        return Loss({self.main: token_loss(model, hidden, batch)}, self.counts(batch))
+
+
+def replace(objective: Any, inputs: Ints, labels: Ints, chosen: Ints, rng: np.random.Generator, pool: Ints) -> None:
+    """Make the `chosen` places targets, in place: their tokens go to `labels`, and in `inputs` each becomes the mask
+    token, a random one of `pool`, or stays, by a draw of its own (`objective.spec` has the shares)."""
+    labels[chosen] = inputs[chosen]
+    u = rng.random(len(chosen))
+    other = pool[rng.integers(len(pool), size=len(chosen))]
+    spec = objective.spec
+    new = np.where(u < spec.masked + spec.random, other, inputs[chosen])
+    inputs[chosen] = np.where(u < spec.masked, objective.mask, new)

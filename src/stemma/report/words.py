@@ -1,0 +1,112 @@
+"""Families and their changes in words: shared by the command line and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stemma.families.declare import Family
+
+# What says most about a change, first; `tree` shows as many as fit.
+WEIGHT = (
+    "arch.structure",
+    "objective",
+    "arch.position",
+    "arch.norm",
+    "arch.mlp",
+    "arch.residual",
+    "arch.mask",
+    "arch.attention",
+    "arch.heads.lm",
+    "objective.pairs",
+    "text.tokenizer",
+    "arch.embed_norm",
+    "arch.mlp.act",
+    "arch.heads",
+    "arch.heads.pair",
+    "arch.heads.pooler",
+    "text.lower",
+    "recipe.optimizer",
+    "recipe.batch",
+    "recipe.steps",
+    "recipe.lr",
+    "arch.norm.eps",
+)
+
+
+def children(name: str | None) -> list[Family]:
+    """The families whose parent is `name`, the oldest first."""
+    from stemma import families
+
+    found = [f for f in families.tree().values() if (f.parent.name if f.parent else None) == name]
+    return sorted(found, key=lambda f: (f.about.year, f.name))
+
+
+def value_text(value: Any, path: str = "") -> str:
+    """A leaf as people read it: `unpublished` for what a recipe leaves open, numbers with separators."""
+    if value is None:
+        return ("none" if path.endswith("clip") else "unpublished") if path.startswith("recipe.") else "none"
+    if value == "" and path.startswith("recipe."):
+        return "unpublished"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(value_text(v) for v in value)
+    if dataclasses.is_dataclass(value):
+        return str(value).removesuffix("()")
+    return str(value)
+
+
+def phrase(path: str, new: Any) -> str:
+    """One change in a word or two, for the tree."""
+    words = path.split(".")
+    name = ".".join(words[-2:]) if words[1:2] in (["init"], ["dropout"], ["norm"]) else words[-1]
+    if path == "text.lower":
+        return "lower case" if new else "cased"
+    if path.startswith("arch.heads.") and isinstance(new, bool):
+        return f"{name} head" if new else f"no {name} head"
+    if isinstance(new, bool):
+        return name if new else f"no {name}"
+    if dataclasses.is_dataclass(new):
+        inner = [getattr(new, f.name) for f in dataclasses.fields(new)]
+        whole = len(inner) == 1 and isinstance(inner[0], int) and not isinstance(inner[0], bool)
+        return type(new).__name__ + (f"({inner[0]})" if whole else "")
+    if path in ("arch.structure", "text.tokenizer", "arch.mlp.act"):
+        return str(new)
+    if new is None:
+        return f"{name} unpublished" if path.startswith("recipe.") and name != "clip" else f"no {name}"
+    if isinstance(new, int) and new >= 10_000:
+        for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+            if new >= size:
+                return f"{name} {new / size:.3g}{letter}"
+    if path == "recipe.data":
+        return "data"
+    return f"{name} {value_text(new, path)}"
+
+
+def ranked(changes: Mapping[str, Any]) -> list[str]:
+    """The paths of changes, the weightiest first."""
+
+    def weight(path: str) -> tuple[int, int]:
+        known = path in WEIGHT and changes[path] is not None
+        return (WEIGHT.index(path) if known else len(WEIGHT), 0 if path.startswith("arch") else 1)
+
+    return sorted(changes, key=weight)
+
+
+def brief(changes: Mapping[str, Any], width: int) -> str:
+    """As many changes as fit into `width` columns, the others counted."""
+    words, shown = [phrase(path, changes[path]) for path in ranked(changes)], ""
+    for i, word in enumerate(words):
+        longer = f"{shown}, {word}" if shown else word
+        rest = f" +{len(words) - i - 1}" if i + 1 < len(words) else ""
+        if shown and len(longer) + len(rest) > width:
+            return f"{shown} +{len(words) - i}"
+        shown = longer
+    return shown

@@ -1,0 +1,169 @@
+"""What a run is: a `Plan` of plain typed values, reached by one scheme of dotted paths from everywhere.
+
+`recipe.lr`, `arch.norm.eps`, `train.save_every`: the same path works in Python, in a YAML or TOML file and after
+`--set`.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stemma import spec
+from stemma.errors import UsageError
+from stemma.families.declare import Objective, Recipe, Text
+from stemma.nn.parts import Arch, Dims
+from stemma.spec import Spec, require
+
+_UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_POWERS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+
+
+@dataclass(frozen=True)
+class Budget(Spec):
+    """How long to train: exactly one of these. `seconds` of wall clock, `tokens`, `flops` or `steps`."""
+
+    seconds: float | None = None
+    tokens: float | None = None
+    flops: float | None = None
+    steps: int | None = None
+
+
+def budget(text: str) -> Budget:
+    """Parse `"30m"`, `"1h30m"`, `"20M tokens"`, `"1e15 flops"` or `"50 steps"`. Raises UsageError for anything else."""
+    plain = text.strip().lower()
+    if found := re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kmgbt]?)\s*(tokens?|flops?|steps?)", plain):
+        number, power, what = found.groups()
+        try:
+            amount = float(number) * _POWERS[power]
+        except ValueError:
+            amount = 0.0
+        if amount > 0:
+            match what[0]:
+                case "t":
+                    return Budget(tokens=amount)
+                case "f":
+                    return Budget(flops=amount)
+            if amount == int(amount):
+                return Budget(steps=int(amount))
+    elif re.fullmatch(r"(?:[0-9]+(?:\.[0-9]+)?\s*(?:sec|s|min|m|h|d)\s*)+", text.strip()):  # "20M" is no time
+        seconds = sum(float(n) * _UNITS[u] for n, u in re.findall(r"([0-9.]+)\s*(sec|s|min|m|h|d)", text))
+        if seconds > 0:
+            return Budget(seconds=seconds)
+    raise UsageError(
+        f"train.budget={text!r} cannot be read; write a time (30m, 2h, 45s), tokens (20M tokens), "
+        "compute (1e15 flops) or steps (50 steps)"
+    )
+
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Train(Spec):
+    """How a run is carried out. What is learned and how fast is in the recipe (`recipe.lr`, `recipe.batch`: tokens a
+    step) and in the dims (`dims.context`: tokens a row).
+
+    `budget`: how long, see `budget()`; a time is that of training, and reading the text comes before it. `context`:
+    tokens a row where shorter than `dims.context`. `micro`: rows that go through the network at once (the gradient does
+    not depend on it); left out, it is chosen. `save_every`, `eval_every`: in steps; left out, ten checkpoints a run and
+    no evaluation before the end. `keep`: checkpoints kept. `precision`: `auto` takes bf16 where the hardware multiplies
+    it and the model is wide enough to gain. `val_fraction`: share of the text held out; `eval_tokens`: at most about
+    that much of it is evaluated. `threads`: of the CPU, left out as many as torch takes.
+    """
+
+    budget: str = "5m"
+    context: int | None = None
+    micro: int | None = None
+    save_every: int | None = None
+    eval_every: int | None = None
+    keep: int = 2
+    precision: Precision = "auto"
+    compile: bool = False
+    val_fraction: float = 0.05
+    eval_tokens: int = 50_000
+    threads: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        budget(self.budget)
+        for name in ("micro", "save_every", "eval_every", "keep", "eval_tokens", "threads"):
+            n = getattr(self, name)
+            require(n is None or n >= 1, f"train.{name} must be at least 1, not {n}")
+        require(self.context is None or self.context >= 8, f"train.context must be at least 8, not {self.context}")
+        require(0 < self.val_fraction < 1, f"train.val_fraction must lie between 0 and 1, not {self.val_fraction}")
+
+
+@dataclass(frozen=True)
+class Plan(Spec):
+    """A run, resolved: all that decides what is computed, beside the data itself.
+
+    `name`: the family or size that it descends from; `data`: where the text comes from (`stemma.data.sources`).
+    """
+
+    name: str
+    scale: str
+    arch: Arch
+    dims: Dims
+    objective: Objective
+    text: Text
+    recipe: Recipe
+    train: Train
+    data: str
+    seed: int
+
+    @property
+    def context(self) -> int:
+        """Tokens a row."""
+        return self.train.context if self.train.context is not None else self.dims.context
+
+    @property
+    def rows(self) -> int:
+        """Rows a step."""
+        return max(1, round((self.recipe.batch or self.context) / self.context))
+
+
+def overrides(path: str | Path) -> dict[str, Any]:
+    """The changes in a YAML or TOML file as dotted paths: nested tables and dotted keys mean the same.
+
+    A table with a `kind` is one value (`position: {kind: Rotary, base: 5e5}`). Raises UsageError for a file that is
+    missing, malformed or no table.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no file {path} to read settings from")
+    text = path.read_text("utf-8")
+    try:
+        if path.suffix == ".toml":
+            data: Any = tomllib.loads(text)
+        else:
+            import yaml
+
+            data = yaml.safe_load(text) or {}
+    except Exception as error:
+        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(data, Mapping):
+        raise UsageError(f"{path} should hold a table of settings such as 'train: {{budget: 2h}}'")
+    return flat(data)
+
+
+def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted paths."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and "kind" not in value:
+            found |= flat(value, path + ".")
+        else:
+            found[path] = value
+    return found
+
+
+def changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
+    """`plan` with `changes` by dotted path. Raises UsageError for an unknown path or a value that does not fit."""
+    return spec.edit(plan, changes)

@@ -1,0 +1,87 @@
+"""How well a model predicts held-out text, in bits, beside two models that anyone can beat."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from stemma.data import View
+from stemma.data import random as draw
+from stemma.errors import DataError
+from stemma.nn.model import Model
+from stemma.objectives import Objective
+
+LN2 = math.log(2.0)
+
+
+def sample(view: View, tokens: int) -> View:
+    """Whole documents of `view`, the same ones each time, until they hold `tokens` tokens (or all of them)."""
+    order = draw.permutation((0,), len(view))
+    enough = int(np.searchsorted(np.cumsum(view.lengths[order]), tokens)) + 1
+    return View(view._store, view.indices[np.sort(order[:enough])])
+
+
+def evaluate(
+    model: Model, objective: Objective, view: View, *, rows: int = 16, autocast: Any = None
+) -> dict[str, float]:
+    """The quality of `model` on every document of `view`, by the objective's own measure.
+
+    A model that predicts every token (its targets are the text): `bits_per_byte`, exact: all nats of all targets, end
+    tokens included, over the bytes of the text; a token that nothing predicts (a document's first, where no bos stands
+    before it) is charged log2(vocabulary). Other objectives: `bits_per_target` (token) and `bits_per_target_byte`,
+    which takes a token for as many bytes as tokens of this text have on average. Parts beside the main one are
+    reported as `loss_NAME`, their mean in nats.
+    """
+    training, device = model.training, model.device
+    model.eval()
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    metrics: dict[str, float] = {}
+    held: list[Any] = []
+
+    def flush() -> None:
+        if not held:
+            return
+        batch = {k: v.to(device) for k, v in objective.collate(held).items()}
+        with autocast() if autocast is not None else contextlib.nullcontext():
+            loss = objective.loss(model, batch)
+        for k, s in loss.sums.items():
+            sums[k] = sums.get(k, 0.0) + float(s)
+            counts[k] = counts.get(k, 0) + loss.counts[k]
+        for k, m in loss.metrics.items():
+            metrics[k] = metrics.get(k, 0.0) + m
+        held.clear()
+
+    try:
+        with torch.no_grad():
+            for example, _ in objective.examples(view, once=True):
+                held.append(example)
+                if len(held) == rows:
+                    flush()
+            flush()
+    finally:
+        model.train(training)
+    main = objective.main
+    if main not in sums:
+        raise DataError("the held-out text holds nothing to predict; give more text or raise train.val_fraction")
+    bits, n = sums[main] / LN2, counts[main]
+    size = max(1, view.bytes_total)
+    if objective.whole:
+        free = objective.unpredicted(view)
+        found = {"loss": sums[main] / n, "bits_per_byte": (bits + free * math.log2(model.dims.vocab)) / size}
+    else:
+        found = {
+            "loss": sums[main] / n,
+            "bits_per_target": bits / n,
+            "bits_per_target_byte": bits / n * view.tokens_total / size,
+        }
+    for k in sums:
+        if k != main:
+            found[f"loss_{k}"] = sums[k] / counts[k]
+    for k, m in metrics.items():
+        found[k] = m / counts[k.partition("_")[0]]
+    return found | {"targets": float(n)}

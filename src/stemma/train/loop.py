@@ -1,0 +1,347 @@
+"""The one training loop: any objective, any model."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stemma.errors import CheckpointError, ResourceError, StemmaError
+from stemma.nn.model import Model
+from stemma.objectives import Batch, Cursor, Objective, View
+from stemma.train import checkpoint, meter, optim
+from stemma.train.config import Plan, Precision
+
+Record = dict[str, Any]  # one line of metrics.jsonl
+MICRO = {"cpu": 4096, "cuda": 65_536}  # tokens that go through the network at once, where the plan leaves it open
+WIDE = 192  # from this d_model on bf16 gains more than its casts cost
+
+
+class Diverged(StemmaError):
+    """The loss or the gradient became infinite or undefined."""
+
+
+def pick_device(plan: Plan) -> torch.device:
+    """The device of a plan. Raises ResourceError for `cuda` where there is none."""
+    name = plan.train.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("train.device=cuda, but this torch sees no CUDA device")
+    return torch.device(name)
+
+
+def pick_precision(plan: Plan, device: torch.device) -> Precision:
+    """`fp32` or `bf16`: what `auto` means for this model on this machine."""
+    if plan.train.precision != "auto":
+        return plan.train.precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if plan.dims.d_model >= WIDE and _cpu_multiplies_bf16() else "fp32"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+class Loop:
+    """A model in training: its optimiser, the place in its data, and `advance()` to take one step.
+
+    `plan.recipe.steps` is the length of the run, on which the learning rate depends. All randomness of a step follows
+    from (seed, step), so a loop restored from `state()` goes on bit for bit on the same machine and thread count.
+    """
+
+    def __init__(self, plan: Plan, model: Model, objective: Objective, view: View) -> None:
+        recipe = plan.recipe
+        assert recipe.lr is not None and recipe.steps is not None, "an unsettled plan cannot be run"
+        self.plan, self.objective, self.view = plan, objective, view
+        self.device = pick_device(plan)
+        self.precision = pick_precision(plan, self.device)
+        self.model = model.to(self.device).train()
+        self.lr, self.steps = recipe.lr, recipe.steps
+        self.optimizer = optim.optimizer(recipe.optimizer, model, self.lr)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        rows = plan.train.micro or max(1, MICRO[self.device.type] // plan.context)
+        self.micro = min(rows, plan.rows)
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.cursor = Cursor()
+        self._stream: Iterator[Any] | None = None
+        if plan.train.compile:
+            for stack in (model.encoder, model.decoder):
+                if stack is not None:
+                    stack.compile()
+
+    # ------------------------------------------------------------ one step
+
+    def batches(self) -> list[Batch]:
+        """The micro-batches of the next step; moves the cursor on."""
+        if self._stream is None:
+            self._stream = self.objective.examples(self.view, self.cursor)
+        taken = [next(self._stream) for _ in range(self.plan.rows)]
+        self.cursor = taken[-1][1]
+        examples = [example for example, _ in taken]
+        return [self.objective.collate(examples[i : i + self.micro]) for i in range(0, len(examples), self.micro)]
+
+    def gradient(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
+        """Add the gradient of a step's loss, over all of its micro-batches, to the parameters.
+
+        Every part of the loss is divided by its targets in the whole step, so that the gradient does not depend on how
+        the rows are split. Returns the loss, and its parts' sums and counts.
+        """
+        each = [self.objective.counts(batch) for batch in batches]
+        counts = {k: sum(c[k] for c in each) for k in each[0]}
+        sums: dict[str, Tensor] = {}
+        total: Tensor = torch.zeros((), device=self.device)
+        for i, batch in enumerate(batches):
+            torch.manual_seed(_mix(self.plan.seed, self.step + 1, i))
+            batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
+            with self.autocast():
+                loss = self.objective.loss(self.model, batch)
+                part = loss.total(counts)
+            part.backward()
+            total = total + part.detach()
+            for k, s in loss.sums.items():
+                sums[k] = sums.get(k, torch.zeros((), device=self.device)) + s.detach()
+        return total, sums, counts
+
+    def advance(self) -> Record:
+        """Take one step; returns its record. Raises Diverged, before any weight is touched, if the loss or the
+        gradient is not finite."""
+        batches = self.batches()
+        total, sums, counts = self.gradient(batches)
+        clip = self.plan.recipe.clip
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if clip is None else clip)
+        loss, size = total.item(), norm.item()
+        if not (math.isfinite(loss) and math.isfinite(size)):
+            raise Diverged(
+                f"training diverged at step {self.step + 1}: the loss is {loss}, the gradient norm {size}; "
+                "lower recipe.lr or raise recipe.schedule.warmup"
+            )
+        lr = optim.rate(self.plan.recipe.schedule, self.lr, self.step + 1, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.tokens += self.plan.rows * self.plan.context
+        record: Record = {"step": self.step, "loss": loss}
+        if len(sums) > 1:
+            record |= {f"loss_{k}": s.item() / counts[k] for k, s in sums.items()}
+        return record | {"tokens": self.tokens, "lr": lr, "grad_norm": size, "targets": counts[self.objective.main]}
+
+    def autocast(self) -> Any:
+        """The precision of the forward pass; weights, optimiser and loss are fp32 in any case."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def cost(self) -> float:
+        """Floating-point operations a token of the row, of a training step like the next one."""
+        stream = self.objective.examples(self.view, self.cursor)
+        batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.plan.rows))])
+        tokens = batch["input_ids"].numel()
+        share = self.objective.counts(batch)[self.objective.main] / tokens
+        decoder = batch["decoder_input_ids"].numel() / tokens if "decoder_input_ids" in batch else 0.0
+        return meter.flops(self.model, self.plan.context, share, decoder)
+
+    # ------------------------------------------------------------ stopping and going on
+
+    def save(self, run: Path) -> Path:
+        """Write a checkpoint of where the loop stands."""
+        state = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "cursor": asdict(self.cursor),
+        }
+        weights = self.model.state_dict()
+        return checkpoint.save(
+            run, self.step, weights, optim.state(self.model, self.optimizer), state, self.plan.train.keep
+        )
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises CheckpointError if it does not fit the model."""
+        weights, slots, state = checkpoint.load(path)
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            why = str(error).splitlines()[-1].strip()
+            raise CheckpointError(f"the checkpoint {path} does not fit this model: {why}") from None
+        optim.restore(self.model, self.optimizer, slots)
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.cursor = Cursor(**state["cursor"])
+        self._stream = None
+
+    # ------------------------------------------------------------ a whole run
+
+    def train(
+        self,
+        run: Path,
+        *,
+        on_step: Callable[[Record], None] | None = None,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        quiet: bool = False,
+    ) -> bool:
+        """Step to the end of the run, with metrics and checkpoints in `run`. Returns False if a signal (SIGINT,
+        SIGTERM) asked to stop: then the step at hand is finished and a checkpoint written."""
+        train = self.plan.train
+        save_every = train.save_every or max(1, -(-self.steps // 10))
+        with (
+            Metrics(run / "metrics.jsonl", self.step, train.tensorboard) as metrics,
+            _graceful() as stop,
+            Progress(self, quiet) as progress,
+        ):
+            begin = time.perf_counter() - self.seconds
+            while self.step < self.steps:
+                record = self.advance()
+                self.seconds = time.perf_counter() - begin
+                record["seconds"] = self.seconds
+                due = train.eval_every is not None and self.step % train.eval_every == 0 and self.step < self.steps
+                if evaluate is not None and due:
+                    record |= {f"val_{k}": v for k, v in evaluate().items()}
+                    self.seconds = time.perf_counter() - begin
+                metrics.write(record)
+                progress.show(record)
+                if on_step is not None:
+                    on_step(record)
+                if self.step % save_every == 0 or self.step == self.steps or stop():
+                    metrics.sync()
+                    self.save(run)
+                    if stop():
+                        break
+        return self.step == self.steps
+
+
+def _mix(*numbers: int) -> int:
+    text = ",".join(map(str, numbers)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")
+
+
+@contextlib.contextmanager
+def _graceful() -> Iterator[Callable[[], bool]]:
+    """Catch SIGINT and SIGTERM in the main thread: the yielded function says whether one came. A second SIGINT
+    interrupts at once."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def handle(number: int, _: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for s, old in before.items():
+            signal.signal(s, old)
+
+
+class Metrics:
+    """`metrics.jsonl`: one JSON object a step. Opening it for a run at `step` drops lines after that step, and a line
+    that a killed process left unfinished."""
+
+    def __init__(self, path: Path, step: int, tensorboard: bool) -> None:
+        kept: list[str] = []
+        if path.exists():
+            for line in path.read_text("utf-8").splitlines():
+                try:
+                    if json.loads(line)["step"] > step:
+                        break
+                except (ValueError, KeyError, TypeError):
+                    break
+                kept.append(line + "\n")
+        checkpoint.write(path, "".join(kept))
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self.board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step + 1)
+
+    def write(self, record: Record) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for key, value in record.items():
+                if key != "step":
+                    self.board.add_scalar(key, value, record["step"])
+
+    def sync(self) -> None:
+        os.fsync(self.file.fileno())
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+class Progress:
+    """A live line on a terminal, about twenty plain ones elsewhere, on stderr."""
+
+    def __init__(self, loop: Loop, quiet: bool) -> None:
+        self.loop, self.quiet = loop, quiet
+        self.every = max(1, loop.steps // 20)
+        self.live: Any = None
+        self.task: Any = None
+        self.cost = 0.0 if quiet else loop.cost()
+        self.peak = 0.0 if quiet else meter.peak(loop.device.type, loop.precision == "bf16")
+        self.mark = (time.perf_counter(), loop.tokens)
+        self.speed = 0.0
+
+    def __enter__(self) -> Progress:
+        if not self.quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            self.live = Bar(*columns, console=Console(stderr=True))
+            self.live.start()
+            self.task = self.live.add_task("", total=self.loop.steps, completed=self.loop.step)
+        return self
+
+    def show(self, record: Record) -> None:
+        """Tell of a step."""
+        if self.quiet:
+            return
+        now, tokens = time.perf_counter(), record["tokens"]
+        if now > self.mark[0]:
+            fresh = (tokens - self.mark[1]) / (now - self.mark[0])
+            self.speed = fresh if not self.speed else 0.9 * self.speed + 0.1 * fresh
+        self.mark = (now, tokens)
+        used = self.speed * self.cost / self.peak
+        text = f"loss {record['loss']:.3f}  {self.speed:,.0f} tokens/s  {used:.0%} of peak"
+        if self.live is not None:
+            self.live.update(self.task, completed=record["step"], description=text)
+        elif record["step"] % self.every == 0 or record["step"] == self.loop.steps:
+            left = (
+                (self.loop.steps - record["step"])
+                * self.loop.plan.rows
+                * self.loop.plan.context
+                / max(self.speed, 1e-9)
+            )
+            print(f"step {record['step']}/{self.loop.steps}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.stop()

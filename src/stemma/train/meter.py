@@ -1,0 +1,61 @@
+"""Counting work: floating-point operations of a model, and what the machine can do at most."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import torch
+
+from stemma.nn.model import Model
+from stemma.nn.parts import Dims
+
+
+def flops(model: Model, context: int, targets: float = 1.0, decoder: float = 0.0) -> float:
+    """Operations of one training step per token of the row, forward and backward.
+
+    6 for each weight that a token is multiplied with (2 forward, 4 backward) and 12 * layers * width * context for
+    attention (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), half of that where attention is causal. The
+    vocabulary matrix counts for `targets`, the share of places that reach it. `decoder`: tokens of the decoder for each
+    of the encoder's, for an encoder-decoder; the result is per token of the encoder's input.
+    """
+    dims, structure = model.dims, model.arch.structure
+    head = 6.0 * dims.vocab * dims.d_model
+    if structure == "encoder-decoder":
+        encoder = _weights(model.encoder) + _attention(dims, dims.layers, context)
+        own = context * decoder
+        inner = _weights(model.decoder) + _attention(dims, dims.depth, own) / 2 + _attention(dims, dims.depth, context)
+        return encoder + decoder * inner + targets * head
+    stack = model.encoder if structure == "encoder" else model.decoder
+    attention = _attention(dims, dims.layers, context) / (1 if structure == "encoder" else 2)
+    return _weights(stack) + attention + targets * head
+
+
+def _weights(stack: torch.nn.Module | None) -> float:
+    assert stack is not None
+    return 6.0 * sum(p.numel() for n, p in stack.named_parameters() if p.ndim == 2 and not n.endswith("table.weight"))
+
+
+def _attention(dims: Dims, layers: int, context: float) -> float:
+    return 12.0 * layers * dims.heads * dims.width * context
+
+
+@functools.cache
+def peak(device: str, bf16: bool) -> float:
+    """Operations a second that a square matrix product reaches here, measured once (about 0.2 s)."""
+    kind = torch.device(device)
+    n = 8192 if kind.type == "cuda" else 1024
+    a = torch.randn(n, n, device=kind, dtype=torch.bfloat16 if bf16 else torch.float32)
+    best, spent = float("inf"), 0.0
+    for i in range(30):
+        begin = time.perf_counter()
+        torch.mm(a, a)
+        if kind.type == "cuda":
+            torch.cuda.synchronize()
+        took = time.perf_counter() - begin
+        spent += took
+        if i:
+            best = min(best, took)
+        if i >= 3 and spent > 0.2:
+            break
+    return 2.0 * n**3 / best

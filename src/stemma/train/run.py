@@ -1,0 +1,420 @@
+"""A run on disk: prepare, train, stop, resume, prove.
+
+RUN/run.json        the resolved plan, versions, the data's fingerprint, the parameter count
+RUN/tokenizer/      RUN/data/        what the text became
+RUN/metrics.jsonl   one line a step
+RUN/checkpoints/    the last few
+RUN/model/          the trained model in its publisher's layout, at the end
+RUN/summary.json    what came out
+"""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import stemma
+from stemma import families, spec
+from stemma.errors import CheckpointError, UsageError, VerifyError
+from stemma.families.declare import Design, Family, Recipe
+from stemma.nn.model import Model
+from stemma.nn.parts import Learned
+from stemma.objectives import Objective, objective
+from stemma.train import checkpoint, meter
+from stemma.train.config import Budget, Plan, Train, budget
+from stemma.train.evaluate import evaluate, sample
+from stemma.train.loop import Loop, Record, pick_device, pick_precision
+from stemma.train.scale import scaled, warmup
+
+OnStep = Callable[[Record], None]
+OURS = {"tokenizer", "data"}  # what a run that was killed while preparing leaves behind
+ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
+MEASURED = 4  # steps that are timed to turn seconds into a number of steps
+
+
+@dataclass
+class Run:
+    """A run: where it is, what it does, and, once finished, its `summary`. `finished`: no signal stopped it."""
+
+    directory: Path
+    plan: Plan
+    model: Model
+    tokenizer: Any
+    summary: dict[str, Any]
+    finished: bool
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return int(self.summary.get("steps", 0))
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def resolve(
+    name: str,
+    *,
+    data: str = "builtin:docs",
+    budget: str = "5m",
+    seed: int = 1,
+    scale: str = "tiny",
+    overrides: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The plan of a run: the design of `name` at `scale`, with `overrides` by dotted path.
+
+    Raises UsageError for an unknown name, scale, path or value, and for a design that cannot be trained as it stands.
+    """
+    changes = dict(overrides or {})
+    name, scale = changes.pop("name", name), changes.pop("scale", scale)
+    design = scaled(families.design(name), scale)
+    if "recipe.steps" in changes and "train.budget" not in changes:
+        changes["train.budget"] = f"{changes['recipe.steps']} steps"
+    plan = Plan(
+        name, scale, design.arch, design.dims, design.objective, design.text, design.recipe, Train(budget), data, seed
+    )
+    plan = spec.edit(plan, changes)
+    for what, value in (("recipe.lr", plan.recipe.lr), ("recipe.batch", plan.recipe.batch)):
+        if value is None:
+            raise UsageError(
+                f"{what} of {name} is unpublished; give one, such as --set {what}=..., or choose a --scale"
+            )
+    if plan.context > plan.dims.context:
+        raise UsageError(f"train.context={plan.context} exceeds dims.context={plan.dims.context}")
+    return plan
+
+
+def design_of(plan: Plan) -> Design:
+    """The design that a plan trains."""
+    return Design(plan.name, plan.arch, plan.dims, plan.objective, plan.text, plan.recipe)
+
+
+def fitted(plan: Plan, tokenizer: Any) -> Plan:
+    """`plan` with the vocabulary and the ids of the tokenizer in place of the published ones."""
+    text = replace(
+        plan.text,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+        start_id=tokenizer.pad_id if plan.text.start_id == plan.text.pad_id else plan.text.start_id,
+    )
+    arch = plan.arch
+    if isinstance(arch.position, Learned) and arch.position.padding is not None and tokenizer.pad_id is not None:
+        arch = replace(arch, position=Learned(int(tokenizer.pad_id)))
+    return replace(plan, arch=arch, text=text, dims=replace(plan.dims, vocab=int(tokenizer.vocab_size)))
+
+
+def settled(plan: Plan, steps: int, fixed_warmup: bool) -> Plan:
+    """`plan` with its number of steps, on which the learning rate depends. The warm-up of a scaled plan is a share of
+    them, unless it was given."""
+    recipe: Recipe = replace(plan.recipe, steps=max(1, steps))
+    if plan.scale != "full" and not fixed_warmup:
+        recipe = replace(recipe, schedule=replace(recipe.schedule, warmup=warmup(plan.recipe, max(1, steps))))
+    return replace(plan, recipe=recipe)
+
+
+def model_of(plan: Plan, tokenizer: Any) -> Model:
+    """A fresh model of the plan, drawn from its seed."""
+    from stemma.formats import attach
+
+    model = Model(plan.arch, plan.dims).initialise(plan.seed)
+    return attach(model, design_of(plan), _owner(plan.name), tokenizer)
+
+
+def objective_of(plan: Plan, tokenizer: Any) -> Objective:
+    """The objective of the plan."""
+    return objective(plan.objective, tokenizer, plan.text, plan.context, plan.seed, plan.recipe.mixed)
+
+
+def _owner(name: str) -> Family:
+    return families.family(name)
+
+
+# ---------------------------------------------------------------- running
+
+
+def pretrain(
+    name: str,
+    *,
+    data: str = "builtin:docs",
+    out: str | Path,
+    budget: str = "5m",
+    seed: int = 1,
+    scale: str = "tiny",
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+    tokenizer: Any = None,
+    quiet: bool = False,
+) -> Run:
+    """Train a family from scratch on text and leave a complete run in the directory `out`.
+
+    `name`: a family or a size; `data`: a file, a folder, a glob or `builtin:...`; `budget`: "45s", "20M tokens", "1e15
+    flops", "50 steps"; `scale`: tiny, mini, small, full; `overrides`: dotted paths into the plan
+    (`{"recipe.lr": 1e-3}`); `tokenizer`: one that exists, else one is trained on the training text. With `resume`, an
+    unfinished run in `out` is gone on with, as it was planned. `on_step` sees the record of every step. Raises
+    UsageError for what cannot be meant (also for an `out` that holds another run), DataError for text that cannot be
+    used, ResourceError if the disk refuses.
+    """
+    out = Path(out)
+    if (out / "run.json").exists():
+        if resume:
+            return resume_run(out, on_step=on_step, quiet=quiet)
+        raise UsageError(f"{out} holds a run already; resume it, or choose another directory")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; a run needs a directory")
+    if out.exists() and (others := sorted({p.name for p in out.iterdir() if not p.name.startswith(".")} - OURS)):
+        raise UsageError(f"{out} is not empty (it holds {others[0]}); choose a new directory for the run")
+    plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
+    _threads(plan.train.threads)
+    store, tokenizer = prepare(plan, out, tokenizer, quiet)
+    plan = fitted(plan, tokenizer)
+    train, _ = store.split(plan.train.val_fraction, plan.seed)
+    fixed = "recipe.schedule.warmup" in (overrides or {})
+    steps = _steps(plan, tokenizer, train)
+    plan = settled(plan, steps, fixed)
+    device = pick_device(plan)
+    settings = replace(plan.train, precision=pick_precision(plan, device), threads=torch.get_num_threads())
+    plan = replace(plan, train=settings)
+    checkpoint.write_json(
+        out / "run.json",
+        {
+            "format": 1,
+            "plan": spec.to_dict(plan),
+            "command": sys.argv,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": {"stemma": stemma.__version__, "torch": torch.__version__, "python": sys.version.split()[0]},
+            "device": str(device),
+            "data": {"fingerprint": store.fingerprint, **_amounts(train)},
+            "parameters": sum(p.numel() for p in Model(plan.arch, plan.dims).parameters()),
+        },
+    )
+    return _carry_on(out, plan, tokenizer, store, on_step, quiet)
+
+
+def resume_run(run: str | Path, *, on_step: OnStep | None = None, quiet: bool = False) -> Run:
+    """Go on with the run in a directory from its last checkpoint, to the same end as if it had never stopped.
+
+    A finished run is returned as it is. Raises CheckpointError if the directory holds no run, or if its data or
+    weights are not what the run wrote.
+    """
+    run = Path(run)
+    plan, tokenizer, store = reopen(run)
+    _threads(plan.train.threads)
+    return _carry_on(run, plan, tokenizer, store, on_step, quiet)
+
+
+def reopen(run: Path) -> tuple[Plan, Any, Any]:
+    """Plan, tokenizer and store of a run. Raises CheckpointError if one is missing or not the run's."""
+    from stemma.data import Store
+    from stemma.text import Tokenizer
+
+    if not (run / "run.json").exists():
+        raise CheckpointError(f"{run} holds no run to resume (there is no run.json)")
+    about = checkpoint.read_json(run / "run.json")
+    try:
+        plan = spec.from_dict(Plan, about["plan"])
+        fingerprint = about["data"]["fingerprint"]
+    except (KeyError, TypeError, UsageError) as error:
+        raise CheckpointError(f"{run / 'run.json'} is not a run that this version can read: {error}") from None
+    tokenizer, store = Tokenizer.load(run / "tokenizer"), Store.open(run / "data")
+    if store.fingerprint != fingerprint:
+        raise CheckpointError(f"{run / 'data'} is not the text that this run was started on")
+    return plan, tokenizer, store
+
+
+def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep | None, quiet: bool) -> Run:
+    train, held = store.split(plan.train.val_fraction, plan.seed)
+    held = sample(held, plan.train.eval_tokens)
+    goal = objective_of(plan, tokenizer)
+    loop = Loop(plan, model_of(plan, tokenizer), goal, train)
+    if newest := checkpoint.latest(run):
+        loop.restore(newest)
+    done = run / "summary.json"
+    if loop.step == loop.steps and done.exists() and (run / "model").is_dir():
+        return Run(run, plan, loop.model.eval(), tokenizer, checkpoint.read_json(done), True)
+
+    def measure() -> dict[str, float]:
+        return evaluate(loop.model, goal, held, autocast=loop.autocast)
+
+    finished = loop.train(run, on_step=on_step, evaluate=measure, quiet=quiet)
+    if not finished:
+        if not quiet:
+            print(f"stopped after step {loop.step} of {loop.steps}; go on with: stemma resume {run}", file=sys.stderr)
+        return Run(run, plan, loop.model.eval(), tokenizer, {"steps": loop.step}, False)
+    summary = _summary(run, plan, loop, measure(), train, held)
+    _release(loop.model)
+    _save_model(loop.model, run / "model")
+    checkpoint.write_json(done, summary)
+    return Run(run, plan, loop.model.eval(), tokenizer, summary, True)
+
+
+def _summary(run: Path, plan: Plan, loop: Loop, quality: dict[str, float], train: Any, held: Any) -> dict[str, Any]:
+    from stemma.data import stats
+
+    speed = loop.tokens / max(loop.seconds, 1e-9)
+    losses = [r["loss"] for r in read_metrics(run)][-max(1, loop.steps // 20) :]
+    return {
+        "name": plan.name,
+        "scale": plan.scale,
+        "steps": loop.steps,
+        "tokens": loop.tokens,
+        "epochs": loop.cursor.epoch,
+        "seconds": round(loop.seconds, 3),
+        "tokens_per_second": round(speed, 1),
+        "peak_share": round(speed * loop.cost() / meter.peak(loop.device.type, loop.precision == "bf16"), 4),
+        "parameters": sum(p.numel() for p in loop.model.parameters()),
+        "train_loss": sum(losses) / len(losses),
+        "val": quality,
+        "baselines": {
+            "unigram_bits_per_byte": stats.unigram_bits_per_byte(train, held, ends=loop.objective.whole),
+            "xz_bits_per_byte": stats.xz_bits_per_byte(held),
+        },
+    }
+
+
+def read_metrics(run: str | Path) -> list[Record]:
+    """The records of a run's steps, so far as they are written. Raises CheckpointError if there are none."""
+    import json
+
+    path = Path(run) / "metrics.jsonl"
+    if not path.exists():
+        raise CheckpointError(f"{run} holds no metrics.jsonl")
+    records: list[Record] = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+# ---------------------------------------------------------------- preparing
+
+
+def prepare(plan: Plan, out: Path, tokenizer: Any, quiet: bool) -> tuple[Any, Any]:
+    """Read the text, train a tokenizer on the training part of it if none is given, and store the tokens in `out`."""
+    from stemma.data import Store, read
+    from stemma.data.store import training_texts
+    from stemma.text import Specials, Tokenizer
+
+    source = read(plan.data)
+    if tokenizer is None:
+        text, train = plan.text, plan.train
+        specials = Specials(**{role: getattr(text, role) for role in ROLES}, extra=text.sentinels)
+        tokenizer = Tokenizer.train(
+            text.tokenizer,
+            training_texts(source, train.val_fraction, plan.seed),
+            plan.dims.vocab,
+            specials,
+            lowercase=text.lower and text.tokenizer == "wordpiece",
+        )
+    if not quiet:
+        print(f"reading {plan.data} with {tokenizer.vocab_size:,} tokens of {plan.text.tokenizer}", file=sys.stderr)
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / "tokenizer", ignore_errors=True)
+    tokenizer.save(out / "tokenizer")
+    return Store.build(source, tokenizer, out / "data"), tokenizer
+
+
+def _steps(plan: Plan, tokenizer: Any, train: Any) -> int:
+    """How many steps the budget buys. Seconds are turned into steps once, by timing a few on a model that is thrown
+    away: the learning rate, and with it a resumed run, then depends on no clock."""
+    limit: Budget = budget(plan.train.budget)
+    step_tokens = plan.rows * plan.context
+    if limit.steps is not None:
+        return limit.steps
+    if limit.tokens is not None:
+        return max(1, round(limit.tokens / step_tokens))
+    trial = Loop(settled(plan, MEASURED, False), model_of(plan, tokenizer), objective_of(plan, tokenizer), train)
+    if limit.flops is not None:
+        return max(1, round(limit.flops / (trial.cost() * step_tokens)))
+    assert limit.seconds is not None
+    begin = time.perf_counter()
+    trial.advance()  # the first step is slower: pages, kernels, compilation
+    times = []
+    for _ in range(MEASURED):
+        start = time.perf_counter()
+        trial.advance()
+        times.append(time.perf_counter() - start)
+    each = sorted(times)[len(times) // 2]
+    # of what is left, a tenth is kept for checkpoints and the evaluation at the end
+    left = 0.9 * (limit.seconds - (time.perf_counter() - begin))
+    return max(1, int(left / each))
+
+
+def _threads(n: int | None) -> None:
+    if n is not None:
+        torch.set_num_threads(n)
+
+
+def _amounts(view: Any) -> dict[str, int]:
+    return {"documents": len(view), "tokens": int(view.tokens_total), "bytes": int(view.bytes_total)}
+
+
+def _release(model: Model) -> None:
+    """Undo the compiling of a model's parts, which belongs to the run and not to the model."""
+    for stack in (model.encoder, model.decoder):
+        if stack is not None:
+            stack._compiled_call_impl = None
+
+
+def _save_model(model: Model, directory: Path) -> None:
+    from stemma.formats import save
+
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save(model, temporary)
+    shutil.rmtree(directory, ignore_errors=True)
+    temporary.rename(directory)
+
+
+# ---------------------------------------------------------------- proving
+
+
+def verify_resume(run: str | Path, steps: int = 6, *, quiet: bool = True) -> dict[str, Any]:
+    """Prove on a run's own plan and data that stopping and resuming changes nothing.
+
+    Trains `steps` steps in one go, and in another place half of them, a checkpoint, everything anew, and the rest;
+    losses, gradient norms and final weights must agree bit for bit. The run itself is only read. Returns the
+    losses. Raises VerifyError naming the first step that differs.
+    """
+    plan, tokenizer, store = reopen(Path(run))
+    _threads(plan.train.threads)
+    if steps < 2:
+        raise UsageError(f"verifying a resume needs at least 2 steps, not {steps}")
+    plan = settled(plan, steps, True)
+    plan = replace(plan, train=replace(plan.train, save_every=steps, eval_every=None, tensorboard=False))
+    train, _ = store.split(plan.train.val_fraction, plan.seed)
+
+    def fresh() -> Loop:
+        return Loop(plan, model_of(plan, tokenizer), objective_of(plan, tokenizer), train)
+
+    with tempfile.TemporaryDirectory(prefix="stemma-verify-") as name:
+        whole = fresh()
+        expected = [whole.advance() for _ in range(steps)]
+        first = fresh()
+        found = [first.advance() for _ in range(steps // 2)]
+        place = first.save(Path(name))
+        second = fresh()
+        second.restore(place)
+        found += [second.advance() for _ in range(steps - steps // 2)]
+    for a, b in zip(expected, found, strict=True):
+        if a != b:
+            raise VerifyError(
+                f"step {a['step']} differs after resuming: loss {b['loss']!r} instead of {a['loss']!r} (stopped after "
+                f"step {steps // 2})"
+            )
+    ours, theirs = whole.model.state_dict(), second.model.state_dict()
+    if wrong := [k for k in ours if not torch.equal(ours[k], theirs[k])]:
+        raise VerifyError(f"the weights of {wrong[0]} differ after resuming, though all losses agree")
+    return {"steps": steps, "stopped_after": steps // 2, "losses": [r["loss"] for r in expected], "identical": True}

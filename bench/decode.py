@@ -56,7 +56,12 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
         def they(theirs: Any = theirs, ids: Any = ids, mask: Any = mask) -> Any:
             new = theirs.generate(
-                ids, attention_mask=mask, max_new_tokens=args.new, min_new_tokens=args.new, do_sample=False, pad_token_id=0
+                ids,
+                attention_mask=mask,
+                max_new_tokens=args.new,
+                min_new_tokens=args.new,
+                do_sample=False,
+                pad_token_id=0,
             )
             return new[:, -args.new :].tolist()
 

@@ -89,7 +89,9 @@ def inputs(case: str, rows: int = 3, length: int = 17, seed: int = 3, left: bool
         ids = ids.masked_fill(mask == 0, pad)
     batch = {"input_ids": ids, "attention_mask": mask}
     if case.startswith("bert"):
-        batch["token_type_ids"] = torch.randint(0, fields.get("type_vocab_size", 2), (rows, length), generator=generator)
+        batch["token_type_ids"] = torch.randint(
+            0, fields.get("type_vocab_size", 2), (rows, length), generator=generator
+        )
     if case.startswith("t5"):
         batch["decoder_input_ids"] = torch.randint(1, vocab, (rows, length + 5), generator=generator)
         batch["decoder_attention_mask"] = torch.ones(rows, length + 5, dtype=torch.int64)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import transformers as hf
-from oracle import CASES
 from safetensors.torch import save_file
 
 import stemma
+from oracle import CASES
 from stemma import families, formats
 from stemma.errors import CheckpointError, StemmaError, UsageError
 from stemma.formats.config import GENERAL, GENERAL_FIXED
@@ -490,7 +490,7 @@ def test_any_value_anywhere_is_read_or_refused_in_one_sentence(model_type: str, 
 @pytest.mark.parametrize("model_type", formats.LAYOUTS)
 @pytest.mark.parametrize("value", ["abc", -36, 0, 1.5, None, [4]])
 def test_widths_must_be_whole_positive_numbers(model_type: str, value: Any) -> None:
-    optional = {"n_inner", "head_dim", "num_key_value_heads", "num_decoder_layers"}
+    optional = {"n_inner", "head_dim", "d_kv", "num_key_value_heads", "num_decoder_layers"}
     for k in formats.LAYOUTS[model_type].keys:
         if k.paths[0].startswith("dims.") and k.name != "type_vocab_size":
             if value is None and k.name in optional:

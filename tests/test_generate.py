@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import CASES, reference, saved
 
 import stemma
-from stemma.errors import UsageError
+from oracle import CASES, reference, saved
 from stemma.decoding import Session
+from stemma.errors import UsageError
 
 GENERATING = [c for c in CASES if not c.startswith(("bert", "roberta")) and not c.endswith("model")]
 LENGTHS = [4, 11, 1, 7, 11, 2, 9]
@@ -71,7 +71,9 @@ def test_cached_logits_equal_full_logits(case: str, tmp_path: Path) -> None:
 def reference_ids(model: Any, prompt: list[int], **options: Any) -> list[int]:
     ids = torch.tensor([prompt])
     cached = not model.config.is_encoder_decoder  # the reference's cache fails where the decoder is the deeper stack
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, use_cache=cached, **options)[0].tolist()
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, use_cache=cached, **options)[
+        0
+    ].tolist()
     return out[1:] if model.config.is_encoder_decoder else out[len(prompt) :]
 
 

@@ -347,6 +347,14 @@ def test_llama3_scaling_from_its_factors(tmp_path: Path) -> None:
     assert load(llama_file(tmp_path / "x.gguf", model, extra=factors)).arch.position.scaling is None
 
 
+def test_shapes_alone(tiny_llama: Path) -> None:
+    model = load(tiny_llama, "meta", "bfloat16")
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
+    assert {n: p.shape for n, p in model.named_parameters()} == {
+        n: p.shape for n, p in load(tiny_llama).named_parameters()
+    }
+
+
 def test_a_published_size_is_recognised() -> None:
     from stemma import families
     from stemma.formats.gguf import ARCHITECTURES, _nearest

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import FAMILIES, batch, build, run, tiny
 
 import stemma
 from stemma import spec
@@ -21,7 +20,7 @@ from stemma.formats import attach
 from stemma.nn.model import Model
 from stemma.nn.parts import Alternate, Causal, Learned, Sliding
 from stemma.spec import Spec
-
+from tiny import FAMILIES, batch, build, run, tiny
 
 # windows that a short text does not fit into
 SHORT: dict[type, Any] = {Sliding: lambda: Sliding(5), Alternate: lambda: Alternate(Causal(), Sliding(5))}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from oracle import CASES, inputs, saved
 from safetensors.torch import load_file
 
 import stemma
+from oracle import CASES, inputs, saved
 
 TOLERANCE = 1e-5
 
@@ -24,7 +24,12 @@ def outputs(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     else:
         logits = out.get("prediction_logits", out.get("logits"))
         hidden = out.get("last_hidden_state")
-        found = {"logits": logits, "hidden": hidden, "pair": out.get("seq_relationship_logits"), "pooled": out.get("pooler_output")}
+        found = {
+            "logits": logits,
+            "hidden": hidden,
+            "pair": out.get("seq_relationship_logits"),
+            "pooled": out.get("pooler_output"),
+        }
     return {k: v for k, v in found.items() if v is not None}
 
 

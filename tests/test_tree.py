@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import FAMILIES
 
 from stemma import spec
 from stemma.errors import UsageError
@@ -17,6 +16,7 @@ from stemma.families import design, family, size_names, tree
 from stemma.families.declare import About, Design
 from stemma.nn.model import count
 from stemma.nn.parts import Arch, Causal, Dims, Heads, Learned, RMSNorm, Rotary, gated_width
+from tiny import FAMILIES
 
 GOLDEN = Path(__file__).parent / "golden"
 

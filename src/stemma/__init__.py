@@ -26,12 +26,12 @@ _WHERE = {
     "pretrain": "stemma.train",
 }
 
-__all__ = [*_WHERE, "__version__"]
+__all__ = ["__version__", "build", "design", "family", "fill", "generate", "load", "pretrain", "save", "tree"]
 
 if TYPE_CHECKING:
+    from stemma.decoding import fill, generate
     from stemma.families import design, family, tree
     from stemma.formats import build, load, save
-    from stemma.decoding import fill, generate
     from stemma.train import pretrain
 
 

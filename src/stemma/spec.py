@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -261,9 +260,13 @@ def _literal(node: ast.expr) -> Any:
 # ---------------------------------------------------------------- small helpers
 
 
-@functools.cache
+_known_hints: dict[type, dict[str, Any]] = {}
+
+
 def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+    if kind not in _known_hints:
+        _known_hints[kind] = typing.get_type_hints(kind)
+    return _known_hints[kind]
 
 
 def _varies(kind: type, name: str) -> bool:

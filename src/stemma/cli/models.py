@@ -49,16 +49,6 @@ def piped(texts: tuple[str, ...], what: str) -> list[str]:
     raise UsageError(f"give {what} after PATH, or pipe one in")
 
 
-def continuation(model: Any, prompt: str, result: Any) -> str:
-    """A result's text as it goes on from its prompt: with the space between them that the ids alone do not show."""
-    tokenizer = model.tokenizer
-    if model.encoder is not None or tokenizer is None:
-        return result.text or ""
-    text, whole = result.text or "", tokenizer.decode([*tokenizer.encode(prompt), *result.ids])
-    apart = whole.startswith(prompt + " ") and not text.startswith(" ") and not prompt.endswith(" ")
-    return " " + text if apart else text
-
-
 @command()
 @PATH
 @click.argument("prompts", nargs=-1, metavar="PROMPT...")
@@ -108,7 +98,7 @@ def generate(
             [
                 {
                     "prompt": t,
-                    "text": continuation(model, t, r),
+                    "text": r.text or "",
                     "ids": r.ids,
                     "logprobs": r.logprobs,
                     "reason": r.reason,
@@ -117,7 +107,7 @@ def generate(
             ]
         )
         return
-    said = [continuation(model, t, r) for t, r in zip(texts, results, strict=True)]
+    said = [r.text or "" for r in results]
     click.echo("\n\n".join((t if lead else "") + s for t, s in zip(texts, said, strict=True)))
 
 

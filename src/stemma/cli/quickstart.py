@@ -106,15 +106,13 @@ def train(directory: Path, name: str, budget: str, data: str, seed: int, quiet: 
 def samples(run: Run, seed: int) -> dict[str, Any]:
     """What the model says, as the report reads it from `samples.json`."""
     import stemma
-    from stemma.cli.models import continuation
 
     model = run.model
     if model.arch.structure == "decoder":
         drawn = stemma.generate(
             model, list(PROMPTS), max_new_tokens=48, temperature=0.7, top_p=0.9, seed=seed, ignore_eos=True
         )
-        said = [continuation(model, p, r) for p, r in zip(PROMPTS, drawn, strict=True)]
-        return {"continue": [{"prompt": p, "text": s} for p, s in zip(PROMPTS, said, strict=True)]}
+        return {"continue": [{"prompt": p, "text": r.text} for p, r in zip(PROMPTS, drawn, strict=True)]}
     key, cases = ("fill", MASKS) if model.arch.structure == "encoder" else ("repair", SPANS)
     return {key: [case(model, stemma.fill, parts, truth) for parts, truth in cases]}
 

@@ -6,14 +6,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
-from stemma.errors import UsageError
 from stemma.decoding import beams
 from stemma.decoding.choose import Choice
 from stemma.decoding.session import Session, start_token
+from stemma.errors import UsageError
 from stemma.nn.model import Model
 
 Stream = Callable[[int, str], None]
@@ -55,11 +54,9 @@ def generate(
     result depends on the prompt, the options and `seed`, not on the other rows. Raises UsageError for what cannot be.
     """
     if model.decoder is None:
-        raise UsageError(f"a {model.arch.structure} cannot continue a text; use stemma.fill (or `stemma fill`) with it")
+        raise UsageError("an encoder cannot continue a text; use stemma.fill (or `stemma fill`) with this model")
     if max_new_tokens < 1 or num_beams < 1:
-        raise UsageError(
-            f"max_new_tokens and num_beams must be at least 1, not {max_new_tokens} and {num_beams}"
-        )
+        raise UsageError(f"max_new_tokens and num_beams must be at least 1, not {max_new_tokens} and {num_beams}")
     choice = Choice(temperature, top_k, top_p, min_p, repetition_penalty)
     stops = [stop] if isinstance(stop, str) else list(stop)
     if stops and model.tokenizer is None:
@@ -85,9 +82,9 @@ def generate(
         results = [Result(b.ids, None, b.logprobs, "eos" if b.ids[-1] in ends else "length") for b in found]
     else:
         results = _draw(model, encoded, choice, max_new_tokens, ends, stops, seed, stream)
-    for result in results:
+    for prompt, result in zip(encoded, results, strict=True):
         if result.text is None and model.tokenizer is not None:
-            result.text = model.tokenizer.decode(result.ids)
+            result.text = Writer(model, prompt).decode(result.ids)
     return results
 
 
@@ -113,7 +110,7 @@ def _draw(
     results = [Result() for _ in prompts]
     seen = [[start_token(model)] if model.encoder is not None else list(p) for p in prompts]
     generators = [torch.Generator().manual_seed(seed) for _ in prompts]
-    texts = [Writer(model.tokenizer, stops) for _ in prompts] if stops or stream is not None else []
+    texts = [Writer(model, p, stops) for p in prompts] if stops or stream is not None else []
     open_ = list(range(len(prompts)))
     for step in range(max_new_tokens):
         scores = choice.scores(session.logits, [seen[i] for i in open_])
@@ -148,20 +145,32 @@ def _draw(
     return results
 
 
+CONTEXT = 4  # tokens of the prompt that are decoded with what follows them
+
+
 class Writer:
     """Text of growing token ids, handed out piece by piece: whole characters only, and nothing that may yet turn out
-    to be the beginning of a stop string."""
+    to be the beginning of a stop string.
 
-    def __init__(self, tokenizer: Any, stops: list[str]) -> None:
-        if tokenizer is None:
+    A continuation is decoded after the end of its prompt: SentencePiece drops the space before the first token of a
+    text, and here it is not the first."""
+
+    def __init__(self, model: Model, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
+        if model.tokenizer is None:
             raise UsageError("streaming needs a tokenizer, and this model came without one")
-        self.tokenizer, self.stops = tokenizer, stops
+        self.tokenizer, self.stops = model.tokenizer, stops
+        self.before = list(prompt[-CONTEXT:]) if model.encoder is None else []
+        self.skip = len(self.tokenizer.decode(self.before))
         self.text = ""
         self.given = 0
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of new ids."""
+        return self.tokenizer.decode([*self.before, *ids])[self.skip :]
+
     def add(self, ids: list[int], last: bool) -> tuple[str, bool]:
         """The text that is new and certain, and whether a stop string has ended it."""
-        text = self.tokenizer.decode(ids)
+        text = self.decode(ids)
         cut = min((at for s in self.stops if (at := text.find(s)) >= 0), default=-1)
         if cut >= 0:
             self.text = text[:cut]

@@ -27,7 +27,7 @@ class CLM(Spec):
 class MLM(Spec):
     """Predict masked tokens (Devlin et al. 2018, section 3.1): `rate` of them are chosen; of those `masked` become the
     mask token, `random` a random one, the rest stay. `pairs`: two segments, with next-sentence prediction beside it.
-    `copies`: how many maskings a text has before they repeat (BERT made 10 copies of its data); 0: new ones each epoch."""
+    `copies`: how many maskings a text has before they repeat (BERT made 10 of its data); 0: new ones each epoch."""
 
     rate: float = 0.15
     masked: float = 0.8

@@ -28,7 +28,10 @@ llama = gpt3.evolve(
     },
     sizes={
         "llama-7b": Size(
-            Dims(4096, 32, 32, 11_008, 32_000, 2048), published="6.7B", hub="huggyllama/llama-7b", aliases=("llama1-7b",)
+            Dims(4096, 32, 32, 11_008, 32_000, 2048),
+            published="6.7B",
+            hub="huggyllama/llama-7b",
+            aliases=("llama1-7b",),
         ),
         "llama-13b": Size(
             Dims(5120, 40, 40, 13_824, 32_000, 2048),

@@ -1,6 +1,6 @@
 """T5 and its second version: every task as text to text."""
 
-from stemma.families.declare import About, Adafactor, Schedule, Size, Spans
+from stemma.families.declare import About, Adafactor, Size, Spans
 from stemma.families.transformer import transformer
 from stemma.nn.parts import Buckets, Dims, Dropout, GatedMLP, LMHead, PreNorm, RMSNorm
 

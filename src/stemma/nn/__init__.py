@@ -1,1 +1,1 @@
-"""Components of networks. `parts` declares them (no torch); the other modules build them. Nothing here knows a model's name."""
+"""Components of networks. `parts` declares them (no torch); the other modules build them; none knows a model's name."""

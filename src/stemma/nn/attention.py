@@ -15,7 +15,7 @@ Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Attention(nn.Module):
-    """Queries from `x`; keys and values from `x` (self) or from `source` (cross); `heads / kv_heads` queries share a key."""
+    """Queries from `x`; keys and values from `x` (self) or from elsewhere (cross); `heads / kv_heads` queries a key."""
 
     def __init__(self, spec: parts.Attention, dims: parts.Dims, dropout: float) -> None:
         super().__init__()

@@ -65,7 +65,9 @@ class Cache:
             return None if x is None else x.index_select(0, rows)
 
         self.keys, self.values = [pick(k) for k in self.keys], [pick(v) for v in self.values]
-        self.cross = [None if c is None else (c[0].index_select(0, rows), c[1].index_select(0, rows)) for c in self.cross]
+        self.cross = [
+            None if c is None else (c[0].index_select(0, rows), c[1].index_select(0, rows)) for c in self.cross
+        ]
         self.memory, self.memory_real = pick(self.memory), pick(self.memory_real)
         self.held = {kind: held.index_select(0, rows) for kind, held in self.held.items()}
         self.rows = len(rows)
@@ -98,7 +100,9 @@ class Plan:
         self.at = torch.where(kept, pos % size, size)  # B T; the rest goes to the spare slot
         self.chunk = length > 1 and (start > 0 or length > size)
         cache.held[kind] = held.scatter(1, self.at, torch.where(kept, pos, EMPTY))
-        self.kpos = torch.cat([held[:, :size], torch.where(keep, pos, EMPTY)], 1) if self.chunk else cache.held[kind][:, :size]
+        self.kpos = (
+            torch.cat([held[:, :size], torch.where(keep, pos, EMPTY)], 1) if self.chunk else cache.held[kind][:, :size]
+        )
         seen = visible(mask, Facts(pos, self.kpos, plain=False)).mask
         assert seen is not None
         if real is not None:  # padding sees the first slot, so that its row is defined

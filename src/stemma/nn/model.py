@@ -61,7 +61,7 @@ class Model(nn.Module):
     tokenizer: Any = None
     ledger: Any = None
     design: Any = None
-    extras: dict[str, Any] = {}  # noqa: RUF012
+    extras: dict[str, Any] = {}
 
     def __init__(self, arch: parts.Arch, dims: parts.Dims) -> None:
         super().__init__()

@@ -105,7 +105,7 @@ class Rotary(Spec):
 
 @dataclass(frozen=True)
 class Buckets(Spec):
-    """T5's relative bias: one scalar a head and bucket of distance, one table a stack (Raffel et al. 2020, section 2.1).
+    """T5's relative bias: one scalar a head and bucket of distance, one table a stack (Raffel et al. 2020, 2.1).
 
     Half of the buckets are exact, the rest logarithmic up to `distance`; where both directions can be seen they
     are split between the two signs.
@@ -194,7 +194,7 @@ class GatedMLP(Spec):
 
 @dataclass(frozen=True)
 class LMHead(Spec):
-    """Logits from a matrix: the token embeddings if `tied`. `scaled`: the hidden state times d_model**-0.5 first (T5)."""
+    """Logits from a matrix: the token embeddings if `tied`. `scaled`: the hidden state times d_model**-0.5 (T5)."""
 
     tied: bool = True
     scaled: bool = False
@@ -210,7 +210,7 @@ class MLMHead(Spec):
 
 @dataclass(frozen=True)
 class Heads(Spec):
-    """What stands on the last hidden state. `pooler`: dense and tanh on the first token; `pair`: two classes from it."""
+    """What stands on the last hidden state. `pooler`: dense, tanh on the first token; `pair`: 2 classes of it."""
 
     lm: LMHead | MLMHead | None = None
     pooler: bool = False
@@ -226,7 +226,7 @@ class Heads(Spec):
 @dataclass(frozen=True)
 class Normal(Spec):
     """Weights from N(0, std), biases 0, norms 1. `truncated`: at two deviations. `residual`: the matrices that write
-    into the residual stream divided by sqrt(number of residual layers) (GPT-2). `positions`: the position table's own."""
+    into the residual stream divided by sqrt(number of residual layers) (GPT-2). `positions`: of the position table."""
 
     std: float = 0.02
     truncated: bool = False
@@ -239,7 +239,7 @@ class Normal(Spec):
 
 @dataclass(frozen=True)
 class FanIn(Spec):
-    """T5's: embeddings N(0, 1), each matrix scaled by its fan-in, q also by its width (Mesh TensorFlow), times `factor`."""
+    """T5's: embeddings N(0, 1), each matrix by its fan-in, q also by its width (Mesh TensorFlow), times `factor`."""
 
     factor: float = 1.0
 
@@ -295,7 +295,7 @@ class Arch(Spec):
         drawn = isinstance(self.init, Normal) and self.init.positions is not None
         require(
             not drawn or isinstance(self.position, Learned),
-            f"init.positions is for a learned table of positions and this arch has {self.position}; set init.positions=none",
+            f"init.positions is for a learned table, and this arch has {self.position}; set init.positions=none",
         )
 
 
@@ -324,7 +324,7 @@ class Dims(Spec):
         require(self.decoder_layers is None or self.decoder_layers >= 1, "dims.decoder_layers must be at least 1")
         require(
             self.head_dim is not None or self.d_model % self.heads == 0,
-            f"dims.d_model={self.d_model} is not a multiple of dims.heads={self.heads}; change one, or set dims.head_dim",
+            f"dims.d_model={self.d_model} is no multiple of dims.heads={self.heads}; change one, or set dims.head_dim",
         )
         require(
             self.heads % self.kv == 0, f"dims.heads={self.heads} is not a multiple of dims.kv_heads={self.kv_heads}"

@@ -58,10 +58,10 @@ class Sinusoidal(Position):
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.half = d_model // 2
+        self.waves = d_model // 2
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
-        step = torch.arange(self.half, device=x.device, dtype=torch.float32) / max(self.half - 1, 1)
+        step = torch.arange(self.waves, device=x.device, dtype=torch.float32) / max(self.waves - 1, 1)
         angle = pos[..., None].float() * torch.exp(step * -math.log(10000.0))
         wave = torch.cat([angle.sin(), angle.cos()], -1).to(x.dtype)
         return x + torch.nn.functional.pad(wave, (0, x.shape[-1] - wave.shape[-1]))

@@ -79,7 +79,7 @@ class Stack(nn.Module):
         cache: Cache | None = None,
     ) -> Tensor:
         """`x` (B T D) embedded tokens at positions `pos` (1|B T); `plain`: these are known to be 0..T-1; `real` (B T):
-        False for padding; `documents` (B T): a token sees its own document only; `memory` (B S D): the encoder's output."""
+        False for padding; `documents` (B T): a token sees its own only; `memory` (B S D): the encoder's output."""
         x = self.position.embed(x, pos)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
@@ -117,5 +117,3 @@ def _store(cache: Cache, layer: int) -> Store:
         return cache.write(layer, k, v)
 
     return store
-
-

@@ -35,7 +35,7 @@ DAMAGED = "it is damaged or cut short; copy or download it again"
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: its shape with the slowest axis first, the number of its type, and where its bytes are in the file."""
+    """One tensor: its shape (slowest axis first), the number of its type, and where its bytes begin in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -84,6 +84,15 @@ class File:
     def __contains__(self, name: object) -> bool:
         return name in self.entries
 
+    def value(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+        """The value of a key, or `default`. Raises CheckpointError if it is not of the kind."""
+        value = self.metadata.get(key, default)
+        if value is None or isinstance(value, kind):
+            return value
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        names = " or ".join({"str": "text"}.get(k.__name__, k.__name__) for k in kinds)
+        raise CheckpointError(f"{self.path}: {key} should be {names}, not {str(value)[:40]!r}")
+
     def raw(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The bytes of a tensor as they are in the file: a read-only view. Raises CheckpointError for a type that
         cannot be read here."""
@@ -97,6 +106,11 @@ class File:
         if entry.type in quants.PLAIN:
             return torch.from_numpy(raw.copy()).view(quants.PLAIN[entry.type]).reshape(entry.shape)
         return torch.from_numpy(quants.dequantise(raw, entry.type)).reshape(entry.shape)
+
+    def blank(self, name: str) -> Tensor:
+        """A tensor's shape without its data, on the meta device. Raises as `raw` does."""
+        self._bytes(self.entries[name])
+        return torch.empty(self.entries[name].shape, device="meta")
 
     def _bytes(self, entry: Entry) -> int:
         if entry.type not in quants.SIZES:
@@ -118,8 +132,9 @@ class File:
 
     def _need(self, size: int, what: str) -> None:
         if self._at + size > self.size:
+            place = f"{size} bytes from byte {self._at}"
             raise CheckpointError(
-                f"{self.path}: {what} should take the {size} bytes from {self._at}, but the file has {self.size}: {DAMAGED}"
+                f"{self.path}: {what} should take {place}, but the file has {self.size} bytes: {DAMAGED}"
             )
 
     def _string(self, what: str, errors: str = "replace") -> str:
@@ -164,10 +179,10 @@ class File:
         return out
 
     def _alignment(self) -> int:
-        value = self.metadata.get("general.alignment", 32)
-        if not isinstance(value, int) or value < 8 or value & (value - 1):
-            raise CheckpointError(f"{self.path}: general.alignment should be a power of two from 8 on, not {value!r}")
-        return value
+        value = self.value("general.alignment", int, 32)
+        if value < 8 or value & (value - 1):
+            raise CheckpointError(f"{self.path}: general.alignment should be a power of two from 8 on, not {value}")
+        return int(value)
 
     def _entries(self, count: int) -> dict[str, Entry]:
         found: dict[str, Entry] = {}
@@ -179,6 +194,8 @@ class File:
             if axes > 4:
                 raise CheckpointError(f"{self.path}: tensor {name!r} should have at most 4 axes, not {axes}: {DAMAGED}")
             sizes = self._take(f"<{axes}Q", f"the shape of tensor {name!r}")
+            if 0 in sizes:
+                raise CheckpointError(f"{self.path}: tensor {name!r} has an axis of length 0: {DAMAGED}")
             kind, place = self._take("<IQ", f"the type and place of tensor {name!r}")
             found[name] = Entry(name, sizes[::-1], kind, place)
         start = -(-self._at // self.alignment) * self.alignment

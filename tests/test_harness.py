@@ -164,3 +164,14 @@ def test_a_seed_gives_the_same_weights(name: str) -> None:
     a, b, c = (Model(design.arch, design.dims).initialise(seed) for seed in (1, 1, 2))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert any(not torch.equal(p, q) for p, q in zip(a.parameters(), c.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_and_inference_are_one_function(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without dropout a model in training mode gives what it gives in eval mode, though by other kernels."""
+    monkeypatch.setattr("stemma.nn.attention.BLOCK", 16)
+    design = tiny(name)
+    model = build(design).double()
+    inputs = batch(design, length=37)
+    for given in (inputs, {k: v for k, v in inputs.items() if k != "attention_mask"}):
+        assert (run(model.train(), given).hidden - run(model.eval(), given).hidden).abs().max() < 1e-10

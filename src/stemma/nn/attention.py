@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,6 +13,10 @@ from stemma.nn.masks import Visible
 from stemma.nn.positions import rotate
 
 Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+SHORT = 1024  # rows up to this long train faster on a CPU with plain products than with torch's fused kernel
+BLOCK = 128  # queries that are taken together, so that a causal row multiplies with few keys that it may not see
 
 
 class Attention(nn.Module):
@@ -60,6 +65,8 @@ class Attention(nn.Module):
             mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
         batch, heads, length, width = q.shape
         rate = self.dropout if self.training else 0.0
+        if self.training and q.device.type == "cpu" and length * k.shape[2] <= SHORT**2:
+            return self.attend_plainly(q, k, v, mask, causal, rate)
         if self.shared > 1 and length == 1 and (mask is None or mask.shape[1] == 1):
             # one query a head: the heads that share a key become its queries, and no key is copied
             y = F.scaled_dot_product_attention(
@@ -69,3 +76,30 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, dropout_p=rate, scale=self.scale, enable_gqa=self.shared > 1
         )
+
+    def attend_plainly(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float
+    ) -> Tensor:
+        """The same by plain matrix products: memory goes with length squared, but on a CPU the backward pass of the
+        fused kernel is the slower one. Causal rows go in blocks, each against the keys up to its end only."""
+        if self.shared > 1:
+            k, v = (x.repeat_interleave(self.shared, 1) for x in (k, v))
+        q = q * self.scale
+        if not causal:
+            return self.weighted(q, k, v, mask, rate)
+        length = q.shape[2]
+        before = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+        blocks = [
+            self.weighted(q[:, :, i:end], k[:, :, :end], v[:, :, :end], before[i:end, :end], rate)
+            for i in range(0, length, BLOCK)
+            for end in (min(i + BLOCK, length),)
+        ]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)
+
+    def weighted(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float) -> Tensor:
+        """`softmax(q k + mask) v`; `mask` is True where seen, or what is added."""
+        scores = q @ k.transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        weights = scores.softmax(-1)
+        return F.dropout(weights, rate).to(v.dtype) @ v if rate else weights.to(v.dtype) @ v

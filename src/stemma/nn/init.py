@@ -49,6 +49,6 @@ def _fan_in(path: str, owner: str, dims: parts.Dims) -> float:
             return (dims.heads * dims.width) ** -0.5
         case "down":
             return dims.d_ff**-0.5
-        case "tokens" | "lm":
+        case "tokens":
             return 1.0
-    return dims.d_model**-0.5  # k, v, up, gate, the table of distances
+    return dims.d_model**-0.5  # k, v, up, gate, an untied head, the table of distances

@@ -231,6 +231,9 @@ def _sizes(arch: Architecture, keys: Mapping[str, Any], file: File) -> dict[str,
     shape = file.entries["token_embd.weight"].shape
     if len(shape) != 2:
         raise CheckpointError(f"tensor 'token_embd.weight' should have 2 axes, not {len(shape)}")
+    last = f"blk.{dims['dims.layers'] - 1}.attn_norm.weight"
+    if last not in file:  # before so many layers are made
+        raise missing(last, file, str(file.path))
     return dims | {"dims.vocab": shape[0]}
 
 

@@ -242,7 +242,9 @@ def test_a_missing_head_is_refused_unless_it_is_asked_for(
     assert same(ours, stemma.load(tmp_path, new=[head]))  # drawn from a fixed seed
     weight = ours.get_parameter(next(n for n in ours.ledger.new if n.endswith("weight") and "norm" not in n))
     assert 0.5 * 0.02 < weight.std() < 3
-    assert stemma.load(tmp_path, new=[head], dtype="bfloat16").dtype == torch.bfloat16
+    write(tmp_path, config | {"architectures": [architecture]}, {k: v.bfloat16() for k, v in kept.items()})
+    for dtype, kind in (("bfloat16", torch.bfloat16), ("auto", torch.bfloat16), ("float32", torch.float32)):
+        assert {p.dtype for p in stemma.load(tmp_path, new=[head], dtype=dtype).parameters()} == {kind}
 
 
 def test_half_a_head_is_completed_only_where_it_is_missing(tmp_path: Path) -> None:

@@ -282,3 +282,17 @@ def test_a_bad_name_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ResourceError, match="HF_HUB_OFFLINE"):  # set for all tests
         stemma.load("org/none")
     assert time.perf_counter() - start < 5
+
+
+def test_half_a_download_in_the_cache_is_not_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repo = tmp_path / "models--org--x"
+    saved("gpt2", repo / "snapshots" / MAIN)
+    (repo / "refs").mkdir()
+    (repo / "refs/main").write_text(MAIN)
+    assert stemma.load("org/x").family.name == "gpt2"
+    (repo / "snapshots" / MAIN / "model.safetensors").unlink()
+    with pytest.raises(ResourceError, match="only a part"):
+        stemma.load("org/x")

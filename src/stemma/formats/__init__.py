@@ -201,7 +201,7 @@ def _assemble(
     found = {r.theirs: name for r in rows if (name := _find(r, source, files, shapes, ledger, new, where))}
     _account_rest(files, layout, ledger, where)
     # all names and shapes are right; only now is anything read
-    _draw_new(model, design, ledger, device, dtype)
+    _draw_new(model, design, ledger, device, dtype or source.blank(next(iter(found.values()))).dtype)
     for r in rows:
         if r.theirs in found:
             _read_row(r, found[r.theirs], model, shapes, source, ledger, where, device, dtype)
@@ -369,7 +369,7 @@ def _set(model: nn.Module, name: str, value: Tensor) -> None:
     setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
 
 
-def _draw_new(model: Model, design: Design, ledger: Ledger, device: torch.device, dtype: torch.dtype | None) -> None:
+def _draw_new(model: Model, design: Design, ledger: Ledger, device: torch.device, dtype: torch.dtype) -> None:
     """Draw the heads that the user asked for; what the file holds of them is read over it."""
     heads = {name.split(".")[0] for name in ledger.new}
     parts = nn.ModuleDict({head: getattr(model, head).to_empty(device="cpu") for head in sorted(heads)})

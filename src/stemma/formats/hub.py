@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError
-from stemma.formats.tensors import INDEX, SINGLE, first_line
+from stemma.formats.tensors import INDEX, SINGLE, first_line, weight_files
 
 SMALL = (".json", ".model", ".txt", ".jinja")  # configs and tokenizers
 SHARD = r"-\d{5}-of-\d{5}"
@@ -74,4 +74,8 @@ def _cached(repo: str, revision: str | None, why: str) -> Path:
     config = try_to_load_from_cache(repo, "config.json", revision=revision)
     if not isinstance(config, str):
         raise ResourceError(why)
+    try:
+        weight_files(Path(config).parent)
+    except CheckpointError:  # a download that broke off
+        raise ResourceError(f"{why}; the cache has only a part of it") from None
     return Path(config).parent

@@ -27,6 +27,32 @@ SCRATCH = ".saving-"
 MAPPED = 32 * 2**20  # bytes read through one mapping of a file before it is dropped, and its pages with it
 
 
+def weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files with weights in a directory, and which of them an index says to hold each tensor.
+
+    Raises CheckpointError if there are none, or not all that an index names.
+    """
+    for single, index in zip(SINGLE, INDEX, strict=True):
+        if (directory / single).is_file():
+            return [directory / single], {}
+        if (directory / index).is_file():
+            listed = _index(directory / index)
+            return [directory / name for name in sorted(set(listed.values()))], listed
+    raise CheckpointError(f"no weights in {directory}: it should hold {SINGLE[0]} (or shards, or {SINGLE[1]})")
+
+
+def _index(path: Path) -> dict[str, str]:
+    listed = read_json(path).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise CheckpointError(f"{path} should have a 'weight_map' that says which file holds each tensor")
+    for name, shard in listed.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise CheckpointError(f"{path}: {name!r} should be in a file beside the index, not in {shard!r}")
+        if not (path.parent / shard).is_file():
+            raise CheckpointError(f"{shard} is missing from {path.parent}, though {path.name} names it")
+    return listed
+
+
 class Tensors:
     """The tensors of a directory, by name; nothing is read before `get`."""
 
@@ -35,7 +61,7 @@ class Tensors:
         self.where: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
         self._mapped = 0
-        files, listed = self._files()
+        files, listed = weight_files(directory)
         for file in files:
             for name in self._names(file):
                 if name in self.where:
@@ -47,27 +73,6 @@ class Tensors:
                 raise CheckpointError(
                     f"the index of {directory} names {name!r} in {shard}, but that file does not hold it"
                 )
-
-    def _files(self) -> tuple[list[Path], dict[str, str]]:
-        """The files with weights, and which of them an index says to hold each tensor."""
-        for single, index in zip(SINGLE, INDEX, strict=True):
-            if (self.directory / single).is_file():
-                return [self.directory / single], {}
-            if (self.directory / index).is_file():
-                listed = self._index(self.directory / index)
-                return [self.directory / name for name in sorted(set(listed.values()))], listed
-        raise CheckpointError(f"no weights in {self.directory}: it should hold {SINGLE[0]} (or shards, or {SINGLE[1]})")
-
-    def _index(self, path: Path) -> dict[str, str]:
-        listed = read_json(path).get("weight_map")
-        if not isinstance(listed, dict) or not listed:
-            raise CheckpointError(f"{path} should have a 'weight_map' that says which file holds each tensor")
-        for name, shard in listed.items():
-            if not isinstance(shard, str) or Path(shard).name != shard:
-                raise CheckpointError(f"{path}: {name!r} should be in a file beside the index, not in {shard!r}")
-            if not (self.directory / shard).is_file():
-                raise CheckpointError(f"{shard} is missing from {self.directory}, though {path.name} names it")
-        return listed
 
     def _names(self, file: Path) -> list[str]:
         return list(self._bin(file)) if file.suffix == ".bin" else list(self._safe(file).keys())

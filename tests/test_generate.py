@@ -155,3 +155,17 @@ def test_encoders_do_not_generate(tmp_path: Path) -> None:
     saved("bert-mlm", tmp_path)
     with pytest.raises(UsageError, match="fill"):
         stemma.generate(stemma.load(tmp_path), [[5]])
+
+
+def test_decoding_moves_no_value(tmp_path: Path) -> None:
+    """Weights are laid out for few rows or for many; what they are, what is saved and what comes out stays."""
+    saved("llama", tmp_path / "a")
+    model = stemma.load(tmp_path / "a")
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    rows = prompts("llama", LENGTHS)
+    one = stemma.generate(model, rows[:1], max_new_tokens=4)
+    many = stemma.generate(model, rows, max_new_tokens=4)
+    assert one[0].ids == many[0].ids == stemma.generate(model, rows[:1], max_new_tokens=4)[0].ids
+    assert all(torch.equal(v, before[k]) for k, v in model.named_parameters())
+    model.save(tmp_path / "b")
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()

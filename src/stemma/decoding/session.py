@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stemma.decoding.layout import for_decoding
 from stemma.errors import UsageError
 from stemma.nn.cache import Cache
 from stemma.nn.model import Model
@@ -19,6 +20,7 @@ class Session:
     """The state of a decoding of several prompts (token ids). `room`: how many new tokens there must be place for."""
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
+        for_decoding(model, len(prompts))
         self.model, self.device = model, model.device
         self.encoded = model.encoder is not None
         start = [start_token(model)] if self.encoded else []

@@ -23,21 +23,32 @@ RELATIVES = (
     ("llama", "a decoder: predicts the next word"),
     ("t5", "an encoder-decoder: restores removed spans"),
 )
-# Narrower than `--scale tiny`, so that a few minutes show something. The encoder masks 30 % of the tokens, twice the
-# published share: with 15 % it gets too few targets in this time to leave the plateau of word frequencies.
-SMALLER: dict[str, Any] = {"dims.vocab": 2048, "dims.layers": 2, "train.context": 64, "train.eval_tokens": 20_000}
-OWN: dict[str, dict[str, Any]] = {"roberta": {"objective.rate": 0.3, "recipe.lr": 2e-3}}
-# Sentences with a piece taken out (None), and what stood there. Genesis 1, Psalm 23, John 1 and others.
+# Narrower than `--scale tiny`, so that a few minutes show something, and without dropout: no text is read twice.
+SMALLER: dict[str, Any] = {
+    "dims.vocab": 2048,
+    "dims.layers": 2,
+    "train.context": 64,
+    "train.eval_tokens": 20_000,
+    "arch.dropout": "Dropout()",
+}
+# With its table of positions the encoder would stay at word frequencies for several times this budget (5.6 nats where
+# rotary positions reach 4.4): a minute is too short to learn from a table which word stands beside which. It masks 30 %
+# of the tokens, twice the published share, for as many targets.
+OWN: dict[str, dict[str, Any]] = {
+    "roberta": {"arch.position": "Rotary()", "objective.rate": 0.3, "recipe.lr": 2e-3},
+}
+# Sentences with a piece taken out (None), and what stood there.
 MASKS: list[tuple[list[str | None], list[str]]] = [
-    (["And God said, Let there be ", None, "."], ["light"]),
-    (["Jehovah is my shepherd; I shall not ", None, "."], ["want"]),
-    (["And the king of ", None, " sent messengers unto David."], ["Tyre"]),
+    (["And Jehovah spake unto ", None, ", saying,"], ["Moses"]),
+    (["And the children of ", None, " did that which was evil in the sight of Jehovah."], ["Israel"]),
+    (["In the beginning God ", None, " the heavens and the earth."], ["created"]),
 ]
 SPANS: list[tuple[list[str | None], list[str]]] = [
-    (["In the beginning God created ", None, " and the earth."], ["the heavens"]),
+    (["And Jehovah spake unto ", None, ", saying, Speak unto the children of Israel."], ["Moses"]),
     (["And it came to pass ", None, " that the king said unto his servants."], ["in those days"]),
-    (["And the ", None, " of God moved upon the face of ", None, "."], ["Spirit", "the waters"]),
-]
+    (["And he did that which was evil in ", None, " of Jehovah, and walked in ", None, " of his father."],
+     ["the sight", "the way"]),
+]  # fmt: skip
 PROMPTS = ("In the beginning", "And Jesus said unto them,", "And the king of Israel")
 
 
@@ -50,8 +61,8 @@ PROMPTS = ("In the beginning", "And Jesus said unto them,", "And the king of Isr
 def quickstart(out: str, budget: str, data: str, seed: int, quiet: bool) -> int:
     """Train three small relatives on one text under one budget, and write a report about them.
 
-    An encoder (RoBERTa), a decoder (LLaMA) and an encoder-decoder (T5) read the same text, each with a tokenizer of
-    its own kind trained on it. A budget in seconds holds for the first of them; the others get as many tokens as it
+    An encoder (RoBERTa, with rotary positions), a decoder (LLaMA) and an encoder-decoder (T5) read the same text, each
+    with a tokenizer of its own kind trained on it. A budget in seconds holds for the first of them; the others get as many tokens as it
     read. Then they fill in words, go on writing, and restore spans. About three minutes. A second run with the same
     --out starts over.
     """

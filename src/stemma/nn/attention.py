@@ -77,9 +77,7 @@ class Attention(nn.Module):
             q, k, v, attn_mask=mask, is_causal=causal, dropout_p=rate, scale=self.scale, enable_gqa=self.shared > 1
         )
 
-    def attend_plainly(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float
-    ) -> Tensor:
+    def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float) -> Tensor:
         """The same by plain matrix products: memory goes with length squared, but on a CPU the backward pass of the
         fused kernel is the slower one. Causal rows go in blocks, each against the keys up to its end only."""
         if self.shared > 1:

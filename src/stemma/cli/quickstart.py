@@ -62,9 +62,9 @@ def quickstart(out: str, budget: str, data: str, seed: int, quiet: bool) -> int:
     """Train three small relatives on one text under one budget, and write a report about them.
 
     An encoder (RoBERTa, with rotary positions), a decoder (LLaMA) and an encoder-decoder (T5) read the same text, each
-    with a tokenizer of its own kind trained on it. A budget in seconds holds for the first of them; the others get as many tokens as it
-    read. Then they fill in words, go on writing, and restore spans. About three minutes. A second run with the same
-    --out starts over.
+    with a tokenizer of its own kind trained on it. A budget in seconds holds for the first of them; the others get as
+    many tokens as it read. Then they fill in words, go on writing, and restore spans. About three minutes. A second
+    run with the same --out starts over.
     """
     from stemma.report import write
 

@@ -2,7 +2,8 @@
 
 One token a step makes every linear layer a product of a matrix with as many vectors as there are rows. For fp32 and few
 rows torch hands that to a kernel that reads a matrix stored as [in, out] 1.2 to 1.5 times faster than one stored as
-[out, in], where it has at least as many outputs as inputs; with more rows it is the other way round. So such weights are turned over in memory when the number of rows asks for it; their shape, values and names stay, and
+[out, in], where it has at least as many outputs as inputs; with more rows it is the other way round. So
+such weights are turned over in memory when the number of rows asks for it; their shape, values and names stay, and
 nothing is kept twice.
 """
 

@@ -13,7 +13,8 @@ from typing import Any
 import stemma
 from stemma import families, spec
 from stemma.errors import UsageError
-from stemma.families.declare import Family
+from stemma.families.declare import Family, Objective
+from stemma.nn.parts import Arch
 from stemma.report.read import Run
 from stemma.report.words import children, ranked, value_text
 
@@ -242,7 +243,7 @@ def family_tree(runs: Sequence[Run]) -> str:
     if not trained:
         return ""
     ancestors = {f.name for name in trained for f in families.family(name).lineage}
-    panels = [changes_panel(families.family(name), i) for name, i in trained.items()]
+    panels = [changes_panel(families.family(name), i, runs[i]) for name, i in trained.items()]
     return (
         '<p class="note">Every family is a change of its parent. Those trained here stand in colour, each at the year '
         "of its paper; the grey ones are their relatives.</p>"
@@ -321,24 +322,40 @@ def described(order: Iterable[Family], trained: dict[str, int]) -> str:
     return ", ".join(parts) + "; trained here: " + ", ".join(trained)
 
 
-def changes_panel(family: Family, i: int) -> str:
+def run_changes(family: Family, run: Run) -> list[spec.Change]:
+    """Where the run's own network or objective is not its family's, sizes and windows apart."""
+    changes: list[spec.Change] = []
+    for part, kind in (("arch", Arch), ("objective", Objective)):
+        try:
+            trained = spec.coerce(kind, run.plan.get(part), part)
+        except UsageError:
+            continue  # written by another version: nothing is said of it
+        changes += spec.diff(getattr(family, part), trained, part + ".")
+    return [c for c in changes if not c.path.startswith("arch.mask")]
+
+
+def changes_panel(family: Family, i: int, run: Run) -> str:
     line = " &larr; ".join(escape(f.name) for f in family.lineage)
     parent = family.parent
     if parent is None:
         body = "<p>It is the root.</p>"
     else:
-        rows = []
-        for path in ranked(family.changes):
-            old, new = (value_text(spec.get(f, path), path) for f in (parent, family))
-            rows.append(
-                f'<li><span class="path mono">{escape(path)}</span> <span><span class="old">{escape(old)}</span> '
-                f'<span class="new">{escape(new)}</span></span></li>'
-            )
+        rows = [change_row(p, spec.get(parent, p), spec.get(family, p)) for p in ranked(family.changes)]
         head, rest = rows[:9], rows[9:]
         body = f'<ul class="changes">{"".join(head)}</ul>'
         if rest:
             body += f"<details><summary>{len(rest)} more</summary><ul class='changes'>{''.join(rest)}</ul></details>"
+    if own := [change_row(c.path, c.old, c.new) for c in run_changes(family, run)]:
+        body += f'<p class="note">In this run, beside the size:</p><ul class="changes">{"".join(own)}</ul>'
     return f'<article class="panel {k(i)}"><h3>{escape(family.name)}</h3><p class="note">{line}</p>{body}</article>'
+
+
+def change_row(path: str, old: Any, new: Any) -> str:
+    old, new = (escape(value_text(v, path)) for v in (old, new))
+    return (
+        f'<li><span class="path mono">{escape(path)}</span> <span><span class="old">{old}</span> '
+        f'<span class="new">{new}</span></span></li>'
+    )
 
 
 # ---------------------------------------------------------------- curves

@@ -324,7 +324,8 @@ class Dims(Spec):
         require(self.decoder_layers is None or self.decoder_layers >= 1, "dims.decoder_layers must be at least 1")
         require(
             self.head_dim is not None or self.d_model % self.heads == 0,
-            f"dims.d_model={self.d_model} is not a multiple of dims.heads={self.heads}; change one, or dims.head_dim",
+            f"dims.d_model={self.d_model} is not a multiple of dims.heads={self.heads}; change one, "
+            "or set dims.head_dim",
         )
         require(
             self.heads % self.kv == 0, f"dims.heads={self.heads} is not a multiple of dims.kv_heads={self.kv_heads}"

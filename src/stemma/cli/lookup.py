@@ -390,7 +390,7 @@ def counts(name: str, changes: dict[str, str]) -> dict[str, Any]:
         variants = {k: count(spec.edit(design.arch, {"heads": heads}), design.dims) for k, heads in bare.items()}
         variants["pretraining"] = sum(parts.values())
     return {
-        "name": design.name,
+        "size": design.name,
         "family": family.name,
         "parameters": sum(parts.values()),
         "by_part": parts,
@@ -407,7 +407,8 @@ def counts(name: str, changes: dict[str, str]) -> dict[str, Any]:
 def params(names: tuple[str, ...], every: bool, sets: tuple[str, ...], as_json: bool) -> None:
     """Count parameters exactly, tied ones once, without making any weights.
 
-    A family's name means its first size, or all with --all. `parameters` is the model as pretrained, with all of its
+    A family's name means its first size, or all with --all. In JSON `name` is as asked and `size` its main name;
+    `parameters` is the model as pretrained, with all of its
     heads; for an encoder the usual parts of it are counted too: the base model with its pooler, and the masked
     language model alone.
     """
@@ -418,9 +419,9 @@ def params(names: tuple[str, ...], every: bool, sets: tuple[str, ...], as_json: 
     wanted: list[str] = []
     for name in names:
         known = families.family(name)
-        wanted += list(known.sizes) if every else [families.design(name).name]
+        wanted += list(known.sizes) if every else [name]
     changes = overrides(sets)
-    rows = [counts(name, changes) for name in dict.fromkeys(wanted)]
+    rows = [{"name": name, **counts(name, changes)} for name in dict.fromkeys(wanted)]
     if as_json:
         emit(rows)
         return
@@ -431,12 +432,12 @@ def params(names: tuple[str, ...], every: bool, sets: tuple[str, ...], as_json: 
         table.add_column(title, justify="left" if title == "size" else "right", no_wrap=True)
     for row in rows:
         cells = [rounded(row["by_part"].get(p, 0)) for p in heads]
-        table.add_row(row["name"], f"{row['parameters']:,}", *cells)
+        table.add_row(row["size"], f"{row['parameters']:,}", *cells)
     out.print(table)
     from rich.text import Text
 
     for row in rows:
-        said = f"{row['name']}: published as {row['published'] or 'no count'}" + (", before --set" if changes else "")
+        said = f"{row['size']}: published as {row['published'] or 'no count'}" + (", before --set" if changes else "")
         if row["variants"]:
             v = row["variants"]
             said += f"; base model with pooler {v['with_pooler']:,}; masked language model {v['masked_lm']:,}"

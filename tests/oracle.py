@@ -28,6 +28,8 @@ CASES: dict[str, Case] = {
     "bert-model": ("BertModel", hf.BertConfig, BERT | dict(type_vocab_size=5)),
     "bert-untied": ("BertForMaskedLM", hf.BertConfig, BERT | dict(tie_word_embeddings=False)),
     "roberta-mlm": ("RobertaForMaskedLM", hf.RobertaConfig, BERT | dict(type_vocab_size=1, layer_norm_eps=1e-5)),
+    "roberta-relu": ("RobertaForMaskedLM", hf.RobertaConfig, BERT | dict(hidden_act="relu", type_vocab_size=1)),
+    "bert-relu-model": ("BertModel", hf.BertConfig, BERT | dict(hidden_act="relu")),
     "roberta-model": ("RobertaModel", hf.RobertaConfig, BERT | dict(pad_token_id=4, type_vocab_size=2)),
     "gpt1": ("OpenAIGPTLMHeadModel", hf.OpenAIGPTConfig, GPT),
     "gpt1-model": ("OpenAIGPTModel", hf.OpenAIGPTConfig, GPT | dict(afn="relu", n_embd=40, n_head=5)),

@@ -557,7 +557,7 @@ def test_a_config_that_is_wrong_loads_nothing(tmp_path: Path) -> None:
 
 def test_own_layout_is_as_strict() -> None:
     model = stemma.build("gpt3-small", layers=2, d_model=16, heads=2, d_ff=16, vocab=30, context=16)
-    layout, raw = formats.layout_of(model.design, model.family)
+    layout, raw, _ = formats.layout_of(model.design, model.family)
     assert layout is None and raw["model_type"] == "stemma"
     assert read(raw) == model.design
     assert "did you mean 'design'" in refusal({"model_type": "stemma", "desing": raw["design"]})

@@ -10,8 +10,9 @@ import torch
 
 import stemma
 from oracle import CASES, reference, saved
-from stemma.decoding import Session
-from stemma.errors import UsageError
+from stemma.decoding import Session, Writer
+from stemma.errors import CheckpointError, UsageError
+from stemma.text import Specials, Tokenizer
 
 GENERATING = [c for c in CASES if not c.startswith(("bert", "roberta")) and not c.endswith("model")]
 LENGTHS = [4, 11, 1, 7, 11, 2, 9]
@@ -169,3 +170,60 @@ def test_decoding_moves_no_value(tmp_path: Path) -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.named_parameters())
     model.save(tmp_path / "b")
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+def test_a_model_that_has_decoded_trains_on(tmp_path: Path) -> None:
+    """Weights that decoding laid out anew are ordinary ones: training gives what it gives without it."""
+    saved("llama", tmp_path)
+    fresh, used = stemma.load(tmp_path), stemma.load(tmp_path).train()
+    stemma.generate(used, [[5, 6]], max_new_tokens=3)
+    assert used.training
+    ids = torch.tensor([prompts("llama", [12])[0]])
+    losses = []
+    for model in (fresh.train(), used):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        losses.append([])
+        for _ in range(3):
+            loss = model(ids, labels=ids).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    model = stemma.load(tmp_path)
+    with torch.no_grad():
+        model.decoder.norm.weight[0] = float("nan")
+    with pytest.raises(CheckpointError, match="not finite"):
+        stemma.generate(model, [[5, 6]], max_new_tokens=2)
+
+
+def test_ids_past_the_tokenizer_stand_for_nothing() -> None:
+    """A model may have more embeddings than its tokenizer has ids, and draw one."""
+    words = ["the king and the queen went to the house"] * 50
+    tokenizer = Tokenizer.train("unigram", words, 300, Specials(pad="<pad>", eos="</s>", unk="<unk>", extra=4))
+    model = stemma.build("t5-small", layers=1, vocab=tokenizer.vocab_size + 28, d_model=32, heads=4, d_ff=64)
+    model.tokenizer = tokenizer
+    with torch.no_grad():
+        model.embed.tokens.weight[-28:] *= 3
+    drawn = stemma.generate(model, ["the king", "the"], max_new_tokens=30, temperature=1.0)
+    assert any(i >= tokenizer.vocab_size for r in drawn for i in r.ids) and all(isinstance(r.text, str) for r in drawn)
+    assert stemma.fill(model, "the [MASK] king").spans
+
+
+def test_what_is_streamed_is_what_is_returned() -> None:
+    """Also where a stop string begins with a letter and goes on with a character of several bytes."""
+    tokenizer = Tokenizer.train("bpe", ["abc"], 260, Specials(eos="</s>"))
+    model = stemma.build("gpt2", layers=1, vocab=300, d_model=8, heads=2, d_ff=8)
+    model.tokenizer = tokenizer
+    for text, stop, want in [("abcé!", "cé", "ab"), ("aéb", "b", "aé"), ("né", "éx", "né")]:
+        writer, streamed, ids = Writer(model, [], [stop]), "", tokenizer.encode(text)
+        for n in range(1, len(ids) + 1):
+            piece, stopped = writer.add(ids[:n], n == len(ids))
+            streamed += piece
+            if stopped:
+                break
+        assert streamed == writer.text == want

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,14 @@ class Change:
 
     def __str__(self) -> str:
         return f"{self.path}: {_leaf(self.old)} -> {_leaf(self.new)}"
+
+
+class UnknownPath(UsageError):
+    """A path into a value that has no such field; `path` is as far as it could be followed, with what failed."""
+
+    def __init__(self, sentence: str, path: str) -> None:
+        super().__init__(sentence)
+        self.path = path
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -89,13 +98,20 @@ def edit(value: T, changes: Mapping[str, Any]) -> T:
     line (`"1e-6"`, `"RMSNorm"`, `"Rotary(base=5e5)"`). Raises UsageError for an unknown path (naming the
     nearest) and for a value of the wrong type or range.
     """
-    return _edit(value, changes, "")
+    try:
+        return _edit(value, changes, "")
+    except UnknownPath as error:
+        name = error.path.split(".")[-1]
+        if like := [path for path, _ in leaves(value) if path.split(".")[-1] == name]:
+            raise UsageError(f"no field {error.path!r}; did you mean {' or '.join(map(repr, like[:3]))}?") from None
+        raise
 
 
 def _edit(value: T, changes: Mapping[str, Any], prefix: str) -> T:
     own: dict[str, Any] = {}
     below: dict[str, dict[str, Any]] = {}
     for path, new in changes.items():
+        require(isinstance(path, str), f"a path is text such as 'arch.norm.eps', not {path!r}")
         name, _, rest = path.partition(".")
         _check_field(value, name, prefix + name)
         if rest:
@@ -173,7 +189,7 @@ def coerce(hint: Any, raw: Any, path: str) -> Any:
     for option in options:
         try:
             return _plain(option, raw)
-        except (ValueError, TypeError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, OverflowError):
             continue
     raise UsageError(f"{path or 'value'}={raw!r} does not fit; expected {_type_name(hint)}")
 
@@ -200,7 +216,10 @@ def _plain(hint: Any, raw: Any) -> Any:
             if float(raw) != int(float(raw)):
                 raise ValueError
             return int(float(raw))
-        return hint(raw)
+        number = hint(raw)
+        if not math.isfinite(number):
+            raise ValueError
+        return number
     if hint is str and isinstance(raw, str):
         return raw
     if origin is tuple:
@@ -224,7 +243,7 @@ def _parse_spec(specs: list[type[Spec]], raw: str | Mapping[str, Any], path: str
         try:
             call = ast.parse(raw.strip(), mode="eval").body
             kind, keywords = (call, []) if isinstance(call, ast.Name) else (typing.cast(Any, call).func, call.keywords)  # type: ignore[attr-defined]
-            if isinstance(call, ast.Call) and call.args:
+            if isinstance(call, ast.Call) and (call.args or len({k.arg for k in keywords}) < len(keywords)):
                 raise ValueError
             raw = {"kind": kind.id} | {k.arg: _literal(k.value) for k in keywords}
         except (SyntaxError, ValueError, AttributeError):
@@ -235,7 +254,7 @@ def _parse_spec(specs: list[type[Spec]], raw: str | Mapping[str, Any], path: str
     fields = dict(raw)
     name = fields.pop("kind", None if len(specs) > 1 else specs[0].__name__)
     known = {s.__name__: s for s in specs}
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise UsageError(f"{where}no kind {name!r}; known: {', '.join(known)}{did_you_mean(str(name), known)}")
     spec, hints = known[name], _hints(known[name])
     for key in fields:
@@ -279,8 +298,8 @@ def _check_field(value: Any, name: str, path: str) -> None:
         raise UsageError(f"no field {path!r}: {_leaf(value)} has no fields")
     known = [f.name for f in dataclasses.fields(value)]
     if name not in known:
-        raise UsageError(
-            f"no field {path!r} in {type(value).__name__} (it has {', '.join(known)}){did_you_mean(name, known)}"
+        raise UnknownPath(
+            f"no field {path!r} in {type(value).__name__} (it has {', '.join(known)}){did_you_mean(name, known)}", path
         )
 
 
@@ -311,4 +330,6 @@ def _type_name(hint: Any) -> str:
         return " or ".join(_type_name(o) for o in typing.get_args(hint))
     if hint is type(None):
         return "none"
+    if hint in (int, float):
+        return "a whole number" if hint is int else "a finite number"
     return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)

@@ -259,7 +259,11 @@ def console(stderr: bool = False) -> Console:
     """A plain console: nothing in a text is taken for markup."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, emoji=False, markup=False)
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:  # rich would leave with 1; `main` knows better
+            raise BrokenPipeError
+
+    return Plain(stderr=stderr, highlight=False, emoji=False, markup=False)
 
 
 def emit(data: Any) -> None:

@@ -428,11 +428,16 @@ def params(names: tuple[str, ...], every: bool, sets: tuple[str, ...], as_json: 
     out = console()
     heads: Sequence[str] = [p for p in ("embeddings", "encoder", "decoder", "heads") if _any(rows, p)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for title in ("size", "parameters", *heads):
+    shown = [
+        [row["size"], f"{row['parameters']:,}", *(rounded(row["by_part"].get(p, 0)) for p in heads)] for row in rows
+    ]
+    columns = list(zip(("size", "parameters", *heads), *shown, strict=True))
+    while len(columns) > 2 and sum(max(map(len, c)) + 2 for c in columns) > out.width:
+        columns.pop()  # the exact count is never shortened; parts that do not fit are in --json
+    for title in (c[0] for c in columns):
         table.add_column(title, justify="left" if title == "size" else "right", no_wrap=True)
-    for row in rows:
-        cells = [rounded(row["by_part"].get(p, 0)) for p in heads]
-        table.add_row(row["size"], f"{row['parameters']:,}", *cells)
+    for cells in shown:
+        table.add_row(*cells[: len(columns)])
     out.print(table)
     from rich.text import Text
 

@@ -37,7 +37,8 @@ def help(ctx: click.Context, topic: tuple[str, ...]) -> None:
         inner = found.get_command(here, word) if isinstance(found, click.Group) else None
         if inner is None:
             known = [name for rows in GROUPS.values() for name, *_ in rows] + ["exit-codes"]
-            raise UsageError(f"no help on {' '.join(topic)!r}{did_you_mean(word, known)}")
+            hint = did_you_mean(word, known) or f"; there is help on {', '.join(known)}"
+            raise UsageError(f"no help on {' '.join(topic)!r}{hint}")
         here, found = click.Context(inner, info_name=word, parent=here), inner
     click.echo(found.get_help(here))
 

@@ -56,8 +56,15 @@ def tell(run: Any) -> int:
 
 @command()
 @click.argument("name", required=False, shell_complete=complete_names)
-@click.option("--data", default="builtin:docs", show_default=True, help="A file, a folder, a glob, or builtin:NAME.")
-@click.option("--budget", default="5m", show_default=True, help="45s, 20M tokens, 1e15 flops, 50 steps ...")
+@click.option(
+    "--data",
+    default="builtin:docs",
+    show_default=True,
+    help="File, folder, glob, .jsonl, .parquet, hf://..., builtin:NAME.",
+)
+@click.option(
+    "--budget", default="5m", show_default=True, help="A time (45s, 1h30m), or 20M tokens, 1e15 flops, 50 steps."
+)
 @click.option("--out", type=click.Path(), help="Directory of the run.  [default: runs/NAME-SCALE-SEED]")
 @click.option("--seed", type=int, default=1, show_default=True, help="Decides weights, order and masks.")
 @click.option("--scale", default="tiny", show_default=True, help="tiny, mini, small, or full (the published size).")

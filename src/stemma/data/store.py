@@ -105,7 +105,8 @@ def held_out(hashes: npt.NDArray[np.uint64], fraction: float, seed: int) -> npt.
     unique, where = np.unique(hashes, return_inverse=True)
     if len(unique) < 2:
         raise DataError(
-            "the text cannot be divided into training and held-out documents: it has only one document; give more text"
+            "the text cannot be divided into training and held-out documents: it has only one document, without a "
+            "line end; give more text, or several lines"
             if len(hashes) < 2
             else "the text cannot be divided into training and held-out documents: all its documents are the same"
         )
@@ -150,6 +151,10 @@ class View:
 
     def __iter__(self) -> Iterator[npt.NDArray[np.int64]]:
         return (self[i] for i in range(len(self)))
+
+    def pick(self, documents: npt.NDArray[np.int64]) -> View:
+        """The given documents of this view, in that order."""
+        return View(self._store, self.indices[documents])
 
     def sentences(self, i: int) -> npt.NDArray[np.int64]:
         """int64: token positions within document i where its sentences begin; the first is 0."""

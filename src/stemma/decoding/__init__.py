@@ -12,7 +12,7 @@ import torch
 from stemma.decoding import beams
 from stemma.decoding.choose import Choice
 from stemma.decoding.session import Session, start_token
-from stemma.errors import UsageError
+from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
 
 Stream = Callable[[int, str], None]
@@ -55,20 +55,48 @@ def generate(
     """
     if model.decoder is None:
         raise UsageError("an encoder cannot continue a text; use stemma.fill (or `stemma fill`) with this model")
-    if max_new_tokens < 1 or num_beams < 1:
-        raise UsageError(f"max_new_tokens and num_beams must be at least 1, not {max_new_tokens} and {num_beams}")
+    for name, number in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
+        if not isinstance(number, int) or number < 1:
+            raise UsageError(f"{name} must be a whole number of at least 1, not {number}")
     choice = Choice(temperature, top_k, top_p, min_p, repetition_penalty)
     stops = [stop] if isinstance(stop, str) else list(stop)
+    if "" in stops:
+        raise UsageError("a stop string must not be empty: every text ends with nothing")
     if stops and model.tokenizer is None:
         raise UsageError("stop strings need a tokenizer, and this model came without one")
     rows = [prompts] if isinstance(prompts, str) else list(prompts)
+    if any(not isinstance(row, (str, Sequence)) for row in rows):
+        raise UsageError("prompts are texts or lists of token ids; for one prompt of ids write [[1, 2, 3]]")
     if not rows:
         return []
     encoded = [_encode(model, p) for p in rows]
     ends = () if ignore_eos or model.text is None else model.text.eos_ids
+    mode = model.training
     model.eval()
+    try:
+        results = _results(model, encoded, choice, max_new_tokens, num_beams, length_penalty, ends, stops, seed, stream)
+    finally:
+        model.train(mode)
+    for prompt, result in zip(encoded, results, strict=True):
+        if result.text is None and model.tokenizer is not None:
+            result.text = Writer(model, prompt).decode(result.ids)
+    return results
+
+
+def _results(
+    model: Model,
+    encoded: list[list[int]],
+    choice: Choice,
+    max_new_tokens: int,
+    num_beams: int,
+    length_penalty: float,
+    ends: Sequence[int],
+    stops: list[str],
+    seed: int,
+    stream: Stream | None,
+) -> list[Result]:
     if num_beams > 1:
-        if temperature > 0 or stream is not None or stops:
+        if choice.temperature > 0 or stream is not None or stops:
             raise UsageError("beam search (num_beams > 1) goes with neither temperature, stop strings nor streaming")
         found = beams.search(
             model,
@@ -76,23 +104,20 @@ def generate(
             width=num_beams,
             max_new_tokens=max_new_tokens,
             length_penalty=length_penalty,
-            repetition_penalty=repetition_penalty,
+            repetition_penalty=choice.repetition_penalty,
             ends=ends,
         )
-        results = [Result(b.ids, None, b.logprobs, "eos" if b.ids[-1] in ends else "length") for b in found]
-    else:
-        results = _draw(model, encoded, choice, max_new_tokens, ends, stops, seed, stream)
-    for prompt, result in zip(encoded, results, strict=True):
-        if result.text is None and model.tokenizer is not None:
-            result.text = Writer(model, prompt).decode(result.ids)
-    return results
+        return [Result(b.ids, None, b.logprobs, "eos" if b.ids[-1] in ends else "length") for b in found]
+    return _draw(model, encoded, choice, max_new_tokens, ends, stops, seed, stream)
 
 
 def _encode(model: Model, prompt: str | Sequence[int]) -> list[int]:
     if not isinstance(prompt, str):
         return list(prompt)
     if model.tokenizer is None:
-        raise UsageError("a text needs a tokenizer, and this model came without one; give token ids instead")
+        raise CheckpointError(
+            "a text needs a tokenizer, and this checkpoint came without one: put its tokenizer.json beside config.json"
+        )
     return model.tokenizer.encode(prompt)
 
 
@@ -183,9 +208,9 @@ class Writer:
         return piece, False
 
     def _doubtful(self, text: str) -> int:
-        broken = len(text) - len(text.rstrip("\ufffd"))
-        held = [n for s in self.stops for n in range(1, len(s)) if text.endswith(s[:n])]
-        return max([broken, *held])
+        whole = text.rstrip("\ufffd")  # what is broken may yet become part of a stop string too
+        held = [n for s in self.stops for n in range(1, len(s)) if whole.endswith(s[:n])]
+        return len(text) - len(whole) + max([0, *held])
 
 
 # ---------------------------------------------------------------- filling
@@ -220,6 +245,8 @@ def fill(model: Model, text: str, *, top: int = 5, max_new_tokens: int = 64) -> 
     An encoder guesses one token a mask; an encoder-decoder trained on spans writes any number. Raises UsageError if
     there is no mask, or the model can do neither.
     """
+    if top < 1:
+        raise UsageError(f"top must be at least 1, not {top}")
     if model.tokenizer is None:
         raise UsageError("fill needs a tokenizer, and this model came without one")
     model.eval()

@@ -17,8 +17,11 @@ from stemma.nn.model import Model
 FEW = 3  # rows up to which the turned matrix is the faster one
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def for_decoding(model: Model, rows: int) -> None:
-    """Lay the weights of an fp32 model on the CPU as `rows` sequences at a time are decoded fastest."""
+    """Lay the weights of an fp32 model on the CPU as `rows` sequences at a time are decoded fastest. They stay ordinary
+    tensors: a model that has decoded can be trained."""
     if model.device.type != "cpu" or model.dtype != torch.float32:
         return
     turn = rows <= FEW

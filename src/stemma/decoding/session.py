@@ -5,13 +5,14 @@ Rows have their own lengths; positions are explicit, and nothing is padded on th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from stemma.decoding.layout import for_decoding
-from stemma.errors import UsageError
+from stemma.errors import CheckpointError, UsageError
 from stemma.nn.cache import Cache
 from stemma.nn.model import Model
 
@@ -60,7 +61,12 @@ class Session:
         self.lengths = self.lengths[rows]
 
     def _head(self, hidden: Tensor) -> Tensor:
-        return self.model.logits(hidden).float()
+        logits = self.model.logits(hidden).float()
+        if not bool(logits.isfinite().all()):
+            raise CheckpointError(
+                "the model's logits are not finite: its weights are damaged, or too large for their type"
+            )
+        return logits
 
     def _check_room(self, longest: int, room: int) -> None:
         assert self.model.decoder is not None
@@ -69,6 +75,11 @@ class Session:
             raise UsageError(
                 f"a prompt of {longest} tokens and max_new_tokens={room} do not fit in this model's {limit} positions; "
                 f"use max_new_tokens={max(limit - longest, 0)} or a shorter prompt"
+            )
+        trained = self.model.dims.context
+        if limit is None and longest + room > trained and not self.encoded:
+            warnings.warn(
+                f"{longest + room} tokens are more than the {trained} this model was trained on", stacklevel=4
             )
 
     def _check_ids(self, prompts: Sequence[Sequence[int]]) -> None:

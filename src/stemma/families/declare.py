@@ -109,7 +109,8 @@ class AdamW(Spec):
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "optimizer betas must be in [0, 1)")
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name} must lie in [0, 1), not {getattr(self, name)}")
         require(self.eps > 0, f"optimizer.eps must be positive, not {self.eps}")
         require(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, not {self.weight_decay}")
 
@@ -227,7 +228,8 @@ class Family:
 
     def trained(self, name: str, changes: Mapping[str, Any], *, sizes: Mapping[str, Size], about: About) -> Family:
         """A child that is more training of this family's weights: the architecture must stay the same."""
-        wrong = [path for path in changes if path.split(".")[0] == "arch"]
+        every = [*changes, *(path for size in sizes.values() for path in size.changes)]
+        wrong = [path for path in every if path.split(".")[0] == "arch"]
         if wrong:
             raise UsageError(f"{name} is declared as trained from {self.name} but changes {wrong[0]}; use evolve")
         return self._child(name, changes, sizes, about, "trained")
@@ -235,6 +237,9 @@ class Family:
     def _child(
         self, name: str, changes: Mapping[str, Any], sizes: Mapping[str, Size], about: About, edge: Edge
     ) -> Family:
+        require(edge == "trained" or bool(changes), f"{name} changes nothing of {self.name}")
+        if outside := [path for path in changes if path.split(".")[0] not in PARTS]:
+            raise UsageError(f"{name}: {outside[0]!r} is no path into {', '.join(PARTS)}")
         try:
             real = spec.real_changes(self, changes)
         except UsageError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -397,9 +398,10 @@ def _owner(name: str) -> Family | None:
 # ---------------------------------------------------------------- saving
 
 
-def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dict[str, Any]]:
+def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dict[str, Any], str]:
     """The layout in which a design is saved, and its config.json: the family's own, else its nearest ancestor's that
-    can say all of it, else Stemma's own (None)."""
+    can say all of it, else Stemma's own (None), with the reason."""
+    why = "its family has no other"
     for relative in family.lineage if family is not None else []:
         for layout in LAYOUTS.values():
             if relative.name in layout.families:
@@ -407,10 +409,10 @@ def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dic
                     data = configs.write_config(layout, design, design.arch.heads, _base(layout))
                     with torch.device("meta"):
                         _rows(design, layout, dict(Model(design.arch, design.dims).named_parameters()))
-                    return layout, data
-                except (UsageError, CheckpointError):
-                    continue
-    return None, own.write_config(design, family.name if family else None)
+                    return layout, data, ""
+                except (UsageError, CheckpointError) as error:
+                    why = str(error)
+    return None, own.write_config(design, family.name if family else None), why
 
 
 def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard_bytes: int = 5 * 10**9) -> Path:
@@ -426,7 +428,9 @@ def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard
     if model.tokenizer is None and (old := next((n for n in VOCABULARY if (directory / n).is_file()), None)):
         raise UsageError(f"{directory} holds a tokenizer ({old}) and this model has none; save it to another folder")
     design: Design = replace(model.design, arch=model.arch, dims=model.dims, text=model.text)
-    layout, data = layout_of(design, model.family)
+    layout, data, why = layout_of(design, model.family)
+    if layout is None:
+        warnings.warn(f"{directory} is in Stemma's own layout, which other libraries cannot read: {why}", stacklevel=2)
     state = {k: v.detach() for k, v in model.named_parameters()}
     kind = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
     data["dtype"] = str(kind).removeprefix("torch.")

@@ -224,7 +224,7 @@ def write_config(layout: Layout, design: Design, heads: Heads, base: Design) -> 
             raise UsageError(f"the {layout.model_type!r} layout has {k.name!r}, and this design no {k.paths[0]}")
         config[k.name] = k.write(spec.get(design, k.paths[0]), design)
     again, _ = read_config(layout, config, base)
-    old, new = (_comparable(d) for d in (design, again))
+    old, new = (_comparable(d, with_head=heads.lm is not None) for d in (design, again))
     lost = [c for c in spec.diff(old, new) if c.path.split(".")[0] in ("arch", "dims")]
     if lost:
         raise UsageError(
@@ -255,7 +255,7 @@ def _present(heads: Heads) -> tuple[bool, bool, bool]:
     return heads.lm is not None, heads.pooler, heads.pair
 
 
-def _comparable(design: Design) -> Design:
+def _comparable(design: Design, with_head: bool) -> Design:
     """Without what a checkpoint need not record: what matters in training only, and which heads stand on the pooler."""
-    heads = Heads(design.arch.heads.lm)
+    heads = Heads(design.arch.heads.lm if with_head else None)
     return replace(design, arch=replace(design.arch, init=Normal(), dropout=Dropout(), heads=heads))

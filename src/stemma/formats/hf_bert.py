@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from stemma.errors import CheckpointError
@@ -142,6 +143,13 @@ def _context_to_rows(value: Any, design: Design) -> Any:
     return value + 1 + (position.padding or 0 if isinstance(position, Learned) else 0)
 
 
+def _own(k: Key) -> Key:
+    """RoBERTa's form of a key that it shares with BERT: another vocabulary, and a head whose activation is fixed."""
+    if k.name == "vocab_size":
+        return replace(k, default=50_265)
+    return replace(k, paths=("arch.mlp.act",)) if k.name == "hidden_act" else k
+
+
 roberta = Layout(
     model_type="roberta",
     families=("roberta",),
@@ -151,7 +159,7 @@ roberta = Layout(
         "RobertaEncoder": Heads(),
     },
     keys=(
-        *(Key(k.name, k.paths, 50_265, k.read, k.write) if k.name == "vocab_size" else k for k in KEYS),
+        *(_own(k) for k in KEYS),
         key("max_position_embeddings", "dims.context", default=512, read=_rows_to_context, write=_context_to_rows),
         key("pad_token_id", "text.pad_id", "arch.position.padding", default=1, read=_padding),
         key("bos_token_id", "text.bos_id", default=0),

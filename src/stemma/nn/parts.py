@@ -67,6 +67,9 @@ class Learned(Spec):
 
     padding: int | None = None
 
+    def __post_init__(self) -> None:
+        require(self.padding is None or self.padding >= 0, f"position.padding must not be negative, not {self.padding}")
+
 
 @dataclass(frozen=True)
 class LinearScaling(Spec):

@@ -286,11 +286,13 @@ class Tokenizer:
     # ------------------------------------------------------------ ids to text
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """The text of `ids`. Bytes that are not UTF-8 become U+FFFD. Raises UsageError for an id out of range."""
+        """The text of `ids`. Bytes that are not UTF-8 become U+FFFD. An id past the vocabulary stands for nothing: a
+        model may have more embeddings than its tokenizer has ids (T5: 32,128 and 32,100), and draw one. Raises
+        UsageError for a negative id."""
         ids = [int(i) for i in ids]
-        for i in ids:
-            if not 0 <= i < self.vocab_size:
-                raise UsageError(f"token id {i} is outside this tokenizer's vocabulary of {self.vocab_size}")
+        if any(i < 0 for i in ids):
+            raise UsageError(f"token ids are not negative, as {min(ids)} is")
+        ids = [i for i in ids if i < self.vocab_size]
         return str(self._core.decode(ids, skip_special_tokens=skip_special))
 
     @cached_property

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ def budget(text: str) -> Budget:
             amount = float(number) * _POWERS[power]
         except ValueError:
             amount = 0.0
-        if amount > 0:
+        if 0 < amount < math.inf:
             match what[0]:
                 case "t":
                     return Budget(tokens=amount)
@@ -69,8 +70,9 @@ class Train(Spec):
     step) and in the dims (`dims.context`: tokens a row).
 
     `budget`: how long, see `budget()`; a time is that of training, and reading the text comes before it. `context`:
-    tokens a row where shorter than `dims.context`. `micro`: rows that go through the network at once (the gradient does
-    not depend on it); left out, it is chosen. `save_every`, `eval_every`: in steps; left out, ten checkpoints a run and
+    tokens a row where shorter than `dims.context`. `micro`: rows that go through the network at once; without
+    dropout the gradient does not depend on it (dropout draws once a micro-batch); left out, it is chosen.
+    `save_every`, `eval_every`: in steps; left out, ten checkpoints a run and
     no evaluation before the end. `keep`: checkpoints kept. `precision`: `auto` takes bf16 where the hardware multiplies
     it and the model is wide enough to gain. `val_fraction`: share of the text held out; `eval_tokens`: at most about
     that much of it is evaluated. `threads`: of the CPU, left out as many as torch takes.
@@ -117,6 +119,9 @@ class Plan(Spec):
     data: str
     seed: int
 
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, f"the seed must lie between 0 and 2**63 - 1, not {self.seed}")
+
     @property
     def context(self) -> int:
         """Tokens a row."""
@@ -146,7 +151,7 @@ def overrides(path: str | Path) -> dict[str, Any]:
 
             data = yaml.safe_load(text) or {}
     except Exception as error:
-        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(data, Mapping):
         raise UsageError(f"{path} should hold a table of settings such as 'train: {{budget: 2h}}'")
     return flat(data)

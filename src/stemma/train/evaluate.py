@@ -22,7 +22,7 @@ def sample(view: View, tokens: int) -> View:
     """Whole documents of `view`, the same ones each time, until they hold `tokens` tokens (or all of them)."""
     order = draw.permutation((0,), len(view))
     enough = int(np.searchsorted(np.cumsum(view.lengths[order]), tokens)) + 1
-    return View(view._store, view.indices[np.sort(order[:enough])])
+    return view.pick(np.sort(order[:enough]))
 
 
 def evaluate(

@@ -11,6 +11,7 @@ RUN/summary.json    what came out
 from __future__ import annotations
 
 import datetime
+import math
 import shutil
 import sys
 import tempfile
@@ -32,7 +33,7 @@ from stemma.objectives import Objective, objective
 from stemma.train import checkpoint, meter
 from stemma.train.config import Budget, Plan, Train, budget
 from stemma.train.evaluate import evaluate, sample
-from stemma.train.loop import Loop, Record, pick_device, pick_precision
+from stemma.train.loop import Diverged, Loop, Record, pick_device, pick_precision
 from stemma.train.scale import scaled, warmup
 
 OnStep = Callable[[Record], None]
@@ -251,7 +252,12 @@ def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep
         if not quiet:
             print(f"stopped after step {loop.step} of {loop.steps}; go on with: stemma resume {run}", file=sys.stderr)
         return Run(run, plan, loop.model.eval(), tokenizer, {"steps": loop.step}, False)
-    summary = _summary(run, plan, loop, measure(), train, held)
+    quality = measure()
+    if wrong := [k for k, v in quality.items() if not math.isfinite(v)]:
+        raise Diverged(
+            f"training diverged in its last step: the held-out {wrong[0]} is {quality[wrong[0]]}; lower recipe.lr"
+        )
+    summary = _summary(run, plan, loop, quality, train, held)
     _release(loop.model)
     _save_model(loop.model, run / "model")
     checkpoint.write_json(done, summary)

@@ -880,3 +880,20 @@ def test_loading_never_holds_the_model_twice(tmp_path: Path) -> None:
     done = subprocess.run(code, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.3, done.stdout
     (tmp_path / "big/model.safetensors").unlink()
+
+
+def test_a_device_that_is_not_here_is_named(tmp_path: Path) -> None:
+    saved("gpt2", tmp_path)
+    with pytest.raises(UsageError, match="'gpu0'"):
+        stemma.load(tmp_path, device="gpu0")
+    with pytest.raises(ResourceError, match="cuda:77"):
+        stemma.load(tmp_path, device="cuda:77")
+
+
+def test_a_tokenizer_that_ends_texts_otherwise_is_noted(tmp_path: Path) -> None:
+    saved("gpt2", tmp_path)  # its config says that id 0 ends a text
+    core = Tokenizer.train("wordpiece", ["a b c d"], 12, Specials(pad="<pad>", eos="</s>", unk="<unk>"))
+    assert core.eos_id != 0
+    core.save(tmp_path)
+    with pytest.warns(UserWarning, match="ends a text with id"):
+        stemma.load(tmp_path)

@@ -175,3 +175,17 @@ def test_training_and_inference_are_one_function(name: str, monkeypatch: pytest.
     inputs = batch(design, length=37)
     for given in (inputs, {k: v for k, v in inputs.items() if k != "attention_mask"}):
         assert (run(model.train(), given).hidden - run(model.eval(), given).hidden).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_inputs_of_another_structure_are_refused(name: str) -> None:
+    """What a structure does not have is an error, not silence."""
+    design = tiny(name)
+    model = build(design)
+    inputs = batch(design)
+    if not design.dims.segments:
+        with pytest.raises(UsageError, match="segments"):
+            model(**inputs, token_type_ids=torch.zeros_like(inputs["input_ids"]))
+    if design.arch.structure != "encoder-decoder":
+        with pytest.raises(UsageError, match="decoder_input_ids"):
+            model(**inputs, decoder_input_ids=inputs["input_ids"])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stemma import families, spec
-from stemma.errors import CheckpointError, StemmaError, UsageError, did_you_mean, nearest
+from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError, did_you_mean, nearest
 from stemma.families.declare import Design, Family
 from stemma.formats import config as configs
 from stemma.formats import hf_bert, hf_gpt, hf_llama, hf_t5, own, tensors
@@ -71,6 +71,18 @@ def attach(model: Model, design: Design, family: Family | None, tokenizer: Any =
     return model
 
 
+def device_of(name: str | torch.device) -> torch.device:
+    """The torch device of a name. Raises UsageError for a name that torch does not know and ResourceError for a device
+    that is not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device {name!r} is not known; use cpu, cuda, cuda:1, mps or meta") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ResourceError(f"device {name!s}: this torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
 def dtype_of(name: str | torch.dtype) -> torch.dtype:
     """The torch type of a name. Raises UsageError for others than float32, bfloat16 and float16."""
     if isinstance(name, torch.dtype):
@@ -120,7 +132,7 @@ def load(
         raise CheckpointError(why)
     raw = tensors.read_json(folder / "config.json")
     source = tensors.Tensors(folder)
-    model = _assemble(raw, source, str(folder), new, torch.device(device), kind)
+    model = _assemble(raw, source, str(folder), new, device_of(device), kind)
     model.extras = {"config": raw}
     if (folder / "generation_config.json").is_file():
         model.extras["generation_config"] = tensors.read_json(folder / "generation_config.json")
@@ -385,6 +397,13 @@ def _tokenizer(folder: Path, model: Model) -> Any:
 
     tokenizer = Tokenizer.load(folder)
     tokenizer.check(model.dims.vocab)
+    ends = model.text.eos_ids
+    if tokenizer.eos_id is not None and ends and tokenizer.eos_id not in ends:
+        warnings.warn(
+            f"the tokenizer in {folder} ends a text with id {tokenizer.eos_id}, config.json with "
+            f"{', '.join(map(str, ends))}: is it the one that the model was trained with?",
+            stacklevel=3,
+        )
     return tokenizer
 
 
@@ -401,7 +420,7 @@ def _owner(name: str) -> Family | None:
 def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dict[str, Any], str]:
     """The layout in which a design is saved, and its config.json: the family's own, else its nearest ancestor's that
     can say all of it, else Stemma's own (None), with the reason."""
-    why = "its family has no other"
+    why = ""  # why the nearest layout will not do
     for relative in family.lineage if family is not None else []:
         for layout in LAYOUTS.values():
             if relative.name in layout.families:
@@ -411,8 +430,8 @@ def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dic
                         _rows(design, layout, dict(Model(design.arch, design.dims).named_parameters()))
                     return layout, data, ""
                 except (UsageError, CheckpointError) as error:
-                    why = str(error)
-    return None, own.write_config(design, family.name if family else None), why
+                    why = why or str(error)
+    return None, own.write_config(design, family.name if family else None), why or "its family has no other"
 
 
 def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard_bytes: int = 5 * 10**9) -> Path:

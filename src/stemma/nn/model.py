@@ -47,6 +47,8 @@ class Embed(nn.Module):
         if self.factor != 1.0:
             x = x * self.factor
         if self.segments is None:
+            if segments is not None:
+                raise UsageError("token_type_ids were given, and this model has no segments")
             return x
         return x + (self.segments.weight[0] if segments is None else self.segments(segments))
 
@@ -193,7 +195,13 @@ class Model(nn.Module):
         encoder-decoder's are the decoder's targets (its input is made from them where it is not given).
         """
         encoded = None
+        if decoder_input_ids is not None and self.arch.structure != "encoder-decoder":
+            raise UsageError(
+                f"decoder_input_ids are for an encoder-decoder; this model's structure is {self.arch.structure}"
+            )
         if self.arch.structure == "decoder":
+            if token_type_ids is not None:
+                raise UsageError("token_type_ids were given, and this model has no segments")
             hidden = self.decode(input_ids, attention_mask, position_ids, documents)
         else:
             hidden = self.encode(input_ids, attention_mask, token_type_ids, position_ids, documents)

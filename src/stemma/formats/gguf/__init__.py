@@ -60,7 +60,7 @@ def load(
     design = replace(design, name=name, objective=owner.objective, recipe=owner.recipe, text=_text(design, read))
     with torch.device("meta"):
         model = Model(design.arch, design.dims)
-    _fill(model, arch, design, file, ledger, torch.device(device), kind or _own_dtype(file))
+    _fill(model, arch, design, file, ledger, formats.device_of(device), kind or _own_dtype(file))
     model.ledger = ledger
     formats.attach(model, design, owner, read)
     model.extras = {"gguf": {k: v for k, v in file.metadata.items() if not isinstance(v, list) or len(v) <= 64}}

@@ -577,7 +577,9 @@ def test_kill_nine_again_and_again(text: Path, tmp_path: Path, seed: int) -> Non
 
 @pytest.mark.slow
 def test_a_compiled_run_learns_the_same(ready: dict[str, Run]) -> None:
-    a, b = loop_of(ready["gpt2"]), loop_of(ready["gpt2"], **{"train.compile": True})
+    """Without dropout: compiled code draws other random numbers."""
+    still = {"arch.dropout": "Dropout()"}
+    a, b = loop_of(ready["gpt2"], **still), loop_of(ready["gpt2"], **still, **{"train.compile": True})
     for _ in range(3):
         assert a.advance()["loss"] == pytest.approx(b.advance()["loss"], abs=1e-4)
 

@@ -136,7 +136,7 @@ def test_a_row_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [dict(temperature=-1.0), dict(top_p=0.0), dict(max_new_tokens=0), dict(num_beams=2, temperature=1.0), dict(stop=["x"])],
+    [dict(temperature=-1.0), dict(top_p=0.0), dict(max_new_tokens=0), dict(max_new_tokens=2.5), dict(num_beams=2, temperature=1.0), dict(stop=["x"])],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
     saved("llama", tmp_path)
@@ -227,3 +227,10 @@ def test_what_is_streamed_is_what_is_returned() -> None:
             if stopped:
                 break
         assert streamed == writer.text == want
+
+
+@pytest.mark.parametrize("wrong", [[5, 6, 7], [[1.5]], [None]])
+def test_prompts_that_are_none_are_refused(wrong: Any, tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    with pytest.raises(UsageError, match="token ids"):
+        stemma.generate(stemma.load(tmp_path), wrong)

@@ -3,8 +3,10 @@ masked pieces (encoders) or missing spans (encoder-decoders)."""
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -65,55 +67,49 @@ def generate(
     if stops and model.tokenizer is None:
         raise UsageError("stop strings need a tokenizer, and this model came without one")
     rows = [prompts] if isinstance(prompts, str) else list(prompts)
-    if any(not isinstance(row, (str, Sequence)) for row in rows):
-        raise UsageError("prompts are texts or lists of token ids; for one prompt of ids write [[1, 2, 3]]")
     if not rows:
         return []
     encoded = [_encode(model, p) for p in rows]
     ends = () if ignore_eos or model.text is None else model.text.eos_ids
-    mode = model.training
-    model.eval()
-    try:
-        results = _results(model, encoded, choice, max_new_tokens, num_beams, length_penalty, ends, stops, seed, stream)
-    finally:
-        model.train(mode)
+    with _evaluating(model):
+        if num_beams == 1:
+            results = _draw(model, encoded, choice, max_new_tokens, ends, stops, seed, stream)
+        elif temperature > 0 or stream is not None or stops:
+            raise UsageError("beam search (num_beams > 1) goes with neither temperature, stop strings nor streaming")
+        else:
+            found = beams.search(
+                model,
+                encoded,
+                width=num_beams,
+                max_new_tokens=max_new_tokens,
+                length_penalty=length_penalty,
+                repetition_penalty=repetition_penalty,
+                ends=ends,
+            )
+            results = [Result(b.ids, None, b.logprobs, "eos" if b.ids[-1] in ends else "length") for b in found]
     for prompt, result in zip(encoded, results, strict=True):
         if result.text is None and model.tokenizer is not None:
             result.text = Writer(model, prompt).decode(result.ids)
     return results
 
 
-def _results(
-    model: Model,
-    encoded: list[list[int]],
-    choice: Choice,
-    max_new_tokens: int,
-    num_beams: int,
-    length_penalty: float,
-    ends: Sequence[int],
-    stops: list[str],
-    seed: int,
-    stream: Stream | None,
-) -> list[Result]:
-    if num_beams > 1:
-        if choice.temperature > 0 or stream is not None or stops:
-            raise UsageError("beam search (num_beams > 1) goes with neither temperature, stop strings nor streaming")
-        found = beams.search(
-            model,
-            encoded,
-            width=num_beams,
-            max_new_tokens=max_new_tokens,
-            length_penalty=length_penalty,
-            repetition_penalty=choice.repetition_penalty,
-            ends=ends,
-        )
-        return [Result(b.ids, None, b.logprobs, "eos" if b.ids[-1] in ends else "length") for b in found]
-    return _draw(model, encoded, choice, max_new_tokens, ends, stops, seed, stream)
+@contextlib.contextmanager
+def _evaluating(model: Model) -> Iterator[None]:
+    """The model without its dropout, and afterwards in the mode that it was in."""
+    mode = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(mode)
 
 
 def _encode(model: Model, prompt: str | Sequence[int]) -> list[int]:
     if not isinstance(prompt, str):
-        return list(prompt)
+        try:
+            return [operator.index(token) for token in prompt]
+        except TypeError:
+            raise UsageError("prompts are texts or lists of whole token ids; one prompt is [[1, 2, 3]]") from None
     if model.tokenizer is None:
         raise CheckpointError(
             "a text needs a tokenizer, and this checkpoint came without one: put its tokenizer.json beside config.json"
@@ -249,11 +245,11 @@ def fill(model: Model, text: str, *, top: int = 5, max_new_tokens: int = 64) -> 
         raise UsageError(f"top must be at least 1, not {top}")
     if model.tokenizer is None:
         raise UsageError("fill needs a tokenizer, and this model came without one")
-    model.eval()
-    if model.arch.structure == "encoder":
-        return _fill_masks(model, text, top)
-    if model.arch.structure == "encoder-decoder" and model.tokenizer.sentinels:
-        return _fill_spans(model, text, max_new_tokens)
+    with _evaluating(model):
+        if model.arch.structure == "encoder":
+            return _fill_masks(model, text, top)
+        if model.arch.structure == "encoder-decoder" and model.tokenizer.sentinels:
+            return _fill_spans(model, text, max_new_tokens)
     raise UsageError(f"this {model.arch.structure} cannot fill masks; use stemma.generate (or `stemma generate`)")
 
 

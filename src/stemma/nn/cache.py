@@ -27,15 +27,14 @@ class Cache:
         masks = [layer_mask(arch.mask, i) for i in range(layers)]
         sizes = [min(m.window, capacity) if isinstance(m, parts.Sliding) else capacity for m in masks]
         self.kinds = list(zip(sizes, masks, strict=True))  # layers of one kind share their plan
-        self.rows, self.capacity, self.even = rows, capacity, even
+        self.rows, self.even = rows, even
         self.length = 0  # tokens read so far (with padding, where rows differ)
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
         self.held: dict[Kind, Tensor] = {}  # B S+1: the position that each slot holds
         self.plans: dict[Kind, Plan] = {}
         self.cross: list[tuple[Tensor, Tensor] | None] = [None] * layers  # keys and values of the encoder's output
-        self.memory: Tensor | None = None  # the encoder's output
-        self.memory_real: Tensor | None = None  # B S, True where it is no padding
+        self.memory_real: Tensor | None = None  # B S: which of the encoder's tokens are no padding
 
     def begin(self, pos: Tensor, real: Tensor | None) -> None:
         """Plan one step: tokens at `pos` (1|B T), of which those where `real` (B T) is False are padding.
@@ -68,7 +67,7 @@ class Cache:
         self.cross = [
             None if c is None else (c[0].index_select(0, rows), c[1].index_select(0, rows)) for c in self.cross
         ]
-        self.memory, self.memory_real = pick(self.memory), pick(self.memory_real)
+        self.memory_real = pick(self.memory_real)
         self.held = {kind: held.index_select(0, rows) for kind, held in self.held.items()}
         self.rows = len(rows)
 

@@ -28,7 +28,7 @@ def initialise(model: nn.Module, arch: parts.Arch, dims: parts.Dims, seed: int) 
 def _fill(path: str, weight: nn.Parameter, arch: parts.Arch, dims: parts.Dims, generator: torch.Generator) -> None:
     owner = path.split(".")[-2]
     if isinstance(arch.init, parts.FanIn):
-        weight.normal_(0.0, arch.init.factor * _fan_in(path, owner, dims), generator=generator)
+        weight.normal_(0.0, arch.init.factor * _fan_in(owner, dims), generator=generator)
         return
     std = arch.init.std
     if arch.init.residual and owner in ("o", "down"):
@@ -41,7 +41,7 @@ def _fill(path: str, weight: nn.Parameter, arch: parts.Arch, dims: parts.Dims, g
         weight.normal_(0.0, std, generator=generator)
 
 
-def _fan_in(path: str, owner: str, dims: parts.Dims) -> float:
+def _fan_in(owner: str, dims: parts.Dims) -> float:
     match owner:
         case "q":
             return (dims.d_model * dims.width) ** -0.5

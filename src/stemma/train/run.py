@@ -259,7 +259,7 @@ def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep
         )
     summary = _summary(run, plan, loop, quality, train, held)
     _release(loop.model)
-    _save_model(loop.model, run / "model")
+    loop.model.save(str(run / "model"))
     checkpoint.write_json(done, summary)
     return Run(run, plan, loop.model.eval(), tokenizer, summary, True)
 
@@ -372,16 +372,6 @@ def _release(model: Model) -> None:
     for stack in (model.encoder, model.decoder):
         if stack is not None:
             stack._compiled_call_impl = None
-
-
-def _save_model(model: Model, directory: Path) -> None:
-    from stemma.formats import save
-
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    save(model, temporary)
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary.rename(directory)
 
 
 # ---------------------------------------------------------------- proving

@@ -14,7 +14,8 @@ from stemma.decoding import Session, Writer
 from stemma.errors import CheckpointError, UsageError
 from stemma.text import Specials, Tokenizer
 
-GENERATING = [c for c in CASES if not c.startswith(("bert", "roberta")) and not c.endswith("model")]
+WRITERS = ("LMHeadModel", "CausalLM", "ConditionalGeneration")
+GENERATING = [c for c in CASES if CASES[c][0].endswith(WRITERS)]
 LENGTHS = [4, 11, 1, 7, 11, 2, 9]
 
 

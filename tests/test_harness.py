@@ -18,12 +18,12 @@ from stemma.families import tree
 from stemma.families.declare import Design
 from stemma.formats import attach
 from stemma.nn.model import Model
-from stemma.nn.parts import Alternate, Causal, Learned, Sliding
+from stemma.nn.parts import Causal, Cycle, Learned, Sliding
 from stemma.spec import Spec
 from tiny import FAMILIES, batch, build, run, tiny
 
 # windows that a short text does not fit into
-SHORT: dict[type, Any] = {Sliding: lambda: Sliding(5), Alternate: lambda: Alternate(Causal(), Sliding(5))}
+SHORT: dict[type, Any] = {Sliding: lambda: Sliding(5), Cycle: lambda: Cycle((Causal(), Sliding(5)))}
 
 
 def alternatives(hint: Any, value: Any) -> list[Any]:

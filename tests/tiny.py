@@ -10,6 +10,7 @@ from stemma import spec
 from stemma.families import tree
 from stemma.families.declare import Design
 from stemma.nn.model import Model, Output
+from stemma.nn.parts import Sliding
 
 FAMILIES = list(tree())
 LENGTH = 23
@@ -32,11 +33,12 @@ def tiny(name: str, **changes: Any) -> Design:
     for path, value in spec.leaves(design.arch, "arch."):
         if path.endswith("window"):
             small[path] = 5
+        elif path.endswith(".masks"):
+            small[path] = tuple(Sliding(5) if isinstance(m, Sliding) else m for m in value)
         elif path.endswith("position.buckets"):
             small |= {path: 8, "arch.position.distance": 16}
         elif path.startswith("arch.dropout."):
             small[path] = 0.0
-        del value
     design = spec.edit(design, small)
     ids = {"text.pad_id": 0 if design.text.pad_id is None else design.text.pad_id, "text.start_id": 0}
     return spec.edit(spec.edit(design, ids), changes)

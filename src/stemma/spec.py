@@ -273,6 +273,8 @@ def _literal(node: ast.expr) -> Any:
         return node.id
     if isinstance(node, ast.Call):
         return ast.unparse(node)
+    if isinstance(node, (ast.Tuple, ast.List)):
+        return tuple(_literal(item) for item in node.elts)
     return ast.literal_eval(node)
 
 

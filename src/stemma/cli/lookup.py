@@ -376,7 +376,7 @@ def counts(name: str, changes: dict[str, str]) -> dict[str, Any]:
     """A design's parameters, as `stemma params --json` prints them."""
     from stemma import families, spec
     from stemma.nn.model import count
-    from stemma.nn.parts import Heads
+    from stemma.nn.parts import Heads, Summary
 
     family, design = families.family(name), families.design(name)
     design = spec.edit(design, changes)
@@ -384,8 +384,8 @@ def counts(name: str, changes: dict[str, str]) -> dict[str, Any]:
     variants = {}
     if design.arch.structure == "encoder":
         bare = {
-            "with_pooler": Heads(lm=None, pooler=True, pair=False),
-            "masked_lm": Heads(lm=design.arch.heads.lm, pooler=False, pair=False),
+            "with_pooler": Heads(lm=None, pooler=Summary(), pair=False),
+            "masked_lm": Heads(lm=design.arch.heads.lm, pooler=None, pair=False),
         }
         variants = {k: count(spec.edit(design.arch, {"heads": heads}), design.dims) for k, heads in bare.items()}
         variants["pretraining"] = sum(parts.values())

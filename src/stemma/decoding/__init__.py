@@ -13,7 +13,7 @@ import torch
 
 from stemma.decoding import beams
 from stemma.decoding.choose import Choice
-from stemma.decoding.session import Session, start_token
+from stemma.decoding.session import Session, begin, generates, start_token
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
 
@@ -55,7 +55,9 @@ def generate(
     `stream(row, piece)` is called with new text as it comes. `num_beams` above 1 searches instead of drawing. A row's
     result depends on the prompt, the options and `seed`, not on the other rows. Raises UsageError for what cannot be.
     """
-    if model.decoder is None:
+    if not generates(model):
+        if model.decoder is not None:
+            raise UsageError("this model has no language-model head, so it cannot continue a text")
         raise UsageError("an encoder cannot continue a text; use stemma.fill (or `stemma fill`) with this model")
     for name, number in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
         if not isinstance(number, int) or number < 1:
@@ -127,7 +129,7 @@ def _draw(
     seed: int,
     stream: Stream | None,
 ) -> list[Result]:
-    session = Session(model, prompts, max_new_tokens)
+    session = begin(model, prompts, max_new_tokens)
     results = [Result() for _ in prompts]
     seen = [[start_token(model)] if model.encoder is not None else list(p) for p in prompts]
     generators = [torch.Generator().manual_seed(seed) for _ in prompts]

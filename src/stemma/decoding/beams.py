@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stemma.decoding.choose import penalise
-from stemma.decoding.session import Session, start_token
+from stemma.decoding.session import begin, start_token
 from stemma.nn.model import Model
 
 
@@ -72,7 +72,7 @@ def search(
     ends: Collection[int],
 ) -> list[Beam]:
     """The best continuation of each prompt."""
-    session = Session(model, prompts, max_new_tokens)
+    session = begin(model, prompts, max_new_tokens)
     searches = [Search(width, length_penalty, ends) for _ in prompts]
     prefix = [[start_token(model)] if model.encoder is not None else list(p) for p in prompts]
     keep = (1 + len(set(ends))) * width  # enough that `width` of them do not end

@@ -89,6 +89,16 @@ class Session:
                 raise UsageError(f"prompt {i} holds the token id {wrong[0]}; this model's ids are 0 to {vocab - 1}")
 
 
+def generates(model: Model) -> bool:
+    """Whether a model can go on from a text."""
+    return model.decoder is not None and model.lm is not None
+
+
+def begin(model: Model, prompts: Sequence[Sequence[int]], room: int) -> Session:
+    """A decoding of prompts, of the kind that the model's arch asks for."""
+    return Session(model, prompts, room)
+
+
 def start_token(model: Model) -> int:
     start = model.text.start_id if model.text is not None else None
     if start is None:

@@ -2,7 +2,7 @@
 
 from stemma.families.declare import MLM, About, AdamW, Schedule, Size
 from stemma.families.transformer import transformer
-from stemma.nn.parts import Dims, Full, Heads, Learned, MLMHead, Normal
+from stemma.nn.parts import Answer, Choose, Classify, Dims, Full, Heads, Learned, MLMHead, Normal, Summary, Tag
 
 bert = transformer.evolve(
     "bert",
@@ -14,7 +14,7 @@ bert = transformer.evolve(
         "arch.attention.out_bias": True,
         "arch.mask": Full(),
         "arch.mlp.act": "gelu",
-        "arch.heads": Heads(lm=MLMHead("gelu"), pooler=True, pair=True),
+        "arch.heads": Heads(lm=MLMHead("gelu"), pooler=Summary(), pair=True),
         "arch.init": Normal(0.02, truncated=True),
         "arch.dropout.attention": 0.1,
         "arch.embed_norm": True,
@@ -87,6 +87,12 @@ bert = transformer.evolve(
         note="GELU: the released TensorFlow code has the tanh form, the public PyTorch checkpoints run with the exact "
         "one, which stands here; 90 % of the steps were made at 128 tokens a row",
     ),
+    tasks={
+        "classify": Heads(pooler=Summary(), task=Classify(dropout=0.1)),
+        "tag": Heads(task=Tag(dropout=0.1)),
+        "answer": Heads(task=Answer()),
+        "choose": Heads(pooler=Summary(), task=Choose(dropout=0.1)),
+    },
 )
 
 roberta = bert.evolve(
@@ -94,7 +100,7 @@ roberta = bert.evolve(
     {
         "arch.position.padding": 1,
         "arch.norm.eps": 1e-5,
-        "arch.heads.pooler": False,
+        "arch.heads.pooler": None,
         "arch.heads.pair": False,
         "objective.pairs": False,
         "objective.copies": 0,
@@ -136,4 +142,5 @@ roberta = bert.evolve(
         "arXiv:1907.11692",
         note="one segment row, always added, is left of BERT's two; the design of the network is BERT's",
     ),
+    tasks={**bert.tasks, "classify": Heads(task=Classify(summary=Summary(), dropout=0.1))},
 )

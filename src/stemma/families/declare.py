@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from stemma import spec
 from stemma.errors import UsageError, did_you_mean
-from stemma.nn.parts import Arch, Dims
+from stemma.nn.parts import Arch, Dims, Heads
 from stemma.spec import Change, Spec, require
 
 # ---------------------------------------------------------------- objectives
@@ -220,19 +220,41 @@ class Family:
     parent: Family | None = None
     edge: Edge = "root"
     changes: Mapping[str, Any] = field(default_factory=dict)
+    tasks: Mapping[str, Heads] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
-    def evolve(self, name: str, changes: Mapping[str, Any], *, sizes: Mapping[str, Size], about: About) -> Family:
+    def evolve(
+        self,
+        name: str,
+        changes: Mapping[str, Any],
+        *,
+        sizes: Mapping[str, Size],
+        about: About,
+        tasks: Mapping[str, Heads] | None = None,
+        others: tuple[str, ...] = (),
+    ) -> Family:
         """A child with new weights that differs from this family in `changes` (paths into arch, objective, text and
-        recipe). Raises UsageError for an unknown path and for a change that changes nothing."""
-        return self._child(name, changes, sizes, about, "evolve")
+        recipe). `tasks`: how it stands heads for a task on its body (`classify`, `tag`, `answer`, `choose`), where this
+        differs from the parent's way; `others`: names of further parents. Raises UsageError for an unknown path and for
+        a change that changes nothing."""
+        child = self._child(name, changes, sizes, about, "evolve")
+        return replace(child, tasks=dict(self.tasks if tasks is None else tasks), others=others)
 
-    def trained(self, name: str, changes: Mapping[str, Any], *, sizes: Mapping[str, Size], about: About) -> Family:
+    def trained(
+        self,
+        name: str,
+        changes: Mapping[str, Any],
+        *,
+        sizes: Mapping[str, Size],
+        about: About,
+        others: tuple[str, ...] = (),
+    ) -> Family:
         """A child that is more training of this family's weights: the architecture must stay the same."""
         every = [*changes, *(path for size in sizes.values() for path in size.changes)]
         wrong = [path for path in every if path.split(".")[0] == "arch"]
         if wrong:
             raise UsageError(f"{name} is declared as trained from {self.name} but changes {wrong[0]}; use evolve")
-        return self._child(name, changes, sizes, about, "trained")
+        return replace(self._child(name, changes, sizes, about, "trained"), others=others)
 
     def _child(
         self, name: str, changes: Mapping[str, Any], sizes: Mapping[str, Size], about: About, edge: Edge

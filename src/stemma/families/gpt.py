@@ -2,7 +2,7 @@
 
 from stemma.families.declare import CLM, About, AdamW, Schedule, Size
 from stemma.families.transformer import transformer
-from stemma.nn.parts import Alternate, Causal, Dims, Learned, Normal, PreNorm, Sliding
+from stemma.nn.parts import Causal, Cycle, Dims, Learned, Normal, PreNorm, Sliding
 
 gpt1 = transformer.evolve(
     "gpt1",
@@ -93,7 +93,7 @@ def _gpt3(name: str, dims: Dims, published: str, lr: float, batch: int, note: st
 gpt3 = gpt2.evolve(
     "gpt3",
     {
-        "arch.mask": Alternate(Causal(), Sliding(256)),
+        "arch.mask": Cycle((Causal(), Sliding(256))),
         "arch.init.positions": None,
         "arch.dropout.embed": 0.0,
         "arch.dropout.residual": 0.0,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import pkgutil
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
@@ -17,18 +19,23 @@ from stemma import families, spec
 from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError, did_you_mean, nearest
 from stemma.families.declare import Design, Family
 from stemma.formats import config as configs
-from stemma.formats import hf_bert, hf_gpt, hf_llama, hf_t5, own, tensors
+from stemma.formats import own, tensors
 from stemma.formats.config import Layout
 from stemma.formats.names import Ledger, Row, expand, missing
 from stemma.nn.init import initialise
 from stemma.nn.model import Model
-from stemma.nn.parts import Heads
+from stemma.nn.parts import Answer, Choose, Classify, Heads, Summary, Tag, Task
 
-LAYOUTS: dict[str, Layout] = {
-    layout.model_type: layout
-    for layout in (hf_bert.bert, hf_bert.roberta, hf_gpt.gpt1, hf_gpt.gpt2, hf_t5.t5, hf_llama.llama, hf_llama.mistral)
-}
-HEADS = ("lm", "pooler", "pair")
+
+def _layouts() -> dict[str, Layout]:
+    """Every layout of the modules beside this one that are named after the Hugging Face."""
+    modules = [info.name for info in pkgutil.iter_modules(__path__) if info.name.startswith("hf_")]
+    found = [v for name in modules for v in vars(importlib.import_module(f"{__name__}.{name}")).values()]
+    return {layout.model_type: layout for layout in found if isinstance(layout, Layout)}
+
+
+LAYOUTS = _layouts()
+HEADS = ("lm", "pooler", "pair", "detect", "task")
 CONFIGS = ("config.json", "generation_config.json")
 VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")  # one makes a tokenizer
 TOKENIZER = (
@@ -49,14 +56,19 @@ def build(
     *,
     seed: int = 0,
     dtype: str = "float32",
+    task: str | Task | None = None,
+    labels: int | None = None,
+    problem: str | None = None,
     **dims: Any,
 ) -> Model:
     """A model of a family's size with fresh weights, in eval mode: `build("roberta-base", layers=2)`.
 
-    `overrides` are paths into the design (`{"arch.norm.eps": 1e-6}`), keywords are dims. Raises UsageError for names
-    and values that do not exist.
-    """
+    `overrides` are paths into the design (`{"arch.norm.eps": 1e-6}`), keywords are dims. With a `task` (see `load`) its
+    head stands on the body instead of the heads of pretraining. Raises UsageError for names and values that do not
+    exist."""
     design = families.design(name) if isinstance(name, str) else name
+    if task is not None:
+        design = _with_heads(design, heads_for(task_of(_owner(design.name), task, labels, problem), design))
     design = spec.edit(design, {**(overrides or {}), **{f"dims.{k}": v for k, v in dims.items()}})
     with torch.device("meta"):
         model = Model(design.arch, design.dims)
@@ -101,16 +113,20 @@ def load(
     dtype: str | torch.dtype = "float32",
     *,
     new: Iterable[str] = (),
+    task: str | Task | None = None,
+    labels: int | None = None,
+    problem: str | None = None,
     revision: str | None = None,
     tokenizer: bool = True,
 ) -> Model:
     """The model of a checkpoint: a folder, a GGUF file, or a hub id. In eval mode, its family found from config.json.
 
     Strict: every tensor of the file and of the model is accounted for in `model.ledger`. A head that the file's own
-    class needs and whose weights are not there is refused, unless `new` names it (`"lm"`, `"pooler"`, `"pair"`): then
-    it is drawn afresh. `dtype="auto"` keeps the file's; `device="meta"` reads shapes and no data. Raises
-    CheckpointError naming the tensor, key or file.
-    """
+    class needs and whose weights are not there is refused, unless `new` names it (`"lm"`, `"pooler"`, `"pair"`, ...):
+    then it is drawn afresh. `task` (`"classify"`, `"tag"`, `"answer"`, `"choose"`, with `labels` and for texts a
+    `problem`: `"single"`, `"multi"` or `"regression"`) puts the family's head for it on the body, read where the file
+    holds it and else drawn; the heads of pretraining are left behind. `dtype="auto"` keeps the file's; `device="meta"`
+    reads shapes and no data. Raises CheckpointError naming the tensor, key or file."""
     folder = Path(path)
     new = tuple(new)
     if wrong := [n for n in new if n not in HEADS]:
@@ -132,7 +148,8 @@ def load(
         raise CheckpointError(why)
     raw = tensors.read_json(folder / "config.json")
     source = tensors.Tensors(folder)
-    model = _assemble(raw, source, str(folder), new, device_of(device), kind)
+    goal = None if task is None else (task, labels, problem)
+    model = _assemble(raw, source, str(folder), new, device_of(device), kind, goal)
     model.extras = {"config": raw}
     if (folder / "generation_config.json").is_file():
         model.extras["generation_config"] = tensors.read_json(folder / "generation_config.json")
@@ -201,18 +218,22 @@ def _assemble(
     new: Collection[str],
     device: torch.device,
     dtype: torch.dtype | None,
+    goal: tuple[str | Task, int | None, str | None] | None,
 ) -> Model:
     design, owner, layout, unused = read_design(raw)
     files = _names_in_file(source, layout, where)
     ledger = Ledger(config=unused)
-    design = _heads_in_file(design, raw, layout, files, new, where)
+    task = None if goal is None else task_of(owner, *goal)
+    design, left = _heads_in_file(design, raw, layout, files, new, where, task)
+    if task is not None:
+        new = {*new, "task", "pooler"}
     design = _tie(design, layout, source, files)
     with torch.device("meta"):
         model = Model(design.arch, design.dims)
     shapes = {name: p.shape for name, p in model.named_parameters()}
     rows = _rows(design, layout, shapes)
     found = {r.theirs: name for r in rows if (name := _find(r, source, files, shapes, ledger, new, where))}
-    _account_rest(files, layout, ledger, where)
+    _account_rest(files, layout, ledger, where, left)
     # all names and shapes are right; only now is anything read
     _draw_new(model, design, ledger, device, dtype or source.blank(next(iter(found.values()))).dtype)
     for r in rows:
@@ -238,23 +259,26 @@ def _names_in_file(source: tensors.Tensors, layout: Layout | None, where: str) -
 
 
 def _is_head(name: str, layout: Layout) -> bool:
-    heads = [r for r in layout.rows(_base(layout)) if r.ours[0].split(".")[0] in HEADS]
-    return name.startswith(("cls.", "lm_head")) or any(name in (r.theirs, *r.aliases) for r in heads)
+    base = _base(layout)
+    for heads in (base.arch.heads, *layout.classes.values()):
+        rows = layout.rows(_with_heads(base, _every_head(base.arch.heads, heads)))
+        if any(name in (r.theirs, *r.aliases) for r in rows if _part(r) in HEADS):
+            return True
+    return name.startswith(("cls.", "lm_head"))
 
 
-def _heads_wanted(raw: Mapping[str, Any], layout: Layout) -> Heads:
-    listed = raw.get("architectures") or []
-    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        raise CheckpointError(f"config.json: architectures={listed!r} should be a list of class names")
-    for name in listed:
-        if name in layout.classes:
-            return layout.classes[name]
-    if listed:
-        hint = did_you_mean(listed[0], layout.classes)
-        raise CheckpointError(
-            f"config.json: class {listed[0]!r} is not supported; known: {', '.join(layout.classes)}{hint}"
-        )
-    return Heads()  # an old file names no class; its heads are what it holds
+def _part(r: Row) -> str:
+    return r.ours[0].split(".")[0]
+
+
+def _with_heads(design: Design, heads: Heads) -> Design:
+    return replace(design, arch=replace(design.arch, heads=heads))
+
+
+def _every_head(own: Heads, wanted: Heads) -> Heads:
+    """All heads that a file might hold: those of the family, and those of its class."""
+    pooler = wanted.pooler or own.pooler or Summary()
+    return Heads(own.lm, pooler, pair=True, detect=wanted.detect or own.detect, task=wanted.task)
 
 
 def _heads_in_file(
@@ -264,32 +288,74 @@ def _heads_in_file(
     files: Mapping[str, str],
     new: Collection[str],
     where: str,
-) -> Design:
-    """The design with the heads that the file holds or the user wants drawn. Raises if the class needs one more."""
+    task: Task | None,
+) -> tuple[Design, list[str]]:
+    """The design with the heads that the file holds or the user wants drawn, and the names of tensors of heads that a
+    wanted task leaves behind. Raises if the class needs a head more."""
     if layout is None:
-        return design
-    wanted = _heads_wanted(raw, layout)
-    heads = design.arch.heads
-    every = replace(design, arch=replace(design.arch, heads=replace(heads, pooler=True, pair=True)))
-    own_rows: dict[str, list[str]] = {h: [] for h in HEADS}
-    for r in layout.rows(every):
-        part = r.ours[0].split(".")[0]
-        if part in own_rows:
-            own_rows[part].append(r.theirs)
-    has = {h: any(t in files for t in rows) or h in new for h, rows in own_rows.items()}
-    needs = {"lm": wanted.lm is not None, "pooler": wanted.pooler, "pair": wanted.pair}
-    if not own_rows["lm"]:  # tied, and without parameters of its own: the class alone tells, where one is named
+        return (design if task is None else _with_heads(design, heads_for(task, design))), []
+    wanted = configs.heads_wanted(layout, raw)
+    if task is not None:
+        wanted = heads_for(task, design) if type(wanted.task) is not type(task) else replace(wanted, task=task)
+    every = _every_head(design.arch.heads, wanted)
+    names: dict[str, list[str]] = {h: [] for h in HEADS}
+    left: list[str] = []
+    for r in layout.rows(_with_heads(design, every)):
+        if _part(r) in names:
+            names[_part(r)].append(r.theirs)
+            left += [n for n in (r.theirs, *r.aliases) if n in files]
+    has = {h: any(t in files for t in rows) or h in new for h, rows in names.items()}
+    needs = {h: getattr(wanted, h) not in (None, False) for h in HEADS}
+    if not names["lm"]:  # tied, and without parameters of its own: the class alone tells, where one is named
         has["lm"] = needs["lm"] or not raw.get("architectures")
     for head in HEADS:
-        if needs[head] and own_rows[head] and not has[head]:
+        if needs[head] and names[head] and not has[head] and (task is None or head not in ("task", "pooler")):
             raise CheckpointError(
-                f"{where} should hold a {head!r} head (its config.json says so), but {own_rows[head][0]!r} is not "
+                f"{where} should hold a {head!r} head (its config.json says so), but {names[head][0]!r} is not "
                 f"in it; load(..., new=[{head!r}]) would draw one afresh"
             )
-    if "pair" in new:
-        has["pooler"] = True
-    chosen = Heads(heads.lm if has["lm"] else None, pooler=has["pooler"], pair=has["pair"])
-    return replace(design, arch=replace(design.arch, heads=chosen))
+    if task is not None:
+        return _with_heads(design, wanted), left
+    pooler = every.pooler if has["pooler"] or "pair" in new else None
+    return _with_heads(
+        design,
+        Heads(
+            every.lm if has["lm"] else None,
+            pooler,
+            pair=has["pair"],
+            detect=every.detect if has["detect"] else None,
+            task=every.task if has["task"] else None,
+        ),
+    ), []
+
+
+TASKS: dict[str, type[Task]] = {"classify": Classify, "tag": Tag, "answer": Answer, "choose": Choose}
+
+
+def task_of(family: Family | None, task: str | Task, labels: int | None, problem: str | None = None) -> Task:
+    """The task head of a family by its name (`classify`, `tag`, `answer`, `choose`), with so many labels. Raises
+    UsageError for a task that the family does not have."""
+    if isinstance(task, str):
+        known = family.tasks if family is not None else {}
+        if task not in known:
+            name = family.name if family is not None else "this model"
+            raise UsageError(
+                f"{name} has no task head {task!r}; it has {', '.join(known) or 'none'}{did_you_mean(task, known)}"
+            )
+        found = known[task].task
+        assert found is not None
+        task = found
+    fields = {k: v for k, v in (("labels", labels), ("problem", problem)) if v is not None}
+    for name in fields:
+        if not hasattr(task, name):
+            raise UsageError(f"{name}={fields[name]!r} is for a head with classes, and {type(task).__name__} has none")
+    return spec.edit(task, fields)
+
+
+def heads_for(task: Task, design: Design) -> Heads:
+    """The heads that a task needs on the body of a design: its own, and the pooler if it reads that."""
+    reads = isinstance(task, Classify | Choose) and task.summary is None
+    return Heads(pooler=(design.arch.heads.pooler or Summary()) if reads else None, task=task)
 
 
 def _tie(design: Design, layout: Layout | None, source: tensors.Tensors, files: Mapping[str, str]) -> Design:
@@ -341,14 +407,17 @@ def _find(
     return files[found]
 
 
-def _account_rest(files: Mapping[str, str], layout: Layout | None, ledger: Ledger, where: str) -> None:
-    """Every tensor of the file that no row reads is ignored by a named rule, or an error."""
+def _account_rest(
+    files: Mapping[str, str], layout: Layout | None, ledger: Ledger, where: str, left: Collection[str]
+) -> None:
+    """Every tensor of the file that no row reads is ignored by a named rule, or an error. `left`: of other heads."""
     used = set(ledger.loaded.values()) | set(ledger.tied)
     rules = {} if layout is None else layout.stray
     for known, name in files.items():
         if name in used:
             continue
-        reason = next((why for pattern, why in rules.items() if re.search(pattern, known)), None)
+        reason = "of a head that the task leaves behind" if known in left else None
+        reason = reason or next((why for pattern, why in rules.items() if re.search(pattern, known)), None)
         if reason is None:
             raise CheckpointError(f"{where} holds a tensor {name!r} for which this model has no place")
         ledger.ignored[name] = reason
@@ -459,7 +528,8 @@ def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard
         respelled = {"torch_dtype", *(older for k in layout.keys for older in k.older)}
         data = {k: v for k, v in before.items() if k not in respelled} | data
     names: dict[str, Any] = {}
-    bare = layout is not None and design.arch.heads.lm is None and not design.arch.heads.pair
+    heads = design.arch.heads
+    bare = layout is not None and not any((heads.lm, heads.pair, heads.detect, heads.task))
     for r in _rows(design, layout, state):
         size = sum(state[o].numel() for o in r.ours) * kind.itemsize
         name = r.theirs.removeprefix(layout.prefix) if bare and layout is not None else r.theirs

@@ -15,7 +15,7 @@ from stemma import spec
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.families.declare import Design
 from stemma.formats.names import Row
-from stemma.nn.parts import Dropout, Heads, Normal
+from stemma.nn.parts import Classify, Dropout, Heads, Normal, Tag
 
 REQUIRED = object()
 
@@ -136,7 +136,8 @@ GENERAL: dict[str, str] = {
         "return_dict output_attentions output_hidden_states output_scores return_dict_in_generate output_past",
     ),
     **reasons("memory in training, not a result", "gradient_checkpointing chunk_size_feed_forward"),
-    **reasons("labels of a task head", "id2label label2id num_labels _num_labels problem_type classifier_dropout"),
+    **reasons("labels of a task head", "id2label label2id num_labels _num_labels problem_type"),
+    **reasons("dropout of a task head, which its spec says", "classifier_dropout cls_dropout"),
     **reasons(
         "generation is set by generation_config.json and by the call",
         "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
@@ -155,6 +156,55 @@ GENERAL_FIXED: dict[str, Any] = {
     "pruned_heads": {},
     "quantization_config": None,
 }
+
+
+PROBLEMS = {
+    "single": "single_label_classification",
+    "multi": "multi_label_classification",
+    "regression": "regression",
+}
+
+
+def heads_wanted(layout: Layout, config: Mapping[str, Any]) -> Heads:
+    """The heads of the class that a config names, with its number of labels. Raises CheckpointError for others."""
+    listed = config.get("architectures") or []
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise CheckpointError(f"config.json: architectures={listed!r} should be a list of class names")
+    if not listed:
+        return Heads()  # an old file names no class; its heads are what it holds
+    heads = next((layout.classes[name] for name in listed if name in layout.classes), None)
+    if heads is None:
+        raise CheckpointError(
+            f"config.json: class {listed[0]!r} is not supported; known: {', '.join(layout.classes)}"
+            f"{did_you_mean(listed[0], layout.classes)}"
+        )
+    if isinstance(heads.task, Classify | Tag):
+        named, number = config.get("id2label"), config.get("num_labels")
+        if named is not None and not isinstance(named, Mapping):
+            raise CheckpointError(f"config.json: id2label={named!r} should be an object of numbers and names")
+        heads = spec.edit(heads, {"task.labels": len(named) if named else number or 2})
+    if isinstance(heads.task, Classify) and (problem := config.get("problem_type")) is not None:
+        words = {theirs: ours for ours, theirs in PROBLEMS.items()}
+        if problem not in words:
+            hint = did_you_mean(str(problem), words)
+            raise CheckpointError(
+                f"config.json: problem_type={problem!r} is not known; known: {', '.join(words)}{hint}"
+            )
+        heads = spec.edit(heads, {"task.problem": words[problem]})
+    elif isinstance(heads.task, Classify) and heads.task.labels == 1:
+        heads = spec.edit(heads, {"task.problem": "regression"})  # the convention where no problem is named
+    return heads
+
+
+def write_labels(heads: Heads) -> dict[str, Any]:
+    """The keys that say what a task head scores."""
+    out: dict[str, Any] = {}
+    if isinstance(heads.task, Classify | Tag):
+        out["id2label"] = {str(i): f"LABEL_{i}" for i in range(heads.task.labels)}
+        out["label2id"] = {name: int(i) for i, name in out["id2label"].items()}
+    if isinstance(heads.task, Classify):
+        out["problem_type"] = PROBLEMS[heads.task.problem]
+    return out
 
 
 def read_config(layout: Layout, config: Mapping[str, Any], base: Design) -> tuple[Design, dict[str, str]]:
@@ -217,6 +267,7 @@ def _in_their_words(
 def write_config(layout: Layout, design: Design, heads: Heads, base: Design) -> dict[str, Any]:
     """The config.json of a design. Raises UsageError if the layout has no way to say something that the design has."""
     config: dict[str, Any] = {"model_type": layout.model_type, "architectures": [class_name(layout, heads)]}
+    config |= write_labels(heads)
     if heads.lm is None:  # a body alone still says how a head on it would be
         design = replace(design, arch=replace(design.arch, heads=replace(heads, lm=base.arch.heads.lm)))
     for k in layout.keys:
@@ -242,17 +293,29 @@ def _reaches(design: Design, path: str) -> bool:
 
 
 def class_name(layout: Layout, heads: Heads) -> str:
-    """The publisher's class for a set of heads: the one that has them, else the one that has most of them."""
+    """The publisher's class for a set of heads: the one that has them, else the one that has most of them. Raises
+    UsageError if it has none for the task."""
+    known = {n: h for n, h in layout.classes.items() if _form(h) == _form(heads)}
+    if not known:
+        raise UsageError(f"the {layout.model_type!r} layout has no class for the task head {heads.task}")
 
     def shared(has: Heads) -> tuple[bool, int]:
         pairs = list(zip(_present(has), _present(heads), strict=True))
         return all(ours for theirs, ours in pairs if theirs), sum(theirs and ours for theirs, ours in pairs)
 
-    return max(layout.classes, key=lambda name: shared(layout.classes[name]))
+    return max(known, key=lambda name: shared(known[name]))
 
 
-def _present(heads: Heads) -> tuple[bool, bool, bool]:
-    return heads.lm is not None, heads.pooler, heads.pair
+def _form(heads: Heads) -> Any:
+    """What must agree for a task head to be of the same class: all but its labels and rates."""
+    if heads.task is None:
+        return None
+    free = {"labels": 2, "problem": "single", "dropout": 0.0}
+    return spec.edit(heads.task, {k: v for k, v in free.items() if hasattr(heads.task, k)})
+
+
+def _present(heads: Heads) -> tuple[bool, ...]:
+    return heads.lm is not None, heads.pooler is not None, heads.pair, heads.detect is not None
 
 
 def _comparable(design: Design, with_head: bool) -> Design:

@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from stemma.errors import CheckpointError
-from stemma.families.declare import Design
+from stemma.families.bert import bert as bert_family
+from stemma.families.bert import roberta as roberta_family
+from stemma.families.declare import Design, Family
 from stemma.formats.config import Key, Layout, key, reasons, several, words
 from stemma.formats.names import Row, linear, row
-from stemma.nn.parts import Heads, Learned, MLMHead
+from stemma.nn.parts import Answer, Classify, Heads, Learned, MLMHead, Summary
 
 ACTS = words(
     {
@@ -68,12 +70,35 @@ def _head(theirs: str, dense: str, norm: str, tied: bool) -> Iterator[Row]:
         yield from linear(f"{theirs}.decoder", "lm")
 
 
+def task_rows(design: Design) -> Iterator[Row]:
+    """The names of task heads."""
+    task = design.arch.heads.task
+    if isinstance(task, Answer):
+        yield from linear("qa_outputs", "task.out")
+    elif isinstance(task, Classify) and task.summary is not None:
+        yield from linear("classifier.dense", "task.summary.dense")
+        yield from linear("classifier.out_proj", "task.out")
+    else:
+        yield from linear("classifier", "task.out")
+
+
+def task_classes(prefix: str, family: Family) -> dict[str, Heads]:
+    """The publisher's classes of the family's task heads."""
+    names = {
+        "classify": "SequenceClassification",
+        "tag": "TokenClassification",
+        "answer": "QuestionAnswering",
+        "choose": "MultipleChoice",
+    }
+    return {f"{prefix}For{names[task]}": heads for task, heads in family.tasks.items()}
+
+
 def _bert_rows(design: Design) -> list[Row]:
     tied = design.arch.heads.lm is None or design.arch.heads.lm.tied
     rows = _body("bert.") + list(_head("cls.predictions", "transform.dense", "transform.LayerNorm", tied))
     if tied:
         rows[0] = row(rows[0].theirs, *rows[0].ours, aliases=["cls.predictions.decoder.weight"])
-    return rows + list(linear("cls.seq_relationship", "pair"))
+    return [*rows, *linear("cls.seq_relationship", "pair"), *task_rows(design)]
 
 
 def _roberta_rows(design: Design) -> list[Row]:
@@ -81,7 +106,7 @@ def _roberta_rows(design: Design) -> list[Row]:
     rows = _body("roberta.") + list(_head("lm_head", "dense", "layer_norm", tied))
     if tied:
         rows[0] = row(rows[0].theirs, *rows[0].ours, aliases=["lm_head.decoder.weight"])
-    return rows
+    return [*rows, *task_rows(design)]
 
 
 ABSOLUTE = {"position_embedding_type": "absolute"}
@@ -95,11 +120,12 @@ bert = Layout(
     model_type="bert",
     families=("bert",),
     classes={
-        "BertForPreTraining": Heads(MLMHead(), pooler=True, pair=True),
+        "BertForPreTraining": Heads(MLMHead(), pooler=Summary(), pair=True),
         "BertForMaskedLM": Heads(MLMHead()),
-        "BertModel": Heads(pooler=True),
-        "BertForNextSentencePrediction": Heads(pooler=True, pair=True),
+        "BertModel": Heads(pooler=Summary()),
+        "BertForNextSentencePrediction": Heads(pooler=Summary(), pair=True),
         "BertEncoder": Heads(),
+        **task_classes("Bert", bert_family),
     },
     keys=(
         *KEYS,
@@ -155,8 +181,9 @@ roberta = Layout(
     families=("roberta",),
     classes={
         "RobertaForMaskedLM": Heads(MLMHead()),
-        "RobertaModel": Heads(pooler=True),
+        "RobertaModel": Heads(pooler=Summary()),
         "RobertaEncoder": Heads(),
+        **task_classes("Roberta", roberta_family),
     },
     keys=(
         *(_own(k) for k in KEYS),

@@ -6,8 +6,9 @@ A row joins one tensor of the file to one or more of the model's. `{i}` runs ove
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,15 +16,65 @@ from torch import Tensor
 from stemma.errors import CheckpointError, nearest
 
 
+class Op(Protocol):
+    """How one tensor of a file is made of several of the model's, where a plain row of them will not do. It only moves
+    numbers, so that both ways are exact."""
+
+    def shape(self, parts: list[torch.Size]) -> Sequence[int]:
+        """The shape in the file, of the model's shapes."""
+
+    def read(self, tensor: Tensor, parts: list[torch.Size]) -> Sequence[Tensor]:
+        """The model's tensors."""
+
+    def write(self, tensors: list[Tensor]) -> Tensor:
+        """The file's tensor."""
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """The same numbers in another shape: `inner` are the axes that the file has in place of the model's."""
+
+    inner: tuple[int, ...]
+
+    def shape(self, parts: list[torch.Size]) -> Sequence[int]:
+        return self.inner
+
+    def read(self, tensor: Tensor, parts: list[torch.Size]) -> Sequence[Tensor]:
+        return [tensor.reshape(parts[0])]
+
+    def write(self, tensors: list[Tensor]) -> Tensor:
+        return tensors[0].reshape(self.inner)
+
+
+@dataclass(frozen=True)
+class ByHead:
+    """Several matrices (or vectors) of equal heads packed head by head: all rows of head 0 first, then those of head
+    1."""
+
+    heads: int
+
+    def shape(self, parts: list[torch.Size]) -> Sequence[int]:
+        return [sum(p[0] for p in parts), *parts[0][1:]]
+
+    def read(self, tensor: Tensor, parts: list[torch.Size]) -> Sequence[Tensor]:
+        cut = tensor.unflatten(0, (self.heads, -1)).split([p[0] // self.heads for p in parts], 1)
+        return [t.flatten(0, 1) for t in cut]
+
+    def write(self, tensors: list[Tensor]) -> Tensor:
+        return torch.cat([t.unflatten(0, (self.heads, -1)) for t in tensors], 1).flatten(0, 1)
+
+
 @dataclass(frozen=True)
 class Row:
     """`theirs` in the file is `ours` in the model: a matrix turned over if `transposed`, and side by side along the
-    model's first axis where there are several. `aliases`: other names for the same tensor, which files may hold."""
+    model's first axis where there are several; or as `op` says. `aliases`: other names for the same tensor, which files
+    may hold."""
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
     aliases: tuple[str, ...] = ()
+    op: Op | None = None
 
     def at(self, i: int) -> Row:
         """The row of layer `i`."""
@@ -37,6 +88,12 @@ class Row:
     def read(self, tensor: Tensor, shapes: Mapping[str, torch.Size]) -> list[tuple[str, Tensor]]:
         """The model's tensors in one of the file's. Raises CheckpointError if the shape is not what they need."""
         parts = [shapes[o] for o in self.ours]
+        if self.op is not None:
+            if list(tensor.shape) != (expected := list(self.op.shape(parts))):
+                raise CheckpointError(
+                    f"tensor {self.theirs!r} has shape {list(tensor.shape)}, but this config needs {expected}"
+                )
+            return list(zip(self.ours, self.op.read(tensor, parts), strict=True))
         want = list(parts[0])
         want[0] = sum(p[0] for p in parts)
         turned = self.transposed and len(want) == 2
@@ -51,13 +108,15 @@ class Row:
 
     def write(self, state: Mapping[str, Tensor]) -> Tensor:
         """The file's tensor made of the model's."""
+        if self.op is not None:
+            return self.op.write([state[o] for o in self.ours]).contiguous()
         tensor = state[self.ours[0]] if len(self.ours) == 1 else torch.cat([state[o] for o in self.ours])
         return tensor.t().contiguous() if self.transposed and tensor.ndim == 2 else tensor
 
 
-def row(theirs: str, *ours: str, transposed: bool = False, aliases: Iterable[str] = ()) -> Row:
+def row(theirs: str, *ours: str, transposed: bool = False, aliases: Iterable[str] = (), op: Op | None = None) -> Row:
     """A row, with less to type."""
-    return Row(theirs, ours, transposed, tuple(aliases))
+    return Row(theirs, ours, transposed, tuple(aliases), op)
 
 
 def linear(theirs: str, *ours: str, bias: bool = True, transposed: bool = False) -> Iterator[Row]:

@@ -10,9 +10,19 @@ from torch import Tensor, nn
 
 from stemma.nn import parts
 from stemma.nn.masks import Visible
-from stemma.nn.positions import rotate
+from stemma.nn.norms import norm
+from stemma.nn.positions import Places
 
 Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Relative(nn.Module):
+    """What a position scheme adds to a layer's attention: parameters of its own, and a term of the scores.
+
+    A subclass maps (attention, q, k, what `Position.relative` gave) to the queries to multiply with the keys and the
+    bias (1|B H T S) to add to the scores. `terms`: how many products a score is the sum of, for its scale."""
+
+    terms = 1
 
 
 SHORT = 1024  # rows up to this long train faster on a CPU with plain products than with torch's fused kernel
@@ -20,12 +30,20 @@ BLOCK = 128  # queries that are taken together, so that a causal row multiplies 
 
 
 class Attention(nn.Module):
-    """Queries from `x`; keys and values from `x` (self) or from elsewhere (cross); `heads / kv_heads` queries a key."""
+    """Queries from `x`; keys and values from `x` (self) or from elsewhere (cross); `heads / kv_heads` queries a key.
 
-    def __init__(self, spec: parts.Attention, dims: parts.Dims, dropout: float) -> None:
+    `relative`: what the position scheme of the stack adds to each of its layers (see `stemma.nn.positions`)."""
+
+    def __init__(
+        self, spec: parts.Attention, dims: parts.Dims, dropout: float, relative: Relative | None = None
+    ) -> None:
         super().__init__()
-        self.width, self.shared, self.dropout = dims.width, dims.heads // dims.kv, dropout
-        self.scale = dims.width**-0.5 if spec.scaled else 1.0
+        self.width, self.shared, self.dropout, self.softcap = dims.width, dims.heads // dims.kv, dropout, spec.softcap
+        terms = 1 if relative is None else relative.terms  # scores are sums of as many products
+        self.scale = ((spec.scale_width or dims.width) * terms) ** -0.5 if spec.scaled else 1.0
+        self.relative = relative
+        self.q_norm = norm(spec.qk_norm, dims.width) if spec.qk_norm is not None else None
+        self.k_norm = norm(spec.qk_norm, dims.width) if spec.qk_norm is not None else None
         self.q = nn.Linear(dims.d_model, dims.heads * dims.width, spec.bias)
         self.k = nn.Linear(dims.d_model, dims.kv * dims.width, spec.bias)
         self.v = nn.Linear(dims.d_model, dims.kv * dims.width, spec.bias)
@@ -36,25 +54,30 @@ class Attention(nn.Module):
 
     def keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of `source`: B S D -> B H S D, twice."""
-        return self.split(self.k(source)), self.split(self.v(source))
+        k = self.split(self.k(source))
+        return k if self.k_norm is None else self.k_norm(k), self.split(self.v(source))
 
     def forward(
         self,
         x: Tensor,
         visible: Visible,
-        angles: tuple[Tensor, Tensor] | None = None,
-        bias: Tensor | None = None,
+        places: Places = Places(),
         store: Store | None = None,
         known: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """`store` takes new keys and values and returns all there are (a cache); `known` are keys and values that
         stand already (cross-attention). B T D -> B T D."""
         q = self.split(self.q(x))
+        if self.q_norm is not None:
+            q = self.q_norm(q)
         k, v = known if known is not None else self.keys(x)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+        if places.turn is not None:
+            q, k = places.turn(q), places.turn(k)
         if store is not None:
             k, v = store(k, v)
+        bias = places.bias
+        if self.relative is not None and places.relative is not None:
+            q, bias = self.relative(self, q, k, places.relative)
         return self.o(self.attend(q, k, v, visible, bias).transpose(1, 2).flatten(2))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Visible, bias: Tensor | None) -> Tensor:
@@ -65,7 +88,7 @@ class Attention(nn.Module):
             mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
         batch, heads, length, width = q.shape
         rate = self.dropout if self.training else 0.0
-        if self.training and q.device.type == "cpu" and length * k.shape[2] <= SHORT**2:
+        if self.softcap is not None or (self.training and q.device.type == "cpu" and length * k.shape[2] <= SHORT**2):
             return self.attend_plainly(q, k, v, mask, causal, rate)
         if self.shared > 1 and length == 1 and (mask is None or mask.shape[1] == 1):
             # one query a head: the heads that share a key become its queries, and no key is copied
@@ -97,6 +120,8 @@ class Attention(nn.Module):
     def weighted(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float) -> Tensor:
         """`softmax(q k + mask) v`; `mask` is True where seen, or what is added."""
         scores = q @ k.transpose(-1, -2)
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
         weights = scores.softmax(-1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from stemma.nn import parts
 from stemma.nn.masks import Facts, Visible, layer_mask, visible
 
-Kind = tuple[int, parts.Full | parts.Causal | parts.Sliding]  # slots, mask
+Kind = tuple[int, parts.LayerMask]  # slots, mask
 EMPTY = 2**40  # position of a slot that holds nothing: after every query, so that no causal mask sees it
 
 
@@ -29,6 +29,7 @@ class Cache:
         self.kinds = list(zip(sizes, masks, strict=True))  # layers of one kind share their plan
         self.rows, self.even = rows, even
         self.length = 0  # tokens read so far (with padding, where rows differ)
+        self.prefix: Tensor | None = None  # B 1: tokens at the beginning that see each other whole
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
         self.held: dict[Kind, Tensor] = {}  # B S+1: the position that each slot holds
@@ -37,7 +38,8 @@ class Cache:
         self.memory_real: Tensor | None = None  # B S: which of the encoder's tokens are no padding
 
     def begin(self, pos: Tensor, real: Tensor | None) -> None:
-        """Plan one step: tokens at `pos` (1|B T), of which those where `real` (B T) is False are padding.
+        """Plan one step: tokens at the places `pos` (1|B T) of their rows, of which those where `real` (B T) is False
+        are padding.
 
         An even cache goes on from where it stands and ignores both.
         """
@@ -67,7 +69,7 @@ class Cache:
         self.cross = [
             None if c is None else (c[0].index_select(0, rows), c[1].index_select(0, rows)) for c in self.cross
         ]
-        self.memory_real = pick(self.memory_real)
+        self.memory_real, self.prefix = pick(self.memory_real), pick(self.prefix)
         self.held = {kind: held.index_select(0, rows) for kind, held in self.held.items()}
         self.rows = len(rows)
 
@@ -91,7 +93,8 @@ class Plan:
             self.read = slice(0, min(end, size))
             self.qpos, self.kpos = qpos[None], held[:1, self.read]
             newest = length == 1  # one token sees all that is kept
-            self.visible = Visible() if newest else visible(mask, Facts(self.qpos, self.kpos, plain=start == 0))
+            facts = Facts(self.qpos, self.kpos, plain=start == 0, prefix=cache.prefix)
+            self.visible = Visible() if newest else visible(mask, facts)
             return
         self.qpos = pos = pos.expand(cache.rows, -1)
         keep = torch.ones_like(pos, dtype=torch.bool) if real is None else real
@@ -102,7 +105,7 @@ class Plan:
         self.kpos = (
             torch.cat([held[:, :size], torch.where(keep, pos, EMPTY)], 1) if self.chunk else cache.held[kind][:, :size]
         )
-        seen = visible(mask, Facts(pos, self.kpos, plain=False)).mask
+        seen = visible(mask, Facts(pos, self.kpos, plain=False, prefix=cache.prefix)).mask
         assert seen is not None
         if real is not None:  # padding sees the first slot, so that its row is defined
             seen[:, 0, :, 0] |= ~real

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stemma.nn import parts
-from stemma.nn.norms import RMSNorm
+from stemma.nn.norms import OffsetRMSNorm, RMSNorm
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def initialise(model: nn.Module, arch: parts.Arch, dims: parts.Dims, seed: int) 
         if isinstance(module, (nn.LayerNorm, RMSNorm)):
             module.weight.fill_(1.0)
         for key, weight in module.named_parameters(recurse=False):
-            if key == "bias":
+            if key == "bias" or isinstance(module, OffsetRMSNorm):
                 weight.zero_()
             elif not isinstance(module, (nn.LayerNorm, RMSNorm)):
                 _fill(f"{name}.{key}", weight, arch, dims, generator)

@@ -22,8 +22,9 @@ class Visible(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is known of a batch. `plain`: positions are 0..T-1 in every row and nothing is cached, which a chooser may
-    rely on without looking at tensors. `real` (B S): key is no padding; `qdoc`, `kdoc` (B T, B S): document numbers."""
+    """What is known of a batch. `qpos`, `kpos`: places of queries and keys in their row. `plain`: these are 0..T-1 in
+    every row and nothing is cached, which a chooser may rely on without looking at tensors. `real` (B S): key is no
+    padding; `qdoc`, `kdoc` (B T, B S): document numbers; `prefix` (B 1): tokens that see each other whole."""
 
     qpos: Tensor
     kpos: Tensor
@@ -31,21 +32,22 @@ class Facts(NamedTuple):
     real: Tensor | None = None
     qdoc: Tensor | None = None
     kdoc: Tensor | None = None
+    prefix: Tensor | None = None
 
 
-def layer_mask(spec: parts.Mask, layer: int) -> parts.Full | parts.Causal | parts.Sliding:
+def layer_mask(spec: parts.Mask, layer: int) -> parts.LayerMask:
     """The mask of one layer."""
-    if isinstance(spec, parts.Alternate):
-        return spec.odd if layer % 2 else spec.even
-    return spec
+    return spec.masks[layer % len(spec.masks)] if isinstance(spec, parts.Cycle) else spec
 
 
-def visible(spec: parts.Full | parts.Causal | parts.Sliding, facts: Facts) -> Visible:
+def visible(spec: parts.LayerMask, facts: Facts) -> Visible:
     """What the mask `spec` and the facts of the batch leave to be seen."""
     length = facts.qpos.shape[-1]
     window = spec.window if isinstance(spec, parts.Sliding) else None
     causal = not isinstance(spec, parts.Full)
-    if facts.plain and facts.real is None and facts.qdoc is None and (window is None or length <= window):
+    prefix = facts.prefix if isinstance(spec, parts.Prefix) else None
+    alone = facts.real is None and facts.qdoc is None and prefix is None
+    if facts.plain and alone and (window is None or length <= window):
         return Visible(causal=causal)
     seen: Tensor | None = None
     far = facts.qpos[:, :, None] - facts.kpos[:, None, :]  # B T S: how far back a key stands
@@ -53,6 +55,8 @@ def visible(spec: parts.Full | parts.Causal | parts.Sliding, facts: Facts) -> Vi
         seen = far >= 0
         if window is not None and not (facts.plain and length <= window):
             seen = seen & (far < window)
+        if prefix is not None:
+            seen = seen | (facts.kpos < prefix)[:, None, :]
     if facts.qdoc is not None and facts.kdoc is not None:
         seen = _both(seen, facts.qdoc[:, :, None] == facts.kdoc[:, None, :])
     if facts.real is not None:

@@ -24,10 +24,22 @@ class RMSNorm(nn.Module):
         return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
+class OffsetRMSNorm(nn.Module):
+    """`x / rms(x) * (1 + weight)`, all of it in fp32 (Gemma)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:  # ... D -> ... D
+        return F.rms_norm(x.float(), (x.shape[-1],), 1.0 + self.weight.float(), self.eps).to(x.dtype)
+
+
 def norm(spec: parts.Norm, width: int) -> nn.Module:
     """The module of a norm spec over vectors of `width`."""
     match spec:
-        case parts.LayerNorm(eps):
-            return nn.LayerNorm(width, eps=eps)
-        case parts.RMSNorm(eps):
-            return RMSNorm(width, eps)
+        case parts.LayerNorm(eps, bias):
+            return nn.LayerNorm(width, eps=eps, bias=bias)
+        case parts.RMSNorm(eps, offset):
+            return OffsetRMSNorm(width, eps) if offset else RMSNorm(width, eps)

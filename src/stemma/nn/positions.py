@@ -1,12 +1,15 @@
-"""How a stack knows the order of its tokens: one object a stack, with three hooks.
+"""How a stack knows the order of its tokens: one object a stack, with hooks.
 
-`embed(x, pos)` adds to the embeddings, `angles(pos)` turns queries and keys, `bias(qpos, kpos)` adds to the scores.
-Each scheme uses one hook and leaves the others as they are.
+`embed(x, pos)` adds to the embeddings, `turn(pos)` turns queries and keys, `bias(qpos, kpos)` adds to the scores, and
+`relative(qpos, kpos)` is what each layer's own part (`layer`, an `attention.Relative`) needs to do so. Each scheme uses
+one hook and leaves the others as they are.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +18,17 @@ from stemma.errors import UsageError
 from stemma.nn import parts
 
 
+class Places(NamedTuple):
+    """What a position scheme says to the attention of one layer: how queries and keys turn (B H T D -> B H T D), what
+    is added to the scores (1|B H T S), and what the layer's own part works with."""
+
+    turn: Callable[[Tensor], Tensor] | None = None
+    bias: Tensor | None = None
+    relative: Any = None
+
+
 class Position(nn.Module):
-    """The hooks, each doing nothing."""
+    """The hooks, each doing nothing. `pos` is B T, or B T C where a scheme counts in C ways at once."""
 
     limit: int | None = None  # longest text that this scheme can number
 
@@ -27,21 +39,29 @@ class Position(nn.Module):
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:  # B T D, B T -> B T D
         return x
 
-    def angles(self, pos: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    def turn(self, pos: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
         return None
 
     def bias(self, qpos: Tensor, kpos: Tensor) -> Tensor | None:  # B T, B S -> B H T S
         return None
 
+    def relative(self, qpos: Tensor, kpos: Tensor) -> Any:
+        return None
+
+    def layer(self) -> Any:
+        """The part of this scheme that one layer's attention owns (an `attention.Relative`), or None."""
+        return None
+
 
 class Learned(Position):
-    """A table of positions. With `padding`, ids equal to it are skipped in the count (RoBERTa)."""
+    """A table of positions. With `padding`, ids equal to it are skipped in the count (RoBERTa); `offset` rows at its
+    beginning are not in use (BART)."""
 
-    def __init__(self, context: int, d_model: int, padding: int | None) -> None:
+    def __init__(self, context: int, width: int, padding: int | None, offset: int) -> None:
         super().__init__()
-        self.padding = padding
+        self.padding, self.offset = padding, offset
         self.limit = context
-        self.table = nn.Embedding(context + (0 if padding is None else padding + 1), d_model)
+        self.table = nn.Embedding(context + offset + (0 if padding is None else padding + 1), width)
 
     def number(self, ids: Tensor, start: int = 0) -> Tensor:
         if self.padding is None:
@@ -50,7 +70,7 @@ class Learned(Position):
         return (real.cumsum(1) + start) * real + self.padding
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
-        return x + self.table(pos)
+        return x + self.table(pos + self.offset if self.offset else pos)
 
 
 class Sinusoidal(Position):
@@ -68,11 +88,11 @@ class Sinusoidal(Position):
 
 
 class Rotary(Position):
-    """Rotation of halves (i, i + D/2) by `pos / base**(2i/D)`, frequencies in fp32."""
+    """Rotation of pairs by `pos / base**(2i/D)`, frequencies in fp32; D is the part of a head's width that turns."""
 
     def __init__(self, width: int, spec: parts.Rotary) -> None:
         super().__init__()
-        self.width, self.spec = width, spec
+        self.width, self.spec = int(width * spec.share), spec
 
     def frequencies(self, device: torch.device) -> Tensor:
         """Radians a position turns each pair, after scaling: `D/2` values."""
@@ -87,16 +107,29 @@ class Rotary(Position):
                 return (1 - ramp) * free / factor + ramp * free
         return free
 
-    def angles(self, pos: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:  # B T -> B 1 T D/2, twice
-        angle = pos[:, None, :, None].float() * self.frequencies(pos.device)
-        return angle.cos().to(dtype), angle.sin().to(dtype)
+    def turn(self, pos: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        angle = pos[:, None, :, None].float() * self.frequencies(pos.device)  # B 1 T D/2
+        cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+        pairs = rotate_neighbours if self.spec.interleaved else rotate
+
+        def turn(x: Tensor) -> Tensor:
+            if self.width == x.shape[-1]:
+                return pairs(x, cos, sin)
+            return torch.cat([pairs(x[..., : self.width], cos, sin), x[..., self.width :]], -1)
+
+        return turn
 
 
-def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:  # B H T D
-    """`x` with its halves turned by the angles (cos, sin) of its positions."""
-    cos, sin = angles
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # B H T D
+    """`x` with its halves turned by angles (B 1 T D/2)."""
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def rotate_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # B H T D
+    """`x` with pairs of neighbours turned by angles (B 1 T D/2)."""
+    a, b = x[..., ::2], x[..., 1::2]
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
 
 
 class Buckets(Position):
@@ -123,13 +156,16 @@ class Buckets(Position):
 def position(spec: parts.Position, dims: parts.Dims, both: bool) -> Position:
     """The module of a position spec for one stack; `both`: its tokens see to both sides."""
     match spec:
-        case parts.Learned(padding):
-            return Learned(dims.context, dims.d_model, padding)
+        case parts.Learned(padding, offset):
+            return Learned(dims.context, dims.embed_width, padding, offset)
         case parts.Sinusoidal():
-            return Sinusoidal(dims.d_model)
-        case parts.Rotary():
-            if dims.width % 2:
-                raise UsageError(f"rotary positions turn pairs: the head width must be even, not {dims.width}")
+            return Sinusoidal(dims.embed_width)
+        case parts.Rotary(share=share):
+            if int(dims.width * share) % 2 or int(dims.width * share) == 0:
+                raise UsageError(
+                    f"rotary positions turn pairs: the part of a head that turns must be even, not "
+                    f"{int(dims.width * share)} of {dims.width}"
+                )
             return Rotary(dims.width, spec)
         case parts.Buckets():
             return Buckets(dims.heads, both, spec)

@@ -2,56 +2,121 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stemma.nn import parts
-from stemma.nn.attention import Attention, Store
+from stemma.nn.attention import Attention, Relative, Store
 from stemma.nn.cache import Cache
 from stemma.nn.masks import Facts, Visible, layer_mask, visible
 from stemma.nn.mlp import MLP
 from stemma.nn.norms import norm
-from stemma.nn.positions import position
+from stemma.nn.positions import Places, Position, position
+
+Branch = Callable[[Tensor], Tensor]
 
 
 class Block(nn.Module):
-    """Self-attention, attention to `memory` where the block has it, MLP; each a branch beside the residual stream."""
+    """Self-attention, attention to `memory` where the block has it, MLP; each a branch beside the residual stream.
 
-    def __init__(self, arch: parts.Arch, dims: parts.Dims, cross: bool) -> None:
+    How a branch joins the stream is what subclasses say."""
+
+    def __init__(self, arch: parts.Arch, dims: parts.Dims, cross: bool, relative: Relative | None) -> None:
         super().__init__()
-        rates = arch.dropout
-        self.pre = isinstance(arch.residual, parts.PreNorm)
-        self.rate = rates.residual
+        self.rate = arch.dropout.residual
         self.attention_norm = norm(arch.norm, dims.d_model)
-        self.attention = Attention(arch.attention, dims, rates.attention)
+        self.attention = Attention(arch.attention, dims, arch.dropout.attention, relative)
         self.cross_norm = norm(arch.norm, dims.d_model) if cross else None
-        self.cross = Attention(arch.attention, dims, rates.attention) if cross else None
-        self.mlp_norm = norm(arch.norm, dims.d_model)
-        self.mlp = MLP(arch.mlp, dims, rates.inner)
+        self.cross = Attention(arch.attention, dims, arch.dropout.attention) if cross else None
+        self.mlp_norm: nn.Module | None = norm(arch.norm, dims.d_model)
+        self.mlp = MLP(arch.mlp, dims, arch.dropout.inner)
 
-    def add(self, x: Tensor, branch: Tensor) -> Tensor:
-        return x + (F.dropout(branch, self.rate, True) if self.training and self.rate else branch)
+    def drop(self, branch: Tensor) -> Tensor:
+        return F.dropout(branch, self.rate, True) if self.training and self.rate else branch
+
+    def join(self, x: Tensor, name: str, branch: Branch) -> Tensor:
+        """The stream after a branch whose norm is `{name}_norm`."""
+        raise NotImplementedError
 
     def forward(
         self,
         x: Tensor,
         seen: Visible,
-        angles: tuple[Tensor, Tensor] | None,
-        bias: Tensor | None,
+        places: Places,
         store: Store | None = None,
         memory: tuple[Tensor, Tensor] | None = None,
         memory_seen: Visible = Visible(),
     ) -> Tensor:
         """`memory`: keys and values of the encoder's output for this block. B T D -> B T D."""
-        if self.pre:
-            x = self.add(x, self.attention(self.attention_norm(x), seen, angles, bias, store))
-            if self.cross is not None and self.cross_norm is not None:
-                x = self.add(x, self.cross(self.cross_norm(x), memory_seen, known=memory))
-            return self.add(x, self.mlp(self.mlp_norm(x)))
-        x = self.attention_norm(self.add(x, self.attention(x, seen, angles, bias, store)))
-        if self.cross is not None and self.cross_norm is not None:
-            x = self.cross_norm(self.add(x, self.cross(x, memory_seen, known=memory)))
-        return self.mlp_norm(self.add(x, self.mlp(x)))
+        x = self.join(x, "attention", lambda y: self.attention(y, seen, places, store))
+        if (cross := self.cross) is not None:
+            x = self.join(x, "cross", lambda y: cross(y, memory_seen, known=memory))
+        return self.join(x, "mlp", self.mlp)
+
+
+class PostBlock(Block):
+    def join(self, x: Tensor, name: str, branch: Branch) -> Tensor:
+        return getattr(self, f"{name}_norm")(x + self.drop(branch(x)))
+
+
+class PreBlock(Block):
+    def join(self, x: Tensor, name: str, branch: Branch) -> Tensor:
+        return x + self.drop(branch(getattr(self, f"{name}_norm")(x)))
+
+
+class SandwichBlock(Block):
+    def __init__(self, arch: parts.Arch, dims: parts.Dims, cross: bool, relative: Relative | None) -> None:
+        super().__init__(arch, dims, cross, relative)
+        self.attention_out_norm = norm(arch.norm, dims.d_model)
+        self.cross_out_norm = norm(arch.norm, dims.d_model) if cross else None
+        self.mlp_out_norm = norm(arch.norm, dims.d_model)
+
+    def join(self, x: Tensor, name: str, branch: Branch) -> Tensor:
+        y = branch(getattr(self, f"{name}_norm")(x))
+        return x + self.drop(getattr(self, f"{name}_out_norm")(y))
+
+
+class DeepBlock(Block):
+    def __init__(self, arch: parts.Arch, dims: parts.Dims, cross: bool, relative: Relative | None) -> None:
+        super().__init__(arch, dims, cross, relative)
+        self.alpha = (2 * dims.layers) ** 0.5
+
+    def join(self, x: Tensor, name: str, branch: Branch) -> Tensor:
+        return getattr(self, f"{name}_norm")(self.alpha * x + self.drop(branch(x)))
+
+
+class ParallelBlock(Block):
+    """One norm, whose output all branches read."""
+
+    def __init__(self, arch: parts.Arch, dims: parts.Dims, cross: bool, relative: Relative | None) -> None:
+        super().__init__(arch, dims, cross, relative)
+        self.cross_norm, self.mlp_norm = None, None
+
+    def forward(
+        self,
+        x: Tensor,
+        seen: Visible,
+        places: Places,
+        store: Store | None = None,
+        memory: tuple[Tensor, Tensor] | None = None,
+        memory_seen: Visible = Visible(),
+    ) -> Tensor:
+        y = self.attention_norm(x)
+        x = x + self.drop(self.attention(y, seen, places, store))
+        if self.cross is not None:
+            x = x + self.drop(self.cross(y, memory_seen, known=memory))
+        return x + self.drop(self.mlp(y))
+
+
+BLOCKS: dict[type[parts.Residual], type[Block]] = {
+    parts.PostNorm: PostBlock,
+    parts.PreNorm: PreBlock,
+    parts.Sandwich: SandwichBlock,
+    parts.DeepNorm: DeepBlock,
+    parts.Parallel: ParallelBlock,
+}
 
 
 class Stack(nn.Module):
@@ -62,51 +127,86 @@ class Stack(nn.Module):
         self.masks = [layer_mask(mask, i) for i in range(layers)]
         self.rates = arch.dropout
         self.position = position(arch.position, dims, both=isinstance(mask, parts.Full))
-        self.embed_norm = norm(arch.norm, dims.d_model) if arch.embed_norm else None
-        self.blocks = nn.ModuleList(Block(arch, dims, cross) for _ in range(layers))
-        self.norm = norm(arch.norm, dims.d_model) if isinstance(arch.residual, parts.PreNorm) else None
+        self.local = position(arch.local, dims, both=False) if arch.local is not None else None
+        self.embed_norm = norm(arch.norm, dims.embed_width) if arch.embed_norm else None
+        self.project = nn.Linear(dims.embed, dims.d_model) if dims.embed is not None else None
+        groups = dims.groups if dims.groups is not None else layers
+        block = BLOCKS[type(arch.residual)]
+        self.blocks = nn.ModuleList(block(arch, dims, cross, self.position.layer()) for _ in range(groups * dims.inner))
+        # which block runs, and under which layer's mask
+        self.order = [(i * groups // layers * dims.inner + j, i) for i in range(layers) for j in range(dims.inner)]
+        last = isinstance(arch.residual, parts.PreNorm | parts.Sandwich | parts.Parallel)
+        self.norm = norm(arch.norm, dims.d_model) if last else None
 
     def forward(
         self,
         x: Tensor,
         pos: Tensor,
+        order: Tensor,
         *,
         plain: bool,
         real: Tensor | None = None,
         documents: Tensor | None = None,
+        prefix: Tensor | None = None,
         memory: Tensor | None = None,
         memory_seen: Visible = Visible(),
         cache: Cache | None = None,
     ) -> Tensor:
-        """`x` (B T D) embedded tokens at positions `pos` (1|B T); `plain`: these are known to be 0..T-1; `real` (B T):
-        False for padding; `documents` (B T): a token sees its own only; `memory` (B S D): the encoder's output."""
+        """`x` (B T E) embedded tokens at positions `pos` (1|B T, or B T C) and places `order` (1|B T) of their rows;
+        `plain`: both are known to be 0..T-1; `real` (B T): False for padding; `documents` (B T): a token sees its own
+        only; `prefix` (B 1): so many tokens see each other whole; `memory` (B S D): the encoder's output."""
         x = self.position.embed(x, pos)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         x = self.drop(x, self.rates.embed)
-        angles = self.position.angles(pos, x.dtype)
+        if self.project is not None:
+            x = self.project(x)
+        kinds = list(dict.fromkeys(self.masks))
         if cache is not None:
-            cache.begin(pos, real)
-            seen = {mask: plan.visible for (_, mask), plan in cache.plans.items()}
-            biases = {m: self.position.bias(plan.qpos, plan.kpos) for (_, m), plan in cache.plans.items()}
+            cache.begin(order, real)
+            plans = {mask: plan for (_, mask), plan in cache.plans.items()}
+            seen = {mask: plans[mask].visible for mask in kinds}
+            spans = {mask: (plans[mask].qpos, plans[mask].kpos) for mask in kinds}
         else:
-            facts = Facts(pos, pos, plain, real, documents, documents)
-            seen = {mask: visible(mask, facts) for mask in dict.fromkeys(self.masks)}
-            bias = self.position.bias(pos, pos)
-            biases = dict.fromkeys(self.masks, bias)
-        for i, (block, mask) in enumerate(zip(self.blocks, self.masks, strict=True)):
-            store = None if cache is None else _store(cache, i)
+            facts = Facts(order, order, plain, real, documents, documents, prefix)
+            seen = {mask: visible(mask, facts) for mask in kinds}
+            spans = {mask: (pos, pos) for mask in kinds}
+        places = self.places(kinds, pos, spans, x)
+        for at, (number, layer) in enumerate(self.order):
+            block, mask = self.blocks[number], self.masks[layer]
+            store = None if cache is None else _store(cache, at)
             known = None
             if memory is not None:
                 known = block.cross.keys(memory)  # type: ignore[union-attr,operator]
                 if cache is not None:
-                    cache.cross[i] = known
+                    cache.cross[at] = known
             elif cache is not None:
-                known = cache.cross[i]
-            x = block(x, seen[mask], angles, biases[mask], store, known, memory_seen)
+                known = cache.cross[at]
+            x = block(x, seen[mask], places[mask], store, known, memory_seen)
         if self.norm is not None:
             x = self.norm(x)
         return self.drop(x, self.rates.final)
+
+    def places(
+        self,
+        kinds: list[parts.LayerMask],
+        pos: Tensor,
+        spans: dict[parts.LayerMask, tuple[Tensor, Tensor]],
+        x: Tensor,
+    ) -> dict[parts.LayerMask, Places]:
+        """What each kind of layer is told of positions: `spans` are those of its queries and keys."""
+        schemes: dict[parts.LayerMask, Position] = {
+            m: self.local if self.local is not None and isinstance(m, parts.Sliding) else self.position for m in kinds
+        }
+        turns = {scheme: scheme.turn(pos, x.dtype) for scheme in dict.fromkeys(schemes.values())}
+        known: dict[tuple[int, int, int], tuple[Tensor | None, object]] = {}  # layers of equal spans share a bias
+        out = {}
+        for mask, scheme in schemes.items():
+            key = (id(scheme), id(spans[mask][0]), id(spans[mask][1]))
+            if key not in known:
+                known[key] = scheme.bias(*spans[mask]), scheme.relative(*spans[mask])
+            out[mask] = Places(turns[scheme], *known[key])
+        return out
 
     def drop(self, x: Tensor, rate: float) -> Tensor:
         return F.dropout(x, rate, True) if self.training and rate else x

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from stemma.errors import UsageError, did_you_mean
 from stemma.families.declare import Adafactor, Design, Recipe
-from stemma.nn.parts import Alternate, Causal, Dims, Mask, PostNorm, Sliding
+from stemma.nn.parts import Causal, Cycle, Dims, Mask, PostNorm, Sliding
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,6 @@ def _mask(mask: Mask, share: float) -> Mask:
     match mask:
         case Sliding():
             return one(mask)
-        case Alternate(even, odd):
-            return Alternate(one(even), one(odd))
+        case Cycle(masks):
+            return Cycle(tuple(one(m) for m in masks))
     return mask

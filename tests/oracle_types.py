@@ -1,0 +1,5 @@
+"""The type of a case."""
+
+from typing import Any
+
+Case = tuple[str, Any, dict[str, Any]]  # model class, config class, config fields

@@ -17,7 +17,8 @@ from stemma.families import design, family, size_names, tree
 from stemma.families.declare import About, Design
 from stemma.nn.model import count
 from stemma.nn.parts import Arch, Causal, Dims, Heads, Learned, RMSNorm, Rotary, Summary, gated_width
-from tiny import FAMILIES
+
+FAMILIES = list(tree())
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -170,3 +171,21 @@ def test_the_tree_has_one_root_and_parents_first() -> None:
         assert f.parent is None or f.parent.name in seen
         seen.add(f.name)
     assert [f.name for f in tree().values() if f.parent is None] == ["transformer"]
+
+
+def test_further_parents_are_in_the_tree() -> None:
+    known = tree()
+    assert not [(f.name, other) for f in known.values() for other in f.others if other not in known]
+
+
+@pytest.mark.parametrize("name", [f.name for f in tree().values() if f.edge == "unpublished"])
+def test_what_was_never_published_is_not_invented(name: str) -> None:
+    owner = family(name)
+    assert not owner.sizes and not owner.changes
+    with pytest.raises(UsageError, match="never published"):
+        design(name)
+
+
+def test_names_are_found_however_they_are_written() -> None:
+    assert family("GPT-2").name == "gpt2" and family("RoBERTa").name == "roberta"
+    assert design("GPT-2 XL").name == "gpt2-xl"

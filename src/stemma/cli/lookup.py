@@ -66,11 +66,15 @@ def node(family: Family) -> dict[str, Any]:
         "title": family.about.title,
         "source": family.about.source,
         "parent": family.parent.name if family.parent else None,
+        "parents": [*([family.parent.name] if family.parent else []), *family.others],
         "edge": family.edge,
         "structure": family.arch.structure,
         "changes": changes,
         "sizes": list(family.sizes),
+        "published": family.edge != "unpublished",
+        "has_weights": has_weights(family),
         "weights": "public" if has_weights(family) else family.about.weights,
+        "tuning": to_dict(family.tuning) if family.tuning else None,
         "note": family.about.note,
     }
 
@@ -102,8 +106,10 @@ def tree_lines(root: Family, width: int, fancy: bool) -> list[Text]:
         room = max(width - len(line), 12)
         if family.parent is None:
             line.append("the root", style="dim")
+        elif family.edge == "unpublished":
+            line.append("design unpublished", style="italic")
         elif family.edge == "trained":
-            line.append(brief(family.changes, room - 15) + " (more training)")
+            line.append(training_text(family, room))
         else:
             line.append(brief(family.changes, room))
         lines.append(line)
@@ -162,12 +168,20 @@ def _same(one: Any, two: Any, path: str) -> bool:
     return type(a) is type(b) if dataclasses.is_dataclass(a) else bool(a == b)
 
 
+def training_text(family: Family, room: int) -> str:
+    """What a family's training added to its parent's, in at most `room` columns."""
+    if family.tuning is None:
+        return brief(family.changes, room - 15) + " (more training)"
+    stages = " -> ".join(family.tuning.stages)
+    return stages if len(stages) <= room else stages[: room - 3] + "..."
+
+
 def nearest_relative(family: Family) -> tuple[str, int] | None:
     """The family whose architecture differs in the fewest places, with their number."""
     from stemma import families
     from stemma.spec import diff
 
-    others = [f for f in families.tree().values() if f.name != family.name]
+    others = [f for f in families.tree().values() if f.name != family.name and f.edge in ("root", "evolve")]
     if not others:
         return None
     ranked = sorted((len(diff(f.arch, family.arch)), family.parent is not f, f.name) for f in others)
@@ -187,12 +201,15 @@ def show(name: str, as_json: bool) -> None:
     from stemma import families
     from stemma.spec import leaves, to_dict
 
-    family = families.family(name)
+    family, name = families.family(name), families.known_as(name)
     design = None if name in families.tree() and name not in family.names else families.design(name)
     whole = name in families.tree()
     size = None if whole or design is None else family.sizes[design.name]
     source: Any = family if size is None else design
     if as_json:
+        if family.edge == "unpublished":
+            emit(node(family))
+            return
         data = node(family) | {part: to_dict(getattr(source, part)) for part in PARTS}
         paths = [f"{part}.{path}" for part in PARTS for path, _ in leaves(getattr(source, part))]
         data["origins"] = {path: _origin(family, source, path) for path in paths}
@@ -215,15 +232,27 @@ def show(name: str, as_json: bool) -> None:
     line("paper", about.title)
     line("source", about.source)
     if family.parent is not None:
-        how = "more training of" if family.edge == "trained" else "a changed design of"
-        line("parent", f"{family.parent.name} ({how} it: {len(family.changes)} changes)")
+        how = {
+            "trained": f"more training of it: {len(family.changes)} changes",
+            "unpublished": "in its line; its own design was never published",
+        }.get(family.edge, f"a changed design of it: {len(family.changes)} changes")
+        line("parent", f"{family.parent.name} ({how})")
+        if family.others:
+            line("also from", ", ".join(family.others))
         close = nearest_relative(family)
         if close is not None and close[0] != family.parent.name:
             line("nearest", f"{close[0]}: {close[1]} places of the architecture differ")
     line("line", " <- ".join(f.name for f in family.lineage))
+    if family.tuning is not None:
+        line("training", " -> ".join(family.tuning.stages))
+        line("on", family.tuning.data)
+        if family.tuning.template:
+            line("template", family.tuning.template)
     line("weights", "public" if has_weights(family) else about.weights)
     if about.note:
         line("note", about.note)
+    if family.edge == "unpublished":
+        return
     wide = max(len("this size"), *(len(f.name) for f in family.lineage))
     for part in PARTS:
         value = getattr(source, part)
@@ -249,7 +278,7 @@ def show(name: str, as_json: bool) -> None:
         if size.note:
             line("  note", size.note)
     else:
-        out.print(_sizes_table(family))
+        out.print(_sizes_table(family) if family.sizes else Text("no sizes: the design was never published"))
 
 
 def _origin(family: Family, source: Any, path: str) -> str:
@@ -297,6 +326,7 @@ def compare(a: str, b: str) -> tuple[str, str, list[Change]]:
     from stemma import families, spec
 
     known = families.tree()
+    a, b = families.known_as(a), families.known_as(b)
     if a in known and b in known:
         return a, b, known[b].diff(known[a])
     old, new = families.design(a), families.design(b)
@@ -419,7 +449,7 @@ def params(names: tuple[str, ...], every: bool, sets: tuple[str, ...], as_json: 
     wanted: list[str] = []
     for name in names:
         known = families.family(name)
-        wanted += list(known.sizes) if every else [name]
+        wanted += list(known.sizes) if every else [families.known_as(name)]
     changes = overrides(sets)
     rows = [{"name": name, **counts(name, changes)} for name in dict.fromkeys(wanted)]
     if as_json:

@@ -9,6 +9,7 @@ import functools
 import importlib
 import importlib.util
 import pkgutil
+import re
 from pathlib import Path
 
 from stemma.errors import UsageError, did_you_mean
@@ -55,25 +56,35 @@ def add(path: str | Path) -> list[Family]:
 
 
 def family(name: str) -> Family:
-    """The family of that name, or of a size of that name. Raises UsageError with the nearest name."""
+    """The family of that name, or of a size of that name; letters' case, spaces, dots and hyphens do not matter where
+    there is no doubt (`"LLaMA-2"`, `"Stable Beluga 2"`). Raises UsageError with the nearest name."""
     known = tree()
+    name = known_as(name)
     if name in known:
         return known[name]
-    for candidate in known.values():
-        if name in candidate.names:
-            return candidate
+    return next(candidate for candidate in known.values() if name in candidate.names)
+
+
+def known_as(name: str) -> str:
+    """The name of a family or a size as the tree spells it. Raises UsageError if there is none, or more than one."""
+    known = tree()
+    if name in known or any(name in f.names for f in known.values()):
+        return name
+    every = [*known, *size_names()]
+    if len(alike := [n for n in dict.fromkeys(every) if _plain(n) == _plain(name)]) == 1:
+        return alike[0]
     raise _unknown(name)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s._-]", "", name).lower()
 
 
 def design(name: str) -> Design:
-    """The design of a size (`"gpt2-xl"`); a family's name alone means its first size. Raises UsageError."""
-    known = tree()
-    owner = family(name)
-    if name in owner.names:
-        return owner[name]
-    if name in known:
-        return owner[next(iter(owner.sizes))]
-    raise _unknown(name)
+    """The design of a size (`"gpt2-xl"`); a family's name alone means its first size. Raises UsageError, also for a
+    family whose design was never published."""
+    owner, name = family(name), known_as(name)
+    return owner[name if name in owner.names or not owner.sizes else next(iter(owner.sizes))]
 
 
 def size_names() -> dict[str, str]:

@@ -178,6 +178,22 @@ class About(Spec):
     note: str = ""
 
 
+Stage = Literal["pretraining", "sft", "reward model", "rejection sampling", "rl", "preferences", "adapter", "prompt"]
+
+
+@dataclass(frozen=True)
+class Tuning(Spec):
+    """How the weights of a parent were trained on: the stages in order, the data, and the template of its texts.
+
+    `sft`: on demonstrations; `reward model`: on rankings; `rl`: against a reward; `preferences`: on pairs without a
+    reward model; `adapter`: low-rank matrices beside frozen weights; `prompt`: vectors before a frozen network.
+    """
+
+    stages: tuple[Stage, ...]
+    data: str
+    template: str = ""
+
+
 @dataclass(frozen=True)
 class Size:
     """A published size: widths, what else this size changes (by path into the design), the published count in words,
@@ -203,7 +219,24 @@ class Design(Spec):
     recipe: Recipe
 
 
-Edge = Literal["root", "evolve", "trained"]
+def like(
+    parent: Family,
+    size: str,
+    *,
+    changes: Mapping[str, Any] = {},
+    published: str = "",
+    hub: str | None = None,
+    **rest: Any,
+) -> Size:
+    """The size of a child that is trained from `size` of its parent: the same network, its own recipe and weights.
+    `vocab`: another number of tokens; `aliases`, `note`: as in `Size`."""
+    old = parent.sizes[parent.names[size]]
+    kept = {path: value for path, value in old.changes.items() if path.split(".")[0] != "recipe"}
+    dims = replace(old.dims, vocab=rest.pop("vocab", old.dims.vocab))
+    return Size(dims, kept | dict(changes), published or old.published, hub=hub, **rest)
+
+
+Edge = Literal["root", "evolve", "trained", "unpublished"]
 
 
 @dataclass(frozen=True)
@@ -222,6 +255,7 @@ class Family:
     changes: Mapping[str, Any] = field(default_factory=dict)
     tasks: Mapping[str, Heads] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    tuning: Tuning | None = None
 
     def evolve(
         self,
@@ -247,19 +281,29 @@ class Family:
         *,
         sizes: Mapping[str, Size],
         about: About,
+        tuning: Tuning | None = None,
         others: tuple[str, ...] = (),
     ) -> Family:
-        """A child that is more training of this family's weights: the architecture must stay the same."""
-        every = [*changes, *(path for size in sizes.values() for path in size.changes)]
-        wrong = [path for path in every if path.split(".")[0] == "arch"]
+        """A child that is more training of this family's weights, as `tuning` says: the architecture must stay."""
+        inherited = [change for size in self.sizes.values() for change in size.changes.items()]
+        own = [change for size in sizes.values() for change in size.changes.items() if change not in inherited]
+        wrong = [path for path in (*changes, *(path for path, _ in own)) if path.split(".")[0] == "arch"]
         if wrong:
             raise UsageError(f"{name} is declared as trained from {self.name} but changes {wrong[0]}; use evolve")
-        return replace(self._child(name, changes, sizes, about, "trained"), others=others)
+        return replace(self._child(name, changes, sizes, about, "trained"), others=others, tuning=tuning)
+
+    def unpublished(
+        self, name: str, *, about: About, tuning: Tuning | None = None, others: tuple[str, ...] = ()
+    ) -> Family:
+        """A descendant of whose design too little was published to build it. It stands in the tree with what is known,
+        has no sizes, and nothing is invented for it: what it shares with this family is method."""
+        child = self._child(name, {}, {}, about, "unpublished")
+        return replace(child, others=others, tuning=tuning)
 
     def _child(
         self, name: str, changes: Mapping[str, Any], sizes: Mapping[str, Size], about: About, edge: Edge
     ) -> Family:
-        require(edge == "trained" or bool(changes), f"{name} changes nothing of {self.name}")
+        require(edge != "evolve" or bool(changes), f"{name} changes nothing of {self.name}")
         if outside := [path for path in changes if path.split(".")[0] not in PARTS]:
             raise UsageError(f"{name}: {outside[0]!r} is no path into {', '.join(PARTS)}")
         try:
@@ -267,7 +311,17 @@ class Family:
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from None
         child = spec.edit(self, real)
-        return replace(child, name=name, sizes=dict(sizes), about=about, parent=self, edge=edge, changes=real)
+        return replace(
+            child,
+            name=name,
+            sizes=dict(sizes),
+            about=about,
+            parent=self,
+            edge=edge,
+            changes=real,
+            others=(),
+            tuning=None,
+        )
 
     # ------------------------------------------------------------ sizes
 
@@ -280,6 +334,8 @@ class Family:
         """The design of a size (`"bert-base"`, or short `"base"`). Raises UsageError for one that does not exist."""
         names = self.names
         main = names.get(size) or names.get(f"{self.name}-{size}")
+        if not names:
+            raise UsageError(f"the design of {self.name} was never published ({self.about.source}), so it has no sizes")
         if main is None:
             raise UsageError(
                 f"{self.name} has no size {size!r}; it has {', '.join(self.sizes)}{did_you_mean(size, names)}"

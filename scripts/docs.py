@@ -1,4 +1,5 @@
-"""Refresh what README.md and docs/cli.md cut from the program: the tree, and each command's help.
+"""Refresh what README.md and docs/cli.md cut from the program (the tree, and each command's help), and the pages that
+are made from the declarations (docs/families, docs/support.md).
 
 `--check` changes nothing and only says whether they are current.
 """
@@ -38,5 +39,19 @@ if __name__ == "__main__":
             stale.append(page)
             if "--check" not in sys.argv:
                 path.write_text(new, encoding="utf-8")
+    from pages import pages
+
+    wanted = pages()
+    for path, new in wanted.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != new:
+            stale.append(str(path.relative_to(ROOT)))
+            if "--check" not in sys.argv:
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(new, encoding="utf-8")
+    for path in (ROOT / "docs/families").glob("*.md"):
+        if path not in wanted:
+            stale.append(str(path.relative_to(ROOT)))
+            if "--check" not in sys.argv:
+                path.unlink()
     if "--check" in sys.argv and stale:
         sys.exit(f"{' and '.join(stale)}: not current; run `make docs`")

@@ -352,6 +352,11 @@ def task_of(family: Family | None, task: str | Task, labels: int | None, problem
     return spec.edit(task, fields)
 
 
+def with_task(design: Design, family: Family, task: str) -> Design:
+    """The design with the family's head for a task in place of the heads of pretraining."""
+    return _with_heads(design, heads_for(task_of(family, task, None), design))
+
+
 def heads_for(task: Task, design: Design) -> Heads:
     """The heads that a task needs on the body of a design: its own, and the pooler if it reads that."""
     reads = isinstance(task, Classify | Choose) and task.summary is None
@@ -569,4 +574,4 @@ def _generation_config(model: Model, design: Design, extras: Mapping[str, Any]) 
     return {k: v for k, v in ids.items() if v is not None}
 
 
-__all__ = ["LAYOUTS", "attach", "build", "layout_of", "load", "read_design", "save"]
+__all__ = ["LAYOUTS", "attach", "build", "layout_of", "load", "read_design", "save", "with_task"]

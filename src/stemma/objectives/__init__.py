@@ -20,6 +20,18 @@ from stemma.objectives.spans import SpanCorruption
 __all__ = ["Batch", "Cursor", "Example", "Loss", "Objective", "View", "objective"]
 
 
+BUILT = (declare.CLM, declare.MLM, declare.Spans)
+
+
+def why_not(spec: declare.Objective) -> str | None:
+    """Why a declared objective cannot be trained here; None if it can."""
+    if isinstance(spec, BUILT):
+        return None
+    if isinstance(spec, declare.Translation):
+        return f"training on {spec} is not built: it needs sentence pairs in two languages"
+    return f"training on {spec} is not built yet"
+
+
 def objective(
     spec: declare.Objective, tokenizer: Any, text: declare.Text, context: int, seed: int, mixed: bool = False
 ) -> Objective:
@@ -29,6 +41,8 @@ def objective(
     hold several documents that see each other. Raises UsageError where the tokenizer lacks a token that the
     objective needs, and for objectives that cannot be trained here.
     """
+    if (why := why_not(spec)) is not None:
+        raise UsageError(why)
     match spec:
         case declare.CLM():
             return NextToken(tokenizer, context, seed, mixed)
@@ -38,4 +52,4 @@ def objective(
             return Masked(spec, tokenizer, context, seed, mixed)
         case declare.Spans():
             return SpanCorruption(spec, tokenizer, text, context, seed, mixed)
-    raise UsageError(f"training on {spec} is not built: it needs sentence pairs in two languages")
+    raise AssertionError(spec)

@@ -1,0 +1,62 @@
+"""What can be done here with each family: one row a family, each cell a fact that a test tries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stemma.families.declare import Family
+
+TASKS = ("classify", "tag", "answer", "choose")
+
+
+@dataclass(frozen=True)
+class Support:
+    """`trains`: its own objective can be trained; `layouts`: public layouts that it is loaded from and saved in, by the
+    name of their model type or file; `tasks`: heads that those layouts hold; `writes`: it generates text, with a cache;
+    `fills`: it restores masked text."""
+
+    family: str
+    objective: str
+    trains: bool
+    layouts: tuple[str, ...]
+    tasks: tuple[str, ...]
+    writes: bool
+    fills: bool
+
+
+def support(family: Family) -> Support:
+    """The row of a family that has sizes."""
+    import torch
+
+    from stemma.decoding.session import generates
+    from stemma.families.declare import MLM, Spans
+    from stemma.formats import layout_of, with_task
+    from stemma.nn.model import Model
+    from stemma.objectives import why_not
+
+    design = family[next(iter(family.sizes))]
+    layout, _, _ = layout_of(design, family)
+    tasks = []
+    for task in family.tasks:
+        if layout is not None and layout_of(with_task(design, family, task), family)[0] is not None:
+            tasks.append(task)
+    with torch.device("meta"):
+        writes = generates(Model(design.arch, design.dims))
+    return Support(
+        family.name,
+        type(family.objective).__name__,
+        why_not(family.objective) is None,
+        () if layout is None else (layout.model_type,),
+        tuple(tasks),
+        writes,
+        isinstance(family.objective, MLM | Spans),
+    )
+
+
+def matrix() -> list[Support]:
+    """The rows of all families whose design is their own, in the order of the tree."""
+    from stemma import families
+
+    return [support(f) for f in families.tree().values() if f.edge in ("root", "evolve")]

@@ -1,0 +1,62 @@
+"""Each cell of the support matrix is tried on a tiny relative."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import stemma
+from stemma import spec
+from stemma.errors import UsageError
+from stemma.families import tree
+from stemma.formats import attach, with_task
+from stemma.objectives import why_not
+from stemma.report.support import TASKS, matrix
+from tiny import FAMILIES, batch, build, run, tiny
+
+ROWS = {row.family: row for row in matrix()}
+
+
+def test_every_family_with_a_design_has_a_row() -> None:
+    assert list(ROWS) == FAMILIES
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tasks(name: str, tmp_path: Path) -> None:
+    """The heads that a row names are built, run, saved in the public layout and read again; others are refused."""
+    row, family, design = ROWS[name], tree()[name], tiny(name)
+    for task in TASKS:
+        if task not in family.tasks:
+            assert task not in row.tasks
+            with pytest.raises(UsageError, match="no task head"):
+                with_task(design, family, task)
+            continue
+        goal = with_task(design, family, task)
+        model = attach(build(goal), goal, family)
+        inputs = batch(goal)
+        if model.arch.structure == "encoder-decoder":
+            inputs.pop("decoder_input_ids")
+        if goal.text.eos_ids:
+            inputs["input_ids"][:, 9] = goal.text.eos_ids[0]
+        scores = run(model, inputs).scores
+        assert scores is not None and scores.isfinite().all()
+        if task in row.tasks:
+            with_labels = spec.edit(goal, {"text": design.text})
+            assert with_labels.arch.heads.task is not None
+            model.save(tmp_path / task)
+            again = stemma.load(tmp_path / task, tokenizer=False)
+            assert torch.equal(run(again, inputs).scores, scores)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_writing_and_training(name: str) -> None:
+    row, design = ROWS[name], tiny(name)
+    model = build(design)
+    assert row.trains == (why_not(design.objective) is None)
+    if row.writes:
+        assert len(stemma.generate(model, [[5, 6, 7]], max_new_tokens=3, ignore_eos=True)[0].ids) == 3
+    else:
+        with pytest.raises(UsageError):
+            stemma.generate(model, [[5, 6, 7]], max_new_tokens=3)

@@ -14,19 +14,21 @@ if TYPE_CHECKING:
 
 MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 NAMES = ("vocab.txt", "vocab.json", *MODELS)
+# of model types whose files alone do not tell their kind
+KINDS = {"openai-gpt": "gpt-bpe", "t5": "unigram", "mt5": "unigram", "umt5": "unigram"}
 
 
-def load(directory: Path, named: dict[str, str], config: dict[str, Any], family: str) -> tuple[Tokenizer, Specials]:
+def load(directory: Path, named: dict[str, str], config: dict[str, Any], model_type: str) -> tuple[Tokenizer, Specials]:
     """The tokenizer in `directory`, with its post-processor, and its special tokens. `named` holds the special tokens
-    that the tokenizer's config names by role, `config` the rest of that config, `family` the model type in config.json
+    that the tokenizer's config names by role, `config` the rest of that config, `model_type` that of config.json
     (or ""). Raises CheckpointError."""
     if (directory / "vocab.txt").exists():
         return _wordpiece(directory / "vocab.txt", named, config)
     if (directory / "vocab.json").exists():
-        return _bpe(directory, named, config, family)
+        return _bpe(directory, named, config, model_type)
     for name in MODELS:
         if (path := directory / name).exists():
-            return _sentencepiece(path, named, config, family)
+            return _sentencepiece(path, named, config, model_type)
     raise CheckpointError(f"{directory} holds no tokenizer: expected tokenizer.json or one of {', '.join(NAMES)}")
 
 
@@ -64,7 +66,7 @@ def _wordpiece(path: Path, named: dict[str, str], config: dict[str, Any]) -> tup
     return finish(out, "wordpiece", specials), specials
 
 
-def _bpe(directory: Path, named: dict[str, str], config: dict[str, Any], family: str) -> tuple[Tokenizer, Specials]:
+def _bpe(directory: Path, named: dict[str, str], config: dict[str, Any], model_type: str) -> tuple[Tokenizer, Specials]:
     from tokenizers import Tokenizer, models
 
     path, rules = directory / "vocab.json", directory / "merges.txt"
@@ -80,7 +82,9 @@ def _bpe(directory: Path, named: dict[str, str], config: dict[str, Any], family:
         if len(parts) != 2:
             raise CheckpointError(f"{rules}:{number} is not a merge: two pieces with one space between were expected")
         merges.append((parts[0], parts[1]))
-    words = family == "openai-gpt" or (bool(vocab) and "Ġ" not in vocab and any(t.endswith("</w>") for t in vocab))
+    words = KINDS.get(model_type) == "gpt-bpe" or (
+        bool(vocab) and "Ġ" not in vocab and any(t.endswith("</w>") for t in vocab)
+    )
     try:
         if words:
             specials = _pick(named, {"unk": "<unk>"}, vocab)
@@ -106,7 +110,7 @@ def _bpe(directory: Path, named: dict[str, str], config: dict[str, Any], family:
 
 
 def _sentencepiece(
-    path: Path, named: dict[str, str], config: dict[str, Any], family: str
+    path: Path, named: dict[str, str], config: dict[str, Any], model_type: str
 ) -> tuple[Tokenizer, Specials]:
     try:
         raw = path.read_bytes()
@@ -117,7 +121,7 @@ def _sentencepiece(
     own = spm.roles(model)
     own_names = {role: name for role in ROLES if (name := getattr(own, role)) is not None}
     t5 = path.name == "spiece.model" and own.bos is None and own.eos is not None
-    if t5 or family in ("t5", "mt5", "umt5"):
+    if t5 or KINDS.get(model_type) == "unigram":
         extra = int(config.get("extra_ids", 100))
         pieces = {text for text, _, _ in model.pieces}
         count = 0 if sentinel(0) in pieces else extra

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from stemma.cli import command, complete_names, console, emit, overrides
-from stemma.errors import UsageError
-from stemma.report.words import brief, children, value_text
+from stemma.report.words import (
+    PARTS,
+    TITLES,
+    brief,
+    children,
+    common_path,
+    compare,
+    has_weights,
+    origin,
+    path_text,
+    same,
+    value_text,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
     from stemma.families.declare import Design, Family
-    from stemma.spec import Change
 
 COLOUR = {"encoder": "cyan", "decoder": "magenta", "encoder-decoder": "yellow"}
 SHORT = {"encoder": "enc", "decoder": "dec", "encoder-decoder": "enc-dec"}
-TITLES = {
-    "arch": "architecture",
-    "dims": "sizes",
-    "objective": "objective",
-    "text": "text",
-    "recipe": "recipe",
-}
-PARTS = ("arch", "objective", "text", "recipe")
 
 
 def unicode_ok(out: Console) -> bool:
     return out.encoding.lower().replace("-", "").startswith("utf")
-
-
-def has_weights(family: Family) -> bool:
-    return any(size.hub for size in family.sizes.values())
 
 
 def hanging(out: Console, head: Text, text: str, style: str = "") -> Text:
@@ -143,25 +140,6 @@ def tree(name: str | None, as_json: bool) -> None:
 # ---------------------------------------------------------------- show
 
 
-def origin(family: Family, path: str) -> str:
-    """The ancestor that gave this value: the furthest one from which it came down unchanged."""
-    here = family
-    while here.parent is not None and _same(family, here.parent, path):
-        here = here.parent
-    return here.name
-
-
-def _same(one: Any, two: Any, path: str) -> bool:
-    """Whether both have the same leaf at `path`; of a component with fields of its own, only the kind is the leaf."""
-    from stemma.spec import get
-
-    try:
-        a, b = get(one, path), get(two, path)
-    except UsageError:  # the other's component has no such field
-        return False
-    return type(a) is type(b) if dataclasses.is_dataclass(a) else bool(a == b)
-
-
 def nearest_relative(family: Family) -> tuple[str, int] | None:
     """The family whose architecture differs in the fewest places, with their number."""
     from stemma import families
@@ -253,7 +231,7 @@ def show(name: str, as_json: bool) -> None:
 
 
 def _origin(family: Family, source: Any, path: str) -> str:
-    if source is not family and not _same(source, family, path):
+    if source is not family and not same(source, family, path):
         return "this size"
     return origin(family, path)
 
@@ -274,34 +252,6 @@ def _sizes_table(family: Family) -> Any:
 
 
 # ---------------------------------------------------------------- diff
-
-
-def common_path(a: Family, b: Family) -> tuple[list[str], str | None, list[str]]:
-    """Names from `a` up to below the common ancestor, the ancestor, and from below it down to `b`."""
-    up, down = [f.name for f in a.lineage], [f.name for f in b.lineage]
-    meet = next((name for name in up if name in down), None)
-    left = up[: up.index(meet)] if meet else up
-    right = down[: down.index(meet)] if meet else down
-    return left, meet, right[::-1]
-
-
-def path_text(a: Family, b: Family) -> str:
-    left, meet, right = common_path(a, b)
-    if meet is None:
-        return f"{a.name} and {b.name} have no common ancestor"
-    return "".join(f"{n} -> " for n in left) + meet + "".join(f" <- {n}" for n in right)
-
-
-def compare(a: str, b: str) -> tuple[str, str, list[Change]]:
-    """The names compared and the changes that lead from `a` to `b`: families, or sizes as soon as one is named."""
-    from stemma import families, spec
-
-    known = families.tree()
-    if a in known and b in known:
-        return a, b, known[b].diff(known[a])
-    old, new = families.design(a), families.design(b)
-    changes = [c for part in (*PARTS, "dims") for c in spec.diff(getattr(old, part), getattr(new, part), part + ".")]
-    return old.name, new.name, changes
 
 
 @command()

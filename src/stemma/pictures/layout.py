@@ -93,7 +93,7 @@ def layout(roots: list[Family]) -> Layout:
         x, w = xs[family.name], widths[family.name]
         label_x = x + w + 9
         y = row * ROW + (ROW - BOX) / 2
-        label = edge_label(family, int((wide - label_x) / (TEXT * 0.6)), places[family.name][0])
+        label = edge_label(family, int((wide - label_x) / (TEXT * 0.63)), places[family.name][0])
         nodes.append(Node(family, depth, row, x, y, w, label, label_x))
     return Layout(tuple(nodes), years, wide, len(order) * ROW)
 

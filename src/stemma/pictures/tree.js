@@ -112,7 +112,7 @@ function apply() {
   const name = asked.get('family') || '';
   if (name !== kept) {
     keep(name);
-    byName.get(kept)?.scrollIntoView({ block: 'center', behavior: 'instant' });
+    byName.get(kept)?.scrollIntoView({ block: beside() ? 'center' : 'start', behavior: 'instant' });
   }
 }
 apply();

@@ -238,10 +238,10 @@ def changed(family: Family) -> str:
     parent = family.parent
     if parent is None:
         return "<h3>The root</h3><p>Everything descends from it.</p>"
-    how = "More training of" if family.edge == "trained" else "Changes"
+    how = "More training of" if family.edge == "trained" else "What it changed of"
     items = "".join(change_row(p, spec.get(parent, p), spec.get(family, p)) for p in ranked(family.changes))
     listed = f'<ul class="changes">{items}</ul>' if items else "<p>No value of the design differs.</p>"
-    return f"<h3>{how} {escape(parent.name)} <small>{count(len(family.changes), 'change')}</small></h3>{listed}"
+    return f"<h3>{how} {escape(parent.name)} <small>{len(family.changes)}</small></h3>{listed}"
 
 
 def sizes(family: Family) -> str:
@@ -270,6 +270,11 @@ def dims_text(dims: Dims) -> str:
     return " · ".join(said)
 
 
+def breakable(path: str) -> str:
+    """A dotted path that may be broken between its words."""
+    return escape(path).replace(".", ".<wbr>").replace("_", "_<wbr>")
+
+
 def resolved(family: Family) -> str:
     """Every value of the four parts with the ancestor that it came from; the family's own stand out."""
     out = []
@@ -281,7 +286,7 @@ def resolved(family: Family) -> str:
             came = origin(family, full)
             own = ' class="own"' if came == family.name else ""
             lines += (
-                f'<tr{own}><th scope="row">{escape(path)}</th><td>{escape(value_text(leaf, full))}</td>'
+                f'<tr{own}><th scope="row">{breakable(path)}</th><td>{escape(value_text(leaf, full))}</td>'
                 f"<td>{escape(came)}</td></tr>"
             )
         out.append(

@@ -51,7 +51,11 @@ GROWTH: dict[str, list[tuple[str, int, bool]]] = {
 CHANGES: list[dict[str, Any]] = [
     {"recipe.lr": 2.5e-5, "recipe.data": "52k instructions", "recipe.steps": 1234},
     {"arch.mlp": GatedMLP("relu"), "recipe.batch": 3_000_000, "recipe.lr": 1.5e-5, "arch.norm": RMSNorm(1e-3)},
-    {"arch.position": Rotary(500_000.0, LinearScaling(4.0)), "recipe.data": "15T tokens", "arch.attention.scaled": None},
+    {
+        "arch.position": Rotary(500_000.0, LinearScaling(4.0)),
+        "recipe.data": "15T tokens",
+        "arch.attention.scaled": None,
+    },
     {"arch.mask": Alternate(Causal(), Sliding(1024)), "arch.attention.bias": None, "text.pad": "<padding>"},
     {"arch.embed_norm": None, "recipe.steps": 777, "text.tokenizer": "unigram"},
 ]

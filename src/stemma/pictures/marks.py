@@ -35,7 +35,7 @@ def width(text: str, size: float = 13.0, bold: bool = False) -> float:
     for char in text:
         if char in "ijlI|!.,:;'` ()[]":
             total += 0.4
-        elif char in "ftr-/\"":
+        elif char in 'ftr-/"':
             total += 0.44
         elif char in "mwMW@%→×":
             total += 0.96

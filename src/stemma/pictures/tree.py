@@ -93,7 +93,7 @@ def count(n: int, one: str, many: str | None = None) -> str:
 def legend(known: list[Family]) -> str:
     items = "".join(
         f'<button type="button" class="key {s}" data-structure="{s}" aria-pressed="false">{mark(s)} {s} '
-        f'<small>{sum(f.arch.structure == s for f in known)}</small></button>'
+        f"<small>{sum(f.arch.structure == s for f in known)}</small></button>"
         for s in STRUCTURES
     )
     lines = (
@@ -228,7 +228,7 @@ def about(family: Family) -> str:
     told = "".join(f"<dt>{a}</dt><dd>{b}</dd>" for a, b in rows if b)
     return (
         f'<article class="about {family.arch.structure}" id="about-{name}" data-of="{name}" hidden>'
-        f'<h2>{family_mark(family)} {name} <small>{family.arch.structure}, {facts.year}</small></h2>'
+        f"<h2>{family_mark(family)} {name} <small>{family.arch.structure}, {facts.year}</small></h2>"
         f'<p class="paper">{escape(facts.title)}</p><dl class="told">{told}</dl>'
         f"{changed(family)}{sizes(family)}{resolved(family)}</article>"
     )
@@ -290,7 +290,7 @@ def resolved(family: Family) -> str:
                 f"<td>{escape(came)}</td></tr>"
             )
         out.append(
-            f'<h3>{TITLES[part].capitalize()} <small>{type(value).__name__}</small></h3>'
+            f"<h3>{TITLES[part].capitalize()} <small>{type(value).__name__}</small></h3>"
             f'<table class="spec"><thead class="unseen"><tr><th scope="col">path</th><th scope="col">value</th>'
             f'<th scope="col">from</th></tr></thead><tbody>{lines}</tbody></table>'
         )

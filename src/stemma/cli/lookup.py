@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stemma.cli import command, complete_names, console, emit, overrides
+from stemma.errors import UsageError
 from stemma.report.words import (
     PARTS,
     TITLES,
@@ -29,11 +30,23 @@ if TYPE_CHECKING:
     from stemma.families.declare import Design, Family
 
 COLOUR = {"encoder": "cyan", "decoder": "magenta", "encoder-decoder": "yellow"}
+HTML = click.option(
+    "--html",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="Write the picture as one HTML page that needs nothing else; FILE ends in .html.",
+)
 SHORT = {"encoder": "enc", "decoder": "dec", "encoder-decoder": "enc-dec"}
 
 
 def unicode_ok(out: Console) -> bool:
     return out.encoding.lower().replace("-", "").startswith("utf")
+
+
+def one_of(as_json: bool, html: str | None) -> None:
+    if as_json and html is not None:
+        raise UsageError("--json and --html are two outputs; choose one")
 
 
 def hanging(out: Console, head: Text, text: str, style: str = "") -> Text:
@@ -112,17 +125,28 @@ def tree_lines(root: Family, width: int, fancy: bool) -> list[Text]:
 @command()
 @click.argument("name", required=False, shell_complete=complete_names)
 @click.option("--json", "as_json", is_flag=True, help="Print a list of families as JSON.")
-def tree(name: str | None, as_json: bool) -> None:
+@HTML
+def tree(name: str | None, as_json: bool, html: str | None) -> None:
     """Draw the family tree, or the part of it below NAME.
 
     One line a family: its year, its kind (encoder, decoder or both), how many published sizes it has, and the
     weightiest of its changes; `+12` counts those that did not fit. `stemma diff PARENT NAME` prints all.
+
+    With --html the tree stands over the years, and everything declared of a family is a touch away; without FILE the
+    page is tree.html, or tree-NAME.html.
     """
     from stemma import families
+
+    one_of(as_json, html)
 
     known = families.tree()
     if name is not None and name not in known:
         name = families.family(name).name
+    if html is not None:
+        from stemma.pictures import write_tree
+
+        click.echo(str(write_tree(html or f"tree{'-' + name if name else ''}.html", root=name)))
+        return
     roots = [known[name]] if name else children(None)
     if as_json:
         below = {f.name for f in known.values() if any(a in roots for a in f.lineage)}
@@ -258,18 +282,28 @@ def _sizes_table(family: Family) -> Any:
 @click.argument("a", shell_complete=complete_names)
 @click.argument("b", shell_complete=complete_names)
 @click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
-def diff(a: str, b: str, as_json: bool) -> None:
+@HTML
+def diff(a: str, b: str, as_json: bool, html: str | None) -> None:
     """Print what changes going from A to B, part by part.
 
     Two families are compared by design; as soon as a size is named, sizes are compared too (a family's name then
     means its first size).
+
+    With --html both networks are drawn side by side with their differences marked; without FILE the page is
+    diff-A-B.html.
     """
     from rich.text import Text
 
     from stemma import families
     from stemma.spec import to_dict
 
+    one_of(as_json, html)
     old, new, changes = compare(a, b)
+    if html is not None:
+        from stemma.pictures import write_diff
+
+        click.echo(str(write_diff(a, b, html or f"diff-{a}-{b}.html")))
+        return
     one, two = families.family(a), families.family(b)
     if as_json:
         left, meet, right = common_path(one, two)

@@ -63,19 +63,10 @@ BEFORE = ("text", "embed", "embed_norm")
 BRANCHES = ("attention", "cross", "mlp")
 BLOCK = tuple(f"{branch}.{place}" for branch in BRANCHES for place in ("pre", "in", "sum", "post"))
 AFTER = ("final", "heads", "target")
-DRAWN = ["structure", "position", "norm", "residual", "attention", "mask", "mlp", "heads", "embed_norm", "embed_scale"]
-WIDTHS = [
-    "d_model",
-    "layers",
-    "heads",
-    "d_ff",
-    "vocab",
-    "context",
-    "kv_heads",
-    "head_dim",
-    "decoder_layers",
-    "segments",
-]
+DRAWN = {"structure", "position", "norm", "residual", "attention", "mask", "mlp", "heads", "embed_norm", "embed_scale"}
+WIDTHS = {
+    *("d_model", "layers", "heads", "d_ff", "vocab", "context", "kv_heads", "head_dim", "decoder_layers", "segments"),
+}
 
 
 def stacks(design: Design) -> list[Stack]:
@@ -102,7 +93,7 @@ def stack(design: Design, role: str) -> Stack:
     inner = [(a, attention(arch, dims, "attention", "Self-attention", (seen, *([where] if place != "embed" else []))))
              for a in ("attention",)]  # fmt: skip
     if both and role == "decoder":
-        over = Item("over", "Over the encoder's output", ("every token of it is seen",))
+        over = Item("over", "encoder's output", ("every token of it is seen",))
         inner.append(("cross", attention(arch, dims, "cross", "Cross-attention", (over,))))
     inner.append(("mlp", mlp(arch.mlp, dims)))
     block, final, said = wiring(arch, inner)
@@ -130,7 +121,8 @@ def beside(design: Design) -> list[Item]:
 def tokens(design: Design) -> Item:
     text = design.text
     case = "lower case" if text.lower else "case kept"
-    return Item("text", "Text", (f"{text.tokenizer} tokens, {case}",), ("text",))
+    said = (f"{text.tokenizer} tokens, {case}", f"up to {design.dims.context:,} at a time")
+    return Item("text", "Text", said, ("text", "dims.context"))
 
 
 def embeddings(arch: Arch, dims: Dims) -> list[Item]:
@@ -239,7 +231,7 @@ def wiring(arch: Arch, inner: list[tuple[str, Item]]) -> tuple[list[Item | Sum],
                 box = dataclasses.replace(box, key=f"{branch}.in")
                 total = Sum(f"{branch}.sum", here.key if pre else box.key)
                 block += [here, box, total] if pre else [box, total, here]
-            text = "norm before each branch" if pre else "norm after each sum"
+            text = "pre-norm" if pre else "post-norm"
             return block, pre, Item("residual", text, tuple(rest(residual)), ("arch.residual",))
         case _:  # where its norms and sums stand is not known, so none are drawn
             block += [dataclasses.replace(box, key=f"{branch}.in") for branch, box in inner]

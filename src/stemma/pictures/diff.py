@@ -1,4 +1,4 @@
-"""Two families or sizes side by side as a page: their blocks with the differences marked, and the list of all changes."""
+"""Two families or sizes side by side as a page: their blocks with the differences marked, and all changes listed."""
 
 from __future__ import annotations
 
@@ -81,9 +81,11 @@ def way(a: Family, b: Family) -> str:
             f'<li><span class="{family.arch.structure}">{family_mark(family)}</span><b{common}>{escape(name)}</b> '
             f"<small>{family.about.year}</small>{'' if last else f' <i>{arrow}</i>'}</li>"
         )
+    child, parent = (escape(n) for n in ((b.name, a.name) if meet == a.name else (a.name, b.name)))
+    met = f"{child} descends from {parent}" if meet in (a.name, b.name) else f"They meet in {escape(meet)}"
     return (
         f'<ol class="way" aria-label="By way of {escape(path_text(a, b))}">{shown}</ol>'
-        f'<p class="note">They meet in {escape(meet)}; an arrow points from child to parent.</p>'
+        f'<p class="note">{met}; an arrow points from child to parent.</p>'
     )
 
 
@@ -99,7 +101,8 @@ def key(designs: tuple[Design, Design]) -> str:
     )
     items += '<li class="dashed">dashed: a component without a drawing of its own, in its own words</li>'
     names = " and ".join(escape(d.name) for d in designs)
-    return f'<p class="note">Read from the bottom to the top. Numbers are those of {names}.</p><ul class="keys">{items}</ul>'
+    note = f"Read from the bottom to the top. Numbers are those of {names}."
+    return f'<p class="note">{note}</p><ul class="keys">{items}</ul>'
 
 
 # ---------------------------------------------------------------- pictures
@@ -115,10 +118,10 @@ def pictures(designs: tuple[Design, Design], names: tuple[str, str], changes: li
         other = sides[1 - i]
         drawings = []
         for stack in own:
-            match_ = opposite(stack, other)
-            mark = marker(match_, changes)
+            counterpart = opposite(stack, own, other)
+            mark = marker(counterpart, changes)
             label = f"{names[i]}: {described(stack)}"
-            lone = match_ is None
+            lone = counterpart is None
             inner = drawing(stack, own, plans, mark, label)
             only = ' <span class="only">only on this side</span>' if lone else ""
             drawings.append(
@@ -143,8 +146,10 @@ def grouped(a: Sequence[Stack], b: Sequence[Stack]) -> dict[str, list[Stack]]:
     return {role: [s for s in (*a, *b) if s.role == role] for role in ("encoder", "decoder")}
 
 
-def opposite(stack: Stack, other: Sequence[Stack]) -> Stack | None:
-    """The stack of the other side that this one is compared with."""
+def opposite(stack: Stack, own: Sequence[Stack], other: Sequence[Stack]) -> Stack | None:
+    """The stack of the other side that this one is compared with: the only one, or that of its role."""
+    if len(own) == len(other) == 1:
+        return other[0]
     return next((s for s in other if s.role == stack.role), None)
 
 

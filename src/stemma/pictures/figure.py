@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
@@ -51,7 +52,7 @@ def plan(stacks: Iterable[Stack]) -> Plan:
         for item in (*stack.before, *stack.block, *stack.after):
             h = SUM if isinstance(item, Sum) else box_height(item)
             needed[item.key] = max(needed.get(item.key, 0.0), h)
-    head = max(sum(chip_height(chip, FRAME_W - 2 * PAD) + 5 for chip in stack.frame) for stack in stacks)
+    head = max(place.end for stack in stacks for _, _, _, place in frame_chips(stack, 0.0))
     y = 6.0
     places: dict[str, Place] = {}
 
@@ -64,7 +65,7 @@ def plan(stacks: Iterable[Stack]) -> Plan:
 
     put(reversed(AFTER))
     top = y
-    y += PAD + head + GAP
+    y += head + GAP
     put(reversed(BLOCK))
     frame = Place(top, y + 4 - top)
     y = frame.end + GAP
@@ -85,21 +86,20 @@ def draw(stack: Stack, plan: Plan, mark: Mark, *, label: str, lift: float = 0.0,
         f'<rect class="frame" x="{FRAME_X}" y="{plan.frame.y}" width="{FRAME_W}" height="{plan.frame.h:.1f}" rx="14"/>',
     ]
     order = [*stack.before, *stack.block, *stack.after]
-    for lower, upper in zip(order, order[1:], strict=False):
+    for lower, upper in itertools.pairwise(order):
         out.append(arrow(MID, plan.places[lower.key].y, plan.places[upper.key].end))
     if stack.role == "encoder" and memory is not None:
-        top, y = plan.places[order[-1].key].y, plan.height - memory
+        start, y = plan.places[order[-1].key].y, plan.height - memory
+        top, edge = min(start, plan.frame.y) - 12, WIDE - 4
+        bend = 6 if y > top else -6
         out.append(
-            f'<path class="wire memory" d="M{MID} {top}V{top - 12:.1f}H{WIDE - 10}'
-            f"Q{WIDE - 4} {top - 12:.1f} {WIDE - 4} {top - 6:.1f}V{y + (6 if y < top else -6):.1f}"
-            f'Q{WIDE - 4} {y:.1f} {WIDE} {y:.1f}"/>'
+            f'<path class="wire memory" d="M{MID} {start:.1f}V{top:.1f}H{edge - 6}'
+            f"Q{edge} {top:.1f} {edge} {top + bend:.1f}"
+            f'V{y - bend:.1f}Q{edge} {y:.1f} {WIDE} {y:.1f}"/>'
+            f'<text class="small" x="{MID - 8}" y="{top - 5:.1f}" text-anchor="end">to the decoder</text>'
         )
-        out.append(f'<text class="small" x="{MID - 8}" y="{top - 17:.1f}" text-anchor="end">to the decoder</text>')
-    y = plan.frame.y + PAD
-    for chip in stack.frame:
-        h = chip_height(chip, FRAME_W - 2 * PAD)
-        out.append(draw_chip(chip, FRAME_X + PAD, y, FRAME_W - 2 * PAD, h, mark))
-        y += h + 5
+    for chip, x, w, place in frame_chips(stack, plan.frame.y):
+        out.append(draw_chip(chip, x, place.y, w, place.h, mark))
     for item in order:
         place = plan.places[item.key]
         if isinstance(item, Sum):
@@ -110,6 +110,22 @@ def draw(stack: Stack, plan: Plan, mark: Mark, *, label: str, lift: float = 0.0,
             middle = place.y + place.h / 2
             out.append(f'<path class="wire memory" d="M0 {middle:.1f}H{BOX_X - 6}"/>{head(BOX_X, middle, "right")}')
     return "".join([*out, "</svg>"])
+
+
+def frame_chips(stack: Stack, top: float) -> list[tuple[Item, float, float, Place]]:
+    """What is said of the block as a whole, with left edges and widths: short words on both sides of the line, what
+    needs more room in a row of its own."""
+    x, end, y = FRAME_X + PAD, FRAME_X + FRAME_W - PAD, top + PAD
+    found: list[tuple[Item, float, float, Place]] = []
+    sides = [(x, MID - 9 - x), (MID + 9, end - MID - 9)]
+    for chip in stack.frame:
+        short = not chip.text and sides and width(chip.title, TEXT, bold=True) < sides[0][1] - 2 * PAD - 18
+        left, w = sides.pop(0) if short else (x, end - x)
+        h = chip_height(chip, w)
+        if not short:
+            y = max([y, *(p.end + 5 for _, _, _, p in found)])
+        found.append((chip, left, w, Place(y, h)))
+    return found
 
 
 def memory_height(plan: Plan) -> float:
@@ -150,29 +166,37 @@ def lines(item: Item, room: float) -> list[str]:
     return [line for text in item.text for line in wrap(text, room, TEXT)]
 
 
+def titles(item: Item, room: float, size: float) -> list[str]:
+    return wrap(item.title, (room - 18) / 1.09, size)  # they are bold, and end before the badge
+
+
 def box_height(item: Item) -> float:
-    h = PAD + LINE + LINE * len(lines(item, BOX_W - 2 * PAD)) + PAD - 2
+    room = BOX_W - 2 * PAD
+    h = PAD + LINE * (len(titles(item, room, TITLE)) + len(lines(item, room))) + PAD - 2
     if item.sketch:
         h += SKETCHES[item.sketch[0]][0]
     return h + sum(chip_height(chip, BOX_W - 2 * PAD) + 5 for chip in item.chips)
 
 
-def chip_text(item: Item, room: float) -> tuple[float, list[str]]:
-    """The left edge of a chip's text inside it, and its lines; the title stands in the first."""
+def chip_text(item: Item, room: float) -> tuple[float, list[str], list[str]]:
+    """The left edge of a chip's text inside it, and the lines of its title and of its text."""
     left = PAD + (34.0 if item.sketch else 0.0)
-    return left, lines(item, room - left - PAD - 16)
+    return left, titles(item, room - left - PAD, TEXT), lines(item, room - left - PAD - 16)
 
 
 def chip_height(item: Item, room: float) -> float:
-    return max(LINE * (1 + len(chip_text(item, room)[1])) + 8, 40.0 if item.sketch else 0.0)
+    _, title, said = chip_text(item, room)
+    return max(LINE * (len(title) + len(said)) + 8, 40.0 if item.sketch else 0.0)
 
 
 def draw_box(item: Item, place: Place, mark: Mark) -> str:
     found, why = mark(item)
     out = [open_group("box", item, found, why)]
     out.append(f'<rect x="{BOX_X}" y="{place.y:.1f}" width="{BOX_W}" height="{place.h:.1f}" rx="9"/>')
-    y = place.y + PAD + TITLE - 2
-    out.append(f'<text class="title" x="{BOX_X + PAD}" y="{y:.1f}">{escape(item.title)}</text>')
+    y = place.y + PAD + TITLE - 2 - LINE
+    for line in titles(item, BOX_W - 2 * PAD, TITLE):
+        y += LINE
+        out.append(f'<text class="title" x="{BOX_X + PAD}" y="{y:.1f}">{escape(line)}</text>')
     for line in lines(item, BOX_W - 2 * PAD):
         y += LINE
         out.append(f'<text x="{BOX_X + PAD}" y="{y:.1f}">{escape(line)}</text>')
@@ -192,13 +216,15 @@ def draw_box(item: Item, place: Place, mark: Mark) -> str:
 
 def draw_chip(item: Item, x: float, y: float, w: float, h: float, mark: Mark) -> str:
     found, why = mark(item)
-    left, said = chip_text(item, w)
+    left, title, said = chip_text(item, w)
     out = [open_group("chip", item, found, why)]
     out.append(f'<rect x="{x}" y="{y:.1f}" width="{w}" height="{h:.1f}" rx="6"/>')
     if item.sketch:
         out.append(SKETCHES[item.sketch[0]][1](x + 7, y + 7, *item.sketch[1:]))
-    line = y + LINE
-    out.append(f'<text class="label" x="{x + left:.1f}" y="{line:.1f}">{escape(item.title)}</text>')
+    line = y
+    for text in title:
+        line += LINE
+        out.append(f'<text class="label" x="{x + left:.1f}" y="{line:.1f}">{escape(text)}</text>')
     for text in said:
         line += LINE
         out.append(f'<text x="{x + left:.1f}" y="{line:.1f}">{escape(text)}</text>')
@@ -247,15 +273,15 @@ def mask_sketch(x: float, y: float, kind: str) -> str:
     def seen(row: int, col: int) -> bool:
         if kind == "full":
             return True
-        # of two masks in turn the left half of each row is one's and the right the other's: too small, so rows alternate
-        reach = window.get(kind, n if row % 2 == 0 else 2)
+        reach = window.get(kind, n if row % 2 == 0 else 2)  # of two masks in turn the rows alternate
         return row - reach < col <= row
 
     on = "".join(
         f"M{x + c * cell:.1f} {y + r * cell:.1f}h3.8v3.8h-3.8Z" for r in range(n) for c in range(n) if seen(r, c)
     )
+    edge = n * cell + 1.4
     return (
-        f'<rect class="grid" x="{x - 1:.1f}" y="{y - 1:.1f}" width="{n * cell + 1.4:.1f}" height="{n * cell + 1.4:.1f}"/>'
+        f'<rect class="grid" x="{x - 1:.1f}" y="{y - 1:.1f}" width="{edge:.1f}" height="{edge:.1f}"/>'
         f'<path class="fill" d="{on}"/>'
     )
 
@@ -289,7 +315,8 @@ def gated_sketch(x: float, y: float, act: str) -> str:
         + head(mid - 9, y + 44, "right")
         + arrow(left, y + 68, y + 54)
         + small(left, y + 68, 70, "gate")
-        + f'<path class="wire" d="M{right} {y + 68:.1f}V{y + 52:.1f}Q{right} {y + 44:.1f} {right - 8} {y + 44:.1f}H{mid + 14}"/>'
+        + f'<path class="wire" d="M{right} {y + 68:.1f}V{y + 52:.1f}'
+        + f'Q{right} {y + 44:.1f} {right - 8} {y + 44:.1f}H{mid + 14}"/>'
         + head(mid + 9, y + 44, "left")
         + small(right, y + 68, 70, "up")
     )

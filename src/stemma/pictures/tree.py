@@ -10,7 +10,7 @@ import stemma
 from stemma import families, spec
 from stemma.families.declare import Family, Size
 from stemma.nn.parts import Dims
-from stemma.pictures.layout import BOX, ROW, Layout, layout
+from stemma.pictures.layout import BOX, ROW, Layout, Node, layout
 from stemma.pictures.marks import STRUCTURES, THEME, family_mark, linked, mark
 from stemma.report.html import asset, change_row, document
 from stemma.report.words import PARTS, TITLES, children, has_weights, origin, ranked, value_text
@@ -35,7 +35,7 @@ def render(root: str | None = None) -> str:
 <main>
 <div class="tools" role="search">
 <label class="unseen" for="search">Search by name, structure, component or source</label>
-<input type="search" id="search" placeholder="Search: rotary, encoder, arXiv:1706…" autocomplete="off" spellcheck="false">
+<input type="search" id="search" placeholder="Search: rotary, encoder, 1706…" autocomplete="off" spellcheck="false">
 <output id="found" for="search" aria-live="polite"></output>
 {THEME}
 </div>
@@ -50,7 +50,7 @@ def render(root: str | None = None) -> str:
 </div>
 <aside id="panel" aria-label="The family chosen">
 <button type="button" id="close" hidden>Close</button>
-{guide(known)}
+{guide()}
 {"".join(about(f) for f in known)}
 </aside>
 </div>
@@ -61,7 +61,7 @@ def render(root: str | None = None) -> str:
 
 
 def style(plan: Layout) -> str:
-    """The page's CSS; where it folds into a list, and where the panel finds room beside it, follows from the picture."""
+    """The page's CSS; the widths at which it folds and at which the panel finds room follow from the picture."""
     narrow = plan.width + 2 * MARGIN
     wide = narrow + PANEL + MARGIN
     text = asset("common.css", ROOM) + asset("tree.css", ROOM)
@@ -106,14 +106,14 @@ def legend(known: list[Family]) -> str:
     return f'<div class="legend" role="group" aria-label="Legend">{items}{lines}</div>'
 
 
-def guide(known: list[Family]) -> str:
+def guide() -> str:
     """What the panel says while no family is chosen."""
     return (
         '<article class="about guide" id="about"><h2>How to read it</h2>'
-        "<p>A family stands in the year of its paper, below and to the right of its parent. Beside its name stands what "
-        "it changed of that parent, the weightiest first; <b>+12</b> counts what did not fit.</p>"
-        "<p>Point at a family, tap it or move to it with the Tab or arrow keys: here appears everything that is declared "
-        "of it, with the ancestor that each value came from. A click keeps it. <kbd>/</kbd> searches.</p>"
+        "<p>A family stands in the year of its paper, below and to the right of its parent. Beside its name stands "
+        "what it changed of that parent, the weightiest first; <b>+12</b> counts what did not fit.</p>"
+        "<p>Point at a family, tap it or move to it with the Tab or arrow keys: here appears everything that is "
+        "declared of it, with the ancestor that each value came from. A click keeps it. <kbd>/</kbd> searches.</p>"
         "<p>What its authors did not publish is called unpublished.</p></article>"
     )
 
@@ -132,9 +132,9 @@ def edges(plan: Layout) -> str:
         f'<svg class="lines" width="{plan.width:.0f}" height="{plan.height:.0f}" '
         f'viewBox="0 0 {plan.width:.0f} {plan.height:.0f}" aria-hidden="true">'
     ]
-    for i, y in enumerate(plan.years):
+    for i, year in enumerate(plan.years):
         css = "band" if i % 2 == 0 else "band odd"
-        out.append(f'<rect class="{css}" x="{y.x:.0f}" y="0" width="{y.w:.0f}" height="{plan.height:.0f}"/>')
+        out.append(f'<rect class="{css}" x="{year.x:.0f}" y="0" width="{year.w:.0f}" height="{plan.height:.0f}"/>')
     places = {node.family.name: node for node in plan.nodes}
     for node in plan.nodes:
         parent = places.get(node.family.parent.name) if node.family.parent else None
@@ -152,7 +152,7 @@ def edges(plan: Layout) -> str:
 
 def rows(plan: Layout) -> str:
     """The families as nested lists of links: the picture for the eye, the tree for a screen reader and a telephone."""
-    by_parent: dict[str | None, list[Any]] = {}
+    by_parent: dict[str | None, list[Node]] = {}
     shown = {node.family.name for node in plan.nodes}
     for node in plan.nodes:
         parent = node.family.parent.name if node.family.parent else None
@@ -168,8 +168,8 @@ def rows(plan: Layout) -> str:
     return f'<ul class="tree" aria-label="The family tree">{items(None)}</ul>'
 
 
-def row(node: Any) -> str:
-    family: Family = node.family
+def row(node: Node) -> str:
+    family = node.family
     name = escape(family.name)
     parent = family.parent.name if family.parent else ""
     how = " trained" if family.edge == "trained" else ""
@@ -192,7 +192,7 @@ def findable(family: Family) -> str:
     for part in PARTS:
         value = getattr(family, part)
         words.append(type(value).__name__)
-        words += [kind for kind in kinds(value)]
+        words += kinds(value)
         words += [leaf for path, leaf in spec.leaves(value) if isinstance(leaf, str) and path != "structure"]
     return " ".join(dict.fromkeys(word for word in words if word)).lower()
 

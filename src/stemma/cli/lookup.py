@@ -132,8 +132,8 @@ def tree(name: str | None, as_json: bool, html: str | None) -> None:
     One line a family: its year, its kind (encoder, decoder or both), how many published sizes it has, and the
     weightiest of its changes; `+12` counts those that did not fit. `stemma diff PARENT NAME` prints all.
 
-    With --html the tree stands over the years, and everything declared of a family is a touch away; without FILE the
-    page is tree.html, or tree-NAME.html.
+    With --html the tree stands over the years, and everything declared of a family is a touch away. Without FILE it
+    is written to tree.html, a part to tree-NAME.html.
     """
     from stemma import families
 
@@ -289,7 +289,7 @@ def diff(a: str, b: str, as_json: bool, html: str | None) -> None:
     Two families are compared by design; as soon as a size is named, sizes are compared too (a family's name then
     means its first size).
 
-    With --html both networks are drawn side by side with their differences marked; without FILE the page is
+    With --html both networks are drawn side by side with their differences marked. Without FILE they are written to
     diff-A-B.html.
     """
     from rich.text import Text

@@ -52,6 +52,11 @@ class Stack:
     frame: tuple[Item, ...]  # what is said of the block as a whole: how often, how its norms stand
 
     @property
+    def wired(self) -> bool:
+        """Whether it is known how the branches of a block are joined."""
+        return all(item.known for item in self.frame)
+
+    @property
     def items(self) -> list[Item]:
         """Every box and chip."""
         boxes = [*self.before, *(b for b in self.block if isinstance(b, Item)), *self.after, *self.frame]

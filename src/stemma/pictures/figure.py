@@ -87,7 +87,8 @@ def draw(stack: Stack, plan: Plan, mark: Mark, *, label: str, lift: float = 0.0,
     ]
     order = [*stack.before, *stack.block, *stack.after]
     for lower, upper in itertools.pairwise(order):
-        out.append(arrow(MID, plan.places[lower.key].y, plan.places[upper.key].end))
+        loose = not stack.wired and lower in stack.block and upper in stack.block
+        out.append(arrow(MID, plan.places[lower.key].y, plan.places[upper.key].end, loose))
     if stack.role == "encoder" and memory is not None:
         start, y = plan.places[order[-1].key].y, plan.height - memory
         top, edge = min(start, plan.frame.y) - 12, WIDE - 4
@@ -137,8 +138,10 @@ def memory_height(plan: Plan) -> float:
 # ---------------------------------------------------------------- wires
 
 
-def arrow(x: float, start: float, end: float) -> str:
-    """From `start` up to `end`."""
+def arrow(x: float, start: float, end: float, loose: bool = False) -> str:
+    """From `start` up to `end`; `loose`: dotted and without a head, where how things are joined is not known."""
+    if loose:
+        return f'<path class="wire loose" d="M{x} {start:.1f}V{end:.1f}"/>'
     return f'<path class="wire" d="M{x} {start:.1f}V{end + 5:.1f}"/>{head(x, end, "up")}'
 
 

@@ -112,7 +112,9 @@ function apply() {
   const name = asked.get('family') || '';
   if (name !== kept) {
     keep(name);
-    byName.get(kept)?.scrollIntoView({ block: beside() ? 'center' : 'start', behavior: 'instant' });
+    const link = byName.get(kept), box = link?.getBoundingClientRect();
+    if (link && !beside()) link.scrollIntoView({ block: 'start', behavior: 'instant' });  // above the sheet
+    else if (link && (box.top < 0 || box.bottom > innerHeight)) link.scrollIntoView({ block: 'center', behavior: 'instant' });
   }
 }
 apply();

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,33 +9,44 @@ import click
 
 from stemma.cli import command, complete_names, console, emit, overrides
 from stemma.errors import UsageError
-from stemma.report.words import brief, children, value_text
+from stemma.report.words import (
+    PARTS,
+    TITLES,
+    brief,
+    children,
+    common_path,
+    compare,
+    has_weights,
+    origin,
+    path_text,
+    same,
+    value_text,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
     from stemma.families.declare import Design, Family
-    from stemma.spec import Change
 
 COLOUR = {"encoder": "cyan", "decoder": "magenta", "encoder-decoder": "yellow"}
+HTML = click.option(
+    "--html",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="Write the picture as one HTML page that needs nothing else; FILE ends in .html.",
+)
 SHORT = {"encoder": "enc", "decoder": "dec", "encoder-decoder": "enc-dec"}
-TITLES = {
-    "arch": "architecture",
-    "dims": "sizes",
-    "objective": "objective",
-    "text": "text",
-    "recipe": "recipe",
-}
-PARTS = ("arch", "objective", "text", "recipe")
 
 
 def unicode_ok(out: Console) -> bool:
     return out.encoding.lower().replace("-", "").startswith("utf")
 
 
-def has_weights(family: Family) -> bool:
-    return any(size.hub for size in family.sizes.values())
+def one_of(as_json: bool, html: str | None) -> None:
+    if as_json and html is not None:
+        raise UsageError("--json and --html are two outputs; choose one")
 
 
 def hanging(out: Console, head: Text, text: str, style: str = "") -> Text:
@@ -121,17 +131,28 @@ def tree_lines(root: Family, width: int, fancy: bool) -> list[Text]:
 @command()
 @click.argument("name", required=False, shell_complete=complete_names)
 @click.option("--json", "as_json", is_flag=True, help="Print a list of families as JSON.")
-def tree(name: str | None, as_json: bool) -> None:
+@HTML
+def tree(name: str | None, as_json: bool, html: str | None) -> None:
     """Draw the family tree, or the part of it below NAME.
 
     One line a family: its year, its kind (encoder, decoder or both), how many published sizes it has, and the
     weightiest of its changes; `+12` counts those that did not fit. `stemma diff PARENT NAME` prints all.
+
+    With --html the tree stands over the years, and everything declared of a family is a touch away. Without FILE it
+    is written to tree.html, a part to tree-NAME.html.
     """
     from stemma import families
+
+    one_of(as_json, html)
 
     known = families.tree()
     if name is not None and name not in known:
         name = families.family(name).name
+    if html is not None:
+        from stemma.pictures import write_tree
+
+        click.echo(str(write_tree(html or f"tree{'-' + name if name else ''}.html", root=name)))
+        return
     roots = [known[name]] if name else children(None)
     if as_json:
         below = {f.name for f in known.values() if any(a in roots for a in f.lineage)}
@@ -147,25 +168,6 @@ def tree(name: str | None, as_json: bool) -> None:
 
 
 # ---------------------------------------------------------------- show
-
-
-def origin(family: Family, path: str) -> str:
-    """The ancestor that gave this value: the furthest one from which it came down unchanged."""
-    here = family
-    while here.parent is not None and _same(family, here.parent, path):
-        here = here.parent
-    return here.name
-
-
-def _same(one: Any, two: Any, path: str) -> bool:
-    """Whether both have the same leaf at `path`; of a component with fields of its own, only the kind is the leaf."""
-    from stemma.spec import get
-
-    try:
-        a, b = get(one, path), get(two, path)
-    except UsageError:  # the other's component has no such field
-        return False
-    return type(a) is type(b) if dataclasses.is_dataclass(a) else bool(a == b)
 
 
 def training_text(family: Family, room: int) -> str:
@@ -282,7 +284,7 @@ def show(name: str, as_json: bool) -> None:
 
 
 def _origin(family: Family, source: Any, path: str) -> str:
-    if source is not family and not _same(source, family, path):
+    if source is not family and not same(source, family, path):
         return "this size"
     return origin(family, path)
 
@@ -305,51 +307,32 @@ def _sizes_table(family: Family) -> Any:
 # ---------------------------------------------------------------- diff
 
 
-def common_path(a: Family, b: Family) -> tuple[list[str], str | None, list[str]]:
-    """Names from `a` up to below the common ancestor, the ancestor, and from below it down to `b`."""
-    up, down = [f.name for f in a.lineage], [f.name for f in b.lineage]
-    meet = next((name for name in up if name in down), None)
-    left = up[: up.index(meet)] if meet else up
-    right = down[: down.index(meet)] if meet else down
-    return left, meet, right[::-1]
-
-
-def path_text(a: Family, b: Family) -> str:
-    left, meet, right = common_path(a, b)
-    if meet is None:
-        return f"{a.name} and {b.name} have no common ancestor"
-    return "".join(f"{n} -> " for n in left) + meet + "".join(f" <- {n}" for n in right)
-
-
-def compare(a: str, b: str) -> tuple[str, str, list[Change]]:
-    """The names compared and the changes that lead from `a` to `b`: families, or sizes as soon as one is named."""
-    from stemma import families, spec
-
-    known = families.tree()
-    a, b = families.known_as(a), families.known_as(b)
-    if a in known and b in known:
-        return a, b, known[b].diff(known[a])
-    old, new = families.design(a), families.design(b)
-    changes = [c for part in (*PARTS, "dims") for c in spec.diff(getattr(old, part), getattr(new, part), part + ".")]
-    return old.name, new.name, changes
-
-
 @command()
 @click.argument("a", shell_complete=complete_names)
 @click.argument("b", shell_complete=complete_names)
 @click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
-def diff(a: str, b: str, as_json: bool) -> None:
+@HTML
+def diff(a: str, b: str, as_json: bool, html: str | None) -> None:
     """Print what changes going from A to B, part by part.
 
     Two families are compared by design; as soon as a size is named, sizes are compared too (a family's name then
     means its first size).
+
+    With --html both networks are drawn side by side with their differences marked. Without FILE they are written to
+    diff-A-B.html.
     """
     from rich.text import Text
 
     from stemma import families
     from stemma.spec import to_dict
 
+    one_of(as_json, html)
     old, new, changes = compare(a, b)
+    if html is not None:
+        from stemma.pictures import write_diff
+
+        click.echo(str(write_diff(a, b, html or f"diff-{a}-{b}.html")))
+        return
     one, two = families.family(a), families.family(b)
     if as_json:
         left, meet, right = common_path(one, two)

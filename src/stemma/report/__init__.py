@@ -19,12 +19,7 @@ def write(runs: Iterable[str | Path], out: str | Path = "report.html", *, title:
 
     Raises UsageError if a directory is no run, DataError if one of its files is damaged.
     """
+    from stemma.report.html import save
     from stemma.report.page import render
 
-    path = Path(out)
-    text = render([read(run) for run in runs], title=title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-    return path
+    return save(render([read(run) for run in runs], title=title), Path(out))

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 import stemma
@@ -15,8 +14,9 @@ from stemma import families, spec
 from stemma.errors import UsageError
 from stemma.families.declare import Family, Objective
 from stemma.nn.parts import Arch
+from stemma.report.html import asset, change_row, document
 from stemma.report.read import Run
-from stemma.report.words import children, ranked, value_text
+from stemma.report.words import children, ranked
 
 POINTS = 400  # points of a curve, at most
 DASHES = ("", "9 5", "3 4", "12 4 3 4", "6 3", "2 6")
@@ -44,18 +44,7 @@ def render(runs: Sequence[Run], title: str | None = None) -> str:
         for key, head, body in shown
     )
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)} - Stemma</title>
-<link rel="icon" href="data:,">
-<style>{asset("style.css")}</style>
-</head>
-<body>
-<header>
+    body = f"""<header>
 <p class="kicker">Stemma report</p>
 <h1>{escape(title)}</h1>
 <p class="lede">{lede(runs)}</p>
@@ -64,14 +53,8 @@ def render(runs: Sequence[Run], title: str | None = None) -> str:
 <main>{main}</main>
 <footer>Written by Stemma {escape(stemma.__version__)} on {now}. This file is complete: it loads nothing.</footer>
 <script type="application/json" id="curves">{curve_data(runs)}</script>
-<script>{asset("chart.js")}</script>
-</body>
-</html>
-"""
-
-
-def asset(name: str) -> str:
-    return files("stemma.report").joinpath(name).read_text(encoding="utf-8")
+<script>{asset("chart.js")}</script>"""
+    return document(f"{title} - Stemma", body, asset("style.css"))
 
 
 # ---------------------------------------------------------------- small helpers
@@ -348,14 +331,6 @@ def changes_panel(family: Family, i: int, run: Run) -> str:
     if own := [change_row(c.path, c.old, c.new) for c in run_changes(family, run)]:
         body += f'<p class="note">In this run, beside the size:</p><ul class="changes">{"".join(own)}</ul>'
     return f'<article class="panel {k(i)}"><h3>{escape(family.name)}</h3><p class="note">{line}</p>{body}</article>'
-
-
-def change_row(path: str, old: Any, new: Any) -> str:
-    old, new = (escape(value_text(v, path)) for v in (old, new))
-    return (
-        f'<li><span class="path mono">{escape(path)}</span> <span><span class="old">{old}</span> '
-        f'<span class="new">{new}</span></span></li>'
-    )
 
 
 # ---------------------------------------------------------------- curves

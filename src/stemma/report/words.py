@@ -6,8 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from stemma.errors import UsageError
+
 if TYPE_CHECKING:
     from stemma.families.declare import Family
+    from stemma.spec import Change
 
 # What says most about a change, first; `tree` shows as many as fit.
 WEIGHT = (
@@ -36,12 +39,26 @@ WEIGHT = (
 )
 
 
+TITLES = {
+    "arch": "architecture",
+    "dims": "sizes",
+    "objective": "objective",
+    "text": "text",
+    "recipe": "recipe",
+}
+PARTS = ("arch", "objective", "text", "recipe")
+
+
 def children(name: str | None) -> list[Family]:
     """The families whose parent is `name`, the oldest first."""
     from stemma import families
 
     found = [f for f in families.tree().values() if (f.parent.name if f.parent else None) == name]
     return sorted(found, key=lambda f: (f.about.year, f.name))
+
+
+def has_weights(family: Family) -> bool:
+    return any(size.hub for size in family.sizes.values())
 
 
 def value_text(value: Any, path: str = "") -> str:
@@ -110,3 +127,54 @@ def brief(changes: Mapping[str, Any], width: int) -> str:
             return f"{shown} +{len(words) - i}"
         shown = longer
     return shown
+
+
+# ---------------------------------------------------------------- where a value came from, and the way between two
+
+
+def origin(family: Family, path: str) -> str:
+    """The ancestor that gave this value: the furthest one from which it came down unchanged."""
+    here = family
+    while here.parent is not None and same(family, here.parent, path):
+        here = here.parent
+    return here.name
+
+
+def same(one: Any, two: Any, path: str) -> bool:
+    """Whether both have the same leaf at `path`; of a component with fields of its own, only the kind is the leaf."""
+    from stemma.spec import get
+
+    try:
+        a, b = get(one, path), get(two, path)
+    except UsageError:  # the other's component has no such field
+        return False
+    return type(a) is type(b) if dataclasses.is_dataclass(a) else bool(a == b)
+
+
+def common_path(a: Family, b: Family) -> tuple[list[str], str | None, list[str]]:
+    """Names from `a` up to below the common ancestor, the ancestor, and from below it down to `b`."""
+    up, down = [f.name for f in a.lineage], [f.name for f in b.lineage]
+    meet = next((name for name in up if name in down), None)
+    left = up[: up.index(meet)] if meet else up
+    right = down[: down.index(meet)] if meet else down
+    return left, meet, right[::-1]
+
+
+def path_text(a: Family, b: Family) -> str:
+    left, meet, right = common_path(a, b)
+    if meet is None:
+        return f"{a.name} and {b.name} have no common ancestor"
+    return "".join(f"{n} -> " for n in left) + meet + "".join(f" <- {n}" for n in right)
+
+
+def compare(a: str, b: str) -> tuple[str, str, list[Change]]:
+    """The names compared and the changes that lead from `a` to `b`: families, or sizes as soon as one is named."""
+    from stemma import families, spec
+
+    known = families.tree()
+    a, b = families.known_as(a), families.known_as(b)
+    if a in known and b in known:
+        return a, b, known[b].diff(known[a])
+    old, new = families.design(a), families.design(b)
+    changes = [c for part in (*PARTS, "dims") for c in spec.diff(getattr(old, part), getattr(new, part), part + ".")]
+    return old.name, new.name, changes

@@ -101,7 +101,8 @@ def legend(known: list[Family]) -> str:
         "new design, new weights</span>"
         '<span class="key"><svg viewBox="0 0 30 16" aria-hidden="true"><path class="edge trained" d="M1 8H29"/></svg> '
         "more training of the parent&#8217;s weights</span>"
-        '<span class="key"><svg viewBox="0 0 30 16" aria-hidden="true"><path class="edge unpublished" d="M1 8H29"/></svg> '
+        '<span class="key"><svg viewBox="0 0 30 16" aria-hidden="true"><path class="edge unpublished" d="M1 8H29"/>'
+        "</svg> "
         "design unpublished</span>"
         f'<span class="key plain">{mark("encoder", False)} hollow: no public weights</span>'
     )

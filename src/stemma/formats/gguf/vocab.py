@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stemma.errors import CheckpointError, did_you_mean
-from stemma.text import Specials, Tokenizer, legacy, spm
+from stemma.text import Specials, Tokenizer, legacy, ranks, spm
 
 if TYPE_CHECKING:
     import tokenizers
@@ -21,12 +21,8 @@ PREFIX = "tokenizer.ggml."
 ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "mask": "mask"}  # ours: the file's word
 USUAL = {"bos": 1, "eos": 2, "unk": 0}  # ids of a SentencePiece model whose file does not say
 
-# Llama 3's pattern (meta-llama/llama3, tokenizer.py); Qwen's takes digits one by one; Tekken's is Mistral NeMo's.
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
-    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-LLAMA3, QWEN = _WORDS.format(digits="{1,3}"), _WORDS.format(digits="")
+# Llama 3's pattern; Qwen's takes digits one by one; Tekken's is Mistral NeMo's.
+LLAMA3, QWEN = ranks.LLAMA3, ranks.LLAMA3.replace("{1,3}", "")
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*"

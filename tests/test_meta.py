@@ -273,6 +273,8 @@ def test_shards_that_do_not_belong_together(tmp_path: Path) -> None:
     fails(folder, "consolidated.01.pth holds 'layers.0.extra', unlike consolidated.00.pth")
     torch.save({k: v for k, v in part.items() if k != "norm.weight"}, folder / "consolidated.01.pth")
     fails(folder, "consolidated.01.pth lacks 'norm.weight'")
+    torch.save(part | {"norm.weight": torch.zeros(48, dtype=torch.int8)}, folder / "consolidated.01.pth")
+    fails(folder, "'norm.weight' is of type torch.int8; only unquantised weights")
     torch.save(part | {"norm.weight": torch.zeros(5)}, folder / "consolidated.01.pth")
     fails(folder, "'norm.weight' should have one shape in all shards")
 
@@ -363,6 +365,18 @@ def test_tokenizer_of_llama(tmp_path: Path) -> None:
     (folder / "tokenizer.model").write_bytes(raw)
     fails(folder, "but the model only")
     assert stemma.formats.load(folder, tokenizer=False).tokenizer is None
+
+
+def test_tokenizer_as_transformers_saves_it(tmp_path: Path) -> None:
+    """Another form of the same model, without its unknown token: the file made of it is SentencePiece's own again."""
+    (tmp_path / "tokenizer.model").write_bytes(trained())
+    hf.LlamaTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "hf")
+    ours = Tokenizer.load(tmp_path / "hf")
+    assert ours.encode(" a") == ours.encode("a") and ours._core.model.unk_token is None
+    made = sentencepiece.SentencePieceProcessor(model_proto=spm.dump(spm.describe(ours._core, ours.specials)))
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=trained())
+    for text in TRICKY:
+        assert made.encode(text) == theirs.encode(text)
 
 
 @pytest.mark.parametrize("kind", ["spm-bpe", "unigram"])

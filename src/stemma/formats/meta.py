@@ -109,6 +109,10 @@ class Shards:
         self.files = [found[k] for k in sorted(found)]
         self.parts = [tensors.plain(file) for file in self.files]
         for file, part in zip(self.files, self.parts, strict=True):
+            if odd := [name for name, t in part.items() if t.dtype not in tensors.TYPES.values()]:
+                raise CheckpointError(
+                    f"{file}: {odd[0]!r} is of type {part[odd[0]].dtype}; only unquantised weights can be read"
+                )
             if odd := sorted(part.keys() ^ self.parts[0].keys()):
                 has = "holds" if odd[0] in part else "lacks"
                 raise CheckpointError(f"{file} {has} {odd[0]!r}, unlike {self.files[0].name}")

@@ -58,7 +58,7 @@ def _check(tokenizer: Tokenizer, keys: dict[str, Any]) -> None:
     except CheckpointError as error:
         raise UsageError(f"this tokenizer cannot be said in GGUF: {error}{WITHOUT}") from None
     assert again is not None
-    for probe in spm.PROBES:
+    for probe in spm.probes(tokenizer._core):
         text = unicodedata.normalize("NFC", probe)
         if again.encode(text) != tokenizer.encode(text):
             raise UsageError(f"no tokenizer of GGUF gives the same ids as this one (tried with {text!r}){WITHOUT}")

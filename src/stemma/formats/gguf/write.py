@@ -129,14 +129,12 @@ def _plan(design: Design, family: Family | None, word: str) -> Plan:
 
 
 def _of(arch: Architecture, design: Design, word: str) -> Plan:
-    from stemma.nn.model import Model
-
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in Model(design.arch, design.dims).named_parameters()}
-    rows = {r.theirs: r for r in arch.table(design) if all(o in shapes for o in r.ours)}
+        blank = {name: p.detach() for name, p in Model(design.arch, design.dims).named_parameters()}
+    rows = {r.theirs: r for r in arch.table(design) if all(o in blank for o in r.ours)}
     made = {name: tensor for part in arch.parts for name, tensor in part.tensors(design).items()}
-    held = {name: [sum(shapes[o][0] for o in r.ours), *shapes[r.ours[0]][1:]] for name, r in rows.items()}
-    held |= {name: list(tensor.shape) for name, tensor in made.items()}
+    held = {name: list(tensor.shape) for name, tensor in made.items()}
+    held |= {name: list(r.write(blank).shape) for name, r in rows.items()}
     entries = {name: Entry(name, tuple(shape), _type(name, shape, word), 0) for name, shape in held.items()}
     plan = Plan(arch, design, _keys(arch, design, word), entries, rows, made)
     try:
@@ -153,12 +151,12 @@ def _of(arch: Architecture, design: Design, word: str) -> Plan:
         raise UsageError(
             f"GGUF's {arch.name!r} architecture cannot say {lost[0].path}={lost[0].old} (it would read {lost[0].new})"
         )
-    if arch.head and (odd := _unnamed(plan, shapes)):
+    if arch.head and (odd := _unnamed(plan, blank)):
         raise UsageError(f"GGUF's {arch.name!r} architecture has no name for the parameter {odd[0]!r}")
     return plan
 
 
-def _unnamed(plan: Plan, state: dict[str, Any]) -> list[str]:
+def _unnamed(plan: Plan, state: dict[str, Tensor]) -> list[str]:
     named = {o for r in plan.rows.values() for o in r.ours}
     return [name for name in state if name not in named]
 

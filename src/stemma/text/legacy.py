@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stemma.errors import CheckpointError
-from stemma.text import files, spm
+from stemma.text import files, ranks, spm
 from stemma.text.specials import ROLES, Specials, sentinel
 
 if TYPE_CHECKING:
@@ -116,6 +116,9 @@ def _sentencepiece(
         raw = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    if ranks.looks(raw):
+        core, known = ranks.convert(ranks.parse(raw, str(path)))
+        return core, _pick(named, {role: name for role in ROLES if (name := getattr(known, role))}, core.get_vocab())
     model = spm.parse(raw, str(path))
     out = spm.convert(model)
     own = spm.roles(model)

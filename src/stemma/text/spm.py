@@ -5,7 +5,9 @@ The model file is a protocol buffer; the few fields that matter are read here, s
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -249,3 +251,115 @@ def train(kind: str, texts: Iterable[str], size: int, names: list[str], specials
         why = f"its characters and bytes alone need {few[1]}" if few else str(error).strip().splitlines()[-1]
         raise UsageError(f"a {kind} tokenizer of {size} pieces cannot be made from this text: {why}") from error
     return parse(raw.getvalue(), "the trained model")
+
+
+# ---------------------------------------------------------------- back to a model
+
+
+PROBES = (
+    "The quick brown fox, isn't it?  Two  spaces", " leading and trailing ", "", "x=1;\n\tprint('a b')\n", "12345 3.14",
+    "Grüße 東京 это 🙂", "▁▁ <s> </s> <0x0A>", "aaaaaaaaaaaaaaaaaaaaaaaa", "don't WON'T they'LL", "a\u0301 ﬁ ½",
+)  # fmt: skip
+
+
+def probes(core: Tokenizer) -> list[str]:
+    """The texts on which a tokenizer and what is made of it must agree. transformers' form of a SentencePiece model
+    (Metaspace) puts no `▁` before a text that begins with a space, and the model itself does: there they may differ."""
+    spaced = '"Metaspace"' in core.to_str()
+    return [text for text in PROBES if not (spaced and text.startswith((" ", SPACE)))]
+
+
+def describe(core: Tokenizer, specials: Specials) -> Model:
+    """The SentencePiece model that gives the same ids as `core`, a tokenizer of kind `spm-bpe` or `unigram`.
+
+    The scores of BPE pieces are made anew, from the order of their merges; only that order decides. Raises UsageError
+    if no such model does the same: its merges are then no function of the pieces, or its rules for spaces are others.
+    """
+    state = json.loads(core.to_str())
+    core_model, added = state["model"], {t["id"]: t for t in state["added_tokens"]}
+    bpe = core_model["type"] == "BPE"
+    scores: dict[str, float] = {}
+    if bpe:
+        names = {i: text for text, i in core_model["vocab"].items()}
+        order = dict.fromkeys("".join(m if isinstance(m, list) else m.split(" ")) for m in core_model["merges"])
+        scores = {text: -float(rank) for rank, text in enumerate(order)}
+    else:
+        names = {i: text for i, (text, _) in enumerate(core_model["vocab"])}
+        scores = dict(map(tuple, core_model["vocab"]))
+    names |= {i: t["content"] for i, t in added.items()}
+    if sorted(names) != list(range(len(names))):
+        raise UsageError("this tokenizer leaves ids out, which a SentencePiece model cannot")
+    fallback = bool(core_model.get("byte_fallback"))
+    unknown = core_model.get("unk_token") if bpe else names.get(core_model.get("unk_id"))
+    unknown = unknown or specials.unk  # a vocabulary with all bytes needs none, and files may leave it out
+    if unknown not in names.values():
+        raise UsageError("this tokenizer has no token for unknown characters, which a SentencePiece model needs")
+
+    def piece(i: int) -> tuple[str, float, int]:
+        text = names[i]
+        if text == unknown:
+            return text, 0.0, UNKNOWN
+        if fallback and re.fullmatch(r"<0x[0-9A-F]{2}>", text):
+            return text, 0.0, BYTE
+        if i in added:
+            return text, 0.0, CONTROL if added[i]["special"] else USER
+        return text, scores.get(text, -float(len(scores) + i)), NORMAL
+
+    at = {text: i for i, text in names.items()}
+    assert unknown is not None
+    around = json.dumps([state["normalizer"], state["pre_tokenizer"]], ensure_ascii=False)
+    maps = re.findall(r'"precompiled_charsmap": "([^"]*)"', around)
+    model = Model(
+        pieces=[piece(i) for i in range(len(names))],
+        bpe=bpe,
+        fallback=fallback,
+        unk=at[unknown],
+        **{role: at.get(getattr(specials, role), -1) for role in ("bos", "eos", "pad")},
+        charsmap=base64.b64decode(maps[0]) if maps else b"",
+        prefix='"prepend"' in around or bool(re.search(r'"prepend_scheme": "(always|first)"', around)),
+        squeeze=" {2,}" in around or '"WhitespaceSplit"' in around,
+    )
+    if bpe and {tuple(m if isinstance(m, list) else m.split(" ")) for m in core_model["merges"]} != set(
+        _merges(model.pieces)
+    ):
+        raise UsageError("the merges of this tokenizer do not follow from its pieces, as a SentencePiece model's do")
+    again = convert(model)
+    for text in probes(core):
+        if again.encode(text, add_special_tokens=False).ids != core.encode(text, add_special_tokens=False).ids:
+            raise UsageError(f"no SentencePiece model gives the same ids as this tokenizer (tried with {text!r})")
+    return model
+
+
+def _pack(number: int, value: int | float | bytes | str) -> bytes:
+    """One field of a message."""
+    if isinstance(value, float):
+        return _length(number << 3 | 5) + struct.pack("<f", value)
+    if isinstance(value, int):
+        return _length(number << 3) + _length(value & ((1 << 64) - 1))
+    raw = value.encode("utf-8") if isinstance(value, str) else value
+    return _length(number << 3 | 2) + _length(len(raw)) + raw
+
+
+def _length(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def dump(model: Model) -> bytes:
+    """The model file: what `parse` reads, and the SentencePiece library."""
+    out = [_pack(1, _pack(1, text) + _pack(2, float(score)) + _pack(3, kind)) for text, score, kind in model.pieces]
+    trainer = [_pack(3, 2 if model.bpe else 1), _pack(4, len(model.pieces)), _pack(35, int(model.fallback))]
+    for k, (role, usual) in enumerate((("unk", "<unk>"), ("bos", "<s>"), ("eos", "</s>"), ("pad", "<pad>"))):
+        at = getattr(model, role)
+        trainer += [_pack(40 + k, at), _pack(45 + k, model.pieces[at][0] if at >= 0 else usual)]
+    rules = [
+        _pack(1, "identity" if not model.charsmap else "nmt_nfkc"),
+        _pack(2, model.charsmap),
+        _pack(3, int(model.prefix)),
+        _pack(4, int(model.squeeze)),
+        _pack(5, 1),
+    ]
+    return b"".join([*out, _pack(2, b"".join(trainer)), _pack(3, b"".join(rules))])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stemma.errors import CheckpointError, DataError, ResourceError, UsageError
-from stemma.text import chat, files, legacy, trainer
+from stemma.text import chat, files, legacy, ranks, trainer
 from stemma.text.specials import ROLES, Specials, sentinel
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ class Tokenizer:
     def _letters(self) -> dict[str, int] | None:
         """For byte-level vocabularies, the byte that each character stands for."""
         decoder = json.dumps(json.loads(self._core.to_str()).get("decoder"))
-        return _byte_letters() if '"ByteLevel"' in decoder else None
+        return {c: byte for byte, c in ranks.letters().items()} if '"ByteLevel"' in decoder else None
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """A printable piece for each id: spaces as `▁`, line ends as `↵`, a lone byte as `<0xE2>`, specials by name."""
@@ -447,13 +447,6 @@ def _kind(state: Mapping[str, Any]) -> str:
             return "gpt-bpe"
         return "bpe" if '"ByteLevel"' in around else "spm-bpe"
     return "other"
-
-
-def _byte_letters() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others for the characters from U+0100 on."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in set(shown)]
-    return {chr(byte): byte for byte in shown} | {chr(256 + k): byte for k, byte in enumerate(rest)}
 
 
 def _printable(text: str) -> str:

@@ -1,35 +1,44 @@
-"""Models in GGUF files, the format of llama.cpp: architectures `llama` (LLaMA, Mistral, SmolLM, ...) and `gpt2`.
+"""Models in GGUF files, the format of llama.cpp, in and out.
 
-The tables here say which key is which field of the design and which tensor is which parameter; `file` reads the
-bytes, `quants` undoes the quantisation, `vocab` makes the tokenizer. A file of architecture `llama` has the rows of q
-and k in the order of Meta's own code, where the neighbours (2i, 2i+1) turn together; here, as in Hugging Face files,
-(i, i + D/2) do. So these rows change places when they are read.
+`tables` says which key is which field of the design and which tensor is which parameter; `file` reads the bytes,
+`quants` undoes the quantisation, `vocab` makes the tokenizer; `write` makes files. A file of architecture `llama` has
+the rows of q and k in the order of Meta's own code (see `formats.rotary`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stemma import families, formats, spec
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.families.declare import Design, Family, Text
 from stemma.formats.gguf import quants, vocab
 from stemma.formats.gguf.file import File
-from stemma.formats.names import Ledger, Row, expand, linear, missing, row
-from stemma.nn import positions
+from stemma.formats.gguf.tables import (
+    ARCHITECTURES,
+    OPTIONAL,
+    UNTIED,
+    Architecture,
+    Reading,
+    Source,
+    decimal,
+    whole,
+)
+from stemma.formats.names import Ledger, missing
+from stemma.formats.rotary import to_halves
 from stemma.nn.model import Model
-from stemma.nn.parts import Heads, LinearScaling, Llama3Scaling, LMHead, Rotary, Sliding
+from stemma.nn.parts import Heads, LMHead
 from stemma.text import Tokenizer
 
-UNTIED, FACTORS, CONTEXT = "output.weight", "rope_freqs.weight", "rope.scaling.original_context_length"
+EMBEDDINGS = "token_embd.weight"
 
 
 def load(
@@ -51,7 +60,7 @@ def load(
     try:
         arch = _architecture(file)
         read = vocab.read(file.metadata) if tokenizer else None
-        design, ledger = _design(arch, file)
+        design, ledger = read_design(arch, file)
         if read is not None:
             read.check(design.dims.vocab)
     except CheckpointError as error:
@@ -70,101 +79,6 @@ def load(
 # ---------------------------------------------------------------- what the metadata says
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """How one architecture is written: the families that it holds, its size keys with the dims that they set, the key
-    of the norm's eps, its tensors, which of them have rows to put back in order, and further keys: allowed only with
-    the values given, or with any (None)."""
-
-    name: str
-    families: tuple[str, ...]
-    sizes: Mapping[str, str]
-    eps: str
-    rows: Callable[[Design], Iterator[Row]]
-    turned: str = r"$^"
-    fixed: Mapping[str, tuple[Any, ...] | None] = field(default_factory=dict)
-
-
-def _llama_rows(design: Design) -> Iterator[Row]:
-    arch = design.arch
-    theirs, ours = "blk.{i}", "decoder.blocks.{i}"
-    yield row("token_embd.weight", "embed.tokens.weight")
-    yield row(f"{theirs}.attn_norm.weight", f"{ours}.attention_norm.weight")
-    for x in "qkv":
-        yield from linear(f"{theirs}.attn_{x}", f"{ours}.attention.{x}", bias=arch.attention.bias)
-    yield from linear(f"{theirs}.attn_output", f"{ours}.attention.o", bias=arch.attention.out_bias)
-    yield row(f"{theirs}.ffn_norm.weight", f"{ours}.mlp_norm.weight")
-    for x in ("gate", "up", "down"):
-        yield from linear(f"{theirs}.ffn_{x}", f"{ours}.mlp.{x}", bias=arch.mlp.bias)
-    yield row("output_norm.weight", "decoder.norm.weight")
-
-
-def _gpt2_rows(design: Design) -> Iterator[Row]:
-    theirs, ours = "blk.{i}", "decoder.blocks.{i}"
-    yield row("token_embd.weight", "embed.tokens.weight")
-    yield row("position_embd.weight", "decoder.position.table.weight")
-    yield from linear(f"{theirs}.attn_norm", f"{ours}.attention_norm")
-    yield from linear(f"{theirs}.attn_qkv", *(f"{ours}.attention.{x}" for x in "qkv"))
-    yield from linear(f"{theirs}.attn_output", f"{ours}.attention.o")
-    yield from linear(f"{theirs}.ffn_norm", f"{ours}.mlp_norm")
-    yield from linear(f"{theirs}.ffn_up", f"{ours}.mlp.up")
-    yield from linear(f"{theirs}.ffn_down", f"{ours}.mlp.down")
-    yield from linear("output_norm", "decoder.norm")
-
-
-SIZES = {
-    "embedding_length": "d_model",
-    "block_count": "layers",
-    "attention.head_count": "heads",
-    "feed_forward_length": "d_ff",
-    "context_length": "context",
-}
-ARCHITECTURES = {
-    a.name: a
-    for a in (
-        Architecture(
-            "llama",
-            families=("llama", "mistral"),
-            sizes=SIZES | {"attention.head_count_kv": "kv_heads", "attention.key_length": "head_dim"},
-            eps="attention.layer_norm_rms_epsilon",
-            rows=_llama_rows,
-            turned=r"\.attn_[qk]\.(weight|bias)$",
-            fixed={
-                "vocab_size": None,  # the embeddings tell
-                "tensor_data_layout": None,  # a note on the order of rows, the same in all files
-                "rope.scaling.finetuned": None,
-                "expert_count": (0,),
-                "expert_used_count": (0,),
-                "attention.causal": (True,),
-                "attention.clamp_kqv": (0.0,),
-                "attention.max_alibi_bias": (0.0,),
-                "use_parallel_residual": (False,),
-                "logit_scale": (0.0, 1.0),
-            },
-        ),
-        Architecture(
-            "gpt2",
-            families=("gpt2",),
-            sizes=SIZES,
-            eps="attention.layer_norm_epsilon",
-            rows=_gpt2_rows,
-            fixed={"vocab_size": None, "attention.causal": (True,), "attention.head_count_kv": None},
-        ),
-    )
-}
-ROPE = (
-    "attention.value_length",
-    "attention.sliding_window",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "rope.scaling.type",
-    "rope.scaling.factor",
-    "rope.scale_linear",
-    CONTEXT,
-)
-OPTIONAL = ("attention.head_count_kv", "attention.key_length")
-
-
 def _architecture(file: File) -> Architecture:
     if (count := file.value("split.count", int, 1)) > 1:
         part = file.value("split.no", int, 0) + 1
@@ -180,38 +94,24 @@ def _architecture(file: File) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def _whole(value: Any, key: str) -> int:
-    """One whole number; a list of them if all are equal (some files have one a layer)."""
-    one = value[0] if isinstance(value, list) and value and all(v == value[0] for v in value) else value
-    if not isinstance(one, int) or isinstance(one, bool):
-        raise CheckpointError(f"{key} should be one whole number for all layers, not {str(value)[:40]!r}")
-    return one
-
-
-def _decimal(value: Any, key: str) -> float:
-    """The shortest decimal number that a file's float32 can mean: 1e-05, not 9.999999747378752e-06."""
-    if not isinstance(value, (int, float)):
-        raise CheckpointError(f"{key} should be a number, not {str(value)[:40]!r}")
-    return float(str(np.float32(value)))
-
-
-def _design(arch: Architecture, file: File) -> tuple[Design, Ledger]:
+def read_design(arch: Architecture, file: Source) -> tuple[Design, Ledger]:
     """The design that the keys and the tensors' names describe, and a ledger with the keys that change nothing."""
     keys = {k.removeprefix(f"{arch.name}."): v for k, v in file.metadata.items() if k.startswith(f"{arch.name}.")}
     ledger = Ledger(config=_unused(arch, keys, file.metadata))
     text = vocab.ids(file.metadata)
     changes = _sizes(arch, keys, file) | {
-        "arch.norm.eps": _decimal(_needed(arch, keys, arch.eps), f"{arch.name}.{arch.eps}"),
-        "arch.heads": Heads(LMHead(tied=_tied(file, ledger))),
+        "arch.norm.eps": decimal(_needed(arch, keys, arch.eps), f"{arch.name}.{arch.eps}"),
+        "arch.heads": Heads(LMHead(tied=_tied(file, ledger))) if arch.head else Heads(),
         "text.bos_id": text.bos,
         "text.eos_id": text.eos,
         "text.pad_id": text.pad,
     }
-    owner = families.family(arch.families[0])
-    base = spec.edit(owner[next(iter(owner.sizes))], {"dims.kv_heads": None, "dims.head_dim": None})
+    at = Reading(arch, keys, file, ledger)
     try:
-        design = spec.edit(base, changes)
-        return (_llama(design, keys, file, ledger) if arch.name == "llama" else design), ledger
+        design = spec.edit(arch.base(), changes)
+        for part in arch.parts:
+            design = spec.edit(design, part.read(design, at))
+        return design, ledger
     except UsageError as error:
         raise CheckpointError(f"the metadata do not describe a model: {error}") from None
 
@@ -222,18 +122,23 @@ def _needed(arch: Architecture, keys: Mapping[str, Any], key: str) -> Any:
     return keys[key]
 
 
-def _sizes(arch: Architecture, keys: Mapping[str, Any], file: File) -> dict[str, Any]:
+def _sizes(arch: Architecture, keys: Mapping[str, Any], file: Source) -> dict[str, Any]:
     """The dims; the embeddings tell how many tokens there are."""
     wanted = {k: dim for k, dim in arch.sizes.items() if k in keys or k not in OPTIONAL}
-    dims = {f"dims.{dim}": _whole(_needed(arch, keys, k), f"{arch.name}.{k}") for k, dim in wanted.items()}
-    if "token_embd.weight" not in file:
-        raise missing("token_embd.weight", file, str(file.path))
-    shape = file.entries["token_embd.weight"].shape
+    dims = {f"dims.{dim}": whole(_needed(arch, keys, k), f"{arch.name}.{k}") for k, dim in wanted.items()}
+    where = str(getattr(file, "path", "the file"))
+    if EMBEDDINGS not in file:
+        raise missing(EMBEDDINGS, file.entries, where)
+    shape = file.entries[EMBEDDINGS].shape
     if len(shape) != 2:
-        raise CheckpointError(f"tensor 'token_embd.weight' should have 2 axes, not {len(shape)}")
-    last = f"blk.{dims['dims.layers'] - 1}.attn_norm.weight"
-    if last not in file:  # before so many layers are made
-        raise missing(last, file, str(file.path))
+        raise CheckpointError(f"tensor {EMBEDDINGS!r} should have 2 axes, not {len(shape)}")
+    counts = dict.fromkeys(("encoder", "decoder"), dims["dims.layers"])
+    counts["decoder"] = dims.get("dims.decoder_layers", counts["decoder"])
+    repeated = [r for r in arch.rows(arch.base()) if "{i}" in r.theirs]
+    one = {r.ours[0].split(".")[0]: r for r in reversed(repeated)}
+    for stack, r in one.items():  # before so many layers are made
+        if (last := r.at(counts[stack] - 1).theirs) not in file:
+            raise missing(last, file.entries, where)
     return dims | {"dims.vocab": shape[0]}
 
 
@@ -247,7 +152,7 @@ def _text(design: Design, tokenizer: Tokenizer | None) -> Text:
 
 def _unused(arch: Architecture, keys: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, str]:
     """Keys that change nothing, with reasons. Raises CheckpointError for an unknown key or an unsupported value."""
-    read = {*arch.sizes, arch.eps, *(ROPE if arch.name == "llama" else ())}
+    read = {*arch.sizes, arch.eps, *(k for part in arch.parts for k in part.keys)}
     out = {k: "about the file" for k in metadata if k.startswith(("general.", "split."))}
     for key, value in keys.items():
         if key in read:
@@ -264,73 +169,15 @@ def _unused(arch: Architecture, keys: Mapping[str, Any], metadata: Mapping[str, 
     return out
 
 
-def _tied(file: File, ledger: Ledger) -> bool:
+def _tied(file: Source, ledger: Ledger) -> bool:
     """Whether the embeddings are the output matrix too: it is absent, or there again byte for byte."""
     if UNTIED not in file:
         return True
-    a, b = file.entries["token_embd.weight"], file.entries[UNTIED]
+    a, b = file.entries[EMBEDDINGS], file.entries[UNTIED]
     if (a.shape, a.type) == (b.shape, b.type) and np.array_equal(file.raw(a.name), file.raw(b.name)):
         ledger.tied[UNTIED] = a.name
         return True
     return False
-
-
-# ---------------------------------------------------------------- what only llama has
-
-
-def _llama(design: Design, keys: Mapping[str, Any], file: File, ledger: Ledger) -> Design:
-    """Biases, window and rotary positions of an architecture `llama`."""
-    changes: dict[str, Any] = {
-        "arch.attention.bias": "blk.0.attn_q.bias" in file,
-        "arch.attention.out_bias": "blk.0.attn_output.bias" in file,
-        "arch.mlp.bias": "blk.0.ffn_up.bias" in file,
-    }
-    width = design.dims.width
-    for key in ("rope.dimension_count", "attention.value_length"):
-        if keys.get(key, width) != width:
-            raise CheckpointError(
-                f"llama.{key} is {keys[key]}, but a head is {width} wide; only equal ones are supported"
-            )
-    if window := _whole(keys.get("attention.sliding_window", 0), "llama.attention.sliding_window"):
-        changes["arch.mask"] = Sliding(window)
-    base = _decimal(keys.get("rope.freq_base", 10_000.0), "llama.rope.freq_base")
-    scaling: LinearScaling | Llama3Scaling | None = _scaling(keys)
-    if FACTORS in file:
-        if scaling is not None:
-            raise CheckpointError(f"the file has both {FACTORS} and a rotary scaling among its keys")
-        context = _whole(keys.get(CONTEXT, 8192), f"llama.{CONTEXT}")
-        scaling = _llama3(file.get(FACTORS).float(), base, width, context)
-        ledger.ignored[FACTORS] = f"computed from the design: rotary scaling {scaling}"
-    changes["arch.position"] = Rotary(base, scaling)
-    return spec.edit(design, changes)
-
-
-def _scaling(keys: Mapping[str, Any]) -> LinearScaling | None:
-    factor = _decimal(keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 0.0)), "llama.rope.scaling.factor")
-    kind = keys.get("rope.scaling.type", "linear" if factor else "none")
-    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
-        return None
-    if kind != "linear":
-        raise CheckpointError(f"llama.rope.scaling.type={kind!r} is not supported; known: none, linear, and Llama 3's")
-    return LinearScaling(factor)
-
-
-def _llama3(factors: Tensor, base: float, width: int, context: int) -> Llama3Scaling | None:
-    """The rotary scaling of Llama 3.1 and later, of which a file holds only what each frequency is divided by: the
-    published one with the largest of the factors must give all of them."""
-    if torch.equal(factors, torch.ones_like(factors)):
-        return None
-    scaling = Llama3Scaling(factor=_decimal(factors.max().item(), FACTORS), context=context)
-    free, scaled = (positions.Rotary(width, Rotary(base, s)).frequencies(torch.device("cpu")) for s in (None, scaling))
-    if factors.shape != free.shape or not torch.allclose(free / scaled, factors, rtol=1e-3):
-        raise CheckpointError(f"{FACTORS} scales the rotary frequencies in a way that is not known (Llama 3's is)")
-    return scaling
-
-
-def _in_halves(tensor: Tensor, width: int) -> Tensor:
-    """Rows (or biases) of heads `width` wide, from neighbours (0, 1), (2, 3), ... to halves 0, 2, ..., 1, 3, ..."""
-    heads = tensor.reshape(-1, width // 2, 2, *tensor.shape[1:])
-    return heads.transpose(1, 2).reshape(tensor.shape)
 
 
 # ---------------------------------------------------------------- the family and the weights
@@ -345,12 +192,17 @@ def _nearest(arch: Architecture, design: Design) -> tuple[Family, str]:
             a, b = (spec.edit(x.arch, {"heads": known.arch.heads}) for x in (design, known))
             if known.dims == design.dims and a == b:
                 return owner, size
-    owner = next((o for o in owners if type(o.arch.mask) is type(design.arch.mask)), owners[0])
+
+    def distance(owner: Family) -> tuple[bool, int]:
+        known = replace(owner.arch, dropout=design.arch.dropout, init=design.arch.init)
+        return type(known.mask) is not type(design.arch.mask), len(spec.diff(known, design.arch))
+
+    owner = min(owners, key=distance)
     return owner, owner.name
 
 
 def _own_dtype(file: File) -> torch.dtype:
-    kind = quants.PLAIN.get(file.entries["token_embd.weight"].type)
+    kind = quants.PLAIN.get(file.entries[EMBEDDINGS].type)
     return kind if kind in (torch.float16, torch.bfloat16) else torch.float32
 
 
@@ -365,9 +217,7 @@ def _fill(
 ) -> None:
     """Give every parameter its tensor. All names, types and shapes are right before anything is read."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    rows = expand(arch.rows(design), {"decoder": design.dims.layers})
-    if "lm.weight" in shapes:
-        rows.append(row(UNTIED, "lm.weight"))
+    rows = arch.table(design)
     for r in rows:
         if r.theirs not in file:
             raise missing(r.theirs, file, str(file.path))
@@ -377,7 +227,7 @@ def _fill(
     for r in rows:
         tensor = file.blank(r.theirs) if device.type == "meta" else file.get(r.theirs)
         if re.search(arch.turned, r.theirs):
-            tensor = _in_halves(tensor, design.dims.width)
+            tensor = to_halves(tensor, design.dims.width)
         for ours, part in r.read(tensor, shapes):
             owner, _, leaf = ours.rpartition(".")
             # a copy of its own: a part must not keep the whole packed tensor alive

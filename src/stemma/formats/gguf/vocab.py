@@ -1,32 +1,40 @@
 """The tokenizer in a GGUF file's `tokenizer.ggml.*` keys.
 
-Two models: `gpt2` is byte-level BPE with merges, cut into words by the rule that `pre` names; `llama` is SentencePiece
-BPE, whose merges follow from the scores. What a file leaves out is as llama.cpp has it: `llama` begins a text with bos,
-and `gpt2` does so for the kinds in `BEGIN`.
+Four models: `gpt2` is byte-level BPE with merges, cut into words by the rule that `pre` names; `llama` is SentencePiece
+BPE, whose merges follow from the scores; `t5` is a SentencePiece unigram model; `bert` is WordPiece, with `▁` before
+what begins a word instead of `##` before what goes on. What a file leaves out is as llama.cpp has it: `llama` begins a
+text with bos, `gpt2` does so for the kinds in `BEGIN`, `t5` ends one with eos. `vocab_write` makes these keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stemma.errors import CheckpointError, did_you_mean
-from stemma.text import Specials, Tokenizer, legacy, spm
+from stemma.text import Specials, Tokenizer, legacy, ranks, spm
+from stemma.text.specials import sentinel
 
 if TYPE_CHECKING:
     import tokenizers
 
 PREFIX = "tokenizer.ggml."
-ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "mask": "mask"}  # ours: the file's word
-USUAL = {"bos": 1, "eos": 2, "unk": 0}  # ids of a SentencePiece model whose file does not say
+# our role: the file's word (the spelling of "seperator" is the format's)
+ROLES = {
+    "bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "mask": "mask", "cls": "cls", "sep": "seperator",
+}  # fmt: skip
+# ids where a file does not say
+USUAL: dict[str, dict[str, int]] = {
+    "llama": {"bos": 1, "eos": 2, "unk": 0},
+    "t5": {"eos": 1, "unk": 2, "pad": 0},
+    "bert": {"cls": 101, "sep": 102, "unk": 100, "pad": 0, "mask": 103},
+    "gpt2": {},
+}
+PADDING = "[PAD{}]"  # an unused id at the end, up to the number of embeddings
 
-# Llama 3's pattern (meta-llama/llama3, tokenizer.py); Qwen's takes digits one by one; Tekken's is Mistral NeMo's.
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
-    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-LLAMA3, QWEN = _WORDS.format(digits="{1,3}"), _WORDS.format(digits="")
+# Llama 3's pattern; Qwen's takes digits one by one; Tekken's is Mistral NeMo's.
+LLAMA3, QWEN = ranks.LLAMA3, ranks.LLAMA3.replace("{1,3}", "")
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*"
@@ -83,13 +91,13 @@ def ids(metadata: Mapping[str, Any]) -> Ids:
     """The ids in the file. An end of turn (`eot`) or message (`eom`) ends a text as `eos` does."""
     keys = _Keys(metadata)
     size = len(keys.array("tokens", str) or ()) or 1 << 31
-    usual = USUAL if keys.get("model") == "llama" else {}
+    usual = USUAL.get(str(keys.get("model")), {})
     ends = [keys.id("eos", size, usual.get("eos")), keys.id("eot", size), keys.id("eom", size)]
     eos = tuple(dict.fromkeys(i for i in ends if i is not None))
     return Ids(
-        bos=keys.id("bos", size, usual.get("bos")),
+        bos=None if keys.get("model") == "bert" else keys.id("bos", size, usual.get("bos")),
         eos=None if not eos else eos[0] if len(eos) == 1 else eos,
-        pad=keys.id("padding", size),
+        pad=keys.id("padding", size, usual.get("pad")),
     )
 
 
@@ -99,37 +107,78 @@ def read(metadata: Mapping[str, Any]) -> Tokenizer | None:
     model = keys.get("model")
     if model in (None, "none", "no_vocab"):
         return None
-    if model not in ("gpt2", "llama"):
+    if model not in USUAL:
         raise CheckpointError(
-            f"the file's tokenizer is of kind {model!r}; known: gpt2 (byte-level BPE), llama (SentencePiece)"
+            f"the file's tokenizer is of kind {model!r}; known: gpt2 (byte-level BPE), llama (SentencePiece BPE), t5 "
+            "(SentencePiece unigram), bert (WordPiece)"
         )
     tokens = keys.array("tokens", str)
     if not tokens:
         raise CheckpointError(f"the file names a tokenizer of kind {model!r} but has no {PREFIX}tokens")
     kinds = keys.array("token_type", int, len(tokens)) or [spm.NORMAL] * len(tokens)
-    usual = USUAL if model == "llama" else {}
+    usual = {role: i for role, i in USUAL[model].items() if i < len(tokens)}
     at = {role: keys.id(word, len(tokens), usual.get(role)) for role, word in ROLES.items()}
-    specials = Specials(**{role: tokens[i] for role, i in at.items() if i is not None})
-    if model == "llama":
-        core, kind = _sentencepiece(keys, tokens, kinds, at["unk"] or 0), "spm-bpe"
-    else:
-        core, kind = _byte_level(keys, tokens, kinds), "bpe"
+    if model == "bert":  # what begins a text is [CLS], by either name
+        begins = keys.id("bos", len(tokens))
+        at["cls"], at["bos"] = at["cls"] if begins is None else begins, None
+    while kinds[-1] == spm.UNUSED and tokens[-1] == PADDING.format(len(tokens) - 1):
+        tokens, kinds = tokens[:-1], kinds[:-1]
+    specials = Specials(**{role: tokens[i] for role, i in at.items() if i is not None and i < len(tokens)})
     begin = model == "llama" or keys.get("pre") in BEGIN
-    # what stands around a text is the same for both kinds: bos and eos where the flags say so
-    bos, eos = bool(keys.get("add_bos_token", begin)), bool(keys.get("add_eos_token", False))
-    legacy.finish(core, "spm-bpe", specials, bos=bos, eos=eos)
+    bos, eos = bool(keys.get("add_bos_token", begin)), bool(keys.get("add_eos_token", model == "t5"))
+    lower = False
+    match model:
+        case "bert":
+            core, kind = _wordpiece(tokens, kinds, specials), "wordpiece"
+            lower = bool(keys.get("normalizer.lowercase", True))
+            accents = keys.get("normalizer.strip_accents")
+            legacy.wordpiece(core, lower=lower, accents=None if accents is None else bool(accents))
+            legacy.finish(core, "wordpiece", specials)
+        case "t5":
+            core, kind = _sentencepiece(keys, tokens, kinds, at["unk"] or 0, bpe=False), "unigram"
+            legacy.finish(core, "unigram" if eos and not bos else "spm-bpe", specials, 0, bos=bos, eos=eos)
+            count = 0
+            while core.token_to_id(sentinel(count)) is not None:
+                count += 1
+            specials = replace(specials, extra=count)
+        case "llama":
+            core, kind = _sentencepiece(keys, tokens, kinds, at["unk"] or 0, bpe=True), "spm-bpe"
+            legacy.finish(core, "spm-bpe", specials, bos=bos, eos=eos)
+        case _:
+            core, kind = _byte_level(keys, tokens, kinds), "bpe"
+            legacy.finish(core, "spm-bpe", specials, bos=bos, eos=eos)
     template = metadata.get("tokenizer.chat_template")
-    return Tokenizer(core, kind, specials, chat_template=template if isinstance(template, str) else None)
+    chat = template if isinstance(template, str) else None
+    return Tokenizer(core, kind, specials, chat_template=chat, lowercase=lower)
 
 
-def _sentencepiece(keys: _Keys, tokens: list[str], kinds: list[int], unk: int) -> tokenizers.Tokenizer:
-    scores = keys.array("scores", float, len(tokens))
+def _wordpiece(tokens: list[str], kinds: list[int], specials: Specials) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer, models
+
+    if specials.unk is None:
+        raise CheckpointError(f"the file has a WordPiece tokenizer but no {PREFIX}unknown_token_id")
+
+    def piece(token: str, kind: int) -> str:
+        if kind != spm.NORMAL or (token.startswith("[") and token.endswith("]")):
+            return token
+        return token[1:] if token.startswith(spm.SPACE) else "##" + token
+
+    vocab = {piece(t, k): i for i, (t, k) in enumerate(zip(tokens, kinds, strict=True))}
+    return Tokenizer(models.WordPiece(vocab, unk_token=specials.unk, max_input_chars_per_word=100))
+
+
+def _sentencepiece(keys: _Keys, tokens: list[str], kinds: list[int], unk: int, *, bpe: bool) -> tokenizers.Tokenizer:
+    scores = keys.array("scores", float)
     if scores is None:
         raise CheckpointError(f"the file has a SentencePiece tokenizer but no {PREFIX}scores")
+    if len(scores) < len(tokens):
+        raise CheckpointError(f"{PREFIX}scores should have {len(tokens)} values, one a token, not {len(scores)}")
+    charsmap = keys.array("precompiled_charsmap", int) or []
     model = spm.Model(
-        pieces=list(zip(tokens, scores, kinds, strict=True)),
-        bpe=True,
+        pieces=list(zip(tokens, scores, kinds, strict=False)),
+        bpe=bpe,
         unk=unk,
+        charsmap=bytes(byte & 255 for byte in charsmap),
         prefix=bool(keys.get("add_space_prefix", True)),
         squeeze=bool(keys.get("remove_extra_whitespaces", False)),
     )

@@ -1,0 +1,232 @@
+"""Writing GGUF files with the `gguf` package: what `tables` says of a design, in F32, F16, BF16 or Q8_0.
+
+Norms, biases and small tables are F32 whatever the type, as llama.cpp wants them; a matrix whose rows are no multiple
+of 32 stays F16 in a Q8_0 file. Before any weight is written, the keys and shapes are read as a file's would be: what
+does not come back as the same network is refused.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stemma import formats, spec
+from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError
+from stemma.families.declare import Design, Family
+from stemma.formats import gguf as reader
+from stemma.formats import tensors
+from stemma.formats.gguf import quants, vocab_write
+from stemma.formats.gguf.file import Entry
+from stemma.formats.gguf.tables import ARCHITECTURES, COUNTS, EXACT, Architecture
+from stemma.formats.gguf.vocab import PREFIX
+from stemma.formats.names import Row
+from stemma.formats.rotary import to_pairs
+from stemma.nn.model import Model
+from stemma.nn.parts import Dropout, Heads, Normal
+
+NUMBERS = {name: number for number, name in quants.NAMES.items()}
+# a type's name: its number among ggml's types, and llama.cpp's number for a file of mostly this type
+TYPES = {"float32": ("F32", 0), "float16": ("F16", 1), "q8_0": ("Q8_0", 7), "bfloat16": ("BF16", 32)}
+BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A file before its weights: every key, and every tensor with where it comes from."""
+
+    arch: Architecture
+    design: Design
+    metadata: dict[str, Any]
+    entries: dict[str, Entry]
+    rows: dict[str, Row]
+    made: dict[str, Tensor]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def get(self, name: str) -> Tensor:
+        return self.made[name]
+
+    def raw(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Bytes that differ from those of any other tensor: whether two are equal is not asked here."""
+        return np.frombuffer(name.encode(), np.uint8)
+
+
+def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
+    """Write a model and its tokenizer as one GGUF file; whole, or not there.
+
+    `dtype` is float32, float16, bfloat16 or q8_0, by default the model's own. A BERT is written without its heads,
+    which the format has no names for; a warning says so. Raises UsageError for a family or a value that the format has
+    no name for, ResourceError without the `gguf` package or room on the disk.
+    """
+    path, library = Path(path), _library()
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; a GGUF checkpoint is one file, such as model.gguf")
+    formats.check_weights(model)
+    word = str(model.dtype).removeprefix("torch.") if dtype is None else dtype
+    if word not in TYPES:
+        raise UsageError(f"dtype {word!r} is no type of a GGUF file here; use {', '.join(TYPES)}")
+    design: Design = replace(model.design, arch=model.arch, dims=model.dims, text=model.text)
+    plan = _plan(design, model.family, word)
+    keys = {**plan.metadata, **_words(model, plan)}
+    state = {name: p.detach() for name, p in model.named_parameters()}
+    if left := sorted({name.split(".")[0] for name in _unnamed(plan, state)}):
+        heads = " and ".join(left)
+        warnings.warn(f"{path} is written without {heads}: GGUF has no names for these parts", stacklevel=2)
+    with tensors.whole_file(path) as scratch:
+        out = library.GGUFWriter(scratch, plan.arch.name)
+        for key, value in keys.items():
+            _put(library, out, key, value)
+        for entry in plan.entries.values():
+            out.add_tensor_info(
+                entry.name, entry.shape, np.dtype(np.float32), _size(entry), library.GGMLQuantizationType(entry.type)
+            )
+        out.write_header_to_file()
+        out.write_kv_data_to_file()
+        out.write_ti_data_to_file()
+        try:
+            for entry in plan.entries.values():
+                out.write_tensor_data(_data(library, plan, entry, state))
+        finally:
+            out.close()
+    return path
+
+
+def _library() -> ModuleType:
+    try:
+        import gguf
+    except ImportError:
+        raise ResourceError("GGUF files are written with the gguf package: pip install 'stemma-lm[gguf]'") from None
+    return gguf
+
+
+# ---------------------------------------------------------------- what a file is to hold
+
+
+def _plan(design: Design, family: Family | None, word: str) -> Plan:
+    """The file of a design: of the nearest ancestor that has an architecture and loses nothing in it."""
+    why = ""
+    for relative in family.lineage if family is not None else []:
+        for arch in ARCHITECTURES.values():
+            if relative.name in arch.families:
+                try:
+                    return _of(arch, design, word)
+                except StemmaError as error:
+                    why = why or str(error)
+    if why:
+        raise UsageError(why)
+    known = ", ".join(f for a in ARCHITECTURES.values() for f in a.families)
+    name = family.name if family is not None else design.name
+    raise UsageError(f"GGUF has no architecture for {name!r}; it has one for {known}, and for what descends from them")
+
+
+def _of(arch: Architecture, design: Design, word: str) -> Plan:
+    with torch.device("meta"):
+        blank = {name: p.detach() for name, p in Model(design.arch, design.dims).named_parameters()}
+    rows = {r.theirs: r for r in arch.table(design) if all(o in blank for o in r.ours)}
+    made = {name: tensor for part in arch.parts for name, tensor in part.tensors(design).items()}
+    held = {name: list(tensor.shape) for name, tensor in made.items()}
+    held |= {name: list(r.write(blank).shape) for name, r in rows.items()}
+    entries = {name: Entry(name, tuple(shape), _type(name, shape, word), 0) for name, shape in held.items()}
+    plan = Plan(arch, design, _keys(arch, design, word), entries, rows, made)
+    try:
+        again, _ = reader.read_design(arch, plan)
+    except CheckpointError as error:
+        raise UsageError(f"GGUF's {arch.name!r} architecture cannot say this design: {error}") from None
+    heads = design.arch.heads if arch.head else Heads()
+    a, b = (
+        replace(d, arch=replace(d.arch, init=Normal(), dropout=Dropout(), heads=h))
+        for d, h in ((design, heads), (again, again.arch.heads))
+    )
+    lost = [c for c in spec.diff(a, b) if c.path.split(".")[0] in ("arch", "dims")]
+    if lost:
+        raise UsageError(
+            f"GGUF's {arch.name!r} architecture cannot say {lost[0].path}={lost[0].old} (it would read {lost[0].new})"
+        )
+    if arch.head and (odd := _unnamed(plan, blank)):
+        raise UsageError(f"GGUF's {arch.name!r} architecture has no name for the parameter {odd[0]!r}")
+    return plan
+
+
+def _unnamed(plan: Plan, state: dict[str, Tensor]) -> list[str]:
+    named = {o for r in plan.rows.values() for o in r.ours}
+    return [name for name in state if name not in named]
+
+
+def _type(name: str, shape: list[int], word: str) -> int:
+    kind = TYPES[word][0]
+    if len(shape) < 2 or EXACT.search(name) or name.endswith("norm.weight"):
+        kind = "F32"
+    elif kind == "Q8_0" and shape[-1] % BLOCK:
+        kind = "F16"
+    return NUMBERS[kind]
+
+
+def _keys(arch: Architecture, design: Design, word: str) -> dict[str, Any]:
+    sizes = {key: getattr(design.dims, COUNTS.get(dim, dim)) for key, dim in arch.sizes.items()}
+    own: dict[str, Any] = {"vocab_size": design.dims.vocab, **sizes, arch.eps: float(design.arch.norm.eps), **arch.said}
+    for part in arch.parts:
+        own |= part.write(design)
+    out: dict[str, Any] = {"general.name": design.name, "general.file_type": TYPES[word][1]}
+    if word == "q8_0":
+        out["general.quantization_version"] = 2
+    return out | {f"{arch.name}.{key}": value for key, value in own.items()}
+
+
+def _words(model: Model, plan: Plan) -> dict[str, Any]:
+    """The tokenizer's keys, the model's own ids for the ends of a text where the tokenizer names none."""
+    text = plan.design.text
+    ends = dict(zip(("eos", "eot", "eom"), text.eos_ids, strict=False))
+    ids = {"bos": text.bos_id, "padding": text.pad_id, **ends}
+    out: dict[str, Any] = {f"{PREFIX}{word}_token_id": i for word, i in ids.items() if i is not None}
+    if model.tokenizer is None:
+        out[f"{PREFIX}model"] = "no_vocab"
+    else:
+        out |= vocab_write.write(model.tokenizer, plan.design.dims.vocab)
+    if not plan.arch.head:
+        out[f"{PREFIX}token_type_count"] = plan.design.dims.segments
+    return out
+
+
+# ---------------------------------------------------------------- bytes
+
+
+def _put(library: ModuleType, out: Any, key: str, value: Any) -> None:
+    """A key with the type that llama.cpp expects: numbers of 32 bits, an array of bytes for a character map."""
+    match value:
+        case bool():
+            out.add_bool(key, value)
+        case int():
+            out.add_uint32(key, value)
+        case float():
+            out.add_float32(key, value)
+        case str():
+            out.add_string(key, value)
+        case _:
+            out.add_array(key, value)
+
+
+def _size(entry: Entry) -> int:
+    weights, width = quants.SIZES[entry.type]
+    return entry.elements // weights * width
+
+
+def _data(library: ModuleType, plan: Plan, entry: Entry, state: dict[str, Tensor]) -> np.ndarray[Any, np.dtype[Any]]:
+    r = plan.rows.get(entry.name)
+    tensor = plan.made[entry.name] if r is None else r.write(state).cpu()
+    if re.search(plan.arch.turned, entry.name):
+        tensor = to_pairs(tensor, plan.design.dims.width)
+    plain = quants.PLAIN.get(entry.type)
+    if plain is not None:  # as bytes, which numpy has for bfloat16 too
+        return tensor.to(plain).contiguous().view(torch.uint8).numpy()
+    kind = library.GGMLQuantizationType(entry.type)
+    quantised: np.ndarray[Any, np.dtype[Any]] = library.quants.quantize(tensor.float().contiguous().numpy(), kind)
+    return quantised

@@ -24,12 +24,14 @@ PREFIX = "tokenizer.ggml."
 ROLES = {
     "bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "mask": "mask", "cls": "cls", "sep": "seperator",
 }  # fmt: skip
+# the format's word for a kind of tokenizer: ours
+KINDS = {"llama": "spm-bpe", "t5": "unigram", "bert": "wordpiece", "gpt2": "bpe"}
 # ids where a file does not say
 USUAL: dict[str, dict[str, int]] = {
-    "llama": {"bos": 1, "eos": 2, "unk": 0},
-    "t5": {"eos": 1, "unk": 2, "pad": 0},
-    "bert": {"cls": 101, "sep": 102, "unk": 100, "pad": 0, "mask": 103},
-    "gpt2": {},
+    "spm-bpe": {"bos": 1, "eos": 2, "unk": 0},
+    "unigram": {"eos": 1, "unk": 2, "pad": 0},
+    "wordpiece": {"cls": 101, "sep": 102, "unk": 100, "pad": 0, "mask": 103},
+    "bpe": {},
 }
 PADDING = "[PAD{}]"  # an unused id at the end, up to the number of embeddings
 
@@ -91,11 +93,12 @@ def ids(metadata: Mapping[str, Any]) -> Ids:
     """The ids in the file. An end of turn (`eot`) or message (`eom`) ends a text as `eos` does."""
     keys = _Keys(metadata)
     size = len(keys.array("tokens", str) or ()) or 1 << 31
-    usual = USUAL.get(str(keys.get("model")), {})
+    kind = KINDS.get(str(keys.get("model")), "")
+    usual = USUAL.get(kind, {})
     ends = [keys.id("eos", size, usual.get("eos")), keys.id("eot", size), keys.id("eom", size)]
     eos = tuple(dict.fromkeys(i for i in ends if i is not None))
     return Ids(
-        bos=None if keys.get("model") == "bert" else keys.id("bos", size, usual.get("bos")),
+        bos=None if kind == "wordpiece" else keys.id("bos", size, usual.get("bos")),
         eos=None if not eos else eos[0] if len(eos) == 1 else eos,
         pad=keys.id("padding", size, usual.get("pad")),
     )
@@ -107,7 +110,7 @@ def read(metadata: Mapping[str, Any]) -> Tokenizer | None:
     model = keys.get("model")
     if model in (None, "none", "no_vocab"):
         return None
-    if model not in USUAL:
+    if model not in KINDS:
         raise CheckpointError(
             f"the file's tokenizer is of kind {model!r}; known: gpt2 (byte-level BPE), llama (SentencePiece BPE), t5 "
             "(SentencePiece unigram), bert (WordPiece)"
@@ -116,36 +119,37 @@ def read(metadata: Mapping[str, Any]) -> Tokenizer | None:
     if not tokens:
         raise CheckpointError(f"the file names a tokenizer of kind {model!r} but has no {PREFIX}tokens")
     kinds = keys.array("token_type", int, len(tokens)) or [spm.NORMAL] * len(tokens)
-    usual = {role: i for role, i in USUAL[model].items() if i < len(tokens)}
+    kind = KINDS[model]
+    usual = {role: i for role, i in USUAL[kind].items() if i < len(tokens)}
     at = {role: keys.id(word, len(tokens), usual.get(role)) for role, word in ROLES.items()}
-    if model == "bert":  # what begins a text is [CLS], by either name
+    if kind == "wordpiece":  # what begins a text is [CLS], by either name
         begins = keys.id("bos", len(tokens))
         at["cls"], at["bos"] = at["cls"] if begins is None else begins, None
     while kinds[-1] == spm.UNUSED and tokens[-1] == PADDING.format(len(tokens) - 1):
         tokens, kinds = tokens[:-1], kinds[:-1]
     specials = Specials(**{role: tokens[i] for role, i in at.items() if i is not None and i < len(tokens)})
-    begin = model == "llama" or keys.get("pre") in BEGIN
-    bos, eos = bool(keys.get("add_bos_token", begin)), bool(keys.get("add_eos_token", model == "t5"))
+    begin = kind == "spm-bpe" or keys.get("pre") in BEGIN
+    bos, eos = bool(keys.get("add_bos_token", begin)), bool(keys.get("add_eos_token", kind == "unigram"))
     lower = False
-    match model:
-        case "bert":
-            core, kind = _wordpiece(tokens, kinds, specials), "wordpiece"
+    match kind:
+        case "wordpiece":
+            core = _wordpiece(tokens, kinds, specials)
             lower = bool(keys.get("normalizer.lowercase", True))
             accents = keys.get("normalizer.strip_accents")
             legacy.wordpiece(core, lower=lower, accents=None if accents is None else bool(accents))
             legacy.finish(core, "wordpiece", specials)
-        case "t5":
-            core, kind = _sentencepiece(keys, tokens, kinds, at["unk"] or 0, bpe=False), "unigram"
+        case "unigram":
+            core = _sentencepiece(keys, tokens, kinds, at["unk"] or 0, bpe=False)
             legacy.finish(core, "unigram" if eos and not bos else "spm-bpe", specials, 0, bos=bos, eos=eos)
             count = 0
             while core.token_to_id(sentinel(count)) is not None:
                 count += 1
             specials = replace(specials, extra=count)
-        case "llama":
-            core, kind = _sentencepiece(keys, tokens, kinds, at["unk"] or 0, bpe=True), "spm-bpe"
+        case "spm-bpe":
+            core = _sentencepiece(keys, tokens, kinds, at["unk"] or 0, bpe=True)
             legacy.finish(core, "spm-bpe", specials, bos=bos, eos=eos)
         case _:
-            core, kind = _byte_level(keys, tokens, kinds), "bpe"
+            core = _byte_level(keys, tokens, kinds)
             legacy.finish(core, "spm-bpe", specials, bos=bos, eos=eos)
     template = metadata.get("tokenizer.chat_template")
     chat = template if isinstance(template, str) else None

@@ -354,8 +354,11 @@ def task_of(family: Family | None, task: str | Task, labels: int | None, problem
 
 def heads_for(task: Task, design: Design) -> Heads:
     """The heads that a task needs on the body of a design: its own, and the pooler if it reads that."""
-    reads = isinstance(task, Classify | Choose) and task.summary is None
-    return Heads(pooler=(design.arch.heads.pooler or Summary()) if reads else None, task=task)
+    if not isinstance(task, Classify | Choose) or task.summary is not None:
+        return Heads(task=task)
+    family = _owner(design.name)
+    declared = [h.pooler for h in (family.tasks if family is not None else {}).values() if h.pooler is not None]
+    return Heads(pooler=design.arch.heads.pooler or next(iter(declared), Summary()), task=task)
 
 
 def _tie(design: Design, layout: Layout | None, source: tensors.Tensors, files: Mapping[str, str]) -> Design:

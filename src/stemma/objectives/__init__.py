@@ -38,4 +38,6 @@ def objective(
             return Masked(spec, tokenizer, context, seed, mixed)
         case declare.Spans():
             return SpanCorruption(spec, tokenizer, text, context, seed, mixed)
+        case declare.RTD():
+            raise UsageError(f"training on {spec} is not implemented yet: it needs a generator beside the model")
     raise UsageError(f"training on {spec} is not built: it needs sentence pairs in two languages")

@@ -1,5 +1,7 @@
 """DeBERTa and its two later versions: distances apart from contents."""
 
+from collections.abc import Mapping
+
 from stemma.families.bert import roberta
 from stemma.families.declare import MLM, RTD, About, Size
 from stemma.nn.parts import (
@@ -87,8 +89,7 @@ deberta_v2 = deberta.evolve(
         2021,
         "DeBERTa: Decoding-enhanced BERT with Disentangled Attention, version 2",
         "arXiv:2006.03654, section 5.2 and appendix; github.com/microsoft/DeBERTa",
-        note="the paper calls the convolution n-gram induced input encoding; rate, batch and steps of the large runs are "
-        "unpublished",
+        note="the paper calls the convolution n-gram induced input encoding; rate, batch and steps are unpublished",
     ),
     tasks={**deberta.tasks, "choose": Heads(pooler=Summary(act="gelu"), task=Choose(dropout=0.1))},
 )
@@ -104,7 +105,7 @@ MULTILINGUAL = Dims(768, 12, 12, 3072, 251_000, 512)
 CC100 = {"recipe.data": "CC100, 102 languages, 2.5 TB"}
 
 
-def _generator(name: str, dims: Dims, changes: dict[str, object] | None = None) -> dict[str, Size]:
+def _generator(name: str, dims: Dims, changes: Mapping[str, object] | None = None) -> dict[str, Size]:
     """The generator of a model: as wide, half as deep, trained to fill masks."""
     half = Dims(dims.d_model, dims.layers // 2, dims.heads, dims.d_ff, dims.vocab, dims.context)
     alone = {
@@ -113,7 +114,7 @@ def _generator(name: str, dims: Dims, changes: dict[str, object] | None = None) 
         "objective": MLM(masked=1.0, random=0.0),
     }
     note = f"in pytorch_model.generator.bin of microsoft/{name}"
-    return {f"{name}-generator": Size(half, alone | (changes or {}), note=note)}
+    return {f"{name}-generator": Size(half, alone | dict(changes or {}), note=note)}
 
 
 deberta_v3 = deberta_v2.evolve(
@@ -148,7 +149,7 @@ deberta_v3 = deberta_v2.evolve(
         2021,
         "DeBERTaV3: Improving DeBERTa using ELECTRA-Style Pre-Training with Gradient-Disentangled Embedding Sharing",
         "arXiv:2111.09543",
-        note="the network is the second version's without the convolution; the weight of the loss is 50 in the paper and "
-        "10 by default in the released code; rate, batch and steps are those of the released models, and are not entered",
+        note="the network is the second version's without the convolution; the weight of the loss is 50 in the paper, "
+        "10 by default in the released code; rate, batch and steps are not checked against the paper and left out",
     ),
 )

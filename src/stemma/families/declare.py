@@ -57,11 +57,11 @@ class Spans(Spec):
 
 @dataclass(frozen=True)
 class RTD(Spec):
-    """Replaced token detection (Clark et al. 2020, arXiv:2003.10555, section 2): a `generator` (a size of the tree), which
-    learns masked tokens at the same time, fills `rate` of the places (of which `masked` carry the mask token) by samples
-    at `temperature`; the model tells for every token whether it was replaced. Its loss counts `weight` times. `sharing`:
-    the two have the same embeddings ("tied"), or the model those of the generator, without a gradient into them, plus a
-    table of its own that begins as zero ("disentangled": He et al. 2021, arXiv:2111.09543, section 3.2)."""
+    """Replaced token detection (Clark et al. 2020, arXiv:2003.10555, section 2): a `generator` (a size of the tree),
+    which learns masked tokens at the same time, fills `rate` of the places (of which `masked` carry the mask token) by
+    samples at `temperature`; the model tells for every token whether it was replaced. Its loss counts `weight` times.
+    `sharing`: the two have the same embeddings ("tied"), or the model those of the generator, without a gradient into
+    them, plus a table of its own that begins as zero ("disentangled": He et al. 2021, arXiv:2111.09543, 3.2)."""
 
     generator: str
     rate: float = 0.15

@@ -302,7 +302,7 @@ def _heads_in_file(
     left: list[str] = []
     for r in layout.rows(_with_heads(design, every)):
         if _part(r) in names:
-            names[_part(r)].append(r.theirs)
+            names[_part(r)] += [r.theirs, *r.aliases]
             left += [n for n in (r.theirs, *r.aliases) if n in files]
     has = {h: any(t in files for t in rows) or h in new for h, rows in names.items()}
     needs = {h: getattr(wanted, h) not in (None, False) for h in HEADS}

@@ -234,7 +234,7 @@ def read_config(layout: Layout, config: Mapping[str, Any], base: Design) -> tupl
         value = k.value(config)
         try:
             changes |= dict.fromkeys(k.paths, k.read(value, config))
-        except CheckpointError as error:
+        except (CheckpointError, UsageError) as error:
             name = k.spelling(config)
             raise CheckpointError(
                 f"config.json: {error}" if name in str(error) else f"config.json: {name}: {error}"

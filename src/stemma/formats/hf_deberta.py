@@ -1,8 +1,9 @@
 """The layouts of public DeBERTa checkpoints: version 1 (`deberta`), versions 2 and 3 (`deberta-v2`).
 
-The files of their authors name no class, and hold the enhanced mask decoder: its head (`lm_predictions`) and its table of
-positions. Classes of transformers leave that decoder out: they put BERT's head, under BERT's names or those of the
-authors (`legacy=false`), on the last hidden state. A file is read as what its class computes.
+The files of their authors name no class, and hold the enhanced mask decoder: its head (`lm_predictions`) and its table
+of positions. Classes of transformers leave that decoder out: they put BERT's head, under BERT's names or those of the
+authors (`legacy=false`), on the last hidden state. A file is read as what its class computes, one without a class as
+what its authors' computes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from stemma.formats.names import ByHead, Row, linear, row
 from stemma.nn.parts import ContextDetector, Convolution, Disentangled, EMDHead, Heads, MLMHead, Summary
 
 AUTHORS = ("MaskedLanguageModel", "ReplacedTokenDetectionModel")  # classes of the original code
-POSITIONS = "deberta.embeddings.position_embeddings.weight"
 
 
 # ---------------------------------------------------------------- names
@@ -52,8 +52,8 @@ def _around(design: Design) -> Iterator[Row]:
 
 
 def _head(lm: Any, apart: bool) -> Iterator[Row]:
-    """The head of masked tokens by its names in transformers, or by its authors' where the enhanced decoder is under it;
-    either is read under both."""
+    """The head of masked tokens by its names in transformers, or by its authors' where the enhanced decoder is under
+    it; either is read under both."""
     old, new = "cls.predictions", "lm_predictions.lm_head"
     for name, part in (("transform.dense", "dense"), ("transform.LayerNorm", "norm")):
         for leaf in ("weight", "bias"):
@@ -64,7 +64,8 @@ def _head(lm: Any, apart: bool) -> Iterator[Row]:
     else:
         bias = _either([f"{old}.bias", f"{new}.bias"], "lm.bias", lm)
         yield replace(bias, aliases=(*bias.aliases, f"{old}.decoder.bias"))
-    yield row(POSITIONS, "lm.positions.weight")
+    if isinstance(lm, EMDHead):
+        yield row("deberta.embeddings.position_embeddings.weight", "lm.positions.weight")
 
 
 def _either(names: list[str], ours: str, lm: Any) -> Row:
@@ -117,6 +118,14 @@ def _only(name: str, only: bool) -> Any:
 def _distance(value: Any, config: Mapping[str, Any]) -> Any:
     """-1 means as many as a text has places."""
     return value if isinstance(value, int) and value >= 1 else config.get("max_position_embeddings", 512)
+
+
+def _span(value: int | None, design: Design) -> int:
+    return -1 if value is None else value
+
+
+def _norm(value: bool, design: Design) -> str:
+    return "layer_norm" if value else "none"
 
 
 def _buckets(value: Any, config: Mapping[str, Any]) -> Any:
@@ -181,7 +190,12 @@ def _conv_act(value: Convolution | None, design: Design) -> Any:
 
 def _own(k: Key, vocab: int, width: int, layers: int, heads: int, inner: int) -> Key:
     """DeBERTa's form of a key that it shares with BERT."""
-    defaults = {"vocab_size": vocab, "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    defaults: dict[str, Any] = {
+        "vocab_size": vocab,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
     defaults |= {"intermediate_size": inner, "type_vocab_size": 0, "layer_norm_eps": 1e-7}
     paths = ("arch.mlp.act",) if k.name == "hidden_act" else k.paths
     return replace(k, paths=paths, default=defaults.get(k.name, k.default))
@@ -212,13 +226,13 @@ def _keys(*sizes: int) -> tuple[Key, ...]:
 
 
 V2_KEYS = (
-    key("position_buckets", "arch.position.buckets", default=-1, read=_buckets, write=lambda v, d: -1 if v is None else v),
+    key("position_buckets", "arch.position.buckets", default=-1, read=_buckets, write=_span),
     key("share_att_key", "arch.position.shared", default=False),
-    key("norm_rel_ebd", "arch.position.norm", default="none", read=_normed, write=lambda v, d: "layer_norm" if v else "none"),
+    key("norm_rel_ebd", "arch.position.norm", default="none", read=_normed, write=_norm),
     key("conv_kernel_size", "arch.convolution", default=0, read=_convolution, write=_kernel),
     key("conv_act", "arch.convolution", default="tanh", read=_convolution, write=_conv_act),
     key("attention_head_size", "dims.head_dim", default=None, write=lambda v, d: d.dims.width),
-)  # fmt: skip
+)
 FIXED: dict[str, Any] = {"pooler_hidden_act": "gelu", "talking_head": False}
 UNUSED = {
     **reasons("dropout of a task head, which its spec says", "pooler_dropout"),
@@ -228,7 +242,7 @@ UNUSED = {
 STRAY = {
     r"(^|\.)embeddings\.position_ids$": "a buffer of 0, 1, 2, ...",
     r"embeddings\.position_embeddings\.weight$": "of the enhanced mask decoder, which the file's class does without",
-    r"embeddings\.(word|position)_embeddings\._weight$": "what the embeddings have beyond the generator's; they hold it",
+    r"embeddings\.(word|position)_embeddings\._weight$": "a part of the embeddings, which hold it already",
     r"^cls\.predictions\.bias$": "not in use where the head is not tied: its decoder has a bias of its own",
 }
 

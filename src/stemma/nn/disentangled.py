@@ -21,11 +21,11 @@ from stemma.nn.positions import Position
 
 
 class Distances(NamedTuple):
-    """Vectors of distances, and which of them each pair has. `rows`: R D; `index`: 1|B T S, the row of a query and a
+    """Vectors of distances, and which of them each pair has. `rows`: R D; `which`: 1|B T S, the row of a query and a
     key, or None where the rows are the distances T-1, ..., 0, ..., -T in order."""
 
     rows: Tensor
-    index: Tensor | None
+    which: Tensor | None
 
 
 class Disentangled(Position):
@@ -71,8 +71,8 @@ class Disentangled(Position):
 
 
 class DisentangledLayer(Relative):
-    """What one layer adds to its scores. `k` and `q` map distances, where the content's own maps do not; each has a bias
-    if the content's has."""
+    """What one layer adds to its scores. `k` and `q` map distances, where the content's own maps do not; each has a
+    bias if the content's has."""
 
     def __init__(self, spec: parts.Disentangled, arch: parts.Arch, dims: parts.Dims) -> None:
         super().__init__()
@@ -85,30 +85,30 @@ class DisentangledLayer(Relative):
 
     def forward(self, attention: Attention, q: Tensor, k: Tensor, distances: Distances) -> tuple[Tensor, Tensor]:
         """Queries and keys (B H T D) with `distances` to the queries and what is added to the scores (B H T S)."""
-        rows, index = distances
+        rows, which = distances
         rows = F.dropout(rows, self.rate, self.training and self.rate > 0)
         bias = None
         if self.c2p:
             keys = (self.k if self.k is not None else attention.k)(rows) * attention.scale
-            bias = pick(q, keys, index, q.shape[2] - 1)
+            bias = pick(q, keys, which, q.shape[2] - 1)
         if self.p2c:
             queries = (self.q if self.q is not None else attention.q)(rows) * attention.scale
-            turned = None if index is None else index.transpose(1, 2)
-            met = pick(k, queries if index is not None else queries.flip(0), turned, k.shape[2]).transpose(2, 3)
+            turned = None if which is None else which.transpose(1, 2)
+            met = pick(k, queries if which is not None else queries.flip(0), turned, k.shape[2]).transpose(2, 3)
             bias = met if bias is None else bias + met
         assert bias is not None
         return q, bias
 
 
-def pick(x: Tensor, rows: Tensor, index: Tensor | None, first: int) -> Tensor:
-    """The product of each of `x` (B H T D) with the row (R H*D) that `index` (1|B T S) names: B H T S. Without an index
+def pick(x: Tensor, rows: Tensor, which: Tensor | None, first: int) -> Tensor:
+    """The product of each of `x` (B H T D) with the row (R H*D) that `which` (1|B T S) names: B H T S. Without an which
     the row of token t and column s is `first - t + s`, R is 2 T and S is T."""
     batch, heads, length, width = x.shape
     # a head at a time with all texts of the batch: the rows are not copied for each text
     flat = x.transpose(0, 1).reshape(heads, batch * length, width)
     y = flat @ rows.unflatten(-1, (heads, width)).permute(1, 2, 0)
     y = y.view(heads, batch, length, -1).transpose(0, 1)  # B H T R
-    if index is not None:
-        return y.gather(3, index[:, None].expand(batch, heads, -1, -1))
+    if which is not None:
+        return y.gather(3, which[:, None].expand(batch, heads, -1, -1))
     # each token begins a place earlier than the one before it: cut one shorter, the diagonals stand in columns
     return y.flatten(2).narrow(2, first, length * (2 * length - 1)).unflatten(2, (length, -1))[..., :length]

@@ -68,8 +68,7 @@ def visible(spec: parts.LayerMask, facts: Facts) -> Visible:
         elif facts.plain:  # a row that sees nothing (padding on the left) would be undefined: it sees itself
             itself = torch.eye(length, dtype=torch.bool, device=seen.device)
             seen = seen | (itself & ~seen.any(-1, keepdim=True))
-    assert seen is not None
-    return Visible(mask=seen[:, None])
+    return Visible() if seen is None else Visible(mask=seen[:, None])
 
 
 def _both(a: Tensor | None, b: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from stemma.spec import Spec, require
 
@@ -159,8 +159,8 @@ class Buckets(Spec):
 
 @dataclass(frozen=True)
 class Disentangled(Spec):
-    """A table of distances that meets the contents in the scores (He et al. 2020, arXiv:2006.03654, section 3.1): content
-    to position (`c2p`: q times the key of a distance), position to content (`p2c`: k times the query of a distance).
+    """A table of distances that meets the contents in the scores (He et al. 2020, arXiv:2006.03654, section 3.1):
+    content to position (`c2p`: q times the key of a distance), position to content (`p2c`: k times its query).
 
     Distances up to `distance` to either side have a row of their own; with `buckets` there are so many rows a side, the
     nearer half of them exact, the rest logarithmic up to `distance` (DeBERTa v2). `shared`: the content's own maps make
@@ -179,8 +179,8 @@ class Disentangled(Spec):
         require(self.c2p or self.p2c, "position.c2p and position.p2c are both false: no position would be in use")
         require(
             self.buckets is None or 4 <= self.buckets < 2 * self.distance - 2,
-            f"position.buckets={self.buckets} must be at least 4 and less than twice position.distance={self.distance}, "
-            "less 2",
+            f"position.buckets={self.buckets} must be at least 4 and less than {2 * self.distance - 2}, which follows "
+            f"from position.distance={self.distance}",
         )
 
 
@@ -236,9 +236,9 @@ LayerMask = Full | Causal | Sliding | Prefix
 
 @dataclass(frozen=True)
 class Attention(Spec):
-    """Multi-head attention. `bias`: of q, k and v, of which k may go without (`key_bias`); `out_bias`: of o; `scaled`: scores divided by sqrt(head width), or
-    by sqrt(`scale_width`) where that is another; `qk_norm`: of each head's queries and keys, before they turn (Qwen 3);
-    `softcap=c`: scores become c tanh(score / c) (Gemma 2)."""
+    """Multi-head attention. `bias`: of q, k and v, of which k may go without (`key_bias`: DeBERTa); `out_bias`: of o;
+    `scaled`: scores divided by sqrt(head width), or by sqrt(`scale_width`) where that is another; `qk_norm`: of each
+    head's queries and keys, before they turn (Qwen 3); `softcap=c`: scores become c tanh(score / c) (Gemma 2)."""
 
     bias: bool = True
     out_bias: bool = True
@@ -313,9 +313,10 @@ class MLMHead(Spec):
 
 @dataclass(frozen=True)
 class EMDHead(Spec):
-    """The enhanced mask decoder (He et al. 2020, arXiv:2006.03654, section 3.2): the last block is run twice more over its
-    own input, with queries that know absolute positions; then dense, activation, norm and the token embeddings."""
+    """The enhanced mask decoder (He et al. 2020, arXiv:2006.03654, section 3.2): the last block is run twice more over
+    its own input, with queries that know absolute positions; then dense, activation, norm and the token embeddings."""
 
+    tied: ClassVar[bool] = True
     act: Activation = "gelu"
 
 

@@ -101,8 +101,8 @@ class DisentangledLayer(Relative):
 
 
 def pick(x: Tensor, rows: Tensor, which: Tensor | None, first: int) -> Tensor:
-    """The product of each of `x` (B H T D) with the row (R H*D) that `which` (1|B T S) names: B H T S. Without an which
-    the row of token t and column s is `first - t + s`, R is 2 T and S is T."""
+    """The product of each of `x` (B H T D) with the row (R H*D) that `which` (1|B T S) names: B H T S. Without it
+    the row of token t and column s is `first - t + s`; then R is 2 T, and S is T."""
     batch, heads, length, width = x.shape
     # a head at a time with all texts of the batch: the rows are not copied for each text
     flat = x.transpose(0, 1).reshape(heads, batch * length, width)

@@ -66,7 +66,8 @@ def trace(design: Design) -> list[torch.Tensor]:
     out = run(model, batch(design))
     torch.manual_seed(0)
     noisy = run(model.train(), batch(design))
-    shown = [*fresh.parameters(), out.hidden, out.logits, out.pooled, out.seq_relationship_logits, noisy.hidden]
+    shown = [*fresh.parameters(), out.hidden, out.logits, out.pooled, out.seq_relationship_logits, out.replaced]
+    shown += [out.scores, noisy.hidden]
     return [t.detach() for t in shown if t is not None]
 
 

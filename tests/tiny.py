@@ -35,8 +35,10 @@ def tiny(name: str, **changes: Any) -> Design:
             small[path] = 5
         elif path.endswith(".masks"):
             small[path] = tuple(Sliding(5) if isinstance(m, Sliding) else m for m in value)
-        elif path.endswith("position.buckets"):
+        elif path.endswith("position.buckets") and value is not None:
             small |= {path: 8, "arch.position.distance": 16}
+        elif path.endswith("position.distance"):
+            small.setdefault(path, 6)
         elif path.startswith("arch.dropout."):
             small[path] = 0.0
     design = spec.edit(design, small)

@@ -396,10 +396,9 @@ def counts(name: str, changes: dict[str, str]) -> dict[str, Any]:
     parts = by_part(design)
     variants = {}
     if design.arch.structure == "encoder":
-        bare = {
-            "with_pooler": Heads(lm=None, pooler=Summary(), pair=False),
-            "masked_lm": Heads(lm=design.arch.heads.lm, pooler=None, pair=False),
-        }
+        bare = {"with_pooler": Heads(lm=None, pooler=Summary(), pair=False)}
+        if design.arch.heads.lm is not None:
+            bare["masked_lm"] = Heads(lm=design.arch.heads.lm, pooler=None, pair=False)
         variants = {k: count(spec.edit(design.arch, {"heads": heads}), design.dims) for k, heads in bare.items()}
         variants["pretraining"] = sum(parts.values())
     return {
@@ -458,7 +457,8 @@ def params(names: tuple[str, ...], every: bool, sets: tuple[str, ...], as_json: 
         said = f"{row['size']}: published as {row['published'] or 'no count'}" + (", before --set" if changes else "")
         if row["variants"]:
             v = row["variants"]
-            said += f"; base model with pooler {v['with_pooler']:,}; masked language model {v['masked_lm']:,}"
+            said += f"; base model with pooler {v['with_pooler']:,}"
+            said += f"; masked language model {v['masked_lm']:,}" if "masked_lm" in v else ""
         out.print(hanging(out, Text(""), said, "dim"))
 
 

@@ -264,7 +264,7 @@ def _fill_masks(model: Model, text: str, top: int) -> Filled:
     if not at:
         raise UsageError(f"the text has no {MASK} to fill")
     batch = torch.tensor([ids], device=model.device)
-    share = model.logits(model.encode(batch)[0, at]).float().softmax(-1)
+    share = model.logits(model.read(model.state(batch))[0, at]).float().softmax(-1)
     best = share.topk(min(top, share.shape[-1]))
     guesses = [
         [Guess(tokenizer.decode([i]).strip(), i, p) for i, p in zip(row.tolist(), values.tolist(), strict=True)]

@@ -56,11 +56,33 @@ class Spans(Spec):
 
 
 @dataclass(frozen=True)
+class RTD(Spec):
+    """Replaced token detection (Clark et al. 2020, arXiv:2003.10555, section 2): a `generator` (a size of the tree),
+    which learns masked tokens at the same time, fills `rate` of the places (of which `masked` carry the mask token) by
+    samples at `temperature`; the model tells for every token whether it was replaced. Its loss counts `weight` times.
+    `sharing`: the two have the same embeddings ("tied"), or the model those of the generator, without a gradient into
+    them, plus a table of its own that begins as zero ("disentangled": He et al. 2021, arXiv:2111.09543, 3.2)."""
+
+    generator: str
+    rate: float = 0.15
+    masked: float = 0.85
+    temperature: float = 1.0
+    weight: float = 50.0
+    sharing: Literal["tied", "disentangled"] = "tied"
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
+        require(0 < self.masked <= 1, f"objective.masked must lie in (0, 1], not {self.masked}")
+        require(self.temperature > 0, f"objective.temperature must be positive, not {self.temperature}")
+        require(self.weight > 0, f"objective.weight must be positive, not {self.weight}")
+
+
+@dataclass(frozen=True)
 class Translation(Spec):
     """Predict the sentence of a pair from the other (Vaswani et al. 2017)."""
 
 
-Objective = CLM | MLM | Spans | Translation
+Objective = CLM | MLM | RTD | Spans | Translation
 
 
 # ---------------------------------------------------------------- text

@@ -312,7 +312,7 @@ def _heads_in_file(
     left: list[str] = []
     for r in layout.rows(_with_heads(design, every)):
         if _part(r) in names:
-            names[_part(r)].append(r.theirs)
+            names[_part(r)] += [r.theirs, *r.aliases]
             left += [n for n in (r.theirs, *r.aliases) if n in files]
     has = {h: any(t in files for t in rows) or h in new for h, rows in names.items()}
     needs = {h: getattr(wanted, h) not in (None, False) for h in HEADS}
@@ -369,8 +369,11 @@ def with_task(design: Design, family: Family, task: str) -> Design:
 
 def heads_for(task: Task, design: Design) -> Heads:
     """The heads that a task needs on the body of a design: its own, and the pooler if it reads that."""
-    reads = isinstance(task, Classify | Choose) and task.summary is None
-    return Heads(pooler=(design.arch.heads.pooler or Summary()) if reads else None, task=task)
+    if not isinstance(task, Classify | Choose) or task.summary is not None:
+        return Heads(task=task)
+    family = _owner(design.name)
+    declared = [h.pooler for h in (family.tasks if family is not None else {}).values() if h.pooler is not None]
+    return Heads(pooler=design.arch.heads.pooler or next(iter(declared), Summary()), task=task)
 
 
 def _tie(design: Design, layout: Layout | None, source: tensors.Tensors, files: Mapping[str, str]) -> Design:

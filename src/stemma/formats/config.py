@@ -234,7 +234,7 @@ def read_config(layout: Layout, config: Mapping[str, Any], base: Design) -> tupl
         value = k.value(config)
         try:
             changes |= dict.fromkeys(k.paths, k.read(value, config))
-        except CheckpointError as error:
+        except (CheckpointError, UsageError) as error:
             name = k.spelling(config)
             raise CheckpointError(
                 f"config.json: {error}" if name in str(error) else f"config.json: {name}: {error}"
@@ -299,9 +299,10 @@ def class_name(layout: Layout, heads: Heads) -> str:
     if not known:
         raise UsageError(f"the {layout.model_type!r} layout has no class for the task head {heads.task}")
 
-    def shared(has: Heads) -> tuple[bool, int]:
+    def shared(has: Heads) -> tuple[bool, int, bool]:
         pairs = list(zip(_present(has), _present(heads), strict=True))
-        return all(ours for theirs, ours in pairs if theirs), sum(theirs and ours for theirs, ours in pairs)
+        fits = all(ours for theirs, ours in pairs if theirs)
+        return fits, sum(theirs and ours for theirs, ours in pairs), type(has.lm) is type(heads.lm)
 
     return max(known, key=lambda name: shared(known[name]))
 

@@ -45,7 +45,7 @@ class Attention(nn.Module):
         self.q_norm = norm(spec.qk_norm, dims.width) if spec.qk_norm is not None else None
         self.k_norm = norm(spec.qk_norm, dims.width) if spec.qk_norm is not None else None
         self.q = nn.Linear(dims.d_model, dims.heads * dims.width, spec.bias)
-        self.k = nn.Linear(dims.d_model, dims.kv * dims.width, spec.bias)
+        self.k = nn.Linear(dims.d_model, dims.kv * dims.width, spec.bias and spec.key_bias)
         self.v = nn.Linear(dims.d_model, dims.kv * dims.width, spec.bias)
         self.o = nn.Linear(dims.heads * dims.width, dims.d_model, spec.out_bias)
 
@@ -85,7 +85,8 @@ class Attention(nn.Module):
         if bias is not None:
             if causal:
                 mask, causal = q.new_ones(q.shape[2], k.shape[2]).tril().bool(), False
-            mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+            # the least number, not minus infinity: a row that sees nothing then has equal weights, and is defined
+            mask = bias if mask is None else bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
         batch, heads, length, width = q.shape
         rate = self.dropout if self.training else 0.0
         if self.softcap is not None or (self.training and q.device.type == "cpu" and length * k.shape[2] <= SHORT**2):

@@ -10,6 +10,7 @@ from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.mlp import activation
 from stemma.nn.norms import norm
+from stemma.nn.stack import Block, State
 
 
 class LMHead(nn.Module):
@@ -46,6 +47,26 @@ class MLMHead(nn.Module):
         return F.linear(self.norm(self.act(self.dense(x))), tokens if self.weight is None else self.weight, self.bias)
 
 
+class EMDHead(MLMHead):
+    """BERT's head on what the last block makes of absolute positions (see `parts.EMDHead`)."""
+
+    def __init__(self, spec: parts.EMDHead, kind: parts.Norm, dims: parts.Dims) -> None:
+        super().__init__(parts.MLMHead(spec.act), kind, dims)
+        self.positions = nn.Embedding(dims.context, dims.d_model)
+
+    def reread(self, block: Block, state: State) -> Tensor:
+        """What this head reads (B T D), of the last `block` of a stack and what the stack left."""
+        if state.plain and state.pos.shape[-1] > self.positions.num_embeddings:
+            raise UsageError(
+                f"a text of {state.pos.shape[-1]} tokens does not fit: the table of absolute positions of this model's "
+                f"mask decoder has {self.positions.num_embeddings} rows"
+            )
+        x = state.before + self.positions(state.pos)
+        for _ in range(2):
+            x = block.reread(x, state.before, state.seen, state.places)
+        return x
+
+
 class Summary(nn.Module):
     """The vector of a text that `parts.Summary` describes."""
 
@@ -79,6 +100,17 @@ class Detector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # B T D -> B T
         return self.out(self.act(self.dense(x))).squeeze(-1)
+
+
+class ContextDetector(Detector):
+    """The same with the first token's state in view."""
+
+    def __init__(self, spec: parts.ContextDetector, kind: parts.Norm, dims: parts.Dims) -> None:
+        super().__init__(parts.Detector(spec.act), dims)
+        self.norm = norm(kind, dims.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:  # B T D -> B T
+        return super().forward(self.norm(x[:, :1] + x))
 
 
 class Task(nn.Module):
@@ -131,8 +163,17 @@ def task_loss(spec: parts.Task, scores: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(scores, labels.flatten())
 
 
-def lm_head(spec: parts.LMHead | parts.MLMHead, kind: parts.Norm, dims: parts.Dims) -> LMHead | MLMHead:
+def detector(spec: parts.Detector | parts.ContextDetector, kind: parts.Norm, dims: parts.Dims) -> Detector:
+    """The module of a detector of replaced tokens."""
+    return ContextDetector(spec, kind, dims) if isinstance(spec, parts.ContextDetector) else Detector(spec, dims)
+
+
+def lm_head(
+    spec: parts.LMHead | parts.MLMHead | parts.EMDHead, kind: parts.Norm, dims: parts.Dims
+) -> LMHead | MLMHead | EMDHead:
     """The module of a language-model head."""
+    if isinstance(spec, parts.EMDHead):
+        return EMDHead(spec, kind, dims)
     if isinstance(spec, parts.MLMHead):
         return MLMHead(spec, kind, dims)
     if spec.tied and dims.embed_width != dims.d_model:

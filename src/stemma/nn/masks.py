@@ -24,7 +24,8 @@ class Visible(NamedTuple):
 class Facts(NamedTuple):
     """What is known of a batch. `qpos`, `kpos`: places of queries and keys in their row. `plain`: these are 0..T-1 in
     every row and nothing is cached, which a chooser may rely on without looking at tensors. `real` (B S): key is no
-    padding; `qdoc`, `kdoc` (B T, B S): document numbers; `prefix` (B 1): tokens that see each other whole."""
+    padding; `qdoc`, `kdoc` (B T, B S): document numbers; `prefix` (B 1): tokens that see each other whole; `blank`:
+    padding sees nothing."""
 
     qpos: Tensor
     kpos: Tensor
@@ -33,6 +34,7 @@ class Facts(NamedTuple):
     qdoc: Tensor | None = None
     kdoc: Tensor | None = None
     prefix: Tensor | None = None
+    blank: bool = False
 
 
 def layer_mask(spec: parts.Mask, layer: int) -> parts.LayerMask:
@@ -61,11 +63,12 @@ def visible(spec: parts.LayerMask, facts: Facts) -> Visible:
         seen = _both(seen, facts.qdoc[:, :, None] == facts.kdoc[:, None, :])
     if facts.real is not None:
         seen = _both(seen, facts.real[:, None, :]).expand(-1, length, -1)
-        if facts.plain:  # a row that sees nothing (padding on the left) would be undefined: it sees itself
+        if facts.blank:
+            seen = seen & facts.real[:, :, None]
+        elif facts.plain:  # a row that sees nothing (padding on the left) would be undefined: it sees itself
             itself = torch.eye(length, dtype=torch.bool, device=seen.device)
             seen = seen | (itself & ~seen.any(-1, keepdim=True))
-    assert seen is not None
-    return Visible(mask=seen[:, None])
+    return Visible() if seen is None else Visible(mask=seen[:, None])
 
 
 def _both(a: Tensor | None, b: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.cache import Cache
-from stemma.nn.heads import Detector, Summary, Task, lm_head, task_loss
+from stemma.nn.heads import EMDHead, Summary, Task, detector, lm_head, task_loss
 from stemma.nn.init import initialise
 from stemma.nn.masks import Visible
-from stemma.nn.stack import Stack
+from stemma.nn.stack import Block, Stack, State
 
 IGNORED = -100  # a label that is no target
 
@@ -82,7 +82,7 @@ class Model(nn.Module):
         heads = arch.heads
         self.pooler = Summary(heads.pooler, dims) if heads.pooler is not None else None
         self.pair = nn.Linear(dims.d_model, 2) if heads.pair else None
-        self.detect = Detector(heads.detect, dims) if heads.detect is not None else None
+        self.detect = detector(heads.detect, arch.norm, dims) if heads.detect is not None else None
         self.task = Task(heads.task, dims) if heads.task is not None else None
 
     def initialise(self, seed: int = 0) -> Model:
@@ -101,9 +101,29 @@ class Model(nn.Module):
         documents: Tensor | None = None,
     ) -> Tensor:
         """The encoder's last hidden state: B T -> B T D."""
+        return self.state(input_ids, attention_mask, token_type_ids, position_ids, documents).hidden
+
+    def state(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> State:
+        """All that the encoder leaves of a text (B T)."""
         if self.encoder is None:
             raise UsageError(f"a {self.arch.structure} has no encoder")
         return self._run(self.encoder, input_ids, attention_mask, token_type_ids, position_ids, documents)
+
+    def read(self, state: State) -> Tensor:
+        """What an encoder's language-model head is to be given (B T D): the last hidden state, or what an enhanced mask
+        decoder makes of the last block."""
+        if not isinstance(self.lm, EMDHead) or self.encoder is None:
+            return state.hidden
+        last = self.encoder.blocks[self.encoder.order[-1][0]]
+        assert isinstance(last, Block)
+        return self.lm.reread(last, state)
 
     def decode(
         self,
@@ -146,7 +166,7 @@ class Model(nn.Module):
             memory=memory,
             memory_seen=Visible(mask=seen),
             cache=cache,
-        )
+        ).hidden
 
     def _run(
         self,
@@ -162,7 +182,7 @@ class Model(nn.Module):
         memory: Tensor | None = None,
         memory_seen: Visible = Visible(),
         cache: Cache | None = None,
-    ) -> Tensor:
+    ) -> State:
         limit = stack.position.limit
         start = 0 if cache is None else cache.length
         if limit is not None and position_ids is None and start + ids.shape[1] > limit:
@@ -222,7 +242,7 @@ class Model(nn.Module):
         """
         if isinstance(self.arch.heads.task, parts.Choose) and input_ids.ndim == 3:
             return self._choose(input_ids, attention_mask, token_type_ids, labels)
-        encoded = None
+        encoded = state = None
         if decoder_input_ids is not None and self.arch.structure != "encoder-decoder":
             raise UsageError(
                 f"decoder_input_ids are for an encoder-decoder; this model's structure is {self.arch.structure}"
@@ -232,7 +252,8 @@ class Model(nn.Module):
                 raise UsageError("token_type_ids were given, and this model has no segments")
             hidden = self.decode(input_ids, attention_mask, position_ids, documents, prefix=prefix)
         else:
-            hidden = self.encode(input_ids, attention_mask, token_type_ids, position_ids, documents)
+            state = self.state(input_ids, attention_mask, token_type_ids, position_ids, documents)
+            hidden = state.hidden
         if self.arch.structure == "encoder-decoder":
             if decoder_input_ids is None:
                 if self.task is not None:  # a text is both halves' input, moved on by a place in the decoder
@@ -253,7 +274,7 @@ class Model(nn.Module):
             )
         out = Output(hidden, encoder_hidden=encoded)
         if self.lm is not None:
-            out.logits = self.logits(hidden)
+            out.logits = self.logits(self.read(state) if state is not None and self.decoder is None else hidden)
         if self.pooler is not None:
             out.pooled = self.pooler(hidden, self._place(self.arch.heads.pooler, input_ids, attention_mask))
             if self.pair is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from stemma.spec import Spec, require
 
@@ -157,7 +157,34 @@ class Buckets(Spec):
         )
 
 
-Position = Sinusoidal | Learned | Rotary | Buckets
+@dataclass(frozen=True)
+class Disentangled(Spec):
+    """A table of distances that meets the contents in the scores (He et al. 2020, arXiv:2006.03654, section 3.1):
+    content to position (`c2p`: q times the key of a distance), position to content (`p2c`: k times its query).
+
+    Distances up to `distance` to either side have a row of their own; with `buckets` there are so many rows a side, the
+    nearer half of them exact, the rest logarithmic up to `distance` (DeBERTa v2). `shared`: the content's own maps make
+    the keys and queries of distances, instead of maps apart; `norm`: the table is normalised first.
+    """
+
+    distance: int = 512
+    buckets: int | None = None
+    c2p: bool = True
+    p2c: bool = True
+    shared: bool = False
+    norm: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.distance >= 1, f"position.distance must be at least 1, not {self.distance}")
+        require(self.c2p or self.p2c, "position.c2p and position.p2c are both false: no position would be in use")
+        require(
+            self.buckets is None or 4 <= self.buckets < 2 * self.distance - 2,
+            f"position.buckets={self.buckets} must be at least 4 and less than {2 * self.distance - 2}, which follows "
+            f"from position.distance={self.distance}",
+        )
+
+
+Position = Sinusoidal | Learned | Rotary | Buckets | Disentangled
 Norm = LayerNorm | RMSNorm
 Residual = PostNorm | PreNorm | Parallel | Sandwich | DeepNorm
 
@@ -209,12 +236,13 @@ LayerMask = Full | Causal | Sliding | Prefix
 
 @dataclass(frozen=True)
 class Attention(Spec):
-    """Multi-head attention. `bias`: of q, k and v; `out_bias`: of o; `scaled`: scores divided by sqrt(head width), or
-    by sqrt(`scale_width`) where that is another; `qk_norm`: of each head's queries and keys, before they turn (Qwen 3);
-    `softcap=c`: scores become c tanh(score / c) (Gemma 2)."""
+    """Multi-head attention. `bias`: of q, k and v, of which k may go without (`key_bias`: DeBERTa); `out_bias`: of o;
+    `scaled`: scores divided by sqrt(head width), or by sqrt(`scale_width`) where that is another; `qk_norm`: of each
+    head's queries and keys, before they turn (Qwen 3); `softcap=c`: scores become c tanh(score / c) (Gemma 2)."""
 
     bias: bool = True
     out_bias: bool = True
+    key_bias: bool = True
     scaled: bool = True
     scale_width: float | None = None
     qk_norm: LayerNorm | RMSNorm | None = None
@@ -241,6 +269,19 @@ class GatedMLP(Spec):
 
     act: Activation = "silu"
     bias: bool = False
+
+
+@dataclass(frozen=True)
+class Convolution(Spec):
+    """Beside the first block, over its input: `norm(block(x) + act(conv(x)))`, each token with its neighbours, `kernel`
+    in all (DeBERTa v2)."""
+
+    kernel: int = 3
+    act: Activation = "gelu"
+
+    def __post_init__(self) -> None:
+        odd = self.kernel >= 1 and self.kernel % 2 == 1
+        require(odd, f"convolution.kernel must be odd, so that it has a middle, not {self.kernel}")
 
 
 # ---------------------------------------------------------------- heads
@@ -271,6 +312,15 @@ class MLMHead(Spec):
 
 
 @dataclass(frozen=True)
+class EMDHead(Spec):
+    """The enhanced mask decoder (He et al. 2020, arXiv:2006.03654, section 3.2): the last block is run twice more over
+    its own input, with queries that know absolute positions; then dense, activation, norm and the token embeddings."""
+
+    tied: ClassVar[bool] = True
+    act: Activation = "gelu"
+
+
+@dataclass(frozen=True)
 class Summary(Spec):
     """One vector of a text: the hidden state of its `first` token, of its `last` one that is not padding, or of the
     last that is its `end` token; then, unless `act` is None, a dense layer of its own and that activation."""
@@ -282,6 +332,14 @@ class Summary(Spec):
 @dataclass(frozen=True)
 class Detector(Spec):
     """A logit a token that says whether it was replaced: dense, activation, linear (Clark et al. 2020, section 2)."""
+
+    act: Activation = "gelu"
+
+
+@dataclass(frozen=True)
+class ContextDetector(Spec):
+    """The same, of each token's state together with the first one's, their sum normalised before the dense layer (He et
+    al. 2021, arXiv:2111.09543)."""
 
     act: Activation = "gelu"
 
@@ -334,10 +392,10 @@ class Heads(Spec):
     """What stands on the last hidden state. `pooler`: a vector of the text; `pair`: 2 classes of it; `detect`: which
     tokens were replaced; `task`: what it is tuned for."""
 
-    lm: LMHead | MLMHead | None = None
+    lm: LMHead | MLMHead | EMDHead | None = None
     pooler: Summary | None = None
     pair: bool = False
-    detect: Detector | None = None
+    detect: Detector | ContextDetector | None = None
     task: Classify | Tag | Answer | Choose | None = None
 
     def __post_init__(self) -> None:
@@ -397,7 +455,8 @@ class Dropout(Spec):
 class Arch(Spec):
     """What a network is, without its widths. `mask` is the decoder's (an encoder is always full);
     `embed_norm`: a norm after the summed embeddings; `embed_scale`: token embeddings times sqrt(d_model);
-    `local`: positions of the layers with a sliding window, where they differ from the others' (Gemma 3)."""
+    `local`: positions of the layers with a sliding window, where they differ from the others' (Gemma 3);
+    `convolution`: what stands beside an encoder's first block."""
 
     structure: Structure
     position: Position
@@ -412,8 +471,16 @@ class Arch(Spec):
     embed_norm: bool = False
     embed_scale: bool = False
     local: Rotary | None = None
+    convolution: Convolution | None = None
 
     def __post_init__(self) -> None:
+        for name, part in (("position", self.position), ("heads.lm", self.heads.lm), ("convolution", self.convolution)):
+            sees_both = not isinstance(part, Disentangled | EMDHead | Convolution) or self.structure == "encoder"
+            require(sees_both, f"arch.{name}={part} sees to both sides: it is for an encoder, not a {self.structure}")
+        require(
+            not isinstance(self.heads.lm, EMDHead) or isinstance(self.residual, PostNorm),
+            f"an EMDHead runs the last block over its input, which needs arch.residual=PostNorm(), not {self.residual}",
+        )
         require(
             self.local is None or (isinstance(self.position, Rotary) and isinstance(self.mask, Cycle)),
             "arch.local is for rotary positions and masks that change from layer to layer",

@@ -31,6 +31,7 @@ class Position(nn.Module):
     """The hooks, each doing nothing. `pos` is B T, or B T C where a scheme counts in C ways at once."""
 
     limit: int | None = None  # longest text that this scheme can number
+    blank = False  # whether padding is zero among the embeddings, and sees nothing
 
     def number(self, ids: Tensor, start: int = 0) -> Tensor:  # B T -> 1|B T
         """The position of every token of `ids`, of which the first stands at `start`."""
@@ -45,7 +46,8 @@ class Position(nn.Module):
     def bias(self, qpos: Tensor, kpos: Tensor) -> Tensor | None:  # B T, B S -> B H T S
         return None
 
-    def relative(self, qpos: Tensor, kpos: Tensor) -> Any:
+    def relative(self, qpos: Tensor, kpos: Tensor, plain: bool) -> Any:
+        """`plain`: queries and keys are known to stand at 0..T-1."""
         return None
 
     def layer(self) -> Any:
@@ -153,8 +155,8 @@ class Buckets(Position):
         return self.table(self.bucket(kpos[:, None, :] - qpos[:, :, None])).permute(0, 3, 1, 2)
 
 
-def position(spec: parts.Position, dims: parts.Dims, both: bool) -> Position:
-    """The module of a position spec for one stack; `both`: its tokens see to both sides."""
+def position(spec: parts.Position, arch: parts.Arch, dims: parts.Dims, both: bool) -> Position:
+    """The module of a position spec for one stack of an arch; `both`: its tokens see to both sides."""
     match spec:
         case parts.Learned(padding, offset):
             return Learned(dims.context, dims.embed_width, padding, offset)
@@ -169,3 +171,7 @@ def position(spec: parts.Position, dims: parts.Dims, both: bool) -> Position:
             return Rotary(dims.width, spec)
         case parts.Buckets():
             return Buckets(dims.heads, both, spec)
+        case parts.Disentangled():
+            from stemma.nn.disentangled import Disentangled  # which works with attention, and that with this module
+
+            return Disentangled(spec, arch, dims)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from stemma.nn import parts
 from stemma.nn.attention import Attention, Relative, Store
 from stemma.nn.cache import Cache
 from stemma.nn.masks import Facts, Visible, layer_mask, visible
-from stemma.nn.mlp import MLP
+from stemma.nn.mlp import MLP, activation
 from stemma.nn.norms import norm
 from stemma.nn.positions import Places, Position, position
 
@@ -53,6 +54,12 @@ class Block(nn.Module):
         x = self.join(x, "attention", lambda y: self.attention(y, seen, places, store))
         if (cross := self.cross) is not None:
             x = self.join(x, "cross", lambda y: cross(y, memory_seen, known=memory))
+        return self.join(x, "mlp", self.mlp)
+
+    def reread(self, x: Tensor, source: Tensor, seen: Visible, places: Places) -> Tensor:
+        """The block with queries and stream `x`, over keys and values of `source`, which it read before."""
+        known = self.attention.keys(source)
+        x = self.join(x, "attention", lambda y: self.attention(y, seen, places, known=known))
         return self.join(x, "mlp", self.mlp)
 
 
@@ -119,6 +126,43 @@ BLOCKS: dict[type[parts.Residual], type[Block]] = {
 }
 
 
+class Convolution(nn.Module):
+    """A convolution over the input of the first block, which joins its output (see `parts.Convolution`)."""
+
+    def __init__(self, arch: parts.Arch, spec: parts.Convolution, dims: parts.Dims) -> None:
+        super().__init__()
+        self.rate, self.act = arch.dropout.residual, activation(spec.act)
+        self.conv = nn.Conv1d(dims.d_model, dims.d_model, spec.kernel, padding=spec.kernel // 2)
+        self.norm = norm(arch.norm, dims.d_model)
+
+    def forward(self, x: Tensor, beside: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor:
+        """`x`: the block's input; `beside`: its output, B T D. Padding and other documents count as nothing."""
+        if real is not None:
+            x = x * real[..., None]
+        reach = self.conv.kernel_size[0] // 2
+        near = F.pad(x, (0, 0, reach, reach)).unfold(1, 2 * reach + 1, 1)  # B T D K
+        if documents is not None:
+            other = F.pad(documents, (reach, reach)).unfold(1, 2 * reach + 1, 1) != documents[..., None]
+            near = near.masked_fill(other[:, :, None], 0.0)
+        y = F.linear(near.flatten(2), self.conv.weight.flatten(1), self.conv.bias)
+        y = F.dropout(y, self.rate, self.training and self.rate > 0)
+        if real is None:
+            return self.norm(beside + self.act(y))
+        return self.norm(beside + self.act(y * real[..., None])) * real[..., None]
+
+
+class State(NamedTuple):
+    """What a stack leaves: its last hidden state (B T D), the input of its last block (B T D), the positions (1|B T),
+    whether they are known to be 0..T-1, and what the last block saw and was told of positions."""
+
+    hidden: Tensor
+    before: Tensor
+    pos: Tensor
+    plain: bool
+    seen: Visible
+    places: Places
+
+
 class Stack(nn.Module):
     """Positions, the norm and dropout of the embeddings, blocks, and the norm after them."""
 
@@ -126,8 +170,8 @@ class Stack(nn.Module):
         super().__init__()
         self.masks = [layer_mask(mask, i) for i in range(layers)]
         self.rates = arch.dropout
-        self.position = position(arch.position, dims, both=isinstance(mask, parts.Full))
-        self.local = position(arch.local, dims, both=False) if arch.local is not None else None
+        self.position = position(arch.position, arch, dims, both=isinstance(mask, parts.Full))
+        self.local = position(arch.local, arch, dims, both=False) if arch.local is not None else None
         self.embed_norm = norm(arch.norm, dims.embed_width) if arch.embed_norm else None
         self.project = nn.Linear(dims.embed, dims.d_model) if dims.embed is not None else None
         groups = dims.groups if dims.groups is not None else layers
@@ -135,6 +179,7 @@ class Stack(nn.Module):
         self.blocks = nn.ModuleList(block(arch, dims, cross, self.position.layer()) for _ in range(groups * dims.inner))
         # which block runs, and under which layer's mask
         self.order = [(i * groups // layers * dims.inner + j, i) for i in range(layers) for j in range(dims.inner)]
+        self.convolution = Convolution(arch, arch.convolution, dims) if arch.convolution is not None else None
         last = isinstance(arch.residual, parts.PreNorm | parts.Sandwich | parts.Parallel)
         self.norm = norm(arch.norm, dims.d_model) if last else None
 
@@ -151,13 +196,15 @@ class Stack(nn.Module):
         memory: Tensor | None = None,
         memory_seen: Visible = Visible(),
         cache: Cache | None = None,
-    ) -> Tensor:
+    ) -> State:
         """`x` (B T E) embedded tokens at positions `pos` (1|B T, or B T C) and places `order` (1|B T) of their rows;
         `plain`: both are known to be 0..T-1; `real` (B T): False for padding; `documents` (B T): a token sees its own
         only; `prefix` (B 1): so many tokens see each other whole; `memory` (B S D): the encoder's output."""
         x = self.position.embed(x, pos)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
+        if real is not None and self.position.blank:
+            x = x * real[..., None]
         x = self.drop(x, self.rates.embed)
         if self.project is not None:
             x = self.project(x)
@@ -168,10 +215,11 @@ class Stack(nn.Module):
             seen = {mask: plans[mask].visible for mask in kinds}
             spans = {mask: (plans[mask].qpos, plans[mask].kpos) for mask in kinds}
         else:
-            facts = Facts(order, order, plain, real, documents, documents, prefix)
+            facts = Facts(order, order, plain, real, documents, documents, prefix, self.position.blank)
             seen = {mask: visible(mask, facts) for mask in kinds}
             spans = {mask: (pos, pos) for mask in kinds}
-        places = self.places(kinds, pos, spans, x)
+        places = self.places(kinds, pos, spans, x, plain)
+        start = before = x
         for at, (number, layer) in enumerate(self.order):
             block, mask = self.blocks[number], self.masks[layer]
             store = None if cache is None else _store(cache, at)
@@ -182,10 +230,13 @@ class Stack(nn.Module):
                     cache.cross[at] = known
             elif cache is not None:
                 known = cache.cross[at]
+            before = x
             x = block(x, seen[mask], places[mask], store, known, memory_seen)
+            if at == 0 and self.convolution is not None:
+                x = self.convolution(start, x, real, documents)
         if self.norm is not None:
             x = self.norm(x)
-        return self.drop(x, self.rates.final)
+        return State(self.drop(x, self.rates.final), before, pos, plain, seen[mask], places[mask])
 
     def places(
         self,
@@ -193,6 +244,7 @@ class Stack(nn.Module):
         pos: Tensor,
         spans: dict[parts.LayerMask, tuple[Tensor, Tensor]],
         x: Tensor,
+        plain: bool,
     ) -> dict[parts.LayerMask, Places]:
         """What each kind of layer is told of positions: `spans` are those of its queries and keys."""
         schemes: dict[parts.LayerMask, Position] = {
@@ -204,7 +256,7 @@ class Stack(nn.Module):
         for mask, scheme in schemes.items():
             key = (id(scheme), id(spans[mask][0]), id(spans[mask][1]))
             if key not in known:
-                known[key] = scheme.bias(*spans[mask]), scheme.relative(*spans[mask])
+                known[key] = scheme.bias(*spans[mask]), scheme.relative(*spans[mask], plain)
             out[mask] = Places(turns[scheme], *known[key])
         return out
 

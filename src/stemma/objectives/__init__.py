@@ -29,7 +29,7 @@ def why_not(spec: declare.Objective) -> str | None:
         return None
     if isinstance(spec, declare.Translation):
         return f"training on {spec} is not built: it needs sentence pairs in two languages"
-    return f"training on {spec} is not built yet"
+    return f"training on {type(spec).__name__} is not implemented yet; set objective to CLM, MLM or Spans"
 
 
 def objective(

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from stemma.data import random as draw
 from stemma.errors import DataError, UsageError
 from stemma.nn.model import IGNORED, Model
-from stemma.nn.parts import Buckets, Learned, Rotary
+from stemma.nn.parts import Buckets, Disentangled, EMDHead, Learned, Rotary
 
 Ints = NDArray[np.int64]
 Example = dict[str, Any]  # arrays and numbers of one row
@@ -232,6 +232,8 @@ def layout(model: Model, batch: Batch, positions: str = "position_ids") -> Tenso
     scheme = model.arch.position
     given = batch.get(positions)
     if given is None or isinstance(scheme, (Rotary, Buckets)):
+        return None
+    if isinstance(scheme, Disentangled) and not isinstance(model.arch.heads.lm, EMDHead):
         return None
     if isinstance(scheme, Learned) and scheme.padding is not None:
         return given + scheme.padding + 1

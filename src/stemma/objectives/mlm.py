@@ -90,13 +90,13 @@ class Masked(Objective):
         return batch
 
     def loss(self, model: Model, batch: Batch) -> Loss:
-        hidden = model.encode(
+        state = model.state(
             batch["input_ids"],
             batch.get("attention_mask"),
             position_ids=layout(model, batch),
             documents=batch.get("documents"),
         )
-        return Loss({self.main: token_loss(model, hidden, batch)}, self.counts(batch))
+        return Loss({self.main: token_loss(model, model.read(state), batch)}, self.counts(batch))
 
 
 def replace(objective: Any, inputs: Ints, labels: Ints, chosen: Ints, rng: np.random.Generator, pool: Ints) -> None:

@@ -143,11 +143,11 @@ class MaskedPairs(Objective):
     def loss(self, model: Model, batch: Batch) -> Loss:
         if model.pooler is None or model.pair is None:
             raise UsageError("objective.pairs needs arch.heads.pooler and arch.heads.pair")
-        hidden = model.encode(batch["input_ids"], batch.get("attention_mask"), batch["token_type_ids"])
-        pair = model.pair(model.pooler(hidden)).float()
+        state = model.state(batch["input_ids"], batch.get("attention_mask"), batch["token_type_ids"])
+        pair = model.pair(model.pooler(state.hidden)).float()
         right = (pair.detach().argmax(-1) == batch["pair_labels"]).sum()
         sums = {
-            self.main: token_loss(model, hidden, batch),
+            self.main: token_loss(model, model.read(state), batch),
             "pair": F.cross_entropy(pair, batch["pair_labels"], reduction="sum"),
         }
         return Loss(sums, self.counts(batch), {"pair_right": float(right)})

@@ -1,0 +1,284 @@
+"""The layouts of public DeBERTa checkpoints: version 1 (`deberta`), versions 2 and 3 (`deberta-v2`).
+
+The files of their authors name no class, and hold the enhanced mask decoder: its head (`lm_predictions`) and its table
+of positions. Classes of transformers leave that decoder out: they put BERT's head, under BERT's names or those of the
+authors (`legacy=false`), on the last hidden state. A file is read as what its class computes, one without a class as
+what its authors' computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from stemma.errors import CheckpointError
+from stemma.families.deberta import deberta as deberta_family
+from stemma.families.deberta import deberta_v2 as deberta_v2_family
+from stemma.families.declare import Design
+from stemma.formats.config import Key, Layout, key, reasons, several
+from stemma.formats.hf_bert import ACTS, GAMMA, task_classes, task_rows
+from stemma.formats.hf_bert import KEYS as BERT_KEYS
+from stemma.formats.names import ByHead, Row, linear, row
+from stemma.nn.parts import ContextDetector, Convolution, Disentangled, EMDHead, Heads, MLMHead, Summary
+
+AUTHORS = ("MaskedLanguageModel", "ReplacedTokenDetectionModel")  # classes of the original code
+
+
+# ---------------------------------------------------------------- names
+
+
+def _around(design: Design) -> Iterator[Row]:
+    """What both layouts have but the insides of attention."""
+    theirs, ours = "deberta.encoder.layer.{i}", "encoder.blocks.{i}"
+    lm = design.arch.heads.lm
+    apart = isinstance(lm, MLMHead) and not lm.tied
+    decoder = [] if apart else ["cls.predictions.decoder.weight"]
+    yield row("deberta.embeddings.word_embeddings.weight", "embed.tokens.weight", aliases=decoder)
+    yield row("deberta.embeddings.token_type_embeddings.weight", "embed.segments.weight")
+    yield from linear("deberta.embeddings.LayerNorm", "encoder.embed_norm")
+    yield row("deberta.encoder.rel_embeddings.weight", "encoder.position.table.weight")
+    yield from linear("deberta.encoder.LayerNorm", "encoder.position.norm")
+    yield from linear("deberta.encoder.conv.conv", "encoder.convolution.conv")
+    yield from linear("deberta.encoder.conv.LayerNorm", "encoder.convolution.norm")
+    yield from linear(f"{theirs}.attention.output.dense", f"{ours}.attention.o")
+    yield from linear(f"{theirs}.attention.output.LayerNorm", f"{ours}.attention_norm")
+    yield from linear(f"{theirs}.intermediate.dense", f"{ours}.mlp.up")
+    yield from linear(f"{theirs}.output.dense", f"{ours}.mlp.down")
+    yield from linear(f"{theirs}.output.LayerNorm", f"{ours}.mlp_norm")
+    yield from _head(lm, apart)
+    yield from linear("pooler.dense", "pooler.dense")
+    yield from task_rows(design)
+
+
+def _head(lm: Any, apart: bool) -> Iterator[Row]:
+    """The head of masked tokens by its names in transformers, or by its authors' where the enhanced decoder is under
+    it; either is read under both."""
+    old, new = "cls.predictions", "lm_predictions.lm_head"
+    for name, part in (("transform.dense", "dense"), ("transform.LayerNorm", "norm")):
+        for leaf in ("weight", "bias"):
+            names = [f"{old}.{name}.{leaf}", f"{new}.{name.removeprefix('transform.')}.{leaf}"]
+            yield _either(names, f"lm.{part}.{leaf}", lm)
+    if apart:  # then the decoder's own bias is the one in use
+        yield from linear(f"{old}.decoder", "lm")
+    else:
+        bias = _either([f"{old}.bias", f"{new}.bias"], "lm.bias", lm)
+        yield replace(bias, aliases=(*bias.aliases, f"{old}.decoder.bias"))
+    if isinstance(lm, EMDHead):
+        yield row("deberta.embeddings.position_embeddings.weight", "lm.positions.weight")
+
+
+def _either(names: list[str], ours: str, lm: Any) -> Row:
+    first, second = reversed(names) if isinstance(lm, EMDHead) else names
+    return row(first, ours, aliases=[second])
+
+
+def _v1_rows(design: Design) -> list[Row]:
+    theirs, ours = "deberta.encoder.layer.{i}.attention.self", "encoder.blocks.{i}.attention"
+    packed = [f"{ours}.{name}.weight" for name in "qkv"]
+    return [
+        *_around(design),
+        row(f"{theirs}.in_proj.weight", *packed, op=ByHead(design.dims.heads)),
+        row(f"{theirs}.q_bias", f"{ours}.q.bias"),
+        row(f"{theirs}.v_bias", f"{ours}.v.bias"),
+        row(f"{theirs}.pos_proj.weight", f"{ours}.relative.k.weight"),
+        *linear(f"{theirs}.pos_q_proj", f"{ours}.relative.q"),
+    ]
+
+
+def _v2_rows(design: Design) -> list[Row]:
+    theirs, ours = "deberta.encoder.layer.{i}.attention.self", "encoder.blocks.{i}.attention"
+    return [
+        *_around(design),
+        *linear(f"{theirs}.query_proj", f"{ours}.q"),
+        *linear(f"{theirs}.key_proj", f"{ours}.k"),
+        *linear(f"{theirs}.value_proj", f"{ours}.v"),
+        *linear(f"{theirs}.pos_query_proj", f"{ours}.relative.q"),
+        *linear(f"{theirs}.pos_key_proj", f"{ours}.relative.k"),
+        *linear("mask_predictions.dense", "detect.dense"),
+        *linear("mask_predictions.LayerNorm", "detect.norm"),
+        *linear("mask_predictions.classifier", "detect.out"),
+    ]
+
+
+# ---------------------------------------------------------------- config.json
+
+
+def _only(name: str, only: bool) -> Any:
+    """`read` of a key that supports one value, which is not what it has where a file leaves it out."""
+
+    def read(value: Any, config: Mapping[str, Any]) -> Disentangled:
+        if value is not only:
+            raise CheckpointError(f"{name}={value!r} is not supported; only {only} is")
+        return Disentangled()
+
+    return read
+
+
+def _distance(value: Any, config: Mapping[str, Any]) -> Any:
+    """-1 means as many as a text has places."""
+    return value if isinstance(value, int) and value >= 1 else config.get("max_position_embeddings", 512)
+
+
+def _span(value: int | None, design: Design) -> int:
+    return -1 if value is None else value
+
+
+def _norm(value: bool, design: Design) -> str:
+    return "layer_norm" if value else "none"
+
+
+def _buckets(value: Any, config: Mapping[str, Any]) -> Any:
+    return None if isinstance(value, int) and value < 1 else value
+
+
+def _term(name: str) -> Any:
+    def read(value: Any, config: Mapping[str, Any]) -> bool:
+        terms = [t.strip() for t in value.lower().split("|")] if isinstance(value, str) else value or []
+        if not isinstance(terms, list) or (other := [t for t in terms if t not in ("c2p", "p2c")]):
+            wrong = repr(value) if not isinstance(terms, list) else repr(other[0])
+            raise CheckpointError(f"{wrong} is not supported; known: c2p, p2c")
+        return name in terms
+
+    return read
+
+
+def _terms(value: Any, design: Design) -> list[str]:
+    position = design.arch.position
+    assert isinstance(position, Disentangled)
+    return [name for name, used in (("p2c", position.p2c), ("c2p", position.c2p)) if used]
+
+
+def _normed(value: Any, config: Mapping[str, Any]) -> bool:
+    kinds = [k.strip() for k in str(value).lower().split("|")]
+    if wrong := [k for k in kinds if k not in ("none", "layer_norm")]:
+        raise CheckpointError(f"{wrong[0]!r} is not supported; known: none, layer_norm")
+    return "layer_norm" in kinds
+
+
+def _heads(value: Any, config: Mapping[str, Any]) -> Heads:
+    """Every head that a file of this config might hold; which it does, its tensors say."""
+    act = ACTS["read"](config.get("hidden_act", "gelu"), config)
+    listed = config.get("architectures") or []
+    authors = not listed or (isinstance(listed, list) and any(name in AUTHORS for name in listed))
+    tied = config.get("tie_word_embeddings", True) or not config.get("legacy", True)
+    detect = ContextDetector(act) if config.get("model_type") == "deberta-v2" else None
+    lm = EMDHead(act) if authors else MLMHead(act, tied)
+    return Heads(lm, Summary(act="gelu"), detect=detect)
+
+
+def _legacy(value: Heads, design: Design) -> bool:
+    return not isinstance(value.lm, EMDHead)
+
+
+def _tied(value: Heads, design: Design) -> bool:
+    return value.lm.tied if isinstance(value.lm, MLMHead) else True
+
+
+def _convolution(value: Any, config: Mapping[str, Any]) -> Convolution | None:
+    size = config.get("conv_kernel_size", 0)
+    return Convolution(size, ACTS["read"](config.get("conv_act", "tanh"), config)) if size > 0 else None
+
+
+def _kernel(value: Convolution | None, design: Design) -> int:
+    return 0 if value is None else value.kernel
+
+
+def _conv_act(value: Convolution | None, design: Design) -> Any:
+    return ACTS["write"]("gelu" if value is None else value.act, design)
+
+
+def _own(k: Key, vocab: int, width: int, layers: int, heads: int, inner: int) -> Key:
+    """DeBERTa's form of a key that it shares with BERT."""
+    defaults: dict[str, Any] = {
+        "vocab_size": vocab,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+    defaults |= {"intermediate_size": inner, "type_vocab_size": 0, "layer_norm_eps": 1e-7}
+    paths = ("arch.mlp.act",) if k.name == "hidden_act" else k.paths
+    return replace(k, paths=paths, default=defaults.get(k.name, k.default))
+
+
+def _keys(*sizes: int) -> tuple[Key, ...]:
+    yes, no = (lambda value, design: True), (lambda value, design: False)
+    return (
+        *(_own(k, *sizes) for k in BERT_KEYS if k.name != "tie_word_embeddings"),
+        key("max_position_embeddings", "dims.context", default=512),
+        key("relative_attention", "arch.position", default=False, read=_only("relative_attention", True), write=yes),
+        key(
+            "position_biased_input",
+            "arch.position",
+            default=True,
+            read=_only("position_biased_input", False),
+            write=no,
+        ),
+        key("max_relative_positions", "arch.position.distance", default=-1, read=_distance),
+        key("pos_att_type", "arch.position.c2p", default=None, read=_term("c2p"), write=_terms),
+        key("pos_att_type", "arch.position.p2c", default=None, read=_term("p2c"), write=_terms),
+        key("tie_word_embeddings", "arch.heads", default=True, read=_heads, write=_tied),
+        key("legacy", "arch.heads", default=True, read=_heads, write=_legacy),
+        key("pad_token_id", "text.pad_id", default=0),
+        key("bos_token_id", "text.bos_id", default=None),
+        key("eos_token_id", "text.eos_id", default=None, read=several),
+    )
+
+
+V2_KEYS = (
+    key("position_buckets", "arch.position.buckets", default=-1, read=_buckets, write=_span),
+    key("share_att_key", "arch.position.shared", default=False),
+    key("norm_rel_ebd", "arch.position.norm", default="none", read=_normed, write=_norm),
+    key("conv_kernel_size", "arch.convolution", default=0, read=_convolution, write=_kernel),
+    key("conv_act", "arch.convolution", default="tanh", read=_convolution, write=_conv_act),
+    key("attention_head_size", "dims.head_dim", default=None, write=lambda v, d: d.dims.width),
+)
+FIXED: dict[str, Any] = {"pooler_hidden_act": "gelu", "talking_head": False}
+UNUSED = {
+    **reasons("dropout of a task head, which its spec says", "pooler_dropout"),
+    **reasons("the tensors of the pooler say it", "pooler_hidden_size"),
+    **reasons("the same as pad_token_id", "padding_idx"),
+}
+STRAY = {
+    r"(^|\.)embeddings\.position_ids$": "a buffer of 0, 1, 2, ...",
+    r"embeddings\.position_embeddings\.weight$": "of the enhanced mask decoder, which the file's class does without",
+    r"embeddings\.(word|position)_embeddings\._weight$": "a part of the embeddings, which hold it already",
+    r"^cls\.predictions\.bias$": "not in use where the head is not tied: its decoder has a bias of its own",
+}
+
+deberta = Layout(
+    model_type="deberta",
+    families=("deberta",),
+    classes={
+        "DebertaForMaskedLM": Heads(MLMHead()),
+        "MaskedLanguageModel": Heads(EMDHead()),
+        "DebertaModel": Heads(),
+        **task_classes("Deberta", deberta_family),
+    },
+    keys=_keys(50_265, 768, 12, 12, 3072),
+    rows=_v1_rows,
+    prefix="deberta.",
+    fixed=FIXED,
+    unused=UNUSED | reasons("every head has its share of hidden_size in this version", "attention_head_size"),
+    renames=GAMMA,
+    stray=STRAY,
+)
+
+deberta_v2 = Layout(
+    model_type="deberta-v2",
+    families=("deberta-v2", "deberta-v3"),
+    classes={
+        "DebertaV2ForMaskedLM": Heads(MLMHead()),
+        "MaskedLanguageModel": Heads(EMDHead()),
+        "ReplacedTokenDetectionModel": Heads(detect=ContextDetector()),
+        "DebertaV2Model": Heads(),
+        **task_classes("DebertaV2", deberta_v2_family),
+    },
+    keys=(*_keys(128_100, 1536, 24, 24, 6144), *V2_KEYS),
+    rows=_v2_rows,
+    prefix="deberta.",
+    fixed=FIXED | {"conv_groups": 1},
+    unused=UNUSED,
+    renames=GAMMA,
+    stray=STRAY,
+)

@@ -1,0 +1,114 @@
+"""Disentangled attention (He et al. 2020, arXiv:2006.03654, section 3.1): contents and distances meet in the scores.
+
+With d the distance i - j from a query to a key, and K', Q' the keys and queries that a layer makes of distances,
+
+    score(i, j) = (q_i k_j + q_i K'_d + k_j Q'_d) / sqrt(width * number of products)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stemma.errors import UsageError
+from stemma.nn import parts
+from stemma.nn.attention import Attention, Relative
+from stemma.nn.norms import norm
+from stemma.nn.positions import Position
+
+
+class Distances(NamedTuple):
+    """Vectors of distances, and which of them each pair has. `rows`: R D; `which`: 1|B T S, the row of a query and a
+    key, or None where the rows are the distances T-1, ..., 0, ..., -T in order."""
+
+    rows: Tensor
+    which: Tensor | None
+
+
+class Disentangled(Position):
+    """The table of distances of a stack, `span` rows to either side."""
+
+    blank = True
+
+    def __init__(self, spec: parts.Disentangled, arch: parts.Arch, dims: parts.Dims) -> None:
+        super().__init__()
+        if dims.kv != dims.heads:
+            raise UsageError(
+                f"disentangled positions need a key for every head: dims.kv_heads={dims.kv_heads} is not "
+                f"dims.heads={dims.heads}"
+            )
+        self.spec, self.arch, self.dims = spec, arch, dims
+        self.span = spec.distance if spec.buckets is None else spec.buckets
+        self.table = nn.Embedding(2 * self.span, dims.d_model)
+        self.norm = norm(arch.norm, dims.d_model) if spec.norm else None
+
+    def bucket(self, far: Tensor) -> Tensor:
+        """The bucket of each distance: itself up to half of the buckets, beyond that by its logarithm (DeBERTa v2)."""
+        if self.spec.buckets is None:
+            return far
+        near = self.spec.buckets // 2
+        size = far.abs()
+        grown = torch.log(size.clamp(min=near) / near) / torch.log(torch.tensor((self.spec.distance - 1) / near))
+        return torch.where(size <= near, far, far.sign() * (torch.ceil(grown * (near - 1)).long() + near))
+
+    def row(self, far: Tensor) -> Tensor:
+        """The row of the table for each distance; those too far away share the last one of their side."""
+        return (self.bucket(far) + self.span).clamp(0, 2 * self.span - 1)
+
+    def relative(self, qpos: Tensor, kpos: Tensor, plain: bool) -> Distances:
+        table = self.table.weight if self.norm is None else self.norm(self.table.weight)
+        length = qpos.shape[1]
+        if plain and length <= self.span:  # then there are fewer distances than rows, and they go in order
+            far = torch.arange(length - 1, -length - 1, -1, device=qpos.device)
+            return Distances(table[self.row(far)], None)
+        return Distances(table, self.row(qpos[:, :, None] - kpos[:, None, :]))
+
+    def layer(self) -> Relative:
+        return DisentangledLayer(self.spec, self.arch, self.dims)
+
+
+class DisentangledLayer(Relative):
+    """What one layer adds to its scores. `k` and `q` map distances, where the content's own maps do not; each has a
+    bias if the content's has."""
+
+    def __init__(self, spec: parts.Disentangled, arch: parts.Arch, dims: parts.Dims) -> None:
+        super().__init__()
+        self.terms = 1 + spec.c2p + spec.p2c
+        self.c2p, self.p2c, self.rate = spec.c2p, spec.p2c, arch.dropout.embed
+        wide, bias = dims.heads * dims.width, arch.attention.bias
+        own = not spec.shared
+        self.k = nn.Linear(dims.d_model, wide, bias and arch.attention.key_bias) if own and spec.c2p else None
+        self.q = nn.Linear(dims.d_model, wide, bias) if own and spec.p2c else None
+
+    def forward(self, attention: Attention, q: Tensor, k: Tensor, distances: Distances) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B H T D) with `distances` to the queries and what is added to the scores (B H T S)."""
+        rows, which = distances
+        rows = F.dropout(rows, self.rate, self.training and self.rate > 0)
+        bias = None
+        if self.c2p:
+            keys = (self.k if self.k is not None else attention.k)(rows) * attention.scale
+            bias = pick(q, keys, which, q.shape[2] - 1)
+        if self.p2c:
+            queries = (self.q if self.q is not None else attention.q)(rows) * attention.scale
+            turned = None if which is None else which.transpose(1, 2)
+            met = pick(k, queries if which is not None else queries.flip(0), turned, k.shape[2]).transpose(2, 3)
+            bias = met if bias is None else bias + met
+        assert bias is not None
+        return q, bias
+
+
+def pick(x: Tensor, rows: Tensor, which: Tensor | None, first: int) -> Tensor:
+    """The product of each of `x` (B H T D) with the row (R H*D) that `which` (1|B T S) names: B H T S. Without it
+    the row of token t and column s is `first - t + s`; then R is 2 T, and S is T."""
+    batch, heads, length, width = x.shape
+    # a head at a time with all texts of the batch: the rows are not copied for each text
+    flat = x.transpose(0, 1).reshape(heads, batch * length, width)
+    y = flat @ rows.unflatten(-1, (heads, width)).permute(1, 2, 0)
+    y = y.view(heads, batch, length, -1).transpose(0, 1)  # B H T R
+    if which is not None:
+        return y.gather(3, which[:, None].expand(batch, heads, -1, -1))
+    # each token begins a place earlier than the one before it: cut one shorter, the diagonals stand in columns
+    return y.flatten(2).narrow(2, first, length * (2 * length - 1)).unflatten(2, (length, -1))[..., :length]

@@ -1,0 +1,1 @@
+"""Short independent implementations, written from the papers, of what no library computes."""

@@ -175,30 +175,48 @@ def read_design(raw: Mapping[str, Any]) -> tuple[Design, Family | None, Layout |
     layout = LAYOUTS[model_type]
     base = _base(layout)
     design, unused = configs.read_config(layout, raw, base)
-    owner, name = _nearest(design, layout)
+    owner, name = _nearest(design, layout, raw)
     design = replace(design, name=name, text=_text(design, owner), objective=owner.objective, recipe=owner.recipe)
     return design, owner, layout, unused
 
 
 def _base(layout: Layout) -> Design:
+    """What a config of the layout changes: the first size of its first family, with all heads that keys speak of."""
     owner = families.family(layout.families[0])
     base = owner[next(iter(owner.sizes))]
+    heads = base.arch.heads
+    lm = heads.lm or next((h.lm for h in layout.classes.values() if h.lm is not None), None)
+    detect = heads.detect or next((h.detect for h in layout.classes.values() if h.detect is not None), None)
+    base = _with_heads(base, replace(heads, lm=lm, detect=detect))
     return spec.edit(base, {"text.bos_id": None, "text.eos_id": None, "text.pad_id": None})
 
 
-def _nearest(design: Design, layout: Layout) -> tuple[Family, str]:
-    """The family of the layout that the design differs least from, and the name of the size that it equals, if any."""
+def _nearest(design: Design, layout: Layout, raw: Mapping[str, Any]) -> tuple[Family, str]:
+    """The family of the layout that the design differs least from, and the name of the size that it equals, if any.
+    Among families of one network those count that have its size, then those whose heads and rates are its own."""
+    listed = raw.get("architectures") or []
+    known = [layout.classes[n] for n in listed if isinstance(n, str) and n in layout.classes]
+    has = configs.present(known[0] if known else design.arch.heads)
 
-    def distance(owner: Family) -> int:
-        old, new = (spec.edit(a, {"dropout": design.arch.dropout}) for a in (owner.arch, design.arch))
-        return len(spec.diff(old, new))
+    def body(owner: Family) -> int:
+        same = {"dropout": design.arch.dropout, "heads": design.arch.heads}
+        return len(spec.diff(spec.edit(owner.arch, same), design.arch))
 
-    owner = min((families.family(f) for f in layout.families), key=distance)
-    for size in owner:
-        published = owner[size]
-        if published.dims == design.dims and not _body_changes(published, design):
-            return owner, size
-    return owner, owner.name
+    def rest(owner: Family) -> tuple[int, int]:
+        theirs = configs.present(owner.arch.heads)
+        return sum(a != b for a, b in zip(theirs, has, strict=True)), len(
+            spec.diff(owner.arch.dropout, design.arch.dropout)
+        )
+
+    owners = [families.family(f) for f in layout.families]
+    least = min(body(owner) for owner in owners)
+    ranked = sorted((owner for owner in owners if body(owner) == least), key=rest)
+    for owner in ranked:
+        for size in owner:
+            published = owner[size]
+            if published.dims == design.dims and not _body_changes(published, design):
+                return owner, size
+    return ranked[0], ranked[0].name
 
 
 def _body_changes(a: Design, b: Design) -> list[spec.Change]:
@@ -207,7 +225,7 @@ def _body_changes(a: Design, b: Design) -> list[spec.Change]:
 
 
 def _text(design: Design, owner: Family) -> Any:
-    ids = {f: getattr(design.text, f) for f in ("bos_id", "eos_id", "pad_id", "start_id")}
+    ids = {f: getattr(design.text, f) for f in ("bos_id", "eos_id", "pad_id", "start_id", "languages")}
     return replace(owner.text, **ids)
 
 
@@ -278,7 +296,7 @@ def _with_heads(design: Design, heads: Heads) -> Design:
 def _every_head(own: Heads, wanted: Heads) -> Heads:
     """All heads that a file might hold: those of the family, and those of its class."""
     pooler = wanted.pooler or own.pooler or Summary()
-    return Heads(own.lm, pooler, pair=True, detect=wanted.detect or own.detect, task=wanted.task)
+    return Heads(own.lm, pooler, pair=True, detect=own.detect or wanted.detect, task=wanted.task)
 
 
 def _heads_in_file(

@@ -19,7 +19,7 @@ from stemma import families, spec
 from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError, did_you_mean, nearest
 from stemma.families.declare import Design, Family
 from stemma.formats import config as configs
-from stemma.formats import own, tensors
+from stemma.formats import own, sentences, tensors
 from stemma.formats.config import Layout
 from stemma.formats.names import Ledger, Row, expand, missing
 from stemma.nn.init import initialise
@@ -144,13 +144,14 @@ def load(
         from stemma.formats import hub
 
         folder = hub.fetch(str(path), revision)
+    folder, pooling = sentences.read(folder)
     if not (folder / "config.json").is_file() and (why := tensors.interrupted(folder)):
         raise CheckpointError(why)
     raw = tensors.read_json(folder / "config.json")
     source = tensors.Tensors(folder)
     goal = None if task is None else (task, labels, problem)
     model = _assemble(raw, source, str(folder), new, device_of(device), kind, goal)
-    model.extras = {"config": raw}
+    model.extras, model.pooling = {"config": raw}, pooling
     if (folder / "generation_config.json").is_file():
         model.extras["generation_config"] = tensors.read_json(folder / "generation_config.json")
     if tokenizer:
@@ -559,13 +560,17 @@ def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard
         tensors.write_json(scratch / "config.json", data)
         if (generation := _generation_config(model, design, extras)) is not None:
             tensors.write_json(scratch / "generation_config.json", generation)
+        if model.pooling is not None:
+            sentences.write(scratch, model.pooling)
+    if model.pooling is not None:
+        sentences.write_pooling(directory, model.pooling, design.dims.d_model)
     return directory
 
 
 def _replaced(name: str) -> bool:
     """Whether a file is part of a checkpoint, which a new one replaces as a whole: a shard or a token list of the old
     one among the new files would be read as theirs."""
-    return name in (*CONFIGS, *TOKENIZER) or WEIGHTS.fullmatch(name) is not None
+    return name in (*CONFIGS, *TOKENIZER, *sentences.FILES) or WEIGHTS.fullmatch(name) is not None
 
 
 def _on_cpu(tensor: Tensor, kind: torch.dtype) -> Tensor:

@@ -66,7 +66,8 @@ class Embed(nn.Module):
 
 class Model(nn.Module):
     """A language model. Parameters have canonical names (`decoder.blocks.0.attention.q.weight`), whatever file they
-    came from. Attributes that `stemma.load` and `stemma.build` add: `family`, `name`, `text`, `tokenizer`, `ledger`."""
+    came from. Attributes that `stemma.load` and `stemma.build` add: `family`, `name`, `text`, `tokenizer`, `ledger`,
+    `pooling` (how a text's vector is made, where the checkpoint says so)."""
 
     family: Any = None
     name: str = ""
@@ -74,6 +75,7 @@ class Model(nn.Module):
     tokenizer: Any = None
     ledger: Any = None
     design: Any = None
+    pooling: Any = None
     extras: dict[str, Any] = {}
 
     def __init__(self, arch: parts.Arch, dims: parts.Dims) -> None:
@@ -207,6 +209,12 @@ class Model(nn.Module):
             raise UsageError("this model has no language-model head (its checkpoint came without one)")
         return self.lm(hidden, self.embed.tokens.weight)
 
+    def pooled(self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The pooler's vector of each text, of its hidden states: B T D -> B D."""
+        if self.pooler is None:
+            raise UsageError("this model has no pooler (its checkpoint came without one)")
+        return self.pooler(hidden, self._place(self.arch.heads.pooler, input_ids, attention_mask))
+
     # ------------------------------------------------------------ the public call
 
     def forward(
@@ -268,7 +276,7 @@ class Model(nn.Module):
         if self.lm is not None:
             out.logits = self.logits(hidden)
         if self.pooler is not None:
-            out.pooled = self.pooler(hidden, self._place(self.arch.heads.pooler, input_ids, attention_mask))
+            out.pooled = self.pooled(hidden, input_ids, attention_mask)
             if self.pair is not None:
                 rate = self.arch.dropout.pair
                 out.seq_relationship_logits = self.pair(F.dropout(out.pooled, rate, self.training and rate > 0))

@@ -17,6 +17,7 @@ from stemma.families.declare import LAMB
 from stemma.nn.model import Model, count
 from stemma.nn.parts import Choose, Classify, Heads, MLMHead, Summary
 from stemma.objectives import objective
+from stemma.text import Tokenizer, spm
 from stemma.train.optim import optimizer
 
 # what the hub's repositories hold, with the leftovers of the releases that wrote them
@@ -264,6 +265,69 @@ def test_names_of_languages_are_kept(tmp_path: Path) -> None:
     model.save(tmp_path)
     again = stemma.load(tmp_path)
     assert again.text.languages == ("en", "fr") and again.family.name == "xlm-clm" and again.dims == model.dims
+
+
+# ---------------------------------------------------------------- vocabularies as they were published
+
+
+LINES = [
+    f"The king of {i}, and {i + 7}, went to the old house; the queen saw {3 * i}, too. Nobody knows" for i in range(99)
+]
+SPOKEN = [
+    "The Queen saw the HOUSE of 8, 12, and 19, too", "naïve Straße, café!", "the <mask> house", "the [MASK] house", "  old  ",
+    "''the king'' and ``the queen``", "the king</s><s>[CLS]", "東京 king", "",
+]  # fmt: skip
+
+
+def published(folder: Path, model_type: str) -> Path:
+    """A folder with a SentencePiece file as the publisher's, and no tokenizer.json."""
+    import json
+
+    import sentencepiece
+
+    folder.mkdir()
+    own: dict[str, Any] = {}
+    if model_type == "albert":
+        own = dict(pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, control_symbols=["[CLS]", "[SEP]", "[MASK]"])
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES), model_prefix=str(folder / "m"), vocab_size=160, minloglevel=3, num_threads=1,
+        hard_vocab_limit=False, **own,
+    )  # fmt: skip
+    raw = (folder / "m.model").read_bytes()
+    if model_type == "albert":  # a piece that a comma ends after a number: such a model has them
+        pair = next(
+            t.encode() for t, _, kind in spm.parse(raw, "m").pieces if len(t.encode()) == 2 and kind == spm.NORMAL
+        )
+        raw = raw.replace(b"\n\x02" + pair, b"\n\x027,", 1)
+    (folder / ("spiece.model" if model_type == "albert" else "sentencepiece.bpe.model")).write_bytes(raw)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return folder
+
+
+@pytest.mark.parametrize("model_type", ["albert", "xlm-roberta"])
+def test_vocabularies_of_sentencepiece_equal_the_reference(model_type: str, tmp_path: Path) -> None:
+    import transformers as hf
+
+    folder = published(tmp_path / "a", model_type)
+    kind = hf.AlbertTokenizer if model_type == "albert" else hf.XLMRobertaTokenizer
+    ours, theirs = Tokenizer.load(folder), kind.from_pretrained(folder)
+    ours.save(tmp_path / "b")
+    for tokenizer in (ours, Tokenizer.load(tmp_path / "b")):
+        assert tokenizer.vocab_size == len(theirs) and tokenizer.kind == "unigram"
+        for text in SPOKEN:
+            assert tokenizer.encode(text, allow_special=True) == theirs(text)["input_ids"], text
+        assert tokenizer.encode_pair("the king", "the queen")[0] == theirs("the king", "the queen")["input_ids"]
+        ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+        assert ids == (theirs.pad_token_id, theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id)
+    if model_type == "albert":  # ALBERT's authors cut such a piece, which the reference forgets without tokenizer.json
+        assert ours.id("7,") is not None and ours.id("7,") not in ours.encode("7, 8")
+
+
+def test_a_vocabulary_in_another_order_is_refused(tmp_path: Path) -> None:
+    folder = published(tmp_path / "a", "albert")
+    (folder / "config.json").write_text('{"model_type": "xlm-roberta"}')
+    with pytest.raises(CheckpointError, match="as XLM-R's does"):
+        Tokenizer.load(folder)
 
 
 # ---------------------------------------------------------------- what is declared and not yet trained

@@ -37,7 +37,14 @@ def _layouts() -> dict[str, Layout]:
 LAYOUTS = _layouts()
 HEADS = ("lm", "pooler", "pair", "detect", "task")
 CONFIGS = ("config.json", "generation_config.json")
-VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")  # one makes a tokenizer
+VOCABULARY = (  # one makes a tokenizer
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
 TOKENIZER = (
     *VOCABULARY,
     "merges.txt",

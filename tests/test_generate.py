@@ -15,7 +15,7 @@ from stemma.errors import CheckpointError, UsageError
 from stemma.text import Specials, Tokenizer
 
 WRITERS = ("LMHeadModel", "CausalLM", "ConditionalGeneration")
-GENERATING = [c for c in CASES if CASES[c][0].endswith(WRITERS)]
+GENERATING = [c for c in CASES if CASES[c][0].endswith(WRITERS) and not c.startswith("xlm-mlm")]
 LENGTHS = [4, 11, 1, 7, 11, 2, 9]
 
 
@@ -73,6 +73,8 @@ def test_cached_logits_equal_full_logits(case: str, tmp_path: Path) -> None:
 def reference_ids(model: Any, prompt: list[int], **options: Any) -> list[int]:
     ids = torch.tensor([prompt])
     cached = not model.config.is_encoder_decoder  # the reference's cache fails where the decoder is the deeper stack
+    if model.config.model_type == "xlm":  # it would put a mask token after every text; here it goes on from the text
+        model.prepare_inputs_for_generation = lambda ids, attention_mask, **_: {"input_ids": ids}
     out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, use_cache=cached, **options)[
         0
     ].tolist()

@@ -42,7 +42,7 @@ def outputs(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
         found = {
             "logits": logits,
             "hidden": hidden,
-            "pair": out.get("seq_relationship_logits"),
+            "pair": out.get("seq_relationship_logits", out.get("sop_logits")),
             "pooled": out.get("pooler_output"),
         }
     return {k: v for k, v in found.items() if v is not None}
@@ -92,7 +92,13 @@ def test_saved_files_reload_in_the_reference(case: str, tmp_path: Path) -> None:
         assert torch.equal(value, first[key]), key
 
 
-@pytest.mark.parametrize("case", CASES)
+# The reference sets what XLM makes of padding to zero (which a head that reads the first token would read), and its
+# causal mask leaves padding on the left to be seen.
+XLM = [c for c in CASES if CASES[c][1] is hf.XLMConfig]
+RIGHT_ONLY = [c for c in XLM if c.startswith("xlm-clm") or task(c) in ("SequenceClassification", "MultipleChoice")]
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c not in RIGHT_ONLY])
 def test_padding_on_the_left_equals_the_reference(case: str, tmp_path: Path) -> None:
     theirs = saved(case, tmp_path)
     assert gap(stemma.load(tmp_path), theirs, inputs(case, left=True)) <= TOLERANCE
@@ -103,6 +109,8 @@ def test_losses_of_tasks_equal_the_reference(case: str, tmp_path: Path) -> None:
     theirs = saved(case, tmp_path)
     ours = stemma.load(tmp_path)
     batch = inputs(case)
+    if case in XLM and task(case) == "QuestionAnswering":  # an answer's end is chosen among padding too
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     targets = labels(case, batch)
     with torch.no_grad():
         want = theirs(**batch, **targets).loss
@@ -119,12 +127,18 @@ def test_losses_equal_the_reference(case: str, tmp_path: Path) -> None:
     targets = batch.pop("decoder_input_ids", batch["input_ids"]).clone()
     batch.pop("decoder_attention_mask", None)
     targets[0, :5] = -100
-    if case.startswith("mistral"):  # padding further than a window from any token sees nothing that is defined
+    if ours.detect is not None:  # whether a token was replaced
+        targets = (targets % 3 == 0).long()
+    if case.startswith("mistral") or case in XLM:  # padding that sees nothing (mistral), or is set to zero
         targets[batch["attention_mask"] == 0] = -100
-    extra = {"next_sentence_label": torch.tensor([0, 1, 1])} if case == "bert-pretraining" else {}
+    label = "sentence_order_label" if case.startswith("albert") else "next_sentence_label"
+    pair = torch.tensor([0, 1, 1]) if ours.pair is not None else None
+    wanted = targets
+    if case.startswith("xlm-clm"):  # whose labels the reference does not move on by a place
+        wanted = torch.cat([targets[:, 1:], targets.new_full((len(targets), 1), -100)], 1)
     with torch.no_grad():
-        want = theirs(**batch, labels=targets, **extra).loss
-        got = ours(**batch, labels=targets, **extra).loss
+        want = theirs(**batch, labels=wanted, **({label: pair} if pair is not None else {})).loss
+        got = ours(**batch, labels=targets, next_sentence_label=pair).loss
     assert abs(want - got) <= TOLERANCE
 
 

@@ -82,13 +82,26 @@ def test_bert_ids(minilm: Path) -> None:
 
 
 def test_bert_knows_a_cat_from_stocks(minilm: Path) -> None:
-    model = stemma.load(minilm)
-    vectors = []
-    for text in SENTENCES:  # the mean over the tokens, as the model was trained for
-        with torch.no_grad():
-            vectors.append(model(torch.tensor([model.tokenizer.encode(text)])).hidden.mean(1))
-    cat, kitten, stocks = torch.nn.functional.normalize(torch.cat(vectors), dim=-1)
+    cat, kitten, stocks = stemma.embed(stemma.load(minilm), SENTENCES)
     assert cat @ kitten > 0.5 > 0.25 > cat @ stocks
+
+
+def test_sentence_vectors(minilm: Path) -> None:
+    """As the folder's own files say: the mean over at most 256 tokens, at length 1."""
+    import transformers as hf
+
+    ours, theirs = stemma.load(minilm), hf.BertModel.from_pretrained(minilm).eval()
+    assert (ours.pooling.pool, ours.pooling.normalize, ours.pooling.limit) == ("mean", True, 256)
+    tokenizer = hf.AutoTokenizer.from_pretrained(minilm)
+    texts = [*SENTENCES, *TRICKY, "word " * 300]
+    with pytest.warns(UserWarning, match="1 of 20 texts are longer than 256 tokens"):
+        got = stemma.embed(ours, texts, batch=8)
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with torch.no_grad():
+        states = theirs(**batch).last_hidden_state
+    real = batch["attention_mask"][..., None]
+    want = torch.nn.functional.normalize((states * real).sum(1) / real.sum(1), dim=-1)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
 # ---------------------------------------------------------------- SmolLM2-135M-Instruct

@@ -29,6 +29,8 @@ def tiny(name: str, **changes: Any) -> Design:
         "dims.d_ff": 50,
         "dims.vocab": 83,
         "dims.context": 40,
+        "dims.embed": 20 if design.dims.embed else None,
+        "dims.languages": 3 if design.dims.languages else 0,
     }
     for path, value in spec.leaves(design.arch, "arch."):
         if path.endswith("window"):
@@ -68,6 +70,8 @@ def batch(design: Design, rows: int = 3, length: int = LENGTH, seed: int = 3) ->
     inputs = {"input_ids": ids, "attention_mask": mask}
     if design.dims.segments > 1:
         inputs["token_type_ids"] = torch.randint(0, design.dims.segments, (rows, length), generator=generator)
+    if design.dims.languages:
+        inputs["langs"] = torch.randint(0, design.dims.languages, (rows, length), generator=generator)
     if design.arch.structure == "encoder-decoder":
         inputs["decoder_input_ids"] = torch.randint(3, design.dims.vocab, (rows, length), generator=generator)
     return inputs

@@ -23,15 +23,17 @@ _WHERE = {
     "build": "stemma.formats",
     "generate": "stemma.decoding",
     "fill": "stemma.decoding",
+    "embed": "stemma.pooling",
     "pretrain": "stemma.train",
 }
 
-__all__ = ["__version__", "build", "design", "family", "fill", "generate", "load", "pretrain", "save", "tree"]
+__all__ = ["__version__", "build", "design", "embed", "family", "fill", "generate", "load", "pretrain", "save", "tree"]
 
 if TYPE_CHECKING:
     from stemma.decoding import fill, generate
     from stemma.families import design, family, tree
     from stemma.formats import build, load, save
+    from stemma.pooling import embed
     from stemma.train import pretrain
 
 

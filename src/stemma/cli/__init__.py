@@ -40,6 +40,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
     "Checkpoints": [
         ("generate", "PATH PROMPT...", "continue text", "models"),
         ("fill", "PATH TEXT", "guess the masked words of a text", "models"),
+        ("embed", "PATH TEXT...", "vectors of texts, or how alike they are", "models"),
         ("convert", "SRC DST", "write a checkpoint in another layout or precision", "models"),
     ],
     "More": [

@@ -13,6 +13,7 @@ from stemma.cli import command, console, emit
 from stemma.errors import UsageError
 
 PATH = click.argument("path", metavar="PATH")
+LANGUAGE = click.option("--language", default=None, help="What the text is in, for models that ask for it (XLM).")
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 DTYPE = click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or auto.")
 
@@ -62,6 +63,7 @@ def piped(texts: tuple[str, ...], what: str) -> list[str]:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--stream/--no-stream", default=None, help="Print text as it comes.  [default: on a terminal]")
+@LANGUAGE
 @click.option("--json", "as_json", is_flag=True, help="Print texts, ids and log-probabilities as JSON.")
 @DEVICE
 @DTYPE
@@ -115,10 +117,11 @@ def generate(
 @PATH
 @click.argument("text", required=False)
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Guesses for each mask.")
+@LANGUAGE
 @click.option("--json", "as_json", is_flag=True, help="Print guesses as JSON.")
 @DEVICE
 @DTYPE
-def fill(path: str, text: str | None, top: int, as_json: bool, device: str, dtype: str) -> None:
+def fill(path: str, text: str | None, top: int, language: str | None, as_json: bool, device: str, dtype: str) -> None:
     """Fill every [MASK] of TEXT with the model at PATH.
 
     An encoder guesses one token a mask; an encoder-decoder trained on spans writes as many as it likes.
@@ -128,7 +131,7 @@ def fill(path: str, text: str | None, top: int, as_json: bool, device: str, dtyp
     import stemma
 
     texts = piped((text,) if text is not None else (), "a TEXT")
-    found = stemma.fill(load(path, device, dtype), texts[0], top=top)
+    found = stemma.fill(load(path, device, dtype), texts[0], top=top, language=language)
     if as_json:
         guesses = [[{"text": g.text, "id": g.id, "p": g.probability} for g in row] for row in found.guesses]
         emit({"text": found.text, "guesses": guesses, "spans": found.spans})
@@ -143,6 +146,57 @@ def fill(path: str, text: str | None, top: int, as_json: bool, device: str, dtyp
             out.print(Text(f"  {g.text:<{wide}}  {g.probability:6.1%}  ") + Text(bar, style="cyan"))
     for n, span in enumerate(found.spans):
         out.print(Text(f"  mask {n + 1}: ", style="dim") + Text(span.strip() or "(nothing)"))
+
+
+@command()
+@PATH
+@click.argument("texts", nargs=-1, metavar="TEXT...")
+@click.option(
+    "--pool",
+    type=click.Choice(["mean", "first", "last", "max", "pooler"]),
+    default=None,
+    help="What of the tokens makes the vector.  [default: what PATH says, else mean]",
+)
+@click.option(
+    "--normalize/--no-normalize", default=None, help="Bring vectors to length 1.  [default: what PATH says, else yes]"
+)
+@click.option("--similar", is_flag=True, help="Print the cosine of each two texts instead, the nearest first.")
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Texts at a time.")
+@LANGUAGE
+@DEVICE
+@DTYPE
+def embed(
+    path: str,
+    texts: tuple[str, ...],
+    pool: Any,
+    normalize: bool | None,
+    similar: bool,
+    batch: int,
+    language: str | None,
+    device: str,
+    dtype: str,
+) -> None:
+    """Print a vector for each TEXT, a JSON line each, with the model at PATH.
+
+    Without a TEXT, every line of standard input is one.
+    """
+    import json
+
+    import stemma
+
+    given = list(texts) or [line for line in piped((), "a TEXT")[0].split("\n") if line.strip()]
+    if similar and len(given) < 2:
+        raise UsageError("--similar compares texts: give at least two")
+    model = load(path, device, dtype)
+    vectors = stemma.embed(model, given, pool=pool, normalize=similar or normalize, batch=batch, language=language)
+    if not similar:
+        for text, vector in zip(given, vectors.tolist(), strict=True):
+            click.echo(json.dumps({"text": text, "vector": [round(x, 7) for x in vector]}, ensure_ascii=False))
+        return
+    cosines = vectors @ vectors.T
+    pairs = [(float(cosines[i, j]), i, j) for i in range(len(given)) for j in range(i)]
+    for cosine, i, j in sorted(pairs, reverse=True):
+        click.echo(f"{cosine:7.4f}  {given[j]}  |  {given[i]}")
 
 
 def byte_size(text: str) -> int:

@@ -13,7 +13,7 @@ import torch
 
 from stemma.decoding import beams
 from stemma.decoding.choose import Choice
-from stemma.decoding.session import Session, begin, generates, start_token
+from stemma.decoding.session import Session, begin, generates, language_of, spoken, start_token
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
 
@@ -47,11 +47,13 @@ def generate(
     stop: str | Sequence[str] = (),
     seed: int = 0,
     ignore_eos: bool = False,
+    language: str | int | None = None,
     stream: Stream | None = None,
 ) -> list[Result]:
     """Continue every prompt by at most `max_new_tokens` tokens; one result a prompt, in order.
 
     `prompts` are texts or lists of token ids, of any lengths. `stop`: strings that end a text (and are cut off).
+    `language`: what the prompts are written in, for a model with a table of languages (a name or a number of it).
     `stream(row, piece)` is called with new text as it comes. `num_beams` above 1 searches instead of drawing. A row's
     result depends on the prompt, the options and `seed`, not on the other rows. Raises UsageError for what cannot be.
     """
@@ -73,9 +75,10 @@ def generate(
         return []
     encoded = [_encode(model, p) for p in rows]
     ends = () if ignore_eos or model.text is None else model.text.eos_ids
-    with _evaluating(model):
+    spoken_here = language_of(model, language)
+    with evaluating(model):
         if num_beams == 1:
-            results = _draw(model, encoded, choice, max_new_tokens, ends, stops, seed, stream)
+            results = _draw(model, encoded, choice, max_new_tokens, ends, stops, seed, stream, spoken_here)
         elif temperature > 0 or stream is not None or stops:
             raise UsageError("beam search (num_beams > 1) goes with neither temperature, stop strings nor streaming")
         else:
@@ -87,6 +90,7 @@ def generate(
                 length_penalty=length_penalty,
                 repetition_penalty=repetition_penalty,
                 ends=ends,
+                language=spoken_here,
             )
             results = [Result(b.ids, None, b.logprobs, "eos" if b.ids[-1] in ends else "length") for b in found]
     for prompt, result in zip(encoded, results, strict=True):
@@ -96,7 +100,7 @@ def generate(
 
 
 @contextlib.contextmanager
-def _evaluating(model: Model) -> Iterator[None]:
+def evaluating(model: Model) -> Iterator[None]:
     """The model without its dropout, and afterwards in the mode that it was in."""
     mode = model.training
     model.eval()
@@ -128,8 +132,9 @@ def _draw(
     stops: list[str],
     seed: int,
     stream: Stream | None,
+    language: int | None,
 ) -> list[Result]:
-    session = begin(model, prompts, max_new_tokens)
+    session = begin(model, prompts, max_new_tokens, language)
     results = [Result() for _ in prompts]
     seen = [[start_token(model)] if model.encoder is not None else list(p) for p in prompts]
     generators = [torch.Generator().manual_seed(seed) for _ in prompts]
@@ -237,25 +242,27 @@ MASK = "[MASK]"
 
 
 @torch.inference_mode()
-def fill(model: Model, text: str, *, top: int = 5, max_new_tokens: int = 64) -> Filled:
+def fill(
+    model: Model, text: str, *, top: int = 5, max_new_tokens: int = 64, language: str | int | None = None
+) -> Filled:
     """Fill every `[MASK]` of a text (the model's own mask token or `<extra_id_N>` will do as well).
 
-    An encoder guesses one token a mask; an encoder-decoder trained on spans writes any number. Raises UsageError if
-    there is no mask, or the model can do neither.
+    An encoder guesses one token a mask; an encoder-decoder trained on spans writes any number. `language` as for
+    `generate`. Raises UsageError if there is no mask, or the model can do neither.
     """
     if top < 1:
         raise UsageError(f"top must be at least 1, not {top}")
     if model.tokenizer is None:
         raise UsageError("fill needs a tokenizer, and this model came without one")
-    with _evaluating(model):
+    with evaluating(model):
         if model.arch.structure == "encoder":
-            return _fill_masks(model, text, top)
+            return _fill_masks(model, text, top, language_of(model, language))
         if model.arch.structure == "encoder-decoder" and model.tokenizer.sentinels:
             return _fill_spans(model, text, max_new_tokens)
     raise UsageError(f"this {model.arch.structure} cannot fill masks; use stemma.generate (or `stemma generate`)")
 
 
-def _fill_masks(model: Model, text: str, top: int) -> Filled:
+def _fill_masks(model: Model, text: str, top: int, language: int | None) -> Filled:
     tokenizer = model.tokenizer
     if model.lm is None or tokenizer.mask_id is None:
         raise UsageError("this model cannot fill masks: it has no language-model head or its tokenizer no mask token")
@@ -264,7 +271,8 @@ def _fill_masks(model: Model, text: str, top: int) -> Filled:
     if not at:
         raise UsageError(f"the text has no {MASK} to fill")
     batch = torch.tensor([ids], device=model.device)
-    share = model.logits(model.read(model.state(batch))[0, at]).float().softmax(-1)
+    state = model.state(batch, langs=spoken(batch, language))
+    share = model.logits(model.read(state)[0, at]).float().softmax(-1)
     best = share.topk(min(top, share.shape[-1]))
     guesses = [
         [Guess(tokenizer.decode([i]).strip(), i, p) for i, p in zip(row.tolist(), values.tolist(), strict=True)]

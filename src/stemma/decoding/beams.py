@@ -70,9 +70,10 @@ def search(
     length_penalty: float,
     repetition_penalty: float,
     ends: Collection[int],
+    language: int | None = None,
 ) -> list[Beam]:
     """The best continuation of each prompt."""
-    session = begin(model, prompts, max_new_tokens)
+    session = begin(model, prompts, max_new_tokens, language)
     searches = [Search(width, length_penalty, ends) for _ in prompts]
     prefix = [[start_token(model)] if model.encoder is not None else list(p) for p in prompts]
     keep = (1 + len(set(ends))) * width  # enough that `width` of them do not end

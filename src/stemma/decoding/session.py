@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from stemma.decoding.layout import for_decoding
-from stemma.errors import CheckpointError, UsageError
+from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.nn.cache import Cache
 from stemma.nn.model import Model
 
 
 class Session:
-    """The state of a decoding of several prompts (token ids). `room`: how many new tokens there must be place for."""
+    """The state of a decoding of several prompts (token ids). `room`: how many new tokens there must be place for;
+    `language`: the number of theirs, for a model with a table of languages."""
 
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
+    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int, language: int | None = None) -> None:
         for_decoding(model, len(prompts))
-        self.model, self.device = model, model.device
+        self.model, self.device, self.language = model, model.device, language
         self.encoded = model.encoder is not None
         start = [start_token(model)] if self.encoded else []
         texts = [start for _ in prompts] if self.encoded else [list(p) for p in prompts]
@@ -36,21 +37,29 @@ class Session:
         even = all(len(t) == longest for t in texts)
         layers = model.dims.depth if self.encoded else model.dims.layers
         self.cache = Cache(model.arch, layers, len(texts), longest + room, even)
-        ids, real = _pad(texts, self.device)
+        ids, real = pad(texts, self.device)
         memory = memory_real = None
         if self.encoded:
-            source, memory_real = _pad(prompts, self.device)
+            source, memory_real = pad(prompts, self.device)
             memory_real = None if bool(memory_real.all()) else memory_real
             memory = model.encode(source, memory_real)
         positions = torch.arange(longest, device=self.device).expand(len(texts), -1)
         hidden = model.decode(
-            ids, None if even else real, positions, memory=memory, memory_mask=memory_real, cache=self.cache
+            ids,
+            None if even else real,
+            positions,
+            memory=memory,
+            memory_mask=memory_real,
+            cache=self.cache,
+            langs=spoken(ids, language),
         )
         self.logits = self._head(hidden[torch.arange(len(texts), device=self.device), self.lengths - 1])
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more token a row (B); returns the logits of the next (B V)."""
-        hidden = self.model.decode(tokens[:, None], None, self.lengths[:, None], cache=self.cache)
+        ids = tokens[:, None]
+        langs = spoken(ids, self.language)
+        hidden = self.model.decode(ids, None, self.lengths[:, None], cache=self.cache, langs=langs)
         self.lengths = self.lengths + 1
         self.logits = self._head(hidden[:, 0])
         return self.logits
@@ -94,9 +103,30 @@ def generates(model: Model) -> bool:
     return model.decoder is not None and model.lm is not None
 
 
-def begin(model: Model, prompts: Sequence[Sequence[int]], room: int) -> Session:
+def begin(model: Model, prompts: Sequence[Sequence[int]], room: int, language: int | None = None) -> Session:
     """A decoding of prompts, of the kind that the model's arch asks for."""
-    return Session(model, prompts, room)
+    return Session(model, prompts, room, language)
+
+
+def language_of(model: Model, language: str | int | None) -> int | None:
+    """The number of a language by its name or number. Raises UsageError for one that the model does not have."""
+    if language is None:
+        return None
+    known = model.text.languages if model.text is not None else ()
+    if not model.dims.languages:
+        raise UsageError(f"language={language!r} was given, and this model has no languages")
+    number = known.index(language) if language in known else language
+    if isinstance(number, str) and number.isdigit():
+        number = int(number)
+    if not isinstance(number, int) or not 0 <= number < model.dims.languages:
+        names = ", ".join(known) or f"the numbers 0 to {model.dims.languages - 1}"
+        raise UsageError(f"language={language!r} is none of this model's: {names}{did_you_mean(str(language), known)}")
+    return number
+
+
+def spoken(ids: Tensor, language: int | None) -> Tensor | None:
+    """The language of every token, where there is one."""
+    return None if language is None else torch.full_like(ids, language)
 
 
 def start_token(model: Model) -> int:
@@ -106,7 +136,7 @@ def start_token(model: Model) -> int:
     return start
 
 
-def _pad(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def pad(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows side by side, padded on the right: ids and which of them are real (B T)."""
     longest = max(max(len(t) for t in texts), 1)
     ids = torch.zeros(len(texts), longest, dtype=torch.int64)

@@ -4,6 +4,22 @@ from stemma.families.declare import MLM, About, AdamW, Schedule, Size
 from stemma.families.transformer import transformer
 from stemma.nn.parts import Answer, Choose, Classify, Dims, Full, Heads, Learned, MLMHead, Normal, Summary, Tag
 
+NAMED = {(2, 128): "tiny", (4, 256): "mini", (4, 512): "small", (8, 512): "medium"}
+
+
+def _small(layers: int, width: int) -> dict[str, Size]:
+    """One of the 24 small models of Turc et al. 2019 (arXiv:1908.08962)."""
+    heads, number = width // 64, f"bert-l{layers}-h{width}"
+    name = NAMED.get((layers, width))
+    return {
+        f"bert-{name}" if name else number: Size(
+            Dims(width, layers, heads, 4 * width, 30_522, 512, segments=2),
+            aliases=(number,) if name else (),
+            hub=f"google/bert_uncased_L-{layers}_H-{width}_A-{heads}",
+        )
+    }
+
+
 bert = transformer.evolve(
     "bert",
     {
@@ -75,10 +91,14 @@ bert = transformer.evolve(
         "bert-base-chinese": Size(
             Dims(768, 12, 12, 3072, 21_128, 512, segments=2), published="110M", hub="google-bert/bert-base-chinese"
         ),
-        "bert-tiny": Size(Dims(128, 2, 2, 512, 30_522, 512, segments=2), hub="google/bert_uncased_L-2_H-128_A-2"),
-        "bert-mini": Size(Dims(256, 4, 4, 1024, 30_522, 512, segments=2), hub="google/bert_uncased_L-4_H-256_A-4"),
-        "bert-small": Size(Dims(512, 4, 8, 2048, 30_522, 512, segments=2), hub="google/bert_uncased_L-4_H-512_A-8"),
-        "bert-medium": Size(Dims(512, 8, 8, 2048, 30_522, 512, segments=2), hub="google/bert_uncased_L-8_H-512_A-8"),
+        **{k: v for place in NAMED for k, v in _small(*place).items()},
+        **{
+            k: v
+            for layers in (2, 4, 6, 8, 10, 12)
+            for width in (128, 256, 512, 768)
+            if (layers, width) not in NAMED
+            for k, v in _small(layers, width).items()
+        },
     },
     about=About(
         2018,

@@ -78,11 +78,83 @@ class RTD(Spec):
 
 
 @dataclass(frozen=True)
+class NGrams(Spec):
+    """ALBERT's (Lan et al. 2019, arXiv:1909.11942, sections 3.1 and 4.1): masked n-grams of 1 to `longest` whole words,
+    drawn with probability proportional to 1/n, until `rate` of the tokens are chosen; they are replaced as in `MLM`.
+    Beside it the order of two consecutive segments, which are swapped half of the time. `copies` as in `MLM`."""
+
+    rate: float = 0.15
+    masked: float = 0.8
+    random: float = 0.1
+    longest: int = 3
+    copies: int = 40
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
+        require(self.masked >= 0 and self.random >= 0, "objective.masked and objective.random must not be negative")
+        require(self.masked + self.random <= 1, "objective.masked + objective.random must not exceed 1")
+        require(self.longest >= 1, f"objective.longest must be at least 1 word, not {self.longest}")
+        require(self.copies >= 0, f"objective.copies must not be negative, not {self.copies}")
+
+
+@dataclass(frozen=True)
+class TLM(Spec):
+    """Masked tokens of one language, and in turn those of a sentence and its translation side by side, the second one
+    numbered from 0 again (Lample & Conneau 2019, arXiv:1901.07291, section 3.3). Fields as in `MLM`."""
+
+    rate: float = 0.15
+    masked: float = 0.8
+    random: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
+        require(self.masked >= 0 and self.random >= 0, "objective.masked and objective.random must not be negative")
+        require(self.masked + self.random <= 1, "objective.masked + objective.random must not exceed 1")
+
+
+@dataclass(frozen=True)
+class Distillation(Spec):
+    """Masked tokens as a `teacher` (a size of the tree) predicts them (Sanh et al. 2019, arXiv:1910.01108, section 3):
+    the weighted sum of the divergence from its distribution at `temperature` (`soft`), the loss on the true tokens
+    (`hard`) and one minus the cosine between the last hidden states (`cosine`)."""
+
+    teacher: str
+    temperature: float = 2.0
+    soft: float = 5.0
+    hard: float = 2.0
+    cosine: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, f"objective.temperature must be positive, not {self.temperature}")
+        for name in ("soft", "hard", "cosine"):
+            require(getattr(self, name) >= 0, f"objective.{name} must not be negative, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class AttentionDistillation(Spec):
+    """The attention of the last layer, and the products of its values with each other, as a `teacher` (a size of the
+    tree) has them (Wang et al. 2020, arXiv:2002.10957, section 3)."""
+
+    teacher: str
+
+
+@dataclass(frozen=True)
+class Contrastive(Spec):
+    """Which of the texts of a batch belongs with which: cross-entropy of the cosines of sentence vectors times `scale`
+    (Reimers & Gurevych 2019, arXiv:1908.10084, and its later models)."""
+
+    scale: float = 20.0
+
+    def __post_init__(self) -> None:
+        require(self.scale > 0, f"objective.scale must be positive, not {self.scale}")
+
+
+@dataclass(frozen=True)
 class Translation(Spec):
     """Predict the sentence of a pair from the other (Vaswani et al. 2017)."""
 
 
-Objective = CLM | MLM | RTD | Spans | Translation
+Objective = CLM | MLM | Spans | Translation | NGrams | RTD | TLM | Distillation | AttentionDistillation | Contrastive
 
 
 # ---------------------------------------------------------------- text
@@ -92,7 +164,8 @@ Objective = CLM | MLM | RTD | Spans | Translation
 class Text(Spec):
     """The tokenizer's kind, its special tokens by role, and their ids where they are published.
 
-    `start_id`: the first token of a decoder's input; `sentinels`: how many `<extra_id_N>` there are (T5).
+    `start_id`: the first token of a decoder's input; `sentinels`: how many `<extra_id_N>` there are (T5); `languages`:
+    those of the language table, in its order (XLM).
     """
 
     tokenizer: Literal["wordpiece", "bpe", "gpt-bpe", "unigram", "spm-bpe"]
@@ -109,6 +182,7 @@ class Text(Spec):
     eos_id: int | tuple[int, ...] | None = None
     pad_id: int | None = None
     start_id: int | None = None
+    languages: tuple[str, ...] = ()
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -150,6 +224,22 @@ class Adafactor(Spec):
 
 
 @dataclass(frozen=True)
+class LAMB(Spec):
+    """Adam whose step for each matrix is scaled to the size of its weights (You et al. 2019, arXiv:1904.00962)."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name} must lie in [0, 1), not {getattr(self, name)}")
+        require(self.eps > 0, f"optimizer.eps must be positive, not {self.eps}")
+        require(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, not {self.weight_decay}")
+
+
+@dataclass(frozen=True)
 class Schedule(Spec):
     """The learning rate over time: `warmup` steps up, then `shape` down to `floor` times the peak.
 
@@ -170,7 +260,7 @@ class Recipe(Spec):
     """How it was pretrained, as published; None is unpublished. `lr`: peak; `batch`: tokens a step; `context`: tokens a
     row; `mixed`: rows may hold several documents that see each other (the published habit of most)."""
 
-    optimizer: AdamW | Adafactor = AdamW()
+    optimizer: AdamW | Adafactor | LAMB = AdamW()
     lr: float | None = None
     schedule: Schedule = Schedule()
     batch: int | None = None

@@ -19,7 +19,7 @@ from stemma import families, spec
 from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError, did_you_mean, nearest
 from stemma.families.declare import Design, Family
 from stemma.formats import config as configs
-from stemma.formats import own, tensors
+from stemma.formats import own, sentences, tensors
 from stemma.formats.config import Layout
 from stemma.formats.names import Ledger, Row, expand, missing
 from stemma.nn.init import initialise
@@ -37,7 +37,14 @@ def _layouts() -> dict[str, Layout]:
 LAYOUTS = _layouts()
 HEADS = ("lm", "pooler", "pair", "detect", "task")
 CONFIGS = ("config.json", "generation_config.json")
-VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")  # one makes a tokenizer
+VOCABULARY = (  # one makes a tokenizer
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
 TOKENIZER = (
     *VOCABULARY,
     "merges.txt",
@@ -154,13 +161,14 @@ def load(
         from stemma.formats import hub
 
         folder = hub.fetch(str(path), revision)
+    folder, pooling = sentences.read(folder)
     if not (folder / "config.json").is_file() and (why := tensors.interrupted(folder)):
         raise CheckpointError(why)
     raw = tensors.read_json(folder / "config.json")
     source = tensors.Tensors(folder)
     goal = None if task is None else (task, labels, problem)
     model = _assemble(raw, source, str(folder), new, device_of(device), kind, goal)
-    model.extras = {"config": raw}
+    model.extras, model.pooling = {"config": raw}, pooling
     if (folder / "generation_config.json").is_file():
         model.extras["generation_config"] = tensors.read_json(folder / "generation_config.json")
     if tokenizer:
@@ -185,30 +193,48 @@ def read_design(raw: Mapping[str, Any]) -> tuple[Design, Family | None, Layout |
     layout = LAYOUTS[model_type]
     base = _base(layout)
     design, unused = configs.read_config(layout, raw, base)
-    owner, name = _nearest(design, layout)
+    owner, name = _nearest(design, layout, raw)
     design = replace(design, name=name, text=_text(design, owner), objective=owner.objective, recipe=owner.recipe)
     return design, owner, layout, unused
 
 
 def _base(layout: Layout) -> Design:
+    """What a config of the layout changes: the first size of its first family, with all heads that keys speak of."""
     owner = families.family(layout.families[0])
     base = owner[next(iter(owner.sizes))]
+    heads = base.arch.heads
+    lm = heads.lm or next((h.lm for h in layout.classes.values() if h.lm is not None), None)
+    detect = heads.detect or next((h.detect for h in layout.classes.values() if h.detect is not None), None)
+    base = _with_heads(base, replace(heads, lm=lm, detect=detect))
     return spec.edit(base, {"text.bos_id": None, "text.eos_id": None, "text.pad_id": None})
 
 
-def _nearest(design: Design, layout: Layout) -> tuple[Family, str]:
-    """The family of the layout that the design differs least from, and the name of the size that it equals, if any."""
+def _nearest(design: Design, layout: Layout, raw: Mapping[str, Any]) -> tuple[Family, str]:
+    """The family of the layout that the design differs least from, and the name of the size that it equals, if any.
+    Among families of one network those count that have its size, then those whose heads and rates are its own."""
+    listed = raw.get("architectures") or []
+    known = [layout.classes[n] for n in listed if isinstance(n, str) and n in layout.classes]
+    has = configs.present(known[0] if known else design.arch.heads)
 
-    def distance(owner: Family) -> int:
-        old, new = (spec.edit(a, {"dropout": design.arch.dropout}) for a in (owner.arch, design.arch))
-        return len(spec.diff(old, new))
+    def body(owner: Family) -> int:
+        same = {"dropout": design.arch.dropout, "heads": design.arch.heads}
+        return len(spec.diff(spec.edit(owner.arch, same), design.arch))
 
-    owner = min((families.family(f) for f in layout.families), key=distance)
-    for size in owner:
-        published = owner[size]
-        if published.dims == design.dims and not _body_changes(published, design):
-            return owner, size
-    return owner, owner.name
+    def rest(owner: Family) -> tuple[int, int]:
+        theirs = configs.present(owner.arch.heads)
+        return sum(a != b for a, b in zip(theirs, has, strict=True)), len(
+            spec.diff(owner.arch.dropout, design.arch.dropout)
+        )
+
+    owners = [families.family(f) for f in layout.families]
+    least = min(body(owner) for owner in owners)
+    ranked = sorted((owner for owner in owners if body(owner) == least), key=rest)
+    for owner in ranked:
+        for size in owner:
+            published = owner[size]
+            if published.dims == design.dims and not _body_changes(published, design):
+                return owner, size
+    return ranked[0], ranked[0].name
 
 
 def _body_changes(a: Design, b: Design) -> list[spec.Change]:
@@ -217,7 +243,7 @@ def _body_changes(a: Design, b: Design) -> list[spec.Change]:
 
 
 def _text(design: Design, owner: Family) -> Any:
-    ids = {f: getattr(design.text, f) for f in ("bos_id", "eos_id", "pad_id", "start_id")}
+    ids = {f: getattr(design.text, f) for f in ("bos_id", "eos_id", "pad_id", "start_id", "languages")}
     return replace(owner.text, **ids)
 
 
@@ -288,7 +314,7 @@ def _with_heads(design: Design, heads: Heads) -> Design:
 def _every_head(own: Heads, wanted: Heads) -> Heads:
     """All heads that a file might hold: those of the family, and those of its class."""
     pooler = wanted.pooler or own.pooler or Summary()
-    return Heads(own.lm, pooler, pair=True, detect=wanted.detect or own.detect, task=wanted.task)
+    return Heads(own.lm, pooler, pair=True, detect=own.detect or wanted.detect, task=wanted.task)
 
 
 def _heads_in_file(
@@ -610,13 +636,17 @@ def _save_hf(model: Model, directory: Path, dtype: str | None, shard_bytes: int)
         tensors.write_json(scratch / "config.json", data)
         if (generation := _generation_config(model, design, extras)) is not None:
             tensors.write_json(scratch / "generation_config.json", generation)
+        if model.pooling is not None:
+            sentences.write(scratch, model.pooling)
+    if model.pooling is not None:
+        sentences.write_pooling(directory, model.pooling, design.dims.d_model)
     return directory
 
 
 def _replaced(name: str) -> bool:
     """Whether a file is part of a checkpoint, which a new one replaces as a whole: a shard or a token list of the old
     one among the new files would be read as theirs."""
-    return name in (*CONFIGS, *TOKENIZER) or WEIGHTS.fullmatch(name) is not None
+    return name in (*CONFIGS, *TOKENIZER, *sentences.FILES) or WEIGHTS.fullmatch(name) is not None
 
 
 def _on_cpu(tensor: Tensor, kind: torch.dtype) -> Tensor:

@@ -15,7 +15,7 @@ from stemma import spec
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.families.declare import Design
 from stemma.formats.names import Row
-from stemma.nn.parts import Classify, Dropout, Heads, Normal, Tag
+from stemma.nn.parts import Choose, Classify, Dropout, Heads, Normal, Tag
 
 REQUIRED = object()
 
@@ -72,6 +72,29 @@ def _slip(a: str, b: str) -> bool:
 def token(value: Any, config: Mapping[str, Any]) -> Any:
     """The id of a token; -1 means that there is none (in the first LLaMA files)."""
     return None if value == -1 else value
+
+
+def number(value: Any, config: Mapping[str, Any]) -> Any:
+    """A whole number, where our own field might also be left out."""
+    if not isinstance(value, int):
+        raise CheckpointError(f"{value!r} should be a whole number")
+    return value
+
+
+def switch(on: Any, off: Any) -> dict[str, Callable[..., Any]]:
+    """`read` and `write` of a key that is true or false where ours is one of two values."""
+
+    def read(value: Any, config: Mapping[str, Any]) -> Any:
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{value!r} should be true or false")
+        return on if value else off
+
+    def write(value: Any, design: Design) -> Any:
+        if value not in (on, off):
+            raise UsageError(f"this layout has no word for {value!r}")
+        return bool(value == on)
+
+    return {"read": read, "write": write}
 
 
 def several(value: Any, config: Mapping[str, Any]) -> Any:
@@ -178,11 +201,11 @@ def heads_wanted(layout: Layout, config: Mapping[str, Any]) -> Heads:
             f"config.json: class {listed[0]!r} is not supported; known: {', '.join(layout.classes)}"
             f"{did_you_mean(listed[0], layout.classes)}"
         )
-    if isinstance(heads.task, Classify | Tag):
+    if (field := _counted(heads)) is not None:
         named, number = config.get("id2label"), config.get("num_labels")
         if named is not None and not isinstance(named, Mapping):
             raise CheckpointError(f"config.json: id2label={named!r} should be an object of numbers and names")
-        heads = spec.edit(heads, {"task.labels": len(named) if named else number or 2})
+        heads = spec.edit(heads, {f"task.{field}": len(named) if named else number or 2})
     if isinstance(heads.task, Classify) and (problem := config.get("problem_type")) is not None:
         words = {theirs: ours for ours, theirs in PROBLEMS.items()}
         if problem not in words:
@@ -196,11 +219,21 @@ def heads_wanted(layout: Layout, config: Mapping[str, Any]) -> Heads:
     return heads
 
 
+def _counted(heads: Heads) -> str | None:
+    """The field of a task head that a config's number of labels sets."""
+    match heads.task:
+        case Classify() | Tag():
+            return "labels"
+        case Choose(through=int()):
+            return "through"
+    return None
+
+
 def write_labels(heads: Heads) -> dict[str, Any]:
     """The keys that say what a task head scores."""
     out: dict[str, Any] = {}
-    if isinstance(heads.task, Classify | Tag):
-        out["id2label"] = {str(i): f"LABEL_{i}" for i in range(heads.task.labels)}
+    if (field := _counted(heads)) is not None:
+        out["id2label"] = {str(i): f"LABEL_{i}" for i in range(getattr(heads.task, field))}
         out["label2id"] = {name: int(i) for i, name in out["id2label"].items()}
     if isinstance(heads.task, Classify):
         out["problem_type"] = PROBLEMS[heads.task.problem]
@@ -275,7 +308,7 @@ def write_config(layout: Layout, design: Design, heads: Heads, base: Design) -> 
             raise UsageError(f"the {layout.model_type!r} layout has {k.name!r}, and this design no {k.paths[0]}")
         config[k.name] = k.write(spec.get(design, k.paths[0]), design)
     again, _ = read_config(layout, config, base)
-    old, new = (_comparable(d, with_head=heads.lm is not None) for d in (design, again))
+    old, new = (_comparable(d, heads) for d in (design, again))
     lost = [c for c in spec.diff(old, new) if c.path.split(".")[0] in ("arch", "dims")]
     if lost:
         raise UsageError(
@@ -300,7 +333,7 @@ def class_name(layout: Layout, heads: Heads) -> str:
         raise UsageError(f"the {layout.model_type!r} layout has no class for the task head {heads.task}")
 
     def shared(has: Heads) -> tuple[bool, int, bool]:
-        pairs = list(zip(_present(has), _present(heads), strict=True))
+        pairs = list(zip(present(has), present(heads), strict=True))
         fits = all(ours for theirs, ours in pairs if theirs)
         return fits, sum(theirs and ours for theirs, ours in pairs), type(has.lm) is type(heads.lm)
 
@@ -311,15 +344,17 @@ def _form(heads: Heads) -> Any:
     """What must agree for a task head to be of the same class: all but its labels and rates."""
     if heads.task is None:
         return None
-    free = {"labels": 2, "problem": "single", "dropout": 0.0}
-    return spec.edit(heads.task, {k: v for k, v in free.items() if hasattr(heads.task, k)})
+    free = {"labels": 2, "through": 2, "problem": "single", "dropout": 0.0}
+    return spec.edit(heads.task, {k: v for k, v in free.items() if getattr(heads.task, k, None) is not None})
 
 
-def _present(heads: Heads) -> tuple[bool, ...]:
+def present(heads: Heads) -> tuple[bool, ...]:
+    """Which of the heads of pretraining there are."""
     return heads.lm is not None, heads.pooler is not None, heads.pair, heads.detect is not None
 
 
-def _comparable(design: Design, with_head: bool) -> Design:
+def _comparable(design: Design, heads: Heads) -> Design:
     """Without what a checkpoint need not record: what matters in training only, and which heads stand on the pooler."""
-    heads = Heads(design.arch.heads.lm if with_head else None)
+    own = design.arch.heads
+    heads = Heads(own.lm if heads.lm is not None else None, detect=own.detect if heads.detect is not None else None)
     return replace(design, arch=replace(design.arch, init=Normal(), dropout=Dropout(), heads=heads))

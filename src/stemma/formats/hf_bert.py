@@ -41,7 +41,8 @@ KEYS = (
 )
 
 
-def _blocks() -> Iterator[Row]:
+def blocks() -> Iterator[Row]:
+    """The names of a body of BERT's kind."""
     theirs, ours = "encoder.layer.{i}", "encoder.blocks.{i}"
     yield row("embeddings.word_embeddings.weight", "embed.tokens.weight")
     yield row("embeddings.position_embeddings.weight", "encoder.position.table.weight")
@@ -58,10 +59,11 @@ def _blocks() -> Iterator[Row]:
 
 
 def _body(prefix: str) -> list[Row]:
-    return [Row(prefix + r.theirs, r.ours) for r in _blocks()]
+    return [Row(prefix + r.theirs, r.ours) for r in blocks()]
 
 
-def _head(theirs: str, dense: str, norm: str, tied: bool) -> Iterator[Row]:
+def head(theirs: str, dense: str, norm: str, tied: bool) -> Iterator[Row]:
+    """The names of a masked-LM head, without its matrix where that is tied."""
     yield from linear(f"{theirs}.{dense}", "lm.dense")
     yield from linear(f"{theirs}.{norm}", "lm.norm")
     if tied:
@@ -95,15 +97,16 @@ def task_classes(prefix: str, family: Family) -> dict[str, Heads]:
 
 def _bert_rows(design: Design) -> list[Row]:
     tied = design.arch.heads.lm is None or design.arch.heads.lm.tied
-    rows = _body("bert.") + list(_head("cls.predictions", "transform.dense", "transform.LayerNorm", tied))
+    rows = _body("bert.") + list(head("cls.predictions", "transform.dense", "transform.LayerNorm", tied))
     if tied:
         rows[0] = row(rows[0].theirs, *rows[0].ours, aliases=["cls.predictions.decoder.weight"])
     return [*rows, *linear("cls.seq_relationship", "pair"), *task_rows(design)]
 
 
-def _roberta_rows(design: Design) -> list[Row]:
+def roberta_rows(design: Design) -> list[Row]:
+    """The names of RoBERTa, and of what is built as it is."""
     tied = design.arch.heads.lm is None or design.arch.heads.lm.tied
-    rows = _body("roberta.") + list(_head("lm_head", "dense", "layer_norm", tied))
+    rows = _body("roberta.") + list(head("lm_head", "dense", "layer_norm", tied))
     if tied:
         rows[0] = row(rows[0].theirs, *rows[0].ours, aliases=["lm_head.decoder.weight"])
     return [*rows, *task_rows(design)]
@@ -118,7 +121,7 @@ GAMMA = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bia
 
 bert = Layout(
     model_type="bert",
-    families=("bert",),
+    families=("bert", "minilm", "all-minilm"),
     classes={
         "BertForPreTraining": Heads(MLMHead(), pooler=Summary(), pair=True),
         "BertForMaskedLM": Heads(MLMHead()),
@@ -169,30 +172,30 @@ def _context_to_rows(value: Any, design: Design) -> Any:
     return value + 1 + (position.padding or 0 if isinstance(position, Learned) else 0)
 
 
-def _own(k: Key) -> Key:
-    """RoBERTa's form of a key that it shares with BERT: another vocabulary, and a head whose activation is fixed."""
-    if k.name == "vocab_size":
-        return replace(k, default=50_265)
-    return replace(k, paths=("arch.mlp.act",)) if k.name == "hidden_act" else k
+def fairseq_keys(**defaults: Any) -> tuple[Key, ...]:
+    """RoBERTa's keys: BERT's, with a head whose activation is fixed, and positions that are counted from the padding.
+    `defaults`: those of the reference that differ from BERT's."""
+    keys = (
+        *(replace(k, paths=("arch.mlp.act",)) if k.name == "hidden_act" else k for k in KEYS),
+        key("max_position_embeddings", "dims.context", default=512, read=_rows_to_context, write=_context_to_rows),
+        key("pad_token_id", "text.pad_id", "arch.position.padding", default=1, read=_padding),
+        key("bos_token_id", "text.bos_id", default=0),
+        key("eos_token_id", "text.eos_id", default=2, read=several),
+    )
+    return tuple(replace(k, default=defaults[k.name]) if k.name in defaults else k for k in keys)
 
 
 roberta = Layout(
     model_type="roberta",
-    families=("roberta",),
+    families=("roberta", "distilroberta"),
     classes={
         "RobertaForMaskedLM": Heads(MLMHead()),
         "RobertaModel": Heads(pooler=Summary()),
         "RobertaEncoder": Heads(),
         **task_classes("Roberta", roberta_family),
     },
-    keys=(
-        *(_own(k) for k in KEYS),
-        key("max_position_embeddings", "dims.context", default=512, read=_rows_to_context, write=_context_to_rows),
-        key("pad_token_id", "text.pad_id", "arch.position.padding", default=1, read=_padding),
-        key("bos_token_id", "text.bos_id", default=0),
-        key("eos_token_id", "text.eos_id", default=2, read=several),
-    ),
-    rows=_roberta_rows,
+    keys=fairseq_keys(vocab_size=50_265),
+    rows=roberta_rows,
     prefix="roberta.",
     fixed=ABSOLUTE,
     renames=GAMMA,

@@ -162,9 +162,8 @@ def _heads(value: Any, config: Mapping[str, Any]) -> Heads:
     listed = config.get("architectures") or []
     authors = not listed or (isinstance(listed, list) and any(name in AUTHORS for name in listed))
     tied = config.get("tie_word_embeddings", True) or not config.get("legacy", True)
-    detect = ContextDetector(act) if config.get("model_type") == "deberta-v2" else None
     lm = EMDHead(act) if authors else MLMHead(act, tied)
-    return Heads(lm, Summary(act="gelu"), detect=detect)
+    return Heads(lm, Summary(act="gelu"), detect=ContextDetector(act))
 
 
 def _legacy(value: Heads, design: Design) -> bool:

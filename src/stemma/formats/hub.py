@@ -57,6 +57,7 @@ def choose(repo: str, files: Sequence[str]) -> list[str]:
     Others stay where they are: weights of other frameworks, second copies, everything in subfolders.
     """
     small = [f for f in files if f.endswith(SMALL) and "/" not in f and f not in INDEX]
+    small += [f for f in files if re.fullmatch(r"\d+_\w+/config\.json", f)]  # how a sentence's vector is made
     if "config.json" not in small:
         raise CheckpointError(f"{repo!r} has no config.json, so it cannot be told what model it holds")
     for single, index in zip(SINGLE, INDEX, strict=True):

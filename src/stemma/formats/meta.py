@@ -83,7 +83,7 @@ def rows(design: Design) -> list[Row]:
 
 def identify(design: Design) -> tuple[Design, Family]:
     """A design with the name and the habits of the family and size that it is, and that family."""
-    owner, name = formats._nearest(design, formats.LAYOUTS["llama"])
+    owner, name = formats._nearest(design, formats.LAYOUTS["llama"], {})
     text = formats._text(design, owner)
     return replace(design, name=name, text=text, objective=owner.objective, recipe=owner.recipe), owner
 

@@ -157,8 +157,16 @@ def first_line(error: BaseException) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises CheckpointError naming the file, and the line where it breaks."""
+    data = read_any_json(path)
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} should hold a JSON object, not a {type(data).__name__}")
+    return data
+
+
+def read_any_json(path: Path) -> Any:
+    """The same, of whatever the file holds."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
@@ -166,12 +174,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not UTF-8 text: byte {error.start} is {wrong:#x}") from None
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path} is not valid JSON: line {error.lineno}: {error.msg}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} should hold a JSON object, not a {type(data).__name__}")
-    return data
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:
     """`data` as indented JSON with a final newline."""
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -70,9 +70,9 @@ class EMDHead(MLMHead):
 class Summary(nn.Module):
     """The vector of a text that `parts.Summary` describes."""
 
-    def __init__(self, spec: parts.Summary, dims: parts.Dims) -> None:
+    def __init__(self, spec: parts.Summary, dims: parts.Dims, dropout: float = 0.0) -> None:
         super().__init__()
-        self.act = spec.act
+        self.act, self.rate = spec.act, dropout if spec.dropout is None else spec.dropout
         self.dense = nn.Linear(dims.d_model, dims.d_model) if spec.act is not None else None
 
     def forward(self, x: Tensor, place: Tensor | None = None) -> Tensor:  # B T D, B -> B D
@@ -80,7 +80,7 @@ class Summary(nn.Module):
         y = x[:, 0] if place is None else x[torch.arange(len(x), device=x.device), place]
         if self.dense is None:
             return y
-        y = self.dense(y)
+        y = self.dense(F.dropout(y, self.rate, self.training and self.rate > 0))
         match self.act:
             case "tanh":
                 return y.tanh()
@@ -121,14 +121,17 @@ class Task(nn.Module):
         self.spec = spec
         self.rate = 0.0 if isinstance(spec, parts.Answer) else spec.dropout
         own = spec.summary if isinstance(spec, parts.Classify | parts.Choose) else None
-        self.summary = Summary(own, dims) if own is not None else None
+        self.summary = Summary(own, dims, self.rate) if own is not None else None
+        self.through: nn.Linear | None = None
         match spec:
             case parts.Classify(labels=labels, bias=bias) | parts.Tag(labels=labels, bias=bias):
                 self.out = nn.Linear(dims.d_model, labels, bias)
             case parts.Answer():
                 self.out = nn.Linear(dims.d_model, 2)
-            case parts.Choose():
+            case parts.Choose(through=None):
                 self.out = nn.Linear(dims.d_model, 1)
+            case parts.Choose(through=int(width)):
+                self.through, self.out = nn.Linear(dims.d_model, width), nn.Linear(width, 1)
 
     def forward(self, x: Tensor, pooled: Tensor | None, place: Tensor | None) -> Tensor:
         """`x`: B T D; `pooled`: B D, of the body; `place`: B. Returns B L (Classify), B T L (Tag), B T 2 (Answer)
@@ -136,11 +139,12 @@ class Task(nn.Module):
         if isinstance(self.spec, parts.Tag | parts.Answer):
             y = x
         elif self.summary is not None:
-            y = self.summary(F.dropout(x, self.rate, self.training and self.rate > 0), place)
+            y = self.summary(x, place)
         else:
             assert pooled is not None
             y = pooled
-        return self.out(F.dropout(y, self.rate, self.training and self.rate > 0))
+        y = F.dropout(y, self.rate, self.training and self.rate > 0)
+        return self.out(y if self.through is None else self.through(y))
 
 
 def task_loss(spec: parts.Task, scores: Tensor, labels: Tensor) -> Tensor:

@@ -34,11 +34,21 @@ def _fill(path: str, weight: nn.Parameter, arch: parts.Arch, dims: parts.Dims, g
     if arch.init.residual and owner in ("o", "down"):
         std /= math.sqrt(2 * dims.layers)  # two branches a layer write into the stream
     if arch.init.positions is not None and path.endswith("position.table.weight"):
+        if arch.init.positions == "sines":
+            weight.copy_(_sines(*weight.shape))
+            return
         std = arch.init.positions
     if arch.init.truncated:
         nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
     else:
         weight.normal_(0.0, std, generator=generator)
+
+
+def _sines(rows: int, width: int) -> torch.Tensor:
+    """Sines in the even columns, cosines in the odd ones, a pair a frequency (Vaswani et al. 2017, section 3.5)."""
+    column = torch.arange(width)
+    angle = torch.arange(rows)[:, None] / 10000.0 ** (2 * (column // 2) / width)
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos())
 
 
 def _fan_in(owner: str, dims: parts.Dims) -> float:

@@ -37,18 +37,26 @@ class Output:
 
 
 class Embed(nn.Module):
-    """Token embeddings and, where `dims.segments` says so, segment embeddings added to them."""
+    """Token embeddings and, where `dims.segments` and `dims.languages` say so, those of segments and languages."""
 
     def __init__(self, dims: parts.Dims, scale: bool) -> None:
         super().__init__()
         self.factor = dims.d_model**0.5 if scale else 1.0
         self.tokens = nn.Embedding(dims.vocab, dims.embed_width)
         self.segments = nn.Embedding(dims.segments, dims.embed_width) if dims.segments else None
+        self.languages = nn.Embedding(dims.languages, dims.embed_width) if dims.languages else None
 
-    def forward(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:  # B T -> B T D
+    def forward(
+        self, ids: Tensor, segments: Tensor | None = None, langs: Tensor | None = None
+    ) -> Tensor:  # B T -> B T D
+        """Without `segments` all tokens are of segment 0; without `langs` nothing is said of their language."""
         x = self.tokens(ids)
         if self.factor != 1.0:
             x = x * self.factor
+        if langs is not None:
+            if self.languages is None:
+                raise UsageError("langs were given, and this model has no languages")
+            x = x + self.languages(langs)
         if self.segments is None:
             if segments is not None:
                 raise UsageError("token_type_ids were given, and this model has no segments")
@@ -58,7 +66,8 @@ class Embed(nn.Module):
 
 class Model(nn.Module):
     """A language model. Parameters have canonical names (`decoder.blocks.0.attention.q.weight`), whatever file they
-    came from. Attributes that `stemma.load` and `stemma.build` add: `family`, `name`, `text`, `tokenizer`, `ledger`."""
+    came from. Attributes that `stemma.load` and `stemma.build` add: `family`, `name`, `text`, `tokenizer`, `ledger`,
+    `pooling` (how a text's vector is made, where the checkpoint says so)."""
 
     family: Any = None
     name: str = ""
@@ -66,6 +75,7 @@ class Model(nn.Module):
     tokenizer: Any = None
     ledger: Any = None
     design: Any = None
+    pooling: Any = None
     extras: dict[str, Any] = {}
 
     def __init__(self, arch: parts.Arch, dims: parts.Dims) -> None:
@@ -99,9 +109,10 @@ class Model(nn.Module):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         documents: Tensor | None = None,
+        langs: Tensor | None = None,
     ) -> Tensor:
         """The encoder's last hidden state: B T -> B T D."""
-        return self.state(input_ids, attention_mask, token_type_ids, position_ids, documents).hidden
+        return self.state(input_ids, attention_mask, token_type_ids, position_ids, documents, langs).hidden
 
     def state(
         self,
@@ -110,11 +121,12 @@ class Model(nn.Module):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         documents: Tensor | None = None,
+        langs: Tensor | None = None,
     ) -> State:
         """All that the encoder leaves of a text (B T)."""
         if self.encoder is None:
             raise UsageError(f"a {self.arch.structure} has no encoder")
-        return self._run(self.encoder, input_ids, attention_mask, token_type_ids, position_ids, documents)
+        return self._run(self.encoder, input_ids, attention_mask, token_type_ids, position_ids, documents, langs=langs)
 
     def read(self, state: State) -> Tensor:
         """What an encoder's language-model head is to be given (B T D): the last hidden state, or what an enhanced mask
@@ -137,6 +149,7 @@ class Model(nn.Module):
         memory_mask: Tensor | None = None,
         memory_documents: Tensor | None = None,
         cache: Cache | None = None,
+        langs: Tensor | None = None,
     ) -> Tensor:
         """The decoder's last hidden state: B T -> B T D.
 
@@ -166,6 +179,7 @@ class Model(nn.Module):
             memory=memory,
             memory_seen=Visible(mask=seen),
             cache=cache,
+            langs=langs,
         ).hidden
 
     def _run(
@@ -182,6 +196,7 @@ class Model(nn.Module):
         memory: Tensor | None = None,
         memory_seen: Visible = Visible(),
         cache: Cache | None = None,
+        langs: Tensor | None = None,
     ) -> State:
         limit = stack.position.limit
         start = 0 if cache is None else cache.length
@@ -197,7 +212,7 @@ class Model(nn.Module):
             if cache is not None:
                 cache.prefix = prefix
         return stack(
-            self.embed(ids, segments),
+            self.embed(ids, segments, langs),
             pos,
             order,
             plain=position_ids is None and cache is None,
@@ -215,6 +230,12 @@ class Model(nn.Module):
             raise UsageError("this model has no language-model head (its checkpoint came without one)")
         return self.lm(hidden, self.embed.tokens.weight)
 
+    def pooled(self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The pooler's vector of each text, of its hidden states: B T D -> B D."""
+        if self.pooler is None:
+            raise UsageError("this model has no pooler (its checkpoint came without one)")
+        return self.pooler(hidden, self._place(self.arch.heads.pooler, input_ids, attention_mask))
+
     # ------------------------------------------------------------ the public call
 
     def forward(
@@ -231,9 +252,10 @@ class Model(nn.Module):
         decoder_documents: Tensor | None = None,
         decoder_position_ids: Tensor | None = None,
         prefix: Tensor | None = None,
+        langs: Tensor | None = None,
     ) -> Output:
         """All inputs are B T int64; masks 1 for a token and 0 for padding; `labels` -100 where there is no target;
-        `prefix` (B): the length of the part that a prefix mask leaves open.
+        `prefix` (B): the length of the part that a prefix mask leaves open; `langs`: each token's language.
 
         Labels follow the ecosystem: a decoder's are shifted inside, an encoder's stand in place, an
         encoder-decoder's are the decoder's targets (its input is made from them where it is not given). With a task
@@ -241,7 +263,7 @@ class Model(nn.Module):
         B C T. With a detector they are 1 where a token was replaced.
         """
         if isinstance(self.arch.heads.task, parts.Choose) and input_ids.ndim == 3:
-            return self._choose(input_ids, attention_mask, token_type_ids, labels)
+            return self._choose(input_ids, attention_mask, token_type_ids, labels, langs)
         encoded = state = None
         if decoder_input_ids is not None and self.arch.structure != "encoder-decoder":
             raise UsageError(
@@ -250,9 +272,9 @@ class Model(nn.Module):
         if self.arch.structure == "decoder":
             if token_type_ids is not None:
                 raise UsageError("token_type_ids were given, and this model has no segments")
-            hidden = self.decode(input_ids, attention_mask, position_ids, documents, prefix=prefix)
+            hidden = self.decode(input_ids, attention_mask, position_ids, documents, prefix=prefix, langs=langs)
         else:
-            state = self.state(input_ids, attention_mask, token_type_ids, position_ids, documents)
+            state = self.state(input_ids, attention_mask, token_type_ids, position_ids, documents, langs)
             hidden = state.hidden
         if self.arch.structure == "encoder-decoder":
             if decoder_input_ids is None:
@@ -276,9 +298,10 @@ class Model(nn.Module):
         if self.lm is not None:
             out.logits = self.logits(self.read(state) if state is not None and self.decoder is None else hidden)
         if self.pooler is not None:
-            out.pooled = self.pooler(hidden, self._place(self.arch.heads.pooler, input_ids, attention_mask))
+            out.pooled = self.pooled(hidden, input_ids, attention_mask)
             if self.pair is not None:
-                out.seq_relationship_logits = self.pair(out.pooled)
+                rate = self.arch.dropout.pair
+                out.seq_relationship_logits = self.pair(F.dropout(out.pooled, rate, self.training and rate > 0))
         if self.detect is not None:
             out.replaced = self.detect(hidden)
         if self.task is not None:
@@ -325,12 +348,17 @@ class Model(nn.Module):
         return (torch.arange(ids.shape[1], device=ids.device) * wanted).argmax(1)
 
     def _choose(
-        self, ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, labels: Tensor | None
+        self,
+        ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        labels: Tensor | None,
+        langs: Tensor | None,
     ) -> Output:
         """Candidates of each text (B C T) scored against each other."""
         rows, candidates = ids.shape[:2]
-        flat = [None if x is None else x.flatten(0, 1) for x in (attention_mask, token_type_ids)]
-        out = self(ids.flatten(0, 1), *flat)
+        flat = [None if x is None else x.flatten(0, 1) for x in (attention_mask, token_type_ids, langs)]
+        out = self(ids.flatten(0, 1), *flat[:2], langs=flat[2])
         out.scores = out.scores.view(rows, candidates)
         if labels is not None:
             out.loss = task_loss(self.arch.heads.task, out.scores, labels)  # type: ignore[arg-type]

@@ -323,10 +323,15 @@ class EMDHead(Spec):
 @dataclass(frozen=True)
 class Summary(Spec):
     """One vector of a text: the hidden state of its `first` token, of its `last` one that is not padding, or of the
-    last that is its `end` token; then, unless `act` is None, a dense layer of its own and that activation."""
+    last that is its `end` token; then, unless `act` is None, a dense layer of its own and that activation. `dropout`:
+    before that layer; left out, the rate of the task head that it stands in (a pooler has none)."""
 
     token: Literal["first", "last", "end"] = "first"
     act: Literal["tanh", "gelu", "relu"] | None = "tanh"
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.dropout is None or 0 <= self.dropout < 1, f"summary.dropout must be in [0, 1), not {self.dropout}")
 
 
 @dataclass(frozen=True)
@@ -378,10 +383,15 @@ class Answer(Spec):
 
 @dataclass(frozen=True)
 class Choose(Spec):
-    """One score for each of several candidate texts, of which one is right (Devlin et al. 2018, 4.4)."""
+    """One score for each of several candidate texts, of which one is right (Devlin et al. 2018, 4.4). `through`: width
+    of a linear layer between the vector of a text and its score (XLM)."""
 
     summary: Summary | None = None
     dropout: float = 0.0
+    through: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.through is None or self.through >= 1, f"heads.task.through must be at least 1, not {self.through}")
 
 
 Task = Classify | Tag | Answer | Choose
@@ -410,12 +420,13 @@ class Heads(Spec):
 @dataclass(frozen=True)
 class Normal(Spec):
     """Weights from N(0, std), biases 0, norms 1. `truncated`: at two deviations. `residual`: the matrices that write
-    into the residual stream divided by sqrt(number of residual layers) (GPT-2). `positions`: of the position table."""
+    into the residual stream divided by sqrt(number of residual layers) (GPT-2). `positions`: of the position table,
+    which may also begin as "sines" and cosines, side by side (XLM)."""
 
     std: float = 0.02
     truncated: bool = False
     residual: bool = False
-    positions: float | None = None
+    positions: float | Literal["sines"] | None = None
 
     def __post_init__(self) -> None:
         require(self.std > 0, f"init std must be positive, not {self.std}")
@@ -434,16 +445,17 @@ class FanIn(Spec):
 @dataclass(frozen=True)
 class Dropout(Spec):
     """Rates in training: `embed` after the embeddings, `residual` on each branch, `attention` on the weights,
-    `inner` inside the MLP, `final` after the last norm."""
+    `inner` inside the MLP, `final` after the last norm, `pair` before the pair head (ALBERT)."""
 
     embed: float = 0.0
     residual: float = 0.0
     attention: float = 0.0
     inner: float = 0.0
     final: float = 0.0
+    pair: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("embed", "residual", "attention", "inner", "final"):
+        for name in ("embed", "residual", "attention", "inner", "final", "pair"):
             rate = getattr(self, name)
             require(0 <= rate < 1, f"dropout.{name} must be in [0, 1), not {rate}")
 
@@ -504,7 +516,8 @@ class Dims(Spec):
     out means `layers`. `segments`: rows of the segment (token type) table, 0 for none. `context`: the longest text
     it is trained on, and the rows of a position table where there is one. `embed`: width of the embeddings, which a
     matrix then maps to d_model (left out: they have d_model, and there is no such matrix). `groups`: how many different
-    sets of weights the layers share out among them, each of `inner` blocks in a row (left out: every layer its own)."""
+    sets of weights the layers share out among them, each of `inner` blocks in a row (left out: every layer its own).
+    `languages`: rows of the language table, 0 for none."""
 
     d_model: int
     layers: int
@@ -519,6 +532,7 @@ class Dims(Spec):
     embed: int | None = None
     groups: int | None = None
     inner: int = 1
+    languages: int = 0
 
     def __post_init__(self) -> None:
         for name in (
@@ -536,7 +550,8 @@ class Dims(Spec):
         ):
             n = getattr(self, name)
             require(n is None or n >= 1, f"dims.{name} must be at least 1, not {n}")
-        require(self.segments >= 0, f"dims.segments must not be negative, not {self.segments}")
+        for name in ("segments", "languages"):
+            require(getattr(self, name) >= 0, f"dims.{name} must not be negative, not {getattr(self, name)}")
         require(self.decoder_layers is None or self.decoder_layers >= 1, "dims.decoder_layers must be at least 1")
         require(
             self.head_dim is not None or self.d_model % self.heads == 0,

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 NAMES = ("vocab.txt", "vocab.json", *MODELS)
 # of model types whose files alone do not tell their kind
-KINDS = {"openai-gpt": "gpt-bpe", "t5": "unigram", "mt5": "unigram", "umt5": "unigram"}
+KINDS = {
+    "openai-gpt": "gpt-bpe",
+    **dict.fromkeys(("t5", "mt5", "umt5"), "unigram"),
+    **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl"), "fairseq"),  # other ids for the first pieces
+    "albert": "lower",  # lower case, and a comma after a number stands alone
+}
 
 
 def load(directory: Path, named: dict[str, str], config: dict[str, Any], model_type: str) -> tuple[Tokenizer, Specials]:
@@ -120,6 +125,10 @@ def _sentencepiece(
         core, known = ranks.convert(ranks.parse(raw, str(path)))
         return core, _pick(named, {role: name for role in ROLES if (name := getattr(known, role))}, core.get_vocab())
     model = spm.parse(raw, str(path))
+    if KINDS.get(model_type) == "fairseq":
+        return _fairseq(model, path, named)
+    if KINDS.get(model_type) == "lower":
+        return _albert(model, named, config)
     out = spm.convert(model)
     own = spm.roles(model)
     own_names = {role: name for role in ROLES if (name := getattr(own, role)) is not None}
@@ -134,6 +143,57 @@ def _sentencepiece(
     specials = _pick({**own_names, **named}, usual, out.get_vocab())
     before, after = bool(config.get("add_bos_token", True)), bool(config.get("add_eos_token", False))
     return finish(out, "spm-bpe", specials, bos=before, eos=after), specials
+
+
+def _fairseq(model: spm.Model, path: Path, named: dict[str, str]) -> tuple[Tokenizer, Specials]:
+    """XLM-R's: the model's own three first pieces are left out, four others stand in their place, a mask comes last."""
+    from tokenizers import processors
+
+    if (model.unk, model.bos, model.eos) != (0, 1, 2):
+        raise CheckpointError(f"{path} should begin with its unknown, first and last pieces, as XLM-R's does")
+    names = ("<s>", "<pad>", "</s>", "<unk>")
+    control = [(name, 0.0, spm.UNKNOWN if name == "<unk>" else spm.CONTROL) for name in names]
+    model.pieces = [*control, *model.pieces[3:], ("<mask>", 0.0, spm.CONTROL)]
+    model.bos, model.pad, model.eos, model.unk = range(4)
+    out = spm.convert(model)
+    usual = {"bos": "<s>", "eos": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>", "cls": "<s>", "sep": "</s>"}
+    specials = _pick(named, usual, out.get_vocab())
+    finish(out, "unigram", specials)
+    _with_space(out, specials)
+    ends = [(name, out.token_to_id(name)) for name in ("<s>", "</s>")]
+    out.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> </s> $B </s>", ends)
+    return out, specials
+
+
+def _albert(model: spm.Model, named: dict[str, str], config: dict[str, Any]) -> tuple[Tokenizer, Specials]:
+    """ALBERT's: quotes of one form, no accents, lower case; a number and the comma after it are two pieces."""
+    from tokenizers import normalizers
+
+    model.pieces = [
+        (text, score - 100 if text.endswith(",") and text[-2:-1].isdigit() else score, kind)
+        for text, score, kind in model.pieces
+    ]
+    out = spm.convert(model)
+    steps: list[Any] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    if not config.get("keep_accents", False):
+        steps += [normalizers.NFKD(), normalizers.StripAccents()]
+    if config.get("do_lower_case", True):
+        steps.append(normalizers.Lowercase())
+    out.normalizer = normalizers.Sequence([*steps, out.normalizer])
+    usual = {"pad": "<pad>", "unk": "<unk>", "bos": "[CLS]", "eos": "[SEP]", "cls": "[CLS]", "sep": "[SEP]",
+             "mask": "[MASK]"}  # fmt: skip
+    specials = _pick(named, usual, out.get_vocab())
+    finish(out, "unigram", specials)
+    _with_space(out, specials)
+    return out, specials
+
+
+def _with_space(out: Tokenizer, specials: Specials) -> None:
+    """Let the mask take in the space before it."""
+    from tokenizers import AddedToken
+
+    if specials.mask is not None:
+        out.add_special_tokens([AddedToken(specials.mask, special=True, normalized=False, lstrip=True)])
 
 
 # ---------------------------------------------------------------- the parts around a model, shared with training

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stemma.errors import CheckpointError
+from stemma.errors import CheckpointError, UsageError
 from stemma.families import declare
 from stemma.nn.model import Model
 
 
-def optimizer(spec: declare.AdamW | declare.Adafactor, model: Model, lr: float) -> torch.optim.Optimizer:
+def optimizer(spec: declare.AdamW | declare.Adafactor | declare.LAMB, model: Model, lr: float) -> torch.optim.Optimizer:
     """The optimiser over all parameters of `model`; weight decay spares norms and biases (all that is no matrix)."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -28,6 +28,7 @@ def optimizer(spec: declare.AdamW | declare.Adafactor, model: Model, lr: float) 
         case declare.Adafactor():
             # torch squares its first eps: 1e-15 is the 1e-30 of the paper
             return torch.optim.Adafactor(groups, lr=lr, beta2_decay=-spec.decay, eps=(1e-15, 1e-3), d=spec.clip)
+    raise UsageError(f"training with {type(spec).__name__} is not implemented yet; set recipe.optimizer to AdamW")
 
 
 def rate(schedule: declare.Schedule, lr: float, step: int, steps: int) -> float:

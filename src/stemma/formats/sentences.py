@@ -1,0 +1,96 @@
+"""The files by which a checkpoint says how a text's vector is made (of the library sentence-transformers)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stemma.errors import CheckpointError, ResourceError
+from stemma.formats import tensors
+
+MODULES, SETTINGS, POOLING = "modules.json", "sentence_bert_config.json", "1_Pooling"
+FILES = (MODULES, SETTINGS)
+WORDS = {"mean_tokens": "mean", "cls_token": "first", "max_tokens": "max", "lasttoken": "last"}
+KINDS = "sentence_transformers.models."
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How the vector of a text is made: which of its tokens' states (`pool`, as `stemma.embed` has it; None: in a way
+    that is not supported, `why`), whether it is brought to length 1, how many tokens are read at most, and whether
+    texts are lower-cased first."""
+
+    pool: str | None = "mean"
+    normalize: bool = False
+    limit: int | None = None
+    lower: bool = False
+    why: str = ""
+
+
+def read(folder: Path) -> tuple[Path, Pooling | None]:
+    """The folder of the model itself, and how its files say that a vector is made (None: they do not). Raises
+    CheckpointError if one of them is damaged."""
+    if not (folder / MODULES).is_file():
+        return folder, None
+    listed = tensors.read_any_json(folder / MODULES)
+
+    def named(module: Any) -> bool:
+        return isinstance(module, Mapping) and all(isinstance(module.get(k), str) for k in ("type", "path"))
+
+    if not isinstance(listed, list) or not all(named(m) for m in listed):
+        raise CheckpointError(f"{folder / MODULES} should list modules, each with a type and a path")
+    kinds = [(m["type"].rpartition(".")[2], folder / m["path"]) for m in listed]
+    body = next((path for kind, path in kinds if kind == "Transformer"), folder)
+    pool, why, normalize = None, "it lists no pooling", False
+    for kind, path in kinds:
+        match kind:
+            case "Transformer":
+                pass
+            case "Pooling":
+                pool, why = _mode(tensors.read_json(path / "config.json"), path)
+            case "Normalize":
+                normalize = True
+            case _:
+                pool, why = None, f"its module {kind} is not supported"
+                break
+    settings = tensors.read_json(body / SETTINGS) if (body / SETTINGS).is_file() else {}
+    limit = settings.get("max_seq_length")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise CheckpointError(f"{body / SETTINGS}: max_seq_length={limit!r} should be a number of tokens")
+    return body, Pooling(pool, normalize, limit, bool(settings.get("do_lower_case", False)), why)
+
+
+def _mode(config: Mapping[str, Any], path: Path) -> tuple[str | None, str]:
+    """The way of pooling, or None and why not."""
+    modes = [name.removeprefix("pooling_mode_") for name, on in config.items()
+             if name.startswith("pooling_mode_") and on]  # fmt: skip
+    if isinstance(named := config.get("pooling_mode"), str):
+        modes = [named]
+    words = WORDS | {"mean": "mean", "cls": "first", "max": "max"}
+    if len(modes) != 1 or modes[0] not in words:
+        return None, f"its pooling ({' and '.join(modes) or 'none'} in {path / 'config.json'}) is not supported"
+    return words[modes[0]], ""
+
+
+def write(folder: Path, pooling: Pooling) -> None:
+    """The files beside a model's own. What could not be read is not written."""
+    if pooling.pool is None:
+        return
+    kinds = [("", "Transformer"), (POOLING, "Pooling"), *([("2_Normalize", "Normalize")] if pooling.normalize else [])]
+    modules = [{"idx": i, "name": str(i), "path": p, "type": KINDS + kind} for i, (p, kind) in enumerate(kinds)]
+    tensors.write_json(folder / MODULES, modules)
+    tensors.write_json(folder / SETTINGS, {"max_seq_length": pooling.limit, "do_lower_case": pooling.lower})
+
+
+def write_pooling(folder: Path, pooling: Pooling, width: int) -> None:
+    """The file in a folder of its own. Raises ResourceError if it cannot be written."""
+    if pooling.pool is None:
+        return
+    modes = {f"pooling_mode_{theirs}": ours == pooling.pool for theirs, ours in WORDS.items()}
+    try:
+        (folder / POOLING).mkdir(exist_ok=True)
+        tensors.write_json(folder / POOLING / "config.json", {"word_embedding_dimension": width} | modes)
+    except OSError as error:
+        raise ResourceError(f"could not save to {folder / POOLING}: {error}") from None

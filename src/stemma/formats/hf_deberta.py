@@ -117,7 +117,7 @@ def _only(name: str, only: bool) -> Any:
 
 def _distance(value: Any, config: Mapping[str, Any]) -> Any:
     """-1 means as many as a text has places."""
-    return value if isinstance(value, int) and value >= 1 else config.get("max_position_embeddings", 512)
+    return config.get("max_position_embeddings", 512) if isinstance(value, int) and value < 1 else value
 
 
 def _span(value: int | None, design: Design) -> int:
@@ -138,6 +138,8 @@ def _term(name: str) -> Any:
         if not isinstance(terms, list) or (other := [t for t in terms if t not in ("c2p", "p2c")]):
             wrong = repr(value) if not isinstance(terms, list) else repr(other[0])
             raise CheckpointError(f"{wrong} is not supported; known: c2p, p2c")
+        if not terms:
+            raise CheckpointError(f"pos_att_type={value!r} leaves no position in use; known: c2p, p2c")
         return name in terms
 
     return read
@@ -158,6 +160,9 @@ def _normed(value: Any, config: Mapping[str, Any]) -> bool:
 
 def _heads(value: Any, config: Mapping[str, Any]) -> Heads:
     """Every head that a file of this config might hold; which it does, its tensors say."""
+    for name in ("tie_word_embeddings", "legacy"):
+        if not isinstance(config.get(name, True), bool):
+            raise CheckpointError(f"{name}={config[name]!r} should be true or false")
     act = ACTS["read"](config.get("hidden_act", "gelu"), config)
     listed = config.get("architectures") or []
     authors = not listed or (isinstance(listed, list) and any(name in AUTHORS for name in listed))
@@ -176,7 +181,13 @@ def _tied(value: Heads, design: Design) -> bool:
 
 def _convolution(value: Any, config: Mapping[str, Any]) -> Convolution | None:
     size = config.get("conv_kernel_size", 0)
-    return Convolution(size, ACTS["read"](config.get("conv_act", "tanh"), config)) if size > 0 else None
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise CheckpointError(f"conv_kernel_size={size!r} should be a whole number")
+    try:
+        act: Any = ACTS["read"](config.get("conv_act", "tanh"), config) if size > 0 else None
+    except CheckpointError as error:
+        raise CheckpointError(f"conv_act: {error}") from None
+    return Convolution(size, act) if size > 0 else None
 
 
 def _kernel(value: Convolution | None, design: Design) -> int:

@@ -252,6 +252,7 @@ class Attention(Spec):
         for name in ("scale_width", "softcap"):
             value = getattr(self, name)
             require(value is None or value > 0, f"attention.{name} must be positive, not {value}")
+        require(self.bias or self.key_bias, "attention.key_bias=false needs attention.bias=true: k has none anyway")
         require(self.scaled or self.scale_width is None, "attention.scale_width needs attention.scaled=true")
 
 

@@ -31,6 +31,7 @@ class Position(nn.Module):
     """The hooks, each doing nothing. `pos` is B T, or B T C where a scheme counts in C ways at once."""
 
     limit: int | None = None  # longest text that this scheme can number
+    segments = False  # whether it reads the segments of tokens too
 
     def number(self, ids: Tensor, start: int = 0) -> Tensor:  # B T -> 1|B T
         """The position of every token of `ids`, of which the first stands at `start`."""
@@ -169,3 +170,7 @@ def position(spec: parts.Position, dims: parts.Dims, both: bool) -> Position:
             return Rotary(dims.width, spec)
         case parts.Buckets():
             return Buckets(dims.heads, both, spec)
+        case parts.RelativeSinusoidal():
+            from stemma.nn.streams import RelativeSinusoidal
+
+            return RelativeSinusoidal(dims)

@@ -15,31 +15,24 @@ from stemma.decoding.layout import for_decoding
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.cache import Cache
 from stemma.nn.model import Model
+from stemma.nn.parts import Open
 
 
 class Session:
     """The state of a decoding of several prompts (token ids). `room`: how many new tokens there must be place for."""
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
-        for_decoding(model, len(prompts))
-        self.model, self.device = model, model.device
         self.encoded = model.encoder is not None
-        start = [start_token(model)] if self.encoded else []
-        texts = [start for _ in prompts] if self.encoded else [list(p) for p in prompts]
-        for i, text in enumerate(texts):
-            if not text:
-                raise UsageError(f"prompt {i} is empty: a decoder needs at least one token to go on from")
-        self._check_ids(prompts)
-        self.lengths = torch.tensor([len(t) for t in texts], device=self.device)
+        texts = [[start_token(model)] for _ in prompts] if self.encoded else [list(p) for p in prompts]
+        self.prepare(model, prompts, room, texts)
         longest = max(len(t) for t in texts)
-        self._check_room(longest, room)
         even = all(len(t) == longest for t in texts)
         layers = model.dims.depth if self.encoded else model.dims.layers
         self.cache = Cache(model.arch, layers, len(texts), longest + room, even)
-        ids, real = _pad(texts, self.device)
+        ids, real = pad(texts, self.device)
         memory = memory_real = None
         if self.encoded:
-            source, memory_real = _pad(prompts, self.device)
+            source, memory_real = pad(prompts, self.device)
             memory_real = None if bool(memory_real.all()) else memory_real
             memory = model.encode(source, memory_real)
         positions = torch.arange(longest, device=self.device).expand(len(texts), -1)
@@ -47,6 +40,24 @@ class Session:
             ids, None if even else real, positions, memory=memory, memory_mask=memory_real, cache=self.cache
         )
         self.logits = self._head(hidden[torch.arange(len(texts), device=self.device), self.lengths - 1])
+
+    def prepare(
+        self,
+        model: Model,
+        prompts: Sequence[Sequence[int]],
+        room: int,
+        texts: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """Check the prompts and what is written on (`texts`, where it is not the prompts), and note its lengths."""
+        for_decoding(model, len(prompts))
+        self.model, self.device = model, model.device
+        texts = prompts if texts is None else texts
+        for i, text in enumerate(texts):
+            if not text:
+                raise UsageError(f"prompt {i} is empty: a decoder needs at least one token to go on from")
+        self._check_ids(prompts)
+        self.lengths = torch.tensor([len(t) for t in texts], device=self.device)
+        self._check_room(max(len(t) for t in texts), room)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more token a row (B); returns the logits of the next (B V)."""
@@ -69,15 +80,16 @@ class Session:
         return logits
 
     def _check_room(self, longest: int, room: int) -> None:
-        assert self.model.decoder is not None
-        limit = self.model.decoder.position.limit
+        stack = self.model.decoder or self.model.encoder
+        assert stack is not None
+        limit = stack.position.limit
         if limit is not None and longest + room > limit:
             raise UsageError(
                 f"a prompt of {longest} tokens and max_new_tokens={room} do not fit in this model's {limit} positions; "
                 f"use max_new_tokens={max(limit - longest, 0)} or a shorter prompt"
             )
         trained = self.model.dims.context
-        if limit is None and longest + room > trained and not self.encoded:
+        if limit is None and longest + room > trained and self.model.arch.structure != "encoder-decoder":
             warnings.warn(
                 f"{longest + room} tokens are more than the {trained} this model was trained on", stacklevel=4
             )
@@ -91,12 +103,33 @@ class Session:
 
 def generates(model: Model) -> bool:
     """Whether a model can go on from a text."""
-    return model.decoder is not None and model.lm is not None
+    writes = model.decoder is not None or model.arch.streams is not None or isinstance(model.arch.mask, Open)
+    return writes and model.lm is not None
 
 
 def begin(model: Model, prompts: Sequence[Sequence[int]], room: int) -> Session:
     """A decoding of prompts, of the kind that the model's arch asks for."""
+    if model.arch.streams is not None:
+        from stemma.decoding.streams import QuerySession
+
+        return QuerySession(model, prompts, room)
+    if isinstance(model.arch.mask, Open):
+        from stemma.decoding.masks import MaskSession
+
+        return MaskSession(model, prompts, room)
     return Session(model, prompts, room)
+
+
+def answers(model: Model) -> bool:
+    """Whether what a model writes is a text of its own, which does not go on from the prompt."""
+    return model.arch.structure == "encoder-decoder" or isinstance(model.arch.mask, Open)
+
+
+def written(model: Model, prompt: Sequence[int]) -> list[int]:
+    """The tokens before the first new one."""
+    if model.arch.structure == "encoder-decoder":
+        return [start_token(model)]
+    return [] if answers(model) else list(prompt)
 
 
 def start_token(model: Model) -> int:
@@ -106,7 +139,7 @@ def start_token(model: Model) -> int:
     return start
 
 
-def _pad(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def pad(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows side by side, padded on the right: ids and which of them are real (B T)."""
     longest = max(max(len(t) for t in texts), 1)
     ids = torch.zeros(len(texts), longest, dtype=torch.int64)

@@ -438,7 +438,7 @@ class Streams(Spec):
     def __post_init__(self) -> None:
         for name in ("memory", "reuse"):
             n = getattr(self, name)
-            require(n is None or n >= 1, f"streams.{name} must be at least 1 token, not {n}")
+            require(n is None or n >= 1, f"arch.streams.{name} must be at least 1 token, not {n}")
 
 
 @dataclass(frozen=True)

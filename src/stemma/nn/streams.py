@@ -78,6 +78,8 @@ class Distances(Relative):
         if terms.index is not None:
             at = terms.index + torch.arange(keys, device=q.device)  # B Q S
             return products.gather(3, at[:, None].expand(-1, q.shape[1], -1, -1))
+        if length == 1:
+            return products
         # row i begins one place before row i - 1: the same numbers, read in rows that are shorter by one
         flat = products.flatten(-2)[..., length - 1 : length * wide - 1]
         return flat.unflatten(-1, (length, wide - 1))[..., :keys]

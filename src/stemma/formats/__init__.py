@@ -208,7 +208,7 @@ def _body_changes(a: Design, b: Design) -> list[spec.Change]:
 
 
 def _text(design: Design, owner: Family) -> Any:
-    ids = {f: getattr(design.text, f) for f in ("bos_id", "eos_id", "pad_id", "start_id")}
+    ids = {f: getattr(design.text, f) for f in ("bos_id", "eos_id", "pad_id", "start_id", "mask_id")}
     return replace(owner.text, **ids)
 
 

@@ -83,6 +83,7 @@ xlnet = Layout(
         ),
         key("mem_len", "arch.streams.memory", default=512, read=_length),
         key("reuse_len", "arch.streams.reuse", default=None, read=_length),
+        key("n_positions", "dims.context", default=512),  # of models made here: the publisher's files have no such key
         key("tie_word_embeddings", "arch.heads.lm.tied", default=True),
         key("pad_token_id", "text.pad_id", default=5),
         key("bos_token_id", "text.bos_id", default=1),

@@ -32,7 +32,10 @@ def in_order(prompt: int, length: int) -> dict[str, torch.Tensor]:
     hidden = torch.ones(1, length + 1, length + 1).triu(1)
     hidden[:, :prompt, :prompt] = 0
     hidden[:, length, length] = 1
-    return {"perm_mask": hidden, "target_mapping": torch.nn.functional.one_hot(torch.tensor([[length]]), length + 1).float()}
+    return {
+        "perm_mask": hidden,
+        "target_mapping": torch.nn.functional.one_hot(torch.tensor([[length]]), length + 1).float(),
+    }
 
 
 def last_logits(model: Any, prompt: list[int], done: list[int]) -> torch.Tensor:

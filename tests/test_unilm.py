@@ -18,6 +18,7 @@ from stemma.decoding import beams
 from stemma.decoding.session import Session, begin
 from stemma.errors import UsageError
 from stemma.formats import tensors
+from stemma.text import Specials, Tokenizer
 from test_generate import LENGTHS, full_pass, last_logits
 from tiny import batch, build, tiny
 
@@ -205,7 +206,7 @@ def test_choices_that_cannot_be_are_refused(given: dict[str, Any], words: str) -
 
 
 def test_segments_that_a_table_lacks_are_refused() -> None:
-    with pytest.raises(UsageError, match="dims.segments=2 must be at least 6"):
+    with pytest.raises(UsageError, match=r"dims\.segments=2 must be at least 6"):
         build(tiny("unilm", **{"dims.segments": 2}))
 
 
@@ -217,3 +218,14 @@ def test_every_mask_is_one_graph(attention: str) -> None:
     given = {"input_ids": batch(design)["input_ids"], **asked(attention, [3, 9, 5])}
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(**given).hidden, model(**given).hidden, atol=1e-5)
+
+
+def test_a_text_is_a_source_and_its_answer_a_text_of_its_own() -> None:
+    words = ["the king and the queen went to the house"] * 50
+    specials = Specials(pad="[PAD]", unk="[UNK]", mask="[MASK]", cls="[CLS]", sep="[SEP]")
+    tokenizer = Tokenizer.train("wordpiece", words, 300, specials)
+    model = build(tiny("unilm", **{"dims.vocab": tokenizer.vocab_size, "text.eos_id": tokenizer.sep_id}))
+    model.tokenizer = tokenizer
+    got = stemma.generate(model, ["the king"], max_new_tokens=5, repetition_penalty=1.5)[0]
+    want = stemma.generate(model, [tokenizer.encode("the king")], max_new_tokens=5, repetition_penalty=1.5)[0]
+    assert got.ids == want.ids and got.text == tokenizer.decode(got.ids)

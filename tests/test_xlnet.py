@@ -12,6 +12,7 @@ import stemma
 from oracle import inputs, saved
 from stemma.errors import CheckpointError, UsageError
 from stemma.formats import tensors
+from stemma.text import Specials, Tokenizer
 from tiny import build, run, tiny
 
 ROWS, LENGTH = 3, 17
@@ -115,7 +116,9 @@ def test_task_heads_read_a_memory(case: str, tmp_path: Path) -> None:
     batch = inputs(case, left=True)
     first, second = both(ours, theirs, batch)
     mine, reference = both(ours, theirs, batch, mems=(first.mems, second.mems))
-    want = reference.logits if "logits" in reference else torch.stack([reference.start_logits, reference.end_logits], -1)
+    want = (
+        reference.logits if "logits" in reference else torch.stack([reference.start_logits, reference.end_logits], -1)
+    )
     assert same(mine.scores, want) and not same(mine.scores, first.scores)
 
 
@@ -184,7 +187,9 @@ def test_a_row_is_written_as_it_is_alone(lengths: list[int], beams: int, tmp_pat
     generator = torch.Generator().manual_seed(1)
     rows = [torch.randint(3, 95, (n,), generator=generator).tolist() for n in lengths]
     together = stemma.generate(model, rows, max_new_tokens=9, num_beams=beams)
-    assert [r.ids for r in together] == [stemma.generate(model, [r], max_new_tokens=9, num_beams=beams)[0].ids for r in rows]
+    assert [r.ids for r in together] == [
+        stemma.generate(model, [r], max_new_tokens=9, num_beams=beams)[0].ids for r in rows
+    ]
 
 
 @pytest.mark.parametrize(
@@ -230,3 +235,54 @@ def test_configs_that_nothing_published_has_are_refused(key: str, value: Any, wo
     tensors.write_json(tmp_path / "config.json", {**raw, key: value})
     with pytest.raises(CheckpointError, match=words):
         stemma.load(tmp_path)
+
+
+@pytest.mark.parametrize("task", ["classify", "choose"])
+def test_a_pretrained_body_takes_a_head_that_reads_the_final_place(task: str, tmp_path: Path) -> None:
+    saved("xlnet", tmp_path / "a")
+    model = stemma.load(tmp_path / "a", task=task)
+    assert set(model.ledger.new) == {"pooler.dense.weight", "pooler.dense.bias", "task.out.weight", "task.out.bias"}
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 5]])
+    batch = {"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])}
+    out = run(model, batch)
+    assert torch.equal(out.pooled, model.pooler(out.hidden, torch.tensor([3, 3])))
+    model.save(tmp_path / "b")
+    again = stemma.load(tmp_path / "b")
+    assert again.arch.heads == model.arch.heads and torch.equal(run(again, batch).scores, out.scores)
+    assert tensors.read_json(tmp_path / "b/config.json")["architectures"] == [
+        "XLNetForSequenceClassification" if task == "classify" else "XLNetForMultipleChoice"
+    ]
+
+
+def texts() -> Any:
+    """A small model with a tokenizer of its own."""
+    words = ["the king and the queen went to the house"] * 50
+    specials = Specials(pad="<pad>", eos="</s>", unk="<unk>", mask="<mask>", cls="<cls>", sep="<sep>")
+    tokenizer = Tokenizer.train("unigram", words, 300, specials)
+    model = build(tiny("xlnet", **{"dims.vocab": tokenizer.vocab_size}))
+    model.tokenizer = tokenizer
+    return model
+
+
+def test_a_prompt_has_no_end_and_is_gone_on_from() -> None:
+    model = texts()
+    ids = model.tokenizer.encode("the king", add_special=False)
+    assert ids != model.tokenizer.encode("the king")
+    got, want = (stemma.generate(model, [p], max_new_tokens=5, ignore_eos=True)[0] for p in ("the king", ids))
+    assert got.ids == want.ids and isinstance(got.text, str)
+
+
+def test_masks_are_filled_by_queries_that_no_mask_misleads() -> None:
+    """What stands in a mask's place is seen by nobody."""
+    model = texts()
+    mask = model.tokenizer.mask_id
+    filled = stemma.fill(model, "the [MASK] and the [MASK] went", top=3)
+    ids = model.tokenizer.encode("the <mask> and the <mask> went", allow_special=True)
+    at = [i for i, t in enumerate(ids) if t == mask]
+    assert len(filled.guesses) == len(at) == 2
+    hidden = torch.zeros(1, len(ids), len(ids))
+    hidden[:, :, at] = 1
+    other = torch.tensor([[7 if t == mask else t for t in ids]])
+    asked = {"perm_mask": hidden, "target_mapping": torch.eye(len(ids))[None, at]}
+    best = run(model, {"input_ids": other, **asked}).logits[0].topk(3).indices
+    assert [[g.id for g in row] for row in filled.guesses] == best.tolist()

@@ -48,9 +48,7 @@ def forward(
 
     first, last = SEGMENTS[attention]
     segments = [first if i < source else last for i in range(len(ids))]
-    words, places, kinds = (
-        state[f"bert.embeddings.{n}_embeddings.weight"] for n in ("word", "position", "token_type")
-    )
+    words, places, kinds = (state[f"bert.embeddings.{n}_embeddings.weight"] for n in ("word", "position", "token_type"))
     x = norm(words[ids] + places[: len(ids)] + kinds[segments], "bert.embeddings.LayerNorm")
     seen = mask(attention, len(ids), source).to(x)
     layer = 0

@@ -25,13 +25,12 @@ class MaskSession(Session):
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
         self.prepare(model, prompts, room)
+        assert model.encoder is not None
         assert isinstance(model.arch.mask, Open)
         self.mask_id, self.segment = mask_token(model), model.arch.mask.target
         self.source = self.lengths
         ids, real = pad([[*p, self.mask_id] for p in prompts], self.device)
-        self.cache = Cache(
-            model.arch, len(model.encoder.order), len(ids), ids.shape[1] + room, bool(real.all())
-        )
+        self.cache = Cache(model.arch, len(model.encoder.order), len(ids), ids.shape[1] + room, bool(real.all()))
         places = torch.arange(ids.shape[1], device=self.device).expand(len(ids), -1)
         self.read(ids, None if self.cache.even else real, places, None, self.source)
 
@@ -60,5 +59,7 @@ def mask_token(model: Model) -> int:
     if found is None and model.text is not None:
         found = model.text.mask_id
     if found is None:
-        raise UsageError("this model writes where its mask token stands, and neither its tokenizer nor its config has one")
+        raise UsageError(
+            "this model writes where its mask token stands, and neither its tokenizer nor its config has one"
+        )
     return found

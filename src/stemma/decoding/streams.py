@@ -1,10 +1,10 @@
 """Decoding with two streams: a query at the next place reads all that stands before it, and its token then joins them.
 
-The order of tokens is the one that such a model is trained in (Yang et al. 2019, section 2.3): the prompt is context,
+The order of tokens is one that such a model is trained in (Yang et al. 2019, section 2.3): the prompt is context,
 whose tokens see each other whole; what follows is predicted from left to right, and each new token sees the prompt, the
-new ones before it and itself. Nothing that was read changes afterwards, so keys and values are kept, and decoding equals
-the full pass over the whole text and one more token, whose `perm_mask` hides that token from all and a new token from
-everything that stands before it, and whose query stands at the last place.
+new ones before it and itself. Nothing that was read changes afterwards, so keys and values are kept, and decoding
+equals the full pass over the text and one token more: its `perm_mask` hides that token from all, and each new token
+from everything that stands before it; its query stands at the last place and sees all of the text.
 
 (transformers orders otherwise: without a cache the prompt sees the new tokens too, so that all of it changes with each
 of them; with one, every token is read again together with the next and then stays. The first token is the same.)
@@ -29,6 +29,7 @@ class QuerySession(Session):
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
         self.prepare(model, prompts, room)
+        assert model.encoder is not None
         ids, real = pad(prompts, self.device)
         self.cache = Cache(
             model.arch, len(model.encoder.order), len(ids), ids.shape[1] + room, bool(real.all()), Prefix()

@@ -63,9 +63,9 @@ class Translation(Spec):
 @dataclass(frozen=True)
 class PLM(Spec):
     """Predict tokens in a drawn order (Yang et al. 2019, sections 2.2 and 2.3): one in `share` of them, `targets` a row
-    at most, in spans of 1 to `span` tokens (n of them with a weight of 1/n). Orders are drawn within windows of `window`
-    tokens. The first `reuse` tokens of a row go on from the row before and become memory, which holds `memory`.
-    `pairs`: a row ends with two segments; `both`: half of the rows run backwards."""
+    at most, in spans of 1 to `span` tokens (n of them with a weight of 1/n). Orders are drawn within windows of
+    `window` tokens. The first `reuse` tokens of a row go on from the row before and become memory, which holds
+    `memory` tokens. `pairs`: a row ends with two segments; `both`: half of the rows run backwards."""
 
     share: int = 6
     targets: int = 85
@@ -102,7 +102,9 @@ class MixedMLM(Spec):
 
     def __post_init__(self) -> None:
         shares = (self.full, self.prefix, self.causal, self.reverse)
-        require(min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6, f"the shares of masks must sum to 1, not {sum(shares)}")
+        require(
+            min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6, f"the shares of masks must sum to 1, not {sum(shares)}"
+        )
         require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
         require(self.masked >= 0 and self.random >= 0, "objective.masked and objective.random must not be negative")
         require(self.masked + self.random <= 1, "objective.masked + objective.random must not exceed 1")

@@ -38,8 +38,8 @@ unilm = bert.evolve(
         "Unified Language Model Pre-training for Natural Language Understanding and Generation",
         "arXiv:1905.03197",
         weights="public, from the authors' repository",
-        note="began as BERT-large cased, the new rows of the segment table as copies of its two; tells its masks apart by "
-        "segments: 0 and 1 read whole, 2 from left to right, 3 from right to left, 4 and 5 a source and what is written "
-        "for it; the mixture of masks and the n-grams are the paper's, not checked against its code",
+        note="began as BERT-large cased, the new rows of the segment table as copies of its two; it tells its masks "
+        "apart by segments: 0 and 1 are read whole, 2 from left to right, 3 from right to left, 4 and 5 are a source "
+        "and what is written for it; the shares of masks and n-grams are the paper's, not checked against its code",
     ),
 )

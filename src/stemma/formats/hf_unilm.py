@@ -1,8 +1,8 @@
 """The layout of public UniLM checkpoints (version 1): BERT's names of tensors, with more rows of segments.
 
-The authors' repository has weights alone (`unilm1-base-cased.bin`): they go into a folder as `pytorch_model.bin`, beside
-BERT's vocab.txt and a config.json with `"model_type": "unilm"`. Two keys of it say which segments a source and what is
-written for it have; the files were trained with 4 and 5.
+The authors' repository has weights alone (`unilm1-base-cased.bin`): they go into a folder as `pytorch_model.bin`,
+beside BERT's vocab.txt and a config.json with `"model_type": "unilm"`. Two keys of it say which segments a source and
+what is written for it have; the files were trained with 4 and 5.
 """
 
 from __future__ import annotations

@@ -20,9 +20,7 @@ def _rows(design: Design) -> Iterator[Row]:
     dims, lm = design.dims, design.arch.heads.lm
     theirs, ours = "transformer.layer.{i}", "encoder.blocks.{i}"
     tied = lm is None or not isinstance(lm, LMHead) or lm.tied
-    yield row(
-        "transformer.word_embedding.weight", "embed.tokens.weight", aliases=["lm_loss.weight"] if tied else []
-    )
+    yield row("transformer.word_embedding.weight", "embed.tokens.weight", aliases=["lm_loss.weight"] if tied else [])
     yield row("transformer.mask_emb", "encoder.query", op=Shaped((1, 1, dims.d_model)))
     attention = f"{ours}.attention"
     for name, mine in (("q", "q"), ("k", "k"), ("v", "v"), ("r", "relative.r")):

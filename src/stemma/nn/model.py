@@ -85,9 +85,7 @@ class Model(nn.Module):
             )
         around = parts.Full() if both else arch.mask  # what the encoder's tokens see
         kind = Stack if arch.streams is None else TwoStreams
-        self.encoder = (
-            kind(arch, dims, dims.layers, mask=around, cross=False) if arch.structure != "decoder" else None
-        )
+        self.encoder = kind(arch, dims, dims.layers, mask=around, cross=False) if arch.structure != "decoder" else None
         self.decoder = Stack(arch, dims, depth, mask=arch.mask, cross=both) if arch.structure != "encoder" else None
         self.lm = lm_head(arch.heads.lm, arch.norm, dims) if arch.heads.lm is not None else None
         heads = arch.heads
@@ -128,7 +126,9 @@ class Model(nn.Module):
             if token_type_ids is None:
                 token_type_ids = self._segments(self.arch.mask, input_ids, attention or "full", prefix)
         elif attention is not None:
-            raise UsageError(f"attention={attention!r} is for a model with an open mask, and this one has {self.arch.mask}")
+            raise UsageError(
+                f"attention={attention!r} is for a model with an open mask, and this one has {self.arch.mask}"
+            )
         if self.arch.streams is not None:
             more["request"] = request or Request()
         return self._run(

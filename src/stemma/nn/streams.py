@@ -31,14 +31,16 @@ FAR_HALF = -65500.0
 
 
 class Terms(NamedTuple):
-    """What a layer's scores are told beside content. Distances: by `r` (1 H R D), the layer's keys of all distances from
-    the largest down, of which key 0 is at `index` (B Q 1) and every further key one place further; without an `index`
-    the queries are Q tokens in a row, and key 0 is at Q - 1, Q - 2, ..., 0. Or else by `waves` of the queries' and the
-    keys' own positions (B Q D, B S D). `different` (B Q S): 1 where query and key stand in different segments; `hidden`
-    (B Q S): True where a key is not seen."""
+    """What a layer's scores are told beside content.
+
+    Distances: by `r` (1 H R D), the layer's keys of all distances from the largest down, of which that of key 0 is at
+    `first` (B Q 1) and that of every further key one place further; without `first` the queries are Q tokens in a row,
+    and it is at Q - 1, Q - 2, ..., 0. Or else by `waves` of the queries' and the keys' own positions (B Q D, B S D).
+    `different` (B Q S): 1 where query and key stand in different segments; `hidden` (B Q S): True where a key is not
+    seen."""
 
     r: Tensor | None = None
-    index: Tensor | None = None
+    first: Tensor | None = None
     waves: tuple[Tensor, Tensor] | None = None
     different: Tensor | None = None
     hidden: Tensor | None = None
@@ -75,8 +77,8 @@ class Distances(Relative):
         assert terms.r is not None
         products = q @ terms.r.transpose(-1, -2)  # B H Q R
         length, wide = products.shape[-2:]
-        if terms.index is not None:
-            at = terms.index + torch.arange(keys, device=q.device)  # B Q S
+        if terms.first is not None:
+            at = terms.first + torch.arange(keys, device=q.device)  # B Q S
             return products.gather(3, at[:, None].expand(-1, q.shape[1], -1, -1))
         if length == 1:
             return products
@@ -180,7 +182,7 @@ class TwoStreams(Stack):
         """As `Stack.forward`. Returns the query stream (B K D) where the request has queries, else content (B T D)."""
         asked = Request() if request is None else request
         h = self.enter(x, pos)
-        asked.check(*h.shape[:2], len(self.order), h.shape[2])
+        asked.check(h.shape[0], h.shape[1], len(self.order), h.shape[2])
         if asked.past is not None and documents is not None:
             raise UsageError("documents of a packed row have no memory: give either mems or documents")
         if cache is None:
@@ -229,7 +231,9 @@ class TwoStreams(Stack):
         """What content and queries are told, the queries, and the waves (R D) of all distances in the row."""
         rows, length = h.shape[:2]
         before = 0 if asked.past is None else asked.past[0].shape[1]
-        hidden = _either(None if asked.hidden is None else asked.hidden.bool(), None if real is None else ~real[:, None])
+        hidden = _either(
+            None if asked.hidden is None else asked.hidden.bool(), None if real is None else ~real[:, None]
+        )
         if documents is not None:
             hidden = _either(hidden, documents[:, :, None] != documents[:, None, :])
         own = None  # content sees its own token whatever is hidden

@@ -286,3 +286,18 @@ def test_masks_are_filled_by_queries_that_no_mask_misleads() -> None:
     asked = {"perm_mask": hidden, "target_mapping": torch.eye(len(ids))[None, at]}
     best = run(model, {"input_ids": other, **asked}).logits[0].topk(3).indices
     assert [[g.id for g in row] for row in filled.guesses] == best.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near_the_whole(dtype: str, tmp_path: Path) -> None:
+    """The reference has no half precision under a mask: the same rounded weights, in fp32, stand for it."""
+    saved("xlnet", tmp_path / "a")
+    half = stemma.load(tmp_path / "a", dtype=dtype)
+    half.save(tmp_path / "b")
+    whole = stemma.load(tmp_path / "b")
+    batch = inputs("xlnet") | drawn(ROWS, LENGTH, LENGTH if dtype == "bfloat16" else 6)  # some see nothing at all
+    got, want = run(half, batch), run(whole, batch)
+    assert got.logits.dtype == half.dtype
+    assert (got.logits.float() - want.logits).abs().max() <= 0.03 * want.logits.abs().max()
+    again, more = run(half, batch | {"mems": got.mems}), run(whole, batch | {"mems": want.mems})
+    assert (again.logits.float() - more.logits).abs().max() <= 0.03 * more.logits.abs().max()

@@ -11,8 +11,7 @@ from typing import Any
 from stemma.families.declare import Design
 from stemma.families.xlnet import xlnet as family
 from stemma.formats.config import Layout, key, reasons, several, words
-from stemma.formats.names import Heads as InHeads
-from stemma.formats.names import Row, Shaped, linear, row
+from stemma.formats.names import InHeads, Row, Shaped, linear, row
 from stemma.nn.parts import Answer, Heads, LMHead, Tag
 
 

@@ -65,7 +65,7 @@ class ByHead:
 
 
 @dataclass(frozen=True)
-class Heads:
+class InHeads:
     """A matrix turned over, whose outputs are cut into heads in the file: in, heads, width."""
 
     heads: int

@@ -24,7 +24,7 @@ from stemma.nn.positions import Places, Position
 from stemma.nn.stack import Block, Stack
 
 FAR = -1e30  # added to the score of what is not seen: a query that sees nothing at all weighs every key alike
-FAR_HALF = -65500.0
+FAR_HALF = -65500.0  # the most that fp16 holds: there such a query weighs by what little shows of its scores
 
 
 # ---------------------------------------------------------------- relative positions and segments
@@ -91,7 +91,8 @@ class Distances(Relative):
         u = torch.einsum("bhqd,hdw->bhqw", q, self.r.weight.unflatten(0, (q.shape[1], -1)))
         (u_sin, u_cos), (sin, cos) = u.chunk(2, -1), here[:, None].chunk(2, -1)
         turned = torch.cat([u_cos * sin - u_sin * cos, u_sin * sin + u_cos * cos], -1)
-        return turned @ there[:, None].transpose(-1, -2)
+        # all heads meet the same waves: one product a row of the batch
+        return (turned.flatten(1, 2) @ there.transpose(-1, -2)).unflatten(1, q.shape[1:3])
 
 
 class RelativeSinusoidal(Position):

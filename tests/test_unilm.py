@@ -205,6 +205,13 @@ def test_choices_that_cannot_be_are_refused(given: dict[str, Any], words: str) -
         build(tiny("unilm"))(torch.full((1, 5), 7), **given)
 
 
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
+def test_models_that_have_no_choice_refuse_one(family: str) -> None:
+    design = tiny(family)
+    with pytest.raises(UsageError, match="is for a model with an open mask"):
+        build(design)(**batch(design), attention="causal")
+
+
 def test_segments_that_a_table_lacks_are_refused() -> None:
     with pytest.raises(UsageError, match=r"dims\.segments=2 must be at least 6"):
         build(tiny("unilm", **{"dims.segments": 2}))

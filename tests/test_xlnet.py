@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 
 import stemma
 from oracle import inputs, saved
@@ -301,3 +302,28 @@ def test_half_precision_is_near_the_whole(dtype: str, tmp_path: Path) -> None:
     assert (got.logits.float() - want.logits).abs().max() <= 0.03 * want.logits.abs().max()
     again, more = run(half, batch | {"mems": got.mems}), run(whole, batch | {"mems": want.mems})
     assert (again.logits.float() - more.logits).abs().max() <= 0.03 * more.logits.abs().max()
+
+
+def pieces() -> list[tuple[str, float]]:
+    names = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"]
+    return [(n, 0.0) for n in names] + [("▁", -3.0), ("▁the", -2.0), ("ing", -2.5)] + [(c, -4.0) for c in "egiknostK"]
+
+
+def test_the_publishers_tokenizer_loads(tmp_path: Path) -> None:
+    """`A <sep> <cls>`, with a segment of its own for the last."""
+    theirs = hf.XLNetTokenizer(vocab=pieces())
+    theirs.save_pretrained(tmp_path)
+    ours = Tokenizer.load(tmp_path)
+    for text in ("the King  is", "Kéiing", "it is"):
+        assert ours.encode(text) == theirs(text)["input_ids"]
+    a, b = ours.encode("the King", add_special=False), ours.encode("is it", add_special=False)
+    ids, kinds = ours.encode_pair("the King", "is it")
+    assert ids == [*a, 4, *b, 4, 3] == theirs("the King", "is it")["input_ids"]
+    assert kinds == [0] * (len(a) + 1) + [1] * (len(b) + 1) + [2]
+
+
+def test_pieces_without_the_rules_around_them_are_refused(tmp_path: Path) -> None:
+    saved("xlnet", tmp_path)
+    (tmp_path / "spiece.model").write_bytes(b"\n\x03")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json must stand beside it"):
+        stemma.load(tmp_path)

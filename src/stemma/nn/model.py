@@ -125,10 +125,6 @@ class Model(nn.Module):
             more["chosen"] = self._chosen(attention, prefix)
             if token_type_ids is None:
                 token_type_ids = self._segments(self.arch.mask, input_ids, attention or "full", prefix)
-        elif attention is not None:
-            raise UsageError(
-                f"attention={attention!r} is for a model with an open mask, and this one has {self.arch.mask}"
-            )
         if self.arch.streams is not None:
             more["request"] = request or Request()
         return self._run(
@@ -300,6 +296,10 @@ class Model(nn.Module):
         if decoder_input_ids is not None and self.arch.structure != "encoder-decoder":
             raise UsageError(
                 f"decoder_input_ids are for an encoder-decoder; this model's structure is {self.arch.structure}"
+            )
+        if attention is not None and not isinstance(self.arch.mask, parts.Open):
+            raise UsageError(
+                f"attention={attention!r} is for a model with an open mask, and this one has {self.arch.mask}"
             )
         request = self._request(perm_mask, target_mapping, mems)
         if self.arch.structure == "decoder":

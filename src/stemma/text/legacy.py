@@ -108,6 +108,8 @@ def _bpe(directory: Path, named: dict[str, str], config: dict[str, Any], family:
 def _sentencepiece(
     path: Path, named: dict[str, str], config: dict[str, Any], family: str
 ) -> tuple[Tokenizer, Specials]:
+    if family == "xlnet":  # accents, quotes and the specials behind a text are rules of the code around the model
+        raise CheckpointError(f"{path} does not say all that this tokenizer does: tokenizer.json must stand beside it")
     try:
         raw = path.read_bytes()
     except OSError as error:

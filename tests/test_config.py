@@ -501,7 +501,15 @@ def test_any_value_anywhere_is_read_or_refused_in_one_sentence(model_type: str, 
 @pytest.mark.parametrize("model_type", formats.LAYOUTS)
 @pytest.mark.parametrize("value", ["abc", -36, 0, 1.5, None, [4]])
 def test_widths_must_be_whole_positive_numbers(model_type: str, value: Any) -> None:
-    optional = {"n_inner", "head_dim", "d_kv", "num_key_value_heads", "num_decoder_layers", "attention_head_size"}
+    optional = {
+        "n_inner",
+        "head_dim",
+        "d_head",
+        "d_kv",
+        "num_key_value_heads",
+        "num_decoder_layers",
+        "attention_head_size",
+    }
     for k in formats.LAYOUTS[model_type].keys:
         if k.paths[0].startswith("dims.") and k.name != "type_vocab_size":
             if value is None and k.name in optional:

@@ -10,7 +10,8 @@ import torch
 
 import stemma
 from oracle import CASES, reference, saved
-from stemma.decoding import Session, Writer
+from stemma.decoding import Writer
+from stemma.decoding.session import begin
 from stemma.errors import CheckpointError, UsageError
 from stemma.text import Specials, Tokenizer
 
@@ -25,17 +26,38 @@ def prompts(case: str, lengths: list[int], seed: int = 5) -> list[list[int]]:
     return [torch.randint(3, vocab, (n,), generator=generator).tolist() for n in lengths]
 
 
+def in_order(prompt: int, length: int) -> dict[str, torch.Tensor]:
+    """What two streams are asked for the token after `length` of them: the prompt sees itself, the others what is
+    before them, nothing the place that is asked for."""
+    hidden = torch.ones(1, length + 1, length + 1).triu(1)
+    hidden[:, :prompt, :prompt] = 0
+    hidden[:, length, length] = 1
+    return {
+        "perm_mask": hidden,
+        "target_mapping": torch.nn.functional.one_hot(torch.tensor([[length]]), length + 1).float(),
+    }
+
+
+def last_logits(model: Any, prompt: list[int], done: list[int]) -> torch.Tensor:
+    """Logits of the next token (V) from one pass over everything."""
+    with torch.no_grad():
+        if model.arch.streams is not None:
+            asked = in_order(len(prompt), len(prompt) + len(done))
+            return model(torch.tensor([[*prompt, *done, 0]]), **asked).logits[0, -1]
+        if model.arch.structure == "encoder":
+            ids = torch.tensor([[*prompt, *done, model.text.mask_id]])
+            return model(ids, attention="prefix", prefix=torch.tensor([len(prompt)])).logits[0, -1]
+        if model.encoder is None:
+            return model(torch.tensor([prompt + done])).logits[0, -1]
+        start = torch.tensor([[model.text.start_id, *done]])
+        return model(torch.tensor([prompt]), decoder_input_ids=start).logits[0, -1]
+
+
 def full_pass(model: Any, prompt: list[int], new: int) -> list[int]:
     """Greedy continuation with no cache at all: the whole text again for every token."""
-    ids, out = list(prompt), []
-    start = [model.text.start_id] if model.encoder is not None else None
+    out: list[int] = []
     for _ in range(new):
-        with torch.no_grad():
-            if start is None:
-                logits = model(torch.tensor([ids + out])).logits
-            else:
-                logits = model(torch.tensor([ids]), decoder_input_ids=torch.tensor([start + out])).logits
-        out.append(int(logits[0, -1].argmax()))
+        out.append(int(last_logits(model, prompt, out).argmax()))
     return out
 
 
@@ -57,21 +79,23 @@ def test_cached_logits_equal_full_logits(case: str, tmp_path: Path) -> None:
     rows = prompts(case, LENGTHS)
     texts = prompts(case, [12] * len(rows), seed=9)
     with torch.inference_mode():
-        session = Session(model, rows, 12)
+        session = begin(model, rows, 12)
         for step in range(12):
             for i, row in enumerate(rows):
-                done = texts[i][:step]
-                if model.encoder is None:
-                    full = model(torch.tensor([row + done])).logits[0, -1]
-                else:
-                    start = torch.tensor([[model.text.start_id, *done]])
-                    full = model(torch.tensor([row]), decoder_input_ids=start).logits[0, -1]
+                full = last_logits(model, row, texts[i][:step])
                 assert (session.logits[i] - full.float()).abs().max() < 1e-5
             session.step(torch.tensor([t[step] for t in texts]))
 
 
 def reference_ids(model: Any, prompt: list[int], **options: Any) -> list[int]:
     ids = torch.tensor([prompt])
+    if model.config.model_type == "xlnet":  # the reference's search over its own full pass, in our order
+
+        def prepare(input_ids: torch.Tensor, attention_mask: Any = None, **_: Any) -> dict[str, Any]:
+            asked = {k: v.expand(len(input_ids), -1, -1) for k, v in in_order(len(prompt), input_ids.shape[1]).items()}
+            return {"input_ids": torch.nn.functional.pad(input_ids, (0, 1)), "use_mems": False, **asked}
+
+        model.prepare_inputs_for_generation = prepare
     cached = not model.config.is_encoder_decoder  # the reference's cache fails where the decoder is the deeper stack
     if model.config.model_type == "xlm":  # it would put a mask token after every text; here it goes on from the text
         model.prepare_inputs_for_generation = lambda ids, attention_mask, **_: {"input_ids": ids}

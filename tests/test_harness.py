@@ -18,7 +18,7 @@ from stemma.families import tree
 from stemma.families.declare import Design
 from stemma.formats import attach
 from stemma.nn.model import Model
-from stemma.nn.parts import Causal, Cycle, Learned, Sliding
+from stemma.nn.parts import Causal, Cycle, Learned, Open, RelativeSinusoidal, Sliding
 from stemma.spec import Spec
 from tiny import FAMILIES, batch, build, run, tiny
 
@@ -69,7 +69,20 @@ def trace(design: Design) -> list[torch.Tensor]:
     shown = [*fresh.parameters()]
     for o in (out, noisy):
         shown += [o.hidden, o.logits, o.pooled, o.seq_relationship_logits, o.replaced, o.scores]
+    shown += [*(out.mems or ()), *chosen(design, model.eval())]
     return [t.detach() for t in shown if t is not None]
+
+
+def chosen(design: Design, model: Model) -> list[torch.Tensor]:
+    """Outputs under every choice that an open mask leaves, with the segments that go with it."""
+    if not isinstance(design.arch.mask, Open):
+        return []
+    ids = batch(design)["input_ids"]
+    prefix = torch.tensor([3, 9, 5])
+    return [
+        run(model, {"input_ids": ids, "attention": a} | ({"prefix": prefix} if a == "prefix" else {})).hidden
+        for a in ("full", "causal", "reverse", "prefix")
+    ]
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -157,6 +170,8 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     extra = {"next_sentence_label": torch.tensor([0, 1, 0])} if design.arch.heads.pair else {}
     model(**inputs, labels=labels, **extra).loss.backward()
     unused = {"pooler.dense.weight", "pooler.dense.bias"} if not design.arch.heads.pair else set()
+    if design.arch.streams is not None:  # what queries begin as; they have a test of their own
+        unused |= {"encoder.query"}
     for key, p in model.named_parameters():
         assert key in unused or (p.grad is not None and p.grad.abs().sum() > 0), key
 
@@ -186,7 +201,7 @@ def test_inputs_of_another_structure_are_refused(name: str) -> None:
     design = tiny(name)
     model = build(design)
     inputs = batch(design)
-    if not design.dims.segments:
+    if not design.dims.segments and not isinstance(design.arch.position, RelativeSinusoidal):
         with pytest.raises(UsageError, match="segments"):
             model(**inputs, token_type_ids=torch.zeros_like(inputs["input_ids"]))
     if design.arch.structure != "encoder-decoder":

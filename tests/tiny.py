@@ -10,7 +10,7 @@ from stemma import spec
 from stemma.families import tree
 from stemma.families.declare import Design
 from stemma.nn.model import Model, Output
-from stemma.nn.parts import Sliding
+from stemma.nn.parts import RelativeSinusoidal, Sliding
 
 FAMILIES = [f.name for f in tree().values() if f.edge in ("root", "evolve")]  # with a design of their own
 LENGTH = 23
@@ -44,7 +44,8 @@ def tiny(name: str, **changes: Any) -> Design:
         elif path.startswith("arch.dropout."):
             small[path] = 0.0
     design = spec.edit(design, small)
-    ids = {"text.pad_id": 0 if design.text.pad_id is None else design.text.pad_id, "text.start_id": 0}
+    ids: dict[str, Any] = {"text.mask_id": None if design.text.mask_id is None else 4}
+    ids |= {"text.pad_id": 0 if design.text.pad_id is None else design.text.pad_id, "text.start_id": 0}
     return spec.edit(spec.edit(design, ids), changes)
 
 
@@ -68,8 +69,9 @@ def batch(design: Design, rows: int = 3, length: int = LENGTH, seed: int = 3) ->
     pad = design.text.pad_id or 0
     ids = torch.randint(3, design.dims.vocab, (rows, length), generator=generator).masked_fill(mask == 0, pad)
     inputs = {"input_ids": ids, "attention_mask": mask}
-    if design.dims.segments > 1:
-        inputs["token_type_ids"] = torch.randint(0, design.dims.segments, (rows, length), generator=generator)
+    segments = 4 if isinstance(design.arch.position, RelativeSinusoidal) else design.dims.segments
+    if segments > 1:
+        inputs["token_type_ids"] = torch.randint(0, segments, (rows, length), generator=generator)
     if design.dims.languages:
         inputs["langs"] = torch.randint(0, design.dims.languages, (rows, length), generator=generator)
     if design.arch.structure == "encoder-decoder":

@@ -81,6 +81,7 @@ def generate(
     Without a PROMPT, standard input is one.
     """
     import stemma
+    from stemma.decoding.session import answers
 
     texts = piped(prompts, "a PROMPT")
     single = len(texts) == 1 and options["num_beams"] == 1 and not as_json
@@ -88,7 +89,7 @@ def generate(
         raise UsageError("--stream goes with one PROMPT, without --num-beams and --json")
     live = single and (sys.stdout.isatty() if stream is None else stream)
     model = load(path, device, dtype)
-    lead = model.encoder is None  # an encoder-decoder answers; a decoder goes on
+    lead = not answers(model)  # else it goes on from the prompt
     if live:
         click.echo(texts[0] if lead else "", nl=False)
         stemma.generate(model, texts, stream=lambda row, piece: click.echo(piece, nl=False), **options)

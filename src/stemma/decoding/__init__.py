@@ -1,5 +1,5 @@
-"""Text out of a model: `generate` continues prompts (decoders) or answers them (encoder-decoders), `fill` restores
-masked pieces (encoders) or missing spans (encoder-decoders)."""
+"""Text out of a model: `generate` continues prompts (decoders, query streams) or answers them (encoder-decoders,
+encoders with an open mask), `fill` restores masked pieces (encoders) or missing spans (encoder-decoders)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 
 from stemma.decoding import beams
 from stemma.decoding.choose import Choice
-from stemma.decoding.session import Session, begin, generates, language_of, spoken, start_token
+from stemma.decoding.session import Session, answers, begin, generates, language_of, spoken, written
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
+from stemma.nn.streams import Request
 
 Stream = Callable[[int, str], None]
 
@@ -120,7 +121,8 @@ def _encode(model: Model, prompt: str | Sequence[int]) -> list[int]:
         raise CheckpointError(
             "a text needs a tokenizer, and this checkpoint came without one: put its tokenizer.json beside config.json"
         )
-    return model.tokenizer.encode(prompt)
+    # a query stream goes on from the end of a text, which has no special tokens behind it
+    return model.tokenizer.encode(prompt, add_special=model.arch.streams is None)
 
 
 def _draw(
@@ -136,7 +138,7 @@ def _draw(
 ) -> list[Result]:
     session = begin(model, prompts, max_new_tokens, language)
     results = [Result() for _ in prompts]
-    seen = [[start_token(model)] if model.encoder is not None else list(p) for p in prompts]
+    seen = [written(model, p) for p in prompts]
     generators = [torch.Generator().manual_seed(seed) for _ in prompts]
     texts = [Writer(model, p, stops) for p in prompts] if stops or stream is not None else []
     open_ = list(range(len(prompts)))
@@ -187,7 +189,7 @@ class Writer:
         if model.tokenizer is None:
             raise UsageError("streaming needs a tokenizer, and this model came without one")
         self.tokenizer, self.stops = model.tokenizer, stops
-        self.before = list(prompt[-CONTEXT:]) if model.encoder is None else []
+        self.before = [] if answers(model) else list(prompt[-CONTEXT:])
         self.skip = len(self.tokenizer.decode(self.before))
         self.text = ""
         self.given = 0
@@ -271,8 +273,15 @@ def _fill_masks(model: Model, text: str, top: int, language: int | None) -> Fill
     if not at:
         raise UsageError(f"the text has no {MASK} to fill")
     batch = torch.tensor([ids], device=model.device)
-    state = model.state(batch, langs=spoken(batch, language))
-    share = model.logits(model.read(state)[0, at]).float().softmax(-1)
+    if model.arch.streams is None:
+        state = model.state(batch, langs=spoken(batch, language))
+        hidden = model.read(state)[0, at]
+    else:  # queries in the places of the masks, which nothing sees
+        unseen = torch.zeros(1, len(ids), len(ids), device=model.device)
+        unseen[:, :, at] = 1
+        places = torch.eye(len(ids), device=model.device)[None, at]
+        hidden = model.encode(batch, request=Request(hidden=unseen, mapping=places))[0]
+    share = model.logits(hidden).float().softmax(-1)
     best = share.topk(min(top, share.shape[-1]))
     guesses = [
         [Guess(tokenizer.decode([i]).strip(), i, p) for i, p in zip(row.tolist(), values.tolist(), strict=True)]

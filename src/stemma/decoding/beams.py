@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stemma.decoding.choose import penalise
-from stemma.decoding.session import begin, start_token
+from stemma.decoding.session import begin, written
 from stemma.nn.model import Model
 
 
@@ -75,7 +75,7 @@ def search(
     """The best continuation of each prompt."""
     session = begin(model, prompts, max_new_tokens, language)
     searches = [Search(width, length_penalty, ends) for _ in prompts]
-    prefix = [[start_token(model)] if model.encoder is not None else list(p) for p in prompts]
+    prefix = [written(model, p) for p in prompts]
     keep = (1 + len(set(ends))) * width  # enough that `width` of them do not end
     open_ = list(range(len(prompts)))  # the prompts that rows of the session belong to, in order
     for step in range(max_new_tokens):

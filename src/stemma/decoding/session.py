@@ -15,6 +15,7 @@ from stemma.decoding.layout import for_decoding
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.nn.cache import Cache
 from stemma.nn.model import Model
+from stemma.nn.parts import Open
 
 
 class Session:
@@ -22,18 +23,11 @@ class Session:
     `language`: the number of theirs, for a model with a table of languages."""
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int, language: int | None = None) -> None:
-        for_decoding(model, len(prompts))
-        self.model, self.device, self.language = model, model.device, language
+        self.language = language
         self.encoded = model.encoder is not None
-        start = [start_token(model)] if self.encoded else []
-        texts = [start for _ in prompts] if self.encoded else [list(p) for p in prompts]
-        for i, text in enumerate(texts):
-            if not text:
-                raise UsageError(f"prompt {i} is empty: a decoder needs at least one token to go on from")
-        self._check_ids(prompts)
-        self.lengths = torch.tensor([len(t) for t in texts], device=self.device)
+        texts = [[start_token(model)] for _ in prompts] if self.encoded else [list(p) for p in prompts]
+        self.prepare(model, prompts, room, texts)
         longest = max(len(t) for t in texts)
-        self._check_room(longest, room)
         even = all(len(t) == longest for t in texts)
         layers = model.dims.depth if self.encoded else model.dims.layers
         self.cache = Cache(model.arch, layers, len(texts), longest + room, even)
@@ -54,6 +48,24 @@ class Session:
             langs=spoken(ids, language),
         )
         self.logits = self._head(hidden[torch.arange(len(texts), device=self.device), self.lengths - 1])
+
+    def prepare(
+        self,
+        model: Model,
+        prompts: Sequence[Sequence[int]],
+        room: int,
+        texts: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """Check the prompts and what is written on (`texts`, where it is not the prompts), and note its lengths."""
+        for_decoding(model, len(prompts))
+        self.model, self.device = model, model.device
+        texts = prompts if texts is None else texts
+        for i, text in enumerate(texts):
+            if not text:
+                raise UsageError(f"prompt {i} is empty: a decoder needs at least one token to go on from")
+        self._check_ids(prompts)
+        self.lengths = torch.tensor([len(t) for t in texts], device=self.device)
+        self._check_room(max(len(t) for t in texts), room)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more token a row (B); returns the logits of the next (B V)."""
@@ -78,15 +90,16 @@ class Session:
         return logits
 
     def _check_room(self, longest: int, room: int) -> None:
-        assert self.model.decoder is not None
-        limit = self.model.decoder.position.limit
+        stack = self.model.decoder or self.model.encoder
+        assert stack is not None
+        limit = stack.position.limit
         if limit is not None and longest + room > limit:
             raise UsageError(
                 f"a prompt of {longest} tokens and max_new_tokens={room} do not fit in this model's {limit} positions; "
                 f"use max_new_tokens={max(limit - longest, 0)} or a shorter prompt"
             )
         trained = self.model.dims.context
-        if limit is None and longest + room > trained and not self.encoded:
+        if limit is None and longest + room > trained and self.model.arch.structure != "encoder-decoder":
             warnings.warn(
                 f"{longest + room} tokens are more than the {trained} this model was trained on", stacklevel=4
             )
@@ -100,11 +113,20 @@ class Session:
 
 def generates(model: Model) -> bool:
     """Whether a model can go on from a text."""
-    return model.decoder is not None and model.lm is not None
+    writes = model.decoder is not None or model.arch.streams is not None or isinstance(model.arch.mask, Open)
+    return writes and model.lm is not None
 
 
 def begin(model: Model, prompts: Sequence[Sequence[int]], room: int, language: int | None = None) -> Session:
     """A decoding of prompts, of the kind that the model's arch asks for."""
+    if model.arch.streams is not None:
+        from stemma.decoding.streams import QuerySession
+
+        return QuerySession(model, prompts, room)
+    if isinstance(model.arch.mask, Open):
+        from stemma.decoding.masks import MaskSession
+
+        return MaskSession(model, prompts, room)
     return Session(model, prompts, room, language)
 
 
@@ -127,6 +149,18 @@ def language_of(model: Model, language: str | int | None) -> int | None:
 def spoken(ids: Tensor, language: int | None) -> Tensor | None:
     """The language of every token, where there is one."""
     return None if language is None else torch.full_like(ids, language)
+
+
+def answers(model: Model) -> bool:
+    """Whether what a model writes is a text of its own, which does not go on from the prompt."""
+    return model.arch.structure == "encoder-decoder" or isinstance(model.arch.mask, Open)
+
+
+def written(model: Model, prompt: Sequence[int]) -> list[int]:
+    """The tokens before the first new one."""
+    if model.arch.structure == "encoder-decoder":
+        return [start_token(model)]
+    return [] if answers(model) else list(prompt)
 
 
 def start_token(model: Model) -> int:

@@ -154,7 +154,72 @@ class Translation(Spec):
     """Predict the sentence of a pair from the other (Vaswani et al. 2017)."""
 
 
-Objective = CLM | MLM | Spans | Translation | NGrams | RTD | TLM | Distillation | AttentionDistillation | Contrastive
+@dataclass(frozen=True)
+class PLM(Spec):
+    """Predict tokens in a drawn order (Yang et al. 2019, sections 2.2 and 2.3): one in `share` of them, `targets` a row
+    at most, in spans of 1 to `span` tokens (n of them with a weight of 1/n). Orders are drawn within windows of
+    `window` tokens. The first `reuse` tokens of a row go on from the row before and become memory, which holds
+    `memory` tokens. `pairs`: a row ends with two segments; `both`: half of the rows run backwards."""
+
+    share: int = 6
+    targets: int = 85
+    span: int = 5
+    window: int = 256
+    reuse: int = 256
+    memory: int = 384
+    pairs: bool = True
+    both: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("share", "targets", "span", "window"):
+            require(getattr(self, name) >= 1, f"objective.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("reuse", "memory"):
+            require(getattr(self, name) >= 0, f"objective.{name} must not be negative, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class MixedMLM(Spec):
+    """Predict masked tokens under several masks of attention (Dong et al. 2019, section 2.3), each for a share of the
+    batches: `full` (with next-sentence prediction beside it), `prefix` (two segments, the second written after the
+    first), `causal` and `reverse`. `rate`, `masked` and `random` as in `MLM`; of the masked places `single` are one
+    token, the rest runs of 2 to `span`."""
+
+    full: float = 1 / 3
+    prefix: float = 1 / 3
+    causal: float = 1 / 6
+    reverse: float = 1 / 6
+    rate: float = 0.15
+    masked: float = 0.8
+    random: float = 0.1
+    single: float = 0.8
+    span: int = 3
+
+    def __post_init__(self) -> None:
+        shares = (self.full, self.prefix, self.causal, self.reverse)
+        require(
+            min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6, f"the shares of masks must sum to 1, not {sum(shares)}"
+        )
+        require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
+        require(self.masked >= 0 and self.random >= 0, "objective.masked and objective.random must not be negative")
+        require(self.masked + self.random <= 1, "objective.masked + objective.random must not exceed 1")
+        require(0 <= self.single <= 1, f"objective.single must lie in [0, 1], not {self.single}")
+        require(self.span >= 1, f"objective.span must be at least 1, not {self.span}")
+
+
+Objective = (
+    CLM
+    | MLM
+    | Spans
+    | Translation
+    | NGrams
+    | RTD
+    | TLM
+    | Distillation
+    | AttentionDistillation
+    | Contrastive
+    | PLM
+    | MixedMLM
+)
 
 
 # ---------------------------------------------------------------- text
@@ -164,8 +229,8 @@ Objective = CLM | MLM | Spans | Translation | NGrams | RTD | TLM | Distillation 
 class Text(Spec):
     """The tokenizer's kind, its special tokens by role, and their ids where they are published.
 
-    `start_id`: the first token of a decoder's input; `sentinels`: how many `<extra_id_N>` there are (T5); `languages`:
-    those of the language table, in its order (XLM).
+    `start_id`: the first token of a decoder's input; `mask_id`: of a model that writes where its mask token stands;
+    `sentinels`: how many `<extra_id_N>` there are (T5); `languages`: those of the language table, in its order (XLM).
     """
 
     tokenizer: Literal["wordpiece", "bpe", "gpt-bpe", "unigram", "spm-bpe"]
@@ -183,6 +248,7 @@ class Text(Spec):
     pad_id: int | None = None
     start_id: int | None = None
     languages: tuple[str, ...] = ()
+    mask_id: int | None = None
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

@@ -76,7 +76,8 @@ def build(
     exist."""
     design = families.design(name) if isinstance(name, str) else name
     if task is not None:
-        design = _with_heads(design, heads_for(task_of(_owner(design.name), task, labels, problem), design))
+        owner = _owner(design.name)
+        design = _with_heads(design, heads_for(task_of(owner, task, labels, problem), design, owner))
     design = spec.edit(design, {**(overrides or {}), **{f"dims.{k}": v for k, v in dims.items()}})
     with torch.device("meta"):
         model = Model(design.arch, design.dims)
@@ -243,7 +244,7 @@ def _body_changes(a: Design, b: Design) -> list[spec.Change]:
 
 
 def _text(design: Design, owner: Family) -> Any:
-    ids = {f: getattr(design.text, f) for f in ("bos_id", "eos_id", "pad_id", "start_id", "languages")}
+    ids = {f: getattr(design.text, f) for f in ("bos_id", "eos_id", "pad_id", "start_id", "mask_id", "languages")}
     return replace(owner.text, **ids)
 
 
@@ -260,7 +261,7 @@ def _assemble(
     files = _names_in_file(source, layout, where)
     ledger = Ledger(config=unused)
     task = None if goal is None else task_of(owner, *goal)
-    design, left = _heads_in_file(design, raw, layout, files, new, where, task)
+    design, left = _heads_in_file(design, raw, layout, files, new, where, task, owner)
     if task is not None:
         new = {*new, "task", "pooler"}
     design = _tie(design, layout, source, files)
@@ -325,14 +326,15 @@ def _heads_in_file(
     new: Collection[str],
     where: str,
     task: Task | None,
+    owner: Family | None,
 ) -> tuple[Design, list[str]]:
     """The design with the heads that the file holds or the user wants drawn, and the names of tensors of heads that a
     wanted task leaves behind. Raises if the class needs a head more."""
     if layout is None:
-        return (design if task is None else _with_heads(design, heads_for(task, design))), []
+        return (design if task is None else _with_heads(design, heads_for(task, design, owner))), []
     wanted = configs.heads_wanted(layout, raw)
     if task is not None:
-        wanted = heads_for(task, design) if type(wanted.task) is not type(task) else replace(wanted, task=task)
+        wanted = heads_for(task, design, owner) if type(wanted.task) is not type(task) else replace(wanted, task=task)
     every = _every_head(design.arch.heads, wanted)
     names: dict[str, list[str]] = {h: [] for h in HEADS}
     left: list[str] = []
@@ -390,16 +392,17 @@ def task_of(family: Family | None, task: str | Task, labels: int | None, problem
 
 def with_task(design: Design, family: Family, task: str) -> Design:
     """The design with the family's head for a task in place of the heads of pretraining."""
-    return _with_heads(design, heads_for(task_of(family, task, None), design))
+    return _with_heads(design, heads_for(task_of(family, task, None), design, family))
 
 
-def heads_for(task: Task, design: Design) -> Heads:
-    """The heads that a task needs on the body of a design: its own, and the pooler if it reads that."""
-    if not isinstance(task, Classify | Choose) or task.summary is not None:
+def heads_for(task: Task, design: Design, family: Family | None = None) -> Heads:
+    """The heads that a task needs on the body of a design: its own, and the pooler if it reads that (the one that its
+    family has for the task, where the body has none)."""
+    if not (isinstance(task, Classify | Choose) and task.summary is None):
         return Heads(task=task)
-    family = _owner(design.name)
-    declared = [h.pooler for h in (family.tasks if family is not None else {}).values() if h.pooler is not None]
-    return Heads(pooler=design.arch.heads.pooler or next(iter(declared), Summary()), task=task)
+    known = family.tasks.values() if family is not None else ()
+    usual = next((h.pooler for h in known if h.pooler is not None and type(h.task) is type(task)), None)
+    return Heads(pooler=design.arch.heads.pooler or usual or Summary(), task=task)
 
 
 def _tie(design: Design, layout: Layout | None, source: tensors.Tensors, files: Mapping[str, str]) -> Design:

@@ -65,6 +65,22 @@ class ByHead:
 
 
 @dataclass(frozen=True)
+class InHeads:
+    """A matrix turned over, whose outputs are cut into heads in the file: in, heads, width."""
+
+    heads: int
+
+    def shape(self, parts: list[torch.Size]) -> Sequence[int]:
+        return [parts[0][1], self.heads, parts[0][0] // self.heads]
+
+    def read(self, tensor: Tensor, parts: list[torch.Size]) -> Sequence[Tensor]:
+        return [tensor.flatten(1).t()]
+
+    def write(self, tensors: list[Tensor]) -> Tensor:
+        return tensors[0].t().unflatten(1, (self.heads, -1))
+
+
+@dataclass(frozen=True)
 class Row:
     """`theirs` in the file is `ours` in the model: a matrix turned over if `transposed`, and side by side along the
     model's first axis where there are several; or as `op` says. `aliases`: other names for the same tensor, which files

@@ -20,16 +20,26 @@ class Cache:
     """State of decoding for one decoder: rings or buffers of each layer, and the keys of the encoder's output.
 
     `rows` sequences of at most `capacity` tokens. `even=True` promises that all rows always have the same length
-    and no padding: then slots are slices, and a single token needs no mask.
+    and no padding: then slots are slices, and a single token needs no mask. `mask`: of the decoding, where it is not
+    the arch's.
     """
 
-    def __init__(self, arch: parts.Arch, layers: int, rows: int, capacity: int, even: bool) -> None:
-        masks = [layer_mask(arch.mask, i) for i in range(layers)]
+    def __init__(
+        self,
+        arch: parts.Arch,
+        layers: int,
+        rows: int,
+        capacity: int,
+        even: bool,
+        mask: parts.Mask | None = None,
+    ) -> None:
+        masks = [layer_mask(mask or arch.mask, i) for i in range(layers)]
         sizes = [min(m.window, capacity) if isinstance(m, parts.Sliding) else capacity for m in masks]
         self.kinds = list(zip(sizes, masks, strict=True))  # layers of one kind share their plan
         self.rows, self.even = rows, even
         self.length = 0  # tokens read so far (with padding, where rows differ)
         self.prefix: Tensor | None = None  # B 1: tokens at the beginning that see each other whole
+        self.chosen: parts.LayerMask | None = None  # the mask that stands for an open one
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
         self.held: dict[Kind, Tensor] = {}  # B S+1: the position that each slot holds
@@ -58,6 +68,12 @@ class Cache:
         keys, values = self.keys[layer], self.values[layer]
         assert keys is not None and values is not None
         return self.plan(layer).write(keys, k), self.plan(layer).write(values, v)
+
+    def forget(self, pos: Tensor) -> None:
+        """Give up the newest token of every row, which stood at `pos` (B 1): its slots are free again."""
+        for (size, _), held in self.held.items():
+            held.scatter_(1, pos % size, EMPTY)
+        self.length -= 1
 
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row `rows[i]` was (beam search)."""
@@ -93,19 +109,21 @@ class Plan:
             self.read = slice(0, min(end, size))
             self.qpos, self.kpos = qpos[None], held[:1, self.read]
             newest = length == 1  # one token sees all that is kept
-            facts = Facts(self.qpos, self.kpos, plain=start == 0, prefix=cache.prefix)
+            facts = Facts(self.qpos, self.kpos, plain=start == 0, prefix=cache.prefix, chosen=cache.chosen)
             self.visible = Visible() if newest else visible(mask, facts)
             return
         self.qpos = pos = pos.expand(cache.rows, -1)
         keep = torch.ones_like(pos, dtype=torch.bool) if real is None else real
         kept = keep & (pos > torch.where(keep, pos, -1).amax(1, keepdim=True) - size)  # of a long text, its end
         self.at = torch.where(kept, pos % size, size)  # B T; the rest goes to the spare slot
-        self.chunk = length > 1 and (start > 0 or length > size)
+        # what a ring overwrites is still to be read; where there is no window, a slot is its position for good
+        self.chunk = isinstance(mask, parts.Sliding) and length > 1 and (start > 0 or length > size)
         cache.held[kind] = held.scatter(1, self.at, torch.where(kept, pos, EMPTY))
         self.kpos = (
             torch.cat([held[:, :size], torch.where(keep, pos, EMPTY)], 1) if self.chunk else cache.held[kind][:, :size]
         )
-        seen = visible(mask, Facts(pos, self.kpos, plain=False, prefix=cache.prefix)).mask
+        facts = Facts(pos, self.kpos, plain=False, prefix=cache.prefix, chosen=cache.chosen)
+        seen = visible(mask, facts).mask
         assert seen is not None
         if real is not None:  # padding sees the first slot, so that its row is defined
             seen[:, 0, :, 0] |= ~real

@@ -25,7 +25,7 @@ class Facts(NamedTuple):
     """What is known of a batch. `qpos`, `kpos`: places of queries and keys in their row. `plain`: these are 0..T-1 in
     every row and nothing is cached, which a chooser may rely on without looking at tensors. `real` (B S): key is no
     padding; `qdoc`, `kdoc` (B T, B S): document numbers; `prefix` (B 1): tokens that see each other whole; `blank`:
-    padding sees nothing."""
+    padding sees nothing; `chosen`: the mask that stands for an open one."""
 
     qpos: Tensor
     kpos: Tensor
@@ -35,6 +35,15 @@ class Facts(NamedTuple):
     kdoc: Tensor | None = None
     prefix: Tensor | None = None
     blank: bool = False
+    chosen: parts.LayerMask | None = None
+
+
+CHOICES: dict[str, parts.LayerMask] = {
+    "full": parts.Full(),
+    "causal": parts.Causal(),
+    "reverse": parts.Reverse(),
+    "prefix": parts.Prefix(),
+}
 
 
 def layer_mask(spec: parts.Mask, layer: int) -> parts.LayerMask:
@@ -44,17 +53,21 @@ def layer_mask(spec: parts.Mask, layer: int) -> parts.LayerMask:
 
 def visible(spec: parts.LayerMask, facts: Facts) -> Visible:
     """What the mask `spec` and the facts of the batch leave to be seen."""
+    if isinstance(spec, parts.Open):
+        spec = facts.chosen or parts.Full()
     length = facts.qpos.shape[-1]
     window = spec.window if isinstance(spec, parts.Sliding) else None
-    causal = not isinstance(spec, parts.Full)
+    ordered = not isinstance(spec, parts.Full)
+    backward = isinstance(spec, parts.Reverse)
+    causal = ordered and not backward
     prefix = facts.prefix if isinstance(spec, parts.Prefix) else None
     alone = facts.real is None and facts.qdoc is None and prefix is None
-    if facts.plain and alone and (window is None or length <= window):
+    if facts.plain and alone and not backward and (window is None or length <= window):
         return Visible(causal=causal)
     seen: Tensor | None = None
     far = facts.qpos[:, :, None] - facts.kpos[:, None, :]  # B T S: how far back a key stands
-    if causal:
-        seen = far >= 0
+    if ordered:
+        seen = far <= 0 if backward else far >= 0
         if window is not None and not (facts.plain and length <= window):
             seen = seen & (far < window)
         if prefix is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,9 @@ from stemma.nn import parts
 from stemma.nn.cache import Cache
 from stemma.nn.heads import EMDHead, Summary, Task, detector, lm_head, task_loss
 from stemma.nn.init import initialise
-from stemma.nn.masks import Visible
+from stemma.nn.masks import CHOICES, Visible
 from stemma.nn.stack import Block, Stack, State
+from stemma.nn.streams import Request, TwoStreams
 
 IGNORED = -100  # a label that is no target
 
@@ -24,7 +26,8 @@ IGNORED = -100  # a label that is no target
 class Output:
     """`hidden`: last hidden state, B T D; `logits`: B T V; `loss`: mean over targets, if labels were given;
     `pooled`: B D; `seq_relationship_logits`: B 2; `replaced`: B T, a logit that a token was replaced; `scores`: of the
-    task head, B L, B T L, B T 2 or B C (see `parts.Task`); `encoder_hidden`: B S D, of an encoder-decoder."""
+    task head, B L, B T L, B T 2 or B C (see `parts.Task`); `encoder_hidden`: B S D, of an encoder-decoder; `mems`: the
+    memory that the next segment may read, B M D of each layer. With a `target_mapping` of K predictions T is K."""
 
     hidden: Tensor
     logits: Tensor | None = None
@@ -34,6 +37,7 @@ class Output:
     replaced: Tensor | None = None
     scores: Tensor | None = None
     encoder_hidden: Tensor | None = None
+    mems: tuple[Tensor, ...] | None = None
 
 
 class Embed(nn.Module):
@@ -84,9 +88,14 @@ class Model(nn.Module):
         both = arch.structure == "encoder-decoder"
         depth = dims.depth if both else dims.layers
         self.embed = Embed(dims, arch.embed_scale)
-        self.encoder = (
-            Stack(arch, dims, dims.layers, mask=parts.Full(), cross=False) if arch.structure != "decoder" else None
-        )
+        if isinstance(arch.mask, parts.Open) and dims.segments < arch.mask.segments:
+            raise UsageError(
+                f"dims.segments={dims.segments} must be at least {arch.mask.segments}, so that it holds the segments "
+                f"of {arch.mask}"
+            )
+        around = parts.Full() if both else arch.mask  # what the encoder's tokens see
+        kind = Stack if arch.streams is None else TwoStreams
+        self.encoder = kind(arch, dims, dims.layers, mask=around, cross=False) if arch.structure != "decoder" else None
         self.decoder = Stack(arch, dims, depth, mask=arch.mask, cross=both) if arch.structure != "encoder" else None
         self.lm = lm_head(arch.heads.lm, arch.norm, dims) if arch.heads.lm is not None else None
         heads = arch.heads
@@ -110,9 +119,10 @@ class Model(nn.Module):
         position_ids: Tensor | None = None,
         documents: Tensor | None = None,
         langs: Tensor | None = None,
+        **how: Any,
     ) -> Tensor:
-        """The encoder's last hidden state: B T -> B T D."""
-        return self.state(input_ids, attention_mask, token_type_ids, position_ids, documents, langs).hidden
+        """The encoder's last hidden state: B T -> B T D. `how`: as in `state`."""
+        return self.state(input_ids, attention_mask, token_type_ids, position_ids, documents, langs, **how).hidden
 
     def state(
         self,
@@ -122,11 +132,39 @@ class Model(nn.Module):
         position_ids: Tensor | None = None,
         documents: Tensor | None = None,
         langs: Tensor | None = None,
+        *,
+        order: Tensor | None = None,
+        attention: str | None = None,
+        prefix: Tensor | None = None,
+        request: Request | None = None,
+        cache: Cache | None = None,
     ) -> State:
-        """All that the encoder leaves of a text (B T)."""
+        """All that the encoder leaves of a text (B T).
+
+        `attention`: the choice of an open mask, `prefix` (B) with it; `request`: what is asked of two streams; a
+        `cache` keeps keys and values of what was read, as it does for a decoder."""
         if self.encoder is None:
             raise UsageError(f"a {self.arch.structure} has no encoder")
-        return self._run(self.encoder, input_ids, attention_mask, token_type_ids, position_ids, documents, langs=langs)
+        more: dict[str, Any] = {}
+        if isinstance(self.arch.mask, parts.Open):
+            more["chosen"] = self._chosen(attention, prefix)
+            if token_type_ids is None:
+                token_type_ids = self._segments(self.arch.mask, input_ids, attention or "full", prefix)
+        if self.arch.streams is not None:
+            more["request"] = request or Request()
+        return self._run(
+            self.encoder,
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            documents,
+            order=order,
+            prefix=prefix,
+            cache=cache,
+            langs=langs,
+            **more,
+        )
 
     def read(self, state: State) -> Tensor:
         """What an encoder's language-model head is to be given (B T D): the last hidden state, or what an enhanced mask
@@ -136,6 +174,29 @@ class Model(nn.Module):
         last = self.encoder.blocks[self.encoder.order[-1][0]]
         assert isinstance(last, Block)
         return self.lm.reread(last, state)
+
+    def _chosen(self, attention: str | None, prefix: Tensor | None) -> parts.LayerMask:
+        """The mask that a call chooses."""
+        choice = attention or "full"
+        if choice not in CHOICES:
+            raise UsageError(f"attention must be one of {', '.join(CHOICES)}, not {choice!r}")
+        if (choice == "prefix") != (prefix is not None):
+            raise UsageError('attention="prefix" and prefix=, the length of the prefix of each text, go together')
+        return CHOICES[choice]
+
+    @staticmethod
+    def _segments(mask: parts.Open, ids: Tensor, attention: str, prefix: Tensor | None) -> Tensor:
+        """The segments that go with a choice, where none are given."""
+        match attention:
+            case "causal":
+                return torch.full_like(ids, mask.causal)
+            case "reverse":
+                return torch.full_like(ids, mask.reverse)
+            case "prefix":
+                assert prefix is not None
+                inside = torch.arange(ids.shape[1], device=ids.device) < prefix[:, None]
+                return torch.where(inside, mask.source, mask.target)
+        return torch.zeros_like(ids)
 
     def decode(
         self,
@@ -197,6 +258,7 @@ class Model(nn.Module):
         memory_seen: Visible = Visible(),
         cache: Cache | None = None,
         langs: Tensor | None = None,
+        **more: Any,
     ) -> State:
         limit = stack.position.limit
         start = 0 if cache is None else cache.length
@@ -211,6 +273,8 @@ class Model(nn.Module):
             prefix = prefix[:, None]
             if cache is not None:
                 cache.prefix = prefix
+        if stack.position.segments:
+            more["request"].segments, segments = segments, None
         return stack(
             self.embed(ids, segments, langs),
             pos,
@@ -222,6 +286,7 @@ class Model(nn.Module):
             memory=memory,
             memory_seen=memory_seen,
             cache=cache,
+            **more,
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -253,9 +318,17 @@ class Model(nn.Module):
         decoder_position_ids: Tensor | None = None,
         prefix: Tensor | None = None,
         langs: Tensor | None = None,
+        attention: str | None = None,
+        perm_mask: Tensor | None = None,
+        target_mapping: Tensor | None = None,
+        mems: Sequence[Tensor] | None = None,
     ) -> Output:
         """All inputs are B T int64; masks 1 for a token and 0 for padding; `labels` -100 where there is no target;
-        `prefix` (B): the length of the part that a prefix mask leaves open; `langs`: each token's language.
+        `prefix` (B): the length of the part that a prefix mask leaves open; `langs`: each token's language;
+        `attention`: the choice of an open mask ("full", "causal", "reverse", "prefix").
+
+        For two streams: `perm_mask` (B T T), 1 where token i does not see token j; `target_mapping` (B K T), a 1 at the
+        place of each prediction, whose outputs and labels are B K; `mems`, the memory that an earlier call returned.
 
         Labels follow the ecosystem: a decoder's are shifted inside, an encoder's stand in place, an
         encoder-decoder's are the decoder's targets (its input is made from them where it is not given). With a task
@@ -269,12 +342,27 @@ class Model(nn.Module):
             raise UsageError(
                 f"decoder_input_ids are for an encoder-decoder; this model's structure is {self.arch.structure}"
             )
+        if attention is not None and not isinstance(self.arch.mask, parts.Open):
+            raise UsageError(
+                f"attention={attention!r} is for a model with an open mask, and this one has {self.arch.mask}"
+            )
+        request = self._request(perm_mask, target_mapping, mems)
         if self.arch.structure == "decoder":
             if token_type_ids is not None:
                 raise UsageError("token_type_ids were given, and this model has no segments")
             hidden = self.decode(input_ids, attention_mask, position_ids, documents, prefix=prefix, langs=langs)
         else:
-            state = self.state(input_ids, attention_mask, token_type_ids, position_ids, documents, langs)
+            state = self.state(
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                position_ids,
+                documents,
+                langs,
+                attention=attention,
+                prefix=prefix if isinstance(self.arch.mask, parts.Open) else None,
+                request=request,
+            )
             hidden = state.hidden
         if self.arch.structure == "encoder-decoder":
             if decoder_input_ids is None:
@@ -294,7 +382,7 @@ class Model(nn.Module):
                 memory_mask=attention_mask,
                 memory_documents=documents,
             )
-        out = Output(hidden, encoder_hidden=encoded)
+        out = Output(hidden, encoder_hidden=encoded, mems=None if request is None else tuple(request.kept))
         if self.lm is not None:
             out.logits = self.logits(self.read(state) if state is not None and self.decoder is None else hidden)
         if self.pooler is not None:
@@ -326,10 +414,23 @@ class Model(nn.Module):
             out.loss = pair if out.loss is None else out.loss + pair
         return out
 
+    def _request(
+        self, perm_mask: Tensor | None, target_mapping: Tensor | None, mems: Sequence[Tensor] | None
+    ) -> Request | None:
+        """What a call asks of two streams; None for a model that has one."""
+        if self.arch.streams is not None:
+            return Request(hidden=perm_mask, mapping=target_mapping, past=mems)
+        for name, given in (("perm_mask", perm_mask), ("target_mapping", target_mapping), ("mems", mems)):
+            if given is not None:
+                raise UsageError(f"{name} was given, and this model has one stream and no memory")
+        return None
+
     def _place(self, summary: parts.Summary | None, ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
         """Which token of each row a summary reads (B); None: the first."""
         if summary is None or summary.token == "first":
             return None
+        if summary.token == "final":
+            return torch.full_like(ids[:, 0], -1)
         ends = self.text.eos_ids if self.text is not None else ()
         if summary.token == "end":
             if not ends:

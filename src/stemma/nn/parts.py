@@ -184,7 +184,13 @@ class Disentangled(Spec):
         )
 
 
-Position = Sinusoidal | Learned | Rotary | Buckets | Disentangled
+@dataclass(frozen=True)
+class RelativeSinusoidal(Spec):
+    """Sines and cosines of the distance between two tokens, as keys of each layer's own (Dai et al. 2019, section 3.3);
+    beside them two vectors a head that say whether both stand in one segment (Yang et al. 2019, section 2.5)."""
+
+
+Position = Sinusoidal | Learned | Rotary | Buckets | Disentangled | RelativeSinusoidal
 Norm = LayerNorm | RMSNorm
 Residual = PostNorm | PreNorm | Parallel | Sandwich | DeepNorm
 
@@ -227,8 +233,33 @@ class Cycle(Spec):
         require(len(set(self.masks)) > 1, f"a cycle of masks needs two different ones, not {len(set(self.masks))}")
 
 
-Mask = Full | Causal | Sliding | Prefix | Cycle
-LayerMask = Full | Causal | Sliding | Prefix
+@dataclass(frozen=True)
+class Reverse(Spec):
+    """A token sees itself and what stands after it."""
+
+
+@dataclass(frozen=True)
+class Open(Spec):
+    """Each batch chooses: `full`, `causal`, `reverse` or `prefix` (Dong et al. 2019, section 2.3). The fields are the
+    segments of texts under the last three: `source` is the prefix, `target` what follows it."""
+
+    causal: int = 2
+    reverse: int = 3
+    source: int = 4
+    target: int = 5
+
+    @property
+    def segments(self) -> int:
+        """Rows of a segment table that holds all of them (two are of the pairs that are read whole)."""
+        return max(1, self.causal, self.reverse, self.source, self.target) + 1
+
+    def __post_init__(self) -> None:
+        for name in ("causal", "reverse", "source", "target"):
+            require(getattr(self, name) >= 0, f"mask.{name} must not be negative, not {getattr(self, name)}")
+
+
+Mask = Full | Causal | Sliding | Prefix | Cycle | Open
+LayerMask = Full | Causal | Sliding | Prefix | Reverse | Open
 
 
 # ---------------------------------------------------------------- blocks
@@ -323,11 +354,12 @@ class EMDHead(Spec):
 
 @dataclass(frozen=True)
 class Summary(Spec):
-    """One vector of a text: the hidden state of its `first` token, of its `last` one that is not padding, or of the
-    last that is its `end` token; then, unless `act` is None, a dense layer of its own and that activation. `dropout`:
-    before that layer; left out, the rate of the task head that it stands in (a pooler has none)."""
+    """One vector of a text: the hidden state of its `first` token, of its `last` one that is not padding, of the last
+    that is its `end` token, or of the `final` place of the row, padding or not (so texts must be padded on the left);
+    then, unless `act` is None, a dense layer of its own and that activation. `dropout`: before that layer; left out,
+    the rate of the task head that it stands in (a pooler has none)."""
 
-    token: Literal["first", "last", "end"] = "first"
+    token: Literal["first", "last", "end", "final"] = "first"
     act: Literal["tanh", "gelu", "relu"] | None = "tanh"
     dropout: float | None = None
 
@@ -465,11 +497,28 @@ class Dropout(Spec):
 
 
 @dataclass(frozen=True)
+class Streams(Spec):
+    """Two streams of hidden states with one set of weights (Yang et al. 2019, section 2.3): content, which sees its own
+    token, and queries, which see the others only; both see a memory of the segments read before (Dai et al. 2019, 3.2).
+    `memory`: how many tokens it holds (None: all); `reuse`: of each segment only so many, from its beginning, go into
+    it (None: all)."""
+
+    memory: int | None = None
+    reuse: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("memory", "reuse"):
+            n = getattr(self, name)
+            require(n is None or n >= 1, f"arch.streams.{name} must be at least 1 token, not {n}")
+
+
+@dataclass(frozen=True)
 class Arch(Spec):
-    """What a network is, without its widths. `mask` is the decoder's (an encoder is always full);
-    `embed_norm`: a norm after the summed embeddings; `embed_scale`: token embeddings times sqrt(d_model);
+    """What a network is, without its widths. `mask` is the decoder's (an encoder is full, or open to the batch's
+    choice); `embed_norm`: a norm after the summed embeddings; `embed_scale`: token embeddings times sqrt(d_model);
     `local`: positions of the layers with a sliding window, where they differ from the others' (Gemma 3);
-    `convolution`: what stands beside an encoder's first block."""
+    `convolution`: what stands beside an encoder's first block; `streams`: a second stream of queries and a memory of
+    segments (XLNet)."""
 
     structure: Structure
     position: Position
@@ -485,6 +534,7 @@ class Arch(Spec):
     embed_scale: bool = False
     local: Rotary | None = None
     convolution: Convolution | None = None
+    streams: Streams | None = None
 
     def __post_init__(self) -> None:
         for name, part in (("position", self.position), ("heads.lm", self.heads.lm), ("convolution", self.convolution)):
@@ -494,15 +544,24 @@ class Arch(Spec):
             not isinstance(self.heads.lm, EMDHead) or isinstance(self.residual, PostNorm),
             f"an EMDHead runs the last block over its input, which needs arch.residual=PostNorm(), not {self.residual}",
         )
+        two = self.streams is not None
+        require(
+            two == isinstance(self.position, RelativeSinusoidal),
+            f"arch.streams and RelativeSinusoidal() positions go together, not {self.streams} and {self.position}",
+        )
+        require(
+            not two or (isinstance(self.mask, Full) and isinstance(self.residual, PostNorm)),
+            "arch.streams are for an encoder with mask Full() and residual PostNorm()",
+        )
         require(
             self.local is None or (isinstance(self.position, Rotary) and isinstance(self.mask, Cycle)),
             "arch.local is for rotary positions and masks that change from layer to layer",
         )
-        full = isinstance(self.mask, Full)
+        full = isinstance(self.mask, Full | Open)
         require(
             full == (self.structure == "encoder"),
             f"an arch of structure {self.structure!r} cannot have mask {self.mask}; "
-            "encoders are Full(), decoders Causal(), Sliding(...), Prefix() or Cycle(...)",
+            "encoders are Full() or Open(), decoders Causal(), Sliding(...), Prefix() or Cycle(...)",
         )
         drawn = isinstance(self.init, Normal) and self.init.positions is not None
         require(

@@ -32,6 +32,7 @@ class Position(nn.Module):
 
     limit: int | None = None  # longest text that this scheme can number
     blank = False  # whether padding is zero among the embeddings, and sees nothing
+    segments = False  # whether it reads the segments of tokens too
 
     def number(self, ids: Tensor, start: int = 0) -> Tensor:  # B T -> 1|B T
         """The position of every token of `ids`, of which the first stands at `start`."""
@@ -175,3 +176,7 @@ def position(spec: parts.Position, arch: parts.Arch, dims: parts.Dims, both: boo
             from stemma.nn.disentangled import Disentangled  # which works with attention, and that with this module
 
             return Disentangled(spec, arch, dims)
+        case parts.RelativeSinusoidal():
+            from stemma.nn.streams import RelativeSinusoidal
+
+            return RelativeSinusoidal(dims)

@@ -196,26 +196,22 @@ class Stack(nn.Module):
         memory: Tensor | None = None,
         memory_seen: Visible = Visible(),
         cache: Cache | None = None,
+        chosen: parts.LayerMask | None = None,
     ) -> State:
         """`x` (B T E) embedded tokens at positions `pos` (1|B T, or B T C) and places `order` (1|B T) of their rows;
         `plain`: both are known to be 0..T-1; `real` (B T): False for padding; `documents` (B T): a token sees its own
-        only; `prefix` (B 1): so many tokens see each other whole; `memory` (B S D): the encoder's output."""
-        x = self.position.embed(x, pos)
-        if self.embed_norm is not None:
-            x = self.embed_norm(x)
-        if real is not None and self.position.blank:
-            x = x * real[..., None]
-        x = self.drop(x, self.rates.embed)
-        if self.project is not None:
-            x = self.project(x)
+        only; `prefix` (B 1): so many tokens see each other whole; `memory` (B S D): the encoder's output;
+        `chosen`: the mask that stands for an open one."""
+        x = self.enter(x, pos, real)
         kinds = list(dict.fromkeys(self.masks))
         if cache is not None:
+            cache.chosen = chosen
             cache.begin(order, real)
             plans = {mask: plan for (_, mask), plan in cache.plans.items()}
             seen = {mask: plans[mask].visible for mask in kinds}
             spans = {mask: (plans[mask].qpos, plans[mask].kpos) for mask in kinds}
         else:
-            facts = Facts(order, order, plain, real, documents, documents, prefix, self.position.blank)
+            facts = Facts(order, order, plain, real, documents, documents, prefix, self.position.blank, chosen)
             seen = {mask: visible(mask, facts) for mask in kinds}
             spans = {mask: (pos, pos) for mask in kinds}
         places = self.places(kinds, pos, spans, x, plain)
@@ -237,6 +233,16 @@ class Stack(nn.Module):
         if self.norm is not None:
             x = self.norm(x)
         return State(self.drop(x, self.rates.final), before, pos, plain, seen[mask], places[mask])
+
+    def enter(self, x: Tensor, pos: Tensor, real: Tensor | None = None) -> Tensor:
+        """What the first block reads: B T E -> B T D."""
+        x = self.position.embed(x, pos)
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        if real is not None and self.position.blank:
+            x = x * real[..., None]
+        x = self.drop(x, self.rates.embed)
+        return x if self.project is None else self.project(x)
 
     def places(
         self,

@@ -19,6 +19,7 @@ KINDS = {
     "openai-gpt": "gpt-bpe",
     **dict.fromkeys(("t5", "mt5", "umt5"), "unigram"),
     **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl"), "fairseq"),  # other ids for the first pieces
+    "xlnet": "rules",  # not in the file
     "albert": "lower",  # lower case, and a comma after a number stands alone
 }
 
@@ -117,6 +118,10 @@ def _bpe(directory: Path, named: dict[str, str], config: dict[str, Any], model_t
 def _sentencepiece(
     path: Path, named: dict[str, str], config: dict[str, Any], model_type: str
 ) -> tuple[Tokenizer, Specials]:
+    if (
+        KINDS.get(model_type) == "rules"
+    ):  # accents, quotes and the specials behind a text are rules of the code around the model
+        raise CheckpointError(f"{path} does not say all that this tokenizer does: tokenizer.json must stand beside it")
     try:
         raw = path.read_bytes()
     except OSError as error:

@@ -1,0 +1,50 @@
+"""Decoding with two streams: a query at the next place reads all that stands before it, and its token then joins them.
+
+The order of tokens is one that such a model is trained in (Yang et al. 2019, section 2.3): the prompt is context,
+whose tokens see each other whole; what follows is predicted from left to right, and each new token sees the prompt, the
+new ones before it and itself. Nothing that was read changes afterwards, so keys and values are kept, and decoding
+equals the full pass over the text and one token more: its `perm_mask` hides that token from all, and each new token
+from everything that stands before it; its query stands at the last place and sees all of the text.
+
+(transformers orders otherwise: without a cache the prompt sees the new tokens too, so that all of it changes with each
+of them; with one, every token is read again together with the next and then stays. The first token is the same.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stemma.decoding.session import Session, pad
+from stemma.nn.cache import Cache
+from stemma.nn.model import Model
+from stemma.nn.parts import Prefix
+from stemma.nn.streams import Request
+
+
+class QuerySession(Session):
+    """A decoding by a query stream."""
+
+    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
+        self.prepare(model, prompts, room)
+        assert model.encoder is not None
+        ids, real = pad(prompts, self.device)
+        self.cache = Cache(
+            model.arch, len(model.encoder.order), len(ids), ids.shape[1] + room, bool(real.all()), Prefix()
+        )
+        self.cache.prefix = self.lengths[:, None]
+        places = torch.arange(ids.shape[1], device=self.device).expand(len(ids), -1)
+        self.read(ids, None if self.cache.even else real, places)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.lengths = self.lengths + 1
+        return self.read(tokens[:, None], None, self.lengths[:, None] - 1)
+
+    def read(self, ids: Tensor, real: Tensor | None, places: Tensor) -> Tensor:
+        """Take in tokens (B T) at their places and ask for the one after the last: B V."""
+        request = Request(places=self.lengths[:, None])
+        hidden = self.model.encode(ids, real, position_ids=places, cache=self.cache, request=request)
+        self.logits = self._head(hidden[:, 0])
+        return self.logits

@@ -68,7 +68,8 @@ def build(
     exist."""
     design = families.design(name) if isinstance(name, str) else name
     if task is not None:
-        design = _with_heads(design, heads_for(task_of(_owner(design.name), task, labels, problem), design))
+        owner = _owner(design.name)
+        design = _with_heads(design, heads_for(task_of(owner, task, labels, problem), design, owner))
     design = spec.edit(design, {**(overrides or {}), **{f"dims.{k}": v for k, v in dims.items()}})
     with torch.device("meta"):
         model = Model(design.arch, design.dims)
@@ -193,11 +194,12 @@ def _nearest(design: Design, layout: Layout) -> tuple[Family, str]:
         old, new = (spec.edit(a, {"dropout": design.arch.dropout}) for a in (owner.arch, design.arch))
         return len(spec.diff(old, new))
 
-    owner = min((families.family(f) for f in layout.families), key=distance)
-    for size in owner:
-        published = owner[size]
-        if published.dims == design.dims and not _body_changes(published, design):
-            return owner, size
+    owners = [families.family(f) for f in layout.families]
+    for owner in owners:
+        for size, row in owner.sizes.items():
+            if row.dims == design.dims and not _body_changes(owner[size], design):
+                return owner, size
+    owner = min(owners, key=distance)
     return owner, owner.name
 
 
@@ -224,13 +226,13 @@ def _assemble(
     files = _names_in_file(source, layout, where)
     ledger = Ledger(config=unused)
     task = None if goal is None else task_of(owner, *goal)
-    design, left = _heads_in_file(design, raw, layout, files, new, where, task)
+    design, left = _heads_in_file(design, raw, layout, files, new, where, task, owner)
     if task is not None:
         new = {*new, "task", "pooler"}
     design = _tie(design, layout, source, files)
     with torch.device("meta"):
         model = Model(design.arch, design.dims)
-    shapes = {name: p.shape for name, p in model.named_parameters()}
+    shapes = {name: p.shape for name, p in _named(model).items()}
     rows = _rows(design, layout, shapes)
     found = {r.theirs: name for r in rows if (name := _find(r, source, files, shapes, ledger, new, where))}
     _account_rest(files, layout, ledger, where, left)
@@ -289,14 +291,15 @@ def _heads_in_file(
     new: Collection[str],
     where: str,
     task: Task | None,
+    owner: Family | None,
 ) -> tuple[Design, list[str]]:
     """The design with the heads that the file holds or the user wants drawn, and the names of tensors of heads that a
     wanted task leaves behind. Raises if the class needs a head more."""
     if layout is None:
-        return (design if task is None else _with_heads(design, heads_for(task, design))), []
+        return (design if task is None else _with_heads(design, heads_for(task, design, owner))), []
     wanted = configs.heads_wanted(layout, raw)
     if task is not None:
-        wanted = heads_for(task, design) if type(wanted.task) is not type(task) else replace(wanted, task=task)
+        wanted = heads_for(task, design, owner) if type(wanted.task) is not type(task) else replace(wanted, task=task)
     every = _every_head(design.arch.heads, wanted)
     names: dict[str, list[str]] = {h: [] for h in HEADS}
     left: list[str] = []
@@ -352,10 +355,16 @@ def task_of(family: Family | None, task: str | Task, labels: int | None, problem
     return spec.edit(task, fields)
 
 
-def heads_for(task: Task, design: Design) -> Heads:
-    """The heads that a task needs on the body of a design: its own, and the pooler if it reads that."""
+def heads_for(task: Task, design: Design, family: Family | None) -> Heads:
+    """The heads that a task needs on the body of a design: its own, the pooler if it reads that, and the
+    language-model head where the family keeps it beside (GPT's choice)."""
     reads = isinstance(task, Classify | Choose) and task.summary is None
-    return Heads(pooler=(design.arch.heads.pooler or Summary()) if reads else None, task=task)
+    known = [h for h in (family.tasks.values() if family is not None else ()) if type(h.task) is type(task)]
+    return Heads(
+        lm=design.arch.heads.lm if any(h.lm is not None for h in known) else None,
+        pooler=(design.arch.heads.pooler or Summary()) if reads else None,
+        task=task,
+    )
 
 
 def _tie(design: Design, layout: Layout | None, source: tensors.Tensors, files: Mapping[str, str]) -> Design:
@@ -446,9 +455,32 @@ def _read_row(
             )
 
 
+def _named(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters by the names that tables know them by: of those that are stacked (experts), each slice has its own."""
+    stacks = {
+        f"{path}.{name}": getattr(module, name)
+        for path, module in model.named_modules()
+        for name in getattr(module, "stacked", ())
+    }
+    found: dict[str, Tensor] = {}
+    for name, p in model.named_parameters():
+        found |= {f"{name}.{i}": p[i] for i in range(len(p))} if name in stacks else {name: p}
+    return found
+
+
 def _set(model: nn.Module, name: str, value: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+    if not leaf.isdigit():
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+        return
+    path, _, stack = owner.rpartition(".")
+    module = model.get_submodule(path)
+    whole = getattr(module, stack)
+    if (whole.device, whole.dtype) != (value.device, value.dtype):  # the first of its slices
+        whole = nn.Parameter(torch.empty(whole.shape, dtype=value.dtype, device=value.device))
+        setattr(module, stack, whole)
+    with torch.no_grad():
+        whole[int(leaf)].copy_(value)
 
 
 def _draw_new(model: Model, design: Design, ledger: Ledger, device: torch.device, dtype: torch.dtype) -> None:
@@ -496,7 +528,7 @@ def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dic
                 try:
                     data = configs.write_config(layout, design, design.arch.heads, _base(layout))
                     with torch.device("meta"):
-                        _rows(design, layout, dict(Model(design.arch, design.dims).named_parameters()))
+                        _rows(design, layout, _named(Model(design.arch, design.dims)))
                     return layout, data, ""
                 except (UsageError, CheckpointError) as error:
                     why = why or str(error)
@@ -519,7 +551,7 @@ def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard
     layout, data, why = layout_of(design, model.family)
     if layout is None:
         warnings.warn(f"{directory} is in Stemma's own layout, which other libraries cannot read: {why}", stacklevel=2)
-    state = {k: v.detach() for k, v in model.named_parameters()}
+    state = {k: v.detach() for k, v in _named(model).items()}
     kind = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
     data["dtype"] = str(kind).removeprefix("torch.")
     extras = getattr(model, "extras", {})
@@ -532,7 +564,10 @@ def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard
     bare = layout is not None and not any((heads.lm, heads.pair, heads.detect, heads.task))
     for r in _rows(design, layout, state):
         size = sum(state[o].numel() for o in r.ours) * kind.itemsize
-        name = r.theirs.removeprefix(layout.prefix) if bare and layout is not None else r.theirs
+        name = r.theirs
+        if layout is not None and name.startswith(layout.prefix):
+            body = "" if bare else layout.bodies.get(data["architectures"][0], layout.prefix)
+            name = body + name.removeprefix(layout.prefix)
         names[name] = (size, lambda r=r: _on_cpu(r.write(state), kind))
     with tensors.whole(directory, _replaced) as scratch:
         tensors.write(scratch, names, shard_bytes)

@@ -104,7 +104,8 @@ class Task(nn.Module):
         if isinstance(self.spec, parts.Tag | parts.Answer):
             y = x
         elif self.summary is not None:
-            y = self.summary(F.dropout(x, self.rate, self.training and self.rate > 0), place)
+            dense = self.training and self.rate > 0 and self.summary.dense is not None
+            y = self.summary(F.dropout(x, self.rate, dense), place)
         else:
             assert pooled is not None
             y = pooled

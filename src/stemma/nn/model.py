@@ -42,13 +42,15 @@ class Embed(nn.Module):
     def __init__(self, dims: parts.Dims, scale: bool) -> None:
         super().__init__()
         self.factor = dims.d_model**0.5 if scale else 1.0
+        halves = (torch.bfloat16, torch.float16)  # the factor is rounded to the weights' type (Gemma)
+        self.rounded = {t: torch.tensor(self.factor, dtype=t, device="cpu").item() for t in halves}
         self.tokens = nn.Embedding(dims.vocab, dims.embed_width)
         self.segments = nn.Embedding(dims.segments, dims.embed_width) if dims.segments else None
 
     def forward(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:  # B T -> B T D
         x = self.tokens(ids)
         if self.factor != 1.0:
-            x = x * self.factor
+            x = x * self.rounded.get(x.dtype, self.factor)
         if self.segments is None:
             if segments is not None:
                 raise UsageError("token_type_ids were given, and this model has no segments")
@@ -311,6 +313,8 @@ class Model(nn.Module):
         flat = [None if x is None else x.flatten(0, 1) for x in (attention_mask, token_type_ids)]
         out = self(ids.flatten(0, 1), *flat)
         out.scores = out.scores.view(rows, candidates)
+        if out.logits is not None:
+            out.logits = out.logits.unflatten(0, (rows, candidates))
         if labels is not None:
             out.loss = task_loss(self.arch.heads.task, out.scores, labels)  # type: ignore[arg-type]
         return out

@@ -18,12 +18,17 @@ from stemma.families import tree
 from stemma.families.declare import Design
 from stemma.formats import attach
 from stemma.nn.model import Model
-from stemma.nn.parts import Causal, Cycle, Learned, Sliding
+from stemma.nn.parts import Causal, Cycle, Learned, Memory, Rotary, Sliding
 from stemma.spec import Spec
 from tiny import FAMILIES, batch, build, run, tiny
 
-# windows that a short text does not fit into
-SHORT: dict[type, Any] = {Sliding: lambda: Sliding(5), Cycle: lambda: Cycle((Causal(), Sliding(5)))}
+# windows that a short text does not fit into, and positions that none of the families has
+SHORT: dict[type, Any] = {
+    Sliding: lambda: Sliding(5),
+    Cycle: lambda: Cycle((Causal(), Sliding(5))),
+    Memory: lambda: Memory((1,), last=5),
+    Rotary: lambda: Rotary(300.0),
+}
 
 
 def alternatives(hint: Any, value: Any) -> list[Any]:

@@ -15,10 +15,14 @@ YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=12, r
 QWEN = LLAMA | dict(rope_parameters=dict(rope_type="default", rope_theta=1e6), bos_token_id=0, eos_token_id=0)
 WINDOWS = dict(use_sliding_window=True, sliding_window=5, max_window_layers=1)
 MIXTRAL = LLAMA | dict(num_local_experts=4, num_experts_per_tok=2)
-MOE = QWEN | dict(num_experts=5, num_experts_per_tok=3, moe_intermediate_size=22, norm_topk_prob=True, head_dim=10)
+MOE = QWEN | dict(num_experts=5, num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=True, head_dim=10)
 GEMMA = LLAMA | dict(head_dim=10, pad_token_id=0, bos_token_id=2, eos_token_id=1)
-GEMMA2 = GEMMA | dict(sliding_window=5, query_pre_attn_scalar=20, attn_logit_softcapping=3.0, final_logit_softcapping=2.0)
-GEMMA3 = GEMMA | dict(sliding_window=5, query_pre_attn_scalar=20, layer_types=["sliding_attention", "full_attention", "sliding_attention"])
+GEMMA2 = GEMMA | dict(
+    sliding_window=5, query_pre_attn_scalar=20, attn_logit_softcapping=3.0, final_logit_softcapping=2.0
+)
+GEMMA3 = GEMMA | dict(
+    sliding_window=5, query_pre_attn_scalar=20, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+)
 LOCAL = dict(sliding_attention=dict(rope_type="default", rope_theta=500.0),
              full_attention=dict(rope_type="linear", factor=8.0, rope_theta=5000.0))  # fmt: skip
 
@@ -45,7 +49,7 @@ CASES: dict[str, Case] = {
     **tasks("llama", "Llama", hf.LlamaConfig, PAD),
     "llama-multi": ("LlamaForSequenceClassification", hf.LlamaConfig, PAD | dict(num_labels=4, problem_type="multi_label_classification")),
     "mistral-nemo": ("MistralForCausalLM", hf.MistralConfig, LLAMA | dict(sliding_window=None, head_dim=10)),
-    **tasks("mistral", "Mistral", hf.MistralConfig, PAD | dict(sliding_window=5)),
+    **tasks("mistral", "Mistral", hf.MistralConfig, PAD | dict(sliding_window=12)),
     "mixtral": ("MixtralForCausalLM", hf.MixtralConfig, MIXTRAL),
     "mixtral-window": ("MixtralForCausalLM", hf.MixtralConfig, MIXTRAL | dict(sliding_window=5, num_local_experts=3, num_experts_per_tok=1, hidden_act="gelu")),
     "mixtral-all": ("MixtralForCausalLM", hf.MixtralConfig, MIXTRAL | dict(num_experts_per_tok=4, tie_word_embeddings=True, rms_norm_eps=1e-2)),

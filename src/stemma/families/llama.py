@@ -90,9 +90,7 @@ llama2 = llama.evolve(
         "recipe.data": "unpublished public text, 2T tokens",
     },
     sizes={
-        "llama2-7b": Size(
-            Dims(4096, 32, 32, 11_008, 32_000, 4096), published="6.7B", hub="meta-llama/Llama-2-7b-hf"
-        ),
+        "llama2-7b": Size(Dims(4096, 32, 32, 11_008, 32_000, 4096), published="6.7B", hub="meta-llama/Llama-2-7b-hf"),
         "llama2-13b": Size(
             Dims(5120, 40, 40, 13_824, 32_000, 4096), published="13.0B", hub="meta-llama/Llama-2-13b-hf"
         ),

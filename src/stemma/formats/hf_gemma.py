@@ -81,7 +81,12 @@ SECOND: dict[str, dict[str, Any]] = dict(
 )
 SCORES = (
     key("num_key_value_heads", "dims.kv_heads", default=4, write=lambda v, d: d.dims.kv),
-    key("query_pre_attn_scalar", "arch.attention.scale_width", default=256),
+    key(
+        "query_pre_attn_scalar",
+        "arch.attention.scale_width",
+        default=256,
+        write=lambda v, d: int(v) if v is not None and v == int(v) else v,  # the reference takes whole numbers only
+    ),
 )
 
 
@@ -90,6 +95,10 @@ def _read_second(value: Any, config: Mapping[str, Any]) -> Mask:
     if types is not None:
         return mask_of(types, window)
     return cycle_of([True, False], window)
+
+
+def _write_window(mask: Mask, design: Design) -> int:
+    return window_of(mask) or 4096  # the reference wants one even where no layer has it
 
 
 gemma2 = Layout(
@@ -102,7 +111,7 @@ gemma2 = Layout(
         key("max_position_embeddings", "dims.context", default=8192),
         key("attn_logit_softcapping", "arch.attention.softcap", default=50.0),
         key("final_logit_softcapping", "arch.heads.lm.softcap", default=30.0),
-        key("sliding_window", "arch.mask", default=4096, read=_read_second, write=lambda v, d: window_of(v)),
+        key("sliding_window", "arch.mask", default=4096, read=_read_second, write=_write_window),
         key("layer_types", "arch.mask", default=None, read=_read_second, write=types_of),
     ),
     rows=rows,
@@ -192,9 +201,16 @@ gemma3 = Layout(
         key("max_position_embeddings", "dims.context", default=131_072),
         key("attn_logit_softcapping", "arch.attention.softcap", default=None),
         key("final_logit_softcapping", "arch.heads.lm.softcap", default=None),
-        key("sliding_window", "arch.mask", default=4096, read=_read_third, write=lambda v, d: window_of(v)),
+        key("sliding_window", "arch.mask", default=4096, read=_read_third, write=_write_window),
         key("layer_types", "arch.mask", default=None, read=_read_third, write=types_of),
-        key("_sliding_window_pattern", "arch.mask", default=None, older=PATTERN[:1], read=_read_third, write=_write_pattern),
+        key(
+            "_sliding_window_pattern",
+            "arch.mask",
+            default=None,
+            older=PATTERN[:1],
+            read=_read_third,
+            write=_write_pattern,
+        ),
     ),
     rows=rows,
     prefix="model.",

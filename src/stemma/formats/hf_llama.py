@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from stemma.errors import CheckpointError
 from stemma.families.declare import Design
 from stemma.families.llama import llama as family
 from stemma.formats.config import Key, Layout, key, several, token, words
@@ -185,5 +186,41 @@ mistral = Layout(
     ),
     rows=rows,
     prefix="model.",
+    stray=STRAY,
+)
+
+
+def _read_memory(value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    layers = config.get("mem_layers", [])
+    if not isinstance(layers, list) or not layers:
+        raise CheckpointError(f"mem_layers={layers!r} should list the layers that have a memory")
+    last, dtype = config.get("last_context_length", 1024), config.get("mem_dtype", "bfloat16")
+    return {"kind": "Memory", "layers": tuple(layers), "last": last, "dtype": dtype}
+
+
+longllama = Layout(
+    model_type="longllama",
+    families=("longllama",),
+    classes={
+        "LongLlamaForCausalLM": Heads(LMHead()),
+        "LongLlamaModel": Heads(),
+        "LongLlamaForSequenceClassification": family.tasks["classify"],
+    },
+    keys=(
+        *(
+            k
+            for k in common(intermediate_size={"default": 11_008}, pad_token_id={"default": 0})
+            if k.name not in ("head_dim", "attention_dropout", "rope_parameters")
+        ),
+        key("rope_theta", "arch.position.base", default=10_000.0),
+        key("max_position_embeddings", "dims.context", default=2048),
+        key("mem_layers", "arch.mask", read=_read_memory, write=lambda v, d: list(v.layers)),
+        key("mem_dtype", "arch.mask", default="bfloat16", read=_read_memory, write=lambda v, d: v.dtype),
+        key("last_context_length", "arch.mask", default=1024, read=_read_memory, write=lambda v, d: v.last),
+    ),
+    rows=rows,
+    prefix="model.",
+    fixed={"mem_positionals": True},
+    unused={"mem_attention_grouping": "trades speed for memory, and changes no result"},
     stray=STRAY,
 )

@@ -23,7 +23,10 @@ def _read_mask(value: Any, config: Mapping[str, Any]) -> Mask:
     """Layers from `max_window_layers` up have the window, if `use_sliding_window`, unless `layer_types` says otherwise."""
     window, types = _window(config), config.get("layer_types")
     if types is None:
-        layers, first = whole("num_hidden_layers", config.get("num_hidden_layers", 32)), config.get("max_window_layers", 28)
+        layers, first = (
+            whole("num_hidden_layers", config.get("num_hidden_layers", 32)),
+            config.get("max_window_layers", 28),
+        )
         if not isinstance(first, int):
             raise CheckpointError(f"max_window_layers={first!r} should be a whole number")
         sliding, full = sorted(NAMES, key=lambda n: not NAMES[n])
@@ -130,7 +133,13 @@ qwen3_moe = Layout(
         key("moe_intermediate_size", "dims.d_ff", default=768),
         key("num_experts", "dims.experts", default=128, older=("num_local_experts",)),
         key("num_experts_per_tok", "dims.active", default=8, read=_active),
-        key("norm_topk_prob", "dims.active", default=False, read=lambda v, c: c.get("num_experts_per_tok", 8), write=lambda v, d: True),
+        key(
+            "norm_topk_prob",
+            "dims.active",
+            default=False,
+            read=lambda v, c: c.get("num_experts_per_tok", 8),
+            write=lambda v, d: True,
+        ),
     ),
     rows=_moe_rows,
     prefix="model.",

@@ -45,7 +45,13 @@ KINDS = {
         {"factor": "factor", "low_freq_factor": "low", "high_freq_factor": "high", CONTEXT: "context"},
     ),
 }
-KNOWN = ["rope_type", "type", "rope_theta", "partial_rotary_factor", *dict.fromkeys(n for k in KINDS.values() for n in k.names)]
+KNOWN = [
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    *dict.fromkeys(n for k in KINDS.values() for n in k.names),
+]
 SHARE = "partial_rotary_factor"
 
 

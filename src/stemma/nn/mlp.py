@@ -50,6 +50,9 @@ class MLP(nn.Module):
         return self.down(F.dropout(y, self.dropout, self.training and self.dropout > 0))
 
 
+KERNEL = (torch.float32, torch.float16)
+
+
 class Experts(nn.Module):
     """Gated MLPs of which each token takes a few. Tokens are sorted by expert, so that each is one product a matrix.
 
@@ -86,7 +89,12 @@ class Experts(nn.Module):
 
     def times(self, rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         """Rows (sorted by expert, of which each has those up to `ends`) times the matrix of their expert."""
-        return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
+        # torch's kernel wants rows of whole 16 bytes, no doubles, and when it is traced bfloat16
+        whole = all(n * rows.element_size() % 16 == 0 for n in weight.shape[1:])
+        if whole and (rows.dtype == torch.bfloat16 or (rows.dtype in KERNEL and not torch.compiler.is_compiling())):
+            return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
+        places = torch.arange(len(rows), device=rows.device)
+        return (rows @ weight.transpose(1, 2))[torch.searchsorted(ends, places, right=True), places]
 
 
 def feed_forward(spec: parts.MLP | parts.GatedMLP | parts.Experts, dims: parts.Dims, dropout: float) -> MLP | Experts:

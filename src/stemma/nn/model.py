@@ -15,6 +15,7 @@ from stemma.nn.cache import Cache
 from stemma.nn.heads import Detector, Summary, Task, lm_head, task_loss
 from stemma.nn.init import initialise
 from stemma.nn.masks import Visible
+from stemma.nn.memory import in_windows
 from stemma.nn.stack import Stack
 
 IGNORED = -100  # a label that is no target
@@ -129,6 +130,14 @@ class Model(nn.Module):
         mask."""
         if self.decoder is None:
             raise UsageError(f"a {self.arch.structure} has no decoder")
+        mask = self.arch.mask
+        if cache is None and isinstance(mask, parts.Memory) and input_ids.shape[1] > mask.last:
+            if documents is not None or position_ids is not None:
+                raise UsageError(
+                    f"texts of more than {mask.last} tokens are read in windows, whose positions count from 0: give "
+                    "neither documents nor position_ids"
+                )
+            return self._in_windows(input_ids, attention_mask)
         if cache is not None and memory is not None:
             cache.memory_real = memory_mask
         real = memory_mask if cache is None else cache.memory_real
@@ -149,6 +158,22 @@ class Model(nn.Module):
             memory_seen=Visible(mask=seen),
             cache=cache,
         )
+
+    def _in_windows(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Texts longer than a mask with memory reads at once; each row as if it were alone, padding left at 0."""
+        if attention_mask is None:
+            return in_windows(self.window, ids, self.arch, self.dims)[0]
+        rows = [
+            in_windows(self.window, row[real][None], self.arch, self.dims)[0][0]
+            for row, real in zip(ids, attention_mask.bool(), strict=True)
+        ]
+        out = rows[0].new_zeros(*ids.shape, rows[0].shape[-1])
+        return out.masked_scatter(attention_mask.bool()[..., None], torch.cat(rows))
+
+    def window(self, ids: Tensor, cache: Cache) -> Tensor:
+        """The hidden states of a part of a text, which goes on from what `cache` holds."""
+        positions = torch.arange(cache.length, cache.length + ids.shape[1], device=ids.device)[None]
+        return self.decode(ids, None, positions, cache=cache)
 
     def _run(
         self,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stemma.nn import parts
-from stemma.nn.attention import Attention, Relative, Store
+from stemma.nn.attention import Attention, Relative, Store, Turn
 from stemma.nn.cache import Cache
 from stemma.nn.masks import Facts, Visible, layer_mask, visible
 from stemma.nn.mlp import feed_forward
@@ -213,7 +213,7 @@ class Stack(nn.Module):
 
 
 def _store(cache: Cache, layer: int) -> Store:
-    def store(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return cache.write(layer, k, v)
+    def store(k: Tensor, v: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
+        return cache.write(layer, k, v, turn)
 
     return store

@@ -251,9 +251,9 @@ def test_experts_are_what_they_say(dtype: torch.dtype, width: int) -> None:
 
 
 def test_widths_of_experts_need_experts() -> None:
-    with pytest.raises(UsageError, match="arch.mlp=Experts"):
+    with pytest.raises(UsageError, match=r"arch\.mlp=Experts"):
         stemma.build("llama-7b", layers=1, d_model=16, heads=2, d_ff=16, vocab=9, experts=4, active=2)
-    with pytest.raises(UsageError, match="dims.active"):
+    with pytest.raises(UsageError, match=r"dims\.active"):
         Dims(16, 1, 2, 16, 9, 9, experts=2, active=3)
 
 

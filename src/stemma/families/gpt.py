@@ -182,7 +182,7 @@ codex = gpt3.evolve(
         "Evaluating Large Language Models Trained on Code",
         "arXiv:2107.03374",
         weights="never published",
-        note="GPT-3 trained on, with 24 more tokens for runs of spaces; its sizes are named by their parameters outside "
+        note="GPT-3 trained on, with 24 more tokens for runs of spaces; its sizes are named by what they hold outside "
         "of the embeddings, and from 85M up these are GPT-3's (12 layers of 768 hold 85M, 24 of 1536 hold 679M)",
     ),
 )

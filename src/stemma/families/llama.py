@@ -201,7 +201,7 @@ codellama = llama2.evolve(
         "Code Llama: Open Foundation Models for Code",
         "arXiv:2308.12950",
         note="its weights start from LLaMA-2's; 16 more tokens, for infilling, where the vocabulary is 32,016; the "
-        "recipe is that of the code stage, before the one on long texts; base and vocabulary of Python 70B are recalled",
+        "recipe is that of the code stage, before the one on long texts; the vocabulary of Python 70B is recalled",
     ),
 )
 

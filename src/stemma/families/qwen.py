@@ -42,7 +42,7 @@ qwen2 = llama2.evolve(
         2024,
         "Qwen2 Technical Report",
         "arXiv:2407.10671",
-        note="grouped-query attention is in the sizes; lengths and the eps of the widest are recalled from their files, "
+        note="grouped-query attention is in the sizes; lengths and the eps of 72B are recalled from their files, "
         "whose optional window over the upper layers is off",
     ),
 )

@@ -126,24 +126,25 @@ PATTERN = ("sliding_window_pattern", "_sliding_window_pattern")
 
 def _read_third(value: Any, config: Mapping[str, Any]) -> Mask:
     """Every `sliding_window_pattern`-th layer sees all; `layer_types`, where it says something else, goes before."""
-    pattern = next((config[name] for name in PATTERN if config.get(name) is not None), 6)
-    pattern = whole(PATTERN[0], pattern)
     window, types = config.get("sliding_window", 4096), config.get("layer_types")
+    given = [config[name] for name in PATTERN if name in config]
+    if given == [None] and types is not None:
+        return mask_of(types, window)
+    pattern = whole(PATTERN[0], next((n for n in given if n is not None), 6))
     cycle = [bool((i + 1) % pattern) for i in range(pattern)]
     if types is not None and [NAMES.get(t) for t in types] != [cycle[i % pattern] for i in range(len(types))]:
         return mask_of(types, window)
     return cycle_of(cycle, window)
 
 
-def _write_pattern(mask: Mask, design: Design) -> int:
-    return len(mask.masks) if isinstance(mask, Cycle) else design.dims.layers + 1 if isinstance(mask, Sliding) else 1
+def _write_pattern(mask: Mask, design: Design) -> int | None:
+    return len(mask.masks) if isinstance(mask, Cycle) else None  # then `layer_types` alone says it
 
 
 def _ropes(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The positions of layers that see all, and of those with a window."""
     given = config.get("rope_parameters")
-    nested = isinstance(given, Mapping) and set(given) <= set(NAMES)
-    if nested:
+    if isinstance(given, Mapping) and set(given) <= set(NAMES):
         data = {name: given.get(name) or {} for name in NAMES}
         if wrong := [name for name in data if not isinstance(data[name], Mapping)]:
             raise CheckpointError(f"{data[wrong[0]]!r} should be an object with a rope_type")

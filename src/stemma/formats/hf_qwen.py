@@ -12,7 +12,7 @@ from stemma.formats.hf_llama import ANSWERS, STRAY, body, classes, common, exper
 from stemma.formats.hf_mixtral import ROUTER
 from stemma.formats.names import Row
 from stemma.formats.windows import NAMES, cycle_of, mask_of, types_of, whole, window_of
-from stemma.nn.parts import Mask, Sliding
+from stemma.nn.parts import Mask
 
 
 def _window(config: Mapping[str, Any]) -> Any:
@@ -20,7 +20,7 @@ def _window(config: Mapping[str, Any]) -> Any:
 
 
 def _read_mask(value: Any, config: Mapping[str, Any]) -> Mask:
-    """Layers from `max_window_layers` up have the window, if `use_sliding_window`, unless `layer_types` says otherwise."""
+    """Layers from `max_window_layers` up have the window, if `use_sliding_window`; `layer_types` goes before."""
     window, types = _window(config), config.get("layer_types")
     if types is None:
         layers, first = (

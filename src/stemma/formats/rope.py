@@ -1,4 +1,4 @@
-"""Rotary positions in a config.json: `rope_parameters` as it is written now, `rope_theta` and `rope_scaling` as before."""
+"""Rotary positions in a config.json: `rope_parameters` as written now, `rope_theta` and `rope_scaling` as before."""
 
 from __future__ import annotations
 

@@ -84,8 +84,8 @@ class MemoryCache(Cache):
 def in_windows(
     read: Callable[[Tensor, MemoryCache], Tensor], ids: Tensor, arch: parts.Arch, dims: parts.Dims
 ) -> tuple[Tensor, MemoryCache]:
-    """Read texts (B T) that are longer than the mask's `last`: all but so many tokens in windows of `dims.context`, then
-    those. `read(ids, cache)` gives the hidden states of some. Returns those of all (B T D), and the state after them."""
+    """Read texts (B T): all but the mask's `last` tokens in windows of `dims.context`, then those. `read(ids, cache)`
+    gives the hidden states of some. Returns those of all (B T D), and the state after them."""
     assert isinstance(arch.mask, parts.Memory)
     cache = MemoryCache(arch, dims, ids.shape[0])
     early = max(ids.shape[1] - arch.mask.last, 0)

@@ -147,8 +147,8 @@ class DynamicScaling(Spec):
 class YarnScaling(Spec):
     """YaRN (Peng et al. 2023, arXiv:2309.00071): waves of more than `fast` turns within the original `context` are
     kept, those of fewer than `slow` divided by `factor`, a ramp over the pairs between, whose ends are whole pairs if
-    `truncate`. Queries and keys are multiplied by `attention`; left out, it is 0.1 ln(factor) + 1, or, with `mscale` and
-    `mscale_all` (DeepSeek), the quotient of two such terms."""
+    `truncate`. Queries and keys are multiplied by `attention`; left out, it is 0.1 ln(factor) + 1, or, with `mscale`
+    and `mscale_all` (DeepSeek), the quotient of two such terms."""
 
     factor: float = 8.0
     context: int = 4096
@@ -167,8 +167,8 @@ class YarnScaling(Spec):
 
 @dataclass(frozen=True)
 class TruncatedScaling(Spec):
-    """Giraffe's truncated basis (Pal et al. 2023, arXiv:2308.10882, section 3): frequencies from 2 pi / `context` up are
-    kept, those down to an eighth of that become 2 pi / (16 `context`), the rest 0."""
+    """Giraffe's truncated basis (Pal et al. 2023, arXiv:2308.10882, section 3): frequencies from 2 pi / `context` up
+    are kept, those down to an eighth of that become 2 pi / (16 `context`), the rest 0."""
 
     context: int = 2048
 
@@ -276,8 +276,8 @@ class Recall(Spec):
 
 @dataclass(frozen=True)
 class Memory(Spec):
-    """A text of more than `last` tokens is read in windows of `dims.context`, each causal in itself, then its `last` ones
-    (Tworkowski et al. 2023, arXiv:2307.03170, and its published inference code). The memory `layers` keep keys and
+    """A text of more than `last` tokens is read in windows of `dims.context`, each causal in itself, then its `last`
+    ones (Tworkowski et al. 2023, arXiv:2307.03170, and its published inference code). The memory `layers` keep keys and
     values of every window, stored as `dtype`, and see all that they have kept, as if it stood at position 0."""
 
     layers: tuple[int, ...] = (6, 12, 18)
@@ -585,7 +585,7 @@ class Dims(Spec):
         )
         require(
             (self.experts or 0) >= (self.active or 0) and (self.experts is None) == (self.active is None),
-            f"dims.active={self.active} of dims.experts={self.experts} experts cannot be taken; give both, and at most all",
+            f"dims.active={self.active} of dims.experts={self.experts} experts cannot be taken; give both, at most all",
         )
         require(self.inner == 1 or self.groups is not None, f"dims.inner={self.inner} needs dims.groups")
         require(

@@ -95,7 +95,7 @@ def _llama_rows(design: Design) -> Iterator[Row]:
     yield from linear(f"{theirs}.attn_output", f"{ours}.attention.o", bias=arch.attention.out_bias)
     yield row(f"{theirs}.ffn_norm.weight", f"{ours}.mlp_norm.weight")
     for x in ("gate", "up", "down"):
-        yield from linear(f"{theirs}.ffn_{x}", f"{ours}.mlp.{x}", bias=arch.mlp.bias)
+        yield from linear(f"{theirs}.ffn_{x}", f"{ours}.mlp.{x}", bias=getattr(arch.mlp, "bias", False))
     yield row("output_norm.weight", "decoder.norm.weight")
 
 
@@ -321,7 +321,9 @@ def _llama3(factors: Tensor, base: float, width: int, context: int) -> Llama3Sca
     if torch.equal(factors, torch.ones_like(factors)):
         return None
     scaling = Llama3Scaling(factor=_decimal(factors.max().item(), FACTORS), context=context)
-    free, scaled = (positions.Rotary(width, Rotary(base, s)).frequencies(torch.device("cpu")) for s in (None, scaling))
+    free, scaled = (
+        positions.Rotary(width, context, Rotary(base, s)).frequencies(torch.device("cpu")) for s in (None, scaling)
+    )
     if factors.shape != free.shape or not torch.allclose(free / scaled, factors, rtol=1e-3):
         raise CheckpointError(f"{FACTORS} scales the rotary frequencies in a way that is not known (Llama 3's is)")
     return scaling

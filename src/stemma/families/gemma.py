@@ -8,7 +8,7 @@ gemma = llama2.evolve(
     "gemma",
     {
         "arch.norm": RMSNorm(1e-6, offset=True),
-        "arch.mlp.act": "gelu_tanh",
+        "arch.mlp.act": "gelu_tanh_fused",
         "arch.heads.lm.tied": True,
         "arch.embed_scale": True,
         "text.bos": "<bos>",

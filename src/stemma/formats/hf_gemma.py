@@ -15,9 +15,9 @@ from stemma.nn.parts import Cycle, Heads, Mask, Rotary, Sliding
 
 ACTS = words(
     {
-        "gelu_pytorch_tanh": "gelu_tanh",
+        "gelu_pytorch_tanh": "gelu_tanh_fused",
         "gelu_new": "gelu_tanh",
-        "gelu": "gelu_tanh",  # so the first files call it
+        "gelu": "gelu_tanh_fused",  # so the first files call it
         "silu": "silu",
         "relu": "relu",
     }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stemma.nn import parts
 from stemma.nn.masks import Visible
+from stemma.nn.mlp import capped
 from stemma.nn.norms import norm
 from stemma.nn.positions import Places
 
@@ -124,7 +125,7 @@ class Attention(nn.Module):
         """`softmax(q k + mask) v`; `mask` is True where seen, or what is added."""
         scores = q @ k.transpose(-1, -2)
         if self.softcap is not None:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
+            scores = capped(scores, self.softcap)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
         weights = scores.softmax(-1)

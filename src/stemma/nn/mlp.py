@@ -16,18 +16,30 @@ from stemma.nn import parts
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """The tanh form of GELU, operation by operation as GPT-2's authors wrote it: torch's fused kernel rounds otherwise,
-    and a deep model with large logits shows it in the fifth decimal."""
+    and a deep model with large logits shows it in the fifth decimal. Where no gradient is wanted, in place."""
+    if not torch.is_grad_enabled():
+        y = torch.pow(x, 3.0).mul_(0.044715).add_(x).mul_(math.sqrt(2.0 / math.pi))
+        return y.tanh_().add_(1.0).mul_(0.5 * x)
     return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
+
+
+def capped(x: Tensor, cap: float) -> Tensor:
+    """`cap tanh(x / cap)`; in place where no gradient is wanted, for `x` that nobody else reads."""
+    if torch.is_grad_enabled():
+        return cap * torch.tanh(x / cap)
+    return x.div_(cap).tanh_().mul_(cap)
 
 
 def activation(name: parts.Activation, fused: bool = False) -> Callable[[Tensor], Tensor]:
     """The function of an activation's name; `gelu` is the exact form, `gelu_tanh` the approximation of GPT, by torch's
-    own kernel if `fused`."""
+    own kernel if `fused` or so called."""
     match name:
         case "gelu":
             return F.gelu
         case "gelu_tanh":
             return functools.partial(F.gelu, approximate="tanh") if fused else gelu_tanh
+        case "gelu_tanh_fused":
+            return functools.partial(F.gelu, approximate="tanh")
         case "relu":
             return F.relu
         case "silu":

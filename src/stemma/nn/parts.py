@@ -13,7 +13,8 @@ from typing import Literal
 from stemma.spec import Spec, require
 
 Structure = Literal["encoder", "decoder", "encoder-decoder"]
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+# gelu_tanh_fused: the tanh form by a kernel that rounds otherwise (Gemma)
+Activation = Literal["gelu", "gelu_tanh", "gelu_tanh_fused", "relu", "silu"]
 
 
 # ---------------------------------------------------------------- norms and residuals

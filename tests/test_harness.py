@@ -83,6 +83,8 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 def test_no_dead_knob(name: str) -> None:
     """Every field of the resolved arch and dims changes the parameters or what comes out."""
     design = tiny(name)
+    if isinstance(design.arch.mask, Memory):  # it shows in texts that are longer than what is read at once
+        design = spec.edit(design, {"arch.mask.last": 6, "dims.context": 8})
     before = trace(design)
     for part in ("arch", "dims"):
         for path, hint, value in knobs(getattr(design, part), part + "."):

@@ -307,6 +307,9 @@ def _heads_in_file(
         if _part(r) in names:
             names[_part(r)].append(r.theirs)
             left += [n for n in (r.theirs, *r.aliases) if n in files]
+    for other in layout.classes.values():  # of classes that hold other heads than are wanted
+        rows = layout.rows(_with_heads(design, _every_head(design.arch.heads, other)))
+        left += [n for r in rows if _part(r) in names for n in (r.theirs, *r.aliases) if n in files]
     has = {h: any(t in files for t in rows) or h in new for h, rows in names.items()}
     needs = {h: getattr(wanted, h) not in (None, False) for h in HEADS}
     if not names["lm"]:  # tied, and without parameters of its own: the class alone tells, where one is named

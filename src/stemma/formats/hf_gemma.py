@@ -127,13 +127,15 @@ PATTERN = ("sliding_window_pattern", "_sliding_window_pattern")
 def _read_third(value: Any, config: Mapping[str, Any]) -> Mask:
     """Every `sliding_window_pattern`-th layer sees all; `layer_types`, where it says something else, goes before."""
     window, types = config.get("sliding_window", 4096), config.get("layer_types")
-    given = [config[name] for name in PATTERN if name in config]
-    if given == [None] and types is not None:
-        return mask_of(types, window)
-    pattern = whole(PATTERN[0], next((n for n in given if n is not None), 6))
+    given = [name for name in PATTERN if name in config]
+    by_layer = None if types is None else mask_of(types, window)
+    if by_layer is not None and given and all(config[name] is None for name in given):
+        return by_layer
+    named = next((name for name in given if config[name] is not None), None)
+    pattern = 6 if named is None else whole(named, config[named])
     cycle = [bool((i + 1) % pattern) for i in range(pattern)]
-    if types is not None and [NAMES.get(t) for t in types] != [cycle[i % pattern] for i in range(len(types))]:
-        return mask_of(types, window)
+    if by_layer is not None and [NAMES[t] for t in types] != [cycle[i % pattern] for i in range(len(types))]:
+        return by_layer
     return cycle_of(cycle, window)
 
 

@@ -190,12 +190,10 @@ mistral = Layout(
 )
 
 
-def _read_memory(value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    layers = config.get("mem_layers", [])
-    if not isinstance(layers, list) or not layers:
-        raise CheckpointError(f"mem_layers={layers!r} should list the layers that have a memory")
-    last, dtype = config.get("last_context_length", 1024), config.get("mem_dtype", "bfloat16")
-    return {"kind": "Memory", "layers": tuple(layers), "last": last, "dtype": dtype}
+def _read_layers(value: Any, config: Mapping[str, Any]) -> Any:
+    if value == []:
+        raise CheckpointError("mem_layers=[] should list the layers that have a memory")
+    return several(value, config)
 
 
 longllama = Layout(
@@ -214,9 +212,9 @@ longllama = Layout(
         ),
         key("rope_theta", "arch.position.base", default=10_000.0),
         key("max_position_embeddings", "dims.context", default=2048),
-        key("mem_layers", "arch.mask", read=_read_memory, write=lambda v, d: list(v.layers)),
-        key("mem_dtype", "arch.mask", default="bfloat16", read=_read_memory, write=lambda v, d: v.dtype),
-        key("last_context_length", "arch.mask", default=1024, read=_read_memory, write=lambda v, d: v.last),
+        key("mem_layers", "arch.mask.layers", read=_read_layers, write=lambda v, d: list(v)),
+        key("mem_dtype", "arch.mask.dtype", default="bfloat16"),
+        key("last_context_length", "arch.mask.last", default=1024),
     ),
     rows=rows,
     prefix="model.",

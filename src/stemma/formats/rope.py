@@ -76,9 +76,9 @@ def parameters(given: Mapping[str, Any], bases: list[Any], shares: list[Any], ba
     kinds = {str(k) for name in ("rope_type", "type") if (k := data.pop(name, None)) is not None}
     bases = [b for b in (data.pop("rope_theta", None), *bases) if b is not None]
     shares = [s for s in (data.pop(SHARE, None), *shares) if s is not None]
-    if len(kinds) > 1 or len(set(bases)) > 1:
+    if len(kinds) > 1 or any(b != bases[0] for b in bases[1:]):
         raise CheckpointError("rope_theta or the rope_type is given twice, with different values; keep the right one")
-    if len(set(shares)) > 1:
+    if any(s != shares[0] for s in shares[1:]):
         raise CheckpointError(f"{SHARE} is given twice, with different values; keep the right one")
     word = kinds.pop() if kinds else "default"
     if word not in KINDS:

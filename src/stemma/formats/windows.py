@@ -24,7 +24,7 @@ def mask_of(types: Any, window: Any) -> Mask:
     """The mask of layers of these types, in the shortest cycle that gives them."""
     if not isinstance(types, Sequence) or isinstance(types, str) or not types:
         raise CheckpointError(f"layer_types={types!r} should be a list of one name a layer")
-    if wrong := [t for t in types if t not in NAMES]:
+    if wrong := [t for t in types if not isinstance(t, str) or t not in NAMES]:
         raise CheckpointError(f"layer_types holds {wrong[0]!r}; known: {', '.join(NAMES)}")
     slides = [NAMES[t] for t in types]
     period = next(p for p in range(1, len(slides) + 1) if all(s == slides[i % p] for i, s in enumerate(slides)))

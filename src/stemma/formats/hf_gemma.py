@@ -10,7 +10,7 @@ from stemma.families.declare import Design
 from stemma.formats.config import Key, Layout, key, words
 from stemma.formats.hf_llama import STRAY, classes, common, rows
 from stemma.formats.rope import parameters, read_rope, write_rope
-from stemma.formats.windows import NAMES, cycle_of, mask_of, types_of, whole, window_of
+from stemma.formats.windows import LAYERS, NAMES, cycle_of, mask_of, types_of, whole, window_of
 from stemma.nn.parts import Cycle, Heads, Mask, Rotary, Sliding
 
 ACTS = words(
@@ -128,13 +128,17 @@ def _read_third(value: Any, config: Mapping[str, Any]) -> Mask:
     """Every `sliding_window_pattern`-th layer sees all; `layer_types`, where it says something else, goes before."""
     window, types = config.get("sliding_window", 4096), config.get("layer_types")
     given = [name for name in PATTERN if name in config]
-    by_layer = None if types is None else mask_of(types, window)
+    by_layer = mask_of(types, window) if types is not None else None
     if by_layer is not None and given and all(config[name] is None for name in given):
         return by_layer
     named = next((name for name in given if config[name] is not None), None)
-    pattern = 6 if named is None else whole(named, config[named])
+    pattern = 6 if named is None else whole(named, config[named], LAYERS)
     cycle = [bool((i + 1) % pattern) for i in range(pattern)]
-    if by_layer is not None and [NAMES[t] for t in types] != [cycle[i % pattern] for i in range(len(types))]:
+    if (
+        types is not None
+        and by_layer is not None
+        and [NAMES[t] for t in types] != [cycle[i % pattern] for i in range(len(types))]
+    ):
         return by_layer
     return cycle_of(cycle, window)
 

@@ -11,7 +11,7 @@ from stemma.formats.config import Key, Layout, key
 from stemma.formats.hf_llama import ANSWERS, STRAY, body, classes, common, experts, rows, tasks
 from stemma.formats.hf_mixtral import ROUTER
 from stemma.formats.names import Row
-from stemma.formats.windows import NAMES, cycle_of, mask_of, types_of, whole, window_of
+from stemma.formats.windows import LAYERS, NAMES, cycle_of, mask_of, types_of, whole, window_of
 from stemma.nn.parts import Mask
 
 
@@ -24,7 +24,7 @@ def _read_mask(value: Any, config: Mapping[str, Any]) -> Mask:
     window, types = _window(config), config.get("layer_types")
     if types is None:
         layers, first = (
-            whole("num_hidden_layers", config.get("num_hidden_layers", 32)),
+            whole("num_hidden_layers", config.get("num_hidden_layers", 32), LAYERS),
             config.get("max_window_layers", 28),
         )
         if not isinstance(first, int):
@@ -108,7 +108,7 @@ def _moe_rows(design: Design) -> list[Row]:
 
 
 def _active(value: Any, config: Mapping[str, Any]) -> Any:
-    if not config.get("norm_topk_prob", False):
+    if config.get("norm_topk_prob", False) is not True:
         raise CheckpointError("norm_topk_prob must be true: weights of the experts taken sum to 1 here")
     return value
 
@@ -137,7 +137,7 @@ qwen3_moe = Layout(
             "norm_topk_prob",
             "dims.active",
             default=False,
-            read=lambda v, c: c.get("num_experts_per_tok", 8),
+            read=lambda v, c: _active(c.get("num_experts_per_tok", 8), c),
             write=lambda v, d: True,
         ),
     ),

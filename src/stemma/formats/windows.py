@@ -13,10 +13,14 @@ from stemma.nn.parts import Causal, Cycle, Mask, Sliding
 NAMES = {"sliding_attention": True, "full_attention": False}
 
 
-def whole(name: str, value: Any) -> int:
-    """A number of layers or tokens."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{name}={value!r} should be a whole number from 1 up")
+LAYERS = 10_000  # more than any model has
+
+
+def whole(name: str, value: Any, limit: int | None = None) -> int:
+    """A number of tokens, or of layers up to a limit."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or (limit is not None and value > limit):
+        reach = "from 1 up" if limit is None else f"from 1 to {limit}"
+        raise CheckpointError(f"{name}={value!r} should be a whole number {reach}")
     return value
 
 

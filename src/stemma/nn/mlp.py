@@ -101,9 +101,10 @@ class Experts(nn.Module):
 
     def times(self, rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         """Rows (sorted by expert, of which each has those up to `ends`) times the matrix of their expert."""
-        # torch's kernel wants rows of whole 16 bytes, no doubles, and when it is traced bfloat16
+        # torch's kernel wants rows of whole 16 bytes, and bfloat16 when it is traced or not on a CPU
         whole = all(n * rows.element_size() % 16 == 0 for n in weight.shape[1:])
-        if whole and (rows.dtype == torch.bfloat16 or (rows.dtype in KERNEL and not torch.compiler.is_compiling())):
+        wide = rows.dtype in KERNEL and rows.device.type == "cpu" and not torch.compiler.is_compiling()
+        if whole and (rows.dtype == torch.bfloat16 or wide):
             return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
         places = torch.arange(len(rows), device=rows.device)
         return (rows @ weight.transpose(1, 2))[torch.searchsorted(ends, places, right=True), places]

@@ -38,4 +38,6 @@ def objective(
             return Masked(spec, tokenizer, context, seed, mixed)
         case declare.Spans():
             return SpanCorruption(spec, tokenizer, text, context, seed, mixed)
+        case declare.Infill():
+            raise UsageError(f"training on {spec} is not implemented yet; objective=CLM() trains without infilling")
     raise UsageError(f"training on {spec} is not built: it needs sentence pairs in two languages")

@@ -291,6 +291,8 @@ TINY = {name: {"model_type": name} for name in formats.LAYOUTS}
 TINY["llama"]["intermediate_size"] = TINY["mistral"]["intermediate_size"] = 64
 for name in ("deberta", "deberta-v2"):  # their defaults are those of no published model
     TINY[name] |= {"relative_attention": True, "position_biased_input": False, "pos_att_type": "c2p|p2c"}
+TINY["longllama"]["mem_layers"] = [1]  # type: ignore[assignment]
+TINY["qwen3_moe"]["norm_topk_prob"] = True  # type: ignore[assignment]
 
 
 def read(raw: dict[str, Any]) -> Any:
@@ -326,7 +328,7 @@ def test_hub_configs_give_the_published_size(size: str) -> None:
 def test_llama_3_config() -> None:
     design, owner, _, _ = formats.read_design(LLAMA32)
     dims, arch = design.dims, design.arch
-    assert owner is not None and owner.name == "llama"
+    assert owner is not None and (owner.name, design.name) == ("llama3.2", "llama3.2-1b")
     assert (dims.d_model, dims.layers, dims.heads, dims.kv, dims.width, dims.d_ff) == (2048, 16, 32, 8, 64, 8192)
     assert dims.vocab == 128256 and dims.context == 131072
     assert (

@@ -99,6 +99,9 @@ def reference_ids(model: Any, prompt: list[int], **options: Any) -> list[int]:
     cached = not model.config.is_encoder_decoder  # the reference's cache fails where the decoder is the deeper stack
     if model.config.model_type == "xlm":  # it would put a mask token after every text; here it goes on from the text
         model.prepare_inputs_for_generation = lambda ids, attention_mask, **_: {"input_ids": ids}
+    if getattr(model.config, "rope_parameters", None) and model.config.rope_parameters.get("rope_type") == "dynamic":
+        model(ids[:, :1])  # it keeps the base of the longest text since the last short one
+        cached = False  # and keys that turned by the base of their moment, where a full pass turns all by one
     out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, use_cache=cached, **options)[
         0
     ].tolist()

@@ -31,12 +31,18 @@ def tiny(name: str, **changes: Any) -> Design:
         "dims.context": 40,
         "dims.embed": 20 if design.dims.embed else None,
         "dims.languages": 3 if design.dims.languages else 0,
+        "dims.experts": 4 if design.dims.experts else None,
+        "dims.active": 2 if design.dims.active else None,
     }
     for path, value in spec.leaves(design.arch, "arch."):
         if path.endswith("window"):
             small[path] = 5
         elif path.endswith(".masks"):
-            small[path] = tuple(Sliding(5) if isinstance(m, Sliding) else m for m in value)
+            small[path] = tuple(dict.fromkeys(Sliding(5) if isinstance(m, Sliding) else m for m in value))
+        elif path.endswith("scaling.context"):
+            small[path] = 12
+        elif path == "arch.mask.layers":
+            small[path] = (1,)
         elif path.endswith("position.buckets") and value is not None:
             small |= {path: 8, "arch.position.distance": 16}
         elif path.endswith("position.distance"):

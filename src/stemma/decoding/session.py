@@ -14,8 +14,9 @@ from torch import Tensor
 from stemma.decoding.layout import for_decoding
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.nn.cache import Cache
+from stemma.nn.memory import MemoryCache, in_windows
 from stemma.nn.model import Model
-from stemma.nn.parts import Open
+from stemma.nn.parts import Memory, Open
 
 
 class Session:
@@ -111,6 +112,77 @@ class Session:
                 raise UsageError(f"prompt {i} holds the token id {wrong[0]}; this model's ids are 0 to {vocab - 1}")
 
 
+class Rereading(Session):
+    """Of a model in which a token more changes what all before it are told of their place (`Position.whole`): nothing
+    that was computed can be kept, and every step reads the whole text again."""
+
+    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
+        for_decoding(model, len(prompts))
+        self.model, self.device, self.encoded = model, model.device, False
+        self.texts = _texts(prompts)
+        self._check_ids(prompts)
+        self._check_room(max(len(t) for t in self.texts), room)
+        self.logits = self._read()
+
+    def step(self, tokens: Tensor) -> Tensor:
+        for text, token in zip(self.texts, tokens.tolist(), strict=True):
+            text.append(token)
+        self.logits = self._read()
+        return self.logits
+
+    def pick(self, rows: Tensor) -> None:
+        self.texts = [list(self.texts[i]) for i in rows.tolist()]
+
+    def _read(self) -> Tensor:
+        """The logits after each text. Padding has the position of the last token, so that it makes no text longer."""
+        ids, real = pad(self.texts, self.device)
+        order = torch.arange(ids.shape[1], device=self.device)[None]
+        last = real.sum(1, keepdim=True) - 1
+        hidden = self.model.decode(ids, real, order.minimum(last), order=order.expand(len(ids), -1))
+        return self._head(hidden[torch.arange(len(ids), device=self.device), last[:, 0]])
+
+
+class Remembering(Session):
+    """Of a model that reads in windows with a memory: long prompts as `nn.memory.in_windows` says; then tokens join the
+    last window, and when it is full, all of it becomes memory. Rows of one prompt go together."""
+
+    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
+        for_decoding(model, len(prompts))
+        self.model, self.device, self.encoded = model, model.device, False
+        texts = _texts(prompts)
+        self._check_ids(prompts)
+        self.parts: list[MemoryCache] = []
+        last = []
+        for text in texts:
+            ids = torch.tensor([text], device=self.device)
+            hidden, cache = in_windows(model.window, ids, model.arch, model.dims)
+            self.parts.append(cache)
+            last.append(hidden[:, -1])
+        self.logits = self._head(torch.cat(last))
+
+    def step(self, tokens: Tensor) -> Tensor:
+        hidden = []
+        for cache, own in zip(self.parts, tokens.split([c.rows for c in self.parts]), strict=True):
+            if cache.length == cache.window:
+                cache.roll()
+            hidden.append(self.model.window(own[:, None], cache)[:, 0])
+        self.logits = self._head(torch.cat(hidden))
+        return self.logits
+
+    def pick(self, rows: Tensor) -> None:
+        owner = torch.repeat_interleave(
+            torch.arange(len(self.parts)), torch.tensor([c.rows for c in self.parts])
+        ).tolist()
+        own: dict[int, list[int]] = {}
+        for i in rows.tolist():
+            own.setdefault(owner[i], []).append(i - owner.index(owner[i]))
+        kept = []
+        for part, places in own.items():
+            self.parts[part].reorder(torch.tensor(places, device=self.device))
+            kept.append(self.parts[part])
+        self.parts = kept
+
+
 def generates(model: Model) -> bool:
     """Whether a model can go on from a text."""
     writes = model.decoder is not None or model.arch.streams is not None or isinstance(model.arch.mask, Open)
@@ -127,6 +199,12 @@ def begin(model: Model, prompts: Sequence[Sequence[int]], room: int, language: i
         from stemma.decoding.masks import MaskSession
 
         return MaskSession(model, prompts, room)
+    if isinstance(model.arch.mask, Memory):
+        return Remembering(model, prompts, room)
+    longest = max((len(p) for p in prompts), default=0)
+    assert model.decoder is not None
+    if model.decoder.position.whole and longest + room > model.dims.context:
+        return Rereading(model, prompts, room)
     return Session(model, prompts, room, language)
 
 
@@ -168,6 +246,14 @@ def start_token(model: Model) -> int:
     if start is None:
         raise UsageError("this model's config names no decoderstart_token_token_id, which decoding starts from")
     return start
+
+
+def _texts(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Prompts as lists, none of them empty."""
+    for i, text in enumerate(prompts):
+        if not len(text):
+            raise UsageError(f"prompt {i} is empty: a decoder needs at least one token to go on from")
+    return [list(p) for p in prompts]
 
 
 def pad(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -150,6 +150,20 @@ class Contrastive(Spec):
 
 
 @dataclass(frozen=True)
+class Infill(Spec):
+    """Predict the next token; of `rate` of the texts, cut at two places drawn uniformly, the middle is moved to the
+    end: after prefix and suffix, or, for `swapped` of them, after suffix and prefix (Bavarian et al. 2022,
+    arXiv:2207.14255; Roziere et al. 2023, section 2.3)."""
+
+    rate: float = 0.9
+    swapped: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate <= 1, f"objective.rate must lie in (0, 1], not {self.rate}")
+        require(0 <= self.swapped <= 1, f"objective.swapped must lie in [0, 1], not {self.swapped}")
+
+
+@dataclass(frozen=True)
 class Translation(Spec):
     """Predict the sentence of a pair from the other (Vaswani et al. 2017)."""
 
@@ -210,6 +224,7 @@ Objective = (
     CLM
     | MLM
     | Spans
+    | Infill
     | Translation
     | NGrams
     | RTD

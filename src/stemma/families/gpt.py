@@ -2,7 +2,24 @@
 
 from stemma.families.declare import CLM, About, AdamW, Schedule, Size
 from stemma.families.transformer import transformer
-from stemma.nn.parts import Causal, Cycle, Dims, Learned, Normal, PreNorm, Sliding
+from stemma.nn.parts import (
+    Answer,
+    Causal,
+    Choose,
+    Classify,
+    Cycle,
+    Dims,
+    Heads,
+    Learned,
+    LMHead,
+    Normal,
+    PreNorm,
+    Sliding,
+    Summary,
+    Tag,
+)
+
+LAST = Summary("last", act=None)  # a task reads the last token as it is
 
 gpt1 = transformer.evolve(
     "gpt1",
@@ -39,6 +56,10 @@ gpt1 = transformer.evolve(
         )
     },
     about=About(2018, "Improving Language Understanding by Generative Pre-Training", "Radford et al. 2018, OpenAI"),
+    tasks={
+        "classify": Heads(task=Classify(summary=LAST, bias=False)),
+        "choose": Heads(lm=LMHead(), task=Choose(summary=LAST, dropout=0.1)),
+    },
 )
 
 gpt2 = gpt1.evolve(
@@ -82,6 +103,7 @@ gpt2 = gpt1.evolve(
         note="learning rate, steps, schedule and dropout of pretraining are unpublished; the residual scaling of the "
         "initialisation is in the paper and not in the released code, which draws positions from N(0, 0.01)",
     ),
+    tasks={**gpt1.tasks, "tag": Heads(task=Tag(dropout=0.1)), "answer": Heads(task=Answer())},
 )
 
 
@@ -134,5 +156,33 @@ gpt3 = gpt2.evolve(
         weights="never published",
         note="the width of the sparse band, which layers have it, initialisation and dropout are unpublished: band 256 "
         "in odd layers is a stand-in; rates rise over 375M tokens (750 steps at the smallest batch)",
+    ),
+)
+
+CODEX_SMALL = "the widths are unpublished: these, which give its count outside of the embeddings, stand in"
+
+codex = gpt3.evolve(
+    "codex",
+    {
+        "recipe.schedule.warmup": 175,
+        "recipe.data": "159 GB of Python from 54M GitHub repositories, 100B tokens",
+    },
+    sizes={
+        "codex-12m": Size(Dims(512, 4, 8, 2048, 50_281, 4096), {"recipe.lr": None}, "12M", note=CODEX_SMALL),
+        "codex-25m": Size(Dims(512, 8, 8, 2048, 50_281, 4096), {"recipe.lr": None}, "25M", note=CODEX_SMALL),
+        "codex-42m": Size(Dims(768, 6, 12, 3072, 50_281, 4096), {"recipe.lr": None}, "42M", note=CODEX_SMALL),
+        "codex-85m": Size(Dims(768, 12, 12, 3072, 50_281, 4096), {"recipe.lr": 6e-4}, "85M"),
+        "codex-300m": Size(Dims(1024, 24, 16, 4096, 50_281, 4096), {"recipe.lr": 3e-4}, "300M"),
+        "codex-679m": Size(Dims(1536, 24, 16, 6144, 50_281, 4096), {"recipe.lr": 2.5e-4}, "679M"),
+        "codex-2.5b": Size(Dims(2560, 32, 32, 10_240, 50_281, 4096), {"recipe.lr": 1.6e-4}, "2.5B"),
+        "codex-12b": Size(Dims(5120, 40, 40, 20_480, 50_281, 4096), {"recipe.lr": 1e-4}, "12B"),
+    },
+    about=About(
+        2021,
+        "Evaluating Large Language Models Trained on Code",
+        "arXiv:2107.03374",
+        weights="never published",
+        note="GPT-3 trained on, with 24 more tokens for runs of spaces; its sizes are named by what they hold outside "
+        "of the embeddings, and from 85M up these are GPT-3's (12 layers of 768 hold 85M, 24 of 1536 hold 679M)",
     ),
 )

@@ -1,8 +1,23 @@
-"""LLaMA and Mistral: open decoders."""
+"""LLaMA and what Meta and others made of it: open decoders."""
 
-from stemma.families.declare import About, Size
-from stemma.families.gpt import gpt3
-from stemma.nn.parts import Causal, Dims, GatedMLP, LMHead, RMSNorm, Rotary, Sliding
+from stemma.families.declare import CLM, About, Infill, Schedule, Size
+from stemma.families.gpt import LAST, gpt3
+from stemma.nn.parts import (
+    Answer,
+    Causal,
+    Classify,
+    Dims,
+    GatedMLP,
+    Heads,
+    LinearScaling,
+    Llama3Scaling,
+    LMHead,
+    Memory,
+    RMSNorm,
+    Rotary,
+    Tag,
+    TruncatedScaling,
+)
 
 llama = gpt3.evolve(
     "llama",
@@ -60,41 +75,348 @@ llama = gpt3.evolve(
         "arXiv:2302.13971",
         note="initialisation is unpublished: N(0, 0.02), transformers' choice, stands in",
     ),
+    tasks={
+        "classify": Heads(task=Classify(summary=LAST, bias=False)),
+        "tag": Heads(task=Tag(dropout=0.1)),
+        "answer": Heads(task=Answer()),
+    },
 )
 
-mistral = llama.evolve(
-    "mistral",
+llama2 = llama.evolve(
+    "llama2",
     {
         "arch.norm.eps": 1e-5,
-        "arch.mask": Sliding(4096),
-        "recipe.lr": None,
-        "recipe.batch": None,
-        "recipe.data": "unpublished",
+        "recipe.optimizer.eps": 1e-5,
+        "recipe.data": "unpublished public text, 2T tokens",
     },
     sizes={
-        "mistral-7b-v0.1": Size(
-            Dims(4096, 32, 32, 14_336, 32_000, 32_768, kv_heads=8),
-            published="7.24B",
-            aliases=("mistral-7b",),
-            hub="mistralai/Mistral-7B-v0.1",
+        "llama2-7b": Size(Dims(4096, 32, 32, 11_008, 32_000, 4096), published="6.7B", hub="meta-llama/Llama-2-7b-hf"),
+        "llama2-13b": Size(
+            Dims(5120, 40, 40, 13_824, 32_000, 4096), published="13.0B", hub="meta-llama/Llama-2-13b-hf"
         ),
-        "mistral-7b-v0.2": Size(
-            Dims(4096, 32, 32, 14_336, 32_000, 32_768, kv_heads=8),
-            {"arch.mask": Causal(), "arch.position.base": 1e6},
-            published="7.24B",
-            hub="mistralai/Mistral-7B-Instruct-v0.2",
+        "llama2-34b": Size(
+            Dims(8192, 48, 64, 22_016, 32_000, 4096, kv_heads=8),
+            {"recipe.lr": 1.5e-4},
+            published="34B",
+            note="never released; its widths are those of Code LLaMA 34B, which was made of it",
         ),
-        "mistral-7b-v0.3": Size(
-            Dims(4096, 32, 32, 14_336, 32_768, 32_768, kv_heads=8),
-            {"arch.mask": Causal(), "arch.position.base": 1e6},
-            published="7.25B",
-            hub="mistralai/Mistral-7B-v0.3",
+        "llama2-70b": Size(
+            Dims(8192, 80, 64, 28_672, 32_000, 4096, kv_heads=8),
+            {"recipe.lr": 1.5e-4},
+            published="69.0B",
+            hub="meta-llama/Llama-2-70b-hf",
         ),
     },
     about=About(
         2023,
-        "Mistral 7B",
-        "arXiv:2310.06825",
-        note="grouped-query attention is in the sizes (8 key heads); training data, tokens and rates are unpublished",
+        "Llama 2: Open Foundation and Fine-Tuned Chat Models",
+        "arXiv:2307.09288",
+        note="grouped-query attention (8 key heads) is in the sizes from 34B up; the rate of 34B is recalled",
     ),
+)
+
+
+def _code(size: str, dims: Dims, *, published: str, kind: str = "", **changes: object) -> dict[str, Size]:
+    named = {"base": "arch.position.base", "objective": "objective", "lr": "recipe.lr"}
+    name = f"codellama-{size}" + (f"-{kind.lower()}" if kind else "")
+    hub = f"codellama/CodeLlama-{size}-{kind + '-' if kind else ''}hf"
+    return {name: Size(dims, {named[k]: v for k, v in changes.items()}, published, hub=hub)}
+
+
+codellama = llama2.evolve(
+    "codellama",
+    {
+        "arch.position.base": 1e6,
+        "objective": Infill(rate=0.9, swapped=0.5),
+        "recipe.schedule.warmup": 1000,
+        "recipe.schedule.floor": 1 / 30,
+        "recipe.data": "500B tokens (70B: 1T): 85 % code, 8 % text about code, 7 % other text",
+    },
+    sizes={
+        **_code("7b", Dims(4096, 32, 32, 11_008, 32_016, 16_384), published="6.7B"),
+        **_code("13b", Dims(5120, 40, 40, 13_824, 32_016, 16_384), published="13.0B"),
+        **_code(
+            "34b",
+            Dims(8192, 48, 64, 22_016, 32_000, 16_384, kv_heads=8),
+            published="33.7B",
+            objective=CLM(),
+            lr=1.5e-4,
+        ),
+        **_code("70b", Dims(8192, 80, 64, 28_672, 32_016, 16_384, kv_heads=8), published="69.0B", lr=1.5e-4),
+        **_code(
+            "7b",
+            Dims(4096, 32, 32, 11_008, 32_000, 16_384),
+            published="6.7B",
+            kind="Python",
+            objective=CLM(),
+            lr=1e-4,
+        ),
+        **_code(
+            "13b",
+            Dims(5120, 40, 40, 13_824, 32_000, 16_384),
+            published="13.0B",
+            kind="Python",
+            objective=CLM(),
+            lr=1e-4,
+        ),
+        **_code(
+            "34b",
+            Dims(8192, 48, 64, 22_016, 32_000, 16_384, kv_heads=8),
+            published="33.7B",
+            kind="Python",
+            objective=CLM(),
+            lr=1e-4,
+        ),
+        **_code(
+            "70b",
+            Dims(8192, 80, 64, 28_672, 32_016, 4096, kv_heads=8),
+            published="69.0B",
+            kind="Python",
+            base=1e4,
+            objective=CLM(),
+            lr=1e-4,
+        ),
+        **_code("7b", Dims(4096, 32, 32, 11_008, 32_016, 16_384), published="6.7B", kind="Instruct"),
+        **_code("13b", Dims(5120, 40, 40, 13_824, 32_016, 16_384), published="13.0B", kind="Instruct"),
+        **_code(
+            "34b",
+            Dims(8192, 48, 64, 22_016, 32_000, 16_384, kv_heads=8),
+            published="33.7B",
+            kind="Instruct",
+            objective=CLM(),
+            lr=1.5e-4,
+        ),
+        **_code(
+            "70b",
+            Dims(8192, 80, 64, 28_672, 32_016, 4096, kv_heads=8),
+            published="69.0B",
+            kind="Instruct",
+            base=1e4,
+            objective=CLM(),
+            lr=1.5e-4,
+        ),
+    },
+    about=About(
+        2023,
+        "Code Llama: Open Foundation Models for Code",
+        "arXiv:2308.12950",
+        note="its weights start from LLaMA-2's; 16 more tokens, for infilling, where the vocabulary is 32,016; the "
+        "recipe is that of the code stage, before the one on long texts; the vocabulary of Python 70B is recalled",
+    ),
+)
+
+llama3 = llama2.evolve(
+    "llama3",
+    {
+        "arch.position.base": 5e5,
+        "text.tokenizer": "bpe",
+        "text.bos": "<|begin_of_text|>",
+        "text.eos": "<|end_of_text|>",
+        "text.unk": None,
+        "text.bos_id": 128_000,
+        "text.eos_id": 128_001,
+        "recipe.schedule.warmup": 8000,
+        "recipe.batch": None,
+        "recipe.mixed": False,
+        "recipe.data": "unpublished public text, 15T tokens",
+    },
+    sizes={
+        "llama3-8b": Size(
+            Dims(4096, 32, 32, 14_336, 128_256, 8192, kv_heads=8), published="8.0B", hub="meta-llama/Meta-Llama-3-8B"
+        ),
+        "llama3-70b": Size(
+            Dims(8192, 80, 64, 28_672, 128_256, 8192, kv_heads=8),
+            {"recipe.lr": 1.5e-4},
+            published="70.6B",
+            hub="meta-llama/Meta-Llama-3-70B",
+        ),
+    },
+    about=About(
+        2024,
+        "The Llama 3 Herd of Models",
+        "arXiv:2407.21783",
+        note="rates and warmup are the paper's, for the 3.1 models; a batch grows from 4M to 16M tokens",
+    ),
+)
+
+llama31 = llama3.evolve(
+    "llama3.1",
+    {"arch.position.scaling": Llama3Scaling(8.0, 1.0, 4.0, 8192)},
+    sizes={
+        "llama3.1-8b": Size(
+            Dims(4096, 32, 32, 14_336, 128_256, 131_072, kv_heads=8), published="8.0B", hub="meta-llama/Llama-3.1-8B"
+        ),
+        "llama3.1-70b": Size(
+            Dims(8192, 80, 64, 28_672, 128_256, 131_072, kv_heads=8),
+            {"recipe.lr": 1.5e-4},
+            published="70.6B",
+            hub="meta-llama/Llama-3.1-70B",
+        ),
+        "llama3.1-405b": Size(
+            Dims(16_384, 126, 128, 53_248, 128_256, 131_072, kv_heads=8),
+            {"recipe.lr": 8e-5},
+            published="405B",
+            hub="meta-llama/Llama-3.1-405B",
+        ),
+    },
+    about=About(2024, "The Llama 3 Herd of Models", "arXiv:2407.21783"),
+)
+
+llama32 = llama31.evolve(
+    "llama3.2",
+    {"arch.position.scaling.factor": 32.0, "arch.heads.lm.tied": True, "recipe.lr": None},
+    sizes={
+        "llama3.2-1b": Size(
+            Dims(2048, 16, 32, 8192, 128_256, 131_072, kv_heads=8), published="1.23B", hub="meta-llama/Llama-3.2-1B"
+        ),
+        "llama3.2-3b": Size(
+            Dims(3072, 28, 24, 8192, 128_256, 131_072, kv_heads=8), published="3.21B", hub="meta-llama/Llama-3.2-3B"
+        ),
+    },
+    about=About(
+        2024,
+        "Llama 3.2",
+        "Meta 2024, model card",
+        note="the text models: pruned from Llama 3.1 8B, then distilled from its 8B and 70B",
+    ),
+)
+
+tinyllama = llama2.evolve(
+    "tinyllama",
+    {
+        "recipe.optimizer.eps": 1e-8,
+        "recipe.lr": 4e-4,
+        "recipe.batch": 2_000_000,
+        "recipe.data": "SlimPajama and StarCoder data, 3T tokens in about three epochs",
+    },
+    sizes={
+        "tinyllama-1.1b": Size(
+            Dims(2048, 22, 32, 5632, 32_000, 2048, kv_heads=4),
+            published="1.1B",
+            hub="TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
+        )
+    },
+    about=About(2024, "TinyLlama: An Open-Source Small Language Model", "arXiv:2401.02385"),
+)
+
+SECOND_DATA = "Falcon RefinedWeb, StarCoder data, and parts of RedPajama; 1T tokens"
+
+openllama = llama.evolve(
+    "openllama",
+    {"recipe.data": "RedPajama, 1T tokens"},
+    sizes={
+        "openllama-3b": Size(
+            Dims(3200, 26, 32, 8640, 32_000, 2048), published="3.4B", hub="openlm-research/open_llama_3b"
+        ),
+        "openllama-7b": Size(
+            Dims(4096, 32, 32, 11_008, 32_000, 2048), published="6.7B", hub="openlm-research/open_llama_7b"
+        ),
+        "openllama-13b": Size(
+            Dims(5120, 40, 40, 13_824, 32_000, 2048), published="13.0B", hub="openlm-research/open_llama_13b"
+        ),
+        "openllama-3b-v2": Size(
+            Dims(3200, 26, 32, 8640, 32_000, 2048),
+            {"recipe.data": SECOND_DATA},
+            published="3.4B",
+            hub="openlm-research/open_llama_3b_v2",
+        ),
+        "openllama-7b-v2": Size(
+            Dims(4096, 32, 32, 11_008, 32_000, 2048),
+            {"recipe.data": SECOND_DATA},
+            published="6.7B",
+            hub="openlm-research/open_llama_7b_v2",
+        ),
+    },
+    about=About(
+        2023,
+        "OpenLLaMA: An Open Reproduction of LLaMA",
+        "Geng & Liu 2023",
+        note="the inner width of 3B is 8640, where LLaMA's rule would give 8704; v1's tokenizer loses repeated spaces",
+    ),
+)
+
+giraffe = llama.evolve(
+    "giraffe",
+    {
+        "arch.position.scaling": LinearScaling(4.0),
+        "recipe.lr": 2e-5,
+        "recipe.schedule.warmup": 300,
+        "recipe.batch": 32 * 4096,
+        "recipe.data": "long documents of RedPajama, in chunks that overlap by half",
+    },
+    sizes={
+        "giraffe-13b": Size(
+            Dims(5120, 40, 40, 13_824, 32_000, 2048),
+            published="13.0B",
+            aliases=("giraffe-v1-13b-scaled-4",),
+            note="published as differences from LLaMA's weights",
+        ),
+        "giraffe-v1-13b-scaled-16": Size(
+            Dims(5120, 40, 40, 13_824, 32_000, 2048),
+            {"arch.position.scaling.factor": 16.0},
+            published="13.0B",
+            note="published as differences from LLaMA's weights",
+        ),
+        "giraffe-v1-13b-truncated": Size(
+            Dims(5120, 40, 40, 13_824, 32_000, 2048),
+            {"arch.position.scaling": TruncatedScaling(2048)},
+            published="13.0B",
+            note="a run of the paper; the length that its basis is cut for is unpublished, LLaMA's stands in",
+        ),
+        "giraffe-v2-13b-32k": Size(
+            Dims(5120, 40, 40, 13_824, 32_000, 4096),
+            {"arch.norm.eps": 1e-5, "arch.position.scaling.factor": 8.0},
+            published="13.0B",
+            hub="abacusai/Giraffe-v2-13b-32k",
+            note="of LLaMA-2",
+        ),
+    },
+    about=About(
+        2023,
+        "Giraffe: Adventures in Expanding Context Lengths in LLMs",
+        "arXiv:2308.10882",
+        note="its weights start from LLaMA-13B's and LLaMA-2-13B's; the recipe is the example of its repository",
+    ),
+    others=("llama2",),
+)
+
+longllama = openllama.evolve(
+    "longllama",
+    {
+        "arch.mask": Memory((6, 12, 18), last=1024, dtype="bfloat16"),
+        "recipe.lr": 2e-5,
+        "recipe.schedule": Schedule("constant"),
+        "recipe.batch": 256_000,
+        "recipe.data": "RedPajama and code, documents over several rows (crossbatch); 10B tokens",
+    },
+    sizes={
+        "longllama-3b": Size(Dims(3200, 26, 32, 8640, 32_000, 2048), published="3.4B", hub="syzymon/long_llama_3b"),
+        "longllama-3b-v1.1": Size(
+            Dims(3200, 26, 32, 8640, 32_000, 2048),
+            {"recipe.data": "the same kinds of text, 5B tokens"},
+            published="3.4B",
+            hub="syzymon/long_llama_3b_v1_1",
+            note="of OpenLLaMA 3B v2",
+        ),
+        "longllama-code-7b": Size(
+            Dims(4096, 32, 32, 11_008, 32_016, 4096),
+            {
+                "arch.mask.layers": (8, 16, 24),
+                "arch.norm.eps": 1e-5,
+                "arch.position.base": 1e6,
+                "recipe.data": "unpublished, 35B tokens",
+            },
+            published="6.7B",
+            hub="syzymon/long_llama_code_7b",
+            note="of Code LLaMA 7B",
+        ),
+    },
+    about=About(
+        2023,
+        "Focused Transformer: Contrastive Training for Context Scaling",
+        "arXiv:2307.03170",
+        note="its weights start from OpenLLaMA's and Code LLaMA's; reading is that of the published inference code, in "
+        "which a memory layer sees all that it has kept (the paper takes the 128 best by inner product)",
+    ),
+    others=("codellama",),
 )

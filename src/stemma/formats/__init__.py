@@ -227,15 +227,13 @@ def _nearest(design: Design, layout: Layout, raw: Mapping[str, Any]) -> tuple[Fa
             spec.diff(owner.arch.dropout, design.arch.dropout)
         )
 
-    owners = [families.family(f) for f in layout.families]
-    least = min(body(owner) for owner in owners)
-    ranked = sorted((owner for owner in owners if body(owner) == least), key=rest)
-    for owner in ranked:
-        for size in owner:
-            published = owner[size]
-            if published.dims == design.dims and not _body_changes(published, design):
+    owners = sorted((families.family(f) for f in layout.families), key=rest)
+    for owner in owners:
+        for size, row in owner.sizes.items():
+            if row.dims == design.dims and not _body_changes(owner[size], design):
                 return owner, size
-    return ranked[0], ranked[0].name
+    owner = min(owners, key=body)
+    return owner, owner.name
 
 
 def _body_changes(a: Design, b: Design) -> list[spec.Change]:
@@ -267,7 +265,7 @@ def _assemble(
     design = _tie(design, layout, source, files)
     with torch.device("meta"):
         model = Model(design.arch, design.dims)
-    shapes = {name: p.shape for name, p in model.named_parameters()}
+    shapes = {name: p.shape for name, p in _named(model).items()}
     rows = _rows(design, layout, shapes)
     found = {r.theirs: name for r in rows if (name := _find(r, source, files, shapes, ledger, new, where))}
     _account_rest(files, layout, ledger, where, left)
@@ -342,6 +340,9 @@ def _heads_in_file(
         if _part(r) in names:
             names[_part(r)] += [r.theirs, *r.aliases]
             left += [n for n in (r.theirs, *r.aliases) if n in files]
+    for other in layout.classes.values():  # of classes that hold other heads than are wanted
+        rows = layout.rows(_with_heads(design, _every_head(design.arch.heads, other)))
+        left += [n for r in rows if _part(r) in names for n in (r.theirs, *r.aliases) if n in files]
     has = {h: any(t in files for t in rows) or h in new for h, rows in names.items()}
     needs = {h: getattr(wanted, h) not in (None, False) for h in HEADS}
     if not names["lm"]:  # tied, and without parameters of its own: the class alone tells, where one is named
@@ -396,13 +397,15 @@ def with_task(design: Design, family: Family, task: str) -> Design:
 
 
 def heads_for(task: Task, design: Design, family: Family | None = None) -> Heads:
-    """The heads that a task needs on the body of a design: its own, and the pooler if it reads that (the one that its
-    family has for the task, where the body has none)."""
+    """The heads that a task needs on the body of a design: its own, the pooler if it reads that (the one that its
+    family has for the task, where the body has none), and the language-model head where the family keeps it beside
+    (GPT's choice)."""
+    known = [h for h in (family.tasks.values() if family is not None else ()) if type(h.task) is type(task)]
+    lm = design.arch.heads.lm if any(h.lm is not None for h in known) else None
     if not (isinstance(task, Classify | Choose) and task.summary is None):
-        return Heads(task=task)
-    known = family.tasks.values() if family is not None else ()
-    usual = next((h.pooler for h in known if h.pooler is not None and type(h.task) is type(task)), None)
-    return Heads(pooler=design.arch.heads.pooler or usual or Summary(), task=task)
+        return Heads(lm, task=task)
+    usual = next((h.pooler for h in known if h.pooler is not None), None)
+    return Heads(lm, design.arch.heads.pooler or usual or Summary(), task=task)
 
 
 def _tie(design: Design, layout: Layout | None, source: tensors.Tensors, files: Mapping[str, str]) -> Design:
@@ -493,9 +496,32 @@ def _read_row(
             )
 
 
+def _named(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters by the names that tables know them by: of those that are stacked (experts), each slice has its own."""
+    stacks = {
+        f"{path}.{name}": getattr(module, name)
+        for path, module in model.named_modules()
+        for name in getattr(module, "stacked", ())
+    }
+    found: dict[str, Tensor] = {}
+    for name, p in model.named_parameters():
+        found |= {f"{name}.{i}": p[i] for i in range(len(p))} if name in stacks else {name: p}
+    return found
+
+
 def _set(model: nn.Module, name: str, value: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+    if not leaf.isdigit():
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+        return
+    path, _, stack = owner.rpartition(".")
+    module = model.get_submodule(path)
+    whole = getattr(module, stack)
+    if (whole.device, whole.dtype) != (value.device, value.dtype):  # the first of its slices
+        whole = nn.Parameter(torch.empty(whole.shape, dtype=value.dtype, device=value.device))
+        setattr(module, stack, whole)
+    with torch.no_grad():
+        whole[int(leaf)].copy_(value)
 
 
 def _draw_new(model: Model, design: Design, ledger: Ledger, device: torch.device, dtype: torch.dtype) -> None:
@@ -543,7 +569,7 @@ def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dic
                 try:
                     data = configs.write_config(layout, design, design.arch.heads, _base(layout))
                     with torch.device("meta"):
-                        _rows(design, layout, dict(Model(design.arch, design.dims).named_parameters()))
+                        _rows(design, layout, _named(Model(design.arch, design.dims)))
                     return layout, data, ""
                 except (UsageError, CheckpointError) as error:
                     why = why or str(error)
@@ -617,7 +643,7 @@ def _save_hf(model: Model, directory: Path, dtype: str | None, shard_bytes: int)
     layout, data, why = layout_of(design, model.family)
     if layout is None:
         warnings.warn(f"{directory} is in Stemma's own layout, which other libraries cannot read: {why}", stacklevel=2)
-    state = {k: v.detach() for k, v in model.named_parameters()}
+    state = {k: v.detach() for k, v in _named(model).items()}
     kind = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
     data["dtype"] = str(kind).removeprefix("torch.")
     extras = getattr(model, "extras", {})
@@ -630,7 +656,10 @@ def _save_hf(model: Model, directory: Path, dtype: str | None, shard_bytes: int)
     bare = layout is not None and not any((heads.lm, heads.pair, heads.detect, heads.task))
     for r in _rows(design, layout, state):
         size = sum(state[o].numel() for o in r.ours) * kind.itemsize
-        name = r.theirs.removeprefix(layout.prefix) if bare and layout is not None else r.theirs
+        name = r.theirs
+        if layout is not None and name.startswith(layout.prefix):
+            body = "" if bare else layout.bodies.get(data["architectures"][0], layout.prefix)
+            name = body + name.removeprefix(layout.prefix)
         names[name] = (size, lambda r=r: _on_cpu(r.write(state), kind))
     with tensors.whole(directory, _replaced) as scratch:
         tensors.write(scratch, names, shard_bytes)

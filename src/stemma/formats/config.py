@@ -123,8 +123,8 @@ def words(table: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
 class Layout:
     """A publisher's layout: `classes` gives the heads of each model class, `fixed` the keys whose other values mean a
     model that is not supported, `unused` keys that change nothing here. `prefix`: what a file of a model with a head
-    puts before the names of the body. `rows` is the names table; `renames`, older spellings of parts of names;
-    `stray`, tensors that old files hold and nobody needs, as regular expressions."""
+    puts before the names of the body; `bodies`: what another class puts there. `rows` is the names table; `renames`,
+    other spellings of parts of names; `stray`, tensors that old files hold and nobody needs, as regular expressions."""
 
     model_type: str
     families: tuple[str, ...]
@@ -132,6 +132,7 @@ class Layout:
     keys: tuple[Key, ...]
     rows: Callable[[Design], list[Row]]
     prefix: str = ""
+    bodies: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     unused: Mapping[str, str] = field(default_factory=dict)
     renames: Mapping[str, str] = field(default_factory=dict)

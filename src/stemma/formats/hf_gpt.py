@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stemma.families.declare import Design
+from stemma.families.gpt import gpt1 as gpt1_family
+from stemma.families.gpt import gpt2 as gpt2_family
 from stemma.formats.config import Layout, key, reasons, several, words
 from stemma.formats.names import Row, linear, row
-from stemma.nn.parts import Heads, LMHead
+from stemma.nn.parts import Answer, Choose, Classify, Heads, LMHead, Tag
 
 ACTS = {
     "gelu_new": "gelu_tanh",
@@ -45,6 +47,18 @@ def _rows(tokens: str, positions: str, tied: bool, last_norm: bool) -> Iterator[
         yield row("lm_head.weight", "lm.weight")
 
 
+def _tasks(design: Design) -> Iterator[Row]:
+    match design.arch.heads.task:
+        case Classify():
+            yield from linear("score", "task.out", bias=False)
+        case Tag():
+            yield from linear("classifier", "task.out")
+        case Answer():
+            yield from linear("qa_outputs", "task.out")
+        case Choose():
+            yield from linear("multiple_choice_head.summary", "task.out")
+
+
 def _tied(design: Design) -> bool:
     return design.arch.heads.lm is None or design.arch.heads.lm.tied
 
@@ -59,17 +73,22 @@ def _inner(value: Any, config: Mapping[str, Any]) -> Any:
 
 
 def _gpt1_rows(design: Design) -> list[Row]:
-    return list(_rows("tokens_embed", "positions_embed", _tied(design), last_norm=False))
+    return list(_rows("tokens_embed", "positions_embed", _tied(design), last_norm=False)) + list(_tasks(design))
 
 
 def _gpt2_rows(design: Design) -> list[Row]:
-    return list(_rows("wte", "wpe", _tied(design), last_norm=True))
+    return list(_rows("wte", "wpe", _tied(design), last_norm=True)) + list(_tasks(design))
 
 
 gpt1 = Layout(
     model_type="openai-gpt",
     families=("gpt1",),
-    classes={"OpenAIGPTLMHeadModel": Heads(LMHead()), "OpenAIGPTModel": Heads()},
+    classes={
+        "OpenAIGPTLMHeadModel": Heads(LMHead()),
+        "OpenAIGPTModel": Heads(),
+        "OpenAIGPTForSequenceClassification": gpt1_family.tasks["classify"],
+        "OpenAIGPTDoubleHeadsModel": gpt1_family.tasks["choose"],
+    },
     keys=(
         key("vocab_size", "dims.vocab", default=40_478),
         key("n_positions", "dims.context", default=512),
@@ -100,7 +119,14 @@ gpt1 = Layout(
 gpt2 = Layout(
     model_type="gpt2",
     families=("gpt2",),
-    classes={"GPT2LMHeadModel": Heads(LMHead()), "GPT2Model": Heads()},
+    classes={
+        "GPT2LMHeadModel": Heads(LMHead()),
+        "GPT2Model": Heads(),
+        "GPT2ForSequenceClassification": gpt2_family.tasks["classify"],
+        "GPT2ForTokenClassification": gpt2_family.tasks["tag"],
+        "GPT2ForQuestionAnswering": gpt2_family.tasks["answer"],
+        "GPT2DoubleHeadsModel": gpt2_family.tasks["choose"],
+    },
     keys=(
         key("vocab_size", "dims.vocab", default=50_257),
         key("n_positions", "dims.context", default=1024),

@@ -1,28 +1,19 @@
-"""The layouts of public LLaMA and Mistral checkpoints (Hugging Face)."""
+"""The layouts of public LLaMA and Mistral checkpoints (Hugging Face), and what their relatives share with them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from stemma.errors import CheckpointError
 from stemma.families.declare import Design
-from stemma.formats.config import Layout, key, meant, several, token, words
+from stemma.families.llama import llama as family
+from stemma.formats.config import Key, Layout, key, several, token, words
 from stemma.formats.names import Row, linear, row
-from stemma.nn.parts import Causal, Heads, LinearScaling, Llama3Scaling, LMHead, Rotary, Sliding
+from stemma.formats.rope import read_rope, write_rope
+from stemma.nn.parts import Answer, Causal, Classify, Experts, Heads, LMHead, Sandwich, Sliding, Tag
 
-SCALING = {
-    "default": {},
-    "linear": {"factor": "factor"},
-    "llama3": {
-        "factor": "factor",
-        "low_freq_factor": "low",
-        "high_freq_factor": "high",
-        "original_max_position_embeddings": "context",
-    },
-}
-
-KINDS = {"linear": LinearScaling, "llama3": Llama3Scaling}
 ACTS = {
     "silu": "silu",
     "swish": "silu",
@@ -31,45 +22,6 @@ ACTS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-
-
-def read_rope(value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` as it is written now, or `rope_theta` and `rope_scaling` as before."""
-    given = [config[name] for name in ("rope_parameters", "rope_scaling") if config.get(name) is not None]
-    if len(given) == 2 and given[0] != given[1]:
-        raise CheckpointError("rope_parameters and rope_scaling differ; keep the one that is right")
-    if given and not isinstance(given[0], Mapping):
-        raise CheckpointError(f"{given[0]!r} should be an object with a rope_type")
-    data = dict(given[0]) if given else {}
-    known = ["rope_type", "type", "rope_theta", *dict.fromkeys(n for names in SCALING.values() for n in names)]
-    if unknown := [name for name in data if name not in known]:
-        raise CheckpointError(f"no rotary parameter {unknown[0]!r} is known{meant(unknown[0], known)}")
-    kinds = {str(k) for name in ("rope_type", "type") if (k := data.pop(name, None)) is not None}
-    bases = [b for b in (data.pop("rope_theta", None), config.get("rope_theta")) if b is not None]
-    if len(kinds) > 1 or (len(bases) == 2 and bases[0] != bases[1]):
-        raise CheckpointError("rope_theta or the rope_type is given twice, with different values; keep the right one")
-    kind = kinds.pop() if kinds else "default"
-    if kind not in SCALING:
-        hint = meant(kind, SCALING)
-        raise CheckpointError(f"rotary scaling {kind!r} is not supported; known: {', '.join(SCALING)}{hint}")
-    names = SCALING[kind]
-    if surplus := [name for name in data if name not in names]:
-        raise CheckpointError(f"a rotary scaling of type {kind!r} has no {surplus[0]!r}")
-    if absent := [n for n in names if n not in data]:
-        raise CheckpointError(f"rotary scaling {kind!r} needs {', '.join(absent)}")
-    scaling = {"kind": KINDS[kind].__name__} | {names[n]: v for n, v in data.items()} if kind in KINDS else None
-    return {"kind": "Rotary", "base": bases[0] if bases else 10_000.0, "scaling": scaling}
-
-
-def write_rope(value: Rotary, design: Design) -> dict[str, Any]:
-    """As transformers 5 writes it."""
-    out: dict[str, Any] = {"rope_theta": value.base, "rope_type": "default"}
-    match value.scaling:
-        case LinearScaling(factor):
-            out |= {"rope_type": "linear", "factor": factor}
-        case Llama3Scaling() as s:
-            out |= {"rope_type": "llama3"} | {theirs: getattr(s, ours) for theirs, ours in SCALING["llama3"].items()}
-    return out
 
 
 KEYS = (
@@ -88,7 +40,7 @@ KEYS = (
         "rope_parameters",
         "arch.position",
         default=None,
-        older=("rope_theta", "rope_scaling"),
+        older=("rope_theta", "rope_scaling", "partial_rotary_factor"),
         read=read_rope,
         write=write_rope,
     ),
@@ -98,7 +50,13 @@ KEYS = (
 )
 
 
-def _rows(design: Design) -> Iterator[Row]:
+def common(**changed: Mapping[str, Any]) -> tuple[Key, ...]:
+    """The keys that all of them have, some with other fields: `common(vocab_size={"default": 256_000})`."""
+    return tuple(replace(k, **changed.get(k.name, {})) for k in KEYS)
+
+
+def body(design: Design) -> Iterator[Row]:
+    """The names of a body, but for a mixture of experts."""
     arch = design.arch
     tied = arch.heads.lm is None or arch.heads.lm.tied
     theirs, ours = "model.layers.{i}", "decoder.blocks.{i}"
@@ -106,26 +64,82 @@ def _rows(design: Design) -> Iterator[Row]:
     for x in "qkv":
         yield from linear(f"{theirs}.self_attn.{x}_proj", f"{ours}.attention.{x}", bias=arch.attention.bias)
     yield from linear(f"{theirs}.self_attn.o_proj", f"{ours}.attention.o", bias=arch.attention.out_bias)
-    for x in ("gate", "up", "down"):
-        yield from linear(f"{theirs}.mlp.{x}_proj", f"{ours}.mlp.{x}", bias=arch.mlp.bias)
+    if arch.attention.qk_norm is not None:
+        for x in "qk":
+            yield row(f"{theirs}.self_attn.{x}_norm.weight", f"{ours}.attention.{x}_norm.weight")
+    if not isinstance(arch.mlp, Experts):
+        for x in ("gate", "up", "down"):
+            yield from linear(f"{theirs}.mlp.{x}_proj", f"{ours}.mlp.{x}", bias=arch.mlp.bias)
     yield row(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight")
-    yield row(f"{theirs}.post_attention_layernorm.weight", f"{ours}.mlp_norm.weight")
+    if isinstance(arch.residual, Sandwich):
+        yield row(f"{theirs}.post_attention_layernorm.weight", f"{ours}.attention_out_norm.weight")
+        yield row(f"{theirs}.pre_feedforward_layernorm.weight", f"{ours}.mlp_norm.weight")
+        yield row(f"{theirs}.post_feedforward_layernorm.weight", f"{ours}.mlp_out_norm.weight")
+    else:
+        yield row(f"{theirs}.post_attention_layernorm.weight", f"{ours}.mlp_norm.weight")
     yield row("model.norm.weight", "decoder.norm.weight")
     if not tied:
         yield row("lm_head.weight", "lm.weight")
 
 
+def experts(design: Design, block: str, names: Mapping[str, str]) -> Iterator[Row]:
+    """The names of a mixture of experts: `block` in the file, `names` of our three matrices of each of them."""
+    theirs, ours = f"model.layers.{{i}}.{block}", "decoder.blocks.{i}.mlp"
+    yield row(f"{theirs}.gate.weight", f"{ours}.router.weight")
+    for e in range(design.dims.experts or 0):
+        for mine, name in names.items():
+            yield row(f"{theirs}.experts.{e}.{name}.weight", f"{ours}.{mine}.{e}")
+
+
+def tasks(design: Design) -> Iterator[Row]:
+    """The names of task heads."""
+    match design.arch.heads.task:
+        case Classify():
+            yield from linear("score", "task.out", bias=False)
+        case Tag():
+            yield from linear("score", "task.out")
+        case Answer():
+            yield from linear("qa_outputs", "task.out")
+
+
 def rows(design: Design) -> list[Row]:
-    """The names table of both."""
-    return list(_rows(design))
+    """The names table of LLaMA, Mistral, Qwen and Gemma."""
+    return [*body(design), *tasks(design)]
 
 
+def classes(prefix: str, *names: str) -> dict[str, Heads]:
+    """The publisher's classes: a language model, the body alone, and task heads (all three if none are named)."""
+    known = {
+        "SequenceClassification": family.tasks["classify"],
+        "TokenClassification": family.tasks["tag"],
+        "QuestionAnswering": family.tasks["answer"],
+    }
+    return {
+        f"{prefix}ForCausalLM": Heads(LMHead()),
+        f"{prefix}Model": Heads(),
+        **{f"{prefix}For{name}": known[name] for name in names or known},
+    }
+
+
+ANSWERS = {"transformer.": "model."}  # what stands before the body under a head for answers
 STRAY = {r"\.rotary_emb\.inv_freq$": "computed from the config"}
 
 llama = Layout(
     model_type="llama",
-    families=("llama",),
-    classes={"LlamaForCausalLM": Heads(LMHead()), "LlamaModel": Heads(), "LLaMAForCausalLM": Heads(LMHead())},
+    families=(
+        "llama",
+        "llama2",
+        "llama3",
+        "llama3.1",
+        "llama3.2",
+        "codellama",
+        "openllama",
+        "tinyllama",
+        "giraffe",
+    ),
+    classes={**classes("Llama"), "LLaMAForCausalLM": Heads(LMHead())},
+    bodies={"LlamaForQuestionAnswering": "transformer."},
+    renames=ANSWERS,
     keys=(
         *KEYS,
         key(
@@ -150,14 +164,14 @@ llama = Layout(
 )
 
 
-def _read_window(value: Any, config: Mapping[str, Any]) -> Causal | dict[str, Any]:
+def read_window(value: Any, config: Mapping[str, Any]) -> Causal | dict[str, Any]:
     return Causal() if value is None else {"kind": "Sliding", "window": value}
 
 
 mistral = Layout(
     model_type="mistral",
     families=("mistral",),
-    classes={"MistralForCausalLM": Heads(LMHead()), "MistralModel": Heads()},
+    classes=classes("Mistral"),
     keys=(
         *KEYS,
         key("num_key_value_heads", "dims.kv_heads", default=8, write=lambda v, d: d.dims.kv),
@@ -166,11 +180,45 @@ mistral = Layout(
             "sliding_window",
             "arch.mask",
             default=4096,
-            read=_read_window,
+            read=read_window,
             write=lambda v, d: v.window if isinstance(v, Sliding) else None,
         ),
     ),
     rows=rows,
     prefix="model.",
+    stray=STRAY,
+)
+
+
+def _read_layers(value: Any, config: Mapping[str, Any]) -> Any:
+    if value == []:
+        raise CheckpointError("mem_layers=[] should list the layers that have a memory")
+    return several(value, config)
+
+
+longllama = Layout(
+    model_type="longllama",
+    families=("longllama",),
+    classes={
+        "LongLlamaForCausalLM": Heads(LMHead()),
+        "LongLlamaModel": Heads(),
+        "LongLlamaForSequenceClassification": family.tasks["classify"],
+    },
+    keys=(
+        *(
+            k
+            for k in common(intermediate_size={"default": 11_008}, pad_token_id={"default": 0})
+            if k.name not in ("head_dim", "attention_dropout", "rope_parameters")
+        ),
+        key("rope_theta", "arch.position.base", default=10_000.0),
+        key("max_position_embeddings", "dims.context", default=2048),
+        key("mem_layers", "arch.mask.layers", read=_read_layers, write=lambda v, d: list(v)),
+        key("mem_dtype", "arch.mask.dtype", default="bfloat16"),
+        key("last_context_length", "arch.mask.last", default=1024),
+    ),
+    rows=rows,
+    prefix="model.",
+    fixed={"mem_positionals": True},
+    unused={"mem_attention_grouping": "trades speed for memory, and changes no result"},
     stray=STRAY,
 )

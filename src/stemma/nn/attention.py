@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from stemma.nn import parts
 from stemma.nn.masks import Visible
+from stemma.nn.mlp import capped
 from stemma.nn.norms import norm
 from stemma.nn.positions import Places
 
-Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Turn = Callable[[Tensor], Tensor]
+Store = Callable[[Tensor, Tensor, Turn | None], tuple[Tensor, Tensor]]
 
 
 class Relative(nn.Module):
@@ -65,16 +67,18 @@ class Attention(nn.Module):
         store: Store | None = None,
         known: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """`store` takes new keys and values and returns all there are (a cache); `known` are keys and values that
-        stand already (cross-attention). B T D -> B T D."""
+        """`store` takes new keys and values, and how keys turn, and returns all there are (a cache), the keys turned;
+        `known` are keys and values that stand already (cross-attention). B T D -> B T D."""
         q = self.split(self.q(x))
         if self.q_norm is not None:
             q = self.q_norm(q)
         k, v = known if known is not None else self.keys(x)
         if places.turn is not None:
-            q, k = places.turn(q), places.turn(k)
+            q = places.turn(q)
         if store is not None:
-            k, v = store(k, v)
+            k, v = store(k, v, places.turn)
+        elif places.turn is not None:
+            k = places.turn(k)
         bias = places.bias
         if self.relative is not None and places.relative is not None:
             q, bias = self.relative(self, q, k, places.relative)
@@ -122,7 +126,7 @@ class Attention(nn.Module):
         """`softmax(q k + mask) v`; `mask` is True where seen, or what is added."""
         scores = q @ k.transpose(-1, -2)
         if self.softcap is not None:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
+            scores = capped(scores, self.softcap)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
         weights = scores.softmax(-1)

@@ -6,12 +6,15 @@ slots, position p in slot p mod window; elsewhere position p is in slot p.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from stemma.nn import parts
 from stemma.nn.masks import Facts, Visible, layer_mask, visible
 
+Turn = Callable[[Tensor], Tensor]
 Kind = tuple[int, parts.LayerMask]  # slots, mask
 EMPTY = 2**40  # position of a slot that holds nothing: after every query, so that no causal mask sees it
 
@@ -60,8 +63,10 @@ class Cache:
         """The step's plan for one layer."""
         return self.plans[self.kinds[layer]]
 
-    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep new keys and values (B H T D) of `layer`; returns all that its plan's mask speaks of."""
+    def write(self, layer: int, k: Tensor, v: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
+        """Keep new keys and values (B H T D) of `layer`; returns all that its plan's mask speaks of, keys turned."""
+        if turn is not None:
+            k = turn(k)
         if self.keys[layer] is None:
             shape = (self.rows, k.shape[1], self.kinds[layer][0] + 1, k.shape[3])  # one slot more, for padding
             self.keys[layer], self.values[layer] = k.new_zeros(shape), v.new_zeros(shape)

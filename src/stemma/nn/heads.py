@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stemma.errors import UsageError
 from stemma.nn import parts
-from stemma.nn.mlp import activation
+from stemma.nn.mlp import activation, capped
 from stemma.nn.norms import norm
 from stemma.nn.stack import Block, State
 
@@ -29,7 +29,7 @@ class LMHead(nn.Module):
         y = F.linear(x, tokens if self.weight is None else self.weight, self.bias)
         if self.factor != 1.0:
             y = y * self.factor
-        return y if self.softcap is None else self.softcap * torch.tanh(y / self.softcap)
+        return y if self.softcap is None else capped(y, self.softcap)
 
 
 class MLMHead(nn.Module):

@@ -48,7 +48,12 @@ CHOICES: dict[str, parts.LayerMask] = {
 
 def layer_mask(spec: parts.Mask, layer: int) -> parts.LayerMask:
     """The mask of one layer."""
-    return spec.masks[layer % len(spec.masks)] if isinstance(spec, parts.Cycle) else spec
+    match spec:
+        case parts.Cycle(masks):
+            return masks[layer % len(masks)]
+        case parts.Memory(layers):
+            return parts.Recall() if layer in layers else parts.Causal()
+    return spec
 
 
 def visible(spec: parts.LayerMask, facts: Facts) -> Visible:

@@ -16,6 +16,7 @@ from stemma.nn.cache import Cache
 from stemma.nn.heads import EMDHead, Summary, Task, detector, lm_head, task_loss
 from stemma.nn.init import initialise
 from stemma.nn.masks import CHOICES, Visible
+from stemma.nn.memory import in_windows
 from stemma.nn.stack import Block, Stack, State
 from stemma.nn.streams import Request, TwoStreams
 
@@ -46,6 +47,8 @@ class Embed(nn.Module):
     def __init__(self, dims: parts.Dims, scale: bool) -> None:
         super().__init__()
         self.factor = dims.d_model**0.5 if scale else 1.0
+        halves = (torch.bfloat16, torch.float16)  # the factor is rounded to the weights' type (Gemma)
+        self.rounded = {t: torch.tensor(self.factor, dtype=t, device="cpu").item() for t in halves}
         self.tokens = nn.Embedding(dims.vocab, dims.embed_width)
         self.segments = nn.Embedding(dims.segments, dims.embed_width) if dims.segments else None
         self.languages = nn.Embedding(dims.languages, dims.embed_width) if dims.languages else None
@@ -56,7 +59,7 @@ class Embed(nn.Module):
         """Without `segments` all tokens are of segment 0; without `langs` nothing is said of their language."""
         x = self.tokens(ids)
         if self.factor != 1.0:
-            x = x * self.factor
+            x = x * self.rounded.get(x.dtype, self.factor)
         if langs is not None:
             if self.languages is None:
                 raise UsageError("langs were given, and this model has no languages")
@@ -221,6 +224,14 @@ class Model(nn.Module):
         mask."""
         if self.decoder is None:
             raise UsageError(f"a {self.arch.structure} has no decoder")
+        mask = self.arch.mask
+        if cache is None and isinstance(mask, parts.Memory) and input_ids.shape[1] > mask.last:
+            if documents is not None or position_ids is not None:
+                raise UsageError(
+                    f"texts of more than {mask.last} tokens are read in windows, whose positions count from 0: give "
+                    "neither documents nor position_ids"
+                )
+            return self._in_windows(input_ids, attention_mask)
         if cache is not None and memory is not None:
             cache.memory_real = memory_mask
         real = memory_mask if cache is None else cache.memory_real
@@ -242,6 +253,22 @@ class Model(nn.Module):
             cache=cache,
             langs=langs,
         ).hidden
+
+    def _in_windows(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Texts longer than a mask with memory reads at once; each row as if it were alone, padding left at 0."""
+        if attention_mask is None:
+            return in_windows(self.window, ids, self.arch, self.dims)[0]
+        rows = [
+            in_windows(self.window, row[real][None], self.arch, self.dims)[0][0]
+            for row, real in zip(ids, attention_mask.bool(), strict=True)
+        ]
+        out = rows[0].new_zeros(*ids.shape, rows[0].shape[-1])
+        return out.masked_scatter(attention_mask.bool()[..., None], torch.cat(rows))
+
+    def window(self, ids: Tensor, cache: Cache) -> Tensor:
+        """The hidden states of a part of a text, which goes on from what `cache` holds."""
+        positions = torch.arange(cache.length, cache.length + ids.shape[1], device=ids.device)[None]
+        return self.decode(ids, None, positions, cache=cache)
 
     def _run(
         self,
@@ -461,6 +488,8 @@ class Model(nn.Module):
         flat = [None if x is None else x.flatten(0, 1) for x in (attention_mask, token_type_ids, langs)]
         out = self(ids.flatten(0, 1), *flat[:2], langs=flat[2])
         out.scores = out.scores.view(rows, candidates)
+        if out.logits is not None:
+            out.logits = out.logits.unflatten(0, (rows, candidates))
         if labels is not None:
             out.loss = task_loss(self.arch.heads.task, out.scores, labels)  # type: ignore[arg-type]
         return out

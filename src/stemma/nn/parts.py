@@ -13,7 +13,8 @@ from typing import ClassVar, Literal
 from stemma.spec import Spec, require
 
 Structure = Literal["encoder", "decoder", "encoder-decoder"]
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+# gelu_tanh_fused: the tanh form by a kernel that rounds otherwise (Gemma)
+Activation = Literal["gelu", "gelu_tanh", "gelu_tanh_fused", "relu", "silu"]
 
 
 # ---------------------------------------------------------------- norms and residuals
@@ -121,6 +122,75 @@ class Llama3Scaling(Spec):
 
 
 @dataclass(frozen=True)
+class NTKScaling(Spec):
+    """The base times `factor**(D / (D - 2))`: the longest wave slowed by `factor`, the shortest kept (bloc97 2023)."""
+
+    factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        require(self.factor > 0, f"rotary scaling factor must be positive, not {self.factor}")
+
+
+@dataclass(frozen=True)
+class DynamicScaling(Spec):
+    """NTK scaling by the length n of the text, where that exceeds `dims.context` = c: by `factor n / c - factor + 1`.
+
+    Every position turns by the n of the whole text, so a token more moves all that was read: nothing of it can be kept.
+    """
+
+    factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        require(self.factor > 0, f"rotary scaling factor must be positive, not {self.factor}")
+
+
+@dataclass(frozen=True)
+class YarnScaling(Spec):
+    """YaRN (Peng et al. 2023, arXiv:2309.00071): waves of more than `fast` turns within the original `context` are
+    kept, those of fewer than `slow` divided by `factor`, a ramp over the pairs between, whose ends are whole pairs if
+    `truncate`. Queries and keys are multiplied by `attention`; left out, it is 0.1 ln(factor) + 1, or, with `mscale`
+    and `mscale_all` (DeepSeek), the quotient of two such terms."""
+
+    factor: float = 8.0
+    context: int = 4096
+    fast: float = 32.0
+    slow: float = 1.0
+    attention: float | None = None
+    mscale: float | None = None
+    mscale_all: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.factor > 0, f"rotary scaling factor must be positive, not {self.factor}")
+        require(self.context >= 1, f"the original context of YaRN must be at least 1, not {self.context}")
+        require(self.fast > self.slow > 0, f"YaRN needs fast > slow > 0, not {self.fast} and {self.slow}")
+
+
+@dataclass(frozen=True)
+class TruncatedScaling(Spec):
+    """Giraffe's truncated basis (Pal et al. 2023, arXiv:2308.10882, section 3): frequencies from 2 pi / `context` up
+    are kept, those down to an eighth of that become 2 pi / (16 `context`), the rest 0."""
+
+    context: int = 2048
+
+    def __post_init__(self) -> None:
+        require(self.context >= 1, f"the context of a truncated basis must be at least 1, not {self.context}")
+
+
+@dataclass(frozen=True)
+class PowerScaling(Spec):
+    """Giraffe's power basis (Pal et al. 2023, section 3): frequency i of n times `(1 - i / n) ** power`."""
+
+    power: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self.power > 0, f"the power of a rotary basis must be positive, not {self.power}")
+
+
+Scaling = LinearScaling | NTKScaling | DynamicScaling | YarnScaling | Llama3Scaling | TruncatedScaling | PowerScaling
+
+
+@dataclass(frozen=True)
 class Rotary(Spec):
     """Rotation of queries and keys by position (Su et al. 2021, arXiv:2104.09864).
 
@@ -129,7 +199,7 @@ class Rotary(Spec):
     """
 
     base: float = 10000.0
-    scaling: LinearScaling | Llama3Scaling | None = None
+    scaling: Scaling | None = None
     share: float = 1.0
     interleaved: bool = False
 
@@ -258,8 +328,29 @@ class Open(Spec):
             require(getattr(self, name) >= 0, f"mask.{name} must not be negative, not {getattr(self, name)}")
 
 
-Mask = Full | Causal | Sliding | Prefix | Cycle | Open
-LayerMask = Full | Causal | Sliding | Prefix | Reverse | Open
+@dataclass(frozen=True)
+class Recall(Spec):
+    """Causal, and the whole memory of earlier windows is seen beside it (see `Memory`)."""
+
+
+@dataclass(frozen=True)
+class Memory(Spec):
+    """A text of more than `last` tokens is read in windows of `dims.context`, each causal in itself, then its `last`
+    ones (Tworkowski et al. 2023, arXiv:2307.03170, and its published inference code). The memory `layers` keep keys and
+    values of every window, stored as `dtype`, and see all that they have kept, as if it stood at position 0."""
+
+    layers: tuple[int, ...] = (6, 12, 18)
+    last: int = 1024
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        require(bool(self.layers), "a mask with memory needs at least one layer that has it")
+        require(all(n >= 0 for n in self.layers), f"memory layers are numbers from 0, not {self.layers}")
+        require(self.last >= 1, f"at least 1 token is read after the memory, not {self.last}")
+
+
+Mask = Full | Causal | Sliding | Prefix | Cycle | Memory | Open
+LayerMask = Full | Causal | Sliding | Prefix | Recall | Reverse | Open
 
 
 # ---------------------------------------------------------------- blocks
@@ -314,6 +405,14 @@ class Convolution(Spec):
     def __post_init__(self) -> None:
         odd = self.kernel >= 1 and self.kernel % 2 == 1
         require(odd, f"convolution.kernel must be odd, so that it has a middle, not {self.kernel}")
+
+
+@dataclass(frozen=True)
+class Experts(Spec):
+    """`dims.experts` gated MLPs without biases, of which each token takes the `dims.active` that a linear router scores
+    highest, weighted by the softmax of their scores (Jiang et al. 2024, arXiv:2401.04088, section 2.1)."""
+
+    act: Activation = "silu"
 
 
 # ---------------------------------------------------------------- heads
@@ -526,7 +625,7 @@ class Arch(Spec):
     residual: Residual
     attention: Attention
     mask: Mask
-    mlp: MLP | GatedMLP
+    mlp: MLP | GatedMLP | Experts
     heads: Heads
     init: Normal | FanIn
     dropout: Dropout = Dropout()
@@ -561,7 +660,7 @@ class Arch(Spec):
         require(
             full == (self.structure == "encoder"),
             f"an arch of structure {self.structure!r} cannot have mask {self.mask}; "
-            "encoders are Full() or Open(), decoders Causal(), Sliding(...), Prefix() or Cycle(...)",
+            "encoders are Full() or Open(), decoders Causal(), Sliding(...), Prefix(), Cycle(...) or Memory(...)",
         )
         drawn = isinstance(self.init, Normal) and self.init.positions is not None
         require(
@@ -577,7 +676,8 @@ class Dims(Spec):
     it is trained on, and the rows of a position table where there is one. `embed`: width of the embeddings, which a
     matrix then maps to d_model (left out: they have d_model, and there is no such matrix). `groups`: how many different
     sets of weights the layers share out among them, each of `inner` blocks in a row (left out: every layer its own).
-    `languages`: rows of the language table, 0 for none."""
+    `languages`: rows of the language table, 0 for none. `experts` and `active`: MLPs of a layer with a mixture of them,
+    and how many a token takes; `d_ff` is of one."""
 
     d_model: int
     layers: int
@@ -593,6 +693,8 @@ class Dims(Spec):
     groups: int | None = None
     inner: int = 1
     languages: int = 0
+    experts: int | None = None
+    active: int | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -607,6 +709,8 @@ class Dims(Spec):
             "embed",
             "groups",
             "inner",
+            "experts",
+            "active",
         ):
             n = getattr(self, name)
             require(n is None or n >= 1, f"dims.{name} must be at least 1, not {n}")
@@ -621,6 +725,10 @@ class Dims(Spec):
         require(
             self.groups is None or self.groups <= self.layers,
             f"dims.groups={self.groups} is more than dims.layers={self.layers}",
+        )
+        require(
+            (self.experts or 0) >= (self.active or 0) and (self.experts is None) == (self.active is None),
+            f"dims.active={self.active} of dims.experts={self.experts} experts cannot be taken; give both, at most all",
         )
         require(self.inner == 1 or self.groups is not None, f"dims.inner={self.inner} needs dims.groups")
         require(

@@ -33,6 +33,7 @@ class Position(nn.Module):
     limit: int | None = None  # longest text that this scheme can number
     blank = False  # whether padding is zero among the embeddings, and sees nothing
     segments = False  # whether it reads the segments of tokens too
+    whole = False  # whether a token more changes what all before it are told: then nothing can be kept
 
     def number(self, ids: Tensor, start: int = 0) -> Tensor:  # B T -> 1|B T
         """The position of every token of `ids`, of which the first stands at `start`."""
@@ -93,26 +94,62 @@ class Sinusoidal(Position):
 class Rotary(Position):
     """Rotation of pairs by `pos / base**(2i/D)`, frequencies in fp32; D is the part of a head's width that turns."""
 
-    def __init__(self, width: int, spec: parts.Rotary) -> None:
+    def __init__(self, width: int, context: int, spec: parts.Rotary) -> None:
         super().__init__()
-        self.width, self.spec = int(width * spec.share), spec
+        self.width, self.context, self.spec = int(width * spec.share), context, spec
+        self.whole = isinstance(spec.scaling, parts.DynamicScaling)
 
-    def frequencies(self, device: torch.device) -> Tensor:
-        """Radians a position turns each pair, after scaling: `D/2` values."""
-        i = torch.arange(0, self.width, 2, dtype=torch.int64, device=device).float()
-        free = 1.0 / (self.spec.base ** (i / self.width))
+    def frequencies(self, device: torch.device, length: Tensor | None = None) -> Tensor:
+        """Radians a position turns each pair, after scaling: `D/2` values. `length` (1|B 1): tokens of the text; with a
+        scaling that goes by it the result is `1|B 1 D/2`."""
+        i = torch.arange(0, self.width, 2, dtype=torch.int64, device=device).float() / self.width
+        free = 1.0 / (self.spec.base**i)
+        pairs = self.width // 2
         match self.spec.scaling:
             case parts.LinearScaling(factor):
                 return free / factor
+            case parts.NTKScaling(factor):
+                return 1.0 / (self.spec.base * factor ** (self.width / (self.width - 2))) ** i
+            case parts.DynamicScaling(factor) if length is not None:
+                grown = (factor * length / self.context - (factor - 1)) ** (self.width / (self.width - 2))
+                grown = torch.where(length > self.context, grown, 1.0)  # 1|B 1
+                return 1.0 / ((self.spec.base * grown)[..., None] ** i)
+            case parts.YarnScaling() as yarn:
+                ramp = self.yarn_ramp(yarn, device)
+                return free / yarn.factor * ramp + free * (1 - ramp)
             case parts.Llama3Scaling(factor, low, high, context):
                 turns = context * free / (2 * math.pi)  # full turns within the original context
                 ramp = ((turns - low) / (high - low)).clamp(0, 1)
                 return (1 - ramp) * free / factor + ramp * free
+            case parts.TruncatedScaling(context):
+                cut = 2 * math.pi / context
+                return torch.where(free >= cut, free, torch.where(free >= cut / 8, cut / 16, 0.0))
+            case parts.PowerScaling(power):
+                return free * (1 - torch.arange(pairs, device=device) / pairs) ** power
         return free
 
+    def yarn_ramp(self, yarn: parts.YarnScaling, device: torch.device) -> Tensor:
+        """How far each of the D/2 pairs is interpolated: 0 for the short waves, 1 for the long ones."""
+
+        def pair(turns: float) -> float:  # the pair that makes so many turns within the original context
+            waves = math.log(yarn.context / (turns * 2 * math.pi))
+            return self.width * waves / (2 * math.log(self.spec.base))
+
+        low, high = pair(yarn.fast), pair(yarn.slow)
+        if yarn.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, self.width - 1)
+        high += 0.001 if low == high else 0.0
+        return ((torch.arange(self.width // 2, dtype=torch.float32, device=device) - low) / (high - low)).clamp(0, 1)
+
     def turn(self, pos: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        angle = pos[:, None, :, None].float() * self.frequencies(pos.device)  # B 1 T D/2
-        cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+        free = self.frequencies(pos.device, pos.amax(-1, keepdim=True) + 1)
+        angle = pos[:, None, :, None].float() * (free if free.ndim == 1 else free[:, None])  # 1|B 1 T D/2
+        cos, sin = angle.cos(), angle.sin()
+        if isinstance(self.spec.scaling, parts.YarnScaling):
+            size = yarn_attention(self.spec.scaling)
+            cos, sin = cos * size, sin * size
+        cos, sin = cos.to(dtype), sin.to(dtype)
         pairs = rotate_neighbours if self.spec.interleaved else rotate
 
         def turn(x: Tensor) -> Tensor:
@@ -121,6 +158,17 @@ class Rotary(Position):
             return torch.cat([pairs(x[..., : self.width], cos, sin), x[..., self.width :]], -1)
 
         return turn
+
+
+def yarn_attention(spec: parts.YarnScaling) -> float:
+    """What YaRN multiplies queries and keys by."""
+
+    def size(weight: float) -> float:
+        return 0.1 * weight * math.log(spec.factor) + 1.0 if spec.factor > 1 else 1.0
+
+    if spec.attention is not None:
+        return spec.attention
+    return size(spec.mscale) / size(spec.mscale_all) if spec.mscale and spec.mscale_all else size(1.0)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # B H T D
@@ -169,7 +217,7 @@ def position(spec: parts.Position, arch: parts.Arch, dims: parts.Dims, both: boo
                     f"rotary positions turn pairs: the part of a head that turns must be even, not "
                     f"{int(dims.width * share)} of {dims.width}"
                 )
-            return Rotary(dims.width, spec)
+            return Rotary(dims.width, dims.context, spec)
         case parts.Buckets():
             return Buckets(dims.heads, both, spec)
         case parts.Disentangled():

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stemma.nn import parts
-from stemma.nn.attention import Attention, Relative, Store
+from stemma.nn.attention import Attention, Relative, Store, Turn
 from stemma.nn.cache import Cache
 from stemma.nn.masks import Facts, Visible, layer_mask, visible
-from stemma.nn.mlp import MLP, activation
+from stemma.nn.mlp import activation, feed_forward
 from stemma.nn.norms import norm
 from stemma.nn.positions import Places, Position, position
 
@@ -32,7 +32,7 @@ class Block(nn.Module):
         self.cross_norm = norm(arch.norm, dims.d_model) if cross else None
         self.cross = Attention(arch.attention, dims, arch.dropout.attention) if cross else None
         self.mlp_norm: nn.Module | None = norm(arch.norm, dims.d_model)
-        self.mlp = MLP(arch.mlp, dims, arch.dropout.inner)
+        self.mlp = feed_forward(arch.mlp, dims, arch.dropout.inner)
 
     def drop(self, branch: Tensor) -> Tensor:
         return F.dropout(branch, self.rate, True) if self.training and self.rate else branch
@@ -271,7 +271,7 @@ class Stack(nn.Module):
 
 
 def _store(cache: Cache, layer: int) -> Store:
-    def store(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return cache.write(layer, k, v)
+    def store(k: Tensor, v: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
+        return cache.write(layer, k, v, turn)
 
     return store

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stemma.errors import UsageError
 from stemma.nn import parts
-from stemma.nn.attention import Attention, Relative, Store
+from stemma.nn.attention import Attention, Relative, Store, Turn
 from stemma.nn.cache import Cache
 from stemma.nn.masks import Visible
 from stemma.nn.positions import Places, Position
@@ -202,7 +202,7 @@ class TwoStreams(Stack):
             kept: list[tuple[Tensor, Tensor]] = []
             store = _store(attention, cache, at, None if asked.past is None else asked.past[at], kept)
             if g is not None and at == len(self.order) - 1:
-                store(*attention.keys(h))  # nothing reads the last content
+                store(*attention.keys(h), None)  # nothing reads the last content
             else:
                 h = block(h, Visible(), Places(relative=content), store)
             if g is not None:
@@ -308,9 +308,9 @@ def _store(
 ) -> Store:
     """Takes a layer's new keys and values; gives all there are, and notes them for the queries."""
 
-    def store(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def store(k: Tensor, v: Tensor, turn: Turn | None = None) -> tuple[Tensor, Tensor]:
         if cache is not None:
-            k, v = cache.write(layer, k, v)
+            k, v = cache.write(layer, k, v, turn)
         elif past is not None:
             before = attention.keys(past.to(k.dtype))
             k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)

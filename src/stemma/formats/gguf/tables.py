@@ -199,7 +199,7 @@ def _scaling(at: Reading) -> LinearScaling | None:
 
 
 def _frequencies(width: int, base: float, scaling: Llama3Scaling | None) -> Tensor:
-    return positions.Rotary(width, Rotary(base, scaling)).frequencies(torch.device("cpu"))
+    return positions.Rotary(width, 0, Rotary(base, scaling)).frequencies(torch.device("cpu"))
 
 
 def _llama3(factors: Tensor, base: float, width: int, context: int) -> Llama3Scaling | None:
@@ -300,7 +300,7 @@ def _llama_rows(design: Design) -> Iterator[Row]:
     yield from linear(f"{theirs}.attn_output", f"{ours}.attention.o", bias=arch.attention.out_bias)
     yield row(f"{theirs}.ffn_norm.weight", f"{ours}.mlp_norm.weight")
     for x in ("gate", "up", "down"):
-        yield from linear(f"{theirs}.ffn_{x}", f"{ours}.mlp.{x}", bias=arch.mlp.bias)
+        yield from linear(f"{theirs}.ffn_{x}", f"{ours}.mlp.{x}", bias=getattr(arch.mlp, "bias", False))
     yield row("output_norm.weight", "decoder.norm.weight")
 
 

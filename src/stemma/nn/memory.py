@@ -1,0 +1,97 @@
+"""Reading in windows, with a memory of earlier ones (LongLLaMA).
+
+A memory layer keeps keys *before they turn*: a key that has not turned is one at position 0, whatever window it is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from stemma.nn import parts
+from stemma.nn.cache import Cache, Turn
+from stemma.nn.masks import Visible, layer_mask
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class MemoryCache(Cache):
+    """The keys and values of one window, and in memory layers of all windows before it.
+
+    All rows are of one length and without padding. Positions count from 0 in every window."""
+
+    def __init__(self, arch: parts.Arch, dims: parts.Dims, rows: int) -> None:
+        assert isinstance(arch.mask, parts.Memory)
+        super().__init__(arch, dims.layers, rows, max(dims.context, arch.mask.last), even=True)
+        self.dtype = DTYPES[arch.mask.dtype]
+        self.window = dims.context
+        self.layers = [i for i in range(dims.layers) if isinstance(layer_mask(arch.mask, i), parts.Recall)]
+        self.unturned: dict[int, list[Tensor]] = {i: [] for i in self.layers}
+        self.memory: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def remembered(self) -> int:
+        """Tokens in memory."""
+        return next((k.shape[2] for k, _ in self.memory.values()), 0)
+
+    def roll(self) -> None:
+        """End the window: what memory layers hold of it becomes memory, the rest is dropped."""
+        for i in self.layers:
+            values = self.values[i]
+            assert values is not None
+            new = torch.cat(self.unturned[i], 2), values[:, :, : self.length]
+            kept = self.memory.get(i)
+            pairs = zip(kept, new, strict=True) if kept is not None else [(None, x) for x in new]
+            k, v = (y.to(self.dtype) if x is None else torch.cat([x, y.to(self.dtype)], 2) for x, y in pairs)
+            self.memory[i] = k, v
+            self.unturned[i] = []
+        self.keys, self.values = [None] * len(self.keys), [None] * len(self.values)
+        self.held, self.length = {}, 0
+
+    def begin(self, pos: Tensor, real: Tensor | None) -> None:
+        super().begin(pos, real)
+        if self.remembered:
+            for (_, mask), plan in self.plans.items():
+                if isinstance(mask, parts.Recall):
+                    plan.visible = self.with_memory(plan.visible, pos.shape[-1], pos.device)
+
+    def with_memory(self, seen: Visible, length: int, device: torch.device) -> Visible:
+        """What a window leaves to be seen, and before it all of the memory."""
+        mask = seen.mask
+        if seen.causal:
+            mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+        if mask is None:
+            return seen
+        return Visible(mask=torch.nn.functional.pad(mask, (self.remembered, 0), value=True))
+
+    def write(self, layer: int, k: Tensor, v: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
+        if layer in self.unturned:
+            self.unturned[layer].append(k)
+        keys, values = super().write(layer, k, v, turn)
+        if layer not in self.memory:
+            return keys, values
+        old_keys, old_values = self.memory[layer]
+        return torch.cat([old_keys.to(k.dtype), keys], 2), torch.cat([old_values.to(v.dtype), values], 2)
+
+    def reorder(self, rows: Tensor) -> None:
+        super().reorder(rows)
+        self.unturned = {i: [k.index_select(0, rows) for k in keys] for i, keys in self.unturned.items()}
+        self.memory = {i: (k.index_select(0, rows), v.index_select(0, rows)) for i, (k, v) in self.memory.items()}
+
+
+def in_windows(
+    read: Callable[[Tensor, MemoryCache], Tensor], ids: Tensor, arch: parts.Arch, dims: parts.Dims
+) -> tuple[Tensor, MemoryCache]:
+    """Read texts (B T): all but the mask's `last` tokens in windows of `dims.context`, then those. `read(ids, cache)`
+    gives the hidden states of some. Returns those of all (B T D), and the state after them."""
+    assert isinstance(arch.mask, parts.Memory)
+    cache = MemoryCache(arch, dims, ids.shape[0])
+    early = max(ids.shape[1] - arch.mask.last, 0)
+    hidden = []
+    for window in ids[:, :early].split(dims.context, 1) if early else ():
+        hidden.append(read(window, cache))
+        cache.roll()
+    hidden.append(read(ids[:, early:], cache))
+    return torch.cat(hidden, 1), cache

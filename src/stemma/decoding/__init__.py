@@ -1,5 +1,5 @@
 """Text out of a model: `generate` continues prompts (decoders) or answers them (encoder-decoders), `fill` restores
-masked pieces (encoders) or missing spans (encoder-decoders)."""
+masked pieces (encoders) or missing spans (encoder-decoders, and decoders that fill blanks)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from stemma.decoding import beams
+from stemma.decoding import beams, blanks
 from stemma.decoding.choose import Choice
 from stemma.decoding.session import Session, begin, generates, start_token
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
+from stemma.nn.parts import Prefix
 
 Stream = Callable[[int, str], None]
 
@@ -72,7 +73,7 @@ def generate(
     if not rows:
         return []
     encoded = [_encode(model, p) for p in rows]
-    ends = () if ignore_eos or model.text is None else model.text.eos_ids
+    ends = () if ignore_eos else blanks.ends(model)
     with _evaluating(model):
         if num_beams == 1:
             results = _draw(model, encoded, choice, max_new_tokens, ends, stops, seed, stream)
@@ -116,7 +117,7 @@ def _encode(model: Model, prompt: str | Sequence[int]) -> list[int]:
         raise CheckpointError(
             "a text needs a tokenizer, and this checkpoint came without one: put its tokenizer.json beside config.json"
         )
-    return model.tokenizer.encode(prompt)
+    return blanks.prompt(model, prompt) if isinstance(model.arch.mask, Prefix) else model.tokenizer.encode(prompt)
 
 
 def _draw(
@@ -226,7 +227,7 @@ class Guess:
 @dataclass
 class Filled:
     """A text with its masks filled: for each mask the best guesses (an encoder), or the span that was written for it
-    (an encoder-decoder)."""
+    (an encoder-decoder, or a decoder that fills blanks)."""
 
     text: str
     guesses: list[list[Guess]] = field(default_factory=list)
@@ -240,8 +241,8 @@ MASK = "[MASK]"
 def fill(model: Model, text: str, *, top: int = 5, max_new_tokens: int = 64) -> Filled:
     """Fill every `[MASK]` of a text (the model's own mask token or `<extra_id_N>` will do as well).
 
-    An encoder guesses one token a mask; an encoder-decoder trained on spans writes any number. Raises UsageError if
-    there is no mask, or the model can do neither.
+    An encoder guesses one token a mask; an encoder-decoder trained on spans, and a decoder trained on blanks (GLM),
+    write any number. Raises UsageError if there is no mask, or the model can do none of these.
     """
     if top < 1:
         raise UsageError(f"top must be at least 1, not {top}")
@@ -252,6 +253,8 @@ def fill(model: Model, text: str, *, top: int = 5, max_new_tokens: int = 64) -> 
             return _fill_masks(model, text, top)
         if model.arch.structure == "encoder-decoder" and model.tokenizer.sentinels:
             return _fill_spans(model, text, max_new_tokens)
+        if model.arch.structure == "decoder" and blanks.marks(model).blanks:
+            return _fill_blanks(model, text, max_new_tokens)
     raise UsageError(f"this {model.arch.structure} cannot fill masks; use stemma.generate (or `stemma generate`)")
 
 
@@ -298,6 +301,26 @@ def _fill_spans(model: Model, text: str, max_new_tokens: int) -> Filled:
     for token in ids:
         whole += spans.get(token, []) if token in sentinels else [token]
     return Filled(tokenizer.decode(whole), spans=[tokenizer.decode(spans.get(s, [])) for s in asked])
+
+
+def _fill_blanks(model: Model, text: str, max_new_tokens: int) -> Filled:
+    """One blank after the other, each with those before it already filled."""
+    tokenizer, known = model.tokenizer, blanks.marks(model)
+    if known.start is None:
+        raise UsageError("this model's tokenizer does not know the token that begins what fills a blank")
+    ids = tokenizer.encode(_mark(text, MASK, lambda k: tokenizer.tokens([known.blanks[0]])[0]), allow_special=True)
+    asked = [i for i in ids if i in known.blanks]
+    if not asked:
+        raise UsageError(f"the text has no {MASK} to fill")
+    prompt, spans = list(ids), []
+    for _ in asked:
+        prompt.append(known.start)
+        answer = generate(model, [prompt], max_new_tokens=max_new_tokens)[0].ids
+        spans.append([i for i in answer if i not in blanks.ends(model)])
+        prompt += spans[-1]
+    rest = iter(spans)
+    whole = [i for token in ids for i in (next(rest) if token in known.blanks else [token])]
+    return Filled(tokenizer.decode(whole), spans=[tokenizer.decode(s) for s in spans])
 
 
 def _mark(text: str, mask: str, token: Callable[[int], str]) -> str:

@@ -15,6 +15,7 @@ from stemma.decoding.layout import for_decoding
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.cache import Cache
 from stemma.nn.model import Model
+from stemma.nn.parts import Prefix
 
 
 class Session:
@@ -22,7 +23,7 @@ class Session:
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
         for_decoding(model, len(prompts))
-        self.model, self.device = model, model.device
+        self.model, self.device, self.room = model, model.device, room
         self.encoded = model.encoder is not None
         start = [start_token(model)] if self.encoded else []
         texts = [start for _ in prompts] if self.encoded else [list(p) for p in prompts]
@@ -42,15 +43,23 @@ class Session:
             source, memory_real = _pad(prompts, self.device)
             memory_real = None if bool(memory_real.all()) else memory_real
             memory = model.encode(source, memory_real)
-        positions = torch.arange(longest, device=self.device).expand(len(texts), -1)
+        positions, prefix = self._place(texts)
         hidden = model.decode(
-            ids, None if even else real, positions, memory=memory, memory_mask=memory_real, cache=self.cache
+            ids,
+            None if even else real,
+            positions,
+            order=torch.arange(longest, device=self.device).expand(len(texts), -1),
+            prefix=prefix,
+            memory=memory,
+            memory_mask=memory_real,
+            cache=self.cache,
         )
         self.logits = self._head(hidden[torch.arange(len(texts), device=self.device), self.lengths - 1])
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more token a row (B); returns the logits of the next (B V)."""
-        hidden = self.model.decode(tokens[:, None], None, self.lengths[:, None], cache=self.cache)
+        order = self.lengths[:, None]
+        hidden = self.model.decode(tokens[:, None], None, self._next(), order=order, cache=self.cache)
         self.lengths = self.lengths + 1
         self.logits = self._head(hidden[:, 0])
         return self.logits
@@ -59,6 +68,15 @@ class Session:
         """Go on with the given rows, which may repeat or leave out some."""
         self.cache.reorder(rows)
         self.lengths = self.lengths[rows]
+
+    def _place(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+        """The positions of the tokens that are read first (B T, or B T C), and how many of each row see each other
+        whole."""
+        return torch.arange(max(len(t) for t in texts), device=self.device).expand(len(texts), -1), None
+
+    def _next(self) -> Tensor:
+        """The position of one token more a row: B 1, or B 1 C."""
+        return self.lengths[:, None]
 
     def _head(self, hidden: Tensor) -> Tensor:
         logits = self.model.logits(hidden).float()
@@ -69,8 +87,7 @@ class Session:
         return logits
 
     def _check_room(self, longest: int, room: int) -> None:
-        assert self.model.decoder is not None
-        limit = self.model.decoder.position.limit
+        limit = self._limit()
         if limit is not None and longest + room > limit:
             raise UsageError(
                 f"a prompt of {longest} tokens and max_new_tokens={room} do not fit in this model's {limit} positions; "
@@ -81,6 +98,11 @@ class Session:
             warnings.warn(
                 f"{longest + room} tokens are more than the {trained} this model was trained on", stacklevel=4
             )
+
+    def _limit(self) -> int | None:
+        """How many tokens the position table can number in a row, if it is one."""
+        assert self.model.decoder is not None
+        return self.model.decoder.position.limit
 
     def _check_ids(self, prompts: Sequence[Sequence[int]]) -> None:
         vocab = self.model.dims.vocab
@@ -96,7 +118,10 @@ def generates(model: Model) -> bool:
 
 def begin(model: Model, prompts: Sequence[Sequence[int]], room: int) -> Session:
     """A decoding of prompts, of the kind that the model's arch asks for."""
-    return Session(model, prompts, room)
+    from stemma.decoding.blanks import BlankSession
+
+    kind = BlankSession if isinstance(model.arch.mask, Prefix) and model.encoder is None else Session
+    return kind(model, prompts, room)
 
 
 def start_token(model: Model) -> int:

@@ -30,6 +30,9 @@ def _fill(path: str, weight: nn.Parameter, arch: parts.Arch, dims: parts.Dims, g
     if isinstance(arch.init, parts.FanIn):
         weight.normal_(0.0, arch.init.factor * _fan_in(owner, dims), generator=generator)
         return
+    if isinstance(arch.init, parts.LeCun):
+        weight.normal_(0.0, 1.0 if owner == "tokens" else weight.shape[-1] ** -0.5, generator=generator)
+        return
     std = arch.init.std
     if arch.init.residual and owner in ("o", "down"):
         std /= math.sqrt(2 * dims.layers)  # two branches a layer write into the stream

@@ -169,6 +169,9 @@ class Model(nn.Module):
             raise UsageError(
                 f"a text of {start + ids.shape[1]} tokens does not fit: this model's position table has {limit} rows"
             )
+        if position_ids is not None and position_ids.ndim != (3 if stack.position.columns > 1 else 2):
+            form = "B T 2" if stack.position.columns > 1 else "B T"
+            raise UsageError(f"position_ids have the shape {list(position_ids.shape)}, and this model needs {form}")
         pos = stack.position.number(ids, start) if position_ids is None else position_ids
         if order is None:
             order = pos if pos.ndim == 2 else torch.arange(start, start + ids.shape[1], device=ids.device)[None]
@@ -212,8 +215,9 @@ class Model(nn.Module):
         decoder_position_ids: Tensor | None = None,
         prefix: Tensor | None = None,
     ) -> Output:
-        """All inputs are B T int64; masks 1 for a token and 0 for padding; `labels` -100 where there is no target;
-        `prefix` (B): the length of the part that a prefix mask leaves open.
+        """All inputs are B T int64 (`position_ids` B T 2 where a model counts in two ways); masks 1 for a token and 0
+        for padding; `labels` -100 where there is no target; `prefix` (B): the length of the part that a prefix mask
+        leaves open.
 
         Labels follow the ecosystem: a decoder's are shifted inside, an encoder's stand in place, an
         encoder-decoder's are the decoder's targets (its input is made from them where it is not given). With a task

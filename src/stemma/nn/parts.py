@@ -157,7 +157,24 @@ class Buckets(Spec):
         )
 
 
-Position = Sinusoidal | Learned | Rotary | Buckets
+@dataclass(frozen=True)
+class BlankLearned(Spec):
+    """Two learned tables added to the embeddings, each of `context + 1` rows: of a token's place in the text, and of its
+    place in the blank that it fills (Du et al. 2021, arXiv:2103.10360, section 2.2.1)."""
+
+
+@dataclass(frozen=True)
+class BlankRotary(Spec):
+    """Rotation of one half of each head by the place in the text and of the other by the place in the blank; pairs are
+    the halves of these halves (ChatGLM-6B)."""
+
+    base: float = 10000.0
+
+    def __post_init__(self) -> None:
+        require(self.base > 0, f"rotary base must be positive, not {self.base}")
+
+
+Position = Sinusoidal | Learned | Rotary | Buckets | BlankLearned | BlankRotary
 Norm = LayerNorm | RMSNorm
 Residual = PostNorm | PreNorm | Parallel | Sandwich | DeepNorm
 
@@ -374,6 +391,11 @@ class FanIn(Spec):
 
 
 @dataclass(frozen=True)
+class LeCun(Spec):
+    """Matrices from N(0, 1/sqrt(their inputs)), embeddings from N(0, 1) (LeCun et al. 1998; PaLM, section 5)."""
+
+
+@dataclass(frozen=True)
 class Dropout(Spec):
     """Rates in training: `embed` after the embeddings, `residual` on each branch, `attention` on the weights,
     `inner` inside the MLP, `final` after the last norm."""
@@ -407,7 +429,7 @@ class Arch(Spec):
     mask: Mask
     mlp: MLP | GatedMLP
     heads: Heads
-    init: Normal | FanIn
+    init: Normal | FanIn | LeCun
     dropout: Dropout = Dropout()
     embed_norm: bool = False
     embed_scale: bool = False

@@ -38,4 +38,6 @@ def objective(
             return Masked(spec, tokenizer, context, seed, mixed)
         case declare.Spans():
             return SpanCorruption(spec, tokenizer, text, context, seed, mixed)
+        case declare.Blanks():
+            raise UsageError("training on blank infilling (GLM) is not implemented yet; choose another objective")
     raise UsageError(f"training on {spec} is not built: it needs sentence pairs in two languages")

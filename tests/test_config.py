@@ -287,7 +287,10 @@ LLAMA32 = {
     "use_cache": True,
     "vocab_size": 128256,
 }
-TINY = {name: {"model_type": name} for name in formats.LAYOUTS}
+TINY = {
+    name: {"model_type": layout.model_type} | ({layout.mark: 4} if layout.mark else {})
+    for name, layout in formats.LAYOUTS.items()
+}
 TINY["llama"]["intermediate_size"] = TINY["mistral"]["intermediate_size"] = 64
 
 
@@ -499,7 +502,7 @@ def test_any_value_anywhere_is_read_or_refused_in_one_sentence(model_type: str, 
 @pytest.mark.parametrize("model_type", formats.LAYOUTS)
 @pytest.mark.parametrize("value", ["abc", -36, 0, 1.5, None, [4]])
 def test_widths_must_be_whole_positive_numbers(model_type: str, value: Any) -> None:
-    optional = {"n_inner", "head_dim", "d_kv", "num_key_value_heads", "num_decoder_layers"}
+    optional = {"n_inner", "head_dim", "kv_channels", "d_kv", "num_key_value_heads", "num_decoder_layers"}
     for k in formats.LAYOUTS[model_type].keys:
         if k.paths[0].startswith("dims.") and k.name != "type_vocab_size":
             if value is None and k.name in optional:

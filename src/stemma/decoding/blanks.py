@@ -137,12 +137,18 @@ class BlankSession(Session):
         assert self.model.decoder is not None
         return self.model.decoder.position.columns
 
-    def _limit(self) -> int | None:
-        return None if self._columns > 1 else super()._limit()  # places do not run on: see `_check_table`
+    def _check_room(self, longest: int, room: int) -> None:
+        if self._columns == 1 or self._rows is None:  # a table of places and one of blanks end apart: `_check_table`
+            super()._check_room(longest, room)
+
+    @property
+    def _rows(self) -> int | None:
+        assert self.model.decoder is not None
+        return self.model.decoder.position.limit
 
     def _check_table(self, positions: Tensor, block: Tensor) -> None:
         """Tables of places and of blanks end apart from each other."""
-        limit = super()._limit()
+        limit = self._rows
         if limit is None or self._columns == 1:
             return
         if (most := int(positions.max())) >= limit:

@@ -87,7 +87,8 @@ class Session:
         return logits
 
     def _check_room(self, longest: int, room: int) -> None:
-        limit = self._limit()
+        assert self.model.decoder is not None
+        limit = self.model.decoder.position.limit
         if limit is not None and longest + room > limit:
             raise UsageError(
                 f"a prompt of {longest} tokens and max_new_tokens={room} do not fit in this model's {limit} positions; "
@@ -98,11 +99,6 @@ class Session:
             warnings.warn(
                 f"{longest + room} tokens are more than the {trained} this model was trained on", stacklevel=4
             )
-
-    def _limit(self) -> int | None:
-        """How many tokens the position table can number in a row, if it is one."""
-        assert self.model.decoder is not None
-        return self.model.decoder.position.limit
 
     def _check_ids(self, prompts: Sequence[Sequence[int]]) -> None:
         vocab = self.model.dims.vocab

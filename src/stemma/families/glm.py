@@ -122,10 +122,10 @@ glm_130b = glm.evolve(
         "GLM-130B: An Open Bilingual Pre-trained Model",
         "arXiv:2210.02414; github.com/THUDM/GLM-130B",
         weights="on request; in shards of SwissArmyTransformer, which are not read here",
-        note="post-norm by DeepNorm; the released code, which moves each norm to the beginning of what follows it, also "
-        "has one on the embeddings and multiplies with the embeddings for its logits: 128,697,769,984 parameters and "
-        "the 24,576 of that norm. A token that fills [MASK] has the mask's position, after [gMASK] positions run on. "
-        "The batch grows from 192 to 4224 rows over 2.5% of training, the embeddings' gradient is taken times 0.1, and "
+        note="post-norm by DeepNorm; the released code, which puts each norm to the beginning of what follows it, "
+        "also has one on the embeddings and multiplies with the embeddings for its logits: 128,697,769,984 parameters "
+        "and the 24,576 of that norm. What fills [MASK] has the mask's position, after [gMASK] positions run on. The "
+        "batch grows from 192 to 4224 rows over 2.5% of training, the embeddings' gradient is taken times 0.1, and "
         "DeepNorm's own initialisation is published; these are not fields here",
     ),
 )

@@ -46,10 +46,10 @@ palm = gpt3.evolve(
         "PaLM: Scaling Language Modeling with Pathways",
         "arXiv:2204.02311",
         weights="never published",
-        note="the norm's eps, the rotary base and its pairing are unpublished: 1e-6, 10,000 and neighbours stand in, as "
-        "the kind of SentencePiece model (256,000 pieces, white space and bytes kept, digits apart); the batch is the "
-        "last of its ramp. Published, and no field here: Adafactor without factors, with a momentum of 0.9; a weight "
-        "decay of the rate squared; 0.0001 times the square of the log of the softmax's normaliser added to the loss",
+        note="the norm's eps, the rotary base and its pairing are unpublished: 1e-6, 10,000 and neighbours stand in, "
+        "as does the kind of SentencePiece model (256,000 pieces, white space and bytes kept, digits apart); the batch "
+        "is the last of its ramp. Published, and no field here: Adafactor without factors, with a momentum of 0.9; a "
+        "weight decay of the rate squared; 0.0001 log(Z)**2 added to the loss, Z being the normaliser of the softmax",
     ),
 )
 

@@ -123,8 +123,8 @@ class Model(nn.Module):
         `memory` (B S D) is the encoder's output and `memory_mask` (B S) its padding; with a `cache` they are given
         once, at the first call. `attention_mask` (B T) marks padding among the new tokens. `order` (1|B T): the places
         of the tokens in their rows, which masks and the cache go by; left out, they are the positions where these count
-        in one way, else 0, 1, ... `prefix` (B): so many tokens at the beginning see each other whole, under a prefix
-        mask."""
+        in one way and no prefix mask counts in the row, else 0, 1, ... `prefix` (B): so many tokens at the beginning
+        see each other whole, under a prefix mask."""
         if self.decoder is None:
             raise UsageError(f"a {self.arch.structure} has no decoder")
         if cache is not None and memory is not None:
@@ -174,7 +174,8 @@ class Model(nn.Module):
             raise UsageError(f"position_ids have the shape {list(position_ids.shape)}, and this model needs {form}")
         pos = stack.position.number(ids, start) if position_ids is None else position_ids
         if order is None:
-            order = pos if pos.ndim == 2 else torch.arange(start, start + ids.shape[1], device=ids.device)[None]
+            own = pos.ndim == 2 and not isinstance(self.arch.mask, parts.Prefix)  # a prefix is counted in the row
+            order = pos if own else torch.arange(start, start + ids.shape[1], device=ids.device)[None]
         if prefix is not None:
             prefix = prefix[:, None]
             if cache is not None:

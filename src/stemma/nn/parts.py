@@ -159,8 +159,8 @@ class Buckets(Spec):
 
 @dataclass(frozen=True)
 class BlankLearned(Spec):
-    """Two learned tables added to the embeddings, each of `context + 1` rows: of a token's place in the text, and of its
-    place in the blank that it fills (Du et al. 2021, arXiv:2103.10360, section 2.2.1)."""
+    """Two learned tables added to the embeddings, each of `context + 1` rows: of a token's place in the text, and of
+    its place in the blank that it fills (Du et al. 2021, arXiv:2103.10360, section 2.2.1)."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ CASES: dict[str, Case] = {
     "cohere": ("CohereForCausalLM", hf.CohereConfig, COHERE),
     "cohere-mha": ("CohereForCausalLM", hf.CohereConfig, COHERE | dict(num_key_value_heads=None, attention_bias=True, logit_scale=0.8333, layer_norm_eps=1e-2)),
     "cohere-untied": ("CohereForCausalLM", hf.CohereConfig, COHERE | dict(tie_word_embeddings=False, hidden_act="gelu", rope_parameters=dict(rope_type="linear", factor=2.5, rope_theta=2000.0))),
+    "cohere-norms": ("CohereForCausalLM", hf.CohereConfig, COHERE | dict(use_qk_norm=True, layer_norm_eps=1e-2)),
     "cohere-model": ("CohereModel", hf.CohereConfig, COHERE),
     "palm": ("CohereForCausalLM", hf.CohereConfig, PALM),
     "palm-wide": ("CohereForCausalLM", hf.CohereConfig, PALM | dict(hidden_size=64, num_attention_heads=4, head_dim=32, intermediate_size=256, logit_scale=64**-0.5)),
@@ -61,5 +62,6 @@ COUNTS = {
     "palm-540b": 540_356_474_880,
     "command-r-v01": 34_980_831_232,
     "command-r-08-2024": 32_296_476_672,
+    "command-r-plus": 103_810_674_688,
     "aya-23-8b": 8_028_033_024,
 }

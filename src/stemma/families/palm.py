@@ -2,7 +2,7 @@
 
 from stemma.families.declare import About, Adafactor, Schedule, Size
 from stemma.families.gpt import gpt3
-from stemma.nn.parts import Causal, Dims, GatedMLP, LayerNorm, LeCun, LMHead, Normal, Parallel, Rotary
+from stemma.nn.parts import Causal, Dims, GatedMLP, HeadNorm, LayerNorm, LeCun, LMHead, Normal, Parallel, Rotary
 
 palm = gpt3.evolve(
     "palm",
@@ -84,6 +84,17 @@ command_r = palm.evolve(
             {"recipe.batch": None, "arch.position.base": 4e6},
             published="32B",
             hub="CohereForAI/c4ai-command-r-08-2024",
+        ),
+        "command-r-plus": Size(
+            Dims(12_288, 64, 96, 33_792, 256_000, 8192, kv_heads=8),
+            {
+                "recipe.batch": None,
+                "arch.position.base": 7.5e7,
+                "arch.heads.lm.factor": 0.8333333333333334,
+                "arch.attention.qk_norm": HeadNorm(1e-5),
+            },
+            published="104B",
+            hub="CohereForAI/c4ai-command-r-plus",
         ),
         "aya-23-8b": Size(
             Dims(4096, 32, 32, 14_336, 256_000, 8192, kv_heads=8),

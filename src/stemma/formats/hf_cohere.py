@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from stemma.errors import CheckpointError
 from stemma.families.declare import Design
 from stemma.formats.config import Layout, key, several, words
 from stemma.formats.hf_llama import ACTS, STRAY, read_rope, write_rope
@@ -19,6 +20,9 @@ def _rows(design: Design) -> Iterator[Row]:
     yield row("model.embed_tokens.weight", "embed.tokens.weight", aliases=["lm_head.weight"] if tied else [])
     for x in "qkvo":
         yield from linear(f"{theirs}.self_attn.{x}_proj", f"{ours}.attention.{x}", bias=arch.attention.bias)
+    if arch.attention.qk_norm is not None:
+        for x in "qk":
+            yield row(f"{theirs}.self_attn.{x}_norm.weight", f"{ours}.attention.{x}_norm.weight")
     for x in ("gate", "up", "down"):
         yield row(f"{theirs}.mlp.{x}_proj.weight", f"{ours}.mlp.{x}.weight")
     yield row(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight")
@@ -32,6 +36,12 @@ def _read_rope(value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     given = [config.get(name) for name in ("rope_parameters", "rope_scaling")]
     based = config.get("rope_theta") is not None or any(isinstance(g, Mapping) and "rope_theta" in g for g in given)
     return read_rope(value, config) | {"interleaved": True} | ({} if based else {"base": 500_000.0})
+
+
+def _read_norm(value: Any, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    if value not in (True, False, None) or isinstance(value, float):
+        raise CheckpointError(f"use_qk_norm={value!r} must be true or false")
+    return {"kind": "HeadNorm", "eps": config.get("layer_norm_eps", 1e-5)} if value else None
 
 
 def _is_scaled(value: Any, config: Mapping[str, Any]) -> bool:
@@ -85,6 +95,7 @@ cohere = Layout(
             write=write_rope,
         ),
         key("attention_bias", "arch.attention.bias", "arch.attention.out_bias", default=False),
+        key("use_qk_norm", "arch.attention.qk_norm", default=False, read=_read_norm, write=lambda v, d: v is not None),
         key("attention_dropout", "arch.dropout.attention", default=0.0),
         key("pad_token_id", "text.pad_id", default=0),
         key("bos_token_id", "text.bos_id", default=5),
@@ -92,7 +103,6 @@ cohere = Layout(
     ),
     rows=lambda design: list(_rows(design)),
     prefix="model.",
-    fixed={"use_qk_norm": False},
     unused={"model_max_length": "a longer context than it was trained on", "pretraining_tp": "of its training"},
     stray=STRAY,
 )

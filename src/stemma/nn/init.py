@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stemma.nn import parts
-from stemma.nn.norms import OffsetRMSNorm, RMSNorm
+from stemma.nn.norms import HeadNorm, OffsetRMSNorm, RMSNorm
 
 
 @torch.no_grad()
@@ -16,12 +16,12 @@ def initialise(model: nn.Module, arch: parts.Arch, dims: parts.Dims, seed: int) 
     """Fill every parameter of `model` in place. The draw depends on `seed` alone, not on torch's global state."""
     generator = torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():
-        if isinstance(module, (nn.LayerNorm, RMSNorm)):
+        if isinstance(module, (nn.LayerNorm, RMSNorm, HeadNorm)):
             module.weight.fill_(1.0)
         for key, weight in module.named_parameters(recurse=False):
             if key == "bias" or isinstance(module, OffsetRMSNorm):
                 weight.zero_()
-            elif not isinstance(module, (nn.LayerNorm, RMSNorm)):
+            elif not isinstance(module, (nn.LayerNorm, RMSNorm, HeadNorm)):
                 _fill(f"{name}.{key}", weight, arch, dims, generator)
 
 

@@ -45,6 +45,16 @@ class RMSNorm(Spec):
 
 
 @dataclass(frozen=True)
+class HeadNorm(Spec):
+    """Layer normalisation of queries or keys, with gains of its own for every head and no bias (Command R+)."""
+
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        require(self.eps > 0, f"norm eps must be positive, not {self.eps}")
+
+
+@dataclass(frozen=True)
 class PostNorm(Spec):
     """`x = norm(x + f(x))`, no norm after the last block (Vaswani et al. 2017)."""
 
@@ -234,7 +244,7 @@ class Attention(Spec):
     out_bias: bool = True
     scaled: bool = True
     scale_width: float | None = None
-    qk_norm: LayerNorm | RMSNorm | None = None
+    qk_norm: LayerNorm | RMSNorm | HeadNorm | None = None
     softcap: float | None = None
 
     def __post_init__(self) -> None:

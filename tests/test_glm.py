@@ -19,7 +19,7 @@ from stemma import families, spec
 from stemma.decoding import Session, beams, blanks
 from stemma.decoding.session import begin
 from stemma.errors import CheckpointError, UsageError
-from stemma.formats import LAYOUTS, attach, layout_of
+from stemma.formats import LAYOUTS, attach, layout_of, read_design
 from stemma.nn.model import Model, count
 from stemma.text import Specials, Tokenizer
 
@@ -253,8 +253,6 @@ def test_a_head_that_is_not_the_embeddings_is_kept(tmp_path: Path) -> None:
     ("model_type", "marks"), [("glm", ("num_layers", "num_hidden_layers")), ("chatglm", ("inner_hidden_size", "ffn_hidden_size"))]
 )  # fmt: skip
 def test_publishers_of_one_model_type_are_told_apart(model_type: str, marks: tuple[str, str]) -> None:
-    from stemma.formats import read_design
-
     for mark in marks:
         _, owner, layout, _ = read_design({"model_type": model_type, mark: 3})
         assert layout is not None and layout.mark == mark and owner is not None and owner.name in layout.families
@@ -278,9 +276,38 @@ def test_designs_are_written_in_the_layout_of_others(size: str) -> None:
     assert data["model_type"] == names.get(size, "cohere")
     if size == "palm-540b":
         assert (data["head_dim"], data["num_key_value_heads"], data["logit_scale"]) == (256, 1, 18_432**-0.5)
-    again, owner, _, _ = stemma.formats.read_design(data)
+    again, owner, _, _ = read_design(data)
     assert again.name == size and owner is families.family(size)
     assert LAYOUTS[layout.name] is layout
+
+
+@pytest.mark.parametrize("name", ["glm-base", "chatglm-6b", "glm-130b"])
+def test_a_plain_text_is_trained_on_too(name: str) -> None:
+    """Next-token training of packed documents: positions of both kinds, and no document sees another."""
+    from stemma.objectives.base import layout
+
+    model = stemma.build(name, layers=2, vocab=VOCAB, d_model=32, heads=4, d_ff=64, context=40).double()
+    ids = torch.randint(11, VOCAB, (1, 20), generator=torch.Generator().manual_seed(6))
+    documents = (torch.arange(20) >= 8).long()[None]
+    at = layout(model, {"position_ids": torch.cat([torch.arange(8), torch.arange(12)])[None]})
+    assert at is None if name == "glm-130b" else at.shape == (1, 20, 2)
+    with torch.no_grad():
+        packed = model(ids, position_ids=at, documents=documents).hidden
+        alone = torch.cat([model(ids[:, :8]).hidden, model(ids[:, 8:]).hidden], 1)
+    assert (packed - alone).abs().max() < (1e-6 if at is None else 1e-10)  # angles are fp32 and go on without positions
+
+
+def test_kernels_of_palm_begin_with_their_fan_in() -> None:
+    model = stemma.build("palm-8b", layers=1, vocab=500, d_model=128, heads=4, head_dim=64, d_ff=512)
+    block = model.decoder.blocks[0]
+    for weight, std in (
+        (model.embed.tokens.weight, 1.0),
+        (block.attention.q.weight, 128**-0.5),
+        (block.attention.o.weight, 256**-0.5),
+        (block.mlp.up.weight, 128**-0.5),
+        (block.mlp.down.weight, 512**-0.5),
+    ):
+        assert weight.std().item() == pytest.approx(std, rel=0.03)
 
 
 def test_blank_infilling_is_not_trained_on_yet() -> None:
@@ -417,3 +444,50 @@ def test_a_text_with_blanks_is_filled() -> None:
 def test_a_decoder_without_blanks_keeps_its_session(tmp_path: Path) -> None:
     model = written(tmp_path, CHAT2, drawn(chatglm.second_shapes(3, 32, 44, VOCAB, 4, 2, 8)))
     assert type(begin(model, [[5, 6]], 2)) is Session
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "glm-10b": {
+        "architectures": ["GLMModel"], "attention_dropout_prob": 0.1, "attention_scale": 1.0,
+        "auto_map": {"AutoModelForSeq2SeqLM": "modeling_glm.GLMForConditionalGeneration"},
+        "block_position_encoding": True, "checkpoint_num_layers": 1, "embedding_dropout_prob": 0.1, "hidden_size": 4096,
+        "initializer_range": 0.02, "max_sequence_length": 1024, "model_type": "glm", "num_attention_heads": 64,
+        "num_layers": 48, "output_dropout_prob": 0.1, "output_predict": True, "parallel_output": True,
+        "pool_token": "cls", "relative_encoding": False, "spell_func": "lstm", "spell_length": None,
+        "torch_dtype": "float16", "vocab_size": 50_304,
+    },
+    "glm-515m": {
+        "attention_dropout_prob": 0.1, "attention_scale": 1.0, "block_position_encoding": True, "hidden_size": 1152,
+        "max_sequence_length": 512, "model_type": "glm", "num_attention_heads": 18, "num_layers": 30,
+        "layernorm_epsilon": 1e-5, "use_scaled_init_for_output_weights": True, "vocab_size": 30_592,
+    },
+    "chatglm-6b": {
+        "architectures": ["ChatGLMModel"], "auto_map": {"AutoConfig": "configuration_chatglm.ChatGLMConfig"},
+        "bos_token_id": 130_004, "eos_token_id": 130_005, "mask_token_id": 130_000, "gmask_token_id": 130_001,
+        "pad_token_id": 3, "hidden_size": 4096, "inner_hidden_size": 16_384, "layernorm_epsilon": 1e-05,
+        "max_sequence_length": 2048, "model_type": "chatglm", "num_attention_heads": 32, "num_layers": 28,
+        "position_encoding_2d": True, "pre_seq_len": None, "prefix_projection": False, "quantization_bit": 0,
+        "torch_dtype": "float16", "transformers_version": "4.27.1", "use_cache": True, "vocab_size": 130_528,
+    },
+    "chatglm3-6b": {
+        "architectures": ["ChatGLMModel"], "add_bias_linear": False, "add_qkv_bias": True, "model_type": "chatglm",
+        "apply_query_key_layer_scaling": True, "apply_residual_connection_post_layernorm": False,
+        "attention_dropout": 0.0, "attention_softmax_in_fp32": True, "bias_dropout_fusion": True,
+        "ffn_hidden_size": 13_696, "fp32_residual_connection": False, "hidden_dropout": 0.0, "hidden_size": 4096,
+        "kv_channels": 128, "layernorm_epsilon": 1e-05, "multi_query_attention": True, "multi_query_group_num": 2,
+        "num_attention_heads": 32, "num_layers": 28, "original_rope": True, "padded_vocab_size": 65_024,
+        "post_layer_norm": True, "rmsnorm": True, "seq_length": 8192, "use_cache": True, "torch_dtype": "float16",
+        "tie_word_embeddings": False, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": 65_024,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_published_configs_give_the_published_size(size: str) -> None:
+    found, owner, _, unused = read_design(PUBLISHED[size])
+    declared = families.design(size)
+    assert found.name == size and owner is families.family(size) and found.dims == declared.dims
+    for part in ("position", "norm", "residual", "attention", "mask", "mlp", "heads", "dropout", "embed_norm"):
+        assert getattr(found.arch, part) == getattr(declared.arch, part), part
+    assert found.text.blank_ids == declared.text.blank_ids and found.text.eos_ids == declared.text.eos_ids
+    assert all(unused.values())

@@ -59,8 +59,8 @@ glm = gpt2.evolve(
         "recipe.data": "BooksCorpus and English Wikipedia",
     },
     sizes={
-        "glm-base": Size(Dims(768, 12, 12, 3072, 30_592, 512), WORDS, "110M", hub="THUDM/glm-base"),
-        "glm-large": Size(Dims(1024, 24, 16, 4096, 30_592, 512), {**WORDS, **LARGE}, "335M", hub="THUDM/glm-large"),
+        "glm-base": Size(Dims(768, 12, 12, 3072, 30_592, 512), WORDS, "110M"),
+        "glm-large": Size(Dims(1024, 24, 16, 4096, 30_592, 512), {**WORDS, **LARGE}, "335M"),
         "glm-410m": Size(
             Dims(1024, 30, 16, 4096, 30_592, 512), {**WORDS, **LARGE}, "410M; 1.25 times large", ("glm-1.25x",)
         ),

@@ -287,7 +287,10 @@ LLAMA32 = {
     "use_cache": True,
     "vocab_size": 128256,
 }
-TINY = {name: {"model_type": name} for name in formats.LAYOUTS}
+TINY = {
+    name: {"model_type": layout.model_type} | ({layout.mark: 4} if layout.mark else {})
+    for name, layout in formats.LAYOUTS.items()
+}
 TINY["llama"]["intermediate_size"] = TINY["mistral"]["intermediate_size"] = 64
 for name in ("deberta", "deberta-v2"):  # their defaults are those of no published model
     TINY[name] |= {"relative_attention": True, "position_biased_input": False, "pos_att_type": "c2p|p2c"}
@@ -511,6 +514,7 @@ def test_widths_must_be_whole_positive_numbers(model_type: str, value: Any) -> N
         "num_key_value_heads",
         "num_decoder_layers",
         "attention_head_size",
+        "kv_channels",
     }
     for k in formats.LAYOUTS[model_type].keys:
         if k.paths[0].startswith("dims.") and k.name != "type_vocab_size":

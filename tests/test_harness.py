@@ -18,7 +18,7 @@ from stemma.families import tree
 from stemma.families.declare import Design
 from stemma.formats import attach
 from stemma.nn.model import Model
-from stemma.nn.parts import Causal, Cycle, Learned, Memory, Open, RelativeSinusoidal, Rotary, Sliding
+from stemma.nn.parts import BlankLearned, Causal, Cycle, Learned, Memory, Open, RelativeSinusoidal, Rotary, Sliding
 from stemma.spec import Spec
 from tiny import FAMILIES, batch, build, run, tiny
 
@@ -41,7 +41,7 @@ def alternatives(hint: Any, value: Any) -> list[Any]:
         elif option is bool:
             out.append(not value)
         elif option is int and not isinstance(value, bool):
-            out += [2 * value, value + 1, value // 2, 2, 1] if value is not None else [1, 2, 12]
+            out += [2 * value, value + 1, value // 2, 2, 1] if value is not None else [1, 2, 12, 16]
         elif option is float:
             out += [0.5] if value is None else [value * 1.5 + 0.01, 0.3]
         elif option is type(None):
@@ -114,7 +114,7 @@ def test_no_dead_knob(name: str) -> None:
                     break
             else:
                 # the length that a model is trained on shows in the network only where it has a table of positions
-                table = isinstance(design.arch.position, Learned)
+                table = isinstance(design.arch.position, Learned | BlankLearned)
                 alone = path == "dims.decoder_layers" and design.arch.structure != "encoder-decoder"
                 alone = alone or (path == "arch.dropout.pair" and not design.arch.heads.pair)
                 assert (path == "dims.context" and not table) or alone or not tried, f"{path} changes nothing"
@@ -141,12 +141,19 @@ def test_packed_documents_do_not_see_each_other(name: str) -> None:
     design = tiny(name)
     model = build(design).double()
     one, two = batch(design, 1, 9, seed=1), batch(design, 1, 14, seed=2)
-    alone = [run(model, {k: v for k, v in x.items() if k != "attention_mask"}).hidden for x in (one, two)]
+    for x in (one, two):  # of a row, not of a text in it
+        for name in ("attention_mask", "prefix", "position_ids"):
+            x.pop(name, None)
+    alone = [run(model, x).hidden for x in (one, two)]
     documents = torch.tensor([[0] * 9 + [1] * 14])
     start = design.arch.position.padding + 1 if isinstance(design.arch.position, Learned) and design.arch.position.padding is not None else 0  # fmt: skip
     positions = torch.cat([torch.arange(9), torch.arange(14)])[None]
-    packed = {k: torch.cat([one[k], two[k]], 1) for k in one if k != "attention_mask"}
-    packed |= {"documents": documents, "position_ids": positions + start}
+    stack = model.decoder if model.encoder is None else model.encoder
+    places = positions + start if stack.position.columns == 1 else stack.position.number(documents)
+    if stack.position.columns > 1:
+        places[..., 0] = positions
+    packed = {k: torch.cat([one[k], two[k]], 1) for k in one}
+    packed |= {"documents": documents, "position_ids": places}
     if design.arch.structure == "encoder-decoder":
         packed |= {"decoder_documents": documents, "decoder_position_ids": positions}
     together = run(model, packed).hidden

@@ -10,7 +10,7 @@ from stemma import spec
 from stemma.families import tree
 from stemma.families.declare import Design
 from stemma.nn.model import Model, Output
-from stemma.nn.parts import RelativeSinusoidal, Sliding
+from stemma.nn.parts import BlankLearned, BlankRotary, Prefix, RelativeSinusoidal, Rotary, Sliding
 
 FAMILIES = [f.name for f in tree().values() if f.edge in ("root", "evolve")]  # with a design of their own
 LENGTH = 23
@@ -49,9 +49,13 @@ def tiny(name: str, **changes: Any) -> Design:
             small.setdefault(path, 6)
         elif path.startswith("arch.dropout."):
             small[path] = 0.0
+    scheme = design.arch.position
+    if isinstance(scheme, BlankRotary) or (isinstance(scheme, Rotary) and scheme.share < 1):
+        small["dims.d_model"] = 72  # half a head still holds a slow pair
     design = spec.edit(design, small)
+    pad = design.text.pad_id or 0
     ids: dict[str, Any] = {"text.mask_id": None if design.text.mask_id is None else 4}
-    ids |= {"text.pad_id": 0 if design.text.pad_id is None else design.text.pad_id, "text.start_id": 0}
+    ids |= {"text.pad_id": pad if pad < small["dims.vocab"] else 0, "text.start_id": 0}
     return spec.edit(spec.edit(design, ids), changes)
 
 
@@ -80,6 +84,13 @@ def batch(design: Design, rows: int = 3, length: int = LENGTH, seed: int = 3) ->
         inputs["token_type_ids"] = torch.randint(0, segments, (rows, length), generator=generator)
     if design.dims.languages:
         inputs["langs"] = torch.randint(0, design.dims.languages, (rows, length), generator=generator)
+    if design.arch.structure == "decoder" and isinstance(design.arch.mask, Prefix):
+        inputs["prefix"] = torch.tensor([5, 3, 9])[:rows]
+        if isinstance(design.arch.position, BlankLearned | BlankRotary):  # what follows the prefix fills its place 2
+            place = torch.arange(length).expand(rows, -1)
+            filled = place >= inputs["prefix"][:, None]
+            within = (place - inputs["prefix"][:, None] + 1) * filled
+            inputs["position_ids"] = torch.stack([place.masked_fill(filled, 2), within], -1)
     if design.arch.structure == "encoder-decoder":
         inputs["decoder_input_ids"] = torch.randint(3, design.dims.vocab, (rows, length), generator=generator)
     return inputs

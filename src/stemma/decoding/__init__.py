@@ -1,5 +1,6 @@
 """Text out of a model: `generate` continues prompts (decoders, query streams) or answers them (encoder-decoders,
-encoders with an open mask), `fill` restores masked pieces (encoders) or missing spans (encoder-decoders)."""
+encoders with an open mask), `fill` restores masked pieces (encoders) or missing spans (encoder-decoders, and decoders
+that fill blanks)."""
 
 from __future__ import annotations
 
@@ -11,11 +12,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from stemma.decoding import beams
+from stemma.decoding import beams, blanks
 from stemma.decoding.choose import Choice
 from stemma.decoding.session import Session, answers, begin, generates, language_of, spoken, written
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
+from stemma.nn.parts import Prefix
 from stemma.nn.streams import Request
 
 Stream = Callable[[int, str], None]
@@ -75,7 +77,7 @@ def generate(
     if not rows:
         return []
     encoded = [_encode(model, p) for p in rows]
-    ends = () if ignore_eos or model.text is None else model.text.eos_ids
+    ends = () if ignore_eos else blanks.ends(model)
     spoken_here = language_of(model, language)
     with evaluating(model):
         if num_beams == 1:
@@ -121,6 +123,8 @@ def _encode(model: Model, prompt: str | Sequence[int]) -> list[int]:
         raise CheckpointError(
             "a text needs a tokenizer, and this checkpoint came without one: put its tokenizer.json beside config.json"
         )
+    if isinstance(model.arch.mask, Prefix):
+        return blanks.prompt(model, prompt)
     # a query stream goes on from the end of a text, which has no special tokens behind it
     return model.tokenizer.encode(prompt, add_special=model.arch.streams is None)
 
@@ -233,7 +237,7 @@ class Guess:
 @dataclass
 class Filled:
     """A text with its masks filled: for each mask the best guesses (an encoder), or the span that was written for it
-    (an encoder-decoder)."""
+    (an encoder-decoder, or a decoder that fills blanks)."""
 
     text: str
     guesses: list[list[Guess]] = field(default_factory=list)
@@ -249,8 +253,9 @@ def fill(
 ) -> Filled:
     """Fill every `[MASK]` of a text (the model's own mask token or `<extra_id_N>` will do as well).
 
-    An encoder guesses one token a mask; an encoder-decoder trained on spans writes any number. `language` as for
-    `generate`. Raises UsageError if there is no mask, or the model can do neither.
+    An encoder guesses one token a mask; an encoder-decoder trained on spans, and a decoder trained on blanks (GLM),
+    write any number. `language` as for `generate`. Raises UsageError if there is no mask, or the model can do none of
+    these.
     """
     if top < 1:
         raise UsageError(f"top must be at least 1, not {top}")
@@ -261,6 +266,8 @@ def fill(
             return _fill_masks(model, text, top, language_of(model, language))
         if model.arch.structure == "encoder-decoder" and model.tokenizer.sentinels:
             return _fill_spans(model, text, max_new_tokens)
+        if model.arch.structure == "decoder" and blanks.marks(model).blanks:
+            return _fill_blanks(model, text, max_new_tokens)
     raise UsageError(f"this {model.arch.structure} cannot fill masks; use stemma.generate (or `stemma generate`)")
 
 
@@ -315,6 +322,26 @@ def _fill_spans(model: Model, text: str, max_new_tokens: int) -> Filled:
     for token in ids:
         whole += spans.get(token, []) if token in sentinels else [token]
     return Filled(tokenizer.decode(whole), spans=[tokenizer.decode(spans.get(s, [])) for s in asked])
+
+
+def _fill_blanks(model: Model, text: str, max_new_tokens: int) -> Filled:
+    """One blank after the other, each with those before it already filled."""
+    tokenizer, known = model.tokenizer, blanks.marks(model)
+    if known.start is None:
+        raise UsageError("this model's tokenizer does not know the token that begins what fills a blank")
+    ids = tokenizer.encode(_mark(text, MASK, lambda k: tokenizer.tokens([known.blanks[0]])[0]), allow_special=True)
+    asked = [i for i in ids if i in known.blanks]
+    if not asked:
+        raise UsageError(f"the text has no {MASK} to fill")
+    prompt, spans = list(ids), []
+    for _ in asked:
+        prompt.append(known.start)
+        answer = generate(model, [prompt], max_new_tokens=max_new_tokens)[0].ids
+        spans.append([i for i in answer if i not in blanks.ends(model)])
+        prompt += spans[-1]
+    rest = iter(spans)
+    whole = [i for token in ids for i in (next(rest) if token in known.blanks else [token])]
+    return Filled(tokenizer.decode(whole), spans=[tokenizer.decode(s) for s in spans])
 
 
 def _mark(text: str, mask: str, token: Callable[[int], str]) -> str:

@@ -16,7 +16,7 @@ from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.nn.cache import Cache
 from stemma.nn.memory import MemoryCache, in_windows
 from stemma.nn.model import Model
-from stemma.nn.parts import Memory, Open
+from stemma.nn.parts import Memory, Open, Prefix
 
 
 class Session:
@@ -38,11 +38,13 @@ class Session:
             source, memory_real = pad(prompts, self.device)
             memory_real = None if bool(memory_real.all()) else memory_real
             memory = model.encode(source, memory_real)
-        positions = torch.arange(longest, device=self.device).expand(len(texts), -1)
+        positions, prefix = self._place(texts)
         hidden = model.decode(
             ids,
             None if even else real,
             positions,
+            order=torch.arange(longest, device=self.device).expand(len(texts), -1),
+            prefix=prefix,
             memory=memory,
             memory_mask=memory_real,
             cache=self.cache,
@@ -59,7 +61,7 @@ class Session:
     ) -> None:
         """Check the prompts and what is written on (`texts`, where it is not the prompts), and note its lengths."""
         for_decoding(model, len(prompts))
-        self.model, self.device = model, model.device
+        self.model, self.device, self.room = model, model.device, room
         texts = prompts if texts is None else texts
         for i, text in enumerate(texts):
             if not text:
@@ -70,9 +72,9 @@ class Session:
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more token a row (B); returns the logits of the next (B V)."""
-        ids = tokens[:, None]
+        ids, order = tokens[:, None], self.lengths[:, None]
         langs = spoken(ids, self.language)
-        hidden = self.model.decode(ids, None, self.lengths[:, None], cache=self.cache, langs=langs)
+        hidden = self.model.decode(ids, None, self._next(), order=order, cache=self.cache, langs=langs)
         self.lengths = self.lengths + 1
         self.logits = self._head(hidden[:, 0])
         return self.logits
@@ -81,6 +83,15 @@ class Session:
         """Go on with the given rows, which may repeat or leave out some."""
         self.cache.reorder(rows)
         self.lengths = self.lengths[rows]
+
+    def _place(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+        """The positions of the tokens that are read first (B T, or B T C), and how many of each row see each other
+        whole."""
+        return torch.arange(max(len(t) for t in texts), device=self.device).expand(len(texts), -1), None
+
+    def _next(self) -> Tensor:
+        """The position of one token more a row: B 1, or B 1 C."""
+        return self.lengths[:, None]
 
     def _head(self, hidden: Tensor) -> Tensor:
         logits = self.model.logits(hidden).float()
@@ -199,6 +210,10 @@ def begin(model: Model, prompts: Sequence[Sequence[int]], room: int, language: i
         from stemma.decoding.masks import MaskSession
 
         return MaskSession(model, prompts, room)
+    if isinstance(model.arch.mask, Prefix) and model.encoder is None:
+        from stemma.decoding.blanks import BlankSession
+
+        return BlankSession(model, prompts, room)
     if isinstance(model.arch.mask, Memory):
         return Remembering(model, prompts, room)
     longest = max((len(p) for p in prompts), default=0)

@@ -164,6 +164,31 @@ class Infill(Spec):
 
 
 @dataclass(frozen=True)
+class Blanks(Spec):
+    """Autoregressive blank infilling (Du et al. 2021, arXiv:2103.10360, section 2.1): pieces of a text fall out, a mask
+    in the place of each, and follow it in random order, each predicted from left to right. A text loses short `spans`
+    (of `mean` tokens on average by a Poisson law, until `rate` of it is gone), whole `sentences` (until `rate`), or its
+    end (`suffix`: at least the share `least` of it); the three are shares of texts."""
+
+    rate: float = 0.15
+    mean: float = 3.0
+    spans: float = 1.0
+    sentences: float = 0.0
+    suffix: float = 0.0
+    least: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
+        require(self.mean >= 1, f"objective.mean must be at least 1 token, not {self.mean}")
+        for name in ("spans", "sentences", "suffix"):
+            share = getattr(self, name)
+            require(0 <= share <= 1, f"objective.{name} must lie in [0, 1], not {share}")
+        total = self.spans + self.sentences + self.suffix
+        require(abs(total - 1) < 1e-6, f"objective.spans, sentences and suffix must add up to 1, not {total}")
+        require(0 < self.least <= 1, f"objective.least must lie in (0, 1], not {self.least}")
+
+
+@dataclass(frozen=True)
 class Translation(Spec):
     """Predict the sentence of a pair from the other (Vaswani et al. 2017)."""
 
@@ -225,6 +250,7 @@ Objective = (
     | MLM
     | Spans
     | Infill
+    | Blanks
     | Translation
     | NGrams
     | RTD
@@ -246,6 +272,8 @@ class Text(Spec):
 
     `start_id`: the first token of a decoder's input; `mask_id`: of a model that writes where its mask token stands;
     `sentinels`: how many `<extra_id_N>` there are (T5); `languages`: those of the language table, in its order (XLM).
+    `blanks`: tokens that stand for a blank, the one for the end of a text last; `bos` begins what fills one, `eos` ends
+    it (GLM).
     """
 
     tokenizer: Literal["wordpiece", "bpe", "gpt-bpe", "unigram", "spm-bpe"]
@@ -258,12 +286,14 @@ class Text(Spec):
     cls: str | None = None
     sep: str | None = None
     sentinels: int = 0
+    blanks: tuple[str, ...] = ()
     bos_id: int | None = None
     eos_id: int | tuple[int, ...] | None = None
     pad_id: int | None = None
     start_id: int | None = None
     languages: tuple[str, ...] = ()
     mask_id: int | None = None
+    blank_ids: tuple[int, ...] = ()
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

@@ -109,7 +109,9 @@ qlora = llama.trained(
         note="the weights are adapters: rank 64 on every linear layer of the blocks, beside a base frozen in 4-bit "
         "NormalFloat with doubly quantised scales; the sizes count the base",
     ),
-    tuning=Tuning(("adapter",), "OASST1, one text a dialogue, with loss on both sides", "### Human: ... ### Assistant: ..."),
+    tuning=Tuning(
+        ("adapter",), "OASST1, one text a dialogue, with loss on both sides", "### Human: ... ### Assistant: ..."
+    ),
 )
 
 koala = llama.trained(
@@ -125,8 +127,8 @@ koala = llama.trained(
         "Koala: A Dialogue Model for Academic Research",
         "bair.berkeley.edu/blog/2023/04/03/koala",
         weights="published as differences from LLaMA's",
-        note="2 epochs; rate, batch and length are unpublished; answers that were compared are both learnt, each after a "
-        "marker that says which was preferred",
+        note="2 epochs; rate, batch and length are unpublished; answers that were compared are both learnt, each "
+        "after a marker that says which was preferred",
     ),
     tuning=Tuning(
         ("sft",),
@@ -179,7 +181,9 @@ vigogne = llama.trained(
         "github.com/bofenghuang/vigogne",
         note="rank-64 adapters on a 4-bit base, 3 epochs; later versions start from LLaMA-2, Mistral and others",
     ),
-    tuning=Tuning(("adapter",), "French instructions, later 520k dialogues", "### System: ... ### Instruction: ... ### Response:"),
+    tuning=Tuning(
+        ("adapter",), "French instructions, later 520k dialogues", "### System: ... ### Instruction: ... ### Response:"
+    ),
 )
 
 tulu = llama.trained(
@@ -206,7 +210,9 @@ tulu = llama.trained(
         weights="published as differences from LLaMA's",
         note="2 epochs, warm-up 3 %; the row for padding and the rate at 30B and 65B are from memory of the release",
     ),
-    tuning=Tuning(("sft",), "a mixture of seven sets of human and machine instructions", "<|user|> ... <|assistant|> ..."),
+    tuning=Tuning(
+        ("sft",), "a mixture of seven sets of human and machine instructions", "<|user|> ... <|assistant|> ..."
+    ),
 )
 
 tulu2 = llama2.trained(
@@ -251,8 +257,8 @@ orca = llama.trained(
         "Orca: Progressive Learning from Complex Explanation Traces of GPT-4",
         "arXiv:2306.02707",
         weights="never published",
-        note="4 epochs on ChatGPT's explanations, then 4 on GPT-4's; the loss is on the teacher's tokens only; rates are "
-        "unpublished",
+        note="4 epochs on ChatGPT's explanations, then 4 on GPT-4's; the loss is on the teacher's tokens only; rates "
+        "are unpublished",
     ),
     tuning=Tuning(("sft",), "FLAN-5M, then FLAN-1M: system message, query, explanation", "system, user, assistant"),
     others=(),
@@ -267,15 +273,17 @@ llama2_chat = llama2.trained(
         "recipe.data": "27,540 annotated dialogues; 1.4M comparisons by Meta and open sets",
     },
     sizes={
-        f"llama2-{n}-chat": like(llama2, f"llama2-{n}", hub=f"meta-llama/Llama-2-{n}-chat-hf", aliases=(f"llama2-chat-{n}",))
+        f"llama2-{n}-chat": like(
+            llama2, f"llama2-{n}", hub=f"meta-llama/Llama-2-{n}-chat-hf", aliases=(f"llama2-chat-{n}",)
+        )
         for n in ("7b", "13b", "70b")
     },
     about=About(
         2023,
         "Llama 2: Open Foundation and Fine-Tuned Chat Models, section 3",
         "arXiv:2307.09288",
-        note="supervised tuning for 2 epochs; two reward models (helpful, safe); rejection sampling in four rounds, then "
-        "PPO at a constant 1e-6; each round starts from the base again. How many samples a prompt is unpublished",
+        note="supervised tuning for 2 epochs; two reward models (helpful, safe); rejection sampling in four rounds, "
+        "then PPO at a constant 1e-6; each round starts from the base again. How many samples a prompt is unpublished",
     ),
     tuning=Tuning(
         ("sft", "reward model", "rejection sampling", "rl"),
@@ -304,6 +312,8 @@ stable_beluga2 = llama2.trained(
         "huggingface.co/stabilityai/StableBeluga2",
         note="two stages: packed rows with a batch of 256, then unpacked with 512; length, epochs, tokens unpublished",
     ),
-    tuning=Tuning(("sft",), "system message, question, answer of a GPT", "### System: ... ### User: ... ### Assistant:"),
+    tuning=Tuning(
+        ("sft",), "system message, question, answer of a GPT", "### System: ... ### User: ... ### Assistant:"
+    ),
     others=("orca",),
 )

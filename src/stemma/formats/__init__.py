@@ -31,7 +31,7 @@ def _layouts() -> dict[str, Layout]:
     """Every layout of the modules beside this one that are named after the Hugging Face."""
     modules = [info.name for info in pkgutil.iter_modules(__path__) if info.name.startswith("hf_")]
     found = [v for name in modules for v in vars(importlib.import_module(f"{__name__}.{name}")).values()]
-    return {layout.model_type: layout for layout in found if isinstance(layout, Layout)}
+    return {layout.name: layout for layout in found if isinstance(layout, Layout)}
 
 
 LAYOUTS = _layouts()
@@ -187,16 +187,27 @@ def read_design(raw: Mapping[str, Any]) -> tuple[Design, Family | None, Layout |
     if model_type == own.MODEL_TYPE:
         design = own.read_config(raw)
         return design, families.tree().get(str(raw.get("family"))), None, {}
-    if not isinstance(model_type, str) or model_type not in LAYOUTS:
-        known = [*LAYOUTS, own.MODEL_TYPE]
-        hint = did_you_mean(str(model_type), known)
-        raise CheckpointError(f"config.json: model_type {model_type!r} is not known; known: {', '.join(known)}{hint}")
-    layout = LAYOUTS[model_type]
+    layout = _layout_for(model_type, raw)
     base = _base(layout)
     design, unused = configs.read_config(layout, raw, base)
     owner, name = _nearest(design, layout, raw)
     design = replace(design, name=name, text=_text(design, owner), objective=owner.objective, recipe=owner.recipe)
     return design, owner, layout, unused
+
+
+def _layout_for(model_type: Any, raw: Mapping[str, Any]) -> Layout:
+    """The layout of a model_type; where two publishers gave theirs the same one, that whose mark the config has."""
+    found = [layout for layout in LAYOUTS.values() if layout.model_type == model_type]
+    if not found:
+        known = [*dict.fromkeys(layout.model_type for layout in LAYOUTS.values()), own.MODEL_TYPE]
+        hint = did_you_mean(str(model_type), known)
+        raise CheckpointError(f"config.json: model_type {model_type!r} is not known; known: {', '.join(known)}{hint}")
+    marked = [layout for layout in found if len(found) == 1 or layout.mark in raw]
+    if len(marked) != 1:
+        ways = " or ".join(f"{layout.mark} ({layout.families[0]})" for layout in found)
+        held = "both" if marked else "neither"
+        raise CheckpointError(f"config.json: model_type {model_type!r} comes with {ways}, and this file has {held}")
+    return marked[0]
 
 
 def _base(layout: Layout) -> Design:
@@ -242,7 +253,8 @@ def _body_changes(a: Design, b: Design) -> list[spec.Change]:
 
 
 def _text(design: Design, owner: Family) -> Any:
-    ids = {f: getattr(design.text, f) for f in ("bos_id", "eos_id", "pad_id", "start_id", "mask_id", "languages")}
+    kept = ("bos_id", "eos_id", "pad_id", "start_id", "mask_id", "languages", "blank_ids")
+    ids = {f: getattr(design.text, f) for f in kept}
     return replace(owner.text, **ids)
 
 

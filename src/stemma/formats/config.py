@@ -123,8 +123,9 @@ def words(table: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
 class Layout:
     """A publisher's layout: `classes` gives the heads of each model class, `fixed` the keys whose other values mean a
     model that is not supported, `unused` keys that change nothing here. `prefix`: what a file of a model with a head
-    puts before the names of the body; `bodies`: what another class puts there. `rows` is the names table; `renames`,
-    other spellings of parts of names; `stray`, tensors that old files hold and nobody needs, as regular expressions."""
+    puts before the names of the body; `bodies`: what another class puts there. `mark`: a key that only this one has,
+    where several layouts share a model_type. `rows` is the names table; `renames`, other spellings of parts of names;
+    `stray`, tensors that old files hold and nobody needs, as regular expressions."""
 
     model_type: str
     families: tuple[str, ...]
@@ -138,6 +139,12 @@ class Layout:
     renames: Mapping[str, str] = field(default_factory=dict)
     stray: Mapping[str, str] = field(default_factory=dict)
     tied_by_file: bool = False
+    mark: str = ""
+
+    @property
+    def name(self) -> str:
+        """The model_type, with the mark where there is one."""
+        return f"{self.model_type} ({self.mark})" if self.mark else self.model_type
 
 
 def reasons(reason: str, names: str) -> dict[str, str]:

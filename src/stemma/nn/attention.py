@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stemma.nn import parts
 from stemma.nn.masks import Visible
 from stemma.nn.mlp import capped
-from stemma.nn.norms import norm
+from stemma.nn.norms import head_norm
 from stemma.nn.positions import Places
 
 Turn = Callable[[Tensor], Tensor]
@@ -44,8 +44,8 @@ class Attention(nn.Module):
         terms = 1 if relative is None else relative.terms  # scores are sums of as many products
         self.scale = ((spec.scale_width or dims.width) * terms) ** -0.5 if spec.scaled else 1.0
         self.relative = relative
-        self.q_norm = norm(spec.qk_norm, dims.width) if spec.qk_norm is not None else None
-        self.k_norm = norm(spec.qk_norm, dims.width) if spec.qk_norm is not None else None
+        self.q_norm = head_norm(spec.qk_norm, dims.heads, dims.width) if spec.qk_norm is not None else None
+        self.k_norm = head_norm(spec.qk_norm, dims.kv, dims.width) if spec.qk_norm is not None else None
         self.q = nn.Linear(dims.d_model, dims.heads * dims.width, spec.bias)
         self.k = nn.Linear(dims.d_model, dims.kv * dims.width, spec.bias and spec.key_bias)
         self.v = nn.Linear(dims.d_model, dims.kv * dims.width, spec.bias)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stemma.nn import parts
-from stemma.nn.norms import OffsetRMSNorm, RMSNorm
+from stemma.nn.norms import HeadNorm, OffsetRMSNorm, RMSNorm
 
 
 @torch.no_grad()
@@ -16,12 +16,12 @@ def initialise(model: nn.Module, arch: parts.Arch, dims: parts.Dims, seed: int) 
     """Fill every parameter of `model` in place. The draw depends on `seed` alone, not on torch's global state."""
     generator = torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():
-        if isinstance(module, (nn.LayerNorm, RMSNorm)):
+        if isinstance(module, (nn.LayerNorm, RMSNorm, HeadNorm)):
             module.weight.fill_(1.0)
         for key, weight in module.named_parameters(recurse=False):
             if key == "bias" or isinstance(module, OffsetRMSNorm):
                 weight.zero_()
-            elif not isinstance(module, (nn.LayerNorm, RMSNorm)):
+            elif not isinstance(module, (nn.LayerNorm, RMSNorm, HeadNorm)):
                 _fill(f"{name}.{key}", weight, arch, dims, generator)
 
 
@@ -29,6 +29,9 @@ def _fill(path: str, weight: nn.Parameter, arch: parts.Arch, dims: parts.Dims, g
     owner = path.split(".")[-2 if path.endswith(("weight", "bias")) else -1]
     if isinstance(arch.init, parts.FanIn):
         weight.normal_(0.0, arch.init.factor * _fan_in(owner, dims), generator=generator)
+        return
+    if isinstance(arch.init, parts.LeCun):
+        weight.normal_(0.0, 1.0 if owner == "tokens" else weight.shape[-1] ** -0.5, generator=generator)
         return
     std = arch.init.std
     if arch.init.residual and owner in ("o", "down"):

@@ -220,8 +220,8 @@ class Model(nn.Module):
         `memory` (B S D) is the encoder's output and `memory_mask` (B S) its padding; with a `cache` they are given
         once, at the first call. `attention_mask` (B T) marks padding among the new tokens. `order` (1|B T): the places
         of the tokens in their rows, which masks and the cache go by; left out, they are the positions where these count
-        in one way, else 0, 1, ... `prefix` (B): so many tokens at the beginning see each other whole, under a prefix
-        mask."""
+        in one way and no prefix mask counts in the row, else 0, 1, ... `prefix` (B): so many tokens at the beginning
+        see each other whole, under a prefix mask."""
         if self.decoder is None:
             raise UsageError(f"a {self.arch.structure} has no decoder")
         mask = self.arch.mask
@@ -293,9 +293,13 @@ class Model(nn.Module):
             raise UsageError(
                 f"a text of {start + ids.shape[1]} tokens does not fit: this model's position table has {limit} rows"
             )
+        if position_ids is not None and position_ids.ndim != (3 if stack.position.columns > 1 else 2):
+            form = "B T 2" if stack.position.columns > 1 else "B T"
+            raise UsageError(f"position_ids have the shape {list(position_ids.shape)}, and this model needs {form}")
         pos = stack.position.number(ids, start) if position_ids is None else position_ids
         if order is None:
-            order = pos if pos.ndim == 2 else torch.arange(start, start + ids.shape[1], device=ids.device)[None]
+            own = pos.ndim == 2 and not isinstance(self.arch.mask, parts.Prefix)  # a prefix is counted in the row
+            order = pos if own else torch.arange(start, start + ids.shape[1], device=ids.device)[None]
         if prefix is not None:
             prefix = prefix[:, None]
             if cache is not None:
@@ -350,9 +354,10 @@ class Model(nn.Module):
         target_mapping: Tensor | None = None,
         mems: Sequence[Tensor] | None = None,
     ) -> Output:
-        """All inputs are B T int64; masks 1 for a token and 0 for padding; `labels` -100 where there is no target;
-        `prefix` (B): the length of the part that a prefix mask leaves open; `langs`: each token's language;
-        `attention`: the choice of an open mask ("full", "causal", "reverse", "prefix").
+        """All inputs are B T int64 (`position_ids` B T 2 where a model counts in two ways); masks 1 for a token and 0
+        for padding; `labels` -100 where there is no target; `prefix` (B): the length of the part that a prefix mask
+        leaves open; `langs`: each token's language; `attention`: the choice of an open mask ("full", "causal",
+        "reverse", "prefix").
 
         For two streams: `perm_mask` (B T T), 1 where token i does not see token j; `target_mapping` (B K T), a 1 at the
         place of each prediction, whose outputs and labels are B K; `mems`, the memory that an earlier call returned.

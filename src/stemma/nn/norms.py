@@ -18,7 +18,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:  # ... D -> ... D
-        if x.dtype == torch.float32:
+        if x.dtype in (torch.float32, torch.float64):
             return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
         wide = x.float()
         return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
@@ -34,6 +34,25 @@ class OffsetRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # ... D -> ... D
         return F.rms_norm(x.float(), (x.shape[-1],), 1.0 + self.weight.float(), self.eps).to(x.dtype)
+
+
+class HeadNorm(nn.Module):
+    """Layer normalisation of each head with its own gains, all of it in fp32 at least (Command R+)."""
+
+    def __init__(self, heads: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:  # B H T D -> B H T D
+        wide = x if x.dtype.itemsize >= 4 else x.float()
+        y = F.layer_norm(wide, (x.shape[-1],), eps=self.eps)
+        return (y * self.weight[:, None].to(wide.dtype)).to(x.dtype)
+
+
+def head_norm(spec: parts.Norm | parts.HeadNorm, heads: int, width: int) -> nn.Module:
+    """The module of a norm spec over the `width` of each of so many heads."""
+    return HeadNorm(heads, width, spec.eps) if isinstance(spec, parts.HeadNorm) else norm(spec, width)
 
 
 def norm(spec: parts.Norm, width: int) -> nn.Module:

@@ -46,6 +46,16 @@ class RMSNorm(Spec):
 
 
 @dataclass(frozen=True)
+class HeadNorm(Spec):
+    """Layer normalisation of queries or keys, with gains of its own for every head and no bias (Command R+)."""
+
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        require(self.eps > 0, f"norm eps must be positive, not {self.eps}")
+
+
+@dataclass(frozen=True)
 class PostNorm(Spec):
     """`x = norm(x + f(x))`, no norm after the last block (Vaswani et al. 2017)."""
 
@@ -260,7 +270,24 @@ class RelativeSinusoidal(Spec):
     beside them two vectors a head that say whether both stand in one segment (Yang et al. 2019, section 2.5)."""
 
 
-Position = Sinusoidal | Learned | Rotary | Buckets | Disentangled | RelativeSinusoidal
+@dataclass(frozen=True)
+class BlankLearned(Spec):
+    """Two learned tables added to the embeddings, each of `context + 1` rows: of a token's place in the text, and of
+    its place in the blank that it fills (Du et al. 2021, arXiv:2103.10360, section 2.2.1)."""
+
+
+@dataclass(frozen=True)
+class BlankRotary(Spec):
+    """Rotation of one half of each head by the place in the text and of the other by the place in the blank; pairs are
+    the halves of these halves (ChatGLM-6B)."""
+
+    base: float = 10000.0
+
+    def __post_init__(self) -> None:
+        require(self.base > 0, f"rotary base must be positive, not {self.base}")
+
+
+Position = Sinusoidal | Learned | Rotary | Buckets | Disentangled | RelativeSinusoidal | BlankLearned | BlankRotary
 Norm = LayerNorm | RMSNorm
 Residual = PostNorm | PreNorm | Parallel | Sandwich | DeepNorm
 
@@ -367,7 +394,7 @@ class Attention(Spec):
     key_bias: bool = True
     scaled: bool = True
     scale_width: float | None = None
-    qk_norm: LayerNorm | RMSNorm | None = None
+    qk_norm: LayerNorm | RMSNorm | HeadNorm | None = None
     softcap: float | None = None
 
     def __post_init__(self) -> None:
@@ -575,6 +602,11 @@ class FanIn(Spec):
 
 
 @dataclass(frozen=True)
+class LeCun(Spec):
+    """Matrices from N(0, 1/sqrt(their inputs)), embeddings from N(0, 1) (LeCun et al. 1998; PaLM, section 5)."""
+
+
+@dataclass(frozen=True)
 class Dropout(Spec):
     """Rates in training: `embed` after the embeddings, `residual` on each branch, `attention` on the weights,
     `inner` inside the MLP, `final` after the last norm, `pair` before the pair head (ALBERT)."""
@@ -627,7 +659,7 @@ class Arch(Spec):
     mask: Mask
     mlp: MLP | GatedMLP | Experts
     heads: Heads
-    init: Normal | FanIn
+    init: Normal | FanIn | LeCun
     dropout: Dropout = Dropout()
     embed_norm: bool = False
     embed_scale: bool = False

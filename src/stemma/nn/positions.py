@@ -34,6 +34,7 @@ class Position(nn.Module):
     blank = False  # whether padding is zero among the embeddings, and sees nothing
     segments = False  # whether it reads the segments of tokens too
     whole = False  # whether a token more changes what all before it are told: then nothing can be kept
+    columns = 1  # in how many ways it counts
 
     def number(self, ids: Tensor, start: int = 0) -> Tensor:  # B T -> 1|B T
         """The position of every token of `ids`, of which the first stands at `start`."""
@@ -171,6 +172,42 @@ def yarn_attention(spec: parts.YarnScaling) -> float:
     return size(spec.mscale) / size(spec.mscale_all) if spec.mscale and spec.mscale_all else size(1.0)
 
 
+class Blanks(Position):
+    """Places are pairs: in the text, where all that fills a blank has the place of the blank, and in the blank, from 1
+    on (0 outside). A text without blanks is numbered 0, 1, ... and 0."""
+
+    columns = 2
+
+    def number(self, ids: Tensor, start: int = 0) -> Tensor:  # B T -> 1 T 2
+        place = super().number(ids, start)
+        return torch.stack([place, torch.zeros_like(place)], -1)
+
+
+class BlankLearned(Blanks):
+    """A table for each of the two."""
+
+    def __init__(self, context: int, width: int) -> None:
+        super().__init__()
+        self.limit = context + 1
+        self.table = nn.Embedding(self.limit, width)
+        self.blanks = nn.Embedding(self.limit, width)
+
+    def embed(self, x: Tensor, pos: Tensor) -> Tensor:  # B T D, B T 2 -> B T D
+        return x + (self.table(pos[..., 0]) + self.blanks(pos[..., 1]))
+
+
+class BlankRotary(Blanks):
+    """The first half of a head turns with the place in the text, the second with the place in the blank."""
+
+    def __init__(self, width: int, context: int, spec: parts.BlankRotary) -> None:
+        super().__init__()
+        self.rotary = Rotary(width // 2, context, parts.Rotary(spec.base))
+
+    def turn(self, pos: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        turns = [self.rotary.turn(pos[..., i], dtype) for i in range(2)]
+        return lambda x: torch.cat([turn(part) for turn, part in zip(turns, x.chunk(2, -1), strict=True)], -1)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # B H T D
     """`x` with its halves turned by angles (B 1 T D/2)."""
     a, b = x.chunk(2, -1)
@@ -228,3 +265,12 @@ def position(spec: parts.Position, arch: parts.Arch, dims: parts.Dims, both: boo
             from stemma.nn.streams import RelativeSinusoidal
 
             return RelativeSinusoidal(dims)
+        case parts.BlankLearned():
+            return BlankLearned(dims.context, dims.embed_width)
+        case parts.BlankRotary():
+            if dims.width % 4:
+                raise UsageError(
+                    f"two rotary positions turn pairs in each half of a head: its width must be a multiple of 4, not "
+                    f"{dims.width}"
+                )
+            return BlankRotary(dims.width, dims.context, spec)

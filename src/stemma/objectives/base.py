@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from stemma.data import random as draw
 from stemma.errors import DataError, UsageError
 from stemma.nn.model import IGNORED, Model
-from stemma.nn.parts import Buckets, Disentangled, EMDHead, Learned, Rotary
+from stemma.nn.parts import BlankLearned, BlankRotary, Buckets, Disentangled, EMDHead, Learned, Rotary
 
 Ints = NDArray[np.int64]
 Example = dict[str, Any]  # arrays and numbers of one row
@@ -237,6 +237,8 @@ def layout(model: Model, batch: Batch, positions: str = "position_ids") -> Tenso
         return None
     if isinstance(scheme, Learned) and scheme.padding is not None:
         return given + scheme.padding + 1
+    if isinstance(scheme, (BlankLearned, BlankRotary)):  # no token fills a blank
+        return torch.stack([given, torch.zeros_like(given)], -1)
     return given
 
 

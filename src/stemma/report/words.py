@@ -74,7 +74,7 @@ def value_text(value: Any, path: str = "") -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, (tuple, list)):
-        return ", ".join(value_text(v) for v in value)
+        return ", ".join(value_text(v) for v in value) or "none"
     if dataclasses.is_dataclass(value):
         return str(value).removesuffix("()")
     return str(value)

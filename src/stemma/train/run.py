@@ -107,6 +107,7 @@ def fitted(plan: Plan, tokenizer: Any) -> Plan:
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
         start_id=tokenizer.pad_id if plan.text.start_id == plan.text.pad_id else plan.text.start_id,
+        blank_ids=tuple(i for name in plan.text.blanks if (i := tokenizer.id(name)) is not None),
     )
     arch = plan.arch
     if isinstance(arch.position, Learned) and arch.position.padding is not None and tokenizer.pad_id is not None:

@@ -1,0 +1,160 @@
+"""Decoding under a prefix mask: what a prompt holds is seen whole, and what is written fills a blank of it (GLM).
+
+A prompt is `context start`, where the context has tokens that stand for a blank ([MASK], [sMASK], [gMASK]) and `start`
+(<|startofpiece|>, <sop>) begins what fills the first of them. After one filled blank, `start` again begins the next:
+`context start a b start`. A prompt of ids is taken as it is: without `start` all of it is context, and the first new
+token stands where `start` would. A prompt of text gets `start` at its end, and before it the blank for the end of a
+text where it names none.
+
+Positions are those of training. Where places are pairs (`Position.columns` is 2), context has (0, 0), (1, 0), ..., and
+what fills the blank at place m has (m, 1), (m, 2), ..., `start` first; without a blank, m is the last place of the
+context. Where places are single (GLM-130B), what fills a blank has its place m, but what fills the blank for the end of
+a text, or none, goes on counting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stemma.decoding.session import Session
+from stemma.errors import UsageError
+from stemma.nn.model import Model
+
+
+class Marks(NamedTuple):
+    """The ids by which a model knows blanks: the token that begins what fills one, and those that stand for one, of
+    which `end` is for the end of a text."""
+
+    start: int | None = None
+    blanks: tuple[int, ...] = ()
+    end: int | None = None
+
+
+def marks(model: Model) -> Marks:
+    """Of the checkpoint's config where it names them, else of the tokenizer."""
+    text, known = model.text, model.tokenizer
+    if text is None or not text.blanks:
+        return Marks()
+    blanks = text.blank_ids
+    if not blanks and known is not None:
+        blanks = tuple(i for name in text.blanks if (i := known.id(name)) is not None)
+    start = text.bos_id
+    if start is None and known is not None and text.bos is not None:
+        start = known.id(text.bos)
+    return Marks(start, blanks, blanks[-1] if len(blanks) > 1 else None)
+
+
+def ends(model: Model) -> tuple[int, ...]:
+    """The ids that end a text, or what fills a blank."""
+    text, known = model.text, model.tokenizer
+    if text is None or text.eos_ids or not text.blanks or known is None or text.eos is None:
+        return () if text is None else text.eos_ids
+    end = known.id(text.eos)
+    return () if end is None else (end,)
+
+
+def prompt(model: Model, text: str) -> list[int]:
+    """The ids of a text that is to be gone on with, or whose first blank is to be filled."""
+    known = marks(model)
+    names = any(name in text for name in model.text.blanks) if model.text is not None else False
+    ids: list[int] = model.tokenizer.encode(text, allow_special=names)
+    if known.start is None or not known.blanks:
+        return ids
+    blank = [] if any(i in known.blanks for i in ids) else [known.blanks[-1]]
+    return [*ids, *blank, known.start]
+
+
+class Placed(NamedTuple):
+    """A prompt's `places` (in the text, in a blank), how many of its tokens are context, and where the next one stands:
+    at the place `at` (None: goes on counting) and as the `block`th of its blank."""
+
+    places: list[tuple[int, int]]
+    context: int
+    at: int | None
+    block: int
+
+
+def place(ids: Sequence[int], known: Marks, columns: int) -> Placed:
+    """Where the tokens of a prompt stand."""
+    context = next((i for i, token in enumerate(ids) if token == known.start), len(ids))
+    blanks = [(i, token) for i, token in enumerate(ids[:context]) if token in known.blanks]
+    places = [(i, 0) for i in range(context)]
+    at, block = _beside(blanks, 0, context, known, columns), 1
+    filled = -1
+    for i in range(context, len(ids)):
+        if ids[i] == known.start:
+            filled += 1
+            at, block = _beside(blanks, filled, context, known, columns), 1
+        places.append((i if at is None else at, block))
+        block += 1
+    return Placed(places, context, at, block)
+
+
+def _beside(blanks: list[tuple[int, int]], k: int, context: int, known: Marks, columns: int) -> int | None:
+    """The place of what fills the k-th blank (the last one, if there are fewer)."""
+    if not blanks:
+        return max(context - 1, 0) if columns > 1 else None
+    at, token = blanks[min(k, len(blanks) - 1)]
+    return None if columns == 1 and token == known.end else at
+
+
+class BlankSession(Session):
+    """A decoding whose rows have a context that is seen whole, and fill a blank of it."""
+
+    def _place(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        known, columns = marks(self.model), self._columns
+        placed = [place(text, known, columns) for text in texts]
+        longest = max(len(text) for text in texts)
+        positions = torch.zeros(len(texts), longest, 2, dtype=torch.int64)
+        for row, of in zip(positions, placed, strict=True):
+            row[: len(of.places)] = torch.tensor(of.places)
+        positions = positions.to(self.device)
+        self.at = torch.tensor([-1 if of.at is None else of.at for of in placed], device=self.device)
+        self.block = torch.tensor([of.block for of in placed], device=self.device)
+        self._check_table(positions, self.block)
+        prefix = torch.tensor([of.context for of in placed], device=self.device)
+        return positions if columns > 1 else positions[..., 0], prefix
+
+    def _next(self) -> Tensor:
+        place = torch.where(self.at < 0, self.lengths, self.at)[:, None]
+        return torch.stack([place, self.block[:, None]], -1) if self._columns > 1 else place
+
+    def step(self, tokens: Tensor) -> Tensor:
+        logits = super().step(tokens)
+        self.block = self.block + 1
+        return logits
+
+    def pick(self, rows: Tensor) -> None:
+        super().pick(rows)
+        self.at, self.block = self.at[rows], self.block[rows]
+
+    @property
+    def _columns(self) -> int:
+        assert self.model.decoder is not None
+        return self.model.decoder.position.columns
+
+    def _check_room(self, longest: int, room: int) -> None:
+        if self._columns == 1 or self._rows is None:  # a table of places and one of blanks end apart: `_check_table`
+            super()._check_room(longest, room)
+
+    @property
+    def _rows(self) -> int | None:
+        assert self.model.decoder is not None
+        return self.model.decoder.position.limit
+
+    def _check_table(self, positions: Tensor, block: Tensor) -> None:
+        """Tables of places and of blanks end apart from each other."""
+        limit = self._rows
+        if limit is None or self._columns == 1:
+            return
+        if (most := int(positions.max())) >= limit:
+            raise UsageError(f"a prompt reaches place {most}, and this model's position table has {limit} rows")
+        if (last := int(block.max()) + self.room - 2) >= limit:
+            raise UsageError(
+                f"max_new_tokens={self.room} does not fit: this model's position table has {limit} rows; use "
+                f"max_new_tokens={max(self.room - (last - limit + 1), 0)}"
+            )

@@ -1,0 +1,146 @@
+"""PaLM's children by more training, LaMDA and FLAN, and the ones of whose design too little is known."""
+
+from stemma.families.declare import CLM, About, Schedule, Size, Tuning, like
+from stemma.families.palm import palm
+from stemma.families.t5 import t5_v1_1
+from stemma.nn.parts import Dims
+
+u_palm = palm.trained(
+    "u-palm",
+    {
+        "recipe.lr": 1e-4,
+        "recipe.schedule": Schedule("cosine", floor=0.01),
+        "recipe.batch": 32 * 2048,
+        "recipe.steps": 20_000,
+        "recipe.data": "PaLM's, as a mixture of denoisers: 50 % prefix, 25 % long or many spans, 25 % short spans",
+    },
+    sizes={
+        "u-palm-8b": like(palm, "palm-8b", changes={"recipe.batch": 128 * 2048, "recipe.steps": 50_000}),
+        "u-palm-62b": like(palm, "palm-62b", changes={"recipe.batch": 128 * 2048, "recipe.steps": 50_000}),
+        "u-palm-540b": like(palm, "palm-540b"),
+    },
+    about=About(
+        2022,
+        "Transcending Scaling Laws with 0.1% Extra Compute",
+        "arXiv:2210.11399",
+        weights="never published",
+        note="UL2R: the prefix is seen whole and mode tokens stand before it; the smaller models had up to 50k steps",
+    ),
+    tuning=Tuning(("pretraining",), "UL2R's mixture of denoisers on PaLM's data, about 1.3B tokens at 540B"),
+)
+
+flan_palm = palm.trained(
+    "flan-palm",
+    {
+        "recipe.lr": 3e-3,
+        "recipe.schedule": Schedule("constant"),
+        "recipe.batch": 32 * 2048,
+        "recipe.steps": 40_000,
+        "recipe.data": "1,836 tasks of 473 sets in 146 categories, with nine of chains of thought",
+    },
+    sizes={
+        "flan-palm-8b": like(palm, "palm-8b"),
+        "flan-palm-62b": like(palm, "palm-62b"),
+        "flan-palm-540b": like(palm, "palm-540b", changes={"recipe.lr": 1e-3, "recipe.steps": 21_000}),
+    },
+    about=About(
+        2022,
+        "Scaling Instruction-Finetuned Language Models",
+        "arXiv:2210.11416",
+        weights="never published",
+        note="starts from PaLM (Flan-U-PaLM, 30k steps at 1e-3, is the one that starts from U-PaLM)",
+    ),
+    tuning=Tuning(
+        ("sft",), "Muffin 46 %, T0-SF 27.9 %, Natural Instructions v2 24.2 %, chains of thought 1.8 %", "per task"
+    ),
+)
+
+med_palm = flan_palm.trained(
+    "med-palm",
+    {"recipe.data": "40 examples by clinicians, of HealthSearchQA, LiveQA and MedicationQA"},
+    sizes={"med-palm-540b": like(flan_palm, "flan-palm-540b")},
+    about=About(
+        2022,
+        "Large Language Models Encode Clinical Knowledge",
+        "arXiv:2212.13138",
+        weights="never published",
+        note="Flan-PaLM stays frozen; 100 vectors (1,843,200 numbers) before the written prompt are all that is "
+        "learnt. The size counts the frozen network",
+    ),
+    tuning=Tuning(
+        ("prompt",), "instruction prompt tuning", "100 learnt vectors, then instructions, examples, question"
+    ),
+)
+
+palm2 = palm.unpublished(
+    "palm2",
+    about=About(
+        2023,
+        "PaLM 2 Technical Report",
+        "arXiv:2305.10403",
+        weights="never published",
+        note="sizes S, M and L, their widths, tokens and rates are unpublished; published: a mixture of objectives, "
+        "more languages, and a largest model that is smaller than PaLM's and took more compute",
+    ),
+    tuning=Tuning(("pretraining",), "hundreds of languages, code, mathematics, dialogue"),
+    others=(),
+)
+
+gemini = palm.unpublished(
+    "gemini",
+    about=About(
+        2023,
+        "Gemini: A Family of Highly Capable Multimodal Models",
+        "arXiv:2312.11805",
+        weights="never published",
+        note="a Transformer decoder with efficient attention and 32k context over text, images, audio and video in one "
+        "sequence; Nano-1 has 1.8B and Nano-2 3.25B parameters, distilled; all other widths are unpublished",
+    ),
+    tuning=Tuning(("pretraining", "sft", "reward model", "rl"), "unpublished mixture of text, images, audio and video"),
+    others=("palm2",),
+)
+
+lamda = t5_v1_1.evolve(
+    "lamda",
+    {
+        "arch.structure": "decoder",
+        "objective": CLM(),
+        "text.sentinels": 0,
+        "recipe.lr": None,
+        "recipe.data": "dialogues and web documents, 1.56T words",
+    },
+    sizes={
+        "lamda-137b": Size(Dims(8192, 64, 128, 65_536, 32_000, 1024, head_dim=128), published="137B without embeddings")
+    },
+    about=About(
+        2022,
+        "LaMDA: Language Models for Dialog Applications",
+        "arXiv:2201.08239",
+        weights="never published",
+        note="published: depth, widths, T5's relative attention and gated GELU; norms, tying, scaling of scores and "
+        "the length of rows are not, and stand here as T5 1.1 has them (1,024 tokens are a stand-in)",
+    ),
+)
+
+flan = lamda.trained(
+    "flan",
+    {
+        "recipe.lr": 3e-5,
+        "recipe.schedule": Schedule("constant"),
+        "recipe.batch": 8192,
+        "recipe.steps": 30_000,
+        "recipe.data": "62 sets in 12 clusters, ten templates each, at most 30k examples of one",
+    },
+    sizes={"flan-137b": like(lamda, "lamda-137b")},
+    about=About(
+        2021,
+        "Finetuned Language Models Are Zero-Shot Learners",
+        "arXiv:2109.01652",
+        weights="never published",
+        note="tuned from LaMDA-PT by Adafactor; inputs up to 1,024 tokens, targets up to 256, packed; whole clusters "
+        "are held out to evaluate",
+    ),
+    tuning=Tuning(
+        ("sft",), "62 sets in natural-language templates", "ten templates a set, with OPTIONS: where there are any"
+    ),
+)

@@ -1,0 +1,108 @@
+"""The layout of public Command R and Aya checkpoints (Hugging Face), in which PaLM can be written too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from stemma.errors import CheckpointError
+from stemma.families.declare import Design
+from stemma.formats.config import Layout, key, several, words
+from stemma.formats.hf_llama import ACTS, STRAY, read_rope, write_rope
+from stemma.formats.names import Row, linear, row
+from stemma.nn.parts import Heads, LMHead, Normal
+
+
+def _rows(design: Design) -> Iterator[Row]:
+    arch = design.arch
+    tied = arch.heads.lm is None or arch.heads.lm.tied
+    theirs, ours = "model.layers.{i}", "decoder.blocks.{i}"
+    yield row("model.embed_tokens.weight", "embed.tokens.weight", aliases=["lm_head.weight"] if tied else [])
+    for x in "qkvo":
+        yield from linear(f"{theirs}.self_attn.{x}_proj", f"{ours}.attention.{x}", bias=arch.attention.bias)
+    if arch.attention.qk_norm is not None:
+        for x in "qk":
+            yield row(f"{theirs}.self_attn.{x}_norm.weight", f"{ours}.attention.{x}_norm.weight")
+    for x in ("gate", "up", "down"):
+        yield row(f"{theirs}.mlp.{x}_proj.weight", f"{ours}.mlp.{x}.weight")
+    yield row(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight")
+    yield row("model.norm.weight", "decoder.norm.weight")
+    if not tied:
+        yield row("lm_head.weight", "lm.weight")
+
+
+def _read_rope(value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """As LLaMA's, but with neighbours for pairs, and a base of 500,000 where a file has none."""
+    given = [config.get(name) for name in ("rope_parameters", "rope_scaling")]
+    based = config.get("rope_theta") is not None or any(isinstance(g, Mapping) and "rope_theta" in g for g in given)
+    return read_rope(value, config) | {"interleaved": True} | ({} if based else {"base": 500_000.0})
+
+
+def _read_norm(value: Any, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    if value not in (True, False, None) or isinstance(value, float):
+        raise CheckpointError(f"use_qk_norm={value!r} must be true or false")
+    return {"kind": "HeadNorm", "eps": config.get("layer_norm_eps", 1e-5)} if value else None
+
+
+def _is_scaled(value: Any, config: Mapping[str, Any]) -> bool:
+    """Whether the factor of the logits is that of a scaled head (PaLM)."""
+    width = config.get("hidden_size", 8192)
+    return isinstance(width, int) and width > 0 and value == width**-0.5
+
+
+def _read_factor(value: Any, config: Mapping[str, Any]) -> Any:
+    return 1.0 if _is_scaled(value, config) else value
+
+
+def _factor(value: Any, design: Design) -> float:
+    """The factor of the logits: the head's own, and that of its scaled input."""
+    head = design.arch.heads.lm
+    assert isinstance(head, LMHead)
+    return head.factor * design.dims.d_model**-0.5 if head.scaled else head.factor
+
+
+cohere = Layout(
+    model_type="cohere",
+    families=("command-r", "palm"),
+    classes={"CohereForCausalLM": Heads(LMHead()), "CohereModel": Heads()},
+    keys=(
+        key("vocab_size", "dims.vocab", default=256_000),
+        key("hidden_size", "dims.d_model", default=8192),
+        key("intermediate_size", "dims.d_ff", default=22_528),
+        key("num_hidden_layers", "dims.layers", default=40),
+        key("num_attention_heads", "dims.heads", default=64),
+        key("num_key_value_heads", "dims.kv_heads", default=None, write=lambda v, d: d.dims.kv),
+        key("head_dim", "dims.head_dim", default=None, write=lambda v, d: d.dims.width),
+        key("hidden_act", "arch.mlp.act", default="silu", **words(ACTS)),
+        key("max_position_embeddings", "dims.context", default=8192),
+        key(
+            "initializer_range",
+            "arch.init",
+            default=0.02,
+            read=lambda v, c: {"kind": "Normal", "std": v},
+            write=lambda v, d: v.std if isinstance(v, Normal) else 0.02,  # that of PaLM has no deviation of its own
+        ),
+        key("layer_norm_eps", "arch.norm.eps", default=1e-5),
+        key("logit_scale", "arch.heads.lm.scaled", default=0.0625, read=_is_scaled, write=_factor),
+        key("logit_scale", "arch.heads.lm.factor", default=0.0625, read=_read_factor, write=_factor),
+        key("tie_word_embeddings", "arch.heads.lm.tied", default=True),
+        key(
+            "rope_parameters",
+            "arch.position",
+            default=None,
+            older=("rope_theta", "rope_scaling"),
+            read=_read_rope,
+            write=write_rope,
+        ),
+        key("attention_bias", "arch.attention.bias", "arch.attention.out_bias", default=False),
+        key("use_qk_norm", "arch.attention.qk_norm", default=False, read=_read_norm, write=lambda v, d: v is not None),
+        key("attention_dropout", "arch.dropout.attention", default=0.0),
+        key("pad_token_id", "text.pad_id", default=0),
+        key("bos_token_id", "text.bos_id", default=5),
+        key("eos_token_id", "text.eos_id", default=255_001, read=several),
+    ),
+    rows=lambda design: list(_rows(design)),
+    prefix="model.",
+    unused={"model_max_length": "a longer context than it was trained on", "pretraining_tp": "of its training"},
+    stray=STRAY,
+)

@@ -187,7 +187,7 @@ def test_memory_is_seen() -> None:
     plain = Model(forgetful, model.dims).double()
     plain.load_state_dict(model.state_dict())
     assert (plain(ids).logits[0, -1] - model(ids).logits[0, -1]).abs().max() > 1e-3
-    assert torch.equal(plain(ids[:, :6]).logits, model(ids[:, :6]).logits)
+    assert (plain(ids[:, :6]).logits - model(ids[:, :6]).logits).abs().max() < 1e-12
 
 
 def test_rows_with_memory_go_alone() -> None:

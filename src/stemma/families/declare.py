@@ -60,7 +60,78 @@ class Translation(Spec):
     """Predict the sentence of a pair from the other (Vaswani et al. 2017)."""
 
 
-Objective = CLM | MLM | Spans | Translation
+@dataclass(frozen=True)
+class PrefixLM(Spec):
+    """Predict the rest of a text from its beginning, cut at a random place (Raffel et al. 2020, section 3.2.1)."""
+
+
+@dataclass(frozen=True)
+class Denoiser(Spec):
+    """Span corruption of one kind (Tay et al. 2022, table 1): `rate` of the tokens in spans of `mean` tokens on average;
+    with `mean` None a single span, the end of the text. `mode`: the token in front of the input that names the kind."""
+
+    mode: str = ""
+    rate: float = 0.15
+    mean: float | None = 3.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
+        require(self.mean is None or self.mean >= 1, f"objective.mean must be at least 1 token, not {self.mean}")
+
+
+@dataclass(frozen=True)
+class Denoisers(Spec):
+    """A mixture of denoisers, each as often as the others (UL2, Tay et al. 2022, arXiv:2205.05131, section 3.1)."""
+
+    kinds: tuple[Denoiser, ...] = ()
+
+
+@dataclass(frozen=True)
+class Denoise(Spec):
+    """Restore a text from noise (Lewis et al. 2019, section 2.2). `mask`: share of tokens that become the mask token;
+    `delete`: share that fall out; `infill`: share that fall out in spans whose lengths are Poisson with mean `mean`,
+    one mask token in the place of each; `permute`: share of sentences that are shuffled; `rotate`: probability that the
+    text begins at a random token; `random`: share of the mask tokens that become a random token instead."""
+
+    mask: float = 0.0
+    delete: float = 0.0
+    infill: float = 0.3
+    mean: float = 3.0
+    permute: float = 1.0
+    rotate: float = 0.0
+    random: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("mask", "delete", "infill", "permute", "rotate", "random"):
+            share = getattr(self, name)
+            require(0 <= share <= 1, f"objective.{name} must lie in [0, 1], not {share}")
+        require(self.mean > 0, f"objective.mean must be positive, not {self.mean}")
+
+
+@dataclass(frozen=True)
+class Fragment(Spec):
+    """Predict a run of `rate` of a text's tokens from the others (Song et al. 2019, section 3). The encoder sees them
+    as `masked` mask tokens, `random` random ones and the rest as they are; the decoder reads only the run itself, each
+    token where it stands in the text. `start`, `end`: the share of runs that begin or end the text; the others lie
+    anywhere. `block`: tokens that are masked together where a long text is cut into blocks."""
+
+    rate: float = 0.5
+    masked: float = 0.8
+    random: float = 0.1
+    start: float = 0.2
+    end: float = 0.2
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
+        for first, second in (("masked", "random"), ("start", "end")):
+            a, b = getattr(self, first), getattr(self, second)
+            require(a >= 0 and b >= 0, f"objective.{first} and objective.{second} must not be negative")
+            require(a + b <= 1, f"objective.{first} + objective.{second} must not exceed 1")
+        require(self.block is None or self.block >= 2, f"objective.block must be at least 2 tokens, not {self.block}")
+
+
+Objective = CLM | MLM | Spans | Translation | PrefixLM | Denoisers | Denoise | Fragment
 
 
 # ---------------------------------------------------------------- text
@@ -70,7 +141,9 @@ Objective = CLM | MLM | Spans | Translation
 class Text(Spec):
     """The tokenizer's kind, its special tokens by role, and their ids where they are published.
 
-    `start_id`: the first token of a decoder's input; `sentinels`: how many `<extra_id_N>` there are (T5).
+    `start_id`: the first token of a decoder's input; `shift`: what that input begins with where it is made from
+    targets: the start token, or the last token of the target itself (the language code of mBART); `sentinels`: how
+    many `<extra_id_N>` there are (T5).
     """
 
     tokenizer: Literal["wordpiece", "bpe", "gpt-bpe", "unigram", "spm-bpe"]
@@ -87,6 +160,7 @@ class Text(Spec):
     eos_id: int | tuple[int, ...] | None = None
     pad_id: int | None = None
     start_id: int | None = None
+    shift: Literal["start", "last"] = "start"
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

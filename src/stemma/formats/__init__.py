@@ -24,7 +24,7 @@ from stemma.formats.config import Layout
 from stemma.formats.names import Ledger, Row, expand, missing
 from stemma.nn.init import initialise
 from stemma.nn.model import Model
-from stemma.nn.parts import Answer, Choose, Classify, Heads, Summary, Tag, Task
+from stemma.nn.parts import Answer, Choose, Classify, Full, Heads, LMHead, Summary, Tag, Task
 
 
 def _layouts() -> dict[str, Layout]:
@@ -68,7 +68,9 @@ def build(
     exist."""
     design = families.design(name) if isinstance(name, str) else name
     if task is not None:
-        design = _with_heads(design, heads_for(task_of(_owner(design.name), task, labels, problem), design))
+        design = _body_for(
+            _with_heads(design, heads_for(task_of(_owner(design.name), task, labels, problem), design))
+        )
     design = spec.edit(design, {**(overrides or {}), **{f"dims.{k}": v for k, v in dims.items()}})
     with torch.device("meta"):
         model = Model(design.arch, design.dims)
@@ -227,7 +229,10 @@ def _assemble(
     design, left = _heads_in_file(design, raw, layout, files, new, where, task)
     if task is not None:
         new = {*new, "task", "pooler"}
-    design = _tie(design, layout, source, files)
+        whole, design = design, _body_for(design)
+        if layout is not None and design is not whole:
+            left += [n for r in _expanded(whole, layout) if r.ours[0].startswith("decoder.") for n in (r.theirs, *r.aliases)]
+    design = _by_file(design, layout, source, files)
     with torch.device("meta"):
         model = Model(design.arch, design.dims)
     shapes = {name: p.shape for name, p in model.named_parameters()}
@@ -307,7 +312,7 @@ def _heads_in_file(
     has = {h: any(t in files for t in rows) or h in new for h, rows in names.items()}
     needs = {h: getattr(wanted, h) not in (None, False) for h in HEADS}
     if not names["lm"]:  # tied, and without parameters of its own: the class alone tells, where one is named
-        has["lm"] = needs["lm"] or not raw.get("architectures")
+        has["lm"] = needs["lm"] or not raw.get("architectures") or "lm" in new
     for head in HEADS:
         if needs[head] and names[head] and not has[head] and (task is None or head not in ("task", "pooler")):
             raise CheckpointError(
@@ -358,9 +363,26 @@ def heads_for(task: Task, design: Design) -> Heads:
     return Heads(pooler=(design.arch.heads.pooler or Summary()) if reads else None, task=task)
 
 
-def _tie(design: Design, layout: Layout | None, source: tensors.Tensors, files: Mapping[str, str]) -> Design:
-    """Untie the head where the layout leaves that to the file, and the file's two tensors differ."""
-    if layout is None or not layout.tied_by_file or design.arch.heads.lm is None or not design.arch.heads.lm.tied:
+def _body_for(design: Design) -> Design:
+    """The body that a design's task head stands on: of an encoder-decoder, its encoder alone where every token has to
+    be scored in sight of the whole text."""
+    if design.arch.structure != "encoder-decoder" or not isinstance(design.arch.heads.task, Tag):
+        return design
+    return spec.edit(design, {"arch.structure": "encoder", "arch.mask": Full()})
+
+
+def _by_file(design: Design, layout: Layout | None, source: tensors.Tensors, files: Mapping[str, str]) -> Design:
+    """The design with what the layout leaves to the file: a head of its own where the file's two tensors differ, and a
+    bias of the head where that of the file is not zero everywhere."""
+    head = design.arch.heads.lm
+    if layout is None or head is None:
+        return design
+    if layout.bias_by_file and isinstance(head, LMHead):
+        biased = spec.edit(design, {"arch.heads.lm.bias": True})
+        names = [files[r.theirs] for r in layout.rows(biased) if r.ours == ("lm.bias",) and r.theirs in files]
+        if any(bool(source.get(name).any()) for name in names):
+            design = biased
+    if not layout.tied_by_file or not head.tied:
         return design
     for r in layout.rows(design):
         for alias in r.aliases:
@@ -371,14 +393,19 @@ def _tie(design: Design, layout: Layout | None, source: tensors.Tensors, files: 
     return design
 
 
+def _expanded(design: Design, layout: Layout) -> list[Row]:
+    """The layout's rows, one for each layer."""
+    layers = {"encoder": design.dims.layers, "decoder": design.dims.layers}
+    if design.arch.structure == "encoder-decoder":
+        layers["decoder"] = design.dims.depth
+    return expand(layout.rows(design), layers)
+
+
 def _rows(design: Design, layout: Layout | None, shapes: Mapping[str, Any]) -> list[Row]:
     """The names table for this model, each row once; every parameter of the model must be in it."""
     if layout is None:
         return own.rows(shapes)
-    layers = {"encoder": design.dims.layers, "decoder": design.dims.layers}
-    if design.arch.structure == "encoder-decoder":
-        layers["decoder"] = design.dims.depth
-    rows = [r for r in expand(layout.rows(design), layers) if all(o in shapes for o in r.ours)]
+    rows = [r for r in _expanded(design, layout) if all(o in shapes for o in r.ours)]
     unnamed = sorted(set(shapes) - {o for r in rows for o in r.ours})
     if unnamed:
         raise UsageError(f"the {layout.model_type!r} layout has no name for the parameter {unnamed[0]!r}")
@@ -410,13 +437,14 @@ def _find(
 def _account_rest(
     files: Mapping[str, str], layout: Layout | None, ledger: Ledger, where: str, left: Collection[str]
 ) -> None:
-    """Every tensor of the file that no row reads is ignored by a named rule, or an error. `left`: of other heads."""
+    """Every tensor of the file that no row reads is ignored by a named rule, or an error. `left`: of parts that a task does
+    without."""
     used = set(ledger.loaded.values()) | set(ledger.tied)
     rules = {} if layout is None else layout.stray
     for known, name in files.items():
         if name in used:
             continue
-        reason = "of a head that the task leaves behind" if known in left else None
+        reason = "of a part that the task leaves behind" if known in left else None
         reason = reason or next((why for pattern, why in rules.items() if re.search(pattern, known)), None)
         if reason is None:
             raise CheckpointError(f"{where} holds a tensor {name!r} for which this model has no place")

@@ -15,7 +15,7 @@ from stemma import spec
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.families.declare import Design
 from stemma.formats.names import Row
-from stemma.nn.parts import Classify, Dropout, Heads, Normal, Tag
+from stemma.nn.parts import Classify, Dropout, Heads, LMHead, Normal, Tag
 
 REQUIRED = object()
 
@@ -101,7 +101,9 @@ class Layout:
     """A publisher's layout: `classes` gives the heads of each model class, `fixed` the keys whose other values mean a
     model that is not supported, `unused` keys that change nothing here. `prefix`: what a file of a model with a head
     puts before the names of the body. `rows` is the names table; `renames`, older spellings of parts of names;
-    `stray`, tensors that old files hold and nobody needs, as regular expressions."""
+    `stray`, tensors that old files hold and nobody needs, as regular expressions. `variants`: what else of the design a
+    class changes (an encoder alone); `labels`: of a task head where a config tells no number; `tied_by_file`,
+    `bias_by_file`: whether the head is the embeddings, or has a bias, is told by the tensors and not by the config."""
 
     model_type: str
     families: tuple[str, ...]
@@ -114,6 +116,9 @@ class Layout:
     renames: Mapping[str, str] = field(default_factory=dict)
     stray: Mapping[str, str] = field(default_factory=dict)
     tied_by_file: bool = False
+    bias_by_file: bool = False
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    labels: int = 2
 
 
 def reasons(reason: str, names: str) -> dict[str, str]:
@@ -172,7 +177,8 @@ def heads_wanted(layout: Layout, config: Mapping[str, Any]) -> Heads:
         raise CheckpointError(f"config.json: architectures={listed!r} should be a list of class names")
     if not listed:
         return Heads()  # an old file names no class; its heads are what it holds
-    heads = next((layout.classes[name] for name in listed if name in layout.classes), None)
+    named_class = _class_in(layout, config)
+    heads = None if named_class is None else layout.classes[named_class]
     if heads is None:
         raise CheckpointError(
             f"config.json: class {listed[0]!r} is not supported; known: {', '.join(layout.classes)}"
@@ -182,7 +188,7 @@ def heads_wanted(layout: Layout, config: Mapping[str, Any]) -> Heads:
         named, number = config.get("id2label"), config.get("num_labels")
         if named is not None and not isinstance(named, Mapping):
             raise CheckpointError(f"config.json: id2label={named!r} should be an object of numbers and names")
-        heads = spec.edit(heads, {"task.labels": len(named) if named else number or 2})
+        heads = spec.edit(heads, {"task.labels": len(named) if named else number or layout.labels})
     if isinstance(heads.task, Classify) and (problem := config.get("problem_type")) is not None:
         words = {theirs: ours for ours, theirs in PROBLEMS.items()}
         if problem not in words:
@@ -194,6 +200,12 @@ def heads_wanted(layout: Layout, config: Mapping[str, Any]) -> Heads:
     elif isinstance(heads.task, Classify) and heads.task.labels == 1:
         heads = spec.edit(heads, {"task.problem": "regression"})  # the convention where no problem is named
     return heads
+
+
+def _class_in(layout: Layout, config: Mapping[str, Any]) -> str | None:
+    """The first class that a config names and the layout knows."""
+    listed = config.get("architectures") or []
+    return next((name for name in listed if name in layout.classes), None)
 
 
 def write_labels(heads: Heads) -> dict[str, Any]:
@@ -239,8 +251,9 @@ def read_config(layout: Layout, config: Mapping[str, Any], base: Design) -> tupl
             raise CheckpointError(
                 f"config.json: {error}" if name in str(error) else f"config.json: {name}: {error}"
             ) from None
+    named = _class_in(layout, config)
     try:
-        return spec.edit(base, changes), ignored
+        return spec.edit(spec.edit(base, changes), layout.variants.get(named or "", {})), ignored
     except UsageError as error:
         raise CheckpointError(f"config.json: {_in_their_words(error, layout, config, changes, base)}") from None
 
@@ -266,7 +279,7 @@ def _in_their_words(
 
 def write_config(layout: Layout, design: Design, heads: Heads, base: Design) -> dict[str, Any]:
     """The config.json of a design. Raises UsageError if the layout has no way to say something that the design has."""
-    config: dict[str, Any] = {"model_type": layout.model_type, "architectures": [class_name(layout, heads)]}
+    config: dict[str, Any] = {"model_type": layout.model_type, "architectures": [class_name(layout, design, heads)]}
     config |= write_labels(heads)
     if heads.lm is None:  # a body alone still says how a head on it would be
         design = replace(design, arch=replace(design.arch, heads=replace(heads, lm=base.arch.heads.lm)))
@@ -275,7 +288,7 @@ def write_config(layout: Layout, design: Design, heads: Heads, base: Design) -> 
             raise UsageError(f"the {layout.model_type!r} layout has {k.name!r}, and this design no {k.paths[0]}")
         config[k.name] = k.write(spec.get(design, k.paths[0]), design)
     again, _ = read_config(layout, config, base)
-    old, new = (_comparable(d, with_head=heads.lm is not None) for d in (design, again))
+    old, new = (_comparable(d, layout, with_head=heads.lm is not None) for d in (design, again))
     lost = [c for c in spec.diff(old, new) if c.path.split(".")[0] in ("arch", "dims")]
     if lost:
         raise UsageError(
@@ -292,18 +305,29 @@ def _reaches(design: Design, path: str) -> bool:
     return True
 
 
-def class_name(layout: Layout, heads: Heads) -> str:
-    """The publisher's class for a set of heads: the one that has them, else the one that has most of them. Raises
-    UsageError if it has none for the task."""
+def class_name(layout: Layout, design: Design, heads: Heads) -> str:
+    """The publisher's class for a design with a set of heads: the one that has them, else the one that has most of
+    them. Raises UsageError if it has none for the task, or for the structure."""
     known = {n: h for n, h in layout.classes.items() if _form(h) == _form(heads)}
     if not known:
         raise UsageError(f"the {layout.model_type!r} layout has no class for the task head {heads.task}")
+    known = {n: h for n, h in known.items() if _fits(design, layout.variants.get(n, {}), layout)}
+    if not known:
+        raise UsageError(f"the {layout.model_type!r} layout has no class for this head on an {design.arch.structure}")
 
     def shared(has: Heads) -> tuple[bool, int]:
         pairs = list(zip(_present(has), _present(heads), strict=True))
         return all(ours for theirs, ours in pairs if theirs), sum(theirs and ours for theirs, ours in pairs)
 
     return max(known, key=lambda name: shared(known[name]))
+
+
+def _fits(design: Design, variant: Mapping[str, Any], layout: Layout) -> bool:
+    """Whether a design has what a class changes, and nothing that only other classes change."""
+    if any(spec.get(design, path) != value for path, value in variant.items()):
+        return False
+    others = [v for v in layout.variants.values() if v != variant]
+    return not any(v and all(spec.get(design, path) == value for path, value in v.items()) for v in others)
 
 
 def _form(heads: Heads) -> Any:
@@ -318,7 +342,11 @@ def _present(heads: Heads) -> tuple[bool, ...]:
     return heads.lm is not None, heads.pooler is not None, heads.pair, heads.detect is not None
 
 
-def _comparable(design: Design, with_head: bool) -> Design:
-    """Without what a checkpoint need not record: what matters in training only, and which heads stand on the pooler."""
-    heads = Heads(design.arch.heads.lm if with_head else None)
+def _comparable(design: Design, layout: Layout, with_head: bool) -> Design:
+    """Without what a config need not record: what matters in training only, which heads stand on the pooler, and
+    whether the head has a bias where its tensor tells."""
+    head = design.arch.heads.lm if with_head else None
+    if layout.bias_by_file and isinstance(head, LMHead):
+        head = replace(head, bias=False)
+    heads = Heads(head)
     return replace(design, arch=replace(design.arch, init=Normal(), dropout=Dropout(), heads=heads))

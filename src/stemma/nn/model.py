@@ -236,7 +236,7 @@ class Model(nn.Module):
         if self.arch.structure == "encoder-decoder":
             if decoder_input_ids is None:
                 if self.task is not None:  # a text is both halves' input, moved on by a place in the decoder
-                    decoder_input_ids, decoder_attention_mask = self.shift_right(input_ids), attention_mask
+                    decoder_input_ids = self.shift_right(input_ids)
                 elif labels is None:
                     raise UsageError("an encoder-decoder needs decoder_input_ids or labels")
                 else:
@@ -316,12 +316,19 @@ class Model(nn.Module):
         return out
 
     def shift_right(self, labels: Tensor) -> Tensor:
-        """Decoder input for `labels` (B T): the start token, then each target one place later; -100 becomes padding."""
+        """Decoder input for `labels` (B T): the start token (or the target's last token, see `Text.shift`), then each
+        target one place later; -100 becomes padding."""
         if self.text is None:
             raise UsageError("decoder_input_ids must be given: this model does not know its start token")
         start, pad = self.text.start_id, self.text.pad_id
-        shifted = torch.cat([labels.new_full((labels.shape[0], 1), start), labels[:, :-1]], 1)
-        return shifted.masked_fill(shifted == IGNORED, pad)
+        labels = labels.masked_fill(labels == IGNORED, pad)
+        if self.text.shift == "last":
+            first = labels.gather(1, (labels != pad).sum(1, keepdim=True) - 1)
+        elif start is None:
+            raise UsageError("decoder_input_ids must be given: this model does not know its start token")
+        else:
+            first = labels.new_full((labels.shape[0], 1), start)
+        return torch.cat([first, labels[:, :-1]], 1)
 
     @property
     def device(self) -> torch.device:

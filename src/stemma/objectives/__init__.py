@@ -38,4 +38,6 @@ def objective(
             return Masked(spec, tokenizer, context, seed, mixed)
         case declare.Spans():
             return SpanCorruption(spec, tokenizer, text, context, seed, mixed)
-    raise UsageError(f"training on {spec} is not built: it needs sentence pairs in two languages")
+        case declare.Translation():
+            raise UsageError(f"training on {spec} is not built: it needs sentence pairs in two languages")
+    raise UsageError(f"training on {type(spec).__name__} is not implemented yet")

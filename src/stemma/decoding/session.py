@@ -42,15 +42,24 @@ class Session:
             source, memory_real = _pad(prompts, self.device)
             memory_real = None if bool(memory_real.all()) else memory_real
             memory = model.encode(source, memory_real)
-        positions = torch.arange(longest, device=self.device).expand(len(texts), -1)
+        assert model.decoder is not None
+        self.first = model.decoder.position.first
+        places = torch.arange(longest, device=self.device).expand(len(texts), -1)
         hidden = model.decode(
-            ids, None if even else real, positions, memory=memory, memory_mask=memory_real, cache=self.cache
+            ids,
+            None if even else real,
+            places + self.first,
+            order=places,
+            memory=memory,
+            memory_mask=memory_real,
+            cache=self.cache,
         )
         self.logits = self._head(hidden[torch.arange(len(texts), device=self.device), self.lengths - 1])
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more token a row (B); returns the logits of the next (B V)."""
-        hidden = self.model.decode(tokens[:, None], None, self.lengths[:, None], cache=self.cache)
+        places = self.lengths[:, None]
+        hidden = self.model.decode(tokens[:, None], None, places + self.first, order=places, cache=self.cache)
         self.lengths = self.lengths + 1
         self.logits = self._head(hidden[:, 0])
         return self.logits
@@ -102,7 +111,7 @@ def begin(model: Model, prompts: Sequence[Sequence[int]], room: int) -> Session:
 def start_token(model: Model) -> int:
     start = model.text.start_id if model.text is not None else None
     if start is None:
-        raise UsageError("this model's config names no decoderstart_token_token_id, which decoding starts from")
+        raise UsageError("this model's config names no decoder_start_token_id, which decoding starts from")
     return start
 
 

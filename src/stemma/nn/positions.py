@@ -31,6 +31,7 @@ class Position(nn.Module):
     """The hooks, each doing nothing. `pos` is B T, or B T C where a scheme counts in C ways at once."""
 
     limit: int | None = None  # longest text that this scheme can number
+    first = 0  # the number of a text's first token
 
     def number(self, ids: Tensor, start: int = 0) -> Tensor:  # B T -> 1|B T
         """The position of every token of `ids`, of which the first stands at `start`."""
@@ -61,7 +62,8 @@ class Learned(Position):
         super().__init__()
         self.padding, self.offset = padding, offset
         self.limit = context
-        self.table = nn.Embedding(context + offset + (0 if padding is None else padding + 1), width)
+        self.first = 0 if padding is None else padding + 1
+        self.table = nn.Embedding(context + offset + self.first, width)
 
     def number(self, ids: Tensor, start: int = 0) -> Tensor:
         if self.padding is None:

@@ -50,7 +50,9 @@ def extra(case: str, batch: dict[str, torch.Tensor], generator: torch.Generator)
         batch["input_ids"][torch.arange(rows), last] = 2
         batch["input_ids"][torch.arange(rows), last - 3] = 2
     elif not case.endswith("answer"):
-        batch["decoder_input_ids"] = torch.randint(4, CASES[case][2]["vocab_size"], (rows, length + 5), generator=generator)
+        batch["decoder_input_ids"] = torch.randint(
+            4, CASES[case][2]["vocab_size"], (rows, length + 5), generator=generator
+        )
         batch["decoder_attention_mask"] = torch.ones(rows, length + 5, dtype=torch.int64)
         batch["decoder_attention_mask"][1, length - 2 :] = 0
     return batch

@@ -12,20 +12,22 @@ import torch
 from torch import Tensor
 
 from stemma.decoding.layout import for_decoding
+from stemma.decoding.rules import start_token
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.cache import Cache
 from stemma.nn.model import Model
 
 
 class Session:
-    """The state of a decoding of several prompts (token ids). `room`: how many new tokens there must be place for."""
+    """The state of a decoding of several prompts (token ids). `room`: how many new tokens there must be place for;
+    `start`: what an encoder-decoder's answers begin with, where it is not the model's own."""
 
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
+    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int, start: int | None = None) -> None:
         for_decoding(model, len(prompts))
         self.model, self.device = model, model.device
         self.encoded = model.encoder is not None
-        start = [start_token(model)] if self.encoded else []
-        texts = [start for _ in prompts] if self.encoded else [list(p) for p in prompts]
+        begun = [start_token(model, start)] if self.encoded else []
+        texts = [begun for _ in prompts] if self.encoded else [list(p) for p in prompts]
         for i, text in enumerate(texts):
             if not text:
                 raise UsageError(f"prompt {i} is empty: a decoder needs at least one token to go on from")
@@ -103,16 +105,9 @@ def generates(model: Model) -> bool:
     return model.decoder is not None and model.lm is not None
 
 
-def begin(model: Model, prompts: Sequence[Sequence[int]], room: int) -> Session:
+def begin(model: Model, prompts: Sequence[Sequence[int]], room: int, start: int | None = None) -> Session:
     """A decoding of prompts, of the kind that the model's arch asks for."""
-    return Session(model, prompts, room)
-
-
-def start_token(model: Model) -> int:
-    start = model.text.start_id if model.text is not None else None
-    if start is None:
-        raise UsageError("this model's config names no decoder_start_token_id, which decoding starts from")
-    return start
+    return Session(model, prompts, room, start)
 
 
 def _pad(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

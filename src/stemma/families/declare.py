@@ -67,8 +67,9 @@ class PrefixLM(Spec):
 
 @dataclass(frozen=True)
 class Denoiser(Spec):
-    """Span corruption of one kind (Tay et al. 2022, table 1): `rate` of the tokens in spans of `mean` tokens on average;
-    with `mean` None a single span, the end of the text. `mode`: the token in front of the input that names the kind."""
+    """Span corruption of one kind (Tay et al. 2022, table 1): `rate` of the tokens in spans of `mean` tokens on
+    average; with `mean` None a single span, the end of the text. `mode`: the token in front of the input that names the
+    kind."""
 
     mode: str = ""
     rate: float = 0.15

@@ -46,8 +46,8 @@ mass = transformer.evolve(
         "MASS: Masked Sequence to Sequence Pre-training for Language Generation",
         "arXiv:1905.02450; github.com/microsoft/MASS, MASS-summarization",
         weights="github.com/microsoft/MASS, in fairseq's layout",
-        note="the released code masks runs within blocks of 64 tokens, and 15 % of them where its flag is left out; the "
-        "paper's half stands here",
+        note="the released code masks runs within blocks of 64 tokens, and 15 % of them where its flag is left out; "
+        "the paper's half stands here",
     ),
     others=("bert",),
 )

@@ -68,9 +68,7 @@ def build(
     exist."""
     design = families.design(name) if isinstance(name, str) else name
     if task is not None:
-        design = _body_for(
-            _with_heads(design, heads_for(task_of(_owner(design.name), task, labels, problem), design))
-        )
+        design = _body_for(_with_heads(design, heads_for(task_of(_owner(design.name), task, labels, problem), design)))
     design = spec.edit(design, {**(overrides or {}), **{f"dims.{k}": v for k, v in dims.items()}})
     with torch.device("meta"):
         model = Model(design.arch, design.dims)
@@ -231,7 +229,9 @@ def _assemble(
         new = {*new, "task", "pooler"}
         whole, design = design, _body_for(design)
         if layout is not None and design is not whole:
-            left += [n for r in _expanded(whole, layout) if r.ours[0].startswith("decoder.") for n in (r.theirs, *r.aliases)]
+            left += [
+                n for r in _expanded(whole, layout) if r.ours[0].startswith("decoder.") for n in (r.theirs, *r.aliases)
+            ]
     design = _by_file(design, layout, source, files)
     with torch.device("meta"):
         model = Model(design.arch, design.dims)
@@ -437,8 +437,8 @@ def _find(
 def _account_rest(
     files: Mapping[str, str], layout: Layout | None, ledger: Ledger, where: str, left: Collection[str]
 ) -> None:
-    """Every tensor of the file that no row reads is ignored by a named rule, or an error. `left`: of parts that a task does
-    without."""
+    """Every tensor of the file that no row reads is ignored by a named rule, or an error. `left`: of parts that a task
+    does without."""
     used = set(ledger.loaded.values()) | set(ledger.tied)
     rules = {} if layout is None else layout.stray
     for known, name in files.items():

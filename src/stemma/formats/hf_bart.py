@@ -57,7 +57,9 @@ def _as_encoder(name: str, default: int) -> Callable[[Any, Mapping[str, Any]], A
 
     def read(value: Any, config: Mapping[str, Any]) -> Any:
         if value != config.get(name, default):
-            raise CheckpointError(f"{value!r} differs from {name}={config.get(name, default)!r}; equal ones are supported")
+            raise CheckpointError(
+                f"{value!r} differs from {name}={config.get(name, default)!r}; equal ones are supported"
+            )
         return value
 
     return read

@@ -62,8 +62,10 @@ def _rows(design: Design) -> list[Row]:
     if isinstance(design.arch.heads.task, Classify | Tag):  # these classes hold the body under a name of its own
         body = [replace(r, theirs=f"transformer.{r.theirs}", aliases=_both(r)) for r in body]
     head = design.arch.heads.lm
-    return body + ([row("lm_head.weight", "lm.weight")] if head is not None and not head.tied else []) + list(
-        task_rows(design)
+    return (
+        body
+        + ([row("lm_head.weight", "lm.weight")] if head is not None and not head.tied else [])
+        + list(task_rows(design))
     )
 
 

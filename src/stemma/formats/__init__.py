@@ -136,6 +136,13 @@ def load(
         from stemma.formats import gguf
 
         return gguf.load(folder, device, dtype, tokenizer=tokenizer)
+    if folder.suffix == ".pt" or (folder / "model.pt").is_file():
+        from stemma.formats import fairseq
+
+        if fairseq.found(folder) is not None:
+            if task is not None or new:
+                raise UsageError(f"{folder} is in fairseq's layout: save it in another before it takes a new head")
+            return fairseq.load(folder, device, dtype, tokenizer=tokenizer)
     if not folder.is_dir():
         if folder.exists():
             raise CheckpointError(f"{folder} is a file; give the folder that holds config.json and the weights")
@@ -238,7 +245,7 @@ def _assemble(
     shapes = {name: p.shape for name, p in model.named_parameters()}
     rows = _rows(design, layout, shapes)
     found = {r.theirs: name for r in rows if (name := _find(r, source, files, shapes, ledger, new, where))}
-    _account_rest(files, layout, ledger, where, left)
+    _account_rest(files, {} if layout is None else layout.stray, ledger, where, left)
     # all names and shapes are right; only now is anything read
     _draw_new(model, design, ledger, device, dtype or source.blank(next(iter(found.values()))).dtype)
     for r in rows:
@@ -435,17 +442,16 @@ def _find(
 
 
 def _account_rest(
-    files: Mapping[str, str], layout: Layout | None, ledger: Ledger, where: str, left: Collection[str]
+    files: Mapping[str, str], stray: Mapping[str, str], ledger: Ledger, where: str, left: Collection[str]
 ) -> None:
-    """Every tensor of the file that no row reads is ignored by a named rule, or an error. `left`: of parts that a task
-    does without."""
+    """Every tensor of the file that no row reads is ignored by a rule of `stray`, or an error. `left`: of parts that a
+    task does without."""
     used = set(ledger.loaded.values()) | set(ledger.tied)
-    rules = {} if layout is None else layout.stray
     for known, name in files.items():
         if name in used:
             continue
         reason = "of a part that the task leaves behind" if known in left else None
-        reason = reason or next((why for pattern, why in rules.items() if re.search(pattern, known)), None)
+        reason = reason or next((why for pattern, why in stray.items() if re.search(pattern, known)), None)
         if reason is None:
             raise CheckpointError(f"{where} holds a tensor {name!r} for which this model has no place")
         ledger.ignored[name] = reason
@@ -531,12 +537,26 @@ def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dic
     return None, own.write_config(design, family.name if family else None), why or "its family has no other"
 
 
-def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard_bytes: int = 5 * 10**9) -> Path:
-    """Write config.json, weights, tokenizer and generation_config.json: all of them, or nothing if anything fails.
+def save(
+    model: Model,
+    directory: str | Path,
+    *,
+    layout: str | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = 5 * 10**9,
+) -> Path:
+    """Write config.json, weights, tokenizer and generation_config.json: all of them, or nothing if anything fails. With
+    `layout="fairseq"` (or a name in .pt) fairseq's file instead (see `stemma.formats.fairseq`).
 
     Raises ResourceError if the disk is full or not writable.
     """
     directory = Path(directory)
+    if layout not in (None, "hf", "fairseq"):
+        raise UsageError(f"layout {layout!r} is not known; use hf or fairseq{did_you_mean(layout, ('hf', 'fairseq'))}")
+    if layout == "fairseq" or (layout is None and directory.suffix == ".pt"):
+        from stemma.formats import fairseq
+
+        return fairseq.save(model, directory, dtype=dtype)
     if directory.is_file():
         raise UsageError(f"{directory} is a file; a checkpoint is a folder")
     if model.device.type == "meta":
@@ -544,23 +564,23 @@ def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard
     if model.tokenizer is None and (old := next((n for n in VOCABULARY if (directory / n).is_file()), None)):
         raise UsageError(f"{directory} holds a tokenizer ({old}) and this model has none; save it to another folder")
     design: Design = replace(model.design, arch=model.arch, dims=model.dims, text=model.text)
-    layout, data, why = layout_of(design, model.family)
-    if layout is None:
+    table, data, why = layout_of(design, model.family)
+    if table is None:
         warnings.warn(f"{directory} is in Stemma's own layout, which other libraries cannot read: {why}", stacklevel=2)
     state = {k: v.detach() for k, v in model.named_parameters()}
     kind = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
     data["dtype"] = str(kind).removeprefix("torch.")
     extras = getattr(model, "extras", {})
     before = extras.get("config", {})
-    if layout is not None and before.get("model_type") == layout.model_type:  # keys that say nothing here are kept
-        respelled = {"torch_dtype", *(older for k in layout.keys for older in k.older)}
+    if table is not None and before.get("model_type") == table.model_type:  # keys that say nothing here are kept
+        respelled = {"torch_dtype", *(older for k in table.keys for older in k.older)}
         data = {k: v for k, v in before.items() if k not in respelled} | data
     names: dict[str, Any] = {}
     heads = design.arch.heads
-    bare = layout is not None and not any((heads.lm, heads.pair, heads.detect, heads.task))
-    for r in _rows(design, layout, state):
+    bare = table is not None and not any((heads.lm, heads.pair, heads.detect, heads.task))
+    for r in _rows(design, table, state):
         size = sum(state[o].numel() for o in r.ours) * kind.itemsize
-        name = r.theirs.removeprefix(layout.prefix) if bare and layout is not None else r.theirs
+        name = r.theirs.removeprefix(table.prefix) if bare and table is not None else r.theirs
         names[name] = (size, lambda r=r: _on_cpu(r.write(state), kind))
     with tensors.whole(directory, _replaced) as scratch:
         tensors.write(scratch, names, shard_bytes)

@@ -129,8 +129,8 @@ class Model(nn.Module):
             raise UsageError(f"a {self.arch.structure} has no decoder")
         if cache is not None and memory is not None:
             cache.memory_real = memory_mask
-        real = memory_mask if cache is None else cache.memory_real
-        seen = None if real is None else real.bool()[:, None, None, :]
+        real = _real(memory_mask if cache is None else cache.memory_real)
+        seen = None if real is None else real[:, None, None, :]
         if documents is not None and memory_documents is not None:
             own = (documents[:, :, None] == memory_documents[:, None, :])[:, None]
             seen = own if seen is None else seen & own
@@ -181,7 +181,7 @@ class Model(nn.Module):
             pos,
             order,
             plain=position_ids is None and cache is None,
-            real=None if attention_mask is None else attention_mask.bool(),
+            real=_real(attention_mask),
             documents=documents,
             prefix=prefix,
             memory=memory,
@@ -343,6 +343,16 @@ class Model(nn.Module):
         from stemma.formats import save
 
         save(self, directory, **options)
+
+
+def _real(mask: Tensor | None) -> Tensor | None:
+    """Which tokens are no padding (B T); None where that is known of all: no mask is faster than one that hides
+    nothing. A mask is looked into where that costs no wait and breaks no graph."""
+    if mask is None:
+        return None
+    real = mask.bool()
+    looked = real.device.type == "cpu" and not torch.compiler.is_compiling()
+    return None if looked and bool(real.all()) else real
 
 
 def count(arch: parts.Arch, dims: parts.Dims) -> int:

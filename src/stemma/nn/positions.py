@@ -152,7 +152,8 @@ class Buckets(Position):
         return side + torch.where(far < exact, far, (exact + grown.long()).clamp(max=n - 1))
 
     def bias(self, qpos: Tensor, kpos: Tensor) -> Tensor:
-        return self.table(self.bucket(kpos[:, None, :] - qpos[:, :, None])).permute(0, 3, 1, 2)
+        biases = self.table(self.bucket(kpos[:, None, :] - qpos[:, :, None]))
+        return biases.permute(0, 3, 1, 2).contiguous()  # every layer reads it
 
 
 def position(spec: parts.Position, dims: parts.Dims, both: bool) -> Position:

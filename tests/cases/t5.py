@@ -27,6 +27,12 @@ CASES: dict[str, Case] = {
     "mt5-encoder-model": ("MT5EncoderModel", hf.MT5Config, T5),
     "mt5-classify": ("MT5ForSequenceClassification", hf.MT5Config, T5 | dict(num_labels=2)),
     "mt5-tag": ("MT5ForTokenClassification", hf.MT5Config, T5 | dict(num_labels=3)),
+    "umt5": ("UMT5ForConditionalGeneration", hf.UMT5Config, T5),
+    "umt5-model": ("UMT5Model", hf.UMT5Config, T5 | dict(feed_forward_proj="gated-silu", num_layers=3)),
+    "umt5-encoder-model": ("UMT5EncoderModel", hf.UMT5Config, T5 | dict(relative_attention_num_buckets=12)),
+    "umt5-tag": ("UMT5ForTokenClassification", hf.UMT5Config, T5 | dict(num_labels=3)),
+    "umt5-classify": ("UMT5ForSequenceClassification", hf.UMT5Config, T5 | dict(num_labels=3)),
+    "umt5-answer": ("UMT5ForQuestionAnswering", hf.UMT5Config, T5 | dict(num_labels=2)),
     "mt5-answer": ("MT5ForQuestionAnswering", hf.MT5Config, T5 | dict(num_labels=2)),
 }  # fmt: skip
 

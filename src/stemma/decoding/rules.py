@@ -91,7 +91,7 @@ class Beams:
 def habits(model: Model) -> Mapping[str, Any]:
     """What the checkpoint of a model says of generation; empty if it says nothing."""
     extras = model.extras or {}
-    return extras.get("generation_config") or extras.get("config") or {}
+    return extras.get("generation_config", extras.get("config", {}))
 
 
 def rules(

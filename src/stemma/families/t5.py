@@ -10,6 +10,7 @@ from stemma.nn.parts import (
     Dropout,
     GatedMLP,
     Heads,
+    LayerBuckets,
     LMHead,
     PreNorm,
     RMSNorm,
@@ -155,6 +156,27 @@ mt5 = t5_v1_1.evolve(
         "mT5: A massively multilingual pre-trained text-to-text transformer",
         "arXiv:2010.11934",
         note="100 sentinels at the end of the vocabulary, as in T5",
+    ),
+)
+
+umt5 = mt5.evolve(
+    "umt5",
+    {
+        "arch.position": LayerBuckets(32, 128),
+        "recipe.data": "mC4 again: 107 languages, each as often as the others until its text has been seen 10 times",
+    },
+    sizes={
+        "umt5-small": Size(Dims(512, 8, 6, 1024, 256_384, 1024, head_dim=64), hub="google/umt5-small"),
+        "umt5-base": Size(Dims(768, 12, 12, 2048, 256_384, 1024), hub="google/umt5-base"),
+        "umt5-xl": Size(Dims(2048, 24, 32, 5120, 256_384, 1024), published="3.7B", hub="google/umt5-xl"),
+        "umt5-xxl": Size(Dims(4096, 24, 64, 10_240, 256_384, 1024), published="13B", hub="google/umt5-xxl"),
+    },
+    about=About(
+        2023,
+        "UniMax: Fairer and more Effective Language Sampling for Large-Scale Multilingual Pretraining",
+        "arXiv:2304.09151",
+        note="widths and the vocabulary (256,000 pieces, sentinels, padding) as remembered of the public configs, not "
+        "checked against the files; whether their head is scaled is what each config says",
     ),
 )
 

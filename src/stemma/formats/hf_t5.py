@@ -11,7 +11,7 @@ from stemma.families.declare import Design, Family
 from stemma.families.t5 import t5 as t5_family
 from stemma.formats.config import Key, Layout, key, meant, several
 from stemma.formats.names import Row, linear, row
-from stemma.nn.parts import MLP, Answer, Classify, Full, GatedMLP, Heads, LMHead, Tag
+from stemma.nn.parts import MLP, Answer, Classify, Full, GatedMLP, Heads, LayerBuckets, LMHead, Tag
 
 ACTS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu", "swish": "silu"}
 
@@ -94,11 +94,14 @@ def _body(design: Design) -> Iterator[Row]:
             yield row(f"{theirs}.{last}.DenseReluDense.{theirs_name}.weight", f"{ours}.mlp.{ours_name}.weight")
         yield row(f"{theirs}.{last}.DenseReluDense.wo.weight", f"{ours}.mlp.down.weight")
         yield row(f"{theirs}.{last}.layer_norm.weight", f"{ours}.mlp_norm.weight")
-        bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        yield row(bias, f"{stack}.position.table.weight")
+        bias = "layer.0.SelfAttention.relative_attention_bias.weight"
+        yield row(f"{stack}.block.0.{bias}", f"{stack}.position.table.weight")
+        if isinstance(design.arch.position, LayerBuckets):
+            yield row(f"{stack}.block.{{i}}.{bias}", f"{ours}.attention.relative.table.weight")
         yield row(f"{stack}.final_layer_norm.weight", f"{stack}.norm.weight")
 
 
+SCALED = "arch.heads.lm.scaled"
 ENCODER = {"arch.structure": "encoder", "arch.mask": Full()}
 
 t5 = Layout(
@@ -174,4 +177,14 @@ mt5 = replace(
     keys=tuple(_default(k) for k in t5.keys if k.name != "scale_decoder_outputs"),
     unused={**t5.unused, "scale_decoder_outputs": "no class of mT5 reads it"},
     variants={f"M{name}": changes for name, changes in t5.variants.items()},
+)
+
+umt5 = replace(
+    mt5,
+    model_type="umt5",
+    families=("umt5",),
+    classes={f"UM{name}": heads for name, heads in t5.classes.items()},
+    # here a head that the config ties is a scaled one, as in the first T5
+    keys=tuple(replace(k, paths=(*k.paths, SCALED)) if k.name == "tie_word_embeddings" else k for k in mt5.keys),
+    variants={f"UM{name}": changes for name, changes in t5.variants.items()},
 )

@@ -157,7 +157,12 @@ class Buckets(Spec):
         )
 
 
-Position = Sinusoidal | Learned | Rotary | Buckets
+@dataclass(frozen=True)
+class LayerBuckets(Buckets):
+    """T5's relative bias with a table of its own in every layer (umT5, Chung et al. 2023, arXiv:2304.09151)."""
+
+
+Position = Sinusoidal | Learned | Rotary | Buckets | LayerBuckets
 Norm = LayerNorm | RMSNorm
 Residual = PostNorm | PreNorm | Parallel | Sandwich | DeepNorm
 

@@ -151,9 +151,29 @@ class Buckets(Position):
         grown = torch.log(far.clamp(min=1).float() / exact) / math.log(self.spec.distance / exact) * (n - exact)
         return side + torch.where(far < exact, far, (exact + grown.long()).clamp(max=n - 1))
 
-    def bias(self, qpos: Tensor, kpos: Tensor) -> Tensor:
+    def bias(self, qpos: Tensor, kpos: Tensor) -> Tensor | None:
         biases = self.table(self.bucket(kpos[:, None, :] - qpos[:, :, None]))
         return biases.permute(0, 3, 1, 2).contiguous()  # every layer reads it
+
+
+class LayerBuckets(Buckets):
+    """The same with a table in every layer and none of the stack's own."""
+
+    def __init__(self, heads: int, both: bool, spec: parts.Buckets) -> None:
+        super().__init__(heads, both, spec)
+        self.heads = heads
+        del self.table
+
+    def bias(self, qpos: Tensor, kpos: Tensor) -> Tensor | None:
+        return None
+
+    def relative(self, qpos: Tensor, kpos: Tensor, *_: Any) -> Tensor:  # B T, B S -> B T S
+        return self.bucket(kpos[:, None, :] - qpos[:, :, None])
+
+    def layer(self) -> Any:
+        from stemma.nn.attention import BucketTable  # which works with what this module says
+
+        return BucketTable(self.spec.buckets, self.heads)
 
 
 def position(spec: parts.Position, dims: parts.Dims, both: bool) -> Position:
@@ -170,5 +190,7 @@ def position(spec: parts.Position, dims: parts.Dims, both: bool) -> Position:
                     f"{int(dims.width * share)} of {dims.width}"
                 )
             return Rotary(dims.width, spec)
+        case parts.LayerBuckets():
+            return LayerBuckets(dims.heads, both, spec)
         case parts.Buckets():
             return Buckets(dims.heads, both, spec)

@@ -103,7 +103,7 @@ def tree_lines(root: Family, width: int, fancy: bool) -> list[Text]:
         if family.parent is None:
             line.append("the root", style="dim")
         elif family.edge == "trained":
-            line.append(brief(family.changes, room - 15) + " (more training)")
+            line.append(brief(family.changes, room - 16) + " (more training)")
         else:
             line.append(brief(family.changes, room))
         lines.append(line)

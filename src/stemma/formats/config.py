@@ -226,6 +226,9 @@ def read_config(layout: Layout, config: Mapping[str, Any], base: Design) -> tupl
     """
     known = {n for k in layout.keys for n in (k.name, *k.older)}
     fixed = {**GENERAL_FIXED, **layout.fixed}
+    named = _class_in(layout, config)
+    if named in layout.variants:  # an encoder alone, of which some files say what it is and some what it is part of
+        fixed["is_encoder_decoder"] = (False, True)
     unused = {**GENERAL, **layout.unused}
     ignored: dict[str, str] = {}
     for name, value in config.items():
@@ -251,7 +254,6 @@ def read_config(layout: Layout, config: Mapping[str, Any], base: Design) -> tupl
             raise CheckpointError(
                 f"config.json: {error}" if name in str(error) else f"config.json: {name}: {error}"
             ) from None
-    named = _class_in(layout, config)
     try:
         return spec.edit(spec.edit(base, changes), layout.variants.get(named or "", {})), ignored
     except UsageError as error:

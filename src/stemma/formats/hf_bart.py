@@ -65,13 +65,19 @@ def _as_encoder(name: str, default: int) -> Callable[[Any, Mapping[str, Any]], A
     return read
 
 
+def _counted(value: Any, config: Mapping[str, Any]) -> Any:
+    if value is None:
+        raise CheckpointError("None should be a whole number")
+    return value
+
+
 def _keys(start: int | None) -> tuple[Key, ...]:
     return (
         key("vocab_size", "dims.vocab", default=50_265),
         key("max_position_embeddings", "dims.context", default=1024),
         key("d_model", "dims.d_model", default=1024),
         key("encoder_layers", "dims.layers", default=12),
-        key("decoder_layers", "dims.decoder_layers", default=12, write=lambda v, d: d.dims.depth),
+        key("decoder_layers", "dims.decoder_layers", default=12, read=_counted, write=lambda v, d: d.dims.depth),
         key("encoder_attention_heads", "dims.heads", default=16),
         key(
             "decoder_attention_heads", "dims.heads", default=16, read=_as_encoder("encoder_attention_heads", 16)

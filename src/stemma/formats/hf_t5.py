@@ -143,7 +143,7 @@ t5 = Layout(
         key("n_positions", "dims.context", default=512),
     ),
     rows=_rows,
-    fixed={"is_encoder_decoder": (True, False), "is_decoder": False},
+    fixed={"is_encoder_decoder": True, "is_decoder": False},
     unused={"dense_act_fn": "derived from feed_forward_proj", "is_gated_act": "derived from feed_forward_proj"},
     stray={
         r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$": "a table that old files "

@@ -450,7 +450,7 @@ def test_a_mistyped_rotary_parameter_is_refused_with_the_right_one(outer: str) -
 
 
 def test_a_mistyped_model_type() -> None:
-    assert "did you mean 'bert'" in refusal({"model_type": "bart"})
+    assert "did you mean 'roberta'" in refusal({"model_type": "robertta"})
     assert "'model_typ'" in refusal({"model_typ": "bert", "hidden_size": 8})
     assert "no 'model_type'" in refusal({})
     for bad in (None, 3, ["bert"], {"bert": 1}):

@@ -155,7 +155,7 @@ def test_packed_documents_do_not_see_each_other(name: str) -> None:
     packed = {k: torch.cat([one[k], two[k]], 1) for k in one}
     packed |= {"documents": documents, "position_ids": places}
     if design.arch.structure == "encoder-decoder":
-        packed |= {"decoder_documents": documents, "decoder_position_ids": positions}
+        packed |= {"decoder_documents": documents, "decoder_position_ids": positions + start}
     together = run(model, packed).hidden
     assert (together - torch.cat(alone, 1)).abs().max() < 1e-10
 

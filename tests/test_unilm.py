@@ -125,7 +125,9 @@ def test_old_files_of_the_authors_load(tmp_path: Path) -> None:
 class Whole(Session):
     """A session without a cache: everything again for every token."""
 
-    def __init__(self, model: Any, prompts: list[list[int]], room: int, language: int | None = None) -> None:
+    def __init__(
+        self, model: Any, prompts: list[list[int]], room: int, language: int | None = None, start: int | None = None
+    ) -> None:
         self.model, self.device = model, model.device
         self.texts = [(p, []) for p in prompts]
         self.ask()

@@ -221,7 +221,7 @@ def byte_size(text: str) -> int:
 @click.option(
     "--to",
     "layout",
-    type=click.Choice(["hf", "meta", "gguf", "llama2c", "llama2c-v1"]),
+    type=click.Choice(["hf", "meta", "gguf", "llama2c", "llama2c-v1", "fairseq"]),
     help="Layout of DST.  [default: as its name ends, else hf]",
 )
 @click.option("--shard-size", default="5GB", show_default=True, help="Largest file, of hf.")
@@ -232,9 +232,9 @@ def convert(
 ) -> None:
     """Read the checkpoint SRC (a folder, a run, a GGUF or llama2.c file, or a hub id) and write it to DST.
 
-    hf is the publisher's own layout, as transformers reads it: a folder of config.json, safetensors and tokenizer.
-    meta is Meta's layout of LLaMA: params.json, consolidated.NN.pth, tokenizer.model. gguf (a name in .gguf) is
-    llama.cpp's file, llama2c (a name in .bin) llama2.c's of version 0, llama2c-v1 of version 1.
+    hf is the publisher's own layout, as transformers reads it: a folder of config.json, safetensors and tokenizer. meta
+    is Meta's layout of LLaMA: params.json, consolidated.NN.pth, tokenizer.model. gguf (a name in .gguf) is llama.cpp's
+    file, llama2c (a name in .bin) llama2.c's of version 0, llama2c-v1 of version 1, fairseq (a name in .pt) fairseq's.
     """
     from stemma.formats import layout_named
 

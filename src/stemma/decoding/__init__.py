@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 import torch
 
 from stemma.decoding import beams, blanks
+from stemma.decoding import rules as habits
 from stemma.decoding.choose import Choice
+from stemma.decoding.rules import Early, Rules
 from stemma.decoding.session import Session, answers, begin, generates, language_of, spoken, written
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
@@ -39,14 +41,20 @@ def generate(
     model: Model,
     prompts: str | Sequence[str | Sequence[int]],
     *,
-    max_new_tokens: int = 32,
+    max_new_tokens: int | None = None,
+    min_new_tokens: int | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
+    no_repeat_ngram_size: int | None = None,
     num_beams: int = 1,
-    length_penalty: float = 1.0,
+    length_penalty: float | None = None,
+    early_stopping: Early | None = None,
+    forced_bos_token_id: int | None = None,
+    forced_eos_token_id: int | None = None,
+    decoder_start_token_id: int | None = None,
     stop: str | Sequence[str] = (),
     seed: int = 0,
     ignore_eos: bool = False,
@@ -59,14 +67,31 @@ def generate(
     `language`: what the prompts are written in, for a model with a table of languages (a name or a number of it).
     `stream(row, piece)` is called with new text as it comes. `num_beams` above 1 searches instead of drawing. A row's
     result depends on the prompt, the options and `seed`, not on the other rows. Raises UsageError for what cannot be.
+
+    Options that are left out (None) are as the checkpoint's generation_config.json has them: `min_new_tokens` (or its
+    min_length), `no_repeat_ngram_size`, the tokens that begin and end a text (`forced_bos_token_id`,
+    `forced_eos_token_id`; of mBART-50 the first is the language), `decoder_start_token_id`, `length_penalty` and
+    `early_stopping` of beams and, of an encoder-decoder, `max_new_tokens` (elsewhere 32); 0 turns one off. Its
+    num_beams, temperature and the like are not taken over. `ignore_eos`: a text goes on past its end, to the full
+    length.
     """
     if not generates(model):
         if model.decoder is not None:
             raise UsageError("this model has no language-model head, so it cannot continue a text")
         raise UsageError("an encoder cannot continue a text; use stemma.fill (or `stemma fill`) with this model")
-    for name, number in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
-        if not isinstance(number, int) or number < 1:
-            raise UsageError(f"{name} must be a whole number of at least 1, not {number}")
+    if not isinstance(num_beams, int) or num_beams < 1:
+        raise UsageError(f"num_beams must be a whole number of at least 1, not {num_beams}")
+    rules = habits.rules(
+        model,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        forced_bos_token_id=forced_bos_token_id,
+        forced_eos_token_id=forced_eos_token_id,
+        ignore_eos=ignore_eos,
+    )
+    if decoder_start_token_id is not None and model.encoder is None:
+        raise UsageError("decoder_start_token_id is for an encoder-decoder; a decoder goes on from its prompt")
     choice = Choice(temperature, top_k, top_p, min_p, repetition_penalty)
     stops = [stop] if isinstance(stop, str) else list(stop)
     if "" in stops:
@@ -81,7 +106,9 @@ def generate(
     spoken_here = language_of(model, language)
     with evaluating(model):
         if num_beams == 1:
-            results = _draw(model, encoded, choice, max_new_tokens, ends, stops, seed, stream, spoken_here)
+            results = _draw(
+                model, encoded, choice, rules, ends, stops, seed, stream, spoken_here, decoder_start_token_id
+            )
         elif temperature > 0 or stream is not None or stops:
             raise UsageError("beam search (num_beams > 1) goes with neither temperature, stop strings nor streaming")
         else:
@@ -89,11 +116,12 @@ def generate(
                 model,
                 encoded,
                 width=num_beams,
-                max_new_tokens=max_new_tokens,
-                length_penalty=length_penalty,
+                rules=rules,
+                ranking=habits.beams(model, length_penalty, early_stopping),
                 repetition_penalty=repetition_penalty,
                 ends=ends,
                 language=spoken_here,
+                start=decoder_start_token_id,
             )
             results = [Result(b.ids, None, b.logprobs, "eos" if b.ids[-1] in ends else "length") for b in found]
     for prompt, result in zip(encoded, results, strict=True):
@@ -133,21 +161,23 @@ def _draw(
     model: Model,
     prompts: list[list[int]],
     choice: Choice,
-    max_new_tokens: int,
+    rules: Rules,
     ends: Sequence[int],
     stops: list[str],
     seed: int,
     stream: Stream | None,
     language: int | None,
+    start: int | None,
 ) -> list[Result]:
-    session = begin(model, prompts, max_new_tokens, language)
+    session = begin(model, prompts, rules.length, language, start)
     results = [Result() for _ in prompts]
-    seen = [written(model, p) for p in prompts]
+    seen = [written(model, p, start) for p in prompts]
     generators = [torch.Generator().manual_seed(seed) for _ in prompts]
     texts = [Writer(model, p, stops) for p in prompts] if stops or stream is not None else []
     open_ = list(range(len(prompts)))
-    for step in range(max_new_tokens):
-        scores = choice.scores(session.logits, [seen[i] for i in open_])
+    for step in range(rules.length):
+        held = [seen[i] for i in open_]
+        scores = choice.scores(rules.apply(choice.penalised(session.logits, held), held, step, ends))
         tokens = choice.draw(scores, [generators[i] for i in open_])
         logprobs = session.logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0].tolist()
         stay = []
@@ -159,14 +189,14 @@ def _draw(
             if ended:
                 results[i].reason = "eos"
             if texts:
-                piece, stopped = texts[i].add(results[i].ids, ended or step == max_new_tokens - 1)
+                piece, stopped = texts[i].add(results[i].ids, ended or step == rules.length - 1)
                 if stopped:
                     results[i].reason, ended = "stop", True
                 if piece and stream is not None:
                     stream(i, piece)
             if not ended:
                 stay.append(at)
-        if not stay or step == max_new_tokens - 1:
+        if not stay or step == rules.length - 1:
             break
         if len(stay) < len(open_):
             rows = torch.tensor(stay, device=tokens.device)

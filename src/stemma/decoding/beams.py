@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stemma.decoding.choose import penalise
+from stemma.decoding.rules import Beams, Rules
 from stemma.decoding.session import begin, written
 from stemma.nn.model import Model
 
@@ -28,8 +30,9 @@ class Beam:
 class Search:
     """The beams of one prompt: `width` running ones, and the `width` best that have ended."""
 
-    def __init__(self, width: int, length_penalty: float, ends: Collection[int]) -> None:
-        self.width, self.power, self.ends = width, length_penalty, ends
+    def __init__(self, width: int, ranking: Beams, longest: int, ends: Collection[int]) -> None:
+        self.width, self.power, self.early, self.ends = width, ranking.penalty, ranking.early, ends
+        self.longest = longest  # tokens that a hypothesis can have
         self.running = [Beam()]
         self.ended: list[tuple[float, Beam]] = []
         self.done = False
@@ -55,8 +58,9 @@ class Search:
             self.done = True
             return rows
         self.running = running
-        best = running[0].score / len(running[0].ids) ** self.power
-        if len(self.ended) == self.width and best <= self.ended[-1][0]:
+        far = self.early == "never" and self.power > 0
+        best = running[0].score / (self.longest if far else len(running[0].ids)) ** self.power
+        if len(self.ended) == self.width and (self.early is True or best <= self.ended[-1][0]):
             self.done = True
         return rows
 
@@ -66,29 +70,32 @@ def search(
     prompts: Sequence[Sequence[int]],
     *,
     width: int,
-    max_new_tokens: int,
-    length_penalty: float,
+    rules: Rules,
+    ranking: Beams,
     repetition_penalty: float,
     ends: Collection[int],
     language: int | None = None,
+    start: int | None = None,
 ) -> list[Beam]:
     """The best continuation of each prompt."""
-    session = begin(model, prompts, max_new_tokens, language)
-    searches = [Search(width, length_penalty, ends) for _ in prompts]
-    prefix = [written(model, p) for p in prompts]
+    session = begin(model, prompts, rules.length, language, start)
+    searches = [Search(width, ranking, rules.length, ends) for _ in prompts]
+    prefix = [written(model, p, start) for p in prompts]
     keep = (1 + len(set(ends))) * width  # enough that `width` of them do not end
     open_ = list(range(len(prompts)))  # the prompts that rows of the session belong to, in order
-    for step in range(max_new_tokens):
-        logprobs = session.logits.log_softmax(-1)
-        if repetition_penalty != 1.0:
+    for step in range(rules.length):
+        logprobs = scores = session.logits.log_softmax(-1)
+        if repetition_penalty != 1.0 or not rules.free:
             seen = [prefix[i] + beam.ids for i in open_ for beam in searches[i].running]
-            logprobs = penalise(logprobs, seen, repetition_penalty)
+            scores = logprobs if repetition_penalty == 1.0 else penalise(logprobs, seen, repetition_penalty)
+            scores = rules.apply(scores, seen, step, ends)
         rows: list[int] = []
         first = 0
         for i in open_:
             running = searches[i].running
-            own = logprobs[first : first + len(running)]
-            grown = searches[i].advance(_candidates(own, running, keep), last=step == max_new_tokens - 1)
+            own = slice(first, first + len(running))
+            best = _candidates(scores[own], logprobs[own], running, keep)
+            grown = searches[i].advance(best, last=step == rules.length - 1)
             if not searches[i].done:
                 rows += [first + r for r in grown]
             first += len(running)
@@ -100,11 +107,14 @@ def search(
     return [s.ended[0][1] for s in searches]
 
 
-def _candidates(logprobs: Tensor, running: list[Beam], keep: int) -> list[tuple[float, int, int, float]]:
-    """The `keep` best ways to go on: (score, running beam, token, its logprob). `logprobs`: beams V."""
-    total = logprobs + torch.tensor([b.score for b in running], device=logprobs.device)[:, None]
+def _candidates(
+    scores: Tensor, logprobs: Tensor, running: list[Beam], keep: int
+) -> list[tuple[float, int, int, float]]:
+    """The `keep` best ways to go on that are open: (score, running beam, token, its logprob). `scores`: of the next
+    token alone, -inf where it is out, and `logprobs`: the model's own; beams V."""
+    total = scores + torch.tensor([b.score for b in running], device=logprobs.device)[:, None]
     best = total.flatten().topk(min(keep, total.numel()))
     own = logprobs.flatten()[best.indices].tolist()
-    vocab = logprobs.shape[-1]
+    vocab = scores.shape[-1]
     picked = zip(best.values.tolist(), best.indices.tolist(), own, strict=True)
-    return [(score, at // vocab, at % vocab, logprob) for score, at, logprob in picked]
+    return [(score, at // vocab, at % vocab, logprob) for score, at, logprob in picked if score > -math.inf]

@@ -32,10 +32,12 @@ class Choice:
         require(0 <= self.min_p <= 1, f"min_p must lie in [0, 1], not {self.min_p}")
         require(self.repetition_penalty > 0, f"repetition_penalty must be positive, not {self.repetition_penalty}")
 
-    def scores(self, logits: Tensor, seen: list[list[int]]) -> Tensor:
-        """`logits` (B V) after all of the above, -inf where a token is out; `seen`: the ids that each row holds."""
-        if self.repetition_penalty != 1.0:
-            logits = penalise(logits, seen, self.repetition_penalty)
+    def penalised(self, logits: Tensor, seen: list[list[int]]) -> Tensor:
+        """`logits` (B V) after the penalty; `seen`: the ids that each row holds."""
+        return logits if self.repetition_penalty == 1.0 else penalise(logits, seen, self.repetition_penalty)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Penalised `logits` (B V) after the rest of the above, -inf where a token is out."""
         if self.temperature == 0:
             return logits
         logits = logits / self.temperature

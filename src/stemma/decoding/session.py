@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stemma.decoding.layout import for_decoding
+from stemma.decoding.rules import start_token
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.nn.cache import Cache
 from stemma.nn.memory import MemoryCache, in_windows
@@ -21,12 +22,20 @@ from stemma.nn.parts import Memory, Open, Prefix
 
 class Session:
     """The state of a decoding of several prompts (token ids). `room`: how many new tokens there must be place for;
-    `language`: the number of theirs, for a model with a table of languages."""
+    `language`: the number of theirs, for a model with a table of languages; `start`: what an encoder-decoder's answers
+    begin with, where it is not the model's own."""
 
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int, language: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[Sequence[int]],
+        room: int,
+        language: int | None = None,
+        start: int | None = None,
+    ) -> None:
         self.language = language
         self.encoded = model.encoder is not None
-        texts = [[start_token(model)] for _ in prompts] if self.encoded else [list(p) for p in prompts]
+        texts = [[start_token(model, start)] for _ in prompts] if self.encoded else [list(p) for p in prompts]
         self.prepare(model, prompts, room, texts)
         longest = max(len(t) for t in texts)
         even = all(len(t) == longest for t in texts)
@@ -87,11 +96,14 @@ class Session:
     def _place(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
         """The positions of the tokens that are read first (B T, or B T C), and how many of each row see each other
         whole."""
-        return torch.arange(max(len(t) for t in texts), device=self.device).expand(len(texts), -1), None
+        assert self.model.decoder is not None
+        first = self.model.decoder.position.first
+        return torch.arange(max(len(t) for t in texts), device=self.device).expand(len(texts), -1) + first, None
 
     def _next(self) -> Tensor:
         """The position of one token more a row: B 1, or B 1 C."""
-        return self.lengths[:, None]
+        assert self.model.decoder is not None
+        return self.lengths[:, None] + self.model.decoder.position.first
 
     def _head(self, hidden: Tensor) -> Tensor:
         logits = self.model.logits(hidden).float()
@@ -200,7 +212,9 @@ def generates(model: Model) -> bool:
     return writes and model.lm is not None
 
 
-def begin(model: Model, prompts: Sequence[Sequence[int]], room: int, language: int | None = None) -> Session:
+def begin(
+    model: Model, prompts: Sequence[Sequence[int]], room: int, language: int | None = None, start: int | None = None
+) -> Session:
     """A decoding of prompts, of the kind that the model's arch asks for."""
     if model.arch.streams is not None:
         from stemma.decoding.streams import QuerySession
@@ -220,7 +234,7 @@ def begin(model: Model, prompts: Sequence[Sequence[int]], room: int, language: i
     assert model.decoder is not None
     if model.decoder.position.whole and longest + room > model.dims.context:
         return Rereading(model, prompts, room)
-    return Session(model, prompts, room, language)
+    return Session(model, prompts, room, language, start)
 
 
 def language_of(model: Model, language: str | int | None) -> int | None:
@@ -249,18 +263,11 @@ def answers(model: Model) -> bool:
     return model.arch.structure == "encoder-decoder" or isinstance(model.arch.mask, Open)
 
 
-def written(model: Model, prompt: Sequence[int]) -> list[int]:
+def written(model: Model, prompt: Sequence[int], start: int | None = None) -> list[int]:
     """The tokens before the first new one."""
     if model.arch.structure == "encoder-decoder":
-        return [start_token(model)]
+        return [start_token(model, start)]
     return [] if answers(model) else list(prompt)
-
-
-def start_token(model: Model) -> int:
-    start = model.text.start_id if model.text is not None else None
-    if start is None:
-        raise UsageError("this model's config names no decoderstart_token_token_id, which decoding starts from")
-    return start
 
 
 def _texts(prompts: Sequence[Sequence[int]]) -> list[list[int]]:

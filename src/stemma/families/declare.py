@@ -245,6 +245,78 @@ class MixedMLM(Spec):
         require(self.span >= 1, f"objective.span must be at least 1, not {self.span}")
 
 
+@dataclass(frozen=True)
+class PrefixLM(Spec):
+    """Predict the rest of a text from its beginning, cut at a random place (Raffel et al. 2020, section 3.2.1)."""
+
+
+@dataclass(frozen=True)
+class Denoiser(Spec):
+    """Span corruption of one kind (Tay et al. 2022, table 1): `rate` of the tokens in spans of `mean` tokens on
+    average; with `mean` None a single span, the end of the text. `mode`: the token in front of the input that names the
+    kind."""
+
+    mode: str = ""
+    rate: float = 0.15
+    mean: float | None = 3.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
+        require(self.mean is None or self.mean >= 1, f"objective.mean must be at least 1 token, not {self.mean}")
+
+
+@dataclass(frozen=True)
+class Denoisers(Spec):
+    """A mixture of denoisers, each as often as the others (UL2, Tay et al. 2022, arXiv:2205.05131, section 3.1)."""
+
+    kinds: tuple[Denoiser, ...] = ()
+
+
+@dataclass(frozen=True)
+class Denoise(Spec):
+    """Restore a text from noise (Lewis et al. 2019, section 2.2). `mask`: share of tokens that become the mask token;
+    `delete`: share that fall out; `infill`: share that fall out in spans whose lengths are Poisson with mean `mean`,
+    one mask token in the place of each; `permute`: share of sentences that are shuffled; `rotate`: probability that the
+    text begins at a random token; `random`: share of the mask tokens that become a random token instead."""
+
+    mask: float = 0.0
+    delete: float = 0.0
+    infill: float = 0.3
+    mean: float = 3.0
+    permute: float = 1.0
+    rotate: float = 0.0
+    random: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("mask", "delete", "infill", "permute", "rotate", "random"):
+            share = getattr(self, name)
+            require(0 <= share <= 1, f"objective.{name} must lie in [0, 1], not {share}")
+        require(self.mean > 0, f"objective.mean must be positive, not {self.mean}")
+
+
+@dataclass(frozen=True)
+class Fragment(Spec):
+    """Predict a run of `rate` of a text's tokens from the others (Song et al. 2019, section 3). The encoder sees them
+    as `masked` mask tokens, `random` random ones and the rest as they are; the decoder reads only the run itself, each
+    token where it stands in the text. `start`, `end`: the share of runs that begin or end the text; the others lie
+    anywhere. `block`: tokens that are masked together where a long text is cut into blocks."""
+
+    rate: float = 0.5
+    masked: float = 0.8
+    random: float = 0.1
+    start: float = 0.2
+    end: float = 0.2
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
+        for first, second in (("masked", "random"), ("start", "end")):
+            a, b = getattr(self, first), getattr(self, second)
+            require(a >= 0 and b >= 0, f"objective.{first} and objective.{second} must not be negative")
+            require(a + b <= 1, f"objective.{first} + objective.{second} must not exceed 1")
+        require(self.block is None or self.block >= 2, f"objective.block must be at least 2 tokens, not {self.block}")
+
+
 Objective = (
     CLM
     | MLM
@@ -260,6 +332,10 @@ Objective = (
     | Contrastive
     | PLM
     | MixedMLM
+    | PrefixLM
+    | Denoisers
+    | Denoise
+    | Fragment
 )
 
 
@@ -273,7 +349,8 @@ class Text(Spec):
     `start_id`: the first token of a decoder's input; `mask_id`: of a model that writes where its mask token stands;
     `sentinels`: how many `<extra_id_N>` there are (T5); `languages`: those of the language table, in its order (XLM).
     `blanks`: tokens that stand for a blank, the one for the end of a text last; `bos` begins what fills one, `eos` ends
-    it (GLM).
+    it (GLM). `shift`: what a decoder's input begins with where it is made from targets: the start token, or the last
+    token of the target itself (the language code of mBART).
     """
 
     tokenizer: Literal["wordpiece", "bpe", "gpt-bpe", "unigram", "spm-bpe"]
@@ -294,6 +371,7 @@ class Text(Spec):
     languages: tuple[str, ...] = ()
     mask_id: int | None = None
     blank_ids: tuple[int, ...] = ()
+    shift: Literal["start", "last"] = "start"
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

@@ -1,8 +1,22 @@
-"""T5 and its second version: every task as text to text."""
+"""T5 and what came of it: every task as text to text."""
 
-from stemma.families.declare import About, Adafactor, Size, Spans
+from stemma.families.declare import About, Adafactor, Denoiser, Denoisers, PrefixLM, Schedule, Size, Spans
 from stemma.families.transformer import transformer
-from stemma.nn.parts import Buckets, Dims, Dropout, GatedMLP, LMHead, PreNorm, RMSNorm
+from stemma.nn.parts import (
+    Answer,
+    Buckets,
+    Classify,
+    Dims,
+    Dropout,
+    GatedMLP,
+    Heads,
+    LayerBuckets,
+    LMHead,
+    PreNorm,
+    RMSNorm,
+    Summary,
+    Tag,
+)
 
 t5 = transformer.evolve(
     "t5",
@@ -43,6 +57,11 @@ t5 = transformer.evolve(
         "arXiv:1910.10683",
         note="the peak rate is 1/sqrt(10,000), held for the first 10,000 steps",
     ),
+    tasks={
+        "classify": Heads(task=Classify(summary=Summary("end"))),
+        "tag": Heads(task=Tag()),
+        "answer": Heads(task=Answer()),
+    },
 )
 
 t5_v1_1 = t5.evolve(
@@ -66,5 +85,125 @@ t5_v1_1 = t5.evolve(
         2020,
         "T5 version 1.1: GEGLU, no weight tying, no dropout in pretraining, C4 only",
         "github.com/google-research/text-to-text-transfer-transformer, released_checkpoints.md; arXiv:2002.05202",
+    ),
+)
+
+t5_lm = t5_v1_1.trained(
+    "t5-lm",
+    {
+        "objective": PrefixLM(),
+        "recipe.steps": 100_000,
+    },
+    sizes={
+        f"t5-lm-{size}": Size(
+            t5_v1_1[size].dims,
+            published=published,
+            aliases=(f"t5-{size}-lm-adapt", f"t5-v1.1-{size}-lm-adapt"),
+            hub=f"google/t5-{size}-lm-adapt",
+        )
+        for size, published in (("small", "77M"), ("base", "250M"), ("large", "800M"), ("xl", "3B"), ("xxl", "11B"))
+    },
+    about=About(
+        2021,
+        "The Power of Scale for Parameter-Efficient Prompt Tuning",
+        "arXiv:2104.08691; released_checkpoints.md",
+        note="100,000 steps more, on predicting the rest of a text",
+    ),
+)
+
+flan_t5 = t5_lm.trained(
+    "flan-t5",
+    {
+        "recipe.lr": 5e-4,
+        "recipe.schedule": Schedule("constant"),
+        "recipe.batch": None,
+        "recipe.steps": 98_000,
+        "recipe.data": "the Flan collection: 1,836 tasks with instructions, some with examples and chains of thought",
+    },
+    sizes={
+        "flan-t5-small": Size(t5_v1_1["small"].dims, published="80M", hub="google/flan-t5-small"),
+        "flan-t5-base": Size(
+            t5_v1_1["base"].dims, {"recipe.steps": 84_000}, published="250M", hub="google/flan-t5-base"
+        ),
+        "flan-t5-large": Size(
+            t5_v1_1["large"].dims, {"recipe.steps": 64_000}, published="780M", hub="google/flan-t5-large"
+        ),
+        "flan-t5-xl": Size(t5_v1_1["xl"].dims, {"recipe.steps": 38_000}, published="3B", hub="google/flan-t5-xl"),
+        "flan-t5-xxl": Size(t5_v1_1["xxl"].dims, {"recipe.steps": 14_000}, published="11B", hub="google/flan-t5-xxl"),
+    },
+    about=About(
+        2022,
+        "Scaling Instruction-Finetuned Language Models",
+        "arXiv:2210.11416",
+        note="the objective is to predict the answer from the instruction; batches of 64 packed rows, dropout 0.05",
+    ),
+)
+
+mt5 = t5_v1_1.evolve(
+    "mt5",
+    {
+        "recipe.data": "mC4: 101 languages, each drawn by its size to the power of 0.3; about 1T tokens",
+    },
+    sizes={
+        "mt5-small": Size(Dims(512, 8, 6, 1024, 250_112, 1024, head_dim=64), published="300M", hub="google/mt5-small"),
+        "mt5-base": Size(Dims(768, 12, 12, 2048, 250_112, 1024), published="580M", hub="google/mt5-base"),
+        "mt5-large": Size(Dims(1024, 24, 16, 2816, 250_112, 1024), published="1.2B", hub="google/mt5-large"),
+        "mt5-xl": Size(Dims(2048, 24, 32, 5120, 250_112, 1024), published="3.7B", hub="google/mt5-xl"),
+        "mt5-xxl": Size(Dims(4096, 24, 64, 10_240, 250_112, 1024), published="13B", hub="google/mt5-xxl"),
+    },
+    about=About(
+        2020,
+        "mT5: A massively multilingual pre-trained text-to-text transformer",
+        "arXiv:2010.11934",
+        note="100 sentinels at the end of the vocabulary, as in T5",
+    ),
+)
+
+umt5 = mt5.evolve(
+    "umt5",
+    {
+        "arch.position": LayerBuckets(32, 128),
+        "recipe.data": "mC4 again: 107 languages, each as often as the others until its text has been seen 10 times",
+    },
+    sizes={
+        "umt5-small": Size(Dims(512, 8, 6, 1024, 256_384, 1024, head_dim=64), hub="google/umt5-small"),
+        "umt5-base": Size(Dims(768, 12, 12, 2048, 256_384, 1024), hub="google/umt5-base"),
+        "umt5-xl": Size(Dims(2048, 24, 32, 5120, 256_384, 1024), published="3.7B", hub="google/umt5-xl"),
+        "umt5-xxl": Size(Dims(4096, 24, 64, 10_240, 256_384, 1024), published="13B", hub="google/umt5-xxl"),
+    },
+    about=About(
+        2023,
+        "UniMax: Fairer and more Effective Language Sampling for Large-Scale Multilingual Pretraining",
+        "arXiv:2304.09151",
+        note="widths and the vocabulary (256,000 pieces, sentinels, padding) as remembered of the public configs, not "
+        "checked against the files; whether their head is scaled is what each config says",
+    ),
+)
+
+ul2 = t5_v1_1.evolve(
+    "ul2",
+    {
+        "arch.mlp": GatedMLP("silu"),
+        "objective": Denoisers(
+            (
+                Denoiser("[NLU]", 0.15, 3.0),
+                Denoiser("[NLU]", 0.15, 8.0),
+                Denoiser("[S2S]", 0.25, None),
+                Denoiser("[NLG]", 0.5, 3.0),
+                Denoiser("[NLG]", 0.5, 8.0),
+                Denoiser("[NLG]", 0.15, 64.0),
+                Denoiser("[NLG]", 0.5, 64.0),
+            )
+        ),
+        "recipe.batch": 1024 * 512,
+        "recipe.steps": 2_000_000,
+        "recipe.data": "C4, about 1T tokens",
+    },
+    sizes={"ul2-20b": Size(Dims(4096, 32, 16, 16_384, 32_128, 512, head_dim=256), published="20B", hub="google/ul2")},
+    about=About(
+        2022,
+        "UL2: Unifying Language Learning Paradigms",
+        "arXiv:2205.05131",
+        note="published as model_type t5; the sequential denoiser (S) is a prefix language model on the last quarter",
     ),
 )

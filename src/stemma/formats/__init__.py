@@ -24,7 +24,7 @@ from stemma.formats.config import Layout
 from stemma.formats.names import Ledger, Row, expand, missing
 from stemma.nn.init import initialise
 from stemma.nn.model import Model
-from stemma.nn.parts import Answer, Choose, Classify, Heads, Summary, Tag, Task
+from stemma.nn.parts import Answer, Choose, Classify, Full, Heads, LMHead, Summary, Tag, Task
 
 
 def _layouts() -> dict[str, Layout]:
@@ -54,7 +54,7 @@ TOKENIZER = (
     "chat_template.jinja",
 )
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-WRITTEN = ("hf", "meta", "gguf", "llama2c", "llama2c-v1")  # the layouts that `save` knows
+WRITTEN = ("hf", "meta", "gguf", "llama2c", "llama2c-v1", "fairseq")  # the layouts that `save` knows
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -77,7 +77,7 @@ def build(
     design = families.design(name) if isinstance(name, str) else name
     if task is not None:
         owner = _owner(design.name)
-        design = _with_heads(design, heads_for(task_of(owner, task, labels, problem), design, owner))
+        design = _body_for(_with_heads(design, heads_for(task_of(owner, task, labels, problem), design, owner)))
     design = spec.edit(design, {**(overrides or {}), **{f"dims.{k}": v for k, v in dims.items()}})
     with torch.device("meta"):
         model = Model(design.arch, design.dims)
@@ -154,6 +154,13 @@ def load(
         from stemma.formats import meta
 
         return meta.load(folder, device, dtype, tokenizer=tokenizer)
+    if folder.suffix == ".pt" or (folder / "model.pt").is_file():
+        from stemma.formats import fairseq
+
+        if fairseq.found(folder) is not None:
+            if task is not None or new:
+                raise UsageError(f"{folder} is in fairseq's layout: save it in another before it takes a new head")
+            return fairseq.load(folder, device, dtype, tokenizer=tokenizer)
     if not folder.is_dir():
         if folder.exists():
             raise CheckpointError(f"{folder} is a file; give the folder that holds config.json and the weights")
@@ -274,13 +281,18 @@ def _assemble(
     design, left = _heads_in_file(design, raw, layout, files, new, where, task, owner)
     if task is not None:
         new = {*new, "task", "pooler"}
-    design = _tie(design, layout, source, files)
+        whole, design = design, _body_for(design)
+        if layout is not None and design is not whole:
+            left += [
+                n for r in _expanded(whole, layout) if r.ours[0].startswith("decoder.") for n in (r.theirs, *r.aliases)
+            ]
+    design = _by_file(design, layout, source, files)
     with torch.device("meta"):
         model = Model(design.arch, design.dims)
     shapes = {name: p.shape for name, p in _named(model).items()}
     rows = _rows(design, layout, shapes)
     found = {r.theirs: name for r in rows if (name := _find(r, source, files, shapes, ledger, new, where))}
-    _account_rest(files, layout, ledger, where, left)
+    _account_rest(files, {} if layout is None else layout.stray, ledger, where, left)
     # all names and shapes are right; only now is anything read
     _draw_new(model, design, ledger, device, dtype or source.blank(next(iter(found.values()))).dtype)
     for r in rows:
@@ -358,7 +370,7 @@ def _heads_in_file(
     has = {h: any(t in files for t in rows) or h in new for h, rows in names.items()}
     needs = {h: getattr(wanted, h) not in (None, False) for h in HEADS}
     if not names["lm"]:  # tied, and without parameters of its own: the class alone tells, where one is named
-        has["lm"] = needs["lm"] or not raw.get("architectures")
+        has["lm"] = needs["lm"] or not raw.get("architectures") or "lm" in new
     for head in HEADS:
         if needs[head] and names[head] and not has[head] and (task is None or head not in ("task", "pooler")):
             raise CheckpointError(
@@ -420,9 +432,26 @@ def heads_for(task: Task, design: Design, family: Family | None = None) -> Heads
     return Heads(lm, design.arch.heads.pooler or usual or Summary(), task=task)
 
 
-def _tie(design: Design, layout: Layout | None, source: tensors.Tensors, files: Mapping[str, str]) -> Design:
-    """Untie the head where the layout leaves that to the file, and the file's two tensors differ."""
-    if layout is None or not layout.tied_by_file or design.arch.heads.lm is None or not design.arch.heads.lm.tied:
+def _body_for(design: Design) -> Design:
+    """The body that a design's task head stands on: of an encoder-decoder, its encoder alone where every token has to
+    be scored in sight of the whole text."""
+    if design.arch.structure != "encoder-decoder" or not isinstance(design.arch.heads.task, Tag):
+        return design
+    return spec.edit(design, {"arch.structure": "encoder", "arch.mask": Full()})
+
+
+def _by_file(design: Design, layout: Layout | None, source: tensors.Tensors, files: Mapping[str, str]) -> Design:
+    """The design with what the layout leaves to the file: a head of its own where the file's two tensors differ, and a
+    bias of the head where that of the file is not zero everywhere."""
+    head = design.arch.heads.lm
+    if layout is None or head is None:
+        return design
+    if layout.bias_by_file and isinstance(head, LMHead):
+        biased = spec.edit(design, {"arch.heads.lm.bias": True})
+        names = [files[r.theirs] for r in layout.rows(biased) if r.ours == ("lm.bias",) and r.theirs in files]
+        if any(bool(source.get(name).any()) for name in names):
+            design = biased
+    if not layout.tied_by_file or not head.tied:
         return design
     for r in layout.rows(design):
         for alias in r.aliases:
@@ -433,14 +462,19 @@ def _tie(design: Design, layout: Layout | None, source: tensors.Tensors, files: 
     return design
 
 
+def _expanded(design: Design, layout: Layout) -> list[Row]:
+    """The layout's rows, one for each layer."""
+    layers = {"encoder": design.dims.layers, "decoder": design.dims.layers}
+    if design.arch.structure == "encoder-decoder":
+        layers["decoder"] = design.dims.depth
+    return expand(layout.rows(design), layers)
+
+
 def _rows(design: Design, layout: Layout | None, shapes: Mapping[str, Any]) -> list[Row]:
     """The names table for this model, each row once; every parameter of the model must be in it."""
     if layout is None:
         return own.rows(shapes)
-    layers = {"encoder": design.dims.layers, "decoder": design.dims.layers}
-    if design.arch.structure == "encoder-decoder":
-        layers["decoder"] = design.dims.depth
-    rows = [r for r in expand(layout.rows(design), layers) if all(o in shapes for o in r.ours)]
+    rows = [r for r in _expanded(design, layout) if all(o in shapes for o in r.ours)]
     unnamed = sorted(set(shapes) - {o for r in rows for o in r.ours})
     if unnamed:
         raise UsageError(f"the {layout.model_type!r} layout has no name for the parameter {unnamed[0]!r}")
@@ -470,16 +504,16 @@ def _find(
 
 
 def _account_rest(
-    files: Mapping[str, str], layout: Layout | None, ledger: Ledger, where: str, left: Collection[str]
+    files: Mapping[str, str], stray: Mapping[str, str], ledger: Ledger, where: str, left: Collection[str]
 ) -> None:
-    """Every tensor of the file that no row reads is ignored by a named rule, or an error. `left`: of other heads."""
+    """Every tensor of the file that no row reads is ignored by a rule of `stray`, or an error. `left`: of parts that a
+    task does without."""
     used = set(ledger.loaded.values()) | set(ledger.tied)
-    rules = {} if layout is None else layout.stray
     for known, name in files.items():
         if name in used:
             continue
-        reason = "of a head that the task leaves behind" if known in left else None
-        reason = reason or next((why for pattern, why in rules.items() if re.search(pattern, known)), None)
+        reason = "of a part that the task leaves behind" if known in left else None
+        reason = reason or next((why for pattern, why in stray.items() if re.search(pattern, known)), None)
         if reason is None:
             raise CheckpointError(f"{where} holds a tensor {name!r} for which this model has no place")
         ledger.ignored[name] = reason
@@ -618,6 +652,10 @@ def save(
             if dtype not in (None, "float32"):
                 raise UsageError(f"llama2.c files hold float32, not {dtype!r}")
             return llama2c.save(model, directory, version=int(layout == "llama2c-v1"))
+        case "fairseq":
+            from stemma.formats import fairseq
+
+            return fairseq.save(model, directory, dtype=dtype)
         case "gguf":
             from stemma.formats.gguf.write import save as save_gguf
 
@@ -628,7 +666,7 @@ def save(
 def layout_named(layout: str | None, target: Path) -> str:
     """The layout asked for, or else the one that a name ends in. Raises UsageError for one that is not known."""
     if layout is None:
-        return {".gguf": "gguf", ".bin": "llama2c"}.get(target.suffix, "hf")
+        return {".gguf": "gguf", ".bin": "llama2c", ".pt": "fairseq"}.get(target.suffix, "hf")
     if layout not in WRITTEN:
         raise UsageError(f"layout {layout!r} is not known; use {', '.join(WRITTEN)}{did_you_mean(layout, WRITTEN)}")
     return layout
@@ -652,26 +690,26 @@ def check_target(model: Model, directory: Path) -> None:
 def _save_hf(model: Model, directory: Path, dtype: str | None, shard_bytes: int) -> Path:
     check_target(model, directory)
     design: Design = replace(model.design, arch=model.arch, dims=model.dims, text=model.text)
-    layout, data, why = layout_of(design, model.family)
-    if layout is None:
+    table, data, why = layout_of(design, model.family)
+    if table is None:
         warnings.warn(f"{directory} is in Stemma's own layout, which other libraries cannot read: {why}", stacklevel=2)
     state = {k: v.detach() for k, v in _named(model).items()}
     kind = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
     data["dtype"] = str(kind).removeprefix("torch.")
     extras = getattr(model, "extras", {})
     before = extras.get("config", {})
-    if layout is not None and before.get("model_type") == layout.model_type:  # keys that say nothing here are kept
-        respelled = {"torch_dtype", *(older for k in layout.keys for older in k.older)}
+    if table is not None and before.get("model_type") == table.model_type:  # keys that say nothing here are kept
+        respelled = {"torch_dtype", *(older for k in table.keys for older in k.older)}
         data = {k: v for k, v in before.items() if k not in respelled} | data
     names: dict[str, Any] = {}
     heads = design.arch.heads
-    bare = layout is not None and not any((heads.lm, heads.pair, heads.detect, heads.task))
-    for r in _rows(design, layout, state):
+    bare = table is not None and not any((heads.lm, heads.pair, heads.detect, heads.task))
+    for r in _rows(design, table, state):
         size = sum(state[o].numel() for o in r.ours) * kind.itemsize
         name = r.theirs
-        if layout is not None and name.startswith(layout.prefix):
-            body = "" if bare else layout.bodies.get(data["architectures"][0], layout.prefix)
-            name = body + name.removeprefix(layout.prefix)
+        if table is not None and name.startswith(table.prefix):
+            body = "" if bare else table.bodies.get(data["architectures"][0], table.prefix)
+            name = body + name.removeprefix(table.prefix)
         names[name] = (size, lambda r=r: _on_cpu(r.write(state), kind))
     with tensors.whole(directory, _replaced) as scratch:
         tensors.write(scratch, names, shard_bytes)

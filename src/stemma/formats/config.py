@@ -15,7 +15,7 @@ from stemma import spec
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.families.declare import Design
 from stemma.formats.names import Row
-from stemma.nn.parts import Choose, Classify, Dropout, Heads, Normal, Tag
+from stemma.nn.parts import Choose, Classify, Dropout, Heads, LMHead, Normal, Tag
 
 REQUIRED = object()
 
@@ -125,7 +125,9 @@ class Layout:
     model that is not supported, `unused` keys that change nothing here. `prefix`: what a file of a model with a head
     puts before the names of the body; `bodies`: what another class puts there. `mark`: a key that only this one has,
     where several layouts share a model_type. `rows` is the names table; `renames`, other spellings of parts of names;
-    `stray`, tensors that old files hold and nobody needs, as regular expressions."""
+    `stray`, tensors that old files hold and nobody needs, as regular expressions. `variants`: what else of the design a
+    class changes (an encoder alone); `labels`: of a task head where a config tells no number; `tied_by_file`,
+    `bias_by_file`: whether the head is the embeddings, or has a bias, is told by the tensors and not by the config."""
 
     model_type: str
     families: tuple[str, ...]
@@ -139,6 +141,9 @@ class Layout:
     renames: Mapping[str, str] = field(default_factory=dict)
     stray: Mapping[str, str] = field(default_factory=dict)
     tied_by_file: bool = False
+    bias_by_file: bool = False
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    labels: int = 2
     mark: str = ""
 
     @property
@@ -203,7 +208,8 @@ def heads_wanted(layout: Layout, config: Mapping[str, Any]) -> Heads:
         raise CheckpointError(f"config.json: architectures={listed!r} should be a list of class names")
     if not listed:
         return Heads()  # an old file names no class; its heads are what it holds
-    heads = next((layout.classes[name] for name in listed if name in layout.classes), None)
+    named_class = _class_in(layout, config)
+    heads = None if named_class is None else layout.classes[named_class]
     if heads is None:
         raise CheckpointError(
             f"config.json: class {listed[0]!r} is not supported; known: {', '.join(layout.classes)}"
@@ -213,7 +219,7 @@ def heads_wanted(layout: Layout, config: Mapping[str, Any]) -> Heads:
         named, number = config.get("id2label"), config.get("num_labels")
         if named is not None and not isinstance(named, Mapping):
             raise CheckpointError(f"config.json: id2label={named!r} should be an object of numbers and names")
-        heads = spec.edit(heads, {f"task.{field}": len(named) if named else number or 2})
+        heads = spec.edit(heads, {f"task.{field}": len(named) if named else number or layout.labels})
     if isinstance(heads.task, Classify) and (problem := config.get("problem_type")) is not None:
         words = {theirs: ours for ours, theirs in PROBLEMS.items()}
         if problem not in words:
@@ -237,6 +243,12 @@ def _counted(heads: Heads) -> str | None:
     return None
 
 
+def _class_in(layout: Layout, config: Mapping[str, Any]) -> str | None:
+    """The first class that a config names and the layout knows."""
+    listed = config.get("architectures") or []
+    return next((name for name in listed if name in layout.classes), None)
+
+
 def write_labels(heads: Heads) -> dict[str, Any]:
     """The keys that say what a task head scores."""
     out: dict[str, Any] = {}
@@ -255,6 +267,9 @@ def read_config(layout: Layout, config: Mapping[str, Any], base: Design) -> tupl
     """
     known = {n for k in layout.keys for n in (k.name, *k.older)}
     fixed = {**GENERAL_FIXED, **layout.fixed}
+    named = _class_in(layout, config)
+    if named in layout.variants:  # an encoder alone, of which some files say what it is and some what it is part of
+        fixed["is_encoder_decoder"] = (False, True)
     unused = {**GENERAL, **layout.unused}
     ignored: dict[str, str] = {}
     for name, value in config.items():
@@ -281,7 +296,7 @@ def read_config(layout: Layout, config: Mapping[str, Any], base: Design) -> tupl
                 f"config.json: {error}" if name in str(error) else f"config.json: {name}: {error}"
             ) from None
     try:
-        return spec.edit(base, changes), ignored
+        return spec.edit(spec.edit(base, changes), layout.variants.get(named or "", {})), ignored
     except UsageError as error:
         raise CheckpointError(f"config.json: {_in_their_words(error, layout, config, changes, base)}") from None
 
@@ -307,7 +322,7 @@ def _in_their_words(
 
 def write_config(layout: Layout, design: Design, heads: Heads, base: Design) -> dict[str, Any]:
     """The config.json of a design. Raises UsageError if the layout has no way to say something that the design has."""
-    config: dict[str, Any] = {"model_type": layout.model_type, "architectures": [class_name(layout, heads)]}
+    config: dict[str, Any] = {"model_type": layout.model_type, "architectures": [class_name(layout, design, heads)]}
     config |= write_labels(heads)
     if heads.lm is None:  # a body alone still says how a head on it would be
         design = replace(design, arch=replace(design.arch, heads=replace(heads, lm=base.arch.heads.lm)))
@@ -316,7 +331,7 @@ def write_config(layout: Layout, design: Design, heads: Heads, base: Design) -> 
             raise UsageError(f"the {layout.model_type!r} layout has {k.name!r}, and this design no {k.paths[0]}")
         config[k.name] = k.write(spec.get(design, k.paths[0]), design)
     again, _ = read_config(layout, config, base)
-    old, new = (_comparable(d, heads) for d in (design, again))
+    old, new = (_comparable(d, layout, heads) for d in (design, again))
     lost = [c for c in spec.diff(old, new) if c.path.split(".")[0] in ("arch", "dims")]
     if lost:
         raise UsageError(
@@ -333,12 +348,15 @@ def _reaches(design: Design, path: str) -> bool:
     return True
 
 
-def class_name(layout: Layout, heads: Heads) -> str:
-    """The publisher's class for a set of heads: the one that has them, else the one that has most of them. Raises
-    UsageError if it has none for the task."""
+def class_name(layout: Layout, design: Design, heads: Heads) -> str:
+    """The publisher's class for a design with a set of heads: the one that has them, else the one that has most of
+    them. Raises UsageError if it has none for the task, or for the structure."""
     known = {n: h for n, h in layout.classes.items() if _form(h) == _form(heads)}
     if not known:
         raise UsageError(f"the {layout.model_type!r} layout has no class for the task head {heads.task}")
+    known = {n: h for n, h in known.items() if _fits(design, layout.variants.get(n, {}), layout)}
+    if not known:
+        raise UsageError(f"the {layout.model_type!r} layout has no class for this head on an {design.arch.structure}")
 
     def shared(has: Heads) -> tuple[bool, int, bool]:
         pairs = list(zip(present(has), present(heads), strict=True))
@@ -346,6 +364,14 @@ def class_name(layout: Layout, heads: Heads) -> str:
         return fits, sum(theirs and ours for theirs, ours in pairs), type(has.lm) is type(heads.lm)
 
     return max(known, key=lambda name: shared(known[name]))
+
+
+def _fits(design: Design, variant: Mapping[str, Any], layout: Layout) -> bool:
+    """Whether a design has what a class changes, and nothing that only other classes change."""
+    if any(spec.get(design, path) != value for path, value in variant.items()):
+        return False
+    others = [v for v in layout.variants.values() if v != variant]
+    return not any(v and all(spec.get(design, path) == value for path, value in v.items()) for v in others)
 
 
 def _form(heads: Heads) -> Any:
@@ -361,8 +387,12 @@ def present(heads: Heads) -> tuple[bool, ...]:
     return heads.lm is not None, heads.pooler is not None, heads.pair, heads.detect is not None
 
 
-def _comparable(design: Design, heads: Heads) -> Design:
-    """Without what a checkpoint need not record: what matters in training only, and which heads stand on the pooler."""
+def _comparable(design: Design, layout: Layout, heads: Heads) -> Design:
+    """Without what a config need not record: what matters in training only, which heads stand on the pooler, and
+    whether the head has a bias where its tensor tells."""
     own = design.arch.heads
-    heads = Heads(own.lm if heads.lm is not None else None, detect=own.detect if heads.detect is not None else None)
+    head = own.lm if heads.lm is not None else None
+    if layout.bias_by_file and isinstance(head, LMHead):
+        head = replace(head, bias=False)
+    heads = Heads(head, detect=own.detect if heads.detect is not None else None)
     return replace(design, arch=replace(design.arch, init=Normal(), dropout=Dropout(), heads=heads))

@@ -1,15 +1,17 @@
-"""The layout of public T5 checkpoints, versions 1.0 and 1.1 (Hugging Face)."""
+"""The layouts of public T5 checkpoints, versions 1.0 and 1.1, and of mT5 (Hugging Face)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from stemma.errors import CheckpointError
-from stemma.families.declare import Design
-from stemma.formats.config import Layout, key, meant, several
-from stemma.formats.names import Row, row
-from stemma.nn.parts import MLP, GatedMLP, Heads, LMHead
+from stemma.families.declare import Design, Family
+from stemma.families.t5 import t5 as t5_family
+from stemma.formats.config import Key, Layout, key, meant, several
+from stemma.formats.names import Row, linear, row
+from stemma.nn.parts import MLP, Answer, Classify, Full, GatedMLP, Heads, LayerBuckets, LMHead, Tag
 
 ACTS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu", "swish": "silu"}
 
@@ -37,9 +39,43 @@ def _read_scaled(value: Any, config: Mapping[str, Any]) -> Any:
     return config.get("tie_word_embeddings", True) if value is None else value
 
 
-def _rows(design: Design) -> Iterator[Row]:
+def task_rows(design: Design) -> Iterator[Row]:
+    """The names of task heads on an encoder-decoder or its encoder."""
+    match design.arch.heads.task:
+        case Answer():
+            yield from linear("qa_outputs", "task.out")
+        case Tag():
+            yield from linear("classifier", "task.out")
+        case Classify():
+            yield from linear("classification_head.dense", "task.summary.dense")
+            yield from linear("classification_head.out_proj", "task.out")
+
+
+def task_classes(prefix: str, family: Family) -> dict[str, Heads]:
+    """The publisher's classes of the family's task heads."""
+    names = {"classify": "SequenceClassification", "tag": "TokenClassification", "answer": "QuestionAnswering"}
+    return {f"{prefix}For{names[task]}": heads for task, heads in family.tasks.items()}
+
+
+def _rows(design: Design) -> list[Row]:
+    body = list(_body(design))
+    if isinstance(design.arch.heads.task, Classify | Tag):  # these classes hold the body under a name of its own
+        body = [replace(r, theirs=f"transformer.{r.theirs}", aliases=_both(r)) for r in body]
     head = design.arch.heads.lm
-    tied = head is None or head.tied
+    return (
+        body
+        + ([row("lm_head.weight", "lm.weight")] if head is not None and not head.tied else [])
+        + list(task_rows(design))
+    )
+
+
+def _both(r: Row) -> tuple[str, ...]:
+    return (*(f"transformer.{a}" for a in r.aliases), r.theirs, *r.aliases)
+
+
+def _body(design: Design) -> Iterator[Row]:
+    head = design.arch.heads.lm
+    tied = head is not None and head.tied
     alias = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", *(["lm_head.weight"] if tied else [])]
     yield row("shared.weight", "embed.tokens.weight", aliases=alias)
     for stack in ("encoder", "decoder"):
@@ -58,20 +94,25 @@ def _rows(design: Design) -> Iterator[Row]:
             yield row(f"{theirs}.{last}.DenseReluDense.{theirs_name}.weight", f"{ours}.mlp.{ours_name}.weight")
         yield row(f"{theirs}.{last}.DenseReluDense.wo.weight", f"{ours}.mlp.down.weight")
         yield row(f"{theirs}.{last}.layer_norm.weight", f"{ours}.mlp_norm.weight")
-        bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        yield row(bias, f"{stack}.position.table.weight")
+        bias = "layer.0.SelfAttention.relative_attention_bias.weight"
+        yield row(f"{stack}.block.0.{bias}", f"{stack}.position.table.weight")
+        if isinstance(design.arch.position, LayerBuckets):
+            yield row(f"{stack}.block.{{i}}.{bias}", f"{ours}.attention.relative.table.weight")
         yield row(f"{stack}.final_layer_norm.weight", f"{stack}.norm.weight")
-    if not tied:
-        yield row("lm_head.weight", "lm.weight")
 
+
+SCALED = "arch.heads.lm.scaled"
+ENCODER = {"arch.structure": "encoder", "arch.mask": Full()}
 
 t5 = Layout(
     model_type="t5",
-    families=("t5", "t5-v1.1"),
+    families=("t5", "t5-v1.1", "ul2"),
     classes={
         "T5ForConditionalGeneration": Heads(LMHead()),
         "T5Model": Heads(),
         "T5WithLMHeadModel": Heads(LMHead()),  # its first name
+        "T5EncoderModel": Heads(),
+        **task_classes("T5", t5_family),
     },
     keys=(
         key("vocab_size", "dims.vocab", default=32_128),
@@ -101,12 +142,49 @@ t5 = Layout(
         ),
         key("n_positions", "dims.context", default=512),
     ),
-    rows=lambda design: list(_rows(design)),
+    rows=_rows,
     fixed={"is_encoder_decoder": True, "is_decoder": False},
     unused={"dense_act_fn": "derived from feed_forward_proj", "is_gated_act": "derived from feed_forward_proj"},
     stray={
         r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$": "a table that old files "
-        "hold for cross-attention, which has no positions"
+        "hold for cross-attention, which has no positions",
+        r"^lm_head\.weight$": "of a head that is not in use",
     },
     tied_by_file=True,
+    variants={"T5EncoderModel": ENCODER, "T5ForTokenClassification": ENCODER},
 )  # fmt: skip
+
+
+def _default(k: Key) -> Key:
+    """mT5's form of a key that it shares with T5."""
+    own = {
+        "vocab_size": 250_112,
+        "d_ff": 1024,
+        "num_layers": 8,
+        "num_heads": 6,
+        "feed_forward_proj": "gated-gelu",
+        "n_positions": 1024,
+    }
+    return replace(k, default=own.get(k.name, k.default))
+
+
+mt5 = replace(
+    t5,
+    model_type="mt5",
+    families=("mt5",),
+    classes={f"M{name}": heads for name, heads in t5.classes.items()},
+    # no class of mT5 scales the hidden state before its head, whatever a config says
+    keys=tuple(_default(k) for k in t5.keys if k.name != "scale_decoder_outputs"),
+    unused={**t5.unused, "scale_decoder_outputs": "no class of mT5 reads it"},
+    variants={f"M{name}": changes for name, changes in t5.variants.items()},
+)
+
+umt5 = replace(
+    mt5,
+    model_type="umt5",
+    families=("umt5",),
+    classes={f"UM{name}": heads for name, heads in t5.classes.items()},
+    # here a head that the config ties is a scaled one, as in the first T5
+    keys=tuple(replace(k, paths=(*k.paths, SCALED)) if k.name == "tie_word_embeddings" else k for k in mt5.keys),
+    variants={f"UM{name}": changes for name, changes in t5.variants.items()},
+)

@@ -27,6 +27,18 @@ class Relative(nn.Module):
     terms = 1
 
 
+class BucketTable(Relative):
+    """A bias by bucketed distance (T5's), of one layer."""
+
+    def __init__(self, buckets: int, heads: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(buckets, heads)
+
+    def forward(self, attention: nn.Module, q: Tensor, k: Tensor, bucket: Tensor) -> tuple[Tensor, Tensor]:
+        """`bucket`: 1|B T S."""
+        return q, self.table(bucket).permute(0, 3, 1, 2)
+
+
 SHORT = 1024  # rows up to this long train faster on a CPU with plain products than with torch's fused kernel
 BLOCK = 128  # queries that are taken together, so that a causal row multiplies with few keys that it may not see
 

@@ -234,8 +234,8 @@ class Model(nn.Module):
             return self._in_windows(input_ids, attention_mask)
         if cache is not None and memory is not None:
             cache.memory_real = memory_mask
-        real = memory_mask if cache is None else cache.memory_real
-        seen = None if real is None else real.bool()[:, None, None, :]
+        real = _real(memory_mask if cache is None else cache.memory_real)
+        seen = None if real is None else real[:, None, None, :]
         if documents is not None and memory_documents is not None:
             own = (documents[:, :, None] == memory_documents[:, None, :])[:, None]
             seen = own if seen is None else seen & own
@@ -311,7 +311,7 @@ class Model(nn.Module):
             pos,
             order,
             plain=position_ids is None and cache is None,
-            real=None if attention_mask is None else attention_mask.bool(),
+            real=_real(attention_mask),
             documents=documents,
             prefix=prefix,
             memory=memory,
@@ -399,7 +399,7 @@ class Model(nn.Module):
         if self.arch.structure == "encoder-decoder":
             if decoder_input_ids is None:
                 if self.task is not None:  # a text is both halves' input, moved on by a place in the decoder
-                    decoder_input_ids, decoder_attention_mask = self.shift_right(input_ids), attention_mask
+                    decoder_input_ids = self.shift_right(input_ids)
                 elif labels is None:
                     raise UsageError("an encoder-decoder needs decoder_input_ids or labels")
                 else:
@@ -500,12 +500,19 @@ class Model(nn.Module):
         return out
 
     def shift_right(self, labels: Tensor) -> Tensor:
-        """Decoder input for `labels` (B T): the start token, then each target one place later; -100 becomes padding."""
+        """Decoder input for `labels` (B T): the start token (or the target's last token, see `Text.shift`), then each
+        target one place later; -100 becomes padding."""
         if self.text is None:
             raise UsageError("decoder_input_ids must be given: this model does not know its start token")
         start, pad = self.text.start_id, self.text.pad_id
-        shifted = torch.cat([labels.new_full((labels.shape[0], 1), start), labels[:, :-1]], 1)
-        return shifted.masked_fill(shifted == IGNORED, pad)
+        labels = labels.masked_fill(labels == IGNORED, pad)
+        if self.text.shift == "last":
+            first = labels.gather(1, (labels != pad).sum(1, keepdim=True) - 1)
+        elif start is None:
+            raise UsageError("decoder_input_ids must be given: this model does not know its start token")
+        else:
+            first = labels.new_full((labels.shape[0], 1), start)
+        return torch.cat([first, labels[:, :-1]], 1)
 
     @property
     def device(self) -> torch.device:
@@ -520,6 +527,16 @@ class Model(nn.Module):
         from stemma.formats import save
 
         save(self, directory, **options)
+
+
+def _real(mask: Tensor | None) -> Tensor | None:
+    """Which tokens are no padding (B T); None where that is known of all: no mask is faster than one that hides
+    nothing. A mask is looked into where that costs no wait and breaks no graph."""
+    if mask is None:
+        return None
+    real = mask.bool()
+    looked = real.device.type == "cpu" and not torch.compiler.is_compiling()
+    return None if looked and bool(real.all()) else real
 
 
 def count(arch: parts.Arch, dims: parts.Dims) -> int:

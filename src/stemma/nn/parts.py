@@ -287,7 +287,22 @@ class BlankRotary(Spec):
         require(self.base > 0, f"rotary base must be positive, not {self.base}")
 
 
-Position = Sinusoidal | Learned | Rotary | Buckets | Disentangled | RelativeSinusoidal | BlankLearned | BlankRotary
+@dataclass(frozen=True)
+class LayerBuckets(Buckets):
+    """T5's relative bias with a table of its own in every layer (umT5, Chung et al. 2023, arXiv:2304.09151)."""
+
+
+Position = (
+    Sinusoidal
+    | Learned
+    | Rotary
+    | Buckets
+    | LayerBuckets
+    | Disentangled
+    | RelativeSinusoidal
+    | BlankLearned
+    | BlankRotary
+)
 Norm = LayerNorm | RMSNorm
 Residual = PostNorm | PreNorm | Parallel | Sandwich | DeepNorm
 

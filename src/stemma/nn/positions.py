@@ -35,6 +35,7 @@ class Position(nn.Module):
     segments = False  # whether it reads the segments of tokens too
     whole = False  # whether a token more changes what all before it are told: then nothing can be kept
     columns = 1  # in how many ways it counts
+    first = 0  # the number of a text's first token
 
     def number(self, ids: Tensor, start: int = 0) -> Tensor:  # B T -> 1|B T
         """The position of every token of `ids`, of which the first stands at `start`."""
@@ -66,7 +67,8 @@ class Learned(Position):
         super().__init__()
         self.padding, self.offset = padding, offset
         self.limit = context
-        self.table = nn.Embedding(context + offset + (0 if padding is None else padding + 1), width)
+        self.first = 0 if padding is None else padding + 1
+        self.table = nn.Embedding(context + offset + self.first, width)
 
     def number(self, ids: Tensor, start: int = 0) -> Tensor:
         if self.padding is None:
@@ -237,8 +239,29 @@ class Buckets(Position):
         grown = torch.log(far.clamp(min=1).float() / exact) / math.log(self.spec.distance / exact) * (n - exact)
         return side + torch.where(far < exact, far, (exact + grown.long()).clamp(max=n - 1))
 
-    def bias(self, qpos: Tensor, kpos: Tensor) -> Tensor:
-        return self.table(self.bucket(kpos[:, None, :] - qpos[:, :, None])).permute(0, 3, 1, 2)
+    def bias(self, qpos: Tensor, kpos: Tensor) -> Tensor | None:
+        biases = self.table(self.bucket(kpos[:, None, :] - qpos[:, :, None]))
+        return biases.permute(0, 3, 1, 2).contiguous()  # every layer reads it
+
+
+class LayerBuckets(Buckets):
+    """The same with a table in every layer and none of the stack's own."""
+
+    def __init__(self, heads: int, both: bool, spec: parts.Buckets) -> None:
+        super().__init__(heads, both, spec)
+        self.heads = heads
+        del self.table
+
+    def bias(self, qpos: Tensor, kpos: Tensor) -> Tensor | None:
+        return None
+
+    def relative(self, qpos: Tensor, kpos: Tensor, *_: Any) -> Tensor:  # B T, B S -> B T S
+        return self.bucket(kpos[:, None, :] - qpos[:, :, None])
+
+    def layer(self) -> Any:
+        from stemma.nn.attention import BucketTable  # which works with what this module says
+
+        return BucketTable(self.spec.buckets, self.heads)
 
 
 def position(spec: parts.Position, arch: parts.Arch, dims: parts.Dims, both: bool) -> Position:
@@ -255,6 +278,8 @@ def position(spec: parts.Position, arch: parts.Arch, dims: parts.Dims, both: boo
                     f"{int(dims.width * share)} of {dims.width}"
                 )
             return Rotary(dims.width, dims.context, spec)
+        case parts.LayerBuckets():
+            return LayerBuckets(dims.heads, both, spec)
         case parts.Buckets():
             return Buckets(dims.heads, both, spec)
         case parts.Disentangled():

@@ -1,0 +1,436 @@
+"""fairseq's own layout of RoBERTa, BART, mBART and MASS: a file (`model.pt`) of the model's tensors by name under
+"model" and its options under "args" (or, in later versions, "cfg"), or of the tensors alone.
+
+Read as plain tensors and values; of classes only `argparse.Namespace`, in which old files keep their options, is let
+through, and no code of a file is ever run. What a file does not say:
+
+- the vocabulary and the positions: the tables tell;
+- widths, where there are no options: the tensors tell all but the number of heads, which are of 64 in every published
+  model.
+
+fairseq's positions begin after the padding token (`Learned(padding)`); BART and mBART count as their later publisher
+does, from 2 on whatever stands there, which is the same for texts without padding in front.
+
+Source: facebookresearch/fairseq, models/roberta, models/bart, models/transformer; microsoft/MASS, s2s_model.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stemma import families, formats, spec
+from stemma.errors import CheckpointError, UsageError, did_you_mean
+from stemma.families.declare import Design
+from stemma.formats import tensors
+from stemma.formats.hf_bart import stack_rows
+from stemma.formats.names import Ledger, Row, expand, linear, row
+from stemma.nn.model import Model
+from stemma.nn.parts import Classify, Dropout, Heads, LMHead, PostNorm, PreNorm
+
+FILE = "model.pt"
+HEAD = 64  # width of a head in every published model
+ACTS = {"gelu": "gelu", "gelu_accurate": "gelu_tanh", "gelu_fast": "gelu_tanh", "relu": "relu", "swish": "silu"}
+WORDS = {"gelu": "gelu", "gelu_tanh": "gelu_accurate", "relu": "relu", "silu": "swish"}
+RENAMES = {
+    "decoder.sentence_encoder.": "encoder.sentence_encoder.",
+    "decoder.lm_head.": "encoder.lm_head.",
+    ".emb_layer_norm.": ".layernorm_embedding.",
+}
+STRAY = {
+    r"(^|\.)version$": "a mark of fairseq's",
+    r"\._float_tensor$": "a buffer without values",
+    r"^encoder\.lm_head\.": "of a head that the task leaves behind",
+}
+TASK = re.compile(r"classification_heads\.([^.]+)\.out_proj\.weight")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of fairseq's models: its family, the names table, the name of its (first) embeddings, and the names of the
+    architectures that its options go by, smallest first. `unused`: rows of a position table that no token has;
+    `scales`: its options say whether embeddings are scaled; `bare`: a tensor without which a file has no head;
+    `embed_norm`: what its norm of the embeddings is called."""
+
+    family: str
+    rows: Callable[[Design, str | None], Iterator[Row]]
+    arch: tuple[str, ...]
+    tokens: str = "encoder.embed_tokens.weight"
+    unused: int = 2
+    scales: bool = False
+    bare: str | None = None
+    embed_norm: str = "layernorm_embedding"
+
+
+def _task_rows(design: Design, name: str | None) -> Iterator[Row]:
+    if isinstance(design.arch.heads.task, Classify):
+        yield from linear(f"classification_heads.{name}.dense", "task.summary.dense")
+        yield from linear(f"classification_heads.{name}.out_proj", "task.out")
+
+
+def _roberta_rows(design: Design, name: str | None) -> Iterator[Row]:
+    body = "encoder.sentence_encoder."
+    yield row(f"{body}embed_tokens.weight", "embed.tokens.weight", aliases=["encoder.lm_head.weight"])
+    for r in stack_rows("encoder"):
+        yield replace(r, theirs=r.theirs.replace("encoder.", body, 1))
+    yield from linear("encoder.lm_head.dense", "lm.dense")
+    yield from linear("encoder.lm_head.layer_norm", "lm.norm")
+    yield row("encoder.lm_head.bias", "lm.bias")
+    yield from _task_rows(design, name)
+
+
+def _seq2seq_rows(design: Design, name: str | None) -> Iterator[Row]:
+    alias = ["decoder.embed_tokens.weight", "decoder.output_projection.weight"]
+    yield row("encoder.embed_tokens.weight", "embed.tokens.weight", aliases=alias)
+    for stack in ("encoder", "decoder"):
+        yield from stack_rows(stack)
+    yield from _task_rows(design, name)
+
+
+KINDS = (
+    Kind(
+        "roberta",
+        _roberta_rows,
+        ("roberta_base", "roberta_large"),
+        "encoder.sentence_encoder.embed_tokens.weight",
+        bare="encoder.lm_head.bias",
+    ),
+    Kind("bart", _seq2seq_rows, ("bart_base", "bart_large"), scales=True),
+    Kind("mbart", _seq2seq_rows, ("mbart_base", "mbart_large"), scales=True),
+    Kind(
+        "mass",
+        _seq2seq_rows,
+        ("transformer_mass_base", "transformer_mass_middle"),
+        unused=1,
+        embed_norm="emb_layer_norm",
+    ),
+)
+
+
+def found(path: Path) -> Path | None:
+    """The file of this layout that a path leads to: itself, or `model.pt` in a folder without config.json."""
+    if path.suffix == ".pt" and path.is_file():
+        return path
+    inner = path / FILE
+    return inner if inner.is_file() and not (path / "config.json").is_file() else None
+
+
+# ---------------------------------------------------------------- reading
+
+
+class Tensors:
+    """The tensors of a file by name (as `tensors.Tensors`), and the options beside them, None where there are none."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        data = _unpickled(file)
+        state = data.get("model", data)
+        if not isinstance(state, dict) or not any(isinstance(t, Tensor) for t in state.values()):
+            raise CheckpointError(f"{file} should hold tensors by name, under 'model' or alone")
+        self.state = {str(k): v.detach() for k, v in state.items() if isinstance(v, Tensor)}
+        self.options = None if state is data else _options(file, data)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.state)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.state
+
+    def blank(self, name: str) -> Tensor:
+        tensor = self.state[name]
+        if tensor.dtype not in tensors.TYPES.values():
+            raise CheckpointError(f"tensor {name!r} in {self.file} is of type {tensor.dtype}, which is none of weights")
+        return torch.empty_like(tensor, device="meta")
+
+    def get(self, name: str) -> Tensor:
+        return self.state[name]
+
+
+def _unpickled(file: Path) -> dict[str, Any]:
+    how: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            data = torch.load(file, mmap=zipfile.is_zipfile(file), **how)
+    except Exception as error:  # torch raises several kinds for a damaged or a hostile file
+        if not isinstance(error, pickle.UnpicklingError):
+            why = f"{tensors.first_line(error)}; copy or download it again"
+        elif name := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            why = f"it holds {name[1]}, and of all classes only argparse.Namespace is read"
+        else:
+            why = "it holds objects or code, which are not run, or is damaged"
+        raise CheckpointError(f"{file} cannot be read as tensors and options: {why}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file} should hold tensors by name, not a {type(data).__name__}")
+    return data
+
+
+def _options(file: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's options: of `args`, or of the model's part of `cfg`."""
+    options: Any = data.get("args")
+    if options is None:
+        cfg = data.get("cfg")
+        options = cfg.get("model") if isinstance(cfg, dict) else cfg
+    if isinstance(options, argparse.Namespace):
+        options = vars(options)
+    if not isinstance(options, dict):
+        raise CheckpointError(f"{file} should hold the model's options under 'args', or under 'model' of 'cfg'")
+    return options
+
+
+def load(
+    path: Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32", *, tokenizer: bool = True
+) -> Model:
+    """The model of a file or of a folder that holds `model.pt`, in eval mode. A tokenizer is read where the folder has
+    one in a layout that `stemma.load` knows. Raises CheckpointError naming the option or tensor.""" file = found(path)
+    if file is None: raise CheckpointError(f"{path} is neither a file of fairseq's (.pt) nor a folder with {FILE}")
+    source = Tensors(file) where, place = str(file), formats.device_of(device) files = {functools.reduce(lambda n, r:
+    n.replace(*r), RENAMES.items(), name): name for name in source} if len(files) < len(source.state): raise
+    CheckpointError(f"{where} holds a tensor under both an old and a new name") kind = _kind(files, source.state, where)
+    ledger = Ledger() design, name = _design(kind, source, files, ledger, where) with torch.device("meta"): model =
+    Model(design.arch, design.dims) shapes = {n: p.shape for n, p in model.named_parameters()} rows = _rows(kind,
+    design, name, shapes, packed=any(n.endswith("in_proj_weight") for n in files)) held = {r.theirs: n for r in rows if
+    (n := formats._find(r, source, files, shapes, ledger, (), where))}  # type: ignore[arg-type]
+    formats._account_rest(files, STRAY, ledger, where, ()) wanted = None if dtype == "auto" else formats.dtype_of(dtype)
+    for r in rows: formats._read_row(r, held[r.theirs], model, shapes, source, ledger, where, place, wanted)  # type:
+    ignore[arg-type] if model.embed.segments is not None:  # a row that is always added, and that fairseq does not have
+    blank = torch.zeros(shapes["embed.segments.weight"], dtype=model.dtype, device=place) formats._set(model,
+    "embed.segments.weight", blank) ledger.new.append("embed.segments.weight") model.ledger = ledger
+    formats.attach(model, design, families.family(kind.family)) if tokenizer: model.tokenizer =
+    formats._tokenizer(file.parent, model) return model.eval()
+
+
+def _kind(files: Mapping[str, str], state: Mapping[str, Tensor], where: str) -> Kind:
+    """Which of fairseq's models has such tensors."""
+    if KINDS[0].tokens in files:
+        return KINDS[0]
+    if "decoder.layers.0.fc1.weight" not in files or KINDS[1].tokens not in files:
+        raise CheckpointError(
+            f"{where} holds none of RoBERTa, BART, mBART and MASS (its first tensor is {next(iter(state))!r})"
+        )
+    for name in ("encoder.embed_positions.weight", "encoder.layernorm_embedding.weight"):
+        if name not in files:
+            raise CheckpointError(f"{where} holds an encoder-decoder without {name!r}, which BART, mBART and MASS have")
+    if "emb_layer_norm" in files["encoder.layernorm_embedding.weight"]:
+        return KINDS[3]
+    return KINDS[2] if "encoder.layer_norm.weight" in files else KINDS[1]
+
+
+def _design(
+    kind: Kind, source: Tensors, files: Mapping[str, str], ledger: Ledger, where: str
+) -> tuple[Design, str | None]:
+    """The design that options and tensors say, and the name of the classification head, if there is one."""
+    owner = families.family(kind.family)
+    base = owner[next(iter(owner.sizes))]
+    options = source.options or {}
+    body = kind.tokens.removesuffix("embed_tokens.weight")
+    shape = {name: source.state[file].shape for name, file in files.items()}
+    vocab, width = shape[kind.tokens]
+    both = base.arch.structure == "encoder-decoder"
+
+    def option(name: str, otherwise: Any) -> Any:
+        value = options.get(name)
+        if value is not None and otherwise is not None and value != otherwise and name in WIDTHS:
+            raise CheckpointError(f"{where}: its options say {name}={value!r}, its tensors {otherwise}")
+        return otherwise if value is None else value
+
+    def layers(prefix: str) -> int:
+        numbers = [int(m[1]) for n in files if (m := re.match(re.escape(prefix) + r"layers\.(\d+)\.", n))]
+        return max(numbers, default=-1) + 1
+
+    heads = option("encoder_attention_heads", None)
+    if heads is None:
+        if source.options is not None or width % HEAD:
+            raise CheckpointError(f"{where}: its options name no encoder_attention_heads, which no tensor tells")
+        heads = width // HEAD
+        ledger.config["encoder_attention_heads"] = f"not in the file: heads of {HEAD}, as in every published model"
+    inner = shape[f"{body}layers.0.fc1.weight"][0]
+    if both and option("decoder_attention_heads", None) not in (None, heads):
+        raise CheckpointError(
+            f"{where}: decoder_attention_heads differs from {heads} of the encoder, which is not supported"
+        )
+    act = option("activation_fn", "gelu" if source.options is None else "relu")
+    if act not in ACTS:
+        raise CheckpointError(
+            f"{where}: activation_fn={act!r} is not known; known: {', '.join(ACTS)}{did_you_mean(str(act), ACTS)}"
+        )
+    table = shape[f"{body}embed_positions.weight"][0]
+    first = kind.unused
+    changes: dict[str, Any] = {
+        "dims.d_model": option("encoder_embed_dim", width),
+        "dims.layers": option("encoder_layers", layers(body)),
+        "dims.decoder_layers": option("decoder_layers", layers("decoder.")) if both else None,
+        "dims.heads": heads,
+        "dims.head_dim": None,
+        "dims.d_ff": option("encoder_ffn_embed_dim", inner),
+        "dims.vocab": vocab,
+        "dims.context": table - first,
+        "arch.mlp.act": ACTS[act],
+        "arch.dropout": Dropout(
+            embed=option("dropout", 0.1),
+            residual=option("dropout", 0.1),
+            attention=option("attention_dropout", 0.0),
+            inner=option("activation_dropout", 0.0),
+        ),
+    }
+    if kind.scales:
+        changes["arch.embed_scale"] = not option("no_scale_embedding", not base.arch.embed_scale)
+    names = sorted({m[1] for n in files if (m := TASK.fullmatch(n))})
+    if len(names) > 1:
+        raise CheckpointError(f"{where} holds several classification heads ({', '.join(names)}); one is supported")
+    if names:
+        task = owner.tasks["classify"].task
+        labels = shape[f"classification_heads.{names[0]}.out_proj.weight"][0]
+        changes["arch.heads"] = Heads(task=spec.edit(task, {"labels": labels}))
+    elif kind.bare is not None and kind.bare not in files:
+        changes["arch.heads"] = Heads()
+    try:
+        design = spec.edit(base, changes)
+    except UsageError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+    residual = PreNorm() if "encoder.layer_norm.weight" in files else PostNorm()
+    if design.arch.residual != residual or option("encoder_normalize_before", False) != isinstance(residual, PreNorm):
+        raise CheckpointError(
+            f"{where}: where its norms stand (encoder_normalize_before) is not as {kind.family} has it"
+        )
+    size = next((s for s in owner if owner[s].dims == design.dims), owner.name)
+    return replace(design, name=size), names[0] if names else None
+
+
+WIDTHS = ("encoder_embed_dim", "encoder_layers", "decoder_layers", "encoder_ffn_embed_dim")
+
+
+def _rows(kind: Kind, design: Design, name: str | None, shapes: Mapping[str, Any], packed: bool) -> list[Row]:
+    """The names table for a model; `packed`: q, k and v are one tensor."""
+    layers = {"encoder": design.dims.layers, "decoder": design.dims.depth}
+    rows = [r for r in expand(kind.rows(design, name), layers) if all(o in shapes for o in r.ours)]
+    unnamed = set(shapes) - {o for r in rows for o in r.ours} - {"embed.segments.weight"}
+    if unnamed:
+        raise UsageError(f"fairseq's layout has no name for the parameter {min(unnamed)!r}")
+    return _packed(rows) if packed else rows
+
+
+def _packed(rows: list[Row]) -> list[Row]:
+    out = []
+    for r in rows:
+        if m := re.fullmatch(r"(.*)\.q_proj\.(weight|bias)", r.theirs):
+            ours = tuple(re.sub(r"\.q\.(\w+)$", rf".{x}.\1", r.ours[0]) for x in "qkv")
+            out.append(Row(f"{m[1]}.in_proj_{m[2]}", ours))
+        elif not re.search(r"\.[kv]_proj\.\w+$", r.theirs):
+            out.append(r)
+    return out
+
+
+# ---------------------------------------------------------------- writing
+
+
+def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
+    """Write a model as fairseq's file: `path` itself if it ends in .pt, else `model.pt` in that folder, the tokenizer
+    beside it. The names are those of fairseq's last versions (q, k and v apart), the options an `argparse.Namespace`.
+
+    Raises UsageError for what the layout cannot say."""
+    target = Path(path)
+    if model.device.type == "meta":
+        raise UsageError("this model has shapes and no weights (it is on the device 'meta'): there is nothing to save")
+    known = {k.family: k for k in KINDS}
+    kind = next((known[f.name] for f in (model.family.lineage if model.family else []) if f.name in known), None)
+    if kind is None:
+        raise UsageError(
+            f"layout='fairseq' is for {', '.join(known)} and what came of them, not for {model.name or 'this'}"
+        )
+    design: Design = replace(model.design, arch=model.arch, dims=model.dims, text=model.text)
+    _check(design, kind, model)
+    state = {k: v.detach() for k, v in model.named_parameters()}
+    number = next(iter(state.values())).dtype if dtype is None else formats.dtype_of(dtype)
+    names: dict[str, Tensor] = {}
+    for r in _rows(kind, design, "sentence_classification_head", state, packed=False):
+        theirs = r.theirs.replace(".layernorm_embedding.", f".{kind.embed_norm}.")
+        tensor = r.write(state).to(device="cpu", dtype=number).contiguous()
+        names |= dict.fromkeys([theirs, *_repeated(r, design)], tensor)
+    data = {"args": argparse.Namespace(**_written(kind, design)), "model": names}
+    folder = target.parent if target.suffix == ".pt" else target
+    with tensors.whole(folder, lambda name: False) as scratch:
+        torch.save(data, scratch / (target.name if target.suffix == ".pt" else FILE))
+        if model.tokenizer is not None and target.suffix != ".pt":
+            model.tokenizer.save(scratch)
+    return target
+
+
+def _repeated(r: Row, design: Design) -> list[str]:
+    """The names under which fairseq holds a tensor once more."""
+    if design.arch.structure == "encoder-decoder":
+        return [a for a in r.aliases if a == "decoder.embed_tokens.weight" or design.arch.heads.lm is not None]
+    return list(r.aliases) if design.arch.heads.lm is not None else []
+
+
+def _check(design: Design, kind: Kind, model: Model) -> None:
+    """Raises UsageError if a design is not one that the layout would be read as."""
+    head = design.arch.heads.lm
+    if head is not None and (not head.tied or (isinstance(head, LMHead) and head.bias)):
+        raise UsageError("fairseq's layout has no name for a head with a matrix or a bias of its own")
+    if design.arch.heads.pooler is not None or not isinstance(design.arch.heads.task, Classify | None):
+        raise UsageError("fairseq's layout knows classification heads with a dense layer of their own, and no others")
+    if model.embed.segments is not None and bool(model.embed.segments.weight.any()):
+        raise UsageError("fairseq's layout has no segments, and this model's embedding of them is not zero")
+    owner = families.family(kind.family)
+    base = owner[next(iter(owner.sizes))]
+    free: dict[str, Any] = {
+        "mlp.act": design.arch.mlp.act,
+        "heads": design.arch.heads,
+        "dropout": design.arch.dropout,
+        "init": design.arch.init,
+    }
+    if kind.scales:
+        free["embed_scale"] = design.arch.embed_scale
+    try:
+        told = spec.edit(base.arch, free)
+    except UsageError as error:
+        raise UsageError(f"fairseq's layout cannot say this design: {error}") from None
+    if other := spec.diff(told, design.arch):
+        raise UsageError(f"fairseq's layout cannot say arch.{other[0].path}={other[0].new} of {kind.family}")
+    dims = design.dims
+    if dims.kv != dims.heads or dims.width * dims.heads != dims.d_model or dims.groups or dims.embed:
+        raise UsageError("fairseq's layout cannot say kv_heads, head_dim, groups or embed")
+
+
+def _written(kind: Kind, design: Design) -> dict[str, Any]:
+    dims, rates = design.dims, design.arch.dropout
+    wide = dims.d_model > 768
+    options: dict[str, Any] = {
+        "arch": kind.arch[wide],
+        "encoder_embed_dim": dims.d_model,
+        "encoder_ffn_embed_dim": dims.d_ff,
+        "encoder_layers": dims.layers,
+        "encoder_attention_heads": dims.heads,
+        "activation_fn": WORDS[design.arch.mlp.act],
+        "dropout": rates.residual,
+        "attention_dropout": rates.attention,
+        "activation_dropout": rates.inner,
+        "encoder_normalize_before": isinstance(design.arch.residual, PreNorm),
+    }
+    if design.arch.structure == "encoder":
+        return options | {"max_positions": dims.context, "pooler_activation_fn": "tanh", "untie_weights_roberta": False}
+    return options | {
+        "decoder_embed_dim": dims.d_model,
+        "decoder_ffn_embed_dim": dims.d_ff,
+        "decoder_layers": dims.depth,
+        "decoder_attention_heads": dims.heads,
+        "decoder_normalize_before": isinstance(design.arch.residual, PreNorm),
+        "encoder_learned_pos": True,
+        "decoder_learned_pos": True,
+        "layernorm_embedding": True,
+        "no_scale_embedding": not design.arch.embed_scale,
+        "share_all_embeddings": True,
+        "share_decoder_input_output_embed": True,
+        "max_source_positions": dims.context,
+        "max_target_positions": dims.context,
+    }

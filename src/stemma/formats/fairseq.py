@@ -191,22 +191,36 @@ def load(
     path: Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32", *, tokenizer: bool = True
 ) -> Model:
     """The model of a file or of a folder that holds `model.pt`, in eval mode. A tokenizer is read where the folder has
-    one in a layout that `stemma.load` knows. Raises CheckpointError naming the option or tensor.""" file = found(path)
-    if file is None: raise CheckpointError(f"{path} is neither a file of fairseq's (.pt) nor a folder with {FILE}")
-    source = Tensors(file) where, place = str(file), formats.device_of(device) files = {functools.reduce(lambda n, r:
-    n.replace(*r), RENAMES.items(), name): name for name in source} if len(files) < len(source.state): raise
-    CheckpointError(f"{where} holds a tensor under both an old and a new name") kind = _kind(files, source.state, where)
-    ledger = Ledger() design, name = _design(kind, source, files, ledger, where) with torch.device("meta"): model =
-    Model(design.arch, design.dims) shapes = {n: p.shape for n, p in model.named_parameters()} rows = _rows(kind,
-    design, name, shapes, packed=any(n.endswith("in_proj_weight") for n in files)) held = {r.theirs: n for r in rows if
-    (n := formats._find(r, source, files, shapes, ledger, (), where))}  # type: ignore[arg-type]
-    formats._account_rest(files, STRAY, ledger, where, ()) wanted = None if dtype == "auto" else formats.dtype_of(dtype)
-    for r in rows: formats._read_row(r, held[r.theirs], model, shapes, source, ledger, where, place, wanted)  # type:
-    ignore[arg-type] if model.embed.segments is not None:  # a row that is always added, and that fairseq does not have
-    blank = torch.zeros(shapes["embed.segments.weight"], dtype=model.dtype, device=place) formats._set(model,
-    "embed.segments.weight", blank) ledger.new.append("embed.segments.weight") model.ledger = ledger
-    formats.attach(model, design, families.family(kind.family)) if tokenizer: model.tokenizer =
-    formats._tokenizer(file.parent, model) return model.eval()
+    one in a layout that `stemma.load` knows. Raises CheckpointError naming the option or tensor."""
+    file = found(path)
+    if file is None:
+        raise CheckpointError(f"{path} is neither a file of fairseq's (.pt) nor a folder with {FILE}")
+    source = Tensors(file)
+    where, place = str(file), formats.device_of(device)
+    files = {functools.reduce(lambda n, r: n.replace(*r), RENAMES.items(), name): name for name in source}
+    if len(files) < len(source.state):
+        raise CheckpointError(f"{where} holds a tensor under both an old and a new name")
+    kind = _kind(files, source.state, where)
+    ledger = Ledger()
+    design, name = _design(kind, source, files, ledger, where)
+    with torch.device("meta"):
+        model = Model(design.arch, design.dims)
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+    rows = _rows(kind, design, name, shapes, packed=any(n.endswith("in_proj_weight") for n in files))
+    held = {r.theirs: n for r in rows if (n := formats._find(r, source, files, shapes, ledger, (), where))}  # type: ignore[arg-type]
+    formats._account_rest(files, STRAY, ledger, where, ())
+    wanted = None if dtype == "auto" else formats.dtype_of(dtype)
+    for r in rows:
+        formats._read_row(r, held[r.theirs], model, shapes, source, ledger, where, place, wanted)  # type: ignore[arg-type]
+    if model.embed.segments is not None:  # a row that is always added, and that fairseq does not have
+        blank = torch.zeros(shapes["embed.segments.weight"], dtype=model.dtype, device=place)
+        formats._set(model, "embed.segments.weight", blank)
+        ledger.new.append("embed.segments.weight")
+    model.ledger = ledger
+    formats.attach(model, design, families.family(kind.family))
+    if tokenizer:
+        model.tokenizer = formats._tokenizer(file.parent, model)
+    return model.eval()
 
 
 def _kind(files: Mapping[str, str], state: Mapping[str, Tensor], where: str) -> Kind:

@@ -122,6 +122,7 @@ def tree_lines(root: Family, width: int, fancy: bool) -> list[Text]:
             line.append(training_text(family, room))
         else:
             line.append(brief(family.changes, room))
+        line.truncate(width, overflow="ellipsis" if fancy else "crop")
         lines.append(line)
     if any(not has_weights(f) for _, f in rows):
         lines.append(Text("* no public weights", style="dim"))

@@ -113,12 +113,12 @@ lamda = t5_v1_1.evolve(
         "lamda-137b": Size(Dims(8192, 64, 128, 65_536, 32_000, 1024, head_dim=128), published="137B without embeddings")
     },
     about=About(
-        2022,
+        2021,
         "LaMDA: Language Models for Dialog Applications",
         "arXiv:2201.08239",
         weights="never published",
-        note="published: depth, widths, T5's relative attention and gated GELU; norms, tying, scaling of scores and "
-        "the length of rows are not, and stand here as T5 1.1 has them (1,024 tokens are a stand-in)",
+        note="announced in 2021, the paper is of 2022. Published: depth, widths, T5's relative attention and "
+        "gated GELU; norms, tying, scaling of scores and the length of rows are not, and stand here as T5 1.1 has them (1,024 tokens are a stand-in)",
     ),
 )
 

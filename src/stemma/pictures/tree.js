@@ -66,7 +66,8 @@ document.addEventListener('keydown', event => {
     event.preventDefault();
     search.focus();
   } else if (here === search && event.key === 'Enter') {
-    links.find(link => !search.value || link.classList.contains('hit'))?.focus();
+    const named = byName.get(search.value.trim().toLowerCase());
+    (named || links.find(link => !search.value || link.classList.contains('hit')))?.focus();
   } else if (links.includes(here)) {
     const i = links.indexOf(here), next = links[i + 1];
     const to = {

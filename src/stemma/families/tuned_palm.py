@@ -118,7 +118,8 @@ lamda = t5_v1_1.evolve(
         "arXiv:2201.08239",
         weights="never published",
         note="announced in 2021, the paper is of 2022. Published: depth, widths, T5's relative attention and "
-        "gated GELU; norms, tying, scaling of scores and the length of rows are not, and stand here as T5 1.1 has them (1,024 tokens are a stand-in)",
+        "gated GELU; norms, tying, scaling of scores and the length of rows are not, and stand here as T5 1.1 has "
+        "them (1,024 tokens are a stand-in)",
     ),
 )
 

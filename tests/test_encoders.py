@@ -323,6 +323,16 @@ def test_vocabularies_of_sentencepiece_equal_the_reference(model_type: str, tmp_
         assert ours.id("7,") is not None and ours.id("7,") not in ours.encode("7, 8")
 
 
+def test_words_cut_by_moses_are_refused(tmp_path: Path) -> None:
+    """Cut in another way they would be other words, and their ids wrong without a sound."""
+    saved("xlm-mlm", tmp_path)
+    (tmp_path / "vocab.json").write_text('{"<unk>": 0, "a</w>": 1}')
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(CheckpointError, match="Moses"):
+        stemma.load(tmp_path)
+    assert stemma.load(tmp_path, tokenizer=False).tokenizer is None
+
+
 def test_a_vocabulary_in_another_order_is_refused(tmp_path: Path) -> None:
     folder = published(tmp_path / "a", "albert")
     (folder / "config.json").write_text('{"model_type": "xlm-roberta"}')

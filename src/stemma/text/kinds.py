@@ -2,10 +2,10 @@
 
 | kind | families | how text becomes pieces | unknown characters | specials around a text |
 |---|---|---|---|---|
-| `wordpiece` | BERT | words and single punctuation marks, greedy longest match, `##` inside words | `[UNK]` | `[CLS] A [SEP] B [SEP]` |
-| `gpt-bpe` | GPT-1 | lower-cased words, merges, `</w>` at a word's end | `<unk>` | none |
+| `wordpiece` | BERT, ELECTRA, DistilBERT, MiniLM | words and single punctuation marks, greedy longest match, `##` inside words | `[UNK]` | `[CLS] A [SEP] B [SEP]` |
+| `gpt-bpe` | GPT-1; XLM | lower-cased words, merges, `</w>` at a word's end | `<unk>` | none; XLM `</s> A </s>` |
 | `bpe` | GPT-2; RoBERTa | GPT-2's pattern, merges of bytes, nothing lost | none exist | none; RoBERTa `<s> A </s></s> B </s>` |
-| `unigram` | T5 | NFKC, runs of white space become one `▁`, most probable pieces | bytes `<0x..>` | `A </s>` |
+| `unigram` | T5; ALBERT; XLM-R | NFKC, runs of white space become one `▁`, most probable pieces | bytes `<0x..>` | `A </s>`; ALBERT `[CLS] A [SEP]`; XLM-R `<s> A </s>` |
 | `spm-bpe` | LLaMA, Mistral | spaces become `▁`, digits alone, merges of characters | bytes `<0x..>` | `<s> A` |
 
 `unigram` and `spm-bpe` are trained by the SentencePiece library itself and then expressed as a `tokenizers` object;

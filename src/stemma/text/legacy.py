@@ -19,7 +19,8 @@ KINDS = {
     "openai-gpt": "gpt-bpe",
     **dict.fromkeys(("t5", "mt5", "umt5"), "unigram"),
     **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl"), "fairseq"),  # other ids for the first pieces
-    "xlnet": "rules",  # not in the file
+    "xlm": "words",  # of a language, cut by rules that are not in the file
+    "xlnet": "rules",  # not in the file either
     "albert": "lower",  # lower case, and a comma after a number stands alone
 }
 
@@ -76,6 +77,11 @@ def _bpe(directory: Path, named: dict[str, str], config: dict[str, Any], model_t
     from tokenizers import Tokenizer, models
 
     path, rules = directory / "vocab.json", directory / "merges.txt"
+    if KINDS.get(model_type) == "words":
+        raise CheckpointError(
+            f"{path}: XLM cuts words by the rules of each language (Moses) before it looks for pieces, which is not "
+            "built here; put its tokenizer.json beside it, or load the model with tokenizer=False"
+        )
     vocab = files.parse(path, files.read(path))
     if not rules.exists():
         raise CheckpointError(f"{path} needs its merges.txt beside it, and there is none")

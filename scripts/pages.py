@@ -85,7 +85,8 @@ def use(family: Family, row: Support | None) -> str:
         task = row.tasks[0]
         labels = ", labels=3" if task in ("classify", "tag") else ""
         where = hub or "FOLDER"
-        lines.append(f'model = stemma.load("{where}", task="{task}"{labels})  # its body with a new head')
+        lines.append("# its body with a new head")
+        lines.append(f'model = stemma.load("{where}", task="{task}"{labels})')
     if row is not None and row.writes:
         lines.append("print(stemma.generate(model, [[5, 6, 7]], max_new_tokens=5)[0].ids)")
     out = "```python\n" + "\n".join(lines) + "\n```\n\n```sh\n" + f"stemma show {family.name}\n"

@@ -140,11 +140,8 @@ class Rereading(Session):
     that was computed can be kept, and every step reads the whole text again."""
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
-        for_decoding(model, len(prompts))
-        self.model, self.device, self.encoded = model, model.device, False
-        self.texts = _texts(prompts)
-        self._check_ids(prompts)
-        self._check_room(max(len(t) for t in self.texts), room)
+        self.prepare(model, prompts, room)
+        self.texts = [list(p) for p in prompts]
         self.logits = self._read()
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -170,14 +167,11 @@ class Remembering(Session):
     last window, and when it is full, all of it becomes memory. Rows of one prompt go together."""
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
-        for_decoding(model, len(prompts))
-        self.model, self.device, self.encoded = model, model.device, False
-        texts = _texts(prompts)
-        self._check_ids(prompts)
+        self.prepare(model, prompts, room)
         self.parts: list[MemoryCache] = []
         last = []
-        for text in texts:
-            ids = torch.tensor([text], device=self.device)
+        for text in prompts:
+            ids = torch.tensor([list(text)], device=self.device)
             hidden, cache = in_windows(model.window, ids, model.arch, model.dims)
             self.parts.append(cache)
             last.append(hidden[:, -1])
@@ -204,6 +198,9 @@ class Remembering(Session):
             self.parts[part].reorder(torch.tensor(places, device=self.device))
             kept.append(self.parts[part])
         self.parts = kept
+
+    def _check_room(self, longest: int, room: int) -> None:
+        """A memory has no end."""
 
 
 def generates(model: Model) -> bool:
@@ -268,14 +265,6 @@ def written(model: Model, prompt: Sequence[int], start: int | None = None) -> li
     if model.arch.structure == "encoder-decoder":
         return [start_token(model, start)]
     return [] if answers(model) else list(prompt)
-
-
-def _texts(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Prompts as lists, none of them empty."""
-    for i, text in enumerate(prompts):
-        if not len(text):
-            raise UsageError(f"prompt {i} is empty: a decoder needs at least one token to go on from")
-    return [list(p) for p in prompts]
 
 
 def pad(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

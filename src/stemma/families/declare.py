@@ -18,6 +18,13 @@ from stemma.spec import Change, Spec, require
 # ---------------------------------------------------------------- objectives
 
 
+def _check_masking(rate: float, masked: float, random: float) -> None:
+    """Raise UsageError unless `rate` of the tokens can be chosen, and `masked` and `random` are shares of those."""
+    require(0 < rate < 1, f"objective.rate must lie between 0 and 1, not {rate}")
+    require(masked >= 0 and random >= 0, "objective.masked and objective.random must not be negative")
+    require(masked + random <= 1, "objective.masked + objective.random must not exceed 1")
+
+
 @dataclass(frozen=True)
 class CLM(Spec):
     """Predict the next token."""
@@ -36,9 +43,7 @@ class MLM(Spec):
     copies: int = 0
 
     def __post_init__(self) -> None:
-        require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
-        require(self.masked >= 0 and self.random >= 0, "objective.masked and objective.random must not be negative")
-        require(self.masked + self.random <= 1, "objective.masked + objective.random must not exceed 1")
+        _check_masking(self.rate, self.masked, self.random)
         require(self.copies >= 0, f"objective.copies must not be negative, not {self.copies}")
 
 
@@ -90,9 +95,7 @@ class NGrams(Spec):
     copies: int = 40
 
     def __post_init__(self) -> None:
-        require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
-        require(self.masked >= 0 and self.random >= 0, "objective.masked and objective.random must not be negative")
-        require(self.masked + self.random <= 1, "objective.masked + objective.random must not exceed 1")
+        _check_masking(self.rate, self.masked, self.random)
         require(self.longest >= 1, f"objective.longest must be at least 1 word, not {self.longest}")
         require(self.copies >= 0, f"objective.copies must not be negative, not {self.copies}")
 
@@ -107,9 +110,7 @@ class TLM(Spec):
     random: float = 0.1
 
     def __post_init__(self) -> None:
-        require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
-        require(self.masked >= 0 and self.random >= 0, "objective.masked and objective.random must not be negative")
-        require(self.masked + self.random <= 1, "objective.masked + objective.random must not exceed 1")
+        _check_masking(self.rate, self.masked, self.random)
 
 
 @dataclass(frozen=True)
@@ -238,9 +239,7 @@ class MixedMLM(Spec):
         require(
             min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6, f"the shares of masks must sum to 1, not {sum(shares)}"
         )
-        require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
-        require(self.masked >= 0 and self.random >= 0, "objective.masked and objective.random must not be negative")
-        require(self.masked + self.random <= 1, "objective.masked + objective.random must not exceed 1")
+        _check_masking(self.rate, self.masked, self.random)
         require(0 <= self.single <= 1, f"objective.single must lie in [0, 1], not {self.single}")
         require(self.span >= 1, f"objective.span must be at least 1, not {self.span}")
 

@@ -63,7 +63,7 @@ ROWS: dict[str, tuple[str, Any]] = {
     "t5": ("T5ForConditionalGeneration", hf.T5Config(**T5)),
     "mt5": ("MT5ForConditionalGeneration", hf.MT5Config(**T5)),
     "bart": ("BartForConditionalGeneration", hf.BartConfig(**BART)),
-    "mbart": ("MBartForConditionalGeneration", hf.MBartConfig(**BART)),
+    "mbart": ("MBartForConditionalGeneration", hf.MBartConfig(**BART, decoder_start_token_id=2)),
 }  # fmt: skip
 
 
@@ -93,7 +93,6 @@ def writes(model: Any) -> bool:
     )
 
 
-@torch.inference_mode()
 def measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """The row of one family."""
     kind, config = ROWS[name]
@@ -109,13 +108,15 @@ def measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
     inputs = {"input_ids": ids, "attention_mask": mask}
     if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids.flip(0)
-    row = {"family": name, "forward": paired(lambda: ours(**inputs), lambda: theirs(**inputs), args.repeats)}
+    with torch.inference_mode():
+        forward = paired(lambda: ours(**inputs), lambda: theirs(**inputs), args.repeats)
+    row: dict[str, Any] = {"family": name, "forward": forward}
     if writes(theirs):
         prompt = ids[1:2, :32]
         fixed = dict(max_new_tokens=args.new, min_new_tokens=args.new, do_sample=False, pad_token_id=0)
 
         def we() -> list[int]:
-            return stemma.generate(ours, prompt.tolist(), max_new_tokens=args.new, ignore_eos=True)[0].ids
+            return stemma.generate(ours, prompt.tolist(), max_new_tokens=args.new, min_new_tokens=args.new)[0].ids
 
         def they() -> list[int]:
             return theirs.generate(prompt, attention_mask=torch.ones_like(prompt), **fixed)[0, -args.new :].tolist()

@@ -3,6 +3,7 @@ and as a checkpoint's own habits."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,11 @@ def test_when_no_token_may_follow_it_is_said(tmp_path: Path) -> None:
     ours = both("bart", tmp_path, list(range(89)))[1]
     with pytest.raises(UsageError, match="no token is left"):
         stemma.generate(ours, [[5]], max_new_tokens=4, min_new_tokens=1)
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_an_end_token_past_the_vocabulary_ends_nothing(num_beams: int) -> None:
+    model = stemma.build("llama-7b", d_model=32, layers=1, heads=4, d_ff=48, vocab=50)
+    model.text = replace(model.text, eos_id=255_001)
+    found = stemma.generate(model, [[5, 6]], max_new_tokens=4, min_new_tokens=4, num_beams=num_beams)
+    assert len(found[0].ids) == 4

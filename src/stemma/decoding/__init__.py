@@ -102,7 +102,8 @@ def generate(
     if not rows:
         return []
     encoded = [_encode(model, p) for p in rows]
-    ends = () if ignore_eos else blanks.ends(model)
+    # an end token that the model has no embedding of is never written
+    ends = () if ignore_eos else tuple(i for i in blanks.ends(model) if i < model.dims.vocab)
     spoken_here = language_of(model, language)
     with evaluating(model):
         if num_beams == 1:

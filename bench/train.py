@@ -35,7 +35,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from stemma import families
-from stemma.families.declare import AdamW
+from stemma.families.recipes import AdamW
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Dropout
 from stemma.objectives import Cursor, Loss, Objective

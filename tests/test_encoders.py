@@ -13,7 +13,7 @@ from cases.encoders import BARE, CASES, MASKED
 from oracle import saved
 from stemma import families, formats, spec
 from stemma.errors import CheckpointError, UsageError
-from stemma.families.declare import LAMB
+from stemma.families.recipes import LAMB
 from stemma.nn.model import Model, count
 from stemma.nn.parts import Choose, Classify, Heads, MLMHead, Summary
 from stemma.objectives import objective

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from stemma import families, spec
 from stemma.errors import DataError, UsageError
-from stemma.families.declare import CLM, MLM, PLM, MixedMLM, Spans, Text, Translation
+from stemma.families.declare import Text
+from stemma.families.goals import CLM, MLM, PLM, MixedMLM, Spans, Translation
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Objective, objective
 from stemma.objectives.spans import Sizes, SpanCorruption, partition, raw_length

@@ -1,7 +1,9 @@
 """BART and mBART: encoder-decoders that restore a text from noise."""
 
 from stemma.families.bert import roberta
-from stemma.families.declare import About, AdamW, Denoise, Size
+from stemma.families.declare import About, Size
+from stemma.families.goals import Denoise
+from stemma.families.recipes import AdamW
 from stemma.nn.parts import Answer, Causal, Classify, Dims, Dropout, Heads, Learned, LMHead, PreNorm, Summary
 
 CLASSIFY = Heads(task=Classify(3, Summary("end")))

@@ -1,6 +1,8 @@
 """BERT and its changes that stay encoders."""
 
-from stemma.families.declare import MLM, About, AdamW, Schedule, Size
+from stemma.families.declare import About, Size
+from stemma.families.goals import MLM
+from stemma.families.recipes import AdamW, Schedule
 from stemma.families.transformer import transformer
 from stemma.nn.parts import Answer, Choose, Classify, Dims, Full, Heads, Learned, MLMHead, Normal, Summary, Tag
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from stemma.families.bert import roberta
-from stemma.families.declare import MLM, RTD, About, Size
+from stemma.families.declare import About, Size
+from stemma.families.goals import MLM, RTD
 from stemma.nn.parts import (
     Answer,
     Choose,

@@ -1,7 +1,9 @@
 """The GLM line: blanks that a decoder fills, then chat models, which became causal."""
 
-from stemma.families.declare import CLM, About, AdamW, Blanks, Schedule, Size
+from stemma.families.declare import About, Size
+from stemma.families.goals import CLM, Blanks
 from stemma.families.gpt import gpt2
+from stemma.families.recipes import AdamW, Schedule
 from stemma.nn.parts import (
     MLP,
     BlankLearned,

@@ -1,6 +1,8 @@
 """The GPT line: a decoder that predicts the next token."""
 
-from stemma.families.declare import CLM, About, AdamW, Schedule, Size
+from stemma.families.declare import About, Size
+from stemma.families.goals import CLM
+from stemma.families.recipes import AdamW, Schedule
 from stemma.families.transformer import transformer
 from stemma.nn.parts import (
     Answer,

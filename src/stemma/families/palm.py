@@ -1,7 +1,8 @@
 """PaLM, and Command R, whose block is PaLM's with grouped queries."""
 
-from stemma.families.declare import About, Adafactor, Schedule, Size
+from stemma.families.declare import About, Size
 from stemma.families.gpt import gpt3
+from stemma.families.recipes import Adafactor, Schedule
 from stemma.nn.parts import Causal, Dims, GatedMLP, HeadNorm, LayerNorm, LeCun, LMHead, Normal, Parallel, Rotary
 
 palm = gpt3.evolve(

@@ -1,6 +1,8 @@
 """T5 and what came of it: every task as text to text."""
 
-from stemma.families.declare import About, Adafactor, Denoiser, Denoisers, PrefixLM, Schedule, Size, Spans
+from stemma.families.declare import About, Size
+from stemma.families.goals import Denoiser, Denoisers, PrefixLM, Spans
+from stemma.families.recipes import Adafactor, Schedule
 from stemma.families.transformer import transformer
 from stemma.nn.parts import (
     Answer,

@@ -1,6 +1,8 @@
 """The root: the encoder-decoder that every family descends from (Vaswani et al. 2017)."""
 
-from stemma.families.declare import About, AdamW, Family, Recipe, Schedule, Size, Text, Translation
+from stemma.families.declare import About, Family, Size, Text
+from stemma.families.goals import Translation
+from stemma.families.recipes import AdamW, Recipe, Schedule
 from stemma.nn.parts import (
     MLP,
     Arch,

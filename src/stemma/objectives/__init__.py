@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from stemma.errors import UsageError
-from stemma.families import declare
+from stemma.families import declare, goals
 from stemma.objectives.base import Batch, Cursor, Example, Loss, Objective, View
 from stemma.objectives.clm import NextToken
 from stemma.objectives.mlm import Masked
@@ -20,20 +20,20 @@ from stemma.objectives.spans import SpanCorruption
 __all__ = ["Batch", "Cursor", "Example", "Loss", "Objective", "View", "objective"]
 
 
-BUILT = (declare.CLM, declare.MLM, declare.Spans)
+BUILT = (goals.CLM, goals.MLM, goals.Spans)
 
 
-def why_not(spec: declare.Objective) -> str | None:
+def why_not(spec: goals.Objective) -> str | None:
     """Why a declared objective cannot be trained here; None if it can."""
     if isinstance(spec, BUILT):
         return None
-    if isinstance(spec, declare.Translation):
+    if isinstance(spec, goals.Translation):
         return f"training on {spec} is not built: it needs sentence pairs in two languages"
     return f"training on {type(spec).__name__} is not implemented yet; set objective to CLM, MLM or Spans"
 
 
 def objective(
-    spec: declare.Objective, tokenizer: Any, text: declare.Text, context: int, seed: int, mixed: bool = False
+    spec: goals.Objective, tokenizer: Any, text: declare.Text, context: int, seed: int, mixed: bool = False
 ) -> Objective:
     """The runnable form of a declared objective.
 
@@ -44,12 +44,12 @@ def objective(
     if (why := why_not(spec)) is not None:
         raise UsageError(why)
     match spec:
-        case declare.CLM():
+        case goals.CLM():
             return NextToken(tokenizer, context, seed, mixed)
-        case declare.MLM(pairs=True):
+        case goals.MLM(pairs=True):
             return MaskedPairs(spec, tokenizer, context, seed)
-        case declare.MLM():
+        case goals.MLM():
             return Masked(spec, tokenizer, context, seed, mixed)
-        case declare.Spans():
+        case goals.Spans():
             return SpanCorruption(spec, tokenizer, text, context, seed, mixed)
     raise AssertionError(spec)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stemma.data import random as draw
-from stemma.families import declare
+from stemma.families import goals
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives.base import (
     FORCE,
@@ -38,7 +38,7 @@ class Masked(Objective):
     without a target gets one.
     """
 
-    def __init__(self, spec: declare.MLM, tokenizer: Any, context: int, seed: int, mixed: bool) -> None:
+    def __init__(self, spec: goals.MLM, tokenizer: Any, context: int, seed: int, mixed: bool) -> None:
         super().__init__(tokenizer, context, seed, mixed)
         self.spec = spec
         self.mask, self.cls, self.sep = self.need("mask"), self.need("cls", "bos"), self.need("sep", "eos")

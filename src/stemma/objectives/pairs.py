@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from stemma.data import random as draw
 from stemma.errors import UsageError
-from stemma.families import declare
+from stemma.families import goals
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives.base import (
     PAIR,
@@ -42,7 +42,7 @@ class MaskedPairs(Objective):
     published lengths: 20 at 128 tokens, 77 at 512.
     """
 
-    def __init__(self, spec: declare.MLM, tokenizer: Any, context: int, seed: int) -> None:
+    def __init__(self, spec: goals.MLM, tokenizer: Any, context: int, seed: int) -> None:
         super().__init__(tokenizer, context, seed, mixed=True)
         self.spec = spec
         self.mask, self.cls, self.sep = self.need("mask"), self.need("cls"), self.need("sep")

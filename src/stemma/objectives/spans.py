@@ -11,7 +11,7 @@ import torch
 
 from stemma.data import random as draw
 from stemma.errors import UsageError
-from stemma.families import declare
+from stemma.families import declare, goals
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives.base import (
     OUTSIDE,
@@ -35,14 +35,14 @@ from stemma.objectives.base import (
 class Sizes:
     """How many tokens of a text fall out, in how many spans, and what is left of it."""
 
-    def __init__(self, spec: declare.Spans, length: int) -> None:
+    def __init__(self, spec: goals.Spans, length: int) -> None:
         self.noise = min(max(round(length * spec.rate), 1), max(length - 1, 1))
         self.spans = min(max(round(self.noise / spec.mean), 1), max(length - self.noise, 1))
         self.inputs = length - self.noise + self.spans + 1  # with the end token
         self.targets = self.noise + self.spans + 1
 
 
-def raw_length(spec: declare.Spans, context: int) -> int:
+def raw_length(spec: goals.Spans, context: int) -> int:
     """The longest text whose corrupted form has at most `context` tokens: 568 for 512 at T5's numbers."""
     length = 2
     while Sizes(spec, length + 1).inputs <= context:
@@ -66,7 +66,7 @@ class SpanCorruption(Objective):
     """
 
     def __init__(
-        self, spec: declare.Spans, tokenizer: Any, text: declare.Text, context: int, seed: int, mixed: bool
+        self, spec: goals.Spans, tokenizer: Any, text: declare.Text, context: int, seed: int, mixed: bool
     ) -> None:
         super().__init__(tokenizer, context, seed, mixed)
         self.spec = spec

@@ -12,7 +12,8 @@ from typing import Any
 import stemma
 from stemma import families, spec
 from stemma.errors import UsageError
-from stemma.families.declare import Family, Objective
+from stemma.families.declare import Family
+from stemma.families.goals import Objective
 from stemma.nn.parts import Arch
 from stemma.report.html import asset, change_row, document
 from stemma.report.read import Run

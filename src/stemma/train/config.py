@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 from stemma import spec
 from stemma.errors import UsageError
-from stemma.families.declare import Objective, Recipe, Text
+from stemma.families.declare import Text
+from stemma.families.goals import Objective
+from stemma.families.recipes import Recipe
 from stemma.nn.parts import Arch, Dims
 from stemma.spec import Spec, require
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from stemma.errors import CheckpointError, UsageError
-from stemma.families import declare
+from stemma.families import recipes
 from stemma.nn.model import Model
 
 
-def optimizer(spec: declare.AdamW | declare.Adafactor | declare.LAMB, model: Model, lr: float) -> torch.optim.Optimizer:
+def optimizer(spec: recipes.AdamW | recipes.Adafactor | recipes.LAMB, model: Model, lr: float) -> torch.optim.Optimizer:
     """The optimiser over all parameters of `model`; weight decay spares norms and biases (all that is no matrix)."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -23,15 +23,15 @@ def optimizer(spec: declare.AdamW | declare.Adafactor | declare.LAMB, model: Mod
     ]
     groups = [g for g in groups if g["params"]]
     match spec:
-        case declare.AdamW():
+        case recipes.AdamW():
             return torch.optim.AdamW(groups, lr=lr, betas=(spec.beta1, spec.beta2), eps=spec.eps, fused=True)
-        case declare.Adafactor():
+        case recipes.Adafactor():
             # torch squares its first eps: 1e-15 is the 1e-30 of the paper
             return torch.optim.Adafactor(groups, lr=lr, beta2_decay=-spec.decay, eps=(1e-15, 1e-3), d=spec.clip)
     raise UsageError(f"training with {type(spec).__name__} is not implemented yet; set recipe.optimizer to AdamW")
 
 
-def rate(schedule: declare.Schedule, lr: float, step: int, steps: int) -> float:
+def rate(schedule: recipes.Schedule, lr: float, step: int, steps: int) -> float:
     """The learning rate of `step` (from 1) in a run of `steps`.
 
     Linear and cosine reach `floor * lr` at the last step. `rsqrt`: constant for `warmup` steps, then by 1/sqrt(step).

@@ -26,7 +26,8 @@ import torch
 import stemma
 from stemma import families, spec
 from stemma.errors import CheckpointError, UsageError, VerifyError
-from stemma.families.declare import Design, Family, Recipe
+from stemma.families.declare import Design, Family
+from stemma.families.recipes import Recipe
 from stemma.nn.model import Model
 from stemma.nn.parts import Learned
 from stemma.objectives import Objective, objective

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from stemma.errors import UsageError, did_you_mean
-from stemma.families.declare import Adafactor, Design, Recipe
+from stemma.families.declare import Design
+from stemma.families.recipes import Adafactor, Recipe
 from stemma.nn.parts import Causal, Cycle, Dims, Mask, PostNorm, Sliding
 
 

@@ -14,6 +14,8 @@ settings that a user gets who asks for this precision and nothing else. `--compi
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import os
 import statistics
@@ -38,8 +40,8 @@ from stemma import families
 from stemma.families.recipes import AdamW
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Dropout
-from stemma.objectives import Cursor, Loss, Objective
-from stemma.objectives.base import stack, targets, token_loss
+from stemma.objectives import ALONE, Cursor, Loss, Objective, Setting
+from stemma.objectives.base import stack, targets
 from stemma.train import Loop, resolve
 from stemma.train.run import settled
 
@@ -52,6 +54,7 @@ class Rows(Objective):
     """Fixed rows that hold nothing but text: what both sides are fed."""
 
     def __init__(self, kind: str, seed: int) -> None:
+        self.setting = Setting(None, None, CONTEXT, seed)  # type: ignore[arg-type]
         self.kind, self.rng = kind, np.random.default_rng(seed)
         self.rows = [self.row() for _ in range(512)]
 
@@ -71,10 +74,9 @@ class Rows(Objective):
             row["labels"] = ids(GOAL)
         return row
 
-    def examples(self, view: Any, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[Any]:
-        at = cursor.offset
-        while True:
-            yield self.rows[at % len(self.rows)], Cursor(0, 0, at := at + 1)
+    def plan(self, view: Any, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[Any]:
+        for at in itertools.count(cursor.offset):
+            yield functools.partial(self.rows.__getitem__, at % len(self.rows)), Cursor(0, at + 1)
 
     def collate(self, examples: Any) -> Any:
         batch = stack(examples, "input_ids", "labels")
@@ -85,14 +87,14 @@ class Rows(Objective):
             batch["decoder_input_ids"] = torch.cat([labels.new_zeros(len(labels), 1), labels[:, :-1]], 1)
         return batch | targets(labels)
 
-    def loss(self, model: Model, batch: Any) -> Loss:
+    def loss(self, model: Model, batch: Any, nets: Any = ALONE) -> Loss:
         if self.kind == "decoder":
             hidden = model.decode(batch["input_ids"])
         else:
             hidden = model.encode(batch["input_ids"])
         if self.kind == "encoder-decoder":
             hidden = model.decode(batch["decoder_input_ids"], memory=hidden)
-        return Loss({"token": token_loss(model, hidden, batch)}, self.counts(batch))
+        return Loss({"token": self.token_loss(model, hidden, batch)}, self.counts(batch))
 
 
 def ours(name: str, precision: str, compiled: bool) -> tuple[Callable[[], float], Model, Rows]:

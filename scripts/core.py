@@ -11,7 +11,12 @@ ROOMS = {
     "errors and spec": ["errors.py", "spec.py"],
     "nn": ["nn/**/*.py"],
     "families: declarations": ["families/[!d_]*.py"],
-    "families: what a family is": ["families/declare.py", "families/goals.py", "families/recipes.py", "families/__init__.py"],
+    "families: what a family is": [
+        "families/declare.py",
+        "families/goals.py",
+        "families/recipes.py",
+        "families/__init__.py",
+    ],
     "formats: engines": ["formats/*.py"],
     "formats: tables of publishers": ["formats/hf_*.py"],
     "formats: gguf": ["formats/gguf/*.py"],

@@ -471,11 +471,33 @@ def test_streams_never_change() -> None:
     """Golden values: a change here changes every run that is resumed or repeated."""
     assert random.words((1, 2, 3), 3).tolist() == GOLDEN_WORDS
     assert random.permutation((7,), 8).tolist() == GOLDEN_ORDER
+    assert [random.shuffled((7,), 8, i) for i in range(8)] == GOLDEN_SHUFFLE
     assert random.generator(5, 6).integers(1000, size=3).tolist() == GOLDEN_PHILOX
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 64, 65, 1000])
+def test_an_order_is_found_place_by_place(n: int) -> None:
+    order = [random.shuffled((4, 2), n, i) for i in range(n)]
+    assert sorted(order) == list(range(n))
+    assert n < 5 or order != [random.shuffled((4, 3), n, i) for i in range(n)] != list(range(n))
+    with pytest.raises(ValueError, match="no element"):
+        random.shuffled((4, 2), n, n)
+
+
+def test_orders_are_even() -> None:
+    """Over many keys each element comes to each place equally often, and neighbours do not stay neighbours."""
+    n, keys = 12, 6000
+    orders = np.array([[random.shuffled((k,), n, i) for i in range(n)] for k in range(keys)])
+    counts = np.stack([np.bincount(orders[:, i], minlength=n) for i in range(n)])
+    chi = ((counts - keys / n) ** 2 / (keys / n)).sum()
+    assert chi < 121 + 5 * (2 * 121) ** 0.5
+    together = (np.abs(np.diff(orders, axis=1)) == 1).mean()
+    assert abs(together - 2 / n) < 0.01
 
 
 GOLDEN_WORDS = [13417690216948232084, 5445554043415893733, 2518023095638713048]
 GOLDEN_ORDER = [5, 0, 6, 1, 2, 3, 7, 4]
+GOLDEN_SHUFFLE = [5, 0, 3, 6, 1, 7, 2, 4]
 GOLDEN_PHILOX = [272, 503, 682]
 
 

@@ -23,7 +23,7 @@ from stemma.formats import attach
 from stemma.nn.disentangled import Disentangled
 from stemma.nn.model import Model
 from stemma.nn.parts import Causal, Classify, ContextDetector, EMDHead, Heads, LayerNorm, MLMHead, PreNorm, Summary
-from stemma.objectives import objective
+from stemma.objectives import Setting, objective
 from test_objectives import TOKENIZERS, some
 from tiny import batch, build, run, tiny
 
@@ -204,7 +204,7 @@ def test_a_text_past_the_table_of_positions() -> None:
 def test_masked_tokens_are_learned_and_filled_through_the_decoder() -> None:
     design = tiny("deberta", **{"dims.vocab": 200})
     model = build(design)
-    rows = objective(design.objective, TOKENIZERS["bert"], design.text, 32, 1, False)
+    rows = objective(design.objective, Setting(TOKENIZERS["bert"], design.text, 32, 1))
     examples = [e for e, _ in itertools.islice(rows.examples(some()), 3)]
     given = rows.collate(examples)
     loss = rows.loss(model, given).sums["token"]
@@ -221,7 +221,7 @@ def test_masked_tokens_are_learned_and_filled_through_the_decoder() -> None:
 def test_training_a_detector_is_refused() -> None:
     design = families.design("deberta-v3-base")
     with pytest.raises(UsageError, match="not implemented yet"):
-        objective(design.objective, TOKENIZERS["bert"], design.text, 32, 1, False)
+        objective(design.objective, Setting(TOKENIZERS["bert"], design.text, 32, 1))
 
 
 @pytest.mark.parametrize(

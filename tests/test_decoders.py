@@ -40,7 +40,7 @@ from stemma.nn.parts import (
 )
 from stemma.nn.positions import Rotary as Turning
 from stemma.nn.positions import yarn_attention
-from stemma.objectives import objective
+from stemma.objectives import Setting, objective
 from tiny import build, tiny
 
 # ---------------------------------------------------------------- rotary scalings
@@ -370,4 +370,4 @@ def test_infilling_is_declared_and_not_trained_yet() -> None:
     infilling = design("codellama-7b").objective
     assert design("codellama-34b").objective != infilling
     with pytest.raises(UsageError, match="not implemented yet"):
-        objective(infilling, None, design("codellama-7b").text, 8, 0)
+        objective(infilling, Setting(None, design("codellama-7b").text, 8, 0))

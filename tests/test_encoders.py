@@ -16,7 +16,7 @@ from stemma.errors import CheckpointError, UsageError
 from stemma.families.recipes import LAMB
 from stemma.nn.model import Model, count
 from stemma.nn.parts import Choose, Classify, Heads, MLMHead, Summary
-from stemma.objectives import objective
+from stemma.objectives import Setting, objective
 from stemma.text import Tokenizer, spm
 from stemma.train.optim import optimizer
 
@@ -347,7 +347,7 @@ def test_a_vocabulary_in_another_order_is_refused(tmp_path: Path) -> None:
 def test_objectives_to_come_are_refused(name: str) -> None:
     family = families.family(name)
     with pytest.raises(UsageError, match="is not implemented yet") as caught:
-        objective(family.objective, None, family.text, 64, 0)
+        objective(family.objective, Setting(None, family.text, 64, 0))
     assert "\n" not in str(caught.value)
 
 

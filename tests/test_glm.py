@@ -311,11 +311,11 @@ def test_kernels_of_palm_begin_with_their_fan_in() -> None:
 
 
 def test_blank_infilling_is_not_trained_on_yet() -> None:
-    from stemma.objectives import objective
+    from stemma.objectives import Setting, objective
 
     design = families.design("glm-base")
     with pytest.raises(UsageError, match="not implemented yet"):
-        objective(design.objective, None, design.text, 64, 0)
+        objective(design.objective, Setting(None, design.text, 64, 0))
 
 
 # ---------------------------------------------------------------- decoding

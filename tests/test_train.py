@@ -20,7 +20,7 @@ import torch
 
 from stemma import families, spec
 from stemma.data import Store, sources
-from stemma.errors import CheckpointError, ResourceError, UsageError, VerifyError
+from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
 from stemma.families.recipes import Adafactor, AdamW, Schedule
 from stemma.nn.model import Model
 from stemma.nn.parts import Causal, Dropout, Sliding
@@ -468,6 +468,16 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(ready: dict[str, Run], 
     assert losses(resume(run.directory, quiet=True).directory) == losses(ready["gpt2"].directory)
 
 
+def test_a_step_without_a_target_is_refused(ready: dict[str, Run]) -> None:
+    plan, tokenizer, store = runs.reopen(ready["bert"].directory)
+    loop = runs.loop_of(plan, tokenizer, store)
+    batches = loop.batches()
+    for batch in batches:
+        batch["targets"], batch["where"] = batch["targets"][:0], batch["targets"][:0]
+    with pytest.raises(DataError, match="step 1 has nothing to predict"):
+        loop.gradient(batches)
+
+
 def test_verify_resume(ready: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:
     for run in ready.values():
         assert verify_resume(run.directory, 4)["identical"]
@@ -475,7 +485,7 @@ def test_verify_resume(ready: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -
 
     def forgetful(self: Loop, path: Path) -> None:
         good(self, path)
-        self.cursor = replace(self.cursor, document=0, offset=0)
+        self.cursor = replace(self.cursor, slot=0, offset=0)
 
     monkeypatch.setattr(Loop, "restore", forgetful)
     with pytest.raises(VerifyError, match="step 3"):

@@ -71,6 +71,23 @@ def permutation(keys: Sequence[int], n: int) -> npt.NDArray[np.int64]:
     return np.argsort(words(keys, n), kind="stable").astype(np.int64)
 
 
+def shuffled(keys: Sequence[int], n: int, i: int) -> int:
+    """Element i of an order of 0 .. n-1 that `keys` name, found without the others: a Feistel network of six rounds
+    over the next power of four, walked along its cycle until it lands below n (Black & Rogaway 2002, section 4)."""
+    if not 0 <= i < n:
+        raise ValueError(f"there is no element {i} of {n}")
+    a, b = _absorb(keys)
+    half = max(1, ((n - 1).bit_length() + 1) // 2)
+    low = (1 << half) - 1
+    while True:
+        left, right = i >> half, i & low
+        for turn in range(6):
+            left, right = right, left ^ (_mix((right + turn * _GAMMA & _MASK) ^ a) + b >> 7 & low)
+        i = left << half | right
+        if i < n:
+            return i
+
+
 def generator(*keys: int) -> np.random.Generator:
     """A numpy generator (Philox) keyed by `keys`, for draws whose number is not known beforehand."""
     return np.random.Generator(np.random.Philox(key=np.array(_absorb(keys), dtype=np.uint64)))

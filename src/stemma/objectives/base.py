@@ -9,21 +9,22 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from stemma.data import random as draw
 from stemma.errors import DataError, UsageError
+from stemma.families.declare import Text
 from stemma.nn.model import IGNORED, Model
-from stemma.nn.parts import BlankLearned, BlankRotary, Buckets, Disentangled, EMDHead, Learned, Rotary
+from stemma.nn.parts import Arch, BlankLearned, BlankRotary, Buckets, Disentangled, EMDHead, Learned, Rotary
+from stemma.objectives.vocabulary import token_loss
 
 Ints = NDArray[np.int64]
 Example = dict[str, Any]  # arrays and numbers of one row
 Batch = dict[str, Tensor]  # int64 tensors of one micro-batch
+Nets = Mapping[str, Model]  # what stands beside the model in a step, by role: a generator, a teacher
+ALONE: Nets = {}
 
-LOGITS = 2**25  # logits held at once (128 MB in fp32); more targets go through the head in chunks
 OUTSIDE = -1  # document number of padding
 
 
@@ -37,28 +38,60 @@ class View(Protocol):
 
 @dataclass(frozen=True, order=True)
 class Cursor:
-    """Where a stream of examples stands: `epoch`, `document` (index into the epoch's order) and `offset` in it (the
-    next token, or the next sentence for sentence pairs)."""
+    """Where a stream of examples stands: `slot`, a place in the endless order of documents (slot // documents is the
+    epoch), and `offset` in that document (the next token, or the next sentence for sentence pairs)."""
 
-    epoch: int = 0
-    document: int = 0
+    slot: int = 0
     offset: int = 0
+
+
+class Order:
+    """The endless order of a view's documents: a new one each epoch, found at any place without going there."""
+
+    def __init__(self, seed: int, documents: int) -> None:
+        if documents == 0:
+            raise DataError("there is no document to train on")
+        self.seed, self.documents = seed, documents
+
+    def __getitem__(self, slot: int) -> tuple[int, int]:
+        """(document, epoch) at a place of the order."""
+        epoch, place = divmod(slot, self.documents)
+        return draw.shuffled((self.seed, ORDER, epoch), self.documents, place), epoch
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an objective is told of a run: the `tokenizer`, which names the special ids; `text`, the start token of
+    decoders; `context`, the tokens of a row; `seed`; whether rows hold several documents that see each other (`mixed`);
+    and the weight of the z-loss."""
+
+    tokenizer: Any
+    text: Text
+    context: int
+    seed: int
+    mixed: bool = False
+    z_loss: float = 0.0
 
 
 @dataclass
 class Loss:
     """Of each named part of an objective: `sums` over its targets in nats, fp32, and `counts` of targets. `metrics`
-    are sums over the same targets, for information. What is minimised is the sum of `sums[k] / counts[k]`."""
+    are sums over the same targets, for information. What is minimised is the sum of `sums[k] / counts[k]`, each times
+    its weight in `weights` (1 where left out)."""
 
     sums: dict[str, Tensor]
     counts: dict[str, int]
     metrics: dict[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def total(self, counts: Mapping[str, int] | None = None) -> Tensor:
         """The loss, each part divided by `counts` (by its own count if not given): pass the counts of a whole step
         to add up gradients over micro-batches exactly."""
         counts = self.counts if counts is None else counts
-        return torch.stack([self.sums[k] / counts[k] for k in self.sums]).sum()
+        return torch.stack([self.weights.get(k, 1.0) * self.sums[k] / max(counts[k], 1) for k in self.sums]).sum()
+
+
+Make = Callable[[], Example]
 
 
 class Objective(ABC):
@@ -66,26 +99,49 @@ class Objective(ABC):
 
     main: str = "token"  # the part whose nats are reported as the model's quality
     whole: bool = False  # whether its targets are the whole text, so that bits a byte of text mean something
+    structures: tuple[str, ...] = ("encoder", "decoder", "encoder-decoder")  # of the networks it can train
 
-    def __init__(self, tokenizer: Any, context: int, seed: int, mixed: bool) -> None:
-        if context < 8:
-            raise UsageError(f"a row must hold at least 8 tokens to train on, not {context}")
-        self.tokenizer, self.context, self.seed, self.mixed = tokenizer, context, seed, mixed
+    def __init__(self, setting: Setting) -> None:
+        if setting.context < 8:
+            raise UsageError(f"a row must hold at least 8 tokens to train on, not {setting.context}")
+        self.setting, self.tokenizer, self.context = setting, setting.tokenizer, setting.context
+        self.seed, self.mixed = setting.seed, setting.mixed
+        tokenizer = setting.tokenizer
         self.special: Ints = np.unique(np.asarray(list(tokenizer.special_ids), dtype=np.int64))
         self.plain: Ints = np.setdiff1d(np.arange(tokenizer.vocab_size, dtype=np.int64), self.special)
 
+    @classmethod
+    def unfit(cls, spec: Any, arch: Arch) -> str | None:
+        """Why a network of this design cannot be trained on `spec`; None if it can."""
+        if arch.structure in cls.structures:
+            return None
+        return (
+            f"{type(spec).__name__} trains networks of structure {' or '.join(cls.structures)}, and this one is of "
+            f"structure {arch.structure}"
+        )
+
+    def join(self, model: Model, nets: Nets) -> None:
+        """Make the model and its nets share what they are to share, once, before training."""
+        return
+
     @abstractmethod
-    def examples(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Example, Cursor]]:
-        """Examples from `cursor` on, each with the cursor that follows it. Without end, epoch after epoch; with
-        `once`, to the end of the epoch, the last row padded. Raises DataError for a view without documents."""
+    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+        """Examples from `cursor` on, each still to be made, with the cursor that follows it. Whoever wants only some of
+        them (one process of several) makes only those. Without end, epoch after epoch; with `once`, to the end of the
+        epoch, the last row padded. Raises DataError for a view without documents."""
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """A batch of rows of `context` tokens. Raises DataError if none of them holds a target."""
+        """A batch of rows of `context` tokens."""
 
     @abstractmethod
-    def loss(self, model: Model, batch: Batch) -> Loss:
-        """The loss of `model` on `batch`; only the hidden states of targets reach the vocabulary matrix."""
+    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
+        """The loss of `model` and its nets on `batch`; only hidden states of targets reach the vocabulary matrix."""
+
+    def examples(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Example, Cursor]]:
+        """The examples of `plan`, made."""
+        for make, follow in self.plan(view, cursor, once):
+            yield make(), follow
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Targets of each part in `batch`, known before the model runs."""
@@ -95,11 +151,9 @@ class Objective(ABC):
         """Of an objective whose targets are the whole text: how many of its tokens no target stands for."""
         return 0
 
-    def order(self, view: View, epoch: int) -> Ints:
-        """The documents of `view` in the order of `epoch`."""
-        if len(view) == 0:
-            raise DataError("there is no document to train on")
-        return np.asarray(draw.permutation((self.seed, ORDER, epoch), len(view)), dtype=np.int64)
+    def order(self, view: View) -> Order:
+        """The documents of `view`, epoch after epoch."""
+        return Order(self.seed, len(view))
 
     def need(self, *roles: str) -> int:
         """The id of the first of the `roles` ("mask", "eos") that the tokenizer has. Raises UsageError without."""
@@ -114,6 +168,11 @@ class Objective(ABC):
         """An id for places that hold no token (never seen, never a target)."""
         return int(self.tokenizer.pad_id) if self.tokenizer.pad_id is not None else 0
 
+    def token_loss(self, model: Model, hidden: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy in nats summed over the targets of `batch`, fp32; `hidden` is B T D. In training with the
+        z-loss, if the recipe has one."""
+        return token_loss(model, hidden, batch, self.setting.z_loss if model.training else 0.0)
+
 
 # purposes, so that no two draws share a key
 ORDER, MASK, FORCE, PAIR, SPAN = range(1, 6)
@@ -122,84 +181,106 @@ ORDER, MASK, FORCE, PAIR, SPAN = range(1, 6)
 # ---------------------------------------------------------------- windows
 
 
+class Part(NamedTuple):
+    """`tokens` of a document from `start` on, as a row holds them."""
+
+    document: int
+    epoch: int
+    start: int
+    tokens: int
+
+
+class Span(NamedTuple):
+    """A stretch of the stream: its parts, how many tokens they are, and where it begins."""
+
+    parts: list[Part]
+    size: int
+    at: Cursor
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """(document, epoch, offset) of the first token: what draws for the whole stretch depend on."""
+        return self.parts[0][:3]
+
+
 class Window(NamedTuple):
     """`values` (K N): aligned rows of a stretch of the stream; `documents` (N): 0, 1, ... by document, -1 for padding;
-    `positions` (N): from 0 in each document; `size`: tokens that are no padding; `at`: cursor of the first token;
-    `indices`: the documents by index in the view, in order."""
+    `positions` (N): from 0 in each document."""
 
     values: Ints
     documents: Ints
     positions: Ints
-    size: int
-    at: Cursor
-    indices: list[int]
 
 
 class Reader:
-    """The documents of a view, epoch after epoch, as `piece(document, epoch)` writes them (K x tokens)."""
+    """The documents of a view in order, as `piece(document, epoch)` writes them (K x tokens), of which `length`
+    tells the number of tokens (or what else an offset counts) without writing them."""
 
-    def __init__(self, objective: Objective, view: View, piece: Callable[[int, int], Ints], once: bool) -> None:
-        self.objective, self.view, self.piece, self.once = objective, view, piece, once
-        self._order: tuple[int, Ints] | None = None
+    def __init__(
+        self,
+        order: Order,
+        length: Callable[[int], int],
+        piece: Callable[[int, int], Ints],
+        once: bool,
+    ) -> None:
+        self.order, self.length, self.piece, self.once = order, length, piece, once
         self._pieces: dict[tuple[int, int], Ints] = {}
-
-    def index(self, at: Cursor) -> int:
-        """The document at a cursor, as index into the view."""
-        if self._order is None or self._order[0] != at.epoch:
-            self._order = (at.epoch, self.objective.order(self.view, at.epoch))
-        return int(self._order[1][at.document])
 
     def settle(self, at: Cursor) -> Cursor | None:
         """`at`, or the first token after it if it stands at an end; None at the end of the epoch if `once`."""
         empty = 0
         while True:
-            if at.document >= len(self.view):
-                if self.once:
-                    return None
-                at = Cursor(at.epoch + 1)
-            if at.offset < self.read(at).shape[1]:
+            if self.once and at.slot >= self.order.documents:
+                return None
+            if at.offset < self.length(self.order[at.slot][0]):
                 return at
-            at = Cursor(at.epoch, at.document + 1)
+            at = Cursor(at.slot + 1)
             empty += 1
-            if empty > len(self.view) + 1:
+            if empty > self.order.documents + 1:
                 raise DataError("there is no token to train on: every document is empty")
 
-    def read(self, at: Cursor) -> Ints:
-        """The whole piece of the document at `at`."""
-        key = (at.epoch, at.document)
+    def read(self, document: int, epoch: int) -> Ints:
+        """The whole piece of a document."""
+        key = (document, epoch)
         if key not in self._pieces:
-            if len(self._pieces) > 1:  # the last two: a window may look one token ahead
+            if len(self._pieces) >= 8:
                 self._pieces.pop(next(iter(self._pieces)))
-            self._pieces[key] = self.piece(self.index(at), at.epoch)
+            self._pieces[key] = self.piece(document, epoch)
         return self._pieces[key]
 
-    def windows(
-        self, cursor: Cursor, size: int, stride: int, padding: Sequence[int]
-    ) -> Iterator[tuple[Window, Cursor]]:
+    def spans(self, cursor: Cursor, size: int, stride: int) -> Iterator[tuple[Span, Cursor]]:
         """Stretches of `size` tokens, one every `stride` (size or size - 1), each with the cursor of the next."""
         here = self.settle(cursor)
         while here is not None:
-            values = np.repeat(np.asarray(padding, dtype=np.int64)[:, None], size, 1)
-            documents = np.full(size, OUTSIDE, dtype=np.int64)
-            positions = np.zeros(size, dtype=np.int64)
-            indices: list[int] = []
+            parts: list[Part] = []
             fill, start = 0, here
             at: Cursor | None = here
             follow: Cursor | None = None
             while at is not None and fill < size:
-                rows = self.read(at)
-                take = min(size - fill, rows.shape[1] - at.offset)
-                values[:, fill : fill + take] = rows[:, at.offset : at.offset + take]
-                documents[fill : fill + take] = len(indices)
-                positions[fill : fill + take] = np.arange(take)
+                document, epoch = self.order[at.slot]
+                take = min(size - fill, self.length(document) - at.offset)
+                parts.append(Part(document, epoch, at.offset, take))
                 if fill <= stride < fill + take:
-                    follow = Cursor(at.epoch, at.document, at.offset + stride - fill)
-                indices.append(self.index(at))
+                    follow = Cursor(at.slot, at.offset + stride - fill)
                 fill += take
-                at = self.settle(Cursor(at.epoch, at.document, at.offset + take))
-            last = at if at is not None else Cursor(start.epoch, len(self.view))
-            yield Window(values, documents, positions, fill, start, indices), follow or last
+                at = self.settle(Cursor(at.slot, at.offset + take))
+            last = at if at is not None else Cursor(self.order.documents)
+            yield Span(parts, fill, start), follow or last
             here = self.settle(follow or last)
+
+    def window(self, span: Span, size: int, padding: Sequence[int]) -> Window:
+        """The tokens of a stretch in a row of `size`."""
+        values = np.repeat(np.asarray(padding, dtype=np.int64)[:, None], size, 1)
+        documents = np.full(size, OUTSIDE, dtype=np.int64)
+        positions = np.zeros(size, dtype=np.int64)
+        fill = 0
+        for i, part in enumerate(span.parts):
+            here = slice(fill, fill + part.tokens)
+            values[:, here] = self.read(part.document, part.epoch)[:, part.start : part.start + part.tokens]
+            documents[here] = i
+            positions[here] = np.arange(part.tokens)
+            fill += part.tokens
+        return Window(values, documents, positions)
 
 
 # ---------------------------------------------------------------- batches
@@ -213,12 +294,10 @@ def stack(examples: Sequence[Example], *names: str) -> Batch:
 def targets(labels: Tensor) -> Batch:
     """`targets` (N) and `where` (N), their places in the flattened batch; without `where` if every place is one.
 
-    `labels` (B T) holds IGNORED where there is no target. Raises DataError if there is none at all.
+    `labels` (B T) holds IGNORED where there is no target.
     """
     flat = labels.flatten()
     where = (flat != IGNORED).nonzero().squeeze(1)
-    if len(where) == 0:
-        raise DataError("a batch without a single target cannot be trained on")
     return {"targets": flat} if len(where) == len(flat) else {"targets": flat[where], "where": where}
 
 
@@ -240,26 +319,3 @@ def layout(model: Model, batch: Batch, positions: str = "position_ids") -> Tenso
     if isinstance(scheme, (BlankLearned, BlankRotary)):  # no token fills a blank
         return torch.stack([given, torch.zeros_like(given)], -1)
     return given
-
-
-# ---------------------------------------------------------------- loss
-
-
-def token_loss(model: Model, hidden: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy in nats summed over the targets of `batch`, fp32; `hidden` is B T D."""
-    flat = hidden.flatten(0, 1)
-    where = batch.get("where")
-    picked = flat if where is None else flat.index_select(0, where)
-    goal = batch["targets"]
-    rows = max(1, LOGITS // model.dims.vocab)
-    if len(goal) <= rows:
-        return _summed(model, picked, goal)
-    parts = [
-        checkpoint(_summed, model, h, g, use_reentrant=False)
-        for h, g in zip(picked.split(rows), goal.split(rows), strict=True)
-    ]
-    return torch.stack(parts).sum()
-
-
-def _summed(model: Model, hidden: Tensor, goal: Tensor) -> Tensor:
-    return F.cross_entropy(model.logits(hidden).float(), goal, reduction="sum")

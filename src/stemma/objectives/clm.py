@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
 
+from stemma.families import goals
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives.base import (
+    ALONE,
     Batch,
     Cursor,
     Example,
     Ints,
     Loss,
+    Make,
+    Nets,
     Objective,
     Reader,
+    Setting,
+    Span,
     View,
     layout,
     several,
     stack,
     targets,
-    token_loss,
 )
 
 
@@ -34,38 +39,40 @@ class NextToken(Objective):
     """
 
     whole = True
+    structures = ("decoder",)
 
-    def __init__(self, tokenizer: Any, context: int, seed: int, mixed: bool) -> None:
-        super().__init__(tokenizer, context, seed, mixed)
-        bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    def __init__(self, spec: goals.CLM, setting: Setting) -> None:
+        super().__init__(setting)
+        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
         self.shared = bos is not None and bos == eos
         self.before = [] if bos is None else [int(bos)]
         self.after = [] if eos is None or self.shared else [int(eos)]
 
-    def examples(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Example, Cursor]]:
-        n = self.context
+    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+        n, more = self.context, len(self.before) + len(self.after)
 
         def piece(document: int, _: int) -> Ints:
             return np.concatenate([self.before, np.asarray(view[document]), self.after]).astype(np.int64)[None]
 
-        for window, follow in Reader(self, view, piece, once).windows(cursor, n + 1, n, [self.padding]):
-            ids, documents = window.values[0], window.documents.copy()
-            if window.size <= n and self.shared:  # the epoch's last token is closed too
-                ids[window.size], documents[window.size] = self.before[0], documents[window.size - 1]
-            real = documents[1:] >= 0
-            if not self.mixed and not self.shared:
-                real &= documents[1:] == documents[:-1]
-            if not real.any():
-                continue
-            yield (
-                {
-                    "input_ids": ids[:-1],
-                    "labels": np.where(real, ids[1:], IGNORED),
-                    "documents": window.documents[:-1],
-                    "position_ids": window.positions[:-1],
-                },
-                follow,
-            )
+        reader = Reader(self.order(view), lambda d: len(view[d]) + more, piece, once)
+        for span, follow in reader.spans(cursor, n + 1, n):
+            yield partial(self.example, reader, span), follow
+
+    def example(self, reader: Reader, span: Span) -> Example:
+        """A row of `context` inputs and what follows each of them."""
+        window = reader.window(span, self.context + 1, [self.padding])
+        ids, documents = window.values[0], window.documents.copy()
+        if span.size <= self.context and self.shared:  # the epoch's last token is closed too
+            ids[span.size], documents[span.size] = self.before[0], documents[span.size - 1]
+        real = documents[1:] >= 0
+        if not self.mixed and not self.shared:
+            real &= documents[1:] == documents[:-1]
+        return {
+            "input_ids": ids[:-1],
+            "labels": np.where(real, ids[1:], IGNORED),
+            "documents": window.documents[:-1],
+            "position_ids": window.positions[:-1],
+        }
 
     def unpredicted(self, view: View) -> int:
         if self.before:
@@ -79,6 +86,6 @@ class NextToken(Objective):
             del batch["documents"], batch["position_ids"]
         return batch
 
-    def loss(self, model: Model, batch: Batch) -> Loss:
+    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
         hidden = model.decode(batch["input_ids"], position_ids=layout(model, batch), documents=batch.get("documents"))
-        return Loss({self.main: token_loss(model, hidden, batch)}, self.counts(batch))
+        return Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))

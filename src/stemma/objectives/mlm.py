@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from stemma.data import random as draw
 from stemma.families import goals
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives.base import (
+    ALONE,
     FORCE,
     MASK,
     Batch,
@@ -18,14 +20,17 @@ from stemma.objectives.base import (
     Example,
     Ints,
     Loss,
+    Make,
+    Nets,
     Objective,
     Reader,
+    Setting,
+    Span,
     View,
     layout,
     several,
     stack,
     targets,
-    token_loss,
 )
 
 
@@ -38,8 +43,10 @@ class Masked(Objective):
     without a target gets one.
     """
 
-    def __init__(self, spec: goals.MLM, tokenizer: Any, context: int, seed: int, mixed: bool) -> None:
-        super().__init__(tokenizer, context, seed, mixed)
+    structures = ("encoder",)
+
+    def __init__(self, spec: goals.MLM, setting: Setting) -> None:
+        super().__init__(setting)
         self.spec = spec
         self.mask, self.cls, self.sep = self.need("mask"), self.need("cls", "bos"), self.need("sep", "eos")
 
@@ -47,7 +54,7 @@ class Masked(Objective):
         """Which masking an epoch takes."""
         return epoch % self.spec.copies if self.spec.copies else epoch
 
-    def examples(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Example, Cursor]]:
+    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
         def piece(document: int, epoch: int) -> Ints:
             tokens = np.concatenate([[self.cls], np.asarray(view[document]), [self.sep]]).astype(np.int64)
             rng = draw.generator(self.seed, MASK, document, self.copy(epoch))
@@ -57,26 +64,27 @@ class Masked(Objective):
             replace(self, inputs, labels, rng.permutation(free)[:n], rng, self.plain)
             return np.stack([inputs, labels])
 
-        n = self.context
-        for window, follow in Reader(self, view, piece, once).windows(cursor, n, n, [self.padding, IGNORED]):
-            inputs, labels = window.values
-            if not (labels != IGNORED).any():
-                free = np.flatnonzero(~np.isin(inputs, self.special) & (window.documents >= 0))
-                if len(free) == 0:
-                    continue
-                at = window.at
-                rng = draw.generator(self.seed, FORCE, window.indices[0], self.copy(at.epoch), at.offset)
+        reader = Reader(self.order(view), lambda d: len(view[d]) + 2, piece, once)
+        for span, follow in reader.spans(cursor, self.context, self.context):
+            yield partial(self.example, reader, span), follow
+
+    def example(self, reader: Reader, span: Span) -> Example:
+        """A row of `context` tokens with at least one target, if it holds any text at all."""
+        window = reader.window(span, self.context, [self.padding, IGNORED])
+        inputs, labels = window.values
+        if not (labels != IGNORED).any():
+            free = np.flatnonzero(~np.isin(inputs, self.special) & (window.documents >= 0))
+            document, epoch, offset = span.key
+            rng = draw.generator(self.seed, FORCE, document, self.copy(epoch), offset)
+            if len(free):
                 replace(self, inputs, labels, free[rng.integers(len(free), size=1)], rng, self.plain)
-            yield (
-                {
-                    "input_ids": inputs,
-                    "labels": labels,
-                    "documents": window.documents,
-                    "position_ids": window.positions,
-                    "attention_mask": (window.documents >= 0).astype(np.int64),
-                },
-                follow,
-            )
+        return {
+            "input_ids": inputs,
+            "labels": labels,
+            "documents": window.documents,
+            "position_ids": window.positions,
+            "attention_mask": (window.documents >= 0).astype(np.int64),
+        }
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         batch = stack(examples, "input_ids", "labels", "documents", "position_ids", "attention_mask")
@@ -89,14 +97,14 @@ class Masked(Objective):
             del batch["attention_mask"]  # padding is a document of its own
         return batch
 
-    def loss(self, model: Model, batch: Batch) -> Loss:
+    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
         state = model.state(
             batch["input_ids"],
             batch.get("attention_mask"),
             position_ids=layout(model, batch),
             documents=batch.get("documents"),
         )
-        return Loss({self.main: token_loss(model, model.read(state), batch)}, self.counts(batch))
+        return Loss({self.main: self.token_loss(model, model.read(state), batch)}, self.counts(batch))
 
 
 def replace(objective: Any, inputs: Ints, labels: Ints, chosen: Ints, rng: np.random.Generator, pool: Ints) -> None:

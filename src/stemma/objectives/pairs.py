@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch.nn.functional as F
@@ -15,18 +16,21 @@ from stemma.errors import UsageError
 from stemma.families import goals
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives.base import (
+    ALONE,
     PAIR,
     Batch,
     Cursor,
     Example,
     Ints,
     Loss,
+    Make,
+    Nets,
     Objective,
     Reader,
+    Setting,
     View,
     stack,
     targets,
-    token_loss,
 )
 from stemma.objectives.mlm import replace
 
@@ -42,12 +46,14 @@ class MaskedPairs(Objective):
     published lengths: 20 at 128 tokens, 77 at 512.
     """
 
-    def __init__(self, spec: goals.MLM, tokenizer: Any, context: int, seed: int) -> None:
-        super().__init__(tokenizer, context, seed, mixed=True)
+    structures = ("encoder",)
+
+    def __init__(self, spec: goals.MLM, setting: Setting) -> None:
+        super().__init__(dataclasses.replace(setting, mixed=True))
         self.spec = spec
         self.mask, self.cls, self.sep = self.need("mask"), self.need("cls"), self.need("sep")
-        self.max_pred = math.ceil(spec.rate * context)
-        self.everything: Ints = np.arange(tokenizer.vocab_size, dtype=np.int64)
+        self.max_pred = math.ceil(spec.rate * self.context)
+        self.everything: Ints = np.arange(self.tokenizer.vocab_size, dtype=np.int64)
 
     def copy(self, epoch: int) -> int:
         """Which of the `copies` of the data an epoch reads."""
@@ -61,28 +67,34 @@ class MaskedPairs(Objective):
         half = max(1, (self.context - 3) // 2)
         return [tokens[i : min(i + half, b)] for a, b in itertools.pairwise(edges) for i in range(a, b, half)]
 
-    def examples(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Example, Cursor]]:
-        # a piece is one column a sentence here, so that the cursor's offset counts sentences
-        reader = Reader(self, view, lambda d, _: np.empty((1, len(self.sentences(view, d))), dtype=np.int64), once)
-        here = reader.settle(cursor)
+    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
         held: tuple[int, list[Ints]] = (-1, [])
-        while here is not None:
-            document = reader.index(here)
+
+        def sentences(document: int) -> list[Ints]:
+            nonlocal held
             if held[0] != document:
                 held = (document, self.sentences(view, document))
-            example, used = self.pair(view, document, held[1], here)
-            follow = reader.settle(Cursor(here.epoch, here.document, here.offset + used))
-            yield example, follow or Cursor(here.epoch, len(view))
+            return held[1]
+
+        # an offset counts sentences here
+        order = self.order(view)
+        reader = Reader(order, lambda d: len(sentences(d)), lambda d, _: np.asarray(view[d])[None], once)
+        here = reader.settle(cursor)
+        while here is not None:
+            document, epoch = order[here.slot]
+            example, used = self.pair(view, document, epoch, sentences(document), here.offset)
+            follow = reader.settle(Cursor(here.slot, here.offset + used))
+            yield partial(dict, example), follow or Cursor(order.documents)
             here = follow
 
-    def pair(self, view: View, document: int, sentences: list[Ints], at: Cursor) -> tuple[Example, int]:
-        """The pair that starts at sentence `at.offset`, and how many sentences it uses up."""
-        rng = draw.generator(self.seed, PAIR, document, self.copy(at.epoch), at.offset)
+    def pair(self, view: View, document: int, epoch: int, sentences: list[Ints], first: int) -> tuple[Example, int]:
+        """The pair that starts at sentence `first`, and how many sentences it uses up."""
+        rng = draw.generator(self.seed, PAIR, document, self.copy(epoch), first)
         room = self.context - 3
         wanted = int(rng.integers(2, room + 1)) if rng.random() < SHORT else room
         chunk: list[Ints] = []
         length = 0
-        for sentence in sentences[at.offset :]:
+        for sentence in sentences[first:]:
             chunk.append(sentence)
             length += len(sentence)
             if length >= wanted:
@@ -140,14 +152,14 @@ class MaskedPairs(Objective):
     def counts(self, batch: Batch) -> dict[str, int]:
         return {self.main: len(batch["targets"]), "pair": len(batch["pair_labels"])}
 
-    def loss(self, model: Model, batch: Batch) -> Loss:
+    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
         if model.pooler is None or model.pair is None:
             raise UsageError("objective.pairs needs arch.heads.pooler and arch.heads.pair")
         state = model.state(batch["input_ids"], batch.get("attention_mask"), batch["token_type_ids"])
         pair = model.pair(model.pooler(state.hidden)).float()
         right = (pair.detach().argmax(-1) == batch["pair_labels"]).sum()
         sums = {
-            self.main: token_loss(model, model.read(state), batch),
+            self.main: self.token_loss(model, model.read(state), batch),
             "pair": F.cross_entropy(pair, batch["pair_labels"], reduction="sum"),
         }
         return Loss(sums, self.counts(batch), {"pair_right": float(right)})

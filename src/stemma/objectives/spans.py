@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 
 from stemma.data import random as draw
 from stemma.errors import UsageError
-from stemma.families import declare, goals
+from stemma.families import goals
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives.base import (
+    ALONE,
     OUTSIDE,
     SPAN,
     Batch,
@@ -21,14 +23,18 @@ from stemma.objectives.base import (
     Example,
     Ints,
     Loss,
+    Make,
+    Nets,
     Objective,
+    Part,
     Reader,
+    Setting,
+    Span,
     View,
     layout,
     several,
     stack,
     targets,
-    token_loss,
 )
 
 
@@ -65,10 +71,11 @@ class SpanCorruption(Objective):
     The corruption of a text is a function of (seed, document, epoch, offset).
     """
 
-    def __init__(
-        self, spec: goals.Spans, tokenizer: Any, text: declare.Text, context: int, seed: int, mixed: bool
-    ) -> None:
-        super().__init__(tokenizer, context, seed, mixed)
+    structures = ("encoder-decoder",)
+
+    def __init__(self, spec: goals.Spans, setting: Setting) -> None:
+        super().__init__(setting)
+        text, tokenizer, context, mixed = setting.text, self.tokenizer, self.context, self.mixed
         self.spec = spec
         self.eos = self.need("eos")
         self.start = self.padding if text.start_id is None or text.start_id == text.pad_id else text.start_id
@@ -100,33 +107,46 @@ class SpanCorruption(Objective):
         end = np.array([self.eos])
         return np.concatenate([*inputs, end]).astype(np.int64), np.concatenate([*goal, end]).astype(np.int64)
 
-    def examples(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Example, Cursor]]:
-        reader = Reader(self, view, lambda d, _: np.asarray(view[d], dtype=np.int64)[None], once)
-        return self._mixed(reader, cursor) if self.mixed else self._apart(reader, cursor)
+    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+        def piece(document: int, _: int) -> Ints:
+            return np.asarray(view[document], dtype=np.int64)[None]
 
-    def _mixed(self, reader: Reader, cursor: Cursor) -> Iterator[tuple[Example, Cursor]]:
-        for window, follow in reader.windows(cursor, self.raw, self.raw, [self.padding]):
-            key = (window.indices[0], window.at.epoch, window.at.offset)
-            yield self.row([self.corrupt(window.values[0, : window.size], key)]), follow
+        reader = Reader(self.order(view), lambda d: len(view[d]), piece, once)
+        for span, follow in reader.spans(cursor, self.raw, self.raw) if self.mixed else self.apart(reader, cursor):
+            yield partial(self.example, reader, span), follow
 
-    def _apart(self, reader: Reader, cursor: Cursor) -> Iterator[tuple[Example, Cursor]]:
+    def example(self, reader: Reader, span: Span) -> Example:
+        """A row of corrupted texts: one of all parts run together, or one a part."""
+        if self.mixed:
+            tokens = reader.window(span, span.size, [self.padding]).values[0]
+            return self.row([self.corrupt(tokens, span.key)])
+        return self.row(
+            [
+                self.corrupt(reader.read(d, epoch)[0, start : start + n], (d, epoch, start))
+                for d, epoch, start, n in span.parts
+            ]
+        )
+
+    def apart(self, reader: Reader, cursor: Cursor) -> Iterator[tuple[Span, Cursor]]:
+        """Rows as full as corrupted texts of different documents make them."""
         here = reader.settle(cursor)
         while here is not None:
-            texts: list[tuple[Ints, Ints]] = []
+            parts: list[Part] = []
             inputs, room = self.context, self.room
             at: Cursor | None = here
             while at is not None:
-                rest = reader.read(at)[0, at.offset :]
-                take = self.fit(len(rest), inputs, room)
-                if take < len(rest) and texts and take < 8:
+                document, epoch = reader.order[at.slot]
+                rest = reader.length(document) - at.offset
+                take = self.fit(rest, inputs, room)
+                if take < rest and parts and take < 8:
                     break  # no scrap of a long text at the end of a row
                 if take == 0:
                     break
-                text = self.corrupt(rest[:take], (reader.index(at), at.epoch, at.offset))
-                texts.append(text)
-                inputs, room = inputs - len(text[0]), room - len(text[1])
-                at = reader.settle(Cursor(at.epoch, at.document, at.offset + take))
-            yield self.row(texts), at or Cursor(here.epoch, len(reader.view))
+                sizes = Sizes(self.spec, take)
+                parts.append(Part(document, epoch, at.offset, take))
+                inputs, room = inputs - sizes.inputs, room - sizes.targets
+                at = reader.settle(Cursor(at.slot, at.offset + take))
+            yield Span(parts, sum(p.tokens for p in parts), here), at or Cursor(reader.order.documents)
             here = at
 
     def fit(self, length: int, inputs: int, room: int) -> int:
@@ -178,7 +198,7 @@ class SpanCorruption(Objective):
                 batch["attention_mask"] = (~padded).to(torch.int64)
         return batch
 
-    def loss(self, model: Model, batch: Batch) -> Loss:
+    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
         mask, documents = batch.get("attention_mask"), batch.get("documents")
         memory = model.encode(batch["input_ids"], mask, position_ids=layout(model, batch), documents=documents)
         hidden = model.decode(
@@ -189,4 +209,4 @@ class SpanCorruption(Objective):
             memory_mask=mask,
             memory_documents=documents,
         )
-        return Loss({self.main: token_loss(model, hidden, batch)}, self.counts(batch))
+        return Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))

@@ -104,6 +104,19 @@ class Train(Spec):
 
 
 @dataclass(frozen=True)
+class Net(Spec):
+    """A network that an objective needs beside the model: its `role` there, the size it is (`name`), its design, and
+    whether it learns too. One that does not begins as the `weights` in a directory or at the hub say."""
+
+    role: str
+    name: str
+    arch: Arch
+    dims: Dims
+    learns: bool = True
+    weights: str = ""
+
+
+@dataclass(frozen=True)
 class Plan(Spec):
     """A run, resolved: all that decides what is computed, beside the data itself.
 
@@ -120,6 +133,7 @@ class Plan(Spec):
     train: Train
     data: str
     seed: int
+    nets: tuple[Net, ...] = ()
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, f"the seed must lie between 0 and 2**63 - 1, not {self.seed}")

@@ -13,7 +13,7 @@ from stemma.data import View
 from stemma.data import random as draw
 from stemma.errors import DataError
 from stemma.nn.model import Model
-from stemma.objectives import Objective
+from stemma.objectives import ALONE, Nets, Objective
 
 LN2 = math.log(2.0)
 
@@ -26,7 +26,7 @@ def sample(view: View, tokens: int) -> View:
 
 
 def evaluate(
-    model: Model, objective: Objective, view: View, *, rows: int = 16, autocast: Any = None
+    model: Model, objective: Objective, view: View, *, rows: int = 16, autocast: Any = None, nets: Nets = ALONE
 ) -> dict[str, float]:
     """The quality of `model` on every document of `view`, by the objective's own measure.
 
@@ -36,8 +36,9 @@ def evaluate(
     which takes a token for as many bytes as tokens of this text have on average. Parts beside the main one are
     reported as `loss_NAME`, their mean in nats.
     """
-    training, device = model.training, model.device
-    model.eval()
+    training, device = {net: net.training for net in (model, *nets.values())}, model.device
+    for net in training:
+        net.eval()
     sums: dict[str, float] = {}
     counts: dict[str, int] = {}
     metrics: dict[str, float] = {}
@@ -48,7 +49,7 @@ def evaluate(
             return
         batch = {k: v.to(device) for k, v in objective.collate(held).items()}
         with autocast() if autocast is not None else contextlib.nullcontext():
-            loss = objective.loss(model, batch)
+            loss = objective.loss(model, batch, nets)
         for k, s in loss.sums.items():
             sums[k] = sums.get(k, 0.0) + float(s)
             counts[k] = counts.get(k, 0) + loss.counts[k]
@@ -64,9 +65,10 @@ def evaluate(
                     flush()
             flush()
     finally:
-        model.train(training)
+        for net, mode in training.items():
+            net.train(mode)
     main = objective.main
-    if main not in sums:
+    if not counts.get(main):
         raise DataError("the held-out text holds nothing to predict; give more text or raise train.val_fraction")
     bits, n = sums[main] / LN2, counts[main]
     size = max(1, view.bytes_total)

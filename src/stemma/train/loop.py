@@ -11,15 +11,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stemma.errors import CheckpointError, ResourceError, StemmaError
+from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Cursor, Objective, View
 from stemma.train import checkpoint, meter, optim
@@ -58,6 +58,31 @@ def _cpu_multiplies_bf16() -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 
 
+class Learners(nn.Module):
+    """The model and the nets beside it that learn with it; their names are those of the model alone if it is alone."""
+
+    def __init__(self, model: Model, nets: Mapping[str, Model]) -> None:
+        super().__init__()
+        self.model, self.nets = model, nn.ModuleDict(nets)
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter once, by name: `generator:` stands before those of a net."""
+        seen: set[int] = set()
+        for prefix, net in (("", self.model), *((f"{role}:", net) for role, net in self.nets.items())):
+            for name, p in net.named_parameters():
+                if id(p) not in seen:
+                    seen.add(id(p))
+                    yield prefix + name, p
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and kept buffers by name, without gradients."""
+        found = {name: p.detach() for name, p in self.named()}
+        for prefix, net in (("", self.model), *((f"{role}:", net) for role, net in self.nets.items())):
+            names = {name for name, _ in net.named_parameters(remove_duplicate=False)}
+            found |= {prefix + k: v for k, v in net.state_dict().items() if k not in names}
+        return found
+
+
 class Loop:
     """A model in training: its optimiser, the place in its data, and `advance()` to take one step.
 
@@ -65,25 +90,31 @@ class Loop:
     from (seed, step), so a loop restored from `state()` goes on bit for bit on the same machine and thread count.
     """
 
-    def __init__(self, plan: Plan, model: Model, objective: Objective, view: View) -> None:
+    def __init__(
+        self, plan: Plan, model: Model, objective: Objective, view: View, nets: Mapping[str, Model] | None = None
+    ) -> None:
         recipe = plan.recipe
         assert recipe.lr is not None and recipe.steps is not None, "an unsettled plan cannot be run"
         self.plan, self.objective, self.view = plan, objective, view
         self.device = pick_device(plan)
         self.precision = pick_precision(plan, self.device)
         self.model = model.to(self.device).train()
+        self.nets = {role: net.to(self.device) for role, net in (nets or {}).items()}
+        objective.join(self.model, self.nets)
+        self.learners = Learners(self.model, {n.role: self.nets[n.role].train() for n in plan.nets if n.learns})
         self.lr, self.steps = recipe.lr, recipe.steps
-        self.optimizer = optim.optimizer(recipe.optimizer, model, self.lr)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = optim.optimizer(recipe.optimizer, self.learners, self.lr)
+        self.parameters = [p for p in self.learners.parameters() if p.requires_grad]
         rows = plan.train.micro or max(1, MICRO[self.device.type] // plan.context)
         self.micro = min(rows, plan.rows)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.cursor = Cursor()
         self._stream: Iterator[Any] | None = None
         if plan.train.compile:
-            for stack in (model.encoder, model.decoder):
-                if stack is not None:
-                    stack.compile()
+            for net in (model, *self.nets.values()):
+                for stack in (net.encoder, net.decoder):
+                    if stack is not None:
+                        stack.compile()
 
     # ------------------------------------------------------------ one step
 
@@ -104,13 +135,15 @@ class Loop:
         """
         each = [self.objective.counts(batch) for batch in batches]
         counts = {k: sum(c[k] for c in each) for k in each[0]}
+        if counts[self.objective.main] == 0:
+            raise DataError(f"step {self.step + 1} has nothing to predict: its rows hold special tokens only")
         sums: dict[str, Tensor] = {}
         total: Tensor = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             torch.manual_seed(_mix(self.plan.seed, self.step + 1, i))
             batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
             with self.autocast():
-                loss = self.objective.loss(self.model, batch)
+                loss = self.objective.loss(self.model, batch, self.nets)
                 part = loss.total(counts)
             part.backward()
             total = total + part.detach()
@@ -156,7 +189,8 @@ class Loop:
         tokens = batch["input_ids"].numel()
         share = self.objective.counts(batch)[self.objective.main] / tokens
         decoder = batch["decoder_input_ids"].numel() / tokens if "decoder_input_ids" in batch else 0.0
-        return meter.flops(self.model, self.plan.context, share, decoder)
+        nets = (self.model, *self.nets.values())
+        return sum(meter.flops(net, self.plan.context, share, decoder) for net in nets)
 
     # ------------------------------------------------------------ stopping and going on
 
@@ -168,20 +202,29 @@ class Loop:
             "seconds": self.seconds,
             "cursor": asdict(self.cursor),
         }
-        weights = self.model.state_dict()
         return checkpoint.save(
-            run, self.step, weights, optim.state(self.model, self.optimizer), state, self.plan.train.keep
+            run,
+            self.step,
+            self.learners.tensors(),
+            optim.state(self.learners, self.optimizer),
+            state,
+            self.plan.train.keep,
         )
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint. Raises CheckpointError if it does not fit the model."""
         weights, slots, state = checkpoint.load(path)
-        try:
-            self.model.load_state_dict(weights)
-        except RuntimeError as error:
-            why = str(error).splitlines()[-1].strip()
-            raise CheckpointError(f"the checkpoint {path} does not fit this model: {why}") from None
-        optim.restore(self.model, self.optimizer, slots)
+        own = self.learners.tensors()
+        if odd := sorted(own.keys() ^ weights.keys()):
+            raise CheckpointError(f"the checkpoint {path} does not fit this model: {odd[0]} is in one of them only")
+        for name, tensor in own.items():
+            if tensor.shape != weights[name].shape:
+                raise CheckpointError(
+                    f"the checkpoint {path} does not fit this model: {name} has shape {tuple(weights[name].shape)} "
+                    f"there and {tuple(tensor.shape)} here"
+                )
+            tensor.copy_(weights[name])
+        optim.restore(self.learners, self.optimizer, slots)
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.cursor = Cursor(**state["cursor"])
         self._stream = None

@@ -6,14 +6,15 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stemma.errors import CheckpointError, UsageError
 from stemma.families import recipes
-from stemma.nn.model import Model
 
 
-def optimizer(spec: recipes.AdamW | recipes.Adafactor | recipes.LAMB, model: Model, lr: float) -> torch.optim.Optimizer:
+def optimizer(
+    spec: recipes.AdamW | recipes.Adafactor | recipes.LAMB, model: nn.Module, lr: float
+) -> torch.optim.Optimizer:
     """The optimiser over all parameters of `model`; weight decay spares norms and biases (all that is no matrix)."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -52,19 +53,19 @@ def rate(schedule: recipes.Schedule, lr: float, step: int, steps: int) -> float:
     return lr * (schedule.floor + (1.0 - schedule.floor) * share)
 
 
-def state(model: Model, opt: torch.optim.Optimizer) -> dict[str, Tensor]:
+def state(learners: Any, opt: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's tensors by `parameter:slot`."""
     return {
         f"{name}:{slot}": value if isinstance(value, Tensor) else torch.tensor(float(value))
-        for name, p in model.named_parameters()
+        for name, p in learners.named()
         for slot, value in opt.state.get(p, {}).items()
         if value is not None
     }
 
 
-def restore(model: Model, opt: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore(learners: Any, opt: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what `state` took. Raises CheckpointError for tensors of parameters that the model lacks."""
-    known = dict(model.named_parameters())
+    known = dict(learners.named())
     for key, value in tensors.items():
         name, _, slot = key.rpartition(":")
         if name not in known:

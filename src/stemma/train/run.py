@@ -24,18 +24,19 @@ from typing import Any
 import torch
 
 import stemma
-from stemma import families, spec
+from stemma import families, formats, spec
 from stemma.errors import CheckpointError, UsageError, VerifyError
+from stemma.families import goals
 from stemma.families.declare import Design, Family
 from stemma.families.recipes import Recipe
 from stemma.nn.model import Model
 from stemma.nn.parts import Learned
-from stemma.objectives import Objective, objective
+from stemma.objectives import Objective, Setting, objective, why_not
 from stemma.train import checkpoint, meter
-from stemma.train.config import Budget, Plan, Train, budget
+from stemma.train.config import Budget, Net, Plan, Train, budget
 from stemma.train.evaluate import evaluate, sample
 from stemma.train.loop import Diverged, Loop, Record, pick_device, pick_precision
-from stemma.train.scale import scaled, warmup
+from stemma.train.scale import beside, scaled, warmup
 
 OnStep = Callable[[Record], None]
 OURS = {"tokenizer", "data"}  # what a run that was killed while preparing leaves behind
@@ -85,14 +86,28 @@ def resolve(
         name, scale, design.arch, design.dims, design.objective, design.text, design.recipe, Train(budget), data, seed
     )
     plan = spec.edit(plan, changes)
+    plan = replace(plan, nets=_nets(plan))
     for what, value in (("recipe.lr", plan.recipe.lr), ("recipe.batch", plan.recipe.batch)):
         if value is None:
             raise UsageError(
                 f"{what} of {name} is unpublished; give one, such as --set {what}=..., or choose a --scale"
             )
+    if (why := why_not(plan.objective, plan.arch)) is not None:
+        raise UsageError(f"{name} cannot be trained so: {why}")
     if plan.context > plan.dims.context:
         raise UsageError(f"train.context={plan.context} exceeds dims.context={plan.dims.context}")
     return plan
+
+
+def _nets(plan: Plan) -> tuple[Net, ...]:
+    """What stands beside the model of a plan, at its scale."""
+    found = []
+    for role, (name, learns) in goals.beside(plan.objective).items():
+        if not learns:
+            raise UsageError(f"{plan.objective} needs the weights of its {role}, which is not built yet")
+        other = beside(families.design(plan.name), families.design(name), plan.scale)
+        found.append(Net(role, name, other.arch, other.dims, learns))
+    return tuple(found)
 
 
 def design_of(plan: Plan) -> Design:
@@ -135,7 +150,27 @@ def model_of(plan: Plan, tokenizer: Any) -> Model:
 
 def objective_of(plan: Plan, tokenizer: Any) -> Objective:
     """The objective of the plan."""
-    return objective(plan.objective, tokenizer, plan.text, plan.context, plan.seed, plan.recipe.mixed)
+    setting = Setting(tokenizer, plan.text, plan.context, plan.seed, plan.recipe.mixed, plan.recipe.z_loss)
+    return objective(plan.objective, setting)
+
+
+def nets_of(plan: Plan, tokenizer: Any) -> dict[str, Model]:
+    """The networks beside the model, by role: drawn from the plan's seed, or loaded."""
+    found: dict[str, Model] = {}
+    for i, net in enumerate(plan.nets, 1):
+        if net.weights:
+            found[net.role] = formats.load(net.weights).eval().requires_grad_(net.learns)
+            continue
+        dims = replace(net.dims, vocab=plan.dims.vocab)
+        design = replace(families.design(net.name), arch=net.arch, dims=dims, text=plan.text)
+        model = Model(net.arch, dims).initialise(plan.seed + i)
+        found[net.role] = formats.attach(model, design, families.family(net.name), tokenizer)
+    return found
+
+
+def loop_of(plan: Plan, tokenizer: Any, view: Any) -> Loop:
+    """A fresh loop over the documents of `view`."""
+    return Loop(plan, model_of(plan, tokenizer), objective_of(plan, tokenizer), view, nets_of(plan, tokenizer))
 
 
 def _owner(name: str) -> Family:
@@ -238,8 +273,7 @@ def reopen(run: Path) -> tuple[Plan, Any, Any]:
 def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep | None, quiet: bool) -> Run:
     train, held = store.split(plan.train.val_fraction, plan.seed)
     held = sample(held, plan.train.eval_tokens)
-    goal = objective_of(plan, tokenizer)
-    loop = Loop(plan, model_of(plan, tokenizer), goal, train)
+    loop = loop_of(plan, tokenizer, train)
     if newest := checkpoint.latest(run):
         loop.restore(newest)
     done = run / "summary.json"
@@ -247,7 +281,7 @@ def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep
         return Run(run, plan, loop.model.eval(), tokenizer, checkpoint.read_json(done), True)
 
     def measure() -> dict[str, float]:
-        return evaluate(loop.model, goal, held, autocast=loop.autocast)
+        return evaluate(loop.model, loop.objective, held, autocast=loop.autocast, nets=loop.nets)
 
     finished = loop.train(run, on_step=on_step, evaluate=measure, quiet=quiet)
     if not finished:
@@ -262,6 +296,9 @@ def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep
     summary = _summary(run, plan, loop, quality, train, held)
     _release(loop.model)
     loop.model.save(str(run / "model"))
+    for role in loop.learners.nets:
+        _release(loop.nets[role])
+        loop.nets[role].save(str(run / role))
     checkpoint.write_json(done, summary)
     return Run(run, plan, loop.model.eval(), tokenizer, summary, True)
 
@@ -276,7 +313,7 @@ def _summary(run: Path, plan: Plan, loop: Loop, quality: dict[str, float], train
         "scale": plan.scale,
         "steps": loop.steps,
         "tokens": loop.tokens,
-        "epochs": loop.cursor.epoch,
+        "epochs": loop.cursor.slot // len(train),
         "seconds": round(loop.seconds, 3),
         "tokens_per_second": round(speed, 1),
         "peak_share": round(speed * loop.cost() / meter.peak(loop.device.type, loop.precision == "bf16"), 4),
@@ -343,7 +380,7 @@ def _steps(plan: Plan, tokenizer: Any, train: Any) -> int:
         return limit.steps
     if limit.tokens is not None:
         return max(1, round(limit.tokens / step_tokens))
-    trial = Loop(settled(plan, MEASURED, False), model_of(plan, tokenizer), objective_of(plan, tokenizer), train)
+    trial = loop_of(settled(plan, MEASURED, False), tokenizer, train)
     if limit.flops is not None:
         return max(1, round(limit.flops / (trial.cost() * step_tokens)))
     assert limit.seconds is not None
@@ -395,7 +432,7 @@ def verify_resume(run: str | Path, steps: int = 6, *, quiet: bool = True) -> dic
     train, _ = store.split(plan.train.val_fraction, plan.seed)
 
     def fresh() -> Loop:
-        return Loop(plan, model_of(plan, tokenizer), objective_of(plan, tokenizer), train)
+        return loop_of(plan, tokenizer, train)
 
     with tempfile.TemporaryDirectory(prefix="stemma-verify-") as name:
         whole = fresh()

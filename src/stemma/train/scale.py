@@ -6,8 +6,24 @@ from dataclasses import dataclass, replace
 
 from stemma.errors import UsageError, did_you_mean
 from stemma.families.declare import Design
+from stemma.families.goals import PLM, Fragment, Objective
 from stemma.families.recipes import Adafactor, Recipe
-from stemma.nn.parts import Causal, Cycle, Dims, Mask, PostNorm, Sliding
+from stemma.nn.parts import (
+    Arch,
+    Causal,
+    Cycle,
+    Dims,
+    Disentangled,
+    Llama3Scaling,
+    Mask,
+    Memory,
+    Position,
+    PostNorm,
+    Rotary,
+    Sliding,
+    TruncatedScaling,
+    YarnScaling,
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,7 @@ SCALES = {
     "mini": Step(256, 6, 32, 256, 8192, 1.5e-3),
     "small": Step(512, 8, 64, 512, 32_768, 1e-3),
 }
+EXPERTS = 8  # MLPs of a layer at most, where there are several
 VOCAB = 4096  # of a tokenizer trained for the run
 WARMUP = 0.05  # share of the steps, where the published share is smaller
 
@@ -47,22 +64,79 @@ def scaled(design: Design, scale: str) -> Design:
         known = [*SCALES, "full"]
         raise UsageError(f"no scale {scale!r}; there are {', '.join(known)}{did_you_mean(scale, known)}")
     step, old = SCALES[scale], design.dims
+    dims = _dims(old, step)
+    share = dims.context / old.context
+    arch = _arch(design.arch, dims, share)
+    return replace(design, arch=arch, dims=dims, objective=_goal(design.objective, share), recipe=_recipe(design, step))
+
+
+def beside(design: Design, other: Design, scale: str) -> Design:
+    """`other`, a network that is trained beside `design` (a generator), as much smaller than it at a scale as it is in
+    full size: width, heads and layers by the same share, the same embeddings and context."""
+    if scale == "full":
+        return other
+    step, big, small = SCALES[scale], design.dims, other.dims
+    width = max(1, round(step.d_model / step.head * small.d_model / big.d_model)) * step.head
+    layers = max(1, round(step.layers * small.layers / big.layers))
+    dims = replace(_dims(small, replace(step, d_model=width, layers=layers)), embed=None)
+    embed = _dims(big, step).embed_width
+    dims = replace(dims, embed=embed if embed != width else None)
+    return replace(other, arch=_arch(other.arch, dims, dims.context / small.context), dims=dims)
+
+
+def _dims(old: Dims, step: Step) -> Dims:
     heads = step.d_model // step.head
-    context = min(step.context, old.context)
-    dims = Dims(
+    inner = old.d_ff / old.d_model
+    if old.experts is not None:
+        inner = min(inner, 2.0)
+    elif inner > 8:  # T5's 3B and 11B grow in the inner width alone
+        inner = 4.0
+    embed = None
+    if old.embed is not None:
+        embed = max(32, round(step.d_model * old.embed / old.d_model / 32) * 32)
+    return Dims(
         d_model=step.d_model,
         layers=step.layers,
         heads=heads,
-        d_ff=max(32, round(step.d_model * old.d_ff / old.d_model / 32) * 32),
+        d_ff=max(32, round(step.d_model * inner / 32) * 32),
         vocab=VOCAB,
-        context=context,
+        context=min(step.context, old.context),
         kv_heads=None if old.kv == old.heads else _divisor(heads, heads * old.kv // old.heads),
         segments=old.segments,
+        embed=embed,
+        groups=None if old.groups is None else min(old.groups, step.layers),
+        inner=old.inner,
+        languages=old.languages,
+        experts=None if old.experts is None else min(old.experts, EXPERTS),
+        active=None if old.active is None else min(old.active, 2),
     )
-    if old.d_ff > 8 * old.d_model:  # T5's 3B and 11B grow in the inner width alone
-        dims = replace(dims, d_ff=4 * step.d_model)
-    arch = replace(design.arch, mask=_mask(design.arch.mask, context / old.context))
-    return replace(design, arch=arch, dims=dims, recipe=_recipe(design, step))
+
+
+def _arch(arch: Arch, dims: Dims, share: float) -> Arch:
+    """What of an architecture counts tokens or widths, in proportion."""
+    position: Position = arch.position
+    if isinstance(position, Disentangled):
+        buckets = position.buckets and max(4, round(position.buckets * share / 2) * 2)
+        position = replace(position, distance=max(8, round(position.distance * share)), buckets=buckets)
+    elif isinstance(position, Rotary) and isinstance(position.scaling, Llama3Scaling | YarnScaling | TruncatedScaling):
+        known = max(8, round(position.scaling.context * share))
+        position = replace(position, scaling=replace(position.scaling, context=known))
+    attention = arch.attention
+    if attention.scale_width is not None:
+        attention = replace(attention, scale_width=float(dims.width))
+    return replace(arch, position=position, attention=attention, mask=_mask(arch.mask, dims, share))
+
+
+def _goal(goal: Objective, share: float) -> Objective:
+    """What of an objective counts tokens of a row, in proportion."""
+    match goal:
+        case PLM():
+            sizes = {name: max(1, round(getattr(goal, name) * share)) for name in ("targets", "window")}
+            kept = {name: round(getattr(goal, name) * share) for name in ("reuse", "memory")}
+            return replace(goal, **sizes, **kept)
+        case Fragment(block=int(block)):
+            return replace(goal, block=max(8, round(block * share)))
+    return goal
 
 
 def warmup(recipe: Recipe, steps: int) -> int:
@@ -82,7 +156,7 @@ def _divisor(heads: int, wanted: int) -> int:
     return max(d for d in range(1, heads + 1) if heads % d == 0 and d <= max(wanted, 1))
 
 
-def _mask(mask: Mask, share: float) -> Mask:
+def _mask(mask: Mask, dims: Dims, share: float) -> Mask:
     def one(m: Causal | Sliding) -> Causal | Sliding:
         return Sliding(max(4, round(m.window * share))) if isinstance(m, Sliding) else m
 
@@ -91,4 +165,6 @@ def _mask(mask: Mask, share: float) -> Mask:
             return one(mask)
         case Cycle(masks):
             return Cycle(tuple(one(m) for m in masks))
+        case Memory(last=last):
+            return replace(mask, layers=(dims.layers // 2,), last=max(8, round(last * share)))
     return mask

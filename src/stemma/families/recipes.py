@@ -1,0 +1,92 @@
+"""How a model was pretrained: optimisers, schedules, and the published numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stemma.spec import Spec, require
+
+
+@dataclass(frozen=True)
+class AdamW(Spec):
+    """Adam with decoupled weight decay, which spares biases and norms (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name} must lie in [0, 1), not {getattr(self, name)}")
+        require(self.eps > 0, f"optimizer.eps must be positive, not {self.eps}")
+        require(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, not {self.weight_decay}")
+
+
+@dataclass(frozen=True)
+class Adafactor(Spec):
+    """Factored second moments and steps relative to the size of a matrix (Shazeer & Stern 2018, arXiv:1804.04235)."""
+
+    decay: float = 0.8
+    clip: float = 1.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, not {self.weight_decay}")
+
+
+@dataclass(frozen=True)
+class LAMB(Spec):
+    """Adam whose step for each matrix is scaled to the size of its weights (You et al. 2019, arXiv:1904.00962)."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name} must lie in [0, 1), not {getattr(self, name)}")
+        require(self.eps > 0, f"optimizer.eps must be positive, not {self.eps}")
+        require(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, not {self.weight_decay}")
+
+
+@dataclass(frozen=True)
+class Schedule(Spec):
+    """The learning rate over time: `warmup` steps up, then `shape` down to `floor` times the peak.
+
+    `rsqrt` is T5's: constant for `warmup` steps, then by 1/sqrt(step), with no rise at the start.
+    """
+
+    shape: Literal["linear", "cosine", "rsqrt", "constant"] = "linear"
+    warmup: int = 0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.warmup >= 0, f"schedule.warmup must not be negative, not {self.warmup}")
+        require(0 <= self.floor <= 1, f"schedule.floor must lie in [0, 1], not {self.floor}")
+
+
+@dataclass(frozen=True)
+class Recipe(Spec):
+    """How it was pretrained, as published; None is unpublished. `lr`: peak; `batch`: tokens a step; `context`: tokens a
+    row; `mixed`: rows may hold several documents that see each other (the published habit of most); `z_loss`: what the
+    square of the logarithm of the softmax's denominator weighs in the loss (Chowdhery et al. 2022, section 5)."""
+
+    optimizer: AdamW | Adafactor | LAMB = AdamW()
+    lr: float | None = None
+    schedule: Schedule = Schedule()
+    batch: int | None = None
+    steps: int | None = None
+    clip: float | None = None
+    mixed: bool = True
+    data: str = ""
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.lr is None or self.lr > 0, f"the learning rate must be positive, not {self.lr}")
+        require(self.batch is None or self.batch > 0, f"recipe.batch must be positive, not {self.batch}")
+        require(self.steps is None or self.steps > 0, f"recipe.steps must be positive, not {self.steps}")
+        require(self.z_loss >= 0, f"recipe.z_loss must not be negative, not {self.z_loss}")
+        require(self.clip is None or self.clip > 0, f"recipe.clip must be positive, not {self.clip}")

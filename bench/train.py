@@ -100,7 +100,7 @@ class Rows(Objective):
 def ours(name: str, precision: str, compiled: bool) -> tuple[Callable[[], float], Model, Rows]:
     """A function that takes one step of Stemma's loop and returns the loss."""
     plan = resolve(name)
-    heads = replace(plan.arch.heads, pooler=False, pair=False)
+    heads = replace(plan.arch.heads, pooler=None, pair=False)
     arch = replace(plan.arch, dropout=Dropout(), heads=heads)
     ffn = 682 if name == "llama" else 4 * WIDTH
     dims = replace(plan.dims, d_model=WIDTH, layers=LAYERS, heads=HEADS, d_ff=ffn, vocab=VOCAB, context=CONTEXT)

@@ -30,6 +30,7 @@ from stemma.formats.gguf.tables import (
     Reading,
     Source,
     decimal,
+    differences,
     whole,
 )
 from stemma.formats.names import Ledger, missing
@@ -190,7 +191,7 @@ def _nearest(arch: Architecture, design: Design) -> tuple[Family, str]:
         for size in owner:
             known = owner[size]
             a, b = (spec.edit(x.arch, {"heads": known.arch.heads}) for x in (design, known))
-            if known.dims == design.dims and a == b:
+            if known.dims == design.dims and not differences(a, b):
                 return owner, size
 
     def distance(owner: Family) -> tuple[bool, int]:

@@ -9,8 +9,9 @@ Names and meanings: ggml's docs/gguf.md, llama.cpp's src/llama-arch.cpp and conv
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,19 +22,31 @@ from stemma import families, spec
 from stemma.errors import CheckpointError
 from stemma.families.declare import Design
 from stemma.formats.gguf.file import Entry
+from stemma.formats.hf_llama import llama
 from stemma.formats.names import Ledger, Row, expand, linear, row
+from stemma.formats.windows import cycle_of, repeating, window_of
 from stemma.nn import positions
+from stemma.nn.masks import layer_mask
 from stemma.nn.parts import (
     MLP,
+    Cycle,
+    Experts,
     GatedMLP,
+    HeadNorm,
     LinearScaling,
     Llama3Scaling,
+    Norm,
+    Parallel,
+    RMSNorm,
     Rotary,
+    Sandwich,
     Sliding,
+    YarnScaling,
 )
 
 UNTIED, FACTORS, CONTEXT = "output.weight", "rope_freqs.weight", "rope.scaling.original_context_length"
-EXACT = re.compile(r"^(position_embd|token_types)\.|\.attn_rel_b\.")  # small tables that llama.cpp wants in F32
+# small matrices that llama.cpp wants in F32
+EXACT = re.compile(r"^(position_embd|token_types)\.|\.(attn_rel_b|ffn_gate_inp)\.")
 
 
 class Source(Protocol):
@@ -131,18 +144,35 @@ def decimal(value: Any, key: str) -> float:
     return float(str(np.float32(value)))
 
 
+def differences(a: Any, b: Any) -> list[spec.Change]:
+    """Where two values differ by more than a file's float32 can say."""
+
+    def alike(x: Any, y: Any) -> bool:
+        return isinstance(x, float) and isinstance(y, float) and np.float32(x) == np.float32(y)
+
+    return [c for c in spec.diff(a, b) if not alike(c.old, c.new)]
+
+
 # ---------------------------------------------------------------- parts
 
 
-def _read_biases(design: Design, at: Reading) -> dict[str, Any]:
-    return {
-        "arch.attention.bias": "blk.0.attn_q.bias" in at.file,
-        "arch.attention.out_bias": "blk.0.attn_output.bias" in at.file,
-        "arch.mlp.bias": "blk.0.ffn_up.bias" in at.file,
-    }
+BIASED = {
+    "arch.attention.bias": ("attn_q", "attn_qkv"),
+    "arch.attention.out_bias": ("attn_output",),
+    "arch.mlp.bias": ("ffn_up",),
+}
 
 
-BIASES = Part((), _read_biases)
+def biases(*paths: str) -> Part:
+    """Biases that a file may hold or not."""
+
+    def read(design: Design, at: Reading) -> dict[str, Any]:
+        return {path: any(f"blk.0.{name}.bias" in at.file for name in BIASED[path]) for path in paths}
+
+    return Part((), read)
+
+
+QKV_BIAS = biases("arch.attention.bias")
 
 
 def widths(*names: str) -> Part:
@@ -173,27 +203,127 @@ def _write_window(design: Design) -> dict[str, Any]:
 WINDOW = Part(("attention.sliding_window",), _read_window, _write_window)
 
 
+def windows(period: int, usual: int = 0) -> Part:
+    """Layers with a window and without, in turns of `period` of which the last sees all, or as a key says: another
+    period (0: all have it), or a list. `usual`: the window where a file names none (0: no layer has one)."""
+    name, pattern = "attention.sliding_window", "attention.sliding_window_pattern"
+
+    def read(design: Design, at: Reading) -> dict[str, Any]:
+        window, said = whole(at.keys.get(name, usual), at.key(name)), at.keys.get(pattern, period)
+        if isinstance(said, list):
+            if len(said) != design.dims.layers:
+                raise CheckpointError(f"{at.key(pattern)} should have one value a layer, not {len(said)}")
+            return {"arch.mask": repeating([bool(x) and window > 0 for x in said], window), "arch.local": None}
+        n = min(max(whole(said, at.key(pattern)), 0), design.dims.layers + 1)
+        slides = [window > 0 and (i + 1) % n != 0 for i in range(n)] if n else [window > 0]
+        return {"arch.mask": cycle_of(slides, window), "arch.local": None}
+
+    def write(design: Design) -> dict[str, Any]:
+        mask = design.arch.mask
+        masks = mask.masks if isinstance(mask, Cycle) else (mask,)
+        slides = [isinstance(m, Sliding) for m in masks]
+        if not any(slides):
+            return {pattern: 1}
+        said: Any = [isinstance(layer_mask(mask, i), Sliding) for i in range(design.dims.layers)]
+        if slides == [True] or slides == [True] * (len(slides) - 1) + [False]:
+            said = 0 if slides == [True] else len(slides)
+        return {name: window_of(mask)} | ({} if said == period else {pattern: said})
+
+    return Part((name, pattern), read, write)
+
+
+LOCAL_BASE = "rope.freq_base_swa"
+
+
+def _read_local(design: Design, at: Reading) -> dict[str, Any]:
+    """Rotary positions of the layers with a window, which nothing scales."""
+    rotary = Rotary(decimal(at.keys.get(LOCAL_BASE, 10_000.0), at.key(LOCAL_BASE)))
+    match design.arch.mask:
+        case Cycle():
+            return {"arch.local": rotary}
+        case Sliding():
+            return {"arch.position": rotary}
+    return {}
+
+
+def _write_local(design: Design) -> dict[str, Any]:
+    rotary = design.arch.local or design.arch.position
+    return {LOCAL_BASE: float(rotary.base)} if isinstance(rotary, Rotary) else {}
+
+
+LOCAL = Part((LOCAL_BASE,), _read_local, _write_local)
+
+
+def number(key: str, path: str, usual: float) -> Part:
+    """One number of the design, `usual` where a file has no key; 0 stands for None."""
+
+    def read(design: Design, at: Reading) -> dict[str, Any]:
+        return {path: decimal(at.keys.get(key, usual), at.key(key)) or None}
+
+    def write(design: Design) -> dict[str, Any]:
+        value = spec.get(design, path)
+        return {} if value is None else {key: float(value)}
+
+    return Part((key,), read, write)
+
+
+def scale_width(deep: int) -> Part:
+    """What Gemma's scores are divided by the root of: the width of a head, but d_model / heads in the largest size,
+    which llama.cpp knows by its `deep` layers. No key says it."""
+
+    def read(design: Design, at: Reading) -> dict[str, Any]:
+        dims = design.dims
+        return {"arch.attention.scale_width": float(dims.d_model // dims.heads if dims.layers == deep else dims.width)}
+
+    return Part((), read)
+
+
+QK_EPS = Part((), lambda design, at: {"arch.attention.qk_norm.eps": design.arch.norm.eps})
+
+
+def _read_head_norms(design: Design, at: Reading) -> dict[str, Any]:
+    """llama.cpp expects them from 64 layers up, and nowhere else."""
+    return {"arch.attention.qk_norm": HeadNorm(design.arch.norm.eps) if design.dims.layers >= 64 else None}
+
+
+def _read_tied(design: Design, at: Reading) -> dict[str, Any]:
+    if design.arch.heads.lm is not None and not design.arch.heads.lm.tied:
+        raise CheckpointError("this architecture takes the embeddings for its output matrix, and has no other")
+    return {}
+
+
+TIED = Part((), _read_tied)
+
+
+def _read_experts(design: Design, at: Reading) -> dict[str, Any]:
+    count, used = (whole(at.keys.get(key, 0), at.key(key)) for key in ("expert_count", "expert_used_count"))
+    return {"arch.mlp": Experts("silu"), "dims.experts": count, "dims.active": used} if count else {}
+
+
+def _write_experts(design: Design) -> dict[str, Any]:
+    dims = design.dims
+    return {"expert_count": dims.experts, "expert_used_count": dims.active} if dims.experts else {}
+
+
+EXPERTS = Part(("expert_count", "expert_used_count"), _read_experts, _write_experts)
+
+
 def _read_rotary(design: Design, at: Reading) -> dict[str, Any]:
     base = decimal(at.keys.get("rope.freq_base", 10_000.0), at.key("rope.freq_base"))
-    scaling: LinearScaling | Llama3Scaling | None = _scaling(at)
-    if FACTORS in at.file:
-        if scaling is not None:
-            raise CheckpointError(f"the file has both {FACTORS} and a rotary scaling among its keys")
-        context = whole(at.keys.get(CONTEXT, 8192), at.key(CONTEXT))
-        scaling = _llama3(at.file.get(FACTORS).float(), base, design.dims.width, context)
-        at.ledger.ignored[FACTORS] = f"computed from the design: rotary scaling {scaling}"
-    return {"arch.position": Rotary(base, scaling)}
+    return {"arch.position.base": base, "arch.position.scaling": _scaling(design, at)}
 
 
-def _scaling(at: Reading) -> LinearScaling | None:
+def _scaling(design: Design, at: Reading) -> LinearScaling | YarnScaling | None:
     name = "rope.scaling.factor"
     factor = decimal(at.keys.get(name, at.keys.get("rope.scale_linear", 0.0)), at.key(name))
     kind = at.keys.get("rope.scaling.type", "linear" if factor else "none")
-    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
+    if kind == "none" or factor in (0.0, 1.0):
         return None
+    if kind == "yarn":
+        return YarnScaling(factor, whole(at.keys.get(CONTEXT, design.dims.context), at.key(CONTEXT)))
     if kind != "linear":
         raise CheckpointError(
-            f"{at.key('rope.scaling.type')}={kind!r} is not supported; known: none, linear, and Llama 3's"
+            f"{at.key('rope.scaling.type')}={kind!r} is not supported; known: none, linear, yarn, and Llama 3's"
         )
     return LinearScaling(factor)
 
@@ -222,9 +352,33 @@ def _write_rotary(design: Design) -> dict[str, Any]:
     match position.scaling:
         case LinearScaling(factor):
             out |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(factor)}
-        case Llama3Scaling(context=context) if context != 8192:
-            out[CONTEXT] = context
+        case YarnScaling(factor=factor, context=context):
+            out |= {"rope.scaling.type": "yarn", "rope.scaling.factor": float(factor), CONTEXT: context}
     return out
+
+
+ROTARY = Part(
+    ("rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", CONTEXT),
+    _read_rotary,
+    _write_rotary,
+)
+
+
+def _read_factors(design: Design, at: Reading) -> dict[str, Any]:
+    position = design.arch.position
+    if FACTORS not in at.file or not isinstance(position, Rotary):
+        return {}
+    if position.scaling is not None:
+        raise CheckpointError(f"the file has both {FACTORS} and a rotary scaling among its keys")
+    context = whole(at.keys.get(CONTEXT, 8192), at.key(CONTEXT))
+    scaling = _llama3(at.file.get(FACTORS).float(), position.base, design.dims.width, context)
+    at.ledger.ignored[FACTORS] = f"computed from the design: rotary scaling {scaling}"
+    return {"arch.position.scaling": scaling}
+
+
+def _write_factors(design: Design) -> dict[str, Any]:
+    scaling = getattr(design.arch.position, "scaling", None)
+    return {CONTEXT: scaling.context} if isinstance(scaling, Llama3Scaling) and scaling.context != 8192 else {}
 
 
 def _factors(design: Design) -> dict[str, Tensor]:
@@ -235,12 +389,19 @@ def _factors(design: Design) -> dict[str, Tensor]:
     return {FACTORS: free / scaled}
 
 
-ROTARY = Part(
-    ("rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", CONTEXT),
-    _read_rotary,
-    _write_rotary,
-    _factors,
-)
+LLAMA3 = Part((CONTEXT,), _read_factors, _write_factors, _factors)
+
+
+def _read_share(design: Design, at: Reading) -> dict[str, Any]:
+    key, width = "rope.dimension_count", design.dims.width
+    return {"arch.position.share": whole(at.keys.get(key, width), at.key(key)) / width}
+
+
+def _write_share(design: Design) -> dict[str, Any]:
+    return {"rope.dimension_count": int(design.dims.width * getattr(design.arch.position, "share", 1.0))}
+
+
+SHARE = Part(("rope.dimension_count",), _read_share, _write_share)
 
 
 def _write_buckets(design: Design) -> dict[str, Any]:
@@ -290,18 +451,53 @@ SEGMENTS = Part((), _read_segments)
 # ---------------------------------------------------------------- tensors
 
 
-def _llama_rows(design: Design) -> Iterator[Row]:
+@dataclass(frozen=True)
+class FromOne:
+    """A gain that the model has as its difference from 1 and the file in full, in F32. What it comes back as is the same
+    gain again: only what the sum loses of a small difference is lost, for llama.cpp too."""
+
+    def shape(self, parts: list[torch.Size]) -> Sequence[int]:
+        return parts[0]
+
+    def read(self, tensor: Tensor, parts: list[torch.Size]) -> Sequence[Tensor]:
+        return [tensor.float() - 1]
+
+    def write(self, tensors: list[Tensor]) -> Tensor:
+        return tensors[0].float() + 1
+
+
+def _gain(theirs: str, ours: str, norm: Norm | HeadNorm) -> Row:
+    op = FromOne() if isinstance(norm, RMSNorm) and norm.offset else None
+    return row(f"{theirs}.weight", f"{ours}.weight", op=op)
+
+
+def _decoder_rows(design: Design, *, packed: tuple[str, ...] = ()) -> Iterator[Row]:
+    """Of all that descend from LLaMA or have its names. `packed`: what the file has in one, `qkv` or the `up` and the
+    gate before it."""
     arch = design.arch
     theirs, ours = "blk.{i}", "decoder.blocks.{i}"
     yield row("token_embd.weight", "embed.tokens.weight")
-    yield row(f"{theirs}.attn_norm.weight", f"{ours}.attention_norm.weight")
-    for x in "qkv":
-        yield from linear(f"{theirs}.attn_{x}", f"{ours}.attention.{x}", bias=arch.attention.bias)
+    yield _gain(f"{theirs}.attn_norm", f"{ours}.attention_norm", arch.norm)
+    for names in ("qkv",) if "qkv" in packed else "qkv":
+        yield from linear(f"{theirs}.attn_{names}", *(f"{ours}.attention.{x}" for x in names), bias=arch.attention.bias)
+    if arch.attention.qk_norm is not None:
+        for x in "qk":
+            yield _gain(f"{theirs}.attn_{x}_norm", f"{ours}.attention.{x}_norm", arch.attention.qk_norm)
     yield from linear(f"{theirs}.attn_output", f"{ours}.attention.o", bias=arch.attention.out_bias)
-    yield row(f"{theirs}.ffn_norm.weight", f"{ours}.mlp_norm.weight")
-    for x in ("gate", "up", "down"):
-        yield from linear(f"{theirs}.ffn_{x}", f"{ours}.mlp.{x}", bias=getattr(arch.mlp, "bias", False))
-    yield row("output_norm.weight", "decoder.norm.weight")
+    if isinstance(arch.residual, Sandwich):
+        yield _gain(f"{theirs}.post_attention_norm", f"{ours}.attention_out_norm", arch.norm)
+        yield _gain(f"{theirs}.post_ffw_norm", f"{ours}.mlp_out_norm", arch.norm)
+    if not isinstance(arch.residual, Parallel):
+        yield _gain(f"{theirs}.ffn_norm", f"{ours}.mlp_norm", arch.norm)
+    if isinstance(arch.mlp, Experts):
+        yield row(f"{theirs}.ffn_gate_inp.weight", f"{ours}.mlp.router.weight")
+        for x in ("gate", "up", "down"):
+            yield row(f"{theirs}.ffn_{x}_exps.weight", f"{ours}.mlp.{x}")
+    else:
+        groups = (("gate", "up"), ("down",)) if "up" in packed else (("gate",), ("up",), ("down",))
+        for group in groups:
+            yield from linear(f"{theirs}.ffn_{group[-1]}", *(f"{ours}.mlp.{x}" for x in group), bias=arch.mlp.bias)
+    yield _gain("output_norm", "decoder.norm", arch.norm)
 
 
 def _gpt2_rows(design: Design) -> Iterator[Row]:
@@ -362,33 +558,155 @@ SIZES = {
     "feed_forward_length": "d_ff",
     "context_length": "context",
 }
+GROUPED = SIZES | {"attention.head_count_kv": "kv_heads"}
+WIDE = GROUPED | {"attention.key_length": "head_dim"}
 OPTIONAL = ("attention.head_count_kv", "attention.key_length", "decoder_block_count")
 COUNTS = {"kv_heads": "kv", "head_dim": "width", "decoder_layers": "depth"}  # dims that may be left to a rule
+EPS = "attention.layer_norm_rms_epsilon"
 ANY = {"vocab_size": None}  # the embeddings tell
+DECODER: dict[str, tuple[Any, ...] | None] = ANY | {
+    "rope.scaling.finetuned": None,
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_beta_fast": (32.0,),
+    "rope.scaling.yarn_beta_slow": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "attention.causal": (True,),
+}
+ROUTER: dict[str, tuple[Any, ...] | None] = {
+    "expert_gating_func": (1,),  # softmax
+    "expert_weights_norm": (True,),
+    "expert_weights_scale": (1.0, 0.0),
+}
+TURNING = widths("rope.dimension_count", "attention.value_length")
+NARROW = widths("rope.dimension_count", "attention.key_length", "attention.value_length")
 
 ARCHITECTURES = {
     a.name: a
     for a in (
         Architecture(
             "llama",
-            families=("llama", "mistral"),
-            sizes=SIZES | {"attention.head_count_kv": "kv_heads", "attention.key_length": "head_dim"},
-            eps="attention.layer_norm_rms_epsilon",
-            rows=_llama_rows,
-            parts=(BIASES, widths("rope.dimension_count", "attention.value_length"), WINDOW, ROTARY),
+            families=(*llama.families, "mistral", "mixtral"),
+            sizes=WIDE,
+            eps=EPS,
+            rows=_decoder_rows,
+            parts=(biases(*BIASED), TURNING, WINDOW, ROTARY, LLAMA3, EXPERTS),
             turned=r"\.attn_[qk]\.(weight|bias)$",
-            fixed=ANY
+            fixed=DECODER
+            | ROUTER
             | {
                 "tensor_data_layout": None,  # a note on the order of rows, the same in all files
-                "rope.scaling.finetuned": None,
-                "expert_count": (0,),
-                "expert_used_count": (0,),
-                "attention.causal": (True,),
                 "attention.clamp_kqv": (0.0,),
                 "attention.max_alibi_bias": (0.0,),
                 "use_parallel_residual": (False,),
                 "logit_scale": (0.0, 1.0),
             },
+        ),
+        Architecture(
+            "qwen2",
+            families=("qwen2", "qwen2.5"),
+            sizes=GROUPED,
+            eps=EPS,
+            rows=_decoder_rows,
+            parts=(QKV_BIAS, NARROW, ROTARY),
+            fixed=DECODER,
+        ),
+        Architecture(
+            "qwen3",
+            families=("qwen3",),
+            sizes=WIDE,
+            eps=EPS,
+            rows=_decoder_rows,
+            parts=(QKV_BIAS, TURNING, QK_EPS, ROTARY),
+            fixed=DECODER,
+        ),
+        Architecture(
+            "qwen3moe",
+            families=("qwen3-moe",),
+            sizes={k: dim for k, dim in WIDE.items() if dim != "d_ff"}
+            | {"expert_feed_forward_length": "d_ff", "expert_count": "experts", "expert_used_count": "active"},
+            eps=EPS,
+            rows=_decoder_rows,
+            parts=(QKV_BIAS, TURNING, QK_EPS, ROTARY),
+            fixed=DECODER | ROUTER | {"feed_forward_length": None},  # of dense layers, of which there are none
+        ),
+        Architecture(
+            "gemma",
+            families=("gemma",),
+            sizes=WIDE,
+            eps=EPS,
+            rows=_decoder_rows,
+            parts=(QKV_BIAS, TURNING, TIED, ROTARY),
+            fixed=DECODER,
+        ),
+        Architecture(
+            "gemma2",
+            families=("gemma2",),
+            sizes=WIDE,
+            eps=EPS,
+            rows=_decoder_rows,
+            parts=(
+                QKV_BIAS,
+                TURNING,
+                TIED,
+                windows(2, usual=4096),
+                scale_width(46),
+                number("attn_logit_softcapping", "arch.attention.softcap", 50.0),
+                number("final_logit_softcapping", "arch.heads.lm.softcap", 30.0),
+                ROTARY,
+            ),
+            fixed=DECODER,
+        ),
+        Architecture(
+            "gemma3",
+            families=("gemma3",),
+            sizes=WIDE,
+            eps=EPS,
+            rows=_decoder_rows,
+            parts=(
+                QKV_BIAS,
+                TURNING,
+                QK_EPS,
+                windows(6),
+                scale_width(62),
+                number("final_logit_softcapping", "arch.heads.lm.softcap", 0.0),
+                ROTARY,
+                LOCAL,
+            ),
+            fixed=DECODER,
+        ),
+        Architecture(
+            "chatglm",
+            families=("chatglm2", "glm-4"),
+            sizes=GROUPED,
+            eps=EPS,
+            rows=partial(_decoder_rows, packed=("qkv", "up")),
+            parts=(QKV_BIAS, widths("attention.key_length", "attention.value_length"), ROTARY, SHARE),
+            fixed=DECODER,
+        ),
+        Architecture(
+            "glm4",
+            families=("glm-4-0414",),
+            sizes=WIDE,
+            eps=EPS,
+            rows=partial(_decoder_rows, packed=("up",)),
+            parts=(QKV_BIAS, widths("attention.value_length"), ROTARY, SHARE),
+            fixed=DECODER,
+        ),
+        Architecture(
+            "command-r",
+            families=("command-r",),
+            sizes=GROUPED,
+            eps="attention.layer_norm_epsilon",
+            rows=_decoder_rows,
+            parts=(
+                QKV_BIAS,
+                NARROW,
+                TIED,
+                Part((), _read_head_norms),
+                number("logit_scale", "arch.heads.lm.factor", 1.0),
+                ROTARY,
+            ),
+            fixed=DECODER,
         ),
         Architecture(
             "gpt2",

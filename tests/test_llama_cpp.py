@@ -209,8 +209,8 @@ def test_the_same_model(python: str, tmp_path: Path, word: str) -> None:
 
 
 def tokenizer_of(kind: str, folder: Path) -> Tokenizer:
-    if kind == "spm-bpe":
-        (folder / "tokenizer.model").write_bytes(trained())
+    if kind.startswith("spm-bpe"):
+        (folder / "tokenizer.model").write_bytes(trained(prefix=kind == "spm-bpe"))
         return Tokenizer.load(folder)
     if kind == "unigram":
         return Tokenizer.train("unigram", TEXTS * 3, 340, Specials(pad="<pad>", eos="</s>", unk="<unk>", extra=5))
@@ -225,13 +225,23 @@ def tokenizer_of(kind: str, folder: Path) -> Tokenizer:
     return Tokenizer(core, "bpe", Specials(bos="<|end|>", eos="<|end|>"))
 
 
-FAMILY = {"unigram": "t5", "gpt-2": "gpt2", "wordpiece": "bert", "wordpiece-lower": "bert"}
+FAMILY = {
+    "unigram": "t5",
+    "spm-bpe-plain": "gemma",
+    "qwen2": "qwen2",
+    "gpt-2": "gpt2",
+    "wordpiece": "bert",
+    "wordpiece-lower": "bert",
+}
 
 
 @pytest.mark.filterwarnings(
     "ignore:the text gives", "ignore:.* is written without", "ignore:.* spells unknown characters"
 )
-@pytest.mark.parametrize("kind", ["spm-bpe", "gpt-2", "smollm", "llama-bpe", "unigram", "wordpiece", "wordpiece-lower"])
+@pytest.mark.parametrize(
+    "kind",
+    ["spm-bpe", "spm-bpe-plain", "gpt-2", "smollm", "llama-bpe", "qwen2", "unigram", "wordpiece", "wordpiece-lower"],
+)
 def test_the_same_ids(python: str, tmp_path: Path, kind: str) -> None:
     tokenizer = tokenizer_of(kind, tmp_path)
     family = FAMILY.get(kind, "llama")

@@ -25,7 +25,8 @@ from stemma.formats import gguf as reader
 from stemma.formats import tensors
 from stemma.formats.gguf import quants, vocab_write
 from stemma.formats.gguf.file import Entry
-from stemma.formats.gguf.tables import ARCHITECTURES, COUNTS, EXACT, Architecture, differences
+from stemma.formats.gguf.parts import differences
+from stemma.formats.gguf.tables import ARCHITECTURES, COUNTS, EXACT, Architecture
 from stemma.formats.gguf.vocab import PREFIX
 from stemma.formats.names import Row
 from stemma.formats.rotary import to_pairs

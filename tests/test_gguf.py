@@ -367,10 +367,12 @@ def test_a_published_size_is_recognised() -> None:
 @pytest.mark.parametrize(
     ("keys", "extra", "words"),
     [
-        ({"llama.expert_count": 8}, {}, "llama.expert_count=8 is not supported; only 0 is"),
+        ({"llama.expert_count": 8}, {}, "do not describe a model: dims.active must be at least 1, not 0"),
+        ({"llama.expert_gating_func": 2}, {}, "llama.expert_gating_func=2 is not supported; only 1 is"),
         ({"llama.atention.scale": 0.5}, {}, "no key llama.atention.scale is known"),
         ({"llama.rope.dimension_count": 4}, {}, "llama.rope.dimension_count is 4, but a head is 6 wide"),
-        ({"llama.rope.scaling.type": "yarn"}, {}, "llama.rope.scaling.type='yarn' is not supported"),
+        ({"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}, {}, "type='longrope' is not supported"),
+        ({"llama.rope.scaling.yarn_beta_fast": 16.0}, {}, "yarn_beta_fast=16.0 is not supported; only 32.0 is"),
         ({"llama.block_count": "three"}, {}, "llama.block_count should be one whole number"),
         ({"llama.attention.head_count_kv": [2, 2, 1]}, {}, "should be one whole number for all layers"),
         ({"llama.attention.head_count": 5}, {}, "the metadata do not describe a model"),
@@ -465,22 +467,26 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+def split(rule: str) -> Any:
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(tokenizers.Regex(rule), "isolated"), byte_level])
+
+
 CUTS = {
     "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
     "default": pre_tokenizers.ByteLevel(add_prefix_space=False),
     "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]),
-    "llama-bpe": pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(LLAMA3), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    ),
+    "llama-bpe": split(LLAMA3),
+    "qwen2": split(LLAMA3.replace("{1,3}", "")),
 }
+OTHERS = {"chatglm-bpe": "llama-bpe", "glm4": "llama-bpe"}  # names that are read only, and the cuts that they mean
 
 
-@pytest.mark.parametrize("pre", list(CUTS))
+@pytest.mark.parametrize("pre", [*CUTS, *OTHERS])
 def test_byte_level_tokenizer(tmp_path: Path, pre: str) -> None:
-    core, keys = byte_level(CUTS[pre])
+    core, keys = byte_level(CUTS[OTHERS.get(pre, pre)])
     keys |= {"tokenizer.ggml.pre": pre, "tokenizer.chat_template": "{{ messages[0]['content'] }}!"}
     got = vocab.read(keys)
     assert got is not None and got.kind == "bpe" and got.vocab_size == core.get_vocab_size()

@@ -4,6 +4,7 @@ test_llama_cpp.py."""
 from __future__ import annotations
 
 import builtins
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,39 @@ import transformers as hf
 import oracle
 import stemma
 from stemma.errors import ResourceError, UsageError
-from stemma.formats.gguf import ARCHITECTURES, File
-from stemma.formats.gguf.write import TYPES
-from stemma.nn.parts import LinearScaling, Llama3Scaling, Sliding
+from stemma.formats.gguf import ARCHITECTURES, File, read_design
+from stemma.formats.gguf.parts import differences
+from stemma.formats.gguf.write import TYPES, _plan
+from stemma.nn.parts import (
+    Arch,
+    Causal,
+    Cycle,
+    Dropout,
+    HeadNorm,
+    Heads,
+    LinearScaling,
+    Llama3Scaling,
+    Normal,
+    Sliding,
+    TruncatedScaling,
+    YarnScaling,
+)
 from stemma.text import Specials, Tokenizer
-from test_gguf import CUTS, TEXTS, TRICKY, byte_level
+from test_gguf import CUTS, TEXTS, TRICKY, byte_level, write
 from test_meta import trained
 from tiny import batch, build, run, tiny
 
 SCALED = dict(rope_type="llama3", rope_theta=500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=32)  # fmt: skip
-CASES = ["llama", "llama-mha-tied", "llama-biased", "llama-mqa", "llama-linear", "llama-llama3", "mistral",
-         "mistral-full", "gpt2", "t5", "bert-model"]  # fmt: skip
-FIXED: dict[str, dict[str, Any]] = {"t5": {"relative_attention_max_distance": 128}}
+CASES = ["llama", "llama-mha-tied", "llama-biased", "llama-mqa", "llama-linear", "llama-llama3",
+         "mistral", "mistral-full", "mixtral", "qwen2", "qwen3", "qwen3-yarn", "qwen3-moe", "gemma", "gemma2",
+         "gemma2-one", "gemma3", "gemma3-scaled", "gemma3-pattern", "gemma3-local", "gemma3-capped", "glm4", "glm4-0414",
+         "glm4-0414-unbiased", "cohere", "gpt2", "t5", "bert-model"]  # fmt: skip
+FIXED: dict[str, dict[str, Any]] = {
+    "t5": {"relative_attention_max_distance": 128},
+    "glm4": {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 12},
+    **{case: {"query_pre_attn_scalar": 10} for case in oracle.CASES if case.startswith(("gemma2", "gemma3"))},
+}
 
 
 def reference(case: str, **fields: Any) -> Any:
@@ -58,6 +79,11 @@ def outputs(model: Any, case: str) -> torch.Tensor:
     raise AssertionError(out)
 
 
+def network(arch: Arch) -> Arch:
+    """What a file says of it: not what matters in training only, nor the heads, which BERT's has none of."""
+    return replace(arch, heads=Heads(), init=Normal(), dropout=Dropout())
+
+
 def parameters(model: Any, but: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
     return {n: p.detach() for n, p in model.named_parameters() if not n.startswith(but)}
 
@@ -74,18 +100,41 @@ def test_the_same_model_comes_back(tmp_path: Path, case: str) -> None:
     if not case.startswith("bert"):
         assert again.arch.heads == model.arch.heads
     assert again.name == ("llama" if case == "mistral-full" else model.name)  # a Mistral without its window is one
-    assert again.arch.position == model.arch.position and again.arch.mask == model.arch.mask
-    assert again.dims == model.dims
+    assert again.dims == model.dims and network(again.arch) == network(model.arch)
     want = parameters(model, ("pooler",))
     got = parameters(again)
     assert want.keys() == got.keys()
     for name, p in want.items():
-        assert torch.equal(got[name], p), name
+        if case.startswith("gemma") and "norm" in name:  # the file has what the network makes of it: their sum with 1
+            assert torch.equal(1 + got[name], 1 + p) and (got[name] - p).abs().max() <= 2**-24, name
+        else:
+            assert torch.equal(got[name], p), name
+    assert torch.equal(outputs(again, case), outputs(model, case))
+    torch.testing.assert_close(outputs(again, case), outputs(theirs, case), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "fields"),
+    [
+        ("llama", {}),
+        ("qwen2", {}),
+        ("qwen3", {"head_dim": 128}),
+        ("gemma2", {"head_dim": 256, "query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0,
+                    "final_logit_softcapping": 30.0}),
+        ("gemma3", {"head_dim": 256, "query_pre_attn_scalar": 256, "num_hidden_layers": 7, "layer_types": None}),
+    ],
+)  # fmt: skip
+def test_as_transformers_reads_it(tmp_path: Path, case: str, fields: dict[str, Any]) -> None:
+    """Transformers' own reader of GGUF, whose words for other widths of heads and caps are lacking."""
+    theirs, model = ours(case, tmp_path, **fields)
+    model.save(tmp_path / "x.gguf")
+    again = hf.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="x.gguf", dtype=torch.float32).eval()
+    assert type(again) is type(theirs)
     torch.testing.assert_close(outputs(again, case), outputs(theirs, case), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("word", ["float16", "bfloat16"])
-@pytest.mark.parametrize("case", ["llama", "gpt2", "t5", "bert-model"])
+@pytest.mark.parametrize("case", ["llama", "mixtral", "gemma3", "gpt2", "t5", "bert-model"])
 @pytest.mark.filterwarnings("ignore:.* is written without pooler")
 def test_half_precision_is_kept_bit_for_bit(tmp_path: Path, word: str, case: str) -> None:
     kind = getattr(torch, word)
@@ -100,7 +149,9 @@ def test_half_precision_is_kept_bit_for_bit(tmp_path: Path, word: str, case: str
     file = File(tmp_path / "y.gguf")
     for name, entry in file.entries.items():
         small = (
-            len(entry.shape) == 1 or "norm" in name or "rel_b" in name or name.startswith(("position", "token_types"))
+            len(entry.shape) == 1
+            or any(word in name for word in ("norm", "rel_b", "gate_inp"))
+            or name.startswith(("position", "token_types"))
         )
         assert file.get(name).dtype == (torch.float32 if small else kind), name
     assert file.metadata["general.file_type"] == {"float16": 1, "bfloat16": 32}[word]
@@ -164,8 +215,14 @@ def test_bert_without_its_heads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", list(ARCHITECTURES))
 def test_every_family_of_a_row(tmp_path: Path, arch: str) -> None:
     """Each family of the table at a tiny size of its own."""
+    tree = stemma.families.tree()
     for name in ARCHITECTURES[arch].families:
-        fixed = {"arch.position.distance": 128, "arch.position.buckets": 32} if arch == "t5" else {}
+        design = tiny(name)
+        fixed: dict[str, Any] = {"arch.position.distance": 128, "arch.position.buckets": 32} if arch == "t5" else {}
+        if design.arch.attention.scale_width is not None:
+            fixed["arch.attention.scale_width"] = float(design.dims.width)
+        if isinstance(getattr(design.arch.position, "scaling", None), Llama3Scaling):
+            fixed["arch.position.scaling.context"] = 8192
         design = tiny(name, **fixed)
         model = build(design)
         model.design, model.family = design, stemma.families.tree()[name]
@@ -175,9 +232,76 @@ def test_every_family_of_a_row(tmp_path: Path, arch: str) -> None:
         else:
             model.save(tmp_path / "x.gguf")
         again = stemma.load(tmp_path / "x.gguf")
-        assert again.family.name == name
+        assert File(tmp_path / "x.gguf").metadata["general.architecture"] == arch
+        assert again.dims == model.dims and network(again.arch) == network(design.arch)
+        first = next(f for f in ARCHITECTURES[arch].families if not differences(tree[f].arch, tree[name].arch))
+        assert again.family.name == first  # of several with one design, the oldest
         inputs = batch(design)
         assert torch.equal(run(again, inputs).hidden, run(model, inputs).hidden)
+
+
+@pytest.mark.parametrize("arch", list(ARCHITECTURES))
+def test_published_sizes(arch: str) -> None:
+    """Every published size of every family of a row is said by its keys and names of tensors alone, but for what no
+    architecture has."""
+    for name in ARCHITECTURES[arch].families:
+        for size in (family := stemma.families.tree()[name]).sizes:
+            design = family[size]
+            if isinstance(getattr(design.arch.position, "scaling", None), TruncatedScaling):
+                continue
+            plan = _plan(design, family, "float16")
+            again, _ = read_design(plan.arch, plan)
+            assert plan.arch.name == arch and again.dims == design.dims
+            assert not differences(network(again.arch), network(design.arch)), size
+            assert not plan.arch.head or not differences(again.arch.heads, design.arch.heads), size
+
+
+def test_q_k_and_v_apart_or_in_one(tmp_path: Path) -> None:
+    """ChatGLM's own files have them in one, which is how they are written; those of transformers' have them apart."""
+    design = tiny("glm-4")
+    model = build(design)
+    model.design, model.family = design, stemma.families.tree()["glm-4"]
+    model.save(tmp_path / "x.gguf")
+    file = File(tmp_path / "x.gguf")
+    n, kv = design.dims.heads * design.dims.width, design.dims.kv * design.dims.width
+    tensors = {}
+    for name in file:
+        data = file.get(name)
+        if ".attn_qkv." in name:
+            tensors |= {name.replace("qkv", x): t.numpy() for x, t in zip("qkv", data.split([n, kv, kv]), strict=True)}
+        else:
+            tensors[name] = data.numpy()
+    keys = {k: v for k, v in file.metadata.items() if k != "general.architecture"}
+    again = stemma.load(write(tmp_path / "y.gguf", "chatglm", keys, tensors))
+    assert len(tensors) == len(list(file)) + 4 * design.dims.layers and again.arch.attention.bias
+    for name, p in parameters(model).items():
+        assert torch.equal(parameters(again)[name], p), name
+    assert "blk.0.attn_q.weight" in str(again.ledger.loaded)
+
+
+def test_layers_with_a_window(tmp_path: Path) -> None:
+    near, all_ = Sliding(7), Causal()
+    key = "attention.sliding_window_pattern"
+    for name, mask, layers, window, pattern in (
+        ("gemma2", Cycle((near, all_)), 3, 7, None),
+        ("gemma2", Cycle((near, near, all_)), 4, 7, 3),
+        ("gemma2", Cycle((all_, near)), 3, 7, [False, True, False]),
+        ("gemma2", near, 3, 7, 0),
+        ("gemma2", all_, 3, None, 1),
+        ("gemma3", Cycle((near,) * 5 + (all_,)), 3, 7, None),
+        ("gemma3", Cycle((near, all_, all_)), 4, 7, [True, False, False, True]),
+        ("gemma3", near, 3, 7, 0),
+        ("gemma3", all_, 3, None, 1),
+    ):
+        local = {"arch.local": None} if name == "gemma3" and not isinstance(mask, Cycle) else {}
+        design = tiny(name, **{"arch.mask": mask, "dims.layers": layers, "arch.attention.scale_width": 10.0}, **local)
+        model = build(design)
+        model.design, model.family = design, stemma.families.tree()[name]
+        model.save(tmp_path / "x.gguf")
+        keys = File(tmp_path / "x.gguf").metadata
+        assert keys.get(f"{name}.attention.sliding_window") == window and keys.get(f"{name}.{key}") == pattern
+        again = stemma.load(tmp_path / "x.gguf")
+        assert (again.arch.mask, again.arch.local, again.arch.position) == (mask, model.arch.local, model.arch.position)
 
 
 # ---------------------------------------------------------------- refusals
@@ -185,7 +309,7 @@ def test_every_family_of_a_row(tmp_path: Path, arch: str) -> None:
 
 def test_what_gguf_has_no_name_for(tmp_path: Path) -> None:
     small = dict(d_model=48, layers=2, heads=4, d_ff=128, vocab=96, context=64)
-    some = "it has one for llama, mistral, gpt2, t5, t5-v1.1, bert"
+    some = "it has one for llama, llama2, .*, mixtral, qwen2, .*, gemma3, .*, command-r, gpt2, t5, t5-v1.1, bert"
     for size, changes, words in (
         ("gpt1", {}, f"no architecture for 'gpt1'; {some}"),
         ("roberta-base", {}, "'bert' architecture cannot say arch.position.padding=1"),
@@ -193,12 +317,28 @@ def test_what_gguf_has_no_name_for(tmp_path: Path) -> None:
         ("llama-7b", {"arch.mlp.act": "relu"}, "'llama' architecture cannot say arch.mlp.act=relu"),
         ("llama-7b", {"arch.attention.scaled": False}, "cannot say arch.attention.scaled=False"),
         ("llama-7b", {"arch.heads.lm": None}, "cannot say arch.heads.lm"),
+        ("longllama-3b", {"arch.mask.layers": (1,)}, "'llama' architecture cannot say arch.mask=Memory"),
+        ("qwen2-7b", {"arch.mask": Cycle((Sliding(7), Causal()))}, "'qwen2' architecture cannot say arch.mask"),
+        ("qwen3-8b", {"arch.attention.out_bias": True}, "'qwen3' architecture cannot say arch.attention.out_bias=True"),
+        ("qwen3-8b", {"arch.position.scaling": Llama3Scaling()}, "'qwen3' .* cannot say arch.position.scaling=Llama3"),
+        ("qwen3-8b", {"arch.position.scaling": YarnScaling(attention=1.0)}, "cannot say .*scaling.attention=1.0"),
+        ("gemma-2b", {"arch.heads.lm.tied": False}, "'gemma' .* takes the embeddings for its output matrix"),
+        ("gemma2-2b", {"arch.attention.softcap": None}, "'gemma2' architecture cannot say arch.attention.softcap=None"),
+        (
+            "gemma2-2b",
+            {"arch.attention.scale_width": 5.0},
+            r"cannot say arch.attention.scale_width=5.0 \(.* read 256.0",
+        ),
+        ("gemma3-1b", {"arch.attention.softcap": 5.0}, "'gemma3' architecture cannot say arch.attention.softcap=5.0"),
+        ("glm-4-9b", {"dims.head_dim": 16}, "'chatglm' .*attention.key_length is 16, but a head is 12 wide"),
+        ("command-r", {"arch.attention.qk_norm": HeadNorm()}, "'command-r' architecture cannot say .*qk_norm=HeadNorm"),
         ("gpt2", {"arch.mlp.act": "relu"}, "'gpt2' architecture cannot say arch.mlp.act=relu"),
         ("t5-small", {"arch.mlp.act": "silu"}, "'t5' architecture cannot say arch.mlp.act=silu"),
         ("t5-small", {"arch.position.distance": 64}, "cannot say arch.position.distance=64"),
         ("t5-small", {"arch.heads.lm.scaled": False}, "cannot say arch.heads.lm.scaled=False"),
     ):
         wide = {"head_dim": None} if size.startswith("t5") else {}
+        changes = {"dims.kv_heads": None, **changes}
         model = stemma.build(size, changes, **small, **wide)
         with pytest.raises(UsageError, match=words) as error:
             model.save(tmp_path / "x.gguf")

@@ -30,7 +30,11 @@ def mask_of(types: Any, window: Any) -> Mask:
         raise CheckpointError(f"layer_types={types!r} should be a list of one name a layer")
     if wrong := [t for t in types if not isinstance(t, str) or t not in NAMES]:
         raise CheckpointError(f"layer_types holds {wrong[0]!r}; known: {', '.join(NAMES)}")
-    slides = [NAMES[t] for t in types]
+    return repeating([NAMES[t] for t in types], window)
+
+
+def repeating(slides: Sequence[bool], window: Any) -> Mask:
+    """The mask of layers with a window (True) and without, in the shortest cycle that gives them."""
     period = next(p for p in range(1, len(slides) + 1) if all(s == slides[i % p] for i, s in enumerate(slides)))
     return cycle_of(slides[:period], window)
 

@@ -1,8 +1,8 @@
 """Models in GGUF files, the format of llama.cpp, in and out.
 
-`tables` says which key is which field of the design and which tensor is which parameter; `file` reads the bytes,
-`quants` undoes the quantisation, `vocab` makes the tokenizer; `write` makes files. A file of architecture `llama` has
-the rows of q and k in the order of Meta's own code (see `formats.rotary`).
+`tables` says which key is which field of the design and which tensor is which parameter, `parts` what several of them
+say together; `file` reads the bytes, `quants` undoes the quantisation, `vocab` makes the tokenizer; `write` makes
+files. A file of architecture `llama` has the rows of q and k in the order of Meta's own code (see `formats.rotary`).
 """
 
 from __future__ import annotations
@@ -22,16 +22,8 @@ from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.families.declare import Design, Family, Text
 from stemma.formats.gguf import quants, vocab
 from stemma.formats.gguf.file import File
-from stemma.formats.gguf.tables import (
-    ARCHITECTURES,
-    OPTIONAL,
-    UNTIED,
-    Architecture,
-    Reading,
-    Source,
-    decimal,
-    whole,
-)
+from stemma.formats.gguf.parts import UNTIED, Reading, Source, decimal, differences, whole
+from stemma.formats.gguf.tables import ARCHITECTURES, OPTIONAL, Architecture, apart
 from stemma.formats.names import Ledger, missing
 from stemma.formats.rotary import to_halves
 from stemma.nn.model import Model
@@ -106,7 +98,7 @@ def read_design(arch: Architecture, file: Source) -> tuple[Design, Ledger]:
         "text.eos_id": text.eos,
         "text.pad_id": text.pad,
     }
-    at = Reading(arch, keys, file, ledger)
+    at = Reading(arch.name, keys, file, ledger)
     try:
         design = spec.edit(arch.base(), changes)
         for part in arch.parts:
@@ -190,7 +182,7 @@ def _nearest(arch: Architecture, design: Design) -> tuple[Family, str]:
         for size in owner:
             known = owner[size]
             a, b = (spec.edit(x.arch, {"heads": known.arch.heads}) for x in (design, known))
-            if known.dims == design.dims and a == b:
+            if known.dims == design.dims and not differences(a, b):
                 return owner, size
 
     def distance(owner: Family) -> tuple[bool, int]:
@@ -217,7 +209,7 @@ def _fill(
 ) -> None:
     """Give every parameter its tensor. All names, types and shapes are right before anything is read."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    rows = arch.table(design)
+    rows = [one for r in arch.table(design) for one in apart(r, file)]
     for r in rows:
         if r.theirs not in file:
             raise missing(r.theirs, file, str(file.path))

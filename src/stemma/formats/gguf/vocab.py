@@ -48,10 +48,12 @@ PRE = {
     **dict.fromkeys(("default", "gpt-2", "gpt2", "phi-2", "roberta-bpe", "mpt", "olmo", "jais"), GPT2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), DIGITS),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "smaug-bpe"), LLAMA3),
+    **dict.fromkeys(("chatglm-bpe", "glm4"), LLAMA3),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), QWEN),
     "tekken": TEKKEN,
 }
-BEGIN = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken")  # bos first; whole words before merges
+BEGIN = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken")  # bos first
+WHOLE = (*BEGIN, "glm4")  # whole words before merges
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def _byte_level(keys: _Keys, tokens: list[str], kinds: list[int]) -> tokenizers.
         )
     vocab = {token: i for i, token in enumerate(tokens)}
     try:
-        out = Tokenizer(models.BPE(vocab, [_pair(line) for line in lines], ignore_merges=pre in BEGIN))
+        out = Tokenizer(models.BPE(vocab, [_pair(line) for line in lines], ignore_merges=pre in WHOLE))
     except Exception as error:  # the library raises bare exceptions
         raise CheckpointError(f"{PREFIX}merges do not fit {PREFIX}tokens: {error}") from error
     out.pre_tokenizer = _words(PRE[pre])

@@ -13,7 +13,7 @@ from typing import Any
 
 from stemma.errors import CheckpointError, UsageError
 from stemma.formats.gguf import vocab
-from stemma.formats.gguf.vocab import BEGIN, DIGITS, GPT2, LLAMA3, PADDING, PRE, PREFIX, QWEN, ROLES, TEKKEN
+from stemma.formats.gguf.vocab import DIGITS, GPT2, LLAMA3, PADDING, PRE, PREFIX, QWEN, ROLES, TEKKEN, WHOLE
 from stemma.text import Tokenizer, spm
 
 # the word to write for each rule of cutting
@@ -116,7 +116,7 @@ def _byte_level(tokenizer: Tokenizer) -> dict[str, Any]:
     whole = bool(state["model"].get("ignore_merges"))
     words = [PREFERRED[rule] for rule in PREFERRED if _cut(vocab._words(rule)) == _plain(state["pre_tokenizer"])]
     words += [w for w, rule in PRE.items() if words and rule == PRE[words[0]] and w != "default"]
-    name = next((w for w in words if (w in BEGIN) == whole), None)
+    name = next((w for w in words if (w in WHOLE) == whole), None)
     if name is None or (state["normalizer"] or {}).get("type", "NFC") != "NFC":
         raise UsageError(
             "llama.cpp has no name for how this tokenizer cuts words; known are "

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stemma import formats, spec
+from stemma import formats
 from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError
 from stemma.families.declare import Design, Family
 from stemma.formats import gguf as reader
 from stemma.formats import tensors
 from stemma.formats.gguf import quants, vocab_write
 from stemma.formats.gguf.file import Entry
+from stemma.formats.gguf.parts import differences
 from stemma.formats.gguf.tables import ARCHITECTURES, COUNTS, EXACT, Architecture
 from stemma.formats.gguf.vocab import PREFIX
 from stemma.formats.names import Row
@@ -146,7 +147,7 @@ def _of(arch: Architecture, design: Design, word: str) -> Plan:
         replace(d, arch=replace(d.arch, init=Normal(), dropout=Dropout(), heads=h))
         for d, h in ((design, heads), (again, again.arch.heads))
     )
-    lost = [c for c in spec.diff(a, b) if c.path.split(".")[0] in ("arch", "dims")]
+    lost = [c for c in differences(a, b) if c.path.split(".")[0] in ("arch", "dims")]
     if lost:
         raise UsageError(
             f"GGUF's {arch.name!r} architecture cannot say {lost[0].path}={lost[0].old} (it would read {lost[0].new})"

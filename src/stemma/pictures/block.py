@@ -257,7 +257,7 @@ def disentangled(spec: parts.Disentangled, dims: Dims) -> tuple[list[str], tuple
     products = [product(Factor("q"), "k", label="c2c")]
     products += [product(Factor("q"), Factor("K", place=True), label="c2p")] if spec.c2p else []
     products += [product(Factor("k"), Factor("Q", place=True), label="p2c")] if spec.p2c else []
-    said += [f"their sum divided by √({len(products)} × {dims.width})"]
+    said += [f"their sum divided by √({len(products)}·{dims.width})"]
     said += rest(spec, "distance", "buckets", "c2p", "p2c", "shared", "norm")
     return said, scores(*products)
 

@@ -165,7 +165,10 @@ def vector(factor: Factor, x: float, y: float, w: float) -> str:
         at += part
         if i < len(factor.turn) - 1:
             out.append(f'<path class="wire" d="M{at:.1f} {y:.1f}v{BOX}"/>')
-    out.append(f'<text x="{x + w / 2:.1f}" y="{y + 14.4:.1f}" text-anchor="middle">{escape(factor.name)}</text>')
+    n = max(1, len(factor.turn))  # parts that turn apart are named apart
+    for i in range(n):
+        middle = x + w * (i + 0.5) / n
+        out.append(f'<text x="{middle:.1f}" y="{y + 14.4:.1f}" text-anchor="middle">{escape(factor.name)}</text>')
     return "".join(out)
 
 
@@ -228,12 +231,14 @@ def experts(x: float, y: float, room: float, n: int, active: int) -> tuple[float
     fan = ""
     for i in range(n):
         at = left + i * step
-        bars[i in chosen] += f"M{at:.2f} {top:.1f}h{w:.2f}v{foot - top:.1f}h-{w:.2f}Z"
+        wide = max(w, 3.0) if i in chosen else w
+        bars[i in chosen] += f"M{at + (w - wide) / 2:.2f} {top:.1f}h{wide:.2f}v{foot - top:.1f}h-{wide:.2f}Z"
         if i in chosen:
             centre = at + w / 2
             fan += f"M{mid} {y + 96:.1f}L{centre:.1f} {foot + 2:.1f}M{centre:.1f} {top - 2:.1f}L{mid} {y + 10 + r:.1f}"
+    idle = "idle" if n <= 32 else "idle many"
     drawn = (
-        f'<path class="wire" d="{fan}"/><path class="idle" d="{bars[False]}"/><path class="fill" d="{bars[True]}"/>'
+        f'<path class="wire" d="{fan}"/><path class="{idle}" d="{bars[False]}"/><path class="fill" d="{bars[True]}"/>'
         f'<circle class="sum" cx="{mid}" cy="{y + 10:.1f}" r="{r}"/>'
         f'<path class="plus" d="M{mid - 4.5} {y + 10:.1f}h9M{mid} {y + 5.5:.1f}v9"/>'
         f'<text class="small" x="{mid + 15:.1f}" y="{y + 14:.1f}">by weight</text>' + small(mid, y + 96, 70, "router")

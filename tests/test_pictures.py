@@ -577,6 +577,9 @@ PROBE = """<script>addEventListener('load', () => {
   out.loaded = performance.getEntriesByType('resource').map(r => r.name).filter(n => !n.startsWith('data:'));
   out.width = [document.documentElement.scrollWidth, innerWidth];
   out.boxes = $('.row .box, .row .delta').filter(seen).filter(e => e.textContent).map(e => [e.textContent, ...rect(e)]);
+  const inked = e => { const r = document.createRange(); r.selectNodeContents(e); return e.textContent ? rect(r) : rect(e); };
+  out.tools = $('.tools input, .tools output').filter(seen).map(e => [e.id, ...inked(e)]);
+  out.tools.push(...$('#theme').map(e => [e.id, ...rect(e)]));
   out.panel = seen(document.getElementById('panel') || document.body);
   out.line = $('.row.line').map(e => e.dataset.name);
   out.edges = $('.edge.on').map(e => e.dataset.to);
@@ -591,8 +594,16 @@ PROBE = """<script>addEventListener('load', () => {
   const pre = document.createElement('pre');
   pre.id = 'probe';
   pre.textContent = JSON.stringify(out);
-  document.body.append(pre);
+  if (parent === window) document.body.append(pre); else parent.postMessage(pre.textContent, '*');
 });</script>"""
+# Headless windows are at least 500 pixels wide; a telephone's page stands in a frame.
+FRAME = """<!doctype html><style>body {{ margin: 0 }} iframe {{ border: 0; width: {w}px; height: {h}px }}</style>
+<script>addEventListener('message', event => {{
+  const pre = document.createElement('pre');
+  pre.id = 'probe';
+  pre.textContent = event.data;
+  document.body.append(pre);
+}});</script><iframe src="{src}"></iframe>"""
 WATCH = """<script>window.errors = [];
 addEventListener('error', e => errors.push(String(e.message)));
 console.error = console.warn = (...a) => errors.push(a.join(' '));</script>"""
@@ -627,16 +638,20 @@ def browse(chromium: list[str], tmp_path: Path) -> Browse:
         probe = PROBE.replace("ACTION", action)
         page.write_text(text.replace("<head>", "<head>" + WATCH, 1).replace("</body>", probe + "</body>"), "utf-8")
         command = [*chromium, f"--window-size={size}", "--virtual-time-budget=3000", "--dump-dom"]
-        done = subprocess.run(
-            [*command, page.as_uri() + fragment], capture_output=True, encoding="utf-8", timeout=120, check=False
-        )
+        address = page.as_uri() + fragment
+        w, h = size.split(",")
+        if int(w) < 500:
+            frame = tmp_path / "frame.html"
+            frame.write_text(FRAME.format(w=w, h=h, src=html.escape(address)), "utf-8")
+            address = frame.as_uri()
+        done = subprocess.run([*command, address], capture_output=True, encoding="utf-8", timeout=120, check=False)
         found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.S)
         assert found, done.stderr[-2000:]
         data: Probe = json.loads(html.unescape(found[1]))
         assert data["errors"] == []
         assert data["loaded"] == []
         assert data["small"] == []
-        assert data["width"][0] <= data["width"][1]
+        assert data["width"][0] <= data["width"][1] == int(w)
         return data | data["steps"][-1]
 
     return open_page
@@ -703,6 +718,15 @@ def test_search_dims_the_others(browse: Browse, small_page: str) -> None:
     assert button["hash"] == "#search=encoder" and button["hits"] == steps[1]["hits"]
     linked = browse(small_page, "#search=Encoder-Decoder%20gated&family=bert")
     assert linked["hits"] == steps[2]["hits"] and linked["article"] == ["bert"]
+
+
+@pytest.mark.parametrize("size", ["1280,900", "800,900", "390,844"])
+def test_the_tools_stand_apart_while_searching(browse: Browse, small_page: str, size: str) -> None:
+    found = browse(small_page, "#search=encoder&theme=light", size)
+    assert [name for name, *_ in found["tools"]] == ["search", "found", "theme"]
+    apart([[name, *(n + pad for n, pad in zip(r, (0, 0, 2, 0), strict=True))] for name, *r in found["tools"]])
+    search, output, _ = (r for _, *r in found["tools"])
+    assert search[2] - search[0] > 100 and output[2] - output[0] > 50
 
 
 def test_pointing_focus_keys_and_clicks(browse: Browse, small_page: str) -> None:

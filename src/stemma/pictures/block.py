@@ -162,8 +162,9 @@ def beside(design: Design) -> list[Item]:
             if f.name in drawn or (inner == f.default and (part == "dims" or inner is None)):
                 continue
             said = ", ".join([type(inner).__name__, *rest(inner)]) if isinstance(inner, Spec) else value_text(inner)
-            none = f.name == "dropout" and inner == f.default
-            found.append(Item(path, f.name.replace("_", " "), ("none" if none else said,), (path,)))
+            if isinstance(inner, parts.Dropout):  # whose name would only be said again
+                said = ", ".join(rest(inner)) or "none"
+            found.append(Item(path, f.name.replace("_", " "), (said,), (path,)))
     return found
 
 
@@ -217,7 +218,7 @@ def position(spec: Spec, arch: Arch, dims: Dims) -> tuple[str, Item]:
             place, said, sketch = "attention", rotary(spec), scores(turned((spec.share,)))
         case parts.BlankRotary():
             said = ["rotary: half of q and k turns by the place in the text, half by that in the blank"]
-            said += [f"base {spec.base:g}", *rest(spec, "base")]
+            said += [f"base {spec.base:,.10g}", *rest(spec, "base")]
             place, sketch = "attention", scores(turned((0.5, 0.5)))
         case parts.Buckets():
             each = ", a table in every layer" if isinstance(spec, parts.LayerBuckets) else ", one table a stack"
@@ -305,7 +306,7 @@ def attention(arch: Arch, dims: Dims, key: str, title: str, chips: tuple[Item, .
             said += [] if spec.scaled else ["scores not scaled"]
             said += [] if spec.scale_width is None else [f"scores divided by √{spec.scale_width:g}"]
             said += [] if spec.qk_norm is None else [f"{type(spec.qk_norm).__name__} of q and k of each head"]
-            said += [] if spec.softcap is None else [f"scores s become {spec.softcap:g} tanh(s / {spec.softcap:g})"]
+            said += [] if spec.softcap is None else [f"scores s become {spec.softcap:g} tanh(s/{spec.softcap:g})"]
             said += rest(spec, "bias", "out_bias", "key_bias", "scaled", "scale_width", "qk_norm", "softcap")
             return Item(key, title, (numbers, *said), paths, chips, ("heads", dims.heads, dims.kv))
         case _:
@@ -482,7 +483,7 @@ def heads(arch: Arch, dims: Dims) -> list[Item]:
             said += ["hidden state divided by √d"] if spec.lm.scaled else []
             said += [f"times {spec.lm.factor:g}"] if spec.lm.factor != 1 else []
             cap = spec.lm.softcap
-            said += [] if cap is None else [f"a logit x becomes {cap:g} tanh(x / {cap:g})"]
+            said += [] if cap is None else [f"a logit x becomes {cap:g} tanh(x/{cap:g})"]
             said += rest(spec.lm, "tied", "scaled", "bias", "factor", "softcap")
             found.append(Item("lm", "logits", tuple(said), ("arch.heads.lm",)))
         case parts.MLMHead():

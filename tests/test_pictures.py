@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import typing
 from collections.abc import Callable
 from itertools import combinations, product
 from pathlib import Path
@@ -19,18 +20,25 @@ from forest import grown
 from stemma import families, pictures, spec
 from stemma.errors import UsageError
 from stemma.families.declare import About, Design
+from stemma.nn import parts
 from stemma.nn.parts import FanIn, PreNorm
-from stemma.pictures import block, diff, figure, marks, tree
+from stemma.pictures import block, diff, figure, marks, sketches, tree
 from stemma.pictures.layout import BOX, ROW, layout
 from stemma.report.html import asset
-from stemma.report.words import PARTS, children
+from stemma.report.words import PARTS, children, compare
 from stemma.spec import Spec
 from test_cli import Call, call  # noqa: F401
 from test_report import Checker
 
 EVIL = '</script><script>alert("1")</script> & <b>'
 PAIRS = [("bert", "roberta"), ("gpt2", "llama"), ("t5", "mistral"), ("transformer", "t5"), ("bert", "gpt1"),
-         ("bert-base-uncased", "roberta-base"), ("llama-7b", "llama-65b"), ("gpt2", "gpt2")]  # fmt: skip
+         ("bert-base-uncased", "roberta-base"), ("llama-7b", "llama-65b"), ("gpt2", "gpt2"), ("palm", "llama"),
+         ("palm", "command-r"), ("xlnet", "bert"), ("deberta-v2", "albert"), ("glm-130b", "glm"), ("chatglm", "unilm"),
+         ("gemma3", "longllama"), ("mixtral", "qwen3-moe"), ("umt5", "transformer"), ("electra", "deberta-v3")]  # fmt: skip
+# every shape that a block can have stands in one of these
+SHAPES = [("palm", "llama"), ("xlnet", "deberta-v2"), ("chatglm", "gemma3"), ("qwen3-moe", "longllama"),
+          ("unilm", "albert"), ("glm", "umt5")]  # fmt: skip
+PUBLISHED = sorted(name for name, f in families.tree().items() if f.edge != "unpublished")
 
 
 class Page(Checker):
@@ -194,25 +202,29 @@ def test_contrast(theme: int, names: tuple[str, ...]) -> None:
 # ---------------------------------------------------------------- two networks
 
 
-@pytest.mark.parametrize(("a", "b"), PAIRS)
-def test_every_change_is_listed_and_marked(a: str, b: str) -> None:
-    text = diff.render(a, b)
+def check_marks(text: str, a: str, b: str) -> None:
+    """Every difference of two designs is listed on their page, and marked where the drawing has it."""
     page = whole(text)
-    designs = families.design(a), families.design(b)
-    changes = diff.design_changes(*designs)
+    changes = diff.design_changes(families.design(a), families.design(b))
+    _, _, declared = compare(a, b)  # what a size sets anew differs between families and not between the sizes drawn
     listed = [attrs["data-path"] for attrs in page.having("data-path")]
-    assert sorted(listed, key=str) == sorted(c.path for c in changes)
-    marked = [
+    assert set(listed) == {c.path for c in (*changes, *declared)}
+    marked = {
         path
         for attrs in page.having("data-paths")
         if {"changed", "only"} & set((attrs.get("class") or "").split())
         for path in (attrs["data-paths"] or "").split()
-    ]
+    }
     for change in changes:
         if change.path.startswith(("arch.", "dims.")) and change.path != "arch.structure":
             assert any(diff.touches(change.path, path) for path in marked), change.path
     if not changes:
-        assert marked == [] and "Nothing differs" in text
+        assert not marked and "Nothing differs" in text
+
+
+@pytest.mark.parametrize(("a", "b"), PAIRS)
+def test_every_change_is_listed_and_marked(a: str, b: str) -> None:
+    check_marks(diff.render(a, b), a, b)
 
 
 def test_what_stands_where() -> None:
@@ -331,14 +343,143 @@ def test_boxes_of_a_stack_do_not_overlap(a: str, b: str) -> None:
         places = sorted(plan.places.values(), key=lambda p: p.y)
         assert all(one.end < two.y for one, two in combinations(places, 2))
         assert places[0].y > 0 and places[-1].end < plan.height
+        if plan.fork is not None:  # it takes the room of boxes that another side has one above the other
+            above, below = plan.places["mlp.sum"], plan.places["attention.pre"]
+            assert above.end < plan.fork.y and plan.fork.end < below.y
         for stack in group:
             for item in (*stack.before, *stack.block, *stack.after):
                 if isinstance(item, block.Item):
                     assert figure.box_height(item) <= plan.places[item.key].h
-            inside = [plan.places[i.key] for i in stack.block]
+            if stack.fork is not None:
+                assert all(figure.box_height(b, figure.BRANCH_W) <= plan["fork"].h for b in stack.fork.items)
+            inside = [plan[i.key] for i in stack.block]
             assert all(plan.frame.y < p.y and p.end < plan.frame.end for p in inside)
             chips = [p for _, _, _, p in figure.frame_chips(stack, plan.frame.y)]
             assert max(p.end for p in chips) < min(p.y for p in inside)
+
+
+# ---------------------------------------------------------------- every component has its shape
+
+
+def drawn(design: Design) -> list[str]:
+    """The stacks of a design as SVG, by themselves."""
+    own = block.stacks(design)
+    return [figure.draw(stack, figure.plan([stack]), lambda _: ("", ""), label=stack.role) for stack in own]
+
+
+def shape(svg: str) -> tuple[int, ...]:
+    """Sums, residual lines, factors on them, boxes and wires: what a drawing is told apart by."""
+    return tuple(svg.count(f'class="{css}"') for css in ("wire skip", "chip scale", "box", "wire"))
+
+
+def with_residual(residual: parts.Residual, name: str = "gpt2") -> Design:
+    design = families.design(name)
+    return dataclasses.replace(design, arch=dataclasses.replace(design.arch, residual=residual))
+
+
+def test_each_residual_draws_a_shape_of_its_own() -> None:
+    kinds = typing.get_args(parts.Residual)
+    shapes = {}
+    for kind in kinds:
+        (svg,) = drawn(with_residual(kind()))
+        Page(svg)
+        assert "unknown" not in svg and "loose" not in svg
+        order = [i.key for i in block.stacks(with_residual(kind()))[0].block]
+        shapes[kind] = (*shape(svg), *order)
+    assert len(set(shapes.values())) == len(kinds)
+    # one sum of three terms, two sums else; a factor on each stream; norms on both sides
+    assert shapes[parts.Parallel][0] == 1 and all(shapes[k][0] == 2 for k in kinds if k is not parts.Parallel)
+    assert shapes[parts.DeepNorm][1] == 2 and all(shapes[k][1] == 0 for k in kinds if k is not parts.DeepNorm)
+    assert shapes[parts.Sandwich][4:8] == ("attention.pre", "attention.in", "attention.out", "attention.sum")
+    assert shapes[parts.Parallel][4:] == ("attention.pre", "fork", "mlp.sum")
+
+
+@pytest.mark.parametrize("kind", typing.get_args(parts.Residual))
+def test_each_residual_joins_the_encoder_too(kind: type[parts.Residual]) -> None:
+    """Three branches, with the encoder's output led to the middle one."""
+    encoder, decoder = drawn(with_residual(kind(), "t5"))
+    assert decoder.count('class="wire memory"') == 1 and "memory" not in encoder
+    text = diff.pictures((with_residual(kind(), "t5"),) * 2, ("a", "b"), [])
+    assert text.count('class="wire memory"') == 4
+
+
+def test_the_factor_of_deepnorm() -> None:
+    design = families.design("glm-130b")
+    scales = [i for s in block.stacks(design) for i in s.items if i.key.endswith(".scale")]
+    assert [i.title for i in scales] == ["× 11.8"] * 2  # sqrt(2 * 70)
+    changes = diff.design_changes(families.design("bert"), design)
+    mark = diff.marker(block.stacks(families.design("bert"))[0], changes)
+    assert {mark(i)[0] for i in scales} == {"only"}
+
+
+POSITIONS: dict[type[Spec], tuple[str, str]] = {
+    parts.Sinusoidal: ("transformer", "waves"), parts.Learned: ("gpt2", "table"), parts.BlankLearned: ("glm", "table"),
+    parts.Rotary: ("llama", "scores"), parts.BlankRotary: ("chatglm", "scores"), parts.Buckets: ("t5", "scores"),
+    parts.LayerBuckets: ("umt5", "scores"), parts.Disentangled: ("deberta", "scores"),
+    parts.RelativeSinusoidal: ("xlnet", "scores"),
+}  # fmt: skip
+
+
+def test_each_position_is_drawn() -> None:
+    assert set(POSITIONS) == set(typing.get_args(parts.Position))
+    seen = set()
+    for kind, (name, sketch) in POSITIONS.items():
+        design = families.design(name)
+        assert type(design.arch.position) is kind
+        (item,) = (i for i in block.stacks(design)[-1].items if i.key == "position")
+        assert item.known and item.sketch[0] == sketch
+        assert drawn(design)[-1].count(f'class="sketch {sketch}"') == 1
+        seen.add(item.sketch)
+    assert len(seen) == len(POSITIONS) - 1  # a table of buckets a stack or a layer: that the words say
+    (item,) = (i for i in block.stacks(families.design("deberta"))[0].items if i.key == "position")
+    assert [t.label for t in item.sketch[1:]] == ["c2c", "c2p", "p2c"]
+    (svg,) = drawn(families.design("chatglm"))
+    assert svg.count('class="turn"') == 4 and drawn(families.design("llama"))[0].count('class="turn"') == 2
+
+
+def test_each_mask_is_drawn() -> None:
+    kinds = {*typing.get_args(parts.Mask), *typing.get_args(parts.LayerMask)} - {parts.Recall}  # Memory draws it
+    grids = {kind: block.mask(kind(), ()).sketch for kind in kinds}
+    assert all(sketch[0] in ("mask", "masks") for sketch in grids.values())
+    assert len(set(grids.values())) == len(kinds)
+    for sketch in grids.values():
+        for name in sketch[1:]:
+            ink = sketches.mask(0, 0, name)
+            assert 'class="fill"' in ink and ink.count("h3.8") in range(6, 37)
+    assert block.mask(families.family("gemma3").arch.mask, ()).sketch == ("masks", *["sliding"] * 5, "causal")
+    assert not any(sketches.sees("query", i, i) for i in range(6)) and sketches.sees("content", 2, 2)
+    assert sketches.sees("prefix", 0, 2) and not sketches.sees("prefix", 0, 3)
+
+
+def test_two_streams_run_through_the_same_boxes() -> None:
+    (svg,) = drawn(families.design("xlnet"))
+    (one,) = drawn(families.design("bert"))
+    assert svg.count('class="sum"') == 4 and one.count('class="sum"') == 2
+    keys = {i.key for i in block.stacks(families.design("xlnet"))[0].items}
+    assert {"streams", "memory", "query"} <= keys
+    (long,) = (i for i in block.stacks(families.design("longllama"))[0].items if i.key == "memory")
+    assert long.sketch == ("store",) and "6, 12, 18" in long.text[1]
+
+
+@pytest.mark.parametrize(("name", "n", "k"), [("mixtral-8x7b", 8, 2), ("qwen3-30b-a3b", 128, 8)])
+def test_experts_fan_out(name: str, n: int, k: int) -> None:
+    (item,) = (i for i in block.stacks(families.design(name))[0].boxes if i.key == "mlp.in")
+    assert item.sketch == ("experts", n, k) and item.text[0].startswith(f"{k} of {n} ")
+    _, ink = sketches.experts(0, 0, 218, n, k)
+    fan, idle, taken = re.findall(r'<path class="(?:wire|idle|idle many|fill)" d="([^"]*)"', ink)
+    assert (fan.count("L"), idle.count("Z"), taken.count("Z")) == (2 * k, n - k, k)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_family_is_drawn_beside_its_parent(name: str) -> None:
+    family = families.family(name)
+    assert all(i.known for s in block.stacks(families.design(name)) for i in s.items)  # nothing in words only
+    for svg in drawn(families.design(name)):
+        Page(svg)
+    parent = family.parent
+    if parent is None or parent.edge == "unpublished":
+        return
+    check_marks(diff.render(parent.name, name), parent.name, name)
 
 
 def test_wrapping_keeps_every_word() -> None:
@@ -436,6 +577,9 @@ PROBE = """<script>addEventListener('load', () => {
   out.loaded = performance.getEntriesByType('resource').map(r => r.name).filter(n => !n.startsWith('data:'));
   out.width = [document.documentElement.scrollWidth, innerWidth];
   out.boxes = $('.row .box, .row .delta').filter(seen).filter(e => e.textContent).map(e => [e.textContent, ...rect(e)]);
+  const inked = e => { const r = document.createRange(); r.selectNodeContents(e); return e.textContent ? rect(r) : rect(e); };
+  out.tools = $('.tools input, .tools output').filter(seen).map(e => [e.id, ...inked(e)]);
+  out.tools.push(...$('#theme').map(e => [e.id, ...rect(e)]));
   out.panel = seen(document.getElementById('panel') || document.body);
   out.line = $('.row.line').map(e => e.dataset.name);
   out.edges = $('.edge.on').map(e => e.dataset.to);
@@ -444,14 +588,22 @@ PROBE = """<script>addEventListener('load', () => {
     .filter(e => parseFloat(getComputedStyle(e).fontSize) < 12 && !['SCRIPT', 'STYLE'].includes(e.tagName)).map(e => e.outerHTML.slice(0, 90));
   out.spills = $('svg.stack .box, svg.stack .chip').flatMap(g => {
     const frame = rect(g.querySelector('rect'));
-    return [...g.querySelectorAll(':scope > text')].map(t => [t.textContent, rect(t)])
+    return [...g.querySelectorAll('text, .sketch')].map(t => [t.textContent || g.dataset.key, rect(t)])
       .filter(([, r]) => r[0] < frame[0] || r[2] > frame[2] || r[1] < frame[1] - 1 || r[3] > frame[3] + 1).map(([t]) => t);
   });
   const pre = document.createElement('pre');
   pre.id = 'probe';
   pre.textContent = JSON.stringify(out);
-  document.body.append(pre);
+  if (parent === window) document.body.append(pre); else parent.postMessage(pre.textContent, '*');
 });</script>"""
+# Headless windows are at least 500 pixels wide; a telephone's page stands in a frame.
+FRAME = """<!doctype html><style>body {{ margin: 0 }} iframe {{ border: 0; width: {w}px; height: {h}px }}</style>
+<script>addEventListener('message', event => {{
+  const pre = document.createElement('pre');
+  pre.id = 'probe';
+  pre.textContent = event.data;
+  document.body.append(pre);
+}});</script><iframe src="{src}"></iframe>"""
 WATCH = """<script>window.errors = [];
 addEventListener('error', e => errors.push(String(e.message)));
 console.error = console.warn = (...a) => errors.push(a.join(' '));</script>"""
@@ -486,16 +638,20 @@ def browse(chromium: list[str], tmp_path: Path) -> Browse:
         probe = PROBE.replace("ACTION", action)
         page.write_text(text.replace("<head>", "<head>" + WATCH, 1).replace("</body>", probe + "</body>"), "utf-8")
         command = [*chromium, f"--window-size={size}", "--virtual-time-budget=3000", "--dump-dom"]
-        done = subprocess.run(
-            [*command, page.as_uri() + fragment], capture_output=True, encoding="utf-8", timeout=120, check=False
-        )
+        address = page.as_uri() + fragment
+        w, h = size.split(",")
+        if int(w) < 500:
+            frame = tmp_path / "frame.html"
+            frame.write_text(FRAME.format(w=w, h=h, src=html.escape(address)), "utf-8")
+            address = frame.as_uri()
+        done = subprocess.run([*command, address], capture_output=True, encoding="utf-8", timeout=120, check=False)
         found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.S)
         assert found, done.stderr[-2000:]
         data: Probe = json.loads(html.unescape(found[1]))
         assert data["errors"] == []
         assert data["loaded"] == []
         assert data["small"] == []
-        assert data["width"][0] <= data["width"][1]
+        assert data["width"][0] <= data["width"][1] == int(w)
         return data | data["steps"][-1]
 
     return open_page
@@ -564,6 +720,15 @@ def test_search_dims_the_others(browse: Browse, small_page: str) -> None:
     assert linked["hits"] == steps[2]["hits"] and linked["article"] == ["bert"]
 
 
+@pytest.mark.parametrize("size", ["1280,900", "800,900", "390,844"])
+def test_the_tools_stand_apart_while_searching(browse: Browse, small_page: str, size: str) -> None:
+    found = browse(small_page, "#search=encoder&theme=light", size)
+    assert [name for name, *_ in found["tools"]] == ["search", "found", "theme"]
+    apart([[name, *(n + pad for n, pad in zip(r, (0, 0, 2, 0), strict=True))] for name, *r in found["tools"]])
+    search, output, _ = (r for _, *r in found["tools"])
+    assert search[2] - search[0] > 100 and output[2] - output[0] > 50
+
+
 def test_pointing_focus_keys_and_clicks(browse: Browse, small_page: str) -> None:
     last = layout(children(None)).nodes[-1].family.name
     wanted = [
@@ -603,7 +768,7 @@ def test_a_tap_on_a_telephone_opens_the_sheet(browse: Browse, small_page: str) -
 
 
 @pytest.mark.parametrize("size", ["1280,900", "390,844"])
-@pytest.mark.parametrize(("a", "b"), PAIRS[2:4])
+@pytest.mark.parametrize(("a", "b"), [*PAIRS[2:4], *SHAPES])
 def test_two_networks_in_a_browser(browse: Browse, a: str, b: str, size: str) -> None:
     found = browse(diff.render(a, b), "#theme=dark", size)
     assert found["spills"] == []

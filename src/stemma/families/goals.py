@@ -84,7 +84,7 @@ class RTD(Spec):
 
 @dataclass(frozen=True)
 class NGrams(Spec):
-    """ALBERT's (Lan et al. 2019, arXiv:1909.11942, sections 3.1 and 4.1): masked n-grams of 1 to `longest` whole words,
+    """Masked n-grams (ALBERT: Lan et al. 2019, arXiv:1909.11942, sections 3.1 and 4.1) of 1 to `longest` whole words,
     drawn with probability proportional to 1/n, until `rate` of the tokens are chosen; they are replaced as in `MLM`.
     Beside it the order of two consecutive segments, which are swapped half of the time. `copies` as in `MLM`."""
 

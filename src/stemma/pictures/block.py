@@ -8,6 +8,7 @@ named beside the others; what has no place in the drawing is listed below it. So
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +36,38 @@ class Item:
 
 @dataclass(frozen=True)
 class Sum:
-    """Where a branch is added to the residual stream; `key` names its place, `below` the lowest box of the branch."""
+    """Where branches are added to the residual stream; `key` names its place, `below` the lowest box of the branch,
+    which the stream leaves below; `scale`: what the stream is multiplied by before."""
 
     key: str
     below: str
+    scale: Item | None = None
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Branches side by side that read one input and end in one sum."""
+
+    items: tuple[Item, ...]
+    key: str = "fork"
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A vector in a product of a score. `turn`: the parts of it that turn with a position, from its beginning, each
+    with its share of the width; `place`: it stands for a position, not for a token."""
+
+    name: str
+    turn: tuple[float, ...] = ()
+    place: bool = False
+
+
+@dataclass(frozen=True)
+class Term:
+    """A product in a score, and what it is called."""
+
+    factors: tuple[Factor, ...]
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,9 +76,10 @@ class Stack:
 
     role: str
     before: tuple[Item, ...]
-    block: tuple[Item | Sum, ...]
+    block: tuple[Item | Sum | Fork, ...]
     after: tuple[Item, ...]
     frame: tuple[Item, ...]  # what is said of the block as a whole: how often, how its norms stand
+    streams: int = 1  # streams of hidden states that run through the blocks
 
     @property
     def wired(self) -> bool:
@@ -57,20 +87,34 @@ class Stack:
         return all(item.known for item in self.frame)
 
     @property
+    def boxes(self) -> list[Item]:
+        """Every box, from the bottom to the top."""
+        block = [item for b in self.block for item in (b.items if isinstance(b, Fork) else (b,))]
+        return [*self.before, *(b for b in block if isinstance(b, Item)), *self.after]
+
+    @property
+    def fork(self) -> Fork | None:
+        return next((b for b in self.block if isinstance(b, Fork)), None)
+
+    @property
     def items(self) -> list[Item]:
-        """Every box and chip."""
-        boxes = [*self.before, *(b for b in self.block if isinstance(b, Item)), *self.after, *self.frame]
-        return [item for box in boxes for item in (box, *box.chips)]
+        """Every box and chip, and the factors of residual streams."""
+        scales = [b.scale for b in self.block if isinstance(b, Sum) and b.scale is not None]
+        return [item for box in (*self.boxes, *self.frame, *scales) for item in (box, *box.chips)]
 
 
 # Places from the bottom to the top; those in the middle stand in the block.
 BEFORE = ("text", "embed", "embed_norm")
 BRANCHES = ("attention", "cross", "mlp")
-BLOCK = tuple(f"{branch}.{place}" for branch in BRANCHES for place in ("pre", "in", "sum", "post"))
+BLOCK = tuple(f"{branch}.{place}" for branch in BRANCHES for place in ("pre", "in", "out", "sum", "post"))
 AFTER = ("final", "heads", "target")
-DRAWN = {"structure", "position", "norm", "residual", "attention", "mask", "mlp", "heads", "embed_norm", "embed_scale"}
+DRAWN = {
+    *("structure", "position", "norm", "residual", "attention", "mask", "mlp", "heads", "embed_norm", "embed_scale"),
+    *("local", "convolution", "streams"),
+}
 WIDTHS = {
     *("d_model", "layers", "heads", "d_ff", "vocab", "context", "kv_heads", "head_dim", "decoder_layers", "segments"),
+    *("embed", "groups", "inner", "languages", "experts", "active"),
 }
 
 
@@ -86,7 +130,7 @@ def stack(design: Design, role: str) -> Stack:
     last = role != "encoder" or not both  # the encoder of an encoder-decoder ends in the decoder's attention
     deep = dims.depth if both and role == "decoder" else dims.layers
     layers = "dims.decoder_layers" if both and role == "decoder" and dims.decoder_layers else "dims.layers"
-    place, where = position(arch.position, dims)
+    place, where = position(arch.position, arch, dims)
     before = [
         tokens(design),
         Item("embed", "Embeddings", (), (), (*embeddings(arch, dims), *([where] if place == "embed" else []))),
@@ -94,19 +138,19 @@ def stack(design: Design, role: str) -> Stack:
     if arch.embed_norm:
         before.append(norm(arch.norm, "embed_norm", "arch.embed_norm"))
     full = both and role == "encoder"
-    seen = mask(parts.Full() if full else arch.mask, () if full else ("arch.mask",))
-    inner = [(a, attention(arch, dims, "attention", "Self-attention", (seen, *([where] if place != "embed" else []))))
-             for a in ("attention",)]  # fmt: skip
+    chips = [mask(parts.Full(), ()) if full else mask(arch.mask, ("arch.mask",))]
+    chips += streams(arch) + memory(arch, dims) + ([where] if place != "embed" else []) + local(arch, dims)
+    inner = [("attention", attention(arch, dims, "attention", "Self-attention", tuple(chips)))]
     if both and role == "decoder":
         over = Item("over", "encoder's output", ("every token of it is seen",))
         inner.append(("cross", attention(arch, dims, "cross", "Cross-attention", (over,))))
     inner.append(("mlp", mlp(arch.mlp, dims)))
-    block, final, said = wiring(arch, inner)
+    block, final, said = wiring(arch, dims, inner)
     after = [norm(arch.norm, "final", "arch.residual")] if final else []
     if last:
         after += [*heads(arch, dims), target(design)]
-    frame = (Item("depth", f"× {deep}", (), (layers,)), said)
-    return Stack(role, tuple(before), tuple(block), tuple(after), frame)
+    frame = (Item("depth", f"× {deep}", (), (layers,)), said, *shared(dims), *convolution(arch))
+    return Stack(role, tuple(before), tuple(block), tuple(after), frame, 2 if arch.streams is not None else 1)
 
 
 def beside(design: Design) -> list[Item]:
@@ -115,8 +159,12 @@ def beside(design: Design) -> list[Item]:
     for part, value, drawn in (("arch", design.arch, DRAWN), ("dims", design.dims, WIDTHS)):
         for f in dataclasses.fields(value):
             inner, path = getattr(value, f.name), f"{part}.{f.name}"
-            if f.name not in drawn and (part == "arch" or inner != f.default):
-                found.append(Item(path, f.name.replace("_", " "), (value_text(inner, path),), (path,)))
+            if f.name in drawn or (inner == f.default and (part == "dims" or inner is None)):
+                continue
+            said = ", ".join([type(inner).__name__, *rest(inner)]) if isinstance(inner, Spec) else value_text(inner)
+            if isinstance(inner, parts.Dropout):  # whose name would only be said again
+                said = ", ".join(rest(inner)) or "none"
+            found.append(Item(path, f.name.replace("_", " "), (said,), (path,)))
     return found
 
 
@@ -132,34 +180,99 @@ def tokens(design: Design) -> Item:
 
 def embeddings(arch: Arch, dims: Dims) -> list[Item]:
     scaled = (f"times √{dims.d_model:,}",) if arch.embed_scale else ()
-    size = f"{dims.vocab:,} × {dims.d_model:,}"
-    found = [Item("tokens", "tokens", (size, *scaled), ("dims.vocab", "dims.d_model", "arch.embed_scale"))]
-    if dims.segments:
-        rows = f"{dims.segments} {'rows' if dims.segments > 1 else 'row'}"
-        found.append(Item("segments", "segments", (rows,), ("dims.segments",)))
+    width = "dims.embed" if dims.embed is not None else "dims.d_model"
+    size = f"{dims.vocab:,} × {dims.embed_width:,}"
+    found = [Item("tokens", "tokens", (size, *scaled), ("dims.vocab", width, "arch.embed_scale"))]
+    for name, rows in (("segments", dims.segments), ("languages", dims.languages)):
+        if rows:
+            said = f"{rows} {'rows' if rows > 1 else 'row'}"
+            found.append(Item(name, name, (said,), (f"dims.{name}",)))
+    if arch.streams is not None:
+        said = "one learned vector for every place to predict"
+        found.append(Item("query", "g, the query stream", (said,), ("arch.streams",)))
+    if dims.embed is not None:
+        said = f"{dims.embed:,} → {dims.d_model:,}, after their sum"
+        found.append(Item("project", "a matrix to the width", (said,), ("dims.embed", "dims.d_model")))
     return found
 
 
-def position(spec: Spec, dims: Dims) -> tuple[str, Item]:
+def position(spec: Spec, arch: Arch, dims: Dims) -> tuple[str, Item]:
     """Where positions enter ("embed": added to the embeddings; "attention") and what is said of them."""
     paths: tuple[str, ...] = ("arch.position",)
+    sketch: tuple[Any, ...] = ()
     match spec:
         case parts.Sinusoidal():
-            place, said = "embed", ["sines and cosines, fixed", *rest(spec)]
+            place, said, sketch = "embed", ["sines and cosines, fixed", *rest(spec)], ("waves",)
         case parts.Learned():
             counted = [] if spec.padding is None else [f"padding is not counted (id {spec.padding})"]
-            place, said = "embed", [f"a learned table, {dims.context:,} rows", *counted, *rest(spec, "padding")]
-            paths += ("dims.context",)
+            place, said = "embed", [f"a learned table, {dims.context:,} rows", *counted]
+            said += [f"its first {spec.offset} rows not in use"] if spec.offset else []
+            said += rest(spec, "padding", "offset")
+            paths, sketch = (*paths, "dims.context"), ("table", 1)
+        case parts.BlankLearned():
+            rows = f"of {dims.context + 1:,} rows each"
+            place, said = "embed", [f"two learned tables {rows}: of the place in the text, and in the blank"]
+            said += rest(spec)
+            paths, sketch = (*paths, "dims.context"), ("table", 2)
         case parts.Rotary():
-            scaling = [] if spec.scaling is None else [f"stretched by {value_text(spec.scaling)}"]
-            place, said = "attention", [f"rotary: q and k are turned, base {spec.base:g}", *scaling]
-            said += rest(spec, "base", "scaling")
+            place, said, sketch = "attention", rotary(spec), scores(turned((spec.share,)))
+        case parts.BlankRotary():
+            said = ["rotary: half of q and k turns by the place in the text, half by that in the blank"]
+            said += [f"base {spec.base:,.10g}", *rest(spec, "base")]
+            place, sketch = "attention", scores(turned((0.5, 0.5)))
         case parts.Buckets():
-            said = [f"a bias by distance: {spec.buckets} buckets up to {spec.distance}"]
-            place, said = "attention", [*said, *rest(spec, "buckets", "distance")]
+            each = ", a table in every layer" if isinstance(spec, parts.LayerBuckets) else ", one table a stack"
+            said = [f"a bias by distance: {spec.buckets} buckets up to {spec.distance}{each}"]
+            said += rest(spec, "buckets", "distance")
+            place, sketch = "attention", scores(product(Factor("q"), "k"), product(Factor("bias", place=True)))
+        case parts.Disentangled():
+            place, (said, sketch) = "attention", disentangled(spec, dims)
+        case parts.RelativeSinusoidal():
+            said = ["sines and cosines r of the distance, s of the same or another segment"]
+            said += ["u, v, w: learned, for every head", *rest(spec)]
+            place = "attention"
+            sketch = scores(
+                product(Factor("q+u"), "k", label="content"),
+                product(Factor("q+v"), Factor("r", place=True), label="distance"),
+                product(Factor("q+w"), Factor("s", place=True), label="segment"),
+            )
         case _:
             return "attention", unknown(spec, "position", paths)
-    return place, Item("position", "positions", tuple(said), paths)
+    return place, Item("position", "positions", tuple(said), paths, (), sketch)
+
+
+def rotary(spec: parts.Rotary) -> list[str]:
+    said = [f"rotary: q and k turn, base {spec.base:,.10g}"]
+    said += [] if spec.share == 1 else [f"only {spec.share:g} of a head's width turns"]
+    said += ["pairs are neighbours"] if spec.interleaved else []
+    if spec.scaling is not None:
+        said.append(", ".join([f"stretched: {type(spec.scaling).__name__}", *fields(spec.scaling)]))
+    return said + rest(spec, "base", "share", "interleaved", "scaling")
+
+
+def disentangled(spec: parts.Disentangled, dims: Dims) -> tuple[list[str], tuple[Any, ...]]:
+    """K and Q: the keys and queries that a layer makes of distances."""
+    rows = f"{spec.buckets} buckets" if spec.buckets is not None else "rows"
+    said = [f"K, Q of a table of distances: {rows} up to {spec.distance} a side{', normalised' if spec.norm else ''}"]
+    said += ["made by the content's own matrices" if spec.shared else "made by matrices of their own"]
+    products = [product(Factor("q"), "k", label="c2c")]
+    products += [product(Factor("q"), Factor("K", place=True), label="c2p")] if spec.c2p else []
+    products += [product(Factor("k"), Factor("Q", place=True), label="p2c")] if spec.p2c else []
+    said += [f"their sum divided by √({len(products)}·{dims.width})"]
+    said += rest(spec, "distance", "buckets", "c2p", "p2c", "shared", "norm")
+    return said, scores(*products)
+
+
+def scores(*terms: Term) -> tuple[Any, ...]:
+    return ("scores", *terms)
+
+
+def turned(share: tuple[float, ...]) -> Term:
+    return Term((Factor("q", share), Factor("k", share)))
+
+
+def product(*factors: Factor | str, label: str = "") -> Term:
+    return Term(tuple(Factor(f) if isinstance(f, str) else f for f in factors), label)
 
 
 # ---------------------------------------------------------------- the block
@@ -169,7 +282,10 @@ def norm(spec: Spec, key: str, why: str) -> Item:
     """A norm at a place; `why`: the path of the value that puts one there."""
     match spec:
         case parts.LayerNorm() | parts.RMSNorm():
-            said = (f"eps {spec.eps:g}", *rest(spec, "eps"))
+            said = [f"eps {spec.eps:g}"]
+            said += ["no bias"] if isinstance(spec, parts.LayerNorm) and not spec.bias else []
+            said += ["its gain is 1 + g"] if isinstance(spec, parts.RMSNorm) and spec.offset else []
+            said += rest(spec, "eps", "bias", "offset")
             return Item(key, type(spec).__name__, (", ".join(said),), ("arch.norm", why))
         case _:
             return unknown(spec, key, ("arch.norm", why))
@@ -184,10 +300,14 @@ def attention(arch: Arch, dims: Dims, key: str, title: str, chips: tuple[Item, .
         numbers = f"{dims.heads} query heads on {dims.kv} of keys and values, of {dims.width}"
     match spec:
         case parts.Attention():
-            biased = [name for name, has in (("q, k, v", spec.bias), ("o", spec.out_bias)) if has]
+            inner = "q, k, v" if spec.key_bias else "q, v"
+            biased = [name for name, has in ((inner, spec.bias), ("o", spec.out_bias)) if has]
             said = [f"bias in {' and '.join(biased)}" if biased else "no bias"]
             said += [] if spec.scaled else ["scores not scaled"]
-            said += rest(spec, "bias", "out_bias", "scaled")
+            said += [] if spec.scale_width is None else [f"scores divided by √{spec.scale_width:g}"]
+            said += [] if spec.qk_norm is None else [f"{type(spec.qk_norm).__name__} of q and k of each head"]
+            said += [] if spec.softcap is None else [f"scores s become {spec.softcap:g} tanh(s/{spec.softcap:g})"]
+            said += rest(spec, "bias", "out_bias", "key_bias", "scaled", "scale_width", "qk_norm", "softcap")
             return Item(key, title, (numbers, *said), paths, chips, ("heads", dims.heads, dims.kv))
         case _:
             odd = unknown(spec, key, paths)
@@ -195,53 +315,155 @@ def attention(arch: Arch, dims: Dims, key: str, title: str, chips: tuple[Item, .
 
 
 def mask(spec: Spec, paths: tuple[str, ...]) -> Item:
+    """Who sees whom, and a grid for each mask that takes its turn or that a batch may choose."""
+    kinds: tuple[str, ...]
     match spec:
         case parts.Full():
-            said, sketch = ["sees every token"], ("mask", "full")
+            said, kinds = ["sees every token"], ("full",)
         case parts.Causal():
-            said, sketch = ["sees itself and what stands before"], ("mask", "causal")
+            said, kinds = ["sees itself and what stands before"], ("causal",)
+        case parts.Reverse():
+            said, kinds = ["sees itself and what stands after"], ("reverse",)
         case parts.Sliding():
-            said, sketch = [f"sees the last {spec.window:,} tokens"], ("mask", "sliding")
+            said, kinds = [f"sees the last {spec.window:,} tokens"], ("sliding",)
         case parts.Prefix():
-            said, sketch = ["sees itself and what stands before; a prefix sees itself whole"], ("mask", "causal")
+            said, kinds = ["sees itself and what stands before; a prefix sees itself whole"], ("prefix",)
         case parts.Cycle():
-            said, sketch = ["in turn " + ", ".join(value_text(m) for m in spec.masks)], ("mask", "alternate")
+            runs = [(text, len(list(run))) for text, run in itertools.groupby(named(m) for m in spec.masks)]
+            said = ["layers in turn: " + ", ".join(f"{n} × {text}" if n > 1 else text for text, n in runs)]
+            kinds = tuple(type(m).__name__.lower() for m in spec.masks)
+        case parts.Memory():
+            said, kinds = ["windows, each causal; the memory is seen whole"], ("memory",)
+            said += [f"the last window has {spec.last:,} tokens"]
+        case parts.Open():
+            kinds = ("full", "causal", "reverse", "prefix")
+            numbers = f"{spec.causal}, {spec.reverse}, {spec.source} and {spec.target}"
+            said = [f"each batch chooses: {', '.join(kinds)}", f"segments of the last three: {numbers}"]
         case _:
             return unknown(spec, "mask", paths)
-    fields = [f.name for f in dataclasses.fields(spec) if f.name in ("window", "masks")]
-    return Item("mask", type(spec).__name__, (*said, *rest(spec, *fields)), paths, (), sketch)
+    mentioned = {"window", "masks", "layers", "last", "dtype", "causal", "reverse", "source", "target"}
+    grids = ("mask", kinds[0]) if len(kinds) == 1 else ("masks", *kinds)
+    return Item("mask", type(spec).__name__, (*said, *rest(spec, *mentioned)), paths, (), grids)
+
+
+def named(spec: parts.Causal | parts.Sliding) -> str:
+    return f"Sliding({spec.window:,})" if isinstance(spec, parts.Sliding) else type(spec).__name__
+
+
+def memory(arch: Arch, dims: Dims) -> list[Item]:
+    """What is kept of texts read before, which attention sees beside the present one."""
+    if arch.streams is not None:
+        held, reuse = arch.streams.memory, arch.streams.reuse
+        said = ["hidden states of the segments before, read as further keys and values"]
+        said += ["as many as are given" if held is None else f"of the last {held:,} tokens"]
+        said += [] if reuse is None else [f"of each segment the first {reuse:,}"]
+        return [Item("memory", "memory", tuple(said), ("arch.streams",), (), ("store",))]
+    if isinstance(arch.mask, parts.Memory):
+        layers = ", ".join(map(str, arch.mask.layers))
+        said = [f"k and v of all earlier windows of {dims.context:,} tokens, k unturned, {arch.mask.dtype}"]
+        said += [f"in layers {layers}"]
+        return [Item("memory", "its store", tuple(said), ("arch.mask", "dims.context"), (), ("store",))]
+    return []
+
+
+def streams(arch: Arch) -> list[Item]:
+    if arch.streams is None:
+        return []
+    said = ("in a random order h sees itself and what comes before, g only that; both read keys of h",)
+    paths = ("arch.streams",)
+    return [Item("streams", "h content, g queries", said, paths, (), ("masks", "content", "query"))]
+
+
+def local(arch: Arch, dims: Dims) -> list[Item]:
+    """Positions of the layers with a window, where they are others."""
+    if arch.local is None:
+        return []
+    _, item = position(arch.local, arch, dims)
+    title = "positions under a window"
+    return [dataclasses.replace(item, key="local", title=title, paths=("arch.local",), sketch=())]
 
 
 def mlp(spec: Spec, dims: Dims) -> Item:
     widths = f"{dims.d_model:,} → {dims.d_ff:,} → {dims.d_model:,}"
-    paths = ("arch.mlp", "dims.d_ff")
+    paths: tuple[str, ...] = ("arch.mlp", "dims.d_ff")
     match spec:
         case parts.MLP() | parts.GatedMLP():
             gated = isinstance(spec, parts.GatedMLP)
-            said = ("with bias" if spec.bias else "no bias", *rest(spec, "act", "bias"))
+            said = [*acted(spec.act), "with bias" if spec.bias else "no bias", *rest(spec, "act", "bias")]
             title = "Gated MLP" if gated else "MLP"
-            return Item("mlp", title, (widths, *said), paths, (), ("gated" if gated else "plain", spec.act))
+            short = spec.act.partition("_")[0]
+            return Item("mlp", title, (widths, *said), paths, (), ("gated" if gated else "plain", short))
+        case parts.Experts():
+            n, k = dims.experts or 1, dims.active or 1
+            said = [f"{k} of {n} for each token, by a router", f"each a gated MLP, {spec.act}, no bias", widths]
+            paths = (*paths, "dims.experts", "dims.active")
+            return Item("mlp", "Experts", (*said, *rest(spec, "act")), paths, (), ("experts", n, k))
         case _:
             odd = unknown(spec, "mlp", paths)
             return dataclasses.replace(odd, text=(widths, *odd.text))
 
 
-def wiring(arch: Arch, inner: list[tuple[str, Item]]) -> tuple[list[Item | Sum], bool, Item]:
+def acted(act: str) -> list[str]:
+    """What the short name of an activation leaves out."""
+    return {"gelu_tanh": ["gelu by its tanh form"], "gelu_tanh_fused": ["gelu by its tanh form, fused"]}.get(act, [])
+
+
+def shared(dims: Dims) -> list[Item]:
+    """Layers that share their weights."""
+    if dims.groups is None:
+        return []
+    sets = f"{dims.groups} {'sets' if dims.groups > 1 else 'set'} of weights for all {dims.layers} layers"
+    said = (sets, *([f"each of {dims.inner} blocks"] if dims.inner > 1 else []))
+    return [Item("shared", "shared", said, ("dims.groups", "dims.inner"))]
+
+
+def convolution(arch: Arch) -> list[Item]:
+    match arch.convolution:
+        case None:
+            return []
+        case parts.Convolution(kernel, act):
+            said = [
+                f"over the input of the first block: {kernel} tokens to one, {act}; added to its output, then a norm"
+            ]
+            said += rest(arch.convolution, "kernel", "act")
+            return [Item("convolution", "convolution", tuple(said), ("arch.convolution",), (), ("near", kernel))]
+
+
+def wiring(arch: Arch, dims: Dims, inner: list[tuple[str, Item]]) -> tuple[list[Item | Sum | Fork], bool, Item]:
     """The block with its norms and sums, whether a norm follows the last block, and what is said of it."""
     residual: Spec = arch.residual
-    block: list[Item | Sum] = []
+    block: list[Item | Sum | Fork] = []
+    why = ("arch.residual",)
+    boxes = [(branch, dataclasses.replace(box, key=f"{branch}.in")) for branch, box in inner]
+
+    def at(branch: str, place: str) -> Item:
+        return norm(arch.norm, f"{branch}.{place}", "arch.residual")
+
     match residual:
-        case parts.PostNorm() | parts.PreNorm():
-            pre = isinstance(residual, parts.PreNorm)
-            for branch, box in inner:
-                here = norm(arch.norm, f"{branch}.{'pre' if pre else 'post'}", "arch.residual")
-                box = dataclasses.replace(box, key=f"{branch}.in")
-                total = Sum(f"{branch}.sum", here.key if pre else box.key)
-                block += [here, box, total] if pre else [box, total, here]
-            text = "pre-norm" if pre else "post-norm"
-            return block, pre, Item("residual", text, tuple(rest(residual)), ("arch.residual",))
+        case parts.PostNorm():
+            for branch, box in boxes:
+                block += [box, Sum(f"{branch}.sum", box.key), at(branch, "post")]
+            return block, False, Item("residual", "post-norm", tuple(rest(residual)), why)
+        case parts.DeepNorm():
+            alpha = (2 * dims.layers) ** 0.5
+            for branch, box in boxes:
+                scale = Item(f"{branch}.scale", f"× {alpha:.3g}", (), (*why, "dims.layers"))
+                block += [box, Sum(f"{branch}.sum", box.key, scale), at(branch, "post")]
+            said = (f"the stream times √(2 · {dims.layers} layers)", *rest(residual))
+            return block, False, Item("residual", "DeepNorm", said, (*why, "dims.layers"))
+        case parts.PreNorm():
+            for branch, box in boxes:
+                block += [at(branch, "pre"), box, Sum(f"{branch}.sum", f"{branch}.pre")]
+            return block, True, Item("residual", "pre-norm", tuple(rest(residual)), why)
+        case parts.Sandwich():
+            for branch, box in boxes:
+                block += [at(branch, "pre"), box, at(branch, "out"), Sum(f"{branch}.sum", f"{branch}.pre")]
+            return block, True, Item("residual", "sandwich", tuple(rest(residual)), why)
+        case parts.Parallel():
+            block += [at("attention", "pre"), Fork(tuple(box for _, box in boxes)), Sum("mlp.sum", "attention.pre")]
+            return block, True, Item("residual", "parallel", tuple(rest(residual)), why)
         case _:  # where its norms and sums stand is not known, so none are drawn
-            block += [dataclasses.replace(box, key=f"{branch}.in") for branch, box in inner]
+            block += [box for _, box in boxes]
             odd = unknown(residual, "residual", ("arch.residual", "arch.norm"))
             return block, False, dataclasses.replace(odd, text=(*odd.text, f"norm {value_text(arch.norm)}"))
 
@@ -257,21 +479,41 @@ def heads(arch: Arch, dims: Dims) -> list[Item]:
             pass
         case parts.LMHead():
             said = ["the token embeddings again" if spec.lm.tied else "a matrix of its own"]
-            said += ["hidden state times d_model^-0.5"] if spec.lm.scaled else []
-            found.append(Item("lm", "logits", (*said, *rest(spec.lm, "tied", "scaled")), ("arch.heads.lm",)))
+            said += ["and a bias for each token"] if spec.lm.bias else []
+            said += ["hidden state divided by √d"] if spec.lm.scaled else []
+            said += [f"times {spec.lm.factor:g}"] if spec.lm.factor != 1 else []
+            cap = spec.lm.softcap
+            said += [] if cap is None else [f"a logit x becomes {cap:g} tanh(x/{cap:g})"]
+            said += rest(spec.lm, "tied", "scaled", "bias", "factor", "softcap")
+            found.append(Item("lm", "logits", tuple(said), ("arch.heads.lm",)))
         case parts.MLMHead():
             end = "the token embeddings and a bias" if spec.lm.tied else "a matrix and a bias"
             said = [f"dense, {spec.lm.act}, norm, then {end}"]
             found.append(Item("lm", "logits", (*said, *rest(spec.lm, "act", "tied")), ("arch.heads.lm",)))
+        case parts.EMDHead():
+            said = ["enhanced mask decoder: the last block runs twice more over its input, queries know their place"]
+            said += [f"then dense, {spec.lm.act}, norm, the token embeddings and a bias", *rest(spec.lm, "act")]
+            found.append(Item("lm", "logits", tuple(said), ("arch.heads.lm", "dims.context"), (), ("again", 2)))
         case other:
             found.append(unknown(other, "lm", ("arch.heads.lm",)))
     if spec.pooler:
-        found.append(Item("pooler", "pooler", ("dense and tanh, first token",), ("arch.heads.pooler",)))
+        made = "dense and " + spec.pooler.act if spec.pooler.act else "as it is"
+        said = [f"{spec.pooler.token} token, {made}", *rest(spec.pooler, "token", "act")]
+        found.append(Item("pooler", "pooler", tuple(said), ("arch.heads.pooler",)))
     if spec.pair:
         found.append(Item("pair", "pair", ("2 classes of the pooler",), ("arch.heads.pair",)))
+    match spec.detect:
+        case None:
+            pass
+        case parts.Detector() | parts.ContextDetector():
+            first = "the first token's state added, norm, " if isinstance(spec.detect, parts.ContextDetector) else ""
+            said = [f"was a token replaced? {first}dense, {spec.detect.act}, 1 logit"]
+            found.append(Item("detect", "detector", (*said, *rest(spec.detect, "act")), ("arch.heads.detect",)))
+        case _:
+            found.append(unknown(spec.detect, "detect", ("arch.heads.detect",)))
     for f in dataclasses.fields(spec):
         value = getattr(spec, f.name)
-        if f.name not in ("lm", "pooler", "pair") and value != f.default:
+        if f.name not in ("lm", "pooler", "pair", "detect") and value != f.default:
             path = (f"arch.heads.{f.name}",)
             found.append(
                 unknown(value, f.name, path)
@@ -291,9 +533,13 @@ def target(design: Design) -> Item:
 
 def unknown(spec: Any, key: str, paths: tuple[str, ...]) -> Item:
     """A component that no case draws: its class, every field, and the first words of its description."""
-    fields = [f"{f.name} {value_text(getattr(spec, f.name))}" for f in dataclasses.fields(spec)]
-    said = (gist(spec), ", ".join(fields))
+    said = (gist(spec), ", ".join(fields(spec)))
     return Item(key, type(spec).__name__, tuple(x for x in said if x), paths, known=False)
+
+
+def fields(spec: Spec) -> list[str]:
+    """Every field of a component in words."""
+    return [f"{f.name} {value_text(getattr(spec, f.name))}" for f in dataclasses.fields(spec)]
 
 
 def rest(spec: Spec, *said: str) -> list[str]:

@@ -90,6 +90,7 @@ def way(a: Family, b: Family) -> str:
 
 
 def key(designs: tuple[Design, Design]) -> str:
+    """The signs in use, and whose numbers are drawn."""
     signs = (
         ("changed", "≠", "another value"),
         ("only", "+", "stands on this side only"),
@@ -99,7 +100,8 @@ def key(designs: tuple[Design, Design]) -> str:
         f'<text class="sign" x="10" y="14.6" text-anchor="middle">{sign}</text></svg> {text}</li>'
         for css, sign, text in signs
     )
-    items += '<li class="dashed">dashed: a component without a drawing of its own, in its own words</li>'
+    if any(not item.known for design in designs for stack in stacks(design) for item in stack.items):
+        items += '<li class="dashed">dashed: a component without a drawing of its own, in its own words</li>'
     names = " and ".join(escape(d.name) for d in designs)
     note = f"Read from the bottom to the top. Numbers are those of {names}."
     return f'<p class="note">{note}</p><ul class="keys">{items}</ul>'
@@ -124,9 +126,8 @@ def pictures(designs: tuple[Design, Design], names: tuple[str, str], changes: li
             lone = counterpart is None
             inner = drawing(stack, own, plans, mark, label)
             only = ' <span class="only">only on this side</span>' if lone else ""
-            drawings.append(
-                f'<figure class="{"lone" if lone else ""}"><figcaption>{stack.role}{only}</figcaption>{inner}</figure>'
-            )
+            caption = f"<figcaption>{stack.role}{only}</figcaption>" if max(map(len, sides)) > 1 else ""
+            drawings.append(f'<figure class="{"lone" if lone else ""}">{caption}{inner}</figure>')
         changed = any(c.path == "arch.structure" for c in changes)
         structure = (
             f'<span class="{"changed" if changed else ""}">{design.arch.structure}{" ≠" if changed else ""}</span>'
@@ -184,9 +185,11 @@ def touches(change: str, path: str) -> bool:
 
 def described(stack: Stack) -> str:
     """A stack in words, for those who do not see it."""
-    boxes = [b for b in (*stack.before, *stack.block, *stack.after) if isinstance(b, Item)]
-    said = [", ".join([b.title, *b.text, *(f"{c.title} {' '.join(c.text)}".strip() for c in b.chips)]) for b in boxes]
-    return f"{stack.role}, {' '.join(i.title for i in stack.frame)}; from the bottom: " + "; ".join(said)
+    said = [
+        ", ".join([b.title, *b.text, *(f"{c.title} {' '.join(c.text)}".strip() for c in b.chips)]) for b in stack.boxes
+    ]
+    frame = ", ".join(" ".join([i.title, *i.text]) for i in stack.frame)
+    return f"{stack.role}, {frame}; from the bottom: " + "; ".join(said)
 
 
 def rest(design: Design, other: Design, changes: list[Change]) -> str:

@@ -7,20 +7,50 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 
-from stemma.pictures.block import AFTER, BEFORE, BLOCK, Item, Stack, Sum
+from stemma.pictures.block import AFTER, BEFORE, BLOCK, Fork, Item, Stack, Sum
 from stemma.pictures.marks import width, wrap
+from stemma.pictures.sketches import ICONS, LINE, SKETCHES, TEXT, arrow, head
 
-WIDE = 290.0  # a stack
-BOX_X, BOX_W = 14.0, 236.0
-MID = BOX_X + BOX_W / 2
-LOOP = 267.0  # where a residual line runs
-FRAME_X, FRAME_W = 4.0, 278.0
+BOX_W = 236.0
+BRANCH_W = 140.0  # a box of a fork
+MARGIN = 14.0
+LANE = 17.0  # from what a residual line passes to the line
 GAP = 18.0
-TITLE, TEXT, LINE = 14.0, 12.5, 16.0
+TITLE = 14.0
 PAD = 9.0
 SUM = 20.0
+CROSS = 24.0  # below the upper edge of the cross-attention's box there enters the encoder's output
+SPLIT = 14.0  # from the middle to each of two streams
 
 Mark = Callable[[Item], tuple[str, str]]  # "" | "changed" | "only", and the words that say what changed
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the lines of a stack run from left to right; `lanes`: each stream and its residual line."""
+
+    wide: float
+    mid: float
+    lanes: tuple[tuple[float, float], ...]
+    frame: tuple[float, float]  # left and right edge
+
+    @property
+    def box(self) -> float:
+        """The left edge of the boxes."""
+        return self.mid - BOX_W / 2
+
+
+def grid(stack: Stack) -> Grid:
+    """A stack with a fork is wider, and one with two streams has residual lines on both sides."""
+    fork = stack.fork
+    inner = BOX_W if fork is None else max(BOX_W, len(fork.items) * (BRANCH_W + 10) - 10)
+    half = inner / 2 + LANE
+    if stack.streams == 2:
+        mid = half + 21
+        lanes = ((mid - SPLIT, mid - half), (mid + SPLIT, mid + half))
+        return Grid(2 * mid, mid, lanes, (mid - half - 15, mid + half + 15))
+    mid = MARGIN + inner / 2
+    return Grid(inner + 54, mid, ((mid, mid + half),), (MARGIN - 10, mid + half + 15))
 
 
 @dataclass(frozen=True)
@@ -37,22 +67,42 @@ class Place:
 
 @dataclass(frozen=True)
 class Plan:
-    """The heights of all places in a group of stacks that are drawn side by side."""
+    """The heights of all places in a group of stacks that are drawn side by side. A fork stands beside the boxes of
+    its branches on another side, where they are one above the other."""
 
     places: dict[str, Place]
     frame: Place
     height: float
+    fork: Place | None = None
+
+    def __getitem__(self, key: str) -> Place:
+        return self.fork if key == "fork" and self.fork is not None else self.places[key]
 
 
 def plan(stacks: Iterable[Stack]) -> Plan:
     """Heights at which every box of each of `stacks` has room."""
     stacks = list(stacks)
     needed: dict[str, float] = {}
+    branches: dict[str, float] = {}
     for stack in stacks:
         for item in (*stack.before, *stack.block, *stack.after):
-            h = SUM if isinstance(item, Sum) else box_height(item)
-            needed[item.key] = max(needed.get(item.key, 0.0), h)
-    head = max(place.end for stack in stacks for _, _, _, place in frame_chips(stack, 0.0))
+            if isinstance(item, Fork):
+                tall = max(box_height(box, BRANCH_W) for box in item.items)
+                branches |= {box.key: max(tall, *branches.values(), 0.0) for box in item.items}
+            else:
+                h = SUM if isinstance(item, Sum) else box_height(item)
+                needed[item.key] = max(needed.get(item.key, 0.0), h)
+    top_row = max(place.end for stack in stacks for _, _, _, place in frame_chips(stack, 0.0))
+    lowest = next((key for key in BLOCK if key in branches), None)
+    if lowest is not None:
+        stacked = [key for key in BLOCK if key in branches and key in needed]
+        if stacked:  # from the highest of these boxes to the lowest the fork has room
+            upper = next(i for i, key in enumerate(BLOCK) if key == stacked[-1])
+            between = [h + GAP for key, h in needed.items() if key in BLOCK[BLOCK.index(lowest) : upper + 1]]
+            short = branches[lowest] - (sum(between) - GAP)
+        else:
+            short, needed[lowest] = 0.0, branches[lowest]
+        needed[lowest] = needed.get(lowest, 0.0) + max(0.0, short)
     y = 6.0
     places: dict[str, Place] = {}
 
@@ -65,60 +115,83 @@ def plan(stacks: Iterable[Stack]) -> Plan:
 
     put(reversed(AFTER))
     top = y
-    y += head + GAP
+    y += top_row + GAP
     put(reversed(BLOCK))
     frame = Place(top, y + 4 - top)
     y = frame.end + GAP
     put(reversed(BEFORE))
-    return Plan(places, frame, y - GAP + 6)
+    fork = None
+    if lowest is not None:
+        fork = Place(places[lowest].end - branches[lowest], branches[lowest])
+    return Plan(places, frame, y - GAP + 6, fork)
 
 
 def draw(stack: Stack, plan: Plan, mark: Mark, *, label: str, lift: float = 0.0, memory: float | None = None) -> str:
-    """A stack as an SVG of the width `WIDE`.
+    """A stack as an SVG.
 
     `lift`: room left above it; `memory`: for the encoder of an encoder-decoder, the height above the bottom at which
     its output leaves to the right, for the decoder's cross-attention.
     """
-    height = plan.height + lift
+    at, height = grid(stack), plan.height + lift
     out = [
-        f'<svg class="stack" width="{WIDE:.0f}" height="{height:.0f}" viewBox="0 {-lift:.0f} {WIDE:.0f} {height:.0f}" '
-        f'role="img" aria-label="{escape(label)}">',
-        f'<rect class="frame" x="{FRAME_X}" y="{plan.frame.y}" width="{FRAME_W}" height="{plan.frame.h:.1f}" rx="14"/>',
+        f'<svg class="stack" width="{at.wide:.0f}" height="{height:.0f}" viewBox="0 {-lift:.0f} {at.wide:.0f} '
+        f'{height:.0f}" role="img" aria-label="{escape(label)}">',
+        f'<rect class="frame" x="{at.frame[0]:.1f}" y="{plan.frame.y}" width="{at.frame[1] - at.frame[0]:.1f}" '
+        f'height="{plan.frame.h:.1f}" rx="14"/>',
     ]
     order = [*stack.before, *stack.block, *stack.after]
+    where = {item.key: own_place(item, plan[item.key]) for item in order}
     for lower, upper in itertools.pairwise(order):
-        loose = not stack.wired and lower in stack.block and upper in stack.block
-        out.append(arrow(MID, plan.places[lower.key].y, plan.places[upper.key].end, loose))
+        if not isinstance(lower, Fork) and not isinstance(upper, Fork):
+            loose = not stack.wired and lower in stack.block and upper in stack.block
+            twice = stack.streams == 2 and lower.key != "text" and upper.key != "target"
+            for x, _ in at.lanes if twice else ((at.mid, 0.0),):
+                out.append(arrow(x, where[lower.key].y, where[upper.key].end, loose))
+    if stack.streams == 2:
+        y = plan.frame.end + GAP / 2 + 4
+        for (x, _), name, anchor in zip(at.lanes, "gh", ("end", "start"), strict=True):
+            aside = -7 if anchor == "end" else 7
+            out.append(f'<text class="small" x="{x + aside}" y="{y:.1f}" text-anchor="{anchor}">{name}</text>')
     if stack.role == "encoder" and memory is not None:
-        start, y = plan.places[order[-1].key].y, plan.height - memory
-        top, edge = min(start, plan.frame.y) - 12, WIDE - 4
+        start, y = where[order[-1].key].y, plan.height - memory
+        top, edge = min(start, plan.frame.y) - 12, at.wide - 4
         bend = 6 if y > top else -6
         out.append(
-            f'<path class="wire memory" d="M{MID} {start:.1f}V{top:.1f}H{edge - 6}'
+            f'<path class="wire memory" d="M{at.mid} {start:.1f}V{top:.1f}H{edge - 6}'
             f"Q{edge} {top:.1f} {edge} {top + bend:.1f}"
-            f'V{y - bend:.1f}Q{edge} {y:.1f} {WIDE} {y:.1f}"/>'
-            f'<text class="small" x="{MID - 8}" y="{top - 5:.1f}" text-anchor="end">to the decoder</text>'
+            f'V{y - bend:.1f}Q{edge} {y:.1f} {at.wide} {y:.1f}"/>'
+            f'<text class="small" x="{at.mid - 8}" y="{top - 5:.1f}" text-anchor="end">to the decoder</text>'
         )
     for chip, x, w, place in frame_chips(stack, plan.frame.y):
         out.append(draw_chip(chip, x, place.y, w, place.h, mark))
     for item in order:
-        place = plan.places[item.key]
+        place = where[item.key]
         if isinstance(item, Sum):
-            out.append(draw_sum(place, plan.places[item.below]))
+            out.append(draw_sum(item, at, place, where[item.below], mark))
+        elif isinstance(item, Fork):
+            below, above = order[order.index(item) - 1], order[order.index(item) + 1]
+            out.append(draw_fork(item, at, place, where[below.key].y, where[above.key], mark))
         else:
-            out.append(draw_box(item, place, mark))
+            out.append(draw_box(item, at.box, BOX_W, place, mark))
         if item.key == "cross.in":
-            middle = place.y + place.h / 2
-            out.append(f'<path class="wire memory" d="M0 {middle:.1f}H{BOX_X - 6}"/>{head(BOX_X, middle, "right")}')
+            middle = plan.height - memory_height(plan)
+            out.append(f'<path class="wire memory" d="M0 {middle:.1f}H{at.box - 6}"/>{head(at.box, middle, "right")}')
     return "".join([*out, "</svg>"])
+
+
+def own_place(item: Item | Sum | Fork, place: Place) -> Place:
+    """What a box needs of its place; it hangs from the upper edge, so that titles stand side by side."""
+    return Place(place.y, box_height(item)) if isinstance(item, Item) else place
 
 
 def frame_chips(stack: Stack, top: float) -> list[tuple[Item, float, float, Place]]:
     """What is said of the block as a whole, with left edges and widths: short words on both sides of the line, what
     needs more room in a row of its own."""
-    x, end, y = FRAME_X + PAD, FRAME_X + FRAME_W - PAD, top + PAD
+    at = grid(stack)
+    clear = 9 if stack.streams == 1 else SPLIT + 9
+    x, end, y = at.frame[0] + PAD, at.frame[1] - PAD, top + PAD
     found: list[tuple[Item, float, float, Place]] = []
-    sides = [(x, MID - 9 - x), (MID + 9, end - MID - 9)]
+    sides = [(x, at.mid - clear - x), (at.mid + clear, end - at.mid - clear)]
     for chip in stack.frame:
         short = not chip.text and sides and width(chip.title, TEXT, bold=True) < sides[0][1] - 2 * PAD - 18
         left, w = sides.pop(0) if short else (x, end - x)
@@ -131,35 +204,76 @@ def frame_chips(stack: Stack, top: float) -> list[tuple[Item, float, float, Plac
 
 def memory_height(plan: Plan) -> float:
     """How far above the bottom the cross-attention of a decoder takes in the encoder's output."""
-    place = plan.places["cross.in"]
-    return plan.height - place.y - place.h / 2
+    place = plan["cross.in"] if "cross.in" in plan.places else plan["fork"]
+    return plan.height - place.y - CROSS
 
 
 # ---------------------------------------------------------------- wires
 
 
-def arrow(x: float, start: float, end: float, loose: bool = False) -> str:
-    """From `start` up to `end`; `loose`: dotted and without a head, where how things are joined is not known."""
-    if loose:
-        return f'<path class="wire loose" d="M{x} {start:.1f}V{end:.1f}"/>'
-    return f'<path class="wire" d="M{x} {start:.1f}V{end + 5:.1f}"/>{head(x, end, "up")}'
-
-
-def head(x: float, y: float, way: str) -> str:
-    shape = {"up": "l-4.5 7h9Z", "right": "l-7-4.5v9Z", "left": "l7-4.5v9Z"}[way]
-    return f'<path class="head" d="M{x:.1f} {y:.1f}{shape}"/>'
-
-
-def draw_sum(place: Place, below: Place) -> str:
-    """The sum of a branch and of the stream beside it, which leaves the line below the branch."""
+def draw_sum(item: Sum, at: Grid, place: Place, below: Place, mark: Mark) -> str:
+    """The sum of branches and of the stream beside them, which leaves the line below the lowest box; one a stream."""
     y, tap, r = place.y + SUM / 2, below.end + GAP / 2 + 2, 9.0
+    out = []
+    for x, lane in at.lanes:
+        side = 1 if lane > x else -1
+        turn, way = lane - 8 * side, "left" if side == 1 else "right"
+        out.append(
+            f'<path class="wire skip" d="M{x} {tap:.1f}H{turn}Q{lane} {tap:.1f} {lane} {tap - 8:.1f}'
+            f'V{y + 8:.1f}Q{lane} {y:.1f} {turn} {y:.1f}H{x + (r + 5) * side}"/>{head(x + r * side, y, way)}'
+            f'<circle class="dot" cx="{x}" cy="{tap:.1f}" r="2.6"/>'
+            f'<circle class="sum" cx="{x}" cy="{y:.1f}" r="{r}"/>'
+            f'<path class="plus" d="M{x - 4.5} {y:.1f}h9M{x} {y - 4.5:.1f}v9"/>'
+        )
+        if item.scale is not None:
+            out.append(draw_scale(item.scale, (x + lane) / 2 + 4, y, mark))
+    return "".join(out)
+
+
+def draw_scale(item: Item, mid: float, y: float, mark: Mark) -> str:
+    """What the stream is multiplied by, on its line."""
+    found, why = mark(item)
+    w = width(item.title, TEXT, bold=True) + 2 * PAD + (20 if found else 0)
+    left = mid - w / 2
     return (
-        f'<path class="wire" d="M{MID} {tap:.1f}H{LOOP - 8}Q{LOOP} {tap:.1f} {LOOP} {tap - 8:.1f}'
-        f'V{y + 8:.1f}Q{LOOP} {y:.1f} {LOOP - 8} {y:.1f}H{MID + r + 5}"/>{head(MID + r, y, "left")}'
-        f'<circle class="dot" cx="{MID}" cy="{tap:.1f}" r="2.6"/>'
-        f'<circle class="sum" cx="{MID}" cy="{y:.1f}" r="{r}"/>'
-        f'<path class="plus" d="M{MID - 4.5} {y:.1f}h9M{MID} {y - 4.5:.1f}v9"/>'
+        f'{open_group("chip scale", item, found, why)}<rect x="{left:.1f}" y="{y - 11:.1f}" width="{w:.1f}" '
+        f'height="22" rx="11"/><text class="label" x="{left + PAD:.1f}" y="{y + 4.4:.1f}">{escape(item.title)}</text>'
+        f"{badge(found, left + w - 12, y)}</g>"
     )
+
+
+def draw_fork(item: Fork, at: Grid, place: Place, start: float, total: Place, mark: Mark) -> str:
+    """Boxes side by side: one line that divides below them, and lines that meet in the sum, from its left and from
+    below (from its right comes the stream)."""
+    n = len(item.items)
+    left = at.mid - (n * (BRANCH_W + 10) - 10) / 2
+    split, end, r = place.end + GAP / 2 + 1, total.y + SUM / 2, 9.0
+    out = [f'<path class="wire" d="M{at.mid} {start:.1f}V{split:.1f}"/>']
+    for i, box in enumerate(item.items):
+        x, own = left + i * (BRANCH_W + 10), box_height(box, BRANCH_W)
+        own_y = place.end - own
+        mid = x + BRANCH_W / 2
+        turn = 8 if mid < at.mid else -8 if mid > at.mid else 0
+        out.append(
+            f'<path class="wire" d="M{at.mid} {split:.1f}H{mid + turn}Q{mid} {split:.1f} {mid} {split - 6:.1f}'
+            f'V{place.end + 5:.1f}"/>{head(mid, place.end, "up")}'
+        )
+        if i == 0:
+            out.append(
+                f'<path class="wire" d="M{mid} {own_y:.1f}V{end + 8:.1f}Q{mid} {end:.1f} {mid + 8} {end:.1f}'
+                f'H{at.mid - r - 5}"/>{head(at.mid - r, end, "right")}'
+            )
+        else:
+            meet = end + r + 14
+            out.append(
+                f'<path class="wire" d="M{mid} {own_y:.1f}V{meet + 8:.1f}Q{mid} {meet:.1f} {mid + turn} {meet:.1f}'
+                f'H{at.mid}V{end + r + 5:.1f}"/>{head(at.mid, end + r, "up")}'
+            )
+        out.append(draw_box(box, x, BRANCH_W, Place(own_y, own), mark))
+        if box.key == "cross.in":
+            middle = place.y + CROSS
+            out.append(f'<path class="wire memory" d="M0 {middle:.1f}H{x - 6}"/>{head(x, middle, "right")}')
+    return "".join(out)
 
 
 # ---------------------------------------------------------------- boxes
@@ -173,46 +287,55 @@ def titles(item: Item, room: float, size: float) -> list[str]:
     return wrap(item.title, (room - 18) / 1.09, size)  # they are bold, and end before the badge
 
 
-def box_height(item: Item) -> float:
-    room = BOX_W - 2 * PAD
+def sketch(item: Item, x: float, y: float, room: float) -> tuple[float, str]:
+    """The drawing below an item's words, if it has one, and the height that it takes."""
+    if not item.sketch or item.sketch[0] in ICONS:
+        return 0.0, ""
+    h, drawn = SKETCHES[item.sketch[0]](x, y, room, *item.sketch[1:])
+    return h, f'<g class="sketch {item.sketch[0]}">{drawn}</g>'
+
+
+def box_height(item: Item, w: float = BOX_W) -> float:
+    room = w - 2 * PAD
     h = PAD + LINE * (len(titles(item, room, TITLE)) + len(lines(item, room))) + PAD - 2
-    if item.sketch:
-        h += SKETCHES[item.sketch[0]][0]
-    return h + sum(chip_height(chip, BOX_W - 2 * PAD) + 5 for chip in item.chips)
+    h += sketch(item, 0.0, 0.0, room)[0]
+    return h + sum(chip_height(chip, room) + 5 for chip in item.chips)
 
 
 def chip_text(item: Item, room: float) -> tuple[float, list[str], list[str]]:
     """The left edge of a chip's text inside it, and the lines of its title and of its text."""
-    left = PAD + (34.0 if item.sketch else 0.0)
-    return left, titles(item, room - left - PAD, TEXT), lines(item, room - left - PAD - 16)
+    left = PAD + (34.0 if item.sketch and item.sketch[0] in ICONS else 0.0)
+    return left, titles(item, room - left - PAD, TEXT), lines(item, room - left - PAD)
 
 
 def chip_height(item: Item, room: float) -> float:
     _, title, said = chip_text(item, room)
-    return max(LINE * (len(title) + len(said)) + 8, 40.0 if item.sketch else 0.0)
+    h = LINE * (len(title) + len(said)) + 8
+    if item.sketch and item.sketch[0] in ICONS:
+        return max(h, 40.0)
+    drawn = sketch(item, 0.0, 0.0, room - 2 * PAD)[0]
+    return h + (drawn + 8 if drawn else 0.0)
 
 
-def draw_box(item: Item, place: Place, mark: Mark) -> str:
+def draw_box(item: Item, x: float, w: float, place: Place, mark: Mark) -> str:
     found, why = mark(item)
+    room = w - 2 * PAD
     out = [open_group("box", item, found, why)]
-    out.append(f'<rect x="{BOX_X}" y="{place.y:.1f}" width="{BOX_W}" height="{place.h:.1f}" rx="9"/>')
+    out.append(f'<rect x="{x}" y="{place.y:.1f}" width="{w}" height="{place.h:.1f}" rx="9"/>')
     y = place.y + PAD + TITLE - 2 - LINE
-    for line in titles(item, BOX_W - 2 * PAD, TITLE):
+    for line in titles(item, room, TITLE):
         y += LINE
-        out.append(f'<text class="title" x="{BOX_X + PAD}" y="{y:.1f}">{escape(line)}</text>')
-    for line in lines(item, BOX_W - 2 * PAD):
+        out.append(f'<text class="title" x="{x + PAD}" y="{y:.1f}">{escape(line)}</text>')
+    for line in lines(item, room):
         y += LINE
-        out.append(f'<text x="{BOX_X + PAD}" y="{y:.1f}">{escape(line)}</text>')
+        out.append(f'<text x="{x + PAD}" y="{y:.1f}">{escape(line)}</text>')
     y += 7
-    if item.sketch:
-        h, sketch = SKETCHES[item.sketch[0]]
-        out.append(sketch(BOX_X + PAD, y, *item.sketch[1:]))
-        y += h
-    out.append(badge(found, BOX_X + BOX_W - 15, place.y + 15))
-    out.append("</g>")
+    h, drawn = sketch(item, x + PAD, y, room)
+    y += h
+    out += [drawn, badge(found, x + w - 15, place.y + 15), "</g>"]
     for chip in item.chips:
-        h = chip_height(chip, BOX_W - 2 * PAD)
-        out.append(draw_chip(chip, BOX_X + PAD, y, BOX_W - 2 * PAD, h, mark))
+        h = chip_height(chip, room)
+        out.append(draw_chip(chip, x + PAD, y, room, h, mark))
         y += h + 5
     return "".join(out)
 
@@ -221,9 +344,10 @@ def draw_chip(item: Item, x: float, y: float, w: float, h: float, mark: Mark) ->
     found, why = mark(item)
     left, title, said = chip_text(item, w)
     out = [open_group("chip", item, found, why)]
-    out.append(f'<rect x="{x}" y="{y:.1f}" width="{w}" height="{h:.1f}" rx="6"/>')
-    if item.sketch:
-        out.append(SKETCHES[item.sketch[0]][1](x + 7, y + 7, *item.sketch[1:]))
+    out.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" rx="6"/>')
+    if item.sketch and item.sketch[0] in ICONS:
+        name = item.sketch[0]
+        out.append(f'<g class="sketch {name}">{ICONS[name](x + 7, y + 7, *item.sketch[1:])}</g>')
     line = y
     for text in title:
         line += LINE
@@ -231,7 +355,7 @@ def draw_chip(item: Item, x: float, y: float, w: float, h: float, mark: Mark) ->
     for text in said:
         line += LINE
         out.append(f'<text x="{x + left:.1f}" y="{line:.1f}">{escape(text)}</text>')
-    out.append(badge(found, x + w - 14, y + 13))
+    out += [sketch(item, x + PAD, line + 9, w - 2 * PAD)[1], badge(found, x + w - 14, y + 13)]
     return "".join([*out, "</g>"])
 
 
@@ -250,104 +374,3 @@ def badge(found: str, x: float, y: float) -> str:
         f'<circle class="badge" cx="{x:.1f}" cy="{y:.1f}" r="9"/>'
         f'<text class="sign" x="{x:.1f}" y="{y + 4.6:.1f}" text-anchor="middle">{sign}</text>'
     )
-
-
-# ---------------------------------------------------------------- small drawings
-
-
-def heads_sketch(x: float, y: float, heads: int, kv: int) -> str:
-    """Query heads in a row, and below them the heads of keys and values that they share."""
-    room = BOX_W - 2 * PAD - 24
-    out = []
-    for row, (n, label) in enumerate(((heads, "q"), (kv, "k v"))):
-        w = room / n
-        gap = min(2.0, w * 0.25)
-        top = y + row * 14
-        bars = "".join(f"M{x + 24 + i * w:.2f} {top:.1f}h{w - gap:.2f}v9h-{w - gap:.2f}Z" for i in range(n))
-        out.append(f'<text class="small" x="{x}" y="{top + 9:.1f}">{label}</text><path class="fill" d="{bars}"/>')
-    return "".join(out)
-
-
-def mask_sketch(x: float, y: float, kind: str) -> str:
-    """Which of six tokens (rows) see which (columns)."""
-    n, cell = 6, 4.4
-    window = {"full": n, "causal": n, "sliding": 3}
-
-    def seen(row: int, col: int) -> bool:
-        if kind == "full":
-            return True
-        reach = window.get(kind, n if row % 2 == 0 else 2)  # of two masks in turn the rows alternate
-        return row - reach < col <= row
-
-    on = "".join(
-        f"M{x + c * cell:.1f} {y + r * cell:.1f}h3.8v3.8h-3.8Z" for r in range(n) for c in range(n) if seen(r, c)
-    )
-    edge = n * cell + 1.4
-    return (
-        f'<rect class="grid" x="{x - 1:.1f}" y="{y - 1:.1f}" width="{edge:.1f}" height="{edge:.1f}"/>'
-        f'<path class="fill" d="{on}"/>'
-    )
-
-
-def plain_sketch(x: float, y: float, act: str) -> str:
-    """up, the activation, down; read from below."""
-    mid = x + (BOX_W - 2 * PAD) / 2
-    return (
-        small(mid, y, 70, "down")
-        + arrow(mid, y + 34, y + 20)
-        + pill(mid, y + 34, act)
-        + arrow(mid, y + 68, y + 54)
-        + small(mid, y + 68, 70, "up")
-    )
-
-
-def gated_sketch(x: float, y: float, act: str) -> str:
-    """The activation of one product times another, then down; read from below."""
-    mid = x + (BOX_W - 2 * PAD) / 2
-    left, right = mid - 52, mid + 52
-    times = (
-        f'<circle class="sum" cx="{mid}" cy="{y + 44:.1f}" r="9"/>'
-        f'<path class="plus" d="M{mid - 3.4} {y + 40.6:.1f}l6.8 6.8m0 -6.8l-6.8 6.8"/>'
-    )
-    return (
-        small(mid, y, 70, "down")
-        + arrow(mid, y + 35, y + 20)
-        + times
-        + pill(left, y + 34, act)
-        + f'<path class="wire" d="M{left + pill_width(act) / 2:.1f} {y + 44:.1f}H{mid - 14}"/>'
-        + head(mid - 9, y + 44, "right")
-        + arrow(left, y + 68, y + 54)
-        + small(left, y + 68, 70, "gate")
-        + f'<path class="wire" d="M{right} {y + 68:.1f}V{y + 52:.1f}'
-        + f'Q{right} {y + 44:.1f} {right - 8} {y + 44:.1f}H{mid + 14}"/>'
-        + head(mid + 9, y + 44, "left")
-        + small(right, y + 68, 70, "up")
-    )
-
-
-def small(mid: float, y: float, w: float, text: str) -> str:
-    return (
-        f'<rect class="matrix" x="{mid - w / 2:.1f}" y="{y:.1f}" width="{w}" height="20" rx="3"/>'
-        f'<text x="{mid:.1f}" y="{y + 14.4:.1f}" text-anchor="middle">{escape(text)}</text>'
-    )
-
-
-def pill_width(text: str) -> float:
-    return width(text, TEXT) + 16
-
-
-def pill(mid: float, y: float, text: str) -> str:
-    w = pill_width(text)
-    return (
-        f'<rect class="act" x="{mid - w / 2:.1f}" y="{y:.1f}" width="{w:.1f}" height="20" rx="10"/>'
-        f'<text x="{mid:.1f}" y="{y + 14.4:.1f}" text-anchor="middle">{escape(text)}</text>'
-    )
-
-
-# name -> the height it takes in a box, and what draws it
-SKETCHES: dict[str, tuple[float, Callable[..., str]]] = {
-    "heads": (34.0, heads_sketch),
-    "mask": (0.0, mask_sketch),
-    "plain": (96.0, plain_sketch),
-    "gated": (96.0, gated_sketch),
-}

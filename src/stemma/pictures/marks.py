@@ -51,6 +51,7 @@ def wrap(text: str, room: float, size: float) -> list[str]:
     for word in text.split():
         while width(word, size) > room and len(word) > 1:
             fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or width(word[:n], size) <= room)
+            fits = word.rfind("-", 1, fits) + 1 or fits
             head, word = word[:fits], word[fits:]
             if line:
                 lines.append(line)

@@ -98,9 +98,9 @@ def legend(known: list[Family]) -> str:
     )
     lines = (
         '<span class="key"><svg viewBox="0 0 30 16" aria-hidden="true"><path class="edge" d="M1 8H29"/></svg> '
-        "new design, new weights</span>"
+        "new weights</span>"
         '<span class="key"><svg viewBox="0 0 30 16" aria-hidden="true"><path class="edge trained" d="M1 8H29"/></svg> '
-        "more training of the parent&#8217;s weights</span>"
+        "more training</span>"
         '<span class="key"><svg viewBox="0 0 30 16" aria-hidden="true"><path class="edge unpublished" d="M1 8H29"/>'
         "</svg> "
         "design unpublished</span>"
@@ -117,7 +117,8 @@ def guide() -> str:
         "what it changed of that parent, the weightiest first; <b>+12</b> counts what did not fit.</p>"
         "<p>Point at a family, tap it or move to it with the Tab or arrow keys: here appears everything that is "
         "declared of it, with the ancestor that each value came from. A click keeps it. <kbd>/</kbd> searches.</p>"
-        "<p>What its authors did not publish is called unpublished.</p></article>"
+        "<p>A whole line leads to a design with weights of its own, a dashed one to more training of the parent's "
+        "weights. What its authors did not publish is called unpublished.</p></article>"
     )
 
 

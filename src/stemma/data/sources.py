@@ -48,12 +48,15 @@ class Document(NamedTuple):
 class Source:
     """Text to be walked, again and again, always in the same order. `licence` is None where nobody said.
 
-    `notes` holds, after a walk, sentences on what was passed over (binary files in a folder)."""
+    `notes` holds, after a walk, sentences on what was passed over (binary files in a folder). `paths` are the files
+    that the text is read from, None where only reading can tell whether it changed; `facts` what else it depends on."""
 
     name: str
     walk: Callable[[list[str]], Iterator[Document]]
     licence: str | None = None
     notes: list[str] = field(default_factory=list)
+    paths: tuple[Path, ...] | None = None
+    facts: str = ""
 
     def documents(self) -> Iterator[Document]:
         """The documents in order, none of them blank. Raises DataError if there is none, or a file is not text."""
@@ -89,7 +92,8 @@ def read(spec: str, *, split: str | None = None, field: str | None = None) -> So
 
         known = list(dict.fromkeys(s.licence for s in inner if s.licence))
         whole = len([s for s in inner if s.licence]) == len(inner)
-        return Source(spec, walk, "; ".join(known) if whole and known else None)
+        licence = "; ".join(known) if whole and known else None
+        return Source(spec, walk, licence, **together(inner))
     name, options = _options(spec)
     split, field = options.get("split", split), options.get("field", field)
     if split is not None and split not in SPLITS:
@@ -102,17 +106,26 @@ def read(spec: str, *, split: str | None = None, field: str | None = None) -> So
     path = Path(os.path.expanduser(name))
     if path.is_dir():
         return _folder(path, spec, split, column)
+    told = f"{split} {column}"
     if path.exists():
-        return Source(spec, lambda notes: _file(path, split, column))
+        return Source(spec, lambda notes: _file(path, split, column), paths=(path,), facts=told)
     if glob.has_magic(name):
         found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
         if not found:
             raise DataError(f"no file matches {name}")
-        return Source(spec, lambda notes: _several(found, split, column, notes))
+        return Source(spec, lambda notes: _several(found, split, column, notes), paths=tuple(found), facts=told)
     near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
     if not near and name.lower().startswith("builtin"):
         near = f"; built-in text is {', '.join('builtin:' + n for n in builtin.NAMES)}"
     raise DataError(f"there is no file or folder {name}{near}")
+
+
+def together(inner: Iterable[Source]) -> dict[str, Any]:
+    """`paths` and `facts` of sources read one after another."""
+    inner = list(inner)
+    known = [s.paths for s in inner]
+    paths = None if None in known else tuple(path for own in known for path in own or ())
+    return {"paths": paths, "facts": repr([(len(s.paths or ()), s.facts) for s in inner])}
 
 
 def _parts(spec: str) -> list[str]:
@@ -154,7 +167,7 @@ def _builtin(spec: str) -> Source:
     def walk(notes: list[str]) -> Iterator[Document]:
         return (Document(text, label) for label, text in builtin.rows(name))
 
-    return Source(spec, walk, builtin.licence(name))
+    return Source(spec, walk, builtin.licence(name), paths=(), facts=builtin.stamp(name))
 
 
 # ---------------------------------------------------------------- files
@@ -319,7 +332,8 @@ def _folder(root: Path, spec: str, split: str | None, column: str) -> Source:
     if not found:
         raise DataError(f"{root} is an empty folder")
     found.sort(key=lambda path: path.relative_to(root).parts)
-    return Source(spec, lambda notes: _several(found, split, column, notes))
+    told = f"{split} {column}"
+    return Source(spec, lambda notes: _several(found, split, column, notes), paths=tuple(found), facts=told)
 
 
 def _several(paths: list[Path], split: str | None, column: str, notes: list[str]) -> Iterator[Document]:

@@ -12,11 +12,14 @@ little-endian order:
     names.bin      the documents' names, UTF-8; labels.bin int64[n+1]: where each begins
 
 A new version is written beside the old one and takes its place by the replacement of `meta.json` alone, so a build that
-is killed leaves what was there. A source of a single document is divided first: at blank lines, else at line ends.
+is killed leaves what was there. What it had tokenised waits in `.shards` and is used by the next build (`shards.py`).
+`source.json` says of which files, as they then were, the store was made, so that they need not be read again to know
+that nothing changed (`stamps.py`). A source of a single document is divided first: at blank lines, else at line ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -33,13 +36,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stemma.data import random
+from stemma.data import random, shards, stamps
 from stemma.data.sources import Document, Source, read
 from stemma.errors import CheckpointError, DataError
 from stemma.text import files
 
 VERSION = 1
-BATCH = 1_000_000  # characters tokenised at a time
 _SENTENCE = re.compile(r"[.!?]+[\"')\]’”]*\s+|\n\s*")
 
 Progress = Callable[[int, int], None]  # (bytes of text done, bytes in all)
@@ -240,37 +242,67 @@ class Store(View):
 
     @classmethod
     def build(
-        cls, source: Source | str, tokenizer: Encoder, directory: str | Path, *, progress: Progress | None = None
+        cls,
+        source: Source | str,
+        tokenizer: Encoder,
+        directory: str | Path,
+        *,
+        progress: Progress | None = None,
+        workers: int | None = None,
     ) -> Store:
         """Tokenise every document of `source` into `directory`, or open what is there if it was made by the same
         tokenizer from the same text. Documents without a single token are left out. `progress(done, total)` counts
-        bytes. Raises DataError (no text), ResourceError (the disk)."""
+        bytes; `workers` processes tokenise (left out, as many as there are cores, for a long text). A build that was
+        stopped goes on from what it had tokenised. Raises DataError (no text), ResourceError (the disk),
+        CheckpointError (a tokenizer that is not whole)."""
         source = read(source) if isinstance(source, str) else source
         directory = Path(directory)
         with files.disk(directory):
             directory.mkdir(parents=True, exist_ok=True)
+        with files.locked(directory) as alone:
+            return cls._build(source, tokenizer, directory, progress, workers, alone)
+
+    @classmethod
+    def _build(
+        cls,
+        source: Source,
+        tokenizer: Encoder,
+        directory: Path,
+        progress: Progress | None,
+        workers: int | None,
+        alone: bool,
+    ) -> Store:
+        """`build` in a directory that this process holds `alone`, if the system can lock."""
+        stamp = stamps.of(source, tokenizer)
+        if (held := stamps.unchanged(directory, stamp)) is not None and (store := cls._same(directory, held)):
+            return store
+        _tidy(directory, alone)
+        parts = directory / ".shards"
         scratch = directory / f".{secrets.token_hex(6)}.tmp"
         try:
             with files.disk(directory):
                 scratch.mkdir()
+                parts.mkdir(exist_ok=True)
             writer = _Writer(scratch, tokenizer)
             digest = writer.spool(source)
-            if (held := cls._same(directory, digest)) is not None:
-                return held
-            meta = writer.encode(progress) | {"fingerprint": digest, "source": source.name, "licence": source.licence}
+            stamps.keep(directory, stamp, source, tokenizer, digest)
+            if (store := cls._same(directory, digest)) is not None:
+                shutil.rmtree(parts, ignore_errors=True)
+                return store
+            told = {"fingerprint": digest, "source": source.name, "licence": source.licence}
+            meta = writer.encode(parts, progress, workers) | told
             version = digest[:16]
             with files.disk(directory):
                 if (directory / version).exists():  # damaged, or left by a build that was killed before its meta.json
                     version = f"{version}-{secrets.token_hex(2)}"
                 scratch.rename(directory / version)
             files.write(directory / "meta.json", json.dumps({"version": version, **meta}, indent=1) + "\n")
+            shutil.rmtree(parts, ignore_errors=True)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        for other in directory.iterdir():
-            old = re.fullmatch(r"[0-9a-f]{16}(-[0-9a-f]{4})?", other.name) and other.name != version
-            left = re.fullmatch(r"\.[0-9a-f]{12}\.tmp", other.name) and time.time() - other.stat().st_mtime > 3600
-            if other.is_dir() and (old or left):
-                shutil.rmtree(other, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                parts.rmdir()  # unless it holds shards, which the next build will want
+        _tidy(directory, alone, version)
         return cls.open(directory)
 
     @classmethod
@@ -313,6 +345,17 @@ class Store(View):
         return bytes(self._arrays[content][a:b])
 
 
+def _tidy(directory: Path, alone: bool, version: str | None = None) -> None:
+    """Remove what builds that were killed left behind, and all versions but `version`."""
+    for other in directory.iterdir():
+        old = version and re.fullmatch(r"[0-9a-f]{16}(-[0-9a-f]{4})?", other.name) and other.name != version
+        left = re.fullmatch(r"\.[0-9a-f]{12}\.tmp", other.name)
+        if other.is_dir() and (old or (left and (alone or time.time() - other.stat().st_mtime > 3600))):
+            shutil.rmtree(other, ignore_errors=True)
+    for piece in directory.glob(".shards/.*.tmp") if alone else ():
+        piece.unlink(missing_ok=True)
+
+
 class _Writer:
     """Writes the files of a version into `folder`: first the text, hashing it, then the tokens."""
 
@@ -345,48 +388,34 @@ class _Writer:
                 self.hashes.append(content_hash(text))
         return digest.hexdigest()
 
-    def _batches(self) -> Iterator[tuple[int, list[str]]]:
-        """(index of the first, texts) in portions of about BATCH bytes."""
-        begin, held, size = 0, list[str](), 0
-        with open(self.folder / "spool", "rb") as file:
-            for i, count in enumerate(self.sizes):
-                held.append(file.read(count).decode("utf-8"))
-                size += count
-                if size >= BATCH:
-                    yield begin, held
-                    begin, held, size = i + 1, [], 0
-        if held:
-            yield begin, held
-
-    def encode(self, progress: Progress | None) -> dict[str, Any]:
-        """Tokenise the spooled text and write all files; the meta data."""
+    def encode(self, parts: Path, progress: Progress | None, workers: int | None) -> dict[str, Any]:
+        """Tokenise the spooled text, with what is finished in `parts`, and write all files; the meta data."""
         small = self.tokenizer.vocab_size <= 1 << 16
         kinds = {"tokens": "<u2" if small else "<u4", "starts": "<i4", "text": "|u1", "names": "|u1"}
         ends: dict[str, list[int]] = {"tokens": [0], "starts": [0], "text": [0], "names": [0]}
         hashes: list[int] = []
-        total, done = sum(self.sizes), 0
         entries: dict[str, Any] = {}
         with files.disk(self.folder.parent):
             outs = {name: _Out(self.folder / f"{name}.bin", kind) for name, kind in kinds.items()}
             try:
-                for begin, texts in self._batches():
-                    for i, (text, (ids, stops)) in enumerate(
-                        zip(texts, self.tokenizer.encode_spans(texts), strict=True), begin
-                    ):
-                        if not ids:
-                            continue
-                        raw = text.encode("utf-8")
-                        at = np.unique(np.searchsorted(np.maximum.accumulate(stops), sentences(text), side="right"))
-                        at = at[at < len(ids)]
-                        at = np.concatenate(([0], at[at > 0]))
-                        label = self.names[i].encode("utf-8", "replace")
-                        payloads: dict[str, Any] = {"tokens": ids, "starts": at, "text": raw, "names": label}
-                        for name, payload in payloads.items():
-                            ends[name].append(ends[name][-1] + outs[name].add(payload))
-                        hashes.append(self.hashes[i])
-                    done += sum(self.sizes[begin : begin + len(texts)])
-                    if progress is not None:
-                        progress(done, total)
+                spool = self.folder / "spool"
+                with open(spool, "rb") as file:
+                    for begin, shard in shards.encoded(spool, parts, self.sizes, self.tokenizer, workers, progress):
+                        rows = range(begin, begin + len(shard.counts))
+                        raws = [file.read(self.sizes[i]) for i in rows]
+                        kept = [i for i, count in zip(rows, shard.counts.tolist(), strict=True) if count]
+                        labels = [self.names[i].encode("utf-8", "replace") for i in kept]
+                        texts = [raws[i - begin] for i in kept]
+                        some = shard.counts > 0
+                        for name, flat, lengths in (
+                            ("tokens", shard.tokens, shard.counts[some]),
+                            ("starts", shard.starts, shard.marks[some]),
+                            ("text", b"".join(texts), [len(text) for text in texts]),
+                            ("names", b"".join(labels), [len(label) for label in labels]),
+                        ):
+                            outs[name].add(flat)
+                            ends[name] += (ends[name][-1] + np.cumsum(lengths, dtype=np.int64)).tolist()
+                        hashes += [self.hashes[i] for i in kept]
                 if not hashes:
                     raise DataError("the text gives no tokens at all with this tokenizer")
                 for name, values in (

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import secrets
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,31 @@ def disk(path: Path) -> Iterator[None]:
     except OSError as error:
         why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
         raise ResourceError(f"cannot write {path}: {why}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold `folder` alone among processes, waiting for whoever holds it; a process that dies lets go. Gives whether the
+    system can lock (some file systems, and Windows, cannot: then everyone goes ahead)."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            warnings.warn(f"waiting for another process that is writing {folder}", stacklevel=3)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(handle)
 
 
 def write(path: Path, content: str | bytes) -> None:

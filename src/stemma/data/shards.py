@@ -1,0 +1,337 @@
+"""Tokenising in shards: by several processes, and so that what is finished outlives an interruption.
+
+The text of a build is cut into shards of whole documents, about SHARD bytes each. A shard's name is a hash of its text,
+of the tokenizer and of the rule for sentences, so a shard that is found finished is the right one, whoever made it and
+when; a build that was killed reads its source again, which is fast, and tokenises only what is missing. A shard is
+written beside its place and renamed, and carries a checksum. Shards are put together in the order of the text, and a
+text's ids do not depend on its neighbours, so the result has the same bytes for any number of processes.
+
+Each process is a Python of its own that reads jobs from a pipe: nothing is forked from a parent with threads, the
+caller's script is not run again, and the process ends with the pipe when the parent is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import secrets
+import struct
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from stemma import errors
+from stemma.errors import CheckpointError, ResourceError, UsageError
+from stemma.text import files
+
+if TYPE_CHECKING:
+    from stemma.data.store import Encoder
+
+SHARD = 4_000_000  # bytes of text of a shard, about
+BATCH = 1_000_000  # bytes tokenised at a time
+MAGIC = b"stemma-shard-1\n"
+
+
+class Job(NamedTuple):
+    """A stretch of the spooled text: where it begins, the bytes of each document, and the shard's name."""
+
+    offset: int
+    sizes: tuple[int, ...]
+    name: str
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.sizes)
+
+
+class Encoded(NamedTuple):
+    """A shard: the `tokens` of its documents one after another, `counts` of them a document, and likewise where
+    sentences begin (`starts`, `marks`)."""
+
+    tokens: npt.NDArray[Any]
+    counts: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int32]
+    marks: npt.NDArray[np.int64]
+
+
+# ---------------------------------------------------------------- one shard
+
+
+def encode(texts: Sequence[str], tokenizer: Encoder) -> Encoded:
+    """The shard of `texts`. Raises CheckpointError for a tokenizer whose ids leave its own vocabulary."""
+    from stemma.data.store import sentences
+
+    kind = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    tokens: list[npt.NDArray[Any]] = []
+    starts: list[npt.NDArray[np.int32]] = []
+    begin = 0
+    while begin < len(texts):
+        end, size = begin, 0
+        while end < len(texts) and size < BATCH:
+            size += len(texts[end])
+            end += 1
+        part = texts[begin:end]
+        for text, (ids, stops) in zip(part, tokenizer.encode_spans(part), strict=True):
+            flat = np.asarray(ids, dtype=np.int64)
+            if len(flat) and not 0 <= flat.min() <= flat.max() < tokenizer.vocab_size:
+                wrong = int(flat.max() if flat.max() >= tokenizer.vocab_size else flat.min())
+                raise CheckpointError(
+                    f"the tokenizer gives id {wrong} for the text {text[:30]!r}, and its vocabulary has "
+                    f"{tokenizer.vocab_size} ids; its files do not belong together"
+                )
+            tokens.append(flat.astype(kind))
+            at = np.unique(np.searchsorted(np.maximum.accumulate(stops), sentences(text), side="right"))
+            at = at[(at > 0) & (at < len(flat))]
+            starts.append(np.concatenate(([0], at)).astype("<i4") if len(flat) else np.empty(0, "<i4"))
+        begin = end
+    counts, marks = (np.array([len(row) for row in rows], dtype="<i8") for rows in (tokens, starts))
+    none = np.empty(0, kind), np.empty(0, "<i4")
+    return Encoded(np.concatenate([none[0], *tokens]), counts, np.concatenate([none[1], *starts]), marks)
+
+
+def save(path: Path, shard: Encoded) -> None:
+    """Write a shard: whole or not at all."""
+    head = json.dumps([[array.dtype.str, len(array)] for array in shard]).encode()
+    body = MAGIC + struct.pack("<q", len(head)) + head + b"".join(array.tobytes() for array in shard)
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(scratch, "wb") as out:
+            out.write(body)
+            out.write(hashlib.sha256(body).digest())
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(scratch, path)
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Encoded | None:
+    """The shard in a file; None if there is none, or it is not what was written."""
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    body, check = memoryview(raw)[:-32], raw[-32:]
+    if not raw.startswith(MAGIC) or hashlib.sha256(body).digest() != check:
+        return None
+    at = len(MAGIC)
+    (size,) = struct.unpack_from("<q", raw, at)
+    at += 8
+    arrays: list[npt.NDArray[Any]] = []
+    for kind, count in json.loads(raw[at : at + size]):
+        dtype = np.dtype(kind)
+        begin = at + size + sum(array.nbytes for array in arrays)
+        arrays.append(np.frombuffer(raw, dtype, count, begin))
+    return Encoded(*arrays)
+
+
+# ---------------------------------------------------------------- a worker
+
+
+def _make(spool: Path, folder: Path, job: Job, tokenizer: Encoder) -> None:
+    with open(spool, "rb") as file:
+        file.seek(job.offset)
+        texts = [file.read(size).decode("utf-8") for size in job.sizes]
+    shard = encode(texts, tokenizer)
+    with files.disk(folder):
+        save(folder / f"{job.name}.shard", shard)
+
+
+def serve() -> None:
+    """What a worker does: the tokenizer comes first, then jobs, each answered by None or by an error's class and text;
+    the end of the pipe ends it."""
+    read, write = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # nothing that a library prints gets among the answers
+    spool, folder, tokenizer = pickle.load(read)
+    while True:
+        try:
+            job = pickle.load(read)
+        except EOFError:
+            return
+        answer: tuple[str, str] | None = None
+        try:
+            _make(spool, folder, job, tokenizer)
+        except Exception as error:
+            answer = (type(error).__name__, " ".join(str(error).split()))
+        pickle.dump(answer, write)
+        write.flush()
+
+
+class _Worker:
+    """A process that makes shards, one at a time."""
+
+    def __init__(self, greeting: bytes) -> None:
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        env = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+        code = "from stemma.data.shards import serve; serve()"
+        command = [sys.executable, "-c", code]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+        self.greeting = greeting
+
+    def make(self, job: Job) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            self.process.stdin.write(self.greeting + pickle.dumps(job))
+            self.process.stdin.flush()
+            self.greeting = b""
+            answer = pickle.load(self.process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            code = self.process.wait()
+            why = f"signal {-code}" if code < 0 else f"exit code {code}"
+            raise ResourceError(
+                f"a process that tokenises ended early ({why}), perhaps for want of memory; run the command again (what "
+                "is finished is kept), or with fewer --workers"
+            ) from error
+        if answer is not None:
+            kind, text = answer
+            known = getattr(errors, kind, None)
+            raise known(text) if known is not None else RuntimeError(f"{kind} in a process that tokenises: {text}")
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+# ---------------------------------------------------------------- all shards
+
+
+def cut(sizes: Sequence[int], limit: int | None = None) -> Iterator[tuple[int, int]]:
+    """(first document, one past the last) of each shard."""
+    begin = size = 0
+    for i, count in enumerate(sizes):
+        size += count
+        if size >= (limit or SHARD):
+            yield begin, i + 1
+            begin, size = i + 1, 0
+    if begin < len(sizes):
+        yield begin, len(sizes)
+
+
+def plan(spool: Path, sizes: Sequence[int], tokenizer: Encoder) -> list[Job]:
+    """The shards of a spooled text, in its order."""
+    from stemma.data.store import _SENTENCE
+
+    jobs = []
+    with open(spool, "rb") as file:
+        for begin, end in cut(sizes):
+            own = tuple(sizes[begin:end])
+            digest = hashlib.blake2b(MAGIC, digest_size=20)
+            for part in (tokenizer.fingerprint, str(tokenizer.vocab_size), _SENTENCE.pattern, repr(own)):
+                digest.update(f"{part}\0".encode())
+            offset, left = file.tell(), sum(own)
+            while left:
+                block = file.read(min(left, 1 << 20))
+                digest.update(block)
+                left -= len(block)
+            jobs.append(Job(offset, own, digest.hexdigest()))
+    return jobs
+
+
+def workers_for(jobs: int, workers: int | None) -> int:
+    """How many processes: as many as there are cores where nobody says, and never more than there is work for."""
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers is {workers}; at least 1 was expected")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # a process takes half a second to start: for less than a few shards each there is nothing to gain
+    return max(1, min(workers if workers is not None else min(cores, jobs // 2), jobs))
+
+
+def encoded(
+    spool: Path,
+    folder: Path,
+    sizes: Sequence[int],
+    tokenizer: Encoder,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[int, Encoded]]:
+    """(number of the first document, shard) in the order of the text. Finished shards in `folder` are used, missing
+    ones are made there by `workers` processes. Raises StemmaError; what was finished stays."""
+    jobs = plan(spool, sizes, tokenizer)
+    missing = {job.name: job for job in jobs if not (folder / f"{job.name}.shard").exists()}
+    total = sum(sizes)
+    done = total - sum(job.bytes for job in missing.values())
+
+    def count(job: Job) -> None:
+        nonlocal done
+        done = min(total, done + job.bytes)
+        if progress is not None:
+            progress(done, total)
+
+    if progress is not None and missing and done:
+        progress(done, total)
+    number = workers_for(len(missing), workers) if missing else 1
+    if number == 1:
+        for job in missing.values():
+            _make(spool, folder, job, tokenizer)
+            count(job)
+    else:
+        _together(spool, folder, list(missing.values()), tokenizer, number, count)
+    if progress is not None:
+        progress(total, total)
+    begin = 0
+    for job in jobs:
+        path = folder / f"{job.name}.shard"
+        shard = load(path)
+        if shard is None:
+            warnings.warn(f"{path} is damaged; its part of the text is tokenised again", stacklevel=2)
+            _make(spool, folder, job, tokenizer)
+            shard = load(path)
+            if shard is None:
+                raise ResourceError(f"{path} is damaged again right after it was written; check the disk")
+        yield begin, shard
+        begin += len(job.sizes)
+
+
+def _together(
+    spool: Path, folder: Path, jobs: list[Job], tokenizer: Encoder, number: int, count: Callable[[Job], None]
+) -> None:
+    """Have `number` processes make the shards; the first error ends all."""
+    greeting = pickle.dumps((spool, folder, tokenizer))
+    workers = [_Worker(greeting) for _ in range(number)]
+    free: SimpleQueue[_Worker] = SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+
+    def make(job: Job) -> Job:
+        worker = free.get()
+        try:
+            worker.make(job)
+        finally:
+            free.put(worker)
+        return job
+
+    pool = ThreadPoolExecutor(number)
+    try:
+        waiting: set[Future[Job]] = set()
+        rest = iter(jobs)
+        while True:
+            for job in rest:
+                waiting.add(pool.submit(make, job))
+                if len(waiting) >= 2 * number:
+                    break
+            if not waiting:
+                return
+            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                count(future.result())
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.stop()
+        pool.shutdown(wait=True)

@@ -11,7 +11,8 @@
 | `hf://org/name/config:split` | streamed by `datasets`, column `text`; without config, the only one; split `train` |
 | `a,b` or `a+b` | a's documents, then b's |
 
-Options follow a `#`: `rows.jsonl#field=body`, `poems.txt#split=paragraph`, `rows.parquet#field=body`.
+Options follow a `#`: `rows.jsonl#field=body`, `poems.txt#split=paragraph`, `rows.parquet#field=body`, and
+`crawl/#clean=exact:gopher`, steps of `stemma.data.cleaning` by name, applied to this source alone.
 
 Rule for a text file: one document a file, if it is at most 1 MB. A larger file is divided at form feeds and at two or
 more blank lines in a row. `split=file`, `split=paragraph` (at blank lines) or `split=line` overrules this.
@@ -35,6 +36,7 @@ from stemma.errors import DataError, ResourceError, UsageError, did_you_mean
 
 LARGE = 1_000_000  # bytes above which a text file is divided
 SPLITS = ("file", "paragraph", "line")
+OPTIONS = ("field", "split", "clean")
 
 
 class Document(NamedTuple):
@@ -95,6 +97,13 @@ def read(spec: str, *, split: str | None = None, field: str | None = None) -> So
         licence = "; ".join(known) if whole and known else None
         return Source(spec, walk, licence, **together(inner))
     name, options = _options(spec)
+    if "clean" in options:
+        from stemma.data import cleaning
+
+        rest = "&".join(f"{key}={value}" for key, value in options.items() if key != "clean")
+        inner_spec = f"{name}#{rest}" if rest else name
+        steps = cleaning.parse(options["clean"].replace(":", ","))
+        return cleaning.cleaned(read(inner_spec, split=split, field=field), steps)
     split, field = options.get("split", split), options.get("field", field)
     if split is not None and split not in SPLITS:
         raise UsageError(f"split is {split!r}; one of {', '.join(SPLITS)} was expected{did_you_mean(split, SPLITS)}")
@@ -148,9 +157,9 @@ def _options(spec: str) -> tuple[str, dict[str, str]]:
     options = {}
     for item in tail.split("&"):
         key, _, value = item.partition("=")
-        if key not in ("field", "split"):
+        if key not in OPTIONS:
             raise UsageError(
-                f"unknown option {key!r} in {spec!r} (known: field, split){did_you_mean(key, ('field', 'split'))}"
+                f"unknown option {key!r} in {spec!r} (known: {', '.join(OPTIONS)}){did_you_mean(key, OPTIONS)}"
             )
         options[key] = value
     return name, options

@@ -21,7 +21,8 @@ def disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
+        full = "the disk is full; free some space and run the command again"
+        why = full if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
         raise ResourceError(f"cannot write {path}: {why}") from error
 
 

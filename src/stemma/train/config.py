@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stemma import spec
+from stemma.data.cleaning import Step
 from stemma.errors import UsageError
 from stemma.families.declare import Text
 from stemma.families.goals import Objective
@@ -120,7 +121,8 @@ class Net(Spec):
 class Plan(Spec):
     """A run, resolved: all that decides what is computed, beside the data itself.
 
-    `name`: the family or size that it descends from; `data`: where the text comes from (`stemma.data.sources`).
+    `name`: the family or size that it descends from; `data`: where the text comes from (`stemma.data.sources`);
+    `clean`: the steps that it goes through first (`stemma.data.cleaning`).
     """
 
     name: str
@@ -134,6 +136,7 @@ class Plan(Spec):
     data: str
     seed: int
     nets: tuple[Net, ...] = ()
+    clean: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, f"the seed must lie between 0 and 2**63 - 1, not {self.seed}")

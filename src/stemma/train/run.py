@@ -25,6 +25,8 @@ import torch
 
 import stemma
 from stemma import families, formats, spec
+from stemma.data import cleaning, shared
+from stemma.data.progress import Meter
 from stemma.errors import CheckpointError, UsageError, VerifyError
 from stemma.families import goals
 from stemma.families.declare import Design, Family
@@ -85,6 +87,8 @@ def resolve(
     plan = Plan(
         name, scale, design.arch, design.dims, design.objective, design.text, design.recipe, Train(budget), data, seed
     )
+    if isinstance(changes.get("clean"), str) and not changes["clean"].lstrip().startswith(("(", "[")):
+        changes["clean"] = cleaning.parse(changes["clean"])
     plan = spec.edit(plan, changes)
     plan = replace(plan, nets=_nets(plan))
     for what, value in (("recipe.lr", plan.recipe.lr), ("recipe.batch", plan.recipe.batch)):
@@ -348,11 +352,11 @@ def read_metrics(run: str | Path) -> list[Record]:
 
 def prepare(plan: Plan, out: Path, tokenizer: Any, quiet: bool) -> tuple[Any, Any]:
     """Read the text, train a tokenizer on the training part of it if none is given, and store the tokens in `out`."""
-    from stemma.data import Store, read
+    from stemma.data import read
     from stemma.data.store import training_texts
     from stemma.text import Specials, Tokenizer
 
-    source = read(plan.data)
+    source = cleaning.cleaned(read(plan.data), plan.clean)
     if tokenizer is None:
         text, train = plan.text, plan.train
         specials = Specials(**{role: getattr(text, role) for role in ROLES}, extra=text.sentinels)
@@ -368,7 +372,12 @@ def prepare(plan: Plan, out: Path, tokenizer: Any, quiet: bool) -> tuple[Any, An
     out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out / "tokenizer", ignore_errors=True)
     tokenizer.save(out / "tokenizer")
-    return Store.build(source, tokenizer, out / "data"), tokenizer
+    bar = None if quiet else Meter("tokenising")
+    store = shared.build(source, tokenizer, out / "data", progress=bar)
+    if not quiet:
+        for note in source.notes:
+            print(note, file=sys.stderr)
+    return store, tokenizer
 
 
 def _steps(plan: Plan, tokenizer: Any, train: Any) -> int:

@@ -1,0 +1,137 @@
+"""A cleaning as a command carries it out: text in, a folder of JSON lines and a report out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stemma import spec as values
+from stemma.data.cleaning import Step, Tally, clean
+from stemma.data.sources import Document, read
+from stemma.errors import DataError, UsageError
+from stemma.text import files
+
+PART = 64_000_000  # bytes of text of one file, about
+REPORT = "report.json"
+
+
+def row(document: Document) -> dict[str, Any]:
+    """A document as a row of JSON that `stemma.data.sources` reads back, without empty fields."""
+    held = {("lang" if k == "language" else k): v for k, v in document._asdict().items() if v or k == "text"}
+    held.pop("part", None)
+    return held
+
+
+def ready(out: Path, about: dict[str, Any], going_on: bool) -> None:
+    """See that `out` is a place for this cleaning. Raises UsageError if it holds something else."""
+    work = out / ".work" / "plan.json"
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; a cleaned text needs a directory")
+    held = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    same = going_on and work.is_file() and json.loads(work.read_text("utf-8")) == about
+    stale = [name for name in held if not (name == ".work" or (name.startswith(".") and name.endswith(".tmp")))]
+    if stale or (".work" in held and not same):
+        what = "holds a cleaning of another plan" if not stale else f"is not empty (it holds {stale[0]})"
+        raise UsageError(f"{out} {what}; choose a new directory")
+    with files.disk(out):
+        (out / ".work" if going_on else out).mkdir(parents=True, exist_ok=True)
+    if going_on:
+        files.write(work, json.dumps(about))
+
+
+def describe(spec: str, steps: Sequence[Step], tasks: int) -> dict[str, Any]:
+    """What decides a cleaning, as plain data."""
+    return {"source": spec, "steps": [values.to_dict(step) for step in steps], "tasks": tasks}
+
+
+def write(spec: str, out: Path, steps: Sequence[Step]) -> dict[str, Any]:
+    """Clean `spec` into `out/text` here and now; the report. A run that is stopped leaves nothing in the way."""
+    source = read(spec)
+    ready(out, describe(spec, steps, 1), False)
+    scratch = out / f".{secrets.token_hex(6)}.tmp"
+    report: list[Tally] = []
+    with files.locked(out):
+        for left in out.glob(".*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            with files.disk(out):
+                scratch.mkdir()
+            number = size = 0
+            file = None
+            try:
+                for document in clean(source.documents(), steps, report):
+                    with files.disk(out):
+                        if file is None or size >= PART:
+                            if file is not None:
+                                file.close()
+                                number, size = number + 1, 0
+                            file = open(scratch / f"part-{number:05d}.jsonl", "w", encoding="utf-8", newline="\n")  # noqa: SIM115
+                        line = json.dumps(row(document), ensure_ascii=False)
+                        file.write(line + "\n")
+                        size += len(line)
+                if file is not None:
+                    with files.disk(out):
+                        file.flush()
+                        os.fsync(file.fileno())
+            finally:
+                if file is not None:
+                    file.close()
+            return finish(out, scratch, report, describe(spec, steps, 1))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def finish(out: Path, text: Path, report: Sequence[Tally], about: dict[str, Any]) -> dict[str, Any]:
+    """Put the cleaned text in its place and write the report, which is returned."""
+    parts = sorted(text.glob("part-*.jsonl"))
+    digest, documents = hashlib.sha256(), 0
+    for path in parts:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                documents += block.count(b"\n")
+    if not documents and report:
+        worst = max(report, key=lambda tally: tally.removed)
+        why = worst.examples[0]["why"] if worst.examples else "an empty source"
+        raise DataError(f"cleaning left nothing of {about['source']}: {worst.sentence()}, the first for {why}")
+    told = about | {
+        "documents": documents,
+        "sha256": digest.hexdigest(),
+        "report": [{k: v for k, v in dataclasses.asdict(tally).items() if k != "places"} for tally in report],
+    }
+    with files.disk(out):
+        if (out / "text").exists():
+            shutil.rmtree(out / "text")
+        text.rename(out / "text")
+    files.write(out / REPORT, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    return told
+
+
+def distribute(
+    spec: str, out: Path, steps: Sequence[Step], executor: Any, tasks: int, options: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Clean `spec` into `out/text` with an executor of datatrove; the report, or None where jobs were only submitted.
+    The same command again goes on with what is missing."""
+    from stemma.data import cluster
+
+    if tasks < 1:
+        raise UsageError(f"--tasks is {tasks}; at least 1 was expected")
+    read(spec)
+    about = describe(spec, steps, tasks)
+    ready(out, about, True)
+    cluster.run(spec, out, steps, executor, tasks, options, about)
+    path = out / REPORT
+    if executor == "slurm":
+        return None
+    if not path.is_file():
+        raise DataError(f"cleaning {spec} did not come to its end; the logs are under {out / '.work'}")
+    told: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    shutil.rmtree(out / ".work", ignore_errors=True)
+    return told

@@ -1,0 +1,239 @@
+"""Cleaning on many processes or machines: the steps of `stemma.data.cleaning` as pipelines of datatrove.
+
+datatrove starts the tasks (on this machine, under Slurm, with Ray), keeps their logs and skips those that are complete
+when a command is given again; the steps are the same code as on one machine, and so is what they keep.
+
+A list of steps is cut at the steps on duplicates, which must see all documents. Before such a step N tasks apply the
+rules that come earlier and write each document's key (a hash or a signature); one task then goes through all keys in
+the order of the text and notes who repeats whom; the N tasks of the next stage leave those out and go on. The task that
+judges holds what the step holds on one machine; no document's text passes through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from stemma.data import sources
+from stemma.data.cleaned import finish, row
+from stemma.data.cleaning import Exact, Near, Step, Tally, judge, key, label, rule
+from stemma.data.sources import Document, read
+from stemma.errors import ResourceError, UsageError
+
+try:
+    from datatrove.pipeline.base import PipelineStep
+except ImportError as error:
+    raise ResourceError("cleaning with an executor needs datatrove: pip install 'stemma-lm[cluster]'") from error
+
+Executor = Literal["local", "slurm", "ray"]
+Place = tuple[int, int]  # of a document in the order of the text: the file's number, and its own in the file
+Numbered = Iterator[tuple[Place, Document]]
+
+
+def portion(spec: str, rank: int, tasks: int) -> Numbered:
+    """A task's share of a source: every so manieth file, where there are as many as tasks, else every so manieth
+    document (then each task reads through the whole source)."""
+    source = read(spec)
+    paths = source.paths or ()
+    plain = len(sources._parts(spec)) == 1 and set(sources._options(spec)[1]) <= {"split", "field"}
+    if not plain or len(paths) < max(2, tasks):
+        for number, document in enumerate(source.documents()):
+            if number % tasks == rank:
+                yield (0, number), document
+        return
+    options = sources._options(spec)[1]
+    for i in range(rank, len(paths), tasks):
+        try:
+            rows = sources._several([paths[i]], options.get("split"), options.get("field", "text"), [])
+            for j, document in enumerate(row for row in rows if row.text and not row.text.isspace()):
+                yield (i, j), document
+        except sources._Binary:
+            continue
+
+
+def rows(path: Path) -> Iterator[Any]:
+    """The values of a file of JSON lines."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Callable[[Any], object]]:
+    """Write a file of JSON lines: whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    with open(scratch, "w", encoding="utf-8", newline="\n") as out:
+        yield lambda value: out.write(json.dumps(value, ensure_ascii=False) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(scratch, path)
+
+
+class Stage(PipelineStep):
+    """N tasks: documents of the source, or of the stage before less those that were judged repeated, through `rules`;
+    to `folder/stage-K`, with the keys that the step on duplicates after it (`before`) asks for, or at the end to
+    `folder/text`."""
+
+    name = "stemma: rules"
+    type = "stemma"
+
+    def __init__(
+        self, spec: str, folder: str, number: int, rules: Sequence[Step], after: Step | None, before: Step | None
+    ) -> None:
+        super().__init__()
+        self.spec, self.folder, self.number = spec, folder, number
+        self.rules, self.after, self.before = tuple(rules), after, before
+
+    def documents(self, rank: int, tasks: int, tally: Tally) -> Numbered:
+        """What comes in."""
+        if self.number == 0:
+            yield from portion(self.spec, rank, tasks)
+            return
+        held = Path(self.folder, f"stage-{self.number - 1}")
+        drop = {tuple(place): earlier for place, earlier in rows(held / "drop.jsonl")}
+        for (i, j), fields in rows(held / f"rows-{rank:05d}.jsonl"):
+            document = Document(*fields)
+            tally.see(document)
+            if (earlier := drop.get((i, j))) is not None:
+                tally.remove(document, f"like {earlier}", (i, j))
+            else:
+                yield (i, j), document
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
+        here = Path(self.folder, f"stage-{self.number}")
+        first = Tally(label(self.after)) if self.after is not None else Tally("")
+        tallies = [Tally(label(step)) for step in self.rules]
+        judged = [rule(step) for step in self.rules]
+        of = key(self.before) if isinstance(self.before, Exact | Near) else None
+        target = here / f"rows-{rank:05d}.jsonl" if of else Path(self.folder, "text", f"part-{rank:05d}.jsonl")
+        with whole(target) as out, whole(here / f"keys-{rank:05d}.jsonl") as keys:
+            for place, document in self.documents(rank, world_size, first):
+                kept: Document | None = document
+                for tally, check in zip(tallies, judged, strict=True):
+                    assert kept is not None
+                    kept = tally.pass_on(kept, check(kept.text), place)
+                    if kept is None:
+                        break
+                self.stat_update("kept" if kept is not None else "removed")
+                if kept is None:
+                    continue
+                out([place, list(kept)] if of else row(kept))
+                if of:
+                    keys([place, of(kept.text).hex(), kept.name])
+        with whole(here / f"tally-{rank:05d}.jsonl") as say:
+            for tally in [first, *tallies] if self.after is not None else tallies:
+                say(tally.plain())
+        return data
+
+
+class Judge(PipelineStep):
+    """One task: which documents repeat an earlier one, by their keys in the order of the text."""
+
+    name = "stemma: duplicates"
+    type = "stemma"
+
+    def __init__(self, folder: str, number: int, step: Exact | Near) -> None:
+        super().__init__()
+        self.folder, self.number, self.step = folder, number, step
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
+        here = Path(self.folder, f"stage-{self.number}")
+        repeats = judge(self.step)
+        names: dict[int, str] = {}
+        found = heapq.merge(*(rows(path) for path in sorted(here.glob("keys-*.jsonl"))), key=lambda item: item[0])
+        with whole(here / "drop.jsonl") as out:
+            for number, (place, hashed, name) in enumerate(found):
+                earlier = repeats(number, bytes.fromhex(hashed))
+                if earlier is None:
+                    names[number] = name
+                else:
+                    out([place, names[earlier]])
+        return data
+
+
+class Report(PipelineStep):
+    """One task: the tallies of all tasks together in `report.json`; then what lay between the stages is removed."""
+
+    name = "stemma: report"
+    type = "stemma"
+
+    def __init__(self, folder: str, out: str, stages: int, about: dict[str, Any]) -> None:
+        super().__init__()
+        self.folder, self.out, self.stages, self.about = folder, out, stages, about
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
+        total: list[Tally] = []
+        for number in range(self.stages):
+            own: list[Tally] = []
+            for path in sorted(Path(self.folder, f"stage-{number}").glob("tally-*.jsonl")):
+                said = [Tally.of(plain) for plain in rows(path)]
+                own = said if not own else [a.plus(b) for a, b in zip(own, said, strict=True)]
+            total += own
+        finish(Path(self.out), Path(self.folder, "text"), total, self.about)
+        for number in range(self.stages):
+            shutil.rmtree(Path(self.folder, f"stage-{number}"), ignore_errors=True)
+        return data
+
+
+def pipelines(spec: str, out: Path, steps: Sequence[Step], about: dict[str, Any]) -> list[tuple[list[Any], bool]]:
+    """(the blocks, whether they are for one task alone) of each stage in turn."""
+    folder = str(out / ".work")
+    found: list[tuple[list[Any], bool]] = []
+    pending: list[Step] = []
+    after: Step | None = None
+    number = 0
+    for step in (*steps, None):
+        if step is not None and not isinstance(step, Exact | Near):
+            pending.append(step)
+            continue
+        found.append(([Stage(spec, folder, number, pending, after, step)], False))
+        if step is not None:
+            found.append(([Judge(folder, number, step)], True))
+            number, after, pending = number + 1, step, []
+    return [*found, ([Report(folder, str(out), number + 1, about)], True)]
+
+
+def run(
+    spec: str,
+    out: Path,
+    steps: Sequence[Step],
+    executor: Executor,
+    tasks: int,
+    options: dict[str, Any],
+    about: dict[str, Any],
+) -> None:
+    """Clean `spec` into `out` with an executor of datatrove; `options` are its own, by name. Under Slurm this submits
+    the jobs and returns."""
+    from stemma.data.shards import workers_for
+
+    from datatrove import executor as executors
+
+    match executor:
+        case "local":
+            kind: Any = executors.LocalPipelineExecutor
+            options = {**options, "workers": workers_for(tasks, options.get("workers"))}
+        case "slurm":
+            kind = executors.SlurmPipelineExecutor
+            if missing := [name for name in ("time", "partition") if name not in options]:
+                raise UsageError(f"Slurm asks for a {missing[0]}: give --option {missing[0]}=...")
+        case "ray":
+            if importlib.util.find_spec("ray") is None:
+                raise ResourceError("the ray executor needs ray: pip install ray")
+            kind = executors.RayPipelineExecutor
+    last = None
+    for number, (blocks, alone) in enumerate(pipelines(spec, out, steps, about)):
+        mine = dict(options)
+        if executor == "slurm":
+            mine["job_name"] = f"stemma-clean-{number}"
+        logs = str(out / ".work" / f"logs-{number}")
+        last = kind(pipeline=blocks, tasks=1 if alone else tasks, logging_dir=logs, depends=last, **mine)
+    assert last is not None
+    last.run()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 SRC = str(Path(__file__).resolve().parent.parent / "src")
@@ -13,6 +16,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; set befo
     os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# shared stores go to a directory that ends with the tests; scans of the built-in texts are taken from the user's
+CACHE = tempfile.mkdtemp(prefix="stemma-tests-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+_own = Path(
+    os.environ.get("STEMMA_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "stemma")
+)
+for _scan in _own.glob("*.jsonl"):
+    os.symlink(_scan, Path(CACHE, _scan.name))
+os.environ["STEMMA_CACHE"] = CACHE
 
 import pytest  # noqa: E402
 

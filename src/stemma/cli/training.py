@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stemma.cli import Group, command, complete_names, console, emit, existing_runs, overrides
+from stemma.cli import Group, command, complete_names, console, corpus, emit, existing_runs, overrides
 from stemma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -169,7 +169,11 @@ SAMPLE = 400_000  # characters of a text that `data show` looks at
 
 @click.group(cls=Group)
 def data() -> None:
-    """The built-in texts, and what an objective makes of a text."""
+    """The built-in texts, what a text is made of, cleaning, and what an objective makes of a text."""
+
+
+for _command in (corpus.clean, corpus.stats, corpus.cache):
+    data.add_command(_command)
 
 
 @data.command(name="list")

@@ -212,9 +212,9 @@ def run(
 ) -> None:
     """Clean `spec` into `out` with an executor of datatrove; `options` are its own, by name. Under Slurm this submits
     the jobs and returns."""
-    from stemma.data.shards import workers_for
-
     from datatrove import executor as executors
+
+    from stemma.data.shards import workers_for
 
     match executor:
         case "local":

@@ -370,7 +370,7 @@ class _Writer:
         digest = hashlib.sha256(f"{VERSION}\0{self.tokenizer.fingerprint}\0".encode())
         with files.disk(self.folder.parent):
             out = open(self.folder / "spool", "wb")  # noqa: SIM115
-        with out:
+        try:
             for text, name in pieces(source.documents()):
                 try:
                     raw = text.encode("utf-8")
@@ -386,6 +386,11 @@ class _Writer:
                 self.sizes.append(len(raw))
                 self.names.append(name)
                 self.hashes.append(content_hash(text))
+            with files.disk(self.folder.parent):
+                out.flush()
+        finally:
+            with contextlib.suppress(OSError):  # if it is worth knowing, it has been said
+                out.close()
         return digest.hexdigest()
 
     def encode(self, parts: Path, progress: Progress | None, workers: int | None) -> dict[str, Any]:
@@ -428,9 +433,12 @@ class _Writer:
                     outs[name].add(values)
                 outs["hashes"] = _Out(self.folder / "hashes.bin", "<u8")
                 outs["hashes"].add(hashes)
-            finally:
-                for name, out in outs.items():
-                    entries[name] = out.close()
+            except BaseException:
+                for out in outs.values():
+                    out.drop()
+                raise
+            for name, out in outs.items():
+                entries[name] = out.close()
             (self.folder / "spool").unlink()
         counts = {"documents": len(hashes), "tokens": ends["tokens"][-1], "bytes": ends["text"][-1]}
         vocab = {"vocab": self.tokenizer.vocab_size, "tokenizer": self.tokenizer.fingerprint}
@@ -452,7 +460,13 @@ class _Out:
         self.count += len(raw)
         return len(raw) // self.kind.itemsize
 
+    def drop(self) -> None:
+        """Let go of the file, whatever becomes of it."""
+        with contextlib.suppress(OSError):
+            self.file.close()
+
     def close(self) -> dict[str, Any]:
+        """Flush to disk; what the meta data says of the file."""
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()

@@ -1,0 +1,148 @@
+"""`data clean`, `data stats`, `data cache`: text on its way to training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stemma.cli import command, console, emit
+from stemma.errors import UsageError
+
+
+@command(name="clean")
+@click.argument("source", metavar="SPEC")
+@click.option("--out", required=True, type=click.Path(), help="Directory for the text and the report.")
+@click.option("--steps", "listed", default="exact,near,gopher", show_default=True, help="What to do, in this order.")
+@click.option("--executor", type=click.Choice(["local", "slurm", "ray"]), help="Have datatrove run it as tasks.")
+@click.option("--tasks", type=click.IntRange(min=1), help="How many tasks.  [default with --executor: 8]")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="One of the executor's own settings.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def clean(
+    source: str,
+    out: str,
+    listed: str,
+    executor: str | None,
+    tasks: int | None,
+    options: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Leave duplicates and poor documents out of a text.
+
+    SPEC is what `stemma pretrain --data` takes. OUT gets `text`, a folder of JSON lines to train on, and
+    `report.json`: what each step removed, with examples.
+
+    \b
+    exact       the same words again
+    near        nearly the same again (MinHash)
+    dedup       exact,near
+    gopher      quality rules of Gopher
+    repetition  repeated lines, paragraphs and n-grams, after Gopher
+    c4          line and page rules of C4
+    script      mostly another script than Latin
+
+    Figures are the published ones unless given: --steps "near(threshold=0.7),gopher(min_words=20)".
+
+    With --executor the same steps run as tasks of datatrove: on this machine, under Slurm (--option time=2:00:00
+    --option partition=cpu) or with Ray. The same command again goes on with what is missing.
+    """
+    from stemma.data import cleaned, cleaning
+
+    steps = cleaning.parse(listed)
+    if executor is None:
+        if tasks is not None or options:
+            raise UsageError("--tasks and --option are for an --executor: local, slurm or ray")
+        told: dict[str, Any] | None = cleaned.write(source, Path(out), steps)
+    else:
+        told = cleaned.distribute(source, Path(out), steps, executor, tasks or 8, settings(options))
+    if told is None:
+        click.echo(f"the jobs are submitted; when the last is done, {Path(out) / 'report.json'} is there")
+        return
+    if as_json:
+        emit(told)
+        return
+    screen = console()
+    for plain in told["report"]:
+        tally = cleaning.Tally(**plain)
+        screen.print(tally.sentence())
+        for example in tally.examples:
+            line = f"    {example['name']}: {example['why']}: {example['text']}"
+            screen.print(line, style="dim", no_wrap=True, overflow="ellipsis")
+    screen.print(f"{told['documents']:,} documents: {Path(out) / 'text'}", soft_wrap=True)
+
+
+def settings(options: tuple[str, ...]) -> dict[str, Any]:
+    """`--option KEY=VALUE` as a mapping; whole numbers and true/false as such."""
+    found: dict[str, Any] = {}
+    for item in options:
+        name, equals, value = item.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--option {item!r} is not KEY=VALUE, such as --option partition=cpu")
+        words = {"true": True, "false": False}
+        found[name] = int(value) if value.isdigit() else words.get(value.lower(), value)
+    return found
+
+
+@command(name="stats")
+@click.argument("source", metavar="SPEC")
+@click.option("--tokenizer", type=click.Path(), metavar="DIR", help="Count tokens too, with this tokenizer.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def stats(source: str, tokenizer: str | None, as_json: bool) -> None:
+    """Count a text: documents, bytes, tokens, duplicates, and how long documents are.
+
+    A duplicate is a document with the words of an earlier one, whatever the case, punctuation and spaces.
+    """
+    from stemma.data import survey
+
+    words = None
+    if tokenizer is not None:
+        from stemma.text import Tokenizer
+
+        words = Tokenizer.load(Path(tokenizer))
+    told = survey.survey(source, words)
+    if as_json:
+        emit(told)
+        return
+    click.echo(f"documents    {told['documents']:>15,}")
+    click.echo(f"bytes        {told['bytes']:>15,}")
+    click.echo(f"characters   {told['characters']:>15,}")
+    if told["tokens"] is not None:
+        rate = told["bytes"] / max(told["tokens"], 1)
+        click.echo(f"tokens       {told['tokens']:>15,}  {rate:.2f} bytes a token")
+    share = told["duplicate_bytes"] / max(told["bytes"], 1)
+    click.echo(f"duplicates   {told['duplicates']:>15,}  {share:.1%} of the text")
+    if told["licence"]:
+        click.echo(f"licence      {told['licence']}")
+    for language, number in (told["languages"] or {}).items():
+        click.echo(f"  {language:<11}{number:>15,}  documents")
+    held = told["lengths"]
+    click.echo(
+        f"\n{held['unit']} a document: median {held['median']:,}, half of them {held['q1']:,} to {held['q3']:,}, "
+        f"all {held['least']:,} to {held['most']:,}"
+    )
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
+    for line in survey.histogram(held["bins"], min(console().width, 100), encoding.startswith("utf")):
+        click.echo(line)
+    for note in told["notes"]:
+        click.echo(f"note: {note}", err=True)
+
+
+@command(name="cache")
+@click.option("--clear", is_flag=True, help="Delete the shared stores; runs keep theirs.")
+@click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
+def cache(clear: bool, as_json: bool) -> None:
+    """List the token stores that runs share, or delete them."""
+    from stemma.data import shared
+
+    if clear:
+        click.echo(f"{shared.clear() / 1e6:,.1f} MB were deleted from {shared.root()}")
+        return
+    found = shared.stores()
+    if as_json:
+        emit([{"path": str(path), "bytes": size, "source": name or None} for path, size, name in found])
+        return
+    for _, size, name in found:
+        click.echo(f"{size / 1e6:>9,.1f} MB  {name or 'not finished'}")
+    click.echo(f"{sum(size for _, size, _ in found) / 1e6:>9,.1f} MB in {shared.root()}")

@@ -1,0 +1,97 @@
+"""What a text is made of: how many documents, how long, how many of them the same; and a histogram in a terminal."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from stemma.data.cleaning import Exact, key
+from stemma.data.shards import BATCH
+from stemma.data.sources import Source, read
+from stemma.data.store import Encoder
+
+EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def survey(source: Source | str, tokenizer: Encoder | None = None) -> dict[str, Any]:
+    """Documents, bytes, characters and (with a tokenizer) tokens of a source; documents whose words an earlier one has
+    (`duplicates`, and the bytes in them); languages where the source says them; `lengths`: quartiles, ends and a count
+    for each doubling (`[at least, below, documents]`), in tokens if there is a tokenizer, else in bytes."""
+    source = read(source) if isinstance(source, str) else source
+    of, seen = key(Exact()), set[bytes]()
+    sizes, tokens = array("q"), array("q")
+    characters = again = again_bytes = 0
+    languages: Counter[str] = Counter()
+    held: list[str] = []
+    waiting = 0
+
+    def count() -> None:
+        nonlocal waiting
+        if tokenizer is not None and held:
+            tokens.extend(len(ids) for ids, _ in tokenizer.encode_spans(held))
+        held.clear()
+        waiting = 0
+
+    for document in source.documents():
+        size = len(document.text.encode("utf-8", "surrogatepass"))
+        sizes.append(size)
+        characters += len(document.text)
+        hashed = of(document.text)
+        if hashed in seen:
+            again += 1
+            again_bytes += size
+        seen.add(hashed)
+        if language := getattr(document, "language", ""):
+            languages[language] += 1
+        if tokenizer is not None:
+            held.append(document.text)
+            waiting += size
+            if waiting >= BATCH:
+                count()
+    count()
+    told: dict[str, Any] = {"source": source.name, "licence": source.licence, "documents": len(sizes)}
+    told |= {"bytes": int(sum(sizes)), "characters": characters}
+    told["tokens"] = int(sum(tokens)) if tokenizer is not None else None
+    told |= {"duplicates": again, "duplicate_bytes": again_bytes}
+    told["languages"] = dict(languages.most_common()) or None
+    told["lengths"] = lengths(np.asarray(tokens if tokenizer is not None else sizes, dtype=np.int64))
+    told["lengths"]["unit"] = "tokens" if tokenizer is not None else "bytes"
+    told["notes"] = list(source.notes)
+    return told
+
+
+def lengths(values: Any) -> dict[str, Any]:
+    """Quartiles and a count for each doubling of the lengths of documents."""
+    quartiles = np.quantile(values, [0, 0.25, 0.5, 0.75, 0.99, 1], method="lower").tolist()
+    exponents = np.frexp(np.maximum(values, 1).astype(np.float64))[1] - 1  # floor of the binary logarithm
+    low, high = int(exponents.min()), int(exponents.max())
+    counts = np.bincount(exponents - low, minlength=high - low + 1).tolist()
+    bins = [[2**e if e else 0, 2 ** (e + 1), n] for e, n in zip(range(low, high + 1), counts, strict=True)]
+    return dict(zip(("least", "q1", "median", "q3", "p99", "most"), quartiles, strict=True)) | {"bins": bins}
+
+
+def amount(n: int) -> str:
+    """A power of two as people write it: 512, 4K, 2M."""
+    for power, letter in ((30, "G"), (20, "M"), (10, "K")):
+        if n >= 1 << power:
+            return f"{n >> power}{letter}"
+    return str(n)
+
+
+def histogram(bins: Sequence[Sequence[int]], width: int = 80, blocks: bool = True) -> list[str]:
+    """A line a bin, of at most `width` columns; with `blocks` bars end within an eighth of a column."""
+    rows = [(f"{amount(low)}-{amount(high)}", f"{n:,}", n) for low, high, n in bins]
+    first, second = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
+    room, most = max(8, width - first - second - 4), max(n for *_, n in rows)
+    lines = []
+    for name, number, n in rows:
+        eighths = round(8 * room * n / most)
+        bar = "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip() if blocks else "#" * ((eighths + 4) // 8)
+        if n and not bar:
+            bar = EIGHTHS[1] if blocks else "."
+        lines.append(f"{name:>{first}}  {number:>{second}}  {bar}".rstrip())
+    return lines

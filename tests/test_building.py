@@ -266,6 +266,16 @@ def test_a_tokenizer_that_is_not_whole(tmp_path: Path, workers: int) -> None:
     )
 
 
+def test_a_tokenizer_for_other_text(tmp_path: Path) -> None:
+    words = Letters()
+    words.unk_id = 999  # type: ignore[attr-defined]
+    with pytest.warns(
+        UserWarning, match="50% of the text's tokens are unknown to the tokenizer, so it was made for other"
+    ):
+        Store.build(sources.of(["abcd日本", "日本"]), words, tmp_path / "a")
+    Store.build(sources.of(["abcd" * 10 + "日本", "ab"]), words, tmp_path / "b")
+
+
 def test_a_full_disk_while_tokenising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, real, left = sources.of(rows(60)), os.fsync, [3]
 

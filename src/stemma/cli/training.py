@@ -274,7 +274,7 @@ def _opened(source: str, name: str, sets: tuple[str, ...], seed: int) -> tuple[A
         plan = dataclasses.replace(plan, data=str(part))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a short text gives a small vocabulary; here that is no news
-            store, tokenizer = runs.prepare(plan, Path(folder, "run"), None, True)
+            store, tokenizer = runs.prepare(plan, Path(folder, "run"), None, True, share=False)
         view = store.split(plan.train.val_fraction, plan.seed)[0]
         kept = Kept(view)
     return runs.fitted(plan, tokenizer), tokenizer, kept

@@ -10,7 +10,7 @@ other figures `near(threshold=0.7),gopher(min_words=20)`. Names are those of the
     c4           C4                 line and page rules of Raffel et al. 2020, section 2.2
     script       Script             documents mostly in another script
 
-`dedup` stands for `exact,near`. Everything is streamed: what is held in memory is a hash of 16 bytes a document for
+`dedup` stands for `exact,near`. Everything is streamed: what is held in memory is a hash and a name a document for
 `exact`, a signature of 128 numbers and its places in the bands for `near`, and nothing for the others. The first of
 several duplicates stays. The same text and the same list give the same result.
 """

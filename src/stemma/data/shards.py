@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 SHARD = 4_000_000  # bytes of text of a shard, about
 BATCH = 1_000_000  # bytes tokenised at a time
+UNKNOWN = 0.1  # share of tokens that are unknown, above which a tokenizer is said not to fit
 MAGIC = b"stemma-shard-1\n"
 
 
@@ -262,7 +263,7 @@ def encoded(
 ) -> Iterator[tuple[int, Encoded]]:
     """(number of the first document, shard) in the order of the text. Finished shards in `folder` are used, missing
     ones are made there by `workers` processes. Raises StemmaError; what was finished stays."""
-    jobs = plan(spool, sizes, tokenizer)
+    jobs, unk = plan(spool, sizes, tokenizer), getattr(tokenizer, "unk_id", None)
     missing = {job.name: job for job in jobs if not (folder / f"{job.name}.shard").exists()}
     total = sum(sizes)
     done = total - sum(job.bytes for job in missing.values())
@@ -284,7 +285,7 @@ def encoded(
         _together(spool, folder, list(missing.values()), tokenizer, number, count)
     if progress is not None:
         progress(total, total)
-    begin = 0
+    begin = unknown = tokens = 0
     for job in jobs:
         path = folder / f"{job.name}.shard"
         shard = load(path)
@@ -294,8 +295,17 @@ def encoded(
             shard = load(path)
             if shard is None:
                 raise ResourceError(f"{path} is damaged again right after it was written; check the disk")
+        if unk is not None:
+            unknown += int(np.count_nonzero(shard.tokens == unk))
+            tokens += len(shard.tokens)
         yield begin, shard
         begin += len(job.sizes)
+    if unknown > UNKNOWN * tokens:
+        warnings.warn(
+            f"{unknown / tokens:.0%} of the text's tokens are unknown to the tokenizer, so it was made for other text; "
+            "train one on this text (leave --tokenizer out), or take one that knows its script",
+            stacklevel=2,
+        )
 
 
 def _together(

@@ -350,9 +350,10 @@ def read_metrics(run: str | Path) -> list[Record]:
 # ---------------------------------------------------------------- preparing
 
 
-def prepare(plan: Plan, out: Path, tokenizer: Any, quiet: bool) -> tuple[Any, Any]:
-    """Read the text, train a tokenizer on the training part of it if none is given, and store the tokens in `out`."""
-    from stemma.data import read
+def prepare(plan: Plan, out: Path, tokenizer: Any, quiet: bool, share: bool = True) -> tuple[Any, Any]:
+    """Read the text, train a tokenizer on the training part of it if none is given, and store the tokens in `out`; with
+    `share`, by way of the cache, for other runs to use."""
+    from stemma.data import Store, read
     from stemma.data.store import training_texts
     from stemma.text import Specials, Tokenizer
 
@@ -373,7 +374,8 @@ def prepare(plan: Plan, out: Path, tokenizer: Any, quiet: bool) -> tuple[Any, An
     shutil.rmtree(out / "tokenizer", ignore_errors=True)
     tokenizer.save(out / "tokenizer")
     bar = None if quiet else Meter("tokenising")
-    store = shared.build(source, tokenizer, out / "data", progress=bar)
+    build = shared.build if share else Store.build
+    store = build(source, tokenizer, out / "data", progress=bar)
     if not quiet:
         for note in source.notes:
             print(note, file=sys.stderr)

@@ -1,7 +1,7 @@
 """Tokenising in shards: by several processes, and so that what is finished outlives an interruption.
 
 The text of a build is cut into shards of whole documents, about SHARD bytes each. A shard's name is a hash of its text,
-of the tokenizer and of the rule for sentences, so a shard that is found finished is the right one, whoever made it and
+of the tokenizer and of the code that makes it, so a shard that is found finished is the right one, whoever made it and
 when; a build that was killed reads its source again, which is fast, and tokenises only what is missing. A shard is
 written beside its place and renamed, and carries a checksum. Shards are put together in the order of the text, and a
 text's ids do not depend on its neighbours, so the result has the same bytes for any number of processes.
@@ -226,14 +226,14 @@ def cut(sizes: Sequence[int], limit: int | None = None) -> Iterator[tuple[int, i
 
 def plan(spool: Path, sizes: Sequence[int], tokenizer: Encoder) -> list[Job]:
     """The shards of a spooled text, in its order."""
-    from stemma.data.store import _SENTENCE
+    from stemma.data import stamps
 
     jobs = []
     with open(spool, "rb") as file:
         for begin, end in cut(sizes):
             own = tuple(sizes[begin:end])
             digest = hashlib.blake2b(MAGIC, digest_size=20)
-            for part in (tokenizer.fingerprint, str(tokenizer.vocab_size), _SENTENCE.pattern, repr(own)):
+            for part in (tokenizer.fingerprint, str(tokenizer.vocab_size), stamps.rules(), repr(own)):
                 digest.update(f"{part}\0".encode())
             offset, left = file.tell(), sum(own)
             while left:

@@ -1,10 +1,10 @@
 """Stores shared by runs: tokenised once in the cache directory, linked into every run that needs them.
 
 The cache has a place for each source and tokenizer, `stores/<hash>`, which holds one store: that of the text as it was
-last. A run gets the store's files as hard links, or as copies where the cache is on another file system, so it stands
-on its own: the cache may be deleted at any time (and what no run asked for in a month is, when something new comes),
-and a run that is deleted leaves the cache as it was. Files in the
-cache are read-only and are compared with their checksums before they are given away.
+last (and a place of its own for each version of the code that reads and tokenises). A run gets the store's files as
+hard links, or as copies where the cache is on another file system, so it stands on its own: the cache may be deleted at
+any time (and what no run asked for in a month is, when something new comes), and a run that is deleted leaves the cache
+as it was. Files in the cache are read-only and are compared with their checksums before they are given away.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import shutil
 import time
 from pathlib import Path
 
-from stemma.data import builtin
+from stemma.data import builtin, stamps
 from stemma.data.sources import Source, read
 from stemma.data.store import Encoder, Progress, Store
 from stemma.errors import CheckpointError
@@ -35,7 +35,13 @@ def place(source: Source, tokenizer: Encoder) -> Path | None:
     """The place in the cache for a source and a tokenizer; None for text that only this process has."""
     if source.paths is None:
         return None
-    told = [source.name, source.facts, tokenizer.fingerprint, [str(path.absolute()) for path in source.paths]]
+    told = [
+        stamps.rules(),
+        source.name,
+        source.facts,
+        tokenizer.fingerprint,
+        [str(path.absolute()) for path in source.paths],
+    ]
     return root() / hashlib.sha256(json.dumps(told).encode("utf-8", "replace")).hexdigest()[:32]
 
 

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,12 @@ GRACE = 2.0  # seconds: the coarsest clock of a file system in use (FAT)
 
 @functools.cache
 def rules() -> str:
-    """A hash of the code that makes documents and their tokens of files."""
-    digest = hashlib.sha256()
+    """A hash of the code that makes documents and their tokens of files, and of the tokenizers' version."""
+    try:
+        library = metadata.version("tokenizers")
+    except metadata.PackageNotFoundError:
+        library = ""
+    digest = hashlib.sha256(library.encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

@@ -408,9 +408,9 @@ class _Writer:
                     for begin, shard in shards.encoded(spool, parts, self.sizes, self.tokenizer, workers, progress):
                         rows = range(begin, begin + len(shard.counts))
                         raws = [file.read(self.sizes[i]) for i in rows]
-                        kept = [i for i, count in zip(rows, shard.counts.tolist(), strict=True) if count]
-                        labels = [self.names[i].encode("utf-8", "replace") for i in kept]
-                        texts = [raws[i - begin] for i in kept]
+                        there = [i for i, count in zip(rows, shard.counts.tolist(), strict=True) if count]
+                        labels = [self.names[i].encode("utf-8", "replace") for i in there]
+                        texts = [raws[i - begin] for i in there]
                         some = shard.counts > 0
                         for name, flat, lengths in (
                             ("tokens", shard.tokens, shard.counts[some]),
@@ -420,7 +420,7 @@ class _Writer:
                         ):
                             outs[name].add(flat)
                             ends[name] += (ends[name][-1] + np.cumsum(lengths, dtype=np.int64)).tolist()
-                        hashes += [self.hashes[i] for i in kept]
+                        hashes += [self.hashes[i] for i in there]
                 if not hashes:
                     raise DataError("the text gives no tokens at all with this tokenizer")
                 for name, values in (

@@ -10,6 +10,7 @@ RUN/summary.json    what came out
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import shutil
@@ -278,10 +279,13 @@ def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep
         loop.restore(newest)
     done = run / "summary.json"
     if loop.step == loop.steps and done.exists() and (run / "model").is_dir():
+        if loop.average is not None:
+            loop.average.swap()
         return Run(run, plan, loop.model.eval(), tokenizer, checkpoint.read_json(done), True)
 
     def measure() -> dict[str, float]:
-        return evaluate(loop.model, loop.objective, held, autocast=loop.autocast, nets=loop.nets)
+        with loop.average.instead() if loop.average is not None else contextlib.nullcontext():
+            return evaluate(loop.model, loop.objective, held, autocast=loop.autocast, nets=loop.nets)
 
     finished = loop.train(run, on_step=on_step, evaluate=measure, quiet=quiet)
     if not finished:
@@ -294,6 +298,8 @@ def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep
             f"training diverged in its last step: the held-out {wrong[0]} is {quality[wrong[0]]}; lower recipe.lr"
         )
     summary = _summary(run, plan, loop, quality, train, held)
+    if loop.average is not None:
+        loop.average.swap()
     _release(loop.model)
     loop.model.save(str(run / "model"))
     for role in loop.learners.nets:

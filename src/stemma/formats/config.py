@@ -249,12 +249,26 @@ def _class_in(layout: Layout, config: Mapping[str, Any]) -> str | None:
     return next((name for name in listed if name in layout.classes), None)
 
 
-def write_labels(heads: Heads) -> dict[str, Any]:
-    """The keys that say what a task head scores."""
+def label_names(config: Mapping[str, Any], heads: Heads) -> tuple[str, ...]:
+    """What the scores of a task head are called, in order; empty where a config does not say it of so many."""
+    field, named = _counted(heads), config.get("id2label")
+    if field is None or not isinstance(named, Mapping):
+        return ()
+    count = getattr(heads.task, field)
+    if {str(i) for i in named} != {str(i) for i in range(count)}:
+        return ()
+    by_number = {str(i): name for i, name in named.items()}
+    return tuple(str(by_number[str(i)]) for i in range(count))
+
+
+def write_labels(heads: Heads, names: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys that say what a task head scores, and what it is called where `names` are as many."""
     out: dict[str, Any] = {}
     if (field := _counted(heads)) is not None:
-        out["id2label"] = {str(i): f"LABEL_{i}" for i in range(getattr(heads.task, field))}
-        out["label2id"] = {name: int(i) for i, name in out["id2label"].items()}
+        count = getattr(heads.task, field)
+        names = names if len(names) == count else tuple(f"LABEL_{i}" for i in range(count))
+        out["id2label"] = {str(i): name for i, name in enumerate(names)}
+        out["label2id"] = {name: i for i, name in enumerate(names)}
     if isinstance(heads.task, Classify):
         out["problem_type"] = PROBLEMS[heads.task.problem]
     return out
@@ -284,7 +298,10 @@ def read_config(layout: Layout, config: Mapping[str, Any], base: Design) -> tupl
             ignored[name] = unused[name]
         else:
             hint = meant(name, [*known, *fixed, *unused])
-            raise CheckpointError(f"config.json: no key {name!r} is known for model_type {layout.model_type!r}{hint}")
+            raise CheckpointError(
+                f"config.json: no key {name!r} is known for model_type {layout.model_type!r}"
+                f"{hint or '; if it says nothing of the network, take it out'}"
+            )
     changes: dict[str, Any] = {}
     for k in layout.keys:
         value = k.value(config)

@@ -472,3 +472,9 @@ def test_readme_python(capsys: pytest.CaptureFixture[str]) -> None:
     assert code is not None
     exec(compile(code[1], "README.md", "exec"), {})
     assert capsys.readouterr().out.endswith("torch.Size([1, 4, 1000])\n")
+
+
+def test_a_name_of_the_tree_is_no_path(call: Call) -> None:
+    for name, said in (("gpt2", "the weights of gpt2 are 'openai-community/gpt2'"), ("", "PATH is empty")):
+        code, _, err = call("generate", name, "x")
+        assert (code, err.count("\n")) == (2, 1) and said in err

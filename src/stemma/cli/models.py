@@ -20,6 +20,8 @@ DTYPE = click.option("--dtype", default="float32", show_default=True, help="floa
 
 def load(path: str, device: str, dtype: str) -> Any:
     """The model at `path`: a checkpoint's folder, a run (its `model`), a GGUF file or a hub id."""
+    if not path:
+        raise UsageError("PATH is empty; give a folder, a run, a GGUF file or a hub id")
     import torch
 
     import stemma
@@ -132,7 +134,8 @@ def fill(path: str, text: str | None, top: int, language: str | None, as_json: b
     import stemma
 
     texts = piped((text,) if text is not None else (), "a TEXT")
-    found = stemma.fill(load(path, device, dtype), texts[0], top=top, language=language)
+    model = load(path, device, dtype)
+    found = stemma.fill(model, texts[0], top=top, language=language)
     if as_json:
         guesses = [[{"text": g.text, "id": g.id, "p": g.probability} for g in row] for row in found.guesses]
         emit({"text": found.text, "guesses": guesses, "spans": found.spans})
@@ -141,10 +144,11 @@ def fill(path: str, text: str | None, top: int, language: str | None, as_json: b
     out.print(Text(found.text, style="bold"))
     for row in found.guesses:
         out.print()
-        wide = max(len(g.text) for g in row)
-        for g in row:
+        said = [g.text if g.text.strip() else model.tokenizer.tokens([g.id])[0] for g in row]  # of a blank, its piece
+        wide = max(map(len, said))
+        for text, g in zip(said, row, strict=True):
             bar = "#" * round(g.probability * 40)
-            out.print(Text(f"  {g.text:<{wide}}  {g.probability:6.1%}  ") + Text(bar, style="cyan"))
+            out.print(Text(f"  {text:<{wide}}  {g.probability:6.1%}  ") + Text(bar, style="cyan"))
     for n, span in enumerate(found.spans):
         out.print(Text(f"  mask {n + 1}: ", style="dim") + Text(span.strip() or "(nothing)"))
 

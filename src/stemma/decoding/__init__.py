@@ -16,7 +16,7 @@ from stemma.decoding import beams, blanks
 from stemma.decoding import rules as habits
 from stemma.decoding.choose import Choice
 from stemma.decoding.rules import Early, Rules
-from stemma.decoding.session import Session, answers, begin, generates, language_of, spoken, written
+from stemma.decoding.session import Session, answers, begin, check_model, generates, language_of, spoken, written
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
 from stemma.nn.parts import Prefix
@@ -75,8 +75,9 @@ def generate(
     num_beams, temperature and the like are not taken over. `ignore_eos`: a text goes on past its end, to the full
     length.
     """
+    check_model(model)
     if not generates(model):
-        if model.decoder is not None:
+        if model.lm is None:
             raise UsageError("this model has no language-model head, so it cannot continue a text")
         raise UsageError("an encoder cannot continue a text; use stemma.fill (or `stemma fill`) with this model")
     if not isinstance(num_beams, int) or num_beams < 1:
@@ -288,8 +289,11 @@ def fill(
     write any number. `language` as for `generate`. Raises UsageError if there is no mask, or the model can do none of
     these.
     """
+    check_model(model)
     if top < 1:
         raise UsageError(f"top must be at least 1, not {top}")
+    if model.lm is None:
+        raise UsageError("this model has no language-model head, so it cannot fill masks")
     if model.tokenizer is None:
         raise UsageError("fill needs a tokenizer, and this model came without one")
     with evaluating(model):
@@ -304,8 +308,8 @@ def fill(
 
 def _fill_masks(model: Model, text: str, top: int, language: int | None) -> Filled:
     tokenizer = model.tokenizer
-    if model.lm is None or tokenizer.mask_id is None:
-        raise UsageError("this model cannot fill masks: it has no language-model head or its tokenizer no mask token")
+    if tokenizer.mask_id is None:
+        raise UsageError("this model's tokenizer has no mask token, so there is nothing to fill")
     ids = tokenizer.encode(_mark(text, MASK, lambda k: tokenizer.tokens([tokenizer.mask_id])[0]), allow_special=True)
     at = [i for i, t in enumerate(ids) if t == tokenizer.mask_id]
     if not at:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -118,9 +119,10 @@ class Session:
         assert stack is not None
         limit = stack.position.limit
         if limit is not None and longest + room > limit:
+            ways = f"max_new_tokens={limit - longest} or a shorter prompt" if limit > longest else "a shorter prompt"
             raise UsageError(
                 f"a prompt of {longest} tokens and max_new_tokens={room} do not fit in this model's {limit} positions; "
-                f"use max_new_tokens={max(limit - longest, 0)} or a shorter prompt"
+                f"use {ways}"
             )
         trained = self.model.dims.context
         if limit is None and longest + room > trained and self.model.arch.structure != "encoder-decoder":
@@ -201,6 +203,13 @@ class Remembering(Session):
 
     def _check_room(self, longest: int, room: int) -> None:
         """A memory has no end."""
+
+
+def check_model(model: object) -> None:
+    """Raises UsageError for what is no model: most often the path of one."""
+    if not isinstance(model, Model):
+        hint = f"; stemma.load({str(model)!r}) makes one of a checkpoint" if isinstance(model, str | Path) else ""
+        raise UsageError(f"a model is wanted, not {model!r:.80}{hint}")
 
 
 def generates(model: Model) -> bool:

@@ -107,6 +107,7 @@ def _unknown(name: str) -> UsageError:
             rest = f" and {len(f.sizes) - MOST} more (`stemma show {f.name}`)" if len(f.sizes) > MOST else ""
             return UsageError(f"{f.name} has no size {name!r}; it has {', '.join(has)}{rest}{hint}")
     short = name.rpartition("/")[2].lower()
-    begun = [alias for alias in size_names() if alias.startswith(f"{short}-")][:1]
-    hint = did_you_mean(short, begun or [*known, *size_names()])
+    every = [*known, *size_names()]
+    begun = [n for n in every if n.startswith(f"{short}-")][:1] if short not in every else []
+    hint = did_you_mean(short, begun or every)
     return UsageError(f"no family or size is called {name!r}{hint or '; `stemma tree` lists them'}")

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stemma.decoding.habits import start_token
 from stemma.decoding.layout import for_decoding
-from stemma.decoding.rules import start_token
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.nn.cache import Cache
 from stemma.nn.memory import MemoryCache, in_windows
@@ -32,7 +32,7 @@ class Session:
         prompts: Sequence[Sequence[int]],
         room: int,
         language: int | None = None,
-        start: int | None = None,
+        start: int | str | None = None,
     ) -> None:
         self.language = language
         self.encoded = model.encoder is not None
@@ -219,7 +219,11 @@ def generates(model: Model) -> bool:
 
 
 def begin(
-    model: Model, prompts: Sequence[Sequence[int]], room: int, language: int | None = None, start: int | None = None
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    room: int,
+    language: int | None = None,
+    start: int | str | None = None,
 ) -> Session:
     """A decoding of prompts, of the kind that the model's arch asks for."""
     if model.arch.streams is not None:
@@ -269,7 +273,7 @@ def answers(model: Model) -> bool:
     return model.arch.structure == "encoder-decoder" or isinstance(model.arch.mask, Open)
 
 
-def written(model: Model, prompt: Sequence[int], start: int | None = None) -> list[int]:
+def written(model: Model, prompt: Sequence[int], start: int | str | None = None) -> list[int]:
     """The tokens before the first new one."""
     if model.arch.structure == "encoder-decoder":
         return [start_token(model, start)]

@@ -791,7 +791,8 @@ def _generation_config(model: Model, design: Design, extras: Mapping[str, Any]) 
         "pad_token_id": text.pad_id,
         "decoder_start_token_id": text.start_id,
     }
-    return {k: v for k, v in ids.items() if v is not None}
+    before = extras.get("config", {})  # an old checkpoint's, which a generation_config.json beside it would hide
+    return {k: v for k, v in (ids | {k: before.get(k) for k in configs.GENERATION}).items() if v is not None}
 
 
 __all__ = ["LAYOUTS", "attach", "build", "layout_of", "load", "read_design", "save", "with_task"]

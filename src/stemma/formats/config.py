@@ -157,6 +157,13 @@ def reasons(reason: str, names: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), reason)
 
 
+GENERATION = reasons(
+    "read by generation, where there is no generation_config.json",
+    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
+    "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
+    "num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values "
+    "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens prefix",
+)
 GENERAL: dict[str, str] = {
     **reasons("read elsewhere", "model_type architectures"),
     **reasons(
@@ -174,13 +181,7 @@ GENERAL: dict[str, str] = {
     **reasons("memory in training, not a result", "gradient_checkpointing chunk_size_feed_forward"),
     **reasons("labels of a task head", "id2label label2id num_labels _num_labels problem_type"),
     **reasons("dropout of a task head, which its spec says", "classifier_dropout cls_dropout"),
-    **reasons(
-        "generation is set by generation_config.json and by the call",
-        "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
-        "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
-        "bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values "
-        "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens prefix",
-    ),
+    **GENERATION,
     **reasons("the tokenizer's files say which token it is", "sep_token_id mask_token_id cls_token_id unk_token_id"),
 }
 GENERAL_FIXED: dict[str, Any] = {

@@ -81,14 +81,18 @@ def use(family: Family, row: Support | None) -> str:
     lines = ["import stemma", "", f'model = stemma.build("{name}", layers=2)  # fresh weights, a change of your own']
     if hub and row is not None and row.layouts:
         lines.append(f'model = stemma.load("{hub}")  # published weights')
+    if row is not None and row.writes:
+        start = ""
+        if family.arch.structure == "encoder-decoder" and family.text.start_id is None:
+            lines.append("# id 2 for the language that it writes")
+            start = ", decoder_start_token_id=2"
+        lines.append(f"print(stemma.generate(model, [[5, 6, 7]], max_new_tokens=5{start})[0].ids)")
     if row is not None and row.tasks:
         task = row.tasks[0]
         labels = ", labels=3" if task in ("classify", "tag") else ""
         where = hub or "FOLDER"
         lines.append("# its body with a new head")
         lines.append(f'model = stemma.load("{where}", task="{task}"{labels})')
-    if row is not None and row.writes:
-        lines.append("print(stemma.generate(model, [[5, 6, 7]], max_new_tokens=5)[0].ids)")
     out = "```python\n" + "\n".join(lines) + "\n```\n\n```sh\n" + f"stemma show {family.name}\n"
     if row is not None and row.trains:
         out += f"stemma pretrain {family.name} --scale tiny\n"

@@ -16,7 +16,7 @@ from torch import Tensor
 import stemma
 from reference import chatglm, glm130b, glm2021
 from stemma import families, spec
-from stemma.decoding import Session, beams, blanks
+from stemma.decoding import Session, beams, blanks, habits
 from stemma.decoding.session import begin
 from stemma.errors import CheckpointError, UsageError
 from stemma.formats import LAYOUTS, attach, layout_of, read_design
@@ -428,7 +428,7 @@ def test_a_text_with_blanks_is_filled() -> None:
     model.text = spec.edit(model.text, {"blanks": ("[MASK]", "[gMASK]")})
     known = blanks.marks(model)
     assert known == blanks.Marks(tokenizer.bos_id, (tokenizer.mask_id, tokenizer.cls_id), tokenizer.cls_id)
-    assert blanks.ends(model) == (tokenizer.eos_id,)
+    assert habits.ends(model) == (tokenizer.eos_id,)
     plain = tokenizer.encode("the king")
     assert blanks.prompt(model, "the king") == [*plain, *([] if known.end in plain else [known.end]), known.start]
     asked = blanks.prompt(model, "the [MASK] king")

@@ -527,10 +527,10 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pyte
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    checkpoint.save(tmp_path, 1, {"a": torch.ones(2)}, {}, {"step": 1}, 2)
+    checkpoint.save(tmp_path, (0, 1), {"a": torch.ones(2)}, {}, {"step": 1}, 2)
     monkeypatch.setattr(checkpoint.os, "replace", full)
     with pytest.raises(ResourceError, match="No space left"):
-        checkpoint.save(tmp_path, 2, {"a": torch.ones(2)}, {}, {"step": 2}, 2)
+        checkpoint.save(tmp_path, (0, 2), {"a": torch.ones(2)}, {}, {"step": 2}, 2)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
     with pytest.raises(ResourceError, match="No space left"):
         checkpoint.write(tmp_path / "x.json", "{}")

@@ -48,15 +48,6 @@ def marks(model: Model) -> Marks:
     return Marks(start, blanks, blanks[-1] if len(blanks) > 1 else None)
 
 
-def ends(model: Model) -> tuple[int, ...]:
-    """The ids that end a text, or what fills a blank."""
-    text, known = model.text, model.tokenizer
-    if text is None or text.eos_ids or not text.blanks or known is None or text.eos is None:
-        return () if text is None else text.eos_ids
-    end = known.id(text.eos)
-    return () if end is None else (end,)
-
-
 def prompt(model: Model, text: str) -> list[int]:
     """The ids of a text that is to be gone on with, or whose first blank is to be filled."""
     known = marks(model)

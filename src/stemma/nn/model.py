@@ -74,7 +74,8 @@ class Embed(nn.Module):
 class Model(nn.Module):
     """A language model. Parameters have canonical names (`decoder.blocks.0.attention.q.weight`), whatever file they
     came from. Attributes that `stemma.load` and `stemma.build` add: `family`, `name`, `text`, `tokenizer`, `ledger`,
-    `pooling` (how a text's vector is made, where the checkpoint says so)."""
+    `pooling` (how a text's vector is made, where the checkpoint says so), `labels` (what a task head's scores are
+    called, in their order, where the checkpoint says so)."""
 
     family: Any = None
     name: str = ""
@@ -83,6 +84,7 @@ class Model(nn.Module):
     ledger: Any = None
     design: Any = None
     pooling: Any = None
+    labels: tuple[str, ...] = ()
     extras: dict[str, Any] = {}
 
     def __init__(self, arch: parts.Arch, dims: parts.Dims) -> None:

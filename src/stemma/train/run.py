@@ -37,6 +37,7 @@ from stemma.train import checkpoint, meter
 from stemma.train.config import Budget, Net, Plan, Train, budget
 from stemma.train.evaluate import evaluate, sample
 from stemma.train.loop import Diverged, Loop, Record, pick_device, pick_precision
+from stemma.train.pages import keep_pages
 from stemma.train.scale import beside, scaled, warmup
 
 OnStep = Callable[[Record], None]
@@ -404,6 +405,7 @@ def _steps(plan: Plan, tokenizer: Any, train: Any) -> int:
 
 
 def _threads(n: int | None) -> None:
+    keep_pages()
     if n is not None:
         torch.set_num_threads(n)
 

@@ -106,7 +106,8 @@ class Loop:
         self.optimizer = optim.optimizer(recipe.optimizer, self.learners, self.lr)
         self.parameters = [p for p in self.learners.parameters() if p.requires_grad]
         rows = plan.train.micro or max(1, MICRO[self.device.type] // plan.context)
-        self.micro = min(rows, plan.rows)
+        self.rows = max(1, round(plan.rows / objective.rows))  # examples a step
+        self.micro = min(max(1, rows // objective.rows), self.rows)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.cursor = Cursor()
         self._stream: Iterator[Any] | None = None
@@ -122,7 +123,7 @@ class Loop:
         """The micro-batches of the next step; moves the cursor on."""
         if self._stream is None:
             self._stream = self.objective.examples(self.view, self.cursor)
-        taken = [next(self._stream) for _ in range(self.plan.rows)]
+        taken = [next(self._stream) for _ in range(self.rows)]
         self.cursor = taken[-1][1]
         examples = [example for example, _ in taken]
         return [self.objective.collate(examples[i : i + self.micro]) for i in range(0, len(examples), self.micro)]
@@ -170,10 +171,10 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.tokens += self.plan.rows * self.plan.context
+        self.tokens += self.rows * self.objective.rows * self.plan.context
         record: Record = {"step": self.step, "loss": loss}
         if len(sums) > 1:
-            record |= {f"loss_{k}": s.item() / counts[k] for k, s in sums.items()}
+            record |= {f"loss_{k}": s.item() / counts[k] for k, s in sums.items() if counts[k]}
         return record | {"tokens": self.tokens, "lr": lr, "grad_norm": size, "targets": counts[self.objective.main]}
 
     def autocast(self) -> Any:
@@ -185,12 +186,14 @@ class Loop:
     def cost(self) -> float:
         """Floating-point operations a token of the row, of a training step like the next one."""
         stream = self.objective.examples(self.view, self.cursor)
-        batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.plan.rows))])
+        batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.rows))])
         tokens = batch["input_ids"].numel()
         share = self.objective.counts(batch)[self.objective.main] / tokens
         decoder = batch["decoder_input_ids"].numel() / tokens if "decoder_input_ids" in batch else 0.0
-        nets = (self.model, *self.nets.values())
-        return sum(meter.flops(net, self.plan.context, share, decoder) for net in nets)
+        cost = meter.flops(self.model, self.plan.context, share, decoder)
+        for role, net in self.nets.items():  # one that does not learn goes forward only
+            cost += meter.flops(net, self.plan.context, share, decoder) / (1 if role in self.learners.nets else 3)
+        return cost
 
     # ------------------------------------------------------------ stopping and going on
 
@@ -379,7 +382,8 @@ class Progress:
         elif record["step"] % self.every == 0 or record["step"] == self.loop.steps:
             left = (
                 (self.loop.steps - record["step"])
-                * self.loop.plan.rows
+                * self.loop.rows
+                * self.loop.objective.rows
                 * self.loop.plan.context
                 / max(self.speed, 1e-9)
             )

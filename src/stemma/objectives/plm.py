@@ -194,9 +194,10 @@ class Permuted(Objective):
         rng = draw.generator(self.seed, PERMUTE, document, epoch, place.offset, int(place.backward))
         memory, text, edges = line.around(place, spec.memory, spec.reuse + 2 * self.room)
         first = spec.reuse
-        if len(text) < spec.reuse + self.room:  # a short text is shared out
+        if len(text) < spec.reuse + self.room:  # what is left of a text is shared out
             first = len(text) * spec.reuse // (spec.reuse + self.room)
-        a, b = self.segments(view, document, text[first:], edges[edges > first] - first, place.backward, rng)
+        ends = len(text) < spec.reuse + self.room
+        a, b = self.segments(view, document, text[first:], edges[edges > first] - first, ends, place.backward, rng)
         sep, cls = [self.sep], [self.cls]
         last = np.concatenate([a, sep, b, sep, cls] if spec.pairs else [a, sep, cls]).astype(np.int64)
         tokens = np.concatenate([text[:first], last])
@@ -222,10 +223,11 @@ class Permuted(Objective):
         }
 
     def segments(
-        self, view: View, document: int, text: Ints, edges: Ints, backward: bool, rng: np.random.Generator
+        self, view: View, document: int, text: Ints, edges: Ints, ends: bool, backward: bool, rng: np.random.Generator
     ) -> tuple[Ints, Ints]:
         """A and B: whole sentences of `text`, cut at one of its `edges`, or up to there and text of another document;
-        from the longer one tokens fall off at the end until both have room."""
+        from the longer one tokens fall off at the end until both have room. Where the text `ends` here, all of it is
+        in A or in both."""
         enough = edges[edges >= self.room]
         text = text[: int(enough[0])] if len(enough) else text
         if not self.spec.pairs:
@@ -234,8 +236,12 @@ class Permuted(Objective):
         end = int(rng.choice(cuts)) if len(cuts) else len(text)
         a, b = text[:end], text[end:]
         if not len(cuts) or rng.random() < 0.5:
+            if ends:
+                a, b = text, text[:0]
+                if len(text) >= self.room:
+                    return a, b
             b = self.strange(view, document, max(1, self.room - len(a)), rng)
-            b = b[::-1] if backward else b
+            b = (b[: self.room - len(a)] if ends else b)[:: -1 if backward else 1]
         keep_a, keep_b = len(a), len(b)
         over = keep_a + keep_b - self.room
         if over > 0:  # the longer gives way until both are equal, then both in turn, B first
@@ -245,16 +251,22 @@ class Permuted(Objective):
         return a[:keep_a], b[:keep_b]
 
     def strange(self, view: View, document: int, wanted: int, rng: np.random.Generator) -> Ints:
-        """About `wanted` tokens of another document, from the beginning of a sentence on."""
+        """About `wanted` tokens of another document, from the beginning of a sentence on; where documents run on, of
+        those after it too."""
         other = document
         for _ in range(10):
             other = int(rng.integers(len(view)))
             if other != document and len(view[other]):
                 break
-        tokens = np.asarray(view[other if len(view[other]) else document], dtype=np.int64)
-        starts = np.asarray(view.sentences(other if len(view[other]) else document), dtype=np.int64)
+        other = other if len(view[other]) else document
+        tokens = np.asarray(view[other], dtype=np.int64)
+        starts = np.asarray(view.sentences(other), dtype=np.int64)
         early = starts[starts <= max(0, len(tokens) - wanted)]
-        return tokens[int(rng.choice(early)) if len(early) else 0 :][: self.room]
+        found = [tokens[int(rng.choice(early)) if len(early) else 0 :]]
+        while self.mixed and sum(map(len, found)) < wanted:
+            other = (other + 1) % len(view)
+            found += [np.asarray(self.end, dtype=np.int64), np.asarray(view[other], dtype=np.int64)]
+        return np.concatenate(found)[: self.room]
 
     # ------------------------------------------------------------ targets and orders
 

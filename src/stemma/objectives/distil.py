@@ -229,13 +229,12 @@ class Relations(Objective):
             "input_ids": window.values[0],
             "documents": window.documents,
             "position_ids": window.positions,
-            # every token is a target; what it is to say is the teacher's
-            "labels": np.where(window.documents >= 0, 0, IGNORED),
         }
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        batch = stack(examples, "input_ids", "documents", "position_ids", "labels")
-        batch |= targets(batch.pop("labels"))
+        batch = stack(examples, "input_ids", "documents", "position_ids")
+        # every token is a target, and what it is to say is the teacher's: of targets only their number counts
+        batch |= targets(torch.where(batch["documents"] == OUTSIDE, IGNORED, batch["input_ids"]))
         if self.mixed or not several(examples):
             real = batch.pop("documents") != OUTSIDE
             del batch["position_ids"]

@@ -216,9 +216,9 @@ class Permuted(Objective):
             "labels": pad(np.where(chosen, tokens, IGNORED), IGNORED),
             "order": pad(order, -1),
             "token_type_ids": pad(np.repeat(SEGMENTS[:3], sizes), SEGMENTS[3]),
-            "attention_mask": pad(np.ones(len(tokens)), 0),
+            "attention_mask": pad(np.ones_like(tokens), 0),
             "memory_ids": pad(memory, self.padding, missing),
-            "memory_mask": pad(np.ones(len(memory)), 0, missing),
+            "memory_mask": pad(np.ones_like(memory), 0, missing),
             "backward": np.asarray(place.backward, dtype=np.int64),
         }
 
@@ -282,8 +282,8 @@ class Permuted(Objective):
             parts.append(mask[::-1] if backward else mask)
         found = np.concatenate(parts)
         if not found.any():
-            free = np.flatnonzero(~np.isin(np.concatenate([first, last]), self.special))
-            found[rng.choice(free, size=min(1, len(free)), replace=False)] = True
+            plain = np.flatnonzero(~np.isin(np.concatenate([first, last]), self.special))
+            found[rng.choice(plain, size=min(1, len(plain)), replace=False)] = True
         return found
 
     def spans(self, tokens: Ints, free: np.ndarray, goal: int, rng: np.random.Generator) -> np.ndarray:

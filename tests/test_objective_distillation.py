@@ -86,7 +86,7 @@ GOLDEN = {
     "all-minilm": "d5dfd209d45f",
     "decoder": "43e9138a4fa1",
     "distilbert": "a638b34aa182",
-    "minilm": "87cbf7d8ea8c",
+    "minilm": "d6d102c9dc15",
 }
 
 
@@ -263,6 +263,37 @@ def test_the_contrastive_loss() -> None:
             labels = torch.arange(5)
             total += float(F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2 / 3
     assert found.counts == {"pair": 15} and float(found.total()) == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", GOALS)
+def test_it_is_learned(name: str) -> None:
+    """What is minimised falls on texts that were not trained on; of distillation, the divergence from the teacher."""
+    goal, nets = (
+        made(replace(GOALS[name][0], start="fresh") if name in ("distilbert", "decoder") else GOALS[name][0]),
+        nets_for(name),
+    )
+    model = network(GOALS[name][1]).train(False)
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    rng = np.random.default_rng(3)
+
+    def themed(n: int) -> Documents:  # a document's tokens are of few kinds, which its pieces share
+        return Documents([rng.choice(np.arange(10, 150).reshape(14, 10)[rng.integers(14)], size=28) for _ in range(n)])
+
+    held = goal.collate([e for e, _ in take(goal, themed(30), 8)])
+    key = {"distilbert": "soft", "decoder": "soft", "minilm": "attention", "all-minilm": "pair"}[name]
+
+    def quality() -> float:
+        with torch.no_grad():
+            loss = goal.loss(model, held, nets)
+        return float(loss.sums[key]) / loss.counts[key]
+
+    before = quality()
+    examples = [e for e, _ in take(goal, themed(200), 160)]
+    for i in range(0, 160, 4):
+        optimizer.zero_grad()
+        goal.loss(model, goal.collate(examples[i : i + 4]), nets).total().backward()
+        optimizer.step()
+    assert quality() < 0.6 * before
 
 
 # ---------------------------------------------------------------- rows

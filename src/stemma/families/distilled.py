@@ -51,8 +51,7 @@ distilbert = bert.evolve(
         "arXiv:1910.01108",
         note="half of the teacher's layers, begun as every second one; no segments and no pooler; rates rise over the "
         "first 5 % of the steps; up to 4,000 texts a step; rates and weights as in its training script, which also "
-        "drew rarer tokens as targets more often (counts to the power of -0.7) and froze the positions; neither is done "
-        "here",
+        "drew rarer tokens as targets more often (counts to the power of -0.7) and froze the positions: not done here",
     ),
     tasks={
         **bert.tasks,
@@ -144,7 +143,8 @@ all_minilm = minilm.trained(
         2021,
         "all-MiniLM: sentence vectors",
         "the models' cards; arXiv:1908.10084 (Sentence-BERT)",
-        note="a text's vector is the mean over its tokens, brought to length 1 (`stemma embed`); rows of 128 tokens; it "
-        "went on from MiniLM; its pairs are questions and answers, titles and texts and more, here neighbouring sentences",
+        note="a text's vector is the mean over its tokens, brought to length 1 (`stemma embed`); rows of 128 tokens; "
+        "it went on from MiniLM; its pairs are questions and answers, titles and texts and more, here two neighbouring "
+        "sentences",
     ),
 )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stemma import families, spec
 from stemma.errors import DataError, UsageError
 from stemma.families.declare import Text
-from stemma.families.goals import CLM, MLM, PLM, MixedMLM, Spans, Translation
+from stemma.families.goals import CLM, MLM, Spans, Translation
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Objective, Setting, objective
 from stemma.objectives.spans import Sizes, SpanCorruption, partition, raw_length
@@ -191,12 +191,6 @@ def test_an_epoch_holds_every_token_exactly_once(name: str, mixed: bool) -> None
         first = view[make(name, mixed).order(view)[0][0]][0]
         text.remove(first)
     assert found == text
-
-
-@pytest.mark.parametrize("spec", [PLM(), MixedMLM()])
-def test_objectives_that_are_declared_alone_are_refused(spec: Any) -> None:
-    with pytest.raises(UsageError, match=f"training on {type(spec).__name__} is not implemented yet"):
-        objective(spec, Setting(None, families.family("bert").text, 32, 0))
 
 
 def test_an_empty_view_is_refused() -> None:

@@ -296,14 +296,30 @@ class Kept:
 def _plain_row(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     from stemma.nn.model import IGNORED
 
+    if example["input_ids"].ndim == 2:
+        return {"pairs": _pairs(example, tokenizer)}
     row: dict[str, Any] = {"tokens": tokenizer.tokens(example["input_ids"])}
-    row["targets"] = [None if t == IGNORED else tokenizer.tokens([t])[0] for t in example["labels"]]
+    if "labels" in example:
+        row["targets"] = [None if t == IGNORED else tokenizer.tokens([t])[0] for t in example["labels"]]
+    if "memory_ids" in example:
+        row["memory"] = tokenizer.tokens(example["memory_ids"][example["memory_mask"] == 1])
+    row |= {key: int(example[key]) for key in ("backward", "prefix") if key in example}
+    if "mode" in example:
+        row["attention"] = MODES[int(example["mode"])]
     if "decoder_input_ids" in example:
         row["decoder_tokens"] = tokenizer.tokens(example["decoder_input_ids"])
-    for key in ("documents", "token_type_ids", "decoder_documents"):
+    for key in ("documents", "token_type_ids", "decoder_documents", "order"):
         if key in example:
             row[key] = [int(n) for n in example[key]]
     return row | ({"pair_label": int(example["pair_labels"])} if "pair_labels" in example else {})
+
+
+def _pairs(example: dict[str, Any], tokenizer: Any) -> list[tuple[list[str], list[str]]]:
+    """The texts of a group, first with second."""
+    texts = zip(example["input_ids"], example["attention_mask"], strict=True)
+    read = [tokenizer.tokens(ids[mask == 1]) for ids, mask in texts]
+    half = len(read) // 2
+    return list(zip(read[:half], read[half:], strict=True))
 
 
 def _legend(structure: str) -> Text:
@@ -318,6 +334,7 @@ def _legend(structure: str) -> Text:
 
 
 TARGET = "bold green"
+MODES = ("full", "prefix", "causal", "reverse")  # of `attention`, as rows number them
 
 
 def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str) -> list[Text]:
@@ -326,7 +343,10 @@ def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str) -> list[
 
     from stemma.nn.model import IGNORED
 
-    read, labels = tokenizer.tokens(example["input_ids"]), example["labels"]
+    if example["input_ids"].ndim == 2:
+        mark = Text(" belongs with ", style=TARGET)
+        return [Text(" ".join(a)) + mark + Text(" ".join(b)) for a, b in _pairs(example, tokenizer)]
+    read, labels = tokenizer.tokens(example["input_ids"]), example.get("labels", [IGNORED] * len(example["input_ids"]))
 
     def line(pieces: list[tuple[str, str]], documents: Any) -> Text:
         text = Text()
@@ -344,8 +364,17 @@ def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str) -> list[
     if structure == "encoder":
         pairs = zip(read, labels, strict=True)
         pieces = [(r, "") if t == IGNORED else (f"{r}→{tokenizer.tokens([t])[0]}", TARGET) for r, t in pairs]
+        if "order" in example:  # targets stand as they are, hidden by the order
+            ranked = zip(read, labels, example["order"], strict=True)
+            pieces = [(r, "") if t == IGNORED else (f"{r}#{n}", TARGET) for r, t, n in ranked]
+        if documents is None and "attention_mask" in example:
+            pieces = [piece for piece, real in zip(pieces, example["attention_mask"], strict=True) if real]
         lines = [line(pieces, documents)]
-        if "pair_labels" in example:
+        if "order" in example:
+            lines += _order_lines(example, tokenizer)
+        if "mode" in example:
+            lines.append(Text(f"attention: {MODES[int(example['mode'])]}", style="dim"))
+        if "pair_labels" in example and MODES[int(example.get("mode", 0))] == "full":
             follows = "a random text" if int(example["pair_labels"]) else "the text that follows"
             lines.append(Text(f"second segment: {follows}", style=TARGET))
         return lines
@@ -354,6 +383,18 @@ def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str) -> list[
         return [line([(r, TARGET if aim else "dim") for r, aim in zip(read, aims, strict=True)], documents)]
     said = [(tokenizer.tokens([t])[0], TARGET) for t in labels if t != IGNORED]
     return [line([(r, "yellow" if r.startswith("<extra_id_") else "") for r in read], documents), line(said, None)]
+
+
+def _order_lines(example: dict[str, Any], tokenizer: Any) -> list[Text]:
+    """What stands before a row whose targets have an order, and which way it runs."""
+    from rich.text import Text
+
+    memory = tokenizer.tokens(example["memory_ids"][example["memory_mask"] == 1])
+    way = "the row and its memory run backwards" if int(example["backward"]) else "the row runs forward"
+    lines = [Text("token#n: said at n, from tokens with smaller numbers and all that have none", style="dim")]
+    if memory:
+        lines.append(Text("memory: " + " ".join(memory), style="dim"))
+    return [*lines, Text(way, style="dim")]
 
 
 # ---------------------------------------------------------------- report

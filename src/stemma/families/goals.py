@@ -115,11 +115,15 @@ class TLM(Spec):
 
 @dataclass(frozen=True)
 class Distillation(Spec):
-    """Masked tokens as a `teacher` (a size of the tree) predicts them (Sanh et al. 2019, arXiv:1910.01108, section 3):
-    the weighted sum of the divergence from its distribution at `temperature` (`soft`), the loss on the true tokens
-    (`hard`) and one minus the cosine between the last hidden states (`cosine`)."""
+    """Tokens as a `teacher` predicts them (Sanh et al. 2019, arXiv:1910.01108, section 3): the weighted sum of the
+    divergence from its distribution at `temperature` (`soft`), the loss on the true tokens (`hard`) and one minus the
+    cosine between the last hidden states (`cosine`). `teacher`: a size of the tree, a folder of weights or a hub id.
+    `task`: what both predict, masked tokens or, of decoders, the next one. `start`: the model begins as evenly spaced
+    `layers` of the teacher, or `fresh`."""
 
     teacher: str
+    task: MLM | CLM = MLM()
+    start: Literal["layers", "fresh"] = "layers"
     temperature: float = 2.0
     soft: float = 5.0
     hard: float = 2.0
@@ -129,12 +133,15 @@ class Distillation(Spec):
         require(self.temperature > 0, f"objective.temperature must be positive, not {self.temperature}")
         for name in ("soft", "hard", "cosine"):
             require(getattr(self, name) >= 0, f"objective.{name} must not be negative, not {getattr(self, name)}")
+        require(self.soft + self.hard + self.cosine > 0, "objective.soft, hard and cosine must not all be 0")
+        pairs = isinstance(self.task, MLM) and self.task.pairs
+        require(not pairs, "objective.task must be MLM without pairs, or CLM: a teacher says nothing of pairs")
 
 
 @dataclass(frozen=True)
 class AttentionDistillation(Spec):
     """The attention of the last layer, and the products of its values with each other, as a `teacher` (a size of the
-    tree) has them (Wang et al. 2020, arXiv:2002.10957, section 3)."""
+    tree, a folder of weights or a hub id) has them (Wang et al. 2020, arXiv:2002.10957, section 3)."""
 
     teacher: str
 
@@ -142,11 +149,14 @@ class AttentionDistillation(Spec):
 @dataclass(frozen=True)
 class Contrastive(Spec):
     """Which of the texts of a batch belongs with which: cross-entropy of the cosines of sentence vectors times `scale`
-    (Reimers & Gurevych 2019, arXiv:1908.10084, and its later models)."""
+    (Reimers & Gurevych 2019, arXiv:1908.10084, and its later models), both ways. `group`: pairs that are told apart
+    from each other (the released ones had a whole batch)."""
 
     scale: float = 20.0
+    group: int = 1024
 
     def __post_init__(self) -> None:
+        require(self.group >= 2, f"objective.group must be at least 2 pairs, not {self.group}")
         require(self.scale > 0, f"objective.scale must be positive, not {self.scale}")
 
 

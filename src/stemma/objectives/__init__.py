@@ -11,11 +11,15 @@ from typing import Any
 
 from stemma.errors import UsageError
 from stemma.families import goals
-from stemma.nn.parts import Arch
+from stemma.nn.parts import Arch, Dims
 from stemma.objectives.base import ALONE, Batch, Cursor, Example, Loss, Nets, Objective, Setting, View
 from stemma.objectives.clm import NextToken
+from stemma.objectives.contrast import Pairs
+from stemma.objectives.distil import Distilled, Relations
+from stemma.objectives.mixed import MixedMasked
 from stemma.objectives.mlm import Masked
 from stemma.objectives.pairs import MaskedPairs
+from stemma.objectives.plm import Permuted
 from stemma.objectives.spans import SpanCorruption
 
 __all__ = [
@@ -30,6 +34,7 @@ __all__ = [
     "View",
     "objective",
     "why_not",
+    "why_unmatched",
 ]
 
 
@@ -44,6 +49,16 @@ def kind(spec: goals.Objective) -> Any:
             return Masked
         case goals.Spans():
             return SpanCorruption
+        case goals.PLM():
+            return Permuted
+        case goals.MixedMLM():
+            return MixedMasked
+        case goals.Distillation():
+            return Distilled
+        case goals.AttentionDistillation():
+            return Relations
+        case goals.Contrastive():
+            return Pairs
     return None
 
 
@@ -55,6 +70,12 @@ def why_not(spec: goals.Objective, arch: Arch | None = None) -> str | None:
     if isinstance(spec, goals.Translation):
         return f"training on {spec} is not built: it needs sentence pairs in two languages"
     return f"training on {type(spec).__name__} is not implemented yet; set objective to CLM, MLM or Spans"
+
+
+def why_unmatched(spec: goals.Objective, student: tuple[Arch, Dims], teacher: tuple[Arch, Dims]) -> str | None:
+    """Why a network of one design cannot learn a declared objective from one of another; None if it can."""
+    runs = kind(spec)
+    return None if runs is None else runs.unmatched(spec, student, teacher)
 
 
 def objective(spec: goals.Objective, setting: Setting) -> Objective:

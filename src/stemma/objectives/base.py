@@ -16,7 +16,7 @@ from stemma.data import random as draw
 from stemma.errors import DataError, UsageError
 from stemma.families.declare import Text
 from stemma.nn.model import IGNORED, Model
-from stemma.nn.parts import Arch, BlankLearned, BlankRotary, Buckets, Disentangled, EMDHead, Learned, Rotary
+from stemma.nn.parts import Arch, BlankLearned, BlankRotary, Buckets, Dims, Disentangled, EMDHead, Learned, Rotary
 from stemma.objectives.vocabulary import token_loss
 
 Ints = NDArray[np.int64]
@@ -99,6 +99,7 @@ class Objective(ABC):
 
     main: str = "token"  # the part whose nats are reported as the model's quality
     whole: bool = False  # whether its targets are the whole text, so that bits a byte of text mean something
+    rows: int = 1  # rows of tokens in an example
     structures: tuple[str, ...] = ("encoder", "decoder", "encoder-decoder")  # of the networks it can train
 
     def __init__(self, setting: Setting) -> None:
@@ -119,6 +120,11 @@ class Objective(ABC):
             f"{type(spec).__name__} trains networks of structure {' or '.join(cls.structures)}, and this one is of "
             f"structure {arch.structure}"
         )
+
+    @classmethod
+    def unmatched(cls, spec: Any, student: tuple[Arch, Dims], teacher: tuple[Arch, Dims]) -> str | None:
+        """Why a network of one design cannot learn `spec` from one of another; None if it can."""
+        return None
 
     def join(self, model: Model, nets: Nets) -> None:
         """Make the model and its nets share what they are to share, once, before training."""
@@ -176,6 +182,7 @@ class Objective(ABC):
 
 # purposes, so that no two draws share a key
 ORDER, MASK, FORCE, PAIR, SPAN = range(1, 6)
+PERMUTE, PACK, TWIN = range(31, 34)
 
 
 # ---------------------------------------------------------------- windows

@@ -120,7 +120,8 @@ class Train(Spec):
 @dataclass(frozen=True)
 class Net(Spec):
     """A network that an objective needs beside the model: its `role` there, the size it is (`name`), its design, and
-    whether it learns too. One that does not begins as the `weights` in a directory or at the hub say."""
+    whether it learns too. One that does not is as the `weights` in a directory or at the hub say, whose
+    `fingerprint` is kept."""
 
     role: str
     name: str
@@ -128,6 +129,7 @@ class Net(Spec):
     dims: Dims
     learns: bool = True
     weights: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)

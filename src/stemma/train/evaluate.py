@@ -43,6 +43,7 @@ def evaluate(
     counts: dict[str, int] = {}
     metrics: dict[str, float] = {}
     held: list[Any] = []
+    rows = max(1, rows // objective.rows)
 
     def flush() -> None:
         if not held:
@@ -82,8 +83,9 @@ def evaluate(
             "bits_per_target_byte": bits / n * view.tokens_total / size,
         }
     for k in sums:
-        if k != main:
+        if k != main and counts[k]:
             found[f"loss_{k}"] = sums[k] / counts[k]
     for k, m in metrics.items():
-        found[k] = m / counts[k.partition("_")[0]]
+        if n_k := counts[k.partition("_")[0]]:
+            found[k] = m / n_k
     return found | {"targets": float(n)}

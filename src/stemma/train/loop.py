@@ -112,7 +112,8 @@ class Loop:
         self.optimizer = optim.optimizer(recipe.optimizer, self.learners, self.lr)
         self.parameters = [p for p in self.learners.parameters() if p.requires_grad]
         rows = plan.train.micro or max(1, MICRO[self.device.type] // plan.context)
-        self.micro = min(rows, plan.rows)
+        self.rows = max(1, round(plan.rows / objective.rows))  # examples a step
+        self.micro = min(max(1, rows // objective.rows), self.rows)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.cursor = Cursor()
         self.average = Average(dict(self.learners.named()), plan.train.average) if plan.train.average else None
@@ -141,7 +142,7 @@ class Loop:
         """The micro-batches of each step from `cursor` on, with the cursor that follows them."""
         rows = self.objective.examples(self.view, cursor)
         while True:
-            taken = list(itertools.islice(rows, self.plan.rows))
+            taken = list(itertools.islice(rows, self.rows))
             examples = [example for example, _ in taken]
             parts = range(0, len(examples), self.micro)
             yield [self.objective.collate(examples[i : i + self.micro]) for i in parts], taken[-1][1]
@@ -209,10 +210,10 @@ class Loop:
         if self.average is not None:
             self.average.update()
         self.step += 1
-        self.tokens += self.plan.rows * self.plan.context
+        self.tokens += self.rows * self.objective.rows * self.plan.context
         record: Record = {"step": self.step, "loss": loss}
         if len(sums) > 1:
-            record |= {f"loss_{k}": s.item() / counts[k] for k, s in sums.items()}
+            record |= {f"loss_{k}": s.item() / counts[k] for k, s in sums.items() if counts[k]}
         return record | {"tokens": self.tokens, "lr": lr, "grad_norm": size, "targets": counts[self.objective.main]}
 
     def _culprit(self, sums: Mapping[str, Tensor]) -> str:
@@ -237,12 +238,14 @@ class Loop:
     def cost(self) -> float:
         """Floating-point operations a token of the row, of a training step like the next one."""
         stream = self.objective.examples(self.view, self.cursor)
-        batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.plan.rows))])
+        batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.rows))])
         tokens = batch["input_ids"].numel()
         share = self.objective.counts(batch)[self.objective.main] / tokens
         decoder = batch["decoder_input_ids"].numel() / tokens if "decoder_input_ids" in batch else 0.0
-        nets = (self.model, *self.nets.values())
-        return sum(meter.flops(net, self.plan.context, share, decoder) for net in nets)
+        cost = meter.flops(self.model, self.plan.context, share, decoder)
+        for role, net in self.nets.items():  # one that does not learn goes forward only
+            cost += meter.flops(net, self.plan.context, share, decoder) / (1 if role in self.learners.nets else 3)
+        return cost
 
     # ------------------------------------------------------------ stopping and going on
 
@@ -303,7 +306,7 @@ class Loop:
                 "back; lower recipe.lr, or raise train.spikes.most"
             )
         rows = self.objective.plan(self.view, self.cursor)
-        skipped = [follow for _, follow in itertools.islice(rows, spikes.skip * self.plan.rows)]
+        skipped = [follow for _, follow in itertools.islice(rows, spikes.skip * self.rows)]
         cursor, spike, rewinds = (skipped[-1] if skipped else self.cursor), self.step, self.rewinds + 1
         seconds = self.seconds
         old = [path for path in checkpoint.steps(run) if checkpoint.step_of(path) <= max(0, spike - spikes.back)]
@@ -500,7 +503,8 @@ class Progress:
         elif record["step"] % self.every == 0 or record["step"] == self.loop.steps:
             left = (
                 (self.loop.steps - record["step"])
-                * self.loop.plan.rows
+                * self.loop.rows
+                * self.loop.objective.rows
                 * self.loop.plan.context
                 / max(self.speed, 1e-9)
             )

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import math
+import re
 import shutil
 import sys
 import tempfile
@@ -32,7 +34,7 @@ from stemma.families.declare import Design, Family
 from stemma.families.recipes import Recipe
 from stemma.nn.model import Model
 from stemma.nn.parts import Learned
-from stemma.objectives import Objective, Setting, objective, why_not
+from stemma.objectives import Objective, Setting, objective, why_not, why_unmatched
 from stemma.train import checkpoint, meter
 from stemma.train.config import Budget, Net, Plan, Train, budget
 from stemma.train.evaluate import evaluate, sample
@@ -88,7 +90,6 @@ def resolve(
         name, scale, design.arch, design.dims, design.objective, design.text, design.recipe, Train(budget), data, seed
     )
     plan = spec.edit(plan, changes)
-    plan = replace(plan, nets=_nets(plan))
     for what, value in (("recipe.lr", plan.recipe.lr), ("recipe.batch", plan.recipe.batch)):
         if value is None:
             raise UsageError(
@@ -98,18 +99,82 @@ def resolve(
         raise UsageError(f"{name} cannot be trained so: {why}")
     if plan.context > plan.dims.context:
         raise UsageError(f"train.context={plan.context} exceeds dims.context={plan.dims.context}")
-    return plan
+    return replace(plan, nets=_nets(plan))
 
 
 def _nets(plan: Plan) -> tuple[Net, ...]:
-    """What stands beside the model of a plan, at its scale."""
+    """What stands beside the model of a plan: at its scale, or as its weights are."""
     found = []
     for role, (name, learns) in goals.beside(plan.objective).items():
-        if not learns:
-            raise UsageError(f"{plan.objective} needs the weights of its {role}, which is not built yet")
-        other = beside(families.design(plan.name), families.design(name), plan.scale)
-        found.append(Net(role, name, other.arch, other.dims, learns))
+        if not learns and (weights := _weights(name)):
+            known = formats.load(weights, device="meta", tokenizer=False)
+            net = Net(role, known.name, known.arch, known.dims, learns, weights)
+            if (why := why_unmatched(plan.objective, (plan.arch, plan.dims), (net.arch, net.dims))) is not None:
+                raise UsageError(f"{plan.name} cannot learn from {name}: {why}")
+            if net.dims.context < plan.context:
+                raise UsageError(
+                    f"rows of {plan.context} tokens are too long for the {role} {name}, which reads "
+                    f"{net.dims.context}; set train.context={net.dims.context}"
+                )
+        elif learns:
+            other = beside(families.design(plan.name), families.design(name), plan.scale)
+            net = Net(role, name, other.arch, other.dims, learns)
+        else:
+            other = scaled(families.design(name), plan.scale)
+            net = Net(role, name, other.arch, other.dims, learns)
+        found.append(net)
     return tuple(found)
+
+
+def _weights(name: str) -> str:
+    """Where the weights of a net are: a folder, whole, or a hub id; empty for the name of a size, which has none."""
+    if Path(name).exists():
+        return str(Path(name).resolve())
+    try:
+        families.design(name)
+    except UsageError as error:
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            return name
+        raise UsageError(f"objective.teacher={name!r} is no folder here, no hub id and no size: {error}") from None
+    return ""
+
+
+def taught(plan: Plan, tokenizer: Any) -> tuple[Plan, Any]:
+    """`plan` with the fingerprints of the nets that do not learn, and the tokenizer that they read with.
+
+    Raises UsageError where there are no weights, or where the tokenizer that was given is another one."""
+    nets = list(plan.nets)
+    for i, net in enumerate(nets):
+        if net.learns:
+            continue
+        path = f"objective.{net.role}"
+        if not net.weights:
+            size = families.family(net.name).sizes.get(net.name)
+            hub = f" or a hub id such as {size.hub}" if size is not None and size.hub else ""
+            raise UsageError(
+                f"{plan.name} learns from a {net.role} ({net.name}), whose weights are needed: set {path} to a folder "
+                f"(RUN/model of a finished run){hub}"
+            )
+        model = formats.load(net.weights)
+        if model.tokenizer is None:
+            raise UsageError(f"{path}={net.weights} has no tokenizer, and student and {net.role} must read alike")
+        if tokenizer is not None and tokenizer.fingerprint != model.tokenizer.fingerprint:
+            raise UsageError(
+                f"student and {net.role} must read with the tokenizer of {path}={net.weights}, and another one was "
+                "given; leave it out"
+            )
+        tokenizer = model.tokenizer
+        nets[i] = replace(net, fingerprint=fingerprint(model))
+    return replace(plan, nets=tuple(nets)), tokenizer
+
+
+def fingerprint(model: Model) -> str:
+    """What tells a network's weights from all others."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def design_of(plan: Plan) -> Design:
@@ -130,7 +195,8 @@ def fitted(plan: Plan, tokenizer: Any) -> Plan:
     arch = plan.arch
     if isinstance(arch.position, Learned) and arch.position.padding is not None and tokenizer.pad_id is not None:
         arch = replace(arch, position=Learned(int(tokenizer.pad_id)))
-    return replace(plan, arch=arch, text=text, dims=replace(plan.dims, vocab=int(tokenizer.vocab_size)))
+    vocab = next((net.dims.vocab for net in plan.nets if net.weights), int(tokenizer.vocab_size))
+    return replace(plan, arch=arch, text=text, dims=replace(plan.dims, vocab=vocab))
 
 
 def settled(plan: Plan, steps: int, fixed_warmup: bool) -> Plan:
@@ -160,14 +226,26 @@ def nets_of(plan: Plan, tokenizer: Any) -> dict[str, Model]:
     """The networks beside the model, by role: drawn from the plan's seed, or loaded."""
     found: dict[str, Model] = {}
     for i, net in enumerate(plan.nets, 1):
-        if net.weights:
-            found[net.role] = formats.load(net.weights).eval().requires_grad_(net.learns)
+        if not net.learns:
+            found[net.role] = _frozen(net)
             continue
         dims = replace(net.dims, vocab=plan.dims.vocab)
         design = replace(families.design(net.name), arch=net.arch, dims=dims, text=plan.text)
         model = Model(net.arch, dims).initialise(plan.seed + i)
         found[net.role] = formats.attach(model, design, families.family(net.name), tokenizer)
     return found
+
+
+def _frozen(net: Net) -> Model:
+    """A net that does not learn, as it was when the run began."""
+    if Path(net.weights).is_absolute() and not Path(net.weights).exists():
+        raise CheckpointError(f"the {net.role} of this run is gone: there is no {net.weights}")
+    model = formats.load(net.weights).eval().requires_grad_(False)
+    if net.fingerprint and fingerprint(model) != net.fingerprint:
+        raise CheckpointError(
+            f"{net.weights} is not the {net.role} that this run was started with: its weights changed"
+        )
+    return model
 
 
 def loop_of(plan: Plan, tokenizer: Any, view: Any) -> Loop:
@@ -216,6 +294,7 @@ def pretrain(
         raise UsageError(f"{out} is not empty (it holds {others[0]}); choose a new directory for the run")
     plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
     _threads(plan.train.threads)
+    plan, tokenizer = taught(plan, tokenizer)
     store, tokenizer = prepare(plan, out, tokenizer, quiet)
     plan = fitted(plan, tokenizer)
     train, _ = store.split(plan.train.val_fraction, plan.seed)
@@ -382,7 +461,8 @@ def _steps(plan: Plan, tokenizer: Any, train: Any) -> int:
     """How many steps the budget buys. Seconds are turned into steps once, by timing a few on a model that is thrown
     away: the learning rate, and with it a resumed run, then depends on no clock."""
     limit: Budget = budget(plan.train.budget)
-    step_tokens = plan.rows * plan.context
+    rows = objective_of(plan, tokenizer).rows
+    step_tokens = max(1, round(plan.rows / rows)) * rows * plan.context
     if limit.steps is not None:
         return limit.steps
     if limit.tokens is not None:

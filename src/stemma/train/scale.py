@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from stemma import families
 from stemma.errors import UsageError, did_you_mean
 from stemma.families.declare import Design
-from stemma.families.goals import PLM, Fragment, Objective
+from stemma.families.goals import PLM, AttentionDistillation, Contrastive, Distillation, Fragment, Objective
 from stemma.families.recipes import Adafactor, Recipe
 from stemma.nn.parts import (
     Arch,
@@ -43,6 +44,7 @@ SCALES = {
     "mini": Step(256, 6, 32, 256, 8192, 1.5e-3),
     "small": Step(512, 8, 64, 512, 32_768, 1e-3),
 }
+GROUP = 16  # pairs of texts that are told apart from each other
 EXPERTS = 8  # MLPs of a layer at most, where there are several
 VOCAB = 4096  # of a tokenizer trained for the run
 WARMUP = 0.05  # share of the steps, where the published share is smaller
@@ -55,6 +57,7 @@ def scaled(design: Design, scale: str) -> Design:
     context, dropout, optimiser, shape of the schedule. What follows the size changes: widths, layers, vocabulary,
     context, batch, peak rate.
     Post-norm networks get a third of the rate (they diverge first); Adafactor's rate is relative and stays.
+    A student is as much smaller than the scale's networks as it is than its teacher in full size.
     An encoder-decoder has as many layers in each half: a token passes one half only, so its cost is about the same.
     Raises UsageError for an unknown scale.
     """
@@ -64,7 +67,7 @@ def scaled(design: Design, scale: str) -> Design:
         known = [*SCALES, "full"]
         raise UsageError(f"no scale {scale!r}; there are {', '.join(known)}{did_you_mean(scale, known)}")
     step, old = SCALES[scale], design.dims
-    dims = _dims(old, step)
+    dims = _student(design, step) or _dims(old, step)
     share = dims.context / old.context
     arch = _arch(design.arch, dims, share)
     return replace(design, arch=arch, dims=dims, objective=_goal(design.objective, share), recipe=_recipe(design, step))
@@ -82,6 +85,21 @@ def beside(design: Design, other: Design, scale: str) -> Design:
     embed = _dims(big, step).embed_width
     dims = replace(dims, embed=embed if embed != width else None)
     return replace(other, arch=_arch(other.arch, dims, dims.context / small.context), dims=dims)
+
+
+def _student(design: Design, step: Step) -> Dims | None:
+    """Of a design that learns from a size of the tree: its dims as a share of the scale's; None for others."""
+    match design.objective:
+        case Distillation(teacher=name) | AttentionDistillation(teacher=name):
+            big, small = families.design(name).dims, design.dims
+        case _:
+            return None
+    heads = step.d_model // step.head
+    width = max(1, round(heads * small.d_model / big.d_model)) * step.head
+    layers = max(1, round(step.layers * small.layers / big.layers))
+    dims = _dims(small, replace(step, d_model=width, layers=layers))
+    wanted = max(1, round(heads * small.heads / big.heads))  # attention is compared head by head
+    return replace(dims, heads=wanted) if width % wanted == 0 and dims.kv == dims.heads else dims
 
 
 def _dims(old: Dims, step: Step) -> Dims:
@@ -136,6 +154,8 @@ def _goal(goal: Objective, share: float) -> Objective:
             return replace(goal, **sizes, **kept)
         case Fragment(block=int(block)):
             return replace(goal, block=max(8, round(block * share)))
+        case Contrastive():
+            return replace(goal, group=min(goal.group, GROUP))
     return goal
 
 

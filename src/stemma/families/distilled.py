@@ -14,6 +14,7 @@ distilbert = bert.evolve(
         "arch.init.truncated": False,
         "objective": Distillation("bert-base-uncased"),
         "recipe.optimizer.weight_decay": 0.0,
+        "recipe.optimizer.corrected": True,
         "recipe.lr": 5e-4,
         "recipe.schedule": Schedule("linear"),
         "recipe.batch": None,

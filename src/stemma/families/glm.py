@@ -32,7 +32,7 @@ TEN = {
     **MIXED,
     "recipe.optimizer": AdamW(beta2=0.95, weight_decay=0.1),
     "recipe.lr": 1e-4,
-    "recipe.schedule": Schedule("cosine", warmup=7000, floor=0.1),
+    "recipe.schedule": Schedule("cosine", warmup=7000, floor=0.1, until=0.7),
     "recipe.batch": 1024 * 1024,
     "recipe.steps": 250_000,
     "recipe.data": "the Pile and CC-News",

@@ -40,6 +40,7 @@ llama = gpt3.evolve(
         "text.eos_id": 2,
         "recipe.lr": 3e-4,
         "recipe.schedule.warmup": 2000,
+        "recipe.schedule.until": 1.0,
         "recipe.batch": 4_000_000,
         "recipe.data": "Common Crawl, C4, GitHub, Wikipedia, books, ArXiv, StackExchange; 1T to 1.4T tokens",
     },

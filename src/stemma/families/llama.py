@@ -131,6 +131,7 @@ codellama = llama2.evolve(
     {
         "arch.position.base": 1e6,
         "objective": Infill(rate=0.9, swapped=0.5),
+        "text.infill": ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"),
         "recipe.schedule.warmup": 1000,
         "recipe.schedule.floor": 1 / 30,
         "recipe.data": "500B tokens (70B: 1T): 85 % code, 8 % text about code, 7 % other text",

@@ -51,7 +51,7 @@ palm = gpt3.evolve(
         note="the norm's eps, the rotary base and its pairing are unpublished: 1e-6, 10,000 and neighbours stand in, "
         "as does the kind of SentencePiece model (256,000 pieces, white space and bytes kept, digits apart); the batch "
         "is the last of its ramp. Its weight decay of the rate squared is read as what a step takes of a weight; "
-        "whether it was multiplied by the rate once more is not said, nor are the eps and the clipping of its Adafactor",
+        "whether it was multiplied by the rate once more is not said, nor are the eps and clipping of its Adafactor",
     ),
 )
 

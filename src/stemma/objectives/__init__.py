@@ -11,9 +11,12 @@ from typing import Any
 
 from stemma.errors import UsageError
 from stemma.families import goals
+from stemma.families.declare import Text
 from stemma.nn.parts import Arch
 from stemma.objectives.base import ALONE, Batch, Cursor, Example, Loss, Nets, Objective, Setting, View
+from stemma.objectives.blanks import BlankInfilling
 from stemma.objectives.clm import NextToken
+from stemma.objectives.infill import Infilling
 from stemma.objectives.mlm import Masked
 from stemma.objectives.pairs import MaskedPairs
 from stemma.objectives.spans import SpanCorruption
@@ -29,6 +32,7 @@ __all__ = [
     "Setting",
     "View",
     "objective",
+    "tokens",
     "why_not",
 ]
 
@@ -44,6 +48,10 @@ def kind(spec: goals.Objective) -> Any:
             return Masked
         case goals.Spans():
             return SpanCorruption
+        case goals.Blanks():
+            return BlankInfilling
+        case goals.Infill():
+            return Infilling
     return None
 
 
@@ -55,6 +63,12 @@ def why_not(spec: goals.Objective, arch: Arch | None = None) -> str | None:
     if isinstance(spec, goals.Translation):
         return f"training on {spec} is not built: it needs sentence pairs in two languages"
     return f"training on {type(spec).__name__} is not implemented yet; set objective to CLM, MLM or Spans"
+
+
+def tokens(spec: goals.Objective, text: Text) -> tuple[str, ...]:
+    """Names of special tokens without a role that a tokenizer needs for a declared objective."""
+    runs = kind(spec)
+    return () if runs is None else runs.tokens(spec, text)
 
 
 def objective(spec: goals.Objective, setting: Setting) -> Objective:

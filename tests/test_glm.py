@@ -310,14 +310,6 @@ def test_kernels_of_palm_begin_with_their_fan_in() -> None:
         assert weight.std().item() == pytest.approx(std, rel=0.03)
 
 
-def test_blank_infilling_is_not_trained_on_yet() -> None:
-    from stemma.objectives import Setting, objective
-
-    design = families.design("glm-base")
-    with pytest.raises(UsageError, match="not implemented yet"):
-        objective(design.objective, Setting(None, design.text, 64, 0))
-
-
 # ---------------------------------------------------------------- decoding
 
 

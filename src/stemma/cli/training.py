@@ -282,6 +282,7 @@ class Kept:
     def __init__(self, view: Any) -> None:
         self.documents = [view[i].copy() for i in range(len(view))]
         self.starts = [view.sentences(i).copy() for i in range(len(view))]
+        self.texts = [view.text(i) for i in range(len(view))]
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -291,6 +292,9 @@ class Kept:
 
     def sentences(self, i: int) -> Any:
         return self.starts[i]
+
+    def text(self, i: int) -> str:
+        return self.texts[i]
 
 
 def _plain_row(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
@@ -329,7 +333,9 @@ def _legend(structure: str) -> Text:
     if structure == "encoder":
         return Text("read→said", style=TARGET) + Text(": what stands there, and what the model must say") + border
     if structure == "decoder":
-        return Text("predicted", style=TARGET) + Text(" from all before it  ") + Text("only read", style="dim") + border
+        return (
+            Text("predicted", style=TARGET) + Text(" from what it may see  ") + Text("only read", style="dim") + border
+        )
     return Text("said", style=TARGET) + Text(" by the decoder, from the row above it") + border
 
 
@@ -379,8 +385,14 @@ def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str) -> list[
             lines.append(Text(f"second segment: {follows}", style=TARGET))
         return lines
     if structure == "decoder":
-        aims = [False] + [t != IGNORED for t in labels[:-1]]
-        return [line([(r, TARGET if aim else "dim") for r, aim in zip(read, aims, strict=True)], documents)]
+        ids = example["input_ids"]
+        told = [False, *(labels[:-1] == ids[1:])]  # what stands here was said one place before
+        apart = [*((labels[:-1] != IGNORED) & (labels[:-1] != ids[1:])), False]  # what is said here stands nowhere
+        pieces = [
+            (f"{r}→{tokenizer.tokens([t])[0]}" if odd else r, TARGET if said or odd else "dim")
+            for r, said, odd, t in zip(read, told, apart, labels, strict=True)
+        ]
+        return [line(pieces, documents)]
     said = [(tokenizer.tokens([t])[0], TARGET) for t in labels if t != IGNORED]
     return [line([(r, "yellow" if r.startswith("<extra_id_") else "") for r in read], documents), line(said, None)]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from stemma.decoding import beams, blanks, habits
+from stemma.decoding import beams, blanks, habits, infill
 from stemma.decoding import rules as wanted
 from stemma.decoding.choose import Choice
 from stemma.decoding.habits import Early
@@ -298,8 +298,8 @@ def fill(
     """Fill every `[MASK]` of a text (the model's own mask token or `<extra_id_N>` will do as well).
 
     An encoder guesses one token a mask; an encoder-decoder trained on spans, and a decoder trained on blanks (GLM),
-    write any number. `language` as for `generate`. Raises UsageError if there is no mask, or the model can do none of
-    these.
+    write any number, and one trained to infill (Code LLaMA) the middle that one mask stands for. `language` as for
+    `generate`. Raises UsageError if there is no mask, or the model can do none of these.
     """
     check_model(model)
     if top < 1:
@@ -315,6 +315,8 @@ def fill(
             return _fill_spans(model, text, max_new_tokens)
         if model.arch.structure == "decoder" and blanks.marks(model).blanks:
             return _fill_blanks(model, text, max_new_tokens)
+        if model.arch.structure == "decoder" and infill.marks(model) is not None:
+            return _fill_middle(model, text, max_new_tokens)
     raise UsageError(f"this {model.arch.structure} cannot fill masks; use stemma.generate (or `stemma generate`)")
 
 
@@ -376,7 +378,7 @@ def _fill_blanks(model: Model, text: str, max_new_tokens: int) -> Filled:
     tokenizer, known = model.tokenizer, blanks.marks(model)
     if known.start is None:
         raise UsageError("this model's tokenizer does not know the token that begins what fills a blank")
-    ids = tokenizer.encode(_mark(text, MASK, lambda k: tokenizer.tokens([known.blanks[0]])[0]), allow_special=True)
+    ids = blanks.context(model, _mark(text, MASK, lambda k: tokenizer.tokens([known.blanks[0]])[0]), True)
     asked = [i for i in ids if i in known.blanks]
     if not asked:
         raise UsageError(f"the text has no {MASK} to fill")
@@ -389,6 +391,17 @@ def _fill_blanks(model: Model, text: str, max_new_tokens: int) -> Filled:
     rest = iter(spans)
     whole = [i for token in ids for i in (next(rest) if token in known.blanks else [token])]
     return Filled(tokenizer.decode(whole), spans=[tokenizer.decode(s) for s in spans])
+
+
+def _fill_middle(model: Model, text: str, max_new_tokens: int) -> Filled:
+    """The one gap of a text, from what stands before and behind it."""
+    prefix, *rest = text.split(MASK)
+    if len(rest) != 1:
+        raise UsageError(f"this model fills one {MASK} of a text, and the text has {len(rest)}")
+    ends = habits.ends(model)
+    answer = generate(model, [infill.prompt(model, prefix, rest[0])], max_new_tokens=max_new_tokens)[0].ids
+    middle = model.tokenizer.decode_continuation(i for i in answer if i not in ends)
+    return Filled(prefix + middle + rest[0], spans=[middle])
 
 
 def _mark(text: str, mask: str, token: Callable[[int], str]) -> str:

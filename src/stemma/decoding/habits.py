@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from stemma.decoding import infill
 from stemma.decoding.choose import Choice
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
@@ -109,8 +110,8 @@ def _wrong(name: str, value: Any, right: str) -> CheckpointError:
 
 
 def ends(model: Model) -> tuple[int, ...]:
-    """The ids that end a text, or what fills a blank. Those that a model has no embedding of are never written, and
-    left out."""
+    """The ids that end a text, what fills a blank, or a middle. Those that a model has no embedding of are never
+    written, and left out."""
     found = ids(model, "eos_token_id") if "generation_config" in (model.extras or {}) else ()
     text, tokenizer = model.text, model.tokenizer
     if not found and text is not None:
@@ -118,6 +119,9 @@ def ends(model: Model) -> tuple[int, ...]:
         if not found and text.blanks and tokenizer is not None and text.eos is not None:
             end = tokenizer.id(text.eos)
             found = () if end is None else (end,)
+    middle = infill.marks(model)
+    if middle is not None and middle.end not in found:
+        found = (*found, middle.end)
     return tuple(i for i in found if i < model.dims.vocab)
 
 

@@ -23,7 +23,7 @@ albert = bert.evolve(
         "text.unk": "<unk>",
         "text.bos_id": 2,
         "text.eos_id": 3,
-        "recipe.optimizer": LAMB(),
+        "recipe.optimizer": LAMB(corrected=False),
         "recipe.lr": 1.76e-3,
         "recipe.schedule.warmup": 3125,
         "recipe.batch": 4096 * 512,

@@ -22,6 +22,11 @@ from stemma.spec import Change, Spec, require
 # ---------------------------------------------------------------- text
 
 
+# where a family that is trained so has no names of its own
+BLANK_NAMES = ("[MASK]", "[sMASK]", "[gMASK]")
+INFILL_NAMES = ("<PRE>", "<SUF>", "<MID>", "<EOT>")
+
+
 @dataclass(frozen=True)
 class Text(Spec):
     """The tokenizer's kind, its special tokens by role, and their ids where they are published.
@@ -29,7 +34,8 @@ class Text(Spec):
     `start_id`: the first token of a decoder's input; `mask_id`: of a model that writes where its mask token stands;
     `sentinels`: how many `<extra_id_N>` there are (T5); `languages`: those of the language table, in its order (XLM).
     `blanks`: tokens that stand for a blank, the one for the end of a text last; `bos` begins what fills one, `eos` ends
-    it (GLM). `shift`: what a decoder's input begins with where it is made from targets: the start token, or the last
+    it (GLM). `infill`: tokens before a prefix, a suffix and a middle, and the one that ends a text so written (Code
+    LLaMA). `shift`: what a decoder's input begins with where it is made from targets: the start token, or the last
     token of the target itself (the language code of mBART).
     """
 
@@ -44,6 +50,7 @@ class Text(Spec):
     sep: str | None = None
     sentinels: int = 0
     blanks: tuple[str, ...] = ()
+    infill: tuple[str, ...] = ()
     bos_id: int | None = None
     eos_id: int | tuple[int, ...] | None = None
     pad_id: int | None = None

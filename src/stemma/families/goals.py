@@ -164,10 +164,12 @@ class Contrastive(Spec):
 class Infill(Spec):
     """Predict the next token; of `rate` of the texts, cut at two places drawn uniformly, the middle is moved to the
     end: after prefix and suffix, or, for `swapped` of them, after suffix and prefix (Bavarian et al. 2022,
-    arXiv:2207.14255; Roziere et al. 2023, section 2.3)."""
+    arXiv:2207.14255; Roziere et al. 2023, section 2.3). The places lie between `characters`, so that a token may be cut
+    in two, or between `tokens`."""
 
     rate: float = 0.9
     swapped: float = 0.5
+    cut: Literal["characters", "tokens"] = "characters"
 
     def __post_init__(self) -> None:
         require(0 < self.rate <= 1, f"objective.rate must lie in (0, 1], not {self.rate}")
@@ -177,9 +179,10 @@ class Infill(Spec):
 @dataclass(frozen=True)
 class Blanks(Spec):
     """Autoregressive blank infilling (Du et al. 2021, arXiv:2103.10360, section 2.1): pieces of a text fall out, a mask
-    in the place of each, and follow it in random order, each predicted from left to right. A text loses short `spans`
-    (of `mean` tokens on average by a Poisson law, until `rate` of it is gone), whole `sentences` (until `rate`), or its
-    end (`suffix`: at least the share `least` of it); the three are shares of texts."""
+    in the place of each, and follow it in random order (`shuffled`), each predicted from left to right. A text loses
+    short `spans` (their lengths by a Poisson law of `mean`, until `rate` of it is gone), whole `sentences` (until
+    `rate`), or its end (`suffix`: at least the share `least` of it); the three are shares of texts. For the share
+    `inside` of the last kind the long piece lies anywhere in the text."""
 
     rate: float = 0.15
     mean: float = 3.0
@@ -187,6 +190,8 @@ class Blanks(Spec):
     sentences: float = 0.0
     suffix: float = 0.0
     least: float = 0.5
+    inside: float = 0.0
+    shuffled: bool = True
 
     def __post_init__(self) -> None:
         require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
@@ -197,6 +202,7 @@ class Blanks(Spec):
         total = self.spans + self.sentences + self.suffix
         require(abs(total - 1) < 1e-6, f"objective.spans, sentences and suffix must add up to 1, not {total}")
         require(0 < self.least <= 1, f"objective.least must lie in (0, 1], not {self.least}")
+        require(0 <= self.inside <= 1, f"objective.inside must lie in [0, 1], not {self.inside}")
 
 
 @dataclass(frozen=True)

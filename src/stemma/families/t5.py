@@ -40,7 +40,7 @@ t5 = transformer.evolve(
         "text.start_id": 0,
         "recipe.optimizer": Adafactor(),
         "recipe.lr": 1e-2,
-        "recipe.schedule.warmup": 10_000,
+        "recipe.schedule": Schedule("rsqrt", warmup=10_000),
         "recipe.batch": 2048 * 512,
         "recipe.steps": 1_000_000,
         "recipe.mixed": True,

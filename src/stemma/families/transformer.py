@@ -38,7 +38,7 @@ transformer = Family(
     recipe=Recipe(
         optimizer=AdamW(beta2=0.98, eps=1e-9, weight_decay=0.0),
         lr=7e-4,
-        schedule=Schedule("rsqrt", warmup=4000),
+        schedule=Schedule("inverse", warmup=4000),
         batch=25_000,
         steps=100_000,
         mixed=False,
@@ -53,6 +53,6 @@ transformer = Family(
         "Attention Is All You Need",
         "arXiv:1706.03762",
         weights="none in a layout that is read here",
-        note="the root of the tree; its rates rise linearly over the first 4000 steps",
+        note="the root of the tree; its rates rise linearly over the first 4000 steps, then fall by 1/sqrt(step)",
     ),
 )

@@ -200,7 +200,7 @@ class Stack(nn.Module):
     ) -> State:
         """`x` (B T E) embedded tokens at positions `pos` (1|B T, or B T C) and places `order` (1|B T) of their rows;
         `plain`: both are known to be 0..T-1; `real` (B T): False for padding; `documents` (B T): a token sees its own
-        only; `prefix` (B 1): so many tokens see each other whole; `memory` (B S D): the encoder's output;
+        only; `prefix` (B 1 or B T): so many tokens see each other whole; `memory` (B S D): the encoder's output;
         `chosen`: the mask that stands for an open one."""
         x = self.enter(x, pos, real)
         kinds = list(dict.fromkeys(self.masks))

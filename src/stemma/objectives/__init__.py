@@ -11,11 +11,14 @@ from typing import Any
 
 from stemma.errors import UsageError
 from stemma.families import goals
+from stemma.families.declare import Text
 from stemma.nn.parts import Arch, Dims
 from stemma.objectives.base import ALONE, Batch, Cursor, Example, Loss, Nets, Objective, Setting, View
+from stemma.objectives.blanks import BlankInfilling
 from stemma.objectives.clm import NextToken
 from stemma.objectives.contrast import Pairs
 from stemma.objectives.distil import Distilled, Relations
+from stemma.objectives.infill import Infilling
 from stemma.objectives.mixed import MixedMasked
 from stemma.objectives.mlm import Masked
 from stemma.objectives.pairs import MaskedPairs
@@ -33,6 +36,7 @@ __all__ = [
     "Setting",
     "View",
     "objective",
+    "tokens",
     "why_not",
     "why_unmatched",
 ]
@@ -59,6 +63,10 @@ def kind(spec: goals.Objective) -> Any:
             return Relations
         case goals.Contrastive():
             return Pairs
+        case goals.Blanks():
+            return BlankInfilling
+        case goals.Infill():
+            return Infilling
     return None
 
 
@@ -76,6 +84,12 @@ def why_unmatched(spec: goals.Objective, student: tuple[Arch, Dims], teacher: tu
     """Why a network of one design cannot learn a declared objective from one of another; None if it can."""
     runs = kind(spec)
     return None if runs is None else runs.unmatched(spec, student, teacher)
+
+
+def tokens(spec: goals.Objective, text: Text) -> tuple[str, ...]:
+    """Names of special tokens without a role that a tokenizer needs for a declared objective."""
+    runs = kind(spec)
+    return () if runs is None else runs.tokens(spec, text)
 
 
 def objective(spec: goals.Objective, setting: Setting) -> Objective:

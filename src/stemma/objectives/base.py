@@ -34,6 +34,7 @@ class View(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Any: ...
     def sentences(self, i: int) -> Any: ...
+    def text(self, i: int) -> str: ...
 
 
 @dataclass(frozen=True, order=True)
@@ -112,6 +113,11 @@ class Objective(ABC):
         self.plain: Ints = np.setdiff1d(np.arange(tokenizer.vocab_size, dtype=np.int64), self.special)
 
     @classmethod
+    def tokens(cls, spec: Any, text: Text) -> tuple[str, ...]:
+        """Names of special tokens that a tokenizer needs for this, beside those of `text` by role and its blanks."""
+        return ()
+
+    @classmethod
     def unfit(cls, spec: Any, arch: Arch) -> str | None:
         """Why a network of this design cannot be trained on `spec`; None if it can."""
         if arch.structure in cls.structures:
@@ -183,6 +189,7 @@ class Objective(ABC):
 # purposes, so that no two draws share a key
 ORDER, MASK, FORCE, PAIR, SPAN = range(1, 6)
 PERMUTE, PACK, TWIN = range(31, 34)
+BLANK, INFILL = range(60, 62)
 
 
 # ---------------------------------------------------------------- windows

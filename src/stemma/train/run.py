@@ -34,7 +34,7 @@ from stemma.families.declare import Design, Family
 from stemma.families.recipes import Recipe
 from stemma.nn.model import Model
 from stemma.nn.parts import Learned
-from stemma.objectives import Objective, Setting, objective, why_not, why_unmatched
+from stemma.objectives import Objective, Setting, objective, tokens, why_not, why_unmatched
 from stemma.train import checkpoint, meter
 from stemma.train.config import Budget, Net, Plan, Train, budget
 from stemma.train.evaluate import evaluate, sample
@@ -441,7 +441,8 @@ def prepare(plan: Plan, out: Path, tokenizer: Any, quiet: bool) -> tuple[Any, An
     source = read(plan.data)
     if tokenizer is None:
         text, train = plan.text, plan.train
-        specials = Specials(**{role: getattr(text, role) for role in ROLES}, extra=text.sentinels)
+        more = tuple(dict.fromkeys([*text.blanks, *tokens(plan.objective, text)]))
+        specials = Specials(**{role: getattr(text, role) for role in ROLES}, extra=text.sentinels, more=more)
         tokenizer = Tokenizer.train(
             text.tokenizer,
             training_texts(source, train.val_fraction, plan.seed),

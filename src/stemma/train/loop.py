@@ -187,7 +187,7 @@ class Loop:
         stream = self.objective.examples(self.view, self.cursor)
         batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.plan.rows))])
         tokens = batch["input_ids"].numel()
-        share = self.objective.counts(batch)[self.objective.main] / tokens
+        share = self.objective.counts(batch).get("token", 0) / tokens
         decoder = batch["decoder_input_ids"].numel() / tokens if "decoder_input_ids" in batch else 0.0
         nets = (self.model, *self.nets.values())
         return sum(meter.flops(net, self.plan.context, share, decoder) for net in nets)

@@ -86,7 +86,7 @@ def resolve(
         name, scale, design.arch, design.dims, design.objective, design.text, design.recipe, Train(budget), data, seed
     )
     plan = spec.edit(plan, changes)
-    plan = replace(plan, nets=_nets(plan))
+    plan = replace(plan, nets=_nets(plan, changes))
     for what, value in (("recipe.lr", plan.recipe.lr), ("recipe.batch", plan.recipe.batch)):
         if value is None:
             raise UsageError(
@@ -99,14 +99,16 @@ def resolve(
     return plan
 
 
-def _nets(plan: Plan) -> tuple[Net, ...]:
-    """What stands beside the model of a plan, at its scale."""
+def _nets(plan: Plan, changes: Mapping[str, Any]) -> tuple[Net, ...]:
+    """What stands beside the model of a plan, at its scale; what was changed of the model's design, but for its heads,
+    is changed of theirs too."""
+    own = {k: v for k, v in changes.items() if k.startswith("arch.") and not k.startswith("arch.heads")}
     found = []
     for role, (name, learns) in goals.beside(plan.objective).items():
         if not learns:
             raise UsageError(f"{plan.objective} needs the weights of its {role}, which is not built yet")
-        other = beside(families.design(plan.name), families.design(name), plan.scale)
-        found.append(Net(role, name, other.arch, other.dims, learns))
+        other = beside(families.design(plan.name), families.design(name), plan.dims)
+        found.append(Net(role, name, spec.edit(other, own).arch, other.dims, learns))
     return tuple(found)
 
 
@@ -278,6 +280,7 @@ def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep
         loop.restore(newest)
     done = run / "summary.json"
     if loop.step == loop.steps and done.exists() and (run / "model").is_dir():
+        loop.objective.part(loop.model, loop.nets)
         return Run(run, plan, loop.model.eval(), tokenizer, checkpoint.read_json(done), True)
 
     def measure() -> dict[str, float]:
@@ -294,6 +297,7 @@ def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep
             f"training diverged in its last step: the held-out {wrong[0]} is {quality[wrong[0]]}; lower recipe.lr"
         )
     summary = _summary(run, plan, loop, quality, train, held)
+    loop.objective.part(loop.model, loop.nets)
     _release(loop.model)
     loop.model.save(str(run / "model"))
     for role in loop.learners.nets:
@@ -449,7 +453,7 @@ def verify_resume(run: str | Path, steps: int = 6, *, quiet: bool = True) -> dic
                 f"step {a['step']} differs after resuming: loss {b['loss']!r} instead of {a['loss']!r} (stopped after "
                 f"step {steps // 2})"
             )
-    ours, theirs = whole.model.state_dict(), second.model.state_dict()
+    ours, theirs = whole.learners.tensors(), second.learners.tensors()
     if wrong := [k for k in ours if not torch.equal(ours[k], theirs[k])]:
         raise VerifyError(f"the weights of {wrong[0]} differ after resuming, though all losses agree")
     return {"steps": steps, "stopped_after": steps // 2, "losses": [r["loss"] for r in expected], "identical": True}

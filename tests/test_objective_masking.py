@@ -184,7 +184,7 @@ def test_an_unknown_vocabulary_is_refused() -> None:
         kind = "other"
 
     setting = Setting(Other(), families.design("bert").text, 32, 1)
-    with pytest.raises(UsageError, match="set objective.unit=Tokens"):
+    with pytest.raises(UsageError, match=r"set objective\.unit=Tokens"):
         objective(MLM(unit=Words()), setting)
     objective(MLM(), setting)
 

@@ -381,7 +381,7 @@ def test_padding_is_not_told() -> None:
 
 
 def test_what_does_not_fit_is_said() -> None:
-    goal, (model, others) = make(), nets()
+    goal, (model, _) = make(), nets()
     batch = batch_of(goal)
     with pytest.raises(UsageError, match="its generator is not there"):
         goal.loss(model, batch)

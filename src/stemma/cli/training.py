@@ -237,11 +237,11 @@ def data_show(source: str, name: str, rows: int, sets: tuple[str, ...], seed: in
         return
     out = console()
     out.print(f"{plan.name}: {plan.objective}, {plan.context} tokens a row", style="bold")
-    out.print(_legend(plan.arch.structure))
+    out.print(_legend(plan.arch.structure, plan.nets))
     for number, example in enumerate(examples, 1):
         out.print()
         out.print(f"row {number}", style="dim")
-        for line in _row_lines(example, tokenizer, plan.arch.structure):
+        for line in _row_lines(example, tokenizer, plan.arch.structure, getattr(plan.objective, "pairs", None)):
             out.print(line)
 
 
@@ -306,12 +306,13 @@ def _plain_row(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     return row | ({"pair_label": int(example["pair_labels"])} if "pair_labels" in example else {})
 
 
-def _legend(structure: str) -> Text:
+def _legend(structure: str, nets: Any = ()) -> Text:
     from rich.text import Text
 
     border = Text("  ") + Text("‖", style="bold red") + Text(" a document's border")
     if structure == "encoder":
-        return Text("read→said", style=TARGET) + Text(": what stands there, and what the model must say") + border
+        who = next((net.role for net in nets if net.learns), "model")
+        return Text("read→said", style=TARGET) + Text(f": what stands there, and what the {who} must say") + border
     if structure == "decoder":
         return Text("predicted", style=TARGET) + Text(" from all before it  ") + Text("only read", style="dim") + border
     return Text("said", style=TARGET) + Text(" by the decoder, from the row above it") + border
@@ -320,8 +321,12 @@ def _legend(structure: str) -> Text:
 TARGET = "bold green"
 
 
-def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str) -> list[Text]:
-    """A row as coloured text; of an encoder-decoder, its input and then its targets."""
+SECOND = {"next": ("the text that follows", "a random text"), "order": ("as in the text", "swapped")}
+
+
+def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str, pairs: str | None = None) -> list[Text]:
+    """A row as coloured text; of an encoder-decoder, its input and then its targets. `pairs`: what a pair's label
+    says."""
     from rich.text import Text
 
     from stemma.nn.model import IGNORED
@@ -341,13 +346,15 @@ def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str) -> list[
         return text + Text(f"(+{rest + 1} padding)", style="dim") if rest else text
 
     documents = example.get("documents")
+    if documents is None and "attention_mask" in example:
+        documents = example["attention_mask"] - 1
     if structure == "encoder":
-        pairs = zip(read, labels, strict=True)
-        pieces = [(r, "") if t == IGNORED else (f"{r}→{tokenizer.tokens([t])[0]}", TARGET) for r, t in pairs]
+        both = zip(read, labels, strict=True)
+        pieces = [(r, "") if t == IGNORED else (f"{r}→{tokenizer.tokens([t])[0]}", TARGET) for r, t in both]
         lines = [line(pieces, documents)]
         if "pair_labels" in example:
-            follows = "a random text" if int(example["pair_labels"]) else "the text that follows"
-            lines.append(Text(f"second segment: {follows}", style=TARGET))
+            what = "order of the segments" if pairs == "order" else "second segment"
+            lines.append(Text(f"{what}: {SECOND[pairs or 'next'][int(example['pair_labels'])]}", style=TARGET))
         return lines
     if structure == "decoder":
         aims = [False] + [t != IGNORED for t in labels[:-1]]

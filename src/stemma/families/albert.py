@@ -50,8 +50,8 @@ albert = bert.evolve(
         "ALBERT: A Lite BERT for Self-supervised Learning of Language Representations",
         "arXiv:1909.11942",
         note="narrow embeddings and shared layers are widths of its sizes; the public PyTorch files run with the exact "
-        "GELU, as BERT's; xlarge ships with 16 heads, where the paper's text implies 32; its released command predicts at "
-        "most 20 tokens of a row, also of one of 512",
+        "GELU, as BERT's; xlarge ships with 16 heads, where the paper's text implies 32; the released command "
+        "predicts at most 20 tokens of a row, also of one of 512",
     ),
 )
 

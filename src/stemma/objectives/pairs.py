@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from stemma.data import random as draw
 from stemma.errors import UsageError
@@ -46,7 +47,7 @@ class Cut(NamedTuple):
     is not what follows the first: a `strange` text, or the two are swapped; `wanted`: tokens of the pair."""
 
     size: int
-    parts: Ints
+    parts: NDArray[np.bool_]
     wanted: int
     label: int = 0
     strange: bool = False

@@ -168,7 +168,7 @@ class Beside(nn.Embedding):
 
     def __init__(self, base: nn.Embedding) -> None:
         like = base.weight
-        super().__init__(*like.shape, device=like.device, dtype=like.dtype)
+        super().__init__(like.shape[0], like.shape[1], device=like.device, dtype=like.dtype)
         nn.init.zeros_(self.weight)
         self.base = (base,)  # in a tuple, so that it is no part of this module
 
@@ -177,11 +177,12 @@ class Beside(nn.Embedding):
 
     def alone(self) -> nn.Embedding:
         """A plain table of the sums."""
-        return nn.Embedding.from_pretrained(self.base[0].weight.detach() + self.weight.detach(), freeze=False)
+        both = self.base[0].weight.detach() + self.weight.detach()
+        return nn.Embedding.from_pretrained(both, freeze=False)
 
 
 def sample(logits: Tensor, draws: Tensor) -> Tensor:
-    """A token (N) of each row of `logits` (N V), by where a draw (N, of [0, 2**BITS)) falls in the cumulated chances."""
+    """A token (N) of each row of `logits` (N V): where a draw (N, of [0, 2**BITS)) falls in the cumulated chances."""
     chances = logits.double().softmax(-1).cumsum(-1)
     at = draws.double()[:, None] * 2.0**-BITS * chances[:, -1:]
     return torch.searchsorted(chances, at, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)

@@ -93,6 +93,19 @@ def test_what_a_run_saves_of_shared_embeddings(tmp_path: Path, text: Path) -> No
     assert "embed.tokens.weight" in held and "generator:embed.tokens.weight" not in held
 
 
+def test_a_run_is_told_and_reported(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    from stemma.cli.training import tell
+    from stemma.report.page import results
+    from stemma.report.read import read
+
+    run = train("electra", tmp_path / "a", text, 2)
+    assert tell(run) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "of tokens told right" in said and "bits a token" in said
+    page = results([read(run.directory)])
+    assert "told replaced or not" in page and "bits per byte" not in page
+
+
 @pytest.mark.parametrize("sharing", ["none", "tied"])
 def test_other_ways_of_sharing_train_too(sharing: str, tmp_path: Path, text: Path) -> None:  # noqa: F811
     run = train("deberta-v3", tmp_path / "a", text, 2, changes={"objective.sharing": sharing})

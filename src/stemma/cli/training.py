@@ -50,6 +50,11 @@ def tell(run: Any) -> int:
             unigram, xz = (base.get(f"{n}_bits_per_byte") for n in ("unigram", "xz"))
             beside = f" (unigram {unigram:.3f}, xz {xz:.3f})" if key == "bits_per_byte" and unigram and xz else ""
             out.print(f"held-out text: {val[key]:.3f} {words}{beside}")
+    if "replaced_right" in val:
+        out.print(
+            f"held-out text: {val['replaced_right']:.1%} of tokens told right, {val['replaced_share']:.1%} replaced, "
+            f"{val['bits_per_target']:.3f} bits a token"
+        )
     out.print(f"model: {run.directory / 'model'}", soft_wrap=True)
     return 0
 
@@ -354,7 +359,11 @@ def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str, pairs: s
         lines = [line(pieces, documents)]
         if "pair_labels" in example:
             what = "order of the segments" if pairs == "order" else "second segment"
-            lines.append(Text(f"{what}: {SECOND[pairs or 'next'][int(example['pair_labels'])]}", style=TARGET))
+            lines.append(
+                Text(
+                    f"{what}: {SECOND.get(pairs or 'next', SECOND['next'])[int(example['pair_labels'])]}", style=TARGET
+                )
+            )
         return lines
     if structure == "decoder":
         aims = [False] + [t != IGNORED for t in labels[:-1]]

@@ -47,10 +47,10 @@ def network(name: str, seed: int = 3, layers: int = 2, embed: int | None = None,
     return model
 
 
-def nets(name: str = "electra") -> tuple[Model, dict[str, Model]]:
+def nets(name: str = "electra", scale: float = 5.0) -> tuple[Model, dict[str, Model]]:
     other = "electra-small-generator" if name == "electra" else "deberta-v3-base-generator"
     embed = 24 if name == "electra" else None
-    return network(name, 3, embed=embed), {"generator": network(other, 4, 1, embed)}
+    return network(name, 3, embed=embed, scale=scale), {"generator": network(other, 4, 1, embed, scale)}
 
 
 def take(goal: Any, view: Any, n: int, cursor: Cursor = Cursor()) -> list[Any]:

@@ -184,3 +184,56 @@ def test_rows_are_shown(name: str, words: tuple[str, ...], text: Path, capsys: p
     with pytest.raises(SystemExit):
         main([*command, "--json"])
     assert len(json.loads(capsys.readouterr().out)) == 2
+
+
+# ---------------------------------------------------------------- learning
+
+
+def test_counting_is_learned() -> None:
+    """Texts that count upwards: the generator learns what is masked, with the detector's loss beside its own."""
+    import numpy as np
+
+    from stemma.objectives import Setting, objective
+    from test_objective_masking import Pieces, Sentences
+    from test_objective_rtd import nets
+
+    view = Sentences([np.arange(10, 99) for _ in range(4)])
+    design = families.design("electra")
+    goal = objective(design.objective, Setting(Pieces(), design.text, 32, 1))
+    model, others = nets("electra", scale=1.0)
+    goal.join(model, others)
+    learners = {id(p): p for net in (model, *others.values()) for p in net.parameters()}
+    opt = torch.optim.AdamW(list(learners.values()), lr=5e-3)
+    stream = goal.examples(view)
+    found = []
+    for _ in range(120):
+        loss = goal.loss(model, goal.collate([next(stream)[0] for _ in range(8)]), others)
+        loss.total().backward()
+        opt.step()
+        opt.zero_grad()
+        found.append({k: s.item() / loss.counts[k] for k, s in loss.sums.items()})
+    token, replaced = (float(np.mean([f[k] for f in found[-20:]])) for k in ("token", "replaced"))
+    assert token < 0.55 * math.log(89) and replaced < 0.7 * found[0]["replaced"], (token, replaced, found[0])
+
+
+REAL = {
+    "dims.vocab": 400, "dims.d_model": 128, "dims.heads": 4, "dims.d_ff": 512, "dims.context": 64,
+    "recipe.batch": 2048, "recipe.lr": 2e-3, "arch.dropout": "Dropout()", "train.eval_tokens": 20_000,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["electra", "deberta"])
+def test_the_bible_is_learned(name: str, tmp_path: Path) -> None:
+    """Masked tokens (ELECTRA's: its generator's) below the entropy of single tokens after 200 steps."""
+    from stemma.train import run as runs
+
+    more = {"dims.embed": 128} if name == "electra" else {}
+    run = pretrain(
+        name, data="builtin:bible", out=tmp_path / "run", budget="200 steps", overrides=REAL | more, quiet=True
+    )
+    store = runs.reopen(run.directory)[2]
+    unigram = run.summary["baselines"]["unigram_bits_per_byte"] * store.bytes_total / store.tokens_total
+    val = run.summary["val"]
+    bits = val["loss_token" if name == "electra" else "loss"] / math.log(2)
+    assert bits < 0.95 * unigram, (bits, unigram)

@@ -26,6 +26,8 @@ VOCAB, PLAIN = 200, 150  # ids 10..149 are text
 class Words:
     """A tokenizer as far as objectives look at it."""
 
+    kind = "wordpiece"
+
     def __init__(self, **ids: int) -> None:
         self.vocab_size, self.sentinels = VOCAB, 40
         for role in ("bos", "eos", "pad", "unk", "mask", "cls", "sep"):
@@ -34,6 +36,9 @@ class Words:
 
     def sentinel(self, k: int) -> int:
         return VOCAB - 1 - k
+
+    def tokens(self, ids: Any) -> list[str]:
+        return [f"w{i}" for i in ids]
 
 
 class Documents:

@@ -13,10 +13,30 @@ import stemma
 from stemma import data
 from stemma.train import Run, pretrain, resolve, verify_resume
 
-NAMES = (
-    "bert roberta albert deberta electra xlm xlm-r xlnet unilm gpt1 gpt2 gpt3 llama mistral palm u-palm glm t5 mt5 mass "
-    "bart ul2"
-).split()
+NAMES = [
+    "bert",
+    "roberta",
+    "albert",
+    "deberta",
+    "electra",
+    "xlm",
+    "xlm-r",
+    "xlnet",
+    "unilm",
+    "gpt1",
+    "gpt2",
+    "gpt3",
+    "llama",
+    "mistral",
+    "palm",
+    "u-palm",
+    "glm",
+    "t5",
+    "mt5",
+    "mass",
+    "bart",
+    "ul2",
+]
 
 
 @pytest.fixture(scope="module")

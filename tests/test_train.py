@@ -46,7 +46,7 @@ from stemma.train import (
 from stemma.train import run as runs
 from stemma.train.evaluate import evaluate, sample
 
-TRAINED = ["gpt1", "gpt2", "gpt3", "llama", "mistral", "bert", "roberta", "t5", "t5-v1.1"]
+TRAINED = ["gpt1", "gpt2", "gpt3", "llama", "mistral", "bert", "roberta", "electra", "t5", "t5-v1.1"]
 SMALL = {
     "dims.d_model": 32,
     "dims.layers": 1,

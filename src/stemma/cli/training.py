@@ -50,6 +50,11 @@ def tell(run: Any) -> int:
             unigram, xz = (base.get(f"{n}_bits_per_byte") for n in ("unigram", "xz"))
             beside = f" (unigram {unigram:.3f}, xz {xz:.3f})" if key == "bits_per_byte" and unigram and xz else ""
             out.print(f"held-out text: {val[key]:.3f} {words}{beside}")
+    if "replaced_right" in val:
+        out.print(
+            f"held-out text: {val['replaced_right']:.1%} of tokens told right, {val['replaced_share']:.1%} replaced, "
+            f"{val['bits_per_target']:.3f} bits a token"
+        )
     out.print(f"model: {run.directory / 'model'}", soft_wrap=True)
     return 0
 
@@ -237,11 +242,11 @@ def data_show(source: str, name: str, rows: int, sets: tuple[str, ...], seed: in
         return
     out = console()
     out.print(f"{plan.name}: {plan.objective}, {plan.context} tokens a row", style="bold")
-    out.print(_legend(plan.arch.structure))
+    out.print(_legend(plan.arch.structure, plan.nets))
     for number, example in enumerate(examples, 1):
         out.print()
         out.print(f"row {number}", style="dim")
-        for line in _row_lines(example, tokenizer, plan.arch.structure):
+        for line in _row_lines(example, tokenizer, plan.arch.structure, _pairing(plan.objective)):
             out.print(line)
 
 
@@ -318,6 +323,12 @@ def _plain_row(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     return row | ({"pair_label": int(example["pair_labels"])} if "pair_labels" in example else {})
 
 
+def _pairing(goal: Any) -> str | None:
+    """How the pairs of an objective are labelled, if it has named pairs."""
+    pairs = getattr(goal, "pairs", None)
+    return pairs if isinstance(pairs, str) else None
+
+
 def _pairs(example: dict[str, Any], tokenizer: Any) -> list[tuple[list[str], list[str]]]:
     """The texts of a group, first with second."""
     texts = zip(example["input_ids"], example["attention_mask"], strict=True)
@@ -326,12 +337,13 @@ def _pairs(example: dict[str, Any], tokenizer: Any) -> list[tuple[list[str], lis
     return list(zip(read[:half], read[half:], strict=True))
 
 
-def _legend(structure: str) -> Text:
+def _legend(structure: str, nets: Any = ()) -> Text:
     from rich.text import Text
 
     border = Text("  ") + Text("‖", style="bold red") + Text(" a document's border")
     if structure == "encoder":
-        return Text("read→said", style=TARGET) + Text(": what stands there, and what the model must say") + border
+        who = next((net.role for net in nets if net.learns), "model")
+        return Text("read→said", style=TARGET) + Text(f": what stands there, and what the {who} must say") + border
     if structure == "decoder":
         return (
             Text("predicted", style=TARGET) + Text(" from what it may see  ") + Text("only read", style="dim") + border
@@ -343,8 +355,12 @@ TARGET = "bold green"
 MODES = ("full", "prefix", "causal", "reverse")  # of `attention`, as rows number them
 
 
-def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str) -> list[Text]:
-    """A row as coloured text; of an encoder-decoder, its input and then its targets."""
+SECOND = {"next": ("the text that follows", "a random text"), "order": ("as in the text", "swapped")}
+
+
+def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str, pairs: str | None = None) -> list[Text]:
+    """A row as coloured text; of an encoder-decoder, its input and then its targets. `pairs`: what a pair's label
+    says."""
     from rich.text import Text
 
     from stemma.nn.model import IGNORED
@@ -367,22 +383,23 @@ def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str) -> list[
         return text + Text(f"(+{rest + 1} padding)", style="dim") if rest else text
 
     documents = example.get("documents")
+    if documents is None and "attention_mask" in example:
+        documents = example["attention_mask"] - 1
     if structure == "encoder":
-        pairs = zip(read, labels, strict=True)
-        pieces = [(r, "") if t == IGNORED else (f"{r}→{tokenizer.tokens([t])[0]}", TARGET) for r, t in pairs]
+        both = zip(read, labels, strict=True)
+        pieces = [(r, "") if t == IGNORED else (f"{r}→{tokenizer.tokens([t])[0]}", TARGET) for r, t in both]
         if "order" in example:  # targets stand as they are, hidden by the order
             ranked = zip(read, labels, example["order"], strict=True)
             pieces = [(r, "") if t == IGNORED else (f"{r}#{n}", TARGET) for r, t, n in ranked]
-        if documents is None and "attention_mask" in example:
-            pieces = [piece for piece, real in zip(pieces, example["attention_mask"], strict=True) if real]
         lines = [line(pieces, documents)]
         if "order" in example:
             lines += _order_lines(example, tokenizer)
         if "mode" in example:
             lines.append(Text(f"attention: {MODES[int(example['mode'])]}", style="dim"))
         if "pair_labels" in example and MODES[int(example.get("mode", 0))] == "full":
-            follows = "a random text" if int(example["pair_labels"]) else "the text that follows"
-            lines.append(Text(f"second segment: {follows}", style=TARGET))
+            what = "order of the segments" if pairs == "order" else "second segment"
+            says = SECOND["order" if pairs == "order" else "next"][int(example["pair_labels"])]
+            lines.append(Text(f"{what}: {says}", style=TARGET))
         return lines
     if structure == "decoder":
         ids = example["input_ids"]

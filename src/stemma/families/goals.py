@@ -31,20 +31,65 @@ class CLM(Spec):
 
 
 @dataclass(frozen=True)
+class Tokens(Spec):
+    """Masked are single tokens, each drawn for itself."""
+
+
+@dataclass(frozen=True)
+class Words(Spec):
+    """Masked are whole words: all pieces of one or none (the later BERT models of its authors)."""
+
+
+@dataclass(frozen=True)
+class NGrams(Spec):
+    """Masked are runs of 1 to `longest` whole words, n of them with a probability proportional to 1/n (Lan et al. 2019,
+    arXiv:1909.11942, section 4.1). `drawn`: they begin "anywhere", or one lies in each of the "windows" of n/rate
+    words that follow each other (DeBERTa's released code)."""
+
+    longest: int = 3
+    drawn: Literal["anywhere", "windows"] = "anywhere"
+
+    def __post_init__(self) -> None:
+        require(self.longest >= 1, f"objective.unit.longest must be at least 1 word, not {self.longest}")
+
+
+@dataclass(frozen=True)
+class Runs(Spec):
+    """Masked are runs of whole words whose lengths are geometric with parameter `p`, cut off at `longest`; all tokens
+    of a run are replaced in the same way (SpanBERT: Joshi et al. 2019, arXiv:1907.10529, section 3.1)."""
+
+    p: float = 0.2
+    longest: int = 10
+
+    def __post_init__(self) -> None:
+        require(0 < self.p < 1, f"objective.unit.p must lie between 0 and 1, not {self.p}")
+        require(self.longest >= 1, f"objective.unit.longest must be at least 1 word, not {self.longest}")
+
+
+@dataclass(frozen=True)
 class MLM(Spec):
-    """Predict masked tokens (Devlin et al. 2018, section 3.1): `rate` of them are chosen; of those `masked` become the
-    mask token, `random` a random one, the rest stay. `pairs`: two segments, with next-sentence prediction beside it.
-    `copies`: how many maskings a text has before they repeat (BERT made 10 of its data); 0: new ones each epoch."""
+    """Predict masked tokens (Devlin et al. 2018, section 3.1): `rate` of them are chosen, by `unit`; of those `masked`
+    become the mask token, `random` a random one, the rest stay. `copies`: how many maskings a text has before they
+    repeat (BERT made 10 of its data); 0: new ones each epoch.
+
+    `pairs`: a row is two segments, and the model says of them beside it whether the second followed the first ("next":
+    else it is a random one) or in which "order" they stand (ALBERT: two that follow each other, swapped or not); of
+    "halves" of a text (ELECTRA) it says nothing. `most`: so many targets of such a row at most; left out, `rate` of a
+    full one."""
 
     rate: float = 0.15
     masked: float = 0.8
     random: float = 0.1
-    pairs: bool = False
+    unit: Tokens | Words | NGrams | Runs = Tokens()
+    pairs: Literal["next", "order", "halves"] | None = None
     copies: int = 0
+    most: int | None = None
 
     def __post_init__(self) -> None:
         _check_masking(self.rate, self.masked, self.random)
         require(self.copies >= 0, f"objective.copies must not be negative, not {self.copies}")
+        require(self.most is None or self.most >= 1, f"objective.most must be at least 1, not {self.most}")
+        require(self.most is None or self.pairs is not None, "objective.most is for rows of objective.pairs")
 
 
 @dataclass(frozen=True)
@@ -65,39 +110,23 @@ class RTD(Spec):
     """Replaced token detection (Clark et al. 2020, arXiv:2003.10555, section 2): a `generator` (a size of the tree),
     which learns masked tokens at the same time, fills `rate` of the places (of which `masked` carry the mask token) by
     samples at `temperature`; the model tells for every token whether it was replaced. Its loss counts `weight` times.
-    `sharing`: the two have the same embeddings ("tied"), or the model those of the generator, without a gradient into
-    them, plus a table of its own that begins as zero ("disentangled": He et al. 2021, arXiv:2111.09543, 3.2)."""
+    `pairs` as in `MLM`. `sharing`: the two have the same embeddings ("tied"), each its own ("none"), or the model those
+    of the generator, without a gradient into them, plus a table of its own that begins as zero ("disentangled"): the
+    three ways of He et al. 2021, arXiv:2111.09543, section 3.2."""
 
     generator: str
     rate: float = 0.15
     masked: float = 0.85
     temperature: float = 1.0
     weight: float = 50.0
-    sharing: Literal["tied", "disentangled"] = "tied"
+    pairs: Literal["halves"] | None = None
+    sharing: Literal["tied", "none", "disentangled"] = "tied"
 
     def __post_init__(self) -> None:
         require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
         require(0 < self.masked <= 1, f"objective.masked must lie in (0, 1], not {self.masked}")
         require(self.temperature > 0, f"objective.temperature must be positive, not {self.temperature}")
         require(self.weight > 0, f"objective.weight must be positive, not {self.weight}")
-
-
-@dataclass(frozen=True)
-class NGrams(Spec):
-    """Masked n-grams (ALBERT: Lan et al. 2019, arXiv:1909.11942, sections 3.1 and 4.1) of 1 to `longest` whole words,
-    drawn with probability proportional to 1/n, until `rate` of the tokens are chosen; they are replaced as in `MLM`.
-    Beside it the order of two consecutive segments, which are swapped half of the time. `copies` as in `MLM`."""
-
-    rate: float = 0.15
-    masked: float = 0.8
-    random: float = 0.1
-    longest: int = 3
-    copies: int = 40
-
-    def __post_init__(self) -> None:
-        _check_masking(self.rate, self.masked, self.random)
-        require(self.longest >= 1, f"objective.longest must be at least 1 word, not {self.longest}")
-        require(self.copies >= 0, f"objective.copies must not be negative, not {self.copies}")
 
 
 @dataclass(frozen=True)
@@ -339,7 +368,6 @@ Objective = (
     | Infill
     | Blanks
     | Translation
-    | NGrams
     | RTD
     | TLM
     | Distillation

@@ -23,7 +23,7 @@ xlm = bert.evolve(
     {
         "arch.heads": Heads(lm=LMHead(bias=True)),
         "arch.init.truncated": False,
-        "objective.pairs": False,
+        "objective.pairs": None,
         "objective.copies": 0,
         "text.tokenizer": "gpt-bpe",
         "text.bos": "<s>",

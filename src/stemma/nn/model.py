@@ -335,6 +335,13 @@ class Model(nn.Module):
             raise UsageError("this model has no pooler (its checkpoint came without one)")
         return self.pooler(hidden, self._place(self.arch.heads.pooler, input_ids, attention_mask))
 
+    def paired(self, pooled: Tensor) -> Tensor:
+        """What is said of two segments, from a text's vector: B D -> B 2."""
+        if self.pair is None:
+            raise UsageError("this model has no head for pairs of segments (its checkpoint came without one)")
+        rate = self.arch.dropout.pair
+        return self.pair(F.dropout(pooled, rate, self.training and rate > 0))
+
     # ------------------------------------------------------------ the public call
 
     def forward(
@@ -423,8 +430,7 @@ class Model(nn.Module):
         if self.pooler is not None:
             out.pooled = self.pooled(hidden, input_ids, attention_mask)
             if self.pair is not None:
-                rate = self.arch.dropout.pair
-                out.seq_relationship_logits = self.pair(F.dropout(out.pooled, rate, self.training and rate > 0))
+                out.seq_relationship_logits = self.paired(out.pooled)
         if self.detect is not None:
             out.replaced = self.detect(hidden)
         if self.task is not None:

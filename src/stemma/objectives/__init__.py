@@ -23,6 +23,7 @@ from stemma.objectives.mixed import MixedMasked
 from stemma.objectives.mlm import Masked
 from stemma.objectives.pairs import MaskedPairs
 from stemma.objectives.plm import Permuted
+from stemma.objectives.rtd import ReplacedTokens
 from stemma.objectives.spans import SpanCorruption
 
 __all__ = [
@@ -47,10 +48,12 @@ def kind(spec: goals.Objective) -> Any:
     match spec:
         case goals.CLM():
             return NextToken
-        case goals.MLM(pairs=True):
-            return MaskedPairs
-        case goals.MLM():
+        case goals.MLM(pairs=None):
             return Masked
+        case goals.MLM():
+            return MaskedPairs
+        case goals.RTD():
+            return ReplacedTokens
         case goals.Spans():
             return SpanCorruption
         case goals.PLM():

@@ -136,6 +136,10 @@ class Objective(ABC):
         """Make the model and its nets share what they are to share, once, before training."""
         return
 
+    def part(self, model: Model, nets: Nets) -> None:
+        """Undo what the model, once trained, must not show of `join`: then it stands alone."""
+        return
+
     @abstractmethod
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
         """Examples from `cursor` on, each still to be made, with the cursor that follows it. Whoever wants only some of
@@ -190,6 +194,7 @@ class Objective(ABC):
 ORDER, MASK, FORCE, PAIR, SPAN = range(1, 6)
 PERMUTE, PACK, TWIN = range(31, 34)
 BLANK, INFILL = range(60, 62)
+SAMPLE = 20
 
 
 # ---------------------------------------------------------------- windows

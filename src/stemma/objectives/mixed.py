@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +33,8 @@ from stemma.objectives.base import (
     targets,
 )
 from stemma.objectives.mlm import replace
-from stemma.objectives.pairs import SHORT, MaskedPairs, truncate
+from stemma.objectives.pairs import SHORT, MaskedPairs, fill, truncate
+from stemma.objectives.units import Choice
 
 MODES = ("full", "prefix", "causal", "reverse")  # as rows are numbered by
 
@@ -47,45 +50,45 @@ class MixedMasked(MaskedPairs):
     """
 
     def __init__(self, spec: goals.MixedMLM, setting: Setting) -> None:
-        super().__init__(goals.MLM(spec.rate, spec.masked, spec.random, pairs=True), setting)
+        super().__init__(goals.MLM(spec.rate, spec.masked, spec.random, pairs="next"), setting)
         self.mixture = spec
         shares = np.asarray([spec.full, spec.prefix, spec.causal, spec.reverse])
         self.shares = shares / shares.sum()
 
     @classmethod
-    def unfit(cls, spec: goals.MixedMLM, arch: Arch) -> str | None:
+    def unfit(cls, spec: Any, arch: Arch) -> str | None:
         if not isinstance(arch.mask, Open):
             return (
                 f"MixedMLM needs a network whose mask each call chooses (arch.mask=Open), and this one has {arch.mask}"
             )
         if spec.full and (arch.heads.pooler is None or not arch.heads.pair):
             return "objective.full needs arch.heads.pooler and arch.heads.pair, which tell whether B follows A"
-        return super().unfit(spec, arch)
+        return None  # such a mask is an encoder's
 
     # ------------------------------------------------------------ rows
 
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
-        held: tuple[int, list[Ints]] = (-1, [])
+        held: tuple[int, Ints] = (-1, np.zeros(1, dtype=np.int64))
 
-        def sentences(document: int) -> list[Ints]:
+        def sentences(document: int) -> Ints:
             nonlocal held
             if held[0] != document:
                 held = (document, self.sentences(view, document))
             return held[1]
 
         order = self.order(view)  # an offset counts sentences
-        reader = Reader(order, lambda d: len(sentences(d)), lambda d, _: np.asarray(view[d])[None], once)
+        reader = Reader(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
         here = reader.settle(cursor)
         while here is not None:
             document, epoch = order[here.slot]
-            mode = self.mode(document, epoch, here.offset)
+            key, edges = (document, epoch, here.offset), sentences(document)
+            mode = self.mode(*key)
             if mode == "full":
-                example, used = self.pair(view, document, epoch, sentences(document), here.offset)
-                make: Make = partial(self.labelled, example, mode)
+                make: Make = partial(self.whole_row, view, edges, key)
+                used = self.cut(edges, *key)[0].used
             else:
-                key = (document, epoch, here.offset)
-                chunk = self.chunk(key, sentences(document), mode)
-                make, used = partial(self.written, key, chunk, mode), len(chunk)
+                used = self.chunk(key, edges, mode)
+                make = partial(self.written, view, edges[key[2] : key[2] + used + 1], key, mode)
             follow = reader.settle(Cursor(here.slot, here.offset + used))
             yield make, follow or Cursor(order.documents)
             here = follow
@@ -94,24 +97,25 @@ class MixedMasked(MaskedPairs):
         """Which kind of row begins at a sentence (document, epoch, number)."""
         return MODES[int(draw.generator(self.seed, PACK, *key, 0).choice(len(MODES), p=self.shares))]
 
-    def chunk(self, key: tuple[int, int, int], sentences: list[Ints], mode: str) -> list[Ints]:
-        """The sentences of a row that holds one text, or one and what follows it."""
+    def chunk(self, key: tuple[int, int, int], edges: Ints, mode: str) -> int:
+        """How many sentences a row holds that has one text, or one and what follows it."""
         rng = draw.generator(self.seed, PACK, *key, 1)
         room = self.context - (3 if mode == "prefix" else 2)
         wanted = int(rng.integers(2, room + 1)) if rng.random() < SHORT else room
-        chunk: list[Ints] = []
-        for sentence in sentences[key[2] :]:
-            chunk.append(sentence)
-            if sum(map(len, chunk)) >= wanted:
-                break
-        return chunk
+        return fill(np.diff(edges[key[2] :]), wanted)
+
+    def whole_row(self, view: View, edges: Ints, key: tuple[int, int, int]) -> Example:
+        """A row that is read whole."""
+        return self.labelled(self.pair(view, edges, *key), "full")
 
     def labelled(self, example: Example, mode: str) -> Example:
         """A row with its kind; `prefix`: the length of the part that is read whole, where another part is not."""
         return {**example, "mode": np.asarray(MODES.index(mode)), "prefix": np.asarray(0, dtype=np.int64)}
 
-    def written(self, key: tuple[int, int, int], chunk: list[Ints], mode: str) -> Example:
-        """A row of a kind that is not read whole."""
+    def written(self, view: View, edges: Ints, key: tuple[int, int, int], mode: str) -> Example:
+        """A row of a kind that is not read whole, from the sentences between `edges`."""
+        tokens = np.asarray(view[key[0]], dtype=np.int64)
+        chunk = [tokens[a:b] for a, b in itertools.pairwise(edges)]
         rng = draw.generator(self.seed, PACK, *key, 2)
         if mode == "prefix":
             text = np.concatenate(chunk)
@@ -124,16 +128,16 @@ class MixedMasked(MaskedPairs):
             self.row([self.cls, *text, self.sep], np.zeros(len(text) + 2, dtype=np.int64), 0, rng), mode
         )
 
-    def example(self, a: Ints, b: Ints, label: int, rng: np.random.Generator) -> Example:
+    def example(self, a: Ints, b: Ints, label: int | None, rng: np.random.Generator) -> Example:
         tokens = np.concatenate([[self.cls], a, [self.sep], b, [self.sep]])
-        return self.row(tokens, np.repeat([0, 1], [len(a) + 2, len(b) + 1]), label, rng)
+        return self.row(tokens, np.repeat([0, 1], [len(a) + 2, len(b) + 1]), label or 0, rng)
 
     def row(self, tokens: Ints | list[int], segments: Ints, label: int, rng: np.random.Generator) -> Example:
         """Tokens with their masking, padded to `context`."""
         ids = np.asarray(tokens, dtype=np.int64)
         labels = np.full(len(ids), IGNORED, dtype=np.int64)
-        n = min(self.max_pred, max(1, round(self.spec.rate * len(ids))))
-        replace(self, ids, labels, self.places(ids, n, rng), rng, self.everything)
+        n = min(self.most, max(1, round(self.spec.rate * len(ids))))
+        replace(self, ids, labels, Choice(self.places(ids, n, rng)), rng, self.everything)
         gap = self.context - len(ids)
         return {
             "input_ids": np.pad(ids, (0, gap), constant_values=self.padding),

@@ -32,9 +32,9 @@ def evaluate(
 
     A model that predicts every token (its targets are the text): `bits_per_byte`, exact: all nats of all targets, end
     tokens included, over the bytes of the text; a token that nothing predicts (a document's first, where no bos stands
-    before it) is charged log2(vocabulary). Other objectives: `bits_per_target` (token) and `bits_per_target_byte`,
-    which takes a token for as many bytes as tokens of this text have on average. Parts beside the main one are
-    reported as `loss_NAME`, their mean in nats.
+    before it) is charged log2(vocabulary). Other objectives: `bits_per_target` and, where targets are tokens,
+    `bits_per_target_byte`, which takes a token for as many bytes as tokens of this text have on average. Parts
+    beside the main one are reported as `loss_NAME`, their mean in nats.
     """
     training, device = {net: net.training for net in (model, *nets.values())}, model.device
     for net in training:
@@ -77,11 +77,9 @@ def evaluate(
         free = objective.unpredicted(view)
         found = {"loss": sums[main] / n, "bits_per_byte": (bits + free * math.log2(model.dims.vocab)) / size}
     else:
-        found = {
-            "loss": sums[main] / n,
-            "bits_per_target": bits / n,
-            "bits_per_target_byte": bits / n * view.tokens_total / size,
-        }
+        found = {"loss": sums[main] / n, "bits_per_target": bits / n}
+        if main == "token":
+            found["bits_per_target_byte"] = bits / n * view.tokens_total / size
     for k in sums:
         if k != main and counts[k]:
             found[f"loss_{k}"] = sums[k] / counts[k]

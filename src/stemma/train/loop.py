@@ -240,7 +240,7 @@ class Loop:
         stream = self.objective.examples(self.view, self.cursor)
         batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.rows))])
         tokens = batch["input_ids"].numel()
-        share = self.objective.counts(batch)[self.objective.main] / tokens
+        share = self.objective.counts(batch).get("token", 0) / tokens
         decoder = batch["decoder_input_ids"].numel() / tokens if "decoder_input_ids" in batch else 0.0
         cost = meter.flops(self.model, self.plan.context, share, decoder)
         for role, net in self.nets.items():  # one that does not learn goes forward only

@@ -99,11 +99,13 @@ def resolve(
         raise UsageError(f"{name} cannot be trained so: {why}")
     if plan.context > plan.dims.context:
         raise UsageError(f"train.context={plan.context} exceeds dims.context={plan.dims.context}")
-    return replace(plan, nets=_nets(plan))
+    return replace(plan, nets=_nets(plan, changes))
 
 
-def _nets(plan: Plan) -> tuple[Net, ...]:
-    """What stands beside the model of a plan: at its scale, or as its weights are."""
+def _nets(plan: Plan, changes: Mapping[str, Any]) -> tuple[Net, ...]:
+    """What stands beside the model of a plan: at its scale, or as its weights are. What was changed of the model's
+    design, but for its heads, is changed of those that learn too."""
+    own = {k: v for k, v in changes.items() if k.startswith("arch.") and not k.startswith("arch.heads")}
     found = []
     for role, (name, learns) in goals.beside(plan.objective).items():
         if not learns and (weights := _weights(name)):
@@ -117,12 +119,14 @@ def _nets(plan: Plan) -> tuple[Net, ...]:
                     f"{net.dims.context}; set train.context={net.dims.context}"
                 )
         elif learns:
-            other = beside(families.design(plan.name), families.design(name), plan.scale)
-            net = Net(role, name, other.arch, other.dims, learns)
+            other = beside(families.design(plan.name), families.design(name), plan.dims)
+            net = Net(role, name, spec.edit(other, own).arch, other.dims, learns)
         else:
             other = scaled(families.design(name), plan.scale)
             net = Net(role, name, other.arch, other.dims, learns)
         found.append(net)
+        other = beside(families.design(plan.name), families.design(name), plan.dims)
+        found.append(Net(role, name, spec.edit(other, own).arch, other.dims, learns))
     return tuple(found)
 
 
@@ -361,6 +365,7 @@ def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep
     if loop.step == loop.steps and done.exists() and (run / "model").is_dir():
         if loop.average is not None:
             loop.average.swap()
+        loop.objective.part(loop.model, loop.nets)
         return Run(run, plan, loop.model.eval(), tokenizer, checkpoint.read_json(done), True)
 
     def measure() -> dict[str, float]:
@@ -380,6 +385,7 @@ def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep
     summary = _summary(run, plan, loop, quality, train, held)
     if loop.average is not None:
         loop.average.swap()
+    loop.objective.part(loop.model, loop.nets)
     _release(loop.model)
     loop.model.save(str(run / "model"))
     for role in loop.learners.nets:
@@ -538,7 +544,7 @@ def verify_resume(run: str | Path, steps: int = 6, *, quiet: bool = True) -> dic
                 f"step {a['step']} differs after resuming: loss {b['loss']!r} instead of {a['loss']!r} (stopped after "
                 f"step {steps // 2})"
             )
-    ours, theirs = whole.model.state_dict(), second.model.state_dict()
+    ours, theirs = whole.learners.tensors(), second.learners.tensors()
     if wrong := [k for k in ours if not torch.equal(ours[k], theirs[k])]:
         raise VerifyError(f"the weights of {wrong[0]} differ after resuming, though all losses agree")
     return {"steps": steps, "stopped_after": steps // 2, "losses": [r["loss"] for r in expected], "identical": True}

@@ -73,18 +73,24 @@ def scaled(design: Design, scale: str) -> Design:
     return replace(design, arch=arch, dims=dims, objective=_goal(design.objective, share), recipe=_recipe(design, step))
 
 
-def beside(design: Design, other: Design, scale: str) -> Design:
-    """`other`, a network that is trained beside `design` (a generator), as much smaller than it at a scale as it is in
-    full size: width, heads and layers by the same share, the same embeddings and context."""
-    if scale == "full":
+def beside(design: Design, other: Design, dims: Dims) -> Design:
+    """`other`, a network that is trained beside `design` (a generator), for a model of `dims` in place of the published
+    ones: as much smaller than it as in full size, in width, heads and layers; the same embeddings and context."""
+    big, small = design.dims, other.dims
+    if dims == big:
         return other
-    step, big, small = SCALES[scale], design.dims, other.dims
-    width = max(1, round(step.d_model / step.head * small.d_model / big.d_model)) * step.head
-    layers = max(1, round(step.layers * small.layers / big.layers))
-    dims = replace(_dims(small, replace(step, d_model=width, layers=layers)), embed=None)
-    embed = _dims(big, step).embed_width
-    dims = replace(dims, embed=embed if embed != width else None)
-    return replace(other, arch=_arch(other.arch, dims, dims.context / small.context), dims=dims)
+    heads = max(1, round(dims.heads * small.d_model / big.d_model))
+    width = heads * dims.width
+    fit = replace(
+        dims,
+        d_model=width,
+        heads=heads,
+        kv_heads=None,
+        layers=max(1, round(dims.layers * small.layers / big.layers)),
+        d_ff=round(width * small.d_ff / small.d_model),
+        embed=dims.embed_width if dims.embed_width != width else None,
+    )
+    return replace(other, arch=_arch(other.arch, fit, fit.context / small.context), dims=fit)
 
 
 def _student(design: Design, step: Step) -> Dims | None:

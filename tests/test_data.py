@@ -382,7 +382,11 @@ def test_damage_is_found_and_mended(tmp_path: Path) -> None:
 def test_a_single_document_is_divided(tmp_path: Path) -> None:
     text = "First.\nStill first.\n\n\nSecond.\n\nThird."
     got = list(pieces([Document(text, "a.txt:10")]))
-    assert [d[:2] for d in got] == [("First.\nStill first.", "a.txt:10"), ("Second.", "a.txt:14"), ("Third.", "a.txt:16")]
+    assert [d[:2] for d in got] == [
+        ("First.\nStill first.", "a.txt:10"),
+        ("Second.", "a.txt:14"),
+        ("Third.", "a.txt:16"),
+    ]
     assert [d.text for d in pieces([Document("a\nb\n", "n")])] == ["a", "b"]
     assert list(pieces([Document("a", "n")])) == [Document("a", "n")]
     two = [Document(text, "a"), Document(text, "b")]

@@ -36,8 +36,8 @@ def test_shares_hold_to_within_rounding_after_every_block(w: list[float], seed: 
     slot = 0
     for b in range(1, 5):
         end = mixture._before(phase, b)
-        for slot in range(slot, end):
-            component, number = mixture[slot]
+        for place in range(slot, end):
+            component, number = mixture[place]
             assert number < b * block * mixture.weights[component] + 1
             seen[component] += 1
         slot = end

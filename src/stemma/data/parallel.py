@@ -51,7 +51,9 @@ def rows(languages: tuple[str, ...] = LANGUAGES) -> Iterator[tuple[str, str, str
     try:
         lines = lzma.decompress(FILE.read_bytes()).decode("utf-8").splitlines()
     except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise DataError(f"{FILE}, the text of builtin:parallel, cannot be read ({error}); install the package again") from error
+        raise DataError(
+            f"{FILE}, the text of builtin:parallel, cannot be read ({error}); install the package again"
+        ) from error
     head = lines[0].split("\t")
     places = [(language, head.index(language)) for language in languages]
     for line in lines[1:]:

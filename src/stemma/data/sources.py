@@ -3,20 +3,20 @@
 | spec | documents |
 |---|---|
 | `builtin:docs`, `builtin:code`, `builtin:bible` | see `stemma.data.builtin` |
-| `builtin:parallel`, `builtin:parallel:de-en` | verses in seven languages, or those named: `stemma.data.parallel` |
+| `builtin:parallel`, `builtin:parallel:de-en` | verses in seven languages, or in these: `stemma.data.parallel` |
 | `notes.txt`, `notes.md.gz`, any text file | by the rule below |
 | `folder/` | every text file in it and below, sorted by path; hidden files are passed over, binary ones counted |
 | `texts/*.txt` | a glob, sorted |
 | `rows.jsonl`, `rows.jsonl.gz` | one a line, field `text` |
 | `rows.parquet` | one a row, column `text` |
 | `hf://org/name/config:split` | streamed by `datasets`, column `text`; without config, the only one; split `train` |
-| `texts/{lang}/*.txt`, `{lang}/{group}.md` | a glob; what stands for `{lang}` is the language, for `{group}` the group |
+| `texts/{lang}/*.txt`, `{lang}/{group}.md` | a glob; the language stands for `{lang}`, the group for `{group}` |
 | `talks.en|talks.de` | files of as many lines, line by line translations of each other, each named for its language |
 | `a,b` or `a+b` | a's documents, then b's |
 | `a@0.7,b@0.3` | both, drawn with these weights in training |
 
-Options follow a `#`: `rows.jsonl#field=body`, `poems.txt#split=paragraph`, `rows.parquet#field=body`; `lang=de` says the
-language of all documents, `epochs=4` how often they may be read in training: `a.txt@0.7#epochs=4,b.txt@0.3`.
+Options follow a `#`: `rows.jsonl#field=body`, `poems.txt#split=paragraph`, `rows.parquet#field=body`; `lang=de` says
+the language of all documents, `epochs=4` how often they may be read in training: `a.txt@0.7#epochs=4,b.txt@0.3`.
 
 Documents have a language and a group where the source says so (a row of JSON by its fields `lang` and `group`).
 Those of a group are translations of each other, and never divided between training and held-out text.
@@ -72,8 +72,8 @@ class Part(NamedTuple):
 class Source:
     """Text to be walked, again and again, always in the same order. `licence` is None where nobody said.
 
-    `notes` holds, after a walk, sentences on what was passed over (binary files in a folder); `parts` are the sources of
-    a mixture with weights or limits."""
+    `notes` holds, after a walk, sentences on what was passed over (binary files in a folder); `parts` are the sources
+    of a mixture with weights or limits."""
 
     name: str
     walk: Callable[[list[str]], Iterator[Document]]

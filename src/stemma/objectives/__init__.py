@@ -17,6 +17,8 @@ from stemma.objectives.clm import NextToken
 from stemma.objectives.mlm import Masked
 from stemma.objectives.pairs import MaskedPairs
 from stemma.objectives.spans import SpanCorruption
+from stemma.objectives.tlm import Translated
+from stemma.objectives.translation import SentencePairs
 
 __all__ = [
     "ALONE",
@@ -44,6 +46,10 @@ def kind(spec: goals.Objective) -> Any:
             return Masked
         case goals.Spans():
             return SpanCorruption
+        case goals.TLM():
+            return Translated
+        case goals.Translation():
+            return SentencePairs
     return None
 
 
@@ -52,8 +58,6 @@ def why_not(spec: goals.Objective, arch: Arch | None = None) -> str | None:
     runs = kind(spec)
     if runs is not None:
         return None if arch is None else runs.unfit(spec, arch)
-    if isinstance(spec, goals.Translation):
-        return f"training on {spec} is not built: it needs sentence pairs in two languages"
     return f"training on {type(spec).__name__} is not implemented yet; set objective to CLM, MLM or Spans"
 
 

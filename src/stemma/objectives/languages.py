@@ -16,6 +16,8 @@ from stemma.errors import DataError
 from stemma.families.recipes import Sampling
 from stemma.objectives.base import Cursor, Ints, Part, Setting, Span
 
+UNKNOWN = "und"  # the code of a language that nobody named (BCP 47)
+
 
 class Component(NamedTuple):
     """Documents (positions in a view) that are drawn with a weight, and how often they may be read."""
@@ -36,15 +38,14 @@ def numbers(view: Any, languages: Sequence[str]) -> Ints | None:
     Raises DataError for a language that the model does not have."""
     if not languages:
         return None
-    names = getattr(view, "languages", ("",))
+    names = [name or UNKNOWN for name in getattr(view, "languages", ("",))]
     table = {name: i for i, name in enumerate(languages)}
-    if len(languages) == 1 and tuple(names) == ("",):  # a text that says nothing is in the model's only language
-        table[""] = 0
+    if len(languages) == 1 and names == [UNKNOWN]:
+        table[UNKNOWN] = 0  # a text that says nothing is in the model's only language
     ids = _languages(view)
     for i in np.unique(ids):
         if names[i] not in table:
-            said = repr(names[i]) if names[i] else "none that is named"
-            raise DataError(f"the text has the language {said}, and the model has {', '.join(languages)}")
+            raise DataError(f"the text has the language {names[i]!r}, and the model has {', '.join(languages)}")
     return np.asarray([table.get(name, 0) for name in names], dtype=np.int64)[ids]
 
 
@@ -109,9 +110,7 @@ class Streams:
     """The text of each language as one stream, cut into windows of `size` tokens that begin every `stride`; a row is a
     window, each window once an epoch of its language. (XLM's released code cuts and shuffles its streams like that.)"""
 
-    def __init__(
-        self, setting: Setting, view: Any, length: Callable[[int], int], size: int, stride: int
-    ) -> None:
+    def __init__(self, setting: Setting, view: Any, length: Callable[[int], int], size: int, stride: int) -> None:
         sampling = setting.sampling or Sampling()
         parts = by_part(view)
         self.components = [

@@ -8,7 +8,7 @@ found in either half.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from stemma.errors import DataError
 from stemma.families import goals
 from stemma.families.recipes import Sampling
 from stemma.nn.model import IGNORED
-from stemma.objectives.base import OUTSIDE, Cursor, Example, Ints, Make, Reader, Setting, View
+from stemma.objectives.base import OUTSIDE, Batch, Cursor, Example, Ints, Make, Reader, Setting, View, stack, targets
 from stemma.objectives.languages import Batches, Streams, numbers
 from stemma.objectives.mlm import Masked, replace
 
@@ -128,3 +128,17 @@ class Translated(Masked):
             "attention_mask": (documents >= 0).astype(np.int64),
         }
         return row if langs is None else row | {"langs": told}
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        if not any(restarts(e["documents"], e["position_ids"]) for e in examples):
+            return super().collate(examples)
+        batch = stack(examples, *examples[0])
+        batch |= targets(batch.pop("labels"))
+        del batch["attention_mask"]  # padding is a document of its own
+        return batch
+
+
+def restarts(documents: Ints, positions: Ints) -> bool:
+    """Whether the places of a document are numbered from 0 twice: it is a pair of translations."""
+    inside = (documents[1:] == documents[:-1]) & (documents[1:] >= 0)
+    return bool((inside & (positions[1:] < positions[:-1])).any())

@@ -190,13 +190,13 @@ def test_the_order_of_a_text_with_weights(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text("\n".join(f"{name}{i}" for i in range(40)))
     spec = f"{tmp_path}/a.txt@0.75#split=line&epochs=2,{tmp_path}/b.txt@0.25#split=line"
     train = Store.build(spec, Words(), tmp_path / "store").split(0.2, 1)[0]
-    order = mixed(train, 5, None)
+    order = mixed(train, 5, Sampling())
     assert order is not None
     drawn = [train.text(order[slot][0])[0] for slot in range(800)]
     own = sum(train.text(i)[0] == "a" for i in range(len(train)))
     assert drawn.count("a") == 2 * own  # then its epochs are over
     with pytest.raises(DataError, match=r"a.txt.*no document left"):
-        mixed(train.pick(np.flatnonzero(train.part_ids == 1)), 5, None)
+        mixed(train.pick(np.flatnonzero(train.part_ids == 1)), 5, Sampling())
 
 
 def test_the_order_of_languages(tmp_path: Path) -> None:
@@ -210,4 +210,4 @@ def test_the_order_of_languages(tmp_path: Path) -> None:
     total = sum(n**0.3 for n in sizes.values())
     for lang, n in sizes.items():
         assert drawn.count(lang) / len(drawn) == pytest.approx(n**0.3 / total, abs=0.002)
-    assert mixed(store, 5, None) is None
+    assert mixed(store, 5, Sampling()) is None

@@ -119,7 +119,8 @@ class Mixture:
         """What is drawn at a place of the stream. Raises DataError past its end."""
         if self.slots is not None and slot >= self.slots:
             raise DataError(
-                f"the mixture is used up after {self.slots:,} draws: raise its epochs, or train for fewer steps"
+                f"the mixture is used up after {self.slots:,} draws: train for fewer steps, or raise the limits "
+                "of epochs (recipe.sampling.epochs, or #epochs=N in the data)"
             )
         low, high = 0, len(self._phases) - 1
         while low < high:  # the last phase that begins at or before the slot

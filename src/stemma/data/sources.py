@@ -415,7 +415,7 @@ def _jsonl(path: Path, column: str) -> Iterator[Document]:
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{number} is not JSON: {error.msg} at column {error.colno}") from error
         where = f"{path}:{number}"
-        yield Document(_value(row, column, where), where, *(_label(row, key) for key in ("lang", "group")))
+        yield Document(_value(row, column, where), where, _label(row, "lang"), _label(row, "group"))
 
 
 def _label(row: Any, key: str) -> str:
@@ -527,8 +527,8 @@ def _hub(spec: str, column: str) -> Source:
             rows = datasets.load_dataset(repo, config, split=part, streaming=True)
             for number, row in enumerate(rows, 1):
                 where = f"{repo}:{number}"
-                labels = (_label(dict(row), key) for key in ("lang", "group"))
-                yield Document(_value(dict(row), column, where), where, *labels)
+                held = dict(row)
+                yield Document(_value(held, column, where), where, _label(held, "lang"), _label(held, "group"))
         except (OSError, ValueError) as error:
             raise ResourceError(f"cannot stream {spec}: {str(error).splitlines()[0]}") from error
 

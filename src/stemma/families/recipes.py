@@ -100,7 +100,7 @@ class Recipe(Spec):
     mixed: bool = True
     data: str = ""
     z_loss: float = 0.0
-    sampling: Sampling | None = None
+    sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:
         require(self.lr is None or self.lr > 0, f"the learning rate must be positive, not {self.lr}")

@@ -73,7 +73,7 @@ class Setting:
     seed: int
     mixed: bool = False
     z_loss: float = 0.0
-    sampling: Sampling | None = None
+    sampling: Sampling = field(default_factory=Sampling)
     rows: int = 1
 
 

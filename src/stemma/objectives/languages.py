@@ -61,9 +61,8 @@ def by_part(view: Any) -> list[Component]:
     return found
 
 
-def by_language(view: Any, sampling: Sampling | None, within: Ints | None = None) -> list[Component]:
-    """The languages of a view (of the documents `within`) as the recipe draws them; without a recipe, as they are."""
-    sampling = sampling or Sampling()
+def by_language(view: Any, sampling: Sampling, within: Ints | None = None) -> list[Component]:
+    """The languages of a view (of the documents `within`) as the recipe draws them."""
     ids = _languages(view)
     chosen = np.arange(len(view)) if within is None else within
     members = [chosen[ids[chosen] == i] for i in np.unique(ids[chosen])]
@@ -71,17 +70,19 @@ def by_language(view: Any, sampling: Sampling | None, within: Ints | None = None
     return [Component(m, w, sampling.epochs) for m, w in zip(members, shares, strict=True)]
 
 
-def mixed(view: Any, seed: int, sampling: Sampling | None) -> Mixed | None:
+def mixed(view: Any, seed: int, sampling: Sampling) -> Mixed | None:
     """The order of documents that a mixture gives: what the text declares, else the recipe; None without either."""
-    found = by_part(view) or (by_language(view, sampling) if sampling is not None and len(view) else [])
+    natural = sampling.alpha == 1 and sampling.epochs is None
+    several = len(np.unique(_languages(view))) > 1  # of one language there is nothing to choose
+    found = by_part(view) or (by_language(view, sampling) if several and not natural else [])
     if len(found) < 2 and all(c.epochs is None for c in found):
         return None
     return Mixed(seed, [c.documents for c in found], [c.weight for c in found], [c.epochs for c in found])
 
 
-def apart(view: Any, sampling: Sampling | None) -> bool:
+def apart(view: Any, sampling: Sampling) -> bool:
     """Whether rows are to be of one language each."""
-    return sampling is not None and sampling.unit != "document" and len(np.unique(_languages(view))) > 1
+    return sampling.unit != "document" and len(np.unique(_languages(view))) > 1
 
 
 class Batches:
@@ -111,12 +112,12 @@ class Streams:
     window, each window once an epoch of its language. (XLM's released code cuts and shuffles its streams like that.)"""
 
     def __init__(self, setting: Setting, view: Any, length: Callable[[int], int], size: int, stride: int) -> None:
-        sampling = setting.sampling or Sampling()
+        sampling = setting.sampling
         parts = by_part(view)
         self.components = [
             Component(inner.documents, part.weight * inner.weight, part.epochs)
             for part in parts
-            for inner in by_language(view, None, part.documents)
+            for inner in by_language(view, Sampling(), part.documents)
         ] or by_language(view, sampling)
         self.size, self.stride = size, stride
         self.ends = [np.cumsum([length(int(d)) for d in c.documents]) for c in self.components]

@@ -18,7 +18,6 @@ from stemma.data import random as draw
 from stemma.data.mixture import tempered
 from stemma.errors import DataError
 from stemma.families import goals
-from stemma.families.recipes import Sampling
 from stemma.nn.model import IGNORED
 from stemma.objectives.base import OUTSIDE, Batch, Cursor, Example, Ints, Make, Reader, Setting, View, stack, targets
 from stemma.objectives.languages import Batches, Streams, numbers
@@ -85,9 +84,8 @@ class Translated(Masked):
         langs = numbers(view, self.setting.text.languages)
         reader = Reader(self.order(view), lambda d: len(view[d]) + 2, self.piece(view), once, langs)
         streams = Streams(self.setting, view, reader.length, self.context, self.context)
-        sampling = self.setting.sampling or Sampling()
         rows = self.setting.rows
-        shares = tempered(pairs.counts, sampling.alpha)
+        shares = tempered(pairs.counts, self.setting.sampling.alpha)
         sizes = [len(c) for c in pairs.components]
         batches = Batches(self.seed + TRANSLATION, sizes, shares, [None] * len(sizes), rows)
         for row in itertools.count(cursor.slot):

@@ -28,7 +28,7 @@ from stemma import families, formats, spec
 from stemma.errors import CheckpointError, UsageError, VerifyError
 from stemma.families import goals
 from stemma.families.declare import Design, Family
-from stemma.families.recipes import Recipe
+from stemma.families.recipes import Recipe, Sampling
 from stemma.nn.model import Model
 from stemma.nn.parts import Learned
 from stemma.objectives import Objective, Setting, objective, why_not
@@ -75,7 +75,7 @@ def suitable(design: Design) -> str:
             return "builtin:parallel"
         case goals.Infill():
             return "builtin:code"
-    return "builtin:parallel" if design.recipe.sampling is not None or design.dims.languages else "builtin:docs"
+    return "builtin:parallel" if design.recipe.sampling != Sampling() or design.dims.languages else "builtin:docs"
 
 
 def resolve(

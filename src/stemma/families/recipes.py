@@ -72,16 +72,16 @@ class Schedule(Spec):
 class Sampling(Spec):
     """How a text of several languages is drawn from: a language with n documents in proportion to n to the power of
     `alpha` (1: as they are; 0: each as often as the others; T5's temperature is 1 / alpha), until its text has been
-    read `epochs` times (None: no limit). `unit`: what is of one language throughout, a document, a row of the batch, or
+    read `epochs` times (0: no limit). `unit`: what is of one language throughout, a document, a row of the batch, or
     all rows of it."""
 
     alpha: float = 1.0
-    epochs: float | None = None
+    epochs: float = 0.0
     unit: Literal["document", "row", "batch"] = "document"
 
     def __post_init__(self) -> None:
         require(0 <= self.alpha <= 1, f"sampling.alpha must lie in [0, 1], not {self.alpha}")
-        require(self.epochs is None or self.epochs > 0, f"sampling.epochs must be positive, not {self.epochs}")
+        require(self.epochs >= 0, f"sampling.epochs must not be negative, not {self.epochs}")
 
 
 @dataclass(frozen=True)

@@ -67,12 +67,12 @@ def by_language(view: Any, sampling: Sampling, within: Ints | None = None) -> li
     chosen = np.arange(len(view)) if within is None else within
     members = [chosen[ids[chosen] == i] for i in np.unique(ids[chosen])]
     shares = tempered([len(m) for m in members], sampling.alpha)
-    return [Component(m, w, sampling.epochs) for m, w in zip(members, shares, strict=True)]
+    return [Component(m, w, sampling.epochs or None) for m, w in zip(members, shares, strict=True)]
 
 
 def mixed(view: Any, seed: int, sampling: Sampling) -> Mixed | None:
     """The order of documents that a mixture gives: what the text declares, else the recipe; None without either."""
-    natural = sampling.alpha == 1 and sampling.epochs is None
+    natural = sampling.alpha == 1 and not sampling.epochs
     several = len(np.unique(_languages(view))) > 1  # of one language there is nothing to choose
     found = by_part(view) or (by_language(view, sampling) if several and not natural else [])
     if len(found) < 2 and all(c.epochs is None for c in found):

@@ -342,7 +342,12 @@ def test_data_list(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builtin, "rows", lambda name: iter([("a", "some text")]))
     _, out, _ = call("data", "list", "--json")
-    assert {row["name"] for row in json.loads(out)} == {"builtin:docs", "builtin:code", "builtin:bible"}
+    assert {row["name"] for row in json.loads(out)} == {
+        "builtin:docs",
+        "builtin:code",
+        "builtin:bible",
+        "builtin:parallel",
+    }
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stemma import families, spec
 from stemma.errors import DataError, UsageError
 from stemma.families.declare import Text
-from stemma.families.goals import CLM, MLM, Spans, Translation
+from stemma.families.goals import CLM, MLM, Spans
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Objective, Setting, objective
 from stemma.objectives.spans import Sizes, SpanCorruption, partition, raw_length
@@ -357,8 +357,6 @@ def test_missing_tokens_are_named() -> None:
         objective(Spans(), Setting(TOKENIZERS["t5"], Text("unigram"), 2048, 1))
     with pytest.raises(UsageError, match="at least 8"):
         objective(CLM(), Setting(TOKENIZERS["gpt2"], Text("bpe"), 4, 1))
-    with pytest.raises(UsageError, match="not built"):
-        objective(Translation(), Setting(TOKENIZERS["t5"], Text("bpe"), 32, 1))
 
 
 # ---------------------------------------------------------------- losses

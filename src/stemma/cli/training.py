@@ -63,9 +63,7 @@ def tell(run: Any) -> int:
 @click.argument("name", required=False, shell_complete=complete_names)
 @click.option(
     "--data",
-    default="builtin:docs",
-    show_default=True,
-    help="File, folder, glob, .jsonl, .parquet, hf://..., builtin:NAME.",
+    help="File, folder, glob, .jsonl, .parquet, hf://..., builtin:NAME.  [default: the built-in text that suits NAME]",
 )
 @click.option(
     "--budget", default="5m", show_default=True, help="A time (45s, 1h30m), or 20M tokens, 1e15 flops, 50 steps."
@@ -80,7 +78,7 @@ def tell(run: Any) -> int:
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def pretrain(
     name: str | None,
-    data: str,
+    data: str | None,
     budget: str,
     out: str | None,
     seed: int,
@@ -264,21 +262,25 @@ def _opened(source: str, name: str, sets: tuple[str, ...], seed: int) -> tuple[A
 
     changes = {"dims.vocab": "2000"} | overrides(sets)
     plan = resolve(name, data=source, seed=seed, overrides=changes)
-    texts: list[str] = []
+    texts: list[dict[str, str]] = []
+    size = 0
     for document in read(source).documents():
-        texts.append(document.text[:SAMPLE])
-        if sum(map(len, texts)) >= SAMPLE:
+        texts.append({"text": document.text[:SAMPLE]})
+        texts[-1] |= {"lang": document.language} if document.language else {}
+        texts[-1] |= {"group": document.group} if document.group else {}
+        size += len(texts[-1]["text"])
+        if size >= SAMPLE:
             break
     with tempfile.TemporaryDirectory(prefix="stemma-show-") as folder:
         part = Path(folder, "text.jsonl")
-        part.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        part.write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
         plan = dataclasses.replace(plan, data=str(part))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a short text gives a small vocabulary; here that is no news
             store, tokenizer = runs.prepare(plan, Path(folder, "run"), None, True)
         view = store.split(plan.train.val_fraction, plan.seed)[0]
         kept = Kept(view)
-    return runs.fitted(plan, tokenizer), tokenizer, kept
+    return runs.fitted(plan, tokenizer, kept.languages), tokenizer, kept
 
 
 class Kept:
@@ -288,6 +290,8 @@ class Kept:
         self.documents = [view[i].copy() for i in range(len(view))]
         self.starts = [view.sentences(i).copy() for i in range(len(view))]
         self.texts = [view.text(i) for i in range(len(view))]
+        self.languages, self.parts = view.languages, view.parts
+        self.language_ids, self.groups, self.part_ids = view.language_ids, view.groups, view.part_ids
 
     def __len__(self) -> int:
         return len(self.documents)

@@ -3,7 +3,7 @@
 from stemma.families.bert import roberta
 from stemma.families.declare import About, Size
 from stemma.families.goals import Denoise
-from stemma.families.recipes import AdamW
+from stemma.families.recipes import AdamW, Sampling
 from stemma.nn.parts import Answer, Causal, Classify, Dims, Dropout, Heads, Learned, LMHead, PreNorm, Summary
 
 CLASSIFY = Heads(task=Classify(3, Summary("end")))
@@ -73,6 +73,7 @@ mbart = bart.evolve(
         "text.shift": "last",
         "recipe.optimizer": AdamW(beta2=0.98, eps=1e-6, weight_decay=0.0),
         "recipe.batch": None,
+        "recipe.sampling": Sampling(0.7, unit="row"),
         "recipe.data": "CC25: 25 languages of Common Crawl, smaller ones drawn more often",
     },
     sizes={

@@ -236,7 +236,20 @@ class Blanks(Spec):
 
 @dataclass(frozen=True)
 class Translation(Spec):
-    """Predict the sentence of a pair from the other (Vaswani et al. 2017)."""
+    """Predict the sentence of a pair in the language `target` from the one in `source` (Vaswani et al. 2017); left out,
+    they are the first and the second language of the text. `smoothing`: the share of each target's probability that
+    goes to all entries of the vocabulary alike in training (section 5.4)."""
+
+    source: str = ""
+    target: str = ""
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(0 <= self.smoothing < 1, f"objective.smoothing must lie in [0, 1), not {self.smoothing}")
+        require(
+            not self.source or self.source != self.target,
+            f"objective.source and objective.target are both {self.source!r}",
+        )
 
 
 @dataclass(frozen=True)

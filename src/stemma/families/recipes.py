@@ -116,10 +116,27 @@ class Schedule(Spec):
 
 
 @dataclass(frozen=True)
+class Sampling(Spec):
+    """How a text of several languages is drawn from: a language with n documents in proportion to n to the power of
+    `alpha` (1: as they are; 0: each as often as the others; T5's temperature is 1 / alpha), until its text has been
+    read `epochs` times (0: no limit). `unit`: what is of one language throughout, a document, a row of the batch, or
+    all rows of it."""
+
+    alpha: float = 1.0
+    epochs: float = 0.0
+    unit: Literal["document", "row", "batch"] = "document"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.alpha <= 1, f"sampling.alpha must lie in [0, 1], not {self.alpha}")
+        require(self.epochs >= 0, f"sampling.epochs must not be negative, not {self.epochs}")
+
+
+@dataclass(frozen=True)
 class Recipe(Spec):
     """How it was pretrained, as published; None is unpublished. `lr`: peak; `batch`: tokens a step; `context`: tokens a
     row; `mixed`: rows may hold several documents that see each other (the published habit of most); `z_loss`: what the
-    square of the logarithm of the softmax's denominator weighs in the loss (Chowdhery et al. 2022, section 5)."""
+    square of the logarithm of the softmax's denominator weighs in the loss (Chowdhery et al. 2022, section 5);
+    `sampling`: how often each language of a text is drawn."""
 
     optimizer: Optimizer = AdamW()
     lr: float | None = None
@@ -130,6 +147,7 @@ class Recipe(Spec):
     mixed: bool = True
     data: str = ""
     z_loss: float = 0.0
+    sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:
         require(self.lr is None or self.lr > 0, f"the learning rate must be positive, not {self.lr}")

@@ -2,7 +2,7 @@
 
 from stemma.families.declare import About, Size
 from stemma.families.goals import Denoiser, Denoisers, PrefixLM, Spans
-from stemma.families.recipes import Adafactor, Schedule
+from stemma.families.recipes import Adafactor, Sampling, Schedule
 from stemma.families.transformer import transformer
 from stemma.nn.parts import (
     Answer,
@@ -10,6 +10,7 @@ from stemma.nn.parts import (
     Classify,
     Dims,
     Dropout,
+    FanIn,
     GatedMLP,
     Heads,
     LayerBuckets,
@@ -31,6 +32,7 @@ t5 = transformer.evolve(
         "arch.heads.lm": LMHead(tied=True, scaled=True),
         "arch.dropout": Dropout(embed=0.1, residual=0.1, attention=0.1, inner=0.1, final=0.1),
         "arch.embed_scale": False,
+        "arch.init": FanIn(),
         "objective": Spans(0.15, 3.0),
         "text.tokenizer": "unigram",
         "text.unk": "<unk>",
@@ -144,6 +146,7 @@ flan_t5 = t5_lm.trained(
 mt5 = t5_v1_1.evolve(
     "mt5",
     {
+        "recipe.sampling": Sampling(0.3, unit="row"),
         "recipe.data": "mC4: 101 languages, each drawn by its size to the power of 0.3; about 1T tokens",
     },
     sizes={
@@ -165,6 +168,7 @@ umt5 = mt5.evolve(
     "umt5",
     {
         "arch.position": LayerBuckets(32, 128),
+        "recipe.sampling": Sampling(0.0, epochs=10.0, unit="row"),
         "recipe.data": "mC4 again: 107 languages, each as often as the others until its text has been seen 10 times",
     },
     sizes={

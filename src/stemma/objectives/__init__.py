@@ -25,6 +25,8 @@ from stemma.objectives.pairs import MaskedPairs
 from stemma.objectives.plm import Permuted
 from stemma.objectives.rtd import ReplacedTokens
 from stemma.objectives.spans import SpanCorruption
+from stemma.objectives.tlm import Translated
+from stemma.objectives.translation import SentencePairs
 
 __all__ = [
     "ALONE",
@@ -70,6 +72,10 @@ def kind(spec: goals.Objective) -> Any:
             return BlankInfilling
         case goals.Infill():
             return Infilling
+        case goals.TLM():
+            return Translated
+        case goals.Translation():
+            return SentencePairs
     return None
 
 
@@ -78,8 +84,6 @@ def why_not(spec: goals.Objective, arch: Arch | None = None) -> str | None:
     runs = kind(spec)
     if runs is not None:
         return None if arch is None else runs.unfit(spec, arch)
-    if isinstance(spec, goals.Translation):
-        return f"training on {spec} is not built: it needs sentence pairs in two languages"
     return f"training on {type(spec).__name__} is not implemented yet; set objective to CLM, MLM or Spans"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from stemma.objectives.base import (
     stack,
     targets,
 )
+from stemma.objectives.languages import numbers
 from stemma.objectives.units import Choice, Chooser
 
 
@@ -62,7 +63,9 @@ class Masked(Objective):
         """Which masking an epoch takes."""
         return epoch % self.spec.copies if self.spec.copies else epoch
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+    def piece(self, view: View) -> Callable[[int, int], Ints]:
+        """How a document is written: tokens and labels."""
+
         def piece(document: int, epoch: int) -> Ints:
             tokens = np.concatenate([[self.cls], np.asarray(view[document]), [self.sep]]).astype(np.int64)
             rng = draw.generator(self.seed, MASK, document, self.copy(epoch))
@@ -75,8 +78,12 @@ class Masked(Objective):
                 replace(self, inputs, labels, self.choose(tokens, here, n, rng), rng, self.plain)
             return np.stack([inputs, labels])
 
-        reader = Reader(self.order(view), lambda d: len(view[d]) + 2, piece, once)
-        for span, follow in reader.spans(cursor, self.context, self.context):
+        return piece
+
+    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+        langs = numbers(view, self.setting.text.languages)
+        reader = Reader(self.order(view), lambda d: len(view[d]) + 2, self.piece(view), once, langs)
+        for span, follow in self.spans(reader, view, cursor, self.context, self.context):
             yield partial(self.example, reader, span), follow
 
     def example(self, reader: Reader, span: Span) -> Example:
@@ -89,16 +96,17 @@ class Masked(Objective):
             rng = draw.generator(self.seed, FORCE, document, self.copy(epoch), offset)
             if len(free):
                 replace(self, inputs, labels, Choice(free[rng.integers(len(free), size=1)]), rng, self.plain)
-        return {
+        row = {
             "input_ids": inputs,
             "labels": labels,
             "documents": window.documents,
             "position_ids": window.positions,
             "attention_mask": (window.documents >= 0).astype(np.int64),
         }
+        return row if reader.langs is None else row | {"langs": window.langs}
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        batch = stack(examples, "input_ids", "labels", "documents", "position_ids", "attention_mask")
+        batch = stack(examples, *examples[0])
         batch |= targets(batch.pop("labels"))
         if self.mixed or not several(examples):
             del batch["documents"], batch["position_ids"]
@@ -119,6 +127,7 @@ class Masked(Objective):
             "attention_mask": batch.get("attention_mask"),
             "position_ids": layout(model, batch),
             "documents": batch.get("documents"),
+            "langs": batch.get("langs"),
         }
 
 

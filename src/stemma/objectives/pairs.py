@@ -111,6 +111,7 @@ class MaskedPairs(Objective):
         # an offset counts sentences here
         order = self.order(view)
         reader = Reader(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
+        order = reader.order
         here = reader.settle(cursor)
         while here is not None:
             document, epoch = order[here.slot]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stemma.data import random as draw
+from stemma.data.mixture import Mixed
 from stemma.errors import UsageError
 from stemma.families import goals
 from stemma.nn.model import IGNORED, Model
@@ -50,7 +51,7 @@ class Place(NamedTuple):
 class Line:
     """The documents of a view, in order, as one line of tokens that can be read from either end."""
 
-    def __init__(self, view: View, order: Order, end: list[int], apart: bool, once: bool) -> None:
+    def __init__(self, view: View, order: Order | Mixed, end: list[int], apart: bool, once: bool) -> None:
         self.view, self.order, self.end, self.apart = view, order, end, apart
         self.last = order.documents if once else None
 
@@ -164,6 +165,7 @@ class Permuted(Objective):
         line = Line(view, order, self.end, not self.mixed, once)
         ways = 2 if self.spec.both else 1  # an offset counts a place forward, then the same backward
         reader = Reader(order, lambda d: ways * line.length(d), lambda d, _: np.asarray(view[d])[None], once)
+        line.order = order = reader.order
         here = reader.settle(cursor)
         while here is not None:
             offset, way = divmod(here.offset, ways)
@@ -278,7 +280,7 @@ class Permuted(Objective):
             part = part[::-1] if backward else part  # words begin where the text has them begin
             free = ~np.isin(part, self.special)
             goal = min(most, round(len(part) / self.spec.share), int(free.sum()))
-            mask = self.spans(part, free, goal, rng)
+            mask = self.runs(part, free, goal, rng)
             parts.append(mask[::-1] if backward else mask)
         found = np.concatenate(parts)
         if not found.any():
@@ -286,7 +288,7 @@ class Permuted(Objective):
             found[rng.choice(plain, size=min(1, len(plain)), replace=False)] = True
         return found
 
-    def spans(self, tokens: Ints, free: np.ndarray, goal: int, rng: np.random.Generator) -> np.ndarray:
+    def runs(self, tokens: Ints, free: np.ndarray, goal: int, rng: np.random.Generator) -> np.ndarray:
         """`goal` of the `free` tokens, in spans as far as these go."""
         mask = np.zeros(len(tokens), dtype=bool)
         at, left = 0, goal

@@ -112,7 +112,9 @@ class SpanCorruption(Objective):
             return np.asarray(view[document], dtype=np.int64)[None]
 
         reader = Reader(self.order(view), lambda d: len(view[d]), piece, once)
-        for span, follow in reader.spans(cursor, self.raw, self.raw) if self.mixed else self.apart(reader, cursor):
+        for span, follow in (
+            self.spans(reader, view, cursor, self.raw, self.raw) if self.mixed else self.apart(reader, cursor)
+        ):
             yield partial(self.example, reader, span), follow
 
     def example(self, reader: Reader, span: Span) -> Example:

@@ -19,10 +19,15 @@ LN2 = math.log(2.0)
 
 
 def sample(view: View, tokens: int) -> View:
-    """Whole documents of `view`, the same ones each time, until they hold `tokens` tokens (or all of them)."""
-    order = draw.permutation((0,), len(view))
-    enough = int(np.searchsorted(np.cumsum(view.lengths[order]), tokens)) + 1
-    return view.pick(np.sort(order[:enough]))
+    """Whole documents of `view`, the same ones each time, until they hold `tokens` tokens (or all of them). A document
+    brings its translations with it."""
+    alone = view.groups < 0
+    units = np.where(alone, np.arange(len(view)) + len(view.groups) + int(view.groups.max(initial=0)), view.groups)
+    _, unit = np.unique(units, return_inverse=True)
+    order = draw.permutation((0,), int(unit.max()) + 1)
+    sizes = np.bincount(unit, weights=view.lengths)
+    enough = int(np.searchsorted(np.cumsum(sizes[order]), tokens)) + 1
+    return view.pick(np.flatnonzero(np.isin(unit, order[:enough])))
 
 
 def evaluate(

@@ -31,10 +31,11 @@ from stemma import families, formats, spec
 from stemma.errors import CheckpointError, UsageError, VerifyError
 from stemma.families import goals
 from stemma.families.declare import Design, Family
-from stemma.families.recipes import Recipe
+from stemma.families.recipes import Recipe, Sampling
 from stemma.nn.model import Model
 from stemma.nn.parts import Learned
 from stemma.objectives import Objective, Setting, objective, tokens, why_not, why_unmatched
+from stemma.objectives.languages import UNKNOWN
 from stemma.train import checkpoint, meter
 from stemma.train.config import Budget, Net, Plan, Train, budget
 from stemma.train.evaluate import evaluate, sample
@@ -68,10 +69,23 @@ class Run:
 # ---------------------------------------------------------------- the plan
 
 
+def suitable(design: Design) -> str:
+    """The built-in text to train a design on where none is named: parallel text for what is trained on translations or
+    draws languages, source code for what fills gaps in it, English prose for all others."""
+    match design.objective:
+        case goals.Translation(source=source, target=target):
+            return f"builtin:parallel:{source or 'en'}-{target or 'de'}"
+        case goals.TLM():
+            return "builtin:parallel"
+        case goals.Infill():
+            return "builtin:code"
+    return "builtin:parallel" if design.recipe.sampling != Sampling() or design.dims.languages else "builtin:docs"
+
+
 def resolve(
     name: str,
     *,
-    data: str = "builtin:docs",
+    data: str | None = None,
     budget: str = "5m",
     seed: int = 1,
     scale: str = "tiny",
@@ -84,6 +98,7 @@ def resolve(
     changes = dict(overrides or {})
     name, scale = changes.pop("name", name), changes.pop("scale", scale)
     design = scaled(families.design(name), scale)
+    data = data or suitable(design)
     if "recipe.steps" in changes and "train.budget" not in changes:
         changes["train.budget"] = f"{changes['recipe.steps']} steps"
     plan = Plan(
@@ -186,8 +201,9 @@ def design_of(plan: Plan) -> Design:
     return Design(plan.name, plan.arch, plan.dims, plan.objective, plan.text, plan.recipe)
 
 
-def fitted(plan: Plan, tokenizer: Any) -> Plan:
-    """`plan` with the vocabulary and the ids of the tokenizer in place of the published ones."""
+def fitted(plan: Plan, tokenizer: Any, languages: tuple[str, ...] = ("",)) -> Plan:
+    """`plan` with the vocabulary and the ids of the tokenizer, and the languages of the text, in place of the published
+    ones."""
     text = replace(
         plan.text,
         bos_id=tokenizer.bos_id,
@@ -200,7 +216,11 @@ def fitted(plan: Plan, tokenizer: Any) -> Plan:
     if isinstance(arch.position, Learned) and arch.position.padding is not None and tokenizer.pad_id is not None:
         arch = replace(arch, position=Learned(int(tokenizer.pad_id)))
     vocab = next((net.dims.vocab for net in plan.nets if net.weights), int(tokenizer.vocab_size))
-    return replace(plan, arch=arch, text=text, dims=replace(plan.dims, vocab=vocab))
+    dims = replace(plan.dims, vocab=vocab)
+    if dims.languages:
+        names = tuple(name or UNKNOWN for name in languages)
+        text, dims = replace(text, languages=names), replace(dims, languages=len(names))
+    return replace(plan, arch=arch, text=text, dims=dims)
 
 
 def settled(plan: Plan, steps: int, fixed_warmup: bool) -> Plan:
@@ -222,7 +242,10 @@ def model_of(plan: Plan, tokenizer: Any) -> Model:
 
 def objective_of(plan: Plan, tokenizer: Any) -> Objective:
     """The objective of the plan."""
-    setting = Setting(tokenizer, plan.text, plan.context, plan.seed, plan.recipe.mixed, plan.recipe.z_loss)
+    recipe = plan.recipe
+    setting = Setting(
+        tokenizer, plan.text, plan.context, plan.seed, recipe.mixed, recipe.z_loss, recipe.sampling, plan.rows
+    )
     return objective(plan.objective, setting)
 
 
@@ -267,7 +290,7 @@ def _owner(name: str) -> Family:
 def pretrain(
     name: str,
     *,
-    data: str = "builtin:docs",
+    data: str | None = None,
     out: str | Path,
     budget: str = "5m",
     seed: int = 1,
@@ -280,12 +303,12 @@ def pretrain(
 ) -> Run:
     """Train a family from scratch on text and leave a complete run in the directory `out`.
 
-    `name`: a family or a size; `data`: a file, a folder, a glob or `builtin:...`; `budget`: "45s", "20M tokens", "1e15
-    flops", "50 steps"; `scale`: tiny, mini, small, full; `overrides`: dotted paths into the plan
-    (`{"recipe.lr": 1e-3}`); `tokenizer`: one that exists, else one is trained on the training text. With `resume`, an
-    unfinished run in `out` is gone on with, as it was planned. `on_step` sees the record of every step. Raises
-    UsageError for what cannot be meant (also for an `out` that holds another run), DataError for text that cannot be
-    used, ResourceError if the disk refuses.
+    `name`: a family or a size; `data`: a file, a folder, a glob or `builtin:...` (left out, the built-in text that
+    suits it); `budget`: "45s", "20M tokens", "1e15 flops", "50 steps"; `scale`: tiny, mini, small, full; `overrides`:
+    dotted paths into the plan (`{"recipe.lr": 1e-3}`); `tokenizer`: one that exists, else one is trained on the
+    training text. With `resume`, an unfinished run in `out` is gone on with, as it was planned. `on_step` sees the
+    record of every step. Raises UsageError for what cannot be meant (also for an `out` that holds another run),
+    DataError for text that cannot be used, ResourceError if the disk refuses.
     """
     out = Path(out)
     if (out / "run.json").exists():
@@ -300,7 +323,7 @@ def pretrain(
     _threads(plan.train.threads)
     plan, tokenizer = taught(plan, tokenizer)
     store, tokenizer = prepare(plan, out, tokenizer, quiet)
-    plan = fitted(plan, tokenizer)
+    plan = fitted(plan, tokenizer, store.languages)
     train, _ = store.split(plan.train.val_fraction, plan.seed)
     fixed = "recipe.schedule.warmup" in (overrides or {})
     steps = _steps(plan, tokenizer, train)
@@ -405,7 +428,7 @@ def _summary(run: Path, plan: Plan, loop: Loop, quality: dict[str, float], train
         "scale": plan.scale,
         "steps": loop.steps,
         "tokens": loop.tokens,
-        "epochs": loop.cursor.slot // len(train),
+        "epochs": loop.objective.epochs(train, loop.cursor),
         "seconds": round(loop.seconds, 3),
         "tokens_per_second": round(speed, 1),
         "peak_share": round(speed * loop.cost() / meter.peak(loop.device.type, loop.precision == "bf16"), 4),

@@ -58,7 +58,7 @@ def test_a_family_is_pretrained_with_its_own_objective(name: str, text: Path, tm
     settings: dict[str, Any] = {"dims.vocab": 700, "train.eval_tokens": 2000, "train.threads": 1}
     source = f"{text}#split=paragraph" if resolve(name).data == "builtin:docs" else resolve(name).data
     run: Run = pretrain(name, data=source, out=tmp_path / "run", budget="4 steps", overrides=settings, quiet=True)
-    published = stemma.family(name)
+    published = stemma.design(name)
     assert type(run.plan.objective) is type(published.objective)
     assert type(run.plan.recipe.optimizer) is type(published.recipe.optimizer)
     assert run.finished and run.summary["steps"] == 4 and math.isfinite(run.summary["val"]["loss"])

@@ -122,7 +122,8 @@ class ReplacedTokens(Objective):
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         draws = np.concatenate([e["draws"] for e in examples])
-        return self.masking.collate(examples) | {"draws": torch.from_numpy(draws)}
+        rows = [{k: v for k, v in e.items() if k != "draws"} for e in examples]
+        return self.masking.collate(rows) | {"draws": torch.from_numpy(draws)}
 
     def counts(self, batch: Batch) -> dict[str, int]:
         return {self.main: int(real(batch).sum()), "token": len(batch["targets"])}

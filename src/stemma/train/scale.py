@@ -8,7 +8,7 @@ from stemma import families
 from stemma.errors import UsageError, did_you_mean
 from stemma.families.declare import Design
 from stemma.families.goals import PLM, AttentionDistillation, Contrastive, Distillation, Fragment, Objective
-from stemma.families.recipes import Adafactor, Recipe
+from stemma.families.recipes import LAMB, Adafactor, AdamW, Recipe
 from stemma.nn.parts import (
     Arch,
     Causal,
@@ -55,10 +55,11 @@ def scaled(design: Design, scale: str) -> Design:
 
     What the family chose stays: the inner width as a multiple of d_model, queries a key head, window as a share of the
     context, dropout, optimiser, shape of the schedule. What follows the size changes: widths, layers, vocabulary,
-    context, batch, peak rate.
-    Post-norm networks get a third of the rate (they diverge first); Adafactor's rate is relative and stays.
-    A student is as much smaller than the scale's networks as it is than its teacher in full size.
-    An encoder-decoder has as many layers in each half: a token passes one half only, so its cost is about the same.
+    context, batch, peak rate. Adam's averages are corrected for their start, also where the released code leaves that
+    out: its long warm-up makes up for it, a run of some hundred steps cannot. Post-norm networks get a third of the
+    rate (they diverge first); Adafactor's rate is relative and stays. A student is as much smaller than the scale's
+    networks as it is than its teacher in full size. An encoder-decoder has as many layers in each half: a token passes
+    one half only, so its cost is about the same.
     Raises UsageError for an unknown scale.
     """
     if scale == "full":
@@ -175,7 +176,12 @@ def _recipe(design: Design, step: Step) -> Recipe:
     old = design.recipe
     slow = isinstance(design.arch.residual, PostNorm)
     lr = old.lr if isinstance(old.optimizer, Adafactor) and old.lr is not None else step.lr / (3 if slow else 1)
-    return replace(old, lr=lr, batch=step.batch, clip=old.clip if old.clip is not None else 1.0, mixed=False)
+    optimizer = old.optimizer
+    if isinstance(optimizer, AdamW | LAMB):  # averages that are short of their start matter in a short run
+        optimizer = replace(optimizer, corrected=True)
+    return replace(
+        old, optimizer=optimizer, lr=lr, batch=step.batch, clip=old.clip if old.clip is not None else 1.0, mixed=False
+    )
 
 
 def _divisor(heads: int, wanted: int) -> int:

@@ -24,7 +24,7 @@ class Visible(NamedTuple):
 class Facts(NamedTuple):
     """What is known of a batch. `qpos`, `kpos`: places of queries and keys in their row. `plain`: these are 0..T-1 in
     every row and nothing is cached, which a chooser may rely on without looking at tensors. `real` (B S): key is no
-    padding; `qdoc`, `kdoc` (B T, B S): document numbers; `prefix` (B 1): tokens that see each other whole; `blank`:
+    padding; `qdoc`, `kdoc` (B T, B S): document numbers; `prefix` (B 1|S): tokens that see each other whole; `blank`:
     padding sees nothing; `chosen`: the mask that stands for an open one."""
 
     qpos: Tensor

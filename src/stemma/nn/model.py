@@ -221,7 +221,7 @@ class Model(nn.Module):
         once, at the first call. `attention_mask` (B T) marks padding among the new tokens. `order` (1|B T): the places
         of the tokens in their rows, which masks and the cache go by; left out, they are the positions where these count
         in one way and no prefix mask counts in the row, else 0, 1, ... `prefix` (B): so many tokens at the beginning
-        see each other whole, under a prefix mask."""
+        see each other whole, under a prefix mask; (B T): the place in the row up to which each token's text is one."""
         if self.decoder is None:
             raise UsageError(f"a {self.arch.structure} has no decoder")
         mask = self.arch.mask
@@ -301,7 +301,7 @@ class Model(nn.Module):
             own = pos.ndim == 2 and not isinstance(self.arch.mask, parts.Prefix)  # a prefix is counted in the row
             order = pos if own else torch.arange(start, start + ids.shape[1], device=ids.device)[None]
         if prefix is not None:
-            prefix = prefix[:, None]
+            prefix = prefix[:, None] if prefix.ndim == 1 else prefix
             if cache is not None:
                 cache.prefix = prefix
         if stack.position.segments:

@@ -63,7 +63,8 @@ class Order:
 class Setting:
     """What an objective is told of a run: the `tokenizer`, which names the special ids; `text`, the start token of
     decoders; `context`, the tokens of a row; `seed`; whether rows hold several documents that see each other (`mixed`);
-    and the weight of the z-loss."""
+    the weight of the z-loss; and the `structure` of the network that the rows are for, where it can be one of
+    several."""
 
     tokenizer: Any
     text: Text
@@ -71,6 +72,7 @@ class Setting:
     seed: int
     mixed: bool = False
     z_loss: float = 0.0
+    structure: str = "encoder-decoder"
 
 
 @dataclass
@@ -176,6 +178,7 @@ class Objective(ABC):
 
 # purposes, so that no two draws share a key
 ORDER, MASK, FORCE, PAIR, SPAN = range(1, 6)
+CUT, KIND, NOISE, RUN, SHUFFLE = range(6, 11)
 
 
 # ---------------------------------------------------------------- windows

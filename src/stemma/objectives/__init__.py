@@ -14,8 +14,13 @@ from stemma.families import goals
 from stemma.nn.parts import Arch
 from stemma.objectives.base import ALONE, Batch, Cursor, Example, Loss, Nets, Objective, Setting, View
 from stemma.objectives.clm import NextToken
+from stemma.objectives.corruption import Deshuffling, TokenCorruption
+from stemma.objectives.denoise import Restoration
+from stemma.objectives.denoisers import Mixture
+from stemma.objectives.fragment import MaskedRun
 from stemma.objectives.mlm import Masked
 from stemma.objectives.pairs import MaskedPairs
+from stemma.objectives.prefix import Continuation
 from stemma.objectives.spans import SpanCorruption
 
 __all__ = [
@@ -44,6 +49,18 @@ def kind(spec: goals.Objective) -> Any:
             return Masked
         case goals.Spans():
             return SpanCorruption
+        case goals.PrefixLM():
+            return Continuation
+        case goals.Corruption():
+            return TokenCorruption
+        case goals.Deshuffle():
+            return Deshuffling
+        case goals.Denoisers():
+            return Mixture
+        case goals.Denoise():
+            return Restoration
+        case goals.Fragment():
+            return MaskedRun
     return None
 
 

@@ -69,7 +69,7 @@ class Rewriting(Objective):
     encoder-decoder (`close`), and begin with bos in a decoder, as far as the tokenizer has it (`front`).
     """
 
-    structures = ("encoder-decoder", "decoder")
+    structures: tuple[str, ...] = ("encoder-decoder", "decoder")
     raw: int
     room: int
 

@@ -76,7 +76,8 @@ class Train(Spec):
     dropout the gradient does not depend on it (dropout draws once a micro-batch); left out, it is chosen.
     `save_every`, `eval_every`: in steps; left out, ten checkpoints a run and
     no evaluation before the end. `keep`: checkpoints kept. `precision`: `auto` takes bf16 where the hardware multiplies
-    it and the model is wide enough to gain. `val_fraction`: share of the text held out; `eval_tokens`: at most about
+    it and the model is wide enough to gain. `start`: a run, a folder or a hub id whose weights and tokenizer the run
+    begins with. `val_fraction`: share of the text held out; `eval_tokens`: at most about
     that much of it is evaluated. `threads`: of the CPU, left out as many as torch takes.
     """
 
@@ -93,6 +94,7 @@ class Train(Spec):
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensorboard: bool = False
+    start: str = ""
 
     def __post_init__(self) -> None:
         budget(self.budget)

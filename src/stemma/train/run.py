@@ -228,16 +228,16 @@ def pretrain(
         raise UsageError(f"{out} is not empty (it holds {others[0]}); choose a new directory for the run")
     plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
     _threads(plan.train.threads)
+    least = 0
     if plan.train.start:
         if tokenizer is not None:
             raise UsageError(f"the run begins from {plan.train.start} and takes its tokenizer: give no other")
-        tokenizer = start.tokenizer(plan)
+        least, tokenizer = start.rows(plan), start.tokenizer(plan)
     elif not quiet and (parent := start.unborn(plan)):
         print(f"{name} is more training of {parent}'s weights; without --from it begins from new ones", file=sys.stderr)
     store, tokenizer = prepare(plan, out, tokenizer, quiet)
     plan = fitted(plan, tokenizer)
-    if plan.train.start:
-        plan = start.agreed(plan)
+    plan = replace(plan, dims=replace(plan.dims, vocab=max(plan.dims.vocab, least)))
     train, _ = store.split(plan.train.val_fraction, plan.seed)
     fixed = "recipe.schedule.warmup" in (overrides or {})
     steps = _steps(plan, tokenizer, train)

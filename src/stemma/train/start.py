@@ -35,10 +35,10 @@ def tokenizer(plan: Plan) -> Any:
     return found.grown(plan.text.sentinels, plan.text.extras)
 
 
-def agreed(plan: Plan) -> Plan:
-    """`plan` with room for every row of the embeddings of the weights that it begins from. Raises UsageError where its
-    network is another one than theirs: all that has weights must be the same, and the mask, dropout and the context of
-    networks without a table of places need not be."""
+def rows(plan: Plan) -> int:
+    """The rows of the embeddings that a plan begins from. Raises UsageError where its network is another one than
+    theirs: all that has weights must be the same; the mask, dropout, and the context of networks without a table of
+    places need not be."""
     model = formats.load(plan.train.start, tokenizer=False)
     ours = replace(plan.arch, mask=model.arch.mask, dropout=model.arch.dropout, init=model.arch.init)
     places = any("position" in name for name in model.state_dict())
@@ -50,7 +50,7 @@ def agreed(plan: Plan) -> Plan:
                 f"{plan.train.start} has {one.path}={one.old} and {plan.name} at scale {plan.scale} {one.new}; begin "
                 "from weights of its own design and scale"
             )
-    return replace(plan, dims=replace(plan.dims, vocab=max(plan.dims.vocab, model.dims.vocab)))
+    return model.dims.vocab
 
 
 @torch.no_grad()

@@ -77,7 +77,7 @@ class Rewriting(Objective):
         super().__init__(setting)
         text = setting.text
         self.single = setting.structure == "decoder"
-        self.eos = self.need("eos")
+        self.eos = self.need("eos", "sep")
         self.start = self.padding if text.start_id is None or text.start_id == text.pad_id else text.start_id
         bos = self.tokenizer.bos_id if self.single else None
         self.front: list[int] = [] if bos is None else [int(bos)]

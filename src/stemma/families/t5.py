@@ -1,6 +1,6 @@
 """T5 and what came of it: every task as text to text."""
 
-from stemma.families.declare import About, Size
+from stemma.families.declare import About, Size, Tuning
 from stemma.families.goals import Denoisers, PrefixLM, Spans
 from stemma.families.recipes import Adafactor, Schedule
 from stemma.families.transformer import transformer
@@ -113,6 +113,7 @@ t5_lm = t5_v1_1.trained(
         "arXiv:2104.08691; released_checkpoints.md",
         note="100,000 steps more, on predicting the rest of a text",
     ),
+    tuning=Tuning(("pretraining",), "C4, to predict the rest of a text"),
 )
 
 flan_t5 = t5_lm.trained(

@@ -122,6 +122,7 @@ lamda = t5_v1_1.evolve(
         "objective": CLM(),
         "text.sentinels": 0,
         "recipe.lr": None,
+        "recipe.z_loss": 0.0,
         "recipe.data": "dialogues and web documents, 1.56T words",
     },
     sizes={

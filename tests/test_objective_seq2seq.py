@@ -693,6 +693,24 @@ def test_more_training_from_nothing_says_so(text: Path, tmp_path: Path, capsys: 
 # ---------------------------------------------------------------- learning
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_the_loss_falls(case: str) -> None:
+    torch.manual_seed(0)
+    view = Documents([np.arange(10, 60), np.arange(40, 90)])
+    goal, model = make(case), network(case)
+    opt = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    stream = goal.examples(view)
+    losses = []
+    for _ in range(50):
+        batch = goal.collate([next(stream)[0] for _ in range(8)])
+        loss = goal.loss(model, batch).total()
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        losses.append(loss.item())
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+
+
 def unigram(goal: Objective, train: Any, held: Any) -> float:
     """Nats a target of a model that knows how often each target comes, and nothing else."""
     counts = Counter(
@@ -704,21 +722,18 @@ def unigram(goal: Objective, train: Any, held: Any) -> float:
     return -float(np.mean([math.log((counts[t] + 1) / total) for t in said]))
 
 
-LEARNT: dict[str, tuple[int, float]] = {}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["t5", "t5-lm", "ul2", "u-palm", "bart", "mbart", "mass"])
 def test_it_learns_more_than_how_often_tokens_come(name: str, tmp_path: Path) -> None:
     from stemma.train import run as runs
 
+    steps = 400 if name == "mass" else 150  # post-norm, with a slow beginning
     run = stemma.train.pretrain(
-        name, data="builtin:bible", out=tmp_path / "run", budget="200 steps", quiet=True,
+        name, data="builtin:bible", out=tmp_path / "run", budget=f"{steps} steps", quiet=True,
         overrides={"dims.vocab": 1000, "train.threads": 1},
     )  # fmt: skip
     plan, tokenizer, store = runs.reopen(run.directory)
     goal = runs.objective_of(plan, tokenizer)
     train, held = store.split(plan.train.val_fraction, plan.seed)
     baseline = unigram(goal, train, runs.sample(held, 5000))
-    print(name, run.summary["val"]["loss"], baseline)
     assert run.summary["val"]["loss"] < baseline - 0.3

@@ -75,6 +75,7 @@ def tell(run: Any) -> int:
 @click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
 @click.option("--resume", type=click.Path(), metavar="RUN", help="Go on with this run; takes no other setting.")
 @click.option("--tokenizer", type=click.Path(), metavar="DIR", help="Use this tokenizer and train none.")
+@click.option("--from", "start", metavar="RUN", help="Begin with the weights of a run, a folder or a hub id.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def pretrain(
     name: str | None,
@@ -87,15 +88,16 @@ def pretrain(
     config: str | None,
     resume: str | None,
     tokenizer: str | None,
+    start: str | None,
     quiet: bool,
 ) -> int:
-    """Train a family from nothing on text, and leave a complete run in a directory.
+    """Train a family on text, from nothing or from weights, and leave a complete run in a directory.
 
     The run holds the resolved plan, the tokenizer, metrics of every step, checkpoints, a summary and, in `model`, the
     model in its publisher's layout. Ctrl-C finishes the step at hand and writes a checkpoint.
     """
     if resume is not None:
-        clash = given("data", "budget", "out", "seed", "scale", "sets", "config", "tokenizer")
+        clash = given("data", "budget", "out", "seed", "scale", "sets", "config", "tokenizer", "start")
         if name or clash:
             raise UsageError(f"--resume goes on with {resume} as it was planned; leave out everything else")
         return go_on(resume, quiet)
@@ -103,6 +105,8 @@ def pretrain(
     for option, path in (("data", "data"), ("seed", "seed"), ("scale", "scale"), ("budget", "train.budget")):
         if given(option):
             changes.pop(path, None)  # what is typed wins over the file
+    if start is not None:
+        changes["train.start"] = start
     out = out or f"runs/{name}-{changes.get('scale', scale)}-{changes.get('seed', seed)}"
     from stemma.train import pretrain as train
 
@@ -414,8 +418,11 @@ def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str, pairs: s
             for r, said, odd, t in zip(read, told, apart, labels, strict=True)
         ]
         return [line(pieces, documents)]
-    said = [(tokenizer.tokens([t])[0], TARGET) for t in labels if t != IGNORED]
-    return [line([(r, "yellow" if r.startswith("<extra_id_") else "") for r in read], documents), line(said, None)]
+    there = labels != IGNORED
+    said = [(tokenizer.tokens([t])[0], TARGET) for t in labels[there]]
+    marked = tokenizer.special_ids
+    pieces = [(r, "yellow" if int(t) in marked else "") for r, t in zip(read, example["input_ids"], strict=True)]
+    return [line(pieces, documents), line(said, example["decoder_documents"][there])]
 
 
 def _order_lines(example: dict[str, Any], tokenizer: Any) -> list[Text]:

@@ -36,7 +36,8 @@ class Text(Spec):
     `blanks`: tokens that stand for a blank, the one for the end of a text last; `bos` begins what fills one, `eos` ends
     it (GLM). `infill`: tokens before a prefix, a suffix and a middle, and the one that ends a text so written (Code
     LLaMA). `shift`: what a decoder's input begins with where it is made from targets: the start token, or the last
-    token of the target itself (the language code of mBART).
+    token of the target itself (the language code of mBART). `extras`: further special tokens that a tokenizer is
+    trained with: the modes of UL2, the language codes of mBART, the first for texts whose language nobody names.
     """
 
     tokenizer: Literal["wordpiece", "bpe", "gpt-bpe", "unigram", "spm-bpe"]
@@ -59,6 +60,7 @@ class Text(Spec):
     mask_id: int | None = None
     blank_ids: tuple[int, ...] = ()
     shift: Literal["start", "last"] = "start"
+    extras: tuple[str, ...] = ()
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -188,10 +190,12 @@ class Family:
         tuning: Tuning | None = None,
         others: tuple[str, ...] = (),
     ) -> Family:
-        """A child that is more training of this family's weights, as `tuning` says: the architecture must stay."""
+        """A child that is more training of this family's weights, as `tuning` says: the architecture must stay, but
+        for its mask, which has no weights."""
         inherited = [change for size in self.sizes.values() for change in size.changes.items()]
         own = [change for size in sizes.values() for change in size.changes.items() if change not in inherited]
-        wrong = [path for path in (*changes, *(path for path, _ in own)) if path.split(".")[0] == "arch"]
+        paths = (*changes, *(path for path, _ in own))
+        wrong = [path for path in paths if path.split(".")[0] == "arch" and path.split(".")[1:2] != ["mask"]]
         if wrong:
             raise UsageError(f"{name} is declared as trained from {self.name} but changes {wrong[0]}; use evolve")
         return replace(self._child(name, changes, sizes, about, "trained"), others=others, tuning=tuning)

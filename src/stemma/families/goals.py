@@ -308,25 +308,65 @@ class PrefixLM(Spec):
 
 
 @dataclass(frozen=True)
-class Denoiser(Spec):
-    """Span corruption of one kind (Tay et al. 2022, table 1): `rate` of the tokens in spans of `mean` tokens on
-    average; with `mean` None a single span, the end of the text. `mode`: the token in front of the input that names the
-    kind."""
+class Corruption(Spec):
+    """Tokens that fall out one by one, each with probability `rate` (Raffel et al. 2020, section 3.3). `style`: what
+    becomes of them. "mask": a mask token stands for each, or for `random` of them a random one, and the whole text is
+    the target (the paper's BERT-style; its MASS-style with `random` 0); "replace": one sentinel stands for a run of
+    them, and the runs are the target; "drop": nothing stands for them, and they are the target."""
 
-    mode: str = ""
     rate: float = 0.15
-    mean: float | None = 3.0
+    style: Literal["mask", "replace", "drop"] = "replace"
+    random: float = 0.1
 
     def __post_init__(self) -> None:
         require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
-        require(self.mean is None or self.mean >= 1, f"objective.mean must be at least 1 token, not {self.mean}")
+        require(0 <= self.random <= 1, f"objective.random must lie in [0, 1], not {self.random}")
+
+
+@dataclass(frozen=True)
+class Deshuffle(Spec):
+    """Predict a text from its tokens in random order (Raffel et al. 2020, section 3.3.1; Liu et al. 2019)."""
+
+
+@dataclass(frozen=True)
+class Denoiser(Spec):
+    """Span corruption of one kind (Tay et al. 2022, table 1): `rate` of the tokens in spans of `mean` tokens on
+    average; with `mean` None a single span, the end of the text; with `rate` None too, the end from a place drawn
+    uniformly, and no sentinel for it. `mode`: the token in front of the input that names the kind; `share`: how often
+    it comes, beside the shares of the others."""
+
+    mode: str = ""
+    rate: float | None = 0.15
+    mean: float | None = 3.0
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.rate is None or 0 < self.rate < 1, f"a denoiser's rate must lie between 0 and 1, not {self.rate}")
+        require(self.mean is None or self.mean >= 1, f"a denoiser's mean must be at least 1 token, not {self.mean}")
+        require(self.rate is not None or self.mean is None, "a denoiser without a rate has no mean length of spans")
+        require(self.share > 0, f"a denoiser's share must be positive, not {self.share}")
+
+
+UL2 = (
+    Denoiser("[NLU]", 0.15, 3.0),
+    Denoiser("[NLU]", 0.15, 8.0),
+    Denoiser("[S2S]", 0.25, None),
+    Denoiser("[NLG]", 0.5, 3.0),
+    Denoiser("[NLG]", 0.5, 8.0),
+    Denoiser("[NLG]", 0.15, 64.0),
+    Denoiser("[NLG]", 0.5, 64.0),
+)
 
 
 @dataclass(frozen=True)
 class Denoisers(Spec):
-    """A mixture of denoisers, each as often as the others (UL2, Tay et al. 2022, arXiv:2205.05131, section 3.1)."""
+    """A mixture of denoisers, each as often as its share says (UL2, Tay et al. 2022, arXiv:2205.05131, section 3.1:
+    seven, equally often)."""
 
-    kinds: tuple[Denoiser, ...] = ()
+    kinds: tuple[Denoiser, ...] = UL2
+
+    def __post_init__(self) -> None:
+        require(bool(self.kinds), "objective.kinds must hold at least one denoiser")
 
 
 @dataclass(frozen=True)
@@ -389,6 +429,8 @@ Objective = (
     | PLM
     | MixedMLM
     | PrefixLM
+    | Corruption
+    | Deshuffle
     | Denoisers
     | Denoise
     | Fragment

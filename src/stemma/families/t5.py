@@ -1,7 +1,7 @@
 """T5 and what came of it: every task as text to text."""
 
-from stemma.families.declare import About, Size
-from stemma.families.goals import Denoiser, Denoisers, PrefixLM, Spans
+from stemma.families.declare import About, Size, Tuning
+from stemma.families.goals import Denoisers, PrefixLM, Spans
 from stemma.families.recipes import Adafactor, Sampling, Schedule
 from stemma.families.transformer import transformer
 from stemma.nn.parts import (
@@ -46,6 +46,7 @@ t5 = transformer.evolve(
         "recipe.batch": 2048 * 512,
         "recipe.steps": 1_000_000,
         "recipe.mixed": True,
+        "recipe.z_loss": 1e-4,
         "recipe.data": "C4 and a mixture of supervised tasks, about 1T tokens",
     },
     sizes={
@@ -59,7 +60,8 @@ t5 = transformer.evolve(
         2019,
         "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer",
         "arXiv:1910.10683",
-        note="the peak rate is 1/sqrt(10,000), held for the first 10,000 steps",
+        note="the peak rate is 1/sqrt(10,000), held for the first 10,000 steps; the z-loss is that of the released "
+        "operative_config.gin",
     ),
     tasks={
         "classify": Heads(task=Classify(summary=Summary("end"))),
@@ -113,6 +115,7 @@ t5_lm = t5_v1_1.trained(
         "arXiv:2104.08691; released_checkpoints.md",
         note="100,000 steps more, on predicting the rest of a text",
     ),
+    tuning=Tuning(("pretraining",), "C4, to predict the rest of a text"),
 )
 
 flan_t5 = t5_lm.trained(
@@ -190,17 +193,8 @@ ul2 = t5_v1_1.evolve(
     "ul2",
     {
         "arch.mlp": GatedMLP("silu"),
-        "objective": Denoisers(
-            (
-                Denoiser("[NLU]", 0.15, 3.0),
-                Denoiser("[NLU]", 0.15, 8.0),
-                Denoiser("[S2S]", 0.25, None),
-                Denoiser("[NLG]", 0.5, 3.0),
-                Denoiser("[NLG]", 0.5, 8.0),
-                Denoiser("[NLG]", 0.15, 64.0),
-                Denoiser("[NLG]", 0.5, 64.0),
-            )
-        ),
+        "objective": Denoisers(),
+        "text.extras": ("[NLU]", "[NLG]", "[S2S]"),
         "recipe.batch": 1024 * 512,
         "recipe.steps": 2_000_000,
         "recipe.data": "C4, about 1T tokens",

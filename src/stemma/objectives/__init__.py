@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from stemma.errors import UsageError
 from stemma.families import goals
 from stemma.families.declare import Text
 from stemma.nn.parts import Arch, Dims
@@ -17,12 +16,17 @@ from stemma.objectives.base import ALONE, Batch, Cursor, Example, Loss, Nets, Ob
 from stemma.objectives.blanks import BlankInfilling
 from stemma.objectives.clm import NextToken
 from stemma.objectives.contrast import Pairs
+from stemma.objectives.corruption import Deshuffling, TokenCorruption
+from stemma.objectives.denoise import Restoration
+from stemma.objectives.denoisers import Mixture
 from stemma.objectives.distil import Distilled, Relations
+from stemma.objectives.fragment import MaskedRun
 from stemma.objectives.infill import Infilling
 from stemma.objectives.mixed import MixedMasked
 from stemma.objectives.mlm import Masked
 from stemma.objectives.pairs import MaskedPairs
 from stemma.objectives.plm import Permuted
+from stemma.objectives.prefix import Continuation
 from stemma.objectives.rtd import ReplacedTokens
 from stemma.objectives.spans import SpanCorruption
 from stemma.objectives.tlm import Translated
@@ -46,7 +50,7 @@ __all__ = [
 
 
 def kind(spec: goals.Objective) -> Any:
-    """The class that runs a declared objective; None where there is none yet."""
+    """The class that runs a declared objective."""
     match spec:
         case goals.CLM():
             return NextToken
@@ -76,32 +80,41 @@ def kind(spec: goals.Objective) -> Any:
             return Translated
         case goals.Translation():
             return SentencePairs
-    return None
+        case goals.PrefixLM():
+            return Continuation
+        case goals.Corruption():
+            return TokenCorruption
+        case goals.Deshuffle():
+            return Deshuffling
+        case goals.Denoisers():
+            return Mixture
+        case goals.Denoise():
+            return Restoration
+        case goals.Fragment():
+            return MaskedRun
+    raise AssertionError(spec)
 
 
-def why_not(spec: goals.Objective, arch: Arch | None = None) -> str | None:
-    """Why a declared objective cannot be trained here, or not with a network of design `arch`; None if it can."""
-    runs = kind(spec)
-    if runs is not None:
-        return None if arch is None else runs.unfit(spec, arch)
-    return f"training on {type(spec).__name__} is not implemented yet; set objective to CLM, MLM or Spans"
+def why_not(spec: goals.Objective, arch: Arch) -> str | None:
+    """Why a network of design `arch` cannot be trained on a declared objective; None if it can."""
+    found: str | None = kind(spec).unfit(spec, arch)
+    return found
 
 
 def why_unmatched(spec: goals.Objective, student: tuple[Arch, Dims], teacher: tuple[Arch, Dims]) -> str | None:
     """Why a network of one design cannot learn a declared objective from one of another; None if it can."""
-    runs = kind(spec)
-    return None if runs is None else runs.unmatched(spec, student, teacher)
+    found: str | None = kind(spec).unmatched(spec, student, teacher)
+    return found
 
 
 def tokens(spec: goals.Objective, text: Text) -> tuple[str, ...]:
     """Names of special tokens without a role that a tokenizer needs for a declared objective."""
-    runs = kind(spec)
-    return () if runs is None else runs.tokens(spec, text)
+    found: tuple[str, ...] = kind(spec).tokens(spec, text)
+    return found
 
 
 def objective(spec: goals.Objective, setting: Setting) -> Objective:
     """The runnable form of a declared objective. Raises UsageError where the tokenizer lacks a token that the objective
-    needs, and for objectives that cannot be trained here."""
-    if (why := why_not(spec)) is not None:
-        raise UsageError(why)
-    return kind(spec)(spec, setting)
+    needs."""
+    made: Objective = kind(spec)(spec, setting)
+    return made

@@ -66,7 +66,8 @@ class Order:
 class Setting:
     """What an objective is told of a run: the `tokenizer`, which names the special ids; `text`, the start token of
     decoders; `context`, the tokens of a row; `seed`; whether rows hold several documents that see each other (`mixed`);
-    the weight of the z-loss; how languages are drawn (`sampling`), and the `rows` of a step."""
+    the weight of the z-loss; how languages are drawn (`sampling`), the `rows` of a step, and the
+    `structure` of the network that the rows are for, where it can be one of several."""
 
     tokenizer: Any
     text: Text
@@ -76,6 +77,7 @@ class Setting:
     z_loss: float = 0.0
     sampling: Sampling = field(default_factory=Sampling)
     rows: int = 1
+    structure: str = "encoder-decoder"
 
 
 @dataclass
@@ -219,6 +221,7 @@ ORDER, MASK, FORCE, PAIR, SPAN = range(1, 6)
 PERMUTE, PACK, TWIN = range(31, 34)
 BLANK, INFILL = range(60, 62)
 SAMPLE = 20
+CUT, KIND, NOISE, RUN, SHUFFLE = range(6, 11)
 
 
 # ---------------------------------------------------------------- windows

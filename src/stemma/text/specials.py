@@ -15,7 +15,8 @@ def sentinel(k: int) -> str:
 
 @dataclass(frozen=True)
 class Specials:
-    """Names of the special tokens by role (None: the tokenizer has none), and how many sentinels it has.
+    """Names of the special tokens by role (None: the tokenizer has none), `more` that have none of these roles, and how
+    many sentinels it has.
 
     Two roles may share a token (RoBERTa's `<s>` is bos and cls). `more` tokens have no role (those for blanks).
     `extra` sentinels `<extra_id_0>` ... take the last

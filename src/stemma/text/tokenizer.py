@@ -113,6 +113,22 @@ class Tokenizer:
         lower = '"lowercase":true' in json.dumps(state.get("normalizer"), separators=(",", ":"))
         return cls(core, _kind(state), specials, kept=kept, chat_template=template, lowercase=lower)
 
+    def grown(self, sentinels: int, names: Iterable[str]) -> Tokenizer:
+        """This tokenizer, and the special tokens of `names` and `sentinels` that it lacks, with new ids at its end."""
+        from tokenizers import AddedToken
+        from tokenizers import Tokenizer as Core
+
+        new = [name for name in names if self.id(name) is None]
+        if self.sentinels < sentinels:
+            new += [sentinel(k) for k in reversed(range(self.sentinels, sentinels))]
+        if not new:
+            return self
+        core = Core.from_str(self._core.to_str())
+        core.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in new])
+        specials = dataclasses.replace(self.specials, extra=max(self.sentinels, sentinels))
+        template, lower = self.chat_template, self.lowercase
+        return Tokenizer(core, self.kind, specials, chat_template=template, lowercase=lower)
+
     # ------------------------------------------------------------ what it is
 
     @cached_property
@@ -421,7 +437,7 @@ def _core(text: str, path: Path) -> tokenizers.Tokenizer:
 
 def _resolve(core: tokenizers.Tokenizer, named: Mapping[str, str], model: Mapping[str, Any]) -> Specials:
     """The special tokens: by name where named, then by id from the model's config, then by the usual names."""
-    chosen: dict[str, str] = {role: name for role, name in named.items() if core.token_to_id(name) is not None}
+    chosen: dict[str, Any] = {role: name for role, name in named.items() if core.token_to_id(name) is not None}
     for role in ROLES:
         held = model.get(f"{role}_token_id")
         first = held[0] if isinstance(held, list) and held else held

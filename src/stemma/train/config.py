@@ -81,8 +81,9 @@ class Train(Spec):
     memory, about a third more work. `ahead`: steps whose batches are made ahead in a thread; left out, 2 on a GPU and
     none on a CPU, which has better things to do. `average`: decay of a running mean of the weights, which is then what
     is evaluated and saved at the end. `spikes`: what to do when the loss leaps up; left out, nothing, and a loss that
-    is not finite ends the run. `val_fraction`: share of the text held out; `eval_tokens`: at most about that much of it
-    is evaluated. `threads`: of the CPU, left out as many as torch takes.
+    is not finite ends the run. `start`: a run, a folder or a hub id whose weights and tokenizer the run begins with.
+    `val_fraction`: share of the text held out; `eval_tokens`: at most about that much of it is evaluated. `threads`: of
+    the CPU, left out as many as torch takes.
     """
 
     budget: str = "5m"
@@ -102,6 +103,7 @@ class Train(Spec):
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensorboard: bool = False
+    start: str = ""
 
     def __post_init__(self) -> None:
         budget(self.budget)

@@ -30,13 +30,13 @@ import stemma
 from stemma import families, formats, spec
 from stemma.errors import CheckpointError, UsageError, VerifyError
 from stemma.families import goals
-from stemma.families.declare import Design, Family
+from stemma.families.declare import Design, Family, Text
 from stemma.families.recipes import Recipe, Sampling
 from stemma.nn.model import Model
 from stemma.nn.parts import Learned
 from stemma.objectives import Objective, Setting, objective, tokens, why_not, why_unmatched
 from stemma.objectives.languages import UNKNOWN
-from stemma.train import checkpoint, meter
+from stemma.train import checkpoint, meter, start
 from stemma.train.config import Budget, Net, Plan, Train, budget
 from stemma.train.evaluate import evaluate, sample
 from stemma.train.loop import Diverged, Loop, Record, pick_device, pick_precision
@@ -114,7 +114,10 @@ def resolve(
         raise UsageError(f"{name} cannot be trained so: {why}")
     if plan.context > plan.dims.context:
         raise UsageError(f"train.context={plan.context} exceeds dims.context={plan.dims.context}")
-    return replace(plan, nets=_nets(plan, changes))
+    plan = replace(plan, nets=_nets(plan, changes))
+    if plan.train.start:
+        return replace(plan, train=replace(plan.train, start=start.place(plan.train.start)))
+    return start.from_nothing(plan, changes)
 
 
 def _nets(plan: Plan, changes: Mapping[str, Any]) -> tuple[Net, ...]:
@@ -140,8 +143,6 @@ def _nets(plan: Plan, changes: Mapping[str, Any]) -> tuple[Net, ...]:
             other = scaled(families.design(name), plan.scale)
             net = Net(role, name, other.arch, other.dims, learns)
         found.append(net)
-        other = beside(families.design(plan.name), families.design(name), plan.dims)
-        found.append(Net(role, name, spec.edit(other, own).arch, other.dims, learns))
     return tuple(found)
 
 
@@ -209,7 +210,7 @@ def fitted(plan: Plan, tokenizer: Any, languages: tuple[str, ...] = ("",)) -> Pl
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
-        start_id=tokenizer.pad_id if plan.text.start_id == plan.text.pad_id else plan.text.start_id,
+        start_id=_start(plan.text, tokenizer),
         blank_ids=tuple(i for name in plan.text.blanks if (i := tokenizer.id(name)) is not None),
     )
     arch = plan.arch
@@ -223,6 +224,14 @@ def fitted(plan: Plan, tokenizer: Any, languages: tuple[str, ...] = ("",)) -> Pl
     return replace(plan, arch=arch, text=text, dims=dims)
 
 
+def _start(text: Text, tokenizer: Any) -> int | None:
+    """What a decoder starts from: the token that has the published one's role in the tokenizer."""
+    for role in ("pad", "eos", "bos"):
+        if text.start_id is not None and text.start_id == getattr(text, f"{role}_id"):
+            return getattr(tokenizer, f"{role}_id")
+    return text.start_id
+
+
 def settled(plan: Plan, steps: int, fixed_warmup: bool) -> Plan:
     """`plan` with its number of steps, on which the learning rate depends. The warm-up of a scaled plan is a share of
     them, unless it was given."""
@@ -233,19 +242,20 @@ def settled(plan: Plan, steps: int, fixed_warmup: bool) -> Plan:
 
 
 def model_of(plan: Plan, tokenizer: Any) -> Model:
-    """A fresh model of the plan, drawn from its seed."""
+    """A fresh model of the plan, drawn from its seed; or, where the plan begins from weights, with these."""
     from stemma.formats import attach
 
     model = Model(plan.arch, plan.dims).initialise(plan.seed)
+    if plan.train.start:
+        start.fill(model, plan.train.start)
     return attach(model, design_of(plan), _owner(plan.name), tokenizer)
 
 
 def objective_of(plan: Plan, tokenizer: Any) -> Objective:
     """The objective of the plan."""
     recipe = plan.recipe
-    setting = Setting(
-        tokenizer, plan.text, plan.context, plan.seed, recipe.mixed, recipe.z_loss, recipe.sampling, plan.rows
-    )
+    more = (recipe.mixed, recipe.z_loss, recipe.sampling, plan.rows, plan.arch.structure)
+    setting = Setting(tokenizer, plan.text, plan.context, plan.seed, *more)
     return objective(plan.objective, setting)
 
 
@@ -305,7 +315,8 @@ def pretrain(
 
     `name`: a family or a size; `data`: a file, a folder, a glob or `builtin:...` (left out, the built-in text that
     suits it); `budget`: "45s", "20M tokens", "1e15 flops", "50 steps"; `scale`: tiny, mini, small, full; `overrides`:
-    dotted paths into the plan (`{"recipe.lr": 1e-3}`); `tokenizer`: one that exists, else one is trained on the
+    dotted paths into the plan (`{"recipe.lr": 1e-3}`, `{"train.start": "runs/palm"}` to begin from its weights and with
+    its tokenizer); `tokenizer`: one that exists, else one is trained on the
     training text. With `resume`, an unfinished run in `out` is gone on with, as it was planned. `on_step` sees the
     record of every step. Raises UsageError for what cannot be meant (also for an `out` that holds another run),
     DataError for text that cannot be used, ResourceError if the disk refuses.
@@ -322,8 +333,16 @@ def pretrain(
     plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
     _threads(plan.train.threads)
     plan, tokenizer = taught(plan, tokenizer)
+    least = 0
+    if plan.train.start:
+        if tokenizer is not None:
+            raise UsageError(f"the run begins from {plan.train.start} and takes its tokenizer: give no other")
+        least, tokenizer = start.rows(plan), start.tokenizer(plan)
+    elif not quiet and (parent := start.unborn(plan)):
+        print(f"{name} is more training of {parent}'s weights; without --from it begins from new ones", file=sys.stderr)
     store, tokenizer = prepare(plan, out, tokenizer, quiet)
     plan = fitted(plan, tokenizer, store.languages)
+    plan = replace(plan, dims=replace(plan.dims, vocab=max(plan.dims.vocab, least)))
     train, _ = store.split(plan.train.val_fraction, plan.seed)
     fixed = "recipe.schedule.warmup" in (overrides or {})
     steps = _steps(plan, tokenizer, train)
@@ -470,7 +489,7 @@ def prepare(plan: Plan, out: Path, tokenizer: Any, quiet: bool) -> tuple[Any, An
     source = read(plan.data)
     if tokenizer is None:
         text, train = plan.text, plan.train
-        more = tuple(dict.fromkeys([*text.blanks, *tokens(plan.objective, text)]))
+        more = tuple(dict.fromkeys([*text.blanks, *text.extras, *tokens(plan.objective, text)]))
         specials = Specials(**{role: getattr(text, role) for role in ROLES}, extra=text.sentinels, more=more)
         tokenizer = Tokenizer.train(
             text.tokenizer,

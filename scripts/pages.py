@@ -10,6 +10,7 @@ from stemma import families
 from stemma.families.declare import Family
 from stemma.formats import LAYOUTS
 from stemma.nn.model import count
+from stemma.objectives import why_not
 from stemma.report.support import TASKS, Support, matrix, support
 from stemma.report.words import children, value_text
 from stemma.spec import diff, leaves
@@ -74,6 +75,19 @@ def sizes(family: Family) -> str:
     return table(head, rows)
 
 
+def trains_on(family: Family) -> bool:
+    """Whether it is more pretraining of its parent's weights, by an objective that runs here."""
+    stages = family.tuning.stages if family.tuning is not None else ()
+    return stages == ("pretraining",) and why_not(family.objective, family.arch) is None
+
+
+def more(family: Family) -> str:
+    """How the training goes on that made it of its parent."""
+    if not trains_on(family):
+        return "Its recipe of training is declared and not yet a command."
+    return "Its training goes on from a run of its parent's, with that one's tokenizer, or from published weights."
+
+
 def use(family: Family, row: Support | None) -> str:
     """How to build, load, train and tune it here."""
     name = next(iter(family.sizes))
@@ -81,17 +95,24 @@ def use(family: Family, row: Support | None) -> str:
     lines = ["import stemma", "", f'model = stemma.build("{name}", layers=2)  # fresh weights, a change of your own']
     if hub and row is not None and row.layouts:
         lines.append(f'model = stemma.load("{hub}")  # published weights')
+    if row is not None and row.writes:
+        start = ""
+        if family.arch.structure == "encoder-decoder" and family.text.start_id is None:
+            lines.append("# id 2 for the language that it writes")
+            start = ", decoder_start_token_id=2"
+        lines.append(f"print(stemma.generate(model, [[5, 6, 7]], max_new_tokens=5{start})[0].ids)")
     if row is not None and row.tasks:
         task = row.tasks[0]
         labels = ", labels=3" if task in ("classify", "tag") else ""
         where = hub or "FOLDER"
         lines.append("# its body with a new head")
         lines.append(f'model = stemma.load("{where}", task="{task}"{labels})')
-    if row is not None and row.writes:
-        lines.append("print(stemma.generate(model, [[5, 6, 7]], max_new_tokens=5)[0].ids)")
     out = "```python\n" + "\n".join(lines) + "\n```\n\n```sh\n" + f"stemma show {family.name}\n"
     if row is not None and row.trains:
         out += f"stemma pretrain {family.name} --scale tiny\n"
+    elif family.edge == "trained" and trains_on(family):
+        assert family.parent is not None
+        out += f"stemma pretrain {family.name} --from runs/{family.parent.name}-tiny-1\n"
     return out + "```"
 
 
@@ -156,7 +177,9 @@ def page(family: Family, old: str) -> str:
     else:
         parts.append(
             "## Here\n\nThe network is its parent's, so all that loads, counts, decodes and saves there does here. "
-            "Its recipe of training is declared and not yet a command.\n\n" + use(family, None)
+            + more(family)
+            + "\n\n"
+            + use(family, None)
         )
     return "\n\n".join(parts) + "\n"
 

@@ -464,7 +464,7 @@ def test_not_a_folder(tmp_path: Path) -> None:
     assert str(tmp_path) in refusal(tmp_path)
     saved("gpt2", tmp_path)
     assert "is a file" in refusal(tmp_path / "model.safetensors")
-    for wrong in (tmp_path / "absent", "a b/c", "one", "a/b/c"):
+    for wrong in (tmp_path / "absent", "a b/c", "one", "a/b/c", "./absent"):
         with pytest.raises(UsageError, match="neither a folder nor a hub id"):
             stemma.load(wrong)
     with pytest.raises(UsageError, match="did you mean 'bfloat16'"):

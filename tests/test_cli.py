@@ -342,7 +342,12 @@ def test_data_list(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builtin, "rows", lambda name: iter([("a", "some text")]))
     _, out, _ = call("data", "list", "--json")
-    assert {row["name"] for row in json.loads(out)} == {"builtin:docs", "builtin:code", "builtin:bible"}
+    assert {row["name"] for row in json.loads(out)} == {
+        "builtin:docs",
+        "builtin:code",
+        "builtin:bible",
+        "builtin:parallel",
+    }
 
 
 @pytest.mark.parametrize(
@@ -472,3 +477,40 @@ def test_readme_python(capsys: pytest.CaptureFixture[str]) -> None:
     assert code is not None
     exec(compile(code[1], "README.md", "exec"), {})
     assert capsys.readouterr().out.endswith("torch.Size([1, 4, 1000])\n")
+
+
+def test_a_name_of_the_tree_is_no_path(call: Call) -> None:
+    for name, said in (("gpt2", "the weights of gpt2 are 'openai-community/gpt2'"), ("", "PATH is empty")):
+        code, _, err = call("generate", name, "x")
+        assert (code, err.count("\n")) == (2, 1) and said in err
+
+
+def test_generate_takes_what_the_checkpoint_says_and_options_over_it(call: Call, runs: dict[str, Path]) -> None:
+    said = runs["llama"] / "model" / "generation_config.json"
+    before = said.read_text()
+    ask = ("generate", runs["llama"], "the king", "--json")
+    try:
+        said.write_text(json.dumps({**json.loads(before), "max_new_tokens": 5, "do_sample": True, "temperature": 3.0}))
+        drawn, again = (json.loads(call(*ask, "--ignore-eos", "--seed", seed)[1])[0]["ids"] for seed in (1, 2))
+        assert (len(drawn), len(again)) == (5, 5) and drawn != again
+        greedy = [json.loads(call(*ask, "--temperature", 0, "--seed", seed)[1])[0]["ids"] for seed in (1, 2)]
+        assert greedy[0] == greedy[1]
+        said.write_text(json.dumps({**json.loads(before), "max_new_tokens": 5, "num_beams": 2}))
+        assert call(*ask[:-1])[0] == 0
+        assert "num_beams=1 does without" in call(*ask[:-1], "--stream")[2]
+        assert call(*ask[:-1], "--stream", "--num-beams", 1)[0] == 0
+    finally:
+        said.write_text(before)
+
+
+def test_generate_takes_tokens_by_name_or_id(call: Call, runs: dict[str, Path]) -> None:
+    ask = ("generate", runs["t5"], "the king", "--json", "-n", 4, "--min-new-tokens", 4)
+    by_name = json.loads(call(*ask, "--forced-bos", "<extra_id_1>")[1])[0]["ids"]
+    assert json.loads(call(*ask, "--forced-bos", by_name[0])[1])[0]["ids"] == by_name
+    assert json.loads(call(*ask, "--forced-eos", by_name[0])[1])[0]["ids"][-1] == by_name[0]
+    started = json.loads(call(*ask, "--decoder-start", "<extra_id_1>")[1])[0]
+    assert started["ids"] != json.loads(call(*ask)[1])[0]["ids"]
+    code, _, err = call(*ask, "--forced-bos", "en_XX")
+    assert code == 2 and "has no token of that name" in err
+    beams = (*ask, "--num-beams", 3, "--length-penalty", 0.5, "--early-stopping", "never", "--no-repeat-ngram-size", 2)
+    assert len(json.loads(call(*beams)[1])[0]["ids"]) == 4

@@ -218,12 +218,6 @@ def test_masked_tokens_are_learned_and_filled_through_the_decoder() -> None:
         assert not torch.allclose(decoded, model.logits(model.encode(ids)))
 
 
-def test_training_a_detector_is_refused() -> None:
-    design = families.design("deberta-v3-base")
-    with pytest.raises(UsageError, match="not implemented yet"):
-        objective(design.objective, Setting(TOKENIZERS["bert"], design.text, 32, 1))
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -40,7 +40,6 @@ from stemma.nn.parts import (
 )
 from stemma.nn.positions import Rotary as Turning
 from stemma.nn.positions import yarn_attention
-from stemma.objectives import Setting, objective
 from tiny import build, tiny
 
 # ---------------------------------------------------------------- rotary scalings
@@ -364,10 +363,3 @@ def test_last_tokens_are_found_without_a_mask(tmp_path: Path) -> None:
     assert math.isclose(
         model(ids, labels=torch.tensor([1])).loss, model(ids[:, :3], labels=torch.tensor([1])).loss, abs_tol=1e-6
     )
-
-
-def test_infilling_is_declared_and_not_trained_yet() -> None:
-    infilling = design("codellama-7b").objective
-    assert design("codellama-34b").objective != infilling
-    with pytest.raises(UsageError, match="not implemented yet"):
-        objective(infilling, Setting(None, design("codellama-7b").text, 8, 0))

@@ -13,12 +13,9 @@ from cases.encoders import BARE, CASES, MASKED
 from oracle import saved
 from stemma import families, formats, spec
 from stemma.errors import CheckpointError, UsageError
-from stemma.families.recipes import LAMB
 from stemma.nn.model import Model, count
 from stemma.nn.parts import Choose, Classify, Heads, MLMHead, Summary
-from stemma.objectives import Setting, objective
 from stemma.text import Tokenizer, spm
-from stemma.train.optim import optimizer
 
 # what the hub's repositories hold, with the leftovers of the releases that wrote them
 ALBERT = {
@@ -338,24 +335,6 @@ def test_a_vocabulary_in_another_order_is_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "xlm-roberta"}')
     with pytest.raises(CheckpointError, match="as XLM-R's does"):
         Tokenizer.load(folder)
-
-
-# ---------------------------------------------------------------- what is declared and not yet trained
-
-
-@pytest.mark.parametrize("name", ["albert", "electra", "distilbert", "minilm", "all-minilm"])
-def test_objectives_to_come_are_refused(name: str) -> None:
-    family = families.family(name)
-    with pytest.raises(UsageError, match="is not implemented yet") as caught:
-        objective(family.objective, Setting(None, family.text, 64, 0))
-    assert "\n" not in str(caught.value)
-
-
-def test_the_optimiser_to_come_is_refused() -> None:
-    model = stemma.build("albert-base-v1", d_model=24, heads=4, d_ff=32, vocab=50, layers=1)
-    assert families.family("albert").recipe.optimizer == LAMB()
-    with pytest.raises(UsageError, match="LAMB is not implemented yet"):
-        optimizer(LAMB(), model, 1e-3)
 
 
 def test_names_in_objectives_are_sizes_of_the_tree() -> None:

@@ -264,3 +264,16 @@ def test_prompts_that_are_none_are_refused(wrong: Any, tmp_path: Path) -> None:
     saved("llama", tmp_path)
     with pytest.raises(UsageError, match="token ids"):
         stemma.generate(stemma.load(tmp_path), wrong)
+
+
+def test_what_cannot_generate_is_told_why(tmp_path: Path) -> None:
+    saved("gpt2", tmp_path)
+    with pytest.raises(UsageError, match=r"40 positions; use a shorter prompt$"):
+        stemma.generate(stemma.load(tmp_path), [[5] * 40], max_new_tokens=1)
+    for call in (stemma.generate, stemma.fill, stemma.embed):
+        with pytest.raises(UsageError, match=r"stemma.load\('runs/x'\)"):
+            call("runs/x", "a text")
+    body = stemma.build("bert-tiny", task="classify", layers=1)
+    for call in (stemma.generate, stemma.fill):
+        with pytest.raises(UsageError, match="no language-model head"):
+            call(body, "a [MASK]")

@@ -16,7 +16,7 @@ from torch import Tensor
 import stemma
 from reference import chatglm, glm130b, glm2021
 from stemma import families, spec
-from stemma.decoding import Session, beams, blanks
+from stemma.decoding import Session, beams, blanks, habits
 from stemma.decoding.session import begin
 from stemma.errors import CheckpointError, UsageError
 from stemma.formats import LAYOUTS, attach, layout_of, read_design
@@ -310,14 +310,6 @@ def test_kernels_of_palm_begin_with_their_fan_in() -> None:
         assert weight.std().item() == pytest.approx(std, rel=0.03)
 
 
-def test_blank_infilling_is_not_trained_on_yet() -> None:
-    from stemma.objectives import Setting, objective
-
-    design = families.design("glm-base")
-    with pytest.raises(UsageError, match="not implemented yet"):
-        objective(design.objective, Setting(None, design.text, 64, 0))
-
-
 # ---------------------------------------------------------------- decoding
 
 
@@ -428,7 +420,7 @@ def test_a_text_with_blanks_is_filled() -> None:
     model.text = spec.edit(model.text, {"blanks": ("[MASK]", "[gMASK]")})
     known = blanks.marks(model)
     assert known == blanks.Marks(tokenizer.bos_id, (tokenizer.mask_id, tokenizer.cls_id), tokenizer.cls_id)
-    assert blanks.ends(model) == (tokenizer.eos_id,)
+    assert habits.ends(model) == (tokenizer.eos_id,)
     plain = tokenizer.encode("the king")
     assert blanks.prompt(model, "the king") == [*plain, *([] if known.end in plain else [known.end]), known.start]
     asked = blanks.prompt(model, "the [MASK] king")

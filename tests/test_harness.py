@@ -136,6 +136,20 @@ def test_one_graph(name: str, masked: bool) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_a_second_batch_needs_no_second_graph(name: str) -> None:
+    """The parts that training compiles are bound to no tensor of the first batch."""
+    torch._dynamo.reset()
+    design = tiny(name)
+    model = build(design)
+    for stack in (model.encoder, model.decoder):
+        if stack is not None:
+            stack.compile(fullgraph=True, backend="eager")
+    run(model, batch(design, seed=1))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        run(model, batch(design, seed=2))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_packed_documents_do_not_see_each_other(name: str) -> None:
     """Two texts in one row give what each gives alone, and one does not move the other."""
     design = tiny(name)

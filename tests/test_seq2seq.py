@@ -168,15 +168,6 @@ def test_the_mixture_of_ul2_is_as_published() -> None:
     assert {(k.rate, k.mean) for k in kinds if k.mode == "[NLG]"} == {(0.5, 3), (0.5, 8), (0.15, 64), (0.5, 64)}
 
 
-@pytest.mark.parametrize("name", ["bart-base", "mass-base", "ul2-20b", "t5-lm-small"])
-def test_objectives_that_are_not_built_are_refused(name: str) -> None:
-    from stemma.objectives import Setting, objective
-
-    design = stemma.design(name)
-    with pytest.raises(UsageError, match="not implemented yet"):
-        objective(design.objective, Setting(None, design.text, 32, 0))
-
-
 def test_a_file_that_holds_the_encoder_only_is_one(tmp_path: Path) -> None:
     theirs = saved("t5-encoder-model", tmp_path)
     ours = stemma.load(tmp_path)

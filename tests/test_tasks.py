@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import stemma
 from oracle import saved
-from stemma.errors import UsageError
+from stemma.errors import CheckpointError, UsageError
 from stemma.nn.parts import Classify
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
@@ -54,3 +55,44 @@ def test_tasks_that_do_not_exist_are_refused() -> None:
         stemma.build("transformer-base", task="tag")
     with pytest.raises(UsageError, match="labels=3"):
         stemma.build("bert-tiny", task="answer", labels=3)
+
+
+def named(folder: Path, *names: str) -> None:
+    """Names for the labels of a saved head."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    path.write_text(json.dumps(config))
+
+
+def test_names_of_labels_come_through(tmp_path: Path) -> None:
+    stemma.build("bert-tiny", task="classify", labels=3, layers=1).save(tmp_path / "a")
+    assert stemma.load(tmp_path / "a").labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    named(tmp_path / "a", "bad", "fair", "good")
+    model = stemma.load(tmp_path / "a")
+    assert model.labels == ("bad", "fair", "good")
+    model.save(tmp_path / "b")
+    again = json.loads((tmp_path / "b/config.json").read_text())
+    assert again["id2label"] == {"0": "bad", "1": "fair", "2": "good"}
+    assert again["label2id"] == {"bad": 0, "fair": 1, "good": 2}
+    assert stemma.load(tmp_path / "b", task="classify").labels == model.labels
+    assert stemma.load(tmp_path / "b", task="tag", labels=3, new=["task"]).labels == ()
+
+
+def test_a_head_of_other_labels_is_drawn_where_that_is_said(tmp_path: Path) -> None:
+    saved("bert-pretraining", tmp_path / "a")
+    stemma.load(tmp_path / "a", task="classify", labels=3, problem="multi").save(tmp_path / "b")
+    held = stemma.load(tmp_path / "b", task="classify")  # what is left open is as in the file
+    assert (held.arch.heads.task.labels, held.arch.heads.task.problem) == (3, "multi")
+    with pytest.raises(CheckpointError, match=r"needs \[2, 36\]; leave labels out .* new=\['task'\]"):
+        stemma.load(tmp_path / "b", task="classify", labels=2)
+    new = stemma.load(tmp_path / "b", task="classify", labels=2, new=["task"])
+    assert new(IDS).scores.shape == (2, 2)
+    assert set(new.ledger.new) == {"task.out.weight", "task.out.bias"}
+    assert torch.equal(new(IDS).hidden, held(IDS).hidden)
+
+
+def test_labels_without_a_task_are_refused(tmp_path: Path) -> None:
+    saved("bert-pretraining", tmp_path)
+    with pytest.raises(UsageError, match="labels=3 is for the head of a task"):
+        stemma.load(tmp_path, labels=3)

@@ -21,7 +21,7 @@ import torch
 from stemma import families, spec
 from stemma.data import Store, sources
 from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
-from stemma.families.recipes import Adafactor, AdamW, Schedule
+from stemma.families.recipes import Schedule
 from stemma.nn.model import Model
 from stemma.nn.parts import Causal, Dropout, Sliding
 from stemma.text import Tokenizer
@@ -46,7 +46,7 @@ from stemma.train import (
 from stemma.train import run as runs
 from stemma.train.evaluate import evaluate, sample
 
-TRAINED = ["gpt1", "gpt2", "gpt3", "llama", "mistral", "bert", "roberta", "t5", "t5-v1.1"]
+TRAINED = ["gpt1", "gpt2", "gpt3", "llama", "mistral", "bert", "roberta", "electra", "t5", "t5-v1.1"]
 SMALL = {
     "dims.d_model": 32,
     "dims.layers": 1,
@@ -247,27 +247,6 @@ def test_schedules() -> None:
     assert rates("constant")[10:] == [1.0] * 90
     r = rates("rsqrt")
     assert r[:10] == [1.0] * 10 and r[39] == pytest.approx(0.5)  # T5: 1/sqrt(max(n, warmup)), up to a factor
-
-
-def test_weight_decay_spares_norms_and_biases() -> None:
-    plan = resolve("gpt2", overrides={"dims.layers": 1})
-    model = Model(plan.arch, plan.dims)
-    for declared in (AdamW(weight_decay=0.1), Adafactor(weight_decay=0.1)):
-        opt = optim.optimizer(declared, model, 1e-3)
-        spared = {id(p) for g in opt.param_groups if g["weight_decay"] == 0 for p in g["params"]}
-        for name, p in model.named_parameters():
-            assert (id(p) in spared) == (name.endswith("bias") or "norm" in name)
-
-
-def test_adafactor_takes_rows_without_gradient() -> None:
-    plan = resolve("t5", overrides={"dims.layers": 1})
-    model = Model(plan.arch, plan.dims).initialise(1)
-    opt = optim.optimizer(Adafactor(), model, 1e-2)
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    model.embed.tokens.weight.grad[5] = 1.0  # type: ignore[index]
-    opt.step()
-    assert all(p.isfinite().all() for p in model.parameters())
 
 
 # ---------------------------------------------------------------- the loop
@@ -527,10 +506,10 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pyte
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    checkpoint.save(tmp_path, 1, {"a": torch.ones(2)}, {}, {"step": 1}, 2)
+    checkpoint.save(tmp_path, (0, 1), {"a": torch.ones(2)}, {}, {"step": 1}, 2)
     monkeypatch.setattr(checkpoint.os, "replace", full)
     with pytest.raises(ResourceError, match="No space left"):
-        checkpoint.save(tmp_path, 2, {"a": torch.ones(2)}, {}, {"step": 2}, 2)
+        checkpoint.save(tmp_path, (0, 2), {"a": torch.ones(2)}, {}, {"step": 2}, 2)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
     with pytest.raises(ResourceError, match="No space left"):
         checkpoint.write(tmp_path / "x.json", "{}")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oracle import BODIES, COUNTS
-from stemma import spec
+from stemma import families, spec
 from stemma.errors import UsageError
 from stemma.families import design, family, size_names, tree
 from stemma.families.declare import About, Design
@@ -189,3 +189,26 @@ def test_what_was_never_published_is_not_invented(name: str) -> None:
 def test_names_are_found_however_they_are_written() -> None:
     assert family("GPT-2").name == "gpt2" and family("RoBERTa").name == "roberta"
     assert design("GPT-2 XL").name == "gpt2-xl"
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [("meta-llama/Llama-3.1-8B", "llama3.1-8b"), ("google-bert/BERT-base-uncased", "bert-base-uncased")],
+)
+def test_a_hub_id_names_its_size(asked: str, found: str) -> None:
+    assert families.known_as(asked) == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("XLM-R", "did you mean 'xlm-r-base'"),
+        ("google/bert-base", "did you mean 'bert-base'"),
+        ("bert-xl", "and 23 more (`stemma show bert`)"),
+        ("zzz", "`stemma tree` lists them"),
+    ],
+)
+def test_names_that_are_none_get_a_hint(asked: str, said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        families.known_as(asked)
+    assert said in str(error.value)

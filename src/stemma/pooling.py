@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stemma.decoding import evaluating
-from stemma.decoding.session import language_of, pad, spoken
+from stemma.decoding.session import check_model, language_of, pad, spoken
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.nn.model import Model
 
@@ -38,6 +38,7 @@ def embed(
     encoder's where there is one. A text longer than the model reads is cut, with a warning. `language` as for
     `generate`. Raises UsageError for what cannot be.
     """
+    check_model(model)
     own = model.pooling
     if pool is None and own is not None and own.pool is None:
         raise UsageError(f"this checkpoint's own way to a vector cannot be followed: {own.why}; choose a pool")

@@ -20,6 +20,8 @@ DTYPE = click.option("--dtype", default="float32", show_default=True, help="floa
 
 def load(path: str, device: str, dtype: str) -> Any:
     """The model at `path`: a checkpoint's folder, a run (its `model`), a GGUF file or a hub id."""
+    if not path:
+        raise UsageError("PATH is empty; give a folder, a run, a GGUF file or a hub id")
     import torch
 
     import stemma
@@ -53,15 +55,28 @@ def piped(texts: tuple[str, ...], what: str) -> list[str]:
 @command()
 @PATH
 @click.argument("prompts", nargs=-1, metavar="PROMPT...")
-@click.option("-n", "--max-new-tokens", type=int, default=64, show_default=True)
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
-@click.option("--top-k", type=int, default=0, show_default=True, help="Draw from the K likeliest tokens; 0 is all.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="... from the likeliest with this share.")
-@click.option("--min-p", type=float, default=0.0, show_default=True, help="... from those this likely beside the best.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1 is none.")
-@click.option("--num-beams", type=int, default=1, show_default=True, help="Search with so many beams, draw nothing.")
+@click.option("-n", "--max-new-tokens", type=int, help="The most tokens to write.  [default: PATH's, else 64]")
+@click.option("--min-new-tokens", type=int, help="The fewest before a text may end.")
+@click.option("--temperature", type=float, help="0 takes the likeliest token, more draws.")
+@click.option("--top-k", type=int, help="Draw from the K likeliest tokens; 0 is all.")
+@click.option("--top-p", type=float, help="... from the likeliest with this share.")
+@click.option("--min-p", type=float, help="... from those this likely beside the best.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides what is drawn.")
+@click.option("--num-beams", type=int, help="Search with so many beams, draw nothing.")
+@click.option("--length-penalty", type=float, help="Beams: above 0 favours long texts, below short ones.")
+@click.option(
+    "--early-stopping",
+    type=click.Choice(["true", "false", "never"]),
+    callback=lambda ctx, param, value: {"true": True, "false": False}.get(value, value),
+    help="Beams: end with the first full set, or look on for better ones.",
+)
+@click.option("--repetition-penalty", type=float, help="On tokens that were there; 1 is none.")
+@click.option("--no-repeat-ngram-size", type=int, help="No run of so many tokens occurs twice; 0 is off.")
+@click.option("--forced-bos", metavar="TOKEN", help="First token written, by name or id (mBART-50: the language).")
+@click.option("--forced-eos", metavar="TOKEN", help="Last token, where a text has not ended before.")
+@click.option("--decoder-start", metavar="TOKEN", help="What an encoder-decoder's text begins after.")
+@click.option("--ignore-eos", is_flag=True, help="Go on past the end, to the full length.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
-@click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--stream/--no-stream", default=None, help="Print text as it comes.  [default: on a terminal]")
 @LANGUAGE
 @click.option("--json", "as_json", is_flag=True, help="Print texts, ids and log-probabilities as JSON.")
@@ -78,17 +93,27 @@ def generate(
 ) -> None:
     """Continue each PROMPT with the model at PATH (a folder, a run, a GGUF file or a hub id).
 
-    Without a PROMPT, standard input is one.
+    Without a PROMPT, standard input is one. Options that are left out are as the checkpoint's generation_config.json
+    has them; where that says nothing either, the likeliest token is taken.
     """
     import stemma
+    from stemma.decoding import habits
     from stemma.decoding.session import answers
 
     texts = piped(prompts, "a PROMPT")
-    single = len(texts) == 1 and options["num_beams"] == 1 and not as_json
-    if stream and not single:
+    single = len(texts) == 1 and not as_json
+    if stream and not (single and (options["num_beams"] or 1) == 1):
         raise UsageError("--stream goes with one PROMPT, without --num-beams and --json")
-    live = single and (sys.stdout.isatty() if stream is None else stream)
     model = load(path, device, dtype)
+    for short in ("forced_bos", "forced_eos", "decoder_start"):
+        token = options.pop(short)
+        options[f"{short}_token_id"] = int(token) if token is not None and token.isdecimal() else token
+    if options["max_new_tokens"] is None and habits.length(model) is None:
+        options["max_new_tokens"] = 64
+    if stream is None:
+        beams = habits.beams(model, options["num_beams"], options["temperature"])
+        stream = sys.stdout.isatty() and single and beams == 1
+    live = single and stream
     lead = not answers(model)  # else it goes on from the prompt
     if live:
         click.echo(texts[0] if lead else "", nl=False)
@@ -132,7 +157,8 @@ def fill(path: str, text: str | None, top: int, language: str | None, as_json: b
     import stemma
 
     texts = piped((text,) if text is not None else (), "a TEXT")
-    found = stemma.fill(load(path, device, dtype), texts[0], top=top, language=language)
+    model = load(path, device, dtype)
+    found = stemma.fill(model, texts[0], top=top, language=language)
     if as_json:
         guesses = [[{"text": g.text, "id": g.id, "p": g.probability} for g in row] for row in found.guesses]
         emit({"text": found.text, "guesses": guesses, "spans": found.spans})
@@ -141,10 +167,11 @@ def fill(path: str, text: str | None, top: int, language: str | None, as_json: b
     out.print(Text(found.text, style="bold"))
     for row in found.guesses:
         out.print()
-        wide = max(len(g.text) for g in row)
-        for g in row:
+        said = [g.text if g.text.strip() else model.tokenizer.tokens([g.id])[0] for g in row]  # of a blank, its piece
+        wide = max(map(len, said))
+        for text, g in zip(said, row, strict=True):
             bar = "#" * round(g.probability * 40)
-            out.print(Text(f"  {g.text:<{wide}}  {g.probability:6.1%}  ") + Text(bar, style="cyan"))
+            out.print(Text(f"  {text:<{wide}}  {g.probability:6.1%}  ") + Text(bar, style="cyan"))
     for n, span in enumerate(found.spans):
         out.print(Text(f"  mask {n + 1}: ", style="dim") + Text(span.strip() or "(nothing)"))
 

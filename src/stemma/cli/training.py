@@ -50,6 +50,11 @@ def tell(run: Any) -> int:
             unigram, xz = (base.get(f"{n}_bits_per_byte") for n in ("unigram", "xz"))
             beside = f" (unigram {unigram:.3f}, xz {xz:.3f})" if key == "bits_per_byte" and unigram and xz else ""
             out.print(f"held-out text: {val[key]:.3f} {words}{beside}")
+    if "replaced_right" in val:
+        out.print(
+            f"held-out text: {val['replaced_right']:.1%} of tokens told right, {val['replaced_share']:.1%} replaced, "
+            f"{val['bits_per_target']:.3f} bits a token"
+        )
     out.print(f"model: {run.directory / 'model'}", soft_wrap=True)
     return 0
 
@@ -58,9 +63,7 @@ def tell(run: Any) -> int:
 @click.argument("name", required=False, shell_complete=complete_names)
 @click.option(
     "--data",
-    default="builtin:docs",
-    show_default=True,
-    help="File, folder, glob, .jsonl, .parquet, hf://..., builtin:NAME.",
+    help="File, folder, glob, .jsonl, .parquet, hf://..., builtin:NAME.  [default: the built-in text that suits NAME]",
 )
 @click.option(
     "--budget", default="5m", show_default=True, help="A time (45s, 1h30m), or 20M tokens, 1e15 flops, 50 steps."
@@ -72,10 +75,11 @@ def tell(run: Any) -> int:
 @click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
 @click.option("--resume", type=click.Path(), metavar="RUN", help="Go on with this run; takes no other setting.")
 @click.option("--tokenizer", type=click.Path(), metavar="DIR", help="Use this tokenizer and train none.")
+@click.option("--from", "start", metavar="RUN", help="Begin with the weights of a run, a folder or a hub id.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def pretrain(
     name: str | None,
-    data: str,
+    data: str | None,
     budget: str,
     out: str | None,
     seed: int,
@@ -84,15 +88,16 @@ def pretrain(
     config: str | None,
     resume: str | None,
     tokenizer: str | None,
+    start: str | None,
     quiet: bool,
 ) -> int:
-    """Train a family from nothing on text, and leave a complete run in a directory.
+    """Train a family on text, from nothing or from weights, and leave a complete run in a directory.
 
     The run holds the resolved plan, the tokenizer, metrics of every step, checkpoints, a summary and, in `model`, the
     model in its publisher's layout. Ctrl-C finishes the step at hand and writes a checkpoint.
     """
     if resume is not None:
-        clash = given("data", "budget", "out", "seed", "scale", "sets", "config", "tokenizer")
+        clash = given("data", "budget", "out", "seed", "scale", "sets", "config", "tokenizer", "start")
         if name or clash:
             raise UsageError(f"--resume goes on with {resume} as it was planned; leave out everything else")
         return go_on(resume, quiet)
@@ -100,6 +105,8 @@ def pretrain(
     for option, path in (("data", "data"), ("seed", "seed"), ("scale", "scale"), ("budget", "train.budget")):
         if given(option):
             changes.pop(path, None)  # what is typed wins over the file
+    if start is not None:
+        changes["train.start"] = start
     out = out or f"runs/{name}-{changes.get('scale', scale)}-{changes.get('seed', seed)}"
     from stemma.train import pretrain as train
 
@@ -241,11 +248,11 @@ def data_show(source: str, name: str, rows: int, sets: tuple[str, ...], seed: in
         return
     out = console()
     out.print(f"{plan.name}: {plan.objective}, {plan.context} tokens a row", style="bold")
-    out.print(_legend(plan.arch.structure))
+    out.print(_legend(plan.arch.structure, plan.nets))
     for number, example in enumerate(examples, 1):
         out.print()
         out.print(f"row {number}", style="dim")
-        for line in _row_lines(example, tokenizer, plan.arch.structure):
+        for line in _row_lines(example, tokenizer, plan.arch.structure, _pairing(plan.objective)):
             out.print(line)
 
 
@@ -263,21 +270,25 @@ def _opened(source: str, name: str, sets: tuple[str, ...], seed: int) -> tuple[A
 
     changes = {"dims.vocab": "2000"} | overrides(sets)
     plan = resolve(name, data=source, seed=seed, overrides=changes)
-    texts: list[str] = []
+    texts: list[dict[str, str]] = []
+    size = 0
     for document in read(source).documents():
-        texts.append(document.text[:SAMPLE])
-        if sum(map(len, texts)) >= SAMPLE:
+        texts.append({"text": document.text[:SAMPLE]})
+        texts[-1] |= {"lang": document.language} if document.language else {}
+        texts[-1] |= {"group": document.group} if document.group else {}
+        size += len(texts[-1]["text"])
+        if size >= SAMPLE:
             break
     with tempfile.TemporaryDirectory(prefix="stemma-show-") as folder:
         part = Path(folder, "text.jsonl")
-        part.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        part.write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
         plan = dataclasses.replace(plan, data=str(part))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a short text gives a small vocabulary; here that is no news
             store, tokenizer = runs.prepare(plan, Path(folder, "run"), None, True, share=False)
         view = store.split(plan.train.val_fraction, plan.seed)[0]
         kept = Kept(view)
-    return runs.fitted(plan, tokenizer), tokenizer, kept
+    return runs.fitted(plan, tokenizer, kept.languages), tokenizer, kept
 
 
 class Kept:
@@ -286,6 +297,9 @@ class Kept:
     def __init__(self, view: Any) -> None:
         self.documents = [view[i].copy() for i in range(len(view))]
         self.starts = [view.sentences(i).copy() for i in range(len(view))]
+        self.texts = [view.text(i) for i in range(len(view))]
+        self.languages, self.parts = view.languages, view.parts
+        self.language_ids, self.groups, self.part_ids = view.language_ids, view.groups, view.part_ids
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -296,41 +310,77 @@ class Kept:
     def sentences(self, i: int) -> Any:
         return self.starts[i]
 
+    def text(self, i: int) -> str:
+        return self.texts[i]
+
 
 def _plain_row(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     from stemma.nn.model import IGNORED
 
+    if example["input_ids"].ndim == 2:
+        return {"pairs": _pairs(example, tokenizer)}
     row: dict[str, Any] = {"tokens": tokenizer.tokens(example["input_ids"])}
-    row["targets"] = [None if t == IGNORED else tokenizer.tokens([t])[0] for t in example["labels"]]
+    if "labels" in example:
+        row["targets"] = [None if t == IGNORED else tokenizer.tokens([t])[0] for t in example["labels"]]
+    if "memory_ids" in example:
+        row["memory"] = tokenizer.tokens(example["memory_ids"][example["memory_mask"] == 1])
+    row |= {key: int(example[key]) for key in ("backward", "prefix") if key in example}
+    if "mode" in example:
+        row["attention"] = MODES[int(example["mode"])]
     if "decoder_input_ids" in example:
         row["decoder_tokens"] = tokenizer.tokens(example["decoder_input_ids"])
-    for key in ("documents", "token_type_ids", "decoder_documents"):
+    for key in ("documents", "token_type_ids", "decoder_documents", "order"):
         if key in example:
             row[key] = [int(n) for n in example[key]]
     return row | ({"pair_label": int(example["pair_labels"])} if "pair_labels" in example else {})
 
 
-def _legend(structure: str) -> Text:
+def _pairing(goal: Any) -> str | None:
+    """How the pairs of an objective are labelled, if it has named pairs."""
+    pairs = getattr(goal, "pairs", None)
+    return pairs if isinstance(pairs, str) else None
+
+
+def _pairs(example: dict[str, Any], tokenizer: Any) -> list[tuple[list[str], list[str]]]:
+    """The texts of a group, first with second."""
+    texts = zip(example["input_ids"], example["attention_mask"], strict=True)
+    read = [tokenizer.tokens(ids[mask == 1]) for ids, mask in texts]
+    half = len(read) // 2
+    return list(zip(read[:half], read[half:], strict=True))
+
+
+def _legend(structure: str, nets: Any = ()) -> Text:
     from rich.text import Text
 
     border = Text("  ") + Text("‖", style="bold red") + Text(" a document's border")
     if structure == "encoder":
-        return Text("read→said", style=TARGET) + Text(": what stands there, and what the model must say") + border
+        who = next((net.role for net in nets if net.learns), "model")
+        return Text("read→said", style=TARGET) + Text(f": what stands there, and what the {who} must say") + border
     if structure == "decoder":
-        return Text("predicted", style=TARGET) + Text(" from all before it  ") + Text("only read", style="dim") + border
+        return (
+            Text("predicted", style=TARGET) + Text(" from what it may see  ") + Text("only read", style="dim") + border
+        )
     return Text("said", style=TARGET) + Text(" by the decoder, from the row above it") + border
 
 
 TARGET = "bold green"
+MODES = ("full", "prefix", "causal", "reverse")  # of `attention`, as rows number them
 
 
-def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str) -> list[Text]:
-    """A row as coloured text; of an encoder-decoder, its input and then its targets."""
+SECOND = {"next": ("the text that follows", "a random text"), "order": ("as in the text", "swapped")}
+
+
+def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str, pairs: str | None = None) -> list[Text]:
+    """A row as coloured text; of an encoder-decoder, its input and then its targets. `pairs`: what a pair's label
+    says."""
     from rich.text import Text
 
     from stemma.nn.model import IGNORED
 
-    read, labels = tokenizer.tokens(example["input_ids"]), example["labels"]
+    if example["input_ids"].ndim == 2:
+        mark = Text(" belongs with ", style=TARGET)
+        return [Text(" ".join(a)) + mark + Text(" ".join(b)) for a, b in _pairs(example, tokenizer)]
+    read, labels = tokenizer.tokens(example["input_ids"]), example.get("labels", [IGNORED] * len(example["input_ids"]))
 
     def line(pieces: list[tuple[str, str]], documents: Any) -> Text:
         text = Text()
@@ -345,19 +395,50 @@ def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str) -> list[
         return text + Text(f"(+{rest + 1} padding)", style="dim") if rest else text
 
     documents = example.get("documents")
+    if documents is None and "attention_mask" in example:
+        documents = example["attention_mask"] - 1
     if structure == "encoder":
-        pairs = zip(read, labels, strict=True)
-        pieces = [(r, "") if t == IGNORED else (f"{r}→{tokenizer.tokens([t])[0]}", TARGET) for r, t in pairs]
+        both = zip(read, labels, strict=True)
+        pieces = [(r, "") if t == IGNORED else (f"{r}→{tokenizer.tokens([t])[0]}", TARGET) for r, t in both]
+        if "order" in example:  # targets stand as they are, hidden by the order
+            ranked = zip(read, labels, example["order"], strict=True)
+            pieces = [(r, "") if t == IGNORED else (f"{r}#{n}", TARGET) for r, t, n in ranked]
         lines = [line(pieces, documents)]
-        if "pair_labels" in example:
-            follows = "a random text" if int(example["pair_labels"]) else "the text that follows"
-            lines.append(Text(f"second segment: {follows}", style=TARGET))
+        if "order" in example:
+            lines += _order_lines(example, tokenizer)
+        if "mode" in example:
+            lines.append(Text(f"attention: {MODES[int(example['mode'])]}", style="dim"))
+        if "pair_labels" in example and MODES[int(example.get("mode", 0))] == "full":
+            what = "order of the segments" if pairs == "order" else "second segment"
+            says = SECOND["order" if pairs == "order" else "next"][int(example["pair_labels"])]
+            lines.append(Text(f"{what}: {says}", style=TARGET))
         return lines
     if structure == "decoder":
-        aims = [False] + [t != IGNORED for t in labels[:-1]]
-        return [line([(r, TARGET if aim else "dim") for r, aim in zip(read, aims, strict=True)], documents)]
-    said = [(tokenizer.tokens([t])[0], TARGET) for t in labels if t != IGNORED]
-    return [line([(r, "yellow" if r.startswith("<extra_id_") else "") for r in read], documents), line(said, None)]
+        ids = example["input_ids"]
+        told = [False, *(labels[:-1] == ids[1:])]  # what stands here was said one place before
+        apart = [*((labels[:-1] != IGNORED) & (labels[:-1] != ids[1:])), False]  # what is said here stands nowhere
+        pieces = [
+            (f"{r}→{tokenizer.tokens([t])[0]}" if odd else r, TARGET if said or odd else "dim")
+            for r, said, odd, t in zip(read, told, apart, labels, strict=True)
+        ]
+        return [line(pieces, documents)]
+    there = labels != IGNORED
+    said = [(tokenizer.tokens([t])[0], TARGET) for t in labels[there]]
+    marked = tokenizer.special_ids
+    pieces = [(r, "yellow" if int(t) in marked else "") for r, t in zip(read, example["input_ids"], strict=True)]
+    return [line(pieces, documents), line(said, example["decoder_documents"][there])]
+
+
+def _order_lines(example: dict[str, Any], tokenizer: Any) -> list[Text]:
+    """What stands before a row whose targets have an order, and which way it runs."""
+    from rich.text import Text
+
+    memory = tokenizer.tokens(example["memory_ids"][example["memory_mask"] == 1])
+    way = "the row and its memory run backwards" if int(example["backward"]) else "the row runs forward"
+    lines = [Text("token#n: said at n, from tokens with smaller numbers and all that have none", style="dim")]
+    if memory:
+        lines.append(Text("memory: " + " ".join(memory), style="dim"))
+    return [*lines, Text(way, style="dim")]
 
 
 # ---------------------------------------------------------------- report

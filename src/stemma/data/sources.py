@@ -3,16 +3,24 @@
 | spec | documents |
 |---|---|
 | `builtin:docs`, `builtin:code`, `builtin:bible` | see `stemma.data.builtin` |
+| `builtin:parallel`, `builtin:parallel:de-en` | verses in seven languages, or in these: `stemma.data.parallel` |
 | `notes.txt`, `notes.md.gz`, any text file | by the rule below |
 | `folder/` | every text file in it and below, sorted by path; hidden files are passed over, binary ones counted |
 | `texts/*.txt` | a glob, sorted |
 | `rows.jsonl`, `rows.jsonl.gz` | one a line, field `text` |
 | `rows.parquet` | one a row, column `text` |
 | `hf://org/name/config:split` | streamed by `datasets`, column `text`; without config, the only one; split `train` |
+| `texts/{lang}/*.txt`, `{lang}/{group}.md` | a glob; the language stands for `{lang}`, the group for `{group}` |
+| `talks.en|talks.de` | files of as many lines, line by line translations of each other, each named for its language |
 | `a,b` or `a+b` | a's documents, then b's |
+| `a@0.7,b@0.3` | both, drawn with these weights in training |
 
-Options follow a `#`: `rows.jsonl#field=body`, `poems.txt#split=paragraph`, `rows.parquet#field=body`, and
-`crawl/#clean=exact:gopher`, steps of `stemma.data.cleaning` by name, applied to this source alone.
+Options follow a `#`: `rows.jsonl#field=body`, `poems.txt#split=paragraph`, `rows.parquet#field=body`; `lang=de` says
+the language of all documents, `epochs=4` how often they may be read in training: `a.txt@0.7#epochs=4,b.txt@0.3`;
+`crawl/#clean=exact:gopher` applies steps of `stemma.data.cleaning` by name to this source alone.
+
+Documents have a language and a group where the source says so (a row of JSON by its fields `lang` and `group`).
+Those of a group are translations of each other, and never divided between training and held-out text.
 
 Rule for a text file: one document a file, if it is at most 1 MB. A larger file is divided at form feeds and at two or
 more blank lines in a row. `split=file`, `split=paragraph` (at blank lines) or `split=line` overrules this.
@@ -23,35 +31,51 @@ from __future__ import annotations
 
 import glob
 import gzip
+import itertools
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from stemma.data import builtin
+from stemma.data import builtin, parallel
 from stemma.errors import DataError, ResourceError, UsageError, did_you_mean
 
 LARGE = 1_000_000  # bytes above which a text file is divided
 SPLITS = ("file", "paragraph", "line")
-OPTIONS = ("field", "split", "clean")
+OPTIONS = ("field", "split", "lang", "epochs", "clean")
 
 
 class Document(NamedTuple):
-    """A text and a name that a person can find it by: `file:line`, `docs:module.function`."""
+    """A text and a name that a person can find it by: `file:line`, `docs:module.function`. `language`: its code, as far
+    as the source says; `group`: what it shares with its translations; `part`: which of the sources of a mixture it is
+    from."""
 
     text: str
     name: str
+    language: str = ""
+    group: str = ""
+    part: int = 0
+
+
+class Part(NamedTuple):
+    """A source of a mixture: how often it is drawn (None: as its documents are many), and how often it may be read."""
+
+    name: str
+    weight: float | None = None
+    epochs: float | None = None
 
 
 @dataclass
 class Source:
     """Text to be walked, again and again, always in the same order. `licence` is None where nobody said.
 
-    `notes` holds, after a walk, sentences on what was passed over (binary files in a folder). `paths` are the files
-    that the text is read from, None where only reading can tell whether it changed; `facts` what else it depends on."""
+    `notes` holds, after a walk, sentences on what was passed over (binary files in a folder); `parts` are the sources
+    of a mixture with weights or limits. `paths` are the files that the text is read from, None where only reading can
+    tell whether it changed; `facts` what else it depends on."""
 
     name: str
     walk: Callable[[list[str]], Iterator[Document]]
@@ -59,6 +83,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     paths: tuple[Path, ...] | None = None
     facts: str = ""
+    parts: tuple[Part, ...] = ()
 
     def documents(self) -> Iterator[Document]:
         """The documents in order, none of them blank. Raises DataError if there is none, or a file is not text."""
@@ -84,26 +109,33 @@ def read(spec: str, *, split: str | None = None, field: str | None = None) -> So
     if not spec.strip():
         raise UsageError("the data is an empty name; give a file, a folder or builtin:docs")
     parts = _parts(spec)
-    if len(parts) > 1:
-        inner = [read(part, split=split, field=field) for part in parts]
+    mixed = [_weighed(part) for part in parts]
+    if len(parts) > 1 or any(part.weight is not None or part.epochs is not None for part in mixed):
+        inner = [read(part.name, split=split, field=field) for part in mixed]
+        weighed = [part.weight is not None for part in mixed]
+        if any(weighed) and not all(weighed):
+            raise UsageError(f"{spec!r} gives a weight to some of its sources only; give one to each, or to none")
+
+        declared = any(weighed) or any(part.epochs is not None for part in mixed)
 
         def walk(notes: list[str]) -> Iterator[Document]:
-            for source in inner:
-                yield from source.documents()
+            for i, source in enumerate(inner):
+                for document in source.documents():
+                    yield document._replace(part=i) if declared else document
                 notes.extend(source.notes)
 
         known = list(dict.fromkeys(s.licence for s in inner if s.licence))
         whole = len([s for s in inner if s.licence]) == len(inner)
         licence = "; ".join(known) if whole and known else None
-        return Source(spec, walk, licence, **together(inner))
+        return Source(spec, walk, licence, parts=tuple(mixed) if declared else (), **together(inner))
     name, options = _options(spec)
     if "clean" in options:
         from stemma.data import cleaning
 
-        rest = "&".join(f"{key}={value}" for key, value in options.items() if key != "clean")
-        inner_spec = f"{name}#{rest}" if rest else name
         steps = cleaning.parse(options["clean"].replace(":", ","))
-        return cleaning.cleaned(read(inner_spec, split=split, field=field), steps)
+        return cleaning.cleaned(read(_without(spec, "clean"), split=split, field=field), steps)
+    if "lang" in options:
+        return _of_language(read(_without(spec, "lang"), split=split, field=field), spec, options["lang"])
     split, field = options.get("split", split), options.get("field", field)
     if split is not None and split not in SPLITS:
         raise UsageError(f"split is {split!r}; one of {', '.join(SPLITS)} was expected{did_you_mean(split, SPLITS)}")
@@ -112,6 +144,10 @@ def read(spec: str, *, split: str | None = None, field: str | None = None) -> So
         return _builtin(name)
     if name.startswith("hf://"):
         return _hub(name, column)
+    if "|" in name and not os.path.exists(os.path.expanduser(name)):
+        return _aligned(name, spec)
+    if "{lang}" in name and not os.path.exists(os.path.expanduser(name)):
+        return _by_language(name, spec, split, column)
     path = Path(os.path.expanduser(name))
     if path.is_dir():
         return _folder(path, spec, split, column)
@@ -165,8 +201,113 @@ def _options(spec: str) -> tuple[str, dict[str, str]]:
     return name, options
 
 
+def _without(spec: str, *dropped: str) -> str:
+    """A spec less some of its options."""
+    name, options = _options(spec)
+    rest = "&".join(f"{key}={value}" for key, value in options.items() if key not in dropped)
+    return f"{name}#{rest}" if rest else name
+
+
+def _number(text: str, what: str, spec: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise UsageError(f"{what} in {spec!r} is {text!r}; a positive number was expected")
+    return number
+
+
+def _weighed(spec: str) -> Part:
+    """A source of a mixture: its spec, and its weight and limit where they are given."""
+    name, options = _options(spec)
+    weight = None
+    stem, mark, tail = name.rpartition("@")
+    if mark and stem and re.fullmatch(r"[-+0-9.eE]+", tail) and not os.path.exists(os.path.expanduser(name)):
+        weight = _number(tail, "the weight", spec)
+        rest = "&".join(f"{key}={value}" for key, value in options.items())
+        spec = f"{stem}#{rest}" if rest else stem
+    epochs = _number(options["epochs"], "epochs", spec) if "epochs" in options else None
+    return Part(_without(spec, "epochs") if epochs is not None else spec, weight, epochs)
+
+
+# ---------------------------------------------------------------- languages
+
+
+def _of_language(inner: Source, spec: str, language: str) -> Source:
+    """A source all of whose documents are in one language."""
+    if not language:
+        raise UsageError(f"{spec!r} names no language after lang=")
+
+    def walk(notes: list[str]) -> Iterator[Document]:
+        for document in inner.documents():
+            yield document._replace(language=language)
+        notes.extend(inner.notes)
+
+    return Source(spec, walk, inner.licence, paths=inner.paths, facts=inner.facts)
+
+
+def _by_language(name: str, spec: str, split: str | None, column: str) -> Source:
+    """The files of a glob in which `{lang}`, and `{group}` where it stands, are parts of their names."""
+    name = os.path.expanduser(name)
+    pattern = ""
+    known: set[str] = set()
+    for piece in re.split(r"(\{lang\}|\{group\}|\*\*/?|\*|\?)", name):
+        if piece in ("{lang}", "{group}"):
+            pattern += f"(?P={piece[1:-1]})" if piece in known else f"(?P<{piece[1:-1]}>[^/]+)"
+            known.add(piece)
+        else:
+            pattern += {"*": "[^/]*", "?": "[^/]", "**": ".*", "**/": "(?:.*/)?"}.get(piece, re.escape(piece))
+    wild = name.replace("{lang}", "*").replace("{group}", "*")
+    found = []
+    for path in sorted(glob.glob(wild, recursive=True)):
+        if Path(path).is_file() and (fits := re.fullmatch(pattern, Path(path).as_posix())):
+            found.append((Path(path), fits["lang"], fits["group"] if "{group}" in known else ""))
+    if not found:
+        raise DataError(f"no file matches {name}")
+
+    def walk(notes: list[str]) -> Iterator[Document]:
+        for path, language, group in found:
+            for number, document in enumerate(_several([path], split, column, notes)):
+                mine = f"{group}:{number}" if group else document.group
+                yield document._replace(language=document.language or language, group=mine)
+
+    paths = tuple(path for path, _, _ in found)
+    return Source(spec, walk, paths=paths, facts=f"{split} {column}")
+
+
+def _aligned(name: str, spec: str) -> Source:
+    """Files line by line translations of each other; a blank line has none."""
+    paths = [Path(os.path.expanduser(piece.strip())) for piece in name.split("|")]
+    languages = [path.name.lower().removesuffix(".gz").rpartition(".")[2] for path in paths]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise DataError(f"there is no file {missing[0]}, which {spec} names")
+    if any("." not in path.name for path in paths) or len(set(languages)) < len(paths):
+        raise UsageError(f"the files of {spec} must end with different languages, as in talks.en|talks.de")
+
+    def walk(notes: list[str]) -> Iterator[Document]:
+        rows = itertools.zip_longest(*(_lines(path) for path in paths))
+        for number, row in enumerate(rows, 1):
+            if None in row:
+                short = paths[row.index(None)]
+                raise DataError(f"{spec}: {short} ends before line {number}, and another file goes on")
+            for path, language, line in zip(paths, languages, row, strict=True):
+                if not line.isspace():
+                    yield Document(line.strip(), f"{path}:{number}", language, f"{paths[0]}:{number}")
+
+    return Source(spec, walk, paths=tuple(paths))
+
+
 def _builtin(spec: str) -> Source:
     name = spec.partition(":")[2]
+    if name.partition(":")[0] == "parallel":
+        languages = parallel.chosen(spec)
+
+        def verses(notes: list[str]) -> Iterator[Document]:
+            for verse, language, text in parallel.rows(languages):
+                yield Document(text, f"parallel:{language} {verse}", language, verse)
+
+        return Source(spec, verses, parallel.LICENCE, paths=(), facts=builtin.stamp("parallel"))
     if name not in builtin.NAMES:
         known = [f"builtin:{n}" for n in builtin.NAMES]
         raise UsageError(f"unknown {spec}{did_you_mean(spec, known)} (known: {', '.join(known)})")
@@ -292,7 +433,16 @@ def _jsonl(path: Path, column: str) -> Iterator[Document]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{number} is not JSON: {error.msg} at column {error.colno}") from error
-        yield Document(_value(row, column, f"{path}:{number}"), f"{path}:{number}")
+        where = f"{path}:{number}"
+        yield Document(_value(row, column, where), where, _label(row, "lang"), _label(row, "group"))
+
+
+def _label(row: Any, key: str) -> str:
+    """The language or the group of a row, where it has one."""
+    found = row.get(key)
+    if found is None or isinstance(found, dict | list | bool | float):
+        return ""  # a field of that name that means something else
+    return str(found)
 
 
 def _value(row: Any, column: str, where: str) -> str:
@@ -396,7 +546,9 @@ def _hub(spec: str, column: str) -> Source:
         try:
             rows = datasets.load_dataset(repo, config, split=part, streaming=True)
             for number, row in enumerate(rows, 1):
-                yield Document(_value(dict(row), column, f"{repo}:{number}"), f"{repo}:{number}")
+                where = f"{repo}:{number}"
+                held = dict(row)
+                yield Document(_value(held, column, where), where, _label(held, "lang"), _label(held, "group"))
         except (OSError, ValueError) as error:
             raise ResourceError(f"cannot stream {spec}: {str(error).splitlines()[0]}") from error
 

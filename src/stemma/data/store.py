@@ -11,6 +11,11 @@ little-endian order:
     hashes.bin     uint64[n]: a hash of each document's text
     names.bin      the documents' names, UTF-8; labels.bin int64[n+1]: where each begins
 
+and, where the source says any of it (`meta.json` has the languages by number, and the parts of a mixture),
+
+    languages.bin  uint16[n]: each document's language; groups.bin int64[n]: its group, -1 for none
+    parts.bin      uint16[n]: which source of a mixture it is from
+
 A new version is written beside the old one and takes its place by the replacement of `meta.json` alone, so a build that
 is killed leaves what was there. What it had tokenised waits in `.shards` and is used by the next build (`shards.py`).
 `source.json` says of which files, as they then were, the store was made, so that they need not be read again to know
@@ -37,7 +42,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stemma.data import random, shards, stamps
-from stemma.data.sources import Document, Source, read
+from stemma.data.sources import Document, Part, Source, read
 from stemma.errors import CheckpointError, DataError
 from stemma.text import files
 
@@ -81,7 +86,7 @@ def pieces(documents: Iterable[Document]) -> Iterator[Document]:
         yield second
         yield from rows
         return
-    whole, name = first
+    whole, name = first.text, first.name
     stem, _, line = name.rpartition(":")
     base, number = (stem, int(line)) if stem and line.isdigit() else (name, 1)
     for cut in (r"\n[^\S\n]*(?:\n[^\S\n]*)+", r"\n"):
@@ -93,7 +98,7 @@ def pieces(documents: Iterable[Document]) -> Iterator[Document]:
             for a, part in parts:
                 line_of += whole.count("\n", last, a)
                 last = a
-                yield Document(part, f"{base}:{line_of}")
+                yield first._replace(text=part, name=f"{base}:{line_of}", group="")
             return
     yield first
 
@@ -121,15 +126,41 @@ def held_out(hashes: npt.NDArray[np.uint64], fraction: float, seed: int) -> npt.
     return out[where]
 
 
+def bound(hashes: npt.NDArray[np.uint64], groups: Sequence[Any]) -> npt.NDArray[np.uint64]:
+    """uint64[n]: the hashes of documents with those that must not be divided made equal: documents of a group, and the
+    same text in several groups. `groups`: one a document; "" or -1 for none. Each takes the smallest hash of those
+    that it is bound to."""
+    root = list(range(len(hashes)))
+
+    def find(i: int) -> int:
+        while root[i] != i:
+            root[i] = root[root[i]]
+            i = root[i]
+        return i
+
+    first: dict[Any, int] = {}
+    for i, (text, group) in enumerate(zip(hashes.tolist(), groups, strict=True)):
+        keys = [("text", text)] if group in ("", -1) else [("text", text), ("group", group)]
+        for key in keys:
+            a, b = find(first.setdefault(key, i)), find(i)
+            if a != b:
+                low, high = (a, b) if hashes[a] <= hashes[b] else (b, a)
+                root[high] = low
+    return hashes[[find(i) for i in range(len(hashes))]] if len(hashes) else hashes
+
+
 def training_texts(source: Source | str, val_fraction: float = 0.05, seed: int = 0) -> Iterator[str]:
     """The texts that `Store.split(val_fraction, seed)` will give for training, before there is a store: what a
     tokenizer may be trained on. Walks the source twice. Raises DataError."""
     source = read(source) if isinstance(source, str) else source
-    hashes = np.array([content_hash(text) for text, _ in pieces(source.documents())], dtype=np.uint64)
+    seen = [(content_hash(document.text), document.group) for document in pieces(source.documents())]
+    hashes = np.array([text for text, _ in seen], dtype=np.uint64)
+    if any(group for _, group in seen):
+        hashes = bound(hashes, [group for _, group in seen])
     out = held_out(hashes, val_fraction, seed)
-    for (text, _), away in zip(pieces(source.documents()), out, strict=True):
+    for document, away in zip(pieces(source.documents()), out, strict=True):
         if not away:
-            yield text
+            yield document.text
 
 
 class View:
@@ -173,6 +204,54 @@ class View:
     def text(self, i: int) -> str:
         """The text of document i."""
         return self._store._part("text", "bytes", self._at(i)).decode("utf-8")
+
+    def language(self, i: int) -> str:
+        """The language of document i; "" where nobody said."""
+        return self._store.languages[self.language_ids[i]]
+
+    def translations(self, i: int) -> list[int]:
+        """The documents of this view that are in document i's group, without itself, in order."""
+        group = int(self.groups[i])
+        return [j for j in self._members.get(group, []) if j != i]
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages of the whole store by number, in the order of the text."""
+        return self._store.languages
+
+    @cached_property
+    def language_ids(self) -> npt.NDArray[np.int64]:
+        """int64[documents]: the number of each one's language."""
+        return self._labels("languages", 0)
+
+    @cached_property
+    def groups(self) -> npt.NDArray[np.int64]:
+        """int64[documents]: the number of each one's group, -1 for none."""
+        return self._labels("groups", -1)
+
+    @cached_property
+    def part_ids(self) -> npt.NDArray[np.int64]:
+        """int64[documents]: which source of a mixture each is from."""
+        return self._labels("parts", 0)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The sources of a mixture that was declared with weights or limits."""
+        return self._store.declared
+
+    def _labels(self, name: str, missing: int) -> npt.NDArray[np.int64]:
+        held = self._store._arrays.get(name)
+        if held is None:
+            return np.full(len(self), missing, dtype=np.int64)
+        return np.asarray(held, dtype=np.int64)[self.indices]
+
+    @cached_property
+    def _members(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for j, group in enumerate(self.groups.tolist()):
+            if group >= 0:
+                found.setdefault(group, []).append(j)
+        return found
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -223,7 +302,13 @@ class Store(View):
                 raise CheckpointError(f"the token store {directory} is damaged: {path.name} {found}; delete the folder")
             kind = np.dtype(entry["dtype"])
             self._arrays[name] = np.memmap(path, dtype=kind, mode="r") if size else np.empty(0, dtype=kind)
+        self._known = tuple(str(name) for name in meta.get("languages", [""]))
+        self.declared = tuple(Part(*part) for part in meta.get("parts", []))
         super().__init__(self, np.arange(int(meta["documents"]), dtype=np.int64))
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return self._known
 
     @classmethod
     def open(cls, directory: str | Path) -> Store:
@@ -283,7 +368,7 @@ class Store(View):
             with files.disk(directory):
                 scratch.mkdir()
                 parts.mkdir(exist_ok=True)
-            writer = _Writer(scratch, tokenizer)
+            writer = _Writer(scratch, tokenizer, source.parts)
             digest = writer.spool(source)
             stamps.keep(directory, stamp, source, tokenizer, digest)
             if (store := cls._same(directory, digest)) is not None:
@@ -328,8 +413,12 @@ class Store(View):
                 )
 
     def split(self, val_fraction: float = 0.05, seed: int = 0) -> tuple[View, View]:
-        """(training, held-out) documents; see `held_out` for how it is decided. Raises DataError."""
-        out = held_out(np.asarray(self._arrays["hashes"], dtype=np.uint64), val_fraction, seed)
+        """(training, held-out) documents; see `held_out` for how it is decided. Translations of each other stay on one
+        side. Raises DataError."""
+        hashes = np.asarray(self._arrays["hashes"], dtype=np.uint64)
+        if "groups" in self._arrays:
+            hashes = bound(hashes, np.asarray(self._arrays["groups"]).tolist())
+        out = held_out(hashes, val_fraction, seed)
         return View(self, np.flatnonzero(~out)), View(self, np.flatnonzero(out))
 
     def _tokens(self, i: int) -> npt.NDArray[np.int64]:
@@ -359,11 +448,12 @@ def _tidy(directory: Path, alone: bool, version: str | None = None) -> None:
 class _Writer:
     """Writes the files of a version into `folder`: first the text, hashing it, then the tokens."""
 
-    def __init__(self, folder: Path, tokenizer: Encoder) -> None:
-        self.folder, self.tokenizer = folder, tokenizer
+    def __init__(self, folder: Path, tokenizer: Encoder, parts: Sequence[Part]) -> None:
+        self.folder, self.tokenizer, self.parts = folder, tokenizer, parts
         self.sizes: list[int] = []
         self.names: list[str] = []
         self.hashes: list[int] = []
+        self.labels: list[tuple[str, str, int]] = []  # language, group, part
 
     def spool(self, source: Source) -> str:
         """Write all text to a file; the fingerprint of tokenizer and text."""
@@ -371,14 +461,17 @@ class _Writer:
         with files.disk(self.folder.parent):
             out = open(self.folder / "spool", "wb")  # noqa: SIM115
         try:
-            for text, name in pieces(source.documents()):
+            for document in pieces(source.documents()):
+                text, name = document.text, document.name
                 try:
                     raw = text.encode("utf-8")
                 except UnicodeEncodeError as error:
                     raise DataError(
                         f"{name} has a character that is not text (U+{ord(text[error.start]):04X})"
                     ) from error
-                for part in (raw, name.encode("utf-8", "replace")):
+                label = document[2:]
+                said = [repr(label).encode("utf-8", "replace")] if any(label) else []
+                for part in (raw, name.encode("utf-8", "replace"), *said):
                     digest.update(len(part).to_bytes(8, "little"))
                     digest.update(part)
                 with files.disk(self.folder.parent):
@@ -386,6 +479,9 @@ class _Writer:
                 self.sizes.append(len(raw))
                 self.names.append(name)
                 self.hashes.append(content_hash(text))
+                self.labels.append((document.language, document.group, document.part))
+            if self.parts:
+                digest.update(repr([tuple(part) for part in self.parts]).encode("utf-8", "replace"))
             with files.disk(self.folder.parent):
                 out.flush()
         finally:
@@ -399,6 +495,7 @@ class _Writer:
         kinds = {"tokens": "<u2" if small else "<u4", "starts": "<i4", "text": "|u1", "names": "|u1"}
         ends: dict[str, list[int]] = {"tokens": [0], "starts": [0], "text": [0], "names": [0]}
         hashes: list[int] = []
+        kept: list[tuple[str, str, int]] = []
         entries: dict[str, Any] = {}
         with files.disk(self.folder.parent):
             outs = {name: _Out(self.folder / f"{name}.bin", kind) for name, kind in kinds.items()}
@@ -421,6 +518,7 @@ class _Writer:
                             outs[name].add(flat)
                             ends[name] += (ends[name][-1] + np.cumsum(lengths, dtype=np.int64)).tolist()
                         hashes += [self.hashes[i] for i in there]
+                        kept += [self.labels[i] for i in there]
                 if not hashes:
                     raise DataError("the text gives no tokens at all with this tokenizer")
                 for name, values in (
@@ -433,6 +531,7 @@ class _Writer:
                     outs[name].add(values)
                 outs["hashes"] = _Out(self.folder / "hashes.bin", "<u8")
                 outs["hashes"].add(hashes)
+                said = self._label(kept, outs)
             except BaseException:
                 for out in outs.values():
                     out.drop()
@@ -442,7 +541,29 @@ class _Writer:
             (self.folder / "spool").unlink()
         counts = {"documents": len(hashes), "tokens": ends["tokens"][-1], "bytes": ends["text"][-1]}
         vocab = {"vocab": self.tokenizer.vocab_size, "tokenizer": self.tokenizer.fingerprint}
-        return {"format": VERSION, **counts, **vocab, "files": entries}
+        return {"format": VERSION, **counts, **vocab, **said, "files": entries}
+
+    def _label(self, kept: list[tuple[str, str, int]], outs: dict[str, _Out]) -> dict[str, Any]:
+        """Write languages, groups and parts, where there are any; what the meta data says of them."""
+        said: dict[str, Any] = {}
+        columns = [list(column) for column in zip(*kept, strict=True)]
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(columns[0]))}
+        groups: dict[str, int] = {}
+        for group in columns[1]:
+            if group:
+                groups.setdefault(group, len(groups))
+        if set(numbers) != {""}:
+            said["languages"] = list(numbers)
+            outs["languages"] = _Out(self.folder / "languages.bin", "<u2")
+            outs["languages"].add([numbers[name] for name in columns[0]])
+        if groups:
+            outs["groups"] = _Out(self.folder / "groups.bin", "<i8")
+            outs["groups"].add([groups.get(name, -1) for name in columns[1]])
+        if self.parts:
+            said["parts"] = [list(part) for part in self.parts]
+            outs["parts"] = _Out(self.folder / "parts.bin", "<u2")
+            outs["parts"].add(columns[2])
+        return said
 
 
 class _Out:

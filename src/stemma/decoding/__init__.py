@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from stemma.decoding import beams, blanks
-from stemma.decoding import rules as habits
+from stemma.decoding import beams, blanks, habits, infill
+from stemma.decoding import rules as wanted
 from stemma.decoding.choose import Choice
-from stemma.decoding.rules import Early, Rules
-from stemma.decoding.session import Session, answers, begin, generates, language_of, spoken, written
+from stemma.decoding.habits import Early
+from stemma.decoding.rules import Rules
+from stemma.decoding.session import Session, answers, begin, check_model, generates, language_of, spoken, written
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
 from stemma.nn.parts import Prefix
@@ -43,18 +44,18 @@ def generate(
     *,
     max_new_tokens: int | None = None,
     min_new_tokens: int | None = None,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
     no_repeat_ngram_size: int | None = None,
-    num_beams: int = 1,
+    num_beams: int | None = None,
     length_penalty: float | None = None,
     early_stopping: Early | None = None,
-    forced_bos_token_id: int | None = None,
-    forced_eos_token_id: int | None = None,
-    decoder_start_token_id: int | None = None,
+    forced_bos_token_id: int | str | None = None,
+    forced_eos_token_id: int | str | None = None,
+    decoder_start_token_id: int | str | None = None,
     stop: str | Sequence[str] = (),
     seed: int = 0,
     ignore_eos: bool = False,
@@ -68,20 +69,21 @@ def generate(
     `stream(row, piece)` is called with new text as it comes. `num_beams` above 1 searches instead of drawing. A row's
     result depends on the prompt, the options and `seed`, not on the other rows. Raises UsageError for what cannot be.
 
-    Options that are left out (None) are as the checkpoint's generation_config.json has them: `min_new_tokens` (or its
-    min_length), `no_repeat_ngram_size`, the tokens that begin and end a text (`forced_bos_token_id`,
-    `forced_eos_token_id`; of mBART-50 the first is the language), `decoder_start_token_id`, `length_penalty` and
-    `early_stopping` of beams and, of an encoder-decoder, `max_new_tokens` (elsewhere 32); 0 turns one off. Its
-    num_beams, temperature and the like are not taken over. `ignore_eos`: a text goes on past its end, to the full
-    length.
+    Options that are left out (None) are as the checkpoint's generation_config.json has them, else: greedy
+    (`temperature` 0), nothing penalised, one beam, at most 32 new tokens. What is read there: do_sample with
+    temperature, top_k, top_p and min_p; num_beams, length_penalty and early_stopping; repetition_penalty and
+    no_repeat_ngram_size; min_new_tokens or min_length, max_new_tokens or (of an encoder-decoder) max_length; the tokens
+    that begin and end a text (`forced_bos_token_id`, of mBART-50 the language; `forced_eos_token_id`,
+    `decoder_start_token_id`, eos_token_id); and what never comes (suppress_tokens, begin_suppress_tokens,
+    bad_words_ids). A warning names what is not followed. 0 turns an option off. Tokens may be given by their ids or
+    their names. `ignore_eos`: a text goes on past its end, to the full length.
     """
+    check_model(model)
     if not generates(model):
-        if model.decoder is not None:
+        if model.lm is None:
             raise UsageError("this model has no language-model head, so it cannot continue a text")
         raise UsageError("an encoder cannot continue a text; use stemma.fill (or `stemma fill`) with this model")
-    if not isinstance(num_beams, int) or num_beams < 1:
-        raise UsageError(f"num_beams must be a whole number of at least 1, not {num_beams}")
-    rules = habits.rules(
+    rules = wanted.rules(
         model,
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
@@ -92,7 +94,16 @@ def generate(
     )
     if decoder_start_token_id is not None and model.encoder is None:
         raise UsageError("decoder_start_token_id is for an encoder-decoder; a decoder goes on from its prompt")
-    choice = Choice(temperature, top_k, top_p, min_p, repetition_penalty)
+    choice, width = habits.search(
+        model,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        num_beams=num_beams,
+    )
+    habits.told_unread(model)
     stops = [stop] if isinstance(stop, str) else list(stop)
     if "" in stops:
         raise UsageError("a stop string must not be empty: every text ends with nothing")
@@ -102,24 +113,26 @@ def generate(
     if not rows:
         return []
     encoded = [_encode(model, p) for p in rows]
-    # an end token that the model has no embedding of is never written
-    ends = () if ignore_eos else tuple(i for i in blanks.ends(model) if i < model.dims.vocab)
+    ends = () if ignore_eos else habits.ends(model)
     spoken_here = language_of(model, language)
     with evaluating(model):
-        if num_beams == 1:
+        if width == 1:
             results = _draw(
                 model, encoded, choice, rules, ends, stops, seed, stream, spoken_here, decoder_start_token_id
             )
-        elif temperature > 0 or stream is not None or stops:
-            raise UsageError("beam search (num_beams > 1) goes with neither temperature, stop strings nor streaming")
+        elif choice.temperature > 0 or stream is not None or stops:
+            whose = f"; the checkpoint asks for {width} beams: num_beams=1 does without" if num_beams is None else ""
+            raise UsageError(
+                f"beam search (num_beams > 1) goes with neither temperature, stop strings nor streaming{whose}"
+            )
         else:
             found = beams.search(
                 model,
                 encoded,
-                width=num_beams,
+                width=width,
                 rules=rules,
-                ranking=habits.beams(model, length_penalty, early_stopping),
-                repetition_penalty=repetition_penalty,
+                ranking=wanted.beams(model, length_penalty, early_stopping),
+                repetition_penalty=choice.repetition_penalty,
                 ends=ends,
                 language=spoken_here,
                 start=decoder_start_token_id,
@@ -168,7 +181,7 @@ def _draw(
     seed: int,
     stream: Stream | None,
     language: int | None,
-    start: int | None,
+    start: int | str | None,
 ) -> list[Result]:
     session = begin(model, prompts, rules.length, language, start)
     results = [Result() for _ in prompts]
@@ -285,11 +298,14 @@ def fill(
     """Fill every `[MASK]` of a text (the model's own mask token or `<extra_id_N>` will do as well).
 
     An encoder guesses one token a mask; an encoder-decoder trained on spans, and a decoder trained on blanks (GLM),
-    write any number. `language` as for `generate`. Raises UsageError if there is no mask, or the model can do none of
-    these.
+    write any number, and one trained to infill (Code LLaMA) the middle that one mask stands for. `language` as for
+    `generate`. Raises UsageError if there is no mask, or the model can do none of these.
     """
+    check_model(model)
     if top < 1:
         raise UsageError(f"top must be at least 1, not {top}")
+    if model.lm is None:
+        raise UsageError("this model has no language-model head, so it cannot fill masks")
     if model.tokenizer is None:
         raise UsageError("fill needs a tokenizer, and this model came without one")
     with evaluating(model):
@@ -299,13 +315,15 @@ def fill(
             return _fill_spans(model, text, max_new_tokens)
         if model.arch.structure == "decoder" and blanks.marks(model).blanks:
             return _fill_blanks(model, text, max_new_tokens)
+        if model.arch.structure == "decoder" and infill.marks(model) is not None:
+            return _fill_middle(model, text, max_new_tokens)
     raise UsageError(f"this {model.arch.structure} cannot fill masks; use stemma.generate (or `stemma generate`)")
 
 
 def _fill_masks(model: Model, text: str, top: int, language: int | None) -> Filled:
     tokenizer = model.tokenizer
-    if model.lm is None or tokenizer.mask_id is None:
-        raise UsageError("this model cannot fill masks: it has no language-model head or its tokenizer no mask token")
+    if tokenizer.mask_id is None:
+        raise UsageError("this model's tokenizer has no mask token, so there is nothing to fill")
     ids = tokenizer.encode(_mark(text, MASK, lambda k: tokenizer.tokens([tokenizer.mask_id])[0]), allow_special=True)
     at = [i for i, t in enumerate(ids) if t == tokenizer.mask_id]
     if not at:
@@ -338,7 +356,7 @@ def _fill_spans(model: Model, text: str, max_new_tokens: int) -> Filled:
     asked = [i for i in ids if i in sentinels]
     if not asked:
         raise UsageError(f"the text has no {MASK} to fill")
-    answer = generate(model, [ids], max_new_tokens=max_new_tokens)[0].ids
+    answer = generate(model, [ids], max_new_tokens=max_new_tokens, temperature=0.0, num_beams=1)[0].ids
     ends = model.text.eos_ids
     spans: dict[int, list[int]] = {}
     here: list[int] = []
@@ -360,19 +378,30 @@ def _fill_blanks(model: Model, text: str, max_new_tokens: int) -> Filled:
     tokenizer, known = model.tokenizer, blanks.marks(model)
     if known.start is None:
         raise UsageError("this model's tokenizer does not know the token that begins what fills a blank")
-    ids = tokenizer.encode(_mark(text, MASK, lambda k: tokenizer.tokens([known.blanks[0]])[0]), allow_special=True)
+    ids = blanks.context(model, _mark(text, MASK, lambda k: tokenizer.tokens([known.blanks[0]])[0]), True)
     asked = [i for i in ids if i in known.blanks]
     if not asked:
         raise UsageError(f"the text has no {MASK} to fill")
     prompt, spans = list(ids), []
     for _ in asked:
         prompt.append(known.start)
-        answer = generate(model, [prompt], max_new_tokens=max_new_tokens)[0].ids
-        spans.append([i for i in answer if i not in blanks.ends(model)])
+        answer = generate(model, [prompt], max_new_tokens=max_new_tokens, temperature=0.0, num_beams=1)[0].ids
+        spans.append([i for i in answer if i not in habits.ends(model)])
         prompt += spans[-1]
     rest = iter(spans)
     whole = [i for token in ids for i in (next(rest) if token in known.blanks else [token])]
     return Filled(tokenizer.decode(whole), spans=[tokenizer.decode(s) for s in spans])
+
+
+def _fill_middle(model: Model, text: str, max_new_tokens: int) -> Filled:
+    """The one gap of a text, from what stands before and behind it."""
+    prefix, *rest = text.split(MASK)
+    if len(rest) != 1:
+        raise UsageError(f"this model fills one {MASK} of a text, and the text has {len(rest)}")
+    ends = habits.ends(model)
+    answer = generate(model, [infill.prompt(model, prefix, rest[0])], max_new_tokens=max_new_tokens)[0].ids
+    middle = model.tokenizer.decode_continuation(i for i in answer if i not in ends)
+    return Filled(prefix + middle + rest[0], spans=[middle])
 
 
 def _mark(text: str, mask: str, token: Callable[[int], str]) -> str:

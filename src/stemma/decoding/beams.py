@@ -75,7 +75,7 @@ def search(
     repetition_penalty: float,
     ends: Collection[int],
     language: int | None = None,
-    start: int | None = None,
+    start: int | str | None = None,
 ) -> list[Beam]:
     """The best continuation of each prompt."""
     session = begin(model, prompts, rules.length, language, start)

@@ -48,20 +48,21 @@ def marks(model: Model) -> Marks:
     return Marks(start, blanks, blanks[-1] if len(blanks) > 1 else None)
 
 
-def ends(model: Model) -> tuple[int, ...]:
-    """The ids that end a text, or what fills a blank."""
-    text, known = model.text, model.tokenizer
-    if text is None or text.eos_ids or not text.blanks or known is None or text.eos is None:
-        return () if text is None else text.eos_ids
-    end = known.id(text.eos)
-    return () if end is None else (end,)
+def context(model: Model, text: str, special: bool) -> list[int]:
+    """The ids of what is seen whole: nothing stands around it but the token that begins a text, if there is one.
+    `special`: names of special tokens in the text mean these."""
+    known = model.tokenizer
+    named = model.text.cls if model.text is not None else None
+    first = known.id(named) if named is not None else None
+    ids: list[int] = known.encode(text, add_special=False, allow_special=special)
+    return ids if first is None else [first, *ids]
 
 
 def prompt(model: Model, text: str) -> list[int]:
     """The ids of a text that is to be gone on with, or whose first blank is to be filled."""
     known = marks(model)
     names = any(name in text for name in model.text.blanks) if model.text is not None else False
-    ids: list[int] = model.tokenizer.encode(text, allow_special=names)
+    ids = context(model, text, names)
     if known.start is None or not known.blanks:
         return ids
     blank = [] if any(i in known.blanks for i in ids) else [known.blanks[-1]]

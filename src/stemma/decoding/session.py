@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from stemma.decoding.habits import start_token
 from stemma.decoding.layout import for_decoding
-from stemma.decoding.rules import start_token
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.nn.cache import Cache
 from stemma.nn.memory import MemoryCache, in_windows
@@ -31,7 +32,7 @@ class Session:
         prompts: Sequence[Sequence[int]],
         room: int,
         language: int | None = None,
-        start: int | None = None,
+        start: int | str | None = None,
     ) -> None:
         self.language = language
         self.encoded = model.encoder is not None
@@ -118,9 +119,10 @@ class Session:
         assert stack is not None
         limit = stack.position.limit
         if limit is not None and longest + room > limit:
+            ways = f"max_new_tokens={limit - longest} or a shorter prompt" if limit > longest else "a shorter prompt"
             raise UsageError(
                 f"a prompt of {longest} tokens and max_new_tokens={room} do not fit in this model's {limit} positions; "
-                f"use max_new_tokens={max(limit - longest, 0)} or a shorter prompt"
+                f"use {ways}"
             )
         trained = self.model.dims.context
         if limit is None and longest + room > trained and self.model.arch.structure != "encoder-decoder":
@@ -203,6 +205,13 @@ class Remembering(Session):
         """A memory has no end."""
 
 
+def check_model(model: object) -> None:
+    """Raises UsageError for what is no model: most often the path of one."""
+    if not isinstance(model, Model):
+        hint = f"; stemma.load({str(model)!r}) makes one of a checkpoint" if isinstance(model, str | Path) else ""
+        raise UsageError(f"a model is wanted, not {model!r:.80}{hint}")
+
+
 def generates(model: Model) -> bool:
     """Whether a model can go on from a text."""
     writes = model.decoder is not None or model.arch.streams is not None or isinstance(model.arch.mask, Open)
@@ -210,7 +219,11 @@ def generates(model: Model) -> bool:
 
 
 def begin(
-    model: Model, prompts: Sequence[Sequence[int]], room: int, language: int | None = None, start: int | None = None
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    room: int,
+    language: int | None = None,
+    start: int | str | None = None,
 ) -> Session:
     """A decoding of prompts, of the kind that the model's arch asks for."""
     if model.arch.streams is not None:
@@ -260,7 +273,7 @@ def answers(model: Model) -> bool:
     return model.arch.structure == "encoder-decoder" or isinstance(model.arch.mask, Open)
 
 
-def written(model: Model, prompt: Sequence[int], start: int | None = None) -> list[int]:
+def written(model: Model, prompt: Sequence[int], start: int | str | None = None) -> list[int]:
     """The tokens before the first new one."""
     if model.arch.structure == "encoder-decoder":
         return [start_token(model, start)]

@@ -12,9 +12,10 @@ import pkgutil
 import re
 from pathlib import Path
 
-from stemma.errors import UsageError, did_you_mean
+from stemma.errors import UsageError, did_you_mean, nearest
 from stemma.families.declare import Design, Family
 
+MOST = 8  # names that a message lists
 _added: dict[str, Family] = {}
 
 
@@ -56,8 +57,8 @@ def add(path: str | Path) -> list[Family]:
 
 
 def family(name: str) -> Family:
-    """The family of that name, or of a size of that name; letters' case, spaces, dots and hyphens do not matter where
-    there is no doubt (`"LLaMA-2"`, `"Stable Beluga 2"`). Raises UsageError with the nearest name."""
+    """The family of that name, or of a size of that name or hub id; letters' case, spaces, dots and hyphens do not
+    matter where there is no doubt (`"LLaMA-2"`, `"Stable Beluga 2"`). Raises UsageError with the nearest name."""
     known = tree()
     name = known_as(name)
     if name in known:
@@ -73,6 +74,10 @@ def known_as(name: str) -> str:
     every = [*known, *size_names()]
     if len(alike := [n for n in dict.fromkeys(every) if _plain(n) == _plain(name)]) == 1:
         return alike[0]
+    for f in known.values():
+        for size, row in f.sizes.items():
+            if row.hub is not None and row.hub.lower() == name.lower():
+                return size
     raise _unknown(name)
 
 
@@ -94,9 +99,15 @@ def size_names() -> dict[str, str]:
 
 def _unknown(name: str) -> UsageError:
     known = tree()
+    close = nearest(name, [*known, *size_names()], 1)
     for f in known.values():
-        if name.startswith(f.name + "-"):
+        if name.startswith(f.name + "-") and not (close and _plain(close[0]).startswith(_plain(name))):
             hint = did_you_mean(name, f.names)
-            return UsageError(f"{f.name} has no size {name!r}; it has {', '.join(f.sizes)}{hint}")
-    hint = did_you_mean(name, [*known, *size_names()])
-    return UsageError(f"no family or size is called {name!r}{hint}; `stemma tree` lists them")
+            has = [*f.sizes][:MOST]
+            rest = f" and {len(f.sizes) - MOST} more (`stemma show {f.name}`)" if len(f.sizes) > MOST else ""
+            return UsageError(f"{f.name} has no size {name!r}; it has {', '.join(has)}{rest}{hint}")
+    short = name.rpartition("/")[2].lower()
+    every = [*known, *size_names()]
+    begun = [n for n in every if n.startswith(f"{short}-")][:1] if short not in every else []
+    hint = did_you_mean(short, begun or every)
+    return UsageError(f"no family or size is called {name!r}{hint or '; `stemma tree` lists them'}")

@@ -2,7 +2,7 @@
 
 from stemma.families.bert import bert
 from stemma.families.declare import About, Size
-from stemma.families.goals import NGrams
+from stemma.families.goals import MLM, NGrams
 from stemma.families.recipes import LAMB
 from stemma.nn.parts import Dims
 
@@ -15,7 +15,7 @@ albert = bert.evolve(
     "albert",
     {
         "arch.dropout.pair": 0.1,
-        "objective": NGrams(),
+        "objective": MLM(unit=NGrams(), pairs="order", copies=40, most=20),
         "text.tokenizer": "unigram",
         "text.bos": "[CLS]",
         "text.eos": "[SEP]",
@@ -23,7 +23,7 @@ albert = bert.evolve(
         "text.unk": "<unk>",
         "text.bos_id": 2,
         "text.eos_id": 3,
-        "recipe.optimizer": LAMB(),
+        "recipe.optimizer": LAMB(corrected=False),
         "recipe.lr": 1.76e-3,
         "recipe.schedule.warmup": 3125,
         "recipe.batch": 4096 * 512,
@@ -50,7 +50,8 @@ albert = bert.evolve(
         "ALBERT: A Lite BERT for Self-supervised Learning of Language Representations",
         "arXiv:1909.11942",
         note="narrow embeddings and shared layers are widths of its sizes; the public PyTorch files run with the exact "
-        "GELU, as BERT's; xlarge ships with 16 heads, where the paper's text implies 32",
+        "GELU, as BERT's; xlarge ships with 16 heads, where the paper's text implies 32; the released command "
+        "predicts at most 20 tokens of a row, also of one of 512",
     ),
 )
 

@@ -3,9 +3,13 @@
 from stemma.families.bert import roberta
 from stemma.families.declare import About, Size
 from stemma.families.goals import Denoise
-from stemma.families.recipes import AdamW
+from stemma.families.recipes import AdamW, Sampling
 from stemma.nn.parts import Answer, Causal, Classify, Dims, Dropout, Heads, Learned, LMHead, PreNorm, Summary
 
+CODES = (
+    "en_XX ar_AR cs_CZ de_DE es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT lv_LV my_MM ne_NP nl_XX "
+    "ro_RO ru_RU si_LK tr_TR vi_VN zh_CN"
+)
 CLASSIFY = Heads(task=Classify(3, Summary("end")))
 
 bart = roberta.evolve(
@@ -71,8 +75,10 @@ mbart = bart.evolve(
         "text.tokenizer": "unigram",
         "text.start_id": None,
         "text.shift": "last",
+        "text.extras": tuple(CODES.split()),
         "recipe.optimizer": AdamW(beta2=0.98, eps=1e-6, weight_decay=0.0),
         "recipe.batch": None,
+        "recipe.sampling": Sampling(0.7, unit="row"),
         "recipe.data": "CC25: 25 languages of Common Crawl, smaller ones drawn more often",
     },
     sizes={

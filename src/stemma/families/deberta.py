@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from stemma.families.bert import roberta
 from stemma.families.declare import About, Size
-from stemma.families.goals import MLM, RTD
+from stemma.families.goals import MLM, RTD, NGrams
 from stemma.nn.parts import (
     Answer,
     Choose,
@@ -37,6 +37,7 @@ deberta = roberta.evolve(
         "text.bos_id": None,
         "text.eos_id": None,
         "text.pad_id": 0,
+        "objective.unit": NGrams(drawn="windows"),
         "recipe.optimizer.beta2": 0.999,
         "recipe.lr": 2e-4,
         "recipe.schedule.warmup": 10_000,
@@ -54,8 +55,8 @@ deberta = roberta.evolve(
         2020,
         "DeBERTa: Decoding-enhanced BERT with Disentangled Attention",
         "arXiv:2006.03654",
-        note="the objective masks n-grams of up to three words, which MLM does not say; the reference in transformers "
-        "leaves the enhanced mask decoder out and runs BERT's head on the last hidden state",
+        note="the reference in transformers leaves the enhanced mask decoder out and runs BERT's head on the last "
+        "hidden state",
     ),
     tasks={
         "classify": Heads(pooler=Summary(act="gelu"), task=Classify(dropout=0.1)),

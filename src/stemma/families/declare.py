@@ -22,6 +22,11 @@ from stemma.spec import Change, Spec, require
 # ---------------------------------------------------------------- text
 
 
+# where a family that is trained so has no names of its own
+BLANK_NAMES = ("[MASK]", "[sMASK]", "[gMASK]")
+INFILL_NAMES = ("<PRE>", "<SUF>", "<MID>", "<EOT>")
+
+
 @dataclass(frozen=True)
 class Text(Spec):
     """The tokenizer's kind, its special tokens by role, and their ids where they are published.
@@ -29,8 +34,10 @@ class Text(Spec):
     `start_id`: the first token of a decoder's input; `mask_id`: of a model that writes where its mask token stands;
     `sentinels`: how many `<extra_id_N>` there are (T5); `languages`: those of the language table, in its order (XLM).
     `blanks`: tokens that stand for a blank, the one for the end of a text last; `bos` begins what fills one, `eos` ends
-    it (GLM). `shift`: what a decoder's input begins with where it is made from targets: the start token, or the last
-    token of the target itself (the language code of mBART).
+    it (GLM). `infill`: tokens before a prefix, a suffix and a middle, and the one that ends a text so written (Code
+    LLaMA). `shift`: what a decoder's input begins with where it is made from targets: the start token, or the last
+    token of the target itself (the language code of mBART). `extras`: further special tokens that a tokenizer is
+    trained with: the modes of UL2, the language codes of mBART, the first for texts whose language nobody names.
     """
 
     tokenizer: Literal["wordpiece", "bpe", "gpt-bpe", "unigram", "spm-bpe"]
@@ -44,6 +51,7 @@ class Text(Spec):
     sep: str | None = None
     sentinels: int = 0
     blanks: tuple[str, ...] = ()
+    infill: tuple[str, ...] = ()
     bos_id: int | None = None
     eos_id: int | tuple[int, ...] | None = None
     pad_id: int | None = None
@@ -52,6 +60,7 @@ class Text(Spec):
     mask_id: int | None = None
     blank_ids: tuple[int, ...] = ()
     shift: Literal["start", "last"] = "start"
+    extras: tuple[str, ...] = ()
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -181,10 +190,12 @@ class Family:
         tuning: Tuning | None = None,
         others: tuple[str, ...] = (),
     ) -> Family:
-        """A child that is more training of this family's weights, as `tuning` says: the architecture must stay."""
+        """A child that is more training of this family's weights, as `tuning` says: the architecture must stay, but
+        for its mask, which has no weights."""
         inherited = [change for size in self.sizes.values() for change in size.changes.items()]
         own = [change for size in sizes.values() for change in size.changes.items() if change not in inherited]
-        wrong = [path for path in (*changes, *(path for path, _ in own)) if path.split(".")[0] == "arch"]
+        paths = (*changes, *(path for path, _ in own))
+        wrong = [path for path in paths if path.split(".")[0] == "arch" and path.split(".")[1:2] != ["mask"]]
         if wrong:
             raise UsageError(f"{name} is declared as trained from {self.name} but changes {wrong[0]}; use evolve")
         return replace(self._child(name, changes, sizes, about, "trained"), others=others, tuning=tuning)

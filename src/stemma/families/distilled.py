@@ -13,7 +13,7 @@ distilbert = bert.evolve(
         "arch.heads.pair": False,
         "arch.init.truncated": False,
         "objective": Distillation("bert-base-uncased"),
-        "recipe.optimizer.weight_decay": 0.0,
+        "recipe.optimizer": AdamW(beta2=0.98, eps=1e-6, weight_decay=0.0),
         "recipe.lr": 5e-4,
         "recipe.schedule": Schedule("linear"),
         "recipe.batch": None,
@@ -50,7 +50,8 @@ distilbert = bert.evolve(
         "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter",
         "arXiv:1910.01108",
         note="half of the teacher's layers, begun as every second one; no segments and no pooler; rates rise over the "
-        "first 5 % of the steps; up to 4,000 texts a step; rates and weights as in its training script",
+        "first 5 % of the steps; up to 4,000 texts a step; rates and weights as in its training script, which also "
+        "drew rarer tokens as targets more often (counts to the power of -0.7) and froze the positions: not done here",
     ),
     tasks={
         **bert.tasks,
@@ -63,7 +64,7 @@ distilroberta = roberta.evolve(
     "distilroberta",
     {
         "objective": Distillation("roberta-base"),
-        "recipe.optimizer": AdamW(eps=1e-6, weight_decay=0.0),
+        "recipe.optimizer": AdamW(beta2=0.98, eps=1e-6, weight_decay=0.0),
         "recipe.lr": 5e-4,
         "recipe.schedule": Schedule("linear"),
         "recipe.batch": None,
@@ -112,7 +113,7 @@ minilm = bert.evolve(
         "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained Transformers",
         "arXiv:2002.10957",
         note="the network is BERT's; the public files hold the body and its pooler alone, and the heads that its "
-        "design has come from BERT",
+        "design has come from BERT; whether the texts were masked is unpublished, and here they are not",
     ),
 )
 
@@ -142,6 +143,8 @@ all_minilm = minilm.trained(
         2021,
         "all-MiniLM: sentence vectors",
         "the models' cards; arXiv:1908.10084 (Sentence-BERT)",
-        note="a text's vector is the mean over its tokens, brought to length 1 (`stemma embed`); rows of 128 tokens",
+        note="a text's vector is the mean over its tokens, brought to length 1 (`stemma embed`); rows of 128 tokens; "
+        "it went on from MiniLM; its pairs are questions and answers, titles and texts and more, here two neighbouring "
+        "sentences",
     ),
 )

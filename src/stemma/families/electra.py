@@ -20,7 +20,7 @@ electra = bert.evolve(
     "electra",
     {
         "arch.heads": Heads(detect=Detector()),
-        "objective": RTD("electra-small-generator"),
+        "objective": RTD("electra-small-generator", pairs="halves"),
         "recipe.lr": 5e-4,
         "recipe.batch": 128 * 128,
     },
@@ -60,7 +60,7 @@ generator = bert.evolve(
     "electra-generator",
     {
         "arch.heads": Heads(lm=MLMHead()),
-        "objective": MLM(masked=0.85, random=0.0),
+        "objective": MLM(masked=0.85, random=0.0, pairs="halves"),
         "recipe.lr": 5e-4,
         "recipe.batch": 128 * 128,
     },

@@ -27,12 +27,12 @@ from stemma.nn.parts import (
 
 WORDS = {"text.tokenizer": "wordpiece", "text.lower": True, "text.blanks": ("[MASK]",)}
 LARGE = {"recipe.lr": 2e-4, "recipe.steps": 200_000, "recipe.schedule.warmup": 10_000}
-MIXED = {"objective": Blanks(spans=0.5, sentences=0.3, suffix=0.2, least=0.25)}
+MIXED = {"objective": Blanks(spans=0.5, sentences=0.3, suffix=0.2, least=0.25, inside=0.5)}
 TEN = {
     **MIXED,
     "recipe.optimizer": AdamW(beta2=0.95, weight_decay=0.1),
     "recipe.lr": 1e-4,
-    "recipe.schedule": Schedule("cosine", warmup=7000, floor=0.1),
+    "recipe.schedule": Schedule("cosine", warmup=7000, floor=0.1, until=0.7),
     "recipe.batch": 1024 * 1024,
     "recipe.steps": 250_000,
     "recipe.data": "the Pile and CC-News",
@@ -176,11 +176,11 @@ chatglm2 = chatglm.evolve(
         "arch.mlp": GatedMLP("silu"),
         "arch.heads.lm": LMHead(tied=False),
         "arch.embed_norm": False,
+        "objective.shuffled": False,
         "text.tokenizer": "spm-bpe",
         "text.bos": "<s>",
         "text.eos": "</s>",
         "text.pad": "<unk>",
-        "text.blanks": (),
         "text.bos_id": 1,
         "text.eos_id": 2,
         "text.pad_id": 0,
@@ -204,7 +204,8 @@ chatglm2 = chatglm.evolve(
         "ChatGLM2-6B and ChatGLM3-6B",
         "github.com/THUDM/ChatGLM2-6B, github.com/THUDM/ChatGLM3",
         note="causal, and still trained to fill blanks, with [gMASK] and sop before every text; prompts are whole ids "
-        "here. In its 32k forms ChatGLM2 divides positions and ChatGLM3 multiplies the rotary base by the same key of "
+        "here. How it was trained is unpublished: the blanks of GLM-130B, filled in the order of the text, stand in."
+        " In its 32k forms ChatGLM2 divides positions and ChatGLM3 multiplies the rotary base by the same key of "
         "the config, so that such files are refused",
     ),
 )
@@ -219,6 +220,7 @@ glm4 = chatglm2.evolve(
         "text.eos": "<|endoftext|>",
         "text.pad": "<|endoftext|>",
         "text.unk": None,
+        "text.blanks": (),
         "text.bos_id": None,
         "text.eos_id": (151_329, 151_336, 151_338),
         "text.pad_id": 151_329,

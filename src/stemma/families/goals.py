@@ -31,20 +31,65 @@ class CLM(Spec):
 
 
 @dataclass(frozen=True)
+class Tokens(Spec):
+    """Masked are single tokens, each drawn for itself."""
+
+
+@dataclass(frozen=True)
+class Words(Spec):
+    """Masked are whole words: all pieces of one or none (the later BERT models of its authors)."""
+
+
+@dataclass(frozen=True)
+class NGrams(Spec):
+    """Masked are runs of 1 to `longest` whole words, n of them with a probability proportional to 1/n (Lan et al. 2019,
+    arXiv:1909.11942, section 4.1). `drawn`: they begin "anywhere", or one lies in each of the "windows" of n/rate
+    words that follow each other (DeBERTa's released code)."""
+
+    longest: int = 3
+    drawn: Literal["anywhere", "windows"] = "anywhere"
+
+    def __post_init__(self) -> None:
+        require(self.longest >= 1, f"objective.unit.longest must be at least 1 word, not {self.longest}")
+
+
+@dataclass(frozen=True)
+class Runs(Spec):
+    """Masked are runs of whole words whose lengths are geometric with parameter `p`, cut off at `longest`; all tokens
+    of a run are replaced in the same way (SpanBERT: Joshi et al. 2019, arXiv:1907.10529, section 3.1)."""
+
+    p: float = 0.2
+    longest: int = 10
+
+    def __post_init__(self) -> None:
+        require(0 < self.p < 1, f"objective.unit.p must lie between 0 and 1, not {self.p}")
+        require(self.longest >= 1, f"objective.unit.longest must be at least 1 word, not {self.longest}")
+
+
+@dataclass(frozen=True)
 class MLM(Spec):
-    """Predict masked tokens (Devlin et al. 2018, section 3.1): `rate` of them are chosen; of those `masked` become the
-    mask token, `random` a random one, the rest stay. `pairs`: two segments, with next-sentence prediction beside it.
-    `copies`: how many maskings a text has before they repeat (BERT made 10 of its data); 0: new ones each epoch."""
+    """Predict masked tokens (Devlin et al. 2018, section 3.1): `rate` of them are chosen, by `unit`; of those `masked`
+    become the mask token, `random` a random one, the rest stay. `copies`: how many maskings a text has before they
+    repeat (BERT made 10 of its data); 0: new ones each epoch.
+
+    `pairs`: a row is two segments, and the model says of them beside it whether the second followed the first ("next":
+    else it is a random one) or in which "order" they stand (ALBERT: two that follow each other, swapped or not); of
+    "halves" of a text (ELECTRA) it says nothing. `most`: so many targets of such a row at most; left out, `rate` of a
+    full one."""
 
     rate: float = 0.15
     masked: float = 0.8
     random: float = 0.1
-    pairs: bool = False
+    unit: Tokens | Words | NGrams | Runs = Tokens()
+    pairs: Literal["next", "order", "halves"] | None = None
     copies: int = 0
+    most: int | None = None
 
     def __post_init__(self) -> None:
         _check_masking(self.rate, self.masked, self.random)
         require(self.copies >= 0, f"objective.copies must not be negative, not {self.copies}")
+        require(self.most is None or self.most >= 1, f"objective.most must be at least 1, not {self.most}")
+        require(self.most is None or self.pairs is not None, "objective.most is for rows of objective.pairs")
 
 
 @dataclass(frozen=True)
@@ -65,39 +110,23 @@ class RTD(Spec):
     """Replaced token detection (Clark et al. 2020, arXiv:2003.10555, section 2): a `generator` (a size of the tree),
     which learns masked tokens at the same time, fills `rate` of the places (of which `masked` carry the mask token) by
     samples at `temperature`; the model tells for every token whether it was replaced. Its loss counts `weight` times.
-    `sharing`: the two have the same embeddings ("tied"), or the model those of the generator, without a gradient into
-    them, plus a table of its own that begins as zero ("disentangled": He et al. 2021, arXiv:2111.09543, 3.2)."""
+    `pairs` as in `MLM`. `sharing`: the two have the same embeddings ("tied"), each its own ("none"), or the model those
+    of the generator, without a gradient into them, plus a table of its own that begins as zero ("disentangled"): the
+    three ways of He et al. 2021, arXiv:2111.09543, section 3.2."""
 
     generator: str
     rate: float = 0.15
     masked: float = 0.85
     temperature: float = 1.0
     weight: float = 50.0
-    sharing: Literal["tied", "disentangled"] = "tied"
+    pairs: Literal["halves"] | None = None
+    sharing: Literal["tied", "none", "disentangled"] = "tied"
 
     def __post_init__(self) -> None:
         require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
         require(0 < self.masked <= 1, f"objective.masked must lie in (0, 1], not {self.masked}")
         require(self.temperature > 0, f"objective.temperature must be positive, not {self.temperature}")
         require(self.weight > 0, f"objective.weight must be positive, not {self.weight}")
-
-
-@dataclass(frozen=True)
-class NGrams(Spec):
-    """Masked n-grams (ALBERT: Lan et al. 2019, arXiv:1909.11942, sections 3.1 and 4.1) of 1 to `longest` whole words,
-    drawn with probability proportional to 1/n, until `rate` of the tokens are chosen; they are replaced as in `MLM`.
-    Beside it the order of two consecutive segments, which are swapped half of the time. `copies` as in `MLM`."""
-
-    rate: float = 0.15
-    masked: float = 0.8
-    random: float = 0.1
-    longest: int = 3
-    copies: int = 40
-
-    def __post_init__(self) -> None:
-        _check_masking(self.rate, self.masked, self.random)
-        require(self.longest >= 1, f"objective.longest must be at least 1 word, not {self.longest}")
-        require(self.copies >= 0, f"objective.copies must not be negative, not {self.copies}")
 
 
 @dataclass(frozen=True)
@@ -115,11 +144,15 @@ class TLM(Spec):
 
 @dataclass(frozen=True)
 class Distillation(Spec):
-    """Masked tokens as a `teacher` (a size of the tree) predicts them (Sanh et al. 2019, arXiv:1910.01108, section 3):
-    the weighted sum of the divergence from its distribution at `temperature` (`soft`), the loss on the true tokens
-    (`hard`) and one minus the cosine between the last hidden states (`cosine`)."""
+    """Tokens as a `teacher` predicts them (Sanh et al. 2019, arXiv:1910.01108, section 3): the weighted sum of the
+    divergence from its distribution at `temperature` (`soft`), the loss on the true tokens (`hard`) and one minus the
+    cosine between the last hidden states (`cosine`). `teacher`: a size of the tree, a folder of weights or a hub id.
+    `task`: what both predict, masked tokens or, of decoders, the next one. `start`: the model begins as evenly spaced
+    `layers` of the teacher, or `fresh`."""
 
     teacher: str
+    task: MLM | CLM = MLM()
+    start: Literal["layers", "fresh"] = "layers"
     temperature: float = 2.0
     soft: float = 5.0
     hard: float = 2.0
@@ -129,12 +162,15 @@ class Distillation(Spec):
         require(self.temperature > 0, f"objective.temperature must be positive, not {self.temperature}")
         for name in ("soft", "hard", "cosine"):
             require(getattr(self, name) >= 0, f"objective.{name} must not be negative, not {getattr(self, name)}")
+        require(self.soft + self.hard + self.cosine > 0, "objective.soft, hard and cosine must not all be 0")
+        pairs = isinstance(self.task, MLM) and self.task.pairs
+        require(not pairs, "objective.task must be MLM without pairs, or CLM: a teacher says nothing of pairs")
 
 
 @dataclass(frozen=True)
 class AttentionDistillation(Spec):
     """The attention of the last layer, and the products of its values with each other, as a `teacher` (a size of the
-    tree) has them (Wang et al. 2020, arXiv:2002.10957, section 3)."""
+    tree, a folder of weights or a hub id) has them (Wang et al. 2020, arXiv:2002.10957, section 3)."""
 
     teacher: str
 
@@ -142,11 +178,14 @@ class AttentionDistillation(Spec):
 @dataclass(frozen=True)
 class Contrastive(Spec):
     """Which of the texts of a batch belongs with which: cross-entropy of the cosines of sentence vectors times `scale`
-    (Reimers & Gurevych 2019, arXiv:1908.10084, and its later models)."""
+    (Reimers & Gurevych 2019, arXiv:1908.10084, and its later models), both ways. `group`: pairs that are told apart
+    from each other (the released ones had a whole batch)."""
 
     scale: float = 20.0
+    group: int = 1024
 
     def __post_init__(self) -> None:
+        require(self.group >= 2, f"objective.group must be at least 2 pairs, not {self.group}")
         require(self.scale > 0, f"objective.scale must be positive, not {self.scale}")
 
 
@@ -154,10 +193,12 @@ class Contrastive(Spec):
 class Infill(Spec):
     """Predict the next token; of `rate` of the texts, cut at two places drawn uniformly, the middle is moved to the
     end: after prefix and suffix, or, for `swapped` of them, after suffix and prefix (Bavarian et al. 2022,
-    arXiv:2207.14255; Roziere et al. 2023, section 2.3)."""
+    arXiv:2207.14255; Roziere et al. 2023, section 2.3). The places lie between `characters`, so that a token may be cut
+    in two, or between `tokens`."""
 
     rate: float = 0.9
     swapped: float = 0.5
+    cut: Literal["characters", "tokens"] = "characters"
 
     def __post_init__(self) -> None:
         require(0 < self.rate <= 1, f"objective.rate must lie in (0, 1], not {self.rate}")
@@ -167,9 +208,10 @@ class Infill(Spec):
 @dataclass(frozen=True)
 class Blanks(Spec):
     """Autoregressive blank infilling (Du et al. 2021, arXiv:2103.10360, section 2.1): pieces of a text fall out, a mask
-    in the place of each, and follow it in random order, each predicted from left to right. A text loses short `spans`
-    (of `mean` tokens on average by a Poisson law, until `rate` of it is gone), whole `sentences` (until `rate`), or its
-    end (`suffix`: at least the share `least` of it); the three are shares of texts."""
+    in the place of each, and follow it in random order (`shuffled`), each predicted from left to right. A text loses
+    short `spans` (their lengths by a Poisson law of `mean`, until `rate` of it is gone), whole `sentences` (until
+    `rate`), or its end (`suffix`: at least the share `least` of it); the three are shares of texts. For the share
+    `inside` of the last kind the long piece lies anywhere in the text."""
 
     rate: float = 0.15
     mean: float = 3.0
@@ -177,6 +219,8 @@ class Blanks(Spec):
     sentences: float = 0.0
     suffix: float = 0.0
     least: float = 0.5
+    inside: float = 0.0
+    shuffled: bool = True
 
     def __post_init__(self) -> None:
         require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
@@ -187,11 +231,25 @@ class Blanks(Spec):
         total = self.spans + self.sentences + self.suffix
         require(abs(total - 1) < 1e-6, f"objective.spans, sentences and suffix must add up to 1, not {total}")
         require(0 < self.least <= 1, f"objective.least must lie in (0, 1], not {self.least}")
+        require(0 <= self.inside <= 1, f"objective.inside must lie in [0, 1], not {self.inside}")
 
 
 @dataclass(frozen=True)
 class Translation(Spec):
-    """Predict the sentence of a pair from the other (Vaswani et al. 2017)."""
+    """Predict the sentence of a pair in the language `target` from the one in `source` (Vaswani et al. 2017); left out,
+    they are the first and the second language of the text. `smoothing`: the share of each target's probability that
+    goes to all entries of the vocabulary alike in training (section 5.4)."""
+
+    source: str = ""
+    target: str = ""
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(0 <= self.smoothing < 1, f"objective.smoothing must lie in [0, 1), not {self.smoothing}")
+        require(
+            not self.source or self.source != self.target,
+            f"objective.source and objective.target are both {self.source!r}",
+        )
 
 
 @dataclass(frozen=True)
@@ -250,25 +308,65 @@ class PrefixLM(Spec):
 
 
 @dataclass(frozen=True)
-class Denoiser(Spec):
-    """Span corruption of one kind (Tay et al. 2022, table 1): `rate` of the tokens in spans of `mean` tokens on
-    average; with `mean` None a single span, the end of the text. `mode`: the token in front of the input that names the
-    kind."""
+class Corruption(Spec):
+    """Tokens that fall out one by one, each with probability `rate` (Raffel et al. 2020, section 3.3). `style`: what
+    becomes of them. "mask": a mask token stands for each, or for `random` of them a random one, and the whole text is
+    the target (the paper's BERT-style; its MASS-style with `random` 0); "replace": one sentinel stands for a run of
+    them, and the runs are the target; "drop": nothing stands for them, and they are the target."""
 
-    mode: str = ""
     rate: float = 0.15
-    mean: float | None = 3.0
+    style: Literal["mask", "replace", "drop"] = "replace"
+    random: float = 0.1
 
     def __post_init__(self) -> None:
         require(0 < self.rate < 1, f"objective.rate must lie between 0 and 1, not {self.rate}")
-        require(self.mean is None or self.mean >= 1, f"objective.mean must be at least 1 token, not {self.mean}")
+        require(0 <= self.random <= 1, f"objective.random must lie in [0, 1], not {self.random}")
+
+
+@dataclass(frozen=True)
+class Deshuffle(Spec):
+    """Predict a text from its tokens in random order (Raffel et al. 2020, section 3.3.1; Liu et al. 2019)."""
+
+
+@dataclass(frozen=True)
+class Denoiser(Spec):
+    """Span corruption of one kind (Tay et al. 2022, table 1): `rate` of the tokens in spans of `mean` tokens on
+    average; with `mean` None a single span, the end of the text; with `rate` None too, the end from a place drawn
+    uniformly, and no sentinel for it. `mode`: the token in front of the input that names the kind; `share`: how often
+    it comes, beside the shares of the others."""
+
+    mode: str = ""
+    rate: float | None = 0.15
+    mean: float | None = 3.0
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.rate is None or 0 < self.rate < 1, f"a denoiser's rate must lie between 0 and 1, not {self.rate}")
+        require(self.mean is None or self.mean >= 1, f"a denoiser's mean must be at least 1 token, not {self.mean}")
+        require(self.rate is not None or self.mean is None, "a denoiser without a rate has no mean length of spans")
+        require(self.share > 0, f"a denoiser's share must be positive, not {self.share}")
+
+
+UL2 = (
+    Denoiser("[NLU]", 0.15, 3.0),
+    Denoiser("[NLU]", 0.15, 8.0),
+    Denoiser("[S2S]", 0.25, None),
+    Denoiser("[NLG]", 0.5, 3.0),
+    Denoiser("[NLG]", 0.5, 8.0),
+    Denoiser("[NLG]", 0.15, 64.0),
+    Denoiser("[NLG]", 0.5, 64.0),
+)
 
 
 @dataclass(frozen=True)
 class Denoisers(Spec):
-    """A mixture of denoisers, each as often as the others (UL2, Tay et al. 2022, arXiv:2205.05131, section 3.1)."""
+    """A mixture of denoisers, each as often as its share says (UL2, Tay et al. 2022, arXiv:2205.05131, section 3.1:
+    seven, equally often)."""
 
-    kinds: tuple[Denoiser, ...] = ()
+    kinds: tuple[Denoiser, ...] = UL2
+
+    def __post_init__(self) -> None:
+        require(bool(self.kinds), "objective.kinds must hold at least one denoiser")
 
 
 @dataclass(frozen=True)
@@ -323,7 +421,6 @@ Objective = (
     | Infill
     | Blanks
     | Translation
-    | NGrams
     | RTD
     | TLM
     | Distillation
@@ -332,6 +429,8 @@ Objective = (
     | PLM
     | MixedMLM
     | PrefixLM
+    | Corruption
+    | Deshuffle
     | Denoisers
     | Denoise
     | Fragment

@@ -111,7 +111,10 @@ gpt2 = gpt1.evolve(
 
 def _gpt3(name: str, dims: Dims, published: str, lr: float, batch: int, note: str = "") -> dict[str, Size]:
     steps = {500_000: 600_000, 1_000_000: 300_000, 2_000_000: 150_000, 3_200_000: 94_000}[batch]
-    return {name: Size(dims, {"recipe.lr": lr, "recipe.batch": batch, "recipe.steps": steps}, published, note=note)}
+    changes = {"recipe.lr": lr, "recipe.batch": batch, "recipe.steps": steps}
+    if (warmup := round(375e6 / batch)) != 750:
+        changes["recipe.schedule.warmup"] = warmup
+    return {name: Size(dims, changes, published, note=note)}
 
 
 gpt3 = gpt2.evolve(
@@ -123,7 +126,7 @@ gpt3 = gpt2.evolve(
         "arch.dropout.residual": 0.0,
         "arch.dropout.attention": 0.0,
         "recipe.optimizer": AdamW(beta2=0.95, weight_decay=0.1),
-        "recipe.schedule": Schedule("cosine", warmup=750, floor=0.1),
+        "recipe.schedule": Schedule("cosine", warmup=750, floor=0.1, until=260 / 300),
         "recipe.clip": 1.0,
         "recipe.data": "Common Crawl, WebText2, Books1, Books2, Wikipedia; 300B tokens",
     },
@@ -157,7 +160,8 @@ gpt3 = gpt2.evolve(
         "arXiv:2005.14165",
         weights="never published",
         note="the width of the sparse band, which layers have it, initialisation and dropout are unpublished: band 256 "
-        "in odd layers is a stand-in; rates rise over 375M tokens (750 steps at the smallest batch)",
+        "in odd layers is a stand-in; rates rise over 375M tokens and fall over 260B of the 300B; the batch grows from "
+        "32k tokens over the first 4 to 12 billion, which is no field here",
     ),
 )
 
@@ -167,6 +171,8 @@ codex = gpt3.evolve(
     "codex",
     {
         "recipe.schedule.warmup": 175,
+        "recipe.schedule.until": 1.0,
+        "recipe.batch": None,
         "recipe.data": "159 GB of Python from 54M GitHub repositories, 100B tokens",
     },
     sizes={

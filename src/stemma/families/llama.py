@@ -40,6 +40,7 @@ llama = gpt3.evolve(
         "text.eos_id": 2,
         "recipe.lr": 3e-4,
         "recipe.schedule.warmup": 2000,
+        "recipe.schedule.until": 1.0,
         "recipe.batch": 4_000_000,
         "recipe.data": "Common Crawl, C4, GitHub, Wikipedia, books, ArXiv, StackExchange; 1T to 1.4T tokens",
     },
@@ -130,6 +131,7 @@ codellama = llama2.evolve(
     {
         "arch.position.base": 1e6,
         "objective": Infill(rate=0.9, swapped=0.5),
+        "text.infill": ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"),
         "recipe.schedule.warmup": 1000,
         "recipe.schedule.floor": 1 / 30,
         "recipe.data": "500B tokens (70B: 1T): 85 % code, 8 % text about code, 7 % other text",

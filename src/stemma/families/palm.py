@@ -23,9 +23,10 @@ palm = gpt3.evolve(
         "text.unk": "<unk>",
         "text.bos_id": None,
         "text.eos_id": None,
-        "recipe.optimizer": Adafactor(decay=0.8),
+        "recipe.optimizer": Adafactor(weight_decay=1.0, smallest=None, momentum=0.9, power=2.0),
         "recipe.lr": 1e-2,
         "recipe.schedule": Schedule("rsqrt", warmup=10_000),
+        "recipe.z_loss": 1e-4,
         "recipe.data": "social media 50%, web pages 27%, books 13%, GitHub 5%, Wikipedia 4%, news 1%; 780B tokens",
     },
     sizes={
@@ -49,8 +50,8 @@ palm = gpt3.evolve(
         weights="never published",
         note="the norm's eps, the rotary base and its pairing are unpublished: 1e-6, 10,000 and neighbours stand in, "
         "as does the kind of SentencePiece model (256,000 pieces, white space and bytes kept, digits apart); the batch "
-        "is the last of its ramp. Published, and no field here: Adafactor without factors, with a momentum of 0.9; a "
-        "weight decay of the rate squared; 0.0001 log(Z)**2 added to the loss, Z being the normaliser of the softmax",
+        "is the last of its ramp. Its weight decay of the rate squared is read as what a step takes of a weight; "
+        "whether it was multiplied by the rate once more is not said, nor are the eps and clipping of its Adafactor",
     ),
 )
 

@@ -1,8 +1,8 @@
 """T5 and what came of it: every task as text to text."""
 
-from stemma.families.declare import About, Size
-from stemma.families.goals import Denoiser, Denoisers, PrefixLM, Spans
-from stemma.families.recipes import Adafactor, Schedule
+from stemma.families.declare import About, Size, Tuning
+from stemma.families.goals import Denoisers, PrefixLM, Spans
+from stemma.families.recipes import Adafactor, Sampling, Schedule
 from stemma.families.transformer import transformer
 from stemma.nn.parts import (
     Answer,
@@ -10,6 +10,7 @@ from stemma.nn.parts import (
     Classify,
     Dims,
     Dropout,
+    FanIn,
     GatedMLP,
     Heads,
     LayerBuckets,
@@ -31,6 +32,7 @@ t5 = transformer.evolve(
         "arch.heads.lm": LMHead(tied=True, scaled=True),
         "arch.dropout": Dropout(embed=0.1, residual=0.1, attention=0.1, inner=0.1, final=0.1),
         "arch.embed_scale": False,
+        "arch.init": FanIn(),
         "objective": Spans(0.15, 3.0),
         "text.tokenizer": "unigram",
         "text.unk": "<unk>",
@@ -40,10 +42,11 @@ t5 = transformer.evolve(
         "text.start_id": 0,
         "recipe.optimizer": Adafactor(),
         "recipe.lr": 1e-2,
-        "recipe.schedule.warmup": 10_000,
+        "recipe.schedule": Schedule("rsqrt", warmup=10_000),
         "recipe.batch": 2048 * 512,
         "recipe.steps": 1_000_000,
         "recipe.mixed": True,
+        "recipe.z_loss": 1e-4,
         "recipe.data": "C4 and a mixture of supervised tasks, about 1T tokens",
     },
     sizes={
@@ -57,7 +60,8 @@ t5 = transformer.evolve(
         2019,
         "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer",
         "arXiv:1910.10683",
-        note="the peak rate is 1/sqrt(10,000), held for the first 10,000 steps",
+        note="the peak rate is 1/sqrt(10,000), held for the first 10,000 steps; the z-loss is that of the released "
+        "operative_config.gin",
     ),
     tasks={
         "classify": Heads(task=Classify(summary=Summary("end"))),
@@ -111,6 +115,7 @@ t5_lm = t5_v1_1.trained(
         "arXiv:2104.08691; released_checkpoints.md",
         note="100,000 steps more, on predicting the rest of a text",
     ),
+    tuning=Tuning(("pretraining",), "C4, to predict the rest of a text"),
 )
 
 flan_t5 = t5_lm.trained(
@@ -144,6 +149,7 @@ flan_t5 = t5_lm.trained(
 mt5 = t5_v1_1.evolve(
     "mt5",
     {
+        "recipe.sampling": Sampling(0.3, unit="row"),
         "recipe.data": "mC4: 101 languages, each drawn by its size to the power of 0.3; about 1T tokens",
     },
     sizes={
@@ -165,6 +171,7 @@ umt5 = mt5.evolve(
     "umt5",
     {
         "arch.position": LayerBuckets(32, 128),
+        "recipe.sampling": Sampling(0.0, epochs=10.0, unit="row"),
         "recipe.data": "mC4 again: 107 languages, each as often as the others until its text has been seen 10 times",
     },
     sizes={
@@ -186,17 +193,8 @@ ul2 = t5_v1_1.evolve(
     "ul2",
     {
         "arch.mlp": GatedMLP("silu"),
-        "objective": Denoisers(
-            (
-                Denoiser("[NLU]", 0.15, 3.0),
-                Denoiser("[NLU]", 0.15, 8.0),
-                Denoiser("[S2S]", 0.25, None),
-                Denoiser("[NLG]", 0.5, 3.0),
-                Denoiser("[NLG]", 0.5, 8.0),
-                Denoiser("[NLG]", 0.15, 64.0),
-                Denoiser("[NLG]", 0.5, 64.0),
-            )
-        ),
+        "objective": Denoisers(),
+        "text.extras": ("[NLU]", "[NLG]", "[S2S]"),
         "recipe.batch": 1024 * 512,
         "recipe.steps": 2_000_000,
         "recipe.data": "C4, about 1T tokens",

@@ -1,15 +1,26 @@
 """PaLM's children by more training, LaMDA and FLAN, and the ones of whose design too little is known."""
 
 from stemma.families.declare import About, Size, Tuning, like
-from stemma.families.goals import CLM
+from stemma.families.goals import CLM, Denoiser, Denoisers
 from stemma.families.palm import palm
 from stemma.families.recipes import Schedule
 from stemma.families.t5 import t5_v1_1
-from stemma.nn.parts import Dims
+from stemma.nn.parts import Dims, Prefix
 
 u_palm = palm.trained(
     "u-palm",
     {
+        "arch.mask": Prefix(),
+        "objective": Denoisers(
+            (
+                Denoiser("[S2S]", None, None, share=0.5),
+                Denoiser("[NLU]", 0.15, 3.0, share=0.25),
+                Denoiser("[NLG]", 0.15, 32.0, share=0.125),
+                Denoiser("[NLG]", 0.5, 3.0, share=0.125),
+            )
+        ),
+        "text.sentinels": 100,
+        "text.extras": ("[NLU]", "[NLG]", "[S2S]"),
         "recipe.lr": 1e-4,
         "recipe.schedule": Schedule("cosine", floor=0.01),
         "recipe.batch": 32 * 2048,
@@ -26,7 +37,9 @@ u_palm = palm.trained(
         "Transcending Scaling Laws with 0.1% Extra Compute",
         "arXiv:2210.11399",
         weights="never published",
-        note="UL2R: the prefix is seen whole and mode tokens stand before it; the smaller models had up to 50k steps",
+        note="UL2R: the prefix is seen whole and mode tokens stand before it; the smaller models had up to 50k steps. "
+        "Published of the quarter of long or many spans: a mean of 32 or a rate of up to a half; halves of each stand "
+        "here. How sentinels and modes came into PaLM's vocabulary is unpublished: here they are added to it",
     ),
     tuning=Tuning(("pretraining",), "UL2R's mixture of denoisers on PaLM's data, about 1.3B tokens at 540B"),
 )
@@ -109,6 +122,7 @@ lamda = t5_v1_1.evolve(
         "objective": CLM(),
         "text.sentinels": 0,
         "recipe.lr": None,
+        "recipe.z_loss": 0.0,
         "recipe.data": "dialogues and web documents, 1.56T words",
     },
     sizes={

@@ -6,7 +6,7 @@ from typing import Any
 from stemma.families.bert import bert, roberta
 from stemma.families.declare import About, Size
 from stemma.families.goals import CLM, TLM
-from stemma.families.recipes import Schedule
+from stemma.families.recipes import Sampling, Schedule
 from stemma.nn.parts import Causal, Choose, Classify, Dims, Heads, LMHead, PreNorm, Summary
 
 XNLI = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
@@ -23,7 +23,7 @@ xlm = bert.evolve(
     {
         "arch.heads": Heads(lm=LMHead(bias=True)),
         "arch.init.truncated": False,
-        "objective.pairs": False,
+        "objective.pairs": None,
         "objective.copies": 0,
         "text.tokenizer": "gpt-bpe",
         "text.bos": "<s>",
@@ -36,14 +36,22 @@ xlm = bert.evolve(
         "text.bos_id": 0,
         "text.eos_id": 1,
         "text.pad_id": 2,
-        "recipe.schedule": Schedule("rsqrt", warmup=30_000),
+        "recipe.schedule": Schedule("inverse", warmup=30_000),
+        "recipe.optimizer.corrected": True,
         "recipe.batch": None,
         "recipe.steps": None,
         "recipe.clip": 5.0,
         "recipe.mixed": True,
+        "recipe.sampling": Sampling(0.7, unit="batch"),
         "recipe.data": "Wikipedia; of several languages, streams of one language each",
     },
     sizes={
+        "xlm-mlm-tlm-xnli15-1024": Size(
+            Dims(1024, 12, 8, 4096, 95_000, 512, languages=15),
+            {"text.languages": XNLI, "objective": TLM()},
+            published="250M",
+            hub="FacebookAI/xlm-mlm-tlm-xnli15-1024",
+        ),
         "xlm-mlm-en-2048": Size(
             Dims(2048, 12, 16, 8192, 30_145, 512), published="665M", hub="FacebookAI/xlm-mlm-en-2048"
         ),
@@ -55,12 +63,6 @@ xlm = bert.evolve(
             {"text.languages": XNLI},
             published="250M",
             hub="FacebookAI/xlm-mlm-xnli15-1024",
-        ),
-        "xlm-mlm-tlm-xnli15-1024": Size(
-            Dims(1024, 12, 8, 4096, 95_000, 512, languages=15),
-            {"text.languages": XNLI, "objective": TLM()},
-            published="250M",
-            hub="FacebookAI/xlm-mlm-tlm-xnli15-1024",
         ),
         "xlm-mlm-17-1280": Size(
             Dims(1280, 16, 16, 5120, 200_000, 512), CASED, published="570M", hub="FacebookAI/xlm-mlm-17-1280"
@@ -104,6 +106,7 @@ xlm_roberta = roberta.evolve(
         "text.tokenizer": "unigram",
         "recipe.lr": None,
         "recipe.steps": 1_500_000,
+        "recipe.sampling": Sampling(0.3, unit="row"),
         "recipe.data": "CC-100: 2.5 TB of Common Crawl in 100 languages, drawn with exponent 0.3",
     },
     sizes={

@@ -68,7 +68,8 @@ xlnet = bert.evolve(
         "arXiv:1906.08237",
         note="Transformer-XL (arXiv:1901.02860) gave it positions and memory; pretraining kept 384 tokens in memory, "
         "256 of each row (repository), the public files set no limit; GELU: the tanh form in the TensorFlow code, the "
-        "exact one in the public PyTorch checkpoints, which stands here; texts are padded on the left, <cls> is last",
+        "exact one in the public PyTorch checkpoints, which stands here; texts are padded on the left, <cls> is last; "
+        "the released rows hold A and B, half of the time not consecutive, and nothing predicts which",
     ),
     tasks={
         "classify": Heads(pooler=Summary("final"), task=Classify(dropout=0.1)),

@@ -133,10 +133,11 @@ def load(
 
     Strict: every tensor of the file and of the model is accounted for in `model.ledger`. A head that the file's own
     class needs and whose weights are not there is refused, unless `new` names it (`"lm"`, `"pooler"`, `"pair"`, ...):
-    then it is drawn afresh. `task` (`"classify"`, `"tag"`, `"answer"`, `"choose"`, with `labels` and for texts a
-    `problem`: `"single"`, `"multi"` or `"regression"`) puts the family's head for it on the body, read where the file
-    holds it and else drawn; the heads of pretraining are left behind. `dtype="auto"` keeps the file's; `device="meta"`
-    reads shapes and no data. Raises CheckpointError naming the tensor, key or file."""
+    then it is drawn afresh (`"task"`: also where the file has one). `task` (`"classify"`, `"tag"`, `"answer"`,
+    `"choose"`, with `labels` and for texts a `problem`: `"single"`, `"multi"` or `"regression"`) puts the family's head
+    for it on the body, read where the file holds it and else drawn; the heads of pretraining are left behind.
+    `dtype="auto"` keeps the file's; `device="meta"` reads shapes and no data. Raises CheckpointError naming the tensor,
+    key or file."""
     folder = Path(path)
     new = tuple(new)
     if wrong := [n for n in new if n not in HEADS]:
@@ -164,8 +165,9 @@ def load(
     if not folder.is_dir():
         if folder.exists():
             raise CheckpointError(f"{folder} is a file; give the folder that holds config.json and the weights")
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-            raise UsageError(f"{str(path)!r} is neither a folder nor a hub id of the form org/name")
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)):
+            hint = _weights_of(str(path))
+            raise UsageError(f"{str(path)!r} is neither a folder nor a hub id of the form org/name{hint}")
         from stemma.formats import hub
 
         folder = hub.fetch(str(path), revision)
@@ -174,14 +176,28 @@ def load(
         raise CheckpointError(why)
     raw = tensors.read_json(folder / "config.json")
     source = tensors.Tensors(folder)
+    if task is None and (asked := {"labels": labels, "problem": problem}) != {"labels": None, "problem": None}:
+        field = next(k for k, v in asked.items() if v is not None)
+        raise UsageError(f"{field}={asked[field]!r} is for the head of a task: give task= too, such as task='classify'")
     goal = None if task is None else (task, labels, problem)
     model = _assemble(raw, source, str(folder), new, device_of(device), kind, goal)
     model.extras, model.pooling = {"config": raw}, pooling
+    model.labels = () if "task" in new else configs.label_names(raw, model.arch.heads)
     if (folder / "generation_config.json").is_file():
         model.extras["generation_config"] = tensors.read_json(folder / "generation_config.json")
     if tokenizer:
         model.tokenizer = _tokenizer(folder, model)
     return model.eval()
+
+
+def _weights_of(name: str) -> str:
+    """`; gpt2's weights are openai-community/gpt2` where a path that leads nowhere is a name of the tree."""
+    try:
+        owner, known = families.family(name), families.known_as(name)
+    except UsageError:
+        return ""
+    size = owner.sizes.get(owner.names.get(known, known)) or next(iter(owner.sizes.values()), None)
+    return f"; the weights of {known} are {size.hub!r}" if size is not None and size.hub else ""
 
 
 def read_design(raw: Mapping[str, Any]) -> tuple[Design, Family | None, Layout | None, dict[str, str]]:
@@ -277,7 +293,8 @@ def _assemble(
     design, owner, layout, unused = read_design(raw)
     files = _names_in_file(source, layout, where)
     ledger = Ledger(config=unused)
-    task = None if goal is None else task_of(owner, *goal)
+    task = None if goal is None else _wanted_task(owner, layout, raw, goal, new)
+    afresh = {"task"} & set(new) if task is not None else set()
     design, left = _heads_in_file(design, raw, layout, files, new, where, task, owner)
     if task is not None:
         new = {*new, "task", "pooler"}
@@ -291,7 +308,8 @@ def _assemble(
         model = Model(design.arch, design.dims)
     shapes = {name: p.shape for name, p in _named(model).items()}
     rows = _rows(design, layout, shapes)
-    found = {r.theirs: name for r in rows if (name := _find(r, source, files, shapes, ledger, new, where))}
+    at = {r.theirs: _find(r, source, {} if _part(r) in afresh else files, shapes, ledger, new, where) for r in rows}
+    found = {theirs: name for theirs, name in at.items() if name}
     _account_rest(files, {} if layout is None else layout.stray, ledger, where, left)
     # all names and shapes are right; only now is anything read
     _draw_new(model, design, ledger, device, dtype or source.blank(next(iter(found.values()))).dtype)
@@ -415,6 +433,23 @@ def task_of(family: Family | None, task: str | Task, labels: int | None, problem
     return spec.edit(task, fields)
 
 
+def _wanted_task(
+    owner: Family | None,
+    layout: Layout | None,
+    raw: Mapping[str, Any],
+    goal: tuple[str | Task, int | None, str | None],
+    new: Collection[str],
+) -> Task:
+    """The task head that a call asks for; what it leaves open is as in the file, where that has a head of the kind."""
+    name, labels, problem = goal
+    task = task_of(owner, name, labels, problem)
+    held = configs.heads_wanted(layout, raw).task if layout is not None else None
+    if not isinstance(name, str) or type(held) is not type(task) or "task" in new:
+        return task
+    given = {"labels": labels, "problem": problem}
+    return spec.edit(task, {k: getattr(held, k) for k, v in given.items() if v is None and hasattr(held, k)})
+
+
 def with_task(design: Design, family: Family, task: str) -> Design:
     """The design with the family's head for a task in place of the heads of pretraining."""
     return _with_heads(design, heads_for(task_of(family, task, None), design, family))
@@ -497,7 +532,14 @@ def _find(
             ledger.new += r.ours
             return None
         raise missing(r.theirs, source, where)
-    r.read(source.blank(files[found]), shapes)
+    try:
+        r.read(source.blank(files[found]), shapes)
+    except CheckpointError as error:
+        if _part(r) == "task" in new:
+            raise CheckpointError(
+                f"{error}; leave labels out to read the head that is there, or draw another with new=['task']"
+            ) from None
+        raise
     ledger.loaded |= dict.fromkeys(r.ours, files[found])
     ledger.tied |= {files[alias]: files[found] for alias in r.aliases if alias in files and alias != found}
     return files[found]
@@ -701,6 +743,8 @@ def _save_hf(model: Model, directory: Path, dtype: str | None, shard_bytes: int)
     if table is not None and before.get("model_type") == table.model_type:  # keys that say nothing here are kept
         respelled = {"torch_dtype", *(older for k in table.keys for older in k.older)}
         data = {k: v for k, v in before.items() if k not in respelled} | data
+    if table is not None:
+        data |= configs.write_labels(design.arch.heads, model.labels)
     names: dict[str, Any] = {}
     heads = design.arch.heads
     bare = table is not None and not any((heads.lm, heads.pair, heads.detect, heads.task))
@@ -747,7 +791,8 @@ def _generation_config(model: Model, design: Design, extras: Mapping[str, Any]) 
         "pad_token_id": text.pad_id,
         "decoder_start_token_id": text.start_id,
     }
-    return {k: v for k, v in ids.items() if v is not None}
+    before = extras.get("config", {})  # an old checkpoint's, which a generation_config.json beside it would hide
+    return {k: v for k, v in (ids | {k: before.get(k) for k in configs.GENERATION}).items() if v is not None}
 
 
 __all__ = ["LAYOUTS", "attach", "build", "layout_of", "load", "read_design", "save", "with_task"]

@@ -157,6 +157,13 @@ def reasons(reason: str, names: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), reason)
 
 
+GENERATION = reasons(
+    "read by generation, where there is no generation_config.json",
+    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
+    "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
+    "num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values "
+    "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens prefix",
+)
 GENERAL: dict[str, str] = {
     **reasons("read elsewhere", "model_type architectures"),
     **reasons(
@@ -174,13 +181,7 @@ GENERAL: dict[str, str] = {
     **reasons("memory in training, not a result", "gradient_checkpointing chunk_size_feed_forward"),
     **reasons("labels of a task head", "id2label label2id num_labels _num_labels problem_type"),
     **reasons("dropout of a task head, which its spec says", "classifier_dropout cls_dropout"),
-    **reasons(
-        "generation is set by generation_config.json and by the call",
-        "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
-        "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
-        "bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values "
-        "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens prefix",
-    ),
+    **GENERATION,
     **reasons("the tokenizer's files say which token it is", "sep_token_id mask_token_id cls_token_id unk_token_id"),
 }
 GENERAL_FIXED: dict[str, Any] = {
@@ -249,12 +250,26 @@ def _class_in(layout: Layout, config: Mapping[str, Any]) -> str | None:
     return next((name for name in listed if name in layout.classes), None)
 
 
-def write_labels(heads: Heads) -> dict[str, Any]:
-    """The keys that say what a task head scores."""
+def label_names(config: Mapping[str, Any], heads: Heads) -> tuple[str, ...]:
+    """What the scores of a task head are called, in order; empty where a config does not say it of so many."""
+    field, named = _counted(heads), config.get("id2label")
+    if field is None or not isinstance(named, Mapping):
+        return ()
+    count = getattr(heads.task, field)
+    if {str(i) for i in named} != {str(i) for i in range(count)}:
+        return ()
+    by_number = {str(i): name for i, name in named.items()}
+    return tuple(str(by_number[str(i)]) for i in range(count))
+
+
+def write_labels(heads: Heads, names: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys that say what a task head scores, and what it is called where `names` are as many."""
     out: dict[str, Any] = {}
     if (field := _counted(heads)) is not None:
-        out["id2label"] = {str(i): f"LABEL_{i}" for i in range(getattr(heads.task, field))}
-        out["label2id"] = {name: int(i) for i, name in out["id2label"].items()}
+        count = getattr(heads.task, field)
+        names = names if len(names) == count else tuple(f"LABEL_{i}" for i in range(count))
+        out["id2label"] = {str(i): name for i, name in enumerate(names)}
+        out["label2id"] = {name: i for i, name in enumerate(names)}
     if isinstance(heads.task, Classify):
         out["problem_type"] = PROBLEMS[heads.task.problem]
     return out
@@ -284,7 +299,10 @@ def read_config(layout: Layout, config: Mapping[str, Any], base: Design) -> tupl
             ignored[name] = unused[name]
         else:
             hint = meant(name, [*known, *fixed, *unused])
-            raise CheckpointError(f"config.json: no key {name!r} is known for model_type {layout.model_type!r}{hint}")
+            raise CheckpointError(
+                f"config.json: no key {name!r} is known for model_type {layout.model_type!r}"
+                f"{hint or '; if it says nothing of the network, take it out'}"
+            )
     changes: dict[str, Any] = {}
     for k in layout.keys:
         value = k.value(config)

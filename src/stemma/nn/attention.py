@@ -96,6 +96,30 @@ class Attention(nn.Module):
             q, bias = self.relative(self, q, k, places.relative)
         return self.o(self.attend(q, k, v, visible, bias).transpose(1, 2).flatten(2))
 
+    def scores(self, x: Tensor, visible: Visible, places: Places = Places()) -> tuple[Tensor, Tensor]:
+        """What a softmax over keys makes weights of, in fp32 and minus infinity where nothing is seen (B H T T), and
+        the values (B H T D): for those who look at the attention itself. `x`: B T D."""
+        q, (k, v) = self.split(self.q(x)), self.keys(x)
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        if places.turn is not None:
+            q, k = places.turn(q), places.turn(k)
+        bias = places.bias
+        if self.relative is not None and places.relative is not None:
+            q, bias = self.relative(self, q, k, places.relative)
+        if self.shared > 1:
+            k, v = (y.repeat_interleave(self.shared, 1) for y in (k, v))
+        found = (q * self.scale @ k.transpose(-1, -2)).float()
+        if self.softcap is not None:
+            found = capped(found, self.softcap)
+        if bias is not None:
+            found = found + bias
+        if visible.causal:
+            found = found.masked_fill(~torch.ones_like(found[0, 0], dtype=torch.bool).tril(), float("-inf"))
+        elif visible.mask is not None:
+            found = found.masked_fill(~visible.mask, float("-inf"))
+        return found, v
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Visible, bias: Tensor | None) -> Tensor:
         mask, causal = visible
         if bias is not None:

@@ -98,7 +98,8 @@ class Detector(nn.Module):
         self.dense = nn.Linear(dims.d_model, dims.d_model)
         self.out = nn.Linear(dims.d_model, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # B T D -> B T
+    def forward(self, x: Tensor, first: Tensor | None = None) -> Tensor:  # B T D -> B T
+        """`first`: where the first token of each token's text stands (B T), if not at the row's beginning."""
         return self.out(self.act(self.dense(x))).squeeze(-1)
 
 
@@ -109,8 +110,9 @@ class ContextDetector(Detector):
         super().__init__(parts.Detector(spec.act), dims)
         self.norm = norm(kind, dims.d_model)
 
-    def forward(self, x: Tensor) -> Tensor:  # B T D -> B T
-        return super().forward(self.norm(x[:, :1] + x))
+    def forward(self, x: Tensor, first: Tensor | None = None) -> Tensor:  # B T D -> B T
+        head = x[:, :1] if first is None else x.gather(1, first[..., None].expand_as(x))
+        return super().forward(self.norm(head + x))
 
 
 class Task(nn.Module):

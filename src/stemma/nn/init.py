@@ -30,6 +30,12 @@ def _fill(path: str, weight: nn.Parameter, arch: parts.Arch, dims: parts.Dims, g
     if isinstance(arch.init, parts.FanIn):
         weight.normal_(0.0, arch.init.factor * _fan_in(owner, dims), generator=generator)
         return
+    if isinstance(arch.init, parts.Glorot):
+        if owner == "tokens":
+            weight.normal_(0.0, weight.shape[-1] ** -0.5, generator=generator)
+        else:
+            nn.init.xavier_uniform_(weight, generator=generator)
+        return
     if isinstance(arch.init, parts.LeCun):
         weight.normal_(0.0, 1.0 if owner == "tokens" else weight.shape[-1] ** -0.5, generator=generator)
         return

@@ -24,7 +24,8 @@ class Visible(NamedTuple):
 class Facts(NamedTuple):
     """What is known of a batch. `qpos`, `kpos`: places of queries and keys in their row. `plain`: these are 0..T-1 in
     every row and nothing is cached, which a chooser may rely on without looking at tensors. `real` (B S): key is no
-    padding; `qdoc`, `kdoc` (B T, B S): document numbers; `prefix` (B 1): tokens that see each other whole; `blank`:
+    padding; `qdoc`, `kdoc` (B T, B S): document numbers; `prefix` (B 1, or B T where texts of a row
+    have each their own): the place up to which a query sees all that stands before it; `blank`:
     padding sees nothing; `chosen`: the mask that stands for an open one."""
 
     qpos: Tensor
@@ -76,7 +77,7 @@ def visible(spec: parts.LayerMask, facts: Facts) -> Visible:
         if window is not None and not (facts.plain and length <= window):
             seen = seen & (far < window)
         if prefix is not None:
-            seen = seen | (facts.kpos < prefix)[:, None, :]
+            seen = seen | (facts.kpos[:, None, :] < prefix[:, :, None])
     if facts.qdoc is not None and facts.kdoc is not None:
         seen = _both(seen, facts.qdoc[:, :, None] == facts.kdoc[:, None, :])
     if facts.real is not None:

@@ -74,7 +74,8 @@ class Embed(nn.Module):
 class Model(nn.Module):
     """A language model. Parameters have canonical names (`decoder.blocks.0.attention.q.weight`), whatever file they
     came from. Attributes that `stemma.load` and `stemma.build` add: `family`, `name`, `text`, `tokenizer`, `ledger`,
-    `pooling` (how a text's vector is made, where the checkpoint says so)."""
+    `pooling` (how a text's vector is made, where the checkpoint says so), `labels` (what a task head's scores are
+    called, in their order, where the checkpoint says so)."""
 
     family: Any = None
     name: str = ""
@@ -83,6 +84,7 @@ class Model(nn.Module):
     ledger: Any = None
     design: Any = None
     pooling: Any = None
+    labels: tuple[str, ...] = ()
     extras: dict[str, Any] = {}
 
     def __init__(self, arch: parts.Arch, dims: parts.Dims) -> None:
@@ -221,7 +223,8 @@ class Model(nn.Module):
         once, at the first call. `attention_mask` (B T) marks padding among the new tokens. `order` (1|B T): the places
         of the tokens in their rows, which masks and the cache go by; left out, they are the positions where these count
         in one way and no prefix mask counts in the row, else 0, 1, ... `prefix` (B): so many tokens at the beginning
-        see each other whole, under a prefix mask."""
+        see each other whole, under a prefix mask; (B T): the same where rows hold several documents, for each
+        token the place in the row where that part of its document ends."""
         if self.decoder is None:
             raise UsageError(f"a {self.arch.structure} has no decoder")
         mask = self.arch.mask
@@ -301,7 +304,7 @@ class Model(nn.Module):
             own = pos.ndim == 2 and not isinstance(self.arch.mask, parts.Prefix)  # a prefix is counted in the row
             order = pos if own else torch.arange(start, start + ids.shape[1], device=ids.device)[None]
         if prefix is not None:
-            prefix = prefix[:, None]
+            prefix = prefix[:, None] if prefix.ndim == 1 else prefix
             if cache is not None:
                 cache.prefix = prefix
         if stack.position.segments:
@@ -331,6 +334,13 @@ class Model(nn.Module):
         if self.pooler is None:
             raise UsageError("this model has no pooler (its checkpoint came without one)")
         return self.pooler(hidden, self._place(self.arch.heads.pooler, input_ids, attention_mask))
+
+    def paired(self, pooled: Tensor) -> Tensor:
+        """What is said of two segments, from a text's vector: B D -> B 2."""
+        if self.pair is None:
+            raise UsageError("this model has no head for pairs of segments (its checkpoint came without one)")
+        rate = self.arch.dropout.pair
+        return self.pair(F.dropout(pooled, rate, self.training and rate > 0))
 
     # ------------------------------------------------------------ the public call
 
@@ -420,8 +430,7 @@ class Model(nn.Module):
         if self.pooler is not None:
             out.pooled = self.pooled(hidden, input_ids, attention_mask)
             if self.pair is not None:
-                rate = self.arch.dropout.pair
-                out.seq_relationship_logits = self.pair(F.dropout(out.pooled, rate, self.training and rate > 0))
+                out.seq_relationship_logits = self.paired(out.pooled)
         if self.detect is not None:
             out.replaced = self.detect(hidden)
         if self.task is not None:

@@ -617,6 +617,12 @@ class FanIn(Spec):
 
 
 @dataclass(frozen=True)
+class Glorot(Spec):
+    """Matrices uniform with the variance 2 / (inputs + outputs) (Glorot & Bengio 2010), embeddings from
+    N(0, 1/sqrt(width)) (Vaswani et al. 2017 as released, tensor2tensor)."""
+
+
+@dataclass(frozen=True)
 class LeCun(Spec):
     """Matrices from N(0, 1/sqrt(their inputs)), embeddings from N(0, 1) (LeCun et al. 1998; PaLM, section 5)."""
 
@@ -674,7 +680,7 @@ class Arch(Spec):
     mask: Mask
     mlp: MLP | GatedMLP | Experts
     heads: Heads
-    init: Normal | FanIn | LeCun
+    init: Normal | FanIn | Glorot | LeCun
     dropout: Dropout = Dropout()
     embed_norm: bool = False
     embed_scale: bool = False

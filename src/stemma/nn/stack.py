@@ -200,7 +200,7 @@ class Stack(nn.Module):
     ) -> State:
         """`x` (B T E) embedded tokens at positions `pos` (1|B T, or B T C) and places `order` (1|B T) of their rows;
         `plain`: both are known to be 0..T-1; `real` (B T): False for padding; `documents` (B T): a token sees its own
-        only; `prefix` (B 1): so many tokens see each other whole; `memory` (B S D): the encoder's output;
+        only; `prefix` (B 1 or B T): so many tokens see each other whole; `memory` (B S D): the encoder's output;
         `chosen`: the mask that stands for an open one."""
         x = self.enter(x, pos, real)
         kinds = list(dict.fromkeys(self.masks))
@@ -209,11 +209,12 @@ class Stack(nn.Module):
             cache.begin(order, real)
             plans = {mask: plan for (_, mask), plan in cache.plans.items()}
             seen = {mask: plans[mask].visible for mask in kinds}
-            spans = {mask: (plans[mask].qpos, plans[mask].kpos) for mask in kinds}
+            alike = list({id(plan): plan for plan in plans.values()}.values())
+            spans = {mask: (alike.index(plans[mask]), plans[mask].qpos, plans[mask].kpos) for mask in kinds}
         else:
             facts = Facts(order, order, plain, real, documents, documents, prefix, self.position.blank, chosen)
             seen = {mask: visible(mask, facts) for mask in kinds}
-            spans = {mask: (pos, pos) for mask in kinds}
+            spans = {mask: (0, pos, pos) for mask in kinds}
         places = self.places(kinds, pos, spans, x, plain)
         start = before = x
         for at, (number, layer) in enumerate(self.order):
@@ -248,21 +249,23 @@ class Stack(nn.Module):
         self,
         kinds: list[parts.LayerMask],
         pos: Tensor,
-        spans: dict[parts.LayerMask, tuple[Tensor, Tensor]],
+        spans: dict[parts.LayerMask, tuple[int, Tensor, Tensor]],
         x: Tensor,
         plain: bool,
     ) -> dict[parts.LayerMask, Places]:
-        """What each kind of layer is told of positions: `spans` are those of its queries and keys."""
+        """What each kind of layer is told of positions: `spans` are those of its queries and keys, with a number that
+        equal ones share (the tensors themselves must not be compared: a compiled graph would be bound to them)."""
         schemes: dict[parts.LayerMask, Position] = {
             m: self.local if self.local is not None and isinstance(m, parts.Sliding) else self.position for m in kinds
         }
         turns = {scheme: scheme.turn(pos, x.dtype) for scheme in dict.fromkeys(schemes.values())}
-        known: dict[tuple[int, int, int], tuple[Tensor | None, object]] = {}  # layers of equal spans share a bias
+        known: dict[tuple[Position, int], tuple[Tensor | None, object]] = {}  # layers of equal spans share a bias
         out = {}
         for mask, scheme in schemes.items():
-            key = (id(scheme), id(spans[mask][0]), id(spans[mask][1]))
+            number, queries, keys = spans[mask]
+            key = (scheme, number)
             if key not in known:
-                known[key] = scheme.bias(*spans[mask]), scheme.relative(*spans[mask], plain)
+                known[key] = scheme.bias(queries, keys), scheme.relative(queries, keys, plain)
             out[mask] = Places(turns[scheme], *known[key])
         return out
 

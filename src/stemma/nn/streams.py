@@ -33,7 +33,7 @@ FAR_HALF = -65500.0  # the most that fp16 holds: there such a query weighs by wh
 class Terms(NamedTuple):
     """What a layer's scores are told beside content.
 
-    Distances: by `r` (1 H R D), the layer's keys of all distances from the largest down, of which that of key 0 is at
+    Distances: by `r` (1|B H R D), the layer's keys of all distances from the largest down, of which that of key 0 is at
     `first` (B Q 1) and that of every further key one place further; without `first` the queries are Q tokens in a row,
     and it is at Q - 1, Q - 2, ..., 0. Or else by `waves` of the queries' and the keys' own positions (B Q D, B S D).
     `different` (B Q S): 1 where query and key stand in different segments; `hidden` (B Q S): True where a key is not
@@ -125,13 +125,16 @@ class RelativeSinusoidal(Position):
 class Request:
     """What a call asks of two streams, beside tokens, and what it gets. `segments` (B T); `hidden` (B T T): 1 where
     token i does not see token j; `mapping` (B K T): a 1 at the place of each prediction (a row of zeros asks nothing);
-    `past`: the memory, B M D of each layer; `places` (B K): where queries stand, in decoding with a cache, whose place
-    may be past the last token. `kept`: the new memory, filled by the call."""
+    `past`: the memory, B M D of each layer, of which places with a 1 in `absent` (B M) hold nothing; `backward` (B): 1
+    for texts written from their end, whose distances count the other way; `places` (B K): where queries stand, in
+    decoding with a cache, whose place may be past the last token. `kept`: the new memory, filled by the call."""
 
     segments: Tensor | None = None
     hidden: Tensor | None = None
     mapping: Tensor | None = None
     past: Sequence[Tensor] | None = None
+    absent: Tensor | None = None
+    backward: Tensor | None = None
     places: Tensor | None = None
     kept: list[Tensor] = field(default_factory=list)
 
@@ -197,7 +200,7 @@ class TwoStreams(Stack):
             if cache is None:
                 asked.kept.append(self.keep(h, None if asked.past is None else asked.past[at]))
             if wave is not None:
-                r = attention.split(attention.relative.r(wave)[None])  # type: ignore[union-attr,operator]
+                r = attention.split(attention.relative.r(wave))  # type: ignore[union-attr,operator]
                 content, queries = content._replace(r=r), queries._replace(r=r)
             kept: list[tuple[Tensor, Tensor]] = []
             store = _store(attention, cache, at, None if asked.past is None else asked.past[at], kept)
@@ -230,7 +233,7 @@ class TwoStreams(Stack):
         documents: Tensor | None,
         asked: Request,
     ) -> tuple[Terms, Terms, Tensor | None, Tensor | None]:
-        """What content and queries are told, the queries, and the waves (R D) of all distances in the row."""
+        """What content and queries are told, the queries, and the waves (1|B R D) of all distances in the row."""
         rows, length = h.shape[:2]
         before = 0 if asked.past is None else asked.past[0].shape[1]
         hidden = _either(
@@ -239,10 +242,12 @@ class TwoStreams(Stack):
         if documents is not None:
             hidden = _either(hidden, documents[:, :, None] != documents[:, None, :])
         own = None  # content sees its own token whatever is hidden
+        if hidden is None and asked.absent is not None:
+            hidden = torch.zeros(1, 1, 1, dtype=torch.bool, device=h.device)
         if hidden is not None:
             hidden = hidden.expand(rows, length, length)
             own = hidden & ~torch.eye(length, dtype=torch.bool, device=h.device)
-            hidden, own = _beside(hidden, before), _beside(own, before)
+            hidden, own = _beside(hidden, before, asked.absent), _beside(own, before, asked.absent)
         different = None
         if asked.segments is not None:
             with_memory = torch.nn.functional.pad(asked.segments, (before, 0))  # the memory is of segment 0
@@ -250,7 +255,9 @@ class TwoStreams(Stack):
         wave = waves = None
         scheme: RelativeSinusoidal = self.position  # type: ignore[assignment]
         if plain:
-            line = torch.arange(before + length - 1, -length, -1, device=h.device)
+            line = torch.arange(before + length - 1, -length, -1, device=h.device)[None]
+            if asked.backward is not None:
+                line = line * (1 - 2 * asked.backward[:, None])
             wave = self.drop(scheme.waves(line, h.dtype), self.rates.embed)
         else:
             if before:
@@ -282,7 +289,7 @@ class TwoStreams(Stack):
         there = scheme.waves(kpos, h.dtype)
         wave = None
         if first:
-            line = torch.arange(h.shape[1] - 1, -kpos.shape[1], -1, device=h.device)
+            line = torch.arange(h.shape[1] - 1, -kpos.shape[1], -1, device=h.device)[None]
             wave, content = scheme.waves(line, h.dtype), Terms(hidden=hidden)
         else:
             content = Terms(waves=(scheme.waves(order.expand(h.shape[0], -1), h.dtype), there), hidden=hidden)
@@ -324,6 +331,8 @@ def _either(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a | b
 
 
-def _beside(hidden: Tensor, before: int) -> Tensor:
-    """With the tokens of a memory before the row's own, all seen."""
+def _beside(hidden: Tensor, before: int, absent: Tensor | None) -> Tensor:
+    """With the tokens of a memory before the row's own, all seen but those that are `absent` (B M)."""
+    if absent is not None:
+        return torch.cat([absent.bool()[:, None].expand(-1, hidden.shape[1], -1), hidden], -1)
     return torch.nn.functional.pad(hidden, (before, 0)) if before else hidden

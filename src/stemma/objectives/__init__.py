@@ -9,14 +9,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from stemma.errors import UsageError
 from stemma.families import goals
-from stemma.nn.parts import Arch
+from stemma.families.declare import Text
+from stemma.nn.parts import Arch, Dims
 from stemma.objectives.base import ALONE, Batch, Cursor, Example, Loss, Nets, Objective, Setting, View
+from stemma.objectives.blanks import BlankInfilling
 from stemma.objectives.clm import NextToken
+from stemma.objectives.contrast import Pairs
+from stemma.objectives.corruption import Deshuffling, TokenCorruption
+from stemma.objectives.denoise import Restoration
+from stemma.objectives.denoisers import Mixture
+from stemma.objectives.distil import Distilled, Relations
+from stemma.objectives.fragment import MaskedRun
+from stemma.objectives.infill import Infilling
+from stemma.objectives.mixed import MixedMasked
 from stemma.objectives.mlm import Masked
 from stemma.objectives.pairs import MaskedPairs
+from stemma.objectives.plm import Permuted
+from stemma.objectives.prefix import Continuation
+from stemma.objectives.rtd import ReplacedTokens
 from stemma.objectives.spans import SpanCorruption
+from stemma.objectives.tlm import Translated
+from stemma.objectives.translation import SentencePairs
 
 __all__ = [
     "ALONE",
@@ -29,37 +43,78 @@ __all__ = [
     "Setting",
     "View",
     "objective",
+    "tokens",
     "why_not",
+    "why_unmatched",
 ]
 
 
 def kind(spec: goals.Objective) -> Any:
-    """The class that runs a declared objective; None where there is none yet."""
+    """The class that runs a declared objective."""
     match spec:
         case goals.CLM():
             return NextToken
-        case goals.MLM(pairs=True):
-            return MaskedPairs
-        case goals.MLM():
+        case goals.MLM(pairs=None):
             return Masked
+        case goals.MLM():
+            return MaskedPairs
+        case goals.RTD():
+            return ReplacedTokens
         case goals.Spans():
             return SpanCorruption
-    return None
+        case goals.PLM():
+            return Permuted
+        case goals.MixedMLM():
+            return MixedMasked
+        case goals.Distillation():
+            return Distilled
+        case goals.AttentionDistillation():
+            return Relations
+        case goals.Contrastive():
+            return Pairs
+        case goals.Blanks():
+            return BlankInfilling
+        case goals.Infill():
+            return Infilling
+        case goals.TLM():
+            return Translated
+        case goals.Translation():
+            return SentencePairs
+        case goals.PrefixLM():
+            return Continuation
+        case goals.Corruption():
+            return TokenCorruption
+        case goals.Deshuffle():
+            return Deshuffling
+        case goals.Denoisers():
+            return Mixture
+        case goals.Denoise():
+            return Restoration
+        case goals.Fragment():
+            return MaskedRun
+    raise AssertionError(spec)
 
 
-def why_not(spec: goals.Objective, arch: Arch | None = None) -> str | None:
-    """Why a declared objective cannot be trained here, or not with a network of design `arch`; None if it can."""
-    runs = kind(spec)
-    if runs is not None:
-        return None if arch is None else runs.unfit(spec, arch)
-    if isinstance(spec, goals.Translation):
-        return f"training on {spec} is not built: it needs sentence pairs in two languages"
-    return f"training on {type(spec).__name__} is not implemented yet; set objective to CLM, MLM or Spans"
+def why_not(spec: goals.Objective, arch: Arch) -> str | None:
+    """Why a network of design `arch` cannot be trained on a declared objective; None if it can."""
+    found: str | None = kind(spec).unfit(spec, arch)
+    return found
+
+
+def why_unmatched(spec: goals.Objective, student: tuple[Arch, Dims], teacher: tuple[Arch, Dims]) -> str | None:
+    """Why a network of one design cannot learn a declared objective from one of another; None if it can."""
+    found: str | None = kind(spec).unmatched(spec, student, teacher)
+    return found
+
+
+def tokens(spec: goals.Objective, text: Text) -> tuple[str, ...]:
+    """Names of special tokens without a role that a tokenizer needs for a declared objective."""
+    found: tuple[str, ...] = kind(spec).tokens(spec, text)
+    return found
 
 
 def objective(spec: goals.Objective, setting: Setting) -> Objective:
     """The runnable form of a declared objective. Raises UsageError where the tokenizer lacks a token that the objective
-    needs, and for objectives that cannot be trained here."""
-    if (why := why_not(spec)) is not None:
-        raise UsageError(why)
-    return kind(spec)(spec, setting)
+    needs."""
+    made: Objective = kind(spec)(spec, setting)
+    return made

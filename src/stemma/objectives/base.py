@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stemma.data import random as draw
+from stemma.data.mixture import Mixed
 from stemma.errors import DataError, UsageError
 from stemma.families.declare import Text
+from stemma.families.recipes import Sampling
 from stemma.nn.model import IGNORED, Model
-from stemma.nn.parts import Arch, BlankLearned, BlankRotary, Buckets, Disentangled, EMDHead, Learned, Rotary
+from stemma.nn.parts import Arch, BlankLearned, BlankRotary, Buckets, Dims, Disentangled, EMDHead, Learned, Rotary
 from stemma.objectives.vocabulary import token_loss
 
 Ints = NDArray[np.int64]
@@ -34,6 +36,7 @@ class View(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Any: ...
     def sentences(self, i: int) -> Any: ...
+    def text(self, i: int) -> str: ...
 
 
 @dataclass(frozen=True, order=True)
@@ -63,7 +66,8 @@ class Order:
 class Setting:
     """What an objective is told of a run: the `tokenizer`, which names the special ids; `text`, the start token of
     decoders; `context`, the tokens of a row; `seed`; whether rows hold several documents that see each other (`mixed`);
-    and the weight of the z-loss."""
+    the weight of the z-loss; how languages are drawn (`sampling`), the `rows` of a step, and the
+    `structure` of the network that the rows are for, where it can be one of several."""
 
     tokenizer: Any
     text: Text
@@ -71,6 +75,9 @@ class Setting:
     seed: int
     mixed: bool = False
     z_loss: float = 0.0
+    sampling: Sampling = field(default_factory=Sampling)
+    rows: int = 1
+    structure: str = "encoder-decoder"
 
 
 @dataclass
@@ -99,6 +106,7 @@ class Objective(ABC):
 
     main: str = "token"  # the part whose nats are reported as the model's quality
     whole: bool = False  # whether its targets are the whole text, so that bits a byte of text mean something
+    rows: int = 1  # rows of tokens in an example
     structures: tuple[str, ...] = ("encoder", "decoder", "encoder-decoder")  # of the networks it can train
 
     def __init__(self, setting: Setting) -> None:
@@ -111,6 +119,11 @@ class Objective(ABC):
         self.plain: Ints = np.setdiff1d(np.arange(tokenizer.vocab_size, dtype=np.int64), self.special)
 
     @classmethod
+    def tokens(cls, spec: Any, text: Text) -> tuple[str, ...]:
+        """Names of special tokens that a tokenizer needs for this, beside those of `text` by role and its blanks."""
+        return ()
+
+    @classmethod
     def unfit(cls, spec: Any, arch: Arch) -> str | None:
         """Why a network of this design cannot be trained on `spec`; None if it can."""
         if arch.structure in cls.structures:
@@ -120,8 +133,17 @@ class Objective(ABC):
             f"structure {arch.structure}"
         )
 
+    @classmethod
+    def unmatched(cls, spec: Any, student: tuple[Arch, Dims], teacher: tuple[Arch, Dims]) -> str | None:
+        """Why a network of one design cannot learn `spec` from one of another; None if it can."""
+        return None
+
     def join(self, model: Model, nets: Nets) -> None:
         """Make the model and its nets share what they are to share, once, before training."""
+        return
+
+    def part(self, model: Model, nets: Nets) -> None:
+        """Undo what the model, once trained, must not show of `join`: then it stands alone."""
         return
 
     @abstractmethod
@@ -151,9 +173,29 @@ class Objective(ABC):
         """Of an objective whose targets are the whole text: how many of its tokens no target stands for."""
         return 0
 
-    def order(self, view: View) -> Order:
-        """The documents of `view`, epoch after epoch."""
-        return Order(self.seed, len(view))
+    def order(self, view: View) -> Order | Mixed:
+        """The documents of `view`, epoch after epoch, or as a mixture that the text or the recipe declares."""
+        from stemma.objectives.languages import mixed
+
+        return mixed(view, self.seed, self.setting.sampling) or Order(self.seed, len(view))
+
+    def spans(
+        self, reader: Reader, view: View, cursor: Cursor, size: int, stride: int
+    ) -> Iterator[tuple[Span, Cursor]]:
+        """Stretches of the stream as in `Reader.spans`; where the recipe wants rows of one language, each of one."""
+        from stemma.objectives.languages import Streams, apart
+
+        if reader.once or not apart(view, self.setting.sampling):
+            return reader.spans(cursor, size, stride)
+        return Streams(self.setting, view, reader.length, size, stride).spans(cursor)
+
+    def epochs(self, view: Any, cursor: Cursor) -> int:
+        """How many times the text has been read, on average."""
+        from stemma.objectives.languages import apart
+
+        if apart(view, self.setting.sampling):
+            return int(cursor.slot * self.context // max(1, view.tokens_total))
+        return cursor.slot // len(view)
 
     def need(self, *roles: str) -> int:
         """The id of the first of the `roles` ("mask", "eos") that the tokenizer has. Raises UsageError without."""
@@ -176,6 +218,10 @@ class Objective(ABC):
 
 # purposes, so that no two draws share a key
 ORDER, MASK, FORCE, PAIR, SPAN = range(1, 6)
+PERMUTE, PACK, TWIN = range(31, 34)
+BLANK, INFILL = range(60, 62)
+SAMPLE = 20
+CUT, KIND, NOISE, RUN, SHUFFLE = range(6, 11)
 
 
 # ---------------------------------------------------------------- windows
@@ -205,25 +251,30 @@ class Span(NamedTuple):
 
 class Window(NamedTuple):
     """`values` (K N): aligned rows of a stretch of the stream; `documents` (N): 0, 1, ... by document, -1 for padding;
-    `positions` (N): from 0 in each document."""
+    `positions` (N): from 0 in each document; `langs` (N): the number of each one's language, 0 where none are told."""
 
     values: Ints
     documents: Ints
     positions: Ints
+    langs: Ints
 
 
 class Reader:
     """The documents of a view in order, as `piece(document, epoch)` writes them (K x tokens), of which `length`
-    tells the number of tokens (or what else an offset counts) without writing them."""
+    tells the number of tokens (or what else an offset counts) without writing them. `langs`: the number of each
+    document's language, for a model that is told."""
 
     def __init__(
         self,
-        order: Order,
+        order: Order | Mixed,
         length: Callable[[int], int],
         piece: Callable[[int, int], Ints],
         once: bool,
+        langs: Ints | None = None,
     ) -> None:
-        self.order, self.length, self.piece, self.once = order, length, piece, once
+        if once and isinstance(order, Mixed):  # an epoch holds every document, however they are mixed
+            order = Order(order.seed, order.documents)
+        self.order, self.length, self.piece, self.once, self.langs = order, length, piece, once, langs
         self._pieces: dict[tuple[int, int], Ints] = {}
 
     def settle(self, at: Cursor) -> Cursor | None:
@@ -272,15 +323,17 @@ class Reader:
         """The tokens of a stretch in a row of `size`."""
         values = np.repeat(np.asarray(padding, dtype=np.int64)[:, None], size, 1)
         documents = np.full(size, OUTSIDE, dtype=np.int64)
-        positions = np.zeros(size, dtype=np.int64)
+        positions, langs = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
         fill = 0
         for i, part in enumerate(span.parts):
             here = slice(fill, fill + part.tokens)
             values[:, here] = self.read(part.document, part.epoch)[:, part.start : part.start + part.tokens]
             documents[here] = i
             positions[here] = np.arange(part.tokens)
+            if self.langs is not None:
+                langs[here] = self.langs[part.document]
             fill += part.tokens
-        return Window(values, documents, positions)
+        return Window(values, documents, positions, langs)
 
 
 # ---------------------------------------------------------------- batches

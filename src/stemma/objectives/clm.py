@@ -28,6 +28,7 @@ from stemma.objectives.base import (
     stack,
     targets,
 )
+from stemma.objectives.languages import numbers
 
 
 class NextToken(Objective):
@@ -54,8 +55,9 @@ class NextToken(Objective):
         def piece(document: int, _: int) -> Ints:
             return np.concatenate([self.before, np.asarray(view[document]), self.after]).astype(np.int64)[None]
 
-        reader = Reader(self.order(view), lambda d: len(view[d]) + more, piece, once)
-        for span, follow in reader.spans(cursor, n + 1, n):
+        langs = numbers(view, self.setting.text.languages)
+        reader = Reader(self.order(view), lambda d: len(view[d]) + more, piece, once, langs)
+        for span, follow in self.spans(reader, view, cursor, n + 1, n):
             yield partial(self.example, reader, span), follow
 
     def example(self, reader: Reader, span: Span) -> Example:
@@ -67,12 +69,13 @@ class NextToken(Objective):
         real = documents[1:] >= 0
         if not self.mixed and not self.shared:
             real &= documents[1:] == documents[:-1]
-        return {
+        row = {
             "input_ids": ids[:-1],
             "labels": np.where(real, ids[1:], IGNORED),
             "documents": window.documents[:-1],
             "position_ids": window.positions[:-1],
         }
+        return row if reader.langs is None else row | {"langs": window.langs[:-1]}
 
     def unpredicted(self, view: View) -> int:
         if self.before:
@@ -80,12 +83,17 @@ class NextToken(Objective):
         return min(1, len(view)) if self.mixed else len(view)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        batch = stack(examples, "input_ids", "labels", "documents", "position_ids")
+        batch = stack(examples, *examples[0])
         batch |= targets(batch.pop("labels"))
         if self.mixed or not several(examples):  # padding at the end needs no mask: nothing looks back at it
             del batch["documents"], batch["position_ids"]
         return batch
 
     def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
-        hidden = model.decode(batch["input_ids"], position_ids=layout(model, batch), documents=batch.get("documents"))
+        hidden = model.decode(
+            batch["input_ids"],
+            position_ids=layout(model, batch),
+            documents=batch.get("documents"),
+            langs=batch.get("langs"),
+        )
         return Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))

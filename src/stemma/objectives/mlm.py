@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from stemma.data import random as draw
 from stemma.families import goals
 from stemma.nn.model import IGNORED, Model
+from stemma.nn.parts import Arch
 from stemma.objectives.base import (
     ALONE,
     FORCE,
@@ -32,40 +33,57 @@ from stemma.objectives.base import (
     stack,
     targets,
 )
+from stemma.objectives.languages import numbers
+from stemma.objectives.units import Choice, Chooser
 
 
 class Masked(Objective):
     """Windows of `context` tokens of documents written `cls tokens sep`, of which `rate` are to be predicted.
 
     How many of a document's tokens are chosen is `int(rate * length + u)` with u uniform, so that the rate holds on
-    average for short ones too (fairseq, mask_tokens_dataset). The masking is a function of (seed, document, epoch),
-    or of the epoch modulo `copies`; special tokens are never chosen and never stand in as random ones. A window
-    without a target gets one.
+    average for short ones too (fairseq, mask_tokens_dataset); where whole words are chosen, of every `context` tokens
+    of it. The masking is a function of (seed, document, epoch), or of the epoch modulo `copies`; special tokens are
+    never chosen and never stand in as random ones. A window without a target gets one.
     """
 
     structures = ("encoder",)
 
+    @classmethod
+    def unfit(cls, spec: Any, arch: Arch) -> str | None:
+        if arch.structure in cls.structures and arch.heads.lm is None:
+            return f"{type(spec).__name__} needs a head that predicts tokens, and arch.heads.lm is None"
+        return super().unfit(spec, arch)
+
     def __init__(self, spec: goals.MLM, setting: Setting) -> None:
         super().__init__(setting)
-        self.spec = spec
+        self.spec, self.choose = spec, Chooser(spec.unit, spec.rate, self.tokenizer)
         self.mask, self.cls, self.sep = self.need("mask"), self.need("cls", "bos"), self.need("sep", "eos")
 
     def copy(self, epoch: int) -> int:
         """Which masking an epoch takes."""
         return epoch % self.spec.copies if self.spec.copies else epoch
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+    def piece(self, view: View) -> Callable[[int, int], Ints]:
+        """How a document is written: tokens and labels."""
+
         def piece(document: int, epoch: int) -> Ints:
             tokens = np.concatenate([[self.cls], np.asarray(view[document]), [self.sep]]).astype(np.int64)
             rng = draw.generator(self.seed, MASK, document, self.copy(epoch))
             free = np.flatnonzero(~np.isin(tokens, self.special))
-            n = min(len(free), int(self.spec.rate * len(free) + rng.random()))
             inputs, labels = tokens.copy(), np.full(len(tokens), IGNORED, dtype=np.int64)
-            replace(self, inputs, labels, rng.permutation(free)[:n], rng, self.plain)
+            stretch = len(tokens) if isinstance(self.spec.unit, goals.Tokens) else self.context
+            for start in range(0, len(tokens), stretch):
+                here = free[slice(*np.searchsorted(free, [start, start + stretch]))]
+                n = min(len(here), int(self.spec.rate * len(here) + rng.random()))
+                replace(self, inputs, labels, self.choose(tokens, here, n, rng), rng, self.plain)
             return np.stack([inputs, labels])
 
-        reader = Reader(self.order(view), lambda d: len(view[d]) + 2, piece, once)
-        for span, follow in reader.spans(cursor, self.context, self.context):
+        return piece
+
+    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+        langs = numbers(view, self.setting.text.languages)
+        reader = Reader(self.order(view), lambda d: len(view[d]) + 2, self.piece(view), once, langs)
+        for span, follow in self.spans(reader, view, cursor, self.context, self.context):
             yield partial(self.example, reader, span), follow
 
     def example(self, reader: Reader, span: Span) -> Example:
@@ -77,17 +95,18 @@ class Masked(Objective):
             document, epoch, offset = span.key
             rng = draw.generator(self.seed, FORCE, document, self.copy(epoch), offset)
             if len(free):
-                replace(self, inputs, labels, free[rng.integers(len(free), size=1)], rng, self.plain)
-        return {
+                replace(self, inputs, labels, Choice(free[rng.integers(len(free), size=1)]), rng, self.plain)
+        row = {
             "input_ids": inputs,
             "labels": labels,
             "documents": window.documents,
             "position_ids": window.positions,
             "attention_mask": (window.documents >= 0).astype(np.int64),
         }
+        return row if reader.langs is None else row | {"langs": window.langs}
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        batch = stack(examples, "input_ids", "labels", "documents", "position_ids", "attention_mask")
+        batch = stack(examples, *examples[0])
         batch |= targets(batch.pop("labels"))
         if self.mixed or not several(examples):
             del batch["documents"], batch["position_ids"]
@@ -98,20 +117,28 @@ class Masked(Objective):
         return batch
 
     def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
-        state = model.state(
-            batch["input_ids"],
-            batch.get("attention_mask"),
-            position_ids=layout(model, batch),
-            documents=batch.get("documents"),
-        )
+        state = model.state(**self.inputs(model, batch))
         return Loss({self.main: self.token_loss(model, model.read(state), batch)}, self.counts(batch))
 
+    def inputs(self, model: Model, batch: Batch) -> dict[str, Any]:
+        """What `model` reads of a batch."""
+        return {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch.get("attention_mask"),
+            "position_ids": layout(model, batch),
+            "documents": batch.get("documents"),
+            "langs": batch.get("langs"),
+        }
 
-def replace(objective: Any, inputs: Ints, labels: Ints, chosen: Ints, rng: np.random.Generator, pool: Ints) -> None:
-    """Make the `chosen` places targets, in place: their tokens go to `labels`, and in `inputs` each becomes the mask
-    token, a random one of `pool`, or stays, by a draw of its own (`objective.spec` has the shares)."""
+
+def replace(objective: Any, inputs: Ints, labels: Ints, choice: Choice, rng: np.random.Generator, pool: Ints) -> None:
+    """Make the chosen places targets, in place: their tokens go to `labels`, and in `inputs` each becomes the mask
+    token, a random one of `pool`, or stays, by a draw of its own or of its run (`objective.spec` has the shares)."""
+    chosen, draws = choice
     labels[chosen] = inputs[chosen]
     u = rng.random(len(chosen))
+    if draws is not None:
+        u = u[draws]
     other = pool[rng.integers(len(pool), size=len(chosen))]
     spec = objective.spec
     new = np.where(u < spec.masked + spec.random, other, inputs[chosen])

@@ -1,4 +1,4 @@
-"""Masked tokens and next-sentence prediction (Devlin et al. 2018, sections 3.1 and A.2)."""
+"""Masked tokens of two segments, and what is said of the two: BERT's pairs, ALBERT's order, ELECTRA's halves."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from stemma.data import random as draw
 from stemma.errors import UsageError
 from stemma.families import goals
 from stemma.nn.model import IGNORED, Model
+from stemma.nn.parts import Arch
 from stemma.objectives.base import (
     ALONE,
     PAIR,
@@ -32,45 +35,74 @@ from stemma.objectives.base import (
     stack,
     targets,
 )
-from stemma.objectives.mlm import replace
+from stemma.objectives.mlm import Masked, replace
+from stemma.objectives.units import Chooser
 
 SHORT = 0.1  # how often a shorter pair is made, so that short inputs are seen too
+SHORT_HALVES, SINGLE = 0.05, 0.1  # the same for halves, and how often there is one segment only (ELECTRA)
+
+
+class Cut(NamedTuple):
+    """A chunk of `size` sentences, the first segment from `parts`, the second from the others; `label`: 1 if the second
+    is not what follows the first: a `strange` text, or the two are swapped; `wanted`: tokens of the pair."""
+
+    size: int
+    parts: NDArray[np.bool_]
+    wanted: int
+    label: int = 0
+    strange: bool = False
+
+    @property
+    def used(self) -> int:
+        """How many sentences are used up: what the second segment would have been is put back."""
+        return int(self.parts.sum()) if self.strange else self.size
 
 
 class MaskedPairs(Objective):
-    """`[CLS] A [SEP] B [SEP]`: half of the time B follows A in its document (label 0), else it comes from another
-    (label 1). A pair is a function of (seed, document, epoch or copy, first sentence).
+    """`[CLS] A [SEP] B [SEP]` with masked tokens. `next` (Devlin et al. 2018, sections 3.1 and A.2): half of the time B
+    follows A in its document (label 0), else it comes from another (label 1). `order` (Lan et al. 2019, section 3.1): B
+    follows A (label 0), or the two are swapped (label 1); where there is one sentence only, B is a random text with
+    label 1, as the released code has it. `halves` (Clark et al. 2020): B follows A, and nothing is said of it. A pair
+    is a function of (seed, document, epoch or copy, first sentence).
 
-    The algorithm is that of the released create_pretraining_data.py, with the draws keyed instead of in sequence, and
-    with sentences longer than half a row split, which the released code would cut off. `max_pred` is its flag at the
-    published lengths: 20 at 128 tokens, 77 at 512.
+    The algorithms are those of the released create_pretraining_data.py of BERT and of ALBERT and of ELECTRA's
+    build_pretraining_dataset.py, with the draws keyed instead of in sequence, and with sentences longer than half a row
+    split, which the released code would cut off. Without `most`, `rate` of a full row are targets at most, which is the
+    flag of BERT's at the published lengths: 20 at 128 tokens, 77 at 512. Random tokens are any of the vocabulary.
     """
 
     structures = ("encoder",)
 
     def __init__(self, spec: goals.MLM, setting: Setting) -> None:
         super().__init__(dataclasses.replace(setting, mixed=True))
-        self.spec = spec
-        self.mask, self.cls, self.sep = self.need("mask"), self.need("cls"), self.need("sep")
-        self.max_pred = math.ceil(spec.rate * self.context)
+        self.spec, self.choose = spec, Chooser(spec.unit, spec.rate, self.tokenizer)
+        self.mask, self.cls, self.sep = self.need("mask"), self.need("cls", "bos"), self.need("sep", "eos")
+        self.most = math.ceil(spec.rate * self.context) if spec.most is None else spec.most
         self.everything: Ints = np.arange(self.tokenizer.vocab_size, dtype=np.int64)
+
+    @classmethod
+    def unfit(cls, spec: goals.MLM, arch: Arch) -> str | None:
+        heads = arch.heads
+        if arch.structure in cls.structures and spec.pairs != "halves" and not (heads.pooler and heads.pair):
+            return f"objective.pairs={spec.pairs!r} needs arch.heads.pooler and arch.heads.pair"
+        return Masked.unfit(spec, arch)
 
     def copy(self, epoch: int) -> int:
         """Which of the `copies` of the data an epoch reads."""
         return epoch % self.spec.copies if self.spec.copies else epoch
 
-    def sentences(self, view: View, document: int) -> list[Ints]:
-        """The sentences of a document, none longer than half a row."""
-        tokens = np.asarray(view[document], dtype=np.int64)
+    def sentences(self, view: View, document: int) -> Ints:
+        """Where the sentences of a document begin, none longer than half a row, and where the last one ends."""
+        length = len(view[document])
         starts = [int(s) for s in view.sentences(document)]
-        edges = sorted({0, len(tokens), *(s for s in starts if 0 < s < len(tokens))})
+        edges = sorted({0, length, *(s for s in starts if 0 < s < length)})
         half = max(1, (self.context - 3) // 2)
-        return [tokens[i : min(i + half, b)] for a, b in itertools.pairwise(edges) for i in range(a, b, half)]
+        return np.array([i for a, b in itertools.pairwise(edges) for i in range(a, b, half)] + [length])
 
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
-        held: tuple[int, list[Ints]] = (-1, [])
+        held: tuple[int, Ints] = (-1, np.zeros(1, dtype=np.int64))
 
-        def sentences(document: int) -> list[Ints]:
+        def sentences(document: int) -> Ints:
             nonlocal held
             if held[0] != document:
                 held = (document, self.sentences(view, document))
@@ -78,37 +110,62 @@ class MaskedPairs(Objective):
 
         # an offset counts sentences here
         order = self.order(view)
-        reader = Reader(order, lambda d: len(sentences(d)), lambda d, _: np.asarray(view[d])[None], once)
+        reader = Reader(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
+        order = reader.order
         here = reader.settle(cursor)
         while here is not None:
             document, epoch = order[here.slot]
-            example, used = self.pair(view, document, epoch, sentences(document), here.offset)
-            follow = reader.settle(Cursor(here.slot, here.offset + used))
-            yield partial(dict, example), follow or Cursor(order.documents)
+            edges = sentences(document)
+            cut, _ = self.cut(edges, document, epoch, here.offset)
+            follow = reader.settle(Cursor(here.slot, here.offset + cut.used))
+            yield partial(self.pair, view, edges, document, epoch, here.offset), follow or Cursor(order.documents)
             here = follow
 
-    def pair(self, view: View, document: int, epoch: int, sentences: list[Ints], first: int) -> tuple[Example, int]:
-        """The pair that starts at sentence `first`, and how many sentences it uses up."""
+    def cut(self, edges: Ints, document: int, epoch: int, first: int) -> tuple[Cut, np.random.Generator]:
+        """How the pair that starts at sentence `first` is cut, and the generator of what else is drawn for it."""
         rng = draw.generator(self.seed, PAIR, document, self.copy(epoch), first)
+        lengths = np.diff(edges[first:])
         room = self.context - 3
+        if self.spec.pairs == "halves":
+            return self.halves(lengths, rng), rng
         wanted = int(rng.integers(2, room + 1)) if rng.random() < SHORT else room
-        chunk: list[Ints] = []
-        length = 0
-        for sentence in sentences[first:]:
-            chunk.append(sentence)
-            length += len(sentence)
-            if length >= wanted:
-                break
-        end = int(rng.integers(1, len(chunk))) if len(chunk) >= 2 else 1
-        a, used = np.concatenate(chunk[:end]), len(chunk)
-        strange = len(chunk) == 1 or rng.random() < 0.5
-        if strange:
-            b = self.strange(view, document, wanted - len(a), rng)
-            used = end  # what B would have been is put back
-        else:
-            b = np.concatenate(chunk[end:])
-        a, b = truncate(a, b, room, rng)
-        return self.example(a, b, int(strange), rng), used
+        size = fill(lengths, wanted)
+        end = int(rng.integers(1, size)) if size >= 2 else 1
+        odd = size == 1 or rng.random() < 0.5
+        strange = odd and (size == 1 or self.spec.pairs == "next")
+        return Cut(size, np.arange(size) < end, wanted, int(odd), strange), rng
+
+    def halves(self, lengths: Ints, rng: np.random.Generator) -> Cut:
+        """The sentences of a text that fills a row, the first ones until half of it, the others after them."""
+        wanted = int(rng.integers(5, self.context + 1)) if rng.random() < SHORT_HALVES else self.context
+        size = fill(lengths, wanted)
+        parts = np.zeros(size, dtype=bool)
+        half = self.context * size if rng.random() < SINGLE else (wanted - 3) // 2
+        a = 0
+        for i, n in enumerate(lengths[:size]):
+            if i == 0 or a + n < half or (a < half and rng.random() < 0.5):
+                parts[i] = True
+                a += n
+            else:
+                break  # the second segment has begun
+        return Cut(size, parts, wanted)
+
+    def pair(self, view: View, edges: Ints, document: int, epoch: int, first: int) -> Example:
+        """The pair that starts at sentence `first`."""
+        cut, rng = self.cut(edges, document, epoch, first)
+        tokens = np.asarray(view[document], dtype=np.int64)
+        end = first + int(cut.parts.sum())
+        a, b = tokens[edges[first] : edges[end]], tokens[edges[end] : edges[first + cut.size]]
+        if self.spec.pairs == "halves":
+            a = a[: self.context - 2]
+            b = b[: max(0, self.context - len(a) - 3)]
+            return self.example(a, b, None, rng)
+        if cut.strange:
+            b = self.strange(view, document, cut.wanted - len(a), rng)
+        elif cut.label:
+            a, b = b, a
+        a, b = truncate(a, b, self.context - 3, rng)
+        return self.example(a, b, cut.label, rng)
 
     def strange(self, view: View, document: int, wanted: int, rng: np.random.Generator) -> Ints:
         """Sentences from a random place of another document, until there are `wanted` tokens."""
@@ -117,52 +174,67 @@ class MaskedPairs(Objective):
             other = int(rng.integers(len(view)))
             if other != document and len(view[other]):
                 break
-        sentences = self.sentences(view, other if len(view[other]) else document)
-        picked: list[Ints] = []
-        for sentence in sentences[int(rng.integers(len(sentences))) :]:
-            picked.append(sentence)
-            if sum(map(len, picked)) >= wanted:
-                break
-        return np.concatenate(picked)
+        other = other if len(view[other]) else document
+        edges = self.sentences(view, other)
+        first = int(rng.integers(len(edges) - 1))
+        size = fill(np.diff(edges[first:]), wanted)
+        return np.asarray(view[other], dtype=np.int64)[edges[first] : edges[first + size]]
 
-    def example(self, a: Ints, b: Ints, label: int, rng: np.random.Generator) -> Example:
-        """`[CLS] a [SEP] b [SEP]` with its masking, padded to `context`."""
-        tokens = np.concatenate([[self.cls], a, [self.sep], b, [self.sep]]).astype(np.int64)
+    def example(self, a: Ints, b: Ints, label: int | None, rng: np.random.Generator) -> Example:
+        """`[CLS] a [SEP] b [SEP]` with its masking, padded to `context`; without `b` there is one segment."""
+        second = np.concatenate([b, [self.sep]]) if len(b) else b
+        tokens = np.concatenate([[self.cls], a, [self.sep], second]).astype(np.int64)
         labels = np.full(len(tokens), IGNORED, dtype=np.int64)
-        free = np.concatenate([np.arange(1, len(a) + 1), np.arange(len(a) + 2, len(tokens) - 1)])
-        n = min(self.max_pred, max(1, round(self.spec.rate * len(tokens))))
-        replace(self, tokens, labels, rng.permutation(free)[:n], rng, self.everything)
+        free = np.concatenate([np.arange(1, len(a) + 1), np.arange(len(a) + 2, len(a) + 2 + len(b))])
+        n = min(self.most, max(1, round(self.spec.rate * len(tokens))))
+        replace(self, tokens, labels, self.choose(tokens, free, n, rng), rng, self.everything)
         gap = self.context - len(tokens)
-        segments = np.repeat([0, 1, 0], [len(a) + 2, len(b) + 1, gap])
-        return {
+        segments = np.repeat([0, 1, 0], [len(a) + 2, len(second), gap])
+        row = {
             "input_ids": np.pad(tokens, (0, gap), constant_values=self.padding),
             "labels": np.pad(labels, (0, gap), constant_values=IGNORED),
             "token_type_ids": segments.astype(np.int64),
             "attention_mask": np.repeat([1, 0], [len(tokens), gap]).astype(np.int64),
-            "pair_labels": np.asarray(label, dtype=np.int64),
         }
+        return row if label is None else row | {"pair_labels": np.asarray(label, dtype=np.int64)}
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        batch = stack(examples, "input_ids", "labels", "token_type_ids", "attention_mask", "pair_labels")
+        named = ("input_ids", "labels", "token_type_ids", "attention_mask", "pair_labels")
+        batch = stack(examples, *(name for name in named if name in examples[0]))
         batch |= targets(batch.pop("labels"))
         if bool(batch["attention_mask"].all()):
             del batch["attention_mask"]
         return batch
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        return {self.main: len(batch["targets"]), "pair": len(batch["pair_labels"])}
+        pairs = {"pair": len(batch["pair_labels"])} if "pair_labels" in batch else {}
+        return {self.main: len(batch["targets"])} | pairs
 
     def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
+        state = model.state(**self.inputs(model, batch))
+        sums = {self.main: self.token_loss(model, model.read(state), batch)}
+        if "pair_labels" not in batch:
+            return Loss(sums, self.counts(batch))
         if model.pooler is None or model.pair is None:
             raise UsageError("objective.pairs needs arch.heads.pooler and arch.heads.pair")
-        state = model.state(batch["input_ids"], batch.get("attention_mask"), batch["token_type_ids"])
-        pair = model.pair(model.pooler(state.hidden)).float()
+        pair = model.paired(model.pooler(state.hidden)).float()
         right = (pair.detach().argmax(-1) == batch["pair_labels"]).sum()
-        sums = {
-            self.main: self.token_loss(model, model.read(state), batch),
-            "pair": F.cross_entropy(pair, batch["pair_labels"], reduction="sum"),
-        }
+        sums["pair"] = F.cross_entropy(pair, batch["pair_labels"], reduction="sum")
         return Loss(sums, self.counts(batch), {"pair_right": float(right)})
+
+    def inputs(self, model: Model, batch: Batch) -> dict[str, Any]:
+        """What `model` reads of a batch; one that has no second segment is not told of it."""
+        segments = batch["token_type_ids"] if model.dims.segments > 1 else None
+        return {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch.get("attention_mask"),
+            "token_type_ids": segments,
+        }
+
+
+def fill(lengths: Ints, wanted: int) -> int:
+    """How many sentences of these lengths make `wanted` tokens, or all there are."""
+    return min(int(np.searchsorted(np.cumsum(lengths), wanted)) + 1, len(lengths))
 
 
 def truncate(a: Ints, b: Ints, room: int, rng: np.random.Generator) -> tuple[Ints, Ints]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from stemma.nn.model import Model
 
@@ -21,22 +21,64 @@ def picked(hidden: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     return flat if where is None else flat.index_select(0, where)
 
 
-def token_loss(model: Model, hidden: Tensor, batch: Mapping[str, Tensor], z: float = 0.0) -> Tensor:
+def token_loss(
+    model: Model, hidden: Tensor, batch: Mapping[str, Tensor], z: float = 0.0, smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy in nats summed over the targets of `batch`, fp32; `hidden` is B T D. `z` times the square of the
     logarithm of the softmax's denominator is added for each (de Brebisson & Vincent 2016; Chowdhery et al. 2022,
-    section 5)."""
+    section 5). `smoothing`: the share of a target's probability that all entries get alike (Szegedy et al. 2015,
+    section 7)."""
+    more = (smoothing,) if smoothing else ()
     states, goal = picked(hidden, batch), batch["targets"]
     rows = max(1, LOGITS // model.dims.vocab)
     if len(goal) <= rows:
-        return _summed(model, states, goal, z)
-    parts = [
-        checkpoint(_summed, model, h, g, z, use_reentrant=False)
-        for h, g in zip(states.split(rows), goal.split(rows), strict=True)
-    ]
-    return torch.stack(parts).sum()
+        return _summed(model, states, goal, z, *more)
+    if not torch.is_grad_enabled():
+        parts = zip(states.split(rows), goal.split(rows), strict=True)
+        return torch.stack([_summed(model, h, g, z, *more) for h, g in parts]).sum()
+    # what the head reads is not known from outside, so every parameter is offered to it
+    weights = [p for p in model.parameters() if p.requires_grad]
+    loss: Tensor = _Chunked.apply(model, goal, rows, (z, *more), states, *weights)
+    return loss
 
 
-def _summed(model: Model, hidden: Tensor, goal: Tensor, z: float) -> Tensor:
+def _summed(model: Model, hidden: Tensor, goal: Tensor, z: float, smoothing: float = 0.0) -> Tensor:
     logits = model.logits(hidden).float()
-    loss = F.cross_entropy(logits, goal, reduction="sum")
+    loss = F.cross_entropy(logits, goal, reduction="sum", label_smoothing=smoothing)
     return loss + z * logits.logsumexp(-1).square().sum() if z else loss
+
+
+class _Chunked(torch.autograd.Function):
+    """The summed loss of many targets, some `rows` of them at a time: each chunk's gradient is taken as soon as its
+    loss is known, so that no logits outlive their chunk and none are computed twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, model: Model, goal: Tensor, rows: int, how: tuple[float, ...], states: Tensor, *weights: Tensor
+    ) -> Tensor:
+        total = states.new_zeros((), dtype=torch.float32)
+        inputs = torch.empty_like(states)
+        grads: list[Tensor | None] = [None] * len(weights)
+        used: list[int] | None = None
+        for i in range(0, len(goal), rows):
+            with torch.enable_grad():
+                chunk = states[i : i + rows].detach().requires_grad_()
+                loss = _summed(model, chunk, goal[i : i + rows], *how)
+            asked = range(len(weights)) if used is None else used
+            found = torch.autograd.grad(loss, [chunk, *(weights[j] for j in asked)], allow_unused=True)
+            used = [j for j, g in zip(asked, found[1:], strict=True) if g is not None]
+            assert found[0] is not None
+            inputs[i : i + rows] = found[0]
+            for j, g in zip(asked, found[1:], strict=True):
+                held = grads[j]
+                if g is not None:
+                    grads[j] = g if held is None else held.add_(g)
+            total += loss.detach()
+        ctx.found = [inputs, *grads]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> Any:
+        grads = [None if g is None else g * outer[0].to(g.dtype) for g in ctx.found]
+        ctx.found = None
+        return None, None, None, None, *grads

@@ -130,6 +130,12 @@ def quality(run: Run) -> tuple[float, bool] | None:
     return None
 
 
+def _told(run: Run) -> float | None:
+    """The share of tokens of which a detector told rightly whether they were replaced."""
+    val = run.summary.get("val")
+    return number(val.get("replaced_right")) if isinstance(val, dict) else None
+
+
 def seconds_of(run: Run) -> float | None:
     found = first_of(run, "seconds", "train_seconds")
     return found if found is not None else last(run, "seconds")
@@ -149,7 +155,13 @@ def speed_of(run: Run) -> float | None:
 def kind_text(run: Run) -> str:
     objective = run.plan.get("objective")
     kind = objective.get("kind") if isinstance(objective, dict) else None
-    says = {"CLM": "next token", "MLM": "masked tokens", "Spans": "span corruption", "Translation": "translation"}
+    says = {
+        "CLM": "next token",
+        "MLM": "masked tokens",
+        "Spans": "span corruption",
+        "RTD": "replaced tokens",
+        "Translation": "translation",
+    }
     return ", ".join(x for x in (run.structure, says.get(str(kind), kind)) if x)
 
 
@@ -185,6 +197,8 @@ def results(runs: Sequence[Run]) -> str:
         loss = last(run, "loss")
         if found is not None:
             big = f"{found[0]:.3f} <small>bits per byte{'' if found[1] else ' of hidden text'}</small>"
+        elif (right := _told(run)) is not None:
+            big = f"{right:.1%} <small>of hidden text's tokens told replaced or not</small>"
         elif loss is not None:
             big = f"{loss:.3f} <small>last loss, nats a target</small>"
         else:

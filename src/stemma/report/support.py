@@ -47,7 +47,7 @@ def support(family: Family) -> Support:
     return Support(
         family.name,
         type(family.objective).__name__,
-        why_not(family.objective) is None,
+        why_not(family.objective, family.arch) is None,
         () if layout is None else (layout.model_type,),
         tuple(tasks),
         writes,

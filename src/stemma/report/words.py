@@ -117,7 +117,7 @@ def ranked(changes: Mapping[str, Any]) -> list[str]:
     """The paths of changes, the weightiest first."""
 
     def weight(path: str) -> tuple[int, int]:
-        known = path in WEIGHT and changes[path] is not None
+        known = path in WEIGHT and not (changes[path] is None and path[:7] == "recipe.")
         return (WEIGHT.index(path) if known else len(WEIGHT), 0 if path.startswith("arch") else 1)
 
     return sorted(changes, key=weight)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 MAIN, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+_AHEAD = "☺"
 _SHOWN = {" ": "▁", "\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
@@ -111,6 +112,22 @@ class Tokenizer:
         state = json.loads(core.to_str())
         lower = '"lowercase":true' in json.dumps(state.get("normalizer"), separators=(",", ":"))
         return cls(core, _kind(state), specials, kept=kept, chat_template=template, lowercase=lower)
+
+    def grown(self, sentinels: int, names: Iterable[str]) -> Tokenizer:
+        """This tokenizer, and the special tokens of `names` and `sentinels` that it lacks, with new ids at its end."""
+        from tokenizers import AddedToken
+        from tokenizers import Tokenizer as Core
+
+        new = [name for name in names if self.id(name) is None]
+        if self.sentinels < sentinels:
+            new += [sentinel(k) for k in reversed(range(self.sentinels, sentinels))]
+        if not new:
+            return self
+        core = Core.from_str(self._core.to_str())
+        core.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in new])
+        specials = dataclasses.replace(self.specials, extra=max(self.sentinels, sentinels))
+        template, lower = self.chat_template, self.lowercase
+        return Tokenizer(core, self.kind, specials, chat_template=template, lowercase=lower)
 
     # ------------------------------------------------------------ what it is
 
@@ -283,6 +300,17 @@ class Tokenizer:
                 out.append((ids, ends + [len(text)] * (len(ids) - len(ends))))
         return out
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """The ids, without special tokens, of a text that goes on from another: without the space that some kinds put
+        in front of a text. It is read behind a character that is then taken off (as in Code LLaMA's released code)."""
+        if not text:
+            return []
+        ids, ends = self.encode_spans([_AHEAD + text])[0]
+        first = next((i for i, end in enumerate(ends) if end > 1), len(ends))
+        if first and ends[first - 1] == 1:
+            return ids[first:]
+        return self.encode(text, add_special=False)
+
     # ------------------------------------------------------------ ids to text
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
@@ -294,6 +322,12 @@ class Tokenizer:
             raise UsageError(f"token ids are not negative, as {min(ids)} is")
         ids = [i for i in ids if i < self.vocab_size]
         return str(self._core.decode(ids, skip_special_tokens=skip_special))
+
+    def decode_continuation(self, ids: Iterable[int]) -> str:
+        """The text of ids that go on from others, with the space in front that `decode` may take off."""
+        ids = list(ids)
+        whole = self.decode([*self.encode(_AHEAD, add_special=False), *ids])
+        return whole.partition(_AHEAD)[2] if _AHEAD in whole else self.decode(ids)
 
     @cached_property
     def _letters(self) -> dict[str, int] | None:
@@ -349,8 +383,8 @@ class Tokenizer:
 
     def _names(self) -> dict[str, Any]:
         out: dict[str, Any] = {f"{r}_token": name for r in ROLES if (name := getattr(self.specials, r)) is not None}
-        if self.sentinels:
-            out["additional_special_tokens"] = [sentinel(k) for k in range(self.sentinels)]
+        if extra := [*self.specials.more, *(sentinel(k) for k in range(self.sentinels))]:
+            out["additional_special_tokens"] = extra
         return out
 
     def _config(self) -> dict[str, Any]:
@@ -403,7 +437,7 @@ def _core(text: str, path: Path) -> tokenizers.Tokenizer:
 
 def _resolve(core: tokenizers.Tokenizer, named: Mapping[str, str], model: Mapping[str, Any]) -> Specials:
     """The special tokens: by name where named, then by id from the model's config, then by the usual names."""
-    chosen: dict[str, str] = {role: name for role, name in named.items() if core.token_to_id(name) is not None}
+    chosen: dict[str, Any] = {role: name for role, name in named.items() if core.token_to_id(name) is not None}
     for role in ROLES:
         held = model.get(f"{role}_token_id")
         first = held[0] if isinstance(held, list) and held else held
@@ -425,7 +459,8 @@ def _resolve(core: tokenizers.Tokenizer, named: Mapping[str, str], model: Mappin
         for role, names in usual.items():
             if (name := next((n for n in names if n in special), None)) is not None:
                 chosen[role] = name
-    return Specials(**chosen, extra=_sentinels(core))
+    roles: dict[str, Any] = dict(chosen)
+    return Specials(**roles, extra=_sentinels(core))
 
 
 def _sentinels(core: tokenizers.Tokenizer) -> int:

@@ -49,11 +49,18 @@ def read_json(path: Path) -> Any:
 
 
 def save(
-    run: Path, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Any, keep: int
+    run: Path,
+    place: tuple[int, int],
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Any,
+    keep: int,
 ) -> Path:
-    """Write the checkpoint of `step` and remove all but the last `keep`. Returns its directory."""
+    """Write the checkpoint of a `place` (times the run went back, step) and remove all but the last `keep`. Returns its
+    directory."""
+    rewinds, step = place
     parent = run / "checkpoints"
-    final = parent / f"step-{step:06d}"
+    final = parent / (f"step-{step:06d}" + (f"-{rewinds}" if rewinds else ""))
     if (final / "state.json").is_file():
         return final
     temporary = parent / f".{final.name}.{os.getpid()}.tmp"
@@ -81,9 +88,19 @@ def save(
 
 
 def steps(run: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+    """The checkpoints of a run, oldest first: those from before the run went back come before those after it."""
     found = [p for p in (run / "checkpoints").glob("step-*") if (p / "state.json").is_file()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+    return sorted(found, key=_place)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, from its name."""
+    return _place(path)[1]
+
+
+def _place(path: Path) -> tuple[int, int]:
+    step, _, rewinds = path.name.removeprefix("step-").partition("-")
+    return int(rewinds or 0), int(step)
 
 
 def latest(run: Path) -> Path | None:

@@ -22,6 +22,7 @@ from stemma.families.goals import Objective
 from stemma.families.recipes import Recipe
 from stemma.nn.parts import Arch, Dims
 from stemma.spec import Spec, require
+from stemma.train.spikes import Spikes
 
 _UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _POWERS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
@@ -73,12 +74,17 @@ class Train(Spec):
     step) and in the dims (`dims.context`: tokens a row).
 
     `budget`: how long, see `budget()`; a time is that of training, and reading the text comes before it. `context`:
-    tokens a row where shorter than `dims.context`. `micro`: rows that go through the network at once; without
-    dropout the gradient does not depend on it (dropout draws once a micro-batch); left out, it is chosen.
-    `save_every`, `eval_every`: in steps; left out, ten checkpoints a run and
-    no evaluation before the end. `keep`: checkpoints kept. `precision`: `auto` takes bf16 where the hardware multiplies
-    it and the model is wide enough to gain. `val_fraction`: share of the text held out; `eval_tokens`: at most about
-    that much of it is evaluated. `threads`: of the CPU, left out as many as torch takes.
+    tokens a row where shorter than `dims.context`. `micro`: rows that go through the network at once; without dropout
+    the gradient does not depend on it (dropout draws once a micro-batch); left out, it is chosen. `save_every`,
+    `eval_every`: in steps; left out, ten checkpoints a run and no evaluation before the end. `keep`: checkpoints kept.
+    `precision`: `auto` takes bf16 where the hardware multiplies it and the model is wide enough to gain. `recompute`:
+    patterns of module paths (`*.blocks.*`) that keep no activations and compute them again for the gradient: less
+    memory, about a third more work. `ahead`: steps whose batches are made ahead in a thread; left out, 2 on a GPU and
+    none on a CPU, which has better things to do. `average`: decay of a running mean of the weights, which is then what
+    is evaluated and saved at the end. `spikes`: what to do when the loss leaps up; left out, nothing, and a loss that
+    is not finite ends the run. `start`: a run, a folder or a hub id whose weights and tokenizer the run begins with.
+    `val_fraction`: share of the text held out; `eval_tokens`: at most about that much of it is evaluated. `threads`: of
+    the CPU, left out as many as torch takes.
     """
 
     budget: str = "5m"
@@ -89,17 +95,27 @@ class Train(Spec):
     keep: int = 2
     precision: Precision = "auto"
     compile: bool = False
+    recompute: tuple[str, ...] = ()
+    ahead: int | None = None
+    average: float | None = None
+    spikes: Spikes | None = None
     val_fraction: float = 0.05
     eval_tokens: int = 50_000
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensorboard: bool = False
+    start: str = ""
 
     def __post_init__(self) -> None:
         budget(self.budget)
         for name in ("micro", "save_every", "eval_every", "keep", "eval_tokens", "threads"):
             n = getattr(self, name)
             require(n is None or n >= 1, f"train.{name} must be at least 1, not {n}")
+        require(self.ahead is None or self.ahead >= 0, f"train.ahead must not be negative, not {self.ahead}")
+        require(
+            self.average is None or 0 < self.average < 1,
+            f"train.average must lie between 0 and 1, such as 0.999, not {self.average}",
+        )
         require(self.context is None or self.context >= 8, f"train.context must be at least 8, not {self.context}")
         require(0 < self.val_fraction < 1, f"train.val_fraction must lie between 0 and 1, not {self.val_fraction}")
 
@@ -107,7 +123,8 @@ class Train(Spec):
 @dataclass(frozen=True)
 class Net(Spec):
     """A network that an objective needs beside the model: its `role` there, the size it is (`name`), its design, and
-    whether it learns too. One that does not begins as the `weights` in a directory or at the hub say."""
+    whether it learns too. One that does not is as the `weights` in a directory or at the hub say, whose
+    `fingerprint` is kept."""
 
     role: str
     name: str
@@ -115,6 +132,7 @@ class Net(Spec):
     dims: Dims
     learns: bool = True
     weights: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)

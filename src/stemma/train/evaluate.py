@@ -19,10 +19,15 @@ LN2 = math.log(2.0)
 
 
 def sample(view: View, tokens: int) -> View:
-    """Whole documents of `view`, the same ones each time, until they hold `tokens` tokens (or all of them)."""
-    order = draw.permutation((0,), len(view))
-    enough = int(np.searchsorted(np.cumsum(view.lengths[order]), tokens)) + 1
-    return view.pick(np.sort(order[:enough]))
+    """Whole documents of `view`, the same ones each time, until they hold `tokens` tokens (or all of them). A document
+    brings its translations with it."""
+    alone = view.groups < 0
+    units = np.where(alone, np.arange(len(view)) + len(view.groups) + int(view.groups.max(initial=0)), view.groups)
+    _, unit = np.unique(units, return_inverse=True)
+    order = draw.permutation((0,), int(unit.max()) + 1)
+    sizes = np.bincount(unit, weights=view.lengths)
+    enough = int(np.searchsorted(np.cumsum(sizes[order]), tokens)) + 1
+    return view.pick(np.flatnonzero(np.isin(unit, order[:enough])))
 
 
 def evaluate(
@@ -32,9 +37,9 @@ def evaluate(
 
     A model that predicts every token (its targets are the text): `bits_per_byte`, exact: all nats of all targets, end
     tokens included, over the bytes of the text; a token that nothing predicts (a document's first, where no bos stands
-    before it) is charged log2(vocabulary). Other objectives: `bits_per_target` (token) and `bits_per_target_byte`,
-    which takes a token for as many bytes as tokens of this text have on average. Parts beside the main one are
-    reported as `loss_NAME`, their mean in nats.
+    before it) is charged log2(vocabulary). Other objectives: `bits_per_target` and, where targets are tokens,
+    `bits_per_target_byte`, which takes a token for as many bytes as tokens of this text have on average. Parts
+    beside the main one are reported as `loss_NAME`, their mean in nats.
     """
     training, device = {net: net.training for net in (model, *nets.values())}, model.device
     for net in training:
@@ -43,6 +48,7 @@ def evaluate(
     counts: dict[str, int] = {}
     metrics: dict[str, float] = {}
     held: list[Any] = []
+    rows = max(1, rows // objective.rows)
 
     def flush() -> None:
         if not held:
@@ -76,14 +82,13 @@ def evaluate(
         free = objective.unpredicted(view)
         found = {"loss": sums[main] / n, "bits_per_byte": (bits + free * math.log2(model.dims.vocab)) / size}
     else:
-        found = {
-            "loss": sums[main] / n,
-            "bits_per_target": bits / n,
-            "bits_per_target_byte": bits / n * view.tokens_total / size,
-        }
+        found = {"loss": sums[main] / n, "bits_per_target": bits / n}
+        if main == "token":
+            found["bits_per_target_byte"] = bits / n * view.tokens_total / size
     for k in sums:
-        if k != main:
+        if k != main and counts[k]:
             found[f"loss_{k}"] = sums[k] / counts[k]
     for k, m in metrics.items():
-        found[k] = m / counts[k.partition("_")[0]]
+        if n_k := counts[k.partition("_")[0]]:
+            found[k] = m / n_k
     return found | {"targets": float(n)}

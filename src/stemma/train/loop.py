@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -23,10 +24,15 @@ from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Cursor, Objective, View
 from stemma.train import checkpoint, meter, optim
+from stemma.train.ahead import Ahead
+from stemma.train.average import Average
 from stemma.train.config import Plan, Precision
+from stemma.train.recompute import recompute
+from stemma.train.spikes import Spikes, spiked
 
 Record = dict[str, Any]  # one line of metrics.jsonl
 MICRO = {"cpu": 4096, "cuda": 65_536}  # tokens that go through the network at once, where the plan leaves it open
+AHEAD = {"cpu": 0, "cuda": 2}  # steps whose batches are made ahead, where the plan leaves it open
 WIDE = 192  # from this d_model on bf16 gains more than its casts cost
 
 
@@ -106,10 +112,16 @@ class Loop:
         self.optimizer = optim.optimizer(recipe.optimizer, self.learners, self.lr)
         self.parameters = [p for p in self.learners.parameters() if p.requires_grad]
         rows = plan.train.micro or max(1, MICRO[self.device.type] // plan.context)
-        self.micro = min(rows, plan.rows)
+        self.rows = max(1, round(plan.rows / objective.rows))  # examples a step
+        self.micro = min(max(1, rows // objective.rows), self.rows)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.cursor = Cursor()
-        self._stream: Iterator[Any] | None = None
+        self.average = Average(dict(self.learners.named()), plan.train.average) if plan.train.average else None
+        self.rewinds, self.losses = 0, list[float]()
+        self.ahead = plan.train.ahead if plan.train.ahead is not None else AHEAD[self.device.type]
+        self._stream: Ahead | Iterator[Any] | None = None
+        if plan.train.recompute:
+            recompute(self.learners.model, plan.train.recompute)
         if plan.train.compile:
             for net in (model, *self.nets.values()):
                 for stack in (net.encoder, net.decoder):
@@ -121,11 +133,25 @@ class Loop:
     def batches(self) -> list[Batch]:
         """The micro-batches of the next step; moves the cursor on."""
         if self._stream is None:
-            self._stream = self.objective.examples(self.view, self.cursor)
-        taken = [next(self._stream) for _ in range(self.plan.rows)]
-        self.cursor = taken[-1][1]
-        examples = [example for example, _ in taken]
-        return [self.objective.collate(examples[i : i + self.micro]) for i in range(0, len(examples), self.micro)]
+            stream = self._steps(self.cursor)
+            self._stream = Ahead(lambda: next(stream), self.ahead) if self.ahead else stream
+        batches, self.cursor = self._stream.take() if isinstance(self._stream, Ahead) else next(self._stream)
+        return batches
+
+    def _steps(self, cursor: Cursor) -> Iterator[tuple[list[Batch], Cursor]]:
+        """The micro-batches of each step from `cursor` on, with the cursor that follows them."""
+        rows = self.objective.examples(self.view, cursor)
+        while True:
+            taken = list(itertools.islice(rows, self.rows))
+            examples = [example for example, _ in taken]
+            parts = range(0, len(examples), self.micro)
+            yield [self.objective.collate(examples[i : i + self.micro]) for i in parts], taken[-1][1]
+
+    def move(self, cursor: Cursor) -> None:
+        """Go on from another place in the data."""
+        if isinstance(self._stream, Ahead):
+            self._stream.close()
+        self._stream, self.cursor = None, cursor
 
     def gradient(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
         """Add the gradient of a step's loss, over all of its micro-batches, to the parameters.
@@ -155,26 +181,53 @@ class Loop:
         """Take one step; returns its record. Raises Diverged, before any weight is touched, if the loss or the
         gradient is not finite."""
         batches = self.batches()
-        total, sums, counts = self.gradient(batches)
+        try:
+            total, sums, counts = self.gradient(batches)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _no_memory(error):
+                raise
+            raise ResourceError(
+                f"step {self.step + 1} does not fit into memory with {self.micro} rows of {self.plan.context} tokens "
+                f"at once; set train.micro={max(1, self.micro // 2)} or train.recompute='*.blocks.*'"
+            ) from None
         clip = self.plan.recipe.clip
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if clip is None else clip)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         loss, size = total.item(), norm.item()
         if not (math.isfinite(loss) and math.isfinite(size)):
+            why = self._culprit(sums)
+            self.optimizer.zero_grad(set_to_none=True)
             raise Diverged(
-                f"training diverged at step {self.step + 1}: the loss is {loss}, the gradient norm {size}; "
+                f"training diverged at step {self.step + 1}: the loss is {loss}, the gradient norm {size}{why}; "
                 "lower recipe.lr or raise recipe.schedule.warmup"
             )
+        if clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
         lr = optim.rate(self.plan.recipe.schedule, self.lr, self.step + 1, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
         self.step += 1
-        self.tokens += self.plan.rows * self.plan.context
+        self.tokens += self.rows * self.objective.rows * self.plan.context
         record: Record = {"step": self.step, "loss": loss}
         if len(sums) > 1:
-            record |= {f"loss_{k}": s.item() / counts[k] for k, s in sums.items()}
+            record |= {f"loss_{k}": s.item() / counts[k] for k, s in sums.items() if counts[k]}
         return record | {"tokens": self.tokens, "lr": lr, "grad_norm": size, "targets": counts[self.objective.main]}
+
+    def _culprit(self, sums: Mapping[str, Tensor]) -> str:
+        """Where a number that is not finite is first found: a weight, a part of the loss, a gradient."""
+        for name, p in self.learners.named():
+            if not bool(p.isfinite().all()):
+                return f"; the weight {name} is not finite"
+        for part, total in sums.items():
+            if not math.isfinite(float(total)):
+                return f"; the part {part!r} of the loss is not finite"
+        for name, p in self.learners.named():
+            if p.grad is not None and not bool(p.grad.isfinite().all()):
+                return f"; the gradient of {name} is not finite"
+        return ""
 
     def autocast(self) -> Any:
         """The precision of the forward pass; weights, optimiser and loss are fp32 in any case."""
@@ -185,12 +238,14 @@ class Loop:
     def cost(self) -> float:
         """Floating-point operations a token of the row, of a training step like the next one."""
         stream = self.objective.examples(self.view, self.cursor)
-        batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.plan.rows))])
+        batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.rows))])
         tokens = batch["input_ids"].numel()
-        share = self.objective.counts(batch)[self.objective.main] / tokens
+        share = self.objective.counts(batch).get("token", 0) / tokens
         decoder = batch["decoder_input_ids"].numel() / tokens if "decoder_input_ids" in batch else 0.0
-        nets = (self.model, *self.nets.values())
-        return sum(meter.flops(net, self.plan.context, share, decoder) for net in nets)
+        cost = meter.flops(self.model, self.plan.context, share, decoder)
+        for role, net in self.nets.items():  # one that does not learn goes forward only
+            cost += meter.flops(net, self.plan.context, share, decoder) / (1 if role in self.learners.nets else 3)
+        return cost
 
     # ------------------------------------------------------------ stopping and going on
 
@@ -201,19 +256,29 @@ class Loop:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "cursor": asdict(self.cursor),
+            "rewinds": self.rewinds,
+            "losses": self.losses,
         }
-        return checkpoint.save(
-            run,
-            self.step,
-            self.learners.tensors(),
-            optim.state(self.learners, self.optimizer),
-            state,
-            self.plan.train.keep,
-        )
+        slots = optim.state(self.learners, self.optimizer) | (self.average.state() if self.average is not None else {})
+        return checkpoint.save(run, (self.rewinds, self.step), self.learners.tensors(), slots, state, self._keep())
+
+    def _keep(self) -> int:
+        """How many checkpoints are kept: enough to go back behind a spike."""
+        spikes = self.plan.train.spikes
+        return max(self.plan.train.keep, 0 if spikes is None else -(-spikes.back // self.save_every) + 1)
+
+    @property
+    def save_every(self) -> int:
+        """Steps from one checkpoint to the next."""
+        return self.plan.train.save_every or max(1, -(-self.steps // 10))
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint. Raises CheckpointError if it does not fit the model."""
         weights, slots, state = checkpoint.load(path)
+        if "rewinds" not in state:
+            raise CheckpointError(
+                f"the checkpoint {path} was written by an older version, in another order of the text"
+            )
         own = self.learners.tensors()
         if odd := sorted(own.keys() ^ weights.keys()):
             raise CheckpointError(f"the checkpoint {path} does not fit this model: {odd[0]} is in one of them only")
@@ -224,10 +289,32 @@ class Loop:
                     f"there and {tuple(tensor.shape)} here"
                 )
             tensor.copy_(weights[name])
+        if self.average is not None:
+            self.average.restore(slots, state["step"])
+        self.optimizer.state.clear()
         optim.restore(self.learners, self.optimizer, slots)
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.cursor = Cursor(**state["cursor"])
-        self._stream = None
+        self.rewinds, self.losses = state["rewinds"], list(state["losses"])
+        self.move(Cursor(**state["cursor"]))
+
+    def rewind(self, run: Path, spikes: Spikes) -> dict[str, Any]:
+        """Go back to a checkpoint `spikes.back` steps or more before the step at hand, and on in the data `spikes.skip`
+        batches behind it. Leaves a checkpoint of that. Raises Diverged if it went back too often."""
+        if self.rewinds >= spikes.most:
+            raise Diverged(
+                f"training diverged at step {self.step}: the loss leapt up again after {self.rewinds} times of going "
+                "back; lower recipe.lr, or raise train.spikes.most"
+            )
+        rows = self.objective.plan(self.view, self.cursor)
+        skipped = [follow for _, follow in itertools.islice(rows, spikes.skip * self.rows)]
+        cursor, spike, rewinds = (skipped[-1] if skipped else self.cursor), self.step, self.rewinds + 1
+        seconds = self.seconds
+        old = [path for path in checkpoint.steps(run) if checkpoint.step_of(path) <= max(0, spike - spikes.back)]
+        self.restore(old[-1] if old else checkpoint.steps(run)[0])
+        self.rewinds, self.losses, self.seconds = rewinds, [], seconds
+        self.move(cursor)
+        self.save(run)
+        return {"at": spike, "to": self.step, "skipped": spikes.skip}
 
     # ------------------------------------------------------------ a whole run
 
@@ -241,8 +328,9 @@ class Loop:
     ) -> bool:
         """Step to the end of the run, with metrics and checkpoints in `run`. Returns False if a signal (SIGINT,
         SIGTERM) asked to stop: then the step at hand is finished and a checkpoint written."""
-        train = self.plan.train
-        save_every = train.save_every or max(1, -(-self.steps // 10))
+        train, save_every = self.plan.train, self.save_every
+        if train.spikes is not None and self.step == 0:
+            self.save(run)
         with (
             Metrics(run / "metrics.jsonl", self.step, train.tensorboard) as metrics,
             _graceful() as stop,
@@ -250,8 +338,21 @@ class Loop:
         ):
             begin = time.perf_counter() - self.seconds
             while self.step < self.steps:
-                record = self.advance()
+                try:
+                    record = self.advance()
+                    self.losses = [*self.losses, record["loss"]][-_memory(train.spikes) :] if train.spikes else []
+                except Diverged:
+                    if train.spikes is None:
+                        raise
+                    self.losses.append(math.nan)
                 self.seconds = time.perf_counter() - begin
+                if train.spikes is not None and spiked(train.spikes, self.losses):
+                    told = self.rewind(run, train.spikes)
+                    metrics.rewind(told)
+                    progress.say(
+                        f"the loss leapt up at step {told['at']}: back to step {told['to']}, on with other text"
+                    )
+                    continue
                 record["seconds"] = self.seconds
                 due = train.eval_every is not None and self.step % train.eval_every == 0 and self.step < self.steps
                 if evaluate is not None and due:
@@ -267,6 +368,15 @@ class Loop:
                     if stop():
                         break
         return self.step == self.steps
+
+
+def _memory(spikes: Spikes) -> int:
+    return spikes.window + spikes.patience
+
+
+def _no_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out (on a CPU, torch says so in a plain RuntimeError)."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def _mix(*numbers: int) -> int:
@@ -301,6 +411,17 @@ class Metrics:
     that a killed process left unfinished."""
 
     def __init__(self, path: Path, step: int, tensorboard: bool) -> None:
+        self.path = path
+        self.open(step)
+        self.board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step + 1)
+
+    def open(self, step: int) -> None:
+        """Open the file behind the line of `step`."""
+        path = self.path
         kept: list[str] = []
         if path.exists():
             for line in path.read_text("utf-8").splitlines():
@@ -312,11 +433,14 @@ class Metrics:
                 kept.append(line + "\n")
         checkpoint.write(path, "".join(kept))
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self.board: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step + 1)
+    def rewind(self, told: Record) -> None:
+        """The run went back to the step `told["to"]`: what came after it is kept in `rewinds.jsonl`."""
+        self.file.close()
+        lost = [line for line in self.path.read_text("utf-8").splitlines() if json.loads(line)["step"] > told["to"]]
+        with open(self.path.with_name("rewinds.jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps({**told, "lost": [json.loads(line) for line in lost]}) + "\n")
+        self.open(told["to"])
 
     def write(self, record: Record) -> None:
         self.file.write(json.dumps(record) + "\n")
@@ -379,11 +503,21 @@ class Progress:
         elif record["step"] % self.every == 0 or record["step"] == self.loop.steps:
             left = (
                 (self.loop.steps - record["step"])
-                * self.loop.plan.rows
+                * self.loop.rows
+                * self.loop.objective.rows
                 * self.loop.plan.context
                 / max(self.speed, 1e-9)
             )
             print(f"step {record['step']}/{self.loop.steps}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Tell of something that happens once."""
+        if self.quiet:
+            return
+        if self.live is not None:
+            self.live.console.print(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:
         if self.live is not None:

@@ -20,7 +20,7 @@ def flops(model: Model, context: int, targets: float = 1.0, decoder: float = 0.0
     of the encoder's, for an encoder-decoder; the result is per token of the encoder's input.
     """
     dims, structure = model.dims, model.arch.structure
-    head = 6.0 * dims.vocab * dims.d_model
+    head = 6.0 * dims.vocab * dims.d_model if model.lm is not None else 0.0
     if structure == "encoder-decoder":
         encoder = _weights(model.encoder) + _attention(dims, dims.layers, context)
         own = context * decoder

@@ -8,46 +8,72 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stemma.errors import CheckpointError, UsageError
+from stemma.errors import CheckpointError
 from stemma.families import recipes
+from stemma.train import optimisers
 
 
-def optimizer(
-    spec: recipes.AdamW | recipes.Adafactor | recipes.LAMB, model: nn.Module, lr: float
-) -> torch.optim.Optimizer:
+def optimizer(spec: recipes.Optimizer, model: nn.Module, lr: float) -> torch.optim.Optimizer:
     """The optimiser over all parameters of `model`; weight decay spares norms and biases (all that is no matrix)."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": spec.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
+    groups = _groups(spec, model)
     match spec:
-        case recipes.AdamW():
+        case recipes.AdamW(corrected=True):
             return torch.optim.AdamW(groups, lr=lr, betas=(spec.beta1, spec.beta2), eps=spec.eps, fused=True)
+        case recipes.AdamW():
+            return optimisers.Adam(groups, lr, (spec.beta1, spec.beta2), spec.eps)
+        case recipes.LAMB():
+            return optimisers.LAMB(groups, lr, (spec.beta1, spec.beta2), spec.eps, spec.corrected)
         case recipes.Adafactor():
-            # torch squares its first eps: 1e-15 is the 1e-30 of the paper
-            return torch.optim.Adafactor(groups, lr=lr, beta2_decay=-spec.decay, eps=(1e-15, 1e-3), d=spec.clip)
-    raise UsageError(f"training with {type(spec).__name__} is not implemented yet; set recipe.optimizer to AdamW")
+            return optimisers.Adafactor(
+                groups,
+                lr,
+                decay=spec.decay,
+                clip=spec.clip,
+                smallest=spec.smallest,
+                momentum=spec.momentum,
+                power=spec.power,
+            )
+        case recipes.Muon():
+            betas = (spec.beta1, spec.beta2)
+            return optimisers.Muon(groups, lr, betas, spec.eps, spec.momentum, spec.iterations)
+
+
+def _groups(spec: recipes.Optimizer, model: nn.Module) -> list[dict[str, Any]]:
+    """The parameters by how they are treated: the matrices of blocks (apart where this matters), other matrices and
+    tables, and what is no matrix."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    hidden = {
+        name
+        for name, p in named
+        if isinstance(spec, recipes.Muon) and ".blocks." in name and p.ndim >= 2 and "table" not in name
+    }
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in named if n in hidden], "weight_decay": spec.weight_decay, "matrices": True},
+        {"params": [p for n, p in named if p.ndim >= 2 and n not in hidden], "weight_decay": spec.weight_decay},
+        {"params": [p for n, p in named if p.ndim < 2], "weight_decay": 0.0, "adapted": False},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def rate(schedule: recipes.Schedule, lr: float, step: int, steps: int) -> float:
-    """The learning rate of `step` (from 1) in a run of `steps`.
-
-    Linear and cosine reach `floor * lr` at the last step. `rsqrt`: constant for `warmup` steps, then by 1/sqrt(step).
-    """
+    """The learning rate of `step` (from 1) in a run of `steps`: the peak is that of step `warmup`, or of the first."""
     warm = schedule.warmup
     if schedule.shape == "rsqrt":
         return lr * max(schedule.floor, math.sqrt(max(warm, 1) / max(step, warm, 1)))
     if step <= warm:
-        return lr * step / (warm + 1)
-    done = min(1.0, (step - warm) / max(steps - warm, 1))
+        return lr * step / warm
+    end = schedule.until * steps
+    done = min(1.0, (step - warm) / max(end - warm, 1))
     match schedule.shape:
         case "linear":
             share = 1.0 - done
         case "cosine":
             share = 0.5 * (1.0 + math.cos(math.pi * done))
+        case "inverse":
+            return lr * max(schedule.floor, math.sqrt(max(warm, 1) / step))
+        case "trapezoid":
+            begin = max(schedule.hold * steps, warm)
+            share = 1.0 - min(1.0, max(0.0, step - begin) / max(steps - begin, 1))
         case _:
             return lr
     return lr * (schedule.floor + (1.0 - schedule.floor) * share)

@@ -10,8 +10,11 @@ RUN/summary.json    what came out
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import hashlib
 import math
+import re
 import shutil
 import sys
 import tempfile
@@ -29,15 +32,17 @@ from stemma.data import cleaning, shared
 from stemma.data.progress import Meter
 from stemma.errors import CheckpointError, UsageError, VerifyError
 from stemma.families import goals
-from stemma.families.declare import Design, Family
-from stemma.families.recipes import Recipe
+from stemma.families.declare import Design, Family, Text
+from stemma.families.recipes import Recipe, Sampling
 from stemma.nn.model import Model
 from stemma.nn.parts import Learned
-from stemma.objectives import Objective, Setting, objective, why_not
-from stemma.train import checkpoint, meter
+from stemma.objectives import Objective, Setting, objective, tokens, why_not, why_unmatched
+from stemma.objectives.languages import UNKNOWN
+from stemma.train import checkpoint, meter, start
 from stemma.train.config import Budget, Net, Plan, Train, budget
 from stemma.train.evaluate import evaluate, sample
 from stemma.train.loop import Diverged, Loop, Record, pick_device, pick_precision
+from stemma.train.pages import keep_pages
 from stemma.train.scale import beside, scaled, warmup
 
 OnStep = Callable[[Record], None]
@@ -66,10 +71,23 @@ class Run:
 # ---------------------------------------------------------------- the plan
 
 
+def suitable(design: Design) -> str:
+    """The built-in text to train a design on where none is named: parallel text for what is trained on translations or
+    draws languages, source code for what fills gaps in it, English prose for all others."""
+    match design.objective:
+        case goals.Translation(source=source, target=target):
+            return f"builtin:parallel:{source or 'en'}-{target or 'de'}"
+        case goals.TLM():
+            return "builtin:parallel"
+        case goals.Infill():
+            return "builtin:code"
+    return "builtin:parallel" if design.recipe.sampling != Sampling() or design.dims.languages else "builtin:docs"
+
+
 def resolve(
     name: str,
     *,
-    data: str = "builtin:docs",
+    data: str | None = None,
     budget: str = "5m",
     seed: int = 1,
     scale: str = "tiny",
@@ -82,6 +100,7 @@ def resolve(
     changes = dict(overrides or {})
     name, scale = changes.pop("name", name), changes.pop("scale", scale)
     design = scaled(families.design(name), scale)
+    data = data or suitable(design)
     if "recipe.steps" in changes and "train.budget" not in changes:
         changes["train.budget"] = f"{changes['recipe.steps']} steps"
     plan = Plan(
@@ -90,7 +109,6 @@ def resolve(
     if isinstance(changes.get("clean"), str) and not changes["clean"].lstrip().startswith(("(", "[")):
         changes["clean"] = cleaning.parse(changes["clean"])
     plan = spec.edit(plan, changes)
-    plan = replace(plan, nets=_nets(plan))
     for what, value in (("recipe.lr", plan.recipe.lr), ("recipe.batch", plan.recipe.batch)):
         if value is None:
             raise UsageError(
@@ -100,18 +118,87 @@ def resolve(
         raise UsageError(f"{name} cannot be trained so: {why}")
     if plan.context > plan.dims.context:
         raise UsageError(f"train.context={plan.context} exceeds dims.context={plan.dims.context}")
-    return plan
+    plan = replace(plan, nets=_nets(plan, changes))
+    if plan.train.start:
+        return replace(plan, train=replace(plan.train, start=start.place(plan.train.start)))
+    return start.from_nothing(plan, changes)
 
 
-def _nets(plan: Plan) -> tuple[Net, ...]:
-    """What stands beside the model of a plan, at its scale."""
+def _nets(plan: Plan, changes: Mapping[str, Any]) -> tuple[Net, ...]:
+    """What stands beside the model of a plan: at its scale, or as its weights are. What was changed of the model's
+    design, but for its heads, is changed of those that learn too."""
+    own = {k: v for k, v in changes.items() if k.startswith("arch.") and not k.startswith("arch.heads")}
     found = []
     for role, (name, learns) in goals.beside(plan.objective).items():
-        if not learns:
-            raise UsageError(f"{plan.objective} needs the weights of its {role}, which is not built yet")
-        other = beside(families.design(plan.name), families.design(name), plan.scale)
-        found.append(Net(role, name, other.arch, other.dims, learns))
+        if not learns and (weights := _weights(name)):
+            known = formats.load(weights, device="meta", tokenizer=False)
+            net = Net(role, known.name, known.arch, known.dims, learns, weights)
+            if (why := why_unmatched(plan.objective, (plan.arch, plan.dims), (net.arch, net.dims))) is not None:
+                raise UsageError(f"{plan.name} cannot learn from {name}: {why}")
+            if net.dims.context < plan.context:
+                raise UsageError(
+                    f"rows of {plan.context} tokens are too long for the {role} {name}, which reads "
+                    f"{net.dims.context}; set train.context={net.dims.context}"
+                )
+        elif learns:
+            other = beside(families.design(plan.name), families.design(name), plan.dims)
+            net = Net(role, name, spec.edit(other, own).arch, other.dims, learns)
+        else:
+            other = scaled(families.design(name), plan.scale)
+            net = Net(role, name, other.arch, other.dims, learns)
+        found.append(net)
     return tuple(found)
+
+
+def _weights(name: str) -> str:
+    """Where the weights of a net are: a folder, whole, or a hub id; empty for the name of a size, which has none."""
+    if Path(name).exists():
+        return str(Path(name).resolve())
+    try:
+        families.design(name)
+    except UsageError as error:
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            return name
+        raise UsageError(f"objective.teacher={name!r} is no folder here, no hub id and no size: {error}") from None
+    return ""
+
+
+def taught(plan: Plan, tokenizer: Any) -> tuple[Plan, Any]:
+    """`plan` with the fingerprints of the nets that do not learn, and the tokenizer that they read with.
+
+    Raises UsageError where there are no weights, or where the tokenizer that was given is another one."""
+    nets = list(plan.nets)
+    for i, net in enumerate(nets):
+        if net.learns:
+            continue
+        path = f"objective.{net.role}"
+        if not net.weights:
+            size = families.family(net.name).sizes.get(net.name)
+            hub = f" or a hub id such as {size.hub}" if size is not None and size.hub else ""
+            raise UsageError(
+                f"{plan.name} learns from a {net.role} ({net.name}), whose weights are needed: set {path} to a folder "
+                f"(RUN/model of a finished run){hub}"
+            )
+        model = formats.load(net.weights)
+        if model.tokenizer is None:
+            raise UsageError(f"{path}={net.weights} has no tokenizer, and student and {net.role} must read alike")
+        if tokenizer is not None and tokenizer.fingerprint != model.tokenizer.fingerprint:
+            raise UsageError(
+                f"student and {net.role} must read with the tokenizer of {path}={net.weights}, and another one was "
+                "given; leave it out"
+            )
+        tokenizer = model.tokenizer
+        nets[i] = replace(net, fingerprint=fingerprint(model))
+    return replace(plan, nets=tuple(nets)), tokenizer
+
+
+def fingerprint(model: Model) -> str:
+    """What tells a network's weights from all others."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def design_of(plan: Plan) -> Design:
@@ -119,20 +206,34 @@ def design_of(plan: Plan) -> Design:
     return Design(plan.name, plan.arch, plan.dims, plan.objective, plan.text, plan.recipe)
 
 
-def fitted(plan: Plan, tokenizer: Any) -> Plan:
-    """`plan` with the vocabulary and the ids of the tokenizer in place of the published ones."""
+def fitted(plan: Plan, tokenizer: Any, languages: tuple[str, ...] = ("",)) -> Plan:
+    """`plan` with the vocabulary and the ids of the tokenizer, and the languages of the text, in place of the published
+    ones."""
     text = replace(
         plan.text,
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
-        start_id=tokenizer.pad_id if plan.text.start_id == plan.text.pad_id else plan.text.start_id,
+        start_id=_start(plan.text, tokenizer),
         blank_ids=tuple(i for name in plan.text.blanks if (i := tokenizer.id(name)) is not None),
     )
     arch = plan.arch
     if isinstance(arch.position, Learned) and arch.position.padding is not None and tokenizer.pad_id is not None:
         arch = replace(arch, position=Learned(int(tokenizer.pad_id)))
-    return replace(plan, arch=arch, text=text, dims=replace(plan.dims, vocab=int(tokenizer.vocab_size)))
+    vocab = next((net.dims.vocab for net in plan.nets if net.weights), int(tokenizer.vocab_size))
+    dims = replace(plan.dims, vocab=vocab)
+    if dims.languages:
+        names = tuple(name or UNKNOWN for name in languages)
+        text, dims = replace(text, languages=names), replace(dims, languages=len(names))
+    return replace(plan, arch=arch, text=text, dims=dims)
+
+
+def _start(text: Text, tokenizer: Any) -> int | None:
+    """What a decoder starts from: the token that has the published one's role in the tokenizer."""
+    for role in ("pad", "eos", "bos"):
+        if text.start_id is not None and text.start_id == getattr(text, f"{role}_id"):
+            return getattr(tokenizer, f"{role}_id")
+    return text.start_id
 
 
 def settled(plan: Plan, steps: int, fixed_warmup: bool) -> Plan:
@@ -145,16 +246,20 @@ def settled(plan: Plan, steps: int, fixed_warmup: bool) -> Plan:
 
 
 def model_of(plan: Plan, tokenizer: Any) -> Model:
-    """A fresh model of the plan, drawn from its seed."""
+    """A fresh model of the plan, drawn from its seed; or, where the plan begins from weights, with these."""
     from stemma.formats import attach
 
     model = Model(plan.arch, plan.dims).initialise(plan.seed)
+    if plan.train.start:
+        start.fill(model, plan.train.start)
     return attach(model, design_of(plan), _owner(plan.name), tokenizer)
 
 
 def objective_of(plan: Plan, tokenizer: Any) -> Objective:
     """The objective of the plan."""
-    setting = Setting(tokenizer, plan.text, plan.context, plan.seed, plan.recipe.mixed, plan.recipe.z_loss)
+    recipe = plan.recipe
+    more = (recipe.mixed, recipe.z_loss, recipe.sampling, plan.rows, plan.arch.structure)
+    setting = Setting(tokenizer, plan.text, plan.context, plan.seed, *more)
     return objective(plan.objective, setting)
 
 
@@ -162,14 +267,26 @@ def nets_of(plan: Plan, tokenizer: Any) -> dict[str, Model]:
     """The networks beside the model, by role: drawn from the plan's seed, or loaded."""
     found: dict[str, Model] = {}
     for i, net in enumerate(plan.nets, 1):
-        if net.weights:
-            found[net.role] = formats.load(net.weights).eval().requires_grad_(net.learns)
+        if not net.learns:
+            found[net.role] = _frozen(net)
             continue
         dims = replace(net.dims, vocab=plan.dims.vocab)
         design = replace(families.design(net.name), arch=net.arch, dims=dims, text=plan.text)
         model = Model(net.arch, dims).initialise(plan.seed + i)
         found[net.role] = formats.attach(model, design, families.family(net.name), tokenizer)
     return found
+
+
+def _frozen(net: Net) -> Model:
+    """A net that does not learn, as it was when the run began."""
+    if Path(net.weights).is_absolute() and not Path(net.weights).exists():
+        raise CheckpointError(f"the {net.role} of this run is gone: there is no {net.weights}")
+    model = formats.load(net.weights).eval().requires_grad_(False)
+    if net.fingerprint and fingerprint(model) != net.fingerprint:
+        raise CheckpointError(
+            f"{net.weights} is not the {net.role} that this run was started with: its weights changed"
+        )
+    return model
 
 
 def loop_of(plan: Plan, tokenizer: Any, view: Any) -> Loop:
@@ -187,7 +304,7 @@ def _owner(name: str) -> Family:
 def pretrain(
     name: str,
     *,
-    data: str = "builtin:docs",
+    data: str | None = None,
     out: str | Path,
     budget: str = "5m",
     seed: int = 1,
@@ -200,12 +317,13 @@ def pretrain(
 ) -> Run:
     """Train a family from scratch on text and leave a complete run in the directory `out`.
 
-    `name`: a family or a size; `data`: a file, a folder, a glob or `builtin:...`; `budget`: "45s", "20M tokens", "1e15
-    flops", "50 steps"; `scale`: tiny, mini, small, full; `overrides`: dotted paths into the plan
-    (`{"recipe.lr": 1e-3}`); `tokenizer`: one that exists, else one is trained on the training text. With `resume`, an
-    unfinished run in `out` is gone on with, as it was planned. `on_step` sees the record of every step. Raises
-    UsageError for what cannot be meant (also for an `out` that holds another run), DataError for text that cannot be
-    used, ResourceError if the disk refuses.
+    `name`: a family or a size; `data`: a file, a folder, a glob or `builtin:...` (left out, the built-in text that
+    suits it); `budget`: "45s", "20M tokens", "1e15 flops", "50 steps"; `scale`: tiny, mini, small, full; `overrides`:
+    dotted paths into the plan (`{"recipe.lr": 1e-3}`, `{"train.start": "runs/palm"}` to begin from its weights and with
+    its tokenizer); `tokenizer`: one that exists, else one is trained on the
+    training text. With `resume`, an unfinished run in `out` is gone on with, as it was planned. `on_step` sees the
+    record of every step. Raises UsageError for what cannot be meant (also for an `out` that holds another run),
+    DataError for text that cannot be used, ResourceError if the disk refuses.
     """
     out = Path(out)
     if (out / "run.json").exists():
@@ -218,8 +336,17 @@ def pretrain(
         raise UsageError(f"{out} is not empty (it holds {others[0]}); choose a new directory for the run")
     plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
     _threads(plan.train.threads)
+    plan, tokenizer = taught(plan, tokenizer)
+    least = 0
+    if plan.train.start:
+        if tokenizer is not None:
+            raise UsageError(f"the run begins from {plan.train.start} and takes its tokenizer: give no other")
+        least, tokenizer = start.rows(plan), start.tokenizer(plan)
+    elif not quiet and (parent := start.unborn(plan)):
+        print(f"{name} is more training of {parent}'s weights; without --from it begins from new ones", file=sys.stderr)
     store, tokenizer = prepare(plan, out, tokenizer, quiet)
-    plan = fitted(plan, tokenizer)
+    plan = fitted(plan, tokenizer, store.languages)
+    plan = replace(plan, dims=replace(plan.dims, vocab=max(plan.dims.vocab, least)))
     train, _ = store.split(plan.train.val_fraction, plan.seed)
     fixed = "recipe.schedule.warmup" in (overrides or {})
     steps = _steps(plan, tokenizer, train)
@@ -282,10 +409,14 @@ def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep
         loop.restore(newest)
     done = run / "summary.json"
     if loop.step == loop.steps and done.exists() and (run / "model").is_dir():
+        if loop.average is not None:
+            loop.average.swap()
+        loop.objective.part(loop.model, loop.nets)
         return Run(run, plan, loop.model.eval(), tokenizer, checkpoint.read_json(done), True)
 
     def measure() -> dict[str, float]:
-        return evaluate(loop.model, loop.objective, held, autocast=loop.autocast, nets=loop.nets)
+        with loop.average.instead() if loop.average is not None else contextlib.nullcontext():
+            return evaluate(loop.model, loop.objective, held, autocast=loop.autocast, nets=loop.nets)
 
     finished = loop.train(run, on_step=on_step, evaluate=measure, quiet=quiet)
     if not finished:
@@ -298,6 +429,9 @@ def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep
             f"training diverged in its last step: the held-out {wrong[0]} is {quality[wrong[0]]}; lower recipe.lr"
         )
     summary = _summary(run, plan, loop, quality, train, held)
+    if loop.average is not None:
+        loop.average.swap()
+    loop.objective.part(loop.model, loop.nets)
     _release(loop.model)
     loop.model.save(str(run / "model"))
     for role in loop.learners.nets:
@@ -317,7 +451,7 @@ def _summary(run: Path, plan: Plan, loop: Loop, quality: dict[str, float], train
         "scale": plan.scale,
         "steps": loop.steps,
         "tokens": loop.tokens,
-        "epochs": loop.cursor.slot // len(train),
+        "epochs": loop.objective.epochs(train, loop.cursor),
         "seconds": round(loop.seconds, 3),
         "tokens_per_second": round(speed, 1),
         "peak_share": round(speed * loop.cost() / meter.peak(loop.device.type, loop.precision == "bf16"), 4),
@@ -360,7 +494,8 @@ def prepare(plan: Plan, out: Path, tokenizer: Any, quiet: bool, share: bool = Tr
     source = cleaning.cleaned(read(plan.data), plan.clean)
     if tokenizer is None:
         text, train = plan.text, plan.train
-        specials = Specials(**{role: getattr(text, role) for role in ROLES}, extra=text.sentinels)
+        more = tuple(dict.fromkeys([*text.blanks, *text.extras, *tokens(plan.objective, text)]))
+        specials = Specials(**{role: getattr(text, role) for role in ROLES}, extra=text.sentinels, more=more)
         tokenizer = Tokenizer.train(
             text.tokenizer,
             training_texts(source, train.val_fraction, plan.seed),
@@ -386,7 +521,8 @@ def _steps(plan: Plan, tokenizer: Any, train: Any) -> int:
     """How many steps the budget buys. Seconds are turned into steps once, by timing a few on a model that is thrown
     away: the learning rate, and with it a resumed run, then depends on no clock."""
     limit: Budget = budget(plan.train.budget)
-    step_tokens = plan.rows * plan.context
+    rows = objective_of(plan, tokenizer).rows
+    step_tokens = max(1, round(plan.rows / rows)) * rows * plan.context
     if limit.steps is not None:
         return limit.steps
     if limit.tokens is not None:
@@ -409,6 +545,7 @@ def _steps(plan: Plan, tokenizer: Any, train: Any) -> int:
 
 
 def _threads(n: int | None) -> None:
+    keep_pages()
     if n is not None:
         torch.set_num_threads(n)
 
@@ -460,7 +597,7 @@ def verify_resume(run: str | Path, steps: int = 6, *, quiet: bool = True) -> dic
                 f"step {a['step']} differs after resuming: loss {b['loss']!r} instead of {a['loss']!r} (stopped after "
                 f"step {steps // 2})"
             )
-    ours, theirs = whole.model.state_dict(), second.model.state_dict()
+    ours, theirs = whole.learners.tensors(), second.learners.tensors()
     if wrong := [k for k in ours if not torch.equal(ours[k], theirs[k])]:
         raise VerifyError(f"the weights of {wrong[0]} differ after resuming, though all losses agree")
     return {"steps": steps, "stopped_after": steps // 2, "losses": [r["loss"] for r in expected], "identical": True}

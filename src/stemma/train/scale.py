@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from stemma import families
 from stemma.errors import UsageError, did_you_mean
 from stemma.families.declare import Design
-from stemma.families.goals import PLM, Fragment, Objective
-from stemma.families.recipes import Adafactor, Recipe
+from stemma.families.goals import PLM, AttentionDistillation, Contrastive, Distillation, Fragment, Objective
+from stemma.families.recipes import LAMB, Adafactor, AdamW, Recipe
 from stemma.nn.parts import (
     Arch,
     Causal,
@@ -43,6 +44,7 @@ SCALES = {
     "mini": Step(256, 6, 32, 256, 8192, 1.5e-3),
     "small": Step(512, 8, 64, 512, 32_768, 1e-3),
 }
+GROUP = 16  # pairs of texts that are told apart from each other
 EXPERTS = 8  # MLPs of a layer at most, where there are several
 VOCAB = 4096  # of a tokenizer trained for the run
 WARMUP = 0.05  # share of the steps, where the published share is smaller
@@ -53,9 +55,11 @@ def scaled(design: Design, scale: str) -> Design:
 
     What the family chose stays: the inner width as a multiple of d_model, queries a key head, window as a share of the
     context, dropout, optimiser, shape of the schedule. What follows the size changes: widths, layers, vocabulary,
-    context, batch, peak rate.
-    Post-norm networks get a third of the rate (they diverge first); Adafactor's rate is relative and stays.
-    An encoder-decoder has as many layers in each half: a token passes one half only, so its cost is about the same.
+    context, batch, peak rate. Adam's averages are corrected for their start, also where the released code leaves that
+    out: its long warm-up makes up for it, a run of some hundred steps cannot. Post-norm networks get a third of the
+    rate (they diverge first); Adafactor's rate is relative and stays. A student is as much smaller than the scale's
+    networks as it is than its teacher in full size. An encoder-decoder has as many layers in each half: a token passes
+    one half only, so its cost is about the same.
     Raises UsageError for an unknown scale.
     """
     if scale == "full":
@@ -64,24 +68,45 @@ def scaled(design: Design, scale: str) -> Design:
         known = [*SCALES, "full"]
         raise UsageError(f"no scale {scale!r}; there are {', '.join(known)}{did_you_mean(scale, known)}")
     step, old = SCALES[scale], design.dims
-    dims = _dims(old, step)
+    dims = _student(design, step) or _dims(old, step)
     share = dims.context / old.context
     arch = _arch(design.arch, dims, share)
     return replace(design, arch=arch, dims=dims, objective=_goal(design.objective, share), recipe=_recipe(design, step))
 
 
-def beside(design: Design, other: Design, scale: str) -> Design:
-    """`other`, a network that is trained beside `design` (a generator), as much smaller than it at a scale as it is in
-    full size: width, heads and layers by the same share, the same embeddings and context."""
-    if scale == "full":
+def beside(design: Design, other: Design, dims: Dims) -> Design:
+    """`other`, a network that is trained beside `design` (a generator), for a model of `dims` in place of the published
+    ones: as much smaller than it as in full size, in width, heads and layers; the same embeddings and context."""
+    big, small = design.dims, other.dims
+    if dims == big:
         return other
-    step, big, small = SCALES[scale], design.dims, other.dims
-    width = max(1, round(step.d_model / step.head * small.d_model / big.d_model)) * step.head
+    heads = max(1, round(dims.heads * small.d_model / big.d_model))
+    width = heads * dims.width
+    fit = replace(
+        dims,
+        d_model=width,
+        heads=heads,
+        kv_heads=None,
+        layers=max(1, round(dims.layers * small.layers / big.layers)),
+        d_ff=round(width * small.d_ff / small.d_model),
+        embed=dims.embed_width if dims.embed_width != width else None,
+    )
+    return replace(other, arch=_arch(other.arch, fit, fit.context / small.context), dims=fit)
+
+
+def _student(design: Design, step: Step) -> Dims | None:
+    """Of a design that learns from a size of the tree: its dims as a share of the scale's; None for others."""
+    match design.objective:
+        case Distillation(teacher=name) | AttentionDistillation(teacher=name):
+            big, small = families.design(name).dims, design.dims
+        case _:
+            return None
+    heads = step.d_model // step.head
+    width = max(1, round(heads * small.d_model / big.d_model)) * step.head
     layers = max(1, round(step.layers * small.layers / big.layers))
-    dims = replace(_dims(small, replace(step, d_model=width, layers=layers)), embed=None)
-    embed = _dims(big, step).embed_width
-    dims = replace(dims, embed=embed if embed != width else None)
-    return replace(other, arch=_arch(other.arch, dims, dims.context / small.context), dims=dims)
+    dims = _dims(small, replace(step, d_model=width, layers=layers))
+    wanted = max(1, round(heads * small.heads / big.heads))  # attention is compared head by head
+    return replace(dims, heads=wanted) if width % wanted == 0 and dims.kv == dims.heads else dims
 
 
 def _dims(old: Dims, step: Step) -> Dims:
@@ -136,6 +161,8 @@ def _goal(goal: Objective, share: float) -> Objective:
             return replace(goal, **sizes, **kept)
         case Fragment(block=int(block)):
             return replace(goal, block=max(8, round(block * share)))
+        case Contrastive():
+            return replace(goal, group=min(goal.group, GROUP))
     return goal
 
 
@@ -149,7 +176,12 @@ def _recipe(design: Design, step: Step) -> Recipe:
     old = design.recipe
     slow = isinstance(design.arch.residual, PostNorm)
     lr = old.lr if isinstance(old.optimizer, Adafactor) and old.lr is not None else step.lr / (3 if slow else 1)
-    return replace(old, lr=lr, batch=step.batch, clip=old.clip if old.clip is not None else 1.0, mixed=False)
+    optimizer = old.optimizer
+    if isinstance(optimizer, AdamW | LAMB):  # averages that are short of their start matter in a short run
+        optimizer = replace(optimizer, corrected=True)
+    return replace(
+        old, optimizer=optimizer, lr=lr, batch=step.batch, clip=old.clip if old.clip is not None else 1.0, mixed=False
+    )
 
 
 def _divisor(heads: int, wanted: int) -> int:

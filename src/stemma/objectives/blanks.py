@@ -1,0 +1,303 @@
+"""Autoregressive blank infilling (Du et al. 2021, arXiv:2103.10360, section 2.1; the released blocklm_utils.py)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stemma.data import random as draw
+from stemma.errors import UsageError
+from stemma.families import goals
+from stemma.families.declare import BLANK_NAMES as NAMES
+from stemma.families.declare import Text
+from stemma.nn.model import IGNORED, Model
+from stemma.nn.parts import Prefix
+from stemma.objectives.base import (
+    ALONE,
+    BLANK,
+    OUTSIDE,
+    Batch,
+    Cursor,
+    Example,
+    Ints,
+    Loss,
+    Make,
+    Nets,
+    Objective,
+    Part,
+    Reader,
+    Setting,
+    View,
+    layout,
+    several,
+    stack,
+    targets,
+)
+
+SCRAP = 8  # tokens of a long text that are worth a place at the end of a row
+
+
+class Holed(NamedTuple):
+    """A text of `parts` without the tokens `start, end` of each of its `lost` runs (K 2, by rising start): which
+    `blank` stands for them, and in which `order` they follow."""
+
+    parts: list[Part]
+    lost: Ints
+    blank: int
+    order: Ints
+
+    @property
+    def tokens(self) -> int:
+        """Of the text as it was."""
+        return sum(part.tokens for part in self.parts)
+
+
+class BlankInfilling(Objective):
+    """Rows of texts, each as `cls A B`: A is the text with a blank in the place of every lost run, B the runs in random
+    order, each begun by bos and closed by eos, of which the tokens after bos are predicted.
+
+    A text is (a part of) a document; `mixed`: documents run together, one text a row. Under a prefix mask a text sees
+    its A whole and B from left to right; under any other as that mask says. Where positions are pairs, A has
+    (0, 0), (1, 0), ..., and a run whose blank stands at m has (m, 1), (m, 2), ... from bos on. Where they are single
+    and the mask is a prefix (GLM-130B), a run has m throughout, but the one of the blank for the end of a text counts
+    on; under other masks all count on. `decoding.blanks` reads as is trained here. What a text loses is a function of
+    (seed, document, epoch, offset) and its length.
+    """
+
+    structures = ("decoder",)
+
+    def __init__(self, spec: goals.Blanks, setting: Setting) -> None:
+        super().__init__(setting)
+        self.spec = spec
+        self.start, self.end = self.need("bos"), self.need("eos")
+        named = setting.tokenizer.cls_id if setting.text.cls is not None else None
+        self.before: Ints = np.asarray([] if named is None else [named], dtype=np.int64)
+        self.blanks = [self._blank(name) for name in setting.text.blanks or NAMES]
+
+    @classmethod
+    def tokens(cls, spec: goals.Blanks, text: Text) -> tuple[str, ...]:
+        return text.blanks or NAMES
+
+    def _blank(self, name: str) -> int:
+        found = self.tokenizer.id(name)
+        if found is None:
+            raise UsageError(f"this objective needs the token {name}, which stands for a blank; the tokenizer has none")
+        return int(found)
+
+    # ------------------------------------------------------------ what falls out
+
+    def hole(self, view: View, parts: list[Part]) -> Holed:
+        """What a text loses, from its length and the places of its sentences alone."""
+        spec, size = self.spec, sum(part.tokens for part in parts)
+        rng = draw.generator(self.seed, BLANK, *parts[0][:3])
+        kind = rng.random()
+        if kind < spec.suffix:
+            lost, blank = self._long(size, rng), self.blanks[-1]
+        else:
+            edges = self._edges(view, parts) if kind < spec.suffix + spec.sentences else []
+            if len(edges) > 2:  # more than one sentence: else nothing would be left
+                lost, blank = self._sentences(edges, rng), self.blanks[len(self.blanks) // 2]
+            else:
+                lost, blank = self._short(size, rng), self.blanks[0]
+        runs = np.asarray(lost, dtype=np.int64)
+        order = rng.permutation(len(runs)) if spec.shuffled else np.arange(len(runs))
+        return Holed(parts, runs, blank, order)
+
+    def _short(self, size: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+        """Runs of Poisson lengths, 0 left out, until `rate` of the text is gone, with a token at least between two;
+        their places are drawn and sorted."""
+        lengths: list[int] = []
+        wanted, gone = max(1, int(self.spec.rate * size)), 0
+        while gone < wanted:
+            room = size - gone - len(lengths) - (1 if size > 1 else 0)  # a token before each, and one that is kept
+            if room < 1 and lengths:
+                break
+            length = 0
+            while length == 0:
+                length = int(rng.poisson(self.spec.mean))
+            lengths.append(max(1, min(length, room)))
+            gone += lengths[-1]
+        free = size - gone - (len(lengths) - 1)
+        places = np.sort(rng.integers(0, free + 1, size=len(lengths)))
+        lengths = [lengths[i] for i in rng.permutation(len(lengths))]
+        starts = places + np.arange(len(lengths)) + np.cumsum([0, *lengths[:-1]])
+        return [(int(a), int(a) + n) for a, n in zip(starts, lengths, strict=True)]
+
+    def _sentences(self, edges: list[int], rng: np.random.Generator) -> list[tuple[int, int]]:
+        """Whole sentences until `rate` of the text is gone; one stays."""
+        wanted, gone = max(1, int(self.spec.rate * edges[-1])), 0
+        runs = list(itertools.pairwise(edges))
+        chosen = []
+        for i in rng.permutation(len(runs))[:-1]:
+            if gone >= wanted:
+                break
+            chosen.append(runs[i])
+            gone += runs[i][1] - runs[i][0]
+        return sorted(chosen)
+
+    def _long(self, size: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+        """One run of at least the share `least`, at the end or, at times, anywhere."""
+        low = max(1, min(int(self.spec.least * size), size - 2))
+        length = int(rng.integers(low, max(low, size - 2) + 1))
+        start = size - length
+        if rng.random() < self.spec.inside:
+            start = int(rng.integers(0, start + 1))
+        return [(start, start + length)]
+
+    def _edges(self, view: View, parts: list[Part]) -> list[int]:
+        """Where the sentences of a text begin, and its end."""
+        edges: set[int] = set()
+        done = 0
+        for part in parts:
+            starts = np.asarray(view.sentences(part.document), dtype=np.int64) - part.start
+            edges |= {done, done + part.tokens, *(done + int(s) for s in starts if 0 < s < part.tokens)}
+            done += part.tokens
+        return sorted(edges)
+
+    # ------------------------------------------------------------ rows
+
+    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+        def piece(document: int, _: int) -> Ints:
+            return np.asarray(view[document], dtype=np.int64)[None]
+
+        reader = Reader(self.order(view), lambda d: len(view[d]), piece, once)
+        here = reader.settle(cursor)
+        while here is not None:
+            texts: list[Holed] = []
+            room = self.context
+            at: Cursor | None = here
+            while at is not None and not (self.mixed and texts):
+                text = self._fit(view, reader, at, room)
+                if text is None:
+                    break
+                last = text.parts[-1]
+                rest = reader.length(last.document) - last.start - last.tokens
+                if rest and texts and text.tokens < SCRAP:
+                    break
+                texts.append(text)
+                room -= self._size(text)
+                at = self._after(reader, at, text.tokens)
+            yield partial(self.row, reader, texts), at or Cursor(reader.order.documents)
+            here = at
+
+    def _size(self, text: Holed) -> int:
+        """Tokens of a text in its row: a blank and a bos for every run beside its own."""
+        return len(self.before) + text.tokens + 2 * len(text.lost)
+
+    def _fit(self, view: View, reader: Reader, at: Cursor, room: int) -> Holed | None:
+        """The longest text from `at` on that fits, as far as taking off what is too much finds it."""
+        wanted = room - len(self.before) - 2
+        while wanted >= 1:
+            parts = self._parts(reader, at, wanted)
+            text = self.hole(view, parts)
+            over = self._size(text) - room
+            if over <= 0:
+                return text
+            wanted = text.tokens - over
+        return None
+
+    def _parts(self, reader: Reader, at: Cursor, size: int) -> list[Part]:
+        """`size` tokens from `at` on, if there are so many: of the document, or, `mixed`, of those after it too."""
+        parts: list[Part] = []
+        here: Cursor | None = at
+        while here is not None and size > 0 and not (parts and not self.mixed):
+            document, epoch = reader.order[here.slot]
+            take = min(size, reader.length(document) - here.offset)
+            parts.append(Part(document, epoch, here.offset, take))
+            size -= take
+            here = reader.settle(Cursor(here.slot, here.offset + take))
+        return parts
+
+    def _after(self, reader: Reader, at: Cursor, tokens: int) -> Cursor | None:
+        """The place `tokens` further on."""
+        here: Cursor | None = at
+        while here is not None and tokens > 0:
+            take = min(tokens, reader.length(reader.order[here.slot][0]) - here.offset)
+            tokens -= take
+            here = reader.settle(Cursor(here.slot, here.offset + take))
+        return here
+
+    def row(self, reader: Reader, texts: Sequence[Holed]) -> Example:
+        """One example of texts, padded to `context`."""
+        columns: dict[str, list[Ints]] = {}
+        at = 0
+        for number, text in enumerate(texts):
+            tokens = np.concatenate(
+                [reader.read(p.document, p.epoch)[0, p.start : p.start + p.tokens] for p in text.parts]
+            )
+            written = self.write(tokens, text)
+            size = len(written["input_ids"])
+            written["prefix"] = np.full(size, at, dtype=np.int64) + written["prefix"]
+            written["documents"] = np.full(size, number, dtype=np.int64)
+            for name, values in written.items():
+                columns.setdefault(name, []).append(values)
+            at += size
+        gaps = {"input_ids": self.padding, "labels": IGNORED, "documents": OUTSIDE}
+        return {
+            name: np.pad(np.concatenate(values), (0, self.context - at), constant_values=gaps.get(name, 0))
+            for name, values in columns.items()
+        }
+
+    def write(self, tokens: Ints, text: Holed) -> dict[str, Ints]:
+        """`cls A B` with labels; of each token its place in the text, in its run (0 in A), and where single positions
+        have it under a prefix mask; and the length of `cls A`."""
+        kept: list[Any] = [self.before]
+        holes: list[int] = []
+        done, size = 0, len(self.before)
+        for start, end in text.lost:
+            kept += [tokens[done:start], [text.blank]]
+            holes.append(size + int(start) - done)
+            size = holes[-1] + 1
+            done = int(end)
+        context: Ints = np.concatenate([*kept, tokens[done:]]).astype(np.int64)
+        n = len(context)
+        ids, labels = [context], [np.full(n, IGNORED, dtype=np.int64)]
+        places, blocks, lines = [np.arange(n)], [np.zeros(n, dtype=np.int64)], [np.arange(n)]
+        written = n
+        on = len(self.blanks) > 1 and text.blank == self.blanks[-1]
+        for k in text.order:
+            run = tokens[text.lost[k, 0] : text.lost[k, 1]]
+            more = len(run) + 1
+            ids.append(np.concatenate([[self.start], run]))
+            labels.append(np.concatenate([run, [self.end]]))
+            places.append(np.full(more, holes[k]))
+            blocks.append(np.arange(1, more + 1))
+            lines.append(np.arange(written, written + more) if on else np.full(more, holes[k]))
+            written += more
+        found = {"input_ids": ids, "labels": labels, "places": places, "blocks": blocks, "lines": lines}
+        whole = {name: np.concatenate(values).astype(np.int64) for name, values in found.items()}
+        return whole | {"position_ids": np.arange(written), "prefix": np.full(written, n, dtype=np.int64)}
+
+    # ------------------------------------------------------------ batches
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        batch = stack(examples, *examples[0])
+        batch |= targets(batch.pop("labels"))
+        if not several(examples):  # padding at the end needs no mask: nothing looks back at it
+            del batch["documents"]
+        return batch
+
+    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
+        hidden = model.decode(
+            batch["input_ids"],
+            position_ids=self.positions(model, batch),
+            documents=batch.get("documents"),
+            prefix=batch["prefix"] if isinstance(model.arch.mask, Prefix) else None,
+        )
+        return Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
+
+    @staticmethod
+    def positions(model: Model, batch: Batch) -> Tensor | None:
+        """As the model counts: in pairs, or singly in the manner of its mask."""
+        assert model.decoder is not None
+        if model.decoder.position.columns > 1:
+            return torch.stack([batch["places"], batch["blocks"]], -1)
+        if isinstance(model.arch.mask, Prefix):
+            return batch["lines"]
+        return layout(model, batch)

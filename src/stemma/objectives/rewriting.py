@@ -1,0 +1,257 @@
+"""What objectives share that make of a text two: inputs, which are given, and a goal, which is to be written.
+
+An encoder-decoder reads the inputs in its encoder and writes the goal in its decoder. A decoder reads both one after
+the other in one row and is asked for the goal alone; under a prefix mask the inputs see each other whole (Raffel et al.
+2020, section 3.2.1).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from stemma.errors import UsageError
+from stemma.nn.model import IGNORED, Model
+from stemma.objectives.base import (
+    ALONE,
+    OUTSIDE,
+    Batch,
+    Cursor,
+    Example,
+    Ints,
+    Loss,
+    Make,
+    Nets,
+    Objective,
+    Reader,
+    Setting,
+    Span,
+    View,
+    layout,
+    several,
+    stack,
+    targets,
+)
+
+Key = tuple[int, ...]  # (document, epoch, offset) of a text's first token: what its draws depend on
+SCRAP = 8  # tokens of a longer text that are worth the rest of a row
+
+
+class Shape(NamedTuple):
+    """Tokens of the inputs and of the goal."""
+
+    inputs: int
+    goal: int
+
+
+class Pair(NamedTuple):
+    """A rewritten text. `read`: what the decoder reads, where this is not the start token and the goal up to its last
+    token; `places`: where it stands, where this is not 0, 1, ..."""
+
+    inputs: Ints
+    goal: Ints
+    read: Ints | None = None
+    places: Ints | None = None
+
+
+class Rewriting(Objective):
+    """Rows of rewritten texts, none of which sees another.
+
+    A text is a stretch of one document; `mixed`, a stretch of the documents run together. It is as long as what is left
+    of the row allows. How it is rewritten is a function of (seed, document, epoch, offset). A subclass says how long
+    the parts become (`shape`, which must not fall as the length grows) and what they are (`rewrite`), and sets `raw`,
+    the longest text, and `room`, the targets that a row of an encoder-decoder holds. Inputs are closed by eos in an
+    encoder-decoder (`close`), and begin with bos in a decoder, as far as the tokenizer has it (`front`).
+    """
+
+    structures: tuple[str, ...] = ("encoder-decoder", "decoder")
+    raw: int
+    room: int
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        text = setting.text
+        self.single = setting.structure == "decoder"
+        self.eos = self.need("eos", "sep")
+        self.start = self.padding if text.start_id is None or text.start_id == text.pad_id else text.start_id
+        bos = self.tokenizer.bos_id if self.single else None
+        self.front: list[int] = [] if bos is None else [int(bos)]
+        self.close: list[int] = [] if self.single else [self.eos]
+
+    @abstractmethod
+    def shape(self, length: int, key: Key) -> Shape:
+        """Tokens (at most) that a text of `length` becomes."""
+
+    @abstractmethod
+    def rewrite(self, text: Ints, key: Key) -> Pair:
+        """Inputs and goal of a text (K N, as `piece` writes it)."""
+
+    def piece(self, view: View, document: int) -> Ints:
+        """A document as aligned rows, its tokens first: K x tokens."""
+        return np.asarray(view[document], dtype=np.int64)[None]
+
+    def longest(self, key: Key = (), room: int | None = None) -> int:
+        """The longest text whose inputs and goal fit into `context` tokens: each of an encoder-decoder (the goal into
+        `room`, if given), both together of a decoder."""
+        left = Shape(self.context, self.context if room is None else room)
+        low, high = 0, 2
+        while self.fits(self.shape(high, key), left):
+            low, high = high, 2 * high
+        return self.most(low, high, left, key)
+
+    def fits(self, shape: Shape, left: Shape) -> bool:
+        """Whether a text of `shape` goes into what is `left` of a row."""
+        if self.single:  # the last token of the goal is read by nobody
+            return shape.inputs + shape.goal - 1 <= left.inputs
+        return shape.inputs <= left.inputs and shape.goal <= left.goal
+
+    def most(self, low: int, high: int, left: Shape, key: Key) -> int:
+        """The longest length from `low` to `high` that fits, `low` being known to."""
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.fits(self.shape(middle, key), left):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    # ------------------------------------------------------------ rows
+
+    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+        reader = Reader(self.order(view), lambda d: len(view[d]), lambda d, _: self.piece(view, d), once)
+        here = reader.settle(cursor)
+        while here is not None:
+            texts, here = self.fill(reader, here)
+            yield partial(self.example, reader, texts), here or Cursor(reader.order.documents)
+
+    def fill(self, reader: Reader, here: Cursor) -> tuple[list[Span], Cursor | None]:
+        """The texts of a row that begins `here`, as many as it holds, and where the next one begins."""
+        texts: list[Span] = []
+        left = Shape(self.context, 0 if self.single else self.room)
+        at: Cursor | None = here
+        while at is not None:
+            document, epoch = reader.order[at.slot]
+            key = (document, epoch, at.offset)
+            rest = self.raw if self.mixed else reader.length(document) - at.offset
+            take = self.most(0, min(rest, self.raw), left, key)
+            if take == 0 or (take < rest and texts and take < SCRAP):
+                break  # no scrap of a long text at the end of a row
+            span, follow = next(reader.spans(at, take, take))
+            texts.append(span)
+            used = self.shape(span.size, key)
+            if self.single:
+                left = Shape(left.inputs - used.inputs - used.goal + 1, 0)
+            else:
+                left = Shape(left.inputs - used.inputs, left.goal - used.goal)
+            at = reader.settle(follow)
+        if not texts:
+            raise UsageError(f"a row of {self.context} tokens is too short for {type(self).__name__}")
+        return texts, at
+
+    def example(self, reader: Reader, texts: list[Span]) -> Example:
+        """A row of rewritten texts."""
+        pairs = []
+        for span in texts:
+            rows = len(reader.read(*span.key[:2]))
+            pairs.append(self.rewrite(reader.window(span, span.size, [self.padding] * rows).values, span.key))
+        return self.one_row(pairs) if self.single else self.two_rows(pairs)
+
+    def two_rows(self, pairs: list[Pair]) -> Example:
+        """Of an encoder-decoder: padded to `context` inputs and `room` targets."""
+        read = [np.concatenate([[self.start], p.goal[:-1]]) if p.read is None else p.read for p in pairs]
+        places = [np.arange(len(p.goal)) if p.places is None else p.places for p in pairs]
+        return {
+            "input_ids": padded([p.inputs for p in pairs], self.context, self.padding),
+            "documents": padded(numbers([p.inputs for p in pairs]), self.context, OUTSIDE),
+            "position_ids": padded([np.arange(len(p.inputs)) for p in pairs], self.context, 0),
+            "labels": padded([p.goal for p in pairs], self.room, IGNORED),
+            "decoder_input_ids": padded(read, self.room, self.padding),
+            # padding follows the last text, so that it has something to look at; nothing looks at it
+            "decoder_documents": padded(numbers([p.goal for p in pairs]), self.room, len(pairs) - 1),
+            "decoder_position_ids": padded(places, self.room, 0),
+        }
+
+    def one_row(self, pairs: list[Pair]) -> Example:
+        """Of a decoder: each text's inputs and goal one after the other. `prefix`: for each token, the place in the row
+        up to which its text is input."""
+        ids, labels, prefix = [], [], []
+        fill = 0
+        for inputs, goal, *_ in pairs:
+            whole, n = np.concatenate([inputs, goal]), max(len(inputs), 1)
+            ids.append(whole[:-1])
+            labels.append(np.concatenate([np.full(n - 1, IGNORED), whole[n:]]))
+            prefix.append(np.full(len(whole) - 1, fill + len(inputs)))
+            fill += len(whole) - 1
+        return {
+            "input_ids": padded(ids, self.context, self.padding),
+            "labels": padded(labels, self.context, IGNORED),
+            "documents": padded(numbers(ids), self.context, OUTSIDE),
+            "position_ids": padded([np.arange(len(t)) for t in ids], self.context, 0),
+            "prefix": padded(prefix, self.context, 0),
+        }
+
+    # ------------------------------------------------------------ batches
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        batch = stack(examples, *examples[0])
+        labels = batch.pop("labels")
+        batch |= targets(labels)
+        if self.single:
+            if not several(examples):  # padding at the end needs no mask: nothing looks back at it
+                del batch["documents"], batch["position_ids"]
+            return batch
+        # where places are what masks go by, padding stands after every token
+        batch["decoder_position_ids"] = torch.where(labels == IGNORED, self.context - 1, batch["decoder_position_ids"])
+        outside = batch["documents"] == OUTSIDE
+        if not several(examples):
+            for name in ("documents", "position_ids", "decoder_documents"):
+                del batch[name]
+            if self.counted:
+                del batch["decoder_position_ids"]
+            if bool(outside.any()):
+                batch["attention_mask"] = (~outside).to(torch.int64)
+        return batch
+
+    @property
+    def counted(self) -> bool:
+        """Whether what the decoder reads of a text stands at 0, 1, ..."""
+        return True
+
+    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
+        mask, documents = batch.get("attention_mask"), batch.get("documents")
+        if self.single:
+            hidden = model.decode(
+                batch["input_ids"],
+                position_ids=layout(model, batch),
+                documents=documents,
+                prefix=batch["prefix"],
+            )
+            return Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
+        memory = model.encode(batch["input_ids"], mask, position_ids=layout(model, batch), documents=documents)
+        hidden = model.decode(
+            batch["decoder_input_ids"],
+            position_ids=layout(model, batch, "decoder_position_ids"),
+            documents=batch.get("decoder_documents"),
+            memory=memory,
+            memory_mask=mask,
+            memory_documents=documents,
+        )
+        return Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
+
+
+def padded(parts: Sequence[Ints], size: int, value: int) -> Ints:
+    """The parts one after another, and `value` up to `size`."""
+    row = np.full(size, value, dtype=np.int64)
+    joined = np.concatenate(parts)
+    row[: len(joined)] = joined
+    return row
+
+
+def numbers(parts: Sequence[Ints]) -> list[Ints]:
+    """For each token of the parts, the number of its part."""
+    return [np.full(len(part), i) for i, part in enumerate(parts)]

@@ -1,0 +1,171 @@
+"""Translation (Vaswani et al. 2017, arXiv:1706.03762, sections 5.1 and 5.4): pairs of sentences, batched by tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stemma.errors import DataError, UsageError
+from stemma.families import goals
+from stemma.nn.model import IGNORED, Model
+from stemma.objectives.base import (
+    ALONE,
+    OUTSIDE,
+    Batch,
+    Cursor,
+    Example,
+    Ints,
+    Loss,
+    Make,
+    Nets,
+    Objective,
+    Order,
+    Setting,
+    View,
+    layout,
+    several,
+    stack,
+    targets,
+)
+from stemma.objectives.vocabulary import token_loss
+
+
+class SentencePairs(Objective):
+    """A row holds pairs, none of which sees another, until its `context` source or its `context` target tokens are
+    used up. Both sides of a pair end with eos, and a decoder begins with the start token. A sentence longer than a row
+    is cut at its end. Pairs come in an order that is new each epoch; a cursor's slot counts them."""
+
+    structures = ("encoder-decoder",)
+
+    def __init__(self, spec: goals.Translation, setting: Setting) -> None:
+        super().__init__(setting)
+        self.spec = spec
+        self.eos = self.need("eos")
+        start = setting.text.start_id
+        self.start = self.padding if start is None or start == setting.text.pad_id else start
+
+    def languages(self, view: Any) -> tuple[int, int]:
+        """The numbers of the source's and the target's language in the text. Raises UsageError, DataError."""
+        names = [name for name in getattr(view, "languages", ()) if name]
+        if len(names) < 2:
+            raise DataError(
+                "translation needs sentence pairs in two languages, and this text is "
+                + (f"in {names[0]} alone" if names else "in no language that is named")
+                + "; train on builtin:parallel:en-de, or files such as talks.en|talks.de"
+            )
+        asked = {"source": self.spec.source, "target": self.spec.target}
+        if not any(asked.values()) and len(names) > 2:
+            raise UsageError(
+                f"the text is in {', '.join(names)}: choose two of them by objective.source and objective.target"
+            )
+        for what, name in asked.items():
+            if name and name not in names:
+                raise UsageError(f"objective.{what}={name} is no language of the text, which has {', '.join(names)}")
+        source = asked["source"] or next(name for name in names if name != asked["target"])
+        target = asked["target"] or next(name for name in names if name != source)
+        known = list(view.languages)
+        return known.index(source), known.index(target)
+
+    def pairs(self, view: Any) -> list[tuple[int, int]]:
+        """(source document, target document) of every group that has both, in the order of the text."""
+        source, target = self.languages(view)
+        ids, groups = np.asarray(view.language_ids), np.asarray(view.groups)
+        aims: dict[int, list[int]] = {}
+        for j in np.flatnonzero((ids == target) & (groups >= 0)).tolist():
+            aims.setdefault(int(groups[j]), []).append(j)
+        found = [
+            (i, j)
+            for i in np.flatnonzero((ids == source) & (groups >= 0)).tolist()
+            for j in aims.get(int(groups[i]), [])
+        ]
+        if not found:
+            raise DataError(
+                f"no text in {view.languages[source]} has a translation in {view.languages[target]} (documents of one "
+                "group)"
+            )
+        return found
+
+    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+        pairs = self.pairs(view)
+        order = Order(self.seed, len(pairs))
+
+        def size(document: int) -> int:
+            return min(len(view[document]) + 1, self.context)
+
+        slot = cursor.slot
+        while not (once and slot >= len(pairs)):
+            chosen: list[tuple[int, int]] = []
+            rooms = [self.context, self.context]
+            while not (once and slot >= len(pairs)):
+                pair = pairs[order[slot][0]]
+                rooms = [room - size(document) for room, document in zip(rooms, pair, strict=True)]
+                if min(rooms) < 0:
+                    break
+                chosen.append(pair)
+                slot += 1
+            yield partial(self.example, view, chosen), Cursor(slot)
+
+    def example(self, view: View, chosen: Sequence[tuple[int, int]]) -> Example:
+        """A row of pairs."""
+        row: dict[str, Ints] = {
+            "input_ids": np.full(self.context, self.padding, dtype=np.int64),
+            "documents": np.full(self.context, OUTSIDE, dtype=np.int64),
+            "position_ids": np.zeros(self.context, dtype=np.int64),
+            "labels": np.full(self.context, IGNORED, dtype=np.int64),
+            "decoder_input_ids": np.full(self.context, self.padding, dtype=np.int64),
+            # padding follows the last pair, so that it has something to look at; nothing looks at it
+            "decoder_documents": np.full(self.context, len(chosen) - 1, dtype=np.int64),
+            "decoder_position_ids": np.zeros(self.context, dtype=np.int64),
+        }
+        at, to = 0, 0
+        for number, (source, target) in enumerate(chosen):
+            read, said = (np.append(np.asarray(view[d])[: self.context - 1], self.eos) for d in (source, target))
+            here, there = slice(at, at + len(read)), slice(to, to + len(said))
+            row["input_ids"][here], row["documents"][here], row["position_ids"][here] = (
+                read,
+                number,
+                np.arange(len(read)),
+            )
+            row["labels"][there], row["decoder_documents"][there] = said, number
+            row["decoder_input_ids"][there] = [self.start, *said[:-1]]
+            row["decoder_position_ids"][there] = np.arange(len(said))
+            at, to = at + len(read), to + len(said)
+        return dict(row)
+
+    def epochs(self, view: Any, cursor: Cursor) -> int:
+        return cursor.slot // len(self.pairs(view))
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        batch = stack(examples, *examples[0])
+        batch |= targets(batch.pop("labels"))
+        if not several(examples):
+            padded = batch["documents"] == OUTSIDE
+            for name in ("documents", "position_ids", "decoder_documents", "decoder_position_ids"):
+                del batch[name]
+            if bool(padded.any()):
+                batch["attention_mask"] = (~padded).to(torch.int64)
+        return batch
+
+    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
+        mask, documents = batch.get("attention_mask"), batch.get("documents")
+        memory = model.encode(batch["input_ids"], mask, position_ids=layout(model, batch), documents=documents)
+        hidden = model.decode(
+            batch["decoder_input_ids"],
+            position_ids=layout(model, batch, "decoder_position_ids"),
+            documents=batch.get("decoder_documents"),
+            memory=memory,
+            memory_mask=mask,
+            memory_documents=documents,
+        )
+        return Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
+
+    def token_loss(self, model: Model, hidden: Tensor, batch: Batch) -> Tensor:
+        """As everywhere, with smoothed targets in training."""
+        if not model.training:
+            return token_loss(model, hidden, batch)
+        return token_loss(model, hidden, batch, self.setting.z_loss, self.spec.smoothing)

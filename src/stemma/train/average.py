@@ -1,0 +1,55 @@
+"""A running mean of the weights (Polyak & Juditsky 1992), which is often the better model than the last step's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+SLOT = "average"  # how a checkpoint names it, beside the optimiser's slots
+
+
+class Average:
+    """After each step `mean = decay * mean + (1 - decay) * weights`; the first steps count more, by the warm-up
+    `min(decay, (1 + step) / (10 + step))` of the reference implementations."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
+        self.decay, self.step = decay, 0
+        self.own = {name: p.detach() for name, p in parameters.items()}
+        self.mean = {name: p.clone() for name, p in self.own.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights as they are now."""
+        self.step += 1
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.mean.values()), list(self.own.values()), 1.0 - decay)
+
+    @contextlib.contextmanager
+    def instead(self) -> Iterator[None]:
+        """Within this, the model's weights are the mean."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the weights and their mean."""
+        for name, p in self.own.items():
+            held = p.clone()
+            p.copy_(self.mean[name])
+            self.mean[name].copy_(held)
+
+    def state(self) -> dict[str, Tensor]:
+        """The mean, as a checkpoint keeps it."""
+        return {f"{name}:{SLOT}": t for name, t in self.mean.items()}
+
+    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Take the mean out of what a checkpoint kept."""
+        self.step = step
+        for name, mean in self.mean.items():
+            mean.copy_(tensors.pop(f"{name}:{SLOT}"))

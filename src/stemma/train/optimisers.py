@@ -1,0 +1,232 @@
+"""Optimisers that torch does not have, or has in another form than the published one.
+
+Each works on all parameters of a group at once (`torch._foreach_*`). The state of a parameter is `step` and tensors of
+its own shape or smaller, so that a checkpoint holds it by `parameter:slot`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Groups = Iterable[dict[str, Any]]
+Tensors = list[Tensor]
+
+
+class Optimizer(torch.optim.Optimizer):
+    """A step is `update` of every group's parameters that have a gradient."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            for p in parameters:
+                if not self.state[p]:
+                    self.state[p].update({"step": torch.zeros(()), **self.slots(group, p)})
+                self.state[p]["step"] += 1
+            self.update(group, parameters, [p.grad for p in parameters if p.grad is not None])
+        return loss
+
+    def held(self, slot: str, parameters: Tensors) -> Tensors:
+        """The tensors of one slot."""
+        return [self.state[p][slot] for p in parameters]
+
+    def steps(self, parameters: Tensors) -> list[float]:
+        """How many steps each parameter has taken, this one included."""
+        return [float(t) for t in self.held("step", parameters)]
+
+    @abstractmethod
+    def slots(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
+        """What is kept of a parameter."""
+
+    @abstractmethod
+    def update(self, group: dict[str, Any], parameters: Tensors, grads: Tensors) -> None:
+        """Change the parameters, in place."""
+
+
+class Adam(Optimizer):
+    """Adam with decoupled weight decay whose averages are not corrected for their beginning at zero: BERT's, as
+    released (optimization.py). The first steps are larger than the corrected ones by up to sqrt(1/(1 - beta2)) times
+    1 - beta1."""
+
+    def __init__(self, groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    def slots(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
+        return {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+
+    def update(self, group: dict[str, Any], parameters: Tensors, grads: Tensors) -> None:
+        torch._foreach_add_(parameters, self.direction(group, parameters, grads), alpha=-group["lr"])
+
+    def direction(self, group: dict[str, Any], parameters: Tensors, grads: Tensors, corrected: bool = False) -> Tensors:
+        """The step at a rate of one, weight decay included."""
+        (beta1, beta2), eps = group["betas"], group["eps"]
+        first, second = self.held("exp_avg", parameters), self.held("exp_avg_sq", parameters)
+        torch._foreach_lerp_(first, grads, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
+        root = torch._foreach_sqrt(second)
+        if corrected:
+            steps = self.steps(parameters)
+            torch._foreach_div_(root, [math.sqrt(1 - beta2**t) for t in steps])
+            torch._foreach_add_(root, eps)
+            torch._foreach_mul_(root, [1 - beta1**t for t in steps])
+        else:
+            torch._foreach_add_(root, eps)
+        out = list(torch._foreach_div(first, root))
+        if group["weight_decay"]:
+            torch._foreach_add_(out, parameters, alpha=group["weight_decay"])
+        return out
+
+
+class LAMB(Adam):
+    """Adam whose step for each matrix, weight decay included, is as long as the matrix times the rate (You et al. 2019,
+    algorithm 2). What is not decayed (norms, biases) is not rescaled either, as in the released code of ALBERT."""
+
+    def __init__(
+        self, groups: Groups, lr: float, betas: tuple[float, float], eps: float, corrected: bool = True
+    ) -> None:
+        super().__init__(groups, lr, betas, eps)
+        self.corrected = corrected
+
+    def update(self, group: dict[str, Any], parameters: Tensors, grads: Tensors) -> None:
+        step = self.direction(group, parameters, grads, self.corrected)
+        if group.get("adapted", True):
+            sizes = zip(torch._foreach_norm(parameters), torch._foreach_norm(step), strict=True)
+            torch._foreach_mul_(step, [torch.where((w > 0) & (u > 0), w / u, 1.0) for w, u in sizes])
+        torch._foreach_add_(parameters, step, alpha=-group["lr"])
+
+
+class Adafactor(Optimizer):
+    """Shazeer & Stern 2018, algorithms 4 to 6: second moments kept as the sums of rows and columns, steps clipped by
+    their root mean square and relative to that of the parameter. The rate is what the schedule says; torch's and
+    others' bound it by 1/sqrt(step), which T5's does not.
+
+    `smallest`: from this size on, in both of its last two dimensions, a tensor is factored; None: never (PaLM), which
+    is Adam with steps relative to the parameter. `momentum`: of the finished step. A step takes
+    `weight_decay * rate**power` of a weight.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        lr: float,
+        *,
+        decay: float = 0.8,
+        clip: float = 1.0,
+        smallest: int | None = 128,
+        momentum: float = 0.0,
+        power: float = 1.0,
+        eps: float = 1e-30,
+        floor: float = 1e-3,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
+        self.decay, self.clip, self.smallest, self.momentum = decay, clip, smallest, momentum
+        self.power, self.eps, self.floor = power, eps, floor
+
+    def factored(self, p: Tensor) -> bool:
+        """Whether the second moments of `p` are kept as two sums."""
+        return self.smallest is not None and p.ndim >= 2 and min(p.shape[-2:]) >= self.smallest
+
+    def slots(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
+        if self.factored(p):
+            kept = {"row": p.new_zeros(p.shape[:-1]), "column": p.new_zeros(*p.shape[:-2], p.shape[-1])}
+        else:
+            kept = {"exp_avg_sq": torch.zeros_like(p)}
+        return kept | ({"exp_avg": torch.zeros_like(p)} if self.momentum else {})
+
+    def update(self, group: dict[str, Any], parameters: Tensors, grads: Tensors) -> None:
+        lr = group["lr"]
+        fresh = [t**-self.decay for t in self.steps(parameters)]  # 1 - beta2 of this step
+        squares = list(torch._foreach_mul(grads, grads))
+        torch._foreach_add_(squares, self.eps)
+        step: Tensors = []
+        for p, square, share in zip(parameters, squares, fresh, strict=True):
+            kept = self.state[p]
+            if "row" in kept:
+                row, column = kept["row"], kept["column"]
+                row.lerp_(square.mean(-1), share)
+                column.lerp_(square.mean(-2), share)
+                # the product of two roots, so that no product of tiny sums falls to zero
+                shape = (row / row.mean(-1, keepdim=True)).rsqrt()
+                step.append(shape[..., None] * column.rsqrt()[..., None, :])
+            else:
+                step.append(kept["exp_avg_sq"].lerp_(square, share).rsqrt())
+        torch._foreach_mul_(step, grads)
+        factors = [
+            lr * (w / p.numel() ** 0.5).clamp(min=self.floor) / (u / (p.numel() ** 0.5 * self.clip)).clamp(min=1.0)
+            for p, w, u in zip(parameters, torch._foreach_norm(parameters), torch._foreach_norm(step), strict=True)
+        ]
+        torch._foreach_mul_(step, factors)
+        if self.momentum:
+            mean = self.held("exp_avg", parameters)
+            torch._foreach_lerp_(mean, step, 1 - self.momentum)
+            step = mean
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["weight_decay"] * lr**self.power)
+        torch._foreach_sub_(parameters, step)
+
+
+class Muon(Adam):
+    """Matrices by the orthogonal part of their momentum (Jordan et al. 2024), each entry of the step about 0.2 in size,
+    so that AdamW's rate and weight decay suit both (Liu et al. 2025, arXiv:2502.16982, section 2.2); groups that are
+    not marked `matrices` by AdamW."""
+
+    def __init__(
+        self,
+        groups: Groups,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        momentum: float = 0.95,
+        iterations: int = 5,
+    ) -> None:
+        super().__init__(groups, lr, betas, eps)
+        self.momentum, self.iterations = momentum, iterations
+
+    def slots(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
+        if group.get("matrices", False):
+            return {"momentum": torch.zeros_like(p)}
+        return super().slots(group, p)
+
+    def update(self, group: dict[str, Any], parameters: Tensors, grads: Tensors) -> None:
+        if not group.get("matrices", False):
+            step = self.direction(group, parameters, grads, corrected=True)
+            torch._foreach_add_(parameters, step, alpha=-group["lr"])
+            return
+        mean = self.held("momentum", parameters)
+        torch._foreach_lerp_(mean, grads, 1 - self.momentum)
+        ahead = torch._foreach_lerp(grads, mean, self.momentum)  # Nesterov's
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        alike: dict[torch.Size, list[int]] = {}
+        for i, p in enumerate(parameters):
+            alike.setdefault(p.shape, []).append(i)
+        for shape, places in alike.items():
+            whole = orthogonal(torch.stack([ahead[i] for i in places]), self.iterations)
+            size = 0.2 * math.sqrt(max(shape[-2:]))
+            torch._foreach_add_([parameters[i] for i in places], list(whole.unbind()), alpha=-group["lr"] * size)
+
+
+def orthogonal(x: Tensor, iterations: int = 5) -> Tensor:
+    """About U V' of each matrix U S V' in `x` (... M N), by Jordan's quintic form of Newton and Schulz's iteration: its
+    singular values end between 0.7 and 1.2, not at 1. In bf16 where the hardware is fast at it."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    y = x.bfloat16() if x.device.type == "cuda" else x
+    tall = y.shape[-2] > y.shape[-1]
+    y = y.mT if tall else y
+    y = y / y.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(iterations):
+        gram = y @ y.mT
+        y = a * y + (b * gram + c * gram @ gram) @ y
+    return (y.mT if tall else y).to(x.dtype)

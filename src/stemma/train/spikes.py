@@ -1,0 +1,46 @@
+"""Loss spikes, handled as PaLM's were: go back to a checkpoint from before the spike, and on with other batches
+(Chowdhery et al. 2022, arXiv:2204.02311, section 5.1)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stemma.spec import Spec, require
+
+
+@dataclass(frozen=True)
+class Spikes(Spec):
+    """A spike is a loss that lies `above` times the usual deviation (1.48 times the median deviation from the median,
+    over the last `window` steps) over the median, `patience` steps in a row; a loss or gradient that is not finite is
+    one at once. Then the run goes `back` steps or more, to a checkpoint, and `skip` batches after the spike are left
+    out (PaLM: about 100 steps, 200 to 500 batches; it does not say how spikes were found). At `most` so often."""
+
+    window: int = 50
+    above: float = 8.0
+    patience: int = 3
+    back: int = 100
+    skip: int = 200
+    most: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("window", "patience", "back", "most"):
+            require(getattr(self, name) >= 1, f"train.spikes.{name} must be at least 1, not {getattr(self, name)}")
+        require(self.window >= 8, f"train.spikes.window must be at least 8 steps, not {self.window}")
+        require(self.skip >= 0, f"train.spikes.skip must not be negative, not {self.skip}")
+        require(self.above > 0, f"train.spikes.above must be positive, not {self.above}")
+
+
+def spiked(spec: Spikes, losses: Sequence[float]) -> bool:
+    """Whether the last `patience` of `losses` are a spike, seen from those before them."""
+    if losses and not math.isfinite(losses[-1]):
+        return True
+    before, last = losses[: -spec.patience], losses[-spec.patience :]
+    if len(before) < spec.window:
+        return False
+    usual = before[-spec.window :]
+    middle = statistics.median(usual)
+    deviation = 1.4826 * statistics.median(abs(x - middle) for x in usual)
+    return min(last) > middle + spec.above * max(deviation, 1e-3 * abs(middle))

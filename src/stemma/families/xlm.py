@@ -113,7 +113,7 @@ xlm_roberta = roberta.evolve(
         "xlm-roberta-base": Size(
             Dims(768, 12, 12, 3072, 250_002, 512, segments=1),
             published="250M in its README, 270M in the paper",
-            aliases=("xlm-r-base",),
+            aliases=("xlm-r-base", "xlm-r"),
             hub="FacebookAI/xlm-roberta-base",
         ),
         "xlm-roberta-large": Size(

@@ -101,12 +101,15 @@ class Loop:
         self.model = model.to(self.device).train()
         self.nets = {role: net.to(self.device) for role, net in (nets or {}).items()}
         objective.join(self.model, self.nets)
-        self.learners = Learners(self.model, {n.role: self.nets[n.role].train() for n in plan.nets if n.learns})
+        learning = Learners(self.model, {n.role: self.nets[n.role].train() for n in plan.nets if n.learns})
+        self.learners = self.spread(learning)
         self.lr, self.steps = recipe.lr, recipe.steps
         self.optimizer = optim.optimizer(recipe.optimizer, self.learners, self.lr)
         self.parameters = [p for p in self.learners.parameters() if p.requires_grad]
         rows = plan.train.micro or max(1, MICRO[self.device.type] // plan.context)
         self.micro = min(rows, plan.rows)
+        self.first = 0  # number of this process's first micro-batch in a step
+        self.files: Any = checkpoint
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.cursor = Cursor()
         self._stream: Iterator[Any] | None = None
@@ -134,13 +137,13 @@ class Loop:
         the rows are split. Returns the loss, and its parts' sums and counts.
         """
         each = [self.objective.counts(batch) for batch in batches]
-        counts = {k: sum(c[k] for c in each) for k in each[0]}
+        counts = self.together({k: sum(c[k] for c in each) for k in each[0]})
         if counts[self.objective.main] == 0:
             raise DataError(f"step {self.step + 1} has nothing to predict: its rows hold special tokens only")
         sums: dict[str, Tensor] = {}
         total: Tensor = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
-            torch.manual_seed(_mix(self.plan.seed, self.step + 1, i))
+            torch.manual_seed(_mix(self.plan.seed, self.step + 1, self.first + i))
             batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
             with self.autocast():
                 loss = self.objective.loss(self.model, batch, self.nets)
@@ -157,13 +160,15 @@ class Loop:
         batches = self.batches()
         total, sums, counts = self.gradient(batches)
         clip = self.plan.recipe.clip
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if clip is None else clip)
+        norm = self.norm()
         loss, size = total.item(), norm.item()
         if not (math.isfinite(loss) and math.isfinite(size)):
             raise Diverged(
                 f"training diverged at step {self.step + 1}: the loss is {loss}, the gradient norm {size}; "
                 "lower recipe.lr or raise recipe.schedule.warmup"
             )
+        if clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
         lr = optim.rate(self.plan.recipe.schedule, self.lr, self.step + 1, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -202,7 +207,7 @@ class Loop:
             "seconds": self.seconds,
             "cursor": asdict(self.cursor),
         }
-        return checkpoint.save(
+        path: Path = self.files.save(
             run,
             self.step,
             self.learners.tensors(),
@@ -210,10 +215,11 @@ class Loop:
             state,
             self.plan.train.keep,
         )
+        return path
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint. Raises CheckpointError if it does not fit the model."""
-        weights, slots, state = checkpoint.load(path)
+        weights, slots, state = self.files.load(path)
         own = self.learners.tensors()
         if odd := sorted(own.keys() ^ weights.keys()):
             raise CheckpointError(f"the checkpoint {path} does not fit this model: {odd[0]} is in one of them only")
@@ -228,6 +234,37 @@ class Loop:
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.cursor = Cursor(**state["cursor"])
         self._stream = None
+
+    # ------------------------------------------------------------ what is otherwise among several processes
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and speaks."""
+        return True
+
+    def spread(self, learners: Learners) -> Any:
+        """What of the learners this process holds."""
+        return learners
+
+    def together(self, counts: dict[str, int]) -> dict[str, int]:
+        """The targets of a step, of those that this process has."""
+        return counts
+
+    def norm(self) -> Tensor:
+        """The norm of the gradient."""
+        return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def metrics(self, run: Path) -> Any:
+        """The metrics of a run, open to be written."""
+        return Metrics(run / "metrics.jsonl", self.step, self.plan.train.tensorboard)
+
+    def agreed(self, stop: Callable[[], bool]) -> Callable[[], bool]:
+        """Whether to stop, of what this process was asked."""
+        return stop
+
+    def whole(self) -> dict[str, Model]:
+        """The model ("model") and the nets that learnt with it, by role, to be kept."""
+        return {"model": self.model, **self.learners.nets}
 
     # ------------------------------------------------------------ a whole run
 
@@ -244,10 +281,11 @@ class Loop:
         train = self.plan.train
         save_every = train.save_every or max(1, -(-self.steps // 10))
         with (
-            Metrics(run / "metrics.jsonl", self.step, train.tensorboard) as metrics,
-            _graceful() as stop,
-            Progress(self, quiet) as progress,
+            self.metrics(run) as metrics,
+            _graceful() as asked,
+            Progress(self, quiet or not self.leads) as progress,
         ):
+            stop = self.agreed(asked)
             begin = time.perf_counter() - self.seconds
             while self.step < self.steps:
                 record = self.advance()

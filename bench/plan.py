@@ -55,7 +55,7 @@ def measured(plan: Any, recompute: bool) -> float:
     """Bytes that a step holds at once."""
     trial = loop(plan)
     if recompute:
-        forgetful(trial.model, False)
+        forgetful(trial.model)
     for _ in range(2):
         trial.advance()
     held = [*trial.parameters, *(t for s in trial.optimizer.state.values() for t in s.values())]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,10 +15,14 @@ from typing import Any
 import pytest
 import torch
 
+import stemma
 from scale_worker import gradients
+from stemma import families, spec
+from stemma.errors import CheckpointError, UsageError
+from stemma.nn.model import Model
 from stemma.nn.parts import Dropout
 from stemma.parallel import mesh
-from stemma.train import checkpoint, pretrain
+from stemma.train import checkpoint, pretrain, resume
 from stemma.train import run as runs
 from test_train import SMALL, words
 
@@ -133,3 +138,76 @@ def test_a_mesh_trains_what_one_process_does(bench: Bench, name: str, axes: str)
     whole = sum(p.numel() for p in alone.learners.parameters())
     share = found["held"] / whole
     assert share == 1 if axes == "dp=2" else share < 0.65
+
+
+def test_a_run_of_two_processes_is_a_run(bench: Bench, tmp_path: Path) -> None:
+    """From the command line: begun by two processes, gone on with by one, the model in its publisher's layout."""
+    out, sets = tmp_path / "run", []
+    for path, value in changes("llama").items():
+        if path != "arch.dropout" and value is not None:
+            sets += ["--set", f"{path}={value}"]
+    program = [sys.executable, "-m", "stemma"]
+    begin = [*program, "pretrain", "llama", "--data", str(bench.data), "--budget", f"{STEPS} steps", *sets]
+    said = start([*begin, "--out", str(out), "--mesh", "fsdp=2"], 2)
+    assert "held-out text" in said[0] and "held-out text" not in said[1]
+    alone = runs.read_metrics(bench.run("llama"))
+    close(runs.read_metrics(out), alone)
+    summary = json.loads((out / "summary.json").read_text("utf-8"))
+    assert summary["val"]["bits_per_byte"] == pytest.approx(
+        json.loads((bench.run("llama") / "summary.json").read_text("utf-8"))["val"]["bits_per_byte"], rel=1e-4
+    )
+    ours = torch.cat([p.flatten() for p in stemma.load(str(out / "model")).parameters()])
+    theirs = torch.cat([p.flatten() for p in stemma.load(str(bench.run("llama") / "model")).parameters()])
+    assert float((ours - theirs).abs().max()) < 1e-4
+
+    shutil.rmtree(checkpoint.latest(out))  # type: ignore[arg-type]
+    (out / "summary.json").unlink()
+    (out / "checkpoints" / ".shards").mkdir()  # of processes that were killed while writing
+    assert checkpoint.latest(out) == out / "checkpoints" / f"step-{STEPS // 2:06d}"
+    resumed = resume(out, quiet=True)
+    assert resumed.finished
+    close(runs.read_metrics(out), alone)
+
+
+def test_damaged_shards_are_told(bench: Bench) -> None:
+    out = bench.folder / "damaged"
+    shutil.copytree(bench.found("llama", "fsdp=2"), out)
+    for file in (checkpoint.latest(out) / "shards").glob("*.distcp"):  # type: ignore[operator]
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load(checkpoint.latest(out))  # type: ignore[arg-type]
+
+
+def test_meshes_are_read() -> None:
+    assert mesh("fsdp=4, tp=2").size == 8 and str(mesh("dp=1,fsdp=2")) == "fsdp=2"
+    for wrong in ("fdsp=2", "dp", "dp=0", "dp=2,dp=2", "tp=two", ""):
+        with pytest.raises(UsageError, match="such as fsdp=4,tp=2"):
+            mesh(wrong)
+
+
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="needs 2 processes and there are 1"):
+        pretrain("bert", data=str(bench.data), out=tmp_path / "a", mesh="dp=2", quiet=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="there are 2 processes and no mesh"):
+        pretrain("bert", data=str(bench.data), out=tmp_path / "a", quiet=True)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "edits", "why"),
+    [
+        ("llama", {"dims.kv_heads": 1}, "tp=2 does not divide dims.kv_heads=1"),
+        ("mixtral", {}, "Experts"),
+        ("deberta", {}, "DisentangledLayer"),
+    ],
+)
+def test_what_cannot_be_sliced_is_told(name: str, edits: dict[str, Any], why: str) -> None:
+    from stemma.parallel.tables import unsliceable
+
+    design = families.design(name)
+    small = {"dims.d_model": 32, "dims.heads": 2, "dims.layers": 1, "dims.d_ff": 64, "dims.vocab": 50}
+    more = {"dims.kv_heads": None, "dims.head_dim": None, "dims.embed": None} | edits
+    design = spec.edit(design, {k: v for k, v in (small | more).items()})
+    with torch.device("meta"):
+        assert why in (unsliceable(Model(design.arch, design.dims), 2) or "")

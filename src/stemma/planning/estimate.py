@@ -23,7 +23,7 @@ from stemma.train.config import Plan, budget
 from stemma.train.run import objective_of
 
 FILL = 0.92  # of a device's memory that is planned with: allocators need room
-MANY = 8  # rows that are traced; the memory of more follows by a line
+FEW = 4  # rows that are traced, and twice as many; the memory of others follows by a line
 NODE = (1, 2, 4, 8)  # slices: devices of one node, whose links are fast
 
 
@@ -105,7 +105,7 @@ class Outlook:
         """Bytes of the fp32 logits of a micro-batch, so far as they are held at once."""
         from stemma.objectives.vocabulary import LOGITS
 
-        targets = self.objective.counts(self.batch(micro))[self.objective.main]
+        targets = self.objective.counts(self.batch(8))[self.objective.main] * micro / 8
         return 4.0 * min(targets * self.plan.dims.vocab, LOGITS)
 
     @property
@@ -119,10 +119,8 @@ class Outlook:
 
     def kept(self, how: Way, micro: int) -> float:
         """Bytes beyond weights, gradients and optimiser that a device holds at the worst moment of a step."""
-        if micro <= MANY:
-            return self._deep(how, micro)
-        few, many = self._deep(how, MANY // 2), self._deep(how, MANY)
-        return many + (many - few) / (MANY // 2) * (micro - MANY)
+        few, many = self._deep(how, FEW), self._deep(how, 2 * FEW)
+        return many + (many - few) / FEW * (micro - 2 * FEW)
 
     @functools.cache  # noqa: B019
     def _deep(self, how: Way, rows: int) -> float:
@@ -251,7 +249,9 @@ def suggest(view: Outlook, count: int, device: Device) -> Estimate:
         raise UsageError(
             f"{view.plan.name} runs on no mesh of {count} {device.name}: {unfit(view.plan, Mesh(fsdp=count))}"
         )
-    fits = [found for m in able if (found := largest(view, m, device)) is not None]
+    fits: list[Estimate] = []
+    for slices in NODE:  # more slices send more: they are for what does not fit without them
+        fits = fits or [e for m in able if m.tp == slices if (e := largest(view, m, device)) is not None]
     if not fits:
         need = min(estimate(view, m, device, 1).memory for m in able)
         raise ResourceError(

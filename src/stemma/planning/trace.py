@@ -150,19 +150,22 @@ def _attend(
     return out
 
 
-def forgetful(model: nn.Module, half: bool) -> None:
+def _halved(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward pass in bf16, also where it runs again in the backward pass."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with Halves():
+            return forward(*args, **kwargs)
+
+    return run
+
+
+def forgetful(model: nn.Module) -> None:
     """Let the blocks of a model keep no activations."""
-
-    def wrapped(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with Halves() if half else contextlib.nullcontext():  # also when it runs again, in the backward pass
-                return forward(*args, **kwargs)
-
-        return partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
-
     for module in model.modules():
         if isinstance(module, Block):
-            module.forward = wrapped(module.forward)  # type: ignore[method-assign]
+            again = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
+            module.forward = again  # type: ignore[method-assign]
 
 
 def step(
@@ -175,8 +178,11 @@ def step(
     for module in model.modules():
         if isinstance(module, Attention):
             module.attend = partial(_attend, module, cpu, half)  # type: ignore[method-assign]
+    for module in model.modules():
+        if half and (isinstance(module, Block) or module is model.lm):
+            module.forward = _halved(module.forward)  # type: ignore[method-assign]
     if recompute:
-        forgetful(model, half)
+        forgetful(model)
     held = {name: tensor.to("meta") for name, tensor in batch.items()}
     live = Live()
     live.spare(model.parameters())

@@ -18,7 +18,7 @@ from stemma.planning import HARDWARE, Outlook, estimate, fleet, suggest
 from stemma.planning.estimate import unfit
 from stemma.planning.probe import probe
 from stemma.train import resolve
-from test_cli import call
+from test_cli import call  # noqa: F401
 
 _spec = importlib.util.spec_from_file_location("bench_plan", Path(__file__).parents[1] / "bench" / "plan.py")
 assert _spec is not None and _spec.loader is not None
@@ -101,7 +101,7 @@ def test_probe_takes_five_steps() -> None:
     assert 0 < probe(plan) < 5
 
 
-def test_the_command_says_it() -> None:
+def test_the_command_says_it(call: Any) -> None:  # noqa: F811
     code, out, err = call("plan", "llama-7b", "--scale", "full", "--gpus", "64xH100", "--budget", "1T tokens",
                           "--set", "recipe.batch=4194304", "--price", "2.5", "--json")  # fmt: skip
     assert code == 0, err

@@ -108,7 +108,7 @@ class Live(TorchDispatchMode):
 class Halves(TorchFunctionMode):
     """Products of matrices in bf16, as autocast takes them."""
 
-    products = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
+    products = (F.linear, torch._grouped_mm, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self.products:
@@ -128,8 +128,8 @@ class Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:
         q, k, v, bias, _, _ = ctx.saved_tensors
-        wide = None if bias is None else bias.new_empty(len(q), *bias.shape[1:]).sum(0, keepdim=True)
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), wide if bias is not None else None
+        own = None if bias is None else torch.empty_like(bias)
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), own
 
 
 def _attend(

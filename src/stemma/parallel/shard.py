@@ -103,9 +103,9 @@ class Spread:
 
     def __init__(self, learners: Any, world: World, root: Step) -> None:
         self.model, self.nets, self.world = learners.model, learners.nets, world
+        if (world.shape.tp > 1 or world.shape.fsdp > 1) and len(root.nets):
+            raise UsageError(f"mesh {world.shape}: networks beside the model are not split yet; use dp")
         if world.shape.tp > 1:
-            if self.nets or root.nets:
-                raise UsageError(f"mesh {world.shape}: tp does not split networks beside the model yet; use fsdp")
             slice_(self.model, world.part("tp"))
         if world.shape.fsdp > 1:
             if self.model.arch.streams is not None:

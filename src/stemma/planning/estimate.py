@@ -167,11 +167,13 @@ def unfit(plan: Plan, mesh: Mesh) -> str | None:
         return f"{mesh.readers} processes read the {plan.rows} rows of a step; set recipe.batch={near}"
     if (mesh.fsdp > 1 or mesh.tp > 1) and isinstance(plan.recipe.optimizer, Adafactor):
         return "Adafactor looks at whole matrices; use dp, or recipe.optimizer={kind: AdamW}"
+    if (mesh.fsdp > 1 or mesh.tp > 1) and plan.nets:
+        return "networks beside the model are not split yet; use dp"
     if mesh.tp > 1:
         for name, value in (("heads", dims.heads), ("kv_heads", dims.kv), ("d_ff", dims.d_ff)):
             if value % mesh.tp:
                 return f"tp={mesh.tp} does not divide dims.{name}={value}"
-        known = dims.experts is None and plan.arch.streams is None and not plan.nets
+        known = dims.experts is None and plan.arch.streams is None
         if not known or isinstance(plan.arch.attention.qk_norm, HeadNorm):
             return "tp does not split this network"
     return None

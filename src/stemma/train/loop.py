@@ -107,7 +107,8 @@ class Loop:
         self.optimizer = optim.optimizer(recipe.optimizer, self.learners, self.lr)
         self.parameters = [p for p in self.learners.parameters() if p.requires_grad]
         rows = plan.train.micro or max(1, MICRO[self.device.type] // plan.context)
-        self.micro = min(rows, plan.rows)
+        self.rows = plan.rows  # examples a step
+        self.micro = min(rows, self.rows)
         self.first = 0  # number of this process's first micro-batch in a step
         self.files: Any = checkpoint
         self.step, self.tokens, self.seconds = 0, 0, 0.0

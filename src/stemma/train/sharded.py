@@ -84,12 +84,6 @@ class Sharded(Loop):
         nets: Mapping[str, Model] | None,
         world: World,
     ) -> None:
-        readers = world.shape.readers
-        if plan.rows % readers:
-            raise UsageError(
-                f"mesh {world.shape} reads {readers} rows at a time, and a step of this run has {plan.rows} "
-                f"(recipe.batch / context); set recipe.batch to a multiple of {readers * plan.context}"
-            )
         split = world.shape.fsdp > 1 or world.shape.tp > 1
         if split and not isinstance(plan.recipe.optimizer, AdamW):
             raise UsageError(
@@ -98,8 +92,15 @@ class Sharded(Loop):
             )
         self.world = world
         super().__init__(plan, model, objective, view, nets)
-        self.micro = min(self.micro, plan.rows // readers)
-        self.first = world.reader * -(-(plan.rows // readers) // self.micro)
+        readers = world.shape.readers
+        if self.rows % readers:
+            raise UsageError(
+                f"mesh {world.shape} reads {readers} rows at a time, and a step of this run has {self.rows} "
+                f"(recipe.batch / context); set recipe.batch to a multiple of {readers * plan.context}"
+            )
+        self.own = self.rows // readers
+        self.micro = min(self.micro, self.own)
+        self.first = world.reader * -(-self.own // self.micro)
         self.files = Files(self.spread_out, world)
 
     def spread(self, learners: Learners) -> Any:
@@ -112,11 +113,11 @@ class Sharded(Loop):
         if self._stream is None:
             self._stream = self.objective.plan(self.view, self.cursor)
         rows: Iterator[Any] = self._stream
-        taken = list(islice(rows, self.plan.rows))
+        taken = list(islice(rows, self.rows))
         self.cursor = taken[-1][1]
-        own = self.plan.rows // self.world.shape.readers
-        mine = [make() for make, _ in taken[self.world.reader * own : (self.world.reader + 1) * own]]
-        return [self.objective.collate(mine[i : i + self.micro]) for i in range(0, own, self.micro)]
+        begin = self.world.reader * self.own
+        mine = [make() for make, _ in taken[begin : begin + self.own]]
+        return [self.objective.collate(mine[i : i + self.micro]) for i in range(0, self.own, self.micro)]
 
     def together(self, counts: dict[str, int]) -> dict[str, int]:
         return self.world.total(counts, "dp", "fsdp")
@@ -143,19 +144,16 @@ class Sharded(Loop):
         return self.world.leads
 
     def whole(self) -> dict[str, Model]:
-        """The model ("model") and the nets that learnt with it, in full, on the CPU of the leading process; nothing
-        elsewhere. Called by every process."""
+        """As for one process, on the leading one, there on the CPU where the mesh splits weights; nothing elsewhere.
+        Called by every process."""
+        if not self.spread_out.layouts:  # copies are whole
+            return super().whole() if self.world.leads else {}
         tensors = self.spread_out.whole()
         if not self.world.leads:
             return {}
-        found = {}
-        for role, net in {"model": self.model, **self.learners.nets}.items():
-            prefix = "" if role == "model" else f"{role}:"
-            with torch.device("meta"):
-                full = Model(net.arch, net.dims)
-            full.to_empty(device="cpu")
-            full.load_state_dict({k: tensors[prefix + k] for k in full.state_dict() if prefix + k in tensors})
-            for name in ("family", "name", "text", "tokenizer", "design"):
-                setattr(full, name, getattr(net, name))
-            found[role] = full
-        return found
+        with torch.device("meta"):
+            full = Model(self.model.arch, self.model.dims)
+        full.to_empty(device="cpu").load_state_dict(tensors)
+        for name in ("family", "name", "text", "tokenizer", "design"):
+            setattr(full, name, getattr(self.model, name))
+        return {"model": full}

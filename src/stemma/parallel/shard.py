@@ -126,6 +126,10 @@ class Spread:
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.held.items()
 
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of a module: an optimiser may go by names."""
+        return self.named()
+
     def tensors(self) -> dict[str, Tensor]:
         """Local parameters and kept buffers by name, without gradients."""
         found = {name: _local(t).detach() for name, t in self._learners.tensors().items()}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from stemma.errors import ResourceError, UsageError
-from stemma.families.recipes import Adafactor
+from stemma.families.recipes import Adafactor, AdamW
 from stemma.nn.model import Model
 from stemma.nn.parts import HeadNorm
 from stemma.nn.stack import Block
@@ -165,8 +165,9 @@ def unfit(plan: Plan, mesh: Mesh) -> str | None:
     if plan.rows % mesh.readers:
         near = max(1, round(plan.rows / mesh.readers)) * mesh.readers * plan.context
         return f"{mesh.readers} processes read the {plan.rows} rows of a step; set recipe.batch={near}"
-    if (mesh.fsdp > 1 or mesh.tp > 1) and isinstance(plan.recipe.optimizer, Adafactor):
-        return "Adafactor looks at whole matrices; use dp, or recipe.optimizer={kind: AdamW}"
+    if (mesh.fsdp > 1 or mesh.tp > 1) and not isinstance(plan.recipe.optimizer, AdamW):
+        kind = type(plan.recipe.optimizer).__name__
+        return f"{kind} looks at whole matrices; use dp, or recipe.optimizer={{kind: AdamW}}"
     if (mesh.fsdp > 1 or mesh.tp > 1) and plan.nets:
         return "networks beside the model are not split yet; use dp"
     if mesh.tp > 1:

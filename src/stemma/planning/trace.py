@@ -62,6 +62,9 @@ class Texts:
     def __getitem__(self, i: int) -> Any:
         return np.random.default_rng(i).integers(self.low, self.high, self.size)
 
+    def text(self, i: int) -> str:
+        return ""
+
     def sentences(self, i: int) -> Any:
         return np.arange(0, self.size, max(1, self.size // 6))
 

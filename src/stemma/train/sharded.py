@@ -6,7 +6,7 @@ gradients are those of the whole step. The leading process writes metrics and sp
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -112,7 +112,7 @@ class Sharded(Loop):
     def batches(self) -> list[Batch]:
         if self._stream is None:
             self._stream = self.objective.plan(self.view, self.cursor)
-        rows: Iterator[Any] = self._stream
+        rows: Any = self._stream
         taken = list(islice(rows, self.rows))
         self.cursor = taken[-1][1]
         begin = self.world.reader * self.own

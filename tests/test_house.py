@@ -60,7 +60,7 @@ def test_the_question_is_noticed(code: str) -> None:
     assert named(code)
 
 
-ROOMS = ("errors", "spec", "nn", "families", "text", "formats", "data", "objectives", "train", "decoding", "report", "pictures", "cli")  # fmt: skip
+ROOMS = ("errors", "spec", "nn", "families", "text", "formats", "data", "objectives", "parallel", "train", "planning", "decoding", "report", "pictures", "cli")  # fmt: skip
 UP = {("nn/model.py", "formats")}  # model.save(...) reaches up when it is called
 
 

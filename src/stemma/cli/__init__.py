@@ -31,6 +31,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "Training": [
         ("quickstart", "", "train three small relatives, compare them", "quickstart"),
+        ("plan", "NAME", "memory, time and cost of a run, before it", "planning"),
         ("pretrain", "NAME", "train a family from nothing on your text", "training"),
         ("resume", "RUN", "go on with a run that was stopped", "training"),
         ("verify", "resume RUN", "check that a resumed run is the same run, bit by bit", "training"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -76,6 +77,7 @@ def tell(run: Any) -> int:
 @click.option("--resume", type=click.Path(), metavar="RUN", help="Go on with this run; takes no other setting.")
 @click.option("--tokenizer", type=click.Path(), metavar="DIR", help="Use this tokenizer and train none.")
 @click.option("--from", "start", metavar="RUN", help="Begin with the weights of a run, a folder or a hub id.")
+@click.option("--mesh", metavar="AXES", help="What the processes of torchrun do, e.g. fsdp=4,tp=2.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def pretrain(
     name: str | None,
@@ -89,6 +91,7 @@ def pretrain(
     resume: str | None,
     tokenizer: str | None,
     start: str | None,
+    mesh: str | None,
     quiet: bool,
 ) -> int:
     """Train a family on text, from nothing or from weights, and leave a complete run in a directory.
@@ -100,7 +103,7 @@ def pretrain(
         clash = given("data", "budget", "out", "seed", "scale", "sets", "config", "tokenizer", "start")
         if name or clash:
             raise UsageError(f"--resume goes on with {resume} as it was planned; leave out everything else")
-        return go_on(resume, quiet)
+        return go_on(resume, quiet, mesh)
     name, changes = settings(name, config, sets)
     for option, path in (("data", "data"), ("seed", "seed"), ("scale", "scale"), ("budget", "train.budget")):
         if given(option):
@@ -125,22 +128,32 @@ def pretrain(
         overrides=changes,
         tokenizer=words,
         quiet=quiet,
+        mesh=mesh,
     )
-    return tell(run)
+    return leave(run)
 
 
-def go_on(run: str, quiet: bool) -> int:
+def go_on(run: str, quiet: bool, mesh: str | None) -> int:
     from stemma.train import resume as train_on
 
-    return tell(train_on(existing_runs((run,))[0], quiet=quiet))
+    return leave(train_on(existing_runs((run,))[0], quiet=quiet, mesh=mesh))
+
+
+def leave(run: Any) -> int:
+    """Say what a run came to, where this is the process that speaks, and part from the others; the exit code."""
+    from stemma.parallel import World
+
+    World.leave()
+    return tell(run) if int(os.environ.get("RANK", "0")) == 0 else 0
 
 
 @command()
 @click.argument("run", type=click.Path())
+@click.option("--mesh", metavar="AXES", help="What the processes of torchrun do; any mesh reads any checkpoint.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
-def resume(run: str, quiet: bool) -> int:
+def resume(run: str, mesh: str | None, quiet: bool) -> int:
     """Go on with a run that was stopped, to the same end as if it had not been."""
-    return go_on(run, quiet)
+    return go_on(run, quiet, mesh)
 
 
 # ---------------------------------------------------------------- verify

@@ -55,9 +55,11 @@ def save(
     optimizer: Mapping[str, Tensor],
     state: Any,
     keep: int,
+    *,
+    shards: Path | None = None,
 ) -> Path:
     """Write the checkpoint of a `place` (times the run went back, step) and remove all but the last `keep`. Returns its
-    directory."""
+    directory. `shards`: a folder that holds the tensors already, to be moved into the checkpoint."""
     rewinds, step = place
     parent = run / "checkpoints"
     final = parent / (f"step-{step:06d}" + (f"-{rewinds}" if rewinds else ""))
@@ -69,8 +71,12 @@ def save(
         for leftover in parent.glob(".*.tmp"):  # of a process that was killed while writing
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir()
-        save_file({k: v.detach().contiguous().cpu() for k, v in model.items()}, temporary / "model.safetensors")
-        save_file({k: v.detach().contiguous().cpu() for k, v in optimizer.items()}, temporary / "optimizer.safetensors")
+        if shards is not None:
+            _sync(shards)
+            os.replace(shards, temporary / "shards")
+        for name, held in (("model", model), ("optimizer", optimizer)) if shards is None else ():
+            tensors = {k: v.detach().contiguous().cpu() for k, v in held.items()}
+            save_file(tensors, temporary / f"{name}.safetensors")
         (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n", "utf-8")
         for file in temporary.iterdir():
             _sync(file)
@@ -110,7 +116,13 @@ def latest(run: Path) -> Path | None:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
-    """Weights, optimiser tensors and state of a checkpoint. Raises CheckpointError if it is damaged."""
+    """Weights, optimiser tensors and state of a checkpoint, whole, whether one process wrote it or several. Raises
+    CheckpointError if it is damaged."""
+    if (path / "shards").is_dir():
+        from stemma.parallel.checkpoint import read
+
+        found = read(path / "shards")
+        return found["model"], found["optimizer"], read_json(path / "state.json")
     try:
         return (
             load_file(path / "model.safetensors"),

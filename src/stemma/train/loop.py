@@ -107,13 +107,17 @@ class Loop:
         self.model = model.to(self.device).train()
         self.nets = {role: net.to(self.device) for role, net in (nets or {}).items()}
         objective.join(self.model, self.nets)
-        self.learners = Learners(self.model, {n.role: self.nets[n.role].train() for n in plan.nets if n.learns})
+        learning = Learners(self.model, {n.role: self.nets[n.role].train() for n in plan.nets if n.learns})
+        self.learners = self.spread(learning)
         self.lr, self.steps = recipe.lr, recipe.steps
         self.optimizer = optim.optimizer(recipe.optimizer, self.learners, self.lr)
         self.parameters = [p for p in self.learners.parameters() if p.requires_grad]
         rows = plan.train.micro or max(1, MICRO[self.device.type] // plan.context)
         self.rows = max(1, round(plan.rows / objective.rows))  # examples a step
         self.micro = min(max(1, rows // objective.rows), self.rows)
+        self.share = slice(0, self.rows)  # of a step's examples, this process's
+        self.first = 0  # number of its first micro-batch in a step
+        self.files: Any = checkpoint
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.cursor = Cursor()
         self.average = Average(dict(self.learners.named()), plan.train.average) if plan.train.average else None
@@ -121,7 +125,7 @@ class Loop:
         self.ahead = plan.train.ahead if plan.train.ahead is not None else AHEAD[self.device.type]
         self._stream: Ahead | Iterator[Any] | None = None
         if plan.train.recompute:
-            recompute(self.learners.model, plan.train.recompute)
+            recompute(self.model, plan.train.recompute)
         if plan.train.compile:
             for net in (model, *self.nets.values()):
                 for stack in (net.encoder, net.decoder):
@@ -140,12 +144,12 @@ class Loop:
 
     def _steps(self, cursor: Cursor) -> Iterator[tuple[list[Batch], Cursor]]:
         """The micro-batches of each step from `cursor` on, with the cursor that follows them."""
-        rows = self.objective.examples(self.view, cursor)
+        rows = self.objective.plan(self.view, cursor)
         while True:
             taken = list(itertools.islice(rows, self.rows))
-            examples = [example for example, _ in taken]
-            parts = range(0, len(examples), self.micro)
-            yield [self.objective.collate(examples[i : i + self.micro]) for i in parts], taken[-1][1]
+            own = [make() for make, _ in taken[self.share]]
+            parts = range(0, len(own), self.micro)
+            yield [self.objective.collate(own[i : i + self.micro]) for i in parts], taken[-1][1]
 
     def move(self, cursor: Cursor) -> None:
         """Go on from another place in the data."""
@@ -160,13 +164,13 @@ class Loop:
         the rows are split. Returns the loss, and its parts' sums and counts.
         """
         each = [self.objective.counts(batch) for batch in batches]
-        counts = {k: sum(c[k] for c in each) for k in each[0]}
+        counts = self.together({k: sum(c[k] for c in each) for k in each[0]})
         if counts[self.objective.main] == 0:
             raise DataError(f"step {self.step + 1} has nothing to predict: its rows hold special tokens only")
         sums: dict[str, Tensor] = {}
         total: Tensor = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
-            torch.manual_seed(_mix(self.plan.seed, self.step + 1, i))
+            torch.manual_seed(_mix(self.plan.seed, self.step + 1, self.first + i))
             batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
             with self.autocast():
                 loss = self.objective.loss(self.model, batch, self.nets)
@@ -191,7 +195,7 @@ class Loop:
                 f"at once; set train.micro={max(1, self.micro // 2)} or train.recompute='*.blocks.*'"
             ) from None
         clip = self.plan.recipe.clip
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = self.norm()
         loss, size = total.item(), norm.item()
         if not (math.isfinite(loss) and math.isfinite(size)):
             why = self._culprit(sums)
@@ -260,7 +264,9 @@ class Loop:
             "losses": self.losses,
         }
         slots = optim.state(self.learners, self.optimizer) | (self.average.state() if self.average is not None else {})
-        return checkpoint.save(run, (self.rewinds, self.step), self.learners.tensors(), slots, state, self._keep())
+        place = (self.rewinds, self.step)
+        path: Path = self.files.save(run, place, self.learners.tensors(), slots, state, self._keep())
+        return path
 
     def _keep(self) -> int:
         """How many checkpoints are kept: enough to go back behind a spike."""
@@ -274,7 +280,7 @@ class Loop:
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint. Raises CheckpointError if it does not fit the model."""
-        weights, slots, state = checkpoint.load(path)
+        weights, slots, state = self.files.load(path)
         if "rewinds" not in state:
             raise CheckpointError(
                 f"the checkpoint {path} was written by an older version, in another order of the text"
@@ -316,6 +322,37 @@ class Loop:
         self.save(run)
         return {"at": spike, "to": self.step, "skipped": spikes.skip}
 
+    # ------------------------------------------------------------ what is otherwise among several processes
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and speaks."""
+        return True
+
+    def spread(self, learners: Learners) -> Any:
+        """What of the learners this process holds."""
+        return learners
+
+    def together(self, counts: dict[str, int]) -> dict[str, int]:
+        """The targets of a step, of those that this process has."""
+        return counts
+
+    def norm(self) -> Tensor:
+        """The norm of the gradient."""
+        return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def metrics(self, run: Path) -> Any:
+        """The metrics of a run, open to be written."""
+        return Metrics(run / "metrics.jsonl", self.step, self.plan.train.tensorboard)
+
+    def agreed(self, stop: Callable[[], bool]) -> Callable[[], bool]:
+        """Whether to stop, of what this process was asked."""
+        return stop
+
+    def whole(self) -> dict[str, Model]:
+        """The model ("model") and the nets that learnt with it, by role, to be kept."""
+        return {"model": self.model, **self.learners.nets}
+
     # ------------------------------------------------------------ a whole run
 
     def train(
@@ -332,10 +369,11 @@ class Loop:
         if train.spikes is not None and self.step == 0:
             self.save(run)
         with (
-            Metrics(run / "metrics.jsonl", self.step, train.tensorboard) as metrics,
-            _graceful() as stop,
-            Progress(self, quiet) as progress,
+            self.metrics(run) as metrics,
+            _graceful() as asked,
+            Progress(self, quiet or not self.leads) as progress,
         ):
+            stop = self.agreed(asked)
             begin = time.perf_counter() - self.seconds
             while self.step < self.steps:
                 try:

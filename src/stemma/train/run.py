@@ -34,10 +34,11 @@ from stemma.errors import CheckpointError, UsageError, VerifyError
 from stemma.families import goals
 from stemma.families.declare import Design, Family, Text
 from stemma.families.recipes import Recipe, Sampling
-from stemma.nn.model import Model
+from stemma.nn.model import Model, count
 from stemma.nn.parts import Learned
 from stemma.objectives import Objective, Setting, objective, tokens, why_not, why_unmatched
 from stemma.objectives.languages import UNKNOWN
+from stemma.parallel import World, world
 from stemma.train import checkpoint, meter, start
 from stemma.train.config import Budget, Net, Plan, Train, budget
 from stemma.train.evaluate import evaluate, sample
@@ -289,9 +290,14 @@ def _frozen(net: Net) -> Model:
     return model
 
 
-def loop_of(plan: Plan, tokenizer: Any, view: Any) -> Loop:
-    """A fresh loop over the documents of `view`."""
-    return Loop(plan, model_of(plan, tokenizer), objective_of(plan, tokenizer), view, nets_of(plan, tokenizer))
+def loop_of(plan: Plan, tokenizer: Any, view: Any, crew: World | None = None) -> Loop:
+    """A fresh loop over the documents of `view`; with a `crew`, of one process among several."""
+    parts = (plan, model_of(plan, tokenizer), objective_of(plan, tokenizer), view, nets_of(plan, tokenizer))
+    if crew is None:
+        return Loop(*parts)
+    from stemma.train.sharded import Sharded
+
+    return Sharded(*parts, crew)
 
 
 def _owner(name: str) -> Family:
@@ -314,6 +320,7 @@ def pretrain(
     on_step: OnStep | None = None,
     tokenizer: Any = None,
     quiet: bool = False,
+    mesh: str | None = None,
 ) -> Run:
     """Train a family from scratch on text and leave a complete run in the directory `out`.
 
@@ -323,18 +330,18 @@ def pretrain(
     its tokenizer); `tokenizer`: one that exists, else one is trained on the
     training text. With `resume`, an unfinished run in `out` is gone on with, as it was planned. `on_step` sees the
     record of every step. Raises UsageError for what cannot be meant (also for an `out` that holds another run),
-    DataError for text that cannot be used, ResourceError if the disk refuses.
+    DataError for text that cannot be used, ResourceError if the disk refuses. `mesh`: what the processes of a launcher
+    do ("fsdp=4,tp=2", see `stemma.parallel`); every one of them makes this call.
     """
     out = Path(out)
-    if (out / "run.json").exists():
-        if resume:
-            return resume_run(out, on_step=on_step, quiet=quiet)
-        raise UsageError(f"{out} holds a run already; resume it, or choose another directory")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; a run needs a directory")
-    if out.exists() and (others := sorted({p.name for p in out.iterdir() if not p.name.startswith(".")} - OURS)):
-        raise UsageError(f"{out} is not empty (it holds {others[0]}); choose a new directory for the run")
     plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
+    crew = world(mesh, pick_device(plan).type)
+    leads = crew is None or crew.leads
+    there = leads and (out / "run.json").exists()
+    if leads:
+        _free(out, resume)
+    if there if crew is None else crew.agree(there):
+        return _reopened(out, crew, on_step, quiet)
     _threads(plan.train.threads)
     plan, tokenizer = taught(plan, tokenizer)
     least = 0
@@ -342,18 +349,43 @@ def pretrain(
         if tokenizer is not None:
             raise UsageError(f"the run begins from {plan.train.start} and takes its tokenizer: give no other")
         least, tokenizer = start.rows(plan), start.tokenizer(plan)
-    elif not quiet and (parent := start.unborn(plan)):
+    elif leads and not quiet and (parent := start.unborn(plan)):
         print(f"{name} is more training of {parent}'s weights; without --from it begins from new ones", file=sys.stderr)
-    store, tokenizer = prepare(plan, out, tokenizer, quiet)
+    if leads:
+        store, tokenizer = prepare(plan, out, tokenizer, quiet)
+    if crew is not None:
+        crew.wait()
+    if not leads:
+        store, tokenizer = _prepared(out)
     plan = fitted(plan, tokenizer, store.languages)
     plan = replace(plan, dims=replace(plan.dims, vocab=max(plan.dims.vocab, least)))
     train, _ = store.split(plan.train.val_fraction, plan.seed)
     fixed = "recipe.schedule.warmup" in (overrides or {})
-    steps = _steps(plan, tokenizer, train)
-    plan = settled(plan, steps, fixed)
+    steps = _steps(plan, tokenizer, train, crew)
+    plan = settled(plan, steps if crew is None else crew.agree(steps), fixed)
     device = pick_device(plan)
     settings = replace(plan.train, precision=pick_precision(plan, device), threads=torch.get_num_threads())
     plan = replace(plan, train=settings)
+    if leads:
+        _note_down(out, plan, store, train, device)
+    if crew is not None:
+        crew.wait()
+    return _carry_on(out, plan, tokenizer, store, on_step, quiet, crew)
+
+
+def _free(out: Path, resume: bool) -> None:
+    """Refuse a directory that no run can begin in (or, with `resume`, go on in)."""
+    if (out / "run.json").exists():
+        if not resume:
+            raise UsageError(f"{out} holds a run already; resume it, or choose another directory")
+        return
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; a run needs a directory")
+    if out.exists() and (others := sorted({p.name for p in out.iterdir() if not p.name.startswith(".")} - OURS)):
+        raise UsageError(f"{out} is not empty (it holds {others[0]}); choose a new directory for the run")
+
+
+def _note_down(out: Path, plan: Plan, store: Any, train: Any, device: torch.device) -> None:
     checkpoint.write_json(
         out / "run.json",
         {
@@ -364,29 +396,29 @@ def pretrain(
             "versions": {"stemma": stemma.__version__, "torch": torch.__version__, "python": sys.version.split()[0]},
             "device": str(device),
             "data": {"fingerprint": store.fingerprint, **_amounts(train)},
-            "parameters": sum(p.numel() for p in Model(plan.arch, plan.dims).parameters()),
+            "parameters": count(plan.arch, plan.dims),
         },
     )
-    return _carry_on(out, plan, tokenizer, store, on_step, quiet)
 
 
-def resume_run(run: str | Path, *, on_step: OnStep | None = None, quiet: bool = False) -> Run:
+def resume_run(run: str | Path, *, on_step: OnStep | None = None, quiet: bool = False, mesh: str | None = None) -> Run:
     """Go on with the run in a directory from its last checkpoint, to the same end as if it had never stopped.
 
-    A finished run is returned as it is. Raises CheckpointError if the directory holds no run, or if its data or
-    weights are not what the run wrote.
+    A finished run is returned as it is. `mesh`: as in `pretrain`, and none that the run was begun on. Raises
+    CheckpointError if the directory holds no run, or if its data or weights are not what the run wrote.
     """
-    run = Path(run)
+    plan, _, _ = reopen(Path(run))
+    return _reopened(Path(run), world(mesh, pick_device(plan).type), on_step, quiet)
+
+
+def _reopened(run: Path, crew: World | None, on_step: OnStep | None, quiet: bool) -> Run:
     plan, tokenizer, store = reopen(run)
     _threads(plan.train.threads)
-    return _carry_on(run, plan, tokenizer, store, on_step, quiet)
+    return _carry_on(run, plan, tokenizer, store, on_step, quiet, crew)
 
 
 def reopen(run: Path) -> tuple[Plan, Any, Any]:
     """Plan, tokenizer and store of a run. Raises CheckpointError if one is missing or not the run's."""
-    from stemma.data import Store
-    from stemma.text import Tokenizer
-
     if not (run / "run.json").exists():
         raise CheckpointError(f"{run} holds no run to resume (there is no run.json)")
     about = checkpoint.read_json(run / "run.json")
@@ -395,16 +427,32 @@ def reopen(run: Path) -> tuple[Plan, Any, Any]:
         fingerprint = about["data"]["fingerprint"]
     except (KeyError, TypeError, UsageError) as error:
         raise CheckpointError(f"{run / 'run.json'} is not a run that this version can read: {error}") from None
-    tokenizer, store = Tokenizer.load(run / "tokenizer"), Store.open(run / "data")
+    store, tokenizer = _prepared(run)
     if store.fingerprint != fingerprint:
         raise CheckpointError(f"{run / 'data'} is not the text that this run was started on")
     return plan, tokenizer, store
 
 
-def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep | None, quiet: bool) -> Run:
+def _prepared(run: Path) -> tuple[Any, Any]:
+    """The store and the tokenizer in a run's directory."""
+    from stemma.data import Store
+    from stemma.text import Tokenizer
+
+    return Store.open(run / "data"), Tokenizer.load(run / "tokenizer")
+
+
+def _carry_on(
+    run: Path,
+    plan: Plan,
+    tokenizer: Any,
+    store: Any,
+    on_step: OnStep | None,
+    quiet: bool,
+    crew: World | None = None,
+) -> Run:
     train, held = store.split(plan.train.val_fraction, plan.seed)
     held = sample(held, plan.train.eval_tokens)
-    loop = loop_of(plan, tokenizer, train)
+    loop = loop_of(plan, tokenizer, train, crew)
     if newest := checkpoint.latest(run):
         loop.restore(newest)
     done = run / "summary.json"
@@ -420,7 +468,7 @@ def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep
 
     finished = loop.train(run, on_step=on_step, evaluate=measure, quiet=quiet)
     if not finished:
-        if not quiet:
+        if not quiet and loop.leads:
             print(f"stopped after step {loop.step} of {loop.steps}; go on with: stemma resume {run}", file=sys.stderr)
         return Run(run, plan, loop.model.eval(), tokenizer, {"steps": loop.step}, False)
     quality = measure()
@@ -428,16 +476,19 @@ def _carry_on(run: Path, plan: Plan, tokenizer: Any, store: Any, on_step: OnStep
         raise Diverged(
             f"training diverged in its last step: the held-out {wrong[0]} is {quality[wrong[0]]}; lower recipe.lr"
         )
-    summary = _summary(run, plan, loop, quality, train, held)
     if loop.average is not None:
         loop.average.swap()
     loop.objective.part(loop.model, loop.nets)
-    _release(loop.model)
-    loop.model.save(str(run / "model"))
-    for role in loop.learners.nets:
-        _release(loop.nets[role])
-        loop.nets[role].save(str(run / role))
-    checkpoint.write_json(done, summary)
+    kept = loop.whole()
+    summary: dict[str, Any] = {"steps": loop.step}
+    if loop.leads:
+        summary = _summary(run, plan, loop, quality, train, held)
+        for role, net in kept.items():
+            _release(net)
+            net.save(str(run / role))
+        checkpoint.write_json(done, summary)
+    if crew is not None:
+        crew.wait()
     return Run(run, plan, loop.model.eval(), tokenizer, summary, True)
 
 
@@ -517,7 +568,7 @@ def prepare(plan: Plan, out: Path, tokenizer: Any, quiet: bool, share: bool = Tr
     return store, tokenizer
 
 
-def _steps(plan: Plan, tokenizer: Any, train: Any) -> int:
+def _steps(plan: Plan, tokenizer: Any, train: Any, crew: World | None = None) -> int:
     """How many steps the budget buys. Seconds are turned into steps once, by timing a few on a model that is thrown
     away: the learning rate, and with it a resumed run, then depends on no clock."""
     limit: Budget = budget(plan.train.budget)
@@ -527,7 +578,7 @@ def _steps(plan: Plan, tokenizer: Any, train: Any) -> int:
         return limit.steps
     if limit.tokens is not None:
         return max(1, round(limit.tokens / step_tokens))
-    trial = loop_of(settled(plan, MEASURED, False), tokenizer, train)
+    trial = loop_of(settled(plan, MEASURED, False), tokenizer, train, crew)
     if limit.flops is not None:
         return max(1, round(limit.flops / (trial.cost() * step_tokens)))
     assert limit.seconds is not None

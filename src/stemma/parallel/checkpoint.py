@@ -1,0 +1,101 @@
+"""Sharded tensors on disk, by torch.distributed.checkpoint: each process writes its own parts, and any number of
+processes, one included, reads the parts that it needs."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from stemma.errors import CheckpointError, ResourceError
+from stemma.parallel.shard import Layout
+
+SHARDS = "shards"  # the folder of a checkpoint that holds them
+KINDS = ("model", "optimizer")
+Kinds = Mapping[str, Mapping[str, Tensor]]
+
+
+def write(folder: Path, tensors: Kinds, layouts: Mapping[str, Layout]) -> None:
+    """Write the local `tensors` of all processes, `{"model": ..., "optimizer": ...}`; called by each of them. Slots of
+    the optimiser (`name:slot`) lie as their parameter does, if they have its shape."""
+    state: dict[str, Any] = {}
+    for kind, held in tensors.items():
+        for key, tensor in held.items():
+            layout = _layout(kind, key, layouts)
+            fits = layout is not None and tensor.shape == _local_shape(layout)
+            state[f"{kind}/{key}"] = layout.whole(tensor) if layout is not None and fits else tensor.detach()
+    try:
+        with _quiet():
+            dcp.save(state, storage_writer=dcp.FileSystemWriter(folder, sync_files=True))
+    except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+        raise ResourceError(f"the shards of a checkpoint could not be written to {folder}: {_line(error)}") from error
+
+
+def read(folder: Path, layouts: Mapping[str, Layout] | None = None) -> dict[str, dict[str, Tensor]]:
+    """The tensors in `folder`: the local parts that `layouts` ask for (called by every process), or all of them in full
+    if there are none."""
+    try:
+        with _quiet():
+            reader = dcp.FileSystemReader(folder)
+            state: dict[str, Any] = {}
+            for key, about in reader.read_metadata().state_dict_metadata.items():
+                assert isinstance(about, TensorStorageMetadata)  # nothing else is written
+                kind, _, name = key.partition("/")
+                layout = _layout(kind, name, layouts or {})
+                if layout is not None and about.size == layout.shape:
+                    state[key] = layout.whole(torch.empty(_local_shape(layout), dtype=about.properties.dtype))
+                else:
+                    state[key] = torch.empty(about.size, dtype=about.properties.dtype)
+            dcp.load(state, storage_reader=reader, no_dist=layouts is None)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, dcp.api.CheckpointException) as error:
+        raise CheckpointError(f"the checkpoint {folder.parent} is damaged: {_line(error)}") from None
+    found: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
+    for key, tensor in state.items():
+        kind, _, name = key.partition("/")
+        found[kind][name] = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return found
+
+
+def cut(file: Path, kind: str, layouts: Mapping[str, Layout]) -> dict[str, Tensor]:
+    """The local parts of the tensors in a safetensors file, of which no more than these is read."""
+    found: dict[str, Tensor] = {}
+    try:
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118
+                part = tensors.get_slice(key)
+                layout = _layout(kind, key, layouts)
+                fits = layout is not None and list(part.get_shape()) == list(layout.shape)
+                found[key] = part[layout.box()].contiguous() if layout is not None and fits else tensors.get_tensor(key)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"the checkpoint {file.parent} is damaged: {error}") from None
+    return found
+
+
+def _layout(kind: str, key: str, layouts: Mapping[str, Layout]) -> Layout | None:
+    return layouts.get(key if kind == "model" else key.rpartition(":")[0])
+
+
+def _local_shape(layout: Layout) -> tuple[int, ...]:
+    return tuple(s.stop - s.start for s in layout.box())
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch warns of what is meant: one process, and plain tensors among distributed ones."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,66 @@
+"""Devices and what their makers say of them. Prices are the user's to give: they differ by seller and month."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from stemma.errors import UsageError, did_you_mean
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Device:
+    """`memory` in bytes; `peak`: dense bf16 operations a second; `bandwidth` of the memory and `link` to a neighbour
+    (one direction), bytes a second. `share`: of the peak that a well-fed training step is assumed to reach, where no
+    probe says better."""
+
+    name: str
+    memory: float
+    peak: float
+    bandwidth: float
+    link: float
+    share: float = 0.4
+
+
+# Dense figures throughout: a maker's number "with sparsity" is halved. `link` is half of a two-way figure.
+HARDWARE = {
+    device.name.lower(): device
+    for device in (
+        # NVIDIA H100 Tensor Core GPU datasheet, SXM: 80 GB, 1,979 TFLOPS sparse, 3.35 TB/s, NVLink 900 GB/s both ways
+        Device("H100", 80 * GB, 989e12, 3.35e12, 450 * GB),
+        # NVIDIA H200 datasheet, SXM: 141 GB, the H100's arithmetic, 4.8 TB/s, NVLink 900 GB/s both ways
+        Device("H200", 141 * GB, 989e12, 4.8e12, 450 * GB),
+        # NVIDIA A100 datasheet, SXM: 312 TFLOPS dense, NVLink 600 GB/s both ways; 1,555 and 2,039 GB/s
+        Device("A100-40", 40 * GB, 312e12, 1.555e12, 300 * GB),
+        Device("A100-80", 80 * GB, 312e12, 2.039e12, 300 * GB),
+        # NVIDIA L40S datasheet: 48 GB, 362 TFLOPS dense, 864 GB/s, PCIe 4 x16 (64 GB/s both ways)
+        Device("L40S", 48 * GB, 362e12, 0.864e12, 32 * GB),
+        # NVIDIA Ada GPU architecture whitepaper, RTX 4090: 24 GB, 165.2 TFLOPS (sums in fp32), 1,008 GB/s, PCIe 4
+        Device("RTX4090", 24 * GB, 165e12, 1.008e12, 32 * GB),
+        # NVIDIA DGX B200 datasheet, an eighth: 1,440 GB, 72 PFLOPS fp8 dense-half of sparse, so 2.25 PFLOPS bf16;
+        # 64 TB/s; NVLink 14.4 TB/s both ways
+        Device("B200", 180 * GB, 2250e12, 8.0e12, 900 * GB),
+        # AMD Instinct MI300X datasheet: 192 GB, 1,307 TFLOPS dense, 5.3 TB/s, seven links of 128 GB/s both ways
+        Device("MI300X", 192 * GB, 1307e12, 5.3e12, 448 * GB),
+        # a plain server core count varies: 16 GB, half a TFLOPS, two memory channels; `--probe` measures this machine
+        Device("CPU", 16 * GB, 0.5e12, 0.04e12, 1 * GB),
+    )
+}
+
+
+def fleet(text: str) -> tuple[int, Device]:
+    """Parse `"64xH100"` or `"H100"`. Raises UsageError for anything else."""
+    found = re.fullmatch(r"(?:(\d+)\s*[x*]\s*)?(.+)", text.strip(), re.IGNORECASE)
+    known = [d.name for d in HARDWARE.values()]
+    name = found.group(2).strip().lower() if found else ""
+    if not found or name not in HARDWARE:
+        raise UsageError(
+            f"no device {text!r} is known; write such as 64xH100, of {', '.join(known)}"
+            f"{did_you_mean(name.upper(), known)}"
+        )
+    count = int(found.group(1) or 1)
+    if count < 1:
+        raise UsageError(f"--gpus {text!r} names no device; write such as 64xH100")
+    return count, HARDWARE[name]

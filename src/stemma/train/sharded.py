@@ -1,0 +1,152 @@
+"""The training loop of one process among several: the same steps as one process alone would take.
+
+Every process walks the same plan of rows and makes only its own; losses are divided by the targets of all of them, so
+gradients are those of the whole step. The leading process writes metrics and speaks; checkpoints are written by all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stemma.errors import UsageError
+from stemma.families.recipes import AdamW
+from stemma.nn.model import Model
+from stemma.objectives import Batch, Objective, View
+from stemma.parallel import World
+from stemma.parallel import checkpoint as shards
+from stemma.parallel.shard import Spread, Step, Through
+from stemma.train import checkpoint
+from stemma.train.config import Plan
+from stemma.train.loop import Learners, Loop
+
+
+@dataclass(frozen=True)
+class Files:
+    """Checkpoints of which each process writes and reads its own part; what `train.checkpoint` is for one process."""
+
+    spread: Spread
+    world: World
+
+    def save(self, run: Path, place: Any, model: Any, optimizer: Any, state: Any, keep: int) -> Path:
+        """Called by every process. All write into one folder, which the leading one then makes a checkpoint."""
+        folder = run / "checkpoints" / ".shards"
+        if self.world.leads:
+            shutil.rmtree(folder, ignore_errors=True)  # of processes that were killed while writing
+            folder.mkdir(parents=True)
+        self.world.wait()
+        shards.write(folder, {"model": model, "optimizer": optimizer}, self.spread.layouts)
+        final = None
+        if self.world.leads:
+            state = {**state, "mesh": str(self.world.shape)}
+            final = checkpoint.save(run, place, {}, {}, state, keep, shards=folder)
+            shutil.rmtree(folder, ignore_errors=True)
+        return Path(self.world.agree(final))
+
+    def load(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
+        """This process's parts of the weights and of the optimiser's tensors, and the state."""
+        state, layouts = checkpoint.read_json(path / "state.json"), self.spread.layouts
+        if (path / shards.SHARDS).is_dir():
+            found = shards.read(path / shards.SHARDS, layouts)
+            return found["model"], found["optimizer"], state
+        weights, slots = (shards.cut(path / f"{kind}.safetensors", kind, layouts) for kind in shards.KINDS)
+        return weights, slots, state
+
+
+class Silent:
+    """Metrics of a process that writes none."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+class Sharded(Loop):
+    """A loop over the mesh of `world`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        model: Model,
+        objective: Objective,
+        view: View,
+        nets: Mapping[str, Model] | None,
+        world: World,
+    ) -> None:
+        split = world.shape.fsdp > 1 or world.shape.tp > 1
+        if split and not isinstance(plan.recipe.optimizer, AdamW):
+            raise UsageError(
+                f"mesh {world.shape}: {type(plan.recipe.optimizer).__name__} looks at whole matrices, and this mesh "
+                "splits them; use dp, or set recipe.optimizer={kind: AdamW}"
+            )
+        for name in ("average", "spikes", "recompute"):
+            if split and getattr(plan.train, name):
+                raise UsageError(f"mesh {world.shape}: train.{name} is not built for weights that are split; use dp")
+        self.world = world
+        super().__init__(plan, model, objective, view, nets)
+        readers = world.shape.readers
+        if self.rows % readers:
+            raise UsageError(
+                f"mesh {world.shape} reads {readers} rows at a time, and a step of this run has {self.rows} "
+                f"(recipe.batch / context); set recipe.batch to a multiple of {readers * plan.context}"
+            )
+        own = self.rows // readers
+        self.share = slice(world.reader * own, (world.reader + 1) * own)
+        self.micro = min(self.micro, own)
+        self.first = world.reader * -(-own // self.micro)
+        self.files = Files(self.spread_out, world)
+
+    def spread(self, learners: Learners) -> Any:
+        root = Step(self.objective, self.model, self.nets)
+        self.spread_out = Spread(learners, self.world, root)
+        self.objective: Any = Through(self.objective, root)
+        return self.spread_out
+
+    def together(self, counts: dict[str, int]) -> dict[str, int]:
+        return self.world.total(counts, "dp", "fsdp")
+
+    def gradient(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
+        total, sums, counts = super().gradient(batches)
+        self.spread_out.collect()
+        total = total.clone()
+        self.world.add([total, *sums.values()], "dp", "fsdp")
+        return total, sums, counts
+
+    def norm(self) -> Tensor:
+        return self.spread_out.norm()
+
+    def metrics(self, run: Path) -> Any:
+        return super().metrics(run) if self.world.leads else Silent()
+
+    def agreed(self, stop: Callable[[], bool]) -> Callable[[], bool]:
+        """Whether any process was asked to stop: then all do, after the same step."""
+        return lambda: self.world.total({"stop": int(stop())}, "dp", "fsdp", "tp")["stop"] > 0
+
+    @property
+    def leads(self) -> bool:
+        return self.world.leads
+
+    def whole(self) -> dict[str, Model]:
+        """As for one process, on the leading one, there on the CPU where the mesh splits weights; nothing elsewhere.
+        Called by every process."""
+        if not self.spread_out.layouts:  # copies are whole
+            return super().whole() if self.world.leads else {}
+        tensors = self.spread_out.whole()
+        if not self.world.leads:
+            return {}
+        with torch.device("meta"):
+            full = Model(self.model.arch, self.model.dims)
+        full.to_empty(device="cpu").load_state_dict(tensors)
+        for name in ("family", "name", "text", "tokenizer", "design"):
+            setattr(full, name, getattr(self.model, name))
+        return {"model": full}

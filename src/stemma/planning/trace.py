@@ -44,6 +44,11 @@ class Words:
     def id(self, name: str) -> int | None:
         return self.ids.get(name)
 
+    def tokens(self, ids: Any) -> list[str]:
+        """What ids stand for: names of special tokens, and words that are whole."""
+        names = {i: name for name, i in self.ids.items()}
+        return [names.get(int(i), f"▁w{int(i)}") for i in ids]
+
     def sentinel(self, k: int) -> int:
         return self.vocab_size - 1 - k
 

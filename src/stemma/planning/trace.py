@@ -33,7 +33,7 @@ class Words:
     """A tokenizer that has the special tokens of a family, and ids for words instead of words."""
 
     def __init__(self, text: Text, vocab: int) -> None:
-        self.vocab_size, self.sentinels = vocab, text.sentinels
+        self.kind, self.vocab_size, self.sentinels = text.tokenizer, vocab, text.sentinels
         names = list(dict.fromkeys(n for role in ROLES if (n := getattr(text, role)) is not None))
         names += [name for name in text.blanks if name not in names]
         self.ids = {name: i for i, name in enumerate(names)}

@@ -33,7 +33,7 @@ class Words:
     """A tokenizer that has the special tokens of a family, and ids for words instead of words."""
 
     def __init__(self, text: Text, vocab: int) -> None:
-        self.vocab_size, self.sentinels = vocab, text.sentinels
+        self.kind, self.vocab_size, self.sentinels = text.tokenizer, vocab, text.sentinels
         names = list(dict.fromkeys(n for role in ROLES if (n := getattr(text, role)) is not None))
         names += [name for name in text.blanks if name not in names]
         self.ids = {name: i for i, name in enumerate(names)}
@@ -43,6 +43,11 @@ class Words:
 
     def id(self, name: str) -> int | None:
         return self.ids.get(name)
+
+    def tokens(self, ids: Any) -> list[str]:
+        """What ids stand for: names of special tokens, and words that are whole."""
+        names = {i: name for name, i in self.ids.items()}
+        return [names.get(int(i), f"▁w{int(i)}") for i in ids]
 
     def sentinel(self, k: int) -> int:
         return self.vocab_size - 1 - k

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,25 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def languages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first verses of `builtin:parallel` in its languages."""
+    path = tmp_path_factory.mktemp("text") / "verses.jsonl"
+    held: dict[str, list[str]] = {}
+    for document in data.read("builtin:parallel").documents():
+        lines = held.setdefault(document.language, [])
+        if len(lines) < 150:
+            row = {"text": document.text, "lang": document.language, "group": document.group}
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    path.write_text("".join(line for lines in held.values() for line in lines), "utf-8")
+    return path
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_family_is_pretrained_with_its_own_objective(name: str, text: Path, tmp_path: Path) -> None:
+def test_a_family_is_pretrained_with_its_own_objective(name: str, text: Path, languages: Path, tmp_path: Path) -> None:
     """A run to its end, its own objective and optimiser untouched; it resumes exactly, and what it leaves is loaded."""
     settings: dict[str, Any] = {"dims.vocab": 700, "train.eval_tokens": 2000, "train.threads": 1}
-    source = f"{text}#split=paragraph" if resolve(name).data == "builtin:docs" else resolve(name).data
+    source = {"builtin:docs": f"{text}#split=paragraph", "builtin:parallel": str(languages)}[resolve(name).data]
     run: Run = pretrain(name, data=source, out=tmp_path / "run", budget="4 steps", overrides=settings, quiet=True)
     published = stemma.design(name)
     assert type(run.plan.objective) is type(published.objective)

@@ -216,7 +216,9 @@ def test_a_scale_keeps_what_the_family_chose(name: str, scale: str) -> None:
     assert new.dims.heads % new.dims.kv == 0 and (new.dims.kv < new.dims.heads) == (old.dims.kv < old.dims.heads)
     assert type(new.arch.mask) is type(old.arch.mask) and new.dims.context <= old.dims.context
     assert {c.path.split(".")[0] for c in spec.diff(old.arch, new.arch)} <= {"mask"}
-    assert new.recipe.optimizer == old.recipe.optimizer and new.recipe.schedule.shape == old.recipe.schedule.shape
+    corrected = {"corrected": True} if isinstance(old.recipe.optimizer, AdamW) else {}
+    assert new.recipe.optimizer == replace(old.recipe.optimizer, **corrected)
+    assert new.recipe.schedule.shape == old.recipe.schedule.shape
     assert scaled(old, "full") == old
     if isinstance(new.arch.mask, Sliding):
         assert new.arch.mask.window < new.dims.context

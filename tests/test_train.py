@@ -21,7 +21,7 @@ import torch
 from stemma import families, spec
 from stemma.data import Store, sources
 from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
-from stemma.families.recipes import Schedule
+from stemma.families.recipes import AdamW, Schedule
 from stemma.nn.model import Model
 from stemma.nn.parts import Causal, Dropout, Sliding
 from stemma.text import Tokenizer

@@ -63,7 +63,7 @@ class Rows(Objective):
     def __init__(self, kind: str, seed: int) -> None:
         self.setting = Setting(None, None, CONTEXT, seed)  # type: ignore[arg-type]
         self.kind, self.rng = kind, np.random.default_rng(seed)
-        self.rows = [self.row() for _ in range(512)]
+        self.held = [self.row() for _ in range(512)]
 
     def row(self) -> dict[str, Any]:
         def ids(n: int) -> Any:
@@ -83,7 +83,7 @@ class Rows(Objective):
 
     def plan(self, view: Any, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[Any]:
         for at in itertools.count(cursor.offset):
-            yield functools.partial(self.rows.__getitem__, at % len(self.rows)), Cursor(0, at + 1)
+            yield functools.partial(self.held.__getitem__, at % len(self.held)), Cursor(0, at + 1)
 
     def collate(self, examples: Any) -> Any:
         batch = stack(examples, "input_ids", "labels")
@@ -154,7 +154,7 @@ def theirs(name: str, rows: Rows, precision: str, compiled: bool, folder: str) -
             )  # fmt: skip
             model = transformers.T5ForConditionalGeneration(config)
     model.config.use_cache = False
-    data = [{k: torch.as_tensor(v) for k, v in row.items()} for row in rows.rows]
+    data = [{k: torch.as_tensor(v) for k, v in row.items()} for row in rows.held]
     arguments = TrainingArguments(
         folder, per_device_train_batch_size=ROWS, max_steps=10**6, learning_rate=1e-4, max_grad_norm=1.0,
         weight_decay=0.01, report_to=[], save_strategy="no", logging_strategy="no", bf16=precision == "bf16",

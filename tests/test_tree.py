@@ -202,7 +202,7 @@ def test_a_hub_id_names_its_size(asked: str, found: str) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("XLM-R", "did you mean 'xlm-r-base'"),
+        ("XLM-RR", "did you mean 'xlm-r'"),
         ("google/bert-base", "did you mean 'bert-base'"),
         ("bert-xl", "and 23 more (`stemma show bert`)"),
         ("zzz", "`stemma tree` lists them"),

@@ -78,7 +78,10 @@ def sizes(family: Family) -> str:
 def trains_on(family: Family) -> bool:
     """Whether it is more pretraining of its parent's weights, by an objective that runs here."""
     stages = family.tuning.stages if family.tuning is not None else ()
-    return stages == ("pretraining",) and why_not(family.objective, family.arch) is None
+    own = stages == ("pretraining",) or (
+        not stages and family.parent is not None and family.objective != family.parent.objective
+    )
+    return own and why_not(family.objective, family.arch) is None
 
 
 def more(family: Family) -> str:

@@ -206,6 +206,19 @@ def test_killed_builds_go_on_to_the_same_store(tmp_path: Path) -> None:
     kill_and_go_on(tmp_path, 4, "direct", 1)
 
 
+def test_a_build_killed_in_its_last_moment_leaves_nothing(tmp_path: Path) -> None:
+    """After `meta.json` is written and before the shards are removed."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": d.text}) + "\n" for d in rows(20)), encoding="utf-8")
+    os.utime(corpus, (1, 1))
+    time.sleep(2.1)  # a file that has just changed is not trusted, and is read again
+    store = Store.build(str(corpus), Letters(), tmp_path / "store")
+    (tmp_path / "store" / ".shards").mkdir()
+    (tmp_path / "store" / ".shards" / "left").write_text("x")
+    assert Store.build(str(corpus), Letters(), tmp_path / "store").fingerprint == store.fingerprint
+    assert not list((tmp_path / "store").glob(".shards"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["direct", "shared"])
 def test_builds_killed_at_many_moments(tmp_path: Path, how: str) -> None:

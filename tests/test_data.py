@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from stemma import data
 from stemma.data import Document, Store, builtin, random, read, sources, stats
-from stemma.data.store import pieces, sentences, training_texts
+from stemma.data.encoding import sentences
+from stemma.data.store import pieces, training_texts
 from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, UsageError
 
 

@@ -26,17 +26,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from stemma import errors
+from stemma.data.encoding import Encoder, sentences
 from stemma.errors import CheckpointError, ResourceError, UsageError
 from stemma.text import files
-
-if TYPE_CHECKING:
-    from stemma.data.store import Encoder
 
 SHARD = 4_000_000  # bytes of text of a shard, about
 BATCH = 1_000_000  # bytes tokenised at a time
@@ -71,8 +69,6 @@ class Encoded(NamedTuple):
 
 def encode(texts: Sequence[str], tokenizer: Encoder) -> Encoded:
     """The shard of `texts`. Raises CheckpointError for a tokenizer whose ids leave its own vocabulary."""
-    from stemma.data.store import sentences
-
     kind = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     tokens: list[npt.NDArray[Any]] = []
     starts: list[npt.NDArray[np.int32]] = []

@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 
 from stemma.data import builtin, stamps
+from stemma.data.encoding import Encoder
 from stemma.data.sources import Source, read
-from stemma.data.store import Encoder, Progress, Store
+from stemma.data.store import Progress, Store
 from stemma.errors import CheckpointError
 from stemma.text import files
 

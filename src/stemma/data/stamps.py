@@ -24,7 +24,7 @@ from stemma.errors import CheckpointError, ResourceError
 from stemma.text import files
 
 if TYPE_CHECKING:
-    from stemma.data.store import Encoder
+    from stemma.data.encoding import Encoder
 
 FILE = "source.json"
 GRACE = 2.0  # seconds: the coarsest clock of a file system in use (FAT)

@@ -36,37 +36,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from stemma.data import random, shards, stamps
+from stemma.data.encoding import Encoder
 from stemma.data.sources import Document, Part, Source, read
 from stemma.errors import CheckpointError, DataError
 from stemma.text import files
 
 VERSION = 1
-_SENTENCE = re.compile(r"[.!?]+[\"')\]’”]*\s+|\n\s*")
-
 Progress = Callable[[int, int], None]  # (bytes of text done, bytes in all)
-
-
-class Encoder(Protocol):
-    """What a store needs of a tokenizer: `stemma.text.Tokenizer` has it."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def fingerprint(self) -> str: ...
-    def encode_spans(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]: ...
-
-
-def sentences(text: str) -> list[int]:
-    """Characters where the sentences of `text` begin: 0, and each that is not white space and follows a line end, or a
-    full stop, question or exclamation mark (with closing quotes or brackets) and white space."""
-    begin = len(text) - len(text.lstrip())
-    return [0, *(m.end() for m in _SENTENCE.finditer(text, begin) if m.end() < len(text))]
 
 
 def content_hash(text: str) -> int:
@@ -359,10 +341,13 @@ class Store(View):
     ) -> Store:
         """`build` in a directory that this process holds `alone`, if the system can lock."""
         stamp = stamps.of(source, tokenizer)
+        parts = directory / ".shards"
         if (held := stamps.unchanged(directory, stamp)) is not None and (store := cls._same(directory, held)):
+            if alone:  # what a build that was killed in its last moment left
+                shutil.rmtree(parts, ignore_errors=True)
+                _tidy(directory, alone, str(store.meta["version"]))
             return store
         _tidy(directory, alone)
-        parts = directory / ".shards"
         scratch = directory / f".{secrets.token_hex(6)}.tmp"
         try:
             with files.disk(directory):

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from stemma.data.cleaning import Exact, key
+from stemma.data.encoding import Encoder
 from stemma.data.shards import BATCH
 from stemma.data.sources import Source, read
-from stemma.data.store import Encoder
 
 EIGHTHS = " ▏▎▍▌▋▊▉"
 

@@ -28,6 +28,12 @@ for _scan in _own.glob("*.jsonl"):
 os.environ["STEMMA_CACHE"] = CACHE
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# the same examples in every run, so that a failure is a change's; STEMMA_EXAMPLES=new looks for further ones
+settings.register_profile("same", derandomize=True)
+settings.register_profile("new", derandomize=False)
+settings.load_profile(os.environ.get("STEMMA_EXAMPLES", "same"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -347,6 +347,12 @@ def inside(part: list[int], whole: Any) -> int:
     return next((i for i in range(len(whole) - len(part) + 1) if whole[i : i + len(part)] == part), -1)
 
 
+def last(part: list[int], whole: Any) -> int:
+    """Where `part` stands for the last time in `whole`; -1 if it does not."""
+    found = inside(part[::-1], whole[::-1])
+    return -1 if found < 0 else len(whole) - found - len(part)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(PAIRS), st.integers(0, 10**6), st.integers(16, 70))
 def test_segments_are_pieces_of_the_text(name: str, seed: int, context: int) -> None:
@@ -360,9 +366,9 @@ def test_segments_are_pieces_of_the_text(name: str, seed: int, context: int) -> 
         at = inside(a, own)
         assert at >= 0 or (name == "order" and label == 1)
         if name == "halves":
-            assert inside(a + b, own) == at
+            assert inside(a + b, own) >= at
         elif label == 0:
-            assert at < inside(b, own[at:]) + at
+            assert at < last(b, own)
         elif name == "order" and inside(a, own) >= 0 and inside(b, own) >= 0:
             assert inside(b, own) < inside(a, own) or min(len(a), len(b)) <= 4  # found by chance
         here = follow

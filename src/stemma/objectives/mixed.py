@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -68,14 +68,7 @@ class MixedMasked(MaskedPairs):
     # ------------------------------------------------------------ rows
 
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
-        held: tuple[int, Ints] = (-1, np.zeros(1, dtype=np.int64))
-
-        def sentences(document: int) -> Ints:
-            nonlocal held
-            if held[0] != document:
-                held = (document, self.sentences(view, document))
-            return held[1]
-
+        sentences = lru_cache(8)(partial(self.sentences, view))
         order = self.order(view)  # an offset counts sentences
         reader = Reader(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
         here = reader.settle(cursor)

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,14 +100,7 @@ class MaskedPairs(Objective):
         return np.array([i for a, b in itertools.pairwise(edges) for i in range(a, b, half)] + [length])
 
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
-        held: tuple[int, Ints] = (-1, np.zeros(1, dtype=np.int64))
-
-        def sentences(document: int) -> Ints:
-            nonlocal held
-            if held[0] != document:
-                held = (document, self.sentences(view, document))
-            return held[1]
-
+        sentences = lru_cache(8)(partial(self.sentences, view))
         # an offset counts sentences here
         order = self.order(view)
         reader = Reader(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)

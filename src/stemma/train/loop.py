@@ -71,10 +71,16 @@ class Learners(nn.Module):
         super().__init__()
         self.model, self.nets = model, nn.ModuleDict(nets)
 
+    def each(self) -> Iterator[tuple[str, nn.Module]]:
+        """The model and the nets, with what stands before their names: `generator:` before those of a net."""
+        yield "", self.model
+        for role, net in self.nets.items():
+            yield f"{role}:", net
+
     def named(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter once, by name: `generator:` stands before those of a net."""
+        """Every parameter once, by name."""
         seen: set[int] = set()
-        for prefix, net in (("", self.model), *((f"{role}:", net) for role, net in self.nets.items())):
+        for prefix, net in self.each():
             for name, p in net.named_parameters():
                 if id(p) not in seen:
                     seen.add(id(p))
@@ -83,7 +89,7 @@ class Learners(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and kept buffers by name, without gradients."""
         found = {name: p.detach() for name, p in self.named()}
-        for prefix, net in (("", self.model), *((f"{role}:", net) for role, net in self.nets.items())):
+        for prefix, net in self.each():
             names = {name for name, _ in net.named_parameters(remove_duplicate=False)}
             found |= {prefix + k: v for k, v in net.state_dict().items() if k not in names}
         return found
@@ -232,6 +238,13 @@ class Loop:
             if p.grad is not None and not bool(p.grad.isfinite().all()):
                 return f"; the gradient of {name} is not finite"
         return ""
+
+    def finish(self) -> None:
+        """Make the model what is to be kept of it after the last step: the mean of its weights, if there is one, and
+        what it shared its own."""
+        if self.average is not None:
+            self.average.swap()
+        self.objective.part(self.model, self.nets)
 
     def autocast(self) -> Any:
         """The precision of the forward pass; weights, optimiser and loss are fp32 in any case."""
@@ -405,6 +418,7 @@ class Loop:
                     self.save(run)
                     if stop():
                         break
+        self.move(self.cursor)  # no thread outlives the run
         return self.step == self.steps
 
 

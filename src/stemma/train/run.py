@@ -457,9 +457,7 @@ def _carry_on(
         loop.restore(newest)
     done = run / "summary.json"
     if loop.step == loop.steps and done.exists() and (run / "model").is_dir():
-        if loop.average is not None:
-            loop.average.swap()
-        loop.objective.part(loop.model, loop.nets)
+        loop.finish()
         return Run(run, plan, loop.model.eval(), tokenizer, checkpoint.read_json(done), True)
 
     def measure() -> dict[str, float]:
@@ -476,9 +474,7 @@ def _carry_on(
         raise Diverged(
             f"training diverged in its last step: the held-out {wrong[0]} is {quality[wrong[0]]}; lower recipe.lr"
         )
-    if loop.average is not None:
-        loop.average.swap()
-    loop.objective.part(loop.model, loop.nets)
+    loop.finish()
     kept = loop.whole()
     summary: dict[str, Any] = {"steps": loop.step}
     if loop.leads:
@@ -589,6 +585,7 @@ def _steps(plan: Plan, tokenizer: Any, train: Any, crew: World | None = None) ->
         start = time.perf_counter()
         trial.advance()
         times.append(time.perf_counter() - start)
+    trial.move(trial.cursor)  # nor does its thread go on
     each = sorted(times)[len(times) // 2]
     # of what is left, a tenth is kept for checkpoints and the evaluation at the end
     left = 0.9 * (limit.seconds - (time.perf_counter() - begin))
@@ -606,10 +603,12 @@ def _amounts(view: Any) -> dict[str, int]:
 
 
 def _release(model: Model) -> None:
-    """Undo the compiling of a model's parts, which belongs to the run and not to the model."""
+    """Undo the compiling and the recomputing of a model's parts, which belong to the run and not to the model."""
     for stack in (model.encoder, model.decoder):
         if stack is not None:
             stack._compiled_call_impl = None
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
 
 
 # ---------------------------------------------------------------- proving

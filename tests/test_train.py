@@ -23,7 +23,7 @@ from stemma.data import Store, sources
 from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
 from stemma.families.recipes import AdamW, Schedule
 from stemma.nn.model import Model
-from stemma.nn.parts import Causal, Dropout, Sliding
+from stemma.nn.parts import Causal, Dropout, Normal, Sliding
 from stemma.text import Tokenizer
 from stemma.train import (
     SCALES,
@@ -215,7 +215,11 @@ def test_a_scale_keeps_what_the_family_chose(name: str, scale: str) -> None:
     assert new.dims.d_ff / new.dims.d_model == pytest.approx(old.dims.d_ff / old.dims.d_model, rel=0.06)
     assert new.dims.heads % new.dims.kv == 0 and (new.dims.kv < new.dims.heads) == (old.dims.kv < old.dims.heads)
     assert type(new.arch.mask) is type(old.arch.mask) and new.dims.context <= old.dims.context
-    assert {c.path.split(".")[0] for c in spec.diff(old.arch, new.arch)} <= {"mask"}
+    assert {c.path.split(".")[0] for c in spec.diff(old.arch, new.arch)} <= {"mask", "init"}
+    assert {c.path for c in spec.diff(old.arch.init, new.arch.init)} <= {"std", "positions"}
+    if isinstance(new.arch.init, Normal):  # a sum of d_model products is as wide as at the published width, or at 768
+        suited = max(new.dims.d_model, min(768, old.dims.d_model))
+        assert new.arch.init.std**2 * new.dims.d_model == pytest.approx(0.02**2 * suited)
     corrected = {"corrected": True} if isinstance(old.recipe.optimizer, AdamW) else {}
     assert new.recipe.optimizer == replace(old.recipe.optimizer, **corrected)
     assert new.recipe.schedule.shape == old.recipe.schedule.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from stemma import families
@@ -18,6 +19,7 @@ from stemma.nn.parts import (
     Llama3Scaling,
     Mask,
     Memory,
+    Normal,
     Position,
     PostNorm,
     Rotary,
@@ -44,9 +46,11 @@ SCALES = {
     "mini": Step(256, 6, 32, 256, 8192, 1.5e-3),
     "small": Step(512, 8, 64, 512, 32_768, 1e-3),
 }
+RELATIVE = 2.5  # times AdamW's rate where the rate is a share of each weight's norm (LAMB)
 GROUP = 16  # pairs of texts that are told apart from each other
 EXPERTS = 8  # MLPs of a layer at most, where there are several
 VOCAB = 4096  # of a tokenizer trained for the run
+REFERENCE = 768  # width that a published standard deviation of weights suits at least; BERT's and GPT's, with 0.02
 WARMUP = 0.05  # share of the steps, where the published share is smaller
 
 
@@ -55,11 +59,12 @@ def scaled(design: Design, scale: str) -> Design:
 
     What the family chose stays: the inner width as a multiple of d_model, queries a key head, window as a share of the
     context, dropout, optimiser, shape of the schedule. What follows the size changes: widths, layers, vocabulary,
-    context, batch, peak rate. Adam's averages are corrected for their start, also where the released code leaves that
-    out: its long warm-up makes up for it, a run of some hundred steps cannot. Post-norm networks get a third of the
-    rate (they diverge first); Adafactor's rate is relative and stays. A student is as much smaller than the scale's
-    networks as it is than its teacher in full size. An encoder-decoder has as many layers in each half: a token passes
-    one half only, so its cost is about the same.
+    context, batch, peak rate, and with the width how wide the first weights spread. Adam's averages are corrected for
+    their start, also where the released code leaves that out: its long warm-up makes up for it, a run of some hundred
+    steps cannot. Post-norm networks get a third of the rate (they diverge first); LAMB's, a share of each matrix's
+    norm, has to be larger the fewer the steps; Adafactor's, a share too, stays. A student is as much smaller than the
+    scale's networks as it is than its teacher in full size. An encoder-decoder has as many layers in each half: a token
+    passes one half only, so its cost is about the same.
     Raises UsageError for an unknown scale.
     """
     if scale == "full":
@@ -70,7 +75,7 @@ def scaled(design: Design, scale: str) -> Design:
     step, old = SCALES[scale], design.dims
     dims = _student(design, step) or _dims(old, step)
     share = dims.context / old.context
-    arch = _arch(design.arch, dims, share)
+    arch = _arch(design.arch, old, dims, share)
     return replace(design, arch=arch, dims=dims, objective=_goal(design.objective, share), recipe=_recipe(design, step))
 
 
@@ -91,7 +96,7 @@ def beside(design: Design, other: Design, dims: Dims) -> Design:
         d_ff=round(width * small.d_ff / small.d_model),
         embed=dims.embed_width if dims.embed_width != width else None,
     )
-    return replace(other, arch=_arch(other.arch, fit, fit.context / small.context), dims=fit)
+    return replace(other, arch=_arch(other.arch, small, fit, fit.context / small.context), dims=fit)
 
 
 def _student(design: Design, step: Step) -> Dims | None:
@@ -137,8 +142,14 @@ def _dims(old: Dims, step: Step) -> Dims:
     )
 
 
-def _arch(arch: Arch, dims: Dims, share: float) -> Arch:
-    """What of an architecture counts tokens or widths, in proportion."""
+def _arch(arch: Arch, old: Dims, dims: Dims, share: float) -> Arch:
+    """What of an architecture counts tokens or widths, in proportion. Weights are drawn wider as the network gets
+    narrower than `REFERENCE`, so that a product of a row with a matrix begins at the size it has there."""
+    init = arch.init
+    if isinstance(init, Normal):
+        wider = math.sqrt(max(1.0, min(old.d_model, REFERENCE) / dims.d_model))
+        positions = init.positions * wider if isinstance(init.positions, float) else init.positions
+        init = replace(init, std=init.std * wider, positions=positions)
     position: Position = arch.position
     if isinstance(position, Disentangled):
         buckets = position.buckets and max(4, round(position.buckets * share / 2) * 2)
@@ -149,7 +160,7 @@ def _arch(arch: Arch, dims: Dims, share: float) -> Arch:
     attention = arch.attention
     if attention.scale_width is not None:
         attention = replace(attention, scale_width=float(dims.width))
-    return replace(arch, position=position, attention=attention, mask=_mask(arch.mask, dims, share))
+    return replace(arch, init=init, position=position, attention=attention, mask=_mask(arch.mask, dims, share))
 
 
 def _goal(goal: Objective, share: float) -> Objective:
@@ -175,7 +186,13 @@ def warmup(recipe: Recipe, steps: int) -> int:
 def _recipe(design: Design, step: Step) -> Recipe:
     old = design.recipe
     slow = isinstance(design.arch.residual, PostNorm)
-    lr = old.lr if isinstance(old.optimizer, Adafactor) and old.lr is not None else step.lr / (3 if slow else 1)
+    match old.optimizer:
+        case Adafactor() if old.lr is not None:
+            lr = old.lr
+        case LAMB():
+            lr = step.lr * RELATIVE
+        case _:
+            lr = step.lr / (3 if slow else 1)
     optimizer = old.optimizer
     if isinstance(optimizer, AdamW | LAMB):  # averages that are short of their start matter in a short run
         optimizer = replace(optimizer, corrected=True)

@@ -1,0 +1,166 @@
+"""Training a LLaMA of about a billion weights on one GPU: tokens a second, MFU and memory, beside transformers' network.
+
+    python bench/gpu.py [--rows 8] [--context 2048] [--steps 20] [--turns 2] [--json FILE]
+    python bench/gpu.py --small                 the same on any machine, with a network of a few million
+
+bf16 (autocast over fp32 weights), compiled, AdamW (fused) with clipping, random tokens, no dropout. Each side runs in a
+process of its own, so that its peak of memory is its own, and the sides take turns. `MFU` is by the formula of Chowdhery
+et al. 2022 (arXiv:2204.02311, appendix B), 6 N + 12 L H Q T operations a token with all weights counted and attention
+not halved for being causal, over the dense bf16 peak that the maker names (`stemma.planning.hardware`); for a device
+that is not in that table, over its own measured matrix product, which the output says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from training import CLIP, DECAY, LR
+
+import torch
+
+from stemma.nn.model import Model
+from stemma.nn.parts import Dims
+from stemma.train import Loop, meter, resolve
+from stemma.train.run import settled
+from training.rows import Rows, Shape
+
+BILLION = Dims(2048, 20, 32, 5632, 32_000, 2048)
+SMALL = Dims(256, 4, 8, 688, 8192, 128)
+SIDES = ("Stemma", "transformers")
+WARM = 3
+
+
+def stemma_step(dims: Dims, shape: Shape) -> tuple[Callable[[], float], int]:
+    """A function that takes one step of Stemma's loop and returns the loss; how many weights the network has."""
+    plan = resolve(
+        "llama", scale="full",
+        overrides={
+            "dims": dims, "recipe.lr": LR, "recipe.clip": CLIP, "recipe.batch": shape.tokens,
+            "recipe.optimizer.weight_decay": DECAY, "train.precision": "bf16", "train.compile": True,
+            "train.micro": shape.rows,
+        },
+    )  # fmt: skip
+    plan = settled(plan, 100_000, False)
+    model = Model(plan.arch, plan.dims).initialise(1)
+    loop = Loop(plan, model, Rows("decoder", shape, 1, plan.dims.vocab), [])  # type: ignore[arg-type]
+    return lambda: float(loop.advance()["loss"]), model.count()
+
+
+def transformers_step(dims: Dims, shape: Shape) -> tuple[Callable[[], float], int]:
+    """The same of an ordinary loop around transformers' network, whose loss it takes."""
+    import transformers
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(
+        vocab_size=dims.vocab, hidden_size=dims.d_model, num_hidden_layers=dims.layers,
+        num_attention_heads=dims.heads, num_key_value_heads=dims.kv, intermediate_size=dims.d_ff,
+        max_position_embeddings=dims.context, use_cache=False,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).to(device).train()
+    model.compile()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=DECAY, fused=True)
+    rows = Rows("decoder", shape, 1, dims.vocab)
+    batches = [torch.as_tensor([r["input_ids"].tolist() for r in rows.held[i : i + shape.rows]]) for i in (0, shape.rows)]
+    taken = 0
+
+    def step() -> float:
+        nonlocal taken
+        ids = batches[taken % 2].to(device)
+        taken += 1
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss)
+
+    return step, sum(p.numel() for p in model.parameters())
+
+
+def one_side(side: str, dims: Dims, shape: Shape, steps: int) -> dict[str, Any]:
+    """Time `steps` steps after some to warm up; memory at its peak, of tensors (GPU only)."""
+    step, count = (stemma_step if side == "Stemma" else transformers_step)(dims, shape)
+    for _ in range(WARM):
+        step()
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(steps):
+        begin = time.perf_counter()
+        loss = step()  # its value is read, so the device has finished
+        times.append(time.perf_counter() - begin)
+    return {
+        "side": side,
+        "parameters": count,
+        "tokens_per_second": shape.tokens / statistics.median(times),
+        "memory": torch.cuda.max_memory_allocated() if cuda else None,
+        "loss": loss,
+    }
+
+
+def best(cuda: bool) -> tuple[float, str]:
+    """Operations a second that count as all, and where the figure is from."""
+    if cuda:
+        from stemma.planning.hardware import HARDWARE
+
+        name = torch.cuda.get_device_name()
+        fits = [d for d in HARDWARE.values() if d.name.split("-")[0] in name.replace(" ", "")]
+        if fits:
+            return fits[0].peak, f"{fits[0].peak / 1e12:,.0f} TFLOPS of {name}, as its maker says"
+    found = meter.peak("cuda" if cuda else "cpu", True)
+    return found, f"{found / 1e12:,.2f} TFLOPS, as measured"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--context", type=int, help="tokens a row (2048, or 128 with --small)")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--json", help="write the numbers to this file")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    dims = SMALL if options.small else BILLION
+    shape = Shape(options.rows, options.context or dims.context)
+    if options.side:
+        print(json.dumps(one_side(options.side, dims, shape, options.steps)))
+        return
+    if not options.small and not torch.cuda.is_available():
+        parser.error("there is no GPU here; --small runs anywhere")
+    runs: list[dict[str, Any]] = []
+    for _ in range(options.turns):
+        for side in SIDES:
+            command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(done.stderr)
+            runs.append(json.loads(done.stdout.splitlines()[-1]))
+    peak, said = best(torch.cuda.is_available())
+    print(f"{shape.rows} x {shape.context} tokens, bf16, compiled, torch {torch.__version__}; peak {said}")
+    print(f"{'':14}{'parameters':>14}{'tokens/s':>11}{'MFU':>7}{'memory':>10}")
+    for side in SIDES:
+        own = [r for r in runs if r["side"] == side]
+        speed = statistics.median(r["tokens_per_second"] for r in own)
+        cost = 6 * own[0]["parameters"] + 12 * dims.layers * dims.heads * dims.width * shape.context
+        memory = f"{own[0]['memory'] / 1e9:8.2f}GB" if own[0]["memory"] else "         -"
+        print(f"{side:14}{own[0]['parameters']:14,}{speed:11,.0f}{speed * cost / peak:7.1%}{memory}")
+    if options.json:
+        Path(options.json).write_text(json.dumps({"peak": peak, "runs": runs}, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -89,6 +89,14 @@ class World:
         """The submesh of this process along one axis."""
         return self.grid[axis]
 
+    def place(self, *axes: str) -> tuple[int, int]:
+        """The number of this process among those along `axes`, and how many they are."""
+        number, size = 0, 1
+        for axis in axes:
+            there = getattr(self.shape, axis)
+            number, size = number * there + self.grid.get_local_rank(axis), size * there
+        return number, size
+
     def add(self, tensors: Iterable[Tensor], *axes: str) -> None:
         """Replace each tensor by its sum over the processes along `axes`, in place; one call for tensors of one
         type."""

@@ -116,7 +116,8 @@ class Loop:
         learning = Learners(self.model, {n.role: self.nets[n.role].train() for n in plan.nets if n.learns})
         self.learners = self.spread(learning)
         self.lr, self.steps = recipe.lr, recipe.steps
-        self.optimizer = optim.optimizer(recipe.optimizer, self.learners, self.lr)
+        parts = getattr(self.learners, "parts", None)
+        self.optimizer = optim.optimizer(recipe.optimizer, self.learners, self.lr, parts)
         self.parameters = [p for p in self.learners.parameters() if p.requires_grad]
         rows = plan.train.micro or max(1, MICRO[self.device.type] // plan.context)
         self.rows = max(1, round(plan.rows / objective.rows))  # examples a step

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from stemma.errors import UsageError
-from stemma.families.recipes import AdamW
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Objective, View
 from stemma.parallel import World
@@ -84,11 +83,6 @@ class Sharded(Loop):
         world: World,
     ) -> None:
         split = world.shape.fsdp > 1 or world.shape.tp > 1
-        if split and not isinstance(plan.recipe.optimizer, AdamW):
-            raise UsageError(
-                f"mesh {world.shape}: {type(plan.recipe.optimizer).__name__} looks at whole matrices, and this mesh "
-                "splits them; use dp, or set recipe.optimizer={kind: AdamW}"
-            )
         for name in ("average", "spikes", "recompute"):
             if split and getattr(plan.train, name):
                 raise UsageError(f"mesh {world.shape}: train.{name} is not built for weights that are split; use dp")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,11 +87,14 @@ class Layout:
 
 class Step(nn.Module):
     """An objective's loss as the forward pass of one module, so that sharding has a root whose weights are gathered
-    while it runs."""
+    while it runs. `opened`: blocks whose parts are used outside of their own forward pass."""
 
-    def __init__(self, objective: Any, model: Model, nets: Mapping[str, Model]) -> None:
+    def __init__(
+        self, objective: Any, model: Model, nets: Mapping[str, Model], opened: Iterable[nn.Module] = ()
+    ) -> None:
         super().__init__()
         self.objective, self.model, self.nets = objective, model, nn.ModuleDict(nets)
+        self.opened = set(opened)
         self.found: Any = None
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
@@ -118,9 +121,10 @@ class Through:
 
 def shard(root: Step, grid: Any) -> None:
     """Shard parameters, gradients and with them the optimiser among the processes of `grid`, a block at a time; what
-    stands outside of the blocks is gathered for the whole step (Zhao et al. 2023, arXiv:2304.11277)."""
+    stands outside of the blocks, and blocks that are `opened`, is gathered for the whole step (Zhao et al. 2023,
+    arXiv:2304.11277)."""
     for module in list(root.modules()):
-        if isinstance(module, Block):
+        if isinstance(module, Block) and module not in root.opened:
             if isinstance(cross := module.cross, Attention):  # its keys are made before the block runs
                 fully_shard([cross.k, cross.v], mesh=grid)
             fully_shard(module, mesh=grid)
@@ -197,13 +201,14 @@ class Spread:
 
     def __init__(self, learners: Any, world: World, root: Step) -> None:
         self.model, self.nets, self.world = learners.model, learners.nets, world
-        if (world.shape.tp > 1 or world.shape.fsdp > 1) and len(root.nets):
-            raise UsageError(f"mesh {world.shape}: networks beside the model are not split yet; use dp")
+        self.root = root
         if world.shape.tp > 1:
+            if len(root.nets):
+                raise UsageError(
+                    f"mesh {world.shape}: tp does not slice networks beside the model ({', '.join(root.nets)}); use fsdp"
+                )
             slice_(self.model, world.part("tp"))
         if world.shape.fsdp > 1:
-            if self.model.arch.streams is not None:
-                raise UsageError(f"mesh {world.shape}: fsdp does not know two streams yet; use dp")
             shard(root, world.part("fsdp"))
         self.source = dict(learners.named())
         self.layouts: dict[str, Layout] = {}
@@ -229,6 +234,12 @@ class Spread:
         """Local parameters and kept buffers by name, without gradients."""
         found = {name: _local(t).detach() for name, t in self._learners.tensors().items()}
         return found | {name: p.detach() for name, p in self.held.items()}
+
+    def refresh(self) -> None:
+        """Let go of gathered weights, which are not those any more that local parts say."""
+        for module in self.root.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def collect(self) -> None:
         """Move gradients to the local parameters, summed over all processes that hold the same part."""

@@ -45,6 +45,12 @@ def mesh(text: str) -> Mesh:
     sizes: dict[str, int] = {}
     for part in text.split(","):
         axis, equals, number = (p.strip() for p in part.partition("="))
+        if axis == "cp":
+            raise UsageError(
+                f"mesh {text!r} has no axis 'cp': torch shares out a row's tokens only on CUDA, and only for attention "
+                "without a mask; for long rows set train.recompute='*.blocks.*', tp=..., or a smaller train.micro, such "
+                "as fsdp=4,tp=2"
+            )
         if axis not in AXES:
             raise UsageError(
                 f"mesh {text!r} has no axis {axis!r}; the axes are dp (copies), fsdp (shards) and tp (slices of "

@@ -77,19 +77,12 @@ def leap(begin: int) -> Iterator[None]:
         Loop.advance = good
 
 
-def spiky(like: Path, out: Path, text: str | None) -> None:
-    """A run as planned in `like`, on a mesh or alone, whose loss leaps up at step 11."""
-    overrides = json.loads((like / "spiky.json").read_text("utf-8"))
+def spiky(data: str, out: str, mesh: str | None, overrides: dict[str, Any]) -> None:
+    """A run on a mesh, or alone, whose loss leaps up at step 11."""
+    spikes = Spikes(window=8, patience=2, back=4, skip=3, above=8.0)
+    edits, budget = overrides | {"train.spikes": spikes}, "16 steps"
     with leap(10):
-        runs.pretrain(
-            "llama",
-            data=str(like / "rows.jsonl"),
-            out=out,
-            budget="16 steps",
-            overrides=overrides | {"train.spikes": Spikes(window=8, patience=2, back=4, skip=3, above=8.0)},
-            quiet=True,
-            mesh=text,
-        )
+        runs.pretrain("llama", data=data, out=out, budget=budget, overrides=edits, quiet=True, mesh=mesh)
 
 
 def main(job: str) -> None:
@@ -99,8 +92,8 @@ def main(job: str) -> None:
         Path(out).mkdir(parents=True, exist_ok=True)
         found = case(Path(run), text, Path(out), other and Path(other))
         Path(out, f"found-{torch.distributed.get_rank()}.json").write_text(json.dumps(found), "utf-8")
-    if spike := about.get("spiky"):
-        spiky(*map(Path, spike[:2]), spike[2])
+    if "spiky" in about:
+        spiky(**about["spiky"])
     World.leave()
 
 

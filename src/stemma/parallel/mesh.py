@@ -48,8 +48,7 @@ def mesh(text: str) -> Mesh:
         if axis == "cp":
             raise UsageError(
                 f"mesh {text!r} has no axis 'cp': torch shares out a row's tokens only on CUDA, and only for attention "
-                "without a mask; for long rows set train.recompute='*.blocks.*', tp=..., or a smaller train.micro, such "
-                "as fsdp=4,tp=2"
+                "without a mask; for long rows use tp, such as fsdp=4,tp=2, or set train.recompute=['*.blocks.*']"
             )
         if axis not in AXES:
             raise UsageError(

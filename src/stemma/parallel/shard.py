@@ -36,7 +36,7 @@ class Layout:
         return tuple(axis for axis, dim in self._split() if dim is not None)
 
     def along(self, *dims: int) -> tuple[str, ...]:
-        """The axes along which processes hold different parts of one of these dimensions (counted from the last: -1)."""
+        """The axes along which processes hold different parts of one of these dimensions (-1: the last)."""
         places = {d % len(self.shape) for d in dims}
         return tuple(axis for axis, dim in self._split() if dim in places)
 
@@ -205,7 +205,8 @@ class Spread:
         if world.shape.tp > 1:
             if len(root.nets):
                 raise UsageError(
-                    f"mesh {world.shape}: tp does not slice networks beside the model ({', '.join(root.nets)}); use fsdp"
+                    f"mesh {world.shape}: tp does not slice networks beside the model ({', '.join(root.nets)}); use "
+                    "fsdp instead"
                 )
             slice_(self.model, world.part("tp"))
         if world.shape.fsdp > 1:

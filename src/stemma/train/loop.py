@@ -199,7 +199,7 @@ class Loop:
                 raise
             raise ResourceError(
                 f"step {self.step + 1} does not fit into memory with {self.micro} rows of {self.plan.context} tokens "
-                f"at once; set train.micro={max(1, self.micro // 2)} or train.recompute='*.blocks.*'"
+                f"at once; set train.micro={max(1, self.micro // 2)} or train.recompute=['*.blocks.*']"
             ) from None
         clip = self.plan.recipe.clip
         norm = self.norm()

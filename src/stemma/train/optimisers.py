@@ -1,8 +1,8 @@
 """Optimisers that torch does not have, or has in another form than the published one.
 
 Each works on all parameters of a group at once (`torch._foreach_*`). The state of a parameter is `step` and tensors of
-its own shape or smaller, so that a checkpoint holds it by `parameter:slot`. Where a parameter is one process's part of a
-larger one, what concerns all of it (norms, means, whole matrices) is asked of `parts`.
+its own shape or smaller, so that a checkpoint holds it by `parameter:slot`. Where a parameter is one process's part of
+a larger one, what concerns all of it (norms, means, whole matrices) is asked of `parts`.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from stemma.nn.stack import Block
 from stemma.parallel.mesh import World
 from stemma.parallel.tables import slice_, summed
 
+GATHERED = 2**27  # entries of whole matrices that a process holds at once
 MEANS = {"row": -1, "column": -2}  # slots of an optimiser that are means along a dimension of their parameter
 
 
@@ -175,19 +176,31 @@ class Parts:
             layout = self._layout(p)
             alike.setdefault((self.shape(p), None if layout is None else layout.placements), []).append(i)
         for places in alike.values():
-            layout, stack = self._layout(parameters[places[0]]), torch.stack([tensors[i] for i in places])
-            if layout is None or not layout.along(-1, -2):
-                done = work(stack) if stack.numel() else stack
-            else:
-                whole = layout.stacked(len(places)).whole(stack).full_tensor()
-                number, others = self.world.place(*layout.axes)
-                out = torch.zeros_like(whole)
-                if len(whole[number::others]):
-                    out[number::others] = work(whole[number::others])
-                self.world.add([out], *layout.axes)  # of each matrix one process has the result, the others zeros
-                done = out[(slice(None), *layout.box())]
-            found |= dict(zip(places, done.unbind(), strict=True))
+            layout = self._layout(parameters[places[0]])
+            split = None if layout is None or not layout.along(-1, -2) else layout
+            for some in self._portions(places, split):
+                stack = torch.stack([tensors[i] for i in some])
+                found |= dict(zip(some, self._shared(work, stack, split).unbind(), strict=True))
         return [found[i] for i in range(len(parameters))]
+
+    def _portions(self, places: list[int], split: Layout | None) -> Iterator[list[int]]:
+        """As many at a time as may be whole at once; a multiple of the processes that work on them."""
+        size = len(places)
+        if split is not None:
+            others = self.world.place(*split.axes)[1]
+            size = others * max(1, GATHERED // (split.shape.numel() * others))
+        yield from (places[i : i + size] for i in range(0, len(places), size))
+
+    def _shared(self, work: Callable[[Tensor], Tensor], stack: Tensor, split: Layout | None) -> Tensor:
+        if split is None:
+            return work(stack) if stack.numel() else stack
+        whole = split.stacked(len(stack)).whole(stack).full_tensor()
+        number, others = self.world.place(*split.axes)
+        out = torch.zeros_like(whole)
+        if len(whole[number::others]):
+            out[number::others] = work(whole[number::others])
+        self.world.add([out], *split.axes)  # of each matrix one process has the result, the others zeros
+        return out[(slice(None), *split.box())]
 
     def _layout(self, p: Tensor) -> Layout | None:
         return self.layouts.get(p)  # type: ignore[call-overload]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from stemma.parallel import World, mesh
+from stemma.parallel import World, mesh, shard
 from stemma.train import checkpoint
 from stemma.train import run as runs
 from stemma.train.loop import Loop
@@ -87,6 +87,7 @@ def spiky(data: str, out: str, mesh: str | None, overrides: dict[str, Any]) -> N
 
 def main(job: str) -> None:
     torch.set_num_threads(1)
+    shard.GATHERED = 5000  # so that Muon's matrices, tiny as they are, go in portions
     about = json.loads(Path(job).read_text("utf-8"))
     for run, text, out, other in about["cases"]:
         Path(out).mkdir(parents=True, exist_ok=True)

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stemma.parallel import World, mesh
+from stemma.parallel import World, mesh, shard
 from stemma.train import checkpoint
 from stemma.train import run as runs
+from stemma.train.loop import Loop
+from stemma.train.spikes import Spikes
 
 
 def gradients(loop: Any) -> dict[str, torch.Tensor]:
@@ -29,35 +33,68 @@ def gradients(loop: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def case(run: Path, text: str, out: Path) -> dict[str, Any]:
-    """What a mesh makes of a run: the first gradient, losses, and the same from the run's own middle."""
+def case(run: Path, text: str, out: Path, other: Path | None) -> dict[str, Any]:
+    """What a mesh makes of a run: the first gradient, losses, and the same from the run's own middle and from that of
+    an `other` mesh."""
     plan, tokenizer, store = runs.reopen(run)
     train, _ = store.split(plan.train.val_fraction, plan.seed)
     world = World(mesh(text), "cpu")
+
+    def gone_on(place: Path) -> list[dict[str, Any]]:
+        loop = runs.loop_of(plan, tokenizer, train, world)
+        loop.restore(place)
+        return [loop.advance() for _ in range(loop.steps - loop.step)]
+
     loop = runs.loop_of(plan, tokenizer, train, world)
     first = gradients(loop)
     records = [loop.advance() for _ in range(plan.recipe.steps // 2)]
     loop.save(out)
     held = sum(p.numel() for p in loop.learners.parameters())
     records += [loop.advance() for _ in range(loop.steps - loop.step)]
-    second = runs.loop_of(plan, tokenizer, train, world)
-    second.restore(checkpoint.steps(run)[0])
-    resumed = [second.advance() for _ in range(second.steps - second.step)]
-    third = runs.loop_of(plan, tokenizer, train, world)
-    third.restore(checkpoint.latest(out))
-    again = [third.advance() for _ in range(third.steps - third.step)]
+    found = {"records": records, "held": held, "again": gone_on(checkpoint.latest(out))}
+    found["resumed"] = gone_on(checkpoint.steps(run)[0])
+    if other is not None:
+        found["crossed"] = gone_on(checkpoint.latest(other))
     if world.leads:
         torch.save(first, out / "gradient.pt")
-    return {"records": records, "resumed": resumed, "again": again, "held": held}
+    return found
+
+
+@contextmanager
+def leap(begin: int) -> Iterator[None]:
+    """Within this, the loss looks ten times as high from step `begin` on, until a run has gone back."""
+    good = Loop.advance
+
+    def advance(self: Loop) -> Any:
+        high = self.step >= begin and self.rewinds == 0
+        record = good(self)
+        return record | {"loss": record["loss"] * 10} if high else record
+
+    Loop.advance = advance
+    try:
+        yield
+    finally:
+        Loop.advance = good
+
+
+def spiky(data: str, out: str, mesh: str | None, overrides: dict[str, Any]) -> None:
+    """A run on a mesh, or alone, whose loss leaps up at step 11."""
+    spikes = Spikes(window=8, patience=2, back=4, skip=3, above=8.0)
+    edits, budget = overrides | {"train.spikes": spikes}, "16 steps"
+    with leap(10):
+        runs.pretrain("llama", data=data, out=out, budget=budget, overrides=edits, quiet=True, mesh=mesh)
 
 
 def main(job: str) -> None:
     torch.set_num_threads(1)
+    shard.GATHERED = 5000  # so that Muon's matrices, tiny as they are, go in portions
     about = json.loads(Path(job).read_text("utf-8"))
-    for run, text, out in about["cases"]:
+    for run, text, out, other in about["cases"]:
         Path(out).mkdir(parents=True, exist_ok=True)
-        found = case(Path(run), text, Path(out))
+        found = case(Path(run), text, Path(out), other and Path(other))
         Path(out, f"found-{torch.distributed.get_rank()}.json").write_text(json.dumps(found), "utf-8")
+    if "spiky" in about:
+        spiky(**about["spiky"])
     World.leave()
 
 

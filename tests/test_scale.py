@@ -15,28 +15,61 @@ from typing import Any
 import pytest
 import torch
 
+import scale_worker
 import stemma
 from scale_worker import gradients
 from stemma import families, spec
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
-from stemma.nn.parts import Dropout
 from stemma.parallel import mesh
 from stemma.train import checkpoint, pretrain, resume
 from stemma.train import run as runs
 from test_train import SMALL, words
 
-STEPS = 6
-FAMILIES: dict[str, dict[str, Any]] = {
-    "bert": {"dims.layers": 2},
-    "llama": {"dims.layers": 2, "dims.heads": 4, "dims.kv_heads": 2},
-    "t5": {"dims.layers": 2, "recipe.optimizer": "AdamW()", "recipe.lr": 1e-3},
-    "qwen3": {"dims.layers": 2},  # norms of queries and keys
+STEPS = 4
+LOSS = {"fp32": 1e-6, "bf16": 1e-4}  # how near losses are, relatively
+GRADIENT = {"fp32": 1e-6, "bf16": 3e-2}  # and entries of the first gradient, to the largest
+TWO_LAYERS = {"dims.layers": 2}
+GROUPED = {"dims.layers": 2, "dims.heads": 4, "dims.kv_heads": 2}
+BLOCKS = {"train.recompute": ("*.blocks.*",)}
+ODD = {"dims.layers": 1, "dims.d_model": 34, "dims.d_ff": 63}  # nothing divides by four
+# what is trained: a family, and changes of it
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", TWO_LAYERS | {"recipe.optimizer": "LAMB()", "train.recompute": ("*.attention", "*.mlp")}),
+    "llama": ("llama", GROUPED | BLOCKS | {"recipe.optimizer": "AdamW()", "train.average": 0.9}),
+    "t5": ("t5", TWO_LAYERS | {"recipe.optimizer": "Adafactor(smallest=16)", "recipe.lr": 1e-2, "train.average": 0.9}),
+    "qwen3": ("qwen3", TWO_LAYERS | {"recipe.optimizer": "Muon()"}),  # norms of queries and keys
+    "electra": ("electra", TWO_LAYERS),
+    # the rest of the optimisers
+    "adam": ("bert", TWO_LAYERS | {"recipe.optimizer": "AdamW(corrected=False)"}),
+    "albert": ("albert", TWO_LAYERS | {"recipe.optimizer": "LAMB(corrected=False)"}),
+    "palm": (
+        "llama",
+        GROUPED
+        | {"recipe.optimizer": "Adafactor(smallest=None, momentum=0.9, weight_decay=1.0, power=2.0)"}
+        | {"recipe.lr": 3e-2},
+    ),
+    # parts of unlike sizes, some of them empty
+    "odd-lamb": ("bert", ODD | {"recipe.optimizer": "LAMB()"}),
+    "odd-factors": ("bert", ODD | {"recipe.optimizer": "Adafactor(smallest=2, momentum=0.5)"}),
+    "odd-muon": ("bert", ODD | {"recipe.optimizer": "Muon()"}),
+    # networks beside the model, two streams, experts, what is reread
+    "deberta-v3": ("deberta-v3", TWO_LAYERS),
+    "distilbert": ("distilbert", {"dims.layers": 1}),
+    "minilm": ("minilm", {"dims.layers": 1}),
+    "xlnet": ("xlnet", TWO_LAYERS | {"objective.reuse": 8}),
+    "deberta": ("deberta", TWO_LAYERS),
+    "mixtral": ("mixtral", TWO_LAYERS | {"recipe.optimizer": "Muon()"}),
+    # precision and compilation
+    "bf16": ("llama", GROUPED | {"recipe.optimizer": "AdamW()", "train.precision": "bf16"}),
+    "compiled": ("llama", GROUPED | {"recipe.optimizer": "AdamW()", "train.compile": True}),
 }
+TAUGHT = ("distilbert", "minilm")  # by the run "adam"
+WORKER = (sys.executable, str(Path(__file__).with_name("scale_worker.py")))
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
 
 
-def start(command: list[str], processes: int, limit: float = 300) -> list[str]:
+def start(command: list[str], processes: int, limit: float = 900) -> list[str]:
     """Start a command as so many processes of one group; what each said on stderr. Fails if one did."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -63,12 +96,18 @@ def start(command: list[str], processes: int, limit: float = 300) -> list[str]:
 
 
 def changes(name: str) -> dict[str, Any]:
-    own = {"train.save_every": STEPS // 2, "train.micro": 2, "recipe.batch": 256, "arch.dropout": Dropout()}
-    return SMALL | own | FAMILIES[name]
+    own = {"train.save_every": STEPS // 2, "train.micro": 2, "recipe.batch": 256, "arch.dropout": "Dropout()"}
+    return SMALL | own | RUNS[name][1]
 
 
-TWO = [(n, m) for m in ("dp=2", "fsdp=2", "tp=2") for n in ("bert", "llama", "t5")] + [("qwen3", "tp=2")]
-FOUR = [(n, "fsdp=2,tp=2") for n in ("bert", "llama", "t5")] + [("llama", "dp=2,fsdp=2")]
+Cases = list[tuple[str, str]]  # of a run and a mesh
+TWO: Cases = [(n, m) for m in ("dp=2", "fsdp=2", "tp=2") for n in ("bert", "llama", "t5")]
+TWO += [("qwen3", "fsdp=2"), ("qwen3", "tp=2"), ("electra", "fsdp=2")]
+MORE: Cases = [(n, m) for m in ("fsdp=2", "tp=2") for n in ("adam", "albert", "palm", "bf16")]
+MORE += [(n, "fsdp=2") for n in ("deberta-v3", "distilbert", "minilm", "xlnet", "deberta", "mixtral")]
+FOUR: Cases = [(n, m) for m in ("dp=2,fsdp=2", "fsdp=2,tp=2") for n in ("llama", "bert", "t5", "qwen3")]
+FOUR += [(n, "fsdp=4") for n in ("odd-lamb", "odd-factors", "odd-muon")]
+COMPILED: Cases = [("compiled", "fsdp=2")]
 
 
 @dataclass
@@ -79,18 +118,24 @@ class Bench:
     data: Path
 
     def run(self, name: str) -> Path:
-        out = self.folder / name
+        out, (family, _) = self.folder / name, RUNS[name]
         if not (out / "summary.json").exists():
-            pretrain(name, data=str(self.data), out=out, budget=f"{STEPS} steps", overrides=changes(name), quiet=True)
+            more = {"objective.teacher": str(self.run("adam") / "model")} if name in TAUGHT else {}
+            budget, edits = f"{STEPS} steps", changes(name) | more
+            pretrain(family, data=str(self.data), out=out, budget=budget, overrides=edits, quiet=True)
         return out
 
-    def trained(self, cases: list[tuple[str, str]]) -> None:
-        """Let meshes of one size train; leaves a folder `NAME-AXES` of each."""
+    def trained(self, cases: Cases) -> None:
+        """Let meshes of one size train; leaves a folder `NAME-AXES` of each. A mesh goes on with what the one before it
+        made of the same run, too."""
         job = self.folder / "job.json"
-        rows = [[str(self.run(name)), axes, str(self.folder / f"{name}-{axes}")] for name, axes in cases]
+        rows: list[tuple[str, str, str, str | None]] = []
+        for name, axes in cases:
+            run = str(self.run(name))
+            before = [out for other, _, out, _ in rows if other == run]
+            rows.append((run, axes, str(self.folder / f"{name}-{axes}"), before[-1] if before else None))
         job.write_text(json.dumps({"cases": rows}), "utf-8")
-        worker = str(Path(__file__).with_name("scale_worker.py"))
-        start([sys.executable, worker, str(job)], mesh(cases[0][1]).size)
+        start([*WORKER, str(job)], mesh(cases[0][1]).size)
 
 
 @pytest.fixture(scope="session")
@@ -100,66 +145,116 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(folder, folder / "rows.jsonl")
 
 
-def close(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> None:
+def close(a: list[dict[str, Any]], b: list[dict[str, Any]], within: float = 1e-6) -> None:
     assert [r["step"] for r in a] == [r["step"] for r in b]
     for x, y in zip(a, b, strict=True):
         assert x["targets"] == y["targets"]
-        assert x["loss"] == pytest.approx(y["loss"], rel=2e-5), x["step"]
-        assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-4), x["step"]
+        assert x["loss"] == pytest.approx(y["loss"], rel=within, abs=1e-8), x["step"]
+        assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=5 * within), x["step"]
 
 
 # one test, so that the processes start once
-@pytest.mark.parametrize("cases", [TWO, pytest.param(FOUR, marks=pytest.mark.slow)], ids=["two", "four"])
-def test_a_mesh_trains_what_one_process_does(bench: Bench, cases: list[tuple[str, str]]) -> None:
+@pytest.mark.parametrize(
+    "cases",
+    [TWO, *(pytest.param(more, marks=pytest.mark.slow) for more in (MORE, FOUR, COMPILED))],
+    ids=["two", "more", "four", "compiled"],
+)
+def test_a_mesh_trains_what_one_process_does(bench: Bench, cases: Cases) -> None:
     bench.trained(cases)
     for name, axes in cases:
         same(bench.run(name), bench.folder / f"{name}-{axes}", axes)
-    damage(bench.folder / f"llama-{cases[-2][1]}")
+    name, axes = cases[-1]
+    damage(bench.folder / f"{name}-{axes}")
 
 
 def same(run: Path, out: Path, axes: str) -> None:
     found = json.loads((out / "found-0.json").read_text("utf-8"))
     expected = runs.read_metrics(run)
-    close(found["records"], expected)
-    close(found["resumed"], expected[STEPS // 2 :])  # from what one process wrote
-    assert found["again"] == found["records"][STEPS // 2 :]  # from what the mesh wrote
-
     plan, tokenizer, store = runs.reopen(run)
+    within = LOSS[plan.train.precision]
+    close(found["records"], expected, within)
+    close(found["resumed"], expected[STEPS // 2 :], within)  # from what one process wrote
+    assert found["again"] == found["records"][STEPS // 2 :]  # from what the mesh wrote
+    close(found.get("crossed", found["again"]), expected[STEPS // 2 :], within)  # from what another mesh wrote
+
     view, _ = store.split(plan.train.val_fraction, plan.seed)
     alone = runs.loop_of(plan, tokenizer, view)
+    fresh = {key: t.clone() for key, t in alone.learners.tensors().items()}
     ours, theirs = gradients(alone), torch.load(out / "gradient.pt")
     assert ours.keys() == theirs.keys()
     scale = max(float(g.abs().max()) for g in ours.values())
     for key, g in ours.items():
-        assert float((g - theirs[key]).abs().max()) <= 1e-6 * scale, key
+        assert float((g - theirs[key]).abs().max()) <= GRADIENT[plan.train.precision] * scale, key
 
-    assert alone.files.load(checkpoint.latest(out))[2]["mesh"] == str(mesh(axes))
-    alone.restore(checkpoint.latest(out))  # one process goes on with what several wrote
-    close([alone.advance() for _ in range(STEPS - alone.step)], expected[STEPS // 2 :])
+    weights, slots, state = checkpoint.load(checkpoint.latest(out))  # type: ignore[arg-type]
+    expected_weights, expected_slots, _ = checkpoint.load(checkpoint.steps(run)[0])
+    assert state["mesh"] == str(mesh(axes))
+    assert {k: t.shape for k, t in slots.items()} == {k: t.shape for k, t in expected_slots.items()}
+    assert weights.keys() == expected_weights.keys()
+    moved = max(float((t - fresh[key]).abs().max()) for key, t in expected_weights.items())
+    for key, t in expected_weights.items():
+        # a softmax knows nothing of biases of keys: their gradients are rounding, as is much of Adam's steps in bf16
+        if plan.train.precision == "fp32" and not key.endswith("attention.k.bias"):
+            assert float((t - weights[key]).abs().max()) <= 1e-3 * moved, key
+
+    alone.restore(checkpoint.latest(out))  # type: ignore[arg-type]
+    close([alone.advance() for _ in range(STEPS - alone.step)], expected[STEPS // 2 :], within)  # one process goes on
     whole = sum(p.numel() for p in alone.learners.parameters())
     share = found["held"] / whole
     assert share == 1 if axes == "dp=2" else share < 0.65, out.name
 
 
+def test_a_mesh_goes_back_behind_a_spike(bench: Bench, tmp_path: Path) -> None:
+    """And on with the text that one process takes then."""
+    edits = changes("llama") | {"train.save_every": 3, "recipe.lr": 1e-4}
+    job = tmp_path / "job.json"
+    about = {"data": str(bench.data), "out": str(tmp_path / "mesh"), "mesh": "fsdp=2", "overrides": edits}
+    job.write_text(json.dumps({"cases": [], "spiky": about}), "utf-8")
+    start([*WORKER, str(job)], 2)
+    scale_worker.spiky(**about | {"out": str(tmp_path / "alone"), "mesh": None})
+    lines = {}
+    for out in ("mesh", "alone"):
+        told = (tmp_path / out / "rewinds.jsonl").read_text("utf-8").splitlines()
+        lines[out] = [json.loads(line) for line in told]
+        assert [(t["at"], t["to"], t["skipped"]) for t in lines[out]] == [(12, 6, 3)]
+    close(lines["mesh"][0]["lost"], lines["alone"][0]["lost"])
+    ours, theirs = (runs.read_metrics(tmp_path / out) for out in ("mesh", "alone"))
+    assert [r["step"] for r in ours] == list(range(1, 17))
+    close(ours, theirs)
+
+
 def test_a_run_of_two_processes_is_a_run(bench: Bench, tmp_path: Path) -> None:
-    """From the command line: begun by two processes, gone on with by one, the model in its publisher's layout."""
-    out, sets = tmp_path / "run", []
-    for path, value in changes("llama").items():
-        if path != "arch.dropout" and value is not None:
-            sets += ["--set", f"{path}={value}"]
-    program = [sys.executable, "-m", "stemma"]
-    begin = [*program, "pretrain", "llama", "--data", str(bench.data), "--budget", f"{STEPS} steps", *sets]
+    """From the command line: begun by two processes, gone on with by one, both networks in their publisher's layout,
+    their weights the mean of all steps, evaluated on the way."""
+    more = {"train.average": 0.9, "train.eval_every": 1, "train.recompute": "['*.blocks.*']"}
+    edits = {k: v for k, v in (changes("electra") | more).items() if v is not None}
+    begin = [sys.executable, "-m", "stemma", "pretrain", "electra", "--data", str(bench.data)]
+    begin += ["--budget", f"{STEPS} steps"]
+    for path, value in edits.items():
+        begin += ["--set", f"{path}={value}"]
+    out = tmp_path / "run"
+    alone = pretrain(
+        "electra",
+        data=str(bench.data),
+        out=tmp_path / "alone",
+        budget=f"{STEPS} steps",
+        overrides=edits,
+        quiet=True,
+    )
     said = start([*begin, "--out", str(out), "--mesh", "fsdp=2"], 2)
     assert "held-out text" in said[0] and "held-out text" not in said[1]
-    alone = runs.read_metrics(bench.run("llama"))
-    close(runs.read_metrics(out), alone)
+    ours, theirs = runs.read_metrics(out), runs.read_metrics(alone.directory)
+    close(ours, theirs)
+    evaluated = [k for k in theirs[1] if k.startswith("val_")]
+    assert evaluated and "val_loss" in evaluated
+    for a, b in zip(ours, theirs, strict=True):
+        assert {k: a[k] for k in a if k in evaluated} == pytest.approx({k: b[k] for k in b if k in evaluated}, rel=1e-4)
     summary = json.loads((out / "summary.json").read_text("utf-8"))
-    assert summary["val"]["bits_per_byte"] == pytest.approx(
-        json.loads((bench.run("llama") / "summary.json").read_text("utf-8"))["val"]["bits_per_byte"], rel=1e-4
-    )
-    ours = torch.cat([p.detach().flatten() for p in stemma.load(str(out / "model")).parameters()])
-    theirs = torch.cat([p.detach().flatten() for p in stemma.load(str(bench.run("llama") / "model")).parameters()])
-    assert float((ours - theirs).abs().max()) < 1e-4
+    assert summary["val"] == pytest.approx(alone.summary["val"], rel=1e-4)
+    for net in ("model", "generator"):
+        kept, other = (stemma.load(str(home / net)).state_dict() for home in (out, alone.directory))
+        assert kept.keys() == other.keys()
+        assert max(float((kept[k] - t).abs().max()) for k, t in other.items()) < 1e-5
 
     shutil.rmtree(checkpoint.latest(out))  # type: ignore[arg-type]
     (out / "summary.json").unlink()
@@ -167,7 +262,7 @@ def test_a_run_of_two_processes_is_a_run(bench: Bench, tmp_path: Path) -> None:
     assert checkpoint.latest(out) == out / "checkpoints" / f"step-{STEPS // 2:06d}"
     resumed = resume(out, quiet=True)
     assert resumed.finished
-    close(runs.read_metrics(out), alone)
+    close(runs.read_metrics(out), theirs)
 
 
 def damage(out: Path) -> None:
@@ -185,6 +280,8 @@ def test_meshes_are_read() -> None:
     for wrong in ("fdsp=2", "dp", "dp=0", "dp=2,dp=2", "tp=two", ""):
         with pytest.raises(UsageError, match="such as fsdp=4,tp=2"):
             mesh(wrong)
+    with pytest.raises(UsageError, match="no axis 'cp': torch shares out a row's tokens only on CUDA"):
+        mesh("fsdp=2,cp=2")
 
 
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

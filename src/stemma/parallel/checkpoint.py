@@ -27,7 +27,7 @@ Kinds = Mapping[str, Mapping[str, Tensor]]
 
 def write(folder: Path, tensors: Kinds, layouts: Mapping[str, Layout]) -> None:
     """Write the local `tensors` of all processes, `{"model": ..., "optimizer": ...}`; called by each of them. Slots of
-    the optimiser (`name:slot`) lie as their parameter does, if they have its shape."""
+    the optimiser (`name:slot`) lie as their parameter does (`Layout.slot`), if they have its shape."""
     state: dict[str, Any] = {}
     for kind, held in tensors.items():
         for key, tensor in held.items():
@@ -82,7 +82,10 @@ def cut(file: Path, kind: str, layouts: Mapping[str, Layout]) -> dict[str, Tenso
 
 
 def _layout(kind: str, key: str, layouts: Mapping[str, Layout]) -> Layout | None:
-    return layouts.get(key if kind == "model" else key.rpartition(":")[0])
+    if kind == "model":
+        return layouts.get(key)
+    name, _, slot = key.rpartition(":")
+    return None if name not in layouts else layouts[name].slot(slot)
 
 
 def _local_shape(layout: Layout) -> tuple[int, ...]:

@@ -45,6 +45,11 @@ def mesh(text: str) -> Mesh:
     sizes: dict[str, int] = {}
     for part in text.split(","):
         axis, equals, number = (p.strip() for p in part.partition("="))
+        if axis == "cp":
+            raise UsageError(
+                f"mesh {text!r} has no axis 'cp': torch shares out a row's tokens only on CUDA, and only for attention "
+                "without a mask; for long rows use tp, such as fsdp=4,tp=2, or set train.recompute=['*.blocks.*']"
+            )
         if axis not in AXES:
             raise UsageError(
                 f"mesh {text!r} has no axis {axis!r}; the axes are dp (copies), fsdp (shards) and tp (slices of "
@@ -88,6 +93,14 @@ class World:
     def part(self, axis: str) -> Any:
         """The submesh of this process along one axis."""
         return self.grid[axis]
+
+    def place(self, *axes: str) -> tuple[int, int]:
+        """The number of this process among those along `axes`, and how many they are."""
+        number, size = 0, 1
+        for axis in axes:
+            there = getattr(self.shape, axis)
+            number, size = number * there + self.grid.get_local_rank(axis), size * there
+        return number, size
 
     def add(self, tensors: Iterable[Tensor], *axes: str) -> None:
         """Replace each tensor by its sum over the processes along `axes`, in place; one call for tensors of one

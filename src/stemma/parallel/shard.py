@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from stemma.errors import UsageError
 from stemma.nn.attention import Attention
@@ -17,6 +17,9 @@ from stemma.nn.model import Model
 from stemma.nn.stack import Block
 from stemma.parallel.mesh import World
 from stemma.parallel.tables import slice_, summed
+
+GATHERED = 2**27  # entries of whole matrices that a process holds at once
+MEANS = {"row": -1, "column": -2}  # slots of an optimiser that are means along a dimension of their parameter
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,43 @@ class Layout:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        pairs = zip(self.grid.mesh_dim_names, self.placements, strict=True)
-        return tuple(axis for axis, place in pairs if not place.is_replicate())
+        return tuple(axis for axis, dim in self._split() if dim is not None)
+
+    def along(self, *dims: int) -> tuple[str, ...]:
+        """The axes along which processes hold different parts of one of these dimensions (-1: the last)."""
+        places = {d % len(self.shape) for d in dims}
+        return tuple(axis for axis, dim in self._split() if dim in places)
+
+    def _split(self) -> Iterator[tuple[str, int | None]]:
+        for axis, place in zip(self.grid.mesh_dim_names, self.placements, strict=True):
+            yield axis, getattr(place, "dim", None)
+
+    def slot(self, name: str) -> Layout:
+        """The layout of an optimiser's slot: that of the parameter, but for slots that are means along a dimension of
+        it, which lack that dimension and are whole where it is split."""
+        if name not in MEANS or len(self.shape) < 2:
+            return self
+        gone = MEANS[name] % len(self.shape)
+        sizes = self.shape[:gone] + self.shape[gone + 1 :]
+        return self._moved(sizes, lambda dim: None if dim == gone else dim - (dim > gone))
+
+    def stacked(self, n: int) -> Layout:
+        """The layout of `n` such tensors as one, whose first dimension they are."""
+        return self._moved(torch.Size((n, *self.shape)), lambda dim: dim + 1)
+
+    def _moved(self, shape: torch.Size, to: Callable[[int], int | None]) -> Layout:
+        """The same parts of another shape, whose dimensions are these at another place, or gone (None)."""
+        places: list[Any] = []
+        for place, (_, dim) in zip(self.placements, self._split(), strict=True):
+            there = None if dim is None else to(dim)
+            if there is None:
+                places.append(Replicate())
+            elif hasattr(place, "split_factor"):
+                places.append(type(place)(there, split_factor=place.split_factor))
+            else:
+                places.append(type(place)(there))
+        stride = torch.empty(shape, device="meta").stride()
+        return replace(self, placements=tuple(places), shape=shape, stride=stride)
 
     def whole(self, local: Tensor) -> DTensor:
         """The distributed tensor of which `local` is this process's part."""
@@ -50,11 +88,14 @@ class Layout:
 
 class Step(nn.Module):
     """An objective's loss as the forward pass of one module, so that sharding has a root whose weights are gathered
-    while it runs."""
+    while it runs. `opened`: blocks whose parts are used outside of their own forward pass."""
 
-    def __init__(self, objective: Any, model: Model, nets: Mapping[str, Model]) -> None:
+    def __init__(
+        self, objective: Any, model: Model, nets: Mapping[str, Model], opened: Iterable[nn.Module] = ()
+    ) -> None:
         super().__init__()
         self.objective, self.model, self.nets = objective, model, nn.ModuleDict(nets)
+        self.opened = set(opened)
         self.found: Any = None
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
@@ -81,9 +122,10 @@ class Through:
 
 def shard(root: Step, grid: Any) -> None:
     """Shard parameters, gradients and with them the optimiser among the processes of `grid`, a block at a time; what
-    stands outside of the blocks is gathered for the whole step (Zhao et al. 2023, arXiv:2304.11277)."""
+    stands outside of the blocks, and blocks that are `opened`, is gathered for the whole step (Zhao et al. 2023,
+    arXiv:2304.11277)."""
     for module in list(root.modules()):
-        if isinstance(module, Block):
+        if isinstance(module, Block) and module not in root.opened:
             if isinstance(cross := module.cross, Attention):  # its keys are made before the block runs
                 fully_shard([cross.k, cross.v], mesh=grid)
             fully_shard(module, mesh=grid)
@@ -95,6 +137,75 @@ def shard(root: Step, grid: Any) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
+class Parts:
+    """What an optimiser asks of parameters that are parts of larger ones: their shapes, norms, sums and products of
+    whole matrices. As `train.optimisers.Whole` answers for one process; called by all processes in one order."""
+
+    def __init__(self, world: World, layouts: Mapping[nn.Parameter, Layout]) -> None:
+        self.world, self.layouts = world, layouts
+
+    def shape(self, p: Tensor) -> torch.Size:
+        """The shape of the whole parameter."""
+        layout = self._layout(p)
+        return p.shape if layout is None else layout.shape
+
+    def add(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor], *dims: int) -> None:
+        """Replace sums over parts by sums over wholes, in place: one tensor a parameter, summed along the dimensions
+        `dims` of it (all, if none are named)."""
+        together: dict[tuple[str, ...], list[Tensor]] = {}
+        for tensor, p in zip(tensors, parameters, strict=True):
+            if (layout := self._layout(p)) is not None:
+                together.setdefault(layout.along(*dims) if dims else layout.axes, []).append(tensor)
+        for axes, held in together.items():
+            self.world.add(held, *axes)
+
+    def norms(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The norm of each whole tensor, of which `tensors` are parts laid out as `parameters` are."""
+        squares = [torch.linalg.vector_norm(t).square() for t in tensors]
+        self.add(squares, parameters)
+        return [s.sqrt() for s in squares]
+
+    def matrices(
+        self, work: Callable[[Tensor], Tensor], tensors: Sequence[Tensor], parameters: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """`work` (n ... M N -> n ... M N) of each whole matrix, and of the results the local parts. Where matrices are
+        split, they are gathered, and each of the processes that hold their parts works on a share of them."""
+        found: dict[int, Tensor] = {}
+        alike: dict[Any, list[int]] = {}
+        for i, p in enumerate(parameters):
+            layout = self._layout(p)
+            alike.setdefault((self.shape(p), None if layout is None else layout.placements), []).append(i)
+        for places in alike.values():
+            layout = self._layout(parameters[places[0]])
+            split = None if layout is None or not layout.along(-1, -2) else layout
+            for some in self._portions(places, split):
+                stack = torch.stack([tensors[i] for i in some])
+                found |= dict(zip(some, self._shared(work, stack, split).unbind(), strict=True))
+        return [found[i] for i in range(len(parameters))]
+
+    def _portions(self, places: list[int], split: Layout | None) -> Iterator[list[int]]:
+        """As many at a time as may be whole at once; a multiple of the processes that work on them."""
+        size = len(places)
+        if split is not None:
+            others = self.world.place(*split.axes)[1]
+            size = others * max(1, GATHERED // (split.shape.numel() * others))
+        yield from (places[i : i + size] for i in range(0, len(places), size))
+
+    def _shared(self, work: Callable[[Tensor], Tensor], stack: Tensor, split: Layout | None) -> Tensor:
+        if split is None:
+            return work(stack) if stack.numel() else stack
+        whole = split.stacked(len(stack)).whole(stack).full_tensor()
+        number, others = self.world.place(*split.axes)
+        out = torch.zeros_like(whole)
+        if len(whole[number::others]):
+            out[number::others] = work(whole[number::others])
+        self.world.add([out], *split.axes)  # of each matrix one process has the result, the others zeros
+        return out[(slice(None), *split.box())]
+
+    def _layout(self, p: Tensor) -> Layout | None:
+        return self.layouts.get(p)  # type: ignore[call-overload]
+
+
 class Spread:
     """What one process holds of the model and the nets that learn with it, by the names of the whole.
 
@@ -103,13 +214,15 @@ class Spread:
 
     def __init__(self, learners: Any, world: World, root: Step) -> None:
         self.model, self.nets, self.world = learners.model, learners.nets, world
-        if (world.shape.tp > 1 or world.shape.fsdp > 1) and len(root.nets):
-            raise UsageError(f"mesh {world.shape}: networks beside the model are not split yet; use dp")
+        self.root = root
         if world.shape.tp > 1:
+            if len(root.nets):
+                raise UsageError(
+                    f"mesh {world.shape}: tp does not slice networks beside the model ({', '.join(root.nets)}); use "
+                    "fsdp instead"
+                )
             slice_(self.model, world.part("tp"))
         if world.shape.fsdp > 1:
-            if self.model.arch.streams is not None:
-                raise UsageError(f"mesh {world.shape}: fsdp does not know two streams yet; use dp")
             shard(root, world.part("fsdp"))
         self.source = dict(learners.named())
         self.layouts: dict[str, Layout] = {}
@@ -118,6 +231,7 @@ class Spread:
             if isinstance(p, DTensor):
                 self.layouts[name] = Layout(p.device_mesh, tuple(p.placements), p.shape, p.stride())
             self.held[name] = nn.Parameter(_local(p).detach(), requires_grad=p.requires_grad)
+        self.parts = Parts(world, {self.held[name]: layout for name, layout in self.layouts.items()})
         self._learners = learners
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -134,6 +248,12 @@ class Spread:
         """Local parameters and kept buffers by name, without gradients."""
         found = {name: _local(t).detach() for name, t in self._learners.tensors().items()}
         return found | {name: p.detach() for name, p in self.held.items()}
+
+    def refresh(self) -> None:
+        """Let go of gathered weights, which are not those any more that local parts say."""
+        for module in self.root.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def collect(self) -> None:
         """Move gradients to the local parameters, summed over all processes that hold the same part."""

@@ -116,7 +116,8 @@ class Loop:
         learning = Learners(self.model, {n.role: self.nets[n.role].train() for n in plan.nets if n.learns})
         self.learners = self.spread(learning)
         self.lr, self.steps = recipe.lr, recipe.steps
-        self.optimizer = optim.optimizer(recipe.optimizer, self.learners, self.lr)
+        parts = getattr(self.learners, "parts", None)
+        self.optimizer = optim.optimizer(recipe.optimizer, self.learners, self.lr, parts)
         self.parameters = [p for p in self.learners.parameters() if p.requires_grad]
         rows = plan.train.micro or max(1, MICRO[self.device.type] // plan.context)
         self.rows = max(1, round(plan.rows / objective.rows))  # examples a step
@@ -198,7 +199,7 @@ class Loop:
                 raise
             raise ResourceError(
                 f"step {self.step + 1} does not fit into memory with {self.micro} rows of {self.plan.context} tokens "
-                f"at once; set train.micro={max(1, self.micro // 2)} or train.recompute='*.blocks.*'"
+                f"at once; set train.micro={max(1, self.micro // 2)} or train.recompute=['*.blocks.*']"
             ) from None
         clip = self.plan.recipe.clip
         norm = self.norm()
@@ -335,6 +336,12 @@ class Loop:
         self.save(run)
         return {"at": spike, "to": self.step, "skipped": spikes.skip}
 
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this, the weights are their mean, if there is one."""
+        with self.average.instead() if self.average is not None else contextlib.nullcontext():
+            yield
+
     # ------------------------------------------------------------ what is otherwise among several processes
 
     @property
@@ -358,9 +365,9 @@ class Loop:
         """The metrics of a run, open to be written."""
         return Metrics(run / "metrics.jsonl", self.step, self.plan.train.tensorboard)
 
-    def agreed(self, stop: Callable[[], bool]) -> Callable[[], bool]:
-        """Whether to stop, of what this process was asked."""
-        return stop
+    def agreed(self, said: Callable[[], bool]) -> Callable[[], bool]:
+        """What this process says."""
+        return said
 
     def whole(self) -> dict[str, Model]:
         """The model ("model") and the nets that learnt with it, by role, to be kept."""
@@ -387,6 +394,7 @@ class Loop:
             Progress(self, quiet or not self.leads) as progress,
         ):
             stop = self.agreed(asked)
+            leapt = self.agreed(lambda: train.spikes is not None and spiked(train.spikes, self.losses))
             begin = time.perf_counter() - self.seconds
             while self.step < self.steps:
                 try:
@@ -397,7 +405,7 @@ class Loop:
                         raise
                     self.losses.append(math.nan)
                 self.seconds = time.perf_counter() - begin
-                if train.spikes is not None and spiked(train.spikes, self.losses):
+                if train.spikes is not None and leapt():
                     told = self.rewind(run, train.spikes)
                     metrics.rewind(told)
                     progress.say(

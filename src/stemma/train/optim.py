@@ -13,8 +13,18 @@ from stemma.families import recipes
 from stemma.train import optimisers
 
 
-def optimizer(spec: recipes.Optimizer, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """The optimiser over all parameters of `model`; weight decay spares norms and biases (all that is no matrix)."""
+def optimizer(
+    spec: recipes.Optimizer, model: nn.Module, lr: float, parts: optimisers.Parts | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser over all parameters of `model`; weight decay spares norms and biases (all that is no matrix).
+    `parts`: what knows of parameters that are parts of larger ones."""
+    made = _optimizer(spec, model, lr)
+    if parts is not None and isinstance(made, optimisers.Optimizer):
+        made.parts = parts
+    return made
+
+
+def _optimizer(spec: recipes.Optimizer, model: nn.Module, lr: float) -> torch.optim.Optimizer:
     groups = _groups(spec, model)
     match spec:
         case recipes.AdamW(corrected=True):

@@ -1,15 +1,16 @@
 """Optimisers that torch does not have, or has in another form than the published one.
 
 Each works on all parameters of a group at once (`torch._foreach_*`). The state of a parameter is `step` and tensors of
-its own shape or smaller, so that a checkpoint holds it by `parameter:slot`.
+its own shape or smaller, so that a checkpoint holds it by `parameter:slot`. Where a parameter is one process's part of
+a larger one, what concerns all of it (norms, means, whole matrices) is asked of `parts`.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +19,52 @@ Groups = Iterable[dict[str, Any]]
 Tensors = list[Tensor]
 
 
+class Parts(Protocol):
+    """What an optimiser asks of parameters that may be parts of larger ones, which other processes hold."""
+
+    def shape(self, p: Tensor) -> torch.Size:
+        """The shape of the whole parameter."""
+
+    def add(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor], *dims: int) -> None:
+        """Make sums along the dimensions `dims` of each parameter (all, if none are named) those of the whole."""
+
+    def norms(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensors:
+        """The norm of each whole tensor."""
+
+    def matrices(
+        self, work: Callable[[Tensor], Tensor], tensors: Sequence[Tensor], parameters: Sequence[Tensor]
+    ) -> Tensors:
+        """`work` (n ... M N -> n ... M N) of each whole matrix; of the results this process's parts."""
+
+
+class Whole:
+    """Of parameters that are whole."""
+
+    def shape(self, p: Tensor) -> torch.Size:
+        return p.shape
+
+    def add(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor], *dims: int) -> None:
+        return
+
+    def norms(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensors:
+        return list(torch._foreach_norm(list(tensors)))
+
+    def matrices(
+        self, work: Callable[[Tensor], Tensor], tensors: Sequence[Tensor], parameters: Sequence[Tensor]
+    ) -> Tensors:
+        found: dict[int, Tensor] = {}
+        alike: dict[torch.Size, list[int]] = {}
+        for i, p in enumerate(parameters):
+            alike.setdefault(p.shape, []).append(i)
+        for places in alike.values():
+            found |= dict(zip(places, work(torch.stack([tensors[i] for i in places])).unbind(), strict=True))
+        return [found[i] for i in range(len(parameters))]
+
+
 class Optimizer(torch.optim.Optimizer):
     """A step is `update` of every group's parameters that have a gradient."""
+
+    parts: Parts = Whole()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -103,7 +148,7 @@ class LAMB(Adam):
     def update(self, group: dict[str, Any], parameters: Tensors, grads: Tensors) -> None:
         step = self.direction(group, parameters, grads, self.corrected)
         if group.get("adapted", True):
-            sizes = zip(torch._foreach_norm(parameters), torch._foreach_norm(step), strict=True)
+            sizes = zip(self.parts.norms(parameters, parameters), self.parts.norms(step, parameters), strict=True)
             torch._foreach_mul_(step, [torch.where((w > 0) & (u > 0), w / u, 1.0) for w, u in sizes])
         torch._foreach_add_(parameters, step, alpha=-group["lr"])
 
@@ -137,7 +182,7 @@ class Adafactor(Optimizer):
 
     def factored(self, p: Tensor) -> bool:
         """Whether the second moments of `p` are kept as two sums."""
-        return self.smallest is not None and p.ndim >= 2 and min(p.shape[-2:]) >= self.smallest
+        return self.smallest is not None and p.ndim >= 2 and min(self.parts.shape(p)[-2:]) >= self.smallest
 
     def slots(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
         if self.factored(p):
@@ -151,22 +196,22 @@ class Adafactor(Optimizer):
         fresh = [t**-self.decay for t in self.steps(parameters)]  # 1 - beta2 of this step
         squares = list(torch._foreach_mul(grads, grads))
         torch._foreach_add_(squares, self.eps)
-        step: Tensors = []
-        for p, square, share in zip(parameters, squares, fresh, strict=True):
-            kept = self.state[p]
-            if "row" in kept:
-                row, column = kept["row"], kept["column"]
-                row.lerp_(square.mean(-1), share)
-                column.lerp_(square.mean(-2), share)
-                # the product of two roots, so that no product of tiny sums falls to zero
-                shape = (row / row.mean(-1, keepdim=True)).rsqrt()
-                step.append(shape[..., None] * column.rsqrt()[..., None, :])
-            else:
-                step.append(kept["exp_avg_sq"].lerp_(square, share).rsqrt())
+        factored = [i for i, p in enumerate(parameters) if "row" in self.state[p]]
+        roots = dict(zip(factored, self.roots(parameters, squares, fresh, factored), strict=True))
+        step = [
+            roots[i] if i in roots else self.state[p]["exp_avg_sq"].lerp_(squares[i], fresh[i]).rsqrt()
+            for i, p in enumerate(parameters)
+        ]
         torch._foreach_mul_(step, grads)
+        sizes = zip(
+            [self.parts.shape(p).numel() ** 0.5 for p in parameters],
+            self.parts.norms(parameters, parameters),
+            self.parts.norms(step, parameters),
+            strict=True,
+        )
         factors = [
-            lr * (w / p.numel() ** 0.5).clamp(min=self.floor) / (u / (p.numel() ** 0.5 * self.clip)).clamp(min=1.0)
-            for p, w, u in zip(parameters, torch._foreach_norm(parameters), torch._foreach_norm(step), strict=True)
+            lr * (w / n).clamp(min=self.floor) / (u / (n * self.clip)).clamp(min=1.0)  # by root mean squares
+            for n, w, u in sizes
         ]
         torch._foreach_mul_(step, factors)
         if self.momentum:
@@ -176,6 +221,26 @@ class Adafactor(Optimizer):
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["weight_decay"] * lr**self.power)
         torch._foreach_sub_(parameters, step)
+
+    def roots(self, parameters: Tensors, squares: Tensors, fresh: list[float], which: list[int]) -> Tensors:
+        """One over the root of the second moments of the parameters numbered in `which`, from the means of rows and
+        columns, which are brought up to date."""
+        held = [parameters[i] for i in which]
+        sizes = [self.parts.shape(p) for p in held]
+        rows, columns = [squares[i].sum(-1) for i in which], [squares[i].sum(-2) for i in which]
+        self.parts.add(rows, held, -1)
+        self.parts.add(columns, held, -2)
+        for p, i, size, row, column in zip(held, which, sizes, rows, columns, strict=True):
+            self.state[p]["row"].lerp_(row / size[-1], fresh[i])
+            self.state[p]["column"].lerp_(column / size[-2], fresh[i])
+        rows, columns = self.held("row", held), self.held("column", held)
+        means = [row.sum(-1, keepdim=True) for row in rows]
+        self.parts.add(means, held, -2)
+        # the product of two roots, so that no product of tiny sums falls to zero
+        return [
+            (row / (mean / size[-2])).rsqrt()[..., None] * column.rsqrt()[..., None, :]
+            for row, column, mean, size in zip(rows, columns, means, sizes, strict=True)
+        ]
 
 
 class Muon(Adam):
@@ -209,13 +274,9 @@ class Muon(Adam):
         torch._foreach_lerp_(mean, grads, 1 - self.momentum)
         ahead = torch._foreach_lerp(grads, mean, self.momentum)  # Nesterov's
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        alike: dict[torch.Size, list[int]] = {}
-        for i, p in enumerate(parameters):
-            alike.setdefault(p.shape, []).append(i)
-        for shape, places in alike.items():
-            whole = orthogonal(torch.stack([ahead[i] for i in places]), self.iterations)
-            size = 0.2 * math.sqrt(max(shape[-2:]))
-            torch._foreach_add_([parameters[i] for i in places], list(whole.unbind()), alpha=-group["lr"] * size)
+        step = self.parts.matrices(lambda x: orthogonal(x, self.iterations), ahead, parameters)
+        torch._foreach_mul_(step, [-group["lr"] * 0.2 * math.sqrt(max(self.parts.shape(p)[-2:])) for p in parameters])
+        torch._foreach_add_(parameters, step)
 
 
 def orthogonal(x: Tensor, iterations: int = 5) -> Tensor:

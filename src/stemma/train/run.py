@@ -10,7 +10,6 @@ RUN/summary.json    what came out
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import math
@@ -461,7 +460,7 @@ def _carry_on(
         return Run(run, plan, loop.model.eval(), tokenizer, checkpoint.read_json(done), True)
 
     def measure() -> dict[str, float]:
-        with loop.average.instead() if loop.average is not None else contextlib.nullcontext():
+        with loop.averaged():
             return evaluate(loop.model, loop.objective, held, autocast=loop.autocast, nets=loop.nets)
 
     finished = loop.train(run, on_step=on_step, evaluate=measure, quiet=quiet)

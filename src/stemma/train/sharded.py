@@ -5,19 +5,20 @@ gradients are those of the whole step. The leading process writes metrics and sp
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stemma.errors import UsageError
-from stemma.families.recipes import AdamW
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Objective, View
+from stemma.objectives.distil import Relations
 from stemma.parallel import World
 from stemma.parallel import checkpoint as shards
 from stemma.parallel.shard import Spread, Step, Through
@@ -83,15 +84,6 @@ class Sharded(Loop):
         nets: Mapping[str, Model] | None,
         world: World,
     ) -> None:
-        split = world.shape.fsdp > 1 or world.shape.tp > 1
-        if split and not isinstance(plan.recipe.optimizer, AdamW):
-            raise UsageError(
-                f"mesh {world.shape}: {type(plan.recipe.optimizer).__name__} looks at whole matrices, and this mesh "
-                "splits them; use dp, or set recipe.optimizer={kind: AdamW}"
-            )
-        for name in ("average", "spikes", "recompute"):
-            if split and getattr(plan.train, name):
-                raise UsageError(f"mesh {world.shape}: train.{name} is not built for weights that are split; use dp")
         self.world = world
         super().__init__(plan, model, objective, view, nets)
         readers = world.shape.readers
@@ -107,7 +99,7 @@ class Sharded(Loop):
         self.files = Files(self.spread_out, world)
 
     def spread(self, learners: Learners) -> Any:
-        root = Step(self.objective, self.model, self.nets)
+        root = Step(self.objective, self.model, self.nets, opened(self.objective, [self.model, *self.nets.values()]))
         self.spread_out = Spread(learners, self.world, root)
         self.objective: Any = Through(self.objective, root)
         return self.spread_out
@@ -128,25 +120,70 @@ class Sharded(Loop):
     def metrics(self, run: Path) -> Any:
         return super().metrics(run) if self.world.leads else Silent()
 
-    def agreed(self, stop: Callable[[], bool]) -> Callable[[], bool]:
-        """Whether any process was asked to stop: then all do, after the same step."""
-        return lambda: self.world.total({"stop": int(stop())}, "dp", "fsdp", "tp")["stop"] > 0
+    def agreed(self, said: Callable[[], bool]) -> Callable[[], bool]:
+        """Whether any process says so: then all take it for so, after the same step."""
+        return lambda: self.world.total({"said": int(said())}, "dp", "fsdp", "tp")["said"] > 0
 
     @property
     def leads(self) -> bool:
         return self.world.leads
 
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        try:
+            with super().averaged():
+                self.spread_out.refresh()
+                yield
+        finally:
+            self.spread_out.refresh()
+
+    def restore(self, path: Path) -> None:
+        super().restore(path)
+        self.spread_out.refresh()
+
+    def finish(self) -> None:
+        """As for one process; where the mesh splits weights, what was shared is parted in what `whole` makes."""
+        if not self.spread_out.layouts:
+            super().finish()
+        elif self.average is not None:
+            self.average.swap()
+            self.spread_out.refresh()
+
     def whole(self) -> dict[str, Model]:
         """As for one process, on the leading one, there on the CPU where the mesh splits weights; nothing elsewhere.
-        Called by every process."""
+        Called by every process, after `finish`."""
         if not self.spread_out.layouts:  # copies are whole
             return super().whole() if self.world.leads else {}
         tensors = self.spread_out.whole()
         if not self.world.leads:
             return {}
-        with torch.device("meta"):
-            full = Model(self.model.arch, self.model.dims)
-        full.to_empty(device="cpu").load_state_dict(tensors)
-        for name in ("family", "name", "text", "tokenizer", "design"):
-            setattr(full, name, getattr(self.model, name))
-        return {"model": full}
+        found = {"model": _empty(self.model), **{role: _empty(net) for role, net in self.learners.nets.items()}}
+        nets = {role: net for role, net in found.items() if role != "model"}
+        if nets:
+            self.objective.join(found["model"], nets)
+        with torch.no_grad():
+            for name, tensor in Learners(found["model"], nets).tensors().items():
+                tensor.copy_(tensors[name])
+        self.objective.part(found["model"], nets)
+        return found
+
+
+def opened(objective: Objective, nets: Iterable[Model]) -> Iterator[nn.Module]:
+    """The blocks whose parts an objective or a stack uses outside of the block's own forward pass: all of two streams,
+    the last where distillation looks into attention."""
+    for net in nets:
+        for stack in (net.encoder, net.decoder):
+            if stack is not None and net.arch.streams is not None:
+                yield from stack.blocks
+            elif stack is not None and isinstance(objective, Relations):
+                yield stack.blocks[stack.order[-1][0]]
+
+
+def _empty(model: Model) -> Model:
+    """A network like `model`, whole, on the CPU, its weights yet to be filled in."""
+    with torch.device("meta"):
+        full = Model(model.arch, model.dims)
+    full.to_empty(device="cpu")
+    for name in ("family", "name", "text", "tokenizer", "design"):
+        setattr(full, name, getattr(model, name))
+    return full

@@ -115,8 +115,8 @@ def measure(name: str, sides: tuple[Side, ...], seconds: float, cpu: bool) -> di
                 "compiled": side.compiled,
                 "parameters": count,
                 "tokens_per_second": speed,
-                # operations are not counted for two streams
-                "mfu": None if name == "xlnet" else speed * cost / meter.peak("cpu", side.precision == "bf16"),
+                # operations are not counted for two streams, and the machine's peak is one of the wall clock
+                "mfu": None if cpu or name == "xlnet" else speed * cost / meter.peak("cpu", side.precision == "bf16"),
                 "ratio": statistics.median(ratios),
                 "ratio_low": min(ratios),
                 "ratio_high": max(ratios),

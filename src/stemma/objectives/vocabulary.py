@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -43,9 +44,22 @@ def token_loss(
 
 
 def _summed(model: Model, hidden: Tensor, goal: Tensor, z: float, smoothing: float = 0.0) -> Tensor:
-    logits = model.logits(hidden).float()
+    criterion = _compiled() if model.compiled else _nats
+    loss: Tensor = criterion(model.logits(hidden), goal, z, smoothing)
+    return loss
+
+
+def _nats(logits: Tensor, goal: Tensor, z: float, smoothing: float) -> Tensor:
+    logits = logits.float()
     loss = F.cross_entropy(logits, goal, reduction="sum", label_smoothing=smoothing)
     return loss + z * logits.logsumexp(-1).square().sum() if z else loss
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    """The same without the passes over all logits between its operations: their fp32 copy and their log-softmax are
+    never written to memory, forward or backward."""
+    return torch.compile(_nats)
 
 
 class _Chunked(torch.autograd.Function):

@@ -179,7 +179,9 @@ def main() -> None:
     if not options.skip_resume:
         about["resumed"] = compare()
         for side, apart in about["resumed"].items():
-            print(f"{side}: stopped after {STOP} steps and resumed, {MORE} steps later parameters differ by {apart:.1e}")
+            print(
+                f"{side}: stopped after {STOP} steps and resumed, {MORE} steps later parameters differ by {apart:.1e}"
+            )
     if options.json:
         Path(options.json).write_text(json.dumps({**about, "results": results}, indent=2) + "\n", "utf-8")
 

@@ -29,7 +29,9 @@ def plan_of(name: str, precision: str = "auto", compiled: bool = False) -> Plan:
     train = replace(plan.train, precision=precision, compile=compiled, micro=shape.rows)  # type: ignore[arg-type]
     quarter = {"d_model": WIDTH // 4, "heads": HEADS // 4, "d_ff": WIDTH}
     nets = tuple(
-        replace(n, arch=replace(n.arch, dropout=Dropout()), dims=replace(n.dims, **(sizes | quarter | {"embed": WIDTH})))
+        replace(
+            n, arch=replace(n.arch, dropout=Dropout()), dims=replace(n.dims, **(sizes | quarter | {"embed": WIDTH}))
+        )
         for n in plan.nets
     )
     return settled(replace(plan, arch=arch, dims=dims, recipe=recipe, train=train, nets=nets), 100_000, False)

@@ -56,12 +56,11 @@ class Xlnet(nn.Module):
         super().__init__()
         from transformers import XLNetConfig, XLNetLMHeadModel
 
-        self.net = XLNetLMHeadModel(
-            XLNetConfig(
-                vocab_size=VOCAB, d_model=WIDTH, n_layer=LAYERS, n_head=HEADS, d_inner=4 * WIDTH, dropout=0.0,
-                mem_len=None, use_mems_eval=False, use_mems_train=False,
-            )  # fmt: skip
-        )
+        config = XLNetConfig(
+            vocab_size=VOCAB, d_model=WIDTH, n_layer=LAYERS, n_head=HEADS, d_inner=4 * WIDTH, dropout=0.0,
+            mem_len=None, use_mems_eval=False, use_mems_train=False,
+        )  # fmt: skip
+        self.net = XLNetLMHeadModel(config)
 
     def forward(self, **batch: Tensor) -> Tensor:
         loss: Tensor = self.net(**batch).loss

@@ -44,7 +44,11 @@ def _stemma(folder: Path) -> float:
     sizes: dict[str, Any] = {"d_model": WIDTH, "layers": LAYERS, "heads": HEADS, "d_ff": 4 * WIDTH, "context": CONTEXT}
     recipe = replace(plan.recipe, batch=ROWS * CONTEXT, steps=STOP + MORE)
     plan = replace(
-        plan, dims=replace(plan.dims, **sizes), recipe=recipe, train=replace(plan.train, micro=ROWS), objective=goals.MLM()
+        plan,
+        dims=replace(plan.dims, **sizes),
+        recipe=recipe,
+        train=replace(plan.train, micro=ROWS),
+        objective=goals.MLM(),
     )
     setting = Setting(Tokens(), plan.text, CONTEXT, 1, structure="encoder")
     view = View(DOCUMENTS, CONTEXT - 2, 1)

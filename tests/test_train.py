@@ -591,6 +591,17 @@ def test_flops_agree_with_a_count_by_hand() -> None:
     assert isinstance(plan.arch.mask, Causal)
 
 
+def test_flops_of_an_encoder_decoder_agree_with_a_count_by_hand() -> None:
+    plan = resolve("t5")
+    model, d = Model(plan.arch, plan.dims), plan.dims
+    width, square, mlp = d.heads * d.width, 4 * d.d_model * d.heads * d.width, 2 * d.d_model * d.d_ff
+    read = d.layers * (square + mlp) + d.depth * square / 2  # its keys and values are for what was read
+    written = d.depth * (1.5 * square + mlp)
+    seen = 12 * width * (d.layers * 128 + 0.25 * d.depth * (32 / 2 + 128))
+    by_hand = 6 * (read + 0.25 * (written + d.vocab * d.d_model)) + seen
+    assert meter.flops(model, 128, 0.25, 0.25) == pytest.approx(by_hand)
+
+
 def test_texts_of_training_and_evaluation_are_apart(tmp_path: Path, ready: dict[str, Run]) -> None:
     _, tokenizer, _ = runs.reopen(ready["gpt2"].directory)
     store = Store.build(sources.of(words()), tokenizer, tmp_path / "store")

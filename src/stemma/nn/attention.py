@@ -150,7 +150,9 @@ class Attention(nn.Module):
         if not causal:
             return self.weighted(q, k, v, mask, rate)
         length = q.shape[2]
-        before = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+        # added, not filled in: where a row sees itself the numbers are the same, and a vector of floats is read at once
+        # where a compiled graph would pick booleans one by one
+        before = q.new_full((length, length), float("-inf")).triu(1)
         blocks = [
             self.weighted(q[:, :, i:end], k[:, :, :end], v[:, :, :end], before[i:end, :end], rate)
             for i in range(0, length, BLOCK)

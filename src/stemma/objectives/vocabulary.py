@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -43,9 +44,57 @@ def token_loss(
 
 
 def _summed(model: Model, hidden: Tensor, goal: Tensor, z: float, smoothing: float = 0.0) -> Tensor:
-    logits = model.logits(hidden).float()
+    logits = model.logits(hidden)
+    if model.compiled:
+        loss: Tensor = CompiledNats.apply(logits, goal, z, smoothing)
+        return loss
+    return nats(logits, goal, z, smoothing)
+
+
+def nats(logits: Tensor, goal: Tensor, z: float = 0.0, smoothing: float = 0.0) -> Tensor:
+    """The loss that `token_loss` describes, of logits (N V) and targets (N)."""
+    logits = logits.float()
     loss = F.cross_entropy(logits, goal, reduction="sum", label_smoothing=smoothing)
     return loss + z * logits.logsumexp(-1).square().sum() if z else loss
+
+
+class CompiledNats(torch.autograd.Function):
+    """`nats` in two compiled passes over the logits, forward and backward, as they are: no fp32 copy of them and no
+    log-softmax is written to memory. The target's own gradient is put in its place afterwards, for a vector that asks
+    of every entry whether it is the target takes longer than all else."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, goal: Tensor, z: float, smoothing: float) -> Tensor:
+        total, own, mean = _compiled(_read)(logits, goal, smoothing > 0)
+        ctx.save_for_backward(logits, goal, total)
+        ctx.how = z, smoothing
+        loss: Tensor = (total - (1.0 - smoothing) * own).sum()
+        if mean is not None:
+            loss = loss - smoothing * mean.sum()
+        return loss + z * total.square().sum() if z else loss
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> Any:
+        return _compiled(_slope)(*ctx.saved_tensors, outer[0], *ctx.how), None, None, None
+
+
+def _read(logits: Tensor, goal: Tensor, mean: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of each row (N): the logarithm of the softmax's denominator, the target's logit, the mean of all, in fp32."""
+    wide = logits.float()
+    return wide.logsumexp(-1), wide.gather(1, goal[:, None]).squeeze(1), wide.mean(-1) if mean else None
+
+
+def _slope(logits: Tensor, goal: Tensor, total: Tensor, outer: Tensor, z: float, smoothing: float) -> Tensor:
+    """The gradient of the loss at the logits (N V), `outer` times."""
+    slope = (logits.float() - total[:, None]).exp() * (outer * (1.0 + 2.0 * z * total))[:, None]
+    slope = slope - outer * (smoothing / logits.shape[1])
+    own = slope.gather(1, goal[:, None]) - outer * (1.0 - smoothing)
+    return slope.to(logits.dtype).scatter(1, goal[:, None], own.to(logits.dtype))
+
+
+@functools.cache
+def _compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(f)
 
 
 class _Chunked(torch.autograd.Function):

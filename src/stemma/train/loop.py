@@ -135,6 +135,7 @@ class Loop:
             recompute(self.model, plan.train.recompute)
         if plan.train.compile:
             for net in (model, *self.nets.values()):
+                net.compiled = True
                 for stack in (net.encoder, net.decoder):
                     if stack is not None:
                         stack.compile()

@@ -24,16 +24,20 @@ def flops(model: Model, context: int, targets: float = 1.0, decoder: float = 0.0
     if structure == "encoder-decoder":
         encoder = _weights(model.encoder) + _attention(dims, dims.layers, context)
         own = context * decoder
-        inner = _weights(model.decoder) + _attention(dims, dims.depth, own) / 2 + _attention(dims, dims.depth, context)
-        return encoder + decoder * inner + targets * head
+        read = _weights(model.decoder, ".cross.k.", ".cross.v.")  # these two multiply what the encoder read
+        inner = _weights(model.decoder) - read + _attention(dims, dims.depth, own) / 2
+        inner += _attention(dims, dims.depth, context)
+        return encoder + read + decoder * inner + targets * head
     stack = model.encoder if structure == "encoder" else model.decoder
     attention = _attention(dims, dims.layers, context) / (1 if structure == "encoder" else 2)
     return _weights(stack) + attention + targets * head
 
 
-def _weights(stack: torch.nn.Module | None) -> float:
+def _weights(stack: torch.nn.Module | None, *parts: str) -> float:
+    """Operations of a token with the matrices of a stack, or with those whose name holds one of `parts`."""
     assert stack is not None
-    return 6.0 * sum(p.numel() for n, p in stack.named_parameters() if p.ndim == 2 and not n.endswith("table.weight"))
+    named = [(n, p) for n, p in stack.named_parameters() if p.ndim == 2 and not n.endswith("table.weight")]
+    return 6.0 * sum(p.numel() for n, p in named if not parts or any(part in n for part in parts))
 
 
 def _attention(dims: Dims, layers: int, context: float) -> float:

@@ -53,7 +53,7 @@ def stemma_step(dims: Dims, shape: Shape) -> tuple[Callable[[], float], int]:
     plan = settled(plan, 100_000, False)
     model = Model(plan.arch, plan.dims).initialise(1)
     loop = Loop(plan, model, Rows("decoder", shape, 1, plan.dims.vocab), [])  # type: ignore[arg-type]
-    return lambda: float(loop.advance()["loss"]), model.count()
+    return lambda: float(loop.advance()["loss"]), sum(p.numel() for p in model.parameters())
 
 
 def transformers_step(dims: Dims, shape: Shape) -> tuple[Callable[[], float], int]:

@@ -58,14 +58,14 @@ class Held(Objective):
 class Rows(Held):
     """Rows that hold nothing but text, with the targets of their structure."""
 
-    def __init__(self, kind: str, shape: Shape, seed: int) -> None:
+    def __init__(self, kind: str, shape: Shape, seed: int, vocab: int = VOCAB) -> None:
         self.setting = Setting(None, None, shape.context, seed)  # type: ignore[arg-type]
-        self.kind, self.shape, self.rng = kind, shape, np.random.default_rng(seed)
+        self.kind, self.shape, self.vocab, self.rng = kind, shape, vocab, np.random.default_rng(seed)
         self.held = [self.row() for _ in range(HELD)]
 
     def row(self) -> dict[str, Any]:
         def ids(n: int) -> Any:
-            return self.rng.integers(10, VOCAB, size=n)
+            return self.rng.integers(10, self.vocab, size=n)
 
         context = self.shape.context
         row = {"input_ids": ids(context)}

@@ -238,7 +238,8 @@ class Relative:
         match self.spec:
             case parts.LayerBuckets():
                 assert self.table is not None and told[0] is not None
-                return q, self.tape.embedding(self.table, told[0])
+                batch, length, keys = told[0].shape
+                return q, self.tape.embedding(self.table, told[0]).view(batch, self.dims.heads, length, keys)
             case parts.RelativeSinusoidal():
                 return self.by_waves(q, k, told)
         return q, self.by_table(attention, q, k, told)
@@ -263,7 +264,7 @@ class Relative:
         rows = self.tape.half(rows) if self.half else rows
         y = self.tape.matmul(x.view(heads, batch * length, width), rows, (batch, heads, length, number))
         if which is not None:
-            return self.tape.gather(y, (batch, heads, length, which.shape[-1]), which)
+            return self.tape.gather(y, (batch, heads, length, which.shape[-1]), which, True)
         return self.tape.part(y, (batch, heads, length, length))
 
     def by_waves(self, q: Sized, k: Sized, told: tuple[Sized | None, ...]) -> tuple[Sized, Sized]:
@@ -277,7 +278,7 @@ class Relative:
         products = tape.matmul(asked, r, (batch, heads, length, r.shape[2]), (True, True))
         shape = (batch, heads, length, keys)
         if first is not None:
-            bias = tape.gather(products, shape, tape.new((batch, length, keys), LONG))
+            bias = tape.gather(products, shape, tape.new((batch, length, keys), LONG), True)
         else:
             bias = tape.part(products, shape) if length > 1 else products
         if different is not None:
@@ -648,7 +649,7 @@ class Stack:
             x = tape.mul(x, real)
         near = tape.part(x, (*shape, kernel))
         near = tape.masked(near, tape.new((*shape[:2], 1, kernel), BOOL)) if rows.packed else tape.copy(near)
-        y = tape.linear(near.view(*shape[:2], shape[2] * kernel), self.conv.view(shape[2], -1), self.conv_bias, self.w.how.half)
+        y = tape.linear(near.view(*shape[:2], shape[2] * kernel), self.conv.view(shape[2], shape[2] * kernel), self.conv_bias, self.w.how.half)
         y = tape.dropout(y, self.arch.dropout.residual)
         if real is None:
             return self.conv_norm(tape.add(beside, activate(tape, self.arch.convolution.act, y, False)))

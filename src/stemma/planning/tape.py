@@ -45,20 +45,32 @@ class Node:
 
 
 class Leaf(Node):
-    """A weight, which keeps its gradient."""
+    """A weight, which keeps its gradient: the sum of those of all its `uses` in a backward pass, added once."""
 
-    __slots__ = ("grad",)
+    __slots__ = ("grad", "sum", "uses")
 
     def __init__(self) -> None:
-        super().__init__((), (), lambda g, saved: (), 0)
+        super().__init__((), (), _done, 0)
         self.grad: Store | None = None
+        self.sum: Sized | None = None
+        self.uses = 0
 
-    def add(self, g: Sized, size: int) -> None:
+    def add(self, g: Sized) -> None:
+        if self.sum is None:
+            self.sum = g
+        elif sys.getrefcount(self.sum.store) > 2:  # others hold it too: the sum is a tensor of its own
+            self.sum = g.store.tape.like(self.sum)
+        self.uses -= 1
+
+    def keep(self) -> None:
         """The first gradient is taken as it is unless others hold it, further ones are added in place."""
-        if self.grad is None:
-            tape, whole = g.store.tape, g.store.size == size and g.store.tape.shards == 1
-            shared = sys.getrefcount(g.store) > 2 or not whole  # the tensor's own, and the argument's
-            self.grad = Store(tape, size // tape.shards) if shared else g.store
+        found, self.sum, self.uses = self.sum, None, 0
+        if found is None or self.grad is not None:
+            return
+        tape, size = found.store.tape, found.numel * FULL
+        whole = found.store.size == size and tape.shards == 1
+        shared = sys.getrefcount(found.store) > 2 or not whole
+        self.grad = Store(tape, size // tape.shards) if shared else found.store
 
 
 class Sized:
@@ -133,6 +145,10 @@ class Tape:
             return out
         node = Node(tuple(x.node for x in inputs), saved, back, self.place)
         self.place += 1
+        if self.frame is None or not self.frame.again:
+            for into in node.inputs:
+                if isinstance(into, Leaf):
+                    into.uses += 1
         frame = self.frame
         if frame is not None:
             number, frame.count = frame.count, frame.count + 1
@@ -148,6 +164,7 @@ class Tape:
         waiting: dict[Node, Sized] = {root.node: self.like(root)}
         heap = [(-root.node.place, id(root.node), root.node)]
         root.node = None
+        early: set[Leaf] = set()  # weights some of whose gradients are known
         while heap:
             node = heapq.heappop(heap)[2]
             found = self._run(node, waiting.pop(node))
@@ -158,13 +175,21 @@ class Tape:
                 if into is None or g is None:
                     continue
                 if isinstance(into, Leaf):
-                    into.add(g, g.numel * FULL)
+                    into.add(g)
+                    if into.uses == 0:
+                        g = None
+                        into.keep()
+                        early.discard(into)
+                    else:
+                        early.add(into)
                 elif into not in waiting:
                     waiting[into] = g
                     heapq.heappush(heap, (-into.place, id(into), into))
                 elif sys.getrefcount(waiting[into].store) > 2:  # others hold it too: the sum is a tensor of its own
                     waiting[into] = self.like(waiting[into])
                 g = None
+        for leaf in early:  # a use that nothing was learned from
+            leaf.keep()
 
     def _run(self, node: Node, g: Sized) -> list[Sized | None]:
         if node.frame is not None:
@@ -371,11 +396,14 @@ class Tape:
         return self.op([x], out, (noise,), lambda g, s: (self.like(g),))
 
     def masked(self, x: Sized, mask: Sized) -> Sized:
-        out = self.like(x)
-        return self.op([x], out, (mask,), lambda g, s: (self.like(g),))
+        shape, old, item = x.shape, x.shape, x.item
+        if len(mask.shape) == len(shape):
+            shape = tuple(max(a, b) for a, b in zip(shape, mask.shape, strict=True))
+        out = self.new(shape, item)
+        return self.op([x], out, (mask,), lambda g, s: (self._fit(self.like(g), old, item),))
 
-    def gather(self, x: Sized, shape: Shape, index: Sized | None = None) -> Sized:
-        """Places of `x`; the gradient is spread over a whole of zeros, and added there."""
+    def gather(self, x: Sized, shape: Shape, index: Sized | None = None, keeps: bool = False) -> Sized:
+        """Places of `x`; the gradient is spread over a whole of zeros, and added there. torch's `gather` `keeps` x."""
         out = self.new(shape, x.item)
         whole, item = x.shape, x.item
 
@@ -385,7 +413,8 @@ class Tape:
             del zeros
             return (found,)
 
-        return self.op([x], out, () if index is None else (index,), back)
+        saved = () if index is None else (index,)
+        return self.op([x], out, (*saved, x.detach()) if keeps else saved, back)
 
     def attention(self, q: Sized, k: Sized, v: Sized, bias: Sized | None) -> Sized:
         """A fused kernel: keeps what it reads, its output and a number a query."""
@@ -404,10 +433,10 @@ class Tape:
         few, shape, item = (logits.shape[0], 1), logits.shape, logits.item
 
         def back(g: Sized, s: tuple[Sized, ...]) -> Sequence[Sized | None]:
-            power = self.new(shape, item)
+            less = self.new(shape, item)  # logits less their logarithm, that to the power of e, and its product
             power = self.new(shape, item)
             found = self.new(shape, item)
-            del power
+            del less, power
             return (found,)
 
         return self.op([logits], self.new((1,), FULL), (logits.detach(), self.new(few, FULL)), back)

@@ -469,7 +469,7 @@ class Stack:
     """Blocks with what stands before and after them. `more`: equal blocks that are not run; each keeps `acts` bytes for
     its gradient and has gradients of `block` weights."""
 
-    RUN = 3  # the first, the last and one between
+    RUN = 4  # the first, which differs in what stands before it, two alike and the last
 
     def __init__(
         self, w: Weights, arch: parts.Arch, dims: parts.Dims, layers: int, mask: parts.Mask, cross: bool, name: str

@@ -80,7 +80,8 @@ class Head:
         sums: list[Sized | None] = [None] * len(self.weights)
         tape.shards = 1  # these are not yet the gradients that are kept
         left = states.shape[0]
-        for part in [rows] * min(2, left // rows) + ([left % rows] if left % rows and left < 2 * rows else []):
+        before: list[Leaf] = []  # a chunk's gradients are there until the next one's are known
+        for part in ([rows] * 3)[: left // rows] + ([left % rows] if left < 3 * rows and left % rows else []):
             leaves = [Leaf() for _ in self.weights]
             for w, leaf in zip(self.weights, leaves, strict=True):
                 w.node = leaf
@@ -89,7 +90,9 @@ class Head:
             for i, (w, leaf) in enumerate(zip(self.weights, leaves, strict=True)):
                 if leaf.grad is not None and sums[i] is None:
                     sums[i] = Sized(w.shape, FULL, leaf.grad)
+            before = [start, *leaves]
             del leaves, leaf, start
+        before.clear()
         tape.shards = shards
         for w, node in zip(self.weights, nodes, strict=True):
             w.node = node
@@ -107,6 +110,8 @@ class Head:
 
 class TwoStreams(Stack):
     """Content and queries (`stemma.nn.streams`)."""
+
+    told: tuple[Sized | None, ...] = ()  # of positions, by the last call
 
     def streams(self, x: Sized, rows: Rows, past: list[Sized] | None, kept: list[Sized]) -> Sized:
         """The query stream where `rows.asked`, else content."""
@@ -149,6 +154,8 @@ class TwoStreams(Stack):
                 h = block(h, Seen(), told, None, None, before, noted.append)
             if g is not None:
                 g = _ask(block, g, noted[0], Places(relative=(r, first, asked_different, asked_hidden)), weight)
+        kept.append(h)  # what the stack leaves is held until the loss is known
+        self.told = (different, hidden, r)
         return tape.dropout(h if g is None else g, self.arch.dropout.final)
 
 
@@ -289,9 +296,16 @@ class Step:
     process are one of `shards` parts."""
 
     def __init__(
-        self, arch: parts.Arch, dims: parts.Dims, goal: goals.Objective, how: How, others: tuple[Other, ...] = (), shards: int = 1
+        self,
+        arch: parts.Arch,
+        dims: parts.Dims,
+        goal: goals.Objective,
+        how: How,
+        others: tuple[Other, ...] = (),
+        shards: int = 1,
+        watched: bool = False,
     ) -> None:
-        self.tape = Tape(shards)
+        self.tape = Tape(shards, watched)
         self.goal, self.how = goal, how
         self.model = Network(self.tape, how, arch, dims)
         self.others = {o.role: Network(self.tape, how, o.arch, o.dims, o.role) for o in others}
@@ -406,9 +420,12 @@ class Step:
             kept: list[Sized] = []
             self.without(lambda: encoder.streams(model.embed(before, rows.memory, False), before, None, kept))
             past = kept
-        out = encoder.streams(model.embed(rows, rows.length, False), rows, past, [])
-        del mapping, hidden
-        return model.token_loss(out, rows, z)
+        left: list[Sized] = []
+        out = encoder.streams(model.embed(rows, rows.length, False), rows, past, left)
+        loss = model.token_loss(out, rows, z)
+        encoder.told = ()
+        del mapping, hidden, left
+        return loss
 
     def distilled(self, rows: Rows, z: bool) -> Sized:
         tape, model, teacher = self.tape, self.model, self.others["teacher"]

@@ -58,8 +58,8 @@ class Leaf(Node):
     def add(self, g: Sized) -> None:
         if self.sum is None:
             self.sum = g
-        elif sys.getrefcount(self.sum.store) > 2:  # others hold it too: the sum is a tensor of its own
-            self.sum = g.store.tape.like(self.sum)
+        elif g.store.tape.watched or sys.getrefcount(self.sum.store) > 2:
+            self.sum = g.store.tape.like(self.sum)  # others hold it too: the sum is a tensor of its own
         self.uses -= 1
 
     def keep(self) -> None:
@@ -108,8 +108,9 @@ class Tape:
     `segment` is a key under which the peak is kept apart (`peaks`): a network of many equal blocks is run with a few,
     and what the others add depends on where in the step one is."""
 
-    def __init__(self, shards: int = 1) -> None:
+    def __init__(self, shards: int = 1, watched: bool = False) -> None:
         self.shards = shards  # of a gradient as soon as it is known, one of so many parts is kept
+        self.watched = watched  # torch adds no gradients in place while a dispatch mode looks on
         self.live = self.peak = 0
         self.peaks: dict[tuple[tuple[str, int, int], ...], int] = {}
         self.state: dict[str, tuple[int, int]] = {}
@@ -185,7 +186,7 @@ class Tape:
                 elif into not in waiting:
                     waiting[into] = g
                     heapq.heappush(heap, (-into.place, id(into), into))
-                elif sys.getrefcount(waiting[into].store) > 2:  # others hold it too: the sum is a tensor of its own
+                elif self.watched or sys.getrefcount(waiting[into].store) > 2:
                     waiting[into] = self.like(waiting[into])
                 g = None
         for leaf in early:  # a use that nothing was learned from

@@ -497,10 +497,11 @@ class Stack:
         self.order = [i * groups // layers * dims.inner + j for i in range(layers) for j in range(dims.inner)][: run * dims.inner]
         self.blocks: list[Block] = []
         start = first
+        self.count = groups * dims.inner if whole else layers
         for _ in range(groups * dims.inner if whole else run):
             start = len(w.all)
             self.blocks.append(Block(w, arch, dims, cross))
-        one = w.all[start:]
+        one = self.one = w.all[start:]
         self.conv: Sized | None = None
         if arch.convolution is not None:
             self.conv, self.conv_bias = w(dims.d_model, dims.d_model, arch.convolution.kernel), w(dims.d_model)
@@ -513,7 +514,11 @@ class Stack:
         }
 
         def matrices(weights: list[Sized]) -> int:
-            return sum(x.numel for x in weights if len(x.shape) == 2 and id(x) not in tables)
+            """Numbers that a token is multiplied with: of several experts, those that it takes."""
+            flat = sum(x.numel for x in weights if len(x.shape) == 2 and id(x) not in tables)
+            if dims.experts is None or dims.active is None:
+                return flat
+            return flat + sum(x.numel for x in weights if len(x.shape) == 3) * dims.active // dims.experts
 
         self.block = sum(x.numel for x in one)
         self.numel = sum(x.numel for x in w.all[first:]) + self.more * self.block

@@ -25,7 +25,7 @@ def loop(plan: Plan, steps: int = STEPS) -> Loop:
     return Loop(plan, model, objective_of(plan, words), trace.Texts(words, plan.context))
 
 
-def probe(plan: Plan, steps: int = STEPS) -> float:
+def timed(plan: Plan, steps: int = STEPS) -> float:
     """Seconds of a step here: the median of `steps` after one that warms up."""
     trial = loop(plan, steps + 1)
     times = []

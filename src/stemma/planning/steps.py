@@ -226,6 +226,12 @@ class Network:
         """Parameters, tied ones once."""
         return self.w.numel + sum(s.more * s.block for s in self.stacks)
 
+    @property
+    def shapes(self) -> list[tuple[tuple[int, ...], int]]:
+        """The shape of each weight, and how many there are of it."""
+        found = [(x.shape, 1) for x in self.w.all]
+        return found + [(x.shape, s.more) for s in self.stacks if s.more for x in s.one]
+
     # ------------------------------------------------------------ a forward pass
 
     def embed(self, rows: Rows, length: int, segments: bool) -> Sized:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from dataclasses import asdict, dataclass, replace
@@ -68,11 +69,18 @@ class Outlook:
         self.plan, self.half = plan, half
         self.recompute = recompute or bool(plan.train.recompute)
         self.others = tuple(Other(net.role, net.arch, self._vocabulary(net.dims), net.learns) for net in plan.nets)
+        self.known: dict[tuple[Way, int], float] = {}
         self.whole = self._step(Way(1, 1, False, True, 1))
         self.parameters = self.whole.numel
         stacks = self.whole.model.stacks
         self.block = max(stack.block for stack in stacks)
         self.outside = self.parameters - sum(stack.block * stack.count for stack in stacks)
+
+    def of(self, plan: Plan) -> Outlook:
+        """The same outlook on a plan with another batch."""
+        other = copy.copy(self)
+        other.plan = plan
+        return other
 
     def _vocabulary(self, dims: Dims) -> Dims:
         """Networks side by side read with one tokenizer."""
@@ -131,13 +139,15 @@ class Outlook:
         layers = dims.depth * 2 if structure == "encoder-decoder" else dims.layers
         return 2.0 * 2.0 * layers * dims.kv * dims.width * self.plan.context
 
-    @functools.cache  # noqa: B019
     def kept(self, how: Way, micro: int) -> float:
         """Bytes beyond weights, gradients and optimiser that a device holds at the worst moment of a step."""
-        step = self._step(how)
-        peak = step.peak(self.rows(micro), how.micros, self.plan.recipe.z_loss > 0)
-        return float(max(0, peak - 4 * step.numel // how.shards))
+        if (how, micro) not in self.known:
+            step = self._step(how)
+            peak = step.peak(self.rows(micro), how.micros, self.plan.recipe.z_loss > 0)
+            self.known[how, micro] = float(max(0, peak - 4 * step.numel // how.shards))
+        return self.known[how, micro]
 
+    @functools.cached_property
     def slots(self) -> float:
         """Numbers that the optimiser keeps for each weight, on average."""
         kind, total, count = self.plan.recipe.optimizer, 0.0, 0
@@ -249,7 +259,7 @@ def estimate(view: Outlook, mesh: Mesh, device: Device, micro: int, seconds: flo
         accumulate=accumulate,
         weights=weights,
         gradients=weights,
-        optimizer=view.slots() * weights,
+        optimizer=view.slots * weights,
         gathered=gathered,
         activations=view.kept(Way(mesh.tp, mesh.fsdp, cpu, half, min(accumulate, 2)), micro),
         logits=view.logits(micro, mesh.tp),
@@ -271,15 +281,45 @@ def meshes(count: int) -> list[Mesh]:
 
 
 def largest(view: Outlook, mesh: Mesh, device: Device) -> Estimate | None:
-    """The estimate with the most rows at once that fit, a power of two; None if not even one does."""
+    """The estimate with the most rows at once that fit, a power of two or all; None if not even one does."""
     most = view.plan.rows // mesh.readers
-    best = None
-    for micro in (2**i for i in range(most.bit_length())):
-        found = estimate(view, mesh, device, min(micro, most))
-        if found.memory > FILL * device.memory:
-            break
-        best = found
+    sizes = [*(2**i for i in range(most.bit_length()) if 2**i < most), most]
+
+    def fitting(micro: int) -> Estimate | None:
+        found = estimate(view, mesh, device, micro)
+        return found if found.memory <= FILL * device.memory else None
+
+    held = (2 + view.slots) * 4 * view.parameters / (mesh.fsdp * mesh.tp)
+    if held > FILL * device.memory or (best := fitting(1)) is None:
+        return None
+    if (whole := fitting(sizes[-1])) is not None:
+        return whole
+    low, high = 1, len(sizes) - 1
+    while low < high:  # what fits is a beginning of the list
+        middle = (low + high) // 2
+        found = fitting(sizes[middle])
+        if found is None:
+            high = middle
+        else:
+            best, low = found, middle + 1
     return best
+
+
+def most(view: Outlook, mesh: Mesh, device: Device, least: int = 1) -> int:
+    """Rows at once that a device would hold at most, whatever the batch (to within 3 %); 0 if not even one."""
+
+    def fits(micro: int) -> bool:
+        other = replace(view.plan, recipe=replace(view.plan.recipe, batch=micro * mesh.readers * view.plan.context))
+        return estimate(view.of(other), mesh, device, micro).memory <= FILL * device.memory
+
+    low = least if fits(least) else 0
+    high = 2 * max(least, 1) if low else least
+    while low and fits(high):
+        low, high = high, 2 * high
+    while high - low > max(1, low // 32):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def suggest(view: Outlook, count: int, device: Device) -> Estimate:
@@ -294,12 +334,18 @@ def suggest(view: Outlook, count: int, device: Device) -> Estimate:
     for slices in NODE:  # more slices send more: they are for what does not fit without them
         fits = fits or [e for m in able if m.tp == slices if (e := largest(view, m, device)) is not None]
     if not fits:
-        need = min(estimate(view, m, device, 1).memory for m in able)
+        need = nearest(view, count, device).memory
         raise ResourceError(
             f"{view.plan.name} does not fit on {count} {device.name} of {device.memory / 1e9:.0f} GB: the best mesh "
             f"needs {need / 1e9:.1f} GB a device with one row at a time; {_instead(view, count, device)}"
         )
     return min(fits, key=lambda e: e.seconds)
+
+
+def nearest(view: Outlook, count: int, device: Device) -> Estimate:
+    """Of the meshes that can run the one that needs the least memory, with one row at a time."""
+    able = [m for m in meshes(count) if unfit(view.plan, m) is None]
+    return min((estimate(view, m, device, 1) for m in able), key=lambda e: e.memory)
 
 
 def _instead(view: Outlook, count: int, device: Device) -> str:
@@ -312,6 +358,9 @@ def _instead(view: Outlook, count: int, device: Device) -> str:
             fits = mesh.readers <= readers and unfit(rounded(view.plan, mesh.readers), mesh) is None
             if fits and estimate_of(view, mesh, device).memory <= FILL * device.memory:
                 return f"{more} would do (--gpus {more}x{device.name} --mesh {mesh})"
+    if not isinstance(view.plan.recipe.optimizer, AdamW):
+        kind = type(view.plan.recipe.optimizer).__name__
+        return f"{kind} looks at whole matrices, so nothing can be sharded: set recipe.optimizer={{kind: AdamW}}"
     return "use devices with more memory, --recompute or a shorter train.context"
 
 

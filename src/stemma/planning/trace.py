@@ -35,7 +35,7 @@ class Words:
     def __init__(self, text: Text, vocab: int) -> None:
         self.kind, self.vocab_size, self.sentinels = text.tokenizer, vocab, text.sentinels
         names = list(dict.fromkeys(n for role in ROLES if (n := getattr(text, role)) is not None))
-        names += [name for name in text.blanks if name not in names]
+        names += [name for name in (*text.blanks, *text.extras, *text.infill) if name not in names]
         self.ids = {name: i for i, name in enumerate(names)}
         for role in ROLES:
             setattr(self, f"{role}_id", self.ids.get(getattr(text, role)))

@@ -73,6 +73,8 @@ def plan(
     else:
         view, found, failed = _suggested(view, count, device, notes)
         full = view.plan
+    if view.recompute and ("fsdp" in found.mesh or "tp" in found.mesh):
+        notes.append("activations computed again are planned; pretrain does not do so yet where a mesh splits weights")
     data = _data(view, found, count, price, device, probed) | {"notes": notes}
     if as_json:
         emit(data)

@@ -361,7 +361,8 @@ def _instead(view: Outlook, count: int, device: Device) -> str:
     if not isinstance(view.plan.recipe.optimizer, AdamW):
         kind = type(view.plan.recipe.optimizer).__name__
         return f"{kind} looks at whole matrices, so nothing can be sharded: set recipe.optimizer={{kind: AdamW}}"
-    return "use devices with more memory, --recompute or a shorter train.context"
+    again = "" if view.recompute else "--recompute or "
+    return f"use devices with more memory, {again}a shorter train.context"
 
 
 def estimate_of(view: Outlook, mesh: Mesh, device: Device) -> Estimate:

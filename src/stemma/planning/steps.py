@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from stemma.families import goals
 from stemma.nn import parts
 from stemma.planning.network import (
-    Attention,
     Block,
     How,
     Left,
@@ -444,26 +443,46 @@ class Step:
             left = net.encode(rows)
             return net.read(left), left.hidden
 
-        def some(net: Network, x: Sized) -> Sized:
-            flat = x.view(x.shape[0] * x.shape[1], x.shape[2])
-            return tape.gather(flat, (rows.targets, net.dims.d_model)) if rows.some else flat
+        places = rows.rows * rows.length  # of masked tokens' tasks all are compared, not the masked alone
+        n = places if isinstance(self.goal.task, goals.MLM) else rows.targets
+
+        def some(x: Sized) -> Sized:
+            flat = x.view(places, x.shape[2])
+            return flat if n == places and model.decoder is not None else tape.gather(flat, (n, x.shape[2]))
 
         tape.grad = False
-        known, last = (some(teacher, x) for x in states(teacher))
+        known, last = (some(x) for x in states(teacher))
         tape.grad = True
         hidden, own = states(model)
         loss = model.token_loss(hidden, rows, z)
         if self.goal.soft:
-            n = min(rows.targets, max(1, LOGITS // model.dims.vocab // 2))
-            theirs = Sized((n, known.shape[1]), known.item, known.store)
-            goal = self.without(lambda: tape.unary(tape.cast(teacher.lm(theirs), FULL)))  # type: ignore[misc]
-            ours = some(model, hidden)
-            few = ours if n == rows.targets else tape.part(ours, (n, ours.shape[1]))
-            soft = tape.unary(tape.unary(tape.cast(model.lm(few), FULL)), "out")
-            loss = tape.add(loss, tape.add_up(tape.mul(soft, goal), (1,)))
+            ours, size = some(hidden), max(1, LOGITS // model.dims.vocab // 2)
+            for start in range(0, n, size):
+                part = min(size, n - start)
+                few = ours if part == n else tape.part(ours, (part, ours.shape[1]))
+                theirs = Sized((part, known.shape[1]), known.item, known.store)
+                if part == n:
+                    soft = self.soft(few, theirs)
+                else:
+                    soft = tape.forgetting(lambda few=few, theirs=theirs: self.soft(few, theirs))  # type: ignore[misc]
+                loss = tape.add(loss, soft)
         if self.goal.cosine:
-            loss = tape.add(loss, tape.add_up(tape.mul(tape.cast(some(model, own), FULL), last), (1,)))
+            compared = tape.cast(some(own), FULL)
+            loss = tape.add(loss, tape.add_up(tape.mul(compared, last), (1,)))
         return loss
+
+    def soft(self, ours: Sized, theirs: Sized) -> Sized:
+        """The divergence of the model's predictions from the teacher's."""
+        tape, model, teacher = self.tape, self.model, self.others["teacher"]
+
+        def chances(net: Network, x: Sized) -> Sized:
+            assert net.lm is not None
+            return tape.unary(tape.unary(tape.cast(net.lm(x), FULL)), "out")
+
+        grad, tape.grad = tape.grad, False
+        goal = chances(teacher, theirs)
+        tape.grad = grad
+        return tape.add_up(tape.mul(chances(model, ours), goal), (1,))
 
     def related(self, rows: Rows) -> Sized:
         tape = self.tape
@@ -472,7 +491,10 @@ class Step:
             assert net.encoder is not None
             left, attention = net.encode(rows), net.encoder.blocks[-1].attention
             q, (k, v) = attention.split(attention.q(left.before)), attention.keys(left.before)
-            return self.scores(attention, q, k, left.seen), self.scores(attention, v, v, left.seen)
+            if self.how.half:
+                q, k, v = tape.half(q), tape.half(k), tape.half(v)
+            found = self.chances(tape.matmul(tape.unary(q), k, self.square(q), (True, True)), left.seen)
+            return found, self.chances(tape.matmul(v, v, self.square(v), (True, True)), left.seen)
 
         tape.grad = False
         goal = relations(self.others["teacher"])
@@ -480,14 +502,20 @@ class Step:
         found = relations(self.model)
         loss = None
         for own, theirs in zip(found, goal, strict=True):
-            apart = tape.add_up(tape.mul(tape.unary(own), theirs), (1,))
-            loss = apart if loss is None else tape.add(loss, apart)
+            apart = tape.masked(tape.add(theirs, own), tape.new(theirs.shape, BOOL))
+            each = tape.add_up(tape.mul(tape.unary(theirs), apart), (1,))
+            loss = each if loss is None else tape.add(loss, each)
         assert loss is not None
         return loss
 
-    def scores(self, attention: Attention, q: Sized, k: Sized, seen: Seen) -> Sized:
-        tape, (batch, heads, length, _) = self.tape, q.shape
-        found = tape.cast(tape.matmul(tape.unary(q), k, (batch, heads, length, length), (True, True)), FULL)
+    @staticmethod
+    def square(x: Sized) -> tuple[int, int, int, int]:
+        return (*x.shape[:3], x.shape[2])  # type: ignore[return-value]
+
+    def chances(self, scores: Sized, seen: Seen) -> Sized:
+        """The logarithms of a softmax of scores, in fp32."""
+        tape = self.tape
+        found = tape.unary(tape.cast(scores, FULL))
         if seen.mask is not None:
             found = tape.masked(found, tape.new(seen.mask.shape, BOOL))
         return tape.unary(found, "out")

@@ -209,7 +209,7 @@ class Rotary:
     def pairs(self, x: Sized, cos: Sized, sin: Sized) -> Sized:
         tape = self.tape
         half = (*x.shape[:-1], x.shape[-1] // 2)
-        a, b = tape.halves(x, half)
+        a, b = tape.split(x, (half, half))
         first = tape.add(tape.mul(a, cos), tape.mul(b, sin))
         second = tape.add(tape.mul(b, cos), tape.mul(a, sin))
         return tape.cat([first, second], x.shape)

@@ -172,6 +172,7 @@ class Network:
 
     def __init__(self, tape: Tape, how: How, arch: parts.Arch, dims: parts.Dims, name: str = "") -> None:
         self.tape, self.arch, self.dims, self.how = tape, arch, dims, how
+        self.beside = False  # whether token embeddings are added to those of another network
         w = self.w = Weights(tape, how)
         both = arch.structure == "encoder-decoder"
         self.tokens = w(dims.vocab, dims.embed_width)
@@ -236,6 +237,8 @@ class Network:
     def embed(self, rows: Rows, length: int, segments: bool) -> Sized:
         tape = self.tape
         x = tape.embedding(self.tokens, None, rows.rows, length)
+        if self.beside:
+            x = tape.add(x, tape.like(x))
         x = tape.unary(x) if self.arch.embed_scale and self.dims.d_model != 1 else x
         if self.languages is not None and rows.langs:
             x = tape.add(x, tape.embedding(self.languages, None, rows.rows, length))
@@ -317,8 +320,10 @@ class Step:
         self.numel = self.model.numel
         for other in others:
             net = self.others[other.role]
-            if other.learns and isinstance(goal, goals.RTD) and goal.sharing == "tied":
-                self.share(net)
+            if other.learns and isinstance(goal, goals.RTD):
+                self.model.beside = goal.sharing == "disentangled"
+                if goal.sharing == "tied":
+                    self.share(net)
             if other.learns:
                 self.numel += net.numel
 
@@ -457,11 +462,11 @@ class Step:
         loss = model.token_loss(hidden, rows, z)
         if self.goal.soft:
             ours, size = some(hidden), max(1, LOGITS // model.dims.vocab // 2)
-            for start in range(0, n, size):
-                part = min(size, n - start)
-                few = ours if part == n else tape.part(ours, (part, ours.shape[1]))
-                theirs = Sized((part, known.shape[1]), known.item, known.store)
-                if part == n:
+            sizes = [min(size, n - start) for start in range(0, n, size)]
+            parts = [ours] if len(sizes) == 1 else tape.split(ours, [(part, ours.shape[1]) for part in sizes])
+            for few in parts:
+                theirs = Sized((few.shape[0], known.shape[1]), known.item, known.store)
+                if len(sizes) == 1:
                     soft = self.soft(few, theirs)
                 else:
                     soft = tape.forgetting(lambda few=few, theirs=theirs: self.soft(few, theirs))  # type: ignore[misc]
@@ -482,7 +487,8 @@ class Step:
         grad, tape.grad = tape.grad, False
         goal = chances(teacher, theirs)
         tape.grad = grad
-        return tape.add_up(tape.mul(chances(model, ours), goal), (1,))
+        found = chances(model, ours)
+        return tape.add_up(tape.mul(tape.add(goal, found), tape.unary(goal)), (1,))
 
     def related(self, rows: Rows) -> Sized:
         tape = self.tape

@@ -315,14 +315,11 @@ class Tape:
         whole, item = x.shape, x.item
         return self.op([x], Sized(shape, x.item, x.store), (), lambda g, s: (self.new(whole, item),))
 
-    def halves(self, x: Sized, shape: Shape) -> tuple[Sized, Sized]:
-        """Two halves of the last axis, whose gradients are put together."""
+    def split(self, x: Sized, shapes: Sequence[Shape]) -> list[Sized]:
+        """Parts of `x`, whose gradients are put together."""
         whole, item = x.shape, x.item
         both = self.op([x], x.detach(), (), lambda g, s: (self.new(whole, item),))
-        one, two = (
-            self.op([both], Sized(shape, item, x.store), (), lambda g, s: (g,)) for _ in range(2)
-        )
-        return one, two
+        return [self.op([both], Sized(shape, item, x.store), (), lambda g, s: (g,)) for shape in shapes]
 
     def repeat(self, x: Sized, shape: Shape) -> Sized:
         """Copies of parts of `x`, whose gradients are summed."""

@@ -65,8 +65,9 @@ def plan(
     full = _shared(full, grid, count, notes)
     view = Outlook(full, recompute=recompute)
     failed: ResourceError | None = None
+    steps = 0
     if probed:
-        found = _probed(view, micro)
+        found, steps = _probed(view, micro)
     elif grid is not None or micro is not None:
         grid = grid or parallel.Mesh(fsdp=count)
         found = (None if micro else largest(view, grid, device)) or _with(view, grid, device, micro or 1)
@@ -75,7 +76,7 @@ def plan(
         full = view.plan
     if view.recompute and ("fsdp" in found.mesh or "tp" in found.mesh):
         notes.append("activations computed again are planned; pretrain does not do so yet where a mesh splits weights")
-    data = _data(view, found, count, price, device, probed) | {"notes": notes}
+    data = _data(view, found, count, price, device, probed) | {"notes": notes, "timed": steps}
     if as_json:
         emit(data)
     else:
@@ -147,8 +148,8 @@ def _with(view: Outlook, grid: Mesh, device: Device, micro: int) -> Estimate:
     return estimate(view, grid, device, micro)
 
 
-def _probed(view: Outlook, micro: int | None) -> Estimate:
-    """The estimate for this machine, with steps that were timed."""
+def _probed(view: Outlook, micro: int | None) -> tuple[Estimate, int]:
+    """The estimate for this machine, with steps that were timed, and how many were."""
     from dataclasses import replace
 
     from stemma.parallel import Mesh
@@ -156,8 +157,8 @@ def _probed(view: Outlook, micro: int | None) -> Estimate:
 
     full = view.plan
     rows = micro or full.train.micro or max(1, 4096 // full.context)
-    seconds = timed(replace(full, train=replace(full.train, micro=rows)))
-    return estimate(view, Mesh(), HARDWARE["cpu"], rows, seconds)
+    found = timed(replace(full, train=replace(full.train, micro=rows)))
+    return estimate(view, Mesh(), HARDWARE["cpu"], rows, found.seconds), found.steps
 
 
 def _suggested(
@@ -269,7 +270,7 @@ def _tell(full: Plan, found: Estimate, device: Device, data: dict[str, Any], pro
         f"{data['flops']:.3g} in {data['steps']:,} steps",
         soft_wrap=True,
     )
-    how = "five steps timed here" if probed else f"{device.share:.0%} of the peak assumed"
+    how = f"{data['timed']} steps timed here" if probed else f"{device.share:.0%} of the peak assumed"
     if not probed and found.sending > found.computing:
         how = f"{how}, and messages take longer: {found.sending:.3g} s a step"
     speed = f"{found.seconds:.3g} s a step, {data['tokens_per_second']:,.0f} tokens/s, {_time(data['hours'])}"

@@ -27,7 +27,9 @@ TOKENS = 20  # a parameter, where nobody says (Hoffmann et al. 2022, arXiv:2203.
 @click.option("--price", type=click.FloatRange(min=0), help="Of a device-hour, in your currency.")
 @click.option("--probe", "probed", is_flag=True, help="Time five steps on this machine instead of assuming a speed.")
 @click.option("--budget", help="As in pretrain.  [default: the published steps, or 20 tokens a parameter; on a CPU 5m]")
-@click.option("--scale", help="tiny, mini, small, or full (the published size).  [default: full with --gpus, else tiny]")
+@click.option(
+    "--scale", help="tiny, mini, small, or full (the published size).  [default: full with --gpus, else tiny]"
+)
 @click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change the plan, e.g. recipe.batch=65536.")
 @click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
 @click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
@@ -244,7 +246,7 @@ def _tell(full: Plan, found: Estimate, device: Device, data: dict[str, Any], pro
     )
     for note in data["notes"]:
         out.print(f"note     {note}", soft_wrap=True)
-    again = ' --set "train.recompute=(\'*.blocks.*\',)"' if data["recompute"] else ""
+    again = " --set \"train.recompute=('*.blocks.*',)\"" if data["recompute"] else ""
     launch = "" if data["devices"] == 1 and not again else f"  (stemma pretrain ... --mesh {found.mesh}{again})"
     out.print(f"mesh     {found.mesh} of {data['devices']} {found.device}{launch}", soft_wrap=True)
     kept = ", activations computed again" if data["recompute"] else ""

@@ -23,6 +23,7 @@ FILL = 0.92  # of a device's memory that is planned with: allocators need room
 NODE = (1, 2, 4, 8)  # slices: devices of one node, whose links are fast
 MOST = 2**17  # devices of a fleet that is looked for
 
+
 @dataclass(frozen=True)
 class Estimate:
     """Of one mesh. Bytes are of one device: `weights`, `gradients` and `optimizer` of the part that it holds;

@@ -96,7 +96,10 @@ class MLP:
         self.tape, self.act, self.dropout = w.tape, spec.act, dropout
         gated = isinstance(spec, parts.GatedMLP)
         self.gate = Linear(w, dims.d_model, dims.d_ff, spec.bias) if gated else None
-        self.up, self.down = Linear(w, dims.d_model, dims.d_ff, spec.bias), Linear(w, dims.d_ff, dims.d_model, spec.bias)
+        self.up, self.down = (
+            Linear(w, dims.d_model, dims.d_ff, spec.bias),
+            Linear(w, dims.d_ff, dims.d_model, spec.bias),
+        )
 
     def __call__(self, x: Sized) -> Sized:
         if self.gate is None:
@@ -494,7 +497,9 @@ class Stack:
         run = layers if whole else min(layers, self.RUN)
         self.more = layers - run
         groups = dims.groups if dims.groups is not None else layers
-        self.order = [i * groups // layers * dims.inner + j for i in range(layers) for j in range(dims.inner)][: run * dims.inner]
+        self.order = [i * groups // layers * dims.inner + j for i in range(layers) for j in range(dims.inner)][
+            : run * dims.inner
+        ]
         self.blocks: list[Block] = []
         start = first
         self.count = groups * dims.inner if whole else layers
@@ -640,7 +645,9 @@ class Stack:
         tape.enter(name, 1, grads)
         return tape.mark(x, lambda: tape.enter(name, 0, 1))
 
-    def through(self, block: Block, x: Sized, seen: Seen, places: Places, known: tuple[Sized, Sized] | None, there: Seen | None) -> Sized:
+    def through(
+        self, block: Block, x: Sized, seen: Seen, places: Places, known: tuple[Sized, Sized] | None, there: Seen | None
+    ) -> Sized:
         if not self.w.how.recompute:
             return block(x, seen, places, known, there)
         return self.tape.forgetting(lambda: block(x, seen, places, known, there))
@@ -654,7 +661,12 @@ class Stack:
             x = tape.mul(x, real)
         near = tape.part(x, (*shape, kernel))
         near = tape.masked(near, tape.new((*shape[:2], 1, kernel), BOOL)) if rows.packed else tape.copy(near)
-        y = tape.linear(near.view(*shape[:2], shape[2] * kernel), self.conv.view(shape[2], shape[2] * kernel), self.conv_bias, self.w.how.half)
+        y = tape.linear(
+            near.view(*shape[:2], shape[2] * kernel),
+            self.conv.view(shape[2], shape[2] * kernel),
+            self.conv_bias,
+            self.w.how.half,
+        )
         y = tape.dropout(y, self.arch.dropout.residual)
         if real is None:
             return self.conv_norm(tape.add(beside, activate(tape, self.arch.convolution.act, y, False)))

@@ -123,7 +123,9 @@ class TwoStreams(Stack):
             asked_hidden = tape.new((batch, rows.asked, keys), BOOL) if rows.asked else None
         different = tape.new((batch, length, keys), FULL) if rows.segments else None
         asked_different = tape.new((batch, rows.asked, keys), FULL) if rows.segments and rows.asked else None
-        wave = tape.dropout(tape.new((batch if rows.backward else 1, length + keys, dims.d_model), FULL), self.arch.dropout.embed)
+        wave = tape.dropout(
+            tape.new((batch if rows.backward else 1, length + keys, dims.d_model), FULL), self.arch.dropout.embed
+        )
         first = tape.new((batch, rows.asked, 1), LONG)
         g: Sized | None = None
         if rows.asked:
@@ -339,7 +341,9 @@ class Step:
             both.append((self.model.encoder.tables[0], other.encoder.tables[0]))
         one, two = self.model.encoder.embed_norm, other.encoder.embed_norm
         if one is not None and two is not None:
-            both += [(a, b) for a, b in ((one.weight, two.weight), (one.bias, two.bias)) if a is not None and b is not None]
+            both += [
+                (a, b) for a, b in ((one.weight, two.weight), (one.bias, two.bias)) if a is not None and b is not None
+            ]
         for a, b in both:
             b.node = a.node
             other.w.all = [x for x in other.w.all if x is not b]
@@ -372,7 +376,15 @@ class Step:
             case goals.AttentionDistillation():
                 return self.related(rows)
             case goals.Contrastive():
-                return tape.add_up(tape.unary(tape.mul(tape.cast(model.encode(rows).hidden, FULL), tape.new((rows.rows, rows.length, 1), LONG)), "in"), (1,))
+                return tape.add_up(
+                    tape.unary(
+                        tape.mul(
+                            tape.cast(model.encode(rows).hidden, FULL), tape.new((rows.rows, rows.length, 1), LONG)
+                        ),
+                        "in",
+                    ),
+                    (1,),
+                )
         smoothing = isinstance(self.goal, goals.Translation) and self.goal.smoothing > 0
         if model.arch.structure == "decoder":
             return model.token_loss(model.decode(rows, rows.length), rows, z)

@@ -296,9 +296,7 @@ class Tape:
         first, second = (self.like(x.detach()) if c else x.detach() for x, c in zip((a, b), copied, strict=True))
         out = self.new(shape, item)
         saved = ((second,) if needs[0] else ()) + ((first,) if needs[1] else ())
-        return self.op(
-            [a, b], out, saved, lambda g, s: [None if n is None else self.new(n, item) for n in needs]
-        )
+        return self.op([a, b], out, saved, lambda g, s: [None if n is None else self.new(n, item) for n in needs])
 
     def copy(self, x: Sized, back_too: bool = True) -> Sized:
         """A copy in order of rows."""
@@ -422,9 +420,7 @@ class Tape:
             saved.append(bias.detach())
         inputs = [q, k, v] if bias is None else [q, k, v, bias]
         sizes = [(x.shape, x.item) if x.node is not None else None for x in inputs]
-        return self.op(
-            inputs, out, tuple(saved), lambda g, s: [None if n is None else self.new(*n) for n in sizes]
-        )
+        return self.op(inputs, out, tuple(saved), lambda g, s: [None if n is None else self.new(*n) for n in sizes])
 
     def log_sum(self, logits: Sized) -> Sized:
         """A sum over rows of the squared logarithm of the softmax's denominator: the z-loss."""

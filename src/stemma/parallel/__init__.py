@@ -1,7 +1,7 @@
 """Several processes as one: a mesh of them, tables that say which weights are split how, and what that makes of a step.
 
-Everything here is applied from outside: a model knows nothing of it. `World` and `world`, which need torch, load on first
-use."""
+Everything here is applied from outside: a model knows nothing of it. `World` and `world`, which need torch, load on
+first use."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""How many processes lie along the three axes of a mesh: copies of the model (`dp`), shards of its state (`fsdp`), slices
-of its matrices (`tp`). Imports no torch."""
+"""How many processes lie along the three axes of a mesh: copies of the model (`dp`), shards of its state (`fsdp`),
+slices of its matrices (`tp`). Imports no torch."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from stemma.errors import ResourceError, UsageError
-from stemma.families.goals import AttentionDistillation, Contrastive, Distillation
+from stemma.families.goals import AttentionDistillation, Contrastive
 from stemma.families.recipes import Adafactor, AdamW, Muon
 from stemma.nn.parts import Dims, HeadNorm
 from stemma.parallel import Mesh
@@ -54,7 +54,7 @@ class Estimate:
 
 
 class Way(NamedTuple):
-    """How a step is taken: slices, shards, whether on a CPU, whether in bf16, and micro-batches (two stand for many)."""
+    """How a step is taken: slices, shards, whether on a CPU, whether in bf16, micro-batches (two stand for many)."""
 
     tp: int
     shards: int
@@ -154,10 +154,10 @@ class Outlook:
         kind, total, count = self.plan.recipe.optimizer, 0.0, 0
         nets = [self.whole.model, *(self.whole.others[o.role] for o in self.others if o.learns)]
         for net in nets:
-            for shape, number in net.shapes:
+            for shape, number, inside in net.shapes:
                 n = math.prod(shape)
                 count += n * number
-                total += number * kept_by(kind, shape, n)
+                total += number * kept_by(kind, shape, n, inside)
         return total / count
 
     def halves(self, device: Device) -> bool:
@@ -166,14 +166,14 @@ class Outlook:
         return self.plan.train.precision == "bf16" or (self.plan.train.precision == "auto" and device.name != "CPU")
 
 
-def kept_by(kind: Any, shape: tuple[int, ...], n: int) -> float:
-    """Numbers that an optimiser keeps for a weight of so many."""
+def kept_by(kind: Any, shape: tuple[int, ...], n: int, inside: bool) -> float:
+    """Numbers that an optimiser keeps for a weight of so many; `inside`: it is one of a block."""
     if isinstance(kind, Adafactor):
         least = kind.smallest
         factored = least is not None and len(shape) >= 2 and min(shape[-2:]) >= least
         second = n / shape[-1] + n / shape[-2] if factored else n
         return second + (n if kind.momentum else 0)
-    return n if isinstance(kind, Muon) and len(shape) == 2 else 2 * n
+    return n if isinstance(kind, Muon) and len(shape) >= 2 and inside else 2 * n
 
 
 def sliced(dims: Dims, tp: int) -> Dims:

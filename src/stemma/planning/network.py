@@ -151,8 +151,8 @@ class Experts:
 @dataclass(frozen=True)
 class Rows:
     """What a batch is to a network: `rows` of `length` tokens (and `goal` of a decoder beside an encoder), with
-    `targets` in all; `some`: not every place is one. `packed`: a token sees its own document only; `numbered`: positions
-    start anew in each; `lines`: they are the objective's own; `padded`: some tokens are none; `segments`, `langs`: are
+    `targets` in all; `some`: not every place is one. `packed`: a token sees its own document only; `numbered`:
+    positions start anew in each; `lines`: they are the objective's own; `padded`: some tokens are none; `segments`, `langs`: are
     told; `prefix`: a part sees itself whole; `asked`: places a row that a second stream predicts, and `memory` tokens
     before it; `backward`: some rows run from their end; `pairs`: what a row is is predicted too."""
 
@@ -503,10 +503,11 @@ class Stack:
         self.blocks: list[Block] = []
         start = first
         self.count = groups * dims.inner if whole else layers
+        before = len(w.all)
         for _ in range(groups * dims.inner if whole else run):
             start = len(w.all)
             self.blocks.append(Block(w, arch, dims, cross))
-        one = self.one = w.all[start:]
+        self.one, self.inside = w.all[start:], w.all[before:]
         self.conv: Sized | None = None
         if arch.convolution is not None:
             self.conv, self.conv_bias = w(dims.d_model, dims.d_model, arch.convolution.kernel), w(dims.d_model)
@@ -525,9 +526,9 @@ class Stack:
                 return flat
             return flat + sum(x.numel for x in weights if len(x.shape) == 3) * dims.active // dims.experts
 
-        self.block = sum(x.numel for x in one)
+        self.block = sum(x.numel for x in self.one)
         self.numel = sum(x.numel for x in w.all[first:]) + self.more * self.block
-        self.matrices = matrices(w.all[first:]) + self.more * matrices(one)
+        self.matrices = matrices(w.all[first:]) + self.more * matrices(self.one)
         self.acts = 0
 
     # ------------------------------------------------------------ what attention is told

@@ -40,8 +40,8 @@ def loop(plan: Plan, steps: int = STEPS) -> Loop:
 
 
 def timed(plan: Plan, steps: int = STEPS, trial: Loop | None = None) -> Timing:
-    """How long a step takes here: medians of `steps` after two that warm up, and of more where other work on the machine
-    makes them differ. With the settings of the run: its rows, threads and precision."""
+    """How long a step takes here: medians of `steps` after two that warm up, and of more where other work on the
+    machine makes them differ. With the settings of the run: its rows, threads and precision."""
     before = torch.get_num_threads()
     if plan.train.threads is not None:
         torch.set_num_threads(plan.train.threads)

@@ -1,6 +1,7 @@
 """What an objective's batches are to a network, by arithmetic: how long its rows are, how many targets they hold.
 
-`stemma.objectives` makes them; the tests hold these figures to what it makes. Where rows differ, a full one is meant."""
+`stemma.objectives` makes them, and the tests hold these figures to what it makes. Where rows differ, a full one is
+meant."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from stemma.families.recipes import Recipe
 from stemma.nn import parts
 from stemma.planning.network import Rows
 
-# where nothing fixed follows from the objective: shares of a row that objectives made of random texts (bench/plan.py)
+# where nothing fixed follows from the objective: shares of a row that objectives made of random texts
 WRITTEN = 0.7  # of a row after a prefix cut anywhere
 DOCUMENT = 0.75  # of a row: the length of a text, so that rows hold parts of several
 

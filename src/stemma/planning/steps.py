@@ -229,10 +229,11 @@ class Network:
         return self.w.numel + sum(s.more * s.block for s in self.stacks)
 
     @property
-    def shapes(self) -> list[tuple[tuple[int, ...], int]]:
-        """The shape of each weight, and how many there are of it."""
-        found = [(x.shape, 1) for x in self.w.all]
-        return found + [(x.shape, s.more) for s in self.stacks if s.more for x in s.one]
+    def shapes(self) -> list[tuple[tuple[int, ...], int, bool]]:
+        """The shape of each weight, how many there are of it, and whether it is one of a block."""
+        inside = {id(x) for s in self.stacks for x in s.inside}
+        found = [(x.shape, 1, id(x) in inside) for x in self.w.all]
+        return found + [(x.shape, s.more, True) for s in self.stacks if s.more for x in s.one]
 
     # ------------------------------------------------------------ a forward pass
 

@@ -228,7 +228,7 @@ def step(
     micros: int,
     nets: Sequence[Net] = (),
 ) -> tuple[int, int]:
-    """(bytes at once beyond the weights and the optimiser's state, parameters that learn) of a training step of `micros`
+    """(bytes at once beyond the weights and the optimiser's state, parameters that learn) of a step of `micros`
     micro-batches like `batch`, with `nets` beside the model: activations, logits, gradients."""
     with torch.device("meta"):
         model = Model(arch, dims).train()

@@ -15,8 +15,8 @@ from stemma.nn.parts import Dims
 def flops(model: Model, context: int, targets: float = 1.0, decoder: float = 0.0) -> float:
     """Operations of one training step per token of the row, forward and backward.
 
-    6 for each weight that a token is multiplied with (2 forward, 4 backward; of experts, those it takes) and 12 * layers * width * context for
-    attention (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), half of that where attention is causal. The
+    6 for each weight that a token is multiplied with (2 forward, 4 backward; of experts, those it takes) and
+    12 * layers * width * context for attention (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), half of that where attention is causal. The
     vocabulary matrix counts for `targets`, the share of places that reach it. `decoder`: tokens of the decoder for each
     of the encoder's, for an encoder-decoder; the result is per token of the encoder's input.
     """
@@ -34,7 +34,8 @@ def flops(model: Model, context: int, targets: float = 1.0, decoder: float = 0.0
 
 def _weights(stack: torch.nn.Module | None) -> float:
     assert stack is not None
-    flat = sum(p.numel() for n, p in stack.named_parameters() if p.ndim == 2 and not n.endswith("table.weight"))
+    tables = ("table.weight", "blanks.weight")  # rows of these are looked up
+    flat = sum(p.numel() for n, p in stack.named_parameters() if p.ndim == 2 and not n.endswith(tables))
     experts = sum(
         sum(p.numel() for p in (m.gate, m.up, m.down)) * m.active / m.count
         for m in stack.modules()

@@ -152,8 +152,8 @@ class Experts:
 class Rows:
     """What a batch is to a network: `rows` of `length` tokens (and `goal` of a decoder beside an encoder), with
     `targets` in all; `some`: not every place is one. `packed`: a token sees its own document only; `numbered`:
-    positions start anew in each; `lines`: they are the objective's own; `padded`: some tokens are none; `segments`, `langs`: are
-    told; `prefix`: a part sees itself whole; `asked`: places a row that a second stream predicts, and `memory` tokens
+    positions start anew in each; `lines`: they are the objective's own; `padded`: some tokens are none; `segments`,
+    `langs`: are told; `prefix`: a part sees itself whole; `asked`: places a row that a second stream predicts, and `memory` tokens
     before it; `backward`: some rows run from their end; `pairs`: what a row is is predicted too."""
 
     rows: int
@@ -378,8 +378,8 @@ class Attention:
         for i in range(0, length, BLOCK):
             end = min(i + BLOCK, length)
             few = q if length <= BLOCK else tape.part(q, (*q.shape[:2], end - i, q.shape[3]))
-            near = [y if end == length else tape.part(y, (*y.shape[:2], end, y.shape[3])) for y in (k, v)]
-            blocks.append(self.weighted(few, *near, Sized((1, 1, end - i, end), BOOL, before.store)))
+            keys, values = (y if end == length else tape.part(y, (*y.shape[:2], end, y.shape[3])) for y in (k, v))
+            blocks.append(self.weighted(few, keys, values, Sized((1, 1, end - i, end), BOOL, before.store)))
         return blocks[0] if len(blocks) == 1 else tape.cat(blocks, (*q.shape[:3], v.shape[3]))
 
     def weighted(self, q: Sized, k: Sized, v: Sized, mask: Sized | None) -> Sized:

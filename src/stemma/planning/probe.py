@@ -54,7 +54,8 @@ def timed(plan: Plan, steps: int = STEPS, trial: Loop | None = None) -> Timing:
             found += [_step(trial) for _ in range(steps)]
     finally:
         torch.set_num_threads(before)
-    return Timing(*(statistics.median(part) for part in zip(*found, strict=True)), len(found))
+    seconds, cpu = (statistics.median(part) for part in zip(*found, strict=True))
+    return Timing(seconds, cpu, len(found))
 
 
 def _step(trial: Loop) -> tuple[float, float]:

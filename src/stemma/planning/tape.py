@@ -2,8 +2,9 @@
 
 What is alive is counted as torch's autograd keeps it: an operation saves what its gradient needs, the backward pass
 goes through the operations in reverse, lets go of what each saved, and adds up gradients in place where nobody else
-holds them. Python's own counting of references frees a size when the last tensor that has it is gone. No torch is imported;
-`stemma.planning.trace`, which runs the network itself on the meta device, says in the tests whether this is right.
+holds them. Python's own counting of references frees a size when the last tensor that has it is gone. No torch is
+imported; `stemma.planning.trace`, which runs the network itself on the meta device, says in the tests whether this is
+right.
 """
 
 from __future__ import annotations

@@ -244,7 +244,8 @@ def step(
     held = {name: tensor.to("meta") for name, tensor in batch.items()}
     live = Live()
     live.spare(p for net in (model, *beside.values()) for p in net.parameters())
-    whole = torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True)  # no token of a row is padding
+    settings: Any = torch.fx.experimental._config
+    whole = settings.patch(meta_nonzero_assume_all_nonzero=True)  # no token of a row is padding
     with live, whole, Halves() if half else contextlib.nullcontext():
         for _ in range(micros):
             objective.loss(model, held, beside).total().backward()

@@ -153,8 +153,8 @@ class Rows:
     """What a batch is to a network: `rows` of `length` tokens (and `goal` of a decoder beside an encoder), with
     `targets` in all; `some`: not every place is one. `packed`: a token sees its own document only; `numbered`:
     positions start anew in each; `lines`: they are the objective's own; `padded`: some tokens are none; `segments`,
-    `langs`: are told; `prefix`: a part sees itself whole; `asked`: places a row that a second stream predicts, and `memory` tokens
-    before it; `backward`: some rows run from their end; `pairs`: what a row is is predicted too."""
+    `langs`: are told; `prefix`: a part sees itself whole; `asked`: places a row that a second stream predicts, and
+    `memory` tokens before it; `backward`: some rows run from their end; `pairs`: what a row is is predicted too."""
 
     rows: int
     length: int

@@ -16,9 +16,10 @@ def flops(model: Model, context: int, targets: float = 1.0, decoder: float = 0.0
     """Operations of one training step per token of the row, forward and backward.
 
     6 for each weight that a token is multiplied with (2 forward, 4 backward; of experts, those it takes) and
-    12 * layers * width * context for attention (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), half of that where
-    attention is causal. The vocabulary matrix counts for `targets`, the share of places that reach it. `decoder`: tokens of the decoder for each
-    of the encoder's, for an encoder-decoder; the result is per token of the encoder's input.
+    12 * layers * width * context for attention (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), half of that
+    where attention is causal. The vocabulary matrix counts for `targets`, the share of places that reach it. `decoder`:
+    tokens of the decoder for each of the encoder's, for an encoder-decoder; the result is per token of the encoder's
+    input.
     """
     dims, structure = model.dims, model.arch.structure
     head = 6.0 * dims.vocab * dims.d_model if model.lm is not None else 0.0

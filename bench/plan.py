@@ -4,8 +4,8 @@
 
 Memory: bytes that torch's CPU allocator holds at once during the third step of the real loop (its own events, by the
 profiler), and with them the weights and the optimiser's state that were there before. That is what the plan predicts:
-tensors, not the interpreter, the libraries or the allocator's slack. Time: the median of twelve steps after the probe's
-five, beside the probe's own median.
+tensors, not the interpreter, the libraries or the allocator's slack. Time: the median of twenty steps of another loop,
+beside the probe's own median; on the clock, which other work on the machine moves, and in seconds of the CPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 from stemma.nn.parts import Dropout
 from stemma.parallel import Mesh
 from stemma.planning import HARDWARE, Outlook, estimate
-from stemma.planning.probe import loop, probe
+from stemma.planning.probe import loop, timed
 from stemma.planning.trace import forgetful
 from stemma.train import resolve
 
@@ -82,13 +82,14 @@ def main() -> None:
         row: dict[str, Any] = {"name": name, "layers": plan.dims.layers, "recompute": recompute}
         row |= {"predicted_mb": a / 1e6, "measured_mb": b / 1e6, "off": a / b - 1}
         if not recompute:
-            said, trial, times = probe(plan), loop(plan, 13), []
-            for _ in range(13):
-                begin = time.perf_counter()
+            said, trial, times = timed(plan), loop(plan, 22), []
+            for _ in range(22):
+                begin, busy = time.perf_counter(), time.process_time()
                 trial.advance()
-                times.append(time.perf_counter() - begin)
-            real = statistics.median(times[1:])
-            row |= {"probe_s": said, "step_s": real, "time_off": said / real - 1}
+                times.append((time.perf_counter() - begin, time.process_time() - busy))
+            real, cpu = (statistics.median(part) for part in zip(*times[2:], strict=True))
+            row |= {"steps": said.steps, "probe_s": said.seconds, "step_s": real, "time_off": said.seconds / real - 1}
+            row |= {"probe_cpu_s": said.cpu, "step_cpu_s": cpu, "cpu_off": said.cpu / cpu - 1}
         rows.append(row)
         print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
     if options.json:

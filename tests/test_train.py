@@ -44,7 +44,7 @@ from stemma.train import (
     verify_resume,
 )
 from stemma.train import run as runs
-from stemma.train.evaluate import evaluate, sample
+from stemma.train.evaluation import evaluate, sample
 
 TRAINED = ["gpt1", "gpt2", "gpt3", "llama", "mistral", "bert", "roberta", "electra", "t5", "t5-v1.1"]
 SMALL = {

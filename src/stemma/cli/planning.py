@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stemma.cli import command, complete_names, console, emit
-from stemma.errors import UsageError
+from stemma.errors import ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from stemma.parallel import Mesh
+    from stemma.planning import Device, Estimate, Outlook
+    from stemma.train.config import Plan
+
+BATCH = 2**20  # tokens a step where nobody says
+TOKENS = 20  # a parameter, where nobody says (Hoffmann et al. 2022, arXiv:2203.15556)
 
 
 @command()
@@ -18,8 +26,10 @@ from stemma.errors import UsageError
 @click.option("--recompute", is_flag=True, help="Blocks keep no activations and compute them again.")
 @click.option("--price", type=click.FloatRange(min=0), help="Of a device-hour, in your currency.")
 @click.option("--probe", "probed", is_flag=True, help="Time five steps on this machine instead of assuming a speed.")
-@click.option("--budget", default="5m", show_default=True, help="As in pretrain; a time needs --probe.")
-@click.option("--scale", default="tiny", show_default=True, help="tiny, mini, small, or full (the published size).")
+@click.option("--budget", help="As in pretrain.  [default: the published steps, or 20 tokens a parameter; on a CPU 5m]")
+@click.option(
+    "--scale", help="tiny, mini, small, or full (the published size).  [default: full with --gpus, else tiny]"
+)
 @click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change the plan, e.g. recipe.batch=65536.")
 @click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
 @click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
@@ -31,52 +41,170 @@ def plan(
     recompute: bool,
     price: float | None,
     probed: bool,
-    budget: str,
-    scale: str,
+    budget: str | None,
+    scale: str | None,
     sets: tuple[str, ...],
     config: str | None,
     as_json: bool,
 ) -> None:
     """Say what training NAME needs on some devices: memory, time and, at your price, money.
 
-    Nothing is downloaded, read or built: a step is traced without numbers. Takes the settings of `stemma pretrain`.
+    Nothing is downloaded, read or built: a step's tensors are counted by arithmetic. Takes the settings of `stemma
+    pretrain`.
     """
     from stemma import parallel
-    from stemma.cli.training import settings
-    from stemma.planning import HARDWARE, Outlook, estimate, fleet, suggest
-    from stemma.planning import probe as measure
-    from stemma.planning.estimate import FILL, largest, table
-    from stemma.train import resolve
+    from stemma.planning import HARDWARE, Outlook, fleet
+    from stemma.planning.estimate import largest
 
     count, device = fleet(gpus)
-    name, changes = settings(name, config, sets)
-    if "recipe.steps" in changes and "train.budget" not in changes:
-        budget = f"{changes['recipe.steps']} steps"
-    full = resolve(name, budget=str(changes.pop("train.budget", budget)), scale=scale, overrides=changes)
-    view = Outlook(full, recompute=recompute)
+    if probed and (count > 1 or device is not HARDWARE["cpu"]):
+        raise UsageError("--probe times steps on this machine; leave out --gpus")
+    notes: list[str] = []
+    full = _draft(name, config, sets, scale, budget, device, notes)
     grid = parallel.mesh(mesh) if mesh is not None else None
     if grid is not None and grid.size != count:
         raise UsageError(f"mesh {grid} has {grid.size} processes, and --gpus {gpus} names {count} devices")
-    if probed and (count > 1 or device is not HARDWARE["cpu"]):
-        raise UsageError("--probe times steps on this machine; leave out --gpus")
-    seconds = measure(full) if probed else None
-    if grid is not None or micro is not None or probed:
+    full = _shared(full, grid, count, notes)
+    view = Outlook(full, recompute=recompute)
+    failed: ResourceError | None = None
+    steps = 0
+    if probed:
+        found, steps = _probed(view, micro)
+    elif grid is not None or micro is not None:
         grid = grid or parallel.Mesh(fsdp=count)
-        chosen = None if micro or probed else largest(view, grid, device)
-        rows = micro or full.train.micro or max(1, 4096 // full.context)
-        found = chosen or estimate(view, grid, device, rows, seconds)
+        found = (None if micro else largest(view, grid, device)) or _with(view, grid, device, micro or 1)
     else:
-        found = suggest(view, count, device)
-    data = _data(view, found, count, price) | {"fits": found.memory <= FILL * device.memory, "estimate": table(found)}
+        view, found, failed = _suggested(view, count, device, notes)
+        full = view.plan
+    if view.recompute and ("fsdp" in found.mesh or "tp" in found.mesh):
+        notes.append("activations computed again are planned; pretrain does not do so yet where a mesh splits weights")
+    data = _data(view, found, count, price, device, probed) | {"notes": notes, "timed": steps}
     if as_json:
         emit(data)
     else:
         _tell(full, found, device, data, probed)
+    if failed is not None:
+        raise failed
 
 
-def _data(view: Any, found: Any, count: int, price: float | None) -> dict[str, Any]:
-    full, limit = view.plan, _seconds(view.plan.train.budget)
-    steps = view.steps if view.steps is not None else max(1, int(0.9 * limit / found.seconds))
+def _draft(
+    name: str | None,
+    config: str | None,
+    sets: tuple[str, ...],
+    scale: str | None,
+    budget: str | None,
+    device: Device,
+    notes: list[str],
+) -> Plan:
+    """The run to plan; what is unpublished and matters here has a stand-in, which is noted."""
+    from dataclasses import replace
+
+    from stemma.cli.training import settings
+    from stemma.train import drafted
+
+    name, changes = settings(name, config, sets)
+    scale = str(changes.pop("scale", None) or scale or ("full" if device.name != "CPU" else "tiny"))
+    told = changes.pop("train.budget", None) or budget
+    if told is None and "recipe.steps" in changes:
+        told = f"{changes['recipe.steps']} steps"
+    full = drafted(name, budget=str(told or "5m"), scale=scale, overrides=changes)
+    if full.recipe.batch is None:
+        full = replace(full, recipe=replace(full.recipe, batch=max(1, BATCH // full.context) * full.context))
+        notes.append(f"recipe.batch of {full.name} is unpublished: {full.recipe.batch:,} tokens a step are assumed")
+    if told is None and device.name != "CPU":
+        steps = full.recipe.steps if scale == "full" else None
+        words = f"{steps} steps" if steps else f"{TOKENS * _parameters(full)} tokens"
+        if not steps:
+            notes.append(f"no budget is given or published: {TOKENS} tokens a parameter are assumed")
+        full = replace(full, train=replace(full.train, budget=words))
+    return full
+
+
+def _parameters(full: Plan) -> int:
+    from stemma.planning import Outlook
+
+    return Outlook(full).parameters
+
+
+def _shared(full: Plan, grid: Mesh | None, count: int, notes: list[str]) -> Plan:
+    """A plan whose batch the processes can share: rounded where the published one is no multiple of them."""
+    from stemma.planning.estimate import meshes, rounded, unfit
+
+    able = [grid] if grid is not None else meshes(count)
+    if any(unfit(full, m) is None for m in able):
+        return full
+    readers = grid.readers if grid is not None else count
+    other = rounded(full, readers)
+    if other is full or all(unfit(other, m) is not None for m in able):
+        return full  # there is another reason, which will be told
+    notes.append(
+        f"a step of {full.rows:,} rows is no multiple of {readers} processes: {other.rows:,} rows are planned "
+        f"(recipe.batch={other.recipe.batch})"
+    )
+    return other
+
+
+def _with(view: Outlook, grid: Mesh, device: Device, micro: int) -> Estimate:
+    from stemma.planning import estimate
+
+    return estimate(view, grid, device, micro)
+
+
+def _probed(view: Outlook, micro: int | None) -> tuple[Estimate, int]:
+    """The estimate for this machine, with steps that were timed, and how many were."""
+    from dataclasses import replace
+
+    from stemma.parallel import Mesh
+    from stemma.planning import HARDWARE, estimate, timed
+
+    full = view.plan
+    rows = micro or full.train.micro or max(1, 4096 // full.context)
+    found = timed(replace(full, train=replace(full.train, micro=rows)))
+    return estimate(view, Mesh(), HARDWARE["cpu"], rows, found.seconds), found.steps
+
+
+def _suggested(
+    view: Outlook, count: int, device: Device, notes: list[str]
+) -> tuple[Outlook, Estimate, ResourceError | None]:
+    """The mesh that suits best; where nothing fits, with activations computed again, then with an optimiser that can be
+    sharded; and, where nothing fits at all, the one that comes nearest, with the reason."""
+    from dataclasses import replace
+
+    from stemma.families.recipes import AdamW
+    from stemma.planning import Outlook, suggest
+    from stemma.planning.estimate import nearest
+
+    ways = [view] if view.recompute else [view, Outlook(view.plan, recompute=True)]
+    plan = view.plan
+    if count > 1 and not isinstance(plan.recipe.optimizer, AdamW):
+        other = replace(plan, recipe=replace(plan.recipe, optimizer=AdamW()))
+        ways += [Outlook(other, recompute=way.recompute) for way in ways]
+    failed: ResourceError | None = None
+    for way in ways:
+        try:
+            found = suggest(way, count, device)
+        except ResourceError as error:
+            failed = error
+            continue
+        if way.plan is not plan:
+            kind = type(plan.recipe.optimizer).__name__
+            notes.append(
+                f"with {kind}, which looks at whole matrices, nothing can be sharded, and it does not fit; planned is "
+                "AdamW (recipe.optimizer={kind: AdamW})"
+            )
+        return way, found, None
+    return ways[-1], nearest(ways[-1], count, device), failed
+
+
+def _data(
+    view: Outlook, found: Estimate, count: int, price: float | None, device: Device, probed: bool
+) -> dict[str, Any]:
+    from stemma.parallel import mesh
+    from stemma.planning.estimate import FILL, most, table
+
+    full = view.plan
+    seconds = _seconds(full.train.budget)
+    steps = view.steps if view.steps is not None else max(1, int(0.9 * seconds / found.seconds))
     hours = steps * found.seconds / 3600
     tokens = full.rows * full.context
     return {
@@ -84,14 +212,21 @@ def _data(view: Any, found: Any, count: int, price: float | None) -> dict[str, A
         "scale": full.scale,
         "devices": count,
         "parameters": view.parameters,
+        "recompute": view.recompute,
+        "optimizer": type(full.recipe.optimizer).__name__,
         "tokens_per_step": tokens,
         "steps": steps,
         "flops_per_token": view.work,
+        "flops_per_step": view.work * tokens,
         "flops": view.work * tokens * steps,
         "tokens_per_second": tokens / found.seconds,
+        "utilization": None if probed else view.work * tokens / found.seconds / count / device.peak,
         "hours": hours,
         "device_hours": hours * count,
         "cost": None if price is None else price * hours * count,
+        "largest": most(view, mesh(found.mesh), device, found.micro),
+        "fits": found.memory <= FILL * device.memory,
+        "estimate": table(found),
     }
 
 
@@ -101,33 +236,51 @@ def _seconds(text: str) -> float:
     return budget(text).seconds or 0.0
 
 
-def _tell(full: Any, found: Any, device: Any, data: dict[str, Any], probed: bool) -> None:
+def _tell(full: Plan, found: Estimate, device: Device, data: dict[str, Any], probed: bool) -> None:
     out = console()
     out.print(
         f"{full.name} ({full.scale}): {data['parameters']:,} parameters, {data['tokens_per_step']:,} tokens a step, "
         f"rows of {full.context}",
         style="bold",
+        soft_wrap=True,
     )
-    launch = "" if data["devices"] == 1 else f"  (stemma pretrain ... --mesh {found.mesh})"
+    for note in data["notes"]:
+        out.print(f"note     {note}", soft_wrap=True)
+    again = " --set \"train.recompute=('*.blocks.*',)\"" if data["recompute"] else ""
+    launch = "" if data["devices"] == 1 and not again else f"  (stemma pretrain ... --mesh {found.mesh}{again})"
     out.print(f"mesh     {found.mesh} of {data['devices']} {found.device}{launch}", soft_wrap=True)
-    out.print(f"batch    {found.micro} rows at once, {found.accumulate} times a step")
+    kept = ", activations computed again" if data["recompute"] else ""
+    most = f"at most {data['largest']:,} would fit" if data["largest"] else "not even one fits"
+    out.print(
+        f"batch    {found.micro:,} rows at once on a device, {found.accumulate:,} times a step; {most}{kept}",
+        soft_wrap=True,
+    )
+    optimizer = f"optimiser ({data['optimizer']})"
     for words, key in (
         ("weights", "weights"),
         ("gradients", "gradients"),
-        ("optimiser", "optimizer"),
+        (optimizer, "optimizer"),
         ("gathered", "gathered"),
         ("activations", "activations"),
     ):
-        out.print(f"  {words:<12}{_size(getattr(found, key)):>10}")
+        out.print(f"  {words:<22}{_size(getattr(found, key)):>12}")
     verdict = "fits" if data["fits"] else "DOES NOT FIT"
-    out.print(f"  {'together':<12}{_size(found.memory):>10}  of {_size(device.memory)} a device: {verdict}")
+    out.print(f"  {'together':<22}{_size(found.memory):>12}  of {_size(device.memory)} a device: {verdict}")
     out.print(f"  logits of a micro-batch {_size(found.logits)}; cache of one row in inference {_size(found.cache)}")
-    out.print(f"work     {data['flops_per_token']:.3g} FLOPs a token, {data['flops']:.3g} in {data['steps']:,} steps")
-    how = "five steps timed here" if probed else f"{device.share:.0%} of the peak assumed"
+    out.print(
+        f"work     {data['flops_per_token']:.3g} FLOPs a token, {data['flops_per_step']:.3g} a step, "
+        f"{data['flops']:.3g} in {data['steps']:,} steps",
+        soft_wrap=True,
+    )
+    how = f"{data['timed']} steps timed here" if probed else f"{device.share:.0%} of the peak assumed"
+    if not probed and found.sending > found.computing:
+        how = f"{how}, and messages take longer: {found.sending:.3g} s a step"
     speed = f"{found.seconds:.3g} s a step, {data['tokens_per_second']:,.0f} tokens/s, {_time(data['hours'])}"
     out.print(f"time     {speed} ({how})", soft_wrap=True)
     if data["cost"] is not None:
         out.print(f"cost     {data['cost']:,.2f} for {data['device_hours']:,.1f} device-hours")
+    else:
+        out.print(f"cost     {data['device_hours']:,.1f} device-hours (--price says what one costs)")
 
 
 def _size(n: float) -> str:

@@ -33,6 +33,11 @@ def tree() -> dict[str, Family]:
     return {**_declared(), **_added}
 
 
+def declared(name: str) -> bool:
+    """Whether a family or size is the tree's own, not one that a file added."""
+    return family(name).name not in _added
+
+
 def add(path: str | Path) -> list[Family]:
     """Take in the families that a Python file declares (for one's own, outside the package). Runs the file.
 

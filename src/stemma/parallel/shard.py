@@ -15,7 +15,7 @@ from stemma.errors import UsageError
 from stemma.nn.attention import Attention
 from stemma.nn.model import Model
 from stemma.nn.stack import Block
-from stemma.parallel.mesh import World
+from stemma.parallel.processes import World
 from stemma.parallel.tables import slice_, summed
 
 GATHERED = 2**27  # entries of whole matrices that a process holds at once

@@ -1,37 +1,35 @@
-"""Memory a device, work, time and money of a plan on a mesh."""
+"""Memory a device, work, time and money of a plan on a mesh. Imports no torch."""
 
 from __future__ import annotations
 
+import copy
 import functools
-import itertools
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-import torch
-
 from stemma.errors import ResourceError, UsageError
-from stemma.families.recipes import Adafactor, AdamW
-from stemma.nn.model import Model
-from stemma.nn.parts import HeadNorm
-from stemma.nn.stack import Block
-from stemma.objectives import Objective
-from stemma.parallel.mesh import Mesh
-from stemma.planning import trace
+from stemma.families.goals import AttentionDistillation, Contrastive
+from stemma.families.recipes import Adafactor, AdamW, Muon
+from stemma.nn.parts import Dims, HeadNorm
+from stemma.parallel import Mesh
 from stemma.planning.hardware import Device
-from stemma.train import meter
+from stemma.planning.network import How, Rows
+from stemma.planning.rows import rows as rows_of
+from stemma.planning.steps import LOGITS, Network, Other, Step
 from stemma.train.config import Plan, budget
-from stemma.train.run import objective_of
 
 FILL = 0.92  # of a device's memory that is planned with: allocators need room
-FEW = 4  # rows that are traced, and twice as many; the memory of others follows by a line
 NODE = (1, 2, 4, 8)  # slices: devices of one node, whose links are fast
+MOST = 2**17  # devices of a fleet that is looked for
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Of one mesh. Bytes are of one device: `weights`, `gradients` and `optimizer` of the part that it holds;
-    `gathered`: what of others' parts is there at a time; `activations`: all that a step keeps for its gradient, logits
-    among them (`logits`). `cache`: keys and values of one row in inference, bf16. `seconds` a step."""
+    `gathered`: what of others' parts is there at a time; `activations`: all else that a step holds at its worst moment,
+    logits among it (`logits`). `cache`: keys and values of one row in inference, bf16. `seconds` a step, of which its
+    work takes `computing` and its messages `sending`, at once with it."""
 
     mesh: str
     device: str
@@ -45,6 +43,8 @@ class Estimate:
     logits: float
     cache: float
     seconds: float
+    computing: float
+    sending: float
     sent: float
 
     @property
@@ -54,42 +54,66 @@ class Estimate:
 
 
 class Way(NamedTuple):
-    """How a step is taken: slices, whether on a CPU, whether in bf16, and micro-batches (two stand for many)."""
+    """How a step is taken: slices, shards, whether on a CPU, whether in bf16, micro-batches (two stand for many)."""
 
     tp: int
+    shards: int
     cpu: bool
     half: bool
     micros: int
 
 
 class Outlook:
-    """A plan, seen from outside: what its network, objective and recipe make of a step. Steps of one and two layers and
-    rows are traced on the meta device; memory goes linearly with both."""
+    """A plan, seen from outside: what its network, objective and recipe make of a step, by arithmetic."""
 
     def __init__(self, plan: Plan, *, recompute: bool = False, half: bool | None = None) -> None:
-        self.plan, self.recompute, self.half = plan, recompute, half
-        words = trace.Words(plan.text, plan.dims.vocab)
-        self.objective: Objective = objective_of(plan, words)
-        rows = self.objective.examples(trace.Texts(words, plan.context))
-        self.examples = [example for example, _ in itertools.islice(rows, 8)]
-        with torch.device("meta"):
-            self.model = Model(plan.arch, plan.dims)
-        self.parameters = sum(p.numel() for p in self.model.parameters())
-        blocks = [m for m in self.model.modules() if isinstance(m, Block)]
-        self.block = max(sum(p.numel() for p in block.parameters()) for block in blocks)
-        self.outside = self.parameters - sum(p.numel() for block in blocks for p in block.parameters())
+        self.plan, self.half = plan, half
+        self.recompute = recompute or bool(plan.train.recompute)
+        self.others = tuple(Other(net.role, net.arch, self._vocabulary(net.dims), net.learns) for net in plan.nets)
+        self.known: dict[tuple[Way, int], float] = {}
+        self.whole = self._step(Way(1, 1, False, True, 1))
+        self.parameters = self.whole.numel
+        stacks = self.whole.model.stacks
+        self.block = max(stack.block for stack in stacks)
+        self.outside = self.parameters - sum(stack.block * stack.count for stack in stacks)
 
-    def batch(self, rows: int) -> Any:
-        return self.objective.collate(list(itertools.islice(itertools.cycle(self.examples), rows)))
+    def of(self, plan: Plan) -> Outlook:
+        """The same outlook on a plan with another batch."""
+        other = copy.copy(self)
+        other.plan = plan
+        return other
+
+    def _vocabulary(self, dims: Dims) -> Dims:
+        """Networks side by side read with one tokenizer."""
+        return replace(dims, vocab=self.plan.dims.vocab)
+
+    def rows(self, number: int) -> Rows:
+        """`number` rows as the network sees them."""
+        plan = self.plan
+        return rows_of(plan.objective, plan.arch, plan.dims, plan.text, plan.recipe, plan.context, number)
+
+    def _step(self, how: Way) -> Step:
+        plan = self.plan
+        return Step(
+            plan.arch,
+            sliced(plan.dims, how.tp),
+            plan.objective,
+            How(how.cpu, how.half, self.recompute),
+            tuple(replace(other, dims=sliced(other.dims, how.tp)) for other in self.others),
+            how.shards,
+        )
 
     @functools.cached_property
     def work(self) -> float:
-        """Operations a token of the row, forward and backward; what is recomputed is no useful work and not in it."""
-        batch = self.batch(8)
-        tokens = batch["input_ids"].numel()
-        share = self.objective.counts(batch)[self.objective.main] / tokens
-        decoder = batch["decoder_input_ids"].numel() / tokens if "decoder_input_ids" in batch else 0.0
-        return meter.flops(self.model, self.plan.context, share, decoder)
+        """Operations a token of the row, forward and backward; what is recomputed is no useful work and not in it. A
+        network beside the model counts too, one that does not learn with its forward pass alone."""
+        one = self.rows(64)
+        share, decoder = one.targets / (one.rows * one.length), one.goal / one.length
+        nets = self.whole.others
+        return flops(self.whole.model, self.plan.context, share, decoder) + sum(
+            flops(nets[other.role], self.plan.context, share, decoder) * (1.0 if other.learns else 1 / 3)
+            for other in self.others
+        )
 
     @functools.cached_property
     def steps(self) -> int | None:
@@ -101,12 +125,11 @@ class Outlook:
             return max(1, round(limit.tokens / tokens))
         return None if limit.flops is None else max(1, round(limit.flops / (self.work * tokens)))
 
-    def logits(self, micro: int) -> float:
+    def logits(self, micro: int, tp: int = 1) -> float:
         """Bytes of the fp32 logits of a micro-batch, so far as they are held at once."""
-        from stemma.objectives.vocabulary import LOGITS
-
-        targets = self.objective.counts(self.batch(8))[self.objective.main] * micro / 8
-        return 4.0 * min(targets * self.plan.dims.vocab, LOGITS)
+        if self.plan.arch.heads.lm is None or isinstance(self.plan.objective, AttentionDistillation | Contrastive):
+            return 0.0
+        return 4.0 * min(self.rows(micro).targets * self.plan.dims.vocab // tp, LOGITS)
 
     @property
     def cache(self) -> float:
@@ -119,44 +142,69 @@ class Outlook:
 
     def kept(self, how: Way, micro: int) -> float:
         """Bytes beyond weights, gradients and optimiser that a device holds at the worst moment of a step."""
-        few, many = self._deep(how, FEW), self._deep(how, 2 * FEW)
-        return many + (many - few) / FEW * (micro - 2 * FEW)
+        if (how, micro) not in self.known:
+            step = self._step(how)
+            peak = step.peak(self.rows(micro), how.micros, self.plan.recipe.z_loss > 0)
+            self.known[how, micro] = float(max(0, peak - 4 * step.numel // how.shards))
+        return self.known[how, micro]
 
-    @functools.cache  # noqa: B019
-    def _deep(self, how: Way, rows: int) -> float:
-        depth = self.plan.dims.layers
-        if depth <= 2 or self.plan.dims.groups is not None or self.plan.dims.depth != depth:
-            return self._traced(how, rows, None)
-        one, two = (self._traced(how, rows, n) for n in (1, 2))
-        return two + (two - one) * (depth - 2)
-
-    def _traced(self, how: Way, rows: int, layers: int | None) -> float:
-        dims = self.plan.dims
-        if layers is not None:
-            dims = replace(dims, layers=layers)
-        if how.tp > 1:  # a slice is a network of as many heads less
-            kv, heads, width = dims.kv // how.tp, dims.heads // how.tp, dims.width
-            dims = replace(dims, heads=heads, kv_heads=kv, d_ff=dims.d_ff // how.tp, head_dim=width)
-        peak, parameters = trace.step(
-            self.plan.arch,
-            dims,
-            self.objective,
-            self.batch(rows),
-            cpu=how.cpu,
-            half=how.half,
-            recompute=self.recompute,
-            micros=how.micros,
-        )
-        return float(peak - 4 * parameters)
-
+    @functools.cached_property
     def slots(self) -> float:
-        """Numbers that the optimiser keeps for each weight."""
-        return 0.05 if isinstance(self.plan.recipe.optimizer, Adafactor) else 2.0
+        """Numbers that the optimiser keeps for each weight, on average."""
+        kind, total, count = self.plan.recipe.optimizer, 0.0, 0
+        nets = [self.whole.model, *(self.whole.others[o.role] for o in self.others if o.learns)]
+        for net in nets:
+            for shape, number, inside in net.shapes:
+                n = math.prod(shape)
+                count += n * number
+                total += number * kept_by(kind, shape, n, inside)
+        return total / count
 
     def halves(self, device: Device) -> bool:
         if self.half is not None:
             return self.half
         return self.plan.train.precision == "bf16" or (self.plan.train.precision == "auto" and device.name != "CPU")
+
+
+def kept_by(kind: Any, shape: tuple[int, ...], n: int, inside: bool) -> float:
+    """Numbers that an optimiser keeps for a weight of so many; `inside`: it is one of a block."""
+    if isinstance(kind, Adafactor):
+        least = kind.smallest
+        factored = least is not None and len(shape) >= 2 and min(shape[-2:]) >= least
+        second = n / shape[-1] + n / shape[-2] if factored else n
+        return second + (n if kind.momentum else 0)
+    return n if isinstance(kind, Muon) and len(shape) >= 2 and inside else 2 * n
+
+
+def sliced(dims: Dims, tp: int) -> Dims:
+    """A slice of a network is a network of as many heads less, and of a part of the vocabulary."""
+    if tp == 1:
+        return dims
+    return replace(
+        dims,
+        heads=dims.heads // tp,
+        kv_heads=dims.kv // tp,
+        d_ff=dims.d_ff // tp,
+        head_dim=dims.width,
+        vocab=-(-dims.vocab // tp),
+    )
+
+
+def flops(net: Network, context: int, targets: float, decoder: float) -> float:
+    """As `stemma.train.meter.flops`, which counts a model's own tensors: operations of a training step a token."""
+    dims, structure = net.dims, net.arch.structure
+    head = 6.0 * dims.vocab * dims.d_model if net.lm is not None else 0.0
+
+    def attention(layers: int, length: float) -> float:
+        return 12.0 * layers * dims.heads * dims.width * length
+
+    stacks = net.stacks
+    if structure == "encoder-decoder":
+        own = context * decoder
+        inner = 6.0 * stacks[1].matrices + attention(dims.depth, own) / 2 + attention(dims.depth, context)
+        return 6.0 * stacks[0].matrices + attention(dims.layers, context) + decoder * inner + targets * head
+    half = 1 if structure == "encoder" else 2
+    return 6.0 * stacks[0].matrices + attention(dims.layers, context) / half + targets * head
 
 
 def unfit(plan: Plan, mesh: Mesh) -> str | None:
@@ -201,11 +249,10 @@ def estimate(view: Outlook, mesh: Mesh, device: Device, micro: int, seconds: flo
     if mesh.tp > 1:  # a sum a branch forward, and q, k, v, gate and up backward
         branches = plan.dims.layers * (1 + 1 + 3 + 2)
         sent += branches * rows * plan.context * plan.dims.d_model * (2 if half else 4) * 2 * (1 - 1 / mesh.tp)
-    if seconds is None:
-        again = 4 / 3 if view.recompute else 1.0
-        speed = device.peak * device.share * (1.0 if half or cpu else 0.5)
-        work = view.work * plan.rows * plan.context * again / mesh.size / speed
-        seconds = max(work, sent / device.link)
+    again = 4 / 3 if view.recompute else 1.0
+    speed = device.peak * device.share * (1.0 if half or cpu else 0.5)
+    computing = view.work * plan.rows * plan.context * again / mesh.size / speed
+    sending = sent / device.link
     return Estimate(
         mesh=str(mesh),
         device=device.name,
@@ -213,12 +260,14 @@ def estimate(view: Outlook, mesh: Mesh, device: Device, micro: int, seconds: flo
         accumulate=accumulate,
         weights=weights,
         gradients=weights,
-        optimizer=view.slots() * weights,
+        optimizer=view.slots * weights,
         gathered=gathered,
-        activations=view.kept(Way(mesh.tp, cpu, half, min(accumulate, 2)), micro),
-        logits=view.logits(micro),
+        activations=view.kept(Way(mesh.tp, mesh.fsdp, cpu, half, min(accumulate, 2)), micro),
+        logits=view.logits(micro, mesh.tp),
         cache=view.cache,
-        seconds=seconds,
+        seconds=seconds if seconds is not None else max(computing, sending),
+        computing=computing,
+        sending=sending,
         sent=sent,
     )
 
@@ -233,15 +282,45 @@ def meshes(count: int) -> list[Mesh]:
 
 
 def largest(view: Outlook, mesh: Mesh, device: Device) -> Estimate | None:
-    """The estimate with the most rows at once that fit, a power of two; None if not even one does."""
+    """The estimate with the most rows at once that fit, a power of two or all; None if not even one does."""
     most = view.plan.rows // mesh.readers
-    best = None
-    for micro in (2**i for i in range(most.bit_length())):
-        found = estimate(view, mesh, device, min(micro, most))
-        if found.memory > FILL * device.memory:
-            break
-        best = found
+    sizes = [*(2**i for i in range(most.bit_length()) if 2**i < most), most]
+
+    def fitting(micro: int) -> Estimate | None:
+        found = estimate(view, mesh, device, micro)
+        return found if found.memory <= FILL * device.memory else None
+
+    held = (2 + view.slots) * 4 * view.parameters / (mesh.fsdp * mesh.tp)
+    if held > FILL * device.memory or (best := fitting(1)) is None:
+        return None
+    if (whole := fitting(sizes[-1])) is not None:
+        return whole
+    low, high = 1, len(sizes) - 1
+    while low < high:  # what fits is a beginning of the list
+        middle = (low + high) // 2
+        found = fitting(sizes[middle])
+        if found is None:
+            high = middle
+        else:
+            best, low = found, middle + 1
     return best
+
+
+def most(view: Outlook, mesh: Mesh, device: Device, least: int = 1) -> int:
+    """Rows at once that a device would hold at most, whatever the batch (to within 3 %); 0 if not even one."""
+
+    def fits(micro: int) -> bool:
+        other = replace(view.plan, recipe=replace(view.plan.recipe, batch=micro * mesh.readers * view.plan.context))
+        return estimate(view.of(other), mesh, device, micro).memory <= FILL * device.memory
+
+    low = least if fits(least) else 0
+    high = 2 * max(least, 1) if low else least
+    while low and fits(high):
+        low, high = high, 2 * high
+    while high - low > max(1, low // 32):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def suggest(view: Outlook, count: int, device: Device) -> Estimate:
@@ -256,13 +335,47 @@ def suggest(view: Outlook, count: int, device: Device) -> Estimate:
     for slices in NODE:  # more slices send more: they are for what does not fit without them
         fits = fits or [e for m in able if m.tp == slices if (e := largest(view, m, device)) is not None]
     if not fits:
-        need = min(estimate(view, m, device, 1).memory for m in able)
+        need = nearest(view, count, device).memory
         raise ResourceError(
             f"{view.plan.name} does not fit on {count} {device.name} of {device.memory / 1e9:.0f} GB: the best mesh "
-            f"needs {need / 1e9:.1f} GB a device with one row at a time; use more devices, --recompute or a shorter "
-            "train.context"
+            f"needs {need / 1e9:.1f} GB a device with one row at a time; {_instead(view, count, device)}"
         )
     return min(fits, key=lambda e: e.seconds)
+
+
+def nearest(view: Outlook, count: int, device: Device) -> Estimate:
+    """Of the meshes that can run the one that needs the least memory, with one row at a time."""
+    able = [m for m in meshes(count) if unfit(view.plan, m) is None]
+    return min((estimate(view, m, device, 1) for m in able), key=lambda e: e.memory)
+
+
+def _instead(view: Outlook, count: int, device: Device) -> str:
+    """What to do about a network that does not fit."""
+    more, readers = count, max(1, view.plan.rows)
+    while more <= MOST:
+        more *= 2
+        for tp in NODE:
+            mesh = Mesh(fsdp=more // tp, tp=tp) if more % tp == 0 else Mesh(fsdp=more)
+            fits = mesh.readers <= readers and unfit(rounded(view.plan, mesh.readers), mesh) is None
+            if fits and estimate_of(view, mesh, device).memory <= FILL * device.memory:
+                return f"{more} would do (--gpus {more}x{device.name} --mesh {mesh})"
+    if not isinstance(view.plan.recipe.optimizer, AdamW):
+        kind = type(view.plan.recipe.optimizer).__name__
+        return f"{kind} looks at whole matrices, so nothing can be sharded: set recipe.optimizer={{kind: AdamW}}"
+    again = "" if view.recompute else "--recompute or "
+    return f"use devices with more memory, {again}a shorter train.context"
+
+
+def estimate_of(view: Outlook, mesh: Mesh, device: Device) -> Estimate:
+    """An estimate with one row at a time, of a plan whose batch the mesh can share."""
+    other = Outlook(rounded(view.plan, mesh.readers), recompute=view.recompute, half=view.half)
+    return estimate(other, mesh, device, 1)
+
+
+def rounded(plan: Plan, readers: int) -> Plan:
+    """The plan with the nearest batch that so many processes can share."""
+    rows = max(1, round(plan.rows / readers)) * readers
+    return replace(plan, recipe=replace(plan.recipe, batch=rows * plan.context)) if rows != plan.rows else plan
 
 
 def table(found: Estimate) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.fx.experimental._config
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -21,10 +23,12 @@ from torch.utils.checkpoint import checkpoint
 from stemma.families.declare import Text
 from stemma.nn.attention import SHORT, Attention
 from stemma.nn.masks import Visible
+from stemma.nn.mlp import Experts
 from stemma.nn.model import Model
 from stemma.nn.parts import Arch, Dims
 from stemma.nn.stack import Block
 from stemma.objectives import Batch, Objective
+from stemma.train.config import Net
 
 ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
 
@@ -35,7 +39,7 @@ class Words:
     def __init__(self, text: Text, vocab: int) -> None:
         self.kind, self.vocab_size, self.sentinels = text.tokenizer, vocab, text.sentinels
         names = list(dict.fromkeys(n for role in ROLES if (n := getattr(text, role)) is not None))
-        names += [name for name in text.blanks if name not in names]
+        names += [name for name in (*text.blanks, *text.extras, *text.infill) if name not in names]
         self.ids = {name: i for i, name in enumerate(names)}
         for role in ROLES:
             setattr(self, f"{role}_id", self.ids.get(getattr(text, role)))
@@ -168,6 +172,28 @@ def _halved(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _times(experts: Experts, half: bool, rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """`Experts.times` by torch's kernel for groups of rows."""
+    weight = weight.transpose(1, 2)
+    if half:
+        rows, weight = rows.bfloat16(), weight.bfloat16()
+    out: Tensor = Grouped.apply(rows, weight)
+    return out
+
+
+class Grouped(torch.autograd.Function):
+    """The memory of a product of groups of rows, each with its own matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return rows.new_empty(rows.shape[0], weight.shape[2])
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> Any:
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors)
+
+
 def forgetful(model: nn.Module) -> None:
     """Let the blocks of a model keep no activations."""
     for module in model.modules():
@@ -176,25 +202,52 @@ def forgetful(model: nn.Module) -> None:
             module.forward = again  # type: ignore[method-assign]
 
 
-def step(
-    arch: Arch, dims: Dims, objective: Objective, batch: Batch, *, cpu: bool, half: bool, recompute: bool, micros: int
-) -> tuple[int, int]:
-    """(bytes at once beyond the weights and the optimiser's state, parameters) of a training step of `micros`
-    micro-batches like `batch`: activations, logits, gradients."""
-    with torch.device("meta"):
-        model = Model(arch, dims).train()
+def prepare(model: Model, cpu: bool, half: bool, recompute: bool) -> None:
+    """Let a network take a step as it would on a device."""
     for module in model.modules():
         if isinstance(module, Attention):
             module.attend = partial(_attend, module, cpu, half)  # type: ignore[method-assign]
+        elif isinstance(module, Experts):
+            module.times = partial(_times, module, half)  # type: ignore[method-assign]
     for module in model.modules():
         if half and (isinstance(module, Block) or module is model.lm):
             module.forward = _halved(module.forward)  # type: ignore[method-assign]
     if recompute:
         forgetful(model)
+
+
+def step(
+    arch: Arch,
+    dims: Dims,
+    objective: Objective,
+    batch: Batch,
+    *,
+    cpu: bool,
+    half: bool,
+    recompute: bool,
+    micros: int,
+    nets: Sequence[Net] = (),
+) -> tuple[int, int]:
+    """(bytes at once beyond the weights and the optimiser's state, parameters that learn) of a step of `micros`
+    micro-batches like `batch`, with `nets` beside the model: activations, logits, gradients."""
+    with torch.device("meta"):
+        model = Model(arch, dims).train()
+    prepare(model, cpu, half, recompute)
+    beside = {}
+    for net in nets:
+        with torch.device("meta"):
+            beside[net.role] = Model(net.arch, replace(net.dims, vocab=dims.vocab)).train(net.learns)
+        beside[net.role].requires_grad_(net.learns)
+    objective.join(model, beside)
+    for other in beside.values():
+        prepare(other, cpu, half, False)
     held = {name: tensor.to("meta") for name, tensor in batch.items()}
     live = Live()
-    live.spare(model.parameters())
-    with live, Halves() if half else contextlib.nullcontext():
+    live.spare(p for net in (model, *beside.values()) for p in net.parameters())
+    settings: Any = torch.fx.experimental._config
+    whole = settings.patch(meta_nonzero_assume_all_nonzero=True)  # no token of a row is padding
+    with live, whole, Halves() if half else contextlib.nullcontext():
         for _ in range(micros):
-            objective.loss(model, held).total().backward()
-    return live.peak, sum(p.numel() for p in model.parameters())
+            objective.loss(model, held, beside).total().backward()
+    learned = {id(p): p.numel() for net in (model, *beside.values()) for p in net.parameters() if p.requires_grad}
+    return live.peak, sum(learned.values())

@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from stemma.nn.mlp import Experts
 from stemma.nn.model import Model
 from stemma.nn.parts import Dims
 
@@ -14,10 +15,11 @@ from stemma.nn.parts import Dims
 def flops(model: Model, context: int, targets: float = 1.0, decoder: float = 0.0) -> float:
     """Operations of one training step per token of the row, forward and backward.
 
-    6 for each weight that a token is multiplied with (2 forward, 4 backward) and 12 * layers * width * context for
-    attention (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), half of that where attention is causal. The
-    vocabulary matrix counts for `targets`, the share of places that reach it. `decoder`: tokens of the decoder for each
-    of the encoder's, for an encoder-decoder; the result is per token of the encoder's input.
+    6 for each weight that a token is multiplied with (2 forward, 4 backward; of experts, those it takes) and
+    12 * layers * width * context for attention (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), half of that
+    where attention is causal. The vocabulary matrix counts for `targets`, the share of places that reach it. `decoder`:
+    tokens of the decoder for each of the encoder's, for an encoder-decoder; the result is per token of the encoder's
+    input.
     """
     dims, structure = model.dims, model.arch.structure
     head = 6.0 * dims.vocab * dims.d_model if model.lm is not None else 0.0
@@ -36,8 +38,17 @@ def flops(model: Model, context: int, targets: float = 1.0, decoder: float = 0.0
 def _weights(stack: torch.nn.Module | None, *parts: str) -> float:
     """Operations of a token with the matrices of a stack, or with those whose name holds one of `parts`."""
     assert stack is not None
-    named = [(n, p) for n, p in stack.named_parameters() if p.ndim == 2 and not n.endswith("table.weight")]
-    return 6.0 * sum(p.numel() for n, p in named if not parts or any(part in n for part in parts))
+    tables = ("table.weight", "blanks.weight")  # rows of these are looked up
+    named = [(n, p) for n, p in stack.named_parameters() if p.ndim == 2 and not n.endswith(tables)]
+    flat = sum(p.numel() for n, p in named if not parts or any(part in n for part in parts))
+    if parts:
+        return 6.0 * flat
+    experts = sum(
+        sum(p.numel() for p in (m.gate, m.up, m.down)) * m.active / m.count
+        for m in stack.modules()
+        if isinstance(m, Experts)
+    )
+    return 6.0 * (flat + experts)
 
 
 def _attention(dims: Dims, layers: int, context: float) -> float:

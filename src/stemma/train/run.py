@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import math
-import re
 import shutil
 import sys
 import tempfile
@@ -30,20 +29,20 @@ from stemma import families, formats, spec
 from stemma.data import cleaning, shared
 from stemma.data.progress import Meter
 from stemma.errors import CheckpointError, UsageError, VerifyError
-from stemma.families import goals
 from stemma.families.declare import Design, Family, Text
-from stemma.families.recipes import Recipe, Sampling
+from stemma.families.recipes import Recipe
 from stemma.nn.model import Model, count
 from stemma.nn.parts import Learned
-from stemma.objectives import Objective, Setting, objective, tokens, why_not, why_unmatched
+from stemma.objectives import Objective, Setting, objective, tokens
 from stemma.objectives.languages import UNKNOWN
 from stemma.parallel import World, world
 from stemma.train import checkpoint, meter, start
-from stemma.train.config import Budget, Net, Plan, Train, budget
-from stemma.train.evaluate import evaluate, sample
+from stemma.train.config import Budget, Net, Plan, budget
+from stemma.train.evaluation import evaluate, sample
 from stemma.train.loop import Diverged, Loop, Record, pick_device, pick_precision
 from stemma.train.pages import keep_pages
-from stemma.train.scale import beside, scaled, warmup
+from stemma.train.plans import resolve, unborn
+from stemma.train.scale import warmup
 
 OnStep = Callable[[Record], None]
 OURS = {"tokenizer", "data"}  # what a run that was killed while preparing leaves behind
@@ -69,98 +68,6 @@ class Run:
 
 
 # ---------------------------------------------------------------- the plan
-
-
-def suitable(design: Design) -> str:
-    """The built-in text to train a design on where none is named: parallel text for what is trained on translations or
-    draws languages, source code for what fills gaps in it, English prose for all others."""
-    match design.objective:
-        case goals.Translation(source=source, target=target):
-            return f"builtin:parallel:{source or 'en'}-{target or 'de'}"
-        case goals.TLM():
-            return "builtin:parallel"
-        case goals.Infill():
-            return "builtin:code"
-    return "builtin:parallel" if design.recipe.sampling != Sampling() or design.dims.languages else "builtin:docs"
-
-
-def resolve(
-    name: str,
-    *,
-    data: str | None = None,
-    budget: str = "5m",
-    seed: int = 1,
-    scale: str = "tiny",
-    overrides: Mapping[str, Any] | None = None,
-) -> Plan:
-    """The plan of a run: the design of `name` at `scale`, with `overrides` by dotted path.
-
-    Raises UsageError for an unknown name, scale, path or value, and for a design that cannot be trained as it stands.
-    """
-    changes = dict(overrides or {})
-    name, scale = changes.pop("name", name), changes.pop("scale", scale)
-    design = scaled(families.design(name), scale)
-    data = data or suitable(design)
-    if "recipe.steps" in changes and "train.budget" not in changes:
-        changes["train.budget"] = f"{changes['recipe.steps']} steps"
-    plan = Plan(
-        name, scale, design.arch, design.dims, design.objective, design.text, design.recipe, Train(budget), data, seed
-    )
-    if isinstance(changes.get("clean"), str) and not changes["clean"].lstrip().startswith(("(", "[")):
-        changes["clean"] = cleaning.parse(changes["clean"])
-    plan = spec.edit(plan, changes)
-    for what, value in (("recipe.lr", plan.recipe.lr), ("recipe.batch", plan.recipe.batch)):
-        if value is None:
-            raise UsageError(
-                f"{what} of {name} is unpublished; give one, such as --set {what}=..., or choose a --scale"
-            )
-    if (why := why_not(plan.objective, plan.arch)) is not None:
-        raise UsageError(f"{name} cannot be trained so: {why}")
-    if plan.context > plan.dims.context:
-        raise UsageError(f"train.context={plan.context} exceeds dims.context={plan.dims.context}")
-    plan = replace(plan, nets=_nets(plan, changes))
-    if plan.train.start:
-        return replace(plan, train=replace(plan.train, start=start.place(plan.train.start)))
-    return start.from_nothing(plan, changes)
-
-
-def _nets(plan: Plan, changes: Mapping[str, Any]) -> tuple[Net, ...]:
-    """What stands beside the model of a plan: at its scale, or as its weights are. What was changed of the model's
-    design, but for its heads, is changed of those that learn too."""
-    own = {k: v for k, v in changes.items() if k.startswith("arch.") and not k.startswith("arch.heads")}
-    found = []
-    for role, (name, learns) in goals.beside(plan.objective).items():
-        if not learns and (weights := _weights(name)):
-            known = formats.load(weights, device="meta", tokenizer=False)
-            net = Net(role, known.name, known.arch, known.dims, learns, weights)
-            if (why := why_unmatched(plan.objective, (plan.arch, plan.dims), (net.arch, net.dims))) is not None:
-                raise UsageError(f"{plan.name} cannot learn from {name}: {why}")
-            if net.dims.context < plan.context:
-                raise UsageError(
-                    f"rows of {plan.context} tokens are too long for the {role} {name}, which reads "
-                    f"{net.dims.context}; set train.context={net.dims.context}"
-                )
-        elif learns:
-            other = beside(families.design(plan.name), families.design(name), plan.dims)
-            net = Net(role, name, spec.edit(other, own).arch, other.dims, learns)
-        else:
-            other = scaled(families.design(name), plan.scale)
-            net = Net(role, name, other.arch, other.dims, learns)
-        found.append(net)
-    return tuple(found)
-
-
-def _weights(name: str) -> str:
-    """Where the weights of a net are: a folder, whole, or a hub id; empty for the name of a size, which has none."""
-    if Path(name).exists():
-        return str(Path(name).resolve())
-    try:
-        families.design(name)
-    except UsageError as error:
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-            return name
-        raise UsageError(f"objective.teacher={name!r} is no folder here, no hub id and no size: {error}") from None
-    return ""
 
 
 def taught(plan: Plan, tokenizer: Any) -> tuple[Plan, Any]:
@@ -348,7 +255,7 @@ def pretrain(
         if tokenizer is not None:
             raise UsageError(f"the run begins from {plan.train.start} and takes its tokenizer: give no other")
         least, tokenizer = start.rows(plan), start.tokenizer(plan)
-    elif leads and not quiet and (parent := start.unborn(plan)):
+    elif leads and not quiet and (parent := unborn(plan)):
         print(f"{name} is more training of {parent}'s weights; without --from it begins from new ones", file=sys.stderr)
     if leads:
         store, tokenizer = prepare(plan, out, tokenizer, quiet)

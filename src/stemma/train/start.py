@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from stemma import families, formats, spec
+from stemma import formats, spec
 from stemma.errors import UsageError
-from stemma.families.declare import Family
 from stemma.nn.model import Model
 from stemma.train.config import Plan
-
-
-def place(start: str) -> str:
-    """The folder of the weights that `start` names: a run's model, or the folder itself; a hub id stays one. Raises
-    UsageError for a run that is not finished."""
-    path = Path(start)
-    if (path / "run.json").is_file():
-        if not (path / "model").is_dir():
-            raise UsageError(f"{start} has no model yet to begin from; finish it with: stemma resume {start}")
-        return str((path / "model").resolve())
-    return str(path.resolve()) if path.is_dir() else start
 
 
 def tokenizer(plan: Plan) -> Any:
@@ -62,30 +48,3 @@ def fill(model: Model, start: str) -> None:
         raise UsageError(f"the weights in {start} are of another network: {odd[0]} is in one of them only")
     for name, tensor in ours.items():
         tensor[: len(theirs[name])] = theirs[name]
-
-
-def unborn(plan: Plan) -> str | None:
-    """The parent of whose weights a plan's family is more training; None for a family that begins from new ones."""
-    family: Family = families.family(plan.name)
-    return family.parent.name if family.edge == "trained" and family.parent is not None else None
-
-
-def from_nothing(plan: Plan, changes: Mapping[str, Any]) -> Plan:
-    """A scaled plan that begins from new weights though its family begins from a parent's: with the rate and schedule
-    of the ancestor that began from new ones too, unless they are given."""
-    if plan.scale == "full" or unborn(plan) is None:
-        return plan
-    from stemma.train.scale import scaled
-
-    family: Family = families.family(plan.name)
-    first = next(f for f in family.lineage if f.edge != "trained")
-    size = next(iter(first.sizes), None)
-    if size is None:
-        return plan
-    recipe = scaled(first[size], plan.scale).recipe
-    kept = {
-        part: getattr(recipe, part)
-        for part in ("lr", "schedule")
-        if not any(path.startswith(f"recipe.{part}") for path in changes)
-    }
-    return replace(plan, recipe=replace(plan.recipe, **kept))

@@ -1,0 +1,102 @@
+"""Processes in a grid of three axes: copies of the model (`dp`), shards of its state (`fsdp`), slices of its matrices
+(`tp`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stemma.errors import ResourceError, UsageError
+from stemma.parallel.mesh import AXES, Mesh, mesh
+
+
+class World:
+    """The processes of a mesh, seen from one of them. Joins the process group that the launcher (`torchrun`) named."""
+
+    def __init__(self, shape: Mesh, device: str) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        there = int(os.environ.get("WORLD_SIZE", "1"))
+        if there != shape.size:
+            raise UsageError(
+                f"mesh {shape} needs {shape.size} processes and there are {there}; start them with "
+                f"`torchrun --nproc-per-node {shape.size} -m stemma ...`"
+            )
+        if not dist.is_initialized():
+            if device == "cuda":
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            try:
+                dist.init_process_group("nccl" if device == "cuda" else "gloo")
+            except (RuntimeError, ValueError) as error:
+                raise ResourceError(f"the processes of mesh {shape} did not find each other: {error}") from None
+        self.shape, self.device = shape, device
+        self.grid = init_device_mesh(device, (shape.dp, shape.fsdp, shape.tp), mesh_dim_names=AXES)
+        self.rank = dist.get_rank()
+        self.reader = self.grid.get_local_rank("dp") * shape.fsdp + self.grid.get_local_rank("fsdp")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def part(self, axis: str) -> Any:
+        """The submesh of this process along one axis."""
+        return self.grid[axis]
+
+    def place(self, *axes: str) -> tuple[int, int]:
+        """The number of this process among those along `axes`, and how many they are."""
+        number, size = 0, 1
+        for axis in axes:
+            there = getattr(self.shape, axis)
+            number, size = number * there + self.grid.get_local_rank(axis), size * there
+        return number, size
+
+    def add(self, tensors: Iterable[Tensor], *axes: str) -> None:
+        """Replace each tensor by its sum over the processes along `axes`, in place; one call for tensors of one
+        type."""
+        held = list(tensors)
+        if not held or all(getattr(self.shape, axis) == 1 for axis in axes):
+            return
+        flat = torch.cat([t.reshape(-1) for t in held])
+        for axis in axes:
+            if getattr(self.shape, axis) > 1:
+                dist.all_reduce(flat, group=self.grid.get_group(axis))
+        for tensor, total in zip(held, flat.split([t.numel() for t in held]), strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+    def total(self, counts: dict[str, int], *axes: str) -> dict[str, int]:
+        """Integers summed over the processes along `axes`."""
+        values = torch.tensor(list(counts.values()), dtype=torch.int64, device=self.device)
+        self.add([values], *axes)
+        return dict(zip(counts, values.tolist(), strict=True))
+
+    def agree(self, value: Any) -> Any:
+        """The value that the leading process has."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait(self) -> None:
+        """Go on when every process is here."""
+        dist.barrier()
+
+    @staticmethod
+    def leave() -> None:
+        """End the process group, so that the launcher sees an orderly end."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def world(text: str | None, device: str) -> World | None:
+    """The world of a mesh. Without one, None; raises UsageError if a launcher started several processes all the
+    same."""
+    if text is None:
+        if (there := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+            raise UsageError(f"there are {there} processes and no mesh; say what they do, such as --mesh fsdp={there}")
+        return None
+    return World(mesh(text), device)

@@ -1,0 +1,176 @@
+"""A run, resolved: from the name of a family or size to all that decides what is computed. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stemma import families, spec
+from stemma.data import cleaning
+from stemma.errors import UsageError
+from stemma.families import goals
+from stemma.families.declare import Design, Family
+from stemma.families.recipes import Sampling
+from stemma.train.config import Net, Plan, Train
+from stemma.train.scale import beside, scaled
+
+
+def suitable(design: Design) -> str:
+    """The built-in text to train a design on where none is named: parallel text for what is trained on translations or
+    draws languages, source code for what fills gaps in it, English prose for all others."""
+    match design.objective:
+        case goals.Translation(source=source, target=target):
+            return f"builtin:parallel:{source or 'en'}-{target or 'de'}"
+        case goals.TLM():
+            return "builtin:parallel"
+        case goals.Infill():
+            return "builtin:code"
+    return "builtin:parallel" if design.recipe.sampling != Sampling() or design.dims.languages else "builtin:docs"
+
+
+def resolve(
+    name: str,
+    *,
+    data: str | None = None,
+    budget: str = "5m",
+    seed: int = 1,
+    scale: str = "tiny",
+    overrides: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The plan of a run: the design of `name` at `scale`, with `overrides` by dotted path.
+
+    Raises UsageError for an unknown name, scale, path or value, and for a design that cannot be trained as it stands.
+    """
+    plan = drafted(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
+    for what, value in (("recipe.lr", plan.recipe.lr), ("recipe.batch", plan.recipe.batch)):
+        if value is None:
+            raise UsageError(
+                f"{what} of {plan.name} is unpublished; give one, such as --set {what}=..., or choose a --scale"
+            )
+    return plan
+
+
+def drafted(
+    name: str,
+    *,
+    data: str | None = None,
+    budget: str = "5m",
+    seed: int = 1,
+    scale: str = "tiny",
+    overrides: Mapping[str, Any] | None = None,
+) -> Plan:
+    """As `resolve`, where the learning rate and the batch may still be unknown."""
+    changes = dict(overrides or {})
+    name, scale = changes.pop("name", name), changes.pop("scale", scale)
+    design = scaled(families.design(name), scale)
+    data = data or suitable(design)
+    if "recipe.steps" in changes and "train.budget" not in changes:
+        changes["train.budget"] = f"{changes['recipe.steps']} steps"
+    plan = Plan(
+        name, scale, design.arch, design.dims, design.objective, design.text, design.recipe, Train(budget), data, seed
+    )
+    if isinstance(changes.get("clean"), str) and not changes["clean"].lstrip().startswith(("(", "[")):
+        changes["clean"] = cleaning.parse(changes["clean"])
+    plan = spec.edit(plan, changes)
+    if (why := _unfit(plan, design)) is not None:
+        raise UsageError(f"{name} cannot be trained so: {why}")
+    if plan.context > plan.dims.context:
+        raise UsageError(f"train.context={plan.context} exceeds dims.context={plan.dims.context}")
+    plan = replace(plan, nets=_nets(plan, changes))
+    if plan.train.start:
+        return replace(plan, train=replace(plan.train, start=place(plan.train.start)))
+    return from_nothing(plan, changes)
+
+
+def _unfit(plan: Plan, design: Design) -> str | None:
+    """Why a network cannot be trained so; None if it can. Of the tree's own designs, unchanged, it is known that they
+    can (a test asks of all), so nothing that computes need be imported."""
+    if plan.objective == design.objective and plan.arch == design.arch and families.declared(plan.name):
+        return None
+    from stemma.objectives import why_not
+
+    return why_not(plan.objective, plan.arch)
+
+
+def _nets(plan: Plan, changes: Mapping[str, Any]) -> tuple[Net, ...]:
+    """What stands beside the model of a plan: at its scale, or as its weights are. What was changed of the model's
+    design, but for its heads, is changed of those that learn too."""
+    own = {k: v for k, v in changes.items() if k.startswith("arch.") and not k.startswith("arch.heads")}
+    found = []
+    for role, (name, learns) in goals.beside(plan.objective).items():
+        if not learns and (weights := _weights(name)):
+            from stemma import formats
+            from stemma.objectives import why_unmatched
+
+            known = formats.load(weights, device="meta", tokenizer=False)
+            net = Net(role, known.name, known.arch, known.dims, learns, weights)
+            if (why := why_unmatched(plan.objective, (plan.arch, plan.dims), (net.arch, net.dims))) is not None:
+                raise UsageError(f"{plan.name} cannot learn from {name}: {why}")
+            if net.dims.context < plan.context:
+                raise UsageError(
+                    f"rows of {plan.context} tokens are too long for the {role} {name}, which reads "
+                    f"{net.dims.context}; set train.context={net.dims.context}"
+                )
+        elif learns:
+            other = beside(families.design(plan.name), families.design(name), plan.dims)
+            net = Net(role, name, spec.edit(other, own).arch, other.dims, learns)
+        else:
+            other = scaled(families.design(name), plan.scale)
+            net = Net(role, name, other.arch, other.dims, learns)
+        found.append(net)
+    return tuple(found)
+
+
+def _weights(name: str) -> str:
+    """Where the weights of a net are: a folder, whole, or a hub id; empty for the name of a size, which has none."""
+    if Path(name).exists():
+        return str(Path(name).resolve())
+    try:
+        families.design(name)
+    except UsageError as error:
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            return name
+        raise UsageError(f"objective.teacher={name!r} is no folder here, no hub id and no size: {error}") from None
+    return ""
+
+
+# ---------------------------------------------------------------- where it begins
+
+
+def place(start: str) -> str:
+    """The folder of the weights that `start` names: a run's model, or the folder itself; a hub id stays one. Raises
+    UsageError for a run that is not finished."""
+    path = Path(start)
+    if (path / "run.json").is_file():
+        if not (path / "model").is_dir():
+            raise UsageError(f"{start} has no model yet to begin from; finish it with: stemma resume {start}")
+        return str((path / "model").resolve())
+    return str(path.resolve()) if path.is_dir() else start
+
+
+def unborn(plan: Plan) -> str | None:
+    """The parent of whose weights a plan's family is more training; None for a family that begins from new ones."""
+    family: Family = families.family(plan.name)
+    return family.parent.name if family.edge == "trained" and family.parent is not None else None
+
+
+def from_nothing(plan: Plan, changes: Mapping[str, Any]) -> Plan:
+    """A scaled plan that begins from new weights though its family begins from a parent's: with the rate and schedule
+    of the ancestor that began from new ones too, unless they are given."""
+    if plan.scale == "full" or unborn(plan) is None:
+        return plan
+    family: Family = families.family(plan.name)
+    first = next(f for f in family.lineage if f.edge != "trained")
+    size = next(iter(first.sizes), None)
+    if size is None:
+        return plan
+    recipe = scaled(first[size], plan.scale).recipe
+    kept = {
+        part: getattr(recipe, part)
+        for part in ("lr", "schedule")
+        if not any(path.startswith(f"recipe.{part}") for path in changes)
+    }
+    return replace(plan, recipe=replace(plan.recipe, **kept))

@@ -64,6 +64,8 @@ def no_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     text = str(error).lower()
+    if isinstance(error, SystemError):  # what numpy's allocations may end with
+        return "without setting an exception" in text
     return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
 
 

@@ -209,7 +209,7 @@ def main(args: list[str] | None = None) -> NoReturn:
 def short_of_memory(error: BaseException) -> str:
     """What to say where memory ran out outside of a step, which says it better."""
     found = re.search(r"tried to allocate (\d+) bytes", str(error))
-    wanted = f": {int(found[1]) / 1e9:.3g} GB more were wanted" if found else ""
+    wanted = f": {int(found[1]) / 1e9:,.1f} GB more were wanted" if found else ""
     return (
         f"out of memory{wanted}; choose a smaller size, batch or precision, or end other programs; a run goes on from its "
         "last checkpoint with `stemma resume`"

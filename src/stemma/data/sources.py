@@ -164,6 +164,8 @@ def read(spec: str, *, split: str | None = None, field: str | None = None) -> So
     if path.is_dir():
         return _folder(path, spec, split, column)
     told = f"{split} {column}"
+    if path.exists() and not path.is_file():
+        raise DataError(f"{name} is a pipe or a device; text is read more than once, so write it to a file first")
     if path.exists():
         return Source(spec, lambda notes: _file(path, split, column), paths=(path,), facts=told)
     if glob.has_magic(name):

@@ -305,7 +305,7 @@ class Store(View):
         try:
             return cls(directory, meta)
         except OSError as error:
-            raise CheckpointError(f"the token store {directory} cannot be read: {error.strerror or error}") from error
+            raise CheckpointError(f"the token store {directory} cannot be read: {error.strerror or error}; make it readable") from error
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the token store {directory} is damaged: {error}; delete the folder") from error
 

@@ -69,7 +69,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; make it readable") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
@@ -185,7 +185,9 @@ def advised(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         why = f"the checkpoint {path} is damaged: there is no {Path(str(error.filename)).name}"
     except OSError as error:
-        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
+        raise CheckpointError(
+            f"{error.filename or path} cannot be read: {error.strerror or error}; make it readable"
+        ) from None
     except safetensors.SafetensorError as error:
         why = f"the checkpoint {path} is damaged: {error}"
     except CheckpointError as error:

@@ -193,7 +193,7 @@ class Loop:
         gradient is not finite."""
         try:
             return self._advance()
-        except (MemoryError, RuntimeError, OSError) as error:
+        except (MemoryError, RuntimeError, SystemError, OSError) as error:
             if not no_memory(error):
                 raise
             less = f"set train.micro={self.micro // 2} or " if self.micro > 1 else "set "

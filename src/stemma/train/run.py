@@ -345,9 +345,9 @@ def pretrain(
     plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
     crew = world(mesh, pick_device(plan).type)
     leads = crew is None or crew.leads
-    there = leads and (out / "run.json").exists()
     if leads:
         _free(out, resume)
+    there = leads and (out / "run.json").exists()
     if there if crew is None else crew.agree(there):
         return _reopened(out, crew, on_step, quiet)
     _threads(plan.train.threads)
@@ -517,7 +517,7 @@ def reopen(run: Path, look: bool = True) -> tuple[Plan, Any, Any]:
         if look:
             store.verify()
     except CheckpointError as error:
-        if "damaged" not in str(error):
+        if "cannot" in str(error):
             raise
         why = str(error).removesuffix("; delete the folder")
         raise CheckpointError(f"{why}; delete {data} to make it again from {plan.data} with: {_go_on(run)}") from None
@@ -542,9 +542,13 @@ def _planned(run: Path) -> tuple[Plan, str]:
     path = run / "run.json"
     if not path.exists():
         raise CheckpointError(f"{run} holds no run to resume (there is no run.json)")
-    about = checkpoint.read_json(path)
     try:
+        about = checkpoint.read_json(path)
         return spec.from_dict(Plan, about["plan"]), about["data"]["fingerprint"]
+    except CheckpointError as error:
+        if "damaged" not in str(error):
+            raise
+        why = str(error).partition("damaged: ")[2]
     except KeyError as error:
         why = f"it has no {error.args[0]!r}"
     except (TypeError, AttributeError):

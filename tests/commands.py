@@ -1,11 +1,13 @@
 """`stemma` commands in processes of their own that start at once: a process that has imported everything forks for each.
 
-What a command gets besides its words: variables, limits, no right to read what is closed to it, a disk that refuses.
+What a command gets besides its words: variables, limits, no right to read what is closed to it.
 Started as a script this is the process that forks; orders come in as lines of JSON."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib
 import json
 import os
 import resource
@@ -69,21 +71,22 @@ class Process:
 
 
 class Starter:
-    """Starts commands; ends with the `with` block. `real`: each is a Python of its own instead of a fork."""
+    """Starts commands; ends with the `with` block. `modules`: what else to import first; `real`: each command is a
+    Python of its own instead of a fork."""
 
-    def __init__(self, real: bool = False) -> None:
+    def __init__(self, *modules: str, real: bool = False) -> None:
         self.real = real
         self.folder = tempfile.TemporaryDirectory(prefix="stemma-commands-")
         self.count = 0
         env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen([sys.executable, __file__], stdin=pipe, stdout=pipe, text=True, env=env)
+        command = [sys.executable, __file__, *(["real"] if real else modules)]
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
 
     def start(self, *args: str | Path, **more: Any) -> Process:
         """Start `stemma ARGS`. `env`: variables; `shard`: bytes of a shard of a store; `memory`: bytes of address
-        space, of which the process itself has some; `file`: bytes of a file at most; `closed`: obey the permissions of
-        files as others than root do; `full`: part of a path whose files cannot grow, for want of space, after so many
-        bytes (`("metrics", 100)`)."""
+        space beyond those that the process begins with; `file`: bytes of a file at most; `closed`: obey the permissions
+        of files as others than root do."""
         self.count += 1
         place = Path(self.folder.name, str(self.count))
         place.mkdir()
@@ -141,14 +144,12 @@ def _obey() -> None:
 
 
 def _serve() -> None:
-    import torch._dynamo  # what a first step of an optimiser would import
+    if sys.argv[1:] != ["real"]:
+        import torch._dynamo  # what a first step of an optimiser would import
+        import torch.distributed.fsdp  # noqa: F401
 
-    import stemma.cli.training
-    import stemma.train.run
-    from stemma.data import Store, shards, shared  # noqa: F401
-    from stemma.text import Tokenizer  # noqa: F401
-
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for module in ("stemma.cli.training", "stemma.train.run", "stemma.data.shards", "stemma.text", *sys.argv[1:]):
+            importlib.import_module(module)
     while line := sys.stdin.readline():
         order = json.loads(line)
         pid = os.fork()
@@ -163,16 +164,9 @@ def _serve() -> None:
             (place / "code.tmp").write_text(str(os.waitstatus_to_exitcode(status)))
             (place / "code.tmp").rename(place / "code")
             os._exit(0)
-    with_children()
-
-
-def with_children() -> None:
-    """Collect the processes between."""
-    try:
+    with contextlib.suppress(ChildProcessError):  # collect the processes between
         while True:
             os.waitpid(-1, 0)
-    except ChildProcessError:
-        return
 
 
 def _command(order: dict[str, Any]) -> None:
@@ -185,13 +179,7 @@ def _command(order: dict[str, Any]) -> None:
 
     shards.SHARD = shard
     sys.argv = ["stemma", *order["args"]]
-    if "full" in order:
-        _fill(*order["full"])
     main()
-
-
-def _fill(part: str, room: int) -> None:
-    raise NotImplementedError
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ Started as a script this is the process that forks; orders come in as lines of J
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import importlib
 import json
 import os
@@ -90,6 +92,8 @@ class Starter:
         self.count += 1
         place = Path(self.folder.name, str(self.count))
         place.mkdir()
+        for name in ("out", "err"):
+            (place / name).touch()
         order = {"args": [str(a) for a in args], "place": str(place), "real": self.real, **more}
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(order) + "\n")
@@ -109,6 +113,14 @@ class Starter:
         self.process.stdout.close()
         self.process.wait()
         self.folder.cleanup()
+
+
+@functools.cache
+def starter() -> Starter:
+    """The one that tests of a process share; it ends with them."""
+    made = Starter("stemma.train.sharded")
+    atexit.register(made.__exit__)
+    return made
 
 
 # ---------------------------------------------------------------- in the process that forks
@@ -145,10 +157,12 @@ def _obey() -> None:
 
 def _serve() -> None:
     if sys.argv[1:] != ["real"]:
-        import torch._dynamo  # what a first step of an optimiser would import
-        import torch.distributed.fsdp  # noqa: F401
+        from stemma import families
 
-        for module in ("stemma.cli.training", "stemma.train.run", "stemma.data.shards", "stemma.text", *sys.argv[1:]):
+        families.tree()  # imports all that is declared
+        for module in ("stemma.cli.training", "stemma.train.run", "rich.console", "tokenizers", "torch.profiler"):
+            importlib.import_module(module)
+        for module in sys.argv[1:]:
             importlib.import_module(module)
     while line := sys.stdin.readline():
         order = json.loads(line)

@@ -305,7 +305,9 @@ class Store(View):
         try:
             return cls(directory, meta)
         except OSError as error:
-            raise CheckpointError(f"the token store {directory} cannot be read: {error.strerror or error}; make it readable") from error
+            raise CheckpointError(
+                f"the token store {directory} cannot be read: {error.strerror or error}; make it readable"
+            ) from error
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the token store {directory} is damaged: {error}; delete the folder") from error
 
@@ -394,7 +396,10 @@ class Store(View):
     def verify(self) -> None:
         """Compare every file with its checksum. Raises CheckpointError naming the file that differs."""
         for name, entry in self.meta["files"].items():
-            if hashlib.sha256(memoryview(np.ascontiguousarray(self._arrays[name])).cast("B")).hexdigest() != entry["sha256"]:
+            if (
+                hashlib.sha256(memoryview(np.ascontiguousarray(self._arrays[name])).cast("B")).hexdigest()
+                != entry["sha256"]
+            ):
                 raise CheckpointError(
                     f"the token store {self.directory} is damaged: {name}.bin is not what was written"
                 )

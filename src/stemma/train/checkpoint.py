@@ -125,7 +125,9 @@ def save(
 
 def steps(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first: those from before the run went back come before those after it."""
-    return sorted((p for p in (run / "checkpoints").glob("step-*") if NAME.fullmatch(p.name) and p.is_dir()), key=_place)
+    return sorted(
+        (p for p in (run / "checkpoints").glob("step-*") if NAME.fullmatch(p.name) and p.is_dir()), key=_place
+    )
 
 
 def step_of(path: Path) -> int:
@@ -168,9 +170,11 @@ def verify(path: Path) -> Any:
         state = read_json(path / STATE)
         if not isinstance(state, dict) or not isinstance(state.get("step"), int):
             raise CheckpointError(f"{path / STATE} is damaged: it says no step")
-        if state.get(OWN, 0) != (_own(state) if OWN in state else 0):
+        if OWN not in state:
+            raise CheckpointError(f"{path / STATE} is damaged, or of an older version: it has no checksum")
+        if state[OWN] != _own(state):
             raise CheckpointError(f"{path / STATE} is damaged: it is not what was written")
-        for name, expected in state.get(SUMS, {}).items():  # none in those of older versions
+        for name, expected in state.get(SUMS, {}).items():
             if _sum(path / name) != expected:
                 raise CheckpointError(f"{path / name} is damaged: it is not what was written")
     return state

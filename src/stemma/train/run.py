@@ -377,11 +377,12 @@ def pretrain(
         device = pick_device(plan)
         settings = replace(plan.train, precision=pick_precision(plan, device), threads=torch.get_num_threads())
         plan = replace(plan, train=settings)
+        loop = loop_of(plan, tokenizer, train, crew)  # what cannot be made leaves no run
         if leads:
             _note_down(out, plan, store, train, device)
         if crew is not None:
             crew.wait()
-        return _carry_on(out, plan, tokenizer, store, on_step, quiet, crew)
+        return _carry_on(out, loop, tokenizer, store, on_step, quiet, crew)
 
 
 def _fits(plan: Plan, tokenizer: Any) -> None:
@@ -403,7 +404,14 @@ def _all_there(crew: World | None, run: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lost = ("Connection closed by peer", "Connection reset", "Broken pipe", "Connection refused", "NCCL", "Timed out")
+        lost = (
+            "Connection closed by peer",
+            "Connection reset",
+            "Broken pipe",
+            "Connection refused",
+            "NCCL",
+            "Timed out",
+        )
         if crew is None or not any(words in str(error) for words in lost):
             raise
         then = "go on from the last checkpoint, on any mesh or alone, with: stemma resume"
@@ -487,7 +495,8 @@ def _reopened(
                 plan, tokenizer, store = reopen(run, look=False)
         plan = spec.edit(plan, carried_out_otherwise(overrides or {}))
         _threads(plan.train.threads)
-        return _carry_on(run, plan, tokenizer, store, on_step, quiet, crew)
+        loop = loop_of(plan, tokenizer, store.split(plan.train.val_fraction, plan.seed)[0], crew)
+        return _carry_on(run, loop, tokenizer, store, on_step, quiet, crew)
 
 
 FREE = ("micro", "recompute", "save_every", "keep", "ahead")  # of `train`: nothing that is learned depends on it
@@ -596,16 +605,16 @@ def _prepared(run: Path) -> tuple[Any, Any]:
 
 def _carry_on(
     run: Path,
-    plan: Plan,
+    loop: Loop,
     tokenizer: Any,
     store: Any,
     on_step: OnStep | None,
     quiet: bool,
     crew: World | None = None,
 ) -> Run:
+    plan = loop.plan
     train, held = store.split(plan.train.val_fraction, plan.seed)
     held = sample(held, plan.train.eval_tokens)
-    loop = loop_of(plan, tokenizer, train, crew)
     if newest := checkpoint.latest(run):
         loop.restore(newest)
     done = run / "summary.json"
@@ -632,10 +641,14 @@ def _carry_on(
     summary: dict[str, Any] = {"steps": loop.step}
     if loop.leads:
         summary = _summary(run, plan, loop, quality, train, held)
-        for role, net in kept.items():
-            _release(net)
-            net.save(str(run / role))
-        checkpoint.write_json(done, summary)
+        try:
+            for role, net in kept.items():
+                _release(net)
+                net.save(str(run / role))
+            checkpoint.write_json(done, summary)
+        except ResourceError as error:
+            todo = "free some space" if "full" in str(error) else "see to that"
+            raise ResourceError(f"{error}; {todo} and go on with: {_go_on(run)}") from None
     if crew is not None:
         crew.wait()
     return Run(run, plan, loop.model.eval(), tokenizer, summary, True)

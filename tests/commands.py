@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import gc
 import importlib
 import json
 import os
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,8 @@ def _serve() -> None:
             importlib.import_module(module)
         for module in sys.argv[1:]:
             importlib.import_module(module)
+        gc.collect()
+        gc.freeze()  # what forks share stays shared
     while line := sys.stdin.readline():
         order = json.loads(line)
         pid = os.fork()
@@ -193,7 +197,17 @@ def _command(order: dict[str, Any]) -> None:
 
     shards.SHARD = shard
     sys.argv = ["stemma", *order["args"]]
-    main()
+    code = 1
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # the fork has nothing else to end, and ending what it was forked from takes long
 
 
 if __name__ == "__main__":

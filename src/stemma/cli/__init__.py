@@ -211,8 +211,8 @@ def short_of_memory(error: BaseException) -> str:
     found = re.search(r"tried to allocate (\d+) bytes", str(error))
     wanted = f": {int(found[1]) / 1e9:,.1f} GB more were wanted" if found else ""
     return (
-        f"out of memory{wanted}; choose a smaller size, batch or precision, or end other programs; a run goes on from its "
-        "last checkpoint with `stemma resume`"
+        f"out of memory{wanted}; choose a smaller size, batch or precision, or end other programs; a run goes on from "
+        "its last checkpoint with `stemma resume`"
     )
 
 

@@ -155,8 +155,8 @@ def leave(run: Any) -> int:
 def resume(run: str, mesh: str | None, sets: tuple[str, ...], quiet: bool) -> int:
     """Go on with a run that was stopped, to the same end as if it had not been.
 
-    --set changes what the end does not depend on: train.micro and train.recompute (memory), train.save_every, train.keep
-    and train.ahead. With dropout another train.micro draws other masks.
+    --set changes what the end does not depend on: train.micro and train.recompute (memory), train.save_every,
+    train.keep and train.ahead. With dropout another train.micro draws other masks.
     """
     return go_on(run, quiet, mesh, sets)
 

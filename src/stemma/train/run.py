@@ -297,8 +297,8 @@ def loop_of(plan: Plan, tokenizer: Any, view: Any, crew: World | None = None) ->
     """A fresh loop over the documents of `view`; with a `crew`, of one process among several."""
     if (need := 8 * plan.rows * plan.context) > (there := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
         raise ResourceError(
-            f"recipe.batch={plan.recipe.batch} makes a step of {plan.rows:,} rows, whose ids alone are {need / 1e9:.0f} "
-            f"GB, and this machine has {there / 1e9:.0f} GB; lower recipe.batch"
+            f"recipe.batch={plan.recipe.batch} makes a step of {plan.rows:,} rows, whose ids alone are "
+            f"{need / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB; lower recipe.batch"
         )
     parts = (plan, model_of(plan, tokenizer), objective_of(plan, tokenizer), view, nets_of(plan, tokenizer))
     if crew is None:
@@ -416,8 +416,8 @@ def _all_there(crew: World | None, run: Path) -> Iterator[None]:
             raise
         then = "go on from the last checkpoint, on any mesh or alone, with: stemma resume"
         raise ResourceError(
-            f"process {crew.rank} of mesh {crew.shape} lost another one, which ended or cannot be reached (what it said "
-            f"says why); {then} {run}"
+            f"process {crew.rank} of mesh {crew.shape} lost another one, which ended or cannot be reached (it may have "
+            f"said why); {then} {run}"
         ) from None
 
 

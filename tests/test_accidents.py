@@ -486,7 +486,14 @@ def test_a_disk_that_fills_in_a_step_and_at_the_end(data: Path, base: Path, disk
     (run.parent / "room").write_bytes(bytes(300_000))  # for a checkpoint more, and no model
     fill(run.parent)
     (run.parent / "room").unlink()
-    refused(call("resume", run, "--quiet"), 5, str(run), FULL, f"stemma resume {run}")
+    refused(
+        call("resume", run, "--quiet"),
+        5,
+        str(run / "model"),
+        "the disk is full",
+        "free some space",
+        f"stemma resume {run}",
+    )
     assert (
         not half(run) and not (run / "summary.json").exists() and checkpoint.load(run / "checkpoints" / "step-000004")
     )

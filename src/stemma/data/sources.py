@@ -105,7 +105,7 @@ def _speakable(document: Document) -> None:
     except UnicodeEncodeError as error:
         wrong = ord(document.text[error.start])
         raise DataError(
-            f"{document.name} has a character that is not text (U+{wrong:04X} at {error.start}); correct it or delete it"
+            f"{document.name} has a character that is not text (U+{wrong:04X} at {error.start}); correct it"
         ) from None
 
 

@@ -396,7 +396,8 @@ class Store(View):
     def verify(self) -> None:
         """Compare every file with its checksum. Raises CheckpointError naming the file that differs."""
         for name, entry in self.meta["files"].items():
-            if hashlib.sha256(np.ascontiguousarray(self._arrays[name]).view(np.uint8)).hexdigest() != entry["sha256"]:
+            raw: Any = np.ascontiguousarray(self._arrays[name]).view(np.uint8)
+            if hashlib.sha256(raw).hexdigest() != entry["sha256"]:
                 raise CheckpointError(
                     f"the token store {self.directory} is damaged: {name}.bin is not what was written"
                 )

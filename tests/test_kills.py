@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from commands import Ended, Process, Starter, starter
+from stemma.errors import CheckpointError
 from stemma.train import checkpoint, read_metrics
 from test_train import words
 
@@ -312,3 +313,10 @@ def test_one_of_two_is_killed(text: Path, tmp_path: Path, victim: int) -> None:
     alike(out, tmp_path / "alone")
     alike(tmp_path / "copy", tmp_path / "alone")
     assert not [p for p in (out / "checkpoints").glob(".*")]
+    newest = checkpoint.latest(out)
+    assert newest is not None
+    shard = next((newest / "shards").glob("*.distcp"))
+    raw = shard.read_bytes()
+    shard.write_bytes(raw[: len(raw) // 2] + bytes([raw[len(raw) // 2] ^ 1]) + raw[len(raw) // 2 + 1 :])
+    with pytest.raises(CheckpointError, match=f"shards/{shard.name} is damaged: it is not what was written; delete"):
+        checkpoint.load(newest)

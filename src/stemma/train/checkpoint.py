@@ -103,8 +103,8 @@ def save(
         for name, held in (("model", model), ("optimizer", optimizer)) if shards is None else ():
             tensors = {k: v.detach().contiguous().cpu() for k, v in held.items()}
             save_file(tensors, temporary / f"{name}.safetensors")
-        if shards is None:
-            state = {**state, SUMS: {name: _sum(temporary / name) for name in TENSORS}}
+        written = TENSORS if shards is None else [f"shards/{p.name}" for p in sorted((temporary / "shards").iterdir())]
+        state = {**state, SUMS: {name: _sum(temporary / name) for name in written}}
         state = {**state, OWN: _own(state)}
         (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", "utf-8")
         for file in temporary.iterdir():

@@ -431,8 +431,9 @@ def _tidy(directory: Path, alone: bool, version: str | None = None) -> None:
         left = re.fullmatch(r"\.[0-9a-f]{12}\.tmp", other.name)
         if other.is_dir() and (old or (left and (alone or time.time() - other.stat().st_mtime > 3600))):
             shutil.rmtree(other, ignore_errors=True)
-    for piece in directory.glob(".shards/.*.tmp") if alone else ():
-        piece.unlink(missing_ok=True)
+    for pattern in (".shards/.*.tmp", ".*.json.*.tmp") if alone else ():
+        for piece in directory.glob(pattern):
+            piece.unlink(missing_ok=True)
 
 
 class _Writer:

@@ -615,6 +615,8 @@ def _carry_on(
     plan = loop.plan
     train, held = store.split(plan.train.val_fraction, plan.seed)
     held = sample(held, plan.train.eval_tokens)
+    for left in run.glob(".*.json*.tmp") if loop.leads else ():  # of a process that was killed while writing
+        left.unlink(missing_ok=True)
     if newest := checkpoint.latest(run):
         loop.restore(newest)
     done = run / "summary.json"

@@ -24,15 +24,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from training import CLIP, DECAY, LR
-
 import torch
+from training import CLIP, DECAY, LR
+from training.rows import Rows, Shape
 
 from stemma.nn.model import Model
 from stemma.nn.parts import Dims
 from stemma.train import Loop, meter, resolve
 from stemma.train.run import settled
-from training.rows import Rows, Shape
 
 BILLION = Dims(2048, 20, 32, 5632, 32_000, 2048)
 SMALL = Dims(256, 4, 8, 688, 8192, 128)
@@ -71,7 +70,9 @@ def transformers_step(dims: Dims, shape: Shape) -> tuple[Callable[[], float], in
     model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=DECAY, fused=True)
     rows = Rows("decoder", shape, 1, dims.vocab)
-    batches = [torch.as_tensor([r["input_ids"].tolist() for r in rows.held[i : i + shape.rows]]) for i in (0, shape.rows)]
+    batches = [
+        torch.as_tensor([r["input_ids"].tolist() for r in rows.held[i : i + shape.rows]]) for i in (0, shape.rows)
+    ]
     taken = 0
 
     def step() -> float:

@@ -8,6 +8,7 @@ class's `exit_code`; Python callers catch the class they expect.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -45,6 +46,27 @@ class VerifyError(StemmaError):
     """A check that Stemma was asked to make did not hold."""
 
     exit_code = 6
+
+
+_NO_MEMORY = (
+    "can't allocate memory",  # torch's allocator on a CPU
+    "cannot allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "could not create a primitive",  # oneDNN
+    "unable to mmap",
+    "storage size calculation overflowed",
+)
+
+
+def no_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: libraries say so in errors of many kinds."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    text = str(error).lower()
+    if isinstance(error, SystemError):  # what numpy's allocations may end with
+        return "without setting an exception" in text
+    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
 
 
 def nearest(word: str, known: Iterable[str], limit: int = 1) -> list[str]:

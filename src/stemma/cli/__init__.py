@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import click
 
 from stemma import __version__
-from stemma.errors import StemmaError, UsageError, did_you_mean
+from stemma.errors import StemmaError, UsageError, did_you_mean, no_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -188,8 +189,8 @@ def main(args: list[str] | None = None) -> NoReturn:
         # The reader went away (`stemma tree | head`): say nothing, and let no flush at exit complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except MemoryError:
-        fail("out of memory; choose a smaller size, batch or precision", 5, debug)
+    except MemoryError as error:
+        fail(short_of_memory(error), 5, debug)
     except OSError as error:
         if debug:
             raise
@@ -198,9 +199,21 @@ def main(args: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
+        if no_memory(error):
+            fail(short_of_memory(error), 5, debug)
         text = " ".join(str(error).split())
         text = text if len(text) <= 300 else text[:300] + " ..."
         fail(f"unexpected {type(error).__name__}: {text}; run again with --debug to see where", 70, debug)
+
+
+def short_of_memory(error: BaseException) -> str:
+    """What to say where memory ran out outside of a step, which says it better."""
+    found = re.search(r"tried to allocate (\d+) bytes", str(error))
+    wanted = f": {int(found[1]) / 1e9:,.1f} GB more were wanted" if found else ""
+    return (
+        f"out of memory{wanted}; choose a smaller size, batch or precision, or end other programs; a run goes on from "
+        "its last checkpoint with `stemma resume`"
+    )
 
 
 def note(

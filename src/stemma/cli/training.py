@@ -103,7 +103,7 @@ def pretrain(
         clash = given("data", "budget", "out", "seed", "scale", "sets", "config", "tokenizer", "start")
         if name or clash:
             raise UsageError(f"--resume goes on with {resume} as it was planned; leave out everything else")
-        return go_on(resume, quiet, mesh)
+        return go_on(resume, quiet, mesh, ())
     name, changes = settings(name, config, sets)
     for option, path in (("data", "data"), ("seed", "seed"), ("scale", "scale"), ("budget", "train.budget")):
         if given(option):
@@ -133,10 +133,10 @@ def pretrain(
     return leave(run)
 
 
-def go_on(run: str, quiet: bool, mesh: str | None) -> int:
+def go_on(run: str, quiet: bool, mesh: str | None, sets: tuple[str, ...]) -> int:
     from stemma.train import resume as train_on
 
-    return leave(train_on(existing_runs((run,))[0], quiet=quiet, mesh=mesh))
+    return leave(train_on(existing_runs((run,))[0], quiet=quiet, mesh=mesh, overrides=overrides(sets)))
 
 
 def leave(run: Any) -> int:
@@ -150,10 +150,15 @@ def leave(run: Any) -> int:
 @command()
 @click.argument("run", type=click.Path())
 @click.option("--mesh", metavar="AXES", help="What the processes of torchrun do; any mesh reads any checkpoint.")
+@click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Carry it out otherwise, e.g. train.micro=2.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
-def resume(run: str, mesh: str | None, quiet: bool) -> int:
-    """Go on with a run that was stopped, to the same end as if it had not been."""
-    return go_on(run, quiet, mesh)
+def resume(run: str, mesh: str | None, sets: tuple[str, ...], quiet: bool) -> int:
+    """Go on with a run that was stopped, to the same end as if it had not been.
+
+    --set changes what the end does not depend on: train.micro and train.recompute (memory), train.save_every,
+    train.keep and train.ahead. With dropout another train.micro draws other masks.
+    """
+    return go_on(run, quiet, mesh, sets)
 
 
 # ---------------------------------------------------------------- verify

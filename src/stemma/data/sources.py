@@ -92,9 +92,21 @@ class Source:
         for document in self.walk(self.notes):
             if document.text and not document.text.isspace():
                 empty = False
+                _speakable(document)
                 yield document
         if empty:
             raise DataError(f"{self.name} holds no text")
+
+
+def _speakable(document: Document) -> None:
+    """Raises DataError for a text that cannot be written down: half of a surrogate pair, as JSON can spell it."""
+    try:
+        document.text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        wrong = ord(document.text[error.start])
+        raise DataError(
+            f"{document.name} has a character that is not text (U+{wrong:04X} at {error.start}); correct it"
+        ) from None
 
 
 def of(texts: Iterable[str | Document], name: str = "texts", licence: str | None = None) -> Source:
@@ -152,6 +164,8 @@ def read(spec: str, *, split: str | None = None, field: str | None = None) -> So
     if path.is_dir():
         return _folder(path, spec, split, column)
     told = f"{split} {column}"
+    if path.exists() and not path.is_file():
+        raise DataError(f"{name} is a pipe or a device; text is read more than once, so write it to a file first")
     if path.exists():
         return Source(spec, lambda notes: _file(path, split, column), paths=(path,), facts=told)
     if glob.has_magic(name):
@@ -159,6 +173,8 @@ def read(spec: str, *, split: str | None = None, field: str | None = None) -> So
         if not found:
             raise DataError(f"no file matches {name}")
         return Source(spec, lambda notes: _several(found, split, column, notes), paths=tuple(found), facts=told)
+    if path.is_symlink():
+        raise DataError(f"{name} is a link to {os.readlink(path)}, which is not there")
     near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
     if not near and name.lower().startswith("builtin"):
         near = f"; built-in text is {', '.join('builtin:' + n for n in builtin.NAMES)}"
@@ -432,7 +448,13 @@ def _jsonl(path: Path, column: str) -> Iterator[Document]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number} is not JSON: {error.msg} at column {error.colno}") from error
+            raise DataError(
+                f"{path}:{number} is not JSON: {error.msg} at column {error.colno}; correct the line or delete it"
+            ) from error
+        except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+            raise DataError(
+                f"{path}:{number} cannot be read as JSON: a number is too long, or brackets too deep; delete the line"
+            ) from None
         where = f"{path}:{number}"
         yield Document(_value(row, column, where), where, _label(row, "lang"), _label(row, "group"))
 
@@ -463,7 +485,7 @@ def _parquet(path: Path, column: str) -> Iterator[Document]:
     except ImportError as error:
         raise ResourceError(f"reading {path} needs pyarrow: pip install 'stemma-lm[data]'") from error
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             names = file.schema_arrow.names
             if column not in names:
                 keys = ", ".join(map(repr, names))
@@ -479,13 +501,20 @@ def _parquet(path: Path, column: str) -> Iterator[Document]:
                             f"{path} row {number} has a {type(value).__name__} in column {column!r}, not text"
                         )
                     yield Document(value, f"{path}:{number}")
-    except arrow.ArrowException as error:
-        raise DataError(f"{path} is not a Parquet file, or it is damaged: {str(error).splitlines()[0]}") from error
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} is not a Parquet file, or it is damaged: {why}") from error
 
 
 def _folder(root: Path, spec: str, split: str | None, column: str) -> Source:
     found = []
-    for where, folders, names in os.walk(root):
+
+    def closed(error: OSError) -> None:
+        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from None
+
+    for where, folders, names in os.walk(root, onerror=closed):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [p for name in names if not name.startswith(".") and (p := Path(where) / name).is_file()]
     if not found:

@@ -304,7 +304,11 @@ class Store(View):
             raise CheckpointError(f"{path} is of store format {meta.get('format')}; this version reads {VERSION}")
         try:
             return cls(directory, meta)
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except OSError as error:
+            raise CheckpointError(
+                f"the token store {directory} cannot be read: {error.strerror or error}; make it readable"
+            ) from error
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the token store {directory} is damaged: {error}; delete the folder") from error
 
     @classmethod
@@ -392,7 +396,8 @@ class Store(View):
     def verify(self) -> None:
         """Compare every file with its checksum. Raises CheckpointError naming the file that differs."""
         for name, entry in self.meta["files"].items():
-            if hashlib.sha256(self._arrays[name].tobytes()).hexdigest() != entry["sha256"]:
+            raw: Any = np.ascontiguousarray(self._arrays[name]).view(np.uint8)
+            if hashlib.sha256(raw).hexdigest() != entry["sha256"]:
                 raise CheckpointError(
                     f"the token store {self.directory} is damaged: {name}.bin is not what was written"
                 )
@@ -426,8 +431,9 @@ def _tidy(directory: Path, alone: bool, version: str | None = None) -> None:
         left = re.fullmatch(r"\.[0-9a-f]{12}\.tmp", other.name)
         if other.is_dir() and (old or (left and (alone or time.time() - other.stat().st_mtime > 3600))):
             shutil.rmtree(other, ignore_errors=True)
-    for piece in directory.glob(".shards/.*.tmp") if alone else ():
-        piece.unlink(missing_ok=True)
+    for pattern in (".shards/.*.tmp", ".*.json.*.tmp") if alone else ():
+        for piece in directory.glob(pattern):
+            piece.unlink(missing_ok=True)
 
 
 class _Writer:

@@ -1,14 +1,19 @@
 """Checkpoints of a run: `checkpoints/step-000050/{model.safetensors, optimizer.safetensors, state.json}`.
 
-A checkpoint is written under a temporary name, forced to disk and renamed: it exists whole or not at all.
+A checkpoint is written under a temporary name, forced to disk and renamed: it exists whole or not at all. `state.json`
+has the checksums of the tensors' files and of itself, so one that was damaged later is not taken for what was written.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stemma.errors import CheckpointError, ResourceError
+
+STATE = "state.json"
+TENSORS = ("model.safetensors", "optimizer.safetensors")
+SUMS, OWN = "crc32", "crc32_state"  # in the state: of the tensors' files, and of all else in it
+NAME = re.compile(r"step-(\d+)(?:-(\d+))?")
+
+
+def refused(what: str, error: BaseException, run: Path | None = None) -> ResourceError:
+    """What to say of a disk that did not take `what`: why, what to do, and that nothing is lost."""
+    number = error.errno if isinstance(error, OSError) else None
+    why = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+    todo = "see to the disk"
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in why:
+        why, todo = "the disk is full", "free some space"
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in why:
+        todo = "make it writable"
+    again = f"go on with: stemma resume {run}" if run is not None else "run the command again"
+    return ResourceError(f"{what} could not be written: {why}; {todo} and {again}")
 
 
 def write(path: Path, data: str | bytes) -> None:
@@ -31,8 +54,9 @@ def write(path: Path, data: str | bytes) -> None:
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ResourceError(f"{path} could not be written: {error.strerror or error}") from error
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise refused(str(path), error) from error
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -44,8 +68,10 @@ def read_json(path: Path) -> Any:
     """Read JSON. Raises CheckpointError if the file is missing or malformed."""
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; make it readable") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 
 def save(
@@ -63,7 +89,7 @@ def save(
     rewinds, step = place
     parent = run / "checkpoints"
     final = parent / (f"step-{step:06d}" + (f"-{rewinds}" if rewinds else ""))
-    if (final / "state.json").is_file():
+    if (final / STATE).is_file():
         return final
     temporary = parent / f".{final.name}.{os.getpid()}.tmp"
     try:
@@ -77,7 +103,10 @@ def save(
         for name, held in (("model", model), ("optimizer", optimizer)) if shards is None else ():
             tensors = {k: v.detach().contiguous().cpu() for k, v in held.items()}
             save_file(tensors, temporary / f"{name}.safetensors")
-        (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n", "utf-8")
+        written = TENSORS if shards is None else [f"shards/{p.name}" for p in sorted((temporary / "shards").iterdir())]
+        state = {**state, SUMS: {name: _sum(temporary / name) for name in written}}
+        state = {**state, OWN: _own(state)}
+        (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", "utf-8")
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
@@ -85,18 +114,20 @@ def save(
         _sync(parent)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise ResourceError(f"the checkpoint of step {step} could not be written to {parent}: {error}") from error
+        raise refused(f"the checkpoint of step {step} in {parent}", error, run) from error
     for old in steps(run)[:-keep]:
         gone = old.with_name(f".{old.name}.{os.getpid()}.tmp")  # a half-removed one must not look like a checkpoint
-        os.replace(old, gone)
+        with contextlib.suppress(OSError):  # one too many does no harm
+            os.replace(old, gone)
         shutil.rmtree(gone, ignore_errors=True)
     return final
 
 
 def steps(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first: those from before the run went back come before those after it."""
-    found = [p for p in (run / "checkpoints").glob("step-*") if (p / "state.json").is_file()]
-    return sorted(found, key=_place)
+    return sorted(
+        (p for p in (run / "checkpoints").glob("step-*") if NAME.fullmatch(p.name) and p.is_dir()), key=_place
+    )
 
 
 def step_of(path: Path) -> int:
@@ -105,8 +136,9 @@ def step_of(path: Path) -> int:
 
 
 def _place(path: Path) -> tuple[int, int]:
-    step, _, rewinds = path.name.removeprefix("step-").partition("-")
-    return int(rewinds or 0), int(step)
+    found = NAME.fullmatch(path.name)
+    assert found is not None, path
+    return int(found[2] or 0), int(found[1])
 
 
 def latest(run: Path) -> Path | None:
@@ -117,20 +149,72 @@ def latest(run: Path) -> Path | None:
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
     """Weights, optimiser tensors and state of a checkpoint, whole, whether one process wrote it or several. Raises
-    CheckpointError if it is damaged."""
+    CheckpointError if it is damaged, with what to do."""
+    state = verify(path)
     if (path / "shards").is_dir():
         from stemma.parallel.checkpoint import read
 
-        found = read(path / "shards")
-        return found["model"], found["optimizer"], read_json(path / "state.json")
+        with advised(path):
+            found = read(path / "shards")
+        return found["model"], found["optimizer"], state
+    with advised(path):
+        model, optimizer = (load_file(path / name) for name in TENSORS)
+    return model, optimizer, state
+
+
+def verify(path: Path) -> Any:
+    """The state of a checkpoint, if its files are what was written. Raises CheckpointError for one that is not."""
+    with advised(path):
+        if not (path / STATE).exists():
+            raise CheckpointError(f"the checkpoint {path} is damaged: there is no {STATE}")
+        state = read_json(path / STATE)
+        if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+            raise CheckpointError(f"{path / STATE} is damaged: it says no step")
+        if OWN not in state:
+            raise CheckpointError(f"{path / STATE} is damaged, or of an older version: it has no checksum")
+        if state[OWN] != _own(state):
+            raise CheckpointError(f"{path / STATE} is damaged: it is not what was written")
+        for name, expected in state.get(SUMS, {}).items():
+            if _sum(path / name) != expected:
+                raise CheckpointError(f"{path / name} is damaged: it is not what was written")
+    return state
+
+
+@contextlib.contextmanager
+def advised(path: Path) -> Iterator[None]:
+    """Say of a checkpoint that cannot be read what to do about it."""
     try:
-        return (
-            load_file(path / "model.safetensors"),
-            load_file(path / "optimizer.safetensors"),
-            read_json(path / "state.json"),
-        )
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"the checkpoint {path} is damaged: {error}") from None
+        yield
+        return
+    except FileNotFoundError as error:
+        why = f"the checkpoint {path} is damaged: there is no {Path(str(error.filename)).name}"
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or path} cannot be read: {error.strerror or error}; make it readable"
+        ) from None
+    except safetensors.SafetensorError as error:
+        why = f"the checkpoint {path} is damaged: {error}"
+    except CheckpointError as error:
+        why = str(error)
+        if "damaged" not in why:
+            raise
+    run = path.parent.parent
+    others = [p for p in steps(run) if _place(p) < _place(path)] if NAME.fullmatch(path.name) else []
+    then = f"go on from {others[-1].name}" if others else "begin again from the first step"
+    raise CheckpointError(f"{why}; delete the folder {path} to {then} with: stemma resume {run}")
+
+
+def _sum(path: Path) -> int:
+    """The checksum (CRC-32) of a file."""
+    total = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            total = zlib.crc32(block, total)
+    return total
+
+
+def _own(state: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps({k: v for k, v in state.items() if k != OWN}, sort_keys=True).encode())
 
 
 def _sync(path: Path) -> None:

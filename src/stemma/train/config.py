@@ -111,6 +111,7 @@ class Train(Spec):
         for name in ("micro", "save_every", "eval_every", "keep", "eval_tokens", "threads"):
             n = getattr(self, name)
             require(n is None or n >= 1, f"train.{name} must be at least 1, not {n}")
+        require(self.threads is None or self.threads <= 1024, f"train.threads must be at most 1024, not {self.threads}")
         require(self.ahead is None or self.ahead >= 0, f"train.ahead must not be negative, not {self.ahead}")
         require(
             self.average is None or 0 < self.average < 1,

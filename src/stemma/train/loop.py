@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError
+from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, no_memory
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Cursor, Objective, View
 from stemma.train import checkpoint, meter, optim
@@ -192,16 +193,19 @@ class Loop:
     def advance(self) -> Record:
         """Take one step; returns its record. Raises Diverged, before any weight is touched, if the loss or the
         gradient is not finite."""
-        batches = self.batches()
         try:
-            total, sums, counts = self.gradient(batches)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _no_memory(error):
+            return self._advance()
+        except (MemoryError, RuntimeError, SystemError, OSError) as error:
+            if not no_memory(error):
                 raise
+            less = f"set train.micro={self.micro // 2} or " if self.micro > 1 else "set "
             raise ResourceError(
                 f"step {self.step + 1} does not fit into memory with {self.micro} rows of {self.plan.context} tokens "
-                f"at once; set train.micro={max(1, self.micro // 2)} or train.recompute=['*.blocks.*']"
+                f"at once; {less}train.recompute=['*.blocks.*'], or take a smaller size"
             ) from None
+
+    def _advance(self) -> Record:
+        total, sums, counts = self.gradient(self.batches())
         clip = self.plan.recipe.clip
         norm = self.norm()
         loss, size = total.item(), norm.item()
@@ -435,11 +439,6 @@ def _memory(spikes: Spikes) -> int:
     return spikes.window + spikes.patience
 
 
-def _no_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out (on a CPU, torch says so in a plain RuntimeError)."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
 def _mix(*numbers: int) -> int:
     text = ",".join(map(str, numbers)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")
@@ -468,8 +467,8 @@ def _graceful() -> Iterator[Callable[[], bool]]:
 
 
 class Metrics:
-    """`metrics.jsonl`: one JSON object a step. Opening it for a run at `step` drops lines after that step, and a line
-    that a killed process left unfinished."""
+    """`metrics.jsonl`: one JSON object a step, whole lines only. Opening it for a run at `step` drops lines after that
+    step, and a line that a killed process left unfinished. Raises ResourceError if the disk refuses."""
 
     def __init__(self, path: Path, step: int, tensorboard: bool) -> None:
         self.path = path
@@ -483,36 +482,34 @@ class Metrics:
     def open(self, step: int) -> None:
         """Open the file behind the line of `step`."""
         path = self.path
-        kept: list[str] = []
-        if path.exists():
-            for line in path.read_text("utf-8").splitlines():
-                try:
-                    if json.loads(line)["step"] > step:
-                        break
-                except (ValueError, KeyError, TypeError):
-                    break
-                kept.append(line + "\n")
-        checkpoint.write(path, "".join(kept))
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        kept = [record for record in records(path) if record["step"] <= step] if path.exists() else []
+        if (there := [record["step"] for record in kept]) != list(range(1, step + 1)):
+            lost = step - len(set(there))
+            warnings.warn(f"{path} lacks {lost} of the {step} steps that the run has taken; it goes on", stacklevel=2)
+        checkpoint.write(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115
 
     def rewind(self, told: Record) -> None:
         """The run went back to the step `told["to"]`: what came after it is kept in `rewinds.jsonl`."""
         self.file.close()
-        lost = [line for line in self.path.read_text("utf-8").splitlines() if json.loads(line)["step"] > told["to"]]
-        with open(self.path.with_name("rewinds.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps({**told, "lost": [json.loads(line) for line in lost]}) + "\n")
+        lost = [record for record in records(self.path) if record["step"] > told["to"]]
+        path = self.path.with_name("rewinds.jsonl")
+        with open(path, "ab", buffering=0) as file:
+            _append(path, file, json.dumps({**told, "lost": lost}) + "\n")
         self.open(told["to"])
 
     def write(self, record: Record) -> None:
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        _append(self.path, self.file, json.dumps(record) + "\n")
         if self.board is not None:
             for key, value in record.items():
                 if key != "step":
                     self.board.add_scalar(key, value, record["step"])
 
     def sync(self) -> None:
-        os.fsync(self.file.fileno())
+        try:
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise checkpoint.refused(str(self.path), error, self.path.parent) from error
 
     def __enter__(self) -> Metrics:
         return self
@@ -521,6 +518,34 @@ class Metrics:
         self.file.close()
         if self.board is not None:
             self.board.close()
+
+
+def records(path: Path) -> list[Record]:
+    """The records in a file of metrics; lines that are none, such as a half one, are passed over. Raises
+    CheckpointError if it cannot be read."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; move it away and go on") from None
+    found: list[Record] = []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                found.append(record)
+    return found
+
+
+def _append(path: Path, file: Any, line: str) -> None:
+    """Append a line to a file, or nothing of it. Raises ResourceError if the disk refuses."""
+    raw, size = memoryview(line.encode()), os.fstat(file.fileno()).st_size
+    try:
+        while raw:
+            raw = raw[os.write(file.fileno(), raw) :]
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), size)
+        raise checkpoint.refused(str(path), error, path.parent) from error
 
 
 class Progress:

@@ -10,14 +10,17 @@ RUN/summary.json    what came out
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import math
+import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +29,9 @@ import torch
 
 import stemma
 from stemma import families, formats, spec
-from stemma.data import cleaning, shared
+from stemma.data import Store, cleaning, read, shared
 from stemma.data.progress import Meter
-from stemma.errors import CheckpointError, UsageError, VerifyError
+from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
 from stemma.families.declare import Design, Family, Text
 from stemma.families.recipes import Recipe
 from stemma.nn.model import Model, count
@@ -36,10 +39,11 @@ from stemma.nn.parts import Learned
 from stemma.objectives import Objective, Setting, objective, tokens
 from stemma.objectives.languages import UNKNOWN
 from stemma.parallel import World, world
+from stemma.text import files
 from stemma.train import checkpoint, meter, start
 from stemma.train.config import Budget, Net, Plan, budget
 from stemma.train.evaluation import evaluate, sample
-from stemma.train.loop import Diverged, Loop, Record, pick_device, pick_precision
+from stemma.train.loop import Diverged, Loop, Record, pick_device, pick_precision, records
 from stemma.train.pages import keep_pages
 from stemma.train.plans import resolve, unborn
 from stemma.train.scale import warmup
@@ -198,6 +202,11 @@ def _frozen(net: Net) -> Model:
 
 def loop_of(plan: Plan, tokenizer: Any, view: Any, crew: World | None = None) -> Loop:
     """A fresh loop over the documents of `view`; with a `crew`, of one process among several."""
+    if (need := 8 * plan.rows * plan.context) > (there := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        raise ResourceError(
+            f"recipe.batch={plan.recipe.batch} makes a step of {plan.rows:,} rows, whose ids alone are "
+            f"{need / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB; lower recipe.batch"
+        )
     parts = (plan, model_of(plan, tokenizer), objective_of(plan, tokenizer), view, nets_of(plan, tokenizer))
     if crew is None:
         return Loop(*parts)
@@ -243,9 +252,9 @@ def pretrain(
     plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
     crew = world(mesh, pick_device(plan).type)
     leads = crew is None or crew.leads
-    there = leads and (out / "run.json").exists()
     if leads:
         _free(out, resume)
+    there = leads and (out / "run.json").exists()
     if there if crew is None else crew.agree(there):
         return _reopened(out, crew, on_step, quiet)
     _threads(plan.train.threads)
@@ -257,30 +266,86 @@ def pretrain(
         least, tokenizer = start.rows(plan), start.tokenizer(plan)
     elif leads and not quiet and (parent := unborn(plan)):
         print(f"{name} is more training of {parent}'s weights; without --from it begins from new ones", file=sys.stderr)
-    if leads:
-        store, tokenizer = prepare(plan, out, tokenizer, quiet)
-    if crew is not None:
-        crew.wait()
-    if not leads:
-        store, tokenizer = _prepared(out)
-    plan = fitted(plan, tokenizer, store.languages)
-    plan = replace(plan, dims=replace(plan.dims, vocab=max(plan.dims.vocab, least)))
-    train, _ = store.split(plan.train.val_fraction, plan.seed)
-    fixed = "recipe.schedule.warmup" in (overrides or {})
-    steps = _steps(plan, tokenizer, train, crew)
-    plan = settled(plan, steps if crew is None else crew.agree(steps), fixed)
-    device = pick_device(plan)
-    settings = replace(plan.train, precision=pick_precision(plan, device), threads=torch.get_num_threads())
-    plan = replace(plan, train=settings)
-    if leads:
-        _note_down(out, plan, store, train, device)
-    if crew is not None:
-        crew.wait()
-    return _carry_on(out, plan, tokenizer, store, on_step, quiet, crew)
+    if tokenizer is not None:
+        _fits(plan, tokenizer)
+    with _all_there(crew, out):
+        if leads:
+            store, tokenizer = prepare(plan, out, tokenizer, quiet)
+        if crew is not None:
+            crew.wait()
+        if not leads:
+            store, tokenizer = _prepared(out)
+        plan = fitted(plan, tokenizer, store.languages)
+        plan = replace(plan, dims=replace(plan.dims, vocab=max(plan.dims.vocab, least)))
+        train, _ = store.split(plan.train.val_fraction, plan.seed)
+        fixed = "recipe.schedule.warmup" in (overrides or {})
+        steps = _steps(plan, tokenizer, train, crew)
+        plan = settled(plan, steps if crew is None else crew.agree(steps), fixed)
+        device = pick_device(plan)
+        settings = replace(plan.train, precision=pick_precision(plan, device), threads=torch.get_num_threads())
+        plan = replace(plan, train=settings)
+        loop = loop_of(plan, tokenizer, train, crew)  # what cannot be made leaves no run
+        if leads:
+            _note_down(out, plan, store, train, device)
+        if crew is not None:
+            crew.wait()
+        return _carry_on(out, loop, tokenizer, store, on_step, quiet, crew)
+
+
+def _fits(plan: Plan, tokenizer: Any) -> None:
+    """Refuse a tokenizer that was given and lacks what the objective needs, before any text is read with it."""
+    if plan.dims.languages:  # those of the text decide, too
+        return
+    try:
+        objective_of(fitted(plan, tokenizer), tokenizer)
+    except UsageError as error:
+        raise UsageError(
+            f"the tokenizer that was given does not fit {plan.name}: {error}; give one that does, or none, to have one "
+            "trained"
+        ) from None
+
+
+@contextlib.contextmanager
+def _all_there(crew: World | None, run: Path) -> Iterator[None]:
+    """Say plainly that another process of the mesh is gone, where torch says that a connection is."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = (
+            "Connection closed by peer",
+            "Connection reset",
+            "Broken pipe",
+            "Connection refused",
+            "NCCL",
+            "Timed out",
+        )
+        if crew is None or not any(words in str(error) for words in lost):
+            raise
+        then = "go on from the last checkpoint, on any mesh or alone, with: stemma resume"
+        raise ResourceError(
+            f"process {crew.rank} of mesh {crew.shape} lost another one, which ended or cannot be reached (it may have "
+            f"said why); {then} {run}"
+        ) from None
 
 
 def _free(out: Path, resume: bool) -> None:
-    """Refuse a directory that no run can begin in (or, with `resume`, go on in)."""
+    """Refuse a directory that no run can begin in (or, with `resume`, go on in). Raises ResourceError for one that
+    cannot be made or written."""
+    try:
+        _empty(out, resume)
+        place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+        if not place.is_dir():
+            raise UsageError(f"the run cannot be written to {out}: {place} is a file; choose another directory")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ResourceError(
+                f"the run cannot be written to {out}: no permission to write in {place}; choose another directory"
+            )
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise ResourceError(f"the run cannot be written to {out}: {why}; choose another directory") from None
+
+
+def _empty(out: Path, resume: bool) -> None:
     if (out / "run.json").exists():
         if not resume:
             raise UsageError(f"{out} holds a run already; resume it, or choose another directory")
@@ -307,58 +372,158 @@ def _note_down(out: Path, plan: Plan, store: Any, train: Any, device: torch.devi
     )
 
 
-def resume_run(run: str | Path, *, on_step: OnStep | None = None, quiet: bool = False, mesh: str | None = None) -> Run:
+def resume_run(
+    run: str | Path,
+    *,
+    on_step: OnStep | None = None,
+    quiet: bool = False,
+    mesh: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Run:
     """Go on with the run in a directory from its last checkpoint, to the same end as if it had never stopped.
 
-    A finished run is returned as it is. `mesh`: as in `pretrain`, and none that the run was begun on. Raises
-    CheckpointError if the directory holds no run, or if its data or weights are not what the run wrote.
+    A finished run is returned as it is. `mesh`: as in `pretrain`, and none that the run was begun on. `overrides`: of
+    how it is carried out (`{"train.micro": 2}`), what is learned does not depend on. Raises CheckpointError if the
+    directory holds no run, or if its data or weights are not what the run wrote.
     """
-    plan, _, _ = reopen(Path(run))
-    return _reopened(Path(run), world(mesh, pick_device(plan).type), on_step, quiet)
+    plan, _ = _planned(Path(run))
+    return _reopened(Path(run), world(mesh, pick_device(plan).type), on_step, quiet, overrides or {})
 
 
-def _reopened(run: Path, crew: World | None, on_step: OnStep | None, quiet: bool) -> Run:
-    plan, tokenizer, store = reopen(run)
-    _threads(plan.train.threads)
-    return _carry_on(run, plan, tokenizer, store, on_step, quiet, crew)
+def _reopened(
+    run: Path, crew: World | None, on_step: OnStep | None, quiet: bool, overrides: Mapping[str, Any] | None = None
+) -> Run:
+    with _all_there(crew, run):
+        if crew is None or crew.leads:
+            plan, tokenizer, store = reopen(run)
+        if crew is not None:
+            crew.wait()
+            if not crew.leads:
+                plan, tokenizer, store = reopen(run, look=False)
+        plan = spec.edit(plan, carried_out_otherwise(overrides or {}))
+        _threads(plan.train.threads)
+        loop = loop_of(plan, tokenizer, store.split(plan.train.val_fraction, plan.seed)[0], crew)
+        return _carry_on(run, loop, tokenizer, store, on_step, quiet, crew)
 
 
-def reopen(run: Path) -> tuple[Plan, Any, Any]:
-    """Plan, tokenizer and store of a run. Raises CheckpointError if one is missing or not the run's."""
-    if not (run / "run.json").exists():
-        raise CheckpointError(f"{run} holds no run to resume (there is no run.json)")
-    about = checkpoint.read_json(run / "run.json")
+FREE = ("micro", "recompute", "save_every", "keep", "ahead")  # of `train`: nothing that is learned depends on it
+
+
+def carried_out_otherwise(changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`changes`, if a run may be gone on with so. Raises UsageError for what decides what is learned."""
+    allowed = [f"train.{name}" for name in FREE]
+    if wrong := [path for path in changes if path not in allowed]:
+        raise UsageError(
+            f"a run goes on as it was planned, so {wrong[0]} cannot change; what can is {', '.join(allowed)}"
+        )
+    return changes
+
+
+def reopen(run: Path, look: bool = True) -> tuple[Plan, Any, Any]:
+    """Plan, tokenizer and store of a run; the store is made again from the same text if its folder is gone. `look`:
+    compare the store with its checksums, which reads all of it. Raises CheckpointError if something is damaged or not
+    the run's."""
+    plan, fingerprint = _planned(run)
+    tokenizer = _tokenizer(run)
+    data = run / "data"
+    if not (data / "meta.json").exists() and look:
+        _made_again(plan, run, tokenizer, fingerprint)
     try:
-        plan = spec.from_dict(Plan, about["plan"])
-        fingerprint = about["data"]["fingerprint"]
-    except (KeyError, TypeError, UsageError) as error:
-        raise CheckpointError(f"{run / 'run.json'} is not a run that this version can read: {error}") from None
-    store, tokenizer = _prepared(run)
+        store = Store.open(data)
+        if look:
+            store.verify()
+    except CheckpointError as error:
+        if "cannot" in str(error):
+            raise
+        why = str(error).removesuffix("; delete the folder")
+        raise CheckpointError(f"{why}; delete {data} to make it again from {plan.data} with: {_go_on(run)}") from None
     if store.fingerprint != fingerprint:
-        raise CheckpointError(f"{run / 'data'} is not the text that this run was started on")
+        raise CheckpointError(
+            f"{data} is not the text that this run was started on; delete it to make it again from {plan.data} with: "
+            f"{_go_on(run)}"
+        )
+    if store.meta.get("tokenizer") != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{run / 'tokenizer'} is not the tokenizer that this run was started with; put that back, or begin anew"
+        )
     return plan, tokenizer, store
+
+
+def _go_on(run: Path) -> str:
+    return f"stemma resume {run}"
+
+
+def _planned(run: Path) -> tuple[Plan, str]:
+    """The plan of a run, and the fingerprint of its text."""
+    path = run / "run.json"
+    if not path.exists():
+        raise CheckpointError(f"{run} holds no run to resume (there is no run.json)")
+    try:
+        about = checkpoint.read_json(path)
+        return spec.from_dict(Plan, about["plan"]), about["data"]["fingerprint"]
+    except CheckpointError as error:
+        if "damaged" not in str(error):
+            raise
+        why = str(error).partition("damaged: ")[2]
+    except KeyError as error:
+        why = f"it has no {error.args[0]!r}"
+    except (TypeError, AttributeError):
+        why = "it is no table of settings"
+    except UsageError as error:
+        why = str(error)
+    raise CheckpointError(
+        f"{path} is not a run that this version can read: {why}; put back the file as it was, or begin anew elsewhere"
+    )
+
+
+def _tokenizer(run: Path) -> Any:
+    from stemma.text import Tokenizer
+
+    try:
+        return Tokenizer.load(run / "tokenizer")
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the tokenizer of the run {run} cannot be read: {error}; put it back as it was, or begin anew elsewhere"
+        ) from None
+
+
+def _made_again(plan: Plan, run: Path, tokenizer: Any, fingerprint: str) -> None:
+    """Make the store of a run again, of the text it was made of."""
+    try:
+        source = cleaning.cleaned(read(plan.data), plan.clean)
+        warnings.warn(f"the tokens of the run are gone from {run / 'data'}; made again from {plan.data}", stacklevel=2)
+        store = shared.build(source, tokenizer, run / "data")
+    except DataError as error:
+        raise DataError(
+            f"the tokens of the run are gone from {run / 'data'}, and so is their text: {error}; put back one of them"
+        ) from None
+    if store.fingerprint != fingerprint:
+        shutil.rmtree(run / "data", ignore_errors=True)
+        raise CheckpointError(
+            f"the tokens of the run are gone from {run / 'data'}, and {plan.data} is no more the text that they were "
+            f"made of; put back one of them as it was, or begin anew elsewhere"
+        )
 
 
 def _prepared(run: Path) -> tuple[Any, Any]:
     """The store and the tokenizer in a run's directory."""
-    from stemma.data import Store
-    from stemma.text import Tokenizer
-
-    return Store.open(run / "data"), Tokenizer.load(run / "tokenizer")
+    return Store.open(run / "data"), _tokenizer(run)
 
 
 def _carry_on(
     run: Path,
-    plan: Plan,
+    loop: Loop,
     tokenizer: Any,
     store: Any,
     on_step: OnStep | None,
     quiet: bool,
     crew: World | None = None,
 ) -> Run:
+    plan = loop.plan
     train, held = store.split(plan.train.val_fraction, plan.seed)
     held = sample(held, plan.train.eval_tokens)
-    loop = loop_of(plan, tokenizer, train, crew)
+    for left in run.glob(".*.json*.tmp") if loop.leads else ():  # of a process that was killed while writing
+        left.unlink(missing_ok=True)
     if newest := checkpoint.latest(run):
         loop.restore(newest)
     done = run / "summary.json"
@@ -385,10 +550,14 @@ def _carry_on(
     summary: dict[str, Any] = {"steps": loop.step}
     if loop.leads:
         summary = _summary(run, plan, loop, quality, train, held)
-        for role, net in kept.items():
-            _release(net)
-            net.save(str(run / role))
-        checkpoint.write_json(done, summary)
+        try:
+            for role, net in kept.items():
+                _release(net)
+                net.save(str(run / role))
+            checkpoint.write_json(done, summary)
+        except ResourceError as error:
+            todo = "free some space" if "full" in str(error) else "see to that"
+            raise ResourceError(f"{error}; {todo} and go on with: {_go_on(run)}") from None
     if crew is not None:
         crew.wait()
     return Run(run, plan, loop.model.eval(), tokenizer, summary, True)
@@ -420,18 +589,10 @@ def _summary(run: Path, plan: Plan, loop: Loop, quality: dict[str, float], train
 
 def read_metrics(run: str | Path) -> list[Record]:
     """The records of a run's steps, so far as they are written. Raises CheckpointError if there are none."""
-    import json
-
     path = Path(run) / "metrics.jsonl"
     if not path.exists():
         raise CheckpointError(f"{run} holds no metrics.jsonl")
-    records: list[Record] = []
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+    return records(path)
 
 
 # ---------------------------------------------------------------- preparing
@@ -440,7 +601,6 @@ def read_metrics(run: str | Path) -> list[Record]:
 def prepare(plan: Plan, out: Path, tokenizer: Any, quiet: bool, share: bool = True) -> tuple[Any, Any]:
     """Read the text, train a tokenizer on the training part of it if none is given, and store the tokens in `out`; with
     `share`, by way of the cache, for other runs to use."""
-    from stemma.data import Store, read
     from stemma.data.store import training_texts
     from stemma.text import Specials, Tokenizer
 
@@ -458,7 +618,8 @@ def prepare(plan: Plan, out: Path, tokenizer: Any, quiet: bool, share: bool = Tr
         )
     if not quiet:
         print(f"reading {plan.data} with {tokenizer.vocab_size:,} tokens of {plan.text.tokenizer}", file=sys.stderr)
-    out.mkdir(parents=True, exist_ok=True)
+    with files.disk(out):
+        out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out / "tokenizer", ignore_errors=True)
     tokenizer.save(out / "tokenizer")
     bar = None if quiet else Meter("tokenising")

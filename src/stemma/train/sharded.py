@@ -51,11 +51,13 @@ class Files:
 
     def load(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
         """This process's parts of the weights and of the optimiser's tensors, and the state."""
-        state, layouts = checkpoint.read_json(path / "state.json"), self.spread.layouts
-        if (path / shards.SHARDS).is_dir():
-            found = shards.read(path / shards.SHARDS, layouts)
-            return found["model"], found["optimizer"], state
-        weights, slots = (shards.cut(path / f"{kind}.safetensors", kind, layouts) for kind in shards.KINDS)
+        state = checkpoint.verify(path) if self.world.leads else checkpoint.read_json(path / checkpoint.STATE)
+        layouts = self.spread.layouts
+        with checkpoint.advised(path):
+            if (path / shards.SHARDS).is_dir():
+                found = shards.read(path / shards.SHARDS, layouts)
+                return found["model"], found["optimizer"], state
+            weights, slots = (shards.cut(path / f"{kind}.safetensors", kind, layouts) for kind in shards.KINDS)
         return weights, slots, state
 
 

@@ -351,7 +351,7 @@ def test_the_command_says_what_it_assumes(call: Any) -> None:  # noqa: F811
                   "a step", "s a step", "tokens/s", "device-hours", "would fit", "--mesh"):  # fmt: skip
         assert words in out, words
     code, out, _ = call("plan", "t5-11b", "--gpus", "64xH100")
-    assert code == 0 and "Adafactor" in out and "recipe.optimizer" in out
+    assert code == 0 and "optimiser (Adafactor)" in out and "fsdp=" in out
     code, out, err = call("plan", "palm-540b", "--gpus", "64xH100")
     assert code == 5 and "DOES NOT FIT" in out and "does not fit on 64 H100" in err
 

@@ -74,10 +74,8 @@ def plan(
         grid = grid or parallel.Mesh(fsdp=count)
         found = (None if micro else largest(view, grid, device)) or _with(view, grid, device, micro or 1)
     else:
-        view, found, failed = _suggested(view, count, device, notes)
+        view, found, failed = _suggested(view, count, device)
         full = view.plan
-    if view.recompute and ("fsdp" in found.mesh or "tp" in found.mesh):
-        notes.append("activations computed again are planned; pretrain does not do so yet where a mesh splits weights")
     data = _data(view, found, count, price, device, probed) | {"notes": notes, "timed": steps}
     if as_json:
         emit(data)
@@ -163,36 +161,19 @@ def _probed(view: Outlook, micro: int | None) -> tuple[Estimate, int]:
     return estimate(view, Mesh(), HARDWARE["cpu"], rows, found.seconds), found.steps
 
 
-def _suggested(
-    view: Outlook, count: int, device: Device, notes: list[str]
-) -> tuple[Outlook, Estimate, ResourceError | None]:
-    """The mesh that suits best; where nothing fits, with activations computed again, then with an optimiser that can be
-    sharded; and, where nothing fits at all, the one that comes nearest, with the reason."""
-    from dataclasses import replace
-
-    from stemma.families.recipes import AdamW
+def _suggested(view: Outlook, count: int, device: Device) -> tuple[Outlook, Estimate, ResourceError | None]:
+    """The mesh that suits best; where nothing fits, with activations computed again; where nothing fits at all, the one
+    that comes nearest, with the reason."""
     from stemma.planning import Outlook, suggest
     from stemma.planning.estimate import nearest
 
     ways = [view] if view.recompute else [view, Outlook(view.plan, recompute=True)]
-    plan = view.plan
-    if count > 1 and not isinstance(plan.recipe.optimizer, AdamW):
-        other = replace(plan, recipe=replace(plan.recipe, optimizer=AdamW()))
-        ways += [Outlook(other, recompute=way.recompute) for way in ways]
     failed: ResourceError | None = None
     for way in ways:
         try:
-            found = suggest(way, count, device)
+            return way, suggest(way, count, device), None
         except ResourceError as error:
             failed = error
-            continue
-        if way.plan is not plan:
-            kind = type(plan.recipe.optimizer).__name__
-            notes.append(
-                f"with {kind}, which looks at whole matrices, nothing can be sharded, and it does not fit; planned is "
-                "AdamW (recipe.optimizer={kind: AdamW})"
-            )
-        return way, found, None
     return ways[-1], nearest(ways[-1], count, device), failed
 
 
@@ -246,7 +227,7 @@ def _tell(full: Plan, found: Estimate, device: Device, data: dict[str, Any], pro
     )
     for note in data["notes"]:
         out.print(f"note     {note}", soft_wrap=True)
-    again = " --set \"train.recompute=('*.blocks.*',)\"" if data["recompute"] else ""
+    again = " --set \"train.recompute=['*.blocks.*']\"" if data["recompute"] else ""
     launch = "" if data["devices"] == 1 and not again else f"  (stemma pretrain ... --mesh {found.mesh}{again})"
     out.print(f"mesh     {found.mesh} of {data['devices']} {found.device}{launch}", soft_wrap=True)
     kept = ", activations computed again" if data["recompute"] else ""

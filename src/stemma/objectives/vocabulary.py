@@ -44,11 +44,10 @@ def token_loss(
 
 
 def _summed(model: Model, hidden: Tensor, goal: Tensor, z: float, smoothing: float = 0.0) -> Tensor:
-    logits = model.logits(hidden)
     if model.compiled:
-        loss: Tensor = CompiledNats.apply(logits, goal, z, smoothing)
+        loss: Tensor = CompiledNats.apply(model.logits(hidden), goal, z, smoothing)
         return loss
-    return nats(logits, goal, z, smoothing)
+    return nats(model.logits(hidden), goal, z, smoothing)  # under no name here: in bf16 nothing holds them beside fp32
 
 
 def nats(logits: Tensor, goal: Tensor, z: float = 0.0, smoothing: float = 0.0) -> Tensor:

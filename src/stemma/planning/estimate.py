@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from stemma.errors import ResourceError, UsageError
 from stemma.families.goals import AttentionDistillation, Contrastive
-from stemma.families.recipes import Adafactor, AdamW, Muon
+from stemma.families.recipes import Adafactor, Muon
 from stemma.nn.parts import Dims, HeadNorm
 from stemma.parallel import Mesh
 from stemma.planning.hardware import Device
@@ -201,8 +201,9 @@ def flops(net: Network, context: int, targets: float, decoder: float) -> float:
     stacks = net.stacks
     if structure == "encoder-decoder":
         own = context * decoder
-        inner = 6.0 * stacks[1].matrices + attention(dims.depth, own) / 2 + attention(dims.depth, context)
-        return 6.0 * stacks[0].matrices + attention(dims.layers, context) + decoder * inner + targets * head
+        read = 12.0 * dims.depth * dims.d_model * dims.kv * dims.width  # cross-attention's keys and values
+        inner = 6.0 * stacks[1].matrices - read + attention(dims.depth, own) / 2 + attention(dims.depth, context)
+        return 6.0 * stacks[0].matrices + attention(dims.layers, context) + read + decoder * inner + targets * head
     half = 1 if structure == "encoder" else 2
     return 6.0 * stacks[0].matrices + attention(dims.layers, context) / half + targets * head
 
@@ -213,11 +214,8 @@ def unfit(plan: Plan, mesh: Mesh) -> str | None:
     if plan.rows % mesh.readers:
         near = max(1, round(plan.rows / mesh.readers)) * mesh.readers * plan.context
         return f"{mesh.readers} processes read the {plan.rows} rows of a step; set recipe.batch={near}"
-    if (mesh.fsdp > 1 or mesh.tp > 1) and not isinstance(plan.recipe.optimizer, AdamW):
-        kind = type(plan.recipe.optimizer).__name__
-        return f"{kind} looks at whole matrices; use dp, or recipe.optimizer={{kind: AdamW}}"
-    if (mesh.fsdp > 1 or mesh.tp > 1) and plan.nets:
-        return "networks beside the model are not split yet; use dp"
+    if mesh.tp > 1 and plan.nets:
+        return "tp does not slice networks beside the model; use fsdp"
     if mesh.tp > 1:
         for name, value in (("heads", dims.heads), ("kv_heads", dims.kv), ("d_ff", dims.d_ff)):
             if value % mesh.tp:
@@ -359,9 +357,6 @@ def _instead(view: Outlook, count: int, device: Device) -> str:
             fits = mesh.readers <= readers and unfit(rounded(view.plan, mesh.readers), mesh) is None
             if fits and estimate_of(view, mesh, device).memory <= FILL * device.memory:
                 return f"{more} would do (--gpus {more}x{device.name} --mesh {mesh})"
-    if not isinstance(view.plan.recipe.optimizer, AdamW):
-        kind = type(view.plan.recipe.optimizer).__name__
-        return f"{kind} looks at whole matrices, so nothing can be sharded: set recipe.optimizer={{kind: AdamW}}"
     again = "" if view.recompute else "--recompute or "
     return f"use devices with more memory, {again}a shorter train.context"
 

@@ -80,7 +80,7 @@ def leap(begin: int) -> Iterator[None]:
 def spiky(data: str, out: str, mesh: str | None, overrides: dict[str, Any]) -> None:
     """A run on a mesh, or alone, whose loss leaps up at step 11."""
     spikes = Spikes(window=8, patience=2, back=4, skip=3, above=8.0)
-    edits, budget = overrides | {"train.spikes": spikes}, "16 steps"
+    edits, budget = overrides | {"train.spikes": spikes}, "14 steps"
     with leap(10):
         runs.pretrain("llama", data=data, out=out, budget=budget, overrides=edits, quiet=True, mesh=mesh)
 

@@ -29,7 +29,7 @@ from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Objective, Setting, objective
 from stemma.objectives.languages import Streams
 from stemma.train import pretrain, verify_resume
-from stemma.train.run import suitable
+from stemma.train.plans import suitable
 from tiny import build, tiny
 
 VOCAB, PLAIN = 83, 60  # ids 10..59 are text, 20 of them of each language

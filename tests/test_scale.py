@@ -192,11 +192,11 @@ def same(run: Path, out: Path, axes: str) -> None:
     assert state["mesh"] == str(mesh(axes))
     assert {k: t.shape for k, t in slots.items()} == {k: t.shape for k, t in expected_slots.items()}
     assert weights.keys() == expected_weights.keys()
-    moved = max(float((t - fresh[key]).abs().max()) for key, t in expected_weights.items())
     for key, t in expected_weights.items():
-        # a softmax knows nothing of biases of keys: their gradients are rounding, as is much of Adam's steps in bf16
+        # a softmax knows nothing of biases of keys: their gradients are rounding, as is much of Adam's steps in bf16; and
+        # so are single entries elsewhere, for which reason the ways that matrices went are compared as wholes
         if plan.train.precision == "fp32" and not key.endswith("attention.k.bias"):
-            assert float((t - weights[key]).abs().max()) <= 1e-3 * moved, key
+            assert float((t - weights[key]).norm()) <= 1e-3 * float((t - fresh[key]).norm()), key
 
     alone.restore(checkpoint.latest(out))  # type: ignore[arg-type]
     close([alone.advance() for _ in range(STEPS - alone.step)], expected[STEPS // 2 :], within)  # one process goes on

@@ -3,6 +3,7 @@ and `<!-- /written -->` are people's and stay."""
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -174,7 +175,7 @@ def page(family: Family, old: str) -> str:
     else:
         parts.append(f"## What it changed of {family.parent.name}\n\n" + changes(family))
     parts.append("## Sizes\n\n" + sizes(family))
-    row = support(family)
+    row = supported().get(family.name) or support(family)
     if family.edge != "trained":
         parts.append("## Here\n\n" + abilities(row) + "\n\n" + use(family, row))
     else:
@@ -201,9 +202,15 @@ def index() -> str:
     return "\n".join(lines) + "\n"
 
 
+@functools.cache
+def supported() -> dict[str, Support]:
+    """The rows of the matrix by family, in its order."""
+    return {row.family: row for row in matrix()}
+
+
 def support_page() -> str:
     rows = []
-    for row in matrix():
+    for row in supported().values():
         tasks = ["yes" if t in row.tasks else "-" for t in TASKS]
         name = f"[{row.family}](families/{row.family}.md)"
         layouts = ", ".join(row.layouts) or "own only"

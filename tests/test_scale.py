@@ -101,10 +101,10 @@ def changes(name: str) -> dict[str, Any]:
 
 
 Cases = list[tuple[str, str]]  # of a run and a mesh
-TWO: Cases = [("llama", "dp=2"), *((n, m) for m in ("fsdp=2", "tp=2") for n in ("bert", "llama", "t5"))]
-TWO += [("qwen3", "fsdp=2"), ("qwen3", "tp=2"), ("electra", "fsdp=2")]
+TWO: Cases = [("llama", "dp=2"), ("bert", "fsdp=2"), ("t5", "fsdp=2"), ("bert", "tp=2"), ("llama", "tp=2")]
+TWO += [("qwen3", "fsdp=2"), ("electra", "fsdp=2")]
 MORE: Cases = [(n, m) for m in ("fsdp=2", "tp=2") for n in ("adam", "albert", "palm", "bf16")]
-MORE += [("bert", "dp=2"), ("t5", "dp=2")]
+MORE += [("bert", "dp=2"), ("t5", "dp=2"), ("llama", "fsdp=2"), ("t5", "tp=2"), ("qwen3", "tp=2")]
 MORE += [(n, "fsdp=2") for n in ("deberta-v3", "distilbert", "minilm", "xlnet", "deberta", "mixtral")]
 FOUR: Cases = [(n, m) for m in ("dp=2,fsdp=2", "fsdp=2,tp=2") for n in ("llama", "bert", "t5", "qwen3")]
 FOUR += [(n, "fsdp=4") for n in ("odd-lamb", "odd-factors", "odd-muon")]

@@ -53,7 +53,7 @@ def plan(
     pretrain`.
     """
     from stemma import parallel
-    from stemma.planning import HARDWARE, Outlook, fleet
+    from stemma.planning import HARDWARE, Outlook, estimate, fleet
     from stemma.planning.estimate import largest
 
     count, device = fleet(gpus)
@@ -72,7 +72,7 @@ def plan(
         found, steps = _probed(view, micro)
     elif grid is not None or micro is not None:
         grid = grid or parallel.Mesh(fsdp=count)
-        found = (None if micro else largest(view, grid, device)) or _with(view, grid, device, micro or 1)
+        found = (None if micro else largest(view, grid, device)) or estimate(view, grid, device, micro or 1)
     else:
         view, found, failed = _suggested(view, count, device)
         full = view.plan
@@ -140,12 +140,6 @@ def _shared(full: Plan, grid: Mesh | None, count: int, notes: list[str]) -> Plan
         f"(recipe.batch={other.recipe.batch})"
     )
     return other
-
-
-def _with(view: Outlook, grid: Mesh, device: Device, micro: int) -> Estimate:
-    from stemma.planning import estimate
-
-    return estimate(view, grid, device, micro)
 
 
 def _probed(view: Outlook, micro: int | None) -> tuple[Estimate, int]:

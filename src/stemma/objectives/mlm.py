@@ -52,7 +52,7 @@ class Masked(Objective):
     @classmethod
     def unfit(cls, spec: Any, arch: Arch) -> str | None:
         if arch.structure in cls.structures and arch.heads.lm is None:
-            return f"{type(spec).__name__} needs a head that predicts tokens, and arch.heads.lm is None"
+            return f"{type(spec).__name__} predicts tokens, and arch.heads.lm is None; set it to MLMHead()"
         return super().unfit(spec, arch)
 
     def __init__(self, spec: goals.MLM, setting: Setting) -> None:

@@ -85,7 +85,10 @@ class MaskedPairs(Objective):
     def unfit(cls, spec: goals.MLM, arch: Arch) -> str | None:
         heads = arch.heads
         if arch.structure in cls.structures and spec.pairs != "halves" and not (heads.pooler and heads.pair):
-            return f"objective.pairs={spec.pairs!r} needs arch.heads.pooler and arch.heads.pair"
+            return (
+                f"objective.pairs={spec.pairs!r} needs arch.heads.pooler and arch.heads.pair; set "
+                "arch.heads.pooler=Summary() and arch.heads.pair=true"
+            )
         return Masked.unfit(spec, arch)
 
     def copy(self, epoch: int) -> int:

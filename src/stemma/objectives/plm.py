@@ -151,7 +151,10 @@ class Permuted(Objective):
     @classmethod
     def unfit(cls, spec: goals.PLM, arch: Arch) -> str | None:
         if arch.streams is None:
-            return "PLM asks a second stream for its predictions, and this network has one (arch.streams is none)"
+            return (
+                "PLM asks a second stream for its predictions, and this network has one (arch.streams is none); begin "
+                "from xlnet, or set arch.streams=Streams() and arch.position=RelativeSinusoidal()"
+            )
         if arch.streams.reuse is not None:
             return (
                 f"PLM makes its own memory; arch.streams.reuse={arch.streams.reuse} would cut it, and must be none "

@@ -62,7 +62,7 @@ class ReplacedTokens(Objective):
     @classmethod
     def unfit(cls, spec: goals.RTD, arch: Arch) -> str | None:
         if arch.structure in cls.structures and arch.heads.detect is None:
-            return "RTD needs a head that detects replaced tokens, and arch.heads.detect is None"
+            return "RTD needs a head that detects replaced tokens, and arch.heads.detect is None; set it to Detector()"
         return super().unfit(spec, arch)
 
     # ------------------------------------------------------------ two networks

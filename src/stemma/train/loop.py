@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, no_memory
+from stemma.families import ramps
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Cursor, Objective, View
 from stemma.train import checkpoint, meter, optim
@@ -121,10 +122,9 @@ class Loop:
         self.optimizer = optim.optimizer(recipe.optimizer, self.learners, self.lr, parts)
         self.parameters = [p for p in self.learners.parameters() if p.requires_grad]
         rows = plan.train.micro or max(1, MICRO[self.device.type] // plan.context)
-        self.rows = max(1, round(plan.rows / objective.rows))  # examples a step
-        self.micro = min(max(1, rows // objective.rows), self.rows)
-        self.share = slice(0, self.rows)  # of a step's examples, this process's
-        self.first = 0  # number of its first micro-batch in a step
+        self.full = max(1, round(plan.rows / objective.rows))  # examples of a full step
+        self.micro = min(max(1, rows // objective.rows), self.full)
+        self.reader, self.readers = 0, 1  # of those that share out a step's examples, this process
         self.files: Any = checkpoint
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.cursor = Cursor()
@@ -146,17 +146,22 @@ class Loop:
     def batches(self) -> list[Batch]:
         """The micro-batches of the next step; moves the cursor on."""
         if self._stream is None:
-            stream = self._steps(self.cursor)
+            stream = self._steps(self.cursor, self.step)
             self._stream = Ahead(lambda: next(stream), self.ahead) if self.ahead else stream
         batches, self.cursor = self._stream.take() if isinstance(self._stream, Ahead) else next(self._stream)
         return batches
 
-    def _steps(self, cursor: Cursor) -> Iterator[tuple[list[Batch], Cursor]]:
-        """The micro-batches of each step from `cursor` on, with the cursor that follows them."""
+    def examples(self, step: int) -> int:
+        """Examples of the step after `step` steps."""
+        return ramps.examples(self.plan.recipe.ramp, self.full, step, self.steps)
+
+    def _steps(self, cursor: Cursor, step: int) -> Iterator[tuple[list[Batch], Cursor]]:
+        """The micro-batches of each step after `step` steps, from `cursor` on, with the cursor that follows them."""
         rows = self.objective.plan(self.view, cursor)
-        while True:
-            taken = list(itertools.islice(rows, self.rows))
-            own = [make() for make, _ in taken[self.share]]
+        for number in itertools.count(step):
+            taken = list(itertools.islice(rows, self.examples(number)))
+            share = len(taken) // self.readers
+            own = [make() for make, _ in taken[self.reader * share : (self.reader + 1) * share]]
             parts = range(0, len(own), self.micro)
             yield [self.objective.collate(own[i : i + self.micro]) for i in parts], taken[-1][1]
 
@@ -179,7 +184,7 @@ class Loop:
         sums: dict[str, Tensor] = {}
         total: Tensor = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
-            torch.manual_seed(_mix(self.plan.seed, self.step + 1, self.first + i))
+            torch.manual_seed(_mix(self.plan.seed, self.step + 1, self.reader * len(batches) + i))
             batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
             with self.autocast():
                 loss = self.objective.loss(self.model, batch, self.nets)
@@ -212,6 +217,7 @@ class Loop:
         if not (math.isfinite(loss) and math.isfinite(size)):
             why = self._culprit(sums)
             self.optimizer.zero_grad(set_to_none=True)
+            self.move(self.cursor)  # the batches made ahead are of the steps after this one
             raise Diverged(
                 f"training diverged at step {self.step + 1}: the loss is {loss}, the gradient norm {size}{why}; "
                 "lower recipe.lr or raise recipe.schedule.warmup"
@@ -225,8 +231,8 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update()
+        self.tokens += self.examples(self.step) * self.objective.rows * self.plan.context
         self.step += 1
-        self.tokens += self.rows * self.objective.rows * self.plan.context
         record: Record = {"step": self.step, "loss": loss}
         if len(sums) > 1:
             record |= {f"loss_{k}": s.item() / counts[k] for k, s in sums.items() if counts[k]}
@@ -261,7 +267,7 @@ class Loop:
     def cost(self) -> float:
         """Floating-point operations a token of the row, of a training step like the next one."""
         stream = self.objective.examples(self.view, self.cursor)
-        batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.rows))])
+        batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.full))])
         tokens = batch["input_ids"].numel()
         share = self.objective.counts(batch).get("token", 0) / tokens
         decoder = batch["decoder_input_ids"].numel() / tokens if "decoder_input_ids" in batch else 0.0
@@ -324,14 +330,15 @@ class Loop:
 
     def rewind(self, run: Path, spikes: Spikes) -> dict[str, Any]:
         """Go back to a checkpoint `spikes.back` steps or more before the step at hand, and on in the data `spikes.skip`
-        batches behind it. Leaves a checkpoint of that. Raises Diverged if it went back too often."""
+        batches behind it, each as large as if it were read. Leaves a checkpoint of that. Raises Diverged if it went back too often."""
         if self.rewinds >= spikes.most:
             raise Diverged(
                 f"training diverged at step {self.step}: the loss leapt up again after {self.rewinds} times of going "
                 "back; lower recipe.lr, or raise train.spikes.most"
             )
         rows = self.objective.plan(self.view, self.cursor)
-        skipped = [follow for _, follow in itertools.islice(rows, spikes.skip * self.rows)]
+        examples = sum(self.examples(self.step + i) for i in range(spikes.skip))
+        skipped = [follow for _, follow in itertools.islice(rows, examples)]
         cursor, spike, rewinds = (skipped[-1] if skipped else self.cursor), self.step, self.rewinds + 1
         seconds = self.seconds
         old = [path for path in checkpoint.steps(run) if checkpoint.step_of(path) <= max(0, spike - spikes.back)]

@@ -90,14 +90,13 @@ def total(ramp: Ramp | None, full: int, steps: int, cost: Callable[[int], float]
 
 
 def longest(ramp: Ramp | None, full: int, limit: float, cost: Callable[[int], float] = float) -> int:
-    """The most steps, at least one, that cost no more than `limit`. One step more costs at most what a full one does,
-    since all others then come earlier in the ramp."""
-    steps = max(1, int(limit / cost(full)))
-    while True:
-        more = max(1, int((limit - total(ramp, full, steps, cost)) / cost(full)))
-        if total(ramp, full, steps + more, cost) > limit:
-            return steps
-        steps += more
+    """The most steps, at least one, that cost no more than `limit`; more steps cost more, and nearly in proportion."""
+    fits, over, steps = 0, math.inf, max(1, int(limit / cost(full)))
+    while over - fits > 1:
+        spent = total(ramp, full, steps, cost)
+        fits, over = (max(fits, steps), over) if spent <= limit else (fits, steps)
+        steps = int(max(fits + 1, min(over - 1, steps * limit // spent)))
+    return max(1, fits)
 
 
 def nearest(ramp: Ramp | None, full: int, batches: float) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from stemma.errors import ResourceError, UsageError
+from stemma.families import ramps
 from stemma.families.goals import AttentionDistillation, Contrastive
 from stemma.families.recipes import Adafactor, Muon
 from stemma.nn.parts import Dims, HeadNorm
@@ -119,11 +121,16 @@ class Outlook:
     def steps(self) -> int | None:
         """Steps that the budget buys; None for a budget in seconds, which a probe turns into steps."""
         limit, tokens = budget(self.plan.train.budget), self.plan.rows * self.plan.context
+        ramp, rows = self.plan.recipe.ramp, self.plan.rows
         if limit.steps is not None:
             return limit.steps
         if limit.tokens is not None:
-            return max(1, round(limit.tokens / tokens))
-        return None if limit.flops is None else max(1, round(limit.flops / (self.work * tokens)))
+            return ramps.nearest(ramp, rows, limit.tokens / tokens)
+        return None if limit.flops is None else ramps.nearest(ramp, rows, limit.flops / (self.work * tokens))
+
+    def tokens(self, steps: int) -> int:
+        """Tokens that so many steps read."""
+        return int(ramps.total(self.plan.recipe.ramp, self.plan.rows, steps)) * self.plan.context
 
     def logits(self, micro: int, tp: int = 1) -> float:
         """Bytes of the fp32 logits of a micro-batch, so far as they are held at once."""
@@ -214,6 +221,11 @@ def unfit(plan: Plan, mesh: Mesh) -> str | None:
     if plan.rows % mesh.readers:
         near = max(1, round(plan.rows / mesh.readers)) * mesh.readers * plan.context
         return f"{mesh.readers} processes read the {plan.rows} rows of a step; set recipe.batch={near}"
+    if (least := ramps.divisor(plan.recipe.ramp, plan.rows)) % mesh.readers:
+        return (
+            f"{mesh.readers} processes read the rows of its ramp, which are multiples of {least}; set "
+            f"recipe.ramp.multiple={mesh.readers}"
+        )
     if mesh.tp > 1 and plan.nets:
         return "tp does not slice networks beside the model; use fsdp"
     if mesh.tp > 1:
@@ -270,6 +282,22 @@ def estimate(view: Outlook, mesh: Mesh, device: Device, micro: int, seconds: flo
     )
 
 
+def duration(view: Outlook, found: Estimate, steps: int) -> float:
+    """Seconds of so many steps by an estimate, of which those of a ramp read less and send as much."""
+    return ramps.total(view.plan.recipe.ramp, view.plan.rows, steps, _each(view, found))
+
+
+def steps_within(view: Outlook, found: Estimate, seconds: float) -> int:
+    """The most steps, at least one, that take no longer by an estimate."""
+    return ramps.longest(view.plan.recipe.ramp, view.plan.rows, seconds, _each(view, found))
+
+
+def _each(view: Outlook, found: Estimate) -> Callable[[int], float]:
+    """Seconds of a step by its rows."""
+    rows = view.plan.rows
+    return lambda n: found.seconds if n == rows else max(found.seconds * n / rows, min(found.seconds, found.sending))
+
+
 def meshes(count: int) -> list[Mesh]:
     """Every mesh of so many processes that keeps slices within a node, the fewest slices first."""
     found = []
@@ -308,7 +336,8 @@ def most(view: Outlook, mesh: Mesh, device: Device, least: int = 1) -> int:
     """Rows at once that a device would hold at most, whatever the batch (to within 3 %); 0 if not even one."""
 
     def fits(micro: int) -> bool:
-        other = replace(view.plan, recipe=replace(view.plan.recipe, batch=micro * mesh.readers * view.plan.context))
+        batch = micro * mesh.readers * view.plan.context
+        other = replace(view.plan, recipe=replace(view.plan.recipe, batch=batch, ramp=None))
         return estimate(view.of(other), mesh, device, micro).memory <= FILL * device.memory
 
     low = least if fits(least) else 0
@@ -368,9 +397,13 @@ def estimate_of(view: Outlook, mesh: Mesh, device: Device) -> Estimate:
 
 
 def rounded(plan: Plan, readers: int) -> Plan:
-    """The plan with the nearest batch that so many processes can share."""
-    rows = max(1, round(plan.rows / readers)) * readers
-    return replace(plan, recipe=replace(plan.recipe, batch=rows * plan.context)) if rows != plan.rows else plan
+    """The plan with the nearest batch that so many processes can share, and with a ramp of multiples of them."""
+    rows, recipe = max(1, round(plan.rows / readers)) * readers, plan.recipe
+    if rows != plan.rows:
+        recipe = replace(recipe, batch=rows * plan.context)
+    if recipe.ramp is not None and ramps.divisor(recipe.ramp, rows) % readers:
+        recipe = replace(recipe, ramp=replace(recipe.ramp, multiple=readers))
+    return plan if recipe is plan.recipe else replace(plan, recipe=recipe)
 
 
 def table(found: Estimate) -> dict[str, Any]:

@@ -563,6 +563,8 @@ class Progress:
         self.every = max(1, loop.steps // 20)
         self.live: Any = None
         self.task: Any = None
+        recipe, tokens = loop.plan.recipe, loop.objective.rows * loop.plan.context
+        self.whole = tokens * int(ramps.total(recipe.ramp, loop.full, loop.steps))  # tokens of the run
         self.cost = 0.0 if quiet else loop.cost()
         self.peak = 0.0 if quiet else meter.peak(loop.device.type, loop.precision == "bf16")
         self.mark = (time.perf_counter(), loop.tokens)
@@ -571,13 +573,13 @@ class Progress:
     def __enter__(self) -> Progress:
         if not self.quiet and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            columns = (BarColumn(24), TextColumn("{task.description}"), TimeRemainingColumn())
             self.live = Bar(*columns, console=Console(stderr=True))
             self.live.start()
-            self.task = self.live.add_task("", total=self.loop.steps, completed=self.loop.step)
+            self.task = self.live.add_task("", total=self.whole, completed=self.loop.tokens)
         return self
 
     def show(self, record: Record) -> None:
@@ -592,15 +594,10 @@ class Progress:
         used = self.speed * self.cost / self.peak
         text = f"loss {record['loss']:.3f}  {self.speed:,.0f} tokens/s  {used:.0%} of peak"
         if self.live is not None:
-            self.live.update(self.task, completed=record["step"], description=text)
+            text = f"{record['step']}/{self.loop.steps}  {text}"
+            self.live.update(self.task, completed=tokens, description=text)
         elif record["step"] % self.every == 0 or record["step"] == self.loop.steps:
-            left = (
-                (self.loop.steps - record["step"])
-                * self.loop.rows
-                * self.loop.objective.rows
-                * self.loop.plan.context
-                / max(self.speed, 1e-9)
-            )
+            left = (self.whole - tokens) / max(self.speed, 1e-9)
             print(f"step {record['step']}/{self.loop.steps}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:

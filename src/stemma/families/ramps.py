@@ -1,4 +1,4 @@
-"""Batches that grow during a run: what a recipe says of it, and the examples and steps that follow. Imports no torch."""
+"""Batches that grow during a run: what a recipe says, and the examples and steps that follow. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from stemma.spec import Spec, require
 @dataclass(frozen=True)
 class Ramp(Spec):
     """How the batch grew: `points` of (share of the run's steps, share of the full batch), from the start of the run to
-    the full batch, where it stays. `between` two points it waits (`steps`), grows in a line of the steps (`line`), or by
-    as much with every token, which is geometric in the steps (`power`; Brown et al. 2020, appendix B). A growing batch
-    is rounded to a multiple of so many examples as `multiple` says: on a mesh, of its readers."""
+    the full batch, where it stays. `between` two points it waits (`steps`), grows in a line of the steps (`line`), or
+    by as much with every token, which is geometric in the steps (`power`; Brown et al. 2020, appendix B). A growing
+    batch is rounded to a multiple of `multiple` examples, so that a mesh of as many readers can share it."""
 
     points: tuple[tuple[float, float], ...]
     between: Literal["steps", "line", "power"] = "steps"

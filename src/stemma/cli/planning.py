@@ -182,8 +182,8 @@ def _data(
 
     full = view.plan
     seconds = _seconds(full.train.budget)
-    steps = view.steps if view.steps is not None else steps_within(view, found, 0.9 * seconds)
-    hours = duration(view, found, steps) / 3600
+    steps = view.steps if view.steps is not None else steps_within(view, found, device, 0.9 * seconds)
+    hours = duration(view, found, device, steps) / 3600
     tokens, whole = full.rows * full.context, view.tokens(steps)
     return {
         "name": full.name,

@@ -14,7 +14,7 @@ from stemma.families import ramps
 from stemma.families.goals import AttentionDistillation, Contrastive
 from stemma.families.recipes import Adafactor, Muon
 from stemma.nn.parts import Dims, HeadNorm
-from stemma.parallel import Mesh
+from stemma.parallel import Mesh, mesh
 from stemma.planning.hardware import Device
 from stemma.planning.network import How, Rows
 from stemma.planning.rows import rows as rows_of
@@ -251,14 +251,7 @@ def estimate(view: Outlook, mesh: Mesh, device: Device, micro: int, seconds: flo
     gathered = 0.0
     if mesh.fsdp > 1:  # what stands outside of blocks with its gradient, and a block in use, the next, and a gradient
         gathered = 4.0 * (2 * view.outside + 3 * view.block) / mesh.tp
-    sent = 0.0
-    if mesh.fsdp > 1:  # gathered forward and backward, gradients scattered, each micro-batch
-        sent += accumulate * 3 * 4.0 * view.parameters / mesh.tp * (1 - 1 / mesh.fsdp)
-    if mesh.dp > 1:
-        sent += 2 * 4.0 * view.parameters / parts * (1 - 1 / mesh.dp)
-    if mesh.tp > 1:  # a sum a branch forward, and q, k, v, gate and up backward
-        branches = plan.dims.layers * (1 + 1 + 3 + 2)
-        sent += branches * rows * plan.context * plan.dims.d_model * (2 if half else 4) * 2 * (1 - 1 / mesh.tp)
+    sent = _sent(view, mesh, device, rows, micro)
     again = 4 / 3 if view.recompute else 1.0
     speed = device.peak * device.share * (1.0 if half or cpu else 0.5)
     computing = view.work * plan.rows * plan.context * again / mesh.size / speed
@@ -282,20 +275,39 @@ def estimate(view: Outlook, mesh: Mesh, device: Device, micro: int, seconds: flo
     )
 
 
-def duration(view: Outlook, found: Estimate, steps: int) -> float:
-    """Seconds of so many steps by an estimate, of which those of a ramp read less and send as much."""
-    return ramps.total(view.plan.recipe.ramp, view.plan.rows, steps, _each(view, found))
+def _sent(view: Outlook, mesh: Mesh, device: Device, rows: int, micro: int) -> float:
+    """Bytes that a process sends in a step in which it reads so many rows."""
+    plan, sent = view.plan, 0.0
+    if mesh.fsdp > 1:  # gathered forward and backward, gradients scattered, each micro-batch
+        sent += -(-rows // micro) * 3 * 4.0 * view.parameters / mesh.tp * (1 - 1 / mesh.fsdp)
+    if mesh.dp > 1:
+        sent += 2 * 4.0 * view.parameters / (mesh.fsdp * mesh.tp) * (1 - 1 / mesh.dp)
+    if mesh.tp > 1:  # a sum a branch forward, and q, k, v, gate and up backward
+        branches, width = plan.dims.layers * (1 + 1 + 3 + 2), 2 if view.halves(device) else 4
+        sent += branches * rows * plan.context * plan.dims.d_model * width * 2 * (1 - 1 / mesh.tp)
+    return sent
 
 
-def steps_within(view: Outlook, found: Estimate, seconds: float) -> int:
+def duration(view: Outlook, found: Estimate, device: Device, steps: int) -> float:
+    """Seconds of so many steps by an estimate; those of a ramp compute and send less."""
+    return ramps.total(view.plan.recipe.ramp, view.plan.rows, steps, _each(view, found, device))
+
+
+def steps_within(view: Outlook, found: Estimate, device: Device, seconds: float) -> int:
     """The most steps, at least one, that take no longer by an estimate."""
-    return ramps.longest(view.plan.recipe.ramp, view.plan.rows, seconds, _each(view, found))
+    return ramps.longest(view.plan.recipe.ramp, view.plan.rows, seconds, _each(view, found, device))
 
 
-def _each(view: Outlook, found: Estimate) -> Callable[[int], float]:
+def _each(view: Outlook, found: Estimate, device: Device) -> Callable[[int], float]:
     """Seconds of a step by its rows."""
-    rows = view.plan.rows
-    return lambda n: found.seconds if n == rows else max(found.seconds * n / rows, min(found.seconds, found.sending))
+    grid, full = mesh(found.mesh), view.plan.rows
+    computing = found.computing if found.sending else found.seconds  # which were measured on one device, if at all
+
+    def seconds(rows: int) -> float:
+        sending = _sent(view, grid, device, rows // grid.readers, found.micro) / device.link
+        return found.seconds if rows == full else max(computing * rows / full, sending)
+
+    return seconds
 
 
 def meshes(count: int) -> list[Mesh]:

@@ -75,7 +75,7 @@ def value_text(value: Any, path: str = "") -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, (tuple, list)):
-        return ", ".join(value_text(v) for v in value) or "none"
+        return ", ".join(f"({value_text(v)})" if isinstance(v, tuple) else value_text(v) for v in value) or "none"
     if dataclasses.is_dataclass(value):
         return counted(str(value).removesuffix("()"))
     return str(value)

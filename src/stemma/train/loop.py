@@ -329,8 +329,8 @@ class Loop:
         self.move(Cursor(**state["cursor"]))
 
     def rewind(self, run: Path, spikes: Spikes) -> dict[str, Any]:
-        """Go back to a checkpoint `spikes.back` steps or more before the step at hand, and on in the data behind the next
-        `spikes.skip` batches. Leaves a checkpoint of that. Raises Diverged if it went back too often."""
+        """Go back to a checkpoint `spikes.back` steps or more before the step at hand, and on in the data behind the
+        next `spikes.skip` batches. Leaves a checkpoint of that. Raises Diverged if it went back too often."""
         if self.rewinds >= spikes.most:
             raise Diverged(
                 f"training diverged at step {self.step}: the loss leapt up again after {self.rewinds} times of going "

@@ -129,8 +129,8 @@ glm_130b = glm.evolve(
         note="post-norm by DeepNorm; the released code, which puts each norm to the beginning of what follows it, "
         "also has one on the embeddings and multiplies with the embeddings for its logits: 128,697,769,984 parameters "
         "and the 24,576 of that norm. What fills [MASK] has the mask's position, after [gMASK] positions run on. The "
-        "batch grows from 192 to 4224 rows over the first 2.5% of them, taken to be in a line. The embeddings' gradient "
-        "is taken times 0.1, and DeepNorm's own initialisation is published; these are not fields here",
+        "batch grows from 192 to 4224 rows over the first 2.5% of them, taken to be in a line. The embeddings' "
+        "gradient is taken times 0.1, and DeepNorm's own initialisation is published; these are not fields here",
     ),
 )
 

@@ -25,6 +25,7 @@ from stemma.planning.estimate import duration, rounded, steps_within, unfit
 from stemma.train import Loop, Plan, checkpoint, pretrain, read_metrics, resolve, verify_resume
 from stemma.train.sharded import Sharded
 from stemma.train.spikes import Spikes
+from test_cli import call  # noqa: F401
 from test_train import SMALL, loop_of, text, train  # noqa: F401
 
 GROWING = Ramp(((0.0, 0.125), (0.6, 1.0)), "power")
@@ -334,6 +335,20 @@ def test_a_plan_tells_time_and_tokens_of_a_ramp() -> None:
     for budget, steps in (("775.9B tokens", 255_000), (f"{view.work * 775.9e9} flops", 255_000)):
         bought = Outlook(resolve("palm-540b", scale="full", budget=budget)).steps
         assert bought == pytest.approx(steps, rel=1e-4)
+
+
+def test_the_command_says_what_it_rounds(call: Any) -> None:  # noqa: F811
+    code, out, err = call("plan", "gpt3-175b", "--gpus", "64xH100", "--json")
+    assert code == 0, err
+    data = json.loads(out)
+    assert any("planned as multiples of 64 (recipe.ramp.multiple=64)" in note for note in data["notes"])
+    full, ramp = 1536, families.design("gpt3-175b").recipe.ramp
+    sizes = [replace(ramp, multiple=64).examples(full, step, data["steps"]) for step in range(data["steps"])]  # type: ignore[type-var]
+    assert data["tokens"] == 2048 * sum(sizes) < data["steps"] * data["tokens_per_step"]
+    assert data["flops"] == pytest.approx(data["flops_per_token"] * data["tokens"])
+    assert data["hours"] * 3600 < data["steps"] * data["estimate"]["seconds"]
+    code, out, _ = call("show", "gpt3-175b")
+    assert code == 0 and "(0, 0.01), (0.16235, 1)" in out
 
 
 def test_a_mesh_that_cannot_share_a_ramp_is_told(grown: Any) -> None:

@@ -113,10 +113,10 @@ def some() -> list[Ramp]:
 
 
 @pytest.mark.parametrize("ramp", some(), ids=str)
-@pytest.mark.parametrize("full", [1, 6, 50])
+@pytest.mark.parametrize("full", [1, 50])
 def test_stretches_and_budgets_are_those_of_single_steps(ramp: Ramp, full: int) -> None:
     totals = [0.0]
-    for steps in range(1, 120):
+    for steps in range(1, 80):
         sizes = [ramp.examples(full, step, steps) for step in range(steps)]
         assert sizes == sorted(sizes) and sizes[0] >= 1 and sizes[-1] <= full
         assert all(size % ramps.divisor(ramp, full) == 0 for size in sizes)
@@ -245,7 +245,7 @@ def test_a_spike_skips_what_its_steps_would_have_read(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ramp = Ramp(((0.0, 0.25), (0.75, 1.0)), "line")
+    ramp = Ramp(((0.0, 0.25), (0.95, 1.0)), "line")
     spikes = Spikes(window=8, patience=2, back=4, skip=3, above=8.0)
     good, high, seen = Loop.advance, [True], []
 
@@ -263,7 +263,7 @@ def test_a_spike_skips_what_its_steps_would_have_read(
     told = json.loads((tmp_path / "run" / "rewinds.jsonl").read_text("utf-8"))
     assert (told["at"], told["to"], told["skipped"]) == (14, 9, 3)
     sizes = [ramp.examples(8, step, 20) for step in range(20)]
-    assert sizes[14:17] == [8, 8, 8] and sizes[9] == 6 and sizes[0] == 2
+    assert sizes[14:17] == [6, 7, 7] and sizes[9] == 5 and sizes[0] == 2
     loop = loop_of(run)
     taken = loop.objective.plan(loop.view, seen[13][2])
     skipped = list(itertools.islice(taken, sum(sizes[14:17])))

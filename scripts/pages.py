@@ -3,11 +3,14 @@ and `<!-- /written -->` are people's and stay."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
+import typing
 from pathlib import Path
 
 from stemma import families
+from stemma.families import goals
 from stemma.families.declare import Family
 from stemma.formats import LAYOUTS
 from stemma.nn.model import count
@@ -226,10 +229,64 @@ def support_page() -> str:
     )
 
 
+def objectives() -> str:
+    """Each declared objective: what it says of itself, the networks that it trains, its fields, whose own it is."""
+    own: dict[type, list[str]] = {}
+    for family in families.tree().values():
+        if family.edge != "unpublished" and (family.parent is None or family.objective != family.parent.objective):
+            own.setdefault(type(family.objective), []).append(family.name)
+    rows = []
+    for spec in typing.get_args(goals.Objective):
+        said = " ".join((spec.__doc__ or "").split())
+        said = re.sub(r"`(\w+)`", r"*\1*", said)
+        fields = [
+            f.name if f.default is dataclasses.MISSING else f"{f.name}={shown_default(f.default)}"
+            for f in dataclasses.fields(spec)
+        ]
+        names = ", ".join(f"[{name}](families/{name}.md)" for name in own.get(spec, [])) or "-"
+        rows.append([f"`{spec.__name__}`", said, f"`{', '.join(fields)}`" if fields else "-", names])
+    return table(["objective", "what it does, and its source", "fields", "own of"], rows)
+
+
+def shown_default(value: object) -> str:
+    if isinstance(value, tuple):
+        return "..."
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return value_text(value, "") or "''"
+
+
+def recipes() -> str:
+    """What each family was pretrained with, as far as it differs from its parent's, and what nobody said."""
+    rows = []
+    for row in supported().values():
+        family = families.family(row.family)
+        recipe = family.recipe
+        how = recipe.schedule
+        schedule = how.shape + (f", {how.warmup:,} steps up" if how.warmup else "")
+        schedule += f", to {how.floor:g} of the peak" if how.floor else ""
+        lr = "-" if recipe.lr is None else f"{recipe.lr:.3g}"
+        batch, steps = ("-" if n is None else f"{n:,}" for n in (recipe.batch, recipe.steps))
+        name = f"[{row.family}](families/{row.family}.md)"
+        rows.append([name, shown(recipe.optimizer, "recipe.optimizer"), lr, schedule, batch, steps])
+    return table(["family", "optimiser", "peak rate", "schedule", "tokens a step", "steps"], rows)
+
+
+TABLES = {"objectives": objectives, "recipes": recipes}
+
+
+def tabled(text: str) -> str:
+    """`text` with the table of each `<!-- table NAME -->` up to the `<!-- / -->` after it."""
+    between = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- / -->)", re.S)
+    return between.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
+
+
 def pages() -> dict[Path, str]:
     """Every generated page and what should stand in it."""
     folder = DOCS / "families"
+    path = DOCS / "pretraining.md"
     out = {folder / "README.md": index(), DOCS / "support.md": support_page()}
+    out[path] = tabled(path.read_text(encoding="utf-8"))
     for family in families.tree().values():
         path = folder / f"{family.name}.md"
         out[path] = page(family, path.read_text(encoding="utf-8") if path.is_file() else "")

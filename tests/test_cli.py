@@ -358,6 +358,7 @@ def test_data_list(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         (["pretrain", "llama", "--set", "recipe.lrr=1"], 2, "did you mean 'lr'"),
         (["pretrain", "llama", "--scale", "tinny"], 2, "did you mean 'tiny'"),
         (["pretrain", "llama", "--budget", "soon"], 2, "soon"),
+        (["pretrain", "llama", "--budget", "3 steps", "--set", "train.budget=4 steps"], 2, "leave one of them out"),
         (["pretrain", "llama", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["pretrain"], 2, "needs NAME"),
         (["pretrain", "llama", "--resume", "x"], 2, "leave out everything else"),

@@ -250,6 +250,35 @@ def test_experts_are_what_they_say(dtype: torch.dtype, width: int) -> None:
         assert torch.allclose(out, want, atol=0.05 if dtype == torch.bfloat16 else 1e-5)
 
 
+def test_experts_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16 each row meets the matrix of its own expert alone, and the gradients are those of fp32."""
+    from stemma.nn.mlp import feed_forward
+
+    torch.manual_seed(0)
+    experts = feed_forward(Experts(), Dims(16, 1, 2, 24, 9, 9, experts=5, active=2), 0.0)
+    for p in experts.parameters():
+        torch.nn.init.normal_(p, 0.0, 0.3)
+    x = torch.randn(2, 7, 16)
+    experts(x).square().sum().backward()
+    want = {n: p.grad for n, p in experts.named_parameters()}
+    experts.zero_grad()
+    groups = torch.nn.functional.grouped_mm
+    seen = []
+
+    def grouped(rows: torch.Tensor, weight: torch.Tensor, **how: Any) -> torch.Tensor:
+        seen.append((rows.dtype, weight.dtype, rows.shape[0]))
+        return groups(rows, weight, **how)
+
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", grouped)
+    with torch.autocast("cpu", torch.bfloat16):
+        experts(x).float().square().sum().backward()
+    assert seen == [(torch.bfloat16, torch.bfloat16, 28)] * 3
+    for name, p in experts.named_parameters():
+        one = want[name]
+        assert p.grad is not None and one is not None and p.grad.dtype == torch.float32
+        assert (p.grad - one).norm() < 0.03 * one.norm(), name
+
+
 def test_widths_of_experts_need_experts() -> None:
     with pytest.raises(UsageError, match=r"arch\.mlp=Experts"):
         stemma.build("llama-7b", layers=1, d_model=16, heads=2, d_ff=16, vocab=9, experts=4, active=2)

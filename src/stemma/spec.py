@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -240,17 +241,7 @@ def _plain(hint: Any, raw: Any) -> Any:
 def _parse_spec(specs: list[type[Spec]], raw: str | Mapping[str, Any], path: str) -> Spec:
     where = f"{path}: " if path else ""
     if isinstance(raw, str):
-        try:
-            call = ast.parse(raw.strip(), mode="eval").body
-            kind, keywords = (call, []) if isinstance(call, ast.Name) else (typing.cast(Any, call).func, call.keywords)  # type: ignore[attr-defined]
-            if isinstance(call, ast.Call) and (call.args or len({k.arg for k in keywords}) < len(keywords)):
-                raise ValueError
-            raw = {"kind": kind.id} | {k.arg: _literal(k.value) for k in keywords}
-        except (SyntaxError, ValueError, AttributeError):
-            raise UsageError(
-                f"{where}{raw!r} cannot be read; write a kind, or a kind with named fields such as "
-                f"{specs[0].__name__}({', '.join(f.name + '=...' for f in dataclasses.fields(specs[0])[:2])})"
-            ) from None
+        raw = _call(raw, where, specs[0])
     fields = dict(raw)
     name = fields.pop("kind", None if len(specs) > 1 else specs[0].__name__)
     known = {s.__name__: s for s in specs}
@@ -266,6 +257,30 @@ def _parse_spec(specs: list[type[Spec]], raw: str | Mapping[str, Any], path: str
     except TypeError as error:
         missing = [f.name for f in dataclasses.fields(spec) if f.name not in fields and _required(f)]
         raise UsageError(f"{where}{name} needs {', '.join(missing)}") from error
+
+
+# a name that is no word of Python and stands without quotes, such as electra-small-generator or runs/one
+_BARE = re.compile(r"(?<=[=,(\[])(\s*)([A-Za-z_][\w./-]*[./-][\w./-]*)(?=\s*[,)\]])")
+
+
+def _call(raw: str, where: str, example: type[Spec]) -> dict[str, Any]:
+    """The kind and the fields of a text such as `MLM(rate=0.3)`. Raises UsageError if it is none."""
+    for text in (raw, _BARE.sub(r'\1"\2"', raw)):
+        try:
+            call = ast.parse(text.strip(), mode="eval").body
+            if isinstance(call, ast.Name):
+                return {"kind": call.id}
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+                continue
+            fields = {"kind": call.func.id} | {str(k.arg): _literal(k.value) for k in call.keywords}
+            if None not in {k.arg for k in call.keywords} and len(fields) == 1 + len(call.keywords):
+                return fields
+        except (SyntaxError, ValueError):
+            continue
+    names = ", ".join(f.name + "=..." for f in dataclasses.fields(example)[:2])
+    raise UsageError(
+        f"{where}{raw!r} cannot be read; write a kind, or a kind with named fields such as {example.__name__}({names})"
+    )
 
 
 def _literal(node: ast.expr) -> Any:

@@ -107,6 +107,8 @@ def pretrain(
     name, changes = settings(name, config, sets)
     for option, path in (("data", "data"), ("seed", "seed"), ("scale", "scale"), ("budget", "train.budget")):
         if given(option):
+            if any(change.partition("=")[0].strip() == path for change in sets):
+                raise UsageError(f"--{option} and --set {path} say the same; leave one of them out")
             changes.pop(path, None)  # what is typed wins over the file
     if start is not None:
         changes["train.start"] = start

@@ -133,6 +133,9 @@ class Experts(nn.Module):
 
     def times(self, rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         """Rows (sorted by expert, of which each has those up to `ends`) times the matrix of their expert."""
+        if torch.is_autocast_enabled(rows.device.type):  # which knows products of matrices, not those of groups
+            low = torch.get_autocast_dtype(rows.device.type)
+            rows, weight = rows.to(low), weight.to(low)
         # torch's kernel wants rows of whole 16 bytes, and bfloat16 when it is traced or not on a CPU
         whole = all(n * rows.element_size() % 16 == 0 for n in weight.shape[1:])
         wide = rows.dtype in KERNEL and rows.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -7,6 +7,7 @@ stopped run resumes where it stood without replaying anything.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from stemma.families import goals
@@ -32,6 +33,11 @@ from stemma.objectives.spans import SpanCorruption
 from stemma.objectives.tlm import Translated
 from stemma.objectives.translation import SentencePairs
 
+# what a special token is called, and how many sentinels there are, where a family has none
+MARKS: dict[str, Any] = {
+    "bos": "<s>", "eos": "</s>", "mask": "<mask>", "cls": "<cls>", "sep": "<sep>", "sentinels": 100
+}  # fmt: skip
+
 __all__ = [
     "ALONE",
     "Batch",
@@ -43,6 +49,7 @@ __all__ = [
     "Setting",
     "View",
     "objective",
+    "suited",
     "tokens",
     "why_not",
     "why_unmatched",
@@ -111,6 +118,16 @@ def tokens(spec: goals.Objective, text: Text) -> tuple[str, ...]:
     """Names of special tokens without a role that a tokenizer needs for a declared objective."""
     found: tuple[str, ...] = kind(spec).tokens(spec, text)
     return found
+
+
+def suited(spec: goals.Objective, text: Text) -> Text:
+    """`text` with the special tokens that a declared objective needs and it lacks, for a tokenizer that is trained for
+    the run: a mask token for a T5 that learns MASS's fragments, sentinels for a BART that learns T5's spans."""
+    found: dict[str, Any] = {}
+    for roles in kind(spec).needs(spec, text):
+        if not any(getattr(text, role) for role in roles):
+            found[roles[0]] = MARKS[roles[0]]
+    return dataclasses.replace(text, **found) if found else text
 
 
 def objective(spec: goals.Objective, setting: Setting) -> Objective:

@@ -108,6 +108,7 @@ class Objective(ABC):
     whole: bool = False  # whether its targets are the whole text, so that bits a byte of text mean something
     rows: int = 1  # rows of tokens in an example
     structures: tuple[str, ...] = ("encoder", "decoder", "encoder-decoder")  # of the networks it can train
+    roles: tuple[tuple[str, ...], ...] = ()  # of the special tokens it needs, each with what may stand in its stead
 
     def __init__(self, setting: Setting) -> None:
         if setting.context < 8:
@@ -122,6 +123,11 @@ class Objective(ABC):
     def tokens(cls, spec: Any, text: Text) -> tuple[str, ...]:
         """Names of special tokens that a tokenizer needs for this, beside those of `text` by role and its blanks."""
         return ()
+
+    @classmethod
+    def needs(cls, spec: Any, text: Text) -> tuple[tuple[str, ...], ...]:
+        """The `roles` that a tokenizer needs for this, and ("sentinels",) where it needs those."""
+        return cls.roles
 
     @classmethod
     def unfit(cls, spec: Any, arch: Arch) -> str | None:
@@ -203,7 +209,9 @@ class Objective(ABC):
             found = getattr(self.tokenizer, f"{role}_id")
             if found is not None:
                 return int(found)
-        raise UsageError(f"this objective needs a {roles[0]} token, and the tokenizer has none")
+        raise UsageError(
+            f"this objective needs a {roles[0]} token, and the tokenizer has none; one trained for the run has it"
+        )
 
     @property
     def padding(self) -> int:

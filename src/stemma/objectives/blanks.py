@@ -71,6 +71,7 @@ class BlankInfilling(Objective):
     """
 
     structures = ("decoder",)
+    roles = ("bos",), ("eos",)
 
     def __init__(self, spec: goals.Blanks, setting: Setting) -> None:
         super().__init__(setting)

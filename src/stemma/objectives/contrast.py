@@ -41,6 +41,7 @@ class Pairs(Objective):
 
     main = "pair"
     structures = ("encoder",)
+    roles = ("cls", "bos"), ("sep", "eos")
 
     def __init__(self, spec: goals.Contrastive, setting: Setting) -> None:
         super().__init__(setting)

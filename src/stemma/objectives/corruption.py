@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from stemma.data import random as draw
 from stemma.errors import UsageError
 from stemma.families import goals
+from stemma.families.declare import Text
 from stemma.objectives.base import FORCE, NOISE, SHUFFLE, Ints, Setting
 from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
 
@@ -22,6 +23,15 @@ class TokenCorruption(Rewriting):
     The mask token is the tokenizer's, or, as in T5, the first sentinel. Of runs that are replaced, a text loses as many
     as there are sentinels, one of which closes the goal of a text that ends with kept tokens; where they do not
     suffice, the text is cut."""
+
+    @classmethod
+    def needs(cls, spec: goals.Corruption, text: Text) -> tuple[tuple[str, ...], ...]:
+        match spec.style:
+            case "replace":
+                return *cls.roles, ("sentinels",)
+            case "mask":
+                return *cls.roles, ("mask", "sentinels")
+        return cls.roles
 
     def __init__(self, spec: goals.Corruption, setting: Setting) -> None:
         super().__init__(setting)

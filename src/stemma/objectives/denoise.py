@@ -10,6 +10,7 @@ import numpy as np
 from stemma.data import random as draw
 from stemma.errors import UsageError
 from stemma.families import goals
+from stemma.families.declare import Text
 from stemma.objectives.base import NOISE, Ints, Setting, View
 from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
 
@@ -23,6 +24,11 @@ class Restoration(Rewriting):
     """
 
     structures: tuple[str, ...] = ("encoder-decoder",)
+
+    @classmethod
+    def needs(cls, spec: goals.Denoise, text: Text) -> tuple[tuple[str, ...], ...]:
+        mask = (("mask",),) if spec.infill or spec.mask else ()
+        return cls.roles + mask + ((("cls", "bos"),) if text.shift == "start" else ())
 
     def __init__(self, spec: goals.Denoise, setting: Setting) -> None:
         super().__init__(setting)

@@ -10,6 +10,7 @@ import numpy as np
 from stemma.data import random as draw
 from stemma.errors import UsageError
 from stemma.families import goals
+from stemma.families.declare import Text
 from stemma.objectives.base import CUT, KIND, SPAN, Ints, Setting
 from stemma.objectives.corruption import NOWHERE
 from stemma.objectives.prefix import place
@@ -22,6 +23,14 @@ class Mixture(Rewriting):
 
     Spans are cut as in span corruption. A text is as long as its row and the sentinels allow: with 512 tokens and 100
     sentinels, half of the tokens in spans of 3 are lost of texts of 600."""
+
+    @classmethod
+    def needs(cls, spec: goals.Denoisers, text: Text) -> tuple[tuple[str, ...], ...]:
+        return cls.roles if all(kind.rate is None for kind in spec.kinds) else (*cls.roles, ("sentinels",))
+
+    @classmethod
+    def tokens(cls, spec: goals.Denoisers, text: Text) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(kind.mode for kind in spec.kinds if kind.mode))
 
     def __init__(self, spec: goals.Denoisers, setting: Setting) -> None:
         super().__init__(setting)
@@ -42,7 +51,9 @@ class Mixture(Rewriting):
             return []
         found = self.tokenizer.id(name)
         if found is None:
-            raise UsageError(f"the tokenizer has no mode token {name}, which stands before a text; see text.extras")
+            raise UsageError(
+                f"the tokenizer has no mode token {name}, which stands before a text; one trained for the run has it"
+            )
         return [int(found)]
 
     def which(self, key: Key) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from stemma.families import goals
+from stemma.families.declare import Text
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch, Dims, PostNorm
 from stemma.objectives.base import (
@@ -53,6 +54,11 @@ class Distilled(Objective):
         self.spec = spec
         self.task: Objective = runs(spec)(spec.task, setting)
         self.structures, self.whole = self.task.structures, self.task.whole
+
+    @classmethod
+    def needs(cls, spec: goals.Distillation, text: Text) -> tuple[tuple[str, ...], ...]:
+        found: tuple[tuple[str, ...], ...] = runs(spec).needs(spec.task, text)
+        return found
 
     @classmethod
     def unfit(cls, spec: goals.Distillation, arch: Arch) -> str | None:
@@ -198,6 +204,7 @@ class Relations(Objective):
 
     main = "attention"
     structures = ("encoder",)
+    roles = ("cls", "bos"), ("sep", "eos")
 
     def __init__(self, spec: goals.AttentionDistillation, setting: Setting) -> None:
         super().__init__(setting)

@@ -22,6 +22,7 @@ class MaskedRun(Rewriting):
     """
 
     structures: tuple[str, ...] = ("encoder-decoder",)
+    roles = ("mask",), ("cls", "bos", "eos"), ("sep", "eos")
     counted = False
 
     def __init__(self, spec: goals.Fragment, setting: Setting) -> None:

@@ -47,6 +47,7 @@ class Masked(Objective):
     """
 
     structures = ("encoder",)
+    roles = ("mask",), ("cls", "bos"), ("sep", "eos")
 
     @classmethod
     def unfit(cls, spec: Any, arch: Arch) -> str | None:

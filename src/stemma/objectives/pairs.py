@@ -72,6 +72,7 @@ class MaskedPairs(Objective):
     """
 
     structures = ("encoder",)
+    roles = ("mask",), ("cls", "bos"), ("sep", "eos")
 
     def __init__(self, spec: goals.MLM, setting: Setting) -> None:
         super().__init__(dataclasses.replace(setting, mixed=True))

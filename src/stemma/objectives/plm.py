@@ -130,6 +130,7 @@ class Permuted(Objective):
     """
 
     structures = ("encoder",)
+    roles = ("sep",), ("cls",), ("eos",)
 
     def __init__(self, spec: goals.PLM, setting: Setting) -> None:
         super().__init__(setting)

@@ -70,6 +70,7 @@ class Rewriting(Objective):
     """
 
     structures: tuple[str, ...] = ("encoder-decoder", "decoder")
+    roles: tuple[tuple[str, ...], ...] = (("eos", "sep"),)
     raw: int
     room: int
 

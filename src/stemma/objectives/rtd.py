@@ -51,6 +51,7 @@ class ReplacedTokens(Objective):
 
     main = "replaced"
     structures = ("encoder",)
+    roles = ("mask",), ("cls", "bos"), ("sep", "eos")
 
     def __init__(self, spec: goals.RTD, setting: Setting) -> None:
         super().__init__(setting)

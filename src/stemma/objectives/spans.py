@@ -11,6 +11,7 @@ import numpy as np
 from stemma.data import random as draw
 from stemma.errors import UsageError
 from stemma.families import goals
+from stemma.families.declare import Text
 from stemma.objectives.base import SPAN, Cursor, Ints, Make, Reader, Setting, View
 from stemma.objectives.languages import apart
 from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
@@ -66,6 +67,10 @@ class SpanCorruption(Rewriting):
     with a span. `mixed`: the published packing, one text of `raw` tokens cut from documents run together, inputs of
     exactly `context` tokens.
     """
+
+    @classmethod
+    def needs(cls, spec: goals.Spans, text: Text) -> tuple[tuple[str, ...], ...]:
+        return *cls.roles, ("sentinels",)
 
     def __init__(self, spec: goals.Spans, setting: Setting) -> None:
         super().__init__(setting)

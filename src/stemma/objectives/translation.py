@@ -41,6 +41,7 @@ class SentencePairs(Objective):
     is cut at its end. Pairs come in an order that is new each epoch; a cursor's slot counts them."""
 
     structures = ("encoder-decoder",)
+    roles = (("eos",),)
 
     def __init__(self, spec: goals.Translation, setting: Setting) -> None:
         super().__init__(setting)

@@ -122,6 +122,7 @@ class _Chunked(torch.autograd.Function):
                 if g is not None:
                     grads[j] = g if held is None else held.add_(g)
             total += loss.detach()
+            del found, g, loss  # else this chunk's gradient of the head stays beside the next one's
         ctx.found = [inputs, *grads]
         return total
 

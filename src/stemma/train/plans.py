@@ -18,7 +18,7 @@ from stemma.train.config import Net, Plan, Train
 from stemma.train.scale import beside, scaled
 
 
-def suitable(design: Design) -> str:
+def suitable(design: Design | Plan) -> str:
     """The built-in text to train a design on where none is named: parallel text for what is trained on translations or
     draws languages, source code for what fills gaps in it, English prose for all others."""
     match design.objective:
@@ -66,19 +66,24 @@ def drafted(
     changes = dict(overrides or {})
     name, scale = changes.pop("name", name), changes.pop("scale", scale)
     design = scaled(families.design(name), scale)
-    data = data or suitable(design)
     if "recipe.steps" in changes and "train.budget" not in changes:
         changes["train.budget"] = f"{changes['recipe.steps']} steps"
     plan = Plan(
-        name, scale, design.arch, design.dims, design.objective, design.text, design.recipe, Train(budget), data, seed
-    )
+        name, scale, design.arch, design.dims, design.objective, design.text, design.recipe, Train(budget),
+        data or "", seed,
+    )  # fmt: skip
     if isinstance(changes.get("clean"), str) and not changes["clean"].lstrip().startswith(("(", "[")):
         changes["clean"] = cleaning.parse(changes["clean"])
     plan = spec.edit(plan, changes)
+    plan = replace(plan, data=plan.data or suitable(plan))
     if (why := _unfit(plan, design)) is not None:
         raise UsageError(f"{name} cannot be trained so: {why}")
     if plan.context > plan.dims.context:
         raise UsageError(f"train.context={plan.context} exceeds dims.context={plan.dims.context}")
+    if plan.objective != design.objective:
+        from stemma.objectives import suited
+
+        plan = replace(plan, text=suited(plan.objective, plan.text))
     plan = replace(plan, nets=_nets(plan, changes))
     if plan.train.start:
         return replace(plan, train=replace(plan.train, start=place(plan.train.start)))

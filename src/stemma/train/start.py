@@ -10,6 +10,7 @@ import torch
 from stemma import formats, spec
 from stemma.errors import UsageError
 from stemma.nn.model import Model
+from stemma.objectives import tokens
 from stemma.train.config import Plan
 
 
@@ -18,7 +19,7 @@ def tokenizer(plan: Plan) -> Any:
     found = formats.load(plan.train.start).tokenizer
     if found is None:
         raise UsageError(f"{plan.train.start} has no tokenizer, and a run takes that of the weights it begins from")
-    return found.grown(plan.text.sentinels, plan.text.extras)
+    return found.grown(plan.text.sentinels, (*plan.text.extras, *tokens(plan.objective, plan.text)))
 
 
 def rows(plan: Plan) -> int:

@@ -60,6 +60,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "xlnet": ("xlnet", TWO_LAYERS | {"objective.reuse": 8}),
     "deberta": ("deberta", TWO_LAYERS),
     "mixtral": ("mixtral", TWO_LAYERS | {"recipe.optimizer": "Muon()"}),
+    # a batch that grows: 2, 4, 8 and 8 rows
+    "ramp": ("llama", GROUPED | {"recipe.ramp": "Ramp(points=((0, 0.25), (0.5, 1)), between=power, multiple=2)"}),
     # precision and compilation
     "bf16": ("llama", GROUPED | {"recipe.optimizer": "AdamW()", "train.precision": "bf16"}),
     "compiled": ("llama", GROUPED | {"recipe.optimizer": "AdamW()", "train.compile": True}),
@@ -102,7 +104,7 @@ def changes(name: str) -> dict[str, Any]:
 
 Cases = list[tuple[str, str]]  # of a run and a mesh
 TWO: Cases = [("llama", "dp=2"), ("bert", "fsdp=2"), ("t5", "fsdp=2"), ("bert", "tp=2"), ("llama", "tp=2")]
-TWO += [("qwen3", "fsdp=2"), ("electra", "fsdp=2")]
+TWO += [("qwen3", "fsdp=2"), ("ramp", "fsdp=2"), ("electra", "fsdp=2")]
 MORE: Cases = [(n, m) for m in ("fsdp=2", "tp=2") for n in ("adam", "albert", "palm", "bf16")]
 MORE += [("bert", "dp=2"), ("t5", "dp=2"), ("llama", "fsdp=2"), ("t5", "tp=2"), ("qwen3", "tp=2")]
 MORE += [(n, "fsdp=2") for n in ("deberta-v3", "distilbert", "minilm", "xlnet", "deberta", "mixtral")]

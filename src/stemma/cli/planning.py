@@ -135,10 +135,13 @@ def _shared(full: Plan, grid: Mesh | None, count: int, notes: list[str]) -> Plan
     other = rounded(full, readers)
     if other is full or all(unfit(other, m) is not None for m in able):
         return full  # there is another reason, which will be told
-    notes.append(
-        f"a step of {full.rows:,} rows is no multiple of {readers} processes: {other.rows:,} rows are planned "
-        f"(recipe.batch={other.recipe.batch})"
-    )
+    if other.rows != full.rows:
+        notes.append(
+            f"a step of {full.rows:,} rows is no multiple of {readers} processes: {other.rows:,} rows are planned "
+            f"(recipe.batch={other.recipe.batch})"
+        )
+    if other.recipe.ramp != full.recipe.ramp:
+        notes.append(f"the batches of the ramp are planned as multiples of {readers} (recipe.ramp.multiple={readers})")
     return other
 
 
@@ -175,13 +178,13 @@ def _data(
     view: Outlook, found: Estimate, count: int, price: float | None, device: Device, probed: bool
 ) -> dict[str, Any]:
     from stemma.parallel import mesh
-    from stemma.planning.estimate import FILL, most, table
+    from stemma.planning.estimate import FILL, duration, most, steps_within, table
 
     full = view.plan
     seconds = _seconds(full.train.budget)
-    steps = view.steps if view.steps is not None else max(1, int(0.9 * seconds / found.seconds))
-    hours = steps * found.seconds / 3600
-    tokens = full.rows * full.context
+    steps = view.steps if view.steps is not None else steps_within(view, found, device, 0.9 * seconds)
+    hours = duration(view, found, device, steps) / 3600
+    tokens, whole = full.rows * full.context, view.tokens(steps)
     return {
         "name": full.name,
         "scale": full.scale,
@@ -191,9 +194,10 @@ def _data(
         "optimizer": type(full.recipe.optimizer).__name__,
         "tokens_per_step": tokens,
         "steps": steps,
+        "tokens": whole,
         "flops_per_token": view.work,
         "flops_per_step": view.work * tokens,
-        "flops": view.work * tokens * steps,
+        "flops": view.work * whole,
         "tokens_per_second": tokens / found.seconds,
         "utilization": None if probed else view.work * tokens / found.seconds / count / device.peak,
         "hours": hours,
@@ -244,7 +248,7 @@ def _tell(full: Plan, found: Estimate, device: Device, data: dict[str, Any], pro
     out.print(f"  logits of a micro-batch {_size(found.logits)}; cache of one row in inference {_size(found.cache)}")
     out.print(
         f"work     {data['flops_per_token']:.3g} FLOPs a token, {data['flops_per_step']:.3g} a step, "
-        f"{data['flops']:.3g} in {data['steps']:,} steps",
+        f"{data['flops']:.3g} in {data['steps']:,} steps of {data['tokens']:.3g} tokens together",
         soft_wrap=True,
     )
     how = f"{data['timed']} steps timed here" if probed else f"{device.share:.0%} of the peak assumed"

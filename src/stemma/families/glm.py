@@ -3,6 +3,7 @@
 from stemma.families.declare import About, Size
 from stemma.families.goals import CLM, Blanks
 from stemma.families.gpt import gpt2
+from stemma.families.ramps import Ramp
 from stemma.families.recipes import AdamW, Schedule
 from stemma.nn.parts import (
     MLP,
@@ -115,6 +116,7 @@ glm_130b = glm.evolve(
         "recipe.lr": 8e-5,
         "recipe.schedule": Schedule("cosine", warmup=0, floor=0.1),
         "recipe.batch": 4224 * 2048,
+        "recipe.ramp": Ramp(((0.0, 192 / 4224), (0.07667, 1.0)), "power"),  # 2.5 % of the rows
         "recipe.steps": None,
         "recipe.data": "the Pile, WuDaoCorpora and Chinese web text, 400B tokens; 5% are instructions of 74 data sets",
     },
@@ -127,8 +129,8 @@ glm_130b = glm.evolve(
         note="post-norm by DeepNorm; the released code, which puts each norm to the beginning of what follows it, "
         "also has one on the embeddings and multiplies with the embeddings for its logits: 128,697,769,984 parameters "
         "and the 24,576 of that norm. What fills [MASK] has the mask's position, after [gMASK] positions run on. The "
-        "batch grows from 192 to 4224 rows over 2.5% of training, the embeddings' gradient is taken times 0.1, and "
-        "DeepNorm's own initialisation is published; these are not fields here",
+        "batch grows from 192 to 4224 rows over the first 2.5% of them, taken to be in a line. The embeddings' "
+        "gradient is taken times 0.1, and DeepNorm's own initialisation is published; these are not fields here",
     ),
 )
 
@@ -145,6 +147,7 @@ chatglm = glm_130b.evolve(
         "text.blank_ids": (130_000, 130_001),
         "recipe.lr": None,
         "recipe.batch": None,
+        "recipe.ramp": None,
         "recipe.data": "Chinese and English text, 1T tokens; then supervised tuning and human feedback",
     },
     sizes={

@@ -1,7 +1,10 @@
 """The GPT line: a decoder that predicts the next token."""
 
+import math
+
 from stemma.families.declare import About, Size
 from stemma.families.goals import CLM
+from stemma.families.ramps import Ramp
 from stemma.families.recipes import AdamW, Schedule
 from stemma.families.transformer import transformer
 from stemma.nn.parts import (
@@ -110,10 +113,19 @@ gpt2 = gpt1.evolve(
 
 
 def _gpt3(name: str, dims: Dims, published: str, lr: float, batch: int, note: str = "") -> dict[str, Size]:
-    steps = {500_000: 600_000, 1_000_000: 300_000, 2_000_000: 150_000, 3_200_000: 94_000}[batch]
-    changes = {"recipe.lr": lr, "recipe.batch": batch, "recipe.steps": steps}
-    if (warmup := round(375e6 / batch)) != 750:
-        changes["recipe.schedule.warmup"] = warmup
+    """What the paper counts in tokens, in steps: the batch grows by as much with every token, so by a power a step."""
+    first, over = 32_000, 4e9 + 8e9 * (batch - 5e5) / (32e5 - 5e5)
+    pace = (batch - first) / over
+    growing = math.log(batch / first) / pace
+    steps = growing + (300e9 - over) / batch
+    changes = {
+        "recipe.lr": lr,
+        "recipe.batch": batch,
+        "recipe.steps": round(steps),
+        "recipe.ramp": Ramp(((0.0, first / batch), (round(growing / steps, 5), 1.0)), "power"),
+        "recipe.schedule.warmup": round(math.log(1 + pace * 375e6 / first) / pace),
+        "recipe.schedule.until": round((growing + (260e9 - over) / batch) / steps, 5),
+    }
     return {name: Size(dims, changes, published, note=note)}
 
 
@@ -160,8 +172,9 @@ gpt3 = gpt2.evolve(
         "arXiv:2005.14165",
         weights="never published",
         note="the width of the sparse band, which layers have it, initialisation and dropout are unpublished: band 256 "
-        "in odd layers is a stand-in; rates rise over 375M tokens and fall over 260B of the 300B; the batch grows from "
-        "32k tokens over the first 4 to 12 billion, which is no field here",
+        "in odd layers is a stand-in; rates rise over 375M tokens and fall over 260B of the 300B, here in a line and a "
+        "cosine of the steps; the batch grows in a line of the tokens from 32k to full over the first 4 to 12 billion: "
+        "which size over how many is unpublished, and 4 for 0.5M, 12 for 3.2M and in proportion between stand in",
     ),
 )
 

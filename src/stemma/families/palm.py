@@ -2,6 +2,7 @@
 
 from stemma.families.declare import About, Size
 from stemma.families.gpt import gpt3
+from stemma.families.ramps import Ramp
 from stemma.families.recipes import Adafactor, Schedule
 from stemma.nn.parts import Causal, Dims, GatedMLP, HeadNorm, LayerNorm, LeCun, LMHead, Normal, Parallel, Rotary
 
@@ -30,14 +31,29 @@ palm = gpt3.evolve(
         "recipe.data": "social media 50%, web pages 27%, books 13%, GitHub 5%, Wikipedia 4%, news 1%; 780B tokens",
     },
     sizes={
-        name: Size(dims, {"recipe.batch": rows * 2048, "recipe.steps": 255_000}, published, note=note)
-        for name, dims, rows, published, note in (
-            ("palm-8b", Dims(4096, 32, 16, 16_384, 256_000, 2048, kv_heads=1), 512, "8.63B", "256 rows at first"),
-            ("palm-62b", Dims(8192, 64, 32, 32_768, 256_000, 2048, kv_heads=1), 1024, "62.50B", "512 rows at first"),
+        name: Size(dims, {"recipe.batch": rows * 2048, "recipe.steps": 255_000} | ramp, published, note=note)
+        for name, dims, rows, ramp, published, note in (
+            (
+                "palm-8b",
+                Dims(4096, 32, 16, 16_384, 256_000, 2048, kv_heads=1),
+                512,
+                {},
+                "8.63B",
+                "256 rows up to a step that is unpublished, for which reason it has no ramp here",
+            ),
+            (
+                "palm-62b",
+                Dims(8192, 64, 32, 32_768, 256_000, 2048, kv_heads=1),
+                1024,
+                {},
+                "62.50B",
+                "512 rows up to a step that is unpublished, for which reason it has no ramp here",
+            ),
             (
                 "palm-540b",
                 Dims(18_432, 118, 48, 73_728, 256_000, 2048, kv_heads=1, head_dim=256),
                 2048,
+                {"recipe.ramp": Ramp(((0.0, 0.25), (50_000 / 255_000, 0.5), (115_000 / 255_000, 1.0)))},
                 "540.35B",
                 "512 rows at first, 1024 from step 50,000 and 2048 from step 115,000 on",
             ),
@@ -49,8 +65,8 @@ palm = gpt3.evolve(
         "arXiv:2204.02311",
         weights="never published",
         note="the norm's eps, the rotary base and its pairing are unpublished: 1e-6, 10,000 and neighbours stand in, "
-        "as does the kind of SentencePiece model (256,000 pieces, white space and bytes kept, digits apart); the batch "
-        "is the last of its ramp. Its weight decay of the rate squared is read as what a step takes of a weight; "
+        "as does the kind of SentencePiece model (256,000 pieces, white space and bytes kept, digits apart). "
+        "Its weight decay of the rate squared is read as what a step takes of a weight; "
         "whether it was multiplied by the rate once more is not said, nor are the eps and clipping of its Adafactor",
     ),
 )

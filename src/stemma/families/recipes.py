@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from stemma.families.ramps import Ramp
 from stemma.spec import Spec, require
 
 
@@ -136,7 +137,7 @@ class Recipe(Spec):
     """How it was pretrained, as published; None is unpublished. `lr`: peak; `batch`: tokens a step; `context`: tokens a
     row; `mixed`: rows may hold several documents that see each other (the published habit of most); `z_loss`: what the
     square of the logarithm of the softmax's denominator weighs in the loss (Chowdhery et al. 2022, section 5);
-    `sampling`: how often each language of a text is drawn."""
+    `sampling`: how often each language of a text is drawn; `ramp`: how the batch grew to `batch` (None: it did not)."""
 
     optimizer: Optimizer = AdamW()
     lr: float | None = None
@@ -148,6 +149,7 @@ class Recipe(Spec):
     data: str = ""
     z_loss: float = 0.0
     sampling: Sampling = Sampling()
+    ramp: Ramp | None = None
 
     def __post_init__(self) -> None:
         require(self.lr is None or self.lr > 0, f"the learning rate must be positive, not {self.lr}")
@@ -155,3 +157,7 @@ class Recipe(Spec):
         require(self.steps is None or self.steps > 0, f"recipe.steps must be positive, not {self.steps}")
         require(self.z_loss >= 0, f"recipe.z_loss must not be negative, not {self.z_loss}")
         require(self.clip is None or self.clip > 0, f"recipe.clip must be positive, not {self.clip}")
+        require(
+            self.ramp is None or self.sampling.unit != "batch",
+            "recipe.ramp makes batches of several sizes, and recipe.sampling.unit=batch counts on one; set it to row",
+        )

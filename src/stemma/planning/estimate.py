@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from stemma.errors import ResourceError, UsageError
+from stemma.families import ramps
 from stemma.families.goals import AttentionDistillation, Contrastive
 from stemma.families.recipes import Adafactor, Muon
 from stemma.nn.parts import Dims, HeadNorm
-from stemma.parallel import Mesh
+from stemma.parallel import Mesh, mesh
 from stemma.planning.hardware import Device
 from stemma.planning.network import How, Rows
 from stemma.planning.rows import rows as rows_of
@@ -119,11 +121,16 @@ class Outlook:
     def steps(self) -> int | None:
         """Steps that the budget buys; None for a budget in seconds, which a probe turns into steps."""
         limit, tokens = budget(self.plan.train.budget), self.plan.rows * self.plan.context
+        ramp, rows = self.plan.recipe.ramp, self.plan.rows
         if limit.steps is not None:
             return limit.steps
         if limit.tokens is not None:
-            return max(1, round(limit.tokens / tokens))
-        return None if limit.flops is None else max(1, round(limit.flops / (self.work * tokens)))
+            return ramps.nearest(ramp, rows, limit.tokens / tokens)
+        return None if limit.flops is None else ramps.nearest(ramp, rows, limit.flops / (self.work * tokens))
+
+    def tokens(self, steps: int) -> int:
+        """Tokens that so many steps read."""
+        return int(ramps.total(self.plan.recipe.ramp, self.plan.rows, steps)) * self.plan.context
 
     def logits(self, micro: int, tp: int = 1) -> float:
         """Bytes of the fp32 logits of a micro-batch, so far as they are held at once."""
@@ -214,6 +221,11 @@ def unfit(plan: Plan, mesh: Mesh) -> str | None:
     if plan.rows % mesh.readers:
         near = max(1, round(plan.rows / mesh.readers)) * mesh.readers * plan.context
         return f"{mesh.readers} processes read the {plan.rows} rows of a step; set recipe.batch={near}"
+    if (least := ramps.divisor(plan.recipe.ramp, plan.rows)) % mesh.readers:
+        return (
+            f"{mesh.readers} processes read the rows of its ramp, which are multiples of {least}; set "
+            f"recipe.ramp.multiple={mesh.readers}"
+        )
     if mesh.tp > 1 and plan.nets:
         return "tp does not slice networks beside the model; use fsdp"
     if mesh.tp > 1:
@@ -239,14 +251,7 @@ def estimate(view: Outlook, mesh: Mesh, device: Device, micro: int, seconds: flo
     gathered = 0.0
     if mesh.fsdp > 1:  # what stands outside of blocks with its gradient, and a block in use, the next, and a gradient
         gathered = 4.0 * (2 * view.outside + 3 * view.block) / mesh.tp
-    sent = 0.0
-    if mesh.fsdp > 1:  # gathered forward and backward, gradients scattered, each micro-batch
-        sent += accumulate * 3 * 4.0 * view.parameters / mesh.tp * (1 - 1 / mesh.fsdp)
-    if mesh.dp > 1:
-        sent += 2 * 4.0 * view.parameters / parts * (1 - 1 / mesh.dp)
-    if mesh.tp > 1:  # a sum a branch forward, and q, k, v, gate and up backward
-        branches = plan.dims.layers * (1 + 1 + 3 + 2)
-        sent += branches * rows * plan.context * plan.dims.d_model * (2 if half else 4) * 2 * (1 - 1 / mesh.tp)
+    sent = _sent(view, mesh, device, rows, micro)
     again = 4 / 3 if view.recompute else 1.0
     speed = device.peak * device.share * (1.0 if half or cpu else 0.5)
     computing = view.work * plan.rows * plan.context * again / mesh.size / speed
@@ -268,6 +273,41 @@ def estimate(view: Outlook, mesh: Mesh, device: Device, micro: int, seconds: flo
         sending=sending,
         sent=sent,
     )
+
+
+def _sent(view: Outlook, mesh: Mesh, device: Device, rows: int, micro: int) -> float:
+    """Bytes that a process sends in a step in which it reads so many rows."""
+    plan, sent = view.plan, 0.0
+    if mesh.fsdp > 1:  # gathered forward and backward, gradients scattered, each micro-batch
+        sent += -(-rows // micro) * 3 * 4.0 * view.parameters / mesh.tp * (1 - 1 / mesh.fsdp)
+    if mesh.dp > 1:
+        sent += 2 * 4.0 * view.parameters / (mesh.fsdp * mesh.tp) * (1 - 1 / mesh.dp)
+    if mesh.tp > 1:  # a sum a branch forward, and q, k, v, gate and up backward
+        branches, width = plan.dims.layers * (1 + 1 + 3 + 2), 2 if view.halves(device) else 4
+        sent += branches * rows * plan.context * plan.dims.d_model * width * 2 * (1 - 1 / mesh.tp)
+    return sent
+
+
+def duration(view: Outlook, found: Estimate, device: Device, steps: int) -> float:
+    """Seconds of so many steps by an estimate; those of a ramp compute and send less."""
+    return ramps.total(view.plan.recipe.ramp, view.plan.rows, steps, _each(view, found, device))
+
+
+def steps_within(view: Outlook, found: Estimate, device: Device, seconds: float) -> int:
+    """The most steps, at least one, that take no longer by an estimate."""
+    return ramps.longest(view.plan.recipe.ramp, view.plan.rows, seconds, _each(view, found, device))
+
+
+def _each(view: Outlook, found: Estimate, device: Device) -> Callable[[int], float]:
+    """Seconds of a step by its rows."""
+    grid, full = mesh(found.mesh), view.plan.rows
+    computing = found.computing if found.sending else found.seconds  # which were measured on one device, if at all
+
+    def seconds(rows: int) -> float:
+        sending = _sent(view, grid, device, rows // grid.readers, found.micro) / device.link
+        return found.seconds if rows == full else max(computing * rows / full, sending)
+
+    return seconds
 
 
 def meshes(count: int) -> list[Mesh]:
@@ -308,7 +348,8 @@ def most(view: Outlook, mesh: Mesh, device: Device, least: int = 1) -> int:
     """Rows at once that a device would hold at most, whatever the batch (to within 3 %); 0 if not even one."""
 
     def fits(micro: int) -> bool:
-        other = replace(view.plan, recipe=replace(view.plan.recipe, batch=micro * mesh.readers * view.plan.context))
+        batch = micro * mesh.readers * view.plan.context
+        other = replace(view.plan, recipe=replace(view.plan.recipe, batch=batch, ramp=None))
         return estimate(view.of(other), mesh, device, micro).memory <= FILL * device.memory
 
     low = least if fits(least) else 0
@@ -368,9 +409,13 @@ def estimate_of(view: Outlook, mesh: Mesh, device: Device) -> Estimate:
 
 
 def rounded(plan: Plan, readers: int) -> Plan:
-    """The plan with the nearest batch that so many processes can share."""
-    rows = max(1, round(plan.rows / readers)) * readers
-    return replace(plan, recipe=replace(plan.recipe, batch=rows * plan.context)) if rows != plan.rows else plan
+    """The plan with the nearest batch that so many processes can share, and with a ramp of multiples of them."""
+    rows, recipe = max(1, round(plan.rows / readers)) * readers, plan.recipe
+    if rows != plan.rows:
+        recipe = replace(recipe, batch=rows * plan.context)
+    if recipe.ramp is not None and ramps.divisor(recipe.ramp, rows) % readers:
+        recipe = replace(recipe, ramp=replace(recipe.ramp, multiple=readers))
+    return plan if recipe is plan.recipe else replace(plan, recipe=recipe)
 
 
 def table(found: Estimate) -> dict[str, Any]:

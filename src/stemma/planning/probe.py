@@ -30,8 +30,8 @@ class Timing(NamedTuple):
 
 
 def loop(plan: Plan, steps: int = STEPS) -> Loop:
-    """A loop over texts without meaning, of the plan's own shapes and settings."""
-    plan = settled(plan, steps, False)
+    """A loop over texts without meaning, of the plan's own shapes and settings, at the full batch."""
+    plan = settled(replace(plan, recipe=replace(plan.recipe, ramp=None)), steps, False)
     words = trace.Words(plan.text, plan.dims.vocab)
     model = Model(plan.arch, plan.dims).initialise(plan.seed)
     nets = nets_of(plan, None) if all(net.learns for net in plan.nets) else {}

@@ -65,7 +65,7 @@ def has_weights(family: Family) -> bool:
 def value_text(value: Any, path: str = "") -> str:
     """A leaf as people read it: `unpublished` for what a recipe leaves open, numbers with separators."""
     if value is None:
-        return ("none" if path.endswith("clip") else "unpublished") if path.startswith("recipe.") else "none"
+        return ("none" if path.endswith(("clip", "ramp")) else "unpublished") if path.startswith("recipe.") else "none"
     if value == "" and path.startswith("recipe."):
         return "unpublished"
     if isinstance(value, bool):
@@ -75,7 +75,7 @@ def value_text(value: Any, path: str = "") -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, (tuple, list)):
-        return ", ".join(value_text(v) for v in value) or "none"
+        return ", ".join(f"({value_text(v)})" if isinstance(v, tuple) else value_text(v) for v in value) or "none"
     if dataclasses.is_dataclass(value):
         return counted(str(value).removesuffix("()"))
     return str(value)
@@ -103,7 +103,7 @@ def phrase(path: str, new: Any) -> str:
     if path in ("arch.structure", "text.tokenizer", "arch.mlp.act"):
         return str(new)
     if new is None:
-        return f"{name} unpublished" if path.startswith("recipe.") and name != "clip" else f"no {name}"
+        return f"{name} unpublished" if path.startswith("recipe.") and name not in ("clip", "ramp") else f"no {name}"
     if isinstance(new, int) and new >= 10_000:
         for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
             if new >= size:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, no_memory
+from stemma.families import ramps
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Cursor, Objective, View
 from stemma.train import checkpoint, meter, optim
@@ -121,10 +122,9 @@ class Loop:
         self.optimizer = optim.optimizer(recipe.optimizer, self.learners, self.lr, parts)
         self.parameters = [p for p in self.learners.parameters() if p.requires_grad]
         rows = plan.train.micro or max(1, MICRO[self.device.type] // plan.context)
-        self.rows = max(1, round(plan.rows / objective.rows))  # examples a step
-        self.micro = min(max(1, rows // objective.rows), self.rows)
-        self.share = slice(0, self.rows)  # of a step's examples, this process's
-        self.first = 0  # number of its first micro-batch in a step
+        self.full = max(1, round(plan.rows / objective.rows))  # examples of a full step
+        self.micro = min(max(1, rows // objective.rows), self.full)
+        self.reader, self.readers = 0, 1  # of those that share out a step's examples, this process
         self.files: Any = checkpoint
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.cursor = Cursor()
@@ -146,17 +146,22 @@ class Loop:
     def batches(self) -> list[Batch]:
         """The micro-batches of the next step; moves the cursor on."""
         if self._stream is None:
-            stream = self._steps(self.cursor)
+            stream = self._steps(self.cursor, self.step)
             self._stream = Ahead(lambda: next(stream), self.ahead) if self.ahead else stream
         batches, self.cursor = self._stream.take() if isinstance(self._stream, Ahead) else next(self._stream)
         return batches
 
-    def _steps(self, cursor: Cursor) -> Iterator[tuple[list[Batch], Cursor]]:
-        """The micro-batches of each step from `cursor` on, with the cursor that follows them."""
+    def examples(self, step: int) -> int:
+        """Examples of the step after `step` steps."""
+        return ramps.examples(self.plan.recipe.ramp, self.full, step, self.steps)
+
+    def _steps(self, cursor: Cursor, step: int) -> Iterator[tuple[list[Batch], Cursor]]:
+        """The micro-batches of each step after `step` steps, from `cursor` on, with the cursor that follows them."""
         rows = self.objective.plan(self.view, cursor)
-        while True:
-            taken = list(itertools.islice(rows, self.rows))
-            own = [make() for make, _ in taken[self.share]]
+        for number in itertools.count(step):
+            taken = list(itertools.islice(rows, self.examples(number)))
+            share = len(taken) // self.readers
+            own = [make() for make, _ in taken[self.reader * share : (self.reader + 1) * share]]
             parts = range(0, len(own), self.micro)
             yield [self.objective.collate(own[i : i + self.micro]) for i in parts], taken[-1][1]
 
@@ -179,7 +184,7 @@ class Loop:
         sums: dict[str, Tensor] = {}
         total: Tensor = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
-            torch.manual_seed(_mix(self.plan.seed, self.step + 1, self.first + i))
+            torch.manual_seed(_mix(self.plan.seed, self.step + 1, self.reader * len(batches) + i))
             batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
             with self.autocast():
                 loss = self.objective.loss(self.model, batch, self.nets)
@@ -212,6 +217,7 @@ class Loop:
         if not (math.isfinite(loss) and math.isfinite(size)):
             why = self._culprit(sums)
             self.optimizer.zero_grad(set_to_none=True)
+            self.move(self.cursor)  # the batches made ahead are of the steps after this one
             raise Diverged(
                 f"training diverged at step {self.step + 1}: the loss is {loss}, the gradient norm {size}{why}; "
                 "lower recipe.lr or raise recipe.schedule.warmup"
@@ -225,8 +231,8 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update()
+        self.tokens += self.examples(self.step) * self.objective.rows * self.plan.context
         self.step += 1
-        self.tokens += self.rows * self.objective.rows * self.plan.context
         record: Record = {"step": self.step, "loss": loss}
         if len(sums) > 1:
             record |= {f"loss_{k}": s.item() / counts[k] for k, s in sums.items() if counts[k]}
@@ -261,7 +267,7 @@ class Loop:
     def cost(self) -> float:
         """Floating-point operations a token of the row, of a training step like the next one."""
         stream = self.objective.examples(self.view, self.cursor)
-        batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.rows))])
+        batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.full))])
         tokens = batch["input_ids"].numel()
         share = self.objective.counts(batch).get("token", 0) / tokens
         decoder = batch["decoder_input_ids"].numel() / tokens if "decoder_input_ids" in batch else 0.0
@@ -323,15 +329,16 @@ class Loop:
         self.move(Cursor(**state["cursor"]))
 
     def rewind(self, run: Path, spikes: Spikes) -> dict[str, Any]:
-        """Go back to a checkpoint `spikes.back` steps or more before the step at hand, and on in the data `spikes.skip`
-        batches behind it. Leaves a checkpoint of that. Raises Diverged if it went back too often."""
+        """Go back to a checkpoint `spikes.back` steps or more before the step at hand, and on in the data behind the
+        next `spikes.skip` batches. Leaves a checkpoint of that. Raises Diverged if it went back too often."""
         if self.rewinds >= spikes.most:
             raise Diverged(
                 f"training diverged at step {self.step}: the loss leapt up again after {self.rewinds} times of going "
                 "back; lower recipe.lr, or raise train.spikes.most"
             )
         rows = self.objective.plan(self.view, self.cursor)
-        skipped = [follow for _, follow in itertools.islice(rows, spikes.skip * self.rows)]
+        examples = sum(self.examples(self.step + i) for i in range(spikes.skip))
+        skipped = [follow for _, follow in itertools.islice(rows, examples)]
         cursor, spike, rewinds = (skipped[-1] if skipped else self.cursor), self.step, self.rewinds + 1
         seconds = self.seconds
         old = [path for path in checkpoint.steps(run) if checkpoint.step_of(path) <= max(0, spike - spikes.back)]
@@ -556,6 +563,8 @@ class Progress:
         self.every = max(1, loop.steps // 20)
         self.live: Any = None
         self.task: Any = None
+        recipe, tokens = loop.plan.recipe, loop.objective.rows * loop.plan.context
+        self.whole = tokens * int(ramps.total(recipe.ramp, loop.full, loop.steps))  # tokens of the run
         self.cost = 0.0 if quiet else loop.cost()
         self.peak = 0.0 if quiet else meter.peak(loop.device.type, loop.precision == "bf16")
         self.mark = (time.perf_counter(), loop.tokens)
@@ -564,13 +573,13 @@ class Progress:
     def __enter__(self) -> Progress:
         if not self.quiet and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            columns = (BarColumn(24), TextColumn("{task.description}"), TimeRemainingColumn())
             self.live = Bar(*columns, console=Console(stderr=True))
             self.live.start()
-            self.task = self.live.add_task("", total=self.loop.steps, completed=self.loop.step)
+            self.task = self.live.add_task("", total=self.whole, completed=self.loop.tokens)
         return self
 
     def show(self, record: Record) -> None:
@@ -585,15 +594,10 @@ class Progress:
         used = self.speed * self.cost / self.peak
         text = f"loss {record['loss']:.3f}  {self.speed:,.0f} tokens/s  {used:.0%} of peak"
         if self.live is not None:
-            self.live.update(self.task, completed=record["step"], description=text)
+            text = f"{record['step']}/{self.loop.steps}  {text}"
+            self.live.update(self.task, completed=tokens, description=text)
         elif record["step"] % self.every == 0 or record["step"] == self.loop.steps:
-            left = (
-                (self.loop.steps - record["step"])
-                * self.loop.rows
-                * self.loop.objective.rows
-                * self.loop.plan.context
-                / max(self.speed, 1e-9)
-            )
+            left = (self.whole - tokens) / max(self.speed, 1e-9)
             print(f"step {record['step']}/{self.loop.steps}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:

@@ -93,6 +93,8 @@ def drafted(
 def _unfit(plan: Plan, design: Design) -> str | None:
     """Why a network cannot be trained so; None if it can. Of the tree's own designs, unchanged, it is known that they
     can (a test asks of all), so nothing that computes need be imported."""
+    if plan.recipe.ramp is not None and isinstance(plan.objective, goals.TLM):
+        return "translations and text of one language take turns batch by batch, all of one size; set recipe.ramp=none"
     if plan.objective == design.objective and plan.arch == design.arch and families.declared(plan.name):
         return None
     from stemma.objectives import why_not

@@ -32,6 +32,7 @@ from stemma import families, formats, spec
 from stemma.data import Store, cleaning, read, shared
 from stemma.data.progress import Meter
 from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
+from stemma.families import ramps
 from stemma.families.declare import Design, Family, Text
 from stemma.families.recipes import Recipe
 from stemma.nn.model import Model, count
@@ -635,17 +636,38 @@ def _steps(plan: Plan, tokenizer: Any, train: Any, crew: World | None = None) ->
     """How many steps the budget buys. Seconds are turned into steps once, by timing a few on a model that is thrown
     away: the learning rate, and with it a resumed run, then depends on no clock."""
     limit: Budget = budget(plan.train.budget)
-    rows = objective_of(plan, tokenizer).rows
-    step_tokens = max(1, round(plan.rows / rows)) * rows * plan.context
+    rows, ramp = objective_of(plan, tokenizer).rows, plan.recipe.ramp
+    full = max(1, round(plan.rows / rows))
+    step_tokens = full * rows * plan.context
     if limit.steps is not None:
         return limit.steps
     if limit.tokens is not None:
-        return max(1, round(limit.tokens / step_tokens))
-    trial = loop_of(settled(plan, MEASURED, False), tokenizer, train, crew)
+        return ramps.nearest(ramp, full, limit.tokens / step_tokens)
+    constant = replace(plan, recipe=replace(plan.recipe, ramp=None))
+    trial = loop_of(settled(constant, MEASURED, False), tokenizer, train, crew)
     if limit.flops is not None:
-        return max(1, round(limit.flops / (trial.cost() * step_tokens)))
+        return ramps.nearest(ramp, full, limit.flops / (trial.cost() * step_tokens))
     assert limit.seconds is not None
     begin = time.perf_counter()
+    each, cost = _timed(trial), None
+    if ramp is not None:  # a step costs a constant and so much an example: two sizes tell both
+        least = -(-ramps.examples(ramp, full, 0, 1) // trial.readers) * trial.readers
+        trial.full, trial.micro = least, min(trial.micro, least // trial.readers)
+        small = min(each, _timed(trial))
+        slope = (each - small) / (full - least) if full > least else 0.0
+
+        def cost(size: int) -> float:
+            return small + slope * (size - least)
+
+    # of what is left, a tenth is kept for checkpoints and the evaluation at the end
+    left = 0.9 * (limit.seconds - (time.perf_counter() - begin))
+    if cost is None:
+        return max(1, int(left / each))
+    return ramps.longest(ramp, full, left, cost)
+
+
+def _timed(trial: Loop) -> float:
+    """Seconds of a step, the median of a few."""
     trial.advance()  # the first step is slower: pages, kernels, compilation
     times = []
     for _ in range(MEASURED):
@@ -653,10 +675,7 @@ def _steps(plan: Plan, tokenizer: Any, train: Any, crew: World | None = None) ->
         trial.advance()
         times.append(time.perf_counter() - start)
     trial.move(trial.cursor)  # nor does its thread go on
-    each = sorted(times)[len(times) // 2]
-    # of what is left, a tenth is kept for checkpoints and the evaluation at the end
-    left = 0.9 * (limit.seconds - (time.perf_counter() - begin))
-    return max(1, int(left / each))
+    return sorted(times)[len(times) // 2]
 
 
 def _threads(n: int | None) -> None:

@@ -58,13 +58,13 @@ def scaled(design: Design, scale: str) -> Design:
     """`design` at a scale: its shape in small, and a recipe that suits it. `full` returns it unchanged.
 
     What the family chose stays: the inner width as a multiple of d_model, queries a key head, window as a share of the
-    context, dropout, optimiser, shape of the schedule. What follows the size changes: widths, layers, vocabulary,
-    context, batch, peak rate, and with the width how wide the first weights spread. Adam's averages are corrected for
-    their start, also where the released code leaves that out: its long warm-up makes up for it, a run of some hundred
-    steps cannot. Post-norm networks get a third of the rate (they diverge first); LAMB's, a share of each matrix's
-    norm, has to be larger the fewer the steps; Adafactor's, a share too, stays. A student is as much smaller than the
-    scale's networks as it is than its teacher in full size. An encoder-decoder has as many layers in each half: a token
-    passes one half only, so its cost is about the same.
+    context, dropout, optimiser, shape of the schedule, ramp of the batch (all in shares). What follows the size
+    changes: widths, layers, vocabulary, context, batch, peak rate, and with the width how wide the first weights
+    spread. Adam's averages are corrected for their start, also where the released code leaves that out: its long
+    warm-up makes up for it, a run of some hundred steps cannot. Post-norm networks get a third of the rate (they
+    diverge first); LAMB's, a share of each matrix's norm, has to be larger the fewer the steps; Adafactor's, a share
+    too, stays. A student is as much smaller than the scale's networks as it is than its teacher in full size. An
+    encoder-decoder has as many layers in each half: a token passes one half only, so its cost is about the same.
     Raises UsageError for an unknown scale.
     """
     if scale == "full":

@@ -79,7 +79,6 @@ class Head:
         sums: list[Sized | None] = [None] * len(self.weights)
         tape.shards = 1  # these are not yet the gradients that are kept
         left = states.shape[0]
-        before: list[Leaf] = []  # a chunk's gradients are there until the next one's are known
         for part in ([rows] * 3)[: left // rows] + ([left % rows] if left < 3 * rows and left % rows else []):
             leaves = [Leaf() for _ in self.weights]
             for w, leaf in zip(self.weights, leaves, strict=True):
@@ -89,9 +88,7 @@ class Head:
             for i, (w, leaf) in enumerate(zip(self.weights, leaves, strict=True)):
                 if leaf.grad is not None and sums[i] is None:
                     sums[i] = Sized(w.shape, FULL, leaf.grad)
-            before = [start, *leaves]
-            del leaves, leaf, start
-        before.clear()
+            del leaves, leaf, start  # a chunk's gradients go before the next one's come
         tape.shards = shards
         for w, node in zip(self.weights, nodes, strict=True):
             w.node = node

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -393,6 +394,35 @@ def test_a_run_goes_on_as_it_was_planned(base: Path, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- memory
+
+
+def test_two_runs_in_one_place(data: Path, base: Path, tmp_path: Path) -> None:
+    """The second is refused before it writes anything; when the first ends, or is killed, the place is free."""
+    out = tmp_path / "run"
+    shutil.copytree(base, out)
+    for name in ("model", "summary.json"):
+        (shutil.rmtree if name == "model" else os.unlink)(out / name)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    code = f"from pathlib import Path; from stemma.text import files\nwith files.alone(Path({str(out)!r})):\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{code}    print('held', flush=True); import time; time.sleep(60)"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            refused(call("resume", out, "--quiet"), 2, str(out), "another process is training", "another directory")
+            (out / "run.json").rename(tmp_path / "run.json")
+            for name in ("checkpoints", "metrics.jsonl"):
+                (out / name).rename(tmp_path / name)
+            refused(call(*begin("gpt2", data, out)), 2, str(out), "another process is training")
+            for name in ("run.json", "checkpoints", "metrics.jsonl"):
+                (tmp_path / name).rename(out / name)
+            assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+        finally:
+            holder.kill()
+    ended = call("resume", out, "--quiet")
+    assert ended.code == 0 and (out / "summary.json").exists(), ended
 
 
 def test_a_step_that_does_not_fit_into_memory(base: Path, data: Path, tmp_path: Path) -> None:

@@ -356,6 +356,19 @@ def test_the_command_says_what_it_assumes(call: Any) -> None:  # noqa: F811
     assert code == 5 and "DOES NOT FIT" in out and "does not fit on 64 H100" in err
 
 
+@pytest.mark.parametrize("name", ["llama-7b", "gpt3-175b"])
+def test_the_advice_holds_as_it_is_printed(call: Any, name: str) -> None:  # noqa: F811
+    """What `plan` says would do does, word for word; a mesh of one's own that does not is told with the same code."""
+    code, _, err = call("plan", name, "--gpus", "1xH100")
+    words = err.partition("would do (")[2].partition(")")[0].split()
+    assert code == 5 and words, err
+    code, out, err = call("plan", name, *words)
+    assert code == 0 and "DOES NOT FIT" not in out, (words, out, err)
+    if "--recompute" in words:
+        code, out, err = call("plan", name, *[w for w in words if w != "--recompute"])
+        assert code == 5 and "DOES NOT FIT" in out and "--recompute" in err, (words, out, err)
+
+
 def test_the_command_says_it(call: Any) -> None:  # noqa: F811
     code, out, err = call("plan", "llama-7b", "--scale", "full", "--gpus", "64xH100", "--budget", "1T tokens",
                           "--set", "recipe.batch=4194304", "--price", "2.5", "--json")  # fmt: skip

@@ -73,6 +73,7 @@ def plan(
     elif grid is not None or micro is not None:
         grid = grid or parallel.Mesh(fsdp=count)
         found = (None if micro else largest(view, grid, device)) or estimate(view, grid, device, micro or 1)
+        failed = _lacking(view, found, device)
     else:
         view, found, failed = _suggested(view, count, device)
         full = view.plan
@@ -156,6 +157,21 @@ def _probed(view: Outlook, micro: int | None) -> tuple[Estimate, int]:
     rows = micro or full.train.micro or max(1, 4096 // full.context)
     found = timed(replace(full, train=replace(full.train, micro=rows)))
     return estimate(view, Mesh(), HARDWARE["cpu"], rows, found.seconds), found.steps
+
+
+def _lacking(view: Outlook, found: Estimate, device: Device) -> ResourceError | None:
+    """Why a mesh, or a number of rows, that was asked for does not do."""
+    from stemma.planning.estimate import FILL
+
+    if found.memory <= FILL * device.memory:
+        return None
+    again = "" if view.recompute else "--recompute, "
+    rows = "" if found.micro == 1 else f"fewer rows than --micro {found.micro}, "
+    return ResourceError(
+        f"{view.plan.name} does not fit on {device.name} of {device.memory / 1e9:.0f} GB with mesh {found.mesh}: it "
+        f"needs {found.memory / 1e9:.1f} GB a device with {'one row' if found.micro == 1 else f'{found.micro:,} rows'} "
+        f"at a time; try {again}{rows}another mesh, or none to have one chosen"
+    )
 
 
 def _suggested(view: Outlook, count: int, device: Device) -> tuple[Outlook, Estimate, ResourceError | None]:

@@ -397,7 +397,8 @@ def _instead(view: Outlook, count: int, device: Device) -> str:
             mesh = Mesh(fsdp=more // tp, tp=tp) if more % tp == 0 else Mesh(fsdp=more)
             fits = mesh.readers <= readers and unfit(rounded(view.plan, mesh.readers), mesh) is None
             if fits and estimate_of(view, mesh, device).memory <= FILL * device.memory:
-                return f"{more} would do (--gpus {more}x{device.name} --mesh {mesh})"
+                again = " --recompute" if view.recompute else ""
+                return f"{more} would do (--gpus {more}x{device.name} --mesh {mesh}{again})"
     again = "" if view.recompute else "--recompute or "
     return f"use devices with more memory, {again}a shorter train.context"
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stemma.errors import CheckpointError, ResourceError
+from stemma.errors import CheckpointError, ResourceError, UsageError
 
 
 @contextlib.contextmanager
@@ -47,6 +47,31 @@ def locked(folder: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold `folder` alone among processes, without waiting; a process that dies lets go. Raises UsageError if another
+    one holds it. Where the system cannot lock (see `locked`), everyone goes ahead."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another process is training in {folder}; wait until it ends, or choose another directory"
+            ) from None
+        except OSError:
+            pass
+        yield
     finally:
         os.close(handle)
 

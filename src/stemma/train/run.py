@@ -269,9 +269,9 @@ def pretrain(
         print(f"{name} is more training of {parent}'s weights; without --from it begins from new ones", file=sys.stderr)
     if tokenizer is not None:
         _fits(plan, tokenizer)
-    with _all_there(crew, out):
+    with _all_there(crew, out), contextlib.ExitStack() as held:
         if leads:
-            store, tokenizer = prepare(plan, out, tokenizer, quiet)
+            store, tokenizer = prepare(plan, out, tokenizer, quiet, taken=held)
         if crew is not None:
             crew.wait()
         if not leads:
@@ -394,8 +394,9 @@ def resume_run(
 def _reopened(
     run: Path, crew: World | None, on_step: OnStep | None, quiet: bool, overrides: Mapping[str, Any] | None = None
 ) -> Run:
-    with _all_there(crew, run):
+    with _all_there(crew, run), contextlib.ExitStack() as held:
         if crew is None or crew.leads:
+            held.enter_context(files.alone(run))
             plan, tokenizer, store = reopen(run)
         if crew is not None:
             crew.wait()
@@ -599,9 +600,17 @@ def read_metrics(run: str | Path) -> list[Record]:
 # ---------------------------------------------------------------- preparing
 
 
-def prepare(plan: Plan, out: Path, tokenizer: Any, quiet: bool, share: bool = True) -> tuple[Any, Any]:
+def prepare(
+    plan: Plan,
+    out: Path,
+    tokenizer: Any,
+    quiet: bool,
+    share: bool = True,
+    taken: contextlib.ExitStack | None = None,
+) -> tuple[Any, Any]:
     """Read the text, train a tokenizer on the training part of it if none is given, and store the tokens in `out`; with
-    `share`, by way of the cache, for other runs to use."""
+    `share`, by way of the cache, for other runs to use. Until `taken` closes, no other process can begin a run in
+    `out`. Raises UsageError if one has."""
     from stemma.data.store import training_texts
     from stemma.text import Specials, Tokenizer
 
@@ -621,6 +630,9 @@ def prepare(plan: Plan, out: Path, tokenizer: Any, quiet: bool, share: bool = Tr
         print(f"reading {plan.data} with {tokenizer.vocab_size:,} tokens of {plan.text.tokenizer}", file=sys.stderr)
     with files.disk(out):
         out.mkdir(parents=True, exist_ok=True)
+    if taken is not None:
+        taken.enter_context(files.alone(out))
+        _free(out, False)  # another one may have begun here while the tokenizer was trained
     shutil.rmtree(out / "tokenizer", ignore_errors=True)
     tokenizer.save(out / "tokenizer")
     bar = None if quiet else Meter("tokenising")

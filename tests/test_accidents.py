@@ -373,6 +373,11 @@ def test_a_tokenizer_that_does_not_fit(base: Path, data: Path, tmp_path: Path) -
         ("train.threads=100000", "train.threads must be at most 1024, not 100000"),
         ("train.val_fraction=2", "train.val_fraction must lie between 0 and 1"),
         ("train.recompute=['*.layers.*']", "matches no module"),
+        ("train.recompute=*.blocks.*", "does not fit; expected a list of words such as ['one', 'two']"),
+        (
+            "recipe.schedule=cosine",
+            "always Schedule(shape=..., warmup=...); did you mean recipe.schedule.shape=cosine?",
+        ),
         ("train.context=1000", "train.context=1000 exceeds dims.context=32"),
         ("recipe.optimizer=AdamX()", "no kind 'AdamX'; known: AdamW"),
         ("train.safe_every=2", "no field 'train.safe_every'"),

@@ -246,6 +246,10 @@ def _parse_spec(specs: list[type[Spec]], raw: str | Mapping[str, Any], path: str
     name = fields.pop("kind", None if len(specs) > 1 else specs[0].__name__)
     known = {s.__name__: s for s in specs}
     if not isinstance(name, str) or name not in known:
+        if len(specs) == 1 and path:
+            raise UsageError(
+                f"{where}{name!r} cannot be read; it is always {_form(specs[0])}{_field_for(specs[0], name, path)}"
+            )
         raise UsageError(f"{where}no kind {name!r}; known: {', '.join(known)}{did_you_mean(str(name), known)}")
     spec, hints = known[name], _hints(known[name])
     for key in fields:
@@ -277,10 +281,21 @@ def _call(raw: str, where: str, example: type[Spec]) -> dict[str, Any]:
                 return fields
         except (SyntaxError, ValueError):
             continue
-    names = ", ".join(f.name + "=..." for f in dataclasses.fields(example)[:2])
     raise UsageError(
-        f"{where}{raw!r} cannot be read; write a kind, or a kind with named fields such as {example.__name__}({names})"
+        f"{where}{raw!r} cannot be read; write a kind, or a kind with named fields such as {_form(example)}"
     )
+
+
+def _form(kind: type[Spec]) -> str:
+    return f"{kind.__name__}({', '.join(f.name + '=...' for f in dataclasses.fields(kind)[:2])})"
+
+
+def _field_for(kind: type[Spec], word: Any, path: str) -> str:
+    """How to say `word`, which is no kind, if it is the value of a field of `kind`."""
+    for name, hint in _hints(kind).items():
+        if typing.get_origin(hint) is typing.Literal and word in typing.get_args(hint):
+            return f"; did you mean {path}.{name}={word}?"
+    return ""
 
 
 def _literal(node: ast.expr) -> Any:
@@ -349,4 +364,6 @@ def _type_name(hint: Any) -> str:
         return "none"
     if hint in (int, float):
         return "a whole number" if hint is int else "a finite number"
+    if typing.get_origin(hint) is tuple and typing.get_args(hint) == (str, ...):
+        return "a list of words such as ['one', 'two']"
     return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from stemma import families
 from stemma.cli import root
+from stemma.errors import UsageError
 from stemma.objectives import suited, why_not
 from stemma.spec import edit
 from stemma.train import resolve
@@ -104,3 +105,27 @@ def test_a_name_needs_no_quotes() -> None:
     assert why_not(
         edit(families.design("bert"), {"objective": "RTD(generator=x-y)"}).objective, families.design("bert").arch
     )
+
+
+def test_text_of_few_documents_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two files are two documents, of which one is held out; paragraphs divide better."""
+    for n in range(2):
+        (tmp_path / f"{n}.txt").write_text("\n\n".join(f"paragraph {n} {i} of a text" for i in range(200)))
+    for data, told in (("0.txt,1.txt", True), ("0.txt#split=paragraph,1.txt#split=paragraph", False)):
+        words = ["pretrain", "gpt2", *SHORT, "--data", data, "--out", "told" if told else "quiet"]
+        words.remove("--quiet")
+        done = CliRunner().invoke(root, words)
+        assert done.exit_code == 0, done.output
+        said = done.output + capfd.readouterr().err
+        assert ("of which none is divided" in said) == told, said
+
+
+def test_weights_of_another_structure_are_named() -> None:
+    for name in ("llama", "bert"):
+        words = ["pretrain", name, *SHORT, "--data", "texts/", "--out", f"first-{name}"]
+        if name == "bert":
+            words += ["--from", "first-llama"]
+        done = CliRunner().invoke(root, words)
+    assert isinstance(done.exception, UsageError)
+    said = str(done.exception)
+    assert "first-llama" in said and "decoder" in said and "bert is of structure encoder" in said

@@ -278,7 +278,9 @@ def pretrain(
             store, tokenizer = _prepared(out)
         plan = fitted(plan, tokenizer, store.languages)
         plan = replace(plan, dims=replace(plan.dims, vocab=max(plan.dims.vocab, least)))
-        train, _ = store.split(plan.train.val_fraction, plan.seed)
+        train, rest = store.split(plan.train.val_fraction, plan.seed)
+        if leads and not quiet:
+            _tell_uneven(plan, train, rest)
         fixed = "recipe.schedule.warmup" in (overrides or {})
         steps = _steps(plan, tokenizer, train, crew)
         plan = settled(plan, steps if crew is None else crew.agree(steps), fixed)
@@ -291,6 +293,17 @@ def pretrain(
         if crew is not None:
             crew.wait()
         return _carry_on(out, loop, tokenizer, store, on_step, quiet, crew)
+
+
+def _tell_uneven(plan: Plan, train: Any, rest: Any) -> None:
+    """Say so where much more is held out than was asked for, since documents are few and none is divided."""
+    share = rest.tokens_total / max(1, train.tokens_total + rest.tokens_total)
+    if share > 0.1 + 2 * plan.train.val_fraction:
+        print(
+            f"{share:.0%} of the text is held out and not {plan.train.val_fraction:.0%}: it has "
+            f"{len(train) + len(rest)} documents, of which none is divided; FILE#split=paragraph or FILE#split=line makes more of them",
+            file=sys.stderr,
+        )
 
 
 def _fits(plan: Plan, tokenizer: Any) -> None:

@@ -27,6 +27,11 @@ def rows(plan: Plan) -> int:
     theirs: all that has weights must be the same; the mask, dropout, and the context of networks without a table of
     places need not be."""
     model = formats.load(plan.train.start, tokenizer=False)
+    if model.arch.structure != plan.arch.structure:
+        raise UsageError(
+            f"the weights in {plan.train.start} are those of structure {model.arch.structure}, and {plan.name} is of "
+            f"structure {plan.arch.structure}; begin from weights of its own design"
+        )
     ours = replace(plan.arch, mask=model.arch.mask, dropout=model.arch.dropout, init=model.arch.init)
     places = any("position" in name for name in model.state_dict())
     dims = replace(plan.dims, vocab=model.dims.vocab, context=plan.dims.context if places else model.dims.context)

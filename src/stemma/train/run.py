@@ -297,11 +297,11 @@ def pretrain(
 
 def _tell_uneven(plan: Plan, train: Any, rest: Any) -> None:
     """Say so where much more is held out than was asked for, since documents are few and none is divided."""
-    share = rest.tokens_total / max(1, train.tokens_total + rest.tokens_total)
-    if share > 0.1 + 2 * plan.train.val_fraction:
+    wanted, share = plan.train.val_fraction, rest.tokens_total / max(1, train.tokens_total + rest.tokens_total)
+    if share > 0.1 + 2 * wanted:
         print(
-            f"{share:.0%} of the text is held out and not {plan.train.val_fraction:.0%}: it has "
-            f"{len(train) + len(rest)} documents, of which none is divided; FILE#split=paragraph or FILE#split=line makes more of them",
+            f"{share:.0%} of the text is held out and not {wanted:.0%}: it has {len(train) + len(rest)} documents, of "
+            "which none is divided; FILE#split=paragraph or FILE#split=line makes more of them",
             file=sys.stderr,
         )
 

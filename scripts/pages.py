@@ -230,7 +230,7 @@ def support_page() -> str:
 
 
 def objectives() -> str:
-    """Each declared objective: what it says of itself, the networks that it trains, its fields, whose own it is."""
+    """Each declared objective: what it says of itself, its fields, whose own it is."""
     own: dict[type, list[str]] = {}
     for family in families.tree().values():
         if family.edge != "unpublished" and (family.parent is None or family.objective != family.parent.objective):
@@ -257,7 +257,7 @@ def shown_default(value: object) -> str:
 
 
 def recipes() -> str:
-    """What each family was pretrained with, as far as it differs from its parent's, and what nobody said."""
+    """What each family that is trained here was pretrained with, as declared; a dash is what is not known."""
     rows = []
     for row in supported().values():
         family = families.family(row.family)

@@ -59,7 +59,7 @@ class MixedMasked(MaskedPairs):
     def unfit(cls, spec: Any, arch: Arch) -> str | None:
         if not isinstance(arch.mask, Open):
             return (
-                f"MixedMLM needs a network whose mask each call chooses (arch.mask=Open(), "
+                "MixedMLM needs a network whose mask each call chooses (arch.mask=Open(), "
                 f"dims.segments=6), and this one has {arch.mask}"
             )
         if spec.full and (arch.heads.pooler is None or not arch.heads.pair):

@@ -196,7 +196,7 @@ def test_the_speed_of_llama() -> None:
     days, activations partly computed again. That is half of the peak: a plan told so says the same."""
     plan = rounded(drafted("llama-65b", scale="full", budget="1.4T tokens"), 2048)
     view, device = Outlook(plan, recompute=True), replace(HARDWARE["a100-80"], share=0.49 * 4 / 3)
-    found = estimate(view, Mesh(fsdp=256, tp=8), replace(device, link=1e15), 1)
+    found = estimate(view, Mesh(fsdp=256, tp=8), replace(device, link=1e15, network=1e15), 1)
     assert plan.rows * plan.context / found.seconds / 2048 == pytest.approx(380, rel=0.03)
     assert view.steps is not None
     assert view.steps * found.seconds / 86400 == pytest.approx(21, rel=0.03)
@@ -269,6 +269,44 @@ def test_a_mesh_is_suggested() -> None:
     assert "set recipe.batch=" in (unfit(odd, Mesh(fsdp=64)) or "")
     with pytest.raises(UsageError, match="runs on no mesh"):
         suggest(Outlook(odd), 64, HARDWARE["h100"])
+
+
+def test_messages_that_leave_a_node_take_the_network() -> None:
+    """A ring through a node uses the parts of the network of all its members there; slices' sums are waited for."""
+    plan = resolve("llama-7b", scale="full", budget="1T tokens", overrides={"recipe.batch": 2**22})
+    view, a100 = Outlook(plan), HARDWARE["a100-80"]
+    assert [a100.reach(step, members) for step, members in ((1, 8), (1, 16), (2, 8), (8, 2))] == [
+        300e9, 200e9, 100e9, 25e9,
+    ]  # fmt: skip
+    one = 4.0 * view.parameters
+    far, near = (estimate(view, m, a100, 1) for m in (Mesh(dp=2, fsdp=8), Mesh(fsdp=8)))
+    rows = plan.rows // 16
+    assert far.sending == pytest.approx(rows * 3 * one * 7 / 8 / 300e9 + 2 * one / 8 / 2 / 25e9)
+    assert far.waiting == near.waiting == 0
+    slices = estimate(view, Mesh(fsdp=8, tp=2), a100, 1)
+    assert slices.waiting == pytest.approx(32 * 7 * plan.rows // 8 * 2048 * 4096 * 2 * 2 / 2 / 300e9)
+    assert slices.seconds == max(slices.computing + slices.waiting, slices.sending)
+    slow = estimate(view, Mesh(dp=2, fsdp=8), replace(a100, network=1e9), 1)
+    assert slow.sending - far.sending == pytest.approx(2 * one / 8 / 2 * (1 / 1e9 - 1 / 25e9))
+
+
+def test_the_fastest_mesh_is_suggested(call: Any) -> None:  # noqa: F811
+    """A batch that is hardly another is rounded before matrices are sliced; where memory is small, computing again is
+    weighed against slices; a slow network slows what it carries."""
+
+    def said(*words: str) -> dict[str, Any]:
+        code, out, err = call("plan", *words, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    odd = said("llama-7b", "--gpus", "8xH100")
+    assert odd["estimate"]["mesh"] == "fsdp=8" and odd["tokens_per_step"] == 1952 * 2048
+    small = said("llama-7b", "--gpus", "32xRTX4090")
+    assert small["estimate"]["mesh"] == "fsdp=32" and small["recompute"] and small["fits"]
+    many = said("gpt3-175b", "--gpus", "1024xA100-80")  # few readers, so that the batch stays about what it is
+    assert many["tokens_per_step"] == pytest.approx(3.2e6, rel=0.05)
+    slow, fast = (said("llama2-70b", "--gpus", "64xH100", *more) for more in (("--network", "5"), ()))
+    assert slow["hours"] > 1.5 * fast["hours"]
 
 
 TRAINED = ["gpt2", "bert", "roberta", "t5", "llama", "mistral", "albert", "deberta", "gemma2", "mixtral", "glm-10b"]
@@ -345,7 +383,7 @@ def test_a_plan_takes_less_than_two_seconds() -> None:
 def test_the_command_says_what_it_assumes(call: Any) -> None:  # noqa: F811
     code, out, err = call("plan", "mixtral", "--gpus", "64xH100")
     assert code == 0, err
-    for words in ("recipe.batch of mixtral is unpublished", "20 tokens a parameter", "no multiple of 64 processes"):
+    for words in ("recipe.batch of mixtral is unpublished", "20 tokens a parameter", "no multiple of the 64 processes that read"):
         assert words in out
     for words in ("weights", "gradients", "optimiser (AdamW)", "activations", "logits", "cache", "FLOPs a token",
                   "a step", "s a step", "tokens/s", "device-hours", "would fit", "--mesh"):  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from stemma.train.config import Plan
 
 BATCH = 2**20  # tokens a step where nobody says
+ROUNDED = 0.05  # share by which a batch may change before a mesh with more slices, fewer readers, is preferred
 TOKENS = 20  # a parameter, where nobody says (Hoffmann et al. 2022, arXiv:2203.15556)
 
 
@@ -24,6 +26,12 @@ TOKENS = 20  # a parameter, where nobody says (Hoffmann et al. 2022, arXiv:2203.
 @click.option("--mesh", metavar="AXES", help="Such as fsdp=8,tp=2.  [default: the best that fits]")
 @click.option("--micro", type=click.IntRange(min=1), help="Rows at once on a device.  [default: the most that fit]")
 @click.option("--recompute", is_flag=True, help="Blocks keep no activations and compute them again.")
+@click.option(
+    "--network",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB/s",
+    help="Each device's part of what leaves its node of eight.  [default: that of the maker's own nodes]",
+)
 @click.option("--price", type=click.FloatRange(min=0), help="Of a device-hour, in your currency.")
 @click.option("--probe", "probed", is_flag=True, help="Time five steps on this machine instead of assuming a speed.")
 @click.option("--budget", help="As in pretrain.  [default: the published steps, or 20 tokens a parameter; on a CPU 5m]")
@@ -39,6 +47,7 @@ def plan(
     mesh: str | None,
     micro: int | None,
     recompute: bool,
+    network: float | None,
     price: float | None,
     probed: bool,
     budget: str | None,
@@ -52,6 +61,8 @@ def plan(
     Nothing is downloaded, read or built: a step's tensors are counted by arithmetic. Takes the settings of `stemma
     pretrain`.
     """
+    from dataclasses import replace
+
     from stemma import parallel
     from stemma.planning import HARDWARE, Outlook, estimate, fleet
     from stemma.planning.estimate import largest
@@ -59,6 +70,8 @@ def plan(
     count, device = fleet(gpus)
     if probed and (count > 1 or device is not HARDWARE["cpu"]):
         raise UsageError("--probe times steps on this machine; leave out --gpus")
+    if network is not None:
+        device = replace(device, network=network * 1e9)
     notes: list[str] = []
     full = _draft(name, config, sets, scale, budget, device, notes)
     grid = parallel.mesh(mesh) if mesh is not None else None
@@ -126,20 +139,23 @@ def _parameters(full: Plan) -> int:
 
 
 def _shared(full: Plan, grid: Mesh | None, count: int, notes: list[str]) -> Plan:
-    """A plan whose batch the processes can share: rounded where the published one is no multiple of them."""
-    from stemma.planning.estimate import meshes, rounded, unfit
+    """A plan whose batch the processes can share: rounded where the published one is no multiple of them, for as few
+    slices as leave it about what it is."""
+    from stemma.parallel import Mesh
+    from stemma.planning.estimate import SLICES, rounded, unfit
 
-    able = [grid] if grid is not None else meshes(count)
-    if any(unfit(full, m) is None for m in able):
-        return full
-    readers = grid.readers if grid is not None else count
-    other = rounded(full, readers)
-    if other is full or all(unfit(other, m) is not None for m in able):
+    def moved(other: Plan) -> float:
+        return abs(other.rows - full.rows) / full.rows
+
+    grids = [grid] if grid is not None else [Mesh(fsdp=count // tp, tp=tp) for tp in SLICES if count % tp == 0]
+    plans = [(rounded(full, m.readers), m.readers) for m in grids if unfit(rounded(full, m.readers), m) is None]
+    if not plans:
         return full  # there is another reason, which will be told
+    other, readers = next((p for p in plans if moved(p[0]) <= ROUNDED), min(plans, key=lambda p: moved(p[0])))
     if other.rows != full.rows:
         notes.append(
-            f"a step of {full.rows:,} rows is no multiple of {readers} processes: {other.rows:,} rows are planned "
-            f"(recipe.batch={other.recipe.batch})"
+            f"a step of {full.rows:,} rows is no multiple of the {readers} processes that read: {other.rows:,} are "
+            f"planned (recipe.batch={other.recipe.batch})"
         )
     if other.recipe.ramp != full.recipe.ramp:
         notes.append(f"the batches of the ramp are planned as multiples of {readers} (recipe.ramp.multiple={readers})")
@@ -175,19 +191,24 @@ def _lacking(view: Outlook, found: Estimate, device: Device) -> ResourceError | 
 
 
 def _suggested(view: Outlook, count: int, device: Device) -> tuple[Outlook, Estimate, ResourceError | None]:
-    """The mesh that suits best; where nothing fits, with activations computed again; where nothing fits at all, the one
-    that comes nearest, with the reason."""
+    """The mesh that suits best, with activations computed again where that is faster than slices, or nothing else fits;
+    where nothing fits at all, the one that comes nearest, with the reason."""
+    from stemma.parallel import mesh
     from stemma.planning import Outlook, suggest
     from stemma.planning.estimate import nearest
 
-    ways = [view] if view.recompute else [view, Outlook(view.plan, recompute=True)]
+    found: list[tuple[Outlook, Estimate]] = []
     failed: ResourceError | None = None
-    for way in ways:
+    for way in [view] if view.recompute else [view, Outlook(view.plan, recompute=True)]:
+        if found and mesh(found[0][1].mesh).tp == 1:
+            break
         try:
-            return way, suggest(way, count, device), None
+            found.append((way, suggest(way, count, device)))
         except ResourceError as error:
             failed = error
-    return ways[-1], nearest(ways[-1], count, device), failed
+    if found:
+        return *min(found, key=lambda pair: pair[1].seconds), None
+    return way, nearest(way, count, device), failed
 
 
 def _data(
@@ -233,23 +254,28 @@ def _seconds(text: str) -> float:
 
 def _tell(full: Plan, found: Estimate, device: Device, data: dict[str, Any], probed: bool) -> None:
     out = console()
-    out.print(
+
+    def say(text: str, style: str | None = None) -> None:
+        if out.is_terminal:  # the words of a line stand below each other; a pipe gets it whole
+            text = textwrap.fill(
+                text, out.width, subsequent_indent=" " * 9, break_on_hyphens=False, break_long_words=False
+            )
+        out.print(text, style=style, soft_wrap=True)
+
+    say(
         f"{full.name} ({full.scale}): {data['parameters']:,} parameters, {data['tokens_per_step']:,} tokens a step, "
         f"rows of {full.context}",
-        style="bold",
-        soft_wrap=True,
+        "bold",
     )
     for note in data["notes"]:
-        out.print(f"note     {note}", soft_wrap=True)
+        say(f"note     {note}")
+    say(f"mesh     {found.mesh} of {data['devices']} {found.device}")
     again = " --set \"train.recompute=['*.blocks.*']\"" if data["recompute"] else ""
-    launch = "" if data["devices"] == 1 and not again else f"  (stemma pretrain ... --mesh {found.mesh}{again})"
-    out.print(f"mesh     {found.mesh} of {data['devices']} {found.device}{launch}", soft_wrap=True)
+    if data["devices"] > 1 or again:
+        out.print(f"  stemma pretrain ... --mesh {found.mesh}{again}", soft_wrap=True)
     kept = ", activations computed again" if data["recompute"] else ""
     most = f"at most {data['largest']:,} would fit" if data["largest"] else "not even one fits"
-    out.print(
-        f"batch    {found.micro:,} rows at once on a device, {found.accumulate:,} times a step; {most}{kept}",
-        soft_wrap=True,
-    )
+    say(f"batch    {found.micro:,} rows at once on a device, {found.accumulate:,} times a step; {most}{kept}")
     optimizer = f"optimiser ({data['optimizer']})"
     for words, key in (
         ("weights", "weights"),
@@ -262,20 +288,26 @@ def _tell(full: Plan, found: Estimate, device: Device, data: dict[str, Any], pro
     verdict = "fits" if data["fits"] else "DOES NOT FIT"
     out.print(f"  {'together':<22}{_size(found.memory):>12}  of {_size(device.memory)} a device: {verdict}")
     out.print(f"  logits of a micro-batch {_size(found.logits)}; cache of one row in inference {_size(found.cache)}")
-    out.print(
+    say(
         f"work     {data['flops_per_token']:.3g} FLOPs a token, {data['flops_per_step']:.3g} a step, "
-        f"{data['flops']:.3g} in {data['steps']:,} steps of {data['tokens']:.3g} tokens together",
-        soft_wrap=True,
+        f"{data['flops']:.3g} in {_count(data['steps'])} steps of {data['tokens']:.3g} tokens together"
     )
     how = f"{data['timed']} steps timed here" if probed else f"{device.share:.0%} of the peak assumed"
-    if not probed and found.sending > found.computing:
+    if not probed and found.waiting > 0:
+        how = f"{how}, {found.waiting:.3g} s for the sums of slices"
+    if not probed and found.sending > found.computing + found.waiting:
         how = f"{how}, and messages take longer: {found.sending:.3g} s a step"
-    speed = f"{found.seconds:.3g} s a step, {data['tokens_per_second']:,.0f} tokens/s, {_time(data['hours'])}"
-    out.print(f"time     {speed} ({how})", soft_wrap=True)
+    speed = f"{found.seconds:.3g} s a step, {_count(data['tokens_per_second'])} tokens/s, {_time(data['hours'])}"
+    say(f"time     {speed} ({how})")
+    hours = f"{_count(data['device_hours'], 1)} device-hours"
     if data["cost"] is not None:
-        out.print(f"cost     {data['cost']:,.2f} for {data['device_hours']:,.1f} device-hours")
+        say(f"cost     {_count(data['cost'], 2)} for {hours}")
     else:
-        out.print(f"cost     {data['device_hours']:,.1f} device-hours (--price says what one costs)")
+        say(f"cost     {hours} (--price says what one costs)")
+
+
+def _count(n: float, digits: int = 0) -> str:
+    return f"{n:,.{digits}f}" if n < 1e15 else f"{n:.3g}"
 
 
 def _size(n: float) -> str:
@@ -287,5 +319,5 @@ def _size(n: float) -> str:
 
 def _time(hours: float) -> str:
     if hours >= 48:
-        return f"{hours / 24:,.1f} days"
+        return f"{_count(hours / 24, 1)} days"
     return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"

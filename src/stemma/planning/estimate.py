@@ -15,14 +15,14 @@ from stemma.families.goals import AttentionDistillation, Contrastive
 from stemma.families.recipes import Adafactor, Muon
 from stemma.nn.parts import Dims, HeadNorm
 from stemma.parallel import Mesh, mesh
-from stemma.planning.hardware import Device
+from stemma.planning.hardware import NODE, Device
 from stemma.planning.network import How, Rows
 from stemma.planning.rows import rows as rows_of
 from stemma.planning.steps import LOGITS, Network, Other, Step
 from stemma.train.config import Plan, budget
 
 FILL = 0.92  # of a device's memory that is planned with: allocators need room
-NODE = (1, 2, 4, 8)  # slices: devices of one node, whose links are fast
+SLICES = tuple(n for n in (1, 2, 4, 8, 16) if n <= NODE)  # within one node, whose links are fast
 MOST = 2**17  # devices of a fleet that is looked for
 
 
@@ -31,7 +31,8 @@ class Estimate:
     """Of one mesh. Bytes are of one device: `weights`, `gradients` and `optimizer` of the part that it holds;
     `gathered`: what of others' parts is there at a time; `activations`: all else that a step holds at its worst moment,
     logits among it (`logits`). `cache`: keys and values of one row in inference, bf16. `seconds` a step, of which its
-    work takes `computing` and its messages `sending`, at once with it."""
+    work takes `computing`, and the sums of slices, which it has to wait for, `waiting`; what is gathered and reduced
+    for rows and shards takes `sending`, at once with both. `sent`: bytes of all messages."""
 
     mesh: str
     device: str
@@ -46,6 +47,7 @@ class Estimate:
     cache: float
     seconds: float
     computing: float
+    waiting: float
     sending: float
     sent: float
 
@@ -251,11 +253,10 @@ def estimate(view: Outlook, mesh: Mesh, device: Device, micro: int, seconds: flo
     gathered = 0.0
     if mesh.fsdp > 1:  # what stands outside of blocks with its gradient, and a block in use, the next, and a gradient
         gathered = 4.0 * (2 * view.outside + 3 * view.block) / mesh.tp
-    sent = _sent(view, mesh, device, rows, micro)
+    messages = Messages.of(view, mesh, device, rows, micro)
     again = 4 / 3 if view.recompute else 1.0
     speed = device.peak * device.share * (1.0 if half or cpu else 0.5)
     computing = view.work * plan.rows * plan.context * again / mesh.size / speed
-    sending = sent / device.link
     return Estimate(
         mesh=str(mesh),
         device=device.name,
@@ -268,24 +269,36 @@ def estimate(view: Outlook, mesh: Mesh, device: Device, micro: int, seconds: flo
         activations=view.kept(Way(mesh.tp, mesh.fsdp, cpu, half, min(accumulate, 2)), micro),
         logits=view.logits(micro, mesh.tp),
         cache=view.cache,
-        seconds=seconds if seconds is not None else max(computing, sending),
+        seconds=seconds if seconds is not None else max(computing + messages.waiting, messages.sending),
         computing=computing,
-        sending=sending,
-        sent=sent,
+        waiting=messages.waiting,
+        sending=messages.sending,
+        sent=messages.sent,
     )
 
 
-def _sent(view: Outlook, mesh: Mesh, device: Device, rows: int, micro: int) -> float:
-    """Bytes that a process sends in a step in which it reads so many rows."""
-    plan, sent = view.plan, 0.0
-    if mesh.fsdp > 1:  # gathered forward and backward, gradients scattered, each micro-batch
-        sent += -(-rows // micro) * 3 * 4.0 * view.parameters / mesh.tp * (1 - 1 / mesh.fsdp)
-    if mesh.dp > 1:
-        sent += 2 * 4.0 * view.parameters / (mesh.fsdp * mesh.tp) * (1 - 1 / mesh.dp)
-    if mesh.tp > 1:  # a sum a branch forward, and q, k, v, gate and up backward
+class Messages(NamedTuple):
+    """Of a step, of each process: bytes; seconds of those that the work waits for, and of those that it does not."""
+
+    sent: float
+    waiting: float
+    sending: float
+
+    @classmethod
+    def of(cls, view: Outlook, mesh: Mesh, device: Device, rows: int, micro: int) -> Messages:
+        """Those of a process that reads so many rows a step. Of neighbours `tp` lie next to each other, then `fsdp`."""
+        plan, one = view.plan, 4.0 * view.parameters / mesh.tp
+        # gathered forward and backward, gradients scattered, each micro-batch
+        shards = -(-rows // micro) * 3 * one * (1 - 1 / mesh.fsdp)
+        copies = 2 * one / mesh.fsdp * (1 - 1 / mesh.dp)
+        # a sum a branch forward, and q, k, v, gate and up backward
         branches, width = plan.dims.layers * (1 + 1 + 3 + 2), 2 if view.halves(device) else 4
-        sent += branches * rows * plan.context * plan.dims.d_model * width * 2 * (1 - 1 / mesh.tp)
-    return sent
+        slices = branches * rows * plan.context * plan.dims.d_model * width * 2 * (1 - 1 / mesh.tp)
+        return cls(
+            shards + copies + slices,
+            slices / device.reach(1, mesh.tp),
+            shards / device.reach(mesh.tp, mesh.fsdp) + copies / device.reach(mesh.tp * mesh.fsdp, mesh.dp),
+        )
 
 
 def duration(view: Outlook, found: Estimate, device: Device, steps: int) -> float:
@@ -301,11 +314,11 @@ def steps_within(view: Outlook, found: Estimate, device: Device, seconds: float)
 def _each(view: Outlook, found: Estimate, device: Device) -> Callable[[int], float]:
     """Seconds of a step by its rows."""
     grid, full = mesh(found.mesh), view.plan.rows
-    computing = found.computing if found.sending else found.seconds  # which were measured on one device, if at all
+    computing = found.computing if found.sent else found.seconds  # which were measured on one device, if at all
 
     def seconds(rows: int) -> float:
-        sending = _sent(view, grid, device, rows // grid.readers, found.micro) / device.link
-        return found.seconds if rows == full else max(computing * rows / full, sending)
+        messages = Messages.of(view, grid, device, rows // grid.readers, found.micro)
+        return found.seconds if rows == full else max(computing * rows / full + messages.waiting, messages.sending)
 
     return seconds
 
@@ -313,7 +326,7 @@ def _each(view: Outlook, found: Estimate, device: Device) -> Callable[[int], flo
 def meshes(count: int) -> list[Mesh]:
     """Every mesh of so many processes that keeps slices within a node, the fewest slices first."""
     found = []
-    for tp in NODE:
+    for tp in SLICES:
         for dp in (n for n in range(1, count + 1) if count % (n * tp) == 0):
             found.append(Mesh(dp=dp, fsdp=count // (dp * tp), tp=tp))
     return found
@@ -370,9 +383,7 @@ def suggest(view: Outlook, count: int, device: Device) -> Estimate:
         raise UsageError(
             f"{view.plan.name} runs on no mesh of {count} {device.name}: {unfit(view.plan, Mesh(fsdp=count))}"
         )
-    fits: list[Estimate] = []
-    for slices in NODE:  # more slices send more: they are for what does not fit without them
-        fits = fits or [e for m in able if m.tp == slices if (e := largest(view, m, device)) is not None]
+    fits = [e for m in able if (e := largest(view, m, device)) is not None]
     if not fits:
         need = nearest(view, count, device).memory
         raise ResourceError(
@@ -393,7 +404,7 @@ def _instead(view: Outlook, count: int, device: Device) -> str:
     more, readers = count, max(1, view.plan.rows)
     while more <= MOST:
         more *= 2
-        for tp in NODE:
+        for tp in SLICES:
             mesh = Mesh(fsdp=more // tp, tp=tp) if more % tp == 0 else Mesh(fsdp=more)
             fits = mesh.readers <= readers and unfit(rounded(view.plan, mesh.readers), mesh) is None
             if fits and estimate_of(view, mesh, device).memory <= FILL * device.memory:

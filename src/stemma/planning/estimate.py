@@ -169,6 +169,11 @@ class Outlook:
                 total += number * kept_by(kind, shape, n, inside)
         return total / count
 
+    @property
+    def held(self) -> float:
+        """Bytes of all weights, gradients and of what the optimiser keeps."""
+        return (2 + self.slots) * 4 * self.parameters
+
     def halves(self, device: Device) -> bool:
         if self.half is not None:
             return self.half
@@ -341,8 +346,7 @@ def largest(view: Outlook, mesh: Mesh, device: Device) -> Estimate | None:
         found = estimate(view, mesh, device, micro)
         return found if found.memory <= FILL * device.memory else None
 
-    held = (2 + view.slots) * 4 * view.parameters / (mesh.fsdp * mesh.tp)
-    if held > FILL * device.memory or (best := fitting(1)) is None:
+    if view.held / (mesh.fsdp * mesh.tp) > FILL * device.memory or (best := fitting(1)) is None:
         return None
     if (whole := fitting(sizes[-1])) is not None:
         return whole
@@ -404,6 +408,8 @@ def _instead(view: Outlook, count: int, device: Device) -> str:
     more, readers = count, max(1, view.plan.rows)
     while more <= MOST:
         more *= 2
+        if view.held / more > FILL * device.memory:
+            continue
         for tp in SLICES:
             mesh = Mesh(fsdp=more // tp, tp=tp) if more % tp == 0 else Mesh(fsdp=more)
             fits = mesh.readers <= readers and unfit(rounded(view.plan, mesh.readers), mesh) is None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import itertools
 import math
 import os
 import shutil
@@ -30,6 +31,7 @@ import torch
 import stemma
 from stemma import families, formats, spec
 from stemma.data import Store, cleaning, read, shared
+from stemma.data.mixture import Mixed, UsedUp
 from stemma.data.progress import Meter
 from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
 from stemma.families import ramps
@@ -37,8 +39,8 @@ from stemma.families.declare import Design, Family, Text
 from stemma.families.recipes import Recipe
 from stemma.nn.model import Model, count
 from stemma.nn.parts import Learned
-from stemma.objectives import Objective, Setting, objective, tokens
-from stemma.objectives.languages import UNKNOWN
+from stemma.objectives import Cursor, Objective, Setting, objective, tokens
+from stemma.objectives.languages import UNKNOWN, apart
 from stemma.parallel import World, world
 from stemma.text import files
 from stemma.train import checkpoint, meter, start
@@ -52,6 +54,7 @@ from stemma.train.scale import warmup
 OnStep = Callable[[Record], None]
 OURS = {"tokenizer", "data"}  # what a run that was killed while preparing leaves behind
 ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
+WALKED = 50_000  # rows of a mixture with limits that are counted before a run
 MEASURED = 4  # steps that are timed to turn seconds into a number of steps
 
 
@@ -288,11 +291,37 @@ def pretrain(
         settings = replace(plan.train, precision=pick_precision(plan, device), threads=torch.get_num_threads())
         plan = replace(plan, train=settings)
         loop = loop_of(plan, tokenizer, train, crew)  # what cannot be made leaves no run
+        _enough(loop)
         if leads:
             _note_down(out, plan, store, train, device)
         if crew is not None:
             crew.wait()
         return _carry_on(out, loop, tokenizer, store, on_step, quiet, crew)
+
+
+def _enough(loop: Loop) -> None:
+    """Refuse a run that is longer than a mixture with limits lasts. Raises DataError with the steps that it lasts, and
+    for a source of a mixture without a document to train on."""
+    order = loop.objective.order(loop.view)
+    slots = order.mixture.slots if isinstance(order, Mixed) else None
+    if slots is None:
+        return
+    ramp, rows, cursor = loop.plan.recipe.ramp, 0, Cursor()
+    needed = int(ramps.total(ramp, loop.full, loop.steps))
+    try:
+        for _, follow in itertools.islice(loop.objective.plan(loop.view), min(needed, WALKED)):
+            rows, cursor = rows + 1, follow
+        if needed <= WALKED or apart(loop.view, loop.plan.recipe.sampling):
+            return
+        rows = int(1.02 * rows * slots / max(1, cursor.slot))  # what is left, in proportion
+    except UsedUp:
+        pass
+    if rows < needed:
+        steps = ramps.longest(ramp, loop.full, rows) if rows >= loop.examples(0) else 0
+        raise DataError(
+            f"{loop.plan.data} has text for {steps:,} steps, as often as each part may be read, and the run takes "
+            f"{loop.steps:,}; train for fewer, or raise the limits (#epochs=N in the data, recipe.sampling.epochs)"
+        )
 
 
 def _tell_uneven(plan: Plan, train: Any, rest: Any) -> None:

@@ -444,7 +444,7 @@ def _reopened(
             crew.wait()
             if not crew.leads:
                 plan, tokenizer, store = reopen(run, look=False)
-        plan = spec.edit(plan, carried_out_otherwise(overrides or {}))
+        plan = spec.edit(plan, carried_out_otherwise(overrides or {}, plan))
         _threads(plan.train.threads)
         loop = loop_of(plan, tokenizer, store.split(plan.train.val_fraction, plan.seed)[0], crew)
         return _carry_on(run, loop, tokenizer, store, on_step, quiet, crew)
@@ -453,12 +453,20 @@ def _reopened(
 FREE = ("micro", "recompute", "save_every", "keep", "ahead")  # of `train`: nothing that is learned depends on it
 
 
-def carried_out_otherwise(changes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`changes`, if a run may be gone on with so. Raises UsageError for what decides what is learned."""
-    allowed = [f"train.{name}" for name in FREE]
+def carried_out_otherwise(changes: Mapping[str, Any], plan: Plan) -> Mapping[str, Any]:
+    """`changes`, if a run may be gone on with so. Raises UsageError for what decides what is learned: with
+    `train.spikes` also which checkpoints there are, since the run may go back to them."""
+    held = ("save_every", "keep") if plan.train.spikes is not None else ()
+    allowed = [f"train.{name}" for name in FREE if name not in held]
     if wrong := [path for path in changes if path not in allowed]:
         raise UsageError(
-            f"a run goes on as it was planned, so {wrong[0]} cannot change; what can is {', '.join(allowed)}"
+            f"a run goes on as it was planned, so {wrong[0]} cannot change"
+            + (
+                ", since with train.spikes it goes back to its checkpoints"
+                if wrong[0].partition(".")[2] in held
+                else ""
+            )
+            + f"; what can is {', '.join(allowed)}"
         )
     return changes
 

@@ -6,23 +6,35 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from stemma.errors import DataError, UsageError
-from stemma.train import Loop, Run, checkpoint, read_metrics, resume
+from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
+from stemma.families.recipes import Schedule
+from stemma.train import Loop, Run, checkpoint, read_metrics, resume, verify_resume
+from stemma.train.average import Average
 from stemma.train.spikes import Spikes
-from test_train import text, train, words  # noqa: F401
+from test_accidents import call, refused
+from test_kills import sets
+from test_train import SMALL, train, words
 
 
 def rows(path: Path, texts: list[str]) -> Path:
     path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), "utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return rows(tmp_path_factory.mktemp("text") / "rows.jsonl", words())
 
 
 # ---------------------------------------------------------------- mixtures
@@ -201,7 +213,6 @@ def test_what_is_not_finite_is_told_when_the_run_goes_back(
 
     monkeypatch.setattr(Loop, "gradient", gradient)
     from stemma.train import pretrain
-    from test_train import SMALL
 
     changes = SMALL | {"train.spikes": SPIKES, "train.save_every": 2}
     pretrain("gpt2", data=str(text), out=tmp_path / "run", budget="9 steps", overrides=changes)
@@ -209,3 +220,120 @@ def test_what_is_not_finite_is_told_when_the_run_goes_back(
     assert "the gradient norm inf; the gradient of " in said and "is not finite at step 7: back to step 2, on" in said
     rates = [float(w.replace(",", "")) for w in re.findall(r"([-\d,.]+) tokens/s", said)]
     assert len(rates) > 8 and min(rates) > 0
+
+
+# ---------------------------------------------------------------- runs of which something is gone
+
+
+@pytest.fixture(scope="module")
+def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train("gpt2", out, text, 6, {"train.save_every": 2, "train.average": 0.9})
+    return out
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {p.relative_to(run).as_posix(): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+
+
+def test_a_finished_run_without_its_checkpoints_stays_finished(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = files_of(tmp_path / "run")
+    run = resume(tmp_path / "run", quiet=True)
+    assert run.finished and run.step == 6 and files_of(tmp_path / "run") == before
+    again = resume(whole, quiet=True)
+    theirs = again.model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in run.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "gone", ["model/model.safetensors", "summary.json", "metrics.jsonl", "summary.json metrics.jsonl"]
+)
+@pytest.mark.filterwarnings("ignore:.*lacks 6 of the 6 steps")
+def test_what_is_gone_of_a_finished_run_is_made_again(gone: str, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    for name in gone.split():
+        (tmp_path / "run" / name).unlink()
+    run = resume(tmp_path / "run", quiet=True)
+    assert run.finished and run.summary["val"] == json.loads((whole / "summary.json").read_text("utf-8"))["val"]
+    name = "model/model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_damaged_summary_says_what_to_do(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run" / "summary.json"
+    for content in ("{", "[1]", "7"):
+        path.write_text(content)
+        with pytest.raises(
+            CheckpointError, match="summary.json is damaged; delete it to have it written again with: s"
+        ):
+            resume(tmp_path / "run", quiet=True)
+    path.unlink()
+    assert resume(tmp_path / "run", quiet=True).finished
+
+
+def test_a_run_that_lost_its_checkpoints_says_that_it_begins_again(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    for name in ("checkpoints", "model"):
+        shutil.rmtree(tmp_path / "run" / name)
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.warns(UserWarning, match="has no checkpoint any more; it begins again with its first step"):
+        assert resume(tmp_path / "run", quiet=True).finished
+
+
+def test_the_proof_of_a_resume_looks_at_all_that_a_checkpoint_keeps(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert verify_resume(whole, 4)["identical"]
+    good = Average.restore
+
+    def forgetful(self: Average, tensors: Any, step: int) -> None:
+        before = {name: mean.clone() for name, mean in self.mean.items()}
+        good(self, tensors, step)
+        self.mean = before
+
+    monkeypatch.setattr(Average, "restore", forgetful)
+    with pytest.raises(VerifyError, match="the optimiser's or the mean's .*:average differ after resuming"):
+        verify_resume(whole, 4)
+
+
+def test_no_thread_outlives_a_run_that_fails(text: Path, tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+
+    def full(record: Any) -> None:
+        raise ResourceError("the disk is full")
+
+    with pytest.raises(ResourceError):
+        train("gpt2", tmp_path / "run", text, 6, {"train.ahead": 2}, on_step=full)
+    assert set(threading.enumerate()) == before
+
+
+# ---------------------------------------------------------------- settings that meet
+
+
+@pytest.mark.parametrize(
+    "written", ["Schedule(shape=linear, warmup=3)", {"kind": "Schedule", "warmup": 3}, Schedule(warmup=3)]
+)
+def test_a_warmup_within_a_schedule_is_kept(written: Any, text: Path, tmp_path: Path) -> None:
+    run = train("gpt2", tmp_path / "run", text, 6, {"recipe.schedule": written, "recipe.lr": 3e-3})
+    assert [r["lr"] for r in read_metrics(run.directory)[:4]] == pytest.approx([1e-3, 2e-3, 3e-3, 2e-3])
+
+
+def test_two_lengths_of_a_run_are_refused(text: Path, tmp_path: Path) -> None:
+    told = ["pretrain", "gpt2", "--data", text, "--out", tmp_path / "run", *sets(SMALL), "--quiet"]
+    for more in (["--budget", "9 steps"], ["--set", "train.budget=9 steps"]):
+        refused(call(*told, "--set", "recipe.steps=3", *more), 2, "recipe.steps both say how long the run is")
+    (tmp_path / "settings.yaml").write_text("train.budget: 9 steps\n")
+    ended = call(*told, "--set", "recipe.steps=3", "--config", tmp_path / "settings.yaml")
+    assert ended.code == 0 and len(read_metrics(tmp_path / "run")) == 3, ended  # what is typed wins
+
+
+def test_settings_files_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(b"name: gpt2\n# caf\xe9\n")
+    refused(call("pretrain", "--config", path), 2, f"{path} cannot be read", "utf-8")
+    refused(call("pretrain", "gpt2", "--config", tmp_path), 2, f"{tmp_path} is a folder, not a file to read settings")
+    refused(call("resume", path), 2, f"{path} is not a run: it is a file")

@@ -175,6 +175,10 @@ class Loop:
             self._stream.close()
         self._stream, self.cursor = None, cursor
 
+    def close(self) -> None:
+        """End the thread that makes batches, if there is one; the next step begins another."""
+        self.move(self.cursor)
+
     def gradient(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
         """Add the gradient of a step's loss, over all of its micro-batches, to the parameters.
 
@@ -294,11 +298,17 @@ class Loop:
             "rewinds": self.rewinds,
             "losses": self.losses,
         }
-        slots = optim.state(self.learners, self.optimizer) | (self.average.state() if self.average is not None else {})
+        weights, slots = self.held()
         place = (self.rewinds, self.step)
         every = 1 if self.plan.train.spikes is None else self.save_every
-        path: Path = self.files.save(run, place, self.learners.tensors(), slots, state, self._keep(), every=every)
+        path: Path = self.files.save(run, place, weights, slots, state, self._keep(), every=every)
         return path
+
+    def held(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The tensors that a checkpoint keeps: weights by name, and by `weight:slot` what the optimiser holds of each,
+        and its mean if there is one."""
+        slots = optim.state(self.learners, self.optimizer) | (self.average.state() if self.average is not None else {})
+        return self.learners.tensors(), slots
 
     def _keep(self) -> int:
         """How many checkpoints are kept: enough to go back behind a spike."""
@@ -337,8 +347,8 @@ class Loop:
 
     def rewind(self, run: Path, spikes: Spikes, tell: Callable[[Record], None], why: Diverged | None) -> Record:
         """Go back to a checkpoint `spikes.back` steps or more before the spike, and on in the data behind the next
-        `spikes.skip` batches; what came after it is removed. Leaves a checkpoint of that; `tell` is called before. `why`:
-        the error of a step that was not taken. Raises Diverged if it went back too often.
+        `spikes.skip` batches; what came after it is removed. Leaves a checkpoint of that; `tell` is called before. `why`
+        is the error of a step that was not taken. Raises Diverged if it went back too often.
 
         Checkpoints that a stop left between two regular ones are passed over, so that a run that was stopped goes back
         to the place that an unbroken one goes back to."""
@@ -421,6 +431,7 @@ class Loop:
         if train.spikes is not None and self.step == 0:
             self.save(run)
         with (
+            contextlib.closing(self),
             self.metrics(run) as metrics,
             _graceful() as asked,
             Progress(self, quiet or not self.leads) as progress,
@@ -458,7 +469,6 @@ class Loop:
                     self.save(run)
                     if stop():
                         break
-        self.move(self.cursor)  # no thread outlives the run
         return self.step == self.steps
 
 

@@ -36,7 +36,7 @@ from stemma.data.progress import Meter
 from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
 from stemma.families import ramps
 from stemma.families.declare import Design, Family, Text
-from stemma.families.recipes import Recipe
+from stemma.families.recipes import Recipe, Schedule
 from stemma.nn.model import Model, count
 from stemma.nn.parts import Learned
 from stemma.objectives import Cursor, Objective, Setting, objective, tokens
@@ -158,6 +158,18 @@ def settled(plan: Plan, steps: int, fixed_warmup: bool) -> Plan:
     if plan.scale != "full" and not fixed_warmup:
         recipe = replace(recipe, schedule=replace(recipe.schedule, warmup=warmup(plan.recipe, max(1, steps))))
     return replace(plan, recipe=recipe)
+
+
+def _says_warmup(changes: Mapping[str, Any]) -> bool:
+    """Whether changes give a warm-up: by its own path, or within a schedule or a recipe that is given as a whole."""
+    for path, value in changes.items():
+        if path == "recipe.schedule.warmup":
+            return True
+        if path in ("recipe", "recipe.schedule"):
+            schedule = value.schedule if isinstance(value, Recipe) else value
+            if schedule.warmup > 0 if isinstance(schedule, Schedule) else "warmup" in str(schedule):
+                return True
+    return False
 
 
 def model_of(plan: Plan, tokenizer: Any) -> Model:
@@ -284,7 +296,7 @@ def pretrain(
         train, rest = store.split(plan.train.val_fraction, plan.seed)
         if leads and not quiet:
             _tell_uneven(plan, train, rest)
-        fixed = "recipe.schedule.warmup" in (overrides or {})
+        fixed = _says_warmup(overrides or {})
         steps = _steps(plan, tokenizer, train, crew)
         plan = settled(plan, steps if crew is None else crew.agree(steps), fixed)
         device = pick_device(plan)
@@ -576,12 +588,17 @@ def _carry_on(
     held = sample(held, plan.train.eval_tokens)
     for left in run.glob(".*.json*.tmp") if loop.leads else ():  # of a process that was killed while writing
         left.unlink(missing_ok=True)
-    if newest := checkpoint.latest(run):
+    newest, done = checkpoint.latest(run), run / "summary.json"
+    there = _finished(run)
+    if newest is not None:
         loop.restore(newest)
-    done = run / "summary.json"
-    if loop.step == loop.steps and done.exists() and (run / "model").is_dir():
+    elif not there and loop.leads and (run / "metrics.jsonl").exists():
+        warnings.warn(f"{run} has no checkpoint any more; it begins again with its first step", stacklevel=2)
+    if there and loop.step == loop.steps:
         loop.finish()
-        return Run(run, plan, loop.model.eval(), tokenizer, checkpoint.read_json(done), True)
+        return Run(run, plan, loop.model.eval(), tokenizer, there, True)
+    if there:  # its last checkpoint was deleted
+        return Run(run, plan, formats.load(run / "model").eval(), tokenizer, there, True)
 
     def measure() -> dict[str, float]:
         with loop.averaged():
@@ -615,6 +632,19 @@ def _carry_on(
     return Run(run, plan, loop.model.eval(), tokenizer, summary, True)
 
 
+def _finished(run: Path) -> dict[str, Any]:
+    """The summary of a run, if it came to its end and its model is there. Raises CheckpointError for a damaged one."""
+    path = run / "summary.json"
+    if not path.exists() or not any((run / "model").glob("*.safetensors")):
+        return {}
+    try:
+        return dict(checkpoint.read_json(path))
+    except (CheckpointError, TypeError, ValueError) as error:
+        if "cannot be read" in str(error):
+            raise
+        raise CheckpointError(f"{path} is damaged; delete it to have it written again with: {_go_on(run)}") from None
+
+
 def _summary(run: Path, plan: Plan, loop: Loop, quality: dict[str, float], train: Any, held: Any) -> dict[str, Any]:
     from stemma.data import stats
 
@@ -630,7 +660,7 @@ def _summary(run: Path, plan: Plan, loop: Loop, quality: dict[str, float], train
         "tokens_per_second": round(speed, 1),
         "peak_share": round(speed * loop.cost() / meter.peak(loop.device.type, loop.precision == "bf16"), 4),
         "parameters": sum(p.numel() for p in loop.model.parameters()),
-        "train_loss": sum(losses) / len(losses),
+        "train_loss": sum(losses) / len(losses) if losses else None,  # whose lines somebody deleted
         "val": quality,
         "baselines": {
             "unigram_bits_per_byte": stats.unigram_bits_per_byte(train, held, ends=loop.objective.whole),
@@ -795,7 +825,8 @@ def verify_resume(run: str | Path, steps: int = 6, *, quiet: bool = True) -> dic
                 f"step {a['step']} differs after resuming: loss {b['loss']!r} instead of {a['loss']!r} (stopped after "
                 f"step {steps // 2})"
             )
-    ours, theirs = whole.learners.tensors(), second.learners.tensors()
-    if wrong := [k for k in ours if not torch.equal(ours[k], theirs[k])]:
-        raise VerifyError(f"the weights of {wrong[0]} differ after resuming, though all losses agree")
+    kinds = ("the weights of {}", "the optimiser's or the mean's {}")
+    for what, ours, theirs in zip(kinds, whole.held(), second.held(), strict=True):
+        if wrong := [k for k in ours if k not in theirs or not torch.equal(ours[k], theirs[k])]:
+            raise VerifyError(f"{what.format(wrong[0])} differ after resuming, though all losses agree")
     return {"steps": steps, "stopped_after": steps // 2, "losses": [r["loss"] for r in expected], "identical": True}

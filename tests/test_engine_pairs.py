@@ -268,7 +268,7 @@ def test_a_damaged_summary_says_what_to_do(whole: Path, tmp_path: Path) -> None:
     for content in ("{", "[1]", "7"):
         path.write_text(content)
         with pytest.raises(
-            CheckpointError, match="summary.json is damaged; delete it to have it written again with: s"
+            CheckpointError, match=r"summary.json is damaged; delete it to have it written again with: s"
         ):
             resume(tmp_path / "run", quiet=True)
     path.unlink()
@@ -296,7 +296,7 @@ def test_the_proof_of_a_resume_looks_at_all_that_a_checkpoint_keeps(
         self.mean = before
 
     monkeypatch.setattr(Average, "restore", forgetful)
-    with pytest.raises(VerifyError, match="the optimiser's or the mean's .*:average differ after resuming"):
+    with pytest.raises(VerifyError, match=r"the optimiser's or the mean's .*:average differ after resuming"):
         verify_resume(whole, 4)
 
 

@@ -347,8 +347,8 @@ class Loop:
 
     def rewind(self, run: Path, spikes: Spikes, tell: Callable[[Record], None], why: Diverged | None) -> Record:
         """Go back to a checkpoint `spikes.back` steps or more before the spike, and on in the data behind the next
-        `spikes.skip` batches; what came after it is removed. Leaves a checkpoint of that; `tell` is called before. `why`
-        is the error of a step that was not taken. Raises Diverged if it went back too often.
+        `spikes.skip` batches; what came after it is removed. Leaves a checkpoint of that; `tell` is called before.
+        `why` is the error of a step that was not taken. Raises Diverged if it went back too often.
 
         Checkpoints that a stop left between two regular ones are passed over, so that a run that was stopped goes back
         to the place that an unbroken one goes back to."""

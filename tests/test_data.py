@@ -140,6 +140,34 @@ def test_parquet(tmp_path: Path) -> None:
     assert "is not a Parquet file, or it is damaged" in said(DataError, texts, path)
 
 
+def test_what_datasets_saved(tmp_path: Path) -> None:
+    """The rows of a folder that `save_to_disk` wrote, and not the files that describe it; of splits, train."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    rows = datasets.Dataset.from_dict({"text": ["one", None, "three"], "n": [1, 2, 3], "lang": ["en", "de", "fr"]})
+    rows.save_to_disk(tmp_path / "rows", num_shards=2)
+    other = datasets.Dataset.from_dict({"text": ["held out"]})
+    datasets.DatasetDict({"train": rows, "test": other}).save_to_disk(tmp_path / "both")
+    datasets.DatasetDict({"one": other, "two": other}).save_to_disk(tmp_path / "none")
+    found = [(d.text, d.language) for d in read(str(tmp_path / "rows")).documents()]
+    assert found == [("one", "en"), ("three", "fr")]
+    both = read(str(tmp_path / "both"))
+    assert [d.text for d in both.documents()] == ["one", "three"]
+    assert both.notes == [f"of {tmp_path / 'both'} the split train is read; name the folder of another to read that"]
+    assert [d.text for d in read(str(tmp_path / "both" / "test")).documents()] == ["held out"]
+    assert "holds the splits one, two and none called train" in said(DataError, read, str(tmp_path / "none"))
+    part = next((tmp_path / "both" / "train").glob("*.arrow"))
+    assert [d.text for d in read(str(part)).documents()] == ["one", "three"]
+    assert "has no column 'body', but 'text', 'n', 'lang'" in said(DataError, texts, f"{part}#field=body")
+    part.write_bytes(part.read_bytes()[:90])
+    assert "is not an Arrow file, or it is damaged" in said(DataError, texts, part)
+    import pyarrow as pa
+
+    with pa.OSFile(str(tmp_path / "feather.arrow"), "wb") as out, pa.ipc.new_file(out, pa.schema({"text": "str"})) as f:
+        f.write(pa.table({"text": ["a", "b"]}))
+    assert texts(tmp_path / "feather.arrow") == [("a", "feather.arrow:1"), ("b", "feather.arrow:2")]
+
+
 def test_errors_of_sources_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("some text")
     assert "did you mean 'corpus.txt'" in said(DataError, read, str(tmp_path / "corpsu.txt"))

@@ -110,6 +110,14 @@ def pretrain(
             if any(change.partition("=")[0].strip() == path for change in sets):
                 raise UsageError(f"--{option} and --set {path} say the same; leave one of them out")
             changes.pop(path, None)  # what is typed wins over the file
+    typed = overrides(sets)
+    if "recipe.steps" in typed:
+        if given("budget") or "train.budget" in typed:
+            also = "--budget" if given("budget") else "--set train.budget"
+            raise UsageError(f"{also} and --set recipe.steps both say how long the run is; leave one of them out")
+        changes.pop("train.budget", None)
+    elif given("budget"):
+        changes.pop("recipe.steps", None)
     if start is not None:
         changes["train.start"] = start
     out = out or f"runs/{name}-{changes.get('scale', scale)}-{changes.get('seed', seed)}"

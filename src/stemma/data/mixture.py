@@ -37,6 +37,10 @@ def tempered(sizes: Sequence[float], alpha: float) -> list[float]:
     return [share / sum(raised) for share in raised]
 
 
+class UsedUp(DataError):
+    """A stream has no further place: everything in it was read as often as it may be."""
+
+
 class Draw(NamedTuple):
     """A place of the stream: the `component`, and which of its draws this is (`number`, from 0)."""
 
@@ -118,7 +122,7 @@ class Mixture:
     def __getitem__(self, slot: int) -> Draw:
         """What is drawn at a place of the stream. Raises DataError past its end."""
         if self.slots is not None and slot >= self.slots:
-            raise DataError(
+            raise UsedUp(
                 f"the mixture is used up after {self.slots:,} draws: train for fewer steps, or raise the limits "
                 "of epochs (recipe.sampling.epochs, or #epochs=N in the data)"
             )

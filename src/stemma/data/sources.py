@@ -8,7 +8,8 @@
 | `folder/` | every text file in it and below, sorted by path; hidden files are passed over, binary ones counted |
 | `texts/*.txt` | a glob, sorted |
 | `rows.jsonl`, `rows.jsonl.gz` | one a line, field `text` |
-| `rows.parquet` | one a row, column `text` |
+| `rows.parquet`, `rows.arrow` | one a row, column `text` |
+| `saved/` | a folder that `datasets` wrote with `save_to_disk`: its rows, column `text`; of splits, `train` |
 | `hf://org/name/config:split` | streamed by `datasets`, column `text`; without config, the only one; split `train` |
 | `texts/{lang}/*.txt`, `{lang}/{group}.md` | a glob; the language stands for `{lang}`, the group for `{group}` |
 | `talks.en|talks.de` | files of as many lines, line by line translations of each other, each named for its language |
@@ -19,7 +20,7 @@ Options follow a `#`: `rows.jsonl#field=body`, `poems.txt#split=paragraph`, `row
 the language of all documents, `epochs=4` how often they may be read in training: `a.txt@0.7#epochs=4,b.txt@0.3`;
 `crawl/#clean=exact:gopher` applies steps of `stemma.data.cleaning` by name to this source alone.
 
-Documents have a language and a group where the source says so (a row of JSON by its fields `lang` and `group`).
+Documents have a language and a group where the source says so (a row by its fields `lang` and `group`).
 Those of a group are translations of each other, and never divided between training and held-out text.
 
 Rule for a text file: one document a file, if it is at most 1 MB. A larger file is divided at form feeds and at two or
@@ -29,6 +30,7 @@ Text is UTF-8; a byte order mark is dropped and `\\r\\n` read as `\\n`. Document
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import gzip
 import itertools
@@ -380,8 +382,8 @@ def _file(path: Path, split: str | None, column: str) -> Iterator[Document]:
     kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     if kind in ("jsonl", "ndjson"):
         return _jsonl(path, column)
-    if kind == "parquet":
-        return _parquet(path, column)
+    if kind in ("parquet", "arrow"):
+        return _table(path, column)
     if (size := _size(path)) == 0:
         raise DataError(f"{path} is empty")
     return _text(path, split, size)
@@ -478,50 +480,97 @@ def _value(row: Any, column: str, where: str) -> str:
     return str(row[column])
 
 
-def _parquet(path: Path, column: str) -> Iterator[Document]:
+def _arrow(path: Path) -> Any:
+    """The library that reads tables. Raises ResourceError without it."""
     try:
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
+        import pyarrow
+
+        return pyarrow
     except ImportError as error:
         raise ResourceError(f"reading {path} needs pyarrow: pip install 'stemma-lm[data]'") from error
+
+
+def _table(path: Path, column: str) -> Iterator[Document]:
+    """The rows of a Parquet file, or of an Arrow file as `datasets` saves it."""
+    arrow = _arrow(path)
+    kind = "a Parquet" if path.suffix.lower() == ".parquet" else "an Arrow"
     try:
-        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            names = file.schema_arrow.names
+        with contextlib.ExitStack() as held:
+            names, batches = _batches(path, arrow, held)
             if column not in names:
                 keys = ", ".join(map(repr, names))
                 raise DataError(f"{path} has no column {column!r}, but {keys}; name the column with #field=NAME")
             number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[column]):
-                for value in batch.column(0).to_pylist():
+            for batch in batches([column, *(c for c in ("lang", "group") if c in names and c != column)]):
+                for row in batch.to_pylist():
                     number += 1
+                    value = row[column]
                     if value is None:
                         continue
                     if not isinstance(value, str):
                         raise DataError(
                             f"{path} row {number} has a {type(value).__name__} in column {column!r}, not text"
                         )
-                    yield Document(value, f"{path}:{number}")
+                    yield Document(value, f"{path}:{number}", _label(row, "lang"), _label(row, "group"))
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} is not a Parquet file, or it is damaged: {why}") from error
+        raise DataError(f"{path} is not {kind} file, or it is damaged: {why}") from error
+
+
+def _batches(path: Path, arrow: Any, held: contextlib.ExitStack) -> tuple[list[str], Callable[[list[str]], Any]]:
+    """The names of a table's columns, and its rows with some of them, in batches; `held` closes the file."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet as parquet
+
+        file = held.enter_context(parquet.ParquetFile(path, page_checksum_verification=True))
+        return file.schema_arrow.names, lambda columns: file.iter_batches(batch_size=1024, columns=columns)
+    raw = held.enter_context(arrow.memory_map(str(path)))
+    if raw.read(6) == b"ARROW1":  # the form that can be read anywhere in it
+        table = held.enter_context(arrow.ipc.open_file(raw))
+        every = (table.get_batch(i) for i in range(table.num_record_batches))
+    else:
+        raw.seek(0)
+        table = every = held.enter_context(arrow.ipc.open_stream(raw))
+    return table.schema.names, lambda columns: (batch.select(columns) for batch in every)
+
+
+def _saved(where: Path, folders: list[str], names: list[str], notes: list[str]) -> list[str]:
+    """Of a folder that `datasets` wrote with `save_to_disk`: the files that hold the rows; of other folders, all names.
+    Of several splits only `train` is read. Raises DataError where there is no split of that name."""
+    if "dataset_dict.json" in names:
+        if "train" not in folders:
+            raise DataError(
+                f"{where} holds the splits {', '.join(folders)} and none called train; name the folder of one of them"
+            )
+        if len(folders) > 1:
+            notes.append(f"of {where} the split train is read; name the folder of another to read that")
+        folders[:] = ["train"]
+        return []
+    return [n for n in names if n.endswith(".arrow")] if {"dataset_info.json", "state.json"} <= {*names} else names
 
 
 def _folder(root: Path, spec: str, split: str | None, column: str) -> Source:
     found = []
+    told: list[str] = []
 
     def closed(error: OSError) -> None:
         raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from None
 
     for where, folders, names in os.walk(root, onerror=closed):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = _saved(Path(where), folders, names, told)
         found += [p for name in names if not name.startswith(".") and (p := Path(where) / name).is_file()]
     if not found:
         raise DataError(f"{root} is an empty folder")
     found.sort(key=lambda path: path.relative_to(root).parts)
-    told = f"{split} {column}"
-    return Source(spec, lambda notes: _several(found, split, column, notes), paths=tuple(found), facts=told)
+
+    def walk(notes: list[str]) -> Iterator[Document]:
+        notes += told
+        return _several(found, split, column, notes)
+
+    return Source(spec, walk, paths=tuple(found), facts=f"{split} {column}")
 
 
 def _several(paths: list[Path], split: str | None, column: str, notes: list[str]) -> Iterator[Document]:
@@ -531,7 +580,7 @@ def _several(paths: list[Path], split: str | None, column: str, notes: list[str]
         try:
             if _size(path) == 0:
                 continue
-            if path.suffix.lower() != ".parquet":
+            if path.suffix.lower() not in (".parquet", ".arrow"):
                 _sniff(path)
         except _Binary as error:
             if len(paths) == 1:

@@ -179,10 +179,13 @@ class Objective(ABC):
         """Of an objective whose targets are the whole text: how many of its tokens no target stands for."""
         return 0
 
-    def order(self, view: View) -> Order | Mixed:
-        """The documents of `view`, epoch after epoch, or as a mixture that the text or the recipe declares."""
+    def order(self, view: View, once: bool = False) -> Order | Mixed:
+        """The documents of `view`, epoch after epoch, or as a mixture that the text or the recipe declares; with
+        `once`, each of them once, however they are mixed."""
         from stemma.objectives.languages import mixed
 
+        if once:
+            return Order(self.seed, len(view))
         return mixed(view, self.seed, self.setting.sampling) or Order(self.seed, len(view))
 
     def spans(
@@ -280,8 +283,6 @@ class Reader:
         once: bool,
         langs: Ints | None = None,
     ) -> None:
-        if once and isinstance(order, Mixed):  # an epoch holds every document, however they are mixed
-            order = Order(order.seed, order.documents)
         self.order, self.length, self.piece, self.once, self.langs = order, length, piece, once, langs
         self._pieces: dict[tuple[int, int], Ints] = {}
 

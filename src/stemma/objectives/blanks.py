@@ -167,7 +167,7 @@ class BlankInfilling(Objective):
         def piece(document: int, _: int) -> Ints:
             return np.asarray(view[document], dtype=np.int64)[None]
 
-        reader = Reader(self.order(view), lambda d: len(view[d]), piece, once)
+        reader = Reader(self.order(view, once), lambda d: len(view[d]), piece, once)
         here = reader.settle(cursor)
         while here is not None:
             texts: list[Holed] = []

@@ -56,7 +56,7 @@ class NextToken(Objective):
             return np.concatenate([self.before, np.asarray(view[document]), self.after]).astype(np.int64)[None]
 
         langs = numbers(view, self.setting.text.languages)
-        reader = Reader(self.order(view), lambda d: len(view[d]) + more, piece, once, langs)
+        reader = Reader(self.order(view, once), lambda d: len(view[d]) + more, piece, once, langs)
         for span, follow in self.spans(reader, view, cursor, n + 1, n):
             yield partial(self.example, reader, span), follow
 

@@ -50,7 +50,7 @@ class Pairs(Objective):
         self.cls, self.sep = self.need("cls", "bos"), self.need("sep", "eos")
 
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
-        order = self.order(view)
+        order = self.order(view, once)
         at = cursor.slot
         while not (once and at >= len(view)):
             group: list[tuple[int, int]] = []

@@ -226,7 +226,7 @@ class Relations(Objective):
         def piece(document: int, _: int) -> Ints:
             return np.concatenate([[self.cls], np.asarray(view[document]), [self.sep]]).astype(np.int64)[None]
 
-        reader = Reader(self.order(view), lambda d: len(view[d]) + 2, piece, once)
+        reader = Reader(self.order(view, once), lambda d: len(view[d]) + 2, piece, once)
         for span, follow in reader.spans(cursor, self.context, self.context):
             yield partial(self.example, reader, span), follow
 

@@ -112,7 +112,7 @@ class Infilling(NextToken):
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
         more = len(self.before) + len(self.after)
         reader = Reader(
-            self.order(view), lambda d: len(view[d]) + more, lambda d, _: self.straight(view, d)[None], once
+            self.order(view, once), lambda d: len(view[d]) + more, lambda d, _: self.straight(view, d)[None], once
         )
         here = reader.settle(cursor)
         while here is not None:

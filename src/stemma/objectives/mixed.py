@@ -70,7 +70,7 @@ class MixedMasked(MaskedPairs):
 
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
         sentences = lru_cache(8)(partial(self.sentences, view))
-        order = self.order(view)  # an offset counts sentences
+        order = self.order(view, once)  # an offset counts sentences
         reader = Reader(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
         here = reader.settle(cursor)
         while here is not None:

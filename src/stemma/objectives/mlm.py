@@ -83,7 +83,7 @@ class Masked(Objective):
 
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
         langs = numbers(view, self.setting.text.languages)
-        reader = Reader(self.order(view), lambda d: len(view[d]) + 2, self.piece(view), once, langs)
+        reader = Reader(self.order(view, once), lambda d: len(view[d]) + 2, self.piece(view), once, langs)
         for span, follow in self.spans(reader, view, cursor, self.context, self.context):
             yield partial(self.example, reader, span), follow
 

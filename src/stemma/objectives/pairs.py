@@ -106,7 +106,7 @@ class MaskedPairs(Objective):
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
         sentences = lru_cache(8)(partial(self.sentences, view))
         # an offset counts sentences here
-        order = self.order(view)
+        order = self.order(view, once)
         reader = Reader(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
         order = reader.order
         here = reader.settle(cursor)

@@ -165,7 +165,7 @@ class Permuted(Objective):
     # ------------------------------------------------------------ rows
 
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
-        order = self.order(view)
+        order = self.order(view, once)
         line = Line(view, order, self.end, not self.mixed, once)
         ways = 2 if self.spec.both else 1  # an offset counts a place forward, then the same backward
         reader = Reader(order, lambda d: ways * line.length(d), lambda d, _: np.asarray(view[d])[None], once)

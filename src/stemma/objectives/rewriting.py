@@ -124,7 +124,7 @@ class Rewriting(Objective):
     # ------------------------------------------------------------ rows
 
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
-        reader = Reader(self.order(view), lambda d: len(view[d]), lambda d, _: self.piece(view, d), once)
+        reader = Reader(self.order(view, once), lambda d: len(view[d]), lambda d, _: self.piece(view, d), once)
         here = reader.settle(cursor)
         while here is not None:
             texts, here = self.fill(reader, here)

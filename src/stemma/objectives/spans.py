@@ -90,7 +90,7 @@ class SpanCorruption(Rewriting):
         if once or not self.mixed or self.single or not apart(view, self.setting.sampling):
             yield from super().plan(view, cursor, once)
             return
-        reader = Reader(self.order(view), lambda d: len(view[d]), lambda d, _: self.piece(view, d), once)
+        reader = Reader(self.order(view, once), lambda d: len(view[d]), lambda d, _: self.piece(view, d), once)
         for span, follow in self.spans(reader, view, cursor, self.raw, self.raw):  # rows of one language each
             yield partial(self.example, reader, [span]), follow
 

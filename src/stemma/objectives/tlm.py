@@ -83,7 +83,7 @@ class Translated(Masked):
             return
         pairs = Pairs(view, self.context)
         langs = numbers(view, self.setting.text.languages)
-        reader = Reader(self.order(view), lambda d: len(view[d]) + 2, self.piece(view), once, langs)
+        reader = Reader(self.order(view, once), lambda d: len(view[d]) + 2, self.piece(view), once, langs)
         streams = Streams(self.setting, view, reader.length, self.context, self.context)
         rows = self.setting.rows
         shares = tempered(pairs.counts, self.setting.sampling.alpha)

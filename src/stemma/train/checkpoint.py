@@ -82,10 +82,12 @@ def save(
     state: Any,
     keep: int,
     *,
+    every: int = 1,
     shards: Path | None = None,
 ) -> Path:
     """Write the checkpoint of a `place` (times the run went back, step) and remove all but the last `keep`. Returns its
-    directory. `shards`: a folder that holds the tensors already, to be moved into the checkpoint."""
+    directory. `every`: those of other steps than its multiples, which a stop leaves, do not count, and stay only until
+    the next. `shards`: a folder that holds the tensors already, to be moved into the checkpoint."""
     rewinds, step = place
     parent = run / "checkpoints"
     final = parent / (f"step-{step:06d}" + (f"-{rewinds}" if rewinds else ""))
@@ -115,12 +117,20 @@ def save(
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise refused(f"the checkpoint of step {step} in {parent}", error, run) from error
-    for old in steps(run)[:-keep]:
-        gone = old.with_name(f".{old.name}.{os.getpid()}.tmp")  # a half-removed one must not look like a checkpoint
-        with contextlib.suppress(OSError):  # one too many does no harm
-            os.replace(old, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+    there = steps(run)
+    counted = [p for p in there if step_of(p) % every == 0]
+    for old in there[:-1]:
+        if old not in counted[-keep:]:
+            remove(old)
     return final
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint; if the disk refuses, one too many does no harm."""
+    gone = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # a half-removed one must not look like a checkpoint
+    with contextlib.suppress(OSError):
+        os.replace(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def steps(run: Path) -> list[Path]:

@@ -179,9 +179,10 @@ def overrides(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"no file {path} to read settings from")
-    text = path.read_text("utf-8")
+        what = f"{path} is a folder, not a file" if path.is_dir() else f"no file {path}"
+        raise UsageError(f"{what} to read settings from")
     try:
+        text = path.read_text("utf-8")
         if path.suffix == ".toml":
             data: Any = tomllib.loads(text)
         else:

@@ -39,7 +39,11 @@ WIDE = 192  # from this d_model on bf16 gains more than its casts cost
 
 
 class Diverged(StemmaError):
-    """The loss or the gradient became infinite or undefined."""
+    """The loss or the gradient became infinite or undefined. `what`: which of them, and where it was first found."""
+
+    def __init__(self, sentence: str, what: str = "") -> None:
+        super().__init__(sentence)
+        self.what = what
 
 
 def pick_device(plan: Plan) -> torch.device:
@@ -171,6 +175,10 @@ class Loop:
             self._stream.close()
         self._stream, self.cursor = None, cursor
 
+    def close(self) -> None:
+        """End the thread that makes batches, if there is one; the next step begins another."""
+        self.move(self.cursor)
+
     def gradient(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
         """Add the gradient of a step's loss, over all of its micro-batches, to the parameters.
 
@@ -218,9 +226,10 @@ class Loop:
             why = self._culprit(sums)
             self.optimizer.zero_grad(set_to_none=True)
             self.move(self.cursor)  # the batches made ahead are of the steps after this one
+            what = f"the loss is {loss}, the gradient norm {size}{why}"
             raise Diverged(
-                f"training diverged at step {self.step + 1}: the loss is {loss}, the gradient norm {size}{why}; "
-                "lower recipe.lr or raise recipe.schedule.warmup"
+                f"training diverged at step {self.step + 1}: {what}; lower recipe.lr or raise recipe.schedule.warmup",
+                what,
             )
         if clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
@@ -265,9 +274,10 @@ class Loop:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def cost(self) -> float:
-        """Floating-point operations a token of the row, of a training step like the next one."""
-        stream = self.objective.examples(self.view, self.cursor)
-        batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.full))])
+        """Floating-point operations a token of the row, of a training step like the first one: of text that is there
+        wherever the run stands."""
+        stream = self.objective.examples(self.view)
+        batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.examples(0)))])
         tokens = batch["input_ids"].numel()
         share = self.objective.counts(batch).get("token", 0) / tokens
         decoder = batch["decoder_input_ids"].numel() / tokens if "decoder_input_ids" in batch else 0.0
@@ -288,10 +298,17 @@ class Loop:
             "rewinds": self.rewinds,
             "losses": self.losses,
         }
-        slots = optim.state(self.learners, self.optimizer) | (self.average.state() if self.average is not None else {})
+        weights, slots = self.held()
         place = (self.rewinds, self.step)
-        path: Path = self.files.save(run, place, self.learners.tensors(), slots, state, self._keep())
+        every = 1 if self.plan.train.spikes is None else self.save_every
+        path: Path = self.files.save(run, place, weights, slots, state, self._keep(), every=every)
         return path
+
+    def held(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The tensors that a checkpoint keeps: weights by name, and by `weight:slot` what the optimiser holds of each,
+        and its mean if there is one."""
+        slots = optim.state(self.learners, self.optimizer) | (self.average.state() if self.average is not None else {})
+        return self.learners.tensors(), slots
 
     def _keep(self) -> int:
         """How many checkpoints are kept: enough to go back behind a spike."""
@@ -328,25 +345,38 @@ class Loop:
         self.rewinds, self.losses = state["rewinds"], list(state["losses"])
         self.move(Cursor(**state["cursor"]))
 
-    def rewind(self, run: Path, spikes: Spikes) -> dict[str, Any]:
-        """Go back to a checkpoint `spikes.back` steps or more before the step at hand, and on in the data behind the
-        next `spikes.skip` batches. Leaves a checkpoint of that. Raises Diverged if it went back too often."""
+    def rewind(self, run: Path, spikes: Spikes, tell: Callable[[Record], None], why: Diverged | None) -> Record:
+        """Go back to a checkpoint `spikes.back` steps or more before the spike, and on in the data behind the next
+        `spikes.skip` batches; what came after it is removed. Leaves a checkpoint of that; `tell` is called before.
+        `why` is the error of a step that was not taken. Raises Diverged if it went back too often.
+
+        Checkpoints that a stop left between two regular ones are passed over, so that a run that was stopped goes back
+        to the place that an unbroken one goes back to."""
+        spike = self.step + (why is not None)
         if self.rewinds >= spikes.most:
+            last = f" ({why.what})" if why is not None else ""
             raise Diverged(
-                f"training diverged at step {self.step}: the loss leapt up again after {self.rewinds} times of going "
+                f"training diverged at step {spike}: the loss leapt up again{last} after {self.rewinds} times of going "
                 "back; lower recipe.lr, or raise train.spikes.most"
             )
         rows = self.objective.plan(self.view, self.cursor)
         examples = sum(self.examples(self.step + i) for i in range(spikes.skip))
         skipped = [follow for _, follow in itertools.islice(rows, examples)]
-        cursor, spike, rewinds = (skipped[-1] if skipped else self.cursor), self.step, self.rewinds + 1
-        seconds = self.seconds
-        old = [path for path in checkpoint.steps(run) if checkpoint.step_of(path) <= max(0, spike - spikes.back)]
-        self.restore(old[-1] if old else checkpoint.steps(run)[0])
+        cursor, rewinds, seconds = (skipped[-1] if skipped else self.cursor), self.rewinds + 1, self.seconds
+        there = checkpoint.steps(run)
+        regular = [path for path in there if checkpoint.step_of(path) % self.save_every == 0] or there
+        before = [path for path in regular if checkpoint.step_of(path) <= max(0, spike - spikes.back)]
+        self.restore(before[-1] if before else regular[0])
         self.rewinds, self.losses, self.seconds = rewinds, [], seconds
         self.move(cursor)
+        what = "the loss leapt up" if why is None else why.what
+        told = {"number": rewinds, "at": spike, "to": self.step, "skipped": spikes.skip, "why": what}
+        tell(told)
+        for path in there if self.leads else ():  # no later spike may lead back to what was left behind
+            if checkpoint.step_of(path) > self.step:
+                checkpoint.remove(path)
         self.save(run)
-        return {"at": spike, "to": self.step, "skipped": spikes.skip}
+        return told
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -401,6 +431,7 @@ class Loop:
         if train.spikes is not None and self.step == 0:
             self.save(run)
         with (
+            contextlib.closing(self),
             self.metrics(run) as metrics,
             _graceful() as asked,
             Progress(self, quiet or not self.leads) as progress,
@@ -409,20 +440,20 @@ class Loop:
             leapt = self.agreed(lambda: train.spikes is not None and spiked(train.spikes, self.losses))
             begin = time.perf_counter() - self.seconds
             while self.step < self.steps:
+                failed: Diverged | None = None
                 try:
                     record = self.advance()
                     self.losses = [*self.losses, record["loss"]][-_memory(train.spikes) :] if train.spikes else []
-                except Diverged:
+                except Diverged as error:
                     if train.spikes is None:
                         raise
+                    failed = error
                     self.losses.append(math.nan)
                 self.seconds = time.perf_counter() - begin
                 if train.spikes is not None and leapt():
-                    told = self.rewind(run, train.spikes)
-                    metrics.rewind(told)
-                    progress.say(
-                        f"the loss leapt up at step {told['at']}: back to step {told['to']}, on with other text"
-                    )
+                    told = self.rewind(run, train.spikes, metrics.rewind, failed)
+                    metrics.reopen(told["to"])
+                    progress.say(f"{told['why']} at step {told['at']}: back to step {told['to']}, on with other text")
                     continue
                 record["seconds"] = self.seconds
                 due = train.eval_every is not None and self.step % train.eval_every == 0 and self.step < self.steps
@@ -438,7 +469,6 @@ class Loop:
                     self.save(run)
                     if stop():
                         break
-        self.move(self.cursor)  # no thread outlives the run
         return self.step == self.steps
 
 
@@ -497,13 +527,19 @@ class Metrics:
         self.file = open(path, "ab", buffering=0)  # noqa: SIM115
 
     def rewind(self, told: Record) -> None:
-        """The run went back to the step `told["to"]`: what came after it is kept in `rewinds.jsonl`."""
-        self.file.close()
+        """The run goes back to the step `told["to"]`: what came after it is kept in `rewinds.jsonl`, once, also if a
+        process was killed before it had gone back and the next one comes to the same spike."""
         lost = [record for record in records(self.path) if record["step"] > told["to"]]
         path = self.path.with_name("rewinds.jsonl")
-        with open(path, "ab", buffering=0) as file:
-            _append(path, file, json.dumps({**told, "lost": lost}) + "\n")
-        self.open(told["to"])
+        known = [entry.get("number") for entry in records(path, "number")] if path.exists() else []
+        if told["number"] not in known:
+            with open(path, "ab", buffering=0) as file:
+                _append(path, file, json.dumps({**told, "lost": lost}) + "\n")
+
+    def reopen(self, step: int) -> None:
+        """Go on behind the line of `step`."""
+        self.file.close()
+        self.open(step)
 
     def write(self, record: Record) -> None:
         _append(self.path, self.file, json.dumps(record) + "\n")
@@ -527,9 +563,9 @@ class Metrics:
             self.board.close()
 
 
-def records(path: Path) -> list[Record]:
-    """The records in a file of metrics; lines that are none, such as a half one, are passed over. Raises
-    CheckpointError if it cannot be read."""
+def records(path: Path, key: str = "step") -> list[Record]:
+    """The records in a file of metrics; lines that are none (they have no number `key`), such as a half one, are passed
+    over. Raises CheckpointError if it cannot be read."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -538,7 +574,7 @@ def records(path: Path) -> list[Record]:
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
+            if isinstance(record, dict) and isinstance(record.get(key), int):
                 found.append(record)
     return found
 
@@ -587,7 +623,7 @@ class Progress:
         if self.quiet:
             return
         now, tokens = time.perf_counter(), record["tokens"]
-        if now > self.mark[0]:
+        if now > self.mark[0] and tokens > self.mark[1]:  # fewer: the run went back
             fresh = (tokens - self.mark[1]) / (now - self.mark[0])
             self.speed = fresh if not self.speed else 0.9 * self.speed + 0.1 * fresh
         self.mark = (now, tokens)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import itertools
 import math
 import os
 import shutil
@@ -30,15 +31,16 @@ import torch
 import stemma
 from stemma import families, formats, spec
 from stemma.data import Store, cleaning, read, shared
+from stemma.data.mixture import Mixed, UsedUp
 from stemma.data.progress import Meter
 from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
 from stemma.families import ramps
 from stemma.families.declare import Design, Family, Text
-from stemma.families.recipes import Recipe
+from stemma.families.recipes import Recipe, Schedule
 from stemma.nn.model import Model, count
 from stemma.nn.parts import Learned
-from stemma.objectives import Objective, Setting, objective, tokens
-from stemma.objectives.languages import UNKNOWN
+from stemma.objectives import Cursor, Objective, Setting, objective, tokens
+from stemma.objectives.languages import UNKNOWN, apart
 from stemma.parallel import World, world
 from stemma.text import files
 from stemma.train import checkpoint, meter, start
@@ -52,6 +54,7 @@ from stemma.train.scale import warmup
 OnStep = Callable[[Record], None]
 OURS = {"tokenizer", "data"}  # what a run that was killed while preparing leaves behind
 ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
+WALKED = 50_000  # rows of a mixture with limits that are counted before a run
 MEASURED = 4  # steps that are timed to turn seconds into a number of steps
 
 
@@ -155,6 +158,18 @@ def settled(plan: Plan, steps: int, fixed_warmup: bool) -> Plan:
     if plan.scale != "full" and not fixed_warmup:
         recipe = replace(recipe, schedule=replace(recipe.schedule, warmup=warmup(plan.recipe, max(1, steps))))
     return replace(plan, recipe=recipe)
+
+
+def _says_warmup(changes: Mapping[str, Any]) -> bool:
+    """Whether changes give a warm-up: by its own path, or within a schedule or a recipe that is given as a whole."""
+    for path, value in changes.items():
+        if path == "recipe.schedule.warmup":
+            return True
+        if path in ("recipe", "recipe.schedule"):
+            schedule = value.schedule if isinstance(value, Recipe) else value
+            if schedule.warmup > 0 if isinstance(schedule, Schedule) else "warmup" in str(schedule):
+                return True
+    return False
 
 
 def model_of(plan: Plan, tokenizer: Any) -> Model:
@@ -281,18 +296,44 @@ def pretrain(
         train, rest = store.split(plan.train.val_fraction, plan.seed)
         if leads and not quiet:
             _tell_uneven(plan, train, rest)
-        fixed = "recipe.schedule.warmup" in (overrides or {})
+        fixed = _says_warmup(overrides or {})
         steps = _steps(plan, tokenizer, train, crew)
         plan = settled(plan, steps if crew is None else crew.agree(steps), fixed)
         device = pick_device(plan)
         settings = replace(plan.train, precision=pick_precision(plan, device), threads=torch.get_num_threads())
         plan = replace(plan, train=settings)
         loop = loop_of(plan, tokenizer, train, crew)  # what cannot be made leaves no run
+        _enough(loop)
         if leads:
             _note_down(out, plan, store, train, device)
         if crew is not None:
             crew.wait()
         return _carry_on(out, loop, tokenizer, store, on_step, quiet, crew)
+
+
+def _enough(loop: Loop) -> None:
+    """Refuse a run that is longer than a mixture with limits lasts. Raises DataError with the steps that it lasts, and
+    for a source of a mixture without a document to train on."""
+    order = loop.objective.order(loop.view)
+    slots = order.mixture.slots if isinstance(order, Mixed) else None
+    if slots is None:
+        return
+    ramp, rows, cursor = loop.plan.recipe.ramp, 0, Cursor()
+    needed = int(ramps.total(ramp, loop.full, loop.steps))
+    try:
+        for _, follow in itertools.islice(loop.objective.plan(loop.view), min(needed, WALKED)):
+            rows, cursor = rows + 1, follow
+        if needed <= WALKED or apart(loop.view, loop.plan.recipe.sampling):
+            return
+        rows = int(1.02 * rows * slots / max(1, cursor.slot))  # what is left, in proportion
+    except UsedUp:
+        pass
+    if rows < needed:
+        steps = ramps.longest(ramp, loop.full, rows) if rows >= loop.examples(0) else 0
+        raise DataError(
+            f"{loop.plan.data} has text for {steps:,} steps, as often as each part may be read, and the run takes "
+            f"{loop.steps:,}; train for fewer, or raise the limits (#epochs=N in the data, recipe.sampling.epochs)"
+        )
 
 
 def _tell_uneven(plan: Plan, train: Any, rest: Any) -> None:
@@ -415,7 +456,7 @@ def _reopened(
             crew.wait()
             if not crew.leads:
                 plan, tokenizer, store = reopen(run, look=False)
-        plan = spec.edit(plan, carried_out_otherwise(overrides or {}))
+        plan = spec.edit(plan, carried_out_otherwise(overrides or {}, plan))
         _threads(plan.train.threads)
         loop = loop_of(plan, tokenizer, store.split(plan.train.val_fraction, plan.seed)[0], crew)
         return _carry_on(run, loop, tokenizer, store, on_step, quiet, crew)
@@ -424,12 +465,20 @@ def _reopened(
 FREE = ("micro", "recompute", "save_every", "keep", "ahead")  # of `train`: nothing that is learned depends on it
 
 
-def carried_out_otherwise(changes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`changes`, if a run may be gone on with so. Raises UsageError for what decides what is learned."""
-    allowed = [f"train.{name}" for name in FREE]
+def carried_out_otherwise(changes: Mapping[str, Any], plan: Plan) -> Mapping[str, Any]:
+    """`changes`, if a run may be gone on with so. Raises UsageError for what decides what is learned: with
+    `train.spikes` also which checkpoints there are, since the run may go back to them."""
+    held = ("save_every", "keep") if plan.train.spikes is not None else ()
+    allowed = [f"train.{name}" for name in FREE if name not in held]
     if wrong := [path for path in changes if path not in allowed]:
         raise UsageError(
-            f"a run goes on as it was planned, so {wrong[0]} cannot change; what can is {', '.join(allowed)}"
+            f"a run goes on as it was planned, so {wrong[0]} cannot change"
+            + (
+                ", since with train.spikes it goes back to its checkpoints"
+                if wrong[0].partition(".")[2] in held
+                else ""
+            )
+            + f"; what can is {', '.join(allowed)}"
         )
     return changes
 
@@ -539,12 +588,17 @@ def _carry_on(
     held = sample(held, plan.train.eval_tokens)
     for left in run.glob(".*.json*.tmp") if loop.leads else ():  # of a process that was killed while writing
         left.unlink(missing_ok=True)
-    if newest := checkpoint.latest(run):
+    newest, done = checkpoint.latest(run), run / "summary.json"
+    there = _finished(run)
+    if newest is not None:
         loop.restore(newest)
-    done = run / "summary.json"
-    if loop.step == loop.steps and done.exists() and (run / "model").is_dir():
+    elif not there and loop.leads and (run / "metrics.jsonl").exists():
+        warnings.warn(f"{run} has no checkpoint any more; it begins again with its first step", stacklevel=2)
+    if there and loop.step == loop.steps:
         loop.finish()
-        return Run(run, plan, loop.model.eval(), tokenizer, checkpoint.read_json(done), True)
+        return Run(run, plan, loop.model.eval(), tokenizer, there, True)
+    if there:  # its last checkpoint was deleted
+        return Run(run, plan, formats.load(run / "model").eval(), tokenizer, there, True)
 
     def measure() -> dict[str, float]:
         with loop.averaged():
@@ -578,6 +632,19 @@ def _carry_on(
     return Run(run, plan, loop.model.eval(), tokenizer, summary, True)
 
 
+def _finished(run: Path) -> dict[str, Any]:
+    """The summary of a run, if it came to its end and its model is there. Raises CheckpointError for a damaged one."""
+    path = run / "summary.json"
+    if not path.exists() or not any((run / "model").glob("*.safetensors")):
+        return {}
+    try:
+        return dict(checkpoint.read_json(path))
+    except (CheckpointError, TypeError, ValueError) as error:
+        if "cannot be read" in str(error):
+            raise
+        raise CheckpointError(f"{path} is damaged; delete it to have it written again with: {_go_on(run)}") from None
+
+
 def _summary(run: Path, plan: Plan, loop: Loop, quality: dict[str, float], train: Any, held: Any) -> dict[str, Any]:
     from stemma.data import stats
 
@@ -593,7 +660,7 @@ def _summary(run: Path, plan: Plan, loop: Loop, quality: dict[str, float], train
         "tokens_per_second": round(speed, 1),
         "peak_share": round(speed * loop.cost() / meter.peak(loop.device.type, loop.precision == "bf16"), 4),
         "parameters": sum(p.numel() for p in loop.model.parameters()),
-        "train_loss": sum(losses) / len(losses),
+        "train_loss": sum(losses) / len(losses) if losses else None,  # whose lines somebody deleted
         "val": quality,
         "baselines": {
             "unigram_bits_per_byte": stats.unigram_bits_per_byte(train, held, ends=loop.objective.whole),
@@ -758,7 +825,8 @@ def verify_resume(run: str | Path, steps: int = 6, *, quiet: bool = True) -> dic
                 f"step {a['step']} differs after resuming: loss {b['loss']!r} instead of {a['loss']!r} (stopped after "
                 f"step {steps // 2})"
             )
-    ours, theirs = whole.learners.tensors(), second.learners.tensors()
-    if wrong := [k for k in ours if not torch.equal(ours[k], theirs[k])]:
-        raise VerifyError(f"the weights of {wrong[0]} differ after resuming, though all losses agree")
+    kinds = ("the weights of {}", "the optimiser's or the mean's {}")
+    for what, ours, theirs in zip(kinds, whole.held(), second.held(), strict=True):
+        if wrong := [k for k in ours if k not in theirs or not torch.equal(ours[k], theirs[k])]:
+            raise VerifyError(f"{what.format(wrong[0])} differ after resuming, though all losses agree")
     return {"steps": steps, "stopped_after": steps // 2, "losses": [r["loss"] for r in expected], "identical": True}

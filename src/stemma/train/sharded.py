@@ -35,7 +35,7 @@ class Files:
     spread: Spread
     world: World
 
-    def save(self, run: Path, place: Any, model: Any, optimizer: Any, state: Any, keep: int) -> Path:
+    def save(self, run: Path, place: Any, model: Any, optimizer: Any, state: Any, keep: int, *, every: int = 1) -> Path:
         """Called by every process. All write into one folder, which the leading one then makes a checkpoint."""
         folder = run / "checkpoints" / ".shards"
         if self.world.leads:
@@ -46,7 +46,7 @@ class Files:
         final = None
         if self.world.leads:
             state = {**state, "mesh": str(self.world.shape)}
-            final = checkpoint.save(run, place, {}, {}, state, keep, shards=folder)
+            final = checkpoint.save(run, place, {}, {}, state, keep, every=every, shards=folder)
             shutil.rmtree(folder, ignore_errors=True)
         return Path(self.world.agree(final))
 

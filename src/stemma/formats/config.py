@@ -15,7 +15,7 @@ from stemma import spec
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.families.declare import Design
 from stemma.formats.names import Row
-from stemma.nn.parts import Choose, Classify, Dropout, Heads, LMHead, Normal, Tag
+from stemma.nn.parts import Choose, Classify, Dims, Dropout, Heads, LMHead, Normal, Tag
 
 REQUIRED = object()
 
@@ -36,6 +36,15 @@ class Key:
     read: Callable[[Any, Mapping[str, Any]], Any] = same
     write: Callable[[Any, Design], Any] = same
     older: tuple[str, ...] = ()
+
+    def told(self, design: Design) -> Any:
+        """What a config says of a design; of a dim that is left to a rule, what the rule gives. Raises UsageError if
+        the layout has no word for it."""
+        value = spec.get(design, self.paths[0])
+        dim = self.paths[0].removeprefix("dims.")
+        if dim in Dims.RULES and self.write is same:
+            return getattr(design.dims, Dims.RULES[dim])
+        return self.write(value, design)
 
     def spelling(self, config: Mapping[str, Any]) -> str:
         """The name (or names) by which a config has it."""
@@ -102,6 +111,20 @@ def several(value: Any, config: Mapping[str, Any]) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def ids(*, pad: int | None, bos: int | None, eos: int | None) -> tuple[Key, ...]:
+    """The keys of the ids that pad, begin and end a text, with the reference's defaults."""
+    return (
+        key("pad_token_id", "text.pad_id", default=pad),
+        key("bos_token_id", "text.bos_id", default=bos),
+        key("eos_token_id", "text.eos_id", default=eos, read=several),
+    )
+
+
+def with_defaults(keys: Iterable[Key], **defaults: Any) -> tuple[Key, ...]:
+    """Keys that a layout shares with another one, some with defaults of its own."""
+    return tuple(replace(k, default=defaults.get(k.name, k.default)) for k in keys)
+
+
 def words(table: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
     """`read` and `write` of a key whose words differ from ours. The first of several that mean the same is written."""
 
@@ -133,7 +156,7 @@ class Layout:
     families: tuple[str, ...]
     classes: Mapping[str, Heads]
     keys: tuple[Key, ...]
-    rows: Callable[[Design], list[Row]]
+    rows: Callable[[Design], Iterable[Row]]
     prefix: str = ""
     bodies: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -347,7 +370,7 @@ def write_config(layout: Layout, design: Design, heads: Heads, base: Design) -> 
     for k in layout.keys:
         if not _reaches(design, k.paths[0]):
             raise UsageError(f"the {layout.model_type!r} layout has {k.name!r}, and this design no {k.paths[0]}")
-        config[k.name] = k.write(spec.get(design, k.paths[0]), design)
+        config[k.name] = k.told(design)
     again, _ = read_config(layout, config, base)
     old, new = (_comparable(d, layout, heads) for d in (design, again))
     lost = [c for c in spec.diff(old, new) if c.path.split(".")[0] in ("arch", "dims")]

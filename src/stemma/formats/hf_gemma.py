@@ -63,7 +63,7 @@ gemma = Layout(
                 head_dim=dict(default=256),
             )
         ),
-        key("num_key_value_heads", "dims.kv_heads", default=16, write=lambda v, d: d.dims.kv),
+        key("num_key_value_heads", "dims.kv_heads", default=16),
         key("max_position_embeddings", "dims.context", default=8192),
     ),
     rows=rows,
@@ -80,7 +80,7 @@ SECOND: dict[str, dict[str, Any]] = dict(
     head_dim=dict(default=256),
 )
 SCORES = (
-    key("num_key_value_heads", "dims.kv_heads", default=4, write=lambda v, d: d.dims.kv),
+    key("num_key_value_heads", "dims.kv_heads", default=4),
     key(
         "query_pre_attn_scalar",
         "arch.attention.scale_width",

@@ -74,7 +74,7 @@ qwen2 = Layout(
     classes=classes("Qwen2"),
     keys=(
         *_keys(),
-        key("num_key_value_heads", "dims.kv_heads", default=32, write=lambda v, d: d.dims.kv),
+        key("num_key_value_heads", "dims.kv_heads", default=32),
         *_windows(_read_mask, by_layer=True),
     ),
     rows=rows,
@@ -90,7 +90,7 @@ qwen3 = Layout(
     classes=classes("Qwen3"),
     keys=(
         *_keys(head_dim=WIDE, rms_norm_eps=EPS),
-        key("num_key_value_heads", "dims.kv_heads", default=32, write=lambda v, d: d.dims.kv),
+        key("num_key_value_heads", "dims.kv_heads", default=32),
         BIAS,
         *_windows(_read_mask, by_layer=True),
     ),
@@ -127,7 +127,7 @@ qwen3_moe = Layout(
             )
             if k.name != "intermediate_size"
         ),
-        key("num_key_value_heads", "dims.kv_heads", default=4, write=lambda v, d: d.dims.kv),
+        key("num_key_value_heads", "dims.kv_heads", default=4),
         BIAS,
         *_windows(_read_one_mask, by_layer=False),
         key("moe_intermediate_size", "dims.d_ff", default=768),

@@ -19,8 +19,7 @@ from stemma.nn.parts import Causal, Choose, Classify, Full, Heads, LMHead, MLMHe
 
 
 def _xlm_rows(design: Design) -> Iterator[Row]:
-    lm, task = design.arch.heads.lm, design.arch.heads.task
-    tied = lm is None or lm.tied
+    task, tied = design.arch.heads.task, design.arch.heads.tied
     stack = design.arch.structure  # an encoder, or a decoder where it is causal
     body, ours = "transformer", f"{stack}.blocks.{{i}}"
     yield row(f"{body}.embeddings.weight", "embed.tokens.weight", aliases=["pred_layer.proj.weight"] if tied else [])
@@ -106,7 +105,7 @@ xlm = Layout(
         key("bos_token_id", "text.bos_id", default=0, older=("bos_index",)),
         key("eos_token_id", "text.eos_id", default=1, read=several, older=("eos_index",)),
     ),
-    rows=lambda design: list(_xlm_rows(design)),
+    rows=_xlm_rows,
     prefix="transformer.",
     fixed={"asm": False, "is_encoder": True, **SHARED},
     unused={
@@ -144,8 +143,7 @@ xlm_roberta = Layout(
 def _xl_rows(design: Design) -> Iterator[Row]:
     body = "roberta"
     theirs, ours = f"{body}.encoder.layer.{{i}}", "encoder.blocks.{i}"
-    lm = design.arch.heads.lm
-    tied = lm is None or lm.tied
+    tied = design.arch.heads.tied
     decoder = ["lm_head.decoder.weight"] if tied else []
     yield row(f"{body}.embeddings.word_embeddings.weight", "embed.tokens.weight", aliases=decoder)
     yield row(f"{body}.embeddings.position_embeddings.weight", "encoder.position.table.weight")
@@ -181,7 +179,7 @@ xlm_roberta_xl = Layout(
         type_vocab_size=1,
         layer_norm_eps=1e-5,
     ),
-    rows=lambda design: list(_xl_rows(design)),
+    rows=_xl_rows,
     prefix="roberta.",
     fixed=ABSOLUTE,
     renames=GAMMA,

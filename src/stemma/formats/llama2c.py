@@ -217,7 +217,7 @@ def save(model: Model, path: str | Path, *, version: int = 0) -> Path:
             strict=True,
         )
     )  # fmt: skip
-    head = Head(version, sizes, meta.tied(design), START if version else 28)
+    head = Head(version, sizes, design.arch.heads.tied, START if version else 28)
     meta.same(design, _design(path, head), "llama2.c's")
     with tensors.whole_file(path) as scratch, open(scratch, "wb") as out:
         _write(out, model, design, head)

@@ -76,7 +76,7 @@ def rows(design: Design) -> list[Row]:
     out = [row(EMBEDDINGS, "embed.tokens.weight")]
     out += [row(f"layers.{{i}}.{t}.weight", f"decoder.blocks.{{i}}.{o}.weight") for t, o, _ in BLOCK]
     out.append(row("norm.weight", "decoder.norm.weight"))
-    if not tied(design):
+    if not design.arch.heads.tied:
         out.append(row(OUTPUT, "lm.weight"))
     return expand(out, {"decoder": design.dims.layers})
 
@@ -86,11 +86,6 @@ def identify(design: Design) -> tuple[Design, Family]:
     owner, name = formats._nearest(design, formats.LAYOUTS["llama"], {})
     text = formats._text(design, owner)
     return replace(design, name=name, text=text, objective=owner.objective, recipe=owner.recipe), owner
-
-
-def tied(design: Design) -> bool:
-    """Whether the output matrix is the embeddings."""
-    return design.arch.heads.lm is None or design.arch.heads.lm.tied
 
 
 # ---------------------------------------------------------------- the shards
@@ -241,7 +236,7 @@ def write_params(design: Design) -> dict[str, Any]:
 
 def _read(params: Mapping[str, Any], design: Design) -> Design:
     """What `params` say of the weights of `design`."""
-    return read_params(params, design.dims.vocab, tied(design))[0]
+    return read_params(params, design.dims.vocab, design.arch.heads.tied)[0]
 
 
 def differences(design: Design, again: Design) -> list[spec.Change]:
@@ -391,7 +386,7 @@ def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard
     state = {k: v.detach() for k, v in model.named_parameters()}
     kind = model.dtype if dtype is None else formats.dtype_of(dtype)
     table = rows(design)
-    if tied(design) and (source is None or source.output):
+    if design.arch.heads.tied and (source is None or source.output):
         table.append(row(OUTPUT, "embed.tokens.weight"))
     axes = {f"{t}.weight": a for t, _, a in BLOCK} | {EMBEDDINGS: 0 if by_token else 1, OUTPUT: 0}
 

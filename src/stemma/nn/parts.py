@@ -587,6 +587,11 @@ class Heads(Spec):
         require(self.pooler is not None or not self.pair, "a pair head reads the pooler: heads.pair needs heads.pooler")
         require(self.pooler is not None or not pooled, "this task reads the pooler: it needs heads.pooler or a summary")
 
+    @property
+    def tied(self) -> bool:
+        """Whether the logits, if there are any, come from the token embeddings and not from a matrix beside them."""
+        return self.lm is None or self.lm.tied
+
 
 # ---------------------------------------------------------------- numbers that matter in training only
 
@@ -748,6 +753,8 @@ class Dims(Spec):
     languages: int = 0
     experts: int | None = None
     active: int | None = None
+
+    RULES: ClassVar = {"kv_heads": "kv", "head_dim": "width", "decoder_layers": "depth"}  # what stands in if left out
 
     def __post_init__(self) -> None:
         for name in (

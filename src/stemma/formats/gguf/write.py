@@ -26,12 +26,12 @@ from stemma.formats import tensors
 from stemma.formats.gguf import quants, vocab_write
 from stemma.formats.gguf.file import Entry
 from stemma.formats.gguf.parts import differences
-from stemma.formats.gguf.tables import ARCHITECTURES, COUNTS, EXACT, Architecture
+from stemma.formats.gguf.tables import ARCHITECTURES, EXACT, Architecture
 from stemma.formats.gguf.vocab import PREFIX
 from stemma.formats.names import Row
 from stemma.formats.rotary import to_pairs
 from stemma.nn.model import Model
-from stemma.nn.parts import Dropout, Heads, Normal
+from stemma.nn.parts import Dims, Dropout, Heads, Normal
 
 NUMBERS = {name: number for number, name in quants.NAMES.items()}
 # a type's name: its number among ggml's types, and llama.cpp's number for a file of mostly this type
@@ -172,7 +172,7 @@ def _type(name: str, shape: list[int], word: str) -> int:
 
 
 def _keys(arch: Architecture, design: Design, word: str) -> dict[str, Any]:
-    sizes = {key: getattr(design.dims, COUNTS.get(dim, dim)) for key, dim in arch.sizes.items()}
+    sizes = {key: getattr(design.dims, Dims.RULES.get(dim, dim)) for key, dim in arch.sizes.items()}
     own: dict[str, Any] = {"vocab_size": design.dims.vocab, **sizes, arch.eps: float(design.arch.norm.eps), **arch.said}
     for part in arch.parts:
         own |= part.write(design)

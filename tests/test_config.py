@@ -425,7 +425,6 @@ def test_a_mistyped_key_is_refused_with_the_right_one(model_type: str, every: in
     """Each key with each slip of the hand, by default one slip in `every`."""
     layout = formats.LAYOUTS[model_type]
     keys = {n for k in layout.keys for n in (k.name, *k.older)} | set(layout.fixed) | set(layout.unused)
-    base = formats._base(layout)
     general = {*GENERAL, *GENERAL_FIXED}
     tried = keys | general if model_type == "bert" else keys  # the general ones are the same everywhere
     keys |= general
@@ -433,7 +432,7 @@ def test_a_mistyped_key_is_refused_with_the_right_one(model_type: str, every: in
         words = {key: typos_all(key)}
         for typo in sorted(typos(key) - keys)[::every]:
             with pytest.raises(CheckpointError) as caught:
-                read_config(layout, TINY[model_type] | {typo: 1}, base)
+                read_config(layout, TINY[model_type] | {typo: 1})
             text = str(caught.value)
             assert f"no key {typo!r}" in text and "did you mean" in text, text
             meant = text.split("did you mean ")[1].split("'")[1]

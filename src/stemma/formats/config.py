@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stemma import spec
+from stemma import families, spec
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.families.declare import Design
 from stemma.formats.names import Row
@@ -174,6 +174,17 @@ class Layout:
         """The model_type, with the mark where there is one."""
         return f"{self.model_type} ({self.mark})" if self.mark else self.model_type
 
+    def base(self) -> Design:
+        """What a config changes: the first size of the first family, with all heads that keys speak of."""
+        owner = families.family(self.families[0])
+        first = owner[next(iter(owner.sizes))]
+        known = (first.arch.heads, *self.classes.values())
+        heads = {
+            "arch.heads.lm": next((h.lm for h in known if h.lm is not None), None),
+            "arch.heads.detect": next((h.detect for h in known if h.detect is not None), None),
+        }
+        return spec.edit(first, {**heads, "text.bos_id": None, "text.eos_id": None, "text.pad_id": None})
+
 
 def reasons(reason: str, names: str) -> dict[str, str]:
     """One reason for each of several names."""
@@ -298,11 +309,12 @@ def write_labels(heads: Heads, names: tuple[str, ...] = ()) -> dict[str, Any]:
     return out
 
 
-def read_config(layout: Layout, config: Mapping[str, Any], base: Design) -> tuple[Design, dict[str, str]]:
-    """The design that a config describes, starting from `base`, and the keys that were not used, with reasons.
+def read_config(layout: Layout, config: Mapping[str, Any]) -> tuple[Design, dict[str, str]]:
+    """The design that a config describes and the keys that were not used, with reasons.
 
     Raises CheckpointError for an unknown key (with the nearest known one), a missing one and an unsupported value.
     """
+    base = layout.base()
     known = {n for k in layout.keys for n in (k.name, *k.older)}
     fixed = {**GENERAL_FIXED, **layout.fixed}
     named = _class_in(layout, config)
@@ -361,9 +373,10 @@ def _in_their_words(
     return text
 
 
-def write_config(layout: Layout, design: Design, heads: Heads, base: Design) -> dict[str, Any]:
+def write_config(layout: Layout, design: Design) -> dict[str, Any]:
     """The config.json of a design. Raises UsageError if the layout has no way to say something that the design has."""
-    config: dict[str, Any] = {"model_type": layout.model_type, "architectures": [class_name(layout, design, heads)]}
+    heads, base = design.arch.heads, layout.base()
+    config: dict[str, Any] = {"model_type": layout.model_type, "architectures": [class_name(layout, design)]}
     config |= write_labels(heads)
     if heads.lm is None:  # a body alone still says how a head on it would be
         design = replace(design, arch=replace(design.arch, heads=replace(heads, lm=base.arch.heads.lm)))
@@ -371,14 +384,25 @@ def write_config(layout: Layout, design: Design, heads: Heads, base: Design) -> 
         if not _reaches(design, k.paths[0]):
             raise UsageError(f"the {layout.model_type!r} layout has {k.name!r}, and this design no {k.paths[0]}")
         config[k.name] = k.told(design)
-    again, _ = read_config(layout, config, base)
+    again, _ = read_config(layout, config)
     old, new = (_comparable(d, layout, heads) for d in (design, again))
-    lost = [c for c in spec.diff(old, new) if c.path.split(".")[0] in ("arch", "dims")]
-    if lost:
-        raise UsageError(
-            f"the {layout.model_type!r} layout cannot say {lost[0].path}={lost[0].old} (it would read {lost[0].new})"
-        )
+    refuse_loss(f"the {layout.model_type!r} layout", lost(old, new))
     return config
+
+
+def lost(
+    design: Design, again: Design, diff: Callable[[Design, Design], list[spec.Change]] = spec.diff
+) -> list[spec.Change]:
+    """What a network loses when it is read as `again`, training apart."""
+    a, b = (replace(d, arch=replace(d.arch, init=Normal(), dropout=Dropout())) for d in (design, again))
+    return [c for c in diff(a, b) if c.path.split(".")[0] in ("arch", "dims")]
+
+
+def refuse_loss(what: str, changes: list[spec.Change]) -> None:
+    """Raises UsageError if a layout, called `what`, loses something."""
+    if changes:
+        first = changes[0]
+        raise UsageError(f"{what} cannot say {first.path}={first.old} (it would read {first.new})")
 
 
 def _reaches(design: Design, path: str) -> bool:
@@ -389,9 +413,10 @@ def _reaches(design: Design, path: str) -> bool:
     return True
 
 
-def class_name(layout: Layout, design: Design, heads: Heads) -> str:
-    """The publisher's class for a design with a set of heads: the one that has them, else the one that has most of
-    them. Raises UsageError if it has none for the task, or for the structure."""
+def class_name(layout: Layout, design: Design) -> str:
+    """The publisher's class for a design: the one that has its heads, else the one that has most of them. Raises
+    UsageError if it has none for the task, or for the structure."""
+    heads = design.arch.heads
     known = {n: h for n, h in layout.classes.items() if _form(h) == _form(heads)}
     if not known:
         raise UsageError(f"the {layout.model_type!r} layout has no class for the task head {heads.task}")
@@ -429,11 +454,11 @@ def present(heads: Heads) -> tuple[bool, ...]:
 
 
 def _comparable(design: Design, layout: Layout, heads: Heads) -> Design:
-    """Without what a config need not record: what matters in training only, which heads stand on the pooler, and
-    whether the head has a bias where its tensor tells."""
+    """Without what a config need not record: which heads stand on the pooler, and whether the head has a bias where
+    its tensor tells."""
     own = design.arch.heads
     head = own.lm if heads.lm is not None else None
     if layout.bias_by_file and isinstance(head, LMHead):
         head = replace(head, bias=False)
     heads = Heads(head, detect=own.detect if heads.detect is not None else None)
-    return replace(design, arch=replace(design.arch, init=Normal(), dropout=Dropout(), heads=heads))
+    return replace(design, arch=replace(design.arch, heads=heads))

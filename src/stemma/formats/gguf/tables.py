@@ -78,7 +78,7 @@ class Architecture:
 
     def table(self, design: Design) -> list[Row]:
         """The rows of every layer, the output matrix included where it is not the embeddings."""
-        rows = expand(self.rows(design), depths(design))
+        rows = expand(self.rows(design), design)
         return rows if design.arch.heads.tied or not self.head else [*rows, row(UNTIED, "lm.weight")]
 
 
@@ -87,12 +87,6 @@ def apart(r: Row, file: Source) -> list[Row]:
     if r.theirs in file or ".attn_qkv." not in r.theirs:
         return [r]
     return [row(r.theirs.replace("attn_qkv", f"attn_{x}"), ours) for x, ours in zip("qkv", r.ours, strict=True)]
-
-
-def depths(design: Design) -> dict[str, int]:
-    """Blocks of each stack."""
-    both = design.arch.structure == "encoder-decoder"
-    return {"encoder": design.dims.layers, "decoder": design.dims.depth if both else design.dims.layers}
 
 
 # ---------------------------------------------------------------- tensors

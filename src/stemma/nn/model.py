@@ -17,6 +17,7 @@ from stemma.nn.heads import EMDHead, Summary, Task, detector, lm_head, task_loss
 from stemma.nn.init import initialise
 from stemma.nn.masks import CHOICES, Visible
 from stemma.nn.memory import in_windows
+from stemma.nn.mlp import dropped
 from stemma.nn.stack import Block, Stack, State
 from stemma.nn.streams import Request, TwoStreams
 
@@ -340,8 +341,7 @@ class Model(nn.Module):
         """What is said of two segments, from a text's vector: B D -> B 2."""
         if self.pair is None:
             raise UsageError("this model has no head for pairs of segments (its checkpoint came without one)")
-        rate = self.arch.dropout.pair
-        return self.pair(F.dropout(pooled, rate, self.training and rate > 0))
+        return self.pair(dropped(pooled, self.arch.dropout.pair, self.training))
 
     # ------------------------------------------------------------ the public call
 

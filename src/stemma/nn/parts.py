@@ -758,20 +758,9 @@ class Dims(Spec):
 
     def __post_init__(self) -> None:
         for name in (
-            "d_model",
-            "layers",
-            "heads",
-            "d_ff",
-            "vocab",
-            "context",
-            "kv_heads",
-            "head_dim",
-            "embed",
-            "groups",
-            "inner",
-            "experts",
-            "active",
-        ):
+            "d_model", "layers", "heads", "d_ff", "vocab", "context", "kv_heads", "head_dim", "embed", "groups",
+            "inner", "experts", "active",
+        ):  # fmt: skip
             n = getattr(self, name)
             require(n is None or n >= 1, f"dims.{name} must be at least 1, not {n}")
         for name in ("segments", "languages"):

@@ -176,8 +176,7 @@ class Layout:
 
     def base(self) -> Design:
         """What a config changes: the first size of the first family, with all heads that keys speak of."""
-        owner = families.family(self.families[0])
-        first = owner[next(iter(owner.sizes))]
+        first = families.family(self.families[0]).first
         known = (first.arch.heads, *self.classes.values())
         heads = {
             "arch.heads.lm": next((h.lm for h in known if h.lm is not None), None),

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,7 +133,7 @@ class Tensors:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        data = _unpickled(file)
+        data = tensors.unpickled(file, "tensors and options", argparse.Namespace)
         state = data.get("model", data)
         if not isinstance(state, dict) or not any(isinstance(t, Tensor) for t in state.values()):
             raise CheckpointError(f"{file} should hold tensors by name, under 'model' or alone")
@@ -156,24 +154,6 @@ class Tensors:
 
     def get(self, name: str) -> Tensor:
         return self.state[name]
-
-
-def _unpickled(file: Path) -> dict[str, Any]:
-    how: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            data = torch.load(file, mmap=zipfile.is_zipfile(file), **how)
-    except Exception as error:  # torch raises several kinds for a damaged or a hostile file
-        if not isinstance(error, pickle.UnpicklingError):
-            why = f"{tensors.first_line(error)}; copy or download it again"
-        elif name := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            why = f"it holds {name[1]}, and of all classes only argparse.Namespace is read"
-        else:
-            why = "it holds objects or code, which are not run, or is damaged"
-        raise CheckpointError(f"{file} cannot be read as tensors and options: {why}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file} should hold tensors by name, not a {type(data).__name__}")
-    return data
 
 
 def _options(file: Path, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,7 +225,7 @@ def _design(
 ) -> tuple[Design, str | None]:
     """The design that options and tensors say, and the name of the classification head, if there is one."""
     owner = families.family(kind.family)
-    base = owner[next(iter(owner.sizes))]
+    base = owner.first
     options = source.options or {}
     body = kind.tokens.removesuffix("embed_tokens.weight")
     shape = {name: source.state[file].shape for name, file in files.items()}
@@ -394,8 +374,7 @@ def _check(design: Design, kind: Kind, model: Model) -> None:
         raise UsageError("fairseq's layout knows classification heads with a dense layer of their own, and no others")
     if model.embed.segments is not None and bool(model.embed.segments.weight.any()):
         raise UsageError("fairseq's layout has no segments, and this model's embedding of them is not zero")
-    owner = families.family(kind.family)
-    base = owner[next(iter(owner.sizes))]
+    base = families.family(kind.family).first
     free: dict[str, Any] = {
         "mlp.act": design.arch.mlp.act,
         "heads": design.arch.heads,

@@ -5,32 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stemma.errors import CheckpointError
 from stemma.families.declare import Design
 from stemma.families.glm import glm4 as glm4_family
 from stemma.formats.config import Layout, ids, key, reasons, several, words
+from stemma.formats.hf_bert import task_classes
 from stemma.formats.hf_gpt import four_times
-from stemma.formats.hf_llama import ACTS, STRAY, read_rope, write_rope
+from stemma.formats.hf_llama import ACTS, STRAY
 from stemma.formats.names import Row, linear, row
+from stemma.formats.rope import SHARE, read_rope, write_rope
 from stemma.nn.parts import Heads, LMHead, Rotary, Sandwich
 
 
 def read_partial(value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary parameters with `partial_rotary_factor` among them, or beside them as before."""
-    flat = dict(config)
-    shares = [flat.pop("partial_rotary_factor")] if flat.get("partial_rotary_factor") is not None else []
-    for name in ("rope_parameters", "rope_scaling"):
-        if isinstance(flat.get(name), Mapping) and "partial_rotary_factor" in flat[name]:
-            flat[name] = dict(flat[name])
-            shares.append(flat[name].pop("partial_rotary_factor"))
-    if any(share != shares[0] for share in shares):
-        raise CheckpointError("partial_rotary_factor is given twice, with different values; keep the right one")
-    return read_rope(value, flat) | {"share": shares[0] if shares else 0.5, "interleaved": True}
+    """Half of a head turns where a file does not say how much of it, and neighbours are pairs."""
+    return {"share": 0.5} | read_rope(value, config) | {"interleaved": True}
 
 
 def write_partial(value: Rotary, design: Design) -> dict[str, Any]:
     """As transformers 5 writes it."""
-    return write_rope(value, design) | {"partial_rotary_factor": value.share}
+    return write_rope(value, design) | {SHARE: value.share}
 
 
 def _four_rows(design: Design) -> Iterator[Row]:
@@ -88,7 +81,6 @@ FOUR = (
 
 
 def _four(name: str, prefix: str, family: str, mark: str) -> Layout:
-    tasks = {"classify": "SequenceClassification", "tag": "TokenClassification"}
     return Layout(
         model_type=name,
         mark=mark,
@@ -96,7 +88,7 @@ def _four(name: str, prefix: str, family: str, mark: str) -> Layout:
         classes={
             f"{prefix}ForCausalLM": Heads(LMHead()),
             f"{prefix}Model": Heads(),
-            **{f"{prefix}For{tasks[task]}": heads for task, heads in glm4_family.tasks.items()},
+            **task_classes(prefix, glm4_family),
         },
         keys=FOUR,
         rows=_four_rows,

@@ -12,7 +12,7 @@ from stemma.families.llama import llama as family
 from stemma.formats.config import Key, Layout, key, several, token, words
 from stemma.formats.names import Row, linear, row
 from stemma.formats.rope import read_rope, write_rope
-from stemma.nn.parts import Answer, Causal, Classify, Experts, Heads, LMHead, Sandwich, Sliding, Tag
+from stemma.nn.parts import Answer, Causal, Classify, Experts, Heads, LMHead, Parallel, Sandwich, Sliding, Tag
 
 ACTS = {
     "silu": "silu",
@@ -75,7 +75,7 @@ def body(design: Design) -> Iterator[Row]:
         yield row(f"{theirs}.post_attention_layernorm.weight", f"{ours}.attention_out_norm.weight")
         yield row(f"{theirs}.pre_feedforward_layernorm.weight", f"{ours}.mlp_norm.weight")
         yield row(f"{theirs}.post_feedforward_layernorm.weight", f"{ours}.mlp_out_norm.weight")
-    else:
+    elif not isinstance(arch.residual, Parallel):
         yield row(f"{theirs}.post_attention_layernorm.weight", f"{ours}.mlp_norm.weight")
     yield row("model.norm.weight", "decoder.norm.weight")
     if not tied:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from stemma.errors import CheckpointError
-from stemma.families.declare import Design, Family
+from stemma.families.declare import Design
 from stemma.families.t5 import t5 as t5_family
 from stemma.formats.config import Layout, ids, key, meant, with_defaults
+from stemma.formats.hf_bert import task_classes
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import MLP, Answer, Classify, Full, GatedMLP, Heads, LayerBuckets, LMHead, Tag
 
@@ -49,12 +50,6 @@ def task_rows(design: Design) -> Iterator[Row]:
         case Classify():
             yield from linear("classification_head.dense", "task.summary.dense")
             yield from linear("classification_head.out_proj", "task.out")
-
-
-def task_classes(prefix: str, family: Family) -> dict[str, Heads]:
-    """The publisher's classes of the family's task heads."""
-    names = {"classify": "SequenceClassification", "tag": "TokenClassification", "answer": "QuestionAnswering"}
-    return {f"{prefix}For{names[task]}": heads for task, heads in family.tasks.items()}
 
 
 def _rows(design: Design) -> Iterator[Row]:

@@ -72,9 +72,8 @@ class Architecture:
 
     def base(self) -> Design:
         """The design that a file changes: the first family's first size, counts that follow from others left out."""
-        owner = families.family(self.families[0])
         free = dict.fromkeys(f"dims.{dim}" for dim in Dims.RULES)
-        return spec.edit(owner[next(iter(owner.sizes))], free)
+        return spec.edit(families.family(self.families[0]).first, free)
 
     def table(self, design: Design) -> list[Row]:
         """The rows of every layer, the output matrix included where it is not the embeddings."""

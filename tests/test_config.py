@@ -464,6 +464,13 @@ def test_a_mistyped_class() -> None:
     assert design.name == "bert-base-uncased"
 
 
+@pytest.mark.parametrize("value", [3, True, 0.5, "BertModel", {"BertModel": 1}, [1, 2]])
+@pytest.mark.parametrize("model_type", ["bert", "deberta", "t5"])
+def test_classes_that_are_no_list_of_names_are_refused(model_type: str, value: Any) -> None:
+    text = refusal(TINY[model_type] | {"architectures": value})
+    assert f"architectures={value!r} should be a list of class names" in text
+
+
 @pytest.mark.parametrize(
     ("model_type", "key", "value", "expected"),
     [

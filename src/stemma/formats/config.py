@@ -237,18 +237,16 @@ PROBLEMS = {
 
 def heads_wanted(layout: Layout, config: Mapping[str, Any]) -> Heads:
     """The heads of the class that a config names, with its number of labels. Raises CheckpointError for others."""
-    listed = config.get("architectures") or []
-    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        raise CheckpointError(f"config.json: architectures={listed!r} should be a list of class names")
-    if not listed:
+    names = class_names(config)
+    if not names:
         return Heads()  # an old file names no class; its heads are what it holds
-    named_class = _class_in(layout, config)
-    heads = None if named_class is None else layout.classes[named_class]
-    if heads is None:
+    named_class = class_in(layout, config)
+    if named_class is None:
         raise CheckpointError(
-            f"config.json: class {listed[0]!r} is not supported; known: {', '.join(layout.classes)}"
-            f"{did_you_mean(listed[0], layout.classes)}"
+            f"config.json: class {names[0]!r} is not supported; known: {', '.join(layout.classes)}"
+            f"{did_you_mean(names[0], layout.classes)}"
         )
+    heads = layout.classes[named_class]
     if (field := _counted(heads)) is not None:
         named, number = config.get("id2label"), config.get("num_labels")
         if named is not None and not isinstance(named, Mapping):
@@ -277,10 +275,17 @@ def _counted(heads: Heads) -> str | None:
     return None
 
 
-def _class_in(layout: Layout, config: Mapping[str, Any]) -> str | None:
-    """The first class that a config names and the layout knows."""
+def class_names(config: Mapping[str, Any]) -> list[str]:
+    """The classes that a config names. Raises CheckpointError if it has no list of names for them."""
     listed = config.get("architectures") or []
-    return next((name for name in listed if name in layout.classes), None)
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise CheckpointError(f"config.json: architectures={listed!r} should be a list of class names")
+    return listed
+
+
+def class_in(layout: Layout, config: Mapping[str, Any]) -> str | None:
+    """The first class that a config names and the layout knows."""
+    return next((name for name in class_names(config) if name in layout.classes), None)
 
 
 def label_names(config: Mapping[str, Any], heads: Heads) -> tuple[str, ...]:
@@ -316,7 +321,7 @@ def read_config(layout: Layout, config: Mapping[str, Any]) -> tuple[Design, dict
     base = layout.base()
     known = {n for k in layout.keys for n in (k.name, *k.older)}
     fixed = {**GENERAL_FIXED, **layout.fixed}
-    named = _class_in(layout, config)
+    named = class_in(layout, config)
     if named in layout.variants:  # an encoder alone, of which some files say what it is and some what it is part of
         fixed["is_encoder_decoder"] = (False, True)
     unused = {**GENERAL, **layout.unused}

@@ -16,7 +16,7 @@ from stemma.errors import CheckpointError
 from stemma.families.deberta import deberta as deberta_family
 from stemma.families.deberta import deberta_v2 as deberta_v2_family
 from stemma.families.declare import Design
-from stemma.formats.config import Key, Layout, ids, key, reasons, with_defaults
+from stemma.formats.config import Key, Layout, class_names, ids, key, reasons, with_defaults
 from stemma.formats.hf_bert import ACTS, GAMMA, task_classes, task_rows, with_act
 from stemma.formats.names import ByHead, Row, linear, row
 from stemma.nn.parts import ContextDetector, Convolution, Disentangled, EMDHead, Heads, MLMHead, Summary
@@ -159,8 +159,8 @@ def _heads(value: Any, config: Mapping[str, Any]) -> Heads:
         if not isinstance(config.get(name, True), bool):
             raise CheckpointError(f"{name}={config[name]!r} should be true or false")
     act = ACTS["read"](config.get("hidden_act", "gelu"), config)
-    listed = config.get("architectures") or []
-    authors = not listed or (isinstance(listed, list) and any(name in AUTHORS for name in listed))
+    names = class_names(config)
+    authors = not names or any(name in AUTHORS for name in names)
     tied = config.get("tie_word_embeddings", True) or not config.get("legacy", True)
     lm = EMDHead(act) if authors else MLMHead(act, tied)
     return Heads(lm, Summary(act="gelu"), detect=ContextDetector(act))

@@ -65,9 +65,8 @@ def _layout_for(model_type: Any, raw: Mapping[str, Any]) -> Layout:
 def nearest_family(design: Design, layout: Layout, raw: Mapping[str, Any]) -> tuple[Family, str]:
     """The family of the layout that the design differs least from, and the name of the size that it equals, if any.
     Among families of one network those count that have its size, then those whose heads and rates are its own."""
-    listed = raw.get("architectures") or []
-    known = [layout.classes[n] for n in listed if isinstance(n, str) and n in layout.classes]
-    has = configs.present(known[0] if known else design.arch.heads)
+    named = configs.class_in(layout, raw)
+    has = configs.present(design.arch.heads if named is None else layout.classes[named])
 
     def body(owner: Family) -> int:
         same = {"dropout": design.arch.dropout, "heads": design.arch.heads}

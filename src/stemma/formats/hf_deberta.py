@@ -255,7 +255,8 @@ deberta = Layout(
     stray=STRAY,
 )
 
-deberta_v2 = Layout(
+deberta_v2 = replace(
+    deberta,
     model_type="deberta-v2",
     families=("deberta-v2", "deberta-v3"),
     classes={
@@ -276,9 +277,6 @@ deberta_v2 = Layout(
         *V2_KEYS,
     ),
     rows=_v2_rows,
-    prefix="deberta.",
     fixed=FIXED | {"conv_groups": 1},
     unused=UNUSED,
-    renames=GAMMA,
-    stray=STRAY,
 )

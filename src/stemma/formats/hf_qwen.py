@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from stemma.errors import CheckpointError
@@ -84,7 +85,8 @@ qwen2 = Layout(
     stray=STRAY,
 )
 
-qwen3 = Layout(
+qwen3 = replace(
+    qwen2,
     model_type="qwen3",
     families=("qwen3",),
     classes=classes("Qwen3"),
@@ -94,11 +96,7 @@ qwen3 = Layout(
         BIAS,
         *_windows(_read_mask, by_layer=True),
     ),
-    rows=rows,
-    prefix="model.",
     bodies={"Qwen3ForQuestionAnswering": "transformer."},
-    renames=ANSWERS,
-    stray=STRAY,
 )
 
 
@@ -113,7 +111,8 @@ def _active(value: Any, config: Mapping[str, Any]) -> Any:
     return value
 
 
-qwen3_moe = Layout(
+qwen3_moe = replace(
+    qwen2,
     model_type="qwen3_moe",
     families=("qwen3-moe",),
     classes=classes("Qwen3Moe"),
@@ -142,7 +141,6 @@ qwen3_moe = Layout(
         ),
     ),
     rows=_moe_rows,
-    prefix="model.",
     bodies={"Qwen3MoeForQuestionAnswering": "transformer."},
     fixed={"decoder_sparse_step": 1, "mlp_only_layers": []},
     unused=ROUTER
@@ -150,6 +148,4 @@ qwen3_moe = Layout(
         "intermediate_size": "of dense layers, of which there are none",
         "max_window_layers": "no code of this type reads it",
     },
-    renames=ANSWERS,
-    stray=STRAY,
 )

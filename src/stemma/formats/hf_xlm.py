@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from stemma.errors import CheckpointError
@@ -10,7 +11,7 @@ from stemma.families.declare import Design
 from stemma.families.xlm import xlm as xlm_family
 from stemma.families.xlm import xlm_roberta as xlm_roberta_family
 from stemma.formats.config import Layout, key, reasons, several, switch
-from stemma.formats.hf_bert import ABSOLUTE, GAMMA, STRAY, fairseq_keys, head, roberta_rows, task_classes, task_rows
+from stemma.formats.hf_bert import fairseq_keys, head, roberta, task_classes, task_rows
 from stemma.formats.hf_gpt import four_times
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Causal, Choose, Classify, Full, Heads, LMHead, MLMHead, Summary
@@ -123,7 +124,8 @@ xlm = Layout(
 
 # ---------------------------------------------------------------- XLM-R
 
-xlm_roberta = Layout(
+xlm_roberta = replace(
+    roberta,
     model_type="xlm-roberta",
     families=("xlm-roberta",),
     classes={
@@ -132,11 +134,6 @@ xlm_roberta = Layout(
         **task_classes("XLMRoberta", xlm_roberta_family),
     },
     keys=fairseq_keys(),
-    rows=roberta_rows,
-    prefix="roberta.",
-    fixed=ABSOLUTE,
-    renames=GAMMA,
-    stray=STRAY,
 )
 
 
@@ -161,7 +158,8 @@ def _xl_rows(design: Design) -> Iterator[Row]:
     yield from task_rows(design)
 
 
-xlm_roberta_xl = Layout(
+xlm_roberta_xl = replace(
+    roberta,
     model_type="xlm-roberta-xl",
     families=("xlm-roberta-xl",),
     classes={
@@ -180,8 +178,4 @@ xlm_roberta_xl = Layout(
         layer_norm_eps=1e-5,
     ),
     rows=_xl_rows,
-    prefix="roberta.",
-    fixed=ABSOLUTE,
-    renames=GAMMA,
-    stray=STRAY,
 )

@@ -425,7 +425,6 @@ def test_a_mistyped_key_is_refused_with_the_right_one(model_type: str, every: in
     """Each key with each slip of the hand, by default one slip in `every`."""
     layout = formats.LAYOUTS[model_type]
     keys = {n for k in layout.keys for n in (k.name, *k.older)} | set(layout.fixed) | set(layout.unused)
-    base = formats._base(layout)
     general = {*GENERAL, *GENERAL_FIXED}
     tried = keys | general if model_type == "bert" else keys  # the general ones are the same everywhere
     keys |= general
@@ -433,7 +432,7 @@ def test_a_mistyped_key_is_refused_with_the_right_one(model_type: str, every: in
         words = {key: typos_all(key)}
         for typo in sorted(typos(key) - keys)[::every]:
             with pytest.raises(CheckpointError) as caught:
-                read_config(layout, TINY[model_type] | {typo: 1}, base)
+                read_config(layout, TINY[model_type] | {typo: 1})
             text = str(caught.value)
             assert f"no key {typo!r}" in text and "did you mean" in text, text
             meant = text.split("did you mean ")[1].split("'")[1]
@@ -463,6 +462,13 @@ def test_a_mistyped_class() -> None:
     raw = TINY["bert"] | {"architectures": ["BertForMaskedLN"]}
     design = formats.read_design(raw)[0]  # the class says which heads, which a load looks at
     assert design.name == "bert-base-uncased"
+
+
+@pytest.mark.parametrize("value", [3, True, 0.5, "BertModel", {"BertModel": 1}, [1, 2]])
+@pytest.mark.parametrize("model_type", ["bert", "deberta", "t5"])
+def test_classes_that_are_no_list_of_names_are_refused(model_type: str, value: Any) -> None:
+    text = refusal(TINY[model_type] | {"architectures": value})
+    assert f"architectures={value!r} should be a list of class names" in text
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,11 @@ class Family:
     def __iter__(self) -> Iterator[str]:
         return iter(self.sizes)
 
+    @property
+    def first(self) -> Design:
+        """The design of the size that is declared first."""
+        return self[next(iter(self.sizes))]
+
     # ------------------------------------------------------------ relatives
 
     @property

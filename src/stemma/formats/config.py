@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stemma import spec
+from stemma import families, spec
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.families.declare import Design
 from stemma.formats.names import Row
-from stemma.nn.parts import Choose, Classify, Dropout, Heads, LMHead, Normal, Tag
+from stemma.nn.parts import Choose, Classify, Dims, Dropout, Heads, LMHead, Normal, Tag
 
 REQUIRED = object()
 
@@ -36,6 +36,15 @@ class Key:
     read: Callable[[Any, Mapping[str, Any]], Any] = same
     write: Callable[[Any, Design], Any] = same
     older: tuple[str, ...] = ()
+
+    def told(self, design: Design) -> Any:
+        """What a config says of a design; of a dim that is left to a rule, what the rule gives. Raises UsageError if
+        the layout has no word for it."""
+        value = spec.get(design, self.paths[0])
+        dim = self.paths[0].removeprefix("dims.")
+        if dim in Dims.RULES and self.write is same:
+            return getattr(design.dims, Dims.RULES[dim])
+        return self.write(value, design)
 
     def spelling(self, config: Mapping[str, Any]) -> str:
         """The name (or names) by which a config has it."""
@@ -102,6 +111,20 @@ def several(value: Any, config: Mapping[str, Any]) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def ids(*, pad: int | None, bos: int | None, eos: int | None) -> tuple[Key, ...]:
+    """The keys of the ids that pad, begin and end a text, with the reference's defaults."""
+    return (
+        key("pad_token_id", "text.pad_id", default=pad),
+        key("bos_token_id", "text.bos_id", default=bos),
+        key("eos_token_id", "text.eos_id", default=eos, read=several),
+    )
+
+
+def with_defaults(keys: Iterable[Key], **defaults: Any) -> tuple[Key, ...]:
+    """Keys that a layout shares with another one, some with defaults of its own."""
+    return tuple(replace(k, default=defaults.get(k.name, k.default)) for k in keys)
+
+
 def words(table: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
     """`read` and `write` of a key whose words differ from ours. The first of several that mean the same is written."""
 
@@ -133,7 +156,7 @@ class Layout:
     families: tuple[str, ...]
     classes: Mapping[str, Heads]
     keys: tuple[Key, ...]
-    rows: Callable[[Design], list[Row]]
+    rows: Callable[[Design], Iterable[Row]]
     prefix: str = ""
     bodies: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -150,6 +173,16 @@ class Layout:
     def name(self) -> str:
         """The model_type, with the mark where there is one."""
         return f"{self.model_type} ({self.mark})" if self.mark else self.model_type
+
+    def base(self) -> Design:
+        """What a config changes: the first size of the first family, with all heads that keys speak of."""
+        first = families.family(self.families[0]).first
+        known = (first.arch.heads, *self.classes.values())
+        heads = {
+            "arch.heads.lm": next((h.lm for h in known if h.lm is not None), None),
+            "arch.heads.detect": next((h.detect for h in known if h.detect is not None), None),
+        }
+        return spec.edit(first, {**heads, "text.bos_id": None, "text.eos_id": None, "text.pad_id": None})
 
 
 def reasons(reason: str, names: str) -> dict[str, str]:
@@ -204,18 +237,16 @@ PROBLEMS = {
 
 def heads_wanted(layout: Layout, config: Mapping[str, Any]) -> Heads:
     """The heads of the class that a config names, with its number of labels. Raises CheckpointError for others."""
-    listed = config.get("architectures") or []
-    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        raise CheckpointError(f"config.json: architectures={listed!r} should be a list of class names")
-    if not listed:
+    names = class_names(config)
+    if not names:
         return Heads()  # an old file names no class; its heads are what it holds
-    named_class = _class_in(layout, config)
-    heads = None if named_class is None else layout.classes[named_class]
-    if heads is None:
+    named_class = class_in(layout, config)
+    if named_class is None:
         raise CheckpointError(
-            f"config.json: class {listed[0]!r} is not supported; known: {', '.join(layout.classes)}"
-            f"{did_you_mean(listed[0], layout.classes)}"
+            f"config.json: class {names[0]!r} is not supported; known: {', '.join(layout.classes)}"
+            f"{did_you_mean(names[0], layout.classes)}"
         )
+    heads = layout.classes[named_class]
     if (field := _counted(heads)) is not None:
         named, number = config.get("id2label"), config.get("num_labels")
         if named is not None and not isinstance(named, Mapping):
@@ -244,10 +275,17 @@ def _counted(heads: Heads) -> str | None:
     return None
 
 
-def _class_in(layout: Layout, config: Mapping[str, Any]) -> str | None:
-    """The first class that a config names and the layout knows."""
+def class_names(config: Mapping[str, Any]) -> list[str]:
+    """The classes that a config names. Raises CheckpointError if it has no list of names for them."""
     listed = config.get("architectures") or []
-    return next((name for name in listed if name in layout.classes), None)
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise CheckpointError(f"config.json: architectures={listed!r} should be a list of class names")
+    return listed
+
+
+def class_in(layout: Layout, config: Mapping[str, Any]) -> str | None:
+    """The first class that a config names and the layout knows."""
+    return next((name for name in class_names(config) if name in layout.classes), None)
 
 
 def label_names(config: Mapping[str, Any], heads: Heads) -> tuple[str, ...]:
@@ -275,14 +313,15 @@ def write_labels(heads: Heads, names: tuple[str, ...] = ()) -> dict[str, Any]:
     return out
 
 
-def read_config(layout: Layout, config: Mapping[str, Any], base: Design) -> tuple[Design, dict[str, str]]:
-    """The design that a config describes, starting from `base`, and the keys that were not used, with reasons.
+def read_config(layout: Layout, config: Mapping[str, Any]) -> tuple[Design, dict[str, str]]:
+    """The design that a config describes and the keys that were not used, with reasons.
 
     Raises CheckpointError for an unknown key (with the nearest known one), a missing one and an unsupported value.
     """
+    base = layout.base()
     known = {n for k in layout.keys for n in (k.name, *k.older)}
     fixed = {**GENERAL_FIXED, **layout.fixed}
-    named = _class_in(layout, config)
+    named = class_in(layout, config)
     if named in layout.variants:  # an encoder alone, of which some files say what it is and some what it is part of
         fixed["is_encoder_decoder"] = (False, True)
     unused = {**GENERAL, **layout.unused}
@@ -338,24 +377,36 @@ def _in_their_words(
     return text
 
 
-def write_config(layout: Layout, design: Design, heads: Heads, base: Design) -> dict[str, Any]:
+def write_config(layout: Layout, design: Design) -> dict[str, Any]:
     """The config.json of a design. Raises UsageError if the layout has no way to say something that the design has."""
-    config: dict[str, Any] = {"model_type": layout.model_type, "architectures": [class_name(layout, design, heads)]}
+    heads, base = design.arch.heads, layout.base()
+    config: dict[str, Any] = {"model_type": layout.model_type, "architectures": [class_name(layout, design)]}
     config |= write_labels(heads)
     if heads.lm is None:  # a body alone still says how a head on it would be
         design = replace(design, arch=replace(design.arch, heads=replace(heads, lm=base.arch.heads.lm)))
     for k in layout.keys:
         if not _reaches(design, k.paths[0]):
             raise UsageError(f"the {layout.model_type!r} layout has {k.name!r}, and this design no {k.paths[0]}")
-        config[k.name] = k.write(spec.get(design, k.paths[0]), design)
-    again, _ = read_config(layout, config, base)
+        config[k.name] = k.told(design)
+    again, _ = read_config(layout, config)
     old, new = (_comparable(d, layout, heads) for d in (design, again))
-    lost = [c for c in spec.diff(old, new) if c.path.split(".")[0] in ("arch", "dims")]
-    if lost:
-        raise UsageError(
-            f"the {layout.model_type!r} layout cannot say {lost[0].path}={lost[0].old} (it would read {lost[0].new})"
-        )
+    refuse_loss(f"the {layout.model_type!r} layout", lost(old, new))
     return config
+
+
+def lost(
+    design: Design, again: Design, diff: Callable[[Design, Design], list[spec.Change]] = spec.diff
+) -> list[spec.Change]:
+    """What a network loses when it is read as `again`, training apart."""
+    a, b = (replace(d, arch=replace(d.arch, init=Normal(), dropout=Dropout())) for d in (design, again))
+    return [c for c in diff(a, b) if c.path.split(".")[0] in ("arch", "dims")]
+
+
+def refuse_loss(what: str, changes: list[spec.Change]) -> None:
+    """Raises UsageError if a layout, called `what`, loses something."""
+    if changes:
+        first = changes[0]
+        raise UsageError(f"{what} cannot say {first.path}={first.old} (it would read {first.new})")
 
 
 def _reaches(design: Design, path: str) -> bool:
@@ -366,9 +417,10 @@ def _reaches(design: Design, path: str) -> bool:
     return True
 
 
-def class_name(layout: Layout, design: Design, heads: Heads) -> str:
-    """The publisher's class for a design with a set of heads: the one that has them, else the one that has most of
-    them. Raises UsageError if it has none for the task, or for the structure."""
+def class_name(layout: Layout, design: Design) -> str:
+    """The publisher's class for a design: the one that has its heads, else the one that has most of them. Raises
+    UsageError if it has none for the task, or for the structure."""
+    heads = design.arch.heads
     known = {n: h for n, h in layout.classes.items() if _form(h) == _form(heads)}
     if not known:
         raise UsageError(f"the {layout.model_type!r} layout has no class for the task head {heads.task}")
@@ -406,11 +458,11 @@ def present(heads: Heads) -> tuple[bool, ...]:
 
 
 def _comparable(design: Design, layout: Layout, heads: Heads) -> Design:
-    """Without what a config need not record: what matters in training only, which heads stand on the pooler, and
-    whether the head has a bias where its tensor tells."""
+    """Without what a config need not record: which heads stand on the pooler, and whether the head has a bias where
+    its tensor tells."""
     own = design.arch.heads
     head = own.lm if heads.lm is not None else None
     if layout.bias_by_file and isinstance(head, LMHead):
         head = replace(head, bias=False)
     heads = Heads(head, detect=own.detect if heads.detect is not None else None)
-    return replace(design, arch=replace(design.arch, init=Normal(), dropout=Dropout(), heads=heads))
+    return replace(design, arch=replace(design.arch, heads=heads))

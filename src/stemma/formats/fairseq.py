@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,12 +27,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stemma import families, formats, spec
+from stemma import families, spec
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.families.declare import Design
 from stemma.formats import tensors
+from stemma.formats.hf import read_tokenizer
 from stemma.formats.hf_bart import stack_rows
 from stemma.formats.names import Ledger, Row, expand, linear, row
+from stemma.formats.weights import Filling, attach, check_weights, design_of, device_of, dtype_of, outline, put
 from stemma.nn.model import Model
 from stemma.nn.parts import Classify, Dropout, Heads, LMHead, PostNorm, PreNorm
 
@@ -133,7 +133,7 @@ class Tensors:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        data = _unpickled(file)
+        data = tensors.unpickled(file, "tensors and options", argparse.Namespace)
         state = data.get("model", data)
         if not isinstance(state, dict) or not any(isinstance(t, Tensor) for t in state.values()):
             raise CheckpointError(f"{file} should hold tensors by name, under 'model' or alone")
@@ -154,24 +154,6 @@ class Tensors:
 
     def get(self, name: str) -> Tensor:
         return self.state[name]
-
-
-def _unpickled(file: Path) -> dict[str, Any]:
-    how: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            data = torch.load(file, mmap=zipfile.is_zipfile(file), **how)
-    except Exception as error:  # torch raises several kinds for a damaged or a hostile file
-        if not isinstance(error, pickle.UnpicklingError):
-            why = f"{tensors.first_line(error)}; copy or download it again"
-        elif name := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            why = f"it holds {name[1]}, and of all classes only argparse.Namespace is read"
-        else:
-            why = "it holds objects or code, which are not run, or is damaged"
-        raise CheckpointError(f"{file} cannot be read as tensors and options: {why}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file} should hold tensors by name, not a {type(data).__name__}")
-    return data
 
 
 def _options(file: Path, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,30 +178,29 @@ def load(
     if file is None:
         raise CheckpointError(f"{path} is neither a file of fairseq's (.pt) nor a folder with {FILE}")
     source = Tensors(file)
-    where, place = str(file), formats.device_of(device)
+    where, place = str(file), device_of(device)
     files = {functools.reduce(lambda n, r: n.replace(*r), RENAMES.items(), name): name for name in source}
     if len(files) < len(source.state):
         raise CheckpointError(f"{where} holds a tensor under both an old and a new name")
     kind = _kind(files, source.state, where)
     ledger = Ledger()
     design, name = _design(kind, source, files, ledger, where)
-    with torch.device("meta"):
-        model = Model(design.arch, design.dims)
-    shapes = {n: p.shape for n, p in model.named_parameters()}
-    rows = _rows(kind, design, name, shapes, packed=any(n.endswith("in_proj_weight") for n in files))
-    held = {r.theirs: n for r in rows if (n := formats._find(r, source, files, shapes, ledger, (), where))}  # type: ignore[arg-type]
-    formats._account_rest(files, STRAY, ledger, where, ())
-    wanted = None if dtype == "auto" else formats.dtype_of(dtype)
-    for r in rows:
-        formats._read_row(r, held[r.theirs], model, shapes, source, ledger, where, place, wanted)  # type: ignore[arg-type]
+    model = outline(design)
+    filling = Filling(model, source, where, ledger, files)
+    rows = _rows(kind, design, name, filling.shapes, packed=any(n.endswith("in_proj_weight") for n in files))
+    held = [(r, filling.find(r)) for r in rows]
+    filling.account(STRAY)
+    wanted = None if dtype == "auto" else dtype_of(dtype)
+    for r, tensor in held:
+        assert tensor is not None  # none is drawn afresh
+        filling.read(r, tensor, place, wanted)
     if model.embed.segments is not None:  # a row that is always added, and that fairseq does not have
-        blank = torch.zeros(shapes["embed.segments.weight"], dtype=model.dtype, device=place)
-        formats._set(model, "embed.segments.weight", blank)
+        blank = torch.zeros(filling.shapes["embed.segments.weight"], dtype=model.dtype, device=place)
+        put(model, "embed.segments.weight", blank)
         ledger.new.append("embed.segments.weight")
-    model.ledger = ledger
-    formats.attach(model, design, families.family(kind.family))
+    attach(model, design, families.family(kind.family))
     if tokenizer:
-        model.tokenizer = formats._tokenizer(file.parent, model)
+        model.tokenizer = read_tokenizer(file.parent, model)
     return model.eval()
 
 
@@ -244,7 +225,7 @@ def _design(
 ) -> tuple[Design, str | None]:
     """The design that options and tensors say, and the name of the classification head, if there is one."""
     owner = families.family(kind.family)
-    base = owner[next(iter(owner.sizes))]
+    base = owner.first
     options = source.options or {}
     body = kind.tokens.removesuffix("embed_tokens.weight")
     shape = {name: source.state[file].shape for name, file in files.items()}
@@ -325,8 +306,7 @@ WIDTHS = ("encoder_embed_dim", "encoder_layers", "decoder_layers", "encoder_ffn_
 
 def _rows(kind: Kind, design: Design, name: str | None, shapes: Mapping[str, Any], packed: bool) -> list[Row]:
     """The names table for a model; `packed`: q, k and v are one tensor."""
-    layers = {"encoder": design.dims.layers, "decoder": design.dims.depth}
-    rows = [r for r in expand(kind.rows(design, name), layers) if all(o in shapes for o in r.ours)]
+    rows = [r for r in expand(kind.rows(design, name), design) if all(o in shapes for o in r.ours)]
     unnamed = set(shapes) - {o for r in rows for o in r.ours} - {"embed.segments.weight"}
     if unnamed:
         raise UsageError(f"fairseq's layout has no name for the parameter {min(unnamed)!r}")
@@ -353,18 +333,17 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
 
     Raises UsageError for what the layout cannot say."""
     target = Path(path)
-    if model.device.type == "meta":
-        raise UsageError("this model has shapes and no weights (it is on the device 'meta'): there is nothing to save")
+    check_weights(model)
     known = {k.family: k for k in KINDS}
     kind = next((known[f.name] for f in (model.family.lineage if model.family else []) if f.name in known), None)
     if kind is None:
         raise UsageError(
             f"layout='fairseq' is for {', '.join(known)} and what came of them, not for {model.name or 'this'}"
         )
-    design: Design = replace(model.design, arch=model.arch, dims=model.dims, text=model.text)
+    design = design_of(model)
     _check(design, kind, model)
     state = {k: v.detach() for k, v in model.named_parameters()}
-    number = next(iter(state.values())).dtype if dtype is None else formats.dtype_of(dtype)
+    number = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
     names: dict[str, Tensor] = {}
     for r in _rows(kind, design, "sentence_classification_head", state, packed=False):
         theirs = r.theirs.replace(".layernorm_embedding.", f".{kind.embed_norm}.")
@@ -395,8 +374,7 @@ def _check(design: Design, kind: Kind, model: Model) -> None:
         raise UsageError("fairseq's layout knows classification heads with a dense layer of their own, and no others")
     if model.embed.segments is not None and bool(model.embed.segments.weight.any()):
         raise UsageError("fairseq's layout has no segments, and this model's embedding of them is not zero")
-    owner = families.family(kind.family)
-    base = owner[next(iter(owner.sizes))]
+    base = families.family(kind.family).first
     free: dict[str, Any] = {
         "mlp.act": design.arch.mlp.act,
         "heads": design.arch.heads,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from stemma.families.albert import albert as family
 from stemma.families.declare import Design
-from stemma.formats.config import Layout, key, number, reasons, several
+from stemma.formats.config import Layout, ids, key, number, reasons
 from stemma.formats.hf_bert import ABSOLUTE, ACTS, GAMMA, head, task_classes, task_rows
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Heads, MLMHead, Summary
@@ -14,7 +14,7 @@ from stemma.nn.parts import Heads, MLMHead, Summary
 
 def _rows(design: Design) -> Iterator[Row]:
     body, inner = "albert", design.dims.inner
-    tied = design.arch.heads.lm is None or design.arch.heads.lm.tied
+    tied = design.arch.heads.tied
     decoder = ["predictions.decoder.weight"] if tied else []
     yield row(f"{body}.embeddings.word_embeddings.weight", "embed.tokens.weight", aliases=decoder)
     yield row(f"{body}.embeddings.position_embeddings.weight", "encoder.position.table.weight")
@@ -64,11 +64,9 @@ albert = Layout(
         key("initializer_range", "arch.init.std", default=0.02),
         key("layer_norm_eps", "arch.norm.eps", default=1e-12),
         key("tie_word_embeddings", "arch.heads.lm.tied", default=True),
-        key("pad_token_id", "text.pad_id", default=0),
-        key("bos_token_id", "text.bos_id", default=2),
-        key("eos_token_id", "text.eos_id", default=3, read=several),
+        *ids(pad=0, bos=2, eos=3),
     ),
-    rows=lambda design: list(_rows(design)),
+    rows=_rows,
     prefix="albert.",
     fixed=ABSOLUTE,
     unused=reasons(

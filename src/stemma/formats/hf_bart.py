@@ -10,9 +10,9 @@ from stemma.errors import CheckpointError
 from stemma.families.bart import bart as bart_family
 from stemma.families.bart import mbart as mbart_family
 from stemma.families.declare import Design
-from stemma.formats.config import Key, Layout, key, reasons, several
-from stemma.formats.hf_bert import ACTS
-from stemma.formats.hf_t5 import task_classes, task_rows
+from stemma.formats.config import Key, Layout, ids, key, reasons
+from stemma.formats.hf_bert import ACTS, task_classes
+from stemma.formats.hf_t5 import task_rows
 from stemma.formats.names import Row, Shaped, linear, row
 from stemma.nn.parts import Heads, LMHead
 
@@ -40,16 +40,17 @@ def stack_rows(stack: str) -> Iterator[Row]:
         yield from linear(f"{layer}.{theirs}", f"{block}.{ours}")
 
 
-def _rows(design: Design) -> list[Row]:
+def _rows(design: Design) -> Iterator[Row]:
     head = design.arch.heads.lm
     alias = ["model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"]
     alias += ["lm_head.weight"] if head is not None else []
-    rows = [row("model.shared.weight", "embed.tokens.weight", aliases=alias)]
+    yield row("model.shared.weight", "embed.tokens.weight", aliases=alias)
     for stack in ("encoder", "decoder"):
-        rows += [replace(r, theirs=f"model.{r.theirs}") for r in stack_rows(stack)]
+        for r in stack_rows(stack):
+            yield replace(r, theirs=f"model.{r.theirs}")
     if isinstance(head, LMHead) and head.bias:
-        rows.append(row("final_logits_bias", "lm.bias", op=Shaped((1, design.dims.vocab))))
-    return [*rows, *task_rows(design)]
+        yield row("final_logits_bias", "lm.bias", op=Shaped((1, design.dims.vocab)))
+    yield from task_rows(design)
 
 
 def _as_encoder(name: str, default: int) -> Callable[[Any, Mapping[str, Any]], Any]:
@@ -77,7 +78,7 @@ def _keys(start: int | None) -> tuple[Key, ...]:
         key("max_position_embeddings", "dims.context", default=1024),
         key("d_model", "dims.d_model", default=1024),
         key("encoder_layers", "dims.layers", default=12),
-        key("decoder_layers", "dims.decoder_layers", default=12, read=_counted, write=lambda v, d: d.dims.depth),
+        key("decoder_layers", "dims.decoder_layers", default=12, read=_counted),
         key("encoder_attention_heads", "dims.heads", default=16),
         key(
             "decoder_attention_heads", "dims.heads", default=16, read=_as_encoder("encoder_attention_heads", 16)
@@ -90,9 +91,7 @@ def _keys(start: int | None) -> tuple[Key, ...]:
         key("activation_dropout", "arch.dropout.inner", default=0.0),
         key("init_std", "arch.init.std", default=0.02),
         key("scale_embedding", "arch.embed_scale", default=False),
-        key("pad_token_id", "text.pad_id", default=1),
-        key("bos_token_id", "text.bos_id", default=0),
-        key("eos_token_id", "text.eos_id", default=2, read=several),
+        *ids(pad=1, bos=0, eos=2),
         key("decoder_start_token_id", "text.start_id", default=start),
     )  # fmt: skip
 

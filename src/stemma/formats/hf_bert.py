@@ -10,7 +10,7 @@ from stemma.errors import CheckpointError
 from stemma.families.bert import bert as bert_family
 from stemma.families.bert import roberta as roberta_family
 from stemma.families.declare import Design, Family
-from stemma.formats.config import Key, Layout, key, reasons, several, words
+from stemma.formats.config import Key, Layout, ids, key, reasons, several, with_defaults, words
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Answer, Classify, Heads, Learned, MLMHead, Summary
 
@@ -41,6 +41,11 @@ KEYS = (
 )
 
 
+def with_act(*paths: str) -> tuple[Key, ...]:
+    """The same keys where the activation is set at other `paths`."""
+    return tuple(replace(k, paths=paths) if k.name == "hidden_act" else k for k in KEYS)
+
+
 def blocks() -> Iterator[Row]:
     """The names of a body of BERT's kind."""
     theirs, ours = "encoder.layer.{i}", "encoder.blocks.{i}"
@@ -58,8 +63,11 @@ def blocks() -> Iterator[Row]:
     yield from linear("pooler.dense", "pooler.dense")
 
 
-def _body(prefix: str) -> list[Row]:
-    return [Row(prefix + r.theirs, r.ours) for r in blocks()]
+def _body(prefix: str, decoder: str, tied: bool) -> Iterator[Row]:
+    """The same in a model with a head, whose `decoder` repeats the embeddings if it is `tied`."""
+    for r in blocks():
+        repeated = tied and r.ours == ("embed.tokens.weight",)
+        yield row(prefix + r.theirs, *r.ours, aliases=[f"{decoder}.weight"] if repeated else [])
 
 
 def head(theirs: str, dense: str, norm: str, tied: bool) -> Iterator[Row]:
@@ -95,21 +103,20 @@ def task_classes(prefix: str, family: Family) -> dict[str, Heads]:
     return {f"{prefix}For{names[task]}": heads for task, heads in family.tasks.items()}
 
 
-def _bert_rows(design: Design) -> list[Row]:
-    tied = design.arch.heads.lm is None or design.arch.heads.lm.tied
-    rows = _body("bert.") + list(head("cls.predictions", "transform.dense", "transform.LayerNorm", tied))
-    if tied:
-        rows[0] = row(rows[0].theirs, *rows[0].ours, aliases=["cls.predictions.decoder.weight"])
-    return [*rows, *linear("cls.seq_relationship", "pair"), *task_rows(design)]
+def _bert_rows(design: Design) -> Iterator[Row]:
+    tied = design.arch.heads.tied
+    yield from _body("bert.", "cls.predictions.decoder", tied)
+    yield from head("cls.predictions", "transform.dense", "transform.LayerNorm", tied)
+    yield from linear("cls.seq_relationship", "pair")
+    yield from task_rows(design)
 
 
-def roberta_rows(design: Design) -> list[Row]:
+def roberta_rows(design: Design) -> Iterator[Row]:
     """The names of RoBERTa, and of what is built as it is."""
-    tied = design.arch.heads.lm is None or design.arch.heads.lm.tied
-    rows = _body("roberta.") + list(head("lm_head", "dense", "layer_norm", tied))
-    if tied:
-        rows[0] = row(rows[0].theirs, *rows[0].ours, aliases=["lm_head.decoder.weight"])
-    return [*rows, *task_rows(design)]
+    tied = design.arch.heads.tied
+    yield from _body("roberta.", "lm_head.decoder", tied)
+    yield from head("lm_head", "dense", "layer_norm", tied)
+    yield from task_rows(design)
 
 
 ABSOLUTE = {"position_embedding_type": "absolute"}
@@ -133,9 +140,7 @@ bert = Layout(
     keys=(
         *KEYS,
         key("max_position_embeddings", "dims.context", default=512),
-        key("pad_token_id", "text.pad_id", default=0),
-        key("bos_token_id", "text.bos_id", default=None),
-        key("eos_token_id", "text.eos_id", default=None, read=several),
+        *ids(pad=0, bos=None, eos=None),
     ),
     rows=_bert_rows,
     prefix="bert.",
@@ -176,13 +181,13 @@ def fairseq_keys(**defaults: Any) -> tuple[Key, ...]:
     """RoBERTa's keys: BERT's, with a head whose activation is fixed, and positions that are counted from the padding.
     `defaults`: those of the reference that differ from BERT's."""
     keys = (
-        *(replace(k, paths=("arch.mlp.act",)) if k.name == "hidden_act" else k for k in KEYS),
+        *with_act("arch.mlp.act"),
         key("max_position_embeddings", "dims.context", default=512, read=_rows_to_context, write=_context_to_rows),
         key("pad_token_id", "text.pad_id", "arch.position.padding", default=1, read=_padding),
         key("bos_token_id", "text.bos_id", default=0),
         key("eos_token_id", "text.eos_id", default=2, read=several),
     )
-    return tuple(replace(k, default=defaults[k.name]) if k.name in defaults else k for k in keys)
+    return with_defaults(keys, **defaults)
 
 
 roberta = Layout(

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from stemma.errors import CheckpointError
 from stemma.families.declare import Design
-from stemma.formats.config import Layout, key, several, words
-from stemma.formats.hf_llama import ACTS, STRAY, read_rope, write_rope
-from stemma.formats.names import Row, linear, row
+from stemma.formats.config import Layout, ids, key, words
+from stemma.formats.hf_llama import ACTS, STRAY, body
+from stemma.formats.rope import read_rope, write_rope
 from stemma.nn.parts import Heads, LMHead, Normal
-
-
-def _rows(design: Design) -> Iterator[Row]:
-    arch = design.arch
-    tied = arch.heads.lm is None or arch.heads.lm.tied
-    theirs, ours = "model.layers.{i}", "decoder.blocks.{i}"
-    yield row("model.embed_tokens.weight", "embed.tokens.weight", aliases=["lm_head.weight"] if tied else [])
-    for x in "qkvo":
-        yield from linear(f"{theirs}.self_attn.{x}_proj", f"{ours}.attention.{x}", bias=arch.attention.bias)
-    if arch.attention.qk_norm is not None:
-        for x in "qk":
-            yield row(f"{theirs}.self_attn.{x}_norm.weight", f"{ours}.attention.{x}_norm.weight")
-    for x in ("gate", "up", "down"):
-        yield row(f"{theirs}.mlp.{x}_proj.weight", f"{ours}.mlp.{x}.weight")
-    yield row(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight")
-    yield row("model.norm.weight", "decoder.norm.weight")
-    if not tied:
-        yield row("lm_head.weight", "lm.weight")
 
 
 def _read_rope(value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,8 +53,8 @@ cohere = Layout(
         key("intermediate_size", "dims.d_ff", default=22_528),
         key("num_hidden_layers", "dims.layers", default=40),
         key("num_attention_heads", "dims.heads", default=64),
-        key("num_key_value_heads", "dims.kv_heads", default=None, write=lambda v, d: d.dims.kv),
-        key("head_dim", "dims.head_dim", default=None, write=lambda v, d: d.dims.width),
+        key("num_key_value_heads", "dims.kv_heads", default=None),
+        key("head_dim", "dims.head_dim", default=None),
         key("hidden_act", "arch.mlp.act", default="silu", **words(ACTS)),
         key("max_position_embeddings", "dims.context", default=8192),
         key(
@@ -97,11 +79,9 @@ cohere = Layout(
         key("attention_bias", "arch.attention.bias", "arch.attention.out_bias", default=False),
         key("use_qk_norm", "arch.attention.qk_norm", default=False, read=_read_norm, write=lambda v, d: v is not None),
         key("attention_dropout", "arch.dropout.attention", default=0.0),
-        key("pad_token_id", "text.pad_id", default=0),
-        key("bos_token_id", "text.bos_id", default=5),
-        key("eos_token_id", "text.eos_id", default=255_001, read=several),
+        *ids(pad=0, bos=5, eos=255_001),
     ),
-    rows=lambda design: list(_rows(design)),
+    rows=body,
     prefix="model.",
     unused={"model_max_length": "a longer context than it was trained on", "pretraining_tp": "of its training"},
     stray=STRAY,

@@ -16,9 +16,8 @@ from stemma.errors import CheckpointError
 from stemma.families.deberta import deberta as deberta_family
 from stemma.families.deberta import deberta_v2 as deberta_v2_family
 from stemma.families.declare import Design
-from stemma.formats.config import Key, Layout, key, reasons, several
-from stemma.formats.hf_bert import ACTS, GAMMA, task_classes, task_rows
-from stemma.formats.hf_bert import KEYS as BERT_KEYS
+from stemma.formats.config import Key, Layout, class_names, ids, key, reasons, with_defaults
+from stemma.formats.hf_bert import ACTS, GAMMA, task_classes, task_rows, with_act
 from stemma.formats.names import ByHead, Row, linear, row
 from stemma.nn.parts import ContextDetector, Convolution, Disentangled, EMDHead, Heads, MLMHead, Summary
 
@@ -73,32 +72,28 @@ def _either(names: list[str], ours: str, lm: Any) -> Row:
     return row(first, ours, aliases=[second])
 
 
-def _v1_rows(design: Design) -> list[Row]:
+def _v1_rows(design: Design) -> Iterator[Row]:
     theirs, ours = "deberta.encoder.layer.{i}.attention.self", "encoder.blocks.{i}.attention"
     packed = [f"{ours}.{name}.weight" for name in "qkv"]
-    return [
-        *_around(design),
-        row(f"{theirs}.in_proj.weight", *packed, op=ByHead(design.dims.heads)),
-        row(f"{theirs}.q_bias", f"{ours}.q.bias"),
-        row(f"{theirs}.v_bias", f"{ours}.v.bias"),
-        row(f"{theirs}.pos_proj.weight", f"{ours}.relative.k.weight"),
-        *linear(f"{theirs}.pos_q_proj", f"{ours}.relative.q"),
-    ]
+    yield from _around(design)
+    yield row(f"{theirs}.in_proj.weight", *packed, op=ByHead(design.dims.heads))
+    yield row(f"{theirs}.q_bias", f"{ours}.q.bias")
+    yield row(f"{theirs}.v_bias", f"{ours}.v.bias")
+    yield row(f"{theirs}.pos_proj.weight", f"{ours}.relative.k.weight")
+    yield from linear(f"{theirs}.pos_q_proj", f"{ours}.relative.q")
 
 
-def _v2_rows(design: Design) -> list[Row]:
+def _v2_rows(design: Design) -> Iterator[Row]:
     theirs, ours = "deberta.encoder.layer.{i}.attention.self", "encoder.blocks.{i}.attention"
-    return [
-        *_around(design),
-        *linear(f"{theirs}.query_proj", f"{ours}.q"),
-        *linear(f"{theirs}.key_proj", f"{ours}.k"),
-        *linear(f"{theirs}.value_proj", f"{ours}.v"),
-        *linear(f"{theirs}.pos_query_proj", f"{ours}.relative.q"),
-        *linear(f"{theirs}.pos_key_proj", f"{ours}.relative.k"),
-        *linear("mask_predictions.dense", "detect.dense"),
-        *linear("mask_predictions.LayerNorm", "detect.norm"),
-        *linear("mask_predictions.classifier", "detect.out"),
-    ]
+    yield from _around(design)
+    yield from linear(f"{theirs}.query_proj", f"{ours}.q")
+    yield from linear(f"{theirs}.key_proj", f"{ours}.k")
+    yield from linear(f"{theirs}.value_proj", f"{ours}.v")
+    yield from linear(f"{theirs}.pos_query_proj", f"{ours}.relative.q")
+    yield from linear(f"{theirs}.pos_key_proj", f"{ours}.relative.k")
+    yield from linear("mask_predictions.dense", "detect.dense")
+    yield from linear("mask_predictions.LayerNorm", "detect.norm")
+    yield from linear("mask_predictions.classifier", "detect.out")
 
 
 # ---------------------------------------------------------------- config.json
@@ -164,8 +159,8 @@ def _heads(value: Any, config: Mapping[str, Any]) -> Heads:
         if not isinstance(config.get(name, True), bool):
             raise CheckpointError(f"{name}={config[name]!r} should be true or false")
     act = ACTS["read"](config.get("hidden_act", "gelu"), config)
-    listed = config.get("architectures") or []
-    authors = not listed or (isinstance(listed, list) and any(name in AUTHORS for name in listed))
+    names = class_names(config)
+    authors = not names or any(name in AUTHORS for name in names)
     tied = config.get("tie_word_embeddings", True) or not config.get("legacy", True)
     lm = EMDHead(act) if authors else MLMHead(act, tied)
     return Heads(lm, Summary(act="gelu"), detect=ContextDetector(act))
@@ -198,23 +193,11 @@ def _conv_act(value: Convolution | None, design: Design) -> Any:
     return ACTS["write"]("gelu" if value is None else value.act, design)
 
 
-def _own(k: Key, vocab: int, width: int, layers: int, heads: int, inner: int) -> Key:
-    """DeBERTa's form of a key that it shares with BERT."""
-    defaults: dict[str, Any] = {
-        "vocab_size": vocab,
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-    }
-    defaults |= {"intermediate_size": inner, "type_vocab_size": 0, "layer_norm_eps": 1e-7}
-    paths = ("arch.mlp.act",) if k.name == "hidden_act" else k.paths
-    return replace(k, paths=paths, default=defaults.get(k.name, k.default))
-
-
-def _keys(*sizes: int) -> tuple[Key, ...]:
+def _keys(**sizes: int) -> tuple[Key, ...]:
     yes, no = (lambda value, design: True), (lambda value, design: False)
+    berts = [k for k in with_act("arch.mlp.act") if k.name != "tie_word_embeddings"]
     return (
-        *(_own(k, *sizes) for k in BERT_KEYS if k.name != "tie_word_embeddings"),
+        *with_defaults(berts, type_vocab_size=0, layer_norm_eps=1e-7, **sizes),
         key("max_position_embeddings", "dims.context", default=512),
         key("relative_attention", "arch.position", default=False, read=_only("relative_attention", True), write=yes),
         key(
@@ -229,9 +212,7 @@ def _keys(*sizes: int) -> tuple[Key, ...]:
         key("pos_att_type", "arch.position.p2c", default=None, read=_term("p2c"), write=_terms),
         key("tie_word_embeddings", "arch.heads", default=True, read=_heads, write=_tied),
         key("legacy", "arch.heads", default=True, read=_heads, write=_legacy),
-        key("pad_token_id", "text.pad_id", default=0),
-        key("bos_token_id", "text.bos_id", default=None),
-        key("eos_token_id", "text.eos_id", default=None, read=several),
+        *ids(pad=0, bos=None, eos=None),
     )
 
 
@@ -241,7 +222,7 @@ V2_KEYS = (
     key("norm_rel_ebd", "arch.position.norm", default="none", read=_normed, write=_norm),
     key("conv_kernel_size", "arch.convolution", default=0, read=_convolution, write=_kernel),
     key("conv_act", "arch.convolution", default="tanh", read=_convolution, write=_conv_act),
-    key("attention_head_size", "dims.head_dim", default=None, write=lambda v, d: d.dims.width),
+    key("attention_head_size", "dims.head_dim", default=None),
 )
 FIXED: dict[str, Any] = {"pooler_hidden_act": "gelu", "talking_head": False}
 UNUSED = {
@@ -265,7 +246,7 @@ deberta = Layout(
         "DebertaModel": Heads(),
         **task_classes("Deberta", deberta_family),
     },
-    keys=_keys(50_265, 768, 12, 12, 3072),
+    keys=_keys(vocab_size=50_265),
     rows=_v1_rows,
     prefix="deberta.",
     fixed=FIXED,
@@ -274,7 +255,8 @@ deberta = Layout(
     stray=STRAY,
 )
 
-deberta_v2 = Layout(
+deberta_v2 = replace(
+    deberta,
     model_type="deberta-v2",
     families=("deberta-v2", "deberta-v3"),
     classes={
@@ -284,11 +266,17 @@ deberta_v2 = Layout(
         "DebertaV2Model": Heads(),
         **task_classes("DebertaV2", deberta_v2_family),
     },
-    keys=(*_keys(128_100, 1536, 24, 24, 6144), *V2_KEYS),
+    keys=(
+        *_keys(
+            vocab_size=128_100,
+            hidden_size=1536,
+            num_hidden_layers=24,
+            num_attention_heads=24,
+            intermediate_size=6144,
+        ),
+        *V2_KEYS,
+    ),
     rows=_v2_rows,
-    prefix="deberta.",
     fixed=FIXED | {"conv_groups": 1},
     unused=UNUSED,
-    renames=GAMMA,
-    stray=STRAY,
 )

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 from stemma.families.declare import Design
 from stemma.families.distilled import distilbert as family
-from stemma.formats.config import Layout, key, reasons, several, switch
+from stemma.formats.config import Layout, ids, key, reasons, switch
 from stemma.formats.hf_bert import ACTS, GAMMA, task_classes, task_rows
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Choose, Classify, Heads, MLMHead
 
 
 def _rows(design: Design) -> Iterator[Row]:
-    lm = design.arch.heads.lm
-    tied = lm is None or lm.tied
+    tied = design.arch.heads.tied
     body = "distilbert"
     theirs, ours = f"{body}.transformer.layer.{{i}}", "encoder.blocks.{i}"
     projector = ["vocab_projector.weight"] if tied else []
@@ -60,11 +59,9 @@ distilbert = Layout(
         key("attention_dropout", "arch.dropout.attention", default=0.1),
         key("initializer_range", "arch.init.std", default=0.02),
         key("tie_word_embeddings", "arch.heads.lm.tied", default=True, older=("tie_weights_",)),
-        key("pad_token_id", "text.pad_id", default=0),
-        key("bos_token_id", "text.bos_id", default=None),
-        key("eos_token_id", "text.eos_id", default=None, read=several),
+        *ids(pad=0, bos=None, eos=None),
     ),
-    rows=lambda design: list(_rows(design)),
+    rows=_rows,
     prefix="distilbert.",
     unused=reasons("dropout of a task head, which its spec says", "qa_dropout seq_classif_dropout"),
     renames=GAMMA,

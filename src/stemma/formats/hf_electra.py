@@ -7,15 +7,14 @@ from typing import Any
 
 from stemma.families.declare import Design
 from stemma.families.electra import electra as family
-from stemma.formats.config import Layout, key, number, reasons, several
-from stemma.formats.hf_bert import ABSOLUTE, GAMMA, KEYS, blocks, task_classes, task_rows
+from stemma.formats.config import Layout, ids, key, number, reasons, with_defaults
+from stemma.formats.hf_bert import ABSOLUTE, GAMMA, blocks, task_classes, task_rows, with_act
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Choose, Detector, Heads, MLMHead
 
 
 def _rows(design: Design) -> Iterator[Row]:
-    lm = design.arch.heads.lm
-    tied = lm is None or lm.tied
+    tied = design.arch.heads.tied
     for r in blocks():
         if r.theirs == "embeddings.word_embeddings.weight":
             yield row(f"electra.{r.theirs}", *r.ours, aliases=["generator_lm_head.weight"] if tied else [])
@@ -38,8 +37,6 @@ def _embed(value: Any, config: Mapping[str, Any]) -> Any:
     return None if number(value, config) == config.get("hidden_size", 256) else value
 
 
-DEFAULTS = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
-
 electra = Layout(
     model_type="electra",
     families=("electra", "electra-generator"),
@@ -50,23 +47,17 @@ electra = Layout(
         **task_classes("Electra", family),
     },
     keys=(
-        *(
-            key(
-                k.name,
-                *(("arch.mlp.act", "arch.heads.detect.act") if k.name == "hidden_act" else k.paths),
-                default=DEFAULTS.get(k.name, k.default),
-                read=k.read,
-                write=k.write,
-            )
-            for k in KEYS
+        *with_defaults(
+            with_act("arch.mlp.act", "arch.heads.detect.act"),
+            hidden_size=256,
+            num_attention_heads=4,
+            intermediate_size=1024,
         ),
         key("embedding_size", "dims.embed", default=128, read=_embed, write=lambda value, d: d.dims.embed_width),
         key("max_position_embeddings", "dims.context", default=512),
-        key("pad_token_id", "text.pad_id", default=0),
-        key("bos_token_id", "text.bos_id", default=None),
-        key("eos_token_id", "text.eos_id", default=None, read=several),
+        *ids(pad=0, bos=None, eos=None),
     ),
-    rows=lambda design: list(_rows(design)),
+    rows=_rows,
     prefix="electra.",
     fixed={
         **ABSOLUTE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from stemma.errors import CheckpointError, UsageError
@@ -63,7 +64,7 @@ gemma = Layout(
                 head_dim=dict(default=256),
             )
         ),
-        key("num_key_value_heads", "dims.kv_heads", default=16, write=lambda v, d: d.dims.kv),
+        key("num_key_value_heads", "dims.kv_heads", default=16),
         key("max_position_embeddings", "dims.context", default=8192),
     ),
     rows=rows,
@@ -80,7 +81,7 @@ SECOND: dict[str, dict[str, Any]] = dict(
     head_dim=dict(default=256),
 )
 SCORES = (
-    key("num_key_value_heads", "dims.kv_heads", default=4, write=lambda v, d: d.dims.kv),
+    key("num_key_value_heads", "dims.kv_heads", default=4),
     key(
         "query_pre_attn_scalar",
         "arch.attention.scale_width",
@@ -101,7 +102,8 @@ def _write_window(mask: Mask, design: Design) -> int:
     return window_of(mask) or 4096  # the reference wants one even where no layer has it
 
 
-gemma2 = Layout(
+gemma2 = replace(
+    gemma,
     model_type="gemma2",
     families=("gemma2",),
     classes=classes("Gemma2", "SequenceClassification", "TokenClassification"),
@@ -114,11 +116,7 @@ gemma2 = Layout(
         key("sliding_window", "arch.mask", default=4096, read=_read_second, write=_write_window),
         key("layer_types", "arch.mask", default=None, read=_read_second, write=types_of),
     ),
-    rows=rows,
-    prefix="model.",
-    fixed=OPEN,
     unused={"cache_implementation": "the cache follows from the windows here"},
-    stray=STRAY,
 )
 
 PATTERN = ("sliding_window_pattern", "_sliding_window_pattern")
@@ -180,7 +178,8 @@ def _write_ropes(position: Rotary, design: Design) -> dict[str, Any]:
 
 OLD = ("rope_theta", "rope_scaling")
 
-gemma3 = Layout(
+gemma3 = replace(
+    gemma2,
     model_type="gemma3_text",
     families=("gemma3",),
     classes={
@@ -219,9 +218,4 @@ gemma3 = Layout(
             write=_write_pattern,
         ),
     ),
-    rows=rows,
-    prefix="model.",
-    fixed=OPEN,
-    unused={"cache_implementation": "the cache follows from the windows here"},
-    stray=STRAY,
 )

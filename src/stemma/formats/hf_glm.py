@@ -5,36 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stemma.errors import CheckpointError
 from stemma.families.declare import Design
 from stemma.families.glm import glm4 as glm4_family
-from stemma.formats.config import Layout, key, reasons, several, words
+from stemma.formats.config import Layout, ids, key, reasons, several, words
+from stemma.formats.hf_bert import task_classes
 from stemma.formats.hf_gpt import four_times
-from stemma.formats.hf_llama import ACTS, STRAY, read_rope, write_rope
+from stemma.formats.hf_llama import ACTS, STRAY
 from stemma.formats.names import Row, linear, row
+from stemma.formats.rope import SHARE, read_rope, write_rope
 from stemma.nn.parts import Heads, LMHead, Rotary, Sandwich
 
 
 def read_partial(value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary parameters with `partial_rotary_factor` among them, or beside them as before."""
-    flat = dict(config)
-    shares = [flat.pop("partial_rotary_factor")] if flat.get("partial_rotary_factor") is not None else []
-    for name in ("rope_parameters", "rope_scaling"):
-        if isinstance(flat.get(name), Mapping) and "partial_rotary_factor" in flat[name]:
-            flat[name] = dict(flat[name])
-            shares.append(flat[name].pop("partial_rotary_factor"))
-    if any(share != shares[0] for share in shares):
-        raise CheckpointError("partial_rotary_factor is given twice, with different values; keep the right one")
-    return read_rope(value, flat) | {"share": shares[0] if shares else 0.5, "interleaved": True}
+    """Half of a head turns where a file does not say how much of it, and neighbours are pairs."""
+    return {"share": 0.5} | read_rope(value, config) | {"interleaved": True}
 
 
 def write_partial(value: Rotary, design: Design) -> dict[str, Any]:
     """As transformers 5 writes it."""
-    return write_rope(value, design) | {"partial_rotary_factor": value.share}
+    return write_rope(value, design) | {SHARE: value.share}
 
 
 def _four_rows(design: Design) -> Iterator[Row]:
-    tied = design.arch.heads.lm is None or design.arch.heads.lm.tied
+    tied = design.arch.heads.tied
     theirs, ours = "model.layers.{i}", "decoder.blocks.{i}"
     yield row("model.embed_tokens.weight", "embed.tokens.weight", aliases=["lm_head.weight"] if tied else [])
     for x in "qkv":
@@ -59,8 +52,8 @@ FOUR = (
     key("intermediate_size", "dims.d_ff", default=13_696),
     key("num_hidden_layers", "dims.layers", default=40),
     key("num_attention_heads", "dims.heads", default=32),
-    key("num_key_value_heads", "dims.kv_heads", default=2, write=lambda v, d: d.dims.kv),
-    key("head_dim", "dims.head_dim", default=128, write=lambda v, d: d.dims.width),
+    key("num_key_value_heads", "dims.kv_heads", default=2),
+    key("head_dim", "dims.head_dim", default=128),
     key("hidden_act", "arch.mlp.act", default="silu", **words(ACTS)),
     key("attention_dropout", "arch.dropout.attention", default=0.0),
     key("max_position_embeddings", "dims.context", default=131_072),
@@ -88,7 +81,6 @@ FOUR = (
 
 
 def _four(name: str, prefix: str, family: str, mark: str) -> Layout:
-    tasks = {"classify": "SequenceClassification", "tag": "TokenClassification"}
     return Layout(
         model_type=name,
         mark=mark,
@@ -96,10 +88,10 @@ def _four(name: str, prefix: str, family: str, mark: str) -> Layout:
         classes={
             f"{prefix}ForCausalLM": Heads(LMHead()),
             f"{prefix}Model": Heads(),
-            **{f"{prefix}For{tasks[task]}": heads for task, heads in glm4_family.tasks.items()},
+            **task_classes(prefix, glm4_family),
         },
         keys=FOUR,
-        rows=lambda design: list(_four_rows(design)),
+        rows=_four_rows,
         prefix="model.",
         stray=STRAY,
     )
@@ -109,7 +101,7 @@ glm4 = _four("glm", "Glm", "glm-4", mark="num_hidden_layers")
 glm4_0414 = _four("glm4", "Glm4", "glm-4-0414", mark="")
 
 
-def _first_rows() -> Iterator[Row]:
+def _first_rows(design: Design) -> Iterator[Row]:
     theirs, ours = "glm.transformer.layers.{i}", "decoder.blocks.{i}"
     yield row("glm.word_embeddings.weight", "embed.tokens.weight")
     yield row("glm.transformer.position_embeddings.weight", "decoder.position.table.weight")
@@ -139,11 +131,9 @@ glm = Layout(
         key("attention_dropout_prob", "arch.dropout.attention", default=0.1),
         key("output_dropout_prob", "arch.dropout.residual", default=0.1),
         key("initializer_range", "arch.init.std", default=0.02),
-        key("pad_token_id", "text.pad_id", default=None),
-        key("bos_token_id", "text.bos_id", default=None),
-        key("eos_token_id", "text.eos_id", default=None, read=several),
+        *ids(pad=None, bos=None, eos=None),
     ),
-    rows=lambda design: list(_first_rows()),
+    rows=_first_rows,
     prefix="glm.",
     fixed={
         "layernorm_epsilon": 1e-5,

@@ -21,13 +21,10 @@ UNUSED = reasons("how the reference computes, not what", "attention_softmax_in_f
 WHOLE = {"quantization_bit": 0, "pre_seq_len": None, "prefix_projection": False}
 
 
-def _tied(design: Design) -> bool:
-    return design.arch.heads.lm is None or design.arch.heads.lm.tied
-
-
 def _first_rows(design: Design) -> Iterator[Row]:
-    tokens, last = "transformer.word_embeddings.weight", design.dims.layers - 1
-    yield row(tokens, "embed.tokens.weight", aliases=["lm_head.weight"] if _tied(design) else [])
+    tied, last = design.arch.heads.tied, design.dims.layers - 1
+    head = ["lm_head.weight"] if tied else []
+    yield row("transformer.word_embeddings.weight", "embed.tokens.weight", aliases=head)
     yield from linear("transformer.layers.0.input_layernorm", "decoder.embed_norm")
     for i in range(design.dims.layers):
         theirs, ours = f"transformer.layers.{i}", f"decoder.blocks.{i}"
@@ -43,7 +40,7 @@ def _first_rows(design: Design) -> Iterator[Row]:
         yield from linear(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.mlp.down")
         following = f"transformer.layers.{i + 1}.input_layernorm" if i < last else "transformer.final_layernorm"
         yield from linear(following, f"{ours}.mlp_norm")
-    if not _tied(design):
+    if not tied:
         yield row("lm_head.weight", "lm.weight")
 
 
@@ -74,7 +71,7 @@ chatglm = Layout(
         key("mask_token_id", "text.blank_ids", default=150_000, read=_blanks, write=lambda v, d: v[0]),
         key("gmask_token_id", "text.blank_ids", default=150_001, read=_blanks, write=lambda v, d: v[-1]),
     ),
-    rows=lambda design: list(_first_rows(design)),
+    rows=_first_rows,
     fixed={**WHOLE, "position_encoding_2d": True},
     unused=UNUSED,
     stray={r"\.rotary_emb\.inv_freq$": "computed from the config"},
@@ -85,7 +82,7 @@ chatglm = Layout(
 def _second_rows(design: Design) -> Iterator[Row]:
     theirs, ours = "transformer.encoder.layers.{i}", "decoder.blocks.{i}"
     q, k, v, o = (f"{ours}.attention.{x}" for x in "qkvo")
-    tied, bias, inner = _tied(design), design.arch.attention, f"{theirs}.self_attention"
+    tied, bias, inner = design.arch.heads.tied, design.arch.attention, f"{theirs}.self_attention"
     head = "transformer.output_layer.weight"
     yield row("transformer.embedding.word_embeddings.weight", "embed.tokens.weight", aliases=[head] if tied else [])
     yield row(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight")
@@ -119,10 +116,10 @@ chatglm2 = Layout(
         key("padded_vocab_size", "dims.vocab", default=65_024),
         key("hidden_size", "dims.d_model", default=4096),
         key("ffn_hidden_size", "dims.d_ff"),
-        key("kv_channels", "dims.head_dim", default=128, write=lambda v, d: d.dims.width),
+        key("kv_channels", "dims.head_dim", default=128),
         key("num_layers", "dims.layers", default=28),
         key("num_attention_heads", "dims.heads", default=32),
-        key("multi_query_group_num", "dims.kv_heads", default=1, read=_groups, write=lambda v, d: d.dims.kv),
+        key("multi_query_group_num", "dims.kv_heads", default=1, read=_groups),
         key("multi_query_attention", "dims.kv_heads", default=False, read=_groups, write=lambda v, d: v is not None),
         key("seq_length", "dims.context", default=2048),
         key("layernorm_epsilon", "arch.norm.eps", default=1e-5),
@@ -135,7 +132,7 @@ chatglm2 = Layout(
         key("eos_token_id", "text.eos_id", default=None, read=several),
         key("pad_token_id", "text.pad_id", default=None),
     ),
-    rows=lambda design: list(_second_rows(design)),
+    rows=_second_rows,
     fixed={
         **WHOLE,
         "rmsnorm": True,

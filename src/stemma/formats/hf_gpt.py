@@ -6,12 +6,13 @@ Their linear layers are stored as [in, out] and q, k, v in one piece, side by si
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from stemma.families.declare import Design
 from stemma.families.gpt import gpt1 as gpt1_family
 from stemma.families.gpt import gpt2 as gpt2_family
-from stemma.formats.config import Layout, key, reasons, several, words
+from stemma.formats.config import Layout, ids, key, reasons, words
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Answer, Choose, Classify, Heads, LMHead, Tag
 
@@ -29,8 +30,9 @@ UNUSED = reasons(
 ) | reasons("an earlier spelling or a count that no code reads any more", "n_ctx n_special predict_special_tokens")
 
 
-def _rows(tokens: str, positions: str, tied: bool, last_norm: bool) -> Iterator[Row]:
+def _rows(design: Design, tokens: str, positions: str, last_norm: bool) -> Iterator[Row]:
     theirs, ours = "transformer.h.{i}", "decoder.blocks.{i}"
+    tied = design.arch.heads.tied
     head = ["lm_head.weight"] if tied else []
     yield row(f"transformer.{tokens}.weight", "embed.tokens.weight", aliases=head)
     yield row(f"transformer.{positions}.weight", "decoder.position.table.weight")
@@ -45,9 +47,6 @@ def _rows(tokens: str, positions: str, tied: bool, last_norm: bool) -> Iterator[
         yield from linear("transformer.ln_f", "decoder.norm")
     if not tied:
         yield row("lm_head.weight", "lm.weight")
-
-
-def _tasks(design: Design) -> Iterator[Row]:
     match design.arch.heads.task:
         case Classify():
             yield from linear("score", "task.out", bias=False)
@@ -59,10 +58,6 @@ def _tasks(design: Design) -> Iterator[Row]:
             yield from linear("multiple_choice_head.summary", "task.out")
 
 
-def _tied(design: Design) -> bool:
-    return design.arch.heads.lm is None or design.arch.heads.lm.tied
-
-
 def four_times(width: Any, config: Mapping[str, Any]) -> Any:
     """The inner width that goes with a width (which may be anything here, and is refused elsewhere)."""
     return 4 * width if isinstance(width, int) else width
@@ -70,14 +65,6 @@ def four_times(width: Any, config: Mapping[str, Any]) -> Any:
 
 def _inner(value: Any, config: Mapping[str, Any]) -> Any:
     return four_times(config.get("n_embd", 768), config) if value is None else value
-
-
-def _gpt1_rows(design: Design) -> list[Row]:
-    return list(_rows("tokens_embed", "positions_embed", _tied(design), last_norm=False)) + list(_tasks(design))
-
-
-def _gpt2_rows(design: Design) -> list[Row]:
-    return list(_rows("wte", "wpe", _tied(design), last_norm=True)) + list(_tasks(design))
 
 
 gpt1 = Layout(
@@ -106,11 +93,9 @@ gpt1 = Layout(
         key("layer_norm_epsilon", "arch.norm.eps", default=1e-5),
         key("initializer_range", "arch.init.std", default=0.02),
         key("tie_word_embeddings", "arch.heads.lm.tied", default=True),
-        key("pad_token_id", "text.pad_id", default=None),
-        key("bos_token_id", "text.bos_id", default=None),
-        key("eos_token_id", "text.eos_id", default=None, read=several),
+        *ids(pad=None, bos=None, eos=None),
     ),
-    rows=_gpt1_rows,
+    rows=partial(_rows, tokens="tokens_embed", positions="positions_embed", last_norm=False),
     prefix="transformer.",
     unused=UNUSED,
     stray={r"\.attn\.bias$": "a causal mask", r"position_ids$": "a buffer of 0, 1, 2, ..."},
@@ -142,11 +127,9 @@ gpt2 = Layout(
         key("initializer_range", "arch.init.std", default=0.02),
         key("tie_word_embeddings", "arch.heads.lm.tied", default=True),
         key("scale_attn_weights", "arch.attention.scaled", default=True),
-        key("pad_token_id", "text.pad_id", default=None),
-        key("bos_token_id", "text.bos_id", default=50_256),
-        key("eos_token_id", "text.eos_id", default=50_256, read=several),
+        *ids(pad=None, bos=50_256, eos=50_256),
     ),
-    rows=_gpt2_rows,
+    rows=partial(_rows, tokens="wte", positions="wpe", last_norm=True),
     prefix="transformer.",
     fixed={"scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False},
     unused=UNUSED,

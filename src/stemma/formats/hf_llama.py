@@ -12,7 +12,7 @@ from stemma.families.llama import llama as family
 from stemma.formats.config import Key, Layout, key, several, token, words
 from stemma.formats.names import Row, linear, row
 from stemma.formats.rope import read_rope, write_rope
-from stemma.nn.parts import Answer, Causal, Classify, Experts, Heads, LMHead, Sandwich, Sliding, Tag
+from stemma.nn.parts import Answer, Causal, Classify, Experts, Heads, LMHead, Parallel, Sandwich, Sliding, Tag
 
 ACTS = {
     "silu": "silu",
@@ -30,7 +30,7 @@ KEYS = (
     key("intermediate_size", "dims.d_ff"),
     key("num_hidden_layers", "dims.layers", default=32),
     key("num_attention_heads", "dims.heads", default=32),
-    key("head_dim", "dims.head_dim", default=None, write=lambda v, d: d.dims.width),
+    key("head_dim", "dims.head_dim", default=None),
     key("hidden_act", "arch.mlp.act", default="silu", **words(ACTS)),
     key("initializer_range", "arch.init.std", default=0.02),
     key("rms_norm_eps", "arch.norm.eps", default=1e-6),
@@ -58,7 +58,7 @@ def common(**changed: Mapping[str, Any]) -> tuple[Key, ...]:
 def body(design: Design) -> Iterator[Row]:
     """The names of a body, but for a mixture of experts."""
     arch = design.arch
-    tied = arch.heads.lm is None or arch.heads.lm.tied
+    tied = arch.heads.tied
     theirs, ours = "model.layers.{i}", "decoder.blocks.{i}"
     yield row("model.embed_tokens.weight", "embed.tokens.weight", aliases=["lm_head.weight"] if tied else [])
     for x in "qkv":
@@ -75,7 +75,7 @@ def body(design: Design) -> Iterator[Row]:
         yield row(f"{theirs}.post_attention_layernorm.weight", f"{ours}.attention_out_norm.weight")
         yield row(f"{theirs}.pre_feedforward_layernorm.weight", f"{ours}.mlp_norm.weight")
         yield row(f"{theirs}.post_feedforward_layernorm.weight", f"{ours}.mlp_out_norm.weight")
-    else:
+    elif not isinstance(arch.residual, Parallel):
         yield row(f"{theirs}.post_attention_layernorm.weight", f"{ours}.mlp_norm.weight")
     yield row("model.norm.weight", "decoder.norm.weight")
     if not tied:
@@ -102,9 +102,10 @@ def tasks(design: Design) -> Iterator[Row]:
             yield from linear("qa_outputs", "task.out")
 
 
-def rows(design: Design) -> list[Row]:
+def rows(design: Design) -> Iterator[Row]:
     """The names table of LLaMA, Mistral, Qwen and Gemma."""
-    return [*body(design), *tasks(design)]
+    yield from body(design)
+    yield from tasks(design)
 
 
 def classes(prefix: str, *names: str) -> dict[str, Heads]:
@@ -142,12 +143,7 @@ llama = Layout(
     renames=ANSWERS,
     keys=(
         *KEYS,
-        key(
-            "num_key_value_heads",
-            "dims.kv_heads",
-            default=None,
-            write=lambda v, d: d.dims.kv,
-        ),
+        key("num_key_value_heads", "dims.kv_heads", default=None),
         key("max_position_embeddings", "dims.context", default=2048),
         key("attention_bias", "arch.attention.bias", "arch.attention.out_bias", default=False),
         key("mlp_bias", "arch.mlp.bias", default=False),
@@ -174,7 +170,7 @@ mistral = Layout(
     classes=classes("Mistral"),
     keys=(
         *KEYS,
-        key("num_key_value_heads", "dims.kv_heads", default=8, write=lambda v, d: d.dims.kv),
+        key("num_key_value_heads", "dims.kv_heads", default=8),
         key("max_position_embeddings", "dims.context", default=131_072),
         key(
             "sliding_window",

@@ -26,7 +26,7 @@ mixtral = Layout(
     classes=classes("Mixtral"),
     keys=(
         *common(intermediate_size=dict(default=14_336), rms_norm_eps=dict(default=1e-5), rope_parameters=ROPE),
-        key("num_key_value_heads", "dims.kv_heads", default=8, write=lambda v, d: d.dims.kv),
+        key("num_key_value_heads", "dims.kv_heads", default=8),
         key("max_position_embeddings", "dims.context", default=131_072),
         key("num_local_experts", "dims.experts", default=8, older=("num_experts",)),
         key("num_experts_per_tok", "dims.active", default=2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from stemma.errors import CheckpointError
@@ -74,7 +75,7 @@ qwen2 = Layout(
     classes=classes("Qwen2"),
     keys=(
         *_keys(),
-        key("num_key_value_heads", "dims.kv_heads", default=32, write=lambda v, d: d.dims.kv),
+        key("num_key_value_heads", "dims.kv_heads", default=32),
         *_windows(_read_mask, by_layer=True),
     ),
     rows=rows,
@@ -84,21 +85,18 @@ qwen2 = Layout(
     stray=STRAY,
 )
 
-qwen3 = Layout(
+qwen3 = replace(
+    qwen2,
     model_type="qwen3",
     families=("qwen3",),
     classes=classes("Qwen3"),
     keys=(
         *_keys(head_dim=WIDE, rms_norm_eps=EPS),
-        key("num_key_value_heads", "dims.kv_heads", default=32, write=lambda v, d: d.dims.kv),
+        key("num_key_value_heads", "dims.kv_heads", default=32),
         BIAS,
         *_windows(_read_mask, by_layer=True),
     ),
-    rows=rows,
-    prefix="model.",
     bodies={"Qwen3ForQuestionAnswering": "transformer."},
-    renames=ANSWERS,
-    stray=STRAY,
 )
 
 
@@ -113,7 +111,8 @@ def _active(value: Any, config: Mapping[str, Any]) -> Any:
     return value
 
 
-qwen3_moe = Layout(
+qwen3_moe = replace(
+    qwen2,
     model_type="qwen3_moe",
     families=("qwen3-moe",),
     classes=classes("Qwen3Moe"),
@@ -127,7 +126,7 @@ qwen3_moe = Layout(
             )
             if k.name != "intermediate_size"
         ),
-        key("num_key_value_heads", "dims.kv_heads", default=4, write=lambda v, d: d.dims.kv),
+        key("num_key_value_heads", "dims.kv_heads", default=4),
         BIAS,
         *_windows(_read_one_mask, by_layer=False),
         key("moe_intermediate_size", "dims.d_ff", default=768),
@@ -142,7 +141,6 @@ qwen3_moe = Layout(
         ),
     ),
     rows=_moe_rows,
-    prefix="model.",
     bodies={"Qwen3MoeForQuestionAnswering": "transformer."},
     fixed={"decoder_sparse_step": 1, "mlp_only_layers": []},
     unused=ROUTER
@@ -150,6 +148,4 @@ qwen3_moe = Layout(
         "intermediate_size": "of dense layers, of which there are none",
         "max_window_layers": "no code of this type reads it",
     },
-    renames=ANSWERS,
-    stray=STRAY,
 )

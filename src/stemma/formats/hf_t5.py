@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from stemma.errors import CheckpointError
-from stemma.families.declare import Design, Family
+from stemma.families.declare import Design
 from stemma.families.t5 import t5 as t5_family
-from stemma.formats.config import Key, Layout, key, meant, several
+from stemma.formats.config import Layout, ids, key, meant, with_defaults
+from stemma.formats.hf_bert import task_classes
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import MLP, Answer, Classify, Full, GatedMLP, Heads, LayerBuckets, LMHead, Tag
 
@@ -51,26 +52,18 @@ def task_rows(design: Design) -> Iterator[Row]:
             yield from linear("classification_head.out_proj", "task.out")
 
 
-def task_classes(prefix: str, family: Family) -> dict[str, Heads]:
-    """The publisher's classes of the family's task heads."""
-    names = {"classify": "SequenceClassification", "tag": "TokenClassification", "answer": "QuestionAnswering"}
-    return {f"{prefix}For{names[task]}": heads for task, heads in family.tasks.items()}
+def _rows(design: Design) -> Iterator[Row]:
+    named = isinstance(design.arch.heads.task, Classify | Tag)  # these classes hold the body under a name of its own
+    for r in _body(design):
+        yield _either(r) if named else r
+    if not design.arch.heads.tied:
+        yield row("lm_head.weight", "lm.weight")
+    yield from task_rows(design)
 
 
-def _rows(design: Design) -> list[Row]:
-    body = list(_body(design))
-    if isinstance(design.arch.heads.task, Classify | Tag):  # these classes hold the body under a name of its own
-        body = [replace(r, theirs=f"transformer.{r.theirs}", aliases=_both(r)) for r in body]
-    head = design.arch.heads.lm
-    return (
-        body
-        + ([row("lm_head.weight", "lm.weight")] if head is not None and not head.tied else [])
-        + list(task_rows(design))
-    )
-
-
-def _both(r: Row) -> tuple[str, ...]:
-    return (*(f"transformer.{a}" for a in r.aliases), r.theirs, *r.aliases)
+def _either(r: Row) -> Row:
+    aliases = (*(f"transformer.{a}" for a in r.aliases), r.theirs, *r.aliases)
+    return replace(r, theirs=f"transformer.{r.theirs}", aliases=aliases)
 
 
 def _body(design: Design) -> Iterator[Row]:
@@ -117,10 +110,10 @@ t5 = Layout(
     keys=(
         key("vocab_size", "dims.vocab", default=32_128),
         key("d_model", "dims.d_model", default=512),
-        key("d_kv", "dims.head_dim", default=64, write=lambda v, d: d.dims.width),
+        key("d_kv", "dims.head_dim", default=64),
         key("d_ff", "dims.d_ff", default=2048),
         key("num_layers", "dims.layers", default=6),
-        key("num_decoder_layers", "dims.decoder_layers", default=None, write=lambda v, d: d.dims.depth),
+        key("num_decoder_layers", "dims.decoder_layers", default=None),
         key("num_heads", "dims.heads", default=8),
         key("relative_attention_num_buckets", "arch.position.buckets", default=32),
         key("relative_attention_max_distance", "arch.position.distance", default=128),
@@ -133,9 +126,7 @@ t5 = Layout(
         key("feed_forward_proj", "arch.mlp", default="relu", read=_read_mlp, write=_write_mlp),
         key("tie_word_embeddings", "arch.heads.lm.tied", default=True),
         key("scale_decoder_outputs", "arch.heads.lm.scaled", default=None, read=_read_scaled),
-        key("pad_token_id", "text.pad_id", default=0),
-        key("bos_token_id", "text.bos_id", default=None),
-        key("eos_token_id", "text.eos_id", default=1, read=several),
+        *ids(pad=0, bos=None, eos=1),
         key(
             "decoder_start_token_id", "text.start_id", default=None,
             read=lambda v, c: c.get("pad_token_id", 0) if v is None else v,
@@ -155,26 +146,21 @@ t5 = Layout(
 )  # fmt: skip
 
 
-def _default(k: Key) -> Key:
-    """mT5's form of a key that it shares with T5."""
-    own = {
-        "vocab_size": 250_112,
-        "d_ff": 1024,
-        "num_layers": 8,
-        "num_heads": 6,
-        "feed_forward_proj": "gated-gelu",
-        "n_positions": 1024,
-    }
-    return replace(k, default=own.get(k.name, k.default))
-
-
 mt5 = replace(
     t5,
     model_type="mt5",
     families=("mt5",),
     classes={f"M{name}": heads for name, heads in t5.classes.items()},
     # no class of mT5 scales the hidden state before its head, whatever a config says
-    keys=tuple(_default(k) for k in t5.keys if k.name != "scale_decoder_outputs"),
+    keys=with_defaults(
+        (k for k in t5.keys if k.name != "scale_decoder_outputs"),
+        vocab_size=250_112,
+        d_ff=1024,
+        num_layers=8,
+        num_heads=6,
+        feed_forward_proj="gated-gelu",
+        n_positions=1024,
+    ),
     unused={**t5.unused, "scale_decoder_outputs": "no class of mT5 reads it"},
     variants={f"M{name}": changes for name, changes in t5.variants.items()},
 )

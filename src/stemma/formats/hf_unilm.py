@@ -10,20 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stemma.families.unilm import unilm as family
-from stemma.formats.config import Key, key, several
+from stemma.formats.config import key, with_defaults
 from stemma.formats.hf_bert import bert, task_classes
 from stemma.nn.parts import Heads, MLMHead, Summary
 
 EVERY = Heads(MLMHead(), pooler=Summary(), pair=True)
-DEFAULTS = {"vocab_size": 28_996, "type_vocab_size": 6}
-
-
-def _own(k: Key) -> Key:
-    """UniLM's form of a key that it shares with BERT."""
-    if k.name == "eos_token_id":
-        return key("eos_token_id", "text.eos_id", default=102, read=several)
-    return replace(k, default=DEFAULTS.get(k.name, k.default))
-
 
 unilm = replace(
     bert,
@@ -37,7 +28,7 @@ unilm = replace(
         **task_classes("Bert", family),
     },
     keys=(
-        *(_own(k) for k in bert.keys),
+        *with_defaults(bert.keys, vocab_size=28_996, type_vocab_size=6, eos_token_id=102),
         key("source_type_id", "arch.mask.source", default=4),
         key("target_type_id", "arch.mask.target", default=5),
         key("mask_token_id", "text.mask_id", default=103),

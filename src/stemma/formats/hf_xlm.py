@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from stemma.errors import CheckpointError
@@ -10,7 +11,7 @@ from stemma.families.declare import Design
 from stemma.families.xlm import xlm as xlm_family
 from stemma.families.xlm import xlm_roberta as xlm_roberta_family
 from stemma.formats.config import Layout, key, reasons, several, switch
-from stemma.formats.hf_bert import ABSOLUTE, GAMMA, STRAY, fairseq_keys, head, roberta_rows, task_classes, task_rows
+from stemma.formats.hf_bert import fairseq_keys, head, roberta, task_classes, task_rows
 from stemma.formats.hf_gpt import four_times
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Causal, Choose, Classify, Full, Heads, LMHead, MLMHead, Summary
@@ -19,8 +20,7 @@ from stemma.nn.parts import Causal, Choose, Classify, Full, Heads, LMHead, MLMHe
 
 
 def _xlm_rows(design: Design) -> Iterator[Row]:
-    lm, task = design.arch.heads.lm, design.arch.heads.task
-    tied = lm is None or lm.tied
+    task, tied = design.arch.heads.task, design.arch.heads.tied
     stack = design.arch.structure  # an encoder, or a decoder where it is causal
     body, ours = "transformer", f"{stack}.blocks.{{i}}"
     yield row(f"{body}.embeddings.weight", "embed.tokens.weight", aliases=["pred_layer.proj.weight"] if tied else [])
@@ -106,7 +106,7 @@ xlm = Layout(
         key("bos_token_id", "text.bos_id", default=0, older=("bos_index",)),
         key("eos_token_id", "text.eos_id", default=1, read=several, older=("eos_index",)),
     ),
-    rows=lambda design: list(_xlm_rows(design)),
+    rows=_xlm_rows,
     prefix="transformer.",
     fixed={"asm": False, "is_encoder": True, **SHARED},
     unused={
@@ -124,7 +124,8 @@ xlm = Layout(
 
 # ---------------------------------------------------------------- XLM-R
 
-xlm_roberta = Layout(
+xlm_roberta = replace(
+    roberta,
     model_type="xlm-roberta",
     families=("xlm-roberta",),
     classes={
@@ -133,19 +134,13 @@ xlm_roberta = Layout(
         **task_classes("XLMRoberta", xlm_roberta_family),
     },
     keys=fairseq_keys(),
-    rows=roberta_rows,
-    prefix="roberta.",
-    fixed=ABSOLUTE,
-    renames=GAMMA,
-    stray=STRAY,
 )
 
 
 def _xl_rows(design: Design) -> Iterator[Row]:
     body = "roberta"
     theirs, ours = f"{body}.encoder.layer.{{i}}", "encoder.blocks.{i}"
-    lm = design.arch.heads.lm
-    tied = lm is None or lm.tied
+    tied = design.arch.heads.tied
     decoder = ["lm_head.decoder.weight"] if tied else []
     yield row(f"{body}.embeddings.word_embeddings.weight", "embed.tokens.weight", aliases=decoder)
     yield row(f"{body}.embeddings.position_embeddings.weight", "encoder.position.table.weight")
@@ -163,7 +158,8 @@ def _xl_rows(design: Design) -> Iterator[Row]:
     yield from task_rows(design)
 
 
-xlm_roberta_xl = Layout(
+xlm_roberta_xl = replace(
+    roberta,
     model_type="xlm-roberta-xl",
     families=("xlm-roberta-xl",),
     classes={
@@ -181,9 +177,5 @@ xlm_roberta_xl = Layout(
         type_vocab_size=1,
         layer_norm_eps=1e-5,
     ),
-    rows=lambda design: list(_xl_rows(design)),
-    prefix="roberta.",
-    fixed=ABSOLUTE,
-    renames=GAMMA,
-    stray=STRAY,
+    rows=_xl_rows,
 )

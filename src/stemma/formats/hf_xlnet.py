@@ -10,15 +10,14 @@ from typing import Any
 
 from stemma.families.declare import Design
 from stemma.families.xlnet import xlnet as family
-from stemma.formats.config import Layout, key, reasons, several, words
+from stemma.formats.config import Layout, ids, key, reasons, words
 from stemma.formats.names import InHeads, Row, Shaped, linear, row
 from stemma.nn.parts import Answer, Heads, LMHead, Tag
 
 
 def _rows(design: Design) -> Iterator[Row]:
-    dims, lm = design.dims, design.arch.heads.lm
+    dims, tied = design.dims, design.arch.heads.tied
     theirs, ours = "transformer.layer.{i}", "encoder.blocks.{i}"
-    tied = lm is None or not isinstance(lm, LMHead) or lm.tied
     yield row("transformer.word_embedding.weight", "embed.tokens.weight", aliases=["lm_loss.weight"] if tied else [])
     yield row("transformer.mask_emb", "encoder.query", op=Shaped((1, 1, dims.d_model)))
     attention = f"{ours}.attention"
@@ -67,7 +66,7 @@ xlnet = Layout(
         key("n_layer", "dims.layers", default=24),
         key("n_head", "dims.heads", default=16),
         key("d_inner", "dims.d_ff", default=4096),
-        key("d_head", "dims.head_dim", default=None, write=lambda v, d: d.dims.width),
+        key("d_head", "dims.head_dim", default=None),
         key(
             "ff_activation", "arch.mlp.act", default="gelu",
             **words({"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}),
@@ -82,11 +81,9 @@ xlnet = Layout(
         key("reuse_len", "arch.streams.reuse", default=None, read=_length),
         key("n_positions", "dims.context", default=512),  # of models made here: the publisher's files have no such key
         key("tie_word_embeddings", "arch.heads.lm.tied", default=True),
-        key("pad_token_id", "text.pad_id", default=5),
-        key("bos_token_id", "text.bos_id", default=1),
-        key("eos_token_id", "text.eos_id", default=2, read=several),
+        *ids(pad=5, bos=1, eos=2),
     ),
-    rows=lambda design: list(_rows(design)),
+    rows=_rows,
     prefix="transformer.",
     fixed={
         "attn_type": "bi",

@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stemma import formats, spec
+from stemma import spec
 from stemma.errors import CheckpointError, UsageError
 from stemma.families.declare import Design
 from stemma.formats import meta, tensors
+from stemma.formats.config import lost, refuse_loss
+from stemma.formats.layouts import LAYOUTS
 from stemma.formats.names import Ledger, Row
 from stemma.formats.rotary import to_halves, to_pairs
+from stemma.formats.weights import attach, check_weights, design_of, device_of, dtype_of, outline, put
 from stemma.nn.model import Model
 from stemma.nn.parts import Heads, LMHead, Rotary
 
@@ -92,8 +95,7 @@ def _checked(path: Path, head: Head) -> Head:
 def _plan(design: Design, version: int) -> Iterator[tuple[str, tuple[int, ...], Row | None]]:
     """Every tensor of a file in order: its name, its shape and its row (None: a table)."""
     table = {r.theirs: r for r in meta.rows(design)}
-    with torch.device("meta"):
-        shapes = {name: tuple(p.shape) for name, p in Model(design.arch, design.dims).named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in outline(design).named_parameters()}
     for name in ORDER[version]:
         if name in TABLES:
             yield name, (design.dims.context, design.dims.width // 2), None
@@ -131,7 +133,7 @@ def _design(path: Path, head: Head) -> Design:
         "text.pad_id": None,
     }
     try:
-        return spec.edit(formats._base(formats.LAYOUTS["llama"]), changes)
+        return spec.edit(LAYOUTS["llama"].base(), changes)
     except UsageError as error:
         raise CheckpointError(f"{path}: the header does not describe a model: {error}") from None
 
@@ -163,9 +165,8 @@ def load(
             "cut short or no llama2.c file"
         )
     design, owner = meta.identify(design)
-    with torch.device("meta"):
-        model = Model(design.arch, design.dims)
-    target, kind = formats.device_of(device), torch.float32 if dtype == "auto" else formats.dtype_of(dtype)
+    model = outline(design)
+    target, kind = device_of(device), torch.float32 if dtype == "auto" else dtype_of(dtype)
     ledger = Ledger()
     raw = np.memmap(path, np.uint8, "r")
     for name, shape, r, at in plan:
@@ -179,11 +180,10 @@ def load(
             held = raw[at : at + 4 * int(np.prod(shape))].view("<f4").astype(np.float32)  # a copy
             tensor = torch.from_numpy(held).view(shape)
             value.copy_(to_halves(tensor, design.dims.width) if meta.TURNED.search(name) else tensor)
-        owner_name, _, leaf = r.ours[0].rpartition(".")
-        setattr(model.get_submodule(owner_name), leaf, nn.Parameter(value))
+        put(model, r.ours[0], value)
         ledger.loaded[r.ours[0]] = name
     model.ledger = ledger
-    formats.attach(model, design, owner)
+    attach(model, design, owner)
     if tokenizer and any((path.parent / n).is_file() for n in ("tokenizer.json", meta.TOKENIZER)):
         model.tokenizer = meta.read_tokenizer(path.parent, design.dims.vocab)
     return model.eval()
@@ -205,8 +205,8 @@ def save(model: Model, path: str | Path, *, version: int = 0) -> Path:
     path = Path(path)
     if path.is_dir():
         raise UsageError(f"{path} is a folder; a llama2.c checkpoint is one file, such as model.bin")
-    formats.check_weights(model)
-    design: Design = replace(model.design, arch=model.arch, dims=model.dims, text=model.text)
+    check_weights(model)
+    design = design_of(model)
     sizes = dict(
         zip(
             HEADER,
@@ -217,8 +217,8 @@ def save(model: Model, path: str | Path, *, version: int = 0) -> Path:
             strict=True,
         )
     )  # fmt: skip
-    head = Head(version, sizes, meta.tied(design), START if version else 28)
-    meta.same(design, _design(path, head), "llama2.c's")
+    head = Head(version, sizes, design.arch.heads.tied, START if version else 28)
+    refuse_loss("llama2.c's layout", lost(design, _design(path, head)))
     with tensors.whole_file(path) as scratch, open(scratch, "wb") as out:
         _write(out, model, design, head)
     return path

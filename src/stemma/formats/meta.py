@@ -26,17 +26,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stemma import formats, spec
+from stemma import spec
 from stemma.errors import CheckpointError, UsageError
 from stemma.families.declare import Design, Family
 from stemma.formats import tensors
-from stemma.formats.config import meant
+from stemma.formats.config import lost, meant, refuse_loss
+from stemma.formats.hf import check_target
+from stemma.formats.layouts import LAYOUTS, nearest_family, text_of
 from stemma.formats.names import Ledger, Row, expand, missing, row
-from stemma.formats.rotary import to_halves, to_pairs
+from stemma.formats.rotary import to_pairs
+from stemma.formats.weights import Filling, attach, design_of, device_of, dtype_of, outline
 from stemma.nn.model import Model
-from stemma.nn.parts import Dropout, Heads, Llama3Scaling, LMHead, Normal, Rotary, gated_width
+from stemma.nn.parts import Heads, Llama3Scaling, LMHead, Rotary, gated_width
 from stemma.text import Tokenizer, ranks, spm
 
 PARAMS, TOKENIZER = "params.json", "tokenizer.model"
@@ -68,7 +71,7 @@ BLOCK = (
     ("feed_forward.w3", "mlp.up", 0),
 )
 TURNED = re.compile(r"attention\.w[qk]\.weight$")
-STRAY = {"rope.freqs": "computed from params.json"}
+STRAY = {r"^rope\.freqs$": "computed from params.json"}
 
 
 def rows(design: Design) -> list[Row]:
@@ -76,31 +79,27 @@ def rows(design: Design) -> list[Row]:
     out = [row(EMBEDDINGS, "embed.tokens.weight")]
     out += [row(f"layers.{{i}}.{t}.weight", f"decoder.blocks.{{i}}.{o}.weight") for t, o, _ in BLOCK]
     out.append(row("norm.weight", "decoder.norm.weight"))
-    if not tied(design):
+    if not design.arch.heads.tied:
         out.append(row(OUTPUT, "lm.weight"))
-    return expand(out, {"decoder": design.dims.layers})
+    return expand(out, design)
 
 
 def identify(design: Design) -> tuple[Design, Family]:
     """A design with the name and the habits of the family and size that it is, and that family."""
-    owner, name = formats._nearest(design, formats.LAYOUTS["llama"], {})
-    text = formats._text(design, owner)
+    owner, name = nearest_family(design, LAYOUTS["llama"], {})
+    text = text_of(design, owner)
     return replace(design, name=name, text=text, objective=owner.objective, recipe=owner.recipe), owner
-
-
-def tied(design: Design) -> bool:
-    """Whether the output matrix is the embeddings."""
-    return design.arch.heads.lm is None or design.arch.heads.lm.tied
 
 
 # ---------------------------------------------------------------- the shards
 
 
 class Shards:
-    """The tensors of a folder's shards, joined. The files are mapped: a tensor is read when it is asked for."""
+    """The tensors of a folder's shards, joined. The files are mapped: a tensor is read when it is asked for. `width`:
+    that of the model, as params.json has it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, width: int) -> None:
+        self.folder, self.width = folder, width
         found = {int(m[1]): f for f in folder.iterdir() if (m := SHARD.fullmatch(f.name))}
         if not found:
             raise CheckpointError(f"no weights in {folder}: beside {PARAMS} should be consolidated.00.pth")
@@ -123,18 +122,18 @@ class Shards:
     def __contains__(self, name: object) -> bool:
         return name in self.parts[0]
 
-    def axis(self, name: str, width: int) -> int | None:
+    def axis(self, name: str) -> int | None:
         """The axis along which a tensor is divided. The embeddings of LLaMA 1 and 2 are by width (`dim`), those of
         Llama 3 by token, which only their shape tells."""
         if name == EMBEDDINGS:
             shape = self.parts[0][name].shape
-            return 0 if len(shape) != 2 or shape[1] == width else 1
+            return 0 if len(shape) != 2 or shape[1] == self.width else 1
         if name == OUTPUT:
             return 0
         return next((a for t, _, a in BLOCK if name.endswith(f".{t}.weight")), None)
 
-    def shape(self, name: str, width: int) -> list[int]:
-        axis = self.axis(name, width)
+    def shape(self, name: str) -> list[int]:
+        axis = self.axis(name)
         shapes = [list(part[name].shape) for part in self.parts]
         whole = list(shapes[0])
         if axis is not None and len(whole) == 2:
@@ -143,21 +142,24 @@ class Shards:
             raise CheckpointError(f"{self.folder}: {name!r} should have one shape in all shards, not {shapes}")
         return whole
 
-    def get(self, name: str, width: int) -> Tensor:
-        axis = self.axis(name, width)
+    def blank(self, name: str) -> Tensor:
+        return torch.empty(self.shape(name), dtype=self.parts[0][name].dtype, device="meta")
+
+    def get(self, name: str) -> Tensor:
+        axis = self.axis(name)
         parts = [part[name] for part in self.parts]
         return parts[0] if axis is None or len(parts) == 1 else torch.cat(parts, axis)
 
-    def tied(self, width: int) -> bool:
+    def tied(self) -> bool:
         """Whether the output matrix is absent, or the embeddings again."""
         if OUTPUT not in self:
             return True
-        if EMBEDDINGS not in self or self.shape(EMBEDDINGS, width) != self.shape(OUTPUT, width):
+        if EMBEDDINGS not in self or self.shape(EMBEDDINGS) != self.shape(OUTPUT):
             return False
         first = self.parts[0][EMBEDDINGS][:1, :16]  # nearly always enough, and little to read
         if not torch.equal(first, self.parts[0][OUTPUT][:1, : first.shape[1]]):
             return False
-        return torch.equal(self.get(EMBEDDINGS, width), self.get(OUTPUT, width))
+        return torch.equal(self.get(EMBEDDINGS), self.get(OUTPUT))
 
 
 # ---------------------------------------------------------------- params.json
@@ -204,7 +206,7 @@ def read_params(params: Mapping[str, Any], vocab: int, tied: bool) -> tuple[Desi
         "text.pad_id": None,
     }
     try:
-        design = spec.edit(formats._base(formats.LAYOUTS["llama"]), changes)
+        design = spec.edit(LAYOUTS["llama"].base(), changes)
     except UsageError as error:
         raise CheckpointError(f"{PARAMS} does not describe a model: {error}") from None
     return design, {name: UNUSED[name] for name in params if name in UNUSED}
@@ -235,25 +237,14 @@ def write_params(design: Design) -> dict[str, Any]:
     if arch.position.scaling is not None:
         params["use_scaled_rope"] = True
     again = _read(params, design)
-    same(design, replace(again, dims=replace(again.dims, context=design.dims.context)), "Meta's")
+    again = replace(again, dims=replace(again.dims, context=design.dims.context))
+    refuse_loss("Meta's layout", lost(design, again))
     return params
 
 
 def _read(params: Mapping[str, Any], design: Design) -> Design:
     """What `params` say of the weights of `design`."""
-    return read_params(params, design.dims.vocab, tied(design))[0]
-
-
-def differences(design: Design, again: Design) -> list[spec.Change]:
-    """What a network loses when it is read as `again`, training apart."""
-    a, b = (replace(d, arch=replace(d.arch, init=Normal(), dropout=Dropout())) for d in (design, again))
-    return [c for c in spec.diff(a, b) if c.path.split(".")[0] in ("arch", "dims")]
-
-
-def same(design: Design, again: Design, whose: str) -> None:
-    """Raises UsageError unless a layout says all of a design."""
-    if lost := differences(design, again):
-        raise UsageError(f"{whose} layout cannot say {lost[0].path}={lost[0].old} (it would read {lost[0].new})")
+    return read_params(params, design.dims.vocab, design.arch.heads.tied)[0]
 
 
 def _width_rule(d_model: int, d_ff: int) -> dict[str, Any]:
@@ -289,48 +280,31 @@ def load(
     folder = Path(folder)
     where = str(folder)
     params = tensors.read_json(folder / PARAMS)
-    target = formats.device_of(device)
-    shards = Shards(folder)
+    target = device_of(device)
+    given = params.get("dim")
+    shards = Shards(folder, given if isinstance(given, int) else 0)  # anything else is refused below
     if EMBEDDINGS not in shards:
         raise missing(EMBEDDINGS, shards, where)
-    given = params.get("dim")
-    width = given if isinstance(given, int) else 0  # anything else is refused below
-    whole = shards.shape(EMBEDDINGS, width)
-    design, unused = read_params(params, whole[0], shards.tied(width))
+    design, unused = read_params(params, shards.shape(EMBEDDINGS)[0], shards.tied())
     design, owner = identify(design)
-    with torch.device("meta"):
-        model = Model(design.arch, design.dims)
-    shapes = {n: p.shape for n, p in model.named_parameters()}
-    ledger = Ledger(config=unused)
+    model = outline(design)
+    filling = Filling(model, shards, where, Ledger(config=unused))
     table = rows(design)
     for r in table:
-        if r.theirs not in shards:
-            raise missing(r.theirs, shards, where)
-        if (has := shards.shape(r.theirs, width)) != (want := list(shapes[r.ours[0]])):
+        if r.theirs in shards and (has := shards.shape(r.theirs)) != (want := list(filling.shapes[r.ours[0]])):
             count = len(shards.files)
             raise CheckpointError(
                 f"{where}: tensor {r.theirs!r} has shape {has} over {count} shard{'s' * (count > 1)}, but {PARAMS} "
                 f"needs {want}; is every shard of this model there?"
             )
-        ledger.loaded[r.ours[0]] = r.theirs
-    known = {r.theirs for r in table}
-    for other in (n for n in shards if n not in known):
-        if other == OUTPUT:
-            ledger.tied[OUTPUT] = EMBEDDINGS
-        elif other in STRAY:
-            ledger.ignored[other] = STRAY[other]
-        else:
-            raise CheckpointError(f"{where} holds a tensor {other!r} for which this model has no place")
-    kind = shards.parts[0][EMBEDDINGS].dtype if dtype == "auto" else formats.dtype_of(dtype)
+        filling.find(r)
+    if OUTPUT in shards and design.arch.heads.tied:
+        filling.ledger.tied[OUTPUT] = EMBEDDINGS
+    filling.account(STRAY)
+    kind = shards.parts[0][EMBEDDINGS].dtype if dtype == "auto" else dtype_of(dtype)
     for r in table:
-        value = torch.empty(shapes[r.ours[0]], dtype=kind, device=target)
-        if target.type != "meta":
-            tensor = shards.get(r.theirs, width)
-            value.copy_(to_halves(tensor, design.dims.width) if TURNED.search(r.theirs) else tensor)
-        at, _, leaf = r.ours[0].rpartition(".")
-        setattr(model.get_submodule(at), leaf, nn.Parameter(value))
-    model.ledger = ledger
-    formats.attach(model, design, owner)
+        filling.read(r, r.theirs, target, kind, turned=TURNED.search(r.theirs) is not None)
+    attach(model, design, owner)
     if tokenizer and (folder / TOKENIZER).is_file():
         model.tokenizer = read_tokenizer(folder, design.dims.vocab)
         ids = {"text.bos_id": model.tokenizer.bos_id, "text.eos_id": model.tokenizer.eos_id}
@@ -340,7 +314,7 @@ def load(
         "meta": Source(
             params=(folder / PARAMS).read_text(encoding="utf-8"),
             shards=len(shards.files),
-            axis=shards.axis(EMBEDDINGS, width) or 0,
+            axis=shards.axis(EMBEDDINGS) or 0,
             output=OUTPUT in shards,
             tokenizer=None if model.tokenizer is None else (folder / TOKENIZER).read_bytes(),
             fingerprint=None if model.tokenizer is None else model.tokenizer.fingerprint,
@@ -366,14 +340,14 @@ def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard
     embeddings are divided by token for a byte-level vocabulary (Llama 3) and by width else, as Meta's code for each
     reads them. `rope.freqs` is not written. Raises UsageError for what the layout cannot say."""
     directory = Path(directory)
-    formats.check_target(model, directory)
+    check_target(model, directory)
     if (directory / "config.json").exists():
         raise UsageError(f"{directory} holds a config.json, which says another layout; choose another folder")
-    design: Design = replace(model.design, arch=model.arch, dims=model.dims, text=model.text)
+    design = design_of(model)
     params = write_params(design)
     source: Source | None = model.extras.get("meta")
     text = json.dumps(params) + "\n"
-    if source is not None and not differences(design, _read(json.loads(source.params), design)):
+    if source is not None and not lost(design, _read(json.loads(source.params), design)):
         text = source.params
     else:
         again = _read(params, design)
@@ -389,9 +363,9 @@ def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard
     _divides(design, count, by_token)
     raw = _tokenizer(model, source)
     state = {k: v.detach() for k, v in model.named_parameters()}
-    kind = model.dtype if dtype is None else formats.dtype_of(dtype)
+    kind = model.dtype if dtype is None else dtype_of(dtype)
     table = rows(design)
-    if tied(design) and (source is None or source.output):
+    if design.arch.heads.tied and (source is None or source.output):
         table.append(row(OUTPUT, "embed.tokens.weight"))
     axes = {f"{t}.weight": a for t, _, a in BLOCK} | {EMBEDDINGS: 0 if by_token else 1, OUTPUT: 0}
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stemma.errors import CheckpointError, nearest
+from stemma.families.declare import Design
 
 
 class Op(Protocol):
@@ -142,8 +143,9 @@ def linear(theirs: str, *ours: str, bias: bool = True, transposed: bool = False)
         yield row(f"{theirs}.bias", *(f"{o}.bias" for o in ours))
 
 
-def expand(rows: Iterable[Row], layers: Mapping[str, int]) -> list[Row]:
-    """Every `{i}` row once a layer; `layers` gives how many blocks a stack (`"encoder"`, `"decoder"`) has."""
+def expand(rows: Iterable[Row], design: Design) -> list[Row]:
+    """Every `{i}` row once for each layer of its stack."""
+    layers = depths(design)
     out: list[Row] = []
     for r in rows:
         if "{i}" in r.theirs:
@@ -151,6 +153,12 @@ def expand(rows: Iterable[Row], layers: Mapping[str, int]) -> list[Row]:
         else:
             out.append(r)
     return out
+
+
+def depths(design: Design) -> dict[str, int]:
+    """Layers of each stack."""
+    both = design.arch.structure == "encoder-decoder"
+    return {"encoder": design.dims.layers, "decoder": design.dims.depth if both else design.dims.layers}
 
 
 @dataclass

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import secrets
 import shutil
 import tempfile
@@ -133,20 +134,33 @@ class Tensors:
 
 
 def plain(file: Path) -> dict[str, Tensor]:
-    """The tensors by name in a file that `torch.save` wrote, mapped and not read where its kind allows. No code in it
-    is run. Raises CheckpointError."""
+    """The tensors by name in a file that `torch.save` wrote. No code in it is run. Raises CheckpointError."""
+    return {k: v.detach() for k, v in unpickled(file, "plain tensors").items() if isinstance(v, Tensor)}
+
+
+def unpickled(file: Path, what: str, *classes: type) -> dict[str, Any]:
+    """A dictionary of `what` in a file that `torch.save` wrote, mapped and not read where its kind allows. No code in
+    it is run; of classes only `classes` are let through. Raises CheckpointError."""
     how: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
-        state = torch.load(file, mmap=zipfile.is_zipfile(file), **how)  # before torch 1.6 it was no zip file
+        with torch.serialization.safe_globals(list(classes)):
+            data = torch.load(file, mmap=zipfile.is_zipfile(file), **how)  # before torch 1.6 it was no zip file
     except Exception as error:  # torch raises several kinds for a damaged or a hostile file
-        if isinstance(error, pickle.UnpicklingError):  # torch goes on to say how the code in it could be run
-            why = "it holds objects or code, which are not run, or is damaged"
-        else:
+        if not isinstance(error, pickle.UnpicklingError):
             why = f"{first_line(error)}; copy or download it again"
-        raise CheckpointError(f"{file} cannot be read as plain tensors: {why}") from None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{file} should hold tensors by name, not a {type(state).__name__}")
-    return {k: v.detach() for k, v in state.items() if isinstance(v, Tensor)}
+        elif classes and (name := re.search(r"GLOBAL ([\w.]+)", str(error))):
+            why = f"it holds {name[1]}, and of all classes only {', '.join(map(full_name, classes))} is read"
+        else:  # torch goes on to say how the code in it could be run
+            why = "it holds objects or code, which are not run, or is damaged"
+        raise CheckpointError(f"{file} cannot be read as {what}: {why}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file} should hold tensors by name, not a {type(data).__name__}")
+    return data
+
+
+def full_name(kind: type) -> str:
+    """The name of a class, with its module's."""
+    return f"{kind.__module__}.{kind.__name__}"
 
 
 def first_line(error: BaseException) -> str:

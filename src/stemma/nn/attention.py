@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,18 @@ from stemma.nn import parts
 from stemma.nn.masks import Visible
 from stemma.nn.mlp import capped
 from stemma.nn.norms import head_norm
-from stemma.nn.positions import Places
 
 Turn = Callable[[Tensor], Tensor]
 Store = Callable[[Tensor, Tensor, Turn | None], tuple[Tensor, Tensor]]
+
+
+class Places(NamedTuple):
+    """What a position scheme says to the attention of one layer: how queries and keys turn (B H T D -> B H T D), what
+    is added to the scores (1|B H T S), and what the layer's own part works with."""
+
+    turn: Turn | None = None
+    bias: Tensor | None = None
+    relative: Any = None
 
 
 class Relative(nn.Module):
@@ -66,6 +75,19 @@ class Attention(nn.Module):
     def split(self, x: Tensor) -> Tensor:  # B T H*D -> B H T D
         return x.unflatten(-1, (-1, self.width)).transpose(1, 2)
 
+    def queries(self, x: Tensor, places: Places) -> Tensor:
+        """Queries of `x`, turned: B T D -> B H T D."""
+        q = self.split(self.q(x))
+        q = q if self.q_norm is None else self.q_norm(q)
+        return q if places.turn is None else places.turn(q)
+
+    def told(self, q: Tensor, k: Tensor, places: Places) -> tuple[Tensor, Tensor | None]:
+        """The queries to multiply with the keys, and what positions add to the scores."""
+        if self.relative is None or places.relative is None:
+            return q, places.bias
+        told: tuple[Tensor, Tensor] = self.relative(self, q, k, places.relative)
+        return told
+
     def keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of `source`: B S D -> B H S D, twice."""
         k = self.split(self.k(source))
@@ -81,32 +103,22 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`store` takes new keys and values, and how keys turn, and returns all there are (a cache), the keys turned;
         `known` are keys and values that stand already (cross-attention). B T D -> B T D."""
-        q = self.split(self.q(x))
-        if self.q_norm is not None:
-            q = self.q_norm(q)
+        q = self.queries(x, places)
         k, v = known if known is not None else self.keys(x)
-        if places.turn is not None:
-            q = places.turn(q)
         if store is not None:
             k, v = store(k, v, places.turn)
         elif places.turn is not None:
             k = places.turn(k)
-        bias = places.bias
-        if self.relative is not None and places.relative is not None:
-            q, bias = self.relative(self, q, k, places.relative)
+        q, bias = self.told(q, k, places)
         return self.o(self.attend(q, k, v, visible, bias).transpose(1, 2).flatten(2))
 
     def scores(self, x: Tensor, visible: Visible, places: Places = Places()) -> tuple[Tensor, Tensor]:
         """What a softmax over keys makes weights of, in fp32 and minus infinity where nothing is seen (B H T T), and
         the values (B H T D): for those who look at the attention itself. `x`: B T D."""
-        q, (k, v) = self.split(self.q(x)), self.keys(x)
-        if self.q_norm is not None:
-            q = self.q_norm(q)
+        q, (k, v) = self.queries(x, places), self.keys(x)
         if places.turn is not None:
-            q, k = places.turn(q), places.turn(k)
-        bias = places.bias
-        if self.relative is not None and places.relative is not None:
-            q, bias = self.relative(self, q, k, places.relative)
+            k = places.turn(k)
+        q, bias = self.told(q, k, places)
         if self.shared > 1:
             k, v = (y.repeat_interleave(self.shared, 1) for y in (k, v))
         found = (q * self.scale @ k.transpose(-1, -2)).float()

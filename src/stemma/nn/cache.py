@@ -6,15 +6,13 @@ slots, position p in slot p mod window; elsewhere position p is in slot p.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from stemma.nn import parts
+from stemma.nn.attention import Turn
 from stemma.nn.masks import Facts, Visible, layer_mask, visible
 
-Turn = Callable[[Tensor], Tensor]
 Kind = tuple[int, parts.LayerMask]  # slots, mask
 EMPTY = 2**40  # position of a slot that holds nothing: after every query, so that no causal mask sees it
 

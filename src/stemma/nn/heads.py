@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stemma.errors import UsageError
 from stemma.nn import parts
-from stemma.nn.mlp import activation, capped
+from stemma.nn.mlp import activation, capped, dropped
 from stemma.nn.norms import norm
 from stemma.nn.stack import Block, State
 
@@ -80,7 +80,7 @@ class Summary(nn.Module):
         y = x[:, 0] if place is None else x[torch.arange(len(x), device=x.device), place]
         if self.dense is None:
             return y
-        y = self.dense(F.dropout(y, self.rate, self.training and self.rate > 0))
+        y = self.dense(dropped(y, self.rate, self.training))
         match self.act:
             case "tanh":
                 return y.tanh()
@@ -145,7 +145,7 @@ class Task(nn.Module):
         else:
             assert pooled is not None
             y = pooled
-        y = F.dropout(y, self.rate, self.training and self.rate > 0)
+        y = dropped(y, self.rate, self.training)
         return self.out(y if self.through is None else self.through(y))
 
 

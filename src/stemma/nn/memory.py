@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from stemma.nn import parts
-from stemma.nn.cache import Cache, Turn
+from stemma.nn.attention import Turn
+from stemma.nn.cache import Cache
 from stemma.nn.masks import Visible, layer_mask
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

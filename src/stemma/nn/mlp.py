@@ -24,6 +24,11 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
 
 
+def dropped(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Dropout in training, which draws nothing where the rate is 0."""
+    return F.dropout(x, rate) if training and rate > 0 else x
+
+
 def capped(x: Tensor, cap: float) -> Tensor:
     """`cap tanh(x / cap)`; in place where no gradient is wanted, for `x` that nobody else reads."""
     if torch.is_grad_enabled():
@@ -91,7 +96,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # B T D -> B T D
         act = self.fused if self.training else self.act
         y = act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x)
-        return self.down(F.dropout(y, self.dropout, self.training and self.dropout > 0))
+        return self.down(dropped(y, self.dropout, self.training))
 
 
 KERNEL = (torch.float32, torch.float16)
@@ -126,7 +131,7 @@ class Experts(nn.Module):
         ends = ends.scatter_add(0, chosen.flatten(), torch.ones_like(order)).cumsum(0).to(torch.int32)
         rows = tokens[order // self.active]
         y = act(self.times(rows, self.gate, ends)) * self.times(rows, self.up, ends)
-        y = self.times(F.dropout(y, self.dropout, self.training and self.dropout > 0), self.down, ends)
+        y = self.times(dropped(y, self.dropout, self.training), self.down, ends)
         y = y * weights[order, None].to(y.dtype)
         back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=x.device))
         return y[back].unflatten(0, (-1, self.active)).sum(1).view_as(x)

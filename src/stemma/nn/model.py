@@ -17,6 +17,7 @@ from stemma.nn.heads import EMDHead, Summary, Task, detector, lm_head, task_loss
 from stemma.nn.init import initialise
 from stemma.nn.masks import CHOICES, Visible
 from stemma.nn.memory import in_windows
+from stemma.nn.mlp import dropped
 from stemma.nn.stack import Block, Stack, State
 from stemma.nn.streams import Request, TwoStreams
 
@@ -340,8 +341,7 @@ class Model(nn.Module):
         """What is said of two segments, from a text's vector: B D -> B 2."""
         if self.pair is None:
             raise UsageError("this model has no head for pairs of segments (its checkpoint came without one)")
-        rate = self.arch.dropout.pair
-        return self.pair(F.dropout(pooled, rate, self.training and rate > 0))
+        return self.pair(dropped(pooled, self.arch.dropout.pair, self.training))
 
     # ------------------------------------------------------------ the public call
 
@@ -437,24 +437,29 @@ class Model(nn.Module):
         if self.task is not None:
             own = getattr(self.task.spec, "summary", None)
             out.scores = self.task(hidden, out.pooled, self._place(own, input_ids, attention_mask))
-            if labels is not None:
-                out.loss = task_loss(self.task.spec, out.scores, labels)
-        elif out.replaced is not None and labels is not None:
-            real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            each = F.binary_cross_entropy_with_logits(out.replaced.float(), labels.float(), reduction="none")
-            out.loss = each[real.bool()].mean()
-        elif labels is not None:
-            if out.logits is None:
-                raise UsageError("labels were given to a model without a language-model head")
-            shifted = self.arch.structure == "decoder"
-            logits, targets = (out.logits[:, :-1], labels[:, 1:]) if shifted else (out.logits, labels)
-            out.loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
+        if labels is not None:
+            out.loss = self._loss(out, input_ids, attention_mask, labels)
         if next_sentence_label is not None:
             if out.seq_relationship_logits is None:
                 raise UsageError("next_sentence_label was given to a model without a pair head")
             pair = F.cross_entropy(out.seq_relationship_logits.float(), next_sentence_label.flatten())
             out.loss = pair if out.loss is None else out.loss + pair
         return out
+
+    def _loss(self, out: Output, ids: Tensor, attention_mask: Tensor | None, labels: Tensor) -> Tensor:
+        """The mean loss of labels: of the task where there is a head for one, else of the detector, else of tokens."""
+        if self.task is not None:
+            assert out.scores is not None
+            return task_loss(self.task.spec, out.scores, labels)
+        if out.replaced is not None:
+            real = torch.ones_like(ids) if attention_mask is None else attention_mask
+            each = F.binary_cross_entropy_with_logits(out.replaced.float(), labels.float(), reduction="none")
+            return each[real.bool()].mean()
+        if out.logits is None:
+            raise UsageError("labels were given to a model without a language-model head")
+        shifted = self.arch.structure == "decoder"
+        logits, targets = (out.logits[:, :-1], labels[:, 1:]) if shifted else (out.logits, labels)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
     def _request(
         self, perm_mask: Tensor | None, target_mapping: Tensor | None, mems: Sequence[Tensor] | None

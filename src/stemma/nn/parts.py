@@ -587,6 +587,11 @@ class Heads(Spec):
         require(self.pooler is not None or not self.pair, "a pair head reads the pooler: heads.pair needs heads.pooler")
         require(self.pooler is not None or not pooled, "this task reads the pooler: it needs heads.pooler or a summary")
 
+    @property
+    def tied(self) -> bool:
+        """Whether the logits, if there are any, come from the token embeddings and not from a matrix beside them."""
+        return self.lm is None or self.lm.tied
+
 
 # ---------------------------------------------------------------- numbers that matter in training only
 
@@ -749,22 +754,13 @@ class Dims(Spec):
     experts: int | None = None
     active: int | None = None
 
+    RULES: ClassVar = {"kv_heads": "kv", "head_dim": "width", "decoder_layers": "depth"}  # what stands in if left out
+
     def __post_init__(self) -> None:
         for name in (
-            "d_model",
-            "layers",
-            "heads",
-            "d_ff",
-            "vocab",
-            "context",
-            "kv_heads",
-            "head_dim",
-            "embed",
-            "groups",
-            "inner",
-            "experts",
-            "active",
-        ):
+            "d_model", "layers", "heads", "d_ff", "vocab", "context", "kv_heads", "head_dim", "embed", "groups",
+            "inner", "experts", "active",
+        ):  # fmt: skip
             n = getattr(self, name)
             require(n is None or n >= 1, f"dims.{name} must be at least 1, not {n}")
         for name in ("segments", "languages"):

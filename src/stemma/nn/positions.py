@@ -8,23 +8,13 @@ one hook and leaves the others as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stemma.errors import UsageError
 from stemma.nn import parts
-
-
-class Places(NamedTuple):
-    """What a position scheme says to the attention of one layer: how queries and keys turn (B H T D -> B H T D), what
-    is added to the scores (1|B H T S), and what the layer's own part works with."""
-
-    turn: Callable[[Tensor], Tensor] | None = None
-    bias: Tensor | None = None
-    relative: Any = None
+from stemma.nn.attention import BucketTable, Relative, Turn
 
 
 class Position(nn.Module):
@@ -44,7 +34,7 @@ class Position(nn.Module):
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:  # B T D, B T -> B T D
         return x
 
-    def turn(self, pos: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+    def turn(self, pos: Tensor, dtype: torch.dtype) -> Turn | None:
         return None
 
     def bias(self, qpos: Tensor, kpos: Tensor) -> Tensor | None:  # B T, B S -> B H T S
@@ -54,8 +44,8 @@ class Position(nn.Module):
         """`plain`: queries and keys are known to stand at 0..T-1."""
         return None
 
-    def layer(self) -> Any:
-        """The part of this scheme that one layer's attention owns (an `attention.Relative`), or None."""
+    def layer(self) -> Relative | None:
+        """The part of this scheme that one layer's attention owns."""
         return None
 
 
@@ -145,7 +135,7 @@ class Rotary(Position):
         high += 0.001 if low == high else 0.0
         return ((torch.arange(self.width // 2, dtype=torch.float32, device=device) - low) / (high - low)).clamp(0, 1)
 
-    def turn(self, pos: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    def turn(self, pos: Tensor, dtype: torch.dtype) -> Turn:
         free = self.frequencies(pos.device, pos.amax(-1, keepdim=True) + 1)
         angle = pos[:, None, :, None].float() * (free if free.ndim == 1 else free[:, None])  # 1|B 1 T D/2
         cos, sin = angle.cos(), angle.sin()
@@ -205,7 +195,7 @@ class BlankRotary(Blanks):
         super().__init__()
         self.rotary = Rotary(width // 2, context, parts.Rotary(spec.base))
 
-    def turn(self, pos: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    def turn(self, pos: Tensor, dtype: torch.dtype) -> Turn:
         turns = [self.rotary.turn(pos[..., i], dtype) for i in range(2)]
         return lambda x: torch.cat([turn(part) for turn, part in zip(turns, x.chunk(2, -1), strict=True)], -1)
 
@@ -258,44 +248,5 @@ class LayerBuckets(Buckets):
     def relative(self, qpos: Tensor, kpos: Tensor, *_: Any) -> Tensor:  # B T, B S -> B T S
         return self.bucket(kpos[:, None, :] - qpos[:, :, None])
 
-    def layer(self) -> Any:
-        from stemma.nn.attention import BucketTable  # which works with what this module says
-
+    def layer(self) -> BucketTable:
         return BucketTable(self.spec.buckets, self.heads)
-
-
-def position(spec: parts.Position, arch: parts.Arch, dims: parts.Dims, both: bool) -> Position:
-    """The module of a position spec for one stack of an arch; `both`: its tokens see to both sides."""
-    match spec:
-        case parts.Learned(padding, offset):
-            return Learned(dims.context, dims.embed_width, padding, offset)
-        case parts.Sinusoidal():
-            return Sinusoidal(dims.embed_width)
-        case parts.Rotary(share=share):
-            if int(dims.width * share) % 2 or int(dims.width * share) == 0:
-                raise UsageError(
-                    f"rotary positions turn pairs: the part of a head that turns must be even, not "
-                    f"{int(dims.width * share)} of {dims.width}"
-                )
-            return Rotary(dims.width, dims.context, spec)
-        case parts.LayerBuckets():
-            return LayerBuckets(dims.heads, both, spec)
-        case parts.Buckets():
-            return Buckets(dims.heads, both, spec)
-        case parts.Disentangled():
-            from stemma.nn.disentangled import Disentangled  # which works with attention, and that with this module
-
-            return Disentangled(spec, arch, dims)
-        case parts.RelativeSinusoidal():
-            from stemma.nn.streams import RelativeSinusoidal
-
-            return RelativeSinusoidal(dims)
-        case parts.BlankLearned():
-            return BlankLearned(dims.context, dims.embed_width)
-        case parts.BlankRotary():
-            if dims.width % 4:
-                raise UsageError(
-                    f"two rotary positions turn pairs in each half of a head: its width must be a multiple of 4, not "
-                    f"{dims.width}"
-                )
-            return BlankRotary(dims.width, dims.context, spec)

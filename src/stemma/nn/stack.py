@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stemma.nn import parts
-from stemma.nn.attention import Attention, Relative, Store, Turn
+from stemma.nn.attention import Attention, Places, Relative, Store
 from stemma.nn.cache import Cache
 from stemma.nn.masks import Facts, Visible, layer_mask, visible
-from stemma.nn.mlp import activation, feed_forward
+from stemma.nn.mlp import activation, dropped, feed_forward
 from stemma.nn.norms import norm
-from stemma.nn.positions import Places, Position, position
+from stemma.nn.positions import Position
+from stemma.nn.schemes import position
 
 Branch = Callable[[Tensor], Tensor]
 
@@ -35,7 +37,7 @@ class Block(nn.Module):
         self.mlp = feed_forward(arch.mlp, dims, arch.dropout.inner)
 
     def drop(self, branch: Tensor) -> Tensor:
-        return F.dropout(branch, self.rate, True) if self.training and self.rate else branch
+        return dropped(branch, self.rate, self.training)
 
     def join(self, x: Tensor, name: str, branch: Branch) -> Tensor:
         """The stream after a branch whose norm is `{name}_norm`."""
@@ -145,7 +147,7 @@ class Convolution(nn.Module):
             other = F.pad(documents, (reach, reach)).unfold(1, 2 * reach + 1, 1) != documents[..., None]
             near = near.masked_fill(other[:, :, None], 0.0)
         y = F.linear(near.flatten(2), self.conv.weight.flatten(1), self.conv.bias)
-        y = F.dropout(y, self.rate, self.training and self.rate > 0)
+        y = dropped(y, self.rate, self.training)
         if real is None:
             return self.norm(beside + self.act(y))
         return self.norm(beside + self.act(y * real[..., None])) * real[..., None]
@@ -219,7 +221,7 @@ class Stack(nn.Module):
         start = before = x
         for at, (number, layer) in enumerate(self.order):
             block, mask = self.blocks[number], self.masks[layer]
-            store = None if cache is None else _store(cache, at)
+            store = None if cache is None else partial(cache.write, at)
             known = None
             if memory is not None:
                 known = block.cross.keys(memory)  # type: ignore[union-attr,operator]
@@ -233,7 +235,7 @@ class Stack(nn.Module):
                 x = self.convolution(start, x, real, documents)
         if self.norm is not None:
             x = self.norm(x)
-        return State(self.drop(x, self.rates.final), before, pos, plain, seen[mask], places[mask])
+        return State(dropped(x, self.rates.final, self.training), before, pos, plain, seen[mask], places[mask])
 
     def enter(self, x: Tensor, pos: Tensor, real: Tensor | None = None) -> Tensor:
         """What the first block reads: B T E -> B T D."""
@@ -242,7 +244,7 @@ class Stack(nn.Module):
             x = self.embed_norm(x)
         if real is not None and self.position.blank:
             x = x * real[..., None]
-        x = self.drop(x, self.rates.embed)
+        x = dropped(x, self.rates.embed, self.training)
         return x if self.project is None else self.project(x)
 
     def places(
@@ -268,13 +270,3 @@ class Stack(nn.Module):
                 known[key] = scheme.bias(queries, keys), scheme.relative(queries, keys, plain)
             out[mask] = Places(turns[scheme], *known[key])
         return out
-
-    def drop(self, x: Tensor, rate: float) -> Tensor:
-        return F.dropout(x, rate, True) if self.training and rate else x
-
-
-def _store(cache: Cache, layer: int) -> Store:
-    def store(k: Tensor, v: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
-        return cache.write(layer, k, v, turn)
-
-    return store

@@ -36,7 +36,7 @@ def support(family: Family) -> Support:
     from stemma.nn.model import Model
     from stemma.objectives import why_not
 
-    design = family[next(iter(family.sizes))]
+    design = family.first
     layout, _, _ = layout_of(design, family)
     tasks = []
     for task in family.tasks:

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from stemma import families, formats, spec
+from stemma import families, spec
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.families.declare import Design, Family, Text
 from stemma.formats.gguf import quants, vocab
@@ -25,7 +24,7 @@ from stemma.formats.gguf.file import File
 from stemma.formats.gguf.parts import UNTIED, Reading, Source, decimal, differences, whole
 from stemma.formats.gguf.tables import ARCHITECTURES, OPTIONAL, Architecture, apart
 from stemma.formats.names import Ledger, missing
-from stemma.formats.rotary import to_halves
+from stemma.formats.weights import Filling, attach, device_of, dtype_of, outline
 from stemma.nn.model import Model
 from stemma.nn.parts import Heads, LMHead
 from stemma.text import Tokenizer
@@ -47,7 +46,7 @@ def load(
     path = Path(path)
     if not path.exists():
         raise UsageError(f"{path} does not exist")
-    kind = None if dtype == "auto" else formats.dtype_of(dtype)
+    kind = None if dtype == "auto" else dtype_of(dtype)
     file = File(path)
     try:
         arch = _architecture(file)
@@ -59,11 +58,17 @@ def load(
         raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     owner, name = _nearest(arch, design)
     design = replace(design, name=name, objective=owner.objective, recipe=owner.recipe, text=_text(design, read))
-    with torch.device("meta"):
-        model = Model(design.arch, design.dims)
-    _fill(model, arch, design, file, ledger, formats.device_of(device), kind or _own_dtype(file))
-    model.ledger = ledger
-    formats.attach(model, design, owner, read)
+    model = outline(design)
+    filling = Filling(model, file, str(path), ledger)
+    target = device_of(device)
+    rows = [one for r in arch.table(design) for one in apart(r, file)]
+    for r in rows:
+        filling.find(r)
+    filling.account({r"\.attn_rot_embd$": "computed from the design"})
+    for r in rows:
+        turned = re.search(arch.turned, r.theirs) is not None
+        filling.read(r, r.theirs, target, kind or _own_dtype(file), turned)
+    attach(model, design, owner, read)
     model.extras = {"gguf": {k: v for k, v in file.metadata.items() if not isinstance(v, list) or len(v) <= 64}}
     return model.eval()
 
@@ -172,7 +177,7 @@ def _tied(file: Source, ledger: Ledger) -> bool:
     return False
 
 
-# ---------------------------------------------------------------- the family and the weights
+# ---------------------------------------------------------------- the family
 
 
 def _nearest(arch: Architecture, design: Design) -> tuple[Family, str]:
@@ -196,44 +201,6 @@ def _nearest(arch: Architecture, design: Design) -> tuple[Family, str]:
 def _own_dtype(file: File) -> torch.dtype:
     kind = quants.PLAIN.get(file.entries[EMBEDDINGS].type)
     return kind if kind in (torch.float16, torch.bfloat16) else torch.float32
-
-
-def _fill(
-    model: Model,
-    arch: Architecture,
-    design: Design,
-    file: File,
-    ledger: Ledger,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> None:
-    """Give every parameter its tensor. All names, types and shapes are right before anything is read."""
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-    rows = [one for r in arch.table(design) for one in apart(r, file)]
-    for r in rows:
-        if r.theirs not in file:
-            raise missing(r.theirs, file, str(file.path))
-        r.read(file.blank(r.theirs), shapes)
-        ledger.loaded |= dict.fromkeys(r.ours, r.theirs)
-    _account(file, ledger)
-    for r in rows:
-        tensor = file.blank(r.theirs) if device.type == "meta" else file.get(r.theirs)
-        if re.search(arch.turned, r.theirs):
-            tensor = to_halves(tensor, design.dims.width)
-        for ours, part in r.read(tensor, shapes):
-            owner, _, leaf = ours.rpartition(".")
-            # a copy of its own: a part must not keep the whole packed tensor alive
-            value = torch.empty(part.shape, dtype=dtype, device=device).copy_(part)
-            setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
-
-
-def _account(file: File, ledger: Ledger) -> None:
-    """Every tensor that no row reads is tied, ignored by a named rule, or an error."""
-    known = {*ledger.loaded.values(), *ledger.tied, *ledger.ignored}
-    for name in (n for n in file if n not in known):
-        if not re.search(r"\.attn_rot_embd$", name):
-            raise CheckpointError(f"{file.path} holds a tensor {name!r} for which this model has no place")
-        ledger.ignored[name] = "computed from the design"
 
 
 __all__ = ["ARCHITECTURES", "File", "load"]

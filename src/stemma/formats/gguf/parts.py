@@ -244,7 +244,7 @@ HEAD_NORMS = Part((), _read_head_norms)
 
 
 def _read_tied(design: Design, at: Reading) -> dict[str, Any]:
-    if design.arch.heads.lm is not None and not design.arch.heads.lm.tied:
+    if not design.arch.heads.tied:
         raise CheckpointError("this architecture takes the embeddings for its output matrix, and has no other")
     return {}
 

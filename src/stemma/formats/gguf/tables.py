@@ -46,7 +46,7 @@ from stemma.formats.gguf.parts import (
 )
 from stemma.formats.hf_llama import llama
 from stemma.formats.names import Row, expand, linear, row
-from stemma.nn.parts import Experts, GatedMLP, HeadNorm, Norm, Parallel, RMSNorm, Sandwich
+from stemma.nn.parts import Dims, Experts, GatedMLP, HeadNorm, Norm, Parallel, RMSNorm, Sandwich
 
 # small matrices that llama.cpp wants in F32
 EXACT = re.compile(r"^(position_embd|token_types)\.|\.(attn_rel_b|ffn_gate_inp)\.")
@@ -72,15 +72,13 @@ class Architecture:
 
     def base(self) -> Design:
         """The design that a file changes: the first family's first size, counts that follow from others left out."""
-        owner = families.family(self.families[0])
-        free = dict.fromkeys(("dims.kv_heads", "dims.head_dim", "dims.decoder_layers"))
-        return spec.edit(owner[next(iter(owner.sizes))], free)
+        free = dict.fromkeys(f"dims.{dim}" for dim in Dims.RULES)
+        return spec.edit(families.family(self.families[0]).first, free)
 
     def table(self, design: Design) -> list[Row]:
         """The rows of every layer, the output matrix included where it is not the embeddings."""
-        rows = expand(self.rows(design), depths(design))
-        lm = design.arch.heads.lm
-        return [*rows, row(UNTIED, "lm.weight")] if self.head and lm is not None and not lm.tied else rows
+        rows = expand(self.rows(design), design)
+        return rows if design.arch.heads.tied or not self.head else [*rows, row(UNTIED, "lm.weight")]
 
 
 def apart(r: Row, file: Source) -> list[Row]:
@@ -88,12 +86,6 @@ def apart(r: Row, file: Source) -> list[Row]:
     if r.theirs in file or ".attn_qkv." not in r.theirs:
         return [r]
     return [row(r.theirs.replace("attn_qkv", f"attn_{x}"), ours) for x, ours in zip("qkv", r.ours, strict=True)]
-
-
-def depths(design: Design) -> dict[str, int]:
-    """Blocks of each stack."""
-    both = design.arch.structure == "encoder-decoder"
-    return {"encoder": design.dims.layers, "decoder": design.dims.depth if both else design.dims.layers}
 
 
 # ---------------------------------------------------------------- tensors
@@ -209,7 +201,6 @@ SIZES = {
 GROUPED = SIZES | {"attention.head_count_kv": "kv_heads"}
 WIDE = GROUPED | {"attention.key_length": "head_dim"}
 OPTIONAL = ("attention.head_count_kv", "attention.key_length", "decoder_block_count")
-COUNTS = {"kv_heads": "kv", "head_dim": "width", "decoder_layers": "depth"}  # dims that may be left to a rule
 EPS = "attention.layer_norm_rms_epsilon"
 ANY: Fixed = {"vocab_size": None}  # the embeddings tell
 DECODER: Fixed = ANY | {
@@ -228,15 +219,20 @@ ROUTER: Fixed = {
 TURNING = widths("rope.dimension_count", "attention.value_length")
 NARROW = widths("rope.dimension_count", "attention.key_length", "attention.value_length")
 
+
+def _decoder(name: str, **own: Any) -> Architecture:
+    """An architecture of LLaMA's kind, by what is its own."""
+    usual: dict[str, Any] = {"eps": EPS, "rows": _decoder_rows, "fixed": DECODER}
+    return Architecture(name, **(usual | own))
+
+
 ARCHITECTURES = {
     a.name: a
     for a in (
-        Architecture(
+        _decoder(
             "llama",
             families=(*llama.families, "mistral", "mixtral"),
             sizes=WIDE,
-            eps=EPS,
-            rows=_decoder_rows,
             parts=(biases(*BIASED), TURNING, WINDOW, ROTARY, LLAMA3, EXPERTS),
             turned=r"\.attn_[qk]\.(weight|bias)$",
             fixed=DECODER
@@ -249,49 +245,21 @@ ARCHITECTURES = {
                 "logit_scale": (0.0, 1.0),
             },
         ),
-        Architecture(
-            "qwen2",
-            families=("qwen2", "qwen2.5"),
-            sizes=GROUPED,
-            eps=EPS,
-            rows=_decoder_rows,
-            parts=(QKV_BIAS, NARROW, ROTARY),
-            fixed=DECODER,
-        ),
-        Architecture(
-            "qwen3",
-            families=("qwen3",),
-            sizes=WIDE,
-            eps=EPS,
-            rows=_decoder_rows,
-            parts=(QKV_BIAS, TURNING, QK_EPS, ROTARY),
-            fixed=DECODER,
-        ),
-        Architecture(
+        _decoder("qwen2", families=("qwen2", "qwen2.5"), sizes=GROUPED, parts=(QKV_BIAS, NARROW, ROTARY)),
+        _decoder("qwen3", families=("qwen3",), sizes=WIDE, parts=(QKV_BIAS, TURNING, QK_EPS, ROTARY)),
+        _decoder(
             "qwen3moe",
             families=("qwen3-moe",),
             sizes={k: dim for k, dim in WIDE.items() if dim != "d_ff"}
             | {"expert_feed_forward_length": "d_ff", "expert_count": "experts", "expert_used_count": "active"},
-            eps=EPS,
-            rows=_decoder_rows,
             parts=(QKV_BIAS, TURNING, QK_EPS, ROTARY),
             fixed=DECODER | ROUTER | {"feed_forward_length": None},  # of dense layers, of which there are none
         ),
-        Architecture(
-            "gemma",
-            families=("gemma",),
-            sizes=WIDE,
-            eps=EPS,
-            rows=_decoder_rows,
-            parts=(QKV_BIAS, TURNING, TIED, ROTARY),
-            fixed=DECODER,
-        ),
-        Architecture(
+        _decoder("gemma", families=("gemma",), sizes=WIDE, parts=(QKV_BIAS, TURNING, TIED, ROTARY)),
+        _decoder(
             "gemma2",
             families=("gemma2",),
             sizes=WIDE,
-            eps=EPS,
-            rows=_decoder_rows,
             parts=(
                 QKV_BIAS,
                 TURNING,
@@ -302,14 +270,11 @@ ARCHITECTURES = {
                 number("final_logit_softcapping", "arch.heads.lm.softcap", 30.0),
                 ROTARY,
             ),
-            fixed=DECODER,
         ),
-        Architecture(
+        _decoder(
             "gemma3",
             families=("gemma3",),
             sizes=WIDE,
-            eps=EPS,
-            rows=_decoder_rows,
             parts=(
                 QKV_BIAS,
                 TURNING,
@@ -320,32 +285,26 @@ ARCHITECTURES = {
                 ROTARY,
                 LOCAL,
             ),
-            fixed=DECODER,
         ),
-        Architecture(
+        _decoder(
             "chatglm",
             families=("chatglm2", "glm-4"),
             sizes=GROUPED,
-            eps=EPS,
             rows=partial(_decoder_rows, packed=("qkv", "up")),
             parts=(QKV_BIAS, widths("attention.key_length", "attention.value_length"), ROTARY, SHARE),
-            fixed=DECODER,
         ),
-        Architecture(
+        _decoder(
             "glm4",
             families=("glm-4-0414",),
             sizes=WIDE,
-            eps=EPS,
             rows=partial(_decoder_rows, packed=("up",)),
             parts=(QKV_BIAS, widths("attention.value_length"), ROTARY, SHARE),
-            fixed=DECODER,
         ),
-        Architecture(
+        _decoder(
             "command-r",
             families=("command-r",),
             sizes=GROUPED,
             eps="attention.layer_norm_epsilon",
-            rows=_decoder_rows,
             parts=(
                 QKV_BIAS,
                 NARROW,
@@ -354,7 +313,6 @@ ARCHITECTURES = {
                 number("logit_scale", "arch.heads.lm.factor", 1.0),
                 ROTARY,
             ),
-            fixed=DECODER,
         ),
         Architecture(
             "gpt2",
@@ -368,7 +326,7 @@ ARCHITECTURES = {
             "t5",
             families=("t5", "t5-v1.1"),
             sizes=SIZES | {"attention.key_length": "head_dim", "decoder_block_count": "decoder_layers"},
-            eps="attention.layer_norm_rms_epsilon",
+            eps=EPS,
             rows=_t5_rows,
             parts=(widths("attention.value_length"), BUCKETS, START, T5_KIND),
             fixed=ANY | {"attention.layer_norm_epsilon": None, "attention.head_count_kv": None},

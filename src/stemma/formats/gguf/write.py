@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,20 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stemma import formats
 from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError
 from stemma.families.declare import Design, Family
 from stemma.formats import gguf as reader
 from stemma.formats import tensors
+from stemma.formats.config import lost, refuse_loss
 from stemma.formats.gguf import quants, vocab_write
 from stemma.formats.gguf.file import Entry
 from stemma.formats.gguf.parts import differences
-from stemma.formats.gguf.tables import ARCHITECTURES, COUNTS, EXACT, Architecture
+from stemma.formats.gguf.tables import ARCHITECTURES, EXACT, Architecture
 from stemma.formats.gguf.vocab import PREFIX
+from stemma.formats.heads import with_heads
 from stemma.formats.names import Row
 from stemma.formats.rotary import to_pairs
+from stemma.formats.weights import check_weights, design_of, outline
 from stemma.nn.model import Model
-from stemma.nn.parts import Dropout, Heads, Normal
+from stemma.nn.parts import Dims, Heads
 
 NUMBERS = {name: number for number, name in quants.NAMES.items()}
 # a type's name: its number among ggml's types, and llama.cpp's number for a file of mostly this type
@@ -71,11 +73,11 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
     path, library = Path(path), _library()
     if path.is_dir():
         raise UsageError(f"{path} is a folder; a GGUF checkpoint is one file, such as model.gguf")
-    formats.check_weights(model)
+    check_weights(model)
     word = str(model.dtype).removeprefix("torch.") if dtype is None else dtype
     if word not in TYPES:
         raise UsageError(f"dtype {word!r} is no type of a GGUF file here; use {', '.join(TYPES)}")
-    design: Design = replace(model.design, arch=model.arch, dims=model.dims, text=model.text)
+    design = design_of(model)
     plan = _plan(design, model.family, word)
     keys = {**plan.metadata, **_words(model, plan)}
     state = {name: p.detach() for name, p in model.named_parameters()}
@@ -130,8 +132,7 @@ def _plan(design: Design, family: Family | None, word: str) -> Plan:
 
 
 def _of(arch: Architecture, design: Design, word: str) -> Plan:
-    with torch.device("meta"):
-        blank = {name: p.detach() for name, p in Model(design.arch, design.dims).named_parameters()}
+    blank = {name: p.detach() for name, p in outline(design).named_parameters()}
     rows = {r.theirs: r for r in arch.table(design) if all(o in blank for o in r.ours)}
     made = {name: tensor for part in arch.parts for name, tensor in part.tensors(design).items()}
     held = {name: list(tensor.shape) for name, tensor in made.items()}
@@ -142,16 +143,8 @@ def _of(arch: Architecture, design: Design, word: str) -> Plan:
         again, _ = reader.read_design(arch, plan)
     except CheckpointError as error:
         raise UsageError(f"GGUF's {arch.name!r} architecture cannot say this design: {error}") from None
-    heads = design.arch.heads if arch.head else Heads()
-    a, b = (
-        replace(d, arch=replace(d.arch, init=Normal(), dropout=Dropout(), heads=h))
-        for d, h in ((design, heads), (again, again.arch.heads))
-    )
-    lost = [c for c in differences(a, b) if c.path.split(".")[0] in ("arch", "dims")]
-    if lost:
-        raise UsageError(
-            f"GGUF's {arch.name!r} architecture cannot say {lost[0].path}={lost[0].old} (it would read {lost[0].new})"
-        )
+    written = design if arch.head else with_heads(design, Heads())
+    refuse_loss(f"GGUF's {arch.name!r} architecture", lost(written, again, differences))
     if arch.head and (odd := _unnamed(plan, blank)):
         raise UsageError(f"GGUF's {arch.name!r} architecture has no name for the parameter {odd[0]!r}")
     return plan
@@ -172,7 +165,7 @@ def _type(name: str, shape: list[int], word: str) -> int:
 
 
 def _keys(arch: Architecture, design: Design, word: str) -> dict[str, Any]:
-    sizes = {key: getattr(design.dims, COUNTS.get(dim, dim)) for key, dim in arch.sizes.items()}
+    sizes = {key: getattr(design.dims, Dims.RULES.get(dim, dim)) for key, dim in arch.sizes.items()}
     own: dict[str, Any] = {"vocab_size": design.dims.vocab, **sizes, arch.eps: float(design.arch.norm.eps), **arch.said}
     for part in arch.parts:
         own |= part.write(design)

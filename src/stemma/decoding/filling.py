@@ -1,0 +1,157 @@
+"""Texts with gaps: `fill` restores masked pieces or missing spans."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from stemma.decoding import blanks, habits, infill
+from stemma.decoding.continuing import evaluating, generate
+from stemma.decoding.session import check_model, language_of, spoken
+from stemma.errors import UsageError
+from stemma.nn.model import Model
+from stemma.nn.streams import Request
+
+
+@dataclass
+class Guess:
+    """One way to fill a mask: the token's text, its id and its probability."""
+
+    text: str
+    id: int
+    probability: float
+
+
+@dataclass
+class Filled:
+    """A text with its masks filled: for each mask the best guesses (an encoder), or the span that was written for it
+    (an encoder-decoder, or a decoder that fills blanks)."""
+
+    text: str
+    guesses: list[list[Guess]] = field(default_factory=list)
+    spans: list[str] = field(default_factory=list)
+
+
+MASK = "[MASK]"
+
+
+@torch.inference_mode()
+def fill(
+    model: Model, text: str, *, top: int = 5, max_new_tokens: int = 64, language: str | int | None = None
+) -> Filled:
+    """Fill every `[MASK]` of a text (the model's own mask token or `<extra_id_N>` will do as well).
+
+    An encoder guesses one token a mask; an encoder-decoder trained on spans, and a decoder trained on blanks (GLM),
+    write any number, and one trained to infill (Code LLaMA) the middle that one mask stands for. `language` as for
+    `generate`. Raises UsageError if there is no mask, or the model can do none of these.
+    """
+    check_model(model)
+    if top < 1:
+        raise UsageError(f"top must be at least 1, not {top}")
+    if model.lm is None:
+        raise UsageError("this model has no language-model head, so it cannot fill masks")
+    if model.tokenizer is None:
+        raise UsageError("fill needs a tokenizer, and this model came without one")
+    with evaluating(model):
+        if model.arch.structure == "encoder":
+            return _fill_masks(model, text, top, language_of(model, language))
+        if model.arch.structure == "encoder-decoder" and model.tokenizer.sentinels:
+            return _fill_spans(model, text, max_new_tokens)
+        if model.arch.structure == "decoder" and blanks.marks(model).blanks:
+            return _fill_blanks(model, text, max_new_tokens)
+        if model.arch.structure == "decoder" and infill.marks(model) is not None:
+            return _fill_middle(model, text, max_new_tokens)
+    raise UsageError(f"this {model.arch.structure} cannot fill masks; use stemma.generate (or `stemma generate`)")
+
+
+def _fill_masks(model: Model, text: str, top: int, language: int | None) -> Filled:
+    tokenizer = model.tokenizer
+    if tokenizer.mask_id is None:
+        raise UsageError("this model's tokenizer has no mask token, so there is nothing to fill")
+    ids = tokenizer.encode(_mark(text, MASK, lambda k: tokenizer.tokens([tokenizer.mask_id])[0]), allow_special=True)
+    at = [i for i, t in enumerate(ids) if t == tokenizer.mask_id]
+    if not at:
+        raise UsageError(f"the text has no {MASK} to fill")
+    batch = torch.tensor([ids], device=model.device)
+    if model.arch.streams is None:
+        state = model.state(batch, langs=spoken(batch, language))
+        hidden = model.read(state)[0, at]
+    else:  # queries in the places of the masks, which nothing sees
+        unseen = torch.zeros(1, len(ids), len(ids), device=model.device)
+        unseen[:, :, at] = 1
+        places = torch.eye(len(ids), device=model.device)[None, at]
+        hidden = model.encode(batch, request=Request(hidden=unseen, mapping=places))[0]
+    share = model.logits(hidden).float().softmax(-1)
+    best = share.topk(min(top, share.shape[-1]))
+    guesses = [
+        [Guess(tokenizer.decode([i]).strip(), i, p) for i, p in zip(row.tolist(), values.tolist(), strict=True)]
+        for row, values in zip(best.indices, best.values, strict=True)
+    ]
+    for place, row in zip(at, guesses, strict=True):
+        ids[place] = row[0].id
+    return Filled(tokenizer.decode(ids), guesses)
+
+
+def _fill_spans(model: Model, text: str, max_new_tokens: int) -> Filled:
+    tokenizer = model.tokenizer
+    sentinels = [tokenizer.sentinel(k) for k in range(tokenizer.sentinels)]
+    marked = _mark(text, MASK, lambda k: tokenizer.tokens([sentinels[k]])[0] if k < len(sentinels) else MASK)
+    ids = tokenizer.encode(marked, allow_special=True)
+    asked = [i for i in ids if i in sentinels]
+    if not asked:
+        raise UsageError(f"the text has no {MASK} to fill")
+    answer = generate(model, [ids], max_new_tokens=max_new_tokens, temperature=0.0, num_beams=1)[0].ids
+    ends = model.text.eos_ids
+    spans: dict[int, list[int]] = {}
+    here: list[int] = []
+    for token in answer:
+        if token in ends:
+            break
+        if token in sentinels:
+            here = spans.setdefault(token, [])
+        else:
+            here.append(token)
+    whole: list[int] = []
+    for token in ids:
+        whole += spans.get(token, []) if token in sentinels else [token]
+    return Filled(tokenizer.decode(whole), spans=[tokenizer.decode(spans.get(s, [])) for s in asked])
+
+
+def _fill_blanks(model: Model, text: str, max_new_tokens: int) -> Filled:
+    """One blank after the other, each with those before it already filled."""
+    tokenizer, known = model.tokenizer, blanks.marks(model)
+    if known.start is None:
+        raise UsageError("this model's tokenizer does not know the token that begins what fills a blank")
+    ids = blanks.context(model, _mark(text, MASK, lambda k: tokenizer.tokens([known.blanks[0]])[0]), True)
+    asked = [i for i in ids if i in known.blanks]
+    if not asked:
+        raise UsageError(f"the text has no {MASK} to fill")
+    prompt, spans = list(ids), []
+    for _ in asked:
+        prompt.append(known.start)
+        answer = generate(model, [prompt], max_new_tokens=max_new_tokens, temperature=0.0, num_beams=1)[0].ids
+        spans.append([i for i in answer if i not in habits.ends(model)])
+        prompt += spans[-1]
+    rest = iter(spans)
+    whole = [i for token in ids for i in (next(rest) if token in known.blanks else [token])]
+    return Filled(tokenizer.decode(whole), spans=[tokenizer.decode(s) for s in spans])
+
+
+def _fill_middle(model: Model, text: str, max_new_tokens: int) -> Filled:
+    """The one gap of a text, from what stands before and behind it."""
+    prefix, *rest = text.split(MASK)
+    if len(rest) != 1:
+        raise UsageError(f"this model fills one {MASK} of a text, and the text has {len(rest)}")
+    ends = habits.ends(model)
+    answer = generate(model, [infill.prompt(model, prefix, rest[0])], max_new_tokens=max_new_tokens)[0].ids
+    middle = model.tokenizer.decode_continuation(i for i in answer if i not in ends)
+    return Filled(prefix + middle + rest[0], spans=[middle])
+
+
+def _mark(text: str, mask: str, token: Callable[[int], str]) -> str:
+    """`text` with the k-th mask replaced by `token(k)`."""
+    count = iter(range(len(text)))
+    return re.sub(re.escape(mask), lambda _: token(next(count)), text)

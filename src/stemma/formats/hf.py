@@ -1,0 +1,262 @@
+"""Folders of config.json, safetensors and a tokenizer, in the layouts of the Hugging Face and in Stemma's own."""
+
+from __future__ import annotations
+
+import functools
+import re
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from stemma import spec
+from stemma.errors import CheckpointError, UsageError
+from stemma.families.declare import Design
+from stemma.formats import config as configs
+from stemma.formats import sentences, tensors
+from stemma.formats.config import Layout
+from stemma.formats.heads import HEADS, body_for, every_head, heads_in_file, part, wanted_task, with_heads
+from stemma.formats.layouts import layout_of, read_design, table_of
+from stemma.formats.names import Ledger, expand
+from stemma.formats.weights import Filling, attach, check_weights, design_of, device_of, dtype_of, named, outline
+from stemma.nn.init import initialise
+from stemma.nn.model import Model
+from stemma.nn.parts import LMHead, Task
+
+if TYPE_CHECKING:
+    from stemma.text import Tokenizer
+
+CONFIGS = ("config.json", "generation_config.json")
+VOCABULARY = (  # one makes a tokenizer
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+TOKENIZER = (
+    *VOCABULARY,
+    "merges.txt",
+    "added_tokens.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load(
+    folder: Path,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+    *,
+    new: Collection[str],
+    task: str | Task | None,
+    labels: int | None,
+    problem: str | None,
+    tokenizer: bool,
+) -> Model:
+    """The model in a folder, in eval mode (see `stemma.load`)."""
+    folder, pooling = sentences.read(folder)
+    if not (folder / "config.json").is_file() and (why := tensors.interrupted(folder)):
+        raise CheckpointError(why)
+    raw = tensors.read_json(folder / "config.json")
+    source = tensors.Tensors(folder)
+    if task is None and (asked := {"labels": labels, "problem": problem}) != {"labels": None, "problem": None}:
+        field = next(k for k, v in asked.items() if v is not None)
+        raise UsageError(f"{field}={asked[field]!r} is for the head of a task: give task= too, such as task='classify'")
+    goal = None if task is None else (task, labels, problem)
+    model = _assemble(raw, source, str(folder), new, device_of(device), dtype, goal)
+    model.extras, model.pooling = {"config": raw}, pooling
+    model.labels = () if "task" in new else configs.label_names(raw, model.arch.heads)
+    if (folder / "generation_config.json").is_file():
+        model.extras["generation_config"] = tensors.read_json(folder / "generation_config.json")
+    if tokenizer:
+        model.tokenizer = read_tokenizer(folder, model)
+    return model.eval()
+
+
+def _assemble(
+    raw: Mapping[str, Any],
+    source: tensors.Tensors,
+    where: str,
+    new: Collection[str],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    goal: tuple[str | Task, int | None, str | None] | None,
+) -> Model:
+    design, owner, layout, unused = read_design(raw)
+    files = _names_in_file(source, layout, where)
+    task = None if goal is None else wanted_task(owner, layout, raw, goal, new)
+    afresh = {"task"} & set(new) if task is not None else set()
+    design, left = heads_in_file(design, raw, layout, files, new, where, task, owner)
+    if task is not None:
+        new = {*new, "task", "pooler"}
+        whole, design = design, body_for(design)
+        if layout is not None and design is not whole:
+            gone = (r for r in expand(layout.rows(whole), whole) if part(r) == "decoder")
+            left += [n for r in gone for n in (r.theirs, *r.aliases)]
+    design = _by_file(design, layout, source, files)
+    model = outline(design)
+    filling = Filling(model, source, where, Ledger(config=unused), files, new)
+    found = [(r, filling.find(r, part(r) in afresh)) for r in table_of(design, layout, named(model))]
+    filling.account({} if layout is None else layout.stray, left)
+    held = [(r, name) for r, name in found if name]
+    _draw_new(model, design, filling.ledger, device, dtype or source.blank(held[0][1]).dtype)
+    for r, name in held:
+        filling.read(r, name, device, dtype)
+    return attach(model, design, owner)
+
+
+def _names_in_file(source: tensors.Tensors, layout: Layout | None, where: str) -> dict[str, str]:
+    """The name by which the table knows each tensor -> the name that it has in the file."""
+    if layout is None:
+        return {name: name for name in source}
+    current = {name: functools.reduce(lambda n, r: n.replace(*r), layout.renames.items(), name) for name in source}
+    if layout.prefix and not any(n.startswith(layout.prefix) for n in current.values()):
+        current = {f: n if _is_head(n, layout) else layout.prefix + n for f, n in current.items()}
+    names: dict[str, str] = {}
+    for file, name in current.items():
+        if name in names:
+            raise CheckpointError(f"{where} holds both {names[name]!r} and {file!r}, which mean the same tensor")
+        names[name] = file
+    return names
+
+
+def _is_head(name: str, layout: Layout) -> bool:
+    base = layout.base()
+    for heads in (base.arch.heads, *layout.classes.values()):
+        rows = layout.rows(with_heads(base, every_head(base.arch.heads, heads)))
+        if any(name in (r.theirs, *r.aliases) for r in rows if part(r) in HEADS):
+            return True
+    return name.startswith(("cls.", "lm_head"))
+
+
+def _by_file(design: Design, layout: Layout | None, source: tensors.Tensors, files: Mapping[str, str]) -> Design:
+    """The design with what the layout leaves to the file: a head of its own where the file's two tensors differ, and a
+    bias of the head where that of the file is not zero everywhere."""
+    head = design.arch.heads.lm
+    if layout is None or head is None:
+        return design
+    if layout.bias_by_file and isinstance(head, LMHead):
+        biased = spec.edit(design, {"arch.heads.lm.bias": True})
+        names = [files[r.theirs] for r in layout.rows(biased) if r.ours == ("lm.bias",) and r.theirs in files]
+        if any(bool(source.get(name).any()) for name in names):
+            design = biased
+    if not layout.tied_by_file or not head.tied:
+        return design
+    for r in layout.rows(design):
+        for alias in r.aliases:
+            if alias == "lm_head.weight" and {alias, r.theirs} <= set(files):
+                a, b = source.get(files[alias]), source.get(files[r.theirs])
+                if not torch.equal(a, b):
+                    return spec.edit(design, {"arch.heads.lm.tied": False})
+    return design
+
+
+def _draw_new(model: Model, design: Design, ledger: Ledger, device: torch.device, dtype: torch.dtype) -> None:
+    """Draw the heads that the user asked for; what the file holds of them is read over it."""
+    heads = {name.split(".")[0] for name in ledger.new}
+    parts = nn.ModuleDict({head: getattr(model, head).to_empty(device="cpu") for head in sorted(heads)})
+    initialise(parts, design.arch, design.dims, 0)
+    parts.to(device=device, dtype=dtype)
+
+
+def read_tokenizer(folder: Path, model: Model) -> Tokenizer | None:
+    """The tokenizer in a folder, None if it has none. Raises CheckpointError if it has more ids than the model."""
+    if not any((folder / n).is_file() for n in VOCABULARY):
+        return None
+    from stemma.text import Tokenizer
+
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.check(model.dims.vocab)
+    ends = model.text.eos_ids
+    if tokenizer.eos_id is not None and ends and tokenizer.eos_id not in ends:
+        warnings.warn(
+            f"the tokenizer in {folder} ends a text with id {tokenizer.eos_id}, config.json with "
+            f"{', '.join(map(str, ends))}: is it the one that the model was trained with?",
+            stacklevel=4,
+        )
+    return tokenizer
+
+
+# ---------------------------------------------------------------- saving
+
+
+def check_target(model: Model, directory: Path) -> None:
+    """Raises UsageError if a model cannot be saved to a folder."""
+    if directory.is_file():
+        raise UsageError(f"{directory} is a file; a checkpoint is a folder")
+    check_weights(model)
+    if model.tokenizer is None and (old := next((n for n in VOCABULARY if (directory / n).is_file()), None)):
+        raise UsageError(f"{directory} holds a tokenizer ({old}) and this model has none; save it to another folder")
+
+
+def save(model: Model, directory: Path, *, dtype: str | None, shard_bytes: int) -> Path:
+    """Write a folder, in shards of at most `shard_bytes` (see `stemma.formats.save`)."""
+    check_target(model, directory)
+    design = design_of(model)
+    table, data, why = layout_of(design, model.family)
+    if table is None:
+        warnings.warn(f"{directory} is in Stemma's own layout, which other libraries cannot read: {why}", stacklevel=2)
+    state = {k: v.detach() for k, v in named(model).items()}
+    kind = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
+    data["dtype"] = str(kind).removeprefix("torch.")
+    extras = getattr(model, "extras", {})
+    before = extras.get("config", {})
+    if table is not None and before.get("model_type") == table.model_type:  # keys that say nothing here are kept
+        respelled = {"torch_dtype", *(older for k in table.keys for older in k.older)}
+        data = {k: v for k, v in before.items() if k not in respelled} | data
+    if table is not None:
+        data |= configs.write_labels(design.arch.heads, model.labels)
+    names: dict[str, Any] = {}
+    heads = design.arch.heads
+    bare = table is not None and not any((heads.lm, heads.pair, heads.detect, heads.task))
+    for r in table_of(design, table, state):
+        size = sum(state[o].numel() for o in r.ours) * kind.itemsize
+        name = r.theirs
+        if table is not None and name.startswith(table.prefix):
+            body = "" if bare else table.bodies.get(data["architectures"][0], table.prefix)
+            name = body + name.removeprefix(table.prefix)
+        names[name] = (size, lambda r=r: r.write(state).to(device="cpu", dtype=kind))
+    with tensors.whole(directory, _replaced) as scratch:
+        tensors.write(scratch, names, shard_bytes)
+        if model.tokenizer is not None:
+            model.tokenizer.save(scratch)
+        tensors.write_json(scratch / "config.json", data)
+        if (generation := _generation_config(model, design, extras)) is not None:
+            tensors.write_json(scratch / "generation_config.json", generation)
+        if model.pooling is not None:
+            sentences.write(scratch, model.pooling)
+    if model.pooling is not None:
+        sentences.write_pooling(directory, model.pooling, design.dims.d_model)
+    return directory
+
+
+def _replaced(name: str) -> bool:
+    """Whether a file is part of a checkpoint, which a new one replaces as a whole: a shard or a token list of the old
+    one among the new files would be read as theirs."""
+    return name in (*CONFIGS, *TOKENIZER, *sentences.FILES) or WEIGHTS.fullmatch(name) is not None
+
+
+def _generation_config(model: Model, design: Design, extras: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    if "generation_config" in extras:
+        return extras["generation_config"]
+    if design.arch.structure == "encoder":
+        return None
+    text = design.text
+    ids = {
+        "bos_token_id": text.bos_id,
+        "eos_token_id": list(text.eos_id) if isinstance(text.eos_id, tuple) else text.eos_id,
+        "pad_token_id": text.pad_id,
+        "decoder_start_token_id": text.start_id,
+    }
+    before = extras.get("config", {})  # an old checkpoint's, which a generation_config.json beside it would hide
+    return {k: v for k, v in (ids | {k: before.get(k) for k in configs.GENERATION}).items() if v is not None}

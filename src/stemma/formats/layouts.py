@@ -1,0 +1,125 @@
+"""What a config.json describes, and the layout that a design is saved in."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stemma import families, spec
+from stemma.errors import CheckpointError, UsageError, did_you_mean, nearest
+from stemma.families.declare import Design, Family, Text
+from stemma.formats import config as configs
+from stemma.formats import own
+from stemma.formats.config import Layout
+from stemma.formats.names import Row, expand
+from stemma.formats.weights import named, outline
+
+
+def _layouts() -> dict[str, Layout]:
+    """Every layout of the modules beside this one that are named after the Hugging Face."""
+    beside = pkgutil.iter_modules([str(Path(__file__).parent)])
+    modules = [importlib.import_module(f"{__package__}.{m.name}") for m in beside if m.name.startswith("hf_")]
+    found = [value for module in modules for value in vars(module).values()]
+    return {layout.name: layout for layout in found if isinstance(layout, Layout)}
+
+
+LAYOUTS = _layouts()
+
+
+def read_design(raw: Mapping[str, Any]) -> tuple[Design, Family | None, Layout | None, dict[str, str]]:
+    """What a config.json describes: the design (with the heads of its class), its family, layout and unused keys."""
+    if "model_type" not in raw:
+        like = [k for k in raw if nearest("model_type", [k], 1) and k not in configs.GENERAL]
+        hint = f"; is {like[0]!r} meant to be it?" if like else ""
+        raise CheckpointError(f"config.json has no 'model_type', which says what model it describes{hint}")
+    model_type = raw["model_type"]
+    if model_type == own.MODEL_TYPE:
+        design = own.read_config(raw)
+        return design, families.tree().get(str(raw.get("family"))), None, {}
+    layout = _layout_for(model_type, raw)
+    design, unused = configs.read_config(layout, raw)
+    owner, name = nearest_family(design, layout, raw)
+    design = replace(design, name=name, text=text_of(design, owner), objective=owner.objective, recipe=owner.recipe)
+    return design, owner, layout, unused
+
+
+def _layout_for(model_type: Any, raw: Mapping[str, Any]) -> Layout:
+    """The layout of a model_type; where two publishers gave theirs the same one, that whose mark the config has."""
+    found = [layout for layout in LAYOUTS.values() if layout.model_type == model_type]
+    if not found:
+        known = [*dict.fromkeys(layout.model_type for layout in LAYOUTS.values()), own.MODEL_TYPE]
+        hint = did_you_mean(str(model_type), known)
+        raise CheckpointError(f"config.json: model_type {model_type!r} is not known; known: {', '.join(known)}{hint}")
+    marked = [layout for layout in found if len(found) == 1 or layout.mark in raw]
+    if len(marked) != 1:
+        ways = " or ".join(f"{layout.mark} ({layout.families[0]})" for layout in found)
+        held = "both" if marked else "neither"
+        raise CheckpointError(f"config.json: model_type {model_type!r} comes with {ways}, and this file has {held}")
+    return marked[0]
+
+
+def nearest_family(design: Design, layout: Layout, raw: Mapping[str, Any]) -> tuple[Family, str]:
+    """The family of the layout that the design differs least from, and the name of the size that it equals, if any.
+    Among families of one network those count that have its size, then those whose heads and rates are its own."""
+    named = configs.class_in(layout, raw)
+    has = configs.present(design.arch.heads if named is None else layout.classes[named])
+
+    def body(owner: Family) -> int:
+        same = {"dropout": design.arch.dropout, "heads": design.arch.heads}
+        return len(spec.diff(spec.edit(owner.arch, same), design.arch))
+
+    def rest(owner: Family) -> tuple[int, int]:
+        theirs = configs.present(owner.arch.heads)
+        rates = spec.diff(owner.arch.dropout, design.arch.dropout)
+        return sum(a != b for a, b in zip(theirs, has, strict=True)), len(rates)
+
+    owners = sorted((families.family(f) for f in layout.families), key=rest)
+    for owner in owners:
+        for size, row in owner.sizes.items():
+            if row.dims == design.dims and not _body_changes(owner[size], design):
+                return owner, size
+    owner = min(owners, key=body)
+    return owner, owner.name
+
+
+def _body_changes(a: Design, b: Design) -> list[spec.Change]:
+    ignore = ("arch.heads", "arch.init", "arch.dropout")
+    return [c for c in spec.diff(a, b) if c.path.startswith("arch.") and not c.path.startswith(ignore)]
+
+
+def text_of(design: Design, owner: Family) -> Text:
+    """How a family reads text, with the ids of a design."""
+    kept = ("bos_id", "eos_id", "pad_id", "start_id", "mask_id", "languages", "blank_ids")
+    ids = {f: getattr(design.text, f) for f in kept}
+    return replace(owner.text, **ids)
+
+
+def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dict[str, Any], str]:
+    """The layout in which a design is saved, and its config.json: the family's own, else its nearest ancestor's that
+    can say all of it, else Stemma's own (None), with the reason."""
+    why = ""  # why the nearest layout will not do
+    for relative in family.lineage if family is not None else []:
+        for layout in LAYOUTS.values():
+            if relative.name in layout.families:
+                try:
+                    data = configs.write_config(layout, design)
+                    table_of(design, layout, named(outline(design)))
+                    return layout, data, ""
+                except (UsageError, CheckpointError) as error:
+                    why = why or str(error)
+    return None, own.write_config(design, family.name if family else None), why or "its family has no other"
+
+
+def table_of(design: Design, layout: Layout | None, shapes: Mapping[str, Any]) -> list[Row]:
+    """The names table for a model, each row once; every parameter of the model must be in it."""
+    if layout is None:
+        return own.rows(shapes)
+    rows = [r for r in expand(layout.rows(design), design) if all(o in shapes for o in r.ours)]
+    unnamed = sorted(set(shapes) - {o for r in rows for o in r.ours})
+    if unnamed:
+        raise UsageError(f"the {layout.model_type!r} layout has no name for the parameter {unnamed[0]!r}")
+    return rows

@@ -1,0 +1,179 @@
+"""A model and its parameters while a file is read into it, whatever the file's layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from stemma.errors import CheckpointError, ResourceError, UsageError, did_you_mean
+from stemma.families.declare import Design, Family
+from stemma.formats.heads import part
+from stemma.formats.names import Ledger, Row, missing
+from stemma.formats.rotary import to_halves
+from stemma.nn.model import Model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def attach(model: Model, design: Design, family: Family | None, tokenizer: Any = None) -> Model:
+    """Give a model what it is called and how its text is read."""
+    model.family, model.name, model.text, model.tokenizer = family, design.name, design.text, tokenizer
+    model.design = design
+    return model
+
+
+def device_of(name: str | torch.device) -> torch.device:
+    """The torch device of a name. Raises UsageError for a name that torch does not know and ResourceError for a device
+    that is not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device {name!r} is not known; use cpu, cuda, cuda:1, mps or meta") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ResourceError(f"device {name!s}: this torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def dtype_of(name: str | torch.dtype) -> torch.dtype:
+    """The torch type of a name. Raises UsageError for others than float32, bfloat16 and float16."""
+    if isinstance(name, torch.dtype):
+        return name
+    if name not in DTYPES:
+        raise UsageError(f"dtype {name!r} is not known; use {', '.join(DTYPES)} or auto{did_you_mean(name, DTYPES)}")
+    return DTYPES[name]
+
+
+def outline(design: Design) -> Model:
+    """The model of a design with shapes and no weights, on the meta device."""
+    with torch.device("meta"):
+        return Model(design.arch, design.dims)
+
+
+def design_of(model: Model) -> Design:
+    """The design of a model as it stands."""
+    design: Design = replace(model.design, arch=model.arch, dims=model.dims, text=model.text)
+    return design
+
+
+def named(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters by the names that tables know them by: of those that are stacked (experts), each slice has its own."""
+    stacks = {
+        f"{path}.{name}": getattr(module, name)
+        for path, module in model.named_modules()
+        for name in getattr(module, "stacked", ())
+    }
+    found: dict[str, Tensor] = {}
+    for name, p in model.named_parameters():
+        found |= {f"{name}.{i}": p[i] for i in range(len(p))} if name in stacks else {name: p}
+    return found
+
+
+class Source(Protocol):
+    """The tensors of a file by name: shapes and types alone (`blank`, on the meta device), or numbers."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def blank(self, name: str) -> Tensor: ...
+
+    def get(self, name: str) -> Tensor: ...
+
+
+class Filling:
+    """A model without weights while it gets those of a file: rows are found first, then all that is left in the file is
+    accounted for, and only then is anything read.
+
+    `where`: what errors call the file; `files`: the names by which tables know its tensors, and those that they have in
+    it; `new`: the heads that are drawn afresh where the file lacks them."""
+
+    def __init__(
+        self,
+        model: Model,
+        source: Source,
+        where: str,
+        ledger: Ledger,
+        files: Mapping[str, str] | None = None,
+        new: Collection[str] = (),
+    ) -> None:
+        self.model, self.source, self.where, self.new = model, source, where, new
+        self.files = {name: name for name in source} if files is None else files
+        self.shapes = {name: p.shape for name, p in (*model.named_parameters(), *named(model).items())}
+        self.ledger = model.ledger = ledger
+
+    def find(self, r: Row, afresh: bool = False) -> str | None:
+        """The tensor of the file that a row reads, checked; None if the row is to be drawn, as it is if `afresh`."""
+        found = None if afresh else next((n for n in (r.theirs, *r.aliases) if n in self.files), None)
+        if found is None:
+            if part(r) in self.new:
+                self.ledger.new += r.ours
+                return None
+            raise missing(r.theirs, self.source, self.where)
+        name = self.files[found]
+        try:
+            r.read(self.source.blank(name), self.shapes)
+        except CheckpointError as error:
+            if part(r) == "task" in self.new:
+                raise CheckpointError(
+                    f"{error}; leave labels out to read the head that is there, or draw another with new=['task']"
+                ) from None
+            raise
+        self.ledger.loaded |= dict.fromkeys(r.ours, name)
+        self.ledger.tied |= dict.fromkeys(self.repeated(r, name), name)
+        return name
+
+    def repeated(self, r: Row, name: str) -> list[str]:
+        """The other tensors of the file that a row says to be the one called `name`."""
+        return [self.files[alias] for alias in r.aliases if self.files.get(alias, name) != name]
+
+    def account(self, stray: Mapping[str, str], left: Collection[str] = ()) -> None:
+        """Every tensor of the file that no row reads is ignored by a rule of `stray` (regular expressions, and why), or
+        an error. `left`: of parts that a task does without."""
+        used = {*self.ledger.loaded.values(), *self.ledger.tied, *self.ledger.ignored}
+        for known, name in self.files.items():
+            if name in used:
+                continue
+            reason = "of a part that the task leaves behind" if known in left else None
+            reason = reason or next((why for pattern, why in stray.items() if re.search(pattern, known)), None)
+            if reason is None:
+                raise CheckpointError(f"{self.where} holds a tensor {name!r} for which this model has no place")
+            self.ledger.ignored[name] = reason
+
+    def read(self, r: Row, name: str, device: torch.device, dtype: torch.dtype | None, turned: bool = False) -> None:
+        """Read a row from the tensor called `name`, to be of type `dtype` (None: as in the file). `turned`: its rows
+        are in Meta's order."""
+        tensor = self.source.blank(name) if device.type == "meta" else self.source.get(name)
+        ordered = to_halves(tensor, self.model.dims.width) if turned else tensor
+        for ours, value in r.read(ordered, self.shapes):
+            # a copy of its own: a slice must not keep the whole packed tensor alive, nor a file stay mapped
+            put(self.model, ours, torch.empty(value.shape, dtype=dtype or value.dtype, device=device).copy_(value))
+        for other in self.repeated(r, name):
+            if device.type != "meta" and not torch.equal(self.source.get(other), tensor):
+                raise CheckpointError(
+                    f"{self.where}: {other!r} should repeat {name!r} (the config ties them) but differs from it"
+                )
+
+
+def put(model: nn.Module, name: str, value: Tensor) -> None:
+    """Make `value` the parameter that tables know by `name`."""
+    owner, _, leaf = name.rpartition(".")
+    if not leaf.isdigit():
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+        return
+    path, _, stack = owner.rpartition(".")
+    module = model.get_submodule(path)
+    whole = getattr(module, stack)
+    if (whole.device, whole.dtype) != (value.device, value.dtype):  # the first of its slices
+        whole = nn.Parameter(torch.empty(whole.shape, dtype=value.dtype, device=value.device))
+        setattr(module, stack, whole)
+    with torch.no_grad():
+        whole[int(leaf)].copy_(value)
+
+
+def check_weights(model: Model) -> None:
+    """Raises UsageError if a model has none."""
+    if model.device.type == "meta":
+        raise UsageError("this model has shapes and no weights (it is on the device 'meta'): there is nothing to save")

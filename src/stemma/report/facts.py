@@ -1,0 +1,137 @@
+"""What a page tells of a run: its name and colour, numbers, and the words for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from stemma import families
+from stemma.errors import UsageError
+from stemma.families.declare import Family
+from stemma.report.read import Run
+
+
+def k(i: int) -> str:
+    """The colour class of run `i`."""
+    return f"k{i % 6}"
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run, told apart by directory, then by number, where names repeat."""
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [f"{n} ({run.path.name})" if names.count(n) > 1 else n for n, run in zip(names, runs, strict=True)]
+    return [f"{n} #{i + 1}" if names.count(n) > 1 else n for i, n in enumerate(names)]
+
+
+def named(runs: Sequence[Run]) -> Iterator[tuple[int, Run, str]]:
+    """The number, the run and the name of each."""
+    yield from zip(range(len(runs)), runs, labels(runs), strict=True)
+
+
+def number(value: Any) -> float | None:
+    """`value` if it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def short(n: float | None, unit: str = "") -> str:
+    if n is None:
+        return "-"
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(n) >= size:
+            return f"{n / size:.3g}{letter}{unit}"
+    return f"{n:.3g}{unit}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def owner(run: Run) -> Family | None:
+    """The family of a run, if the tree here knows it."""
+    try:
+        return families.family(run.name)
+    except UsageError:
+        return None
+
+
+def losses(run: Run) -> list[float]:
+    """The losses of its steps."""
+    return [v for row in run.steps if (v := number(row.get("loss"))) is not None]
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """A running mean over about a fiftieth of the run, with weights that fall off, unbiased at the start."""
+    keep = 1 - 1 / max(2.0, len(values) / 50)
+    total = weight = 0.0
+    out = []
+    for value in values:
+        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        out.append(total / weight)
+    return out
+
+
+def last(run: Run, key: str) -> float | None:
+    """The last value of a metric."""
+    return next((v for row in reversed(run.steps) if (v := number(row.get(key))) is not None), None)
+
+
+def first_of(run: Run, *keys: str) -> float | None:
+    """The first of these numbers that the summary has, or else the run itself."""
+    for source in (run.summary, run.info):
+        for key in keys:
+            if (value := number(source.get(key))) is not None:
+                return value
+    return None
+
+
+def quality(run: Run) -> tuple[float, bool] | None:
+    """Bits per byte of held-out text, and whether they are of all of it (or of the hidden parts alone)."""
+    val = run.summary.get("val")
+    for source in (val if isinstance(val, dict) else {}, run.summary):
+        for key, whole in (("bits_per_byte", True), ("bits_per_target_byte", False)):
+            if (value := number(source.get(key))) is not None:
+                return value, whole
+    return None
+
+
+def told(run: Run) -> float | None:
+    """The share of tokens of which a detector told rightly whether they were replaced."""
+    val = run.summary.get("val")
+    return number(val.get("replaced_right")) if isinstance(val, dict) else None
+
+
+def seconds_of(run: Run) -> float | None:
+    found = first_of(run, "seconds", "train_seconds")
+    return found if found is not None else last(run, "seconds")
+
+
+def tokens_of(run: Run) -> float | None:
+    found = first_of(run, "tokens")
+    return found if found is not None else last(run, "tokens")
+
+
+def speed_of(run: Run) -> float | None:
+    found = first_of(run, "tokens_per_second")
+    tokens, seconds = tokens_of(run), seconds_of(run)
+    return found if found is not None else tokens / seconds if tokens and seconds else None
+
+
+def kind_text(run: Run) -> str:
+    objective = run.plan.get("objective")
+    kind = objective.get("kind") if isinstance(objective, dict) else None
+    says = {
+        "CLM": "next token",
+        "MLM": "masked tokens",
+        "Spans": "span corruption",
+        "RTD": "replaced tokens",
+        "Translation": "translation",
+    }
+    return ", ".join(x for x in (run.structure, says.get(str(kind), kind)) if x)

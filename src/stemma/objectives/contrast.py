@@ -24,6 +24,7 @@ from stemma.objectives.base import (
     Make,
     Nets,
     Objective,
+    Order,
     Setting,
     View,
 )
@@ -50,7 +51,7 @@ class Pairs(Objective):
         self.cls, self.sep = self.need("cls", "bos"), self.need("sep", "eos")
 
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
-        order = self.order(view)
+        order = Order(self.seed, len(view)) if once else self.order(view)  # an epoch holds every document
         at = cursor.slot
         while not (once and at >= len(view)):
             group: list[tuple[int, int]] = []

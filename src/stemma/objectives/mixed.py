@@ -70,8 +70,11 @@ class MixedMasked(MaskedPairs):
 
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
         sentences = lru_cache(8)(partial(self.sentences, view))
-        order = self.order(view)  # an offset counts sentences
-        reader = Reader(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
+        # an offset counts sentences
+        reader = Reader(
+            self.order(view), lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once
+        )
+        order = reader.order
         here = reader.settle(cursor)
         while here is not None:
             document, epoch = order[here.slot]

@@ -322,6 +322,17 @@ def test_a_packed_text_has_the_loss_that_it_has_alone(name: str) -> None:
         torch.testing.assert_close(losses[owner == d], found, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("name", ["gpt2", "gpt3", "llama", "glm-base"])
+def test_no_target_sees_padding(name: str, mixed: bool) -> None:
+    goal, model = make(MIXED, name, mixed=mixed), network(name)
+    examples = [e for e, _ in goal.examples(some(), once=True)][-16:]
+    padding = torch.from_numpy(np.stack([e["documents"] for e in examples])) == OUTSIDE
+    found = goal.collate(examples)
+    wrong = {**found, "input_ids": found["input_ids"].masked_fill(padding, 11)}
+    assert padding.any() and torch.equal(each(goal, model, found), each(goal, model, wrong))
+
+
 @pytest.mark.parametrize("name", ["glm-base", "glm-130b", "chatglm-6b"])
 def test_who_sees_whom(name: str) -> None:
     """Another token in A changes all of its text; one in B only what follows it; neither any other text."""

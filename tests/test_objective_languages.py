@@ -351,6 +351,18 @@ def test_pairs_are_deaf_to_their_neighbours(name: str) -> None:
     assert torch.equal(a[owner != 1], b[owner != 1]) and not torch.equal(a[owner == 1], b[owner == 1])
 
 
+@pytest.mark.parametrize("family", ["transformer", "bart", "mass", "t5"])
+def test_no_target_sees_padding(family: str) -> None:
+    """How much of it a row has says how much text is still to come."""
+    goal, model = make(Translation("en", "de"), False), network(family)
+    examples = [e for e, _ in take(goal, Verses(60, high=8), 8)]
+    for some in (examples, [e for e in examples if e["documents"].max() == 0] or examples[:1]):
+        empty = torch.from_numpy(np.stack([e["labels"] for e in some])) == IGNORED
+        found = goal.collate(some)
+        wrong = {**found, "decoder_input_ids": found["decoder_input_ids"].masked_fill(empty, 11)}
+        assert empty.any() and torch.equal(each(goal, model, found), each(goal, model, wrong))
+
+
 def each(goal: Objective, model: Model, found: Any) -> torch.Tensor:
     """The loss of every target, one by one through the objective's own path."""
     where = found.get("where", torch.arange(found["labels"].numel() if "labels" in found else len(found["targets"])))

@@ -281,7 +281,7 @@ class BlankInfilling(Objective):
         batch = stack(examples, *examples[0])
         batch |= targets(batch.pop("labels"))
         if not several(examples):  # padding at the end needs no mask: nothing looks back at it
-            del batch["documents"]
+            del batch["documents"], batch["position_ids"]
         return batch
 
     def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:

@@ -143,7 +143,10 @@ class SentencePairs(Objective):
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         batch = stack(examples, *examples[0])
-        batch |= targets(batch.pop("labels"))
+        labels = batch.pop("labels")
+        batch |= targets(labels)
+        # where places are what masks go by, padding stands after every token
+        batch["decoder_position_ids"] = torch.where(labels == IGNORED, self.context - 1, batch["decoder_position_ids"])
         if not several(examples):
             padded = batch["documents"] == OUTSIDE
             for name in ("documents", "position_ids", "decoder_documents", "decoder_position_ids"):

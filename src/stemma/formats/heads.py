@@ -9,8 +9,8 @@ from typing import Any
 from stemma import spec
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.families.declare import Design, Family
-from stemma.formats import config as configs
-from stemma.formats.config import Layout
+from stemma.formats.classes import heads_wanted
+from stemma.formats.keys import Layout
 from stemma.formats.names import Row
 from stemma.nn.parts import Choose, Classify, Full, Heads, Summary, Tag, Task
 
@@ -47,7 +47,7 @@ def heads_in_file(
     wanted task leaves behind. Raises if the class needs a head more."""
     if layout is None:
         return (design if task is None else with_heads(design, heads_for(task, design, owner))), []
-    wanted = configs.heads_wanted(layout, raw)
+    wanted = heads_wanted(layout, raw)
     if task is not None:
         wanted = heads_for(task, design, owner) if type(wanted.task) is not type(task) else replace(wanted, task=task)
     every = every_head(design.arch.heads, wanted)
@@ -118,7 +118,7 @@ def wanted_task(
     """The task head that a call asks for; what it leaves open is as in the file, where that has a head of the kind."""
     name, labels, problem = goal
     task = task_of(owner, name, labels, problem)
-    held = configs.heads_wanted(layout, raw).task if layout is not None else None
+    held = heads_wanted(layout, raw).task if layout is not None else None
     if not isinstance(name, str) or type(held) is not type(task) or "task" in new:
         return task
     given = {"labels": labels, "problem": problem}

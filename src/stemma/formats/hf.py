@@ -15,10 +15,11 @@ from torch import nn
 from stemma import spec
 from stemma.errors import CheckpointError, UsageError
 from stemma.families.declare import Design
-from stemma.formats import config as configs
 from stemma.formats import sentences, tensors
-from stemma.formats.config import Layout
+from stemma.formats.classes import label_names, write_labels
+from stemma.formats.config import GENERATION
 from stemma.formats.heads import HEADS, body_for, every_head, heads_in_file, part, wanted_task, with_heads
+from stemma.formats.keys import Layout
 from stemma.formats.layouts import layout_of, read_design, table_of
 from stemma.formats.names import Ledger, expand
 from stemma.formats.weights import Filling, attach, check_weights, design_of, device_of, dtype_of, named, outline
@@ -75,7 +76,7 @@ def load(
     goal = None if task is None else (task, labels, problem)
     model = _assemble(raw, source, str(folder), new, device_of(device), dtype, goal)
     model.extras, model.pooling = {"config": raw}, pooling
-    model.labels = () if "task" in new else configs.label_names(raw, model.arch.heads)
+    model.labels = () if "task" in new else label_names(raw, model.arch.heads)
     if (folder / "generation_config.json").is_file():
         model.extras["generation_config"] = tensors.read_json(folder / "generation_config.json")
     if tokenizer:
@@ -215,7 +216,7 @@ def save(model: Model, directory: Path, *, dtype: str | None, shard_bytes: int) 
         respelled = {"torch_dtype", *(older for k in table.keys for older in k.older)}
         data = {k: v for k, v in before.items() if k not in respelled} | data
     if table is not None:
-        data |= configs.write_labels(design.arch.heads, model.labels)
+        data |= write_labels(design.arch.heads, model.labels)
     names: dict[str, Any] = {}
     heads = design.arch.heads
     bare = table is not None and not any((heads.lm, heads.pair, heads.detect, heads.task))
@@ -259,4 +260,4 @@ def _generation_config(model: Model, design: Design, extras: Mapping[str, Any]) 
         "decoder_start_token_id": text.start_id,
     }
     before = extras.get("config", {})  # an old checkpoint's, which a generation_config.json beside it would hide
-    return {k: v for k, v in (ids | {k: before.get(k) for k in configs.GENERATION}).items() if v is not None}
+    return {k: v for k, v in (ids | {k: before.get(k) for k in GENERATION}).items() if v is not None}

@@ -10,9 +10,9 @@ from stemma.errors import CheckpointError
 from stemma.families.bart import bart as bart_family
 from stemma.families.bart import mbart as mbart_family
 from stemma.families.declare import Design
-from stemma.formats.config import Key, Layout, ids, key, reasons
 from stemma.formats.hf_bert import ACTS, task_classes
 from stemma.formats.hf_t5 import task_rows
+from stemma.formats.keys import Key, Layout, ids, key, reasons
 from stemma.formats.names import Row, Shaped, linear, row
 from stemma.nn.parts import Heads, LMHead
 

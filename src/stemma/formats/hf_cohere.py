@@ -7,8 +7,8 @@ from typing import Any
 
 from stemma.errors import CheckpointError
 from stemma.families.declare import Design
-from stemma.formats.config import Layout, ids, key, words
 from stemma.formats.hf_llama import ACTS, STRAY, body
+from stemma.formats.keys import Layout, ids, key, words
 from stemma.formats.rope import read_rope, write_rope
 from stemma.nn.parts import Heads, LMHead, Normal
 

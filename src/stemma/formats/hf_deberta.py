@@ -16,8 +16,9 @@ from stemma.errors import CheckpointError
 from stemma.families.deberta import deberta as deberta_family
 from stemma.families.deberta import deberta_v2 as deberta_v2_family
 from stemma.families.declare import Design
-from stemma.formats.config import Key, Layout, class_names, ids, key, reasons, with_defaults
+from stemma.formats.classes import class_names
 from stemma.formats.hf_bert import ACTS, GAMMA, task_classes, task_rows, with_act
+from stemma.formats.keys import Key, Layout, ids, key, reasons, with_defaults
 from stemma.formats.names import ByHead, Row, linear, row
 from stemma.nn.parts import ContextDetector, Convolution, Disentangled, EMDHead, Heads, MLMHead, Summary
 

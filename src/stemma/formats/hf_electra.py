@@ -7,8 +7,8 @@ from typing import Any
 
 from stemma.families.declare import Design
 from stemma.families.electra import electra as family
-from stemma.formats.config import Layout, ids, key, number, reasons, with_defaults
 from stemma.formats.hf_bert import ABSOLUTE, GAMMA, blocks, task_classes, task_rows, with_act
+from stemma.formats.keys import Layout, ids, key, number, reasons, with_defaults
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Choose, Detector, Heads, MLMHead
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from stemma.errors import CheckpointError, UsageError
 from stemma.families.declare import Design
-from stemma.formats.config import Key, Layout, key, words
 from stemma.formats.hf_llama import STRAY, classes, common, rows
+from stemma.formats.keys import Key, Layout, key, words
 from stemma.formats.rope import parameters, read_rope, write_rope
 from stemma.formats.windows import LAYERS, NAMES, cycle_of, mask_of, types_of, whole, window_of
 from stemma.nn.parts import Cycle, Heads, Mask, Rotary, Sliding

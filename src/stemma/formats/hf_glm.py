@@ -7,10 +7,10 @@ from typing import Any
 
 from stemma.families.declare import Design
 from stemma.families.glm import glm4 as glm4_family
-from stemma.formats.config import Layout, ids, key, reasons, several, words
 from stemma.formats.hf_bert import task_classes
 from stemma.formats.hf_gpt import four_times
 from stemma.formats.hf_llama import ACTS, STRAY
+from stemma.formats.keys import Layout, ids, key, reasons, several, words
 from stemma.formats.names import Row, linear, row
 from stemma.formats.rope import SHARE, read_rope, write_rope
 from stemma.nn.parts import Heads, LMHead, Rotary, Sandwich

@@ -11,7 +11,7 @@ from typing import Any
 
 from stemma.errors import CheckpointError
 from stemma.families.declare import Design
-from stemma.formats.config import Layout, key, reasons, several, token
+from stemma.formats.keys import Layout, key, reasons, several, token
 from stemma.formats.names import ByHead, Row, linear, row
 from stemma.nn.parts import Heads, LMHead
 

@@ -12,7 +12,7 @@ from typing import Any
 from stemma.families.declare import Design
 from stemma.families.gpt import gpt1 as gpt1_family
 from stemma.families.gpt import gpt2 as gpt2_family
-from stemma.formats.config import Layout, ids, key, reasons, words
+from stemma.formats.keys import Layout, ids, key, reasons, words
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Answer, Choose, Classify, Heads, LMHead, Tag
 

@@ -9,7 +9,7 @@ from typing import Any
 from stemma.errors import CheckpointError
 from stemma.families.declare import Design
 from stemma.families.llama import llama as family
-from stemma.formats.config import Key, Layout, key, several, token, words
+from stemma.formats.keys import Key, Layout, key, several, token, words
 from stemma.formats.names import Row, linear, row
 from stemma.formats.rope import read_rope, write_rope
 from stemma.nn.parts import Answer, Causal, Classify, Experts, Heads, LMHead, Parallel, Sandwich, Sliding, Tag

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from stemma.families.declare import Design
-from stemma.formats.config import Layout, key, reasons
 from stemma.formats.hf_llama import STRAY, body, classes, common, experts, read_window, tasks
+from stemma.formats.keys import Layout, key, reasons
 from stemma.formats.names import Row
 from stemma.formats.rope import read_rope
 from stemma.formats.windows import window_of

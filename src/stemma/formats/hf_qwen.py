@@ -8,9 +8,9 @@ from typing import Any
 
 from stemma.errors import CheckpointError
 from stemma.families.declare import Design
-from stemma.formats.config import Key, Layout, key
 from stemma.formats.hf_llama import ANSWERS, STRAY, body, classes, common, experts, rows, tasks
 from stemma.formats.hf_mixtral import ROUTER
+from stemma.formats.keys import Key, Layout, key
 from stemma.formats.names import Row
 from stemma.formats.windows import LAYERS, NAMES, cycle_of, mask_of, types_of, whole, window_of
 from stemma.nn.parts import Mask

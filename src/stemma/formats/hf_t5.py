@@ -9,8 +9,8 @@ from typing import Any
 from stemma.errors import CheckpointError
 from stemma.families.declare import Design
 from stemma.families.t5 import t5 as t5_family
-from stemma.formats.config import Layout, ids, key, meant, with_defaults
 from stemma.formats.hf_bert import task_classes
+from stemma.formats.keys import Layout, ids, key, meant, with_defaults
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import MLP, Answer, Classify, Full, GatedMLP, Heads, LayerBuckets, LMHead, Tag
 

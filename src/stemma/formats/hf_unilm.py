@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stemma.families.unilm import unilm as family
-from stemma.formats.config import key, with_defaults
 from stemma.formats.hf_bert import bert, task_classes
+from stemma.formats.keys import key, with_defaults
 from stemma.nn.parts import Heads, MLMHead, Summary
 
 EVERY = Heads(MLMHead(), pooler=Summary(), pair=True)

@@ -10,9 +10,9 @@ from stemma.errors import CheckpointError
 from stemma.families.declare import Design
 from stemma.families.xlm import xlm as xlm_family
 from stemma.families.xlm import xlm_roberta as xlm_roberta_family
-from stemma.formats.config import Layout, key, reasons, several, switch
 from stemma.formats.hf_bert import fairseq_keys, head, roberta, task_classes, task_rows
 from stemma.formats.hf_gpt import four_times
+from stemma.formats.keys import Layout, key, reasons, several, switch
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Causal, Choose, Classify, Full, Heads, LMHead, MLMHead, Summary
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from stemma.families.declare import Design
 from stemma.families.xlnet import xlnet as family
-from stemma.formats.config import Layout, ids, key, reasons, words
+from stemma.formats.keys import Layout, ids, key, reasons, words
 from stemma.formats.names import InHeads, Row, Shaped, linear, row
 from stemma.nn.parts import Answer, Heads, LMHead, Tag
 

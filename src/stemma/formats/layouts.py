@@ -12,9 +12,10 @@ from typing import Any
 from stemma import families, spec
 from stemma.errors import CheckpointError, UsageError, did_you_mean, nearest
 from stemma.families.declare import Design, Family, Text
-from stemma.formats import config as configs
 from stemma.formats import own
-from stemma.formats.config import Layout
+from stemma.formats.classes import class_in, present
+from stemma.formats.config import GENERAL, read_config, write_config
+from stemma.formats.keys import Layout
 from stemma.formats.names import Row, expand
 from stemma.formats.weights import named, outline
 
@@ -33,7 +34,7 @@ LAYOUTS = _layouts()
 def read_design(raw: Mapping[str, Any]) -> tuple[Design, Family | None, Layout | None, dict[str, str]]:
     """What a config.json describes: the design (with the heads of its class), its family, layout and unused keys."""
     if "model_type" not in raw:
-        like = [k for k in raw if nearest("model_type", [k], 1) and k not in configs.GENERAL]
+        like = [k for k in raw if nearest("model_type", [k], 1) and k not in GENERAL]
         hint = f"; is {like[0]!r} meant to be it?" if like else ""
         raise CheckpointError(f"config.json has no 'model_type', which says what model it describes{hint}")
     model_type = raw["model_type"]
@@ -41,7 +42,7 @@ def read_design(raw: Mapping[str, Any]) -> tuple[Design, Family | None, Layout |
         design = own.read_config(raw)
         return design, families.tree().get(str(raw.get("family"))), None, {}
     layout = _layout_for(model_type, raw)
-    design, unused = configs.read_config(layout, raw)
+    design, unused = read_config(layout, raw)
     owner, name = nearest_family(design, layout, raw)
     design = replace(design, name=name, text=text_of(design, owner), objective=owner.objective, recipe=owner.recipe)
     return design, owner, layout, unused
@@ -65,15 +66,15 @@ def _layout_for(model_type: Any, raw: Mapping[str, Any]) -> Layout:
 def nearest_family(design: Design, layout: Layout, raw: Mapping[str, Any]) -> tuple[Family, str]:
     """The family of the layout that the design differs least from, and the name of the size that it equals, if any.
     Among families of one network those count that have its size, then those whose heads and rates are its own."""
-    named = configs.class_in(layout, raw)
-    has = configs.present(design.arch.heads if named is None else layout.classes[named])
+    named = class_in(layout, raw)
+    has = present(design.arch.heads if named is None else layout.classes[named])
 
     def body(owner: Family) -> int:
         same = {"dropout": design.arch.dropout, "heads": design.arch.heads}
         return len(spec.diff(spec.edit(owner.arch, same), design.arch))
 
     def rest(owner: Family) -> tuple[int, int]:
-        theirs = configs.present(owner.arch.heads)
+        theirs = present(owner.arch.heads)
         rates = spec.diff(owner.arch.dropout, design.arch.dropout)
         return sum(a != b for a, b in zip(theirs, has, strict=True)), len(rates)
 
@@ -106,7 +107,7 @@ def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dic
         for layout in LAYOUTS.values():
             if relative.name in layout.families:
                 try:
-                    data = configs.write_config(layout, design)
+                    data = write_config(layout, design)
                     table_of(design, layout, named(outline(design)))
                     return layout, data, ""
                 except (UsageError, CheckpointError) as error:

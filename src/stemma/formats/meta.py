@@ -32,8 +32,9 @@ from stemma import spec
 from stemma.errors import CheckpointError, UsageError
 from stemma.families.declare import Design, Family
 from stemma.formats import tensors
-from stemma.formats.config import lost, meant, refuse_loss
+from stemma.formats.config import lost, refuse_loss
 from stemma.formats.hf import check_target
+from stemma.formats.keys import meant
 from stemma.formats.layouts import LAYOUTS, nearest_family, text_of
 from stemma.formats.names import Ledger, Row, expand, missing, row
 from stemma.formats.rotary import to_pairs

@@ -8,7 +8,7 @@ from typing import Any
 
 from stemma.errors import CheckpointError, UsageError
 from stemma.families.declare import Design
-from stemma.formats.config import meant
+from stemma.formats.keys import meant
 from stemma.nn.parts import DynamicScaling, LinearScaling, Llama3Scaling, Rotary, Scaling, YarnScaling
 
 

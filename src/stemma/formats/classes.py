@@ -1,0 +1,136 @@
+"""The publisher's classes: which heads a config names, what their labels are called, and the class of a design."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stemma import spec
+from stemma.errors import CheckpointError, UsageError, did_you_mean
+from stemma.families.declare import Design
+from stemma.formats.keys import Layout
+from stemma.nn.parts import Choose, Classify, Heads, Tag
+
+PROBLEMS = {
+    "single": "single_label_classification",
+    "multi": "multi_label_classification",
+    "regression": "regression",
+}
+
+
+def class_names(config: Mapping[str, Any]) -> list[str]:
+    """The classes that a config names. Raises CheckpointError if it has no list of names for them."""
+    listed = config.get("architectures") or []
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise CheckpointError(f"config.json: architectures={listed!r} should be a list of class names")
+    return listed
+
+
+def class_in(layout: Layout, config: Mapping[str, Any]) -> str | None:
+    """The first class that a config names and the layout knows."""
+    return next((name for name in class_names(config) if name in layout.classes), None)
+
+
+def heads_wanted(layout: Layout, config: Mapping[str, Any]) -> Heads:
+    """The heads of the class that a config names, with its number of labels. Raises CheckpointError for others."""
+    names = class_names(config)
+    if not names:
+        return Heads()  # an old file names no class; its heads are what it holds
+    named_class = class_in(layout, config)
+    if named_class is None:
+        raise CheckpointError(
+            f"config.json: class {names[0]!r} is not supported; known: {', '.join(layout.classes)}"
+            f"{did_you_mean(names[0], layout.classes)}"
+        )
+    heads = layout.classes[named_class]
+    if (field := _counted(heads)) is not None:
+        named, number = config.get("id2label"), config.get("num_labels")
+        if named is not None and not isinstance(named, Mapping):
+            raise CheckpointError(f"config.json: id2label={named!r} should be an object of numbers and names")
+        heads = spec.edit(heads, {f"task.{field}": len(named) if named else number or layout.labels})
+    if isinstance(heads.task, Classify) and (problem := config.get("problem_type")) is not None:
+        words = {theirs: ours for ours, theirs in PROBLEMS.items()}
+        if problem not in words:
+            hint = did_you_mean(str(problem), words)
+            raise CheckpointError(
+                f"config.json: problem_type={problem!r} is not known; known: {', '.join(words)}{hint}"
+            )
+        heads = spec.edit(heads, {"task.problem": words[problem]})
+    elif isinstance(heads.task, Classify) and heads.task.labels == 1:
+        heads = spec.edit(heads, {"task.problem": "regression"})  # the convention where no problem is named
+    return heads
+
+
+def _counted(heads: Heads) -> str | None:
+    """The field of a task head that a config's number of labels sets."""
+    match heads.task:
+        case Classify() | Tag():
+            return "labels"
+        case Choose(through=int()):
+            return "through"
+    return None
+
+
+def label_names(config: Mapping[str, Any], heads: Heads) -> tuple[str, ...]:
+    """What the scores of a task head are called, in order; empty where a config does not say it of so many."""
+    field, named = _counted(heads), config.get("id2label")
+    if field is None or not isinstance(named, Mapping):
+        return ()
+    count = getattr(heads.task, field)
+    if {str(i) for i in named} != {str(i) for i in range(count)}:
+        return ()
+    by_number = {str(i): name for i, name in named.items()}
+    return tuple(str(by_number[str(i)]) for i in range(count))
+
+
+def write_labels(heads: Heads, names: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys that say what a task head scores, and what it is called where `names` are as many."""
+    out: dict[str, Any] = {}
+    if (field := _counted(heads)) is not None:
+        count = getattr(heads.task, field)
+        names = names if len(names) == count else tuple(f"LABEL_{i}" for i in range(count))
+        out["id2label"] = {str(i): name for i, name in enumerate(names)}
+        out["label2id"] = {name: i for i, name in enumerate(names)}
+    if isinstance(heads.task, Classify):
+        out["problem_type"] = PROBLEMS[heads.task.problem]
+    return out
+
+
+def class_name(layout: Layout, design: Design) -> str:
+    """The publisher's class for a design: the one that has its heads, else the one that has most of them. Raises
+    UsageError if it has none for the task, or for the structure."""
+    heads = design.arch.heads
+    known = {n: h for n, h in layout.classes.items() if _form(h) == _form(heads)}
+    if not known:
+        raise UsageError(f"the {layout.model_type!r} layout has no class for the task head {heads.task}")
+    known = {n: h for n, h in known.items() if _fits(design, layout.variants.get(n, {}), layout)}
+    if not known:
+        raise UsageError(f"the {layout.model_type!r} layout has no class for this head on an {design.arch.structure}")
+
+    def shared(has: Heads) -> tuple[bool, int, bool]:
+        pairs = list(zip(present(has), present(heads), strict=True))
+        fits = all(ours for theirs, ours in pairs if theirs)
+        return fits, sum(theirs and ours for theirs, ours in pairs), type(has.lm) is type(heads.lm)
+
+    return max(known, key=lambda name: shared(known[name]))
+
+
+def _fits(design: Design, variant: Mapping[str, Any], layout: Layout) -> bool:
+    """Whether a design has what a class changes, and nothing that only other classes change."""
+    if any(spec.get(design, path) != value for path, value in variant.items()):
+        return False
+    others = [v for v in layout.variants.values() if v != variant]
+    return not any(v and all(spec.get(design, path) == value for path, value in v.items()) for v in others)
+
+
+def _form(heads: Heads) -> Any:
+    """What must agree for a task head to be of the same class: all but its labels and rates."""
+    if heads.task is None:
+        return None
+    free = {"labels": 2, "through": 2, "problem": "single", "dropout": 0.0}
+    return spec.edit(heads.task, {k: v for k, v in free.items() if getattr(heads.task, k, None) is not None})
+
+
+def present(heads: Heads) -> tuple[bool, ...]:
+    """Which of the heads of pretraining there are."""
+    return heads.lm is not None, heads.pooler is not None, heads.pair, heads.detect is not None

@@ -1,0 +1,185 @@
+"""What a publisher's table is written with: `Key`, a row of a config.json, and `Layout`, the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from stemma import families, spec
+from stemma.errors import CheckpointError, UsageError, did_you_mean
+from stemma.families.declare import Design
+from stemma.formats.names import Row
+from stemma.nn.parts import Dims, Heads
+
+REQUIRED = object()
+
+
+def same(value: Any, *_: Any) -> Any:
+    """The value as it is."""
+    return value
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: the paths of the design that it sets, the reference's own default where a file leaves it out (a value,
+    or a function of the config), and how its value is read and written. `older`: earlier spellings."""
+
+    name: str
+    paths: tuple[str, ...]
+    default: Any = REQUIRED
+    read: Callable[[Any, Mapping[str, Any]], Any] = same
+    write: Callable[[Any, Design], Any] = same
+    older: tuple[str, ...] = ()
+
+    def told(self, design: Design) -> Any:
+        """What a config says of a design; of a dim that is left to a rule, what the rule gives. Raises UsageError if
+        the layout has no word for it."""
+        value = spec.get(design, self.paths[0])
+        dim = self.paths[0].removeprefix("dims.")
+        if dim in Dims.RULES and self.write is same:
+            return getattr(design.dims, Dims.RULES[dim])
+        return self.write(value, design)
+
+    def spelling(self, config: Mapping[str, Any]) -> str:
+        """The name (or names) by which a config has it."""
+        return " and ".join(name for name in (self.name, *self.older) if name in config) or self.name
+
+    def value(self, config: Mapping[str, Any]) -> Any:
+        for name in (self.name, *self.older):
+            if name in config:
+                return config[name]
+        if self.default is REQUIRED:
+            raise CheckpointError(f"config.json has no {self.name!r}, which a model of this type needs")
+        return self.default(config) if callable(self.default) else self.default
+
+
+def key(name: str, *paths: str, default: Any = REQUIRED, **how: Any) -> Key:
+    """A key, with less to type."""
+    return Key(name, paths, default, **how)
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known name that `word` is one slip of typing away from, else for the nearest."""
+    known = list(known)
+    slips = [name for name in known if _slip(word, name)]
+    return did_you_mean(word, slips) or did_you_mean(word, known)
+
+
+def _slip(a: str, b: str) -> bool:
+    """Whether `a` is `b` with one letter missing, added or replaced, or two neighbours swapped."""
+    i = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    a, b = a[i:], b[i:]
+    return a[1:] == b or a == b[1:] or a[1:] == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:])
+
+
+def token(value: Any, config: Mapping[str, Any]) -> Any:
+    """The id of a token; -1 means that there is none (in the first LLaMA files)."""
+    return None if value == -1 else value
+
+
+def number(value: Any, config: Mapping[str, Any]) -> Any:
+    """A whole number, where our own field might also be left out."""
+    if not isinstance(value, int):
+        raise CheckpointError(f"{value!r} should be a whole number")
+    return value
+
+
+def switch(on: Any, off: Any) -> dict[str, Callable[..., Any]]:
+    """`read` and `write` of a key that is true or false where ours is one of two values."""
+
+    def read(value: Any, config: Mapping[str, Any]) -> Any:
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{value!r} should be true or false")
+        return on if value else off
+
+    def write(value: Any, design: Design) -> Any:
+        if value not in (on, off):
+            raise UsageError(f"this layout has no word for {value!r}")
+        return bool(value == on)
+
+    return {"read": read, "write": write}
+
+
+def several(value: Any, config: Mapping[str, Any]) -> Any:
+    """A number, or a list of them as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def ids(*, pad: int | None, bos: int | None, eos: int | None) -> tuple[Key, ...]:
+    """The keys of the ids that pad, begin and end a text, with the reference's defaults."""
+    return (
+        key("pad_token_id", "text.pad_id", default=pad),
+        key("bos_token_id", "text.bos_id", default=bos),
+        key("eos_token_id", "text.eos_id", default=eos, read=several),
+    )
+
+
+def with_defaults(keys: Iterable[Key], **defaults: Any) -> tuple[Key, ...]:
+    """Keys that a layout shares with another one, some with defaults of its own."""
+    return tuple(replace(k, default=defaults.get(k.name, k.default)) for k in keys)
+
+
+def words(table: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
+    """`read` and `write` of a key whose words differ from ours. The first of several that mean the same is written."""
+
+    def read(value: Any, config: Mapping[str, Any]) -> Any:
+        if not isinstance(value, str) or value not in table:
+            raise CheckpointError(f"{value!r} is not supported; known: {', '.join(table)}{meant(str(value), table)}")
+        return table[value]
+
+    def write(value: Any, design: Design) -> Any:
+        for theirs, ours in table.items():
+            if ours == value:
+                return theirs
+        raise UsageError(f"this layout has no word for {value!r}")
+
+    return {"read": read, "write": write}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A publisher's layout: `classes` gives the heads of each model class, `fixed` the keys whose other values mean a
+    model that is not supported, `unused` keys that change nothing here. `prefix`: what a file of a model with a head
+    puts before the names of the body; `bodies`: what another class puts there. `mark`: a key that only this one has,
+    where several layouts share a model_type. `rows` is the names table; `renames`, other spellings of parts of names;
+    `stray`, tensors that old files hold and nobody needs, as regular expressions. `variants`: what else of the design a
+    class changes (an encoder alone); `labels`: of a task head where a config tells no number; `tied_by_file`,
+    `bias_by_file`: whether the head is the embeddings, or has a bias, is told by the tensors and not by the config."""
+
+    model_type: str
+    families: tuple[str, ...]
+    classes: Mapping[str, Heads]
+    keys: tuple[Key, ...]
+    rows: Callable[[Design], Iterable[Row]]
+    prefix: str = ""
+    bodies: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    unused: Mapping[str, str] = field(default_factory=dict)
+    renames: Mapping[str, str] = field(default_factory=dict)
+    stray: Mapping[str, str] = field(default_factory=dict)
+    tied_by_file: bool = False
+    bias_by_file: bool = False
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    labels: int = 2
+    mark: str = ""
+
+    @property
+    def name(self) -> str:
+        """The model_type, with the mark where there is one."""
+        return f"{self.model_type} ({self.mark})" if self.mark else self.model_type
+
+    def base(self) -> Design:
+        """What a config changes: the first size of the first family, with all heads that keys speak of."""
+        first = families.family(self.families[0]).first
+        known = (first.arch.heads, *self.classes.values())
+        heads = {
+            "arch.heads.lm": next((h.lm for h in known if h.lm is not None), None),
+            "arch.heads.detect": next((h.detect for h in known if h.detect is not None), None),
+        }
+        return spec.edit(first, {**heads, "text.bos_id": None, "text.eos_id": None, "text.pad_id": None})
+
+
+def reasons(reason: str, names: str) -> dict[str, str]:
+    """One reason for each of several names."""
+    return dict.fromkeys(names.split(), reason)

@@ -338,13 +338,15 @@ def test_a_text_ends_with_the_code_of_its_language(mixed: bool, once: bool) -> N
             languages = [(t - 10) // 16 for t in said if 10 <= t < 58]
             code = list(CODES.values())[languages[-1]]
             assert inputs[-2:] == said[-2:] == [1, code] and read == [code, *said[:-1]]
-            assert once and mixed or len(set(languages)) == 1
+            assert (once and mixed) or len(set(languages)) == 1
             seen[code] += 1
     assert len(seen) == 3
     view.languages = ("en", "fi", "ru")
     with pytest.raises(DataError, match="'fi'"):
         next(goal.examples(view))
-    assert goal.epochs(Verses(40), Cursor(50)) == (50 * CONTEXT // Verses(40).tokens_total if mixed else 50 // len(view))
+    assert goal.epochs(Verses(40), Cursor(50)) == (
+        50 * CONTEXT // Verses(40).tokens_total if mixed else 50 // len(view)
+    )
 
 
 # ---------------------------------------------------------------- models

@@ -71,9 +71,7 @@ class MixedMasked(MaskedPairs):
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
         sentences = lru_cache(8)(partial(self.sentences, view))
         # an offset counts sentences
-        reader = Reader(
-            self.order(view), lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once
-        )
+        reader = Reader(self.order(view), lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
         order = reader.order
         here = reader.settle(cursor)
         while here is not None:

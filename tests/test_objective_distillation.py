@@ -29,6 +29,7 @@ from stemma.train import Run, read_metrics, resolve, resume, verify_resume
 from stemma.train import run as runs
 from test_objectives import Documents, Words, same, some, take
 from test_train import loop_of, text, train  # noqa: F401
+from tiny import build, tiny
 
 BERT = Words(cls=1, sep=2, mask=3, pad=0, unk=4)
 GPT = Words(bos=1, eos=2)
@@ -186,6 +187,26 @@ def test_distilberts_loss(mixed: bool) -> None:
     assert float(loss.sums["soft"]) / loss.counts["soft"] == pytest.approx(float(soft), rel=1e-5)
     assert float(loss.sums["cosine"]) / loss.counts["cosine"] == pytest.approx(float(cosine), abs=1e-5)
     assert (SOFT.soft, SOFT.hard, SOFT.cosine, SOFT.temperature) == (5.0, 2.0, 1.0, 2.0)
+
+
+@pytest.mark.parametrize(("name", "task"), [("xlm", MLM()), ("xlm-clm", CLM())])
+def test_student_and_teacher_are_told_the_language(name: str, task: Any) -> None:
+    model, teacher = build(tiny(name)), build(tiny(name))
+    words = Words(bos=0, eos=1, pad=2, mask=5, cls=1, sep=1)
+    goal = objective(Distillation("x", task), Setting(words, Text("gpt-bpe"), 16, 1))
+    rows = [e for e, _ in take(goal, Documents([np.arange(10, 60)]), 3)]
+
+    def apart(language: int) -> float:
+        told = [e | {"langs": np.full(16, language, dtype=np.int64)} for e in rows]
+        with torch.no_grad():
+            return float(goal.loss(model, goal.collate(told), {"teacher": teacher}).sums["soft"])
+
+    for net, least in ((teacher, 1e-2), (model, -1.0)):
+        with torch.no_grad():
+            net.embed.languages.weight[1] += torch.linspace(-1, 1, net.embed.languages.weight.shape[1])
+        assert abs(apart(0)) < 1e-4 and (apart(1) > least if least > 0 else abs(apart(1)) < 1e-4)
+    fewer = replace(model.dims, languages=2)
+    assert "same table" in (why_unmatched(goal.spec, (model.arch, model.dims), (teacher.arch, fewer)) or "")
 
 
 def test_a_decoders_distillation() -> None:

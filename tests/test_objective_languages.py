@@ -23,7 +23,7 @@ from stemma.cli import main
 from stemma.data import parallel
 from stemma.errors import DataError, UsageError
 from stemma.families.declare import Text
-from stemma.families.goals import CLM, MLM, TLM, Spans, Translation
+from stemma.families.goals import CLM, MLM, TLM, Denoise, Spans, Translation
 from stemma.families.recipes import Sampling
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Objective, Setting, objective
@@ -304,6 +304,49 @@ def test_rows_of_spans_are_of_one_language() -> None:
     for e, _ in take(make(Spans(), True, sampling=Sampling(0.3, unit="row")), Verses(), 60):
         text = np.concatenate([e["input_ids"], e["labels"]])
         assert len({(t - 10) // 16 for t in text.tolist() if 10 <= t < 58}) == 1
+
+
+CODES = {"en_XX": 70, "de_DE": 71, "ru": 72}
+
+
+class Coded(Words):
+    """A tokenizer with a code for each language."""
+
+    def __init__(self) -> None:
+        super().__init__(bos=0, eos=1, pad=2, unk=3, mask=5, cls=0, sep=1)
+        self.special_ids |= set(CODES.values())
+
+    def id(self, name: str) -> int | None:
+        return CODES.get(name)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("once", [False, True])
+def test_a_text_ends_with_the_code_of_its_language(mixed: bool, once: bool) -> None:
+    """mBART, section 2.2: a text is of one language and closed by its code, from which the decoder begins."""
+    text = Text("unigram", shift="last", extras=tuple(CODES), pad_id=2)
+    setting = Setting(Coded(), text, CONTEXT, 1, mixed, sampling=Sampling(0.7, unit="row"), rows=4)
+    goal, view = objective(Denoise(infill=0.35, mean=3.5), setting), Verses(40)
+    view.languages = ("en", "de", "ru")
+    rows = list(goal.examples(view, once=True)) if once else take(goal, view, 60)
+    seen: Counter[int] = Counter()
+    for row, _ in rows:
+        for number in range(int(row["documents"].max()) + 1):
+            inputs = row["input_ids"][row["documents"] == number].tolist()
+            mine = (row["decoder_documents"] == number) & (row["labels"] != IGNORED)
+            said, read = row["labels"][mine].tolist(), row["decoder_input_ids"][mine].tolist()
+            languages = [(t - 10) // 16 for t in said if 10 <= t < 58]
+            code = list(CODES.values())[languages[-1]]
+            assert inputs[-2:] == said[-2:] == [1, code] and read == [code, *said[:-1]]
+            assert (once and mixed) or len(set(languages)) == 1
+            seen[code] += 1
+    assert len(seen) == 3
+    view.languages = ("en", "fi", "ru")
+    with pytest.raises(DataError, match="'fi'"):
+        next(goal.examples(view))
+    assert goal.epochs(Verses(40), Cursor(50)) == (
+        50 * CONTEXT // Verses(40).tokens_total if mixed else 50 // len(view)
+    )
 
 
 # ---------------------------------------------------------------- models

@@ -222,7 +222,7 @@ def test_a_text_can_be_rebuilt(case: str) -> None:
     @given(st.integers(1, 45), st.integers(0, 10**6))
     def check(length: int, seed: int) -> None:
         tokens = np.random.default_rng(seed).integers(10, PLAIN, size=length)
-        text = np.stack([tokens, (np.arange(length) % 7 == 0).astype(np.int64)])
+        text = np.stack([tokens, (np.arange(length) % 7 == 0).astype(np.int64), np.full(length, 8)])  # 8: en_XX
         pair, shape = goal.rewrite(text, (seed, 0, 0)), goal.shape(length, (seed, 0, 0))
         assert len(pair.inputs) <= shape.inputs and len(pair.goal) <= shape.goal
         places = [] if pair.places is None else pair.places.tolist()

@@ -41,6 +41,7 @@ class NextToken(Objective):
 
     whole = True
     structures = ("decoder",)
+    streamed = True
 
     def __init__(self, spec: goals.CLM, setting: Setting) -> None:
         super().__init__(setting)

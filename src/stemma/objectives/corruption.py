@@ -120,6 +120,8 @@ class TokenCorruption(Rewriting):
 class Deshuffling(Rewriting):
     """The tokens of a text in random order are input, the text is the goal."""
 
+    even = True
+
     def __init__(self, spec: goals.Deshuffle, setting: Setting) -> None:
         super().__init__(setting)
         self.room = self.context

@@ -4,14 +4,16 @@ denoising_dataset.py)."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from stemma.data import random as draw
-from stemma.errors import UsageError
+from stemma.errors import DataError, UsageError
 from stemma.families import goals
 from stemma.families.declare import Text
-from stemma.objectives.base import NOISE, Ints, Setting, View
+from stemma.objectives.base import NOISE, Cursor, Ints, Make, Setting, View
+from stemma.objectives.languages import numbered
 from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
 
 
@@ -20,10 +22,11 @@ class Restoration(Rewriting):
     sentences are permuted, spans infilled, tokens masked, tokens deleted, the text rotated.
 
     A text is written `cls tokens eos`, of which the ends stay; where the decoder's input is shifted by the last token
-    (mBART), `tokens eos code`, with the language's code.
+    (mBART), `tokens eos code`, with the code of the text's language (of its last token, where texts run together).
     """
 
     structures: tuple[str, ...] = ("encoder-decoder",)
+    even = True
 
     @classmethod
     def needs(cls, spec: goals.Denoise, text: Text) -> tuple[tuple[str, ...], ...]:
@@ -37,21 +40,41 @@ class Restoration(Rewriting):
         text = setting.text
         self.shifted = text.shift == "last"
         if self.shifted:
-            code = self.tokenizer.id(text.extras[0]) if text.extras else None
-            if code is None:
-                raise UsageError("a text ends with its language's code, and the tokenizer has none; see text.extras")
-            self.front, self.close = [], [self.eos, int(code)]
+            self.front, self.close = [], [self.eos, self.code("")]
         else:
             self.front, self.close = [self.need("cls", "bos")], [self.eos]
         self.room = self.context
         self.raw = self.longest()
+
+    def code(self, language: str) -> int:
+        """The token that ends a text of a language: the one of that name, or that goes on with a country after it
+        (`de_DE`); the first one where nobody named the language. Raises UsageError if the tokenizer has no codes at
+        all, DataError if it lacks this one."""
+        codes = self.setting.text.extras
+        name = next((c for c in codes if language in ("", c, c.partition("_")[0])), None)
+        found = None if name is None else self.tokenizer.id(name)
+        if found is None and language:
+            raise DataError(
+                f"the text has the language {language!r}, and text.extras holds no code for it, but {', '.join(codes)}"
+            )
+        if found is None:
+            raise UsageError("a text ends with its language's code, and the tokenizer has none; see text.extras")
+        return int(found)
+
+    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+        if self.shifted:  # a missing code is told before training
+            names = getattr(view, "languages", ("",))
+            self.codes = {int(i): self.code(names[i]) for i in np.unique(numbered(view))}
+        return super().plan(view, cursor, once)
 
     def piece(self, view: View, document: int) -> Ints:
         tokens = np.asarray(view[document], dtype=np.int64)
         begins = np.zeros(len(tokens), dtype=np.int64)
         starts = np.asarray(view.sentences(document))
         begins[starts[starts < len(tokens)]] = 1
-        return np.stack([tokens, begins])
+        if not self.shifted:
+            return np.stack([tokens, begins])
+        return np.stack([tokens, begins, np.full(len(tokens), self.codes[int(numbered(view)[document])])])
 
     def growth(self, length: int) -> int:
         """Tokens by which noise may make a text longer: spans without a token are mask tokens put in. Twice what is
@@ -77,8 +100,9 @@ class Restoration(Rewriting):
             tokens = np.delete(tokens, some(tokens, spec.delete, rng))
         if spec.rotate and rng.random() < spec.rotate and len(tokens):
             tokens = np.roll(tokens, -int(rng.integers(len(tokens))))
-        inputs = np.concatenate([self.front, tokens, self.close]).astype(np.int64)
-        goal = np.concatenate([self.front, text[0], self.close]).astype(np.int64)
+        close = [self.eos, text[2, -1]] if self.shifted else self.close
+        inputs = np.concatenate([self.front, tokens, close]).astype(np.int64)
+        goal = np.concatenate([self.front, text[0], close]).astype(np.int64)
         return Pair(inputs, goal, np.roll(goal, 1) if self.shifted else None)
 
     def masks(self, n: int, rng: np.random.Generator) -> Ints:

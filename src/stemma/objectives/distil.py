@@ -54,6 +54,7 @@ class Distilled(Objective):
         self.spec = spec
         self.task: Objective = runs(spec)(spec.task, setting)
         self.structures, self.whole = self.task.structures, self.task.whole
+        self.streamed = self.task.streamed
 
     @classmethod
     def needs(cls, spec: goals.Distillation, text: Text) -> tuple[tuple[str, ...], ...]:
@@ -70,6 +71,11 @@ class Distilled(Objective):
             return f"the teacher cannot give what objective.task asks: {why}"
         if teacher[0].heads.lm is None:
             return "the teacher has no language-model head, whose predictions this objective learns from"
+        if teacher[1].languages and teacher[1].languages != student[1].languages:
+            return (
+                f"the teacher is told of {teacher[1].languages} languages and the student of {student[1].languages}: "
+                "both must have the same table"
+            )
         widths = student[1].d_model, teacher[1].d_model
         if spec.cosine and widths[0] != widths[1]:
             return (
@@ -127,10 +133,11 @@ def runs(spec: goals.Distillation) -> Any:
 def states(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """What the language-model head reads, and the last hidden state: B T D each."""
     ids, pos, documents = batch["input_ids"], layout(model, batch), batch.get("documents")
+    langs = batch.get("langs") if model.dims.languages else None
     if model.decoder is not None:
-        hidden = model.decode(ids, position_ids=pos, documents=documents)
+        hidden = model.decode(ids, position_ids=pos, documents=documents, langs=langs)
         return hidden, hidden
-    state = model.state(ids, batch.get("attention_mask"), position_ids=pos, documents=documents)
+    state = model.state(ids, batch.get("attention_mask"), position_ids=pos, documents=documents, langs=langs)
     return model.read(state), state.hidden
 
 

@@ -24,6 +24,7 @@ class MaskedRun(Rewriting):
     structures: tuple[str, ...] = ("encoder-decoder",)
     roles = ("mask",), ("cls", "bos", "eos"), ("sep", "eos")
     counted = False
+    even = True
 
     def __init__(self, spec: goals.Fragment, setting: Setting) -> None:
         super().__init__(setting)

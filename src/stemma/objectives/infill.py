@@ -52,6 +52,8 @@ class Infilling(NextToken):
     The length of a rearranged document depends on where it is cut, so that planning has to tokenise it.
     """
 
+    streamed = False
+
     def __init__(self, spec: goals.Infill, setting: Setting) -> None:
         super().__init__(goals.CLM(), setting)
         self.spec = spec

@@ -27,7 +27,7 @@ class Component(NamedTuple):
     epochs: float | None
 
 
-def _languages(view: Any) -> Ints:
+def numbered(view: Any) -> Ints:
     """int64[documents]: the number of each one's language in the text."""
     found = getattr(view, "language_ids", None)
     return np.zeros(len(view), dtype=np.int64) if found is None else np.asarray(found, dtype=np.int64)
@@ -42,7 +42,7 @@ def numbers(view: Any, languages: Sequence[str]) -> Ints | None:
     table = {name: i for i, name in enumerate(languages)}
     if len(languages) == 1 and names == [UNKNOWN]:
         table[UNKNOWN] = 0  # a text that says nothing is in the model's only language
-    ids = _languages(view)
+    ids = numbered(view)
     for i in np.unique(ids):
         if names[i] not in table:
             raise DataError(f"the text has the language {names[i]!r}, and the model has {', '.join(languages)}")
@@ -63,7 +63,7 @@ def by_part(view: Any) -> list[Component]:
 
 def by_language(view: Any, sampling: Sampling, within: Ints | None = None) -> list[Component]:
     """The languages of a view (of the documents `within`) as the recipe draws them."""
-    ids = _languages(view)
+    ids = numbered(view)
     chosen = np.arange(len(view)) if within is None else within
     members = [chosen[ids[chosen] == i] for i in np.unique(ids[chosen])]
     shares = tempered([len(m) for m in members], sampling.alpha)
@@ -73,7 +73,7 @@ def by_language(view: Any, sampling: Sampling, within: Ints | None = None) -> li
 def mixed(view: Any, seed: int, sampling: Sampling) -> Mixed | None:
     """The order of documents that a mixture gives: what the text declares, else the recipe; None without either."""
     natural = sampling.alpha == 1 and not sampling.epochs
-    several = len(np.unique(_languages(view))) > 1  # of one language there is nothing to choose
+    several = len(np.unique(numbered(view))) > 1  # of one language there is nothing to choose
     found = by_part(view) or (by_language(view, sampling) if several and not natural else [])
     if len(found) < 2 and all(c.epochs is None for c in found):
         return None
@@ -82,7 +82,7 @@ def mixed(view: Any, seed: int, sampling: Sampling) -> Mixed | None:
 
 def apart(view: Any, sampling: Sampling) -> bool:
     """Whether rows are to be of one language each."""
-    return sampling.unit != "document" and len(np.unique(_languages(view))) > 1
+    return sampling.unit != "document" and len(np.unique(numbered(view))) > 1
 
 
 class Batches:

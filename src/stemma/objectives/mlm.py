@@ -47,6 +47,7 @@ class Masked(Objective):
     """
 
     structures = ("encoder",)
+    streamed = True
     roles = ("mask",), ("cls", "bos"), ("sep", "eos")
 
     @classmethod

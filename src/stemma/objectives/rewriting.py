@@ -37,6 +37,7 @@ from stemma.objectives.base import (
     stack,
     targets,
 )
+from stemma.objectives.languages import apart
 
 Key = tuple[int, ...]  # (document, epoch, offset) of a text's first token: what its draws depend on
 SCRAP = 8  # tokens of a longer text that are worth the rest of a row
@@ -71,6 +72,9 @@ class Rewriting(Objective):
 
     structures: tuple[str, ...] = ("encoder-decoder", "decoder")
     roles: tuple[tuple[str, ...], ...] = (("eos", "sep"),)
+    even: bool = (
+        False  # whether the shape of a text depends on its length alone: then all of a stream are of one length
+    )
     raw: int
     room: int
 
@@ -83,6 +87,7 @@ class Rewriting(Objective):
         bos = self.tokenizer.bos_id if self.single else None
         self.front: list[int] = [] if bos is None else [int(bos)]
         self.close: list[int] = [] if self.single else [self.eos]
+        self.streamed = self.even and self.mixed and not self.single
 
     @abstractmethod
     def shape(self, length: int, key: Key) -> Shape:
@@ -125,6 +130,10 @@ class Rewriting(Objective):
 
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
         reader = Reader(self.order(view, once), lambda d: len(view[d]), lambda d, _: self.piece(view, d), once)
+        if self.streamed and not once and apart(view, self.setting.sampling):
+            for span, follow in self.spans(reader, view, cursor, self.raw, self.raw):  # rows of one language each
+                yield partial(self.example, reader, [span]), follow
+            return
         here = reader.settle(cursor)
         while here is not None:
             texts, here = self.fill(reader, here)

@@ -58,6 +58,7 @@ class ReplacedTokens(Objective):
         self.spec = spec
         goal = goals.MLM(rate=spec.rate, masked=spec.masked, random=0.0, pairs=spec.pairs)
         self.masking = Masked(goal, setting) if spec.pairs is None else MaskedPairs(goal, setting)
+        self.streamed = self.masking.streamed
 
     @classmethod
     def unfit(cls, spec: goals.RTD, arch: Arch) -> str | None:

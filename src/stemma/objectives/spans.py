@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 
@@ -12,8 +10,7 @@ from stemma.data import random as draw
 from stemma.errors import UsageError
 from stemma.families import goals
 from stemma.families.declare import Text
-from stemma.objectives.base import SPAN, Cursor, Ints, Make, Reader, Setting, View
-from stemma.objectives.languages import apart
+from stemma.objectives.base import SPAN, Ints, Setting
 from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
 
 
@@ -68,6 +65,8 @@ class SpanCorruption(Rewriting):
     exactly `context` tokens.
     """
 
+    even = True
+
     @classmethod
     def needs(cls, spec: goals.Spans, text: Text) -> tuple[tuple[str, ...], ...]:
         return *cls.roles, ("sentinels",)
@@ -85,14 +84,6 @@ class SpanCorruption(Rewriting):
         self.sentinels: Ints = np.asarray([self.tokenizer.sentinel(k) for k in range(whole.spans)], dtype=np.int64)
         # short texts have more targets a token, so rows of several get more room
         self.room = whole.targets if self.mixed else 8 * math.ceil(whole.targets * 1.25 / 8)
-
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
-        if once or not self.mixed or self.single or not apart(view, self.setting.sampling):
-            yield from super().plan(view, cursor, once)
-            return
-        reader = Reader(self.order(view, once), lambda d: len(view[d]), lambda d, _: self.piece(view, d), once)
-        for span, follow in self.spans(reader, view, cursor, self.raw, self.raw):  # rows of one language each
-            yield partial(self.example, reader, [span]), follow
 
     def shape(self, length: int, key: Key) -> Shape:
         sizes = Sizes(self.spec, length)

@@ -19,7 +19,8 @@ import torch
 
 from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
 from stemma.families.recipes import Schedule
-from stemma.train import Loop, Run, checkpoint, read_metrics, resume, verify_resume
+from stemma.train import Diverged, Loop, Run, checkpoint, read_metrics, resume, verify_resume
+from stemma.train import loop as loops
 from stemma.train.average import Average
 from stemma.train.spikes import Spikes
 from test_accidents import call, refused
@@ -337,3 +338,37 @@ def test_settings_files_that_are_none(tmp_path: Path) -> None:
     refused(call("pretrain", "--config", path), 2, f"{path} cannot be read", "utf-8")
     refused(call("pretrain", "gpt2", "--config", tmp_path), 2, f"{tmp_path} is a folder, not a file to read settings")
     refused(call("resume", path), 2, f"{path} is not a run: it is a file")
+
+
+# ---------------------------------------------------------------- what is told, and what is kept in time
+
+
+def test_the_largest_gradient_is_named_where_only_the_norm_overflows(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        Diverged, match=r"at step 1: the loss is [\d.e+]+, the gradient norm inf; the gradient of \S+ is"
+    ):
+        train("gpt2", tmp_path / "run", text, 4, {"recipe.z_loss": 1e30})
+
+
+def test_a_checkpoint_is_written_when_the_last_is_old(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody says how often; and what is learned does not depend on it, nor where a spike leads back to."""
+    leaping(monkeypatch, {0: 19})
+    changes: dict[str, Any] = {"recipe.lr": 1e-4, "train.spikes": SPIKES}
+    train("gpt2", tmp_path / "whole", text, 30, changes)
+    expected = state(tmp_path / "whole")
+    saved: list[int] = []
+    good = Loop.save
+
+    def save(self: Loop, run: Path) -> Path:
+        saved.append(self.step)
+        return good(self, run)
+
+    monkeypatch.setattr(Loop, "save", save)
+    monkeypatch.setattr(loops, "LATE", 0.0)
+    train("gpt2", tmp_path / "late", text, 30, changes)
+    assert saved[:21] == list(range(21)) and state(tmp_path / "late") == expected
+    saved.clear()
+    train("gpt2", tmp_path / "told", text, 30, changes | {"train.save_every": 10, "train.spikes": None})
+    assert saved == [10, 20, 30]

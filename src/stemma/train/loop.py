@@ -35,6 +35,7 @@ from stemma.train.spikes import Spikes, spiked
 Record = dict[str, Any]  # one line of metrics.jsonl
 MICRO = {"cpu": 4096, "cuda": 65_536}  # tokens that go through the network at once, where the plan leaves it open
 AHEAD = {"cpu": 0, "cuda": 2}  # steps whose batches are made ahead, where the plan leaves it open
+LATE = 1800.0  # seconds after a checkpoint when another one is written, where the plan leaves it open
 WIDE = 192  # from this d_model on bf16 gains more than its casts cost
 
 
@@ -255,10 +256,14 @@ class Loop:
         for part, total in sums.items():
             if not math.isfinite(float(total)):
                 return f"; the part {part!r} of the loss is not finite"
+        norms = {name: float(p.grad.norm()) for name, p in self.learners.named() if p.grad is not None}
         for name, p in self.learners.named():
             if p.grad is not None and not bool(p.grad.isfinite().all()):
                 return f"; the gradient of {name} is not finite"
-        return ""
+        for name, norm in norms.items():
+            if not math.isfinite(norm):
+                return f"; the gradient of {name} is too large for its squares to be added up"
+        return f"; the largest gradient is that of {max(norms, key=norms.__getitem__)}" if norms else ""
 
     def finish(self) -> None:
         """Make the model what is to be kept of it after the last step: the mean of its weights, if there is one, and
@@ -438,7 +443,9 @@ class Loop:
         ):
             stop = self.agreed(asked)
             leapt = self.agreed(lambda: train.spikes is not None and spiked(train.spikes, self.losses))
-            begin = time.perf_counter() - self.seconds
+            late = self.agreed(lambda: time.perf_counter() - saved > LATE)
+            saved = time.perf_counter()
+            begin = saved - self.seconds
             while self.step < self.steps:
                 failed: Diverged | None = None
                 try:
@@ -464,9 +471,11 @@ class Loop:
                 progress.show(record)
                 if on_step is not None:
                     on_step(record)
-                if self.step % save_every == 0 or self.step == self.steps or stop():
+                regular = self.step % save_every == 0 or self.step == self.steps
+                if regular or stop() or (train.save_every is None and late()):
                     metrics.sync()
                     self.save(run)
+                    saved = time.perf_counter()
                     if stop():
                         break
         return self.step == self.steps

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stemma.data.progress import span
 from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, no_memory
 from stemma.families import ramps
 from stemma.nn.model import Model
@@ -430,8 +431,8 @@ class Loop:
         evaluate: Callable[[], dict[str, float]] | None = None,
         quiet: bool = False,
     ) -> bool:
-        """Step to the end of the run, with metrics and checkpoints in `run`. Returns False if a signal (SIGINT,
-        SIGTERM) asked to stop: then the step at hand is finished and a checkpoint written."""
+        """Step to the end of the run, with metrics and checkpoints in `run`. Returns False if a signal (SIGINT, SIGTERM,
+        SIGHUP) asked to stop: then the step at hand is finished and a checkpoint written."""
         train, save_every = self.plan.train, self.save_every
         if train.spikes is not None and self.step == 0:
             self.save(run)
@@ -492,8 +493,8 @@ def _mix(*numbers: int) -> int:
 
 @contextlib.contextmanager
 def _graceful() -> Iterator[Callable[[], bool]]:
-    """Catch SIGINT and SIGTERM in the main thread: the yielded function says whether one came. A second SIGINT
-    interrupts at once."""
+    """Catch SIGINT, SIGTERM and SIGHUP (a terminal that was closed, unless nohup has it ignored) in the main thread: the
+    yielded function says whether one came. A second SIGINT interrupts at once."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -504,7 +505,12 @@ def _graceful() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.append(number)
 
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    caught = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {
+        s: signal.signal(s, handle)
+        for s in caught
+        if s != getattr(signal, "SIGHUP", None) or signal.getsignal(s) is not signal.SIG_IGN
+    }
     try:
         yield lambda: bool(asked)
     finally:
@@ -642,8 +648,8 @@ class Progress:
             text = f"{record['step']}/{self.loop.steps}  {text}"
             self.live.update(self.task, completed=tokens, description=text)
         elif record["step"] % self.every == 0 or record["step"] == self.loop.steps:
-            left = (self.whole - tokens) / max(self.speed, 1e-9)
-            print(f"step {record['step']}/{self.loop.steps}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)
+            left = span((self.whole - tokens) / max(self.speed, 1e-9))
+            self._print(f"step {record['step']}/{self.loop.steps}  {text}  {left} left")
 
     def say(self, text: str) -> None:
         """Tell of something that happens once."""
@@ -652,7 +658,14 @@ class Progress:
         if self.live is not None:
             self.live.console.print(text)
         else:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        """Print a line; where nobody takes it any more (a terminal or a reader that is gone), the run goes on unheard."""
+        try:
             print(text, file=sys.stderr, flush=True)
+        except OSError:
+            self.quiet = True
 
     def __exit__(self, *_: object) -> None:
         if self.live is not None:

@@ -431,8 +431,8 @@ class Loop:
         evaluate: Callable[[], dict[str, float]] | None = None,
         quiet: bool = False,
     ) -> bool:
-        """Step to the end of the run, with metrics and checkpoints in `run`. Returns False if a signal (SIGINT, SIGTERM,
-        SIGHUP) asked to stop: then the step at hand is finished and a checkpoint written."""
+        """Step to the end of the run, with metrics and checkpoints in `run`. Returns False if a signal (SIGINT,
+        SIGTERM, SIGHUP) asked to stop: then the step at hand is finished and a checkpoint written."""
         train, save_every = self.plan.train, self.save_every
         if train.spikes is not None and self.step == 0:
             self.save(run)
@@ -493,7 +493,7 @@ def _mix(*numbers: int) -> int:
 
 @contextlib.contextmanager
 def _graceful() -> Iterator[Callable[[], bool]]:
-    """Catch SIGINT, SIGTERM and SIGHUP (a terminal that was closed, unless nohup has it ignored) in the main thread: the
+    """Catch SIGINT, SIGTERM and SIGHUP (a closed terminal, unless nohup has it ignored) in the main thread: the
     yielded function says whether one came. A second SIGINT interrupts at once."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -661,7 +661,7 @@ class Progress:
             self._print(text)
 
     def _print(self, text: str) -> None:
-        """Print a line; where nobody takes it any more (a terminal or a reader that is gone), the run goes on unheard."""
+        """Print a line; where nobody takes it (a terminal or a reader that is gone), the run goes on unheard."""
         try:
             print(text, file=sys.stderr, flush=True)
         except OSError:

@@ -140,6 +140,13 @@ def test_parquet(tmp_path: Path) -> None:
     assert "is not a Parquet file, or it is damaged" in said(DataError, texts, path)
 
 
+def test_more_languages_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stemma.data.store.LANGUAGES", 3)
+    rows = [Document(f"text {i}", f"row:{i}", f"http://page/{i}") for i in range(4)]
+    told = said(DataError, lambda: Store.build(sources.of(rows, "pages"), Words(), tmp_path / "store"))
+    assert "pages names 4 languages, and a text has at most 3: its field `lang` says something else" in told
+
+
 def test_what_datasets_saved(tmp_path: Path) -> None:
     """The rows of a folder that `save_to_disk` wrote, and not the files that describe it; of splits, train."""
     datasets = pytest.importorskip("datasets")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import math
 import os
@@ -19,7 +21,8 @@ import torch
 
 from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
 from stemma.families.recipes import Schedule
-from stemma.train import Loop, Run, checkpoint, read_metrics, resume, verify_resume
+from stemma.train import Diverged, Loop, Run, checkpoint, pretrain, read_metrics, resume, verify_resume
+from stemma.train import loop as loops
 from stemma.train.average import Average
 from stemma.train.spikes import Spikes
 from test_accidents import call, refused
@@ -212,8 +215,6 @@ def test_what_is_not_finite_is_told_when_the_run_goes_back(
         return found
 
     monkeypatch.setattr(Loop, "gradient", gradient)
-    from stemma.train import pretrain
-
     changes = SMALL | {"train.spikes": SPIKES, "train.save_every": 2}
     pretrain("gpt2", data=str(text), out=tmp_path / "run", budget="9 steps", overrides=changes)
     said = capsys.readouterr().err
@@ -337,3 +338,70 @@ def test_settings_files_that_are_none(tmp_path: Path) -> None:
     refused(call("pretrain", "--config", path), 2, f"{path} cannot be read", "utf-8")
     refused(call("pretrain", "gpt2", "--config", tmp_path), 2, f"{tmp_path} is a folder, not a file to read settings")
     refused(call("resume", path), 2, f"{path} is not a run: it is a file")
+
+
+# ---------------------------------------------------------------- what is told, and what is kept in time
+
+
+def test_the_largest_gradient_is_named_where_only_the_norm_overflows(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        Diverged, match=r"at step 1: the loss is [\d.e+]+, the gradient norm inf; the gradient of \S+ is"
+    ):
+        train("gpt2", tmp_path / "run", text, 4, {"recipe.z_loss": 1e30})
+
+
+def test_a_checkpoint_is_written_when_the_last_is_old(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody says how often; and what is learned does not depend on it, nor where a spike leads back to."""
+    leaping(monkeypatch, {0: 19})
+    changes: dict[str, Any] = {"recipe.lr": 1e-4, "train.spikes": SPIKES}
+    train("gpt2", tmp_path / "whole", text, 30, changes)
+    expected = state(tmp_path / "whole")
+    saved: list[int] = []
+    good = Loop.save
+
+    def save(self: Loop, run: Path) -> Path:
+        saved.append(self.step)
+        return good(self, run)
+
+    monkeypatch.setattr(Loop, "save", save)
+    monkeypatch.setattr(loops, "LATE", 0.0)
+    train("gpt2", tmp_path / "late", text, 30, changes)
+    assert saved[:21] == list(range(21)) and state(tmp_path / "late") == expected
+    saved.clear()
+    train("gpt2", tmp_path / "told", text, 30, changes | {"train.save_every": 10, "train.spikes": None})
+    assert saved == [10, 20, 30]
+
+
+def test_a_closed_terminal_stops_a_run_with_a_checkpoint(text: Path, tmp_path: Path) -> None:
+    def close(record: Any) -> None:
+        if record["step"] == 3:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.getsignal(signal.SIGHUP)
+    run = train("gpt2", tmp_path / "run", text, 6, {"train.save_every": 6}, on_step=close)
+    assert not run.finished and run.step == 3 and signal.getsignal(signal.SIGHUP) is before
+    assert [p.name for p in checkpoint.steps(tmp_path / "run")] == ["step-000003"]
+    try:  # as under nohup
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert train("gpt2", tmp_path / "on", text, 6, on_step=close).finished
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Deaf(io.StringIO):
+    """A terminal that is gone after some lines."""
+
+    def write(self, text: str) -> int:
+        if self.tell() > 200:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(text)
+
+
+def test_a_run_goes_on_though_nobody_hears_it(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ear = Deaf()
+    monkeypatch.setattr("sys.stderr", ear)
+    run = pretrain("gpt2", data=str(text), out=tmp_path / "run", budget="12 steps", overrides=SMALL)
+    assert run.finished and "step 2/12" in ear.getvalue() and "step 12/12" not in ear.getvalue()
+    assert re.search(r"tokens/s  \d+% of peak  \d+s left", ear.getvalue())

@@ -48,6 +48,7 @@ from stemma.errors import CheckpointError, DataError
 from stemma.text import files
 
 VERSION = 1
+LANGUAGES = 1 << 16  # that the numbers of a text's languages tell apart
 Progress = Callable[[int, int], None]  # (bytes of text done, bytes in all)
 
 
@@ -471,6 +472,11 @@ class _Writer:
                 self.names.append(name)
                 self.hashes.append(content_hash(text))
                 self.labels.append((document.language, document.group, document.part))
+            if (many := len({language for language, _, _ in self.labels})) > LANGUAGES:
+                raise DataError(
+                    f"{source.name} names {many:,} languages, and a text has at most {LANGUAGES:,}: its field `lang` "
+                    "says something else; rename that field"
+                )
             if self.parts:
                 digest.update(repr([tuple(part) for part in self.parts]).encode("utf-8", "replace"))
             with files.disk(self.folder.parent):

@@ -76,7 +76,8 @@ class Train(Spec):
     `budget`: how long, see `budget()`; a time is that of training, and reading the text comes before it. `context`:
     tokens a row where shorter than `dims.context`. `micro`: rows that go through the network at once; without dropout
     the gradient does not depend on it (dropout draws once a micro-batch); left out, it is chosen. `save_every`,
-    `eval_every`: in steps; left out, ten checkpoints a run and no evaluation before the end. `keep`: checkpoints kept.
+    `eval_every`: in steps; left out, ten checkpoints a run, and one whenever the last is half an hour old, and no
+    evaluation before the end. `keep`: checkpoints kept.
     `precision`: `auto` takes bf16 where the hardware multiplies it and the model is wide enough to gain. `recompute`:
     patterns of module paths (`*.blocks.*`) that keep no activations and compute them again for the gradient: less
     memory, about a third more work. `ahead`: steps whose batches are made ahead in a thread; left out, 2 on a GPU and

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stemma.data.progress import span
 from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, no_memory
 from stemma.families import ramps
 from stemma.nn.model import Model
@@ -35,6 +36,7 @@ from stemma.train.spikes import Spikes, spiked
 Record = dict[str, Any]  # one line of metrics.jsonl
 MICRO = {"cpu": 4096, "cuda": 65_536}  # tokens that go through the network at once, where the plan leaves it open
 AHEAD = {"cpu": 0, "cuda": 2}  # steps whose batches are made ahead, where the plan leaves it open
+LATE = 1800.0  # seconds after a checkpoint when another one is written, where the plan leaves it open
 WIDE = 192  # from this d_model on bf16 gains more than its casts cost
 
 
@@ -255,10 +257,14 @@ class Loop:
         for part, total in sums.items():
             if not math.isfinite(float(total)):
                 return f"; the part {part!r} of the loss is not finite"
+        norms = {name: float(p.grad.norm()) for name, p in self.learners.named() if p.grad is not None}
         for name, p in self.learners.named():
             if p.grad is not None and not bool(p.grad.isfinite().all()):
                 return f"; the gradient of {name} is not finite"
-        return ""
+        for name, norm in norms.items():
+            if not math.isfinite(norm):
+                return f"; the gradient of {name} is too large for its squares to be added up"
+        return f"; the largest gradient is that of {max(norms, key=norms.__getitem__)}" if norms else ""
 
     def finish(self) -> None:
         """Make the model what is to be kept of it after the last step: the mean of its weights, if there is one, and
@@ -426,7 +432,7 @@ class Loop:
         quiet: bool = False,
     ) -> bool:
         """Step to the end of the run, with metrics and checkpoints in `run`. Returns False if a signal (SIGINT,
-        SIGTERM) asked to stop: then the step at hand is finished and a checkpoint written."""
+        SIGTERM, SIGHUP) asked to stop: then the step at hand is finished and a checkpoint written."""
         train, save_every = self.plan.train, self.save_every
         if train.spikes is not None and self.step == 0:
             self.save(run)
@@ -438,7 +444,9 @@ class Loop:
         ):
             stop = self.agreed(asked)
             leapt = self.agreed(lambda: train.spikes is not None and spiked(train.spikes, self.losses))
-            begin = time.perf_counter() - self.seconds
+            late = self.agreed(lambda: time.perf_counter() - saved > LATE)
+            saved = time.perf_counter()
+            begin = saved - self.seconds
             while self.step < self.steps:
                 failed: Diverged | None = None
                 try:
@@ -464,9 +472,11 @@ class Loop:
                 progress.show(record)
                 if on_step is not None:
                     on_step(record)
-                if self.step % save_every == 0 or self.step == self.steps or stop():
+                regular = self.step % save_every == 0 or self.step == self.steps
+                if regular or stop() or (train.save_every is None and late()):
                     metrics.sync()
                     self.save(run)
+                    saved = time.perf_counter()
                     if stop():
                         break
         return self.step == self.steps
@@ -483,8 +493,8 @@ def _mix(*numbers: int) -> int:
 
 @contextlib.contextmanager
 def _graceful() -> Iterator[Callable[[], bool]]:
-    """Catch SIGINT and SIGTERM in the main thread: the yielded function says whether one came. A second SIGINT
-    interrupts at once."""
+    """Catch SIGINT, SIGTERM and SIGHUP (a closed terminal, unless nohup has it ignored) in the main thread: the
+    yielded function says whether one came. A second SIGINT interrupts at once."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -495,7 +505,12 @@ def _graceful() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.append(number)
 
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    caught = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {
+        s: signal.signal(s, handle)
+        for s in caught
+        if s != getattr(signal, "SIGHUP", None) or signal.getsignal(s) is not signal.SIG_IGN
+    }
     try:
         yield lambda: bool(asked)
     finally:
@@ -633,8 +648,8 @@ class Progress:
             text = f"{record['step']}/{self.loop.steps}  {text}"
             self.live.update(self.task, completed=tokens, description=text)
         elif record["step"] % self.every == 0 or record["step"] == self.loop.steps:
-            left = (self.whole - tokens) / max(self.speed, 1e-9)
-            print(f"step {record['step']}/{self.loop.steps}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)
+            left = span((self.whole - tokens) / max(self.speed, 1e-9))
+            self._print(f"step {record['step']}/{self.loop.steps}  {text}  {left} left")
 
     def say(self, text: str) -> None:
         """Tell of something that happens once."""
@@ -643,7 +658,14 @@ class Progress:
         if self.live is not None:
             self.live.console.print(text)
         else:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        """Print a line; where nobody takes it (a terminal or a reader that is gone), the run goes on unheard."""
+        try:
             print(text, file=sys.stderr, flush=True)
+        except OSError:
+            self.quiet = True
 
     def __exit__(self, *_: object) -> None:
         if self.live is not None:

@@ -607,7 +607,8 @@ def _carry_on(
     finished = loop.train(run, on_step=on_step, evaluate=measure, quiet=quiet)
     if not finished:
         if not quiet and loop.leads:
-            print(f"stopped after step {loop.step} of {loop.steps}; go on with: stemma resume {run}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # a terminal that is gone
+                print(f"stopped after step {loop.step} of {loop.steps}; go on with: {_go_on(run)}", file=sys.stderr)
         return Run(run, plan, loop.model.eval(), tokenizer, {"steps": loop.step}, False)
     quality = measure()
     if wrong := [k for k, v in quality.items() if not math.isfinite(v)]:

@@ -383,7 +383,11 @@ def test_a_plan_takes_less_than_two_seconds() -> None:
 def test_the_command_says_what_it_assumes(call: Any) -> None:  # noqa: F811
     code, out, err = call("plan", "mixtral", "--gpus", "64xH100")
     assert code == 0, err
-    for words in ("recipe.batch of mixtral is unpublished", "20 tokens a parameter", "no multiple of the 64 processes that read"):
+    for words in (
+        "recipe.batch of mixtral is unpublished",
+        "20 tokens a parameter",
+        "no multiple of the 64 processes that read",
+    ):
         assert words in out
     for words in ("weights", "gradients", "optimiser (AdamW)", "activations", "logits", "cache", "FLOPs a token",
                   "a step", "s a step", "tokens/s", "device-hours", "would fit", "--mesh"):  # fmt: skip

@@ -23,7 +23,7 @@ from stemma.cli import main
 from stemma.data import parallel
 from stemma.errors import DataError, UsageError
 from stemma.families.declare import Text
-from stemma.families.goals import CLM, MLM, TLM, Denoise, Spans, Translation
+from stemma.families.goals import CLM, MLM, TLM, Denoise, Deshuffle, Fragment, Spans, Translation
 from stemma.families.recipes import Sampling
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Objective, Setting, objective
@@ -304,6 +304,19 @@ def test_rows_of_spans_are_of_one_language() -> None:
     for e, _ in take(make(Spans(), True, sampling=Sampling(0.3, unit="row")), Verses(), 60):
         text = np.concatenate([e["input_ids"], e["labels"]])
         assert len({(t - 10) // 16 for t in text.tolist() if 10 <= t < 58}) == 1
+
+
+@pytest.mark.parametrize("spec", [Denoise(), Fragment(masked=1.0, random=0.0), Deshuffle()])
+def test_rows_of_rewritten_texts_are_of_one_language(spec: Any) -> None:
+    goal = make(spec, True, sampling=Sampling(0.3, unit="row"), text=Text("unigram", pad_id=2))
+    rows, seen = take(goal, Verses(), 60), Counter[int]()
+    for e, _ in rows:
+        text = [t for t in np.concatenate([e["input_ids"], e["labels"]]).tolist() if 10 <= t < 58]
+        assert len({(t - 10) // 16 for t in text}) == 1
+        seen[(text[0] - 10) // 16] += 1
+    assert len(seen) == 3
+    for (a, at), (b, to) in zip(take(goal, Verses(), 9, rows[7][1]), rows[8:], strict=False):
+        assert at == to and all(np.array_equal(a[key], b[key]) for key in b)
 
 
 CODES = {"en_XX": 70, "de_DE": 71, "ru": 72}

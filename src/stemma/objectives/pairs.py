@@ -66,9 +66,11 @@ class MaskedPairs(Objective):
     is a function of (seed, document, epoch or copy, first sentence).
 
     The algorithms are those of the released create_pretraining_data.py of BERT and of ALBERT and of ELECTRA's
-    build_pretraining_dataset.py, with the draws keyed instead of in sequence, and with sentences longer than half a row
-    split, which the released code would cut off. Without `most`, `rate` of a full row are targets at most, which is the
-    flag of BERT's at the published lengths: 20 at 128 tokens, 77 at 512. Random tokens are any of the vocabulary.
+    build_pretraining_dataset.py, with the draws keyed instead of in sequence (so that a shorter length is drawn
+    for each pair, and not once for all pairs of a document as in BERT's and ALBERT's), and with sentences longer than
+    half a row split, which the released code would cut off. Without `most`, `rate` of a full row are targets at most,
+    which is the flag of BERT's at the published lengths: 20 at 128 tokens, 77 at 512. Random tokens are any of the
+    vocabulary.
     """
 
     structures = ("encoder",)

@@ -366,13 +366,16 @@ def _lines(path: Path) -> Iterator[str]:
                 raise DataError(f"cannot read {path}: {error}") from error
             if at == 0 and raw.startswith(b"\xef\xbb\xbf"):
                 at, raw = 3, raw[3:]
+            if at == 0 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise _Binary(f"{path} is not UTF-8 text but UTF-16, by its first bytes; convert it to UTF-8")
             if (null := raw.find(b"\x00")) >= 0:
                 raise _Binary(f"{path} is not text: it has a zero byte at offset {at + null}")
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
                 byte = raw[error.start]
-                raise _Binary(f"{path} is not UTF-8 text: byte 0x{byte:02x} at offset {at + error.start}") from error
+                where = f"byte 0x{byte:02x} at offset {at + error.start}"
+                raise _Binary(f"{path} is not UTF-8 text: {where}; convert it to UTF-8") from error
             at += len(raw)
             yield line[:-2] + "\n" if line.endswith("\r\n") else line
 

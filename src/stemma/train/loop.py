@@ -646,7 +646,8 @@ class Progress:
         text = f"loss {record['loss']:.3f}  {self.speed:,.0f} tokens/s  {used:.0%} of peak"
         if self.live is not None:
             text = f"{record['step']}/{self.loop.steps}  {text}"
-            self.live.update(self.task, completed=tokens, description=text)
+            with contextlib.suppress(OSError):
+                self.live.update(self.task, completed=tokens, description=text)
         elif record["step"] % self.every == 0 or record["step"] == self.loop.steps:
             left = span((self.whole - tokens) / max(self.speed, 1e-9))
             self._print(f"step {record['step']}/{self.loop.steps}  {text}  {left} left")
@@ -655,10 +656,11 @@ class Progress:
         """Tell of something that happens once."""
         if self.quiet:
             return
-        if self.live is not None:
-            self.live.console.print(text)
-        else:
+        if self.live is None:
             self._print(text)
+            return
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            self.live.console.print(text)
 
     def _print(self, text: str) -> None:
         """Print a line; where nobody takes it (a terminal or a reader that is gone), the run goes on unheard."""
@@ -669,4 +671,5 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self.live is not None:
-            self.live.stop()
+            with contextlib.suppress(OSError):
+                self.live.stop()

@@ -136,13 +136,10 @@ def _shared(full: Plan, grid: Mesh | None, count: int, notes: list[str]) -> Plan
     other = rounded(full, readers)
     if other is full or all(unfit(other, m) is not None for m in able):
         return full  # there is another reason, which will be told
-    if other.rows != full.rows:
-        notes.append(
-            f"a step of {full.rows:,} rows is no multiple of {readers} processes: {other.rows:,} rows are planned "
-            f"(recipe.batch={other.recipe.batch})"
-        )
-    if other.recipe.ramp != full.recipe.ramp:
-        notes.append(f"the batches of the ramp are planned as multiples of {readers} (recipe.ramp.multiple={readers})")
+    notes.append(
+        f"a step of {full.rows:,} rows is no multiple of {readers} processes: {other.rows:,} rows are planned "
+        f"(recipe.batch={other.recipe.batch})"
+    )
     return other
 
 

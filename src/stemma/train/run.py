@@ -682,7 +682,7 @@ def _steps(plan: Plan, tokenizer: Any, train: Any, crew: World | None = None) ->
         slope = (each - small) / (full - least) if full > least else 0.0
 
         def cost(size: int) -> float:
-            return small + slope * (size - least)
+            return small + slope * max(0, size - least)
 
     # of what is left, a tenth is kept for checkpoints and the evaluation at the end
     left = 0.9 * (limit.seconds - (time.perf_counter() - begin))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 import scale_worker
 import stemma
@@ -74,12 +76,14 @@ WORKER = (sys.executable, str(Path(__file__).with_name("scale_worker.py")))
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
 
 
-def start(command: list[str], processes: int, limit: float = 900) -> list[str]:
-    """Start a command as so many processes of one group; what each said on stderr. Fails if one did."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    base = os.environ | ENVIRONMENT | {"MASTER_PORT": port, "WORLD_SIZE": str(processes)}
+@contextlib.contextmanager
+def launched(commands: list[list[str]]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Commands as processes of one group, with the variables that torchrun sets. As under torchrun, the store by which
+    they find each other is kept by who starts them: a port that is picked here and taken by the first process later may
+    be another's by then."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    base = os.environ | ENVIRONMENT | {"MASTER_PORT": str(store.port), "WORLD_SIZE": str(len(commands))}
+    base |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     started = [
         subprocess.Popen(
             command,
@@ -88,13 +92,20 @@ def start(command: list[str], processes: int, limit: float = 900) -> list[str]:
             stdout=subprocess.PIPE,
             text=True,
         )
-        for rank in range(processes)
+        for rank, command in enumerate(commands)
     ]
     try:
-        said = [p.communicate(timeout=limit) for p in started]
+        yield started
     finally:
         for p in started:
             p.kill()
+            p.wait()
+
+
+def start(command: list[str], processes: int, limit: float = 900) -> list[str]:
+    """Start a command as so many processes of one group; what each said on stderr. Fails if one did."""
+    with launched([command] * processes) as started:
+        said = [p.communicate(timeout=limit) for p in started]
     for p, (_, errors) in zip(started, said, strict=True):
         assert p.returncode == 0, errors[-3000:]
     return [errors for _, errors in said]

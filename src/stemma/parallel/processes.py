@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class World:
             except (RuntimeError, ValueError) as error:
                 raise ResourceError(f"the processes of mesh {shape} did not find each other: {error}") from None
         self.shape, self.device = shape, device
+        self.alike({"mesh": str(shape), "device": device})
         self.grid = init_device_mesh(device, (shape.dp, shape.fsdp, shape.tp), mesh_dim_names=AXES)
         self.rank = dist.get_rank()
         self.reader = self.grid.get_local_rank("dp") * shape.fsdp + self.grid.get_local_rank("fsdp")
@@ -80,6 +81,17 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def alike(self, settings: Mapping[str, Any]) -> None:
+        """Raise UsageError, in every process, if one was started with other settings than the leading one."""
+        said: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(said, dict(settings))
+        for number, other in enumerate(said):
+            for name in (n for n in said[0] | other if said[0].get(n) != other.get(n)):
+                raise UsageError(
+                    f"process {number} of the mesh was started with {name}={other.get(name)} and process 0 with "
+                    f"{said[0].get(name)}; start all of them by the same command"
+                )
 
     def wait(self) -> None:
         """Go on when every process is here."""

@@ -31,7 +31,7 @@ import stemma
 from stemma import families, formats, spec
 from stemma.data import Store, cleaning, read, shared
 from stemma.data.progress import Meter
-from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
+from stemma.errors import CheckpointError, DataError, LostError, ResourceError, UsageError, VerifyError
 from stemma.families import ramps
 from stemma.families.declare import Design, Family, Text
 from stemma.families.recipes import Recipe
@@ -42,7 +42,7 @@ from stemma.objectives.languages import UNKNOWN
 from stemma.parallel import World, world
 from stemma.text import files
 from stemma.train import checkpoint, meter, start
-from stemma.train.config import Budget, Net, Plan, budget
+from stemma.train.config import Budget, Net, Plan, budget, flat
 from stemma.train.evaluation import evaluate, sample
 from stemma.train.loop import Diverged, Loop, Record, pick_device, pick_precision, records
 from stemma.train.pages import keep_pages
@@ -252,6 +252,8 @@ def pretrain(
     out = Path(out)
     plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
     crew = world(mesh, pick_device(plan).type)
+    if crew is not None:
+        crew.alike({"out": str(out), "resume": resume, **flat(spec.to_dict(plan))})
     leads = crew is None or crew.leads
     if leads:
         _free(out, resume)
@@ -285,7 +287,9 @@ def pretrain(
         steps = _steps(plan, tokenizer, train, crew)
         plan = settled(plan, steps if crew is None else crew.agree(steps), fixed)
         device = pick_device(plan)
-        settings = replace(plan.train, precision=pick_precision(plan, device), threads=torch.get_num_threads())
+        precision = pick_precision(plan, device)
+        precision = precision if crew is None else crew.agree(precision)
+        settings = replace(plan.train, precision=precision, threads=torch.get_num_threads())
         plan = replace(plan, train=settings)
         loop = loop_of(plan, tokenizer, train, crew)  # what cannot be made leaves no run
         if leads:
@@ -336,7 +340,7 @@ def _all_there(crew: World | None, run: Path) -> Iterator[None]:
         if crew is None or not any(words in str(error) for words in lost):
             raise
         then = "go on from the last checkpoint, on any mesh or alone, with: stemma resume"
-        raise ResourceError(
+        raise LostError(
             f"process {crew.rank} of mesh {crew.shape} lost another one, which ended or cannot be reached (it may have "
             f"said why); {then} {run}"
         ) from None
@@ -416,6 +420,8 @@ def _reopened(
             if not crew.leads:
                 plan, tokenizer, store = reopen(run, look=False)
         plan = spec.edit(plan, carried_out_otherwise(overrides or {}))
+        if crew is not None:
+            crew.alike({"out": str(run), **flat(spec.to_dict(plan))})
         _threads(plan.train.threads)
         loop = loop_of(plan, tokenizer, store.split(plan.train.val_fraction, plan.seed)[0], crew)
         return _carry_on(run, loop, tokenizer, store, on_step, quiet, crew)

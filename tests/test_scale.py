@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch.distributed import TCPStore
+from torch.distributed.checkpoint import CheckpointException
 
 import scale_worker
 import stemma
 from scale_worker import gradients
 from stemma import families, spec
-from stemma.errors import CheckpointError, UsageError
+from stemma.errors import CheckpointError, ResourceError, UsageError
 from stemma.nn.model import Model
-from stemma.parallel import mesh
+from stemma.parallel import checkpoint as shards
+from stemma.parallel import mesh, voice
+from stemma.text import files
 from stemma.train import checkpoint, pretrain, resume
 from stemma.train import run as runs
 from test_train import SMALL, words
@@ -280,6 +285,61 @@ def test_a_run_of_two_processes_is_a_run(bench: Bench, tmp_path: Path) -> None:
     resumed = resume(out, quiet=True)
     assert resumed.finished
     close(runs.read_metrics(out), theirs)
+
+
+def test_one_process_says_why_all_end(bench: Bench) -> None:
+    """Where another process trains, and where processes were started by other commands; before anything is written."""
+    run, python = bench.run("llama"), [sys.executable, "-m", "stemma"]
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    new = [*python, "pretrain", "bert", "--data", str(bench.data), "--mesh", "dp=2", "--out", str(bench.folder / "new")]
+    with (
+        files.alone(run),
+        launched([[*python, "resume", str(run), "--mesh", "fsdp=2"]] * 2) as taken,
+        launched([new, [*new, "--set", "recipe.lr=0.5"]]) as unlike,
+    ):
+        ended = [[p.communicate(timeout=300)[1] for p in some] for some in (taken, unlike)]
+    assert [p.returncode for p in unlike] == [2, 2] and sorted(p.returncode for p in taken) == [2, 5], ended
+    said = [[line for errors in some for line in errors.splitlines() if not line.startswith("note:")] for some in ended]
+    assert said[0] == [f"error: another process is training in {run}; wait until it ends, or choose another directory"]
+    (line,) = said[1]
+    assert "process 1 of the mesh was started with recipe.lr=0.5 and process 0 with recipe.lr=" in line
+    assert not (bench.folder / "new").exists()
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_what_one_has_said_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert voice.speaks("alone") and voice.speaks("alone")
+    for victim in (True, False):  # a process that was killed says nothing
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        told = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+        for name, value in (told | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+            monkeypatch.setenv(name, value)
+        assert victim or voice.speaks("the disk is full")
+        assert voice.speaks("process 1 lost another one", lost=True) is victim
+        assert not voice.speaks("process 2 lost another one", lost=True)
+        assert voice.speaks("the tokens are damaged") and not voice.speaks("the tokens are damaged")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")  # no store: each speaks
+    assert voice.speaks("the tokens are damaged")
+
+
+def test_a_process_that_is_gone_is_no_fault_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards.write(tmp_path / "whole", {"model": {"w": torch.ones(3)}}, {})
+    assert torch.equal(shards.read(tmp_path / "whole")["model"]["w"], torch.ones(3))
+    lost = RuntimeError("pair.cc:553] Connection closed by peer [127.0.0.1]:6046")
+    other = CheckpointException("save", {1: (OSError("No space left on device"), traceback.extract_stack())})
+    for error, writing, reading in ((lost, RuntimeError, RuntimeError), (other, ResourceError, CheckpointError)):
+
+        def fail(*_: Any, error: BaseException = error, **__: Any) -> None:
+            raise error
+
+        for name in ("save", "load"):
+            monkeypatch.setattr(dcp, name, fail)
+        with pytest.raises(
+            writing, match="Connection closed by peer|could not be written .*: .*No space left on device$"
+        ):
+            shards.write(tmp_path / "other", {"model": {"w": torch.ones(3)}}, {})
+        with pytest.raises(reading):
+            shards.read(tmp_path / "whole")
 
 
 def damage(out: Path) -> None:

@@ -40,9 +40,10 @@ from stemma.nn.parts import Learned
 from stemma.objectives import Objective, Setting, objective, tokens
 from stemma.objectives.languages import UNKNOWN
 from stemma.parallel import World, world
+from stemma.parallel.processes import gone
 from stemma.text import files
 from stemma.train import checkpoint, meter, start
-from stemma.train.config import Budget, Net, Plan, budget, flat
+from stemma.train.config import Budget, Net, Plan, budget
 from stemma.train.evaluation import evaluate, sample
 from stemma.train.loop import Diverged, Loop, Record, pick_device, pick_precision, records
 from stemma.train.pages import keep_pages
@@ -252,13 +253,15 @@ def pretrain(
     out = Path(out)
     plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
     crew = world(mesh, pick_device(plan).type)
-    if crew is not None:
-        crew.alike({"out": str(out), "resume": resume, **flat(spec.to_dict(plan))})
     leads = crew is None or crew.leads
-    if leads:
-        _free(out, resume)
-    there = leads and (out / "run.json").exists()
-    if there if crew is None else crew.agree(there):
+    with _all_there(crew, out):
+        if crew is not None:
+            crew.alike({"out": str(out), "resume": resume, **spec.to_dict(plan)})
+        if leads:
+            _free(out, resume)
+        there = leads and (out / "run.json").exists()
+        there = there if crew is None else crew.agree(there)
+    if there:
         return _reopened(out, crew, on_step, quiet)
     _threads(plan.train.threads)
     plan, tokenizer = taught(plan, tokenizer)
@@ -329,20 +332,13 @@ def _all_there(crew: World | None, run: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lost = (
-            "Connection closed by peer",
-            "Connection reset",
-            "Broken pipe",
-            "Connection refused",
-            "NCCL",
-            "Timed out",
-        )
-        if crew is None or not any(words in str(error) for words in lost):
+        if crew is None or not gone(error):
             raise
-        then = "go on from the last checkpoint, on any mesh or alone, with: stemma resume"
+        begun = (run / "run.json").exists()
+        then = f"go on from the last checkpoint, on any mesh or alone, with: {_go_on(run)}" if begun else "begin again"
         raise LostError(
             f"process {crew.rank} of mesh {crew.shape} lost another one, which ended or cannot be reached (it may have "
-            f"said why); {then} {run}"
+            f"said why); {then}"
         ) from None
 
 
@@ -421,7 +417,7 @@ def _reopened(
                 plan, tokenizer, store = reopen(run, look=False)
         plan = spec.edit(plan, carried_out_otherwise(overrides or {}))
         if crew is not None:
-            crew.alike({"out": str(run), **flat(spec.to_dict(plan))})
+            crew.alike({"out": str(run), **spec.to_dict(plan)})
         _threads(plan.train.threads)
         loop = loop_of(plan, tokenizer, store.split(plan.train.val_fraction, plan.seed)[0], crew)
         return _carry_on(run, loop, tokenizer, store, on_step, quiet, crew)

@@ -335,7 +335,7 @@ def test_a_process_that_is_gone_is_no_fault_of_a_file(tmp_path: Path, monkeypatc
         for name in ("save", "load"):
             monkeypatch.setattr(dcp, name, fail)
         with pytest.raises(
-            writing, match="Connection closed by peer|could not be written .*: .*No space left on device$"
+            writing, match=r"Connection closed by peer|could not be written .*: .*No space left on device$"
         ):
             shards.write(tmp_path / "other", {"model": {"w": torch.ones(3)}}, {})
         with pytest.raises(reading):

@@ -122,7 +122,7 @@ class World:
 def _differing(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Where two nested tables differ: dotted paths, and both values."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for name in a | b:
+        for name in {**a, **b}:
             yield from _differing(a.get(name), b.get(name), f"{path}.{name}" if path else name)
     elif a != b:
         yield path, a, b

@@ -129,7 +129,7 @@ MORE += [("bert", "dp=2"), ("t5", "dp=2"), ("llama", "fsdp=2"), ("t5", "tp=2"), 
 MORE += [(n, "fsdp=2") for n in ("deberta-v3", "distilbert", "minilm", "xlnet", "deberta", "mixtral")]
 FOUR: Cases = [(n, m) for m in ("dp=2,fsdp=2", "fsdp=2,tp=2") for n in ("llama", "bert", "t5", "qwen3")]
 FOUR += [(n, "fsdp=4") for n in ("odd-lamb", "odd-factors", "odd-muon", "ramp")] + [("ramp", "dp=4")]
-COMPILED: Cases = [("compiled", "fsdp=2")]
+COMPILED: Cases = [("compiled", m) for m in ("dp=2", "tp=2", "fsdp=2")]
 
 
 @dataclass

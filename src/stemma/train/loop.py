@@ -144,7 +144,7 @@ class Loop:
                 net.compiled = True
                 for stack in (net.encoder, net.decoder):
                     if stack is not None:
-                        stack.compile()
+                        stack.compile(dynamic=self.dynamic)
 
     # ------------------------------------------------------------ one step
 
@@ -365,6 +365,11 @@ class Loop:
             yield
 
     # ------------------------------------------------------------ what is otherwise among several processes
+
+    @property
+    def dynamic(self) -> bool | None:
+        """Whether compiled stacks are for any lengths; None leaves that to torch."""
+        return None
 
     @property
     def leads(self) -> bool:

@@ -124,6 +124,10 @@ class Sharded(Loop):
         return lambda: self.world.total({"said": int(said())}, "dp", "fsdp", "tp")["said"] > 0
 
     @property
+    def dynamic(self) -> bool | None:
+        return False if self.world.shape.tp > 1 else None  # torch cannot compile sliced matrices for any lengths
+
+    @property
     def leads(self) -> bool:
         return self.world.leads
 

@@ -20,8 +20,8 @@ from stemma.nn.positions import Buckets, Learned
 
 
 class Rows(ParallelStyle):
-    """An embedding split by rows. As `RowwiseParallel` splits it, but that its output is awaited here: a sum that is still
-    on its way is a tensor of another type, and a compiled stack that reads it loses the type of its gradient."""
+    """An embedding split by rows. As `RowwiseParallel` splits it, but that its output is awaited here: a sum that is
+    still on its way is a tensor of another type, and a compiled stack that reads it loses its gradient's type."""
 
     def _apply(self, module: nn.Module, device_mesh: Any) -> nn.Module:
         def split(_: str, part: nn.Module, grid: Any) -> None:

@@ -18,7 +18,6 @@ import click
 
 from stemma import __version__
 from stemma.errors import LostError, StemmaError, UsageError, did_you_mean, no_memory
-from stemma.parallel import voice
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -226,7 +225,7 @@ def note(
     line: str | None = None,
 ) -> None:
     """Show a warning that is meant for people in one line; those that are meant for programmers not at all."""
-    if issubclass(category, UserWarning) and voice.leads():
+    if issubclass(category, UserWarning) and int(os.environ.get("RANK", "0")) == 0:
         click.echo(f"note: {message}", err=True)
 
 
@@ -236,6 +235,8 @@ def fail(sentence: str, code: int, debug: bool, lost: bool = False) -> NoReturn:
         import traceback
 
         traceback.print_exc()
+    from stemma.parallel import voice
+
     if debug or voice.speaks(sentence, lost):
         click.echo(f"error: {sentence}", err=True)
     sys.exit(code)

@@ -24,6 +24,7 @@ import scale_worker
 import stemma
 from scale_worker import gradients
 from stemma import families, spec
+from stemma.cli import root
 from stemma.errors import CheckpointError, ResourceError, UsageError
 from stemma.nn.model import Model
 from stemma.parallel import checkpoint as shards
@@ -277,6 +278,14 @@ def test_a_run_of_two_processes_is_a_run(bench: Bench, tmp_path: Path) -> None:
         kept, other = (stemma.load(str(home / net)).state_dict() for home in (out, alone.directory))
         assert kept.keys() == other.keys()
         assert max(float((kept[k] - t).abs().max()) for k, t in other.items()) < 1e-5
+
+    for home in (out, alone.directory):  # shards are converted as safetensors are, into what the end of the run wrote
+        newest, final = checkpoint.latest(home), stemma.load(str(home / "model")).state_dict()
+        assert newest is not None and (newest / "shards").is_dir() is (home == out)
+        to = str(tmp_path / f"of-{home.name}")
+        root.main(args=["convert", str(newest), to], prog_name="stemma", standalone_mode=False)
+        found = stemma.load(to).state_dict()
+        assert found.keys() == final.keys() and all(torch.equal(found[k], t) for k, t in final.items())
 
     shutil.rmtree(checkpoint.latest(out))  # type: ignore[arg-type]
     (out / "summary.json").unlink()

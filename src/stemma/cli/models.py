@@ -33,8 +33,8 @@ def load(path: str, device: str, dtype: str) -> Any:
         folder = folder / "model"
         if not folder.is_dir():
             raise UsageError(
-                f"{path} is a run without a model yet: `stemma resume {path}` finishes it, or name one of its checkpoints "
-                f"({path}/checkpoints/step-...)"
+                f"{path} is a run without a model yet: `stemma resume {path}` finishes it, or name one of its "
+                f"checkpoints ({path}/checkpoints/step-...)"
             )
         path = str(folder)
     if device == "auto":
@@ -269,7 +269,7 @@ def convert(
 ) -> None:
     """Read the checkpoint SRC (a folder, a run, a GGUF or llama2.c file, or a hub id) and write it to DST.
 
-    Of a run that is not finished SRC may be one of its checkpoints (RUN/checkpoints/step-000100), whatever mesh wrote it.
+    Of a run that is not finished SRC may be a checkpoint (RUN/checkpoints/step-000100), whatever mesh wrote it.
 
     hf is the publisher's own layout, as transformers reads it: a folder of config.json, safetensors and tokenizer. meta
     is Meta's layout of LLaMA: params.json, consolidated.NN.pth, tokenizer.model. gguf (a name in .gguf) is llama.cpp's

@@ -23,6 +23,7 @@ from stemma.parallel import Mesh
 from stemma.planning import HARDWARE, Outlook, estimate
 from stemma.planning.estimate import duration, rounded, steps_within, unfit
 from stemma.train import Loop, Plan, checkpoint, pretrain, read_metrics, resolve, verify_resume
+from stemma.train.loop import Idle
 from stemma.train.sharded import Sharded
 from stemma.train.spikes import Spikes
 from test_cli import call  # noqa: F401
@@ -119,7 +120,7 @@ def test_stretches_and_budgets_are_those_of_single_steps(ramp: Ramp, full: int) 
     for steps in range(1, 80):
         sizes = [ramp.examples(full, step, steps) for step in range(steps)]
         assert sizes == sorted(sizes) and sizes[0] >= 1 and sizes[-1] <= full
-        assert all(size % ramps.divisor(ramp, full) == 0 for size in sizes)
+        assert all(size % ramp.multiple == 0 for size in sizes if size < full)
         runs_of = [(size, len(list(equal))) for size, equal in itertools.groupby(sizes)]
         assert list(ramps.stretches(ramp, full, steps)) == runs_of
         assert sum(sizes) > totals[-1]
@@ -341,9 +342,10 @@ def test_the_command_says_what_it_rounds(call: Any) -> None:  # noqa: F811
     code, out, err = call("plan", "gpt3-175b", "--gpus", "64xH100", "--json")
     assert code == 0, err
     data = json.loads(out)
-    assert any("planned as multiples of 64 (recipe.ramp.multiple=64)" in note for note in data["notes"])
+    assert any("1,562 rows is no multiple of 64" in note for note in data["notes"])
     full, ramp = 1536, families.design("gpt3-175b").recipe.ramp
-    sizes = [replace(ramp, multiple=64).examples(full, step, data["steps"]) for step in range(data["steps"])]  # type: ignore[type-var]
+    assert ramp is not None
+    sizes = [ramp.examples(full, step, data["steps"]) for step in range(data["steps"])]
     assert data["tokens"] == 2048 * sum(sizes) < data["steps"] * data["tokens_per_step"]
     assert data["flops"] == pytest.approx(data["flops_per_token"] * data["tokens"])
     assert data["hours"] * 3600 < data["steps"] * data["estimate"]["seconds"]
@@ -351,25 +353,44 @@ def test_the_command_says_what_it_rounds(call: Any) -> None:  # noqa: F811
     assert code == 0 and "(0, 0.01), (0.16235, 1)" in out
 
 
-def test_a_mesh_that_cannot_share_a_ramp_is_told(grown: Any) -> None:
+def test_a_mesh_shares_any_ramp(grown: Any) -> None:
+    """Each row of a step has one reader, in order, and all readers go through the network equally often: those with
+    fewer batches go along with a row of another, which then counts nothing. Of fewer rows than readers, too."""
     plan = resolve("palm-540b", scale="full")
-    assert unfit(plan, Mesh(fsdp=512)) is None
-    why = unfit(plan, Mesh(fsdp=1024))
-    assert why is not None and "multiples of 512; set recipe.ramp.multiple=1024" in why
-    assert unfit(rounded(plan, 1024), Mesh(fsdp=1024)) is None
-    assert rounded(plan, 512) is plan
-    gpt3 = rounded(resolve("gpt3-175b", scale="full"), 64)
-    assert gpt3.recipe.ramp is not None and gpt3.recipe.ramp.multiple == 64 and gpt3.rows % 64 == 0
-    assert unfit(gpt3, Mesh(fsdp=64)) is None and ramps.examples(gpt3.recipe.ramp, gpt3.rows, 0, 100_000) == 64
+    assert unfit(plan, Mesh(fsdp=1024)) is None and rounded(plan, 1024) is plan
+    assert rounded(resolve("gpt3-175b", scale="full"), 64).rows == 1536
+    view, device = Outlook(plan), HARDWARE["h100"]  # 512 rows among 1024: half of them wait
+    found = estimate(view, Mesh(fsdp=1024), device, 1)
+    assert duration(view, found, device, 1) == pytest.approx(max(found.computing, found.sending) / 2)
 
     plan, tokenizer, store = runs.reopen(grown[0].directory)
-    view, _ = store.split(plan.train.val_fraction, plan.seed)
-    parts = (plan, runs.model_of(plan, tokenizer), runs.objective_of(plan, tokenizer), view, {})
+    documents, _ = store.split(plan.train.val_fraction, plan.seed)
 
     class Alone(Sharded):
         def spread(self, learners: Any) -> Any:
+            self.spread_out: Any = learners
             return learners
 
-    world = types.SimpleNamespace(shape=Mesh(dp=2), reader=0)
-    with pytest.raises(UsageError, match=r"multiples of 1; set recipe.ramp.multiple to a multiple of 2"):
-        Alone(*parts, world)  # type: ignore[arg-type]
+    def steps(mesh: Mesh, reader: int) -> list[list[Any]]:
+        world = types.SimpleNamespace(shape=mesh, reader=reader)
+        parts = (plan, runs.model_of(plan, tokenizer), runs.objective_of(plan, tokenizer), documents, {})
+        loop = Alone(*parts, world)  # type: ignore[arg-type]
+        found = []
+        for _ in range(plan.recipe.steps or 0):
+            found.append(loop.batches())
+            loop.step += 1
+        return found
+
+    plan = replace(plan, train=replace(plan.train, micro=2))
+    one, idle = steps(Mesh(), 0), 0
+    assert [sum(len(b["input_ids"]) for b in batches) for batches in one] == ROWS
+    for readers in (2, 3, 5):
+        shared = [steps(Mesh(dp=readers), reader) for reader in range(readers)]
+        for whole, *parts in zip(one, *shared, strict=True):
+            assert len({len(batches) for batches in parts}) == 1
+            rows = [b["input_ids"] for batches in parts for b in batches if not isinstance(b, Idle)]
+            assert torch.equal(torch.cat(rows), torch.cat([b["input_ids"] for b in whole]))
+            idle += sum(isinstance(b, Idle) for batches in parts for b in batches)
+    assert idle > 10
+    with pytest.raises(UsageError, match=r"has 9 readers of rows, and a step of this run has 8 .* at most 8"):
+        steps(Mesh(dp=9), 0)

@@ -42,6 +42,10 @@ class ResourceError(StemmaError):
     exit_code = 5
 
 
+class LostError(ResourceError):
+    """Another process of the mesh ended, or cannot be reached; it may have said why."""
+
+
 class VerifyError(StemmaError):
     """A check that Stemma was asked to make did not hold."""
 

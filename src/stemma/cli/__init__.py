@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import click
 
 from stemma import __version__
-from stemma.errors import StemmaError, UsageError, did_you_mean, no_memory
+from stemma.errors import LostError, StemmaError, UsageError, did_you_mean, no_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -180,7 +180,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except StemmaError as error:
-        fail(str(error), error.exit_code, debug)
+        fail(str(error), error.exit_code, debug, isinstance(error, LostError))
     except click.ClickException as error:
         fail(usage_line(error), 2 if isinstance(error, click.UsageError) else error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
@@ -225,16 +225,20 @@ def note(
     line: str | None = None,
 ) -> None:
     """Show a warning that is meant for people in one line; those that are meant for programmers not at all."""
-    if issubclass(category, UserWarning):
+    if issubclass(category, UserWarning) and int(os.environ.get("RANK", "0")) == 0:
         click.echo(f"note: {message}", err=True)
 
 
-def fail(sentence: str, code: int, debug: bool) -> NoReturn:
+def fail(sentence: str, code: int, debug: bool, lost: bool = False) -> NoReturn:
+    """Leave with a sentence, which one process says where there are several; `lost`: that another one is gone."""
     if debug and sys.exc_info()[0] is not None:
         import traceback
 
         traceback.print_exc()
-    click.echo(f"error: {sentence}", err=True)
+    from stemma.parallel import voice
+
+    if debug or voice.speaks(sentence, lost):
+        click.echo(f"error: {sentence}", err=True)
     sys.exit(code)
 
 

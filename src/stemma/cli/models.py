@@ -19,18 +19,23 @@ DTYPE = click.option("--dtype", default="float32", show_default=True, help="floa
 
 
 def load(path: str, device: str, dtype: str) -> Any:
-    """The model at `path`: a checkpoint's folder, a run (its `model`), a GGUF file or a hub id."""
+    """The model at `path`: a checkpoint's folder, a run (its `model`), a checkpoint of a run, a GGUF file or a hub
+    id."""
     if not path:
         raise UsageError("PATH is empty; give a folder, a run, a GGUF file or a hub id")
     import torch
 
     import stemma
+    from stemma import formats
 
     folder = Path(path)
     if (folder / "run.json").is_file():
         folder = folder / "model"
         if not folder.is_dir():
-            raise UsageError(f"{path} is a run without a model yet: `stemma resume {path}` finishes it")
+            raise UsageError(
+                f"{path} is a run without a model yet: `stemma resume {path}` finishes it, or name one of its "
+                f"checkpoints ({path}/checkpoints/step-...)"
+            )
         path = str(folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,6 +45,11 @@ def load(path: str, device: str, dtype: str) -> Any:
         torch.device(device)
     except RuntimeError:
         raise UsageError(f"--device {device!r} is no device; use auto, cpu or cuda") from None
+    from stemma.train import midway
+
+    if midway.is_checkpoint(folder):
+        kind = None if dtype == "auto" else formats.dtype_of(dtype)
+        return midway.model_at(folder).to(device=device, dtype=kind)
     return stemma.load(path, device=device, dtype=dtype)
 
 
@@ -258,6 +268,8 @@ def convert(
     source: str, target: str, dtype: str, layout: str | None, shard_size: str, shards: int | None, force: bool
 ) -> None:
     """Read the checkpoint SRC (a folder, a run, a GGUF or llama2.c file, or a hub id) and write it to DST.
+
+    Of a run that is not finished SRC may be a checkpoint (RUN/checkpoints/step-000100), whatever mesh wrote it.
 
     hf is the publisher's own layout, as transformers reads it: a folder of config.json, safetensors and tokenizer. meta
     is Meta's layout of LLaMA: params.json, consolidated.NN.pth, tokenizer.model. gguf (a name in .gguf) is llama.cpp's

@@ -157,8 +157,6 @@ def _shared(full: Plan, grid: Mesh | None, count: int, notes: list[str]) -> Plan
             f"a step of {full.rows:,} rows is no multiple of the {readers} processes that read: {other.rows:,} are "
             f"planned (recipe.batch={other.recipe.batch})"
         )
-    if other.recipe.ramp != full.recipe.ramp:
-        notes.append(f"the batches of the ramp are planned as multiples of {readers} (recipe.ramp.multiple={readers})")
     return other
 
 

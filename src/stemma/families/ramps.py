@@ -17,7 +17,8 @@ class Ramp(Spec):
     """How the batch grew: `points` of (share of the run's steps, share of the full batch), from the start of the run to
     the full batch, where it stays. `between` two points it waits (`steps`), grows in a line of the steps (`line`), or
     by as much with every token, which is geometric in the steps (`power`; Brown et al. 2020, appendix B). A growing
-    batch is rounded to a multiple of `multiple` examples, so that a mesh of as many readers can share it."""
+    batch is rounded to a multiple of `multiple` examples: that of the readers of a mesh, and none of them waits for
+    others."""
 
     points: tuple[tuple[float, float], ...]
     between: Literal["steps", "line", "power"] = "steps"
@@ -56,15 +57,6 @@ class Ramp(Spec):
 def examples(ramp: Ramp | None, full: int, step: int, steps: int) -> int:
     """Examples of the step after `step` steps, in a run of `steps` whose full batch has `full`."""
     return full if ramp is None else ramp.examples(full, step, steps)
-
-
-def divisor(ramp: Ramp | None, full: int) -> int:
-    """What divides the batches of every run with this ramp, of whatever length."""
-    if ramp is None:
-        return full
-    if ramp.between == "steps":
-        return math.gcd(full, *(ramp.rounded(full, share) for _, share in ramp.points))
-    return math.gcd(full, ramp.multiple)
 
 
 @functools.lru_cache(maxsize=256)

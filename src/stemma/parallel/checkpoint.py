@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from stemma.errors import CheckpointError, ResourceError
+from stemma.parallel.processes import gone
 from stemma.parallel.shard import Layout
 
 SHARDS = "shards"  # the folder of a checkpoint that holds them
@@ -38,6 +39,7 @@ def write(folder: Path, tensors: Kinds, layouts: Mapping[str, Layout]) -> None:
         with _quiet():
             dcp.save(state, storage_writer=dcp.FileSystemWriter(folder, sync_files=True))
     except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+        _told_apart(error)
         raise ResourceError(f"the shards of a checkpoint could not be written to {folder}: {_line(error)}") from error
 
 
@@ -58,6 +60,7 @@ def read(folder: Path, layouts: Mapping[str, Layout] | None = None) -> dict[str,
                     state[key] = torch.empty(about.size, dtype=about.properties.dtype)
             dcp.load(state, storage_reader=reader, no_dist=layouts is None)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, dcp.api.CheckpointException) as error:
+        _told_apart(error)
         raise CheckpointError(f"the checkpoint {folder.parent} is damaged: {_line(error)}") from None
     found: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
     for key, tensor in state.items():
@@ -92,7 +95,15 @@ def _local_shape(layout: Layout) -> tuple[int, ...]:
     return tuple(s.stop - s.start for s in layout.box())
 
 
+def _told_apart(error: BaseException) -> None:
+    """That another process is gone is no fault of the disk or of a file, and goes on as it came."""
+    if gone(error):
+        raise error if isinstance(error, RuntimeError) else RuntimeError(str(error)) from None
+
+
 def _line(error: BaseException) -> str:
+    if isinstance(error, dcp.api.CheckpointException) and error.failures:  # of some processes, with where each failed
+        error = next(iter(error.failures.values()))[0]
     return " ".join(str(error).split())[:200]
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,21 @@ from torch import Tensor
 
 from stemma.errors import ResourceError, UsageError
 from stemma.parallel.mesh import AXES, Mesh, mesh
+
+GONE = (  # what torch says where a process at the other end of a connection ended, or does not answer
+    "Connection closed by peer",
+    "Connection reset",
+    "Connection was likely closed",
+    "Broken pipe",
+    "Connection refused",
+    "NCCL",
+    "Timed out",
+)
+
+
+def gone(error: BaseException) -> bool:
+    """Whether an error says that another process is gone."""
+    return any(words in str(error) for words in GONE)
 
 
 class World:
@@ -35,6 +50,7 @@ class World:
             except (RuntimeError, ValueError) as error:
                 raise ResourceError(f"the processes of mesh {shape} did not find each other: {error}") from None
         self.shape, self.device = shape, device
+        self.alike({"mesh": str(shape), "device": device})
         self.grid = init_device_mesh(device, (shape.dp, shape.fsdp, shape.tp), mesh_dim_names=AXES)
         self.rank = dist.get_rank()
         self.reader = self.grid.get_local_rank("dp") * shape.fsdp + self.grid.get_local_rank("fsdp")
@@ -81,6 +97,17 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def alike(self, settings: Mapping[str, Any]) -> None:
+        """Raise UsageError, in every process, if one was started with other settings than the leading one."""
+        said: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(said, dict(settings))
+        for number, other in enumerate(said):
+            for name, first, here in _differing(said[0], other):
+                raise UsageError(
+                    f"process {number} of the mesh was started with {name}={here} and process 0 with {name}={first}; "
+                    "start all of them by the same command"
+                )
+
     def wait(self) -> None:
         """Go on when every process is here."""
         dist.barrier()
@@ -90,6 +117,15 @@ class World:
         """End the process group, so that the launcher sees an orderly end."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _differing(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two nested tables differ: dotted paths, and both values."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for name in {**a, **b}:
+            yield from _differing(a.get(name), b.get(name), f"{path}.{name}" if path else name)
+    elif a != b:
+        yield path, a, b
 
 
 def world(text: str | None, device: str) -> World | None:

@@ -19,6 +19,21 @@ from stemma.nn.norms import HeadNorm
 from stemma.nn.positions import Buckets, Learned
 
 
+class Rows(ParallelStyle):
+    """An embedding split by rows. As `RowwiseParallel` splits it, but that its output is awaited here: a sum that is
+    still on its way is a tensor of another type, and a compiled stack that reads it loses its gradient's type."""
+
+    def _apply(self, module: nn.Module, device_mesh: Any) -> nn.Module:
+        def split(_: str, part: nn.Module, grid: Any) -> None:
+            for name, p in list(part.named_parameters(recurse=False)):
+                part.register_parameter(name, nn.Parameter(distribute_tensor(p.detach(), grid, [Shard(0)])))
+
+        def enter(_: nn.Module, inputs: Any, grid: Any) -> Any:
+            return (DTensor.from_local(inputs[0], grid, [Replicate()], run_check=False),)
+
+        return distribute_module(module, device_mesh, split, enter, _gathered)
+
+
 class Vocabulary(ParallelStyle):
     """A head whose vocabulary matrix (its own or the embeddings') and bias are split by rows; what stands before them
     is whole everywhere. The logits are gathered."""
@@ -33,15 +48,16 @@ class Vocabulary(ParallelStyle):
             x, tokens = inputs
             return DTensor.from_local(x, grid, [Replicate()], run_check=False), tokens
 
-        def leave(_: nn.Module, out: Any, grid: Any) -> Any:
-            return out.redistribute(grid, [Replicate()]).to_local()
+        return distribute_module(module, device_mesh, split, enter, _gathered)
 
-        return distribute_module(module, device_mesh, split, enter, leave)
+
+def _gathered(_: nn.Module, out: Any, grid: Any) -> Any:
+    return out.redistribute(grid, [Replicate()]).to_local()
 
 
 # module path -> how it is split; a path that a model lacks is passed over
 TENSOR: tuple[tuple[str, ParallelStyle], ...] = (
-    ("embed.tokens", RowwiseParallel(input_layouts=Replicate())),
+    ("embed.tokens", Rows()),
     ("lm", Vocabulary()),
     ("*.attention.[qkv]", ColwiseParallel()),
     ("*.attention.o", RowwiseParallel()),

@@ -228,11 +228,6 @@ def unfit(plan: Plan, mesh: Mesh) -> str | None:
     if plan.rows % mesh.readers:
         near = max(1, round(plan.rows / mesh.readers)) * mesh.readers * plan.context
         return f"{mesh.readers} processes read the {plan.rows} rows of a step; set recipe.batch={near}"
-    if (least := ramps.divisor(plan.recipe.ramp, plan.rows)) % mesh.readers:
-        return (
-            f"{mesh.readers} processes read the rows of its ramp, which are multiples of {least}; set "
-            f"recipe.ramp.multiple={mesh.readers}"
-        )
     if mesh.tp > 1 and plan.nets:
         return "tp does not slice networks beside the model; use fsdp"
     if mesh.tp > 1:
@@ -322,8 +317,10 @@ def _each(view: Outlook, found: Estimate, device: Device) -> Callable[[int], flo
     computing = found.computing if found.sent else found.seconds  # which were measured on one device, if at all
 
     def seconds(rows: int) -> float:
-        messages = Messages.of(view, grid, device, rows // grid.readers, found.micro)
-        return found.seconds if rows == full else max(computing * rows / full + messages.waiting, messages.sending)
+        most = -(-rows // grid.readers)  # of a process, for which those that read fewer wait
+        messages = Messages.of(view, grid, device, most, found.micro)
+        part = most * grid.readers / full
+        return found.seconds if rows == full else max(computing * part + messages.waiting, messages.sending)
 
     return seconds
 
@@ -427,13 +424,9 @@ def estimate_of(view: Outlook, mesh: Mesh, device: Device) -> Estimate:
 
 
 def rounded(plan: Plan, readers: int) -> Plan:
-    """The plan with the nearest batch that so many processes can share, and with a ramp of multiples of them."""
-    rows, recipe = max(1, round(plan.rows / readers)) * readers, plan.recipe
-    if rows != plan.rows:
-        recipe = replace(recipe, batch=rows * plan.context)
-    if recipe.ramp is not None and ramps.divisor(recipe.ramp, rows) % readers:
-        recipe = replace(recipe, ramp=replace(recipe.ramp, multiple=readers))
-    return plan if recipe is plan.recipe else replace(plan, recipe=recipe)
+    """The plan with the nearest batch that so many processes can share evenly."""
+    rows = max(1, round(plan.rows / readers)) * readers
+    return plan if rows == plan.rows else replace(plan, recipe=replace(plan.recipe, batch=rows * plan.context))
 
 
 def table(found: Estimate) -> dict[str, Any]:

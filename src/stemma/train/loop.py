@@ -40,6 +40,11 @@ LATE = 1800.0  # seconds after a checkpoint when another one is written, where t
 WIDE = 192  # from this d_model on bf16 gains more than its casts cost
 
 
+class Idle(dict[str, Tensor]):
+    """A batch of another process, which this one, having none of its own, computes along with it where weights are
+    gathered for all: it counts nothing and has no gradient."""
+
+
 class Diverged(StemmaError):
     """The loss or the gradient became infinite or undefined. `what`: which of them, and where it was first found."""
 
@@ -145,7 +150,7 @@ class Loop:
                 net.compiled = True
                 for stack in (net.encoder, net.decoder):
                     if stack is not None:
-                        stack.compile()
+                        stack.compile(dynamic=self.dynamic)
 
     # ------------------------------------------------------------ one step
 
@@ -166,10 +171,13 @@ class Loop:
         rows = self.objective.plan(self.view, cursor)
         for number in itertools.count(step):
             taken = list(itertools.islice(rows, self.examples(number)))
-            share = len(taken) // self.readers
-            own = [make() for make, _ in taken[self.reader * share : (self.reader + 1) * share]]
-            parts = range(0, len(own), self.micro)
-            yield [self.objective.collate(own[i : i + self.micro]) for i in parts], taken[-1][1]
+            begin, end = (len(taken) * reader // self.readers for reader in (self.reader, self.reader + 1))
+            own = [make() for make, _ in taken[begin:end]]
+            batches = [self.objective.collate(own[i : i + self.micro]) for i in range(0, len(own), self.micro)]
+            most = -(-len(taken) // self.readers)  # of another reader, where they do not divide
+            for _ in range(-(-most // self.micro) - len(batches)):
+                batches.append(Idle(self.objective.collate([taken[0][0]()])))
+            yield batches, taken[-1][1]
 
     def move(self, cursor: Cursor) -> None:
         """Go on from another place in the data."""
@@ -188,6 +196,7 @@ class Loop:
         the rows are split. Returns the loss, and its parts' sums and counts.
         """
         each = [self.objective.counts(batch) for batch in batches]
+        each = [dict.fromkeys(c, 0) if isinstance(b, Idle) else c for b, c in zip(batches, each, strict=True)]
         counts = self.together({k: sum(c[k] for c in each) for k in each[0]})
         if counts[self.objective.main] == 0:
             raise DataError(f"step {self.step + 1} has nothing to predict: its rows hold special tokens only")
@@ -195,14 +204,15 @@ class Loop:
         total: Tensor = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             torch.manual_seed(_mix(self.plan.seed, self.step + 1, self.reader * len(batches) + i))
+            idle = isinstance(batch, Idle)
             batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
             with self.autocast():
                 loss = self.objective.loss(self.model, batch, self.nets)
-                part = loss.total(counts)
+                part = loss.total(counts) * 0.0 if idle else loss.total(counts)
             part.backward()
             total = total + part.detach()
             for k, s in loss.sums.items():
-                sums[k] = sums.get(k, torch.zeros((), device=self.device)) + s.detach()
+                sums[k] = sums.get(k, torch.zeros((), device=self.device)) + (0.0 if idle else s.detach())
         return total, sums, counts
 
     def advance(self) -> Record:
@@ -391,6 +401,11 @@ class Loop:
             yield
 
     # ------------------------------------------------------------ what is otherwise among several processes
+
+    @property
+    def dynamic(self) -> bool | None:
+        """Whether compiled stacks are for any lengths; None leaves that to torch."""
+        return None
 
     @property
     def leads(self) -> bool:

@@ -33,7 +33,7 @@ from stemma import families, formats, spec
 from stemma.data import Store, cleaning, read, shared
 from stemma.data.mixture import Mixed, UsedUp
 from stemma.data.progress import Meter
-from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
+from stemma.errors import CheckpointError, DataError, LostError, ResourceError, UsageError, VerifyError
 from stemma.families import ramps
 from stemma.families.declare import Design, Family, Text
 from stemma.families.recipes import Recipe, Schedule
@@ -42,6 +42,7 @@ from stemma.nn.parts import Learned
 from stemma.objectives import Cursor, Objective, Setting, objective, tokens
 from stemma.objectives.languages import UNKNOWN, apart
 from stemma.parallel import World, world
+from stemma.parallel.processes import gone
 from stemma.text import files
 from stemma.train import checkpoint, meter, start
 from stemma.train.config import Budget, Net, Plan, budget
@@ -268,10 +269,14 @@ def pretrain(
     plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
     crew = world(mesh, pick_device(plan).type)
     leads = crew is None or crew.leads
-    if leads:
-        _free(out, resume)
-    there = leads and (out / "run.json").exists()
-    if there if crew is None else crew.agree(there):
+    with _all_there(crew, out):
+        if crew is not None:
+            crew.alike({"out": str(out), "resume": resume, **spec.to_dict(plan)})
+        if leads:
+            _free(out, resume)
+        there = leads and (out / "run.json").exists()
+        there = there if crew is None else crew.agree(there)
+    if there:
         return _reopened(out, crew, on_step, quiet)
     _threads(plan.train.threads)
     plan, tokenizer = taught(plan, tokenizer)
@@ -300,7 +305,9 @@ def pretrain(
         steps = _steps(plan, tokenizer, train, crew)
         plan = settled(plan, steps if crew is None else crew.agree(steps), fixed)
         device = pick_device(plan)
-        settings = replace(plan.train, precision=pick_precision(plan, device), threads=torch.get_num_threads())
+        precision = pick_precision(plan, device)
+        precision = precision if crew is None else crew.agree(precision)
+        settings = replace(plan.train, precision=precision, threads=torch.get_num_threads())
         plan = replace(plan, train=settings)
         loop = loop_of(plan, tokenizer, train, crew)  # what cannot be made leaves no run
         _enough(loop)
@@ -366,20 +373,13 @@ def _all_there(crew: World | None, run: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lost = (
-            "Connection closed by peer",
-            "Connection reset",
-            "Broken pipe",
-            "Connection refused",
-            "NCCL",
-            "Timed out",
-        )
-        if crew is None or not any(words in str(error) for words in lost):
+        if crew is None or not gone(error):
             raise
-        then = "go on from the last checkpoint, on any mesh or alone, with: stemma resume"
-        raise ResourceError(
+        begun = (run / "run.json").exists()
+        then = f"go on from the last checkpoint, on any mesh or alone, with: {_go_on(run)}" if begun else "begin again"
+        raise LostError(
             f"process {crew.rank} of mesh {crew.shape} lost another one, which ended or cannot be reached (it may have "
-            f"said why); {then} {run}"
+            f"said why); {then}"
         ) from None
 
 
@@ -457,6 +457,8 @@ def _reopened(
             if not crew.leads:
                 plan, tokenizer, store = reopen(run, look=False)
         plan = spec.edit(plan, carried_out_otherwise(overrides or {}, plan))
+        if crew is not None:
+            crew.alike({"out": str(run), **spec.to_dict(plan)})
         _threads(plan.train.threads)
         loop = loop_of(plan, tokenizer, store.split(plan.train.val_fraction, plan.seed)[0], crew)
         return _carry_on(run, loop, tokenizer, store, on_step, quiet, crew)
@@ -750,7 +752,7 @@ def _steps(plan: Plan, tokenizer: Any, train: Any, crew: World | None = None) ->
         slope = (each - small) / (full - least) if full > least else 0.0
 
         def cost(size: int) -> float:
-            return small + slope * (size - least)
+            return small + slope * max(0, size - least)
 
     # of what is left, a tenth is kept for checkpoints and the evaluation at the end
     left = 0.9 * (limit.seconds - (time.perf_counter() - begin))

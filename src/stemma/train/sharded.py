@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from stemma.errors import UsageError
-from stemma.families.ramps import divisor
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Objective, View
 from stemma.objectives.distil import Relations
@@ -90,17 +89,12 @@ class Sharded(Loop):
         self.world = world
         super().__init__(plan, model, objective, view, nets)
         self.reader, self.readers = world.reader, world.shape.readers
-        if self.full % self.readers:
+        if self.full < self.readers:
             raise UsageError(
-                f"mesh {world.shape} reads {self.readers} rows at a time, and a step of this run has {self.full} "
-                f"(recipe.batch / context); set recipe.batch to a multiple of {self.readers * plan.context}"
+                f"mesh {world.shape} has {self.readers} readers of rows, and a step of this run has {self.full} "
+                f"(recipe.batch / context), so that some would never have any; take a mesh of at most {self.full}"
             )
-        if (least := divisor(plan.recipe.ramp, self.full)) % self.readers:
-            raise UsageError(
-                f"mesh {world.shape} reads {self.readers} rows at a time, and the batches of this run's ramp are "
-                f"multiples of {least}; set recipe.ramp.multiple to a multiple of {self.readers}"
-            )
-        self.micro = min(self.micro, self.full // self.readers)
+        self.micro = min(self.micro, -(-self.full // self.readers))
         self.files = Files(self.spread_out, world)
 
     def spread(self, learners: Learners) -> Any:
@@ -128,6 +122,10 @@ class Sharded(Loop):
     def agreed(self, said: Callable[[], bool]) -> Callable[[], bool]:
         """Whether any process says so: then all take it for so, after the same step."""
         return lambda: self.world.total({"said": int(said())}, "dp", "fsdp", "tp")["said"] > 0
+
+    @property
+    def dynamic(self) -> bool | None:
+        return False if self.world.shape.tp > 1 else None  # torch cannot compile sliced matrices for any lengths
 
     @property
     def leads(self) -> bool:

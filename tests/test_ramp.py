@@ -342,7 +342,7 @@ def test_the_command_says_what_it_rounds(call: Any) -> None:  # noqa: F811
     code, out, err = call("plan", "gpt3-175b", "--gpus", "64xH100", "--json")
     assert code == 0, err
     data = json.loads(out)
-    assert any("1,562 rows is no multiple of 64" in note for note in data["notes"])
+    assert any("1,562 rows is no multiple of the 64 processes that read" in note for note in data["notes"])
     full, ramp = 1536, families.design("gpt3-175b").recipe.ramp
     assert ramp is not None
     sizes = [ramp.examples(full, step, data["steps"]) for step in range(data["steps"])]

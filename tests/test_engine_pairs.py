@@ -287,7 +287,7 @@ def test_a_run_that_lost_its_checkpoints_says_that_it_begins_again(whole: Path, 
     for name in ("checkpoints", "model"):
         shutil.rmtree(tmp_path / "run" / name)
     (tmp_path / "run" / "summary.json").unlink()
-    with pytest.warns(UserWarning, match="has no checkpoint any more; it begins again with its first step"):
+    with pytest.warns(UserWarning, match="has no checkpoint; it begins again with its first step"):
         assert resume(tmp_path / "run", quiet=True).finished
 
 

@@ -595,7 +595,7 @@ def _carry_on(
     if newest is not None:
         loop.restore(newest)
     elif not there and loop.leads and (run / "metrics.jsonl").exists():
-        warnings.warn(f"{run} has no checkpoint any more; it begins again with its first step", stacklevel=2)
+        warnings.warn(f"{run} has no checkpoint; it begins again with its first step", stacklevel=2)
     if there and loop.step == loop.steps:
         loop.finish()
         return Run(run, plan, loop.model.eval(), tokenizer, there, True)

@@ -16,7 +16,7 @@ from torch import Tensor
 import stemma
 from reference import chatglm, glm130b, glm2021
 from stemma import families, spec
-from stemma.decoding import Session, beams, blanks, habits
+from stemma.decoding import Session, beams, blanks, continuing, habits
 from stemma.decoding.session import begin
 from stemma.errors import CheckpointError, UsageError
 from stemma.formats import LAYOUTS, attach, layout_of, read_design
@@ -378,7 +378,7 @@ def test_continuations_equal_the_full_pass(
     options: dict[str, Any] = dict(max_new_tokens=9, num_beams=num_beams)
     together = [r.ids for r in stemma.generate(case.model, rows, **options)]
     assert together == [stemma.generate(case.model, [row], **options)[0].ids for row in rows]
-    for module in (stemma.decoding, beams):
+    for module in (continuing, beams):
         monkeypatch.setattr(module, "begin", lambda model, prompts, room, *_: FullPass(case, prompts))
     assert together == [r.ids for r in stemma.generate(case.model, rows, **options)]
 

@@ -407,7 +407,9 @@ def test_pairs_are_deaf_to_their_neighbours(name: str) -> None:
     assert torch.equal(a[owner != 1], b[owner != 1]) and not torch.equal(a[owner == 1], b[owner == 1])
 
 
-@pytest.mark.parametrize("family", ["transformer", "bart", "mass", "t5"])
+@pytest.mark.parametrize(
+    "family", ["transformer", *(pytest.param(f, marks=pytest.mark.slow) for f in ("bart", "mass", "t5"))]
+)
 def test_no_target_sees_padding(family: str) -> None:
     """How much of it a row has says how much text is still to come."""
     goal, model = make(Translation("en", "de"), False), network(family)

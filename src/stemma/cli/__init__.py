@@ -304,7 +304,7 @@ def existing_runs(paths: tuple[str, ...]) -> list[Path]:
     """The named run directories. Raises UsageError for one that is none."""
     for path in paths:
         if not Path(path, "run.json").is_file():
-            what = "does not exist" if not Path(path).exists() else "is a file"
-            what = "holds no run.json" if Path(path).is_dir() else what
+            there = "is a file" if Path(path).exists() else "does not exist"
+            what = "holds no run.json" if Path(path).is_dir() else there
             raise UsageError(f"{path} is not a run: it {what}; `stemma pretrain ... --out {path}` makes one")
     return [Path(path) for path in paths]

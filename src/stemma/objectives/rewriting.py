@@ -72,9 +72,7 @@ class Rewriting(Objective):
 
     structures: tuple[str, ...] = ("encoder-decoder", "decoder")
     roles: tuple[tuple[str, ...], ...] = (("eos", "sep"),)
-    even: bool = (
-        False  # whether the shape of a text depends on its length alone: then all of a stream are of one length
-    )
+    even: bool = False  # whether a text's length alone decides its shape: then all of a stream are of one length
     raw: int
     room: int
 

@@ -15,14 +15,14 @@ from stemma.families.goals import AttentionDistillation, Contrastive
 from stemma.families.recipes import Adafactor, Muon
 from stemma.nn.parts import Dims, HeadNorm
 from stemma.parallel import Mesh, mesh
-from stemma.planning.hardware import NODE, Device
+from stemma.planning.hardware import Device
 from stemma.planning.network import How, Rows
 from stemma.planning.rows import rows as rows_of
 from stemma.planning.steps import LOGITS, Network, Other, Step
 from stemma.train.config import Plan, budget
 
 FILL = 0.92  # of a device's memory that is planned with: allocators need room
-SLICES = tuple(n for n in (1, 2, 4, 8, 16) if n <= NODE)  # within one node, whose links are fast
+SLICES = (1, 2, 4, 8)  # within one node, whose links are fast
 MOST = 2**17  # devices of a fleet that is looked for
 
 

@@ -12,7 +12,7 @@ from stemma.nn.model import Model
 from stemma.train import checkpoint
 from stemma.train.average import SLOT
 from stemma.train.loop import Learners
-from stemma.train.run import _planned, _tokenizer, model_of, nets_of, objective_of
+from stemma.train.run import model_of, nets_of, objective_of, planned, tokenizer_of
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -25,9 +25,9 @@ def model_at(path: Path) -> Model:
     run keeps a mean of the weights, that mean, as at the end of the run. Raises CheckpointError for one that is damaged
     or not the run's."""
     run = path.absolute().parent.parent
-    plan, _ = _planned(run)
+    plan, _ = planned(run)
     plan = replace(plan, train=replace(plan.train, start=""))  # weights that are replaced need not be read
-    tokenizer = _tokenizer(run)
+    tokenizer = tokenizer_of(run)
     weights, slots, _ = checkpoint.load(path)
     model, learning = model_of(plan, tokenizer), tuple(net for net in plan.nets if net.learns)
     objective, nets = objective_of(plan, tokenizer), nets_of(replace(plan, nets=learning), tokenizer)

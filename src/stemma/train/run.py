@@ -441,7 +441,7 @@ def resume_run(
     how it is carried out (`{"train.micro": 2}`), what is learned does not depend on. Raises CheckpointError if the
     directory holds no run, or if its data or weights are not what the run wrote.
     """
-    plan, _ = _planned(Path(run))
+    plan, _ = planned(Path(run))
     return _reopened(Path(run), world(mesh, pick_device(plan).type), on_step, quiet, overrides or {})
 
 
@@ -489,8 +489,8 @@ def reopen(run: Path, look: bool = True) -> tuple[Plan, Any, Any]:
     """Plan, tokenizer and store of a run; the store is made again from the same text if its folder is gone. `look`:
     compare the store with its checksums, which reads all of it. Raises CheckpointError if something is damaged or not
     the run's."""
-    plan, fingerprint = _planned(run)
-    tokenizer = _tokenizer(run)
+    plan, fingerprint = planned(run)
+    tokenizer = tokenizer_of(run)
     data = run / "data"
     if not (data / "meta.json").exists() and look:
         _made_again(plan, run, tokenizer, fingerprint)
@@ -519,7 +519,7 @@ def _go_on(run: Path) -> str:
     return f"stemma resume {run}"
 
 
-def _planned(run: Path) -> tuple[Plan, str]:
+def planned(run: Path) -> tuple[Plan, str]:
     """The plan of a run, and the fingerprint of its text."""
     path = run / "run.json"
     if not path.exists():
@@ -542,7 +542,8 @@ def _planned(run: Path) -> tuple[Plan, str]:
     )
 
 
-def _tokenizer(run: Path) -> Any:
+def tokenizer_of(run: Path) -> Any:
+    """The tokenizer of a run. Raises CheckpointError if it is damaged or gone."""
     from stemma.text import Tokenizer
 
     try:
@@ -573,7 +574,7 @@ def _made_again(plan: Plan, run: Path, tokenizer: Any, fingerprint: str) -> None
 
 def _prepared(run: Path) -> tuple[Any, Any]:
     """The store and the tokenizer in a run's directory."""
-    return Store.open(run / "data"), _tokenizer(run)
+    return Store.open(run / "data"), tokenizer_of(run)
 
 
 def _carry_on(

@@ -3,6 +3,7 @@ processes, one included, reads the parts that it needs."""
 
 from __future__ import annotations
 
+import collections
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint import filesystem, metadata
 
 from stemma.errors import CheckpointError, ResourceError
 from stemma.parallel.processes import gone
@@ -24,6 +25,51 @@ from stemma.parallel.shard import Layout
 SHARDS = "shards"  # the folder of a checkpoint that holds them
 KINDS = ("model", "optimizer")
 Kinds = Mapping[str, Mapping[str, Tensor]]
+
+
+# the only names that the metadata of a checkpoint may refer to
+KNOWN = {
+    **{(kind.__module__, kind.__name__): kind for kind in (
+        metadata.Metadata, metadata.MetadataIndex, metadata.StorageMeta, metadata.TensorStorageMetadata,
+        metadata.ChunkStorageMetadata, metadata.TensorProperties, metadata._MEM_FORMAT_ENCODING,
+        filesystem._StorageInfo, torch.Size, collections.OrderedDict,
+    )},
+    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+    **{("torch", str(t).removeprefix("torch.")): t for t in vars(torch).values() if isinstance(t, torch.dtype)},
+    **{(module, name): (lambda *parts: "/".join(parts)) for module in ("pathlib", "pathlib._local")
+       for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")},
+}  # fmt: skip
+
+
+class Unpickler(pickle.Unpickler):
+    """Reads the pickle that describes a checkpoint's shards, and nothing that could run code: a name outside of
+    `KNOWN` is refused before anything is called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (found := KNOWN.get((module, name))) is None:
+            raise pickle.UnpicklingError(f"its metadata refers to {module}.{name}, which no checkpoint needs")
+        return found
+
+
+class Reader(dcp.FileSystemReader):
+    """torch's reader of shards, with a metadata file that is data and files that lie in the folder."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
+        """The checked metadata. Raises UnpicklingError for anything but plain tensors in files of this folder."""
+        with open(self._get_metadata_path(kwargs.get("rank")), "rb") as file:
+            found = Unpickler(file).load()
+        try:
+            tensors = all(type(about) is metadata.TensorStorageMetadata for about in found.state_dict_metadata.values())
+            inside = all(
+                Path(part.relative_path).name == part.relative_path and not part.transform_descriptors
+                for part in found.storage_data.values()
+            )
+        except (AttributeError, TypeError):
+            tensors = inside = False
+        if not tensors or not inside:
+            raise pickle.UnpicklingError("its metadata describes something other than tensors in files of its folder")
+        found.storage_meta = metadata.StorageMeta(load_id=self.load_id)
+        return found
 
 
 def write(folder: Path, tensors: Kinds, layouts: Mapping[str, Layout]) -> None:
@@ -48,10 +94,9 @@ def read(folder: Path, layouts: Mapping[str, Layout] | None = None) -> dict[str,
     if there are none."""
     try:
         with _quiet():
-            reader = dcp.FileSystemReader(folder)
+            reader = Reader(folder)
             state: dict[str, Any] = {}
             for key, about in reader.read_metadata().state_dict_metadata.items():
-                assert isinstance(about, TensorStorageMetadata)  # nothing else is written
                 kind, _, name = key.partition("/")
                 layout = _layout(kind, name, layouts or {})
                 if layout is not None and about.size == layout.shape:
@@ -62,6 +107,11 @@ def read(folder: Path, layouts: Mapping[str, Layout] | None = None) -> dict[str,
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, dcp.api.CheckpointException) as error:
         _told_apart(error)
         raise CheckpointError(f"the checkpoint {folder.parent} is damaged: {_line(error)}") from None
+    except Exception as error:  # whatever a metadata of another shape leads to
+        raise CheckpointError(
+            f"the checkpoint {folder.parent} is damaged: its metadata describes no tensors that Stemma wrote "
+            f"({type(error).__name__})"
+        ) from None
     found: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
     for key, tensor in state.items():
         kind, _, name = key.partition("/")

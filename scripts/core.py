@@ -12,9 +12,8 @@ ROOMS = {
     "nn": ["nn/**/*.py"],
     "families: declarations": ["families/[!d_]*.py"],
     "families: what a family is": [
+        "declare/*.py",
         "families/declare.py",
-        "families/goals.py",
-        "families/recipes.py",
         "families/__init__.py",
     ],
     "formats: engines": ["formats/*.py"],

@@ -10,8 +10,8 @@ import typing
 from pathlib import Path
 
 from stemma import families
-from stemma.families import goals
-from stemma.families.declare import Family
+from stemma.declare import objectives as declared
+from stemma.declare.family import Family
 from stemma.formats import LAYOUTS
 from stemma.nn.model import count
 from stemma.objectives import why_not
@@ -236,7 +236,7 @@ def objectives() -> str:
         if family.edge != "unpublished" and (family.parent is None or family.objective != family.parent.objective):
             own.setdefault(type(family.objective), []).append(family.name)
     rows = []
-    for spec in typing.get_args(goals.Objective):
+    for spec in typing.get_args(declared.Objective):
         said = " ".join((spec.__doc__ or "").split())
         said = re.sub(r"`(\w+)`", r"*\1*", said)
         fields = [

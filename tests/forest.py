@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from stemma import families
-from stemma.families.declare import About, Family, Size
+from stemma.declare.family import About, Family, Size
 from stemma.nn.parts import Causal, Cycle, Dims, GatedMLP, LinearScaling, RMSNorm, Rotary, Sliding
 
 # parent -> children: (name, year, trained)

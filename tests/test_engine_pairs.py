@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import torch
 
+from stemma.declare.recipes import Schedule
 from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
-from stemma.families.recipes import Schedule
 from stemma.train import Diverged, Loop, Run, checkpoint, pretrain, read_metrics, resume, verify_resume
 from stemma.train import loop as loops
 from stemma.train.average import Average

@@ -13,9 +13,9 @@ import torch
 
 import stemma
 from stemma import spec
+from stemma.declare.family import Design
 from stemma.errors import UsageError
 from stemma.families import tree
-from stemma.families.declare import Design
 from stemma.formats import attach
 from stemma.nn.model import Model
 from stemma.nn.parts import BlankLearned, Causal, Cycle, Learned, Memory, Open, RelativeSinusoidal, Rotary, Sliding

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from stemma.data import Store, parallel, read, sources
 from stemma.data.sources import Document, Part
 from stemma.data.store import bound, training_texts
+from stemma.declare.recipes import Sampling
 from stemma.errors import DataError, UsageError
-from stemma.families.recipes import Sampling
 from stemma.objectives.languages import mixed
 from test_data import Words
 

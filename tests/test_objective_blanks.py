@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 import stemma
 from stemma import families, spec
+from stemma.declare.objectives import Blanks
 from stemma.decoding import blanks
 from stemma.decoding.session import begin
 from stemma.errors import DataError, UsageError
-from stemma.families.goals import Blanks
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Setting, objective, why_not
 from stemma.objectives.base import OUTSIDE

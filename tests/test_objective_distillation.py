@@ -19,9 +19,9 @@ from torch import nn
 
 import stemma
 from stemma import families, spec
+from stemma.declare.family import Text
+from stemma.declare.objectives import CLM, MLM, AttentionDistillation, Contrastive, Distillation
 from stemma.errors import CheckpointError, DataError, UsageError
-from stemma.families.declare import Text
-from stemma.families.goals import CLM, MLM, AttentionDistillation, Contrastive, Distillation
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Objective, Setting, objective, why_not, why_unmatched
 from stemma.objectives.distil import begin

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stemma.families import goals
-from stemma.families.declare import Text
-from stemma.families.recipes import Sampling
+from stemma.declare import objectives as declared
+from stemma.declare.family import Text
+from stemma.declare.recipes import Sampling
 from stemma.objectives import Cursor, Setting, objective
 from test_objective_languages import Verses
 from test_objectives import Words
@@ -17,28 +17,28 @@ from test_objectives import Words
 TEXT = Text("unigram", pad_id=0, start_id=0)
 NAMES = {"[MASK]": 5, "[sMASK]": 6, "[gMASK]": 7, "<PRE>": 8, "<SUF>": 9, "<MID>": 74, "<EOT>": 75, "[NLU]": 76, "[S2S]": 77, "[NLG]": 78}  # fmt: skip
 GOALS: dict[str, Any] = {
-    "clm": goals.CLM(),
-    "mlm": goals.MLM(),
-    "next": goals.MLM(pairs="next"),
-    "order": goals.MLM(pairs="order"),
-    "halves": goals.MLM(pairs="halves"),
-    "rtd": goals.RTD("electra-small-generator", pairs="halves"),
-    "spans": goals.Spans(),
-    "infill": goals.Infill(cut="tokens"),
-    "blanks": goals.Blanks(spans=0.5, sentences=0.2, suffix=0.3),
-    "tlm": goals.TLM(),
-    "translation": goals.Translation("en", "de"),
-    "distillation": goals.Distillation("bert-base-uncased"),
-    "relations": goals.AttentionDistillation("bert-base-uncased"),
-    "contrastive": goals.Contrastive(group=5),
-    "plm": goals.PLM(targets=6, window=16, reuse=8, memory=16),
-    "mixed": goals.MixedMLM(),
-    "prefix": goals.PrefixLM(),
-    "corruption": goals.Corruption(),
-    "deshuffle": goals.Deshuffle(),
-    "denoisers": goals.Denoisers(),
-    "denoise": goals.Denoise(),
-    "fragment": goals.Fragment(),
+    "clm": declared.CLM(),
+    "mlm": declared.MLM(),
+    "next": declared.MLM(pairs="next"),
+    "order": declared.MLM(pairs="order"),
+    "halves": declared.MLM(pairs="halves"),
+    "rtd": declared.RTD("electra-small-generator", pairs="halves"),
+    "spans": declared.Spans(),
+    "infill": declared.Infill(cut="tokens"),
+    "blanks": declared.Blanks(spans=0.5, sentences=0.2, suffix=0.3),
+    "tlm": declared.TLM(),
+    "translation": declared.Translation("en", "de"),
+    "distillation": declared.Distillation("bert-base-uncased"),
+    "relations": declared.AttentionDistillation("bert-base-uncased"),
+    "contrastive": declared.Contrastive(group=5),
+    "plm": declared.PLM(targets=6, window=16, reuse=8, memory=16),
+    "mixed": declared.MixedMLM(),
+    "prefix": declared.PrefixLM(),
+    "corruption": declared.Corruption(),
+    "deshuffle": declared.Deshuffle(),
+    "denoisers": declared.Denoisers(),
+    "denoise": declared.Denoise(),
+    "fragment": declared.Fragment(),
 }
 
 

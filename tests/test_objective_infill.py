@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import stemma
 from stemma import families
+from stemma.declare.family import INFILL_NAMES
+from stemma.declare.objectives import CLM, Infill
 from stemma.decoding import habits, infill
 from stemma.errors import DataError, UsageError
-from stemma.families.declare import INFILL_NAMES
-from stemma.families.goals import CLM, Infill
 from stemma.nn.model import IGNORED
 from stemma.objectives import Setting, objective, tokens, why_not
 from stemma.objectives.infill import Infilling

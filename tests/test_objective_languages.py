@@ -21,10 +21,10 @@ from oracle import jitter
 from stemma import families
 from stemma.cli import main
 from stemma.data import parallel
+from stemma.declare.family import Text
+from stemma.declare.objectives import CLM, MLM, TLM, Denoise, Deshuffle, Fragment, Spans, Translation
+from stemma.declare.recipes import Sampling
 from stemma.errors import DataError, UsageError
-from stemma.families.declare import Text
-from stemma.families.goals import CLM, MLM, TLM, Denoise, Deshuffle, Fragment, Spans, Translation
-from stemma.families.recipes import Sampling
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Objective, Setting, objective
 from stemma.objectives.languages import Streams

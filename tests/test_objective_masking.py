@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 import stemma
 from oracle import reference, saved
 from stemma import families
+from stemma.declare.objectives import MLM, NGrams, Runs, Tokens, Words
 from stemma.errors import UsageError
-from stemma.families.goals import MLM, NGrams, Runs, Tokens, Words
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Objective, Setting, objective, why_not
 from stemma.objectives.units import Chooser, Vocabulary

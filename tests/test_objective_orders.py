@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 import stemma
 from oracle import saved
 from stemma import families, spec
+from stemma.declare.family import Text
+from stemma.declare.objectives import CLM, PLM, MixedMLM
 from stemma.errors import UsageError
-from stemma.families.declare import Text
-from stemma.families.goals import CLM, PLM, MixedMLM
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Setting, objective, why_not
 from stemma.objectives.mixed import MODES, MixedMasked

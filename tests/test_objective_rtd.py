@@ -20,8 +20,8 @@ from torch.func import functional_call
 import stemma
 from oracle import jitter
 from stemma import families
+from stemma.declare.objectives import RTD
 from stemma.errors import UsageError
-from stemma.families.goals import RTD
 from stemma.nn.heads import ContextDetector
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Setting, objective, why_not

@@ -19,8 +19,18 @@ from hypothesis import strategies as st
 
 import stemma
 from stemma import families, spec
+from stemma.declare.objectives import (
+    UL2,
+    Corruption,
+    Denoise,
+    Denoiser,
+    Denoisers,
+    Deshuffle,
+    Fragment,
+    PrefixLM,
+    Spans,
+)
 from stemma.errors import UsageError
-from stemma.families.goals import UL2, Corruption, Denoise, Denoiser, Denoisers, Deshuffle, Fragment, PrefixLM, Spans
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Objective, Setting, objective, why_not
 from stemma.objectives.denoise import spans

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stemma import families, spec
+from stemma.declare.family import Text
+from stemma.declare.objectives import CLM, MLM, Spans
 from stemma.errors import DataError, UsageError
-from stemma.families.declare import Text
-from stemma.families.goals import CLM, MLM, Spans
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Objective, Setting, objective
 from stemma.objectives.spans import Sizes, SpanCorruption, partition, raw_length

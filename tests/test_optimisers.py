@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import optimization as theirs
 
 from stemma import families
+from stemma.declare.recipes import LAMB, Adafactor, AdamW, Muon, Optimizer, Schedule
 from stemma.errors import UsageError
-from stemma.families.recipes import LAMB, Adafactor, AdamW, Muon, Optimizer, Schedule
 from stemma.nn.model import Model
 from stemma.train import optim, optimisers, resolve
 

@@ -18,8 +18,8 @@ import pytest
 
 from forest import grown
 from stemma import families, pictures, spec
+from stemma.declare.family import About, Design
 from stemma.errors import UsageError
-from stemma.families.declare import About, Design
 from stemma.nn import parts
 from stemma.nn.parts import FanIn, PreNorm
 from stemma.pictures import block, diff, figure, marks, sketches, tree

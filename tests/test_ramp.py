@@ -15,10 +15,10 @@ import torch
 
 import stemma.train.run as runs
 from stemma import families, spec
+from stemma.declare import ramps
+from stemma.declare.ramps import Ramp
+from stemma.declare.recipes import Recipe, Sampling
 from stemma.errors import UsageError
-from stemma.families import ramps
-from stemma.families.ramps import Ramp
-from stemma.families.recipes import Recipe, Sampling
 from stemma.parallel import Mesh
 from stemma.planning import HARDWARE, Outlook, estimate
 from stemma.planning.estimate import duration, rounded, steps_within, unfit

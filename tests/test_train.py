@@ -18,8 +18,8 @@ import torch
 
 from stemma import families, spec
 from stemma.data import Store, sources
+from stemma.declare.recipes import AdamW, Schedule
 from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
-from stemma.families.recipes import AdamW, Schedule
 from stemma.nn.model import Model
 from stemma.nn.parts import Causal, Dropout, Normal, Sliding
 from stemma.text import Tokenizer

@@ -12,7 +12,7 @@ import torch
 
 import stemma
 from stemma import families, spec
-from stemma.families.recipes import AdamW
+from stemma.declare.recipes import AdamW
 from stemma.nn.model import Model
 from stemma.objectives.rtd import Beside
 from stemma.train import pretrain, read_metrics, resolve, resume, scaled, verify_resume

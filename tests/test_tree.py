@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from oracle import BODIES, COUNTS
 from stemma import families, spec
+from stemma.declare.family import About, Design
 from stemma.errors import UsageError
 from stemma.families import design, family, size_names, tree
-from stemma.families.declare import About, Design
 from stemma.nn.model import count
 from stemma.nn.parts import Arch, Causal, Dims, Heads, Learned, RMSNorm, Rotary, Summary, gated_width
 

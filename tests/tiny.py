@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from stemma import spec
+from stemma.declare.family import Design
 from stemma.families import tree
-from stemma.families.declare import Design
 from stemma.nn.model import Model, Output
 from stemma.nn.parts import BlankLearned, BlankRotary, Prefix, RelativeSinusoidal, Rotary, Sliding
 

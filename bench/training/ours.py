@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from stemma.families import goals
-from stemma.families.recipes import AdamW
+from stemma.declare import objectives as declared
+from stemma.declare.recipes import AdamW
 from stemma.nn.model import Model
 from stemma.nn.parts import Dropout
 from stemma.train import Loop, Plan, resolve
@@ -41,7 +41,7 @@ def rows_of(name: str) -> Rows | Own:
     """The rows that all sides of a design read."""
     plan = plan_of(name)
     if name in PLAIN:
-        assert isinstance(plan.objective, goals.RTD | goals.PLM)
+        assert isinstance(plan.objective, declared.RTD | declared.PLM)
         return Own(name, shape_of(name), plan.text, 1)
     return Rows(plan.arch.structure, shape_of(name), 1)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stemma.families import goals
+from stemma.declare import objectives as declared
 from stemma.nn.model import Model
 from stemma.objectives import Setting, objective
 from stemma.train import Loop
@@ -48,7 +48,7 @@ def _stemma(folder: Path) -> float:
         dims=replace(plan.dims, **sizes),
         recipe=recipe,
         train=replace(plan.train, micro=ROWS),
-        objective=goals.MLM(),
+        objective=declared.MLM(),
     )
     setting = Setting(Tokens(), plan.text, CONTEXT, 1, structure="encoder")
     view = View(DOCUMENTS, CONTEXT - 2, 1)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stemma.families import goals
+from stemma.declare import objectives as declared
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import ALONE, Cursor, Loss, Objective, Setting, objective
 from stemma.objectives.base import stack, targets
@@ -131,9 +131,9 @@ class View:
 
 
 GOALS: dict[str, Any] = {
-    "electra": goals.RTD("electra-small-generator-paper"),
+    "electra": declared.RTD("electra-small-generator-paper"),
     # a quarter of the released 512, 85 targets and 256 tokens to go on from; no memory, which the two would make apart
-    "xlnet": goals.PLM(targets=21, window=64, reuse=64, memory=0, pairs=False, both=False),
+    "xlnet": declared.PLM(targets=21, window=64, reuse=64, memory=0, pairs=False, both=False),
 }
 
 

@@ -23,7 +23,7 @@ _WHERE = {
     "build": "stemma.formats",
     "generate": "stemma.decoding",
     "fill": "stemma.decoding",
-    "embed": "stemma.pooling",
+    "embed": "stemma.decoding.pooling",
     "pretrain": "stemma.train",
 }
 
@@ -31,9 +31,9 @@ __all__ = ["__version__", "build", "design", "embed", "family", "fill", "generat
 
 if TYPE_CHECKING:
     from stemma.decoding import fill, generate
+    from stemma.decoding.pooling import embed
     from stemma.families import design, family, tree
     from stemma.formats import build, load, save
-    from stemma.pooling import embed
     from stemma.train import pretrain
 
 

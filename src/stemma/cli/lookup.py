@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from stemma.families.declare import Design, Family
+    from stemma.declare.family import Design, Family
 
 COLOUR = {"encoder": "cyan", "decoder": "magenta", "encoder-decoder": "yellow"}
 HTML = click.option(
@@ -63,7 +63,7 @@ def hanging(out: Console, head: Text, text: str, style: str = "") -> Text:
 
 def node(family: Family) -> dict[str, Any]:
     """A family as `stemma tree --json` prints it."""
-    from stemma.families.declare import PARTS as parts
+    from stemma.declare.family import PARTS as parts
     from stemma.spec import get, to_dict
 
     changes = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from stemma.families.declare import INFILL_NAMES
+from stemma.declare.family import INFILL_NAMES
 from stemma.nn.model import Model
 
 

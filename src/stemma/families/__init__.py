@@ -12,8 +12,8 @@ import pkgutil
 import re
 from pathlib import Path
 
+from stemma.declare.family import Design, Family
 from stemma.errors import UsageError, did_you_mean, nearest
-from stemma.families.declare import Design, Family
 
 MOST = 8  # names that a message lists
 _added: dict[str, Family] = {}

@@ -1,9 +1,9 @@
 """ALBERT: BERT with narrow embeddings and one set of weights for all layers."""
 
+from stemma.declare.family import About, Size
+from stemma.declare.objectives import MLM, NGrams
+from stemma.declare.recipes import LAMB
 from stemma.families.bert import bert
-from stemma.families.declare import About, Size
-from stemma.families.goals import MLM, NGrams
-from stemma.families.recipes import LAMB
 from stemma.nn.parts import Dims
 
 BASE = Dims(768, 12, 12, 3072, 30_000, 512, segments=2, embed=128, groups=1)

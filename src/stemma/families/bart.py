@@ -1,9 +1,9 @@
 """BART and mBART: encoder-decoders that restore a text from noise."""
 
+from stemma.declare.family import About, Size
+from stemma.declare.objectives import Denoise
+from stemma.declare.recipes import AdamW, Sampling
 from stemma.families.bert import roberta
-from stemma.families.declare import About, Size
-from stemma.families.goals import Denoise
-from stemma.families.recipes import AdamW, Sampling
 from stemma.nn.parts import Answer, Causal, Classify, Dims, Dropout, Heads, Learned, LMHead, PreNorm, Summary
 
 CODES = (

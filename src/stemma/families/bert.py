@@ -1,8 +1,8 @@
 """BERT and its changes that stay encoders."""
 
-from stemma.families.declare import About, Size
-from stemma.families.goals import MLM
-from stemma.families.recipes import AdamW, Schedule
+from stemma.declare.family import About, Size
+from stemma.declare.objectives import MLM
+from stemma.declare.recipes import AdamW, Schedule
 from stemma.families.transformer import transformer
 from stemma.nn.parts import Answer, Choose, Classify, Dims, Full, Heads, Learned, MLMHead, Normal, Summary, Tag
 

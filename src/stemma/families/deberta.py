@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
+from stemma.declare.family import About, Size
+from stemma.declare.objectives import MLM, RTD, NGrams
 from stemma.families.bert import roberta
-from stemma.families.declare import About, Size
-from stemma.families.goals import MLM, RTD, NGrams
 from stemma.nn.parts import (
     Answer,
     Choose,

@@ -1,9 +1,9 @@
 """Small encoders that learned from large ones, and sentence encoders made of them."""
 
+from stemma.declare.family import About, Size
+from stemma.declare.objectives import AttentionDistillation, Contrastive, Distillation
+from stemma.declare.recipes import AdamW, Schedule
 from stemma.families.bert import bert, roberta
-from stemma.families.declare import About, Size
-from stemma.families.goals import AttentionDistillation, Contrastive, Distillation
-from stemma.families.recipes import AdamW, Schedule
 from stemma.nn.parts import Choose, Classify, Dims, Heads, Summary
 
 distilbert = bert.evolve(

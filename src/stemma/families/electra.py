@@ -1,8 +1,8 @@
 """ELECTRA: a BERT that tells replaced tokens from true ones, and the small BERT that replaces them."""
 
+from stemma.declare.family import About, Size
+from stemma.declare.objectives import MLM, RTD
 from stemma.families.bert import bert
-from stemma.families.declare import About, Size
-from stemma.families.goals import MLM, RTD
 from stemma.nn.parts import Choose, Classify, Detector, Dims, Heads, MLMHead, Summary
 
 TITLE = "ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators"

@@ -1,6 +1,6 @@
 """Gemma 1, 2 and 3: the text models."""
 
-from stemma.families.declare import About, Size
+from stemma.declare.family import About, Size
 from stemma.families.llama import llama2
 from stemma.nn.parts import Causal, Cycle, Dims, LinearScaling, RMSNorm, Rotary, Sandwich, Sliding
 

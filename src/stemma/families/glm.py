@@ -1,10 +1,10 @@
 """The GLM line: blanks that a decoder fills, then chat models, which became causal."""
 
-from stemma.families.declare import About, Size
-from stemma.families.goals import CLM, Blanks
+from stemma.declare.family import About, Size
+from stemma.declare.objectives import CLM, Blanks
+from stemma.declare.ramps import Ramp
+from stemma.declare.recipes import AdamW, Schedule
 from stemma.families.gpt import gpt2
-from stemma.families.ramps import Ramp
-from stemma.families.recipes import AdamW, Schedule
 from stemma.nn.parts import (
     MLP,
     BlankLearned,

@@ -2,10 +2,10 @@
 
 import math
 
-from stemma.families.declare import About, Size
-from stemma.families.goals import CLM
-from stemma.families.ramps import Ramp
-from stemma.families.recipes import AdamW, Schedule
+from stemma.declare.family import About, Size
+from stemma.declare.objectives import CLM
+from stemma.declare.ramps import Ramp
+from stemma.declare.recipes import AdamW, Schedule
 from stemma.families.transformer import transformer
 from stemma.nn.parts import (
     Answer,

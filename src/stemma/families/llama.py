@@ -1,9 +1,9 @@
 """LLaMA and what Meta and others made of it: open decoders."""
 
-from stemma.families.declare import About, Size
-from stemma.families.goals import CLM, Infill
+from stemma.declare.family import About, Size
+from stemma.declare.objectives import CLM, Infill
+from stemma.declare.recipes import Schedule
 from stemma.families.gpt import LAST, gpt3
-from stemma.families.recipes import Schedule
 from stemma.nn.parts import (
     Answer,
     Causal,

@@ -1,8 +1,8 @@
 """MASS: an encoder sees a text with a run of it masked, a decoder writes the run."""
 
-from stemma.families.declare import About, Size
-from stemma.families.goals import Fragment
-from stemma.families.recipes import AdamW, Schedule
+from stemma.declare.family import About, Size
+from stemma.declare.objectives import Fragment
+from stemma.declare.recipes import AdamW, Schedule
 from stemma.families.transformer import transformer
 from stemma.nn.parts import Dims, Dropout, Learned, Normal
 

@@ -1,6 +1,6 @@
 """Mistral and Mixtral."""
 
-from stemma.families.declare import About, Size
+from stemma.declare.family import About, Size
 from stemma.families.llama import llama
 from stemma.nn.parts import Causal, Dims, Experts, Sliding
 

@@ -1,9 +1,9 @@
 """PaLM, and Command R, whose block is PaLM's with grouped queries."""
 
-from stemma.families.declare import About, Size
+from stemma.declare.family import About, Size
+from stemma.declare.ramps import Ramp
+from stemma.declare.recipes import Adafactor, Schedule
 from stemma.families.gpt import gpt3
-from stemma.families.ramps import Ramp
-from stemma.families.recipes import Adafactor, Schedule
 from stemma.nn.parts import Causal, Dims, GatedMLP, HeadNorm, LayerNorm, LeCun, LMHead, Normal, Parallel, Rotary
 
 palm = gpt3.evolve(

@@ -1,6 +1,6 @@
 """Qwen2, 2.5 and 3."""
 
-from stemma.families.declare import About, Size
+from stemma.declare.family import About, Size
 from stemma.families.llama import llama2
 from stemma.nn.parts import Dims, Experts, RMSNorm
 

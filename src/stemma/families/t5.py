@@ -1,8 +1,8 @@
 """T5 and what came of it: every task as text to text."""
 
-from stemma.families.declare import About, Size, Tuning
-from stemma.families.goals import Denoisers, PrefixLM, Spans
-from stemma.families.recipes import Adafactor, Sampling, Schedule
+from stemma.declare.family import About, Size, Tuning
+from stemma.declare.objectives import Denoisers, PrefixLM, Spans
+from stemma.declare.recipes import Adafactor, Sampling, Schedule
 from stemma.families.transformer import transformer
 from stemma.nn.parts import (
     Answer,

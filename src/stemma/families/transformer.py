@@ -1,8 +1,8 @@
 """The root: the encoder-decoder that every family descends from (Vaswani et al. 2017)."""
 
-from stemma.families.declare import About, Family, Size, Text
-from stemma.families.goals import Translation
-from stemma.families.recipes import AdamW, Recipe, Schedule
+from stemma.declare.family import About, Family, Size, Text
+from stemma.declare.objectives import Translation
+from stemma.declare.recipes import AdamW, Recipe, Schedule
 from stemma.nn.parts import (
     MLP,
     Arch,

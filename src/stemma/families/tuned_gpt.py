@@ -1,6 +1,6 @@
 """GPT-3's descendants by more training, and those of whose design too little is known."""
 
-from stemma.families.declare import About, Tuning, like
+from stemma.declare.family import About, Tuning, like
 from stemma.families.gpt import gpt3
 
 webgpt = gpt3.trained(

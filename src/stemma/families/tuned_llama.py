@@ -1,8 +1,8 @@
 """The tuned children of LLaMA and LLaMA-2: the network stays, the weights move on."""
 
-from stemma.families.declare import About, Tuning, like
+from stemma.declare.family import About, Tuning, like
+from stemma.declare.recipes import AdamW, Schedule
 from stemma.families.llama import llama, llama2
-from stemma.families.recipes import AdamW, Schedule
 
 PLAIN = AdamW(0.9, 0.999, weight_decay=0.0)  # of the tuning scripts
 PADDED = 32_001  # LLaMA's vocabulary and a token for padding

@@ -1,9 +1,9 @@
 """PaLM's children by more training, LaMDA and FLAN, and the ones of whose design too little is known."""
 
-from stemma.families.declare import About, Size, Tuning, like
-from stemma.families.goals import CLM, Denoiser, Denoisers
+from stemma.declare.family import About, Size, Tuning, like
+from stemma.declare.objectives import CLM, Denoiser, Denoisers
+from stemma.declare.recipes import Schedule
 from stemma.families.palm import palm
-from stemma.families.recipes import Schedule
 from stemma.families.t5 import t5_v1_1
 from stemma.nn.parts import Dims, Prefix
 

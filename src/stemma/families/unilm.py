@@ -1,8 +1,8 @@
 """UniLM: BERT's network under four masks, so that one model reads and writes."""
 
+from stemma.declare.family import About, Size
+from stemma.declare.objectives import MixedMLM
 from stemma.families.bert import bert
-from stemma.families.declare import About, Size
-from stemma.families.goals import MixedMLM
 from stemma.nn.parts import Dims, Open
 
 unilm = bert.evolve(

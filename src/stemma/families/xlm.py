@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from stemma.declare.family import About, Size
+from stemma.declare.objectives import CLM, TLM
+from stemma.declare.recipes import Sampling, Schedule
 from stemma.families.bert import bert, roberta
-from stemma.families.declare import About, Size
-from stemma.families.goals import CLM, TLM
-from stemma.families.recipes import Sampling, Schedule
 from stemma.nn.parts import Causal, Choose, Classify, Dims, Heads, LMHead, PreNorm, Summary
 
 XNLI = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")

@@ -1,8 +1,8 @@
 """XLNet: BERT's size on Transformer-XL's relative positions and memory, trained to predict in any order."""
 
+from stemma.declare.family import About, Size
+from stemma.declare.objectives import PLM
 from stemma.families.bert import bert
-from stemma.families.declare import About, Size
-from stemma.families.goals import PLM
 from stemma.nn.parts import (
     Answer,
     Choose,

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from stemma import families, spec
+from stemma.declare.family import Design, Family
 from stemma.errors import CheckpointError, StemmaError, UsageError, did_you_mean
-from stemma.families.declare import Design, Family
 from stemma.formats import hf
 from stemma.formats.heads import HEADS, body_for, heads_for, task_of, with_heads, with_task
 from stemma.formats.layouts import LAYOUTS, layout_of, read_design

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from stemma import spec
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError, did_you_mean
-from stemma.families.declare import Design
 from stemma.formats.keys import Layout
 from stemma.nn.parts import Choose, Classify, Heads, Tag
 

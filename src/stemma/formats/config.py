@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from stemma import spec
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError
-from stemma.families.declare import Design
 from stemma.formats.classes import class_in, class_name, write_labels
 from stemma.formats.keys import Layout, meant, reasons
 from stemma.nn.parts import Dropout, Heads, LMHead, Normal

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from stemma import families, spec
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError, did_you_mean
-from stemma.families.declare import Design
 from stemma.formats import tensors
 from stemma.formats.hf import read_tokenizer
 from stemma.formats.hf_bart import stack_rows

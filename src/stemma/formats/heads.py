@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from stemma import spec
+from stemma.declare.family import Design, Family
 from stemma.errors import CheckpointError, UsageError, did_you_mean
-from stemma.families.declare import Design, Family
 from stemma.formats.classes import heads_wanted
 from stemma.formats.keys import Layout
 from stemma.formats.names import Row

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from stemma import spec
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError
-from stemma.families.declare import Design
 from stemma.formats import sentences, tensors
 from stemma.formats.classes import label_names, write_labels
 from stemma.formats.config import GENERATION

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from stemma.declare.family import Design
 from stemma.families.albert import albert as family
-from stemma.families.declare import Design
 from stemma.formats.hf_bert import ABSOLUTE, ACTS, GAMMA, head, task_classes, task_rows
 from stemma.formats.keys import Layout, ids, key, number, reasons
 from stemma.formats.names import Row, linear, row

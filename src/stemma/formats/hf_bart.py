@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError
 from stemma.families.bart import bart as bart_family
 from stemma.families.bart import mbart as mbart_family
-from stemma.families.declare import Design
 from stemma.formats.hf_bert import ACTS, task_classes
 from stemma.formats.hf_t5 import task_rows
 from stemma.formats.keys import Key, Layout, ids, key, reasons

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from stemma.declare.family import Design, Family
 from stemma.errors import CheckpointError
 from stemma.families.bert import bert as bert_family
 from stemma.families.bert import roberta as roberta_family
-from stemma.families.declare import Design, Family
 from stemma.formats.keys import Key, Layout, ids, key, reasons, several, with_defaults, words
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Answer, Classify, Heads, Learned, MLMHead, Summary

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError
-from stemma.families.declare import Design
 from stemma.formats.hf_llama import ACTS, STRAY, body
 from stemma.formats.keys import Layout, ids, key, words
 from stemma.formats.rope import read_rope, write_rope

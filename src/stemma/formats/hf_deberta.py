@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError
 from stemma.families.deberta import deberta as deberta_family
 from stemma.families.deberta import deberta_v2 as deberta_v2_family
-from stemma.families.declare import Design
 from stemma.formats.classes import class_names
 from stemma.formats.hf_bert import ACTS, GAMMA, task_classes, task_rows, with_act
 from stemma.formats.keys import Key, Layout, ids, key, reasons, with_defaults

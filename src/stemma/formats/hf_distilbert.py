@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stemma.families.declare import Design
+from stemma.declare.family import Design
 from stemma.families.distilled import distilbert as family
 from stemma.formats.hf_bert import ACTS, GAMMA, task_classes, task_rows
 from stemma.formats.keys import Layout, ids, key, reasons, switch

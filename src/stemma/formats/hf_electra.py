@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stemma.families.declare import Design
+from stemma.declare.family import Design
 from stemma.families.electra import electra as family
 from stemma.formats.hf_bert import ABSOLUTE, GAMMA, blocks, task_classes, task_rows, with_act
 from stemma.formats.keys import Layout, ids, key, number, reasons, with_defaults

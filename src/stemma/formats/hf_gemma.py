@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError
-from stemma.families.declare import Design
 from stemma.formats.hf_llama import STRAY, classes, common, rows
 from stemma.formats.keys import Key, Layout, key, words
 from stemma.formats.rope import parameters, read_rope, write_rope

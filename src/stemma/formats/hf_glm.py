@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stemma.families.declare import Design
+from stemma.declare.family import Design
 from stemma.families.glm import glm4 as glm4_family
 from stemma.formats.hf_bert import task_classes
 from stemma.formats.hf_gpt import four_times

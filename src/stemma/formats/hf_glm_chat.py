@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError
-from stemma.families.declare import Design
 from stemma.formats.keys import Layout, key, reasons, several, token
 from stemma.formats.names import ByHead, Row, linear, row
 from stemma.nn.parts import Heads, LMHead

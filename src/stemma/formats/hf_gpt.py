@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from stemma.families.declare import Design
+from stemma.declare.family import Design
 from stemma.families.gpt import gpt1 as gpt1_family
 from stemma.families.gpt import gpt2 as gpt2_family
 from stemma.formats.keys import Layout, ids, key, reasons, words

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError
-from stemma.families.declare import Design
 from stemma.families.llama import llama as family
 from stemma.formats.keys import Key, Layout, key, several, token, words
 from stemma.formats.names import Row, linear, row

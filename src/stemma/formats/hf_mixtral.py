@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from stemma.families.declare import Design
+from stemma.declare.family import Design
 from stemma.formats.hf_llama import STRAY, body, classes, common, experts, read_window, tasks
 from stemma.formats.keys import Layout, key, reasons
 from stemma.formats.names import Row

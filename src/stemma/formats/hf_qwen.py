@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError
-from stemma.families.declare import Design
 from stemma.formats.hf_llama import ANSWERS, STRAY, body, classes, common, experts, rows, tasks
 from stemma.formats.hf_mixtral import ROUTER
 from stemma.formats.keys import Key, Layout, key

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError
-from stemma.families.declare import Design
 from stemma.families.t5 import t5 as t5_family
 from stemma.formats.hf_bert import task_classes
 from stemma.formats.keys import Layout, ids, key, meant, with_defaults

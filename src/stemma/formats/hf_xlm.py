@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError
-from stemma.families.declare import Design
 from stemma.families.xlm import xlm as xlm_family
 from stemma.families.xlm import xlm_roberta as xlm_roberta_family
 from stemma.formats.hf_bert import fairseq_keys, head, roberta, task_classes, task_rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stemma.families.declare import Design
+from stemma.declare.family import Design
 from stemma.families.xlnet import xlnet as family
 from stemma.formats.keys import Layout, ids, key, reasons, words
 from stemma.formats.names import InHeads, Row, Shaped, linear, row

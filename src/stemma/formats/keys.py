@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stemma import families, spec
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError, did_you_mean
-from stemma.families.declare import Design
 from stemma.formats.names import Row
 from stemma.nn.parts import Dims, Heads
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from stemma import families, spec
+from stemma.declare.family import Design, Family, Text
 from stemma.errors import CheckpointError, UsageError, did_you_mean, nearest
-from stemma.families.declare import Design, Family, Text
 from stemma.formats import own
 from stemma.formats.classes import class_in, present
 from stemma.formats.config import GENERAL, read_config, write_config

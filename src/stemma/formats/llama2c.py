@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from stemma import spec
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError
-from stemma.families.declare import Design
 from stemma.formats import meta, tensors
 from stemma.formats.config import lost, refuse_loss
 from stemma.formats.layouts import LAYOUTS

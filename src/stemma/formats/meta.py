@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from stemma import spec
+from stemma.declare.family import Design, Family
 from stemma.errors import CheckpointError, UsageError
-from stemma.families.declare import Design, Family
 from stemma.formats import tensors
 from stemma.formats.config import lost, refuse_loss
 from stemma.formats.hf import check_target

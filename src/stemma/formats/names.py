@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError, nearest
-from stemma.families.declare import Design
 
 
 class Op(Protocol):

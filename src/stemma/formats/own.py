@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from stemma import spec
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError, did_you_mean
-from stemma.families.declare import Design
 from stemma.formats.names import Row
 
 MODEL_TYPE = "stemma"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError
-from stemma.families.declare import Design
 from stemma.formats.keys import meant
 from stemma.nn.parts import DynamicScaling, LinearScaling, Llama3Scaling, Rotary, Scaling, YarnScaling
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from stemma.declare.family import Design, Family
 from stemma.errors import CheckpointError, ResourceError, UsageError, did_you_mean
-from stemma.families.declare import Design, Family
 from stemma.formats.heads import part
 from stemma.formats.names import Ledger, Row, missing
 from stemma.formats.rotary import to_halves

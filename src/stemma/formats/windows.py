@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError
-from stemma.families.declare import Design
 from stemma.nn.masks import layer_mask
 from stemma.nn.parts import Causal, Cycle, Mask, Sliding
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from stemma.families import goals
-from stemma.families.declare import Text
+from stemma.declare import objectives as declared
+from stemma.declare.family import Text
 from stemma.nn.parts import Arch, Dims
 from stemma.objectives.base import ALONE, Batch, Cursor, Example, Loss, Nets, Objective, Setting, View
 from stemma.objectives.blanks import BlankInfilling
@@ -56,71 +56,71 @@ __all__ = [
 ]
 
 
-def kind(spec: goals.Objective) -> Any:
+def kind(spec: declared.Objective) -> Any:
     """The class that runs a declared objective."""
     match spec:
-        case goals.CLM():
+        case declared.CLM():
             return NextToken
-        case goals.MLM(pairs=None):
+        case declared.MLM(pairs=None):
             return Masked
-        case goals.MLM():
+        case declared.MLM():
             return MaskedPairs
-        case goals.RTD():
+        case declared.RTD():
             return ReplacedTokens
-        case goals.Spans():
+        case declared.Spans():
             return SpanCorruption
-        case goals.PLM():
+        case declared.PLM():
             return Permuted
-        case goals.MixedMLM():
+        case declared.MixedMLM():
             return MixedMasked
-        case goals.Distillation():
+        case declared.Distillation():
             return Distilled
-        case goals.AttentionDistillation():
+        case declared.AttentionDistillation():
             return Relations
-        case goals.Contrastive():
+        case declared.Contrastive():
             return Pairs
-        case goals.Blanks():
+        case declared.Blanks():
             return BlankInfilling
-        case goals.Infill():
+        case declared.Infill():
             return Infilling
-        case goals.TLM():
+        case declared.TLM():
             return Translated
-        case goals.Translation():
+        case declared.Translation():
             return SentencePairs
-        case goals.PrefixLM():
+        case declared.PrefixLM():
             return Continuation
-        case goals.Corruption():
+        case declared.Corruption():
             return TokenCorruption
-        case goals.Deshuffle():
+        case declared.Deshuffle():
             return Deshuffling
-        case goals.Denoisers():
+        case declared.Denoisers():
             return Mixture
-        case goals.Denoise():
+        case declared.Denoise():
             return Restoration
-        case goals.Fragment():
+        case declared.Fragment():
             return MaskedRun
     raise AssertionError(spec)
 
 
-def why_not(spec: goals.Objective, arch: Arch) -> str | None:
+def why_not(spec: declared.Objective, arch: Arch) -> str | None:
     """Why a network of design `arch` cannot be trained on a declared objective; None if it can."""
     found: str | None = kind(spec).unfit(spec, arch)
     return found
 
 
-def why_unmatched(spec: goals.Objective, student: tuple[Arch, Dims], teacher: tuple[Arch, Dims]) -> str | None:
+def why_unmatched(spec: declared.Objective, student: tuple[Arch, Dims], teacher: tuple[Arch, Dims]) -> str | None:
     """Why a network of one design cannot learn a declared objective from one of another; None if it can."""
     found: str | None = kind(spec).unmatched(spec, student, teacher)
     return found
 
 
-def tokens(spec: goals.Objective, text: Text) -> tuple[str, ...]:
+def tokens(spec: declared.Objective, text: Text) -> tuple[str, ...]:
     """Names of special tokens without a role that a tokenizer needs for a declared objective."""
     found: tuple[str, ...] = kind(spec).tokens(spec, text)
     return found
 
 
-def suited(spec: goals.Objective, text: Text) -> Text:
+def suited(spec: declared.Objective, text: Text) -> Text:
     """`text` with the special tokens that a declared objective needs and it lacks, for a tokenizer that is trained for
     the run: a mask token for a T5 that learns MASS's fragments, sentinels for a BART that learns T5's spans."""
     found: dict[str, Any] = {}
@@ -130,7 +130,7 @@ def suited(spec: goals.Objective, text: Text) -> Text:
     return dataclasses.replace(text, **found) if found else text
 
 
-def objective(spec: goals.Objective, setting: Setting) -> Objective:
+def objective(spec: declared.Objective, setting: Setting) -> Objective:
     """The runnable form of a declared objective. Raises UsageError where the tokenizer lacks a token that the objective
     needs."""
     made: Objective = kind(spec)(spec, setting)

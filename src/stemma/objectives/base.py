@@ -14,9 +14,9 @@ from torch import Tensor
 
 from stemma.data import random as draw
 from stemma.data.mixture import Mixed
+from stemma.declare.family import Text
+from stemma.declare.recipes import Sampling
 from stemma.errors import DataError, UsageError
-from stemma.families.declare import Text
-from stemma.families.recipes import Sampling
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch, BlankLearned, BlankRotary, Buckets, Dims, Disentangled, EMDHead, Learned, Rotary
 from stemma.objectives.vocabulary import token_loss

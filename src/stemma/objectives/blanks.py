@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from stemma.data import random as draw
+from stemma.declare import objectives as declared
+from stemma.declare.family import BLANK_NAMES as NAMES
+from stemma.declare.family import Text
 from stemma.errors import UsageError
-from stemma.families import goals
-from stemma.families.declare import BLANK_NAMES as NAMES
-from stemma.families.declare import Text
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Prefix
 from stemma.objectives.base import (
@@ -73,7 +73,7 @@ class BlankInfilling(Objective):
     structures = ("decoder",)
     roles = ("bos",), ("eos",)
 
-    def __init__(self, spec: goals.Blanks, setting: Setting) -> None:
+    def __init__(self, spec: declared.Blanks, setting: Setting) -> None:
         super().__init__(setting)
         self.spec = spec
         self.start, self.end = self.need("bos"), self.need("eos")
@@ -82,7 +82,7 @@ class BlankInfilling(Objective):
         self.blanks = [self._blank(name) for name in setting.text.blanks or NAMES]
 
     @classmethod
-    def tokens(cls, spec: goals.Blanks, text: Text) -> tuple[str, ...]:
+    def tokens(cls, spec: declared.Blanks, text: Text) -> tuple[str, ...]:
         return text.blanks or NAMES
 
     def _blank(self, name: str) -> int:

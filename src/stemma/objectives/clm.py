@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from stemma.families import goals
+from stemma.declare import objectives as declared
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives.base import (
     ALONE,
@@ -43,7 +43,7 @@ class NextToken(Objective):
     structures = ("decoder",)
     streamed = True
 
-    def __init__(self, spec: goals.CLM, setting: Setting) -> None:
+    def __init__(self, spec: declared.CLM, setting: Setting) -> None:
         super().__init__(setting)
         bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
         self.shared = bos is not None and bos == eos

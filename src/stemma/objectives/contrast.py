@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from stemma.data import random as draw
+from stemma.declare import objectives as declared
 from stemma.errors import DataError
-from stemma.families import goals
 from stemma.nn.model import Model
 from stemma.objectives.base import (
     ALONE,
@@ -43,7 +43,7 @@ class Pairs(Objective):
     structures = ("encoder",)
     roles = ("cls", "bos"), ("sep", "eos")
 
-    def __init__(self, spec: goals.Contrastive, setting: Setting) -> None:
+    def __init__(self, spec: declared.Contrastive, setting: Setting) -> None:
         super().__init__(setting)
         self.spec = spec
         self.rows = 2 * spec.group

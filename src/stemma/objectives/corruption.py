@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stemma.data import random as draw
+from stemma.declare import objectives as declared
+from stemma.declare.family import Text
 from stemma.errors import UsageError
-from stemma.families import goals
-from stemma.families.declare import Text
 from stemma.objectives.base import FORCE, NOISE, SHUFFLE, Ints, Setting
 from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
 
@@ -25,7 +25,7 @@ class TokenCorruption(Rewriting):
     suffice, the text is cut."""
 
     @classmethod
-    def needs(cls, spec: goals.Corruption, text: Text) -> tuple[tuple[str, ...], ...]:
+    def needs(cls, spec: declared.Corruption, text: Text) -> tuple[tuple[str, ...], ...]:
         match spec.style:
             case "replace":
                 return *cls.roles, ("sentinels",)
@@ -33,7 +33,7 @@ class TokenCorruption(Rewriting):
                 return *cls.roles, ("mask", "sentinels")
         return cls.roles
 
-    def __init__(self, spec: goals.Corruption, setting: Setting) -> None:
+    def __init__(self, spec: declared.Corruption, setting: Setting) -> None:
         super().__init__(setting)
         self.spec = spec
         self.sentinels: Ints = np.asarray(
@@ -122,7 +122,7 @@ class Deshuffling(Rewriting):
 
     even = True
 
-    def __init__(self, spec: goals.Deshuffle, setting: Setting) -> None:
+    def __init__(self, spec: declared.Deshuffle, setting: Setting) -> None:
         super().__init__(setting)
         self.room = self.context
         self.raw = self.longest()

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from stemma.data import random as draw
+from stemma.declare import objectives as declared
+from stemma.declare.family import Text
 from stemma.errors import DataError, UsageError
-from stemma.families import goals
-from stemma.families.declare import Text
 from stemma.objectives.base import NOISE, Cursor, Ints, Make, Setting, View
 from stemma.objectives.languages import numbered
 from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
@@ -29,11 +29,11 @@ class Restoration(Rewriting):
     even = True
 
     @classmethod
-    def needs(cls, spec: goals.Denoise, text: Text) -> tuple[tuple[str, ...], ...]:
+    def needs(cls, spec: declared.Denoise, text: Text) -> tuple[tuple[str, ...], ...]:
         mask = (("mask",),) if spec.infill or spec.mask else ()
         return cls.roles + mask + ((("cls", "bos"),) if text.shift == "start" else ())
 
-    def __init__(self, spec: goals.Denoise, setting: Setting) -> None:
+    def __init__(self, spec: declared.Denoise, setting: Setting) -> None:
         super().__init__(setting)
         self.spec = spec
         self.mask = self.need("mask") if spec.infill or spec.mask else -1

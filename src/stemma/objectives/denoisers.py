@@ -8,9 +8,9 @@ import math
 import numpy as np
 
 from stemma.data import random as draw
+from stemma.declare import objectives as declared
+from stemma.declare.family import Text
 from stemma.errors import UsageError
-from stemma.families import goals
-from stemma.families.declare import Text
 from stemma.objectives.base import CUT, KIND, SPAN, Ints, Setting
 from stemma.objectives.corruption import NOWHERE
 from stemma.objectives.prefix import place
@@ -25,14 +25,14 @@ class Mixture(Rewriting):
     sentinels, half of the tokens in spans of 3 are lost of texts of 600."""
 
     @classmethod
-    def needs(cls, spec: goals.Denoisers, text: Text) -> tuple[tuple[str, ...], ...]:
+    def needs(cls, spec: declared.Denoisers, text: Text) -> tuple[tuple[str, ...], ...]:
         return cls.roles if all(kind.rate is None for kind in spec.kinds) else (*cls.roles, ("sentinels",))
 
     @classmethod
-    def tokens(cls, spec: goals.Denoisers, text: Text) -> tuple[str, ...]:
+    def tokens(cls, spec: declared.Denoisers, text: Text) -> tuple[str, ...]:
         return tuple(dict.fromkeys(kind.mode for kind in spec.kinds if kind.mode))
 
-    def __init__(self, spec: goals.Denoisers, setting: Setting) -> None:
+    def __init__(self, spec: declared.Denoisers, setting: Setting) -> None:
         super().__init__(setting)
         self.kinds = spec.kinds
         shares = np.asarray([kind.share for kind in spec.kinds])

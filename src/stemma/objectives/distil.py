@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from stemma.families import goals
-from stemma.families.declare import Text
+from stemma.declare import objectives as declared
+from stemma.declare.family import Text
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch, Dims, PostNorm
 from stemma.objectives.base import (
@@ -49,7 +49,7 @@ class Distilled(Objective):
     last hidden states (`cosine`). As in the released distiller the latter two are means over all tokens of the text and
     not only over targets; of a decoder, over the tokens whose next one is a target."""
 
-    def __init__(self, spec: goals.Distillation, setting: Setting) -> None:
+    def __init__(self, spec: declared.Distillation, setting: Setting) -> None:
         super().__init__(setting)
         self.spec = spec
         self.task: Objective = runs(spec)(spec.task, setting)
@@ -57,16 +57,16 @@ class Distilled(Objective):
         self.streamed = self.task.streamed
 
     @classmethod
-    def needs(cls, spec: goals.Distillation, text: Text) -> tuple[tuple[str, ...], ...]:
+    def needs(cls, spec: declared.Distillation, text: Text) -> tuple[tuple[str, ...], ...]:
         found: tuple[tuple[str, ...], ...] = runs(spec).needs(spec.task, text)
         return found
 
     @classmethod
-    def unfit(cls, spec: goals.Distillation, arch: Arch) -> str | None:
+    def unfit(cls, spec: declared.Distillation, arch: Arch) -> str | None:
         return runs(spec).unfit(spec.task, arch)
 
     @classmethod
-    def unmatched(cls, spec: goals.Distillation, student: Design, teacher: Design) -> str | None:
+    def unmatched(cls, spec: declared.Distillation, student: Design, teacher: Design) -> str | None:
         if (why := runs(spec).unfit(spec.task, teacher[0])) is not None:
             return f"the teacher cannot give what objective.task asks: {why}"
         if teacher[0].heads.lm is None:
@@ -125,9 +125,9 @@ class Distilled(Objective):
         return Loss(sums, self.counts(batch), weights=weights)
 
 
-def runs(spec: goals.Distillation) -> Any:
+def runs(spec: declared.Distillation) -> Any:
     """The class of the task that is learned beside the teacher."""
-    return NextToken if isinstance(spec.task, goals.CLM) else Masked
+    return NextToken if isinstance(spec.task, declared.CLM) else Masked
 
 
 def states(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -213,12 +213,12 @@ class Relations(Objective):
     structures = ("encoder",)
     roles = ("cls", "bos"), ("sep", "eos")
 
-    def __init__(self, spec: goals.AttentionDistillation, setting: Setting) -> None:
+    def __init__(self, spec: declared.AttentionDistillation, setting: Setting) -> None:
         super().__init__(setting)
         self.cls, self.sep = self.need("cls", "bos"), self.need("sep", "eos")
 
     @classmethod
-    def unmatched(cls, spec: goals.AttentionDistillation, student: Design, teacher: Design) -> str | None:
+    def unmatched(cls, spec: declared.AttentionDistillation, student: Design, teacher: Design) -> str | None:
         if teacher[0].structure != "encoder":
             return f"the teacher's structure must be encoder, not {teacher[0].structure}"
         heads = student[1].heads, teacher[1].heads

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from stemma.data import random as draw
-from stemma.families import goals
+from stemma.declare import objectives as declared
 from stemma.objectives.base import RUN, Ints, Setting
 from stemma.objectives.mlm import replace
 from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
@@ -26,7 +26,7 @@ class MaskedRun(Rewriting):
     counted = False
     even = True
 
-    def __init__(self, spec: goals.Fragment, setting: Setting) -> None:
+    def __init__(self, spec: declared.Fragment, setting: Setting) -> None:
         super().__init__(setting)
         self.spec = spec
         self.mask = self.need("mask")

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from stemma.data import random as draw
+from stemma.declare import objectives as declared
+from stemma.declare.family import INFILL_NAMES as NAMES
+from stemma.declare.family import Text
 from stemma.errors import UsageError
-from stemma.families import goals
-from stemma.families.declare import INFILL_NAMES as NAMES
-from stemma.families.declare import Text
 from stemma.nn.model import IGNORED
 from stemma.objectives.base import (
     INFILL,
@@ -54,8 +54,8 @@ class Infilling(NextToken):
 
     streamed = False
 
-    def __init__(self, spec: goals.Infill, setting: Setting) -> None:
-        super().__init__(goals.CLM(), setting)
+    def __init__(self, spec: declared.Infill, setting: Setting) -> None:
+        super().__init__(declared.CLM(), setting)
         self.spec = spec
         self.marks = [self._mark(name) for name in setting.text.infill or NAMES]
         if spec.cut == "characters" and self.tokenizer.kind in WHOLE_WORDS:
@@ -64,7 +64,7 @@ class Infilling(NextToken):
             )
 
     @classmethod
-    def tokens(cls, spec: goals.Infill, text: Text) -> tuple[str, ...]:
+    def tokens(cls, spec: declared.Infill, text: Text) -> tuple[str, ...]:
         return text.infill or NAMES
 
     def _mark(self, name: str) -> int:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stemma.data.mixture import Mixed, Mixture, member, tempered
+from stemma.declare.recipes import Sampling
 from stemma.errors import DataError
-from stemma.families.recipes import Sampling
 from stemma.objectives.base import Cursor, Ints, Part, Setting, Span
 
 UNKNOWN = "und"  # the code of a language that nobody named (BCP 47)

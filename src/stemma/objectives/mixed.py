@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stemma.data import random as draw
-from stemma.families import goals
+from stemma.declare import objectives as declared
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch, Open
 from stemma.objectives.base import (
@@ -49,8 +49,8 @@ class MixedMasked(MaskedPairs):
     of what is learned are equal. The rows of a kind go through the network together.
     """
 
-    def __init__(self, spec: goals.MixedMLM, setting: Setting) -> None:
-        super().__init__(goals.MLM(spec.rate, spec.masked, spec.random, pairs="next"), setting)
+    def __init__(self, spec: declared.MixedMLM, setting: Setting) -> None:
+        super().__init__(declared.MLM(spec.rate, spec.masked, spec.random, pairs="next"), setting)
         self.mixture = spec
         shares = np.asarray([spec.full, spec.prefix, spec.causal, spec.reverse])
         self.shares = shares / shares.sum()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stemma.data import random as draw
-from stemma.families import goals
+from stemma.declare import objectives as declared
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch
 from stemma.objectives.base import (
@@ -56,7 +56,7 @@ class Masked(Objective):
             return f"{type(spec).__name__} predicts tokens, and arch.heads.lm is None; set it to MLMHead()"
         return super().unfit(spec, arch)
 
-    def __init__(self, spec: goals.MLM, setting: Setting) -> None:
+    def __init__(self, spec: declared.MLM, setting: Setting) -> None:
         super().__init__(setting)
         self.spec, self.choose = spec, Chooser(spec.unit, spec.rate, self.tokenizer)
         self.mask, self.cls, self.sep = self.need("mask"), self.need("cls", "bos"), self.need("sep", "eos")
@@ -73,7 +73,7 @@ class Masked(Objective):
             rng = draw.generator(self.seed, MASK, document, self.copy(epoch))
             free = np.flatnonzero(~np.isin(tokens, self.special))
             inputs, labels = tokens.copy(), np.full(len(tokens), IGNORED, dtype=np.int64)
-            stretch = len(tokens) if isinstance(self.spec.unit, goals.Tokens) else self.context
+            stretch = len(tokens) if isinstance(self.spec.unit, declared.Tokens) else self.context
             for start in range(0, len(tokens), stretch):
                 here = free[slice(*np.searchsorted(free, [start, start + stretch]))]
                 n = min(len(here), int(self.spec.rate * len(here) + rng.random()))

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from stemma.data import random as draw
+from stemma.declare import objectives as declared
 from stemma.errors import UsageError
-from stemma.families import goals
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch
 from stemma.objectives.base import (
@@ -76,7 +76,7 @@ class MaskedPairs(Objective):
     structures = ("encoder",)
     roles = ("mask",), ("cls", "bos"), ("sep", "eos")
 
-    def __init__(self, spec: goals.MLM, setting: Setting) -> None:
+    def __init__(self, spec: declared.MLM, setting: Setting) -> None:
         super().__init__(dataclasses.replace(setting, mixed=True))
         self.spec, self.choose = spec, Chooser(spec.unit, spec.rate, self.tokenizer)
         self.mask, self.cls, self.sep = self.need("mask"), self.need("cls", "bos"), self.need("sep", "eos")
@@ -84,7 +84,7 @@ class MaskedPairs(Objective):
         self.everything: Ints = np.arange(self.tokenizer.vocab_size, dtype=np.int64)
 
     @classmethod
-    def unfit(cls, spec: goals.MLM, arch: Arch) -> str | None:
+    def unfit(cls, spec: declared.MLM, arch: Arch) -> str | None:
         heads = arch.heads
         if arch.structure in cls.structures and spec.pairs != "halves" and not (heads.pooler and heads.pair):
             return (

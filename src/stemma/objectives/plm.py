@@ -13,8 +13,8 @@ from torch import Tensor
 
 from stemma.data import random as draw
 from stemma.data.mixture import Mixed
+from stemma.declare import objectives as declared
 from stemma.errors import UsageError
-from stemma.families import goals
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch
 from stemma.nn.streams import Request
@@ -132,7 +132,7 @@ class Permuted(Objective):
     structures = ("encoder",)
     roles = ("sep",), ("cls",), ("eos",)
 
-    def __init__(self, spec: goals.PLM, setting: Setting) -> None:
+    def __init__(self, spec: declared.PLM, setting: Setting) -> None:
         super().__init__(setting)
         self.spec = spec
         self.sep, self.cls = self.need("sep"), self.need("cls")
@@ -149,7 +149,7 @@ class Permuted(Objective):
         self.weights = weights / weights.sum()
 
     @classmethod
-    def unfit(cls, spec: goals.PLM, arch: Arch) -> str | None:
+    def unfit(cls, spec: declared.PLM, arch: Arch) -> str | None:
         if arch.streams is None:
             return (
                 "PLM asks a second stream for its predictions, and this network has one (arch.streams is none); begin "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stemma.data import random as draw
-from stemma.families import goals
+from stemma.declare import objectives as declared
 from stemma.objectives.base import CUT, Setting
 from stemma.objectives.rewriting import Ints, Key, Pair, Rewriting, Shape
 
@@ -19,7 +19,7 @@ class Continuation(Rewriting):
     """The beginning of a text is input, its rest the goal; all places to cut are equally likely. In a decoder a row
     holds a text of `context` tokens."""
 
-    def __init__(self, spec: goals.PrefixLM, setting: Setting) -> None:
+    def __init__(self, spec: declared.PrefixLM, setting: Setting) -> None:
         super().__init__(setting)
         self.room = self.context
         self.raw = self.context - len(self.front)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stemma.data import random as draw
+from stemma.declare import objectives as declared
 from stemma.errors import UsageError
-from stemma.families import goals
 from stemma.nn.model import Model
 from stemma.nn.parts import Arch
 from stemma.nn.positions import Learned
@@ -53,15 +53,15 @@ class ReplacedTokens(Objective):
     structures = ("encoder",)
     roles = ("mask",), ("cls", "bos"), ("sep", "eos")
 
-    def __init__(self, spec: goals.RTD, setting: Setting) -> None:
+    def __init__(self, spec: declared.RTD, setting: Setting) -> None:
         super().__init__(setting)
         self.spec = spec
-        goal = goals.MLM(rate=spec.rate, masked=spec.masked, random=0.0, pairs=spec.pairs)
+        goal = declared.MLM(rate=spec.rate, masked=spec.masked, random=0.0, pairs=spec.pairs)
         self.masking = Masked(goal, setting) if spec.pairs is None else MaskedPairs(goal, setting)
         self.streamed = self.masking.streamed
 
     @classmethod
-    def unfit(cls, spec: goals.RTD, arch: Arch) -> str | None:
+    def unfit(cls, spec: declared.RTD, arch: Arch) -> str | None:
         if arch.structure in cls.structures and arch.heads.detect is None:
             return "RTD needs a head that detects replaced tokens, and arch.heads.detect is None; set it to Detector()"
         return super().unfit(spec, arch)

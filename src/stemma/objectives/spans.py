@@ -7,9 +7,9 @@ import math
 import numpy as np
 
 from stemma.data import random as draw
+from stemma.declare import objectives as declared
+from stemma.declare.family import Text
 from stemma.errors import UsageError
-from stemma.families import goals
-from stemma.families.declare import Text
 from stemma.objectives.base import SPAN, Ints, Setting
 from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
 
@@ -18,7 +18,7 @@ class Sizes:
     """How many tokens of a text fall out, in how many spans, and what is left of it. Without a mean length of spans
     there is one."""
 
-    def __init__(self, spec: goals.Spans | goals.Denoiser, length: int) -> None:
+    def __init__(self, spec: declared.Spans | declared.Denoiser, length: int) -> None:
         assert spec.rate is not None
         self.noise = min(max(round(length * spec.rate), 1), max(length - 1, 1))
         wanted = 1 if spec.mean is None else round(self.noise / spec.mean)
@@ -27,7 +27,7 @@ class Sizes:
         self.targets = self.noise + self.spans + 1
 
 
-def raw_length(spec: goals.Spans, context: int) -> int:
+def raw_length(spec: declared.Spans, context: int) -> int:
     """The longest text whose corrupted form has at most `context` tokens: 568 for 512 at T5's numbers."""
     length = 2
     while Sizes(spec, length + 1).inputs <= context:
@@ -68,10 +68,10 @@ class SpanCorruption(Rewriting):
     even = True
 
     @classmethod
-    def needs(cls, spec: goals.Spans, text: Text) -> tuple[tuple[str, ...], ...]:
+    def needs(cls, spec: declared.Spans, text: Text) -> tuple[tuple[str, ...], ...]:
         return *cls.roles, ("sentinels",)
 
-    def __init__(self, spec: goals.Spans, setting: Setting) -> None:
+    def __init__(self, spec: declared.Spans, setting: Setting) -> None:
         super().__init__(setting)
         self.spec = spec
         self.raw = self.longest() if self.single else raw_length(spec, self.context)

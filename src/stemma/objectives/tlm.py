@@ -16,8 +16,8 @@ import numpy as np
 
 from stemma.data import random as draw
 from stemma.data.mixture import tempered
+from stemma.declare import objectives as declared
 from stemma.errors import DataError
-from stemma.families import goals
 from stemma.nn.model import IGNORED
 from stemma.objectives.base import OUTSIDE, Batch, Cursor, Example, Ints, Make, Reader, Setting, View, stack, targets
 from stemma.objectives.languages import Batches, Streams, numbers
@@ -74,8 +74,8 @@ class Translated(Masked):
     a row holds as many pairs as fit, which do not see each other. What is evaluated is the text in one language.
     """
 
-    def __init__(self, spec: goals.TLM, setting: Setting) -> None:
-        super().__init__(goals.MLM(spec.rate, spec.masked, spec.random), setting)
+    def __init__(self, spec: declared.TLM, setting: Setting) -> None:
+        super().__init__(declared.MLM(spec.rate, spec.masked, spec.random), setting)
 
     def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
         if once:

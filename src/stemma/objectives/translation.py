@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stemma.declare import objectives as declared
 from stemma.errors import DataError, UsageError
-from stemma.families import goals
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives.base import (
     ALONE,
@@ -43,7 +43,7 @@ class SentencePairs(Objective):
     structures = ("encoder-decoder",)
     roles = (("eos",),)
 
-    def __init__(self, spec: goals.Translation, setting: Setting) -> None:
+    def __init__(self, spec: declared.Translation, setting: Setting) -> None:
         super().__init__(setting)
         self.spec = spec
         self.eos = self.need("eos")

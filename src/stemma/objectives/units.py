@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stemma.declare import objectives as declared
 from stemma.errors import UsageError
-from stemma.families import goals
 from stemma.objectives.base import Ints
 
 SPACES = "▁↵⇥␍"  # how `Tokenizer.tokens` shows white space
@@ -72,7 +72,7 @@ class Chooser:
 
     def __init__(self, unit: Any, rate: float, tokenizer: Any) -> None:
         self.unit, self.rate = unit, rate
-        self.vocabulary = None if isinstance(unit, goals.Tokens) else Vocabulary(tokenizer)
+        self.vocabulary = None if isinstance(unit, declared.Tokens) else Vocabulary(tokenizer)
 
     def __call__(self, tokens: Ints, free: Ints, n: int, rng: np.random.Generator) -> Choice:
         """`free`: the places of `tokens` that may be chosen, in order."""
@@ -80,13 +80,13 @@ class Chooser:
             return Choice(rng.permutation(free)[:n])
         words = self.vocabulary.words(tokens, free)
         match self.unit:
-            case goals.Words():
+            case declared.Words():
                 return Choice(_joined(_words(words, n, rng)))
-            case goals.NGrams(longest=longest, drawn="anywhere"):
+            case declared.NGrams(longest=longest, drawn="anywhere"):
                 return Choice(_joined(_ngrams(words, longest, n, rng)))
-            case goals.NGrams(longest=longest):
+            case declared.NGrams(longest=longest):
                 return Choice(_joined(_windows(words, longest, self.rate, n, rng)))
-            case goals.Runs(p=p, longest=longest):
+            case declared.Runs(p=p, longest=longest):
                 runs = _runs(words, p, longest, n, rng)
                 return Choice(_joined(runs), np.repeat(np.arange(len(runs)), [len(r) for r in runs]))
         raise AssertionError(self.unit)

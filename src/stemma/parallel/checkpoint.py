@@ -54,7 +54,7 @@ class Unpickler(pickle.Unpickler):
 class Reader(dcp.FileSystemReader):
     """torch's reader of shards, with a metadata file that is data and files that lie in the folder."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
         """The checked metadata. Raises UnpicklingError for anything but plain tensors in files of this folder."""
         with open(self._get_metadata_path(kwargs.get("rank")), "rb") as file:
             found = Unpickler(file).load()
@@ -70,6 +70,10 @@ class Reader(dcp.FileSystemReader):
             raise pickle.UnpicklingError("its metadata describes something other than tensors in files of its folder")
         found.storage_meta = metadata.StorageMeta(load_id=self.load_id)
         return found
+
+    def tensors(self) -> dict[str, metadata.TensorStorageMetadata]:
+        """What the folder holds, by name."""
+        return dict(self.read_metadata().state_dict_metadata)
 
 
 def write(folder: Path, tensors: Kinds, layouts: Mapping[str, Layout]) -> None:
@@ -96,7 +100,7 @@ def read(folder: Path, layouts: Mapping[str, Layout] | None = None) -> dict[str,
         with _quiet():
             reader = Reader(folder)
             state: dict[str, Any] = {}
-            for key, about in reader.read_metadata().state_dict_metadata.items():
+            for key, about in reader.tensors().items():
                 kind, _, name = key.partition("/")
                 layout = _layout(kind, name, layouts or {})
                 if layout is not None and about.size == layout.shape:

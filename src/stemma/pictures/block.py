@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from stemma.families.declare import Design
+from stemma.declare.family import Design
 from stemma.nn import parts
 from stemma.nn.parts import Arch, Dims
 from stemma.report.words import value_text

@@ -7,7 +7,7 @@ from html import escape
 
 import stemma
 from stemma import families, spec
-from stemma.families.declare import Design, Family
+from stemma.declare.family import Design, Family
 from stemma.pictures.block import Item, Stack, beside, stacks
 from stemma.pictures.figure import Mark, Plan, draw, memory_height, plan
 from stemma.pictures.marks import THEME, family_mark

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stemma.families.declare import Family
+from stemma.declare.family import Family
 from stemma.pictures.marks import width
 from stemma.report.words import brief, children
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html import escape
 
-from stemma.families.declare import Family
+from stemma.declare.family import Family
 from stemma.report.words import has_weights
 
 # A structure is told by its shape as well as by its colour (`.encoder`, `.decoder`, `.encoder-decoder` in common.css).

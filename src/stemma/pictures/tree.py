@@ -8,7 +8,7 @@ from typing import Any
 
 import stemma
 from stemma import families, spec
-from stemma.families.declare import Family, Size
+from stemma.declare.family import Family, Size
 from stemma.nn.parts import Dims
 from stemma.pictures.layout import BOX, ROW, Layout, Node, layout
 from stemma.pictures.marks import STRUCTURES, THEME, family_mark, linked, mark

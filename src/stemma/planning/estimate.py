@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
+from stemma.declare import ramps
+from stemma.declare.objectives import AttentionDistillation, Contrastive
+from stemma.declare.recipes import Adafactor, Muon
 from stemma.errors import ResourceError, UsageError
-from stemma.families import ramps
-from stemma.families.goals import AttentionDistillation, Contrastive
-from stemma.families.recipes import Adafactor, Muon
 from stemma.nn.parts import Dims, HeadNorm
 from stemma.parallel import Mesh, mesh
 from stemma.planning.hardware import Device

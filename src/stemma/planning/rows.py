@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 
-from stemma.families import goals
-from stemma.families.declare import Text
-from stemma.families.recipes import Recipe
+from stemma.declare import objectives as declared
+from stemma.declare.family import Text
+from stemma.declare.recipes import Recipe
 from stemma.nn import parts
 from stemma.planning.network import Rows
 
@@ -19,7 +19,7 @@ DOCUMENT = 0.75  # of a row: the length of a text, so that rows hold parts of se
 
 
 def rows(
-    goal: goals.Objective,
+    goal: declared.Objective,
     arch: parts.Arch,
     dims: parts.Dims,
     text: Text,
@@ -36,47 +36,47 @@ def rows(
 
     both = arch.structure == "encoder-decoder"
     match goal:
-        case goals.Distillation(task=task):
+        case declared.Distillation(task=task):
             return rows(task, arch, dims, text, recipe, context, number)
-        case goals.CLM() | goals.Infill():
+        case declared.CLM() | declared.Infill():
             shared = text.bos is not None and text.bos == text.eos  # closes one text and begins the next
             if recipe.mixed or shared:
                 return some(context, some=False)
             return some(context - 1 / DOCUMENT)
-        case goals.MLM(pairs=None, rate=rate) | goals.RTD(pairs=None, rate=rate) | goals.TLM(rate=rate):
+        case declared.MLM(pairs=None, rate=rate) | declared.RTD(pairs=None, rate=rate) | declared.TLM(rate=rate):
             return some(rate * context)
-        case goals.MLM(rate=rate) | goals.RTD(rate=rate):
-            most = goal.most if isinstance(goal, goals.MLM) and goal.most is not None else context
+        case declared.MLM(rate=rate) | declared.RTD(rate=rate):
+            most = goal.most if isinstance(goal, declared.MLM) and goal.most is not None else context
             told = goal.pairs != "halves"
             return some(min(most, rate * context), packed=False, numbered=False, padded=True, segments=True, pairs=told)
-        case goals.MixedMLM(rate=rate):
+        case declared.MixedMLM(rate=rate):
             kinds = {"packed": False, "numbered": False, "padded": True, "segments": True, "pairs": goal.full > 0}
             return some(rate * context, **kinds)
-        case goals.PLM():
+        case declared.PLM():
             asked = min(goal.targets, context // goal.share)
             kinds = {"packed": False, "numbered": False, "padded": True, "segments": True, "backward": goal.both}
             memory = goal.memory if goal.reuse else 0
             return some(asked, asked=goal.targets, memory=memory, **kinds)
-        case goals.AttentionDistillation():
+        case declared.AttentionDistillation():
             return some(context, some=False)
-        case goals.Contrastive():
+        case declared.Contrastive():
             return _with(base, packed=False, numbered=False, padded=True)
-        case goals.Blanks():
+        case declared.Blanks():
             kinds = {"lines": True, "prefix": isinstance(arch.mask, parts.Prefix), "numbered": True}
             return some(blanks(goal) * context, **kinds)
-        case goals.Spans() if both:
+        case declared.Spans() if both:
             whole = Sizes(goal.rate, goal.mean, raw_length(goal.rate, goal.mean, context))
             goal_length = whole.targets if recipe.mixed else 8 * math.ceil(whole.targets * 1.25 / 8)
             return some(whole.targets, goal=goal_length, some=not recipe.mixed)
-        case goals.Fragment():
+        case declared.Fragment():
             return some(context / 2, goal=context // 2)
-        case goals.Denoise():
+        case declared.Denoise():
             return some(context * 0.98, goal=context, padded=recipe.mixed)
-        case goals.Translation():
+        case declared.Translation():
             return some(context * 0.9, goal=context, packed=True, numbered=True)
-        case goals.PrefixLM() if both:
+        case declared.PrefixLM() if both:
             return some(context * WRITTEN, goal=context, packed=True, numbered=True)
-        case goals.Spans(rate=rate, mean=mean):
+        case declared.Spans(rate=rate, mean=mean):
             share = rate * (1 + 1 / mean)
             return some(context * share / (1 + 1 / mean * rate), prefix=True)
     return some(context * WRITTEN, goal=context if both else 0, prefix=not both)
@@ -88,7 +88,7 @@ def _with(base: Rows, **more: object) -> Rows:
     return replace(base, **more)  # type: ignore[arg-type]
 
 
-def blanks(goal: goals.Blanks) -> float:
+def blanks(goal: declared.Blanks) -> float:
     """The share of a row that fills blanks."""
     lost = goal.rate * (1 + 1 / goal.mean)
     long = (goal.least + 1) / 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stemma.families import goals
+from stemma.declare import objectives as declared
 from stemma.nn import parts
 from stemma.planning.network import (
     Block,
@@ -307,7 +307,7 @@ class Step:
         self,
         arch: parts.Arch,
         dims: parts.Dims,
-        goal: goals.Objective,
+        goal: declared.Objective,
         how: How,
         others: tuple[Other, ...] = (),
         shards: int = 1,
@@ -320,7 +320,7 @@ class Step:
         self.numel = self.model.numel
         for other in others:
             net = self.others[other.role]
-            if other.learns and isinstance(goal, goals.RTD):
+            if other.learns and isinstance(goal, declared.RTD):
                 self.model.beside = goal.sharing == "disentangled"
                 if goal.sharing == "tied":
                     self.share(net)
@@ -365,15 +365,15 @@ class Step:
     def loss(self, rows: Rows, z: bool) -> Sized:
         tape, model = self.tape, self.model
         match self.goal:
-            case goals.RTD():
+            case declared.RTD():
                 return self.replaced(rows, z)
-            case goals.PLM():
+            case declared.PLM():
                 return self.permuted(rows, z)
-            case goals.Distillation():
+            case declared.Distillation():
                 return self.distilled(rows, z)
-            case goals.AttentionDistillation():
+            case declared.AttentionDistillation():
                 return self.related(rows)
-            case goals.Contrastive():
+            case declared.Contrastive():
                 return tape.add_up(
                     tape.unary(
                         tape.mul(
@@ -383,7 +383,7 @@ class Step:
                     ),
                     (1,),
                 )
-        smoothing = isinstance(self.goal, goals.Translation) and self.goal.smoothing > 0
+        smoothing = isinstance(self.goal, declared.Translation) and self.goal.smoothing > 0
         if model.arch.structure == "decoder":
             return model.token_loss(model.decode(rows, rows.length), rows, z)
         left = model.encode(rows)
@@ -449,7 +449,7 @@ class Step:
 
     def distilled(self, rows: Rows, z: bool) -> Sized:
         tape, model, teacher = self.tape, self.model, self.others["teacher"]
-        assert isinstance(self.goal, goals.Distillation) and model.lm is not None and teacher.lm is not None
+        assert isinstance(self.goal, declared.Distillation) and model.lm is not None and teacher.lm is not None
 
         def states(net: Network) -> tuple[Sized, Sized]:
             if net.decoder is not None:
@@ -459,7 +459,7 @@ class Step:
             return net.read(left), left.hidden
 
         places = rows.rows * rows.length  # of masked tokens' tasks all are compared, not the masked alone
-        n = places if isinstance(self.goal.task, goals.MLM) else rows.targets
+        n = places if isinstance(self.goal.task, declared.MLM) else rows.targets
 
         def some(x: Sized) -> Sized:
             flat = x.view(places, x.shape[2])

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from stemma.families.declare import Text
+from stemma.declare.family import Text
 from stemma.nn.attention import SHORT, Attention
 from stemma.nn.masks import Visible
 from stemma.nn.mlp import Experts

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stemma import families
+from stemma.declare.family import Family
 from stemma.errors import UsageError
-from stemma.families.declare import Family
 from stemma.report.read import Run
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from stemma import families, spec
+from stemma.declare.family import Family
+from stemma.declare.objectives import Objective
 from stemma.errors import UsageError
-from stemma.families.declare import Family
-from stemma.families.goals import Objective
 from stemma.nn.parts import Arch
 from stemma.report.facts import k, owner
 from stemma.report.html import change_row

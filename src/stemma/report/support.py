@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stemma.families.declare import Family
+    from stemma.declare.family import Family
 
 TASKS = ("classify", "tag", "answer", "choose")
 
@@ -30,8 +30,8 @@ def support(family: Family) -> Support:
     """The row of a family that has sizes."""
     import torch
 
+    from stemma.declare.objectives import MLM, Spans
     from stemma.decoding.session import generates
-    from stemma.families.goals import MLM, Spans
     from stemma.formats import layout_of, with_task
     from stemma.nn.model import Model
     from stemma.objectives import why_not

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stemma.errors import UsageError
 
 if TYPE_CHECKING:
-    from stemma.families.declare import Family
+    from stemma.declare.family import Family
     from stemma.spec import Change
 
 # What says most about a change, first; `tree` shows as many as fit.

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from stemma import spec
 from stemma.data.cleaning import Step
+from stemma.declare.family import Text
+from stemma.declare.objectives import Objective
+from stemma.declare.recipes import Recipe
 from stemma.errors import UsageError
-from stemma.families.declare import Text
-from stemma.families.goals import Objective
-from stemma.families.recipes import Recipe
 from stemma.nn.parts import Arch, Dims
 from stemma.spec import Spec, require
 from stemma.train.spikes import Spikes

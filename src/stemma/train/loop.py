@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from stemma.data.progress import span
+from stemma.declare import ramps
 from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, no_memory
-from stemma.families import ramps
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Cursor, Objective, View
 from stemma.train import checkpoint, meter, optim

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stemma.declare import recipes
 from stemma.errors import CheckpointError
-from stemma.families import recipes
 from stemma.train import optimisers
 
 

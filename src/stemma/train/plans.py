@@ -10,10 +10,10 @@ from typing import Any
 
 from stemma import families, spec
 from stemma.data import cleaning
+from stemma.declare import objectives as declared
+from stemma.declare.family import Design, Family
+from stemma.declare.recipes import Sampling
 from stemma.errors import UsageError
-from stemma.families import goals
-from stemma.families.declare import Design, Family
-from stemma.families.recipes import Sampling
 from stemma.train.config import Net, Plan, Train
 from stemma.train.scale import beside, scaled
 
@@ -22,11 +22,11 @@ def suitable(design: Design | Plan) -> str:
     """The built-in text to train a design on where none is named: parallel text for what is trained on translations or
     draws languages, source code for what fills gaps in it, English prose for all others."""
     match design.objective:
-        case goals.Translation(source=source, target=target):
+        case declared.Translation(source=source, target=target):
             return f"builtin:parallel:{source or 'en'}-{target or 'de'}"
-        case goals.TLM():
+        case declared.TLM():
             return "builtin:parallel"
-        case goals.Infill():
+        case declared.Infill():
             return "builtin:code"
     return "builtin:parallel" if design.recipe.sampling != Sampling() or design.dims.languages else "builtin:docs"
 
@@ -93,7 +93,7 @@ def drafted(
 def _unfit(plan: Plan, design: Design) -> str | None:
     """Why a network cannot be trained so; None if it can. Of the tree's own designs, unchanged, it is known that they
     can (a test asks of all), so nothing that computes need be imported."""
-    if plan.recipe.ramp is not None and isinstance(plan.objective, goals.TLM):
+    if plan.recipe.ramp is not None and isinstance(plan.objective, declared.TLM):
         return "translations and text of one language take turns batch by batch, all of one size; set recipe.ramp=none"
     if plan.objective == design.objective and plan.arch == design.arch and families.declared(plan.name):
         return None
@@ -107,7 +107,7 @@ def _nets(plan: Plan, changes: Mapping[str, Any]) -> tuple[Net, ...]:
     design, but for its heads, is changed of those that learn too."""
     own = {k: v for k, v in changes.items() if k.startswith("arch.") and not k.startswith("arch.heads")}
     found = []
-    for role, (name, learns) in goals.beside(plan.objective).items():
+    for role, (name, learns) in declared.beside(plan.objective).items():
         if not learns and (weights := _weights(name)):
             from stemma import formats
             from stemma.objectives import why_unmatched

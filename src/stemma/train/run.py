@@ -33,10 +33,10 @@ from stemma import families, formats, spec
 from stemma.data import Store, cleaning, read, shared
 from stemma.data.mixture import Mixed, UsedUp
 from stemma.data.progress import Meter
+from stemma.declare import ramps
+from stemma.declare.family import Design, Family, Text
+from stemma.declare.recipes import Recipe, Schedule
 from stemma.errors import CheckpointError, DataError, LostError, ResourceError, UsageError, VerifyError
-from stemma.families import ramps
-from stemma.families.declare import Design, Family, Text
-from stemma.families.recipes import Recipe, Schedule
 from stemma.nn.model import Model, count
 from stemma.nn.parts import Learned
 from stemma.objectives import Cursor, Objective, Setting, objective, tokens

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, replace
 
 from stemma import families
+from stemma.declare.family import Design
+from stemma.declare.objectives import PLM, AttentionDistillation, Contrastive, Distillation, Fragment, Objective
+from stemma.declare.recipes import LAMB, Adafactor, AdamW, Recipe
 from stemma.errors import UsageError, did_you_mean
-from stemma.families.declare import Design
-from stemma.families.goals import PLM, AttentionDistillation, Contrastive, Distillation, Fragment, Objective
-from stemma.families.recipes import LAMB, Adafactor, AdamW, Recipe
 from stemma.nn.parts import (
     Arch,
     Causal,

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from stemma import families, spec
+from stemma.declare.family import Design, Family, Text
 from stemma.errors import CheckpointError, UsageError, did_you_mean
-from stemma.families.declare import Design, Family, Text
 from stemma.formats.gguf import quants, vocab
 from stemma.formats.gguf.file import File
 from stemma.formats.gguf.parts import UNTIED, Reading, Source, decimal, differences, whole

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from stemma import spec
+from stemma.declare.family import Design
 from stemma.errors import CheckpointError
-from stemma.families.declare import Design
 from stemma.formats import windows as windowed
 from stemma.formats.gguf.file import Entry
 from stemma.formats.names import Ledger

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stemma import families, spec
-from stemma.families.declare import Design
+from stemma.declare.family import Design
 from stemma.formats.gguf.parts import (
     BIASED,
     BUCKETS,

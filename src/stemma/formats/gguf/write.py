@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stemma.declare.family import Design, Family
 from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError
-from stemma.families.declare import Design, Family
 from stemma.formats import gguf as reader
 from stemma.formats import tensors
 from stemma.formats.config import lost, refuse_loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stemma.families.ramps import Ramp
+from stemma.declare.ramps import Ramp
 from stemma.spec import Spec, require
 
 

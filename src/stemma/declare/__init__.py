@@ -1,0 +1,2 @@
+"""The language in which families are declared: what a family is (`family`), what it is trained to predict
+(`objectives`), how (`recipes`, `ramps`). Plain dataclasses; nothing here imports torch."""

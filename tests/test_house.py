@@ -71,7 +71,6 @@ KNOWN_LONG_FILES = {
     "data.store",
     # nn
     "nn.model",
-    "nn.parts",
     # pictures
     "pictures.block",
     # planning

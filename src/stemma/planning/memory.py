@@ -1,0 +1,83 @@
+"""Bytes of a step for any number of rows, from traces of a few."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stemma.objectives.vocabulary import LOGITS
+from stemma.planning.batch import Example
+from stemma.planning.trace import Step, Trace
+
+CHUNKS = 3  # of a loss; further ones add nothing
+NEAR = 0.002  # by which an interpolation may miss a trace
+
+
+class Memory:
+    """The bytes that a step of `step` holds at its worst moment beyond weights and optimiser, by rows.
+
+    Every tensor's size is affine in the number of rows. So where two traces make the same tensors in the same order,
+    each moment is interpolated, which is exact; they do while their losses have as many chunks. Where they do not, a
+    trace between says whether the peaks between layer boundaries can be interpolated."""
+
+    def __init__(self, step: Step, example: Example, vocab: int) -> None:
+        self.step, self.example = step, example
+        self.chunk = max(1, LOGITS // vocab)  # targets
+        self.targets = example.targets / self.chunk  # chunks a row
+        self.traces: dict[int, Trace] = {}
+
+    def trace(self, rows: int) -> Trace:
+        if rows not in self.traces:
+            batch = self.example.batch(rows)
+            if "targets" in batch:  # hidden states of all of them, but no more chunks of logits than show the peak
+                batch["targets"] = batch["targets"][: CHUNKS * self.chunk]
+            self.traces[rows] = self.step.trace(batch)
+        return self.traces[rows]
+
+    def peak(self, rows: int, shards: int = 1, accumulated: bool = False) -> float:
+        """Bytes with micro-batches of `rows`, where a gradient is shared by `shards` devices; `accumulated`: of several
+        micro-batches."""
+        low, high = self.range(rows)
+        while rows not in (low, high) and not self.alike(low, high):
+            middle = (low + high) // 2
+            if middle in (low, high):
+                return peak(self.trace(rows), shards, accumulated)
+            guess = self.between(low, high, middle, shards, accumulated)
+            if abs(guess / peak(self.trace(middle), shards, accumulated) - 1) < NEAR:
+                break
+            low, high = (low, middle) if rows <= middle else (middle, high)
+        if rows in (low, high):
+            return peak(self.trace(rows), shards, accumulated)
+        return self.between(low, high, rows, shards, accumulated)
+
+    def range(self, rows: int) -> tuple[int, int]:
+        """Two numbers of rows to trace for the bytes of `rows`: the losses of all three have as many chunks."""
+        chunks = min(CHUNKS, math.ceil(self.targets * rows))
+        low = math.floor((chunks - 1) / self.targets) + 1 if chunks > 1 else 1
+        high = max(16 * low, 1 << (rows - 1).bit_length())
+        return low, high if chunks in (0, CHUNKS) else min(high, math.floor(chunks / self.targets))
+
+    def alike(self, low: int, high: int) -> bool:
+        return len(self.trace(low).stream.held) == len(self.trace(high).stream.held)
+
+    def between(self, low: int, high: int, rows: int, shards: int, accumulated: bool) -> float:
+        """The line through two traces, at `rows`."""
+        a, b = moments(self.trace(low), self.trace(high), shards, accumulated)
+        return float((a + (rows - low) / (high - low) * (b - a)).max())
+
+
+def peak(found: Trace, shards: int, accumulated: bool) -> float:
+    return float(found.stream.total(shards, accumulated).max())
+
+
+def moments(one: Trace, two: Trace, shards: int, accumulated: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The bytes of two traces at moments that correspond: every one if both make as many tensors, else the worst
+    between layer boundaries, else the worst of all."""
+    a, b = (found.stream.total(shards, accumulated) for found in (one, two))
+    if len(a) == len(b):
+        return a, b
+    if len(one.stream.starts) == len(two.stream.starts):
+        return np.maximum.reduceat(a, one.stream.starts), np.maximum.reduceat(b, two.stream.starts)
+    return a.max(keepdims=True), b.max(keepdims=True)

@@ -17,9 +17,10 @@ import transformers as hf
 import oracle
 import stemma
 from stemma.errors import ResourceError, UsageError
-from stemma.formats.gguf import ARCHITECTURES, File, read_design
+from stemma.formats.gguf import ARCHITECTURES, File
 from stemma.formats.gguf.parts import differences
-from stemma.formats.gguf.write import TYPES, _plan
+from stemma.formats.gguf.read import read_design
+from stemma.formats.gguf.write import TYPES, plan_file
 from stemma.nn.parts import (
     Arch,
     Causal,
@@ -249,7 +250,7 @@ def test_published_sizes(arch: str) -> None:
             design = family[size]
             if isinstance(getattr(design.arch.position, "scaling", None), TruncatedScaling):
                 continue
-            plan = _plan(design, family, "float16")
+            plan = plan_file(design, family, "float16")
             again, _ = read_design(plan.arch, plan)
             assert plan.arch.name == arch and again.dims == design.dims
             assert not differences(network(again.arch), network(design.arch)), size

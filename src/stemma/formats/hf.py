@@ -22,7 +22,16 @@ from stemma.formats.heads import HEADS, body_for, every_head, heads_in_file, par
 from stemma.formats.keys import Layout
 from stemma.formats.layouts import layout_of, read_design, table_of
 from stemma.formats.names import Ledger, expand
-from stemma.formats.weights import Filling, attach, check_weights, design_of, device_of, dtype_of, named, outline
+from stemma.formats.weights import (
+    WeightLoader,
+    attach,
+    check_weights,
+    design_of,
+    device_of,
+    dtype_of,
+    meta_model,
+    named_tensors,
+)
 from stemma.nn.init import initialise
 from stemma.nn.model import Model
 from stemma.nn.parts import LMHead, Task
@@ -105,14 +114,14 @@ def _assemble(
             gone = (r for r in expand(layout.rows(whole), whole) if part(r) == "decoder")
             left += [n for r in gone for n in (r.theirs, *r.aliases)]
     design = _by_file(design, layout, source, files)
-    model = outline(design)
-    filling = Filling(model, source, where, Ledger(config=unused), files, new)
-    found = [(r, filling.find(r, part(r) in afresh)) for r in table_of(design, layout, named(model))]
-    filling.account({} if layout is None else layout.stray, left)
+    model = meta_model(design)
+    loader = WeightLoader(model, source, where, Ledger(config=unused), files, new)
+    found = [(r, loader.find(r, part(r) in afresh)) for r in table_of(design, layout, named_tensors(model))]
+    loader.account({} if layout is None else layout.unused_tensors, left)
     held = [(r, name) for r, name in found if name]
-    _draw_new(model, design, filling.ledger, device, dtype or source.blank(held[0][1]).dtype)
+    _draw_new(model, design, loader.ledger, device, dtype or source.meta_tensor(held[0][1]).dtype)
     for r, name in held:
-        filling.read(r, name, device, dtype)
+        loader.read(r, name, device, dtype)
     return attach(model, design, owner)
 
 
@@ -207,7 +216,7 @@ def save(model: Model, directory: Path, *, dtype: str | None, shard_bytes: int) 
     table, data, why = layout_of(design, model.family)
     if table is None:
         warnings.warn(f"{directory} is in Stemma's own layout, which other libraries cannot read: {why}", stacklevel=2)
-    state = {k: v.detach() for k, v in named(model).items()}
+    state = {k: v.detach() for k, v in named_tensors(model).items()}
     kind = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
     data["dtype"] = str(kind).removeprefix("torch.")
     extras = getattr(model, "extras", {})

@@ -104,7 +104,7 @@ class Tensors:
     def __contains__(self, name: object) -> bool:
         return name in self.where
 
-    def blank(self, name: str) -> Tensor:
+    def meta_tensor(self, name: str) -> Tensor:
         """A tensor without data, of the shape and type in the file. Raises CheckpointError if it holds no weights."""
         file = self.where[name]
         if file.suffix == ".bin":

@@ -40,7 +40,7 @@ LATE = 1800.0  # seconds after a checkpoint when another one is written, where t
 WIDE = 192  # from this d_model on bf16 gains more than its casts cost
 
 
-class Idle(dict[str, Tensor]):
+class DummyBatch(dict[str, Tensor]):
     """A batch of another process, which this one, having none of its own, computes along with it where weights are
     gathered for all: it counts nothing and has no gradient."""
 
@@ -176,7 +176,7 @@ class Loop:
             batches = [self.objective.collate(own[i : i + self.micro]) for i in range(0, len(own), self.micro)]
             most = -(-len(taken) // self.readers)  # of another reader, where they do not divide
             for _ in range(-(-most // self.micro) - len(batches)):
-                batches.append(Idle(self.objective.collate([taken[0][0]()])))
+                batches.append(DummyBatch(self.objective.collate([taken[0][0]()])))
             yield batches, taken[-1][1]
 
     def move(self, cursor: Cursor) -> None:
@@ -196,7 +196,7 @@ class Loop:
         the rows are split. Returns the loss, and its parts' sums and counts.
         """
         each = [self.objective.counts(batch) for batch in batches]
-        each = [dict.fromkeys(c, 0) if isinstance(b, Idle) else c for b, c in zip(batches, each, strict=True)]
+        each = [dict.fromkeys(c, 0) if isinstance(b, DummyBatch) else c for b, c in zip(batches, each, strict=True)]
         counts = self.together({k: sum(c[k] for c in each) for k in each[0]})
         if counts[self.objective.main] == 0:
             raise DataError(f"step {self.step + 1} has nothing to predict: its rows hold special tokens only")
@@ -204,7 +204,7 @@ class Loop:
         total: Tensor = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             torch.manual_seed(_mix(self.plan.seed, self.step + 1, self.reader * len(batches) + i))
-            idle = isinstance(batch, Idle)
+            idle = isinstance(batch, DummyBatch)
             batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
             with self.autocast():
                 loss = self.objective.loss(self.model, batch, self.nets)
@@ -388,7 +388,7 @@ class Loop:
         what = "the loss leapt up" if why is None else why.what
         told = {"number": rewinds, "at": spike, "to": self.step, "skipped": spikes.skip, "why": what}
         tell(told)
-        for path in there if self.leads else ():  # no later spike may lead back to what was left behind
+        for path in there if self.is_main else ():  # no later spike may lead back to what was left behind
             if checkpoint.step_of(path) > self.step:
                 checkpoint.remove(path)
         self.save(run)
@@ -408,7 +408,7 @@ class Loop:
         return None
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes and speaks."""
         return True
 
@@ -455,7 +455,7 @@ class Loop:
             contextlib.closing(self),
             self.metrics(run) as metrics,
             _graceful() as asked,
-            Progress(self, quiet or not self.leads) as progress,
+            Progress(self, quiet or not self.is_main) as progress,
         ):
             stop = self.agreed(asked)
             leapt = self.agreed(lambda: train.spikes is not None and spiked(train.spikes, self.losses))

@@ -20,7 +20,7 @@ def is_checkpoint(path: Path) -> bool:
     return checkpoint.NAME.fullmatch(path.name) is not None and path.parent.name == "checkpoints" and path.is_dir()
 
 
-def model_at(path: Path) -> Model:
+def load_checkpoint(path: Path) -> Model:
     """The model as it was at the checkpoint `path` of a run, whole and in eval mode, whatever mesh wrote it; where the
     run keeps a mean of the weights, that mean, as at the end of the run. Raises CheckpointError for one that is damaged
     or not the run's."""

@@ -158,7 +158,7 @@ def place(start: str) -> str:
     return str(path.resolve()) if path.is_dir() else start
 
 
-def unborn(plan: Plan) -> str | None:
+def missing_parent(plan: Plan) -> str | None:
     """The parent of whose weights a plan's family is more training; None for a family that begins from new ones."""
     family: Family = families.family(plan.name)
     return family.parent.name if family.edge == "trained" and family.parent is not None else None
@@ -167,7 +167,7 @@ def unborn(plan: Plan) -> str | None:
 def from_nothing(plan: Plan, changes: Mapping[str, Any]) -> Plan:
     """A scaled plan that begins from new weights though its family begins from a parent's: with the rate and schedule
     of the ancestor that began from new ones too, unless they are given."""
-    if plan.scale == "full" or unborn(plan) is None:
+    if plan.scale == "full" or missing_parent(plan) is None:
         return plan
     family: Family = families.family(plan.name)
     first = next(f for f in family.lineage if f.edge != "trained")

@@ -157,7 +157,7 @@ def test_any_misspelt_key_is_refused_with_the_right_one(name: str) -> None:
 
 
 def test_values_are_checked_as_they_are_set() -> None:
-    with pytest.raises(UsageError, match="learning rate must be positive") as caught:
+    with pytest.raises(UsageError, match=r"recipe\.lr must be positive") as caught:
         resolve("llama", overrides={"recipe.lr": "-1"})
     assert "\n" not in str(caught.value)
     plan = resolve("llama", overrides={"arch.norm.eps": "1e-5", "train.save_every": "10", "recipe.lr": "1e-3"})

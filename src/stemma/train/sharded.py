@@ -166,11 +166,11 @@ class Sharded(Loop):
         found = {"model": _empty(self.model), **{role: _empty(net) for role, net in self.learners.nets.items()}}
         nets = {role: net for role, net in found.items() if role != "model"}
         if nets:
-            self.objective.join(found["model"], nets)
+            self.objective.tie(found["model"], nets)
         with torch.no_grad():
             for name, tensor in Learners(found["model"], nets).tensors().items():
                 tensor.copy_(tensors[name])
-        self.objective.part(found["model"], nets)
+        self.objective.untie(found["model"], nets)
         return found
 
 

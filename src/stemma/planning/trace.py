@@ -114,7 +114,7 @@ class Networks:
                 made[net.role].requires_grad_(net.learns)
             self.model = made.pop("")
             self.beside = made
-            objective.join(self.model, made)
+            objective.tie(self.model, made)
 
     @property
     def all(self) -> list[Model]:

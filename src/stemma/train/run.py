@@ -29,21 +29,20 @@ from typing import Any
 import torch
 
 import stemma
-from stemma import families, formats, spec
+from stemma import disk, families, formats, spec
 from stemma.data import Store, cleaning, read, shared
 from stemma.data.mixture import Mixed, UsedUp
 from stemma.data.progress import Meter
 from stemma.declare import ramps
 from stemma.declare.family import Design, Family, Text
 from stemma.declare.recipes import Recipe, Schedule
-from stemma.errors import CheckpointError, DataError, LostError, ResourceError, UsageError, VerifyError
+from stemma.errors import CheckpointError, DataError, LostError, MalformedError, ResourceError, UsageError, VerifyError
 from stemma.nn.model import Model, count
 from stemma.nn.parts import Learned
 from stemma.objectives import Cursor, Objective, Setting, objective, tokens
 from stemma.objectives.languages import UNKNOWN, apart
 from stemma.parallel import World, init_world
 from stemma.parallel.processes import gone
-from stemma.text import files
 from stemma.train import checkpoint, meter, start
 from stemma.train.config import Budget, Net, Plan, budget
 from stemma.train.evaluation import evaluate, sample
@@ -412,7 +411,7 @@ def _empty(out: Path, resume: bool) -> None:
 
 
 def _note_down(out: Path, plan: Plan, store: Any, train: Any, device: torch.device) -> None:
-    checkpoint.write_json(
+    disk.write_json(
         out / "run.json",
         {
             "format": 1,
@@ -450,7 +449,7 @@ def _reopened(
 ) -> Run:
     with _all_there(world, run), contextlib.ExitStack() as held:
         if world is None or world.is_main:
-            held.enter_context(files.alone(run))
+            held.enter_context(_alone(run))
             plan, tokenizer, store = reopen(run)
         if world is not None:
             world.barrier()
@@ -515,6 +514,12 @@ def reopen(run: Path, look: bool = True) -> tuple[Plan, Any, Any]:
     return plan, tokenizer, store
 
 
+def _alone(run: Path) -> contextlib.AbstractContextManager[bool]:
+    """Hold the run's folder. Raises UsageError if another process trains in it."""
+    busy = f"another process is training in {run}; wait until it ends, or choose another directory"
+    return disk.lock(run, busy=busy)
+
+
 def _go_on(run: Path) -> str:
     return f"stemma resume {run}"
 
@@ -525,12 +530,10 @@ def planned(run: Path) -> tuple[Plan, str]:
     if not path.exists():
         raise CheckpointError(f"{run} holds no run to resume (there is no run.json)")
     try:
-        about = checkpoint.read_json(path)
+        about = disk.read_json(path)
         return spec.from_dict(Plan, about["plan"]), about["data"]["fingerprint"]
-    except CheckpointError as error:
-        if "damaged" not in str(error):
-            raise
-        why = str(error).partition("damaged: ")[2]
+    except MalformedError as error:
+        why = str(error)
     except KeyError as error:
         why = f"it has no {error.args[0]!r}"
     except (TypeError, AttributeError):
@@ -627,10 +630,9 @@ def _carry_on(
             for role, net in kept.items():
                 _release(net)
                 net.save(str(run / role))
-            checkpoint.write_json(done, summary)
+            disk.write_json(done, summary)
         except ResourceError as error:
-            todo = "free some space" if "full" in str(error) else "see to that"
-            raise ResourceError(f"{error}; {todo} and go on with: {_go_on(run)}") from None
+            raise disk.instead(error, f"go on with: {_go_on(run)}") from None
     if world is not None:
         world.barrier()
     return Run(run, plan, loop.model.eval(), tokenizer, summary, True)
@@ -642,10 +644,8 @@ def _finished(run: Path) -> dict[str, Any]:
     if not path.exists() or not any((run / "model").glob("*.safetensors")):
         return {}
     try:
-        return dict(checkpoint.read_json(path))
-    except (CheckpointError, TypeError, ValueError) as error:
-        if "cannot be read" in str(error):
-            raise
+        return dict(disk.read_json(path))
+    except (MalformedError, TypeError, ValueError):
         raise CheckpointError(f"{path} is damaged; delete it to have it written again with: {_go_on(run)}") from None
 
 
@@ -712,10 +712,10 @@ def prepare(
         )
     if not quiet:
         print(f"reading {plan.data} with {tokenizer.vocab_size:,} tokens of {plan.text.tokenizer}", file=sys.stderr)
-    with files.disk(out):
+    with disk.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     if taken is not None:
-        taken.enter_context(files.alone(out))
+        taken.enter_context(_alone(out))
         _free(out, False)  # another one may have begun here while the tokenizer was trained
     shutil.rmtree(out / "tokenizer", ignore_errors=True)
     tokenizer.save(out / "tokenizer")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stemma import disk
 from stemma.errors import UsageError
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Objective, View
@@ -51,7 +52,7 @@ class Files:
 
     def load(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
         """This process's parts of the weights and of the optimiser's tensors, and the state."""
-        state = checkpoint.verify(path) if self.world.is_main else checkpoint.read_json(path / checkpoint.STATE)
+        state = checkpoint.verify(path) if self.world.is_main else disk.read_json(path / checkpoint.STATE)
         layouts = self.spread.layouts
         with checkpoint.advised(path):
             if (path / shards.SHARDS).is_dir():
@@ -165,11 +166,11 @@ class Sharded(Loop):
         found = {"model": _empty(self.model), **{role: _empty(net) for role, net in self.learners.nets.items()}}
         nets = {role: net for role, net in found.items() if role != "model"}
         if nets:
-            self.objective.join(found["model"], nets)
+            self.objective.tie(found["model"], nets)
         with torch.no_grad():
             for name, tensor in Learners(found["model"], nets).tensors().items():
                 tensor.copy_(tensors[name])
-        self.objective.part(found["model"], nets)
+        self.objective.untie(found["model"], nets)
         return found
 
 

@@ -31,6 +31,12 @@ class Words:
             setattr(self, f"{role}_id", self.ids.get(getattr(text, role)))
         self.special_ids = [*range(len(names)), *range(vocab - text.sentinels, vocab)]
 
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """One word for each character."""
+        return [len(self.ids)] * len(text)
+
+    encode_continuation = encode
+
     def id(self, name: str) -> int | None:
         return self.ids.get(name)
 
@@ -44,11 +50,12 @@ class Words:
 
 
 class Texts:
-    """Random documents of three quarters of a row, so that rows hold parts of several, as they mostly do. With several
-    `languages`, documents are translations of each other in turn."""
+    """Random documents of several rows, so that most rows are full, and of sentences of an eighth of a row, but for one
+    of more than a row. With several `languages`, documents are sentences, which are translations of each other."""
 
     def __init__(self, tokenizer: Words, context: int, documents: int = 64, languages: tuple[str, ...] = ("",)) -> None:
-        self.size, self.count = max(8, 3 * context // 4), documents
+        self.count, self.sentence = documents, max(1, context // 8)
+        self.size = max(8, 33 * context // 4 if len(languages) == 1 else context // 16)
         self.low, self.high = len(tokenizer.ids), tokenizer.vocab_size - tokenizer.sentinels
         self.languages = languages
         self.language_ids = np.arange(documents) % len(languages)
@@ -62,10 +69,11 @@ class Texts:
         return np.random.default_rng(i).integers(self.low, self.high, self.size)
 
     def text(self, i: int) -> str:
-        return ""
+        return "w" * self.size
 
     def sentences(self, i: int) -> Any:
-        return np.arange(0, self.size, max(1, self.size // 6))
+        starts = np.arange(0, self.size, self.sentence)
+        return np.delete(starts, slice(8, 20))
 
 
 def texts(plan: Plan, tokenizer: Words) -> Texts:
@@ -76,31 +84,38 @@ def texts(plan: Plan, tokenizer: Words) -> Texts:
 
 
 class Example:
-    """Batches of a plan's objective, of any number of rows, as tensors on the meta device.
+    """Batches of a plan's objective as tensors on the meta device: of a few examples as `collate` makes them; of more
+    in proportion.
 
-    `collate` is called for two numbers of examples: an axis that grows counts rows or targets, any other is a length.
-    Vectors with one number for each example keep their values, since losses may branch on them."""
+    Vectors with one number for each example keep their values, since losses branch on them."""
 
     def __init__(self, plan: Plan) -> None:
         words = Words(plan.text, plan.dims.vocab)
         self.objective = objective_of(plan, words)
         stream = self.objective.examples(texts(plan, words))
         made = [example for example, _ in itertools.islice(stream, EXAMPLES)]
-        self.few, self.many = self.objective.collate(made[: len(made) // 2]), self.objective.collate(made)
-        self.made, self.rows = len(made), len(made) * self.objective.rows
+        self.made = sorted(made, key=self._order)
+        self.many, self.twice = self.objective.collate(self.made), self.objective.collate(self.made * 2)
+        self.rows = len(made) * self.objective.rows
+
+    def _order(self, example: dict[str, Any]) -> tuple[int, ...]:
+        """Rows of a kind together, so that few rows are of one, and the fullest first."""
+        kinds = [int(value) for value in example.values() if np.ndim(value) == 0]
+        return *kinds, -sum(tensor.numel() for tensor in self.objective.collate([example]).values())
 
     def batch(self, rows: int) -> Batch:
-        """A batch of so many rows."""
-        return {name: self._sized(name, tensor, rows) for name, tensor in self.many.items()}
+        """A batch of so many rows: any number up to `rows`, or a multiple of it."""
+        if rows <= self.rows:
+            made = self.made[: max(1, rows // self.objective.rows)]
+            return {name: _meta(tensor, len(made)) for name, tensor in self.objective.collate(made).items()}
+        return {name: self._more(name, tensor, rows) for name, tensor in self.many.items()}
 
-    def _sized(self, name: str, tensor: torch.Tensor, rows: int) -> torch.Tensor:
-        small, shape = self.few.get(name), []
-        for axis, size in enumerate(tensor.shape):
-            before = small.shape[axis] if small is not None and small.ndim == tensor.ndim else size
-            grows = 2 * size >= 3 * before
-            shape.append(max(1, round(size * rows / self.rows)) if grows else max(size, before))
-        if tuple(tensor.shape) == (self.made,):
-            return with_values(tensor[torch.arange(shape[0]) % self.made])
+    def _more(self, name: str, tensor: torch.Tensor, rows: int) -> torch.Tensor:
+        """A tensor for more rows than were collated: axes that double with the examples count rows or targets."""
+        sizes = zip(tensor.shape, self.twice[name].shape, strict=True)
+        shape = [n if n == double else round(n * rows / self.rows) for n, double in sizes]
+        if tuple(tensor.shape) == (len(self.made),):
+            return with_values(tensor[torch.arange(shape[0]) % len(self.made)])
         return torch.empty(shape, dtype=tensor.dtype, device="meta")
 
     @property
@@ -117,3 +132,7 @@ class Example:
         """Tokens of the decoder for each of the encoder's; 0 without a decoder of its own."""
         own = self.many.get("decoder_input_ids")
         return 0.0 if own is None else float(own.numel() / self.many["input_ids"].numel())
+
+
+def _meta(tensor: torch.Tensor, examples: int) -> torch.Tensor:
+    return with_values(tensor) if tuple(tensor.shape) == (examples,) else tensor.to("meta")

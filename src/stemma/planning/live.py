@@ -36,7 +36,7 @@ class Bytestream:
 
 
 class Storage:
-    """Bytes of one storage; `layers`: the stack whose traced cycle made it; `weight`: the one whose gradient it holds."""
+    """Bytes of one storage; `layers`: the stack whose traced cycle made it; `weight`: whose gradient it holds."""
 
     __slots__ = ("layers", "ref", "size", "weight")
 
@@ -153,12 +153,12 @@ class Live(TorchDispatchMode):
 
 
 class Layers:
-    """The layers of a stack while it runs: `cycle` of them, from number `first` on, stand for each of `more` cycles that
-    are left out.
+    """The layers of a stack while it runs: `cycle` of them, from number `first` on, stand for each of `more` cycles
+    that are left out.
 
     Their activations and gradients are counted as they are made, and added `more` times where none is half-way: before
-    the last layer in the forward pass, below the cycle in the backward pass. The first and last layers, which may differ,
-    are no part of the cycle."""
+    the last layer in the forward pass, below the cycle in the backward pass. The first and last layers, which may
+    differ, are no part of the cycle."""
 
     def __init__(self, live: Live, stack: Any, first: int, cycle: int, more: int, inner: int) -> None:
         self.live, self.stack, self.first, self.cycle, self.more, self.inner = live, stack, first, cycle, more, inner

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from stemma.objectives.vocabulary import LOGITS
 from stemma.planning.batch import Example
-from stemma.planning.trace import Step, Trace
+from stemma.planning.trace import CHUNKS, Step, Trace
 
-CHUNKS = 3  # of a loss; further ones add nothing
 NEAR = 0.002  # by which an interpolation may miss a trace
 
 
@@ -23,17 +22,13 @@ class Memory:
     trace between says whether the peaks between layer boundaries can be interpolated."""
 
     def __init__(self, step: Step, example: Example, vocab: int) -> None:
-        self.step, self.example = step, example
-        self.chunk = max(1, LOGITS // vocab)  # targets
-        self.targets = example.targets / self.chunk  # chunks a row
+        self.step, self.example, self.vocab = step, example, vocab
+        self.chunks = example.targets / max(1, LOGITS // vocab)  # of a loss, a row
         self.traces: dict[int, Trace] = {}
 
     def trace(self, rows: int) -> Trace:
         if rows not in self.traces:
-            batch = self.example.batch(rows)
-            if "targets" in batch:  # hidden states of all of them, but no more chunks of logits than show the peak
-                batch["targets"] = batch["targets"][: CHUNKS * self.chunk]
-            self.traces[rows] = self.step.trace(batch)
+            self.traces[rows] = self.step.trace(self.example.batch(rows))
         return self.traces[rows]
 
     def peak(self, rows: int, shards: int = 1, accumulated: bool = False) -> float:
@@ -41,9 +36,9 @@ class Memory:
         micro-batches."""
         low, high = self.range(rows)
         while rows not in (low, high) and not self.alike(low, high):
-            middle = (low + high) // 2
-            if middle in (low, high):
-                return peak(self.trace(rows), shards, accumulated)
+            middle = self.grid((low + high) // 2)
+            if middle == low:
+                break
             guess = self.between(low, high, middle, shards, accumulated)
             if abs(guess / peak(self.trace(middle), shards, accumulated) - 1) < NEAR:
                 break
@@ -53,11 +48,24 @@ class Memory:
         return self.between(low, high, rows, shards, accumulated)
 
     def range(self, rows: int) -> tuple[int, int]:
-        """Two numbers of rows to trace for the bytes of `rows`: the losses of all three have as many chunks."""
-        chunks = min(CHUNKS, math.ceil(self.targets * rows))
-        low = math.floor((chunks - 1) / self.targets) + 1 if chunks > 1 else 1
-        high = max(16 * low, 1 << (rows - 1).bit_length())
-        return low, high if chunks in (0, CHUNKS) else min(high, math.floor(chunks / self.targets))
+        """Two numbers of rows to trace for the bytes of `rows`, whose losses have as many chunks where there are such;
+        else those next to it."""
+        chunks = min(CHUNKS, math.ceil(self.chunks * rows))
+        low = self.grid(math.floor((chunks - 1) / self.chunks) + 1, up=True) if chunks > 1 else self.grid(1, up=True)
+        high = self.grid(max(16 * low, 1 << (rows - 1).bit_length()))
+        if 0 < chunks < CHUNKS:
+            high = min(high, self.grid(math.floor(chunks / self.chunks)))
+        return (low, high) if low < high else (self.grid(rows), self.grid(rows, up=True))
+
+    def grid(self, rows: int, up: bool = False) -> int:
+        """The next number of rows below (or `up`), or this one, that there are batches of."""
+        size = self.example.objective.rows if rows <= self.example.rows else self.example.rows
+        return max(size, (rows + (size - 1 if up else 0)) // size * size)
+
+    @property
+    def head(self) -> bool:
+        """Whether the model's language-model head is used."""
+        return next(iter(self.traces.values())).head
 
     def alike(self, low: int, high: int) -> bool:
         return len(self.trace(low).stream.held) == len(self.trace(high).stream.held)

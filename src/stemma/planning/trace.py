@@ -11,19 +11,22 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.fx.experimental._config
-from torch import nn
+from torch import Tensor, nn
 
 from stemma.nn.model import Model
 from stemma.nn.parts import Arch, Cycle, Dims
 from stemma.objectives import Batch, Objective
+from stemma.objectives.vocabulary import LOGITS
 from stemma.planning.device import Halves, build, prepare, uncompiled
 from stemma.planning.live import Bytestream, Layers, Live, watched
 from stemma.train.config import Net
 
+T = TypeVar("T")
+CHUNKS = 3  # of a loss that are traced; further ones add nothing
 Shapes = Counter[tuple[tuple[int, ...], bool]]  # of weights that learn: shape, whether inside a block; how many
 
 
@@ -37,8 +40,8 @@ class How:
 
 
 class Depth(NamedTuple):
-    """Layers of a stack that are traced, how many `more` cycles of `cycle` layers the network has, and the number of the
-    `first` layer of the traced cycle that stands for them."""
+    """Layers of a stack that are traced, how many `more` cycles of `cycle` layers the network has, and the number of
+    the `first` layer of the traced cycle that stands for them."""
 
     traced: int
     cycle: int
@@ -133,7 +136,7 @@ def stacks(model: Model) -> dict[str, Any]:
     return {name: stack for name in ("encoder", "decoder") if (stack := getattr(model, name)) is not None}
 
 
-def at_full_depth(nets: Sequence[Role], value: Callable[[Sequence[Role]], Any]) -> Iterator[tuple[Any, int]]:
+def at_full_depth(nets: Sequence[Role], value: Callable[[Sequence[Role]], T]) -> Iterator[tuple[T, int]]:
     """What is affine in the layers of each stack, as terms and how often each counts: `value` of the traced layers,
     and of one more cycle of a stack as often as the network has it, less that of the traced ones."""
     short = [net.short() for net in nets]
@@ -146,15 +149,6 @@ def at_full_depth(nets: Sequence[Role], value: Callable[[Sequence[Role]], Any]) 
                 yield deeper, d.more
                 more += d.more
     yield base, 1 - more
-
-
-def shapes(nets: Sequence[Role], objective: Objective) -> Shapes:
-    """All weights that learn."""
-    found: Shapes = Counter()
-    for part, times in at_full_depth(nets, lambda few: Networks(few, objective).shapes()):
-        for key, number in part.items():
-            found[key] += times * number
-    return found
 
 
 def numel(found: Shapes) -> int:
@@ -174,10 +168,15 @@ class Step:
 
     def __init__(self, nets: Sequence[Role], objective: Objective, how: How) -> None:
         self.nets, self.objective, self.how = nets, objective, how
-        self.networks = Networks([net.short() for net in nets], objective)
+        self.numel = sum(times * numel(few.shapes()) for few, times in at_full_depth(nets, self._networks))
+        self.networks = self._networks([net.short() for net in nets])
+        self.token_loss = objective.token_loss
         with uncompiled():
             for model in self.networks.all:
                 prepare(model, how.cpu, how.half, how.recompute and model is self.networks.model)
+
+    def _networks(self, nets: Sequence[Role]) -> Networks:
+        return Networks(nets, self.objective)
 
     def trace(self, batch: Batch) -> Trace:
         """Run a step forward and backward."""
@@ -193,7 +192,9 @@ class Step:
         half = Halves() if self.how.half else contextlib.nullcontext()
         weights = [(p, owners.get(key)) for key, p in learned.items()]
         with uncompiled(), watched(live, weights), live, whole, half:
+            self.objective.token_loss = self.few  # type: ignore[method-assign]
             loss = self.objective.loss(self.networks.model, batch, self.networks.beside).total()
+            del self.objective.token_loss
             live.settle(live.layers)
             live.backward = True
             loss.backward()
@@ -201,10 +202,15 @@ class Step:
             hook.remove()
         return Trace(live.stream(), bool(used))
 
+    def few(self, model: Model, hidden: Tensor, batch: Batch) -> Tensor:
+        """The loss of the vocabulary, with the hidden states of all targets but few chunks of logits."""
+        most = CHUNKS * max(1, LOGITS // model.dims.vocab)
+        return self.token_loss(model, hidden, {**batch, "targets": batch["targets"][:most]})
+
     def _layers(self, live: Live) -> dict[int, Layers]:
         """Watch the stacks of all networks; by weight, the stack in whose cycle it is, if further cycles have their
         own."""
-        owners = {}
+        owners: dict[int, Layers] = {}
         for net, model in zip(self.nets, self.networks.all, strict=True):
             for name, stack in stacks(model).items():
                 d = net.depths()[name]

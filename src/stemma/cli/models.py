@@ -107,8 +107,8 @@ def generate(
     has them; where that says nothing either, the likeliest token is taken.
     """
     import stemma
-    from stemma.decoding import habits
-    from stemma.decoding.session import answers
+    from stemma.decoding import SamplingParams, generation_config
+    from stemma.decoding.inputs import answers
 
     texts = piped(prompts, "a PROMPT")
     single = len(texts) == 1 and not as_json
@@ -118,10 +118,10 @@ def generate(
     for short in ("forced_bos", "forced_eos", "decoder_start"):
         token = options.pop(short)
         options[f"{short}_token_id"] = int(token) if token is not None and token.isdecimal() else token
-    if options["max_new_tokens"] is None and habits.length(model) is None:
+    if options["max_new_tokens"] is None and generation_config.max_new_tokens(model) is None:
         options["max_new_tokens"] = 64
     if stream is None:
-        beams = habits.beams(model, options["num_beams"], options["temperature"])
+        beams = generation_config.num_beams(model, SamplingParams(**options))
         stream = sys.stdout.isatty() and single and beams == 1
     live = single and stream
     lead = not answers(model)  # else it goes on from the prompt

@@ -31,7 +31,7 @@ def support(family: Family) -> Support:
     import torch
 
     from stemma.declare.objectives import MLM, Spans
-    from stemma.decoding.session import generates
+    from stemma.decoding.inputs import generates
     from stemma.formats import layout_of, with_task
     from stemma.nn.model import Model
     from stemma.objectives import why_not

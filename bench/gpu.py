@@ -31,7 +31,7 @@ from training.rows import Rows, Shape
 from stemma.nn.model import Model
 from stemma.nn.parts import Dims
 from stemma.train import Loop, meter, resolve
-from stemma.train.run import settled
+from stemma.train.run import with_steps
 
 BILLION = Dims(2048, 20, 32, 5632, 32_000, 2048)
 SMALL = Dims(256, 4, 8, 688, 8192, 128)
@@ -49,7 +49,7 @@ def stemma_step(dims: Dims, shape: Shape) -> tuple[Callable[[], float], int]:
             "train.micro": shape.rows,
         },
     )  # fmt: skip
-    plan = settled(plan, 100_000, False)
+    plan = with_steps(plan, 100_000, False)
     model = Model(plan.arch, plan.dims).initialise(1)
     loop = Loop(plan, model, Rows("decoder", shape, 1, plan.dims.vocab), [])  # type: ignore[arg-type]
     return lambda: float(loop.advance()["loss"]), sum(p.numel() for p in model.parameters())

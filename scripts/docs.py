@@ -1,5 +1,5 @@
-"""Refresh what README.md and docs/cli.md cut from the program (the tree, and each command's help), and the pages that
-are made from the declarations (docs/families, docs/support.md).
+"""Refresh what README.md and docs/cli.md cut from the program (the tree, and each command's help), the table of rooms
+in docs/architecture.md, and the pages that are made from the declarations (docs/families, docs/support.md).
 
 `--check` changes nothing and only says whether they are current.
 """
@@ -39,9 +39,10 @@ if __name__ == "__main__":
             stale.append(page)
             if "--check" not in sys.argv:
                 path.write_text(new, encoding="utf-8")
+    import house
     from pages import pages
 
-    wanted = pages()
+    wanted = {house.PAGE: house.refreshed(house.PAGE.read_text(encoding="utf-8"))} | pages()
     for path, new in wanted.items():
         if not path.is_file() or path.read_text(encoding="utf-8") != new:
             stale.append(str(path.relative_to(ROOT)))

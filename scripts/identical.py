@@ -82,8 +82,9 @@ def digest(*parts: Any) -> str:
     return found.hexdigest()
 
 
-def forward(name: str) -> str:
-    """The first size of a family at small widths, on ids, with a mask and with labels where it has a head."""
+def forward(name: str) -> dict[str, str]:
+    """The first size of a family at small widths, on ids with a mask: a digest of the network and its LM head, and one
+    of what other heads answer."""
     design = stemma.design(name)
     widths: dict[str, Any] = {"d_model": 48, "layers": 3, "d_ff": 64, "vocab": 97, "context": 64}
     if design.dims.heads % 6 == 0 or design.dims.heads >= 6:
@@ -102,8 +103,10 @@ def forward(name: str) -> str:
         mask[1, 17:] = 0
         more = {"decoder_input_ids": ids.flip(1)} if design.arch.structure == "encoder-decoder" else {}
         out = model(ids, attention_mask=mask, **more)
-        kept = [t for t in (out.hidden, out.logits, out.pooled) if t is not None]
-        return digest(*kept)
+    lm = out.logits if model.lm is not None else None
+    found = {"logits": digest(*(t for t in (out.hidden, lm, out.pooled) if t is not None))}
+    replaced = out.logits if lm is None else out.detector_logits
+    return found | ({} if replaced is None else {"detector": digest(replaced)})
 
 
 def learned(name: str, changes: dict[str, Any], folder: Path, out: Path) -> dict[str, str]:
@@ -136,7 +139,7 @@ def main() -> int:
     for name, family in families.tree().items():
         if family.sizes and family.edge != "trained" and (not args.names or name in args.names):
             try:
-                found[f"{name}: logits"] = forward(name)
+                found |= {f"{name}: {k}": v for k, v in forward(name).items()}
             except StemmaError as error:
                 found[f"{name}: logits"] = f"refused: {type(error).__name__}"
     with tempfile.TemporaryDirectory(prefix="stemma-identical-") as temporary:

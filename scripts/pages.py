@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-import typing
 from pathlib import Path
 
 from stemma import families
@@ -14,10 +13,10 @@ from stemma.declare import objectives as declared
 from stemma.declare.family import Family
 from stemma.formats import LAYOUTS
 from stemma.nn.model import count
-from stemma.objectives import why_not
+from stemma.objectives import incompatible_reason
 from stemma.report.support import TASKS, Support, matrix, support
 from stemma.report.words import children, value_text
-from stemma.spec import diff, leaves
+from stemma.spec import diff, kinds, leaves
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 WRITTEN = re.compile(r"<!-- written -->\n(.*?)<!-- /written -->", re.S)
@@ -85,7 +84,7 @@ def trains_on(family: Family) -> bool:
     own = stages == ("pretraining",) or (
         not stages and family.parent is not None and family.objective != family.parent.objective
     )
-    return own and why_not(family.objective, family.arch) is None
+    return own and incompatible_reason(family.objective, family.arch) is None
 
 
 def more(family: Family) -> str:
@@ -236,7 +235,7 @@ def objectives() -> str:
         if family.edge != "unpublished" and (family.parent is None or family.objective != family.parent.objective):
             own.setdefault(type(family.objective), []).append(family.name)
     rows = []
-    for spec in typing.get_args(declared.Objective):
+    for spec in kinds(declared.Objective):
         said = " ".join((spec.__doc__ or "").split())
         said = re.sub(r"`(\w+)`", r"*\1*", said)
         fields = [

@@ -55,7 +55,7 @@ def case(run: Path, text: str, out: Path, other: Path | None) -> dict[str, Any]:
     found["resumed"] = gone_on(checkpoint.steps(run)[0])
     if other is not None:
         found["crossed"] = gone_on(checkpoint.latest(other))
-    if world.leads:
+    if world.is_main:
         torch.save(first, out / "gradient.pt")
     return found
 
@@ -95,7 +95,7 @@ def main(job: str) -> None:
         Path(out, f"found-{torch.distributed.get_rank()}.json").write_text(json.dumps(found), "utf-8")
     if "spiky" in about:
         spiky(**about["spiky"])
-    World.leave()
+    World.shutdown()
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def test_a_discriminator_of_version_3_is_read_whole(tmp_path: Path) -> None:
     ids = torch.randint(3, 83, (1, 19))
     w, config = doubles(tmp_path)
     out = run(model.double(), {"input_ids": ids})
-    assert (out.replaced[0] - reference.replaced(w, config, ids[0].tolist())).abs().max() < 1e-9
+    assert (out.detector_logits[0] - reference.replaced(w, config, ids[0].tolist())).abs().max() < 1e-9
     assert (out.logits[0] - reference.masked(w, config, ids[0].tolist())).abs().max() < 1e-9
     tuned = stemma.load(tmp_path, task="classify", labels=3)
     assert tuned.arch.heads == Heads(pooler=Summary(act="gelu"), task=Classify(labels=3, dropout=0.1))

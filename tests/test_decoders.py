@@ -387,29 +387,29 @@ def test_choices_beside_a_language_model_equal_the_reference(name: str, config: 
     with torch.no_grad():
         want = theirs(ids, **given, mc_token_ids=mask.sum(-1) - 1, mc_labels=labels)
         got = ours(ids, mask, labels=labels)
-    assert (got.scores - want.mc_logits).abs().max() < 1e-5 and abs(got.loss - want.mc_loss) < 1e-5
+    assert (got.mc_logits - want.mc_logits).abs().max() < 1e-5 and abs(got.loss - want.mc_loss) < 1e-5
     assert (got.logits - want.logits)[mask.bool()].abs().max() < 1e-5
     ours.save(tmp_path / "b")
     again = getattr(hf, name).from_pretrained(tmp_path / "b").eval()
     assert torch.allclose(again(ids, **given).mc_logits, theirs(ids, **given).mc_logits, atol=1e-6)
     body = stemma.load(tmp_path / "a", task="classify", labels=4)
-    assert body(ids[:, 0], mask[:, 0]).scores.shape == (2, 4) and set(body.ledger.new) == {"task.out.weight"}
+    assert body(ids[:, 0], mask[:, 0]).logits.shape == (2, 4) and set(body.ledger.new) == {"task.out.weight"}
 
 
 def test_a_fresh_choice_keeps_the_language_model(tmp_path: Path) -> None:
     model = stemma.build("gpt2", task="choose", layers=1, d_model=16, heads=2, d_ff=16, vocab=50)
     ids = torch.randint(0, 50, (2, 3, 7))
     out = model(ids)
-    assert out.logits.shape == (2, 3, 7, 50) and out.scores.shape == (2, 3)
+    assert out.logits.shape == (2, 3, 7, 50) and out.mc_logits.shape == (2, 3)
     model.save(tmp_path)
-    assert torch.equal(stemma.load(tmp_path)(ids).scores, out.scores)
+    assert torch.equal(stemma.load(tmp_path)(ids).mc_logits, out.mc_logits)
 
 
 def test_last_tokens_are_found_without_a_mask(tmp_path: Path) -> None:
     saved("llama-classify", tmp_path)
     model = stemma.load(tmp_path)
     ids = torch.tensor([[5, 6, 7, 1, 1]])
-    assert torch.allclose(model(ids).scores, model(ids[:, :3]).scores, atol=1e-6)
+    assert torch.allclose(model(ids).logits, model(ids[:, :3]).logits, atol=1e-6)
     assert math.isclose(
         model(ids, labels=torch.tensor([1])).loss, model(ids[:, :3], labels=torch.tensor([1])).loss, abs_tol=1e-6
     )

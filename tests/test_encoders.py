@@ -163,7 +163,8 @@ def test_a_discriminator_and_its_generator_are_one_layout(tmp_path: Path) -> Non
     model = stemma.load(tmp_path / "g")
     assert model.arch.heads == Heads(lm=MLMHead()) and model.family.name == "electra-generator"
     both = stemma.load(tmp_path / "g", new=["detect"])
-    assert both.detect is not None and both(torch.tensor([[5, 6]])).replaced.shape == (1, 2)
+    out = both(torch.tensor([[5, 6]]))  # the LM head keeps `logits`
+    assert both.detect is not None and out.detector_logits.shape == (1, 2) and out.logits.shape[:2] == (1, 2)
     saved("electra-detect-relu", tmp_path / "d")
     found = stemma.load(tmp_path / "d").arch.heads
     assert found.lm is None and found.detect is not None and found.detect.act == "relu"
@@ -192,7 +193,7 @@ def test_rates_of_task_heads() -> None:
 def test_a_new_head_of_xlm_chooses_through_its_labels() -> None:
     model = stemma.build("xlm-mlm-en-2048", task=Choose(Summary(act=None), through=5), d_model=24, heads=4, layers=1)
     assert model.task is not None and model.task.through is not None and model.task.through.out_features == 5
-    assert model(torch.randint(9, (2, 3, 4))).scores.shape == (2, 3)
+    assert model(torch.randint(9, (2, 3, 4))).logits.shape == (2, 3)
 
 
 def test_the_rate_before_a_pair_head_acts_in_training_only() -> None:

@@ -122,7 +122,7 @@ def test_batches_made_ahead_are_resumed_where_they_were_taken(text: Path, tmp_pa
     train("gpt2", tmp_path / "a", text, 8)
     plan = runs.resolve("gpt2", data=str(text), budget="8 steps", overrides={**SMALL, "train.ahead": 3})
     store, tokenizer = runs.prepare(plan, tmp_path / "b", None, True)
-    plan = runs.settled(runs.fitted(plan, tokenizer), 8, False)
+    plan = runs.with_steps(runs.fit_to_tokenizer(plan, tokenizer), 8, False)
     view, _ = store.split(plan.train.val_fraction, plan.seed)
     loop = runs.loop_of(plan, tokenizer, view)
     found = [loop.advance()["loss"] for _ in range(3)]

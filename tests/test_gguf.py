@@ -357,7 +357,8 @@ def test_shapes_alone(tiny_llama: Path) -> None:
 
 def test_a_published_size_is_recognised() -> None:
     from stemma import families
-    from stemma.formats.gguf import ARCHITECTURES, _nearest
+    from stemma.formats.gguf import ARCHITECTURES
+    from stemma.formats.gguf.read import _nearest
 
     for name in ("llama-13b", "mistral-7b-v0.2", "mistral-7b-v0.1"):
         owner, size = _nearest(ARCHITECTURES["llama"], families.design(name))

@@ -17,9 +17,10 @@ import transformers as hf
 import oracle
 import stemma
 from stemma.errors import ResourceError, UsageError
-from stemma.formats.gguf import ARCHITECTURES, File, read_design
+from stemma.formats.gguf import ARCHITECTURES, File
 from stemma.formats.gguf.parts import differences
-from stemma.formats.gguf.write import TYPES, _plan
+from stemma.formats.gguf.read import read_design
+from stemma.formats.gguf.write import TYPES, plan_file
 from stemma.nn.parts import (
     Arch,
     Causal,
@@ -249,7 +250,7 @@ def test_published_sizes(arch: str) -> None:
             design = family[size]
             if isinstance(getattr(design.arch.position, "scaling", None), TruncatedScaling):
                 continue
-            plan = _plan(design, family, "float16")
+            plan = plan_file(design, family, "float16")
             again, _ = read_design(plan.arch, plan)
             assert plan.arch.name == arch and again.dims == design.dims
             assert not differences(network(again.arch), network(design.arch)), size
@@ -376,7 +377,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
-    with pytest.raises(ResourceError, match="the disk is full; nothing there was changed"):
+    with pytest.raises(ResourceError, match="the disk is full; nothing there was changed; free some space"):
         model.save(tmp_path / "x.gguf", dtype="float16")
     assert [f.name for f in tmp_path.iterdir()] == ["x.gguf"] and (tmp_path / "x.gguf").read_bytes() == old
 

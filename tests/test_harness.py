@@ -73,7 +73,7 @@ def trace(design: Design) -> list[torch.Tensor]:
     noisy = run(model.train(), batch(design))
     shown = [*fresh.parameters()]
     for o in (out, noisy):
-        shown += [o.hidden, o.logits, o.pooled, o.seq_relationship_logits, o.replaced, o.scores]
+        shown += [v for v in vars(o).values() if isinstance(v, torch.Tensor)]
     shown += [*(out.mems or ()), *chosen(design, model.eval())]
     return [t.detach() for t in shown if t is not None]
 

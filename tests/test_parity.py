@@ -25,19 +25,16 @@ def outputs(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
             "hidden": out.hidden,
             "pair": out.seq_relationship_logits,
             "pooled": out.pooled,
-            "replaced": out.replaced,
-            "scores": out.scores,
+            "start_logits": out.start_logits,
+            "end_logits": out.end_logits,
         }
     else:
         logits = out.get("prediction_logits", out.get("logits"))
         name = type(model).__name__
         if any(t in name for t in TASKS):
-            ends = out.get("start_logits"), out.get("end_logits")
-            return {"scores": logits if ends[0] is None else torch.stack(ends, -1)}
+            return {k: v for k, v in out.items() if k in ("logits", "start_logits", "end_logits")}
         if name.endswith("ForNextSentencePrediction"):
             return {"pair": logits}
-        if name == "ElectraForPreTraining":
-            return {"replaced": logits}
         hidden = out.get("last_hidden_state")
         found = {
             "logits": logits,

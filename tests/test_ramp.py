@@ -23,7 +23,7 @@ from stemma.parallel import Mesh
 from stemma.planning import HARDWARE, Outlook, estimate
 from stemma.planning.estimate import duration, rounded, steps_within, unfit
 from stemma.train import Loop, Plan, checkpoint, pretrain, read_metrics, resolve, verify_resume
-from stemma.train.loop import Idle
+from stemma.train.loop import DummyBatch
 from stemma.train.sharded import Sharded
 from stemma.train.spikes import Spikes
 from test_cli import call  # noqa: F401
@@ -388,9 +388,9 @@ def test_a_mesh_shares_any_ramp(grown: Any) -> None:
         shared = [steps(Mesh(dp=readers), reader) for reader in range(readers)]
         for whole, *parts in zip(one, *shared, strict=True):
             assert len({len(batches) for batches in parts}) == 1
-            rows = [b["input_ids"] for batches in parts for b in batches if not isinstance(b, Idle)]
+            rows = [b["input_ids"] for batches in parts for b in batches if not isinstance(b, DummyBatch)]
             assert torch.equal(torch.cat(rows), torch.cat([b["input_ids"] for b in whole]))
-            idle += sum(isinstance(b, Idle) for batches in parts for b in batches)
+            idle += sum(isinstance(b, DummyBatch) for batches in parts for b in batches)
     assert idle > 10
     with pytest.raises(UsageError, match=r"has 9 readers of rows, and a step of this run has 8 .* at most 8"):
         steps(Mesh(dp=9), 0)

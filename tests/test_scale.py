@@ -23,13 +23,12 @@ from torch.distributed.checkpoint import CheckpointException
 import scale_worker
 import stemma
 from scale_worker import gradients
-from stemma import families, spec
+from stemma import disk, families, spec
 from stemma.cli import root
 from stemma.errors import CheckpointError, ResourceError, UsageError
 from stemma.nn.model import Model
 from stemma.parallel import checkpoint as shards
-from stemma.parallel import mesh, voice
-from stemma.text import files
+from stemma.parallel import mesh, report_once
 from stemma.train import checkpoint, pretrain, resume
 from stemma.train import run as runs
 from test_train import SMALL, words
@@ -302,7 +301,7 @@ def test_one_process_says_why_all_end(bench: Bench) -> None:
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     new = [*python, "pretrain", "bert", "--data", str(bench.data), "--mesh", "dp=2", "--out", str(bench.folder / "new")]
     with (
-        files.alone(run),
+        disk.lock(run),
         launched([[*python, "resume", str(run), "--mesh", "fsdp=2"]] * 2) as taken,
         launched([new, [*new, "--set", "recipe.lr=0.5"]]) as unlike,
     ):
@@ -317,18 +316,20 @@ def test_one_process_says_why_all_end(bench: Bench) -> None:
 
 
 def test_what_one_has_said_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert voice.speaks("alone") and voice.speaks("alone")
+    assert report_once.should_report("alone") and report_once.should_report("alone")
     for victim in (True, False):  # a process that was killed says nothing
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         told = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
         for name, value in (told | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
             monkeypatch.setenv(name, value)
-        assert victim or voice.speaks("the disk is full")
-        assert voice.speaks("process 1 lost another one", lost=True) is victim
-        assert not voice.speaks("process 2 lost another one", lost=True)
-        assert voice.speaks("the tokens are damaged") and not voice.speaks("the tokens are damaged")
+        assert victim or report_once.should_report("the disk is full")
+        assert report_once.should_report("process 1 lost another one", lost=True) is victim
+        assert not report_once.should_report("process 2 lost another one", lost=True)
+        assert report_once.should_report("the tokens are damaged") and not report_once.should_report(
+            "the tokens are damaged"
+        )
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")  # no store: each speaks
-    assert voice.speaks("the tokens are damaged")
+    assert report_once.should_report("the tokens are damaged")
 
 
 def test_a_process_that_is_gone_is_no_fault_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

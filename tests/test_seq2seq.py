@@ -101,7 +101,7 @@ def test_keys_of_the_published_configs_are_known(tmp_path: Path) -> None:
 def test_a_tagger_stands_on_the_encoder_alone(case: str, tmp_path: Path) -> None:
     theirs = saved(case, tmp_path / "a")
     ours = stemma.load(tmp_path / "a", task="tag", labels=5)
-    assert ours.decoder is None and ours(IDS).scores.shape == (2, 4, 5)
+    assert ours.decoder is None and ours(IDS).logits.shape == (2, 4, 5)
     with torch.no_grad():
         assert (ours(IDS).hidden - theirs.encoder(IDS).last_hidden_state).abs().max() <= 1e-5
     assert all(not n.startswith("decoder.") or "leaves behind" in why for n, why in ours.ledger.ignored.items())
@@ -109,8 +109,8 @@ def test_a_tagger_stands_on_the_encoder_alone(case: str, tmp_path: Path) -> None
     name = f"{'M' if case == 'mt5' else ''}T5ForTokenClassification"
     again = getattr(hf, name).from_pretrained(tmp_path / "b").eval()
     with torch.no_grad():
-        assert (ours(IDS).scores - again(IDS).logits).abs().max() <= 1e-5
-    assert torch.equal(stemma.load(tmp_path / "b")(IDS).scores, ours(IDS).scores)
+        assert (ours(IDS).logits - again(IDS).logits).abs().max() <= 1e-5
+    assert torch.equal(stemma.load(tmp_path / "b")(IDS).logits, ours(IDS).logits)
 
 
 @pytest.mark.parametrize(
@@ -133,15 +133,15 @@ def test_a_pretrained_body_takes_a_new_head(case: str, task: str, name: str, tmp
     ids[:, -1] = ours.text.eos_ids[0]
     with torch.no_grad():
         out, want = ours(ids), again(ids)
-    scores = torch.stack([want.start_logits, want.end_logits], -1) if task == "answer" else want.logits
-    assert (out.scores - scores).abs().max() <= 1e-5
+    for name in ("start_logits", "end_logits") if task == "answer" else ("logits",):
+        assert (getattr(out, name) - want[name]).abs().max() <= 1e-5
 
 
 def test_a_classifier_of_fresh_weights_needs_end_tokens() -> None:
     model = stemma.build(
         "bart-base", task="classify", labels=4, layers=1, decoder_layers=1, d_model=24, heads=4, vocab=50
     )
-    assert model(IDS).scores.shape == (2, 4)
+    assert model(IDS).logits.shape == (2, 4)
     with pytest.raises(UsageError, match="end token"):
         model(torch.tensor([[5, 6]]))
     assert stemma.build("flan-t5-small", task="tag", layers=1, d_model=24, heads=4, vocab=50).decoder is None

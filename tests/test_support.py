@@ -12,9 +12,9 @@ from stemma import spec
 from stemma.errors import UsageError
 from stemma.families import tree
 from stemma.formats import attach, with_task
-from stemma.objectives import why_not
+from stemma.objectives import incompatible_reason
 from stemma.report.support import TASKS, matrix
-from tiny import FAMILIES, batch, build, run, tiny
+from tiny import FAMILIES, answers, batch, build, run, tiny
 
 ROWS = {row.family: row for row in matrix()}
 
@@ -40,21 +40,21 @@ def test_tasks(name: str, tmp_path: Path) -> None:
             inputs.pop("decoder_input_ids")
         if goal.text.eos_ids and goal.text.eos_ids[0] < goal.dims.vocab:
             inputs["input_ids"][:, 9] = goal.text.eos_ids[0]
-        scores = run(model, inputs).scores
-        assert scores is not None and scores.isfinite().all()
+        scores = answers(run(model, inputs))
+        assert scores.isfinite().all()
         if task in row.tasks:
             with_labels = spec.edit(goal, {"text": design.text})
             assert with_labels.arch.heads.task is not None
             model.save(tmp_path / task)
             again = stemma.load(tmp_path / task, tokenizer=False)
-            assert torch.equal(run(again, inputs).scores, scores)
+            assert torch.equal(answers(run(again, inputs)), scores)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_writing_and_training(name: str) -> None:
     row, design = ROWS[name], tiny(name)
     model = build(design)
-    assert row.trains == (why_not(design.objective, design.arch) is None)
+    assert row.trains == (incompatible_reason(design.objective, design.arch) is None)
     if row.writes:
         assert len(stemma.generate(model, [[5, 6, 7]], max_new_tokens=3, ignore_eos=True)[0].ids) == 3
     else:

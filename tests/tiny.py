@@ -99,3 +99,10 @@ def batch(design: Design, rows: int = 3, length: int = LENGTH, seed: int = 3) ->
 def run(model: Model, inputs: dict[str, torch.Tensor]) -> Output:
     with torch.no_grad():
         return model(**inputs)
+
+
+def answers(out: Output) -> torch.Tensor:
+    """The logits of the task head: of a span's ends B T 2."""
+    if out.start_logits is not None and out.end_logits is not None:
+        return torch.stack([out.start_logits, out.end_logits], -1)
+    return next(x for x in (out.mc_logits, out.task_logits, out.logits) if x is not None)

@@ -11,7 +11,7 @@ from stemma.declare.recipes import AdamW
 from stemma.nn.model import Model
 from stemma.nn.parts import Dropout
 from stemma.train import Loop, Plan, resolve
-from stemma.train.run import settled
+from stemma.train.run import with_steps
 from training import CLIP, DECAY, HEADS, LAYERS, LR, PLAIN, VOCAB, WIDTH, llama_ffn
 from training.rows import GOALS, Own, Rows, shape_of
 
@@ -34,7 +34,7 @@ def plan_of(name: str, precision: str = "auto", compiled: bool = False) -> Plan:
         )
         for n in plan.nets
     )
-    return settled(replace(plan, arch=arch, dims=dims, recipe=recipe, train=train, nets=nets), 100_000, False)
+    return with_steps(replace(plan, arch=arch, dims=dims, recipe=recipe, train=train, nets=nets), 100_000, False)
 
 
 def rows_of(name: str) -> Rows | Own:

@@ -235,9 +235,9 @@ def fail(sentence: str, code: int, debug: bool, lost: bool = False) -> NoReturn:
         import traceback
 
         traceback.print_exc()
-    from stemma.parallel import voice
+    from stemma.parallel.report_once import should_report
 
-    if debug or voice.speaks(sentence, lost):
+    if debug or should_report(sentence, lost):
         click.echo(f"error: {sentence}", err=True)
     sys.exit(code)
 

@@ -49,7 +49,7 @@ def load(path: str, device: str, dtype: str) -> Any:
 
     if midway.is_checkpoint(folder):
         kind = None if dtype == "auto" else formats.dtype_of(dtype)
-        return midway.model_at(folder).to(device=device, dtype=kind)
+        return midway.load_checkpoint(folder).to(device=device, dtype=kind)
     return stemma.load(path, device=device, dtype=dtype)
 
 

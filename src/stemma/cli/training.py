@@ -153,7 +153,7 @@ def leave(run: Any) -> int:
     """Say what a run came to, where this is the process that speaks, and part from the others; the exit code."""
     from stemma.parallel import World
 
-    World.leave()
+    World.shutdown()
     return tell(run) if int(os.environ.get("RANK", "0")) == 0 else 0
 
 
@@ -316,7 +316,7 @@ def _opened(source: str, name: str, sets: tuple[str, ...], seed: int) -> tuple[A
             store, tokenizer = runs.prepare(plan, Path(folder, "run"), None, True, share=False)
         view = store.split(plan.train.val_fraction, plan.seed)[0]
         kept = Kept(view)
-    return runs.fitted(plan, tokenizer, kept.languages), tokenizer, kept
+    return runs.fit_to_tokenizer(plan, tokenizer, kept.languages), tokenizer, kept
 
 
 class Kept:

@@ -15,7 +15,7 @@ from stemma.errors import CheckpointError, StemmaError, UsageError, did_you_mean
 from stemma.formats import hf
 from stemma.formats.heads import HEADS, body_for, heads_for, task_of, with_heads, with_task
 from stemma.formats.layouts import LAYOUTS, layout_of, read_design
-from stemma.formats.weights import attach, device_of, dtype_of, outline
+from stemma.formats.weights import attach, device_of, dtype_of, meta_model
 from stemma.nn.model import Model
 from stemma.nn.parts import Task
 
@@ -43,7 +43,7 @@ def build(
         owner = _owner(design.name)
         design = body_for(with_heads(design, heads_for(task_of(owner, task, labels, problem), design, owner)))
     design = spec.edit(design, {**(overrides or {}), **{f"dims.{k}": v for k, v in dims.items()}})
-    model = outline(design).to_empty(device="cpu").to(dtype_of(dtype)).initialise(seed)
+    model = meta_model(design).to_empty(device="cpu").to(dtype_of(dtype)).initialise(seed)
     return attach(model, design, _owner(design.name)).eval()
 
 

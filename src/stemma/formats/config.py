@@ -130,7 +130,7 @@ def write_config(layout: Layout, design: Design) -> dict[str, Any]:
     for k in layout.keys:
         if not _reaches(design, k.paths[0]):
             raise UsageError(f"the {layout.model_type!r} layout has {k.name!r}, and this design no {k.paths[0]}")
-        config[k.name] = k.told(design)
+        config[k.name] = k.to_config(design)
     again, _ = read_config(layout, config)
     old, new = (_comparable(d, layout, heads) for d in (design, again))
     refuse_loss(f"the {layout.model_type!r} layout", lost(old, new))

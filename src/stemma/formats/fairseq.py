@@ -34,7 +34,16 @@ from stemma.formats import tensors
 from stemma.formats.hf import read_tokenizer
 from stemma.formats.hf_bart import stack_rows
 from stemma.formats.names import Ledger, Row, expand, linear, row
-from stemma.formats.weights import Filling, attach, check_weights, design_of, device_of, dtype_of, outline, put
+from stemma.formats.weights import (
+    WeightLoader,
+    attach,
+    check_weights,
+    design_of,
+    device_of,
+    dtype_of,
+    meta_model,
+    set_parameter,
+)
 from stemma.nn.model import Model
 from stemma.nn.parts import Classify, Dropout, Heads, LMHead, PostNorm, PreNorm
 
@@ -47,7 +56,7 @@ RENAMES = {
     "decoder.lm_head.": "encoder.lm_head.",
     ".emb_layer_norm.": ".layernorm_embedding.",
 }
-STRAY = {
+UNUSED_TENSORS = {
     r"(^|\.)version$": "a mark of fairseq's",
     r"\._float_tensor$": "a buffer without values",
     r"^encoder\.lm_head\.": "of a head that the task leaves behind",
@@ -146,7 +155,7 @@ class Tensors:
     def __contains__(self, name: object) -> bool:
         return name in self.state
 
-    def blank(self, name: str) -> Tensor:
+    def meta_tensor(self, name: str) -> Tensor:
         tensor = self.state[name]
         if tensor.dtype not in tensors.TYPES.values():
             raise CheckpointError(f"tensor {name!r} in {self.file} is of type {tensor.dtype}, which is none of weights")
@@ -185,18 +194,18 @@ def load(
     kind = _kind(files, source.state, where)
     ledger = Ledger()
     design, name = _design(kind, source, files, ledger, where)
-    model = outline(design)
-    filling = Filling(model, source, where, ledger, files)
-    rows = _rows(kind, design, name, filling.shapes, packed=any(n.endswith("in_proj_weight") for n in files))
-    held = [(r, filling.find(r)) for r in rows]
-    filling.account(STRAY)
+    model = meta_model(design)
+    loader = WeightLoader(model, source, where, ledger, files)
+    rows = _rows(kind, design, name, loader.shapes, packed=any(n.endswith("in_proj_weight") for n in files))
+    held = [(r, loader.find(r)) for r in rows]
+    loader.account(UNUSED_TENSORS)
     wanted = None if dtype == "auto" else dtype_of(dtype)
     for r, tensor in held:
         assert tensor is not None  # none is drawn afresh
-        filling.read(r, tensor, place, wanted)
+        loader.read(r, tensor, place, wanted)
     if model.embed.segments is not None:  # a row that is always added, and that fairseq does not have
-        blank = torch.zeros(filling.shapes["embed.segments.weight"], dtype=model.dtype, device=place)
-        put(model, "embed.segments.weight", blank)
+        blank = torch.zeros(loader.shapes["embed.segments.weight"], dtype=model.dtype, device=place)
+        set_parameter(model, "embed.segments.weight", blank)
         ledger.new.append("embed.segments.weight")
     attach(model, design, families.family(kind.family))
     if tokenizer:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from stemma import spec
+from stemma import disk, spec
 from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError
 from stemma.formats import sentences, tensors
@@ -22,7 +22,16 @@ from stemma.formats.heads import HEADS, body_for, every_head, heads_in_file, par
 from stemma.formats.keys import Layout
 from stemma.formats.layouts import layout_of, read_design, table_of
 from stemma.formats.names import Ledger, expand
-from stemma.formats.weights import Filling, attach, check_weights, design_of, device_of, dtype_of, named, outline
+from stemma.formats.weights import (
+    WeightLoader,
+    attach,
+    check_weights,
+    design_of,
+    device_of,
+    dtype_of,
+    meta_model,
+    named_tensors,
+)
 from stemma.nn.init import initialise
 from stemma.nn.model import Model
 from stemma.nn.parts import LMHead, Task
@@ -68,7 +77,7 @@ def load(
     folder, pooling = sentences.read(folder)
     if not (folder / "config.json").is_file() and (why := tensors.interrupted(folder)):
         raise CheckpointError(why)
-    raw = tensors.read_json(folder / "config.json")
+    raw = disk.read_object(folder / "config.json")
     source = tensors.Tensors(folder)
     if task is None and (asked := {"labels": labels, "problem": problem}) != {"labels": None, "problem": None}:
         field = next(k for k, v in asked.items() if v is not None)
@@ -78,7 +87,7 @@ def load(
     model.extras, model.pooling = {"config": raw}, pooling
     model.labels = () if "task" in new else label_names(raw, model.arch.heads)
     if (folder / "generation_config.json").is_file():
-        model.extras["generation_config"] = tensors.read_json(folder / "generation_config.json")
+        model.extras["generation_config"] = disk.read_object(folder / "generation_config.json")
     if tokenizer:
         model.tokenizer = read_tokenizer(folder, model)
     return model.eval()
@@ -105,14 +114,14 @@ def _assemble(
             gone = (r for r in expand(layout.rows(whole), whole) if part(r) == "decoder")
             left += [n for r in gone for n in (r.theirs, *r.aliases)]
     design = _by_file(design, layout, source, files)
-    model = outline(design)
-    filling = Filling(model, source, where, Ledger(config=unused), files, new)
-    found = [(r, filling.find(r, part(r) in afresh)) for r in table_of(design, layout, named(model))]
-    filling.account({} if layout is None else layout.stray, left)
+    model = meta_model(design)
+    loader = WeightLoader(model, source, where, Ledger(config=unused), files, new)
+    found = [(r, loader.find(r, part(r) in afresh)) for r in table_of(design, layout, named_tensors(model))]
+    loader.account({} if layout is None else layout.unused_tensors, left)
     held = [(r, name) for r, name in found if name]
-    _draw_new(model, design, filling.ledger, device, dtype or source.blank(held[0][1]).dtype)
+    _draw_new(model, design, loader.ledger, device, dtype or source.meta_tensor(held[0][1]).dtype)
     for r, name in held:
-        filling.read(r, name, device, dtype)
+        loader.read(r, name, device, dtype)
     return attach(model, design, owner)
 
 
@@ -207,7 +216,7 @@ def save(model: Model, directory: Path, *, dtype: str | None, shard_bytes: int) 
     table, data, why = layout_of(design, model.family)
     if table is None:
         warnings.warn(f"{directory} is in Stemma's own layout, which other libraries cannot read: {why}", stacklevel=2)
-    state = {k: v.detach() for k, v in named(model).items()}
+    state = {k: v.detach() for k, v in named_tensors(model).items()}
     kind = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
     data["dtype"] = str(kind).removeprefix("torch.")
     extras = getattr(model, "extras", {})

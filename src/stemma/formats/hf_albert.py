@@ -73,7 +73,7 @@ albert = Layout(
         "of the TensorFlow release; no code reads it", "down_scale_factor gap_size net_structure_type num_memory_blocks"
     ),
     renames=GAMMA,
-    stray={
+    unused_tensors={
         r"(^|\.)embeddings\.(position|token_type)_ids$": "a buffer",
         r"^predictions\.bias$": "not in use where the head is not tied: its decoder has a bias of its own",
     },

@@ -118,7 +118,7 @@ UNUSED = {
     **reasons("says how the file was made", "save_step"),
     "force_bos_token_to_be_generated": "generation is set by generation_config.json and by the call",
 }
-STRAY = {
+UNUSED_TENSORS = {
     r"(^|\.)(encoder|decoder)\.version$": "a mark of fairseq's",
     r"^final_logits_bias$": "a bias of the head: all zeros, or of a head that is not in use",
     r"^lm_head\.weight$": "of a head that is not in use",
@@ -137,7 +137,7 @@ bart = Layout(
     prefix="model.",
     fixed=_fixed(final_norms=False),
     unused=UNUSED,
-    stray=STRAY,
+    unused_tensors=UNUSED_TENSORS,
     bias_by_file=True,
     labels=3,
 )

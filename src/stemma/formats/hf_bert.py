@@ -120,7 +120,7 @@ def roberta_rows(design: Design) -> Iterator[Row]:
 
 
 ABSOLUTE = {"position_embedding_type": "absolute"}
-STRAY = {
+UNUSED_TENSORS = {
     r"(^|\.)embeddings\.position_ids$": "a buffer of 0, 1, 2, ...",
     r"^(cls\.predictions|lm_head)\.bias$": "not in use where the head is not tied: its decoder has a bias of its own",
 }
@@ -151,7 +151,7 @@ bert = Layout(
         "pooler_type",
     ),
     renames=GAMMA,
-    stray=STRAY,
+    unused_tensors=UNUSED_TENSORS,
 )
 
 
@@ -204,5 +204,5 @@ roberta = Layout(
     prefix="roberta.",
     fixed=ABSOLUTE,
     renames=GAMMA,
-    stray=STRAY,
+    unused_tensors=UNUSED_TENSORS,
 )

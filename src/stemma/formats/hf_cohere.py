@@ -7,7 +7,7 @@ from typing import Any
 
 from stemma.declare.family import Design
 from stemma.errors import CheckpointError
-from stemma.formats.hf_llama import ACTS, STRAY, body
+from stemma.formats.hf_llama import ACTS, UNUSED_TENSORS, body
 from stemma.formats.keys import Layout, ids, key, words
 from stemma.formats.rope import read_rope, write_rope
 from stemma.nn.parts import Heads, LMHead, Normal
@@ -84,5 +84,5 @@ cohere = Layout(
     rows=body,
     prefix="model.",
     unused={"model_max_length": "a longer context than it was trained on", "pretraining_tp": "of its training"},
-    stray=STRAY,
+    unused_tensors=UNUSED_TENSORS,
 )

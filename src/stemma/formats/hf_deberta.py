@@ -231,7 +231,7 @@ UNUSED = {
     **reasons("the tensors of the pooler say it", "pooler_hidden_size"),
     **reasons("the same as pad_token_id", "padding_idx"),
 }
-STRAY = {
+UNUSED_TENSORS = {
     r"(^|\.)embeddings\.position_ids$": "a buffer of 0, 1, 2, ...",
     r"embeddings\.position_embeddings\.weight$": "of the enhanced mask decoder, which the file's class does without",
     r"embeddings\.(word|position)_embeddings\._weight$": "a part of the embeddings, which hold it already",
@@ -253,7 +253,7 @@ deberta = Layout(
     fixed=FIXED,
     unused=UNUSED | reasons("every head has its share of hidden_size in this version", "attention_head_size"),
     renames=GAMMA,
-    stray=STRAY,
+    unused_tensors=UNUSED_TENSORS,
 )
 
 deberta_v2 = replace(

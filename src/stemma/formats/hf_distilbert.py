@@ -65,5 +65,5 @@ distilbert = Layout(
     prefix="distilbert.",
     unused=reasons("dropout of a task head, which its spec says", "qa_dropout seq_classif_dropout"),
     renames=GAMMA,
-    stray={r"(^|\.)embeddings\.position_ids$": "a buffer of 0, 1, 2, ..."},
+    unused_tensors={r"(^|\.)embeddings\.position_ids$": "a buffer of 0, 1, 2, ..."},
 )

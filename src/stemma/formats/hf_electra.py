@@ -68,5 +68,5 @@ electra = Layout(
     },
     unused=reasons("dropout of a task head, which its spec says", "summary_last_dropout summary_first_dropout"),
     renames=GAMMA,
-    stray={r"(^|\.)embeddings\.(position|token_type)_ids$": "a buffer"},
+    unused_tensors={r"(^|\.)embeddings\.(position|token_type)_ids$": "a buffer"},
 )

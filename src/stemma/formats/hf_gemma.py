@@ -8,7 +8,7 @@ from typing import Any
 
 from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError
-from stemma.formats.hf_llama import STRAY, classes, common, rows
+from stemma.formats.hf_llama import UNUSED_TENSORS, classes, common, rows
 from stemma.formats.keys import Key, Layout, key, words
 from stemma.formats.rope import parameters, read_rope, write_rope
 from stemma.formats.windows import LAYERS, NAMES, cycle_of, mask_of, types_of, whole, window_of
@@ -70,7 +70,7 @@ gemma = Layout(
     rows=rows,
     prefix="model.",
     fixed=OPEN,
-    stray=STRAY,
+    unused_tensors=UNUSED_TENSORS,
 )
 
 SECOND: dict[str, dict[str, Any]] = dict(

@@ -9,7 +9,7 @@ from stemma.declare.family import Design
 from stemma.families.glm import glm4 as glm4_family
 from stemma.formats.hf_bert import task_classes
 from stemma.formats.hf_gpt import four_times
-from stemma.formats.hf_llama import ACTS, STRAY
+from stemma.formats.hf_llama import ACTS, UNUSED_TENSORS
 from stemma.formats.keys import Layout, ids, key, reasons, several, words
 from stemma.formats.names import Row, linear, row
 from stemma.formats.rope import SHARE, read_rope, write_rope
@@ -93,7 +93,7 @@ def _four(name: str, prefix: str, family: str, mark: str) -> Layout:
         keys=FOUR,
         rows=_four_rows,
         prefix="model.",
-        stray=STRAY,
+        unused_tensors=UNUSED_TENSORS,
     )
 
 
@@ -151,5 +151,5 @@ glm = Layout(
     | reasons("of a task head", "pool_token")
     | reasons("of the initialisation", "use_scaled_init_for_output_weights"),
     renames={"module.": "", "model.word_embeddings": "glm.word_embeddings", "model.transformer.": "glm.transformer."},
-    stray={r"\.bias_mask$": "a causal mask"},
+    unused_tensors={r"\.bias_mask$": "a causal mask"},
 )

@@ -74,7 +74,7 @@ chatglm = Layout(
     rows=_first_rows,
     fixed={**WHOLE, "position_encoding_2d": True},
     unused=UNUSED,
-    stray={r"\.rotary_emb\.inv_freq$": "computed from the config"},
+    unused_tensors={r"\.rotary_emb\.inv_freq$": "computed from the config"},
     tied_by_file=True,
 )
 
@@ -144,5 +144,5 @@ chatglm2 = Layout(
     unused=UNUSED
     | reasons("a copy of padded_vocab_size", "vocab_size")
     | reasons("the arithmetic of training, not a result", "fp32_residual_connection interleaved_qkv"),
-    stray={r"rotary_pos_emb\.inv_freq$": "computed from the config"},
+    unused_tensors={r"rotary_pos_emb\.inv_freq$": "computed from the config"},
 )

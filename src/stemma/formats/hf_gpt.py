@@ -98,7 +98,7 @@ gpt1 = Layout(
     rows=partial(_rows, tokens="tokens_embed", positions="positions_embed", last_norm=False),
     prefix="transformer.",
     unused=UNUSED,
-    stray={r"\.attn\.bias$": "a causal mask", r"position_ids$": "a buffer of 0, 1, 2, ..."},
+    unused_tensors={r"\.attn\.bias$": "a causal mask", r"position_ids$": "a buffer of 0, 1, 2, ..."},
 )  # fmt: skip
 
 gpt2 = Layout(
@@ -133,5 +133,5 @@ gpt2 = Layout(
     prefix="transformer.",
     fixed={"scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False},
     unused=UNUSED,
-    stray={r"\.attn\.(masked_)?bias$": "a causal mask"},
+    unused_tensors={r"\.attn\.(masked_)?bias$": "a causal mask"},
 )

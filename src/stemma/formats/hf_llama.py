@@ -123,7 +123,7 @@ def classes(prefix: str, *names: str) -> dict[str, Heads]:
 
 
 ANSWERS = {"transformer.": "model."}  # what stands before the body under a head for answers
-STRAY = {r"\.rotary_emb\.inv_freq$": "computed from the config"}
+UNUSED_TENSORS = {r"\.rotary_emb\.inv_freq$": "computed from the config"}
 
 llama = Layout(
     model_type="llama",
@@ -156,7 +156,7 @@ llama = Layout(
         "rope_interleaved": "an unused flag of some files",
         "_rope_scaling_validation": "a note of an old version",
     },
-    stray=STRAY,
+    unused_tensors=UNUSED_TENSORS,
 )
 
 
@@ -182,7 +182,7 @@ mistral = Layout(
     ),
     rows=rows,
     prefix="model.",
-    stray=STRAY,
+    unused_tensors=UNUSED_TENSORS,
 )
 
 
@@ -216,5 +216,5 @@ longllama = Layout(
     prefix="model.",
     fixed={"mem_positionals": True},
     unused={"mem_attention_grouping": "trades speed for memory, and changes no result"},
-    stray=STRAY,
+    unused_tensors=UNUSED_TENSORS,
 )

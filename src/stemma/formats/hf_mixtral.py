@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from stemma.declare.family import Design
-from stemma.formats.hf_llama import STRAY, body, classes, common, experts, read_window, tasks
+from stemma.formats.hf_llama import UNUSED_TENSORS, body, classes, common, experts, read_window, tasks
 from stemma.formats.keys import Layout, key, reasons
 from stemma.formats.names import Row
 from stemma.formats.rope import read_rope
@@ -36,5 +36,5 @@ mixtral = Layout(
     prefix="model.",
     fixed={"router_jitter_noise": 0.0},
     unused=ROUTER,
-    stray=STRAY,
+    unused_tensors=UNUSED_TENSORS,
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from stemma.declare.family import Design
 from stemma.errors import CheckpointError
-from stemma.formats.hf_llama import ANSWERS, STRAY, body, classes, common, experts, rows, tasks
+from stemma.formats.hf_llama import ANSWERS, UNUSED_TENSORS, body, classes, common, experts, rows, tasks
 from stemma.formats.hf_mixtral import ROUTER
 from stemma.formats.keys import Key, Layout, key
 from stemma.formats.names import Row
@@ -82,7 +82,7 @@ qwen2 = Layout(
     prefix="model.",
     bodies={"Qwen2ForQuestionAnswering": "transformer."},
     renames=ANSWERS,
-    stray=STRAY,
+    unused_tensors=UNUSED_TENSORS,
 )
 
 qwen3 = replace(

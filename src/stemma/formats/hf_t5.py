@@ -136,7 +136,7 @@ t5 = Layout(
     rows=_rows,
     fixed={"is_encoder_decoder": True, "is_decoder": False},
     unused={"dense_act_fn": "derived from feed_forward_proj", "is_gated_act": "derived from feed_forward_proj"},
-    stray={
+    unused_tensors={
         r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$": "a table that old files "
         "hold for cross-attention, which has no positions",
         r"^lm_head\.weight$": "of a head that is not in use",

@@ -119,7 +119,7 @@ xlm = Layout(
                   "asm_div_value"),
         **reasons("dropout of a task head, which its spec says", "summary_first_dropout summary_last_dropout"),
     },
-    stray={r"(^|\.)position_ids$": "a buffer of 0, 1, 2, ..."},
+    unused_tensors={r"(^|\.)position_ids$": "a buffer of 0, 1, 2, ..."},
 )  # fmt: skip
 
 # ---------------------------------------------------------------- XLM-R

@@ -32,7 +32,7 @@ class Key:
     write: Callable[[Any, Design], Any] = same
     older: tuple[str, ...] = ()
 
-    def told(self, design: Design) -> Any:
+    def to_config(self, design: Design) -> Any:
         """What a config says of a design; of a dim that is left to a rule, what the rule gives. Raises UsageError if
         the layout has no word for it."""
         value = spec.get(design, self.paths[0])
@@ -139,13 +139,17 @@ def words(table: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
 
 @dataclass(frozen=True)
 class Layout:
-    """A publisher's layout: `classes` gives the heads of each model class, `fixed` the keys whose other values mean a
-    model that is not supported, `unused` keys that change nothing here. `prefix`: what a file of a model with a head
-    puts before the names of the body; `bodies`: what another class puts there. `mark`: a key that only this one has,
-    where several layouts share a model_type. `rows` is the names table; `renames`, other spellings of parts of names;
-    `stray`, tensors that old files hold and nobody needs, as regular expressions. `variants`: what else of the design a
-    class changes (an encoder alone); `labels`: of a task head where a config tells no number; `tied_by_file`,
-    `bias_by_file`: whether the head is the embeddings, or has a bias, is told by the tensors and not by the config."""
+    """A publisher's layout: config.json and the names of tensors.
+
+    `classes`: the heads of each model class. `keys`: the keys that describe the design; `fixed`: keys with one
+    supported value; `unused`: keys that change nothing here, with the reason. `mark`: a key that tells this layout from
+    others of the same model_type. `labels`: classes of a task head where a config gives no number. `variants`: what
+    else of the design a class changes (an encoder alone).
+
+    `rows`: the names table; `renames`: older spellings of parts of names; `unused_tensors`: tensors of old files that
+    are not needed (regular expression: reason). `prefix`: put before the names of the body in a model with a head;
+    `bodies`: the prefix of other classes. `tied_by_file`, `bias_by_file`: the tensors, not the config, decide whether
+    the head is tied to the embeddings and whether it has a bias."""
 
     model_type: str
     families: tuple[str, ...]
@@ -157,7 +161,7 @@ class Layout:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     unused: Mapping[str, str] = field(default_factory=dict)
     renames: Mapping[str, str] = field(default_factory=dict)
-    stray: Mapping[str, str] = field(default_factory=dict)
+    unused_tensors: Mapping[str, str] = field(default_factory=dict)
     tied_by_file: bool = False
     bias_by_file: bool = False
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from stemma.formats.classes import class_in, present
 from stemma.formats.config import GENERAL, read_config, write_config
 from stemma.formats.keys import Layout
 from stemma.formats.names import Row, expand
-from stemma.formats.weights import named, outline
+from stemma.formats.weights import meta_model, named_tensors
 
 
 def _layouts() -> dict[str, Layout]:
@@ -108,7 +108,7 @@ def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dic
             if relative.name in layout.families:
                 try:
                     data = write_config(layout, design)
-                    table_of(design, layout, named(outline(design)))
+                    table_of(design, layout, named_tensors(meta_model(design)))
                     return layout, data, ""
                 except (UsageError, CheckpointError) as error:
                     why = why or str(error)

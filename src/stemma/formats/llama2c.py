@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stemma import spec
+from stemma import disk, spec
 from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError
 from stemma.formats import meta, tensors
@@ -28,7 +28,7 @@ from stemma.formats.config import lost, refuse_loss
 from stemma.formats.layouts import LAYOUTS
 from stemma.formats.names import Ledger, Row
 from stemma.formats.rotary import to_halves, to_pairs
-from stemma.formats.weights import attach, check_weights, design_of, device_of, dtype_of, outline, put
+from stemma.formats.weights import attach, check_weights, design_of, device_of, dtype_of, meta_model, set_parameter
 from stemma.nn.model import Model
 from stemma.nn.parts import Heads, LMHead, Rotary
 
@@ -95,7 +95,7 @@ def _checked(path: Path, head: Head) -> Head:
 def _plan(design: Design, version: int) -> Iterator[tuple[str, tuple[int, ...], Row | None]]:
     """Every tensor of a file in order: its name, its shape and its row (None: a table)."""
     table = {r.theirs: r for r in meta.rows(design)}
-    shapes = {name: tuple(p.shape) for name, p in outline(design).named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in meta_model(design).named_parameters()}
     for name in ORDER[version]:
         if name in TABLES:
             yield name, (design.dims.context, design.dims.width // 2), None
@@ -165,7 +165,7 @@ def load(
             "cut short or no llama2.c file"
         )
     design, owner = meta.identify(design)
-    model = outline(design)
+    model = meta_model(design)
     target, kind = device_of(device), torch.float32 if dtype == "auto" else dtype_of(dtype)
     ledger = Ledger()
     raw = np.memmap(path, np.uint8, "r")
@@ -179,8 +179,8 @@ def load(
         if target.type != "meta":
             held = raw[at : at + 4 * int(np.prod(shape))].view("<f4").astype(np.float32)  # a copy
             tensor = torch.from_numpy(held).view(shape)
-            value.copy_(to_halves(tensor, design.dims.width) if meta.TURNED.search(name) else tensor)
-        put(model, r.ours[0], value)
+            value.copy_(to_halves(tensor, design.dims.width) if meta.INTERLEAVED.search(name) else tensor)
+        set_parameter(model, r.ours[0], value)
         ledger.loaded[r.ours[0]] = name
     model.ledger = ledger
     attach(model, design, owner)
@@ -219,7 +219,7 @@ def save(model: Model, path: str | Path, *, version: int = 0) -> Path:
     )  # fmt: skip
     head = Head(version, sizes, design.arch.heads.tied, START if version else 28)
     refuse_loss("llama2.c's layout", lost(design, _design(path, head)))
-    with tensors.whole_file(path) as scratch, open(scratch, "wb") as out:
+    with disk.replacing(path, note=tensors.UNCHANGED) as scratch, open(scratch, "wb") as out:
         _write(out, model, design, head)
     return path
 
@@ -234,7 +234,7 @@ def _write(out: BinaryIO, model: Model, design: Design, head: Head) -> None:
     state, tables = dict(model.named_parameters()), _tables(design)
     for name, _, r in _plan(design, head.version):
         tensor = tables[name] if r is None else state[r.ours[0]].detach().to(device="cpu", dtype=torch.float32)
-        if meta.TURNED.search(name):
+        if meta.INTERLEAVED.search(name):
             tensor = to_pairs(tensor, design.dims.width)
         out.write(tensor.contiguous().numpy().astype("<f4", copy=False).tobytes())
 

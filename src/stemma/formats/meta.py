@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stemma import spec
+from stemma import disk, spec
 from stemma.declare.family import Design, Family
 from stemma.errors import CheckpointError, UsageError
 from stemma.formats import tensors
@@ -38,7 +38,7 @@ from stemma.formats.keys import meant
 from stemma.formats.layouts import LAYOUTS, nearest_family, text_of
 from stemma.formats.names import Ledger, Row, expand, missing, row
 from stemma.formats.rotary import to_pairs
-from stemma.formats.weights import Filling, attach, design_of, device_of, dtype_of, outline
+from stemma.formats.weights import WeightLoader, attach, design_of, device_of, dtype_of, meta_model
 from stemma.nn.model import Model
 from stemma.nn.parts import Heads, Llama3Scaling, LMHead, Rotary, gated_width
 from stemma.text import Tokenizer, ranks, spm
@@ -71,8 +71,8 @@ BLOCK = (
     ("feed_forward.w2", "mlp.down", 1),
     ("feed_forward.w3", "mlp.up", 0),
 )
-TURNED = re.compile(r"attention\.w[qk]\.weight$")
-STRAY = {r"^rope\.freqs$": "computed from params.json"}
+INTERLEAVED = re.compile(r"attention\.w[qk]\.weight$")
+UNUSED_TENSORS = {r"^rope\.freqs$": "computed from params.json"}
 
 
 def rows(design: Design) -> list[Row]:
@@ -143,7 +143,7 @@ class Shards:
             raise CheckpointError(f"{self.folder}: {name!r} should have one shape in all shards, not {shapes}")
         return whole
 
-    def blank(self, name: str) -> Tensor:
+    def meta_tensor(self, name: str) -> Tensor:
         return torch.empty(self.shape(name), dtype=self.parts[0][name].dtype, device="meta")
 
     def get(self, name: str) -> Tensor:
@@ -261,7 +261,7 @@ def _width_rule(d_model: int, d_ff: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """How a checkpoint was written, so that it can be written so again. `axis`: that of the embeddings."""
 
     params: str
@@ -280,7 +280,7 @@ def load(
     CheckpointError naming the file, the key or the tensor."""
     folder = Path(folder)
     where = str(folder)
-    params = tensors.read_json(folder / PARAMS)
+    params = disk.read_object(folder / PARAMS)
     target = device_of(device)
     given = params.get("dim")
     shards = Shards(folder, given if isinstance(given, int) else 0)  # anything else is refused below
@@ -288,23 +288,23 @@ def load(
         raise missing(EMBEDDINGS, shards, where)
     design, unused = read_params(params, shards.shape(EMBEDDINGS)[0], shards.tied())
     design, owner = identify(design)
-    model = outline(design)
-    filling = Filling(model, shards, where, Ledger(config=unused))
+    model = meta_model(design)
+    loader = WeightLoader(model, shards, where, Ledger(config=unused))
     table = rows(design)
     for r in table:
-        if r.theirs in shards and (has := shards.shape(r.theirs)) != (want := list(filling.shapes[r.ours[0]])):
+        if r.theirs in shards and (has := shards.shape(r.theirs)) != (want := list(loader.shapes[r.ours[0]])):
             count = len(shards.files)
             raise CheckpointError(
                 f"{where}: tensor {r.theirs!r} has shape {has} over {count} shard{'s' * (count > 1)}, but {PARAMS} "
                 f"needs {want}; is every shard of this model there?"
             )
-        filling.find(r)
+        loader.find(r)
     if OUTPUT in shards and design.arch.heads.tied:
-        filling.ledger.tied[OUTPUT] = EMBEDDINGS
-    filling.account(STRAY)
+        loader.ledger.tied[OUTPUT] = EMBEDDINGS
+    loader.account(UNUSED_TENSORS)
     kind = shards.parts[0][EMBEDDINGS].dtype if dtype == "auto" else dtype_of(dtype)
     for r in table:
-        filling.read(r, r.theirs, target, kind, turned=TURNED.search(r.theirs) is not None)
+        loader.read(r, r.theirs, target, kind, interleaved=INTERLEAVED.search(r.theirs) is not None)
     attach(model, design, owner)
     if tokenizer and (folder / TOKENIZER).is_file():
         model.tokenizer = read_tokenizer(folder, design.dims.vocab)
@@ -312,7 +312,7 @@ def load(
         model.design = spec.edit(design, {**ids, "text.tokenizer": model.tokenizer.kind})
         model.text = model.design.text
     model.extras = {
-        "meta": Source(
+        "meta": Origin(
             params=(folder / PARAMS).read_text(encoding="utf-8"),
             shards=len(shards.files),
             axis=shards.axis(EMBEDDINGS) or 0,
@@ -346,7 +346,7 @@ def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard
         raise UsageError(f"{directory} holds a config.json, which says another layout; choose another folder")
     design = design_of(model)
     params = write_params(design)
-    source: Source | None = model.extras.get("meta")
+    source: Origin | None = model.extras.get("meta")
     text = json.dumps(params) + "\n"
     if source is not None and not lost(design, _read(json.loads(source.params), design)):
         text = source.params
@@ -372,7 +372,7 @@ def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard
 
     def part(r: Row, k: int) -> Tensor:
         tensor = state[r.ours[0]].to(kind)
-        if TURNED.search(r.theirs):
+        if INTERLEAVED.search(r.theirs):
             tensor = to_pairs(tensor, design.dims.width)
         axis = axes.get(re.sub(r"^layers\.\d+\.", "", r.theirs))
         if axis is not None:
@@ -399,7 +399,7 @@ def _divides(design: Design, count: int, by_token: bool) -> None:
         raise UsageError(f"shards={count} does not divide this model's {bad} of {parts[bad]}")
 
 
-def _tokenizer(model: Model, source: Source | None) -> bytes | None:
+def _tokenizer(model: Model, source: Origin | None) -> bytes | None:
     """The bytes of tokenizer.model: those that were read, or made from the tokenizer."""
     tokenizer: Tokenizer | None = model.tokenizer
     if tokenizer is None:

@@ -67,7 +67,7 @@ class ByHead:
 
 @dataclass(frozen=True)
 class InHeads:
-    """A matrix turned over, whose outputs are cut into heads in the file: in, heads, width."""
+    """A transposed matrix, whose outputs are cut into heads in the file: in, heads, width."""
 
     heads: int
 
@@ -83,7 +83,7 @@ class InHeads:
 
 @dataclass(frozen=True)
 class Row:
-    """`theirs` in the file is `ours` in the model: a matrix turned over if `transposed`, and side by side along the
+    """`theirs` in the file is `ours` in the model: a transposed matrix if `transposed`, and side by side along the
     model's first axis where there are several; or as `op` says. `aliases`: other names for the same tensor, which files
     may hold."""
 
@@ -113,13 +113,13 @@ class Row:
             return list(zip(self.ours, self.op.read(tensor, parts), strict=True))
         want = list(parts[0])
         want[0] = sum(p[0] for p in parts)
-        turned = self.transposed and len(want) == 2
-        expected = want[::-1] if turned else want
+        transposed = self.transposed and len(want) == 2
+        expected = want[::-1] if transposed else want
         if list(tensor.shape) != expected:
             raise CheckpointError(
                 f"tensor {self.theirs!r} has shape {list(tensor.shape)}, but this config needs {expected}"
             )
-        if turned:
+        if transposed:
             tensor = tensor.t()
         return list(zip(self.ours, tensor.split([p[0] for p in parts]), strict=True))
 

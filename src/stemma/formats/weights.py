@@ -1,4 +1,4 @@
-"""A model and its parameters while a file is read into it, whatever the file's layout."""
+"""A model on the meta device, and the loader that fills it from a file of any layout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def attach(model: Model, design: Design, family: Family | None, tokenizer: Any = None) -> Model:
-    """Give a model what it is called and how its text is read."""
+    """Set a model's design, family and tokenizer."""
     model.family, model.name, model.text, model.tokenizer = family, design.name, design.text, tokenizer
     model.design = design
     return model
@@ -48,8 +48,8 @@ def dtype_of(name: str | torch.dtype) -> torch.dtype:
     return DTYPES[name]
 
 
-def outline(design: Design) -> Model:
-    """The model of a design with shapes and no weights, on the meta device."""
+def meta_model(design: Design) -> Model:
+    """The model of a design on the meta device: shapes, no data."""
     with torch.device("meta"):
         return Model(design.arch, design.dims)
 
@@ -60,8 +60,8 @@ def design_of(model: Model) -> Design:
     return design
 
 
-def named(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters by the names that tables know them by: of those that are stacked (experts), each slice has its own."""
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters by the names that tables use: each slice of a stacked parameter (experts) has a name of its own."""
     stacks = {
         f"{path}.{name}": getattr(module, name)
         for path, module in model.named_modules()
@@ -73,27 +73,27 @@ def named(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-class Source(Protocol):
-    """The tensors of a file by name: shapes and types alone (`blank`, on the meta device), or numbers."""
+class TensorSource(Protocol):
+    """The tensors of a file by name: `meta_tensor` gives shape and dtype on the meta device, `get` the data."""
 
     def __iter__(self) -> Iterator[str]: ...
 
-    def blank(self, name: str) -> Tensor: ...
+    def meta_tensor(self, name: str) -> Tensor: ...
 
     def get(self, name: str) -> Tensor: ...
 
 
-class Filling:
-    """A model without weights while it gets those of a file: rows are found first, then all that is left in the file is
-    accounted for, and only then is anything read.
+class WeightLoader:
+    """Loads the tensors of a file into a model on the meta device, in three passes: `find` every row, `account` for the
+    rest of the file, `read` the data.
 
-    `where`: what errors call the file; `files`: the names by which tables know its tensors, and those that they have in
-    it; `new`: the heads that are drawn afresh where the file lacks them."""
+    `where`: the file's name in errors; `files`: a table's name of a tensor -> its name in the file; `new`: heads that
+    are initialised where the file lacks them."""
 
     def __init__(
         self,
         model: Model,
-        source: Source,
+        source: TensorSource,
         where: str,
         ledger: Ledger,
         files: Mapping[str, str] | None = None,
@@ -101,11 +101,11 @@ class Filling:
     ) -> None:
         self.model, self.source, self.where, self.new = model, source, where, new
         self.files = {name: name for name in source} if files is None else files
-        self.shapes = {name: p.shape for name, p in (*model.named_parameters(), *named(model).items())}
+        self.shapes = {name: p.shape for name, p in (*model.named_parameters(), *named_tensors(model).items())}
         self.ledger = model.ledger = ledger
 
     def find(self, r: Row, afresh: bool = False) -> str | None:
-        """The tensor of the file that a row reads, checked; None if the row is to be drawn, as it is if `afresh`."""
+        """The file's tensor for a row, its shape checked; None if the row is initialised instead (as with `afresh`)."""
         found = None if afresh else next((n for n in (r.theirs, *r.aliases) if n in self.files), None)
         if found is None:
             if part(r) in self.new:
@@ -114,7 +114,7 @@ class Filling:
             raise missing(r.theirs, self.source, self.where)
         name = self.files[found]
         try:
-            r.read(self.source.blank(name), self.shapes)
+            r.read(self.source.meta_tensor(name), self.shapes)
         except CheckpointError as error:
             if part(r) == "task" in self.new:
                 raise CheckpointError(
@@ -126,30 +126,34 @@ class Filling:
         return name
 
     def repeated(self, r: Row, name: str) -> list[str]:
-        """The other tensors of the file that a row says to be the one called `name`."""
+        """The other tensors of the file that must equal the tensor `name`, as the row's aliases say."""
         return [self.files[alias] for alias in r.aliases if self.files.get(alias, name) != name]
 
-    def account(self, stray: Mapping[str, str], left: Collection[str] = ()) -> None:
-        """Every tensor of the file that no row reads is ignored by a rule of `stray` (regular expressions, and why), or
-        an error. `left`: of parts that a task does without."""
+    def account(self, unused: Mapping[str, str], left: Collection[str] = ()) -> None:
+        """Every tensor of the file that no row reads must match a pattern of `unused` (pattern: reason) or be
+        in `left`, the names of parts that a task does without. Raises CheckpointError for any other."""
         used = {*self.ledger.loaded.values(), *self.ledger.tied, *self.ledger.ignored}
         for known, name in self.files.items():
             if name in used:
                 continue
             reason = "of a part that the task leaves behind" if known in left else None
-            reason = reason or next((why for pattern, why in stray.items() if re.search(pattern, known)), None)
+            reason = reason or next((why for pattern, why in unused.items() if re.search(pattern, known)), None)
             if reason is None:
                 raise CheckpointError(f"{self.where} holds a tensor {name!r} for which this model has no place")
             self.ledger.ignored[name] = reason
 
-    def read(self, r: Row, name: str, device: torch.device, dtype: torch.dtype | None, turned: bool = False) -> None:
-        """Read a row from the tensor called `name`, to be of type `dtype` (None: as in the file). `turned`: its rows
-        are in Meta's order."""
-        tensor = self.source.blank(name) if device.type == "meta" else self.source.get(name)
-        ordered = to_halves(tensor, self.model.dims.width) if turned else tensor
+    def read(
+        self, r: Row, name: str, device: torch.device, dtype: torch.dtype | None, interleaved: bool = False
+    ) -> None:
+        """Load a row from the tensor `name` of the file as `dtype` (None: the file's own). `interleaved`: its rows are
+        in Meta's order."""
+        tensor = self.source.meta_tensor(name) if device.type == "meta" else self.source.get(name)
+        ordered = to_halves(tensor, self.model.dims.width) if interleaved else tensor
         for ours, value in r.read(ordered, self.shapes):
             # a copy of its own: a slice must not keep the whole packed tensor alive, nor a file stay mapped
-            put(self.model, ours, torch.empty(value.shape, dtype=dtype or value.dtype, device=device).copy_(value))
+            set_parameter(
+                self.model, ours, torch.empty(value.shape, dtype=dtype or value.dtype, device=device).copy_(value)
+            )
         for other in self.repeated(r, name):
             if device.type != "meta" and not torch.equal(self.source.get(other), tensor):
                 raise CheckpointError(
@@ -157,8 +161,8 @@ class Filling:
                 )
 
 
-def put(model: nn.Module, name: str, value: Tensor) -> None:
-    """Make `value` the parameter that tables know by `name`."""
+def set_parameter(model: nn.Module, name: str, value: Tensor) -> None:
+    """Set the parameter that tables call `name` to `value`."""
     owner, _, leaf = name.rpartition(".")
     if not leaf.isdigit():
         setattr(model.get_submodule(owner), leaf, nn.Parameter(value))

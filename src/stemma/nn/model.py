@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,28 +17,11 @@ from stemma.nn.init import initialise
 from stemma.nn.masks import CHOICES, Visible
 from stemma.nn.memory import in_windows
 from stemma.nn.mlp import dropped
+from stemma.nn.outputs import IGNORED, Output, detector_loss, token_mean
 from stemma.nn.stack import Block, Stack, State
 from stemma.nn.streams import Request, TwoStreams
 
-IGNORED = -100  # a label that is no target
-
-
-@dataclass
-class Output:
-    """`hidden`: last hidden state, B T D; `logits`: B T V; `loss`: mean over targets, if labels were given;
-    `pooled`: B D; `seq_relationship_logits`: B 2; `replaced`: B T, a logit that a token was replaced; `scores`: of the
-    task head, B L, B T L, B T 2 or B C (see `parts.Task`); `encoder_hidden`: B S D, of an encoder-decoder; `mems`: the
-    memory that the next segment may read, B M D of each layer. With a `target_mapping` of K predictions T is K."""
-
-    hidden: Tensor
-    logits: Tensor | None = None
-    loss: Tensor | None = None
-    pooled: Tensor | None = None
-    seq_relationship_logits: Tensor | None = None
-    replaced: Tensor | None = None
-    scores: Tensor | None = None
-    encoder_hidden: Tensor | None = None
-    mems: tuple[Tensor, ...] | None = None
+__all__ = ["IGNORED", "Model", "Output", "count"]
 
 
 class Embed(nn.Module):
@@ -432,13 +414,16 @@ class Model(nn.Module):
             out.pooled = self.pooled(hidden, input_ids, attention_mask)
             if self.pair is not None:
                 out.seq_relationship_logits = self.paired(out.pooled)
-        if self.detect is not None:
-            out.replaced = self.detect(hidden)
+        scores = replaced = None
         if self.task is not None:
             own = getattr(self.task.spec, "summary", None)
-            out.scores = self.task(hidden, out.pooled, self._place(own, input_ids, attention_mask))
+            scores = self.task(hidden, out.pooled, self._place(own, input_ids, attention_mask))
+            out.put_task(self.task.spec, scores)
+        if self.detect is not None:
+            replaced = self.detect(hidden)
+            out.put_detector(replaced)
         if labels is not None:
-            out.loss = self._loss(out, input_ids, attention_mask, labels)
+            out.loss = self._loss(out.logits, scores, replaced, attention_mask, labels)
         if next_sentence_label is not None:
             if out.seq_relationship_logits is None:
                 raise UsageError("next_sentence_label was given to a model without a pair head")
@@ -446,20 +431,23 @@ class Model(nn.Module):
             out.loss = pair if out.loss is None else out.loss + pair
         return out
 
-    def _loss(self, out: Output, ids: Tensor, attention_mask: Tensor | None, labels: Tensor) -> Tensor:
-        """The mean loss of labels: of the task where there is a head for one, else of the detector, else of tokens."""
+    def _loss(
+        self,
+        logits: Tensor | None,
+        scores: Tensor | None,
+        replaced: Tensor | None,
+        attention_mask: Tensor | None,
+        labels: Tensor,
+    ) -> Tensor:
+        """The mean loss of labels: of the task head if there is one, else of the detector, else of the LM head."""
         if self.task is not None:
-            assert out.scores is not None
-            return task_loss(self.task.spec, out.scores, labels)
-        if out.replaced is not None:
-            real = torch.ones_like(ids) if attention_mask is None else attention_mask
-            each = F.binary_cross_entropy_with_logits(out.replaced.float(), labels.float(), reduction="none")
-            return each[real.bool()].mean()
-        if out.logits is None:
+            assert scores is not None
+            return task_loss(self.task.spec, scores, labels)
+        if replaced is not None:
+            return detector_loss(replaced, labels, attention_mask)
+        if logits is None:
             raise UsageError("labels were given to a model without a language-model head")
-        shifted = self.arch.structure == "decoder"
-        logits, targets = (out.logits[:, :-1], labels[:, 1:]) if shifted else (out.logits, labels)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
+        return token_mean(logits, labels, shifted=self.arch.structure == "decoder")
 
     def _request(
         self, perm_mask: Tensor | None, target_mapping: Tensor | None, mems: Sequence[Tensor] | None
@@ -507,11 +495,14 @@ class Model(nn.Module):
         rows, candidates = ids.shape[:2]
         flat = [None if x is None else x.flatten(0, 1) for x in (attention_mask, token_type_ids, langs)]
         out = self(ids.flatten(0, 1), *flat[:2], langs=flat[2])
-        out.scores = out.scores.view(rows, candidates)
-        if out.logits is not None:
+        assert self.task is not None and out.logits is not None
+        if out.mc_logits is None:
+            out.logits = scores = out.logits.view(rows, candidates)
+        else:
             out.logits = out.logits.unflatten(0, (rows, candidates))
+            out.mc_logits = scores = out.mc_logits.view(rows, candidates)
         if labels is not None:
-            out.loss = task_loss(self.arch.heads.task, out.scores, labels)  # type: ignore[arg-type]
+            out.loss = task_loss(self.task.spec, scores, labels)
         return out
 
     def shift_right(self, labels: Tensor) -> Tensor:

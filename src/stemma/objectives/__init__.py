@@ -48,11 +48,11 @@ __all__ = [
     "Objective",
     "Setting",
     "View",
+    "incompatible_reason",
     "objective",
     "suited",
+    "teacher_mismatch",
     "tokens",
-    "why_not",
-    "why_unmatched",
 ]
 
 
@@ -102,15 +102,15 @@ def kind(spec: declared.Objective) -> Any:
     raise AssertionError(spec)
 
 
-def why_not(spec: declared.Objective, arch: Arch) -> str | None:
+def incompatible_reason(spec: declared.Objective, arch: Arch) -> str | None:
     """Why a network of design `arch` cannot be trained on a declared objective; None if it can."""
-    found: str | None = kind(spec).unfit(spec, arch)
+    found: str | None = kind(spec).incompatible_reason(spec, arch)
     return found
 
 
-def why_unmatched(spec: declared.Objective, student: tuple[Arch, Dims], teacher: tuple[Arch, Dims]) -> str | None:
+def teacher_mismatch(spec: declared.Objective, student: tuple[Arch, Dims], teacher: tuple[Arch, Dims]) -> str | None:
     """Why a network of one design cannot learn a declared objective from one of another; None if it can."""
-    found: str | None = kind(spec).unmatched(spec, student, teacher)
+    found: str | None = kind(spec).teacher_mismatch(spec, student, teacher)
     return found
 
 

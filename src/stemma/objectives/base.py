@@ -131,7 +131,7 @@ class Objective(ABC):
         return cls.roles
 
     @classmethod
-    def unfit(cls, spec: Any, arch: Arch) -> str | None:
+    def incompatible_reason(cls, spec: Any, arch: Arch) -> str | None:
         """Why a network of this design cannot be trained on `spec`; None if it can."""
         if arch.structure in cls.structures:
             return None
@@ -141,16 +141,16 @@ class Objective(ABC):
         )
 
     @classmethod
-    def unmatched(cls, spec: Any, student: tuple[Arch, Dims], teacher: tuple[Arch, Dims]) -> str | None:
+    def teacher_mismatch(cls, spec: Any, student: tuple[Arch, Dims], teacher: tuple[Arch, Dims]) -> str | None:
         """Why a network of one design cannot learn `spec` from one of another; None if it can."""
         return None
 
-    def join(self, model: Model, nets: Nets) -> None:
-        """Make the model and its nets share what they are to share, once, before training."""
+    def tie(self, model: Model, nets: Nets) -> None:
+        """Before training, share parameters of the model with its nets, where the objective does so."""
         return
 
-    def part(self, model: Model, nets: Nets) -> None:
-        """Undo what the model, once trained, must not show of `join`: then it stands alone."""
+    def untie(self, model: Model, nets: Nets) -> None:
+        """After training, make the model independent of its nets again."""
         return
 
     @abstractmethod
@@ -176,7 +176,7 @@ class Objective(ABC):
         """Targets of each part in `batch`, known before the model runs."""
         return {self.main: len(batch["targets"])}
 
-    def unpredicted(self, view: View) -> int:
+    def tokens_without_target(self, view: View) -> int:
         """Of an objective whose targets are the whole text: how many of its tokens no target stands for."""
         return 0
 

@@ -78,7 +78,7 @@ class NextToken(Objective):
         }
         return row if reader.langs is None else row | {"langs": window.langs[:-1]}
 
-    def unpredicted(self, view: View) -> int:
+    def tokens_without_target(self, view: View) -> int:
         if self.before:
             return 0
         return min(1, len(view)) if self.mixed else len(view)

@@ -62,12 +62,12 @@ class Distilled(Objective):
         return found
 
     @classmethod
-    def unfit(cls, spec: declared.Distillation, arch: Arch) -> str | None:
-        return runs(spec).unfit(spec.task, arch)
+    def incompatible_reason(cls, spec: declared.Distillation, arch: Arch) -> str | None:
+        return runs(spec).incompatible_reason(spec.task, arch)
 
     @classmethod
-    def unmatched(cls, spec: declared.Distillation, student: Design, teacher: Design) -> str | None:
-        if (why := runs(spec).unfit(spec.task, teacher[0])) is not None:
+    def teacher_mismatch(cls, spec: declared.Distillation, student: Design, teacher: Design) -> str | None:
+        if (why := runs(spec).incompatible_reason(spec.task, teacher[0])) is not None:
             return f"the teacher cannot give what objective.task asks: {why}"
         if teacher[0].heads.lm is None:
             return "the teacher has no language-model head, whose predictions this objective learns from"
@@ -89,7 +89,7 @@ class Distilled(Objective):
             )
         return None
 
-    def join(self, model: Model, nets: Nets) -> None:
+    def tie(self, model: Model, nets: Nets) -> None:
         if self.spec.start == "layers":
             begin(model, nets["teacher"])
 
@@ -103,8 +103,8 @@ class Distilled(Objective):
         real = stack(examples, "documents")["documents"].flatten() != OUTSIDE
         return batch | {"everywhere": real.nonzero().squeeze(1)}
 
-    def unpredicted(self, view: View) -> int:
-        return self.task.unpredicted(view)
+    def tokens_without_target(self, view: View) -> int:
+        return self.task.tokens_without_target(view)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         n = len(batch["everywhere"]) if "everywhere" in batch else len(batch["targets"])
@@ -218,7 +218,7 @@ class Relations(Objective):
         self.cls, self.sep = self.need("cls", "bos"), self.need("sep", "eos")
 
     @classmethod
-    def unmatched(cls, spec: declared.AttentionDistillation, student: Design, teacher: Design) -> str | None:
+    def teacher_mismatch(cls, spec: declared.AttentionDistillation, student: Design, teacher: Design) -> str | None:
         if teacher[0].structure != "encoder":
             return f"the teacher's structure must be encoder, not {teacher[0].structure}"
         heads = student[1].heads, teacher[1].heads

@@ -56,7 +56,7 @@ class MixedMasked(MaskedPairs):
         self.shares = shares / shares.sum()
 
     @classmethod
-    def unfit(cls, spec: Any, arch: Arch) -> str | None:
+    def incompatible_reason(cls, spec: Any, arch: Arch) -> str | None:
         if not isinstance(arch.mask, Open):
             return (
                 "MixedMLM needs a network whose mask each call chooses (arch.mask=Open(), "

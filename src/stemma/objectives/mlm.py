@@ -51,10 +51,10 @@ class Masked(Objective):
     roles = ("mask",), ("cls", "bos"), ("sep", "eos")
 
     @classmethod
-    def unfit(cls, spec: Any, arch: Arch) -> str | None:
+    def incompatible_reason(cls, spec: Any, arch: Arch) -> str | None:
         if arch.structure in cls.structures and arch.heads.lm is None:
             return f"{type(spec).__name__} predicts tokens, and arch.heads.lm is None; set it to MLMHead()"
-        return super().unfit(spec, arch)
+        return super().incompatible_reason(spec, arch)
 
     def __init__(self, spec: declared.MLM, setting: Setting) -> None:
         super().__init__(setting)

@@ -84,14 +84,14 @@ class MaskedPairs(Objective):
         self.everything: Ints = np.arange(self.tokenizer.vocab_size, dtype=np.int64)
 
     @classmethod
-    def unfit(cls, spec: declared.MLM, arch: Arch) -> str | None:
+    def incompatible_reason(cls, spec: declared.MLM, arch: Arch) -> str | None:
         heads = arch.heads
         if arch.structure in cls.structures and spec.pairs != "halves" and not (heads.pooler and heads.pair):
             return (
                 f"objective.pairs={spec.pairs!r} needs arch.heads.pooler and arch.heads.pair; set "
                 "arch.heads.pooler=Summary() and arch.heads.pair=true"
             )
-        return Masked.unfit(spec, arch)
+        return Masked.incompatible_reason(spec, arch)
 
     def copy(self, epoch: int) -> int:
         """Which of the `copies` of the data an epoch reads."""

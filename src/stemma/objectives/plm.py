@@ -149,7 +149,7 @@ class Permuted(Objective):
         self.weights = weights / weights.sum()
 
     @classmethod
-    def unfit(cls, spec: declared.PLM, arch: Arch) -> str | None:
+    def incompatible_reason(cls, spec: declared.PLM, arch: Arch) -> str | None:
         if arch.streams is None:
             return (
                 "PLM asks a second stream for its predictions, and this network has one (arch.streams is none); begin "
@@ -160,7 +160,7 @@ class Permuted(Objective):
                 f"PLM makes its own memory; arch.streams.reuse={arch.streams.reuse} would cut it, and must be none "
                 "(objective.reuse says how rows overlap)"
             )
-        return super().unfit(spec, arch)
+        return super().incompatible_reason(spec, arch)
 
     # ------------------------------------------------------------ rows
 

@@ -61,14 +61,14 @@ class ReplacedTokens(Objective):
         self.streamed = self.masking.streamed
 
     @classmethod
-    def unfit(cls, spec: declared.RTD, arch: Arch) -> str | None:
+    def incompatible_reason(cls, spec: declared.RTD, arch: Arch) -> str | None:
         if arch.structure in cls.structures and arch.heads.detect is None:
             return "RTD needs a head that detects replaced tokens, and arch.heads.detect is None; set it to Detector()"
-        return super().unfit(spec, arch)
+        return super().incompatible_reason(spec, arch)
 
     # ------------------------------------------------------------ two networks
 
-    def join(self, model: Model, nets: Nets) -> None:
+    def tie(self, model: Model, nets: Nets) -> None:
         """Share embeddings as `sharing` says: `tied` all that stands before the first block (tokens, segments, absolute
         positions and their norm), `disentangled` the tables of tokens and of absolute positions."""
         generator = self.generator(nets)
@@ -92,7 +92,7 @@ class ReplacedTokens(Objective):
         if positions[0] is not None and positions[1] is not None:
             positions[0].table = Beside(positions[1].table)
 
-    def part(self, model: Model, nets: Nets) -> None:
+    def untie(self, model: Model, nets: Nets) -> None:
         """Write the sum of both tables into the model's own, after training."""
         for owner, name in ((model.embed, "tokens"), (_positions(model), "table")):
             if isinstance(table := getattr(owner, name, None), Beside):

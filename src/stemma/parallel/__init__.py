@@ -1,7 +1,6 @@
-"""Several processes as one: a mesh of them, tables that say which weights are split how, and what that makes of a step.
+"""Data, fully sharded and tensor parallelism: a mesh of processes, and tables that say which weights are split how.
 
-Everything here is applied from outside: a model knows nothing of it. `World` and `world`, which need torch, load on
-first use."""
+Applied from outside: model code imports nothing of it. `World` and `init_world` need torch and load on first use."""
 
 from __future__ import annotations
 
@@ -11,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from stemma.parallel.mesh import Mesh, mesh
 
 if TYPE_CHECKING:
-    from stemma.parallel.processes import World, world
+    from stemma.parallel.processes import World, init_world
 
-__all__ = ["Mesh", "World", "mesh", "world"]
+__all__ = ["Mesh", "World", "init_world", "mesh"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("World", "world"):
+    if name not in ("World", "init_world"):
         raise AttributeError(f"module 'stemma.parallel' has no attribute {name!r}")
     return getattr(importlib.import_module("stemma.parallel.processes"), name)

@@ -50,13 +50,13 @@ class World:
             except (RuntimeError, ValueError) as error:
                 raise ResourceError(f"the processes of mesh {shape} did not find each other: {error}") from None
         self.shape, self.device = shape, device
-        self.alike({"mesh": str(shape), "device": device})
+        self.check_same_config({"mesh": str(shape), "device": device})
         self.grid = init_device_mesh(device, (shape.dp, shape.fsdp, shape.tp), mesh_dim_names=AXES)
         self.rank = dist.get_rank()
         self.reader = self.grid.get_local_rank("dp") * shape.fsdp + self.grid.get_local_rank("fsdp")
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes files and speaks."""
         return self.rank == 0
 
@@ -72,7 +72,7 @@ class World:
             number, size = number * there + self.grid.get_local_rank(axis), size * there
         return number, size
 
-    def add(self, tensors: Iterable[Tensor], *axes: str) -> None:
+    def all_reduce(self, tensors: Iterable[Tensor], *axes: str) -> None:
         """Replace each tensor by its sum over the processes along `axes`, in place; one call for tensors of one
         type."""
         held = list(tensors)
@@ -85,19 +85,19 @@ class World:
         for tensor, total in zip(held, flat.split([t.numel() for t in held]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
-    def total(self, counts: dict[str, int], *axes: str) -> dict[str, int]:
+    def sum_counts(self, counts: dict[str, int], *axes: str) -> dict[str, int]:
         """Integers summed over the processes along `axes`."""
         values = torch.tensor(list(counts.values()), dtype=torch.int64, device=self.device)
-        self.add([values], *axes)
+        self.all_reduce([values], *axes)
         return dict(zip(counts, values.tolist(), strict=True))
 
-    def agree(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The value that the leading process has."""
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def alike(self, settings: Mapping[str, Any]) -> None:
+    def check_same_config(self, settings: Mapping[str, Any]) -> None:
         """Raise UsageError, in every process, if one was started with other settings than the leading one."""
         said: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(said, dict(settings))
@@ -108,12 +108,12 @@ class World:
                     "start all of them by the same command"
                 )
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Go on when every process is here."""
         dist.barrier()
 
     @staticmethod
-    def leave() -> None:
+    def shutdown() -> None:
         """End the process group, so that the launcher sees an orderly end."""
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -128,7 +128,7 @@ def _differing(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]
         yield path, a, b
 
 
-def world(text: str | None, device: str) -> World | None:
+def init_world(text: str | None, device: str) -> World | None:
     """The world of a mesh. Without one, None; raises UsageError if a launcher started several processes all the
     same."""
     if text is None:

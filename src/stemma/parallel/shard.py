@@ -86,7 +86,7 @@ class Layout:
         return tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
 
 
-class Step(nn.Module):
+class StepModule(nn.Module):
     """An objective's loss as the forward pass of one module, so that sharding has a root whose weights are gathered
     while it runs. `opened`: blocks whose parts are used outside of their own forward pass."""
 
@@ -107,7 +107,7 @@ class Step(nn.Module):
 class Through:
     """An objective whose loss goes through the root of a sharded model; all else is the objective's own."""
 
-    def __init__(self, objective: Any, root: Step) -> None:
+    def __init__(self, objective: Any, root: StepModule) -> None:
         self._objective, self._root = objective, root
 
     def __getattr__(self, name: str) -> Any:
@@ -120,7 +120,7 @@ class Through:
         return found
 
 
-def shard(root: Step, grid: Any) -> None:
+def shard(root: StepModule, grid: Any) -> None:
     """Shard parameters, gradients and with them the optimiser among the processes of `grid`, a block at a time; what
     stands outside of the blocks, and blocks that are `opened`, is gathered for the whole step (Zhao et al. 2023,
     arXiv:2304.11277)."""
@@ -149,7 +149,7 @@ class Parts:
         layout = self._layout(p)
         return p.shape if layout is None else layout.shape
 
-    def add(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor], *dims: int) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor], *dims: int) -> None:
         """Replace sums over parts by sums over wholes, in place: one tensor a parameter, summed along the dimensions
         `dims` of it (all, if none are named)."""
         together: dict[tuple[str, ...], list[Tensor]] = {}
@@ -157,12 +157,12 @@ class Parts:
             if (layout := self._layout(p)) is not None:
                 together.setdefault(layout.along(*dims) if dims else layout.axes, []).append(tensor)
         for axes, held in together.items():
-            self.world.add(held, *axes)
+            self.world.all_reduce(held, *axes)
 
     def norms(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
         """The norm of each whole tensor, of which `tensors` are parts laid out as `parameters` are."""
         squares = [torch.linalg.vector_norm(t).square() for t in tensors]
-        self.add(squares, parameters)
+        self.all_reduce(squares, parameters)
         return [s.sqrt() for s in squares]
 
     def matrices(
@@ -199,7 +199,7 @@ class Parts:
         out = torch.zeros_like(whole)
         if len(whole[number::others]):
             out[number::others] = work(whole[number::others])
-        self.world.add([out], *split.axes)  # of each matrix one process has the result, the others zeros
+        self.world.all_reduce([out], *split.axes)  # of each matrix one process has the result, the others zeros
         return out[(slice(None), *split.box())]
 
     def _layout(self, p: Tensor) -> Layout | None:
@@ -212,7 +212,7 @@ class Spread:
     `parameters()` and `named()` are plain tensors that share memory with the local parts, `collect()` gives them their
     gradients. `layouts` has those that are parts of a larger tensor."""
 
-    def __init__(self, learners: Any, world: World, root: Step) -> None:
+    def __init__(self, learners: Any, world: World, root: StepModule) -> None:
         self.model, self.nets, self.world = learners.model, learners.nets, world
         self.root = root
         if world.shape.tp > 1:
@@ -260,7 +260,7 @@ class Spread:
         names = list(self.source)
         flags = torch.tensor([self.source[n].grad is not None for n in names], dtype=torch.int32)
         flags = flags.to(self.world.device)
-        self.world.add([flags], "dp")
+        self.world.all_reduce([flags], "dp")
         ready: list[Tensor] = []
         for name, there in zip(names, flags.tolist(), strict=True):
             if not there:
@@ -269,8 +269,8 @@ class Spread:
             held.grad = torch.zeros_like(held) if p.grad is None else self._part(name, p.grad)
             p.grad = None
             ready.append(held.grad)
-        self.world.add(ready, "dp")
-        self.world.add([p.grad for n, p in self.held.items() if p.grad is not None and summed(n)], "tp")
+        self.world.all_reduce(ready, "dp")
+        self.world.all_reduce([p.grad for n, p in self.held.items() if p.grad is not None and summed(n)], "tp")
 
     def _part(self, name: str, grad: Tensor) -> Tensor:
         """The local part of a gradient, laid out as its parameter is."""
@@ -289,7 +289,7 @@ class Spread:
             own = torch.linalg.vector_norm(p.grad.float()).square()
             squares[axes] = squares[axes] + own if axes in squares else own
         for axes in sorted(squares):
-            self.world.add([squares[axes]], *axes)
+            self.world.all_reduce([squares[axes]], *axes)
         return torch.stack(list(squares.values())).sum().sqrt()
 
     def whole(self) -> dict[str, Tensor]:
@@ -297,7 +297,7 @@ class Spread:
         found: dict[str, Tensor] = {}
         for name, local in self.tensors().items():
             full = self.layouts[name].whole(local).full_tensor() if name in self.layouts else local
-            if self.world.leads:
+            if self.world.is_main:
                 found[name] = full.cpu()
         return found
 

@@ -13,7 +13,7 @@ from stemma.nn.model import Model
 from stemma.planning import trace
 from stemma.train.config import Plan
 from stemma.train.loop import Loop
-from stemma.train.run import nets_of, objective_of, settled
+from stemma.train.run import nets_of, objective_of, with_steps
 
 WARM = 2  # steps that fill caches, allocators and the optimiser's state
 STEPS = 5
@@ -31,7 +31,7 @@ class Timing(NamedTuple):
 
 def loop(plan: Plan, steps: int = STEPS) -> Loop:
     """A loop over texts without meaning, of the plan's own shapes and settings, at the full batch."""
-    plan = settled(replace(plan, recipe=replace(plan.recipe, ramp=None)), steps, False)
+    plan = with_steps(replace(plan, recipe=replace(plan.recipe, ramp=None)), steps, False)
     words = trace.Words(plan.text, plan.dims.vocab)
     model = Model(plan.arch, plan.dims).initialise(plan.seed)
     nets = nets_of(plan, None) if all(net.learns for net in plan.nets) else {}

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stemma import disk
 from stemma.data.progress import span
 from stemma.declare import ramps
 from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, no_memory
@@ -40,7 +40,7 @@ LATE = 1800.0  # seconds after a checkpoint when another one is written, where t
 WIDE = 192  # from this d_model on bf16 gains more than its casts cost
 
 
-class Idle(dict[str, Tensor]):
+class DummyBatch(dict[str, Tensor]):
     """A batch of another process, which this one, having none of its own, computes along with it where weights are
     gathered for all: it counts nothing and has no gradient."""
 
@@ -125,7 +125,7 @@ class Loop:
         self.precision = pick_precision(plan, self.device)
         self.model = model.to(self.device).train()
         self.nets = {role: net.to(self.device) for role, net in (nets or {}).items()}
-        objective.join(self.model, self.nets)
+        objective.tie(self.model, self.nets)
         learning = Learners(self.model, {n.role: self.nets[n.role].train() for n in plan.nets if n.learns})
         self.learners = self.spread(learning)
         self.lr, self.steps = recipe.lr, recipe.steps
@@ -176,7 +176,7 @@ class Loop:
             batches = [self.objective.collate(own[i : i + self.micro]) for i in range(0, len(own), self.micro)]
             most = -(-len(taken) // self.readers)  # of another reader, where they do not divide
             for _ in range(-(-most // self.micro) - len(batches)):
-                batches.append(Idle(self.objective.collate([taken[0][0]()])))
+                batches.append(DummyBatch(self.objective.collate([taken[0][0]()])))
             yield batches, taken[-1][1]
 
     def move(self, cursor: Cursor) -> None:
@@ -196,7 +196,7 @@ class Loop:
         the rows are split. Returns the loss, and its parts' sums and counts.
         """
         each = [self.objective.counts(batch) for batch in batches]
-        each = [dict.fromkeys(c, 0) if isinstance(b, Idle) else c for b, c in zip(batches, each, strict=True)]
+        each = [dict.fromkeys(c, 0) if isinstance(b, DummyBatch) else c for b, c in zip(batches, each, strict=True)]
         counts = self.together({k: sum(c[k] for c in each) for k in each[0]})
         if counts[self.objective.main] == 0:
             raise DataError(f"step {self.step + 1} has nothing to predict: its rows hold special tokens only")
@@ -204,7 +204,7 @@ class Loop:
         total: Tensor = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             torch.manual_seed(_mix(self.plan.seed, self.step + 1, self.reader * len(batches) + i))
-            idle = isinstance(batch, Idle)
+            idle = isinstance(batch, DummyBatch)
             batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
             with self.autocast():
                 loss = self.objective.loss(self.model, batch, self.nets)
@@ -281,7 +281,7 @@ class Loop:
         what it shared its own."""
         if self.average is not None:
             self.average.swap()
-        self.objective.part(self.model, self.nets)
+        self.objective.untie(self.model, self.nets)
 
     def autocast(self) -> Any:
         """The precision of the forward pass; weights, optimiser and loss are fp32 in any case."""
@@ -388,7 +388,7 @@ class Loop:
         what = "the loss leapt up" if why is None else why.what
         told = {"number": rewinds, "at": spike, "to": self.step, "skipped": spikes.skip, "why": what}
         tell(told)
-        for path in there if self.leads else ():  # no later spike may lead back to what was left behind
+        for path in there if self.is_main else ():  # no later spike may lead back to what was left behind
             if checkpoint.step_of(path) > self.step:
                 checkpoint.remove(path)
         self.save(run)
@@ -408,7 +408,7 @@ class Loop:
         return None
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes and speaks."""
         return True
 
@@ -455,7 +455,7 @@ class Loop:
             contextlib.closing(self),
             self.metrics(run) as metrics,
             _graceful() as asked,
-            Progress(self, quiet or not self.leads) as progress,
+            Progress(self, quiet or not self.is_main) as progress,
         ):
             stop = self.agreed(asked)
             leapt = self.agreed(lambda: train.spikes is not None and spiked(train.spikes, self.losses))
@@ -538,7 +538,7 @@ class Metrics:
     step, and a line that a killed process left unfinished. Raises ResourceError if the disk refuses."""
 
     def __init__(self, path: Path, step: int, tensorboard: bool) -> None:
-        self.path = path
+        self.path, self.then = path, f"go on with: stemma resume {path.parent}"
         self.open(step)
         self.board: Any = None
         if tensorboard:
@@ -553,8 +553,8 @@ class Metrics:
         if (there := [record["step"] for record in kept]) != list(range(1, step + 1)):
             lost = step - len(set(there))
             warnings.warn(f"{path} lacks {lost} of the {step} steps that the run has taken; it goes on", stacklevel=2)
-        checkpoint.write(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115
+        disk.write(path, "".join(json.dumps(record) + "\n" for record in kept), then=self.then)
+        self.file = disk.Appender(path, then=self.then)
 
     def rewind(self, told: Record) -> None:
         """The run goes back to the step `told["to"]`: what came after it is kept in `rewinds.jsonl`, once, also if a
@@ -563,8 +563,8 @@ class Metrics:
         path = self.path.with_name("rewinds.jsonl")
         known = [entry.get("number") for entry in records(path, "number")] if path.exists() else []
         if told["number"] not in known:
-            with open(path, "ab", buffering=0) as file:
-                _append(path, file, json.dumps({**told, "lost": lost}) + "\n")
+            with contextlib.closing(disk.Appender(path, then=self.then)) as file:
+                file.add({**told, "lost": lost})
 
     def reopen(self, step: int) -> None:
         """Go on behind the line of `step`."""
@@ -572,17 +572,14 @@ class Metrics:
         self.open(step)
 
     def write(self, record: Record) -> None:
-        _append(self.path, self.file, json.dumps(record) + "\n")
+        self.file.add(record)
         if self.board is not None:
             for key, value in record.items():
                 if key != "step":
                     self.board.add_scalar(key, value, record["step"])
 
     def sync(self) -> None:
-        try:
-            os.fsync(self.file.fileno())
-        except OSError as error:
-            raise checkpoint.refused(str(self.path), error, self.path.parent) from error
+        self.file.sync()
 
     def __enter__(self) -> Metrics:
         return self
@@ -596,29 +593,8 @@ class Metrics:
 def records(path: Path, key: str = "step") -> list[Record]:
     """The records in a file of metrics; lines that are none (they have no number `key`), such as a half one, are passed
     over. Raises CheckpointError if it cannot be read."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; move it away and go on") from None
-    found: list[Record] = []
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get(key), int):
-                found.append(record)
-    return found
-
-
-def _append(path: Path, file: Any, line: str) -> None:
-    """Append a line to a file, or nothing of it. Raises ResourceError if the disk refuses."""
-    raw, size = memoryview(line.encode()), os.fstat(file.fileno()).st_size
-    try:
-        while raw:
-            raw = raw[os.write(file.fileno(), raw) :]
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.ftruncate(file.fileno(), size)
-        raise checkpoint.refused(str(path), error, path.parent) from error
+    values = (value for _, value in disk.read_jsonl(path))
+    return [value for value in values if isinstance(value, dict) and isinstance(value.get(key), int)]
 
 
 class Progress:

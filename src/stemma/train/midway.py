@@ -20,7 +20,7 @@ def is_checkpoint(path: Path) -> bool:
     return checkpoint.NAME.fullmatch(path.name) is not None and path.parent.name == "checkpoints" and path.is_dir()
 
 
-def model_at(path: Path) -> Model:
+def load_checkpoint(path: Path) -> Model:
     """The model as it was at the checkpoint `path` of a run, whole and in eval mode, whatever mesh wrote it; where the
     run keeps a mean of the weights, that mean, as at the end of the run. Raises CheckpointError for one that is damaged
     or not the run's."""
@@ -32,12 +32,12 @@ def model_at(path: Path) -> Model:
     model, learning = model_of(plan, tokenizer), tuple(net for net in plan.nets if net.learns)
     objective, nets = objective_of(plan, tokenizer), nets_of(replace(plan, nets=learning), tokenizer)
     if nets:
-        objective.join(model, nets)
+        objective.tie(model, nets)
     own = Learners(model, nets).tensors()
     if odd := sorted(own.keys() ^ weights.keys()):
         raise CheckpointError(f"the checkpoint {path} does not fit this model: {odd[0]} is in one of them only")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(slots.get(f"{name}:{SLOT}", weights[name]))
-    objective.part(model, nets)
+    objective.untie(model, nets)
     return model.eval()

@@ -25,7 +25,7 @@ class Parts(Protocol):
     def shape(self, p: Tensor) -> torch.Size:
         """The shape of the whole parameter."""
 
-    def add(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor], *dims: int) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor], *dims: int) -> None:
         """Make sums along the dimensions `dims` of each parameter (all, if none are named) those of the whole."""
 
     def norms(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensors:
@@ -43,7 +43,7 @@ class Whole:
     def shape(self, p: Tensor) -> torch.Size:
         return p.shape
 
-    def add(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor], *dims: int) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor], *dims: int) -> None:
         return
 
     def norms(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensors:
@@ -228,14 +228,14 @@ class Adafactor(Optimizer):
         held = [parameters[i] for i in which]
         sizes = [self.parts.shape(p) for p in held]
         rows, columns = [squares[i].sum(-1) for i in which], [squares[i].sum(-2) for i in which]
-        self.parts.add(rows, held, -1)
-        self.parts.add(columns, held, -2)
+        self.parts.all_reduce(rows, held, -1)
+        self.parts.all_reduce(columns, held, -2)
         for p, i, size, row, column in zip(held, which, sizes, rows, columns, strict=True):
             self.state[p]["row"].lerp_(row / size[-1], fresh[i])
             self.state[p]["column"].lerp_(column / size[-2], fresh[i])
         rows, columns = self.held("row", held), self.held("column", held)
         means = [row.sum(-1, keepdim=True) for row in rows]
-        self.parts.add(means, held, -2)
+        self.parts.all_reduce(means, held, -2)
         # the product of two roots, so that no product of tiny sums falls to zero
         return [
             (row / (mean / size[-2])).rsqrt()[..., None] * column.rsqrt()[..., None, :]

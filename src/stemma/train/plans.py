@@ -76,7 +76,7 @@ def drafted(
         changes["clean"] = cleaning.parse(changes["clean"])
     plan = spec.edit(plan, changes)
     plan = replace(plan, data=plan.data or suitable(plan))
-    if (why := _unfit(plan, design)) is not None:
+    if (why := _incompatible_reason(plan, design)) is not None:
         raise UsageError(f"{name} cannot be trained so: {why}")
     if plan.context > plan.dims.context:
         raise UsageError(f"train.context={plan.context} exceeds dims.context={plan.dims.context}")
@@ -90,16 +90,16 @@ def drafted(
     return from_nothing(plan, changes)
 
 
-def _unfit(plan: Plan, design: Design) -> str | None:
+def _incompatible_reason(plan: Plan, design: Design) -> str | None:
     """Why a network cannot be trained so; None if it can. Of the tree's own designs, unchanged, it is known that they
     can (a test asks of all), so nothing that computes need be imported."""
     if plan.recipe.ramp is not None and isinstance(plan.objective, declared.TLM):
         return "translations and text of one language take turns batch by batch, all of one size; set recipe.ramp=none"
     if plan.objective == design.objective and plan.arch == design.arch and families.declared(plan.name):
         return None
-    from stemma.objectives import why_not
+    from stemma.objectives import incompatible_reason
 
-    return why_not(plan.objective, plan.arch)
+    return incompatible_reason(plan.objective, plan.arch)
 
 
 def _nets(plan: Plan, changes: Mapping[str, Any]) -> tuple[Net, ...]:
@@ -110,11 +110,11 @@ def _nets(plan: Plan, changes: Mapping[str, Any]) -> tuple[Net, ...]:
     for role, (name, learns) in declared.beside(plan.objective).items():
         if not learns and (weights := _weights(name)):
             from stemma import formats
-            from stemma.objectives import why_unmatched
+            from stemma.objectives import teacher_mismatch
 
             known = formats.load(weights, device="meta", tokenizer=False)
             net = Net(role, known.name, known.arch, known.dims, learns, weights)
-            if (why := why_unmatched(plan.objective, (plan.arch, plan.dims), (net.arch, net.dims))) is not None:
+            if (why := teacher_mismatch(plan.objective, (plan.arch, plan.dims), (net.arch, net.dims))) is not None:
                 raise UsageError(f"{plan.name} cannot learn from {name}: {why}")
             if net.dims.context < plan.context:
                 raise UsageError(
@@ -158,7 +158,7 @@ def place(start: str) -> str:
     return str(path.resolve()) if path.is_dir() else start
 
 
-def unborn(plan: Plan) -> str | None:
+def missing_parent(plan: Plan) -> str | None:
     """The parent of whose weights a plan's family is more training; None for a family that begins from new ones."""
     family: Family = families.family(plan.name)
     return family.parent.name if family.edge == "trained" and family.parent is not None else None
@@ -167,7 +167,7 @@ def unborn(plan: Plan) -> str | None:
 def from_nothing(plan: Plan, changes: Mapping[str, Any]) -> Plan:
     """A scaled plan that begins from new weights though its family begins from a parent's: with the rate and schedule
     of the ancestor that began from new ones too, unless they are given."""
-    if plan.scale == "full" or unborn(plan) is None:
+    if plan.scale == "full" or missing_parent(plan) is None:
         return plan
     family: Family = families.family(plan.name)
     first = next(f for f in family.lineage if f.edge != "trained")

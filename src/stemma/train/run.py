@@ -29,27 +29,26 @@ from typing import Any
 import torch
 
 import stemma
-from stemma import families, formats, spec
+from stemma import disk, families, formats, spec
 from stemma.data import Store, cleaning, read, shared
 from stemma.data.mixture import Mixed, UsedUp
 from stemma.data.progress import Meter
 from stemma.declare import ramps
 from stemma.declare.family import Design, Family, Text
 from stemma.declare.recipes import Recipe, Schedule
-from stemma.errors import CheckpointError, DataError, LostError, ResourceError, UsageError, VerifyError
+from stemma.errors import CheckpointError, DataError, LostError, MalformedError, ResourceError, UsageError, VerifyError
 from stemma.nn.model import Model, count
 from stemma.nn.parts import Learned
 from stemma.objectives import Cursor, Objective, Setting, objective, tokens
 from stemma.objectives.languages import UNKNOWN, apart
-from stemma.parallel import World, world
+from stemma.parallel import World, init_world
 from stemma.parallel.processes import gone
-from stemma.text import files
 from stemma.train import checkpoint, meter, start
 from stemma.train.config import Budget, Net, Plan, budget
 from stemma.train.evaluation import evaluate, sample
 from stemma.train.loop import Diverged, Loop, Record, pick_device, pick_precision, records
 from stemma.train.pages import keep_pages
-from stemma.train.plans import resolve, unborn
+from stemma.train.plans import missing_parent, resolve
 from stemma.train.scale import warmup
 
 OnStep = Callable[[Record], None]
@@ -79,7 +78,7 @@ class Run:
 # ---------------------------------------------------------------- the plan
 
 
-def taught(plan: Plan, tokenizer: Any) -> tuple[Plan, Any]:
+def pin_teachers(plan: Plan, tokenizer: Any) -> tuple[Plan, Any]:
     """`plan` with the fingerprints of the nets that do not learn, and the tokenizer that they read with.
 
     Raises UsageError where there are no weights, or where the tokenizer that was given is another one."""
@@ -122,7 +121,7 @@ def design_of(plan: Plan) -> Design:
     return Design(plan.name, plan.arch, plan.dims, plan.objective, plan.text, plan.recipe)
 
 
-def fitted(plan: Plan, tokenizer: Any, languages: tuple[str, ...] = ("",)) -> Plan:
+def fit_to_tokenizer(plan: Plan, tokenizer: Any, languages: tuple[str, ...] = ("",)) -> Plan:
     """`plan` with the vocabulary and the ids of the tokenizer, and the languages of the text, in place of the published
     ones."""
     text = replace(
@@ -152,7 +151,7 @@ def _start(text: Text, tokenizer: Any) -> int | None:
     return text.start_id
 
 
-def settled(plan: Plan, steps: int, fixed_warmup: bool) -> Plan:
+def with_steps(plan: Plan, steps: int, fixed_warmup: bool) -> Plan:
     """`plan` with its number of steps, on which the learning rate depends. The warm-up of a scaled plan is a share of
     them, unless it was given."""
     recipe: Recipe = replace(plan.recipe, steps=max(1, steps))
@@ -217,19 +216,19 @@ def _frozen(net: Net) -> Model:
     return model
 
 
-def loop_of(plan: Plan, tokenizer: Any, view: Any, crew: World | None = None) -> Loop:
-    """A fresh loop over the documents of `view`; with a `crew`, of one process among several."""
+def loop_of(plan: Plan, tokenizer: Any, view: Any, world: World | None = None) -> Loop:
+    """A fresh loop over the documents of `view`; with a `world`, of one process among several."""
     if (need := 8 * plan.rows * plan.context) > (there := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
         raise ResourceError(
             f"recipe.batch={plan.recipe.batch} makes a step of {plan.rows:,} rows, whose ids alone are "
             f"{need / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB; lower recipe.batch"
         )
     parts = (plan, model_of(plan, tokenizer), objective_of(plan, tokenizer), view, nets_of(plan, tokenizer))
-    if crew is None:
+    if world is None:
         return Loop(*parts)
     from stemma.train.sharded import Sharded
 
-    return Sharded(*parts, crew)
+    return Sharded(*parts, world)
 
 
 def _owner(name: str) -> Family:
@@ -267,55 +266,55 @@ def pretrain(
     """
     out = Path(out)
     plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
-    crew = world(mesh, pick_device(plan).type)
-    leads = crew is None or crew.leads
-    with _all_there(crew, out):
-        if crew is not None:
-            crew.alike({"out": str(out), "resume": resume, **spec.to_dict(plan)})
-        if leads:
+    world = init_world(mesh, pick_device(plan).type)
+    is_main = world is None or world.is_main
+    with _all_there(world, out):
+        if world is not None:
+            world.check_same_config({"out": str(out), "resume": resume, **spec.to_dict(plan)})
+        if is_main:
             _free(out, resume)
-        there = leads and (out / "run.json").exists()
-        there = there if crew is None else crew.agree(there)
+        there = is_main and (out / "run.json").exists()
+        there = there if world is None else world.broadcast(there)
     if there:
-        return _reopened(out, crew, on_step, quiet)
+        return _reopened(out, world, on_step, quiet)
     _threads(plan.train.threads)
-    plan, tokenizer = taught(plan, tokenizer)
+    plan, tokenizer = pin_teachers(plan, tokenizer)
     least = 0
     if plan.train.start:
         if tokenizer is not None:
             raise UsageError(f"the run begins from {plan.train.start} and takes its tokenizer: give no other")
         least, tokenizer = start.rows(plan), start.tokenizer(plan)
-    elif leads and not quiet and (parent := unborn(plan)):
+    elif is_main and not quiet and (parent := missing_parent(plan)):
         print(f"{name} is more training of {parent}'s weights; without --from it begins from new ones", file=sys.stderr)
     if tokenizer is not None:
         _fits(plan, tokenizer)
-    with _all_there(crew, out), contextlib.ExitStack() as held:
-        if leads:
+    with _all_there(world, out), contextlib.ExitStack() as held:
+        if is_main:
             store, tokenizer = prepare(plan, out, tokenizer, quiet, taken=held)
-        if crew is not None:
-            crew.wait()
-        if not leads:
+        if world is not None:
+            world.barrier()
+        if not is_main:
             store, tokenizer = _prepared(out)
-        plan = fitted(plan, tokenizer, store.languages)
+        plan = fit_to_tokenizer(plan, tokenizer, store.languages)
         plan = replace(plan, dims=replace(plan.dims, vocab=max(plan.dims.vocab, least)))
         train, rest = store.split(plan.train.val_fraction, plan.seed)
-        if leads and not quiet:
+        if is_main and not quiet:
             _tell_uneven(plan, train, rest)
         fixed = _says_warmup(overrides or {})
-        steps = _steps(plan, tokenizer, train, crew)
-        plan = settled(plan, steps if crew is None else crew.agree(steps), fixed)
+        steps = _steps(plan, tokenizer, train, world)
+        plan = with_steps(plan, steps if world is None else world.broadcast(steps), fixed)
         device = pick_device(plan)
         precision = pick_precision(plan, device)
-        precision = precision if crew is None else crew.agree(precision)
+        precision = precision if world is None else world.broadcast(precision)
         settings = replace(plan.train, precision=precision, threads=torch.get_num_threads())
         plan = replace(plan, train=settings)
-        loop = loop_of(plan, tokenizer, train, crew)  # what cannot be made leaves no run
+        loop = loop_of(plan, tokenizer, train, world)  # what cannot be made leaves no run
         _enough(loop)
-        if leads:
+        if is_main:
             _note_down(out, plan, store, train, device)
-        if crew is not None:
-            crew.wait()
-        return _carry_on(out, loop, tokenizer, store, on_step, quiet, crew)
+        if world is not None:
+            world.barrier()
+        return _carry_on(out, loop, tokenizer, store, on_step, quiet, world)
 
 
 def _enough(loop: Loop) -> None:
@@ -359,7 +358,7 @@ def _fits(plan: Plan, tokenizer: Any) -> None:
     if plan.dims.languages:  # those of the text decide, too
         return
     try:
-        objective_of(fitted(plan, tokenizer), tokenizer)
+        objective_of(fit_to_tokenizer(plan, tokenizer), tokenizer)
     except UsageError as error:
         raise UsageError(
             f"the tokenizer that was given does not fit {plan.name}: {error}; give one that does, or none, to have one "
@@ -368,18 +367,18 @@ def _fits(plan: Plan, tokenizer: Any) -> None:
 
 
 @contextlib.contextmanager
-def _all_there(crew: World | None, run: Path) -> Iterator[None]:
+def _all_there(world: World | None, run: Path) -> Iterator[None]:
     """Say plainly that another process of the mesh is gone, where torch says that a connection is."""
     try:
         yield
     except RuntimeError as error:
-        if crew is None or not gone(error):
+        if world is None or not gone(error):
             raise
         begun = (run / "run.json").exists()
         then = f"go on from the last checkpoint, on any mesh or alone, with: {_go_on(run)}" if begun else "begin again"
         raise LostError(
-            f"process {crew.rank} of mesh {crew.shape} lost another one, which ended or cannot be reached (it may have "
-            f"said why); {then}"
+            f"process {world.rank} of mesh {world.shape} lost another one, which ended or cannot be reached (it may "
+            f"have said why); {then}"
         ) from None
 
 
@@ -412,7 +411,7 @@ def _empty(out: Path, resume: bool) -> None:
 
 
 def _note_down(out: Path, plan: Plan, store: Any, train: Any, device: torch.device) -> None:
-    checkpoint.write_json(
+    disk.write_json(
         out / "run.json",
         {
             "format": 1,
@@ -442,32 +441,32 @@ def resume_run(
     directory holds no run, or if its data or weights are not what the run wrote.
     """
     plan, _ = planned(Path(run))
-    return _reopened(Path(run), world(mesh, pick_device(plan).type), on_step, quiet, overrides or {})
+    return _reopened(Path(run), init_world(mesh, pick_device(plan).type), on_step, quiet, overrides or {})
 
 
 def _reopened(
-    run: Path, crew: World | None, on_step: OnStep | None, quiet: bool, overrides: Mapping[str, Any] | None = None
+    run: Path, world: World | None, on_step: OnStep | None, quiet: bool, overrides: Mapping[str, Any] | None = None
 ) -> Run:
-    with _all_there(crew, run), contextlib.ExitStack() as held:
-        if crew is None or crew.leads:
-            held.enter_context(files.alone(run))
+    with _all_there(world, run), contextlib.ExitStack() as held:
+        if world is None or world.is_main:
+            held.enter_context(_alone(run))
             plan, tokenizer, store = reopen(run)
-        if crew is not None:
-            crew.wait()
-            if not crew.leads:
+        if world is not None:
+            world.barrier()
+            if not world.is_main:
                 plan, tokenizer, store = reopen(run, look=False)
-        plan = spec.edit(plan, carried_out_otherwise(overrides or {}, plan))
-        if crew is not None:
-            crew.alike({"out": str(run), **spec.to_dict(plan)})
+        plan = spec.edit(plan, check_resume_overrides(overrides or {}, plan))
+        if world is not None:
+            world.check_same_config({"out": str(run), **spec.to_dict(plan)})
         _threads(plan.train.threads)
-        loop = loop_of(plan, tokenizer, store.split(plan.train.val_fraction, plan.seed)[0], crew)
-        return _carry_on(run, loop, tokenizer, store, on_step, quiet, crew)
+        loop = loop_of(plan, tokenizer, store.split(plan.train.val_fraction, plan.seed)[0], world)
+        return _carry_on(run, loop, tokenizer, store, on_step, quiet, world)
 
 
 FREE = ("micro", "recompute", "save_every", "keep", "ahead")  # of `train`: nothing that is learned depends on it
 
 
-def carried_out_otherwise(changes: Mapping[str, Any], plan: Plan) -> Mapping[str, Any]:
+def check_resume_overrides(changes: Mapping[str, Any], plan: Plan) -> Mapping[str, Any]:
     """`changes`, if a run may be gone on with so. Raises UsageError for what decides what is learned: with
     `train.spikes` also which checkpoints there are, since the run may go back to them."""
     held = ("save_every", "keep") if plan.train.spikes is not None else ()
@@ -515,6 +514,12 @@ def reopen(run: Path, look: bool = True) -> tuple[Plan, Any, Any]:
     return plan, tokenizer, store
 
 
+def _alone(run: Path) -> contextlib.AbstractContextManager[bool]:
+    """Hold the run's folder. Raises UsageError if another process trains in it."""
+    busy = f"another process is training in {run}; wait until it ends, or choose another directory"
+    return disk.lock(run, busy=busy)
+
+
 def _go_on(run: Path) -> str:
     return f"stemma resume {run}"
 
@@ -525,12 +530,10 @@ def planned(run: Path) -> tuple[Plan, str]:
     if not path.exists():
         raise CheckpointError(f"{run} holds no run to resume (there is no run.json)")
     try:
-        about = checkpoint.read_json(path)
+        about = disk.read_json(path)
         return spec.from_dict(Plan, about["plan"]), about["data"]["fingerprint"]
-    except CheckpointError as error:
-        if "damaged" not in str(error):
-            raise
-        why = str(error).partition("damaged: ")[2]
+    except MalformedError as error:
+        why = str(error)
     except KeyError as error:
         why = f"it has no {error.args[0]!r}"
     except (TypeError, AttributeError):
@@ -584,18 +587,18 @@ def _carry_on(
     store: Any,
     on_step: OnStep | None,
     quiet: bool,
-    crew: World | None = None,
+    world: World | None = None,
 ) -> Run:
     plan = loop.plan
     train, held = store.split(plan.train.val_fraction, plan.seed)
     held = sample(held, plan.train.eval_tokens)
-    for left in run.glob(".*.json*.tmp") if loop.leads else ():  # of a process that was killed while writing
+    for left in run.glob(".*.json*.tmp") if loop.is_main else ():  # of a process that was killed while writing
         left.unlink(missing_ok=True)
     newest, done = checkpoint.latest(run), run / "summary.json"
     there = _finished(run)
     if newest is not None:
         loop.restore(newest)
-    elif not there and loop.leads and (run / "metrics.jsonl").exists():
+    elif not there and loop.is_main and (run / "metrics.jsonl").exists():
         warnings.warn(f"{run} has no checkpoint; it begins again with its first step", stacklevel=2)
     if there and loop.step == loop.steps:
         loop.finish()
@@ -609,7 +612,7 @@ def _carry_on(
 
     finished = loop.train(run, on_step=on_step, evaluate=measure, quiet=quiet)
     if not finished:
-        if not quiet and loop.leads:
+        if not quiet and loop.is_main:
             with contextlib.suppress(OSError):  # a terminal that is gone
                 print(f"stopped after step {loop.step} of {loop.steps}; go on with: {_go_on(run)}", file=sys.stderr)
         return Run(run, plan, loop.model.eval(), tokenizer, {"steps": loop.step}, False)
@@ -621,18 +624,17 @@ def _carry_on(
     loop.finish()
     kept = loop.whole()
     summary: dict[str, Any] = {"steps": loop.step}
-    if loop.leads:
+    if loop.is_main:
         summary = _summary(run, plan, loop, quality, train, held)
         try:
             for role, net in kept.items():
                 _release(net)
                 net.save(str(run / role))
-            checkpoint.write_json(done, summary)
+            disk.write_json(done, summary)
         except ResourceError as error:
-            todo = "free some space" if "full" in str(error) else "see to that"
-            raise ResourceError(f"{error}; {todo} and go on with: {_go_on(run)}") from None
-    if crew is not None:
-        crew.wait()
+            raise disk.instead(error, f"go on with: {_go_on(run)}") from None
+    if world is not None:
+        world.barrier()
     return Run(run, plan, loop.model.eval(), tokenizer, summary, True)
 
 
@@ -642,10 +644,8 @@ def _finished(run: Path) -> dict[str, Any]:
     if not path.exists() or not any((run / "model").glob("*.safetensors")):
         return {}
     try:
-        return dict(checkpoint.read_json(path))
-    except (CheckpointError, TypeError, ValueError) as error:
-        if "cannot be read" in str(error):
-            raise
+        return dict(disk.read_json(path))
+    except (MalformedError, TypeError, ValueError):
         raise CheckpointError(f"{path} is damaged; delete it to have it written again with: {_go_on(run)}") from None
 
 
@@ -712,10 +712,10 @@ def prepare(
         )
     if not quiet:
         print(f"reading {plan.data} with {tokenizer.vocab_size:,} tokens of {plan.text.tokenizer}", file=sys.stderr)
-    with files.disk(out):
+    with disk.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     if taken is not None:
-        taken.enter_context(files.alone(out))
+        taken.enter_context(_alone(out))
         _free(out, False)  # another one may have begun here while the tokenizer was trained
     shutil.rmtree(out / "tokenizer", ignore_errors=True)
     tokenizer.save(out / "tokenizer")
@@ -728,7 +728,7 @@ def prepare(
     return store, tokenizer
 
 
-def _steps(plan: Plan, tokenizer: Any, train: Any, crew: World | None = None) -> int:
+def _steps(plan: Plan, tokenizer: Any, train: Any, world: World | None = None) -> int:
     """How many steps the budget buys. Seconds are turned into steps once, by timing a few on a model that is thrown
     away: the learning rate, and with it a resumed run, then depends on no clock."""
     limit: Budget = budget(plan.train.budget)
@@ -740,7 +740,7 @@ def _steps(plan: Plan, tokenizer: Any, train: Any, crew: World | None = None) ->
     if limit.tokens is not None:
         return ramps.nearest(ramp, full, limit.tokens / step_tokens)
     constant = replace(plan, recipe=replace(plan.recipe, ramp=None))
-    trial = loop_of(settled(constant, MEASURED, False), tokenizer, train, crew)
+    trial = loop_of(with_steps(constant, MEASURED, False), tokenizer, train, world)
     if limit.flops is not None:
         return ramps.nearest(ramp, full, limit.flops / (trial.cost() * step_tokens))
     assert limit.seconds is not None
@@ -807,7 +807,7 @@ def verify_resume(run: str | Path, steps: int = 6, *, quiet: bool = True) -> dic
     _threads(plan.train.threads)
     if steps < 2:
         raise UsageError(f"verifying a resume needs at least 2 steps, not {steps}")
-    plan = settled(plan, steps, True)
+    plan = with_steps(plan, steps, True)
     plan = replace(plan, train=replace(plan.train, save_every=steps, eval_every=None, tensorboard=False))
     train, _ = store.split(plan.train.val_fraction, plan.seed)
 

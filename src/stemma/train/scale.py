@@ -30,7 +30,7 @@ from stemma.nn.parts import (
 
 
 @dataclass(frozen=True)
-class Step:
+class ScaleStep:
     """A setting of the dial. `head`: width of a head; `batch`: tokens a step; `lr`: AdamW's peak for pre-norm."""
 
     d_model: int
@@ -42,9 +42,9 @@ class Step:
 
 
 SCALES = {
-    "tiny": Step(192, 2, 32, 128, 1024, 2e-3),
-    "mini": Step(256, 6, 32, 256, 8192, 1.5e-3),
-    "small": Step(512, 8, 64, 512, 32_768, 1e-3),
+    "tiny": ScaleStep(192, 2, 32, 128, 1024, 2e-3),
+    "mini": ScaleStep(256, 6, 32, 256, 8192, 1.5e-3),
+    "small": ScaleStep(512, 8, 64, 512, 32_768, 1e-3),
 }
 RELATIVE = 2.5  # times AdamW's rate where the rate is a share of each weight's norm (LAMB)
 GROUP = 16  # pairs of texts that are told apart from each other
@@ -99,7 +99,7 @@ def beside(design: Design, other: Design, dims: Dims) -> Design:
     return replace(other, arch=_arch(other.arch, small, fit, fit.context / small.context), dims=fit)
 
 
-def _student(design: Design, step: Step) -> Dims | None:
+def _student(design: Design, step: ScaleStep) -> Dims | None:
     """Of a design that learns from a size of the tree: its dims as a share of the scale's; None for others."""
     match design.objective:
         case Distillation(teacher=name) | AttentionDistillation(teacher=name):
@@ -114,7 +114,7 @@ def _student(design: Design, step: Step) -> Dims | None:
     return replace(dims, heads=wanted) if width % wanted == 0 and dims.kv == dims.heads else dims
 
 
-def _dims(old: Dims, step: Step) -> Dims:
+def _dims(old: Dims, step: ScaleStep) -> Dims:
     heads = step.d_model // step.head
     inner = old.d_ff / old.d_model
     if old.experts is not None:
@@ -183,7 +183,7 @@ def warmup(recipe: Recipe, steps: int) -> int:
     return max(1, round(min(0.5, max(share, WARMUP)) * steps))
 
 
-def _recipe(design: Design, step: Step) -> Recipe:
+def _recipe(design: Design, step: ScaleStep) -> Recipe:
     old = design.recipe
     slow = isinstance(design.arch.residual, PostNorm)
     match old.optimizer:

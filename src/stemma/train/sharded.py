@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stemma import disk
 from stemma.errors import UsageError
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Objective, View
 from stemma.objectives.distil import Relations
 from stemma.parallel import World
 from stemma.parallel import checkpoint as shards
-from stemma.parallel.shard import Spread, Step, Through
+from stemma.parallel.shard import Spread, StepModule, Through
 from stemma.train import checkpoint
 from stemma.train.config import Plan
 from stemma.train.loop import Learners, Loop
@@ -37,21 +38,21 @@ class Files:
     def save(self, run: Path, place: Any, model: Any, optimizer: Any, state: Any, keep: int, *, every: int = 1) -> Path:
         """Called by every process. All write into one folder, which the leading one then makes a checkpoint."""
         folder = run / "checkpoints" / ".shards"
-        if self.world.leads:
+        if self.world.is_main:
             shutil.rmtree(folder, ignore_errors=True)  # of processes that were killed while writing
             folder.mkdir(parents=True)
-        self.world.wait()
+        self.world.barrier()
         shards.write(folder, {"model": model, "optimizer": optimizer}, self.spread.layouts)
         final = None
-        if self.world.leads:
+        if self.world.is_main:
             state = {**state, "mesh": str(self.world.shape)}
             final = checkpoint.save(run, place, {}, {}, state, keep, every=every, shards=folder)
             shutil.rmtree(folder, ignore_errors=True)
-        return Path(self.world.agree(final))
+        return Path(self.world.broadcast(final))
 
     def load(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
         """This process's parts of the weights and of the optimiser's tensors, and the state."""
-        state = checkpoint.verify(path) if self.world.leads else checkpoint.read_json(path / checkpoint.STATE)
+        state = checkpoint.verify(path) if self.world.is_main else disk.read_json(path / checkpoint.STATE)
         layouts = self.spread.layouts
         with checkpoint.advised(path):
             if (path / shards.SHARDS).is_dir():
@@ -98,38 +99,40 @@ class Sharded(Loop):
         self.files = Files(self.spread_out, world)
 
     def spread(self, learners: Learners) -> Any:
-        root = Step(self.objective, self.model, self.nets, opened(self.objective, [self.model, *self.nets.values()]))
+        root = StepModule(
+            self.objective, self.model, self.nets, opened(self.objective, [self.model, *self.nets.values()])
+        )
         self.spread_out = Spread(learners, self.world, root)
         self.objective: Any = Through(self.objective, root)
         return self.spread_out
 
     def together(self, counts: dict[str, int]) -> dict[str, int]:
-        return self.world.total(counts, "dp", "fsdp")
+        return self.world.sum_counts(counts, "dp", "fsdp")
 
     def gradient(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
         total, sums, counts = super().gradient(batches)
         self.spread_out.collect()
         total = total.clone()
-        self.world.add([total, *sums.values()], "dp", "fsdp")
+        self.world.all_reduce([total, *sums.values()], "dp", "fsdp")
         return total, sums, counts
 
     def norm(self) -> Tensor:
         return self.spread_out.norm()
 
     def metrics(self, run: Path) -> Any:
-        return super().metrics(run) if self.world.leads else Silent()
+        return super().metrics(run) if self.world.is_main else Silent()
 
     def agreed(self, said: Callable[[], bool]) -> Callable[[], bool]:
         """Whether any process says so: then all take it for so, after the same step."""
-        return lambda: self.world.total({"said": int(said())}, "dp", "fsdp", "tp")["said"] > 0
+        return lambda: self.world.sum_counts({"said": int(said())}, "dp", "fsdp", "tp")["said"] > 0
 
     @property
     def dynamic(self) -> bool | None:
         return False if self.world.shape.tp > 1 else None  # torch cannot compile sliced matrices for any lengths
 
     @property
-    def leads(self) -> bool:
-        return self.world.leads
+    def is_main(self) -> bool:
+        return self.world.is_main
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -156,18 +159,18 @@ class Sharded(Loop):
         """As for one process, on the leading one, there on the CPU where the mesh splits weights; nothing elsewhere.
         Called by every process, after `finish`."""
         if not self.spread_out.layouts:  # copies are whole
-            return super().whole() if self.world.leads else {}
+            return super().whole() if self.world.is_main else {}
         tensors = self.spread_out.whole()
-        if not self.world.leads:
+        if not self.world.is_main:
             return {}
         found = {"model": _empty(self.model), **{role: _empty(net) for role, net in self.learners.nets.items()}}
         nets = {role: net for role, net in found.items() if role != "model"}
         if nets:
-            self.objective.join(found["model"], nets)
+            self.objective.tie(found["model"], nets)
         with torch.no_grad():
             for name, tensor in Learners(found["model"], nets).tensors().items():
                 tensor.copy_(tensors[name])
-        self.objective.part(found["model"], nets)
+        self.objective.untie(found["model"], nets)
         return found
 
 

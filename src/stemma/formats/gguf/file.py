@@ -107,7 +107,7 @@ class File:
             return torch.from_numpy(raw.copy()).view(quants.PLAIN[entry.type]).reshape(entry.shape)
         return torch.from_numpy(quants.dequantise(raw, entry.type)).reshape(entry.shape)
 
-    def blank(self, name: str) -> Tensor:
+    def meta_tensor(self, name: str) -> Tensor:
         """A tensor's shape without its data, on the meta device. Raises as `raw` does."""
         self._bytes(self.entries[name])
         return torch.empty(self.entries[name].shape, device="meta")

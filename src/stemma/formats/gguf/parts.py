@@ -39,7 +39,7 @@ from stemma.nn.parts import (
 UNTIED, FACTORS, CONTEXT = "output.weight", "rope_freqs.weight", "rope.scaling.original_context_length"
 
 
-class Source(Protocol):
+class GGUFContent(Protocol):
     """A file, or what is to become one."""
 
     @property
@@ -61,7 +61,7 @@ class Reading:
 
     arch: str
     keys: Mapping[str, Any]
-    file: Source
+    file: GGUFContent
     ledger: Ledger
 
     def key(self, name: str) -> str:

@@ -36,8 +36,8 @@ from stemma.formats.gguf.parts import (
     TIED,
     UNTIED,
     WINDOW,
+    GGUFContent,
     Part,
-    Source,
     biases,
     number,
     scale_width,
@@ -65,7 +65,7 @@ class Architecture:
     eps: str
     rows: Callable[[Design], Iterator[Row]]
     parts: tuple[Part, ...] = ()
-    turned: str = r"$^"
+    interleaved: str = r"$^"
     head: bool = True
     fixed: Fixed = field(default_factory=dict)
     said: Mapping[str, Any] = field(default_factory=dict)  # of the fixed keys, those that are written
@@ -81,7 +81,7 @@ class Architecture:
         return rows if design.arch.heads.tied or not self.head else [*rows, row(UNTIED, "lm.weight")]
 
 
-def apart(r: Row, file: Source) -> list[Row]:
+def apart(r: Row, file: GGUFContent) -> list[Row]:
     """The row of q, k and v in one, or a row of each where the file has them apart."""
     if r.theirs in file or ".attn_qkv." not in r.theirs:
         return [r]
@@ -234,7 +234,7 @@ ARCHITECTURES = {
             families=(*llama.families, "mistral", "mixtral"),
             sizes=WIDE,
             parts=(biases(*BIASED), TURNING, WINDOW, ROTARY, LLAMA3, EXPERTS),
-            turned=r"\.attn_[qk]\.(weight|bias)$",
+            interleaved=r"\.attn_[qk]\.(weight|bias)$",
             fixed=DECODER
             | ROUTER
             | {

@@ -18,20 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stemma import disk
 from stemma.declare.family import Design, Family
 from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError
-from stemma.formats import gguf as reader
 from stemma.formats import tensors
 from stemma.formats.config import lost, refuse_loss
 from stemma.formats.gguf import quants, vocab_write
 from stemma.formats.gguf.file import Entry
 from stemma.formats.gguf.parts import differences
+from stemma.formats.gguf.read import read_design
 from stemma.formats.gguf.tables import ARCHITECTURES, EXACT, Architecture
 from stemma.formats.gguf.vocab import PREFIX
 from stemma.formats.heads import with_heads
 from stemma.formats.names import Row
 from stemma.formats.rotary import to_pairs
-from stemma.formats.weights import check_weights, design_of, outline
+from stemma.formats.weights import check_weights, design_of, meta_model
 from stemma.nn.model import Model
 from stemma.nn.parts import Dims, Heads
 
@@ -42,7 +43,7 @@ BLOCK = 32
 
 
 @dataclass(frozen=True)
-class Plan:
+class WritePlan:
     """A file before its weights: every key, and every tensor with where it comes from."""
 
     arch: Architecture
@@ -78,13 +79,13 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
     if word not in TYPES:
         raise UsageError(f"dtype {word!r} is no type of a GGUF file here; use {', '.join(TYPES)}")
     design = design_of(model)
-    plan = _plan(design, model.family, word)
+    plan = plan_file(design, model.family, word)
     keys = {**plan.metadata, **_words(model, plan)}
     state = {name: p.detach() for name, p in model.named_parameters()}
     if left := sorted({name.split(".")[0] for name in _unnamed(plan, state)}):
         heads = " and ".join(left)
         warnings.warn(f"{path} is written without {heads}: GGUF has no names for these parts", stacklevel=2)
-    with tensors.whole_file(path) as scratch:
+    with disk.replacing(path, note=tensors.UNCHANGED) as scratch:
         out = library.GGUFWriter(scratch, plan.arch.name)
         for key, value in keys.items():
             _put(library, out, key, value)
@@ -114,7 +115,7 @@ def _library() -> ModuleType:
 # ---------------------------------------------------------------- what a file is to hold
 
 
-def _plan(design: Design, family: Family | None, word: str) -> Plan:
+def plan_file(design: Design, family: Family | None, word: str) -> WritePlan:
     """The file of a design: of the nearest ancestor that has an architecture and loses nothing in it."""
     why = ""
     for relative in family.lineage if family is not None else []:
@@ -131,16 +132,16 @@ def _plan(design: Design, family: Family | None, word: str) -> Plan:
     raise UsageError(f"GGUF has no architecture for {name!r}; it has one for {known}, and for what descends from them")
 
 
-def _of(arch: Architecture, design: Design, word: str) -> Plan:
-    blank = {name: p.detach() for name, p in outline(design).named_parameters()}
+def _of(arch: Architecture, design: Design, word: str) -> WritePlan:
+    blank = {name: p.detach() for name, p in meta_model(design).named_parameters()}
     rows = {r.theirs: r for r in arch.table(design) if all(o in blank for o in r.ours)}
     made = {name: tensor for part in arch.parts for name, tensor in part.tensors(design).items()}
     held = {name: list(tensor.shape) for name, tensor in made.items()}
     held |= {name: list(r.write(blank).shape) for name, r in rows.items()}
     entries = {name: Entry(name, tuple(shape), _type(name, shape, word), 0) for name, shape in held.items()}
-    plan = Plan(arch, design, _keys(arch, design, word), entries, rows, made)
+    plan = WritePlan(arch, design, _keys(arch, design, word), entries, rows, made)
     try:
-        again, _ = reader.read_design(arch, plan)
+        again, _ = read_design(arch, plan)
     except CheckpointError as error:
         raise UsageError(f"GGUF's {arch.name!r} architecture cannot say this design: {error}") from None
     written = design if arch.head else with_heads(design, Heads())
@@ -150,7 +151,7 @@ def _of(arch: Architecture, design: Design, word: str) -> Plan:
     return plan
 
 
-def _unnamed(plan: Plan, state: dict[str, Tensor]) -> list[str]:
+def _unnamed(plan: WritePlan, state: dict[str, Tensor]) -> list[str]:
     named = {o for r in plan.rows.values() for o in r.ours}
     return [name for name in state if name not in named]
 
@@ -175,7 +176,7 @@ def _keys(arch: Architecture, design: Design, word: str) -> dict[str, Any]:
     return out | {f"{arch.name}.{key}": value for key, value in own.items()}
 
 
-def _words(model: Model, plan: Plan) -> dict[str, Any]:
+def _words(model: Model, plan: WritePlan) -> dict[str, Any]:
     """The tokenizer's keys, the model's own ids for the ends of a text where the tokenizer names none."""
     text = plan.design.text
     ends = dict(zip(("eos", "eot", "eom"), text.eos_ids, strict=False))
@@ -213,10 +214,12 @@ def _size(entry: Entry) -> int:
     return entry.elements // weights * width
 
 
-def _data(library: ModuleType, plan: Plan, entry: Entry, state: dict[str, Tensor]) -> np.ndarray[Any, np.dtype[Any]]:
+def _data(
+    library: ModuleType, plan: WritePlan, entry: Entry, state: dict[str, Tensor]
+) -> np.ndarray[Any, np.dtype[Any]]:
     r = plan.rows.get(entry.name)
     tensor = plan.made[entry.name] if r is None else r.write(state).cpu()
-    if re.search(plan.arch.turned, entry.name):
+    if re.search(plan.arch.interleaved, entry.name):
         tensor = to_pairs(tensor, plan.design.dims.width)
     plain = quants.PLAIN.get(entry.type)
     if plain is not None:  # as bytes, which numpy has for bfloat16 too

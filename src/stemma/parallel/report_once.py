@@ -1,4 +1,4 @@
-"""One voice: of processes that end for one reason, one says it. Imports torch only where there are several."""
+"""Only one rank reports a shared error. Imports torch only where there are several ranks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 PATIENCE = 5.0  # seconds to reach the launcher's store
 
 
-def speaks(sentence: str, lost: bool = False) -> bool:
-    """Whether this process is the one that says the `sentence` with which it ends: alone always; among several the
-    first that has it. One that ends because another did (`lost`) speaks if no process has spoken yet. What is said is
-    counted in the launcher's store, as other processes may be gone; where it cannot be reached, each speaks."""
+def should_report(sentence: str, lost: bool = False) -> bool:
+    """Whether this rank prints the error `sentence`: the first of the ranks that end with it. A rank that ends because
+    it lost another (`lost`) prints only if no rank has printed anything yet. The counts are in the launcher's store,
+    since other ranks may be gone; if it cannot be reached, every rank prints."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True
     try:

@@ -1,0 +1,201 @@
+"""GGUF files read: the metadata as a design, the tensors as weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stemma import families, spec
+from stemma.declare.family import Design, Family, Text
+from stemma.errors import CheckpointError, UsageError, did_you_mean
+from stemma.formats.gguf import quants, vocab
+from stemma.formats.gguf.file import File
+from stemma.formats.gguf.parts import UNTIED, GGUFContent, Reading, decimal, differences, whole
+from stemma.formats.gguf.tables import ARCHITECTURES, OPTIONAL, Architecture, apart
+from stemma.formats.names import Ledger, missing
+from stemma.formats.weights import WeightLoader, attach, device_of, dtype_of, meta_model
+from stemma.nn.model import Model
+from stemma.nn.parts import Heads, LMHead
+from stemma.text import Tokenizer
+
+EMBEDDINGS = "token_embd.weight"
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    *,
+    tokenizer: bool = True,
+) -> Model:
+    """The model in a GGUF file, in eval mode, its weights dequantised to `dtype` (`"auto"`: the type of the file's
+    embeddings, float32 if they are quantised); `device="meta"` reads shapes and no data. `model.ledger` accounts for
+    every tensor; `model.extras["gguf"]` has the metadata, long arrays left out. `tokenizer=False` leaves the tokenizer
+    out. Raises CheckpointError naming the key, the tensor or the bytes that are wrong."""
+    path = Path(path)
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
+    kind = None if dtype == "auto" else dtype_of(dtype)
+    file = File(path)
+    try:
+        arch = _architecture(file)
+        read = vocab.read(file.metadata) if tokenizer else None
+        design, ledger = read_design(arch, file)
+        if read is not None:
+            read.check(design.dims.vocab)
+    except CheckpointError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    owner, name = _nearest(arch, design)
+    design = replace(design, name=name, objective=owner.objective, recipe=owner.recipe, text=_text(design, read))
+    model = meta_model(design)
+    loader = WeightLoader(model, file, str(path), ledger)
+    target = device_of(device)
+    rows = [one for r in arch.table(design) for one in apart(r, file)]
+    for r in rows:
+        loader.find(r)
+    loader.account({r"\.attn_rot_embd$": "computed from the design"})
+    for r in rows:
+        interleaved = re.search(arch.interleaved, r.theirs) is not None
+        loader.read(r, r.theirs, target, kind or _own_dtype(file), interleaved)
+    attach(model, design, owner, read)
+    model.extras = {"gguf": {k: v for k, v in file.metadata.items() if not isinstance(v, list) or len(v) <= 64}}
+    return model.eval()
+
+
+# ---------------------------------------------------------------- what the metadata says
+
+
+def _architecture(file: File) -> Architecture:
+    if (count := file.value("split.count", int, 1)) > 1:
+        part = file.value("split.no", int, 0) + 1
+        raise CheckpointError(f"this is part {part} of {count}; join the parts first (gguf-split --merge)")
+    if (kind := file.value("general.type", str, "model")) != "model":
+        raise CheckpointError(f"general.type is {kind!r}, not 'model'")
+    name = file.value("general.architecture", str)
+    if name is None:
+        raise CheckpointError("there is no key 'general.architecture', which every model needs")
+    if name not in ARCHITECTURES:
+        hint = did_you_mean(name, ARCHITECTURES)
+        raise CheckpointError(f"architecture {name!r} is not supported; known: {', '.join(ARCHITECTURES)}{hint}")
+    return ARCHITECTURES[name]
+
+
+def read_design(arch: Architecture, file: GGUFContent) -> tuple[Design, Ledger]:
+    """The design that the keys and the tensors' names describe, and a ledger with the keys that change nothing."""
+    keys = {k.removeprefix(f"{arch.name}."): v for k, v in file.metadata.items() if k.startswith(f"{arch.name}.")}
+    ledger = Ledger(config=_unused(arch, keys, file.metadata))
+    text = vocab.ids(file.metadata)
+    changes = _sizes(arch, keys, file) | {
+        "arch.norm.eps": decimal(_needed(arch, keys, arch.eps), f"{arch.name}.{arch.eps}"),
+        "arch.heads": Heads(LMHead(tied=_tied(file, ledger))) if arch.head else Heads(),
+        "text.bos_id": text.bos,
+        "text.eos_id": text.eos,
+        "text.pad_id": text.pad,
+    }
+    at = Reading(arch.name, keys, file, ledger)
+    try:
+        design = spec.edit(arch.base(), changes)
+        for part in arch.parts:
+            design = spec.edit(design, part.read(design, at))
+        return design, ledger
+    except UsageError as error:
+        raise CheckpointError(f"the metadata do not describe a model: {error}") from None
+
+
+def _needed(arch: Architecture, keys: Mapping[str, Any], key: str) -> Any:
+    if key not in keys:
+        raise CheckpointError(f"there is no key '{arch.name}.{key}', which this architecture needs")
+    return keys[key]
+
+
+def _sizes(arch: Architecture, keys: Mapping[str, Any], file: GGUFContent) -> dict[str, Any]:
+    """The dims; the embeddings tell how many tokens there are."""
+    wanted = {k: dim for k, dim in arch.sizes.items() if k in keys or k not in OPTIONAL}
+    dims = {f"dims.{dim}": whole(_needed(arch, keys, k), f"{arch.name}.{k}") for k, dim in wanted.items()}
+    where = str(getattr(file, "path", "the file"))
+    if EMBEDDINGS not in file:
+        raise missing(EMBEDDINGS, file.entries, where)
+    shape = file.entries[EMBEDDINGS].shape
+    if len(shape) != 2:
+        raise CheckpointError(f"tensor {EMBEDDINGS!r} should have 2 axes, not {len(shape)}")
+    counts = dict.fromkeys(("encoder", "decoder"), dims["dims.layers"])
+    counts["decoder"] = dims.get("dims.decoder_layers", counts["decoder"])
+    repeated = [r for r in arch.rows(arch.base()) if "{i}" in r.theirs]
+    one = {r.ours[0].split(".")[0]: r for r in reversed(repeated)}
+    for stack, r in one.items():  # before so many layers are made
+        if (last := r.at(counts[stack] - 1).theirs) not in file:
+            raise missing(last, file.entries, where)
+    return dims | {"dims.vocab": shape[0]}
+
+
+def _text(design: Design, tokenizer: Tokenizer | None) -> Text:
+    """How its text is read: the family's words give way to the file's own."""
+    if tokenizer is None:
+        return design.text
+    names = {f"text.{role}": getattr(tokenizer.specials, role) for role in ("bos", "eos", "pad", "unk", "mask")}
+    return spec.edit(design, {"text.tokenizer": tokenizer.kind, **names}).text
+
+
+def _unused(arch: Architecture, keys: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Keys that change nothing, with reasons. Raises CheckpointError for an unknown key or an unsupported value."""
+    read = {*arch.sizes, arch.eps, *(k for part in arch.parts for k in part.keys)}
+    out = {k: "about the file" for k in metadata if k.startswith(("general.", "split."))}
+    for key, value in keys.items():
+        if key in read:
+            continue
+        if key not in arch.fixed:
+            hint = did_you_mean(key, read | set(arch.fixed))
+            raise CheckpointError(f"no key {arch.name}.{key} is known for this architecture{hint}")
+        allowed = arch.fixed[key]
+        if allowed is not None and value not in allowed:
+            raise CheckpointError(f"{arch.name}.{key}={value!r} is not supported; only {allowed[0]!r} is")
+        out[f"{arch.name}.{key}"] = (
+            "says nothing more" if allowed is None else "only one value is supported, and it has it"
+        )
+    return out
+
+
+def _tied(file: GGUFContent, ledger: Ledger) -> bool:
+    """Whether the embeddings are the output matrix too: it is absent, or there again byte for byte."""
+    if UNTIED not in file:
+        return True
+    a, b = file.entries[EMBEDDINGS], file.entries[UNTIED]
+    if (a.shape, a.type) == (b.shape, b.type) and np.array_equal(file.raw(a.name), file.raw(b.name)):
+        ledger.tied[UNTIED] = a.name
+        return True
+    return False
+
+
+# ---------------------------------------------------------------- the family
+
+
+def _nearest(arch: Architecture, design: Design) -> tuple[Family, str]:
+    """The family and, if one equals it, the published size; else the family whose mask it has."""
+    owners = [families.family(f) for f in arch.families]
+    for owner in owners:
+        for size in owner:
+            known = owner[size]
+            a, b = (spec.edit(x.arch, {"heads": known.arch.heads}) for x in (design, known))
+            if known.dims == design.dims and not differences(a, b):
+                return owner, size
+
+    def distance(owner: Family) -> tuple[bool, int]:
+        known = replace(owner.arch, dropout=design.arch.dropout, init=design.arch.init)
+        return type(known.mask) is not type(design.arch.mask), len(spec.diff(known, design.arch))
+
+    owner = min(owners, key=distance)
+    return owner, owner.name
+
+
+def _own_dtype(file: File) -> torch.dtype:
+    kind = quants.PLAIN.get(file.entries[EMBEDDINGS].type)
+    return kind if kind in (torch.float16, torch.bfloat16) else torch.float32
+
+
+__all__ = ["ARCHITECTURES", "File", "load"]

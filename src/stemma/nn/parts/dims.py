@@ -1,0 +1,95 @@
+"""Widths and counts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from stemma.spec import Bound, Spec, at_least, not_negative, require
+
+COUNT = {"bound": Bound(1, said="be at least 1")}
+
+
+@dataclass(frozen=True)
+class Dims(Spec):
+    """Widths and counts. `kv_heads` and `head_dim` left out mean `heads` and `d_model / heads`; `decoder_layers` left
+    out means `layers`. `segments`: rows of the segment (token type) table, 0 for none. `context`: the longest text
+    it is trained on, and the rows of a position table where there is one. `embed`: width of the embeddings, which a
+    matrix then maps to d_model (left out: they have d_model, and there is no such matrix). `groups`: how many different
+    sets of weights the layers share out among them, each of `inner` blocks in a row (left out: every layer its own).
+    `languages`: rows of the language table, 0 for none. `experts` and `active`: MLPs of a layer with a mixture of them,
+    and how many a token takes; `d_ff` is of one."""
+
+    PLACE: ClassVar[str] = "dims"
+
+    d_model: int = field(metadata=COUNT)
+    layers: int = field(metadata=COUNT)
+    heads: int = field(metadata=COUNT)
+    d_ff: int = field(metadata=COUNT)
+    vocab: int = field(metadata=COUNT)
+    context: int = field(metadata=COUNT)
+    kv_heads: int | None = at_least(1, None)
+    head_dim: int | None = at_least(1, None)
+    decoder_layers: int | None = at_least(1, None)
+    segments: int = not_negative(0)
+    embed: int | None = at_least(1, None)
+    groups: int | None = at_least(1, None)
+    inner: int = at_least(1, 1)
+    languages: int = not_negative(0)
+    experts: int | None = at_least(1, None)
+    active: int | None = at_least(1, None)
+
+    RULES: ClassVar = {"kv_heads": "kv", "head_dim": "width", "decoder_layers": "depth"}  # what stands in if left out
+
+    def check(self) -> None:
+        require(
+            self.head_dim is not None or self.d_model % self.heads == 0,
+            f"dims.d_model={self.d_model} is not a multiple of dims.heads={self.heads}; change one, "
+            "or set dims.head_dim",
+        )
+        require(
+            self.groups is None or self.groups <= self.layers,
+            f"dims.groups={self.groups} is more than dims.layers={self.layers}",
+        )
+        require(
+            (self.experts or 0) >= (self.active or 0) and (self.experts is None) == (self.active is None),
+            f"dims.active={self.active} of dims.experts={self.experts} experts cannot be taken; give both, at most all",
+        )
+        require(self.inner == 1 or self.groups is not None, f"dims.inner={self.inner} needs dims.groups")
+        require(
+            self.heads % self.kv == 0, f"dims.heads={self.heads} is not a multiple of dims.kv_heads={self.kv_heads}"
+        )
+        # what a rule gives anyway is left out, so that equal widths are equal values
+        for name, rule in (
+            ("kv_heads", self.heads),
+            ("head_dim", self.d_model // self.heads),
+            ("decoder_layers", self.layers),
+        ):
+            if getattr(self, name) == rule and (name != "head_dim" or self.d_model % self.heads == 0):
+                object.__setattr__(self, name, None)
+
+    @property
+    def kv(self) -> int:
+        """Key and value heads."""
+        return self.kv_heads if self.kv_heads is not None else self.heads
+
+    @property
+    def width(self) -> int:
+        """Width of one head."""
+        return self.head_dim if self.head_dim is not None else self.d_model // self.heads
+
+    @property
+    def embed_width(self) -> int:
+        """Width of the embeddings."""
+        return self.embed if self.embed is not None else self.d_model
+
+    @property
+    def depth(self) -> int:
+        """Layers of the decoder of an encoder-decoder."""
+        return self.decoder_layers if self.decoder_layers is not None else self.layers
+
+
+def gated_width(d_model: int, multiple: int = 256, factor: float = 1.0) -> int:
+    """LLaMA's rule for the inner width of a gated MLP: int(8d/3), times `factor`, rounded up to `multiple`."""
+    return multiple * math.ceil(int(factor * int(8 * d_model / 3)) / multiple)

@@ -125,7 +125,7 @@ class Loop:
         self.precision = pick_precision(plan, self.device)
         self.model = model.to(self.device).train()
         self.nets = {role: net.to(self.device) for role, net in (nets or {}).items()}
-        objective.join(self.model, self.nets)
+        objective.tie(self.model, self.nets)
         learning = Learners(self.model, {n.role: self.nets[n.role].train() for n in plan.nets if n.learns})
         self.learners = self.spread(learning)
         self.lr, self.steps = recipe.lr, recipe.steps
@@ -281,7 +281,7 @@ class Loop:
         what it shared its own."""
         if self.average is not None:
             self.average.swap()
-        self.objective.part(self.model, self.nets)
+        self.objective.untie(self.model, self.nets)
 
     def autocast(self) -> Any:
         """The precision of the forward pass; weights, optimiser and loss are fp32 in any case."""
@@ -292,8 +292,7 @@ class Loop:
     def cost(self) -> float:
         """Floating-point operations a token of the row, of a training step like the first one: of text that is there
         wherever the run stands."""
-        stream = self.objective.examples(self.view)
-        batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.examples(0)))])
+        batch = self.objective.example_batch(self.view, min(8, self.examples(0)))
         tokens = batch["input_ids"].numel()
         share = self.objective.counts(batch).get("token", 0) / tokens
         decoder = batch["decoder_input_ids"].numel() / tokens if "decoder_input_ids" in batch else 0.0

@@ -292,8 +292,7 @@ class Loop:
     def cost(self) -> float:
         """Floating-point operations a token of the row, of a training step like the first one: of text that is there
         wherever the run stands."""
-        stream = self.objective.examples(self.view)
-        batch = self.objective.collate([next(stream)[0] for _ in range(min(8, self.examples(0)))])
+        batch = self.objective.example_batch(self.view, min(8, self.examples(0)))
         tokens = batch["input_ids"].numel()
         share = self.objective.counts(batch).get("token", 0) / tokens
         decoder = batch["decoder_input_ids"].numel() / tokens if "decoder_input_ids" in batch else 0.0

@@ -695,7 +695,7 @@ def prepare(
     """Read the text, train a tokenizer on the training part of it if none is given, and store the tokens in `out`; with
     `share`, by way of the cache, for other runs to use. Until `taken` closes, no other process can begin a run in
     `out`. Raises UsageError if one has."""
-    from stemma.data.store import training_texts
+    from stemma.data.heldout import training_texts
     from stemma.text import Specials, Tokenizer
 
     source = cleaning.cleaned(read(plan.data), plan.clean)

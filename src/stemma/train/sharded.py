@@ -19,7 +19,6 @@ from stemma import disk
 from stemma.errors import UsageError
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Objective, View
-from stemma.objectives.distil import Relations
 from stemma.parallel import World
 from stemma.parallel import checkpoint as shards
 from stemma.parallel.shard import Spread, StepModule, Through
@@ -181,7 +180,7 @@ def opened(objective: Objective, nets: Iterable[Model]) -> Iterator[nn.Module]:
         for stack in (net.encoder, net.decoder):
             if stack is not None and net.arch.streams is not None:
                 yield from stack.blocks
-            elif stack is not None and isinstance(objective, Relations):
+            elif stack is not None and objective.reads_attention:
                 yield stack.blocks[stack.order[-1][0]]
 
 

@@ -15,7 +15,8 @@ import torch
 from stemma.cli import main
 from stemma.errors import CheckpointError
 from stemma.parallel import checkpoint as shards
-from stemma.train import checkpoint, pretrain
+from stemma.runs import checkpoint
+from stemma.train import pretrain
 from test_train import SMALL, words
 
 

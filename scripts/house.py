@@ -23,6 +23,7 @@ TOP = "stemma"  # the package's own surface, `__init__.py` and `__main__.py`
 # Every room, lowest first: a room may import those before it.
 ORDER = (
     "errors",
+    "disk",
     "spec",
     "text",
     "nn",

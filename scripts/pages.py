@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-import typing
 from pathlib import Path
 
 from stemma import families
@@ -17,7 +16,7 @@ from stemma.nn.model import count
 from stemma.objectives import why_not
 from stemma.report.support import TASKS, Support, matrix, support
 from stemma.report.words import children, value_text
-from stemma.spec import diff, leaves
+from stemma.spec import diff, kinds, leaves
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 WRITTEN = re.compile(r"<!-- written -->\n(.*?)<!-- /written -->", re.S)
@@ -236,7 +235,7 @@ def objectives() -> str:
         if family.edge != "unpublished" and (family.parent is None or family.objective != family.parent.objective):
             own.setdefault(type(family.objective), []).append(family.name)
     rows = []
-    for spec in typing.get_args(declared.Objective):
+    for spec in kinds(declared.Objective):
         said = " ".join((spec.__doc__ or "").split())
         said = re.sub(r"`(\w+)`", r"*\1*", said)
         fields = [

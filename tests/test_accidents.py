@@ -365,13 +365,13 @@ def test_a_tokenizer_that_does_not_fit(base: Path, data: Path, tmp_path: Path) -
     [
         ("recipe.lr=abc", "recipe.lr='abc' does not fit; expected a finite number"),
         ("recipe.lr=nan", "recipe.lr='nan' does not fit"),
-        ("recipe.lr=-1", "the learning rate must be positive, not -1.0"),
+        ("recipe.lr=-1", "recipe.lr must be positive, not -1.0"),
         ("recipe.batch=0", "recipe.batch must be positive"),
         ("dims.d_model=33", "dims.d_model=33 is not a multiple of dims.heads=2"),
         ("dims.layers=0", "dims.layers must be at least 1"),
         ("dims.vocab=5", "vocabulary of 5 is too small"),
         ("train.save_every=0", "train.save_every must be at least 1"),
-        ("train.threads=100000", "train.threads must be at most 1024, not 100000"),
+        ("train.threads=100000", "train.threads must lie in [1, 1024], not 100000"),
         ("train.val_fraction=2", "train.val_fraction must lie between 0 and 1"),
         ("train.recompute=['*.layers.*']", "matches no module"),
         ("train.recompute=*.blocks.*", "does not fit; expected a list of words such as ['one', 'two']"),
@@ -409,7 +409,7 @@ def test_two_runs_in_one_place(data: Path, base: Path, tmp_path: Path) -> None:
     for name in ("model", "summary.json"):
         (shutil.rmtree if name == "model" else os.unlink)(out / name)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    code = f"from pathlib import Path; from stemma.text import files\nwith files.alone(Path({str(out)!r})):\n"
+    code = f"from pathlib import Path; from stemma import disk\nwith disk.lock(Path({str(out)!r})):\n"
     with subprocess.Popen(
         [sys.executable, "-c", f"{code}    print('held', flush=True); import time; time.sleep(60)"],
         stdout=subprocess.PIPE,
@@ -507,9 +507,9 @@ def test_a_disk_that_fills_in_a_step_and_at_the_end(data: Path, base: Path, disk
     while process.poll() is None and not (run / "metrics.jsonl").exists():
         time.sleep(0.002)
     ballast = fill(run.parent)
-    refused(process.wait(), 5, f"{run / 'metrics.jsonl'} could not be written", FULL, f"stemma resume {run}")
+    refused(process.wait(), 5, f"cannot write {run / 'metrics.jsonl'}", FULL, f"stemma resume {run}")
     assert not half(run) and (run / "metrics.jsonl").read_bytes()[-1:] in (b"", b"\n")
-    refused(call("resume", run, "--quiet"), 5, "metrics.jsonl could not be written", FULL)
+    refused(call("resume", run, "--quiet"), 5, f"cannot write {run / 'metrics.jsonl'}", FULL)
     ballast.unlink()
     process = starter().start("resume", run, "--quiet")
     while process.poll() is None and len(read_metrics(run)) < 5:
@@ -541,9 +541,7 @@ def test_files_that_may_not_grow(data: Path, base: Path, tmp_path: Path) -> None
     """Where nothing can be mounted: a limit on the size of a file."""
     run = stopped(base, tmp_path / "run")
     ended = starter().run("resume", run, "--quiet", file=20_000)
-    refused(
-        ended, 5, f"the checkpoint of step 6 in {run / 'checkpoints'} could not be written", "File too large", "resume"
-    )
+    refused(ended, 5, f"cannot write the checkpoint of step 6 in {run / 'checkpoints'}", "File too large", "resume")
     assert not half(run) and [p.name for p in checkpoint.steps(run)] == ["step-000002", "step-000004"]
     goes_on(run, base)
     ended = starter().run(*begin("gpt2", data, tmp_path / "new"), file=3000)

@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from letters import Broken, Letters, Mortal, contents
+from stemma import disk
 from stemma.data import Document, Source, Store, read, shards, shared, sources, stamps
 from stemma.data.progress import Meter, span
 from stemma.data.store import pieces
 from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, UsageError
-from stemma.text import files
 
 HERE = Path(__file__).parent
 
@@ -291,7 +291,7 @@ def test_a_tokenizer_for_other_text(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_while_tokenising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, real, left = sources.of(rows(60)), os.fsync, [3]
+    source, real, left = sources.of(rows(60)), os.fsync, [6]  # a shard and its folder, three times
 
     def full(handle: int) -> None:
         if left[0] == 0:
@@ -301,10 +301,8 @@ def test_a_full_disk_while_tokenising(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "fsync", full)
     error = said(ResourceError, Store.build, source, Letters(), tmp_path / "store", workers=1)
-    assert (
-        error
-        == f"cannot write {tmp_path / 'store' / '.shards'}: the disk is full; free some space and run the command again"
-    )
+    assert error.startswith(f"cannot write {tmp_path / 'store' / '.shards'}/")
+    assert error.endswith(": the disk is full; free some space and run the command again")
     assert len(list((tmp_path / "store" / ".shards").iterdir())) == 3
     left[0] = 10**6
     log = tmp_path / "log"
@@ -508,9 +506,9 @@ def test_unused_stores_make_room(tmp_path: Path, cache: Path) -> None:
 
 
 def test_a_lock_is_free_when_its_holder_is_gone(tmp_path: Path) -> None:
-    code = "import sys, os; from pathlib import Path; from stemma.text import files\nwith files.locked(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    code = "import sys, os; from pathlib import Path; from stemma import disk\nwith disk.lock(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)])
-    with files.locked(tmp_path) as alone:
+    with disk.lock(tmp_path) as alone:
         assert alone
 
 

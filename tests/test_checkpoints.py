@@ -701,7 +701,7 @@ def test_unwritable_places(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is a file"):
         small(30).save(tmp_path / "file")
-    with pytest.raises(ResourceError, match="could not save"):
+    with pytest.raises(ResourceError, match="cannot write"):
         small(30).save(tmp_path / "file/below")
 
 

@@ -354,7 +354,7 @@ def test_data_list(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     ("args", "code", "words"),
     [
         (["pretrain", "llamma"], 2, "did you mean 'llama'"),
-        (["pretrain", "llama", "--set", "recipe.lr=-1"], 2, "learning rate must be positive"),
+        (["pretrain", "llama", "--set", "recipe.lr=-1"], 2, "recipe.lr must be positive"),
         (["pretrain", "llama", "--set", "recipe.lrr=1"], 2, "did you mean 'lr'"),
         (["pretrain", "llama", "--scale", "tinny"], 2, "did you mean 'tiny'"),
         (["pretrain", "llama", "--budget", "soon"], 2, "soon"),

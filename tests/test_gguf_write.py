@@ -377,7 +377,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
-    with pytest.raises(ResourceError, match="the disk is full; nothing there was changed"):
+    with pytest.raises(ResourceError, match="the disk is full; nothing there was changed; free some space"):
         model.save(tmp_path / "x.gguf", dtype="float16")
     assert [f.name for f in tmp_path.iterdir()] == ["x.gguf"] and (tmp_path / "x.gguf").read_bytes() == old
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from stemma import disk
 from stemma.cli import main
 from stemma.errors import CheckpointError
 from stemma.parallel import checkpoint as shards
@@ -55,7 +56,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def signed(place: Path) -> None:
     """Make the checksums of a checkpoint those of its files, as whoever prepares one would."""
-    state = checkpoint.read_json(place / checkpoint.STATE)
+    state = disk.read_json(place / checkpoint.STATE)
     state[checkpoint.SUMS] = {name: checkpoint._sum(place / name) for name in state[checkpoint.SUMS]}
     state[checkpoint.OWN] = checkpoint._own(state)
     (place / checkpoint.STATE).write_text(json.dumps(state))

@@ -248,7 +248,7 @@ def test_params_without_a_needed_key(tmp_path: Path) -> None:
     (folder / "params.json").write_text(json.dumps({k: v for k, v in PARAMS.items() if k != "n_layers"}))
     fails(folder, "has no 'n_layers'")
     (folder / "params.json").write_text("{")
-    fails(folder, "not valid JSON")
+    fails(folder, "is not JSON")
 
 
 def test_damaged_and_missing_shards(tmp_path: Path) -> None:

@@ -172,11 +172,11 @@ def test_ways_that_cannot_be_followed(
 @pytest.mark.parametrize(
     ("file", "text", "word"),
     [
-        ("modules.json", "{", "not valid JSON"),
+        ("modules.json", "{", "is not JSON"),
         ("modules.json", "{}", "list modules"),
         ("modules.json", '[{"type": "x.Pooling"}]', "list modules"),
         ("sentence_bert_config.json", '{"max_seq_length": "long"}', "max_seq_length"),
-        ("1_Pooling/config.json", "[]", "JSON object"),
+        ("1_Pooling/config.json", "[]", "holds a JSON list; an object was expected"),
     ],
 )
 def test_damaged_files_are_named(folder: Path, file: str, text: str, word: str, tmp_path: Path) -> None:

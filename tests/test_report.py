@@ -178,5 +178,5 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 1"):
         report.read(run)
     (run / "run.json").write_text("[]")
-    with pytest.raises(DataError, match="object is needed"):
+    with pytest.raises(DataError, match="an object was expected"):
         report.read(run)

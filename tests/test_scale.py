@@ -23,14 +23,13 @@ from torch.distributed.checkpoint import CheckpointException
 import scale_worker
 import stemma
 from scale_worker import gradients
-from stemma import families, spec
+from stemma import disk, families, spec
 from stemma.cli import root
 from stemma.errors import CheckpointError, ResourceError, UsageError
 from stemma.nn.model import Model
 from stemma.parallel import checkpoint as shards
 from stemma.parallel import mesh, report_once
 from stemma.runs import checkpoint
-from stemma.text import files
 from stemma.train import assemble, prepare, pretrain, read_metrics, resume
 from test_train import SMALL, words
 
@@ -302,7 +301,7 @@ def test_one_process_says_why_all_end(bench: Bench) -> None:
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     new = [*python, "pretrain", "bert", "--data", str(bench.data), "--mesh", "dp=2", "--out", str(bench.folder / "new")]
     with (
-        files.alone(run),
+        disk.lock(run),
         launched([[*python, "resume", str(run), "--mesh", "fsdp=2"]] * 2) as taken,
         launched([new, [*new, "--set", "recipe.lr=0.5"]]) as unlike,
     ):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,11 @@ from hypothesis import strategies as st
 from oracle import BODIES, COUNTS
 from stemma import families, spec
 from stemma.declare.family import About, Design
+from stemma.declare.objectives import MLM, Objective
 from stemma.errors import UsageError
 from stemma.families import design, family, size_names, tree
 from stemma.nn.model import count
-from stemma.nn.parts import Arch, Causal, Dims, Heads, Learned, RMSNorm, Rotary, Summary, gated_width
+from stemma.nn.parts import Arch, Causal, Dims, Heads, LayerBuckets, Learned, RMSNorm, Rotary, Summary, gated_width
 
 FAMILIES = list(tree())
 
@@ -134,6 +137,71 @@ def test_values_out_of_range_are_refused(path: str, value: str) -> None:
     with pytest.raises(UsageError) as caught:
         spec.edit(design("gpt2"), {path: value})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("arch.norm.eps", 0, "arch.norm.eps must be positive, not 0.0"),
+        ("arch.dropout.residual", 1, "arch.dropout.residual must lie in [0, 1), not 1.0"),
+        ("arch.position", "Rotary(share=0)", "arch.position.share must lie in (0, 1], not 0.0"),
+        ("arch.mask", "Sliding(window=0)", "arch.mask.window must be at least 1 token, not 0"),
+        ("dims.segments", -1, "dims.segments must not be negative, not -1"),
+        ("dims.kv_heads", 0, "dims.kv_heads must be at least 1, not 0"),
+        ("objective", "MLM(rate=1)", "objective.rate must lie between 0 and 1, not 1.0"),
+        ("objective", "Distillation(teacher='x', task=MLM(copies=-1))", "objective.task.copies must not be negative"),
+        ("objective", "Denoisers(kinds=('Denoiser(mean=0)',))", "Denoiser.mean must be at least 1 token, not 0.0"),
+        ("recipe.optimizer.beta1", 1, "recipe.optimizer.beta1 must lie in [0, 1), not 1.0"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_path_and_the_range(path: str, value: object, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        spec.edit(design("gpt2"), {path: value})
+    assert said in str(caught.value)
+
+
+def test_a_value_made_in_python_is_checked_too() -> None:
+    for make, said in (
+        (lambda: RMSNorm(eps=-1.0), "RMSNorm.eps must be positive, not -1.0"),
+        (lambda: MLM(rate=float("nan")), "objective.rate must lie between 0 and 1, not nan"),
+        (lambda: Dims(8, 1, 1, 8, 8, 0), "dims.context must be at least 1, not 0"),
+        (lambda: LayerBuckets(6), "buckets must be a multiple of 4"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            make()
+        assert said in str(caught.value)
+    assert Learned().padding is None and RMSNorm(eps=1e-3).eps == 1e-3
+
+
+def every(kind: type[spec.Spec]) -> Iterator[type[spec.Spec]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from every(below)
+
+
+def test_no_value_skips_the_check_of_its_ranges() -> None:
+    bounded = [k for k in every(spec.Spec) if any("bound" in f.metadata for f in dataclasses.fields(k))]
+    assert len(bounded) > 50
+    assert [k for k in bounded if k.__post_init__ is not spec.Spec.__post_init__] == []
+
+
+def test_a_kind_is_known_by_being_declared_and_its_name_is_its_own() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Backwards(Objective):
+        step: int = spec.at_least(1, 1)
+
+    try:
+        made = spec.edit(design("gpt2"), {"objective": "Backwards(step=2)"})
+        assert made.objective == Backwards(2)
+        assert spec.from_dict(type(made), spec.to_dict(made)) == made
+        with pytest.raises(UsageError, match=r"objective\.step must be at least 1, not 0"):
+            Backwards(0)
+        with pytest.raises(UsageError, match=r"a kind CLM is declared in stemma\.declare\.objectives"):
+            type("CLM", (Objective,), {})
+    finally:
+        del Objective.KINDS["Backwards"]
+    with pytest.raises(UsageError, match="no kind 'Backwards'; known: CLM, MLM"):
+        spec.edit(design("gpt2"), {"objective": "Backwards()"})
 
 
 def test_diff_of_edit_gives_the_edit() -> None:

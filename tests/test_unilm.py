@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 import stemma
 from oracle import jitter
 from reference import unilm as reference
+from stemma import disk
 from stemma.decoding import beams
 from stemma.decoding.session import Session, begin
 from stemma.errors import UsageError
-from stemma.formats import tensors
 from stemma.text import Specials, Tokenizer
 from test_generate import LENGTHS, full_pass, last_logits
 from tiny import batch, build, tiny
@@ -34,9 +34,9 @@ def files(folder: Path, **keys: Any) -> Any:
     theirs = hf.BertForPreTraining(hf.BertConfig(**FIELDS))
     jitter(theirs, 1)
     theirs.eval().save_pretrained(folder)
-    raw = tensors.read_json(folder / "config.json")
+    raw = disk.read_json(folder / "config.json")
     raw |= {"model_type": "unilm", "architectures": ["BertForSeq2SeqDecoder"], "mask_token_id": 4, "eos_token_id": 3}
-    tensors.write_json(folder / "config.json", raw | keys)
+    disk.write_json(folder / "config.json", raw | keys)
     return theirs
 
 
@@ -102,7 +102,7 @@ def test_saved_files_are_the_same(tmp_path: Path) -> None:
     assert again.arch == ours.arch and again.text == ours.text
     first, second = load_file(tmp_path / "a/model.safetensors"), load_file(tmp_path / "b/model.safetensors")
     assert set(first) == set(second) and all(torch.equal(v, second[k]) for k, v in first.items())
-    config = tensors.read_json(tmp_path / "b/config.json")
+    config = disk.read_json(tmp_path / "b/config.json")
     assert config["model_type"] == "unilm" and config["type_vocab_size"] == 6
 
 
@@ -114,7 +114,7 @@ def test_old_files_of_the_authors_load(tmp_path: Path) -> None:
     old["cls.predictions.decoder.weight"] = state["bert.embeddings.word_embeddings.weight"]
     (tmp_path / "b").mkdir()
     torch.save(old, tmp_path / "b/pytorch_model.bin")
-    tensors.write_json(tmp_path / "b/config.json", tensors.read_json(tmp_path / "a/config.json"))
+    disk.write_json(tmp_path / "b/config.json", disk.read_json(tmp_path / "a/config.json"))
     a, b = (stemma.load(tmp_path / x) for x in "ab")
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 

@@ -11,8 +11,8 @@ import transformers as hf
 
 import stemma
 from oracle import inputs, saved
+from stemma import disk
 from stemma.errors import CheckpointError, UsageError
-from stemma.formats import tensors
 from stemma.text import Specials, Tokenizer
 from tiny import answers, build, run, tiny
 
@@ -232,8 +232,8 @@ def test_other_models_refuse_what_streams_take(given: str) -> None:
 )
 def test_configs_that_nothing_published_has_are_refused(key: str, value: Any, words: str, tmp_path: Path) -> None:
     saved("xlnet", tmp_path)
-    raw = tensors.read_json(tmp_path / "config.json")
-    tensors.write_json(tmp_path / "config.json", {**raw, key: value})
+    raw = disk.read_json(tmp_path / "config.json")
+    disk.write_json(tmp_path / "config.json", {**raw, key: value})
     with pytest.raises(CheckpointError, match=words):
         stemma.load(tmp_path)
 
@@ -250,7 +250,7 @@ def test_a_pretrained_body_takes_a_head_that_reads_the_final_place(task: str, tm
     model.save(tmp_path / "b")
     again = stemma.load(tmp_path / "b")
     assert again.arch.heads == model.arch.heads and torch.equal(run(again, batch).logits, out.logits)
-    assert tensors.read_json(tmp_path / "b/config.json")["architectures"] == [
+    assert disk.read_json(tmp_path / "b/config.json")["architectures"] == [
         "XLNetForSequenceClassification" if task == "classify" else "XLNetForMultipleChoice"
     ]
 

@@ -36,6 +36,10 @@ class CheckpointError(StemmaError):
     exit_code = 4
 
 
+class MalformedError(CheckpointError):
+    """A file that was read but is not UTF-8 text, or not JSON."""
+
+
 class ResourceError(StemmaError):
     """The machine said no: disk full, out of memory, network unreachable, a missing optional package."""
 

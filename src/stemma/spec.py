@@ -19,7 +19,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from stemma.errors import UsageError, did_you_mean
 
@@ -28,7 +28,36 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Spec:
-    """Base of every declared value. Subclasses are frozen dataclasses; their class name is their `kind`."""
+    """Base of every declared value. Subclasses are frozen dataclasses; their class name is their `kind`.
+
+    Ranges of single fields are declared beside them (`rate: float = interval("(0, 1)", 0.15)`) and are checked when a
+    value is made. Rules about several fields go into `check`.
+    """
+
+    PLACE: ClassVar[str] = ""  # what a message calls the value ("dims"), where its path is not known; else its class
+    KINDS: ClassVar[dict[str, type[Spec]]]  # of an open base: its kinds by name
+
+    def __init_subclass__(cls, *, open: bool = False, **more: Any) -> None:
+        """`open`: the base of kinds that are found by being declared, wherever that is (`class MLM(Objective)`)."""
+        super().__init_subclass__(**more)
+        if open:
+            cls.KINDS = {}
+        for base in cls.__mro__[1:]:
+            if (found := vars(base).get("KINDS")) is not None:
+                old = found.setdefault(cls.__name__, cls)
+                if old.__module__ != cls.__module__:
+                    raise UsageError(f"a kind {cls.__name__} is declared in {old.__module__}; choose another name")
+                found[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        for name, bound in _bounds(type(self)):
+            value = getattr(self, name)
+            if not bound.holds(value):
+                raise OutOfRange(name, f"must {bound.said}, not {value}", self.PLACE or type(self).__name__)
+        self.check()
+
+    def check(self) -> None:
+        """Rules about several fields. Raises UsageError where one is broken."""
 
     def __str__(self) -> str:
         shown = [f"{f.name}={_leaf(getattr(self, f.name))}" for f in dataclasses.fields(self) if _differs(self, f)]
@@ -56,9 +85,85 @@ class UnknownPath(UsageError):
 
 
 def require(condition: bool, sentence: str) -> None:
-    """Raise `UsageError(sentence)` unless `condition` holds; for use in `__post_init__`."""
+    """Raise `UsageError(sentence)` unless `condition` holds; for use in `Spec.check`."""
     if not condition:
         raise UsageError(sentence)
+
+
+# ---------------------------------------------------------------- ranges of fields
+
+
+class OutOfRange(UsageError):
+    """A field whose value is outside of its range. `at(prefix)` is the same error under the path of the value."""
+
+    def __init__(self, name: str, sentence: str, place: str) -> None:
+        super().__init__(f"{place}.{name} {sentence}")
+        self.name, self.sentence = name, sentence
+
+    def at(self, prefix: str) -> UsageError:
+        return UsageError(f"{prefix}{self.name} {self.sentence}" if prefix else str(self))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A range of numbers. An `open_` end does not belong to it; `said`: what a message says of it. None always fits:
+    it means that a field is left out."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    said: str = ""
+
+    def holds(self, value: Any) -> bool:
+        if value is None:
+            return True
+        above = self.low < value if self.open_low else self.low <= value
+        return bool(above and (value < self.high if self.open_high else value <= self.high))
+
+
+def bounded(bound: Bound, default: Any = dataclasses.MISSING) -> Any:
+    """A field whose values lie within `bound`."""
+    return dataclasses.field(default=default, metadata={"bound": bound})
+
+
+def positive(default: T) -> T:
+    """A field above 0."""
+    return typing.cast(T, bounded(Bound(0, open_low=True, said="be positive"), default))
+
+
+def not_negative(default: T) -> T:
+    """A field of 0 or more."""
+    return typing.cast(T, bounded(Bound(0, said="not be negative"), default))
+
+
+def at_least(low: int, default: T, unit: str = "") -> T:
+    """A field of `low` or more; `unit`: of what, for the message."""
+    return typing.cast(T, bounded(Bound(low, said=f"be at least {low} {unit}".rstrip()), default))
+
+
+def interval(text: str, default: T, example: str = "") -> T:
+    """A field within an interval such as `"(0, 1]"`; `example`: a usual value, for the message."""
+    low, high = text[1:-1].split(", ")
+    both = text[0] + text[-1]
+    said = f"lie between {low} and {high}" if both == "()" else f"lie in {text}"
+    bound = Bound(float(low), float(high), text[0] == "(", text[-1] == ")", said + (example and f", such as {example}"))
+    return typing.cast(T, bounded(bound, default))
+
+
+_known_bounds: dict[type, list[tuple[str, Bound]]] = {}
+
+
+def _bounds(kind: type[Spec]) -> list[tuple[str, Bound]]:
+    if kind not in _known_bounds:
+        bounds = [(f.name, f.metadata["bound"]) for f in dataclasses.fields(kind) if "bound" in f.metadata]
+        _known_bounds[kind] = bounds
+    return _known_bounds[kind]
+
+
+def kinds(base: type[Spec]) -> list[type[Spec]]:
+    """The kinds of an open base, as declared; any other spec is its own only kind."""
+    return list(vars(base)["KINDS"].values()) if _open(base) else [base]
 
 
 # ---------------------------------------------------------------- reading by path
@@ -125,7 +230,10 @@ def _edit(value: T, changes: Mapping[str, Any], prefix: str) -> T:
             first = next(iter(inner))
             raise UsageError(f"{prefix}{name} is {_leaf(target)} and has no field {first!r}")
         own[name] = _edit(target, inner, f"{prefix}{name}.")
-    return typing.cast(T, dataclasses.replace(typing.cast(Any, value), **own))
+    try:
+        return typing.cast(T, dataclasses.replace(typing.cast(Any, value), **own))
+    except OutOfRange as error:
+        raise error.at(prefix) from None
 
 
 def real_changes(value: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,7 +288,7 @@ def from_dict(kind: type[T], data: Any) -> T:
 def coerce(hint: Any, raw: Any, path: str) -> Any:
     """`raw` as a value of the type `hint`; `path` only names it in errors."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    specs = [o for o in options if isinstance(o, type) and issubclass(o, Spec)]
+    specs = [kind for o in options if isinstance(o, type) and issubclass(o, Spec) for kind in kinds(o)]
     if any(isinstance(raw, s) for s in specs):
         return raw
     if type(None) in options and (raw is None or (isinstance(raw, str) and raw.lower() in ("none", "null"))):
@@ -258,6 +366,8 @@ def _parse_spec(specs: list[type[Spec]], raw: str | Mapping[str, Any], path: str
     prefix = f"{path}." if path else ""
     try:
         return spec(**{key: coerce(hints[key], item, prefix + key) for key, item in fields.items()})
+    except OutOfRange as error:
+        raise error.at(prefix) from None
     except TypeError as error:
         missing = [f.name for f in dataclasses.fields(spec) if f.name not in fields and _required(f)]
         raise UsageError(f"{where}{name} needs {', '.join(missing)}") from error
@@ -322,7 +432,11 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _varies(kind: type, name: str) -> bool:
     hint = _hints(kind)[name]
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_origin(hint) in (typing.Union, types.UnionType) or _open(hint)
+
+
+def _open(hint: Any) -> bool:
+    return isinstance(hint, type) and "KINDS" in vars(hint)
 
 
 def _check_field(value: Any, name: str, path: str) -> None:
@@ -360,6 +474,8 @@ def _type_name(hint: Any) -> str:
         return "one of " + ", ".join(repr(a) for a in typing.get_args(hint))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_type_name(o) for o in typing.get_args(hint))
+    if _open(hint):
+        return " or ".join(kind.__name__ for kind in kinds(hint))
     if hint is type(None):
         return "none"
     if hint in (int, float):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stemma import disk
 from stemma.cli import command, console
 from stemma.errors import UsageError
 
@@ -78,9 +78,7 @@ def quickstart(out: str, budget: str, data: str, seed: int, quiet: bool) -> int:
         run = train(folder / name, name, budget, data, seed, quiet)
         if not run.finished:
             return 130
-        (folder / name / "samples.json").write_text(
-            json.dumps(samples(run, seed), indent=2, ensure_ascii=False), encoding="utf-8"
-        )
+        disk.write_json(folder / name / "samples.json", samples(run, seed))
         runs.append(run)
         budget = f"{run.summary['tokens']} tokens"
     report = write([run.directory for run in runs], folder / "report.html")
@@ -97,8 +95,7 @@ def clear(folder: Path) -> Path:
         if not (folder / MARK).is_file():
             raise UsageError(f"{folder} is not empty and not from a quick start; choose another --out")
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).write_text("`stemma quickstart` may clear this directory.\n", encoding="utf-8")
+    disk.write(folder / MARK, "`stemma quickstart` may clear this directory.\n")
     return folder
 
 

@@ -19,14 +19,14 @@ import importlib.util
 import inspect
 import json
 import os
-import secrets
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from stemma import disk
 from stemma.data import parallel
-from stemma.errors import DataError, ResourceError
+from stemma.errors import CheckpointError, DataError, ResourceError
 
 Rows = Iterator[tuple[str, str]]  # (name, text)
 
@@ -266,31 +266,17 @@ def rows(name: str) -> Rows:
 def _load(path: Path) -> list[tuple[str, str]] | None:
     """A kept scan, or None where there is none or it is not whole: the last line counts the others."""
     try:
-        lines = path.read_text("utf-8").splitlines()
-        items = [json.loads(line) for line in lines]
+        items = [value for _, value in disk.read_jsonl(path)]
         if not items or items.pop() != {"count": len(items)}:
             return None
         return [(name, text) for name, text in items]
-    except (OSError, ValueError, TypeError):
+    except (CheckpointError, ValueError, TypeError):
         return None
 
 
-def _keep(path: Path, held: Iterable[tuple[str, str]]) -> None:
+def _keep(path: Path, held: Sequence[tuple[str, str]]) -> None:
     """Keep a scan; where the cache cannot be written, the next run scans again."""
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        count = 0
-        with open(scratch, "w", encoding="utf-8", newline="\n") as out:
-            for row in held:
-                out.write(json.dumps(row) + "\n")
-                count += 1
-            out.write(json.dumps({"count": count}) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(scratch, path)
-    except OSError:
-        pass
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
+    with contextlib.suppress(ResourceError), disk.write_jsonl(path) as add:
+        for row in held:
+            add(row)
+        add({"count": len(held)})

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stemma import disk
 from stemma import spec as values
 from stemma.data.cleaning import Step, Tally, clean
 from stemma.data.sources import Document, read
 from stemma.errors import DataError, UsageError
-from stemma.text import files
 
 PART = 64_000_000  # bytes of text of one file, about
 REPORT = "report.json"
@@ -35,15 +35,15 @@ def ready(out: Path, about: dict[str, Any], going_on: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; a cleaned text needs a directory")
     held = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    same = going_on and work.is_file() and json.loads(work.read_text("utf-8")) == about
+    same = going_on and work.is_file() and disk.read_json(work) == about
     stale = [name for name in held if not (name == ".work" or (name.startswith(".") and name.endswith(".tmp")))]
     if stale or (".work" in held and not same):
         what = "holds a cleaning of another plan" if not stale else f"is not empty (it holds {stale[0]})"
         raise UsageError(f"{out} {what}; choose a new directory")
-    with files.disk(out):
+    with disk.writing(out):
         (out / ".work" if going_on else out).mkdir(parents=True, exist_ok=True)
     if going_on:
-        files.write(work, json.dumps(about))
+        disk.write_json(work, about, indent=None)
 
 
 def describe(spec: str, steps: Sequence[Step], tasks: int) -> dict[str, Any]:
@@ -57,17 +57,17 @@ def write(spec: str, out: Path, steps: Sequence[Step]) -> dict[str, Any]:
     ready(out, describe(spec, steps, 1), False)
     scratch = out / f".{secrets.token_hex(6)}.tmp"
     report: list[Tally] = []
-    with files.locked(out):
+    with disk.lock(out):
         for left in out.glob(".*.tmp"):
             shutil.rmtree(left, ignore_errors=True)
         try:
-            with files.disk(out):
+            with disk.writing(out):
                 scratch.mkdir()
             number = size = 0
             file = None
             try:
                 for document in clean(source.documents(), steps, report):
-                    with files.disk(out):
+                    with disk.writing(out):
                         if file is None or size >= PART:
                             if file is not None:
                                 file.close()
@@ -77,7 +77,7 @@ def write(spec: str, out: Path, steps: Sequence[Step]) -> dict[str, Any]:
                         file.write(line + "\n")
                         size += len(line)
                 if file is not None:
-                    with files.disk(out):
+                    with disk.writing(out):
                         file.flush()
                         os.fsync(file.fileno())
             finally:
@@ -90,6 +90,8 @@ def write(spec: str, out: Path, steps: Sequence[Step]) -> dict[str, Any]:
 
 def finish(out: Path, text: Path, report: Sequence[Tally], about: dict[str, Any]) -> dict[str, Any]:
     """Put the cleaned text in its place and write the report, which is returned."""
+    for left in text.glob(".*.tmp"):  # of a task that was killed
+        left.unlink()
     parts = sorted(text.glob("part-*.jsonl"))
     digest, documents = hashlib.sha256(), 0
     for path in parts:
@@ -106,11 +108,11 @@ def finish(out: Path, text: Path, report: Sequence[Tally], about: dict[str, Any]
         "sha256": digest.hexdigest(),
         "report": [{k: v for k, v in dataclasses.asdict(tally).items() if k != "places"} for tally in report],
     }
-    with files.disk(out):
+    with disk.writing(out):
         if (out / "text").exists():
             shutil.rmtree(out / "text")
         text.rename(out / "text")
-    files.write(out / REPORT, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    disk.write_json(out / REPORT, told, indent=1)
     return told
 
 
@@ -132,6 +134,6 @@ def distribute(
         return None
     if not path.is_file():
         raise DataError(f"cleaning {spec} did not come to its end; the logs are under {out / '.work'}")
-    told: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    told = disk.read_object(path)
     shutil.rmtree(out / ".work", ignore_errors=True)
     return told

@@ -11,16 +11,14 @@ judges holds what the step holds on one machine; no document's text passes throu
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import importlib.util
-import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from stemma import disk
 from stemma.data import sources
 from stemma.data.cleaned import finish, row
 from stemma.data.cleaning import Exact, Near, Step, Tally, judge, key, label, rule
@@ -59,22 +57,8 @@ def portion(spec: str, rank: int, tasks: int) -> Numbered:
 
 
 def rows(path: Path) -> Iterator[Any]:
-    """The values of a file of JSON lines."""
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Callable[[Any], object]]:
-    """Write a file of JSON lines: whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    with open(scratch, "w", encoding="utf-8", newline="\n") as out:
-        yield lambda value: out.write(json.dumps(value, ensure_ascii=False) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(scratch, path)
+    """The values of a file of JSON lines that a task wrote."""
+    return (value for _, value in disk.read_jsonl(path))
 
 
 class Stage(PipelineStep):
@@ -114,7 +98,7 @@ class Stage(PipelineStep):
         judged = [rule(step) for step in self.rules]
         of = key(self.before) if isinstance(self.before, Exact | Near) else None
         target = here / f"rows-{rank:05d}.jsonl" if of else Path(self.folder, "text", f"part-{rank:05d}.jsonl")
-        with whole(target) as out, whole(here / f"keys-{rank:05d}.jsonl") as keys:
+        with disk.write_jsonl(target) as out, disk.write_jsonl(here / f"keys-{rank:05d}.jsonl") as keys:
             for place, document in self.documents(rank, world_size, first):
                 kept: Document | None = document
                 for tally, check in zip(tallies, judged, strict=True):
@@ -128,7 +112,7 @@ class Stage(PipelineStep):
                 out([place, list(kept)] if of else row(kept))
                 if of:
                     keys([place, of(kept.text).hex(), kept.name])
-        with whole(here / f"tally-{rank:05d}.jsonl") as say:
+        with disk.write_jsonl(here / f"tally-{rank:05d}.jsonl") as say:
             for tally in [first, *tallies] if self.after is not None else tallies:
                 say(tally.plain())
         return data
@@ -149,7 +133,7 @@ class Judge(PipelineStep):
         repeats = judge(self.step)
         names: dict[int, str] = {}
         found = heapq.merge(*(rows(path) for path in sorted(here.glob("keys-*.jsonl"))), key=lambda item: item[0])
-        with whole(here / "drop.jsonl") as out:
+        with disk.write_jsonl(here / "drop.jsonl") as out:
             for number, (place, hashed, name) in enumerate(found):
                 earlier = repeats(number, bytes.fromhex(hashed))
                 if earlier is None:

@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import pickle
-import secrets
 import struct
 import subprocess
 import sys
@@ -31,10 +30,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stemma import errors
+from stemma import disk, errors
 from stemma.data.encoding import Encoder, sentences
 from stemma.errors import CheckpointError, ResourceError, UsageError
-from stemma.text import files
 
 SHARD = 4_000_000  # bytes of text of a shard, about
 BATCH = 1_000_000  # bytes tokenised at a time
@@ -98,20 +96,10 @@ def encode(texts: Sequence[str], tokenizer: Encoder) -> Encoded:
 
 
 def save(path: Path, shard: Encoded) -> None:
-    """Write a shard: whole or not at all."""
+    """Write a shard whole or not at all. Raises ResourceError."""
     head = json.dumps([[array.dtype.str, len(array)] for array in shard]).encode()
     body = MAGIC + struct.pack("<q", len(head)) + head + b"".join(array.tobytes() for array in shard)
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(scratch, "wb") as out:
-            out.write(body)
-            out.write(hashlib.sha256(body).digest())
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(scratch, path)
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
+    disk.write(path, body + hashlib.sha256(body).digest())
 
 
 def load(path: Path) -> Encoded | None:
@@ -142,8 +130,7 @@ def _make(spool: Path, folder: Path, job: Job, tokenizer: Encoder) -> None:
         file.seek(job.offset)
         texts = [file.read(size).decode("utf-8") for size in job.sizes]
     shard = encode(texts, tokenizer)
-    with files.disk(folder):
-        save(folder / f"{job.name}.shard", shard)
+    save(folder / f"{job.name}.shard", shard)
 
 
 def serve() -> None:

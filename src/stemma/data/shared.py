@@ -17,12 +17,12 @@ import shutil
 import time
 from pathlib import Path
 
+from stemma import disk
 from stemma.data import builtin, stamps
 from stemma.data.encoding import Encoder
 from stemma.data.sources import Source, read
 from stemma.data.store import Progress, Store
 from stemma.errors import CheckpointError
-from stemma.text import files
 
 UNUSED = 30.0  # days after which a store that no run asked for makes room
 
@@ -67,7 +67,7 @@ def build(
             slot = None
     if slot is None or not os.access(slot, os.W_OK):
         return Store.build(source, tokenizer, directory, progress=progress, workers=workers)
-    with files.locked(slot) as alone:
+    with disk.lock(slot) as alone:
         store = Store._build(source, tokenizer, slot, progress, workers, alone)
         try:
             store.verify()
@@ -84,12 +84,12 @@ def _give(store: Store, directory: Path) -> Store:
         return held
     version = store.meta["version"]
     target = directory / version
-    with files.disk(directory):
+    with disk.writing(directory):
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for name in store.meta["files"]:
             _link(store.directory / version / f"{name}.bin", target / f"{name}.bin")
-    files.write(directory / "meta.json", (store.directory / "meta.json").read_bytes())
+    disk.write(directory / "meta.json", (store.directory / "meta.json").read_bytes())
     for other in directory.iterdir():
         if other.is_dir() and other.name != version and (other / "tokens.bin").exists():
             shutil.rmtree(other, ignore_errors=True)
@@ -110,7 +110,7 @@ def stores() -> list[tuple[Path, int, str]]:
     found = []
     for slot in sorted(root().iterdir()) if root().is_dir() else ():
         try:
-            name = str(files.parse(slot / "meta.json", files.read(slot / "meta.json")).get("source", ""))
+            name = str(disk.read_object(slot / "meta.json").get("source", ""))
         except CheckpointError:
             name = ""
         found.append((slot, sum(path.stat().st_size for path in slot.rglob("*") if path.is_file()), name))
@@ -122,7 +122,7 @@ def clear(days: float = 0.0) -> int:
     freed = 0
     for slot, size, _ in stores():
         if time.time() - slot.stat().st_mtime >= days * 86400:
-            with files.locked(slot):
+            with disk.lock(slot):
                 shutil.rmtree(slot, ignore_errors=True)
             freed += size
     return freed

@@ -19,9 +19,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stemma import disk
 from stemma.data.sources import Source
 from stemma.errors import CheckpointError, ResourceError
-from stemma.text import files
 
 if TYPE_CHECKING:
     from stemma.data.encoding import Encoder
@@ -66,7 +66,7 @@ def unchanged(directory: Path, stamp: str | None) -> str | None:
     if stamp is None or not path.is_file():
         return None
     try:
-        held = files.parse(path, files.read(path))
+        held = disk.read_object(path)
     except CheckpointError:
         return None
     return str(held.get("fingerprint")) if held.get("stamp") == stamp else None
@@ -77,6 +77,6 @@ def keep(directory: Path, stamp: str | None, source: Source, tokenizer: Encoder,
     if stamp is None or of(source, tokenizer) != stamp:
         return
     try:
-        files.write(directory / FILE, json.dumps({"stamp": stamp, "fingerprint": fingerprint}) + "\n")
+        disk.write_json(directory / FILE, {"stamp": stamp, "fingerprint": fingerprint}, indent=None)
     except ResourceError:
         return  # the source is read once more, no harm

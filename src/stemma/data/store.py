@@ -27,7 +27,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import json
 import os
 import re
 import secrets
@@ -41,11 +40,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stemma import disk
 from stemma.data import random, shards, stamps
 from stemma.data.encoding import Encoder
 from stemma.data.sources import Document, Part, Source, read
 from stemma.errors import CheckpointError, DataError
-from stemma.text import files
 
 VERSION = 1
 LANGUAGES = 1 << 16  # that the numbers of a text's languages tell apart
@@ -300,7 +299,7 @@ class Store(View):
         path = directory / "meta.json"
         if not path.is_file():
             raise CheckpointError(f"{directory} holds no token store (there is no meta.json)")
-        meta = files.parse(path, files.read(path))
+        meta = disk.read_object(path)
         if meta.get("format") != VERSION:
             raise CheckpointError(f"{path} is of store format {meta.get('format')}; this version reads {VERSION}")
         try:
@@ -329,9 +328,9 @@ class Store(View):
         CheckpointError (a tokenizer that is not whole)."""
         source = read(source) if isinstance(source, str) else source
         directory = Path(directory)
-        with files.disk(directory):
+        with disk.writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
-        with files.locked(directory) as alone:
+        with disk.lock(directory) as alone:
             return cls._build(source, tokenizer, directory, progress, workers, alone)
 
     @classmethod
@@ -355,7 +354,7 @@ class Store(View):
         _tidy(directory, alone)
         scratch = directory / f".{secrets.token_hex(6)}.tmp"
         try:
-            with files.disk(directory):
+            with disk.writing(directory):
                 scratch.mkdir()
                 parts.mkdir(exist_ok=True)
             writer = _Writer(scratch, tokenizer, source.parts)
@@ -367,11 +366,11 @@ class Store(View):
             told = {"fingerprint": digest, "source": source.name, "licence": source.licence}
             meta = writer.encode(parts, progress, workers) | told
             version = digest[:16]
-            with files.disk(directory):
+            with disk.writing(directory):
                 if (directory / version).exists():  # damaged, or left by a build that was killed before its meta.json
                     version = f"{version}-{secrets.token_hex(2)}"
                 scratch.rename(directory / version)
-            files.write(directory / "meta.json", json.dumps({"version": version, **meta}, indent=1) + "\n")
+            disk.write_json(directory / "meta.json", {"version": version, **meta}, indent=1, ascii=True)
             shutil.rmtree(parts, ignore_errors=True)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -450,7 +449,7 @@ class _Writer:
     def spool(self, source: Source) -> str:
         """Write all text to a file; the fingerprint of tokenizer and text."""
         digest = hashlib.sha256(f"{VERSION}\0{self.tokenizer.fingerprint}\0".encode())
-        with files.disk(self.folder.parent):
+        with disk.writing(self.folder.parent):
             out = open(self.folder / "spool", "wb")  # noqa: SIM115
         try:
             for document in pieces(source.documents()):
@@ -466,7 +465,7 @@ class _Writer:
                 for part in (raw, name.encode("utf-8", "replace"), *said):
                     digest.update(len(part).to_bytes(8, "little"))
                     digest.update(part)
-                with files.disk(self.folder.parent):
+                with disk.writing(self.folder.parent):
                     out.write(raw)
                 self.sizes.append(len(raw))
                 self.names.append(name)
@@ -479,7 +478,7 @@ class _Writer:
                 )
             if self.parts:
                 digest.update(repr([tuple(part) for part in self.parts]).encode("utf-8", "replace"))
-            with files.disk(self.folder.parent):
+            with disk.writing(self.folder.parent):
                 out.flush()
         finally:
             with contextlib.suppress(OSError):  # if it is worth knowing, it has been said
@@ -494,7 +493,7 @@ class _Writer:
         hashes: list[int] = []
         kept: list[tuple[str, str, int]] = []
         entries: dict[str, Any] = {}
-        with files.disk(self.folder.parent):
+        with disk.writing(self.folder.parent):
             outs = {name: _Out(self.folder / f"{name}.bin", kind) for name, kind in kinds.items()}
             try:
                 spool = self.folder / "spool"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from stemma.spec import Spec, require
+from stemma.spec import Spec, at_least, require
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Ramp(Spec):
 
     points: tuple[tuple[float, float], ...]
     between: Literal["steps", "line", "power"] = "steps"
-    multiple: int = 1
+    multiple: int = at_least(1, 1)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(len(self.points) >= 2, f"ramp.points must be at least two, not {len(self.points)}")
         times, shares = zip(*self.points, strict=True)
         require(times[0] == 0, f"ramp.points must begin with the share 0 of the steps, not {times[0]}")
@@ -33,7 +33,6 @@ class Ramp(Spec):
         require(shares[-1] == 1, f"ramp.points must end with the share 1 of the batch, not {shares[-1]}")
         for (time, share), (later, more) in zip(self.points, self.points[1:], strict=False):
             require(time < later and share < more, f"ramp.points must rise, not go from {time, share} to {later, more}")
-        require(self.multiple >= 1, f"ramp.multiple must be at least 1, not {self.multiple}")
 
     def share(self, time: float) -> float:
         """The share of the full batch after the share `time` of the steps."""

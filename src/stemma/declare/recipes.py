@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from stemma.declare.ramps import Ramp
-from stemma.spec import Spec, require
-
-
-def _check_adam(spec: AdamW | LAMB | Muon) -> None:
-    """Raise UsageError for averages, eps or a weight decay that cannot be."""
-    for name in ("beta1", "beta2"):
-        require(0 <= getattr(spec, name) < 1, f"optimizer.{name} must lie in [0, 1), not {getattr(spec, name)}")
-    require(spec.eps > 0, f"optimizer.eps must be positive, not {spec.eps}")
-    require(spec.weight_decay >= 0, f"optimizer.weight_decay must not be negative, not {spec.weight_decay}")
+from stemma.spec import Spec, at_least, interval, not_negative, positive, require
 
 
 @dataclass(frozen=True)
@@ -22,14 +14,11 @@ class AdamW(Spec):
     """Adam with decoupled weight decay, which spares biases and norms (Loshchilov & Hutter 2019, arXiv:1711.05101).
     `corrected`: its averages are divided by what they lack of one at first, which BERT's released code leaves out."""
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
+    beta1: float = interval("[0, 1)", 0.9)
+    beta2: float = interval("[0, 1)", 0.999)
+    eps: float = positive(1e-8)
+    weight_decay: float = not_negative(0.01)
     corrected: bool = True
-
-    def __post_init__(self) -> None:
-        _check_adam(self)
 
 
 @dataclass(frozen=True)
@@ -38,22 +27,12 @@ class Adafactor(Spec):
     `smallest`: the size of both dimensions from which a matrix is factored (None: never); `momentum`: of the steps; a
     step takes `weight_decay * rate**power` of a weight."""
 
-    decay: float = 0.8
-    clip: float = 1.0
-    weight_decay: float = 0.0
-    smallest: int | None = 128
-    momentum: float = 0.0
-    power: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(self.decay > 0, f"optimizer.decay must be positive, not {self.decay}")
-        require(self.clip > 0, f"optimizer.clip must be positive, not {self.clip}")
-        require(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, not {self.weight_decay}")
-        require(
-            self.smallest is None or self.smallest >= 1, f"optimizer.smallest must be at least 1, not {self.smallest}"
-        )
-        require(0 <= self.momentum < 1, f"optimizer.momentum must lie in [0, 1), not {self.momentum}")
-        require(self.power > 0, f"optimizer.power must be positive, not {self.power}")
+    decay: float = positive(0.8)
+    clip: float = positive(1.0)
+    weight_decay: float = not_negative(0.0)
+    smallest: int | None = at_least(1, 128)
+    momentum: float = interval("[0, 1)", 0.0)
+    power: float = positive(1.0)
 
 
 @dataclass(frozen=True)
@@ -61,14 +40,11 @@ class LAMB(Spec):
     """Adam whose step for each matrix is scaled to the size of its weights (You et al. 2019, arXiv:1904.00962).
     `corrected` as in `AdamW`; ALBERT's released code leaves it out."""
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-6
-    weight_decay: float = 0.01
+    beta1: float = interval("[0, 1)", 0.9)
+    beta2: float = interval("[0, 1)", 0.999)
+    eps: float = positive(1e-6)
+    weight_decay: float = not_negative(0.01)
     corrected: bool = True
-
-    def __post_init__(self) -> None:
-        _check_adam(self)
 
 
 @dataclass(frozen=True)
@@ -77,17 +53,12 @@ class Muon(Spec):
     2024, kellerjordan.github.io/posts/muon), scaled so that AdamW's rate suits them (Liu et al. 2025,
     arXiv:2502.16982); embeddings, heads and vectors by AdamW with the other fields."""
 
-    momentum: float = 0.95
-    iterations: int = 5
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-
-    def __post_init__(self) -> None:
-        _check_adam(self)
-        require(0 <= self.momentum < 1, f"optimizer.momentum must lie in [0, 1), not {self.momentum}")
-        require(self.iterations >= 1, f"optimizer.iterations must be at least 1, not {self.iterations}")
+    momentum: float = interval("[0, 1)", 0.95)
+    iterations: int = at_least(1, 5)
+    beta1: float = interval("[0, 1)", 0.9)
+    beta2: float = interval("[0, 1)", 0.95)
+    eps: float = positive(1e-8)
+    weight_decay: float = not_negative(0.1)
 
 
 Optimizer = AdamW | Adafactor | LAMB | Muon
@@ -104,16 +75,10 @@ class Schedule(Spec):
     """
 
     shape: Literal["linear", "cosine", "inverse", "rsqrt", "constant", "trapezoid"] = "linear"
-    warmup: int = 0
-    floor: float = 0.0
-    until: float = 1.0
-    hold: float = 0.9
-
-    def __post_init__(self) -> None:
-        require(self.warmup >= 0, f"schedule.warmup must not be negative, not {self.warmup}")
-        require(0 <= self.floor <= 1, f"schedule.floor must lie in [0, 1], not {self.floor}")
-        require(0 < self.until <= 1, f"schedule.until must lie in (0, 1], not {self.until}")
-        require(0 <= self.hold < 1, f"schedule.hold must lie in [0, 1), not {self.hold}")
+    warmup: int = not_negative(0)
+    floor: float = interval("[0, 1]", 0.0)
+    until: float = interval("(0, 1]", 1.0)
+    hold: float = interval("[0, 1)", 0.9)
 
 
 @dataclass(frozen=True)
@@ -123,13 +88,9 @@ class Sampling(Spec):
     read `epochs` times (0: no limit). `unit`: what is of one language throughout, a document, a row of the batch, or
     all rows of it."""
 
-    alpha: float = 1.0
-    epochs: float = 0.0
+    alpha: float = interval("[0, 1]", 1.0)
+    epochs: float = not_negative(0.0)
     unit: Literal["document", "row", "batch"] = "document"
-
-    def __post_init__(self) -> None:
-        require(0 <= self.alpha <= 1, f"sampling.alpha must lie in [0, 1], not {self.alpha}")
-        require(self.epochs >= 0, f"sampling.epochs must not be negative, not {self.epochs}")
 
 
 @dataclass(frozen=True)
@@ -139,24 +100,21 @@ class Recipe(Spec):
     square of the logarithm of the softmax's denominator weighs in the loss (Chowdhery et al. 2022, section 5);
     `sampling`: how often each language of a text is drawn; `ramp`: how the batch grew to `batch` (None: it did not)."""
 
+    PLACE: ClassVar[str] = "recipe"
+
     optimizer: Optimizer = AdamW()
-    lr: float | None = None
+    lr: float | None = positive(None)
     schedule: Schedule = Schedule()
-    batch: int | None = None
-    steps: int | None = None
-    clip: float | None = None
+    batch: int | None = positive(None)
+    steps: int | None = positive(None)
+    clip: float | None = positive(None)
     mixed: bool = True
     data: str = ""
-    z_loss: float = 0.0
+    z_loss: float = not_negative(0.0)
     sampling: Sampling = Sampling()
     ramp: Ramp | None = None
 
-    def __post_init__(self) -> None:
-        require(self.lr is None or self.lr > 0, f"the learning rate must be positive, not {self.lr}")
-        require(self.batch is None or self.batch > 0, f"recipe.batch must be positive, not {self.batch}")
-        require(self.steps is None or self.steps > 0, f"recipe.steps must be positive, not {self.steps}")
-        require(self.z_loss >= 0, f"recipe.z_loss must not be negative, not {self.z_loss}")
-        require(self.clip is None or self.clip > 0, f"recipe.clip must be positive, not {self.clip}")
+    def check(self) -> None:
         require(
             self.ramp is None or self.sampling.unit != "batch",
             "recipe.ramp makes batches of several sizes, and recipe.sampling.unit=batch counts on one; set it to row",

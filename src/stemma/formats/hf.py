@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from stemma import spec
+from stemma import disk, spec
 from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError
 from stemma.formats import sentences, tensors
@@ -77,7 +77,7 @@ def load(
     folder, pooling = sentences.read(folder)
     if not (folder / "config.json").is_file() and (why := tensors.interrupted(folder)):
         raise CheckpointError(why)
-    raw = tensors.read_json(folder / "config.json")
+    raw = disk.read_object(folder / "config.json")
     source = tensors.Tensors(folder)
     if task is None and (asked := {"labels": labels, "problem": problem}) != {"labels": None, "problem": None}:
         field = next(k for k, v in asked.items() if v is not None)
@@ -87,7 +87,7 @@ def load(
     model.extras, model.pooling = {"config": raw}, pooling
     model.labels = () if "task" in new else label_names(raw, model.arch.heads)
     if (folder / "generation_config.json").is_file():
-        model.extras["generation_config"] = tensors.read_json(folder / "generation_config.json")
+        model.extras["generation_config"] = disk.read_object(folder / "generation_config.json")
     if tokenizer:
         model.tokenizer = read_tokenizer(folder, model)
     return model.eval()

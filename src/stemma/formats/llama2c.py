@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stemma import spec
+from stemma import disk, spec
 from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError
 from stemma.formats import meta, tensors
@@ -219,7 +219,7 @@ def save(model: Model, path: str | Path, *, version: int = 0) -> Path:
     )  # fmt: skip
     head = Head(version, sizes, design.arch.heads.tied, START if version else 28)
     refuse_loss("llama2.c's layout", lost(design, _design(path, head)))
-    with tensors.whole_file(path) as scratch, open(scratch, "wb") as out:
+    with disk.replacing(path, note=tensors.UNCHANGED) as scratch, open(scratch, "wb") as out:
         _write(out, model, design, head)
     return path
 

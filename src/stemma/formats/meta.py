@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stemma import spec
+from stemma import disk, spec
 from stemma.declare.family import Design, Family
 from stemma.errors import CheckpointError, UsageError
 from stemma.formats import tensors
@@ -280,7 +280,7 @@ def load(
     CheckpointError naming the file, the key or the tensor."""
     folder = Path(folder)
     where = str(folder)
-    params = tensors.read_json(folder / PARAMS)
+    params = disk.read_object(folder / PARAMS)
     target = device_of(device)
     given = params.get("dim")
     shards = Shards(folder, given if isinstance(given, int) else 0)  # anything else is refused below

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stemma.errors import CheckpointError, ResourceError
+from stemma import disk
+from stemma.errors import CheckpointError
 from stemma.formats import tensors
 
 MODULES, SETTINGS, POOLING = "modules.json", "sentence_bert_config.json", "1_Pooling"
@@ -34,7 +35,7 @@ def read(folder: Path) -> tuple[Path, Pooling | None]:
     CheckpointError if one of them is damaged."""
     if not (folder / MODULES).is_file():
         return folder, None
-    listed = tensors.read_any_json(folder / MODULES)
+    listed = disk.read_json(folder / MODULES)
 
     def named(module: Any) -> bool:
         return isinstance(module, Mapping) and all(isinstance(module.get(k), str) for k in ("type", "path"))
@@ -49,13 +50,13 @@ def read(folder: Path) -> tuple[Path, Pooling | None]:
             case "Transformer":
                 pass
             case "Pooling":
-                pool, why = _mode(tensors.read_json(path / "config.json"), path)
+                pool, why = _mode(disk.read_object(path / "config.json"), path)
             case "Normalize":
                 normalize = True
             case _:
                 pool, why = None, f"its module {kind} is not supported"
                 break
-    settings = tensors.read_json(body / SETTINGS) if (body / SETTINGS).is_file() else {}
+    settings = disk.read_object(body / SETTINGS) if (body / SETTINGS).is_file() else {}
     limit = settings.get("max_seq_length")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise CheckpointError(f"{body / SETTINGS}: max_seq_length={limit!r} should be a number of tokens")
@@ -89,8 +90,6 @@ def write_pooling(folder: Path, pooling: Pooling, width: int) -> None:
     if pooling.pool is None:
         return
     modes = {f"pooling_mode_{theirs}": ours == pooling.pool for theirs, ours in WORDS.items()}
-    try:
+    with disk.writing(folder / POOLING):
         (folder / POOLING).mkdir(exist_ok=True)
         tensors.write_json(folder / POOLING / "config.json", {"word_embedding_dimension": width} | modes)
-    except OSError as error:
-        raise ResourceError(f"could not save to {folder / POOLING}: {error}") from None

@@ -4,12 +4,9 @@ older `pytorch_model.bin`, which is read without running any code in it."""
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import os
 import pickle
 import re
-import secrets
 import shutil
 import tempfile
 import zipfile
@@ -20,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stemma import disk
 from stemma.errors import CheckpointError, ResourceError
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SCRATCH = ".saving-"
+UNCHANGED = "nothing there was changed"  # the note of a save that the system refused
 HEADS = ("config.json", "params.json")  # the file without which nothing of a folder is read
 MAPPED = 32 * 2**20  # bytes read through one mapping of a file before it is dropped, and its pages with it
 
@@ -45,7 +44,7 @@ def weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _index(path: Path) -> dict[str, str]:
-    listed = read_json(path).get("weight_map")
+    listed = disk.read_object(path).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise CheckpointError(f"{path} should have a 'weight_map' that says which file holds each tensor")
     for name, shard in listed.items():
@@ -169,30 +168,9 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises CheckpointError naming the file, and the line where it breaks."""
-    data = read_any_json(path)
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} should hold a JSON object, not a {type(data).__name__}")
-    return data
-
-
-def read_any_json(path: Path) -> Any:
-    """The same, of whatever the file holds."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except UnicodeDecodeError as error:
-        wrong = error.object[error.start]
-        raise CheckpointError(f"{path} is not UTF-8 text: byte {error.start} is {wrong:#x}") from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not valid JSON: line {error.lineno}: {error.msg}") from None
-
-
 def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:
-    """`data` as indented JSON with a final newline."""
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write JSON into a scratch folder, which is forced to disk as a whole."""
+    path.write_text(disk.to_json(data), encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -209,18 +187,15 @@ def whole(directory: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=directory))
         yield scratch
         for file in scratch.iterdir():
-            with open(file, "rb+") as handle:
-                os.fsync(handle.fileno())
+            disk.sync(file)
         _swap(scratch, directory, stale)
         for left in directory.glob(SCRATCH + "*"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
     except ResourceError:
         raise
     except Exception as error:  # safetensors wraps the system's error in its own
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if isinstance(error, OSError) or full:
-            why = "the disk is full" if full else str(error)
-            raise ResourceError(f"could not save to {directory}: {why}; nothing there was changed") from None
+        if isinstance(error, OSError) or "No space left" in str(error):
+            raise disk.refused(directory, error, note=UNCHANGED) from None
         raise
     finally:
         if scratch is not None and not any(scratch.glob("old/*")):
@@ -228,27 +203,6 @@ def whole(directory: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
             if fresh:
                 with contextlib.suppress(OSError):
                     directory.rmdir()  # which only an empty one allows
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A scratch file beside `path`, which takes its place if the block ends well; if not, `path` stays as it was.
-
-    Raises ResourceError if the disk is full or the place not writable.
-    """
-    scratch = path.with_name(f"{SCRATCH}{secrets.token_hex(4)}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield scratch
-        with open(scratch, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(scratch, path)
-    except OSError as error:
-        why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise ResourceError(f"could not save to {path}: {why}; nothing there was changed") from None
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
 
 
 def _swap(scratch: Path, directory: Path, stale: Callable[[str], bool]) -> None:
@@ -277,7 +231,7 @@ def _swap(scratch: Path, directory: Path, stale: Callable[[str], bool]) -> None:
                 os.replace(target, source)
         except OSError:
             raise ResourceError(
-                f"could not save to {directory}: {error}; the files that were there are in {old}, move them back"
+                f"cannot write {directory}: {error}; the files that were there are in {old}, move them back"
             ) from None
         raise
     shutil.rmtree(old, ignore_errors=True)

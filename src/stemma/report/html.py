@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from stemma import disk
 from stemma.errors import UsageError
 from stemma.report.words import value_text
 
@@ -44,13 +45,10 @@ def change_row(path: str, old: Any, new: Any) -> str:
 
 
 def save(text: str, path: Path) -> Path:
-    """Write a page whole or not at all. Raises UsageError rather than replace a file that is no HTML page."""
+    """Write a page whole or not at all. Raises UsageError for an existing file that is no page; ResourceError."""
     if path.exists() and not is_page(path):
         raise UsageError(f"{path} exists and is no HTML page; it was left alone, name another file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    disk.write(path, text)
     return path
 
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stemma.errors import DataError, UsageError
+from stemma import disk
+from stemma.errors import CheckpointError, DataError, UsageError
 
 
 @dataclass(frozen=True)
@@ -53,27 +53,22 @@ def _object(path: Path, optional: bool = False) -> dict[str, Any]:
     if optional and not path.is_file():
         return {}
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise DataError(f"{path} holds a {type(data).__name__}; a JSON object is needed")
-    return data
+        return disk.read_object(path)
+    except CheckpointError as error:
+        raise DataError(str(error)) from None
 
 
 def _lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The objects of a JSON-lines file. A last line that was cut off (a run stopped while writing) is left out."""
     if not path.is_file():
         return [], []
-    found: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            item = json.loads(line) if line.strip() else None
-        except ValueError:
-            if number == len(lines):
-                return found, ["the last line of metrics.jsonl was cut off and is left out"]
-            raise DataError(f"{path}, line {number} is not JSON") from None
-        if isinstance(item, dict):
-            found.append(item)
-    return found, []
+    try:
+        lines = list(disk.read_jsonl(path))
+    except CheckpointError as error:
+        raise DataError(str(error)) from None
+    wrong = [number for number, value in lines if value is disk.BROKEN]
+    cut = bool(wrong) and wrong == [lines[-1][0]]
+    if wrong and not cut:
+        raise DataError(f"{path}, line {wrong[0]} is not JSON")
+    found = [value for _, value in lines if isinstance(value, dict)]
+    return found, ["the last line of metrics.jsonl was cut off and is left out"] if cut else []

@@ -7,7 +7,6 @@ has the checksums of the tensors' files and of itself, so one that was damaged l
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -21,57 +20,13 @@ import safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stemma.errors import CheckpointError, ResourceError
+from stemma import disk
+from stemma.errors import CheckpointError, MalformedError
 
 STATE = "state.json"
 TENSORS = ("model.safetensors", "optimizer.safetensors")
 SUMS, OWN = "crc32", "crc32_state"  # in the state: of the tensors' files, and of all else in it
 NAME = re.compile(r"step-(\d+)(?:-(\d+))?")
-
-
-def refused(what: str, error: BaseException, run: Path | None = None) -> ResourceError:
-    """What to say of a disk that did not take `what`: why, what to do, and that nothing is lost."""
-    number = error.errno if isinstance(error, OSError) else None
-    why = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
-    todo = "see to the disk"
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in why:
-        why, todo = "the disk is full", "free some space"
-    elif number in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in why:
-        todo = "make it writable"
-    again = f"go on with: stemma resume {run}" if run is not None else "run the command again"
-    return ResourceError(f"{what} could not be written: {why}; {todo} and {again}")
-
-
-def write(path: Path, data: str | bytes) -> None:
-    """Write a file so that it is seen whole or not at all. Raises ResourceError if the disk refuses."""
-    raw = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise refused(str(path), error) from error
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write `data` as JSON, atomically."""
-    write(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON. Raises CheckpointError if the file is missing or malformed."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; make it readable") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 
 def save(
@@ -100,7 +55,7 @@ def save(
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir()
         if shards is not None:
-            _sync(shards)
+            disk.sync(shards)
             os.replace(shards, temporary / "shards")
         for name, held in (("model", model), ("optimizer", optimizer)) if shards is None else ():
             tensors = {k: v.detach().contiguous().cpu() for k, v in held.items()}
@@ -108,15 +63,16 @@ def save(
         written = TENSORS if shards is None else [f"shards/{p.name}" for p in sorted((temporary / "shards").iterdir())]
         state = {**state, SUMS: {name: _sum(temporary / name) for name in written}}
         state = {**state, OWN: _own(state)}
-        (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", "utf-8")
+        (temporary / STATE).write_text(disk.to_json(state, ascii=True), "utf-8")
         for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
+            disk.sync(file)
+        disk.sync(temporary)
         os.replace(temporary, final)
-        _sync(parent)
+        disk.sync(parent)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise refused(f"the checkpoint of step {step} in {parent}", error, run) from error
+        then = f"go on with: stemma resume {run}"
+        raise disk.refused(f"the checkpoint of step {step} in {parent}", error, then=then) from error
     there = steps(run)
     counted = [p for p in there if step_of(p) % every == 0]
     for old in there[:-1]:
@@ -177,7 +133,7 @@ def verify(path: Path) -> Any:
     with advised(path):
         if not (path / STATE).exists():
             raise CheckpointError(f"the checkpoint {path} is damaged: there is no {STATE}")
-        state = read_json(path / STATE)
+        state = disk.read_json(path / STATE)
         if not isinstance(state, dict) or not isinstance(state.get("step"), int):
             raise CheckpointError(f"{path / STATE} is damaged: it says no step")
         if OWN not in state:
@@ -206,7 +162,7 @@ def advised(path: Path) -> Iterator[None]:
         why = f"the checkpoint {path} is damaged: {error}"
     except CheckpointError as error:
         why = str(error)
-        if "damaged" not in why:
+        if "damaged" not in why and not isinstance(error, MalformedError):
             raise
     run = path.parent.parent
     others = [p for p in steps(run) if _place(p) < _place(path)] if NAME.fullmatch(path.name) else []
@@ -225,11 +181,3 @@ def _sum(path: Path) -> int:
 
 def _own(state: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps({k: v for k, v in state.items() if k != OWN}, sort_keys=True).encode())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,11 +20,10 @@ from typing import Any, TypeVar
 import torch
 
 import stemma
-from stemma.errors import CheckpointError, LostError, ResourceError, UsageError
+from stemma import disk
+from stemma.errors import CheckpointError, LostError, MalformedError, ResourceError, UsageError
 from stemma.parallel import World
 from stemma.parallel.processes import gone
-from stemma.runs import checkpoint
-from stemma.text import files
 
 T = TypeVar("T")
 
@@ -39,9 +38,10 @@ def exists(run: Path) -> bool:
     return (run / "run.json").exists()
 
 
-def lock(run: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold the folder among processes. Raises UsageError if another process trains in it."""
-    return files.alone(run)
+def lock(run: Path) -> contextlib.AbstractContextManager[bool]:
+    """Hold the folder. Raises UsageError if another process trains in it."""
+    busy = f"another process is training in {run}; wait until it ends, or choose another directory"
+    return disk.lock(run, busy=busy)
 
 
 def check_free(out: Path, resume: bool = False, leftovers: Collection[str] = ()) -> None:
@@ -86,7 +86,7 @@ def begin(out: Path, plan: Mapping[str, Any], device: torch.device, facts: Mappi
         "device": str(device),
         **facts,
     }
-    checkpoint.write_json(out / "run.json", about)
+    disk.write_json(out / "run.json", about)
 
 
 def read(run: Path, parse: Callable[[Any], T]) -> T:
@@ -95,11 +95,9 @@ def read(run: Path, parse: Callable[[Any], T]) -> T:
     if not path.exists():
         raise CheckpointError(f"{run} holds no run to resume (there is no run.json)")
     try:
-        return parse(checkpoint.read_json(path))
-    except CheckpointError as error:
-        if "damaged" not in str(error):
-            raise
-        why = str(error).partition("damaged: ")[2]
+        return parse(disk.read_json(path))
+    except MalformedError as error:
+        why = str(error)
     except KeyError as error:
         why = f"it has no {error.args[0]!r}"
     except (TypeError, AttributeError):
@@ -117,10 +115,8 @@ def summary(run: Path) -> dict[str, Any]:
     if not path.exists() or not any((run / "model").glob("*.safetensors")):
         return {}
     try:
-        return dict(checkpoint.read_json(path))
-    except (CheckpointError, TypeError, ValueError) as error:
-        if "cannot be read" in str(error):
-            raise
+        return dict(disk.read_json(path))
+    except (MalformedError, TypeError, ValueError):
         raise CheckpointError(
             f"{path} is damaged; delete it to have it written again with: {resume_command(run)}"
         ) from None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from stemma import disk
 from stemma.errors import ResourceError
 from stemma.runs import checkpoint, folder
 from stemma.runs.drive import OnStep, drive
@@ -85,10 +86,9 @@ def _finish(run: Path, trainer: Trainer, kind: Kind, quality: dict[str, float]) 
         summary = kind.summarize(quality)
         try:
             kind.save(run, models)
-            checkpoint.write_json(run / "summary.json", summary)
+            disk.write_json(run / "summary.json", summary)
         except ResourceError as error:
-            todo = "free some space" if "full" in str(error) else "see to that"
-            raise ResourceError(f"{error}; {todo} and go on with: {folder.resume_command(run)}") from None
+            raise disk.instead(error, f"go on with: {folder.resume_command(run)}") from None
     trainer.barrier()
     return summary
 

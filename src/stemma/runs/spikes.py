@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stemma.errors import StemmaError
-from stemma.spec import Spec, require
+from stemma.spec import Spec, at_least, not_negative, positive
 
 
 class Diverged(StemmaError):
@@ -27,19 +27,12 @@ class Spikes(Spec):
     one at once. Then the run goes `back` steps or more, to a checkpoint, and `skip` batches after the spike are left
     out (PaLM: about 100 steps, 200 to 500 batches; it does not say how spikes were found). At `most` so often."""
 
-    window: int = 50
-    above: float = 8.0
-    patience: int = 3
-    back: int = 100
-    skip: int = 200
-    most: int = 20
-
-    def __post_init__(self) -> None:
-        for name in ("window", "patience", "back", "most"):
-            require(getattr(self, name) >= 1, f"train.spikes.{name} must be at least 1, not {getattr(self, name)}")
-        require(self.window >= 8, f"train.spikes.window must be at least 8 steps, not {self.window}")
-        require(self.skip >= 0, f"train.spikes.skip must not be negative, not {self.skip}")
-        require(self.above > 0, f"train.spikes.above must be positive, not {self.above}")
+    window: int = at_least(8, 50, "steps")
+    above: float = positive(8.0)
+    patience: int = at_least(1, 3)
+    back: int = at_least(1, 100)
+    skip: int = not_negative(200)
+    most: int = at_least(1, 20)
 
 
 def spiked(spec: Spikes, losses: Sequence[float]) -> bool:

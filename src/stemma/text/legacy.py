@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stemma import disk
 from stemma.errors import CheckpointError
-from stemma.text import files, ranks, spm
+from stemma.text import ranks, spm
 from stemma.text.specials import ROLES, Specials, sentinel
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _pick(named: dict[str, str], defaults: dict[str, str], vocab: dict[str, int]
 def _wordpiece(path: Path, named: dict[str, str], config: dict[str, Any]) -> tuple[Tokenizer, Specials]:
     from tokenizers import Tokenizer, models
 
-    lines = files.read(path).split("\n")
+    lines = disk.read_text(path).split("\n")
     if lines and not lines[-1]:
         lines.pop()
     vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}
@@ -82,11 +83,11 @@ def _bpe(directory: Path, named: dict[str, str], config: dict[str, Any], model_t
             f"{path}: XLM cuts words by the rules of each language (Moses) before it looks for pieces, which is not "
             "built here; put its tokenizer.json beside it, or load the model with tokenizer=False"
         )
-    vocab = files.parse(path, files.read(path))
+    vocab = disk.read_object(path)
     if not rules.exists():
         raise CheckpointError(f"{path} needs its merges.txt beside it, and there is none")
     merges = []
-    for number, line in enumerate(files.read(rules).split("\n"), 1):
+    for number, line in enumerate(disk.read_text(rules).split("\n"), 1):
         line = line.rstrip("\r")
         if not line or (number == 1 and line.startswith("#version")):
             continue
@@ -128,10 +129,7 @@ def _sentencepiece(
         KINDS.get(model_type) == "rules"
     ):  # accents, quotes and the specials behind a text are rules of the code around the model
         raise CheckpointError(f"{path} does not say all that this tokenizer does: tokenizer.json must stand beside it")
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    raw = disk.read_bytes(path)
     if ranks.looks(raw):
         core, known = ranks.convert(ranks.parse(raw, str(path)))
         return core, _pick(named, {role: name for role in ROLES if (name := getattr(known, role))}, core.get_vocab())

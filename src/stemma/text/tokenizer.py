@@ -13,8 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stemma import disk
 from stemma.errors import CheckpointError, DataError, ResourceError, UsageError
-from stemma.text import chat, files, legacy, ranks, trainer
+from stemma.text import chat, legacy, ranks, trainer
 from stemma.text.specials import ROLES, Specials, sentinel
 
 if TYPE_CHECKING:
@@ -92,14 +93,16 @@ class Tokenizer:
         if not directory.is_dir():
             raise CheckpointError(f"no such folder: {directory}")
         kept = {
-            name: files.read(path) for name in (MAIN, CONFIG, MAP, chat.FILE) if (path := directory / name).is_file()
+            name: disk.read_text(path)
+            for name in (MAIN, CONFIG, MAP, chat.FILE)
+            if (path := directory / name).is_file()
         }
-        config = files.parse(directory / CONFIG, kept[CONFIG]) if CONFIG in kept else {}
+        config = disk.parse_object(directory / CONFIG, kept[CONFIG]) if CONFIG in kept else {}
         named = _named(config)
         if MAP in kept:
-            named = _named(files.parse(directory / MAP, kept[MAP])) | named
+            named = _named(disk.parse_object(directory / MAP, kept[MAP])) | named
         model = directory / "config.json"
-        model_config = files.parse(model, files.read(model)) if model.is_file() else {}
+        model_config = disk.read_object(model) if model.is_file() else {}
         template = kept[chat.FILE] if chat.FILE in kept else chat.find(config)
 
         if MAIN in kept:
@@ -368,18 +371,18 @@ class Tokenizer:
         found). Files that were read are written back byte for byte. Raises ResourceError."""
         directory = Path(directory)
         kept = self._kept
-        files.write(directory / MAIN, kept.get(MAIN) or self._core.to_str(pretty=True) + "\n")
+        disk.write(directory / MAIN, kept.get(MAIN) or self._core.to_str(pretty=True) + "\n")
         if CONFIG in kept:
-            files.write(directory / CONFIG, kept[CONFIG])
+            disk.write(directory / CONFIG, kept[CONFIG])
         else:
-            files.write(directory / CONFIG, json.dumps(self._config(), indent=2, ensure_ascii=False) + "\n")
+            disk.write_json(directory / CONFIG, self._config())
         if MAP in kept:
-            files.write(directory / MAP, kept[MAP])
+            disk.write(directory / MAP, kept[MAP])
         elif CONFIG not in kept:
-            files.write(directory / MAP, json.dumps(self._names(), indent=2, ensure_ascii=False) + "\n")
-        held = chat.find(files.parse(directory / CONFIG, kept[CONFIG])) if CONFIG in kept else None
+            disk.write_json(directory / MAP, self._names())
+        held = chat.find(disk.parse_object(directory / CONFIG, kept[CONFIG])) if CONFIG in kept else None
         if self.chat_template is not None and (chat.FILE in kept or self.chat_template != held):
-            files.write(directory / chat.FILE, self.chat_template)
+            disk.write(directory / chat.FILE, self.chat_template)
 
     def _names(self) -> dict[str, Any]:
         out: dict[str, Any] = {f"{r}_token": name for r in ROLES if (name := getattr(self.specials, r)) is not None}
@@ -428,7 +431,7 @@ def _core(text: str, path: Path) -> tokenizers.Tokenizer:
         from tokenizers import Tokenizer as Core
     except ImportError as error:
         raise ResourceError("tokenizers cannot be imported: pip install tokenizers") from error
-    files.parse(path, text)
+    disk.parse_object(path, text)
     try:
         return Core.from_str(text)
     except Exception as error:  # the library raises bare exceptions

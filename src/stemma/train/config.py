@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from stemma import spec
 from stemma.data.cleaning import Step
@@ -22,7 +22,7 @@ from stemma.declare.recipes import Recipe
 from stemma.errors import UsageError
 from stemma.nn.parts import Arch, Dims
 from stemma.runs.spikes import Spikes
-from stemma.spec import Spec, require
+from stemma.spec import Spec, at_least, interval, not_negative, require
 
 _UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _POWERS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
@@ -88,38 +88,29 @@ class Train(Spec):
     the CPU, left out as many as torch takes.
     """
 
+    PLACE: ClassVar[str] = "train"
+
     budget: str = "5m"
-    context: int | None = None
-    micro: int | None = None
-    save_every: int | None = None
-    eval_every: int | None = None
-    keep: int = 2
+    context: int | None = at_least(8, None)
+    micro: int | None = at_least(1, None)
+    save_every: int | None = at_least(1, None)
+    eval_every: int | None = at_least(1, None)
+    keep: int = at_least(1, 2)
     precision: Precision = "auto"
     compile: bool = False
     recompute: tuple[str, ...] = ()
-    ahead: int | None = None
-    average: float | None = None
+    ahead: int | None = not_negative(None)
+    average: float | None = interval("(0, 1)", None, example="0.999")
     spikes: Spikes | None = None
-    val_fraction: float = 0.05
-    eval_tokens: int = 50_000
-    threads: int | None = None
+    val_fraction: float = interval("(0, 1)", 0.05)
+    eval_tokens: int = at_least(1, 50_000)
+    threads: int | None = interval("[1, 1024]", None)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensorboard: bool = False
     start: str = ""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         budget(self.budget)
-        for name in ("micro", "save_every", "eval_every", "keep", "eval_tokens", "threads"):
-            n = getattr(self, name)
-            require(n is None or n >= 1, f"train.{name} must be at least 1, not {n}")
-        require(self.threads is None or self.threads <= 1024, f"train.threads must be at most 1024, not {self.threads}")
-        require(self.ahead is None or self.ahead >= 0, f"train.ahead must not be negative, not {self.ahead}")
-        require(
-            self.average is None or 0 < self.average < 1,
-            f"train.average must lie between 0 and 1, such as 0.999, not {self.average}",
-        )
-        require(self.context is None or self.context >= 8, f"train.context must be at least 8, not {self.context}")
-        require(0 < self.val_fraction < 1, f"train.val_fraction must lie between 0 and 1, not {self.val_fraction}")
 
 
 @dataclass(frozen=True)
@@ -158,7 +149,7 @@ class Plan(Spec):
     nets: tuple[Net, ...] = ()
     clean: tuple[Step, ...] = ()
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(0 <= self.seed < 2**63, f"the seed must lie between 0 and 2**63 - 1, not {self.seed}")
 
     @property

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from stemma import spec
+from stemma import disk, spec
 from stemma.data import Store, cleaning, read, shared
 from stemma.data.mixture import Mixed, UsedUp
 from stemma.data.progress import Meter
@@ -22,7 +22,6 @@ from stemma.errors import CheckpointError, DataError, UsageError
 from stemma.objectives import Cursor, tokens
 from stemma.objectives.languages import apart
 from stemma.runs import folder
-from stemma.text import files
 from stemma.train.assemble import fit_to_tokenizer, objective_of
 from stemma.train.config import Plan
 from stemma.train.loop import Loop
@@ -178,7 +177,7 @@ def prepare(
         tokenizer = _train_tokenizer(plan, source)
     if not quiet:
         print(f"reading {plan.data} with {tokenizer.vocab_size:,} tokens of {plan.text.tokenizer}", file=sys.stderr)
-    with files.disk(out):
+    with disk.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     if taken is not None:
         taken.enter_context(folder.lock(out))

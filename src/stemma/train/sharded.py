@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stemma import disk
 from stemma.errors import UsageError
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Objective
@@ -54,7 +55,7 @@ class Files:
 
     def load(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
         """This process's parts of the weights and of the optimiser's tensors, and the state."""
-        state = checkpoint.verify(path) if self.world.is_main else checkpoint.read_json(path / checkpoint.STATE)
+        state = checkpoint.verify(path) if self.world.is_main else disk.read_json(path / checkpoint.STATE)
         layouts = self.spread.layouts
         with checkpoint.advised(path):
             if (path / shards.SHARDS).is_dir():

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stemma import disk
 from stemma.declare.family import Design, Family
 from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError
 from stemma.formats import tensors
@@ -84,7 +85,7 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
     if left := sorted({name.split(".")[0] for name in _unnamed(plan, state)}):
         heads = " and ".join(left)
         warnings.warn(f"{path} is written without {heads}: GGUF has no names for these parts", stacklevel=2)
-    with tensors.whole_file(path) as scratch:
+    with disk.replacing(path, note=tensors.UNCHANGED) as scratch:
         out = library.GGUFWriter(scratch, plan.arch.name)
         for key, value in keys.items():
             _put(library, out, key, value)

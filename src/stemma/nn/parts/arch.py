@@ -13,7 +13,7 @@ from stemma.nn.parts.mlp import MLP, Convolution, Experts, GatedMLP
 from stemma.nn.parts.norms import Norm
 from stemma.nn.parts.positions import Disentangled, Learned, Position, RelativeSinusoidal, Rotary
 from stemma.nn.parts.residuals import PostNorm, Residual
-from stemma.spec import Spec, require
+from stemma.spec import Spec, at_least, interval, require
 
 Structure = Literal["encoder", "decoder", "encoder-decoder"]
 
@@ -23,17 +23,12 @@ class Dropout(Spec):
     """Rates in training: `embed` after the embeddings, `residual` on each branch, `attention` on the weights,
     `inner` inside the MLP, `final` after the last norm, `pair` before the pair head (ALBERT)."""
 
-    embed: float = 0.0
-    residual: float = 0.0
-    attention: float = 0.0
-    inner: float = 0.0
-    final: float = 0.0
-    pair: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("embed", "residual", "attention", "inner", "final", "pair"):
-            rate = getattr(self, name)
-            require(0 <= rate < 1, f"dropout.{name} must be in [0, 1), not {rate}")
+    embed: float = interval("[0, 1)", 0.0)
+    residual: float = interval("[0, 1)", 0.0)
+    attention: float = interval("[0, 1)", 0.0)
+    inner: float = interval("[0, 1)", 0.0)
+    final: float = interval("[0, 1)", 0.0)
+    pair: float = interval("[0, 1)", 0.0)
 
 
 @dataclass(frozen=True)
@@ -43,13 +38,8 @@ class Streams(Spec):
     `memory`: how many tokens it holds (None: all); `reuse`: of each segment only so many, from its beginning, go into
     it (None: all)."""
 
-    memory: int | None = None
-    reuse: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("memory", "reuse"):
-            n = getattr(self, name)
-            require(n is None or n >= 1, f"arch.streams.{name} must be at least 1 token, not {n}")
+    memory: int | None = at_least(1, None, "token")
+    reuse: int | None = at_least(1, None, "token")
 
 
 @dataclass(frozen=True)
@@ -76,7 +66,7 @@ class Arch(Spec):
     convolution: Convolution | None = None
     streams: Streams | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name, part in (("position", self.position), ("heads.lm", self.heads.lm), ("convolution", self.convolution)):
             sees_both = not isinstance(part, Disentangled | EMDHead | Convolution) or self.structure == "encoder"
             require(sees_both, f"arch.{name}={part} sees to both sides: it is for an encoder, not a {self.structure}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stemma.nn.parts.norms import HeadNorm, LayerNorm, RMSNorm
-from stemma.spec import Spec, require
+from stemma.spec import Spec, positive, require
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,10 @@ class Attention(Spec):
     out_bias: bool = True
     key_bias: bool = True
     scaled: bool = True
-    scale_width: float | None = None
+    scale_width: float | None = positive(None)
     qk_norm: LayerNorm | RMSNorm | HeadNorm | None = None
-    softcap: float | None = None
+    softcap: float | None = positive(None)
 
-    def __post_init__(self) -> None:
-        for name in ("scale_width", "softcap"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"attention.{name} must be positive, not {value}")
+    def check(self) -> None:
         require(self.bias or self.key_bias, "attention.key_bias=false needs attention.bias=true: k has none anyway")
         require(self.scaled or self.scale_width is None, "attention.scale_width needs attention.scaled=true")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from stemma.spec import Spec, require
+from stemma.spec import Bound, Spec, at_least, not_negative, require
+
+COUNT = {"bound": Bound(1, said="be at least 1")}
 
 
 @dataclass(frozen=True)
@@ -19,35 +21,28 @@ class Dims(Spec):
     `languages`: rows of the language table, 0 for none. `experts` and `active`: MLPs of a layer with a mixture of them,
     and how many a token takes; `d_ff` is of one."""
 
-    d_model: int
-    layers: int
-    heads: int
-    d_ff: int
-    vocab: int
-    context: int
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    decoder_layers: int | None = None
-    segments: int = 0
-    embed: int | None = None
-    groups: int | None = None
-    inner: int = 1
-    languages: int = 0
-    experts: int | None = None
-    active: int | None = None
+    PLACE: ClassVar[str] = "dims"
+
+    d_model: int = field(metadata=COUNT)
+    layers: int = field(metadata=COUNT)
+    heads: int = field(metadata=COUNT)
+    d_ff: int = field(metadata=COUNT)
+    vocab: int = field(metadata=COUNT)
+    context: int = field(metadata=COUNT)
+    kv_heads: int | None = at_least(1, None)
+    head_dim: int | None = at_least(1, None)
+    decoder_layers: int | None = at_least(1, None)
+    segments: int = not_negative(0)
+    embed: int | None = at_least(1, None)
+    groups: int | None = at_least(1, None)
+    inner: int = at_least(1, 1)
+    languages: int = not_negative(0)
+    experts: int | None = at_least(1, None)
+    active: int | None = at_least(1, None)
 
     RULES: ClassVar = {"kv_heads": "kv", "head_dim": "width", "decoder_layers": "depth"}  # what stands in if left out
 
-    def __post_init__(self) -> None:
-        for name in (
-            "d_model", "layers", "heads", "d_ff", "vocab", "context", "kv_heads", "head_dim", "embed", "groups",
-            "inner", "experts", "active",
-        ):  # fmt: skip
-            n = getattr(self, name)
-            require(n is None or n >= 1, f"dims.{name} must be at least 1, not {n}")
-        for name in ("segments", "languages"):
-            require(getattr(self, name) >= 0, f"dims.{name} must not be negative, not {getattr(self, name)}")
-        require(self.decoder_layers is None or self.decoder_layers >= 1, "dims.decoder_layers must be at least 1")
+    def check(self) -> None:
         require(
             self.head_dim is not None or self.d_model % self.heads == 0,
             f"dims.d_model={self.d_model} is not a multiple of dims.heads={self.heads}; change one, "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from stemma.nn.parts.mlp import Activation
-from stemma.spec import Spec, require
+from stemma.spec import Spec, at_least, interval, positive, require
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,10 @@ class LMHead(Spec):
     scaled: bool = False
     bias: bool = False
     factor: float = 1.0
-    softcap: float | None = None
+    softcap: float | None = positive(None)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(self.factor != 0, "heads.lm.factor must not be 0")
-        require(self.softcap is None or self.softcap > 0, f"heads.lm.softcap must be positive, not {self.softcap}")
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,7 @@ class Summary(Spec):
 
     token: Literal["first", "last", "end", "final"] = "first"
     act: Literal["tanh", "gelu", "relu"] | None = "tanh"
-    dropout: float | None = None
-
-    def __post_init__(self) -> None:
-        require(self.dropout is None or 0 <= self.dropout < 1, f"summary.dropout must be in [0, 1), not {self.dropout}")
+    dropout: float | None = interval("[0, 1)", None)
 
 
 @dataclass(frozen=True)
@@ -77,26 +73,20 @@ class Classify(Spec):
     """Scores of `labels` classes (or, for a regression, numbers) for each text. They are read from the body's pooler,
     or from a `summary` of the head's own. `problem` chooses the loss; `dropout` is before each layer of the head."""
 
-    labels: int = 2
+    labels: int = at_least(1, 2)
     summary: Summary | None = None
     bias: bool = True
     problem: Literal["single", "multi", "regression"] = "single"
     dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(self.labels >= 1, f"heads.task.labels must be at least 1, not {self.labels}")
 
 
 @dataclass(frozen=True)
 class Tag(Spec):
     """Scores of `labels` classes for each token."""
 
-    labels: int = 2
+    labels: int = at_least(1, 2)
     bias: bool = True
     dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(self.labels >= 1, f"heads.task.labels must be at least 1, not {self.labels}")
 
 
 @dataclass(frozen=True)
@@ -111,10 +101,7 @@ class Choose(Spec):
 
     summary: Summary | None = None
     dropout: float = 0.0
-    through: int | None = None
-
-    def __post_init__(self) -> None:
-        require(self.through is None or self.through >= 1, f"heads.task.through must be at least 1, not {self.through}")
+    through: int | None = at_least(1, None)
 
 
 Task = Classify | Tag | Answer | Choose
@@ -131,7 +118,7 @@ class Heads(Spec):
     detect: Detector | ContextDetector | None = None
     task: Classify | Tag | Answer | Choose | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         pooled = isinstance(self.task, Classify | Choose) and self.task.summary is None
         require(self.pooler is not None or not self.pair, "a pair head reads the pooler: heads.pair needs heads.pooler")
         require(self.pooler is not None or not pooled, "this task reads the pooler: it needs heads.pooler or a summary")

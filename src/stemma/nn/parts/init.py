@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stemma.spec import Spec, require
+from stemma.spec import Spec, positive
 
 
 @dataclass(frozen=True)
@@ -14,23 +14,17 @@ class Normal(Spec):
     into the residual stream divided by sqrt(number of residual layers) (GPT-2). `positions`: of the position table,
     which may also begin as "sines" and cosines, side by side (XLM)."""
 
-    std: float = 0.02
+    std: float = positive(0.02)
     truncated: bool = False
     residual: bool = False
     positions: float | Literal["sines"] | None = None
-
-    def __post_init__(self) -> None:
-        require(self.std > 0, f"init std must be positive, not {self.std}")
 
 
 @dataclass(frozen=True)
 class FanIn(Spec):
     """T5's: embeddings N(0, 1), each matrix by its fan-in, q also by its width (Mesh TensorFlow), times `factor`."""
 
-    factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(self.factor > 0, f"init factor must be positive, not {self.factor}")
+    factor: float = positive(1.0)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stemma.spec import Spec, require
+from stemma.spec import Spec, at_least, not_negative, require
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,7 @@ class Causal(Spec):
 class Sliding(Spec):
     """A token sees the last `window` tokens, itself included (Mistral 7B, section 2)."""
 
-    window: int = 4096
-
-    def __post_init__(self) -> None:
-        require(self.window >= 1, f"an attention window holds at least 1 token, not {self.window}")
+    window: int = at_least(1, 4096, "token")
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Cycle(Spec):
 
     masks: tuple[Causal | Sliding, ...] = (Causal(), Sliding(256))
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(len(set(self.masks)) > 1, f"a cycle of masks needs two different ones, not {len(set(self.masks))}")
 
 
@@ -53,19 +50,15 @@ class Open(Spec):
     """Each batch chooses: `full`, `causal`, `reverse` or `prefix` (Dong et al. 2019, section 2.3). The fields are the
     segments of texts under the last three: `source` is the prefix, `target` what follows it."""
 
-    causal: int = 2
-    reverse: int = 3
-    source: int = 4
-    target: int = 5
+    causal: int = not_negative(2)
+    reverse: int = not_negative(3)
+    source: int = not_negative(4)
+    target: int = not_negative(5)
 
     @property
     def segments(self) -> int:
         """Rows of a segment table that holds all of them (two are of the pairs that are read whole)."""
         return max(1, self.causal, self.reverse, self.source, self.target) + 1
-
-    def __post_init__(self) -> None:
-        for name in ("causal", "reverse", "source", "target"):
-            require(getattr(self, name) >= 0, f"mask.{name} must not be negative, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -80,13 +73,12 @@ class Memory(Spec):
     values of every window, stored as `dtype`, and see all that they have kept, as if it stood at position 0."""
 
     layers: tuple[int, ...] = (6, 12, 18)
-    last: int = 1024
+    last: int = at_least(1, 1024, "token")
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(bool(self.layers), "a mask with memory needs at least one layer that has it")
         require(all(n >= 0 for n in self.layers), f"memory layers are numbers from 0, not {self.layers}")
-        require(self.last >= 1, f"at least 1 token is read after the memory, not {self.last}")
 
 
 Mask = Full | Causal | Sliding | Prefix | Cycle | Memory | Open

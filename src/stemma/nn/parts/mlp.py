@@ -35,7 +35,7 @@ class Convolution(Spec):
     kernel: int = 3
     act: Activation = "gelu"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         odd = self.kernel >= 1 and self.kernel % 2 == 1
         require(odd, f"convolution.kernel must be odd, so that it has a middle, not {self.kernel}")
 

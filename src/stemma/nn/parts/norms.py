@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stemma.spec import Spec, require
+from stemma.spec import Spec, positive
 
 
 @dataclass(frozen=True)
 class LayerNorm(Spec):
     """Layer normalisation (Ba et al. 2016, arXiv:1607.06450); without `bias` a gain alone is left (PaLM)."""
 
-    eps: float = 1e-5
+    eps: float = positive(1e-5)
     bias: bool = True
-
-    def __post_init__(self) -> None:
-        require(self.eps > 0, f"norm eps must be positive, not {self.eps}")
 
 
 @dataclass(frozen=True)
@@ -25,21 +22,15 @@ class RMSNorm(Spec):
     `offset`: the gain is stored as its difference from 1, and all of it computed in fp32 (Gemma).
     """
 
-    eps: float = 1e-6
+    eps: float = positive(1e-6)
     offset: bool = False
-
-    def __post_init__(self) -> None:
-        require(self.eps > 0, f"norm eps must be positive, not {self.eps}")
 
 
 @dataclass(frozen=True)
 class HeadNorm(Spec):
     """Layer normalisation of queries or keys, with gains of its own for every head and no bias (Command R+)."""
 
-    eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        require(self.eps > 0, f"norm eps must be positive, not {self.eps}")
+    eps: float = positive(1e-5)
 
 
 Norm = LayerNorm | RMSNorm

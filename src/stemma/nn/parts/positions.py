@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stemma.nn.parts.scalings import Scaling
-from stemma.spec import Spec, require
+from stemma.spec import Spec, at_least, interval, not_negative, positive, require
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,11 @@ class Learned(Spec):
     With `offset=o` the first `o` rows are not in use (the two of BART).
     """
 
-    padding: int | None = None
-    offset: int = 0
+    padding: int | None = not_negative(None)
+    offset: int = not_negative(0)
 
-    def __post_init__(self) -> None:
-        require(self.offset >= 0, f"position.offset must not be negative, not {self.offset}")
+    def check(self) -> None:
         require(not self.offset or self.padding is None, "position.offset and position.padding exclude each other")
-        require(self.padding is None or self.padding >= 0, f"position.padding must not be negative, not {self.padding}")
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,10 @@ class Rotary(Spec):
     from its beginning, that turns.
     """
 
-    base: float = 10000.0
+    base: float = positive(10000.0)
     scaling: Scaling | None = None
-    share: float = 1.0
+    share: float = interval("(0, 1]", 1.0)
     interleaved: bool = False
-
-    def __post_init__(self) -> None:
-        require(self.base > 0, f"rotary base must be positive, not {self.base}")
-        require(0 < self.share <= 1, f"rotary share must lie in (0, 1], not {self.share}")
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ class Buckets(Spec):
     buckets: int = 32
     distance: int = 128
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(self.buckets >= 4 and self.buckets % 4 == 0, f"buckets must be a multiple of 4, not {self.buckets}")
         require(
             self.distance > self.buckets // 2,
@@ -78,15 +72,14 @@ class Disentangled(Spec):
     the keys and queries of distances, instead of maps apart; `norm`: the table is normalised first.
     """
 
-    distance: int = 512
+    distance: int = at_least(1, 512)
     buckets: int | None = None
     c2p: bool = True
     p2c: bool = True
     shared: bool = False
     norm: bool = False
 
-    def __post_init__(self) -> None:
-        require(self.distance >= 1, f"position.distance must be at least 1, not {self.distance}")
+    def check(self) -> None:
         require(self.c2p or self.p2c, "position.c2p and position.p2c are both false: no position would be in use")
         require(
             self.buckets is None or 4 <= self.buckets < 2 * self.distance - 2,
@@ -112,10 +105,7 @@ class BlankRotary(Spec):
     """Rotation of one half of each head by the place in the text and of the other by the place in the blank; pairs are
     the halves of these halves (ChatGLM-6B)."""
 
-    base: float = 10000.0
-
-    def __post_init__(self) -> None:
-        require(self.base > 0, f"rotary base must be positive, not {self.base}")
+    base: float = positive(10000.0)
 
 
 @dataclass(frozen=True)

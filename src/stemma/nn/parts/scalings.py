@@ -4,30 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stemma.spec import Spec, require
+from stemma.spec import Spec, at_least, positive, require
 
 
 @dataclass(frozen=True)
 class LinearScaling(Spec):
     """Rotary angles divided by `factor` (position interpolation, Chen et al. 2023, arXiv:2306.15595)."""
 
-    factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(self.factor > 0, f"rotary scaling factor must be positive, not {self.factor}")
+    factor: float = positive(1.0)
 
 
 @dataclass(frozen=True)
 class Llama3Scaling(Spec):
     """Llama 3.1's rotary scaling: long waves divided by `factor`, short ones kept, a ramp between."""
 
-    factor: float = 8.0
+    factor: float = positive(8.0)
     low: float = 1.0
     high: float = 4.0
     context: int = 8192
 
-    def __post_init__(self) -> None:
-        require(self.factor > 0, f"rotary scaling factor must be positive, not {self.factor}")
+    def check(self) -> None:
         require(self.high > self.low, f"rotary scaling needs high > low, not {self.high} and {self.low}")
 
 
@@ -35,10 +31,7 @@ class Llama3Scaling(Spec):
 class NTKScaling(Spec):
     """The base times `factor**(D / (D - 2))`: the longest wave slowed by `factor`, the shortest kept (bloc97 2023)."""
 
-    factor: float = 2.0
-
-    def __post_init__(self) -> None:
-        require(self.factor > 0, f"rotary scaling factor must be positive, not {self.factor}")
+    factor: float = positive(2.0)
 
 
 @dataclass(frozen=True)
@@ -48,10 +41,7 @@ class DynamicScaling(Spec):
     Every position turns by the n of the whole text, so a token more moves all that was read: nothing of it can be kept.
     """
 
-    factor: float = 2.0
-
-    def __post_init__(self) -> None:
-        require(self.factor > 0, f"rotary scaling factor must be positive, not {self.factor}")
+    factor: float = positive(2.0)
 
 
 @dataclass(frozen=True)
@@ -61,8 +51,8 @@ class YarnScaling(Spec):
     `truncate`. Queries and keys are multiplied by `attention`; left out, it is 0.1 ln(factor) + 1, or, with `mscale`
     and `mscale_all` (DeepSeek), the quotient of two such terms."""
 
-    factor: float = 8.0
-    context: int = 4096
+    factor: float = positive(8.0)
+    context: int = at_least(1, 4096)
     fast: float = 32.0
     slow: float = 1.0
     attention: float | None = None
@@ -70,9 +60,7 @@ class YarnScaling(Spec):
     mscale_all: float | None = None
     truncate: bool = True
 
-    def __post_init__(self) -> None:
-        require(self.factor > 0, f"rotary scaling factor must be positive, not {self.factor}")
-        require(self.context >= 1, f"the original context of YaRN must be at least 1, not {self.context}")
+    def check(self) -> None:
         require(self.fast > self.slow > 0, f"YaRN needs fast > slow > 0, not {self.fast} and {self.slow}")
 
 
@@ -81,20 +69,14 @@ class TruncatedScaling(Spec):
     """Giraffe's truncated basis (Pal et al. 2023, arXiv:2308.10882, section 3): frequencies from 2 pi / `context` up
     are kept, those down to an eighth of that become 2 pi / (16 `context`), the rest 0."""
 
-    context: int = 2048
-
-    def __post_init__(self) -> None:
-        require(self.context >= 1, f"the context of a truncated basis must be at least 1, not {self.context}")
+    context: int = at_least(1, 2048)
 
 
 @dataclass(frozen=True)
 class PowerScaling(Spec):
     """Giraffe's power basis (Pal et al. 2023, section 3): frequency i of n times `(1 - i / n) ** power`."""
 
-    power: float = 0.5
-
-    def __post_init__(self) -> None:
-        require(self.power > 0, f"the power of a rotary basis must be positive, not {self.power}")
+    power: float = positive(0.5)
 
 
 Scaling = LinearScaling | NTKScaling | DynamicScaling | YarnScaling | Llama3Scaling | TruncatedScaling | PowerScaling

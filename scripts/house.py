@@ -34,6 +34,7 @@ ORDER = (
     "objectives",
     "decoding",
     "parallel",
+    "runs",
     "train",
     "planning",
     "report",

@@ -76,9 +76,6 @@ KNOWN_LONG_FILES = {
     # planning
     "planning.network",
     "planning.steps",
-    # train
-    "train.loop",
-    "train.run",
 }
 KNOWN_LONG_FUNCTIONS = {
     # cli
@@ -99,10 +96,6 @@ KNOWN_LONG_FUNCTIONS = {
     "nn.model:Model.forward",
     # planning
     "planning.rows:rows",
-    # train
-    "train.evaluation:evaluate",
-    # train.run
-    "train.run:pretrain",
 }
 KNOWN_UP = {
     # declare

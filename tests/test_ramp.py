@@ -200,7 +200,7 @@ def test_a_run_reads_what_its_ramp_says(grown: Any) -> None:
         own += [row for b in batches for row in b["input_ids"].tolist()]
         loop.step += 1
     for _ in range(sum(ROWS)):
-        other += [row for b in constant.batches() for row in b["input_ids"].tolist()]
+        other += [row for b in constant.batches()[0] for row in b["input_ids"].tolist()]
     assert own == other and loop.cursor == constant.cursor  # every row once, in the order of any run
 
 

@@ -32,7 +32,7 @@ from stemma.declare.objectives import (
 )
 from stemma.errors import UsageError
 from stemma.nn.model import IGNORED, Model
-from stemma.objectives import Objective, Setting, objective, why_not
+from stemma.objectives import Objective, Setting, incompatible_reason, objective
 from stemma.objectives.denoise import spans
 from stemma.objectives.rewriting import Rewriting
 from test_objectives import PLAIN, VOCAB, Documents, Words, each, same, some, take
@@ -619,7 +619,7 @@ def test_what_is_missing_is_named() -> None:
 
 @pytest.mark.parametrize(("goal", "name"), [(Denoise(), "gpt2"), (Fragment(), "llama"), (PrefixLM(), "bert")])
 def test_a_network_that_does_not_fit_is_refused(goal: Any, name: str) -> None:
-    assert "structure" in str(why_not(goal, families.design(name).arch))
+    assert "structure" in str(incompatible_reason(goal, families.design(name).arch))
     with pytest.raises(UsageError, match="structure"):
         stemma.train.resolve(name, overrides={"objective": spec.to_dict(goal)})
 

@@ -201,7 +201,7 @@ def test_counting_is_learned() -> None:
     design = families.design("electra")
     goal = objective(design.objective, Setting(Pieces(), design.text, 32, 1))
     model, others = nets("electra", scale=1.0)
-    goal.join(model, others)
+    goal.tie(model, others)
     learners = {id(p): p for net in (model, *others.values()) for p in net.parameters()}
     opt = torch.optim.AdamW(list(learners.values()), lr=5e-3)
     stream = goal.examples(view)

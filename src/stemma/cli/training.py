@@ -280,7 +280,7 @@ def data_show(source: str, name: str, rows: int, sets: tuple[str, ...], seed: in
     for number, example in enumerate(examples, 1):
         out.print()
         out.print(f"row {number}", style="dim")
-        for line in _row_lines(example, tokenizer, plan.arch.structure, _pairing(plan.objective)):
+        for line in _row_lines(example, tokenizer, plan.arch.structure, plan.objective.pairing):
             out.print(line)
 
 
@@ -362,12 +362,6 @@ def _plain_row(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
         if key in example:
             row[key] = [int(n) for n in example[key]]
     return row | ({"pair_label": int(example["pair_labels"])} if "pair_labels" in example else {})
-
-
-def _pairing(goal: Any) -> str | None:
-    """How the pairs of an objective are labelled, if it has named pairs."""
-    pairs = getattr(goal, "pairs", None)
-    return pairs if isinstance(pairs, str) else None
 
 
 def _pairs(example: dict[str, Any], tokenizer: Any) -> list[tuple[list[str], list[str]]]:

@@ -30,11 +30,10 @@ def support(family: Family) -> Support:
     """The row of a family that has sizes."""
     import torch
 
-    from stemma.declare.objectives import MLM, Spans
     from stemma.decoding.session import generates
     from stemma.formats import layout_of, with_task
     from stemma.nn.model import Model
-    from stemma.objectives import why_not
+    from stemma.objectives import incompatible_reason
 
     design = family.first
     layout, _, _ = layout_of(design, family)
@@ -47,11 +46,11 @@ def support(family: Family) -> Support:
     return Support(
         family.name,
         type(family.objective).__name__,
-        why_not(family.objective, family.arch) is None,
+        incompatible_reason(family.objective, family.arch) is None,
         () if layout is None else (layout.model_type,),
         tuple(tasks),
         writes,
-        isinstance(family.objective, MLM | Spans),
+        family.objective.fills,
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from stemma import spec
-from stemma.data.cleaning import Step
+from stemma.data.steps import CleaningStep
 from stemma.declare.family import Text
 from stemma.declare.objectives import Objective
 from stemma.declare.recipes import Recipe
@@ -133,7 +133,7 @@ class Plan(Spec):
     """A run, resolved: all that decides what is computed, beside the data itself.
 
     `name`: the family or size that it descends from; `data`: where the text comes from (`stemma.data.sources`);
-    `clean`: the steps that it goes through first (`stemma.data.cleaning`).
+    `clean`: the steps that it goes through first (`stemma.data.steps`).
     """
 
     name: str
@@ -147,7 +147,7 @@ class Plan(Spec):
     data: str
     seed: int
     nets: tuple[Net, ...] = ()
-    clean: tuple[Step, ...] = ()
+    clean: tuple[CleaningStep, ...] = ()
 
     def check(self) -> None:
         require(0 <= self.seed < 2**63, f"the seed must lie between 0 and 2**63 - 1, not {self.seed}")

@@ -51,7 +51,7 @@ def evaluate(
     bits, n = sums[main] / LN2, counts[main]
     size = max(1, view.bytes_total)
     if objective.whole:
-        free = objective.unpredicted(view)
+        free = objective.tokens_without_target(view)
         quality = {"loss": sums[main] / n, "bits_per_byte": (bits + free * math.log2(model.dims.vocab)) / size}
     else:
         quality = {"loss": sums[main] / n, "bits_per_target": bits / n}

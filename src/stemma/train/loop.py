@@ -60,7 +60,7 @@ class Loop:
         self.precision = pick_precision(plan, self.device)
         self.model = model.to(self.device).train()
         self.nets = {role: net.to(self.device) for role, net in (nets or {}).items()}
-        objective.join(self.model, self.nets)
+        objective.tie(self.model, self.nets)
         learning = Learners(self.model, {n.role: self.nets[n.role].train() for n in plan.nets if n.learns})
         self.learners = self.distribute(learning)
         self.lr, self.steps = recipe.lr, recipe.steps
@@ -238,7 +238,7 @@ class Loop:
         """After the last step: take the mean of the weights if there is one, and untie what training tied."""
         if self.average is not None:
             self.average.swap()
-        self.objective.part(self.model, self.nets)
+        self.objective.untie(self.model, self.nets)
 
     def autocast(self) -> Any:
         """The precision of the forward pass; weights, optimiser and loss are fp32 in any case."""

@@ -33,12 +33,12 @@ def load_checkpoint(path: Path) -> Model:
     model, learning = model_of(plan, tokenizer), tuple(net for net in plan.nets if net.learns)
     objective, nets = objective_of(plan, tokenizer), nets_of(replace(plan, nets=learning), tokenizer)
     if nets:
-        objective.join(model, nets)
+        objective.tie(model, nets)
     own = Learners(model, nets).tensors()
     if odd := sorted(own.keys() ^ weights.keys()):
         raise CheckpointError(f"the checkpoint {path} does not fit this model: {odd[0]} is in one of them only")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(slots.get(f"{name}:{SLOT}", weights[name]))
-    objective.part(model, nets)
+    objective.untie(model, nets)
     return model.eval()

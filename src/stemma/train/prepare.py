@@ -195,7 +195,7 @@ def prepare(
 
 def _train_tokenizer(plan: Plan, source: Any) -> Any:
     """A tokenizer of the plan's kind and vocabulary, trained on the part of the text that is not held out."""
-    from stemma.data.store import training_texts
+    from stemma.data.heldout import training_texts
     from stemma.text import Specials, Tokenizer
 
     text = plan.text

@@ -19,7 +19,6 @@ from stemma import disk
 from stemma.errors import UsageError
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Objective
-from stemma.objectives.distil import Relations
 from stemma.parallel import World
 from stemma.parallel import checkpoint as shards
 from stemma.parallel.shard import Spread, StepModule, Through
@@ -159,11 +158,11 @@ class Sharded(Loop):
         found = {"model": _empty(self.model), **{role: _empty(net) for role, net in self.learners.nets.items()}}
         nets = {role: net for role, net in found.items() if role != "model"}
         if nets:
-            self.objective.join(found["model"], nets)
+            self.objective.tie(found["model"], nets)
         with torch.no_grad():
             for name, tensor in Learners(found["model"], nets).tensors().items():
                 tensor.copy_(tensors[name])
-        self.objective.part(found["model"], nets)
+        self.objective.untie(found["model"], nets)
         return found
 
 
@@ -174,7 +173,7 @@ def opened(objective: Objective, nets: Iterable[Model]) -> Iterator[nn.Module]:
         for stack in (net.encoder, net.decoder):
             if stack is not None and net.arch.streams is not None:
                 yield from stack.blocks
-            elif stack is not None and isinstance(objective, Relations):
+            elif stack is not None and objective.reads_attention:
                 yield stack.blocks[stack.order[-1][0]]
 
 

@@ -126,5 +126,4 @@ class TextSource(Source):
 
     def sample(self) -> Batch | None:
         """From the beginning of the text, wherever the run stands."""
-        stream = self.objective.examples(self.view)
-        return self.objective.collate([next(stream)[0] for _ in range(min(8, self.examples(0)))])
+        return self.objective.example_batch(self.view, min(8, self.examples(0)))

@@ -29,6 +29,7 @@ ORDER = (
     "nn",
     "declare",
     "families",
+    "rewrites",
     "formats",
     "data",
     "objectives",

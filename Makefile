@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 BIN := .venv/bin
 export TORCH
 
-.PHONY: help quickstart test test-slow test-real test-llama-cpp lint types format docs bench setup setup-dev clean
+.PHONY: help quickstart test test-slow test-real test-llama-cpp lint types format docs site bench setup setup-dev clean
 
 help:
 	@echo 'make quickstart   train three small relatives on this machine and open the report (about five minutes)'
@@ -18,6 +18,7 @@ help:
 	@echo 'make lint types   ruff and mypy'
 	@echo 'make format       let ruff rewrite the code'
 	@echo 'make docs         refresh the generated parts of README.md'
+	@echo 'make site         the documentation as a site, in site/'
 	@echo 'make bench        measurements'
 	@echo 'make clean        remove .venv, caches and build output (runs stay)'
 
@@ -59,6 +60,11 @@ format: setup-dev
 
 types: setup-dev
 	$(BIN)/mypy
+
+site:
+	@test -n "$(PYTHON)" || { echo 'no Python of 3.11 or later was found; name one: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(PYTHON) scripts/setup.py --extras site
+	@$(BIN)/python scripts/site_pages.py
 
 docs: setup-dev
 	$(BIN)/python scripts/docs.py

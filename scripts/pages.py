@@ -13,10 +13,10 @@ from stemma.declare import objectives as declared
 from stemma.declare.family import Family
 from stemma.formats import LAYOUTS
 from stemma.nn.model import count
-from stemma.objectives import why_not
-from stemma.report.support import TASKS, Support, matrix, support
-from stemma.report.words import children, value_text
+from stemma.objectives import incompatible_reason
 from stemma.spec import diff, kinds, leaves
+from stemma.support import TASKS, Support, matrix, support
+from stemma.words import children, value_text
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 WRITTEN = re.compile(r"<!-- written -->\n(.*?)<!-- /written -->", re.S)
@@ -84,7 +84,7 @@ def trains_on(family: Family) -> bool:
     own = stages == ("pretraining",) or (
         not stages and family.parent is not None and family.objective != family.parent.objective
     )
-    return own and why_not(family.objective, family.arch) is None
+    return own and incompatible_reason(family.objective, family.arch) is None
 
 
 def more(family: Family) -> str:

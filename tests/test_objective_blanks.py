@@ -21,7 +21,7 @@ from stemma.decoding import blanks
 from stemma.decoding.session import begin
 from stemma.errors import DataError, UsageError
 from stemma.nn.model import IGNORED, Model
-from stemma.objectives import Cursor, Setting, objective, why_not
+from stemma.objectives import Cursor, Setting, incompatible_reason, objective
 from stemma.objectives.base import OUTSIDE
 from stemma.objectives.blanks import BlankInfilling
 from stemma.train import pretrain, verify_resume
@@ -283,8 +283,8 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(UsageError, match="inside"):
         Blanks(inside=2.0)
     for name, no in (("bert", "encoder"), ("t5", "encoder-decoder")):
-        assert f"structure {no}" in (why_not(Blanks(), families.design(name).arch) or "")
-    assert why_not(Blanks(), families.design("gpt2").arch) is None
+        assert f"structure {no}" in (incompatible_reason(Blanks(), families.design(name).arch) or "")
+    assert incompatible_reason(Blanks(), families.design("gpt2").arch) is None
     with pytest.raises(DataError):
         next(make().examples(Documents([])))
 
@@ -443,10 +443,10 @@ def test_it_learns(text: Path, tmp_path: Path) -> None:
 
 def unigram(run: Any) -> float:
     """Bits a target of the best model that knows only how often targets occur."""
-    from stemma.train import run as runs
+    from stemma.train import assemble, prepare
 
-    plan, tokenizer, store = runs.reopen(run.directory)
-    goal = runs.objective_of(plan, tokenizer)
+    plan, tokenizer, store = prepare.reopen(run.directory)
+    goal = assemble.objective_of(plan, tokenizer)
     labels = np.concatenate([e["labels"] for e, _ in itertools.islice(goal.examples(store), 200)])
     counts = np.bincount(labels[labels != IGNORED])
     share = counts[counts > 0] / counts.sum()

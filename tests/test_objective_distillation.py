@@ -23,10 +23,9 @@ from stemma.declare.family import Text
 from stemma.declare.objectives import CLM, MLM, AttentionDistillation, Contrastive, Distillation
 from stemma.errors import CheckpointError, DataError, UsageError
 from stemma.nn.model import IGNORED, Model
-from stemma.objectives import Objective, Setting, objective, why_not, why_unmatched
+from stemma.objectives import Objective, Setting, incompatible_reason, objective, teacher_mismatch
 from stemma.objectives.distil import begin
-from stemma.train import Run, read_metrics, resolve, resume, verify_resume
-from stemma.train import run as runs
+from stemma.train import Run, assemble, read_metrics, resolve, resume, verify_resume
 from test_objectives import Documents, Words, same, some, take
 from test_train import loop_of, text, train  # noqa: F401
 from tiny import build, tiny
@@ -206,7 +205,7 @@ def test_student_and_teacher_are_told_the_language(name: str, task: Any) -> None
             net.embed.languages.weight[1] += torch.linspace(-1, 1, net.embed.languages.weight.shape[1])
         assert abs(apart(0)) < 1e-4 and (apart(1) > least if least > 0 else abs(apart(1)) < 1e-4)
     fewer = replace(model.dims, languages=2)
-    assert "same table" in (why_unmatched(goal.spec, (model.arch, model.dims), (teacher.arch, fewer)) or "")
+    assert "same table" in (teacher_mismatch(goal.spec, (model.arch, model.dims), (teacher.arch, fewer)) or "")
 
 
 def test_a_decoders_distillation() -> None:
@@ -372,7 +371,7 @@ def test_a_student_begins_as_every_second_layer() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     def fit(goal: Any, student: Model, teacher: Model) -> str:
-        return str(why_unmatched(goal, (student.arch, student.dims), (teacher.arch, teacher.dims)))
+        return str(teacher_mismatch(goal, (student.arch, student.dims), (teacher.arch, teacher.dims)))
 
     bert, wide, gpt = network("bert"), network("bert", d_model=48), network("gpt2")
     assert fit(SOFT, network("distilbert"), bert) == "None"
@@ -382,8 +381,8 @@ def test_what_does_not_fit_is_refused() -> None:
     assert "dims.layers" in fit(SOFT, network("distilbert", layers=3), bert)
     assert "structure decoder" in fit(SOFT, network("distilbert"), gpt)
     assert "set dims.heads=4" in fit(AttentionDistillation("x"), network("minilm", heads=2), bert)
-    assert "encoder" in str(why_not(SOFT, gpt.arch)) and why_not(NANO, gpt.arch) is None
-    assert "decoder" in str(why_not(NANO, bert.arch))
+    assert "encoder" in str(incompatible_reason(SOFT, gpt.arch)) and incompatible_reason(NANO, gpt.arch) is None
+    assert "decoder" in str(incompatible_reason(NANO, bert.arch))
     with pytest.raises(UsageError, match="pairs"):
         Distillation("x", task=MLM(pairs=True))
     with pytest.raises(UsageError, match="must not all be 0"):
@@ -426,7 +425,7 @@ def test_runs_end_to_end(case: str, taught: dict[str, Run], text: Path, tmp_path
     assert not (tmp_path / "run" / "teacher").exists()
     if teacher:
         assert model.tokenizer.fingerprint == taught[teacher].tokenizer.fingerprint
-        loop = runs.loop_of(run.plan, run.tokenizer, some())
+        loop = assemble.loop_of(run.plan, run.tokenizer, some())
         assert not loop.nets["teacher"].training and not any(p.requires_grad for p in loop.nets["teacher"].parameters())
         assert not any("teacher" in k for k in loop.learners.tensors())
         saved = json.loads((tmp_path / "run" / "run.json").read_text())["plan"]["nets"][0]

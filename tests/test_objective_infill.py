@@ -20,7 +20,7 @@ from stemma.declare.objectives import CLM, Infill
 from stemma.decoding import habits, infill
 from stemma.errors import DataError, UsageError
 from stemma.nn.model import IGNORED
-from stemma.objectives import Setting, objective, tokens, why_not
+from stemma.objectives import Setting, incompatible_reason, objective, tokens
 from stemma.objectives.infill import Infilling
 from stemma.text import Specials, Tokenizer
 from stemma.train import pretrain, verify_resume
@@ -236,7 +236,7 @@ def test_what_cannot_be_is_refused(known: dict[str, Tokenizer]) -> None:
     bare = Tokenizer.train("bpe", CODE, 300, Specials(bos="<|endoftext|>", eos="<|endoftext|>"))
     with pytest.raises(UsageError, match="<PRE>"):
         make(bare, "gpt2")
-    assert "structure encoder" in (why_not(Infill(), families.design("bert").arch) or "")
+    assert "structure encoder" in (incompatible_reason(Infill(), families.design("bert").arch) or "")
     assert tokens(Infill(), families.design("codellama-7b").text) == LLAMA
     assert tokens(Infill(), families.design("codex-85m").text) == INFILL_NAMES and tokens(CLM(), bare_text()) == ()
     with pytest.raises(DataError):

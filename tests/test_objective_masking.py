@@ -21,7 +21,7 @@ from stemma import families
 from stemma.declare.objectives import MLM, NGrams, Runs, Tokens, Words
 from stemma.errors import UsageError
 from stemma.nn.model import IGNORED, Model
-from stemma.objectives import Cursor, Objective, Setting, objective, why_not
+from stemma.objectives import Cursor, Objective, Setting, incompatible_reason, objective
 from stemma.objectives.units import Chooser, Vocabulary
 from stemma.text import Specials, Tokenizer
 from test_objectives import Documents
@@ -509,14 +509,17 @@ def test_the_loss_is_the_reference(name: str, case: str, label: str, tmp_path: P
 
 def test_what_does_not_fit_is_said() -> None:
     arch = {name: families.design(name).arch for name in ("bert", "roberta", "electra", "gpt2", "albert")}
-    assert why_not(GOALS["order"], arch["albert"]) is None and why_not(GOALS["halves"], arch["roberta"]) is None
+    assert (
+        incompatible_reason(GOALS["order"], arch["albert"]) is None
+        and incompatible_reason(GOALS["halves"], arch["roberta"]) is None
+    )
     for goal, name, words in (
         (GOALS["order"], "roberta", "needs arch.heads.pooler and arch.heads.pair"),
         (GOALS["words"], "electra", "arch.heads.lm is None"),
         (GOALS["halves"], "electra", "arch.heads.lm is None"),
         (GOALS["runs"], "gpt2", "of structure encoder"),
     ):
-        assert words in str(why_not(goal, arch[name]))
+        assert words in str(incompatible_reason(goal, arch[name]))
     for fields, words in (
         ({"most": 5}, "objective.most is for rows of objective.pairs"),
         ({"most": 0, "pairs": "next"}, "objective.most must be at least 1"),

@@ -23,7 +23,7 @@ from stemma.declare.family import Text
 from stemma.declare.objectives import CLM, PLM, MixedMLM
 from stemma.errors import UsageError
 from stemma.nn.model import IGNORED, Model
-from stemma.objectives import Setting, objective, why_not
+from stemma.objectives import Setting, incompatible_reason, objective
 from stemma.objectives.mixed import MODES, MixedMasked
 from stemma.objectives.plm import Permuted, hidden_from
 from stemma.train import resolve, verify_resume
@@ -394,13 +394,15 @@ def test_the_loss_is_the_reference_models(both: bool, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UsageError, match=r"objective.reuse=32"):
         permuted(context=32)
-    assert "second stream" in str(why_not(PLM(), families.design("bert").arch))
-    assert "arch.streams.reuse=9" in str(why_not(PLM(), spec.edit(families.design("xlnet").arch, {"streams.reuse": 9})))
-    assert "arch.mask=Open" in str(why_not(MixedMLM(), families.design("bert").arch))
+    assert "second stream" in str(incompatible_reason(PLM(), families.design("bert").arch))
+    assert "arch.streams.reuse=9" in str(
+        incompatible_reason(PLM(), spec.edit(families.design("xlnet").arch, {"streams.reuse": 9}))
+    )
+    assert "arch.mask=Open" in str(incompatible_reason(MixedMLM(), families.design("bert").arch))
     bare = spec.edit(families.design("unilm").arch, {"heads.pair": False})
-    assert "arch.heads.pair" in str(why_not(MixedMLM(), bare))
-    assert why_not(MixedMLM(full=0, prefix=0.5, causal=0.5, reverse=0.0), bare) is None
-    assert why_not(CLM(), families.design("xlnet").arch) is not None
+    assert "arch.heads.pair" in str(incompatible_reason(MixedMLM(), bare))
+    assert incompatible_reason(MixedMLM(full=0, prefix=0.5, causal=0.5, reverse=0.0), bare) is None
+    assert incompatible_reason(CLM(), families.design("xlnet").arch) is not None
 
 
 # ---------------------------------------------------------------- UniLM

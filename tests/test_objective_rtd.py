@@ -24,7 +24,7 @@ from stemma.declare.objectives import RTD
 from stemma.errors import UsageError
 from stemma.nn.heads import ContextDetector
 from stemma.nn.model import IGNORED, Model
-from stemma.objectives import Cursor, Setting, objective, why_not
+from stemma.objectives import Cursor, Setting, incompatible_reason, objective
 from stemma.objectives.rtd import BITS, Beside, ReplacedTokens, real, sample
 from test_objective_masking import CLS, FIRST, MASK, PAD, SEP, VOCAB, Pieces, some, text_of
 
@@ -187,7 +187,7 @@ def test_a_step_is_that_of_a_plain_implementation(sharing: str) -> None:
     view.documents = [FIRST + d % 3 for d in view.documents]
     rows = [e for e, _ in take(goal, view, 5)]
     batch = goal.collate(rows)
-    goal.join(model, others)
+    goal.tie(model, others)
     gen = others["generator"]
     extra = None
     if sharing == "tied":
@@ -252,19 +252,19 @@ def test_tied_embeddings_are_one() -> None:
     goal, (model, others) = make(), nets()
     gen = others["generator"]
     own = gen.encoder.project.weight  # type: ignore[union-attr]
-    goal.join(model, others)
+    goal.tie(model, others)
     assert gen.embed is model.embed
     assert gen.encoder.position.table is model.encoder.position.table  # type: ignore[union-attr]
     assert gen.encoder.embed_norm is model.encoder.embed_norm  # type: ignore[union-attr]
     assert gen.encoder.project.weight is own  # type: ignore[union-attr]
-    goal.part(model, others)
+    goal.untie(model, others)
     assert gen.embed is model.embed
 
 
 def test_separate_embeddings_are_two() -> None:
     goal, (model, others) = make(sharing="none"), nets()
     before = {k: v.clone() for net in (model, others["generator"]) for k, v in net.state_dict().items()}
-    goal.join(model, others)
+    goal.tie(model, others)
     assert others["generator"].embed is not model.embed
     assert all(torch.equal(v, before[k]) for k, v in others["generator"].state_dict().items())
 
@@ -274,7 +274,7 @@ def test_disentangled_embeddings_are_apart(name: str) -> None:
     """The detector's loss does not reach the generator; it begins with its embeddings, and keeps the sum of both."""
     goal, (model, others) = make(name, sharing="disentangled"), nets(name)
     gen = others["generator"]
-    goal.join(model, others)
+    goal.tie(model, others)
     ids = torch.arange(VOCAB)
     assert torch.equal(model.embed.tokens(ids), gen.embed.tokens(ids))
     loss = goal.loss(model, batch_of(goal), others)
@@ -287,18 +287,18 @@ def test_disentangled_embeddings_are_apart(name: str) -> None:
     batch = batch_of(goal)
     before = goal.loss(model, batch, others).sums
     names = set(model.state_dict())
-    goal.part(model, others)
+    goal.untie(model, others)
     assert torch.equal(model.embed.tokens.weight, expected) and not isinstance(model.embed.tokens, Beside)
     assert set(model.state_dict()) == names and model.embed.tokens.weight.requires_grad
     after = goal.loss(model, batch, others).sums
     torch.testing.assert_close(before["replaced"], after["replaced"], atol=1e-4, rtol=1e-5)
-    goal.part(model, others)
+    goal.untie(model, others)
     assert torch.equal(model.embed.tokens.weight, expected)
 
 
 def test_no_gradient_passes_through_the_samples() -> None:
     goal, (model, others) = make(sharing="none"), nets()
-    goal.join(model, others)
+    goal.tie(model, others)
     loss = goal.loss(model, batch_of(goal), others)
     loss.sums["replaced"].backward()
     assert all(p.grad is None for p in others["generator"].parameters())
@@ -388,10 +388,10 @@ def test_what_does_not_fit_is_said() -> None:
     with pytest.raises(UsageError, match="the generator must be an encoder that predicts tokens"):
         goal.loss(model, batch, {"generator": model})
     with pytest.raises(UsageError, match="theirs are 24 and 32 wide"):
-        goal.join(model, {"generator": network("electra-small-generator", embed=None)})
-    assert "arch.heads.detect is None" in str(why_not(KINDS["electra"], families.design("bert").arch))
-    assert "of structure encoder" in str(why_not(KINDS["electra"], families.design("gpt2").arch))
-    assert why_not(KINDS["electra"], families.design("deberta-v3").arch) is None
+        goal.tie(model, {"generator": network("electra-small-generator", embed=None)})
+    assert "arch.heads.detect is None" in str(incompatible_reason(KINDS["electra"], families.design("bert").arch))
+    assert "of structure encoder" in str(incompatible_reason(KINDS["electra"], families.design("gpt2").arch))
+    assert incompatible_reason(KINDS["electra"], families.design("deberta-v3").arch) is None
     for field, value in (("temperature", 0.0), ("weight", -1.0), ("masked", 0.0), ("rate", 1.0)):
         with pytest.raises(UsageError, match=f"objective.{field}"):
             replace(KINDS["electra"], **{field: value})

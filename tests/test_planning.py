@@ -17,7 +17,7 @@ import torch
 from stemma import families
 from stemma.errors import ResourceError, UsageError
 from stemma.nn.model import Model, count
-from stemma.objectives import why_not
+from stemma.objectives import incompatible_reason
 from stemma.parallel import Mesh
 from stemma.planning import HARDWARE, Outlook, estimate, fleet, probe, suggest, timed, trace
 from stemma.planning.estimate import FILL, flops, most, rounded, unfit
@@ -26,7 +26,7 @@ from stemma.planning.rows import rows as rows_of
 from stemma.planning.steps import Network, Other, Step
 from stemma.planning.tape import Tape
 from stemma.train import drafted, meter, resolve
-from stemma.train.run import objective_of
+from stemma.train.assemble import objective_of
 from test_cli import call  # noqa: F401
 
 _spec = importlib.util.spec_from_file_location("bench_plan", Path(__file__).parents[1] / "bench" / "plan.py")
@@ -175,7 +175,7 @@ def test_designs_of_the_tree_can_be_trained() -> None:
     """What `drafted` takes for known of those that are unchanged."""
     for name in families.size_names():
         design = families.design(name)
-        assert why_not(design.objective, design.arch) is None, name
+        assert incompatible_reason(design.objective, design.arch) is None, name
 
 
 # ---------------------------------------------------------------- published figures

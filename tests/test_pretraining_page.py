@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from stemma import families
 from stemma.cli import root
 from stemma.errors import UsageError
-from stemma.objectives import suited, why_not
+from stemma.objectives import incompatible_reason, suited
 from stemma.spec import edit
 from stemma.train import resolve
 
@@ -102,7 +102,7 @@ def test_a_name_needs_no_quotes() -> None:
         for text in (f"RTD(generator={name}, rate=0.3)", f"RTD(rate=0.3, generator='{name}')"):
             goal = edit(families.design("electra"), {"objective": text}).objective
             assert (goal.generator, goal.rate) == (name, 0.3)
-    assert why_not(
+    assert incompatible_reason(
         edit(families.design("bert"), {"objective": "RTD(generator=x-y)"}).objective, families.design("bert").arch
     )
 

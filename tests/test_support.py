@@ -12,8 +12,8 @@ from stemma import spec
 from stemma.errors import UsageError
 from stemma.families import tree
 from stemma.formats import attach, with_task
-from stemma.objectives import why_not
-from stemma.report.support import TASKS, matrix
+from stemma.objectives import incompatible_reason
+from stemma.support import TASKS, matrix
 from tiny import FAMILIES, answers, batch, build, run, tiny
 
 ROWS = {row.family: row for row in matrix()}
@@ -54,7 +54,7 @@ def test_tasks(name: str, tmp_path: Path) -> None:
 def test_writing_and_training(name: str) -> None:
     row, design = ROWS[name], tiny(name)
     model = build(design)
-    assert row.trains == (why_not(design.objective, design.arch) is None)
+    assert row.trains == (incompatible_reason(design.objective, design.arch) is None)
     if row.writes:
         assert len(stemma.generate(model, [[5, 6, 7]], max_new_tokens=3, ignore_eos=True)[0].ids) == 3
     else:

@@ -149,8 +149,8 @@ class Own(Held):
         made = (make() for make, _ in rows)
         self.held = list(itertools.islice((row for row in made if row["attention_mask"].all()), HELD))
 
-    def join(self, model: Model, nets: Any) -> None:
-        self.own.join(model, nets)
+    def tie(self, model: Model, nets: Any) -> None:
+        self.own.tie(model, nets)
 
     def collate(self, examples: Any) -> Any:
         return self.own.collate(examples)

@@ -112,7 +112,7 @@ class Line:
         return known[max(0, len(known) - before) :], text, edges[(edges > 0) & (edges < len(text))]
 
 
-class Permuted(Objective):
+class Permuted(Objective, of=declared.PLM):
     """Rows of `reuse` tokens and, after them, `A sep B sep cls`, where B follows A half of the time and else is of
     another document (a distinction that nothing predicts). The next row begins `reuse` tokens later. With `both` every
     row comes twice: once forward, once with the documents read from their ends and distances counted the other way, so
@@ -133,8 +133,7 @@ class Permuted(Objective):
     roles = ("sep",), ("cls",), ("eos",)
 
     def __init__(self, spec: declared.PLM, setting: Setting) -> None:
-        super().__init__(setting)
-        self.spec = spec
+        super().__init__(spec, setting)
         self.sep, self.cls = self.need("sep"), self.need("cls")
         self.end = [self.need("eos")] if self.mixed else []
         self.tail = 3 if spec.pairs else 2
@@ -149,7 +148,7 @@ class Permuted(Objective):
         self.weights = weights / weights.sum()
 
     @classmethod
-    def unfit(cls, spec: declared.PLM, arch: Arch) -> str | None:
+    def incompatible_reason(cls, spec: declared.PLM, arch: Arch) -> str | None:
         if arch.streams is None:
             return (
                 "PLM asks a second stream for its predictions, and this network has one (arch.streams is none); begin "
@@ -160,7 +159,7 @@ class Permuted(Objective):
                 f"PLM makes its own memory; arch.streams.reuse={arch.streams.reuse} would cut it, and must be none "
                 "(objective.reuse says how rows overlap)"
             )
-        return super().unfit(spec, arch)
+        return super().incompatible_reason(spec, arch)
 
     # ------------------------------------------------------------ rows
 

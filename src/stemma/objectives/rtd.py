@@ -38,7 +38,7 @@ from stemma.objectives.vocabulary import LOGITS, picked
 BITS = 53  # of a draw, as many as a double holds
 
 
-class ReplacedTokens(Objective):
+class ReplacedTokens(Objective, of=declared.RTD):
     """The generator learns to fill masked places; the model reads the text with samples of it in their stead and says
     of every token but padding whether it is another one than the text had: a sample that hits the true token is no
     replacement. No gradient passes through the samples.
@@ -54,21 +54,20 @@ class ReplacedTokens(Objective):
     roles = ("mask",), ("cls", "bos"), ("sep", "eos")
 
     def __init__(self, spec: declared.RTD, setting: Setting) -> None:
-        super().__init__(setting)
-        self.spec = spec
+        super().__init__(spec, setting)
         goal = declared.MLM(rate=spec.rate, masked=spec.masked, random=0.0, pairs=spec.pairs)
         self.masking = Masked(goal, setting) if spec.pairs is None else MaskedPairs(goal, setting)
         self.streamed = self.masking.streamed
 
     @classmethod
-    def unfit(cls, spec: declared.RTD, arch: Arch) -> str | None:
+    def incompatible_reason(cls, spec: declared.RTD, arch: Arch) -> str | None:
         if arch.structure in cls.structures and arch.heads.detect is None:
             return "RTD needs a head that detects replaced tokens, and arch.heads.detect is None; set it to Detector()"
-        return super().unfit(spec, arch)
+        return super().incompatible_reason(spec, arch)
 
     # ------------------------------------------------------------ two networks
 
-    def join(self, model: Model, nets: Nets) -> None:
+    def tie(self, model: Model, nets: Nets) -> None:
         """Share embeddings as `sharing` says: `tied` all that stands before the first block (tokens, segments, absolute
         positions and their norm), `disentangled` the tables of tokens and of absolute positions."""
         generator = self.generator(nets)
@@ -92,7 +91,7 @@ class ReplacedTokens(Objective):
         if positions[0] is not None and positions[1] is not None:
             positions[0].table = Beside(positions[1].table)
 
-    def part(self, model: Model, nets: Nets) -> None:
+    def untie(self, model: Model, nets: Nets) -> None:
         """Write the sum of both tables into the model's own, after training."""
         for owner, name in ((model.embed, "tokens"), (_positions(model), "table")):
             if isinstance(table := getattr(owner, name, None), Beside):

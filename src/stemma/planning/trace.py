@@ -238,7 +238,7 @@ def step(
         with torch.device("meta"):
             beside[net.role] = Model(net.arch, replace(net.dims, vocab=dims.vocab)).train(net.learns)
         beside[net.role].requires_grad_(net.learns)
-    objective.join(model, beside)
+    objective.tie(model, beside)
     for other in beside.values():
         prepare(other, cpu, half, False)
     held = {name: tensor.to("meta") for name, tensor in batch.items()}

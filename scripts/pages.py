@@ -14,9 +14,9 @@ from stemma.declare.family import Family
 from stemma.formats import LAYOUTS
 from stemma.nn.model import count
 from stemma.objectives import incompatible_reason
-from stemma.report.support import TASKS, Support, matrix, support
-from stemma.report.words import children, value_text
 from stemma.spec import diff, kinds, leaves
+from stemma.support import TASKS, Support, matrix, support
+from stemma.words import children, value_text
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 WRITTEN = re.compile(r"<!-- written -->\n(.*?)<!-- /written -->", re.S)

@@ -67,14 +67,9 @@ def test_the_question_is_noticed(code: str) -> None:
 KNOWN_LONG_FILES = {
     # nn
     "nn.model",
-    # pictures
-    "pictures.block",
     # planning
     "planning.network",
     "planning.steps",
-    # train
-    "train.loop",
-    "train.run",
 }
 KNOWN_LONG_FUNCTIONS = {
     # cli
@@ -93,10 +88,6 @@ KNOWN_LONG_FUNCTIONS = {
     "nn.model:Model.forward",
     # planning
     "planning.rows:rows",
-    # train
-    "train.evaluation:evaluate",
-    # train.run
-    "train.run:pretrain",
 }
 KNOWN_UP = {
     # declare
@@ -109,10 +100,6 @@ KNOWN_CIRCLES = {
     ("decoding.blanks", "decoding.masks", "decoding.session", "decoding.streams"),
     # objectives
     ("objectives.base", "objectives.languages"),
-    # pictures
-    ("pictures", "pictures.diff", "pictures.tree"),
-    # report
-    ("report", "report.html", "report.kinship", "report.page"),
 }
 
 

@@ -9,7 +9,7 @@ import click
 
 from stemma.cli import command, complete_names, console, emit, overrides
 from stemma.errors import UsageError
-from stemma.report.words import (
+from stemma.words import (
     PARTS,
     TITLES,
     brief,

@@ -9,11 +9,11 @@ from stemma import families, spec
 from stemma.declare.family import Family
 from stemma.declare.objectives import Objective
 from stemma.errors import UsageError
+from stemma.markup import change_row
 from stemma.nn.parts import Arch
 from stemma.report.facts import k, owner
-from stemma.report.html import change_row
 from stemma.report.read import Run
-from stemma.report.words import children, ranked
+from stemma.words import children, ranked
 
 
 def family_tree(runs: Sequence[Run]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import stemma
 from stemma.errors import UsageError
+from stemma.markup import asset, document
 from stemma.report.facts import (
     duration,
     first_of,
@@ -30,7 +31,6 @@ from stemma.report.facts import (
     tokens_of,
     told,
 )
-from stemma.report.html import asset, document
 from stemma.report.kinship import family_tree
 from stemma.report.read import Run
 from stemma.report.samples import samples
@@ -70,8 +70,8 @@ def render(runs: Sequence[Run], title: str | None = None) -> str:
 <main>{main}</main>
 <footer>Written by Stemma {escape(stemma.__version__)} on {now}. This file is complete: it loads nothing.</footer>
 <script type="application/json" id="curves">{curve_data(runs)}</script>
-<script>{asset("chart.js")}</script>"""
-    return document(f"{title} - Stemma", body, asset("style.css"))
+<script>{asset(__file__, "chart.js")}</script>"""
+    return document(f"{title} - Stemma", body, asset(__file__, "style.css"))
 
 
 # ---------------------------------------------------------------- head and cards

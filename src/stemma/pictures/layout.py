@@ -122,7 +122,7 @@ def edge_label(family: Family, chars: int, column: int) -> str:
         return lead + "design unpublished"
     if family.edge == "trained":
         if family.tuning is not None:
-            stages = " -> ".join(family.tuning.stages)
+            stages = " -> ".join(family.tuning.labels)
             return lead + (stages if len(lead + stages) <= chars else stages[: chars - len(lead) - 3] + "...")
         lead += "more training: " if family.changes else "more training"
     return lead + brief(family.changes, chars - len(lead))

@@ -226,7 +226,7 @@ def about(family: Family) -> str:
         ("children", below),
         ("source", linked(facts.source)),
         ("also from", ", ".join(family.others)),
-        ("training", escape(" -> ".join(family.tuning.stages)) if family.tuning else ""),
+        ("training", escape(" -> ".join(family.tuning.labels)) if family.tuning else ""),
         ("on", escape(family.tuning.data) if family.tuning else ""),
         ("template", escape(family.tuning.template) if family.tuning else ""),
         ("weights", "public" if has_weights(family) else escape(facts.weights)),

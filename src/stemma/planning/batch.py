@@ -11,9 +11,9 @@ import torch
 from stemma.declare.family import Text
 from stemma.objectives import Batch
 from stemma.planning.live import with_values
+from stemma.train.assemble import objective_of
 from stemma.train.config import Plan
 from stemma.train.plans import suitable
-from stemma.train.run import objective_of
 
 ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
 EXAMPLES = 16  # of which shapes are read

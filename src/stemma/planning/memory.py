@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from stemma.objectives.vocabulary import LOGITS
 from stemma.planning.batch import Example
-from stemma.planning.trace import CHUNKS, Step, Trace
+from stemma.planning.live import Bytestream
+from stemma.planning.trace import CHUNKS, Step
 
 NEAR = 0.002  # by which an interpolation may miss a trace
 
@@ -24,9 +25,9 @@ class Memory:
     def __init__(self, step: Step, example: Example, vocab: int) -> None:
         self.step, self.example, self.vocab = step, example, vocab
         self.chunks = example.targets / max(1, LOGITS // vocab)  # of a loss, a row
-        self.traces: dict[int, Trace] = {}
+        self.traces: dict[int, Bytestream] = {}
 
-    def trace(self, rows: int) -> Trace:
+    def trace(self, rows: int) -> Bytestream:
         if rows not in self.traces:
             self.traces[rows] = self.step.trace(self.example.batch(rows))
         return self.traces[rows]
@@ -62,13 +63,8 @@ class Memory:
         size = self.example.objective.rows if rows <= self.example.rows else self.example.rows
         return max(size, (rows + (size - 1 if up else 0)) // size * size)
 
-    @property
-    def head(self) -> bool:
-        """Whether the model's language-model head is used."""
-        return next(iter(self.traces.values())).head
-
     def alike(self, low: int, high: int) -> bool:
-        return len(self.trace(low).stream.held) == len(self.trace(high).stream.held)
+        return len(self.trace(low).held) == len(self.trace(high).held)
 
     def between(self, low: int, high: int, rows: int, shards: int, accumulated: bool) -> float:
         """The line through two traces, at `rows`."""
@@ -76,16 +72,18 @@ class Memory:
         return float((a + (rows - low) / (high - low) * (b - a)).max())
 
 
-def peak(found: Trace, shards: int, accumulated: bool) -> float:
-    return float(found.stream.total(shards, accumulated).max())
+def peak(found: Bytestream, shards: int, accumulated: bool) -> float:
+    return float(found.total(shards, accumulated).max())
 
 
-def moments(one: Trace, two: Trace, shards: int, accumulated: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def moments(
+    one: Bytestream, two: Bytestream, shards: int, accumulated: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The bytes of two traces at moments that correspond: every one if both make as many tensors, else the worst
     between layer boundaries, else the worst of all."""
-    a, b = (found.stream.total(shards, accumulated) for found in (one, two))
+    a, b = (found.total(shards, accumulated) for found in (one, two))
     if len(a) == len(b):
         return a, b
-    if len(one.stream.starts) == len(two.stream.starts):
-        return np.maximum.reduceat(a, one.stream.starts), np.maximum.reduceat(b, two.stream.starts)
+    if len(one.starts) == len(two.starts):
+        return np.maximum.reduceat(a, one.starts), np.maximum.reduceat(b, two.starts)
     return a.max(keepdims=True), b.max(keepdims=True)

@@ -113,8 +113,10 @@ class Outlook:
 
     def logits(self, memory: Memory, rows: int) -> float:
         """Bytes of the fp32 logits of a micro-batch, so far as they are held at once."""
+        if self.plan.arch.heads.lm is None or not self.plan.objective.reads_vocabulary:
+            return 0.0
         number = max(rows, round(self.example.targets * rows)) * memory.vocab
-        return 4.0 * min(number, LOGITS) if memory.head else 0.0
+        return 4.0 * min(number, LOGITS)
 
     @functools.cached_property
     def slots(self) -> float:

@@ -156,13 +156,6 @@ def numel(found: Shapes) -> int:
     return sum(math.prod(shape) * number for (shape, _), number in found.items())
 
 
-class Trace(NamedTuple):
-    """A traced step: its bytes, and whether the language-model head of the model was used."""
-
-    stream: Bytestream
-    head: bool
-
-
 class Step:
     """A training step of some networks, which can be traced for any batch."""
 
@@ -178,15 +171,12 @@ class Step:
     def _networks(self, nets: Sequence[Role]) -> Networks:
         return Networks(nets, self.objective)
 
-    def trace(self, batch: Batch) -> Trace:
+    def trace(self, batch: Batch) -> Bytestream:
         """Run a step forward and backward."""
         with uncompiled():
             live = Live()
         learned, owners = self.networks.learned(), self._layers(live)
         live.spare(p for net in self.networks.all for p in net.parameters())
-        used: list[bool] = []
-        lm = self.networks.model.lm
-        hook = lm.register_forward_hook(lambda *_: used.append(True)) if lm is not None else None
         settings: Any = torch.fx.experimental._config
         whole = settings.patch(meta_nonzero_assume_all_nonzero=True)  # no token of a row is padding
         half = Halves() if self.how.half else contextlib.nullcontext()
@@ -198,9 +188,7 @@ class Step:
             live.settle(live.layers)
             live.backward = True
             loss.backward()
-        if hook is not None:
-            hook.remove()
-        return Trace(live.stream(), bool(used))
+        return live.stream()
 
     def few(self, model: Model, hidden: Tensor, batch: Batch) -> Tensor:
         """The loss of the vocabulary, with the hidden states of all targets but few chunks of logits."""

@@ -11,9 +11,9 @@ import torch
 from stemma.declare.family import Text
 from stemma.objectives import Batch
 from stemma.planning.live import with_values
-from stemma.train.assemble import objective_of
 from stemma.train.config import Plan
 from stemma.train.plans import suitable
+from stemma.train.source import objective_of
 
 ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
 EXAMPLES = 16  # of which shapes are read
@@ -94,14 +94,17 @@ class Example:
         self.objective = objective_of(plan, words)
         stream = self.objective.examples(texts(plan, words))
         made = [example for example, _ in itertools.islice(stream, EXAMPLES)]
-        self.made = sorted(made, key=self._order)
+        self.made = self._sorted(made)
         self.many, self.twice = self.objective.collate(self.made), self.objective.collate(self.made * 2)
         self.rows = len(made) * self.objective.rows
 
-    def _order(self, example: dict[str, Any]) -> tuple[int, ...]:
-        """Rows of a kind together, so that few rows are of one, and the fullest first."""
-        kinds = [int(value) for value in example.values() if np.ndim(value) == 0]
-        return *kinds, -sum(tensor.numel() for tensor in self.objective.collate([example]).values())
+    def _sorted(self, made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of a kind together, so that few rows are of one kind; the fullest rows, and their kind, first."""
+        kinds = [tuple(int(value) for value in one.values() if np.ndim(value) == 0) for one in made]
+        sizes = [sum(tensor.numel() for tensor in self.objective.collate([one]).values()) for one in made]
+        most = {kind: max(n for n, k in zip(sizes, kinds, strict=True) if k == kind) for kind in kinds}
+        order = sorted(range(len(made)), key=lambda i: (-most[kinds[i]], kinds[i], -sizes[i]))
+        return [made[i] for i in order]
 
     def batch(self, rows: int) -> Batch:
         """A batch of so many rows: any number up to `rows`, or a multiple of it."""

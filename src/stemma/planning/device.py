@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.fx.experimental.symbolic_shapes  # which the kernels import; not while a stand-in is there
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -64,6 +65,21 @@ def uncompiled() -> Iterator[None]:
             del sys.modules[name]
         for function in marked:
             vars(function).pop("__dynamo_disable", None)
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Let `torch.autocast("meta", ...)` do nothing: torch knows no such autocast, and `Halves` stands for it."""
+    real = torch.autocast
+
+    def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        return contextlib.nullcontext() if device_type == "meta" else real(device_type, *args, **kwargs)
+
+    torch.autocast = autocast  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        torch.autocast = real  # type: ignore[misc]
 
 
 class Halves(TorchFunctionMode):

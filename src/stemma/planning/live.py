@@ -59,6 +59,7 @@ class Live(TorchDispatchMode):
         self.more = self.more_grads = 0  # of layers that are not run
         self.phase = 0
         self._known: dict[int, Any] = {}
+        self._made: dict[Any, list[Any]] = {}
         self._held: list[int] = []
         self._grads: list[int] = []
         self._phase: list[int] = []
@@ -76,11 +77,33 @@ class Live(TorchDispatchMode):
         elif func is ADD and self.backward and in_place(*args):
             return args[0]
         else:
-            out = func(*args, **kwargs)
+            out = self.run(func, args, kwargs)
         for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self.see(leaf)
         return out
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operation. One that makes new tensors runs once for each kind of inputs: torch's kernels for the meta
+        device are Python, which takes ten times as long as to make tensors of known shapes."""
+        if not fresh(func):
+            return func(*args, **kwargs)
+        try:
+            made = self._made.get(key := (func, _kind(args), _kind(tuple(kwargs.items()))))
+        except TypeError:  # an argument without a hash
+            return func(*args, **kwargs)
+        if made is not None:
+            found = [torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype in made]
+            return found[0] if len(func._schema.returns) == 1 else tuple(found)
+        out = func(*args, **kwargs)
+        outs = out if isinstance(out, tuple) else (out,)
+        if all(isinstance(one, Tensor) and self.new(one) for one in outs):  # `_unsafe_view` says so and is a view
+            self._made[key] = [(one.shape, one.stride(), one.dtype) for one in outs]
+        return out
+
+    def new(self, tensor: Tensor) -> bool:
+        """Whether a tensor's storage was not there before."""
+        return tensor.device.type == "meta" and id(tensor.untyped_storage()) not in self._known
 
     def see(self, tensor: Tensor) -> None:
         """Count a tensor's storage until it is gone."""
@@ -224,6 +247,22 @@ def watched(live: Live, weights: Sequence[tuple[nn.Parameter, Layers | None]]) -
             hook.remove()
         for p, _ in weights:
             p.grad = None
+
+
+@functools.cache
+def fresh(func: Any) -> bool:
+    """Whether an operation returns new tensors only, no view and no argument."""
+    returns = func._schema.returns
+    return bool(returns) and all(str(r.type) == "Tensor" and r.alias_info is None for r in returns)
+
+
+def _kind(args: Any) -> Any:
+    """What the shapes of an operation's results depend on."""
+    if isinstance(args, Tensor):
+        return args.shape, args.stride(), args.dtype
+    if isinstance(args, (tuple, list)):
+        return tuple(map(_kind, args))
+    return type(args), args
 
 
 def with_values(values: Tensor) -> Tensor:

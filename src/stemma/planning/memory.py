@@ -35,9 +35,10 @@ class Memory:
     def peak(self, rows: int, shards: int = 1, accumulated: bool = False) -> float:
         """Bytes with micro-batches of `rows`, where a gradient is shared by `shards` devices; `accumulated`: of several
         micro-batches."""
+        rows = max(rows, self.example.objective.rows)
         low, high = self.range(rows)
         while rows not in (low, high) and not self.alike(low, high):
-            middle = self.grid((low + high) // 2)
+            middle = self.grid(math.isqrt(low * high))
             if middle == low:
                 break
             guess = self.between(low, high, middle, shards, accumulated)
@@ -51,10 +52,15 @@ class Memory:
     def range(self, rows: int) -> tuple[int, int]:
         """Two numbers of rows to trace for the bytes of `rows`, whose losses have as many chunks where there are such;
         else those next to it."""
-        chunks = min(CHUNKS, math.ceil(self.chunks * rows))
-        low = self.grid(math.floor((chunks - 1) / self.chunks) + 1, up=True) if chunks > 1 else self.grid(1, up=True)
-        high = self.grid(max(16 * low, 1 << (rows - 1).bit_length()))
-        if 0 < chunks < CHUNKS:
+        if rows <= (one := self.grid(1)):
+            return one, one
+        chunks = min(CHUNKS + 1, math.ceil(self.chunks * rows))
+        if chunks > 1:
+            low = self.grid(math.floor((chunks - 1) / self.chunks) + 1, up=True)
+            high = self.grid(2 * low)
+        else:
+            low, high = 2 * one, self.grid(32 * one)  # one row is no sum over rows
+        if 0 < chunks <= CHUNKS:
             high = min(high, self.grid(math.floor(chunks / self.chunks)))
         return (low, high) if low < high else (self.grid(rows), self.grid(rows, up=True))
 

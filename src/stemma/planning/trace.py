@@ -21,7 +21,7 @@ from stemma.nn.model import Model
 from stemma.nn.parts import Arch, Cycle, Dims
 from stemma.objectives import Batch, Objective
 from stemma.objectives.vocabulary import LOGITS
-from stemma.planning.device import Halves, build, prepare, uncompiled
+from stemma.planning.device import Halves, build, prepare, uncompiled, without_autocast
 from stemma.planning.live import Bytestream, Layers, Live, watched
 from stemma.train.config import Net
 
@@ -181,7 +181,7 @@ class Step:
         whole = settings.patch(meta_nonzero_assume_all_nonzero=True)  # no token of a row is padding
         half = Halves() if self.how.half else contextlib.nullcontext()
         weights = [(p, owners.get(key)) for key, p in learned.items()]
-        with uncompiled(), watched(live, weights), live, whole, half:
+        with uncompiled(), without_autocast(), watched(live, weights), live, whole, half:
             self.objective.token_loss = self.few  # type: ignore[method-assign]
             loss = self.objective.loss(self.networks.model, batch, self.networks.beside).total()
             del self.objective.token_loss

@@ -89,17 +89,10 @@ KNOWN_LONG_FUNCTIONS = {
     # planning
     "planning.rows:rows",
 }
-KNOWN_UP = {
-    # declare
-    ("declare.family", "families"),
-}
+KNOWN_UP: set[Any] = set()
 KNOWN_CIRCLES = {
-    # declare
-    ("declare.family", "families"),
     # decoding
     ("decoding.blanks", "decoding.masks", "decoding.session", "decoding.streams"),
-    # objectives
-    ("objectives.base", "objectives.languages"),
 }
 
 

@@ -35,6 +35,7 @@ ORDER = (
     "objectives",
     "decoding",
     "parallel",
+    "runs",
     "train",
     "planning",
     "report",

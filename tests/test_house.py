@@ -72,9 +72,6 @@ KNOWN_LONG_FILES = {
     # planning
     "planning.network",
     "planning.steps",
-    # train
-    "train.loop",
-    "train.run",
 }
 KNOWN_LONG_FUNCTIONS = {
     # cli
@@ -93,10 +90,6 @@ KNOWN_LONG_FUNCTIONS = {
     "nn.model:Model.forward",
     # planning
     "planning.rows:rows",
-    # train
-    "train.evaluation:evaluate",
-    # train.run
-    "train.run:pretrain",
 }
 KNOWN_UP = {
     # declare

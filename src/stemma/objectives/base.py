@@ -130,6 +130,7 @@ class Objective(ABC):
     main: str = "token"  # the part whose nats are reported as the model's quality
     whole: bool = False  # whether its targets are the whole text, so that bits a byte of text mean something
     rows: int = 1  # rows of tokens in an example
+    counts_after_forward: bool = False  # whether only the forward pass tells how many targets a batch has
     reads_attention: bool = False  # whether its loss looks into the attention of the last layer
     streamed: bool = False  # whether its rows can be windows of the streams of `spans`, of one language each
     structures: tuple[str, ...] = ("encoder", "decoder", "encoder-decoder")  # of the networks it can train

@@ -21,8 +21,8 @@ from stemma.declare.objectives import Objective
 from stemma.declare.recipes import Recipe
 from stemma.errors import UsageError
 from stemma.nn.parts import Arch, Dims
+from stemma.runs.spikes import Spikes
 from stemma.spec import Spec, at_least, interval, not_negative, require
-from stemma.train.spikes import Spikes
 
 _UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _POWERS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}

@@ -67,8 +67,6 @@ def test_the_question_is_noticed(code: str) -> None:
 KNOWN_LONG_FILES = {
     # nn
     "nn.model",
-    # pictures
-    "pictures.block",
     # planning
     "planning.network",
     "planning.steps",
@@ -76,14 +74,10 @@ KNOWN_LONG_FILES = {
 KNOWN_LONG_FUNCTIONS = {
     # cli
     "cli.lookup:show",
-    # cli.models
-    "cli.models:generate",
     # cli.planning
     "cli.planning:plan",
     # cli.training
     "cli.training:pretrain",
-    # decoding
-    "decoding.continuing:generate",
     # formats
     "formats.fairseq:_design",
     # nn
@@ -98,14 +92,8 @@ KNOWN_UP = {
 KNOWN_CIRCLES = {
     # declare
     ("declare.family", "families"),
-    # decoding
-    ("decoding.blanks", "decoding.masks", "decoding.session", "decoding.streams"),
     # objectives
     ("objectives.base", "objectives.languages"),
-    # pictures
-    ("pictures", "pictures.diff", "pictures.tree"),
-    # report
-    ("report", "report.html", "report.kinship", "report.page"),
 }
 
 

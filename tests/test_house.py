@@ -74,14 +74,10 @@ KNOWN_LONG_FILES = {
 KNOWN_LONG_FUNCTIONS = {
     # cli
     "cli.lookup:show",
-    # cli.models
-    "cli.models:generate",
     # cli.planning
     "cli.planning:plan",
     # cli.training
     "cli.training:pretrain",
-    # decoding
-    "decoding.continuing:generate",
     # formats
     "formats.fairseq:_design",
     # nn
@@ -90,10 +86,7 @@ KNOWN_LONG_FUNCTIONS = {
     "planning.rows:rows",
 }
 KNOWN_UP: set[Any] = set()
-KNOWN_CIRCLES = {
-    # decoding
-    ("decoding.blanks", "decoding.masks", "decoding.session", "decoding.streams"),
-}
+KNOWN_CIRCLES: set[Any] = set()
 
 
 def only(found: Iterable[Any], known: set[Any], rule: str) -> None:

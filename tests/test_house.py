@@ -72,8 +72,6 @@ KNOWN_LONG_FILES = {
     "planning.steps",
 }
 KNOWN_LONG_FUNCTIONS = {
-    # cli
-    "cli.lookup:show",
     # cli.planning
     "cli.planning:plan",
     # cli.training

@@ -284,12 +284,10 @@ def _values(out: Console, family: Family, source: Family | Design) -> None:
         out.print()
         out.print(Text(TITLES[part], style="bold") + Text(f"  {type(value).__name__}", style="dim"))
         for path, leaf in leaves(value):
-            full = f"{part}.{path}"
-            came = _origin(family, source, full)
-            own = came in (family.name, "this size")
+            came = _origin(family, source, f"{part}.{path}")
             row = Text(f"  {path:<22} ", style="dim")
-            row.append(f"{came:<{wide}} ", style="bold" if own else "dim")
-            out.print(hanging(out, row, value_text(leaf, full)))
+            row.append(f"{came:<{wide}} ", style="bold" if came in (family.name, "this size") else "dim")
+            out.print(hanging(out, row, value_text(leaf, f"{part}.{path}")))
 
 
 def _size(out: Console, family: Family, design: Design) -> None:

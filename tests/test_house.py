@@ -78,8 +78,6 @@ KNOWN_LONG_FUNCTIONS = {
     "cli.planning:plan",
     # cli.training
     "cli.training:pretrain",
-    # formats
-    "formats.fairseq:_design",
     # nn
     "nn.model:Model.forward",
     # planning

@@ -68,10 +68,9 @@ TASK = re.compile(r"classification_heads\.([^.]+)\.out_proj\.weight")
 
 @dataclass(frozen=True)
 class Kind:
-    """One of fairseq's models: its family, the names table, the name of its (first) embeddings, and the names of the
-    architectures that its options go by, smallest first. `unused`: rows of a position table that no token has;
-    `scales`: its options say whether embeddings are scaled; `bare`: a tensor without which a file has no head;
-    `embed_norm`: what its norm of the embeddings is called."""
+    """One of fairseq's models. `arch`: the names of its architectures, smallest first; `tokens`: its embeddings;
+    `unused`: rows of the position table that no token uses; `scales`: options say whether embeddings are scaled;
+    `bare`: a tensor that only a file with a head has; `embed_norm`: the name of the embeddings' norm."""
 
     family: str
     rows: Callable[[Design, str | None], Iterator[Row]]
@@ -410,14 +409,14 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
 
 
 def _repeated(r: Row, design: Design) -> list[str]:
-    """The names under which fairseq holds a tensor once more."""
+    """The other names under which fairseq stores the same tensor."""
     if design.arch.structure == "encoder-decoder":
         return [a for a in r.aliases if a == "decoder.embed_tokens.weight" or design.arch.heads.lm is not None]
     return list(r.aliases) if design.arch.heads.lm is not None else []
 
 
 def _check(design: Design, kind: Kind, model: Model) -> None:
-    """Raises UsageError if a design is not one that the layout would be read as."""
+    """Raises UsageError if the layout cannot express a design."""
     head = design.arch.heads.lm
     if head is not None and (not head.tied or (isinstance(head, LMHead) and head.bias)):
         raise UsageError("fairseq's layout has no name for a head with a matrix or a bias of its own")

@@ -30,9 +30,8 @@ def load_checkpoint(path: Path) -> Model:
     plan, _ = read_plan(run)
     tokenizer = tokenizer_of(run)
     weights, slots, state = checkpoint.load(path)
-    if not (frozen := state.get("frozen")):
-        plan = replace(plan, train=replace(plan.train, start=""))  # weights that are replaced need not be read
-    model, learning = model_of(plan, tokenizer), tuple(net for net in plan.nets if net.learns)
+    frozen = state.get("frozen")
+    model, learning = model_of(plan, tokenizer, started=bool(frozen)), tuple(net for net in plan.nets if net.learns)
     objective, nets = objective_of(plan, tokenizer), nets_of(replace(plan, nets=learning), tokenizer)
     if nets:
         objective.tie(model, nets)

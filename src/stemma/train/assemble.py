@@ -17,6 +17,7 @@ from stemma.objectives import Objective, Setting
 from stemma.objectives import objective as runnable
 from stemma.objectives.languages import UNKNOWN
 from stemma.parallel import World
+from stemma.rewrites.engine import apply
 from stemma.train import start
 from stemma.train.config import Net, Plan
 from stemma.train.learners import fingerprint
@@ -97,10 +98,12 @@ def with_steps(plan: Plan, steps: int, fixed_warmup: bool) -> Plan:
 
 
 def model_of(plan: Plan, tokenizer: Any, started: bool = True) -> Model:
-    """A fresh model, initialised from the plan's seed; if `started`, with the weights that the plan begins from."""
+    """A fresh model, initialised from the plan's seed; if `started`, with the weights that the plan begins from;
+    rewritten as the plan says."""
     model = Model(plan.arch, plan.dims).initialise(plan.seed)
     if plan.train.start and started:
         start.fill(model, plan.train.start)
+    apply(model, plan.rewrites, plan.seed)
     return formats.attach(model, design_of(plan), families.family(plan.name), tokenizer)
 
 

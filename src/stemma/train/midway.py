@@ -35,7 +35,7 @@ def load_checkpoint(path: Path) -> Model:
     objective, nets = objective_of(plan, tokenizer), nets_of(replace(plan, nets=learning), tokenizer)
     if nets:
         objective.tie(model, nets)
-    own = Learners(model, nets).tensors()
+    own = Learners(model, nets).tensors(frozen=True)
     kept = {name: own.pop(name) for name in frozen["names"] if name in own} if frozen else {}
     if odd := sorted(own.keys() ^ (weights.keys() - kept.keys())):
         raise CheckpointError(f"the checkpoint {path} does not fit this model: {odd[0]} is in one of them only")

@@ -349,7 +349,7 @@ def test_packed_documents_do_not_see_each_other() -> None:
     def told(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         from stemma.objectives.rtd import first
 
-        hidden = model.state(**goal.masking.inputs(model, batch)).hidden
+        hidden = model.encode(goal.masking.inputs(model, batch))
         assert model.detect is not None
         return model.detect(hidden, first(batch))
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from stemma.decoding.session import Session, pad
 from stemma.errors import UsageError
 from stemma.nn.cache import Cache
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
 from stemma.nn.parts import Open
 
@@ -46,9 +47,8 @@ class MaskSession(Session):
 
     def read(self, ids: Tensor, real: Tensor | None, places: Tensor, segments: Tensor | None, at: Tensor) -> Tensor:
         """Take in tokens (B T) at their places, of which that `at` (B) is the mask token: B V."""
-        hidden = self.model.encode(
-            ids, real, segments, places, attention="prefix", prefix=self.source, cache=self.cache
-        )
+        inputs = Inputs(ids, real, segments, places, attention="prefix", prefix=self.source, cache=self.cache)
+        hidden = self.model.encode(inputs)
         self.cache.forget(self.lengths[:, None])
         self.logits = self._head(hidden[torch.arange(len(ids), device=self.device), at])
         return self.logits

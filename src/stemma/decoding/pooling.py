@@ -14,6 +14,7 @@ from torch import Tensor
 from stemma.decoding import evaluating
 from stemma.decoding.session import check_model, language_of, pad, spoken
 from stemma.errors import CheckpointError, UsageError, did_you_mean
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
 
 Pool = Literal["mean", "first", "last", "max", "pooler"]
@@ -67,7 +68,7 @@ def _vectors(model: Model, rows: Sequence[Sequence[int]], pool: str, language: i
     ids = ids.masked_fill(~real, filler or 0)
     mask = None if bool(real.all()) else real.long()
     read = model.decode if model.encoder is None else model.encode
-    hidden = read(ids, mask, langs=spoken(ids, language))
+    hidden = read(Inputs(ids, mask, langs=spoken(ids, language)))
     if pool == "pooler":
         return model.pooled(hidden, ids, mask).float()
     hidden = hidden.float()

@@ -16,6 +16,7 @@ from stemma.decoding.habits import start_token
 from stemma.decoding.layout import for_decoding
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.nn.cache import Cache
+from stemma.nn.inputs import Inputs
 from stemma.nn.memory import MemoryCache, in_windows
 from stemma.nn.model import Model
 from stemma.nn.parts import Memory, Open, Prefix
@@ -43,23 +44,21 @@ class Session:
         layers = model.dims.depth if self.encoded else model.dims.layers
         self.cache = Cache(model.arch, layers, len(texts), longest + room, even)
         ids, real = pad(texts, self.device)
-        memory = memory_real = None
-        if self.encoded:
-            source, memory_real = pad(prompts, self.device)
-            memory_real = None if bool(memory_real.all()) else memory_real
-            memory = model.encode(source, memory_real)
         positions, prefix = self._place(texts)
-        hidden = model.decode(
+        inputs = Inputs(
             ids,
             None if even else real,
-            positions,
+            position_ids=positions,
+            langs=spoken(ids, language),
             order=torch.arange(longest, device=self.device).expand(len(texts), -1),
             prefix=prefix,
-            memory=memory,
-            memory_mask=memory_real,
             cache=self.cache,
-            langs=spoken(ids, language),
         )
+        if self.encoded:
+            source, source_real = pad(prompts, self.device)
+            inputs.encoder_mask = None if bool(source_real.all()) else source_real
+            inputs.encoder_hidden = model.encode(Inputs(source, inputs.encoder_mask))
+        hidden = model.decode(inputs)
         self.logits = self._head(hidden[torch.arange(len(texts), device=self.device), self.lengths - 1])
 
     def prepare(
@@ -84,7 +83,7 @@ class Session:
         """Read one more token a row (B); returns the logits of the next (B V)."""
         ids, order = tokens[:, None], self.lengths[:, None]
         langs = spoken(ids, self.language)
-        hidden = self.model.decode(ids, None, self._next(), order=order, cache=self.cache, langs=langs)
+        hidden = self.model.decode(Inputs(ids, position_ids=self._next(), langs=langs, order=order, cache=self.cache))
         self.lengths = self.lengths + 1
         self.logits = self._head(hidden[:, 0])
         return self.logits
@@ -138,8 +137,8 @@ class Session:
 
 
 class Rereading(Session):
-    """Of a model in which a token more changes what all before it are told of their place (`Position.whole`): nothing
-    that was computed can be kept, and every step reads the whole text again."""
+    """Of a model whose positions depend on the text's length (`Position.length_dependent`): nothing can be cached, and
+    every step reads the whole text again."""
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
         self.prepare(model, prompts, room)
@@ -160,7 +159,8 @@ class Rereading(Session):
         ids, real = pad(self.texts, self.device)
         order = torch.arange(ids.shape[1], device=self.device)[None]
         last = real.sum(1, keepdim=True) - 1
-        hidden = self.model.decode(ids, real, order.minimum(last), order=order.expand(len(ids), -1))
+        inputs = Inputs(ids, real, position_ids=order.minimum(last), order=order.expand(len(ids), -1))
+        hidden = self.model.decode(inputs)
         return self._head(hidden[torch.arange(len(ids), device=self.device), last[:, 0]])
 
 
@@ -242,7 +242,7 @@ def begin(
         return Remembering(model, prompts, room)
     longest = max((len(p) for p in prompts), default=0)
     assert model.decoder is not None
-    if model.decoder.position.whole and longest + room > model.dims.context:
+    if model.decoder.position.length_dependent and longest + room > model.dims.context:
         return Rereading(model, prompts, room)
     return Session(model, prompts, room, language, start)
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from stemma.decoding.session import Session, pad
 from stemma.nn.cache import Cache
+from stemma.nn.inputs import Inputs, StreamInputs
 from stemma.nn.model import Model
 from stemma.nn.parts import Prefix
-from stemma.nn.streams import Request
 
 
 class QuerySession(Session):
@@ -44,7 +44,7 @@ class QuerySession(Session):
 
     def read(self, ids: Tensor, real: Tensor | None, places: Tensor) -> Tensor:
         """Take in tokens (B T) at their places and ask for the one after the last: B V."""
-        request = Request(places=self.lengths[:, None])
-        hidden = self.model.encode(ids, real, position_ids=places, cache=self.cache, request=request)
+        streams = StreamInputs(places=self.lengths[:, None])
+        hidden = self.model.encode(Inputs(ids, real, position_ids=places, cache=self.cache, streams=streams))
         self.logits = self._head(hidden[:, 0])
         return self.logits

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from stemma.nn import parts
-from stemma.nn.attention import Turn
-from stemma.nn.masks import Facts, Visible, layer_mask, visible
+from stemma.nn.attention import Rotate
+from stemma.nn.masks import AttnMask, MaskInputs, build_mask, layer_mask
 
 Kind = tuple[int, parts.LayerMask]  # slots, mask
 EMPTY = 2**40  # position of a slot that holds nothing: after every query, so that no causal mask sees it
@@ -61,7 +61,7 @@ class Cache:
         """The step's plan for one layer."""
         return self.plans[self.kinds[layer]]
 
-    def write(self, layer: int, k: Tensor, v: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
+    def write(self, layer: int, k: Tensor, v: Tensor, turn: Rotate | None) -> tuple[Tensor, Tensor]:
         """Keep new keys and values (B H T D) of `layer`; returns all that its plan's mask speaks of, keys turned."""
         if turn is not None:
             k = turn(k)
@@ -112,8 +112,8 @@ class Plan:
             self.read = slice(0, min(end, size))
             self.qpos, self.kpos = qpos[None], held[:1, self.read]
             newest = length == 1  # one token sees all that is kept
-            facts = Facts(self.qpos, self.kpos, plain=start == 0, prefix=cache.prefix, chosen=cache.chosen)
-            self.visible = Visible() if newest else visible(mask, facts)
+            facts = MaskInputs(self.qpos, self.kpos, is_arange=start == 0, prefix=cache.prefix, chosen=cache.chosen)
+            self.attn_mask = AttnMask() if newest else build_mask(mask, facts)
             return
         self.qpos = pos = pos.expand(cache.rows, -1)
         keep = torch.ones_like(pos, dtype=torch.bool) if real is None else real
@@ -125,12 +125,12 @@ class Plan:
         self.kpos = (
             torch.cat([held[:, :size], torch.where(keep, pos, EMPTY)], 1) if self.chunk else cache.held[kind][:, :size]
         )
-        facts = Facts(pos, self.kpos, plain=False, prefix=cache.prefix, chosen=cache.chosen)
-        seen = visible(mask, facts).mask
+        facts = MaskInputs(pos, self.kpos, is_arange=False, prefix=cache.prefix, chosen=cache.chosen)
+        seen = build_mask(mask, facts).mask
         assert seen is not None
         if real is not None:  # padding sees the first slot, so that its row is defined
             seen[:, 0, :, 0] |= ~real
-        self.visible = Visible(mask=seen)
+        self.attn_mask = AttnMask(mask=seen)
 
     def write(self, buffer: Tensor, new: Tensor) -> Tensor:
         """Put `new` (B H T D) into the buffer; returns the keys or values at `kpos`."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from stemma.nn import parts
-from stemma.nn.attention import Turn
+from stemma.nn.attention import Rotate
 from stemma.nn.cache import Cache
-from stemma.nn.masks import Visible, layer_mask
+from stemma.nn.masks import AttnMask, layer_mask
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -56,18 +56,18 @@ class MemoryCache(Cache):
         if self.remembered:
             for (_, mask), plan in self.plans.items():
                 if isinstance(mask, parts.Recall):
-                    plan.visible = self.with_memory(plan.visible, pos.shape[-1], pos.device)
+                    plan.attn_mask = self.with_memory(plan.attn_mask, pos.shape[-1], pos.device)
 
-    def with_memory(self, seen: Visible, length: int, device: torch.device) -> Visible:
+    def with_memory(self, seen: AttnMask, length: int, device: torch.device) -> AttnMask:
         """What a window leaves to be seen, and before it all of the memory."""
         mask = seen.mask
         if seen.causal:
             mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
         if mask is None:
             return seen
-        return Visible(mask=torch.nn.functional.pad(mask, (self.remembered, 0), value=True))
+        return AttnMask(mask=torch.nn.functional.pad(mask, (self.remembered, 0), value=True))
 
-    def write(self, layer: int, k: Tensor, v: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
+    def write(self, layer: int, k: Tensor, v: Tensor, turn: Rotate | None) -> tuple[Tensor, Tensor]:
         if layer in self.unturned:
             self.unturned[layer].append(k)
         keys, values = super().write(layer, k, v, turn)

@@ -16,6 +16,7 @@ from stemma.declare import objectives as declared
 from stemma.declare.family import BLANK_NAMES as NAMES
 from stemma.declare.family import Text
 from stemma.errors import UsageError
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Prefix
 from stemma.objectives.base import (
@@ -285,12 +286,13 @@ class BlankInfilling(Objective):
         return batch
 
     def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
-        hidden = model.decode(
+        inputs = Inputs(
             batch["input_ids"],
             position_ids=self.positions(model, batch),
             documents=batch.get("documents"),
             prefix=batch["prefix"] if isinstance(model.arch.mask, Prefix) else None,
         )
+        hidden = model.decode(inputs)
         return Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
 
     @staticmethod

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from stemma.declare import objectives as declared
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives.base import (
     ALONE,
@@ -91,10 +92,11 @@ class NextToken(Objective):
         return batch
 
     def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
-        hidden = model.decode(
+        inputs = Inputs(
             batch["input_ids"],
             position_ids=layout(model, batch),
             documents=batch.get("documents"),
             langs=batch.get("langs"),
         )
+        hidden = model.decode(inputs)
         return Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))

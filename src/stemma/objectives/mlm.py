@@ -10,6 +10,7 @@ import numpy as np
 
 from stemma.data import random as draw
 from stemma.declare import objectives as declared
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch
 from stemma.objectives.base import (
@@ -119,18 +120,18 @@ class Masked(Objective):
         return batch
 
     def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
-        state = model.state(**self.inputs(model, batch))
+        state = model.state(self.inputs(model, batch))
         return Loss({self.main: self.token_loss(model, model.read(state), batch)}, self.counts(batch))
 
-    def inputs(self, model: Model, batch: Batch) -> dict[str, Any]:
+    def inputs(self, model: Model, batch: Batch) -> Inputs:
         """What `model` reads of a batch."""
-        return {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch.get("attention_mask"),
-            "position_ids": layout(model, batch),
-            "documents": batch.get("documents"),
-            "langs": batch.get("langs"),
-        }
+        return Inputs(
+            batch["input_ids"],
+            batch.get("attention_mask"),
+            position_ids=layout(model, batch),
+            documents=batch.get("documents"),
+            langs=batch.get("langs"),
+        )
 
 
 def replace(objective: Any, inputs: Ints, labels: Ints, choice: Choice, rng: np.random.Generator, pool: Ints) -> None:

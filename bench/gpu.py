@@ -31,7 +31,7 @@ from training.rows import Rows, Shape
 from stemma.nn.model import Model
 from stemma.nn.parts import Dims
 from stemma.train import Loop, meter, resolve
-from stemma.train.run import with_steps
+from stemma.train.assemble import with_steps
 
 BILLION = Dims(2048, 20, 32, 5632, 32_000, 2048)
 SMALL = Dims(256, 4, 8, 688, 8192, 128)

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 from stemma.parallel import World, mesh, shard
-from stemma.train import checkpoint
-from stemma.train import run as runs
+from stemma.runs import checkpoint
+from stemma.runs.spikes import Spikes
+from stemma.train import assemble, prepare, pretrain
 from stemma.train.loop import Loop
-from stemma.train.spikes import Spikes
 
 
 def gradients(loop: Any) -> dict[str, torch.Tensor]:
     """The gradient of the next step in full, by name; the loop is as before."""
     cursor = loop.cursor
-    loop.gradient(loop.batches())
+    loop.gradient(loop.batches()[0])
     found = {}
     for name, p in loop.learners.named():
         if p.grad is not None:
@@ -36,16 +36,16 @@ def gradients(loop: Any) -> dict[str, torch.Tensor]:
 def case(run: Path, text: str, out: Path, other: Path | None) -> dict[str, Any]:
     """What a mesh makes of a run: the first gradient, losses, and the same from the run's own middle and from that of
     an `other` mesh."""
-    plan, tokenizer, store = runs.reopen(run)
+    plan, tokenizer, store = prepare.reopen(run)
     train, _ = store.split(plan.train.val_fraction, plan.seed)
     world = World(mesh(text), "cpu")
 
     def gone_on(place: Path) -> list[dict[str, Any]]:
-        loop = runs.loop_of(plan, tokenizer, train, world)
+        loop = assemble.loop_of(plan, tokenizer, train, world)
         loop.restore(place)
         return [loop.advance() for _ in range(loop.steps - loop.step)]
 
-    loop = runs.loop_of(plan, tokenizer, train, world)
+    loop = assemble.loop_of(plan, tokenizer, train, world)
     first = gradients(loop)
     records = [loop.advance() for _ in range(plan.recipe.steps // 2)]
     loop.save(out)
@@ -82,7 +82,7 @@ def spiky(data: str, out: str, mesh: str | None, overrides: dict[str, Any]) -> N
     spikes = Spikes(window=8, patience=2, back=4, skip=3, above=8.0)
     edits, budget = overrides | {"train.spikes": spikes}, "14 steps"
     with leap(10):
-        runs.pretrain("llama", data=data, out=out, budget=budget, overrides=edits, quiet=True, mesh=mesh)
+        pretrain("llama", data=data, out=out, budget=budget, overrides=edits, quiet=True, mesh=mesh)
 
 
 def main(job: str) -> None:

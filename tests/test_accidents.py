@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from commands import Ended, starter
-from stemma.train import checkpoint, read_metrics
+from stemma.runs import checkpoint
+from stemma.train import read_metrics
 from test_kills import SMALL, sets
 from test_train import words
 

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from letters import Broken, Letters, Mortal, contents
 from stemma import disk
 from stemma.data import Document, Source, Store, read, shards, shared, sources, stamps
+from stemma.data.heldout import pieces
 from stemma.data.progress import Meter, span
-from stemma.data.store import pieces
 from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, UsageError
 
 HERE = Path(__file__).parent

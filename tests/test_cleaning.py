@@ -16,8 +16,9 @@ import pytest
 from click.testing import CliRunner
 
 from stemma.cli import root
-from stemma.data import Document, cleaned, cleaning, read, sources, survey
-from stemma.data.cleaning import C4, Exact, Gopher, Near, Repetition, Script, Tally, clean, parse
+from stemma.data import Document, cleaned, cleaning, duplicates, read, rules, sources, survey
+from stemma.data.cleaning import Tally, clean
+from stemma.data.steps import C4, Exact, Gopher, Near, Repetition, Script, label, parse
 from stemma.errors import DataError, ResourceError, StemmaError, UsageError
 
 PROSE = (
@@ -36,7 +37,7 @@ def said(kind: type[StemmaError], call: Any, *args: Any) -> str:
 
 def why(step: Any, text: str) -> str:
     """Why a rule leaves a text out; "" if it does not."""
-    kept, reason = cleaning.rule(step)(text)
+    kept, reason = rules.rule(step)(text)
     assert (kept is None) == bool(reason)
     return reason
 
@@ -58,7 +59,7 @@ def varied(words: int, seed: int = 0) -> str:
 def test_lists_of_steps() -> None:
     assert parse("exact, near(threshold=0.7),Gopher(min_words=20)") == (Exact(), Near(0.7), Gopher(min_words=20))
     assert parse("dedup") == (Exact(), Near())
-    assert [cleaning.label(s) for s in parse("exact,near(threshold=0.7)")] == ["exact", "near(threshold=0.7)"]
+    assert [label(s) for s in parse("exact,near(threshold=0.7)")] == ["exact", "near(threshold=0.7)"]
     assert "did you mean 'gopher'" in said(UsageError, parse, "gofer")
     assert "has no field 'treshold'" in said(UsageError, parse, "near(treshold=0.7)")
     assert "near.threshold is 1.5" in said(UsageError, parse, "near(threshold=1.5)")
@@ -91,7 +92,7 @@ def test_near_duplicates_follow_the_jaccard_index() -> None:
     estimates = []
     for n in (5, 50, 100, 200):
         other = " ".join([*base[: len(base) - n], *varied(n, 9).split()[:n]])
-        a, b = (memoryview(cleaning.key(Near(permutations=512))(t)).cast("I") for t in (text, other))
+        a, b = (memoryview(duplicates.key(Near(permutations=512))(t)).cast("I") for t in (text, other))
         estimates.append((sum(x == y for x, y in zip(a, b, strict=True)) / 512, jaccard(text, other)))
     assert all(abs(found - true) < 5 * (true * (1 - true) / 512) ** 0.5 for found, true in estimates)
     assert keep("near", "one two", "one two", "one three") == ["one two", "one three"]
@@ -100,8 +101,8 @@ def test_near_duplicates_follow_the_jaccard_index() -> None:
 def test_signatures_never_change() -> None:
     """Golden: another version of datasketch that hashed otherwise would change every cleaned text."""
     pytest.importorskip("datasketch")
-    got = cleaning.key(Near(permutations=16))(PROSE)
-    code = "from stemma.data import cleaning; import sys; sys.stdout.write(cleaning.key(cleaning.Near(permutations=16))(sys.argv[1]).hex())"
+    got = duplicates.key(Near(permutations=16))(PROSE)
+    code = "from stemma.data import duplicates, steps; import sys; sys.stdout.write(duplicates.key(steps.Near(permutations=16))(sys.argv[1]).hex())"
     other = subprocess.run(
         [sys.executable, "-c", code, PROSE],
         capture_output=True,
@@ -192,12 +193,12 @@ def test_shares_of_repeats_are_those_of_datatrove() -> None:
             draw.choice(["a line", "b", "another line", f"line {draw.random()}"]) for _ in range(draw.randint(1, 12))
         ]
         again, characters = oracle.find_duplicates(rows)
-        assert cleaning._repeats(rows) == (again / len(rows), characters)
+        assert rules._repeats(rows) == (again / len(rows), characters)
 
 
 def test_c4_rules_one_by_one() -> None:
     """Raffel et al. 2020, section 2.2."""
-    rule = cleaning.rule(C4())
+    rule = rules.rule(C4())
     three = ["This line is long enough.", "Is this one long enough?", 'He said "it surely is."']
     text, reason = rule(
         "\n".join([*three, "no mark at the end of this line", "Too short.", "It trails off just so..."])
@@ -208,7 +209,7 @@ def test_c4_rules_one_by_one() -> None:
         0
     ] == "\n".join(three)
     assert rule("\n".join([*three, "x = {1}"])) == (None, "a curly bracket")
-    assert cleaning.rule(C4(brackets=False))("\n".join([*three, "x = {1}"]))[0] == "\n".join(three)
+    assert rules.rule(C4(brackets=False))("\n".join([*three, "x = {1}"]))[0] == "\n".join(three)
     assert rule("\n".join([*three, "Lorem Ipsum dolor sit amet."])) == (None, "lorem ipsum")
     assert rule("\n".join(["It was so in 1901.[3] [citation needed]", *three]))[0] == "\n".join(
         ["It was so in 1901.", *three]
@@ -320,7 +321,7 @@ def test_a_run_cleans_its_text(tmp_path: Path) -> None:
     sets = {"clean": "exact", "dims.vocab": "300", "train.context": "32", "recipe.batch": "64"}
     pretrain("gpt2", data=str(folder), out=tmp_path / "run", budget="2 steps", overrides=sets, quiet=True)
     store = Store.open(tmp_path / "run" / "data")
-    texts = {cleaning.normal(store.text(i)) for i in range(len(store))}
+    texts = {duplicates.normal(store.text(i)) for i in range(len(store))}
     assert len(texts) == len(store) < len(list(read(str(folder)).documents()))
 
 
@@ -337,11 +338,13 @@ def as_set(folder: Path) -> list[tuple[str, str]]:
 def test_datatrove_keeps_the_same_documents(tmp_path: Path, tasks: int, steps: str) -> None:
     pytest.importorskip("datatrove")
     pytest.importorskip("datasketch")
+    from stemma.data import cluster
+
     folder = corpus(tmp_path / "in")
     if steps.endswith("c4"):
         (folder / "extra.jsonl").write_text(json.dumps({"text": PROSE.replace(". ", ".\n")}) + "\n")
     alone = cleaned.write(str(folder), tmp_path / "alone", parse(steps))
-    told = cleaned.distribute(str(folder), tmp_path / "many", parse(steps), "local", tasks, {"workers": 1})
+    told = cluster.distribute(str(folder), tmp_path / "many", parse(steps), "local", tasks, {"workers": 1})
     assert told is not None
     assert as_set(tmp_path / "many") == as_set(tmp_path / "alone")
     assert told["report"] == alone["report"] and told["documents"] == alone["documents"]
@@ -364,9 +367,9 @@ def test_datatrove_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(cluster.Stage, "run", run)
     arguments = (str(folder), out, parse("gopher,exact"), "local", 3, {"workers": 1})
     with pytest.raises(DataError, match="stopped in the middle"):
-        cleaned.distribute(*arguments)
-    assert "another plan" in said(UsageError, cleaned.distribute, str(folder), out, parse("exact"), "local", 3, {})
-    cleaned.distribute(*arguments)
+        cluster.distribute(*arguments)
+    assert "another plan" in said(UsageError, cluster.distribute, str(folder), out, parse("exact"), "local", 3, {})
+    cluster.distribute(*arguments)
     assert done.count((0, 0)) == 1 and done.count((1, 1)) == 2
     cleaned.write(str(folder), tmp_path / "alone", parse("gopher,exact"))
     assert as_set(out) == as_set(tmp_path / "alone")
@@ -397,12 +400,14 @@ def test_slurm_jobs_run_as_slurm_would(tmp_path: Path, monkeypatch: pytest.Monke
         (bin_ / name).write_text(body)
         (bin_ / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{bin_}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    from stemma.data import cluster
+
     out = tmp_path / "out"
     options = {"time": "1:00:00", "partition": "cpu", "mail_user": None}
     assert "Slurm asks for a partition" in said(
-        UsageError, cleaned.distribute, str(folder), tmp_path / "no", parse("exact"), "slurm", 2, {"time": "1:00:00"}
+        UsageError, cluster.distribute, str(folder), tmp_path / "no", parse("exact"), "slurm", 2, {"time": "1:00:00"}
     )
-    assert cleaned.distribute(str(folder), out, parse("exact,gopher"), "slurm", 2, options) is None
+    assert cluster.distribute(str(folder), out, parse("exact,gopher"), "slurm", 2, options) is None
     jobs = [
         job for job in (tmp_path / "jobs").read_text().splitlines() if "--export" in job
     ]  # others add up statistics
@@ -414,19 +419,20 @@ def test_slurm_jobs_run_as_slurm_would(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_executors_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datatrove")
+    from stemma.data import cluster
+
     folder = corpus(tmp_path / "in")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "needs ray: pip install ray" in said(
-        ResourceError, cleaned.distribute, str(folder), tmp_path / "a", parse("exact"), "ray", 2, {}
+        ResourceError, cluster.distribute, str(folder), tmp_path / "a", parse("exact"), "ray", 2, {}
     )
     monkeypatch.delitem(sys.modules, "stemma.data.cluster", raising=False)
     import stemma.data
 
     monkeypatch.delattr(stemma.data, "cluster", raising=False)
     monkeypatch.setitem(sys.modules, "datatrove.pipeline.base", None)
-    assert "needs datatrove: pip install 'stemma-lm[cluster]'" in said(
-        ResourceError, cleaned.distribute, str(folder), tmp_path / "b", parse("exact"), "local", 2, {}
-    )
+    with pytest.raises(ResourceError, match=r"needs datatrove: pip install 'stemma-lm\[cluster\]'"):
+        from stemma.data import cluster as again  # noqa: F401
 
 
 # ---------------------------------------------------------------- streams of the datasets library

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stemma import data
-from stemma.data import Document, Store, builtin, random, read, sources, stats
+from stemma.data import Document, Store, builtin, files, random, read, sources, stats
 from stemma.data.encoding import sentences
-from stemma.data.store import pieces, training_texts
+from stemma.data.heldout import pieces, training_texts
 from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, UsageError
 
 
@@ -76,7 +76,7 @@ def test_a_small_file_is_one_document(tmp_path: Path) -> None:
 
 
 def test_a_large_file_is_divided_at_wide_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "LARGE", 10)
+    monkeypatch.setattr(files, "LARGE", 10)
     path = tmp_path / "a.md"
     path.write_text("one\n\nstill one\n\n\ntwo\n\fthree\n \n\t\n\nfour\n")
     assert texts(path) == [
@@ -141,7 +141,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_more_languages_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stemma.data.store.LANGUAGES", 3)
+    monkeypatch.setattr("stemma.data.writer.LANGUAGES", 3)
     rows = [Document(f"text {i}", f"row:{i}", f"http://page/{i}") for i in range(4)]
     told = said(DataError, lambda: Store.build(sources.of(rows, "pages"), Words(), tmp_path / "store"))
     assert "pages names 4 languages, and a text has at most 3: its field `lang` says something else" in told

@@ -19,11 +19,10 @@ import stemma.objectives.vocabulary as vocabulary
 from stemma import data
 from stemma.errors import ResourceError, UsageError
 from stemma.nn.model import Model
-from stemma.train import Diverged, Loop
-from stemma.train import run as runs
+from stemma.runs.spikes import Spikes, spiked
+from stemma.train import Diverged, Loop, assemble, prepare, resolve, resume
 from stemma.train.ahead import Ahead
 from stemma.train.recompute import recompute
-from stemma.train.spikes import Spikes, spiked
 from test_train import SMALL, losses, train
 from tiny import tiny
 
@@ -120,14 +119,14 @@ def test_how_a_step_is_made_does_not_change_it(changes: dict[str, Any], text: Pa
 
 def test_batches_made_ahead_are_resumed_where_they_were_taken(text: Path, tmp_path: Path) -> None:
     train("gpt2", tmp_path / "a", text, 8)
-    plan = runs.resolve("gpt2", data=str(text), budget="8 steps", overrides={**SMALL, "train.ahead": 3})
-    store, tokenizer = runs.prepare(plan, tmp_path / "b", None, True)
-    plan = runs.with_steps(runs.fit_to_tokenizer(plan, tokenizer), 8, False)
+    plan = resolve("gpt2", data=str(text), budget="8 steps", overrides={**SMALL, "train.ahead": 3})
+    store, tokenizer = prepare.prepare(plan, tmp_path / "b", None, True)
+    plan = assemble.with_steps(assemble.fit_to_tokenizer(plan, tokenizer), 8, False)
     view, _ = store.split(plan.train.val_fraction, plan.seed)
-    loop = runs.loop_of(plan, tokenizer, view)
+    loop = assemble.loop_of(plan, tokenizer, view)
     found = [loop.advance()["loss"] for _ in range(3)]
     place = loop.save(tmp_path / "b")
-    again = runs.loop_of(plan, tokenizer, view)
+    again = assemble.loop_of(plan, tokenizer, view)
     again.restore(place)
     found += [again.advance()["loss"] for _ in range(5)]
     assert found == losses(tmp_path / "a")
@@ -151,9 +150,9 @@ def test_the_average_is_what_is_saved_and_survives_a_stop(text: Path, tmp_path: 
     assert any(not torch.equal(p, q) for p, q in zip(run.model.parameters(), plain.model.parameters(), strict=True))
 
     mean: dict[str, torch.Tensor] = {}
-    plan, tokenizer, store = runs.reopen(tmp_path / "a")
+    plan, tokenizer, store = prepare.reopen(tmp_path / "a")
     view, _ = store.split(plan.train.val_fraction, plan.seed)
-    loop = runs.loop_of(replace(plan, train=replace(plan.train, average=None)), tokenizer, view)
+    loop = assemble.loop_of(replace(plan, train=replace(plan.train, average=None)), tokenizer, view)
     mean = {n: p.detach().clone() for n, p in loop.model.named_parameters()}
     for step in range(1, 9):
         loop.advance()
@@ -168,22 +167,22 @@ def test_the_average_is_what_is_saved_and_survives_a_stop(text: Path, tmp_path: 
 
             shutil.rmtree(path)
     (tmp_path / "a" / "summary.json").unlink()
-    again = runs.resume_run(tmp_path / "a", quiet=True)
+    again = resume(tmp_path / "a", quiet=True)
     for p, q in zip(run.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(p, q)
 
 
 def test_what_is_not_finite_is_named(text: Path, tmp_path: Path) -> None:
-    plan, tokenizer, store = runs.reopen(train("gpt2", tmp_path / "a", text, 4).directory)
+    plan, tokenizer, store = prepare.reopen(train("gpt2", tmp_path / "a", text, 4).directory)
     view, _ = store.split(plan.train.val_fraction, plan.seed)
-    loop = runs.loop_of(plan, tokenizer, view)
+    loop = assemble.loop_of(plan, tokenizer, view)
     parameter = dict(loop.model.named_parameters())["decoder.blocks.0.mlp.up.weight"]
     parameter.register_hook(lambda grad: grad * math.nan)
     with pytest.raises(
         Diverged, match=r"at step 1: .*the gradient of decoder\.blocks\.0\.mlp\.up\.weight is not finite"
     ):
         loop.advance()
-    loop = runs.loop_of(plan, tokenizer, view)
+    loop = assemble.loop_of(plan, tokenizer, view)
     with torch.no_grad():
         dict(loop.model.named_parameters())["decoder.blocks.0.attention.q.bias"][0] = math.inf
     with pytest.raises(Diverged, match=r"the weight decoder\.blocks\.0\.attention\.q\.bias is not finite"):
@@ -191,8 +190,8 @@ def test_what_is_not_finite_is_named(text: Path, tmp_path: Path) -> None:
 
 
 def test_a_step_out_of_memory_says_what_to_do(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, tokenizer, store = runs.reopen(train("gpt2", tmp_path / "a", text, 4).directory)
-    loop = runs.loop_of(plan, tokenizer, store)
+    plan, tokenizer, store = prepare.reopen(train("gpt2", tmp_path / "a", text, 4).directory)
+    loop = assemble.loop_of(plan, tokenizer, store)
 
     def full(*_: Any, **__: Any) -> Any:
         raise RuntimeError(
@@ -279,8 +278,8 @@ def test_a_run_that_only_spikes_ends(text: Path, tmp_path: Path, monkeypatch: py
 def test_the_documents_of_a_store_are_walked_alike_by_all(text: Path, tmp_path: Path) -> None:
     """Whoever makes only some rows of the plan gets the rows that everyone else gets there."""
     run = train("bert", tmp_path / "a", text, 4)
-    plan, tokenizer, store = runs.reopen(run.directory)
-    goal = runs.objective_of(plan, tokenizer)
+    plan, tokenizer, store = prepare.reopen(run.directory)
+    goal = assemble.objective_of(plan, tokenizer)
     whole = [example for (example, _), _ in zip(goal.examples(store), range(12), strict=False)]
     for rank in range(3):
         own = [make() for i, (make, _) in zip(range(12), goal.plan(store), strict=False) if i % 3 == rank]

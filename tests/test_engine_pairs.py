@@ -21,10 +21,10 @@ import torch
 
 from stemma.declare.recipes import Schedule
 from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
-from stemma.train import Diverged, Loop, Run, checkpoint, pretrain, read_metrics, resume, verify_resume
-from stemma.train import loop as loops
+from stemma.runs import checkpoint, drive
+from stemma.runs.spikes import Spikes
+from stemma.train import Diverged, Loop, Run, pretrain, read_metrics, resume, verify_resume
 from stemma.train.average import Average
-from stemma.train.spikes import Spikes
 from test_accidents import call, refused
 from test_kills import sets
 from test_train import SMALL, train, words
@@ -372,7 +372,7 @@ def test_a_checkpoint_is_written_when_the_last_is_old(
         return good(self, run)
 
     monkeypatch.setattr(Loop, "save", save)
-    monkeypatch.setattr(loops, "LATE", 0.0)
+    monkeypatch.setattr(drive, "LATE", 0.0)
     train("gpt2", tmp_path / "late", text, 30, changes)
     assert saved[:21] == list(range(21)) and state(tmp_path / "late") == expected
     saved.clear()

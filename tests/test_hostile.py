@@ -16,7 +16,8 @@ from stemma import disk
 from stemma.cli import main
 from stemma.errors import CheckpointError
 from stemma.parallel import checkpoint as shards
-from stemma.train import checkpoint, pretrain
+from stemma.runs import checkpoint
+from stemma.train import pretrain
 from test_train import SMALL, words
 
 

@@ -20,7 +20,8 @@ import pytest
 
 from commands import Ended, Process, Starter, starter
 from stemma.errors import CheckpointError
-from stemma.train import checkpoint, read_metrics
+from stemma.runs import checkpoint
+from stemma.train import read_metrics
 from test_train import words
 
 STEPS, EVERY = 12, 2

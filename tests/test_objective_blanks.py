@@ -445,10 +445,10 @@ def test_it_learns(text: Path, tmp_path: Path) -> None:
 
 def unigram(run: Any) -> float:
     """Bits a target of the best model that knows only how often targets occur."""
-    from stemma.train import run as runs
+    from stemma.train import assemble, prepare
 
-    plan, tokenizer, store = runs.reopen(run.directory)
-    goal = runs.objective_of(plan, tokenizer)
+    plan, tokenizer, store = prepare.reopen(run.directory)
+    goal = assemble.objective_of(plan, tokenizer)
     labels = np.concatenate([e["labels"] for e, _ in itertools.islice(goal.examples(store), 200)])
     counts = np.bincount(labels[labels != IGNORED])
     share = counts[counts > 0] / counts.sum()

@@ -25,8 +25,7 @@ from stemma.errors import CheckpointError, DataError, UsageError
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Objective, Setting, incompatible_reason, objective, teacher_mismatch
 from stemma.objectives.distil import begin
-from stemma.train import Run, read_metrics, resolve, resume, verify_resume
-from stemma.train import run as runs
+from stemma.train import Run, assemble, read_metrics, resolve, resume, verify_resume
 from test_objectives import Documents, Words, same, some, take
 from test_train import loop_of, text, train  # noqa: F401
 from tiny import build, tiny
@@ -426,7 +425,7 @@ def test_runs_end_to_end(case: str, taught: dict[str, Run], text: Path, tmp_path
     assert not (tmp_path / "run" / "teacher").exists()
     if teacher:
         assert model.tokenizer.fingerprint == taught[teacher].tokenizer.fingerprint
-        loop = runs.loop_of(run.plan, run.tokenizer, some())
+        loop = assemble.loop_of(run.plan, run.tokenizer, some())
         assert not loop.nets["teacher"].training and not any(p.requires_grad for p in loop.nets["teacher"].parameters())
         assert not any("teacher" in k for k in loop.learners.tensors())
         saved = json.loads((tmp_path / "run" / "run.json").read_text())["plan"]["nets"][0]

@@ -736,15 +736,16 @@ def unigram(goal: Objective, train: Any, held: Any) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["t5", "t5-lm", "ul2", "u-palm", "bart", "mbart", "mass"])
 def test_it_learns_more_than_how_often_tokens_come(name: str, tmp_path: Path) -> None:
-    from stemma.train import run as runs
+    from stemma.train import assemble, prepare
+    from stemma.train.evaluation import sample
 
     steps = 400 if name == "mass" else 150  # post-norm, with a slow beginning
     run = stemma.train.pretrain(
         name, data="builtin:bible", out=tmp_path / "run", budget=f"{steps} steps", quiet=True,
         overrides={"dims.vocab": 1000, "train.threads": 1},
     )  # fmt: skip
-    plan, tokenizer, store = runs.reopen(run.directory)
-    goal = runs.objective_of(plan, tokenizer)
+    plan, tokenizer, store = prepare.reopen(run.directory)
+    goal = assemble.objective_of(plan, tokenizer)
     train, held = store.split(plan.train.val_fraction, plan.seed)
-    baseline = unigram(goal, train, runs.sample(held, 5000))
+    baseline = unigram(goal, train, sample(held, 5000))
     assert run.summary["val"]["loss"] < baseline - 0.3

@@ -26,7 +26,7 @@ from stemma.planning.rows import rows as rows_of
 from stemma.planning.steps import Network, Other, Step
 from stemma.planning.tape import Tape
 from stemma.train import drafted, meter, resolve
-from stemma.train.run import objective_of
+from stemma.train.assemble import objective_of
 from test_cli import call  # noqa: F401
 
 _spec = importlib.util.spec_from_file_location("bench_plan", Path(__file__).parents[1] / "bench" / "plan.py")

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-import stemma.train.run as runs
 from stemma import families, spec
 from stemma.declare import ramps
 from stemma.declare.ramps import Ramp
@@ -22,10 +21,11 @@ from stemma.errors import UsageError
 from stemma.parallel import Mesh
 from stemma.planning import HARDWARE, Outlook, estimate
 from stemma.planning.estimate import duration, rounded, steps_within, unfit
-from stemma.train import Loop, Plan, checkpoint, pretrain, read_metrics, resolve, verify_resume
-from stemma.train.loop import DummyBatch
+from stemma.runs import checkpoint
+from stemma.runs.spikes import Spikes
+from stemma.train import Loop, Plan, assemble, budgets, prepare, pretrain, read_metrics, resolve, resume, verify_resume
 from stemma.train.sharded import Sharded
-from stemma.train.spikes import Spikes
+from stemma.train.source import DummyBatch, TextSource
 from test_cli import call  # noqa: F401
 from test_train import SMALL, loop_of, text, train  # noqa: F401
 
@@ -195,12 +195,12 @@ def test_a_run_reads_what_its_ramp_says(grown: Any) -> None:
     loop, constant = loop_of(run), loop_of(run, **{"recipe.ramp": None, "recipe.batch": 32})
     own, other = [], []
     for size in ROWS:
-        batches = loop.batches()
+        (batches,) = loop.batches()
         assert sum(len(b["input_ids"]) for b in batches) == size and len(batches) == -(-size // 3)
         own += [row for b in batches for row in b["input_ids"].tolist()]
         loop.step += 1
     for _ in range(sum(ROWS)):
-        other += [row for b in constant.batches() for row in b["input_ids"].tolist()]
+        other += [row for b in constant.batches()[0] for row in b["input_ids"].tolist()]
     assert own == other and loop.cursor == constant.cursor  # every row once, in the order of any run
 
 
@@ -236,9 +236,9 @@ def test_a_plan_without_the_field_still_loads(text: Path, tmp_path: Path) -> Non
     about = json.loads(path.read_text("utf-8"))
     assert about["plan"]["recipe"].pop("ramp", 0) is None
     path.write_text(json.dumps(about), "utf-8")
-    assert runs.reopen(run.directory)[0] == run.plan
+    assert prepare.reopen(run.directory)[0] == run.plan
     (run.directory / "summary.json").unlink()
-    assert runs.resume_run(run.directory, quiet=True).summary["val"] == run.summary["val"]
+    assert resume(run.directory, quiet=True).summary["val"] == run.summary["val"]
 
 
 def test_a_spike_skips_what_its_steps_would_have_read(
@@ -266,11 +266,13 @@ def test_a_spike_skips_what_its_steps_would_have_read(
     sizes = [ramp.examples(8, step, 20) for step in range(20)]
     assert sizes[14:17] == [6, 7, 7] and sizes[9] == 5 and sizes[0] == 2
     loop = loop_of(run)
-    taken = loop.objective.plan(loop.view, seen[13][2])
+    assert isinstance(loop.source, TextSource)
+    view = loop.source.view
+    taken = loop.objective.plan(view, seen[13][2])
     skipped = list(itertools.islice(taken, sum(sizes[14:17])))
     assert seen[14][:2] == (10, skipped[-1][1])  # on behind what three steps would have read
     assert [r["tokens"] for r in read_metrics(run.directory)] == [32 * n for n in itertools.accumulate(sizes)]
-    after = list(itertools.islice(loop.objective.plan(loop.view, skipped[-1][1]), sizes[9]))
+    after = list(itertools.islice(loop.objective.plan(view, skipped[-1][1]), sizes[9]))
     assert seen[14][2] == after[-1][1]  # the step after the one gone back to is as large as before
 
 
@@ -287,27 +289,29 @@ def test_budgets_in_tokens_steps_and_flops(grown: Any, text: Path, tmp_path: Pat
         if "tokens" in budget:
             assert abs(run.summary["tokens"] - 3000) <= 32 * 8 / 2
     run, _ = grown
-    plan, tokenizer, store = runs.reopen(run.directory)
+    plan, tokenizer, store = prepare.reopen(run.directory)
     train_view, _ = store.split(plan.train.val_fraction, plan.seed)
     cost = loop_of(run).cost()
-    bought = runs._steps(replace(plan, train=replace(plan.train, budget=f"{cost * 3000} flops")), tokenizer, train_view)
+    bought = budgets.steps_of(
+        replace(plan, train=replace(plan.train, budget=f"{cost * 3000} flops")), tokenizer, train_view
+    )
     assert abs(ramps.total(plan.recipe.ramp, 8, bought) * 32 - 3000) <= 32 * 8 / 2
     assert bought > 3000 / (32 * 8)  # more than full batches would take
 
 
 def test_a_budget_of_time_counts_short_steps(grown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock on which a step takes 0.1 s and 0.02 s a row."""
-    plan, tokenizer, store = runs.reopen(grown[0].directory)
+    plan, tokenizer, store = prepare.reopen(grown[0].directory)
     view, _ = store.split(plan.train.val_fraction, plan.seed)
     now = [0.0]
 
     def advance(self: Loop) -> Any:
-        assert self.readers == 1 and self.micro <= self.full
-        now[0] += 0.1 + 0.02 * sum(len(b["input_ids"]) for b in self.batches())
+        assert self.source.readers == 1 and self.source.micro <= self.source.full
+        now[0] += 0.1 + 0.02 * sum(len(b["input_ids"]) for b in self.batches()[0])
 
     monkeypatch.setattr(Loop, "advance", advance)
-    monkeypatch.setattr(runs, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
-    bought = runs._steps(replace(plan, train=replace(plan.train, budget="60s")), tokenizer, view)
+    monkeypatch.setattr(budgets, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    bought = budgets.steps_of(replace(plan, train=replace(plan.train, budget="60s")), tokenizer, view)
     left = 0.9 * (60 - 5 * (0.1 + 0.16) - 5 * (0.1 + 0.02))
 
     def seconds(steps: int) -> float:
@@ -363,21 +367,22 @@ def test_a_mesh_shares_any_ramp(grown: Any) -> None:
     found = estimate(view, Mesh(fsdp=1024), device, 1)
     assert duration(view, found, device, 1) == pytest.approx(max(found.computing, found.sending) / 2)
 
-    plan, tokenizer, store = runs.reopen(grown[0].directory)
+    plan, tokenizer, store = prepare.reopen(grown[0].directory)
     documents, _ = store.split(plan.train.val_fraction, plan.seed)
 
     class Alone(Sharded):
-        def spread(self, learners: Any) -> Any:
+        def distribute(self, learners: Any) -> Any:
             self.spread_out: Any = learners
             return learners
 
     def steps(mesh: Mesh, reader: int) -> list[list[Any]]:
         world = types.SimpleNamespace(shape=mesh, reader=reader)
-        parts = (plan, runs.model_of(plan, tokenizer), runs.objective_of(plan, tokenizer), documents, {})
-        loop = Alone(*parts, world)  # type: ignore[arg-type]
+        objective = assemble.objective_of(plan, tokenizer)
+        source = TextSource(plan, objective, documents)
+        loop = Alone(plan, assemble.model_of(plan, tokenizer), objective, source, {}, world)  # type: ignore[arg-type]
         found = []
         for _ in range(plan.recipe.steps or 0):
-            found.append(loop.batches())
+            found.append(loop.batches()[0])
             loop.step += 1
         return found
 

@@ -29,8 +29,8 @@ from stemma.errors import CheckpointError, ResourceError, UsageError
 from stemma.nn.model import Model
 from stemma.parallel import checkpoint as shards
 from stemma.parallel import mesh, report_once
-from stemma.train import checkpoint, pretrain, resume
-from stemma.train import run as runs
+from stemma.runs import checkpoint
+from stemma.train import assemble, prepare, pretrain, read_metrics, resume
 from test_train import SMALL, words
 
 STEPS = 4
@@ -191,8 +191,8 @@ def test_a_mesh_trains_what_one_process_does(bench: Bench, cases: Cases) -> None
 
 def same(run: Path, out: Path, axes: str) -> None:
     found = json.loads((out / "found-0.json").read_text("utf-8"))
-    expected = runs.read_metrics(run)
-    plan, tokenizer, store = runs.reopen(run)
+    expected = read_metrics(run)
+    plan, tokenizer, store = prepare.reopen(run)
     within = LOSS[plan.train.precision]
     close(found["records"], expected, within)
     close(found["resumed"], expected[STEPS // 2 :], within)  # from what one process wrote
@@ -200,7 +200,7 @@ def same(run: Path, out: Path, axes: str) -> None:
     close(found.get("crossed", found["again"]), expected[STEPS // 2 :], within)  # from what another mesh wrote
 
     view, _ = store.split(plan.train.val_fraction, plan.seed)
-    alone = runs.loop_of(plan, tokenizer, view)
+    alone = assemble.loop_of(plan, tokenizer, view)
     fresh = {key: t.clone() for key, t in alone.learners.tensors().items()}
     ours, theirs = gradients(alone), torch.load(out / "gradient.pt")
     assert ours.keys() == theirs.keys()
@@ -240,7 +240,7 @@ def test_a_mesh_goes_back_behind_a_spike(bench: Bench, tmp_path: Path) -> None:
         lines[out] = [json.loads(line) for line in told]
         assert [(t["at"], t["to"], t["skipped"]) for t in lines[out]] == [(12, 6, 3)]
     close(lines["mesh"][0]["lost"], lines["alone"][0]["lost"])
-    ours, theirs = (runs.read_metrics(tmp_path / out) for out in ("mesh", "alone"))
+    ours, theirs = (read_metrics(tmp_path / out) for out in ("mesh", "alone"))
     assert [r["step"] for r in ours] == list(range(1, 15))
     close(ours, theirs)
 
@@ -265,7 +265,7 @@ def test_a_run_of_two_processes_is_a_run(bench: Bench, tmp_path: Path) -> None:
     )
     said = start([*begin, "--out", str(out), "--mesh", "fsdp=2"], 2)
     assert "held-out text" in said[0] and "held-out text" not in said[1]
-    ours, theirs = runs.read_metrics(out), runs.read_metrics(alone.directory)
+    ours, theirs = read_metrics(out), read_metrics(alone.directory)
     close(ours, theirs)
     evaluated = [k for k in theirs[1] if k.startswith("val_")]
     assert evaluated and "val_loss" in evaluated
@@ -292,7 +292,7 @@ def test_a_run_of_two_processes_is_a_run(bench: Bench, tmp_path: Path) -> None:
     assert checkpoint.latest(out) == out / "checkpoints" / f"step-{STEPS // 2:06d}"
     resumed = resume(out, quiet=True)
     assert resumed.finished
-    close(runs.read_metrics(out), theirs)
+    close(read_metrics(out), theirs)
 
 
 def test_one_process_says_why_all_end(bench: Bench) -> None:

@@ -22,6 +22,7 @@ from stemma.declare.recipes import AdamW, Schedule
 from stemma.errors import CheckpointError, DataError, ResourceError, UsageError, VerifyError
 from stemma.nn.model import Model
 from stemma.nn.parts import Causal, Dropout, Normal, Sliding
+from stemma.runs import checkpoint
 from stemma.text import Tokenizer
 from stemma.train import (
     SCALES,
@@ -29,11 +30,12 @@ from stemma.train import (
     Loop,
     Plan,
     Run,
+    assemble,
     budget,
-    checkpoint,
     meter,
     optim,
     overrides,
+    prepare,
     pretrain,
     read_metrics,
     resolve,
@@ -41,8 +43,8 @@ from stemma.train import (
     scaled,
     verify_resume,
 )
-from stemma.train import run as runs
 from stemma.train.evaluation import evaluate, sample
+from stemma.train.source import TextSource
 
 TRAINED = ["gpt1", "gpt2", "gpt3", "llama", "mistral", "bert", "roberta", "electra", "t5", "t5-v1.1"]
 SMALL = {
@@ -106,9 +108,10 @@ def ready(tmp_path_factory: pytest.TempPathFactory, text: Path) -> dict[str, Run
 
 def loop_of(run: Run, **changes: Any) -> Loop:
     plan = spec.edit(run.plan, changes)
-    _, tokenizer, store = runs.reopen(run.directory)
+    _, tokenizer, store = prepare.reopen(run.directory)
     train, _ = store.split(plan.train.val_fraction, plan.seed)
-    return Loop(plan, runs.model_of(plan, tokenizer), runs.objective_of(plan, tokenizer), train)
+    objective = assemble.objective_of(plan, tokenizer)
+    return Loop(plan, assemble.model_of(plan, tokenizer), objective, TextSource(plan, objective, train))
 
 
 # ---------------------------------------------------------------- plans
@@ -261,7 +264,7 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(ready: dict[str, R
     found = []
     for micro in (8, 3, 1):
         loop = loop_of(ready[name], **{"train.micro": micro, "recipe.batch": 256, "arch.dropout": Dropout()})
-        total, _, _ = loop.gradient(loop.batches())
+        total, _, _ = loop.gradient(loop.batches()[0])
         found.append((total, torch.cat([p.grad.flatten() for p in loop.parameters if p.grad is not None])))
     for total, grad in found[1:]:
         assert total.item() == pytest.approx(found[0][0].item(), abs=1e-6)
@@ -294,7 +297,7 @@ def test_the_loss_falls_below_the_unigram_model(text: Path, tmp_path: Path) -> N
 
 def test_clipping_limits_the_step(ready: dict[str, Run]) -> None:
     loop = loop_of(ready["gpt2"], **{"recipe.clip": 1e-3})
-    loop.gradient(loop.batches())
+    loop.gradient(loop.batches()[0])
     norm = torch.nn.utils.clip_grad_norm_(loop.parameters, 1e-3)
     assert norm > 1e-3
     assert torch.nn.utils.get_total_norm([p.grad for p in loop.parameters if p.grad is not None]) < 1.01e-3
@@ -343,14 +346,14 @@ def test_the_model_of_a_run_loads(ready: dict[str, Run]) -> None:
 def test_bits_per_byte_are_exact(ready: dict[str, Run]) -> None:
     """Against one plain pass over each document."""
     run = ready["gpt2"]
-    _, tokenizer, store = runs.reopen(run.directory)
+    _, tokenizer, store = prepare.reopen(run.directory)
     _, held = store.split(run.plan.train.val_fraction, run.plan.seed)
     held = sample(held, 400)
     # a context longer than any document, so that windows cut none
     longest = max(len(held[i]) for i in range(len(held)))
     plan = spec.edit(run.plan, {"dims.context": longest + 2})
     model = Model(plan.arch, plan.dims).initialise(3).eval()
-    found = evaluate(model, runs.objective_of(plan, tokenizer), held)
+    found = evaluate(model, assemble.objective_of(plan, tokenizer), held)
     # a document cut by a row boundary loses its context there; so compare with rows of one document each
     nats = 0.0
     eos = tokenizer.eos_id
@@ -452,9 +455,9 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(ready: dict[str, Run], 
 
 
 def test_a_step_without_a_target_is_refused(ready: dict[str, Run]) -> None:
-    plan, tokenizer, store = runs.reopen(ready["bert"].directory)
-    loop = runs.loop_of(plan, tokenizer, store)
-    batches = loop.batches()
+    plan, tokenizer, store = prepare.reopen(ready["bert"].directory)
+    loop = assemble.loop_of(plan, tokenizer, store)
+    (batches,) = loop.batches()
     for batch in batches:
         batch["targets"], batch["where"] = batch["targets"][:0], batch["targets"][:0]
     with pytest.raises(DataError, match="step 1 has nothing to predict"):
@@ -476,7 +479,7 @@ def test_verify_resume(ready: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_metrics_lose_what_no_checkpoint_holds(ready: dict[str, Run], tmp_path: Path) -> None:
-    from stemma.train.loop import Metrics
+    from stemma.runs.metrics import Metrics
 
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": s}) + "\n" for s in range(1, 6)) + '{"step": 6, "lo')
@@ -553,7 +556,7 @@ def test_flops_of_an_encoder_decoder_agree_with_a_count_by_hand() -> None:
 
 
 def test_texts_of_training_and_evaluation_are_apart(tmp_path: Path, ready: dict[str, Run]) -> None:
-    _, tokenizer, _ = runs.reopen(ready["gpt2"].directory)
+    _, tokenizer, _ = prepare.reopen(ready["gpt2"].directory)
     store = Store.build(sources.of(words()), tokenizer, tmp_path / "store")
     train, held = store.split(0.1, 3)
     assert not {train.text(i) for i in range(len(train))} & {held.text(i) for i in range(len(held))}

@@ -226,13 +226,13 @@ REAL = {
 @pytest.mark.parametrize("name", ["electra", "deberta"])
 def test_the_bible_is_learned(name: str, tmp_path: Path) -> None:
     """Masked tokens (ELECTRA's: its generator's) below the entropy of single tokens after 200 steps."""
-    from stemma.train import run as runs
+    from stemma.train import prepare
 
     more = {"dims.embed": 128} if name == "electra" else {}
     run = pretrain(
         name, data="builtin:bible", out=tmp_path / "run", budget="200 steps", overrides=REAL | more, quiet=True
     )
-    store = runs.reopen(run.directory)[2]
+    store = prepare.reopen(run.directory)[2]
     unigram = run.summary["baselines"]["unigram_bits_per_byte"] * store.bytes_total / store.tokens_total
     val = run.summary["val"]
     bits = val["loss_token" if name == "electra" else "loss"] / math.log(2)

@@ -11,7 +11,8 @@ from stemma.declare.recipes import AdamW
 from stemma.nn.model import Model
 from stemma.nn.parts import Dropout
 from stemma.train import Loop, Plan, resolve
-from stemma.train.run import with_steps
+from stemma.train.assemble import with_steps
+from stemma.train.source import TextSource
 from training import CLIP, DECAY, HEADS, LAYERS, LR, PLAIN, VOCAB, WIDTH, llama_ffn
 from training.rows import GOALS, Own, Rows, shape_of
 
@@ -50,7 +51,7 @@ def loop_of(name: str, rows: Rows | Own, precision: str, compiled: bool) -> Loop
     """Stemma's loop over the rows."""
     plan = plan_of(name, precision, compiled)
     nets = {net.role: Model(net.arch, net.dims).initialise(2) for net in plan.nets}
-    return Loop(plan, Model(plan.arch, plan.dims).initialise(1), rows, [], nets)  # type: ignore[arg-type]
+    return Loop(plan, Model(plan.arch, plan.dims).initialise(1), rows, TextSource(plan, rows, []), nets)  # type: ignore[arg-type]
 
 
 def ours(name: str, rows: Rows | Own, precision: str, compiled: bool) -> tuple[Callable[[], float], Loop]:

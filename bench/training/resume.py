@@ -14,6 +14,7 @@ from stemma.declare import objectives as declared
 from stemma.nn.model import Model
 from stemma.objectives import Setting, objective
 from stemma.train import Loop
+from stemma.train.source import TextSource
 from training import LR, VOCAB
 from training.ours import plan_of
 from training.rows import Tokens, View
@@ -55,7 +56,8 @@ def _stemma(folder: Path) -> float:
 
     def loop() -> Loop:
         model = Model(plan.arch, plan.dims).initialise(1)
-        return Loop(plan, model, objective(plan.objective, setting), view)
+        goal = objective(plan.objective, setting)
+        return Loop(plan, model, goal, TextSource(plan, goal, view))
 
     whole = loop()
     for step in range(STOP + MORE):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -24,7 +24,7 @@ def clean(
     source: str,
     out: str,
     listed: str,
-    executor: str | None,
+    executor: Literal["local", "slurm", "ray"] | None,
     tasks: int | None,
     options: tuple[str, ...],
     as_json: bool,
@@ -56,21 +56,30 @@ def clean(
             raise UsageError("--tasks and --option are for an --executor: local, slurm or ray")
         told: dict[str, Any] | None = cleaned.write(source, Path(out), steps)
     else:
-        told = cleaned.distribute(source, Path(out), steps, executor, tasks or 8, settings(options))
+        from stemma.data import cluster
+
+        told = cluster.distribute(source, Path(out), steps, executor, tasks or 8, settings(options))
     if told is None:
         click.echo(f"the jobs are submitted; when the last is done, {Path(out) / 'report.json'} is there")
         return
     if as_json:
         emit(told)
         return
+    show(told, Path(out) / "text")
+
+
+def show(told: dict[str, Any], text: Path) -> None:
+    """Print what each step removed, with examples."""
+    from stemma.data.cleaning import Tally
+
     screen = console()
     for plain in told["report"]:
-        tally = cleaning.Tally(**plain)
+        tally = Tally(**plain)
         screen.print(tally.sentence())
         for example in tally.examples:
             line = f"    {example['name']}: {example['why']}: {example['text']}"
             screen.print(line, style="dim", no_wrap=True, overflow="ellipsis")
-    screen.print(f"{told['documents']:,} documents: {Path(out) / 'text'}", soft_wrap=True)
+    screen.print(f"{told['documents']:,} documents: {text}", soft_wrap=True)
 
 
 def settings(options: tuple[str, ...]) -> dict[str, Any]:

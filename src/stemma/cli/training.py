@@ -267,7 +267,7 @@ def data_show(source: str, name: str, rows: int, sets: tuple[str, ...], seed: in
     used, with a small tokenizer trained on that), or a run (its own text and tokenizer; --for and --set do not apply).
     """
     plan, tokenizer, view = _opened(source, name, sets, seed)
-    from stemma.train.run import objective_of
+    from stemma.train.assemble import objective_of
 
     goal = objective_of(plan, tokenizer)
     examples = [example for example, _ in itertools.islice(goal.examples(view), rows)]
@@ -280,19 +280,20 @@ def data_show(source: str, name: str, rows: int, sets: tuple[str, ...], seed: in
     for number, example in enumerate(examples, 1):
         out.print()
         out.print(f"row {number}", style="dim")
-        for line in _row_lines(example, tokenizer, plan.arch.structure, _pairing(plan.objective)):
+        for line in _row_lines(example, tokenizer, plan.arch.structure, plan.objective.pairing):
             out.print(line)
 
 
 def _opened(source: str, name: str, sets: tuple[str, ...], seed: int) -> tuple[Any, Any, Any]:
     """The plan, the tokenizer and the training view of a run, or of the beginning of a text."""
     from stemma.train import resolve
-    from stemma.train import run as runs
+    from stemma.train.assemble import fit_to_tokenizer
+    from stemma.train.prepare import prepare, reopen
 
     if Path(source, "run.json").is_file():
         if given("name", "sets"):
             raise UsageError(f"{source} is a run: it has a family and settings of its own; leave out --for and --set")
-        plan, tokenizer, store = runs.reopen(Path(source))
+        plan, tokenizer, store = reopen(Path(source))
         return plan, tokenizer, store.split(plan.train.val_fraction, plan.seed)[0]
     from stemma.data import read
 
@@ -313,10 +314,10 @@ def _opened(source: str, name: str, sets: tuple[str, ...], seed: int) -> tuple[A
         plan = dataclasses.replace(plan, data=str(part))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a short text gives a small vocabulary; here that is no news
-            store, tokenizer = runs.prepare(plan, Path(folder, "run"), None, True, share=False)
+            store, tokenizer = prepare(plan, Path(folder, "run"), None, True, share=False)
         view = store.split(plan.train.val_fraction, plan.seed)[0]
         kept = Kept(view)
-    return runs.fit_to_tokenizer(plan, tokenizer, kept.languages), tokenizer, kept
+    return fit_to_tokenizer(plan, tokenizer, kept.languages), tokenizer, kept
 
 
 class Kept:
@@ -361,12 +362,6 @@ def _plain_row(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
         if key in example:
             row[key] = [int(n) for n in example[key]]
     return row | ({"pair_label": int(example["pair_labels"])} if "pair_labels" in example else {})
-
-
-def _pairing(goal: Any) -> str | None:
-    """How the pairs of an objective are labelled, if it has named pairs."""
-    pairs = getattr(goal, "pairs", None)
-    return pairs if isinstance(pairs, str) else None
 
 
 def _pairs(example: dict[str, Any], tokenizer: Any) -> list[tuple[list[str], list[str]]]:

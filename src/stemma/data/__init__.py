@@ -1,7 +1,8 @@
 """Text for training: sources, token stores, randomness without state, and the numbers a model has to beat."""
 
 from stemma.data import random, stats
-from stemma.data.sources import Document, Source, read
+from stemma.data.documents import Document, Source
+from stemma.data.sources import read
 from stemma.data.store import Store, View
 
 __all__ = ["Document", "Source", "Store", "View", "random", "read", "stats"]

@@ -244,10 +244,15 @@ def stamp(name: str) -> str:
     )
 
 
-def rows(name: str) -> Rows:
-    """(name, text) of each document of `builtin:<name>`, in a fixed order. Raises ResourceError, DataError."""
+def check(name: str) -> None:
+    """Raises ResourceError if `builtin:<name>` needs a package that is not installed."""
     if name == "bible":
         _bible_file()
+
+
+def rows(name: str) -> Rows:
+    """(name, text) of each document of `builtin:<name>`, in a fixed order. Raises ResourceError, DataError."""
+    check(name)
     if name == "parallel":  # a file of its own, no scan
         yield from _scan_parallel()
         return

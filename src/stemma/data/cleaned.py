@@ -14,8 +14,10 @@ from typing import Any
 
 from stemma import disk
 from stemma import spec as values
-from stemma.data.cleaning import Step, Tally, clean
-from stemma.data.sources import Document, read
+from stemma.data.cleaning import Tally, clean
+from stemma.data.documents import Document
+from stemma.data.sources import read
+from stemma.data.steps import CleaningStep
 from stemma.errors import DataError, UsageError
 
 PART = 64_000_000  # bytes of text of one file, about
@@ -46,12 +48,12 @@ def ready(out: Path, about: dict[str, Any], going_on: bool) -> None:
         disk.write_json(work, about, indent=None)
 
 
-def describe(spec: str, steps: Sequence[Step], tasks: int) -> dict[str, Any]:
+def describe(spec: str, steps: Sequence[CleaningStep], tasks: int) -> dict[str, Any]:
     """What decides a cleaning, as plain data."""
     return {"source": spec, "steps": [values.to_dict(step) for step in steps], "tasks": tasks}
 
 
-def write(spec: str, out: Path, steps: Sequence[Step]) -> dict[str, Any]:
+def write(spec: str, out: Path, steps: Sequence[CleaningStep]) -> dict[str, Any]:
     """Clean `spec` into `out/text` here and now; the report. A run that is stopped leaves nothing in the way."""
     source = read(spec)
     ready(out, describe(spec, steps, 1), False)
@@ -113,27 +115,4 @@ def finish(out: Path, text: Path, report: Sequence[Tally], about: dict[str, Any]
             shutil.rmtree(out / "text")
         text.rename(out / "text")
     disk.write_json(out / REPORT, told, indent=1)
-    return told
-
-
-def distribute(
-    spec: str, out: Path, steps: Sequence[Step], executor: Any, tasks: int, options: dict[str, Any]
-) -> dict[str, Any] | None:
-    """Clean `spec` into `out/text` with an executor of datatrove; the report, or None where jobs were only submitted.
-    The same command again goes on with what is missing."""
-    from stemma.data import cluster
-
-    if tasks < 1:
-        raise UsageError(f"--tasks is {tasks}; at least 1 was expected")
-    read(spec)
-    about = describe(spec, steps, tasks)
-    ready(out, about, True)
-    cluster.run(spec, out, steps, executor, tasks, options, about)
-    path = out / REPORT
-    if executor == "slurm":
-        return None
-    if not path.is_file():
-        raise DataError(f"cleaning {spec} did not come to its end; the logs are under {out / '.work'}")
-    told = disk.read_object(path)
-    shutil.rmtree(out / ".work", ignore_errors=True)
     return told

@@ -19,11 +19,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stemma import disk
-from stemma.data import sources
-from stemma.data.cleaned import finish, row
-from stemma.data.cleaning import Exact, Near, Step, Tally, judge, key, label, rule
-from stemma.data.sources import Document, read
-from stemma.errors import ResourceError, UsageError
+from stemma.data import files, sources
+from stemma.data.cleaned import REPORT, describe, finish, ready, row
+from stemma.data.cleaning import Tally
+from stemma.data.documents import Document
+from stemma.data.duplicates import judge, key
+from stemma.data.rules import rule
+from stemma.data.shards import workers_for
+from stemma.data.sources import read
+from stemma.data.steps import CleaningStep, Exact, Near, label
+from stemma.errors import DataError, ResourceError, UsageError
 
 try:
     from datatrove.pipeline.base import PipelineStep
@@ -36,23 +41,23 @@ Numbered = Iterator[tuple[Place, Document]]
 
 
 def portion(spec: str, rank: int, tasks: int) -> Numbered:
-    """A task's share of a source: every so manieth file, where there are as many as tasks, else every so manieth
-    document (then each task reads through the whole source)."""
+    """The documents of task `rank`: those of every `tasks`-th file if there are at least as many files as tasks, else
+    every `tasks`-th document of the source, which each task then reads whole."""
     source = read(spec)
     paths = source.paths or ()
-    plain = len(sources._parts(spec)) == 1 and set(sources._options(spec)[1]) <= {"split", "field"}
+    plain = len(sources.pieces(spec)) == 1 and set(sources.options(spec)[1]) <= {"split", "field"}
     if not plain or len(paths) < max(2, tasks):
         for number, document in enumerate(source.documents()):
             if number % tasks == rank:
                 yield (0, number), document
         return
-    options = sources._options(spec)[1]
+    options = sources.options(spec)[1]
     for i in range(rank, len(paths), tasks):
         try:
-            rows = sources._several([paths[i]], options.get("split"), options.get("field", "text"), [])
+            rows = files.of_files([paths[i]], options.get("split"), options.get("field", "text"), [])
             for j, document in enumerate(row for row in rows if row.text and not row.text.isspace()):
                 yield (i, j), document
-        except sources._Binary:
+        except files.BinaryError:
             continue
 
 
@@ -70,7 +75,13 @@ class Stage(PipelineStep):
     type = "stemma"
 
     def __init__(
-        self, spec: str, folder: str, number: int, rules: Sequence[Step], after: Step | None, before: Step | None
+        self,
+        spec: str,
+        folder: str,
+        number: int,
+        rules: Sequence[CleaningStep],
+        after: CleaningStep | None,
+        before: CleaningStep | None,
     ) -> None:
         super().__init__()
         self.spec, self.folder, self.number = spec, folder, number
@@ -167,12 +178,14 @@ class Report(PipelineStep):
         return data
 
 
-def pipelines(spec: str, out: Path, steps: Sequence[Step], about: dict[str, Any]) -> list[tuple[list[Any], bool]]:
+def pipelines(
+    spec: str, out: Path, steps: Sequence[CleaningStep], about: dict[str, Any]
+) -> list[tuple[list[Any], bool]]:
     """(the blocks, whether they are for one task alone) of each stage in turn."""
     folder = str(out / ".work")
     found: list[tuple[list[Any], bool]] = []
-    pending: list[Step] = []
-    after: Step | None = None
+    pending: list[CleaningStep] = []
+    after: CleaningStep | None = None
     number = 0
     for step in (*steps, None):
         if step is not None and not isinstance(step, Exact | Near):
@@ -188,7 +201,7 @@ def pipelines(spec: str, out: Path, steps: Sequence[Step], about: dict[str, Any]
 def run(
     spec: str,
     out: Path,
-    steps: Sequence[Step],
+    steps: Sequence[CleaningStep],
     executor: Executor,
     tasks: int,
     options: dict[str, Any],
@@ -197,8 +210,6 @@ def run(
     """Clean `spec` into `out` with an executor of datatrove; `options` are its own, by name. Under Slurm this submits
     the jobs and returns."""
     from datatrove import executor as executors
-
-    from stemma.data.shards import workers_for
 
     match executor:
         case "local":
@@ -221,3 +232,24 @@ def run(
         last = kind(pipeline=blocks, tasks=1 if alone else tasks, logging_dir=logs, depends=last, **mine)
     assert last is not None
     last.run()
+
+
+def distribute(
+    spec: str, out: Path, steps: Sequence[CleaningStep], executor: Executor, tasks: int, options: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Clean `spec` into `out/text` with an executor of datatrove; the report, or None where jobs were only submitted.
+    The same command again goes on with what is missing."""
+    if tasks < 1:
+        raise UsageError(f"--tasks is {tasks}; at least 1 was expected")
+    read(spec)
+    about = describe(spec, steps, tasks)
+    ready(out, about, True)
+    run(spec, out, steps, executor, tasks, options, about)
+    path = out / REPORT
+    if executor == "slurm":
+        return None
+    if not path.is_file():
+        raise DataError(f"cleaning {spec} did not come to its end; the logs are under {out / '.work'}")
+    told = disk.read_object(path)
+    shutil.rmtree(out / ".work", ignore_errors=True)
+    return told

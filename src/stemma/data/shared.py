@@ -19,9 +19,11 @@ from pathlib import Path
 
 from stemma import disk
 from stemma.data import builtin, stamps
+from stemma.data.documents import Source
 from stemma.data.encoding import Encoder
-from stemma.data.sources import Source, read
-from stemma.data.store import Progress, Store
+from stemma.data.sources import read
+from stemma.data.store import Store
+from stemma.data.writer import Progress
 from stemma.errors import CheckpointError
 
 UNUSED = 30.0  # days after which a store that no run asked for makes room

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stemma import disk
-from stemma.data.sources import Source
+from stemma.data.documents import Source
 from stemma.errors import CheckpointError, ResourceError
 
 if TYPE_CHECKING:

@@ -26,13 +26,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
-import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,108 +39,13 @@ import numpy as np
 import numpy.typing as npt
 
 from stemma import disk
-from stemma.data import random, shards, stamps
+from stemma.data import stamps
+from stemma.data.documents import Component, Source
 from stemma.data.encoding import Encoder
-from stemma.data.sources import Document, Part, Source, read
-from stemma.errors import CheckpointError, DataError
-
-VERSION = 1
-LANGUAGES = 1 << 16  # that the numbers of a text's languages tell apart
-Progress = Callable[[int, int], None]  # (bytes of text done, bytes in all)
-
-
-def content_hash(text: str) -> int:
-    """A 64-bit hash of a document's text."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
-
-
-def pieces(documents: Iterable[Document]) -> Iterator[Document]:
-    """The documents; a single one is divided at blank lines, or, if it has none, at line ends."""
-    rows = iter(documents)
-    first = next(rows, None)
-    if first is None:
-        return
-    second = next(rows, None)
-    if second is not None:
-        yield first
-        yield second
-        yield from rows
-        return
-    whole, name = first.text, first.name
-    stem, _, line = name.rpartition(":")
-    base, number = (stem, int(line)) if stem and line.isdigit() else (name, 1)
-    for cut in (r"\n[^\S\n]*(?:\n[^\S\n]*)+", r"\n"):
-        edges = [0, *(m.end() for m in re.finditer(cut, whole)), len(whole)]
-        parts = [(a, whole[a:b].strip("\n")) for a, b in itertools.pairwise(edges)]
-        parts = [(a, part) for a, part in parts if part.strip()]
-        if len(parts) > 1:
-            line_of, last = number, 0
-            for a, part in parts:
-                line_of += whole.count("\n", last, a)
-                last = a
-                yield first._replace(text=part, name=f"{base}:{line_of}", group="")
-            return
-    yield first
-
-
-def held_out(hashes: npt.NDArray[np.uint64], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """bool[n]: which documents are held out, decided by each one's own hash and the seed, so that others do not matter
-    and equal texts stay together. If one side would be empty, the nearest text to the border crosses it.
-    Raises DataError if there are fewer than two different texts."""
-    if not 0 < fraction < 1:
-        raise DataError(f"the held-out fraction is {fraction}; a number between 0 and 1 was expected")
-    unique, where = np.unique(hashes, return_inverse=True)
-    if len(unique) < 2:
-        raise DataError(
-            "the text cannot be divided into training and held-out documents: it has only one document, without a "
-            "line end; give more text, or several lines"
-            if len(hashes) < 2
-            else "the text cannot be divided into training and held-out documents: all its documents are the same"
-        )
-    draw = random.hashed((seed, 0x5EED), unique)
-    out = draw < fraction
-    if not out.any():
-        out[draw.argmin()] = True
-    elif out.all():
-        out[draw.argmax()] = False
-    return out[where]
-
-
-def bound(hashes: npt.NDArray[np.uint64], groups: Sequence[Any]) -> npt.NDArray[np.uint64]:
-    """uint64[n]: the hashes of documents with those that must not be divided made equal: documents of a group, and the
-    same text in several groups. `groups`: one a document; "" or -1 for none. Each takes the smallest hash of those
-    that it is bound to."""
-    root = list(range(len(hashes)))
-
-    def find(i: int) -> int:
-        while root[i] != i:
-            root[i] = root[root[i]]
-            i = root[i]
-        return i
-
-    first: dict[Any, int] = {}
-    for i, (text, group) in enumerate(zip(hashes.tolist(), groups, strict=True)):
-        keys = [("text", text)] if group in ("", -1) else [("text", text), ("group", group)]
-        for key in keys:
-            a, b = find(first.setdefault(key, i)), find(i)
-            if a != b:
-                low, high = (a, b) if hashes[a] <= hashes[b] else (b, a)
-                root[high] = low
-    return hashes[[find(i) for i in range(len(hashes))]] if len(hashes) else hashes
-
-
-def training_texts(source: Source | str, val_fraction: float = 0.05, seed: int = 0) -> Iterator[str]:
-    """The texts that `Store.split(val_fraction, seed)` will give for training, before there is a store: what a
-    tokenizer may be trained on. Walks the source twice. Raises DataError."""
-    source = read(source) if isinstance(source, str) else source
-    seen = [(content_hash(document.text), document.group) for document in pieces(source.documents())]
-    hashes = np.array([text for text, _ in seen], dtype=np.uint64)
-    if any(group for _, group in seen):
-        hashes = bound(hashes, [group for _, group in seen])
-    out = held_out(hashes, val_fraction, seed)
-    for document, away in zip(pieces(source.documents()), out, strict=True):
-        if not away:
-            yield document.text
+from stemma.data.heldout import bound, held_out
+from stemma.data.sources import read
+from stemma.data.writer import VERSION, Progress, Writer
+from stemma.errors import CheckpointError
 
 
 class View:
@@ -217,7 +120,7 @@ class View:
         return self._labels("parts", 0)
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[Component, ...]:
         """The sources of a mixture that was declared with weights or limits."""
         return self._store.declared
 
@@ -285,7 +188,7 @@ class Store(View):
             kind = np.dtype(entry["dtype"])
             self._arrays[name] = np.memmap(path, dtype=kind, mode="r") if size else np.empty(0, dtype=kind)
         self._known = tuple(str(name) for name in meta.get("languages", [""]))
-        self.declared = tuple(Part(*part) for part in meta.get("parts", []))
+        self.declared = tuple(Component(*part) for part in meta.get("parts", []))
         super().__init__(self, np.arange(int(meta["documents"]), dtype=np.int64))
 
     @property
@@ -357,7 +260,7 @@ class Store(View):
             with disk.writing(directory):
                 scratch.mkdir()
                 parts.mkdir(exist_ok=True)
-            writer = _Writer(scratch, tokenizer, source.parts)
+            writer = Writer(scratch, tokenizer, source.parts)
             digest = writer.spool(source)
             stamps.keep(directory, stamp, source, tokenizer, digest)
             if (store := cls._same(directory, digest)) is not None:
@@ -434,157 +337,3 @@ def _tidy(directory: Path, alone: bool, version: str | None = None) -> None:
     for pattern in (".shards/.*.tmp", ".*.json.*.tmp") if alone else ():
         for piece in directory.glob(pattern):
             piece.unlink(missing_ok=True)
-
-
-class _Writer:
-    """Writes the files of a version into `folder`: first the text, hashing it, then the tokens."""
-
-    def __init__(self, folder: Path, tokenizer: Encoder, parts: Sequence[Part]) -> None:
-        self.folder, self.tokenizer, self.parts = folder, tokenizer, parts
-        self.sizes: list[int] = []
-        self.names: list[str] = []
-        self.hashes: list[int] = []
-        self.labels: list[tuple[str, str, int]] = []  # language, group, part
-
-    def spool(self, source: Source) -> str:
-        """Write all text to a file; the fingerprint of tokenizer and text."""
-        digest = hashlib.sha256(f"{VERSION}\0{self.tokenizer.fingerprint}\0".encode())
-        with disk.writing(self.folder.parent):
-            out = open(self.folder / "spool", "wb")  # noqa: SIM115
-        try:
-            for document in pieces(source.documents()):
-                text, name = document.text, document.name
-                try:
-                    raw = text.encode("utf-8")
-                except UnicodeEncodeError as error:
-                    raise DataError(
-                        f"{name} has a character that is not text (U+{ord(text[error.start]):04X})"
-                    ) from error
-                label = document[2:]
-                said = [repr(label).encode("utf-8", "replace")] if any(label) else []
-                for part in (raw, name.encode("utf-8", "replace"), *said):
-                    digest.update(len(part).to_bytes(8, "little"))
-                    digest.update(part)
-                with disk.writing(self.folder.parent):
-                    out.write(raw)
-                self.sizes.append(len(raw))
-                self.names.append(name)
-                self.hashes.append(content_hash(text))
-                self.labels.append((document.language, document.group, document.part))
-            if (many := len({language for language, _, _ in self.labels})) > LANGUAGES:
-                raise DataError(
-                    f"{source.name} names {many:,} languages, and a text has at most {LANGUAGES:,}: its field `lang` "
-                    "says something else; rename that field"
-                )
-            if self.parts:
-                digest.update(repr([tuple(part) for part in self.parts]).encode("utf-8", "replace"))
-            with disk.writing(self.folder.parent):
-                out.flush()
-        finally:
-            with contextlib.suppress(OSError):  # if it is worth knowing, it has been said
-                out.close()
-        return digest.hexdigest()
-
-    def encode(self, parts: Path, progress: Progress | None, workers: int | None) -> dict[str, Any]:
-        """Tokenise the spooled text, with what is finished in `parts`, and write all files; the meta data."""
-        small = self.tokenizer.vocab_size <= 1 << 16
-        kinds = {"tokens": "<u2" if small else "<u4", "starts": "<i4", "text": "|u1", "names": "|u1"}
-        ends: dict[str, list[int]] = {"tokens": [0], "starts": [0], "text": [0], "names": [0]}
-        hashes: list[int] = []
-        kept: list[tuple[str, str, int]] = []
-        entries: dict[str, Any] = {}
-        with disk.writing(self.folder.parent):
-            outs = {name: _Out(self.folder / f"{name}.bin", kind) for name, kind in kinds.items()}
-            try:
-                spool = self.folder / "spool"
-                with open(spool, "rb") as file:
-                    for begin, shard in shards.encoded(spool, parts, self.sizes, self.tokenizer, workers, progress):
-                        rows = range(begin, begin + len(shard.counts))
-                        raws = [file.read(self.sizes[i]) for i in rows]
-                        there = [i for i, count in zip(rows, shard.counts.tolist(), strict=True) if count]
-                        labels = [self.names[i].encode("utf-8", "replace") for i in there]
-                        texts = [raws[i - begin] for i in there]
-                        some = shard.counts > 0
-                        for name, flat, lengths in (
-                            ("tokens", shard.tokens, shard.counts[some]),
-                            ("starts", shard.starts, shard.marks[some]),
-                            ("text", b"".join(texts), [len(text) for text in texts]),
-                            ("names", b"".join(labels), [len(label) for label in labels]),
-                        ):
-                            outs[name].add(flat)
-                            ends[name] += (ends[name][-1] + np.cumsum(lengths, dtype=np.int64)).tolist()
-                        hashes += [self.hashes[i] for i in there]
-                        kept += [self.labels[i] for i in there]
-                if not hashes:
-                    raise DataError("the text gives no tokens at all with this tokenizer")
-                for name, values in (
-                    ("documents", ends["tokens"]),
-                    ("sentences", ends["starts"]),
-                    ("bytes", ends["text"]),
-                    ("labels", ends["names"]),
-                ):
-                    outs[name] = _Out(self.folder / f"{name}.bin", "<i8")
-                    outs[name].add(values)
-                outs["hashes"] = _Out(self.folder / "hashes.bin", "<u8")
-                outs["hashes"].add(hashes)
-                said = self._label(kept, outs)
-            except BaseException:
-                for out in outs.values():
-                    out.drop()
-                raise
-            for name, out in outs.items():
-                entries[name] = out.close()
-            (self.folder / "spool").unlink()
-        counts = {"documents": len(hashes), "tokens": ends["tokens"][-1], "bytes": ends["text"][-1]}
-        vocab = {"vocab": self.tokenizer.vocab_size, "tokenizer": self.tokenizer.fingerprint}
-        return {"format": VERSION, **counts, **vocab, **said, "files": entries}
-
-    def _label(self, kept: list[tuple[str, str, int]], outs: dict[str, _Out]) -> dict[str, Any]:
-        """Write languages, groups and parts, where there are any; what the meta data says of them."""
-        said: dict[str, Any] = {}
-        columns = [list(column) for column in zip(*kept, strict=True)]
-        numbers = {name: i for i, name in enumerate(dict.fromkeys(columns[0]))}
-        groups: dict[str, int] = {}
-        for group in columns[1]:
-            if group:
-                groups.setdefault(group, len(groups))
-        if set(numbers) != {""}:
-            said["languages"] = list(numbers)
-            outs["languages"] = _Out(self.folder / "languages.bin", "<u2")
-            outs["languages"].add([numbers[name] for name in columns[0]])
-        if groups:
-            outs["groups"] = _Out(self.folder / "groups.bin", "<i8")
-            outs["groups"].add([groups.get(name, -1) for name in columns[1]])
-        if self.parts:
-            said["parts"] = [list(part) for part in self.parts]
-            outs["parts"] = _Out(self.folder / "parts.bin", "<u2")
-            outs["parts"].add(columns[2])
-        return said
-
-
-class _Out:
-    """An array on its way to disk."""
-
-    def __init__(self, path: Path, kind: str) -> None:
-        self.kind, self.count, self.digest = np.dtype(kind), 0, hashlib.sha256()
-        self.file = open(path, "wb")  # noqa: SIM115
-
-    def add(self, payload: Any) -> int:
-        """Append numbers or bytes; how many elements they are."""
-        raw = payload if isinstance(payload, bytes) else np.asarray(payload, dtype=self.kind).tobytes()
-        self.file.write(raw)
-        self.digest.update(raw)
-        self.count += len(raw)
-        return len(raw) // self.kind.itemsize
-
-    def drop(self) -> None:
-        """Let go of the file, whatever becomes of it."""
-        with contextlib.suppress(OSError):
-            self.file.close()
-
-    def close(self) -> dict[str, Any]:
-        """Flush to disk; what the meta data says of the file."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        return {"dtype": self.kind.str, "bytes": self.count, "sha256": self.digest.hexdigest()}

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from stemma.data.cleaning import Exact, key
+from stemma.data.documents import Source
+from stemma.data.duplicates import key
 from stemma.data.encoding import Encoder
 from stemma.data.shards import BATCH
-from stemma.data.sources import Source, read
+from stemma.data.sources import read
+from stemma.data.steps import Exact
 
 EIGHTHS = " ▏▎▍▌▋▊▉"
 

@@ -2,32 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from stemma.spec import Spec, at_least, interval, not_negative, positive, require
 
+SCALED_GROUP = 16  # pairs of texts that a contrastive objective compares in a scaled run
+
 
 @dataclass(frozen=True)
 class Objective(Spec, open=True):
-    """What a model is trained to predict. Every subclass is a kind that settings and files can name."""
+    """What a model is trained to predict. A subclass is known by being declared: settings and files can name it.
+
+    It says what is known without a tokenizer and without torch. `stemma.objectives.base.Objective` is what runs one;
+    a class there names the declaration that it runs.
+    """
 
     PLACE: ClassVar[str] = "objective"
 
+    label: ClassVar[str] = ""  # what reports call it; left out, its class name
+    fills: ClassVar[bool] = False  # whether what it trains fills gaps in a text
+    reads_vocabulary: ClassVar[bool] = True  # whether its loss takes logits over the vocabulary
+    ramp_conflict: ClassVar[str] = ""  # why the batch of a run with it cannot grow
 
-def beside(goal: Objective) -> dict[str, tuple[str, bool]]:
-    """The networks that an objective needs beside the model: by role, the size, and whether it learns too."""
-    match goal:
-        case RTD(generator=name):
-            return {"generator": (name, True)}
-        case Distillation(teacher=name) | AttentionDistillation(teacher=name):
-            return {"teacher": (name, False)}
-    return {}
+    @property
+    def pairing(self) -> str | None:
+        """How the two segments of a row are related and labelled; None where rows hold no such pairs."""
+        return None
+
+    @property
+    def networks(self) -> dict[str, tuple[str, bool]]:
+        """The networks it needs beside the model: by role the size, and whether that network learns too."""
+        return {}
+
+    @property
+    def default_data(self) -> str:
+        """The built-in text to train on where none is named; empty where any will do."""
+        return ""
+
+    def scaled(self, share: float) -> Objective:
+        """The same for rows that are shorter by the factor `share`: counts of tokens in proportion."""
+        return self
+
+
+def label(kind: str) -> str:
+    """What reports call the objective of that class name."""
+    found = Objective.KINDS.get(kind, Objective)
+    assert issubclass(found, Objective)
+    return found.label or kind
 
 
 @dataclass(frozen=True)
 class CLM(Objective):
     """Predict the next token."""
+
+    label = "next token"
 
 
 @dataclass(frozen=True)
@@ -70,6 +99,9 @@ class MLM(Objective):
     "halves" of a text (ELECTRA) it says nothing. `most`: so many targets of such a row at most; left out, `rate` of a
     full one."""
 
+    label = "masked tokens"
+    fills = True
+
     rate: float = interval("(0, 1)", 0.15)
     masked: float = not_negative(0.8)
     random: float = not_negative(0.1)
@@ -82,11 +114,18 @@ class MLM(Objective):
         require(self.masked + self.random <= 1, "objective.masked + objective.random must not exceed 1")
         require(self.most is None or self.pairs is not None, "objective.most is for rows of objective.pairs")
 
+    @property
+    def pairing(self) -> str | None:
+        return self.pairs
+
 
 @dataclass(frozen=True)
 class Spans(Objective):
     """Span corruption (Raffel et al. 2020, section 3.1.4): `rate` of the tokens fall out in spans of `mean` tokens on
     average, a sentinel in the place of each; the target is the spans, each after its sentinel."""
+
+    label = "span corruption"
+    fills = True
 
     rate: float = interval("(0, 1)", 0.15)
     mean: float = at_least(1, 3.0, "token")
@@ -102,6 +141,10 @@ class Infill(Objective):
     rate: float = interval("(0, 1]", 0.9)
     swapped: float = interval("[0, 1]", 0.5)
     cut: Literal["characters", "tokens"] = "characters"
+
+    @property
+    def default_data(self) -> str:
+        return "builtin:code"
 
 
 @dataclass(frozen=True)
@@ -132,6 +175,8 @@ class Translation(Objective):
     they are the first and the second language of the text. `smoothing`: the share of each target's probability that
     goes to all entries of the vocabulary alike in training (section 5.4)."""
 
+    label = "translation"
+
     source: str = ""
     target: str = ""
     smoothing: float = interval("[0, 1)", 0.1)
@@ -139,6 +184,10 @@ class Translation(Objective):
     def check(self) -> None:
         same = self.source and self.source == self.target
         require(not same, f"objective.source and objective.target are both {self.source!r}")
+
+    @property
+    def default_data(self) -> str:
+        return f"builtin:parallel:{self.source or 'en'}-{self.target or 'de'}"
 
 
 @dataclass(frozen=True)
@@ -150,6 +199,8 @@ class RTD(Objective):
     of the generator, without a gradient into them, plus a table of its own that begins as zero ("disentangled"): the
     three ways of He et al. 2021, arXiv:2111.09543, section 3.2."""
 
+    label = "replaced tokens"
+
     generator: str
     rate: float = interval("(0, 1)", 0.15)
     masked: float = interval("(0, 1]", 0.85)
@@ -158,11 +209,21 @@ class RTD(Objective):
     pairs: Literal["halves"] | None = None
     sharing: Literal["tied", "none", "disentangled"] = "tied"
 
+    @property
+    def pairing(self) -> str | None:
+        return self.pairs
+
+    @property
+    def networks(self) -> dict[str, tuple[str, bool]]:
+        return {"generator": (self.generator, True)}
+
 
 @dataclass(frozen=True)
 class TLM(Objective):
     """Masked tokens of one language, and in turn those of a sentence and its translation side by side, the second one
     numbered from 0 again (Lample & Conneau 2019, arXiv:1901.07291, section 3.3). Fields as in `MLM`."""
+
+    ramp_conflict = "translations and text of one language take turns batch by batch, all of one size"
 
     rate: float = interval("(0, 1)", 0.15)
     masked: float = not_negative(0.8)
@@ -170,6 +231,10 @@ class TLM(Objective):
 
     def check(self) -> None:
         require(self.masked + self.random <= 1, "objective.masked + objective.random must not exceed 1")
+
+    @property
+    def default_data(self) -> str:
+        return "builtin:parallel"
 
 
 @dataclass(frozen=True)
@@ -193,13 +258,23 @@ class Distillation(Objective):
         pairs = isinstance(self.task, MLM) and self.task.pairs
         require(not pairs, "objective.task must be MLM without pairs, or CLM: a teacher says nothing of pairs")
 
+    @property
+    def networks(self) -> dict[str, tuple[str, bool]]:
+        return {"teacher": (self.teacher, False)}
+
 
 @dataclass(frozen=True)
 class AttentionDistillation(Objective):
     """The attention of the last layer, and the products of its values with each other, as a `teacher` (a size of the
     tree, a folder of weights or a hub id) has them (Wang et al. 2020, arXiv:2002.10957, section 3)."""
 
+    reads_vocabulary = False
+
     teacher: str
+
+    @property
+    def networks(self) -> dict[str, tuple[str, bool]]:
+        return {"teacher": (self.teacher, False)}
 
 
 @dataclass(frozen=True)
@@ -208,8 +283,13 @@ class Contrastive(Objective):
     (Reimers & Gurevych 2019, arXiv:1908.10084, and its later models), both ways. `group`: pairs that are told apart
     from each other (the released ones had a whole batch)."""
 
+    reads_vocabulary = False
+
     scale: float = positive(20.0)
     group: int = at_least(2, 1024, "pairs")
+
+    def scaled(self, share: float) -> Contrastive:
+        return replace(self, group=min(self.group, SCALED_GROUP))
 
 
 @dataclass(frozen=True)
@@ -227,6 +307,11 @@ class PLM(Objective):
     memory: int = not_negative(384)
     pairs: bool = True
     both: bool = True
+
+    def scaled(self, share: float) -> PLM:
+        sizes = {name: max(1, round(getattr(self, name) * share)) for name in ("targets", "window")}
+        kept = {name: round(getattr(self, name) * share) for name in ("reuse", "memory")}
+        return replace(self, **sizes, **kept)
 
 
 @dataclass(frozen=True)
@@ -346,3 +431,6 @@ class Fragment(Objective):
         for first, second in (("masked", "random"), ("start", "end")):
             both = getattr(self, first) + getattr(self, second)
             require(both <= 1, f"objective.{first} + objective.{second} must not exceed 1")
+
+    def scaled(self, share: float) -> Fragment:
+        return self if self.block is None else replace(self, block=max(8, round(self.block * share)))

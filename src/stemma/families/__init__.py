@@ -10,13 +10,17 @@ import importlib
 import importlib.util
 import pkgutil
 import re
+import sys
+import zlib
 from pathlib import Path
 
 from stemma.declare.family import Design, Family
+from stemma.declare.objectives import Objective
 from stemma.errors import UsageError, did_you_mean, nearest
 
 MOST = 8  # names that a message lists
 _added: dict[str, Family] = {}
+_read: dict[tuple[Path, bytes], list[Family]] = {}  # what files of one's own declared
 
 
 @functools.cache
@@ -39,25 +43,32 @@ def declared(name: str) -> bool:
 
 
 def add(path: str | Path) -> list[Family]:
-    """Take in the families that a Python file declares (for one's own, outside the package). Runs the file.
+    """Take in the families and objectives that a Python file declares (for one's own, outside the package). Runs the
+    file, unless it was taken in before and has not changed.
 
     Raises UsageError if the file is missing, declares none, or declares a name that exists.
     """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"no file {path} to read families from")
-    module_spec = importlib.util.spec_from_file_location(f"stemma_families_{path.stem}", path)
+    known, content = tree(), (path.resolve(), path.read_bytes())
+    if content in _read and all(known.get(f.name) is f for f in _read[content]):
+        return _read[content]
+    kinds = set(Objective.KINDS.values())
+    name = f"stemma_families_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # where the types of fields are looked up
     module_spec.loader.exec_module(module)
-    known = tree()
     found = [v for v in vars(module).values() if isinstance(v, Family) and known.get(v.name) is not v]
-    if not found:
+    if not found and kinds == set(Objective.KINDS.values()):
         raise UsageError(f"{path} declares no family; it should hold one: NAME = PARENT.evolve(...)")
     for new in found:
         if new.name in known and known[new.name] != new:
             raise UsageError(f"{path} declares {new.name!r}, a name that the tree has already; choose another")
         _added[new.name] = new
+    _read[content] = found
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from stemma.formats.layouts import LAYOUTS, layout_of, read_design
 from stemma.formats.weights import attach, device_of, dtype_of, meta_model
 from stemma.nn.model import Model
 from stemma.nn.parts import Task
+from stemma.rewrites.engine import apply
+from stemma.rewrites.kinds import Rewrite
 
 WRITTEN = ("hf", "meta", "gguf", "llama2c", "llama2c-v1", "fairseq")  # the layouts that `save` knows
 
@@ -31,19 +33,21 @@ def build(
     task: str | Task | None = None,
     labels: int | None = None,
     problem: str | None = None,
+    rewrites: Iterable[Rewrite] = (),
     **dims: Any,
 ) -> Model:
     """A model of a family's size with fresh weights, in eval mode: `build("roberta-base", layers=2)`.
 
     `overrides` are paths into the design (`{"arch.norm.eps": 1e-6}`), keywords are dims. With a `task` (see `load`) its
-    head stands on the body instead of the heads of pretraining. Raises UsageError for names and values that do not
-    exist."""
+    head stands on the body instead of the heads of pretraining. `rewrites` are applied to the fresh weights. Raises
+    UsageError for names and values that do not exist."""
     design = families.design(name) if isinstance(name, str) else name
     if task is not None:
         owner = _owner(design.name)
         design = body_for(with_heads(design, heads_for(task_of(owner, task, labels, problem), design, owner)))
     design = spec.edit(design, {**(overrides or {}), **{f"dims.{k}": v for k, v in dims.items()}})
     model = meta_model(design).to_empty(device="cpu").to(dtype_of(dtype)).initialise(seed)
+    apply(model, tuple(rewrites), seed)
     return attach(model, design, _owner(design.name)).eval()
 
 
@@ -61,6 +65,7 @@ def load(
     problem: str | None = None,
     revision: str | None = None,
     tokenizer: bool = True,
+    rewrites: Iterable[Rewrite] = (),
 ) -> Model:
     """The model of a checkpoint: a folder (of config.json and safetensors, or Meta's own layout), a GGUF file, a
     llama2.c file (`.bin`), or a hub id. In eval mode, its family found from what the files say.
@@ -70,42 +75,57 @@ def load(
     then it is drawn afresh (`"task"`: also where the file has one). `task` (`"classify"`, `"tag"`, `"answer"`,
     `"choose"`, with `labels` and for texts a `problem`: `"single"`, `"multi"` or `"regression"`) puts the family's head
     for it on the body, read where the file holds it and else drawn; the heads of pretraining are left behind.
-    `dtype="auto"` keeps the file's; `device="meta"` reads shapes and no data. Raises CheckpointError naming the tensor,
-    key or file."""
-    folder = Path(path)
+    `dtype="auto"` keeps the file's; `device="meta"` reads shapes and no data. `rewrites` (`stemma.rewrites`) replace
+    modules before they are filled: a quantised matrix is made of the file's tensor, and no other copy is kept. Raises
+    CheckpointError naming the tensor, key or file."""
     new = tuple(new)
     if wrong := [n for n in new if n not in HEADS]:
         raise UsageError(f"no head is called {wrong[0]!r}; heads are {', '.join(HEADS)}{did_you_mean(wrong[0], HEADS)}")
     kind = None if dtype == "auto" else dtype_of(dtype)
-    if folder.suffix == ".gguf":
+    options: dict[str, Any] = {"tokenizer": tokenizer, "rewrites": tuple(rewrites)}
+    reader = _reader_of(Path(path), heads=task is not None or bool(new))
+    if reader is not None:
+        return reader(Path(path), device, dtype, **options)
+    folder = _folder_of(str(path), revision)
+    return hf.load(folder, device, kind, new=new, task=task, labels=labels, problem=problem, **options)
+
+
+def _reader_of(path: Path, heads: bool) -> Callable[..., Model] | None:
+    """The loader of a path in another layout than folders of config.json; None for these. Raises UsageError if it
+    cannot put new `heads` on a model."""
+    if path.suffix == ".gguf":
         from stemma.formats import gguf
 
-        return gguf.load(folder, device, dtype, tokenizer=tokenizer)
-    if folder.suffix == ".bin" and folder.is_file():
+        return gguf.load
+    if path.suffix == ".bin" and path.is_file():
         from stemma.formats import llama2c
 
-        return llama2c.load(folder, device, dtype, tokenizer=tokenizer)
-    if (folder / "params.json").is_file() and not (folder / "config.json").is_file():
+        return llama2c.load
+    if (path / "params.json").is_file() and not (path / "config.json").is_file():
         from stemma.formats import meta
 
-        return meta.load(folder, device, dtype, tokenizer=tokenizer)
-    if folder.suffix == ".pt" or (folder / "model.pt").is_file():
+        return meta.load
+    if path.suffix == ".pt" or (path / "model.pt").is_file():
         from stemma.formats import fairseq
 
-        if fairseq.found(folder) is not None:
-            if task is not None or new:
-                raise UsageError(f"{folder} is in fairseq's layout: save it in another before it takes a new head")
-            return fairseq.load(folder, device, dtype, tokenizer=tokenizer)
-    if not folder.is_dir():
-        if folder.exists():
-            raise CheckpointError(f"{folder} is a file; give the folder that holds config.json and the weights")
-        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)):
-            hint = _weights_of(str(path))
-            raise UsageError(f"{str(path)!r} is neither a folder nor a hub id of the form org/name{hint}")
-        from stemma.formats import hub
+        if fairseq.found(path) is not None:
+            if heads:
+                raise UsageError(f"{path} is in fairseq's layout: save it in another before it takes a new head")
+            return fairseq.load
+    return None
 
-        folder = hub.fetch(str(path), revision)
-    return hf.load(folder, device, kind, new=new, task=task, labels=labels, problem=problem, tokenizer=tokenizer)
+
+def _folder_of(path: str, revision: str | None) -> Path:
+    """The folder of a path or of a hub id, which is downloaded."""
+    if Path(path).is_dir():
+        return Path(path)
+    if Path(path).exists():
+        raise CheckpointError(f"{path} is a file; give the folder that holds config.json and the weights")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path):
+        raise UsageError(f"{path!r} is neither a folder nor a hub id of the form org/name{_weights_of(path)}")
+    from stemma.formats import hub
+
+    return hub.fetch(path, revision)
 
 
 def _weights_of(name: str) -> str:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,12 @@ from stemma.formats.weights import (
     device_of,
     dtype_of,
     meta_model,
-    set_parameter,
 )
 from stemma.nn.model import Model
 from stemma.nn.parts import Classify, Dropout, Heads, LMHead, PostNorm, PreNorm
+from stemma.rewrites.kinds import Rewrite
+from stemma.rewrites.modules import load_tensor
+from stemma.rewrites.paths import PlainTensors
 
 FILE = "model.pt"
 HEAD = 64  # width of a head in every published model
@@ -179,7 +181,12 @@ def _options(file: Path, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(
-    path: Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32", *, tokenizer: bool = True
+    path: Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    *,
+    tokenizer: bool = True,
+    rewrites: Sequence[Rewrite] = (),
 ) -> Model:
     """The model of a file or of a folder that holds `model.pt`, in eval mode. A tokenizer is read where the folder has
     one in a layout that `stemma.load` knows. Raises CheckpointError naming the option or tensor."""
@@ -200,13 +207,15 @@ def load(
     held = [(r, loader.find(r)) for r in rows]
     loader.account(UNUSED_TENSORS)
     wanted = None if dtype == "auto" else dtype_of(dtype)
+    loader.rewrite(rewrites)
     for r, tensor in held:
         assert tensor is not None  # none is drawn afresh
         loader.read(r, tensor, place, wanted)
     if model.embed.segments is not None:  # a row that is always added, and that fairseq does not have
         blank = torch.zeros(loader.shapes["embed.segments.weight"], dtype=model.dtype, device=place)
-        set_parameter(model, "embed.segments.weight", blank)
+        load_tensor(model, "embed.segments.weight", blank, place, model.dtype)
         ledger.new.append("embed.segments.weight")
+    loader.finish(place, wanted)
     attach(model, design, families.family(kind.family))
     if tokenizer:
         model.tokenizer = read_tokenizer(file.parent, model)
@@ -351,7 +360,7 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
         )
     design = design_of(model)
     _check(design, kind, model)
-    state = {k: v.detach() for k, v in model.named_parameters()}
+    state = PlainTensors(model)
     number = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
     names: dict[str, Tensor] = {}
     for r in _rows(kind, design, "sentence_classification_head", state, packed=False):

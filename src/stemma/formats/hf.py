@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,12 @@ from stemma.formats.weights import (
     device_of,
     dtype_of,
     meta_model,
-    named_tensors,
 )
 from stemma.nn.init import initialise
 from stemma.nn.model import Model
 from stemma.nn.parts import LMHead, Task
+from stemma.rewrites.kinds import Rewrite
+from stemma.rewrites.paths import PlainTensors
 
 if TYPE_CHECKING:
     from stemma.text import Tokenizer
@@ -72,6 +73,7 @@ def load(
     labels: int | None,
     problem: str | None,
     tokenizer: bool,
+    rewrites: Sequence[Rewrite] = (),
 ) -> Model:
     """The model in a folder, in eval mode (see `stemma.load`)."""
     folder, pooling = sentences.read(folder)
@@ -83,7 +85,7 @@ def load(
         field = next(k for k, v in asked.items() if v is not None)
         raise UsageError(f"{field}={asked[field]!r} is for the head of a task: give task= too, such as task='classify'")
     goal = None if task is None else (task, labels, problem)
-    model = _assemble(raw, source, str(folder), new, device_of(device), dtype, goal)
+    model = _assemble(raw, source, str(folder), new, device_of(device), dtype, goal, rewrites)
     model.extras, model.pooling = {"config": raw}, pooling
     model.labels = () if "task" in new else label_names(raw, model.arch.heads)
     if (folder / "generation_config.json").is_file():
@@ -101,6 +103,7 @@ def _assemble(
     device: torch.device,
     dtype: torch.dtype | None,
     goal: tuple[str | Task, int | None, str | None] | None,
+    rewrites: Sequence[Rewrite],
 ) -> Model:
     design, owner, layout, unused = read_design(raw)
     files = _names_in_file(source, layout, where)
@@ -116,12 +119,14 @@ def _assemble(
     design = _by_file(design, layout, source, files)
     model = meta_model(design)
     loader = WeightLoader(model, source, where, Ledger(config=unused), files, new)
-    found = [(r, loader.find(r, part(r) in afresh)) for r in table_of(design, layout, named_tensors(model))]
+    found = [(r, loader.find(r, part(r) in afresh)) for r in table_of(design, layout, PlainTensors(model, slices=True))]
     loader.account({} if layout is None else layout.unused_tensors, left)
     held = [(r, name) for r, name in found if name]
     _draw_new(model, design, loader.ledger, device, dtype or source.meta_tensor(held[0][1]).dtype)
+    loader.rewrite(rewrites)
     for r, name in held:
         loader.read(r, name, device, dtype)
+    loader.finish(device, dtype)
     return attach(model, design, owner)
 
 
@@ -216,7 +221,7 @@ def save(model: Model, directory: Path, *, dtype: str | None, shard_bytes: int) 
     table, data, why = layout_of(design, model.family)
     if table is None:
         warnings.warn(f"{directory} is in Stemma's own layout, which other libraries cannot read: {why}", stacklevel=2)
-    state = {k: v.detach() for k, v in named_tensors(model).items()}
+    state = PlainTensors(model, slices=True)
     kind = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
     data["dtype"] = str(kind).removeprefix("torch.")
     extras = getattr(model, "extras", {})
@@ -230,7 +235,7 @@ def save(model: Model, directory: Path, *, dtype: str | None, shard_bytes: int) 
     heads = design.arch.heads
     bare = table is not None and not any((heads.lm, heads.pair, heads.detect, heads.task))
     for r in table_of(design, table, state):
-        size = sum(state[o].numel() for o in r.ours) * kind.itemsize
+        size = sum(state.shapes[o].numel() for o in r.ours) * kind.itemsize
         name = r.theirs
         if table is not None and name.startswith(table.prefix):
             body = "" if bare else table.bodies.get(data["architectures"][0], table.prefix)

@@ -17,7 +17,8 @@ from stemma.formats.classes import class_in, present
 from stemma.formats.config import GENERAL, read_config, write_config
 from stemma.formats.keys import Layout
 from stemma.formats.names import Row, expand
-from stemma.formats.weights import meta_model, named_tensors
+from stemma.formats.weights import meta_model
+from stemma.rewrites.paths import PlainTensors
 
 
 def _layouts() -> dict[str, Layout]:
@@ -108,7 +109,7 @@ def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dic
             if relative.name in layout.families:
                 try:
                     data = write_config(layout, design)
-                    table_of(design, layout, named_tensors(meta_model(design)))
+                    table_of(design, layout, PlainTensors(meta_model(design), slices=True))
                     return layout, data, ""
                 except (UsageError, CheckpointError) as error:
                     why = why or str(error)

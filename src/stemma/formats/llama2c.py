@@ -11,7 +11,7 @@ and nothing in a file tells them apart.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,9 +28,13 @@ from stemma.formats.config import lost, refuse_loss
 from stemma.formats.layouts import LAYOUTS
 from stemma.formats.names import Ledger, Row
 from stemma.formats.rotary import to_halves, to_pairs
-from stemma.formats.weights import attach, check_weights, design_of, device_of, dtype_of, meta_model, set_parameter
+from stemma.formats.weights import attach, check_weights, design_of, device_of, dtype_of, meta_model
 from stemma.nn.model import Model
 from stemma.nn.parts import Heads, LMHead, Rotary
+from stemma.rewrites.engine import apply, complete
+from stemma.rewrites.kinds import Rewrite
+from stemma.rewrites.modules import load_tensor
+from stemma.rewrites.paths import PlainTensors
 
 HEADER = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
 MAGIC, START = 0x616B3432, 256
@@ -144,6 +148,7 @@ def load(
     dtype: str | torch.dtype = "float32",
     *,
     tokenizer: bool = True,
+    rewrites: Sequence[Rewrite] = (),
 ) -> Model:
     """The model in a llama2.c file of version 0 or 1, in eval mode; a `tokenizer.model` or `tokenizer.json` beside it
     is its tokenizer. `device="meta"` makes shapes and no data. Raises CheckpointError saying what is wrong."""
@@ -167,22 +172,23 @@ def load(
     design, owner = meta.identify(design)
     model = meta_model(design)
     target, kind = device_of(device), torch.float32 if dtype == "auto" else dtype_of(dtype)
-    ledger = Ledger()
+    model.ledger = Ledger()
+    apply(model, rewrites)
     raw = np.memmap(path, np.uint8, "r")
     for name, shape, r, at in plan:
+        part = raw[at : at + 4 * int(np.prod(shape))]
         if r is None:
-            ledger.ignored[name] = "computed from the design"
+            model.ledger.ignored[name] = "computed from the design"
             if target.type != "meta":
-                _check_table(path, name, raw[at : at + 4 * int(np.prod(shape))], design)
+                _check_table(path, name, part, design)
             continue
-        value = torch.empty(shape, dtype=kind, device=target)
+        value = torch.empty(shape, device="meta")
         if target.type != "meta":
-            held = raw[at : at + 4 * int(np.prod(shape))].view("<f4").astype(np.float32)  # a copy
-            tensor = torch.from_numpy(held).view(shape)
-            value.copy_(to_halves(tensor, design.dims.width) if meta.INTERLEAVED.search(name) else tensor)
-        set_parameter(model, r.ours[0], value)
-        ledger.loaded[r.ours[0]] = name
-    model.ledger = ledger
+            value = torch.from_numpy(part.view("<f4").astype(np.float32)).view(shape)  # a copy
+            value = to_halves(value, design.dims.width) if meta.INTERLEAVED.search(name) else value
+        load_tensor(model, r.ours[0], value, target, kind)
+        model.ledger.loaded[r.ours[0]] = name
+    model.ledger.new += complete(model, target, kind)
     attach(model, design, owner)
     if tokenizer and any((path.parent / n).is_file() for n in ("tokenizer.json", meta.TOKENIZER)):
         model.tokenizer = meta.read_tokenizer(path.parent, design.dims.vocab)
@@ -231,9 +237,9 @@ def _write(out: BinaryIO, model: Model, design: Design, head: Head) -> None:
         out.write(struct.pack("<7i", *numbers))
     else:
         out.write(struct.pack("<Ii7iB", MAGIC, head.version, *numbers, head.tied).ljust(START, b"\0"))
-    state, tables = dict(model.named_parameters()), _tables(design)
+    state, tables = PlainTensors(model), _tables(design)
     for name, _, r in _plan(design, head.version):
-        tensor = tables[name] if r is None else state[r.ours[0]].detach().to(device="cpu", dtype=torch.float32)
+        tensor = tables[name] if r is None else state[r.ours[0]].to(device="cpu", dtype=torch.float32)
         if meta.INTERLEAVED.search(name):
             tensor = to_pairs(tensor, design.dims.width)
         out.write(tensor.contiguous().numpy().astype("<f4", copy=False).tobytes())

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ from stemma.formats.rotary import to_pairs
 from stemma.formats.weights import WeightLoader, attach, design_of, device_of, dtype_of, meta_model
 from stemma.nn.model import Model
 from stemma.nn.parts import Heads, Llama3Scaling, LMHead, Rotary, gated_width
+from stemma.rewrites.kinds import Rewrite
+from stemma.rewrites.paths import PlainTensors
 from stemma.text import Tokenizer, ranks, spm
 
 PARAMS, TOKENIZER = "params.json", "tokenizer.model"
@@ -273,7 +275,12 @@ class Origin:
 
 
 def load(
-    folder: Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32", *, tokenizer: bool = True
+    folder: Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    *,
+    tokenizer: bool = True,
+    rewrites: Sequence[Rewrite] = (),
 ) -> Model:
     """The model in a folder of Meta's layout, in eval mode, its shards joined. `dtype="auto"` keeps the file's type;
     `device="meta"` makes shapes and no data. `model.extras["meta"]` remembers how it was written. Raises
@@ -303,8 +310,10 @@ def load(
         loader.ledger.tied[OUTPUT] = EMBEDDINGS
     loader.account(UNUSED_TENSORS)
     kind = shards.parts[0][EMBEDDINGS].dtype if dtype == "auto" else dtype_of(dtype)
+    loader.rewrite(rewrites)
     for r in table:
         loader.read(r, r.theirs, target, kind, interleaved=INTERLEAVED.search(r.theirs) is not None)
+    loader.finish(target, kind)
     attach(model, design, owner)
     if tokenizer and (folder / TOKENIZER).is_file():
         model.tokenizer = read_tokenizer(folder, design.dims.vocab)
@@ -363,7 +372,7 @@ def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard
     by_token = source.axis == 0 if source is not None else vocabulary == "bpe"
     _divides(design, count, by_token)
     raw = _tokenizer(model, source)
-    state = {k: v.detach() for k, v in model.named_parameters()}
+    state = PlainTensors(model)
     kind = model.dtype if dtype is None else dtype_of(dtype)
     table = rows(design)
     if design.arch.heads.tied and (source is None or source.output):

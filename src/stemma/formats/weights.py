@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stemma.declare.family import Design, Family
 from stemma.errors import CheckpointError, ResourceError, UsageError, did_you_mean
@@ -16,6 +16,10 @@ from stemma.formats.heads import part
 from stemma.formats.names import Ledger, Row, missing
 from stemma.formats.rotary import to_halves
 from stemma.nn.model import Model
+from stemma.rewrites.engine import apply, complete, unmergeable
+from stemma.rewrites.kinds import Rewrite
+from stemma.rewrites.modules import load_tensor
+from stemma.rewrites.paths import PlainTensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -60,19 +64,6 @@ def design_of(model: Model) -> Design:
     return design
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters by the names that tables use: each slice of a stacked parameter (experts) has a name of its own."""
-    stacks = {
-        f"{path}.{name}": getattr(module, name)
-        for path, module in model.named_modules()
-        for name in getattr(module, "stacked", ())
-    }
-    found: dict[str, Tensor] = {}
-    for name, p in model.named_parameters():
-        found |= {f"{name}.{i}": p[i] for i in range(len(p))} if name in stacks else {name: p}
-    return found
-
-
 class TensorSource(Protocol):
     """The tensors of a file by name: `meta_tensor` gives shape and dtype on the meta device, `get` the data."""
 
@@ -101,7 +92,7 @@ class WeightLoader:
     ) -> None:
         self.model, self.source, self.where, self.new = model, source, where, new
         self.files = {name: name for name in source} if files is None else files
-        self.shapes = {name: p.shape for name, p in (*model.named_parameters(), *named_tensors(model).items())}
+        self.shapes = PlainTensors(model).shapes | PlainTensors(model, slices=True).shapes
         self.ledger = model.ledger = ledger
 
     def find(self, r: Row, afresh: bool = False) -> str | None:
@@ -142,6 +133,15 @@ class WeightLoader:
                 raise CheckpointError(f"{self.where} holds a tensor {name!r} for which this model has no place")
             self.ledger.ignored[name] = reason
 
+    def rewrite(self, rewrites: Sequence[Rewrite]) -> None:
+        """Replace modules of the model before anything is read into them."""
+        apply(self.model, rewrites)
+
+    def finish(self, device: torch.device, dtype: torch.dtype | None) -> None:
+        """Initialise what rewrites added, after everything is read."""
+        if self.model.rewrites:
+            self.ledger.new += complete(self.model, device, dtype or self.model.dtype)
+
     def read(
         self, r: Row, name: str, device: torch.device, dtype: torch.dtype | None, interleaved: bool = False
     ) -> None:
@@ -150,10 +150,7 @@ class WeightLoader:
         tensor = self.source.meta_tensor(name) if device.type == "meta" else self.source.get(name)
         ordered = to_halves(tensor, self.model.dims.width) if interleaved else tensor
         for ours, value in r.read(ordered, self.shapes):
-            # a copy of its own: a slice must not keep the whole packed tensor alive, nor a file stay mapped
-            set_parameter(
-                self.model, ours, torch.empty(value.shape, dtype=dtype or value.dtype, device=device).copy_(value)
-            )
+            load_tensor(self.model, ours, value, device, dtype or value.dtype)
         for other in self.repeated(r, name):
             if device.type != "meta" and not torch.equal(self.source.get(other), tensor):
                 raise CheckpointError(
@@ -161,23 +158,11 @@ class WeightLoader:
                 )
 
 
-def set_parameter(model: nn.Module, name: str, value: Tensor) -> None:
-    """Set the parameter that tables call `name` to `value`."""
-    owner, _, leaf = name.rpartition(".")
-    if not leaf.isdigit():
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
-        return
-    path, _, stack = owner.rpartition(".")
-    module = model.get_submodule(path)
-    whole = getattr(module, stack)
-    if (whole.device, whole.dtype) != (value.device, value.dtype):  # the first of its slices
-        whole = nn.Parameter(torch.empty(whole.shape, dtype=value.dtype, device=value.device))
-        setattr(module, stack, whole)
-    with torch.no_grad():
-        whole[int(leaf)].copy_(value)
-
-
 def check_weights(model: Model) -> None:
-    """Raises UsageError if a model has none."""
+    """Raises UsageError for a model that cannot be saved: it has no weights, or is rewritten and cannot be merged."""
     if model.device.type == "meta":
         raise UsageError("this model has shapes and no weights (it is on the device 'meta'): there is nothing to save")
+    if (why := unmergeable(model)) is not None:
+        raise UsageError(
+            f"this model cannot be saved as plain weights: {why}; undo its rewrites (stemma.rewrites.undo)"
+        )

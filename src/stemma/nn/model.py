@@ -50,6 +50,7 @@ class Model(nn.Module):
     pooling: Any = None
     labels: tuple[str, ...] = ()
     extras: dict[str, Any] = {}
+    rewrites: tuple[Any, ...] = ()  # what was replaced in it (see `stemma.rewrites`)
     compiled: bool = False  # whether a training loop compiles its stacks, and its loss with them
 
     def __init__(self, arch: parts.Arch, dims: parts.Dims) -> None:

@@ -8,30 +8,15 @@ stopped run resumes where it stood without replaying anything.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
+import pkgutil
 from typing import Any
 
 from stemma.declare import objectives as declared
 from stemma.declare.family import Text
 from stemma.nn.parts import Arch, Dims
-from stemma.objectives.base import ALONE, Batch, Cursor, Example, Loss, Nets, Objective, Setting, View
-from stemma.objectives.blanks import BlankInfilling
-from stemma.objectives.clm import NextToken
-from stemma.objectives.contrast import Pairs
-from stemma.objectives.corruption import Deshuffling, TokenCorruption
-from stemma.objectives.denoise import Restoration
-from stemma.objectives.denoisers import Mixture
-from stemma.objectives.distil import Distilled, Relations
-from stemma.objectives.fragment import MaskedRun
-from stemma.objectives.infill import Infilling
-from stemma.objectives.mixed import MixedMasked
-from stemma.objectives.mlm import Masked
-from stemma.objectives.pairs import MaskedPairs
-from stemma.objectives.plm import Permuted
-from stemma.objectives.prefix import Continuation
-from stemma.objectives.rtd import ReplacedTokens
-from stemma.objectives.spans import SpanCorruption
-from stemma.objectives.tlm import Translated
-from stemma.objectives.translation import SentencePairs
+from stemma.objectives.base import ALONE, Batch, Cursor, Example, Loss, Nets, Objective, Setting, View, runnable
 
 # what a special token is called, and how many sentinels there are, where a family has none
 MARKS: dict[str, Any] = {
@@ -56,68 +41,32 @@ __all__ = [
 ]
 
 
-def kind(spec: declared.Objective) -> Any:
-    """The class that runs a declared objective."""
-    match spec:
-        case declared.CLM():
-            return NextToken
-        case declared.MLM(pairs=None):
-            return Masked
-        case declared.MLM():
-            return MaskedPairs
-        case declared.RTD():
-            return ReplacedTokens
-        case declared.Spans():
-            return SpanCorruption
-        case declared.PLM():
-            return Permuted
-        case declared.MixedMLM():
-            return MixedMasked
-        case declared.Distillation():
-            return Distilled
-        case declared.AttentionDistillation():
-            return Relations
-        case declared.Contrastive():
-            return Pairs
-        case declared.Blanks():
-            return BlankInfilling
-        case declared.Infill():
-            return Infilling
-        case declared.TLM():
-            return Translated
-        case declared.Translation():
-            return SentencePairs
-        case declared.PrefixLM():
-            return Continuation
-        case declared.Corruption():
-            return TokenCorruption
-        case declared.Deshuffle():
-            return Deshuffling
-        case declared.Denoisers():
-            return Mixture
-        case declared.Denoise():
-            return Restoration
-        case declared.Fragment():
-            return MaskedRun
-    raise AssertionError(spec)
+@functools.cache
+def _found() -> None:
+    """Import the modules of this folder: each declares which objectives its classes run."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+def kind(spec: declared.Objective) -> type[Objective]:
+    """The class that runs a declared objective. Raises UsageError if there is none."""
+    _found()
+    return runnable(spec)
 
 
 def incompatible_reason(spec: declared.Objective, arch: Arch) -> str | None:
     """Why a network of design `arch` cannot be trained on a declared objective; None if it can."""
-    found: str | None = kind(spec).incompatible_reason(spec, arch)
-    return found
+    return kind(spec).incompatible_reason(spec, arch)
 
 
 def teacher_mismatch(spec: declared.Objective, student: tuple[Arch, Dims], teacher: tuple[Arch, Dims]) -> str | None:
     """Why a network of one design cannot learn a declared objective from one of another; None if it can."""
-    found: str | None = kind(spec).teacher_mismatch(spec, student, teacher)
-    return found
+    return kind(spec).teacher_mismatch(spec, student, teacher)
 
 
 def tokens(spec: declared.Objective, text: Text) -> tuple[str, ...]:
     """Names of special tokens without a role that a tokenizer needs for a declared objective."""
-    found: tuple[str, ...] = kind(spec).tokens(spec, text)
-    return found
+    return kind(spec).tokens(spec, text)
 
 
 def suited(spec: declared.Objective, text: Text) -> Text:
@@ -133,5 +82,4 @@ def suited(spec: declared.Objective, text: Text) -> Text:
 def objective(spec: declared.Objective, setting: Setting) -> Objective:
     """The runnable form of a declared objective. Raises UsageError where the tokenizer lacks a token that the objective
     needs."""
-    made: Objective = kind(spec)(spec, setting)
-    return made
+    return kind(spec)(spec, setting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from stemma.data import random as draw
 from stemma.data.mixture import Mixed
+from stemma.declare import objectives as declared
 from stemma.declare.family import Text
 from stemma.declare.recipes import Sampling
 from stemma.errors import DataError, UsageError
@@ -99,6 +101,27 @@ class Loss:
 
 
 Make = Callable[[], Example]
+When = Callable[[Any], bool]
+
+
+def always(spec: declared.Objective) -> bool:
+    """Whether a class that runs all values of a declaration runs this one."""
+    return True
+
+
+_runnable: dict[type[declared.Objective], list[tuple[When, type[Objective]]]] = {}
+
+
+def runnable(spec: declared.Objective) -> type[Objective]:
+    """The class that runs a declared objective. Raises UsageError if there is none."""
+    for when, cls in _runnable.get(type(spec), []):
+        if when(spec):
+            return cls
+    name = type(spec).__name__
+    raise UsageError(
+        f"no class runs the objective {name}; the file that declares it should hold one: "
+        f"class Run{name}(stemma.objectives.base.Objective, of={name})"
+    )
 
 
 class Objective(ABC):
@@ -107,13 +130,22 @@ class Objective(ABC):
     main: str = "token"  # the part whose nats are reported as the model's quality
     whole: bool = False  # whether its targets are the whole text, so that bits a byte of text mean something
     rows: int = 1  # rows of tokens in an example
+    counts_after_forward: bool = False  # whether only the forward pass tells how many targets a batch has
+    reads_attention: bool = False  # whether its loss looks into the attention of the last layer
     streamed: bool = False  # whether its rows can be windows of the streams of `spans`, of one language each
     structures: tuple[str, ...] = ("encoder", "decoder", "encoder-decoder")  # of the networks it can train
     roles: tuple[tuple[str, ...], ...] = ()  # of the special tokens it needs, each with what may stand in its stead
 
-    def __init__(self, setting: Setting) -> None:
+    def __init_subclass__(cls, *, of: type[declared.Objective] | None = None, when: When = always, **more: Any) -> None:
+        """`of`: the declaration that the class runs; `when`: for which of its values, where there are two classes."""
+        super().__init_subclass__(**more)
+        if of is not None:
+            _runnable.setdefault(of, []).append((when, cls))
+
+    def __init__(self, spec: Any, setting: Setting) -> None:
         if setting.context < 8:
             raise UsageError(f"a row must hold at least 8 tokens to train on, not {setting.context}")
+        self.spec = spec
         self.setting, self.tokenizer, self.context = setting, setting.tokenizer, setting.context
         self.seed, self.mixed = setting.seed, setting.mixed
         tokenizer = setting.tokenizer
@@ -171,6 +203,10 @@ class Objective(ABC):
         """The examples of `plan`, made."""
         for make, follow in self.plan(view, cursor, once):
             yield make(), follow
+
+    def example_batch(self, view: View, rows: int) -> Batch:
+        """A batch of the first `rows` examples of a view."""
+        return self.collate([example for example, _ in itertools.islice(self.examples(view), rows)])
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Targets of each part in `batch`, known before the model runs."""

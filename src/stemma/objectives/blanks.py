@@ -59,7 +59,7 @@ class Holed(NamedTuple):
         return sum(part.tokens for part in self.parts)
 
 
-class BlankInfilling(Objective):
+class BlankInfilling(Objective, of=declared.Blanks):
     """Rows of texts, each as `cls A B`: A is the text with a blank in the place of every lost run, B the runs in random
     order, each begun by bos and closed by eos, of which the tokens after bos are predicted.
 
@@ -75,8 +75,7 @@ class BlankInfilling(Objective):
     roles = ("bos",), ("eos",)
 
     def __init__(self, spec: declared.Blanks, setting: Setting) -> None:
-        super().__init__(setting)
-        self.spec = spec
+        super().__init__(spec, setting)
         self.start, self.end = self.need("bos"), self.need("eos")
         named = setting.tokenizer.cls_id if setting.text.cls is not None else None
         self.before: Ints = np.asarray([] if named is None else [named], dtype=np.int64)

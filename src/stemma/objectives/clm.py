@@ -32,7 +32,7 @@ from stemma.objectives.base import (
 from stemma.objectives.languages import numbers
 
 
-class NextToken(Objective):
+class NextToken(Objective, of=declared.CLM):
     """Windows of `context` inputs whose targets stand one token later: every step of the stream is a target once.
 
     A document is written `bos tokens eos`, as far as the tokenizer has these. Where both are one token (GPT-2), a
@@ -44,8 +44,8 @@ class NextToken(Objective):
     structures = ("decoder",)
     streamed = True
 
-    def __init__(self, spec: declared.CLM, setting: Setting) -> None:
-        super().__init__(setting)
+    def __init__(self, spec: declared.CLM | declared.Infill, setting: Setting) -> None:
+        super().__init__(spec, setting)
         bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
         self.shared = bos is not None and bos == eos
         self.before = [] if bos is None else [int(bos)]

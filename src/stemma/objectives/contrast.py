@@ -30,7 +30,7 @@ from stemma.objectives.base import (
 )
 
 
-class Pairs(Objective):
+class Pairs(Objective, of=declared.Contrastive):
     """Groups of `spec.group` pairs of texts, each written `cls text sep`: every first text has to find its second one
     among all second texts of its group, and the other way about, by the cosine of the means of their hidden states.
 
@@ -45,8 +45,7 @@ class Pairs(Objective):
     roles = ("cls", "bos"), ("sep", "eos")
 
     def __init__(self, spec: declared.Contrastive, setting: Setting) -> None:
-        super().__init__(setting)
-        self.spec = spec
+        super().__init__(spec, setting)
         self.rows = 2 * spec.group
         self.cls, self.sep = self.need("cls", "bos"), self.need("sep", "eos")
 

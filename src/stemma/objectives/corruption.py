@@ -16,7 +16,7 @@ from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
 NOWHERE = 2**40  # tokens of a text that cannot be rewritten: more than fit anywhere
 
 
-class TokenCorruption(Rewriting):
+class TokenCorruption(Rewriting, of=declared.Corruption):
     """Each token falls out with a probability; a text without one loses one. Which is decided from left to right, so
     that a longer text loses the same ones among its first tokens.
 
@@ -34,8 +34,7 @@ class TokenCorruption(Rewriting):
         return cls.roles
 
     def __init__(self, spec: declared.Corruption, setting: Setting) -> None:
-        super().__init__(setting)
-        self.spec = spec
+        super().__init__(spec, setting)
         self.sentinels: Ints = np.asarray(
             [self.tokenizer.sentinel(k) for k in range(int(self.tokenizer.sentinels))], dtype=np.int64
         )
@@ -117,13 +116,13 @@ class TokenCorruption(Rewriting):
         return np.asarray(inputs, dtype=np.int64), np.asarray(goal, dtype=np.int64)
 
 
-class Deshuffling(Rewriting):
+class Deshuffling(Rewriting, of=declared.Deshuffle):
     """The tokens of a text in random order are input, the text is the goal."""
 
     even = True
 
     def __init__(self, spec: declared.Deshuffle, setting: Setting) -> None:
-        super().__init__(setting)
+        super().__init__(spec, setting)
         self.room = self.context
         self.raw = self.longest()
 

@@ -17,7 +17,7 @@ from stemma.objectives.languages import numbered
 from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
 
 
-class Restoration(Rewriting):
+class Restoration(Rewriting, of=declared.Denoise):
     """A text with noise is input, the text the goal. The noises come in this order, each with what the one before left:
     sentences are permuted, spans infilled, tokens masked, tokens deleted, the text rotated.
 
@@ -34,8 +34,7 @@ class Restoration(Rewriting):
         return cls.roles + mask + ((("cls", "bos"),) if text.shift == "start" else ())
 
     def __init__(self, spec: declared.Denoise, setting: Setting) -> None:
-        super().__init__(setting)
-        self.spec = spec
+        super().__init__(spec, setting)
         self.mask = self.need("mask") if spec.infill or spec.mask else -1
         text = setting.text
         self.shifted = text.shift == "last"

@@ -18,7 +18,7 @@ from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
 from stemma.objectives.spans import Sizes, cut_out
 
 
-class Mixture(Rewriting):
+class Mixture(Rewriting, of=declared.Denoisers):
     """Each text meets one of the kinds, drawn by their shares, and says which by the mode token in front of its inputs.
 
     Spans are cut as in span corruption. A text is as long as its row and the sentinels allow: with 512 tokens and 100
@@ -33,7 +33,7 @@ class Mixture(Rewriting):
         return tuple(dict.fromkeys(kind.mode for kind in spec.kinds if kind.mode))
 
     def __init__(self, spec: declared.Denoisers, setting: Setting) -> None:
-        super().__init__(setting)
+        super().__init__(spec, setting)
         self.kinds = spec.kinds
         shares = np.asarray([kind.share for kind in spec.kinds])
         self.bounds = np.cumsum(shares) / shares.sum()

@@ -33,42 +33,40 @@ from stemma.objectives.base import (
     Span,
     View,
     layout,
+    runnable,
     several,
     stack,
     targets,
 )
 from stemma.objectives.clm import NextToken
-from stemma.objectives.mlm import Masked
 from stemma.objectives.vocabulary import LOGITS
 
 Design = tuple[Arch, Dims]
 
 
-class Distilled(Objective):
+class Distilled(Objective, of=declared.Distillation):
     """The rows and targets of `spec.task`, with three losses: on the targets (`token`), the divergence of the student's
     distribution from the teacher's, both at `temperature`, times its square (`soft`), and one minus the cosine of the
     last hidden states (`cosine`). As in the released distiller the latter two are means over all tokens of the text and
     not only over targets; of a decoder, over the tokens whose next one is a target."""
 
     def __init__(self, spec: declared.Distillation, setting: Setting) -> None:
-        super().__init__(setting)
-        self.spec = spec
-        self.task: Objective = runs(spec)(spec.task, setting)
+        super().__init__(spec, setting)
+        self.task: Objective = runnable(spec.task)(spec.task, setting)
         self.structures, self.whole = self.task.structures, self.task.whole
         self.streamed = self.task.streamed
 
     @classmethod
     def needs(cls, spec: declared.Distillation, text: Text) -> tuple[tuple[str, ...], ...]:
-        found: tuple[tuple[str, ...], ...] = runs(spec).needs(spec.task, text)
-        return found
+        return runnable(spec.task).needs(spec.task, text)
 
     @classmethod
     def incompatible_reason(cls, spec: declared.Distillation, arch: Arch) -> str | None:
-        return runs(spec).incompatible_reason(spec.task, arch)
+        return runnable(spec.task).incompatible_reason(spec.task, arch)
 
     @classmethod
     def teacher_mismatch(cls, spec: declared.Distillation, student: Design, teacher: Design) -> str | None:
-        if (why := runs(spec).incompatible_reason(spec.task, teacher[0])) is not None:
+        if (why := runnable(spec.task).incompatible_reason(spec.task, teacher[0])) is not None:
             return f"the teacher cannot give what objective.task asks: {why}"
         if teacher[0].heads.lm is None:
             return "the teacher has no language-model head, whose predictions this objective learns from"
@@ -124,11 +122,6 @@ class Distilled(Objective):
             sums["cosine"] = (1 - F.cosine_similarity(rows(own, where).float(), last.float(), dim=-1)).sum()
         weights = {self.main: self.spec.hard, "soft": self.spec.soft, "cosine": self.spec.cosine}
         return Loss(sums, self.counts(batch), weights=weights)
-
-
-def runs(spec: declared.Distillation) -> Any:
-    """The class of the task that is learned beside the teacher."""
-    return NextToken if isinstance(spec.task, declared.CLM) else Masked
 
 
 def states(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -205,18 +198,19 @@ def begin(student: Model, teacher: Model) -> None:
 # ---------------------------------------------------------------- attention
 
 
-class Relations(Objective):
+class Relations(Objective, of=declared.AttentionDistillation):
     """Rows of whole texts, documents written `cls tokens sep`, and for each token the divergence of two distributions
     of the student's last layer from the teacher's, as means over heads: where it looks (`attention`), and how its
     values resemble those of the others, softmax(V V' / sqrt(width)) (`values`). Nothing is masked, which the paper
     leaves open; what stands above the last attention (its MLP, the heads) learns nothing."""
 
     main = "attention"
+    reads_attention = True
     structures = ("encoder",)
     roles = ("cls", "bos"), ("sep", "eos")
 
     def __init__(self, spec: declared.AttentionDistillation, setting: Setting) -> None:
-        super().__init__(setting)
+        super().__init__(spec, setting)
         self.cls, self.sep = self.need("cls", "bos"), self.need("sep", "eos")
 
     @classmethod

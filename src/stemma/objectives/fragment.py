@@ -13,7 +13,7 @@ from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
 from stemma.objectives.units import Choice
 
 
-class MaskedRun(Rewriting):
+class MaskedRun(Rewriting, of=declared.Fragment):
     """An encoder reads a text with a run of it masked; a decoder writes the run, and reads before each token of it the
     one that precedes it in the text, at the place where this stands. So it sees nothing of the text but the run.
 
@@ -27,8 +27,7 @@ class MaskedRun(Rewriting):
     even = True
 
     def __init__(self, spec: declared.Fragment, setting: Setting) -> None:
-        super().__init__(setting)
-        self.spec = spec
+        super().__init__(spec, setting)
         self.mask = self.need("mask")
         self.front, self.close = [self.need("cls", "bos", "eos")], [self.need("sep", "eos")]
         self.raw = self.longest()

@@ -37,7 +37,7 @@ class Piece(NamedTuple):
     goals: Ints
 
 
-class Infilling(NextToken):
+class Infilling(NextToken, of=declared.Infill):
     """Next-token prediction on documents of which `rate`, where a row holds them whole, are written
 
         PSM  bos PRE prefix SUF suffix MID middle EOT
@@ -55,8 +55,7 @@ class Infilling(NextToken):
     streamed = False
 
     def __init__(self, spec: declared.Infill, setting: Setting) -> None:
-        super().__init__(declared.CLM(), setting)
-        self.spec = spec
+        super().__init__(spec, setting)
         self.marks = [self._mark(name) for name in setting.text.infill or NAMES]
         if spec.cut == "characters" and self.tokenizer.kind in WHOLE_WORDS:
             raise UsageError(

@@ -40,7 +40,7 @@ from stemma.objectives.units import Choice
 MODES = ("full", "prefix", "causal", "reverse")  # as rows are numbered by
 
 
-class MixedMasked(MaskedPairs):
+class MixedMasked(MaskedPairs, of=declared.MixedMLM):
     """Rows of four kinds, each drawn for itself with the declared share: `[CLS] A [SEP] B [SEP]` read whole, with
     next-sentence prediction (as `MaskedPairs`); the same with B after A, where B is written after A was read; or
     `[CLS] A [SEP]` read from left to right or from right to left. Masked places see what their kind of row shows them.

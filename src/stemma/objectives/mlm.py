@@ -38,7 +38,7 @@ from stemma.objectives.languages import numbers
 from stemma.objectives.units import Choice, Chooser
 
 
-class Masked(Objective):
+class Masked(Objective, of=declared.MLM, when=lambda spec: spec.pairs is None):
     """Windows of `context` tokens of documents written `cls tokens sep`, of which `rate` are to be predicted.
 
     How many of a document's tokens are chosen is `int(rate * length + u)` with u uniform, so that the rate holds on
@@ -58,8 +58,8 @@ class Masked(Objective):
         return super().incompatible_reason(spec, arch)
 
     def __init__(self, spec: declared.MLM, setting: Setting) -> None:
-        super().__init__(setting)
-        self.spec, self.choose = spec, Chooser(spec.unit, spec.rate, self.tokenizer)
+        super().__init__(spec, setting)
+        self.choose = Chooser(spec.unit, spec.rate, self.tokenizer)
         self.mask, self.cls, self.sep = self.need("mask"), self.need("cls", "bos"), self.need("sep", "eos")
 
     def copy(self, epoch: int) -> int:

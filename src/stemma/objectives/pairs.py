@@ -59,7 +59,7 @@ class Cut(NamedTuple):
         return int(self.parts.sum()) if self.strange else self.size
 
 
-class MaskedPairs(Objective):
+class MaskedPairs(Objective, of=declared.MLM, when=lambda spec: spec.pairs is not None):
     """`[CLS] A [SEP] B [SEP]` with masked tokens. `next` (Devlin et al. 2018, sections 3.1 and A.2): half of the time B
     follows A in its document (label 0), else it comes from another (label 1). `order` (Lan et al. 2019, section 3.1): B
     follows A (label 0), or the two are swapped (label 1); where there is one sentence only, B is a random text with
@@ -78,8 +78,8 @@ class MaskedPairs(Objective):
     roles = ("mask",), ("cls", "bos"), ("sep", "eos")
 
     def __init__(self, spec: declared.MLM, setting: Setting) -> None:
-        super().__init__(dataclasses.replace(setting, mixed=True))
-        self.spec, self.choose = spec, Chooser(spec.unit, spec.rate, self.tokenizer)
+        super().__init__(spec, dataclasses.replace(setting, mixed=True))
+        self.choose = Chooser(spec.unit, spec.rate, self.tokenizer)
         self.mask, self.cls, self.sep = self.need("mask"), self.need("cls", "bos"), self.need("sep", "eos")
         self.most = math.ceil(spec.rate * self.context) if spec.most is None else spec.most
         self.everything: Ints = np.arange(self.tokenizer.vocab_size, dtype=np.int64)

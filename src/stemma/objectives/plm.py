@@ -112,7 +112,7 @@ class Line:
         return known[max(0, len(known) - before) :], text, edges[(edges > 0) & (edges < len(text))]
 
 
-class Permuted(Objective):
+class Permuted(Objective, of=declared.PLM):
     """Rows of `reuse` tokens and, after them, `A sep B sep cls`, where B follows A half of the time and else is of
     another document (a distinction that nothing predicts). The next row begins `reuse` tokens later. With `both` every
     row comes twice: once forward, once with the documents read from their ends and distances counted the other way, so
@@ -133,8 +133,7 @@ class Permuted(Objective):
     roles = ("sep",), ("cls",), ("eos",)
 
     def __init__(self, spec: declared.PLM, setting: Setting) -> None:
-        super().__init__(setting)
-        self.spec = spec
+        super().__init__(spec, setting)
         self.sep, self.cls = self.need("sep"), self.need("cls")
         self.end = [self.need("eos")] if self.mixed else []
         self.tail = 3 if spec.pairs else 2

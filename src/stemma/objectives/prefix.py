@@ -15,12 +15,12 @@ def place(length: int, u: float) -> int:
     return min(1 + int(u * (length - 1)), length - 1)
 
 
-class Continuation(Rewriting):
+class Continuation(Rewriting, of=declared.PrefixLM):
     """The beginning of a text is input, its rest the goal; all places to cut are equally likely. In a decoder a row
     holds a text of `context` tokens."""
 
     def __init__(self, spec: declared.PrefixLM, setting: Setting) -> None:
-        super().__init__(setting)
+        super().__init__(spec, setting)
         self.room = self.context
         self.raw = self.context - len(self.front)
 

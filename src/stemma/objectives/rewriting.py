@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -77,8 +77,8 @@ class Rewriting(Objective):
     raw: int
     room: int
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
+    def __init__(self, spec: Any, setting: Setting) -> None:
+        super().__init__(spec, setting)
         text = setting.text
         self.single = setting.structure == "decoder"
         self.eos = self.need("eos", "sep")

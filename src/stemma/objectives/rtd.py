@@ -38,7 +38,7 @@ from stemma.objectives.vocabulary import LOGITS, picked
 BITS = 53  # of a draw, as many as a double holds
 
 
-class ReplacedTokens(Objective):
+class ReplacedTokens(Objective, of=declared.RTD):
     """The generator learns to fill masked places; the model reads the text with samples of it in their stead and says
     of every token but padding whether it is another one than the text had: a sample that hits the true token is no
     replacement. No gradient passes through the samples.
@@ -54,8 +54,7 @@ class ReplacedTokens(Objective):
     roles = ("mask",), ("cls", "bos"), ("sep", "eos")
 
     def __init__(self, spec: declared.RTD, setting: Setting) -> None:
-        super().__init__(setting)
-        self.spec = spec
+        super().__init__(spec, setting)
         goal = declared.MLM(rate=spec.rate, masked=spec.masked, random=0.0, pairs=spec.pairs)
         self.masking = Masked(goal, setting) if spec.pairs is None else MaskedPairs(goal, setting)
         self.streamed = self.masking.streamed

@@ -57,7 +57,7 @@ def cut_out(tokens: Ints, sizes: Sizes, sentinels: Ints, rng: np.random.Generato
     return np.concatenate(inputs), np.concatenate(goal)
 
 
-class SpanCorruption(Rewriting):
+class SpanCorruption(Rewriting, of=declared.Spans):
     """A text with spans fallen out, a sentinel in the place of each; the targets are the spans after their sentinels.
 
     The goal is closed by eos, and so are the inputs of an encoder-decoder; a text begins with a kept token and ends
@@ -72,8 +72,7 @@ class SpanCorruption(Rewriting):
         return *cls.roles, ("sentinels",)
 
     def __init__(self, spec: declared.Spans, setting: Setting) -> None:
-        super().__init__(setting)
-        self.spec = spec
+        super().__init__(spec, setting)
         self.raw = self.longest() if self.single else raw_length(spec, self.context)
         whole = Sizes(spec, self.raw)
         if whole.spans > int(self.tokenizer.sentinels):

@@ -67,7 +67,7 @@ class Pairs:
         return rows
 
 
-class Translated(Masked):
+class Translated(Masked, of=declared.TLM):
     """Masked tokens, in one language and over pairs of translations, in turn batch by batch.
 
     Pairs of two languages are drawn like languages (the paper: "a similar approach"), the first of the two by a coin;

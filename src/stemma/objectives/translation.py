@@ -36,7 +36,7 @@ from stemma.objectives.base import (
 from stemma.objectives.vocabulary import token_loss
 
 
-class SentencePairs(Objective):
+class SentencePairs(Objective, of=declared.Translation):
     """A row holds pairs, none of which sees another, until its `context` source or its `context` target tokens are
     used up. Both sides of a pair end with eos, and a decoder begins with the start token. A sentence longer than a row
     is cut at its end. Pairs come in an order that is new each epoch; a cursor's slot counts them."""
@@ -45,8 +45,7 @@ class SentencePairs(Objective):
     roles = (("eos",),)
 
     def __init__(self, spec: declared.Translation, setting: Setting) -> None:
-        super().__init__(setting)
-        self.spec = spec
+        super().__init__(spec, setting)
         self.eos = self.need("eos")
         start = setting.text.start_id
         self.start = self.padding if start is None or start == setting.text.pad_id else start

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from stemma.declare import ramps
-from stemma.declare.objectives import AttentionDistillation, Contrastive
 from stemma.declare.recipes import Adafactor, Muon
 from stemma.errors import ResourceError, UsageError
 from stemma.nn.parts import Dims, HeadNorm
@@ -136,7 +135,7 @@ class Outlook:
 
     def logits(self, micro: int, tp: int = 1) -> float:
         """Bytes of the fp32 logits of a micro-batch, so far as they are held at once."""
-        if self.plan.arch.heads.lm is None or isinstance(self.plan.objective, AttentionDistillation | Contrastive):
+        if self.plan.arch.heads.lm is None or not self.plan.objective.reads_vocabulary:
             return 0.0
         return 4.0 * min(self.rows(micro).targets * self.plan.dims.vocab // tp, LOGITS)
 

@@ -11,9 +11,10 @@ import torch
 
 from stemma.nn.model import Model
 from stemma.planning import trace
+from stemma.train.assemble import nets_of, objective_of, with_steps
 from stemma.train.config import Plan
 from stemma.train.loop import Loop
-from stemma.train.run import nets_of, objective_of, with_steps
+from stemma.train.source import TextSource
 
 WARM = 2  # steps that fill caches, allocators and the optimiser's state
 STEPS = 5
@@ -36,7 +37,8 @@ def loop(plan: Plan, steps: int = STEPS) -> Loop:
     model = Model(plan.arch, plan.dims).initialise(plan.seed)
     nets = nets_of(plan, None) if all(net.learns for net in plan.nets) else {}
     plan = plan if nets else replace(plan, nets=())
-    return Loop(plan, model, objective_of(plan, words), trace.Texts(words, plan.context), nets)
+    objective = objective_of(plan, words)
+    return Loop(plan, model, objective, TextSource(plan, objective, trace.Texts(words, plan.context)), nets)
 
 
 def timed(plan: Plan, steps: int = STEPS, trial: Loop | None = None) -> Timing:

@@ -8,6 +8,7 @@ from typing import Any
 
 from stemma import families
 from stemma.declare.family import Family
+from stemma.declare.objectives import label
 from stemma.errors import UsageError
 from stemma.report.read import Run
 
@@ -127,11 +128,4 @@ def speed_of(run: Run) -> float | None:
 def kind_text(run: Run) -> str:
     objective = run.plan.get("objective")
     kind = objective.get("kind") if isinstance(objective, dict) else None
-    says = {
-        "CLM": "next token",
-        "MLM": "masked tokens",
-        "Spans": "span corruption",
-        "RTD": "replaced tokens",
-        "Translation": "translation",
-    }
-    return ", ".join(x for x in (run.structure, says.get(str(kind), kind)) if x)
+    return ", ".join(x for x in (run.structure, kind and label(str(kind))) if x)

@@ -30,7 +30,6 @@ def support(family: Family) -> Support:
     """The row of a family that has sizes."""
     import torch
 
-    from stemma.declare.objectives import MLM, Spans
     from stemma.decoding.session import generates
     from stemma.formats import layout_of, with_task
     from stemma.nn.model import Model
@@ -51,7 +50,7 @@ def support(family: Family) -> Support:
         () if layout is None else (layout.model_type,),
         tuple(tasks),
         writes,
-        isinstance(family.objective, MLM | Spans),
+        family.objective.fills,
     )
 
 

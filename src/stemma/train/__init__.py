@@ -8,32 +8,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stemma.runs.metrics import read_metrics
+    from stemma.runs.spikes import Diverged
     from stemma.train.config import Budget, Plan, Train, budget, overrides
     from stemma.train.evaluation import evaluate
-    from stemma.train.loop import Diverged, Loop
+    from stemma.train.loop import Loop
     from stemma.train.plans import drafted, resolve
-    from stemma.train.run import Run, pretrain, read_metrics, verify_resume
+    from stemma.train.run import Run, pretrain, verify_resume
     from stemma.train.run import resume_run as resume
     from stemma.train.scale import SCALES, scaled
 
 _WHERE = {
-    "SCALES": "scale",
-    "Budget": "config",
-    "Diverged": "loop",
-    "Loop": "loop",
-    "Plan": "config",
-    "Run": "run",
-    "Train": "config",
-    "budget": "config",
-    "drafted": "plans",
-    "evaluate": "evaluation",
-    "overrides": "config",
-    "pretrain": "run",
-    "read_metrics": "run",
-    "resolve": "plans",
-    "resume": "run",
-    "scaled": "scale",
-    "verify_resume": "run",
+    "SCALES": "train.scale",
+    "Budget": "train.config",
+    "Diverged": "runs.spikes",
+    "Loop": "train.loop",
+    "Plan": "train.config",
+    "Run": "train.run",
+    "Train": "train.config",
+    "budget": "train.config",
+    "drafted": "train.plans",
+    "evaluate": "train.evaluation",
+    "overrides": "train.config",
+    "pretrain": "train.run",
+    "read_metrics": "runs.metrics",
+    "resolve": "train.plans",
+    "resume": "train.run",
+    "scaled": "train.scale",
+    "verify_resume": "train.run",
 }
 
 __all__ = [
@@ -60,5 +62,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'stemma.train' has no attribute {name!r}")
-    module = importlib.import_module(f"stemma.train.{_WHERE[name]}")
+    module = importlib.import_module(f"stemma.{_WHERE[name]}")
     return getattr(module, "resume_run" if name == "resume" else name)

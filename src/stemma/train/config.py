@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from stemma import spec
-from stemma.data.cleaning import Step
+from stemma.data.steps import CleaningStep
 from stemma.declare.family import Text
 from stemma.declare.objectives import Objective
 from stemma.declare.recipes import Recipe
 from stemma.errors import UsageError
 from stemma.nn.parts import Arch, Dims
+from stemma.runs.spikes import Spikes
 from stemma.spec import Spec, at_least, interval, not_negative, require
-from stemma.train.spikes import Spikes
 
 _UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _POWERS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
@@ -133,7 +133,7 @@ class Plan(Spec):
     """A run, resolved: all that decides what is computed, beside the data itself.
 
     `name`: the family or size that it descends from; `data`: where the text comes from (`stemma.data.sources`);
-    `clean`: the steps that it goes through first (`stemma.data.cleaning`).
+    `clean`: the steps that it goes through first (`stemma.data.steps`).
     """
 
     name: str
@@ -147,7 +147,7 @@ class Plan(Spec):
     data: str
     seed: int
     nets: tuple[Net, ...] = ()
-    clean: tuple[Step, ...] = ()
+    clean: tuple[CleaningStep, ...] = ()
 
     def check(self) -> None:
         require(0 <= self.seed < 2**63, f"the seed must lie between 0 and 2**63 - 1, not {self.seed}")

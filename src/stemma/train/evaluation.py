@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from stemma.data import random as draw
 from stemma.errors import DataError
 from stemma.nn.model import Model
 from stemma.objectives import ALONE, Nets, Objective
+from stemma.objectives.base import Loss
 
 LN2 = math.log(2.0)
 
@@ -41,54 +44,57 @@ def evaluate(
     `bits_per_target_byte`, which takes a token for as many bytes as tokens of this text have on average. Parts
     beside the main one are reported as `loss_NAME`, their mean in nats.
     """
-    training, device = {net: net.training for net in (model, *nets.values())}, model.device
-    for net in training:
-        net.eval()
-    sums: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    metrics: dict[str, float] = {}
-    held: list[Any] = []
-    rows = max(1, rows // objective.rows)
-
-    def flush() -> None:
-        if not held:
-            return
-        batch = {k: v.to(device) for k, v in objective.collate(held).items()}
-        with autocast() if autocast is not None else contextlib.nullcontext():
-            loss = objective.loss(model, batch, nets)
-        for k, s in loss.sums.items():
-            sums[k] = sums.get(k, 0.0) + float(s)
-            counts[k] = counts.get(k, 0) + loss.counts[k]
-        for k, m in loss.metrics.items():
-            metrics[k] = metrics.get(k, 0.0) + m
-        held.clear()
-
-    try:
-        with torch.no_grad():
-            for example, _ in objective.examples(view, once=True):
-                held.append(example)
-                if len(held) == rows:
-                    flush()
-            flush()
-    finally:
-        for net, mode in training.items():
-            net.train(mode)
-    main = objective.main
+    found = _measured(model, objective, view, max(1, rows // objective.rows), autocast, nets)
+    main, sums, counts = objective.main, found.sums, found.counts
     if not counts.get(main):
         raise DataError("the held-out text holds nothing to predict; give more text or raise train.val_fraction")
     bits, n = sums[main] / LN2, counts[main]
     size = max(1, view.bytes_total)
     if objective.whole:
         free = objective.tokens_without_target(view)
-        found = {"loss": sums[main] / n, "bits_per_byte": (bits + free * math.log2(model.dims.vocab)) / size}
+        quality = {"loss": sums[main] / n, "bits_per_byte": (bits + free * math.log2(model.dims.vocab)) / size}
     else:
-        found = {"loss": sums[main] / n, "bits_per_target": bits / n}
+        quality = {"loss": sums[main] / n, "bits_per_target": bits / n}
         if main == "token":
-            found["bits_per_target_byte"] = bits / n * view.tokens_total / size
+            quality["bits_per_target_byte"] = bits / n * view.tokens_total / size
     for k in sums:
         if k != main and counts[k]:
-            found[f"loss_{k}"] = sums[k] / counts[k]
-    for k, m in metrics.items():
+            quality[f"loss_{k}"] = sums[k] / counts[k]
+    for k, m in found.metrics.items():
         if n_k := counts[k.partition("_")[0]]:
-            found[k] = m / n_k
-    return found | {"targets": float(n)}
+            quality[k] = m / n_k
+    return quality | {"targets": float(n)}
+
+
+@dataclass
+class Totals:
+    """Sums, counts and metrics of a loss (`objectives.base.Loss`), added up over batches."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def add(self, loss: Loss) -> None:
+        for k, s in loss.sums.items():
+            self.sums[k] = self.sums.get(k, 0.0) + float(s)
+            self.counts[k] = self.counts.get(k, 0) + loss.counts[k]
+        for k, m in loss.metrics.items():
+            self.metrics[k] = self.metrics.get(k, 0.0) + m
+
+
+@torch.no_grad()
+def _measured(model: Model, objective: Objective, view: View, rows: int, autocast: Any, nets: Nets) -> Totals:
+    """The losses of every row of `view`, `rows` examples at a time, in eval mode."""
+    training, found = {net: net.training for net in (model, *nets.values())}, Totals()
+    for net in training:
+        net.eval()
+    examples = (example for example, _ in objective.examples(view, once=True))
+    try:
+        while held := list(itertools.islice(examples, rows)):
+            batch = {k: v.to(model.device) for k, v in objective.collate(held).items()}
+            with autocast() if autocast is not None else contextlib.nullcontext():
+                found.add(objective.loss(model, batch, nets))
+    finally:
+        for net, mode in training.items():
+            net.train(mode)
+    return found

@@ -9,10 +9,11 @@ import torch
 
 from stemma.errors import CheckpointError
 from stemma.nn.model import Model
-from stemma.train import checkpoint
+from stemma.runs import checkpoint
+from stemma.train.assemble import model_of, nets_of, objective_of
 from stemma.train.average import SLOT
-from stemma.train.loop import Learners
-from stemma.train.run import model_of, nets_of, objective_of, planned, tokenizer_of
+from stemma.train.learners import Learners
+from stemma.train.prepare import read_plan, tokenizer_of
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -25,7 +26,7 @@ def load_checkpoint(path: Path) -> Model:
     run keeps a mean of the weights, that mean, as at the end of the run. Raises CheckpointError for one that is damaged
     or not the run's."""
     run = path.absolute().parent.parent
-    plan, _ = planned(run)
+    plan, _ = read_plan(run)
     plan = replace(plan, train=replace(plan.train, start=""))  # weights that are replaced need not be read
     tokenizer = tokenizer_of(run)
     weights, slots, _ = checkpoint.load(path)

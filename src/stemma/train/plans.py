@@ -10,7 +10,6 @@ from typing import Any
 
 from stemma import families, spec
 from stemma.data import cleaning
-from stemma.declare import objectives as declared
 from stemma.declare.family import Design, Family
 from stemma.declare.recipes import Sampling
 from stemma.errors import UsageError
@@ -21,13 +20,8 @@ from stemma.train.scale import beside, scaled
 def suitable(design: Design | Plan) -> str:
     """The built-in text to train a design on where none is named: parallel text for what is trained on translations or
     draws languages, source code for what fills gaps in it, English prose for all others."""
-    match design.objective:
-        case declared.Translation(source=source, target=target):
-            return f"builtin:parallel:{source or 'en'}-{target or 'de'}"
-        case declared.TLM():
-            return "builtin:parallel"
-        case declared.Infill():
-            return "builtin:code"
+    if data := design.objective.default_data:
+        return data
     return "builtin:parallel" if design.recipe.sampling != Sampling() or design.dims.languages else "builtin:docs"
 
 
@@ -93,8 +87,8 @@ def drafted(
 def _incompatible_reason(plan: Plan, design: Design) -> str | None:
     """Why a network cannot be trained so; None if it can. Of the tree's own designs, unchanged, it is known that they
     can (a test asks of all), so nothing that computes need be imported."""
-    if plan.recipe.ramp is not None and isinstance(plan.objective, declared.TLM):
-        return "translations and text of one language take turns batch by batch, all of one size; set recipe.ramp=none"
+    if plan.recipe.ramp is not None and plan.objective.ramp_conflict:
+        return f"{plan.objective.ramp_conflict}; set recipe.ramp=none"
     if plan.objective == design.objective and plan.arch == design.arch and families.declared(plan.name):
         return None
     from stemma.objectives import incompatible_reason
@@ -107,7 +101,7 @@ def _nets(plan: Plan, changes: Mapping[str, Any]) -> tuple[Net, ...]:
     design, but for its heads, is changed of those that learn too."""
     own = {k: v for k, v in changes.items() if k.startswith("arch.") and not k.startswith("arch.heads")}
     found = []
-    for role, (name, learns) in declared.beside(plan.objective).items():
+    for role, (name, learns) in plan.objective.networks.items():
         if not learns and (weights := _weights(name)):
             from stemma import formats
             from stemma.objectives import teacher_mismatch

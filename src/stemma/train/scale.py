@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from stemma import families
 from stemma.declare.family import Design
-from stemma.declare.objectives import PLM, AttentionDistillation, Contrastive, Distillation, Fragment, Objective
 from stemma.declare.recipes import LAMB, Adafactor, AdamW, Recipe
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.parts import (
@@ -47,7 +46,6 @@ SCALES = {
     "small": ScaleStep(512, 8, 64, 512, 32_768, 1e-3),
 }
 RELATIVE = 2.5  # times AdamW's rate where the rate is a share of each weight's norm (LAMB)
-GROUP = 16  # pairs of texts that are told apart from each other
 EXPERTS = 8  # MLPs of a layer at most, where there are several
 VOCAB = 4096  # of a tokenizer trained for the run
 REFERENCE = 768  # width that a published standard deviation of weights suits at least; BERT's and GPT's, with 0.02
@@ -76,7 +74,7 @@ def scaled(design: Design, scale: str) -> Design:
     dims = _student(design, step) or _dims(old, step)
     share = dims.context / old.context
     arch = _arch(design.arch, old, dims, share)
-    return replace(design, arch=arch, dims=dims, objective=_goal(design.objective, share), recipe=_recipe(design, step))
+    return replace(design, arch=arch, dims=dims, objective=design.objective.scaled(share), recipe=_recipe(design, step))
 
 
 def beside(design: Design, other: Design, dims: Dims) -> Design:
@@ -101,11 +99,10 @@ def beside(design: Design, other: Design, dims: Dims) -> Design:
 
 def _student(design: Design, step: ScaleStep) -> Dims | None:
     """Of a design that learns from a size of the tree: its dims as a share of the scale's; None for others."""
-    match design.objective:
-        case Distillation(teacher=name) | AttentionDistillation(teacher=name):
-            big, small = families.design(name).dims, design.dims
-        case _:
-            return None
+    name, _ = design.objective.networks.get("teacher", ("", False))
+    if not name:
+        return None
+    big, small = families.design(name).dims, design.dims
     heads = step.d_model // step.head
     width = max(1, round(heads * small.d_model / big.d_model)) * step.head
     layers = max(1, round(step.layers * small.layers / big.layers))
@@ -161,20 +158,6 @@ def _arch(arch: Arch, old: Dims, dims: Dims, share: float) -> Arch:
     if attention.scale_width is not None:
         attention = replace(attention, scale_width=float(dims.width))
     return replace(arch, init=init, position=position, attention=attention, mask=_mask(arch.mask, dims, share))
-
-
-def _goal(goal: Objective, share: float) -> Objective:
-    """What of an objective counts tokens of a row, in proportion."""
-    match goal:
-        case PLM():
-            sizes = {name: max(1, round(getattr(goal, name) * share)) for name in ("targets", "window")}
-            kept = {name: round(getattr(goal, name) * share) for name in ("reuse", "memory")}
-            return replace(goal, **sizes, **kept)
-        case Fragment(block=int(block)):
-            return replace(goal, block=max(8, round(block * share)))
-        case Contrastive():
-            return replace(goal, group=min(goal.group, GROUP))
-    return goal
 
 
 def warmup(recipe: Recipe, steps: int) -> int:

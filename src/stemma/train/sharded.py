@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from stemma import disk
 from stemma.errors import UsageError
 from stemma.nn.model import Model
-from stemma.objectives import Batch, Objective, View
-from stemma.objectives.distil import Relations
+from stemma.objectives import Batch, Objective
 from stemma.parallel import World
 from stemma.parallel import checkpoint as shards
 from stemma.parallel.shard import Spread, StepModule, Through
-from stemma.train import checkpoint
+from stemma.runs import checkpoint
+from stemma.runs.metrics import NoMetrics
 from stemma.train.config import Plan
-from stemma.train.loop import Learners, Loop
+from stemma.train.learners import Learners
+from stemma.train.loop import Loop
+from stemma.train.source import Source
 
 
 @dataclass(frozen=True)
@@ -62,19 +64,6 @@ class Files:
         return weights, slots, state
 
 
-class Silent:
-    """Metrics of a process that writes none."""
-
-    def __enter__(self) -> Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: None
-
-
 class Sharded(Loop):
     """A loop over the mesh of `world`."""
 
@@ -83,22 +72,22 @@ class Sharded(Loop):
         plan: Plan,
         model: Model,
         objective: Objective,
-        view: View,
+        source: Source,
         nets: Mapping[str, Model] | None,
         world: World,
     ) -> None:
         self.world = world
-        super().__init__(plan, model, objective, view, nets)
-        self.reader, self.readers = world.reader, world.shape.readers
-        if self.full < self.readers:
+        super().__init__(plan, model, objective, source, nets)
+        readers = world.shape.readers
+        if source.full < readers:
             raise UsageError(
-                f"mesh {world.shape} has {self.readers} readers of rows, and a step of this run has {self.full} "
-                f"(recipe.batch / context), so that some would never have any; take a mesh of at most {self.full}"
+                f"mesh {world.shape} has {readers} readers of rows, and a step of this run has {source.full} "
+                f"(recipe.batch / context), so that some would never have any; take a mesh of at most {source.full}"
             )
-        self.micro = min(self.micro, -(-self.full // self.readers))
+        source.share(world.reader, readers)
         self.files = Files(self.spread_out, world)
 
-    def spread(self, learners: Learners) -> Any:
+    def distribute(self, learners: Learners) -> Any:
         root = StepModule(
             self.objective, self.model, self.nets, opened(self.objective, [self.model, *self.nets.values()])
         )
@@ -106,7 +95,7 @@ class Sharded(Loop):
         self.objective: Any = Through(self.objective, root)
         return self.spread_out
 
-    def together(self, counts: dict[str, int]) -> dict[str, int]:
+    def sum_counts(self, counts: dict[str, int]) -> dict[str, int]:
         return self.world.sum_counts(counts, "dp", "fsdp")
 
     def gradient(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
@@ -120,11 +109,14 @@ class Sharded(Loop):
         return self.spread_out.norm()
 
     def metrics(self, run: Path) -> Any:
-        return super().metrics(run) if self.world.is_main else Silent()
+        return super().metrics(run) if self.world.is_main else NoMetrics()
 
-    def agreed(self, said: Callable[[], bool]) -> Callable[[], bool]:
-        """Whether any process says so: then all take it for so, after the same step."""
-        return lambda: self.world.sum_counts({"said": int(said())}, "dp", "fsdp", "tp")["said"] > 0
+    def any_rank(self, asked: Callable[[], bool]) -> Callable[[], bool]:
+        """Every rank gets the same answer after the same step."""
+        return lambda: self.world.sum_counts({"asked": int(asked())}, "dp", "fsdp", "tp")["asked"] > 0
+
+    def barrier(self) -> None:
+        self.world.barrier()
 
     @property
     def dynamic(self) -> bool | None:
@@ -148,18 +140,18 @@ class Sharded(Loop):
         self.spread_out.refresh()
 
     def finish(self) -> None:
-        """As for one process; where the mesh splits weights, what was shared is parted in what `whole` makes."""
+        """As for one rank. Where the mesh splits weights, tied weights are untied in the gathered copy."""
         if not self.spread_out.layouts:
             super().finish()
         elif self.average is not None:
             self.average.swap()
             self.spread_out.refresh()
 
-    def whole(self) -> dict[str, Model]:
-        """As for one process, on the leading one, there on the CPU where the mesh splits weights; nothing elsewhere.
-        Called by every process, after `finish`."""
+    def gathered(self) -> dict[str, Model]:
+        """As for one rank; on the main rank only, and on the CPU where the mesh splits weights. Called by every rank,
+        after `finish`."""
         if not self.spread_out.layouts:  # copies are whole
-            return super().whole() if self.world.is_main else {}
+            return super().gathered() if self.world.is_main else {}
         tensors = self.spread_out.whole()
         if not self.world.is_main:
             return {}
@@ -181,7 +173,7 @@ def opened(objective: Objective, nets: Iterable[Model]) -> Iterator[nn.Module]:
         for stack in (net.encoder, net.decoder):
             if stack is not None and net.arch.streams is not None:
                 yield from stack.blocks
-            elif stack is not None and isinstance(objective, Relations):
+            elif stack is not None and objective.reads_attention:
                 yield stack.blocks[stack.order[-1][0]]
 
 

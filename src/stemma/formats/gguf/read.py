@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from stemma.formats.names import Ledger, missing
 from stemma.formats.weights import WeightLoader, attach, device_of, dtype_of, meta_model
 from stemma.nn.model import Model
 from stemma.nn.parts import Heads, LMHead
+from stemma.rewrites.kinds import Rewrite
 from stemma.text import Tokenizer
 
 EMBEDDINGS = "token_embd.weight"
@@ -33,6 +34,7 @@ def load(
     dtype: str | torch.dtype = "float32",
     *,
     tokenizer: bool = True,
+    rewrites: Sequence[Rewrite] = (),
 ) -> Model:
     """The model in a GGUF file, in eval mode, its weights dequantised to `dtype` (`"auto"`: the type of the file's
     embeddings, float32 if they are quantised); `device="meta"` reads shapes and no data. `model.ledger` accounts for
@@ -60,9 +62,11 @@ def load(
     for r in rows:
         loader.find(r)
     loader.account({r"\.attn_rot_embd$": "computed from the design"})
+    loader.rewrite(rewrites)
     for r in rows:
         interleaved = re.search(arch.interleaved, r.theirs) is not None
         loader.read(r, r.theirs, target, kind or _own_dtype(file), interleaved)
+    loader.finish(target, kind or _own_dtype(file))
     attach(model, design, owner, read)
     model.extras = {"gguf": {k: v for k, v in file.metadata.items() if not isinstance(v, list) or len(v) <= 64}}
     return model.eval()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +36,7 @@ from stemma.formats.rotary import to_pairs
 from stemma.formats.weights import check_weights, design_of, meta_model
 from stemma.nn.model import Model
 from stemma.nn.parts import Dims, Heads
+from stemma.rewrites.paths import PlainTensors
 
 NUMBERS = {name: number for number, name in quants.NAMES.items()}
 # a type's name: its number among ggml's types, and llama.cpp's number for a file of mostly this type
@@ -81,7 +83,7 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
     design = design_of(model)
     plan = plan_file(design, model.family, word)
     keys = {**plan.metadata, **_words(model, plan)}
-    state = {name: p.detach() for name, p in model.named_parameters()}
+    state = PlainTensors(model)
     if left := sorted({name.split(".")[0] for name in _unnamed(plan, state)}):
         heads = " and ".join(left)
         warnings.warn(f"{path} is written without {heads}: GGUF has no names for these parts", stacklevel=2)
@@ -151,7 +153,7 @@ def _of(arch: Architecture, design: Design, word: str) -> WritePlan:
     return plan
 
 
-def _unnamed(plan: WritePlan, state: dict[str, Tensor]) -> list[str]:
+def _unnamed(plan: WritePlan, state: Mapping[str, Tensor]) -> list[str]:
     named = {o for r in plan.rows.values() for o in r.ours}
     return [name for name in state if name not in named]
 
@@ -215,7 +217,7 @@ def _size(entry: Entry) -> int:
 
 
 def _data(
-    library: ModuleType, plan: WritePlan, entry: Entry, state: dict[str, Tensor]
+    library: ModuleType, plan: WritePlan, entry: Entry, state: Mapping[str, Tensor]
 ) -> np.ndarray[Any, np.dtype[Any]]:
     r = plan.rows.get(entry.name)
     tensor = plan.made[entry.name] if r is None else r.write(state).cpu()

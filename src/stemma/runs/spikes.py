@@ -8,7 +8,16 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stemma.errors import StemmaError
 from stemma.spec import Spec, at_least, not_negative, positive
+
+
+class Diverged(StemmaError):
+    """The loss or the gradient became infinite or undefined. `what`: which of them, and where it was first found."""
+
+    def __init__(self, sentence: str, what: str = "") -> None:
+        super().__init__(sentence)
+        self.what = what
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,287 @@
+"""The documents of files: text files, JSON lines, Parquet and Arrow tables, and folders of them."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from stemma.data.documents import Document, Source
+from stemma.errors import DataError, ResourceError
+
+LARGE = 1_000_000  # bytes above which a text file is divided
+
+
+class BinaryError(DataError):
+    """A file that is not UTF-8 text."""
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, each with its `\\n`. Raises DataError with the offset of a byte that is not text."""
+    at = 0
+    with _open(path) as file:
+        rows = iter(file)
+        while True:
+            try:
+                raw = next(rows)
+            except StopIteration:
+                return
+            except (OSError, EOFError, zlib.error) as error:
+                raise DataError(f"cannot read {path}: {error}") from error
+            if at == 0 and raw.startswith(b"\xef\xbb\xbf"):
+                at, raw = 3, raw[3:]
+            if at == 0 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise BinaryError(f"{path} is not UTF-8 text but UTF-16, by its first bytes; convert it to UTF-8")
+            if (null := raw.find(b"\x00")) >= 0:
+                raise BinaryError(f"{path} is not text: it has a zero byte at offset {at + null}")
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                byte = raw[error.start]
+                where = f"byte 0x{byte:02x} at offset {at + error.start}"
+                raise BinaryError(f"{path} is not UTF-8 text: {where}; convert it to UTF-8") from error
+            at += len(raw)
+            yield line[:-2] + "\n" if line.endswith("\r\n") else line
+
+
+def of_file(path: Path, split: str | None, column: str) -> Iterator[Document]:
+    """The documents of one file, read by the kind that its name's ending says. The walk's end closes the file."""
+    kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    if kind in ("jsonl", "ndjson"):
+        return _jsonl(path, column)
+    if kind in ("parquet", "arrow"):
+        return _table(path, column)
+    if (size := _size(path)) == 0:
+        raise DataError(f"{path} is empty")
+    return _text(path, split, size)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _text(path: Path, split: str | None, size: int) -> Iterator[Document]:
+    """The documents of a text file, divided by the rule in `stemma.data.sources`."""
+    if split is None and path.suffix == ".gz":  # measure the unpacked text
+        size = 0
+        for line in lines(path):
+            size += len(line)
+            if size > LARGE:
+                break
+    rule = split or ("section" if size > LARGE else "file")
+    held: list[str] = []
+    begin = number = 0
+    blank = 0  # blank lines before this one
+
+    def take() -> Iterator[Document]:
+        text = "".join(held)
+        held.clear()
+        if text.strip():
+            yield Document(text if rule == "file" else text.rstrip(), f"{path}:{begin or 1}")
+
+    for number, line in enumerate(lines(path), 1):
+        if rule == "file":
+            held.append(line)
+        elif rule == "line":
+            begin = number
+            held.append(line)
+            yield from take()
+        else:
+            pieces = line.split("\f") if rule == "section" else [line]
+            for i, piece in enumerate(pieces):
+                if i:
+                    yield from take()
+                    blank = 0
+                if not piece:
+                    continue
+                if piece.isspace():
+                    blank += 1
+                    if held:
+                        held.append(piece)
+                else:
+                    if held and blank >= (2 if rule == "section" else 1):
+                        yield from take()
+                    blank = 0
+                    if not held:
+                        begin = number
+                    held.append(piece)
+    yield from take()
+
+
+def _jsonl(path: Path, column: str) -> Iterator[Document]:
+    for number, line in enumerate(lines(path), 1):
+        if line.isspace():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}:{number} is not JSON: {error.msg} at column {error.colno}; correct the line or delete it"
+            ) from error
+        except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+            raise DataError(
+                f"{path}:{number} cannot be read as JSON: a number is too long, or brackets too deep; delete the line"
+            ) from None
+        where = f"{path}:{number}"
+        yield Document(value_of(row, column, where), where, label_of(row, "lang"), label_of(row, "group"))
+
+
+def label_of(row: Any, key: str) -> str:
+    """The language or the group of a row, where it has one."""
+    found = row.get(key)
+    if found is None or isinstance(found, dict | list | bool | float):
+        return ""  # the field means something else
+    return str(found)
+
+
+def value_of(row: Any, column: str, where: str) -> str:
+    """The text of a row. Raises DataError if the row has none in `column`."""
+    if not isinstance(row, dict):
+        raise DataError(f"{where} holds a {type(row).__name__}; an object with a field {column!r} was expected")
+    if column not in row:
+        keys = ", ".join(repr(key) for key in row) or "no field at all"
+        raise DataError(f"{where} has no field {column!r}, but {keys}; name the field with #field=NAME")
+    if not isinstance(row[column], str):
+        raise DataError(f"{where} has a {type(row[column]).__name__} in field {column!r}; text was expected")
+    return str(row[column])
+
+
+def _arrow(path: Path) -> Any:
+    """The package pyarrow. Raises ResourceError without it."""
+    try:
+        import pyarrow
+
+        return pyarrow
+    except ImportError as error:
+        raise ResourceError(f"reading {path} needs pyarrow: pip install 'stemma-lm[data]'") from error
+
+
+def _table(path: Path, column: str) -> Iterator[Document]:
+    """The rows of a Parquet file, or of an Arrow file as `datasets` saves it."""
+    arrow = _arrow(path)
+    kind = "a Parquet" if path.suffix.lower() == ".parquet" else "an Arrow"
+    try:
+        with contextlib.ExitStack() as held:
+            names, batches = _batches(path, arrow, held)
+            if column not in names:
+                keys = ", ".join(map(repr, names))
+                raise DataError(f"{path} has no column {column!r}, but {keys}; name the column with #field=NAME")
+            number = 0
+            for batch in batches([column, *(c for c in ("lang", "group") if c in names and c != column)]):
+                for row in batch.to_pylist():
+                    number += 1
+                    value = row[column]
+                    if value is None:
+                        continue
+                    if not isinstance(value, str):
+                        raise DataError(
+                            f"{path} row {number} has a {type(value).__name__} in column {column!r}, not text"
+                        )
+                    yield Document(value, f"{path}:{number}", label_of(row, "lang"), label_of(row, "group"))
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} is not {kind} file, or it is damaged: {why}") from error
+
+
+def _batches(path: Path, arrow: Any, held: contextlib.ExitStack) -> tuple[list[str], Callable[[list[str]], Any]]:
+    """(column names of a table, function from some of them to batches of rows). `held` closes the file."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet as parquet
+
+        file = held.enter_context(parquet.ParquetFile(path, page_checksum_verification=True))
+        return file.schema_arrow.names, lambda columns: file.iter_batches(batch_size=1024, columns=columns)
+    raw = held.enter_context(arrow.memory_map(str(path)))
+    if raw.read(6) == b"ARROW1":  # the format with random access
+        table = held.enter_context(arrow.ipc.open_file(raw))
+        every = (table.get_batch(i) for i in range(table.num_record_batches))
+    else:
+        raw.seek(0)
+        table = every = held.enter_context(arrow.ipc.open_stream(raw))
+    return table.schema.names, lambda columns: (batch.select(columns) for batch in every)
+
+
+def _saved(where: Path, folders: list[str], names: list[str], notes: list[str]) -> list[str]:
+    """The files to read in a folder. In one that `datasets` wrote with `save_to_disk` these are the Arrow files, and of
+    several splits only `train`. Raises DataError if there are splits and none is `train`."""
+    if "dataset_dict.json" in names:
+        if "train" not in folders:
+            raise DataError(
+                f"{where} holds the splits {', '.join(folders)} and none called train; name the folder of one of them"
+            )
+        if len(folders) > 1:
+            notes.append(f"of {where} the split train is read; name the folder of another to read that")
+        folders[:] = ["train"]
+        return []
+    return [n for n in names if n.endswith(".arrow")] if {"dataset_info.json", "state.json"} <= {*names} else names
+
+
+def of_folder(root: Path, spec: str, split: str | None, column: str) -> Source:
+    """The text files in a folder and below, sorted by path, without hidden ones."""
+    found = []
+    skipped: list[str] = []
+
+    def closed(error: OSError) -> None:
+        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from None
+
+    for where, folders, names in os.walk(root, onerror=closed):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = _saved(Path(where), folders, names, skipped)
+        found += [p for name in names if not name.startswith(".") and (p := Path(where) / name).is_file()]
+    if not found:
+        raise DataError(f"{root} is an empty folder")
+    found.sort(key=lambda path: path.relative_to(root).parts)
+
+    def walk(notes: list[str]) -> Iterator[Document]:
+        notes += skipped
+        return of_files(found, split, column, notes)
+
+    return Source(spec, walk, paths=tuple(found), facts=f"{split} {column}")
+
+
+def of_files(paths: list[Path], split: str | None, column: str, notes: list[str]) -> Iterator[Document]:
+    """The documents of those files that are text; a note says how many are not. Raises DataError if none is."""
+    binary: dict[Path, BinaryError] = {}
+    for path in paths:
+        try:
+            if _size(path) == 0:
+                continue
+            if path.suffix.lower() not in (".parquet", ".arrow"):
+                _sniff(path)
+        except BinaryError as error:
+            if len(paths) == 1:
+                raise
+            binary[path] = error
+            continue
+        yield from of_file(path, split, column)
+    if binary:
+        if len(binary) == len(paths):
+            raise next(iter(binary.values()))
+        shown = ", ".join(path.name for path in list(binary)[:3]) + (", ..." if len(binary) > 3 else "")
+        noun = "file was" if len(binary) == 1 else "files were"
+        notes.append(f"{len(binary)} binary {noun} passed over: {shown}")
+
+
+def _sniff(path: Path) -> None:
+    """Raises BinaryError if the file's first 64 KB are not text. Bytes after these are checked when they are read."""
+    taken = 0
+    for line in lines(path):
+        taken += len(line)
+        if taken > 65536:
+            return

@@ -1,0 +1,150 @@
+"""The steps that judge one text by itself: the rules of MassiveText and C4, and the share of a script."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from stemma.data.steps import C4, CleaningStep, Gopher, Repetition, Script
+
+Verdict = tuple[str | None, str]  # (the text that is kept, or None; the reason for None)
+
+_STOP = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
+_BULLETS = ("•", "‣", "▪", "●", "◦", "-", "*", "–")
+_TERMINAL = (".", "!", "?", '"', "”")
+_CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
+_POLICY = (
+    "terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies",
+)  # fmt: skip
+
+
+def _gopher(step: Gopher, text: str) -> str:
+    words = text.split()
+    count = len(words)
+    if count < step.min_words:
+        return f"{count} words, fewer than {step.min_words}"
+    if count > step.max_words:
+        return f"{count:,} words, more than {step.max_words:,}"
+    mean = sum(map(len, words)) / count
+    if not step.min_mean <= mean <= step.max_mean:
+        return f"words of {mean:.1f} characters, not {step.min_mean:g} to {step.max_mean:g}"
+    for what, number in (("hash signs", text.count("#")), ("ellipses", text.count("...") + text.count("…"))):
+        if number / count > step.max_symbols:
+            return f"{number / count:.0%} {what} a word, more than {step.max_symbols:.0%}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    bullets = sum(line.startswith(_BULLETS) for line in lines) / len(lines)
+    if bullets > step.max_bullets:
+        return f"{bullets:.0%} of lines begin with a bullet, more than {step.max_bullets:.0%}"
+    open_ = sum(line.endswith(("...", "…")) for line in lines) / len(lines)
+    if open_ > step.max_ellipses:
+        return f"{open_:.0%} of lines end with an ellipsis, more than {step.max_ellipses:.0%}"
+    letters = sum(any(c.isalpha() for c in word) for word in words) / count
+    if letters < step.min_alphabetic:
+        return f"{letters:.0%} of words have a letter, fewer than {step.min_alphabetic:.0%}"
+    stop = len(_STOP.intersection(word.lower().strip(".,;:!?\"'()") for word in words))
+    if stop < step.min_stop_words:
+        return f"{stop} of the usual English words, fewer than {step.min_stop_words}"
+    return ""
+
+
+def _repeats(rows: Sequence[str]) -> tuple[float, int]:
+    """(share of rows that came before, number of characters in them)."""
+    seen: set[str] = set()
+    again = characters = 0
+    for row in rows:
+        if row in seen:
+            again += 1
+            characters += len(row)
+        seen.add(row)
+    return (again / len(rows) if rows else 0.0), characters
+
+
+def _repetition(step: Repetition, text: str) -> str:
+    size = len(text)
+    for what, cut, rows_most, characters_most in (
+        ("lines", r"\n+", step.lines, step.line_characters),
+        ("paragraphs", r"\n{2,}", step.paragraphs, step.paragraph_characters),
+    ):
+        rows = [row for row in re.split(cut, text.strip()) if row.strip()]
+        share, characters = _repeats(rows)
+        if share > rows_most:
+            return f"{share:.0%} of {what} are repeated, more than {rows_most:.0%}"
+        if size and characters / size > characters_most:
+            return f"{characters / size:.0%} of characters are in repeated {what}, more than {characters_most:.0%}"
+    words = text.split()
+    length = [len(word) for word in words]
+    total = max(1, sum(length))
+    for n, most in enumerate(step.top, 2):
+        grams = Counter(zip(*(words[i:] for i in range(n)), strict=False))
+        if not grams:
+            break
+        highest = max(grams.values())
+        if highest > 1:
+            share = max(highest * sum(map(len, gram)) for gram, k in grams.items() if k == highest) / total
+            if share > most:
+                return f"{share:.0%} of characters are in one {n}-gram, more than {most:.0%}"
+    for n, most in enumerate(step.repeated, 5):
+        seen: set[tuple[str, ...]] = set()
+        inside = bytearray(len(words))
+        for i, gram in enumerate(zip(*(words[i:] for i in range(n)), strict=False)):
+            if gram in seen:
+                inside[i : i + n] = b"\1" * n
+            seen.add(gram)
+        share = sum(n_ for n_, on in zip(length, inside, strict=True) if on) / total
+        if share > most:
+            return f"{share:.0%} of characters are in repeated {n}-grams, more than {most:.0%}"
+    return ""
+
+
+def _c4(step: C4, text: str) -> Verdict:
+    low = text.lower()
+    if "lorem ipsum" in low:
+        return None, "lorem ipsum"
+    if step.brackets and "{" in text:
+        return None, "a curly bracket"
+    kept = []
+    for raw in text.splitlines():
+        line = _CITATION.sub("", raw).strip()
+        small = line.lower()
+        if not line.endswith(_TERMINAL) or line.endswith("...") or len(line.split()) < step.min_words:
+            continue
+        if "javascript" in small or any(words in small for words in _POLICY):
+            continue
+        kept.append(line)
+    left = "\n".join(kept)
+    sentences = len(re.findall(r"[.!?]+[\"”')\]]*(?=\s|$)", left))
+    if sentences < step.min_sentences:
+        return None, f"{sentences} sentences left, fewer than {step.min_sentences}"
+    return left, ""
+
+
+def _script(step: Script, text: str) -> str:
+    letters = Counter(c for c in text if c.isalpha())
+    own = sum(n for c, n in letters.items() if unicodedata.name(c, "").startswith(step.name.upper()))
+    share = own / max(1, letters.total())
+    return f"{share:.0%} of letters are {step.name.upper()}, fewer than {step.share:.0%}" if share < step.share else ""
+
+
+def rule(step: CleaningStep) -> Callable[[str], Verdict]:
+    """The function that carries out a step on one text. Raises TypeError for a step on duplicates."""
+
+    def whole(check: Callable[[Any, str], str]) -> Callable[[str], Verdict]:
+        def judged(text: str) -> Verdict:
+            why = check(step, text)
+            return (None, why) if why else (text, "")
+
+        return judged
+
+    match step:
+        case Gopher():
+            return whole(_gopher)
+        case Repetition():
+            return whole(_repetition)
+        case Script():
+            return whole(_script)
+        case C4():
+            return lambda text: _c4(step, text)
+    raise TypeError(step)

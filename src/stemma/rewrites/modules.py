@@ -1,0 +1,119 @@
+"""What a replaced module must be able to do, and how tensors of a checkpoint reach it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from stemma.errors import UsageError
+
+
+class Rewritten(nn.Module):
+    """A module in the place of a plain one, called in the same way.
+
+    Where the model reads the plain module's `weight` itself (the embeddings of a tied head), a subclass has a property
+    `weight` with the weight it computes with."""
+
+    plain: type[nn.Module]  # what it stands for
+    shapes: dict[str, torch.Size]  # of the plain module's parameters
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        if isinstance(module, Rewritten):
+            self.plain, self.shapes = module.plain, module.shapes
+        else:
+            self.plain, self.shapes = type(module), {name: p.shape for name, p in module.named_parameters()}
+        self.key = ""  # what its random numbers depend on, beside the seed
+
+    def load(self, name: str, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+        """Take the plain module's tensor `name`, in the dtype of its file; `dtype` is what the model computes in. Keep
+        no reference to `value`: it may be a slice of a mapped file."""
+        raise NotImplementedError
+
+    def reset_parameters(self, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> None:
+        """Initialise the parameters that the plain module does not have."""
+
+    def trainable(self) -> Iterable[nn.Parameter]:
+        """The parameters that learn where a rewrite freezes the model."""
+        return ()
+
+    def unmergeable(self) -> str | None:
+        """Why no plain module computes the same; None if one does."""
+        return None
+
+    def merge(self) -> nn.Module:
+        """A plain module that computes the same. This one stays as it is."""
+        raise NotImplementedError
+
+    def undo(self) -> nn.Module:
+        """The module without what the rewrite added: the one it replaced, or the nearest plain one."""
+        return self.merge()
+
+
+class Wrapped(Rewritten):
+    """A module that keeps the one it replaces as `base`, and adds to it."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__(base)
+        self.base = base
+
+    def load(self, name: str, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+        load_tensor(self.base, name, value, device, dtype)
+
+    def merged_base(self) -> nn.Module:
+        """The base as a plain module."""
+        return self.base.merge() if isinstance(self.base, Rewritten) else self.base
+
+    def unmergeable(self) -> str | None:
+        return self.base.unmergeable() if isinstance(self.base, Rewritten) else None
+
+    def undo(self) -> nn.Module:
+        return self.base
+
+
+def load_tensor(root: nn.Module, name: str, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+    """Give `root` the tensor of a checkpoint that the plain model calls `name`. A replaced module takes it in its own
+    way; a plain one gets a parameter of its own in `dtype`. `gate.3` is the fourth slice of a stacked parameter."""
+    names = name.split(".")
+    module = root
+    for i, child in enumerate(names):
+        if isinstance(module, Rewritten):
+            module.load(".".join(names[i:]), value, device, dtype)
+            return
+        if i < len(names) - 1 and child in module._modules:
+            module = module.get_submodule(child)
+            continue
+        _set(module, names[i:], value, device, dtype)
+        return
+
+
+def _set(module: nn.Module, names: list[str], value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+    """Set the parameter `names[0]` of a module, or slice `names[1]` of it."""
+    old = getattr(module, names[0])
+    learns = old is None or old.requires_grad
+    if len(names) == 1:
+        # a copy: a slice must not keep a whole packed tensor alive, nor a file stay mapped
+        held = torch.empty(value.shape, dtype=dtype, device=device).copy_(value)
+        setattr(module, names[0], nn.Parameter(held, requires_grad=learns))
+        return
+    place = torch.empty(0, device=device).device  # "cuda" is "cuda:0" of a tensor
+    if (old.device, old.dtype) != (place, dtype):  # the first of its slices
+        old = nn.Parameter(torch.empty(old.shape, dtype=dtype, device=device), requires_grad=learns)
+        setattr(module, names[0], old)
+    with torch.no_grad():
+        old[int(names[1])].copy_(value)
+
+
+def with_weight(module: nn.Module, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
+    """A copy of a linear layer or an embedding with another weight; all else is shared, or `bias` where given."""
+    if not isinstance(module, nn.Linear | nn.Embedding):
+        raise UsageError(f"a {type(module).__name__} has no weight that could be replaced")
+    new = copy.copy(module)
+    new._parameters = dict(module._parameters)
+    new.weight = nn.Parameter(weight)
+    if bias is not None:
+        new.bias = nn.Parameter(bias)
+    return new

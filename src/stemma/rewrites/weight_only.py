@@ -1,0 +1,95 @@
+"""Weights stored in fewer bits and computed with in the dtype of the model."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stemma.rewrites.modules import Rewritten
+
+DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Stored(Rewritten):
+    """`codes`: the stored weight; `scale`: its factor a row (int8), else empty, in the dtype that is computed in."""
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, dtype: str, plain: nn.Module) -> None:
+        super().__init__(plain)
+        self.dtype = DTYPES[dtype]
+        with torch.device("meta"):
+            self.register_buffer("codes", torch.empty(self.shapes["weight"], dtype=self.dtype))
+            self.register_buffer("scale", torch.empty(self.shapes["weight"][0] if self.scaled else 0, 1))
+        self.bias: nn.Parameter | None = None
+        if "bias" in self.shapes:
+            self.bias = nn.Parameter(torch.empty(self.shapes["bias"], device="meta"))
+
+    @property
+    def scaled(self) -> bool:
+        return self.dtype == torch.int8
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that is computed with."""
+        wide = self.codes.to(self.scale.dtype)
+        return wide * self.scale if self.scaled else wide
+
+    def load(self, name: str, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+        if name == "bias":
+            learns = self.bias is None or self.bias.requires_grad
+            held = torch.empty(value.shape, dtype=dtype, device=device).copy_(value)
+            self.bias = nn.Parameter(held, requires_grad=learns)
+            return
+        value = value.detach().to(device)
+        if not self.scaled:
+            self.codes = torch.empty(value.shape, dtype=self.dtype, device=device).copy_(value)
+            self.scale = torch.empty(0, 1, dtype=dtype, device=device)
+            return
+        wide = value.float()
+        self.scale = (wide.abs().amax(1, keepdim=True) / 127).to(dtype)
+        step = torch.where(self.scale == 0, 1.0, self.scale.float())
+        self.codes = (wide / step).round().clamp(-127, 127).to(torch.int8)
+
+
+class StoredLinear(Stored):
+    """`x w^T + b`."""
+
+    def __init__(self, dtype: str, plain: nn.Module) -> None:
+        super().__init__(dtype, plain)
+        self.out_features, self.in_features = self.shapes["weight"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def merge(self) -> nn.Module:
+        made = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        made.weight = nn.Parameter(self.weight)
+        if self.bias is not None:
+            made.bias = self.bias
+        return made
+
+
+class StoredEmbedding(Stored):
+    """Rows of the table; only those that are looked up are made of codes."""
+
+    def __init__(self, dtype: str, plain: nn.Module) -> None:
+        super().__init__(dtype, plain)
+        self.num_embeddings, self.embedding_dim = self.shapes["weight"]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = self.codes[ids].to(self.scale.dtype)
+        return rows * self.scale[ids] if self.scaled else rows
+
+    def merge(self) -> nn.Module:
+        made = nn.Embedding(self.num_embeddings, self.embedding_dim, device="meta")
+        made.weight = nn.Parameter(self.weight)
+        return made
+
+
+def weight_only(dtype: str, plain: nn.Module) -> Stored:
+    """The module that stores the weight of `plain` as `dtype`."""
+    kind = plain.plain if isinstance(plain, Rewritten) else type(plain)
+    return (StoredEmbedding if issubclass(kind, nn.Embedding) else StoredLinear)(dtype, plain)

@@ -1,0 +1,110 @@
+"""A trainer driven to the end of its run: metrics, checkpoints, evaluations, spikes, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stemma.runs.metrics import Record
+from stemma.runs.progress import Progress
+from stemma.runs.rewind import rewind
+from stemma.runs.signals import stop_requested
+from stemma.runs.spikes import Diverged, Spikes, spiked
+from stemma.runs.trainer import Trainer
+
+OnStep = Callable[[Record], None]
+Evaluate = Callable[[], dict[str, float]]
+LATE = 1800.0  # seconds after a checkpoint when another one is written, where the plan leaves it open
+
+
+def drive(
+    trainer: Trainer, run: Path, *, on_step: OnStep | None = None, evaluate: Evaluate | None = None, quiet: bool = False
+) -> bool:
+    """Step to the end of the run, with metrics and checkpoints in `run`. Returns False if a signal (SIGINT, SIGTERM,
+    SIGHUP) asked to stop: then the step at hand is finished and a checkpoint written."""
+    if trainer.plan.train.spikes is not None and trainer.step == 0:
+        trainer.save(run)
+    with (
+        contextlib.closing(trainer),
+        trainer.metrics(run) as metrics,
+        stop_requested() as asked,
+        Progress(trainer, quiet or not trainer.is_main) as progress,
+    ):
+        driver = Driver(trainer, run, metrics, progress, asked)
+        while trainer.step < trainer.steps:
+            if (record := driver.advance()) is None:
+                continue
+            if evaluate is not None and driver.eval_due():
+                record |= {f"val_{k}": v for k, v in evaluate().items()}
+                trainer.seconds = driver.elapsed()
+            metrics.write(record)
+            progress.show(record)
+            if on_step is not None:
+                on_step(record)
+            if driver.checkpoint() and driver.stop():
+                break
+    return trainer.step == trainer.steps
+
+
+class Driver:
+    """The steps of one process's part of a run, on the clock."""
+
+    def __init__(
+        self, trainer: Trainer, run: Path, metrics: Any, progress: Progress, asked: Callable[[], bool]
+    ) -> None:
+        self.trainer, self.run, self.metrics, self.progress = trainer, run, metrics, progress
+        self.settings = trainer.plan.train
+        spikes: Spikes | None = self.settings.spikes
+        self.spikes = spikes
+        self.stop = trainer.any_rank(asked)
+        self.leapt = trainer.any_rank(lambda: spikes is not None and spiked(spikes, trainer.losses))
+        self.late = trainer.any_rank(lambda: time.perf_counter() - self.saved > LATE)
+        self.saved = time.perf_counter()
+        self.begin = self.saved - trainer.seconds
+
+    def elapsed(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return time.perf_counter() - self.begin
+
+    def advance(self) -> Record | None:
+        """Take a step. Returns its record, or None if the run went back behind a spike."""
+        trainer, spikes = self.trainer, self.spikes
+        failed: Diverged | None = None
+        record: Record = {}
+        try:
+            record = trainer.advance()
+            recent = spikes.window + spikes.patience if spikes is not None else 0
+            trainer.losses = [*trainer.losses, record["loss"]][-recent:] if recent else []
+        except Diverged as error:
+            if spikes is None:
+                raise
+            failed = error
+            trainer.losses.append(math.nan)
+        trainer.seconds = self.elapsed()
+        if spikes is not None and self.leapt():
+            told = rewind(trainer, self.run, spikes, self.metrics.rewind, failed)
+            self.metrics.reopen(told["to"])
+            self.progress.say(f"{told['why']} at step {told['at']}: back to step {told['to']}, on with other batches")
+            return None
+        record["seconds"] = trainer.seconds
+        return record
+
+    def eval_due(self) -> bool:
+        """Whether the step was one to evaluate after; the end of the run is evaluated in any case."""
+        step, every = self.trainer.step, self.settings.eval_every
+        return every is not None and step % every == 0 and step < self.trainer.steps
+
+    def checkpoint(self) -> bool:
+        """Write a checkpoint if one is due or a stop was asked for. Returns whether it did."""
+        trainer = self.trainer
+        regular = trainer.step % trainer.save_every == 0 or trainer.step == trainer.steps
+        if not (regular or self.stop() or (self.settings.save_every is None and self.late())):
+            return False
+        self.metrics.sync()
+        trainer.save(self.run)
+        self.saved = time.perf_counter()
+        return True

@@ -1,0 +1,106 @@
+"""A run from its last checkpoint to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from stemma import disk
+from stemma.errors import ResourceError
+from stemma.runs import checkpoint, folder
+from stemma.runs.drive import OnStep, drive
+from stemma.runs.metrics import read_metrics
+from stemma.runs.spikes import Diverged
+from stemma.runs.trainer import Trainer
+
+
+class Kind(Protocol):
+    """What a kind of run (pretraining, tuning, preferences, rollouts) adds to a run's life."""
+
+    def evaluate(self) -> dict[str, float]:
+        """The quality of the model as it is now, by name."""
+
+    def summarize(self, quality: dict[str, float]) -> dict[str, Any]:
+        """What goes into `summary.json`; called on the main rank after the last step."""
+
+    def save(self, run: Path, models: Mapping[str, Any]) -> None:
+        """Write the finished model into `run/model`, and each net that learnt into `run/ROLE`."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to. `finished`: no signal stopped it. `restored`: the trainer holds the final weights; if not,
+    they are in `run/model` alone."""
+
+    summary: dict[str, Any]
+    finished: bool
+    restored: bool = True
+
+
+def carry_on(run: Path, trainer: Trainer, kind: Kind, on_step: OnStep | None = None, quiet: bool = False) -> Outcome:
+    """Restore the last checkpoint, take the steps that are left, evaluate, save the model and the summary. A run that
+    was finished before is only restored. Raises Diverged if the evaluation at the end is not finite."""
+    done = _restore(run, trainer)
+    if done:
+        if last := trainer.step == trainer.steps:
+            trainer.finish()
+        return Outcome(done, True, restored=last)
+    if not drive(trainer, run, on_step=on_step, evaluate=kind.evaluate, quiet=quiet):
+        if not quiet and trainer.is_main:
+            again = f"stopped after step {trainer.step} of {trainer.steps}; go on with: {folder.resume_command(run)}"
+            with contextlib.suppress(OSError):  # a terminal that is gone
+                print(again, file=sys.stderr)
+        return Outcome({"steps": trainer.step}, False)
+    quality = kind.evaluate()
+    if wrong := [k for k, v in quality.items() if not math.isfinite(v)]:
+        raise Diverged(
+            f"training diverged in its last step: the held-out {wrong[0]} is {quality[wrong[0]]}; lower recipe.lr"
+        )
+    return Outcome(_finish(run, trainer, kind, quality), True)
+
+
+def _restore(run: Path, trainer: Trainer) -> dict[str, Any]:
+    """Restore the newest checkpoint, if there is one. Returns the summary of a run that was finished."""
+    for left in run.glob(".*.json*.tmp") if trainer.is_main else ():  # of a process that was killed while writing
+        left.unlink(missing_ok=True)
+    newest, done = checkpoint.latest(run), folder.summary(run)
+    if newest is not None:
+        trainer.restore(newest)
+    elif not done and trainer.is_main and (run / "metrics.jsonl").exists():
+        warnings.warn(f"{run} has no checkpoint; it begins again with its first step", stacklevel=3)
+    return done
+
+
+def _finish(run: Path, trainer: Trainer, kind: Kind, quality: dict[str, float]) -> dict[str, Any]:
+    """Save the models and the summary of a run that took its last step; returns the summary."""
+    trainer.finish()
+    models = trainer.gathered()
+    summary: dict[str, Any] = {"steps": trainer.step}
+    if trainer.is_main:
+        summary = kind.summarize(quality)
+        try:
+            kind.save(run, models)
+            disk.write_json(run / "summary.json", summary)
+        except ResourceError as error:
+            raise disk.instead(error, f"go on with: {folder.resume_command(run)}") from None
+    trainer.barrier()
+    return summary
+
+
+def measured(run: Path, trainer: Trainer) -> dict[str, Any]:
+    """What every summary says of the training itself: seconds, speed, share of the device's peak, the training loss
+    over the last twentieth of the steps."""
+    speed = trainer.tokens / max(trainer.seconds, 1e-9)
+    losses = [record["loss"] for record in read_metrics(run)][-max(1, trainer.steps // 20) :]
+    return {
+        "seconds": round(trainer.seconds, 3),
+        "tokens_per_second": round(speed, 1),
+        "peak_share": round(speed * trainer.cost() / trainer.peak(), 4),
+        "train_loss": sum(losses) / len(losses) if losses else None,  # whose lines somebody deleted
+    }

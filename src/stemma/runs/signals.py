@@ -1,0 +1,36 @@
+"""Signals that ask a run to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def stop_requested() -> Iterator[Callable[[], bool]]:
+    """Catch SIGINT, SIGTERM and SIGHUP (a closed terminal, unless nohup ignores it) in the main thread: the yielded
+    function tells whether one came. A second SIGINT interrupts at once."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def handle(number: int, _: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    caught = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {
+        s: signal.signal(s, handle)
+        for s in caught
+        if s != getattr(signal, "SIGHUP", None) or signal.getsignal(s) is not signal.SIG_IGN
+    }
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for s, old in before.items():
+            signal.signal(s, old)

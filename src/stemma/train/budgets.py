@@ -1,0 +1,77 @@
+"""A budget of time, tokens or work as a number of steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from stemma.declare import ramps
+from stemma.declare.ramps import Ramp
+from stemma.declare.recipes import Recipe, Schedule
+from stemma.parallel import World
+from stemma.train.assemble import loop_of, objective_of, with_steps
+from stemma.train.config import Budget, Plan, budget
+from stemma.train.loop import Loop
+
+MEASURED = 4  # steps that are timed to turn seconds into a number of steps
+
+
+def sets_warmup(changes: Mapping[str, Any]) -> bool:
+    """Whether changes give a warm-up: by its own path, or within a schedule or a recipe that is given as a whole."""
+    for path, value in changes.items():
+        if path == "recipe.schedule.warmup":
+            return True
+        if path in ("recipe", "recipe.schedule"):
+            schedule = value.schedule if isinstance(value, Recipe) else value
+            if schedule.warmup > 0 if isinstance(schedule, Schedule) else "warmup" in str(schedule):
+                return True
+    return False
+
+
+def steps_of(plan: Plan, tokenizer: Any, train: Any, world: World | None = None) -> int:
+    """How many steps the budget buys. Seconds are turned into steps once, by timing a few on a model that is thrown
+    away: the learning rate, and with it a resumed run, then depends on no clock."""
+    limit: Budget = budget(plan.train.budget)
+    rows, ramp = objective_of(plan, tokenizer).rows, plan.recipe.ramp
+    full = max(1, round(plan.rows / rows))
+    step_tokens = full * rows * plan.context
+    if limit.steps is not None:
+        return limit.steps
+    if limit.tokens is not None:
+        return ramps.nearest(ramp, full, limit.tokens / step_tokens)
+    constant = replace(plan, recipe=replace(plan.recipe, ramp=None))
+    trial = loop_of(with_steps(constant, MEASURED, False), tokenizer, train, world)
+    if limit.flops is not None:
+        return ramps.nearest(ramp, full, limit.flops / (trial.cost() * step_tokens))
+    assert limit.seconds is not None
+    return _steps_in(limit.seconds, trial, ramp, full)
+
+
+def _steps_in(seconds: float, trial: Loop, ramp: Ramp | None, full: int) -> int:
+    """The steps that fit into `seconds`, by the clock. A tenth is kept for checkpoints and the evaluation at the
+    end."""
+    begin, source = time.perf_counter(), trial.source
+    each = _timed(trial)
+    if ramp is None:
+        return max(1, int(0.9 * (seconds - (time.perf_counter() - begin)) / each))
+    # a step costs a constant and so much an example: two sizes give both
+    least = -(-ramps.examples(ramp, full, 0, 1) // source.readers) * source.readers
+    source.full, source.micro = least, min(source.micro, least // source.readers)
+    small = min(each, _timed(trial))
+    slope = (each - small) / (full - least) if full > least else 0.0
+    left = 0.9 * (seconds - (time.perf_counter() - begin))
+    return ramps.longest(ramp, full, left, lambda size: small + slope * max(0, size - least))
+
+
+def _timed(trial: Loop) -> float:
+    """Seconds of a step, the median of a few."""
+    trial.advance()  # the first step is slower: pages, kernels, compilation
+    times = []
+    for _ in range(MEASURED):
+        start = time.perf_counter()
+        trial.advance()
+        times.append(time.perf_counter() - start)
+    trial.close()
+    return sorted(times)[len(times) // 2]

@@ -1,0 +1,210 @@
+"""The text of a run, in its folder: reading, tokenizing, holding out, opening again.
+
+RUN/tokenizer/  RUN/data/   what the text became
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from stemma import disk, spec
+from stemma.data import Store, cleaning, read, shared
+from stemma.data.mixture import Mixed, UsedUp
+from stemma.data.progress import Meter
+from stemma.declare import ramps
+from stemma.errors import CheckpointError, DataError, UsageError
+from stemma.objectives import Cursor, tokens
+from stemma.objectives.languages import apart
+from stemma.runs import folder
+from stemma.train.assemble import fit_to_tokenizer, objective_of
+from stemma.train.config import Plan
+from stemma.train.loop import Loop
+from stemma.train.source import TextSource
+
+LEFTOVERS = {"tokenizer", "data"}  # what a run that was killed while preparing its text leaves behind
+ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
+COUNTED = 50_000  # rows of a mixture with limits that are counted before a run
+
+
+def check_enough(loop: Loop) -> None:
+    """Refuse a run that is longer than a mixture with limits lasts. Raises DataError with the steps that it lasts, and
+    for a source of a mixture without a document to train on."""
+    source = loop.source
+    assert isinstance(source, TextSource)
+    order = loop.objective.order(source.view)
+    slots = order.mixture.slots if isinstance(order, Mixed) else None
+    if slots is None:
+        return
+    ramp, rows, cursor = loop.plan.recipe.ramp, 0, Cursor()
+    needed = int(ramps.total(ramp, source.full, loop.steps))
+    try:
+        for _, follow in itertools.islice(loop.objective.plan(source.view), min(needed, COUNTED)):
+            rows, cursor = rows + 1, follow
+        if needed <= COUNTED or apart(source.view, loop.plan.recipe.sampling):
+            return
+        rows = int(1.02 * rows * slots / max(1, cursor.slot))  # what is left, in proportion
+    except UsedUp:
+        pass
+    if rows < needed:
+        steps = ramps.longest(ramp, source.full, rows) if rows >= source.examples(0) else 0
+        raise DataError(
+            f"{loop.plan.data} has text for {steps:,} steps, as often as each part may be read, and the run takes "
+            f"{loop.steps:,}; train for fewer, or raise the limits (#epochs=N in the data, recipe.sampling.epochs)"
+        )
+
+
+def report_uneven(plan: Plan, train: Any, rest: Any) -> None:
+    """Print a note if much more is held out than was asked for: documents are few, and none is divided."""
+    wanted, share = plan.train.val_fraction, rest.tokens_total / max(1, train.tokens_total + rest.tokens_total)
+    if share > 0.1 + 2 * wanted:
+        print(
+            f"{share:.0%} of the text is held out and not {wanted:.0%}: it has {len(train) + len(rest)} documents, of "
+            "which none is divided; FILE#split=paragraph or FILE#split=line makes more of them",
+            file=sys.stderr,
+        )
+
+
+def check_tokenizer(plan: Plan, tokenizer: Any) -> None:
+    """Raise UsageError for a given tokenizer that lacks what the objective needs, before any text is read with it."""
+    if plan.dims.languages:  # those of the text decide, too
+        return
+    try:
+        objective_of(fit_to_tokenizer(plan, tokenizer), tokenizer)
+    except UsageError as error:
+        raise UsageError(
+            f"the tokenizer that was given does not fit {plan.name}: {error}; give one that does, or none, to have one "
+            "trained"
+        ) from None
+
+
+def read_plan(run: Path) -> tuple[Plan, str]:
+    """The plan of a run, and the fingerprint of its text. Raises CheckpointError for a run that cannot be read."""
+    return folder.read(run, lambda about: (spec.from_dict(Plan, about["plan"]), about["data"]["fingerprint"]))
+
+
+def facts(store: Any, train: Any) -> dict[str, Any]:
+    """What `run.json` keeps of the text."""
+    amounts = {"documents": len(train), "tokens": int(train.tokens_total), "bytes": int(train.bytes_total)}
+    return {"fingerprint": store.fingerprint, **amounts}
+
+
+def reopen(run: Path, look: bool = True) -> tuple[Plan, Any, Any]:
+    """Plan, tokenizer and store of a run; the store is made again from the same text if its folder is gone. `look`:
+    compare the store with its checksums, which reads all of it. Raises CheckpointError if something is damaged or not
+    the run's."""
+    plan, fingerprint = read_plan(run)
+    tokenizer = tokenizer_of(run)
+    data = run / "data"
+    if not (data / "meta.json").exists() and look:
+        _rebuild(plan, run, tokenizer, fingerprint)
+    try:
+        store = Store.open(data)
+        if look:
+            store.verify()
+    except CheckpointError as error:
+        if "cannot" in str(error):
+            raise
+        why = str(error).removesuffix("; delete the folder")
+        raise CheckpointError(
+            f"{why}; delete {data} to make it again from {plan.data} with: {folder.resume_command(run)}"
+        ) from None
+    if store.fingerprint != fingerprint:
+        raise CheckpointError(
+            f"{data} is not the text that this run was started on; delete it to make it again from {plan.data} with: "
+            f"{folder.resume_command(run)}"
+        )
+    if store.meta.get("tokenizer") != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{run / 'tokenizer'} is not the tokenizer that this run was started with; put that back, or begin anew"
+        )
+    return plan, tokenizer, store
+
+
+def tokenizer_of(run: Path) -> Any:
+    """The tokenizer of a run. Raises CheckpointError if it is damaged or gone."""
+    from stemma.text import Tokenizer
+
+    try:
+        return Tokenizer.load(run / "tokenizer")
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the tokenizer of the run {run} cannot be read: {error}; put it back as it was, or begin anew elsewhere"
+        ) from None
+
+
+def _rebuild(plan: Plan, run: Path, tokenizer: Any, fingerprint: str) -> None:
+    """Build the store of a run again from the text it was built from."""
+    try:
+        source = cleaning.cleaned(read(plan.data), plan.clean)
+        warnings.warn(f"the tokens of the run are gone from {run / 'data'}; made again from {plan.data}", stacklevel=2)
+        store = shared.build(source, tokenizer, run / "data")
+    except DataError as error:
+        raise DataError(
+            f"the tokens of the run are gone from {run / 'data'}, and so is their text: {error}; put back one of them"
+        ) from None
+    if store.fingerprint != fingerprint:
+        shutil.rmtree(run / "data", ignore_errors=True)
+        raise CheckpointError(
+            f"the tokens of the run are gone from {run / 'data'}, and {plan.data} is no more the text that they were "
+            f"made of; put back one of them as it was, or begin anew elsewhere"
+        )
+
+
+def prepared(run: Path) -> tuple[Any, Any]:
+    """The store and the tokenizer in a run's directory."""
+    return Store.open(run / "data"), tokenizer_of(run)
+
+
+def prepare(
+    plan: Plan,
+    out: Path,
+    tokenizer: Any,
+    quiet: bool,
+    share: bool = True,
+    taken: contextlib.ExitStack | None = None,
+) -> tuple[Any, Any]:
+    """Read the text, train a tokenizer on the training part of it if none is given, and store the tokens in `out`; with
+    `share`, by way of the cache, for other runs to use. Until `taken` closes, no other process can begin a run in
+    `out`. Raises UsageError if one has."""
+    source = cleaning.cleaned(read(plan.data), plan.clean)
+    if tokenizer is None:
+        tokenizer = _train_tokenizer(plan, source)
+    if not quiet:
+        print(f"reading {plan.data} with {tokenizer.vocab_size:,} tokens of {plan.text.tokenizer}", file=sys.stderr)
+    with disk.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    if taken is not None:
+        taken.enter_context(folder.lock(out))
+        folder.check_free(out, leftovers=LEFTOVERS)  # another may have begun here while the tokenizer was trained
+    shutil.rmtree(out / "tokenizer", ignore_errors=True)
+    tokenizer.save(out / "tokenizer")
+    bar = None if quiet else Meter("tokenising")
+    build = shared.build if share else Store.build
+    store = build(source, tokenizer, out / "data", progress=bar)
+    if not quiet:
+        for note in source.notes:
+            print(note, file=sys.stderr)
+    return store, tokenizer
+
+
+def _train_tokenizer(plan: Plan, source: Any) -> Any:
+    """A tokenizer of the plan's kind and vocabulary, trained on the part of the text that is not held out."""
+    from stemma.data.heldout import training_texts
+    from stemma.text import Specials, Tokenizer
+
+    text = plan.text
+    more = tuple(dict.fromkeys([*text.blanks, *text.extras, *tokens(plan.objective, text)]))
+    specials = Specials(**{role: getattr(text, role) for role in ROLES}, extra=text.sentinels, more=more)
+    return Tokenizer.train(
+        text.tokenizer,
+        training_texts(source, plan.train.val_fraction, plan.seed),
+        plan.dims.vocab,
+        specials,
+        lowercase=text.lower and text.tokenizer == "wordpiece",
+    )

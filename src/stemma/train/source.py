@@ -1,0 +1,129 @@
+"""Where the batches of a run come from, beside the objective that turns them into a loss."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from stemma.declare import ramps
+from stemma.objectives import Batch, Cursor, Objective, View
+from stemma.objectives.base import Example, Make
+from stemma.train.config import Plan
+from stemma.train.device import pick_device
+
+MICRO = {"cpu": 4096, "cuda": 65_536}  # tokens that go through the network at once, where the plan leaves it open
+
+
+class DummyBatch(dict[str, Tensor]):
+    """A batch of another rank, computed along to keep collectives in step. It counts no targets and gives no
+    gradient."""
+
+
+class Draw(NamedTuple):
+    """The batches of one step: of each optimiser update this rank's micro-batches, the cursor of the next step, and the
+    tokens of the step over all ranks."""
+
+    updates: list[list[Batch]]
+    cursor: Any
+    tokens: int
+
+
+class Source(ABC):
+    """Batches, step after step.
+
+    A cursor is a small frozen dataclass (`cursor_type`) that names a place in the source. A checkpoint keeps its
+    fields: from the same cursor, with the same weights, `draws` must give the same batches again. A step may hold
+    several optimiser updates (epochs and minibatches of one rollout); a checkpoint never falls between them.
+
+    `online`: the batches depend on the current weights, so they are made when their step begins and never ahead of it.
+    `full`: examples of a full step; `micro`: examples that go through the network at once. `reader` of `readers`: the
+    rank that takes its share of a step's examples.
+    """
+
+    cursor_type: type = Cursor
+    online: bool = False
+
+    def __init__(self, full: int, micro: int) -> None:
+        self.full, self.micro = full, min(max(1, micro), full)
+        self.reader, self.readers = 0, 1
+
+    @abstractmethod
+    def draws(self, cursor: Any, step: int) -> Iterator[Draw]:
+        """The draws of the steps after `step` steps, from `cursor` on, without end."""
+
+    def skip(self, cursor: Any, step: int, steps: int) -> Any:
+        """The cursor behind the next `steps` draws."""
+        for draw in itertools.islice(self.draws(cursor, step), steps):
+            cursor = draw.cursor
+        return cursor
+
+    def total(self, steps: int) -> int | None:
+        """Tokens of a run of `steps` steps; None where only the run itself tells."""
+        return None
+
+    def sample(self) -> Batch | None:
+        """A batch like those of the first step, from which the work of a step is estimated; None if there is none."""
+        return None
+
+    def save(self, cursor: Any) -> dict[str, Any]:
+        """A cursor as JSON, for a checkpoint."""
+        return asdict(cursor)
+
+    def load(self, saved: dict[str, Any]) -> Any:
+        """The cursor that `save` made JSON of."""
+        return self.cursor_type(**saved)
+
+    def share(self, reader: int, readers: int) -> None:
+        """Make this rank `reader` of `readers`."""
+        self.reader, self.readers = reader, readers
+        self.micro = min(self.micro, -(-self.full // readers))
+
+    def split(self, examples: Sequence[Make], collate: Callable[[Sequence[Example]], Batch]) -> list[Batch]:
+        """This rank's micro-batches of a step's `examples`. Every rank gets equally many: a DummyBatch fills up."""
+        begin, end = (len(examples) * reader // self.readers for reader in (self.reader, self.reader + 1))
+        own = [make() for make in examples[begin:end]]
+        batches = [collate(own[i : i + self.micro]) for i in range(0, len(own), self.micro)]
+        most = -(-len(examples) // self.readers)  # examples of the rank that has most
+        for _ in range(-(-most // self.micro) - len(batches)):
+            batches.append(DummyBatch(collate([examples[0]()])))
+        return batches
+
+
+class TextSource(Source):
+    """Rows of text: the examples that `objective.plan` makes of the documents of `view`."""
+
+    def __init__(self, plan: Plan, objective: Objective, view: View) -> None:
+        rows = plan.train.micro or max(1, MICRO[pick_device(plan).type] // plan.context)
+        super().__init__(max(1, round(plan.rows / objective.rows)), rows // objective.rows)
+        self.objective, self.view, self.ramp = objective, view, plan.recipe.ramp
+        self.steps = plan.recipe.steps or 1
+        self.size = objective.rows * plan.context  # tokens of an example
+
+    def examples(self, step: int) -> int:
+        """Examples of the step after `step` steps."""
+        return ramps.examples(self.ramp, self.full, step, self.steps)
+
+    def draws(self, cursor: Any, step: int) -> Iterator[Draw]:
+        rows = self.objective.plan(self.view, cursor)
+        for number in itertools.count(step):
+            taken = list(itertools.islice(rows, self.examples(number)))
+            batches = self.split([make for make, _ in taken], self.objective.collate)
+            yield Draw([batches], taken[-1][1], len(taken) * self.size)
+
+    def skip(self, cursor: Any, step: int, steps: int) -> Any:
+        """Without making the examples."""
+        examples = sum(self.examples(step + i) for i in range(steps))
+        skipped = [follow for _, follow in itertools.islice(self.objective.plan(self.view, cursor), examples)]
+        return skipped[-1] if skipped else cursor
+
+    def total(self, steps: int) -> int | None:
+        return self.size * int(ramps.total(self.ramp, self.full, steps))
+
+    def sample(self) -> Batch | None:
+        """From the beginning of the text, wherever the run stands."""
+        return self.objective.example_batch(self.view, min(8, self.examples(0)))

@@ -122,7 +122,7 @@ def test_the_text_can_be_rebuilt_and_labels_say_where_it_changed(seed: int, name
     batch = goal.collate(rows)
     _, others = nets(name)
     gen = others["generator"]
-    hidden = gen.read(gen.state(**goal.masking.inputs(gen, batch)))
+    hidden = gen.read(gen.state(goal.masking.inputs(gen, batch)))
     ids, replaced = goal.replace(gen, hidden, batch)
     true = torch.from_numpy(np.stack([text_of(r) for r in rows]))
     assert torch.equal(ids != true, replaced)  # a sample that equals the token is no replacement

@@ -14,9 +14,9 @@ from stemma.declare.family import Family
 from stemma.formats import LAYOUTS
 from stemma.nn.model import count
 from stemma.objectives import incompatible_reason
-from stemma.report.support import TASKS, Support, matrix, support
-from stemma.report.words import children, value_text
 from stemma.spec import diff, kinds, leaves
+from stemma.support import TASKS, Support, matrix, support
+from stemma.words import children, value_text
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 WRITTEN = re.compile(r"<!-- written -->\n(.*?)<!-- /written -->", re.S)
@@ -80,7 +80,7 @@ def sizes(family: Family) -> str:
 
 def trains_on(family: Family) -> bool:
     """Whether it is more pretraining of its parent's weights, by an objective that runs here."""
-    stages = family.tuning.stages if family.tuning is not None else ()
+    stages = family.tuning.labels if family.tuning is not None else ()
     own = stages == ("pretraining",) or (
         not stages and family.parent is not None and family.objective != family.parent.objective
     )
@@ -167,7 +167,7 @@ def page(family: Family, old: str) -> str:
     parts.append(f"<!-- written -->\n{written}<!-- /written -->")
     if family.tuning is not None:
         t = family.tuning
-        rows = [["stages", " -> ".join(t.stages)], ["data", t.data], ["template", t.template or "-"]]
+        rows = [["stages", " -> ".join(t.labels)], ["data", t.data], ["template", t.template or "-"]]
         parts.append("## Training\n\n" + table(["", ""], rows))
     if family.edge == "unpublished":
         parts.append("Its design was never published, so there is nothing to build, and nothing is invented here.")

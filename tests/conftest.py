@@ -11,9 +11,9 @@ from pathlib import Path
 SRC = str(Path(__file__).resolve().parent.parent / "src")
 # processes that tests start find this checkout
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SRC, os.environ.get("PYTHONPATH")]))
-if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; set before torch reads it
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("MKL_NUM_THREADS", "1")
+# the workers share the cores, and two threads that wait for a busy core spin; set before torch reads it
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -38,10 +38,9 @@ settings.load_profile(os.environ.get("STEMMA_EXAMPLES", "same"))
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        import torch
+    import torch
 
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

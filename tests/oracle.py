@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import copy
+import functools
 import importlib
 import pkgutil
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import torch
 import transformers as hf
 
 import cases
+import stemma
 from oracle_types import Case
 
 MODULES = [importlib.import_module(f"cases.{info.name}") for info in pkgutil.iter_modules(cases.__path__)]
@@ -59,8 +65,8 @@ def jitter(model: torch.nn.Module, seed: int) -> None:
             p.add_(torch.randn(p.shape, generator=generator) * 0.1)
 
 
-def reference(case: str, seed: int = 0) -> Any:
-    """The reference's tiny model of a case, in eval mode."""
+@functools.cache
+def _built(case: str, seed: int) -> Any:
     name, config, fields = CASES[case]
     torch.manual_seed(seed)
     model = getattr(hf, name)(config(**fields))
@@ -68,11 +74,30 @@ def reference(case: str, seed: int = 0) -> Any:
     return model.eval()
 
 
+@functools.cache
+def _folder(case: str, seed: int) -> Path:
+    """Where a case's files are, written once a process."""
+    folder = Path(tempfile.mkdtemp(prefix="stemma-reference-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _built(case, seed).save_pretrained(folder)
+    return folder
+
+
+def reference(case: str, seed: int = 0) -> Any:
+    """The reference's tiny model of a case, in eval mode; a copy, to be changed freely."""
+    return copy.deepcopy(_built(case, seed))
+
+
 def saved(case: str, folder: Path, seed: int = 0) -> Any:
-    """The reference's model, after writing it to `folder` in its own layout."""
-    model = reference(case, seed)
-    model.save_pretrained(folder)
-    return model
+    """The reference's model, with its files in `folder` in its own layout."""
+    shutil.copytree(_folder(case, seed), folder, dirs_exist_ok=True)
+    return reference(case, seed)
+
+
+@functools.cache
+def shared(case: str) -> tuple[Any, Any]:
+    """Our model and the reference's, loaded once a process: for tests that only run them."""
+    return stemma.load(_folder(case, 0)), _built(case, 0)
 
 
 def inputs(case: str, rows: int = 3, length: int = 17, seed: int = 3, left: bool = False) -> dict[str, torch.Tensor]:

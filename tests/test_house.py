@@ -67,8 +67,6 @@ def test_the_question_is_noticed(code: str) -> None:
 KNOWN_LONG_FILES = {
     # nn
     "nn.model",
-    # pictures
-    "pictures.block",
     # planning
     "planning.network",
     "planning.steps",
@@ -102,10 +100,6 @@ KNOWN_CIRCLES = {
     ("decoding.blanks", "decoding.masks", "decoding.session", "decoding.streams"),
     # objectives
     ("objectives.base", "objectives.languages"),
-    # pictures
-    ("pictures", "pictures.diff", "pictures.tree"),
-    # report
-    ("report", "report.html", "report.kinship", "report.page"),
 }
 
 

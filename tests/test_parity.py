@@ -11,7 +11,7 @@ import transformers as hf
 from safetensors.torch import load_file
 
 import stemma
-from oracle import CASES, TASKS, inputs, labels, saved, task
+from oracle import CASES, TASKS, inputs, labels, saved, shared, task
 
 TOLERANCE = 1e-5
 
@@ -60,9 +60,8 @@ def gap(ours: Any, theirs: Any, batch: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_equal_the_reference(case: str, tmp_path: Path) -> None:
-    theirs = saved(case, tmp_path)
-    ours = stemma.load(tmp_path)
+def test_logits_equal_the_reference(case: str) -> None:
+    ours, theirs = shared(case)
     batch = inputs(case)
     assert gap(ours, theirs, batch) <= TOLERANCE
     plain = {k: v for k, v in batch.items() if "mask" not in k}  # no masks at all takes other paths
@@ -77,7 +76,7 @@ def test_logits_equal_the_reference(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_saved_files_reload_in_the_reference(case: str, tmp_path: Path) -> None:
     saved(case, tmp_path / "a")
-    ours = stemma.load(tmp_path / "a")
+    ours, _ = shared(case)
     ours.save(tmp_path / "b")
     name, _, _ = CASES[case]
     again = getattr(hf, name).from_pretrained(tmp_path / "b").eval()
@@ -96,15 +95,13 @@ RIGHT_ONLY = [c for c in XLM if c.startswith("xlm-clm") or task(c) in ("Sequence
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c not in RIGHT_ONLY])
-def test_padding_on_the_left_equals_the_reference(case: str, tmp_path: Path) -> None:
-    theirs = saved(case, tmp_path)
-    assert gap(stemma.load(tmp_path), theirs, inputs(case, left=True)) <= TOLERANCE
+def test_padding_on_the_left_equals_the_reference(case: str) -> None:
+    assert gap(*shared(case), inputs(case, left=True)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if task(c)])
-def test_losses_of_tasks_equal_the_reference(case: str, tmp_path: Path) -> None:
-    theirs = saved(case, tmp_path)
-    ours = stemma.load(tmp_path)
+def test_losses_of_tasks_equal_the_reference(case: str) -> None:
+    ours, theirs = shared(case)
     batch = inputs(case)
     if case in XLM and task(case) == "QuestionAnswering":  # an answer's end is chosen among padding too
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
@@ -117,9 +114,8 @@ def test_losses_of_tasks_equal_the_reference(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if not c.endswith(("model", "pair")) and not task(c)])
-def test_losses_equal_the_reference(case: str, tmp_path: Path) -> None:
-    theirs = saved(case, tmp_path)
-    ours = stemma.load(tmp_path)
+def test_losses_equal_the_reference(case: str) -> None:
+    ours, theirs = shared(case)
     batch = inputs(case)
     targets = batch.pop("decoder_input_ids", batch["input_ids"]).clone()
     batch.pop("decoder_attention_mask", None)

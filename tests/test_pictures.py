@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 
 from forest import grown
-from stemma import families, pictures, spec
+from stemma import families, markup, pictures, spec
 from stemma.declare.family import About, Design
 from stemma.errors import UsageError
+from stemma.markup import asset
 from stemma.nn import parts
 from stemma.nn.parts import FanIn, PreNorm
-from stemma.pictures import block, diff, figure, marks, sketches, tree
+from stemma.pictures import block, boxes, diff, figure, marks, sketches, tree
 from stemma.pictures.layout import BOX, ROW, layout
-from stemma.report.html import asset
-from stemma.report.words import PARTS, children, compare
 from stemma.spec import Spec
+from stemma.words import PARTS, children, compare
 from test_cli import Call, call  # noqa: F401
 from test_report import Checker
 
@@ -185,7 +185,7 @@ def test_a_child_said_to_be_older_than_its_parent(monkeypatch: pytest.MonkeyPatc
     ("theme", "names"), [(0, ("paper", "card", "wash")), (1, ("paper", "card", "wash"))], ids=["light", "dark"]
 )
 def test_contrast(theme: int, names: tuple[str, ...]) -> None:
-    css = asset("base.css") + asset("common.css", "stemma.pictures") + asset("diff.css", "stemma.pictures")
+    css = asset(markup.__file__, "base.css") + asset(diff.__file__, "common.css") + asset(diff.__file__, "diff.css")
     colours = {n: (a, b) for n, a, b in re.findall(r"--(\w+): light-dark\((#\w{6}|#\w{3}), (#\w{6}|#\w{3})\)", css)}
 
     def light(name: str) -> float:
@@ -313,7 +313,7 @@ def test_components_that_no_case_draws_are_shown_in_their_own_words(name: str) -
     sides = [block.stacks(odd), block.stacks(families.design(name))]
     changes = diff.design_changes(families.design(name), odd)
     for role, group in diff.grouped(*sides).items():
-        plan = figure.plan(group)
+        plan = figure.arrange(group)
         for stack in group:
             drawn = figure.draw(stack, plan, diff.marker(group[0], changes), label=role)
             Page(drawn)
@@ -339,7 +339,7 @@ def test_fields_that_no_case_mentions_are_named() -> None:
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 def test_boxes_of_a_stack_do_not_overlap(a: str, b: str) -> None:
     for group in diff.grouped(block.stacks(families.design(a)), block.stacks(families.design(b))).values():
-        plan = figure.plan(group)
+        plan = figure.arrange(group)
         places = sorted(plan.places.values(), key=lambda p: p.y)
         assert all(one.end < two.y for one, two in combinations(places, 2))
         assert places[0].y > 0 and places[-1].end < plan.height
@@ -348,7 +348,7 @@ def test_boxes_of_a_stack_do_not_overlap(a: str, b: str) -> None:
             assert above.end < plan.fork.y and plan.fork.end < below.y
         for stack in group:
             for item in (*stack.before, *stack.block, *stack.after):
-                if isinstance(item, block.Item):
+                if isinstance(item, boxes.Item):
                     assert figure.box_height(item) <= plan.places[item.key].h
             if stack.fork is not None:
                 assert all(figure.box_height(b, figure.BRANCH_W) <= plan["fork"].h for b in stack.fork.items)
@@ -364,7 +364,7 @@ def test_boxes_of_a_stack_do_not_overlap(a: str, b: str) -> None:
 def drawn(design: Design) -> list[str]:
     """The stacks of a design as SVG, by themselves."""
     own = block.stacks(design)
-    return [figure.draw(stack, figure.plan([stack]), lambda _: ("", ""), label=stack.role) for stack in own]
+    return [figure.draw(stack, figure.arrange([stack]), lambda _: ("", ""), label=stack.role) for stack in own]
 
 
 def shape(svg: str) -> tuple[int, ...]:

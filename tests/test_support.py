@@ -13,7 +13,7 @@ from stemma.errors import UsageError
 from stemma.families import tree
 from stemma.formats import attach, with_task
 from stemma.objectives import incompatible_reason
-from stemma.report.support import TASKS, matrix
+from stemma.support import TASKS, matrix
 from tiny import FAMILIES, answers, batch, build, run, tiny
 
 ROWS = {row.family: row for row in matrix()}

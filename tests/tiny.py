@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 from stemma import spec
@@ -11,6 +14,7 @@ from stemma.declare.family import Design
 from stemma.families import tree
 from stemma.nn.model import Model, Output
 from stemma.nn.parts import BlankLearned, BlankRotary, Prefix, RelativeSinusoidal, Rotary, Sliding
+from stemma.spec import Spec
 
 FAMILIES = [f.name for f in tree().values() if f.edge in ("root", "evolve")]  # with a design of their own
 LENGTH = 23
@@ -106,3 +110,42 @@ def answers(out: Output) -> torch.Tensor:
     if out.start_logits is not None and out.end_logits is not None:
         return torch.stack([out.start_logits, out.end_logits], -1)
     return next(x for x in (out.mc_logits, out.task_logits, out.logits) if x is not None)
+
+
+# ---------------------------------------------------------------- families that are one network
+
+
+def types(value: Any) -> Any:
+    """A spec without its numbers: which components, switches and words it has."""
+    if isinstance(value, Spec):
+        return type(value).__name__, *(types(getattr(value, f.name)) for f in dataclasses.fields(value))
+    if isinstance(value, tuple):
+        return tuple(map(types, value))
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def network(name: str) -> Any:
+    """What `nn` sees of a tiny family. Equal for LLaMA and LLaMA 2, which differ in numbers."""
+    design = tiny(name)
+    return types(design.arch), types(design.dims)
+
+
+def kind(name: str) -> Any:
+    """What decides how attention is masked and compiled: structure, positions, masks and streams."""
+    arch = tiny(name).arch
+    return arch.structure, type(arch.position), type(arch.mask), arch.streams is not None
+
+
+def first_of_each(key: Callable[[str], Any]) -> list[Any]:
+    """FAMILIES as parameters of a test: the first of every group of `key`, and the others as slow ones."""
+    seen: set[Any] = set()
+    found = []
+    for name in FAMILIES:
+        group = key(name)
+        found.append(pytest.param(name, marks=pytest.mark.slow) if group in seen else pytest.param(name))
+        seen.add(group)
+    return found
+
+
+NETWORKS = first_of_each(network)
+KINDS = first_of_each(kind)

@@ -106,8 +106,8 @@ class OutOfRange(UsageError):
 
 @dataclass(frozen=True)
 class Bound:
-    """A range of numbers. An `open_` end does not belong to it; `said`: what a message says of it. None always fits:
-    it means that a field is left out."""
+    """A range of numbers. An `open_` end does not belong to it; `said`: what a message says of it. None, a field that
+    is left out, always fits; of a tuple, every item must."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -118,6 +118,8 @@ class Bound:
     def holds(self, value: Any) -> bool:
         if value is None:
             return True
+        if isinstance(value, tuple):
+            return all(self.holds(item) for item in value)
         above = self.low < value if self.open_low else self.low <= value
         return bool(above and (value < self.high if self.open_high else value <= self.high))
 

@@ -9,7 +9,7 @@ import click
 
 from stemma.cli import command, complete_names, console, emit, overrides
 from stemma.errors import UsageError
-from stemma.report.words import (
+from stemma.words import (
     PARTS,
     TITLES,
     brief,
@@ -66,7 +66,7 @@ def node(family: Family) -> dict[str, Any]:
     from stemma.declare.family import PARTS as parts
     from stemma.spec import get, to_dict
 
-    changes = {}
+    changes, tuning = {}, family.tuning
     if family.parent is not None:
         assert parts
         changes = {p: [to_dict(get(family.parent, p)), to_dict(get(family, p))] for p in family.changes}
@@ -84,7 +84,8 @@ def node(family: Family) -> dict[str, Any]:
         "published": family.edge != "unpublished",
         "has_weights": has_weights(family),
         "weights": "public" if has_weights(family) else family.about.weights,
-        "tuning": to_dict(family.tuning) if family.tuning else None,
+        "tuning": tuning and {**to_dict(tuning), "stages": list(tuning.labels)},
+        "stages": [to_dict(stage) for stage in tuning.stages] if tuning else [],
         "note": family.about.note,
     }
 
@@ -175,7 +176,7 @@ def training_text(family: Family, room: int) -> str:
     """What a family's training added to its parent's, in at most `room` columns."""
     if family.tuning is None:
         return brief(family.changes, room - 15) + " (more training)"
-    stages = " -> ".join(family.tuning.stages)
+    stages = " -> ".join(family.tuning.labels)
     return stages if len(stages) <= room else stages[: room - 3] + "..."
 
 
@@ -247,7 +248,7 @@ def show(name: str, as_json: bool) -> None:
             line("nearest", f"{close[0]}: {close[1]} places of the architecture differ")
     line("line", " <- ".join(f.name for f in family.lineage))
     if family.tuning is not None:
-        line("training", " -> ".join(family.tuning.stages))
+        line("training", " -> ".join(family.tuning.labels))
         line("on", family.tuning.data)
         if family.tuning.template:
             line("template", family.tuning.template)

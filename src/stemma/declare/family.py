@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from stemma import spec
-from stemma.declare.objectives import (
-    Objective,
-)
+from stemma.declare.objectives import Objective
 from stemma.declare.recipes import Recipe
+from stemma.declare.tuning import Tuning
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.parts import Arch, Dims, Heads
 from stemma.spec import Change, Spec, require
@@ -82,22 +81,6 @@ class About(Spec):
     source: str
     weights: str = "public"
     note: str = ""
-
-
-Stage = Literal["pretraining", "sft", "reward model", "rejection sampling", "rl", "preferences", "adapter", "prompt"]
-
-
-@dataclass(frozen=True)
-class Tuning(Spec):
-    """How the weights of a parent were trained on: the stages in order, the data, and the template of its texts.
-
-    `sft`: on demonstrations; `reward model`: on rankings; `rl`: against a reward; `preferences`: on pairs without a
-    reward model; `adapter`: low-rank matrices beside frozen weights; `prompt`: vectors before a frozen network.
-    """
-
-    stages: tuple[Stage, ...]
-    data: str
-    template: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """T5 and what came of it: every task as text to text."""
 
-from stemma.declare.family import About, Size, Tuning
+from stemma.declare.family import About, Size
 from stemma.declare.objectives import Denoisers, PrefixLM, Spans
 from stemma.declare.recipes import Adafactor, Sampling, Schedule
+from stemma.declare.tuning import Pretraining, Tuning
 from stemma.families.transformer import transformer
 from stemma.nn.parts import (
     Answer,
@@ -115,7 +116,7 @@ t5_lm = t5_v1_1.trained(
         "arXiv:2104.08691; released_checkpoints.md",
         note="100,000 steps more, on predicting the rest of a text",
     ),
-    tuning=Tuning(("pretraining",), "C4, to predict the rest of a text"),
+    tuning=Tuning((Pretraining("text"),), "C4, to predict the rest of a text"),
 )
 
 flan_t5 = t5_lm.trained(

@@ -1,6 +1,9 @@
 """GPT-3's descendants by more training, and those of whose design too little is known."""
 
-from stemma.declare.family import About, Tuning, like
+from stemma.declare.family import About, like
+from stemma.declare.recipes import Schedule
+from stemma.declare.tuning import RL, SFT, Pretraining, RejectionSampling, RewardModel, Tuning
+from stemma.families import templates
 from stemma.families.gpt import gpt3
 
 webgpt = gpt3.trained(
@@ -19,7 +22,23 @@ webgpt = gpt3.trained(
         note="browses by commands in plain text; each step sees the question, the quotes so far and the page afresh",
     ),
     tuning=Tuning(
-        ("sft", "reward model", "rl", "rejection sampling"),
+        (
+            SFT("completions", epochs=(2, 5, 3), examples=(256, 512, 512), lr_share=0.1, average=0.99),
+            RewardModel("comparisons", epochs=1, examples=(64, 64, 32), lr_share=(0.05, 0.05, 1 / 60), average=0.99),
+            RL(
+                "prompts",
+                examples=256 * 256,
+                lr_share=0.004,
+                algorithm="ppo",
+                kl=0.02,
+                clip=0.2,
+                discount=1.0,
+                gae=0.95,
+                minibatch=512,
+                inner=1,
+            ),
+            RejectionSampling(samples=(4, 16, 64)),
+        ),
         "6,209 demonstrations of browsing, 21,548 comparisons of answers",
         "the state of the browser as text, then one command",
     ),
@@ -46,7 +65,44 @@ instructgpt = gpt3.trained(
         "reward model is 6B for all sizes; PPO mixes in gradients of pretraining (ptx)",
     ),
     tuning=Tuning(
-        ("sft", "reward model", "rl"),
+        (
+            SFT("completions", templates.PLAIN, epochs=16, examples=(32, 32, 8), dropout=0.2),
+            RewardModel(
+                "rankings",
+                epochs=1,
+                examples=64,
+                lr=9e-6,
+                schedule=Schedule("cosine", floor=0.1),
+                size="gpt3-6.7b",
+                grouped=True,
+                centred=True,
+            ),
+            RL(
+                "prompts",
+                examples=512,
+                average=0.992,
+                algorithm="ppo",
+                kl=0.02,
+                clip=0.2,
+                discount=1.0,
+                episodes=256_000,
+                minibatch=64,
+                inner=1,
+                value_lr=(9e-6, 9e-6, 5e-6),
+                temperature=1.0,
+                ptx=27.8,
+                ptx_rows=8,
+                start=SFT(
+                    "completions",
+                    templates.PLAIN,
+                    epochs=2,
+                    examples=(32, 32, 8),
+                    lr=(5e-6, 1.04e-5, 2.45e-6),
+                    schedule=Schedule("cosine", floor=0.1),
+                    pretraining_share=0.1,
+                ),
+            ),
+        ),
         "about 13k demonstrations, 33k prompts with 4 to 9 ranked answers each, 31k prompts for PPO",
         "the prompt as it came",
     ),
@@ -63,7 +119,7 @@ chatgpt = gpt3.unpublished(
         "unpublished, so the method can be had here, on open models, and no replica",
     ),
     tuning=Tuning(
-        ("sft", "reward model", "rl"),
+        (SFT("conversations"), RewardModel(), RL()),
         "dialogues in which people played both sides with a model's suggestions, and InstructGPT's data as dialogues",
         "turns of user and assistant",
     ),
@@ -80,6 +136,6 @@ gpt4 = gpt3.unpublished(
         note="a Transformer that reads images and text and writes text, pretrained on the next token, then RLHF; size, "
         "design, data and hardware are unpublished. Published: how its loss was predicted from smaller runs",
     ),
-    tuning=Tuning(("pretraining", "sft", "reward model", "rl"), "unpublished"),
+    tuning=Tuning((Pretraining(), SFT(), RewardModel(), RL()), "unpublished"),
     others=("instructgpt",),
 )

@@ -1,11 +1,14 @@
 """The tuned children of LLaMA and LLaMA-2: the network stays, the weights move on."""
 
-from stemma.declare.family import About, Tuning, like
+from stemma.declare.family import About, like
 from stemma.declare.recipes import AdamW, Schedule
+from stemma.declare.tuning import RL, SFT, LoRA, Preferences, RejectionSampling, RewardModel, Source, Tuning
+from stemma.families import templates
 from stemma.families.llama import llama, llama2
 
 PLAIN = AdamW(0.9, 0.999, weight_decay=0.0)  # of the tuning scripts
 PADDED = 32_001  # LLaMA's vocabulary and a token for padding
+LINEAR = ("q", "k", "v", "o", "gate", "up", "down")  # all linear layers of a block
 
 alpaca = llama.trained(
     "alpaca",
@@ -34,7 +37,7 @@ alpaca = llama.trained(
         note="3 epochs (5 at 13B), warm-up 3 % of the steps; rows are cut at 512 tokens; the loss is on the answer",
     ),
     tuning=Tuning(
-        ("sft",),
+        (SFT("instructions", templates.ALPACA, epochs=(3, 5), examples=128, context=512, loss_on="answers"),),
         "self-instruct: rows of instruction, input and output",
         "Below is an instruction ... ### Instruction: ... ### Response:",
     ),
@@ -60,7 +63,11 @@ vicuna = llama.trained(
         "lmsys.org/blog/2023-03-30-vicuna; github.com/lm-sys/FastChat",
         note="3 epochs, warm-up 3 %; the loss is on the assistant's words and their end token; v0 had another template",
     ),
-    tuning=Tuning(("sft",), "ShareGPT conversations, split at whole rounds", "USER: ... ASSISTANT: ...</s>"),
+    tuning=Tuning(
+        (SFT("conversations", templates.VICUNA, epochs=3, examples=128, context=2048, loss_on="answers"),),
+        "ShareGPT conversations, split at whole rounds",
+        "USER: ... ASSISTANT: ...</s>",
+    ),
 )
 
 vicuna15 = llama2.trained(
@@ -82,7 +89,11 @@ vicuna15 = llama2.trained(
         "github.com/lm-sys/FastChat",
         note="Vicuna's recipe on LLaMA-2; its 16k variants scale the rotation linearly",
     ),
-    tuning=Tuning(("sft",), "ShareGPT conversations, split at whole rounds", "USER: ... ASSISTANT: ...</s>"),
+    tuning=Tuning(
+        (SFT("conversations", templates.VICUNA, epochs=3, examples=128, context=4096, loss_on="answers"),),
+        "ShareGPT conversations, split at whole rounds",
+        "USER: ... ASSISTANT: ...</s>",
+    ),
     others=("vicuna",),
 )
 
@@ -111,7 +122,19 @@ qlora = llama.trained(
         "NormalFloat with doubly quantised scales; the sizes count the base",
     ),
     tuning=Tuning(
-        ("adapter",), "OASST1, one text a dialogue, with loss on both sides", "### Human: ... ### Assistant: ..."
+        (
+            SFT(
+                "conversations",
+                templates.GUANACO,
+                examples=16,
+                context=528,
+                loss_on="everything",
+                adapter=LoRA(64, 16, (0.1, 0.05, 0.05, 0.05), LINEAR, "nf4", double=True),
+                remembered=("template",),
+            ),
+        ),
+        "OASST1, one text a dialogue, with loss on both sides",
+        "### Human: ... ### Assistant: ...",
     ),
 )
 
@@ -132,7 +155,23 @@ koala = llama.trained(
         "after a marker that says which was preferred",
     ),
     tuning=Tuning(
-        ("sft",),
+        (
+            SFT(
+                "conversations",
+                templates.KOALA,
+                (
+                    Source("ShareGPT", examples=30_000),
+                    Source("HC3", examples=87_000),
+                    Source("OIG", examples=30_000),
+                    Source("Alpaca", examples=52_000),
+                    Source("Anthropic HH", examples=160_000),
+                    Source("WebGPT", examples=20_000),
+                    Source("summarisation", examples=93_000),
+                ),
+                epochs=2,
+                feedback=("a helpful answer", "an unhelpful answer"),
+            ),
+        ),
         "about 30k shared dialogues, 87k answers of HC3, and open instruction and feedback sets",
         "BEGINNING OF CONVERSATION: USER: ... GPT:",
     ),
@@ -159,7 +198,11 @@ gorilla = llama.trained(
         weights="published as differences from LLaMA's",
         note="5 epochs, warm-up 3 %; trained with and without the retrieved document in the question",
     ),
-    tuning=Tuning(("sft",), "APIBench, with the document of the call in the question", "###USER: ... ###ASSISTANT:"),
+    tuning=Tuning(
+        (SFT("completions", templates.GORILLA, epochs=5, examples=64, context=2048),),
+        "APIBench, with the document of the call in the question",
+        "###USER: ... ###ASSISTANT:",
+    ),
 )
 
 vigogne = llama.trained(
@@ -183,7 +226,19 @@ vigogne = llama.trained(
         note="rank-64 adapters on a 4-bit base, 3 epochs; later versions start from LLaMA-2, Mistral and others",
     ),
     tuning=Tuning(
-        ("adapter",), "French instructions, later 520k dialogues", "### System: ... ### Instruction: ... ### Response:"
+        (
+            SFT(
+                "instructions",
+                templates.VIGOGNE,
+                epochs=3,
+                examples=64,
+                context=2048,
+                loss_on="answers",
+                adapter=LoRA(64, 16, 0.05, LINEAR, "nf4"),
+            ),
+        ),
+        "French instructions, later 520k dialogues",
+        "### System: ... ### Instruction: ... ### Response:",
     ),
 )
 
@@ -212,7 +267,27 @@ tulu = llama.trained(
         note="2 epochs, warm-up 3 %; the row for padding and the rate at 30B and 65B are from memory of the release",
     ),
     tuning=Tuning(
-        ("sft",), "a mixture of seven sets of human and machine instructions", "<|user|> ... <|assistant|> ..."
+        (
+            SFT(
+                "conversations",
+                templates.TULU,
+                (
+                    Source("FLAN v2", examples=100_000),
+                    Source("CoT", examples=100_000),
+                    Source("OASST1"),
+                    Source("Dolly"),
+                    Source("GPT4-Alpaca"),
+                    Source("Code-Alpaca"),
+                    Source("ShareGPT"),
+                ),
+                epochs=2,
+                examples=128,
+                context=2048,
+                loss_on="answers",
+            ),
+        ),
+        "a mixture of seven sets of human and machine instructions",
+        "<|user|> ... <|assistant|> ...",
     ),
 )
 
@@ -239,7 +314,43 @@ tulu2 = llama2.trained(
         note="the DPO models have their own hub ids (allenai/tulu-2-dpo-...): rate 5e-7, beta 0.1, 3 epochs; paper and "
         "released configurations disagree on the epochs of supervised tuning",
     ),
-    tuning=Tuning(("sft", "preferences"), "Tulu V2 mixture; UltraFeedback pairs", "<|user|> ... <|assistant|> ..."),
+    tuning=Tuning(
+        (
+            SFT(
+                "conversations",
+                templates.TULU,
+                (
+                    Source("FLAN v2", examples=50_000),
+                    Source("CoT", examples=50_000),
+                    Source("OASST1"),
+                    Source("LIMA"),
+                    Source("GPT4-Alpaca", examples=20_000),
+                    Source("Code-Alpaca"),
+                    Source("ShareGPT"),
+                    Source("WizardLM", examples=30_000),
+                    Source("OpenOrca", examples=30_000),
+                    Source("science"),
+                    Source("hard-coded"),
+                ),
+                epochs=3,  # the released configuration's
+                examples=128,
+                context=8192,
+                loss_on="answers",
+            ),
+            Preferences(
+                "comparisons",
+                templates.TULU,
+                epochs=3,
+                examples=32,
+                lr=5e-7,
+                schedule=Schedule("linear"),
+                warmup=0.1,
+                beta=0.1,
+            ),
+        ),
+        "Tulu V2 mixture; UltraFeedback pairs",
+        "<|user|> ... <|assistant|> ...",
+    ),
     others=("tulu",),
 )
 
@@ -261,7 +372,28 @@ orca = llama.trained(
         note="4 epochs on ChatGPT's explanations, then 4 on GPT-4's; the loss is on the teacher's tokens only; rates "
         "are unpublished",
     ),
-    tuning=Tuning(("sft",), "FLAN-5M, then FLAN-1M: system message, query, explanation", "system, user, assistant"),
+    tuning=Tuning(
+        (
+            SFT(
+                "conversations",
+                mixture=(Source("FLAN-5M", examples=5_000_000),),
+                epochs=4,
+                context=2048,
+                loss_on="answers",
+                packed=True,
+                then=SFT(
+                    "conversations",
+                    mixture=(Source("FLAN-1M", examples=1_000_000),),
+                    epochs=4,
+                    context=2048,
+                    loss_on="answers",
+                    packed=True,
+                ),
+            ),
+        ),
+        "FLAN-5M, then FLAN-1M: system message, query, explanation",
+        "system, user, assistant",
+    ),
     others=(),
 )
 
@@ -287,7 +419,40 @@ llama2_chat = llama2.trained(
         "then PPO at a constant 1e-6; each round starts from the base again. How many samples a prompt is unpublished",
     ),
     tuning=Tuning(
-        ("sft", "reward model", "rejection sampling", "rl"),
+        (
+            SFT(
+                "conversations",
+                templates.LLAMA2,
+                epochs=2,
+                examples=64,
+                context=4096,
+                loss_on="answers",
+                packed=True,
+            ),
+            RewardModel(
+                "comparisons",
+                epochs=1,
+                examples=512,
+                lr=(1e-5, 1e-5, 5e-6),
+                schedule=Schedule("cosine", floor=0.1),
+                warmup=0.03,
+                models=("helpfulness", "safety"),
+                margins=((3, 2, 1, 0), (1, 2 / 3, 1 / 3, 0)),  # the zeros are from memory
+                remembered=("margins",),
+            ),
+            RejectionSampling("prompts", rounds=4, from_base=True),
+            RL(
+                "prompts",
+                examples=512,
+                lr=1e-6,
+                schedule=Schedule("constant"),
+                algorithm="ppo",
+                kl=(0.01, 0.01, 0.005),
+                clip=0.2,
+                minibatch=64,
+                inner=1,
+            ),
+        ),
         "annotations, and comparisons gathered week by week with the models of the week",
         "[INST] <<SYS>> ... <</SYS>> ... [/INST]",
     ),
@@ -314,7 +479,17 @@ stable_beluga2 = llama2.trained(
         note="two stages: packed rows with a batch of 256, then unpacked with 512; length, epochs, tokens unpublished",
     ),
     tuning=Tuning(
-        ("sft",), "system message, question, answer of a GPT", "### System: ... ### User: ... ### Assistant:"
+        (
+            SFT(
+                "conversations",
+                templates.BELUGA,
+                examples=256,
+                packed=True,
+                then=SFT("conversations", templates.BELUGA, examples=512, packed=False),
+            ),
+        ),
+        "system message, question, answer of a GPT",
+        "### System: ... ### User: ... ### Assistant:",
     ),
     others=("orca",),
 )

@@ -1,8 +1,9 @@
 """PaLM's children by more training, LaMDA and FLAN, and the ones of whose design too little is known."""
 
-from stemma.declare.family import About, Size, Tuning, like
+from stemma.declare.family import About, Size, like
 from stemma.declare.objectives import CLM, Denoiser, Denoisers
 from stemma.declare.recipes import Schedule
+from stemma.declare.tuning import RL, SFT, Pretraining, RewardModel, SoftPrompt, Source, Tuning
 from stemma.families.palm import palm
 from stemma.families.t5 import t5_v1_1
 from stemma.nn.parts import Dims, Prefix
@@ -41,7 +42,10 @@ u_palm = palm.trained(
         "Published of the quarter of long or many spans: a mean of 32 or a rate of up to a half; halves of each stand "
         "here. How sentinels and modes came into PaLM's vocabulary is unpublished: here they are added to it",
     ),
-    tuning=Tuning(("pretraining",), "UL2R's mixture of denoisers on PaLM's data, about 1.3B tokens at 540B"),
+    tuning=Tuning(
+        (Pretraining("text", examples=(128, 128, 32), context=2048),),
+        "UL2R's mixture of denoisers on PaLM's data, about 1.3B tokens at 540B",
+    ),
 )
 
 flan_palm = palm.trained(
@@ -66,7 +70,22 @@ flan_palm = palm.trained(
         note="starts from PaLM (Flan-U-PaLM, 30k steps at 1e-3, is the one that starts from U-PaLM)",
     ),
     tuning=Tuning(
-        ("sft",), "Muffin 46 %, T0-SF 27.9 %, Natural Instructions v2 24.2 %, chains of thought 1.8 %", "per task"
+        (
+            SFT(
+                "completions",
+                mixture=(
+                    Source("Muffin", 0.46, cap=30_000),
+                    Source("T0-SF", 0.279, cap=20_000),
+                    Source("Natural Instructions v2", 0.242, cap=5_000),
+                    Source("chains of thought", 0.018, cap=100_000),
+                ),
+                examples=32,
+                packed=True,
+                dropout=(0.05, 0.05, 0.1),
+            ),
+        ),
+        "Muffin 46 %, T0-SF 27.9 %, Natural Instructions v2 24.2 %, chains of thought 1.8 %",
+        "per task",
     ),
 )
 
@@ -83,7 +102,17 @@ med_palm = flan_palm.trained(
         "learnt. The size counts the frozen network",
     ),
     tuning=Tuning(
-        ("prompt",), "instruction prompt tuning", "100 learnt vectors, then instructions, examples, question"
+        (
+            SFT(
+                "completions",
+                examples=32,
+                lr=0.003,
+                adapter=SoftPrompt(100, 0.5),
+                remembered=("examples", "lr", "adapter.spread"),
+            ),
+        ),
+        "instruction prompt tuning",
+        "100 learnt vectors, then instructions, examples, question",
     ),
 )
 
@@ -97,7 +126,7 @@ palm2 = palm.unpublished(
         note="sizes S, M and L, their widths, tokens and rates are unpublished; published: a mixture of objectives, "
         "more languages, and a largest model that is smaller than PaLM's and took more compute",
     ),
-    tuning=Tuning(("pretraining",), "hundreds of languages, code, mathematics, dialogue"),
+    tuning=Tuning((Pretraining(),), "hundreds of languages, code, mathematics, dialogue"),
     others=(),
 )
 
@@ -111,7 +140,7 @@ gemini = palm.unpublished(
         note="a Transformer decoder with efficient attention and 32k context over text, images, audio and video in one "
         "sequence; Nano-1 has 1.8B and Nano-2 3.25B parameters, distilled; all other widths are unpublished",
     ),
-    tuning=Tuning(("pretraining", "sft", "reward model", "rl"), "unpublished mixture of text, images, audio and video"),
+    tuning=Tuning((Pretraining(), SFT(), RewardModel(), RL()), "unpublished mixture of text, images, audio and video"),
     others=("palm2",),
 )
 
@@ -158,6 +187,8 @@ flan = lamda.trained(
         "are held out to evaluate",
     ),
     tuning=Tuning(
-        ("sft",), "62 sets in natural-language templates", "ten templates a set, with OPTIONS: where there are any"
+        (SFT("completions", mixture=(Source("62 sets", cap=30_000),), packed=True),),
+        "62 sets in natural-language templates",
+        "ten templates a set, with OPTIONS: where there are any",
     ),
 )

@@ -18,8 +18,8 @@ def write_tree(out: str | Path, *, root: str | None = None) -> Path:
 
     Raises UsageError for an unknown name and for a file name that is no page's.
     """
+    from stemma.markup import save
     from stemma.pictures.tree import render
-    from stemma.report.html import save
 
     path = page_path(out)
     return save(render(root), path)
@@ -30,8 +30,8 @@ def write_diff(a: str, b: str, out: str | Path) -> Path:
 
     Raises UsageError for an unknown name and for a file name that is no page's.
     """
+    from stemma.markup import save
     from stemma.pictures.diff import render
-    from stemma.report.html import save
 
     path = page_path(out)
     return save(render(a, b), path)

@@ -8,14 +8,13 @@ from html import escape
 import stemma
 from stemma import families, spec
 from stemma.declare.family import Design, Family
-from stemma.pictures.block import Item, Stack, beside, stacks
-from stemma.pictures.figure import Mark, Plan, draw, memory_height, plan
+from stemma.markup import asset, document
+from stemma.pictures.block import beside, stacks
+from stemma.pictures.boxes import Item, Stack
+from stemma.pictures.figure import Drawing, Mark, arrange, draw, outlet_height
 from stemma.pictures.marks import THEME, family_mark
-from stemma.report.html import asset, document
-from stemma.report.words import PARTS, TITLES, common_path, compare, path_text, value_text
 from stemma.spec import Change
-
-ROOM = "stemma.pictures"
+from stemma.words import PARTS, TITLES, common_path, compare, path_text, value_text
 
 
 def render(a: str, b: str) -> str:
@@ -44,8 +43,8 @@ def render(a: str, b: str) -> str:
 </section>
 </main>
 <footer>Drawn by Stemma {escape(stemma.__version__)}. This file is complete: it loads nothing.</footer>
-<script>{asset("theme.js", ROOM)}{asset("diff.js", ROOM)}</script>"""
-    return document(f"{title} - Stemma", body, asset("common.css", ROOM) + asset("diff.css", ROOM))
+<script>{asset(__file__, "theme.js")}{asset(__file__, "diff.js")}</script>"""
+    return document(f"{title} - Stemma", body, asset(__file__, "common.css") + asset(__file__, "diff.css"))
 
 
 def design_changes(old: Design, new: Design) -> list[Change]:
@@ -90,10 +89,10 @@ def way(a: Family, b: Family) -> str:
 
 
 def key(designs: tuple[Design, Design]) -> str:
-    """The signs in use, and whose numbers are drawn."""
+    """The legend: the signs in use, and the sizes that are drawn."""
     signs = (
         ("changed", "≠", "another value"),
-        ("only", "+", "stands on this side only"),
+        ("only", "+", "only on this side"),
     )
     items = "".join(
         f'<li class="{css}"><svg viewBox="0 0 20 20" aria-hidden="true"><circle class="badge" cx="10" cy="10" r="9"/>'
@@ -111,10 +110,10 @@ def key(designs: tuple[Design, Design]) -> str:
 
 
 def pictures(designs: tuple[Design, Design], names: tuple[str, str], changes: list[Change]) -> str:
-    """Both designs, each with its stacks side by side and what the drawing has no place for below them."""
+    """Both designs, each with its stacks side by side; below them what the drawing has no place for."""
     sides = [stacks(design) for design in designs]
     groups = grouped(*sides)
-    plans = {role: plan(group) for role, group in groups.items()}
+    places = {role: arrange(group) for role, group in groups.items()}
     out = []
     for i, (design, own) in enumerate(zip(designs, sides, strict=True)):
         other = sides[1 - i]
@@ -124,7 +123,7 @@ def pictures(designs: tuple[Design, Design], names: tuple[str, str], changes: li
             mark = marker(counterpart, changes)
             label = f"{names[i]}: {described(stack)}"
             lone = counterpart is None
-            inner = drawing(stack, own, plans, mark, label)
+            inner = draw_stack(stack, own, places, mark, label)
             only = ' <span class="only">only on this side</span>' if lone else ""
             caption = f"<figcaption>{stack.role}{only}</figcaption>" if max(map(len, sides)) > 1 else ""
             drawings.append(f'<figure class="{"lone" if lone else ""}">{caption}{inner}</figure>')
@@ -154,16 +153,16 @@ def opposite(stack: Stack, own: Sequence[Stack], other: Sequence[Stack]) -> Stac
     return next((s for s in other if s.role == stack.role), None)
 
 
-def drawing(stack: Stack, own: Sequence[Stack], plans: dict[str, Plan], mark: Mark, label: str) -> str:
-    here = plans[stack.role]
+def draw_stack(stack: Stack, own: Sequence[Stack], places: dict[str, Drawing], mark: Mark, label: str) -> str:
+    here = places[stack.role]
     if stack.role == "encoder" and len(own) == 2:
-        memory = memory_height(plans["decoder"])
-        return draw(stack, here, mark, label=label, lift=max(32.0, memory - here.height + 32), memory=memory)
+        outlet = outlet_height(places["decoder"])
+        return draw(stack, here, mark, label=label, lift=max(32.0, outlet - here.height + 32), outlet=outlet)
     return draw(stack, here, mark, label=label)
 
 
 def marker(other: Stack | None, changes: list[Change]) -> Mark:
-    """What is marked on a stack compared with `other`; on one that has no counterpart, nothing is."""
+    """The marks on a stack compared with `other`: none if there is no counterpart."""
     keys = {item.key for item in other.items} if other is not None else set()
 
     def mark(item: Item) -> tuple[str, str]:
@@ -179,12 +178,12 @@ def marker(other: Stack | None, changes: list[Change]) -> Mark:
 
 
 def touches(change: str, path: str) -> bool:
-    """Whether a change at one path is one of the value at the other."""
+    """Whether a change at one path changes the value at the other: one path is a prefix of the other."""
     return change == path or change.startswith(path + ".") or path.startswith(change + ".")
 
 
 def described(stack: Stack) -> str:
-    """A stack in words, for those who do not see it."""
+    """A stack in words, for screen readers."""
     said = [
         ", ".join([b.title, *b.text, *(f"{c.title} {' '.join(c.text)}".strip() for c in b.chips)]) for b in stack.boxes
     ]
@@ -230,7 +229,7 @@ def table(rows: list[Change], old: str, new: str) -> str:
 
 
 def sizes_listed(more: list[Change], designs: tuple[Design, Design]) -> str:
-    """What differs between the drawn sizes beside what differs between the families."""
+    """The changes between the drawn sizes that are not changes between the families."""
     if not more:
         return ""
     old, new = (d.name for d in designs)

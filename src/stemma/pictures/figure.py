@@ -1,4 +1,4 @@
-"""Stacks of boxes as SVG. Two designs are laid out together, so that what corresponds stands at the same height."""
+"""Stacks of boxes as SVG. Two designs are laid out together, so that corresponding boxes have the same height."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 
-from stemma.pictures.block import AFTER, BEFORE, BLOCK, Fork, Item, Stack, Sum
+from stemma.pictures.boxes import AFTER, BEFORE, BLOCK, Fork, Item, Stack, Sum
 from stemma.pictures.marks import width, wrap
 from stemma.pictures.sketches import ICONS, LINE, SKETCHES, TEXT, arrow, head
 
 BOX_W = 236.0
 BRANCH_W = 140.0  # a box of a fork
 MARGIN = 14.0
-LANE = 17.0  # from what a residual line passes to the line
+LANE = 17.0  # between the boxes and the residual line beside them
 GAP = 18.0
 TITLE = 14.0
 PAD = 9.0
 SUM = 20.0
-CROSS = 24.0  # below the upper edge of the cross-attention's box there enters the encoder's output
-SPLIT = 14.0  # from the middle to each of two streams
+CROSS = 24.0  # from the upper edge of the cross-attention's box to where the encoder's output enters
+SPLIT = 14.0  # from the middle to either of two streams
 
-Mark = Callable[[Item], tuple[str, str]]  # "" | "changed" | "only", and the words that say what changed
+Mark = Callable[[Item], tuple[str, str]]  # ("" | "changed" | "only", the changes in words)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the lines of a stack run from left to right; `lanes`: each stream and its residual line."""
+    """Horizontal positions in a stack; `lanes`: (x of a stream, x of its residual line)."""
 
     wide: float
     mid: float
@@ -41,7 +41,7 @@ class Grid:
 
 
 def grid(stack: Stack) -> Grid:
-    """A stack with a fork is wider, and one with two streams has residual lines on both sides."""
+    """The grid of a stack: wider with a fork, with residual lines on both sides for two streams."""
     fork = stack.fork
     inner = BOX_W if fork is None else max(BOX_W, len(fork.items) * (BRANCH_W + 10) - 10)
     half = inner / 2 + LANE
@@ -55,7 +55,7 @@ def grid(stack: Stack) -> Grid:
 
 @dataclass(frozen=True)
 class Place:
-    """Where something stands: its upper edge and its height."""
+    """The upper edge and the height of something drawn."""
 
     y: float
     h: float
@@ -66,9 +66,9 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The heights of all places in a group of stacks that are drawn side by side. A fork stands beside the boxes of
-    its branches on another side, where they are one above the other."""
+class Drawing:
+    """The vertical places shared by stacks that are drawn side by side. `fork`: the place of a fork, beside the boxes
+    that the other side has one above the other."""
 
     places: dict[str, Place]
     frame: Place
@@ -79,8 +79,8 @@ class Plan:
         return self.fork if key == "fork" and self.fork is not None else self.places[key]
 
 
-def plan(stacks: Iterable[Stack]) -> Plan:
-    """Heights at which every box of each of `stacks` has room."""
+def arrange(stacks: Iterable[Stack]) -> Drawing:
+    """Places with room for every box of each of `stacks`."""
     stacks = list(stacks)
     needed: dict[str, float] = {}
     branches: dict[str, float] = {}
@@ -96,7 +96,7 @@ def plan(stacks: Iterable[Stack]) -> Plan:
     lowest = next((key for key in BLOCK if key in branches), None)
     if lowest is not None:
         stacked = [key for key in BLOCK if key in branches and key in needed]
-        if stacked:  # from the highest of these boxes to the lowest the fork has room
+        if stacked:  # the fork takes the room from the highest of these boxes to the lowest
             upper = next(i for i, key in enumerate(BLOCK) if key == stacked[-1])
             between = [h + GAP for key, h in needed.items() if key in BLOCK[BLOCK.index(lowest) : upper + 1]]
             short = branches[lowest] - (sum(between) - GAP)
@@ -123,24 +123,23 @@ def plan(stacks: Iterable[Stack]) -> Plan:
     fork = None
     if lowest is not None:
         fork = Place(places[lowest].end - branches[lowest], branches[lowest])
-    return Plan(places, frame, y - GAP + 6, fork)
+    return Drawing(places, frame, y - GAP + 6, fork)
 
 
-def draw(stack: Stack, plan: Plan, mark: Mark, *, label: str, lift: float = 0.0, memory: float | None = None) -> str:
-    """A stack as an SVG.
-
-    `lift`: room left above it; `memory`: for the encoder of an encoder-decoder, the height above the bottom at which
-    its output leaves to the right, for the decoder's cross-attention.
-    """
-    at, height = grid(stack), plan.height + lift
+def draw(
+    stack: Stack, drawing: Drawing, mark: Mark, *, label: str, lift: float = 0.0, outlet: float | None = None
+) -> str:
+    """A stack as an SVG. `lift`: room above it; `outlet`: for the encoder of an encoder-decoder, the height above the
+    bottom at which its output leaves to the right, towards the decoder's cross-attention."""
+    at, height = grid(stack), drawing.height + lift
     out = [
         f'<svg class="stack" width="{at.wide:.0f}" height="{height:.0f}" viewBox="0 {-lift:.0f} {at.wide:.0f} '
         f'{height:.0f}" role="img" aria-label="{escape(label)}">',
-        f'<rect class="frame" x="{at.frame[0]:.1f}" y="{plan.frame.y}" width="{at.frame[1] - at.frame[0]:.1f}" '
-        f'height="{plan.frame.h:.1f}" rx="14"/>',
+        f'<rect class="frame" x="{at.frame[0]:.1f}" y="{drawing.frame.y}" width="{at.frame[1] - at.frame[0]:.1f}" '
+        f'height="{drawing.frame.h:.1f}" rx="14"/>',
     ]
     order = [*stack.before, *stack.block, *stack.after]
-    where = {item.key: own_place(item, plan[item.key]) for item in order}
+    where = {item.key: own_place(item, drawing[item.key]) for item in order}
     for lower, upper in itertools.pairwise(order):
         if not isinstance(lower, Fork) and not isinstance(upper, Fork):
             loose = not stack.wired and lower in stack.block and upper in stack.block
@@ -148,13 +147,13 @@ def draw(stack: Stack, plan: Plan, mark: Mark, *, label: str, lift: float = 0.0,
             for x, _ in at.lanes if twice else ((at.mid, 0.0),):
                 out.append(arrow(x, where[lower.key].y, where[upper.key].end, loose))
     if stack.streams == 2:
-        y = plan.frame.end + GAP / 2 + 4
+        y = drawing.frame.end + GAP / 2 + 4
         for (x, _), name, anchor in zip(at.lanes, "gh", ("end", "start"), strict=True):
             aside = -7 if anchor == "end" else 7
             out.append(f'<text class="small" x="{x + aside}" y="{y:.1f}" text-anchor="{anchor}">{name}</text>')
-    if stack.role == "encoder" and memory is not None:
-        start, y = where[order[-1].key].y, plan.height - memory
-        top, edge = min(start, plan.frame.y) - 12, at.wide - 4
+    if stack.role == "encoder" and outlet is not None:
+        start, y = where[order[-1].key].y, drawing.height - outlet
+        top, edge = min(start, drawing.frame.y) - 12, at.wide - 4
         bend = 6 if y > top else -6
         out.append(
             f'<path class="wire memory" d="M{at.mid} {start:.1f}V{top:.1f}H{edge - 6}'
@@ -162,7 +161,7 @@ def draw(stack: Stack, plan: Plan, mark: Mark, *, label: str, lift: float = 0.0,
             f'V{y - bend:.1f}Q{edge} {y:.1f} {at.wide} {y:.1f}"/>'
             f'<text class="small" x="{at.mid - 8}" y="{top - 5:.1f}" text-anchor="end">to the decoder</text>'
         )
-    for chip, x, w, place in frame_chips(stack, plan.frame.y):
+    for chip, x, w, place in frame_chips(stack, drawing.frame.y):
         out.append(draw_chip(chip, x, place.y, w, place.h, mark))
     for item in order:
         place = where[item.key]
@@ -174,19 +173,19 @@ def draw(stack: Stack, plan: Plan, mark: Mark, *, label: str, lift: float = 0.0,
         else:
             out.append(draw_box(item, at.box, BOX_W, place, mark))
         if item.key == "cross.in":
-            middle = plan.height - memory_height(plan)
+            middle = drawing.height - outlet_height(drawing)
             out.append(f'<path class="wire memory" d="M0 {middle:.1f}H{at.box - 6}"/>{head(at.box, middle, "right")}')
     return "".join([*out, "</svg>"])
 
 
 def own_place(item: Item | Sum | Fork, place: Place) -> Place:
-    """What a box needs of its place; it hangs from the upper edge, so that titles stand side by side."""
+    """The part of its place that a box needs, from the upper edge down, so that titles are side by side."""
     return Place(place.y, box_height(item)) if isinstance(item, Item) else place
 
 
 def frame_chips(stack: Stack, top: float) -> list[tuple[Item, float, float, Place]]:
-    """What is said of the block as a whole, with left edges and widths: short words on both sides of the line, what
-    needs more room in a row of its own."""
+    """(chip, left edge, width, place) of the chips that describe the whole block: short ones on both sides of the line,
+    long ones in a row of their own."""
     at = grid(stack)
     clear = 9 if stack.streams == 1 else SPLIT + 9
     x, end, y = at.frame[0] + PAD, at.frame[1] - PAD, top + PAD
@@ -202,17 +201,18 @@ def frame_chips(stack: Stack, top: float) -> list[tuple[Item, float, float, Plac
     return found
 
 
-def memory_height(plan: Plan) -> float:
-    """How far above the bottom the cross-attention of a decoder takes in the encoder's output."""
-    place = plan["cross.in"] if "cross.in" in plan.places else plan["fork"]
-    return plan.height - place.y - CROSS
+def outlet_height(drawing: Drawing) -> float:
+    """The height above the bottom at which a decoder's cross-attention reads the encoder's output."""
+    place = drawing["cross.in"] if "cross.in" in drawing.places else drawing["fork"]
+    return drawing.height - place.y - CROSS
 
 
 # ---------------------------------------------------------------- wires
 
 
 def draw_sum(item: Sum, at: Grid, place: Place, below: Place, mark: Mark) -> str:
-    """The sum of branches and of the stream beside them, which leaves the line below the lowest box; one a stream."""
+    """A sum of branches and the residual stream, which leaves the main line below the lowest box; one for each
+    stream."""
     y, tap, r = place.y + SUM / 2, below.end + GAP / 2 + 2, 9.0
     out = []
     for x, lane in at.lanes:
@@ -231,7 +231,7 @@ def draw_sum(item: Sum, at: Grid, place: Place, below: Place, mark: Mark) -> str
 
 
 def draw_scale(item: Item, mid: float, y: float, mark: Mark) -> str:
-    """What the stream is multiplied by, on its line."""
+    """The factor of a residual stream, drawn on its line."""
     found, why = mark(item)
     w = width(item.title, TEXT, bold=True) + 2 * PAD + (20 if found else 0)
     left = mid - w / 2
@@ -243,8 +243,8 @@ def draw_scale(item: Item, mid: float, y: float, mark: Mark) -> str:
 
 
 def draw_fork(item: Fork, at: Grid, place: Place, start: float, total: Place, mark: Mark) -> str:
-    """Boxes side by side: one line that divides below them, and lines that meet in the sum, from its left and from
-    below (from its right comes the stream)."""
+    """Boxes side by side: one line divides below them; their outputs enter the sum from the left and from below, the
+    residual stream from the right."""
     n = len(item.items)
     left = at.mid - (n * (BRANCH_W + 10) - 10) / 2
     split, end, r = place.end + GAP / 2 + 1, total.y + SUM / 2, 9.0
@@ -284,11 +284,11 @@ def lines(item: Item, room: float) -> list[str]:
 
 
 def titles(item: Item, room: float, size: float) -> list[str]:
-    return wrap(item.title, (room - 18) / 1.09, size)  # they are bold, and end before the badge
+    return wrap(item.title, (room - 18) / 1.09, size)  # bold text, with room for the badge
 
 
 def sketch(item: Item, x: float, y: float, room: float) -> tuple[float, str]:
-    """The drawing below an item's words, if it has one, and the height that it takes."""
+    """(height, markup) of the sketch below an item's words; (0, "") without one."""
     if not item.sketch or item.sketch[0] in ICONS:
         return 0.0, ""
     h, drawn = SKETCHES[item.sketch[0]](x, y, room, *item.sketch[1:])
@@ -303,7 +303,7 @@ def box_height(item: Item, w: float = BOX_W) -> float:
 
 
 def chip_text(item: Item, room: float) -> tuple[float, list[str], list[str]]:
-    """The left edge of a chip's text inside it, and the lines of its title and of its text."""
+    """(left edge of the text inside a chip, lines of its title, lines of its text)."""
     left = PAD + (34.0 if item.sketch and item.sketch[0] in ICONS else 0.0)
     return left, titles(item, room - left - PAD, TEXT), lines(item, room - left - PAD)
 
@@ -366,7 +366,7 @@ def open_group(kind: str, item: Item, found: str, why: str) -> str:
 
 
 def badge(found: str, x: float, y: float) -> str:
-    """The sign of a difference, so that it is not told by colour alone."""
+    """The sign of a difference, in addition to its colour."""
     sign = {"changed": "≠", "only": "+"}.get(found)
     if sign is None:
         return ""

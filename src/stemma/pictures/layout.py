@@ -1,7 +1,7 @@
-"""Where each family stands in the picture of the tree: a row a family, children below their parents, years across.
+"""The places of families in the picture of the tree: a row a family, children below their parents, years across.
 
-Rows follow the tree from top to bottom, so what stands between a parent and its last child descends from the parent
-and begins to the right of it: no line crosses a name, however many families there are.
+Rows follow the tree in depth-first order. So all rows between a parent and its last child are descendants, which begin
+to the right of the parent, and no line crosses a name.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 from stemma.declare.family import Family
 from stemma.pictures.marks import width
-from stemma.report.words import brief, children
+from stemma.words import brief, children
 
 ROW = 28.0  # height of a row
 BOX = 22.0  # height of the box around a name
-STEP = 22.0  # how far a child stands to the right of a parent of its own year
+STEP = 22.0  # from a parent to a child of the same year
 LEFT = 10.0
-YEAR = 54.0  # least width of a year in which something happened
-IDLE = 50.0
-TEXT = 12.5  # size of what stands beside a name
+YEAR = 54.0  # least width of a year with families
+IDLE = 50.0  # width of a year without
+TEXT = 12.5  # size of the text beside a name
 ROOM = 160.0  # least room for it
-WIDE = 830.0  # width of the picture, if nothing needs more
+WIDE = 830.0  # least width of the picture
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Node:
 
     @property
     def stem(self) -> float:
-        """Where the line to the children leaves the box."""
+        """x of the line to the children."""
         return self.x + 12.5
 
 
@@ -54,7 +54,7 @@ class Year:
 
 
 @dataclass(frozen=True)
-class Layout:
+class TreeLayout:
     nodes: tuple[Node, ...]
     years: tuple[Year, ...]
     width: float
@@ -64,8 +64,8 @@ class Layout:
         return next(n for n in self.nodes if n.family.name == name)
 
 
-def layout(roots: list[Family]) -> Layout:
-    """The picture of these families and of all that descend from them."""
+def layout(roots: list[Family]) -> TreeLayout:
+    """The places of these families and of all their descendants."""
     order: list[tuple[Family, int]] = []
 
     def walk(family: Family, depth: int) -> None:
@@ -75,13 +75,13 @@ def layout(roots: list[Family]) -> Layout:
 
     for root in roots:
         walk(root, 0)
-    places: dict[str, tuple[int, int]] = {}  # the year in whose column it stands, and how many steps into it
+    places: dict[str, tuple[int, int]] = {}  # (the year whose column a family is in, steps to the right in it)
     for family, _ in order:
         above = places.get(family.parent.name) if family.parent else None
         year = family.about.year
         if above is None or year > above[0]:
             places[family.name] = (year, 0)
-        else:  # of its parent's year, or said to be older than its parent
+        else:  # not younger than its parent
             places[family.name] = (above[0], above[1] + 1)
     years = columns(list(places.values()))
     start = {y.year: y.x for y in years}
@@ -95,11 +95,11 @@ def layout(roots: list[Family]) -> Layout:
         y = row * ROW + (ROW - BOX) / 2
         label = edge_label(family, int((wide - label_x) / (TEXT * 0.63)), places[family.name][0])
         nodes.append(Node(family, depth, row, x, y, w, label, label_x))
-    return Layout(tuple(nodes), years, wide, len(order) * ROW)
+    return TreeLayout(tuple(nodes), years, wide, len(order) * ROW)
 
 
 def columns(places: list[tuple[int, int]]) -> tuple[Year, ...]:
-    """A column a year, as wide as the longest line of descent within it; years without families are narrow."""
+    """A column a year, wide enough for the longest line of descent in it. Years without families are narrow."""
     deepest: dict[int, int] = {}
     for year, steps in places:
         deepest[year] = max(deepest.get(year, 0), steps)
@@ -114,7 +114,7 @@ def columns(places: list[tuple[int, int]]) -> tuple[Year, ...]:
 
 
 def edge_label(family: Family, chars: int, column: int) -> str:
-    """What the child changed of its parent, as much of it as fits into `chars`."""
+    """The child's changes, as many as fit into `chars` characters."""
     if family.parent is None:
         return "the root"
     lead = "" if family.about.year == column else f"({family.about.year}) "
@@ -122,7 +122,7 @@ def edge_label(family: Family, chars: int, column: int) -> str:
         return lead + "design unpublished"
     if family.edge == "trained":
         if family.tuning is not None:
-            stages = " -> ".join(family.tuning.stages)
+            stages = " -> ".join(family.tuning.labels)
             return lead + (stages if len(lead + stages) <= chars else stages[: chars - len(lead) - 3] + "...")
         lead += "more training: " if family.changes else "more training"
     return lead + brief(family.changes, chars - len(lead))

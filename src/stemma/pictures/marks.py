@@ -6,7 +6,7 @@ import re
 from html import escape
 
 from stemma.declare.family import Family
-from stemma.report.words import has_weights
+from stemma.words import has_weights
 
 # A structure is told by its shape as well as by its colour (`.encoder`, `.decoder`, `.encoder-decoder` in common.css).
 SHAPES = {

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from html import escape
 
-from stemma.pictures.block import Factor, Term
+from stemma.pictures.boxes import Factor, Term
 from stemma.pictures.marks import width
 
 TEXT, LINE = 12.5, 16.0

@@ -9,13 +9,12 @@ from typing import Any
 import stemma
 from stemma import families, spec
 from stemma.declare.family import Family, Size
+from stemma.markup import asset, change_row, document
 from stemma.nn.parts import Dims
-from stemma.pictures.layout import BOX, ROW, Layout, Node, layout
+from stemma.pictures.layout import BOX, ROW, Node, TreeLayout, layout
 from stemma.pictures.marks import STRUCTURES, THEME, family_mark, linked, mark
-from stemma.report.html import asset, change_row, document
-from stemma.report.words import PARTS, TITLES, children, has_weights, origin, ranked, value_text
+from stemma.words import PARTS, TITLES, children, has_weights, origin, ranked, value_text
 
-ROOM = "stemma.pictures"
 PANEL = 344  # width of the panel beside the picture
 MARGIN = 24
 
@@ -56,15 +55,15 @@ def render(root: str | None = None) -> str:
 </div>
 </main>
 <footer>Drawn by Stemma {escape(stemma.__version__)}. This file is complete: it loads nothing.</footer>
-<script>{asset("theme.js", ROOM)}{asset("tree.js", ROOM)}</script>"""
+<script>{asset(__file__, "theme.js")}{asset(__file__, "tree.js")}</script>"""
     return document(f"{title} - Stemma", body, style(plan))
 
 
-def style(plan: Layout) -> str:
+def style(plan: TreeLayout) -> str:
     """The page's CSS; the widths at which it folds and at which the panel finds room follow from the picture."""
     narrow = plan.width + 2 * MARGIN
     wide = narrow + PANEL + MARGIN
-    text = asset("common.css", ROOM) + asset("tree.css", ROOM)
+    text = asset(__file__, "common.css") + asset(__file__, "tree.css")
     sizes = {"@WIDTH": f"{plan.width:.0f}px", "@PANEL": f"{PANEL}px", "@MARGIN": f"{MARGIN}px", "@ROW": f"{ROW:.0f}px"}
     sizes |= {"@NARROW": f"{narrow - 1:.0f}px", "@WIDE": f"{wide:.0f}px", "@PAGE": f"{wide - 2 * MARGIN:.0f}px"}
     for name, value in sizes.items():
@@ -125,12 +124,12 @@ def guide() -> str:
 # ---------------------------------------------------------------- the picture
 
 
-def axis(plan: Layout) -> str:
+def axis(plan: TreeLayout) -> str:
     marks = "".join(f'<span style="left:{y.x:.0f}px;width:{y.w:.0f}px">{y.year}</span>' for y in plan.years)
     return f'<div class="axis" aria-hidden="true">{marks}<b>what it changed of its parent</b></div>'
 
 
-def edges(plan: Layout) -> str:
+def edges(plan: TreeLayout) -> str:
     """Bands of years and the lines of descent; the boxes stand in the list over them."""
     out = [
         f'<svg class="lines" width="{plan.width:.0f}" height="{plan.height:.0f}" '
@@ -154,7 +153,7 @@ def edges(plan: Layout) -> str:
     return "".join([*out, "</svg>"])
 
 
-def rows(plan: Layout) -> str:
+def rows(plan: TreeLayout) -> str:
     """The families as nested lists of links: the picture for the eye, the tree for a screen reader and a telephone."""
     by_parent: dict[str | None, list[Node]] = {}
     shown = {node.family.name for node in plan.nodes}
@@ -227,7 +226,7 @@ def about(family: Family) -> str:
         ("children", below),
         ("source", linked(facts.source)),
         ("also from", ", ".join(family.others)),
-        ("training", escape(" -> ".join(family.tuning.stages)) if family.tuning else ""),
+        ("training", escape(" -> ".join(family.tuning.labels)) if family.tuning else ""),
         ("on", escape(family.tuning.data) if family.tuning else ""),
         ("template", escape(family.tuning.template) if family.tuning else ""),
         ("weights", "public" if has_weights(family) else escape(facts.weights)),

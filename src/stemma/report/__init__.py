@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from stemma.report.read import Run, read
+from stemma.report.read import RunFiles, read
 
-__all__ = ["Run", "read", "write"]
+__all__ = ["RunFiles", "read", "write"]
 
 
 def write(runs: Iterable[str | Path], out: str | Path = "report.html", *, title: str | None = None) -> Path:
@@ -19,7 +19,7 @@ def write(runs: Iterable[str | Path], out: str | Path = "report.html", *, title:
 
     Raises UsageError if a directory is no run, DataError if one of its files is damaged.
     """
-    from stemma.report.html import save
+    from stemma.markup import save
     from stemma.report.page import render
 
     return save(render([read(run) for run in runs], title=title), Path(out))

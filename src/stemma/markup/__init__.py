@@ -1,20 +1,19 @@
-"""What every page that Stemma writes has in common: the frame, assets, rows of changes, and how it reaches the disk."""
+"""What all HTML pages share: the frame, assets, rows of changes, and saving."""
 
 from __future__ import annotations
 
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from stemma import disk
 from stemma.errors import UsageError
-from stemma.report.words import value_text
+from stemma.words import value_text
 
 
 def document(title: str, body: str, style: str, *, root: str = "") -> str:
-    """A whole page that loads nothing. `title` is text, `body` markup, `style` CSS after the common one, `root`
-    attributes of the root element."""
+    """A whole page that loads nothing. `title`: plain text; `body`: markup; `style`: CSS after the common rules;
+    `root`: attributes of the root element."""
     return f"""<!doctype html>
 <html lang="en"{root}>
 <head>
@@ -23,7 +22,7 @@ def document(title: str, body: str, style: str, *, root: str = "") -> str:
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
 <link rel="icon" href="data:,">
-<style>{asset("base.css")}{style}</style>
+<style>{asset(__file__, "base.css")}{style}</style>
 </head>
 <body>
 {body}
@@ -32,11 +31,13 @@ def document(title: str, body: str, style: str, *, root: str = "") -> str:
 """
 
 
-def asset(name: str, room: str = "stemma.report") -> str:
-    return files(room).joinpath(name).read_text(encoding="utf-8")
+def asset(module: str, name: str) -> str:
+    """The text of the file `name` beside a module, given by its `__file__`."""
+    return Path(module).with_name(name).read_text(encoding="utf-8")
 
 
 def change_row(path: str, old: Any, new: Any) -> str:
+    """A list item for the change of the value at `path`."""
     old, new = (escape(value_text(v, path)) for v in (old, new))
     return (
         f'<li><span class="path mono">{escape(path)}</span> <span><span class="old">{old}</span> '

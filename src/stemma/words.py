@@ -1,19 +1,18 @@
-"""Families and their changes in words: shared by the command line and the report."""
+"""Families and their changes in words, for the command line, reports and pictures."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from stemma import families, spec
+from stemma.declare.family import Family
 from stemma.errors import UsageError
+from stemma.spec import Change
 
-if TYPE_CHECKING:
-    from stemma.declare.family import Family
-    from stemma.spec import Change
-
-# What says most about a change, first; `tree` shows as many as fit.
+# The paths that say most about a change, first; `tree` shows as many changes as fit.
 WEIGHT = (
     "arch.structure",
     "objective",
@@ -52,8 +51,6 @@ PARTS = ("arch", "objective", "text", "recipe")
 
 def children(name: str | None) -> list[Family]:
     """The families whose parent is `name`, the oldest first."""
-    from stemma import families
-
     found = [f for f in families.tree().values() if (f.parent.name if f.parent else None) == name]
     return sorted(found, key=lambda f: (f.about.year, f.name))
 
@@ -63,7 +60,7 @@ def has_weights(family: Family) -> bool:
 
 
 def value_text(value: Any, path: str = "") -> str:
-    """A leaf as people read it: `unpublished` for what a recipe leaves open, numbers with separators."""
+    """A leaf for people: numbers with separators, `unpublished` for a value that a recipe leaves open."""
     if value is None:
         return ("none" if path.endswith(("clip", "ramp")) else "unpublished") if path.startswith("recipe.") else "none"
     if value == "" and path.startswith("recipe."):
@@ -82,7 +79,7 @@ def value_text(value: Any, path: str = "") -> str:
 
 
 def counted(text: str) -> str:
-    """Equal components in a row are said once, with their number: `5 x Sliding(window=512)`."""
+    """Equal components in a row are written once, with their number: `5 x Sliding(window=512)`."""
     return re.sub(r"(\w+\([^()]*\))((?:, \1)+)", lambda m: f"{1 + m[2].count(m[1])} x {m[1]}", text)
 
 
@@ -114,7 +111,7 @@ def phrase(path: str, new: Any) -> str:
 
 
 def ranked(changes: Mapping[str, Any]) -> list[str]:
-    """The paths of changes, the weightiest first."""
+    """The paths of changes, the most important first."""
 
     def weight(path: str) -> tuple[int, int]:
         known = path in WEIGHT and not (changes[path] is None and path[:7] == "recipe.")
@@ -124,7 +121,7 @@ def ranked(changes: Mapping[str, Any]) -> list[str]:
 
 
 def brief(changes: Mapping[str, Any], width: int) -> str:
-    """As many changes as fit into `width` columns, the others counted."""
+    """As many changes as fit into `width` columns, and the number of the others."""
     words, shown = [phrase(path, changes[path]) for path in ranked(changes)], ""
     for i, word in enumerate(words):
         longer = f"{shown}, {word}" if shown else word
@@ -139,7 +136,7 @@ def brief(changes: Mapping[str, Any], width: int) -> str:
 
 
 def origin(family: Family, path: str) -> str:
-    """The ancestor that gave this value: the furthest one from which it came down unchanged."""
+    """The name of the ancestor that set this value: the furthest one that has it unchanged down to `family`."""
     here = family
     while here.parent is not None and same(family, here.parent, path):
         here = here.parent
@@ -147,18 +144,16 @@ def origin(family: Family, path: str) -> str:
 
 
 def same(one: Any, two: Any, path: str) -> bool:
-    """Whether both have the same leaf at `path`; of a component with fields of its own, only the kind is the leaf."""
-    from stemma.spec import get
-
+    """Whether both have the same leaf at `path`. Components with fields are compared by type only."""
     try:
-        a, b = get(one, path), get(two, path)
+        a, b = spec.get(one, path), spec.get(two, path)
     except UsageError:  # the other's component has no such field
         return False
     return type(a) is type(b) if dataclasses.is_dataclass(a) else bool(a == b)
 
 
 def common_path(a: Family, b: Family) -> tuple[list[str], str | None, list[str]]:
-    """Names from `a` up to below the common ancestor, the ancestor, and from below it down to `b`."""
+    """(names from `a` up, the nearest common ancestor, names down to `b`), without the ancestor in the lists."""
     up, down = [f.name for f in a.lineage], [f.name for f in b.lineage]
     meet = next((name for name in up if name in down), None)
     left = up[: up.index(meet)] if meet else up
@@ -174,9 +169,7 @@ def path_text(a: Family, b: Family) -> str:
 
 
 def compare(a: str, b: str) -> tuple[str, str, list[Change]]:
-    """The names compared and the changes that lead from `a` to `b`: families, or sizes as soon as one is named."""
-    from stemma import families, spec
-
+    """(name of `a`, name of `b`, changes from `a` to `b`). Two families are compared as families; otherwise sizes."""
     known = families.tree()
     a, b = families.known_as(a), families.known_as(b)
     if a in known and b in known:

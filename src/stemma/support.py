@@ -1,21 +1,26 @@
-"""What can be done here with each family: one row a family, each cell a fact that a test tries."""
+"""What Stemma supports for each family: one row a family, each cell a fact that a test tries."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from stemma.declare.family import Family
+import torch
+
+from stemma import families
+from stemma.declare.family import Family
+from stemma.decoding.session import generates
+from stemma.formats import layout_of, with_task
+from stemma.nn.model import Model
+from stemma.objectives import incompatible_reason
 
 TASKS = ("classify", "tag", "answer", "choose")
 
 
 @dataclass(frozen=True)
 class Support:
-    """`trains`: its own objective can be trained; `layouts`: public layouts that it is loaded from and saved in, by the
-    name of their model type or file; `tasks`: heads that those layouts hold; `writes`: it generates text, with a cache;
-    `fills`: it restores masked text."""
+    """`trains`: the family's own objective can be trained; `layouts`: model types of the public layouts in which it is
+    loaded and saved; `tasks`: heads that these layouts hold; `writes`: it generates text with a cache; `fills`: it
+    restores masked text."""
 
     family: str
     objective: str
@@ -28,13 +33,6 @@ class Support:
 
 def support(family: Family) -> Support:
     """The row of a family that has sizes."""
-    import torch
-
-    from stemma.decoding.session import generates
-    from stemma.formats import layout_of, with_task
-    from stemma.nn.model import Model
-    from stemma.objectives import incompatible_reason
-
     design = family.first
     layout, _, _ = layout_of(design, family)
     tasks = []
@@ -55,7 +53,5 @@ def support(family: Family) -> Support:
 
 
 def matrix() -> list[Support]:
-    """The rows of all families whose design is their own, in the order of the tree."""
-    from stemma import families
-
+    """The rows of all families with a design of their own, in the order of the tree."""
     return [support(f) for f in families.tree().values() if f.edge in ("root", "evolve")]

@@ -1,0 +1,64 @@
+"""The published ways to write instructions and conversations as text, exactly, each with where it was read."""
+
+from stemma.declare.tuning import Instructions, Turns
+
+PLAIN = Turns(user="{}", assistant="{}", generation="")  # the prompt as it came, then the answer
+
+# tatsu-lab/stanford_alpaca, train.py; the answer follows the colon directly
+_TASK = "Below is an instruction that describes a task"
+_ASK = "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}"
+ALPACA = Instructions(
+    f"{_TASK}, paired with an input that provides further context. {_ASK}\n\n### Input:\n{{input}}\n\n### Response:",
+    f"{_TASK}. {_ASK}\n\n### Response:",
+)
+
+# lm-sys/FastChat, conversation.py: v1.1, v1.3 and v1.5
+VICUNA = Turns(
+    system="{} ",
+    default="A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    user="USER: {} ",
+    assistant="ASSISTANT: {}</s>",
+    generation="ASSISTANT:",
+)
+
+# OASST1 as QLoRA's data have it; the exact string is from memory
+GUANACO = Turns(user="### Human: {}", assistant="### Assistant: {}", generation="### Assistant:")
+
+# young-geng/EasyLM, docs/koala.md: no space after "GPT:", because prompt and answer are tokenised apart
+KOALA = Turns(system="BEGINNING OF CONVERSATION: ", user="USER: {} ", assistant="GPT:{}</s>", generation="GPT:")
+
+# ShishirPatil/gorilla, the script of its evaluation
+GORILLA = Turns(user="###USER: {}", assistant="###ASSISTANT: {}", generation="###ASSISTANT: ")
+
+# bofenghuang/vigogne, the instruct processor; an instruction that an input follows loses its trailing punctuation
+_SYSTEM = (
+    "### System:\nCi-dessous se trouve une instruction qui décrit une tâche à accomplir. "
+    "Rédigez une réponse qui répond de manière précise à la demande.\n\n### Instruction:\n"
+)
+VIGOGNE = Instructions(
+    _SYSTEM + "{instruction} : {input}\n\n### Response:\n", _SYSTEM + "{instruction}\n\n### Response:\n"
+)
+
+# allenai/open-instruct, chat templates; the newline after the marker matters
+TULU = Turns(
+    system="<|system|>\n{}\n",
+    user="<|user|>\n{}\n",
+    assistant="<|assistant|>\n{}</s>",
+    generation="<|assistant|>\n",
+    between="\n",
+)
+
+# facebookresearch/llama, generation.py; each pair of turns is encoded alone, and its `<s>` and `</s>` are tokens
+LLAMA2 = Turns(
+    system="<<SYS>>\n{}\n<</SYS>>\n\n", inside=True, user="<s>[INST] {} [/INST]", assistant=" {} </s>", generation=""
+)
+
+# the model card: the block that it shows, and the code beside it, which has a space after "User:"
+BELUGA = Turns(
+    system="### System:\n{}\n\n",
+    user="### User:\n{}\n\n",
+    assistant="### Assistant:\n{}",
+    generation="### Assistant:\n",
+)
+BELUGA_CODE = Turns(BELUGA.user.replace("\n{}", " {}"), BELUGA.assistant, BELUGA.generation, BELUGA.system)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,9 +14,6 @@ from stemma.nn.inputs import Inputs, StreamInputs, not_padding
 from stemma.nn.masks import CHOICES, AttnMask
 from stemma.nn.outputs import Output
 from stemma.nn.positions import Position
-
-if TYPE_CHECKING:
-    from stemma.nn.model import Model
 
 
 def check(arch: parts.Arch, source: Inputs, target: Inputs) -> None:
@@ -37,20 +33,22 @@ def check(arch: parts.Arch, source: Inputs, target: Inputs) -> None:
         raise UsageError("token_type_ids were given, and this model has no segments")
 
 
-def fill_target(model: Model, source: Inputs, target: Inputs, labels: Tensor | None) -> None:
-    """Make a decoder's input ids where none are given: of the text itself for a task head, else of the labels."""
+def fill_target(
+    source: Inputs, target: Inputs, shift_right: Callable[[Tensor], Tensor], labels: Tensor | None, of_text: bool
+) -> None:
+    """Make a decoder's input ids where none are given: `of_text` (for a task head) from input_ids, else from labels."""
     if target.input_ids is not None or target.inputs_embeds is not None:
         return
-    if model.task is not None:
+    if of_text:
         if source.input_ids is None:
             raise UsageError(
                 "decoder_input_ids must be given with inputs_embeds: a task head makes them from input_ids"
             )
-        target.input_ids = model.shift_right(source.input_ids)
+        target.input_ids = shift_right(source.input_ids)
     elif labels is None:
         raise UsageError("an encoder-decoder needs decoder_input_ids or labels")
     else:
-        target.input_ids = model.shift_right(labels)
+        target.input_ids = shift_right(labels)
 
 
 def stream_inputs(
@@ -133,14 +131,14 @@ def check_positions(position: Position, inputs: Inputs, start: int) -> None:
         raise UsageError(f"position_ids have the shape {list(given.shape)}, and this model needs {form}")
 
 
-def choose(model: Model, source: Inputs, labels: Tensor | None) -> Output:
-    """Multiple choice: the candidates of each text (B C T) scored against each other."""
+def choose(model: Callable[..., Output], spec: parts.Choose, source: Inputs, labels: Tensor | None) -> Output:
+    """Multiple choice: the candidates of each text (B C T) scored against each other. `labels`: B."""
     rows, candidates = source.shape[:2]
 
     def flat(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.flatten(0, 1)
 
-    out: Output = model(
+    out = model(
         flat(source.input_ids),
         flat(source.attention_mask),
         flat(source.token_type_ids),
@@ -148,12 +146,12 @@ def choose(model: Model, source: Inputs, labels: Tensor | None) -> Output:
         inputs_embeds=flat(source.inputs_embeds) if source.embeds_at is None else source.inputs_embeds,
         embeds_at=flat(source.embeds_at),
     )
-    assert model.task is not None and out.logits is not None
+    assert out.logits is not None
     if out.mc_logits is None:
         out.logits = scores = out.logits.view(rows, candidates)
     else:
         out.logits = out.logits.unflatten(0, (rows, candidates))
         out.mc_logits = scores = out.mc_logits.view(rows, candidates)
     if labels is not None:
-        out.loss = task_loss(model.task.spec, scores, labels)
+        out.loss = task_loss(spec, scores, labels)
     return out

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stemma.errors import UsageError
 from stemma.nn import calls, parts
 from stemma.nn.cache import Cache
 from stemma.nn.embeddings import Embed
-from stemma.nn.heads import EMDHead, Summary, Task, detector, lm_head, summary_index
+from stemma.nn.heads import EMDHead, Summary, Task, detector, lm_head, summary_index, task_loss
 from stemma.nn.init import initialise
 from stemma.nn.inputs import Inputs, StackInputs, StreamInputs, not_padding
 from stemma.nn.masks import AttnMask
 from stemma.nn.memory import in_windows
 from stemma.nn.mlp import dropped
-from stemma.nn.outputs import IGNORED, Output, outputs
+from stemma.nn.outputs import IGNORED, Output, detector_loss, token_mean
 from stemma.nn.stack import Block, Stack, State
 from stemma.nn.streams import TwoStreams
 
@@ -245,14 +247,51 @@ class Model(nn.Module):
         source = Inputs(input_ids, attention_mask, token_type_ids, position_ids, documents, langs, inputs_embeds)
         source.embeds_at, source.prefix, source.attention = embeds_at, prefix, attention
         if isinstance(self.arch.heads.task, parts.Choose) and len(source.shape) == 3:
-            return calls.choose(self, source, labels)
+            return calls.choose(self, self.arch.heads.task, source, labels)
         target = Inputs(decoder_input_ids, decoder_attention_mask, None, decoder_position_ids, decoder_documents)
         target.inputs_embeds = decoder_inputs_embeds
         source.streams = calls.stream_inputs(self.arch, perm_mask, target_mapping, mems)
         calls.check(self.arch, source, target)
         if self.arch.structure == "encoder-decoder":
-            calls.fill_target(self, source, target, labels)
-        return outputs(self, source, self.hidden(source, target), labels, next_sentence_label)
+            calls.fill_target(source, target, self.shift_right, labels, of_text=self.task is not None)
+        return self._outputs(source, self.hidden(source, target), labels, next_sentence_label)
+
+    def _outputs(
+        self, source: Inputs, hidden: Hidden, labels: Tensor | None, next_sentence_label: Tensor | None
+    ) -> Output:
+        """The logits of all heads, and the loss of the labels."""
+        out = Output(hidden.last, encoder_hidden=hidden.encoder, mems=hidden.mems)
+        ids, mask = source.input_ids, source.attention_mask
+        if self.lm is not None:
+            out.logits = self.logits(hidden.lm)
+        if self.pooler is not None:
+            out.pooled = self.pooled(hidden.last, ids, mask)
+            if self.pair is not None:
+                out.seq_relationship_logits = self.paired(out.pooled)
+        loss: Callable[[Tensor], Tensor] | None = None  # of the task head, else of the detector, else of the LM head
+        if out.logits is not None:
+            loss = partial(token_mean, out.logits, shifted=self.arch.structure == "decoder")
+        if self.task is not None:
+            spec = self.task.spec
+            index = summary_index(getattr(spec, "summary", None), hidden.last, ids, mask, self.text)
+            scores = self.task(hidden.last, out.pooled, index)
+            loss = partial(task_loss, spec, scores)
+            out.put_task(spec, scores)
+        if self.detect is not None:
+            replaced = self.detect(hidden.last)
+            out.put_detector(replaced)
+            if self.task is None:
+                loss = partial(detector_loss, replaced, attention_mask=mask)
+        if labels is not None:
+            if loss is None:
+                raise UsageError("labels were given to a model without a language-model head")
+            out.loss = loss(labels)
+        if next_sentence_label is not None:
+            if out.seq_relationship_logits is None:
+                raise UsageError("next_sentence_label was given to a model without a pair head")
+            pair = F.cross_entropy(out.seq_relationship_logits.float(), next_sentence_label.flatten())
+            out.loss = pair if out.loss is None else out.loss + pair
+        return out
 
     def shift_right(self, labels: Tensor) -> Tensor:
         """Decoder input for `labels` (B T): the start token (or the target's last token, see `Text.shift`), then the

@@ -16,22 +16,13 @@ head, detector. A head whose logits are not in `logits` answers in a field of it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stemma.errors import UsageError
 from stemma.nn import parts
-from stemma.nn.heads import summary_index, task_loss
-from stemma.nn.inputs import Inputs
-
-if TYPE_CHECKING:
-    from stemma.nn.model import Hidden, Model
 
 IGNORED = -100  # a label that is no target
 
@@ -84,44 +75,6 @@ class Output:
             self.logits = scores
         else:
             self.detector_logits = scores
-
-
-def outputs(
-    model: Model, source: Inputs, hidden: Hidden, labels: Tensor | None, next_sentence_label: Tensor | None
-) -> Output:
-    """The logits of all heads of a model, and the loss of its labels."""
-    out = Output(hidden.last, encoder_hidden=hidden.encoder, mems=hidden.mems)
-    ids, mask = source.input_ids, source.attention_mask
-    if model.lm is not None:
-        out.logits = model.logits(hidden.lm)
-    if model.pooler is not None:
-        out.pooled = model.pooled(hidden.last, ids, mask)
-        if model.pair is not None:
-            out.seq_relationship_logits = model.paired(out.pooled)
-    loss: Callable[[Tensor], Tensor] | None = None  # of the task head, else of the detector, else of the LM head
-    if out.logits is not None:
-        loss = partial(token_mean, out.logits, shifted=model.arch.structure == "decoder")
-    if model.task is not None:
-        spec = model.task.spec
-        index = summary_index(getattr(spec, "summary", None), hidden.last, ids, mask, model.text)
-        scores = model.task(hidden.last, out.pooled, index)
-        loss = partial(task_loss, spec, scores)
-        out.put_task(spec, scores)
-    if model.detect is not None:
-        replaced = model.detect(hidden.last)
-        out.put_detector(replaced)
-        if model.task is None:
-            loss = partial(detector_loss, replaced, attention_mask=mask)
-    if labels is not None:
-        if loss is None:
-            raise UsageError("labels were given to a model without a language-model head")
-        out.loss = loss(labels)
-    if next_sentence_label is not None:
-        if out.seq_relationship_logits is None:
-            raise UsageError("next_sentence_label was given to a model without a pair head")
-        pair = F.cross_entropy(out.seq_relationship_logits.float(), next_sentence_label.flatten())
-        out.loss = pair if out.loss is None else out.loss + pair
-    return out
 
 
 def detector_loss(logits: Tensor, labels: Tensor, attention_mask: Tensor | None) -> Tensor:

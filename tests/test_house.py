@@ -73,14 +73,10 @@ KNOWN_LONG_FILES = {
 KNOWN_LONG_FUNCTIONS = {
     # cli
     "cli.lookup:show",
-    # cli.models
-    "cli.models:generate",
     # cli.planning
     "cli.planning:plan",
     # cli.training
     "cli.training:pretrain",
-    # decoding
-    "decoding.continuing:generate",
     # formats
     "formats.fairseq:_design",
     # nn
@@ -94,8 +90,6 @@ KNOWN_UP = {
 KNOWN_CIRCLES = {
     # declare
     ("declare.family", "families"),
-    # decoding
-    ("decoding.blanks", "decoding.masks", "decoding.session", "decoding.streams"),
     # objectives
     ("objectives.base", "objectives.languages"),
 }

@@ -15,7 +15,7 @@ from stemma import spec
 from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError
 from stemma.formats.classes import class_in, class_name, write_labels
-from stemma.formats.keys import Layout, meant, reasons
+from stemma.formats.keys import Layout, flat, meant, nested, reasons
 from stemma.nn.parts import Dropout, Heads, LMHead, Normal
 
 GENERATION = reasons(
@@ -61,13 +61,38 @@ def read_config(layout: Layout, config: Mapping[str, Any]) -> tuple[Design, dict
 
     Raises CheckpointError for an unknown key (with the nearest known one), a missing one and an unsupported value.
     """
-    base = layout.base()
+    base, named = layout.base(), class_in(layout, config)
+    config = flat(config, layout.sections)
+    ignored = _ignored(layout, config, named)
+    changes: dict[str, Any] = {}
+    for k in layout.keys:
+        value = k.value(config)
+        try:
+            changes |= dict.fromkeys(k.paths, k.read(value, config))
+        except (CheckpointError, UsageError) as error:
+            name = k.spelling(config)
+            raise CheckpointError(
+                f"config.json: {error}" if name in str(error) else f"config.json: {name}: {error}"
+            ) from None
+    try:
+        return spec.edit(spec.edit(base, changes), layout.variants.get(named or "", {})), ignored
+    except UsageError as error:
+        raise CheckpointError(f"config.json: {_in_their_words(error, layout, config, changes, base)}") from None
+
+
+def _ignored(layout: Layout, config: Mapping[str, Any], named: str | None) -> dict[str, str]:
+    """The keys of a flat config that change nothing, with reasons. `named`: its class. Raises CheckpointError for an
+    unknown key and for an unsupported value of a fixed one.
+
+    General keys (`torch_dtype`) mean in a nested object what they mean outside of it."""
     known = {n for k in layout.keys for n in (k.name, *k.older)}
-    fixed = {**GENERAL_FIXED, **layout.fixed}
-    named = class_in(layout, config)
+    general, fixed = {**GENERAL}, {**GENERAL_FIXED, **layout.fixed}
+    for section in layout.sections:
+        general |= {f"{section}.{name}": why for name, why in GENERAL.items()}
+        fixed = {f"{section}.{name}": value for name, value in GENERAL_FIXED.items()} | fixed
     if named in layout.variants:  # an encoder alone, of which some files say what it is and some what it is part of
         fixed["is_encoder_decoder"] = (False, True)
-    unused = {**GENERAL, **layout.unused}
+    unused = general | dict(layout.unused)
     ignored: dict[str, str] = {}
     for name, value in config.items():
         if name in known:
@@ -85,20 +110,7 @@ def read_config(layout: Layout, config: Mapping[str, Any]) -> tuple[Design, dict
                 f"config.json: no key {name!r} is known for model_type {layout.model_type!r}"
                 f"{hint or '; if it says nothing of the network, take it out'}"
             )
-    changes: dict[str, Any] = {}
-    for k in layout.keys:
-        value = k.value(config)
-        try:
-            changes |= dict.fromkeys(k.paths, k.read(value, config))
-        except (CheckpointError, UsageError) as error:
-            name = k.spelling(config)
-            raise CheckpointError(
-                f"config.json: {error}" if name in str(error) else f"config.json: {name}: {error}"
-            ) from None
-    try:
-        return spec.edit(spec.edit(base, changes), layout.variants.get(named or "", {})), ignored
-    except UsageError as error:
-        raise CheckpointError(f"config.json: {_in_their_words(error, layout, config, changes, base)}") from None
+    return ignored
 
 
 def _in_their_words(
@@ -131,6 +143,7 @@ def write_config(layout: Layout, design: Design) -> dict[str, Any]:
         if not _reaches(design, k.paths[0]):
             raise UsageError(f"the {layout.model_type!r} layout has {k.name!r}, and this design no {k.paths[0]}")
         config[k.name] = k.to_config(design)
+    config = nested(config, layout.sections)
     again, _ = read_config(layout, config)
     old, new = (_comparable(d, layout, heads) for d in (design, again))
     refuse_loss(f"the {layout.model_type!r} layout", lost(old, new))

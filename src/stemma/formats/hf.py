@@ -19,7 +19,7 @@ from stemma.formats import sentences, tensors
 from stemma.formats.classes import label_names, write_labels
 from stemma.formats.config import GENERATION
 from stemma.formats.heads import HEADS, body_for, every_head, heads_in_file, part, wanted_task, with_heads
-from stemma.formats.keys import Layout
+from stemma.formats.keys import Layout, flat, nested
 from stemma.formats.layouts import layout_of, read_design, table_of
 from stemma.formats.names import Ledger, expand
 from stemma.formats.weights import (
@@ -228,7 +228,8 @@ def save(model: Model, directory: Path, *, dtype: str | None, shard_bytes: int) 
     before = extras.get("config", {})
     if table is not None and before.get("model_type") == table.model_type:  # keys that say nothing here are kept
         respelled = {"torch_dtype", *(older for k in table.keys for older in k.older)}
-        data = {k: v for k, v in before.items() if k not in respelled} | data
+        kept = {k: v for k, v in flat(before, table.sections).items() if k not in respelled}
+        data = nested(kept | flat(data, table.sections), table.sections)
     if table is not None:
         data |= write_labels(design.arch.heads, model.labels)
     names: dict[str, Any] = {}

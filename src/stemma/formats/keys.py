@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,8 +22,12 @@ def same(value: Any, *_: Any) -> Any:
 
 @dataclass(frozen=True)
 class Key:
-    """One key: the paths of the design that it sets, the reference's own default where a file leaves it out (a value,
-    or a function of the config), and how its value is read and written. `older`: earlier spellings."""
+    """One key of a config.json.
+
+    `name`: dotted where the key is in a nested object (`vision_config.hidden_size`); `paths`: what it sets in the
+    design; `default`: the reference's value where a file leaves the key out, or a function of the config; `read`,
+    `write`: how its value becomes ours and back; `older`: earlier spellings. A config that these functions see is flat:
+    its nested keys have dotted names."""
 
     name: str
     paths: tuple[str, ...]
@@ -33,8 +37,8 @@ class Key:
     older: tuple[str, ...] = ()
 
     def to_config(self, design: Design) -> Any:
-        """What a config says of a design; of a dim that is left to a rule, what the rule gives. Raises UsageError if
-        the layout has no word for it."""
+        """The key's value for a design; of a dim that a rule derives, the derived number. Raises UsageError for a value
+        that the layout cannot express."""
         value = spec.get(design, self.paths[0])
         dim = self.paths[0].removeprefix("dims.")
         if dim in Dims.RULES and self.write is same:
@@ -52,6 +56,35 @@ class Key:
         if self.default is REQUIRED:
             raise CheckpointError(f"config.json has no {self.name!r}, which a model of this type needs")
         return self.default(config) if callable(self.default) else self.default
+
+
+def flat(config: Mapping[str, Any], sections: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """A config with the keys of the nested objects `sections` under dotted names; other objects stay values. Raises
+    CheckpointError for a section that is no object, and for a dotted name that is written as one key."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        full = f"{prefix}{name}"
+        if "." in name and full.rpartition(".")[0] in sections:
+            raise CheckpointError(f"config.json: {name!r} should be a key of a nested object, not one with a dot in it")
+        if full not in sections or value is None:
+            found[full] = value
+        elif isinstance(value, Mapping):
+            found |= flat(value, sections, f"{full}.")
+        else:
+            raise CheckpointError(f"config.json: {full}={value!r} should be an object with keys of its own")
+    return {name: value for name, value in found.items() if name not in sections}
+
+
+def nested(config: Mapping[str, Any], sections: Collection[str]) -> dict[str, Any]:
+    """The inverse of `flat`."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        section, _, last = name.rpartition(".")
+        place = found
+        for part in section.split(".") if section in sections else ():
+            place = place.setdefault(part, {})
+        place[last if section in sections else name] = value
+    return found
 
 
 def key(name: str, *paths: str, default: Any = REQUIRED, **how: Any) -> Key:
@@ -172,6 +205,12 @@ class Layout:
     def name(self) -> str:
         """The model_type, with the mark where there is one."""
         return f"{self.model_type} ({self.mark})" if self.mark else self.model_type
+
+    @property
+    def sections(self) -> set[str]:
+        """The nested objects that the layout's keys are in, by their dotted names."""
+        names = [n for k in self.keys for n in (k.name, *k.older)] + [*self.fixed, *self.unused]
+        return {name[:i] for name in names for i, letter in enumerate(name) if letter == "."}
 
     def base(self) -> Design:
         """What a config changes: the first size of the first family, with all heads that keys speak of."""

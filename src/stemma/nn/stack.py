@@ -261,7 +261,7 @@ class Stack(nn.Module):
             return {mask: build_mask(mask, given) for mask in kinds}, spans
         cache.chosen = inputs.mask
         cache.begin(order, inputs.not_padding)
-        plans = {mask: plan for (_, mask), plan in cache.plans.items()}
+        plans = cache.plans
         distinct = list({id(plan): plan for plan in plans.values()}.values())
         spans = {mask: Span(distinct.index(plans[mask]), plans[mask].qpos, plans[mask].kpos) for mask in kinds}
         return {mask: plans[mask].attn_mask for mask in kinds}, spans

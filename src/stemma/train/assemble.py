@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from stemma import families, formats
 from stemma.declare.family import Design, Text
@@ -20,8 +17,10 @@ from stemma.objectives import Objective, Setting
 from stemma.objectives import objective as runnable
 from stemma.objectives.languages import UNKNOWN
 from stemma.parallel import World
+from stemma.rewrites.engine import apply
 from stemma.train import start
 from stemma.train.config import Net, Plan
+from stemma.train.learners import fingerprint
 from stemma.train.loop import Loop
 from stemma.train.scale import warmup
 from stemma.train.source import Source, TextSource
@@ -51,17 +50,8 @@ def pin_teachers(plan: Plan, tokenizer: Any) -> tuple[Plan, Any]:
                 "given; leave it out"
             )
         tokenizer = model.tokenizer
-        nets[i] = replace(net, fingerprint=fingerprint(model))
+        nets[i] = replace(net, fingerprint=fingerprint(model.state_dict()))
     return replace(plan, nets=tuple(nets)), tokenizer
-
-
-def fingerprint(model: Model) -> str:
-    """A hash of a network's weights."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def design_of(plan: Plan) -> Design:
@@ -108,10 +98,12 @@ def with_steps(plan: Plan, steps: int, fixed_warmup: bool) -> Plan:
 
 
 def model_of(plan: Plan, tokenizer: Any) -> Model:
-    """A fresh model, initialised from the plan's seed, or with the weights that the plan begins from."""
+    """A fresh model, initialised from the plan's seed, or with the weights that the plan begins from; rewritten as the
+    plan says."""
     model = Model(plan.arch, plan.dims).initialise(plan.seed)
     if plan.train.start:
         start.fill(model, plan.train.start)
+    apply(model, plan.rewrites, plan.seed)
     return formats.attach(model, design_of(plan), families.family(plan.name), tokenizer)
 
 
@@ -142,7 +134,7 @@ def _frozen(net: Net) -> Model:
     if Path(net.weights).is_absolute() and not Path(net.weights).exists():
         raise CheckpointError(f"the {net.role} of this run is gone: there is no {net.weights}")
     model = formats.load(net.weights).eval().requires_grad_(False)
-    if net.fingerprint and fingerprint(model) != net.fingerprint:
+    if net.fingerprint and fingerprint(model.state_dict()) != net.fingerprint:
         raise CheckpointError(
             f"{net.weights} is not the {net.role} that this run was started with: its weights changed"
         )

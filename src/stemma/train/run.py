@@ -201,6 +201,7 @@ def _begun(
     plan = replace(plan, train=replace(plan.train, precision=precision, threads=torch.get_num_threads()))
     loop = loop_of(plan, tokenizer, train, world)
     check_enough(loop)
+    formats.check_weights(loop.model)  # what could not be saved at the end is not begun
     if loop.is_main:
         about = {"data": facts(store, train), "parameters": count(plan.arch, plan.dims)}
         folder.begin(out, spec.to_dict(plan), device, about)

@@ -83,16 +83,8 @@ KNOWN_LONG_FUNCTIONS = {
     # planning
     "planning.rows:rows",
 }
-KNOWN_UP = {
-    # declare
-    ("declare.family", "families"),
-}
-KNOWN_CIRCLES = {
-    # declare
-    ("declare.family", "families"),
-    # objectives
-    ("objectives.base", "objectives.languages"),
-}
+KNOWN_UP: set[Any] = set()
+KNOWN_CIRCLES: set[Any] = set()
 
 
 def only(found: Iterable[Any], known: set[Any], rule: str) -> None:

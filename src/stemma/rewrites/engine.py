@@ -56,11 +56,16 @@ def complete(model: Model, device: torch.device, dtype: torch.dtype, seed: int =
     these parameters."""
     new = [name for name, p in model.named_parameters() if p.is_meta]
     if device.type != "meta":
-        for module in model.modules():
-            if isinstance(module, Rewritten) and any(t.is_meta for t in (*module.parameters(), *module.buffers())):
-                module.reset_parameters(_generator(seed, module.key), device, dtype)
-    freeze(model)
+        reset(model, device, dtype, seed)
     return new
+
+
+def reset(model: Model, device: torch.device, dtype: torch.dtype, seed: int) -> None:
+    """Initialise all that replaced modules have beside the plain weights, as a function of `seed` alone."""
+    for module in model.modules():
+        if isinstance(module, Rewritten):
+            module.reset_parameters(_generator(seed, module.key), device, dtype)
+    freeze(model)
 
 
 def _generator(seed: int, key: str) -> torch.Generator:

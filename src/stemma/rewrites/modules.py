@@ -15,7 +15,8 @@ class Rewritten(nn.Module):
     """A module in the place of a plain one, called in the same way.
 
     Where the model reads the plain module's `weight` itself (the embeddings of a tied head), a subclass has a property
-    `weight` with the weight it computes with."""
+    `weight` with the weight it computes with; in the place of the embeddings also `dtype` and `device`, if that weight
+    costs work to make."""
 
     plain: type[nn.Module]  # what it stands for
     shapes: dict[str, torch.Size]  # of the plain module's parameters

@@ -19,9 +19,9 @@ class Stored(Rewritten):
 
     def __init__(self, dtype: str, plain: nn.Module) -> None:
         super().__init__(plain)
-        self.dtype = DTYPES[dtype]
+        self.stored = DTYPES[dtype]
         with torch.device("meta"):
-            self.register_buffer("codes", torch.empty(self.shapes["weight"], dtype=self.dtype))
+            self.register_buffer("codes", torch.empty(self.shapes["weight"], dtype=self.stored))
             self.register_buffer("scale", torch.empty(self.shapes["weight"][0] if self.scaled else 0, 1))
         self.bias: nn.Parameter | None = None
         if "bias" in self.shapes:
@@ -29,7 +29,16 @@ class Stored(Rewritten):
 
     @property
     def scaled(self) -> bool:
-        return self.dtype == torch.int8
+        return self.stored == torch.int8
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in."""
+        return self.scale.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
 
     @property
     def weight(self) -> Tensor:
@@ -45,7 +54,7 @@ class Stored(Rewritten):
             return
         value = value.detach().to(device)
         if not self.scaled:
-            self.codes = torch.empty(value.shape, dtype=self.dtype, device=device).copy_(value)
+            self.codes = torch.empty(value.shape, dtype=self.stored, device=device).copy_(value)
             self.scale = torch.empty(0, 1, dtype=dtype, device=device)
             return
         wide = value.float()

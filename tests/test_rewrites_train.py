@@ -24,6 +24,7 @@ from stemma.train.midway import load_checkpoint
 from stemma.train.sharded import _empty
 from test_rewrites import Prompted, made
 from test_train import SMALL, text  # noqa: F401
+from tiny import tiny
 
 QV = ("*.attention.[qv]",)
 ADAPTED = {"rewrites": (WeightOnly(("*.mlp.up",)), LowRank((*QV, "*.mlp.up"), rank=2)), "recipe.lr": 1e-2}
@@ -172,6 +173,17 @@ def test_a_gathered_copy_is_rewritten_too() -> None:
     a, b = model.state_dict(), copy.state_dict()
     assert copy.rewrites == model.rewrites
     assert {k: (t.shape, t.dtype) for k, t in a.items()} == {k: (t.shape, t.dtype) for k, t in b.items()}
+
+
+def test_a_gathered_copy_has_blocks_of_the_same_size(tmp_path: Path) -> None:
+    wide = {"dims.d_model": 64, "dims.heads": 2, "dims.kv_heads": 1, "dims.d_ff": 96}
+    stemma.save(stemma.build(tiny("llama", **wide)), tmp_path / "model.gguf", dtype="q8_0")
+    model = stemma.load(tmp_path / "model.gguf", rewrites=(WeightOnly(("*.blocks.*",), "file"), LowRank(QV)))
+    copy = _empty(model)
+    with torch.no_grad():
+        for name, tensor in copy.state_dict().items():
+            tensor.copy_(model.state_dict()[name])
+    assert torch.equal(logits(copy.eval()), logits(model))
 
 
 def test_matrices_of_replaced_modules_are_not_sliced() -> None:

@@ -93,6 +93,23 @@ def matched(model: Model, rewrite: Rewrite) -> list[str]:
     return Search(kind, rewrite.where, accepted).paths(model)
 
 
+def pairs(model: Model, other: Model) -> list[tuple[Rewritten, Rewritten]]:
+    """The replaced modules of two models that were rewritten alike, side by side."""
+    both = zip(plain_modules(model), plain_modules(other), strict=True)
+    return [(a, b) for (_, a), (_, b) in both if isinstance(a, Rewritten) and isinstance(b, Rewritten)]
+
+
+def graft(model: Model, held: Model) -> None:
+    """Move the weights of `held`, and its replaced modules, into `model`, a plain one of the same shapes on the meta
+    device. Nothing is copied."""
+    for path, module in plain_modules(held):
+        if isinstance(module, Rewritten):
+            parent, _, name = path.rpartition(".")
+            model.get_submodule(parent)._modules[name] = module
+    model.load_state_dict(held.state_dict(), assign=True)
+    model.rewrites = held.rewrites
+
+
 # ---------------------------------------------------------------- back to plain modules
 
 

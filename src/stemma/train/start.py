@@ -14,7 +14,7 @@ from stemma.formats.heads import HEADS
 from stemma.nn.model import Model
 from stemma.nn.parts import Arch, Heads
 from stemma.objectives import tokens
-from stemma.rewrites.engine import apply, reset
+from stemma.rewrites.engine import graft, reset
 from stemma.train.config import Plan
 
 
@@ -65,9 +65,8 @@ def load(plan: Plan) -> Model | None:
     old, new = ({name: t.shape for name, t in m.state_dict().items()} for m in (there, model))
     if old != new:
         return None
-    apply(model, plan.rewrites)
     held = formats.load(plan.train.start, tokenizer=False, rewrites=plan.rewrites)
-    model.load_state_dict(held.state_dict(), assign=True)
+    graft(model, held)
     reset(model, held.device, held.dtype, plan.seed)
     return model
 

@@ -18,7 +18,7 @@ from stemma.nn.model import Model
 from stemma.parallel.tables import unsliceable
 from stemma.rewrites import Rewrite, Trainable, WeightOnly, apply, merge, undo
 from stemma.runs import checkpoint
-from stemma.train import Plan, Run, pretrain, resume, start, verify_resume
+from stemma.train import Plan, Run, overrides, pretrain, resolve, resume, start, verify_resume
 from stemma.train.assemble import model_of
 from stemma.train.midway import load_checkpoint
 from stemma.train.sharded import _empty
@@ -201,3 +201,41 @@ def test_checkpoints_hold_adapters_alone(tmp_path: Path, text: Path) -> None:  #
     assert {key.rpartition(":")[0] for key in slots} == weights.keys()
     assert set(state["frozen"]["names"]) == run.model.state_dict().keys() - weights.keys()
     assert any(name.endswith(".codes") for name in state["frozen"]["names"])
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "WeightOnly(where=['*.mlp.*'], dtype='bfloat16'), Trainable(where=('*.bias',))",
+        "[{'kind': 'WeightOnly', 'where': ['*.mlp.*'], 'dtype': 'bfloat16'}, Trainable(where=['*.bias'])]",
+        None,
+    ],
+)
+def test_rewrites_are_set_by_text_and_in_files(written: str | None, tmp_path: Path) -> None:
+    if written is None:
+        lines = [
+            "rewrites:",
+            "  - {kind: WeightOnly, where: ['*.mlp.*'], dtype: bfloat16}",
+            "  - {kind: Trainable, where: ['*.bias']}",
+        ]
+        (tmp_path / "run.yaml").write_text("\n".join(lines))
+        changes = overrides(tmp_path / "run.yaml")
+    else:
+        changes = {"rewrites": written}
+    plan = resolve("bert", data="builtin:tales", overrides=changes)
+    assert plan.rewrites == (WeightOnly(("*.mlp.*",), "bfloat16"), Trainable(("*.bias",)))
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        ("WeightOnli(where=['*'])", "no kind 'WeightOnli'"),
+        ("WeightOnly(where=['*'], dtype=int3)", "dtype='int3' does not fit; expected one of 'int8'"),
+        ("WeightOnly(were=['*'])", "WeightOnly has no field 'were'; did you mean 'where'?"),
+        ("WeightOnly(", "rewrites='WeightOnly(' does not fit"),
+    ],
+)
+def test_what_is_no_rewrite(written: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve("bert", data="builtin:tales", overrides={"rewrites": written})
+    assert sentence in str(caught.value)

@@ -414,6 +414,8 @@ def test_generate(call: Call, runs: dict[str, Path]) -> None:
     assert streamed.replace(" ", "") == whole.replace(" ", "")
     _, out, _ = call("generate", runs["llama"] / "model", "The", "-n", 3, "--num-beams", 2)
     assert out.startswith("The")
+    drawn = call("generate", runs["llama"], *["The king"] * 3, "-n", 20, "--temperature", 1, "--ignore-eos", "--json")
+    assert len({tuple(row["ids"]) for row in json.loads(drawn[1])}) == 3
 
 
 def test_fill(call: Call, runs: dict[str, Path]) -> None:

@@ -14,8 +14,11 @@ import stemma
 from cases.decoders import ACTIVE, GPT
 from oracle import jitter, saved
 from reference import gpt3, longllama
+from running import check_rows
 from stemma import spec
-from stemma.decoding.session import Remembering, Rereading, begin
+from stemma.decoding.sessions import begin
+from stemma.decoding.uncached import UncachedSession
+from stemma.decoding.windows import MemorySession
 from stemma.errors import CheckpointError, UsageError
 from stemma.families import design, family
 from stemma.formats import attach, read_design
@@ -126,7 +129,9 @@ def test_scalings_that_no_publisher_can_say_stay_whole(scaling: Any, tmp_path: P
 def test_dynamic_scaling_reads_again_only_past_its_length(tmp_path: Path) -> None:
     saved("llama-dynamic", tmp_path)
     model = stemma.load(tmp_path)
-    assert isinstance(begin(model, [[5] * 6], 6), Rereading) and not isinstance(begin(model, [[5] * 6], 5), Rereading)
+    assert isinstance(begin(model, [[5] * 6], 6), UncachedSession) and not isinstance(
+        begin(model, [[5] * 6], 5), UncachedSession
+    )
 
 
 # ---------------------------------------------------------------- GPT-3
@@ -169,7 +174,7 @@ def test_windows_with_memory_equal_an_independent_reference(dtype: str, length: 
         tolerance = 1e-6 if dtype == "float32" else 1e-3  # angles are fp32 here, and stored values may round apart
         assert (got - want).abs().max() < tolerance
         session = begin(model, [ids[:length]], 12)
-        assert isinstance(session, Remembering)
+        assert isinstance(session, MemorySession)
         for token in ids[length:]:
             assert (session.logits[0].double() - want[-1]).abs().max() < max(tolerance, 1e-5)
             session.step(torch.tensor([token]))
@@ -189,6 +194,21 @@ def test_memory_is_seen() -> None:
     assert (plain(ids[:, :6]).logits - model(ids[:, :6]).logits).abs().max() < 1e-12
 
 
+def test_rows_with_memory_join_and_leave() -> None:
+    """Each reads as a session of its own."""
+    model, _ = long_model("float32")
+    rows, texts = ([torch.randint(3, 83, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in lengths]
+                   for lengths in ((20, 5, 11, 1, 8), (16, 17, 18, 19, 21)))  # fmt: skip
+
+    def alone(prompt: list[int], new: list[int]) -> torch.Tensor:
+        session = begin(model, [prompt])
+        for token in new:
+            session.step(torch.tensor([token]))
+        return session.logits[0]
+
+    check_rows(model, rows, texts, alone)
+
+
 def test_rows_with_memory_go_alone() -> None:
     """In a padded batch, in beams and in a ragged decoding every row is read as if it were alone."""
     model, _ = long_model("float32")
@@ -200,7 +220,8 @@ def test_rows_with_memory_go_alone() -> None:
     for options in (dict(), dict(num_beams=3), dict(temperature=1.0, seed=3)):
         together = stemma.generate(model, rows, max_new_tokens=9, **options)
         assert [r.ids for r in together] == [
-            stemma.generate(model, [r], max_new_tokens=9, **options)[0].ids for r in rows
+            stemma.generate(model, [row], max_new_tokens=9, **{**options, "seed": r.seed})[0].ids
+            for r, row in zip(together, rows, strict=True)
         ]
 
 

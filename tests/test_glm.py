@@ -15,9 +15,10 @@ from torch import Tensor
 
 import stemma
 from reference import chatglm, glm130b, glm2021
+from running import check_rows
 from stemma import families, spec
-from stemma.decoding import Session, beams, blanks, continuing, habits
-from stemma.decoding.session import begin
+from stemma.decoding import Session, batch, beams, blanks, generation_config
+from stemma.decoding.sessions import begin
 from stemma.errors import CheckpointError, UsageError
 from stemma.formats import LAYOUTS, attach, layout_of, read_design
 from stemma.nn.model import Model, count
@@ -343,8 +344,8 @@ class FullPass:
         self.read()
         return self.logits
 
-    def pick(self, rows: Tensor) -> None:
-        self.rows = [self.rows[i] for i in rows.tolist()]
+    def keep(self, rows: list[int]) -> None:
+        self.rows = [self.rows[i] for i in rows]
         self.logits = self.logits[rows]
 
 
@@ -368,6 +369,22 @@ def test_cached_logits_equal_the_full_pass(kind: str, names: list[str], tmp_path
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_join_and_leave_read_as_alone(kind: str, tmp_path: Path) -> None:
+    case = KINDS[kind](tmp_path)
+    case.model.double()
+    rows = [of(case, name) for name in list(PROMPTS)[:5]]
+    texts = torch.randint(11, VOCAB, (len(rows), 16), generator=torch.Generator().manual_seed(4)).tolist()
+
+    def alone(prompt: list[int], new: list[int]) -> Tensor:
+        full = FullPass(case, [prompt])
+        full.rows = [([*prompt, *new], len(prompt))]
+        full.read()
+        return full.logits[0]
+
+    check_rows(case.model, rows, texts, alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_continuations_equal_the_full_pass(
     kind: str, num_beams: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -378,7 +395,7 @@ def test_continuations_equal_the_full_pass(
     options: dict[str, Any] = dict(max_new_tokens=9, num_beams=num_beams)
     together = [r.ids for r in stemma.generate(case.model, rows, **options)]
     assert together == [stemma.generate(case.model, [row], **options)[0].ids for row in rows]
-    for module in (continuing, beams):
+    for module in (batch, beams):
         monkeypatch.setattr(module, "begin", lambda model, prompts, room, *_: FullPass(case, prompts))
     assert together == [r.ids for r in stemma.generate(case.model, rows, **options)]
 
@@ -420,7 +437,7 @@ def test_a_text_with_blanks_is_filled() -> None:
     model.text = spec.edit(model.text, {"blanks": ("[MASK]", "[gMASK]")})
     known = blanks.marks(model)
     assert known == blanks.Marks(tokenizer.bos_id, (tokenizer.mask_id, tokenizer.cls_id), tokenizer.cls_id)
-    assert habits.ends(model) == (tokenizer.eos_id,)
+    assert generation_config.eos_ids(model) == (tokenizer.eos_id,)
     plain = tokenizer.encode("the king")
     assert blanks.prompt(model, "the king") == [*plain, *([] if known.end in plain else [known.end]), known.start]
     asked = blanks.prompt(model, "the [MASK] king")

@@ -70,14 +70,10 @@ KNOWN_LONG_FILES = {
 KNOWN_LONG_FUNCTIONS = {
     # cli
     "cli.lookup:show",
-    # cli.models
-    "cli.models:generate",
     # cli.planning
     "cli.planning:plan",
     # cli.training
     "cli.training:pretrain",
-    # decoding
-    "decoding.continuing:generate",
     # formats
     "formats.fairseq:_design",
     # nn
@@ -92,8 +88,6 @@ KNOWN_UP = {
 KNOWN_CIRCLES = {
     # declare
     ("declare.family", "families"),
-    # decoding
-    ("decoding.blanks", "decoding.masks", "decoding.session", "decoding.streams"),
     # objectives
     ("objectives.base", "objectives.languages"),
 }

@@ -11,6 +11,7 @@ import torch
 
 import stemma
 from reference.mass import PAD, State, mass, random_state
+from running import check_rows
 
 HEADS, VOCAB, START = 3, 89, 7
 LENGTHS = [4, 11, 1, 7, 11, 2, 9]
@@ -91,6 +92,15 @@ def test_cached_decoding_equals_the_full_pass(lengths: list[int], pair: tuple[An
     want = [full_pass(state, row, 14) for row in rows]
     assert PAD not in {t for ids in want for t in ids}  # which the full pass would not count
     assert [r.ids for r in got] == want
+
+
+def test_rows_that_join_and_leave_read_as_alone(pair: tuple[Any, State]) -> None:
+    model, state = pair
+
+    def alone(prompt: list[int], new: list[int]) -> torch.Tensor:
+        return mass(state, HEADS, torch.tensor([prompt]), torch.tensor([[START, *new]]))[0, -1]
+
+    check_rows(model, texts([4, 11, 1, 7, 2]), texts([16] * 5), alone, tolerance=1e-4)
 
 
 def best(state: State, prompt: list[int], width: int, new: int, ends: tuple[int, ...]) -> float:

@@ -18,7 +18,7 @@ import stemma
 from stemma import families, spec
 from stemma.declare.objectives import Blanks
 from stemma.decoding import blanks
-from stemma.decoding.session import begin
+from stemma.decoding.sessions import begin
 from stemma.errors import DataError, UsageError
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Setting, incompatible_reason, objective

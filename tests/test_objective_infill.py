@@ -17,7 +17,7 @@ import stemma
 from stemma import families
 from stemma.declare.family import INFILL_NAMES
 from stemma.declare.objectives import CLM, Infill
-from stemma.decoding import habits, infill
+from stemma.decoding import generation_config, infill
 from stemma.errors import DataError, UsageError
 from stemma.nn.model import IGNORED
 from stemma.objectives import Setting, incompatible_reason, objective, tokens
@@ -316,7 +316,7 @@ def test_a_run_from_text_to_a_model_that_fills(name: str, tmp_path: Path, lines:
     assert run.finished and verify_resume(run.directory, 4)["identical"]
     model = stemma.load(run.directory / "model")
     marks = infill.marks(model)
-    assert marks is not None and marks.end in habits.ends(model)
+    assert marks is not None and marks.end in generation_config.eos_ids(model)
     asked = infill.prompt(model, "def add(", " + y\n")
     assert asked[-1] == marks.middle and asked.count(marks.prefix) == asked.count(marks.suffix) == 1
     filled = stemma.fill(model, "def add([MASK]) + y\n", max_new_tokens=4)

@@ -118,6 +118,22 @@ def test_it_says_what_the_runs_say(runs: list[Path], tmp_path: Path) -> None:
         assert name in text
 
 
+def test_where_the_weights_came_from(runs: list[Path], tmp_path: Path) -> None:
+    def lede(*starts: str) -> str:
+        for run, start in zip(runs, starts, strict=False):
+            info = json.loads((run / "run.json").read_text())
+            info["plan"]["train"] = {"start": start}
+            (run / "run.json").write_text(json.dumps(info))
+        text = report.write(runs[: len(starts)], tmp_path / "r.html").read_text("utf-8")
+        assert text.count("<dt>weights from</dt>") == sum(map(bool, starts))
+        return re.search(r'<p class="lede">(.*?)</p>', text, re.S)[1]  # type: ignore[index]
+
+    assert "trained from nothing on" in lede("") and "trained from nothing on" in lede("", "")
+    assert "trained from the weights of <code>runs/&lt;a&gt;/model</code> on" in lede("runs/<a>/model")
+    assert "nothing" not in lede("runs/a", "runs/a") and "trained from given weights on" in lede("runs/a", "runs/b")
+    assert "trained from nothing or from given weights on" in lede("runs/a", "")
+
+
 def test_curves_carry_every_run(runs: list[Path], tmp_path: Path) -> None:
     text = report.write(runs, tmp_path / "r.html").read_text("utf-8")
     data = json.loads(re.search(r'id="curves">(.*?)</script>', text, re.S)[1])  # type: ignore[index]

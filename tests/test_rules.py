@@ -13,7 +13,7 @@ import torch
 
 import stemma
 from oracle import reference, saved
-from stemma.decoding.choose import Choice
+from stemma.decoding.sampling import Sampler
 from stemma.errors import CheckpointError, UsageError
 from stemma.text import Specials, Tokenizer
 from test_generate import LENGTHS, prompts, strip
@@ -268,12 +268,12 @@ def test_drawing_is_from_the_references_distribution(
     tokens = out.sequences[0, 1 if theirs.config.is_encoder_decoder else len(row) :].tolist()
     given: list[torch.Tensor] = []
 
-    def draw(choice: Choice, scores: torch.Tensor, generators: Any) -> torch.Tensor:
-        assert choice.temperature > 0
+    def draw(sampler: Sampler, scores: torch.Tensor, generators: Any) -> torch.Tensor:
+        assert sampler.temperature > 0
         given.append(scores.softmax(-1))
         return torch.tensor([tokens[len(given) - 1]])
 
-    monkeypatch.setattr(Choice, "draw", draw)
+    monkeypatch.setattr(Sampler, "draw", draw)
     stemma.generate(ours, [row])
     assert len(given) == len(tokens)
     for mine, want in zip(given, out.scores, strict=True):

@@ -3,6 +3,7 @@ and decoding against the full pass."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from safetensors.torch import load_file
 import stemma
 from oracle import jitter
 from reference import unilm as reference
+from running import check_rows
 from stemma import disk
 from stemma.decoding import beams
-from stemma.decoding.session import Session, begin
+from stemma.decoding.session import Session
+from stemma.decoding.sessions import begin
 from stemma.errors import UsageError
 from stemma.text import Specials, Tokenizer
 from test_generate import LENGTHS, full_pass, last_logits
@@ -125,9 +128,7 @@ def test_old_files_of_the_authors_load(tmp_path: Path) -> None:
 class Whole(Session):
     """A session without a cache: everything again for every token."""
 
-    def __init__(
-        self, model: Any, prompts: list[list[int]], room: int, language: int | None = None, start: int | None = None
-    ) -> None:
+    def __init__(self, model: Any, prompts: list[list[int]], *_: Any) -> None:
         self.model, self.device = model, model.device
         self.texts = [(p, []) for p in prompts]
         self.ask()
@@ -140,8 +141,8 @@ class Whole(Session):
         self.ask()
         return self.logits
 
-    def pick(self, rows: torch.Tensor) -> None:
-        self.texts = [self.texts[i] for i in rows.tolist()]
+    def keep(self, rows: Sequence[int]) -> None:
+        self.texts = [self.texts[i] for i in rows]
 
 
 @pytest.mark.parametrize("lengths", [[6], [5, 5], LENGTHS], ids=["one", "even", "ragged"])
@@ -165,6 +166,12 @@ def test_cached_logits_equal_full_logits(lengths: list[int], tmp_path: Path) -> 
                 full = last_logits(model, prompt, texts[i][:step])
                 assert (session.logits[i] - full.float()).abs().max() < 1e-5
             session.step(torch.tensor([t[step] for t in texts]))
+
+
+def test_rows_that_join_and_leave_read_as_alone(tmp_path: Path) -> None:
+    files(tmp_path)
+    model = stemma.load(tmp_path).double()
+    check_rows(model, rows([4, 11, 1, 7, 2]), rows([16] * 5, seed=9), lambda p, new: last_logits(model, p, new))
 
 
 @pytest.mark.parametrize("lengths", [[6], LENGTHS], ids=["one", "ragged"])

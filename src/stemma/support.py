@@ -8,7 +8,7 @@ import torch
 
 from stemma import families
 from stemma.declare.family import Family
-from stemma.decoding.session import generates
+from stemma.decoding.inputs import generates
 from stemma.formats import layout_of, with_task
 from stemma.nn.model import Model
 from stemma.objectives import incompatible_reason

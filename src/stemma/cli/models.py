@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,31 +63,55 @@ def piped(texts: tuple[str, ...], what: str) -> list[str]:
     raise UsageError(f"give {what} after PATH, or pipe one in")
 
 
+SAMPLING = (  # the options of `decoding.SamplingParams`
+    click.option("-n", "--max-new-tokens", type=int, help="The most tokens to write.  [default: PATH's, else 64]"),
+    click.option("--min-new-tokens", type=int, help="The fewest before a text may end."),
+    click.option("--temperature", type=float, help="0 takes the likeliest token, more draws."),
+    click.option("--top-k", type=int, help="Draw from the K likeliest tokens; 0 is all."),
+    click.option("--top-p", type=float, help="... from the likeliest with this share."),
+    click.option("--min-p", type=float, help="... from those this likely beside the best."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Decides what is drawn."),
+    click.option("--num-beams", type=int, help="Search with so many beams, draw nothing."),
+    click.option("--length-penalty", type=float, help="Beams: above 0 favours long texts, below short ones."),
+    click.option(
+        "--early-stopping",
+        type=click.Choice(["true", "false", "never"]),
+        callback=lambda ctx, param, value: {"true": True, "false": False}.get(value, value),
+        help="Beams: end with the first full set, or look on for better ones.",
+    ),
+    click.option("--repetition-penalty", type=float, help="On tokens that were there; 1 is none."),
+    click.option("--no-repeat-ngram-size", type=int, help="No run of so many tokens occurs twice; 0 is off."),
+    click.option("--forced-bos", metavar="TOKEN", help="First token written, by name or id (mBART-50: the language)."),
+    click.option("--forced-eos", metavar="TOKEN", help="Last token, where a text has not ended before."),
+    click.option("--decoder-start", metavar="TOKEN", help="What an encoder-decoder's text begins after."),
+    click.option("--ignore-eos", is_flag=True, help="Go on past the end, to the full length."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable."),
+)
+
+
+def sampling(called: Callable[..., None]) -> Callable[..., None]:
+    """A command with all options of `SAMPLING`."""
+    for option in reversed(SAMPLING):
+        called = option(called)
+    return called
+
+
+def params(model: Any, options: dict[str, Any]) -> Any:
+    """The `SamplingParams` of a command's options."""
+    from stemma.decoding import SamplingParams, generation_config
+
+    for short in ("forced_bos", "forced_eos", "decoder_start"):
+        token = options.pop(short)
+        options[f"{short}_token_id"] = int(token) if token is not None and token.isdecimal() else token
+    if options["max_new_tokens"] is None and generation_config.max_new_tokens(model) is None:
+        options["max_new_tokens"] = 64
+    return SamplingParams(**options)
+
+
 @command()
 @PATH
 @click.argument("prompts", nargs=-1, metavar="PROMPT...")
-@click.option("-n", "--max-new-tokens", type=int, help="The most tokens to write.  [default: PATH's, else 64]")
-@click.option("--min-new-tokens", type=int, help="The fewest before a text may end.")
-@click.option("--temperature", type=float, help="0 takes the likeliest token, more draws.")
-@click.option("--top-k", type=int, help="Draw from the K likeliest tokens; 0 is all.")
-@click.option("--top-p", type=float, help="... from the likeliest with this share.")
-@click.option("--min-p", type=float, help="... from those this likely beside the best.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides what is drawn.")
-@click.option("--num-beams", type=int, help="Search with so many beams, draw nothing.")
-@click.option("--length-penalty", type=float, help="Beams: above 0 favours long texts, below short ones.")
-@click.option(
-    "--early-stopping",
-    type=click.Choice(["true", "false", "never"]),
-    callback=lambda ctx, param, value: {"true": True, "false": False}.get(value, value),
-    help="Beams: end with the first full set, or look on for better ones.",
-)
-@click.option("--repetition-penalty", type=float, help="On tokens that were there; 1 is none.")
-@click.option("--no-repeat-ngram-size", type=int, help="No run of so many tokens occurs twice; 0 is off.")
-@click.option("--forced-bos", metavar="TOKEN", help="First token written, by name or id (mBART-50: the language).")
-@click.option("--forced-eos", metavar="TOKEN", help="Last token, where a text has not ended before.")
-@click.option("--decoder-start", metavar="TOKEN", help="What an encoder-decoder's text begins after.")
-@click.option("--ignore-eos", is_flag=True, help="Go on past the end, to the full length.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
+@sampling
 @click.option("--stream/--no-stream", default=None, help="Print text as it comes.  [default: on a terminal]")
 @LANGUAGE
 @click.option("--json", "as_json", is_flag=True, help="Print texts, ids and log-probabilities as JSON.")
@@ -103,50 +128,38 @@ def generate(
 ) -> None:
     """Continue each PROMPT with the model at PATH (a folder, a run, a GGUF file or a hub id).
 
-    Without a PROMPT, standard input is one. Options that are left out are as the checkpoint's generation_config.json
-    has them; where that says nothing either, the likeliest token is taken.
+    Without a PROMPT, standard input is one. Equal PROMPTs that are drawn get different texts. Options that are left out
+    are as the checkpoint's generation_config.json has them; where that says nothing either, the likeliest token is
+    taken.
     """
     import stemma
-    from stemma.decoding import habits
-    from stemma.decoding.session import answers
+    from stemma.decoding import generation_config
+    from stemma.decoding.inputs import answers
 
     texts = piped(prompts, "a PROMPT")
     single = len(texts) == 1 and not as_json
     if stream and not (single and (options["num_beams"] or 1) == 1):
         raise UsageError("--stream goes with one PROMPT, without --num-beams and --json")
     model = load(path, device, dtype)
-    for short in ("forced_bos", "forced_eos", "decoder_start"):
-        token = options.pop(short)
-        options[f"{short}_token_id"] = int(token) if token is not None and token.isdecimal() else token
-    if options["max_new_tokens"] is None and habits.length(model) is None:
-        options["max_new_tokens"] = 64
+    asked = params(model, options)
     if stream is None:
-        beams = habits.beams(model, options["num_beams"], options["temperature"])
-        stream = sys.stdout.isatty() and single and beams == 1
-    live = single and stream
+        stream = sys.stdout.isatty() and single and generation_config.num_beams(model, asked) == 1
     lead = not answers(model)  # else it goes on from the prompt
-    if live:
+    if single and stream:
         click.echo(texts[0] if lead else "", nl=False)
-        stemma.generate(model, texts, stream=lambda row, piece: click.echo(piece, nl=False), **options)
+        stemma.generate(model, texts, asked, stream=lambda row, piece: click.echo(piece, nl=False))
         click.echo()
         return
-    results = stemma.generate(model, texts, **options)
+    results = stemma.generate(model, texts, asked)
     if as_json:
         emit(
             [
-                {
-                    "prompt": t,
-                    "text": r.text or "",
-                    "ids": r.ids,
-                    "logprobs": r.logprobs,
-                    "reason": r.reason,
-                }
+                {"prompt": t, "text": r.text or "", "ids": r.ids, "logprobs": r.logprobs, "reason": r.reason}
                 for t, r in zip(texts, results, strict=True)
             ]
         )
         return
-    said = [r.text or "" for r in results]
-    click.echo("\n\n".join((t if lead else "") + s for t, s in zip(texts, said, strict=True)))
+    click.echo("\n\n".join((t if lead else "") + (r.text or "") for t, r in zip(texts, results, strict=True)))
 
 
 @command()

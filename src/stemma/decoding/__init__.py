@@ -1,12 +1,30 @@
-"""Text out of a model: `generate` continues prompts (decoders, query streams) or answers them (encoder-decoders,
-encoders with an open mask), `fill` restores masked pieces (encoders) or missing spans (encoder-decoders, and decoders
-that fill blanks)."""
+"""Text out of a model. `generate` continues prompts (decoders, query streams) or answers them (encoder-decoders,
+encoders with an open mask), `stream` yields the same token by token, `fill` restores masked pieces (encoders) or
+missing spans (encoder-decoders, and decoders that fill blanks)."""
 
 from __future__ import annotations
 
-from stemma.decoding.choose import Choice
-from stemma.decoding.continuing import Result, Writer, evaluating, generate
+from stemma.decoding.batch import Event, Result
+from stemma.decoding.detokenizer import Detokenizer
 from stemma.decoding.filling import Filled, Guess, fill
+from stemma.decoding.generation import generate, stream
+from stemma.decoding.inputs import evaluating
+from stemma.decoding.sampling import SamplingParams, row_seed
 from stemma.decoding.session import Session
+from stemma.decoding.sessions import begin
 
-__all__ = ["Choice", "Filled", "Guess", "Result", "Session", "Writer", "evaluating", "fill", "generate"]
+__all__ = [
+    "Detokenizer",
+    "Event",
+    "Filled",
+    "Guess",
+    "Result",
+    "SamplingParams",
+    "Session",
+    "begin",
+    "evaluating",
+    "fill",
+    "generate",
+    "row_seed",
+    "stream",
+]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from stemma.decoding.choose import penalise
-from stemma.decoding.rules import Beams, Rules
-from stemma.decoding.session import begin, written
+from stemma.decoding.requests import GenerationRequest
+from stemma.decoding.rules import constrained
+from stemma.decoding.sessions import begin
 from stemma.nn.model import Model
 
 
@@ -30,9 +30,11 @@ class Beam:
 class Search:
     """The beams of one prompt: `width` running ones, and the `width` best that have ended."""
 
-    def __init__(self, width: int, ranking: Beams, longest: int, ends: Collection[int]) -> None:
-        self.width, self.power, self.early, self.ends = width, ranking.penalty, ranking.early, ends
-        self.longest = longest  # tokens that a hypothesis can have
+    def __init__(self, request: GenerationRequest) -> None:
+        self.rules, ranking = request.rules, request.beams
+        self.width, self.power, self.early = ranking.width, ranking.penalty, ranking.early
+        self.keep = (1 + len(set(self.rules.eos))) * self.width  # enough that `width` of them do not end
+        self.prefix = request.written
         self.running = [Beam()]
         self.ended: list[tuple[float, Beam]] = []
         self.done = False
@@ -46,7 +48,7 @@ class Search:
         rows: list[int] = []
         for rank, (score, row, token, logprob) in enumerate(candidates):
             beam = self.running[row].grown(token, logprob, score)
-            if token in self.ends or last:
+            if token in self.rules.eos or last:
                 if rank < self.width and not self.done:
                     self.ended.append((score / len(beam.ids) ** self.power, beam))
             elif len(running) < self.width:
@@ -59,59 +61,44 @@ class Search:
             return rows
         self.running = running
         far = self.early == "never" and self.power > 0
-        best = running[0].score / (self.longest if far else len(running[0].ids)) ** self.power
+        best = running[0].score / (self.rules.length if far else len(running[0].ids)) ** self.power
         if len(self.ended) == self.width and (self.early is True or best <= self.ended[-1][0]):
             self.done = True
         return rows
 
 
-def search(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    *,
-    width: int,
-    rules: Rules,
-    ranking: Beams,
-    repetition_penalty: float,
-    ends: Collection[int],
-    language: int | None = None,
-    start: int | str | None = None,
-) -> list[Beam]:
+def search(model: Model, requests: Sequence[GenerationRequest]) -> list[Beam]:
     """The best continuation of each prompt."""
-    session = begin(model, prompts, rules.length, language, start)
-    searches = [Search(width, ranking, rules.length, ends) for _ in prompts]
-    prefix = [written(model, p, start) for p in prompts]
-    keep = (1 + len(set(ends))) * width  # enough that `width` of them do not end
-    open_ = list(range(len(prompts)))  # the prompts that rows of the session belong to, in order
-    for step in range(rules.length):
-        logprobs = scores = session.logits.log_softmax(-1)
-        if repetition_penalty != 1.0 or not rules.free:
-            seen = [prefix[i] + beam.ids for i in open_ for beam in searches[i].running]
-            scores = logprobs if repetition_penalty == 1.0 else penalise(logprobs, seen, repetition_penalty)
-            scores = rules.apply(scores, seen, step, ends)
+    starts = [r.start for r in requests if r.start is not None] or None
+    room, languages = [r.rules.length for r in requests], [r.language for r in requests]
+    session = begin(model, [r.prompt for r in requests], room, languages, starts)
+    searches = [Search(r) for r in requests]
+    running = searches  # the searches that rows of the session belong to, in order
+    for step in range(max(room)):
+        logprobs = session.logits.log_softmax(-1)
+        scores = constrained(logprobs, [(s.rules, s.prefix + beam.ids, step) for s in running for beam in s.running])
         rows: list[int] = []
         first = 0
-        for i in open_:
-            running = searches[i].running
-            own = slice(first, first + len(running))
-            best = _candidates(scores[own], logprobs[own], running, keep)
-            grown = searches[i].advance(best, last=step == rules.length - 1)
-            if not searches[i].done:
-                rows += [first + r for r in grown]
-            first += len(running)
-        open_ = [i for i in open_ if not searches[i].done]
-        if not open_:
+        for search in running:
+            own = slice(first, first + len(search.running))
+            first = own.stop
+            best = _candidates(scores[own], logprobs[own], search.running, search.keep)
+            grown = search.advance(best, last=step == search.rules.length - 1)
+            if not search.done:
+                rows += [own.start + r for r in grown]
+        running = [s for s in running if not s.done]
+        if not running:
             break
-        session.pick(torch.tensor(rows, device=session.device))
-        session.step(torch.tensor([b.ids[-1] for i in open_ for b in searches[i].running], device=session.device))
+        session.keep(rows)
+        session.step(torch.tensor([b.ids[-1] for s in running for b in s.running], device=session.device))
     return [s.ended[0][1] for s in searches]
 
 
 def _candidates(
     scores: Tensor, logprobs: Tensor, running: list[Beam], keep: int
 ) -> list[tuple[float, int, int, float]]:
-    """The `keep` best ways to go on that are open: (score, running beam, token, its logprob). `scores`: of the next
-    token alone, -inf where it is out, and `logprobs`: the model's own; beams V."""
+    """The `keep` best next tokens: (score, running beam, token, its logprob). `scores`: of the next token alone, -inf
+    where it is excluded; `logprobs`: the model's own; beams V."""
     total = scores + torch.tensor([b.score for b in running], device=logprobs.device)[:, None]
     best = total.flatten().topk(min(keep, total.numel()))
     own = logprobs.flatten()[best.indices].tolist()

@@ -106,6 +106,8 @@ def _beside(blanks: list[tuple[int, int]], k: int, context: int, known: Marks, c
 class BlankSession(Session):
     """A decoding whose rows have a context that is seen whole, and fill a blank of it."""
 
+    PER_ROW = (*Session.PER_ROW, "at", "block")
+
     def _place(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         known, columns = marks(self.model), self._columns
         placed = [place(text, known, columns) for text in texts]
@@ -116,7 +118,8 @@ class BlankSession(Session):
         positions = positions.to(self.device)
         self.at = torch.tensor([-1 if of.at is None else of.at for of in placed], device=self.device)
         self.block = torch.tensor([of.block for of in placed], device=self.device)
-        self._check_table(positions, self.block)
+        if columns > 1:
+            self._check_tables(int(positions.max()), [of.block for of in placed])
         prefix = torch.tensor([of.context for of in placed], device=self.device)
         return positions if columns > 1 else positions[..., 0], prefix
 
@@ -129,33 +132,28 @@ class BlankSession(Session):
         self.block = self.block + 1
         return logits
 
-    def pick(self, rows: Tensor) -> None:
-        super().pick(rows)
-        self.at, self.block = self.at[rows], self.block[rows]
-
     @property
     def _columns(self) -> int:
         assert self.model.decoder is not None
         return self.model.decoder.position.columns
 
-    def _check_room(self, longest: int, room: int) -> None:
-        if self._columns == 1 or self._rows is None:  # a table of places and one of blanks end apart: `_check_table`
-            super()._check_room(longest, room)
+    def _check_room(self) -> None:
+        if self._columns == 1 or self._limit is None:  # two tables end apart: `_check_tables`
+            super()._check_room()
 
-    @property
-    def _rows(self) -> int | None:
-        assert self.model.decoder is not None
-        return self.model.decoder.position.limit
+    def _last_place(self) -> int:
+        return int(self.block.max()) if self._columns > 1 else super()._last_place()
 
-    def _check_table(self, positions: Tensor, block: Tensor) -> None:
-        """Tables of places and of blanks end apart from each other."""
-        limit = self._rows
-        if limit is None or self._columns == 1:
+    def _check_tables(self, most: int, blocks: Sequence[int]) -> None:
+        """The table of places and that of places in a blank end apart from each other."""
+        limit = self._limit
+        if limit is None:
             return
-        if (most := int(positions.max())) >= limit:
+        if most >= limit:
             raise UsageError(f"a prompt reaches place {most}, and this model's position table has {limit} rows")
-        if (last := int(block.max()) + self.room - 2) >= limit:
+        last, room = max((block + room - 2, room) for block, room in zip(blocks, self.room, strict=True))
+        if last >= limit:
             raise UsageError(
-                f"max_new_tokens={self.room} does not fit: this model's position table has {limit} rows; use "
-                f"max_new_tokens={max(self.room - (last - limit + 1), 0)}"
+                f"max_new_tokens={room} does not fit: this model's position table has {limit} rows; use "
+                f"max_new_tokens={max(room - (last - limit + 1), 0)}"
             )

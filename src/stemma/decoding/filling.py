@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from stemma.decoding import blanks, habits, infill
-from stemma.decoding.continuing import evaluating, generate
-from stemma.decoding.session import check_model, language_of, spoken
+from stemma.decoding import blanks, generation_config, infill
+from stemma.decoding.generation import generate
+from stemma.decoding.inputs import check_model, evaluating, language_ids, language_of
 from stemma.errors import UsageError
 from stemma.nn.model import Model
 from stemma.nn.streams import Request
@@ -77,7 +77,7 @@ def _fill_masks(model: Model, text: str, top: int, language: int | None) -> Fill
         raise UsageError(f"the text has no {MASK} to fill")
     batch = torch.tensor([ids], device=model.device)
     if model.arch.streams is None:
-        state = model.state(batch, langs=spoken(batch, language))
+        state = model.state(batch, langs=language_ids(batch, language))
         hidden = model.read(state)[0, at]
     else:  # queries in the places of the masks, which nothing sees
         unseen = torch.zeros(1, len(ids), len(ids), device=model.device)
@@ -133,7 +133,7 @@ def _fill_blanks(model: Model, text: str, max_new_tokens: int) -> Filled:
     for _ in asked:
         prompt.append(known.start)
         answer = generate(model, [prompt], max_new_tokens=max_new_tokens, temperature=0.0, num_beams=1)[0].ids
-        spans.append([i for i in answer if i not in habits.ends(model)])
+        spans.append([i for i in answer if i not in generation_config.eos_ids(model)])
         prompt += spans[-1]
     rest = iter(spans)
     whole = [i for token in ids for i in (next(rest) if token in known.blanks else [token])]
@@ -145,7 +145,7 @@ def _fill_middle(model: Model, text: str, max_new_tokens: int) -> Filled:
     prefix, *rest = text.split(MASK)
     if len(rest) != 1:
         raise UsageError(f"this model fills one {MASK} of a text, and the text has {len(rest)}")
-    ends = habits.ends(model)
+    ends = generation_config.eos_ids(model)
     answer = generate(model, [infill.prompt(model, prefix, rest[0])], max_new_tokens=max_new_tokens)[0].ids
     middle = model.tokenizer.decode_continuation(i for i in answer if i not in ends)
     return Filled(prefix + middle + rest[0], spans=[middle])

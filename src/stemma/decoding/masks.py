@@ -1,5 +1,5 @@
-"""Decoding by an encoder with an open mask: a mask token stands after the text, and what it is taken for is written in
-its place (Dong et al. 2019, section 2.5).
+"""Decoding by an encoder with an open mask: a mask token stands behind the text, and the token it predicts takes its
+place (Dong et al. 2019, section 2.5).
 
 The prompt is the source, which sees itself whole; each token of the answer sees the source, the answer before it and
 itself. A step reads the last token and the mask token after it; the latter's keys are not kept, for the next token
@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stemma.decoding.session import Session, pad
+from stemma.decoding.inputs import pad
+from stemma.decoding.session import Session
 from stemma.errors import UsageError
 from stemma.nn.cache import Cache
 from stemma.nn.model import Model
@@ -23,35 +24,37 @@ from stemma.nn.parts import Open
 class MaskSession(Session):
     """A decoding by mask tokens."""
 
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
-        self.prepare(model, prompts, room)
+    PER_ROW = (*Session.PER_ROW, "source")
+
+    def read(self, prompts: Sequence[Sequence[int]]) -> None:
+        model = self.model
         assert model.encoder is not None
         assert isinstance(model.arch.mask, Open)
         self.mask_id, self.segment = mask_token(model), model.arch.mask.target
         self.source = self.lengths
         ids, real = pad([[*p, self.mask_id] for p in prompts], self.device)
-        self.cache = Cache(model.arch, len(model.encoder.order), len(ids), ids.shape[1] + room, bool(real.all()))
+        self.cache = Cache(model.arch, len(model.encoder.order), len(ids), self._capacity() + 1, bool(real.all()))
         places = torch.arange(ids.shape[1], device=self.device).expand(len(ids), -1)
-        self.read(ids, None if self.cache.even else real, places, None, self.source)
+        self._take_in(ids, None if self.cache.even else real, places, None, self.source)
 
     def step(self, tokens: Tensor) -> Tensor:
+        self._check_place()
         self.lengths = self.lengths + 1
         ids = torch.stack([tokens, torch.full_like(tokens, self.mask_id)], 1)
         places = torch.stack([self.lengths - 1, self.lengths], 1)
-        return self.read(ids, None, places, torch.full_like(ids, self.segment), torch.ones_like(tokens))
+        return self._take_in(ids, None, places, torch.full_like(ids, self.segment), torch.ones_like(tokens))
 
-    def pick(self, rows: Tensor) -> None:
-        super().pick(rows)
-        self.source = self.source[rows]
-
-    def read(self, ids: Tensor, real: Tensor | None, places: Tensor, segments: Tensor | None, at: Tensor) -> Tensor:
-        """Take in tokens (B T) at their places, of which that `at` (B) is the mask token: B V."""
+    def _take_in(self, ids: Tensor, real: Tensor | None, places: Tensor, segments: Tensor | None, at: Tensor) -> Tensor:
+        """Read tokens (B T) at their places; the mask token is token `at` (B). Returns B V."""
         hidden = self.model.encode(
             ids, real, segments, places, attention="prefix", prefix=self.source, cache=self.cache
         )
         self.cache.forget(self.lengths[:, None])
         self.logits = self._head(hidden[torch.arange(len(ids), device=self.device), at])
         return self.logits
+
+    def _last_place(self) -> int:
+        return int(self.lengths.max()) + 1  # that of the mask token
 
 
 def mask_token(model: Model) -> int:
@@ -62,4 +65,6 @@ def mask_token(model: Model) -> int:
         raise UsageError(
             "this model writes where its mask token stands, and neither its tokenizer nor its config has one"
         )
-    return found
+    if not 0 <= found < model.dims.vocab:
+        raise UsageError(f"the mask token has the id {found}, and this model's ids are 0 to {model.dims.vocab - 1}")
+    return int(found)

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stemma.decoding import evaluating
-from stemma.decoding.session import check_model, language_of, pad, spoken
+from stemma.decoding.inputs import check_model, evaluating, language_ids, language_of, pad
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.nn.model import Model
 
@@ -67,7 +66,7 @@ def _vectors(model: Model, rows: Sequence[Sequence[int]], pool: str, language: i
     ids = ids.masked_fill(~real, filler or 0)
     mask = None if bool(real.all()) else real.long()
     read = model.decode if model.encoder is None else model.encode
-    hidden = read(ids, mask, langs=spoken(ids, language))
+    hidden = read(ids, mask, langs=language_ids(ids, language))
     if pool == "pooler":
         return model.pooled(hidden, ids, mask).float()
     hidden = hidden.float()

@@ -1,4 +1,5 @@
-"""One decoding: prompts read once, then a token a row at a time, with keys and values kept.
+"""A running decoding: prompts are read, then one token a row and step, with keys and values kept. Rows may join and
+leave at any time.
 
 Rows have their own lengths; positions are explicit, and nothing is padded on the left.
 """
@@ -7,96 +8,155 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from stemma.decoding.habits import start_token
-from stemma.decoding.layout import for_decoding
-from stemma.errors import CheckpointError, UsageError, did_you_mean
+from stemma.decoding.generation_config import start_token
+from stemma.decoding.inputs import language_ids, pad
+from stemma.errors import CheckpointError, UsageError
 from stemma.nn.cache import Cache
-from stemma.nn.memory import MemoryCache, in_windows
 from stemma.nn.model import Model
-from stemma.nn.parts import Memory, Open, Prefix
+from stemma.nn.positions import Position
+
+Room = int | Sequence[int]
 
 
 class Session:
-    """The state of a decoding of several prompts (token ids). `room`: how many new tokens there must be place for;
-    `language`: the number of theirs, for a model with a table of languages; `start`: what an encoder-decoder's answers
-    begin with, where it is not the model's own."""
+    """The rows of a decoding, with a cache. `logits` (B V) are those of each row's next token.
+
+    `prompts`: token ids. `room`: new tokens to have place for, of all rows or of each; a row that does not fit in the
+    model's positions is refused (UsageError), and buffers begin that long (they grow where a row becomes longer).
+    `languages`: the number of each row's language, for a model with a table of them. `starts`: the first token of each
+    text of an encoder-decoder, where it is not the model's own.
+    """
+
+    PER_ROW: tuple[str, ...] = ("lengths", "logits", "languages")  # attributes with an entry a row, or None
+    CACHED = True
+    cache: Cache
+    lengths: Tensor  # B: tokens of each row
+    languages: Tensor | None  # B
+    logits: Tensor  # B V
+    left: int  # steps that are known to fit
 
     def __init__(
         self,
         model: Model,
         prompts: Sequence[Sequence[int]],
-        room: int,
-        language: int | None = None,
-        start: int | str | None = None,
+        room: Room = 0,
+        languages: Sequence[int | None] | None = None,
+        starts: Sequence[int] | None = None,
     ) -> None:
-        self.language = language
-        self.encoded = model.encoder is not None
-        texts = [[start_token(model, start)] for _ in prompts] if self.encoded else [list(p) for p in prompts]
-        self.prepare(model, prompts, room, texts)
-        longest = max(len(t) for t in texts)
-        even = all(len(t) == longest for t in texts)
-        layers = model.dims.depth if self.encoded else model.dims.layers
-        self.cache = Cache(model.arch, layers, len(texts), longest + room, even)
-        ids, real = pad(texts, self.device)
-        memory = memory_real = None
-        if self.encoded:
-            source, memory_real = pad(prompts, self.device)
-            memory_real = None if bool(memory_real.all()) else memory_real
-            memory = model.encode(source, memory_real)
-        positions, prefix = self._place(texts)
-        hidden = model.decode(
-            ids,
-            None if even else real,
-            positions,
-            order=torch.arange(longest, device=self.device).expand(len(texts), -1),
-            prefix=prefix,
-            memory=memory,
-            memory_mask=memory_real,
-            cache=self.cache,
-            langs=spoken(ids, language),
-        )
-        self.logits = self._head(hidden[torch.arange(len(texts), device=self.device), self.lengths - 1])
+        self.prepare(model, prompts, room, languages, starts)
+        self.read(prompts)
 
-    def prepare(
-        self,
-        model: Model,
-        prompts: Sequence[Sequence[int]],
-        room: int,
-        texts: Sequence[Sequence[int]] | None = None,
-    ) -> None:
-        """Check the prompts and what is written on (`texts`, where it is not the prompts), and note its lengths."""
-        for_decoding(model, len(prompts))
-        self.model, self.device, self.room = model, model.device, room
-        texts = prompts if texts is None else texts
-        for i, text in enumerate(texts):
-            if not text:
-                raise UsageError(f"prompt {i} is empty: a decoder needs at least one token to go on from")
-        self._check_ids(prompts)
-        self.lengths = torch.tensor([len(t) for t in texts], device=self.device)
-        self._check_room(max(len(t) for t in texts), room)
+    @property
+    def rows(self) -> int:
+        return len(self.logits)
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Read one more token a row (B); returns the logits of the next (B V)."""
+        """Read one more token a row (B). Returns the logits of the next (B V)."""
+        self._check_place()
         ids, order = tokens[:, None], self.lengths[:, None]
-        langs = spoken(ids, self.language)
+        langs = language_ids(ids, self.languages)
         hidden = self.model.decode(ids, None, self._next(), order=order, cache=self.cache, langs=langs)
         self.lengths = self.lengths + 1
         self.logits = self._head(hidden[:, 0])
         return self.logits
 
-    def pick(self, rows: Tensor) -> None:
-        """Go on with the given rows, which may repeat or leave out some."""
-        self.cache.reorder(rows)
-        self.lengths = self.lengths[rows]
+    def admit(
+        self,
+        prompts: Sequence[Sequence[int]],
+        room: Room = 0,
+        languages: Sequence[int | None] | None = None,
+        starts: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Read prompts as new rows, behind the rows that are there. Returns the logits of all rows."""
+        new = type(self)(self.model, prompts, room, languages, starts)
+        if not self.rows:
+            vars(self).update(vars(new))
+            return self.logits
+        if (self.languages is None) != (new.languages is None):
+            raise UsageError("rows that are decoded together all have a language, or none of them")
+        self.join(new)
+        return self.logits
+
+    def join(self, new: Session) -> None:
+        """Take the rows of another session of this kind."""
+        self.cache.admit(new.cache)
+        for name in self.PER_ROW:
+            if getattr(self, name) is not None:
+                setattr(self, name, torch.cat([getattr(self, name), getattr(new, name)]))
+        self.left = min(self.left, new.left)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with the given rows, in this order. Others are released; a row may be named twice."""
+        at = torch.tensor(list(rows), dtype=torch.int64, device=self.device)
+        self.cache.keep(at)
+        for name in self.PER_ROW:
+            if getattr(self, name) is not None:
+                setattr(self, name, getattr(self, name)[at])
+
+    # ------------------------------------------------------------ for subclasses
+
+    def prepare(
+        self,
+        model: Model,
+        prompts: Sequence[Sequence[int]],
+        room: Room,
+        languages: Sequence[int | None] | None,
+        starts: Sequence[int] | None,
+    ) -> None:
+        """Check the prompts and note what is written on: `texts`, which are the prompts or, of an encoder-decoder, its
+        start tokens."""
+        self.model, self.device = model, model.device
+        self.room = [room] * len(prompts) if isinstance(room, int) else list(room)
+        self.left = min(self.room)
+        self.texts = [list(p) for p in prompts]
+        if model.arch.structure == "encoder-decoder":
+            self.texts = [[s] for s in starts or [start_token(model)] * len(prompts)]
+        for i, text in enumerate(self.texts):
+            if not text:
+                raise UsageError(f"prompt {i} is empty: a decoder needs at least one token to go on from")
+        self._check_ids(prompts)
+        self.lengths = torch.tensor([len(t) for t in self.texts], device=self.device)
+        self.languages = self._numbers(languages)
+        self._check_room()
+
+    def read(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Read what is written on, and before it an encoder's prompts."""
+        model, longest = self.model, max(len(t) for t in self.texts)
+        both = model.arch.structure == "encoder-decoder"
+        even = all(len(t) == longest for t in self.texts)
+        layers = model.dims.depth if both else model.dims.layers
+        self.cache = Cache(model.arch, layers, len(self.texts), self._capacity(), even)
+        ids, real = pad(self.texts, self.device)
+        memory = memory_real = None
+        if both:
+            source, memory_real = pad(prompts, self.device)
+            memory_real = None if bool(memory_real.all()) else memory_real
+            memory = model.encode(source, memory_real)
+        positions, prefix = self._place(self.texts)
+        hidden = model.decode(
+            ids,
+            None if even else real,
+            positions,
+            order=torch.arange(longest, device=self.device).expand(len(ids), -1),
+            prefix=prefix,
+            memory=memory,
+            memory_mask=memory_real,
+            cache=self.cache,
+            langs=language_ids(ids, self.languages),
+        )
+        self.logits = self._head(hidden[torch.arange(len(ids), device=self.device), self.lengths - 1])
+
+    def _capacity(self) -> int:
+        """Tokens of the longest row at its end."""
+        longest = max(len(t) for t in self.texts)
+        return max(longest, *(len(t) + n for t, n in zip(self.texts, self.room, strict=True)))
 
     def _place(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
-        """The positions of the tokens that are read first (B T, or B T C), and how many of each row see each other
-        whole."""
+        """The positions of the first tokens (B T, or B T C), and how many of each row see each other whole."""
         assert self.model.decoder is not None
         first = self.model.decoder.position.first
         return torch.arange(max(len(t) for t in texts), device=self.device).expand(len(texts), -1) + first, None
@@ -114,178 +174,57 @@ class Session:
             )
         return logits
 
-    def _check_room(self, longest: int, room: int) -> None:
+    # ------------------------------------------------------------ checks
+
+    def _numbers(self, languages: Sequence[int | None] | None) -> Tensor | None:
+        numbers = [n for n in languages or () if n is not None]
+        if not numbers:
+            return None
+        if languages is None or len(numbers) < len(languages):
+            raise UsageError("rows that are decoded together all have a language, or none of them")
+        return torch.tensor(numbers, device=self.device)
+
+    @property
+    def _limit(self) -> int | None:
+        """Rows of the position table, if there is one."""
+        return self._position.limit
+
+    @property
+    def _position(self) -> Position:
         stack = self.model.decoder or self.model.encoder
         assert stack is not None
-        limit = stack.position.limit
-        if limit is not None and longest + room > limit:
+        return stack.position
+
+    def _check_room(self) -> None:
+        whole, longest = max((len(t) + n, len(t)) for t, n in zip(self.texts, self.room, strict=True))
+        limit, trained = self._limit, self.model.dims.context
+        if self.CACHED and self._position.whole and whole > trained:
+            raise UsageError(
+                f"a row of {whole} tokens cannot join: past {trained} tokens every new token changes all keys of this "
+                "model, so the row needs a session that begins with it"
+            )
+        if limit is not None and whole > limit:
             ways = f"max_new_tokens={limit - longest} or a shorter prompt" if limit > longest else "a shorter prompt"
             raise UsageError(
-                f"a prompt of {longest} tokens and max_new_tokens={room} do not fit in this model's {limit} positions; "
-                f"use {ways}"
+                f"a prompt of {longest} tokens and max_new_tokens={whole - longest} do not fit in this model's {limit} "
+                f"positions; use {ways}"
             )
-        trained = self.model.dims.context
-        if limit is None and longest + room > trained and self.model.arch.structure != "encoder-decoder":
-            warnings.warn(
-                f"{longest + room} tokens are more than the {trained} this model was trained on", stacklevel=4
-            )
+        if limit is None and whole > trained and self.model.arch.structure != "encoder-decoder":
+            warnings.warn(f"{whole} tokens are more than the {trained} this model was trained on", stacklevel=4)
+
+    def _check_place(self) -> None:
+        """Refuse a step past the position table, which a row's `room` did not ask for."""
+        self.left -= 1
+        limit = self.model.dims.context if self._position.whole else self._limit
+        if self.left < 0 and limit is not None and self._last_place() >= limit:
+            raise UsageError(f"a row is full: this session has {limit} positions for it")
+
+    def _last_place(self) -> int:
+        """The highest place in the table that the next step reads."""
+        return int(self.lengths.max())
 
     def _check_ids(self, prompts: Sequence[Sequence[int]]) -> None:
         vocab = self.model.dims.vocab
         for i, prompt in enumerate(prompts):
             if wrong := [t for t in prompt if not 0 <= t < vocab]:
                 raise UsageError(f"prompt {i} holds the token id {wrong[0]}; this model's ids are 0 to {vocab - 1}")
-
-
-class Rereading(Session):
-    """Of a model in which a token more changes what all before it are told of their place (`Position.whole`): nothing
-    that was computed can be kept, and every step reads the whole text again."""
-
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
-        self.prepare(model, prompts, room)
-        self.texts = [list(p) for p in prompts]
-        self.logits = self._read()
-
-    def step(self, tokens: Tensor) -> Tensor:
-        for text, token in zip(self.texts, tokens.tolist(), strict=True):
-            text.append(token)
-        self.logits = self._read()
-        return self.logits
-
-    def pick(self, rows: Tensor) -> None:
-        self.texts = [list(self.texts[i]) for i in rows.tolist()]
-
-    def _read(self) -> Tensor:
-        """The logits after each text. Padding has the position of the last token, so that it makes no text longer."""
-        ids, real = pad(self.texts, self.device)
-        order = torch.arange(ids.shape[1], device=self.device)[None]
-        last = real.sum(1, keepdim=True) - 1
-        hidden = self.model.decode(ids, real, order.minimum(last), order=order.expand(len(ids), -1))
-        return self._head(hidden[torch.arange(len(ids), device=self.device), last[:, 0]])
-
-
-class Remembering(Session):
-    """Of a model that reads in windows with a memory: long prompts as `nn.memory.in_windows` says; then tokens join the
-    last window, and when it is full, all of it becomes memory. Rows of one prompt go together."""
-
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
-        self.prepare(model, prompts, room)
-        self.parts: list[MemoryCache] = []
-        last = []
-        for text in prompts:
-            ids = torch.tensor([list(text)], device=self.device)
-            hidden, cache = in_windows(model.window, ids, model.arch, model.dims)
-            self.parts.append(cache)
-            last.append(hidden[:, -1])
-        self.logits = self._head(torch.cat(last))
-
-    def step(self, tokens: Tensor) -> Tensor:
-        hidden = []
-        for cache, own in zip(self.parts, tokens.split([c.rows for c in self.parts]), strict=True):
-            if cache.length == cache.window:
-                cache.roll()
-            hidden.append(self.model.window(own[:, None], cache)[:, 0])
-        self.logits = self._head(torch.cat(hidden))
-        return self.logits
-
-    def pick(self, rows: Tensor) -> None:
-        owner = torch.repeat_interleave(
-            torch.arange(len(self.parts)), torch.tensor([c.rows for c in self.parts])
-        ).tolist()
-        own: dict[int, list[int]] = {}
-        for i in rows.tolist():
-            own.setdefault(owner[i], []).append(i - owner.index(owner[i]))
-        kept = []
-        for part, places in own.items():
-            self.parts[part].reorder(torch.tensor(places, device=self.device))
-            kept.append(self.parts[part])
-        self.parts = kept
-
-    def _check_room(self, longest: int, room: int) -> None:
-        """A memory has no end."""
-
-
-def check_model(model: object) -> None:
-    """Raises UsageError for what is no model: most often the path of one."""
-    if not isinstance(model, Model):
-        hint = f"; stemma.load({str(model)!r}) makes one of a checkpoint" if isinstance(model, str | Path) else ""
-        raise UsageError(f"a model is wanted, not {model!r:.80}{hint}")
-
-
-def generates(model: Model) -> bool:
-    """Whether a model can go on from a text."""
-    writes = model.decoder is not None or model.arch.streams is not None or isinstance(model.arch.mask, Open)
-    return writes and model.lm is not None
-
-
-def begin(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    room: int,
-    language: int | None = None,
-    start: int | str | None = None,
-) -> Session:
-    """A decoding of prompts, of the kind that the model's arch asks for."""
-    if model.arch.streams is not None:
-        from stemma.decoding.streams import QuerySession
-
-        return QuerySession(model, prompts, room)
-    if isinstance(model.arch.mask, Open):
-        from stemma.decoding.masks import MaskSession
-
-        return MaskSession(model, prompts, room)
-    if isinstance(model.arch.mask, Prefix) and model.encoder is None:
-        from stemma.decoding.blanks import BlankSession
-
-        return BlankSession(model, prompts, room)
-    if isinstance(model.arch.mask, Memory):
-        return Remembering(model, prompts, room)
-    longest = max((len(p) for p in prompts), default=0)
-    assert model.decoder is not None
-    if model.decoder.position.whole and longest + room > model.dims.context:
-        return Rereading(model, prompts, room)
-    return Session(model, prompts, room, language, start)
-
-
-def language_of(model: Model, language: str | int | None) -> int | None:
-    """The number of a language by its name or number. Raises UsageError for one that the model does not have."""
-    if language is None:
-        return None
-    known = model.text.languages if model.text is not None else ()
-    if not model.dims.languages:
-        raise UsageError(f"language={language!r} was given, and this model has no languages")
-    number = known.index(language) if language in known else language
-    if isinstance(number, str) and number.isdigit():
-        number = int(number)
-    if not isinstance(number, int) or not 0 <= number < model.dims.languages:
-        names = ", ".join(known) or f"the numbers 0 to {model.dims.languages - 1}"
-        raise UsageError(f"language={language!r} is none of this model's: {names}{did_you_mean(str(language), known)}")
-    return number
-
-
-def spoken(ids: Tensor, language: int | None) -> Tensor | None:
-    """The language of every token, where there is one."""
-    return None if language is None else torch.full_like(ids, language)
-
-
-def answers(model: Model) -> bool:
-    """Whether what a model writes is a text of its own, which does not go on from the prompt."""
-    return model.arch.structure == "encoder-decoder" or isinstance(model.arch.mask, Open)
-
-
-def written(model: Model, prompt: Sequence[int], start: int | str | None = None) -> list[int]:
-    """The tokens before the first new one."""
-    if model.arch.structure == "encoder-decoder":
-        return [start_token(model, start)]
-    return [] if answers(model) else list(prompt)
-
-
-def pad(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows side by side, padded on the right: ids and which of them are real (B T)."""
-    longest = max(max(len(t) for t in texts), 1)
-    ids = torch.zeros(len(texts), longest, dtype=torch.int64)
-    real = torch.zeros(len(texts), longest, dtype=torch.bool)
-    for i, text in enumerate(texts):
-        ids[i, : len(text)] = torch.tensor(list(text), dtype=torch.int64)
-        real[i, : len(text)] = True
-    return ids.to(device), real.to(device)

@@ -1,28 +1,29 @@
 """Keys and values of what was read, *with their positions*: masks see positions, so nothing else is special.
 
-A row of the batch may stand at any length. In a layer with a sliding window the buffer is a ring of `window`
-slots, position p in slot p mod window; elsewhere position p is in slot p.
+A row of the batch may have any length. In a layer with a sliding window the buffer is a ring of `window` slots,
+position p in slot p mod window; elsewhere position p is in slot p. So rows of one cache may join another.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stemma.nn import parts
 from stemma.nn.attention import Turn
 from stemma.nn.masks import Facts, Visible, layer_mask, visible
 
-Kind = tuple[int, parts.LayerMask]  # slots, mask
-EMPTY = 2**40  # position of a slot that holds nothing: after every query, so that no causal mask sees it
+EMPTY = 2**40  # position of an empty slot: after every query, so that no causal mask sees it
+SPARE = 64  # slots beyond what is held that `admit` leaves in the buffers of a cache that was much longer
 
 
 class Cache:
-    """State of decoding for one decoder: rings or buffers of each layer, and the keys of the encoder's output.
+    """State of decoding for one stack: rings or buffers of each layer, and the keys of the encoder's output.
 
-    `rows` sequences of at most `capacity` tokens. `even=True` promises that all rows always have the same length
-    and no padding: then slots are slices, and a single token needs no mask. `mask`: of the decoding, where it is not
-    the arch's.
+    `rows` sequences; buffers begin with place for `capacity` tokens a row and grow when a row becomes longer.
+    `even=True` promises that all rows always have the same length and no padding: then slots are slices, and a single
+    token needs no mask. `mask`: of the decoding, where it is not the arch's.
     """
 
     def __init__(
@@ -34,52 +35,53 @@ class Cache:
         even: bool,
         mask: parts.Mask | None = None,
     ) -> None:
-        masks = [layer_mask(mask or arch.mask, i) for i in range(layers)]
-        sizes = [min(m.window, capacity) if isinstance(m, parts.Sliding) else capacity for m in masks]
-        self.kinds = list(zip(sizes, masks, strict=True))  # layers of one kind share their plan
-        self.rows, self.even = rows, even
-        self.length = 0  # tokens read so far (with padding, where rows differ)
+        self.masks = [layer_mask(mask or arch.mask, i) for i in range(layers)]  # layers of one mask share their plan
+        self.rows, self.capacity, self.even = rows, capacity, even
+        self.length = 0  # tokens of the longest row, or more where rows differ
         self.prefix: Tensor | None = None  # B 1: tokens at the beginning that see each other whole
         self.chosen: parts.LayerMask | None = None  # the mask that stands for an open one
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
-        self.held: dict[Kind, Tensor] = {}  # B S+1: the position that each slot holds
-        self.plans: dict[Kind, Plan] = {}
+        self.held: dict[parts.LayerMask, Tensor] = {}  # B S+1: the position that each slot holds
+        self.plans: dict[parts.LayerMask, CachePlan] = {}
         self.cross: list[tuple[Tensor, Tensor] | None] = [None] * layers  # keys and values of the encoder's output
         self.memory_real: Tensor | None = None  # B S: which of the encoder's tokens are no padding
 
-    def begin(self, pos: Tensor, real: Tensor | None) -> None:
-        """Plan one step: tokens at the places `pos` (1|B T) of their rows, of which those where `real` (B T) is False
-        are padding.
+    # ------------------------------------------------------------ reading
 
-        An even cache goes on from where it stands and ignores both.
-        """
-        self.plans = {kind: Plan(self, kind, pos, real) for kind in dict.fromkeys(self.kinds)}
+    def begin(self, pos: Tensor, real: Tensor | None) -> None:
+        """Plan one step: tokens at the places `pos` (1|B T) of their rows; where `real` (B T) is False they are
+        padding. An even cache goes on from its length and ignores both."""
+        if self.length + pos.shape[-1] > self.capacity:
+            self._make_room(pos.shape[-1])
+        self.plans = {mask: CachePlan(self, mask, pos, real) for mask in dict.fromkeys(self.masks)}
         self.length += pos.shape[-1]
 
-    def plan(self, layer: int) -> Plan:
+    def plan(self, layer: int) -> CachePlan:
         """The step's plan for one layer."""
-        return self.plans[self.kinds[layer]]
+        return self.plans[self.masks[layer]]
 
     def write(self, layer: int, k: Tensor, v: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
-        """Keep new keys and values (B H T D) of `layer`; returns all that its plan's mask speaks of, keys turned."""
+        """Keep new keys and values (B H T D) of `layer`. Returns the keys (turned) and values at its plan's `kpos`."""
         if turn is not None:
             k = turn(k)
         if self.keys[layer] is None:
-            shape = (self.rows, k.shape[1], self.kinds[layer][0] + 1, k.shape[3])  # one slot more, for padding
+            shape = (self.rows, k.shape[1], self.slots(self.masks[layer]) + 1, k.shape[3])  # one more, for padding
             self.keys[layer], self.values[layer] = k.new_zeros(shape), v.new_zeros(shape)
         keys, values = self.keys[layer], self.values[layer]
         assert keys is not None and values is not None
         return self.plan(layer).write(keys, k), self.plan(layer).write(values, v)
 
     def forget(self, pos: Tensor) -> None:
-        """Give up the newest token of every row, which stood at `pos` (B 1): its slots are free again."""
-        for (size, _), held in self.held.items():
-            held.scatter_(1, pos % size, EMPTY)
+        """Drop the newest token of every row, which stands at `pos` (B 1)."""
+        for mask, held in self.held.items():
+            held.scatter_(1, pos % self.slots(mask), EMPTY)
         self.length -= 1
 
-    def reorder(self, rows: Tensor) -> None:
-        """Row i becomes what row `rows[i]` was (beam search)."""
+    # ------------------------------------------------------------ rows that join and leave
+
+    def keep(self, rows: Tensor) -> None:
+        """Row i becomes what row `rows[i]` was. A row that is not named is released; one may be named twice."""
 
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.index_select(0, rows)
@@ -89,20 +91,107 @@ class Cache:
             None if c is None else (c[0].index_select(0, rows), c[1].index_select(0, rows)) for c in self.cross
         ]
         self.memory_real, self.prefix = pick(self.memory_real), pick(self.prefix)
-        self.held = {kind: held.index_select(0, rows) for kind, held in self.held.items()}
+        self.held = {mask: held.index_select(0, rows) for mask, held in self.held.items()}
         self.rows = len(rows)
 
+    def admit(self, other: Cache) -> None:
+        """Take the rows of `other`, a cache of the same model, behind the own ones. `other` is of no use afterwards."""
+        if not self.rows:
+            vars(self).update(vars(other))
+            return
+        even = self.even and other.even and self.length == other.length
+        self.length = max(self.reach(), other.reach())
+        capacity = max(self.length + SPARE, other.capacity)
+        if self.capacity <= 2 * capacity:  # else long rows have left, and their place is given back
+            capacity = max(capacity, self.capacity)
+        self._resize(capacity)
+        other._resize(capacity)
+        self.even = even
+        self.keys = [_stacked(a, b) for a, b in zip(self.keys, other.keys, strict=True)]
+        self.values = [_stacked(a, b) for a, b in zip(self.values, other.values, strict=True)]
+        self.held = {mask: torch.cat([held, other.held[mask]]) for mask, held in self.held.items()}
+        self.prefix = _stacked(self.prefix, other.prefix)
+        self._admit_cross(other)
+        self.rows += other.rows
 
-class Plan:
-    """One step of one kind of layer: where new keys go, which are read, what each query may see."""
+    def _admit_cross(self, other: Cache) -> None:
+        """Texts of the encoder may have other lengths: the shorter ones get padding."""
+        if self.cross[0] is None or other.cross[0] is None:
+            return
+        size, more = self.cross[0][0].shape[2], other.cross[0][0].shape[2]
+        longest = max(size, more)
+        if size != more or self.memory_real is not None or other.memory_real is not None:
+            device = self.cross[0][0].device
+            real = [
+                torch.ones(c.rows, n, dtype=torch.bool, device=device) if c.memory_real is None else c.memory_real
+                for c, n in ((self, size), (other, more))
+            ]
+            self.memory_real = torch.cat([F.pad(r, (0, longest - r.shape[1])) for r in real])
+        for layer, (own, theirs) in enumerate(zip(self.cross, other.cross, strict=True)):
+            assert own is not None and theirs is not None
+            k, v = (
+                torch.cat([F.pad(a, (0, 0, 0, longest - size)), F.pad(b, (0, 0, 0, longest - more))])
+                for a, b in zip(own, theirs, strict=True)
+            )
+            self.cross[layer] = k, v
 
-    def __init__(self, cache: Cache, kind: Kind, pos: Tensor, real: Tensor | None) -> None:
-        self.size, mask = kind
-        size, length, start = self.size, pos.shape[-1], cache.length
+    # ------------------------------------------------------------ room
+
+    def slots(self, mask: parts.LayerMask) -> int:
+        """Slots a row of a layer's buffer."""
+        return min(mask.window, self.capacity) if isinstance(mask, parts.Sliding) else self.capacity
+
+    def reach(self) -> int:
+        """Tokens of the longest row."""
+        if self.even or not self.held:
+            return self.length
+        held = next(iter(self.held.values()))
+        return int(torch.where(held == EMPTY, -1, held).amax()) + 1
+
+    def _make_room(self, new: int) -> None:
+        self.length = self.reach()  # long rows may have left
+        if self.length + new > self.capacity:
+            self._resize(max(self.length + new, self.capacity + self.capacity // 2))
+
+    def _resize(self, capacity: int) -> None:
+        """Make the buffers `capacity` long, at least as long as any row. Only a ring of full size has wrapped, and that
+        one keeps its size; so every position stays in its slot."""
+        before = {mask: self.slots(mask) for mask in self.masks}
+        self.capacity = capacity
+        for mask, old in before.items():
+            new = self.slots(mask)
+            if new == old or mask not in self.held:
+                continue
+            self.held[mask] = _refitted(self.held[mask], 1, min(old, new), new + 1, EMPTY)
+            for layer, own in enumerate(self.masks):
+                k, v = self.keys[layer], self.values[layer]
+                if own == mask and k is not None and v is not None:
+                    self.keys[layer], self.values[layer] = (_refitted(x, 2, min(old, new), new + 1, 0) for x in (k, v))
+
+
+def _refitted(x: Tensor, dim: int, kept: int, size: int, fill: int) -> Tensor:
+    """The first `kept` entries of a dimension, then `fill` up to `size`."""
+    shape = list(x.shape)
+    shape[dim] = size
+    out = x.new_full(shape, fill)
+    out.narrow(dim, 0, kept).copy_(x.narrow(dim, 0, kept))
+    return out
+
+
+def _stacked(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else torch.cat([a, b])
+
+
+class CachePlan:
+    """One step of the layers with one mask: where new keys go, which are read, what each query may see."""
+
+    def __init__(self, cache: Cache, mask: parts.LayerMask, pos: Tensor, real: Tensor | None) -> None:
+        self.size = size = cache.slots(mask)
+        length, start = pos.shape[-1], cache.length
         end = start + length
-        if kind not in cache.held:
-            cache.held[kind] = torch.full((cache.rows, size + 1), EMPTY, device=pos.device)
-        held = cache.held[kind]
+        if mask not in cache.held:
+            cache.held[mask] = torch.full((cache.rows, size + 1), EMPTY, device=pos.device)
+        held = cache.held[mask]
         self.run: slice | None = None  # where the new keys stand side by side, and all before them
         self.chunk = False  # the new keys are read beside the ring, before it turns
         if cache.even and (end <= size or length == 1):
@@ -121,9 +210,9 @@ class Plan:
         self.at = torch.where(kept, pos % size, size)  # B T; the rest goes to the spare slot
         # what a ring overwrites is still to be read; where there is no window, a slot is its position for good
         self.chunk = isinstance(mask, parts.Sliding) and length > 1 and (start > 0 or length > size)
-        cache.held[kind] = held.scatter(1, self.at, torch.where(kept, pos, EMPTY))
+        cache.held[mask] = held.scatter(1, self.at, torch.where(kept, pos, EMPTY))
         self.kpos = (
-            torch.cat([held[:, :size], torch.where(keep, pos, EMPTY)], 1) if self.chunk else cache.held[kind][:, :size]
+            torch.cat([held[:, :size], torch.where(keep, pos, EMPTY)], 1) if self.chunk else cache.held[mask][:, :size]
         )
         facts = Facts(pos, self.kpos, plain=False, prefix=cache.prefix, chosen=cache.chosen)
         seen = visible(mask, facts).mask

@@ -209,7 +209,7 @@ class Stack(nn.Module):
         if cache is not None:
             cache.chosen = chosen
             cache.begin(order, real)
-            plans = {mask: plan for (_, mask), plan in cache.plans.items()}
+            plans = cache.plans
             seen = {mask: plans[mask].visible for mask in kinds}
             alike = list({id(plan): plan for plan in plans.values()}.values())
             spans = {mask: (alike.index(plans[mask]), plans[mask].qpos, plans[mask].kpos) for mask in kinds}

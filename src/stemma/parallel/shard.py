@@ -244,10 +244,11 @@ class Spread:
         """As of a module: an optimiser may go by names."""
         return self.named()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Local parameters and kept buffers by name, without gradients."""
-        found = {name: _local(t).detach() for name, t in self._learners.tensors().items()}
-        return found | {name: p.detach() for name, p in self.held.items()}
+    def tensors(self, frozen: bool = False) -> dict[str, Tensor]:
+        """Local parameters that learn and persistent buffers by name, detached; with `frozen`, the other parameters
+        too."""
+        found = {name: _local(t).detach() for name, t in self._learners.tensors(frozen).items()}
+        return found | {name: p.detach() for name, p in self.held.items() if frozen or p.requires_grad}
 
     def refresh(self) -> None:
         """Let go of gathered weights, which are not those any more that local parts say."""
@@ -295,7 +296,7 @@ class Spread:
     def whole(self) -> dict[str, Tensor]:
         """Every tensor of the model and its nets in full, on the CPU of the leading process; nothing elsewhere."""
         found: dict[str, Tensor] = {}
-        for name, local in self.tensors().items():
+        for name, local in self.tensors(frozen=True).items():
             full = self.layouts[name].whole(local).full_tensor() if name in self.layouts else local
             if self.world.is_main:
                 found[name] = full.cpu()

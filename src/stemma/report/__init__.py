@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from stemma.report.read import Run, read
+from stemma.report.read import RunFiles, read
 
-__all__ = ["Run", "read", "write"]
+__all__ = ["RunFiles", "read", "write"]
 
 
 def write(runs: Iterable[str | Path], out: str | Path = "report.html", *, title: str | None = None) -> Path:

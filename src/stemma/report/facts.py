@@ -10,7 +10,7 @@ from stemma import families
 from stemma.declare.family import Family
 from stemma.declare.objectives import label
 from stemma.errors import UsageError
-from stemma.report.read import Run
+from stemma.report.read import RunFiles
 
 
 def k(i: int) -> str:
@@ -18,7 +18,7 @@ def k(i: int) -> str:
     return f"k{i % 6}"
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
+def labels(runs: Sequence[RunFiles]) -> list[str]:
     """A name for each run, told apart by directory, then by number, where names repeat."""
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
@@ -26,7 +26,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
     return [f"{n} #{i + 1}" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
 
-def named(runs: Sequence[Run]) -> Iterator[tuple[int, Run, str]]:
+def named(runs: Sequence[RunFiles]) -> Iterator[tuple[int, RunFiles, str]]:
     """The number, the run and the name of each."""
     yield from zip(range(len(runs)), runs, labels(runs), strict=True)
 
@@ -55,7 +55,7 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def owner(run: Run) -> Family | None:
+def owner(run: RunFiles) -> Family | None:
     """The family of a run, if the tree here knows it."""
     try:
         return families.family(run.name)
@@ -63,7 +63,13 @@ def owner(run: Run) -> Family | None:
         return None
 
 
-def losses(run: Run) -> list[float]:
+def start_of(run: RunFiles) -> str:
+    """The run, folder or hub id whose weights a run began with; "" for fresh weights."""
+    train = run.plan.get("train")
+    return str(train.get("start") or "") if isinstance(train, dict) else ""
+
+
+def losses(run: RunFiles) -> list[float]:
     """The losses of its steps."""
     return [v for row in run.steps if (v := number(row.get("loss"))) is not None]
 
@@ -79,12 +85,12 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return out
 
 
-def last(run: Run, key: str) -> float | None:
+def last(run: RunFiles, key: str) -> float | None:
     """The last value of a metric."""
     return next((v for row in reversed(run.steps) if (v := number(row.get(key))) is not None), None)
 
 
-def first_of(run: Run, *keys: str) -> float | None:
+def first_of(run: RunFiles, *keys: str) -> float | None:
     """The first of these numbers that the summary has, or else the run itself."""
     for source in (run.summary, run.info):
         for key in keys:
@@ -93,7 +99,7 @@ def first_of(run: Run, *keys: str) -> float | None:
     return None
 
 
-def quality(run: Run) -> tuple[float, bool] | None:
+def quality(run: RunFiles) -> tuple[float, bool] | None:
     """Bits per byte of held-out text, and whether they are of all of it (or of the hidden parts alone)."""
     val = run.summary.get("val")
     for source in (val if isinstance(val, dict) else {}, run.summary):
@@ -103,29 +109,29 @@ def quality(run: Run) -> tuple[float, bool] | None:
     return None
 
 
-def told(run: Run) -> float | None:
+def told(run: RunFiles) -> float | None:
     """The share of tokens of which a detector told rightly whether they were replaced."""
     val = run.summary.get("val")
     return number(val.get("replaced_right")) if isinstance(val, dict) else None
 
 
-def seconds_of(run: Run) -> float | None:
+def seconds_of(run: RunFiles) -> float | None:
     found = first_of(run, "seconds", "train_seconds")
     return found if found is not None else last(run, "seconds")
 
 
-def tokens_of(run: Run) -> float | None:
+def tokens_of(run: RunFiles) -> float | None:
     found = first_of(run, "tokens")
     return found if found is not None else last(run, "tokens")
 
 
-def speed_of(run: Run) -> float | None:
+def speed_of(run: RunFiles) -> float | None:
     found = first_of(run, "tokens_per_second")
     tokens, seconds = tokens_of(run), seconds_of(run)
     return found if found is not None else tokens / seconds if tokens and seconds else None
 
 
-def kind_text(run: Run) -> str:
+def kind_text(run: RunFiles) -> str:
     objective = run.plan.get("objective")
     kind = objective.get("kind") if isinstance(objective, dict) else None
     return ", ".join(x for x in (run.structure, kind and label(str(kind))) if x)

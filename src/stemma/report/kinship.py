@@ -12,11 +12,11 @@ from stemma.errors import UsageError
 from stemma.markup import change_row
 from stemma.nn.parts import Arch
 from stemma.report.facts import k, owner
-from stemma.report.read import Run
+from stemma.report.read import RunFiles
 from stemma.words import children, ranked
 
 
-def family_tree(runs: Sequence[Run]) -> str:
+def family_tree(runs: Sequence[RunFiles]) -> str:
     trained: dict[str, int] = {}
     for i, run in enumerate(runs):
         family = owner(run)
@@ -104,7 +104,7 @@ def described(order: Iterable[Family], trained: dict[str, int]) -> str:
     return ", ".join(parts) + "; trained here: " + ", ".join(trained)
 
 
-def run_changes(family: Family, run: Run) -> list[spec.Change]:
+def run_changes(family: Family, run: RunFiles) -> list[spec.Change]:
     """Where the run's own network or objective is not its family's, sizes and windows apart."""
     changes: list[spec.Change] = []
     for part, kind in (("arch", Arch), ("objective", Objective)):
@@ -116,7 +116,7 @@ def run_changes(family: Family, run: Run) -> list[spec.Change]:
     return [c for c in changes if not c.path.startswith("arch.mask")]
 
 
-def changes_panel(family: Family, i: int, run: Run) -> str:
+def changes_panel(family: Family, i: int, run: RunFiles) -> str:
     line = " &larr; ".join(escape(f.name) for f in family.lineage)
     parent = family.parent
     if parent is None:

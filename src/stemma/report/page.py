@@ -28,11 +28,12 @@ from stemma.report.facts import (
     short,
     smoothed,
     speed_of,
+    start_of,
     tokens_of,
     told,
 )
 from stemma.report.kinship import family_tree
-from stemma.report.read import Run
+from stemma.report.read import RunFiles
 from stemma.report.samples import samples
 
 POINTS = 400  # points of a curve, at most
@@ -40,7 +41,7 @@ DASHES = ("", "9 5", "3 4", "12 4 3 4", "6 3", "2 6")
 NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six")
 
 
-def render(runs: Sequence[Run], title: str | None = None) -> str:
+def render(runs: Sequence[RunFiles], title: str | None = None) -> str:
     """The whole page. Raises UsageError without runs."""
     if not runs:
         raise UsageError("a report needs at least one run")
@@ -77,7 +78,7 @@ def render(runs: Sequence[Run], title: str | None = None) -> str:
 # ---------------------------------------------------------------- head and cards
 
 
-def default_title(runs: Sequence[Run]) -> str:
+def default_title(runs: Sequence[RunFiles]) -> str:
     if len(runs) == 1:
         return f"{runs[0].name}, trained"
     count = NUMBERS[len(runs)] if len(runs) < len(NUMBERS) else str(len(runs))
@@ -86,7 +87,7 @@ def default_title(runs: Sequence[Run]) -> str:
     return f"{count} {'relatives' if relatives else 'runs'}{', one budget' if same else ''}"
 
 
-def lede(runs: Sequence[Run]) -> str:
+def lede(runs: Sequence[RunFiles]) -> str:
     names = [f'<span class="name {k(i)}">{escape(n)}</span>' for i, n in enumerate(labels(runs))]
     joined = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
     data = {str(run.plan["data"]) for run in runs if run.plan.get("data")}
@@ -96,10 +97,20 @@ def lede(runs: Sequence[Run]) -> str:
     each = f", {short(budget)} tokens{' each' if len(runs) > 1 else ''}" if len(tokens) == 1 and budget else ""
     total = sum(seconds_of(run) or 0 for run in runs)
     time = f", in {duration(total)}{' together' if len(runs) > 1 else ''}" if total else ""
-    return f"{joined}, trained from nothing{on}{each}{time}."
+    return f"{joined}, {weights_text(runs)}{on}{each}{time}."
 
 
-def results(runs: Sequence[Run]) -> str:
+def weights_text(runs: Sequence[RunFiles]) -> str:
+    """What the weights of the runs were before training."""
+    starts = [start_of(run) for run in runs]
+    if not any(starts):
+        return "trained from nothing"
+    if len(set(starts)) == 1:
+        return f"trained from the weights of <code>{escape(starts[0])}</code>"
+    return "trained from given weights" if all(starts) else "trained from nothing or from given weights"
+
+
+def results(runs: Sequence[RunFiles]) -> str:
     cards = []
     for i, run, name in named(runs):
         found = quality(run)
@@ -117,6 +128,8 @@ def results(runs: Sequence[Run]) -> str:
             ("time", duration(seconds_of(run))),
             ("speed", short(speed_of(run), " tokens/s")),
         ]
+        if start := start_of(run):
+            rows.append(("weights from", start))
         if each := losses(run):
             rows.insert(0, ("loss, first to last", f"{each[0]:.2f} to {smoothed(each)[-1]:.2f}"))
         dl = "".join(f"<dt>{a}</dt><dd>{escape(b)}</dd>" for a, b in rows if b != "-")
@@ -131,7 +144,7 @@ def results(runs: Sequence[Run]) -> str:
 # ---------------------------------------------------------------- curves
 
 
-def points(run: Run) -> list[list[float]]:
+def points(run: RunFiles) -> list[list[float]]:
     """[tokens, seconds, loss, smoothed loss], thinned by taking means of neighbours."""
     rows = []
     for row in run.steps:
@@ -148,7 +161,7 @@ def points(run: Run) -> list[list[float]]:
     return [[float(f"{sum(c) / len(g):.5g}") for c in zip(*g, strict=True)] for g in groups]
 
 
-def curve_data(runs: Sequence[Run]) -> str:
+def curve_data(runs: Sequence[RunFiles]) -> str:
     data = [
         {"name": name, "k": i % 6, "dash": DASHES[i % len(DASHES)], "points": pts}
         for i, run, name in named(runs)
@@ -157,7 +170,7 @@ def curve_data(runs: Sequence[Run]) -> str:
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def curves(runs: Sequence[Run]) -> str:
+def curves(runs: Sequence[RunFiles]) -> str:
     drawn = [(i, run, name) for i, run, name in named(runs) if len(points(run)) > 1]
     if not drawn:
         return ""
@@ -203,7 +216,7 @@ def curves(runs: Sequence[Run]) -> str:
 # ---------------------------------------------------------------- bits per byte
 
 
-def baselines(runs: Sequence[Run]) -> dict[str, float]:
+def baselines(runs: Sequence[RunFiles]) -> dict[str, float]:
     """The simple models that summaries compare with: name -> bits per byte."""
     found: dict[str, float] = {}
     for run in runs:
@@ -216,7 +229,7 @@ def baselines(runs: Sequence[Run]) -> dict[str, float]:
     return found
 
 
-def bits(runs: Sequence[Run]) -> str:
+def bits(runs: Sequence[RunFiles]) -> str:
     rows = [(name, quality(run), i) for i, run, name in named(runs)]
     known = [(found[0], found[1], name, i) for name, found, i in rows if found is not None]
     if not known:
@@ -251,7 +264,7 @@ def bits(runs: Sequence[Run]) -> str:
 # ---------------------------------------------------------------- speed and details
 
 
-def speed(runs: Sequence[Run]) -> str:
+def speed(runs: Sequence[RunFiles]) -> str:
     rows = ""
     for i, run, name in named(runs):
         share = first_of(run, "peak_share")
@@ -273,7 +286,7 @@ def speed(runs: Sequence[Run]) -> str:
     )
 
 
-def details(runs: Sequence[Run]) -> str:
+def details(runs: Sequence[RunFiles]) -> str:
     out = []
     for i, run, name in named(runs):
         command = run.info.get("command")
@@ -303,7 +316,7 @@ def details(runs: Sequence[Run]) -> str:
     return "".join(out)
 
 
-def data_text(run: Run) -> str | None:
+def data_text(run: RunFiles) -> str | None:
     """Amount and fingerprint of a run's text."""
     data = run.info.get("data")
     if not isinstance(data, dict):

@@ -12,7 +12,7 @@ from stemma.errors import CheckpointError, DataError, UsageError
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFiles:
     """What the files of a run directory say; absent files are empty here."""
 
     path: Path
@@ -37,7 +37,7 @@ class Run:
         return str(arch.get("structure", "")) if isinstance(arch, dict) else ""
 
 
-def read(path: str | Path) -> Run:
+def read(path: str | Path) -> RunFiles:
     """The run in a directory. Raises UsageError if there is none, DataError for a damaged file."""
     path = Path(path)
     if not (path / "run.json").is_file():
@@ -46,7 +46,7 @@ def read(path: str | Path) -> Run:
     info = _object(path / "run.json")
     steps, warnings = _lines(path / "metrics.jsonl")
     summary, samples = (_object(path / name, optional=True) for name in ("summary.json", "samples.json"))
-    return Run(path, info, steps, summary, samples, tuple(warnings))
+    return RunFiles(path, info, steps, summary, samples, tuple(warnings))
 
 
 def _object(path: Path, optional: bool = False) -> dict[str, Any]:

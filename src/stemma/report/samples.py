@@ -7,10 +7,10 @@ from html import escape
 from typing import Any
 
 from stemma.report.facts import k, named, number
-from stemma.report.read import Run
+from stemma.report.read import RunFiles
 
 
-def samples(runs: Sequence[Run]) -> str:
+def samples(runs: Sequence[RunFiles]) -> str:
     panels = []
     for i, run, name in named(runs):
         parts = [
@@ -25,7 +25,7 @@ def samples(runs: Sequence[Run]) -> str:
     return f'<div class="two">{"".join(panels)}</div>' if panels else ""
 
 
-def listed(run: Run, key: str) -> list[dict[str, Any]]:
+def listed(run: RunFiles, key: str) -> list[dict[str, Any]]:
     found = run.samples.get(key)
     return [s for s in found if isinstance(s, dict)] if isinstance(found, list) else []
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from stemma import families, formats
 from stemma.declare.family import Design, Text
@@ -22,6 +19,7 @@ from stemma.objectives.languages import UNKNOWN
 from stemma.parallel import World
 from stemma.train import start
 from stemma.train.config import Net, Plan
+from stemma.train.learners import fingerprint
 from stemma.train.loop import Loop
 from stemma.train.scale import warmup
 from stemma.train.source import Source, TextSource
@@ -51,17 +49,8 @@ def pin_teachers(plan: Plan, tokenizer: Any) -> tuple[Plan, Any]:
                 "given; leave it out"
             )
         tokenizer = model.tokenizer
-        nets[i] = replace(net, fingerprint=fingerprint(model))
+        nets[i] = replace(net, fingerprint=fingerprint(model.state_dict()))
     return replace(plan, nets=tuple(nets)), tokenizer
-
-
-def fingerprint(model: Model) -> str:
-    """A hash of a network's weights."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def design_of(plan: Plan) -> Design:
@@ -142,7 +131,7 @@ def _frozen(net: Net) -> Model:
     if Path(net.weights).is_absolute() and not Path(net.weights).exists():
         raise CheckpointError(f"the {net.role} of this run is gone: there is no {net.weights}")
     model = formats.load(net.weights).eval().requires_grad_(False)
-    if net.fingerprint and fingerprint(model) != net.fingerprint:
+    if net.fingerprint and fingerprint(model.state_dict()) != net.fingerprint:
         raise CheckpointError(
             f"{net.weights} is not the {net.role} that this run was started with: its weights changed"
         )

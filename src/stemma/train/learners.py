@@ -1,9 +1,11 @@
-"""The networks that learn in a run, as one module."""
+"""The networks that learn in a run, as one module, and fingerprints of weights."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from stemma.nn.model import Model
@@ -32,10 +34,26 @@ class Learners(nn.Module):
                     seen.add(id(p))
                     yield prefix + name, p
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers by name, detached."""
-        found = {name: p.detach() for name, p in self.named()}
+    def tensors(self, frozen: bool = False) -> dict[str, Tensor]:
+        """Parameters that learn and persistent buffers by name, detached; with `frozen`, the other parameters too."""
+        found = {name: p.detach() for name, p in self.named() if frozen or p.requires_grad}
         for prefix, net in self.each():
             names = {name for name, _ in net.named_parameters(remove_duplicate=False)}
             found |= {prefix + k: v for k, v in net.state_dict().items() if k not in names}
         return found
+
+    def frozen(self) -> dict[str, Tensor]:
+        """The parameters that do not learn. A checkpoint lacks them: they are those that the run began with."""
+        return {name: p.detach() for name, p in self.named() if not p.requires_grad}
+
+
+def fingerprint(tensors: Mapping[str, Tensor], entries: int | None = None) -> str:
+    """A hash of tensors by name; with `entries`, of about so many entries of each, evenly spread."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        part = tensor.detach()
+        if entries is not None and part.numel() > entries:
+            part = part.flatten()[:: part.numel() // entries]
+        digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -26,10 +26,11 @@ from stemma.train.ahead import Ahead
 from stemma.train.average import Average
 from stemma.train.config import Plan
 from stemma.train.device import pick_device, pick_precision
-from stemma.train.learners import Learners
+from stemma.train.learners import Learners, fingerprint
 from stemma.train.recompute import recompute
 from stemma.train.source import DummyBatch, Source
 
+SAMPLED = 1000  # entries of a frozen tensor that are compared when a run is resumed
 AHEAD = {"cpu": 0, "cuda": 2}  # steps whose batches are made ahead, where the plan leaves it open
 
 
@@ -62,6 +63,7 @@ class Loop:
         self.nets = {role: net.to(self.device) for role, net in (nets or {}).items()}
         objective.tie(self.model, self.nets)
         learning = Learners(self.model, {n.role: self.nets[n.role].train() for n in plan.nets if n.learns})
+        self.frozen = _frozen(learning)
         self.learners = self.distribute(learning)
         self.lr, self.steps = recipe.lr, recipe.steps
         parts = getattr(self.learners, "parts", None)
@@ -71,7 +73,8 @@ class Loop:
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.update, self._drawn = 0, 0  # of the step at hand: updates taken, tokens drawn
         self.cursor: Any = source.cursor_type()
-        self.average = Average(dict(self.learners.named()), plan.train.average) if plan.train.average else None
+        learn = {name: p for name, p in self.learners.named() if p.requires_grad}
+        self.average = Average(learn, plan.train.average) if plan.train.average else None
         self.rewinds, self.losses = 0, list[float]()
         ahead = plan.train.ahead if plan.train.ahead is not None else AHEAD[self.device.type]
         self.ahead = 0 if source.online else ahead
@@ -273,6 +276,7 @@ class Loop:
             "cursor": self.source.save(self.cursor),
             "rewinds": self.rewinds,
             "losses": self.losses,
+            **self.frozen,
         }
         weights, slots = self.tensors()
         spikes, place = self.plan.train.spikes, (self.rewinds, self.step)
@@ -282,7 +286,8 @@ class Loop:
         return path
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The tensors of a checkpoint: weights by name, and by `weight:slot` the optimiser's state and the mean."""
+        """The tensors of a checkpoint: weights that learn by name, and by `weight:slot` the optimiser's state and the
+        mean."""
         slots = optim.state(self.learners, self.optimizer) | (self.average.state() if self.average is not None else {})
         return self.learners.tensors(), slots
 
@@ -298,9 +303,14 @@ class Loop:
             raise CheckpointError(
                 f"the checkpoint {path} was written by an older version, in another order of the text"
             )
-        own = self.learners.tensors()
-        if odd := sorted(own.keys() ^ weights.keys()):
+        own, frozen = self.learners.tensors(), set(self.frozen.get("frozen", {}).get("names", ()))
+        if odd := sorted(own.keys() ^ (weights.keys() - frozen)):
             raise CheckpointError(f"the checkpoint {path} does not fit this model: {odd[0]} is in one of them only")
+        if "frozen" in state and state["frozen"] != self.frozen.get("frozen"):
+            raise CheckpointError(
+                f"the frozen weights are not those that the checkpoint {path} was written beside: put back "
+                f"{self.plan.train.start or 'the weights'} as it was when the run began"
+            )
         for name, tensor in own.items():
             if tensor.shape != weights[name].shape:
                 raise CheckpointError(
@@ -311,6 +321,7 @@ class Loop:
         if self.average is not None:
             self.average.restore(slots, state["step"])
         self.optimizer.state.clear()
+        slots = {key: slot for key, slot in slots.items() if key.rpartition(":")[0] not in frozen}
         optim.restore(self.learners, self.optimizer, slots)
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.rewinds, self.losses = state["rewinds"], list(state["losses"])
@@ -372,6 +383,13 @@ class Loop:
         """Step to the end of the run, with metrics and checkpoints in `run` (`runs.drive`). Returns False if a signal
         asked to stop."""
         return drive(self, run, on_step=on_step, evaluate=evaluate, quiet=quiet)
+
+
+def _frozen(learners: Learners) -> dict[str, Any]:
+    """What a checkpoint's state says of the parameters that do not learn; nothing where all do."""
+    if not (tensors := learners.frozen()):
+        return {}
+    return {"frozen": {"names": sorted(tensors), "fingerprint": fingerprint(tensors, SAMPLED)}}
 
 
 def _mix(*numbers: int) -> int:

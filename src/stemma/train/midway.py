@@ -12,7 +12,8 @@ from stemma.nn.model import Model
 from stemma.runs import checkpoint
 from stemma.train.assemble import model_of, nets_of, objective_of
 from stemma.train.average import SLOT
-from stemma.train.learners import Learners
+from stemma.train.learners import Learners, fingerprint
+from stemma.train.loop import SAMPLED
 from stemma.train.prepare import read_plan, tokenizer_of
 
 
@@ -23,20 +24,27 @@ def is_checkpoint(path: Path) -> bool:
 
 def load_checkpoint(path: Path) -> Model:
     """The model as it was at the checkpoint `path` of a run, whole and in eval mode, whatever mesh wrote it; where the
-    run keeps a mean of the weights, that mean, as at the end of the run. Raises CheckpointError for one that is damaged
-    or not the run's."""
+    run keeps a mean of the weights, that mean, as at the end of the run. Parameters that do not learn are those that
+    the run began with. Raises CheckpointError for a checkpoint that is damaged or not the run's."""
     run = path.absolute().parent.parent
     plan, _ = read_plan(run)
-    plan = replace(plan, train=replace(plan.train, start=""))  # weights that are replaced need not be read
     tokenizer = tokenizer_of(run)
-    weights, slots, _ = checkpoint.load(path)
+    weights, slots, state = checkpoint.load(path)
+    if not (frozen := state.get("frozen")):
+        plan = replace(plan, train=replace(plan.train, start=""))  # weights that are replaced need not be read
     model, learning = model_of(plan, tokenizer), tuple(net for net in plan.nets if net.learns)
     objective, nets = objective_of(plan, tokenizer), nets_of(replace(plan, nets=learning), tokenizer)
     if nets:
         objective.tie(model, nets)
     own = Learners(model, nets).tensors()
-    if odd := sorted(own.keys() ^ weights.keys()):
+    kept = {name: own.pop(name) for name in frozen["names"] if name in own} if frozen else {}
+    if odd := sorted(own.keys() ^ (weights.keys() - kept.keys())):
         raise CheckpointError(f"the checkpoint {path} does not fit this model: {odd[0]} is in one of them only")
+    if frozen and fingerprint(kept, SAMPLED) != frozen["fingerprint"]:
+        raise CheckpointError(
+            f"the frozen weights of the run {run} are not those that it began with; put back "
+            f"{plan.train.start or 'the weights'} as it was"
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(slots.get(f"{name}:{SLOT}", weights[name]))

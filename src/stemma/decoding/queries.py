@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stemma.decoding.session import Session, pad
+from stemma.decoding.inputs import pad
+from stemma.decoding.session import Session
 from stemma.nn.cache import Cache
-from stemma.nn.model import Model
 from stemma.nn.parts import Prefix
 from stemma.nn.streams import Request
 
@@ -27,23 +27,21 @@ from stemma.nn.streams import Request
 class QuerySession(Session):
     """A decoding by a query stream."""
 
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: int) -> None:
-        self.prepare(model, prompts, room)
+    def read(self, prompts: Sequence[Sequence[int]]) -> None:
+        model = self.model
         assert model.encoder is not None
         ids, real = pad(prompts, self.device)
-        self.cache = Cache(
-            model.arch, len(model.encoder.order), len(ids), ids.shape[1] + room, bool(real.all()), Prefix()
-        )
+        self.cache = Cache(model.arch, len(model.encoder.order), len(ids), self._capacity(), bool(real.all()), Prefix())
         self.cache.prefix = self.lengths[:, None]
         places = torch.arange(ids.shape[1], device=self.device).expand(len(ids), -1)
-        self.read(ids, None if self.cache.even else real, places)
+        self._take_in(ids, None if self.cache.even else real, places)
 
     def step(self, tokens: Tensor) -> Tensor:
         self.lengths = self.lengths + 1
-        return self.read(tokens[:, None], None, self.lengths[:, None] - 1)
+        return self._take_in(tokens[:, None], None, self.lengths[:, None] - 1)
 
-    def read(self, ids: Tensor, real: Tensor | None, places: Tensor) -> Tensor:
-        """Take in tokens (B T) at their places and ask for the one after the last: B V."""
+    def _take_in(self, ids: Tensor, real: Tensor | None, places: Tensor) -> Tensor:
+        """Read tokens (B T) at their places and ask for the one after the last: B V."""
         request = Request(places=self.lengths[:, None])
         hidden = self.model.encode(ids, real, position_ids=places, cache=self.cache, request=request)
         self.logits = self._head(hidden[:, 0])

@@ -1,0 +1,125 @@
+"""Texts that go on: `generate` returns them, `stream` yields them token by token."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from stemma.decoding import beams
+from stemma.decoding.batch import Batch, Event, Result
+from stemma.decoding.detokenizer import Detokenizer
+from stemma.decoding.inputs import evaluating
+from stemma.decoding.requests import GenerationRequest, Prompts, requests
+from stemma.decoding.sampling import SamplingParams
+from stemma.decoding.sessions import kind
+from stemma.errors import UsageError
+from stemma.nn.model import Model
+
+Params = SamplingParams | Sequence[SamplingParams]
+
+
+def generate(
+    model: Model,
+    prompts: Prompts,
+    params: Params | None = None,
+    *,
+    stream: Callable[[int, str], None] | None = None,
+    batch: int | None = None,
+    **options: Any,
+) -> list[Result]:
+    """Continue every prompt; one result a prompt, in order.
+
+    `prompts` are texts or lists of token ids, of any lengths. `params`: the `SamplingParams` of all prompts, or one for
+    each; `options` replace fields of theirs, so `generate(model, prompts, temperature=0.7, seed=3)` needs no `params`.
+    An option that is left out is the checkpoint's (generation_config.json), else: greedy, no rules, one beam, 32 new
+    tokens. A warning names keys of that file that are not followed.
+
+    A text depends on its prompt, its options and its seed, not on the other prompts, up to rounding. With one `seed`
+    for all (default 0), prompt i draws with `row_seed(seed, i)`: equal prompts get different texts.
+
+    `stream(row, piece)` is called with new text as it comes. `batch`: prompts at a time (default all); when a text
+    ends, the next prompt takes its place. Raises UsageError for what cannot be.
+    """
+    _check_batch(batch)
+    asked = requests(model, prompts, params, options)
+    drawn = [(i, r) for i, r in enumerate(asked) if r.beams.width == 1]
+    searched = [(i, r) for i, r in enumerate(asked) if r.beams.width > 1]
+    _check_beams([r for _, r in searched], stream is not None, options.get("num_beams") is None)
+    if stream is not None and model.tokenizer is None:
+        raise UsageError("streaming needs a tokenizer, and this model came without one")
+    results: dict[int, Result] = {}
+    with torch.inference_mode(), evaluating(model):
+        for events in _steps(model, drawn, batch, stream is not None):
+            for event in events:
+                if stream is not None and event.text:
+                    stream(event.row, event.text)
+                if event.result is not None:
+                    results[event.row] = event.result
+        for first in range(0, len(searched), batch or len(asked)):
+            these = searched[first : first + (batch or len(asked))]
+            found = beams.search(model, [r for _, r in these])
+            results |= {i: _result(model, r, b) for (i, r), b in zip(these, found, strict=True)}
+    return [results[i] for i in range(len(asked))]
+
+
+def stream(
+    model: Model, prompts: Prompts, params: Params | None = None, *, batch: int | None = None, **options: Any
+) -> Iterator[Event]:
+    """The tokens of every prompt's continuation, each an `Event` as soon as it is drawn; arguments as of `generate`.
+
+    Options are checked at the call. The model computes while the next event is waited for, without gradients and in
+    eval mode; between events it is in its own mode. Whoever stops early just leaves the loop: the cache goes with the
+    iterator. Beams cannot be streamed.
+    """
+    _check_batch(batch)
+    asked = requests(model, prompts, params, options)
+    _check_beams([r for r in asked if r.beams.width > 1], True, options.get("num_beams") is None)
+    return _guarded(model, _steps(model, list(enumerate(asked)), batch, True))
+
+
+def _guarded(model: Model, steps: Iterator[list[Event]]) -> Iterator[Event]:
+    """Events of `steps`, whose modes end before each event is handed out."""
+    while True:
+        with torch.inference_mode(), evaluating(model):
+            events = next(steps, None)
+        if events is None:
+            return
+        yield from events
+
+
+def _steps(
+    model: Model, asked: Sequence[tuple[int, GenerationRequest]], batch: int | None, pieces: bool
+) -> Iterator[list[Event]]:
+    """The events of each step, until all requests have ended; at most `batch` rows at a time."""
+    every = [request for _, request in asked]
+    sort = kind(model, [r.prompt for r in every], [r.rules.length for r in every])
+    waiting, running = deque(asked), Batch(model, pieces, sort)
+    while waiting or running:
+        free = len(waiting) if batch is None else batch - len(running)
+        if waiting and free > 0:
+            running.add([waiting.popleft() for _ in range(min(free, len(waiting)))])
+        yield running.step()
+
+
+def _check_batch(batch: int | None) -> None:
+    if batch is not None and batch < 1:
+        raise UsageError(f"batch must be at least 1, not {batch}")
+
+
+def _check_beams(asked: Sequence[GenerationRequest], streams: bool, checkpoints: bool) -> None:
+    for request in asked:
+        if request.sampler.temperature > 0 or streams or request.stop:
+            width = request.beams.width
+            whose = f"; the checkpoint asks for {width} beams: num_beams=1 does without" if checkpoints else ""
+            raise UsageError(
+                f"beam search (num_beams > 1) goes with neither temperature, stop strings nor streaming{whose}"
+            )
+
+
+def _result(model: Model, request: GenerationRequest, beam: beams.Beam) -> Result:
+    text = None if model.tokenizer is None else Detokenizer(model, request.prompt).decode(beam.ids)
+    reason = "eos" if beam.ids[-1] in request.rules.eos else "length"
+    return Result(beam.ids, text, beam.logprobs, reason, request.seed)

@@ -1,0 +1,160 @@
+"""Prompts and options of a call made into requests, which leave nothing open."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stemma.decoding import blanks
+from stemma.decoding import generation_config as config
+from stemma.decoding.inputs import answers, check_model, generates, language_of
+from stemma.decoding.rules import LENGTH, BeamRules, Rules
+from stemma.decoding.sampling import Sampler, SamplingParams, per_prompt
+from stemma.errors import CheckpointError, UsageError
+from stemma.nn.model import Model
+from stemma.nn.parts import Prefix
+
+Prompts = str | Sequence[str | Sequence[int]]
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt (token ids) and how it is continued. `start`: the first token of an encoder-decoder's text; `answers`:
+    the text does not go on from the prompt."""
+
+    prompt: list[int]
+    sampler: Sampler
+    rules: Rules
+    beams: BeamRules
+    stop: tuple[str, ...]
+    language: int | None
+    start: int | None
+    answers: bool
+    seed: int = 0
+
+    @property
+    def written(self) -> list[int]:
+        """The tokens before the first new one."""
+        if self.start is not None:
+            return [self.start]
+        return [] if self.answers else list(self.prompt)
+
+
+def requests(
+    model: Model,
+    prompts: Prompts,
+    params: SamplingParams | Sequence[SamplingParams] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[GenerationRequest]:
+    """A request for every prompt; `params` and `options` as in `per_prompt`. Raises UsageError for what cannot be."""
+    check_model(model)
+    if not generates(model):
+        if model.lm is None:
+            raise UsageError("this model has no language-model head, so it cannot continue a text")
+        raise UsageError("an encoder cannot continue a text; use stemma.fill (or `stemma fill`) with this model")
+    rows = [prompts] if isinstance(prompts, str) else list(prompts)
+    own = per_prompt(params, options or {}, len(rows))
+    known: dict[SamplingParams, GenerationRequest] = {}
+    if not own:  # options that cannot be are refused without a prompt too
+        own = per_prompt(None if isinstance(params, Sequence) else params, options or {}, 1)
+    for p in own:
+        seedless = replace(p, seed=None)
+        if seedless not in known:
+            known[seedless] = _request(model, seedless)
+    config.warn_ignored(model)
+    if model.tokenizer is None and any(p.stop for p in own):
+        raise UsageError("stop strings need a tokenizer, and this model came without one")
+    return [
+        replace(known[replace(p, seed=None)], prompt=_encode(model, prompt), seed=p.seed or 0)
+        for p, prompt in zip(own, rows, strict=False)
+    ]
+
+
+def _request(model: Model, params: SamplingParams) -> GenerationRequest:
+    """Options without a prompt: each the call's, else the checkpoint's, else the default."""
+    rules = _rules(model, params)
+    if params.decoder_start_token_id is not None and model.encoder is None:
+        raise UsageError("decoder_start_token_id is for an encoder-decoder; a decoder goes on from its prompt")
+    both = model.arch.structure == "encoder-decoder"
+    width = config.num_beams(model, params)
+    return GenerationRequest(
+        prompt=[],
+        sampler=_sampler(model, params, width),
+        rules=rules,
+        beams=_beams(model, params, width),
+        stop=tuple(params.stop),
+        language=language_of(model, params.language),
+        start=config.start_token(model, params.decoder_start_token_id) if both else None,
+        answers=answers(model),
+    )
+
+
+def _rules(model: Model, params: SamplingParams) -> Rules:
+    vocab, least, ngram = model.dims.vocab, params.min_new_tokens, params.no_repeat_ngram_size
+    length, penalty = params.max_new_tokens, params.repetition_penalty
+    eos = config.eos_ids(model)
+    if params.eos_token_id is not None:
+        eos = config.option_ids(model, "eos_token_id", params.eos_token_id, own=False)
+    first, last = params.forced_bos_token_id, params.forced_eos_token_id
+    return Rules(
+        length if length is not None else config.max_new_tokens(model) or LENGTH,
+        eos=() if params.ignore_eos else eos,
+        least=config.integer(model, "min_new_tokens") if least is None else least,
+        least_whole=config.integer(model, "min_length") if least is None else 0,
+        penalty=config.number(model, "repetition_penalty", 1.0) if penalty is None else penalty,
+        ngram=config.integer(model, "no_repeat_ngram_size") if ngram is None else ngram,
+        first=config.option_ids(model, "forced_bos_token_id", first, own=model.encoder is not None),
+        last=config.option_ids(model, "forced_eos_token_id", last, own=not params.ignore_eos),
+        banned=tuple(i for i in config.token_ids(model, "suppress_tokens") if i < vocab),
+        banned_first=tuple(i for i in config.token_ids(model, "begin_suppress_tokens") if i < vocab),
+        words=tuple(run for run in config.token_runs(model, "bad_words_ids") if max(run) < vocab),
+    )
+
+
+def _sampler(model: Model, params: SamplingParams, width: int) -> Sampler:
+    """A call that draws has no beams, and one with beams draws nothing, unless it asks for both itself."""
+    own = config.generation_config(model)
+    draws = own.get("do_sample") or False
+    if not isinstance(draws, bool):
+        raise config.wrong("do_sample", draws, "true or false")
+    if width > 1 and draws and params.num_beams is params.temperature is None:
+        warnings.warn(f"the checkpoint's do_sample is not followed: its {width} beams draw nothing", stacklevel=5)
+    temperature, top_k, top_p, min_p = params.temperature, params.top_k, params.top_p, params.min_p
+    if temperature is None:
+        temperature = config.number(model, "temperature", 1.0) if draws and width == 1 else 0.0
+    if top_k is None:
+        top_k = config.integer(model, "top_k") if own.get("top_k") is not None else config.TOP_K if draws else 0
+    return Sampler(
+        temperature,
+        top_k,
+        config.number(model, "top_p", 1.0) if top_p is None else top_p,
+        config.number(model, "min_p", 0.0) if min_p is None else min_p,
+    )
+
+
+def _beams(model: Model, params: SamplingParams, width: int) -> BeamRules:
+    if width == 1:
+        return BeamRules()
+    penalty, early = params.length_penalty, params.early_stopping
+    penalty = config.number(model, "length_penalty", 1.0) if penalty is None else penalty
+    early = config.generation_config(model).get("early_stopping") if early is None else early
+    return BeamRules(width, float(penalty), False if early is None else early)
+
+
+def _encode(model: Model, prompt: str | Sequence[int]) -> list[int]:
+    if not isinstance(prompt, str):
+        try:
+            return [operator.index(token) for token in prompt]
+        except TypeError:
+            raise UsageError("prompts are texts or lists of whole token ids; one prompt is [[1, 2, 3]]") from None
+    if model.tokenizer is None:
+        raise CheckpointError(
+            "a text needs a tokenizer, and this checkpoint came without one: put its tokenizer.json beside config.json"
+        )
+    if isinstance(model.arch.mask, Prefix):
+        return blanks.prompt(model, prompt)
+    # a query stream goes on from the end of a text, which has no special tokens behind it
+    return model.tokenizer.encode(prompt, add_special=model.arch.streams is None)

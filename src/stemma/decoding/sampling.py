@@ -1,0 +1,170 @@
+"""The options of a request (`SamplingParams`), and the draw of a token from logits (`Sampler`)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from stemma.errors import UsageError, did_you_mean
+from stemma.spec import require
+
+Early = bool | Literal["never"]
+Token = int | str  # a token's id or its exact name
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one prompt is continued. An option that is None is read from the checkpoint's generation_config.json; where
+    that has no value either, the default in brackets holds. 0 turns a rule off.
+
+    Length: `max_new_tokens` [32; an encoder-decoder's may be given as max_length]; `min_new_tokens`: no end before so
+    many new tokens [0, or min_length]; `eos_token_id`: the tokens that end a text [the tokenizer's]; `ignore_eos`:
+    always write `max_new_tokens`; `stop`: strings that end a text, and are cut off.
+
+    Drawing: `temperature` [0: the likeliest token], `top_k` [0, or 50 where the file says do_sample], `top_p` [1],
+    `min_p` [0]; `seed`: where the random numbers start (see `row_seed`).
+
+    Beams: `num_beams` above 1 searches and draws nothing [1]; `length_penalty` [1]: hypotheses are ranked by
+    log-probability / length ** length_penalty; `early_stopping` [False]: True ends with the first `num_beams` finished
+    hypotheses, "never" goes on while any length may rank higher.
+
+    Rules: `repetition_penalty` [1] (Keskar et al. 2019), `no_repeat_ngram_size` [0]; `forced_bos_token_id`: the first
+    new token (mBART-50: the language); `forced_eos_token_id`: the token at the last place, if the text has not ended;
+    `decoder_start_token_id`: what an encoder-decoder's text starts after.
+
+    `language`: name or number of the prompt's language, for a model with a table of languages (XLM).
+    """
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: Early | None = None
+    forced_bos_token_id: Token | Sequence[Token] | None = None
+    forced_eos_token_id: Token | Sequence[Token] | None = None
+    decoder_start_token_id: Token | None = None
+    eos_token_id: Token | Sequence[Token] | None = None
+    ignore_eos: bool = False
+    stop: str | Sequence[str] = ()
+    seed: int | None = None
+    language: str | int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("forced_bos_token_id", "forced_eos_token_id", "eos_token_id", "stop"):
+            value = getattr(self, name)
+            if name == "stop" and isinstance(value, str):
+                value = (value,)
+            if value is not None and not isinstance(value, int | str):
+                object.__setattr__(self, name, tuple(value))  # hashable, and nobody else's list
+        require("" not in self.stop, "a stop string must not be empty: every text ends with nothing")
+        for name in ("max_new_tokens", "min_new_tokens", "no_repeat_ngram_size", "seed"):
+            value = getattr(self, name)
+            whole = value is None or (isinstance(value, int) and not isinstance(value, bool))
+            require(whole, f"{name} must be a whole number, not {value!r}")
+        if self.seed is not None:
+            require(-(2**63) <= self.seed < 2**64, f"seed must fit in 64 bits, not {self.seed}")
+
+    def changed(self, options: Mapping[str, Any]) -> SamplingParams:
+        """These with other `options`. Raises UsageError for a name that is no option."""
+        known = [f.name for f in fields(self)]
+        for name in options:
+            require(name in known, f"{name!r} is no option of generation{did_you_mean(name, known)}")
+        return replace(self, **options)
+
+
+def row_seed(seed: int, index: int) -> int:
+    """The seed of prompt `index` of a call with one `seed` for all: `seed` itself for prompt 0, 63 bits of
+    BLAKE2b("seed index") for the others. So equal prompts get different texts, and prompt `index` alone with
+    `seed=row_seed(seed, index)` gets the text that it got in the call."""
+    if index == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest(), "big") >> 1
+
+
+def per_prompt(
+    params: SamplingParams | Sequence[SamplingParams] | None, options: Mapping[str, Any], n: int
+) -> list[SamplingParams]:
+    """The params of each of `n` prompts, seeds set. `options` replace fields of `params`. A seed that is given once (in
+    `options`, or in one `params` for all) becomes `row_seed(seed, i)`; a seed in a list of params stays as it is."""
+    if params is None or isinstance(params, SamplingParams):
+        params = (params or SamplingParams()).changed(options)
+        shared, own = params.seed or 0, [replace(params, seed=None)] * n
+    else:
+        if len(params) != n:
+            raise UsageError(f"{len(params)} sampling params were given for {n} prompts: give one, or one a prompt")
+        shared, own = options.get("seed") or 0, [p.changed(options) for p in params]
+        if options.get("seed") is not None:
+            own = [replace(p, seed=None) for p in own]
+    return [replace(p, seed=row_seed(shared, i)) if p.seed is None else p for i, p in enumerate(own)]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a token is drawn. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 change nothing.
+
+    Order: temperature, top-k, top-p (the smallest set with at least that mass, Holtzman et al. 2019), min-p (tokens
+    with at least that share of the likeliest token's probability).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.temperature >= 0, f"temperature must not be negative, not {self.temperature}")
+        require(self.top_k >= 0, f"top_k must not be negative, not {self.top_k}")
+        require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], not {self.top_p}")
+        require(0 <= self.min_p <= 1, f"min_p must lie in [0, 1], not {self.min_p}")
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Logits (B V) to draw from; -inf: an excluded token."""
+        if self.temperature == 0:
+            return logits
+        logits = logits / self.temperature
+        out = float("-inf")
+        if self.top_k and self.top_k < logits.shape[-1]:
+            logits = logits.masked_fill(logits < logits.topk(self.top_k).values[:, -1:], out)
+        if self.top_p < 1:
+            ordered, order = logits.sort(descending=True)
+            mass = ordered.softmax(-1).cumsum(-1)
+            beyond = mass - ordered.softmax(-1) >= self.top_p  # the mass before a token is enough already
+            logits = logits.masked_fill(beyond.scatter(-1, order, beyond), out)
+        if self.min_p:
+            share = logits.softmax(-1)
+            logits = logits.masked_fill(share < self.min_p * share.amax(-1, keepdim=True), out)
+        return logits
+
+    def draw(self, scores: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """One token a row (B). Each row draws from its own generator, once a step, so its numbers depend on its seed
+        and on how many tokens it has."""
+        if self.temperature == 0:
+            return scores.argmax(-1)
+        share = scores.softmax(-1).cpu()
+        drawn = [torch.multinomial(p, 1, generator=g) for p, g in zip(share, generators, strict=True)]
+        return torch.cat(drawn).to(scores.device)
+
+
+def draw(scores: Tensor, samplers: Sequence[Sampler], generators: Sequence[torch.Generator]) -> Tensor:
+    """One token a row (B) from scores (B V), each row by its own sampler."""
+    groups: dict[Sampler, list[int]] = {}
+    for i, sampler in enumerate(samplers):
+        groups.setdefault(sampler, []).append(i)
+    if len(groups) == 1:
+        return samplers[0].draw(samplers[0].scores(scores), generators)
+    tokens = torch.empty(len(samplers), dtype=torch.int64, device=scores.device)
+    for sampler, rows in groups.items():
+        at = torch.tensor(rows, device=scores.device)
+        tokens[at] = sampler.draw(sampler.scores(scores[at]), [generators[i] for i in rows])
+    return tokens

@@ -74,10 +74,9 @@ def test_a_family_is_its_parent_and_its_changes(name: str) -> None:
     assert all(any(c == p or c.startswith(p + ".") for p in owner.changes) for c in changed)
 
 
-@pytest.mark.parametrize("name", sorted(size_names()))
-def test_designs_survive_plain_data(name: str) -> None:
-    d = design(name)
-    assert spec.from_dict(Design, spec.to_dict(d)) == d
+def test_designs_survive_plain_data() -> None:
+    changed = [name for name in size_names() if spec.from_dict(Design, spec.to_dict(design(name))) != design(name)]
+    assert changed == []
 
 
 def test_roberta_changes_nothing_of_the_block() -> None:

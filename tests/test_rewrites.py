@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -406,3 +409,37 @@ def test_a_soft_prompt_is_a_rewrite_of_the_embeddings(name: str, tmp_path: Path)
     with pytest.raises(UsageError, match=r"embed.tokens cannot be merged"):
         merge(model)
     assert same(undo(model), plain)
+
+
+# ---------------------------------------------------------------- docs/rewrites.md
+
+
+def _cut(name: str) -> str:
+    page = (Path(__file__).parent.parent / "docs/rewrites.md").read_text("utf-8")
+    return page.partition(f"<!-- {name} -->\n```python\n")[2].partition("```\n<!-- /")[0]
+
+
+def test_the_pages_first_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made("gpt2").save("model")
+    names: dict[str, Any] = {}
+    exec(_cut("load"), names)
+    assert torch.equal(logits(stemma.load("again")), logits(names["model"]))
+
+
+def test_the_pages_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(Rewrite.KINDS, "Gain", raising=False)
+    names: dict[str, Any] = {"__name__": "page"}
+    monkeypatch.setitem(sys.modules, "page", ModuleType("page"))  # where dataclasses look up annotations
+    exec(_cut("kind"), names)
+    model = made("gpt2")
+    expected = logits(model)
+    apply(model, (WeightOnly(("*.attention.v",), "bfloat16"), names["Gain"](("*.attention.[kv]", "*.mlp.down"))))
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, names["GainLinear"]):
+                module.gain.copy_(torch.linspace(0.5, 1.5, len(module.gain)))
+    assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} == {"gain"}
+    changed = logits(model)
+    assert (changed - expected).abs().max() > 1e-3
+    assert (logits(merge(model)) - changed).abs().max() < 1e-5

@@ -29,6 +29,7 @@ from stemma.errors import CheckpointError, ResourceError, UsageError
 from stemma.nn.model import Model
 from stemma.parallel import checkpoint as shards
 from stemma.parallel import mesh, report_once
+from stemma.rewrites import Trainable, WeightOnly
 from stemma.runs import checkpoint
 from stemma.train import assemble, prepare, pretrain, read_metrics, resume
 from test_train import SMALL, words
@@ -67,6 +68,11 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "xlnet": ("xlnet", TWO_LAYERS | {"objective.reuse": 8}),
     "deberta": ("deberta", TWO_LAYERS),
     "mixtral": ("mixtral", TWO_LAYERS | {"recipe.optimizer": "Muon()"}),
+    # most weights frozen, some stored in another type
+    "rewritten": (
+        "llama",
+        GROUPED | {"rewrites": (WeightOnly(("*.mlp.*",), "bfloat16"), Trainable(("*.attention.*", "*_norm.*")))},
+    ),
     # a batch that grows, which readers share unevenly: 1, 3, 9 and 9 rows
     "ramp": (
         "llama",
@@ -123,6 +129,7 @@ def changes(name: str) -> dict[str, Any]:
 
 Cases = list[tuple[str, str]]  # of a run and a mesh
 TWO: Cases = [("llama", "dp=2"), ("t5", "fsdp=2"), ("bert", "tp=2"), ("llama", "tp=2"), ("ramp", "fsdp=2")]
+TWO += [("rewritten", "fsdp=2")]
 MORE: Cases = [("bert", "fsdp=2"), ("qwen3", "fsdp=2"), ("electra", "fsdp=2")]
 MORE += [(n, m) for m in ("fsdp=2", "tp=2") for n in ("adam", "albert", "palm", "bf16")]
 MORE += [("bert", "dp=2"), ("t5", "dp=2"), ("llama", "fsdp=2"), ("t5", "tp=2"), ("qwen3", "tp=2")]

@@ -71,14 +71,10 @@ KNOWN_LONG_FILES = {
     "planning.steps",
 }
 KNOWN_LONG_FUNCTIONS = {
-    # cli
-    "cli.lookup:show",
     # cli.planning
     "cli.planning:plan",
     # cli.training
     "cli.training:pretrain",
-    # formats
-    "formats.fairseq:_design",
     # nn
     # planning
     "planning.rows:rows",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -319,6 +322,33 @@ def test_every_layout_takes_and_writes_rewrites(name: str, layout: str, tmp_path
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), loaded.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "glm-4-0414"])
+def test_quantised_blocks_of_a_gguf_file_stay_as_they_are(name: str, tmp_path: Path) -> None:
+    """Rows in Meta's order and packed gate and up too: the numbers are those of the dequantised model."""
+    wide = {"dims.d_model": 64, "dims.heads": 2, "dims.kv_heads": 1, "dims.head_dim": None, "dims.d_ff": 96}
+    made_of = stemma.build(tiny(name, **wide))
+    stemma.save(made_of, tmp_path / "model.gguf", dtype="q8_0")
+    rewrites = (WeightOnly(("*.blocks.*", "embed.tokens"), "file"), LowRank(QV))
+    model, plain = stemma.load(tmp_path / "model.gguf", rewrites=rewrites), stemma.load(tmp_path / "model.gguf")
+    codes = {name: b for name, b in model.named_buffers() if name.endswith(".codes")}
+    assert len(codes) > 15 and all(b.dtype == torch.uint8 for b in codes.values())
+    held = PlainTensors(model)
+    assert all(torch.equal(held[name], p) for name, p in plain.named_parameters())
+    size = sum(b.nbytes for b in codes.values())
+    assert (
+        size == sum(p.numel() for name, p in plain.named_parameters() if p.ndim == 2 and name != "lm.weight") * 34 // 32
+    )
+    assert torch.equal(logits(model), logits(plain))
+    assert same(merge(model), plain)
+
+
+def test_weights_of_a_file_stay_in_its_type(tmp_path: Path) -> None:
+    made("gpt2").save(str(tmp_path), dtype="bfloat16")
+    model = stemma.load(tmp_path, rewrites=(WeightOnly(("*.blocks.*",), "file"),))
+    assert {b.dtype for name, b in model.named_buffers() if name.endswith(".codes")} == {torch.bfloat16}
+    assert torch.equal(logits(model), logits(stemma.load(tmp_path)))
+
+
 def test_a_head_that_is_drawn_can_be_rewritten(tmp_path: Path) -> None:
     made("bert").save(str(tmp_path))
     rewrites = (WeightOnly(("*.mlp.*", "task.out")),)
@@ -406,3 +436,37 @@ def test_a_soft_prompt_is_a_rewrite_of_the_embeddings(name: str, tmp_path: Path)
     with pytest.raises(UsageError, match=r"embed.tokens cannot be merged"):
         merge(model)
     assert same(undo(model), plain)
+
+
+# ---------------------------------------------------------------- docs/rewrites.md
+
+
+def _cut(name: str) -> str:
+    page = (Path(__file__).parent.parent / "docs/rewrites.md").read_text("utf-8")
+    return page.partition(f"<!-- {name} -->\n```python\n")[2].partition("```\n<!-- /")[0]
+
+
+def test_the_pages_first_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made("gpt2").save("model")
+    names: dict[str, Any] = {}
+    exec(_cut("load"), names)
+    assert torch.equal(logits(stemma.load("again")), logits(names["model"]))
+
+
+def test_the_pages_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(Rewrite.KINDS, "Gain", raising=False)
+    names: dict[str, Any] = {"__name__": "page"}
+    monkeypatch.setitem(sys.modules, "page", ModuleType("page"))  # where dataclasses look up annotations
+    exec(_cut("kind"), names)
+    model = made("gpt2")
+    expected = logits(model)
+    apply(model, (WeightOnly(("*.attention.v",), "bfloat16"), names["Gain"](("*.attention.[kv]", "*.mlp.down"))))
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, names["GainLinear"]):
+                module.gain.copy_(torch.linspace(0.5, 1.5, len(module.gain)))
+    assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} == {"gain"}
+    changed = logits(model)
+    assert (changed - expected).abs().max() > 1e-3
+    assert (logits(merge(model)) - changed).abs().max() < 1e-5

@@ -18,10 +18,10 @@ from stemma.decoding.uncached import UncachedSession
 from stemma.errors import UsageError
 from stemma.nn.memory import MemoryCache
 from stemma.text import Specials, Tokenizer
-from test_generate import GENERATING, LENGTHS, last_logits, prompts
+from test_generate import GENERATING, last_logits, prompts
 from tiny import tiny
 
-JOIN = [4, 11, 1, 7, 2]
+JOIN, ROWS = [4, 11, 1, 7, 2], [4, 11, 1, 7, 11, 2, 9]
 
 
 def loaded(case: str, folder: Path) -> Any:
@@ -65,7 +65,7 @@ def test_buffers_shrink_when_a_long_row_has_left(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.* tokens are more than")
 def test_a_small_batch_writes_what_a_large_one_does(case: str, options: dict[str, Any], tmp_path: Path) -> None:
     """Rows leave at different steps, and others take their places."""
-    model, rows = loaded(case, tmp_path), prompts(case, LENGTHS)
+    model, rows = loaded(case, tmp_path), prompts(case, ROWS)
     params = [SamplingParams(max_new_tokens=n, ignore_eos=True) for n in (3, 9, 1, 8, 5, 12, 4)]
     want = [r.ids for r in stemma.generate(model, rows, params, **options)]
     assert [len(ids) for ids in want] == [3, 9, 1, 8, 5, 12, 4]
@@ -128,7 +128,7 @@ OWN = [
 def test_each_row_has_its_own_options(case: str, tmp_path: Path) -> None:
     """Together, alone, and in another order: the same texts."""
     model = loaded(case, tmp_path)
-    rows = prompts(case, LENGTHS)
+    rows = prompts(case, ROWS)
     together = stemma.generate(model, rows, OWN)
     for row, params, result in zip(rows, OWN, together, strict=True):
         alone = stemma.generate(model, [row], params, seed=result.seed)[0]

@@ -1,4 +1,4 @@
-"""Text for training: sources, token stores, randomness without state, and the numbers a model has to beat."""
+"""Text for training: sources, cleaning, token stores, counter-based randomness, and baselines."""
 
 from stemma.data import random, stats
 from stemma.data.documents import Document, Source

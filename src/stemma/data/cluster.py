@@ -1,12 +1,12 @@
-"""Cleaning on many processes or machines: the steps of `stemma.data.cleaning` as pipelines of datatrove.
+"""Cleaning on many processes or machines: steps as pipelines of datatrove, with the result of one process.
 
-datatrove starts the tasks (on this machine, under Slurm, with Ray), keeps their logs and skips those that are complete
-when a command is given again; the steps are the same code as on one machine, and so is what they keep.
+datatrove starts the tasks (on this machine, under Slurm, with Ray), keeps their logs, and when a command is given again
+skips the complete ones.
 
-A list of steps is cut at the steps on duplicates, which must see all documents. Before such a step N tasks apply the
-rules that come earlier and write each document's key (a hash or a signature); one task then goes through all keys in
-the order of the text and notes who repeats whom; the N tasks of the next stage leave those out and go on. The task that
-judges holds what the step holds on one machine; no document's text passes through it.
+The list of steps is cut at the steps on duplicates, which must see all documents. N tasks apply the rules before such a
+step and write each document's key (a hash or a signature). One task goes through all keys in the order of the text and
+writes down which documents repeat an earlier one. The N tasks of the next stage drop these and continue. The one task
+needs the memory that the step needs in one process; it sees no text.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def portion(spec: str, rank: int, tasks: int) -> Numbered:
 
 
 def rows(path: Path) -> Iterator[Any]:
-    """The values of a file of JSON lines that a task wrote."""
+    """The values in a JSON lines file of a task."""
     return (value for _, value in disk.read_jsonl(path))
 
 
 class Stage(PipelineStep):
-    """N tasks: documents of the source, or of the stage before less those that were judged repeated, through `rules`;
-    to `folder/stage-K`, with the keys that the step on duplicates after it (`before`) asks for, or at the end to
-    `folder/text`."""
+    """N tasks that apply `rules`. Input: the source, or the previous stage without its duplicates (those of the step
+    `after` which this stage comes). Output: `folder/stage-K` with the keys for the step on duplicates that this stage
+    comes `before`, or at the end `folder/text`."""
 
     name = "stemma: rules"
     type = "stemma"
@@ -88,7 +88,7 @@ class Stage(PipelineStep):
         self.rules, self.after, self.before = tuple(rules), after, before
 
     def documents(self, rank: int, tasks: int, tally: Tally) -> Numbered:
-        """What comes in."""
+        """The input of a task."""
         if self.number == 0:
             yield from portion(self.spec, rank, tasks)
             return
@@ -130,7 +130,7 @@ class Stage(PipelineStep):
 
 
 class Judge(PipelineStep):
-    """One task: which documents repeat an earlier one, by their keys in the order of the text."""
+    """One task that finds the documents that repeat an earlier one, by their keys in the order of the text."""
 
     name = "stemma: duplicates"
     type = "stemma"
@@ -155,7 +155,7 @@ class Judge(PipelineStep):
 
 
 class Report(PipelineStep):
-    """One task: the tallies of all tasks together in `report.json`; then what lay between the stages is removed."""
+    """One task that sums the tallies into `report.json` and removes the intermediate files."""
 
     name = "stemma: report"
     type = "stemma"
@@ -169,8 +169,8 @@ class Report(PipelineStep):
         for number in range(self.stages):
             own: list[Tally] = []
             for path in sorted(Path(self.folder, f"stage-{number}").glob("tally-*.jsonl")):
-                said = [Tally.of(plain) for plain in rows(path)]
-                own = said if not own else [a.plus(b) for a, b in zip(own, said, strict=True)]
+                more = [Tally.of(plain) for plain in rows(path)]
+                own = more if not own else [a.plus(b) for a, b in zip(own, more, strict=True)]
             total += own
         finish(Path(self.out), Path(self.folder, "text"), total, self.about)
         for number in range(self.stages):
@@ -181,7 +181,7 @@ class Report(PipelineStep):
 def pipelines(
     spec: str, out: Path, steps: Sequence[CleaningStep], about: dict[str, Any]
 ) -> list[tuple[list[Any], bool]]:
-    """(the blocks, whether they are for one task alone) of each stage in turn."""
+    """(blocks, whether a single task runs them) for each stage in turn."""
     folder = str(out / ".work")
     found: list[tuple[list[Any], bool]] = []
     pending: list[CleaningStep] = []
@@ -207,8 +207,8 @@ def run(
     options: dict[str, Any],
     about: dict[str, Any],
 ) -> None:
-    """Clean `spec` into `out` with an executor of datatrove; `options` are its own, by name. Under Slurm this submits
-    the jobs and returns."""
+    """Run the pipelines with an executor of datatrove and its own `options`. Under Slurm, submit the jobs and
+    return."""
     from datatrove import executor as executors
 
     match executor:
@@ -237,8 +237,8 @@ def run(
 def distribute(
     spec: str, out: Path, steps: Sequence[CleaningStep], executor: Executor, tasks: int, options: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Clean `spec` into `out/text` with an executor of datatrove; the report, or None where jobs were only submitted.
-    The same command again goes on with what is missing."""
+    """Clean `spec` into `out/text` with an executor of datatrove. Returns the report, or None if jobs were submitted.
+    Called again, it runs what is missing."""
     if tasks < 1:
         raise UsageError(f"--tasks is {tasks}; at least 1 was expected")
     read(spec)
@@ -250,6 +250,6 @@ def distribute(
         return None
     if not path.is_file():
         raise DataError(f"cleaning {spec} did not come to its end; the logs are under {out / '.work'}")
-    told = disk.read_object(path)
+    report = disk.read_object(path)
     shutil.rmtree(out / ".work", ignore_errors=True)
-    return told
+    return report

@@ -1,4 +1,4 @@
-"""What turning text into tokens needs to know: what a tokenizer gives, and where sentences begin."""
+"""Encoding text: the interface of a tokenizer, and where sentences begin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SENTENCE = re.compile(r"[.!?]+[\"')\]’”]*\s+|\n\s*")
 
 
 class Encoder(Protocol):
-    """What a store needs of a tokenizer: `stemma.text.Tokenizer` has it."""
+    """The part of `stemma.text.Tokenizer` that a store uses."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -20,7 +20,7 @@ class Encoder(Protocol):
 
 
 def sentences(text: str) -> list[int]:
-    """Characters where the sentences of `text` begin: 0, and each that is not white space and follows a line end, or a
-    full stop, question or exclamation mark (with closing quotes or brackets) and white space."""
+    """The positions of the characters that begin a sentence: 0, and each non-space character after a line end, or after
+    `.`, `?` or `!` (with closing quotes or brackets) and white space."""
     begin = len(text) - len(text.lstrip())
     return [0, *(m.end() for m in _SENTENCE.finditer(text, begin) if m.end() < len(text))]

@@ -23,7 +23,7 @@ def content_hash(text: str) -> int:
 
 
 def pieces(documents: Iterable[Document]) -> Iterator[Document]:
-    """The documents; a single one is divided at blank lines, or, if it has none, at line ends."""
+    """The documents. If there is only one, it is divided at blank lines, or without these at line ends."""
     rows = iter(documents)
     first = next(rows, None)
     if first is None:
@@ -52,8 +52,8 @@ def pieces(documents: Iterable[Document]) -> Iterator[Document]:
 
 
 def held_out(hashes: npt.NDArray[np.uint64], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """bool[n]: which documents are held out, decided by each one's own hash and the seed, so that others do not matter
-    and equal texts stay together. If one side would be empty, the nearest text to the border crosses it.
+    """bool[n]: which documents are held out. It depends on a document's own hash and the seed, so equal texts stay
+    together and other texts do not matter. If one side would be empty, the text nearest to the threshold changes sides.
     Raises DataError if there are fewer than two different texts."""
     if not 0 < fraction < 1:
         raise DataError(f"the held-out fraction is {fraction}; a number between 0 and 1 was expected")
@@ -75,9 +75,8 @@ def held_out(hashes: npt.NDArray[np.uint64], fraction: float, seed: int) -> npt.
 
 
 def bound(hashes: npt.NDArray[np.uint64], groups: Sequence[Any]) -> npt.NDArray[np.uint64]:
-    """uint64[n]: the hashes of documents with those that must not be divided made equal: documents of a group, and the
-    same text in several groups. `groups`: one a document; "" or -1 for none. Each takes the smallest hash of those
-    that it is bound to."""
+    """uint64[n]: hashes that are equal for documents that must stay on one side: those of a group, and those with the
+    same text, transitively (union-find; each set gets its smallest hash). `groups`: "" or -1 for none."""
     root = list(range(len(hashes)))
 
     def find(i: int) -> int:
@@ -98,8 +97,8 @@ def bound(hashes: npt.NDArray[np.uint64], groups: Sequence[Any]) -> npt.NDArray[
 
 
 def training_texts(source: Source | str, val_fraction: float = 0.05, seed: int = 0) -> Iterator[str]:
-    """The texts that `Store.split(val_fraction, seed)` will give for training, before there is a store: what a
-    tokenizer may be trained on. Walks the source twice. Raises DataError."""
+    """The training texts of `Store.split(val_fraction, seed)`, before there is a store, for training a tokenizer.
+    Walks the source twice. Raises DataError."""
     source = read(source) if isinstance(source, str) else source
     seen = [(content_hash(document.text), document.group) for document in pieces(source.documents())]
     hashes = np.array([text for text, _ in seen], dtype=np.uint64)

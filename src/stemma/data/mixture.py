@@ -1,15 +1,15 @@
-"""Mixtures: how often each of several components is drawn, as a function of the place in the stream and nothing else.
+"""Mixtures: which component each slot of a stream is drawn from, as a pure function of the slot.
 
-A mixture has no buffer and no state. Its stream is cut into blocks. With weights w_j that sum to 1 and a nominal length
-of B, block b holds floor((b + 1) B w_j + o_j) - floor(b B w_j + o_j) draws of component j, where 0 <= o_j < 1 is drawn
-once from the seed: after any number of blocks each component is within one draw of its share. Within its block the
-draws are shuffled by a keyed permutation. So the component at any place, and which of that component's draws it is,
-follow from the number of the place in a few operations; the how-manieth draw of a component gives its epoch and, by a
-keyed permutation of its members, the member.
+The stream is cut into blocks of about B slots. With weights w_j that sum to 1, block b has
 
-A component that may be read a limited number of times leaves the mixture when it has been; the weights of the others
-then grow in proportion. Weights are kept as whole multiples of 2^-40, so that no rounding adds up however long the
-stream.
+    floor((b + 1) B w_j + o_j) - floor(b B w_j + o_j)
+
+draws of component j, where 0 <= o_j < 1 is drawn once from the seed. So after any number of blocks each component is
+within one draw of its share. A keyed permutation shuffles the draws of a block. Draw n of a component with m members is
+of epoch n // m; a keyed permutation of the members gives the member.
+
+A component leaves the mixture when it reaches its limit; the weights of the others then grow in proportion. Weights are
+integer multiples of 2^-40, so no rounding error accumulates.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import numpy.typing as npt
 from stemma.data import random
 from stemma.errors import DataError, UsageError
 
-BLOCK = 256  # draws of a block, nominally
+BLOCK = 256  # slots of a block, nominally
 _ONE = 1 << 40  # the sum of all weights
-BEGIN, SHUFFLE, MEMBER = 101, 102, 103  # purposes of draws: apart from those that objectives number
+BEGIN, SHUFFLE, MEMBER = 101, 102, 103  # keys of draws; objectives use smaller numbers
 
 
 def tempered(sizes: Sequence[float], alpha: float) -> list[float]:
-    """Shares proportional to `size ** alpha` (Lample & Conneau 2019, section 3.1): 1 draws by size, 0 all alike. T5's
+    """Shares proportional to `size ** alpha` (Lample & Conneau 2019, section 3.1): 1 samples by size, 0 uniformly. T5's
     temperature is 1 / alpha."""
     if not sizes or min(sizes) <= 0:
         raise DataError(f"every component of a mixture needs some text, and the sizes are {list(sizes)}")
@@ -38,19 +38,19 @@ def tempered(sizes: Sequence[float], alpha: float) -> list[float]:
 
 
 class UsedUp(DataError):
-    """A stream has no further place: everything in it was read as often as it may be."""
+    """The stream has ended: every component has reached its limit."""
 
 
 class Draw(NamedTuple):
-    """A place of the stream: the `component`, and which of its draws this is (`number`, from 0)."""
+    """A slot of the stream: its `component`, and the index of this draw among those of the component (`number`)."""
 
     component: int
     number: int
 
 
 class _Phase(NamedTuple):
-    """A stretch of the stream with the same weights: its first slot, how often each component was drawn before, weights
-    in units of 2^-40 (0: not in it), offsets, and its blocks and slots (None: it does not end)."""
+    """A part of the stream with constant weights: first slot, draws of each component before it, weights in units of
+    2^-40 (0: not in it), offsets, number of blocks and of slots (None: it does not end)."""
 
     first: int
     before: tuple[int, ...]
@@ -61,8 +61,8 @@ class _Phase(NamedTuple):
 
 
 class Mixture:
-    """The stream of a mixture of components with `weights` (of any scale). `limits`: how many draws each gives at most,
-    None for no limit."""
+    """The stream of a mixture. `weights`: of any scale; `limits`: the largest number of draws of each component, None
+    for no limit."""
 
     def __init__(
         self, seed: int, weights: Sequence[float], limits: Sequence[int | None] | None = None, block: int = BLOCK
@@ -94,7 +94,7 @@ class Mixture:
         ends = []
         for j, limit in enumerate(self.limits):
             if limit is not None and units[j]:
-                # the first number of blocks after which all that is left of the component would be given
+                # the smallest number of blocks that would use up the component
                 left = limit - before[j]
                 ends.append(-((phase.offsets[j] - (left << 40)) // (self.block * units[j])))
         if not ends:
@@ -103,24 +103,24 @@ class Mixture:
         return phase._replace(blocks=blocks, slots=self._before(phase, blocks))
 
     def _given(self, phase: _Phase, j: int, blocks: int) -> int:
-        """Draws of component j before block `blocks` of a phase, since the beginning of the stream."""
+        """Draws of component j from the beginning of the stream up to block `blocks` of a phase."""
         new = (blocks * self.block * phase.weights[j] + phase.offsets[j]) >> 40
         limit = self.limits[j]
         total = phase.before[j] + new
         return total if limit is None else max(phase.before[j], min(total, limit))
 
     def _before(self, phase: _Phase, blocks: int) -> int:
-        """Slots of a phase before its block `blocks`."""
+        """Slots of the first `blocks` blocks of a phase."""
         return sum(self._given(phase, j, blocks) - n for j, n in enumerate(phase.before))
 
     @property
     def slots(self) -> int | None:
-        """How long the stream is; None if it has no end."""
+        """The length of the stream; None if it is endless."""
         last = self._phases[-1]
         return None if last.slots is None else last.first + last.slots
 
     def __getitem__(self, slot: int) -> Draw:
-        """What is drawn at a place of the stream. Raises DataError past its end."""
+        """The draw at a slot. Raises UsedUp past the end of the stream."""
         if self.slots is not None and slot >= self.slots:
             raise UsedUp(
                 f"the mixture is used up after {self.slots:,} draws: train for fewer steps, or raise the limits "
@@ -133,7 +133,7 @@ class Mixture:
         phase = self._phases[low]
         rest = slot - phase.first
         b = rest // self.block
-        while self._before(phase, b) > rest:  # a block or two off at most: blocks differ by fractions of a draw
+        while self._before(phase, b) > rest:  # off by a block or two at most
             b -= 1
         while self._before(phase, b + 1) <= rest:
             b += 1
@@ -149,14 +149,14 @@ class Mixture:
 
 
 def member(seed: int, component: int, number: int, size: int) -> tuple[int, int]:
-    """(member, epoch) of draw `number` of a component with `size` members: each of them once an epoch, shuffled."""
+    """(member, epoch) of draw `number` of a component with `size` members. Each epoch is a permutation."""
     epoch, place = divmod(number, size)
     return random.shuffled((seed, MEMBER, component, epoch), size, place), epoch
 
 
 class Mixed:
-    """The endless order of documents that are drawn from several components: at any place (document, epoch), where the
-    epoch is that of its component. `documents`: how many there are in all."""
+    """The order of documents drawn from several components: `[slot]` is (document, epoch of its component).
+    `documents`: the number of documents in all."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""`builtin:parallel`: the same verses in seven languages and three scripts, which come with the package itself.
+"""`builtin:parallel`: the same verses in seven languages and three scripts, shipped with the package.
 
 Genesis, Ruth, Jonah, Luke, John and the Acts, 4,703 verses (4.4 MB; the file beside this module is xz, 1.2 MB). Verses
-have the numbers of the King James Bible, so that those of a number are translations of each other: they share a group.
+are numbered as in the King James Bible; verses with the same number are translations of each other and form a group.
 
 | | translation | published |
 |---|---|---|
@@ -30,7 +30,7 @@ FILE = Path(__file__).with_name("parallel.tsv.xz")
 
 
 def chosen(spec: str) -> tuple[str, ...]:
-    """The languages that `builtin:parallel` or `builtin:parallel:de-en` speaks of, in that order. Raises UsageError."""
+    """The languages named by `builtin:parallel` (all) or `builtin:parallel:de-en`, in that order. Raises UsageError."""
     named = spec.split(":")[2:]
     if not named:
         return LANGUAGES
@@ -47,7 +47,7 @@ def chosen(spec: str) -> tuple[str, ...]:
 
 
 def rows(languages: tuple[str, ...] = LANGUAGES) -> Iterator[tuple[str, str, str]]:
-    """(verse, language, text), verse by verse; where a translation leaves a verse out there is no row."""
+    """(verse, language, text), verse by verse, without the verses that a translation omits."""
     try:
         lines = lzma.decompress(FILE.read_bytes()).decode("utf-8").splitlines()
     except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:

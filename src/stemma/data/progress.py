@@ -1,4 +1,4 @@
-"""How far a walk through a text is, how fast, and how long it will still take: one line on standard error."""
+"""Progress of a long walk through a text: share done, speed and time left, as one line on standard error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TextIO
 
-QUIET = 1.0  # seconds without a word: what is done sooner needs no meter
+QUIET = 1.0  # seconds before the first line: shorter work shows none
 EVERY = {True: 0.2, False: 15.0}  # seconds between two lines, on a terminal and in a log
 
 
@@ -21,8 +21,8 @@ def span(seconds: float) -> str:
 
 
 class Meter:
-    """Says (done, total) bytes as a line that is written over on a terminal. What was done at its first word does not
-    count for the speed: a build that goes on knows how fast it is now."""
+    """Called with (done, total) bytes; writes a line, which on a terminal replaces the last one. Bytes done before the
+    first call do not count for the speed, so a resumed build shows its present speed."""
 
     def __init__(self, what: str, out: TextIO | None = None) -> None:
         self.what, self.out = what, out if out is not None else sys.stderr
@@ -46,7 +46,7 @@ class Meter:
         self.out.flush()
 
     def line(self, done: int, total: int, now: float) -> str:
-        """What is said at a moment."""
+        """The line at the time `now`."""
         assert self.first is not None
         since, before = self.first
         speed = (done - before) / max(now - since, 1e-9)

@@ -1,8 +1,8 @@
-"""Counter-based randomness: pure functions of a key and a position, so that any part of a run can be made again.
+"""Counter-based randomness: pure functions of keys and a position, so that any part of a run can be recomputed.
 
-There is no state. Element j of a stream depends only on its keys and on j, whatever was drawn before, in whatever
-order and by however many processes. The streams of different keys are independent for all practical ends: keys are
-absorbed one by one and every element passes two rounds of a 64-bit finaliser (Stafford's variant 13, as in splitmix64).
+There is no state. Element j of a stream depends on its keys and j only, not on the order or the process of the draws.
+Streams of different keys are independent for all practical purposes: keys are absorbed one by one, and every element
+passes two rounds of a 64-bit finaliser (Stafford's variant 13, as in splitmix64).
 
     uniform((seed, epoch, row), 512)          # the row's 512 numbers
     uniform((seed, epoch, row), 12, start=500)  # the last 12 of them
@@ -32,7 +32,7 @@ def _mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _absorb(keys: Sequence[int]) -> tuple[int, int]:
-    """Two 64-bit words that stand for the keys: their number, values and order all count; negative keys are allowed."""
+    """Two 64-bit words from the number, values and order of the keys, which may be negative."""
     a, b = _mix(len(keys) + 1), _mix((len(keys) + 1) ^ _MASK)
     for key in keys:
         word = int(key) & _MASK
@@ -54,28 +54,28 @@ def uniform(keys: Sequence[int], n: int, start: int = 0) -> npt.NDArray[np.float
 
 
 def integers(keys: Sequence[int], n: int, high: int, start: int = 0) -> npt.NDArray[np.int64]:
-    """int64[n] in [0, high), high at most 2^53; the deviation from equal chances is below high / 2^53."""
+    """int64[n], uniform in [0, high), high at most 2^53; probabilities are off by less than high / 2^53 (relative)."""
     if high < 1:
         raise ValueError(f"high is {high}; at least 1 was expected")
     return (uniform(keys, n, start) * high).astype(np.int64)
 
 
 def hashed(keys: Sequence[int], values: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    """float64[n] in [0, 1): for each value a number that depends only on `keys` and on this value."""
+    """float64[n], uniform in [0, 1): element i depends on `keys` and values[i] only."""
     a, b = _absorb(keys)
     return (_mixed(_mixed(values ^ np.uint64(a)) ^ np.uint64(b)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(keys: Sequence[int], n: int) -> npt.NDArray[np.int64]:
-    """int64[n]: the numbers 0 .. n-1 in the order of the stream's words."""
+    """int64[n]: a permutation of 0 .. n-1."""
     return np.argsort(words(keys, n), kind="stable").astype(np.int64)
 
 
 def shuffled(keys: Sequence[int], n: int, i: int) -> int:
-    """Element i of an order of 0 .. n-1 that `keys` name, found without the others: a Feistel network of six rounds
-    over the next power of four, walked along its cycle until it lands below n (Black & Rogaway 2002, section 4)."""
+    """Element i of a permutation of 0 .. n-1, computed without the others: a Feistel network of six rounds over the
+    next power of four, iterated until the result is below n (cycle walking; Black & Rogaway 2002, section 4)."""
     if not 0 <= i < n:
-        raise ValueError(f"there is no element {i} of {n}")
+        raise ValueError(f"there is no element {i} in a permutation of {n}")
     a, b = _absorb(keys)
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1
@@ -89,5 +89,5 @@ def shuffled(keys: Sequence[int], n: int, i: int) -> int:
 
 
 def generator(*keys: int) -> np.random.Generator:
-    """A numpy generator (Philox) keyed by `keys`, for draws whose number is not known beforehand."""
+    """A numpy generator (Philox) keyed by `keys`, for an unknown number of draws."""
     return np.random.Generator(np.random.Philox(key=np.array(_absorb(keys), dtype=np.uint64)))

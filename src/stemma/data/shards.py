@@ -1,13 +1,13 @@
-"""Tokenising in shards: by several processes, and so that what is finished outlives an interruption.
+"""Tokenising in shards, by several processes; finished shards survive an interruption.
 
-The text of a build is cut into shards of whole documents, about SHARD bytes each. A shard's name is a hash of its text,
-of the tokenizer and of the code that makes it, so a shard that is found finished is the right one, whoever made it and
-when; a build that was killed reads its source again, which is fast, and tokenises only what is missing. A shard is
-written beside its place and renamed, and carries a checksum. Shards are put together in the order of the text, and a
-text's ids do not depend on its neighbours, so the result has the same bytes for any number of processes.
+The text is cut into shards of whole documents, about SHARD bytes each. A shard's name is a hash of its text, the
+tokenizer and the code of this package, so a finished shard can be used by any later build: after an interruption only
+the missing ones are tokenised. A shard is written atomically and has a checksum. Shards are joined in the order of the
+text, and the ids of a text do not depend on its neighbours, so the result has the same bytes for any number of
+processes.
 
-Each process is a Python of its own that reads jobs from a pipe: nothing is forked from a parent with threads, the
-caller's script is not run again, and the process ends with the pipe when the parent is killed.
+Each worker is a new Python process that reads jobs from a pipe. Nothing is forked from a parent with threads, the
+caller's script is not run again, and a worker ends with the pipe when the parent is killed.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ import numpy as np
 import numpy.typing as npt
 
 from stemma import disk, errors
+from stemma.data import stamps
 from stemma.data.encoding import Encoder, sentences
 from stemma.errors import CheckpointError, ResourceError, UsageError
 
 SHARD = 4_000_000  # bytes of text of a shard, about
 BATCH = 1_000_000  # bytes tokenised at a time
-UNKNOWN = 0.1  # share of tokens that are unknown, above which a tokenizer is said not to fit
+UNKNOWN = 0.1  # share of unknown tokens above which a warning says that the tokenizer does not fit
 MAGIC = b"stemma-shard-1\n"
 
 
 class Job(NamedTuple):
-    """A stretch of the spooled text: where it begins, the bytes of each document, and the shard's name."""
+    """A part of the spooled text: its offset, the bytes of each document, and the name of its shard."""
 
     offset: int
     sizes: tuple[int, ...]
@@ -53,8 +54,8 @@ class Job(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A shard: the `tokens` of its documents one after another, `counts` of them a document, and likewise where
-    sentences begin (`starts`, `marks`)."""
+    """A shard: concatenated `tokens` with their number for each document (`counts`), and concatenated `starts` of
+    sentences with their number for each document (`marks`)."""
 
     tokens: npt.NDArray[Any]
     counts: npt.NDArray[np.int64]
@@ -66,7 +67,7 @@ class Encoded(NamedTuple):
 
 
 def encode(texts: Sequence[str], tokenizer: Encoder) -> Encoded:
-    """The shard of `texts`. Raises CheckpointError for a tokenizer whose ids leave its own vocabulary."""
+    """The shard of `texts`. Raises CheckpointError if the tokenizer gives an id outside its vocabulary."""
     kind = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     tokens: list[npt.NDArray[Any]] = []
     starts: list[npt.NDArray[np.int32]] = []
@@ -103,7 +104,7 @@ def save(path: Path, shard: Encoded) -> None:
 
 
 def load(path: Path) -> Encoded | None:
-    """The shard in a file; None if there is none, or it is not what was written."""
+    """The shard in a file; None if there is none or its checksum is wrong."""
     try:
         raw = path.read_bytes()
     except OSError:
@@ -134,10 +135,10 @@ def _make(spool: Path, folder: Path, job: Job, tokenizer: Encoder) -> None:
 
 
 def serve() -> None:
-    """What a worker does: the tokenizer comes first, then jobs, each answered by None or by an error's class and text;
-    the end of the pipe ends it."""
+    """The main loop of a worker. It reads the tokenizer, then jobs, and answers each with None or the class and text of
+    an error, until the pipe ends."""
     read, write = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # nothing that a library prints gets among the answers
+    os.dup2(2, 1)  # what libraries print goes to stderr, not among the answers
     spool, folder, tokenizer = pickle.load(read)
     while True:
         try:
@@ -154,7 +155,7 @@ def serve() -> None:
 
 
 class _Worker:
-    """A process that makes shards, one at a time."""
+    """A worker process, which makes one shard at a time."""
 
     def __init__(self, greeting: bytes) -> None:
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
@@ -208,9 +209,7 @@ def cut(sizes: Sequence[int], limit: int | None = None) -> Iterator[tuple[int, i
 
 
 def plan(spool: Path, sizes: Sequence[int], tokenizer: Encoder) -> list[Job]:
-    """The shards of a spooled text, in its order."""
-    from stemma.data import stamps
-
+    """The jobs of a spooled text, in its order."""
     jobs = []
     with open(spool, "rb") as file:
         for begin, end in cut(sizes):
@@ -228,11 +227,11 @@ def plan(spool: Path, sizes: Sequence[int], tokenizer: Encoder) -> list[Job]:
 
 
 def workers_for(jobs: int, workers: int | None) -> int:
-    """How many processes: as many as there are cores where nobody says, and never more than there is work for."""
+    """The number of worker processes: `workers` or the number of cores, at most one a job. Raises UsageError."""
     if workers is not None and workers < 1:
         raise UsageError(f"workers is {workers}; at least 1 was expected")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # a process takes half a second to start: for less than a few shards each there is nothing to gain
+    # starting a process takes half a second, which one or two shards do not repay
     return max(1, min(workers if workers is not None else min(cores, jobs // 2), jobs))
 
 
@@ -244,8 +243,8 @@ def encoded(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[int, Encoded]]:
-    """(number of the first document, shard) in the order of the text. Finished shards in `folder` are used, missing
-    ones are made there by `workers` processes. Raises StemmaError; what was finished stays."""
+    """(index of the first document, shard) in the order of the text. Finished shards in `folder` are used; `workers`
+    processes make the missing ones. Raises StemmaError; finished shards stay."""
     jobs, unk = plan(spool, sizes, tokenizer), getattr(tokenizer, "unk_id", None)
     missing = {job.name: job for job in jobs if not (folder / f"{job.name}.shard").exists()}
     total = sum(sizes)
@@ -294,7 +293,7 @@ def encoded(
 def _together(
     spool: Path, folder: Path, jobs: list[Job], tokenizer: Encoder, number: int, count: Callable[[Job], None]
 ) -> None:
-    """Have `number` processes make the shards; the first error ends all."""
+    """Make the shards with `number` worker processes. The first error stops all."""
     greeting = pickle.dumps((spool, folder, tokenizer))
     workers = [_Worker(greeting) for _ in range(number)]
     free: SimpleQueue[_Worker] = SimpleQueue()

@@ -1,10 +1,9 @@
-"""Stores shared by runs: tokenised once in the cache directory, linked into every run that needs them.
+"""Stores shared by runs: tokenised once in the cache directory, linked into every run that uses them.
 
-The cache has a place for each source and tokenizer, `stores/<hash>`, which holds one store: that of the text as it was
-last (and a place of its own for each version of the code that reads and tokenises). A run gets the store's files as
-hard links, or as copies where the cache is on another file system, so it stands on its own: the cache may be deleted at
-any time (and what no run asked for in a month is, when something new comes), and a run that is deleted leaves the cache
-as it was. Files in the cache are read-only and are compared with their checksums before they are given away.
+The cache has one store for each source, tokenizer and version of the code, in `stores/<hash>`: that of the text as it
+was last read. A run gets hard links to the store's files, or copies if the cache is on another file system, so runs and
+cache can be deleted independently. A store that no run has used for UNUSED days is deleted when a new one is made.
+Files in the cache are read-only, and their checksums are verified before a run gets them.
 """
 
 from __future__ import annotations
@@ -26,26 +25,26 @@ from stemma.data.store import Store
 from stemma.data.writer import Progress
 from stemma.errors import CheckpointError
 
-UNUSED = 30.0  # days after which a store that no run asked for makes room
+UNUSED = 30.0  # days after which an unused store is deleted
 
 
 def root() -> Path:
-    """Where shared stores are kept."""
+    """The folder of the shared stores."""
     return builtin.cache() / "stores"
 
 
 def place(source: Source, tokenizer: Encoder) -> Path | None:
-    """The place in the cache for a source and a tokenizer; None for text that only this process has."""
+    """The folder in the cache for a source and a tokenizer; None for text in memory and streams."""
     if source.paths is None:
         return None
-    told = [
+    facts = [
         stamps.rules(),
         source.name,
         source.facts,
         tokenizer.fingerprint,
         [str(path.absolute()) for path in source.paths],
     ]
-    return root() / hashlib.sha256(json.dumps(told).encode("utf-8", "replace")).hexdigest()[:32]
+    return root() / hashlib.sha256(json.dumps(facts).encode("utf-8", "replace")).hexdigest()[:32]
 
 
 def build(
@@ -56,8 +55,8 @@ def build(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> Store:
-    """`Store.build` by way of the cache: the store in `directory`, linked from the one that all runs on this text and
-    tokenizer share. Where the cache cannot be written, or the text is in memory or streamed, it is built in place."""
+    """`Store.build` through the cache: the store in `directory` is linked from the shared one of this text and
+    tokenizer. It is built in place if the cache is not writable, or the text is in memory or streamed."""
     source = read(source) if isinstance(source, str) else source
     directory, slot = Path(directory), place(source, tokenizer)
     if slot is not None:
@@ -81,7 +80,7 @@ def build(
 
 
 def _give(store: Store, directory: Path) -> Store:
-    """The store with its files linked into `directory`."""
+    """Link the files of `store` into `directory`, and open it there."""
     if (held := Store._same(directory, store.fingerprint)) is not None:
         return held
     version = store.meta["version"]
@@ -108,7 +107,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def stores() -> list[tuple[Path, int, str]]:
-    """The shared stores: place, bytes on disk, and what they were made of ("" for one that is not finished)."""
+    """(folder, bytes on disk, name of the source) of each shared store; the name is "" for an unfinished one."""
     found = []
     for slot in sorted(root().iterdir()) if root().is_dir() else ():
         try:
@@ -120,7 +119,7 @@ def stores() -> list[tuple[Path, int, str]]:
 
 
 def clear(days: float = 0.0) -> int:
-    """Delete the shared stores that no run asked for in so many days; the bytes that they held. Runs keep theirs."""
+    """Delete the shared stores unused for `days`. Returns the freed bytes; the links of runs stay."""
     freed = 0
     for slot, size, _ in stores():
         if time.time() - slot.stat().st_mtime >= days * 86400:

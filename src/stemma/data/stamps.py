@@ -1,12 +1,10 @@
-"""Whether a source is still the text that a store was made of, without reading it.
+"""Stamps: is a source still the text that a store was made of? Answered without reading it.
 
 A stamp is a hash of everything that the text depends on: the files with their size, inode and times of change, the
-options they are read with, the tokenizer, and the code that reads (the modules of this package), so that a new rule
-never passes for an old text. The time of change (ctime) is set by the system whenever a file's content or times are
-set, so putting back the modification time does not hide an edit. A file that changed within GRACE of being read is not
-vouched for, since a second edit in the same tick of the clock would not show. Sources that only reading can tell apart
-(a stream from the hub, texts in memory) have no stamp: they are read and compared by content, as is every source whose
-stamp does not agree.
+options, the tokenizer, and the code that reads (the modules of this package). The system sets the time of change
+(ctime) whenever a file's content or times change, so resetting the modification time does not hide an edit. A file that
+changed less than GRACE seconds ago gets no stamp: a second edit within the clock's resolution would not show. A stream
+from the hub and texts in memory have none either. Without an equal stamp a source is read and compared by content.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ GRACE = 2.0  # seconds: the coarsest clock of a file system in use (FAT)
 
 @functools.cache
 def rules() -> str:
-    """A hash of the code that makes documents and their tokens of files, and of the tokenizers' version."""
+    """A hash of the code of this package and of the version of the tokenizers library."""
     try:
         library = metadata.version("tokenizers")
     except metadata.PackageNotFoundError:
@@ -44,7 +42,7 @@ def rules() -> str:
 
 
 def of(source: Source, tokenizer: Encoder) -> str | None:
-    """The stamp of what `source` is at this moment; None where it cannot be known or vouched for."""
+    """The stamp of `source` now; None if it has none."""
     if source.paths is None:
         return None
     seen = []
@@ -56,12 +54,12 @@ def of(source: Source, tokenizer: Encoder) -> str | None:
         if time.time() - max(now.st_ctime, now.st_mtime) < GRACE:
             return None
         seen.append([str(path.absolute()), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino])
-    told = [rules(), tokenizer.fingerprint, source.name, source.facts, seen]
-    return hashlib.sha256(json.dumps(told).encode("utf-8", "replace")).hexdigest()
+    facts = [rules(), tokenizer.fingerprint, source.name, source.facts, seen]
+    return hashlib.sha256(json.dumps(facts).encode("utf-8", "replace")).hexdigest()
 
 
 def unchanged(directory: Path, stamp: str | None) -> str | None:
-    """The fingerprint of the store that was made of a source with this stamp, as `directory` notes it."""
+    """The fingerprint of the store made of a source with this stamp, as recorded in `directory`; else None."""
     path = directory / FILE
     if stamp is None or not path.is_file():
         return None
@@ -73,10 +71,10 @@ def unchanged(directory: Path, stamp: str | None) -> str | None:
 
 
 def keep(directory: Path, stamp: str | None, source: Source, tokenizer: Encoder, fingerprint: str) -> None:
-    """Note that a source whose stamp before it was read was `stamp` gives this fingerprint, if it is still the same."""
+    """Record the fingerprint of a source that had `stamp` before it was read, if its stamp is still the same."""
     if stamp is None or of(source, tokenizer) != stamp:
         return
     try:
         disk.write_json(directory / FILE, {"stamp": stamp, "fingerprint": fingerprint}, indent=None)
     except ResourceError:
-        return  # the source is read once more, no harm
+        return  # then the source is read again next time

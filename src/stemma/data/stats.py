@@ -1,4 +1,4 @@
-"""What a number of bits per byte has to beat: a model that knows only how frequent tokens are, and xz."""
+"""Baselines in bits per byte: a unigram model of the tokens, and xz."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def _counts(view: View, vocab: int) -> npt.NDArray[np.int64]:
 
 
 def unigram_bits_per_byte(train: View, val: View, vocab: int | None = None, *, ends: bool = False) -> float:
-    """Bits that a unigram model of the tokens of `train`, add-one smoothed over `vocab` ids (default: the tokenizer's),
-    needs for the tokens of `val`, a byte of `val`'s text. With `ends`, the end of each document is a token too, one
-    more than the vocabulary has: for a model that is charged for ends. Raises DataError without text."""
+    """Bits per byte of `val` under a unigram model of the tokens of `train` with add-one smoothing over `vocab` ids
+    (default: the tokenizer's). With `ends`, each document's end is one more token type, as for a model that predicts
+    ends. Raises DataError without text."""
     size = train.vocab if vocab is None else vocab
     seen, asked = _counts(train, size), _counts(val, size)
     if ends:
@@ -46,7 +46,7 @@ def _xz(raw: bytes) -> int:
 
 
 def _texts(view: View, cap: int) -> bytes:
-    """The texts of a view, a line end after each, up to the document with which they reach `cap` bytes."""
+    """The first `cap` bytes of the texts of a view, each followed by a line end."""
 
     def walk() -> Iterator[bytes]:
         size = 0
@@ -61,8 +61,8 @@ def _texts(view: View, cap: int) -> bytes:
 
 
 def xz_bits_per_byte(val: View | bytes | str, train: View | bytes | str | None = None, *, cap: int = CAP) -> float:
-    """Bits a byte of `val` under xz at its strongest (LZMA2, preset 9 extreme, no header). With `train`: what `val`
-    adds to the compressed `train` before it. Each is cut at `cap` bytes. Raises DataError without text."""
+    """Bits per byte of `val` under xz at its strongest (LZMA2, preset 9 extreme, no header). With `train`: the bits
+    that `val` adds after `train`. Both are cut at `cap` bytes. Raises DataError without text."""
 
     def raw(of: View | bytes | str) -> bytes:
         if isinstance(of, View):

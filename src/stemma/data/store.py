@@ -1,25 +1,25 @@
-"""Text as token ids on disk: tokenised once, mapped into memory, divided into training and held-out documents.
+"""Text as token ids on disk: tokenised once, memory-mapped, split into training and held-out documents.
 
-A store is a folder with a `meta.json`, which names the current version, and a folder a version with plain arrays in
-little-endian order:
+A store is a folder with `meta.json`, which names the current version, and a folder for that version with little-endian
+arrays of n documents:
 
-    tokens.bin     uint16 or uint32: the ids of all documents, one after another, without special tokens
-    documents.bin  int64[n+1]: where each document's tokens begin
-    starts.bin     int32: token positions, within the document, where its sentences begin; the first is 0
-    sentences.bin  int64[n+1]: where each document's sentence starts begin
-    text.bin       the UTF-8 text of all documents; bytes.bin int64[n+1]: where each begins
-    hashes.bin     uint64[n]: a hash of each document's text
-    names.bin      the documents' names, UTF-8; labels.bin int64[n+1]: where each begins
+    tokens.bin     uint16 or uint32: the concatenated ids, without special tokens
+    documents.bin  int64[n+1]: offsets of documents in tokens.bin
+    starts.bin     int32: positions of tokens that begin a sentence, relative to the document; its first is 0
+    sentences.bin  int64[n+1]: offsets of documents in starts.bin
+    text.bin       the concatenated UTF-8 text; bytes.bin int64[n+1]: offsets of documents in it
+    hashes.bin     uint64[n]: a hash of each text
+    names.bin      the concatenated UTF-8 names; labels.bin int64[n+1]: offsets of documents in it
 
-and, where the source says any of it (`meta.json` has the languages by number, and the parts of a mixture),
+and, if the source has them (`meta.json` lists the languages and the components by number),
 
-    languages.bin  uint16[n]: each document's language; groups.bin int64[n]: its group, -1 for none
-    parts.bin      uint16[n]: which source of a mixture it is from
+    languages.bin  uint16[n]: language
+    groups.bin     int64[n]: group, -1 for none
+    parts.bin      uint16[n]: component of a mixture
 
-A new version is written beside the old one and takes its place by the replacement of `meta.json` alone, so a build that
-is killed leaves what was there. What it had tokenised waits in `.shards` and is used by the next build (`shards.py`).
-`source.json` says of which files, as they then were, the store was made, so that they need not be read again to know
-that nothing changed (`stamps.py`). A source of a single document is divided first: at blank lines, else at line ends.
+A new version is written beside the old one; replacing `meta.json` makes it the current one. So a build that is killed
+leaves the old version. Its finished shards stay in `.shards` for the next build (`shards.py`). `source.json` has the
+stamp of the source (`stamps.py`). A source with a single document is first divided at blank lines, else at line ends.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ from stemma.errors import CheckpointError
 
 
 class View:
-    """Some documents of a store, in the store's order. Token ids are without special tokens."""
+    """Some documents of a store. Token ids are without special tokens."""
 
     def __init__(self, store: Store, indices: npt.NDArray[np.int64]) -> None:
         self._store = store
-        self.indices = indices  # int64: positions in the store
+        self.indices = indices  # int64[documents]: indices in the store
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -75,7 +75,7 @@ class View:
         return View(self._store, self.indices[documents])
 
     def sentences(self, i: int) -> npt.NDArray[np.int64]:
-        """int64: token positions within document i where its sentences begin; the first is 0."""
+        """int64: the positions of tokens of document i that begin a sentence; the first is 0."""
         return self._store._starts(self._at(i))
 
     def bytes(self, i: int) -> int:
@@ -83,7 +83,7 @@ class View:
         return int(self.sizes[i])
 
     def name(self, i: int) -> str:
-        """A name that a person can find document i by."""
+        """The name of document i, such as `file:line`."""
         return self._store._part("names", "labels", self._at(i)).decode("utf-8")
 
     def text(self, i: int) -> str:
@@ -91,17 +91,17 @@ class View:
         return self._store._part("text", "bytes", self._at(i)).decode("utf-8")
 
     def language(self, i: int) -> str:
-        """The language of document i; "" where nobody said."""
+        """The language of document i; "" if unknown."""
         return self._store.languages[self.language_ids[i]]
 
     def translations(self, i: int) -> list[int]:
-        """The documents of this view that are in document i's group, without itself, in order."""
+        """The other documents of this view in the group of document i, in order."""
         group = int(self.groups[i])
         return [j for j in self._members.get(group, []) if j != i]
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The languages of the whole store by number, in the order of the text."""
+        """The languages of the whole store, by number."""
         return self._store.languages
 
     @cached_property
@@ -116,12 +116,12 @@ class View:
 
     @cached_property
     def part_ids(self) -> npt.NDArray[np.int64]:
-        """int64[documents]: which source of a mixture each is from."""
+        """int64[documents]: the component of the mixture that each is from."""
         return self._labels("parts", 0)
 
     @property
     def parts(self) -> tuple[Component, ...]:
-        """The sources of a mixture that was declared with weights or limits."""
+        """The components of a mixture with weights or limits."""
         return self._store.declared
 
     def _labels(self, name: str, missing: int) -> npt.NDArray[np.int64]:
@@ -140,22 +140,22 @@ class View:
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """int64[documents]: tokens of each."""
+        """int64[documents]: the number of tokens of each."""
         return np.diff(self._store._arrays["documents"])[self.indices]
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
-        """int64[documents]: UTF-8 bytes of each text."""
+        """int64[documents]: the number of UTF-8 bytes of each text."""
         return np.diff(self._store._arrays["bytes"])[self.indices]
 
     @property
     def tokens_total(self) -> int:
-        """Tokens of all documents."""
+        """The number of tokens of all documents."""
         return int(self.lengths.sum())
 
     @property
     def bytes_total(self) -> int:
-        """UTF-8 bytes of all texts."""
+        """The number of UTF-8 bytes of all texts."""
         return int(self.sizes.sum())
 
     @property
@@ -172,7 +172,7 @@ class View:
 
 
 class Store(View):
-    """All documents of a source as token ids in a folder. Make one with `build`, find one with `open`."""
+    """All documents of a source as token ids in a folder. `build` makes one, `open` opens one."""
 
     def __init__(self, directory: Path, meta: dict[str, Any]) -> None:
         self.directory = directory
@@ -197,7 +197,7 @@ class Store(View):
 
     @classmethod
     def open(cls, directory: str | Path) -> Store:
-        """The store in `directory`. Raises CheckpointError if there is none, or a file is missing or cut short."""
+        """The store in `directory`. Raises CheckpointError if there is none, or a file is missing or truncated."""
         directory = Path(directory)
         path = directory / "meta.json"
         if not path.is_file():
@@ -224,11 +224,10 @@ class Store(View):
         progress: Progress | None = None,
         workers: int | None = None,
     ) -> Store:
-        """Tokenise every document of `source` into `directory`, or open what is there if it was made by the same
-        tokenizer from the same text. Documents without a single token are left out. `progress(done, total)` counts
-        bytes; `workers` processes tokenise (left out, as many as there are cores, for a long text). A build that was
-        stopped goes on from what it had tokenised. Raises DataError (no text), ResourceError (the disk),
-        CheckpointError (a tokenizer that is not whole)."""
+        """Tokenise every document of `source` into `directory`, or open the store there if it has the same text and
+        tokenizer. Documents without tokens are left out. `progress(done, total)` counts bytes. `workers`: processes
+        that tokenise, by default one for each core if the text is long. After an interruption the next build uses the
+        finished shards. Raises DataError (no text), ResourceError (the disk), CheckpointError (a broken tokenizer)."""
         source = read(source) if isinstance(source, str) else source
         directory = Path(directory)
         with disk.writing(directory):
@@ -246,11 +245,11 @@ class Store(View):
         workers: int | None,
         alone: bool,
     ) -> Store:
-        """`build` in a directory that this process holds `alone`, if the system can lock."""
+        """`build` in an existing directory. `alone`: this process holds its lock."""
         stamp = stamps.of(source, tokenizer)
         parts = directory / ".shards"
         if (held := stamps.unchanged(directory, stamp)) is not None and (store := cls._same(directory, held)):
-            if alone:  # what a build that was killed in its last moment left
+            if alone:  # remove what a killed build left
                 shutil.rmtree(parts, ignore_errors=True)
                 _tidy(directory, alone, str(store.meta["version"]))
             return store
@@ -266,11 +265,11 @@ class Store(View):
             if (store := cls._same(directory, digest)) is not None:
                 shutil.rmtree(parts, ignore_errors=True)
                 return store
-            told = {"fingerprint": digest, "source": source.name, "licence": source.licence}
-            meta = writer.encode(parts, progress, workers) | told
+            about = {"fingerprint": digest, "source": source.name, "licence": source.licence}
+            meta = writer.encode(parts, progress, workers) | about
             version = digest[:16]
             with disk.writing(directory):
-                if (directory / version).exists():  # damaged, or left by a build that was killed before its meta.json
+                if (directory / version).exists():  # damaged, or left by a killed build
                     version = f"{version}-{secrets.token_hex(2)}"
                 scratch.rename(directory / version)
             disk.write_json(directory / "meta.json", {"version": version, **meta}, indent=1, ascii=True)
@@ -278,13 +277,13 @@ class Store(View):
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
             with contextlib.suppress(OSError):
-                parts.rmdir()  # unless it holds shards, which the next build will want
+                parts.rmdir()  # unless it holds shards for the next build
         _tidy(directory, alone, version)
         return cls.open(directory)
 
     @classmethod
     def _same(cls, directory: Path, digest: str) -> Store | None:
-        """The whole store with this fingerprint, if it is the one in `directory`."""
+        """The store in `directory` if it is whole and has this fingerprint."""
         try:
             store = cls.open(directory)
         except CheckpointError:
@@ -306,8 +305,7 @@ class Store(View):
                 )
 
     def split(self, val_fraction: float = 0.05, seed: int = 0) -> tuple[View, View]:
-        """(training, held-out) documents; see `held_out` for how it is decided. Translations of each other stay on one
-        side. Raises DataError."""
+        """(training, held-out) documents, decided by `held_out`. A group stays on one side. Raises DataError."""
         hashes = np.asarray(self._arrays["hashes"], dtype=np.uint64)
         if "groups" in self._arrays:
             hashes = bound(hashes, np.asarray(self._arrays["groups"]).tolist())
@@ -328,7 +326,7 @@ class Store(View):
 
 
 def _tidy(directory: Path, alone: bool, version: str | None = None) -> None:
-    """Remove what builds that were killed left behind, and all versions but `version`."""
+    """Remove what killed builds left, and all versions but `version`."""
     for other in directory.iterdir():
         old = version and re.fullmatch(r"[0-9a-f]{16}(-[0-9a-f]{4})?", other.name) and other.name != version
         left = re.fullmatch(r"\.[0-9a-f]{12}\.tmp", other.name)

@@ -1,4 +1,4 @@
-"""What a text is made of: how many documents, how long, how many of them the same; and a histogram in a terminal."""
+"""Statistics of a text: documents, their lengths, duplicates; and a histogram for the terminal."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def survey(source: Source | str, tokenizer: Encoder | None = None) -> dict[str, Any]:
-    """Documents, bytes, characters and (with a tokenizer) tokens of a source; documents whose words an earlier one has
-    (`duplicates`, and the bytes in them); languages where the source says them; `lengths`: quartiles, ends and a count
-    for each doubling (`[at least, below, documents]`), in tokens if there is a tokenizer, else in bytes."""
+    """Documents, bytes, characters and (with a tokenizer) tokens of a source; `duplicates`: documents with the words of
+    an earlier one, and their bytes; `languages`, if the source names them; `lengths`: quartiles, extremes and counts by
+    powers of two (`[at least, below, documents]`), in tokens with a tokenizer, else in bytes."""
     source = read(source) if isinstance(source, str) else source
     of, seen = key(Exact()), set[bytes]()
     sizes, tokens = array("q"), array("q")
@@ -55,19 +55,19 @@ def survey(source: Source | str, tokenizer: Encoder | None = None) -> dict[str, 
             if waiting >= BATCH:
                 count()
     count()
-    told: dict[str, Any] = {"source": source.name, "licence": source.licence, "documents": len(sizes)}
-    told |= {"bytes": int(sum(sizes)), "characters": characters}
-    told["tokens"] = int(sum(tokens)) if tokenizer is not None else None
-    told |= {"duplicates": again, "duplicate_bytes": again_bytes}
-    told["languages"] = dict(languages.most_common()) or None
-    told["lengths"] = lengths(np.asarray(tokens if tokenizer is not None else sizes, dtype=np.int64))
-    told["lengths"]["unit"] = "tokens" if tokenizer is not None else "bytes"
-    told["notes"] = list(source.notes)
-    return told
+    found: dict[str, Any] = {"source": source.name, "licence": source.licence, "documents": len(sizes)}
+    found |= {"bytes": int(sum(sizes)), "characters": characters}
+    found["tokens"] = int(sum(tokens)) if tokenizer is not None else None
+    found |= {"duplicates": again, "duplicate_bytes": again_bytes}
+    found["languages"] = dict(languages.most_common()) or None
+    found["lengths"] = lengths(np.asarray(tokens if tokenizer is not None else sizes, dtype=np.int64))
+    found["lengths"]["unit"] = "tokens" if tokenizer is not None else "bytes"
+    found["notes"] = list(source.notes)
+    return found
 
 
 def lengths(values: Any) -> dict[str, Any]:
-    """Quartiles and a count for each doubling of the lengths of documents."""
+    """Quartiles of the lengths of documents, and counts by powers of two."""
     quartiles = np.quantile(values, [0, 0.25, 0.5, 0.75, 0.99, 1], method="lower").tolist()
     exponents = np.frexp(np.maximum(values, 1).astype(np.float64))[1] - 1  # floor of the binary logarithm
     low, high = int(exponents.min()), int(exponents.max())
@@ -77,7 +77,7 @@ def lengths(values: Any) -> dict[str, Any]:
 
 
 def amount(n: int) -> str:
-    """A power of two as people write it: 512, 4K, 2M."""
+    """A power of two in short: 512, 4K, 2M."""
     for power, letter in ((30, "G"), (20, "M"), (10, "K")):
         if n >= 1 << power:
             return f"{n >> power}{letter}"
@@ -85,7 +85,7 @@ def amount(n: int) -> str:
 
 
 def histogram(bins: Sequence[Sequence[int]], width: int = 80, blocks: bool = True) -> list[str]:
-    """A line a bin, of at most `width` columns; with `blocks` bars end within an eighth of a column."""
+    """A line for each bin, of at most `width` columns. With `blocks`, bars are exact to an eighth of a column."""
     rows = [(f"{amount(low)}-{amount(high)}", f"{n:,}", n) for low, high, n in bins]
     first, second = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
     room, most = max(8, width - first - second - 4), max(n for *_, n in rows)

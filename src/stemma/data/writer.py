@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]  # (bytes of text done, bytes in all)
 
 
 class Writer:
-    """Writes the files of a version into `folder`: first the text, hashing it, then the tokens."""
+    """Writes the files of a version into `folder`: `spool` the text, then `encode` the tokens."""
 
     def __init__(self, folder: Path, tokenizer: Encoder, parts: Sequence[Component]) -> None:
         self.folder, self.tokenizer, self.parts = folder, tokenizer, parts
@@ -34,7 +34,7 @@ class Writer:
         self.labels: list[tuple[str, str, int]] = []  # language, group, part
 
     def spool(self, source: Source) -> str:
-        """Write all text to a file; the fingerprint of tokenizer and text."""
+        """Write all text to a file. Returns the fingerprint of tokenizer and text."""
         digest = hashlib.sha256(f"{VERSION}\0{self.tokenizer.fingerprint}\0".encode())
         with disk.writing(self.folder.parent):
             out = open(self.folder / "spool", "wb")  # noqa: SIM115
@@ -48,8 +48,8 @@ class Writer:
                         f"{name} has a character that is not text (U+{ord(text[error.start]):04X})"
                     ) from error
                 label = document[2:]
-                said = [repr(label).encode("utf-8", "replace")] if any(label) else []
-                for part in (raw, name.encode("utf-8", "replace"), *said):
+                labelled = [repr(label).encode("utf-8", "replace")] if any(label) else []
+                for part in (raw, name.encode("utf-8", "replace"), *labelled):
                     digest.update(len(part).to_bytes(8, "little"))
                     digest.update(part)
                 with disk.writing(self.folder.parent):
@@ -68,12 +68,12 @@ class Writer:
             with disk.writing(self.folder.parent):
                 out.flush()
         finally:
-            with contextlib.suppress(OSError):  # if it is worth knowing, it has been said
+            with contextlib.suppress(OSError):  # flush has raised it
                 out.close()
         return digest.hexdigest()
 
     def encode(self, parts: Path, progress: Progress | None, workers: int | None) -> dict[str, Any]:
-        """Tokenise the spooled text, with what is finished in `parts`, and write all files; the meta data."""
+        """Tokenise the spooled text into shards in `parts`, write all files and return the metadata."""
         small = self.tokenizer.vocab_size <= 1 << 16
         kinds = {"tokens": "<u2" if small else "<u4", "starts": "<i4", "text": "|u1", "names": "|u1"}
         ends: dict[str, list[int]] = {"tokens": [0], "starts": [0], "text": [0], "names": [0]}
@@ -114,7 +114,7 @@ class Writer:
                     outs[name].add(values)
                 outs["hashes"] = _Out(self.folder / "hashes.bin", "<u8")
                 outs["hashes"].add(hashes)
-                said = self._label(kept, outs)
+                more = self._label(kept, outs)
             except BaseException:
                 for out in outs.values():
                     out.drop()
@@ -124,11 +124,11 @@ class Writer:
             (self.folder / "spool").unlink()
         counts = {"documents": len(hashes), "tokens": ends["tokens"][-1], "bytes": ends["text"][-1]}
         vocab = {"vocab": self.tokenizer.vocab_size, "tokenizer": self.tokenizer.fingerprint}
-        return {"format": VERSION, **counts, **vocab, **said, "files": entries}
+        return {"format": VERSION, **counts, **vocab, **more, "files": entries}
 
     def _label(self, kept: list[tuple[str, str, int]], outs: dict[str, _Out]) -> dict[str, Any]:
-        """Write languages, groups and parts, where there are any; what the meta data says of them."""
-        said: dict[str, Any] = {}
+        """Write languages, groups and parts if there are any. Returns their metadata."""
+        found: dict[str, Any] = {}
         columns = [list(column) for column in zip(*kept, strict=True)]
         numbers = {name: i for i, name in enumerate(dict.fromkeys(columns[0]))}
         groups: dict[str, int] = {}
@@ -136,28 +136,28 @@ class Writer:
             if group:
                 groups.setdefault(group, len(groups))
         if set(numbers) != {""}:
-            said["languages"] = list(numbers)
+            found["languages"] = list(numbers)
             outs["languages"] = _Out(self.folder / "languages.bin", "<u2")
             outs["languages"].add([numbers[name] for name in columns[0]])
         if groups:
             outs["groups"] = _Out(self.folder / "groups.bin", "<i8")
             outs["groups"].add([groups.get(name, -1) for name in columns[1]])
         if self.parts:
-            said["parts"] = [list(part) for part in self.parts]
+            found["parts"] = [list(part) for part in self.parts]
             outs["parts"] = _Out(self.folder / "parts.bin", "<u2")
             outs["parts"].add(columns[2])
-        return said
+        return found
 
 
 class _Out:
-    """An array on its way to disk."""
+    """An array file that is being written."""
 
     def __init__(self, path: Path, kind: str) -> None:
         self.kind, self.count, self.digest = np.dtype(kind), 0, hashlib.sha256()
         self.file = open(path, "wb")  # noqa: SIM115
 
     def add(self, payload: Any) -> int:
-        """Append numbers or bytes; how many elements they are."""
+        """Append numbers or bytes. Returns the number of elements."""
         raw = payload if isinstance(payload, bytes) else np.asarray(payload, dtype=self.kind).tobytes()
         self.file.write(raw)
         self.digest.update(raw)
@@ -165,12 +165,12 @@ class _Out:
         return len(raw) // self.kind.itemsize
 
     def drop(self) -> None:
-        """Let go of the file, whatever becomes of it."""
+        """Close the file and ignore errors."""
         with contextlib.suppress(OSError):
             self.file.close()
 
     def close(self) -> dict[str, Any]:
-        """Flush to disk; what the meta data says of the file."""
+        """Force the file to disk and close it. Returns its metadata."""
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from stemma import spec
 from stemma.declare.objectives import Objective
@@ -128,9 +128,16 @@ def like(
 Edge = Literal["root", "evolve", "trained", "unpublished"]
 
 
+def unknown(name: str) -> Family:
+    """Where `stemma.families` is not imported there is no family to find."""
+    raise UsageError(f"no family is called {name!r}: import stemma.families first")
+
+
 @dataclass(frozen=True)
 class Family:
     """A node of the tree. Index it by size for a `Design`: `family["bert-base"]`."""
+
+    by_name: ClassVar[Any] = staticmethod(unknown)  # `stemma.families.family`, which sets it
 
     name: str
     arch: Arch
@@ -256,11 +263,8 @@ class Family:
 
     def diff(self, other: Family | str) -> list[Change]:
         """The changes that lead from `other` to this family (sizes apart)."""
-        if isinstance(other, str):
-            from stemma.families import family
-
-            other = family(other)
-        old, new = ({p: getattr(f, p) for p in PARTS} for f in (other, self))
+        named = self.by_name(other) if isinstance(other, str) else other
+        old, new = ({p: getattr(f, p) for p in PARTS} for f in (named, self))
         return [change for part in PARTS for change in spec.diff(old[part], new[part], part + ".")]
 
 

@@ -82,6 +82,9 @@ def family(name: str) -> Family:
     return next(candidate for candidate in known.values() if name in candidate.names)
 
 
+Family.by_name = staticmethod(family)
+
+
 def known_as(name: str) -> str:
     """The name of a family or a size as the tree spells it. Raises UsageError if there is none, or more than one."""
     known = tree()

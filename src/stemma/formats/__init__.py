@@ -15,7 +15,7 @@ from stemma.errors import CheckpointError, StemmaError, UsageError, did_you_mean
 from stemma.formats import hf
 from stemma.formats.heads import HEADS, body_for, heads_for, task_of, with_heads, with_task
 from stemma.formats.layouts import LAYOUTS, layout_of, read_design
-from stemma.formats.weights import attach, device_of, dtype_of, meta_model
+from stemma.formats.weights import attach, check_weights, device_of, dtype_of, meta_model
 from stemma.nn.model import Model
 from stemma.nn.parts import Task
 from stemma.rewrites.engine import apply
@@ -202,6 +202,7 @@ __all__ = [
     "LAYOUTS",
     "attach",
     "build",
+    "check_weights",
     "device_of",
     "dtype_of",
     "layout_named",

@@ -1,7 +1,7 @@
 """The config engine: a table of keys turns a publisher's config.json into a design and back.
 
 Every key of a file is read by a row, ignored with a stated reason, or refused with the nearest known key. After
-writing, the file is read again and must give the same design: what a layout cannot express is an error, not a loss.
+writing, the config is read again and must give the same design: what a layout cannot express is an error, not a loss.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from stemma import spec
 from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError
 from stemma.formats.classes import class_in, class_name, write_labels
-from stemma.formats.keys import Layout, meant, reasons
+from stemma.formats.keys import Layout, flat, meant, nested, reasons
 from stemma.nn.parts import Dropout, Heads, LMHead, Normal
 
 GENERATION = reasons(
@@ -57,17 +57,42 @@ GENERAL_FIXED: dict[str, Any] = {
 
 
 def read_config(layout: Layout, config: Mapping[str, Any]) -> tuple[Design, dict[str, str]]:
-    """The design that a config describes and the keys that were not used, with reasons.
+    """The design of a config, and its unused keys with reasons.
 
     Raises CheckpointError for an unknown key (with the nearest known one), a missing one and an unsupported value.
     """
-    base = layout.base()
+    base, named = layout.base(), class_in(layout, config)
+    config = flat(config, layout.sections)
+    ignored = _ignored(layout, config, named)
+    changes: dict[str, Any] = {}
+    for k in layout.keys:
+        value = k.value(config)
+        try:
+            changes |= dict.fromkeys(k.paths, k.read(value, config))
+        except (CheckpointError, UsageError) as error:
+            name = k.spelling(config)
+            raise CheckpointError(
+                f"config.json: {error}" if name in str(error) else f"config.json: {name}: {error}"
+            ) from None
+    try:
+        return spec.edit(spec.edit(base, changes), layout.variants.get(named or "", {})), ignored
+    except UsageError as error:
+        raise CheckpointError(f"config.json: {_in_their_words(error, layout, config, changes, base)}") from None
+
+
+def _ignored(layout: Layout, config: Mapping[str, Any], named: str | None) -> dict[str, str]:
+    """The keys of a flat config that change nothing, with reasons. `named`: its class. Raises CheckpointError for an
+    unknown key and for an unsupported value of a fixed one.
+
+    General keys (`torch_dtype`) mean in a nested object what they mean outside of it."""
     known = {n for k in layout.keys for n in (k.name, *k.older)}
-    fixed = {**GENERAL_FIXED, **layout.fixed}
-    named = class_in(layout, config)
+    general, fixed = {**GENERAL}, {**GENERAL_FIXED, **layout.fixed}
+    for section in layout.sections:
+        general |= {f"{section}.{name}": why for name, why in GENERAL.items()}
+        fixed = {f"{section}.{name}": value for name, value in GENERAL_FIXED.items()} | fixed
     if named in layout.variants:  # an encoder alone, of which some files say what it is and some what it is part of
         fixed["is_encoder_decoder"] = (False, True)
-    unused = {**GENERAL, **layout.unused}
+    unused = general | dict(layout.unused)
     ignored: dict[str, str] = {}
     for name, value in config.items():
         if name in known:
@@ -85,33 +110,20 @@ def read_config(layout: Layout, config: Mapping[str, Any]) -> tuple[Design, dict
                 f"config.json: no key {name!r} is known for model_type {layout.model_type!r}"
                 f"{hint or '; if it says nothing of the network, take it out'}"
             )
-    changes: dict[str, Any] = {}
-    for k in layout.keys:
-        value = k.value(config)
-        try:
-            changes |= dict.fromkeys(k.paths, k.read(value, config))
-        except (CheckpointError, UsageError) as error:
-            name = k.spelling(config)
-            raise CheckpointError(
-                f"config.json: {error}" if name in str(error) else f"config.json: {name}: {error}"
-            ) from None
-    try:
-        return spec.edit(spec.edit(base, changes), layout.variants.get(named or "", {})), ignored
-    except UsageError as error:
-        raise CheckpointError(f"config.json: {_in_their_words(error, layout, config, changes, base)}") from None
+    return ignored
 
 
 def _in_their_words(
     error: UsageError, layout: Layout, config: Mapping[str, Any], changes: Mapping[str, Any], base: Design
 ) -> str:
-    """An error about the design in terms of the config's keys."""
+    """An error about the design, in terms of the config's keys."""
     text = str(error)
     names = {path: k.spelling(config) for k in reversed(layout.keys) for path in k.paths}
     for path in sorted(names, key=len, reverse=True):
         text = re.sub(rf"\b{re.escape(path)}\b", names[path], text)
     if text != str(error):
         return text
-    for k in layout.keys:  # it names no path: the key whose value alone gives the same error is meant
+    for k in layout.keys:  # it names no path: find the key whose value alone gives the same error
         try:
             spec.edit(base, {path: changes[path] for path in k.paths})
         except UsageError as alone:
@@ -121,16 +133,17 @@ def _in_their_words(
 
 
 def write_config(layout: Layout, design: Design) -> dict[str, Any]:
-    """The config.json of a design. Raises UsageError if the layout has no way to say something that the design has."""
+    """The config.json of a design. Raises UsageError if the layout cannot express it."""
     heads, base = design.arch.heads, layout.base()
     config: dict[str, Any] = {"model_type": layout.model_type, "architectures": [class_name(layout, design)]}
     config |= write_labels(heads)
-    if heads.lm is None:  # a body alone still says how a head on it would be
+    if heads.lm is None:  # without a head, its keys describe the usual one
         design = replace(design, arch=replace(design.arch, heads=replace(heads, lm=base.arch.heads.lm)))
     for k in layout.keys:
         if not _reaches(design, k.paths[0]):
             raise UsageError(f"the {layout.model_type!r} layout has {k.name!r}, and this design no {k.paths[0]}")
         config[k.name] = k.to_config(design)
+    config = nested(config, layout.sections)
     again, _ = read_config(layout, config)
     old, new = (_comparable(d, layout, heads) for d in (design, again))
     refuse_loss(f"the {layout.model_type!r} layout", lost(old, new))
@@ -140,13 +153,13 @@ def write_config(layout: Layout, design: Design) -> dict[str, Any]:
 def lost(
     design: Design, again: Design, diff: Callable[[Design, Design], list[spec.Change]] = spec.diff
 ) -> list[spec.Change]:
-    """What a network loses when it is read as `again`, training apart."""
+    """What changes when a network is written and read again as `again`; dropout and initialisation do not count."""
     a, b = (replace(d, arch=replace(d.arch, init=Normal(), dropout=Dropout())) for d in (design, again))
     return [c for c in diff(a, b) if c.path.split(".")[0] in ("arch", "dims")]
 
 
 def refuse_loss(what: str, changes: list[spec.Change]) -> None:
-    """Raises UsageError if a layout, called `what`, loses something."""
+    """Raises UsageError if the layout `what` loses something."""
     if changes:
         first = changes[0]
         raise UsageError(f"{what} cannot say {first.path}={first.old} (it would read {first.new})")
@@ -161,8 +174,8 @@ def _reaches(design: Design, path: str) -> bool:
 
 
 def _comparable(design: Design, layout: Layout, heads: Heads) -> Design:
-    """Without what a config need not record: which heads stand on the pooler, and whether the head has a bias where
-    its tensor tells."""
+    """A design without what a config need not record: heads on the pooler, and the head's bias where its tensor
+    tells."""
     own = design.arch.heads
     head = own.lm if heads.lm is not None else None
     if layout.bias_by_file and isinstance(head, LMHead):

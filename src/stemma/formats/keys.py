@@ -1,8 +1,8 @@
-"""What a publisher's table is written with: `Key`, a row of a config.json, and `Layout`, the whole."""
+"""The pieces of a publisher's table: `Key`, one key of a config.json, and `Layout`, the whole."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,8 +22,12 @@ def same(value: Any, *_: Any) -> Any:
 
 @dataclass(frozen=True)
 class Key:
-    """One key: the paths of the design that it sets, the reference's own default where a file leaves it out (a value,
-    or a function of the config), and how its value is read and written. `older`: earlier spellings."""
+    """One key of a config.json.
+
+    `name`: dotted where the key is in a nested object (`vision_config.hidden_size`); `paths`: what it sets in the
+    design; `default`: the reference's value where a file leaves the key out, or a function of the config; `read`,
+    `write`: how its value becomes ours and back; `older`: earlier spellings. A config that these functions see is flat:
+    its nested keys have dotted names."""
 
     name: str
     paths: tuple[str, ...]
@@ -33,8 +37,8 @@ class Key:
     older: tuple[str, ...] = ()
 
     def to_config(self, design: Design) -> Any:
-        """What a config says of a design; of a dim that is left to a rule, what the rule gives. Raises UsageError if
-        the layout has no word for it."""
+        """The key's value for a design; of a dim that a rule derives, the derived number. Raises UsageError for a value
+        that the layout cannot express."""
         value = spec.get(design, self.paths[0])
         dim = self.paths[0].removeprefix("dims.")
         if dim in Dims.RULES and self.write is same:
@@ -42,7 +46,7 @@ class Key:
         return self.write(value, design)
 
     def spelling(self, config: Mapping[str, Any]) -> str:
-        """The name (or names) by which a config has it."""
+        """The key as this config spells it; all spellings, joined with "and", if it has several."""
         return " and ".join(name for name in (self.name, *self.older) if name in config) or self.name
 
     def value(self, config: Mapping[str, Any]) -> Any:
@@ -54,13 +58,42 @@ class Key:
         return self.default(config) if callable(self.default) else self.default
 
 
+def flat(config: Mapping[str, Any], sections: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """A config with the keys of the nested objects `sections` under dotted names; other objects stay values. Raises
+    CheckpointError for a section that is no object, and for a dotted name that is written as one key."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        full = f"{prefix}{name}"
+        if "." in name and full.rpartition(".")[0] in sections:
+            raise CheckpointError(f"config.json: {name!r} should be a key of a nested object, not one with a dot in it")
+        if full not in sections or value is None:
+            found[full] = value
+        elif isinstance(value, Mapping):
+            found |= flat(value, sections, f"{full}.")
+        else:
+            raise CheckpointError(f"config.json: {full}={value!r} should be an object with keys of its own")
+    return {name: value for name, value in found.items() if name not in sections}
+
+
+def nested(config: Mapping[str, Any], sections: Collection[str]) -> dict[str, Any]:
+    """The inverse of `flat`."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        section, _, last = name.rpartition(".")
+        place = found
+        for part in section.split(".") if section in sections else ():
+            place = place.setdefault(part, {})
+        place[last if section in sections else name] = value
+    return found
+
+
 def key(name: str, *paths: str, default: Any = REQUIRED, **how: Any) -> Key:
-    """A key, with less to type."""
+    """A `Key` with its paths as arguments."""
     return Key(name, paths, default, **how)
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name that `word` is one slip of typing away from, else for the nearest."""
+    """`; did you mean 'x'?` for a known name one typing slip away from `word`, else for the nearest."""
     known = list(known)
     slips = [name for name in known if _slip(word, name)]
     return did_you_mean(word, slips) or did_you_mean(word, known)
@@ -74,19 +107,19 @@ def _slip(a: str, b: str) -> bool:
 
 
 def token(value: Any, config: Mapping[str, Any]) -> Any:
-    """The id of a token; -1 means that there is none (in the first LLaMA files)."""
+    """A token id; -1 (in the first LLaMA files) means none."""
     return None if value == -1 else value
 
 
 def number(value: Any, config: Mapping[str, Any]) -> Any:
-    """A whole number, where our own field might also be left out."""
+    """A whole number, for a field of ours that also takes None."""
     if not isinstance(value, int):
         raise CheckpointError(f"{value!r} should be a whole number")
     return value
 
 
 def switch(on: Any, off: Any) -> dict[str, Callable[..., Any]]:
-    """`read` and `write` of a key that is true or false where ours is one of two values."""
+    """`read` and `write` of a boolean key for a field with the two values `on` and `off`."""
 
     def read(value: Any, config: Mapping[str, Any]) -> Any:
         if not isinstance(value, bool):
@@ -107,7 +140,7 @@ def several(value: Any, config: Mapping[str, Any]) -> Any:
 
 
 def ids(*, pad: int | None, bos: int | None, eos: int | None) -> tuple[Key, ...]:
-    """The keys of the ids that pad, begin and end a text, with the reference's defaults."""
+    """The keys of the pad, bos and eos ids, with the reference's defaults."""
     return (
         key("pad_token_id", "text.pad_id", default=pad),
         key("bos_token_id", "text.bos_id", default=bos),
@@ -116,12 +149,13 @@ def ids(*, pad: int | None, bos: int | None, eos: int | None) -> tuple[Key, ...]
 
 
 def with_defaults(keys: Iterable[Key], **defaults: Any) -> tuple[Key, ...]:
-    """Keys that a layout shares with another one, some with defaults of its own."""
+    """`keys` with other defaults for some."""
     return tuple(replace(k, default=defaults.get(k.name, k.default)) for k in keys)
 
 
 def words(table: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
-    """`read` and `write` of a key whose words differ from ours. The first of several that mean the same is written."""
+    """`read` and `write` of a key by a table: their word -> ours. Of several words for one of ours, the first is
+    written."""
 
     def read(value: Any, config: Mapping[str, Any]) -> Any:
         if not isinstance(value, str) or value not in table:
@@ -173,8 +207,14 @@ class Layout:
         """The model_type, with the mark where there is one."""
         return f"{self.model_type} ({self.mark})" if self.mark else self.model_type
 
+    @property
+    def sections(self) -> set[str]:
+        """The nested objects that the layout's keys are in, by their dotted names."""
+        names = [n for k in self.keys for n in (k.name, *k.older)] + [*self.fixed, *self.unused]
+        return {name[:i] for name in names for i, letter in enumerate(name) if letter == "."}
+
     def base(self) -> Design:
-        """What a config changes: the first size of the first family, with all heads that keys speak of."""
+        """The design that a config edits: the first size of the first family, with every head that a key may set."""
         first = families.family(self.families[0]).first
         known = (first.arch.heads, *self.classes.values())
         heads = {
@@ -185,5 +225,5 @@ class Layout:
 
 
 def reasons(reason: str, names: str) -> dict[str, str]:
-    """One reason for each of several names."""
+    """The same reason for each of the names."""
     return dict.fromkeys(names.split(), reason)

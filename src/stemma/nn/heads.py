@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,14 +58,14 @@ class EMDHead(MLMHead):
 
     def reread(self, block: Block, state: State) -> Tensor:
         """What this head reads (B T D), of the last `block` of a stack and what the stack left."""
-        if state.plain and state.pos.shape[-1] > self.positions.num_embeddings:
+        if state.is_arange and state.positions.shape[-1] > self.positions.num_embeddings:
             raise UsageError(
-                f"a text of {state.pos.shape[-1]} tokens does not fit: the table of absolute positions of this model's "
-                f"mask decoder has {self.positions.num_embeddings} rows"
+                f"a text of {state.positions.shape[-1]} tokens does not fit: the table of absolute positions of this "
+                f"model's mask decoder has {self.positions.num_embeddings} rows"
             )
-        x = state.before + self.positions(state.pos)
+        x = state.last_input + self.positions(state.positions)
         for _ in range(2):
-            x = block.reread(x, state.before, state.seen, state.places)
+            x = block.reread(x, state.last_input, state.attn_mask, state.position)
         return x
 
 
@@ -87,6 +89,34 @@ class Summary(nn.Module):
             case "relu":
                 return y.relu()
         return F.gelu(y)
+
+
+def summary_index(
+    spec: parts.Summary | None, x: Tensor, ids: Tensor | None, attention_mask: Tensor | None, text: Any
+) -> Tensor | None:
+    """The index (B) of the token of each row that a summary of `x` (B T D) reads; None: the first. `text`: the model's
+    `declare.Text`, which names end and padding. Raises UsageError where ids are needed and none are given."""
+    if spec is None or spec.token == "first":
+        return None
+    rows, length = x.shape[:2]
+    if spec.token == "final":
+        return torch.full((rows,), -1, device=x.device)
+    if spec.token == "end":
+        ends = text.eos_ids if text is not None else ()
+        if not ends:
+            raise UsageError("this head reads the last end token of a text, and this model's end token is not known")
+        if ids is None:
+            raise UsageError("this head reads the last end token of a text: give input_ids, not inputs_embeds")
+        wanted = torch.isin(ids, ids.new_tensor(ends))
+        if not bool(wanted.any(1).all()):
+            raise UsageError(f"every text must hold an end token ({ends[0]}): this head reads the last one")
+    elif attention_mask is not None:
+        wanted = attention_mask.bool()
+    elif ids is not None and text is not None and text.pad_id is not None:
+        wanted = ids != text.pad_id
+    else:
+        wanted = torch.ones(rows, length, dtype=torch.bool, device=x.device)
+    return (torch.arange(length, device=x.device) * wanted).argmax(1)
 
 
 class Detector(nn.Module):
@@ -113,60 +143,6 @@ class ContextDetector(Detector):
     def forward(self, x: Tensor, first: Tensor | None = None) -> Tensor:  # B T D -> B T
         head = x[:, :1] if first is None else x.gather(1, first[..., None].expand_as(x))
         return super().forward(self.norm(head + x))
-
-
-class Task(nn.Module):
-    """A head that a body is tuned for; what its scores are follows from the spec (see `parts.Task`)."""
-
-    def __init__(self, spec: parts.Task, dims: parts.Dims) -> None:
-        super().__init__()
-        self.spec = spec
-        self.rate = 0.0 if isinstance(spec, parts.Answer) else spec.dropout
-        own = spec.summary if isinstance(spec, parts.Classify | parts.Choose) else None
-        self.summary = Summary(own, dims, self.rate) if own is not None else None
-        self.through: nn.Linear | None = None
-        match spec:
-            case parts.Classify(labels=labels, bias=bias) | parts.Tag(labels=labels, bias=bias):
-                self.out = nn.Linear(dims.d_model, labels, bias)
-            case parts.Answer():
-                self.out = nn.Linear(dims.d_model, 2)
-            case parts.Choose(through=None):
-                self.out = nn.Linear(dims.d_model, 1)
-            case parts.Choose(through=int(width)):
-                self.through, self.out = nn.Linear(dims.d_model, width), nn.Linear(width, 1)
-
-    def forward(self, x: Tensor, pooled: Tensor | None, place: Tensor | None) -> Tensor:
-        """`x`: B T D; `pooled`: B D, of the body; `place`: B. Returns B L (Classify), B T L (Tag), B T 2 (Answer)
-        or B 1 (Choose)."""
-        if isinstance(self.spec, parts.Tag | parts.Answer):
-            y = x
-        elif self.summary is not None:
-            y = self.summary(x, place)
-        else:
-            assert pooled is not None
-            y = pooled
-        y = dropped(y, self.rate, self.training)
-        return self.out(y if self.through is None else self.through(y))
-
-
-def task_loss(spec: parts.Task, scores: Tensor, labels: Tensor) -> Tensor:
-    """The loss of a task's scores: cross-entropy over classes (-100 is no target), over where an answer starts and ends
-    (`labels` B 2), or over candidates; with `problem` "multi" a binary one a label, with "regression" a squared
-    error."""
-    scores = scores.float()
-    match spec:
-        case parts.Classify(problem="regression"):
-            return F.mse_loss(scores.view_as(labels), labels.to(scores.dtype))
-        case parts.Classify(problem="multi"):
-            return F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype))
-        case parts.Answer():
-            # a place outside of the text (an answer that was cut off) is no target
-            ends = labels.clamp(0, scores.shape[1])
-            each = [F.cross_entropy(scores[..., k], ends[:, k], ignore_index=scores.shape[1]) for k in (0, 1)]
-            return (each[0] + each[1]) / 2
-        case parts.Tag():
-            return F.cross_entropy(scores.flatten(0, 1), labels.flatten())
-    return F.cross_entropy(scores, labels.flatten())
 
 
 def detector(spec: parts.Detector | parts.ContextDetector, kind: parts.Norm, dims: parts.Dims) -> Detector:

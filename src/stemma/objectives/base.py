@@ -6,80 +6,54 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from stemma.data import random as draw
 from stemma.data.mixture import Mixed
 from stemma.declare import objectives as declared
 from stemma.declare.family import Text
-from stemma.declare.recipes import Sampling
-from stemma.errors import DataError, UsageError
+from stemma.errors import UsageError
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch, BlankLearned, BlankRotary, Buckets, Dims, Disentangled, EMDHead, Learned, Rotary
+from stemma.objectives.languages import Streams, apart, mixed
+from stemma.objectives.packing import OUTSIDE, START, Cursor, Ints, Order, Part, Reader, Span, View, Window
+from stemma.objectives.setting import Setting
 from stemma.objectives.vocabulary import token_loss
 
-Ints = NDArray[np.int64]
+__all__ = [
+    "ALONE",
+    "IGNORED",
+    "OUTSIDE",
+    "START",
+    "Batch",
+    "Cursor",
+    "Example",
+    "Ints",
+    "Loss",
+    "Make",
+    "Nets",
+    "Objective",
+    "Order",
+    "Part",
+    "Reader",
+    "Setting",
+    "Span",
+    "View",
+    "Window",
+    "layout",
+    "runnable",
+    "several",
+    "stack",
+    "targets",
+]
+
 Example = dict[str, Any]  # arrays and numbers of one row
 Batch = dict[str, Tensor]  # int64 tensors of one micro-batch
 Nets = Mapping[str, Model]  # what stands beside the model in a step, by role: a generator, a teacher
 ALONE: Nets = {}
-
-OUTSIDE = -1  # document number of padding
-
-
-class View(Protocol):
-    """Documents as token ids, without special tokens."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, i: int) -> Any: ...
-    def sentences(self, i: int) -> Any: ...
-    def text(self, i: int) -> str: ...
-
-
-@dataclass(frozen=True, order=True)
-class Cursor:
-    """Where a stream of examples stands: `slot`, a place in the endless order of documents (slot // documents is the
-    epoch), and `offset` in that document (the next token, or the next sentence for sentence pairs)."""
-
-    slot: int = 0
-    offset: int = 0
-
-
-class Order:
-    """The endless order of a view's documents: a new one each epoch, found at any place without going there."""
-
-    def __init__(self, seed: int, documents: int) -> None:
-        if documents == 0:
-            raise DataError("there is no document to train on")
-        self.seed, self.documents = seed, documents
-
-    def __getitem__(self, slot: int) -> tuple[int, int]:
-        """(document, epoch) at a place of the order."""
-        epoch, place = divmod(slot, self.documents)
-        return draw.shuffled((self.seed, ORDER, epoch), self.documents, place), epoch
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What an objective is told of a run: the `tokenizer`, which names the special ids; `text`, the start token of
-    decoders; `context`, the tokens of a row; `seed`; whether rows hold several documents that see each other (`mixed`);
-    the weight of the z-loss; how languages are drawn (`sampling`), the `rows` of a step, and the
-    `structure` of the network that the rows are for, where it can be one of several."""
-
-    tokenizer: Any
-    text: Text
-    context: int
-    seed: int
-    mixed: bool = False
-    z_loss: float = 0.0
-    sampling: Sampling = field(default_factory=Sampling)
-    rows: int = 1
-    structure: str = "encoder-decoder"
 
 
 @dataclass
@@ -186,7 +160,7 @@ class Objective(ABC):
         return
 
     @abstractmethod
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+    def plan(self, view: View, cursor: Cursor = START, once: bool = False) -> Iterator[tuple[Make, Cursor]]:
         """Examples from `cursor` on, each still to be made, with the cursor that follows it. Whoever wants only some of
         them (one process of several) makes only those. Without end, epoch after epoch; with `once`, to the end of the
         epoch, the last row padded. Raises DataError for a view without documents."""
@@ -199,7 +173,7 @@ class Objective(ABC):
     def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
         """The loss of `model` and its nets on `batch`; only hidden states of targets reach the vocabulary matrix."""
 
-    def examples(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Example, Cursor]]:
+    def examples(self, view: View, cursor: Cursor = START, once: bool = False) -> Iterator[tuple[Example, Cursor]]:
         """The examples of `plan`, made."""
         for make, follow in self.plan(view, cursor, once):
             yield make(), follow
@@ -219,8 +193,6 @@ class Objective(ABC):
     def order(self, view: View, once: bool = False) -> Order | Mixed:
         """The documents of `view`, epoch after epoch, or as a mixture that the text or the recipe declares; with
         `once`, each of them once, however they are mixed."""
-        from stemma.objectives.languages import mixed
-
         if once:
             return Order(self.seed, len(view))
         return mixed(view, self.seed, self.setting.sampling) or Order(self.seed, len(view))
@@ -229,16 +201,12 @@ class Objective(ABC):
         self, reader: Reader, view: View, cursor: Cursor, size: int, stride: int
     ) -> Iterator[tuple[Span, Cursor]]:
         """Stretches of the stream as in `Reader.spans`; where the recipe wants rows of one language, each of one."""
-        from stemma.objectives.languages import Streams, apart
-
         if reader.once or not apart(view, self.setting.sampling):
             return reader.spans(cursor, size, stride)
         return Streams(self.setting, view, reader.length, size, stride).spans(cursor)
 
     def epochs(self, view: Any, cursor: Cursor) -> int:
         """How many times the text has been read, on average."""
-        from stemma.objectives.languages import apart
-
         if self.streamed and apart(view, self.setting.sampling):
             return int(cursor.slot * self.context // max(1, view.tokens_total))
         return cursor.slot // len(view)
@@ -262,124 +230,6 @@ class Objective(ABC):
         """Cross-entropy in nats summed over the targets of `batch`, fp32; `hidden` is B T D. In training with the
         z-loss, if the recipe has one."""
         return token_loss(model, hidden, batch, self.setting.z_loss if model.training else 0.0)
-
-
-# purposes, so that no two draws share a key
-ORDER, MASK, FORCE, PAIR, SPAN = range(1, 6)
-PERMUTE, PACK, TWIN = range(31, 34)
-BLANK, INFILL = range(60, 62)
-SAMPLE = 20
-CUT, KIND, NOISE, RUN, SHUFFLE = range(6, 11)
-
-
-# ---------------------------------------------------------------- windows
-
-
-class Part(NamedTuple):
-    """`tokens` of a document from `start` on, as a row holds them."""
-
-    document: int
-    epoch: int
-    start: int
-    tokens: int
-
-
-class Span(NamedTuple):
-    """A stretch of the stream: its parts, how many tokens they are, and where it begins."""
-
-    parts: list[Part]
-    size: int
-    at: Cursor
-
-    @property
-    def key(self) -> tuple[int, int, int]:
-        """(document, epoch, offset) of the first token: what draws for the whole stretch depend on."""
-        return self.parts[0][:3]
-
-
-class Window(NamedTuple):
-    """`values` (K N): aligned rows of a stretch of the stream; `documents` (N): 0, 1, ... by document, -1 for padding;
-    `positions` (N): from 0 in each document; `langs` (N): the number of each one's language, 0 where none are told."""
-
-    values: Ints
-    documents: Ints
-    positions: Ints
-    langs: Ints
-
-
-class Reader:
-    """The documents of a view in order, as `piece(document, epoch)` writes them (K x tokens), of which `length`
-    tells the number of tokens (or what else an offset counts) without writing them. `langs`: the number of each
-    document's language, for a model that is told."""
-
-    def __init__(
-        self,
-        order: Order | Mixed,
-        length: Callable[[int], int],
-        piece: Callable[[int, int], Ints],
-        once: bool,
-        langs: Ints | None = None,
-    ) -> None:
-        self.order, self.length, self.piece, self.once, self.langs = order, length, piece, once, langs
-        self._pieces: dict[tuple[int, int], Ints] = {}
-
-    def settle(self, at: Cursor) -> Cursor | None:
-        """`at`, or the first token after it if it stands at an end; None at the end of the epoch if `once`."""
-        empty = 0
-        while True:
-            if self.once and at.slot >= self.order.documents:
-                return None
-            if at.offset < self.length(self.order[at.slot][0]):
-                return at
-            at = Cursor(at.slot + 1)
-            empty += 1
-            if empty > self.order.documents + 1:
-                raise DataError("there is no token to train on: every document is empty")
-
-    def read(self, document: int, epoch: int) -> Ints:
-        """The whole piece of a document."""
-        key = (document, epoch)
-        if key not in self._pieces:
-            if len(self._pieces) >= 8:
-                self._pieces.pop(next(iter(self._pieces)))
-            self._pieces[key] = self.piece(document, epoch)
-        return self._pieces[key]
-
-    def spans(self, cursor: Cursor, size: int, stride: int) -> Iterator[tuple[Span, Cursor]]:
-        """Stretches of `size` tokens, one every `stride` (size or size - 1), each with the cursor of the next."""
-        here = self.settle(cursor)
-        while here is not None:
-            parts: list[Part] = []
-            fill, start = 0, here
-            at: Cursor | None = here
-            follow: Cursor | None = None
-            while at is not None and fill < size:
-                document, epoch = self.order[at.slot]
-                take = min(size - fill, self.length(document) - at.offset)
-                parts.append(Part(document, epoch, at.offset, take))
-                if fill <= stride < fill + take:
-                    follow = Cursor(at.slot, at.offset + stride - fill)
-                fill += take
-                at = self.settle(Cursor(at.slot, at.offset + take))
-            last = at if at is not None else Cursor(self.order.documents)
-            yield Span(parts, fill, start), follow or last
-            here = self.settle(follow or last)
-
-    def window(self, span: Span, size: int, padding: Sequence[int]) -> Window:
-        """The tokens of a stretch in a row of `size`."""
-        values = np.repeat(np.asarray(padding, dtype=np.int64)[:, None], size, 1)
-        documents = np.full(size, OUTSIDE, dtype=np.int64)
-        positions, langs = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
-        fill = 0
-        for i, part in enumerate(span.parts):
-            here = slice(fill, fill + part.tokens)
-            values[:, here] = self.read(part.document, part.epoch)[:, part.start : part.start + part.tokens]
-            documents[here] = i
-            positions[here] = np.arange(part.tokens)
-            if self.langs is not None:
-                langs[here] = self.langs[part.document]
-            fill += part.tokens
-        return Window(values, documents, positions, langs)
 
 
 # ---------------------------------------------------------------- batches

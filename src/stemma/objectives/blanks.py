@@ -16,29 +16,10 @@ from stemma.declare import objectives as declared
 from stemma.declare.family import BLANK_NAMES as NAMES
 from stemma.declare.family import Text
 from stemma.errors import UsageError
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Prefix
-from stemma.objectives.base import (
-    ALONE,
-    BLANK,
-    OUTSIDE,
-    Batch,
-    Cursor,
-    Example,
-    Ints,
-    Loss,
-    Make,
-    Nets,
-    Objective,
-    Part,
-    Reader,
-    Setting,
-    View,
-    layout,
-    several,
-    stack,
-    targets,
-)
+from stemma.objectives import base, purposes
 
 SCRAP = 8  # tokens of a long text that are worth a place at the end of a row
 
@@ -47,10 +28,10 @@ class Holed(NamedTuple):
     """A text of `parts` without the tokens `start, end` of each of its `lost` runs (K 2, by rising start): which
     `blank` stands for them, and in which `order` they follow."""
 
-    parts: list[Part]
-    lost: Ints
+    parts: list[base.Part]
+    lost: base.Ints
     blank: int
-    order: Ints
+    order: base.Ints
 
     @property
     def tokens(self) -> int:
@@ -58,7 +39,7 @@ class Holed(NamedTuple):
         return sum(part.tokens for part in self.parts)
 
 
-class BlankInfilling(Objective, of=declared.Blanks):
+class BlankInfilling(base.Objective, of=declared.Blanks):
     """Rows of texts, each as `cls A B`: A is the text with a blank in the place of every lost run, B the runs in random
     order, each begun by bos and closed by eos, of which the tokens after bos are predicted.
 
@@ -73,11 +54,11 @@ class BlankInfilling(Objective, of=declared.Blanks):
     structures = ("decoder",)
     roles = ("bos",), ("eos",)
 
-    def __init__(self, spec: declared.Blanks, setting: Setting) -> None:
+    def __init__(self, spec: declared.Blanks, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.start, self.end = self.need("bos"), self.need("eos")
         named = setting.tokenizer.cls_id if setting.text.cls is not None else None
-        self.before: Ints = np.asarray([] if named is None else [named], dtype=np.int64)
+        self.before: base.Ints = np.asarray([] if named is None else [named], dtype=np.int64)
         self.blanks = [self._blank(name) for name in setting.text.blanks or NAMES]
 
     @classmethod
@@ -92,10 +73,10 @@ class BlankInfilling(Objective, of=declared.Blanks):
 
     # ------------------------------------------------------------ what falls out
 
-    def hole(self, view: View, parts: list[Part]) -> Holed:
+    def hole(self, view: base.View, parts: list[base.Part]) -> Holed:
         """What a text loses, from its length and the places of its sentences alone."""
         spec, size = self.spec, sum(part.tokens for part in parts)
-        rng = draw.generator(self.seed, BLANK, *parts[0][:3])
+        rng = draw.generator(self.seed, purposes.BLANK, *parts[0][:3])
         kind = rng.random()
         if kind < spec.suffix:
             lost, blank = self._long(size, rng), self.blanks[-1]
@@ -150,7 +131,7 @@ class BlankInfilling(Objective, of=declared.Blanks):
             start = int(rng.integers(0, start + 1))
         return [(start, start + length)]
 
-    def _edges(self, view: View, parts: list[Part]) -> list[int]:
+    def _edges(self, view: base.View, parts: list[base.Part]) -> list[int]:
         """Where the sentences of a text begin, and its end."""
         edges: set[int] = set()
         done = 0
@@ -162,16 +143,18 @@ class BlankInfilling(Objective, of=declared.Blanks):
 
     # ------------------------------------------------------------ rows
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
-        def piece(document: int, _: int) -> Ints:
+    def plan(
+        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
+    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+        def piece(document: int, _: int) -> base.Ints:
             return np.asarray(view[document], dtype=np.int64)[None]
 
-        reader = Reader(self.order(view, once), lambda d: len(view[d]), piece, once)
+        reader = base.Reader(self.order(view, once), lambda d: len(view[d]), piece, once)
         here = reader.settle(cursor)
         while here is not None:
             texts: list[Holed] = []
             room = self.context
-            at: Cursor | None = here
+            at: base.Cursor | None = here
             while at is not None and not (self.mixed and texts):
                 text = self._fit(view, reader, at, room)
                 if text is None:
@@ -183,14 +166,14 @@ class BlankInfilling(Objective, of=declared.Blanks):
                 texts.append(text)
                 room -= self._size(text)
                 at = self._after(reader, at, text.tokens)
-            yield partial(self.row, reader, texts), at or Cursor(reader.order.documents)
+            yield partial(self.row, reader, texts), at or base.Cursor(reader.order.documents)
             here = at
 
     def _size(self, text: Holed) -> int:
         """Tokens of a text in its row: a blank and a bos for every run beside its own."""
         return len(self.before) + text.tokens + 2 * len(text.lost)
 
-    def _fit(self, view: View, reader: Reader, at: Cursor, room: int) -> Holed | None:
+    def _fit(self, view: base.View, reader: base.Reader, at: base.Cursor, room: int) -> Holed | None:
         """The longest text from `at` on that fits, as far as taking off what is too much finds it."""
         wanted = room - len(self.before) - 2
         while wanted >= 1:
@@ -202,30 +185,30 @@ class BlankInfilling(Objective, of=declared.Blanks):
             wanted = text.tokens - over
         return None
 
-    def _parts(self, reader: Reader, at: Cursor, size: int) -> list[Part]:
+    def _parts(self, reader: base.Reader, at: base.Cursor, size: int) -> list[base.Part]:
         """`size` tokens from `at` on, if there are so many: of the document, or, `mixed`, of those after it too."""
-        parts: list[Part] = []
-        here: Cursor | None = at
+        parts: list[base.Part] = []
+        here: base.Cursor | None = at
         while here is not None and size > 0 and not (parts and not self.mixed):
             document, epoch = reader.order[here.slot]
             take = min(size, reader.length(document) - here.offset)
-            parts.append(Part(document, epoch, here.offset, take))
+            parts.append(base.Part(document, epoch, here.offset, take))
             size -= take
-            here = reader.settle(Cursor(here.slot, here.offset + take))
+            here = reader.settle(base.Cursor(here.slot, here.offset + take))
         return parts
 
-    def _after(self, reader: Reader, at: Cursor, tokens: int) -> Cursor | None:
+    def _after(self, reader: base.Reader, at: base.Cursor, tokens: int) -> base.Cursor | None:
         """The place `tokens` further on."""
-        here: Cursor | None = at
+        here: base.Cursor | None = at
         while here is not None and tokens > 0:
             take = min(tokens, reader.length(reader.order[here.slot][0]) - here.offset)
             tokens -= take
-            here = reader.settle(Cursor(here.slot, here.offset + take))
+            here = reader.settle(base.Cursor(here.slot, here.offset + take))
         return here
 
-    def row(self, reader: Reader, texts: Sequence[Holed]) -> Example:
+    def row(self, reader: base.Reader, texts: Sequence[Holed]) -> base.Example:
         """One example of texts, padded to `context`."""
-        columns: dict[str, list[Ints]] = {}
+        columns: dict[str, list[base.Ints]] = {}
         at = 0
         for number, text in enumerate(texts):
             tokens = np.concatenate(
@@ -238,13 +221,13 @@ class BlankInfilling(Objective, of=declared.Blanks):
             for name, values in written.items():
                 columns.setdefault(name, []).append(values)
             at += size
-        gaps = {"input_ids": self.padding, "labels": IGNORED, "documents": OUTSIDE}
+        gaps = {"input_ids": self.padding, "labels": IGNORED, "documents": base.OUTSIDE}
         return {
             name: np.pad(np.concatenate(values), (0, self.context - at), constant_values=gaps.get(name, 0))
             for name, values in columns.items()
         }
 
-    def write(self, tokens: Ints, text: Holed) -> dict[str, Ints]:
+    def write(self, tokens: base.Ints, text: Holed) -> dict[str, base.Ints]:
         """`cls A B` with labels; of each token its place in the text, in its run (0 in A), and where single positions
         have it under a prefix mask; and the length of `cls A`."""
         kept: list[Any] = [self.before]
@@ -255,7 +238,7 @@ class BlankInfilling(Objective, of=declared.Blanks):
             holes.append(size + int(start) - done)
             size = holes[-1] + 1
             done = int(end)
-        context: Ints = np.concatenate([*kept, tokens[done:]]).astype(np.int64)
+        context: base.Ints = np.concatenate([*kept, tokens[done:]]).astype(np.int64)
         n = len(context)
         ids, labels = [context], [np.full(n, IGNORED, dtype=np.int64)]
         places, blocks, lines = [np.arange(n)], [np.zeros(n, dtype=np.int64)], [np.arange(n)]
@@ -276,28 +259,29 @@ class BlankInfilling(Objective, of=declared.Blanks):
 
     # ------------------------------------------------------------ batches
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        batch = stack(examples, *examples[0])
-        batch |= targets(batch.pop("labels"))
-        if not several(examples):  # padding at the end needs no mask: nothing looks back at it
+    def collate(self, examples: Sequence[base.Example]) -> base.Batch:
+        batch = base.stack(examples, *examples[0])
+        batch |= base.targets(batch.pop("labels"))
+        if not base.several(examples):  # padding at the end needs no mask: nothing looks back at it
             del batch["documents"], batch["position_ids"]
         return batch
 
-    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
-        hidden = model.decode(
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+        inputs = Inputs(
             batch["input_ids"],
             position_ids=self.positions(model, batch),
             documents=batch.get("documents"),
             prefix=batch["prefix"] if isinstance(model.arch.mask, Prefix) else None,
         )
-        return Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
+        hidden = model.decode(inputs)
+        return base.Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
 
     @staticmethod
-    def positions(model: Model, batch: Batch) -> Tensor | None:
+    def positions(model: Model, batch: base.Batch) -> Tensor | None:
         """As the model counts: in pairs, or singly in the manner of its mask."""
         assert model.decoder is not None
         if model.decoder.position.columns > 1:
             return torch.stack([batch["places"], batch["blocks"]], -1)
         if isinstance(model.arch.mask, Prefix):
             return batch["lines"]
-        return layout(model, batch)
+        return base.layout(model, batch)

@@ -8,30 +8,13 @@ from functools import partial
 import numpy as np
 
 from stemma.declare import objectives as declared
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
-from stemma.objectives.base import (
-    ALONE,
-    Batch,
-    Cursor,
-    Example,
-    Ints,
-    Loss,
-    Make,
-    Nets,
-    Objective,
-    Reader,
-    Setting,
-    Span,
-    View,
-    layout,
-    several,
-    stack,
-    targets,
-)
+from stemma.objectives import base
 from stemma.objectives.languages import numbers
 
 
-class NextToken(Objective, of=declared.CLM):
+class NextToken(base.Objective, of=declared.CLM):
     """Windows of `context` inputs whose targets stand one token later: every step of the stream is a target once.
 
     A document is written `bos tokens eos`, as far as the tokenizer has these. Where both are one token (GPT-2), a
@@ -43,25 +26,27 @@ class NextToken(Objective, of=declared.CLM):
     structures = ("decoder",)
     streamed = True
 
-    def __init__(self, spec: declared.CLM | declared.Infill, setting: Setting) -> None:
+    def __init__(self, spec: declared.CLM | declared.Infill, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
         self.shared = bos is not None and bos == eos
         self.before = [] if bos is None else [int(bos)]
         self.after = [] if eos is None or self.shared else [int(eos)]
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+    def plan(
+        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
+    ) -> Iterator[tuple[base.Make, base.Cursor]]:
         n, more = self.context, len(self.before) + len(self.after)
 
-        def piece(document: int, _: int) -> Ints:
+        def piece(document: int, _: int) -> base.Ints:
             return np.concatenate([self.before, np.asarray(view[document]), self.after]).astype(np.int64)[None]
 
         langs = numbers(view, self.setting.text.languages)
-        reader = Reader(self.order(view, once), lambda d: len(view[d]) + more, piece, once, langs)
+        reader = base.Reader(self.order(view, once), lambda d: len(view[d]) + more, piece, once, langs)
         for span, follow in self.spans(reader, view, cursor, n + 1, n):
             yield partial(self.example, reader, span), follow
 
-    def example(self, reader: Reader, span: Span) -> Example:
+    def example(self, reader: base.Reader, span: base.Span) -> base.Example:
         """A row of `context` inputs and what follows each of them."""
         window = reader.window(span, self.context + 1, [self.padding])
         ids, documents = window.values[0], window.documents.copy()
@@ -78,23 +63,24 @@ class NextToken(Objective, of=declared.CLM):
         }
         return row if reader.langs is None else row | {"langs": window.langs[:-1]}
 
-    def tokens_without_target(self, view: View) -> int:
+    def tokens_without_target(self, view: base.View) -> int:
         if self.before:
             return 0
         return min(1, len(view)) if self.mixed else len(view)
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        batch = stack(examples, *examples[0])
-        batch |= targets(batch.pop("labels"))
-        if self.mixed or not several(examples):  # padding at the end needs no mask: nothing looks back at it
+    def collate(self, examples: Sequence[base.Example]) -> base.Batch:
+        batch = base.stack(examples, *examples[0])
+        batch |= base.targets(batch.pop("labels"))
+        if self.mixed or not base.several(examples):  # padding at the end needs no mask: nothing looks back at it
             del batch["documents"], batch["position_ids"]
         return batch
 
-    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
-        hidden = model.decode(
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+        inputs = Inputs(
             batch["input_ids"],
-            position_ids=layout(model, batch),
+            position_ids=base.layout(model, batch),
             documents=batch.get("documents"),
             langs=batch.get("langs"),
         )
-        return Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
+        hidden = model.decode(inputs)
+        return base.Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))

@@ -12,24 +12,12 @@ import torch.nn.functional as F
 from stemma.data import random as draw
 from stemma.declare import objectives as declared
 from stemma.errors import DataError
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
-from stemma.objectives.base import (
-    ALONE,
-    TWIN,
-    Batch,
-    Cursor,
-    Example,
-    Ints,
-    Loss,
-    Make,
-    Nets,
-    Objective,
-    Setting,
-    View,
-)
+from stemma.objectives import base, purposes
 
 
-class Pairs(Objective, of=declared.Contrastive):
+class Pairs(base.Objective, of=declared.Contrastive):
     """Groups of `spec.group` pairs of texts, each written `cls text sep`: every first text has to find its second one
     among all second texts of its group, and the other way about, by the cosine of the means of their hidden states.
 
@@ -43,12 +31,14 @@ class Pairs(Objective, of=declared.Contrastive):
     structures = ("encoder",)
     roles = ("cls", "bos"), ("sep", "eos")
 
-    def __init__(self, spec: declared.Contrastive, setting: Setting) -> None:
+    def __init__(self, spec: declared.Contrastive, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.rows = 2 * spec.group
         self.cls, self.sep = self.need("cls", "bos"), self.need("sep", "eos")
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+    def plan(
+        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
+    ) -> Iterator[tuple[base.Make, base.Cursor]]:
         order = self.order(view, once)
         at = cursor.slot
         while not (once and at >= len(view)):
@@ -61,21 +51,21 @@ class Pairs(Objective, of=declared.Contrastive):
                 if not group and at - begin > len(view):
                     raise DataError("there is no pair to train on: every document is shorter than two tokens")
             if group:
-                yield partial(self.example, view, group), Cursor(at)
+                yield partial(self.example, view, group), base.Cursor(at)
 
-    def texts(self, view: View, document: int, epoch: int) -> tuple[Ints, Ints]:
+    def texts(self, view: base.View, document: int, epoch: int) -> tuple[base.Ints, base.Ints]:
         """The pair of a document in an epoch."""
         tokens = np.asarray(view[document], dtype=np.int64)
         starts = np.unique([0, *(s for s in view.sentences(document) if 0 < s < len(tokens)), len(tokens)])
         if len(starts) < 3:
             first, middle, end = 0, len(tokens) // 2, len(tokens)
         else:
-            k = int(draw.generator(self.seed, TWIN, document, epoch).integers(len(starts) - 2))
+            k = int(draw.generator(self.seed, purposes.TWIN, document, epoch).integers(len(starts) - 2))
             first, middle, end = (int(s) for s in starts[k : k + 3])
         room = self.context - 2
         return tokens[first:middle][:room], tokens[middle:end][:room]
 
-    def example(self, view: View, group: list[tuple[int, int]]) -> Example:
+    def example(self, view: base.View, group: list[tuple[int, int]]) -> base.Example:
         """The texts of a group: all first ones, then all second ones in the same order."""
         pairs = [self.texts(view, *place) for place in group]
         texts = [[self.cls, *text, self.sep] for side in (0, 1) for text in (pair[side] for pair in pairs)]
@@ -85,18 +75,18 @@ class Pairs(Objective, of=declared.Contrastive):
             ids[i, : len(text)], mask[i, : len(text)] = text, 1
         return {"input_ids": ids, "attention_mask": mask}
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
+    def collate(self, examples: Sequence[base.Example]) -> base.Batch:
         batch = {k: torch.from_numpy(np.concatenate([e[k] for e in examples])) for k in examples[0]}
         longest = -8 * (-int(batch["attention_mask"].sum(1).max()) // 8)
         sizes = torch.tensor([len(e["input_ids"]) // 2 for e in examples], dtype=torch.int64)
         return {k: v[:, : min(longest, self.context)] for k, v in batch.items()} | {"groups": sizes}
 
-    def counts(self, batch: Batch) -> dict[str, int]:
+    def counts(self, batch: base.Batch) -> dict[str, int]:
         return {self.main: len(batch["input_ids"]) // 2}
 
-    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
         mask = batch["attention_mask"]
-        hidden = model.encode(batch["input_ids"], mask).float()
+        hidden = model.encode(Inputs(batch["input_ids"], mask)).float()
         vectors = F.normalize((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True), dim=-1)
         total, right, at = torch.zeros((), device=vectors.device), 0.0, 0
         for size in batch["groups"].tolist():
@@ -107,4 +97,4 @@ class Pairs(Objective, of=declared.Contrastive):
             both = F.cross_entropy(scores, own, reduction="sum") + F.cross_entropy(scores.T, own, reduction="sum")
             total, at = total + both / 2, at + 2 * size
             right += float((scores.detach().argmax(1) == own).sum())
-        return Loss({self.main: total}, self.counts(batch), {"pair_right": right})
+        return base.Loss({self.main: total}, self.counts(batch), {"pair_right": right})

@@ -10,7 +10,7 @@ from stemma.data import random as draw
 from stemma.declare import objectives as declared
 from stemma.declare.family import Text
 from stemma.errors import UsageError
-from stemma.objectives.base import FORCE, NOISE, SHUFFLE, Ints, Setting
+from stemma.objectives import base, purposes
 from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
 
 NOWHERE = 2**40  # tokens of a text that cannot be rewritten: more than fit anywhere
@@ -33,9 +33,9 @@ class TokenCorruption(Rewriting, of=declared.Corruption):
                 return *cls.roles, ("mask", "sentinels")
         return cls.roles
 
-    def __init__(self, spec: declared.Corruption, setting: Setting) -> None:
+    def __init__(self, spec: declared.Corruption, setting: base.Setting) -> None:
         super().__init__(spec, setting)
-        self.sentinels: Ints = np.asarray(
+        self.sentinels: base.Ints = np.asarray(
             [self.tokenizer.sentinel(k) for k in range(int(self.tokenizer.sentinels))], dtype=np.int64
         )
         if spec.style == "replace" and len(self.sentinels) < 2:
@@ -46,7 +46,7 @@ class TokenCorruption(Rewriting, of=declared.Corruption):
             raise UsageError("this objective needs a mask token or sentinels, and the tokenizer has neither")
         self.room = self.context
         self.raw = self.context if spec.style == "mask" else int(self.context / (1 - spec.rate)) + 32
-        self._known: tuple[Key, Ints, Ints] | None = None
+        self._known: tuple[Key, base.Ints, base.Ints] | None = None
 
     @property
     def mask(self) -> int:
@@ -55,13 +55,13 @@ class TokenCorruption(Rewriting, of=declared.Corruption):
 
     def draws(self, key: Key) -> NDArray[np.bool_]:
         """Which of the first `raw` tokens of a text fall out."""
-        return draw.uniform((self.seed, NOISE, *key), self.raw) < self.spec.rate
+        return draw.uniform((self.seed, purposes.NOISE, *key), self.raw) < self.spec.rate
 
     def noise(self, length: int, key: Key) -> NDArray[np.bool_]:
         """Which tokens of a text fall out, at least one."""
         found = self.draws(key)[:length].copy()
         if not found.any():
-            found[int(draw.uniform((self.seed, FORCE, *key), 1)[0] * length)] = True
+            found[int(draw.uniform((self.seed, purposes.FORCE, *key), 1)[0] * length)] = True
         return found
 
     def shape(self, length: int, key: Key) -> Shape:
@@ -82,12 +82,12 @@ class TokenCorruption(Rewriting, of=declared.Corruption):
             return Shape(NOWHERE, NOWHERE)
         return Shape(kept + runs + more, gone + runs + 2)
 
-    def rewrite(self, text: Ints, key: Key) -> Pair:
+    def rewrite(self, text: base.Ints, key: Key) -> Pair:
         tokens = text[0]
         lost = self.noise(len(tokens), key)
         match self.spec.style:
             case "mask":
-                rng = draw.generator(self.seed, NOISE, *key)
+                rng = draw.generator(self.seed, purposes.NOISE, *key)
                 other = self.plain[rng.integers(len(self.plain), size=len(tokens))]
                 new = np.where(rng.random(len(tokens)) < self.spec.random, other, self.mask)
                 inputs, goal = np.where(lost, new, tokens), tokens
@@ -97,7 +97,7 @@ class TokenCorruption(Rewriting, of=declared.Corruption):
                 inputs, goal = self.replaced(tokens, lost)
         return Pair(np.concatenate([self.front, inputs, self.close]).astype(np.int64), np.append(goal, self.eos))
 
-    def replaced(self, tokens: Ints, lost: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    def replaced(self, tokens: base.Ints, lost: NDArray[np.bool_]) -> tuple[base.Ints, base.Ints]:
         """A sentinel in the place of each run, and the runs, each after its sentinel."""
         inputs: list[int] = []
         goal: list[int] = []
@@ -121,7 +121,7 @@ class Deshuffling(Rewriting, of=declared.Deshuffle):
 
     even = True
 
-    def __init__(self, spec: declared.Deshuffle, setting: Setting) -> None:
+    def __init__(self, spec: declared.Deshuffle, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.room = self.context
         self.raw = self.longest()
@@ -129,7 +129,7 @@ class Deshuffling(Rewriting, of=declared.Deshuffle):
     def shape(self, length: int, key: Key) -> Shape:
         return Shape(len(self.front) + length + len(self.close), length + 1)
 
-    def rewrite(self, text: Ints, key: Key) -> Pair:
-        order = draw.generator(self.seed, SHUFFLE, *key).permutation(text.shape[1])
+    def rewrite(self, text: base.Ints, key: Key) -> Pair:
+        order = draw.generator(self.seed, purposes.SHUFFLE, *key).permutation(text.shape[1])
         inputs = np.concatenate([self.front, text[0, order], self.close]).astype(np.int64)
         return Pair(inputs, np.append(text[0], self.eos))

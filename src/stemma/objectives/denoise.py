@@ -12,7 +12,7 @@ from stemma.data import random as draw
 from stemma.declare import objectives as declared
 from stemma.declare.family import Text
 from stemma.errors import DataError, UsageError
-from stemma.objectives.base import NOISE, Cursor, Ints, Make, Setting, View
+from stemma.objectives import base, purposes
 from stemma.objectives.languages import numbered
 from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
 
@@ -33,7 +33,7 @@ class Restoration(Rewriting, of=declared.Denoise):
         mask = (("mask",),) if spec.infill or spec.mask else ()
         return cls.roles + mask + ((("cls", "bos"),) if text.shift == "start" else ())
 
-    def __init__(self, spec: declared.Denoise, setting: Setting) -> None:
+    def __init__(self, spec: declared.Denoise, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.mask = self.need("mask") if spec.infill or spec.mask else -1
         text = setting.text
@@ -60,13 +60,15 @@ class Restoration(Rewriting, of=declared.Denoise):
             raise UsageError("a text ends with its language's code, and the tokenizer has none; see text.extras")
         return int(found)
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+    def plan(
+        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
+    ) -> Iterator[tuple[base.Make, base.Cursor]]:
         if self.shifted:  # a missing code is told before training
             names = getattr(view, "languages", ("",))
             self.codes = {int(i): self.code(names[i]) for i in np.unique(numbered(view))}
         return super().plan(view, cursor, once)
 
-    def piece(self, view: View, document: int) -> Ints:
+    def piece(self, view: base.View, document: int) -> base.Ints:
         tokens = np.asarray(view[document], dtype=np.int64)
         begins = np.zeros(len(tokens), dtype=np.int64)
         starts = np.asarray(view.sentences(document))
@@ -85,8 +87,8 @@ class Restoration(Rewriting, of=declared.Denoise):
         ends = len(self.front) + len(self.close)
         return Shape(length + self.growth(length) + ends, length + ends)
 
-    def rewrite(self, text: Ints, key: Key) -> Pair:
-        rng, spec = draw.generator(self.seed, NOISE, *key), self.spec
+    def rewrite(self, text: base.Ints, key: Key) -> Pair:
+        rng, spec = draw.generator(self.seed, purposes.NOISE, *key), self.spec
         tokens = text[0]
         if spec.permute:
             tokens = permuted(tokens, text[1], spec.permute, rng)
@@ -104,12 +106,12 @@ class Restoration(Rewriting, of=declared.Denoise):
         goal = np.concatenate([self.front, text[0], close]).astype(np.int64)
         return Pair(inputs, goal, np.roll(goal, 1) if self.shifted else None)
 
-    def masks(self, n: int, rng: np.random.Generator) -> Ints:
+    def masks(self, n: int, rng: np.random.Generator) -> base.Ints:
         """`n` mask tokens, of which some are random ones instead."""
         other = self.plain[rng.integers(len(self.plain), size=n)]
         return np.where(rng.random(n) < self.spec.random, other, self.mask).astype(np.int64)
 
-    def infilled(self, tokens: Ints, rng: np.random.Generator) -> Ints:
+    def infilled(self, tokens: base.Ints, rng: np.random.Generator) -> base.Ints:
         """A mask token in the place of each span, and further ones for spans of no token.
 
         Lengths are drawn until they cover the share of the text; the last one is cut to meet it. Spans begin at
@@ -130,7 +132,7 @@ class Restoration(Rewriting, of=declared.Denoise):
         room = len(tokens) + self.growth(len(tokens)) - len(out)
         return self.inserted(out, min(len(lengths) - len(real), room), rng)
 
-    def inserted(self, tokens: Ints, n: int, rng: np.random.Generator) -> Ints:
+    def inserted(self, tokens: base.Ints, n: int, rng: np.random.Generator) -> base.Ints:
         """`n` mask tokens more, anywhere."""
         out = np.empty(len(tokens) + n, dtype=np.int64)
         new = np.zeros(len(out), dtype=bool)
@@ -139,9 +141,9 @@ class Restoration(Rewriting, of=declared.Denoise):
         return out
 
 
-def spans(budget: int, mean: float, rng: np.random.Generator) -> Ints:
+def spans(budget: int, mean: float, rng: np.random.Generator) -> base.Ints:
     """Lengths by a Poisson law until they add up to `budget`; the last is cut to that."""
-    drawn: list[Ints] = []
+    drawn: list[base.Ints] = []
     while sum(int(part.sum()) for part in drawn) < budget:
         drawn.append(rng.poisson(mean, size=budget))
     lengths = np.concatenate(drawn)
@@ -152,7 +154,7 @@ def spans(budget: int, mean: float, rng: np.random.Generator) -> Ints:
     return lengths
 
 
-def permuted(tokens: Ints, begins: Ints, share: float, rng: np.random.Generator) -> Ints:
+def permuted(tokens: base.Ints, begins: base.Ints, share: float, rng: np.random.Generator) -> base.Ints:
     """The sentences of a text, of which `share` change places with each other."""
     starts = np.flatnonzero(begins[1:]) + 1
     parts = np.split(tokens, starts)
@@ -162,6 +164,6 @@ def permuted(tokens: Ints, begins: Ints, share: float, rng: np.random.Generator)
     return np.concatenate([parts[i] for i in order])
 
 
-def some(tokens: Ints, share: float, rng: np.random.Generator) -> Ints:
+def some(tokens: base.Ints, share: float, rng: np.random.Generator) -> base.Ints:
     """Places of `share` of the tokens, rounded up."""
     return rng.permutation(len(tokens))[: math.ceil(share * len(tokens))]

@@ -11,7 +11,7 @@ from stemma.data import random as draw
 from stemma.declare import objectives as declared
 from stemma.declare.family import Text
 from stemma.errors import UsageError
-from stemma.objectives.base import CUT, KIND, SPAN, Ints, Setting
+from stemma.objectives import base, purposes
 from stemma.objectives.corruption import NOWHERE
 from stemma.objectives.prefix import place
 from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
@@ -32,7 +32,7 @@ class Mixture(Rewriting, of=declared.Denoisers):
     def tokens(cls, spec: declared.Denoisers, text: Text) -> tuple[str, ...]:
         return tuple(dict.fromkeys(kind.mode for kind in spec.kinds if kind.mode))
 
-    def __init__(self, spec: declared.Denoisers, setting: Setting) -> None:
+    def __init__(self, spec: declared.Denoisers, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.kinds = spec.kinds
         shares = np.asarray([kind.share for kind in spec.kinds])
@@ -41,7 +41,7 @@ class Mixture(Rewriting, of=declared.Denoisers):
         count = int(self.tokenizer.sentinels)
         if count == 0 and any(kind.rate is not None for kind in spec.kinds):
             raise UsageError("denoisers need sentinels, and the tokenizer has none; set text.sentinels=100")
-        self.sentinels: Ints = np.asarray([self.tokenizer.sentinel(k) for k in range(count)], dtype=np.int64)
+        self.sentinels: base.Ints = np.asarray([self.tokenizer.sentinel(k) for k in range(count)], dtype=np.int64)
         self.room = self.context
         self.raw = math.ceil(self.context / (1 - max(kind.rate or 0.5 for kind in spec.kinds))) + 1
 
@@ -58,12 +58,12 @@ class Mixture(Rewriting, of=declared.Denoisers):
 
     def which(self, key: Key) -> int:
         """The kind that a text meets."""
-        u = draw.uniform((self.seed, KIND, *key), 1)[0]
+        u = draw.uniform((self.seed, purposes.KIND, *key), 1)[0]
         return int(min(np.searchsorted(self.bounds, u, side="right"), len(self.kinds) - 1))
 
     def cut(self, length: int, key: Key) -> int:
         """Where a text is cut of which any end may be the goal."""
-        return place(length, draw.uniform((self.seed, CUT, *key), 1)[0])
+        return place(length, draw.uniform((self.seed, purposes.CUT, *key), 1)[0])
 
     def shape(self, length: int, key: Key) -> Shape:
         number = self.which(key)
@@ -77,14 +77,14 @@ class Mixture(Rewriting, of=declared.Denoisers):
             return Shape(NOWHERE, NOWHERE)
         return Shape(more + sizes.inputs - 1, sizes.targets)
 
-    def rewrite(self, text: Ints, key: Key) -> Pair:
+    def rewrite(self, text: base.Ints, key: Key) -> Pair:
         number, tokens = self.which(key), text[0]
         kind = self.kinds[number]
         if kind.rate is None:
             cut = self.cut(len(tokens), key)
             inputs, goal = tokens[:cut], tokens[cut:]
         else:
-            rng = draw.generator(self.seed, SPAN, *key)
+            rng = draw.generator(self.seed, purposes.SPAN, *key)
             inputs, goal = cut_out(tokens, Sizes(kind, len(tokens)), self.sentinels, rng)
         inputs = np.concatenate([self.front, self.modes[number], inputs, self.close]).astype(np.int64)
         return Pair(inputs, np.append(goal, self.eos))

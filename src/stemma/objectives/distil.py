@@ -14,58 +14,39 @@ from torch.utils.checkpoint import checkpoint
 
 from stemma.declare import objectives as declared
 from stemma.declare.family import Text
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch, Dims, PostNorm
-from stemma.objectives.base import (
-    ALONE,
-    OUTSIDE,
-    Batch,
-    Cursor,
-    Example,
-    Ints,
-    Loss,
-    Make,
-    Nets,
-    Objective,
-    Reader,
-    Setting,
-    Span,
-    View,
-    layout,
-    runnable,
-    several,
-    stack,
-    targets,
-)
+from stemma.objectives import base
 from stemma.objectives.clm import NextToken
 from stemma.objectives.vocabulary import LOGITS
 
 Design = tuple[Arch, Dims]
 
 
-class Distilled(Objective, of=declared.Distillation):
+class Distilled(base.Objective, of=declared.Distillation):
     """The rows and targets of `spec.task`, with three losses: on the targets (`token`), the divergence of the student's
     distribution from the teacher's, both at `temperature`, times its square (`soft`), and one minus the cosine of the
     last hidden states (`cosine`). As in the released distiller the latter two are means over all tokens of the text and
     not only over targets; of a decoder, over the tokens whose next one is a target."""
 
-    def __init__(self, spec: declared.Distillation, setting: Setting) -> None:
+    def __init__(self, spec: declared.Distillation, setting: base.Setting) -> None:
         super().__init__(spec, setting)
-        self.task: Objective = runnable(spec.task)(spec.task, setting)
+        self.task: base.Objective = base.runnable(spec.task)(spec.task, setting)
         self.structures, self.whole = self.task.structures, self.task.whole
         self.streamed = self.task.streamed
 
     @classmethod
     def needs(cls, spec: declared.Distillation, text: Text) -> tuple[tuple[str, ...], ...]:
-        return runnable(spec.task).needs(spec.task, text)
+        return base.runnable(spec.task).needs(spec.task, text)
 
     @classmethod
     def incompatible_reason(cls, spec: declared.Distillation, arch: Arch) -> str | None:
-        return runnable(spec.task).incompatible_reason(spec.task, arch)
+        return base.runnable(spec.task).incompatible_reason(spec.task, arch)
 
     @classmethod
     def teacher_mismatch(cls, spec: declared.Distillation, student: Design, teacher: Design) -> str | None:
-        if (why := runnable(spec.task).incompatible_reason(spec.task, teacher[0])) is not None:
+        if (why := base.runnable(spec.task).incompatible_reason(spec.task, teacher[0])) is not None:
             return f"the teacher cannot give what objective.task asks: {why}"
         if teacher[0].heads.lm is None:
             return "the teacher has no language-model head, whose predictions this objective learns from"
@@ -87,29 +68,31 @@ class Distilled(Objective, of=declared.Distillation):
             )
         return None
 
-    def tie(self, model: Model, nets: Nets) -> None:
+    def tie(self, model: Model, nets: base.Nets) -> None:
         if self.spec.start == "layers":
             begin(model, nets["teacher"])
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+    def plan(
+        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
+    ) -> Iterator[tuple[base.Make, base.Cursor]]:
         return self.task.plan(view, cursor, once)
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
+    def collate(self, examples: Sequence[base.Example]) -> base.Batch:
         batch = self.task.collate(examples)
         if isinstance(self.task, NextToken):
             return batch
-        real = stack(examples, "documents")["documents"].flatten() != OUTSIDE
+        real = base.stack(examples, "documents")["documents"].flatten() != base.OUTSIDE
         return batch | {"everywhere": real.nonzero().squeeze(1)}
 
-    def tokens_without_target(self, view: View) -> int:
+    def tokens_without_target(self, view: base.View) -> int:
         return self.task.tokens_without_target(view)
 
-    def counts(self, batch: Batch) -> dict[str, int]:
+    def counts(self, batch: base.Batch) -> dict[str, int]:
         n = len(batch["everywhere"]) if "everywhere" in batch else len(batch["targets"])
         found = {self.main: len(batch["targets"])}
         return found | {k: n for k in ("soft", "cosine") if getattr(self.spec, k)}
 
-    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
         teacher, where = nets["teacher"], batch.get("everywhere", batch.get("where"))
         with torch.no_grad():
             known, last = (rows(x, where) for x in states(teacher, batch))
@@ -120,17 +103,18 @@ class Distilled(Objective, of=declared.Distillation):
         if self.spec.cosine:
             sums["cosine"] = (1 - F.cosine_similarity(rows(own, where).float(), last.float(), dim=-1)).sum()
         weights = {self.main: self.spec.hard, "soft": self.spec.soft, "cosine": self.spec.cosine}
-        return Loss(sums, self.counts(batch), weights=weights)
+        return base.Loss(sums, self.counts(batch), weights=weights)
 
 
-def states(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+def states(model: Model, batch: base.Batch) -> tuple[Tensor, Tensor]:
     """What the language-model head reads, and the last hidden state: B T D each."""
-    ids, pos, documents = batch["input_ids"], layout(model, batch), batch.get("documents")
+    ids, pos, documents = batch["input_ids"], base.layout(model, batch), batch.get("documents")
     langs = batch.get("langs") if model.dims.languages else None
     if model.decoder is not None:
-        hidden = model.decode(ids, position_ids=pos, documents=documents, langs=langs)
+        hidden = model.decode(Inputs(ids, position_ids=pos, documents=documents, langs=langs))
         return hidden, hidden
-    state = model.state(ids, batch.get("attention_mask"), position_ids=pos, documents=documents, langs=langs)
+    inputs = Inputs(ids, batch.get("attention_mask"), position_ids=pos, documents=documents, langs=langs)
+    state = model.state(inputs)
     return model.read(state), state.hidden
 
 
@@ -196,7 +180,7 @@ def begin(student: Model, teacher: Model) -> None:
 # ---------------------------------------------------------------- attention
 
 
-class Relations(Objective, of=declared.AttentionDistillation):
+class Relations(base.Objective, of=declared.AttentionDistillation):
     """Rows of whole texts, documents written `cls tokens sep`, and for each token the divergence of two distributions
     of the student's last layer from the teacher's, as means over heads: where it looks (`attention`), and how its
     values resemble those of the others, softmax(V V' / sqrt(width)) (`values`). Nothing is masked, which the paper
@@ -207,7 +191,7 @@ class Relations(Objective, of=declared.AttentionDistillation):
     structures = ("encoder",)
     roles = ("cls", "bos"), ("sep", "eos")
 
-    def __init__(self, spec: declared.AttentionDistillation, setting: Setting) -> None:
+    def __init__(self, spec: declared.AttentionDistillation, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.cls, self.sep = self.need("cls", "bos"), self.need("sep", "eos")
 
@@ -223,15 +207,17 @@ class Relations(Objective, of=declared.AttentionDistillation):
             )
         return None
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
-        def piece(document: int, _: int) -> Ints:
+    def plan(
+        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
+    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+        def piece(document: int, _: int) -> base.Ints:
             return np.concatenate([[self.cls], np.asarray(view[document]), [self.sep]]).astype(np.int64)[None]
 
-        reader = Reader(self.order(view, once), lambda d: len(view[d]) + 2, piece, once)
+        reader = base.Reader(self.order(view, once), lambda d: len(view[d]) + 2, piece, once)
         for span, follow in reader.spans(cursor, self.context, self.context):
             yield partial(self.example, reader, span), follow
 
-    def example(self, reader: Reader, span: Span) -> Example:
+    def example(self, reader: base.Reader, span: base.Span) -> base.Example:
         window = reader.window(span, self.context, [self.padding])
         return {
             "input_ids": window.values[0],
@@ -239,21 +225,21 @@ class Relations(Objective, of=declared.AttentionDistillation):
             "position_ids": window.positions,
         }
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        batch = stack(examples, "input_ids", "documents", "position_ids")
+    def collate(self, examples: Sequence[base.Example]) -> base.Batch:
+        batch = base.stack(examples, "input_ids", "documents", "position_ids")
         # every token is a target, and what it is to say is the teacher's: of targets only their number counts
-        batch |= targets(torch.where(batch["documents"] == OUTSIDE, IGNORED, batch["input_ids"]))
-        if self.mixed or not several(examples):
-            real = batch.pop("documents") != OUTSIDE
+        batch |= base.targets(torch.where(batch["documents"] == base.OUTSIDE, IGNORED, batch["input_ids"]))
+        if self.mixed or not base.several(examples):
+            real = batch.pop("documents") != base.OUTSIDE
             del batch["position_ids"]
             if not bool(real.all()):
                 batch["attention_mask"] = real.to(torch.int64)
         return batch
 
-    def counts(self, batch: Batch) -> dict[str, int]:
+    def counts(self, batch: base.Batch) -> dict[str, int]:
         return {"attention": len(batch["targets"]), "values": len(batch["targets"])}
 
-    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
         with torch.no_grad():
             goal = relations(nets["teacher"], batch)
         found = relations(model, batch)
@@ -262,20 +248,22 @@ class Relations(Objective, of=declared.AttentionDistillation):
         for name, own, theirs in zip(("attention", "values"), found, goal, strict=True):
             apart = (theirs.exp() * (theirs - own).masked_fill(theirs == float("-inf"), 0.0)).sum(-1).mean(1).flatten()
             sums[name] = (apart if where is None else apart.index_select(0, where)).sum()
-        return Loss(sums, self.counts(batch))
+        return base.Loss(sums, self.counts(batch))
 
 
-def relations(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+def relations(model: Model, batch: base.Batch) -> tuple[Tensor, Tensor]:
     """Of the last layer, the logarithms of where each token looks and of how values resemble each other: B H T T, minus
     infinity where nothing is seen."""
     encoder = model.encoder
     assert encoder is not None
-    ids, pos = batch["input_ids"], layout(model, batch)
-    state = model.state(ids, batch.get("attention_mask"), position_ids=pos, documents=batch.get("documents"))
+    ids, pos = batch["input_ids"], base.layout(model, batch)
+    inputs = Inputs(ids, batch.get("attention_mask"), position_ids=pos, documents=batch.get("documents"))
+    state = model.state(inputs)
     block: Any = encoder.blocks[encoder.order[-1][0]]
-    source = state.before if isinstance(model.arch.residual, PostNorm) else block.attention_norm(state.before)
-    scores, values = block.attention.scores(source, state.seen, state.places)
+    last = state.last_input
+    source = last if isinstance(model.arch.residual, PostNorm) else block.attention_norm(last)
+    scores, values = block.attention.scores(source, state.attn_mask, state.position)
     likeness = (values @ values.transpose(-1, -2)).float() * values.shape[-1] ** -0.5
-    if state.seen.mask is not None:
-        likeness = likeness.masked_fill(~state.seen.mask, float("-inf"))
+    if state.attn_mask.mask is not None:
+        likeness = likeness.masked_fill(~state.attn_mask.mask, float("-inf"))
     return scores.log_softmax(-1), likeness.log_softmax(-1)

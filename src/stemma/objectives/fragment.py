@@ -7,7 +7,7 @@ import numpy as np
 
 from stemma.data import random as draw
 from stemma.declare import objectives as declared
-from stemma.objectives.base import RUN, Ints, Setting
+from stemma.objectives import base, purposes
 from stemma.objectives.mlm import replace
 from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
 from stemma.objectives.units import Choice
@@ -26,7 +26,7 @@ class MaskedRun(Rewriting, of=declared.Fragment):
     counted = False
     even = True
 
-    def __init__(self, spec: declared.Fragment, setting: Setting) -> None:
+    def __init__(self, spec: declared.Fragment, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.mask = self.need("mask")
         self.front, self.close = [self.need("cls", "bos", "eos")], [self.need("sep", "eos")]
@@ -46,7 +46,7 @@ class MaskedRun(Rewriting, of=declared.Fragment):
     def shape(self, length: int, key: Key) -> Shape:
         return Shape(length + 2, sum(self.run(n) for _, n in self.blocks(length)))
 
-    def chosen(self, length: int, rng: np.random.Generator) -> Ints:
+    def chosen(self, length: int, rng: np.random.Generator) -> base.Ints:
         """Places of the tokens that are to be written."""
         runs = []
         for start, n in self.blocks(length):
@@ -59,8 +59,8 @@ class MaskedRun(Rewriting, of=declared.Fragment):
             runs.append(start + anywhere + np.arange(self.run(n)))
         return np.concatenate(runs)
 
-    def rewrite(self, text: Ints, key: Key) -> Pair:
-        rng = draw.generator(self.seed, RUN, *key)
+    def rewrite(self, text: base.Ints, key: Key) -> Pair:
+        rng = draw.generator(self.seed, purposes.RUN, *key)
         whole = np.concatenate([self.front, text[0], self.close]).astype(np.int64)
         places = self.chosen(text.shape[1], rng) + len(self.front)
         inputs = whole.copy()

@@ -14,17 +14,7 @@ from stemma.declare.family import INFILL_NAMES as NAMES
 from stemma.declare.family import Text
 from stemma.errors import UsageError
 from stemma.nn.model import IGNORED
-from stemma.objectives.base import (
-    INFILL,
-    OUTSIDE,
-    Cursor,
-    Example,
-    Ints,
-    Make,
-    Reader,
-    Setting,
-    View,
-)
+from stemma.objectives import base, purposes
 from stemma.objectives.clm import NextToken
 
 WHOLE_WORDS = ("wordpiece", "gpt-bpe")  # kinds of tokenizer that take a part of a word for another word
@@ -33,8 +23,8 @@ WHOLE_WORDS = ("wordpiece", "gpt-bpe")  # kinds of tokenizer that take a part of
 class Piece(NamedTuple):
     """Tokens of a document in a row, and what follows each of them there (`goals`; IGNORED behind the last one)."""
 
-    tokens: Ints
-    goals: Ints
+    tokens: base.Ints
+    goals: base.Ints
 
 
 class Infilling(NextToken, of=declared.Infill):
@@ -54,7 +44,7 @@ class Infilling(NextToken, of=declared.Infill):
 
     streamed = False
 
-    def __init__(self, spec: declared.Infill, setting: Setting) -> None:
+    def __init__(self, spec: declared.Infill, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.marks = [self._mark(name) for name in setting.text.infill or NAMES]
         if spec.cut == "characters" and self.tokenizer.kind in WHOLE_WORDS:
@@ -74,13 +64,13 @@ class Infilling(NextToken, of=declared.Infill):
 
     # ------------------------------------------------------------ one document
 
-    def straight(self, view: View, document: int) -> Ints:
+    def straight(self, view: base.View, document: int) -> base.Ints:
         """A document as it is."""
         return np.concatenate([self.before, np.asarray(view[document]), self.after]).astype(np.int64)
 
-    def rearranged(self, view: View, document: int, epoch: int) -> Ints | None:
+    def rearranged(self, view: base.View, document: int, epoch: int) -> base.Ints | None:
         """A document with its middle at the end; None for those that stay as they are."""
-        rng = draw.generator(self.seed, INFILL, document, epoch)
+        rng = draw.generator(self.seed, purposes.INFILL, document, epoch)
         if rng.random() >= self.spec.rate:
             return None
         swapped = rng.random() < self.spec.swapped
@@ -91,7 +81,9 @@ class Infilling(NextToken, of=declared.Infill):
         )
         return np.concatenate([self.before, *order]).astype(np.int64)
 
-    def _cut(self, view: View, document: int, rng: np.random.Generator, swapped: bool) -> tuple[Ints, Ints, Ints]:
+    def _cut(
+        self, view: base.View, document: int, rng: np.random.Generator, swapped: bool
+    ) -> tuple[base.Ints, base.Ints, base.Ints]:
         """Prefix, middle and suffix of a document; the middle with the prefix where they are `swapped`."""
         if self.spec.cut == "tokens":
             whole = np.asarray(view[document], dtype=np.int64)
@@ -103,45 +95,49 @@ class Infilling(NextToken, of=declared.Infill):
             return self._ids(text[:b]), np.zeros(0, dtype=np.int64), self._ids(text[b:], True)
         return self._ids(text[:a]), self._ids(text[a:b], True), self._ids(text[b:], True)
 
-    def _ids(self, text: str, goes_on: bool = False) -> Ints:
+    def _ids(self, text: str, goes_on: bool = False) -> base.Ints:
         known = self.tokenizer
         ids = known.encode_continuation(text) if goes_on else known.encode(text, add_special=False)
         return np.asarray(ids, dtype=np.int64)
 
     # ------------------------------------------------------------ rows
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+    def plan(
+        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
+    ) -> Iterator[tuple[base.Make, base.Cursor]]:
         more = len(self.before) + len(self.after)
-        reader = Reader(
+        reader = base.Reader(
             self.order(view, once), lambda d: len(view[d]) + more, lambda d, _: self.straight(view, d)[None], once
         )
         here = reader.settle(cursor)
         while here is not None:
             pieces: list[Piece] = []
             room = self.context
-            at: Cursor | None = here
+            at: base.Cursor | None = here
             while at is not None and room > 0:
                 piece, at = self._next(view, reader, at, room)
                 pieces.append(piece)
                 room -= len(piece.tokens)
-            yield partial(self.row, reader, pieces, at), at or Cursor(reader.order.documents)
+            yield partial(self.row, reader, pieces, at), at or base.Cursor(reader.order.documents)
             here = at
 
-    def _next(self, view: View, reader: Reader, at: Cursor, room: int) -> tuple[Piece, Cursor | None]:
+    def _next(
+        self, view: base.View, reader: base.Reader, at: base.Cursor, room: int
+    ) -> tuple[Piece, base.Cursor | None]:
         """What stands next in a row with `room` left, and the place after it."""
         document, epoch = reader.order[at.slot]
         length = reader.length(document)
         if at.offset == 0 and length <= room:
             found = self.rearranged(view, document, epoch)
             if found is not None and len(found) <= room:
-                return Piece(found, np.append(found[1:], IGNORED)), reader.settle(Cursor(at.slot + 1))
+                return Piece(found, np.append(found[1:], IGNORED)), reader.settle(base.Cursor(at.slot + 1))
         whole = reader.read(document, epoch)[0]
         end = min(length, at.offset + room)
         goals = np.append(whole[at.offset + 1 : end + 1], [IGNORED] if end == length else [])
         piece = Piece(whole[at.offset : end], goals.astype(np.int64))
-        return piece, reader.settle(Cursor(at.slot, end))
+        return piece, reader.settle(base.Cursor(at.slot, end))
 
-    def row(self, reader: Reader, pieces: list[Piece], follow: Cursor | None) -> Example:
+    def row(self, reader: base.Reader, pieces: list[Piece], follow: base.Cursor | None) -> base.Example:
         """One example of the pieces, padded to `context`."""
         sizes = [len(piece.tokens) for piece in pieces]
         gap = self.context - sum(sizes)
@@ -157,12 +153,12 @@ class Infilling(NextToken, of=declared.Infill):
             elif self.mixed and self.before and follow is not None and not gap:
                 goal[-1] = self.before[0]
 
-        def fill(values: list[Ints], padding: int) -> Ints:
+        def fill(values: list[base.Ints], padding: int) -> base.Ints:
             return np.pad(np.concatenate(values).astype(np.int64), (0, gap), constant_values=padding)
 
         return {
             "input_ids": fill([piece.tokens for piece in pieces], self.padding),
             "labels": fill(labels, IGNORED),
-            "documents": fill([np.full(n, i) for i, n in enumerate(sizes)], OUTSIDE),
+            "documents": fill([np.full(n, i) for i, n in enumerate(sizes)], base.OUTSIDE),
             "position_ids": fill([np.arange(n) for n in sizes], 0),
         }

@@ -14,7 +14,8 @@ import numpy as np
 from stemma.data.mixture import Mixed, Mixture, member, tempered
 from stemma.declare.recipes import Sampling
 from stemma.errors import DataError
-from stemma.objectives.base import Cursor, Ints, Part, Setting, Span
+from stemma.objectives.packing import Cursor, Ints, Part, Span
+from stemma.objectives.setting import Setting
 
 UNKNOWN = "und"  # the code of a language that nobody named (BCP 47)
 

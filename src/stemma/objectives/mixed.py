@@ -14,24 +14,10 @@ from torch import Tensor
 
 from stemma.data import random as draw
 from stemma.declare import objectives as declared
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch, Open
-from stemma.objectives.base import (
-    ALONE,
-    PACK,
-    Batch,
-    Cursor,
-    Example,
-    Ints,
-    Loss,
-    Make,
-    Nets,
-    Reader,
-    Setting,
-    View,
-    stack,
-    targets,
-)
+from stemma.objectives import base, purposes
 from stemma.objectives.mlm import replace
 from stemma.objectives.pairs import SHORT, MaskedPairs, fill, truncate
 from stemma.objectives.units import Choice
@@ -49,7 +35,7 @@ class MixedMasked(MaskedPairs, of=declared.MixedMLM):
     of what is learned are equal. The rows of a kind go through the network together.
     """
 
-    def __init__(self, spec: declared.MixedMLM, setting: Setting) -> None:
+    def __init__(self, spec: declared.MixedMLM, setting: base.Setting) -> None:
         super().__init__(declared.MLM(spec.rate, spec.masked, spec.random, pairs="next"), setting)
         self.mixture = spec
         shares = np.asarray([spec.full, spec.prefix, spec.causal, spec.reverse])
@@ -68,49 +54,51 @@ class MixedMasked(MaskedPairs, of=declared.MixedMLM):
 
     # ------------------------------------------------------------ rows
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+    def plan(
+        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
+    ) -> Iterator[tuple[base.Make, base.Cursor]]:
         sentences = lru_cache(8)(partial(self.sentences, view))
         order = self.order(view, once)  # an offset counts sentences
-        reader = Reader(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
+        reader = base.Reader(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
         here = reader.settle(cursor)
         while here is not None:
             document, epoch = order[here.slot]
             key, edges = (document, epoch, here.offset), sentences(document)
             mode = self.mode(*key)
             if mode == "full":
-                make: Make = partial(self.whole_row, view, edges, key)
+                make: base.Make = partial(self.whole_row, view, edges, key)
                 used = self.cut(edges, *key)[0].used
             else:
                 used = self.chunk(key, edges, mode)
                 make = partial(self.written, view, edges[key[2] : key[2] + used + 1], key, mode)
-            follow = reader.settle(Cursor(here.slot, here.offset + used))
-            yield make, follow or Cursor(order.documents)
+            follow = reader.settle(base.Cursor(here.slot, here.offset + used))
+            yield make, follow or base.Cursor(order.documents)
             here = follow
 
     def mode(self, *key: int) -> str:
         """Which kind of row begins at a sentence (document, epoch, number)."""
-        return MODES[int(draw.generator(self.seed, PACK, *key, 0).choice(len(MODES), p=self.shares))]
+        return MODES[int(draw.generator(self.seed, purposes.PACK, *key, 0).choice(len(MODES), p=self.shares))]
 
-    def chunk(self, key: tuple[int, int, int], edges: Ints, mode: str) -> int:
+    def chunk(self, key: tuple[int, int, int], edges: base.Ints, mode: str) -> int:
         """How many sentences a row holds that has one text, or one and what follows it."""
-        rng = draw.generator(self.seed, PACK, *key, 1)
+        rng = draw.generator(self.seed, purposes.PACK, *key, 1)
         room = self.context - (3 if mode == "prefix" else 2)
         wanted = int(rng.integers(2, room + 1)) if rng.random() < SHORT else room
         return fill(np.diff(edges[key[2] :]), wanted)
 
-    def whole_row(self, view: View, edges: Ints, key: tuple[int, int, int]) -> Example:
+    def whole_row(self, view: base.View, edges: base.Ints, key: tuple[int, int, int]) -> base.Example:
         """A row that is read whole."""
         return self.labelled(self.pair(view, edges, *key), "full")
 
-    def labelled(self, example: Example, mode: str) -> Example:
+    def labelled(self, example: base.Example, mode: str) -> base.Example:
         """A row with its kind; `prefix`: the length of the part that is read whole, where another part is not."""
         return {**example, "mode": np.asarray(MODES.index(mode)), "prefix": np.asarray(0, dtype=np.int64)}
 
-    def written(self, view: View, edges: Ints, key: tuple[int, int, int], mode: str) -> Example:
+    def written(self, view: base.View, edges: base.Ints, key: tuple[int, int, int], mode: str) -> base.Example:
         """A row of a kind that is not read whole, from the sentences between `edges`."""
         tokens = np.asarray(view[key[0]], dtype=np.int64)
         chunk = [tokens[a:b] for a, b in itertools.pairwise(edges)]
-        rng = draw.generator(self.seed, PACK, *key, 2)
+        rng = draw.generator(self.seed, purposes.PACK, *key, 2)
         if mode == "prefix":
             text = np.concatenate(chunk)
             cut = len(np.concatenate(chunk[: int(rng.integers(1, len(chunk)))])) if len(chunk) > 1 else len(text) // 2
@@ -122,11 +110,13 @@ class MixedMasked(MaskedPairs, of=declared.MixedMLM):
             self.row([self.cls, *text, self.sep], np.zeros(len(text) + 2, dtype=np.int64), 0, rng), mode
         )
 
-    def example(self, a: Ints, b: Ints, label: int | None, rng: np.random.Generator) -> Example:
+    def example(self, a: base.Ints, b: base.Ints, label: int | None, rng: np.random.Generator) -> base.Example:
         tokens = np.concatenate([[self.cls], a, [self.sep], b, [self.sep]])
         return self.row(tokens, np.repeat([0, 1], [len(a) + 2, len(b) + 1]), label or 0, rng)
 
-    def row(self, tokens: Ints | list[int], segments: Ints, label: int, rng: np.random.Generator) -> Example:
+    def row(
+        self, tokens: base.Ints | list[int], segments: base.Ints, label: int, rng: np.random.Generator
+    ) -> base.Example:
         """Tokens with their masking, padded to `context`."""
         ids = np.asarray(tokens, dtype=np.int64)
         labels = np.full(len(ids), IGNORED, dtype=np.int64)
@@ -141,7 +131,7 @@ class MixedMasked(MaskedPairs, of=declared.MixedMLM):
             "pair_labels": np.asarray(label, dtype=np.int64),
         }
 
-    def places(self, ids: Ints, n: int, rng: np.random.Generator) -> Ints:
+    def places(self, ids: base.Ints, n: int, rng: np.random.Generator) -> base.Ints:
         """`n` places to be predicted: single tokens, or runs that end before a special token."""
         special = np.isin(ids, [self.cls, self.sep])
         found: list[int] = []
@@ -162,15 +152,15 @@ class MixedMasked(MaskedPairs, of=declared.MixedMLM):
 
     # ------------------------------------------------------------ batches
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        batch = stack(
+    def collate(self, examples: Sequence[base.Example]) -> base.Batch:
+        batch = base.stack(
             examples, "input_ids", "labels", "token_type_ids", "attention_mask", "pair_labels", "mode", "prefix"
         )
         whole = batch["mode"] == 0
         batch["pair_labels"] = batch["pair_labels"][whole]
-        return batch | targets(batch.pop("labels"))
+        return batch | base.targets(batch.pop("labels"))
 
-    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
         assert isinstance(model.arch.mask, Open)
         hidden: Tensor | None = None
         pair, right = torch.zeros((), device=model.device), 0.0
@@ -178,13 +168,14 @@ class MixedMasked(MaskedPairs, of=declared.MixedMLM):
             rows = (batch["mode"] == number).nonzero().squeeze(1)
             if not len(rows):
                 continue
-            state = model.state(
+            inputs = Inputs(
                 batch["input_ids"][rows],
                 batch["attention_mask"][rows],
                 segments(model.arch.mask, mode, batch["token_type_ids"][rows]),
                 attention=mode,
                 prefix=batch["prefix"][rows] if mode == "prefix" else None,
             )
+            state = model.state(inputs)
             if hidden is None:
                 hidden = state.hidden.new_zeros(*batch["input_ids"].shape, state.hidden.shape[-1])
             hidden = hidden.index_copy(0, rows, model.read(state).to(hidden.dtype))
@@ -194,7 +185,7 @@ class MixedMasked(MaskedPairs, of=declared.MixedMLM):
                 right = float((scores.detach().argmax(-1) == batch["pair_labels"]).sum())
         assert hidden is not None
         sums = {self.main: self.token_loss(model, hidden, batch), "pair": pair}
-        return Loss(sums, self.counts(batch), {"pair_right": right})
+        return base.Loss(sums, self.counts(batch), {"pair_right": right})
 
 
 def segments(mask: Open, mode: str, halves: Tensor) -> Tensor:

@@ -10,34 +10,15 @@ import numpy as np
 
 from stemma.data import random as draw
 from stemma.declare import objectives as declared
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch
-from stemma.objectives.base import (
-    ALONE,
-    FORCE,
-    MASK,
-    Batch,
-    Cursor,
-    Example,
-    Ints,
-    Loss,
-    Make,
-    Nets,
-    Objective,
-    Reader,
-    Setting,
-    Span,
-    View,
-    layout,
-    several,
-    stack,
-    targets,
-)
+from stemma.objectives import base, purposes
 from stemma.objectives.languages import numbers
 from stemma.objectives.units import Choice, Chooser
 
 
-class Masked(Objective, of=declared.MLM, when=lambda spec: spec.pairs is None):
+class Masked(base.Objective, of=declared.MLM, when=lambda spec: spec.pairs is None):
     """Windows of `context` tokens of documents written `cls tokens sep`, of which `rate` are to be predicted.
 
     How many of a document's tokens are chosen is `int(rate * length + u)` with u uniform, so that the rate holds on
@@ -56,7 +37,7 @@ class Masked(Objective, of=declared.MLM, when=lambda spec: spec.pairs is None):
             return f"{type(spec).__name__} predicts tokens, and arch.heads.lm is None; set it to MLMHead()"
         return super().incompatible_reason(spec, arch)
 
-    def __init__(self, spec: declared.MLM, setting: Setting) -> None:
+    def __init__(self, spec: declared.MLM, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.choose = Chooser(spec.unit, spec.rate, self.tokenizer)
         self.mask, self.cls, self.sep = self.need("mask"), self.need("cls", "bos"), self.need("sep", "eos")
@@ -65,12 +46,12 @@ class Masked(Objective, of=declared.MLM, when=lambda spec: spec.pairs is None):
         """Which masking an epoch takes."""
         return epoch % self.spec.copies if self.spec.copies else epoch
 
-    def piece(self, view: View) -> Callable[[int, int], Ints]:
+    def piece(self, view: base.View) -> Callable[[int, int], base.Ints]:
         """How a document is written: tokens and labels."""
 
-        def piece(document: int, epoch: int) -> Ints:
+        def piece(document: int, epoch: int) -> base.Ints:
             tokens = np.concatenate([[self.cls], np.asarray(view[document]), [self.sep]]).astype(np.int64)
-            rng = draw.generator(self.seed, MASK, document, self.copy(epoch))
+            rng = draw.generator(self.seed, purposes.MASK, document, self.copy(epoch))
             free = np.flatnonzero(~np.isin(tokens, self.special))
             inputs, labels = tokens.copy(), np.full(len(tokens), IGNORED, dtype=np.int64)
             stretch = len(tokens) if isinstance(self.spec.unit, declared.Tokens) else self.context
@@ -82,20 +63,22 @@ class Masked(Objective, of=declared.MLM, when=lambda spec: spec.pairs is None):
 
         return piece
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+    def plan(
+        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
+    ) -> Iterator[tuple[base.Make, base.Cursor]]:
         langs = numbers(view, self.setting.text.languages)
-        reader = Reader(self.order(view, once), lambda d: len(view[d]) + 2, self.piece(view), once, langs)
+        reader = base.Reader(self.order(view, once), lambda d: len(view[d]) + 2, self.piece(view), once, langs)
         for span, follow in self.spans(reader, view, cursor, self.context, self.context):
             yield partial(self.example, reader, span), follow
 
-    def example(self, reader: Reader, span: Span) -> Example:
+    def example(self, reader: base.Reader, span: base.Span) -> base.Example:
         """A row of `context` tokens with at least one target, if it holds any text at all."""
         window = reader.window(span, self.context, [self.padding, IGNORED])
         inputs, labels = window.values
         if not (labels != IGNORED).any():
             free = np.flatnonzero(~np.isin(inputs, self.special) & (window.documents >= 0))
             document, epoch, offset = span.key
-            rng = draw.generator(self.seed, FORCE, document, self.copy(epoch), offset)
+            rng = draw.generator(self.seed, purposes.FORCE, document, self.copy(epoch), offset)
             if len(free):
                 replace(self, inputs, labels, Choice(free[rng.integers(len(free), size=1)]), rng, self.plain)
         row = {
@@ -107,10 +90,10 @@ class Masked(Objective, of=declared.MLM, when=lambda spec: spec.pairs is None):
         }
         return row if reader.langs is None else row | {"langs": window.langs}
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        batch = stack(examples, *examples[0])
-        batch |= targets(batch.pop("labels"))
-        if self.mixed or not several(examples):
+    def collate(self, examples: Sequence[base.Example]) -> base.Batch:
+        batch = base.stack(examples, *examples[0])
+        batch |= base.targets(batch.pop("labels"))
+        if self.mixed or not base.several(examples):
             del batch["documents"], batch["position_ids"]
             if bool(batch["attention_mask"].all()):
                 del batch["attention_mask"]
@@ -118,22 +101,24 @@ class Masked(Objective, of=declared.MLM, when=lambda spec: spec.pairs is None):
             del batch["attention_mask"]  # padding is a document of its own
         return batch
 
-    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
-        state = model.state(**self.inputs(model, batch))
-        return Loss({self.main: self.token_loss(model, model.read(state), batch)}, self.counts(batch))
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+        state = model.state(self.inputs(model, batch))
+        return base.Loss({self.main: self.token_loss(model, model.read(state), batch)}, self.counts(batch))
 
-    def inputs(self, model: Model, batch: Batch) -> dict[str, Any]:
+    def inputs(self, model: Model, batch: base.Batch) -> Inputs:
         """What `model` reads of a batch."""
-        return {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch.get("attention_mask"),
-            "position_ids": layout(model, batch),
-            "documents": batch.get("documents"),
-            "langs": batch.get("langs"),
-        }
+        return Inputs(
+            batch["input_ids"],
+            batch.get("attention_mask"),
+            position_ids=base.layout(model, batch),
+            documents=batch.get("documents"),
+            langs=batch.get("langs"),
+        )
 
 
-def replace(objective: Any, inputs: Ints, labels: Ints, choice: Choice, rng: np.random.Generator, pool: Ints) -> None:
+def replace(
+    objective: Any, inputs: base.Ints, labels: base.Ints, choice: Choice, rng: np.random.Generator, pool: base.Ints
+) -> None:
     """Make the chosen places targets, in place: their tokens go to `labels`, and in `inputs` each becomes the mask
     token, a random one of `pool`, or stays, by a draw of its own or of its run (`objective.spec` has the shares)."""
     chosen, draws = choice

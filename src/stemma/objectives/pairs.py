@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
@@ -16,25 +16,10 @@ from numpy.typing import NDArray
 from stemma.data import random as draw
 from stemma.declare import objectives as declared
 from stemma.errors import UsageError
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch
-from stemma.objectives.base import (
-    ALONE,
-    PAIR,
-    Batch,
-    Cursor,
-    Example,
-    Ints,
-    Loss,
-    Make,
-    Nets,
-    Objective,
-    Reader,
-    Setting,
-    View,
-    stack,
-    targets,
-)
+from stemma.objectives import base, purposes
 from stemma.objectives.mlm import Masked, replace
 from stemma.objectives.units import Chooser
 
@@ -58,7 +43,7 @@ class Cut(NamedTuple):
         return int(self.parts.sum()) if self.strange else self.size
 
 
-class MaskedPairs(Objective, of=declared.MLM, when=lambda spec: spec.pairs is not None):
+class MaskedPairs(base.Objective, of=declared.MLM, when=lambda spec: spec.pairs is not None):
     """`[CLS] A [SEP] B [SEP]` with masked tokens. `next` (Devlin et al. 2018, sections 3.1 and A.2): half of the time B
     follows A in its document (label 0), else it comes from another (label 1). `order` (Lan et al. 2019, section 3.1): B
     follows A (label 0), or the two are swapped (label 1); where there is one sentence only, B is a random text with
@@ -76,12 +61,12 @@ class MaskedPairs(Objective, of=declared.MLM, when=lambda spec: spec.pairs is no
     structures = ("encoder",)
     roles = ("mask",), ("cls", "bos"), ("sep", "eos")
 
-    def __init__(self, spec: declared.MLM, setting: Setting) -> None:
+    def __init__(self, spec: declared.MLM, setting: base.Setting) -> None:
         super().__init__(spec, dataclasses.replace(setting, mixed=True))
         self.choose = Chooser(spec.unit, spec.rate, self.tokenizer)
         self.mask, self.cls, self.sep = self.need("mask"), self.need("cls", "bos"), self.need("sep", "eos")
         self.most = math.ceil(spec.rate * self.context) if spec.most is None else spec.most
-        self.everything: Ints = np.arange(self.tokenizer.vocab_size, dtype=np.int64)
+        self.everything: base.Ints = np.arange(self.tokenizer.vocab_size, dtype=np.int64)
 
     @classmethod
     def incompatible_reason(cls, spec: declared.MLM, arch: Arch) -> str | None:
@@ -97,7 +82,7 @@ class MaskedPairs(Objective, of=declared.MLM, when=lambda spec: spec.pairs is no
         """Which of the `copies` of the data an epoch reads."""
         return epoch % self.spec.copies if self.spec.copies else epoch
 
-    def sentences(self, view: View, document: int) -> Ints:
+    def sentences(self, view: base.View, document: int) -> base.Ints:
         """Where the sentences of a document begin, none longer than half a row, and where the last one ends."""
         length = len(view[document])
         starts = [int(s) for s in view.sentences(document)]
@@ -105,24 +90,26 @@ class MaskedPairs(Objective, of=declared.MLM, when=lambda spec: spec.pairs is no
         half = max(1, (self.context - 3) // 2)
         return np.array([i for a, b in itertools.pairwise(edges) for i in range(a, b, half)] + [length])
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+    def plan(
+        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
+    ) -> Iterator[tuple[base.Make, base.Cursor]]:
         sentences = lru_cache(8)(partial(self.sentences, view))
         # an offset counts sentences here
         order = self.order(view, once)
-        reader = Reader(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
+        reader = base.Reader(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
         order = reader.order
         here = reader.settle(cursor)
         while here is not None:
             document, epoch = order[here.slot]
             edges = sentences(document)
             cut, _ = self.cut(edges, document, epoch, here.offset)
-            follow = reader.settle(Cursor(here.slot, here.offset + cut.used))
-            yield partial(self.pair, view, edges, document, epoch, here.offset), follow or Cursor(order.documents)
+            follow = reader.settle(base.Cursor(here.slot, here.offset + cut.used))
+            yield partial(self.pair, view, edges, document, epoch, here.offset), follow or base.Cursor(order.documents)
             here = follow
 
-    def cut(self, edges: Ints, document: int, epoch: int, first: int) -> tuple[Cut, np.random.Generator]:
+    def cut(self, edges: base.Ints, document: int, epoch: int, first: int) -> tuple[Cut, np.random.Generator]:
         """How the pair that starts at sentence `first` is cut, and the generator of what else is drawn for it."""
-        rng = draw.generator(self.seed, PAIR, document, self.copy(epoch), first)
+        rng = draw.generator(self.seed, purposes.PAIR, document, self.copy(epoch), first)
         lengths = np.diff(edges[first:])
         room = self.context - 3
         if self.spec.pairs == "halves":
@@ -134,7 +121,7 @@ class MaskedPairs(Objective, of=declared.MLM, when=lambda spec: spec.pairs is no
         strange = odd and (size == 1 or self.spec.pairs == "next")
         return Cut(size, np.arange(size) < end, wanted, int(odd), strange), rng
 
-    def halves(self, lengths: Ints, rng: np.random.Generator) -> Cut:
+    def halves(self, lengths: base.Ints, rng: np.random.Generator) -> Cut:
         """The sentences of a text that fills a row, the first ones until half of it, the others after them."""
         wanted = int(rng.integers(5, self.context + 1)) if rng.random() < SHORT_HALVES else self.context
         size = fill(lengths, wanted)
@@ -149,7 +136,7 @@ class MaskedPairs(Objective, of=declared.MLM, when=lambda spec: spec.pairs is no
                 break  # the second segment has begun
         return Cut(size, parts, wanted)
 
-    def pair(self, view: View, edges: Ints, document: int, epoch: int, first: int) -> Example:
+    def pair(self, view: base.View, edges: base.Ints, document: int, epoch: int, first: int) -> base.Example:
         """The pair that starts at sentence `first`."""
         cut, rng = self.cut(edges, document, epoch, first)
         tokens = np.asarray(view[document], dtype=np.int64)
@@ -166,7 +153,7 @@ class MaskedPairs(Objective, of=declared.MLM, when=lambda spec: spec.pairs is no
         a, b = truncate(a, b, self.context - 3, rng)
         return self.example(a, b, cut.label, rng)
 
-    def strange(self, view: View, document: int, wanted: int, rng: np.random.Generator) -> Ints:
+    def strange(self, view: base.View, document: int, wanted: int, rng: np.random.Generator) -> base.Ints:
         """Sentences from a random place of another document, until there are `wanted` tokens."""
         other = document
         for _ in range(10):
@@ -179,7 +166,7 @@ class MaskedPairs(Objective, of=declared.MLM, when=lambda spec: spec.pairs is no
         size = fill(np.diff(edges[first:]), wanted)
         return np.asarray(view[other], dtype=np.int64)[edges[first] : edges[first + size]]
 
-    def example(self, a: Ints, b: Ints, label: int | None, rng: np.random.Generator) -> Example:
+    def example(self, a: base.Ints, b: base.Ints, label: int | None, rng: np.random.Generator) -> base.Example:
         """`[CLS] a [SEP] b [SEP]` with its masking, padded to `context`; without `b` there is one segment."""
         second = np.concatenate([b, [self.sep]]) if len(b) else b
         tokens = np.concatenate([[self.cls], a, [self.sep], second]).astype(np.int64)
@@ -197,46 +184,42 @@ class MaskedPairs(Objective, of=declared.MLM, when=lambda spec: spec.pairs is no
         }
         return row if label is None else row | {"pair_labels": np.asarray(label, dtype=np.int64)}
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
+    def collate(self, examples: Sequence[base.Example]) -> base.Batch:
         named = ("input_ids", "labels", "token_type_ids", "attention_mask", "pair_labels")
-        batch = stack(examples, *(name for name in named if name in examples[0]))
-        batch |= targets(batch.pop("labels"))
+        batch = base.stack(examples, *(name for name in named if name in examples[0]))
+        batch |= base.targets(batch.pop("labels"))
         if bool(batch["attention_mask"].all()):
             del batch["attention_mask"]
         return batch
 
-    def counts(self, batch: Batch) -> dict[str, int]:
+    def counts(self, batch: base.Batch) -> dict[str, int]:
         pairs = {"pair": len(batch["pair_labels"])} if "pair_labels" in batch else {}
         return {self.main: len(batch["targets"])} | pairs
 
-    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
-        state = model.state(**self.inputs(model, batch))
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+        state = model.state(self.inputs(model, batch))
         sums = {self.main: self.token_loss(model, model.read(state), batch)}
         if "pair_labels" not in batch:
-            return Loss(sums, self.counts(batch))
+            return base.Loss(sums, self.counts(batch))
         if model.pooler is None or model.pair is None:
             raise UsageError("objective.pairs needs arch.heads.pooler and arch.heads.pair")
         pair = model.paired(model.pooler(state.hidden)).float()
         right = (pair.detach().argmax(-1) == batch["pair_labels"]).sum()
         sums["pair"] = F.cross_entropy(pair, batch["pair_labels"], reduction="sum")
-        return Loss(sums, self.counts(batch), {"pair_right": float(right)})
+        return base.Loss(sums, self.counts(batch), {"pair_right": float(right)})
 
-    def inputs(self, model: Model, batch: Batch) -> dict[str, Any]:
-        """What `model` reads of a batch; one that has no second segment is not told of it."""
+    def inputs(self, model: Model, batch: base.Batch) -> Inputs:
+        """What `model` reads of a batch; segments only where it has more than one."""
         segments = batch["token_type_ids"] if model.dims.segments > 1 else None
-        return {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch.get("attention_mask"),
-            "token_type_ids": segments,
-        }
+        return Inputs(batch["input_ids"], batch.get("attention_mask"), segments)
 
 
-def fill(lengths: Ints, wanted: int) -> int:
+def fill(lengths: base.Ints, wanted: int) -> int:
     """How many sentences of these lengths make `wanted` tokens, or all there are."""
     return min(int(np.searchsorted(np.cumsum(lengths), wanted)) + 1, len(lengths))
 
 
-def truncate(a: Ints, b: Ints, room: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+def truncate(a: base.Ints, b: base.Ints, room: int, rng: np.random.Generator) -> tuple[base.Ints, base.Ints]:
     """Drop tokens from the longer of the two, from its front or its back by a coin, until both fit into `room`."""
     cut = {"a": [0, len(a)], "b": [0, len(b)]}
     while True:

@@ -15,27 +15,10 @@ from stemma.data import random as draw
 from stemma.data.mixture import Mixed
 from stemma.declare import objectives as declared
 from stemma.errors import UsageError
+from stemma.nn.inputs import Inputs, StreamInputs
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch
-from stemma.nn.streams import Request
-from stemma.objectives.base import (
-    ALONE,
-    PERMUTE,
-    Batch,
-    Cursor,
-    Example,
-    Ints,
-    Loss,
-    Make,
-    Nets,
-    Objective,
-    Order,
-    Reader,
-    Setting,
-    View,
-    stack,
-    targets,
-)
+from stemma.objectives import base, purposes
 
 SEGMENTS = 0, 1, 2, 3  # of what comes first with A, of B, of cls, of padding
 
@@ -51,7 +34,7 @@ class Place(NamedTuple):
 class Line:
     """The documents of a view, in order, as one line of tokens that can be read from either end."""
 
-    def __init__(self, view: View, order: Order | Mixed, end: list[int], apart: bool, once: bool) -> None:
+    def __init__(self, view: base.View, order: base.Order | Mixed, end: list[int], apart: bool, once: bool) -> None:
         self.view, self.order, self.end, self.apart = view, order, end, apart
         self.last = order.documents if once else None
 
@@ -76,7 +59,7 @@ class Line:
                 return enough
         return found
 
-    def read(self, slot: int, backward: bool) -> tuple[Ints, Ints]:
+    def read(self, slot: int, backward: bool) -> tuple[base.Ints, base.Ints]:
         """A document's tokens, and where its sentences begin (read from the end: where they end)."""
         document = self.order[slot][0]
         tokens = np.concatenate([np.asarray(self.view[document], dtype=np.int64), np.asarray(self.end, dtype=np.int64)])
@@ -85,11 +68,11 @@ class Line:
             return tokens[::-1], np.unique([0, *(len(tokens) - starts[1:])]).astype(np.int64)
         return tokens, starts
 
-    def around(self, place: Place, before: int, after: int) -> tuple[Ints, Ints, Ints]:
+    def around(self, place: Place, before: int, after: int) -> tuple[base.Ints, base.Ints, base.Ints]:
         """Up to `before` tokens before a place, up to `after` from it on, and where sentences begin among these."""
         step = -1 if place.backward else 1
-        texts: list[Ints] = []
-        cuts: list[Ints] = []
+        texts: list[base.Ints] = []
+        cuts: list[base.Ints] = []
         size = -place.offset
         for slot in self.slots(place.slot, step):
             tokens, starts = self.read(slot, place.backward)
@@ -112,7 +95,7 @@ class Line:
         return known[max(0, len(known) - before) :], text, edges[(edges > 0) & (edges < len(text))]
 
 
-class Permuted(Objective, of=declared.PLM):
+class Permuted(base.Objective, of=declared.PLM):
     """Rows of `reuse` tokens and, after them, `A sep B sep cls`, where B follows A half of the time and else is of
     another document (a distinction that nothing predicts). The next row begins `reuse` tokens later. With `both` every
     row comes twice: once forward, once with the documents read from their ends and distances counted the other way, so
@@ -132,7 +115,7 @@ class Permuted(Objective, of=declared.PLM):
     structures = ("encoder",)
     roles = ("sep",), ("cls",), ("eos",)
 
-    def __init__(self, spec: declared.PLM, setting: Setting) -> None:
+    def __init__(self, spec: declared.PLM, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.sep, self.cls = self.need("sep"), self.need("cls")
         self.end = [self.need("eos")] if self.mixed else []
@@ -163,24 +146,26 @@ class Permuted(Objective, of=declared.PLM):
 
     # ------------------------------------------------------------ rows
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+    def plan(
+        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
+    ) -> Iterator[tuple[base.Make, base.Cursor]]:
         order = self.order(view, once)
         line = Line(view, order, self.end, not self.mixed, once)
         ways = 2 if self.spec.both else 1  # an offset counts a place forward, then the same backward
-        reader = Reader(order, lambda d: ways * line.length(d), lambda d, _: np.asarray(view[d])[None], once)
+        reader = base.Reader(order, lambda d: ways * line.length(d), lambda d, _: np.asarray(view[d])[None], once)
         line.order = order = reader.order
         here = reader.settle(cursor)
         while here is not None:
             offset, way = divmod(here.offset, ways)
             place = Place(here.slot, offset, way == 1)
             if way + 1 < ways:
-                follow: Cursor | None = Cursor(here.slot, here.offset + 1)
+                follow: base.Cursor | None = base.Cursor(here.slot, here.offset + 1)
             else:
                 follow = self.after(reader, line, place, ways)
-            yield partial(self.example, view, line, place), follow or Cursor(order.documents)
+            yield partial(self.example, view, line, place), follow or base.Cursor(order.documents)
             here = follow
 
-    def after(self, reader: Reader, line: Line, place: Place, ways: int) -> Cursor | None:
+    def after(self, reader: base.Reader, line: Line, place: Place, ways: int) -> base.Cursor | None:
         """The place of the next row."""
         whole = self.spec.reuse + self.room
         full = self.mixed or line.rest(Place(place.slot, place.offset, False), whole) == whole
@@ -190,13 +175,13 @@ class Permuted(Objective, of=declared.PLM):
                 slot, offset = slot + 1, offset - size
                 if slot == line.last:
                     return None
-        return reader.settle(Cursor(slot, ways * offset))
+        return reader.settle(base.Cursor(slot, ways * offset))
 
-    def example(self, view: View, line: Line, place: Place) -> Example:
+    def example(self, view: base.View, line: Line, place: Place) -> base.Example:
         """The row that begins at a place."""
         spec = self.spec
         document, epoch = line.order[place.slot]
-        rng = draw.generator(self.seed, PERMUTE, document, epoch, place.offset, int(place.backward))
+        rng = draw.generator(self.seed, purposes.PERMUTE, document, epoch, place.offset, int(place.backward))
         memory, text, edges = line.around(place, spec.memory, spec.reuse + 2 * self.room)
         first = spec.reuse
         if len(text) < spec.reuse + self.room:  # what is left of a text is shared out
@@ -213,7 +198,7 @@ class Permuted(Objective, of=declared.PLM):
         gap = self.context - len(tokens)
         missing = spec.memory - len(memory)
 
-        def pad(x: Ints, value: int, by: int = gap) -> Ints:
+        def pad(x: base.Ints, value: int, by: int = gap) -> base.Ints:
             return np.pad(x.astype(np.int64), (by, 0), constant_values=value)
 
         return {
@@ -228,8 +213,15 @@ class Permuted(Objective, of=declared.PLM):
         }
 
     def segments(
-        self, view: View, document: int, text: Ints, edges: Ints, ends: bool, backward: bool, rng: np.random.Generator
-    ) -> tuple[Ints, Ints]:
+        self,
+        view: base.View,
+        document: int,
+        text: base.Ints,
+        edges: base.Ints,
+        ends: bool,
+        backward: bool,
+        rng: np.random.Generator,
+    ) -> tuple[base.Ints, base.Ints]:
         """A and B: whole sentences of `text`, cut at one of its `edges`, or up to there and text of another document;
         from the longer one tokens fall off at the end until both have room. Where the text `ends` here, all of it is
         in A or in both."""
@@ -255,7 +247,7 @@ class Permuted(Objective, of=declared.PLM):
             keep_a, keep_b = keep_a - (over - cut) // 2, keep_b - (over - cut + 1) // 2
         return a[:keep_a], b[:keep_b]
 
-    def strange(self, view: View, document: int, wanted: int, rng: np.random.Generator) -> Ints:
+    def strange(self, view: base.View, document: int, wanted: int, rng: np.random.Generator) -> base.Ints:
         """About `wanted` tokens of another document, from the beginning of a sentence on; where documents run on, of
         those after it too."""
         other = document
@@ -275,7 +267,7 @@ class Permuted(Objective, of=declared.PLM):
 
     # ------------------------------------------------------------ targets and orders
 
-    def chosen(self, first: Ints, last: Ints, backward: bool, rng: np.random.Generator) -> np.ndarray:
+    def chosen(self, first: base.Ints, last: base.Ints, backward: bool, rng: np.random.Generator) -> np.ndarray:
         """Which tokens are targets: so many of what comes first, so many of the rest."""
         half = self.spec.targets // 2
         parts = []
@@ -291,7 +283,7 @@ class Permuted(Objective, of=declared.PLM):
             found[rng.choice(plain, size=min(1, len(plain)), replace=False)] = True
         return found
 
-    def runs(self, tokens: Ints, free: np.ndarray, goal: int, rng: np.random.Generator) -> np.ndarray:
+    def runs(self, tokens: base.Ints, free: np.ndarray, goal: int, rng: np.random.Generator) -> np.ndarray:
         """`goal` of the `free` tokens, in spans as far as these go."""
         mask = np.zeros(len(tokens), dtype=bool)
         at, left = 0, goal
@@ -312,7 +304,7 @@ class Permuted(Objective, of=declared.PLM):
         mask[rng.choice(rest, size=min(max(left, 0), len(rest)), replace=False)] = True
         return mask
 
-    def ranks(self, length: int, rng: np.random.Generator) -> Ints:
+    def ranks(self, length: int, rng: np.random.Generator) -> base.Ints:
         """A place in the order for each token: later windows come later."""
         window = self.spec.window
         parts = [rng.permutation(min(window, length - i)) + i for i in range(0, length, window)]
@@ -320,46 +312,46 @@ class Permuted(Objective, of=declared.PLM):
 
     # ------------------------------------------------------------ batches
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
+    def collate(self, examples: Sequence[base.Example]) -> base.Batch:
         names = ("input_ids", "token_type_ids", "attention_mask", "order", "backward", "memory_ids", "memory_mask")
-        batch = stack(examples, *names)
+        batch = base.stack(examples, *names)
         labels = torch.full((len(examples), self.spec.targets), IGNORED, dtype=torch.int64)
         places = torch.full_like(labels, -1)
         for i, example in enumerate(examples):
             (at,) = np.nonzero(example["labels"] != IGNORED)
             places[i, : len(at)] = torch.from_numpy(at)
             labels[i, : len(at)] = torch.from_numpy(example["labels"][at])
-        batch |= targets(labels) | {"places": places}
+        batch |= base.targets(labels) | {"places": places}
         if bool(batch["attention_mask"].all()):
             del batch["attention_mask"]
         if not bool(batch["memory_mask"].any()):
             del batch["memory_ids"], batch["memory_mask"]
         return batch
 
-    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
         ids, places = batch["input_ids"], batch["places"]
         asked = places >= 0
         mapping = torch.zeros(*places.shape, ids.shape[1], device=ids.device)
         mapping.scatter_(2, places.clamp_min(0)[..., None], asked[..., None].to(mapping.dtype))
-        request = Request(
+        streams = StreamInputs(
             hidden=hidden_from(batch["order"], mapping.sum(1) > 0),
             mapping=mapping,
             past=self.memory(model, batch),
             absent=1 - batch["memory_mask"] if "memory_mask" in batch else None,
             backward=batch["backward"] if self.spec.both else None,
         )
-        state = model.state(ids, batch.get("attention_mask"), batch["token_type_ids"], request=request)
-        return Loss({self.main: self.token_loss(model, state.hidden, batch)}, self.counts(batch))
+        state = model.state(Inputs(ids, batch.get("attention_mask"), batch["token_type_ids"], streams=streams))
+        return base.Loss({self.main: self.token_loss(model, state.hidden, batch)}, self.counts(batch))
 
-    def memory(self, model: Model, batch: Batch) -> list[Tensor] | None:
+    def memory(self, model: Model, batch: base.Batch) -> list[Tensor] | None:
         """The content stream's states of the tokens before each row, B M D of each layer."""
         if "memory_ids" not in batch:
             return None
-        request = Request(backward=batch["backward"] if self.spec.both else None)
+        streams = StreamInputs(backward=batch["backward"] if self.spec.both else None)
         ids = batch["memory_ids"]
         with torch.no_grad():
-            model.state(ids, batch["memory_mask"], torch.zeros_like(ids), request=request)
-        return request.kept
+            model.state(Inputs(ids, batch["memory_mask"], torch.zeros_like(ids), streams=streams))
+        return streams.kept
 
 
 def hidden_from(order: Tensor, target: Tensor) -> Tensor:

@@ -16,27 +16,9 @@ import numpy as np
 import torch
 
 from stemma.errors import UsageError
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
-from stemma.objectives.base import (
-    ALONE,
-    OUTSIDE,
-    Batch,
-    Cursor,
-    Example,
-    Ints,
-    Loss,
-    Make,
-    Nets,
-    Objective,
-    Reader,
-    Setting,
-    Span,
-    View,
-    layout,
-    several,
-    stack,
-    targets,
-)
+from stemma.objectives import base
 from stemma.objectives.languages import apart
 
 Key = tuple[int, ...]  # (document, epoch, offset) of a text's first token: what its draws depend on
@@ -54,13 +36,13 @@ class Pair(NamedTuple):
     """A rewritten text. `read`: what the decoder reads, where this is not the start token and the goal up to its last
     token; `places`: where it stands, where this is not 0, 1, ..."""
 
-    inputs: Ints
-    goal: Ints
-    read: Ints | None = None
-    places: Ints | None = None
+    inputs: base.Ints
+    goal: base.Ints
+    read: base.Ints | None = None
+    places: base.Ints | None = None
 
 
-class Rewriting(Objective):
+class Rewriting(base.Objective):
     """Rows of rewritten texts, none of which sees another.
 
     A text is a stretch of one document; `mixed`, a stretch of the documents run together. It is as long as what is left
@@ -76,7 +58,7 @@ class Rewriting(Objective):
     raw: int
     room: int
 
-    def __init__(self, spec: Any, setting: Setting) -> None:
+    def __init__(self, spec: Any, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         text = setting.text
         self.single = setting.structure == "decoder"
@@ -92,10 +74,10 @@ class Rewriting(Objective):
         """Tokens (at most) that a text of `length` becomes."""
 
     @abstractmethod
-    def rewrite(self, text: Ints, key: Key) -> Pair:
+    def rewrite(self, text: base.Ints, key: Key) -> Pair:
         """Inputs and goal of a text (K N, as `piece` writes it)."""
 
-    def piece(self, view: View, document: int) -> Ints:
+    def piece(self, view: base.View, document: int) -> base.Ints:
         """A document as aligned rows, its tokens first: K x tokens."""
         return np.asarray(view[document], dtype=np.int64)[None]
 
@@ -126,8 +108,10 @@ class Rewriting(Objective):
 
     # ------------------------------------------------------------ rows
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
-        reader = Reader(self.order(view, once), lambda d: len(view[d]), lambda d, _: self.piece(view, d), once)
+    def plan(
+        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
+    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+        reader = base.Reader(self.order(view, once), lambda d: len(view[d]), lambda d, _: self.piece(view, d), once)
         if self.streamed and not once and apart(view, self.setting.sampling):
             for span, follow in self.spans(reader, view, cursor, self.raw, self.raw):  # rows of one language each
                 yield partial(self.example, reader, [span]), follow
@@ -135,13 +119,13 @@ class Rewriting(Objective):
         here = reader.settle(cursor)
         while here is not None:
             texts, here = self.fill(reader, here)
-            yield partial(self.example, reader, texts), here or Cursor(reader.order.documents)
+            yield partial(self.example, reader, texts), here or base.Cursor(reader.order.documents)
 
-    def fill(self, reader: Reader, here: Cursor) -> tuple[list[Span], Cursor | None]:
+    def fill(self, reader: base.Reader, here: base.Cursor) -> tuple[list[base.Span], base.Cursor | None]:
         """The texts of a row that begins `here`, as many as it holds, and where the next one begins."""
-        texts: list[Span] = []
+        texts: list[base.Span] = []
         left = Shape(self.context, 0 if self.single else self.room)
-        at: Cursor | None = here
+        at: base.Cursor | None = here
         while at is not None:
             document, epoch = reader.order[at.slot]
             key = (document, epoch, at.offset)
@@ -161,7 +145,7 @@ class Rewriting(Objective):
             raise UsageError(f"a row of {self.context} tokens is too short for {type(self).__name__}")
         return texts, at
 
-    def example(self, reader: Reader, texts: list[Span]) -> Example:
+    def example(self, reader: base.Reader, texts: list[base.Span]) -> base.Example:
         """A row of rewritten texts."""
         pairs = []
         for span in texts:
@@ -169,13 +153,13 @@ class Rewriting(Objective):
             pairs.append(self.rewrite(reader.window(span, span.size, [self.padding] * rows).values, span.key))
         return self.one_row(pairs) if self.single else self.two_rows(pairs)
 
-    def two_rows(self, pairs: list[Pair]) -> Example:
+    def two_rows(self, pairs: list[Pair]) -> base.Example:
         """Of an encoder-decoder: padded to `context` inputs and `room` targets."""
         read = [np.concatenate([[self.start], p.goal[:-1]]) if p.read is None else p.read for p in pairs]
         places = [np.arange(len(p.goal)) if p.places is None else p.places for p in pairs]
         return {
             "input_ids": padded([p.inputs for p in pairs], self.context, self.padding),
-            "documents": padded(numbers([p.inputs for p in pairs]), self.context, OUTSIDE),
+            "documents": padded(numbers([p.inputs for p in pairs]), self.context, base.OUTSIDE),
             "position_ids": padded([np.arange(len(p.inputs)) for p in pairs], self.context, 0),
             "labels": padded([p.goal for p in pairs], self.room, IGNORED),
             "decoder_input_ids": padded(read, self.room, self.padding),
@@ -184,7 +168,7 @@ class Rewriting(Objective):
             "decoder_position_ids": padded(places, self.room, 0),
         }
 
-    def one_row(self, pairs: list[Pair]) -> Example:
+    def one_row(self, pairs: list[Pair]) -> base.Example:
         """Of a decoder: each text's inputs and goal one after the other. `prefix`: for each token, the place in the row
         up to which its text is input."""
         ids, labels, prefix = [], [], []
@@ -198,25 +182,25 @@ class Rewriting(Objective):
         return {
             "input_ids": padded(ids, self.context, self.padding),
             "labels": padded(labels, self.context, IGNORED),
-            "documents": padded(numbers(ids), self.context, OUTSIDE),
+            "documents": padded(numbers(ids), self.context, base.OUTSIDE),
             "position_ids": padded([np.arange(len(t)) for t in ids], self.context, 0),
             "prefix": padded(prefix, self.context, 0),
         }
 
     # ------------------------------------------------------------ batches
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        batch = stack(examples, *examples[0])
+    def collate(self, examples: Sequence[base.Example]) -> base.Batch:
+        batch = base.stack(examples, *examples[0])
         labels = batch.pop("labels")
-        batch |= targets(labels)
+        batch |= base.targets(labels)
         if self.single:
-            if not several(examples):  # padding at the end needs no mask: nothing looks back at it
+            if not base.several(examples):  # padding at the end needs no mask: nothing looks back at it
                 del batch["documents"], batch["position_ids"]
             return batch
         # where places are what masks go by, padding stands after every token
         batch["decoder_position_ids"] = torch.where(labels == IGNORED, self.context - 1, batch["decoder_position_ids"])
-        outside = batch["documents"] == OUTSIDE
-        if not several(examples):
+        outside = batch["documents"] == base.OUTSIDE
+        if not base.several(examples):
             for name in ("documents", "position_ids", "decoder_documents"):
                 del batch[name]
             if self.counted:
@@ -230,29 +214,28 @@ class Rewriting(Objective):
         """Whether what the decoder reads of a text stands at 0, 1, ..."""
         return True
 
-    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
         mask, documents = batch.get("attention_mask"), batch.get("documents")
         if self.single:
-            hidden = model.decode(
-                batch["input_ids"],
-                position_ids=layout(model, batch),
-                documents=documents,
-                prefix=batch["prefix"],
+            inputs = Inputs(
+                batch["input_ids"], position_ids=base.layout(model, batch), documents=documents, prefix=batch["prefix"]
             )
-            return Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
-        memory = model.encode(batch["input_ids"], mask, position_ids=layout(model, batch), documents=documents)
-        hidden = model.decode(
+            hidden = model.decode(inputs)
+            return base.Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
+        source = Inputs(batch["input_ids"], mask, position_ids=base.layout(model, batch), documents=documents)
+        target = Inputs(
             batch["decoder_input_ids"],
-            position_ids=layout(model, batch, "decoder_position_ids"),
+            position_ids=base.layout(model, batch, "decoder_position_ids"),
             documents=batch.get("decoder_documents"),
-            memory=memory,
-            memory_mask=mask,
-            memory_documents=documents,
+            encoder_hidden=model.encode(source),
+            encoder_mask=mask,
+            encoder_documents=documents,
         )
-        return Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
+        hidden = model.decode(target)
+        return base.Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
 
 
-def padded(parts: Sequence[Ints], size: int, value: int) -> Ints:
+def padded(parts: Sequence[base.Ints], size: int, value: int) -> base.Ints:
     """The parts one after another, and `value` up to `size`."""
     row = np.full(size, value, dtype=np.int64)
     joined = np.concatenate(parts)
@@ -260,6 +243,6 @@ def padded(parts: Sequence[Ints], size: int, value: int) -> Ints:
     return row
 
 
-def numbers(parts: Sequence[Ints]) -> list[Ints]:
+def numbers(parts: Sequence[base.Ints]) -> list[base.Ints]:
     """For each token of the parts, the number of its part."""
     return [np.full(len(part), i) for i, part in enumerate(parts)]

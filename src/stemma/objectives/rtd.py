@@ -18,19 +18,7 @@ from stemma.errors import UsageError
 from stemma.nn.model import Model
 from stemma.nn.parts import Arch
 from stemma.nn.positions import Learned
-from stemma.objectives.base import (
-    ALONE,
-    SAMPLE,
-    Batch,
-    Cursor,
-    Example,
-    Loss,
-    Make,
-    Nets,
-    Objective,
-    Setting,
-    View,
-)
+from stemma.objectives import base, purposes
 from stemma.objectives.mlm import Masked
 from stemma.objectives.pairs import MaskedPairs
 from stemma.objectives.vocabulary import LOGITS, picked
@@ -38,7 +26,7 @@ from stemma.objectives.vocabulary import LOGITS, picked
 BITS = 53  # of a draw, as many as a double holds
 
 
-class ReplacedTokens(Objective, of=declared.RTD):
+class ReplacedTokens(base.Objective, of=declared.RTD):
     """The generator learns to fill masked places; the model reads the text with samples of it in their stead and says
     of every token but padding whether it is another one than the text had: a sample that hits the true token is no
     replacement. No gradient passes through the samples.
@@ -53,7 +41,7 @@ class ReplacedTokens(Objective, of=declared.RTD):
     structures = ("encoder",)
     roles = ("mask",), ("cls", "bos"), ("sep", "eos")
 
-    def __init__(self, spec: declared.RTD, setting: Setting) -> None:
+    def __init__(self, spec: declared.RTD, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         goal = declared.MLM(rate=spec.rate, masked=spec.masked, random=0.0, pairs=spec.pairs)
         self.masking = Masked(goal, setting) if spec.pairs is None else MaskedPairs(goal, setting)
@@ -67,7 +55,7 @@ class ReplacedTokens(Objective, of=declared.RTD):
 
     # ------------------------------------------------------------ two networks
 
-    def tie(self, model: Model, nets: Nets) -> None:
+    def tie(self, model: Model, nets: base.Nets) -> None:
         """Share embeddings as `sharing` says: `tied` all that stands before the first block (tokens, segments, absolute
         positions and their norm), `disentangled` the tables of tokens and of absolute positions."""
         generator = self.generator(nets)
@@ -91,14 +79,14 @@ class ReplacedTokens(Objective, of=declared.RTD):
         if positions[0] is not None and positions[1] is not None:
             positions[0].table = Beside(positions[1].table)
 
-    def untie(self, model: Model, nets: Nets) -> None:
+    def untie(self, model: Model, nets: base.Nets) -> None:
         """Write the sum of both tables into the model's own, after training."""
         for owner, name in ((model.embed, "tokens"), (_positions(model), "table")):
             if isinstance(table := getattr(owner, name, None), Beside):
                 setattr(owner, name, table.alone())
 
     @staticmethod
-    def generator(nets: Nets) -> Model:
+    def generator(nets: base.Nets) -> Model:
         """The generator among the nets. Raises UsageError if it cannot fill masks."""
         if "generator" not in nets:
             raise UsageError("RTD trains two networks, and its generator is not there")
@@ -109,41 +97,44 @@ class ReplacedTokens(Objective, of=declared.RTD):
 
     # ------------------------------------------------------------ rows
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+    def plan(
+        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
+    ) -> Iterator[tuple[base.Make, base.Cursor]]:
         here = cursor
         for make, follow in self.masking.plan(view, cursor, once):
             yield partial(self.example, make, here), follow
             here = follow
 
-    def example(self, make: Make, at: Cursor) -> Example:
+    def example(self, make: base.Make, at: base.Cursor) -> base.Example:
         """A row, with a draw for each of its targets."""
         row = make()
         n = int((row["labels"] >= 0).sum())
-        return row | {"draws": draw.integers((self.seed, SAMPLE, at.slot, at.offset), n, 2**BITS)}
+        return row | {"draws": draw.integers((self.seed, purposes.SAMPLE, at.slot, at.offset), n, 2**BITS)}
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
+    def collate(self, examples: Sequence[base.Example]) -> base.Batch:
         draws = np.concatenate([e["draws"] for e in examples])
         rows = [{k: v for k, v in e.items() if k != "draws"} for e in examples]
         return self.masking.collate(rows) | {"draws": torch.from_numpy(draws)}
 
-    def counts(self, batch: Batch) -> dict[str, int]:
+    def counts(self, batch: base.Batch) -> dict[str, int]:
         return {self.main: int(real(batch).sum()), "token": len(batch["targets"])}
 
     # ------------------------------------------------------------ the loss
 
-    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
         if model.detect is None:
             raise UsageError("RTD needs a head that detects replaced tokens: arch.heads.detect")
         generator = self.generator(nets)
-        hidden = generator.read(generator.state(**self.masking.inputs(generator, batch)))
+        hidden = generator.read(generator.state(self.masking.inputs(generator, batch)))
         tokens = self.token_loss(generator, hidden, batch)
         ids, replaced = self.replace(generator, hidden, batch)
-        own = self.masking.inputs(model, batch) | {"input_ids": ids}
-        found = model.detect(model.state(**own).hidden, first(batch)).float()
+        own = self.masking.inputs(model, batch)
+        own.input_ids = ids
+        found = model.detect(model.encode(own), first(batch)).float()
         told = real(batch)
         each = F.binary_cross_entropy_with_logits(found, replaced.to(found.dtype), reduction="none")
         right = (found.detach() > 0) == replaced
-        return Loss(
+        return base.Loss(
             {self.main: each[told].sum(), "token": tokens},
             self.counts(batch),
             {"replaced_right": float(right[told].sum()), "replaced_share": float(replaced.sum())},
@@ -151,7 +142,7 @@ class ReplacedTokens(Objective, of=declared.RTD):
         )
 
     @torch.no_grad()
-    def replace(self, generator: Model, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def replace(self, generator: Model, hidden: Tensor, batch: base.Batch) -> tuple[Tensor, Tensor]:
         """The text with samples of the generator in its chosen places (B T), and which tokens are others (B T)."""
         states, goal, draws = picked(hidden, batch), batch["targets"], batch["draws"]
         rows = max(1, LOGITS // generator.dims.vocab)
@@ -190,7 +181,7 @@ def sample(logits: Tensor, draws: Tensor) -> Tensor:
     return torch.searchsorted(chances, at, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
-def real(batch: Batch) -> Tensor:
+def real(batch: base.Batch) -> Tensor:
     """Which tokens of a batch are no padding: B T."""
     if "documents" in batch:
         return batch["documents"] >= 0
@@ -198,7 +189,7 @@ def real(batch: Batch) -> Tensor:
     return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
 
 
-def first(batch: Batch) -> Tensor | None:
+def first(batch: base.Batch) -> Tensor | None:
     """Where the first token of each token's document stands in its row (B T); None where a row is one text."""
     if "position_ids" not in batch:
         return None

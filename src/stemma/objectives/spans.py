@@ -10,7 +10,7 @@ from stemma.data import random as draw
 from stemma.declare import objectives as declared
 from stemma.declare.family import Text
 from stemma.errors import UsageError
-from stemma.objectives.base import SPAN, Ints, Setting
+from stemma.objectives import base, purposes
 from stemma.objectives.rewriting import Key, Pair, Rewriting, Shape
 
 
@@ -35,13 +35,15 @@ def raw_length(spec: declared.Spans, context: int) -> int:
     return length
 
 
-def partition(items: int, parts: int, rng: np.random.Generator) -> Ints:
+def partition(items: int, parts: int, rng: np.random.Generator) -> base.Ints:
     """`items` cut into `parts` non-empty runs, each way equally likely; their lengths."""
     cuts = np.sort(rng.permutation(items - 1)[: parts - 1]) + 1
     return np.diff(np.concatenate([[0], cuts, [items]]))
 
 
-def cut_out(tokens: Ints, sizes: Sizes, sentinels: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
+def cut_out(
+    tokens: base.Ints, sizes: Sizes, sentinels: base.Ints, rng: np.random.Generator
+) -> tuple[base.Ints, base.Ints]:
     """A text with spans fallen out, a sentinel in the place of each, and the spans after their sentinels. It begins
     with a kept token, unless it is its only one, and ends with a span."""
     if len(tokens) == 1:
@@ -49,8 +51,8 @@ def cut_out(tokens: Ints, sizes: Sizes, sentinels: Ints, rng: np.random.Generato
     lost = partition(sizes.noise, sizes.spans, rng)
     kept = partition(len(tokens) - sizes.noise, sizes.spans, rng)
     runs = np.split(tokens, np.cumsum(np.stack([kept, lost], 1).ravel())[:-1])  # kept, lost, kept, lost ...
-    inputs: list[Ints] = []
-    goal: list[Ints] = []
+    inputs: list[base.Ints] = []
+    goal: list[base.Ints] = []
     for k in range(sizes.spans):
         inputs += [runs[2 * k], sentinels[k : k + 1]]
         goal += [sentinels[k : k + 1], runs[2 * k + 1]]
@@ -71,7 +73,7 @@ class SpanCorruption(Rewriting, of=declared.Spans):
     def needs(cls, spec: declared.Spans, text: Text) -> tuple[tuple[str, ...], ...]:
         return *cls.roles, ("sentinels",)
 
-    def __init__(self, spec: declared.Spans, setting: Setting) -> None:
+    def __init__(self, spec: declared.Spans, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.raw = self.longest() if self.single else raw_length(spec, self.context)
         whole = Sizes(spec, self.raw)
@@ -80,7 +82,7 @@ class SpanCorruption(Rewriting, of=declared.Spans):
                 f"a row of {self.context} tokens loses {whole.spans} spans, and the tokenizer has "
                 f"{self.tokenizer.sentinels} sentinels; shorten the context or lower objective.rate"
             )
-        self.sentinels: Ints = np.asarray([self.tokenizer.sentinel(k) for k in range(whole.spans)], dtype=np.int64)
+        self.sentinels: base.Ints = np.asarray([self.tokenizer.sentinel(k) for k in range(whole.spans)], dtype=np.int64)
         # short texts have more targets a token, so rows of several get more room
         self.room = whole.targets if self.mixed else 8 * math.ceil(whole.targets * 1.25 / 8)
 
@@ -88,13 +90,13 @@ class SpanCorruption(Rewriting, of=declared.Spans):
         sizes = Sizes(self.spec, length)
         return Shape(sizes.inputs - 1 + len(self.front) + len(self.close), sizes.targets)
 
-    def rewrite(self, text: Ints, key: Key) -> Pair:
+    def rewrite(self, text: base.Ints, key: Key) -> Pair:
         return Pair(*self.corrupt(text[0], key))
 
-    def corrupt(self, tokens: Ints, key: Key) -> tuple[Ints, Ints]:
+    def corrupt(self, tokens: base.Ints, key: Key) -> tuple[base.Ints, base.Ints]:
         """Inputs and targets of a text."""
         inputs, goal = cut_out(
-            tokens, Sizes(self.spec, len(tokens)), self.sentinels, draw.generator(self.seed, SPAN, *key)
+            tokens, Sizes(self.spec, len(tokens)), self.sentinels, draw.generator(self.seed, purposes.SPAN, *key)
         )
         ends = (self.front, inputs, self.close), (goal, [self.eos])
         return np.concatenate(ends[0]).astype(np.int64), np.concatenate(ends[1]).astype(np.int64)

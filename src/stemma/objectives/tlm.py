@@ -19,7 +19,7 @@ from stemma.data.mixture import tempered
 from stemma.declare import objectives as declared
 from stemma.errors import DataError
 from stemma.nn.model import IGNORED
-from stemma.objectives.base import OUTSIDE, Batch, Cursor, Example, Ints, Make, Reader, Setting, View, stack, targets
+from stemma.objectives import base
 from stemma.objectives.languages import Batches, Streams, numbers
 from stemma.objectives.mlm import Masked, replace
 from stemma.objectives.units import Choice
@@ -74,16 +74,18 @@ class Translated(Masked, of=declared.TLM):
     a row holds as many pairs as fit, which do not see each other. What is evaluated is the text in one language.
     """
 
-    def __init__(self, spec: declared.TLM, setting: Setting) -> None:
+    def __init__(self, spec: declared.TLM, setting: base.Setting) -> None:
         super().__init__(declared.MLM(spec.rate, spec.masked, spec.random), setting)
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+    def plan(
+        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
+    ) -> Iterator[tuple[base.Make, base.Cursor]]:
         if once:
             yield from super().plan(view, cursor, once)
             return
         pairs = Pairs(view, self.context)
         langs = numbers(view, self.setting.text.languages)
-        reader = Reader(self.order(view, once), lambda d: len(view[d]) + 2, self.piece(view), once, langs)
+        reader = base.Reader(self.order(view, once), lambda d: len(view[d]) + 2, self.piece(view), once, langs)
         streams = Streams(self.setting, view, reader.length, self.context, self.context)
         rows = self.setting.rows
         shares = tempered(pairs.counts, self.setting.sampling.alpha)
@@ -93,17 +95,19 @@ class Translated(Masked, of=declared.TLM):
             batch, place = divmod(row, rows)
             turn = batch // 2 * rows + place
             if batch % 2 == 0:
-                yield partial(self.example, reader, streams.span(turn)), Cursor(row + 1)
+                yield partial(self.example, reader, streams.span(turn)), base.Cursor(row + 1)
             else:
                 component, item, epoch = batches[turn]
                 chosen = pairs.components[component][item]
-                yield partial(self.pairs, view, langs, chosen, epoch, pairs.half), Cursor(row + 1)
+                yield partial(self.pairs, view, langs, chosen, epoch, pairs.half), base.Cursor(row + 1)
 
-    def pairs(self, view: View, langs: Ints | None, chosen: list[tuple[int, int]], epoch: int, half: int) -> Example:
+    def pairs(
+        self, view: base.View, langs: base.Ints | None, chosen: list[tuple[int, int]], epoch: int, half: int
+    ) -> base.Example:
         """A row of pairs of translations with their masking."""
         inputs = np.full(self.context, self.padding, dtype=np.int64)
         labels = np.full(self.context, IGNORED, dtype=np.int64)
-        documents = np.full(self.context, OUTSIDE, dtype=np.int64)
+        documents = np.full(self.context, base.OUTSIDE, dtype=np.int64)
         positions, told = np.zeros(self.context, dtype=np.int64), np.zeros(self.context, dtype=np.int64)
         fill = 0
         for number, (first, second) in enumerate(chosen):
@@ -128,16 +132,16 @@ class Translated(Masked, of=declared.TLM):
         }
         return row if langs is None else row | {"langs": told}
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
+    def collate(self, examples: Sequence[base.Example]) -> base.Batch:
         if not any(restarts(e["documents"], e["position_ids"]) for e in examples):
             return super().collate(examples)
-        batch = stack(examples, *examples[0])
-        batch |= targets(batch.pop("labels"))
+        batch = base.stack(examples, *examples[0])
+        batch |= base.targets(batch.pop("labels"))
         del batch["attention_mask"]  # padding is a document of its own
         return batch
 
 
-def restarts(documents: Ints, positions: Ints) -> bool:
+def restarts(documents: base.Ints, positions: base.Ints) -> bool:
     """Whether the places of a document are numbered from 0 twice: it is a pair of translations."""
     inside = (documents[1:] == documents[:-1]) & (documents[1:] >= 0)
     return bool((inside & (positions[1:] < positions[:-1])).any())

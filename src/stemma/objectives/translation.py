@@ -12,30 +12,13 @@ from torch import Tensor
 
 from stemma.declare import objectives as declared
 from stemma.errors import DataError, UsageError
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
-from stemma.objectives.base import (
-    ALONE,
-    OUTSIDE,
-    Batch,
-    Cursor,
-    Example,
-    Ints,
-    Loss,
-    Make,
-    Nets,
-    Objective,
-    Order,
-    Setting,
-    View,
-    layout,
-    several,
-    stack,
-    targets,
-)
+from stemma.objectives import base
 from stemma.objectives.vocabulary import token_loss
 
 
-class SentencePairs(Objective, of=declared.Translation):
+class SentencePairs(base.Objective, of=declared.Translation):
     """A row holds pairs, none of which sees another, until its `context` source or its `context` target tokens are
     used up. Both sides of a pair end with eos, and a decoder begins with the start token. A sentence longer than a row
     is cut at its end. Pairs come in an order that is new each epoch; a cursor's slot counts them."""
@@ -43,7 +26,7 @@ class SentencePairs(Objective, of=declared.Translation):
     structures = ("encoder-decoder",)
     roles = (("eos",),)
 
-    def __init__(self, spec: declared.Translation, setting: Setting) -> None:
+    def __init__(self, spec: declared.Translation, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.eos = self.need("eos")
         start = setting.text.start_id
@@ -90,9 +73,11 @@ class SentencePairs(Objective, of=declared.Translation):
             )
         return found
 
-    def plan(self, view: View, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[tuple[Make, Cursor]]:
+    def plan(
+        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
+    ) -> Iterator[tuple[base.Make, base.Cursor]]:
         pairs = self.pairs(view)
-        order = Order(self.seed, len(pairs))
+        order = base.Order(self.seed, len(pairs))
 
         def size(document: int) -> int:
             return min(len(view[document]) + 1, self.context)
@@ -108,13 +93,13 @@ class SentencePairs(Objective, of=declared.Translation):
                     break
                 chosen.append(pair)
                 slot += 1
-            yield partial(self.example, view, chosen), Cursor(slot)
+            yield partial(self.example, view, chosen), base.Cursor(slot)
 
-    def example(self, view: View, chosen: Sequence[tuple[int, int]]) -> Example:
+    def example(self, view: base.View, chosen: Sequence[tuple[int, int]]) -> base.Example:
         """A row of pairs."""
-        row: dict[str, Ints] = {
+        row: dict[str, base.Ints] = {
             "input_ids": np.full(self.context, self.padding, dtype=np.int64),
-            "documents": np.full(self.context, OUTSIDE, dtype=np.int64),
+            "documents": np.full(self.context, base.OUTSIDE, dtype=np.int64),
             "position_ids": np.zeros(self.context, dtype=np.int64),
             "labels": np.full(self.context, IGNORED, dtype=np.int64),
             "decoder_input_ids": np.full(self.context, self.padding, dtype=np.int64),
@@ -137,37 +122,38 @@ class SentencePairs(Objective, of=declared.Translation):
             at, to = at + len(read), to + len(said)
         return dict(row)
 
-    def epochs(self, view: Any, cursor: Cursor) -> int:
+    def epochs(self, view: Any, cursor: base.Cursor) -> int:
         return cursor.slot // len(self.pairs(view))
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        batch = stack(examples, *examples[0])
+    def collate(self, examples: Sequence[base.Example]) -> base.Batch:
+        batch = base.stack(examples, *examples[0])
         labels = batch.pop("labels")
-        batch |= targets(labels)
+        batch |= base.targets(labels)
         # where places are what masks go by, padding stands after every token
         batch["decoder_position_ids"] = torch.where(labels == IGNORED, self.context - 1, batch["decoder_position_ids"])
-        if not several(examples):
-            padded = batch["documents"] == OUTSIDE
+        if not base.several(examples):
+            padded = batch["documents"] == base.OUTSIDE
             for name in ("documents", "position_ids", "decoder_documents", "decoder_position_ids"):
                 del batch[name]
             if bool(padded.any()):
                 batch["attention_mask"] = (~padded).to(torch.int64)
         return batch
 
-    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
         mask, documents = batch.get("attention_mask"), batch.get("documents")
-        memory = model.encode(batch["input_ids"], mask, position_ids=layout(model, batch), documents=documents)
-        hidden = model.decode(
+        source = Inputs(batch["input_ids"], mask, position_ids=base.layout(model, batch), documents=documents)
+        target = Inputs(
             batch["decoder_input_ids"],
-            position_ids=layout(model, batch, "decoder_position_ids"),
+            position_ids=base.layout(model, batch, "decoder_position_ids"),
             documents=batch.get("decoder_documents"),
-            memory=memory,
-            memory_mask=mask,
-            memory_documents=documents,
+            encoder_hidden=model.encode(source),
+            encoder_mask=mask,
+            encoder_documents=documents,
         )
-        return Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
+        hidden = model.decode(target)
+        return base.Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
 
-    def token_loss(self, model: Model, hidden: Tensor, batch: Batch) -> Tensor:
+    def token_loss(self, model: Model, hidden: Tensor, batch: base.Batch) -> Tensor:
         """As everywhere, with smoothed targets in training."""
         if not model.training:
             return token_loss(model, hidden, batch)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stemma.declare import objectives as declared
 from stemma.errors import UsageError
-from stemma.objectives.base import Ints
+from stemma.objectives import base
 
 SPACES = "▁↵⇥␍"  # how `Tokenizer.tokens` shows white space
 
@@ -19,8 +19,8 @@ SPACES = "▁↵⇥␍"  # how `Tokenizer.tokens` shows white space
 class Choice(NamedTuple):
     """Chosen `places`; `draws`: the number of the draw that decides what replaces each, where several share one."""
 
-    places: Ints
-    draws: Ints | None = None
+    places: base.Ints
+    draws: base.Ints | None = None
 
 
 def _mark(piece: str) -> bool:
@@ -57,7 +57,7 @@ class Vocabulary:
                 )
         self.begins: NDArray[np.bool_] = np.array(begins)
 
-    def words(self, tokens: Ints, free: Ints) -> list[Ints]:
+    def words(self, tokens: base.Ints, free: base.Ints) -> list[base.Ints]:
         """The places `free` (in order) of `tokens` by words; a word begins after every place that is not free."""
         if not len(free):
             return []
@@ -74,7 +74,7 @@ class Chooser:
         self.unit, self.rate = unit, rate
         self.vocabulary = None if isinstance(unit, declared.Tokens) else Vocabulary(tokenizer)
 
-    def __call__(self, tokens: Ints, free: Ints, n: int, rng: np.random.Generator) -> Choice:
+    def __call__(self, tokens: base.Ints, free: base.Ints, n: int, rng: np.random.Generator) -> Choice:
         """`free`: the places of `tokens` that may be chosen, in order."""
         if self.vocabulary is None:
             return Choice(rng.permutation(free)[:n])
@@ -92,13 +92,13 @@ class Chooser:
         raise AssertionError(self.unit)
 
 
-def _joined(parts: list[Ints]) -> Ints:
+def _joined(parts: list[base.Ints]) -> base.Ints:
     return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
 
-def _words(words: list[Ints], n: int, rng: np.random.Generator) -> list[Ints]:
+def _words(words: list[base.Ints], n: int, rng: np.random.Generator) -> list[base.Ints]:
     """Words in random order; one that would exceed `n` places is passed over (BERT, create_pretraining_data.py)."""
-    chosen: list[Ints] = []
+    chosen: list[base.Ints] = []
     left = n
     for k in rng.permutation(len(words)):
         if left == 0:
@@ -114,13 +114,13 @@ def _chances(longest: int) -> NDArray[np.float64]:
     return np.cumsum(1.0 / np.arange(1, longest + 1))
 
 
-def _ngrams(words: list[Ints], longest: int, n: int, rng: np.random.Generator) -> list[Ints]:
+def _ngrams(words: list[base.Ints], longest: int, n: int, rng: np.random.Generator) -> list[base.Ints]:
     """N-grams from random words on. One that would exceed `n` places is made shorter, and passed over if a word of it
     is chosen already (ALBERT, create_pretraining_data.py)."""
     chances = _chances(longest)
     order, u = rng.permutation(len(words)), rng.random(len(words))
     taken = np.zeros(len(words), dtype=bool)
-    chosen: list[Ints] = []
+    chosen: list[base.Ints] = []
     left = n
     for k in order:
         if left == 0:
@@ -137,11 +137,11 @@ def _ngrams(words: list[Ints], longest: int, n: int, rng: np.random.Generator) -
     return chosen
 
 
-def _windows(words: list[Ints], longest: int, rate: float, n: int, rng: np.random.Generator) -> list[Ints]:
+def _windows(words: list[base.Ints], longest: int, rate: float, n: int, rng: np.random.Generator) -> list[base.Ints]:
     """An n-gram in each window of n * int(1/rate) words from the front on, until `n` places are chosen, the last word
     whole; the end of a text is therefore chosen a little less often (DeBERTa, mlm_task.py)."""
     chances, room = _chances(longest), int(1 / rate)
-    chosen: list[Ints] = []
+    chosen: list[base.Ints] = []
     at = count = 0
     while at < len(words):
         size = int(np.searchsorted(chances, rng.random() * chances[-1], side="right")) + 1
@@ -156,7 +156,7 @@ def _windows(words: list[Ints], longest: int, rate: float, n: int, rng: np.rando
     return chosen
 
 
-def _runs(words: list[Ints], p: float, longest: int, n: int, rng: np.random.Generator) -> list[Ints]:
+def _runs(words: list[base.Ints], p: float, longest: int, n: int, rng: np.random.Generator) -> list[base.Ints]:
     """Runs of words from the word of a random place on, until exactly `n` places are chosen (the last run is cut off);
     runs that meet on a place are one (SpanBERT, span masking)."""
     owner = np.repeat(np.arange(len(words)), [len(w) for w in words])

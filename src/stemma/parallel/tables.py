@@ -17,6 +17,7 @@ from stemma.nn.mlp import Experts
 from stemma.nn.model import Model
 from stemma.nn.norms import HeadNorm
 from stemma.nn.positions import Buckets, Learned
+from stemma.rewrites.modules import Rewritten
 
 
 class Rows(ParallelStyle):
@@ -85,6 +86,8 @@ def unsliceable(model: Model, n: int) -> str | None:
     if dims.inner != 1 and model.arch.streams is not None:
         return "tp does not know two streams"
     for path, module in model.named_modules():
+        if isinstance(module, Rewritten):
+            return f"tp does not know how to split {path}, which a rewrite replaced"
         if isinstance(module, Experts | HeadNorm | EMDHead):
             return f"tp does not know how to split {path}, of type {type(module).__name__}"
         relative = getattr(module, "relative", None)

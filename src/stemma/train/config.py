@@ -21,6 +21,7 @@ from stemma.declare.objectives import Objective
 from stemma.declare.recipes import Recipe
 from stemma.errors import UsageError
 from stemma.nn.parts import Arch, Dims
+from stemma.rewrites.kinds import Rewrite
 from stemma.runs.spikes import Spikes
 from stemma.spec import Spec, at_least, interval, not_negative, require
 
@@ -133,7 +134,8 @@ class Plan(Spec):
     """A run, resolved: all that decides what is computed, beside the data itself.
 
     `name`: the family or size that it descends from; `data`: where the text comes from (`stemma.data.sources`);
-    `clean`: the steps that it goes through first (`stemma.data.steps`).
+    `clean`: the steps that it goes through first (`stemma.data.steps`); `rewrites`: what replaces modules of the model
+    (`stemma.rewrites`), in this order.
     """
 
     name: str
@@ -148,6 +150,7 @@ class Plan(Spec):
     seed: int
     nets: tuple[Net, ...] = ()
     clean: tuple[CleaningStep, ...] = ()
+    rewrites: tuple[Rewrite, ...] = ()
 
     def check(self) -> None:
         require(0 <= self.seed < 2**63, f"the seed must lie between 0 and 2**63 - 1, not {self.seed}")

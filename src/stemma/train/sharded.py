@@ -22,6 +22,7 @@ from stemma.objectives import Batch, Objective
 from stemma.parallel import World
 from stemma.parallel import checkpoint as shards
 from stemma.parallel.shard import Spread, StepModule, Through
+from stemma.rewrites.engine import apply, pairs
 from stemma.runs import checkpoint
 from stemma.runs.metrics import NoMetrics
 from stemma.train.config import Plan
@@ -160,7 +161,7 @@ class Sharded(Loop):
         if nets:
             self.objective.tie(found["model"], nets)
         with torch.no_grad():
-            for name, tensor in Learners(found["model"], nets).tensors().items():
+            for name, tensor in Learners(found["model"], nets).tensors(frozen=True).items():
                 tensor.copy_(tensors[name])
         self.objective.untie(found["model"], nets)
         return found
@@ -181,7 +182,10 @@ def _empty(model: Model) -> Model:
     """A network like `model`, whole, on the CPU, its weights yet to be filled in."""
     with torch.device("meta"):
         full = Model(model.arch, model.dims)
+        apply(full, model.rewrites)
     full.to_empty(device="cpu")
+    for whole, part in pairs(full, model):
+        whole.empty_like(part)
     for name in ("family", "name", "text", "tokenizer", "design"):
         setattr(full, name, getattr(model, name))
     return full

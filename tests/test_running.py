@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,12 @@ def test_buffers_shrink_when_a_long_row_has_left(tmp_path: Path) -> None:
         assert session.cache.capacity < 200
 
 
-@pytest.mark.parametrize("options", [dict(), dict(temperature=0.9, seed=7), dict(num_beams=2)], ids=str)
-@pytest.mark.parametrize("case", ["llama", "mistral", "t5", "llama-dynamic", "xlnet"])
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [("llama", dict()), ("llama", dict(num_beams=2))]
+    + [(case, dict(temperature=0.9, seed=7)) for case in ("llama", "mistral", "t5", "llama-dynamic", "xlnet")],
+    ids=str,
+)
 @pytest.mark.filterwarnings("ignore:.* tokens are more than")
 def test_a_small_batch_writes_what_a_large_one_does(case: str, options: dict[str, Any], tmp_path: Path) -> None:
     """Rows leave at different steps, and others take their places."""
@@ -252,3 +257,18 @@ def test_a_stream_that_is_left_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert made[0]() is None
     ids = torch.tensor([[5, 6, 7]])
     model(ids, labels=ids).loss.backward()  # no weight became an inference tensor
+
+
+# ---------------------------------------------------------------- docs/generation.md
+
+
+def test_the_pages_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    talker().save("model")
+    page = (Path(__file__).parent.parent / "docs/generation.md").read_text("utf-8")
+    blocks = re.findall(r"<!-- (\w+) -->\n```python\n(.*?)```\n<!-- /\1 -->", page, re.S)
+    assert [name for name, _ in blocks] == ["options", "seeds", "stream", "session"]
+    names: dict[str, Any] = {}
+    for _, code in blocks:
+        exec(code, names)
+    assert capsys.readouterr().out.count("[") >= 2 and names["session"].rows == 2

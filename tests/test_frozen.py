@@ -36,8 +36,8 @@ def half(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within this, runs are begun and resumed with half of their model frozen."""
     whole = assemble.model_of
 
-    def model_of(plan: Any, tokenizer: Any) -> Model:
-        model = whole(plan, tokenizer)
+    def model_of(plan: Any, tokenizer: Any, started: bool = True) -> Model:
+        model = whole(plan, tokenizer, started)
         for name, p in model.named_parameters():
             p.requires_grad_(not frozen(name))
         return model

@@ -20,6 +20,7 @@ from stemma.declare.objectives import Blanks
 from stemma.decoding import blanks
 from stemma.decoding.sessions import begin
 from stemma.errors import DataError, UsageError
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Setting, incompatible_reason, objective
 from stemma.objectives.base import OUTSIDE
@@ -342,9 +343,9 @@ def test_who_sees_whom(name: str) -> None:
 
     def hidden(ids: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return model.decode(
-                ids, position_ids=goal.positions(model, batch), documents=batch["documents"], prefix=batch["prefix"]
-            )[0]
+            where = goal.positions(model, batch)
+            inputs = Inputs(ids, position_ids=where, documents=batch["documents"], prefix=batch["prefix"])
+            return model.decode(inputs)[0]
 
     before = hidden(batch["input_ids"])
     owner, block = example["documents"], example["blocks"]
@@ -367,12 +368,13 @@ def test_decoding_reads_as_was_trained(name: str) -> None:
         example = next(e for e, _ in take(found, view, 1))
         batch = found.collate([example])
         with torch.no_grad():
-            hidden = model.decode(
+            inputs = Inputs(
                 batch["input_ids"],
                 position_ids=found.positions(model, batch),
                 documents=batch.get("documents"),
                 prefix=batch["prefix"] if isinstance(design.arch.mask, stemma.nn.parts.Prefix) else None,
             )
+            hidden = model.decode(inputs)
             trained = model.logits(hidden)[0]
         ids = [int(t) for t, d in zip(example["input_ids"], example["documents"], strict=True) if d == 0]
         starts = [i for i, t in enumerate(ids) if t == SOP]

@@ -25,6 +25,7 @@ from stemma.declare.family import Text
 from stemma.declare.objectives import CLM, MLM, TLM, Denoise, Deshuffle, Fragment, Spans, Translation
 from stemma.declare.recipes import Sampling
 from stemma.errors import DataError, UsageError
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Objective, Setting, objective
 from stemma.objectives.languages import Streams
@@ -476,13 +477,15 @@ def test_smoothed_targets() -> None:
     goal, model = make(Translation("en", "de"), False), network("transformer")
     found = batch(goal, Verses(), 2)
     plain = goal.loss(model, found).total()
-    hidden = model.decode(
+    source = Inputs(found["input_ids"], position_ids=found["position_ids"], documents=found["documents"])
+    target = Inputs(
         found["decoder_input_ids"],
         position_ids=found["decoder_position_ids"],
         documents=found["decoder_documents"],
-        memory=model.encode(found["input_ids"], position_ids=found["position_ids"], documents=found["documents"]),
-        memory_documents=found["documents"],
+        encoder_hidden=model.encode(source),
+        encoder_documents=found["documents"],
     )
+    hidden = model.decode(target)
     logs = model.logits(hidden).log_softmax(-1).flatten(0, 1)[found["where"]]
     picked = logs.gather(1, found["targets"][:, None]).mean()
     torch.testing.assert_close(plain, -picked, atol=1e-5, rtol=1e-5)

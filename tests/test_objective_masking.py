@@ -480,7 +480,7 @@ def test_a_document_is_deaf_to_its_neighbours(name: str) -> None:
         second = batch["documents"] == 1
         wrong = batch | {"input_ids": torch.where(second, FIRST + (batch["input_ids"] + 1) % 80, batch["input_ids"])}
         with torch.no_grad():
-            a, b = (model.read(model.state(**goal.inputs(model, x))) for x in (batch, wrong))  # type: ignore[attr-defined]
+            a, b = (model.read(model.state(goal.inputs(model, x))) for x in (batch, wrong))  # type: ignore[attr-defined]
         assert second.any() and torch.equal(a[~second], b[~second]) and not torch.equal(a[second], b[second])
 
 

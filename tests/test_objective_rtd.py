@@ -122,7 +122,7 @@ def test_the_text_can_be_rebuilt_and_labels_say_where_it_changed(seed: int, name
     batch = goal.collate(rows)
     _, others = nets(name)
     gen = others["generator"]
-    hidden = gen.read(gen.state(**goal.masking.inputs(gen, batch)))
+    hidden = gen.read(gen.state(goal.masking.inputs(gen, batch)))
     ids, replaced = goal.replace(gen, hidden, batch)
     true = torch.from_numpy(np.stack([text_of(r) for r in rows]))
     assert torch.equal(ids != true, replaced)  # a sample that equals the token is no replacement
@@ -349,7 +349,7 @@ def test_packed_documents_do_not_see_each_other() -> None:
     def told(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         from stemma.objectives.rtd import first
 
-        hidden = model.state(**goal.masking.inputs(model, batch)).hidden
+        hidden = model.encode(goal.masking.inputs(model, batch))
         assert model.detect is not None
         return model.detect(hidden, first(batch))
 

@@ -31,6 +31,7 @@ from stemma.declare.objectives import (
     Spans,
 )
 from stemma.errors import UsageError
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Objective, Setting, incompatible_reason, objective
 from stemma.objectives.denoise import spans
@@ -477,7 +478,7 @@ def test_packed_texts_have_the_loss_that_they_have_alone(case: str, mixed: bool)
         if goal.single:
             at = np.flatnonzero(mine)
             ids, labels = (torch.from_numpy(row[k][at])[None] for k in ("input_ids", "labels"))
-            hidden = model.decode(ids, prefix=torch.tensor([int(row["prefix"][at[0]]) - at[0]]))
+            hidden = model.decode(Inputs(ids, prefix=torch.tensor([int(row["prefix"][at[0]]) - at[0]])))
         else:
             out = (row["decoder_documents"] == d) & (row["labels"] != IGNORED)
             read, labels, places = (
@@ -485,7 +486,7 @@ def test_packed_texts_have_the_loss_that_they_have_alone(case: str, mixed: bool)
             )
             where = places + 1 if case.startswith("mass") else None  # the table's row 0 is that of padding
             memory = model.encode(torch.from_numpy(row["input_ids"][mine])[None])
-            hidden = model.decode(read, position_ids=where, memory=memory)
+            hidden = model.decode(Inputs(read, position_ids=where, encoder_hidden=memory))
         logits = model.logits(hidden).float()
         alone = alone + torch.nn.functional.cross_entropy(logits[0], labels[0], reduction="sum", ignore_index=IGNORED)
     torch.testing.assert_close(packed, alone, atol=1e-3, rtol=1e-5)
@@ -531,7 +532,7 @@ def test_inputs_see_each_other_under_a_prefix_mask_alone(case: str) -> None:
         model = Model(replace(model.arch, mask=mask), model.dims).initialise(3).eval()
 
         def hidden(ids: torch.Tensor, model: Model = model) -> torch.Tensor:
-            return model.decode(ids, documents=batch.get("documents"), prefix=batch["prefix"])
+            return model.decode(Inputs(ids, documents=batch.get("documents"), prefix=batch["prefix"]))
 
         wrong = batch["input_ids"].clone()
         wrong[0, cut - 1] = 12 if int(wrong[0, cut - 1]) != 12 else 13

@@ -333,7 +333,7 @@ def test_fields_that_no_case_mentions_are_named() -> None:
     design = families.design("gpt2")
     fields = {f.name: getattr(design.arch, f.name) for f in dataclasses.fields(design.arch)}
     wide = dataclasses.replace(design, arch=Wider(**fields))
-    assert ("mixers", ("4",)) in [(i.title, i.text) for i in block.beside(wide)]
+    assert ("mixers", ("4",)) in [(i.title, i.text) for i in block.undrawn(wide)]
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)

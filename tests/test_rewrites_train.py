@@ -145,3 +145,13 @@ def test_matrices_of_replaced_modules_are_not_sliced() -> None:
     assert (
         unsliceable(model, 2) == "tp does not know how to split decoder.blocks.0.attention.q, which a rewrite replaced"
     )
+
+
+def test_checkpoints_hold_adapters_alone(tmp_path: Path, text: Path) -> None:  # noqa: F811
+    """Neither frozen weights nor the codes of quantised matrices."""
+    run = train("gpt2", tmp_path / "run", text, changes={"train.average": 0.5})
+    weights, slots, state = checkpoint.load(checkpoint.steps(tmp_path / "run")[-1])
+    assert weights and all(key.endswith((".down", ".up")) for key in weights)
+    assert {key.rpartition(":")[0] for key in slots} == weights.keys()
+    assert set(state["frozen"]["names"]) == run.model.state_dict().keys() - weights.keys()
+    assert any(name.endswith(".codes") for name in state["frozen"]["names"])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from stemma.declare import objectives as declared
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import ALONE, Cursor, Loss, Objective, Setting, objective
 from stemma.objectives.base import stack, targets
@@ -95,7 +96,7 @@ class Rows(Held):
         else:
             hidden = model.encode(batch["input_ids"])
         if self.kind == "encoder-decoder":
-            hidden = model.decode(batch["decoder_input_ids"], memory=hidden)
+            hidden = model.decode(Inputs(batch["decoder_input_ids"], encoder_hidden=hidden))
         return Loss({"token": self.token_loss(model, hidden, batch)}, self.counts(batch))
 
 

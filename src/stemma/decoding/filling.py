@@ -12,8 +12,8 @@ from stemma.decoding import blanks, generation_config, infill
 from stemma.decoding.generation import generate
 from stemma.decoding.inputs import check_model, evaluating, language_ids, language_of
 from stemma.errors import UsageError
+from stemma.nn.inputs import Inputs, StreamInputs
 from stemma.nn.model import Model
-from stemma.nn.streams import Request
 
 
 @dataclass
@@ -77,13 +77,13 @@ def _fill_masks(model: Model, text: str, top: int, language: int | None) -> Fill
         raise UsageError(f"the text has no {MASK} to fill")
     batch = torch.tensor([ids], device=model.device)
     if model.arch.streams is None:
-        state = model.state(batch, langs=language_ids(batch, language))
+        state = model.state(Inputs(batch, langs=language_ids(batch, language)))
         hidden = model.read(state)[0, at]
     else:  # queries at the places of the masks, which are hidden from all tokens
         unseen = torch.zeros(1, len(ids), len(ids), device=model.device)
         unseen[:, :, at] = 1
         places = torch.eye(len(ids), device=model.device)[None, at]
-        hidden = model.encode(batch, request=Request(hidden=unseen, mapping=places))[0]
+        hidden = model.encode(Inputs(batch, streams=StreamInputs(hidden=unseen, mapping=places)))[0]
     share = model.logits(hidden).float().softmax(-1)
     best = share.topk(min(top, share.shape[-1]))
     guesses = [

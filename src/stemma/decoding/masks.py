@@ -17,6 +17,7 @@ from stemma.decoding.inputs import pad
 from stemma.decoding.session import Session
 from stemma.errors import UsageError
 from stemma.nn.cache import Cache
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
 from stemma.nn.parts import Open
 
@@ -46,9 +47,8 @@ class MaskSession(Session):
 
     def _take_in(self, ids: Tensor, real: Tensor | None, places: Tensor, segments: Tensor | None, at: Tensor) -> Tensor:
         """Read tokens (B T) at their places; the mask token is token `at` (B). Returns B V."""
-        hidden = self.model.encode(
-            ids, real, segments, places, attention="prefix", prefix=self.source, cache=self.cache
-        )
+        inputs = Inputs(ids, real, segments, places, attention="prefix", prefix=self.source, cache=self.cache)
+        hidden = self.model.encode(inputs)
         self.cache.forget(self.lengths[:, None])
         self.logits = self._head(hidden[torch.arange(len(ids), device=self.device), at])
         return self.logits

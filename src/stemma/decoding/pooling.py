@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stemma.decoding.inputs import check_model, evaluating, language_ids, language_of, pad
 from stemma.errors import CheckpointError, UsageError, did_you_mean
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
 
 Pool = Literal["mean", "first", "last", "max", "pooler"]
@@ -66,7 +67,7 @@ def _vectors(model: Model, rows: Sequence[Sequence[int]], pool: str, language: i
     ids = ids.masked_fill(~real, filler or 0)
     mask = None if bool(real.all()) else real.long()
     read = model.decode if model.encoder is None else model.encode
-    hidden = read(ids, mask, langs=language_ids(ids, language))
+    hidden = read(Inputs(ids, mask, langs=language_ids(ids, language)))
     if pool == "pooler":
         return model.pooled(hidden, ids, mask).float()
     hidden = hidden.float()

@@ -19,8 +19,8 @@ from torch import Tensor
 from stemma.decoding.inputs import pad
 from stemma.decoding.session import Session
 from stemma.nn.cache import Cache
+from stemma.nn.inputs import Inputs, StreamInputs
 from stemma.nn.parts import Prefix
-from stemma.nn.streams import Request
 
 
 class QuerySession(Session):
@@ -41,7 +41,7 @@ class QuerySession(Session):
 
     def _take_in(self, ids: Tensor, real: Tensor | None, places: Tensor) -> Tensor:
         """Read tokens (B T) at their places, and predict the one after the last: B V."""
-        request = Request(places=self.lengths[:, None])
-        hidden = self.model.encode(ids, real, position_ids=places, cache=self.cache, request=request)
+        streams = StreamInputs(places=self.lengths[:, None])
+        hidden = self.model.encode(Inputs(ids, real, position_ids=places, cache=self.cache, streams=streams))
         self.logits = self._head(hidden[:, 0])
         return self.logits

@@ -16,6 +16,7 @@ from stemma.decoding.generation_config import start_token
 from stemma.decoding.inputs import language_ids, pad
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.cache import Cache
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
 from stemma.nn.positions import Position
 
@@ -59,7 +60,7 @@ class Session:
         self._check_place()
         ids, order = tokens[:, None], self.lengths[:, None]
         langs = language_ids(ids, self.languages)
-        hidden = self.model.decode(ids, None, self._next(), order=order, cache=self.cache, langs=langs)
+        hidden = self.model.decode(Inputs(ids, position_ids=self._next(), langs=langs, order=order, cache=self.cache))
         self.lengths = self.lengths + 1
         self.logits = self._head(hidden[:, 0])
         return self.logits
@@ -131,23 +132,21 @@ class Session:
         layers = model.dims.depth if both else model.dims.layers
         self.cache = Cache(model.arch, layers, len(self.texts), self._capacity(), even)
         ids, real = pad(self.texts, self.device)
-        memory = memory_real = None
-        if both:
-            source, memory_real = pad(prompts, self.device)
-            memory_real = None if bool(memory_real.all()) else memory_real
-            memory = model.encode(source, memory_real)
         positions, prefix = self._place(self.texts)
-        hidden = model.decode(
+        inputs = Inputs(
             ids,
             None if even else real,
-            positions,
+            position_ids=positions,
+            langs=language_ids(ids, self.languages),
             order=torch.arange(longest, device=self.device).expand(len(ids), -1),
             prefix=prefix,
-            memory=memory,
-            memory_mask=memory_real,
             cache=self.cache,
-            langs=language_ids(ids, self.languages),
         )
+        if both:
+            source, source_real = pad(prompts, self.device)
+            inputs.encoder_mask = None if bool(source_real.all()) else source_real
+            inputs.encoder_hidden = model.encode(Inputs(source, inputs.encoder_mask))
+        hidden = model.decode(inputs)
         self.logits = self._head(hidden[torch.arange(len(ids), device=self.device), self.lengths - 1])
 
     def _capacity(self) -> int:
@@ -198,7 +197,7 @@ class Session:
     def _check_room(self) -> None:
         whole, longest = max((len(t) + n, len(t)) for t, n in zip(self.texts, self.room, strict=True))
         limit, trained = self._limit, self.model.dims.context
-        if self.CACHED and self._position.whole and whole > trained:
+        if self.CACHED and self._position.length_dependent and whole > trained:
             raise UsageError(
                 f"a row of {whole} tokens cannot join: past {trained} tokens every new token changes all keys of this "
                 "model, so the row needs a session that begins with it"
@@ -215,7 +214,7 @@ class Session:
     def _check_place(self) -> None:
         """Refuse a step past the position table, which a row's `room` did not ask for."""
         self.left -= 1
-        limit = self.model.dims.context if self._position.whole else self._limit
+        limit = self.model.dims.context if self._position.length_dependent else self._limit
         if self.left < 0 and limit is not None and self._last_place() >= limit:
             raise UsageError(f"a row is full: this session has {limit} positions for it")
 

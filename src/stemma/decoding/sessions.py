@@ -41,6 +41,6 @@ def kind(model: Model, prompts: Sequence[Sequence[int]], room: Room) -> type[Ses
     assert model.decoder is not None
     rooms = [room] * len(prompts) if isinstance(room, int) else room
     longest = max((len(p) + n for p, n in zip(prompts, rooms, strict=True)), default=0)
-    if model.decoder.position.whole and longest > model.dims.context:
+    if model.decoder.position.length_dependent and longest > model.dims.context:
         return UncachedSession
     return Session

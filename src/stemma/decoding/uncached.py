@@ -1,4 +1,4 @@
-"""Decoding without a cache, for positions that change with the length of the text (`Position.whole`)."""
+"""Decoding without a cache, for positions that change with the length of the text (`Position.length_dependent`)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stemma.decoding.inputs import pad
 from stemma.decoding.session import Session
+from stemma.nn.inputs import Inputs
 
 
 class UncachedSession(Session):
@@ -21,7 +22,8 @@ class UncachedSession(Session):
         ids, real = pad(self.texts, self.device)
         order = torch.arange(ids.shape[1], device=self.device)[None]
         last = real.sum(1, keepdim=True) - 1
-        hidden = self.model.decode(ids, real, order.minimum(last), order=order.expand(len(ids), -1))
+        inputs = Inputs(ids, real, position_ids=order.minimum(last), order=order.expand(len(ids), -1))
+        hidden = self.model.decode(inputs)
         self.logits = self._head(hidden[torch.arange(len(ids), device=self.device), last[:, 0]])
 
     def step(self, tokens: Tensor) -> Tensor:

@@ -10,34 +10,39 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stemma.nn import parts
-from stemma.nn.masks import Visible
+from stemma.nn.masks import AttnMask
 from stemma.nn.mlp import capped
 from stemma.nn.norms import head_norm
 
-Turn = Callable[[Tensor], Tensor]
-Store = Callable[[Tensor, Tensor, Turn | None], tuple[Tensor, Tensor]]
+Rotate = Callable[[Tensor], Tensor]  # B H T D -> B H T D
+# (new k, new v, rotate) -> all keys, rotated, and all values: B H S D each
+CacheWrite = Callable[[Tensor, Tensor, Rotate | None], tuple[Tensor, Tensor]]
 
 
-class Places(NamedTuple):
-    """What a position scheme says to the attention of one layer: how queries and keys turn (B H T D -> B H T D), what
-    is added to the scores (1|B H T S), and what the layer's own part works with."""
+class PositionInputs(NamedTuple):
+    """What a position scheme gives to the attention of one layer.
 
-    turn: Turn | None = None
+    `rotate`: a function of queries and of keys, B H T D -> B H T D
+    `bias`: added to the scores, 1|B H T S
+    `relative`: read by the layer's own `Relative`"""
+
+    rotate: Rotate | None = None
     bias: Tensor | None = None
     relative: Any = None
 
 
 class Relative(nn.Module):
-    """What a position scheme adds to a layer's attention: parameters of its own, and a term of the scores.
+    """The part of a position scheme that each layer owns: parameters, and a term of the scores.
 
-    A subclass maps (attention, q, k, what `Position.relative` gave) to the queries to multiply with the keys and the
-    bias (1|B H T S) to add to the scores. `terms`: how many products a score is the sum of, for its scale."""
+    `forward(attention, q, k, relative) -> (q, bias)`, where `relative` comes from `Position.relative`, the returned
+    queries multiply the keys, and the bias (1|B H T S) is added to the scores. `terms`: the number of products that a
+    score sums, which divides its scale."""
 
     terms = 1
 
 
 class BucketTable(Relative):
-    """A bias by bucketed distance (T5's), of one layer."""
+    """T5's bias by bucketed distance, with a table in each layer."""
 
     def __init__(self, buckets: int, heads: int) -> None:
         super().__init__()
@@ -53,16 +58,15 @@ BLOCK = 128  # queries that are taken together, so that a causal row multiplies 
 
 
 class Attention(nn.Module):
-    """Queries from `x`; keys and values from `x` (self) or from elsewhere (cross); `heads / kv_heads` queries a key.
-
-    `relative`: what the position scheme of the stack adds to each of its layers (see `stemma.nn.positions`)."""
+    """Multi-head attention with `heads / kv_heads` query heads to a key head. Keys and values come from `x`
+    (self-attention) or from elsewhere (cross-attention). `relative`: see `Relative`."""
 
     def __init__(
         self, spec: parts.Attention, dims: parts.Dims, dropout: float, relative: Relative | None = None
     ) -> None:
         super().__init__()
         self.width, self.shared, self.dropout, self.softcap = dims.width, dims.heads // dims.kv, dropout, spec.softcap
-        terms = 1 if relative is None else relative.terms  # scores are sums of as many products
+        terms = 1 if relative is None else relative.terms
         self.scale = ((spec.scale_width or dims.width) * terms) ** -0.5 if spec.scaled else 1.0
         self.relative = relative
         self.q_norm = head_norm(spec.qk_norm, dims.heads, dims.width) if spec.qk_norm is not None else None
@@ -75,50 +79,52 @@ class Attention(nn.Module):
     def split(self, x: Tensor) -> Tensor:  # B T H*D -> B H T D
         return x.unflatten(-1, (-1, self.width)).transpose(1, 2)
 
-    def queries(self, x: Tensor, places: Places) -> Tensor:
-        """Queries of `x`, turned: B T D -> B H T D."""
+    def queries(self, x: Tensor, position: PositionInputs) -> Tensor:
+        """Rotated queries: B T D -> B H T D."""
         q = self.split(self.q(x))
         q = q if self.q_norm is None else self.q_norm(q)
-        return q if places.turn is None else places.turn(q)
+        return q if position.rotate is None else position.rotate(q)
 
-    def told(self, q: Tensor, k: Tensor, places: Places) -> tuple[Tensor, Tensor | None]:
-        """The queries to multiply with the keys, and what positions add to the scores."""
-        if self.relative is None or places.relative is None:
-            return q, places.bias
-        told: tuple[Tensor, Tensor] = self.relative(self, q, k, places.relative)
-        return told
+    def position_bias(self, q: Tensor, k: Tensor, position: PositionInputs) -> tuple[Tensor, Tensor | None]:
+        """The queries that multiply the keys, and what positions add to the scores (1|B H T S)."""
+        if self.relative is None or position.relative is None:
+            return q, position.bias
+        found: tuple[Tensor, Tensor] = self.relative(self, q, k, position.relative)
+        return found
 
     def keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of `source`: B S D -> B H S D, twice."""
+        """Keys, not yet rotated, and values: B S D -> B H S D each."""
         k = self.split(self.k(source))
         return k if self.k_norm is None else self.k_norm(k), self.split(self.v(source))
 
     def forward(
         self,
         x: Tensor,
-        visible: Visible,
-        places: Places = Places(),
-        store: Store | None = None,
-        known: tuple[Tensor, Tensor] | None = None,
+        attn_mask: AttnMask,
+        position: PositionInputs = PositionInputs(),
+        write: CacheWrite | None = None,
+        kv: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """`store` takes new keys and values, and how keys turn, and returns all there are (a cache), the keys turned;
-        `known` are keys and values that stand already (cross-attention). B T D -> B T D."""
-        q = self.queries(x, places)
-        k, v = known if known is not None else self.keys(x)
-        if store is not None:
-            k, v = store(k, v, places.turn)
-        elif places.turn is not None:
-            k = places.turn(k)
-        q, bias = self.told(q, k, places)
-        return self.o(self.attend(q, k, v, visible, bias).transpose(1, 2).flatten(2))
+        """B T D -> B T D. `write` stores new keys and values in a cache and returns all of them; `kv`: keys and values
+        that exist already (cross-attention)."""
+        q = self.queries(x, position)
+        k, v = kv if kv is not None else self.keys(x)
+        if write is not None:
+            k, v = write(k, v, position.rotate)
+        elif position.rotate is not None:
+            k = position.rotate(k)
+        q, bias = self.position_bias(q, k, position)
+        return self.o(self.attend(q, k, v, attn_mask, bias).transpose(1, 2).flatten(2))
 
-    def scores(self, x: Tensor, visible: Visible, places: Places = Places()) -> tuple[Tensor, Tensor]:
-        """What a softmax over keys makes weights of, in fp32 and minus infinity where nothing is seen (B H T T), and
-        the values (B H T D): for those who look at the attention itself. `x`: B T D."""
-        q, (k, v) = self.queries(x, places), self.keys(x)
-        if places.turn is not None:
-            k = places.turn(k)
-        q, bias = self.told(q, k, places)
+    def scores(
+        self, x: Tensor, attn_mask: AttnMask, position: PositionInputs = PositionInputs()
+    ) -> tuple[Tensor, Tensor]:
+        """Attention scores before the softmax (B H T T, fp32, -inf where masked) and values (B H T D) of `x` (B T D);
+        distillation of attention reads them."""
+        q, (k, v) = self.queries(x, position), self.keys(x)
+        if position.rotate is not None:
+            k = position.rotate(k)
+        q, bias = self.position_bias(q, k, position)
         if self.shared > 1:
             k, v = (y.repeat_interleave(self.shared, 1) for y in (k, v))
         found = (q * self.scale @ k.transpose(-1, -2)).float()
@@ -126,14 +132,14 @@ class Attention(nn.Module):
             found = capped(found, self.softcap)
         if bias is not None:
             found = found + bias
-        if visible.causal:
+        if attn_mask.causal:
             found = found.masked_fill(~torch.ones_like(found[0, 0], dtype=torch.bool).tril(), float("-inf"))
-        elif visible.mask is not None:
-            found = found.masked_fill(~visible.mask, float("-inf"))
+        elif attn_mask.mask is not None:
+            found = found.masked_fill(~attn_mask.mask, float("-inf"))
         return found, v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Visible, bias: Tensor | None) -> Tensor:
-        mask, causal = visible
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: AttnMask, bias: Tensor | None) -> Tensor:
+        mask, causal = attn_mask
         if bias is not None:
             if causal:
                 mask, causal = q.new_ones(q.shape[2], k.shape[2]).tril().bool(), False

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stemma.nn import parts
-from stemma.nn.attention import Turn
-from stemma.nn.masks import Facts, Visible, layer_mask, visible
+from stemma.nn.attention import Rotate
+from stemma.nn.masks import AttnMask, MaskInputs, build_mask, layer_mask
 
 EMPTY = 2**40  # position of an empty slot: after every query, so that no causal mask sees it
 SPARE = 64  # slots beyond what is held that `admit` leaves in the buffers of a cache that was much longer
@@ -61,10 +61,10 @@ class Cache:
         """The step's plan for one layer."""
         return self.plans[self.masks[layer]]
 
-    def write(self, layer: int, k: Tensor, v: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
+    def write(self, layer: int, k: Tensor, v: Tensor, rotate: Rotate | None) -> tuple[Tensor, Tensor]:
         """Keep new keys and values (B H T D) of `layer`. Returns the keys (turned) and values at its plan's `kpos`."""
-        if turn is not None:
-            k = turn(k)
+        if rotate is not None:
+            k = rotate(k)
         if self.keys[layer] is None:
             shape = (self.rows, k.shape[1], self.slots(self.masks[layer]) + 1, k.shape[3])  # one more, for padding
             self.keys[layer], self.values[layer] = k.new_zeros(shape), v.new_zeros(shape)
@@ -201,8 +201,8 @@ class CachePlan:
             self.read = slice(0, min(end, size))
             self.qpos, self.kpos = qpos[None], held[:1, self.read]
             newest = length == 1  # one token sees all that is kept
-            facts = Facts(self.qpos, self.kpos, plain=start == 0, prefix=cache.prefix, chosen=cache.chosen)
-            self.visible = Visible() if newest else visible(mask, facts)
+            facts = MaskInputs(self.qpos, self.kpos, is_arange=start == 0, prefix=cache.prefix, chosen=cache.chosen)
+            self.attn_mask = AttnMask() if newest else build_mask(mask, facts)
             return
         self.qpos = pos = pos.expand(cache.rows, -1)
         keep = torch.ones_like(pos, dtype=torch.bool) if real is None else real
@@ -214,12 +214,12 @@ class CachePlan:
         self.kpos = (
             torch.cat([held[:, :size], torch.where(keep, pos, EMPTY)], 1) if self.chunk else cache.held[mask][:, :size]
         )
-        facts = Facts(pos, self.kpos, plain=False, prefix=cache.prefix, chosen=cache.chosen)
-        seen = visible(mask, facts).mask
+        facts = MaskInputs(pos, self.kpos, is_arange=False, prefix=cache.prefix, chosen=cache.chosen)
+        seen = build_mask(mask, facts).mask
         assert seen is not None
         if real is not None:  # padding sees the first slot, so that its row is defined
             seen[:, 0, :, 0] |= ~real
-        self.visible = Visible(mask=seen)
+        self.attn_mask = AttnMask(mask=seen)
 
     def write(self, buffer: Tensor, new: Tensor) -> Tensor:
         """Put `new` (B H T D) into the buffer; returns the keys or values at `kpos`."""

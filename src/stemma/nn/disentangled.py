@@ -31,7 +31,7 @@ class Distances(NamedTuple):
 class Disentangled(Position):
     """The table of distances of a stack, `span` rows to either side."""
 
-    blank = True
+    zero_padding = True
 
     def __init__(self, spec: parts.Disentangled, arch: parts.Arch, dims: parts.Dims) -> None:
         super().__init__()
@@ -58,10 +58,10 @@ class Disentangled(Position):
         """The row of the table for each distance; those too far away share the last one of their side."""
         return (self.bucket(far) + self.span).clamp(0, 2 * self.span - 1)
 
-    def relative(self, qpos: Tensor, kpos: Tensor, plain: bool) -> Distances:
+    def relative(self, qpos: Tensor, kpos: Tensor, is_arange: bool) -> Distances:
         table = self.table.weight if self.norm is None else self.norm(self.table.weight)
         length = qpos.shape[1]
-        if plain and length <= self.span:  # then there are fewer distances than rows, and they go in order
+        if is_arange and length <= self.span:  # then there are fewer distances than rows, and they go in order
             far = torch.arange(length - 1, -length - 1, -1, device=qpos.device)
             return Distances(table[self.row(far)], None)
         return Distances(table, self.row(qpos[:, :, None] - kpos[:, None, :]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,14 +58,14 @@ class EMDHead(MLMHead):
 
     def reread(self, block: Block, state: State) -> Tensor:
         """What this head reads (B T D), of the last `block` of a stack and what the stack left."""
-        if state.plain and state.pos.shape[-1] > self.positions.num_embeddings:
+        if state.is_arange and state.positions.shape[-1] > self.positions.num_embeddings:
             raise UsageError(
-                f"a text of {state.pos.shape[-1]} tokens does not fit: the table of absolute positions of this model's "
-                f"mask decoder has {self.positions.num_embeddings} rows"
+                f"a text of {state.positions.shape[-1]} tokens does not fit: the table of absolute positions of this "
+                f"model's mask decoder has {self.positions.num_embeddings} rows"
             )
-        x = state.before + self.positions(state.pos)
+        x = state.last_input + self.positions(state.positions)
         for _ in range(2):
-            x = block.reread(x, state.before, state.seen, state.places)
+            x = block.reread(x, state.last_input, state.attn_mask, state.position)
         return x
 
 
@@ -87,6 +89,34 @@ class Summary(nn.Module):
             case "relu":
                 return y.relu()
         return F.gelu(y)
+
+
+def summary_index(
+    spec: parts.Summary | None, x: Tensor, ids: Tensor | None, attention_mask: Tensor | None, text: Any
+) -> Tensor | None:
+    """The index (B) of the token of each row that a summary of `x` (B T D) reads; None: the first. `text`: the model's
+    `declare.Text`, which names end and padding. Raises UsageError where ids are needed and none are given."""
+    if spec is None or spec.token == "first":
+        return None
+    rows, length = x.shape[:2]
+    if spec.token == "final":
+        return torch.full((rows,), -1, device=x.device)
+    if spec.token == "end":
+        ends = text.eos_ids if text is not None else ()
+        if not ends:
+            raise UsageError("this head reads the last end token of a text, and this model's end token is not known")
+        if ids is None:
+            raise UsageError("this head reads the last end token of a text: give input_ids, not inputs_embeds")
+        wanted = torch.isin(ids, ids.new_tensor(ends))
+        if not bool(wanted.any(1).all()):
+            raise UsageError(f"every text must hold an end token ({ends[0]}): this head reads the last one")
+    elif attention_mask is not None:
+        wanted = attention_mask.bool()
+    elif ids is not None and text is not None and text.pad_id is not None:
+        wanted = ids != text.pad_id
+    else:
+        wanted = torch.ones(rows, length, dtype=torch.bool, device=x.device)
+    return (torch.arange(length, device=x.device) * wanted).argmax(1)
 
 
 class Detector(nn.Module):

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from stemma.errors import UsageError
 from stemma.nn import parts
-from stemma.nn.attention import Turn
+from stemma.nn.attention import Rotate
 from stemma.nn.cache import Cache
-from stemma.nn.masks import Visible, layer_mask
+from stemma.nn.masks import AttnMask, layer_mask
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -58,21 +58,21 @@ class MemoryCache(Cache):
         if self.remembered:
             for mask, plan in self.plans.items():
                 if isinstance(mask, parts.Recall):
-                    plan.visible = self.with_memory(plan.visible, pos.shape[-1], pos.device)
+                    plan.attn_mask = self.with_memory(plan.attn_mask, pos.shape[-1], pos.device)
 
-    def with_memory(self, seen: Visible, length: int, device: torch.device) -> Visible:
+    def with_memory(self, seen: AttnMask, length: int, device: torch.device) -> AttnMask:
         """All of the memory, and behind it the visible part of the window."""
         mask = seen.mask
         if seen.causal:
             mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
         if mask is None:
             return seen
-        return Visible(mask=torch.nn.functional.pad(mask, (self.remembered, 0), value=True))
+        return AttnMask(mask=torch.nn.functional.pad(mask, (self.remembered, 0), value=True))
 
-    def write(self, layer: int, k: Tensor, v: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
+    def write(self, layer: int, k: Tensor, v: Tensor, rotate: Rotate | None) -> tuple[Tensor, Tensor]:
         if layer in self.unrotated:
             self.unrotated[layer].append(k)
-        keys, values = super().write(layer, k, v, turn)
+        keys, values = super().write(layer, k, v, rotate)
         if layer not in self.memory:
             return keys, values
         old_keys, old_values = self.memory[layer]

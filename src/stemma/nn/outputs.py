@@ -77,10 +77,10 @@ class Output:
             self.detector_logits = scores
 
 
-def detector_loss(scores: Tensor, labels: Tensor, attention_mask: Tensor | None) -> Tensor:
+def detector_loss(logits: Tensor, labels: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Mean binary cross-entropy over the tokens (B T) that are no padding; a label is 1 where a token was replaced."""
     real = torch.ones_like(labels) if attention_mask is None else attention_mask
-    each = F.binary_cross_entropy_with_logits(scores.float(), labels.float(), reduction="none")
+    each = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
     return each[real.bool()].mean()
 
 

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from stemma.nn import parts
-from stemma.nn.attention import BucketTable, Relative, Turn
+from stemma.nn.attention import BucketTable, Relative, Rotate
 
 
 class Position(nn.Module):
     """The hooks, each doing nothing. `pos` is B T, or B T C where a scheme counts in C ways at once."""
 
     limit: int | None = None  # longest text that this scheme can number
-    blank = False  # whether padding is zero among the embeddings, and sees nothing
+    zero_padding = False  # whether padding is zero among the embeddings, and sees nothing
     segments = False  # whether it reads the segments of tokens too
-    whole = False  # whether a token more changes what all before it are told: then nothing can be kept
+    length_dependent = False  # whether a token more changes what all before it are told: then nothing can be kept
     columns = 1  # in how many ways it counts
     first = 0  # the number of a text's first token
 
@@ -34,13 +34,13 @@ class Position(nn.Module):
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:  # B T D, B T -> B T D
         return x
 
-    def turn(self, pos: Tensor, dtype: torch.dtype) -> Turn | None:
+    def rotation(self, pos: Tensor, dtype: torch.dtype) -> Rotate | None:
         return None
 
     def bias(self, qpos: Tensor, kpos: Tensor) -> Tensor | None:  # B T, B S -> B H T S
         return None
 
-    def relative(self, qpos: Tensor, kpos: Tensor, plain: bool) -> Any:
+    def relative(self, qpos: Tensor, kpos: Tensor, is_arange: bool) -> Any:
         """`plain`: queries and keys are known to stand at 0..T-1."""
         return None
 
@@ -90,7 +90,7 @@ class Rotary(Position):
     def __init__(self, width: int, context: int, spec: parts.Rotary) -> None:
         super().__init__()
         self.width, self.context, self.spec = int(width * spec.share), context, spec
-        self.whole = isinstance(spec.scaling, parts.DynamicScaling)
+        self.length_dependent = isinstance(spec.scaling, parts.DynamicScaling)
 
     def frequencies(self, device: torch.device, length: Tensor | None = None) -> Tensor:
         """Radians a position turns each pair, after scaling: `D/2` values. `length` (1|B 1): tokens of the text; with a
@@ -135,7 +135,7 @@ class Rotary(Position):
         high += 0.001 if low == high else 0.0
         return ((torch.arange(self.width // 2, dtype=torch.float32, device=device) - low) / (high - low)).clamp(0, 1)
 
-    def turn(self, pos: Tensor, dtype: torch.dtype) -> Turn:
+    def rotation(self, pos: Tensor, dtype: torch.dtype) -> Rotate:
         free = self.frequencies(pos.device, pos.amax(-1, keepdim=True) + 1)
         angle = pos[:, None, :, None].float() * (free if free.ndim == 1 else free[:, None])  # 1|B 1 T D/2
         cos, sin = angle.cos(), angle.sin()
@@ -145,12 +145,12 @@ class Rotary(Position):
         cos, sin = cos.to(dtype), sin.to(dtype)
         pairs = rotate_neighbours if self.spec.interleaved else rotate
 
-        def turn(x: Tensor) -> Tensor:
+        def rotate_share(x: Tensor) -> Tensor:
             if self.width == x.shape[-1]:
                 return pairs(x, cos, sin)
             return torch.cat([pairs(x[..., : self.width], cos, sin), x[..., self.width :]], -1)
 
-        return turn
+        return rotate_share
 
 
 def yarn_attention(spec: parts.YarnScaling) -> float:
@@ -195,9 +195,9 @@ class BlankRotary(Blanks):
         super().__init__()
         self.rotary = Rotary(width // 2, context, parts.Rotary(spec.base))
 
-    def turn(self, pos: Tensor, dtype: torch.dtype) -> Turn:
-        turns = [self.rotary.turn(pos[..., i], dtype) for i in range(2)]
-        return lambda x: torch.cat([turn(part) for turn, part in zip(turns, x.chunk(2, -1), strict=True)], -1)
+    def rotation(self, pos: Tensor, dtype: torch.dtype) -> Rotate:
+        rotations = [self.rotary.rotation(pos[..., i], dtype) for i in range(2)]
+        return lambda x: torch.cat([f(half) for f, half in zip(rotations, x.chunk(2, -1), strict=True)], -1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # B H T D

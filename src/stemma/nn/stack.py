@@ -6,13 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stemma.nn import parts
-from stemma.nn.attention import Attention, Places, Relative, Store
-from stemma.nn.cache import Cache
-from stemma.nn.masks import Facts, Visible, layer_mask, visible
+from stemma.nn.attention import Attention, CacheWrite, PositionInputs, Relative
+from stemma.nn.inputs import StackInputs
+from stemma.nn.masks import AttnMask, MaskInputs, build_mask, layer_mask
 from stemma.nn.mlp import activation, dropped, feed_forward
 from stemma.nn.norms import norm
 from stemma.nn.positions import Position
@@ -22,9 +23,9 @@ Branch = Callable[[Tensor], Tensor]
 
 
 class Block(nn.Module):
-    """Self-attention, attention to `memory` where the block has it, MLP; each a branch beside the residual stream.
+    """Self-attention, cross-attention in a decoder that has an encoder, MLP: branches of the residual stream.
 
-    How a branch joins the stream is what subclasses say."""
+    Subclasses define `join`, which adds a branch to the stream."""
 
     def __init__(self, arch: parts.Arch, dims: parts.Dims, cross: bool, relative: Relative | None) -> None:
         super().__init__()
@@ -40,42 +41,48 @@ class Block(nn.Module):
         return dropped(branch, self.rate, self.training)
 
     def join(self, x: Tensor, name: str, branch: Branch) -> Tensor:
-        """The stream after a branch whose norm is `{name}_norm`."""
+        """The stream with a branch added; the branch's norm is `{name}_norm`. B T D -> B T D."""
         raise NotImplementedError
 
     def forward(
         self,
         x: Tensor,
-        seen: Visible,
-        places: Places,
-        store: Store | None = None,
-        memory: tuple[Tensor, Tensor] | None = None,
-        memory_seen: Visible = Visible(),
+        attn_mask: AttnMask,
+        position: PositionInputs,
+        cache_write: CacheWrite | None = None,
+        encoder_kv: tuple[Tensor, Tensor] | None = None,
+        encoder_mask: AttnMask = AttnMask(),
     ) -> Tensor:
-        """`memory`: keys and values of the encoder's output for this block. B T D -> B T D."""
-        x = self.join(x, "attention", lambda y: self.attention(y, seen, places, store))
+        """B T D -> B T D. `encoder_kv`: this block's keys and values (B H S D) of the encoder's output."""
+        x = self.join(x, "attention", lambda y: self.attention(y, attn_mask, position, cache_write))
         if (cross := self.cross) is not None:
-            x = self.join(x, "cross", lambda y: cross(y, memory_seen, known=memory))
+            x = self.join(x, "cross", lambda y: cross(y, encoder_mask, kv=encoder_kv))
         return self.join(x, "mlp", self.mlp)
 
-    def reread(self, x: Tensor, source: Tensor, seen: Visible, places: Places) -> Tensor:
-        """The block with queries and stream `x`, over keys and values of `source`, which it read before."""
-        known = self.attention.keys(source)
-        x = self.join(x, "attention", lambda y: self.attention(y, seen, places, known=known))
+    def reread(self, x: Tensor, source: Tensor, attn_mask: AttnMask, position: PositionInputs) -> Tensor:
+        """The block with queries from `x` (B T D), keys and values from `source` (B T D, an input it read before)."""
+        kv = self.attention.keys(source)
+        x = self.join(x, "attention", lambda y: self.attention(y, attn_mask, position, kv=kv))
         return self.join(x, "mlp", self.mlp)
 
 
 class PostBlock(Block):
+    """`norm(x + f(x))` (Vaswani et al. 2017)."""
+
     def join(self, x: Tensor, name: str, branch: Branch) -> Tensor:
         return getattr(self, f"{name}_norm")(x + self.drop(branch(x)))
 
 
 class PreBlock(Block):
+    """`x + f(norm(x))` (GPT-2)."""
+
     def join(self, x: Tensor, name: str, branch: Branch) -> Tensor:
         return x + self.drop(branch(getattr(self, f"{name}_norm")(x)))
 
 
 class SandwichBlock(Block):
+    """`x + norm_out(f(norm(x)))` (Gemma 2)."""
+
     def __init__(self, arch: parts.Arch, dims: parts.Dims, cross: bool, relative: Relative | None) -> None:
         super().__init__(arch, dims, cross, relative)
         self.attention_out_norm = norm(arch.norm, dims.d_model)
@@ -88,6 +95,8 @@ class SandwichBlock(Block):
 
 
 class DeepBlock(Block):
+    """`norm(alpha x + f(x))`, alpha = sqrt(2 layers) (DeepNorm as in GLM-130B)."""
+
     def __init__(self, arch: parts.Arch, dims: parts.Dims, cross: bool, relative: Relative | None) -> None:
         super().__init__(arch, dims, cross, relative)
         self.alpha = (2 * dims.layers) ** 0.5
@@ -97,7 +106,7 @@ class DeepBlock(Block):
 
 
 class ParallelBlock(Block):
-    """One norm, whose output all branches read."""
+    """`x + f(norm(x)) + g(norm(x))` with one norm for all branches (PaLM)."""
 
     def __init__(self, arch: parts.Arch, dims: parts.Dims, cross: bool, relative: Relative | None) -> None:
         super().__init__(arch, dims, cross, relative)
@@ -106,16 +115,16 @@ class ParallelBlock(Block):
     def forward(
         self,
         x: Tensor,
-        seen: Visible,
-        places: Places,
-        store: Store | None = None,
-        memory: tuple[Tensor, Tensor] | None = None,
-        memory_seen: Visible = Visible(),
+        attn_mask: AttnMask,
+        position: PositionInputs,
+        cache_write: CacheWrite | None = None,
+        encoder_kv: tuple[Tensor, Tensor] | None = None,
+        encoder_mask: AttnMask = AttnMask(),
     ) -> Tensor:
         y = self.attention_norm(x)
-        x = x + self.drop(self.attention(y, seen, places, store))
+        x = x + self.drop(self.attention(y, attn_mask, position, cache_write))
         if self.cross is not None:
-            x = x + self.drop(self.cross(y, memory_seen, known=memory))
+            x = x + self.drop(self.cross(y, encoder_mask, kv=encoder_kv))
         return x + self.drop(self.mlp(y))
 
 
@@ -129,7 +138,7 @@ BLOCKS: dict[type[parts.Residual], type[Block]] = {
 
 
 class Convolution(nn.Module):
-    """A convolution over the input of the first block, which joins its output (see `parts.Convolution`)."""
+    """`norm(y + act(conv(x)))` with `x` the input and `y` the output of the first block (see `parts.Convolution`)."""
 
     def __init__(self, arch: parts.Arch, spec: parts.Convolution, dims: parts.Dims) -> None:
         super().__init__()
@@ -137,36 +146,49 @@ class Convolution(nn.Module):
         self.conv = nn.Conv1d(dims.d_model, dims.d_model, spec.kernel, padding=spec.kernel // 2)
         self.norm = norm(arch.norm, dims.d_model)
 
-    def forward(self, x: Tensor, beside: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor:
-        """`x`: the block's input; `beside`: its output, B T D. Padding and other documents count as nothing."""
-        if real is not None:
-            x = x * real[..., None]
+    def forward(self, x: Tensor, y: Tensor, not_padding: Tensor | None, documents: Tensor | None) -> Tensor:
+        """B T D, B T D -> B T D. The convolution reads zeros at padding and in other documents."""
+        if not_padding is not None:
+            x = x * not_padding[..., None]
         reach = self.conv.kernel_size[0] // 2
         near = F.pad(x, (0, 0, reach, reach)).unfold(1, 2 * reach + 1, 1)  # B T D K
         if documents is not None:
             other = F.pad(documents, (reach, reach)).unfold(1, 2 * reach + 1, 1) != documents[..., None]
             near = near.masked_fill(other[:, :, None], 0.0)
-        y = F.linear(near.flatten(2), self.conv.weight.flatten(1), self.conv.bias)
-        y = dropped(y, self.rate, self.training)
-        if real is None:
-            return self.norm(beside + self.act(y))
-        return self.norm(beside + self.act(y * real[..., None])) * real[..., None]
+        z = F.linear(near.flatten(2), self.conv.weight.flatten(1), self.conv.bias)
+        z = dropped(z, self.rate, self.training)
+        if not_padding is None:
+            return self.norm(y + self.act(z))
+        return self.norm(y + self.act(z * not_padding[..., None])) * not_padding[..., None]
+
+
+class Span(NamedTuple):
+    """Positions of queries (1|B T) and keys (1|B S). Spans of one `number` are equal. The tensors themselves are never
+    compared: a compiled graph would be bound to their values."""
+
+    number: int
+    queries: Tensor
+    keys: Tensor
 
 
 class State(NamedTuple):
-    """What a stack leaves: its last hidden state (B T D), the input of its last block (B T D), the positions (1|B T),
-    whether they are known to be 0..T-1, and what the last block saw and was told of positions."""
+    """What a stack leaves.
+
+    `hidden`: B T D, after the last norm
+    `last_input`: B T D, the input of the last block
+    `positions`: 1|B T; `is_arange`: they are known to be 0..T-1
+    `attn_mask`, `position`: what the last block's attention was given"""
 
     hidden: Tensor
-    before: Tensor
-    pos: Tensor
-    plain: bool
-    seen: Visible
-    places: Places
+    last_input: Tensor
+    positions: Tensor
+    is_arange: bool
+    attn_mask: AttnMask
+    position: PositionInputs
 
 
 class Stack(nn.Module):
-    """Positions, the norm and dropout of the embeddings, blocks, and the norm after them."""
+    """Positions, norm and dropout of the embeddings, the blocks, and the norm after them."""
 
     def __init__(self, arch: parts.Arch, dims: parts.Dims, layers: int, *, mask: parts.Mask, cross: bool) -> None:
         super().__init__()
@@ -179,94 +201,86 @@ class Stack(nn.Module):
         groups = dims.groups if dims.groups is not None else layers
         block = BLOCKS[type(arch.residual)]
         self.blocks = nn.ModuleList(block(arch, dims, cross, self.position.layer()) for _ in range(groups * dims.inner))
-        # which block runs, and under which layer's mask
+        # (index of the block, layer whose mask it has) in the order of execution
         self.order = [(i * groups // layers * dims.inner + j, i) for i in range(layers) for j in range(dims.inner)]
         self.convolution = Convolution(arch, arch.convolution, dims) if arch.convolution is not None else None
         last = isinstance(arch.residual, parts.PreNorm | parts.Sandwich | parts.Parallel)
         self.norm = norm(arch.norm, dims.d_model) if last else None
 
-    def forward(
-        self,
-        x: Tensor,
-        pos: Tensor,
-        order: Tensor,
-        *,
-        plain: bool,
-        real: Tensor | None = None,
-        documents: Tensor | None = None,
-        prefix: Tensor | None = None,
-        memory: Tensor | None = None,
-        memory_seen: Visible = Visible(),
-        cache: Cache | None = None,
-        chosen: parts.LayerMask | None = None,
-    ) -> State:
-        """`x` (B T E) embedded tokens at positions `pos` (1|B T, or B T C) and places `order` (1|B T) of their rows;
-        `plain`: both are known to be 0..T-1; `real` (B T): False for padding; `documents` (B T): a token sees its own
-        only; `prefix` (B 1 or B T): so many tokens see each other whole; `memory` (B S D): the encoder's output;
-        `chosen`: the mask that stands for an open one."""
-        x = self.enter(x, pos, real)
-        kinds = list(dict.fromkeys(self.masks))
-        if cache is not None:
-            cache.chosen = chosen
-            cache.begin(order, real)
-            plans = cache.plans
-            seen = {mask: plans[mask].visible for mask in kinds}
-            alike = list({id(plan): plan for plan in plans.values()}.values())
-            spans = {mask: (alike.index(plans[mask]), plans[mask].qpos, plans[mask].kpos) for mask in kinds}
-        else:
-            facts = Facts(order, order, plain, real, documents, documents, prefix, self.position.blank, chosen)
-            seen = {mask: visible(mask, facts) for mask in kinds}
-            spans = {mask: (0, pos, pos) for mask in kinds}
-        places = self.places(kinds, pos, spans, x, plain)
-        start = before = x
+    def forward(self, inputs: StackInputs) -> State:
+        x, cache = self.enter(inputs.x, inputs.positions, inputs.not_padding), inputs.cache
+        masks, spans = self.build_masks(inputs)
+        position = self.position_inputs(spans, inputs, x.dtype)
+        first_input = last_input = x
         for at, (number, layer) in enumerate(self.order):
             block, mask = self.blocks[number], self.masks[layer]
-            store = None if cache is None else partial(cache.write, at)
-            known = None
-            if memory is not None:
-                known = block.cross.keys(memory)  # type: ignore[union-attr,operator]
+            write = None if cache is None else partial(cache.write, at)
+            encoder_kv = None
+            if inputs.encoder_hidden is not None:
+                encoder_kv = block.cross.keys(inputs.encoder_hidden)  # type: ignore[union-attr,operator]
                 if cache is not None:
-                    cache.cross[at] = known
+                    cache.cross[at] = encoder_kv
             elif cache is not None:
-                known = cache.cross[at]
-            before = x
-            x = block(x, seen[mask], places[mask], store, known, memory_seen)
+                encoder_kv = cache.cross[at]
+            last_input = x
+            x = block(x, masks[mask], position[mask], write, encoder_kv, inputs.encoder_mask)
             if at == 0 and self.convolution is not None:
-                x = self.convolution(start, x, real, documents)
+                x = self.convolution(first_input, x, inputs.not_padding, inputs.documents)
         if self.norm is not None:
             x = self.norm(x)
-        return State(dropped(x, self.rates.final, self.training), before, pos, plain, seen[mask], places[mask])
+        x = dropped(x, self.rates.final, self.training)
+        return State(x, last_input, inputs.positions, inputs.is_arange, masks[mask], position[mask])
 
-    def enter(self, x: Tensor, pos: Tensor, real: Tensor | None = None) -> Tensor:
-        """What the first block reads: B T E -> B T D."""
-        x = self.position.embed(x, pos)
+    def enter(self, x: Tensor, positions: Tensor, not_padding: Tensor | None = None) -> Tensor:
+        """The input of the first block: B T E -> B T D."""
+        x = self.position.embed(x, positions)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
-        if real is not None and self.position.blank:
-            x = x * real[..., None]
+        if not_padding is not None and self.position.zero_padding:
+            x = x * not_padding[..., None]
         x = dropped(x, self.rates.embed, self.training)
         return x if self.project is None else self.project(x)
 
-    def places(
-        self,
-        kinds: list[parts.LayerMask],
-        pos: Tensor,
-        spans: dict[parts.LayerMask, tuple[int, Tensor, Tensor]],
-        x: Tensor,
-        plain: bool,
-    ) -> dict[parts.LayerMask, Places]:
-        """What each kind of layer is told of positions: `spans` are those of its queries and keys, with a number that
-        equal ones share (the tensors themselves must not be compared: a compiled graph would be bound to them)."""
+    def build_masks(self, inputs: StackInputs) -> tuple[dict[parts.LayerMask, AttnMask], dict[parts.LayerMask, Span]]:
+        """The attention mask, and the positions of queries and keys, for each kind of layer. A cache plans its step."""
+        kinds, order = list(dict.fromkeys(self.masks)), inputs.order
+        if (cache := inputs.cache) is None:
+            documents = inputs.documents
+            given = MaskInputs(
+                order,
+                order,
+                inputs.is_arange,
+                inputs.not_padding,
+                documents,
+                documents,
+                inputs.prefix,
+                self.position.zero_padding,
+                inputs.mask,
+            )
+            spans = {mask: Span(0, inputs.positions, inputs.positions) for mask in kinds}
+            return {mask: build_mask(mask, given) for mask in kinds}, spans
+        cache.chosen = inputs.mask
+        cache.begin(order, inputs.not_padding)
+        plans = cache.plans
+        distinct = list({id(plan): plan for plan in plans.values()}.values())
+        spans = {mask: Span(distinct.index(plans[mask]), plans[mask].qpos, plans[mask].kpos) for mask in kinds}
+        return {mask: plans[mask].attn_mask for mask in kinds}, spans
+
+    def position_inputs(
+        self, spans: dict[parts.LayerMask, Span], inputs: StackInputs, dtype: torch.dtype
+    ) -> dict[parts.LayerMask, PositionInputs]:
+        """What the position scheme gives to the attention of each kind of layer."""
         schemes: dict[parts.LayerMask, Position] = {
-            m: self.local if self.local is not None and isinstance(m, parts.Sliding) else self.position for m in kinds
+            mask: self.local if self.local is not None and isinstance(mask, parts.Sliding) else self.position
+            for mask in spans
         }
-        turns = {scheme: scheme.turn(pos, x.dtype) for scheme in dict.fromkeys(schemes.values())}
-        known: dict[tuple[Position, int], tuple[Tensor | None, object]] = {}  # layers of equal spans share a bias
+        rotations = {s: s.rotation(inputs.positions, dtype) for s in dict.fromkeys(schemes.values())}
+        shared: dict[tuple[Position, int], tuple[Tensor | None, object]] = {}  # layers of one span share a bias
         out = {}
         for mask, scheme in schemes.items():
             number, queries, keys = spans[mask]
             key = (scheme, number)
-            if key not in known:
-                known[key] = scheme.bias(queries, keys), scheme.relative(queries, keys, plain)
-            out[mask] = Places(turns[scheme], *known[key])
+            if key not in shared:
+                shared[key] = scheme.bias(queries, keys), scheme.relative(queries, keys, inputs.is_arange)
+            out[mask] = PositionInputs(rotations[scheme], *shared[key])
         return out

@@ -1,174 +1,105 @@
-"""Two streams and a memory: the parts of a network that learns to predict tokens in any order (Yang et al. 2019).
+"""Two-stream attention with a memory of segments: XLNet (Yang et al. 2019, arXiv:1906.08237, section 2.3).
 
-The content stream is an ordinary encoder whose tokens see what a permutation lets them see. The query stream stands at
-the places to be predicted and reads the same keys with the same weights, but never its own token. The hidden states of
-earlier segments are keys before those of the present one (Dai et al. 2019, section 3.2).
+The content stream is an ordinary encoder; a permutation says which tokens see each other. The query stream has a vector
+for each place to be predicted. It reads the content stream's keys and values with the same weights, but never its own
+token. The hidden states of earlier segments come before the present keys (Dai et al. 2019, section 3.2).
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from stemma.errors import UsageError
 from stemma.nn import parts
-from stemma.nn.attention import Attention, Places, Store, Turn
+from stemma.nn.attention import Attention, CacheWrite, PositionInputs, Rotate
 from stemma.nn.cache import Cache
 from stemma.nn.distances import RelativeSinusoidal, Terms
-from stemma.nn.masks import Visible
+from stemma.nn.inputs import StackInputs, StreamInputs
+from stemma.nn.masks import AttnMask
 from stemma.nn.mlp import dropped
 from stemma.nn.stack import Block, Stack, State
 
 
-@dataclass
-class Request:
-    """What a call asks of two streams, beside tokens, and what it gets. `segments` (B T); `hidden` (B T T): 1 where
-    token i does not see token j; `mapping` (B K T): a 1 at the place of each prediction (a row of zeros asks nothing);
-    `past`: the memory, B M D of each layer, of which places with a 1 in `absent` (B M) hold nothing; `backward` (B): 1
-    for texts written from their end, whose distances count the other way; `places` (B K): where queries stand, in
-    decoding with a cache, whose place may be past the last token. `kept`: the new memory, filled by the call."""
-
-    segments: Tensor | None = None
-    hidden: Tensor | None = None
-    mapping: Tensor | None = None
-    past: Sequence[Tensor] | None = None
-    absent: Tensor | None = None
-    backward: Tensor | None = None
-    places: Tensor | None = None
-    kept: list[Tensor] = field(default_factory=list)
-
-    def check(self, rows: int, length: int, layers: int, width: int) -> None:
-        """Refuse what does not fit a batch of `rows` texts of `length` tokens."""
-        if self.hidden is not None and tuple(self.hidden.shape) != (rows, length, length):
-            raise UsageError(f"perm_mask must be {rows} {length} {length}, not {' '.join(map(str, self.hidden.shape))}")
-        if self.mapping is not None:
-            if self.mapping.ndim != 3 or self.mapping.shape[0] != rows or self.mapping.shape[2] != length:
-                raise UsageError(
-                    f"target_mapping must be {rows} K {length}, not {' '.join(map(str, self.mapping.shape))}"
-                )
-            if not torch.compiler.is_compiling() and self.mapping.device.type != "meta":
-                ones = (self.mapping == 1) | (self.mapping == 0)
-                if not bool(ones.all()) or bool((self.mapping.sum(-1) > 1).any() | (self.mapping.sum(1) > 1).any()):
-                    raise UsageError("target_mapping must hold at most one 1 in a row and in a column, and zeros else")
-        if self.past is not None:
-            if len(self.past) != layers:
-                raise UsageError(f"mems must hold one tensor a layer: {layers}, not {len(self.past)}")
-            if wrong := [m for m in self.past if m.ndim != 3 or m.shape[0] != rows or m.shape[2] != width]:
-                raise UsageError(f"mems must be {rows} M {width}, not {' '.join(map(str, wrong[0].shape))}")
-
-
 class TwoStreams(Stack):
-    """A stack that runs content, and queries beside it where a request has any."""
+    """A stack with a content stream, and a query stream beside it where a call predicts with queries."""
 
     def __init__(self, arch: parts.Arch, dims: parts.Dims, layers: int, *, mask: parts.Mask, cross: bool) -> None:
         super().__init__(arch, dims, layers, mask=mask, cross=cross)
         assert arch.streams is not None
         self.streams = arch.streams
-        self.query = nn.Parameter(torch.zeros(dims.d_model))  # what every query begins as
+        self.query = nn.Parameter(torch.zeros(dims.d_model))  # every query before the first block
 
-    def forward(
-        self,
-        x: Tensor,
-        pos: Tensor,
-        order: Tensor,
-        *,
-        plain: bool,
-        real: Tensor | None = None,
-        documents: Tensor | None = None,
-        prefix: Tensor | None = None,
-        memory: Tensor | None = None,
-        memory_seen: Visible = Visible(),
-        cache: Cache | None = None,
-        chosen: parts.LayerMask | None = None,
-        request: Request | None = None,
-    ) -> State:
-        """As `Stack.forward`. Returns the query stream (B K D) where the request has queries, else content (B T D)."""
-        asked = Request() if request is None else request
-        h = self.enter(x, pos)
-        asked.check(h.shape[0], h.shape[1], len(self.order), h.shape[2])
-        if asked.past is not None and documents is not None:
+    def forward(self, inputs: StackInputs) -> State:
+        """As `Stack.forward`. `hidden` is the query stream (B K D) where there are queries, else content (B T D)."""
+        cache, given = inputs.cache, inputs.streams or StreamInputs()
+        h = self.enter(inputs.x, inputs.positions)
+        given.check(h.shape[0], h.shape[1], len(self.order), h.shape[2])
+        if given.past is not None and inputs.documents is not None:
             raise UsageError("documents of a packed row have no memory: give either mems or documents")
         if cache is None:
-            content, queries, g, wave = self.terms(h, pos, plain, real, documents, asked)
+            content, queries, g, wave = self.terms(h, inputs, given)
         else:
-            content, queries, g, wave = self.cached_terms(h, order, real, cache, asked)
-        weight = None if asked.mapping is None else asked.mapping.sum(-1, keepdim=True).to(h.dtype)
+            content, queries, g, wave = self.cached_terms(h, inputs, cache, given)
+        weight = None if given.mapping is None else given.mapping.sum(-1, keepdim=True).to(h.dtype)
         for at, (number, _) in enumerate(self.order):
             block: Block = self.blocks[number]  # type: ignore[assignment]
             attention = block.attention
+            past = None if given.past is None else given.past[at]
             if cache is None:
-                asked.kept.append(self.keep(h, None if asked.past is None else asked.past[at]))
+                given.kept.append(self.keep(h, past))
             if wave is not None:
                 r = attention.split(attention.relative.r(wave))  # type: ignore[union-attr,operator]
                 content, queries = content._replace(r=r), queries._replace(r=r)
             kept: list[tuple[Tensor, Tensor]] = []
-            store = _store(attention, cache, at, None if asked.past is None else asked.past[at], kept)
+            write = _recorded(attention, cache, at, past, kept)
             if g is not None and at == len(self.order) - 1:
-                store(*attention.keys(h), None)  # nothing reads the last content
+                write(*attention.keys(h), None)  # nothing reads the last block's content
             else:
-                h = block(h, Visible(), Places(relative=content), store)
+                h = block(h, AttnMask(), PositionInputs(relative=content), write)
             if g is not None:
-                g = _ask(block, g, kept[0], queries, weight)
+                g = _query(block, g, kept[0], queries, weight)
         hidden = dropped(h if g is None else g, self.rates.final, self.training)
-        return State(hidden, h, pos, plain, Visible(), Places(relative=content))
+        content_inputs = PositionInputs(relative=content)
+        return State(hidden, h, inputs.positions, inputs.is_arange, AttnMask(), content_inputs)
 
     def keep(self, h: Tensor, past: Tensor | None) -> Tensor:
-        """The memory after this segment, of one layer: B M D."""
+        """The memory of one layer after this segment: B T D, B M D -> B M D."""
         new = h.detach()[:, : self.streams.reuse]
         if past is not None:
             new = torch.cat([past.to(new), new], 1)
         return new if self.streams.memory is None else new[:, -self.streams.memory :]
 
     def start(self, rows: int, number: int) -> Tensor:
-        """Queries before the first layer: B K D."""
+        """The query stream before the first block: B K D."""
         return dropped(self.query.expand(rows, number, -1), self.rates.embed, self.training)
 
     def terms(
-        self,
-        h: Tensor,
-        pos: Tensor,
-        plain: bool,
-        real: Tensor | None,
-        documents: Tensor | None,
-        asked: Request,
+        self, h: Tensor, inputs: StackInputs, given: StreamInputs
     ) -> tuple[Terms, Terms, Tensor | None, Tensor | None]:
-        """What content and queries are told, the queries, and the waves (1|B R D) of all distances in the row."""
+        """Score terms of content and of queries, the query stream (B K D), and the waves (1|B R D) of all distances."""
         rows, length = h.shape[:2]
-        before = 0 if asked.past is None else asked.past[0].shape[1]
-        hidden = _either(
-            None if asked.hidden is None else asked.hidden.bool(), None if real is None else ~real[:, None]
-        )
-        if documents is not None:
-            hidden = _either(hidden, documents[:, :, None] != documents[:, None, :])
-        own = None  # content sees its own token whatever is hidden
-        if hidden is None and asked.absent is not None:
-            hidden = torch.zeros(1, 1, 1, dtype=torch.bool, device=h.device)
-        if hidden is not None:
-            hidden = hidden.expand(rows, length, length)
-            own = hidden & ~torch.eye(length, dtype=torch.bool, device=h.device)
-            hidden, own = _beside(hidden, before, asked.absent), _beside(own, before, asked.absent)
+        before = 0 if given.past is None else given.past[0].shape[1]
+        hidden, own = self._hidden(h, inputs, given, before)
         different = None
-        if asked.segments is not None:
-            with_memory = torch.nn.functional.pad(asked.segments, (before, 0))  # the memory is of segment 0
-            different = (asked.segments[:, :, None] != with_memory[:, None, :]).to(h.dtype)
+        if given.segments is not None:
+            keys = torch.nn.functional.pad(given.segments, (before, 0))  # the memory is of segment 0
+            different = (given.segments[:, :, None] != keys[:, None, :]).to(h.dtype)
         wave = waves = None
         scheme: RelativeSinusoidal = self.position  # type: ignore[assignment]
-        if plain:
+        if inputs.is_arange:
             line = torch.arange(before + length - 1, -length, -1, device=h.device)[None]
-            if asked.backward is not None:
-                line = line * (1 - 2 * asked.backward[:, None])
+            if given.backward is not None:
+                line = line * (1 - 2 * given.backward[:, None])
             wave = dropped(scheme.waves(line, h.dtype), self.rates.embed, self.training)
         else:
             if before:
                 raise UsageError("position_ids do not go with mems, whose tokens have no positions")
-            waves = scheme.waves(pos.expand(rows, -1), h.dtype)
+            waves = scheme.waves(inputs.positions.expand(rows, -1), h.dtype)
         content = Terms(None, None, None if waves is None else (waves, waves), different, own)
-        if asked.mapping is None:
+        if given.mapping is None:
             return content, Terms(), None, wave
-        at = asked.mapping.to(torch.int64).argmax(-1)  # B K
+        at = given.mapping.to(torch.int64).argmax(-1)  # B K
 
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.gather(1, at[..., None].expand(-1, -1, x.shape[2]))
@@ -177,16 +108,37 @@ class TwoStreams(Stack):
         queries = Terms(None, length - 1 - at[..., None], there, pick(different), pick(hidden))  # type: ignore[arg-type]
         return content, queries, self.start(rows, at.shape[1]), wave
 
+    def _hidden(
+        self, h: Tensor, inputs: StackInputs, given: StreamInputs, before: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Keys that queries, and keys that content, do not see: B T S each, with S = memory + T, or None for none.
+        Content always sees its own token."""
+        rows, length = h.shape[:2]
+        not_padding, documents = inputs.not_padding, inputs.documents
+        hidden = _either(
+            None if given.hidden is None else given.hidden.bool(),
+            None if not_padding is None else ~not_padding[:, None],
+        )
+        if documents is not None:
+            hidden = _either(hidden, documents[:, :, None] != documents[:, None, :])
+        if hidden is None and given.absent is not None:
+            hidden = torch.zeros(1, 1, 1, dtype=torch.bool, device=h.device)
+        if hidden is None:
+            return None, None
+        hidden = hidden.expand(rows, length, length)
+        own = hidden & ~torch.eye(length, dtype=torch.bool, device=h.device)
+        return _with_memory(hidden, before, given.absent), _with_memory(own, before, given.absent)
+
     def cached_terms(
-        self, h: Tensor, order: Tensor, real: Tensor | None, cache: Cache, asked: Request
+        self, h: Tensor, inputs: StackInputs, cache: Cache, given: StreamInputs
     ) -> tuple[Terms, Terms, Tensor | None, Tensor | None]:
-        """The same for new tokens at the places `order` after those of a cache; queries see what stands before them."""
-        first = cache.length == 0  # then tokens are at 0, 1, ... of every row, as keys are in their slots
-        cache.begin(order, real)
+        """As `terms`, for new tokens after those of a cache. A query sees the keys before its place."""
+        first, order = cache.length == 0, inputs.order  # at first, tokens and slots are both numbered 0, 1, ...
+        cache.begin(order, inputs.not_padding)
         plan = cache.plan(0)
         scheme: RelativeSinusoidal = self.position  # type: ignore[assignment]
         kpos = plan.kpos.expand(h.shape[0], -1)
-        seen = plan.visible.mask
+        seen = plan.attn_mask.mask
         hidden = None if seen is None else ~seen[:, 0].expand(h.shape[0], -1, -1)
         there = scheme.waves(kpos, h.dtype)
         wave = None
@@ -195,46 +147,46 @@ class TwoStreams(Stack):
             wave, content = scheme.waves(line, h.dtype), Terms(hidden=hidden)
         else:
             content = Terms(waves=(scheme.waves(order.expand(h.shape[0], -1), h.dtype), there), hidden=hidden)
-        if asked.places is None:
+        if given.places is None:
             return content, Terms(), None, wave
-        unseen = kpos[:, None, :] >= asked.places[:, :, None]
-        queries = Terms(waves=(scheme.waves(asked.places, h.dtype), there), hidden=unseen)
-        return content, queries, self.start(*asked.places.shape), wave
+        unseen = kpos[:, None, :] >= given.places[:, :, None]
+        queries = Terms(waves=(scheme.waves(given.places, h.dtype), there), hidden=unseen)
+        return content, queries, self.start(*given.places.shape), wave
 
 
-def _ask(block: Block, g: Tensor, keys: tuple[Tensor, Tensor], terms: Terms, weight: Tensor | None) -> Tensor:
-    """A block's query stream; `weight` (B K 1) is 0 for a query that asks nothing."""
+def _query(block: Block, g: Tensor, kv: tuple[Tensor, Tensor], terms: Terms, weight: Tensor | None) -> Tensor:
+    """A block applied to the query stream; `weight` (B K 1) is 0 for a query that predicts nothing."""
 
     def attend(y: Tensor) -> Tensor:
-        y = block.attention(y, Visible(), Places(relative=terms), known=keys)
+        y = block.attention(y, AttnMask(), PositionInputs(relative=terms), kv=kv)
         return y if weight is None else y * weight
 
     return block.join(block.join(g, "attention", attend), "mlp", block.mlp)
 
 
-def _store(
+def _recorded(
     attention: Attention, cache: Cache | None, layer: int, past: Tensor | None, kept: list[tuple[Tensor, Tensor]]
-) -> Store:
-    """Takes a layer's new keys and values; gives all there are, and notes them for the queries."""
+) -> CacheWrite:
+    """A cache write that prepends the cache or the memory, and appends the result to `kept` for the query stream."""
 
-    def store(k: Tensor, v: Tensor, turn: Turn | None = None) -> tuple[Tensor, Tensor]:
+    def write(k: Tensor, v: Tensor, rotate: Rotate | None = None) -> tuple[Tensor, Tensor]:
         if cache is not None:
-            k, v = cache.write(layer, k, v, turn)
+            k, v = cache.write(layer, k, v, rotate)
         elif past is not None:
             before = attention.keys(past.to(k.dtype))
             k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
         kept.append((k, v))
         return k, v
 
-    return store
+    return write
 
 
 def _either(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a | b
 
 
-def _beside(hidden: Tensor, before: int, absent: Tensor | None) -> Tensor:
-    """With the tokens of a memory before the row's own, all seen but those that are `absent` (B M)."""
+def _with_memory(hidden: Tensor, before: int, absent: Tensor | None) -> Tensor:
+    """`hidden` (B T T) with columns for a memory of `before` tokens, all seen but `absent` ones (B M): B T M+T."""
     if absent is not None:
         return torch.cat([absent.bool()[:, None].expand(-1, hidden.shape[1], -1), hidden], -1)
     return torch.nn.functional.pad(hidden, (before, 0)) if before else hidden

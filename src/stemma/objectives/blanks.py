@@ -16,6 +16,7 @@ from stemma.declare import objectives as declared
 from stemma.declare.family import BLANK_NAMES as NAMES
 from stemma.declare.family import Text
 from stemma.errors import UsageError
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Prefix
 from stemma.objectives import base, purposes
@@ -266,12 +267,13 @@ class BlankInfilling(base.Objective, of=declared.Blanks):
         return batch
 
     def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
-        hidden = model.decode(
+        inputs = Inputs(
             batch["input_ids"],
             position_ids=self.positions(model, batch),
             documents=batch.get("documents"),
             prefix=batch["prefix"] if isinstance(model.arch.mask, Prefix) else None,
         )
+        hidden = model.decode(inputs)
         return base.Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
 
     @staticmethod

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from stemma.declare import objectives as declared
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import base
 from stemma.objectives.languages import numbers
@@ -75,10 +76,11 @@ class NextToken(base.Objective, of=declared.CLM):
         return batch
 
     def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
-        hidden = model.decode(
+        inputs = Inputs(
             batch["input_ids"],
             position_ids=base.layout(model, batch),
             documents=batch.get("documents"),
             langs=batch.get("langs"),
         )
+        hidden = model.decode(inputs)
         return base.Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from stemma.data import random as draw
 from stemma.declare import objectives as declared
 from stemma.errors import DataError
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
 from stemma.objectives import base, purposes
 
@@ -85,7 +86,7 @@ class Pairs(base.Objective, of=declared.Contrastive):
 
     def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
         mask = batch["attention_mask"]
-        hidden = model.encode(batch["input_ids"], mask).float()
+        hidden = model.encode(Inputs(batch["input_ids"], mask)).float()
         vectors = F.normalize((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True), dim=-1)
         total, right, at = torch.zeros((), device=vectors.device), 0.0, 0
         for size in batch["groups"].tolist():

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stemma.declare import objectives as declared
 from stemma.declare.family import Text
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch, Dims, PostNorm
 from stemma.objectives import base
@@ -110,9 +111,10 @@ def states(model: Model, batch: base.Batch) -> tuple[Tensor, Tensor]:
     ids, pos, documents = batch["input_ids"], base.layout(model, batch), batch.get("documents")
     langs = batch.get("langs") if model.dims.languages else None
     if model.decoder is not None:
-        hidden = model.decode(ids, position_ids=pos, documents=documents, langs=langs)
+        hidden = model.decode(Inputs(ids, position_ids=pos, documents=documents, langs=langs))
         return hidden, hidden
-    state = model.state(ids, batch.get("attention_mask"), position_ids=pos, documents=documents, langs=langs)
+    inputs = Inputs(ids, batch.get("attention_mask"), position_ids=pos, documents=documents, langs=langs)
+    state = model.state(inputs)
     return model.read(state), state.hidden
 
 
@@ -255,11 +257,13 @@ def relations(model: Model, batch: base.Batch) -> tuple[Tensor, Tensor]:
     encoder = model.encoder
     assert encoder is not None
     ids, pos = batch["input_ids"], base.layout(model, batch)
-    state = model.state(ids, batch.get("attention_mask"), position_ids=pos, documents=batch.get("documents"))
+    inputs = Inputs(ids, batch.get("attention_mask"), position_ids=pos, documents=batch.get("documents"))
+    state = model.state(inputs)
     block: Any = encoder.blocks[encoder.order[-1][0]]
-    source = state.before if isinstance(model.arch.residual, PostNorm) else block.attention_norm(state.before)
-    scores, values = block.attention.scores(source, state.seen, state.places)
+    last = state.last_input
+    source = last if isinstance(model.arch.residual, PostNorm) else block.attention_norm(last)
+    scores, values = block.attention.scores(source, state.attn_mask, state.position)
     likeness = (values @ values.transpose(-1, -2)).float() * values.shape[-1] ** -0.5
-    if state.seen.mask is not None:
-        likeness = likeness.masked_fill(~state.seen.mask, float("-inf"))
+    if state.attn_mask.mask is not None:
+        likeness = likeness.masked_fill(~state.attn_mask.mask, float("-inf"))
     return scores.log_softmax(-1), likeness.log_softmax(-1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stemma.data import random as draw
 from stemma.declare import objectives as declared
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch, Open
 from stemma.objectives import base, purposes
@@ -167,13 +168,14 @@ class MixedMasked(MaskedPairs, of=declared.MixedMLM):
             rows = (batch["mode"] == number).nonzero().squeeze(1)
             if not len(rows):
                 continue
-            state = model.state(
+            inputs = Inputs(
                 batch["input_ids"][rows],
                 batch["attention_mask"][rows],
                 segments(model.arch.mask, mode, batch["token_type_ids"][rows]),
                 attention=mode,
                 prefix=batch["prefix"][rows] if mode == "prefix" else None,
             )
+            state = model.state(inputs)
             if hidden is None:
                 hidden = state.hidden.new_zeros(*batch["input_ids"].shape, state.hidden.shape[-1])
             hidden = hidden.index_copy(0, rows, model.read(state).to(hidden.dtype))

@@ -10,6 +10,7 @@ import numpy as np
 
 from stemma.data import random as draw
 from stemma.declare import objectives as declared
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch
 from stemma.objectives import base, purposes
@@ -101,18 +102,18 @@ class Masked(base.Objective, of=declared.MLM, when=lambda spec: spec.pairs is No
         return batch
 
     def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
-        state = model.state(**self.inputs(model, batch))
+        state = model.state(self.inputs(model, batch))
         return base.Loss({self.main: self.token_loss(model, model.read(state), batch)}, self.counts(batch))
 
-    def inputs(self, model: Model, batch: base.Batch) -> dict[str, Any]:
+    def inputs(self, model: Model, batch: base.Batch) -> Inputs:
         """What `model` reads of a batch."""
-        return {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch.get("attention_mask"),
-            "position_ids": base.layout(model, batch),
-            "documents": batch.get("documents"),
-            "langs": batch.get("langs"),
-        }
+        return Inputs(
+            batch["input_ids"],
+            batch.get("attention_mask"),
+            position_ids=base.layout(model, batch),
+            documents=batch.get("documents"),
+            langs=batch.get("langs"),
+        )
 
 
 def replace(

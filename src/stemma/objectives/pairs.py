@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stemma.data import random as draw
 from stemma.declare import objectives as declared
 from stemma.errors import UsageError
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch
 from stemma.objectives import base, purposes
@@ -196,7 +197,7 @@ class MaskedPairs(base.Objective, of=declared.MLM, when=lambda spec: spec.pairs 
         return {self.main: len(batch["targets"])} | pairs
 
     def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
-        state = model.state(**self.inputs(model, batch))
+        state = model.state(self.inputs(model, batch))
         sums = {self.main: self.token_loss(model, model.read(state), batch)}
         if "pair_labels" not in batch:
             return base.Loss(sums, self.counts(batch))
@@ -207,14 +208,10 @@ class MaskedPairs(base.Objective, of=declared.MLM, when=lambda spec: spec.pairs 
         sums["pair"] = F.cross_entropy(pair, batch["pair_labels"], reduction="sum")
         return base.Loss(sums, self.counts(batch), {"pair_right": float(right)})
 
-    def inputs(self, model: Model, batch: base.Batch) -> dict[str, Any]:
-        """What `model` reads of a batch; one that has no second segment is not told of it."""
+    def inputs(self, model: Model, batch: base.Batch) -> Inputs:
+        """What `model` reads of a batch; segments only where it has more than one."""
         segments = batch["token_type_ids"] if model.dims.segments > 1 else None
-        return {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch.get("attention_mask"),
-            "token_type_ids": segments,
-        }
+        return Inputs(batch["input_ids"], batch.get("attention_mask"), segments)
 
 
 def fill(lengths: base.Ints, wanted: int) -> int:

@@ -15,9 +15,9 @@ from stemma.data import random as draw
 from stemma.data.mixture import Mixed
 from stemma.declare import objectives as declared
 from stemma.errors import UsageError
+from stemma.nn.inputs import Inputs, StreamInputs
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch
-from stemma.nn.streams import Request
 from stemma.objectives import base, purposes
 
 SEGMENTS = 0, 1, 2, 3  # of what comes first with A, of B, of cls, of padding
@@ -333,25 +333,25 @@ class Permuted(base.Objective, of=declared.PLM):
         asked = places >= 0
         mapping = torch.zeros(*places.shape, ids.shape[1], device=ids.device)
         mapping.scatter_(2, places.clamp_min(0)[..., None], asked[..., None].to(mapping.dtype))
-        request = Request(
+        streams = StreamInputs(
             hidden=hidden_from(batch["order"], mapping.sum(1) > 0),
             mapping=mapping,
             past=self.memory(model, batch),
             absent=1 - batch["memory_mask"] if "memory_mask" in batch else None,
             backward=batch["backward"] if self.spec.both else None,
         )
-        state = model.state(ids, batch.get("attention_mask"), batch["token_type_ids"], request=request)
+        state = model.state(Inputs(ids, batch.get("attention_mask"), batch["token_type_ids"], streams=streams))
         return base.Loss({self.main: self.token_loss(model, state.hidden, batch)}, self.counts(batch))
 
     def memory(self, model: Model, batch: base.Batch) -> list[Tensor] | None:
         """The content stream's states of the tokens before each row, B M D of each layer."""
         if "memory_ids" not in batch:
             return None
-        request = Request(backward=batch["backward"] if self.spec.both else None)
+        streams = StreamInputs(backward=batch["backward"] if self.spec.both else None)
         ids = batch["memory_ids"]
         with torch.no_grad():
-            model.state(ids, batch["memory_mask"], torch.zeros_like(ids), request=request)
-        return request.kept
+            model.state(Inputs(ids, batch["memory_mask"], torch.zeros_like(ids), streams=streams))
+        return streams.kept
 
 
 def hidden_from(order: Tensor, target: Tensor) -> Tensor:

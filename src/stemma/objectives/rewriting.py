@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from stemma.errors import UsageError
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import base
 from stemma.objectives.languages import apart
@@ -216,22 +217,21 @@ class Rewriting(base.Objective):
     def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
         mask, documents = batch.get("attention_mask"), batch.get("documents")
         if self.single:
-            hidden = model.decode(
-                batch["input_ids"],
-                position_ids=base.layout(model, batch),
-                documents=documents,
-                prefix=batch["prefix"],
+            inputs = Inputs(
+                batch["input_ids"], position_ids=base.layout(model, batch), documents=documents, prefix=batch["prefix"]
             )
+            hidden = model.decode(inputs)
             return base.Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
-        memory = model.encode(batch["input_ids"], mask, position_ids=base.layout(model, batch), documents=documents)
-        hidden = model.decode(
+        source = Inputs(batch["input_ids"], mask, position_ids=base.layout(model, batch), documents=documents)
+        target = Inputs(
             batch["decoder_input_ids"],
             position_ids=base.layout(model, batch, "decoder_position_ids"),
             documents=batch.get("decoder_documents"),
-            memory=memory,
-            memory_mask=mask,
-            memory_documents=documents,
+            encoder_hidden=model.encode(source),
+            encoder_mask=mask,
+            encoder_documents=documents,
         )
+        hidden = model.decode(target)
         return base.Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
 
 

@@ -125,11 +125,12 @@ class ReplacedTokens(base.Objective, of=declared.RTD):
         if model.detect is None:
             raise UsageError("RTD needs a head that detects replaced tokens: arch.heads.detect")
         generator = self.generator(nets)
-        hidden = generator.read(generator.state(**self.masking.inputs(generator, batch)))
+        hidden = generator.read(generator.state(self.masking.inputs(generator, batch)))
         tokens = self.token_loss(generator, hidden, batch)
         ids, replaced = self.replace(generator, hidden, batch)
-        own = self.masking.inputs(model, batch) | {"input_ids": ids}
-        found = model.detect(model.state(**own).hidden, first(batch)).float()
+        own = self.masking.inputs(model, batch)
+        own.input_ids = ids
+        found = model.detect(model.encode(own), first(batch)).float()
         told = real(batch)
         each = F.binary_cross_entropy_with_logits(found, replaced.to(found.dtype), reduction="none")
         right = (found.detach() > 0) == replaced

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stemma.declare import objectives as declared
 from stemma.errors import DataError, UsageError
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import base
 from stemma.objectives.vocabulary import token_loss
@@ -140,15 +141,16 @@ class SentencePairs(base.Objective, of=declared.Translation):
 
     def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
         mask, documents = batch.get("attention_mask"), batch.get("documents")
-        memory = model.encode(batch["input_ids"], mask, position_ids=base.layout(model, batch), documents=documents)
-        hidden = model.decode(
+        source = Inputs(batch["input_ids"], mask, position_ids=base.layout(model, batch), documents=documents)
+        target = Inputs(
             batch["decoder_input_ids"],
             position_ids=base.layout(model, batch, "decoder_position_ids"),
             documents=batch.get("decoder_documents"),
-            memory=memory,
-            memory_mask=mask,
-            memory_documents=documents,
+            encoder_hidden=model.encode(source),
+            encoder_mask=mask,
+            encoder_documents=documents,
         )
+        hidden = model.decode(target)
         return base.Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
 
     def token_loss(self, model: Model, hidden: Tensor, batch: base.Batch) -> Tensor:

@@ -41,5 +41,5 @@ def page_path(out: str | Path) -> Path:
     """`out` as a path. Raises UsageError unless it is named as an HTML page is."""
     path = Path(out)
     if path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"a page's file name ends in .html, and {str(out)!r} does not; NAME stands before --html")
+        raise UsageError(f"a page's file name ends in .html, and {str(out)!r} does not; write NAME before --html")
     return path

@@ -1,8 +1,8 @@
-"""A network as boxes: what stands in a stack from the text at the bottom to the target at the top.
+"""A network as boxes in stacks, from the text at the bottom to the target at the top.
 
-Everything is read off `Arch` and `Dims` by a match on the type of each component. A component that no case knows is
-drawn all the same, by its name, its fields and the first words of its description; a field that no case mentions is
-named beside the others; what has no place in the drawing is listed below it. So a new component is never left out.
+Everything is read from `Arch` and `Dims` by a match on the type of each component. No new component is left out: one
+that no case knows is drawn with its name, its fields and the first words of its docstring; a field that no case
+mentions is added to the text; what has no place in the drawing is listed below it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def stacks(design: Design) -> list[Stack]:
 def stack(design: Design, role: str) -> Stack:
     arch, dims = design.arch, design.dims
     both = arch.structure == "encoder-decoder"
-    last = role != "encoder" or not both  # the encoder of an encoder-decoder ends in the decoder's attention
+    last = role != "encoder" or not both  # the output of an encoder-decoder's encoder goes to the decoder
     deep = dims.depth if both and role == "decoder" else dims.layers
     layers = "dims.decoder_layers" if both and role == "decoder" and dims.decoder_layers else "dims.layers"
     place, where = position(arch.position, arch, dims)
@@ -53,29 +53,29 @@ def stack(design: Design, role: str) -> Stack:
     chips += streams(arch) + memory(arch, dims) + ([where] if place != "embed" else []) + local(arch, dims)
     inner = [("attention", attention(arch, dims, "attention", "Self-attention", tuple(chips)))]
     if both and role == "decoder":
-        over = Item("over", "encoder's output", ("every token of it is seen",))
+        over = Item("over", "encoder's output", ("all of its tokens are visible",))
         inner.append(("cross", attention(arch, dims, "cross", "Cross-attention", (over,))))
     inner.append(("mlp", mlp(arch.mlp, dims)))
-    block, final, said = wiring(arch, dims, inner)
+    block, final, notes = wiring(arch, dims, inner)
     after = [norm(arch.norm, "final", "arch.residual")] if final else []
     if last:
         after += [*heads(arch, dims), target(design)]
-    frame = (Item("depth", f"× {deep}", (), (layers,)), said, *shared(dims), *convolution(arch))
+    frame = (Item("depth", f"× {deep}", (), (layers,)), notes, *shared(dims), *convolution(arch))
     return Stack(role, tuple(before), tuple(block), tuple(after), frame, 2 if arch.streams is not None else 1)
 
 
-def beside(design: Design) -> list[Item]:
-    """What a design says that has no place in the drawing: numbers of training, and fields that it does not know."""
+def undrawn(design: Design) -> list[Item]:
+    """The values of a design that have no place in the drawing: those of training, and unknown fields."""
     found = []
     for part, value, drawn in (("arch", design.arch, DRAWN), ("dims", design.dims, WIDTHS)):
         for f in dataclasses.fields(value):
             inner, path = getattr(value, f.name), f"{part}.{f.name}"
             if f.name in drawn or (inner == f.default and (part == "dims" or inner is None)):
                 continue
-            said = ", ".join([type(inner).__name__, *rest(inner)]) if isinstance(inner, Spec) else value_text(inner)
-            if isinstance(inner, parts.Dropout):  # whose name would only be said again
-                said = ", ".join(rest(inner)) or "none"
-            found.append(Item(path, f.name.replace("_", " "), (said,), (path,)))
+            notes = ", ".join([type(inner).__name__, *rest(inner)]) if isinstance(inner, Spec) else value_text(inner)
+            if isinstance(inner, parts.Dropout):  # the field has the same name
+                notes = ", ".join(rest(inner)) or "none"
+            found.append(Item(path, f.name.replace("_", " "), (notes,), (path,)))
     return found
 
 
@@ -85,8 +85,8 @@ def beside(design: Design) -> list[Item]:
 def tokens(design: Design) -> Item:
     text = design.text
     case = "lower case" if text.lower else "case kept"
-    said = (f"{text.tokenizer} tokens, {case}", f"up to {design.dims.context:,} at a time")
-    return Item("text", "Text", said, ("text", "dims.context"))
+    notes = (f"{text.tokenizer} tokens, {case}", f"up to {design.dims.context:,} at a time")
+    return Item("text", "Text", notes, ("text", "dims.context"))
 
 
 def embeddings(arch: Arch, dims: Dims) -> list[Item]:
@@ -96,51 +96,51 @@ def embeddings(arch: Arch, dims: Dims) -> list[Item]:
     found = [Item("tokens", "tokens", (size, *scaled), ("dims.vocab", width, "arch.embed_scale"))]
     for name, rows in (("segments", dims.segments), ("languages", dims.languages)):
         if rows:
-            said = f"{rows} {'rows' if rows > 1 else 'row'}"
-            found.append(Item(name, name, (said,), (f"dims.{name}",)))
+            notes = f"{rows} {'rows' if rows > 1 else 'row'}"
+            found.append(Item(name, name, (notes,), (f"dims.{name}",)))
     if arch.streams is not None:
-        said = "one learned vector for every place to predict"
-        found.append(Item("query", "g, the query stream", (said,), ("arch.streams",)))
+        notes = "one learned vector for every predicted position"
+        found.append(Item("query", "g, the query stream", (notes,), ("arch.streams",)))
     if dims.embed is not None:
-        said = f"{dims.embed:,} → {dims.d_model:,}, after their sum"
-        found.append(Item("project", "a matrix to the width", (said,), ("dims.embed", "dims.d_model")))
+        notes = f"{dims.embed:,} → {dims.d_model:,}, after the sum"
+        found.append(Item("project", "projection to the width", (notes,), ("dims.embed", "dims.d_model")))
     return found
 
 
 def position(spec: Spec, arch: Arch, dims: Dims) -> tuple[str, Item]:
-    """Where positions enter ("embed": added to the embeddings; "attention") and what is said of them."""
+    """(where positions enter, their chip): "embed" if they are added to the embeddings, else "attention"."""
     paths: tuple[str, ...] = ("arch.position",)
     sketch: tuple[Any, ...] = ()
     match spec:
         case parts.Sinusoidal():
-            place, said, sketch = "embed", ["sines and cosines, fixed", *rest(spec)], ("waves",)
+            place, notes, sketch = "embed", ["sines and cosines, fixed", *rest(spec)], ("waves",)
         case parts.Learned():
             counted = [] if spec.padding is None else [f"padding is not counted (id {spec.padding})"]
-            place, said = "embed", [f"a learned table, {dims.context:,} rows", *counted]
-            said += [f"its first {spec.offset} rows not in use"] if spec.offset else []
-            said += rest(spec, "padding", "offset")
+            place, notes = "embed", [f"a learned table, {dims.context:,} rows", *counted]
+            notes += [f"the first {spec.offset} rows unused"] if spec.offset else []
+            notes += rest(spec, "padding", "offset")
             paths, sketch = (*paths, "dims.context"), ("table", 1)
         case parts.BlankLearned():
             rows = f"of {dims.context + 1:,} rows each"
-            place, said = "embed", [f"two learned tables {rows}: of the place in the text, and in the blank"]
-            said += rest(spec)
+            place, notes = "embed", [f"two learned tables {rows}: position in the text, position in the blank"]
+            notes += rest(spec)
             paths, sketch = (*paths, "dims.context"), ("table", 2)
         case parts.Rotary():
-            place, said, sketch = "attention", rotary(spec), scores(turned((spec.share,)))
+            place, notes, sketch = "attention", rotary(spec), scores(turned((spec.share,)))
         case parts.BlankRotary():
-            said = ["rotary: half of q and k turns by the place in the text, half by that in the blank"]
-            said += [f"base {spec.base:,.10g}", *rest(spec, "base")]
+            notes = ["rotary: half of q and k by the position in the text, half by that in the blank"]
+            notes += [f"base {spec.base:,.10g}", *rest(spec, "base")]
             place, sketch = "attention", scores(turned((0.5, 0.5)))
         case parts.Buckets():
             each = ", a table in every layer" if isinstance(spec, parts.LayerBuckets) else ", one table a stack"
-            said = [f"a bias by distance: {spec.buckets} buckets up to {spec.distance}{each}"]
-            said += rest(spec, "buckets", "distance")
+            notes = [f"a bias by distance: {spec.buckets} buckets up to {spec.distance}{each}"]
+            notes += rest(spec, "buckets", "distance")
             place, sketch = "attention", scores(product(Factor("q"), "k"), product(Factor("bias", place=True)))
         case parts.Disentangled():
-            place, (said, sketch) = "attention", disentangled(spec, dims)
+            place, (notes, sketch) = "attention", disentangled(spec, dims)
         case parts.RelativeSinusoidal():
-            said = ["sines and cosines r of the distance, s of the same or another segment"]
-            said += ["u, v, w: learned, for every head", *rest(spec)]
+            notes = ["sines and cosines r of the distance, s of the same or another segment"]
+            notes += ["u, v, w: learned, for every head", *rest(spec)]
             place = "attention"
             sketch = scores(
                 product(Factor("q+u"), "k", label="content"),
@@ -149,29 +149,31 @@ def position(spec: Spec, arch: Arch, dims: Dims) -> tuple[str, Item]:
             )
         case _:
             return "attention", unknown(spec, "position", paths)
-    return place, Item("position", "positions", tuple(said), paths, (), sketch)
+    return place, Item("position", "positions", tuple(notes), paths, (), sketch)
 
 
 def rotary(spec: parts.Rotary) -> list[str]:
-    said = [f"rotary: q and k turn, base {spec.base:,.10g}"]
-    said += [] if spec.share == 1 else [f"only {spec.share:g} of a head's width turns"]
-    said += ["pairs are neighbours"] if spec.interleaved else []
+    notes = [f"rotary: q and k are rotated, base {spec.base:,.10g}"]
+    notes += [] if spec.share == 1 else [f"only {spec.share:g} of a head's width is rotated"]
+    notes += ["pairs are adjacent"] if spec.interleaved else []
     if spec.scaling is not None:
-        said.append(", ".join([f"stretched: {type(spec.scaling).__name__}", *fields(spec.scaling)]))
-    return said + rest(spec, "base", "share", "interleaved", "scaling")
+        notes.append(", ".join([f"scaled: {type(spec.scaling).__name__}", *fields(spec.scaling)]))
+    return notes + rest(spec, "base", "share", "interleaved", "scaling")
 
 
 def disentangled(spec: parts.Disentangled, dims: Dims) -> tuple[list[str], tuple[Any, ...]]:
-    """K and Q: the keys and queries that a layer makes of distances."""
+    """(text, sketch). K and Q are the keys and queries of distances."""
     rows = f"{spec.buckets} buckets" if spec.buckets is not None else "rows"
-    said = [f"K, Q of a table of distances: {rows} up to {spec.distance} a side{', normalised' if spec.norm else ''}"]
-    said += ["made by the content's own matrices" if spec.shared else "made by matrices of their own"]
+    notes = [
+        f"K, Q from a table of distances: {rows} up to {spec.distance} a side{', normalised' if spec.norm else ''}"
+    ]
+    notes += ["projected by the matrices of the content" if spec.shared else "projected by matrices of their own"]
     products = [product(Factor("q"), "k", label="c2c")]
     products += [product(Factor("q"), Factor("K", place=True), label="c2p")] if spec.c2p else []
     products += [product(Factor("k"), Factor("Q", place=True), label="p2c")] if spec.p2c else []
-    said += [f"their sum divided by √({len(products)}·{dims.width})"]
-    said += rest(spec, "distance", "buckets", "c2p", "p2c", "shared", "norm")
-    return said, scores(*products)
+    notes += [f"their sum divided by √({len(products)}·{dims.width})"]
+    notes += rest(spec, "distance", "buckets", "c2p", "p2c", "shared", "norm")
+    return notes, scores(*products)
 
 
 def scores(*terms: Term) -> tuple[Any, ...]:
@@ -190,14 +192,14 @@ def product(*factors: Factor | str, label: str = "") -> Term:
 
 
 def norm(spec: Spec, key: str, why: str) -> Item:
-    """A norm at a place; `why`: the path of the value that puts one there."""
+    """A norm with the key `key`; `why`: the path of the value that puts it there."""
     match spec:
         case parts.LayerNorm() | parts.RMSNorm():
-            said = [f"eps {spec.eps:g}"]
-            said += ["no bias"] if isinstance(spec, parts.LayerNorm) and not spec.bias else []
-            said += ["its gain is 1 + g"] if isinstance(spec, parts.RMSNorm) and spec.offset else []
-            said += rest(spec, "eps", "bias", "offset")
-            return Item(key, type(spec).__name__, (", ".join(said),), ("arch.norm", why))
+            notes = [f"eps {spec.eps:g}"]
+            notes += ["no bias"] if isinstance(spec, parts.LayerNorm) and not spec.bias else []
+            notes += ["gain 1 + g"] if isinstance(spec, parts.RMSNorm) and spec.offset else []
+            notes += rest(spec, "eps", "bias", "offset")
+            return Item(key, type(spec).__name__, (", ".join(notes),), ("arch.norm", why))
         case _:
             return unknown(spec, key, ("arch.norm", why))
 
@@ -213,48 +215,48 @@ def attention(arch: Arch, dims: Dims, key: str, title: str, chips: tuple[Item, .
         case parts.Attention():
             inner = "q, k, v" if spec.key_bias else "q, v"
             biased = [name for name, has in ((inner, spec.bias), ("o", spec.out_bias)) if has]
-            said = [f"bias in {' and '.join(biased)}" if biased else "no bias"]
-            said += [] if spec.scaled else ["scores not scaled"]
-            said += [] if spec.scale_width is None else [f"scores divided by √{spec.scale_width:g}"]
-            said += [] if spec.qk_norm is None else [f"{type(spec.qk_norm).__name__} of q and k of each head"]
-            said += [] if spec.softcap is None else [f"scores s become {spec.softcap:g} tanh(s/{spec.softcap:g})"]
-            said += rest(spec, "bias", "out_bias", "key_bias", "scaled", "scale_width", "qk_norm", "softcap")
-            return Item(key, title, (numbers, *said), paths, chips, ("heads", dims.heads, dims.kv))
+            notes = [f"bias in {' and '.join(biased)}" if biased else "no bias"]
+            notes += [] if spec.scaled else ["scores not scaled"]
+            notes += [] if spec.scale_width is None else [f"scores divided by √{spec.scale_width:g}"]
+            notes += [] if spec.qk_norm is None else [f"{type(spec.qk_norm).__name__} of q and k of each head"]
+            notes += [] if spec.softcap is None else [f"scores s become {spec.softcap:g} tanh(s/{spec.softcap:g})"]
+            notes += rest(spec, "bias", "out_bias", "key_bias", "scaled", "scale_width", "qk_norm", "softcap")
+            return Item(key, title, (numbers, *notes), paths, chips, ("heads", dims.heads, dims.kv))
         case _:
             odd = unknown(spec, key, paths)
             return dataclasses.replace(odd, title=f"{title}: {odd.title}", text=(numbers, *odd.text), chips=chips)
 
 
 def mask(spec: Spec, paths: tuple[str, ...]) -> Item:
-    """Who sees whom, and a grid for each mask that takes its turn or that a batch may choose."""
+    """The attention mask, with a grid for each mask of a cycle and each that a batch may choose."""
     kinds: tuple[str, ...]
     match spec:
         case parts.Full():
-            said, kinds = ["sees every token"], ("full",)
+            notes, kinds = ["sees every token"], ("full",)
         case parts.Causal():
-            said, kinds = ["sees itself and what stands before"], ("causal",)
+            notes, kinds = ["sees itself and earlier tokens"], ("causal",)
         case parts.Reverse():
-            said, kinds = ["sees itself and what stands after"], ("reverse",)
+            notes, kinds = ["sees itself and later tokens"], ("reverse",)
         case parts.Sliding():
-            said, kinds = [f"sees the last {spec.window:,} tokens"], ("sliding",)
+            notes, kinds = [f"sees the last {spec.window:,} tokens"], ("sliding",)
         case parts.Prefix():
-            said, kinds = ["sees itself and what stands before; a prefix sees itself whole"], ("prefix",)
+            notes, kinds = ["sees itself and earlier tokens; a prefix sees all of itself"], ("prefix",)
         case parts.Cycle():
             runs = [(text, len(list(run))) for text, run in itertools.groupby(named(m) for m in spec.masks)]
-            said = ["layers in turn: " + ", ".join(f"{n} × {text}" if n > 1 else text for text, n in runs)]
+            notes = ["layers alternate: " + ", ".join(f"{n} × {text}" if n > 1 else text for text, n in runs)]
             kinds = tuple(type(m).__name__.lower() for m in spec.masks)
         case parts.Memory():
-            said, kinds = ["windows, each causal; the memory is seen whole"], ("memory",)
-            said += [f"the last window has {spec.last:,} tokens"]
+            notes, kinds = ["causal windows; all of the memory is visible"], ("memory",)
+            notes += [f"the last window has {spec.last:,} tokens"]
         case parts.Open():
             kinds = ("full", "causal", "reverse", "prefix")
             numbers = f"{spec.causal}, {spec.reverse}, {spec.source} and {spec.target}"
-            said = [f"each batch chooses: {', '.join(kinds)}", f"segments of the last three: {numbers}"]
+            notes = [f"each batch chooses: {', '.join(kinds)}", f"segments of the last three: {numbers}"]
         case _:
             return unknown(spec, "mask", paths)
     mentioned = {"window", "masks", "layers", "last", "dtype", "causal", "reverse", "source", "target"}
     grids = ("mask", kinds[0]) if len(kinds) == 1 else ("masks", *kinds)
-    return Item("mask", type(spec).__name__, (*said, *rest(spec, *mentioned)), paths, (), grids)
+    return Item("mask", type(spec).__name__, (*notes, *rest(spec, *mentioned)), paths, (), grids)
 
 
 def named(spec: parts.Causal | parts.Sliding) -> str:
@@ -262,31 +264,31 @@ def named(spec: parts.Causal | parts.Sliding) -> str:
 
 
 def memory(arch: Arch, dims: Dims) -> list[Item]:
-    """What is kept of texts read before, which attention sees beside the present one."""
+    """Memory of earlier text (XLNet's hidden states, LongLLaMA's keys and values)."""
     if arch.streams is not None:
         held, reuse = arch.streams.memory, arch.streams.reuse
-        said = ["hidden states of the segments before, read as further keys and values"]
-        said += ["as many as are given" if held is None else f"of the last {held:,} tokens"]
-        said += [] if reuse is None else [f"of each segment the first {reuse:,}"]
-        return [Item("memory", "memory", tuple(said), ("arch.streams",), (), ("store",))]
+        notes = ["hidden states of earlier segments, as additional keys and values"]
+        notes += ["any number" if held is None else f"of the last {held:,} tokens"]
+        notes += [] if reuse is None else [f"of each segment the first {reuse:,}"]
+        return [Item("memory", "memory", tuple(notes), ("arch.streams",), (), ("store",))]
     if isinstance(arch.mask, parts.Memory):
         layers = ", ".join(map(str, arch.mask.layers))
-        said = [f"k and v of all earlier windows of {dims.context:,} tokens, k unturned, {arch.mask.dtype}"]
-        said += [f"in layers {layers}"]
-        return [Item("memory", "its store", tuple(said), ("arch.mask", "dims.context"), (), ("store",))]
+        notes = [f"k and v of all earlier windows of {dims.context:,} tokens, k before rotation, {arch.mask.dtype}"]
+        notes += [f"in layers {layers}"]
+        return [Item("memory", "its store", tuple(notes), ("arch.mask", "dims.context"), (), ("store",))]
     return []
 
 
 def streams(arch: Arch) -> list[Item]:
     if arch.streams is None:
         return []
-    said = ("in a random order h sees itself and what comes before, g only that; both read keys of h",)
+    notes = ("in a random order, h sees itself and earlier tokens, g only earlier ones; keys are those of h",)
     paths = ("arch.streams",)
-    return [Item("streams", "h content, g queries", said, paths, (), ("masks", "content", "query"))]
+    return [Item("streams", "h content, g queries", notes, paths, (), ("masks", "content", "query"))]
 
 
 def local(arch: Arch, dims: Dims) -> list[Item]:
-    """Positions of the layers with a window, where they are others."""
+    """Positions of the layers with a window, if they differ."""
     if arch.local is None:
         return []
     _, item = position(arch.local, arch, dims)
@@ -300,22 +302,22 @@ def mlp(spec: Spec, dims: Dims) -> Item:
     match spec:
         case parts.MLP() | parts.GatedMLP():
             gated = isinstance(spec, parts.GatedMLP)
-            said = [*acted(spec.act), "with bias" if spec.bias else "no bias", *rest(spec, "act", "bias")]
+            notes = [*acted(spec.act), "with bias" if spec.bias else "no bias", *rest(spec, "act", "bias")]
             title = "Gated MLP" if gated else "MLP"
             short = spec.act.partition("_")[0]
-            return Item("mlp", title, (widths, *said), paths, (), ("gated" if gated else "plain", short))
+            return Item("mlp", title, (widths, *notes), paths, (), ("gated" if gated else "plain", short))
         case parts.Experts():
             n, k = dims.experts or 1, dims.active or 1
-            said = [f"{k} of {n} for each token, by a router", f"each a gated MLP, {spec.act}, no bias", widths]
+            notes = [f"{k} of {n} for each token, by a router", f"each a gated MLP, {spec.act}, no bias", widths]
             paths = (*paths, "dims.experts", "dims.active")
-            return Item("mlp", "Experts", (*said, *rest(spec, "act")), paths, (), ("experts", n, k))
+            return Item("mlp", "Experts", (*notes, *rest(spec, "act")), paths, (), ("experts", n, k))
         case _:
             odd = unknown(spec, "mlp", paths)
             return dataclasses.replace(odd, text=(widths, *odd.text))
 
 
 def acted(act: str) -> list[str]:
-    """What the short name of an activation leaves out."""
+    """What the name of an activation does not say."""
     return {"gelu_tanh": ["gelu by its tanh form"], "gelu_tanh_fused": ["gelu by its tanh form, fused"]}.get(act, [])
 
 
@@ -324,8 +326,8 @@ def shared(dims: Dims) -> list[Item]:
     if dims.groups is None:
         return []
     sets = f"{dims.groups} {'sets' if dims.groups > 1 else 'set'} of weights for all {dims.layers} layers"
-    said = (sets, *([f"each of {dims.inner} blocks"] if dims.inner > 1 else []))
-    return [Item("shared", "shared", said, ("dims.groups", "dims.inner"))]
+    notes = (sets, *([f"each of {dims.inner} blocks"] if dims.inner > 1 else []))
+    return [Item("shared", "shared", notes, ("dims.groups", "dims.inner"))]
 
 
 def convolution(arch: Arch) -> list[Item]:
@@ -333,15 +335,13 @@ def convolution(arch: Arch) -> list[Item]:
         case None:
             return []
         case parts.Convolution(kernel, act):
-            said = [
-                f"over the input of the first block: {kernel} tokens to one, {act}; added to its output, then a norm"
-            ]
-            said += rest(arch.convolution, "kernel", "act")
-            return [Item("convolution", "convolution", tuple(said), ("arch.convolution",), (), ("near", kernel))]
+            notes = [f"over the input of the first block: {kernel} tokens, {act}; added to its output, then a norm"]
+            notes += rest(arch.convolution, "kernel", "act")
+            return [Item("convolution", "convolution", tuple(notes), ("arch.convolution",), (), ("near", kernel))]
 
 
 def wiring(arch: Arch, dims: Dims, inner: list[tuple[str, Item]]) -> tuple[list[Item | Sum | Fork], bool, Item]:
-    """The block with its norms and sums, whether a norm follows the last block, and what is said of it."""
+    """(block with its norms and sums, whether a norm follows the last block, chip that names the residual)."""
     residual: Spec = arch.residual
     block: list[Item | Sum | Fork] = []
     why = ("arch.residual",)
@@ -360,8 +360,8 @@ def wiring(arch: Arch, dims: Dims, inner: list[tuple[str, Item]]) -> tuple[list[
             for branch, box in boxes:
                 scale = Item(f"{branch}.scale", f"× {alpha:.3g}", (), (*why, "dims.layers"))
                 block += [box, Sum(f"{branch}.sum", box.key, scale), at(branch, "post")]
-            said = (f"the stream times √(2 · {dims.layers} layers)", *rest(residual))
-            return block, False, Item("residual", "DeepNorm", said, (*why, "dims.layers"))
+            notes = (f"residual stream times √(2 · {dims.layers} layers)", *rest(residual))
+            return block, False, Item("residual", "DeepNorm", notes, (*why, "dims.layers"))
         case parts.PreNorm():
             for branch, box in boxes:
                 block += [at(branch, "pre"), box, Sum(f"{branch}.sum", f"{branch}.pre")]
@@ -373,7 +373,7 @@ def wiring(arch: Arch, dims: Dims, inner: list[tuple[str, Item]]) -> tuple[list[
         case parts.Parallel():
             block += [at("attention", "pre"), Fork(tuple(box for _, box in boxes)), Sum("mlp.sum", "attention.pre")]
             return block, True, Item("residual", "parallel", tuple(rest(residual)), why)
-        case _:  # where its norms and sums stand is not known, so none are drawn
+        case _:  # the places of its norms and sums are unknown, so none are drawn
             block += [box for _, box in boxes]
             odd = unknown(residual, "residual", ("arch.residual", "arch.norm"))
             return block, False, dataclasses.replace(odd, text=(*odd.text, f"norm {value_text(arch.norm)}"))
@@ -389,28 +389,28 @@ def heads(arch: Arch, dims: Dims) -> list[Item]:
         case None:
             pass
         case parts.LMHead():
-            said = ["the token embeddings again" if spec.lm.tied else "a matrix of its own"]
-            said += ["and a bias for each token"] if spec.lm.bias else []
-            said += ["hidden state divided by √d"] if spec.lm.scaled else []
-            said += [f"times {spec.lm.factor:g}"] if spec.lm.factor != 1 else []
+            notes = ["tied to the token embeddings" if spec.lm.tied else "own matrix"]
+            notes += ["and a bias for each token"] if spec.lm.bias else []
+            notes += ["hidden state divided by √d"] if spec.lm.scaled else []
+            notes += [f"times {spec.lm.factor:g}"] if spec.lm.factor != 1 else []
             cap = spec.lm.softcap
-            said += [] if cap is None else [f"a logit x becomes {cap:g} tanh(x/{cap:g})"]
-            said += rest(spec.lm, "tied", "scaled", "bias", "factor", "softcap")
-            found.append(Item("lm", "logits", tuple(said), ("arch.heads.lm",)))
+            notes += [] if cap is None else [f"a logit x becomes {cap:g} tanh(x/{cap:g})"]
+            notes += rest(spec.lm, "tied", "scaled", "bias", "factor", "softcap")
+            found.append(Item("lm", "logits", tuple(notes), ("arch.heads.lm",)))
         case parts.MLMHead():
             end = "the token embeddings and a bias" if spec.lm.tied else "a matrix and a bias"
-            said = [f"dense, {spec.lm.act}, norm, then {end}"]
-            found.append(Item("lm", "logits", (*said, *rest(spec.lm, "act", "tied")), ("arch.heads.lm",)))
+            notes = [f"dense, {spec.lm.act}, norm, then {end}"]
+            found.append(Item("lm", "logits", (*notes, *rest(spec.lm, "act", "tied")), ("arch.heads.lm",)))
         case parts.EMDHead():
-            said = ["enhanced mask decoder: the last block runs twice more over its input, queries know their place"]
-            said += [f"then dense, {spec.lm.act}, norm, the token embeddings and a bias", *rest(spec.lm, "act")]
-            found.append(Item("lm", "logits", tuple(said), ("arch.heads.lm", "dims.context"), (), ("again", 2)))
+            notes = ["enhanced mask decoder: the last block runs twice more, with absolute positions in the queries"]
+            notes += [f"then dense, {spec.lm.act}, norm, the token embeddings and a bias", *rest(spec.lm, "act")]
+            found.append(Item("lm", "logits", tuple(notes), ("arch.heads.lm", "dims.context"), (), ("again", 2)))
         case other:
             found.append(unknown(other, "lm", ("arch.heads.lm",)))
     if spec.pooler:
-        made = "dense and " + spec.pooler.act if spec.pooler.act else "as it is"
-        said = [f"{spec.pooler.token} token, {made}", *rest(spec.pooler, "token", "act")]
-        found.append(Item("pooler", "pooler", tuple(said), ("arch.heads.pooler",)))
+        made = "dense and " + spec.pooler.act if spec.pooler.act else "unchanged"
+        notes = [f"{spec.pooler.token} token, {made}", *rest(spec.pooler, "token", "act")]
+        found.append(Item("pooler", "pooler", tuple(notes), ("arch.heads.pooler",)))
     if spec.pair:
         found.append(Item("pair", "pair", ("2 classes of the pooler",), ("arch.heads.pair",)))
     match spec.detect:
@@ -418,8 +418,8 @@ def heads(arch: Arch, dims: Dims) -> list[Item]:
             pass
         case parts.Detector() | parts.ContextDetector():
             first = "the first token's state added, norm, " if isinstance(spec.detect, parts.ContextDetector) else ""
-            said = [f"was a token replaced? {first}dense, {spec.detect.act}, 1 logit"]
-            found.append(Item("detect", "detector", (*said, *rest(spec.detect, "act")), ("arch.heads.detect",)))
+            notes = [f"was a token replaced? {first}dense, {spec.detect.act}, 1 logit"]
+            found.append(Item("detect", "detector", (*notes, *rest(spec.detect, "act")), ("arch.heads.detect",)))
         case _:
             found.append(unknown(spec.detect, "detect", ("arch.heads.detect",)))
     for f in dataclasses.fields(spec):
@@ -443,9 +443,9 @@ def target(design: Design) -> Item:
 
 
 def unknown(spec: Any, key: str, paths: tuple[str, ...]) -> Item:
-    """A component that no case draws: its class, every field, and the first words of its description."""
-    said = (gist(spec), ", ".join(fields(spec)))
-    return Item(key, type(spec).__name__, tuple(x for x in said if x), paths, known=False)
+    """A component that no case knows: its class, every field, and the first words of its docstring."""
+    notes = (gist(spec), ", ".join(fields(spec)))
+    return Item(key, type(spec).__name__, tuple(x for x in notes if x), paths, known=False)
 
 
 def fields(spec: Spec) -> list[str]:
@@ -453,18 +453,18 @@ def fields(spec: Spec) -> list[str]:
     return [f"{f.name} {value_text(getattr(spec, f.name))}" for f in dataclasses.fields(spec)]
 
 
-def rest(spec: Spec, *said: str) -> list[str]:
-    """The fields of a known component that its words do not mention, where they are not as by default."""
+def rest(spec: Spec, *shown: str) -> list[str]:
+    """The fields of a known component that its text does not mention and that are not at their defaults."""
     return [
         f"{f.name.replace('_', ' ')} {value_text(getattr(spec, f.name))}"
         for f in dataclasses.fields(spec)
-        if f.name not in said and getattr(spec, f.name) != f.default
+        if f.name not in shown and getattr(spec, f.name) != f.default
     ]
 
 
 def gist(spec: Any) -> str:
-    """The first words of a class's description; of none, nothing."""
+    """The first words of a class's docstring; "" without one."""
     doc = (type(spec).__doc__ or "").strip()
-    if doc.startswith(f"{type(spec).__name__}("):  # what dataclasses write where there is none
+    if doc.startswith(f"{type(spec).__name__}("):  # made by dataclass, not written
         return ""
     return re.split(r" \(|[:;]|\.(?:\s|$)", " ".join(doc.split()), maxsplit=1)[0].replace("`", "")

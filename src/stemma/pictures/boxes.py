@@ -8,8 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Item:
-    """A box, or a chip inside one. `key`: what it is compared with on the other side; `paths`: the values it stands
-    for; `sketch`: the name of a small drawing and its numbers; `known`: False where only its own words are shown."""
+    """A box, or a chip inside one. `key`: items with the same key are compared; `paths`: the values that it shows;
+    `sketch`: the name of a small drawing and its arguments; `known`: False for a component that no case draws."""
 
     key: str
     title: str
@@ -22,8 +22,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Sum:
-    """Where branches are added to the residual stream; `key` names its place, `below` the lowest box of the branch,
-    which the stream leaves below; `scale`: what the stream is multiplied by before."""
+    """Where branches are added to the residual stream, which leaves the main line below the box `below`. `scale`: the
+    factor of the stream."""
 
     key: str
     below: str
@@ -32,7 +32,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Fork:
-    """Branches side by side that read one input and end in one sum."""
+    """Parallel branches: one input, one sum."""
 
     items: tuple[Item, ...]
     key: str = "fork"
@@ -40,8 +40,8 @@ class Fork:
 
 @dataclass(frozen=True)
 class Factor:
-    """A vector in a product of a score. `turn`: the parts of it that turn with a position, from its beginning, each
-    with its share of the width; `place`: it stands for a position, not for a token."""
+    """A vector in a product of a score. `turn`: the shares of its width, from the beginning, that are rotated by a
+    position; `place`: it is of a position, not of a token."""
 
     name: str
     turn: tuple[float, ...] = ()
@@ -50,7 +50,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class Term:
-    """A product in a score, and what it is called."""
+    """A product in a score, with a label."""
 
     factors: tuple[Factor, ...]
     label: str = ""
@@ -58,18 +58,18 @@ class Term:
 
 @dataclass(frozen=True)
 class Stack:
-    """An encoder or a decoder, from the bottom to the top: before the blocks, one block, after them."""
+    """An encoder or a decoder, from the bottom to the top: below the blocks, one block, above them."""
 
     role: str
     before: tuple[Item, ...]
     block: tuple[Item | Sum | Fork, ...]
     after: tuple[Item, ...]
-    frame: tuple[Item, ...]  # what is said of the block as a whole: how often, how its norms stand
+    frame: tuple[Item, ...]  # chips of the whole block: number of layers, kind of residual
     streams: int = 1  # streams of hidden states that run through the blocks
 
     @property
     def wired(self) -> bool:
-        """Whether it is known how the branches of a block are joined."""
+        """Whether the residual is known, so that lines can be drawn."""
         return all(item.known for item in self.frame)
 
     @property
@@ -89,7 +89,7 @@ class Stack:
         return [item for box in (*self.boxes, *self.frame, *scales) for item in (box, *box.chips)]
 
 
-# Places from the bottom to the top; those in the middle stand in the block.
+# Keys from the bottom to the top; BLOCK are those in the block.
 BEFORE = ("text", "embed", "embed_norm")
 BRANCHES = ("attention", "cross", "mlp")
 BLOCK = tuple(f"{branch}.{place}" for branch in BRANCHES for place in ("pre", "in", "out", "sum", "post"))

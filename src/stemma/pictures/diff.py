@@ -9,7 +9,7 @@ import stemma
 from stemma import families, spec
 from stemma.declare.family import Design, Family
 from stemma.markup import asset, document
-from stemma.pictures.block import beside, stacks
+from stemma.pictures.block import stacks, undrawn
 from stemma.pictures.boxes import Item, Stack
 from stemma.pictures.figure import Drawing, Mark, arrange, draw, outlet_height
 from stemma.pictures.marks import THEME, family_mark
@@ -59,8 +59,8 @@ def lede(changes: list[Change]) -> str:
     if not changes:
         return "Nothing differs."
     counts = {part: sum(c.path.split(".")[0] == part for c in changes) for part in (*PARTS, "dims")}
-    said = ", ".join(f"{n} in the {TITLES[part]}" for part, n in counts.items() if n)
-    return f"{len(changes)} {'change' if len(changes) == 1 else 'changes'}: {said}."
+    each = ", ".join(f"{n} in the {TITLES[part]}" for part, n in counts.items() if n)
+    return f"{len(changes)} {'change' if len(changes) == 1 else 'changes'}: {each}."
 
 
 def way(a: Family, b: Family) -> str:
@@ -100,7 +100,7 @@ def key(designs: tuple[Design, Design]) -> str:
         for css, sign, text in signs
     )
     if any(not item.known for design in designs for stack in stacks(design) for item in stack.items):
-        items += '<li class="dashed">dashed: a component without a drawing of its own, in its own words</li>'
+        items += '<li class="dashed">dashed: a component without a drawing, in its own words</li>'
     names = " and ".join(escape(d.name) for d in designs)
     note = f"Read from the bottom to the top. Numbers are those of {names}."
     return f'<p class="note">{note}</p><ul class="keys">{items}</ul>'
@@ -184,17 +184,17 @@ def touches(change: str, path: str) -> bool:
 
 def described(stack: Stack) -> str:
     """A stack in words, for screen readers."""
-    said = [
+    boxes = [
         ", ".join([b.title, *b.text, *(f"{c.title} {' '.join(c.text)}".strip() for c in b.chips)]) for b in stack.boxes
     ]
     frame = ", ".join(" ".join([i.title, *i.text]) for i in stack.frame)
-    return f"{stack.role}, {frame}; from the bottom: " + "; ".join(said)
+    return f"{stack.role}, {frame}; from the bottom: " + "; ".join(boxes)
 
 
 def rest(design: Design, other: Design, changes: list[Change]) -> str:
-    has = {item.key for item in beside(other)}
+    has = {item.key for item in undrawn(other)}
     items = ""
-    for item in beside(design):
+    for item in undrawn(design):
         found = any(touches(c.path, path) for c in changes for path in item.paths)
         css, sign = ("only", "+ ") if item.key not in has else ("changed", "≠ ") if found else ("", "")
         items += (

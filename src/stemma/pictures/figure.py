@@ -309,8 +309,8 @@ def chip_text(item: Item, room: float) -> tuple[float, list[str], list[str]]:
 
 
 def chip_height(item: Item, room: float) -> float:
-    _, title, said = chip_text(item, room)
-    h = LINE * (len(title) + len(said)) + 8
+    _, title, words = chip_text(item, room)
+    h = LINE * (len(title) + len(words)) + 8
     if item.sketch and item.sketch[0] in ICONS:
         return max(h, 40.0)
     drawn = sketch(item, 0.0, 0.0, room - 2 * PAD)[0]
@@ -342,7 +342,7 @@ def draw_box(item: Item, x: float, w: float, place: Place, mark: Mark) -> str:
 
 def draw_chip(item: Item, x: float, y: float, w: float, h: float, mark: Mark) -> str:
     found, why = mark(item)
-    left, title, said = chip_text(item, w)
+    left, title, words = chip_text(item, w)
     out = [open_group("chip", item, found, why)]
     out.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" rx="6"/>')
     if item.sketch and item.sketch[0] in ICONS:
@@ -352,7 +352,7 @@ def draw_chip(item: Item, x: float, y: float, w: float, h: float, mark: Mark) ->
     for text in title:
         line += LINE
         out.append(f'<text class="label" x="{x + left:.1f}" y="{line:.1f}">{escape(text)}</text>')
-    for text in said:
+    for text in words:
         line += LINE
         out.append(f'<text x="{x + left:.1f}" y="{line:.1f}">{escape(text)}</text>')
     out += [sketch(item, x + PAD, line + 9, w - 2 * PAD)[1], badge(found, x + w - 14, y + 13)]

@@ -1,4 +1,4 @@
-"""What both pictures draw with: the marks of the three structures, widths of text, links, the theme switch."""
+"""Shared by both pictures: marks of the three structures, widths of text, links, the theme switch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 from stemma.declare.family import Family
 from stemma.words import has_weights
 
-# A structure is told by its shape as well as by its colour (`.encoder`, `.decoder`, `.encoder-decoder` in common.css).
+# A structure has its own shape as well as its own colour (`.encoder`, `.decoder`, `.encoder-decoder` in common.css).
 SHAPES = {
     "encoder": '<circle cx="8" cy="8" r="5.2"/>',
     "decoder": '<path d="M3.4 2.6 13.6 8 3.4 13.4Z"/>',
@@ -20,7 +20,7 @@ THEME = '<button type="button" id="theme" aria-label="Colours: as the system has
 
 
 def mark(structure: str, public: bool = True) -> str:
-    """The sign of a structure; hollow where no weights are public."""
+    """The mark of a structure; hollow if no weights are public."""
     shape = SHAPES.get(structure, '<rect x="3" y="3" width="10" height="10"/>')
     return f'<svg class="mark{"" if public else " hollow"}" viewBox="0 0 16 16" aria-hidden="true">{shape}</svg>'
 
@@ -30,7 +30,7 @@ def family_mark(family: Family) -> str:
 
 
 def width(text: str, size: float = 13.0, bold: bool = False) -> float:
-    """About how wide `text` is drawn, in pixels, with a wide sans-serif face: rather too wide than too narrow."""
+    """An upper estimate of the width of `text` in pixels, in a wide sans-serif face."""
     total = 0.0
     for char in text:
         if char in "ijlI|!.,:;'` ()[]":
@@ -67,7 +67,7 @@ def wrap(text: str, room: float, size: float) -> list[str]:
 
 
 def linked(source: str) -> str:
-    """A source as markup: arXiv numbers and GitHub paths become links, which load nothing until they are followed."""
+    """A source as markup: arXiv numbers and GitHub paths become links."""
 
     def link(found: re.Match[str]) -> str:
         text = found[0]

@@ -1,4 +1,4 @@
-"""Small drawings inside boxes and chips: heads, masks, what a score is made of, MLPs, experts, tables, a memory."""
+"""Small drawings inside boxes and chips: heads, masks, scores, MLPs, experts, tables, a memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRID = CELL * CELLS + 1.4
 
 
 def arrow(x: float, start: float, end: float, loose: bool = False) -> str:
-    """From `start` up to `end`; `loose`: dotted and without a head, where how things are joined is not known."""
+    """An arrow from `start` up to `end`; `loose`: a dotted line, if the wiring is unknown."""
     if loose:
         return f'<path class="wire loose" d="M{x} {start:.1f}V{end:.1f}"/>'
     return f'<path class="wire" d="M{x} {start:.1f}V{end + 5:.1f}"/>{head(x, end, "up")}'
@@ -31,7 +31,7 @@ def head(x: float, y: float, way: str) -> str:
 
 
 def small(mid: float, y: float, w: float, text: str) -> str:
-    """A matrix."""
+    """A labelled matrix."""
     return (
         f'<rect class="matrix" x="{mid - w / 2:.1f}" y="{y:.1f}" width="{w}" height="20" rx="3"/>'
         f'<text x="{mid:.1f}" y="{y + 14.4:.1f}" text-anchor="middle">{escape(text)}</text>'
@@ -39,7 +39,7 @@ def small(mid: float, y: float, w: float, text: str) -> str:
 
 
 def pill(mid: float, y: float, text: str) -> str:
-    """A function."""
+    """A labelled activation."""
     w = width(text, TEXT) + 16
     return (
         f'<rect class="act" x="{mid - w / 2:.1f}" y="{y:.1f}" width="{w:.1f}" height="20" rx="10"/>'
@@ -51,7 +51,7 @@ def pill(mid: float, y: float, text: str) -> str:
 
 
 def heads(x: float, y: float, room: float, queries: int, kv: int) -> tuple[float, str]:
-    """Query heads in a row, and below them the heads of keys and values that they share."""
+    """Query heads in a row above the heads of keys and values that they share."""
     room -= 24
     out = []
     for row, (n, label) in enumerate(((queries, "q"), (kv, "k v"))):
@@ -64,11 +64,11 @@ def heads(x: float, y: float, room: float, queries: int, kv: int) -> tuple[float
 
 
 STREAM = {"content": "h", "query": "g"}
-ORDER = (3, 0, 4, 1, 5, 2)  # in which six tokens of a permutation come
+ORDER = (3, 0, 4, 1, 5, 2)  # ranks of six tokens in a permutation
 
 
 def sees(kind: str, row: int, col: int) -> bool:
-    """Whether the token of a row sees that of a column."""
+    """Whether token `row` may attend to token `col`."""
     match kind:
         case "full":
             return True
@@ -90,7 +90,7 @@ def sees(kind: str, row: int, col: int) -> bool:
 
 
 def mask(x: float, y: float, kind: str) -> str:
-    """Which of six tokens (rows) see which (columns)."""
+    """A mask of six queries (rows) and six keys (columns)."""
     cells = {True: "", False: ""}
     for row in range(CELLS):
         for col in range(CELLS):
@@ -104,7 +104,7 @@ def mask(x: float, y: float, kind: str) -> str:
 
 
 def masks(x: float, y: float, room: float, *kinds: str) -> tuple[float, str]:
-    """Several masks in a row, or in as many rows as they need."""
+    """Several masks, in as many rows as they need."""
     step, tall = GRID + (28 if any(kind in STREAM for kind in kinds) else 5), GRID + 5
     a_row = max(1, int((room + 5) // step))
     out = []
@@ -123,8 +123,8 @@ DOT, PLUS = 8.0, 11.0  # room for these signs
 
 
 def scores(x: float, y: float, room: float, *terms: Term) -> tuple[float, str]:
-    """What a score is the sum of: products of vectors of tokens and (tinted) of positions; a vector that turns has an
-    arrow over the part of it that turns."""
+    """A score as a sum of products of vectors, of tokens and (tinted) of positions. An arrow is above each part of a
+    vector that is rotated."""
     turns = any(f.turn for term in terms for f in term.factors)
     labelled = any(term.label for term in terms)
     tall = (ARC if turns else 0.0) + BOX + (15.0 if labelled else 0.0)
@@ -165,7 +165,7 @@ def vector(factor: Factor, x: float, y: float, w: float) -> str:
         at += part
         if i < len(factor.turn) - 1:
             out.append(f'<path class="wire" d="M{at:.1f} {y:.1f}v{BOX}"/>')
-    n = max(1, len(factor.turn))  # parts that turn apart are named apart
+    n = max(1, len(factor.turn))  # each part has its own name
     for i in range(n):
         middle = x + w * (i + 0.5) / n
         out.append(f'<text x="{middle:.1f}" y="{y + 14.4:.1f}" text-anchor="middle">{escape(factor.name)}</text>')
@@ -173,7 +173,7 @@ def vector(factor: Factor, x: float, y: float, w: float) -> str:
 
 
 def turn(x: float, y: float, r: float) -> str:
-    """An arrow that turns, on the line `y`."""
+    """A round arrow on the line `y`."""
     return (
         f'<path class="turn" d="M{x - r:.1f} {y:.1f}A{r:.1f} {r:.1f} 0 0 1 {x + r:.1f} {y - 1:.1f}"/>'
         f'<path class="tip" d="M{x + r:.1f} {y + 2.4:.1f}l-3.6 -5.4h7.2Z"/>'
@@ -184,7 +184,7 @@ def turn(x: float, y: float, r: float) -> str:
 
 
 def plain(x: float, y: float, room: float, act: str) -> tuple[float, str]:
-    """up, the activation, down; read from below."""
+    """up, activation, down, from the bottom."""
     mid = x + room / 2
     drawn = (
         small(mid, y, 70, "down")
@@ -197,7 +197,7 @@ def plain(x: float, y: float, room: float, act: str) -> tuple[float, str]:
 
 
 def gated(x: float, y: float, room: float, act: str) -> tuple[float, str]:
-    """The activation of one product times another, then down; read from below."""
+    """activation(gate) * up, then down, from the bottom."""
     mid, aside = x + room / 2, min(52.0, room / 2 - 32)
     left, right, w = mid - aside, mid + aside, min(70.0, 2 * aside - 8)
     row = y + 44  # of the product
@@ -221,7 +221,7 @@ def gated(x: float, y: float, room: float, act: str) -> tuple[float, str]:
 
 
 def experts(x: float, y: float, room: float, n: int, active: int) -> tuple[float, str]:
-    """A router, `n` experts of which a token takes some, and the sum of these by weight; read from below."""
+    """A router, `n` experts of which `active` are chosen, and their weighted sum, from the bottom."""
     mid, r = x + room / 2, 9.0
     chosen = {int((i + 0.5) * n / active) for i in range(active)}
     step = min(room / n, 30.0)
@@ -250,7 +250,7 @@ def experts(x: float, y: float, room: float, n: int, active: int) -> tuple[float
 
 
 def table(x: float, y: float, n: int) -> str:
-    """A learned table, or two of them."""
+    """`n` learned tables."""
     w = 26 if n == 1 else 11
     out = ""
     for i in range(n):
@@ -265,7 +265,7 @@ def table(x: float, y: float, n: int) -> str:
 
 
 def waves(x: float, y: float) -> str:
-    """Sines of two lengths."""
+    """Sines of two wavelengths."""
 
     def wave(middle: float, turns: float) -> str:
         points = [
@@ -277,7 +277,7 @@ def waves(x: float, y: float) -> str:
 
 
 def store(x: float, y: float) -> str:
-    """A drum."""
+    """A drum: stored states."""
     return (
         f'<path class="drum" d="M{x:.1f} {y + 5:.1f}v16a13 5 0 0 0 26 0v-16"/>'
         f'<ellipse class="drum" cx="{x + 13:.1f}" cy="{y + 5:.1f}" rx="13" ry="5"/>'
@@ -286,7 +286,7 @@ def store(x: float, y: float) -> str:
 
 
 def near(x: float, y: float, kernel: int) -> str:
-    """Neighbours that become one."""
+    """A convolution over `kernel` tokens."""
     n = min(kernel, 7)
     at = [x + 13 + (i - (n - 1) / 2) * 22 / max(1, n - 1) for i in range(n)]
     lines = "".join(f"M{a:.1f} {y + 21:.1f}L{x + 13:.1f} {y + 5:.1f}" for a in at)
@@ -295,7 +295,7 @@ def near(x: float, y: float, kernel: int) -> str:
 
 
 def again(x: float, y: float, times: int) -> str:
-    """A loop, and how often it is run."""
+    """A loop and its number of runs."""
     return (
         f'<path class="turn" d="M{x + 17:.1f} {y + 2.5:.1f}A11 11 0 1 1 {x + 7:.1f} {y + 3.5:.1f}"/>'
         f'<path class="tip" d="M{x + 3.5:.1f} {y + 5.5:.1f}l3 -6.6l4 5.4Z"/>'
@@ -303,11 +303,11 @@ def again(x: float, y: float, times: int) -> str:
     )
 
 
-# Below the words of a box or chip: what draws it at a place, with so much room, and says how high it is.
+# Sketches below the text of a box or chip: f(x, y, room, ...) gives (height, markup).
 SKETCHES: dict[str, Callable[..., tuple[float, str]]] = {
     "heads": heads, "masks": masks, "scores": scores, "plain": plain, "gated": gated, "experts": experts,
 }  # fmt: skip
-# Beside the words of a chip, 26 pixels wide and high.
+# Icons beside the text of a chip, 26 x 26 pixels.
 ICONS: dict[str, Callable[..., str]] = {
     "mask": mask, "table": table, "waves": waves, "store": store, "near": near, "again": again,
 }  # fmt: skip

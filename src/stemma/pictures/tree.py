@@ -1,4 +1,4 @@
-"""The family tree as a page: years across, a row a family, everything that is declared of it a touch away."""
+"""The family tree as a page: years across, a row a family; a panel shows all that a family declares."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def render(root: str | None = None) -> str:
 
 
 def style(plan: TreeLayout) -> str:
-    """The page's CSS; the widths at which it folds and at which the panel finds room follow from the picture."""
+    """The page's CSS. Its breakpoints follow from the width of the picture."""
     narrow = plan.width + 2 * MARGIN
     wide = narrow + PANEL + MARGIN
     text = asset(__file__, "common.css") + asset(__file__, "tree.css")
@@ -109,15 +109,15 @@ def legend(known: list[Family]) -> str:
 
 
 def guide() -> str:
-    """What the panel says while no family is chosen."""
+    """The panel while no family is selected."""
     return (
         '<article class="about guide" id="about"><h2>How to read it</h2>'
-        "<p>A family stands in the year of its paper, below and to the right of its parent. Beside its name stands "
-        "what it changed of that parent, the weightiest first; <b>+12</b> counts what did not fit.</p>"
-        "<p>Point at a family, tap it or move to it with the Tab or arrow keys: here appears everything that is "
-        "declared of it, with the ancestor that each value came from. A click keeps it. <kbd>/</kbd> searches.</p>"
-        "<p>A whole line leads to a design with weights of its own, a dashed one to more training of the parent's "
-        "weights. What its authors did not publish is called unpublished.</p></article>"
+        "<p>A family is in the year of its paper, below and to the right of its parent. Beside its name are its "
+        "changes to that parent, the most important first; <b>+12</b> is the number of changes that did not fit.</p>"
+        "<p>Point at a family, tap it or move to it with the Tab or arrow keys: this panel shows everything that it "
+        "declares, with the ancestor that set each value. A click keeps it. <kbd>/</kbd> searches.</p>"
+        "<p>A solid line leads to a design with its own weights, a dashed one to more training of the parent's "
+        "weights. Values that the authors did not publish are called unpublished.</p></article>"
     )
 
 
@@ -130,7 +130,7 @@ def axis(plan: TreeLayout) -> str:
 
 
 def edges(plan: TreeLayout) -> str:
-    """Bands of years and the lines of descent; the boxes stand in the list over them."""
+    """Bands of years and lines of descent, below the list of boxes."""
     out = [
         f'<svg class="lines" width="{plan.width:.0f}" height="{plan.height:.0f}" '
         f'viewBox="0 0 {plan.width:.0f} {plan.height:.0f}" aria-hidden="true">'
@@ -154,7 +154,7 @@ def edges(plan: TreeLayout) -> str:
 
 
 def rows(plan: TreeLayout) -> str:
-    """The families as nested lists of links: the picture for the eye, the tree for a screen reader and a telephone."""
+    """The families as nested lists of links, also for screen readers and small screens."""
     by_parent: dict[str | None, list[Node]] = {}
     shown = {node.family.name for node in plan.nodes}
     for node in plan.nodes:
@@ -177,19 +177,19 @@ def row(node: Node) -> str:
     parent = family.parent.name if family.parent else ""
     how = f" {family.edge}" if family.edge in ("trained", "unpublished") else ""
     public = "public weights" if has_weights(family) else "no public weights"
-    said = f", {family.arch.structure}, {public}. "
+    text = f", {family.arch.structure}, {public}. "
     return (
         f'<a class="row {family.arch.structure}{how}" href="#family={name}" data-name="{name}" '
         f'data-parent="{escape(parent)}" data-find="{escape(findable(family))}" '
         f'style="--x:{node.x:.0f}px;--y:{node.row * ROW:.0f}px;--d:{node.depth}">'
         f'<span class="box">{family_mark(family)}<b>{name}</b></span>'
-        f'<small class="year">{family.about.year}</small><span class="unseen">{said}</span>'
+        f'<small class="year">{family.about.year}</small><span class="unseen">{text}</span>'
         f'<span class="delta">{escape(node.label)}</span></a>'
     )
 
 
 def findable(family: Family) -> str:
-    """What the search looks at: the structure, then names, source, kinds of components and words in the spec."""
+    """The searched text: the structure, then names, source, components and strings of the spec."""
     words = [family.arch.structure, family.name, *family.names, family.about.title, family.about.source]
     words += [str(family.about.year), *(size.hub for size in family.sizes.values() if size.hub)]
     for part in PARTS:
@@ -214,7 +214,7 @@ def kinds(value: Any) -> list[str]:
 
 
 def about(family: Family) -> str:
-    """The article that the panel shows; it is in the page for each family, hidden."""
+    """The article that the panel shows, hidden in the page."""
     name, facts = escape(family.name), family.about
     line = " &larr; ".join(
         f"<b>{escape(f.name)}</b>" if f is family else f'<a href="#family={escape(f.name)}">{escape(f.name)}</a>'
@@ -232,13 +232,13 @@ def about(family: Family) -> str:
         ("weights", "public" if has_weights(family) else escape(facts.weights)),
         ("note", escape(facts.note)),
     ]
-    told = "".join(f"<dt>{a}</dt><dd>{b}</dd>" for a, b in rows if b)
+    table = "".join(f"<dt>{a}</dt><dd>{b}</dd>" for a, b in rows if b)
     return (
         f'<article class="about {family.arch.structure}" id="about-{name}" data-of="{name}" hidden>'
         f"<h2>{family_mark(family)} {name} <small>{family.arch.structure}, {facts.year}</small></h2>"
-        f'<p class="paper">{escape(facts.title)}</p><dl class="told">{told}</dl>'
+        f'<p class="paper">{escape(facts.title)}</p><dl class="facts">{table}</dl>'
         + (
-            "<p>The design was never published: there is nothing to draw or to build.</p></article>"
+            "<p>The design was never published, so it cannot be drawn or built.</p></article>"
             if family.edge == "unpublished"
             else f"{changed(family)}{sizes(family)}{resolved(family)}</article>"
         )
@@ -269,25 +269,25 @@ def size_text(name: str, size: Size) -> str:
 
 
 def dims_text(dims: Dims) -> str:
-    """A size's numbers in one line; those that are left out follow from the others."""
+    """A size's numbers in one line, without derived ones."""
     words = {"d_model": "wide", "layers": "layers", "heads": "heads", "d_ff": "ffn", "vocab": "tokens"}
-    said = []
+    shown = []
     for f in dataclasses.fields(dims):
         value = getattr(dims, f.name)
         if f.name in words:
-            said.append(f"{value_text(value)} {words[f.name]}")
+            shown.append(f"{value_text(value)} {words[f.name]}")
         elif value is not None and value != f.default:
-            said.append(f"{f.name.replace('_', ' ')} {value_text(value)}")
-    return " · ".join(said)
+            shown.append(f"{f.name.replace('_', ' ')} {value_text(value)}")
+    return " · ".join(shown)
 
 
 def breakable(path: str) -> str:
-    """A dotted path that may be broken between its words."""
+    """A dotted path with optional line breaks between its words."""
     return escape(path).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def resolved(family: Family) -> str:
-    """Every value of the four parts with the ancestor that it came from; the family's own stand out."""
+    """Every value of the four parts with the ancestor that set it; the family's own are marked."""
     out = []
     for part in PARTS:
         value = getattr(family, part)

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stemma.declare.family import Text
 from stemma.nn.attention import SHORT, Attention
-from stemma.nn.masks import Visible
+from stemma.nn.masks import AttnMask
 from stemma.nn.mlp import Experts
 from stemma.nn.model import Model
 from stemma.nn.parts import Arch, Dims
@@ -145,10 +145,17 @@ class Fused(torch.autograd.Function):
 
 
 def _attend(
-    attention: Attention, cpu: bool, half: bool, q: Tensor, k: Tensor, v: Tensor, visible: Visible, bias: Tensor | None
+    attention: Attention,
+    cpu: bool,
+    half: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: AttnMask,
+    bias: Tensor | None,
 ) -> Tensor:
     """`Attention.attend` as the device will take it: it chooses by where tensors lie, and these lie nowhere."""
-    mask, causal = visible
+    mask, causal = attn_mask
     if bias is not None:
         if causal:
             mask, causal = q.new_ones(q.shape[2], k.shape[2]).tril().bool(), False

@@ -1,7 +1,7 @@
 """One self-contained HTML file about one or several runs.
 
-`write([run, ...], "report.html")` reads nothing but the run directories (`run.json`, `metrics.jsonl`, `summary.json`,
-`samples.json`) and the family tree; the file it writes asks nothing of the network.
+`write([run, ...], "report.html")` reads the run directories (`run.json`, `metrics.jsonl`, `summary.json`,
+`samples.json`) and the family tree. The page loads nothing from the network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["RunFiles", "read", "write"]
 def write(runs: Iterable[str | Path], out: str | Path = "report.html", *, title: str | None = None) -> Path:
     """Write the report of the given run directories to the file `out`, and return its path.
 
-    Raises UsageError if a directory is no run, DataError if one of its files is damaged.
+    Raises UsageError if a directory is not a run, DataError for a damaged file, ResourceError if the disk refuses.
     """
     from stemma.markup import save
     from stemma.report.page import render

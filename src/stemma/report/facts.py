@@ -1,4 +1,4 @@
-"""What a page tells of a run: its name and colour, numbers, and the words for them."""
+"""Facts of a run for the page: name, colour, numbers and their texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def k(i: int) -> str:
 
 
 def labels(runs: Sequence[RunFiles]) -> list[str]:
-    """A name for each run, told apart by directory, then by number, where names repeat."""
+    """A unique name for each run: repeated names get the directory, then a number."""
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [f"{n} ({run.path.name})" if names.count(n) > 1 else n for n, run in zip(names, runs, strict=True)]
@@ -27,7 +27,7 @@ def labels(runs: Sequence[RunFiles]) -> list[str]:
 
 
 def named(runs: Sequence[RunFiles]) -> Iterator[tuple[int, RunFiles, str]]:
-    """The number, the run and the name of each."""
+    """(index, run, name) of each run."""
     yield from zip(range(len(runs)), runs, labels(runs), strict=True)
 
 
@@ -56,7 +56,7 @@ def duration(seconds: float | None) -> str:
 
 
 def owner(run: RunFiles) -> Family | None:
-    """The family of a run, if the tree here knows it."""
+    """The family of a run; None if the tree does not have it."""
     try:
         return families.family(run.name)
     except UsageError:
@@ -70,12 +70,12 @@ def start_of(run: RunFiles) -> str:
 
 
 def losses(run: RunFiles) -> list[float]:
-    """The losses of its steps."""
+    """The losses of the steps."""
     return [v for row in run.steps if (v := number(row.get("loss"))) is not None]
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """A running mean over about a fiftieth of the run, with weights that fall off, unbiased at the start."""
+    """An exponential running mean over about a fiftieth of the run, with bias correction."""
     keep = 1 - 1 / max(2.0, len(values) / 50)
     total = weight = 0.0
     out = []
@@ -91,7 +91,7 @@ def last(run: RunFiles, key: str) -> float | None:
 
 
 def first_of(run: RunFiles, *keys: str) -> float | None:
-    """The first of these numbers that the summary has, or else the run itself."""
+    """The first of these numbers in the summary, else in run.json."""
     for source in (run.summary, run.info):
         for key in keys:
             if (value := number(source.get(key))) is not None:
@@ -100,7 +100,7 @@ def first_of(run: RunFiles, *keys: str) -> float | None:
 
 
 def quality(run: RunFiles) -> tuple[float, bool] | None:
-    """Bits per byte of held-out text, and whether they are of all of it (or of the hidden parts alone)."""
+    """(bits per byte of held-out text, whether of the whole text; else of the hidden parts only)."""
     val = run.summary.get("val")
     for source in (val if isinstance(val, dict) else {}, run.summary):
         for key, whole in (("bits_per_byte", True), ("bits_per_target_byte", False)):
@@ -109,8 +109,8 @@ def quality(run: RunFiles) -> tuple[float, bool] | None:
     return None
 
 
-def told(run: RunFiles) -> float | None:
-    """The share of tokens of which a detector told rightly whether they were replaced."""
+def detected(run: RunFiles) -> float | None:
+    """The accuracy of a detector of replaced tokens."""
     val = run.summary.get("val")
     return number(val.get("replaced_right")) if isinstance(val, dict) else None
 

@@ -1,4 +1,4 @@
-"""The section of a report that shows where in the tree its families stand, and what each changed."""
+"""The section of a report with the place of its families in the tree and their changes."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def family_tree(runs: Sequence[RunFiles]) -> str:
     ancestors = {f.name for name in trained for f in families.family(name).lineage}
     panels = [changes_panel(families.family(name), i, runs[i]) for name, i in trained.items()]
     return (
-        '<p class="note">Every family is a change of its parent. Those trained here stand in colour, each at the year '
-        "of its paper; the grey ones are their relatives.</p>"
+        '<p class="note">Every family is a change of its parent. Those trained here are coloured, each at the year '
+        "of its paper; their relatives are grey.</p>"
         + diagram(trained, ancestors)
         + f'<ul class="tree" aria-label="The family tree">{"".join(branch(f, trained) for f in children(None))}</ul>'
-        + "<h3>What each changed of its parent</h3>"
+        + "<h3>What each changes in its parent</h3>"
         + f'<div class="two">{"".join(panels)}</div>'
     )
 
 
 def branch(family: Family, trained: dict[str, int]) -> str:
-    """A family and what descends from it, as nested list items."""
+    """A family and its descendants as nested list items."""
     i = trained.get(family.name)
     name = f'<span class="on {k(i)}">{escape(family.name)}</span>' if i is not None else escape(family.name)
     inner = "".join(branch(child, trained) for child in children(family.name))
@@ -63,7 +63,7 @@ def diagram(trained: dict[str, int], ancestors: set[str]) -> str:
     ys: dict[str, float] = {}
     for n, f in enumerate(order):
         x = left + (f.about.year - start) * step
-        # A child of its parent's year stands a little to the right of it.
+        # A child of the same year is a little to the right of its parent.
         if f.parent is not None and f.parent.name in xs:
             x = max(x, xs[f.parent.name] + min(46, step * 0.5))
         xs[f.name], ys[f.name] = x, top + 10 + n * row
@@ -105,13 +105,13 @@ def described(order: Iterable[Family], trained: dict[str, int]) -> str:
 
 
 def run_changes(family: Family, run: RunFiles) -> list[spec.Change]:
-    """Where the run's own network or objective is not its family's, sizes and windows apart."""
+    """The changes of the run's network and objective from its family's, except sizes and windows."""
     changes: list[spec.Change] = []
     for part, kind in (("arch", Arch), ("objective", Objective)):
         try:
             trained = spec.coerce(kind, run.plan.get(part), part)
         except UsageError:
-            continue  # written by another version: nothing is said of it
+            continue  # written by another version
         changes += spec.diff(getattr(family, part), trained, part + ".")
     return [c for c in changes if not c.path.startswith("arch.mask")]
 
@@ -128,5 +128,5 @@ def changes_panel(family: Family, i: int, run: RunFiles) -> str:
         if rest:
             body += f"<details><summary>{len(rest)} more</summary><ul class='changes'>{''.join(rest)}</ul></details>"
     if own := [change_row(c.path, c.old, c.new) for c in run_changes(family, run)]:
-        body += f'<p class="note">In this run, beside the size:</p><ul class="changes">{"".join(own)}</ul>'
+        body += f'<p class="note">In this run, besides the size:</p><ul class="changes">{"".join(own)}</ul>'
     return f'<article class="panel {k(i)}"><h3>{escape(family.name)}</h3><p class="note">{line}</p>{body}</article>'

@@ -13,6 +13,7 @@ import stemma
 from stemma.errors import UsageError
 from stemma.markup import asset, document
 from stemma.report.facts import (
+    detected,
     duration,
     first_of,
     k,
@@ -30,7 +31,6 @@ from stemma.report.facts import (
     speed_of,
     start_of,
     tokens_of,
-    told,
 )
 from stemma.report.kinship import family_tree
 from stemma.report.read import RunFiles
@@ -116,8 +116,8 @@ def results(runs: Sequence[RunFiles]) -> str:
         found = quality(run)
         if found is not None:
             big = f"{found[0]:.3f} <small>bits per byte{'' if found[1] else ' of hidden text'}</small>"
-        elif (right := told(run)) is not None:
-            big = f"{right:.1%} <small>of hidden text's tokens told replaced or not</small>"
+        elif (right := detected(run)) is not None:
+            big = f"{right:.1%} <small>of the tokens rightly called replaced or original</small>"
         elif (loss := last(run, "loss")) is not None:
             big = f"{loss:.3f} <small>last loss, nats a target</small>"
         else:
@@ -145,7 +145,7 @@ def results(runs: Sequence[RunFiles]) -> str:
 
 
 def points(run: RunFiles) -> list[list[float]]:
-    """[tokens, seconds, loss, smoothed loss], thinned by taking means of neighbours."""
+    """[tokens, seconds, loss, smoothed loss] of at most POINTS points, each a mean of neighbours."""
     rows = []
     for row in run.steps:
         loss = number(row.get("loss"))
@@ -217,7 +217,7 @@ def curves(runs: Sequence[RunFiles]) -> str:
 
 
 def baselines(runs: Sequence[RunFiles]) -> dict[str, float]:
-    """The simple models that summaries compare with: name -> bits per byte."""
+    """The baselines in the summaries: name -> bits per byte."""
     found: dict[str, float] = {}
     for run in runs:
         given = run.summary.get("baselines")
@@ -244,18 +244,18 @@ def bits(runs: Sequence[RunFiles]) -> str:
         )
 
     out = [
-        '<p class="note">How many bits a model needs for a byte of text that it was not trained on; less is better.</p>'
+        '<p class="note">Bits that a model needs for a byte of text that it was not trained on; lower is better.</p>'
     ]
     whole = [bar(name, value, k(i)) for value, all_of_it, name, i in sorted(known) if all_of_it]
     hidden = [bar(name, value, k(i)) for value, all_of_it, name, i in sorted(known) if not all_of_it]
     plain = [bar(name, value, "plain") for value, name in simple]
     if whole or plain:
-        hatched = '<p class="note">Hatched: what simple means need for the same text.</p>' if plain else ""
+        hatched = '<p class="note">Hatched: baselines on the same text.</p>' if plain else ""
         out.append(f'<h3>Of the whole text</h3>{hatched}<div class="bars">{"".join(whole + plain)}</div>')
     if hidden:
         out.append(
-            '<h3 class="more">Of hidden parts</h3><p class="note">These models see the text on both sides of what they '
-            "are asked for, and answer for nothing else: another measure, not to be compared with the one above.</p>"
+            '<h3 class="more">Of hidden parts</h3><p class="note">These models predict hidden parts from the text on '
+            "both sides. This is another measure, not comparable with the one above.</p>"
             f'<div class="bars">{"".join(hidden)}</div>'
         )
     return "".join(out)
@@ -308,16 +308,16 @@ def details(runs: Sequence[RunFiles]) -> str:
             if b is not None
         )
         plan = "\n".join(f"{path}: {value}" for path, value in flat(run.plan))
-        said = f"<pre>{escape(str(line))}</pre>" if line else ""
+        ran = f"<pre>{escape(str(line))}</pre>" if line else ""
         out.append(
-            f'<details class="{k(i)}"><summary>{escape(name)}</summary>{said}<table><tbody>{rows}</tbody></table>'
+            f'<details class="{k(i)}"><summary>{escape(name)}</summary>{ran}<table><tbody>{rows}</tbody></table>'
             f"<h3 style='margin-top:1em'>Its plan</h3><pre>{escape(plan)}</pre></details>"
         )
     return "".join(out)
 
 
 def data_text(run: RunFiles) -> str | None:
-    """Amount and fingerprint of a run's text."""
+    """The size and fingerprint of a run's text."""
     data = run.info.get("data")
     if not isinstance(data, dict):
         return None
@@ -330,7 +330,7 @@ def shown(value: Any) -> str:
 
 
 def flat(data: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Every (path, leaf) of plain data; a table's `kind` stands at the table's own path."""
+    """Every (path, leaf) of plain data; the `kind` of a table has the path of the table."""
     for key, value in data.items():
         path = f"{prefix}{key}"
         if isinstance(value, dict):

@@ -1,5 +1,4 @@
-"""A run directory as values: what it was (`run.json`), how it went (`metrics.jsonl`), what it came to
-(`summary.json`), and what the model says (`samples.json`). Only the first must be there."""
+"""The files of a run directory: `run.json` (required), `metrics.jsonl`, `summary.json` and `samples.json`."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from stemma.errors import CheckpointError, DataError, UsageError
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What the files of a run directory say; absent files are empty here."""
+    """The contents of a run directory; missing files are empty."""
 
     path: Path
     info: dict[str, Any]
@@ -59,7 +58,7 @@ def _object(path: Path, optional: bool = False) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The objects of a JSON-lines file. A last line that was cut off (a run stopped while writing) is left out."""
+    """(objects of a JSON lines file, warnings). A truncated last line is left out."""
     if not path.is_file():
         return [], []
     try:

@@ -1,4 +1,4 @@
-"""The section of a report in which the models speak."""
+"""The section of a report with samples of the models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def listed(run: RunFiles, key: str) -> list[dict[str, Any]]:
 
 
 def fill_sample(sample: dict[str, Any]) -> str:
-    """A text with gaps, and for each gap the guesses with their probabilities."""
+    """A text with gaps, and the guesses for each gap with their probabilities."""
     truth = [str(t) for t in sample.get("truth") or []]
     guesses = sample.get("guesses") or []
     best = [escape(str(rows[0]["text"]).strip()) if rows else "?" for rows in guesses]
@@ -40,10 +40,10 @@ def fill_sample(sample: dict[str, Any]) -> str:
         right = truth[n].strip().lower() if n < len(truth) else None
         items = ""
         for guess in rows:
-            said, p = str(guess.get("text", "")).strip(), number(guess.get("p")) or 0.0
-            hit = ' class="hit"' if right is not None and said.lower() == right else ""
+            guessed, p = str(guess.get("text", "")).strip(), number(guess.get("p")) or 0.0
+            hit = ' class="hit"' if right is not None and guessed.lower() == right else ""
             items += (
-                f'<li{hit}><span>{escape(said) or "&nbsp;"}</span><span class="meter" aria-hidden="true">'
+                f'<li{hit}><span>{escape(guessed) or "&nbsp;"}</span><span class="meter" aria-hidden="true">'
                 f'<i style="--w:{min(p, 1):.4f}"></i></span><span class="n">{p:.1%}</span></li>'
             )
         out += f'<ol class="guesses">{items}</ol>'
@@ -53,7 +53,7 @@ def fill_sample(sample: dict[str, Any]) -> str:
 
 
 def with_gaps(sample: dict[str, Any], filled: Sequence[str], missing: str) -> str:
-    """The parts of a text and, in each gap between them, the markup of what was filled in."""
+    """The pieces of a text with the markup `filled` in the gaps between them."""
     rest = iter(filled)
     text = ""
     for piece in sample.get("parts") or []:

@@ -128,6 +128,15 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
     return model, optimizer, state
 
 
+def peek(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint, unchecked; empty if it cannot be read."""
+    try:
+        state = disk.read_json(path / STATE)
+    except CheckpointError:
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
 def verify(path: Path) -> Any:
     """The state of a checkpoint, if its files are what was written. Raises CheckpointError for one that is not."""
     with advised(path):

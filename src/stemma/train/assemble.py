@@ -97,11 +97,11 @@ def with_steps(plan: Plan, steps: int, fixed_warmup: bool) -> Plan:
     return replace(plan, recipe=recipe)
 
 
-def model_of(plan: Plan, tokenizer: Any) -> Model:
-    """A fresh model, initialised from the plan's seed, or with the weights that the plan begins from; rewritten as the
-    plan says."""
+def model_of(plan: Plan, tokenizer: Any, started: bool = True) -> Model:
+    """A fresh model, initialised from the plan's seed; if `started`, with the weights that the plan begins from;
+    rewritten as the plan says."""
     model = Model(plan.arch, plan.dims).initialise(plan.seed)
-    if plan.train.start:
+    if plan.train.start and started:
         start.fill(model, plan.train.start)
     apply(model, plan.rewrites, plan.seed)
     return formats.attach(model, design_of(plan), families.family(plan.name), tokenizer)
@@ -141,8 +141,9 @@ def _frozen(net: Net) -> Model:
     return model
 
 
-def loop_of(plan: Plan, tokenizer: Any, view: Any, world: World | None = None) -> Loop:
-    """A fresh loop over the documents of `view`, of one rank of `world` if there is one. Raises ResourceError for a
+def loop_of(plan: Plan, tokenizer: Any, view: Any, world: World | None = None, started: bool = True) -> Loop:
+    """A fresh loop over the documents of `view`, of one rank of `world` if there is one. Without `started`, the weights
+    that the plan begins from are not read: for a loop to be restored, or only to be timed. Raises ResourceError for a
     batch that cannot fit into this machine."""
     if (need := 8 * plan.rows * plan.context) > (there := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
         raise ResourceError(
@@ -150,12 +151,19 @@ def loop_of(plan: Plan, tokenizer: Any, view: Any, world: World | None = None) -
             f"{need / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB; lower recipe.batch"
         )
     objective = objective_of(plan, tokenizer)
-    return loop_over(plan, tokenizer, objective, TextSource(plan, objective, view), world)
+    return loop_over(plan, tokenizer, objective, TextSource(plan, objective, view), world, started)
 
 
-def loop_over(plan: Plan, tokenizer: Any, objective: Objective, source: Source, world: World | None = None) -> Loop:
-    """A fresh loop over the batches of any `source`, of one rank of `world` if there is one."""
-    parts = (plan, model_of(plan, tokenizer), objective, source, nets_of(plan, tokenizer))
+def loop_over(
+    plan: Plan,
+    tokenizer: Any,
+    objective: Objective,
+    source: Source,
+    world: World | None = None,
+    started: bool = True,
+) -> Loop:
+    """A fresh loop over the batches of any `source`; the rest as in `loop_of`."""
+    parts = (plan, model_of(plan, tokenizer, started), objective, source, nets_of(plan, tokenizer))
     if world is None:
         return Loop(*parts)
     from stemma.train.sharded import Sharded

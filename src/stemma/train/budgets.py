@@ -42,7 +42,7 @@ def steps_of(plan: Plan, tokenizer: Any, train: Any, world: World | None = None)
     if limit.tokens is not None:
         return ramps.nearest(ramp, full, limit.tokens / step_tokens)
     constant = replace(plan, recipe=replace(plan.recipe, ramp=None))
-    trial = loop_of(with_steps(constant, MEASURED, False), tokenizer, train, world)
+    trial = loop_of(with_steps(constant, MEASURED, False), tokenizer, train, world, started=False)
     if limit.flops is not None:
         return ramps.nearest(ramp, full, limit.flops / (trial.cost() * step_tokens))
     assert limit.seconds is not None

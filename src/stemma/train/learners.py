@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stemma.nn.model import Model
+from stemma.rewrites.modules import Rewritten
 
 
 class Learners(nn.Module):
@@ -35,16 +36,27 @@ class Learners(nn.Module):
                     yield prefix + name, p
 
     def tensors(self, frozen: bool = False) -> dict[str, Tensor]:
-        """Parameters that learn and persistent buffers by name, detached; with `frozen`, the other parameters too."""
-        found = {name: p.detach() for name, p in self.named() if frozen or p.requires_grad}
+        """Parameters and persistent buffers by name, detached: those that learn; with `frozen`, all."""
+        found = {name: p.detach() for name, p in self.named()}
         for prefix, net in self.each():
             names = {name for name, _ in net.named_parameters(remove_duplicate=False)}
             found |= {prefix + k: v for k, v in net.state_dict().items() if k not in names}
-        return found
+        fixed = set() if frozen else self._fixed()
+        return {name: tensor for name, tensor in found.items() if name not in fixed}
 
     def frozen(self) -> dict[str, Tensor]:
-        """The parameters that do not learn. A checkpoint lacks them: they are those that the run began with."""
-        return {name: p.detach() for name, p in self.named() if not p.requires_grad}
+        """What does not learn. A checkpoint lacks it: it is as when the run began."""
+        fixed = self._fixed()
+        return {name: tensor for name, tensor in self.tensors(frozen=True).items() if name in fixed}
+
+    def _fixed(self) -> set[str]:
+        """The names of frozen parameters, and of buffers of replaced modules (the codes of a quantised matrix)."""
+        found = {name for name, p in self.named() if not p.requires_grad}
+        for prefix, net in self.each():
+            for path, module in net.named_modules():
+                if isinstance(module, Rewritten):
+                    found |= {f"{prefix}{path}.{name}" for name, _ in module.named_buffers()}
+        return found
 
 
 def fingerprint(tensors: Mapping[str, Tensor], entries: int | None = None) -> str:

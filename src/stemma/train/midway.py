@@ -30,13 +30,12 @@ def load_checkpoint(path: Path) -> Model:
     plan, _ = read_plan(run)
     tokenizer = tokenizer_of(run)
     weights, slots, state = checkpoint.load(path)
-    if not (frozen := state.get("frozen")):
-        plan = replace(plan, train=replace(plan.train, start=""))  # weights that are replaced need not be read
-    model, learning = model_of(plan, tokenizer), tuple(net for net in plan.nets if net.learns)
+    frozen = state.get("frozen")
+    model, learning = model_of(plan, tokenizer, started=bool(frozen)), tuple(net for net in plan.nets if net.learns)
     objective, nets = objective_of(plan, tokenizer), nets_of(replace(plan, nets=learning), tokenizer)
     if nets:
         objective.tie(model, nets)
-    own = Learners(model, nets).tensors()
+    own = Learners(model, nets).tensors(frozen=True)
     kept = {name: own.pop(name) for name in frozen["names"] if name in own} if frozen else {}
     if odd := sorted(own.keys() ^ (weights.keys() - kept.keys())):
         raise CheckpointError(f"the checkpoint {path} does not fit this model: {odd[0]} is in one of them only")

@@ -15,7 +15,7 @@ from stemma import formats, spec
 from stemma.errors import UsageError
 from stemma.nn.model import Model, count
 from stemma.parallel import World, init_world
-from stemma.runs import folder
+from stemma.runs import checkpoint, folder
 from stemma.runs.drive import OnStep
 from stemma.runs.life import carry_on, measured
 from stemma.runs.prove import prove
@@ -175,7 +175,7 @@ def _tokenized(plan: Plan, tokenizer: Any, quiet: bool) -> tuple[Plan, Any, int]
     if plan.train.start:
         if tokenizer is not None:
             raise UsageError(f"the run begins from {plan.train.start} and takes its tokenizer: give no other")
-        least, tokenizer = start.rows(plan), start.tokenizer(plan)
+        tokenizer, least = start.inspect(plan)
     elif not quiet and (parent := missing_parent(plan)):
         print(
             f"{plan.name} is more training of {parent}'s weights; without --from it begins from new ones",
@@ -257,8 +257,18 @@ def _reopened(
         if world is not None:
             world.check_same_config({"out": str(run), **spec.to_dict(plan)})
         _set_threads(plan.train.threads)
-        loop = loop_of(plan, tokenizer, store.split(plan.train.val_fraction, plan.seed)[0], world)
+        train = store.split(plan.train.val_fraction, plan.seed)[0]
+        whole = _is_whole(run)
+        loop = loop_of(plan, tokenizer, train, world, started=not whole)
+        if whole and loop.frozen:  # in a checkpoint of before they are, but they come from where the run began
+            loop = loop_of(plan, tokenizer, train, world)
         return _carry_on(run, loop, tokenizer, store, on_step, quiet)
+
+
+def _is_whole(run: Path) -> bool:
+    """Whether the newest checkpoint holds all weights, so that those that the run began from need not be read."""
+    newest = checkpoint.latest(run)
+    return newest is not None and "frozen" not in checkpoint.peek(newest)
 
 
 FREE = ("micro", "recompute", "save_every", "keep", "ahead")  # of `train`: nothing that is learned depends on it

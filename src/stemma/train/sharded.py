@@ -161,7 +161,7 @@ class Sharded(Loop):
         if nets:
             self.objective.tie(found["model"], nets)
         with torch.no_grad():
-            for name, tensor in Learners(found["model"], nets).tensors().items():
+            for name, tensor in Learners(found["model"], nets).tensors(frozen=True).items():
                 tensor.copy_(tensors[name])
         self.objective.untie(found["model"], nets)
         return found

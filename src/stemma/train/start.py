@@ -1,7 +1,8 @@
-"""Where a run begins: from weights that exist, or, for a family that is more training of another's, from new ones."""
+"""Where a run begins: from weights that exist. Their shapes and tokenizer are read first, their data once."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -9,48 +10,69 @@ import torch
 
 from stemma import formats, spec
 from stemma.errors import UsageError
+from stemma.formats.heads import HEADS
 from stemma.nn.model import Model
+from stemma.nn.parts import Arch, Heads
 from stemma.objectives import tokens
 from stemma.train.config import Plan
 
 
-def tokenizer(plan: Plan) -> Any:
-    """The tokenizer of the weights that a plan begins from, grown by the special tokens that its objective needs."""
-    found = formats.load(plan.train.start).tokenizer
-    if found is None:
+def inspect(plan: Plan) -> tuple[Any, int]:
+    """The tokenizer of the weights that a plan begins from, grown by the special tokens that its objective needs, and
+    the rows of their embeddings. Reads no weights.
+
+    Raises UsageError where there is no tokenizer, or where the network is another one: all that has weights must be
+    the same. Masks, dropout and heads may differ, and the context of networks without a table of positions."""
+    there = formats.load(plan.train.start, device="meta")
+    if there.tokenizer is None:
         raise UsageError(f"{plan.train.start} has no tokenizer, and a run takes that of the weights it begins from")
-    return found.grown(plan.text.sentinels, (*plan.text.extras, *tokens(plan.objective, plan.text)))
-
-
-def rows(plan: Plan) -> int:
-    """The rows of the embeddings that a plan begins from. Raises UsageError where its network is another one than
-    theirs: all that has weights must be the same; the mask, dropout, and the context of networks without a table of
-    places need not be."""
-    model = formats.load(plan.train.start, tokenizer=False)
-    if model.arch.structure != plan.arch.structure:
+    if there.arch.structure != plan.arch.structure:
         raise UsageError(
-            f"the weights in {plan.train.start} are those of structure {model.arch.structure}, and {plan.name} is of "
+            f"the weights in {plan.train.start} are those of structure {there.arch.structure}, and {plan.name} is of "
             f"structure {plan.arch.structure}; begin from weights of its own design"
         )
-    ours = replace(plan.arch, mask=model.arch.mask, dropout=model.arch.dropout, init=model.arch.init)
-    places = any("position" in name for name in model.state_dict())
-    dims = replace(plan.dims, vocab=model.dims.vocab, context=plan.dims.context if places else model.dims.context)
-    for part, old, new in (("arch", model.arch, ours), ("dims", model.dims, dims)):
+    table = any("position" in name for name in there.state_dict())
+    dims = replace(plan.dims, vocab=there.dims.vocab, context=plan.dims.context if table else there.dims.context)
+    for part, old, new in (("arch", there.arch, _alike(plan.arch, there.arch)), ("dims", there.dims, dims)):
         if changes := spec.diff(old, new, f"{part}."):
             one = changes[0]
             raise UsageError(
                 f"{plan.train.start} has {one.path}={one.old} and {plan.name} at scale {plan.scale} {one.new}; begin "
                 "from weights of its own design and scale"
             )
-    return model.dims.vocab
+    grown = there.tokenizer.grown(plan.text.sentinels, (*plan.text.extras, *tokens(plan.objective, plan.text)))
+    return grown, there.dims.vocab
+
+
+def _alike(arch: Arch, start: Arch) -> Arch:
+    """`arch` with what may differ as in `start`: mask, dropout, initialisation, and heads that only one of them has."""
+    both = {h: getattr(arch.heads, h) for h in HEADS if h in _held(arch.heads) & _held(start.heads)}
+    heads = replace(start.heads, **both)
+    return replace(arch, heads=heads, mask=start.mask, dropout=start.dropout, init=start.init)
+
+
+def _held(heads: Heads) -> set[str]:
+    return {h for h in HEADS if getattr(heads, h) not in (None, False)}
 
 
 @torch.no_grad()
 def fill(model: Model, start: str) -> None:
-    """Give `model` the weights of `start`. Rows of tokens that these do not know stay as they were drawn."""
-    theirs = formats.load(start, tokenizer=False).state_dict()
-    ours = model.state_dict()
-    if odd := sorted(ours.keys() ^ theirs.keys()):
-        raise UsageError(f"the weights in {start} are of another network: {odd[0]} is in one of them only")
-    for name, tensor in ours.items():
-        tensor[: len(theirs[name])] = theirs[name]
+    """Give `model` the weights of `start`. What these lack stays as it was initialised: heads, and rows of tokens that
+    their tokenizer does not know. Raises UsageError if the rest of the network differs."""
+    source = formats.load(start, tokenizer=False)
+    ours, theirs = model.state_dict(), source.state_dict()
+    new, left = _held(model.arch.heads) - _held(source.arch.heads), _held(source.arch.heads) - _held(model.arch.heads)
+    for name in sorted(ours.keys() ^ theirs.keys()):
+        if name.partition(".")[0] not in (new if name in ours else left):
+            raise UsageError(f"the weights in {start} are of another network: {name} is in one of them only")
+    for name in ours.keys() & theirs.keys():
+        if ours[name].shape[1:] != theirs[name].shape[1:] or len(ours[name]) < len(theirs[name]):
+            raise UsageError(
+                f"the weights in {start} are of another network: {name} has shape {tuple(theirs[name].shape)} there "
+                f"and {tuple(ours[name].shape)} here"
+            )
+        ours[name][: len(theirs[name])] = theirs[name]
+    if drawn := sorted({name.partition(".")[0] for name in ours.keys() - theirs.keys()}):
+        one, names = len(drawn) == 1, ", ".join(map(repr, drawn))
+        what, begin = (f"the head {names} is", "begins") if one else (f"the heads {names} are", "begin")
+        warnings.warn(f"{what} not among the weights in {start} and {begin} with new ones", stacklevel=2)

@@ -1,0 +1,49 @@
+"""Embeddings of tokens, segments and languages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from stemma.errors import UsageError
+from stemma.nn import parts
+from stemma.nn.inputs import Inputs
+
+
+class Embed(nn.Module):
+    """Token embeddings, and those of segments and languages where `dims.segments` and `dims.languages` have any."""
+
+    def __init__(self, dims: parts.Dims, scale: bool) -> None:
+        super().__init__()
+        self.factor = dims.d_model**0.5 if scale else 1.0
+        halves = (torch.bfloat16, torch.float16)  # the factor is rounded to the weights' type (Gemma)
+        self.rounded = {t: torch.tensor(self.factor, dtype=t, device="cpu").item() for t in halves}
+        self.tokens = nn.Embedding(dims.vocab, dims.embed_width)
+        self.segments = nn.Embedding(dims.segments, dims.embed_width) if dims.segments else None
+        self.languages = nn.Embedding(dims.languages, dims.embed_width) if dims.languages else None
+
+    def forward(self, inputs: Inputs, segments: Tensor | None) -> Tensor:
+        """B T -> B T E. Without `segments` all tokens are of segment 0; without `langs` no language is added."""
+        x = self.vectors(inputs)
+        if inputs.langs is not None:
+            if self.languages is None:
+                raise UsageError("langs were given, and this model has no languages")
+            x = x + self.languages(inputs.langs)
+        if self.segments is None:
+            if segments is not None:
+                raise UsageError("token_type_ids were given, and this model has no segments")
+            return x
+        return x + (self.segments.weight[0] if segments is None else self.segments(segments))
+
+    def vectors(self, inputs: Inputs) -> Tensor:
+        """Embeddings of ids, the given vectors, or both: B T E."""
+        ids, embeds = inputs.input_ids, inputs.inputs_embeds
+        if ids is None:
+            assert embeds is not None
+            return embeds
+        x = self.tokens(ids)
+        if self.factor != 1.0:
+            x = x * self.rounded.get(x.dtype, self.factor)
+        if embeds is None or inputs.embeds_at is None:
+            return x
+        return x.masked_scatter(inputs.embeds_at[..., None], embeds.to(x.dtype))

@@ -83,10 +83,13 @@ def test_a_row_past_the_table_is_refused_when_it_comes_there(tmp_path: Path) -> 
     with torch.inference_mode():
         session = begin(model, [[5] * 38])
         session.step(torch.tensor([5])), session.step(torch.tensor([5]))
+        assert len(session.admit([])) == 1
         with pytest.raises(UsageError, match="40 positions"):
             session.step(torch.tensor([5]))
         with pytest.raises(UsageError, match="do not fit in this model's 40 positions"):
             session.admit([[5] * 35], room=6)
+        with pytest.raises(UsageError, match="at least one prompt"):
+            begin(model, [])
 
 
 def test_a_row_that_changes_all_keys_does_not_join_a_cache(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def talker() -> Any:
 def test_rows_that_join_and_leave_read_as_alone(case: str, tmp_path: Path) -> None:
     """Logits of every row at every step, in double precision, are those of a full pass over the row alone."""
     model = loaded(case, tmp_path).double()
-    whole = model.decoder is not None and model.decoder.position.whole
+    whole = model.decoder is not None and model.decoder.position.length_dependent
     texts = prompts(case, [16] * len(JOIN), seed=9)
     check_rows(model, prompts(case, JOIN), texts, lambda p, new: last_logits(model, p, new), 16 if whole else 0)
 

@@ -110,8 +110,8 @@ class Session:
         languages: Sequence[int | None] | None,
         starts: Sequence[int] | None,
     ) -> None:
-        """Check the prompts, and set `texts`: the rows that are continued, which are the prompts, or the start tokens of
-        an encoder-decoder."""
+        """Check the prompts, and set `texts`, the rows to continue: the prompts, or the start tokens of an
+        encoder-decoder."""
         if not prompts:
             raise UsageError("a session begins with at least one prompt")
         self.model, self.device = model, model.device

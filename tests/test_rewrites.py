@@ -20,6 +20,7 @@ from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
 from stemma.rewrites import Rewrite, Rewritten, Trainable, WeightOnly, Wrapped, apply, merge, undo
 from stemma.rewrites.paths import PlainTensors
+from tiny import FAMILIES as EVERY_FAMILY
 from tiny import batch, run, tiny
 
 # a family with a plain nn.Linear, with packed q, k, v in its files, with grouped heads, with both stacks
@@ -224,6 +225,24 @@ def test_weights_of_zero_are_stored_as_zero() -> None:
         model.embed.tokens.weight[3] = 0
     apply(model, (WeightOnly(("embed.tokens",)),))
     assert not model.embed.tokens(torch.tensor([3])).any()
+
+
+# shared layers, disentangled attention, two streams, experts, two ways of counting places, memory, both stacks
+SPECIAL = ["albert", "deberta-v3", "xlnet", "mixtral", "glm", "longllama", "bart"]
+EVERY = [pytest.param(f, marks=() if f in SPECIAL else pytest.mark.slow) for f in EVERY_FAMILY]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_family_takes_rewrites(name: str) -> None:
+    """Quantised embeddings and attention, with adapters beside them, are the function of what they merge into."""
+    model = moved(made(name, (WeightOnly(("*.attention.*", "embed.tokens")), LowRank(("*.attention.*",), rank=2))))
+    assert sum(isinstance(m, LowRankLinear) for m in model.modules()) >= 4
+    changed = logits(model)
+    assert (logits(undo(model)) - changed).abs().max() > 1e-4
+    merged = merge(
+        moved(made(name, (WeightOnly(("*.attention.*", "embed.tokens")), LowRank(("*.attention.*",), rank=2))))
+    )
+    assert (logits(merged) - changed).abs().max() < 1e-5 * max(1.0, float(changed.abs().max()))
 
 
 def test_a_weight_that_others_read_is_the_one_that_is_computed_with() -> None:

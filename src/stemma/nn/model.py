@@ -310,11 +310,16 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embed.tokens.weight.device
+        return self._tokens("device")
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed.tokens.weight.dtype
+        return self._tokens("dtype")
+
+    def _tokens(self, name: str) -> Any:
+        """A property of the embeddings' weight; a replaced module has it without making the weight of its codes."""
+        tokens = self.embed.tokens
+        return getattr(tokens, name, None) or getattr(tokens.weight, name)
 
     def save(self, directory: str, **options: Any) -> None:
         """Write the checkpoint in the publisher's layout (see `stemma.formats.save`)."""

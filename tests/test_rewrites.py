@@ -17,6 +17,7 @@ import stemma
 from adapters import LowRank, LowRankLinear
 from stemma import spec
 from stemma.errors import CheckpointError, UsageError
+from stemma.nn.mlp import MLP
 from stemma.nn.model import Model
 from stemma.rewrites import Rewrite, Rewritten, Trainable, WeightOnly, Wrapped, apply, merge, undo
 from stemma.rewrites.paths import PlainTensors
@@ -117,6 +118,28 @@ def test_what_does_not_match_is_refused_before_anything_changes(name: str, rewri
         apply(model, (WeightOnly(("*.attention.o",)), rewrite))
     assert str(caught.value) == sentence
     assert list(model.named_modules()) == before and model.rewrites == ()
+
+
+@dataclass(frozen=True)
+class WholeMLP(Rewrite):
+    """Of modules that hold others."""
+
+    def accepts(self) -> tuple[type[nn.Module], ...]:
+        return (MLP,)
+
+    def replace(self, module: nn.Module) -> nn.Module:
+        return Wrapped(module)
+
+
+def test_what_is_inside_of_a_replaced_module_is_not_replaced() -> None:
+    whole, inner, path = WholeMLP(("*.mlp",)), LowRank(("*.1.mlp.up",)), "encoder.blocks.1.mlp"
+    sentence = f"LowRank replaces {path}.up, which is inside of {path} that WholeMLP replaces"
+    for rewrites in ((whole, inner), (inner, whole)):
+        with pytest.raises(UsageError, match=sentence):
+            made("bert", rewrites)
+    with pytest.raises(UsageError, match=f"an earlier rewrite replaces {path}.up, which is inside of {path}"):
+        apply(made("bert", (inner,)), (whole,))
+    apply(made("bert", (whole,)), (LowRank(QV),))
 
 
 def test_a_rewrite_needs_a_pattern() -> None:

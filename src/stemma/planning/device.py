@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from stemma.nn.attention import SHORT, Attention
+from stemma.nn.attention import Attention
+from stemma.nn.cpu import SHORT
 from stemma.nn.masks import AttnMask
 from stemma.nn.mlp import Experts
 from stemma.nn.model import Model
@@ -110,9 +111,16 @@ class Fused(torch.autograd.Function):
 
 
 def _attend(
-    attention: Attention, cpu: bool, half: bool, q: Tensor, k: Tensor, v: Tensor, attn_mask: AttnMask, bias: Tensor | None
+    attention: Attention,
+    cpu: bool,
+    half: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: AttnMask,
+    bias: Tensor | None,
 ) -> Tensor:
-    """`Attention.attend` as the device will take it: it chooses by where tensors lie, and these lie nowhere."""
+    """`Attention.attend` as a CPU or a GPU runs it. It chooses its kernel by the device of its tensors, here "meta"."""
     mask, causal = attn_mask
     if bias is not None:
         if causal:

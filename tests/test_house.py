@@ -75,8 +75,6 @@ KNOWN_LONG_FUNCTIONS = {
     "cli.lookup:show",
     # cli.planning
     "cli.planning:plan",
-    # cli.training
-    "cli.training:pretrain",
     # formats
     "formats.fairseq:_design",
     # nn

@@ -63,12 +63,10 @@ def hanging(out: Console, head: Text, text: str, style: str = "") -> Text:
 
 def node(family: Family) -> dict[str, Any]:
     """A family as `stemma tree --json` prints it."""
-    from stemma.declare.family import PARTS as parts
     from stemma.spec import get, to_dict
 
     changes, tuning = {}, family.tuning
     if family.parent is not None:
-        assert parts
         changes = {p: [to_dict(get(family.parent, p)), to_dict(get(family, p))] for p in family.changes}
     return {
         "name": family.name,
@@ -203,86 +201,111 @@ def show(name: str, as_json: bool) -> None:
     from rich.text import Text
 
     from stemma import families
-    from stemma.spec import leaves, to_dict
 
     family, name = families.family(name), families.known_as(name)
-    design = None if name in families.tree() and name not in family.names else families.design(name)
-    whole = name in families.tree()
-    size = None if whole or design is None else family.sizes[design.name]
-    source: Any = family if size is None else design
+    design = None if name in families.tree() else families.design(name)
     if as_json:
-        if family.edge == "unpublished":
-            emit(node(family))
-            return
-        data = node(family) | {part: to_dict(getattr(source, part)) for part in PARTS}
-        paths = [f"{part}.{path}" for part in PARTS for path, _ in leaves(getattr(source, part))]
-        data["origins"] = {path: _origin(family, source, path) for path in paths}
-        if size is not None and design is not None:
-            data |= {"size": design.name, "dims": to_dict(design.dims), "published": size.published or None}
-            data |= {"hub": size.hub, "size_note": size.note, "aliases": list(size.aliases)}
-        emit(data)
+        emit(_plain(family, design))
         return
     out = console()
+    _heading(out, family, design)
+    if family.edge == "unpublished":
+        return
+    _values(out, family, design or family)
+    out.print()
+    if design is not None:
+        _size(out, family, design)
+    else:
+        out.print(_sizes_table(family) if family.sizes else Text("no sizes: the design was never published"))
 
-    def line(label: str, text: str, style: str = "") -> None:
-        out.print(hanging(out, Text(f"{label:<13}", style="dim"), text, style))
+
+def _plain(family: Family, design: Design | None) -> dict[str, Any]:
+    """A family, or one size of it, as `stemma show --json` prints it."""
+    from stemma.spec import leaves, to_dict
+
+    data = node(family)
+    if family.edge == "unpublished":
+        return data
+    source = design or family
+    data |= {part: to_dict(getattr(source, part)) for part in PARTS}
+    paths = [f"{part}.{path}" for part in PARTS for path, _ in leaves(getattr(source, part))]
+    data["origins"] = {path: _origin(family, source, path) for path in paths}
+    if design is not None:
+        size = family.sizes[design.name]
+        data |= {"size": design.name, "dims": to_dict(design.dims), "published": size.published or None}
+        data |= {"hub": size.hub, "size_note": size.note, "aliases": list(size.aliases)}
+    return data
+
+
+def _heading(out: Console, family: Family, design: Design | None) -> None:
+    """Where a family comes from, what it descends from, and how it was trained on."""
+    from rich.text import Text
 
     about = family.about
-    head = Text(design.name if size is not None and design is not None else family.name, style="bold")
+    head = Text(family.name if design is None else design.name, style="bold")
     head.append(f"  {family.arch.structure}, {about.year}", style=COLOUR[family.arch.structure])
     out.print(head)
-    if size is not None:
-        line("family", family.name)
-    line("paper", about.title)
-    line("source", about.source)
+    rows = [("family", family.name)] if design is not None else []
+    rows += [("paper", about.title), ("source", about.source), *_relatives(family)]
+    if family.tuning is not None:
+        rows += [("training", " -> ".join(family.tuning.labels)), ("on", family.tuning.data)]
+        rows += [("template", family.tuning.template)] if family.tuning.template else []
+    rows.append(("weights", "public" if has_weights(family) else about.weights))
+    rows += [("note", about.note)] if about.note else []
+    for label, text in rows:
+        out.print(hanging(out, Text(f"{label:<13}", style="dim"), text))
+
+
+def _relatives(family: Family) -> list[tuple[str, str]]:
+    rows = []
     if family.parent is not None:
         how = {
             "trained": f"more training of it: {len(family.changes)} changes",
             "unpublished": "in its line; its own design was never published",
         }.get(family.edge, f"a changed design of it: {len(family.changes)} changes")
-        line("parent", f"{family.parent.name} ({how})")
+        rows.append(("parent", f"{family.parent.name} ({how})"))
         if family.others:
-            line("also from", ", ".join(family.others))
+            rows.append(("also from", ", ".join(family.others)))
         close = nearest_relative(family)
         if close is not None and close[0] != family.parent.name:
-            line("nearest", f"{close[0]}: {close[1]} places of the architecture differ")
-    line("line", " <- ".join(f.name for f in family.lineage))
-    if family.tuning is not None:
-        line("training", " -> ".join(family.tuning.labels))
-        line("on", family.tuning.data)
-        if family.tuning.template:
-            line("template", family.tuning.template)
-    line("weights", "public" if has_weights(family) else about.weights)
-    if about.note:
-        line("note", about.note)
-    if family.edge == "unpublished":
-        return
+            rows.append(("nearest", f"{close[0]}: {close[1]} places of the architecture differ"))
+    return [*rows, ("line", " <- ".join(f.name for f in family.lineage))]
+
+
+def _values(out: Console, family: Family, source: Family | Design) -> None:
+    """Every value of the four parts, with the family that it came from."""
+    from rich.text import Text
+
+    from stemma.spec import leaves
+
     wide = max(len("this size"), *(len(f.name) for f in family.lineage))
     for part in PARTS:
         value = getattr(source, part)
         out.print()
         out.print(Text(TITLES[part], style="bold") + Text(f"  {type(value).__name__}", style="dim"))
         for path, leaf in leaves(value):
-            full = f"{part}.{path}"
-            came = _origin(family, source, full)
-            own = came in (family.name, "this size")
+            came = _origin(family, source, f"{part}.{path}")
             row = Text(f"  {path:<22} ", style="dim")
-            row.append(f"{came:<{wide}} ", style="bold" if own else "dim")
-            out.print(hanging(out, row, value_text(leaf, full)))
-    out.print()
-    if size is not None and design is not None:
-        out.print(Text("sizes", style="bold"))
-        for path, leaf in leaves(design.dims):
-            shown = leaf if leaf is not None else {"kv_heads": design.dims.kv, "head_dim": design.dims.width}.get(path)
-            if path == "decoder_layers" and family.arch.structure != "encoder-decoder":
-                continue
-            out.print(Text(f"  {path:<22} ", style="dim") + Text(value_text(shown if shown else leaf)))
-        line("  published", size.published or "no count published")
-        line("  weights", size.hub or about.weights)
-        if size.note:
-            line("  note", size.note)
-    else:
-        out.print(_sizes_table(family) if family.sizes else Text("no sizes: the design was never published"))
+            row.append(f"{came:<{wide}} ", style="bold" if came in (family.name, "this size") else "dim")
+            out.print(hanging(out, row, value_text(leaf, f"{part}.{path}")))
+
+
+def _size(out: Console, family: Family, design: Design) -> None:
+    """The widths of a size, its published count and where its weights are."""
+    from rich.text import Text
+
+    from stemma.spec import leaves
+
+    out.print(Text("sizes", style="bold"))
+    for path, leaf in leaves(design.dims):
+        shown = leaf if leaf is not None else {"kv_heads": design.dims.kv, "head_dim": design.dims.width}.get(path)
+        if path == "decoder_layers" and family.arch.structure != "encoder-decoder":
+            continue
+        out.print(Text(f"  {path:<22} ", style="dim") + Text(value_text(shown if shown else leaf)))
+    size = family.sizes[design.name]
+    told = ("published", size.published or "no count published"), ("weights", size.hub or family.about.weights)
+    for label, text in (*told, *([("note", size.note)] if size.note else [])):
+        out.print(hanging(out, Text(f"  {label:<11}", style="dim"), text))
 
 
 def _origin(family: Family, source: Any, path: str) -> str:

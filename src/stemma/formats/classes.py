@@ -1,4 +1,4 @@
-"""The publisher's classes: which heads a config names, what their labels are called, and the class of a design."""
+"""Model classes (`BertForMaskedLM`): the heads and label names that a config gives, and the class of a design."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROBLEMS = {
 
 
 def class_names(config: Mapping[str, Any]) -> list[str]:
-    """The classes that a config names. Raises CheckpointError if it has no list of names for them."""
+    """`architectures` of a config. Raises CheckpointError if it is no list of names."""
     listed = config.get("architectures") or []
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
         raise CheckpointError(f"config.json: architectures={listed!r} should be a list of class names")
@@ -27,12 +27,12 @@ def class_names(config: Mapping[str, Any]) -> list[str]:
 
 
 def class_in(layout: Layout, config: Mapping[str, Any]) -> str | None:
-    """The first class that a config names and the layout knows."""
+    """The first class of a config that the layout knows."""
     return next((name for name in class_names(config) if name in layout.classes), None)
 
 
 def heads_wanted(layout: Layout, config: Mapping[str, Any]) -> Heads:
-    """The heads of the class that a config names, with its number of labels. Raises CheckpointError for others."""
+    """The heads of a config's class, with its number of labels. Raises CheckpointError for an unknown class."""
     names = class_names(config)
     if not names:
         return Heads()  # an old file names no class; its heads are what it holds
@@ -62,7 +62,7 @@ def heads_wanted(layout: Layout, config: Mapping[str, Any]) -> Heads:
 
 
 def _counted(heads: Heads) -> str | None:
-    """The field of a task head that a config's number of labels sets."""
+    """The field of a task head that holds the number of labels."""
     match heads.task:
         case Classify() | Tag():
             return "labels"
@@ -72,7 +72,7 @@ def _counted(heads: Heads) -> str | None:
 
 
 def label_names(config: Mapping[str, Any], heads: Heads) -> tuple[str, ...]:
-    """What the scores of a task head are called, in order; empty where a config does not say it of so many."""
+    """The names of a task head's labels, in order; empty if a config does not name each."""
     field, named = _counted(heads), config.get("id2label")
     if field is None or not isinstance(named, Mapping):
         return ()
@@ -84,7 +84,7 @@ def label_names(config: Mapping[str, Any], heads: Heads) -> tuple[str, ...]:
 
 
 def write_labels(heads: Heads, names: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The keys that say what a task head scores, and what it is called where `names` are as many."""
+    """The keys for a task head's labels, with `names` if there are as many."""
     out: dict[str, Any] = {}
     if (field := _counted(heads)) is not None:
         count = getattr(heads.task, field)
@@ -97,8 +97,8 @@ def write_labels(heads: Heads, names: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def class_name(layout: Layout, design: Design) -> str:
-    """The publisher's class for a design: the one that has its heads, else the one that has most of them. Raises
-    UsageError if it has none for the task, or for the structure."""
+    """The class for a design: the one with its heads, else with most of them. Raises UsageError if there is none for
+    its task head or structure."""
     heads = design.arch.heads
     known = {n: h for n, h in layout.classes.items() if _form(h) == _form(heads)}
     if not known:
@@ -116,7 +116,7 @@ def class_name(layout: Layout, design: Design) -> str:
 
 
 def _fits(design: Design, variant: Mapping[str, Any], layout: Layout) -> bool:
-    """Whether a design has what a class changes, and nothing that only other classes change."""
+    """Whether a design has what a class changes, and not what only other classes change."""
     if any(spec.get(design, path) != value for path, value in variant.items()):
         return False
     others = [v for v in layout.variants.values() if v != variant]
@@ -124,7 +124,7 @@ def _fits(design: Design, variant: Mapping[str, Any], layout: Layout) -> bool:
 
 
 def _form(heads: Heads) -> Any:
-    """What must agree for a task head to be of the same class: all but its labels and rates."""
+    """A task head without what may differ within a class: labels and rates."""
     if heads.task is None:
         return None
     free = {"labels": 2, "through": 2, "problem": "single", "dropout": 0.0}
@@ -132,5 +132,5 @@ def _form(heads: Heads) -> Any:
 
 
 def present(heads: Heads) -> tuple[bool, ...]:
-    """Which of the heads of pretraining there are."""
+    """Which pretraining heads are there: lm, pooler, pair, detect."""
     return heads.lm is not None, heads.pooler is not None, heads.pair, heads.detect is not None

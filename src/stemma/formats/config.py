@@ -1,7 +1,7 @@
 """The config engine: a table of keys turns a publisher's config.json into a design and back.
 
 Every key of a file is read by a row, ignored with a stated reason, or refused with the nearest known key. After
-writing, the file is read again and must give the same design: what a layout cannot express is an error, not a loss.
+writing, the config is read again and must give the same design: what a layout cannot express is an error, not a loss.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ GENERAL_FIXED: dict[str, Any] = {
 
 
 def read_config(layout: Layout, config: Mapping[str, Any]) -> tuple[Design, dict[str, str]]:
-    """The design that a config describes and the keys that were not used, with reasons.
+    """The design of a config, and its unused keys with reasons.
 
     Raises CheckpointError for an unknown key (with the nearest known one), a missing one and an unsupported value.
     """
@@ -116,14 +116,14 @@ def _ignored(layout: Layout, config: Mapping[str, Any], named: str | None) -> di
 def _in_their_words(
     error: UsageError, layout: Layout, config: Mapping[str, Any], changes: Mapping[str, Any], base: Design
 ) -> str:
-    """An error about the design in terms of the config's keys."""
+    """An error about the design, in terms of the config's keys."""
     text = str(error)
     names = {path: k.spelling(config) for k in reversed(layout.keys) for path in k.paths}
     for path in sorted(names, key=len, reverse=True):
         text = re.sub(rf"\b{re.escape(path)}\b", names[path], text)
     if text != str(error):
         return text
-    for k in layout.keys:  # it names no path: the key whose value alone gives the same error is meant
+    for k in layout.keys:  # it names no path: find the key whose value alone gives the same error
         try:
             spec.edit(base, {path: changes[path] for path in k.paths})
         except UsageError as alone:
@@ -133,11 +133,11 @@ def _in_their_words(
 
 
 def write_config(layout: Layout, design: Design) -> dict[str, Any]:
-    """The config.json of a design. Raises UsageError if the layout has no way to say something that the design has."""
+    """The config.json of a design. Raises UsageError if the layout cannot express it."""
     heads, base = design.arch.heads, layout.base()
     config: dict[str, Any] = {"model_type": layout.model_type, "architectures": [class_name(layout, design)]}
     config |= write_labels(heads)
-    if heads.lm is None:  # a body alone still says how a head on it would be
+    if heads.lm is None:  # without a head, its keys describe the usual one
         design = replace(design, arch=replace(design.arch, heads=replace(heads, lm=base.arch.heads.lm)))
     for k in layout.keys:
         if not _reaches(design, k.paths[0]):
@@ -153,13 +153,13 @@ def write_config(layout: Layout, design: Design) -> dict[str, Any]:
 def lost(
     design: Design, again: Design, diff: Callable[[Design, Design], list[spec.Change]] = spec.diff
 ) -> list[spec.Change]:
-    """What a network loses when it is read as `again`, training apart."""
+    """What changes when a network is written and read again as `again`; dropout and initialisation do not count."""
     a, b = (replace(d, arch=replace(d.arch, init=Normal(), dropout=Dropout())) for d in (design, again))
     return [c for c in diff(a, b) if c.path.split(".")[0] in ("arch", "dims")]
 
 
 def refuse_loss(what: str, changes: list[spec.Change]) -> None:
-    """Raises UsageError if a layout, called `what`, loses something."""
+    """Raises UsageError if the layout `what` loses something."""
     if changes:
         first = changes[0]
         raise UsageError(f"{what} cannot say {first.path}={first.old} (it would read {first.new})")
@@ -174,8 +174,8 @@ def _reaches(design: Design, path: str) -> bool:
 
 
 def _comparable(design: Design, layout: Layout, heads: Heads) -> Design:
-    """Without what a config need not record: which heads stand on the pooler, and whether the head has a bias where
-    its tensor tells."""
+    """A design without what a config need not record: heads on the pooler, and the head's bias where its tensor
+    tells."""
     own = design.arch.heads
     head = own.lm if heads.lm is not None else None
     if layout.bias_by_file and isinstance(head, LMHead):

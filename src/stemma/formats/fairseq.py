@@ -68,10 +68,9 @@ TASK = re.compile(r"classification_heads\.([^.]+)\.out_proj\.weight")
 
 @dataclass(frozen=True)
 class Kind:
-    """One of fairseq's models: its family, the names table, the name of its (first) embeddings, and the names of the
-    architectures that its options go by, smallest first. `unused`: rows of a position table that no token has;
-    `scales`: its options say whether embeddings are scaled; `bare`: a tensor without which a file has no head;
-    `embed_norm`: what its norm of the embeddings is called."""
+    """One of fairseq's models. `arch`: the names of its architectures, smallest first; `tokens`: its embeddings;
+    `unused`: rows of the position table that no token uses; `scales`: options say whether embeddings are scaled;
+    `bare`: a tensor that only a file with a head has; `embed_norm`: the name of the embeddings' norm."""
 
     family: str
     rows: Callable[[Design, str | None], Iterator[Row]]
@@ -163,6 +162,9 @@ class Tensors:
             raise CheckpointError(f"tensor {name!r} in {self.file} is of type {tensor.dtype}, which is none of weights")
         return torch.empty_like(tensor, device="meta")
 
+    def blocks(self, name: str) -> None:
+        """No tensor of these files is quantised."""
+
     def get(self, name: str) -> Tensor:
         return self.state[name]
 
@@ -238,56 +240,111 @@ def _kind(files: Mapping[str, str], state: Mapping[str, Tensor], where: str) -> 
     return KINDS[2] if "encoder.layer_norm.weight" in files else KINDS[1]
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a file says of its model: options by name, and the shape of each tensor by its name in the table."""
+
+    where: str
+    options: Mapping[str, Any] | None
+    shapes: Mapping[str, torch.Size]
+
+    def option(self, name: str, told: Any) -> Any:
+        """An option; `told`, what the tensors tell, where it is left out. Raises CheckpointError if a width is both and
+        they differ."""
+        value = (self.options or {}).get(name)
+        if value is not None and told is not None and value != told and name in WIDTHS:
+            raise CheckpointError(f"{self.where}: its options say {name}={value!r}, its tensors {told}")
+        return told if value is None else value
+
+    def layers(self, prefix: str) -> int:
+        """The number of layers of a stack."""
+        pattern = re.compile(re.escape(prefix) + r"layers\.(\d+)\.")
+        return max((int(m[1]) for n in self.shapes if (m := pattern.match(n))), default=-1) + 1
+
+    def heads(self, width: int, ledger: Ledger) -> int:
+        """Heads of a layer. Without options they are as wide as in every published model, which the ledger says."""
+        heads = self.option("encoder_attention_heads", None)
+        if heads is None:
+            if self.options is not None or width % HEAD:
+                raise CheckpointError(
+                    f"{self.where}: its options name no encoder_attention_heads, which no tensor tells"
+                )
+            heads = width // HEAD
+            ledger.config["encoder_attention_heads"] = f"not in the file: heads of {HEAD}, as in every published model"
+        other = self.option("decoder_attention_heads", None) if "decoder.layers.0.fc1.weight" in self.shapes else None
+        if other not in (None, heads):
+            raise CheckpointError(
+                f"{self.where}: decoder_attention_heads differs from {heads} of the encoder, which is not supported"
+            )
+        return int(heads)
+
+    def act(self) -> str:
+        """Our word for the activation."""
+        act = self.option("activation_fn", "gelu" if self.options is None else "relu")
+        if act not in ACTS:
+            raise CheckpointError(
+                f"{self.where}: activation_fn={act!r} is not known; known: {', '.join(ACTS)}"
+                f"{did_you_mean(str(act), ACTS)}"
+            )
+        return ACTS[act]
+
+    def task(self) -> str | None:
+        """The name of the classification head, if there is one."""
+        names = sorted({m[1] for n in self.shapes if (m := TASK.fullmatch(n))})
+        if len(names) > 1:
+            raise CheckpointError(
+                f"{self.where} holds several classification heads ({', '.join(names)}); one is supported"
+            )
+        return names[0] if names else None
+
+
+WIDTHS = ("encoder_embed_dim", "encoder_layers", "decoder_layers", "encoder_ffn_embed_dim")
+
+
 def _design(
     kind: Kind, source: Tensors, files: Mapping[str, str], ledger: Ledger, where: str
 ) -> tuple[Design, str | None]:
     """The design that options and tensors say, and the name of the classification head, if there is one."""
     owner = families.family(kind.family)
     base = owner.first
-    options = source.options or {}
-    body = kind.tokens.removesuffix("embed_tokens.weight")
-    shape = {name: source.state[file].shape for name, file in files.items()}
-    vocab, width = shape[kind.tokens]
+    file = Content(where, source.options, {name: source.state[held].shape for name, held in files.items()})
+    changes = _changes(kind, base, file, ledger)
+    task = file.task()
+    if task is not None:
+        labels = file.shapes[f"classification_heads.{task}.out_proj.weight"][0]
+        changes["arch.heads"] = Heads(task=spec.edit(owner.tasks["classify"].task, {"labels": labels}))
+    elif kind.bare is not None and kind.bare not in files:
+        changes["arch.heads"] = Heads()
+    try:
+        design = spec.edit(base, changes)
+    except UsageError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+    residual = PreNorm() if "encoder.layer_norm.weight" in files else PostNorm()
+    before = file.option("encoder_normalize_before", False)
+    if design.arch.residual != residual or before != isinstance(residual, PreNorm):
+        raise CheckpointError(
+            f"{where}: where its norms stand (encoder_normalize_before) is not as {kind.family} has it"
+        )
+    size = next((s for s in owner if owner[s].dims == design.dims), owner.name)
+    return replace(design, name=size), task
+
+
+def _changes(kind: Kind, base: Design, file: Content, ledger: Ledger) -> dict[str, Any]:
+    """What a file says otherwise than the family's first size."""
+    body, option = kind.tokens.removesuffix("embed_tokens.weight"), file.option
+    vocab, width = file.shapes[kind.tokens]
+    heads, act = file.heads(width, ledger), file.act()
     both = base.arch.structure == "encoder-decoder"
-
-    def option(name: str, otherwise: Any) -> Any:
-        value = options.get(name)
-        if value is not None and otherwise is not None and value != otherwise and name in WIDTHS:
-            raise CheckpointError(f"{where}: its options say {name}={value!r}, its tensors {otherwise}")
-        return otherwise if value is None else value
-
-    def layers(prefix: str) -> int:
-        numbers = [int(m[1]) for n in files if (m := re.match(re.escape(prefix) + r"layers\.(\d+)\.", n))]
-        return max(numbers, default=-1) + 1
-
-    heads = option("encoder_attention_heads", None)
-    if heads is None:
-        if source.options is not None or width % HEAD:
-            raise CheckpointError(f"{where}: its options name no encoder_attention_heads, which no tensor tells")
-        heads = width // HEAD
-        ledger.config["encoder_attention_heads"] = f"not in the file: heads of {HEAD}, as in every published model"
-    inner = shape[f"{body}layers.0.fc1.weight"][0]
-    if both and option("decoder_attention_heads", None) not in (None, heads):
-        raise CheckpointError(
-            f"{where}: decoder_attention_heads differs from {heads} of the encoder, which is not supported"
-        )
-    act = option("activation_fn", "gelu" if source.options is None else "relu")
-    if act not in ACTS:
-        raise CheckpointError(
-            f"{where}: activation_fn={act!r} is not known; known: {', '.join(ACTS)}{did_you_mean(str(act), ACTS)}"
-        )
-    table = shape[f"{body}embed_positions.weight"][0]
-    first = kind.unused
     changes: dict[str, Any] = {
         "dims.d_model": option("encoder_embed_dim", width),
-        "dims.layers": option("encoder_layers", layers(body)),
-        "dims.decoder_layers": option("decoder_layers", layers("decoder.")) if both else None,
+        "dims.layers": option("encoder_layers", file.layers(body)),
+        "dims.decoder_layers": option("decoder_layers", file.layers("decoder.")) if both else None,
         "dims.heads": heads,
         "dims.head_dim": None,
-        "dims.d_ff": option("encoder_ffn_embed_dim", inner),
+        "dims.d_ff": option("encoder_ffn_embed_dim", file.shapes[f"{body}layers.0.fc1.weight"][0]),
         "dims.vocab": vocab,
-        "dims.context": table - first,
-        "arch.mlp.act": ACTS[act],
+        "dims.context": file.shapes[f"{body}embed_positions.weight"][0] - kind.unused,
+        "arch.mlp.act": act,
         "arch.dropout": Dropout(
             embed=option("dropout", 0.1),
             residual=option("dropout", 0.1),
@@ -297,29 +354,7 @@ def _design(
     }
     if kind.scales:
         changes["arch.embed_scale"] = not option("no_scale_embedding", not base.arch.embed_scale)
-    names = sorted({m[1] for n in files if (m := TASK.fullmatch(n))})
-    if len(names) > 1:
-        raise CheckpointError(f"{where} holds several classification heads ({', '.join(names)}); one is supported")
-    if names:
-        task = owner.tasks["classify"].task
-        labels = shape[f"classification_heads.{names[0]}.out_proj.weight"][0]
-        changes["arch.heads"] = Heads(task=spec.edit(task, {"labels": labels}))
-    elif kind.bare is not None and kind.bare not in files:
-        changes["arch.heads"] = Heads()
-    try:
-        design = spec.edit(base, changes)
-    except UsageError as error:
-        raise CheckpointError(f"{where}: {error}") from None
-    residual = PreNorm() if "encoder.layer_norm.weight" in files else PostNorm()
-    if design.arch.residual != residual or option("encoder_normalize_before", False) != isinstance(residual, PreNorm):
-        raise CheckpointError(
-            f"{where}: where its norms stand (encoder_normalize_before) is not as {kind.family} has it"
-        )
-    size = next((s for s in owner if owner[s].dims == design.dims), owner.name)
-    return replace(design, name=size), names[0] if names else None
-
-
-WIDTHS = ("encoder_embed_dim", "encoder_layers", "decoder_layers", "encoder_ffn_embed_dim")
+    return changes
 
 
 def _rows(kind: Kind, design: Design, name: str | None, shapes: Mapping[str, Any], packed: bool) -> list[Row]:
@@ -377,14 +412,14 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
 
 
 def _repeated(r: Row, design: Design) -> list[str]:
-    """The names under which fairseq holds a tensor once more."""
+    """The other names under which fairseq stores the same tensor."""
     if design.arch.structure == "encoder-decoder":
         return [a for a in r.aliases if a == "decoder.embed_tokens.weight" or design.arch.heads.lm is not None]
     return list(r.aliases) if design.arch.heads.lm is not None else []
 
 
 def _check(design: Design, kind: Kind, model: Model) -> None:
-    """Raises UsageError if a design is not one that the layout would be read as."""
+    """Raises UsageError if the layout cannot express a design."""
     head = design.arch.heads.lm
     if head is not None and (not head.tied or (isinstance(head, LMHead) and head.bias)):
         raise UsageError("fairseq's layout has no name for a head with a matrix or a bias of its own")
@@ -402,10 +437,10 @@ def _check(design: Design, kind: Kind, model: Model) -> None:
     if kind.scales:
         free["embed_scale"] = design.arch.embed_scale
     try:
-        told = spec.edit(base.arch, free)
+        known = spec.edit(base.arch, free)
     except UsageError as error:
         raise UsageError(f"fairseq's layout cannot say this design: {error}") from None
-    if other := spec.diff(told, design.arch):
+    if other := spec.diff(known, design.arch):
         raise UsageError(f"fairseq's layout cannot say arch.{other[0].path}={other[0].new} of {kind.family}")
     dims = design.dims
     if dims.kv != dims.heads or dims.width * dims.heads != dims.d_model or dims.groups or dims.embed:

@@ -1,4 +1,4 @@
-"""Which heads stand on a body: those of its family, those that a file holds, and those of a task."""
+"""The heads of a model: its family's, those that a file holds, and those of a task."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.formats.classes import heads_wanted
 from stemma.formats.keys import Layout
 from stemma.formats.names import Row
-from stemma.nn.parts import Choose, Classify, Full, Heads, Summary, Tag, Task
+from stemma.nn.parts import Full, Heads, Summary, Tag, Task
 
 HEADS = ("lm", "pooler", "pair", "detect", "task")
 
 
 def part(r: Row) -> str:
-    """The part of the model that a row is of: a head, or the embeddings, or a stack."""
+    """The part of the model that a row belongs to: a head, the embeddings or a stack."""
     return r.ours[0].split(".")[0]
 
 
 def with_heads(design: Design, heads: Heads) -> Design:
-    """The design with other heads on its body."""
+    """The design with other heads."""
     return replace(design, arch=replace(design.arch, heads=heads))
 
 
@@ -43,8 +43,8 @@ def heads_in_file(
     task: Task | None,
     owner: Family | None,
 ) -> tuple[Design, list[str]]:
-    """The design with the heads that the file holds or the user wants drawn, and the names of tensors of heads that a
-    wanted task leaves behind. Raises if the class needs a head more."""
+    """The design with the heads that the file holds or that `new` names, and the tensors of heads that `task` does
+    without. Raises CheckpointError if the file lacks a head that its class needs."""
     if layout is None:
         return (design if task is None else with_heads(design, heads_for(task, design, owner))), []
     wanted = heads_wanted(layout, raw)
@@ -89,8 +89,8 @@ def heads_in_file(
 
 
 def task_of(family: Family | None, task: str | Task, labels: int | None, problem: str | None = None) -> Task:
-    """The task head of a family by its name (`classify`, `tag`, `answer`, `choose`), with so many labels. Raises
-    UsageError for a task that the family does not have."""
+    """A family's task head by name (`classify`, `tag`, `answer`, `choose`), with `labels` classes. Raises UsageError if
+    the family has none."""
     if isinstance(task, str):
         known = family.tasks if family is not None else {}
         if task not in known:
@@ -115,7 +115,7 @@ def wanted_task(
     goal: tuple[str | Task, int | None, str | None],
     new: Collection[str],
 ) -> Task:
-    """The task head that a call asks for; what it leaves open is as in the file, where that has a head of the kind."""
+    """The task head that a call asks for. Fields that it leaves open come from the file's head of the same type."""
     name, labels, problem = goal
     task = task_of(owner, name, labels, problem)
     held = heads_wanted(layout, raw).task if layout is not None else None
@@ -126,25 +126,24 @@ def wanted_task(
 
 
 def with_task(design: Design, family: Family, task: str) -> Design:
-    """The design with the family's head for a task in place of the heads of pretraining."""
+    """The design with the family's head for a task instead of its pretraining heads."""
     return with_heads(design, heads_for(task_of(family, task, None), design, family))
 
 
 def heads_for(task: Task, design: Design, family: Family | None = None) -> Heads:
-    """The heads that a task needs on the body of a design: its own, the pooler if it reads that (the one that its
-    family has for the task, where the body has none), and the language-model head where the family keeps it beside
-    (GPT's choice)."""
+    """The heads that a task needs: its own; a pooler if it reads one (the design's, else the family's); the
+    language-model head if the family keeps it (GPT's multiple choice)."""
     known = [h for h in (family.tasks.values() if family is not None else ()) if type(h.task) is type(task)]
     lm = design.arch.heads.lm if any(h.lm is not None for h in known) else None
-    if not (isinstance(task, Classify | Choose) and task.summary is None):
+    if not task.reads_pooler:
         return Heads(lm, task=task)
     usual = next((h.pooler for h in known if h.pooler is not None), None)
     return Heads(lm, design.arch.heads.pooler or usual or Summary(), task=task)
 
 
 def body_for(design: Design) -> Design:
-    """The body that a design's task head stands on: of an encoder-decoder, its encoder alone where every token has to
-    be scored in sight of the whole text."""
+    """The design that a task head is put on. An encoder-decoder that tags tokens keeps its encoder alone: every token
+    must see the whole text."""
     if design.arch.structure != "encoder-decoder" or not isinstance(design.arch.heads.task, Tag):
         return design
     return spec.edit(design, {"arch.structure": "encoder", "arch.mask": Full()})

@@ -1,4 +1,4 @@
-"""Folders of config.json, safetensors and a tokenizer, in the layouts of the Hugging Face and in Stemma's own."""
+"""Folders of config.json, safetensors and a tokenizer: the layouts of Hugging Face, and Stemma's own."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _assemble(
 
 
 def _names_in_file(source: tensors.Tensors, layout: Layout | None, where: str) -> dict[str, str]:
-    """The name by which the table knows each tensor -> the name that it has in the file."""
+    """The table's name of each tensor -> its name in the file."""
     if layout is None:
         return {name: name for name in source}
     current = {name: functools.reduce(lambda n, r: n.replace(*r), layout.renames.items(), name) for name in source}
@@ -155,8 +155,8 @@ def _is_head(name: str, layout: Layout) -> bool:
 
 
 def _by_file(design: Design, layout: Layout | None, source: tensors.Tensors, files: Mapping[str, str]) -> Design:
-    """The design with what the layout leaves to the file: a head of its own where the file's two tensors differ, and a
-    bias of the head where that of the file is not zero everywhere."""
+    """The design with what only the tensors tell: the head is untied if the file's two matrices differ, and has a bias
+    if the file's is not all zero."""
     head = design.arch.heads.lm
     if layout is None or head is None:
         return design
@@ -177,7 +177,7 @@ def _by_file(design: Design, layout: Layout | None, source: tensors.Tensors, fil
 
 
 def _draw_new(model: Model, design: Design, ledger: Ledger, device: torch.device, dtype: torch.dtype) -> None:
-    """Draw the heads that the user asked for; what the file holds of them is read over it."""
+    """Initialise the heads that the user asked for. Tensors of them that the file holds are loaded afterwards."""
     heads = {name.split(".")[0] for name in ledger.new}
     parts = nn.ModuleDict({head: getattr(model, head).to_empty(device="cpu") for head in sorted(heads)})
     initialise(parts, design.arch, design.dims, 0)
@@ -257,8 +257,8 @@ def save(model: Model, directory: Path, *, dtype: str | None, shard_bytes: int) 
 
 
 def _replaced(name: str) -> bool:
-    """Whether a file is part of a checkpoint, which a new one replaces as a whole: a shard or a token list of the old
-    one among the new files would be read as theirs."""
+    """Whether a file belongs to a checkpoint. A new checkpoint replaces all of them: a shard or a vocabulary of the old
+    one would be read as its own."""
     return name in (*CONFIGS, *TOKENIZER, *sentences.FILES) or WEIGHTS.fullmatch(name) is not None
 
 

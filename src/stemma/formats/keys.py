@@ -1,4 +1,4 @@
-"""What a publisher's table is written with: `Key`, a row of a config.json, and `Layout`, the whole."""
+"""The pieces of a publisher's table: `Key`, one key of a config.json, and `Layout`, the whole."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Key:
         return self.write(value, design)
 
     def spelling(self, config: Mapping[str, Any]) -> str:
-        """The name (or names) by which a config has it."""
+        """The key as this config spells it; all spellings, joined with "and", if it has several."""
         return " and ".join(name for name in (self.name, *self.older) if name in config) or self.name
 
     def value(self, config: Mapping[str, Any]) -> Any:
@@ -88,12 +88,12 @@ def nested(config: Mapping[str, Any], sections: Collection[str]) -> dict[str, An
 
 
 def key(name: str, *paths: str, default: Any = REQUIRED, **how: Any) -> Key:
-    """A key, with less to type."""
+    """A `Key` with its paths as arguments."""
     return Key(name, paths, default, **how)
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name that `word` is one slip of typing away from, else for the nearest."""
+    """`; did you mean 'x'?` for a known name one typing slip away from `word`, else for the nearest."""
     known = list(known)
     slips = [name for name in known if _slip(word, name)]
     return did_you_mean(word, slips) or did_you_mean(word, known)
@@ -107,19 +107,19 @@ def _slip(a: str, b: str) -> bool:
 
 
 def token(value: Any, config: Mapping[str, Any]) -> Any:
-    """The id of a token; -1 means that there is none (in the first LLaMA files)."""
+    """A token id; -1 (in the first LLaMA files) means none."""
     return None if value == -1 else value
 
 
 def number(value: Any, config: Mapping[str, Any]) -> Any:
-    """A whole number, where our own field might also be left out."""
+    """A whole number, for a field of ours that also takes None."""
     if not isinstance(value, int):
         raise CheckpointError(f"{value!r} should be a whole number")
     return value
 
 
 def switch(on: Any, off: Any) -> dict[str, Callable[..., Any]]:
-    """`read` and `write` of a key that is true or false where ours is one of two values."""
+    """`read` and `write` of a boolean key for a field with the two values `on` and `off`."""
 
     def read(value: Any, config: Mapping[str, Any]) -> Any:
         if not isinstance(value, bool):
@@ -140,7 +140,7 @@ def several(value: Any, config: Mapping[str, Any]) -> Any:
 
 
 def ids(*, pad: int | None, bos: int | None, eos: int | None) -> tuple[Key, ...]:
-    """The keys of the ids that pad, begin and end a text, with the reference's defaults."""
+    """The keys of the pad, bos and eos ids, with the reference's defaults."""
     return (
         key("pad_token_id", "text.pad_id", default=pad),
         key("bos_token_id", "text.bos_id", default=bos),
@@ -149,12 +149,13 @@ def ids(*, pad: int | None, bos: int | None, eos: int | None) -> tuple[Key, ...]
 
 
 def with_defaults(keys: Iterable[Key], **defaults: Any) -> tuple[Key, ...]:
-    """Keys that a layout shares with another one, some with defaults of its own."""
+    """`keys` with other defaults for some."""
     return tuple(replace(k, default=defaults.get(k.name, k.default)) for k in keys)
 
 
 def words(table: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
-    """`read` and `write` of a key whose words differ from ours. The first of several that mean the same is written."""
+    """`read` and `write` of a key by a table: their word -> ours. Of several words for one of ours, the first is
+    written."""
 
     def read(value: Any, config: Mapping[str, Any]) -> Any:
         if not isinstance(value, str) or value not in table:
@@ -213,7 +214,7 @@ class Layout:
         return {name[:i] for name in names for i, letter in enumerate(name) if letter == "."}
 
     def base(self) -> Design:
-        """What a config changes: the first size of the first family, with all heads that keys speak of."""
+        """The design that a config edits: the first size of the first family, with every head that a key may set."""
         first = families.family(self.families[0]).first
         known = (first.arch.heads, *self.classes.values())
         heads = {
@@ -224,5 +225,5 @@ class Layout:
 
 
 def reasons(reason: str, names: str) -> dict[str, str]:
-    """One reason for each of several names."""
+    """The same reason for each of the names."""
     return dict.fromkeys(names.split(), reason)

@@ -1,4 +1,4 @@
-"""What a config.json describes, and the layout that a design is saved in."""
+"""From a config.json to a design, and from a design to the layout that it is saved in."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stemma.rewrites.paths import PlainTensors
 
 
 def _layouts() -> dict[str, Layout]:
-    """Every layout of the modules beside this one that are named after the Hugging Face."""
+    """Every layout of the modules `hf_*` beside this one."""
     beside = pkgutil.iter_modules([str(Path(__file__).parent)])
     modules = [importlib.import_module(f"{__package__}.{m.name}") for m in beside if m.name.startswith("hf_")]
     found = [value for module in modules for value in vars(module).values()]
@@ -33,7 +33,7 @@ LAYOUTS = _layouts()
 
 
 def read_design(raw: Mapping[str, Any]) -> tuple[Design, Family | None, Layout | None, dict[str, str]]:
-    """What a config.json describes: the design (with the heads of its class), its family, layout and unused keys."""
+    """The design of a config.json (with the heads of its class), its family, its layout and the unused keys."""
     if "model_type" not in raw:
         like = [k for k in raw if nearest("model_type", [k], 1) and k not in GENERAL]
         hint = f"; is {like[0]!r} meant to be it?" if like else ""
@@ -50,7 +50,7 @@ def read_design(raw: Mapping[str, Any]) -> tuple[Design, Family | None, Layout |
 
 
 def _layout_for(model_type: Any, raw: Mapping[str, Any]) -> Layout:
-    """The layout of a model_type; where two publishers gave theirs the same one, that whose mark the config has."""
+    """The layout of a model_type. Where two layouts share one, the config must have the mark of one of them."""
     found = [layout for layout in LAYOUTS.values() if layout.model_type == model_type]
     if not found:
         known = [*dict.fromkeys(layout.model_type for layout in LAYOUTS.values()), own.MODEL_TYPE]
@@ -65,8 +65,8 @@ def _layout_for(model_type: Any, raw: Mapping[str, Any]) -> Layout:
 
 
 def nearest_family(design: Design, layout: Layout, raw: Mapping[str, Any]) -> tuple[Family, str]:
-    """The family of the layout that the design differs least from, and the name of the size that it equals, if any.
-    Among families of one network those count that have its size, then those whose heads and rates are its own."""
+    """The family of the layout that the design differs least from, and the size that it equals, else the family's name.
+    Among families with the same network: one with an equal size first, then the closest heads and dropout rates."""
     named = class_in(layout, raw)
     has = present(design.arch.heads if named is None else layout.classes[named])
 
@@ -94,16 +94,16 @@ def _body_changes(a: Design, b: Design) -> list[spec.Change]:
 
 
 def text_of(design: Design, owner: Family) -> Text:
-    """How a family reads text, with the ids of a design."""
+    """A family's text settings with the ids of a design."""
     kept = ("bos_id", "eos_id", "pad_id", "start_id", "mask_id", "languages", "blank_ids")
     ids = {f: getattr(design.text, f) for f in kept}
     return replace(owner.text, **ids)
 
 
 def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dict[str, Any], str]:
-    """The layout in which a design is saved, and its config.json: the family's own, else its nearest ancestor's that
-    can say all of it, else Stemma's own (None), with the reason."""
-    why = ""  # why the nearest layout will not do
+    """The layout that a design is saved in, its config.json, and why no other: the family's layout, else the nearest
+    ancestor's that can express all of it, else Stemma's own (None)."""
+    why = ""  # of the nearest layout
     for relative in family.lineage if family is not None else []:
         for layout in LAYOUTS.values():
             if relative.name in layout.families:
@@ -117,7 +117,7 @@ def layout_of(design: Design, family: Family | None) -> tuple[Layout | None, dic
 
 
 def table_of(design: Design, layout: Layout | None, shapes: Mapping[str, Any]) -> list[Row]:
-    """The names table for a model, each row once; every parameter of the model must be in it."""
+    """The names table of a model. Raises UsageError if the layout has no name for a parameter."""
     if layout is None:
         return own.rows(shapes)
     rows = [r for r in expand(layout.rows(design), design) if all(o in shapes for o in r.ours)]

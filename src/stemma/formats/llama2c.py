@@ -56,7 +56,7 @@ ORDER = {
 
 @dataclass(frozen=True)
 class Head:
-    """What a file says before its tensors."""
+    """The header of a file."""
 
     version: int
     sizes: dict[str, int]
@@ -97,7 +97,7 @@ def _checked(path: Path, head: Head) -> Head:
 
 
 def _plan(design: Design, version: int) -> Iterator[tuple[str, tuple[int, ...], Row | None]]:
-    """Every tensor of a file in order: its name, its shape and its row (None: a table)."""
+    """Every tensor of a file in order: name, shape and row (None: a rotary table)."""
     table = {r.theirs: r for r in meta.rows(design)}
     shapes = {name: tuple(p.shape) for name, p in meta_model(design).named_parameters()}
     for name in ORDER[version]:
@@ -111,7 +111,7 @@ def _plan(design: Design, version: int) -> Iterator[tuple[str, tuple[int, ...], 
 
 
 def _tables(design: Design) -> dict[str, Tensor]:
-    """The cosines and sines, context x D/2."""
+    """The rotary tables, cosines and sines: context x D/2 each."""
     width = design.dims.width
     i = torch.arange(0, width, 2)[: width // 2].float()
     angle = torch.outer(torch.arange(design.dims.context), 1.0 / (BASE ** (i / width))).float()
@@ -151,7 +151,7 @@ def load(
     rewrites: Sequence[Rewrite] = (),
 ) -> Model:
     """The model in a llama2.c file of version 0 or 1, in eval mode; a `tokenizer.model` or `tokenizer.json` beside it
-    is its tokenizer. `device="meta"` makes shapes and no data. Raises CheckpointError saying what is wrong."""
+    is its tokenizer. `device="meta"` reads shapes only. Raises CheckpointError saying what is wrong."""
     path = Path(path)
     size = path.stat().st_size
     with open(path, "rb") as handle:
@@ -196,7 +196,7 @@ def load(
 
 
 def _check_table(path: Path, name: str, raw: np.ndarray[Any, np.dtype[np.uint8]], design: Design) -> None:
-    """A table for another base than the program's would mean another model."""
+    """Raises CheckpointError if a table is for another rotary base than the program's, which would be another model."""
     want = _tables(design)[name]
     held = torch.from_numpy(raw.view("<f4").astype(np.float32)).view(want.shape)
     if not torch.allclose(held, want, rtol=0, atol=1e-3):
@@ -206,8 +206,8 @@ def _check_table(path: Path, name: str, raw: np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def save(model: Model, path: str | Path, *, version: int = 0) -> Path:
-    """Write a model as a llama2.c file of version 0 (what its `run` reads) or 1, in fp32; no tokenizer. The file is
-    whole or not there. Raises UsageError for what the format cannot say."""
+    """Write a model as a llama2.c file of version 0 (for its `run`) or 1, in fp32, without a tokenizer; atomically.
+    Raises UsageError for what the format cannot express."""
     path = Path(path)
     if path.is_dir():
         raise UsageError(f"{path} is a folder; a llama2.c checkpoint is one file, such as model.bin")

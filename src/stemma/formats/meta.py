@@ -88,7 +88,7 @@ def rows(design: Design) -> list[Row]:
 
 
 def identify(design: Design) -> tuple[Design, Family]:
-    """A design with the name and the habits of the family and size that it is, and that family."""
+    """A design with the name, text settings, objective and recipe of its family, and that family."""
     owner, name = nearest_family(design, LAYOUTS["llama"], {})
     text = text_of(design, owner)
     return replace(design, name=name, text=text, objective=owner.objective, recipe=owner.recipe), owner
@@ -98,8 +98,8 @@ def identify(design: Design) -> tuple[Design, Family]:
 
 
 class Shards:
-    """The tensors of a folder's shards, joined. The files are mapped: a tensor is read when it is asked for. `width`:
-    that of the model, as params.json has it."""
+    """The tensors of a folder's model-parallel shards, joined. The files are memory-mapped: `get` reads. `width`: `dim`
+    of params.json."""
 
     def __init__(self, folder: Path, width: int) -> None:
         self.folder, self.width = folder, width
@@ -126,8 +126,8 @@ class Shards:
         return name in self.parts[0]
 
     def axis(self, name: str) -> int | None:
-        """The axis along which a tensor is divided. The embeddings of LLaMA 1 and 2 are by width (`dim`), those of
-        Llama 3 by token, which only their shape tells."""
+        """The axis that a tensor is sharded along; None: each shard has all of it. Embeddings are sharded by width in
+        LLaMA 1 and 2 and by token in Llama 3, as their shape tells."""
         if name == EMBEDDINGS:
             shape = self.parts[0][name].shape
             return 0 if len(shape) != 2 or shape[1] == self.width else 1
@@ -148,13 +148,16 @@ class Shards:
     def meta_tensor(self, name: str) -> Tensor:
         return torch.empty(self.shape(name), dtype=self.parts[0][name].dtype, device="meta")
 
+    def blocks(self, name: str) -> None:
+        """No tensor of these files is quantised."""
+
     def get(self, name: str) -> Tensor:
         axis = self.axis(name)
         parts = [part[name] for part in self.parts]
         return parts[0] if axis is None or len(parts) == 1 else torch.cat(parts, axis)
 
     def tied(self) -> bool:
-        """Whether the output matrix is absent, or the embeddings again."""
+        """Whether the output matrix is absent, or equal to the embeddings."""
         if OUTPUT not in self:
             return True
         if EMBEDDINGS not in self or self.shape(EMBEDDINGS) != self.shape(OUTPUT):
@@ -169,9 +172,8 @@ class Shards:
 
 
 def read_params(params: Mapping[str, Any], vocab: int, tied: bool) -> tuple[Design, dict[str, str]]:
-    """The design in a params.json, given what the weights say, and the keys that change nothing, with reasons.
-
-    Raises CheckpointError for a key that is not known (with the nearest that is) or missing, and for a wrong value."""
+    """The design of a params.json, with the vocabulary and the tying that the weights tell, and its unused keys with
+    reasons. Raises CheckpointError for an unknown or missing key and for a wrong value."""
     known = [*REQUIRED, *DEFAULTS, *UNUSED]
     for name in params:
         if name not in known:
@@ -216,7 +218,7 @@ def read_params(params: Mapping[str, Any], vocab: int, tied: bool) -> tuple[Desi
 
 
 def _context(p: Mapping[str, Any], vocab: int) -> int:
-    """The longest text that a model with these params was trained on (see the head of this module)."""
+    """The context that a model with these params was trained with (see the top of this module)."""
     if vocab > BIG:
         return 131_072 if p["use_scaled_rope"] else 8192
     if p["rope_theta"] > 10_000:
@@ -226,7 +228,7 @@ def _context(p: Mapping[str, Any], vocab: int) -> int:
 
 
 def write_params(design: Design) -> dict[str, Any]:
-    """The params.json of a design. Raises UsageError if it cannot say something that the design has."""
+    """The params.json of a design. Raises UsageError if it cannot express it."""
     arch, dims = design.arch, design.dims
     if not isinstance(arch.position, Rotary):
         raise UsageError(f"Meta's layout is for rotary positions, and this design has {arch.position}")
@@ -246,12 +248,12 @@ def write_params(design: Design) -> dict[str, Any]:
 
 
 def _read(params: Mapping[str, Any], design: Design) -> Design:
-    """What `params` say of the weights of `design`."""
+    """The design that `params` give with the weights of `design`."""
     return read_params(params, design.dims.vocab, design.arch.heads.tied)[0]
 
 
 def _width_rule(d_model: int, d_ff: int) -> dict[str, Any]:
-    """`multiple_of` and `ffn_dim_multiplier` that give an inner width: a published pair where one does."""
+    """`multiple_of` and `ffn_dim_multiplier` that give `d_ff`; a published pair if there is one."""
     for multiple, factor in [(m, k) for k in (None, 1.3, 1.2, 1.5, 1.0) for m in (256, 1024, 4096)]:
         if gated_width(d_model, multiple, factor or 1.0) == d_ff:
             return {"multiple_of": multiple} | ({} if factor is None else {"ffn_dim_multiplier": factor})
@@ -264,7 +266,8 @@ def _width_rule(d_model: int, d_ff: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Origin:
-    """How a checkpoint was written, so that it can be written so again. `axis`: that of the embeddings."""
+    """How a checkpoint was written, to write it the same way again. `axis`: the one that embeddings are sharded
+    along."""
 
     params: str
     shards: int
@@ -283,7 +286,7 @@ def load(
     rewrites: Sequence[Rewrite] = (),
 ) -> Model:
     """The model in a folder of Meta's layout, in eval mode, its shards joined. `dtype="auto"` keeps the file's type;
-    `device="meta"` makes shapes and no data. `model.extras["meta"]` remembers how it was written. Raises
+    `device="meta"` reads shapes only. `model.extras["meta"]` keeps how it was written. Raises
     CheckpointError naming the file, the key or the tensor."""
     folder = Path(folder)
     where = str(folder)
@@ -344,11 +347,11 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
 
 
 def save(model: Model, directory: str | Path, *, dtype: str | None = None, shards: int | None = None) -> Path:
-    """Write a model in Meta's layout, divided into `shards` files (default: as many as it was read from, else one).
+    """Write a model in Meta's layout, in `shards` files (default: as many as it was read from, else one).
 
-    A checkpoint that was read from this layout is written back with the same tensors, shards and params.json. The
-    embeddings are divided by token for a byte-level vocabulary (Llama 3) and by width else, as Meta's code for each
-    reads them. `rope.freqs` is not written. Raises UsageError for what the layout cannot say."""
+    A checkpoint that was read from this layout is written back with the same tensors, shards and params.json. As Meta's
+    code reads them, embeddings are sharded by token for a byte-level vocabulary (Llama 3), else by width. `rope.freqs`
+    is not written. Raises UsageError for what the layout cannot express."""
     directory = Path(directory)
     check_target(model, directory)
     if (directory / "config.json").exists():
@@ -409,7 +412,7 @@ def _divides(design: Design, count: int, by_token: bool) -> None:
 
 
 def _tokenizer(model: Model, source: Origin | None) -> bytes | None:
-    """The bytes of tokenizer.model: those that were read, or made from the tokenizer."""
+    """The bytes of tokenizer.model, as read or made from the tokenizer."""
     tokenizer: Tokenizer | None = model.tokenizer
     if tokenizer is None:
         return None

@@ -1,7 +1,7 @@
-"""The names engine: a table of rows turns a publisher's tensors into ours and back, bit for bit.
+"""The names engine: a table of rows maps a publisher's tensors to ours and back, bit for bit.
 
-A row joins one tensor of the file to one or more of the model's. `{i}` runs over layers. Tables name what is in the
-*files*; the same rows serve both directions.
+A row maps one tensor of the file to one or more of the model's; `{i}` runs over layers. The same rows serve both
+directions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from stemma.errors import CheckpointError, nearest
 
 
 class Op(Protocol):
-    """How one tensor of a file is made of several of the model's, where a plain row of them will not do. It only moves
-    numbers, so that both ways are exact."""
+    """A rearrangement between one tensor of a file and several of the model's. It only moves numbers, so both ways are
+    exact."""
 
     def shape(self, parts: list[torch.Size]) -> Sequence[int]:
-        """The shape in the file, of the model's shapes."""
+        """The shape in the file, from the model's shapes."""
 
     def read(self, tensor: Tensor, parts: list[torch.Size]) -> Sequence[Tensor]:
         """The model's tensors."""
@@ -33,7 +33,7 @@ class Op(Protocol):
 
 @dataclass(frozen=True)
 class Shaped:
-    """The same numbers in another shape: `inner` are the axes that the file has in place of the model's."""
+    """A reshape: the tensor has the shape `inner` in the file."""
 
     inner: tuple[int, ...]
 
@@ -49,8 +49,7 @@ class Shaped:
 
 @dataclass(frozen=True)
 class ByHead:
-    """Several matrices (or vectors) of equal heads packed head by head: all rows of head 0 first, then those of head
-    1."""
+    """Several matrices (or vectors) packed head by head: all rows of head 0, then those of head 1, ..."""
 
     heads: int
 
@@ -67,7 +66,7 @@ class ByHead:
 
 @dataclass(frozen=True)
 class InHeads:
-    """A transposed matrix, whose outputs are cut into heads in the file: in, heads, width."""
+    """A transposed matrix with its outputs split into heads: (in, heads, width) in the file."""
 
     heads: int
 
@@ -83,9 +82,8 @@ class InHeads:
 
 @dataclass(frozen=True)
 class Row:
-    """`theirs` in the file is `ours` in the model: a transposed matrix if `transposed`, and side by side along the
-    model's first axis where there are several; or as `op` says. `aliases`: other names for the same tensor, which files
-    may hold."""
+    """`theirs` in the file is `ours` in the model, concatenated along the model's first axis if there are several, and
+    transposed if `transposed`; or rearranged by `op`. `aliases`: other names of the same tensor in files."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -103,7 +101,7 @@ class Row:
         )
 
     def read(self, tensor: Tensor, shapes: Mapping[str, torch.Size]) -> list[tuple[str, Tensor]]:
-        """The model's tensors in one of the file's. Raises CheckpointError if the shape is not what they need."""
+        """The model's tensors from the file's. Raises CheckpointError for a wrong shape."""
         parts = [shapes[o] for o in self.ours]
         if self.op is not None:
             if list(tensor.shape) != (expected := list(self.op.shape(parts))):
@@ -124,7 +122,7 @@ class Row:
         return list(zip(self.ours, tensor.split([p[0] for p in parts]), strict=True))
 
     def write(self, state: Mapping[str, Tensor]) -> Tensor:
-        """The file's tensor made of the model's."""
+        """The file's tensor from the model's."""
         if self.op is not None:
             return self.op.write([state[o] for o in self.ours]).contiguous()
         tensor = state[self.ours[0]] if len(self.ours) == 1 else torch.cat([state[o] for o in self.ours])
@@ -132,19 +130,19 @@ class Row:
 
 
 def row(theirs: str, *ours: str, transposed: bool = False, aliases: Iterable[str] = (), op: Op | None = None) -> Row:
-    """A row, with less to type."""
+    """A `Row` with the model's names as arguments."""
     return Row(theirs, ours, transposed, tuple(aliases), op)
 
 
 def linear(theirs: str, *ours: str, bias: bool = True, transposed: bool = False) -> Iterator[Row]:
-    """The rows of a linear layer, or of several packed into one: its weight and, if it has one, its bias."""
+    """The rows of a linear layer, or of several packed into one: weight, and bias if `bias`."""
     yield row(f"{theirs}.weight", *(f"{o}.weight" for o in ours), transposed=transposed)
     if bias:
         yield row(f"{theirs}.bias", *(f"{o}.bias" for o in ours))
 
 
 def expand(rows: Iterable[Row], design: Design) -> list[Row]:
-    """Every `{i}` row once for each layer of its stack."""
+    """The rows with each `{i}` row repeated for every layer of its stack."""
     layers = depths(design)
     out: list[Row] = []
     for r in rows:
@@ -163,11 +161,11 @@ def depths(design: Design) -> dict[str, int]:
 
 @dataclass
 class Ledger:
-    """What became of every tensor of the file and of the model, and of every key of the config that was not used."""
+    """Accounts for every tensor of the file and of the model, and for the unused keys of the config."""
 
     loaded: dict[str, str] = field(default_factory=dict)  # the model's name -> the file's
     tied: dict[str, str] = field(default_factory=dict)  # the file's name -> the file's name it repeats
-    new: list[str] = field(default_factory=list)  # the model's names, drawn afresh because the user said so
+    new: list[str] = field(default_factory=list)  # the model's names, initialised because the user asked for it
     ignored: dict[str, str] = field(default_factory=dict)  # the file's name -> why
     config: dict[str, str] = field(default_factory=dict)  # keys of config.json that change nothing here -> why
 

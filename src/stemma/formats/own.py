@@ -1,5 +1,5 @@
-"""Stemma's own layout, for designs that no publisher's config.json can describe (GPT-3's alternating masks, say, or
-an edit of one's own): the same files, with the whole design in config.json and our own tensor names."""
+"""Stemma's own layout, for designs that no publisher's config.json can describe (GPT-3's alternating masks, your own
+edits): the same files, with the whole design in config.json and our tensor names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL_TYPE = "stemma"
 
 
 def read_config(config: Mapping[str, Any]) -> Design:
-    """The design in a config.json of ours."""
+    """The design of a config.json in Stemma's own layout."""
     known = ("model_type", "design", "dtype", "family")
     if unknown := [name for name in config if name not in known]:
         hint = did_you_mean(unknown[0], known)

@@ -14,7 +14,7 @@ from stemma.nn.parts import DynamicScaling, LinearScaling, Llama3Scaling, Rotary
 
 @dataclass(frozen=True)
 class Kind:
-    """A `rope_type`: our spec, its keys to our fields, and which of them a file may leave out."""
+    """A `rope_type`: our spec, its keys -> our fields, and the optional ones."""
 
     spec: type[Scaling] | None
     names: Mapping[str, str]
@@ -56,7 +56,7 @@ SHARE = "partial_rotary_factor"
 
 
 def read_rope(value: Any, config: Mapping[str, Any], base: float = 10_000.0) -> dict[str, Any]:
-    """The plain data of a `Rotary` that a config has; `base`: the one that a file without any means."""
+    """The plain data of a config's `Rotary`. `base`: the default."""
     given = [config[name] for name in ("rope_parameters", "rope_scaling") if config.get(name) is not None]
     if len(given) == 2 and given[0] != given[1]:
         raise CheckpointError("rope_parameters and rope_scaling differ; keep the one that is right")
@@ -68,8 +68,8 @@ def read_rope(value: Any, config: Mapping[str, Any], base: float = 10_000.0) -> 
 
 
 def parameters(given: Mapping[str, Any], bases: list[Any], shares: list[Any], base: float) -> dict[str, Any]:
-    """The plain data of the `Rotary` that an object of rotary parameters describes. `bases`, `shares`: what the config
-    says beside it; `base`: where neither names one."""
+    """The plain data of a `Rotary` from an object of rotary parameters. `bases`, `shares`: values that the config gives
+    beside it; `base`: the default."""
     data = dict(given)
     if unknown := [name for name in data if name not in KNOWN]:
         raise CheckpointError(f"no rotary parameter {unknown[0]!r} is known{meant(unknown[0], KNOWN)}")
@@ -98,7 +98,7 @@ def parameters(given: Mapping[str, Any], bases: list[Any], shares: list[Any], ba
 
 
 def write_rope(value: Rotary, design: Design) -> dict[str, Any]:
-    """As transformers 5 writes it. Raises UsageError for a scaling that it does not know."""
+    """`rope_parameters` as transformers 5 writes it. Raises UsageError for a scaling that it does not know."""
     out: dict[str, Any] = {"rope_theta": value.base}
     if value.share != 1.0:
         out[SHARE] = value.share

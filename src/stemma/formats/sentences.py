@@ -1,4 +1,4 @@
-"""The files by which a checkpoint says how a text's vector is made (of the library sentence-transformers)."""
+"""The files of sentence-transformers: how a checkpoint pools token states into a text's vector."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ KINDS = "sentence_transformers.models."
 
 @dataclass(frozen=True)
 class Pooling:
-    """How the vector of a text is made: which of its tokens' states (`pool`, as `stemma.embed` has it; None: in a way
-    that is not supported, `why`), whether it is brought to length 1, how many tokens are read at most, and whether
-    texts are lower-cased first."""
+    """How the vector of a text is made. `pool`: as in `stemma.embed`; None: it is not supported, for the reason `why`.
+    `normalize`: to length 1; `limit`: the most tokens that are read; `lower`: texts are lower-cased first."""
 
     pool: str | None = "mean"
     normalize: bool = False
@@ -31,8 +30,8 @@ class Pooling:
 
 
 def read(folder: Path) -> tuple[Path, Pooling | None]:
-    """The folder of the model itself, and how its files say that a vector is made (None: they do not). Raises
-    CheckpointError if one of them is damaged."""
+    """The folder of the model itself and its pooling (None if no file says). Raises CheckpointError for a damaged
+    file."""
     if not (folder / MODULES).is_file():
         return folder, None
     listed = disk.read_json(folder / MODULES)
@@ -64,7 +63,7 @@ def read(folder: Path) -> tuple[Path, Pooling | None]:
 
 
 def _mode(config: Mapping[str, Any], path: Path) -> tuple[str | None, str]:
-    """The way of pooling, or None and why not."""
+    """The pooling of a module, or None and the reason."""
     modes = [name.removeprefix("pooling_mode_") for name, on in config.items()
              if name.startswith("pooling_mode_") and on]  # fmt: skip
     if isinstance(named := config.get("pooling_mode"), str):
@@ -76,7 +75,7 @@ def _mode(config: Mapping[str, Any], path: Path) -> tuple[str | None, str]:
 
 
 def write(folder: Path, pooling: Pooling) -> None:
-    """The files beside a model's own. What could not be read is not written."""
+    """Write the files beside the model's own. A pooling that is not supported is not written."""
     if pooling.pool is None:
         return
     kinds = [("", "Transformer"), (POOLING, "Pooling"), *([("2_Normalize", "Normalize")] if pooling.normalize else [])]
@@ -86,7 +85,7 @@ def write(folder: Path, pooling: Pooling) -> None:
 
 
 def write_pooling(folder: Path, pooling: Pooling, width: int) -> None:
-    """The file in a folder of its own. Raises ResourceError if it cannot be written."""
+    """Write the pooling module's own folder. Raises ResourceError if the disk refuses."""
     if pooling.pool is None:
         return
     modes = {f"pooling_mode_{theirs}": ours == pooling.pool for theirs, ours in WORDS.items()}

@@ -1,5 +1,5 @@
-"""Named tensors of a checkpoint, read one at a time and written atomically: safetensors, in shards or not, and the
-older `pytorch_model.bin`, which is read without running any code in it."""
+"""Tensors of a checkpoint by name, read one at a time and written atomically: safetensors, sharded or not, and the
+older `pytorch_model.bin`, which is read without running its code."""
 
 from __future__ import annotations
 
@@ -30,10 +30,8 @@ MAPPED = 32 * 2**20  # bytes read through one mapping of a file before it is dro
 
 
 def weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
-    """The files with weights in a directory, and which of them an index says to hold each tensor.
-
-    Raises CheckpointError if there are none, or not all that an index names.
-    """
+    """The weight files of a directory, and the file of each tensor if there is an index. Raises CheckpointError if
+    there are none, or one that the index names is missing."""
     for single, index in zip(SINGLE, INDEX, strict=True):
         if (directory / single).is_file():
             return [directory / single], {}
@@ -56,7 +54,7 @@ def _index(path: Path) -> dict[str, str]:
 
 
 class Tensors:
-    """The tensors of a directory, by name; nothing is read before `get`."""
+    """The tensors of a directory by name. `get` reads; making this reads names only."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -104,7 +102,8 @@ class Tensors:
         return name in self.where
 
     def meta_tensor(self, name: str) -> Tensor:
-        """A tensor without data, of the shape and type in the file. Raises CheckpointError if it holds no weights."""
+        """A tensor on the meta device, with the file's shape and dtype. Raises CheckpointError for a dtype of no
+        weights."""
         file = self.where[name]
         if file.suffix == ".bin":
             tensor = self._bin(file)[name]
@@ -119,8 +118,11 @@ class Tensors:
             )
         return torch.empty(shape, dtype=TYPES[kind], device="meta")
 
+    def blocks(self, name: str) -> None:
+        """No tensor of these files is quantised."""
+
     def get(self, name: str) -> Tensor:
-        """One tensor, on the CPU, in the type that the file holds."""
+        """One tensor, on the CPU, in the file's dtype."""
         file = self.where[name]
         if file.suffix == ".bin":
             return self._bin(file)[name]
@@ -133,13 +135,13 @@ class Tensors:
 
 
 def plain(file: Path) -> dict[str, Tensor]:
-    """The tensors by name in a file that `torch.save` wrote. No code in it is run. Raises CheckpointError."""
+    """The tensors by name of a `torch.save` file, whose code is not run. Raises CheckpointError."""
     return {k: v.detach() for k, v in unpickled(file, "plain tensors").items() if isinstance(v, Tensor)}
 
 
 def unpickled(file: Path, what: str, *classes: type) -> dict[str, Any]:
-    """A dictionary of `what` in a file that `torch.save` wrote, mapped and not read where its kind allows. No code in
-    it is run; of classes only `classes` are let through. Raises CheckpointError."""
+    """The dictionary (of `what`, for errors) in a `torch.save` file, memory-mapped where possible. Its code is not run,
+    and only objects of `classes` are allowed. Raises CheckpointError."""
     how: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
         with torch.serialization.safe_globals(list(classes)):
@@ -158,12 +160,12 @@ def unpickled(file: Path, what: str, *classes: type) -> dict[str, Any]:
 
 
 def full_name(kind: type) -> str:
-    """The name of a class, with its module's."""
+    """The name of a class with its module."""
     return f"{kind.__module__}.{kind.__name__}"
 
 
 def first_line(error: BaseException) -> str:
-    """An error of another library in one line."""
+    """The first line of another library's error."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
@@ -175,11 +177,8 @@ def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:
 
 @contextlib.contextmanager
 def whole(directory: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
-    """A scratch folder in `directory`. If the block ends well its files take the place of those there that have the
-    same names or are `stale`; if not, `directory` stays as it was. Other files in it are left alone.
-
-    Raises ResourceError if the disk is full or the place not writable.
-    """
+    """A scratch folder in `directory`. If the block succeeds, its files replace those of the same names and those that
+    are `stale`; other files stay. If it fails, `directory` is unchanged. Raises ResourceError if the disk refuses."""
     fresh = not directory.exists()
     scratch = None
     try:
@@ -206,12 +205,10 @@ def whole(directory: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
 
 
 def _swap(scratch: Path, directory: Path, stale: Callable[[str], bool]) -> None:
-    """Move the old files out of the way and the new ones in, or undo it all.
+    """Move the old files out and the new ones in, or undo both.
 
-    config.json (params.json in Meta's layout) goes first and comes last: while it is absent nothing can read a mixture
-    of old and new, and if the process is killed then, all files are still there, the old ones in `old` of the scratch
-    folder.
-    """
+    config.json (params.json in Meta's layout) is moved out first and in last, so nothing can read a mixture of old and
+    new files. If the process is killed in between, the old files are in `old` of the scratch folder."""
     old = scratch / "old"
     new = sorted((f.name for f in scratch.iterdir()), key=lambda name: name in HEADS)
     gone = sorted(
@@ -238,17 +235,15 @@ def _swap(scratch: Path, directory: Path, stale: Callable[[str], bool]) -> None:
 
 
 def interrupted(directory: Path) -> str | None:
-    """A sentence about a save into `directory` that was cut short between old and new files, if there was one."""
+    """A sentence about a save into `directory` that was killed while files were swapped; None if there was none."""
     for scratch in directory.glob(SCRATCH + "*/old"):
         return f"a save into {directory} was cut short; the files that were there before are in {scratch}"
     return None
 
 
 def write(directory: Path, names: Mapping[str, tuple[int, Callable[[], Tensor]]], shard_bytes: int) -> None:
-    """Write tensors as safetensors, in shards of at most `shard_bytes`; each is made only when its shard is written.
-
-    `names` gives for each tensor its size in bytes and a function that makes it.
-    """
+    """Write tensors as safetensors, in shards of at most `shard_bytes`. `names`: the size of each tensor in bytes, and
+    a function that makes it when its shard is written."""
     from safetensors.torch import save_file
 
     shards: list[list[str]] = [[]]

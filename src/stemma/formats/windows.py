@@ -17,7 +17,7 @@ LAYERS = 10_000  # more than any model has
 
 
 def whole(name: str, value: Any, limit: int | None = None) -> int:
-    """A number of tokens, or of layers up to a limit."""
+    """A count of tokens, or of layers up to `limit`. Raises CheckpointError for anything else."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1 or (limit is not None and value > limit):
         reach = "from 1 up" if limit is None else f"from 1 to {limit}"
         raise CheckpointError(f"{name}={value!r} should be a whole number {reach}")

@@ -41,7 +41,7 @@ def load(directory: Path, named: dict[str, str], config: dict[str, Any], model_t
 
 
 def _pick(named: dict[str, str], defaults: dict[str, str], vocab: dict[str, int]) -> Specials:
-    """The named tokens, and the kind's usual ones for the other roles where the vocabulary has them."""
+    """The named tokens; for other roles the usual ones that are in the vocabulary."""
     chosen: dict[str, Any] = {}
     for role in ROLES:
         name = named.get(role) or defaults.get(role)
@@ -155,7 +155,7 @@ def _sentencepiece(
 
 
 def _fairseq(model: spm.Model, path: Path, named: dict[str, str]) -> tuple[Tokenizer, Specials]:
-    """XLM-R's: the model's own three first pieces are left out, four others stand in their place, a mask comes last."""
+    """XLM-R's: four special tokens replace the model's first three pieces, and a mask comes last."""
     from tokenizers import processors
 
     if (model.unk, model.bos, model.eos) != (0, 1, 2):
@@ -175,7 +175,7 @@ def _fairseq(model: spm.Model, path: Path, named: dict[str, str]) -> tuple[Token
 
 
 def _albert(model: spm.Model, named: dict[str, str], config: dict[str, Any]) -> tuple[Tokenizer, Specials]:
-    """ALBERT's: quotes of one form, no accents, lower case; a number and the comma after it are two pieces."""
+    """ALBERT's: plain quotes, no accents, lower case; a number and the comma after it are two pieces."""
     from tokenizers import normalizers
 
     model.pieces = [
@@ -198,7 +198,7 @@ def _albert(model: spm.Model, named: dict[str, str], config: dict[str, Any]) -> 
 
 
 def _with_space(out: Tokenizer, specials: Specials) -> None:
-    """Let the mask take in the space before it."""
+    """Let the mask include the space before it."""
     from tokenizers import AddedToken
 
     if specials.mask is not None:
@@ -209,7 +209,7 @@ def _with_space(out: Tokenizer, specials: Specials) -> None:
 
 
 def wordpiece(out: Tokenizer, *, lower: bool, accents: bool | None = None, chinese: bool = True) -> None:
-    """BERT's cleaning, splitting and joining."""
+    """BERT's normalizer, pre-tokenizer and decoder."""
     from tokenizers import decoders, normalizers, pre_tokenizers
 
     out.normalizer = normalizers.BertNormalizer(

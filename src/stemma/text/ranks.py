@@ -38,7 +38,7 @@ def letters() -> dict[int, str]:
 
 
 def looks(raw: bytes) -> bool:
-    """Whether a file begins like one of these."""
+    """Whether a file begins like a list of ranks."""
     return re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", raw[:256]) is not None
 
 
@@ -59,7 +59,7 @@ def parse(raw: bytes, name: str) -> dict[bytes, int]:
 
 
 def convert(ranks: dict[bytes, int]) -> tuple[Tokenizer, Specials]:
-    """The `tokenizers` object that gives the same ids, and its special tokens; a text begins with the first of them."""
+    """The `tokenizers` object that gives the same ids, and its special tokens, the first of which begins a text."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     shown = letters()
@@ -67,7 +67,7 @@ def convert(ranks: dict[bytes, int]) -> tuple[Tokenizer, Specials]:
     def spell(token: bytes) -> str:
         return "".join(shown[byte] for byte in token)
 
-    # every way in which two tokens make a third, by the rank of the third
+    # every pair of tokens that merges into a third, by the rank of the third
     pairs = [
         (spell(token[:k]), spell(token[k:]))
         for token in sorted(ranks, key=ranks.__getitem__)

@@ -15,13 +15,9 @@ def sentinel(k: int) -> str:
 
 @dataclass(frozen=True)
 class Specials:
-    """Names of the special tokens by role (None: the tokenizer has none), `more` that have none of these roles, and how
-    many sentinels it has.
-
-    Two roles may share a token (RoBERTa's `<s>` is bos and cls). `more` tokens have no role (those for blanks).
-    `extra` sentinels `<extra_id_0>` ... take the last
-    ids, counted down from the top as in T5: `<extra_id_k>` is the vocabulary's size - 1 - k.
-    """
+    """Special tokens by role (None: there is none). Two roles may share a token (RoBERTa's `<s>` is bos and cls).
+    `more`: tokens without a role (GLM's masks). `extra`: the number of sentinels; as in T5, `<extra_id_k>` has the id
+    vocab_size - 1 - k."""
 
     bos: str | None = None
     eos: str | None = None
@@ -34,11 +30,10 @@ class Specials:
     more: tuple[str, ...] = ()
 
     def names(self, order: Iterable[str] = ROLES) -> list[str]:
-        """The tokens that are set, without repeats, in the order of the roles given, and those without a role after
-        them; sentinels are left out."""
+        """The tokens without repeats: by role in the order given, then those without a role. No sentinels."""
         roles = [name for role in order if (name := getattr(self, role)) is not None]
         return list(dict.fromkeys([*roles, *self.more]))
 
     def sentinels(self) -> list[str]:
-        """The sentinels by rising id: the highest number first."""
+        """The sentinels by ascending id, so the highest number first."""
         return [sentinel(k) for k in reversed(range(self.extra))]

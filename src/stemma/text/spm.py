@@ -28,7 +28,7 @@ FLOOR = -1e4  # score of a byte piece: never chosen for the text "<0x0A>" itself
 
 @dataclass
 class Model:
-    """What a model file says. `pieces[id]` is (text, score, type); ids of roles are -1 where unset."""
+    """The content of a model file. `pieces[id]` is (text, score, type); the id of a role is -1 if unset."""
 
     pieces: list[tuple[str, float, int]] = field(default_factory=list)
     bpe: bool = False
@@ -263,8 +263,8 @@ PROBES = (
 
 
 def probes(core: Tokenizer) -> list[str]:
-    """The texts on which a tokenizer and what is made of it must agree. transformers' form of a SentencePiece model
-    (Metaspace) puts no `▁` before a text that begins with a space, and the model itself does: there they may differ."""
+    """Texts on which a tokenizer and its converted form must agree. They may differ before a leading space:
+    transformers' form of a SentencePiece model (Metaspace) puts no `▁` there, and the model does."""
     spaced = '"Metaspace"' in core.to_str()
     return [text for text in PROBES if not (spaced and text.startswith((" ", SPACE)))]
 
@@ -272,9 +272,8 @@ def probes(core: Tokenizer) -> list[str]:
 def describe(core: Tokenizer, specials: Specials) -> Model:
     """The SentencePiece model that gives the same ids as `core`, a tokenizer of kind `spm-bpe` or `unigram`.
 
-    The scores of BPE pieces are made anew, from the order of their merges; only that order decides. Raises UsageError
-    if no such model does the same: its merges are then no function of the pieces, or its rules for spaces are others.
-    """
+    BPE scores are made from the order of the merges, which is all that decides. Raises UsageError if no such model
+    gives the same ids: the merges do not follow from the pieces, or spaces are treated otherwise."""
     state = json.loads(core.to_str())
     core_model, added = state["model"], {t["id"]: t for t in state["added_tokens"]}
     bpe = core_model["type"] == "BPE"

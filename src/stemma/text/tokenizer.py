@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stemma import disk
-from stemma.errors import CheckpointError, DataError, ResourceError, UsageError
-from stemma.text import chat, legacy, ranks, trainer
+from stemma.errors import CheckpointError, DataError, UsageError
+from stemma.text import chat, legacy, ranks, reading, trainer
 from stemma.text.specials import ROLES, Specials, sentinel
 
 if TYPE_CHECKING:
@@ -98,23 +98,23 @@ class Tokenizer:
             if (path := directory / name).is_file()
         }
         config = disk.parse_object(directory / CONFIG, kept[CONFIG]) if CONFIG in kept else {}
-        named = _named(config)
+        named = reading.special_names(config)
         if MAP in kept:
-            named = _named(disk.parse_object(directory / MAP, kept[MAP])) | named
+            named = reading.special_names(disk.parse_object(directory / MAP, kept[MAP])) | named
         model = directory / "config.json"
         model_config = disk.read_object(model) if model.is_file() else {}
         template = kept[chat.FILE] if chat.FILE in kept else chat.find(config)
 
         if MAIN in kept:
-            core = _core(kept[MAIN], directory / MAIN)
-            specials = _resolve(core, named, model_config)
+            core = reading.parse(kept[MAIN], directory / MAIN)
+            specials = reading.resolve_specials(core, named, model_config)
         else:
             core, specials = legacy.load(directory, named, config, str(model_config.get("model_type", "")))
             kept = {name: text for name, text in kept.items() if name == chat.FILE}
-            specials = dataclasses.replace(specials, extra=_sentinels(core))
+            specials = dataclasses.replace(specials, extra=reading.count_sentinels(core))
         state = json.loads(core.to_str())
         lower = '"lowercase":true' in json.dumps(state.get("normalizer"), separators=(",", ":"))
-        return cls(core, _kind(state), specials, kept=kept, chat_template=template, lowercase=lower)
+        return cls(core, reading.kind_of(state), specials, kept=kept, chat_template=template, lowercase=lower)
 
     def grown(self, sentinels: int, names: Iterable[str]) -> Tokenizer:
         """This tokenizer, and the special tokens of `names` and `sentinels` that it lacks, with new ids at its end."""
@@ -405,7 +405,7 @@ class Tokenizer:
 
 @contextlib.contextmanager
 def _reading(*texts: str) -> Iterator[None]:
-    """Say which character was not text, where the library only says that something was not."""
+    """Name the character that is no text, where the library only says that there is one."""
     try:
         yield
     except TypeError as error:
@@ -413,78 +413,6 @@ def _reading(*texts: str) -> Iterator[None]:
             if isinstance(text, str) and (bad := next((c for c in text if "\ud800" <= c <= "\udfff"), None)):
                 raise DataError(f"the text has a character that is not text (U+{ord(bad):04X})") from error
         raise
-
-
-def _named(table: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens by role in a config or map; each is a name or a description with `content`."""
-    out = {}
-    for role in ROLES:
-        held = table.get(f"{role}_token")
-        name = held.get("content") if isinstance(held, Mapping) else held
-        if isinstance(name, str) and name:
-            out[role] = name
-    return out
-
-
-def _core(text: str, path: Path) -> tokenizers.Tokenizer:
-    try:
-        from tokenizers import Tokenizer as Core
-    except ImportError as error:
-        raise ResourceError("tokenizers cannot be imported: pip install tokenizers") from error
-    disk.parse_object(path, text)
-    try:
-        return Core.from_str(text)
-    except Exception as error:  # the library raises bare exceptions
-        raise CheckpointError(f"{path} is not a tokenizer that the tokenizers library can read: {error}") from error
-
-
-def _resolve(core: tokenizers.Tokenizer, named: Mapping[str, str], model: Mapping[str, Any]) -> Specials:
-    """The special tokens: by name where named, then by id from the model's config, then by the usual names."""
-    chosen: dict[str, Any] = {role: name for role, name in named.items() if core.token_to_id(name) is not None}
-    for role in ROLES:
-        held = model.get(f"{role}_token_id")
-        first = held[0] if isinstance(held, list) and held else held
-        if role not in chosen and isinstance(first, int) and not isinstance(first, bool) and first >= 0:
-            name = core.id_to_token(first)
-            if name is not None:
-                chosen[role] = name
-    if not chosen:
-        special = {t.content for t in core.get_added_tokens_decoder().values() if t.special}
-        usual = {
-            "bos": ("<s>", "<|begin_of_text|>", "<|endoftext|>"),
-            "eos": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
-            "pad": ("[PAD]", "<pad>"),
-            "unk": ("[UNK]", "<unk>"),
-            "mask": ("[MASK]", "<mask>"),
-            "cls": ("[CLS]",),
-            "sep": ("[SEP]",),
-        }
-        for role, names in usual.items():
-            if (name := next((n for n in names if n in special), None)) is not None:
-                chosen[role] = name
-    roles: dict[str, Any] = dict(chosen)
-    return Specials(**roles, extra=_sentinels(core))
-
-
-def _sentinels(core: tokenizers.Tokenizer) -> int:
-    count = 0
-    while core.token_to_id(sentinel(count)) is not None:
-        count += 1
-    return count
-
-
-def _kind(state: Mapping[str, Any]) -> str:
-    model, around = state["model"], json.dumps([state.get("pre_tokenizer"), state.get("decoder")])
-    name = model.get("type")
-    if name == "WordPiece":
-        return "wordpiece"
-    if name == "Unigram":
-        return "unigram"
-    if name == "BPE":
-        if model.get("end_of_word_suffix"):
-            return "gpt-bpe"
-        return "bpe" if '"ByteLevel"' in around else "spm-bpe"
-    return "other"
 
 
 def _printable(text: str) -> str:

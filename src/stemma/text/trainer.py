@@ -41,7 +41,7 @@ def train(kind: str, texts: Iterable[str], size: int, specials: Specials, lowerc
 
 
 def _some(texts: Iterable[str]) -> Iterator[str]:
-    """The texts. Raises DataError if there is nothing but white space."""
+    """The texts. Raises DataError if all are white space."""
     texts = iter(texts)
     blank: list[str] = []
     for text in texts:

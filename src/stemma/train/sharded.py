@@ -22,7 +22,7 @@ from stemma.objectives import Batch, Objective
 from stemma.parallel import World
 from stemma.parallel import checkpoint as shards
 from stemma.parallel.shard import RootObjective, ShardedLearners, StepModule
-from stemma.rewrites.engine import apply
+from stemma.rewrites.engine import apply, pairs
 from stemma.runs import checkpoint
 from stemma.runs.metrics import NoMetrics
 from stemma.train.config import Plan
@@ -184,6 +184,8 @@ def _empty(model: Model) -> Model:
         full = Model(model.arch, model.dims)
         apply(full, model.rewrites)
     full.to_empty(device="cpu")
+    for whole, part in pairs(full, model):
+        whole.empty_like(part)
     for name in ("family", "name", "text", "tokenizer", "design"):
         setattr(full, name, getattr(model, name))
     return full

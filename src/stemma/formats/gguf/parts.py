@@ -40,7 +40,7 @@ UNTIED, FACTORS, CONTEXT = "output.weight", "rope_freqs.weight", "rope.scaling.o
 
 
 class GGUFContent(Protocol):
-    """A file, or what is to become one."""
+    """The metadata and tensors of a file, or of one that will be written."""
 
     @property
     def metadata(self) -> dict[str, Any]: ...
@@ -57,7 +57,7 @@ class GGUFContent(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """A file while it is read: its keys without the architecture's name before them."""
+    """A file that is being read. `keys`: without the architecture's name before them."""
 
     arch: str
     keys: Mapping[str, Any]
@@ -222,8 +222,8 @@ def number(key: str, path: str, usual: float) -> Part:
 
 
 def scale_width(deep: int) -> Part:
-    """What Gemma's scores are divided by the root of: the width of a head, but d_model / heads in the largest size,
-    which llama.cpp knows by its `deep` layers. No key says it."""
+    """The scale of Gemma's scores, the inverse root of a width: head width, but d_model / heads in the largest size,
+    which llama.cpp recognises by its `deep` layers. No key holds it."""
 
     def read(design: Design, at: Reading) -> dict[str, Any]:
         dims = design.dims

@@ -37,9 +37,9 @@ def load(
     rewrites: Sequence[Rewrite] = (),
 ) -> Model:
     """The model in a GGUF file, in eval mode, its weights dequantised to `dtype` (`"auto"`: the type of the file's
-    embeddings, float32 if they are quantised); `device="meta"` reads shapes and no data. `model.ledger` accounts for
-    every tensor; `model.extras["gguf"]` has the metadata, long arrays left out. `tokenizer=False` leaves the tokenizer
-    out. Raises CheckpointError naming the key, the tensor or the bytes that are wrong."""
+    embeddings, float32 if they are quantised); `device="meta"` reads shapes only. `model.ledger` accounts for every
+    tensor; `model.extras["gguf"]` has the metadata without long arrays. `tokenizer=False` reads no tokenizer. Raises
+    CheckpointError naming the key, the tensor or the bytes that are wrong."""
     path = Path(path)
     if not path.exists():
         raise UsageError(f"{path} does not exist")
@@ -91,7 +91,7 @@ def _architecture(file: File) -> Architecture:
 
 
 def read_design(arch: Architecture, file: GGUFContent) -> tuple[Design, Ledger]:
-    """The design that the keys and the tensors' names describe, and a ledger with the keys that change nothing."""
+    """The design from keys and tensor names, and a ledger with the unused keys."""
     keys = {k.removeprefix(f"{arch.name}."): v for k, v in file.metadata.items() if k.startswith(f"{arch.name}.")}
     ledger = Ledger(config=_unused(arch, keys, file.metadata))
     text = vocab.ids(file.metadata)
@@ -119,7 +119,7 @@ def _needed(arch: Architecture, keys: Mapping[str, Any], key: str) -> Any:
 
 
 def _sizes(arch: Architecture, keys: Mapping[str, Any], file: GGUFContent) -> dict[str, Any]:
-    """The dims; the embeddings tell how many tokens there are."""
+    """The dims. The vocabulary is the number of embeddings."""
     wanted = {k: dim for k, dim in arch.sizes.items() if k in keys or k not in OPTIONAL}
     dims = {f"dims.{dim}": whole(_needed(arch, keys, k), f"{arch.name}.{k}") for k, dim in wanted.items()}
     where = str(getattr(file, "path", "the file"))
@@ -139,7 +139,7 @@ def _sizes(arch: Architecture, keys: Mapping[str, Any], file: GGUFContent) -> di
 
 
 def _text(design: Design, tokenizer: Tokenizer | None) -> Text:
-    """How its text is read: the family's words give way to the file's own."""
+    """The text settings: the family's, with the file's tokenizer and special tokens."""
     if tokenizer is None:
         return design.text
     names = {f"text.{role}": getattr(tokenizer.specials, role) for role in ("bos", "eos", "pad", "unk", "mask")}
@@ -166,7 +166,7 @@ def _unused(arch: Architecture, keys: Mapping[str, Any], metadata: Mapping[str, 
 
 
 def _tied(file: GGUFContent, ledger: Ledger) -> bool:
-    """Whether the embeddings are the output matrix too: it is absent, or there again byte for byte."""
+    """Whether the head is tied: its matrix is absent, or equal to the embeddings byte for byte."""
     if UNTIED not in file:
         return True
     a, b = file.entries[EMBEDDINGS], file.entries[UNTIED]
@@ -180,7 +180,7 @@ def _tied(file: GGUFContent, ledger: Ledger) -> bool:
 
 
 def _nearest(arch: Architecture, design: Design) -> tuple[Family, str]:
-    """The family and, if one equals it, the published size; else the family whose mask it has."""
+    """The family and published size that the design equals; else the family with its mask that differs least."""
     owners = [families.family(f) for f in arch.families]
     for owner in owners:
         for size in owner:

@@ -55,9 +55,9 @@ Fixed = dict[str, tuple[Any, ...] | None]
 
 @dataclass(frozen=True)
 class Architecture:
-    """How one architecture is written: the families that it holds, its size keys with the dims that they set, the key
-    of the norm's eps, its tensors, its parts, which tensors have rows in Meta's order, whether there is a
-    language-model head, and further keys: allowed only with the values given, or with any (None)."""
+    """One architecture of llama.cpp. `sizes`: key -> dim; `eps`: the key of the norm's eps; `rows`: the names table;
+    `interleaved`: tensors with rows in Meta's order (a pattern); `head`: whether it has a language-model head; `fixed`:
+    further keys with their allowed values (None: any); `said`: keys that are always written."""
 
     name: str
     families: tuple[str, ...]
@@ -71,18 +71,18 @@ class Architecture:
     said: Mapping[str, Any] = field(default_factory=dict)  # of the fixed keys, those that are written
 
     def base(self) -> Design:
-        """The design that a file changes: the first family's first size, counts that follow from others left out."""
+        """The design that a file edits: the first size of the first family, without derived counts."""
         free = dict.fromkeys(f"dims.{dim}" for dim in Dims.RULES)
         return spec.edit(families.family(self.families[0]).first, free)
 
     def table(self, design: Design) -> list[Row]:
-        """The rows of every layer, the output matrix included where it is not the embeddings."""
+        """The rows of every layer, and of the output matrix if it is untied."""
         rows = expand(self.rows(design), design)
         return rows if design.arch.heads.tied or not self.head else [*rows, row(UNTIED, "lm.weight")]
 
 
 def apart(r: Row, file: GGUFContent) -> list[Row]:
-    """The row of q, k and v in one, or a row of each where the file has them apart."""
+    """The row of packed q, k, v, or a row for each if the file has them apart."""
     if r.theirs in file or ".attn_qkv." not in r.theirs:
         return [r]
     return [row(r.theirs.replace("attn_qkv", f"attn_{x}"), ours) for x, ours in zip("qkv", r.ours, strict=True)]
@@ -93,8 +93,8 @@ def apart(r: Row, file: GGUFContent) -> list[Row]:
 
 @dataclass(frozen=True)
 class FromOne:
-    """A gain that the model has as its difference from 1 and the file in full, in F32. It comes back as the same gain:
-    what the sum rounds off a small difference is lost, which the model's own sum rounds off too."""
+    """A norm's gain g in the file, g - 1 in the model. F32 gives the same gain back: 1 + (g - 1) rounds in the model as
+    in the file."""
 
     def shape(self, parts: list[torch.Size]) -> Sequence[int]:
         return parts[0]
@@ -112,8 +112,8 @@ def _gain(theirs: str, ours: str, norm: Norm | HeadNorm) -> Row:
 
 
 def _decoder_rows(design: Design, *, packed: tuple[str, ...] = ()) -> Iterator[Row]:
-    """Of all that descend from LLaMA or have its names. `packed`: what the file has in one, `qkv` or the `up` and the
-    gate before it."""
+    """The rows of LLaMA and of architectures with its names. `packed`: `qkv` and `up` (gate, then up) if the file has
+    them in one tensor."""
     arch = design.arch
     theirs, ours = "blk.{i}", "decoder.blocks.{i}"
     yield row("token_embd.weight", "embed.tokens.weight")
@@ -221,7 +221,7 @@ NARROW = widths("rope.dimension_count", "attention.key_length", "attention.value
 
 
 def _decoder(name: str, **own: Any) -> Architecture:
-    """An architecture of LLaMA's kind, by what is its own."""
+    """An architecture like LLaMA's, by its differences."""
     usual: dict[str, Any] = {"eps": EPS, "rows": _decoder_rows, "fixed": DECODER}
     return Architecture(name, **(usual | own))
 

@@ -84,7 +84,7 @@ class _Keys:
 
 @dataclass(frozen=True)
 class Ids:
-    """The ids by which a model begins, ends and pads a text, where the file gives them."""
+    """The bos, eos and pad ids of a file."""
 
     bos: int | None = None
     eos: int | tuple[int, ...] | None = None
@@ -92,7 +92,7 @@ class Ids:
 
 
 def ids(metadata: Mapping[str, Any]) -> Ids:
-    """The ids in the file. An end of turn (`eot`) or message (`eom`) ends a text as `eos` does."""
+    """The ids of a file. End of turn (`eot`) and end of message (`eom`) count as `eos`."""
     keys = _Keys(metadata)
     size = len(keys.array("tokens", str) or ()) or 1 << 31
     kind = KINDS.get(str(keys.get("model")), "")
@@ -225,7 +225,7 @@ def _pair(line: str) -> tuple[str, str]:
 
 
 def _words(rule: str) -> Any:
-    """How text is cut before the merges."""
+    """The pre-tokenizer."""
     from tokenizers import Regex, pre_tokenizers
 
     if rule == GPT2:

@@ -21,9 +21,8 @@ PREFERRED = {GPT2: "gpt-2", DIGITS: "smollm", LLAMA3: "llama-bpe", QWEN: "qwen2"
 
 
 def write(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
-    """The keys of a tokenizer beside a model of `size` embeddings; ids that it leaves are filled up.
-
-    Raises UsageError if llama.cpp has no tokenizer that does the same."""
+    """The keys of a tokenizer for a model of `size` embeddings; unused ids get placeholders. Raises UsageError if
+    llama.cpp has no tokenizer that gives the same ids."""
     match tokenizer.kind:
         case "spm-bpe" | "unigram":
             keys = _sentencepiece(tokenizer)
@@ -65,7 +64,7 @@ def _check(tokenizer: Tokenizer, keys: dict[str, Any]) -> None:
 
 
 def _around(tokenizer: Tokenizer) -> dict[str, bool]:
-    """Whether bos and eos stand around a text. Raises UsageError if anything else does."""
+    """Whether bos and eos are put around a text. Raises UsageError if anything else is."""
     found, b, e = tokenizer.encode(""), tokenizer.bos_id, tokenizer.eos_id
     for bos, eos in ((False, False), (True, False), (False, True), (True, True)):
         want = ([b] if bos else []) + ([e] if eos else [])
@@ -136,7 +135,7 @@ def _cut(pre: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A description without what changes no ids."""
+    """A tokenizer.json value without what changes no ids."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items() if k != "trim_offsets"}
     return [_plain(v) for v in value] if isinstance(value, list) else value

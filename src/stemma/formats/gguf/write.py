@@ -46,7 +46,7 @@ BLOCK = 32
 
 @dataclass(frozen=True)
 class WritePlan:
-    """A file before its weights: every key, and every tensor with where it comes from."""
+    """A file without its data: every key, and every tensor with the row or the values that it comes from."""
 
     arch: Architecture
     design: Design
@@ -62,12 +62,12 @@ class WritePlan:
         return self.made[name]
 
     def raw(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Bytes that differ from those of any other tensor: whether two are equal is not asked here."""
+        """Bytes that differ from those of any other tensor, so that no two count as equal."""
         return np.frombuffer(name.encode(), np.uint8)
 
 
 def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
-    """Write a model and its tokenizer as one GGUF file; whole, or not there.
+    """Write a model and its tokenizer as one GGUF file, atomically.
 
     `dtype` is float32, float16, bfloat16 or q8_0, by default the model's own. A BERT is written without its heads,
     which the format has no names for; a warning says so. Raises UsageError for a family or a value that the format has
@@ -118,7 +118,7 @@ def _library() -> ModuleType:
 
 
 def plan_file(design: Design, family: Family | None, word: str) -> WritePlan:
-    """The file of a design: of the nearest ancestor that has an architecture and loses nothing in it."""
+    """The file of a design, in the architecture of its nearest ancestor that loses nothing."""
     why = ""
     for relative in family.lineage if family is not None else []:
         for arch in ARCHITECTURES.values():
@@ -179,7 +179,7 @@ def _keys(arch: Architecture, design: Design, word: str) -> dict[str, Any]:
 
 
 def _words(model: Model, plan: WritePlan) -> dict[str, Any]:
-    """The tokenizer's keys, the model's own ids for the ends of a text where the tokenizer names none."""
+    """The tokenizer's keys; bos, eos and pad ids come from the model if the tokenizer has none."""
     text = plan.design.text
     ends = dict(zip(("eos", "eot", "eom"), text.eos_ids, strict=False))
     ids = {"bos": text.bos_id, "padding": text.pad_id, **ends}

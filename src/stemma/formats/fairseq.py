@@ -249,8 +249,8 @@ class Content:
     shapes: Mapping[str, torch.Size]
 
     def option(self, name: str, inferred: Any) -> Any:
-        """An option; if it is left out `inferred`, the value that the tensors give. Raises CheckpointError if both give a
-        width and they differ."""
+        """An option; if it is left out `inferred`, the value that the tensors give. Raises CheckpointError if both give
+        a width and they differ."""
         value = (self.options or {}).get(name)
         if value is not None and inferred is not None and value != inferred and name in WIDTHS:
             raise CheckpointError(f"{self.where}: its options say {name}={value!r}, its tensors {inferred}")

@@ -71,8 +71,8 @@ class Reading:
 
 @dataclass(frozen=True)
 class Part:
-    """One property that several keys or tensors give: the keys, how they change the design read so far, and how a design
-    makes them, and further tensors."""
+    """One property that several keys or tensors give: the keys, how they change the design read so far, and how a
+    design makes them, and further tensors."""
 
     keys: tuple[str, ...]
     read: Callable[[Design, Reading], dict[str, Any]]

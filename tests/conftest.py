@@ -34,6 +34,13 @@ os.environ["STEMMA_CACHE"] = CACHE
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from budget import (  # noqa: E402, F401
+    pytest_runtest_logreport,
+    pytest_runtest_makereport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
+
 # the same examples in every run, so that a failure is a change's; STEMMA_EXAMPLES=new looks for further ones
 settings.register_profile("same", derandomize=True)
 settings.register_profile("new", derandomize=False)

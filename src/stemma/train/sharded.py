@@ -45,7 +45,8 @@ class Files:
             shutil.rmtree(folder, ignore_errors=True)  # of processes that were killed while writing
             folder.mkdir(parents=True)
         self.world.barrier()
-        shards.write(folder, {"model": model, "optimizer": optimizer}, self.spread.layouts)
+        then = f"go on with: stemma resume {run}"
+        shards.write(folder, {"model": model, "optimizer": optimizer}, self.spread.layouts, then=then)
         final = None
         if self.world.is_main:
             state = {**state, "mesh": str(self.world.shape)}

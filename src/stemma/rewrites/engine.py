@@ -23,12 +23,25 @@ def apply(model: Model, rewrites: Sequence[Rewrite], seed: int = 0) -> list[list
     Raises UsageError, before anything is replaced, for a pattern that matches nothing (with the nearest path) or a
     matrix that cannot be replaced."""
     found = [matched(model, rewrite) for rewrite in rewrites]
+    _check_nesting(model, rewrites, found)
     for number, (rewrite, paths) in enumerate(zip(rewrites, found, strict=True), len(model.rewrites)):
         for path in paths if rewrite.accepts() else ():
             _replace(model, path, rewrite, f"{number} {path}", seed)
     model.rewrites = (*model.rewrites, *rewrites)
     freeze(model)
     return found
+
+
+def _check_nesting(model: Model, rewrites: Sequence[Rewrite], found: list[list[str]]) -> None:
+    """Raises UsageError where a module is to be replaced inside of another one that is."""
+    replaced = {path: "an earlier rewrite" for path, m in plain_modules(model) if isinstance(m, Rewritten)}
+    for rewrite, paths in zip(rewrites, found, strict=True):
+        replaced |= {path: type(rewrite).__name__ for path in paths if rewrite.accepts()}
+    for path, kind in replaced.items():
+        above = path
+        while above := above.rpartition(".")[0]:
+            if above in replaced:
+                raise UsageError(f"{kind} replaces {path}, which is inside of {above} that {replaced[above]} replaces")
 
 
 def _replace(model: Model, path: str, rewrite: Rewrite, key: str, seed: int) -> None:

@@ -52,8 +52,8 @@ def _around(design: Design) -> Iterator[Row]:
 
 
 def _head(lm: Any, apart: bool) -> Iterator[Row]:
-    """The masked-LM head, written with transformers' names, or with its authors' above an enhanced mask decoder. Both are
-    read."""
+    """The masked-LM head, written with transformers' names, or with its authors' above an enhanced mask decoder. Both
+    are read."""
     old, new = "cls.predictions", "lm_predictions.lm_head"
     for name, part in (("transform.dense", "dense"), ("transform.LayerNorm", "norm")):
         for leaf in ("weight", "bias"):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from stemma.train.config import Plan
 
 BATCH = 2**20  # tokens a step where nobody says
+POSITIVE = click.FloatRange(min=0, min_open=True)
+NETWORK = "Each device's part of what leaves its node of eight.  [default: that of the maker's own nodes]"
 TOKENS = 20  # a parameter, where nobody says (Hoffmann et al. 2022, arXiv:2203.15556)
 
 
@@ -25,12 +27,7 @@ TOKENS = 20  # a parameter, where nobody says (Hoffmann et al. 2022, arXiv:2203.
 @click.option("--mesh", metavar="AXES", help="Such as fsdp=8,tp=2.  [default: the best that fits]")
 @click.option("--micro", type=click.IntRange(min=1), help="Rows at once on a device.  [default: the most that fit]")
 @click.option("--recompute", is_flag=True, help="Blocks keep no activations and compute them again.")
-@click.option(
-    "--network",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="GB/s",
-    help="Each device's part of what leaves its node of eight.  [default: that of the maker's own nodes]",
-)
+@click.option("--network", type=POSITIVE, metavar="GB/s", help=NETWORK)
 @click.option("--price", type=click.FloatRange(min=0), help="Of a device-hour, in your currency.")
 @click.option("--probe", "probed", is_flag=True, help="Time five steps on this machine instead of assuming a speed.")
 @click.option("--budget", help="As in pretrain.  [default: the published steps, or 20 tokens a parameter; on a CPU 5m]")
@@ -60,33 +57,15 @@ def plan(
     Nothing is downloaded or read, and no weights are made: a step is traced on torch's meta device, by a few layers.
     Takes the settings of `stemma pretrain`.
     """
-    from dataclasses import replace
-
     from stemma import parallel
-    from stemma.planning import HARDWARE, estimate, fleet
-    from stemma.planning.search import lacking, largest, suggestion
 
-    count, device = fleet(gpus)
-    if probed and (count > 1 or device is not HARDWARE["cpu"]):
-        raise UsageError("--probe times steps on this machine; leave out --gpus")
-    if network is not None:
-        device = replace(device, network=network * 1e9)
+    count, device = _fleet(gpus, network, probed)
     notes: list[str] = []
     view = _draft(name, config, sets, scale, budget, device, recompute, notes)
     grid = parallel.mesh(mesh) if mesh is not None else None
     if grid is not None and grid.size != count:
         raise UsageError(f"mesh {grid} has {grid.size} processes, and --gpus {gpus} names {count} devices")
-    view = _shared(view, grid, count, notes)
-    failed: ResourceError | None = None
-    steps = 0
-    if probed:
-        found, steps = _probed(view, micro)
-    elif grid is not None or micro is not None:
-        grid = grid or parallel.Mesh(fsdp=count)
-        found = (None if micro else largest(view, grid, device)) or estimate(view, grid, device, micro or 1)
-        failed = lacking(view, found, device)
-    else:
-        view, found, failed = suggestion(view, count, device)
+    view, found, steps, failed = _found(_shared(view, grid, count, notes), grid, micro, count, device, probed)
     data = _data(view, found, count, price, device, probed) | {"notes": notes, "timed": steps}
     if as_json:
         emit(data)
@@ -94,6 +73,36 @@ def plan(
         _tell(view.plan, found, device, data, probed)
     if failed is not None:
         raise failed
+
+
+def _fleet(gpus: str, network: float | None, probed: bool) -> tuple[int, Device]:
+    """How many devices, and which. `network`: GB/s that leave a node, of each."""
+    from dataclasses import replace
+
+    from stemma.planning import HARDWARE, fleet
+
+    count, device = fleet(gpus)
+    if probed and (count > 1 or device is not HARDWARE["cpu"]):
+        raise UsageError("--probe times steps on this machine; leave out --gpus")
+    return count, device if network is None else replace(device, network=network * 1e9)
+
+
+def _found(
+    view: Outlook, grid: Mesh | None, micro: int | None, count: int, device: Device, probed: bool
+) -> tuple[Outlook, Estimate, int, ResourceError | None]:
+    """The estimate that is asked for, with its outlook, the number of timed steps, and why it does not fit."""
+    from stemma.parallel import Mesh
+    from stemma.planning import estimate
+    from stemma.planning.search import lacking, largest, suggestion
+
+    if probed:
+        return view, *_probed(view, micro), None
+    if grid is None and micro is None:
+        view, found, failed = suggestion(view, count, device)
+        return view, found, 0, failed
+    grid = grid or Mesh(fsdp=count)
+    found = (None if micro else largest(view, grid, device)) or estimate(view, grid, device, micro or 1)
+    return view, found, 0, lacking(view, found, device)
 
 
 def _draft(

@@ -12,7 +12,7 @@ from stemma.declare.family import Text
 from stemma.objectives import Batch
 from stemma.planning.live import with_values
 from stemma.train.config import Plan
-from stemma.train.plans import suitable
+from stemma.train.plans import default_data
 from stemma.train.source import objective_of
 
 ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
@@ -78,7 +78,7 @@ class Texts:
 
 def texts(plan: Plan, tokenizer: Words) -> Texts:
     """Random texts for a plan: of the languages that its model knows, or of two where it learns from parallel text."""
-    kind, *pair = suitable(plan).removeprefix("builtin:").split(":")
+    kind, *pair = default_data(plan).removeprefix("builtin:").split(":")
     languages = tuple(pair[0].split("-")) if pair else ("en", "de") if kind == "parallel" else ("",)
     return Texts(tokenizer, plan.context, languages=plan.text.languages or languages)
 

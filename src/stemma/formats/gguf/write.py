@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stemma import disk
+from stemma import disk, spec
 from stemma.declare.family import Design, Family
 from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError
 from stemma.formats import tensors
@@ -169,7 +169,12 @@ def _type(name: str, shape: list[int], word: str) -> int:
 
 def _keys(arch: Architecture, design: Design, word: str) -> dict[str, Any]:
     sizes = {key: getattr(design.dims, Dims.RULES.get(dim, dim)) for key, dim in arch.sizes.items()}
-    own: dict[str, Any] = {"vocab_size": design.dims.vocab, **sizes, arch.eps: float(design.arch.norm.eps), **arch.said}
+    own: dict[str, Any] = {
+        "vocab_size": design.dims.vocab,
+        **sizes,
+        arch.eps: float(spec.get(design, "arch.norm.eps")),
+        **arch.said,
+    }
     for part in arch.parts:
         own |= part.write(design)
     out: dict[str, Any] = {"general.name": design.name, "general.file_type": TYPES[word][1]}

@@ -50,7 +50,13 @@ ORDER = (
 UP = {("nn.model", "formats")}  # `model.save(...)` writes a checkpoint
 
 # What a room's own page is called.
-PAGES = {"data": "data.md", "formats": "formats.md", "parallel": "scale.md", "rewrites": "rewrites.md"}
+PAGES = {
+    "data": "data.md",
+    "decoding": "generation.md",
+    "formats": "formats.md",
+    "parallel": "scale.md",
+    "rewrites": "rewrites.md",
+}
 
 
 def modules(source: Path = SOURCE) -> dict[str, Path]:

@@ -8,11 +8,12 @@ import functools
 import re
 from pathlib import Path
 
+from counts import parameters
+
 from stemma import families
 from stemma.declare import objectives as declared
 from stemma.declare.family import Family
 from stemma.formats import LAYOUTS
-from stemma.nn.model import count
 from stemma.objectives import incompatible_reason
 from stemma.spec import diff, kinds, leaves
 from stemma.support import TASKS, Support, matrix, support
@@ -72,7 +73,7 @@ def sizes(family: Family) -> str:
         hub = f"[{size.hub}](https://huggingface.co/{size.hub})" if size.hub else "none"
         numbers = [str(d.d_model), layers, heads, str(d.d_ff), str(d.vocab), str(d.context)]
         named = f"`{name}`" + (f" ({', '.join(size.aliases)})" if size.aliases else "")
-        exact = f"{count(design.arch, design.dims):,}"
+        exact = f"{parameters(design.arch, design.dims):,}"
         rows.append([named, *numbers, exact, size.published or "-", hub + (f"; {size.note}" if size.note else "")])
     head = ["size", "width", "layers", "heads", "ffn", "vocab", "context", "parameters", "published", "weights"]
     return table(head, rows)

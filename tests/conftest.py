@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
-SRC = str(Path(__file__).resolve().parent.parent / "src")
+ROOT = Path(__file__).resolve().parent.parent
+SRC = str(ROOT / "src")
+sys.path.append(str(ROOT / "scripts"))  # what makes the pages, which tests ask too
 # processes that tests start find this checkout
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SRC, os.environ.get("PYTHONPATH")]))
 # the workers share the cores, and two threads that wait for a busy core spin; set before torch reads it
@@ -30,10 +34,23 @@ os.environ["STEMMA_CACHE"] = CACHE
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from budget import (  # noqa: E402, F401
+    pytest_runtest_logreport,
+    pytest_runtest_makereport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
+
 # the same examples in every run, so that a failure is a change's; STEMMA_EXAMPLES=new looks for further ones
 settings.register_profile("same", derandomize=True)
 settings.register_profile("new", derandomize=False)
 settings.load_profile(os.environ.get("STEMMA_EXAMPLES", "same"))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: the garbage collector need not walk it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

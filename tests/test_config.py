@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import string
 from pathlib import Path
@@ -419,7 +420,7 @@ def typos_all(word: str) -> set[str]:
     return out | {word[:i] + c + word[i + 1 :] for i in range(len(word)) for c in letters}
 
 
-@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model_type", formats.LAYOUTS)
 def test_a_mistyped_key_is_refused_with_the_right_one(model_type: str, every: int) -> None:
     """Each key with each slip of the hand, by default one slip in `every`."""
@@ -429,7 +430,7 @@ def test_a_mistyped_key_is_refused_with_the_right_one(model_type: str, every: in
     tried = keys | general if model_type == "bert" else keys  # the general ones are the same everywhere
     keys |= general
     for key in sorted(tried - {"model_type"}):
-        words = {key: typos_all(key)}
+        words: dict[str, set[str]] = {}
         for typo in sorted(typos(key) - keys)[::every]:
             with pytest.raises(CheckpointError) as caught:
                 read_config(layout, TINY[model_type] | {typo: 1})
@@ -497,13 +498,13 @@ def test_a_value_without_meaning_is_refused(model_type: str, key: str, value: An
 # ---------------------------------------------------------------- types and ranges
 
 
+STRANGE: list[Any] = ["abc", [], [1, 2, 3], {}, {"a": 1}, -7, -0.5, 0.3, True, float("nan"), 0, None, 10**30]
+
+
 @pytest.mark.parametrize("model_type", formats.LAYOUTS)
-@pytest.mark.parametrize(
-    "value", ["abc", [], [1, 2, 3], {}, {"a": 1}, -7, -0.5, 0.3, True, float("nan"), 0, None, 10**30]
-)
-def test_any_value_anywhere_is_read_or_refused_in_one_sentence(model_type: str, value: Any) -> None:
+def test_any_value_anywhere_is_read_or_refused_in_one_sentence(model_type: str) -> None:
     for k in formats.LAYOUTS[model_type].keys:
-        for name in (k.name, *k.older):
+        for name, value in itertools.product((k.name, *k.older), STRANGE):
             try:
                 read(TINY[model_type] | {name: value})
             except CheckpointError as error:

@@ -402,7 +402,7 @@ def test_continuations_equal_the_full_pass(
 
 def test_places_are_those_of_training() -> None:
     """The example of the paper's figure 2: x1 x2 [M] x4 [M], S x5 x6, S x3; here blanks in the order of the text."""
-    known = blanks.Marks(START, (MASK, END), END)
+    known = blanks.BlankTokens(START, (MASK, END), END)
     got = blanks.place([31, 32, MASK, 34, MASK, START, 33, START, 35, 36], known, columns=2)
     assert [p for p, _ in got.places] == [0, 1, 2, 3, 4, 2, 2, 4, 4, 4]
     assert [b for _, b in got.places] == [0, 0, 0, 0, 0, 1, 2, 1, 2, 3]
@@ -435,8 +435,8 @@ def test_a_text_with_blanks_is_filled() -> None:
     model = stemma.build("glm-base", layers=2, vocab=60, d_model=32, heads=4, d_ff=64, context=60)
     model.tokenizer = tokenizer
     model.text = spec.edit(model.text, {"blanks": ("[MASK]", "[gMASK]")})
-    known = blanks.marks(model)
-    assert known == blanks.Marks(tokenizer.bos_id, (tokenizer.mask_id, tokenizer.cls_id), tokenizer.cls_id)
+    known = blanks.blank_tokens(model)
+    assert known == blanks.BlankTokens(tokenizer.bos_id, (tokenizer.mask_id, tokenizer.cls_id), tokenizer.cls_id)
     assert generation_config.eos_ids(model) == (tokenizer.eos_id,)
     plain = tokenizer.encode("the king")
     assert blanks.prompt(model, "the king") == [*plain, *([] if known.end in plain else [known.end]), known.start]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
+import house
 import pytest
 
+import budget
 from stemma.families import size_names, tree
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-import house
 
 NAMES = {*tree(), *size_names()}
 
@@ -175,3 +172,15 @@ def test_circles_are_found() -> None:
 def test_functions_are_measured() -> None:
     code = "class A:\n    @property\n    def b(self):\n        def c():\n            pass\n        return c\n"
     assert list(house.functions(code)) == [("A.b", 5), ("A.b.c", 2)]
+
+
+def test_a_file_beyond_its_budget_is_named() -> None:
+    spent = {"test_a.py": 4.0, "test_b.py": 30.0, "test_parity.py": 49.0}
+    assert budget.over(spent, 1.0) == [("test_b.py", 30.0, 5.0), ("test_parity.py", 49.0, 25.0)]
+    assert budget.over(spent, 2.0) == [("test_b.py", 15.0, 5.0)]
+    assert budget.work() > 0 and budget.used() > 0
+
+
+def test_budgets_are_of_files_that_are_there() -> None:
+    tests = house.ROOT / "tests"
+    assert [name for name in budget.BUDGETS if not (tests / name).is_file()] == []

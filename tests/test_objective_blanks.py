@@ -410,7 +410,7 @@ def test_a_run_from_text_to_a_model_that_fills(name: str, tmp_path: Path, text: 
     run = pretrain(name, data=str(text), out=tmp_path / "run", budget="3 steps", overrides=SMALL, quiet=True)
     assert run.finished and verify_resume(run.directory, 4)["identical"]
     model = stemma.load(run.directory / "model")
-    known = blanks.marks(model)
+    known = blanks.blank_tokens(model)
     assert known.start == run.tokenizer.bos_id and known.blanks and model.family.name in ("glm", "glm-130b", name[:-3])
     filled = stemma.fill(model, "The cat sees the [MASK] and the [MASK].", max_new_tokens=3)
     assert len(filled.spans) == 2 and filled.text.lower().startswith("the cat")

@@ -315,7 +315,7 @@ def test_a_run_from_text_to_a_model_that_fills(name: str, tmp_path: Path, lines:
     run = pretrain(name, data=str(lines), out=tmp_path / "run", budget="3 steps", overrides=changes, quiet=True)
     assert run.finished and verify_resume(run.directory, 4)["identical"]
     model = stemma.load(run.directory / "model")
-    marks = infill.marks(model)
+    marks = infill.infill_tokens(model)
     assert marks is not None and marks.end in generation_config.eos_ids(model)
     asked = infill.prompt(model, "def add(", " + y\n")
     assert asked[-1] == marks.middle and asked.count(marks.prefix) == asked.count(marks.suffix) == 1

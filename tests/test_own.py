@@ -1,22 +1,27 @@
-"""An objective that a user's file declares is one like all others: in one place, found by being declared."""
+"""An objective or a head that a user's file declares is one like all others: in one place, found by being declared."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import stemma
 from stemma import families, spec
 from stemma.declare.objectives import Objective
 from stemma.errors import UsageError
+from stemma.nn import parts
+from stemma.nn.tasks import TaskHead, task_head
 from stemma.objectives import kind, runnable
 from test_cli import Call, call  # noqa: F401
 
 FILE = Path(__file__).with_name("own_objective.py")
+TINY = {"layers": 1, "d_model": 16, "heads": 2, "d_ff": 32, "vocab": 60, "context": 32}
 SMALL = ("dims.layers=1", "dims.d_model=16", "dims.heads=2", "dims.d_ff=32", "dims.vocab=300", "dims.context=32")
 
 
@@ -99,3 +104,35 @@ def test_a_file_may_declare_an_objective_alone_and_must_say_what_runs_it(tmp_pat
     path.write_text("x = 1\n")
     with pytest.raises(UsageError, match="declares no family"):
         families.add(path)
+
+
+def test_a_task_head_is_declared_and_run_in_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts.Task, "KINDS", dict(parts.Task.KINDS))
+
+    @dataclass(frozen=True)
+    class Grade(parts.Task):
+        """One number for each token, from 0 to 1."""
+
+        by_token = True
+
+    with pytest.raises(UsageError, match="no class runs the task head Grade"):
+        task_head(Grade(), families.design("gpt2").dims)
+
+    class GradeHead(TaskHead, of=Grade):
+        def __init__(self, spec: Grade, dims: parts.Dims) -> None:
+            super().__init__(spec, dims)
+            self.out = torch.nn.Sequential(torch.nn.Linear(dims.d_model, 1), torch.nn.Sigmoid())
+
+        def loss(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return (scores.squeeze(-1) - labels).square().mean()
+
+    model = stemma.build("bert", task=Grade(), **TINY).eval()
+    ids = torch.arange(12).view(2, 6) + 5
+    out = model(ids, labels=torch.ones(2, 6))
+    assert out.logits.shape == (2, 6, 1) and 0 < out.loss < 1
+    torch.testing.assert_close(out.loss, (out.logits.squeeze(-1) - 1).square().mean())
+    with pytest.warns(UserWarning, match="Stemma's own layout"):
+        model.save(tmp_path)
+    again = stemma.load(tmp_path).eval()
+    assert again.arch.heads.task == Grade() and torch.equal(again(ids).logits, out.logits)
+    assert spec.edit(families.design("bert"), {"arch.heads.task": "Grade"}).arch.heads.task == Grade()

@@ -67,10 +67,26 @@ def languages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_family_is_pretrained_with_its_own_objective(name: str, text: Path, languages: Path, tmp_path: Path) -> None:
-    """A run to its end, its own objective and optimiser untouched; it resumes exactly, and what it leaves is loaded."""
-    settings: dict[str, Any] = {"dims.vocab": 700, "train.eval_tokens": 2000, "train.threads": 1}
+ELSEWHERE = {"bert", "roberta", "albert", "electra", "deberta"}  # test_train_encoders trains them just as small
+SMALL = {"dims.d_model": 48, "dims.d_ff": 96, "dims.context": 64, "recipe.batch": 256}
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [
+        *(pytest.param(n, "small", marks=slow if n in ELSEWHERE else ()) for n in NAMES),
+        *(pytest.param(n, "tiny", marks=slow) for n in NAMES),
+    ],
+)
+def test_a_family_is_pretrained_with_its_own_objective(
+    name: str, widths: str, text: Path, languages: Path, tmp_path: Path
+) -> None:
+    """A run to its end, its own objective and optimiser untouched; it resumes exactly, and what it leaves is loaded.
+    In the default suite with yet smaller widths than those of the scale `tiny`."""
+    settings: dict[str, Any] = {"dims.vocab": 700, "train.eval_tokens": 1000, "train.threads": 1}
+    if widths == "small":
+        settings |= SMALL | ({"dims.context": 128} if name == "xlnet" else {})  # half of a row is what it reuses
     source = {"builtin:docs": f"{text}#split=paragraph", "builtin:parallel": str(languages)}[resolve(name).data]
     run: Run = pretrain(name, data=source, out=tmp_path / "run", budget="4 steps", overrides=settings, quiet=True)
     published = stemma.design(name)

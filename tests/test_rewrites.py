@@ -322,6 +322,33 @@ def test_every_layout_takes_and_writes_rewrites(name: str, layout: str, tmp_path
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), loaded.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "glm-4-0414"])
+def test_quantised_blocks_of_a_gguf_file_stay_as_they_are(name: str, tmp_path: Path) -> None:
+    """Rows in Meta's order and packed gate and up too: the numbers are those of the dequantised model."""
+    wide = {"dims.d_model": 64, "dims.heads": 2, "dims.kv_heads": 1, "dims.head_dim": None, "dims.d_ff": 96}
+    made_of = stemma.build(tiny(name, **wide))
+    stemma.save(made_of, tmp_path / "model.gguf", dtype="q8_0")
+    rewrites = (WeightOnly(("*.blocks.*", "embed.tokens"), "file"), LowRank(QV))
+    model, plain = stemma.load(tmp_path / "model.gguf", rewrites=rewrites), stemma.load(tmp_path / "model.gguf")
+    codes = {name: b for name, b in model.named_buffers() if name.endswith(".codes")}
+    assert len(codes) > 15 and all(b.dtype == torch.uint8 for b in codes.values())
+    held = PlainTensors(model)
+    assert all(torch.equal(held[name], p) for name, p in plain.named_parameters())
+    size = sum(b.nbytes for b in codes.values())
+    assert (
+        size == sum(p.numel() for name, p in plain.named_parameters() if p.ndim == 2 and name != "lm.weight") * 34 // 32
+    )
+    assert torch.equal(logits(model), logits(plain))
+    assert same(merge(model), plain)
+
+
+def test_weights_of_a_file_stay_in_its_type(tmp_path: Path) -> None:
+    made("gpt2").save(str(tmp_path), dtype="bfloat16")
+    model = stemma.load(tmp_path, rewrites=(WeightOnly(("*.blocks.*",), "file"),))
+    assert {b.dtype for name, b in model.named_buffers() if name.endswith(".codes")} == {torch.bfloat16}
+    assert torch.equal(logits(model), logits(stemma.load(tmp_path)))
+
+
 def test_a_head_that_is_drawn_can_be_rewritten(tmp_path: Path) -> None:
     made("bert").save(str(tmp_path))
     rewrites = (WeightOnly(("*.mlp.*", "task.out")),)

@@ -3,6 +3,7 @@ and as a checkpoint's own habits."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from oracle import reference, saved
 from stemma.decoding.sampling import Sampler
 from stemma.errors import CheckpointError, UsageError
 from stemma.text import Specials, Tokenizer
-from test_generate import LENGTHS, prompts, strip
+from test_generate import FEW, LENGTHS, prompts, strip
 
 ENDING = list(range(5, 45))  # half of the vocabulary ends a text, so that lengths matter
 
@@ -52,15 +53,23 @@ RULES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("case", ["bart", "mbart", "mt5"])
-@pytest.mark.parametrize("num_beams", [1, 4])
-@pytest.mark.parametrize("options", RULES, ids=lambda o: "-".join(o))
-@pytest.mark.parametrize("ends", [None, ENDING], ids=["long", "short"])
+def grid() -> list[Any]:
+    """Every rule with BART, short and long, alone and in beams; the other two families with two rules of many parts,
+    their other rules as slow tests."""
+    found = []
+    for case, beams, rule, ends in itertools.product(("bart", "mbart", "mt5"), (1, 4), RULES, (None, ENDING)):
+        marks = () if case == "bart" or (rule in (RULES[2], RULES[6]) and ends) else pytest.mark.slow
+        said = f"{case}-{beams}-{'-'.join(rule)}-{'short' if ends else 'long'}"
+        found.append(pytest.param(case, beams, rule, ends, marks=marks, id=said))
+    return found
+
+
+@pytest.mark.parametrize(("case", "num_beams", "options", "ends"), grid())
 def test_options_equal_the_reference(
     case: str, num_beams: int, options: dict[str, Any], ends: list[int] | None, tmp_path: Path
 ) -> None:
     theirs, ours = both(case, tmp_path, ends)
-    rows = prompts(case, LENGTHS)
+    rows = prompts(case, FEW)
     got = stemma.generate(ours, rows, max_new_tokens=10, num_beams=num_beams, **options)
     for row, mine in zip(rows, got, strict=True):
         assert mine.ids == wanted(theirs, ours, row, max_new_tokens=10, num_beams=num_beams, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def talker() -> Any:
 def test_rows_that_join_and_leave_read_as_alone(case: str, tmp_path: Path) -> None:
     """Logits of every row at every step, in double precision, are those of a full pass over the row alone."""
     model = loaded(case, tmp_path).double()
-    whole = model.decoder is not None and model.decoder.position.whole
+    whole = model.decoder is not None and model.decoder.position.length_dependent
     texts = prompts(case, [16] * len(JOIN), seed=9)
     check_rows(model, prompts(case, JOIN), texts, lambda p, new: last_logits(model, p, new), 16 if whole else 0)
 
@@ -60,8 +61,12 @@ def test_buffers_shrink_when_a_long_row_has_left(tmp_path: Path) -> None:
         assert session.cache.capacity < 200
 
 
-@pytest.mark.parametrize("options", [dict(), dict(temperature=0.9, seed=7), dict(num_beams=2)], ids=str)
-@pytest.mark.parametrize("case", ["llama", "mistral", "t5", "llama-dynamic", "xlnet"])
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [("llama", dict()), ("llama", dict(num_beams=2))]
+    + [(case, dict(temperature=0.9, seed=7)) for case in ("llama", "mistral", "t5", "llama-dynamic", "xlnet")],
+    ids=str,
+)
 @pytest.mark.filterwarnings("ignore:.* tokens are more than")
 def test_a_small_batch_writes_what_a_large_one_does(case: str, options: dict[str, Any], tmp_path: Path) -> None:
     """Rows leave at different steps, and others take their places."""
@@ -78,10 +83,13 @@ def test_a_row_past_the_table_is_refused_when_it_comes_there(tmp_path: Path) -> 
     with torch.inference_mode():
         session = begin(model, [[5] * 38])
         session.step(torch.tensor([5])), session.step(torch.tensor([5]))
+        assert len(session.admit([])) == 1
         with pytest.raises(UsageError, match="40 positions"):
             session.step(torch.tensor([5]))
         with pytest.raises(UsageError, match="do not fit in this model's 40 positions"):
             session.admit([[5] * 35], room=6)
+        with pytest.raises(UsageError, match="at least one prompt"):
+            begin(model, [])
 
 
 def test_a_row_that_changes_all_keys_does_not_join_a_cache(tmp_path: Path) -> None:
@@ -252,3 +260,18 @@ def test_a_stream_that_is_left_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert made[0]() is None
     ids = torch.tensor([[5, 6, 7]])
     model(ids, labels=ids).loss.backward()  # no weight became an inference tensor
+
+
+# ---------------------------------------------------------------- docs/generation.md
+
+
+def test_the_pages_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    talker().save("model")
+    page = (Path(__file__).parent.parent / "docs/generation.md").read_text("utf-8")
+    blocks = re.findall(r"<!-- (\w+) -->\n```python\n(.*?)```\n<!-- /\1 -->", page, re.S)
+    assert [name for name, _ in blocks] == ["options", "seeds", "stream", "session"]
+    names: dict[str, Any] = {}
+    for _, code in blocks:
+        exec(code, names)
+    assert capsys.readouterr().out.count("[") >= 2 and names["session"].rows == 2

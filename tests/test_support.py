@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -13,20 +14,29 @@ from stemma.errors import UsageError
 from stemma.families import tree
 from stemma.formats import attach, with_task
 from stemma.objectives import incompatible_reason
-from stemma.support import TASKS, matrix
+from stemma.support import TASKS, Support, matrix
 from tiny import FAMILIES, answers, batch, build, run, tiny
 
-ROWS = {row.family: row for row in matrix()}
+
+@functools.cache
+def rows() -> dict[str, Support]:
+    return {row.family: row for row in matrix()}
 
 
 def test_every_family_with_a_design_has_a_row() -> None:
-    assert list(ROWS) == FAMILIES
+    assert list(rows()) == FAMILIES
+
+
+@pytest.mark.slow
+def test_two_layers_are_as_able_as_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stemma.support.shallow", lambda design: design)
+    assert {row.family: row for row in matrix()} == rows()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tasks(name: str, tmp_path: Path) -> None:
     """The heads that a row names are built, run, saved in the public layout and read again; others are refused."""
-    row, family, design = ROWS[name], tree()[name], tiny(name)
+    row, family, design = rows()[name], tree()[name], tiny(name)
     for task in TASKS:
         if task not in family.tasks:
             assert task not in row.tasks
@@ -52,7 +62,7 @@ def test_tasks(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_writing_and_training(name: str) -> None:
-    row, design = ROWS[name], tiny(name)
+    row, design = rows()[name], tiny(name)
     model = build(design)
     assert row.trains == (incompatible_reason(design.objective, design.arch) is None)
     if row.writes:

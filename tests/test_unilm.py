@@ -226,13 +226,14 @@ def test_segments_that_a_table_lacks_are_refused() -> None:
         build(tiny("unilm", **{"dims.segments": 2}))
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("attention", CHOICES)
-def test_every_mask_is_one_graph(attention: str) -> None:
+def test_every_mask_is_one_graph(attention: str, backend: str) -> None:
     torch._dynamo.reset()
     design = tiny("unilm")
     model = build(design)
     given = {"input_ids": batch(design)["input_ids"], **asked(attention, [3, 9, 5])}
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     assert torch.allclose(compiled(**given).hidden, model(**given).hidden, atol=1e-5)
 
 

@@ -334,8 +334,8 @@ def _plain(hint: Any, raw: Any) -> Any:
     if hint is str and isinstance(raw, str):
         return raw
     if origin is tuple:
-        items = ast.literal_eval(raw) if isinstance(raw, str) else raw
         inner = typing.get_args(hint)
+        items = _items(raw, inner[0]) if isinstance(raw, str) else raw
         if not isinstance(items, (list, tuple)):
             raise TypeError
         if len(inner) == 2 and inner[1] is Ellipsis:
@@ -408,6 +408,14 @@ def _field_for(kind: type[Spec], word: Any, path: str) -> str:
         if typing.get_origin(hint) is typing.Literal and word in typing.get_args(hint):
             return f"; did you mean {path}.{name}={word}?"
     return ""
+
+
+def _items(raw: str, inner: Any) -> Any:
+    """The items of a tuple that is written as text; specs also as `A(x=1), B()`."""
+    if not (isinstance(inner, type) and issubclass(inner, Spec)):
+        return ast.literal_eval(raw)
+    node = ast.parse(raw.strip(), mode="eval").body
+    return _literal(node) if isinstance(node, (ast.Tuple, ast.List)) else (_literal(node),)
 
 
 def _literal(node: ast.expr) -> Any:

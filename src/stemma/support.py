@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from stemma import families
-from stemma.declare.family import Family
+from stemma import families, spec
+from stemma.declare.family import Design, Family
 from stemma.decoding.inputs import generates
 from stemma.formats import layout_of, with_task
 from stemma.nn.model import Model
@@ -31,9 +31,15 @@ class Support:
     fills: bool
 
 
+def shallow(design: Design) -> Design:
+    """A design with two layers a stack, which is as able as the whole one and quick to build."""
+    counts = ("layers", "decoder_layers", "groups")
+    return spec.edit(design, {f"dims.{n}": 2 for n in counts if (getattr(design.dims, n) or 0) > 2})
+
+
 def support(family: Family) -> Support:
     """The row of a family that has sizes."""
-    design = family.first
+    design = shallow(family.first)
     layout, _, _ = layout_of(design, family)
     tasks = []
     for task in family.tasks:

@@ -1,6 +1,6 @@
-"""The command line. This module knows the commands by name and line; each one's code is loaded when it is used.
+"""The command line. This module lists the commands; the module of a command is imported when it is used.
 
-Nothing here or in the commands' modules imports torch at the top: `stemma --help` must cost next to nothing.
+Neither this module nor the commands' modules import torch at the top, so that `stemma --help` is fast.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stemma.errors import LostError, StemmaError, UsageError, did_you_mean, no_m
 if TYPE_CHECKING:
     from rich.console import Console
 
-# group -> (command, its arguments, one line, the module that has it)
+# group -> (command, its arguments, one line about it, its module)
 GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
     "The tree": [
         ("tree", "[NAME]", "draw the family tree: who changed what", "lookup"),
@@ -54,7 +54,7 @@ COMMANDS = {name: (line, module) for rows in GROUPS.values() for name, _, line, 
 
 
 def overview() -> str:
-    """What the program can do, one line a command."""
+    """The list of commands, one line each."""
     lines = ["Stemma: the family tree of language models, as running code.", ""]
     for group, rows in GROUPS.items():
         lines.append(group)
@@ -81,7 +81,7 @@ def _set_debug(ctx: click.Context, param: click.Parameter, on: bool) -> None:
 
 
 def common() -> list[click.Parameter]:
-    """`--families` and `--debug`, which stand before or after a command's name."""
+    """`--families` and `--debug`, which may come before or after a command's name."""
     return [
         click.Option(
             ["--families"],
@@ -112,7 +112,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A click group whose unknown commands get a suggestion."""
+    """A click group that suggests the nearest name for an unknown command."""
 
     command_class = Command
 
@@ -128,7 +128,7 @@ class Group(click.Group):
 
 
 class Root(Group):
-    """The program: commands are imported by name when they are asked for."""
+    """The program: the module of a command is imported when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -167,11 +167,11 @@ root.params += common()
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run the program and leave it with one of the documented exit codes."""
+    """Run the program and exit with one of the documented codes."""
     arguments = sys.argv[1:] if args is None else args
     debug = "--debug" in arguments
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character gets `?`, not a crash
+        if hasattr(stream, "reconfigure"):  # a character that the terminal cannot show becomes `?`
             stream.reconfigure(errors="replace")
     try:
         with warnings.catch_warnings():
@@ -186,7 +186,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         fail("stopped", 130, debug)
     except BrokenPipeError:
-        # The reader went away (`stemma tree | head`): say nothing, and let no flush at exit complain either.
+        # The reader closed the pipe (`stemma tree | head`): print nothing, also when Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except MemoryError as error:
@@ -207,7 +207,7 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 
 def short_of_memory(error: BaseException) -> str:
-    """What to say where memory ran out outside of a step, which says it better."""
+    """The message when memory runs out outside of a training step, which has a message of its own."""
     found = re.search(r"tried to allocate (\d+) bytes", str(error))
     wanted = f": {int(found[1]) / 1e9:,.1f} GB more were wanted" if found else ""
     return (
@@ -224,13 +224,13 @@ def note(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Show a warning that is meant for people in one line; those that are meant for programmers not at all."""
+    """Print a UserWarning in one line, on the first rank only; hide other warnings."""
     if issubclass(category, UserWarning) and int(os.environ.get("RANK", "0")) == 0:
         click.echo(f"note: {message}", err=True)
 
 
 def fail(sentence: str, code: int, debug: bool, lost: bool = False) -> NoReturn:
-    """Leave with a sentence, which one process says where there are several; `lost`: that another one is gone."""
+    """Print the error and exit. Of several processes one prints it; `lost`: the error is that another one ended."""
     if debug and sys.exc_info()[0] is not None:
         import traceback
 
@@ -243,7 +243,7 @@ def fail(sentence: str, code: int, debug: bool, lost: bool = False) -> NoReturn:
 
 
 def usage_line(error: click.ClickException) -> str:
-    """Click's complaint in one line, in the style of the others."""
+    """A click error in one line, in the style of Stemma's errors."""
     ctx = getattr(error, "ctx", None)
     path = ctx.command_path if ctx else "stemma"
     if isinstance(error, click.NoSuchOption):
@@ -259,12 +259,12 @@ def usage_line(error: click.ClickException) -> str:
 
 
 def command(**settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """Declare a command, with the common options."""
+    """Declare a command with the common options."""
     return click.command(cls=Command, **settings)
 
 
 def overrides(items: tuple[str, ...]) -> dict[str, str]:
-    """`--set PATH=VALUE` options as a mapping. Raises UsageError for one that is no such pair."""
+    """`--set PATH=VALUE` options as a mapping. Raises UsageError for one of another form."""
     pairs: dict[str, str] = {}
     for item in items:
         path, equals, value = item.partition("=")
@@ -275,11 +275,11 @@ def overrides(items: tuple[str, ...]) -> dict[str, str]:
 
 
 def console(stderr: bool = False) -> Console:
-    """A plain console: nothing in a text is taken for markup."""
+    """A console that prints text as it is, without markup."""
     from rich.console import Console
 
     class Plain(Console):
-        def on_broken_pipe(self) -> None:  # rich would leave with 1; `main` knows better
+        def on_broken_pipe(self) -> None:  # rich would exit with 1; `main` exits with 141
             raise BrokenPipeError
 
     return Plain(stderr=stderr, highlight=False, emoji=False, markup=False)
@@ -293,7 +293,7 @@ def emit(data: Any) -> None:
 
 
 def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Families and sizes that begin like what was typed."""
+    """Families and sizes that begin with `incomplete`."""
     from stemma import families
 
     names = [*families.tree(), *families.size_names()]
@@ -301,7 +301,7 @@ def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 
 def existing_runs(paths: tuple[str, ...]) -> list[Path]:
-    """The named run directories. Raises UsageError for one that is none."""
+    """The run directories at `paths`. Raises UsageError for one that is not a run."""
     for path in paths:
         if not Path(path, "run.json").is_file():
             there = "is a file" if Path(path).exists() else "does not exist"

@@ -1,4 +1,4 @@
-"""`data clean`, `data stats`, `data cache`: text on its way to training."""
+"""`data clean`, `data stats`, `data cache`: prepare and inspect text."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from stemma.errors import UsageError
 @command(name="clean")
 @click.argument("source", metavar="SPEC")
 @click.option("--out", required=True, type=click.Path(), help="Directory for the text and the report.")
-@click.option("--steps", "listed", default="exact,near,gopher", show_default=True, help="What to do, in this order.")
-@click.option("--executor", type=click.Choice(["local", "slurm", "ray"]), help="Have datatrove run it as tasks.")
-@click.option("--tasks", type=click.IntRange(min=1), help="How many tasks.  [default with --executor: 8]")
-@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="One of the executor's own settings.")
+@click.option("--steps", "listed", default="exact,near,gopher", show_default=True, help="The steps, in this order.")
+@click.option("--executor", type=click.Choice(["local", "slurm", "ray"]), help="Run the steps as tasks of datatrove.")
+@click.option("--tasks", type=click.IntRange(min=1), help="Number of tasks.  [default with --executor: 8]")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="A setting of the executor.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def clean(
     source: str,
@@ -29,24 +29,24 @@ def clean(
     options: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Leave duplicates and poor documents out of a text.
+    """Remove duplicates and poor documents from a text.
 
     SPEC is what `stemma pretrain --data` takes. OUT gets `text`, a folder of JSON lines to train on, and
     `report.json`: what each step removed, with examples.
 
     \b
-    exact       the same words again
-    near        nearly the same again (MinHash)
+    exact       the same words as an earlier document
+    near        nearly the same (MinHash)
     dedup       exact,near
     gopher      quality rules of Gopher
     repetition  repeated lines, paragraphs and n-grams, after Gopher
     c4          line and page rules of C4
-    script      mostly another script than Latin
+    script      mostly in another script than Latin
 
-    Figures are the published ones unless given: --steps "near(threshold=0.7),gopher(min_words=20)".
+    Thresholds are the published ones unless given: --steps "near(threshold=0.7),gopher(min_words=20)".
 
     With --executor the same steps run as tasks of datatrove: on this machine, under Slurm (--option time=2:00:00
-    --option partition=cpu) or with Ray. The same command again goes on with what is missing.
+    --option partition=cpu) or with Ray. Run the same command again to finish missing tasks.
     """
     from stemma.data import cleaned, cleaning
 
@@ -54,36 +54,36 @@ def clean(
     if executor is None:
         if tasks is not None or options:
             raise UsageError("--tasks and --option are for an --executor: local, slurm or ray")
-        told: dict[str, Any] | None = cleaned.write(source, Path(out), steps)
+        found: dict[str, Any] | None = cleaned.write(source, Path(out), steps)
     else:
         from stemma.data import cluster
 
-        told = cluster.distribute(source, Path(out), steps, executor, tasks or 8, settings(options))
-    if told is None:
-        click.echo(f"the jobs are submitted; when the last is done, {Path(out) / 'report.json'} is there")
+        found = cluster.distribute(source, Path(out), steps, executor, tasks or 8, settings(options))
+    if found is None:
+        click.echo(f"the jobs are submitted; the last one writes {Path(out) / 'report.json'}")
         return
     if as_json:
-        emit(told)
+        emit(found)
         return
-    show(told, Path(out) / "text")
+    show(found, Path(out) / "text")
 
 
-def show(told: dict[str, Any], text: Path) -> None:
+def show(found: dict[str, Any], text: Path) -> None:
     """Print what each step removed, with examples."""
     from stemma.data.cleaning import Tally
 
     screen = console()
-    for plain in told["report"]:
+    for plain in found["report"]:
         tally = Tally(**plain)
         screen.print(tally.sentence())
         for example in tally.examples:
             line = f"    {example['name']}: {example['why']}: {example['text']}"
             screen.print(line, style="dim", no_wrap=True, overflow="ellipsis")
-    screen.print(f"{told['documents']:,} documents: {text}", soft_wrap=True)
+    screen.print(f"{found['documents']:,} documents: {text}", soft_wrap=True)
 
 
 def settings(options: tuple[str, ...]) -> dict[str, Any]:
-    """`--option KEY=VALUE` as a mapping; whole numbers and true/false as such."""
+    """`--option KEY=VALUE` as a mapping, with integers and booleans parsed."""
     found: dict[str, Any] = {}
     for item in options:
         name, equals, value = item.partition("=")
@@ -99,9 +99,9 @@ def settings(options: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--tokenizer", type=click.Path(), metavar="DIR", help="Count tokens too, with this tokenizer.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def stats(source: str, tokenizer: str | None, as_json: bool) -> None:
-    """Count a text: documents, bytes, tokens, duplicates, and how long documents are.
+    """Count the documents, bytes, tokens and duplicates of a text, and show how long documents are.
 
-    A duplicate is a document with the words of an earlier one, whatever the case, punctuation and spaces.
+    A duplicate is a document with the same words as an earlier one, ignoring case, punctuation and spaces.
     """
     from stemma.data import survey
 
@@ -110,23 +110,23 @@ def stats(source: str, tokenizer: str | None, as_json: bool) -> None:
         from stemma.text import Tokenizer
 
         words = Tokenizer.load(Path(tokenizer))
-    told = survey.survey(source, words)
+    found = survey.survey(source, words)
     if as_json:
-        emit(told)
+        emit(found)
         return
-    click.echo(f"documents    {told['documents']:>15,}")
-    click.echo(f"bytes        {told['bytes']:>15,}")
-    click.echo(f"characters   {told['characters']:>15,}")
-    if told["tokens"] is not None:
-        rate = told["bytes"] / max(told["tokens"], 1)
-        click.echo(f"tokens       {told['tokens']:>15,}  {rate:.2f} bytes a token")
-    share = told["duplicate_bytes"] / max(told["bytes"], 1)
-    click.echo(f"duplicates   {told['duplicates']:>15,}  {share:.1%} of the text")
-    if told["licence"]:
-        click.echo(f"licence      {told['licence']}")
-    for language, number in (told["languages"] or {}).items():
+    click.echo(f"documents    {found['documents']:>15,}")
+    click.echo(f"bytes        {found['bytes']:>15,}")
+    click.echo(f"characters   {found['characters']:>15,}")
+    if found["tokens"] is not None:
+        rate = found["bytes"] / max(found["tokens"], 1)
+        click.echo(f"tokens       {found['tokens']:>15,}  {rate:.2f} bytes a token")
+    share = found["duplicate_bytes"] / max(found["bytes"], 1)
+    click.echo(f"duplicates   {found['duplicates']:>15,}  {share:.1%} of the text")
+    if found["licence"]:
+        click.echo(f"licence      {found['licence']}")
+    for language, number in (found["languages"] or {}).items():
         click.echo(f"  {language:<11}{number:>15,}  documents")
-    held = told["lengths"]
+    held = found["lengths"]
     click.echo(
         f"\n{held['unit']} a document: median {held['median']:,}, half of them {held['q1']:,} to {held['q3']:,}, "
         f"all {held['least']:,} to {held['most']:,}"
@@ -134,12 +134,12 @@ def stats(source: str, tokenizer: str | None, as_json: bool) -> None:
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
     for line in survey.histogram(held["bins"], min(console().width, 100), encoding.startswith("utf")):
         click.echo(line)
-    for note in told["notes"]:
+    for note in found["notes"]:
         click.echo(f"note: {note}", err=True)
 
 
 @command(name="cache")
-@click.option("--clear", is_flag=True, help="Delete the shared stores; runs keep theirs.")
+@click.option("--clear", is_flag=True, help="Delete the shared stores; those of runs stay.")
 @click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
 def cache(clear: bool, as_json: bool) -> None:
     """List the token stores that runs share, or delete them."""

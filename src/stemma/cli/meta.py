@@ -9,22 +9,22 @@ from stemma.errors import UsageError, did_you_mean
 
 EXIT_CODES = """\
   0    it worked
-  1    an error of Stemma's that has no code of its own
+  1    an error of Stemma without a code of its own
   2    usage: an unknown name, option or field; a value out of range
   3    data: text that is missing, empty, binary or malformed
   4    checkpoint: weights, config or tokenizer files that are damaged or do not fit
-  5    machine: disk full, out of memory, no network, an optional package missing
-  6    a check that was asked for did not hold (`stemma verify`)
-  70   a mistake of Stemma's own; --debug shows where
-  130  stopped with Ctrl-C
-  141  the reader of the output went away (`stemma tree | head -1`)"""
+  5    machine: disk full, out of memory, no network, a missing optional package
+  6    a requested check failed (`stemma verify`)
+  70   a bug in Stemma; --debug shows the traceback
+  130  stopped with Ctrl-C or a signal
+  141  the reader closed the output (`stemma tree | head -1`)"""
 
 
 @command(name="help")
 @click.argument("topic", nargs=-1)
 @click.pass_context
 def help(ctx: click.Context, topic: tuple[str, ...]) -> None:
-    """Print the map of commands, the help of a command, or the exit codes."""
+    """Print the list of commands, the help of a command, or the exit codes."""
     if not topic:
         click.echo(overview())
         return
@@ -47,7 +47,7 @@ def help(ctx: click.Context, topic: tuple[str, ...]) -> None:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the set-up of tab completion, which knows families and sizes.
+    """Print the set-up of tab completion, also for families and sizes.
 
     bash: eval "$(stemma completion bash)" in ~/.bashrc; zsh the same in ~/.zshrc; fish: `stemma completion fish |
     source` in config.fish.

@@ -1,4 +1,4 @@
-"""`quickstart`: three small relatives on one text under one budget, what they say, and a report."""
+"""`quickstart`: train three small relatives on one text and budget, sample from them, and write a report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RELATIVES = (
     ("llama", "a decoder: predicts the next word"),
     ("t5", "an encoder-decoder: restores removed spans"),
 )
-# Narrower than `--scale tiny`, so that a few minutes show something, and without dropout: no text is read twice.
+# Narrower than `--scale tiny`, so that a few minutes are enough; no dropout, because no text is read twice.
 SMALLER: dict[str, Any] = {
     "dims.vocab": 2048,
     "dims.layers": 2,
@@ -31,13 +31,12 @@ SMALLER: dict[str, Any] = {
     "train.eval_tokens": 20_000,
     "arch.dropout": "Dropout()",
 }
-# With its table of positions the encoder would stay at word frequencies for several times this budget (5.6 nats where
-# rotary positions reach 4.4): a minute is too short to learn from a table which word stands beside which. It masks 30 %
-# of the tokens, twice the published share, for as many targets.
+# With learned positions the encoder would not get below word frequencies within this budget (5.6 nats; rotary positions
+# reach 4.4). It masks 30 % of the tokens, twice the published share, to have twice the targets.
 OWN: dict[str, dict[str, Any]] = {
     "roberta": {"arch.position": "Rotary()", "objective.rate": 0.3, "recipe.lr": 2e-3},
 }
-# Sentences with a piece taken out (None), and what stood there.
+# (sentence with gaps (None), the text of the gaps)
 MASKS: list[tuple[list[str | None], list[str]]] = [
     (["And Jehovah spake unto ", None, ", saying,"], ["Moses"]),
     (["And the children of ", None, " did that which was evil in the sight of Jehovah."], ["Israel"]),
@@ -54,7 +53,9 @@ PROMPTS = ("In the beginning", "And Jesus said unto them,", "And the king of Isr
 
 @command()
 @click.option("--out", type=click.Path(file_okay=False), default="quickstart", show_default=True)
-@click.option("--budget", default="45s", show_default=True, help="Time or tokens for the first; all get its tokens.")
+@click.option(
+    "--budget", default="45s", show_default=True, help="Time or tokens of the first; the others match its tokens."
+)
 @click.option("--data", default="builtin:bible", show_default=True, help="A file, a folder, or builtin:NAME.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--quiet", is_flag=True, help="Print only the path of the report.")
@@ -62,8 +63,8 @@ def quickstart(out: str, budget: str, data: str, seed: int, quiet: bool) -> int:
     """Train three small relatives on one text under one budget, and write a report about them.
 
     An encoder (RoBERTa, with rotary positions), a decoder (LLaMA) and an encoder-decoder (T5) read the same text, each
-    with a tokenizer of its own kind trained on it. A budget in seconds holds for the first of them; the others get as
-    many tokens as it read. Then they fill in words, go on writing, and restore spans. About three minutes. A second
+    with a tokenizer of its own kind trained on it. A budget in seconds is for the first; the others get as many tokens
+    as it read. Then they fill in words, continue a text, and restore spans. This takes about three minutes. A second
     run with the same --out starts over.
     """
     from stemma.report import write
@@ -90,7 +91,7 @@ def quickstart(out: str, budget: str, data: str, seed: int, quiet: bool) -> int:
 
 
 def clear(folder: Path) -> Path:
-    """`folder`, empty and marked as a quick start's. Raises UsageError if it holds anything else."""
+    """Empty `folder` and mark it as a quick start's. Raises UsageError if it holds something else."""
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARK).is_file():
             raise UsageError(f"{folder} is not empty and not from a quick start; choose another --out")
@@ -108,11 +109,11 @@ def train(directory: Path, name: str, budget: str, data: str, seed: int, quiet: 
     )
 
 
-# ---------------------------------------------------------------- what they say
+# ---------------------------------------------------------------- samples
 
 
 def samples(run: Run, seed: int) -> dict[str, Any]:
-    """What the model says, as the report reads it from `samples.json`."""
+    """Samples of the model in the form of `samples.json`."""
     import stemma
 
     model = run.model
@@ -135,7 +136,7 @@ def case(model: Any, fill: Callable[..., Any], parts: list[str | None], truth: l
 
 
 def table(runs: list[Run]) -> None:
-    """A short summary on standard error."""
+    """Print a short summary on standard error."""
     from rich.table import Table
 
     out = console(stderr=True)

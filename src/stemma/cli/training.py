@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 import tempfile
 import warnings
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stemma import disk
 from stemma.cli import Group, command, complete_names, console, corpus, emit, existing_runs, overrides
 from stemma.errors import UsageError
 
@@ -310,7 +310,9 @@ def _opened(source: str, name: str, sets: tuple[str, ...], seed: int) -> tuple[A
             break
     with tempfile.TemporaryDirectory(prefix="stemma-show-") as folder:
         part = Path(folder, "text.jsonl")
-        part.write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
+        with disk.write_jsonl(part) as add:
+            for row in texts:
+                add(row)
         plan = dataclasses.replace(plan, data=str(part))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a short text gives a small vocabulary; here that is no news

@@ -40,9 +40,9 @@ class Search:
         self.done = False
 
     def advance(self, candidates: list[tuple[float, int, int, float]], last: bool) -> list[int]:
-        """Take the best candidates (score, row, token, its logprob), best first, of which the first `width` may end.
+        """Take candidates (score, row, token, its logprob), best first; only the first `width` of them may end a text.
 
-        Returns which row each running beam grew from. Stops when no running beam can rank above the ended ones.
+        Returns the row that each running beam grew from. Done when no running beam can rank above the ended ones.
         """
         running: list[Beam] = []
         rows: list[int] = []

@@ -1,15 +1,15 @@
-"""Decoding under a prefix mask: what a prompt holds is seen whole, and what is written fills a blank of it (GLM).
+"""Blank filling under a prefix mask (GLM): the tokens of a prompt's context see each other, new tokens fill a blank.
 
-A prompt is `context start`, where the context has tokens that stand for a blank ([MASK], [sMASK], [gMASK]) and `start`
-(<|startofpiece|>, <sop>) begins what fills the first of them. After one filled blank, `start` again begins the next:
-`context start a b start`. A prompt of ids is taken as it is: without `start` all of it is context, and the first new
-token stands where `start` would. A prompt of text gets `start` at its end, and before it the blank for the end of a
-text where it names none.
+A prompt is `context start`. The context holds tokens that stand for blanks ([MASK], [sMASK], [gMASK]); `start`
+(<|startofpiece|>, <sop>) begins the text of the first one. Behind a filled blank, `start` begins the text of the next:
+`context start a b start`. A prompt of ids is used as it is: without `start` all of it is context, and the first new
+token takes the position of `start`. A prompt of text gets `start` at its end, and before it the end-of-text blank
+where it names no blank.
 
-Positions are those of training. Where places are pairs (`Position.columns` is 2), context has (0, 0), (1, 0), ..., and
-what fills the blank at place m has (m, 1), (m, 2), ..., `start` first; without a blank, m is the last place of the
-context. Where places are single (GLM-130B), what fills a blank has its place m, but what fills the blank for the end of
-a text, or none, goes on counting.
+Positions are those of training. With pairs of positions (`Position.columns` is 2), the context has (0, 0), (1, 0), ...;
+the text of the blank at place m has (m, 1), (m, 2), ..., `start` first; without a blank, m is the last place of the
+context. With single positions (GLM-130B), the whole text of a blank has position m, but the text of the end-of-text
+blank, or of none, counts on.
 """
 
 from __future__ import annotations
@@ -25,53 +25,53 @@ from stemma.errors import UsageError
 from stemma.nn.model import Model
 
 
-class Marks(NamedTuple):
-    """The ids by which a model knows blanks: the token that begins what fills one, and those that stand for one, of
-    which `end` is for the end of a text."""
+class BlankTokens(NamedTuple):
+    """Token ids of blank filling: `start` begins the text of a blank; `blanks` stand for blanks; `end` is the blank at
+    the end of a text, if it is one of its own."""
 
     start: int | None = None
     blanks: tuple[int, ...] = ()
     end: int | None = None
 
 
-def marks(model: Model) -> Marks:
-    """Of the checkpoint's config where it names them, else of the tokenizer."""
-    text, known = model.text, model.tokenizer
+def blank_tokens(model: Model) -> BlankTokens:
+    """From the checkpoint's config where it names them, else from the tokenizer."""
+    text, tokenizer = model.text, model.tokenizer
     if text is None or not text.blanks:
-        return Marks()
+        return BlankTokens()
     blanks = text.blank_ids
-    if not blanks and known is not None:
-        blanks = tuple(i for name in text.blanks if (i := known.id(name)) is not None)
+    if not blanks and tokenizer is not None:
+        blanks = tuple(i for name in text.blanks if (i := tokenizer.id(name)) is not None)
     start = text.bos_id
-    if start is None and known is not None and text.bos is not None:
-        start = known.id(text.bos)
-    return Marks(start, blanks, blanks[-1] if len(blanks) > 1 else None)
+    if start is None and tokenizer is not None and text.bos is not None:
+        start = tokenizer.id(text.bos)
+    return BlankTokens(start, blanks, blanks[-1] if len(blanks) > 1 else None)
 
 
 def context(model: Model, text: str, special: bool) -> list[int]:
-    """The ids of what is seen whole: nothing stands around it but the token that begins a text, if there is one.
-    `special`: names of special tokens in the text mean these."""
-    known = model.tokenizer
-    named = model.text.cls if model.text is not None else None
-    first = known.id(named) if named is not None else None
-    ids: list[int] = known.encode(text, add_special=False, allow_special=special)
+    """The ids of a context: no special token around it but the one that begins a text, if there is one. `special`:
+    names of special tokens in the text become these tokens."""
+    tokenizer = model.tokenizer
+    cls = model.text.cls if model.text is not None else None
+    first = tokenizer.id(cls) if cls is not None else None
+    ids: list[int] = tokenizer.encode(text, add_special=False, allow_special=special)
     return ids if first is None else [first, *ids]
 
 
 def prompt(model: Model, text: str) -> list[int]:
-    """The ids of a text that is to be gone on with, or whose first blank is to be filled."""
-    known = marks(model)
+    """The ids of a text that is to be continued, or whose first blank is to be filled."""
+    tokens = blank_tokens(model)
     names = any(name in text for name in model.text.blanks) if model.text is not None else False
     ids = context(model, text, names)
-    if known.start is None or not known.blanks:
+    if tokens.start is None or not tokens.blanks:
         return ids
-    blank = [] if any(i in known.blanks for i in ids) else [known.blanks[-1]]
-    return [*ids, *blank, known.start]
+    blank = [] if any(i in tokens.blanks for i in ids) else [tokens.blanks[-1]]
+    return [*ids, *blank, tokens.start]
 
 
 class Placed(NamedTuple):
-    """A prompt's `places` (in the text, in a blank), how many of its tokens are context, and where the next one stands:
-    at the place `at` (None: goes on counting) and as the `block`th of its blank."""
+    """A prompt's `places` (in the text, in the blank), how many of its tokens are `context`, and the next token's
+    position: place `at` (None: it counts on) and place `block` in its blank."""
 
     places: list[tuple[int, int]]
     context: int
@@ -79,38 +79,38 @@ class Placed(NamedTuple):
     block: int
 
 
-def place(ids: Sequence[int], known: Marks, columns: int) -> Placed:
-    """Where the tokens of a prompt stand."""
-    context = next((i for i, token in enumerate(ids) if token == known.start), len(ids))
-    blanks = [(i, token) for i, token in enumerate(ids[:context]) if token in known.blanks]
+def place(ids: Sequence[int], tokens: BlankTokens, columns: int) -> Placed:
+    """The positions of a prompt."""
+    context = next((i for i, token in enumerate(ids) if token == tokens.start), len(ids))
+    blanks = [(i, token) for i, token in enumerate(ids[:context]) if token in tokens.blanks]
     places = [(i, 0) for i in range(context)]
-    at, block = _beside(blanks, 0, context, known, columns), 1
+    at, block = _place_of(blanks, 0, context, tokens, columns), 1
     filled = -1
     for i in range(context, len(ids)):
-        if ids[i] == known.start:
+        if ids[i] == tokens.start:
             filled += 1
-            at, block = _beside(blanks, filled, context, known, columns), 1
+            at, block = _place_of(blanks, filled, context, tokens, columns), 1
         places.append((i if at is None else at, block))
         block += 1
     return Placed(places, context, at, block)
 
 
-def _beside(blanks: list[tuple[int, int]], k: int, context: int, known: Marks, columns: int) -> int | None:
-    """The place of what fills the k-th blank (the last one, if there are fewer)."""
+def _place_of(blanks: list[tuple[int, int]], k: int, context: int, tokens: BlankTokens, columns: int) -> int | None:
+    """The place of the k-th blank's text (of the last blank, if there are fewer)."""
     if not blanks:
         return max(context - 1, 0) if columns > 1 else None
     at, token = blanks[min(k, len(blanks) - 1)]
-    return None if columns == 1 and token == known.end else at
+    return None if columns == 1 and token == tokens.end else at
 
 
 class BlankSession(Session):
-    """A decoding whose rows have a context that is seen whole, and fill a blank of it."""
+    """Rows that fill a blank of their context."""
 
     PER_ROW = (*Session.PER_ROW, "at", "block")
 
     def _place(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        known, columns = marks(self.model), self._columns
-        placed = [place(text, known, columns) for text in texts]
+        tokens, columns = blank_tokens(self.model), self._columns
+        placed = [place(text, tokens, columns) for text in texts]
         longest = max(len(text) for text in texts)
         positions = torch.zeros(len(texts), longest, 2, dtype=torch.int64)
         for row, of in zip(positions, placed, strict=True):

@@ -27,8 +27,8 @@ class Guess:
 
 @dataclass
 class Filled:
-    """A text with its masks filled: for each mask the best guesses (an encoder), or the span that was written for it
-    (an encoder-decoder, or a decoder that fills blanks)."""
+    """A text with its masks filled. For each mask: the best `guesses` (of an encoder), or the span that was written (by
+    an encoder-decoder, or a decoder that fills blanks)."""
 
     text: str
     guesses: list[list[Guess]] = field(default_factory=list)
@@ -42,10 +42,10 @@ MASK = "[MASK]"
 def fill(
     model: Model, text: str, *, top: int = 5, max_new_tokens: int = 64, language: str | int | None = None
 ) -> Filled:
-    """Fill every `[MASK]` of a text (the model's own mask token or `<extra_id_N>` will do as well).
+    """Fill every `[MASK]` of a text (or the model's own mask token, or `<extra_id_N>`).
 
-    An encoder guesses one token a mask; an encoder-decoder trained on spans, and a decoder trained on blanks (GLM),
-    write any number, and one trained to infill (Code LLaMA) the middle that one mask stands for. `language` as for
+    An encoder predicts one token a mask. An encoder-decoder trained on spans and a decoder trained on blanks (GLM)
+    write any number of tokens a mask; a decoder trained to infill (Code LLaMA) fills one mask. `language` as for
     `generate`. Raises UsageError if there is no mask, or the model can do none of these.
     """
     check_model(model)
@@ -60,9 +60,9 @@ def fill(
             return _fill_masks(model, text, top, language_of(model, language))
         if model.arch.structure == "encoder-decoder" and model.tokenizer.sentinels:
             return _fill_spans(model, text, max_new_tokens)
-        if model.arch.structure == "decoder" and blanks.marks(model).blanks:
+        if model.arch.structure == "decoder" and blanks.blank_tokens(model).blanks:
             return _fill_blanks(model, text, max_new_tokens)
-        if model.arch.structure == "decoder" and infill.marks(model) is not None:
+        if model.arch.structure == "decoder" and infill.infill_tokens(model) is not None:
             return _fill_middle(model, text, max_new_tokens)
     raise UsageError(f"this {model.arch.structure} cannot fill masks; use stemma.generate (or `stemma generate`)")
 
@@ -79,7 +79,7 @@ def _fill_masks(model: Model, text: str, top: int, language: int | None) -> Fill
     if model.arch.streams is None:
         state = model.state(Inputs(batch, langs=language_ids(batch, language)))
         hidden = model.read(state)[0, at]
-    else:  # queries in the places of the masks, which nothing sees
+    else:  # queries at the places of the masks, which are hidden from all tokens
         unseen = torch.zeros(1, len(ids), len(ids), device=model.device)
         unseen[:, :, at] = 1
         places = torch.eye(len(ids), device=model.device)[None, at]
@@ -121,8 +121,8 @@ def _fill_spans(model: Model, text: str, max_new_tokens: int) -> Filled:
 
 
 def _fill_blanks(model: Model, text: str, max_new_tokens: int) -> Filled:
-    """One blank after the other, each with those before it already filled."""
-    tokenizer, known = model.tokenizer, blanks.marks(model)
+    """One blank after the other, each behind the filled ones before it."""
+    tokenizer, known = model.tokenizer, blanks.blank_tokens(model)
     if known.start is None:
         raise UsageError("this model's tokenizer does not know the token that begins what fills a blank")
     ids = blanks.context(model, _mark(text, MASK, lambda k: tokenizer.tokens([known.blanks[0]])[0]), True)
@@ -141,7 +141,7 @@ def _fill_blanks(model: Model, text: str, max_new_tokens: int) -> Filled:
 
 
 def _fill_middle(model: Model, text: str, max_new_tokens: int) -> Filled:
-    """The one gap of a text, from what stands before and behind it."""
+    """The one gap of a text, from the text before and behind it."""
     prefix, *rest = text.split(MASK)
     if len(rest) != 1:
         raise UsageError(f"this model fills one {MASK} of a text, and the text has {len(rest)}")

@@ -117,9 +117,9 @@ def eos_ids(model: Model) -> tuple[int, ...]:
         if not found and text.blanks and tokenizer is not None and text.eos is not None:
             end = tokenizer.id(text.eos)
             found = () if end is None else (end,)
-    middle = infill.marks(model)
-    if middle is not None and middle.end not in found:
-        found = (*found, middle.end)
+    tokens = infill.infill_tokens(model)
+    if tokens is not None and tokens.end not in found:
+        found = (*found, tokens.end)
     return tuple(i for i in found if i < model.dims.vocab)
 
 

@@ -8,8 +8,8 @@ from stemma.declare.family import INFILL_NAMES
 from stemma.nn.model import Model
 
 
-class Marks(NamedTuple):
-    """The ids of the tokens before a prefix, a suffix and a middle, and of the one that ends the middle."""
+class InfillTokens(NamedTuple):
+    """The ids of the tokens before a prefix, a suffix and a middle, and of the token that ends the middle."""
 
     prefix: int
     suffix: int
@@ -17,20 +17,20 @@ class Marks(NamedTuple):
     end: int
 
 
-def marks(model: Model) -> Marks | None:
-    """By the names that the family gives, or the usual ones; None unless the tokenizer has all of them."""
-    text, known = model.text, model.tokenizer
-    if text is None or known is None:
+def infill_tokens(model: Model) -> InfillTokens | None:
+    """By the family's names, or the usual ones; None unless the tokenizer has all of them."""
+    text, tokenizer = model.text, model.tokenizer
+    if text is None or tokenizer is None:
         return None
-    found = [known.id(name) for name in text.infill or INFILL_NAMES]
+    found = [tokenizer.id(name) for name in text.infill or INFILL_NAMES]
     ids = [i for i in found if i is not None and i < model.dims.vocab]
-    return Marks(*ids) if len(ids) == 4 else None
+    return InfillTokens(*ids) if len(ids) == 4 else None
 
 
 def prompt(model: Model, prefix: str, suffix: str) -> list[int]:
-    """`bos PRE prefix SUF suffix MID`, which the middle follows."""
-    known, tokenizer = marks(model), model.tokenizer
-    assert known is not None
+    """`bos PRE prefix SUF suffix MID`; the middle comes next."""
+    tokens, tokenizer = infill_tokens(model), model.tokenizer
+    assert tokens is not None
     first = [] if tokenizer.bos_id is None else [int(tokenizer.bos_id)]
     before, after = tokenizer.encode(prefix, add_special=False), tokenizer.encode_continuation(suffix)
-    return [*first, known.prefix, *before, known.suffix, *after, known.middle]
+    return [*first, tokens.prefix, *before, tokens.suffix, *after, tokens.middle]

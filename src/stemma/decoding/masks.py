@@ -1,9 +1,9 @@
 """Decoding by an encoder with an open mask: a mask token stands behind the text, and the token it predicts takes its
 place (Dong et al. 2019, section 2.5).
 
-The prompt is the source, which sees itself whole; each token of the answer sees the source, the answer before it and
-itself. A step reads the last token and the mask token after it; the latter's keys are not kept, for the next token
-takes its place. Decoding equals the full pass over source, answer and mask token with `attention="prefix"`.
+The tokens of the prompt (the source) see each other; a token of the answer sees the source, the answer before it and
+itself. A step reads the last token and the mask token behind it; the keys of the mask token are dropped. Decoding
+equals the full pass over source, answer and mask token with `attention="prefix"`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stemma.nn.parts import Open
 
 
 class MaskSession(Session):
-    """A decoding by mask tokens."""
+    """Rows whose next token a mask token predicts."""
 
     PER_ROW = (*Session.PER_ROW, "source")
 

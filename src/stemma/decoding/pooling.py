@@ -1,4 +1,4 @@
-"""Texts as vectors: the states of a model's tokens made into one (Reimers & Gurevych 2019, arXiv:1908.10084)."""
+"""Texts as vectors: hidden states of tokens pooled into one (Reimers & Gurevych 2019, arXiv:1908.10084)."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def embed(
 ) -> Tensor:
     """A vector for each text (or list of token ids), in order: N D, in fp32.
 
-    `pool`: the `mean` of its tokens' last hidden states (special tokens too), that of its `first` or `last` token, the
-    largest of each place (`max`), or the `pooler`'s vector. `normalize`: bring vectors to length 1. Where they are left
-    out, the checkpoint's own files decide (those of sentence-transformers), else mean and yes. The states are the
-    encoder's where there is one. A text longer than the model reads is cut, with a warning. `language` as for
-    `generate`. Raises UsageError for what cannot be.
+    `pool`: over the last hidden states of all tokens (special ones too) the `mean` or the `max` of each dimension, the
+    state of the `first` or the `last` token, or the output of the `pooler`. `normalize`: scale vectors to length 1.
+    Defaults: what the checkpoint's sentence-transformers files say, else mean and True. The states are the encoder's
+    where there is one. A text longer than the model reads is cut, with a warning. `language` as for `generate`. Raises
+    UsageError for what cannot be.
     """
     check_model(model)
     own = model.pooling
@@ -106,7 +106,7 @@ def _ids(model: Model, texts: Sequence[str | Sequence[int]]) -> list[list[int]]:
 
 
 def _encode(model: Model, text: str | Sequence[int], limit: int | None) -> tuple[list[int], bool]:
-    """A text's ids, its special tokens kept where it is cut, and whether it was cut."""
+    """A text's ids and whether it was cut; a cut keeps the special tokens around it."""
     if not isinstance(text, str):
         try:
             whole = [operator.index(token) for token in text]

@@ -1,13 +1,12 @@
-"""Decoding with two streams: a query at the next place reads all that stands before it, and its token then joins them.
+"""Decoding with two streams: a query at the next place attends to all tokens before it, and its token then joins them.
 
-The order of tokens is one that such a model is trained in (Yang et al. 2019, section 2.3): the prompt is context,
-whose tokens see each other whole; what follows is predicted from left to right, and each new token sees the prompt, the
-new ones before it and itself. Nothing that was read changes afterwards, so keys and values are kept, and decoding
-equals the full pass over the text and one token more: its `perm_mask` hides that token from all, and each new token
-from everything that stands before it; its query stands at the last place and sees all of the text.
+The order is one of those in training (Yang et al. 2019, section 2.3): the tokens of the prompt see each other; the new
+ones are predicted from left to right, and each sees the prompt, the new tokens before it and itself. So keys and values
+never change, and are cached. Decoding equals the full pass over the text and one more token: `perm_mask` hides that
+token from all, and each new token from the tokens before it; the query at the last place sees the whole text.
 
-(transformers orders otherwise: without a cache the prompt sees the new tokens too, so that all of it changes with each
-of them; with one, every token is read again together with the next and then stays. The first token is the same.)
+(transformers differs: without a cache its prompt sees the new tokens too, so everything changes with each of them; with
+a cache, every token is read again together with the next one. The first token is the same.)
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from stemma.nn.parts import Prefix
 
 
 class QuerySession(Session):
-    """A decoding by a query stream."""
+    """Rows whose next token a query predicts."""
 
     def read(self, prompts: Sequence[Sequence[int]]) -> None:
         model = self.model
@@ -41,7 +40,7 @@ class QuerySession(Session):
         return self._take_in(tokens[:, None], None, self.lengths[:, None] - 1)
 
     def _take_in(self, ids: Tensor, real: Tensor | None, places: Tensor) -> Tensor:
-        """Read tokens (B T) at their places and ask for the one after the last: B V."""
+        """Read tokens (B T) at their places, and predict the one after the last: B V."""
         streams = StreamInputs(places=self.lengths[:, None])
         hidden = self.model.encode(Inputs(ids, real, position_ids=places, cache=self.cache, streams=streams))
         self.logits = self._head(hidden[:, 0])

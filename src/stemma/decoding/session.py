@@ -73,6 +73,8 @@ class Session:
         starts: Sequence[int] | None = None,
     ) -> Tensor:
         """Read prompts as new rows, behind the rows that are there. Returns the logits of all rows."""
+        if not prompts:
+            return self.logits
         new = type(self)(self.model, prompts, room, languages, starts)
         if not self.rows:
             vars(self).update(vars(new))
@@ -108,8 +110,10 @@ class Session:
         languages: Sequence[int | None] | None,
         starts: Sequence[int] | None,
     ) -> None:
-        """Check the prompts and note what is written on: `texts`, which are the prompts or, of an encoder-decoder, its
-        start tokens."""
+        """Check the prompts, and set `texts`, the rows to continue: the prompts, or the start tokens of an
+        encoder-decoder."""
+        if not prompts:
+            raise UsageError("a session begins with at least one prompt")
         self.model, self.device = model, model.device
         self.room = [room] * len(prompts) if isinstance(room, int) else list(room)
         self.left = min(self.room)
@@ -125,7 +129,7 @@ class Session:
         self._check_room()
 
     def read(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Read what is written on, and before it an encoder's prompts."""
+        """Read the texts; an encoder reads the prompts first."""
         model, longest = self.model, max(len(t) for t in self.texts)
         both = model.arch.structure == "encoder-decoder"
         even = all(len(t) == longest for t in self.texts)

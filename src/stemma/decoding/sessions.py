@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stemma.decoding.blanks import BlankSession
-from stemma.decoding.layout import for_decoding
+from stemma.decoding.layout import lay_out
 from stemma.decoding.masks import MaskSession
 from stemma.decoding.queries import QuerySession
 from stemma.decoding.session import Room, Session
@@ -24,7 +24,7 @@ def begin(
     sort: type[Session] | None = None,
 ) -> Session:
     """A decoding of prompts (see `Session`), of the kind `sort` or of the one that the model asks for."""
-    for_decoding(model, len(prompts))
+    lay_out(model, len(prompts))
     return (sort or kind(model, prompts, room))(model, prompts, room, languages, starts)
 
 

@@ -162,6 +162,9 @@ class Tensors:
             raise CheckpointError(f"tensor {name!r} in {self.file} is of type {tensor.dtype}, which is none of weights")
         return torch.empty_like(tensor, device="meta")
 
+    def blocks(self, name: str) -> None:
+        """No tensor of these files is quantised."""
+
     def get(self, name: str) -> Tensor:
         return self.state[name]
 

@@ -12,7 +12,7 @@ from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.formats.classes import heads_wanted
 from stemma.formats.keys import Layout
 from stemma.formats.names import Row
-from stemma.nn.parts import Choose, Classify, Full, Heads, Summary, Tag, Task
+from stemma.nn.parts import Full, Heads, Summary, Tag, Task
 
 HEADS = ("lm", "pooler", "pair", "detect", "task")
 
@@ -135,7 +135,7 @@ def heads_for(task: Task, design: Design, family: Family | None = None) -> Heads
     language-model head if the family keeps it (GPT's multiple choice)."""
     known = [h for h in (family.tasks.values() if family is not None else ()) if type(h.task) is type(task)]
     lm = design.arch.heads.lm if any(h.lm is not None for h in known) else None
-    if not (isinstance(task, Classify | Choose) and task.summary is None):
+    if not task.reads_pooler:
         return Heads(lm, task=task)
     usual = next((h.pooler for h in known if h.pooler is not None), None)
     return Heads(lm, design.arch.heads.pooler or usual or Summary(), task=task)

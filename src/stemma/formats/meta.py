@@ -148,6 +148,9 @@ class Shards:
     def meta_tensor(self, name: str) -> Tensor:
         return torch.empty(self.shape(name), dtype=self.parts[0][name].dtype, device="meta")
 
+    def blocks(self, name: str) -> None:
+        """No tensor of these files is quantised."""
+
     def get(self, name: str) -> Tensor:
         axis = self.axis(name)
         parts = [part[name] for part in self.parts]

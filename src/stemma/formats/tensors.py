@@ -118,6 +118,9 @@ class Tensors:
             )
         return torch.empty(shape, dtype=TYPES[kind], device="meta")
 
+    def blocks(self, name: str) -> None:
+        """No tensor of these files is quantised."""
+
     def get(self, name: str) -> Tensor:
         """One tensor, on the CPU, in the file's dtype."""
         file = self.where[name]

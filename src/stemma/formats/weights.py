@@ -18,7 +18,7 @@ from stemma.formats.rotary import to_halves
 from stemma.nn.model import Model
 from stemma.rewrites.engine import apply, complete, unmergeable
 from stemma.rewrites.kinds import Rewrite
-from stemma.rewrites.modules import load_tensor
+from stemma.rewrites.modules import Blocks, load_tensor, replaced
 from stemma.rewrites.paths import PlainTensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -65,13 +65,16 @@ def design_of(model: Model) -> Design:
 
 
 class TensorSource(Protocol):
-    """The tensors of a file by name: `meta_tensor` gives shape and dtype on the meta device, `get` the data."""
+    """The tensors of a file by name: `meta_tensor` gives shape and dtype on the meta device, `get` the data, `blocks`
+    the data of a quantised matrix as it is in the file (None for any other)."""
 
     def __iter__(self) -> Iterator[str]: ...
 
     def meta_tensor(self, name: str) -> Tensor: ...
 
     def get(self, name: str) -> Tensor: ...
+
+    def blocks(self, name: str) -> Blocks | None: ...
 
 
 class WeightLoader:
@@ -147,6 +150,10 @@ class WeightLoader:
     ) -> None:
         """Load a row from the tensor `name` of the file as `dtype` (None: the file's own). `interleaved`: its rows are
         in Meta's order."""
+        if device.type != "meta" and (blocks := self._blocks(r, name, interleaved)) is not None:
+            for ours, part in zip(r.ours, blocks, strict=True):
+                load_tensor(self.model, ours, part, device, dtype or torch.float32)
+            return
         tensor = self.source.meta_tensor(name) if device.type == "meta" else self.source.get(name)
         ordered = to_halves(tensor, self.model.dims.width) if interleaved else tensor
         for ours, value in r.read(ordered, self.shapes):
@@ -156,6 +163,16 @@ class WeightLoader:
                 raise CheckpointError(
                     f"{self.where}: {other!r} should repeat {name!r} (the config ties them) but differs from it"
                 )
+
+    def _blocks(self, r: Row, name: str, interleaved: bool) -> list[Blocks] | None:
+        """A quantised tensor as the file has it, split for replaced modules; None where the row needs numbers."""
+        if r.op is not None or r.transposed or r.aliases or not all(replaced(self.model, ours) for ours in r.ours):
+            return None
+        if (held := self.source.blocks(name)) is None:
+            return None
+        data = to_halves(held.data, self.model.dims.width) if interleaved else held.data
+        parts = data.split([self.shapes[ours][0] for ours in r.ours])
+        return [Blocks(part, held.unpack) for part in parts]
 
 
 def check_weights(model: Model) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from stemma.errors import UsageError
 from stemma.nn import parts
-from stemma.nn.heads import task_loss
 from stemma.nn.inputs import Inputs, StreamInputs, not_padding
 from stemma.nn.masks import CHOICES, AttnMask
 from stemma.nn.outputs import Output
@@ -131,7 +130,9 @@ def check_positions(position: Position, inputs: Inputs, start: int) -> None:
         raise UsageError(f"position_ids have the shape {list(given.shape)}, and this model needs {form}")
 
 
-def choose(model: Callable[..., Output], spec: parts.Choose, source: Inputs, labels: Tensor | None) -> Output:
+def choose(
+    model: Callable[..., Output], loss: Callable[[Tensor, Tensor], Tensor], source: Inputs, labels: Tensor | None
+) -> Output:
     """Multiple choice: the candidates of each text (B C T) scored against each other. `labels`: B."""
     rows, candidates = source.shape[:2]
 
@@ -153,5 +154,5 @@ def choose(model: Callable[..., Output], spec: parts.Choose, source: Inputs, lab
         out.logits = out.logits.unflatten(0, (rows, candidates))
         out.mc_logits = scores = out.mc_logits.view(rows, candidates)
     if labels is not None:
-        out.loss = task_loss(spec, scores, labels)
+        out.loss = loss(scores, labels)
     return out

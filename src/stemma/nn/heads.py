@@ -145,60 +145,6 @@ class ContextDetector(Detector):
         return super().forward(self.norm(head + x))
 
 
-class Task(nn.Module):
-    """A head that a body is tuned for; what its scores are follows from the spec (see `parts.Task`)."""
-
-    def __init__(self, spec: parts.Task, dims: parts.Dims) -> None:
-        super().__init__()
-        self.spec = spec
-        self.rate = 0.0 if isinstance(spec, parts.Answer) else spec.dropout
-        own = spec.summary if isinstance(spec, parts.Classify | parts.Choose) else None
-        self.summary = Summary(own, dims, self.rate) if own is not None else None
-        self.through: nn.Linear | None = None
-        match spec:
-            case parts.Classify(labels=labels, bias=bias) | parts.Tag(labels=labels, bias=bias):
-                self.out = nn.Linear(dims.d_model, labels, bias)
-            case parts.Answer():
-                self.out = nn.Linear(dims.d_model, 2)
-            case parts.Choose(through=None):
-                self.out = nn.Linear(dims.d_model, 1)
-            case parts.Choose(through=int(width)):
-                self.through, self.out = nn.Linear(dims.d_model, width), nn.Linear(width, 1)
-
-    def forward(self, x: Tensor, pooled: Tensor | None, place: Tensor | None) -> Tensor:
-        """`x`: B T D; `pooled`: B D, of the body; `place`: B. Returns B L (Classify), B T L (Tag), B T 2 (Answer)
-        or B 1 (Choose)."""
-        if isinstance(self.spec, parts.Tag | parts.Answer):
-            y = x
-        elif self.summary is not None:
-            y = self.summary(x, place)
-        else:
-            assert pooled is not None
-            y = pooled
-        y = dropped(y, self.rate, self.training)
-        return self.out(y if self.through is None else self.through(y))
-
-
-def task_loss(spec: parts.Task, scores: Tensor, labels: Tensor) -> Tensor:
-    """The loss of a task's scores: cross-entropy over classes (-100 is no target), over where an answer starts and ends
-    (`labels` B 2), or over candidates; with `problem` "multi" a binary one a label, with "regression" a squared
-    error."""
-    scores = scores.float()
-    match spec:
-        case parts.Classify(problem="regression"):
-            return F.mse_loss(scores.view_as(labels), labels.to(scores.dtype))
-        case parts.Classify(problem="multi"):
-            return F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype))
-        case parts.Answer():
-            # a place outside of the text (an answer that was cut off) is no target
-            ends = labels.clamp(0, scores.shape[1])
-            each = [F.cross_entropy(scores[..., k], ends[:, k], ignore_index=scores.shape[1]) for k in (0, 1)]
-            return (each[0] + each[1]) / 2
-        case parts.Tag():
-            return F.cross_entropy(scores.flatten(0, 1), labels.flatten())
-    return F.cross_entropy(scores, labels.flatten())
-
-
 def detector(spec: parts.Detector | parts.ContextDetector, kind: parts.Norm, dims: parts.Dims) -> Detector:
     """The module of a detector of replaced tokens."""
     return ContextDetector(spec, kind, dims) if isinstance(spec, parts.ContextDetector) else Detector(spec, dims)

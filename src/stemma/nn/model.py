@@ -14,7 +14,7 @@ from stemma.errors import UsageError
 from stemma.nn import calls, parts
 from stemma.nn.cache import Cache
 from stemma.nn.embeddings import Embed
-from stemma.nn.heads import EMDHead, Summary, Task, detector, lm_head, summary_index, task_loss
+from stemma.nn.heads import EMDHead, Summary, detector, lm_head, summary_index
 from stemma.nn.init import initialise
 from stemma.nn.inputs import Inputs, StackInputs, StreamInputs, not_padding
 from stemma.nn.masks import AttnMask
@@ -23,6 +23,7 @@ from stemma.nn.mlp import dropped
 from stemma.nn.outputs import IGNORED, Output, detector_loss, token_mean
 from stemma.nn.stack import Block, Stack, State
 from stemma.nn.streams import TwoStreams
+from stemma.nn.tasks import task_head
 
 __all__ = ["IGNORED", "Inputs", "Model", "Output", "count"]
 
@@ -77,7 +78,7 @@ class Model(nn.Module):
         self.pooler = Summary(heads.pooler, dims) if heads.pooler is not None else None
         self.pair = nn.Linear(dims.d_model, 2) if heads.pair else None
         self.detect = detector(heads.detect, arch.norm, dims) if heads.detect is not None else None
-        self.task = Task(heads.task, dims) if heads.task is not None else None
+        self.task = task_head(heads.task, dims) if heads.task is not None else None
 
     def initialise(self, seed: int = 0) -> Model:
         """Draw every weight as the arch's `init` says. Returns the model itself."""
@@ -246,8 +247,8 @@ class Model(nn.Module):
         predictions, whose labels are B K; `mems`, the memory that the last call returned."""
         source = Inputs(input_ids, attention_mask, token_type_ids, position_ids, documents, langs, inputs_embeds)
         source.embeds_at, source.prefix, source.attention = embeds_at, prefix, attention
-        if isinstance(self.arch.heads.task, parts.Choose) and len(source.shape) == 3:
-            return calls.choose(self, self.arch.heads.task, source, labels)
+        if self.task is not None and self.task.spec.candidates and len(source.shape) == 3:
+            return calls.choose(self, self.task.loss, source, labels)
         target = Inputs(decoder_input_ids, decoder_attention_mask, None, decoder_position_ids, decoder_documents)
         target.inputs_embeds = decoder_inputs_embeds
         source.streams = calls.stream_inputs(self.arch, perm_mask, target_mapping, mems)
@@ -275,8 +276,8 @@ class Model(nn.Module):
             spec = self.task.spec
             index = summary_index(getattr(spec, "summary", None), hidden.last, ids, mask, self.text)
             scores = self.task(hidden.last, out.pooled, index)
-            loss = partial(task_loss, spec, scores)
-            out.put_task(spec, scores)
+            loss = partial(self.task.loss, scores)
+            out.put_task(spec, self.task.named(scores))
         if self.detect is not None:
             replaced = self.detect(hidden.last)
             out.put_detector(replaced)
@@ -310,11 +311,16 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embed.tokens.weight.device
+        return self._tokens("device")
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed.tokens.weight.dtype
+        return self._tokens("dtype")
+
+    def _tokens(self, name: str) -> Any:
+        """A property of the embeddings' weight; a replaced module has it without making the weight of its codes."""
+        tokens = self.embed.tokens
+        return getattr(tokens, name, None) or getattr(tokens.weight, name)
 
     def save(self, directory: str, **options: Any) -> None:
         """Write the checkpoint in the publisher's layout (see `stemma.formats.save`)."""

@@ -16,6 +16,7 @@ head, detector. A head whose logits are not in `logits` answers in a field of it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -58,16 +59,12 @@ class Output:
         """`hidden`, under the name that `transformers` gives it."""
         return self.hidden
 
-    def put_task(self, spec: parts.Task, scores: Tensor) -> None:
-        """Store the logits of a task head: B L, B T L, B C, or B T 2 of a span's ends."""
-        if isinstance(spec, parts.Answer):
-            self.start_logits, self.end_logits = scores.unbind(-1)
-        elif self.logits is None:
-            self.logits = scores
-        elif isinstance(spec, parts.Choose):
-            self.mc_logits = scores
-        else:
-            self.task_logits = scores
+    def put_task(self, spec: parts.Task, named: Mapping[str, Tensor]) -> None:
+        """Store what a task head answers, by name; `logits` of their own name where an LM head has that one."""
+        for name, scores in named.items():
+            if name == "logits" and self.logits is not None:
+                name = "mc_logits" if spec.candidates else "task_logits"
+            setattr(self, name, scores)
 
     def put_detector(self, scores: Tensor) -> None:
         """Store the logits of a detector, B T. Call it after `put_task`."""

@@ -1,4 +1,8 @@
-"""The loss at the vocabulary: hidden states of targets through the head, without all logits in memory at once."""
+"""Losses and log-probabilities at the vocabulary, without the logits of all tokens in memory at once.
+
+`token_loss` is what training minimises, a sum. `token_logprobs` and `sequence_logprobs` give one value a token, for
+evaluation, scoring and objectives on probabilities (DPO, PPO).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from stemma.nn.model import Model
+from stemma.errors import UsageError
+from stemma.nn.inputs import Inputs
+from stemma.nn.model import IGNORED, Model
 
 LOGITS = 2**25  # logits held at once (128 MB in fp32); more targets go through the head in chunks
 
@@ -20,6 +27,63 @@ def picked(hidden: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     flat = hidden.flatten(0, 1)
     where = batch.get("where")
     return flat if where is None else flat.index_select(0, where)
+
+
+def token_logprobs(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
+    """`log softmax(logits)[target]` of each target, fp32, in the shape of `targets`; 0 where a target is -100.
+
+    `hidden`: ... D, what the LM head reads, with a target each (no shift). Differentiable in `hidden` and the head. At
+    most `LOGITS` logits exist at once: targets go through the head in chunks, whose logits the backward pass computes
+    again."""
+    if hidden.shape[:-1] != targets.shape:
+        raise UsageError(f"targets {list(targets.shape)} do not fit hidden states {list(hidden.shape)}: one each")
+    goal = targets.flatten()
+    index = (goal != IGNORED).nonzero().squeeze(1)
+    states, goal = hidden.flatten(0, -2).index_select(0, index), goal.index_select(0, index)
+    rows = max(1, LOGITS // model.dims.vocab)
+    again = torch.is_grad_enabled() and len(goal) > rows
+    found = [
+        checkpoint(_logprobs, model, h, g, use_reentrant=False, preserve_rng_state=False)
+        if again
+        else _logprobs(model, h, g)
+        for h, g in zip(states.split(rows), goal.split(rows), strict=True)
+    ]
+    out = torch.zeros(targets.numel(), dtype=torch.float32, device=hidden.device)
+    return out.index_copy(0, index, torch.cat(found)).view(targets.shape)
+
+
+def _logprobs(model: Model, hidden: Tensor, goal: Tensor) -> Tensor:
+    """N D, N -> N."""
+    return -F.cross_entropy(model.logits(hidden).float(), goal, reduction="none")
+
+
+def sequence_logprobs(
+    model: Model, inputs: Inputs | Tensor, labels: Tensor | None = None, target: Inputs | None = None
+) -> Tensor:
+    """Log-probabilities of `labels` (B T, -100: none) under a model, fp32, B T; 0 where there is no label.
+
+    Decoder: `labels` are the text's own ids, or those of a part of it; left out, all ids but padding. Value t is
+    `log p(labels[:, t] | tokens before t)`; nothing predicts token 0, whose value is 0.
+    Encoder: value t is that of the label in place of input token t (masked tokens, or the K of a target mapping).
+    Encoder-decoder: `labels` are the decoder's targets, value t that of target t; `target` replaces the decoder's
+    inputs, which else are the labels shifted by one.
+
+    A sequence's log-probability is the sum over T. DPO (Rafailov et al. 2023, eq. 7):
+
+        margin = sequence_logprobs(policy, ids, labels).sum(1) - sequence_logprobs(reference, ids, labels).sum(1)"""
+    inputs, structure = Inputs.of(inputs), model.arch.structure
+    if labels is None:
+        if structure != "decoder" or inputs.input_ids is None:
+            raise UsageError(f"labels must be given: they do not follow from the inputs of this {structure}")
+        labels = inputs.input_ids
+        if inputs.attention_mask is not None:
+            labels = labels.masked_fill(inputs.attention_mask == 0, IGNORED)
+    if structure == "encoder-decoder" and target is None:
+        target = Inputs(model.shift_right(labels))
+    hidden = model.hidden(inputs, target or Inputs()).lm
+    if structure != "decoder":
+        return token_logprobs(model, hidden, labels)
+    return F.pad(token_logprobs(model, hidden[:, :-1], labels[:, 1:]), (1, 0))
 
 
 def token_loss(

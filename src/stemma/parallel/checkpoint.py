@@ -18,7 +18,8 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint import filesystem, metadata
 
-from stemma.errors import CheckpointError, ResourceError
+from stemma import disk
+from stemma.errors import CheckpointError
 from stemma.parallel.processes import gone
 from stemma.parallel.shard import Layout
 
@@ -76,7 +77,7 @@ class Reader(dcp.FileSystemReader):
         return dict(self.read_metadata().state_dict_metadata)
 
 
-def write(folder: Path, tensors: Kinds, layouts: Mapping[str, Layout]) -> None:
+def write(folder: Path, tensors: Kinds, layouts: Mapping[str, Layout], *, then: str = disk.AGAIN) -> None:
     """Write the local `tensors` of all processes, `{"model": ..., "optimizer": ...}`; called by each of them. Slots of
     the optimiser (`name:slot`) lie as their parameter does (`Layout.slot`), if they have its shape."""
     state: dict[str, Any] = {}
@@ -90,7 +91,7 @@ def write(folder: Path, tensors: Kinds, layouts: Mapping[str, Layout]) -> None:
             dcp.save(state, storage_writer=dcp.FileSystemWriter(folder, sync_files=True))
     except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
         _told_apart(error)
-        raise ResourceError(f"the shards of a checkpoint could not be written to {folder}: {_line(error)}") from error
+        raise disk.refused(f"the shards of a checkpoint in {folder}", _cause(error), then=then) from error
 
 
 def read(folder: Path, layouts: Mapping[str, Layout] | None = None) -> dict[str, dict[str, Tensor]]:
@@ -155,10 +156,15 @@ def _told_apart(error: BaseException) -> None:
         raise error if isinstance(error, RuntimeError) else RuntimeError(str(error)) from None
 
 
+def _cause(error: BaseException) -> BaseException:
+    """The first failure of a process; without one, the error itself."""
+    if isinstance(error, dcp.api.CheckpointException) and error.failures:
+        return next(iter(error.failures.values()))[0]
+    return error
+
+
 def _line(error: BaseException) -> str:
-    if isinstance(error, dcp.api.CheckpointException) and error.failures:  # of some processes, with where each failed
-        error = next(iter(error.failures.values()))[0]
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(_cause(error)).split())[:200]
 
 
 @contextmanager

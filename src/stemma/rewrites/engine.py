@@ -56,11 +56,16 @@ def complete(model: Model, device: torch.device, dtype: torch.dtype, seed: int =
     these parameters."""
     new = [name for name, p in model.named_parameters() if p.is_meta]
     if device.type != "meta":
-        for module in model.modules():
-            if isinstance(module, Rewritten) and any(t.is_meta for t in (*module.parameters(), *module.buffers())):
-                module.reset_parameters(_generator(seed, module.key), device, dtype)
-    freeze(model)
+        reset(model, device, dtype, seed)
     return new
+
+
+def reset(model: Model, device: torch.device, dtype: torch.dtype, seed: int) -> None:
+    """Initialise all that replaced modules have beside the plain weights, as a function of `seed` alone."""
+    for module in model.modules():
+        if isinstance(module, Rewritten):
+            module.reset_parameters(_generator(seed, module.key), device, dtype)
+    freeze(model)
 
 
 def _generator(seed: int, key: str) -> torch.Generator:
@@ -86,6 +91,23 @@ def matched(model: Model, rewrite: Rewrite) -> list[str]:
     if not accepted:
         return matching_names(model, kind, rewrite.where)
     return Search(kind, rewrite.where, accepted).paths(model)
+
+
+def pairs(model: Model, other: Model) -> list[tuple[Rewritten, Rewritten]]:
+    """The replaced modules of two models that were rewritten alike, side by side."""
+    both = zip(plain_modules(model), plain_modules(other), strict=True)
+    return [(a, b) for (_, a), (_, b) in both if isinstance(a, Rewritten) and isinstance(b, Rewritten)]
+
+
+def graft(model: Model, held: Model) -> None:
+    """Move the weights of `held`, and its replaced modules, into `model`, a plain one of the same shapes on the meta
+    device. Nothing is copied."""
+    for path, module in plain_modules(held):
+        if isinstance(module, Rewritten):
+            parent, _, name = path.rpartition(".")
+            model.get_submodule(parent)._modules[name] = module
+    model.load_state_dict(held.state_dict(), assign=True)
+    model.rewrites = held.rewrites
 
 
 # ---------------------------------------------------------------- back to plain modules

@@ -51,9 +51,10 @@ class Rewrite(Spec, open=True):
 class WeightOnly(Rewrite):
     """Matrices and embeddings stored in `dtype` and multiplied in the dtype of the model (weight-only quantisation).
 
-    `int8`: one scale a row, `w = scale * code` with `scale = max |w| / 127`. The stored weights do not learn."""
+    `int8`: one scale a row, `w = scale * code` with `scale = max |w| / 127`; `file`: as the file has them, a GGUF
+    file's quantised blocks too, which are dequantised on the CPU. The stored weights do not learn."""
 
-    dtype: Literal["int8", "bfloat16", "float16"] = "int8"
+    dtype: Literal["int8", "bfloat16", "float16", "file"] = "int8"
 
     def accepts(self) -> tuple[type[nn.Module], ...]:
         from torch import nn

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,20 @@ from torch import Tensor, nn
 from stemma.errors import UsageError
 
 
+class Blocks(NamedTuple):
+    """A quantised matrix as a file holds it. `data`: uint8, a row of bytes for each row of the matrix; `unpack`: any
+    such rows -> float32."""
+
+    data: Tensor
+    unpack: Callable[[Tensor], Tensor]
+
+
 class Rewritten(nn.Module):
     """A module in the place of a plain one, called in the same way.
 
     Where the model reads the plain module's `weight` itself (the embeddings of a tied head), a subclass has a property
-    `weight` with the weight it computes with."""
+    `weight` with the weight it computes with; in the place of the embeddings also `dtype` and `device`, if that weight
+    costs work to make."""
 
     plain: type[nn.Module]  # what it stands for
     shapes: dict[str, torch.Size]  # of the plain module's parameters
@@ -32,6 +42,13 @@ class Rewritten(nn.Module):
         """Take the plain module's tensor `name`, in the dtype of its file; `dtype` is what the model computes in. Keep
         no reference to `value`: it may be a slice of a mapped file."""
         raise NotImplementedError
+
+    def load_blocks(self, name: str, blocks: Blocks, device: torch.device, dtype: torch.dtype) -> None:
+        """The same for a tensor that the file has quantised; here it is dequantised."""
+        self.load(name, blocks.unpack(blocks.data), device, dtype)
+
+    def empty_like(self, other: Rewritten) -> None:
+        """Take on the shapes of `other`, a module of the same rewrite, where only loading tells them."""
 
     def reset_parameters(self, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> None:
         """Initialise the parameters that the plain module does not have."""
@@ -63,6 +80,13 @@ class Wrapped(Rewritten):
     def load(self, name: str, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         load_tensor(self.base, name, value, device, dtype)
 
+    def load_blocks(self, name: str, blocks: Blocks, device: torch.device, dtype: torch.dtype) -> None:
+        load_tensor(self.base, name, blocks, device, dtype)
+
+    def empty_like(self, other: Rewritten) -> None:
+        if isinstance(self.base, Rewritten) and isinstance(other, Wrapped) and isinstance(other.base, Rewritten):
+            self.base.empty_like(other.base)
+
     def merged_base(self) -> nn.Module:
         """The base as a plain module."""
         return self.base.merge() if isinstance(self.base, Rewritten) else self.base
@@ -74,20 +98,37 @@ class Wrapped(Rewritten):
         return self.base
 
 
-def load_tensor(root: nn.Module, name: str, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+def load_tensor(root: nn.Module, name: str, value: Tensor | Blocks, device: torch.device, dtype: torch.dtype) -> None:
     """Give `root` the tensor of a checkpoint that the plain model calls `name`. A replaced module takes it in its own
     way; a plain one gets a parameter of its own in `dtype`. `gate.3` is the fourth slice of a stacked parameter."""
     names = name.split(".")
     module = root
     for i, child in enumerate(names):
         if isinstance(module, Rewritten):
-            module.load(".".join(names[i:]), value, device, dtype)
+            inner = ".".join(names[i:])
+            if isinstance(value, Blocks):
+                module.load_blocks(inner, value, device, dtype)
+            else:
+                module.load(inner, value, device, dtype)
             return
         if i < len(names) - 1 and child in module._modules:
             module = module.get_submodule(child)
             continue
-        _set(module, names[i:], value, device, dtype)
+        plain = value.unpack(value.data) if isinstance(value, Blocks) else value
+        _set(module, names[i:], plain, device, dtype)
         return
+
+
+def replaced(root: nn.Module, name: str) -> bool:
+    """Whether the tensor `name` of the plain model belongs to a replaced module."""
+    module = root
+    for child in name.split("."):
+        if isinstance(module, Rewritten):
+            return True
+        if child not in module._modules:
+            return False
+        module = module.get_submodule(child)
+    return isinstance(module, Rewritten)
 
 
 def _set(module: nn.Module, names: list[str], value: Tensor, device: torch.device, dtype: torch.dtype) -> None:

@@ -100,10 +100,12 @@ def with_steps(plan: Plan, steps: int, fixed_warmup: bool) -> Plan:
 def model_of(plan: Plan, tokenizer: Any, started: bool = True) -> Model:
     """A fresh model, initialised from the plan's seed; if `started`, with the weights that the plan begins from;
     rewritten as the plan says."""
-    model = Model(plan.arch, plan.dims).initialise(plan.seed)
-    if plan.train.start and started:
-        start.fill(model, plan.train.start)
-    apply(model, plan.rewrites, plan.seed)
+    model = start.load(plan) if plan.train.start and started and plan.rewrites else None
+    if model is None:
+        model = Model(plan.arch, plan.dims).initialise(plan.seed)
+        if plan.train.start and started:
+            start.fill(model, plan.train.start)
+        apply(model, plan.rewrites, plan.seed)
     return formats.attach(model, design_of(plan), families.family(plan.name), tokenizer)
 
 

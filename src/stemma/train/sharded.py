@@ -22,7 +22,7 @@ from stemma.objectives import Batch, Objective
 from stemma.parallel import World
 from stemma.parallel import checkpoint as shards
 from stemma.parallel.shard import Spread, StepModule, Through
-from stemma.rewrites.engine import apply
+from stemma.rewrites.engine import apply, pairs
 from stemma.runs import checkpoint
 from stemma.runs.metrics import NoMetrics
 from stemma.train.config import Plan
@@ -45,7 +45,8 @@ class Files:
             shutil.rmtree(folder, ignore_errors=True)  # of processes that were killed while writing
             folder.mkdir(parents=True)
         self.world.barrier()
-        shards.write(folder, {"model": model, "optimizer": optimizer}, self.spread.layouts)
+        then = f"go on with: stemma resume {run}"
+        shards.write(folder, {"model": model, "optimizer": optimizer}, self.spread.layouts, then=then)
         final = None
         if self.world.is_main:
             state = {**state, "mesh": str(self.world.shape)}
@@ -184,6 +185,8 @@ def _empty(model: Model) -> Model:
         full = Model(model.arch, model.dims)
         apply(full, model.rewrites)
     full.to_empty(device="cpu")
+    for whole, part in pairs(full, model):
+        whole.empty_like(part)
     for name in ("family", "name", "text", "tokenizer", "design"):
         setattr(full, name, getattr(model, name))
     return full

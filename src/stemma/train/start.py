@@ -14,6 +14,7 @@ from stemma.formats.heads import HEADS
 from stemma.nn.model import Model
 from stemma.nn.parts import Arch, Heads
 from stemma.objectives import tokens
+from stemma.rewrites.engine import graft, reset
 from stemma.train.config import Plan
 
 
@@ -53,6 +54,21 @@ def _alike(arch: Arch, start: Arch) -> Arch:
 
 def _held(heads: Heads) -> set[str]:
     return {h for h in HEADS if getattr(heads, h) not in (None, False)}
+
+
+def load(plan: Plan) -> Model | None:
+    """A model of the plan with the weights that it begins from, read straight into replaced modules: no full-precision
+    copy of a quantised matrix is made. None if the model has weights that these lack (see `fill`)."""
+    there = formats.load(plan.train.start, device="meta", tokenizer=False)
+    with torch.device("meta"):
+        model = Model(plan.arch, plan.dims)
+    old, new = ({name: t.shape for name, t in m.state_dict().items()} for m in (there, model))
+    if old != new:
+        return None
+    held = formats.load(plan.train.start, tokenizer=False, rewrites=plan.rewrites)
+    graft(model, held)
+    reset(model, held.device, held.dtype, plan.seed)
+    return model
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from stemma.errors import CheckpointError
 from stemma.formats.gguf import quants
+from stemma.rewrites.modules import Blocks
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -106,6 +107,19 @@ class File:
         if entry.type in quants.PLAIN:
             return torch.from_numpy(raw.copy()).view(quants.PLAIN[entry.type]).reshape(entry.shape)
         return torch.from_numpy(quants.dequantise(raw, entry.type)).reshape(entry.shape)
+
+    def blocks(self, name: str) -> Blocks | None:
+        """A quantised matrix as it is in the file, a row of bytes each row; None for other tensors."""
+        entry = self.entries[name]
+        if entry.type in quants.PLAIN or len(entry.shape) != 2:
+            return None
+        kind = entry.type
+
+        def unpack(data: Tensor) -> Tensor:
+            flat = data.cpu().contiguous().numpy().reshape(-1)
+            return torch.from_numpy(quants.dequantise(flat, kind)).reshape(len(data), -1).to(data.device)
+
+        return Blocks(torch.from_numpy(self.raw(name).copy()).reshape(entry.shape[0], -1), unpack)
 
     def meta_tensor(self, name: str) -> Tensor:
         """A tensor's shape without its data, on the meta device. Raises as `raw` does."""

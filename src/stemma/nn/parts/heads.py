@@ -69,7 +69,21 @@ class ContextDetector(Spec):
 
 
 @dataclass(frozen=True)
-class Classify(Spec):
+class Task(Spec, open=True):
+    """What a model is tuned for: a head on its body. A subclass is known by being declared; `stemma.nn.tasks.TaskHead`
+    is what runs one, and a class there names the declaration that it runs."""
+
+    by_token: ClassVar[bool] = False  # it scores each token, not a vector of the text
+    candidates: ClassVar[bool] = False  # it scores several texts of a row against each other
+
+    @property
+    def reads_pooler(self) -> bool:
+        """Whether it reads the vector of the body's pooler: it has no summary of its own."""
+        return not self.by_token and getattr(self, "summary", None) is None
+
+
+@dataclass(frozen=True)
+class Classify(Task):
     """Scores of `labels` classes (or, for a regression, numbers) for each text. They are read from the body's pooler,
     or from a `summary` of the head's own. `problem` chooses the loss; `dropout` is before each layer of the head."""
 
@@ -81,8 +95,10 @@ class Classify(Spec):
 
 
 @dataclass(frozen=True)
-class Tag(Spec):
+class Tag(Task):
     """Scores of `labels` classes for each token."""
+
+    by_token = True
 
     labels: int = at_least(1, 2)
     bias: bool = True
@@ -90,21 +106,21 @@ class Tag(Spec):
 
 
 @dataclass(frozen=True)
-class Answer(Spec):
+class Answer(Task):
     """For each token a score that an answer starts there, and one that it ends there (Devlin et al. 2018, 4.2)."""
+
+    by_token = True
 
 
 @dataclass(frozen=True)
-class Choose(Spec):
+class Choose(Task):
     """One score for each of several candidate texts, of which one is right (Devlin et al. 2018, 4.4). `through`: width
     of a linear layer between the vector of a text and its score (XLM)."""
 
+    candidates = True
     summary: Summary | None = None
     dropout: float = 0.0
     through: int | None = at_least(1, None)
-
-
-Task = Classify | Tag | Answer | Choose
 
 
 @dataclass(frozen=True)
@@ -116,11 +132,11 @@ class Heads(Spec):
     pooler: Summary | None = None
     pair: bool = False
     detect: Detector | ContextDetector | None = None
-    task: Classify | Tag | Answer | Choose | None = None
+    task: Task | None = None
 
     def check(self) -> None:
-        pooled = isinstance(self.task, Classify | Choose) and self.task.summary is None
         require(self.pooler is not None or not self.pair, "a pair head reads the pooler: heads.pair needs heads.pooler")
+        pooled = self.task is not None and self.task.reads_pooler
         require(self.pooler is not None or not pooled, "this task reads the pooler: it needs heads.pooler or a summary")
 
     @property

@@ -582,18 +582,18 @@ def test_rows_are_the_same_for_any_processes_and_restarts(
 ) -> None:
     """Row i of the stream is made by process i % processes, which plans all and makes its own; and a run that stops
     after any rows goes on from the cursor, saved as plain numbers, as if it had not."""
-    from stemma.objectives.base import Cursor, Order, Reader
+    from stemma.objectives.base import Cursor, Order, Packer
 
     view = _Texts(lengths)
 
-    def reader() -> Reader:
+    def packer() -> Packer:
         order = Order(seed, len(view))
-        return Reader(order, lambda d: len(view[d]), lambda d, epoch: view[d][None], False)
+        return Packer(order, lambda d: len(view[d]), lambda d, epoch: view[d][None], False)
 
     def stream(at: Cursor) -> Any:
-        own = reader()
-        for span_, follow in own.spans(at, 16, 16):
-            yield own.window(span_, 16, [0]).values[0].tolist(), follow
+        own = packer()
+        for span_, follow in own.chunks(at, 16, 16):
+            yield own.row(span_, 16, [0]).values[0].tolist(), follow
 
     total = sum(stops) + 3
     whole = [row for (row, _), _ in zip(stream(Cursor()), range(total), strict=False)]

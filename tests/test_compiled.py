@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stemma.nn.attention import BLOCK
-from stemma.nn.mlp import fused_gelu_tanh, relu
-from stemma.objectives.vocabulary import CompiledNats, nats
+from stemma.nn.cpu import BLOCK, CompiledCrossEntropy, gelu_tanh, relu
+from stemma.objectives.vocabulary import nats
 
 
 def both(f: Callable[[Tensor], Tensor], x: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -39,9 +38,9 @@ def test_a_compiled_rectifier_has_the_same_bits(dtype: torch.dtype) -> None:
 def test_a_compiled_tanh_gelu_is_the_same_function() -> None:
     torch._dynamo.reset()
     x = torch.cat([torch.linspace(-12, 12, 4001, dtype=torch.float64), torch.tensor([0.0, -60.0, 60.0]).double()])
-    (value, grad), (other, its) = both(fused_gelu_tanh, x)
+    (value, grad), (other, its) = both(gelu_tanh, x)
     assert torch.allclose(value, other, rtol=1e-12, atol=1e-14) and torch.allclose(grad, its, rtol=1e-12, atol=1e-14)
-    (value, grad), (other, its) = both(fused_gelu_tanh, x.float())
+    (value, grad), (other, its) = both(gelu_tanh, x.float())
     assert torch.allclose(value, other, rtol=1e-5, atol=1e-6) and torch.allclose(grad, its, rtol=1e-5, atol=1e-6)
 
 
@@ -79,7 +78,7 @@ def test_a_compiled_loss_is_the_same(dtype: torch.dtype) -> None:
     logits, goal = torch.randn(33, 501, generator=generator).to(dtype), torch.randint(501, (33,), generator=generator)
     for z, smoothing in ((0.0, 0.0), (1e-2, 0.1)):
         each = []
-        for f in (nats, CompiledNats.apply):
+        for f in (nats, CompiledCrossEntropy.apply):
             x = logits.clone().requires_grad_()
             value = f(x, goal, z, smoothing)
             value.backward()

@@ -243,7 +243,7 @@ def test_a_seed_gives_the_same_weights(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_training_and_inference_are_one_function(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without dropout a model in training mode gives what it gives in eval mode, though by other kernels."""
-    monkeypatch.setattr("stemma.nn.attention.BLOCK", 16)
+    monkeypatch.setattr("stemma.nn.cpu.BLOCK", 16)
     design = tiny(name)
     model = build(design).double()
     inputs = batch(design, length=37)

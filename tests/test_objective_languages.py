@@ -179,7 +179,7 @@ def test_an_epoch_of_a_stream_is_its_whole_text(stride: int) -> None:
     seen: dict[tuple[int, int], list[tuple[int, Any]]] = {}
     for row in range(600):
         component, item, epoch = streams.batches[row]
-        seen.setdefault((component, epoch), []).append((item, streams.span(row)))
+        seen.setdefault((component, epoch), []).append((item, streams.chunk(row)))
     for component in (0, 1):
         whole = [
             (d, i) for d in np.flatnonzero(view.language_ids == component).tolist() for i in range(len(view[d]) + 2)

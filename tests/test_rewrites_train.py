@@ -18,7 +18,7 @@ from stemma.nn.model import Model
 from stemma.parallel.tables import unsliceable
 from stemma.rewrites import Rewrite, Trainable, WeightOnly, apply, merge, undo
 from stemma.runs import checkpoint
-from stemma.train import Plan, Run, overrides, pretrain, resolve, resume, start, verify_resume
+from stemma.train import Plan, Run, meter, overrides, pretrain, resolve, resume, start, verify_resume
 from stemma.train.assemble import model_of
 from stemma.train.midway import load_checkpoint
 from stemma.train.sharded import _empty
@@ -184,6 +184,13 @@ def test_a_gathered_copy_has_blocks_of_the_same_size(tmp_path: Path) -> None:
         for name, tensor in copy.state_dict().items():
             tensor.copy_(model.state_dict()[name])
     assert torch.equal(logits(copy.eval()), logits(model))
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "mixtral"])
+def test_quantised_matrices_count_as_work(name: str) -> None:
+    attention = ("*.attention.*", "*.cross.*") if name == "t5" else ("*.attention.*",)
+    model, plain = made(name, (WeightOnly(attention), LowRank(("*.attention.q",)))), made(name)
+    assert meter.flops(model, 40) == meter.flops(plain, 40)
 
 
 def test_matrices_of_replaced_modules_are_not_sliced() -> None:

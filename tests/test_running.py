@@ -50,6 +50,23 @@ def test_rows_that_join_and_leave_read_as_alone(case: str, tmp_path: Path) -> No
     check_rows(model, prompts(case, JOIN), texts, lambda p, new: last_logits(model, p, new), 16 if whole else 0)
 
 
+@pytest.mark.parametrize("length", [10, 7])
+def test_rows_of_one_length_stay_even(length: int, tmp_path: Path) -> None:
+    """Past the end of a ring, which both rows have turned: slots stay slices where lengths are equal."""
+    model = loaded("mistral", tmp_path).double()
+    a, b, *new = prompts("mistral", [4, length, 12, 12])
+    with torch.inference_mode():
+        session = begin(model, [a])
+        for token in new[0][:6]:
+            session.step(torch.tensor([token]))
+        session.admit([b])
+        assert session.cache.even == (length == 10)
+        for step in range(6):
+            session.step(torch.tensor([new[0][6 + step], new[1][step]]))
+            want = [last_logits(model, a, new[0][: 7 + step]), last_logits(model, b, new[1][: 1 + step])]
+            assert (session.logits - torch.stack(want).float()).abs().max() < 1e-5
+
+
 @pytest.mark.filterwarnings("ignore:.* tokens are more than")
 def test_buffers_shrink_when_a_long_row_has_left(tmp_path: Path) -> None:
     model = loaded("mistral", tmp_path)

@@ -61,7 +61,7 @@ class Row:
         result.ids.append(token)
         result.logprobs.append(logprob)
         self.seen.append(token)
-        reason = "eos" if token in rules.eos else "length" if len(result.ids) == rules.length else None
+        reason = "eos" if token in rules.eos else "length" if len(result.ids) == rules.max_new_tokens else None
         piece = ""
         if self.pieces:
             assert self.detokenizer is not None
@@ -76,11 +76,11 @@ class Row:
 
 
 class Batch:
-    """Rows that are decoded together. `pieces`: events carry text; `sort`: the kind of session, where the first
+    """Rows that are decoded together. `pieces`: events carry text; `kind`: of the session, where the first
     requests do not show it. The caller sets inference and eval mode."""
 
-    def __init__(self, model: Model, pieces: bool, sort: type[Session] | None = None) -> None:
-        self.model, self.pieces, self.sort = model, pieces, sort
+    def __init__(self, model: Model, pieces: bool, kind: type[Session] | None = None) -> None:
+        self.model, self.pieces, self.kind = model, pieces, kind
         self.rows: list[Row] = []
         self.session: Session | None = None
         self.tokens: Tensor | None = None  # drawn, but not yet read (B)
@@ -92,10 +92,10 @@ class Batch:
         """Read the prompts of requests, each with the index that its events carry."""
         self._read_tokens()
         asked = [request for _, request in requests]
-        prompts, room = [r.prompt for r in asked], [r.rules.length for r in asked]
+        prompts, room = [r.prompt for r in asked], [r.rules.max_new_tokens for r in asked]
         languages, starts = [r.language for r in asked], [r.start for r in asked if r.start is not None] or None
         if self.session is None:
-            self.session = begin(self.model, prompts, room, languages, starts, self.sort)
+            self.session = begin(self.model, prompts, room, languages, starts, self.kind)
         else:
             self.session.admit(prompts, room, languages, starts)
         self.rows += [Row(self.model, i, request, self.pieces) for i, request in requests]
@@ -120,16 +120,6 @@ class Batch:
         self.rows = [self.rows[i] for i in stay]
         self.tokens = tokens if stay else None
         return events
-
-    def drop(self, index: int) -> None:
-        """Let the row with this index leave before its text ends."""
-        self._read_tokens()
-        stay = [i for i, row in enumerate(self.rows) if row.index != index]
-        if not stay:
-            self.session = None
-        elif self.session is not None and len(stay) < len(self.rows):
-            self.session.keep(stay)
-        self.rows = [self.rows[i] for i in stay]
 
     def _read_tokens(self) -> None:
         if self.tokens is not None and self.session is not None:

@@ -32,7 +32,7 @@ class Search:
 
     def __init__(self, request: GenerationRequest) -> None:
         self.rules, ranking = request.rules, request.beams
-        self.width, self.power, self.early = ranking.width, ranking.penalty, ranking.early
+        self.width, self.power, self.early = ranking.num_beams, ranking.length_penalty, ranking.early_stopping
         self.keep = (1 + len(set(self.rules.eos))) * self.width  # enough that `width` of them do not end
         self.prefix = request.written
         self.running = [Beam()]
@@ -61,7 +61,7 @@ class Search:
             return rows
         self.running = running
         far = self.early == "never" and self.power > 0
-        best = running[0].score / (self.rules.length if far else len(running[0].ids)) ** self.power
+        best = running[0].score / (self.rules.max_new_tokens if far else len(running[0].ids)) ** self.power
         if len(self.ended) == self.width and (self.early is True or best <= self.ended[-1][0]):
             self.done = True
         return rows
@@ -70,7 +70,7 @@ class Search:
 def search(model: Model, requests: Sequence[GenerationRequest]) -> list[Beam]:
     """The best continuation of each prompt."""
     starts = [r.start for r in requests if r.start is not None] or None
-    room, languages = [r.rules.length for r in requests], [r.language for r in requests]
+    room, languages = [r.rules.max_new_tokens for r in requests], [r.language for r in requests]
     session = begin(model, [r.prompt for r in requests], room, languages, starts)
     searches = [Search(r) for r in requests]
     running = searches  # the searches that rows of the session belong to, in order
@@ -83,7 +83,7 @@ def search(model: Model, requests: Sequence[GenerationRequest]) -> list[Beam]:
             own = slice(first, first + len(search.running))
             first = own.stop
             best = _candidates(scores[own], logprobs[own], search.running, search.keep)
-            grown = search.advance(best, last=step == search.rules.length - 1)
+            grown = search.advance(best, last=step == search.rules.max_new_tokens - 1)
             if not search.done:
                 rows += [own.start + r for r in grown]
         running = [s for s in running if not s.done]

@@ -14,7 +14,7 @@ from stemma.decoding.detokenizer import Detokenizer
 from stemma.decoding.inputs import evaluating
 from stemma.decoding.requests import GenerationRequest, Prompts, requests
 from stemma.decoding.sampling import SamplingParams
-from stemma.decoding.sessions import kind
+from stemma.decoding.sessions import session_kind
 from stemma.errors import UsageError
 from stemma.nn.model import Model
 
@@ -45,8 +45,8 @@ def generate(
     """
     _check_batch(batch)
     asked = requests(model, prompts, params, options)
-    drawn = [(i, r) for i, r in enumerate(asked) if r.beams.width == 1]
-    searched = [(i, r) for i, r in enumerate(asked) if r.beams.width > 1]
+    drawn = [(i, r) for i, r in enumerate(asked) if r.beams.num_beams == 1]
+    searched = [(i, r) for i, r in enumerate(asked) if r.beams.num_beams > 1]
     _check_beams([r for _, r in searched], stream is not None, options.get("num_beams") is None)
     if stream is not None and model.tokenizer is None:
         raise UsageError("streaming needs a tokenizer, and this model came without one")
@@ -76,7 +76,7 @@ def stream(
     """
     _check_batch(batch)
     asked = requests(model, prompts, params, options)
-    _check_beams([r for r in asked if r.beams.width > 1], True, options.get("num_beams") is None)
+    _check_beams([r for r in asked if r.beams.num_beams > 1], True, options.get("num_beams") is None)
     return _guarded(model, _steps(model, list(enumerate(asked)), batch, True))
 
 
@@ -95,8 +95,8 @@ def _steps(
 ) -> Iterator[list[Event]]:
     """The events of each step, until all requests have ended; at most `batch` rows at a time."""
     every = [request for _, request in asked]
-    sort = kind(model, [r.prompt for r in every], [r.rules.length for r in every])
-    waiting, running = deque(asked), Batch(model, pieces, sort)
+    kind = session_kind(model, [r.prompt for r in every], [r.rules.max_new_tokens for r in every])
+    waiting, running = deque(asked), Batch(model, pieces, kind)
     while waiting or running:
         free = len(waiting) if batch is None else batch - len(running)
         if waiting and free > 0:
@@ -112,7 +112,7 @@ def _check_batch(batch: int | None) -> None:
 def _check_beams(asked: Sequence[GenerationRequest], streams: bool, checkpoints: bool) -> None:
     for request in asked:
         if request.sampler.temperature > 0 or streams or request.stop:
-            width = request.beams.width
+            width = request.beams.num_beams
             whose = f"; the checkpoint asks for {width} beams: num_beams=1 does without" if checkpoints else ""
             raise UsageError(
                 f"beam search (num_beams > 1) goes with neither temperature, stop strings nor streaming{whose}"

@@ -11,7 +11,7 @@ from typing import Any
 from stemma.decoding import blanks
 from stemma.decoding import generation_config as config
 from stemma.decoding.inputs import answers, check_model, generates, language_of
-from stemma.decoding.rules import LENGTH, BeamRules, Rules
+from stemma.decoding.rules import MAX_NEW_TOKENS, BeamRules, Rules
 from stemma.decoding.sampling import Sampler, SamplingParams, per_prompt
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
@@ -100,17 +100,17 @@ def _rules(model: Model, params: SamplingParams) -> Rules:
         eos = config.option_ids(model, "eos_token_id", params.eos_token_id, own=False)
     first, last = params.forced_bos_token_id, params.forced_eos_token_id
     return Rules(
-        length if length is not None else config.max_new_tokens(model) or LENGTH,
+        length if length is not None else config.max_new_tokens(model) or MAX_NEW_TOKENS,
         eos=() if params.ignore_eos else eos,
-        least=config.integer(model, "min_new_tokens") if least is None else least,
-        least_whole=config.integer(model, "min_length") if least is None else 0,
-        penalty=config.number(model, "repetition_penalty", 1.0) if penalty is None else penalty,
-        ngram=config.integer(model, "no_repeat_ngram_size") if ngram is None else ngram,
-        first=config.option_ids(model, "forced_bos_token_id", first, own=model.encoder is not None),
-        last=config.option_ids(model, "forced_eos_token_id", last, own=not params.ignore_eos),
-        banned=tuple(i for i in config.token_ids(model, "suppress_tokens") if i < vocab),
-        banned_first=tuple(i for i in config.token_ids(model, "begin_suppress_tokens") if i < vocab),
-        words=tuple(run for run in config.token_runs(model, "bad_words_ids") if max(run) < vocab),
+        min_new_tokens=config.integer(model, "min_new_tokens") if least is None else least,
+        min_length=config.integer(model, "min_length") if least is None else 0,
+        repetition_penalty=config.number(model, "repetition_penalty", 1.0) if penalty is None else penalty,
+        no_repeat_ngram_size=config.integer(model, "no_repeat_ngram_size") if ngram is None else ngram,
+        forced_bos=config.option_ids(model, "forced_bos_token_id", first, own=model.encoder is not None),
+        forced_eos=config.option_ids(model, "forced_eos_token_id", last, own=not params.ignore_eos),
+        suppress=tuple(i for i in config.token_ids(model, "suppress_tokens") if i < vocab),
+        begin_suppress=tuple(i for i in config.token_ids(model, "begin_suppress_tokens") if i < vocab),
+        bad_words=tuple(run for run in config.token_runs(model, "bad_words_ids") if max(run) < vocab),
     )
 
 

@@ -14,59 +14,59 @@ from stemma.decoding.sampling import Early
 from stemma.errors import UsageError
 from stemma.spec import require
 
-LENGTH = 32  # max_new_tokens where neither call nor checkpoint says
+MAX_NEW_TOKENS = 32  # where neither call nor checkpoint has a number
 
 
 @dataclass(frozen=True)
 class Rules:
-    """`length`: the most new tokens; `eos`: tokens that end a text; `least`: new tokens before an end, and
-    `least_whole`: tokens of prompt (or start token) and text before an end; `penalty`: on tokens that the row holds
-    (1: none); `ngram`: no run of so many tokens occurs twice (0: off); `first`, `last`: one of these tokens is forced
-    at the first place, and at the last; `banned`: tokens that never occur; `banned_first`: not at the first free place;
-    `words`: runs of tokens that never occur."""
+    """Options of `SamplingParams` and of the checkpoint, under their names. `min_length` counts prompt (or start token)
+    and text. One of `forced_bos` is forced at the first place, one of `forced_eos` at the last. Tokens of `suppress`
+    never occur, those of `begin_suppress` not at the first free place, runs of tokens in `bad_words` nowhere. `eos`:
+    the tokens that end a text."""
 
-    length: int = LENGTH
+    max_new_tokens: int = MAX_NEW_TOKENS
     eos: tuple[int, ...] = ()
-    least: int = 0
-    least_whole: int = 0
-    penalty: float = 1.0
-    ngram: int = 0
-    first: tuple[int, ...] = ()
-    last: tuple[int, ...] = ()
-    banned: tuple[int, ...] = ()
-    banned_first: tuple[int, ...] = ()
-    words: tuple[tuple[int, ...], ...] = ()
+    min_new_tokens: int = 0
+    min_length: int = 0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    forced_bos: tuple[int, ...] = ()
+    forced_eos: tuple[int, ...] = ()
+    suppress: tuple[int, ...] = ()
+    begin_suppress: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        require(self.length >= 1, f"max_new_tokens must be a whole number of at least 1, not {self.length}")
-        require(self.least >= 0, f"min_new_tokens must not be negative, not {self.least}")
-        require(self.ngram >= 0, f"no_repeat_ngram_size must not be negative, not {self.ngram}")
-        require(self.penalty > 0, f"repetition_penalty must be positive, not {self.penalty}")
+        new, least, ngram = self.max_new_tokens, self.min_new_tokens, self.no_repeat_ngram_size
+        require(new >= 1, f"max_new_tokens must be a whole number of at least 1, not {new}")
+        require(least >= 0, f"min_new_tokens must not be negative, not {least}")
+        require(ngram >= 0, f"no_repeat_ngram_size must not be negative, not {ngram}")
+        require(self.repetition_penalty > 0, f"repetition_penalty must be positive, not {self.repetition_penalty}")
 
     @property
     def free(self) -> bool:
         """Whether no rule changes a score."""
-        return self == Rules(self.length, self.eos)
+        return self == Rules(self.max_new_tokens, self.eos)
 
     def apply(self, scores: Tensor, ids: Sequence[int], new: int) -> None:
         """Change the scores (V) of a row's next token in place; -inf: an excluded token. `ids`: the row's tokens so
         far, of which `new` are new."""
-        if self.penalty != 1.0:
-            penalise(scores, ids, self.penalty)
-        if self.ngram and (banned := repeated(ids, self.ngram)):
+        if self.repetition_penalty != 1.0:
+            penalise(scores, ids, self.repetition_penalty)
+        if self.no_repeat_ngram_size and (banned := repeated(ids, self.no_repeat_ngram_size)):
             scores[banned] = -math.inf
-        if self.words and (banned := completing(ids, self.words, self.eos)):
+        if self.bad_words and (banned := completing(ids, self.bad_words, self.eos)):
             scores[banned] = -math.inf
-        if self.eos and (new < self.least or len(ids) < self.least_whole):
+        if self.eos and (new < self.min_new_tokens or len(ids) < self.min_length):
             scores[list(self.eos)] = -math.inf
-        for forced, now in ((self.first, new == 0), (self.last, new == self.length - 1)):
+        for forced, now in ((self.forced_bos, new == 0), (self.forced_eos, new == self.max_new_tokens - 1)):
             if forced and now:
                 scores.fill_(-math.inf)
                 scores[list(forced)] = 0.0
-        if self.banned:
-            scores[list(self.banned)] = -math.inf
-        if self.banned_first and new == (1 if self.first else 0):
-            scores[list(self.banned_first)] = -math.inf
+        if self.suppress:
+            scores[list(self.suppress)] = -math.inf
+        if self.begin_suppress and new == (1 if self.forced_bos else 0):
+            scores[list(self.begin_suppress)] = -math.inf
 
 
 def constrained(scores: Tensor, rows: Sequence[tuple[Rules, Sequence[int], int]]) -> Tensor:
@@ -111,15 +111,14 @@ def completing(ids: Sequence[int], words: Sequence[Sequence[int]], eos: Collecti
 
 @dataclass(frozen=True)
 class BeamRules:
-    """`width` beams; hypotheses are ranked by log-probability / length ** `penalty`. `early`: whether a search ends
-    with the first `width` finished ones (True), goes on while a running one ranks higher at its length (False) or at
-    any length ("never")."""
+    """Hypotheses are ranked by log-probability / length ** `length_penalty`. A search ends with the first `num_beams`
+    finished ones (`early_stopping` True), or when no running one ranks higher at its length (False) or at any length
+    ("never")."""
 
-    width: int = 1
-    penalty: float = 1.0
-    early: Early = False
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: Early = False
 
     def __post_init__(self) -> None:
-        require(
-            self.early in (True, False, "never"), f"early_stopping must be true, false or 'never', not {self.early!r}"
-        )
+        early = self.early_stopping
+        require(early in (True, False, "never"), f"early_stopping must be true, false or 'never', not {early!r}")

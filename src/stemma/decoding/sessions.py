@@ -21,14 +21,14 @@ def begin(
     room: Room = 0,
     languages: Sequence[int | None] | None = None,
     starts: Sequence[int] | None = None,
-    sort: type[Session] | None = None,
+    kind: type[Session] | None = None,
 ) -> Session:
-    """A decoding of prompts (see `Session`), of the kind `sort` or of the one that the model asks for."""
+    """A decoding of prompts (see `Session`), of the given `kind`, or of the one that the model asks for."""
     lay_out(model, len(prompts))
-    return (sort or kind(model, prompts, room))(model, prompts, room, languages, starts)
+    return (kind or session_kind(model, prompts, room))(model, prompts, room, languages, starts)
 
 
-def kind(model: Model, prompts: Sequence[Sequence[int]], room: Room) -> type[Session]:
+def session_kind(model: Model, prompts: Sequence[Sequence[int]], room: Room) -> type[Session]:
     """The kind of session that a model's arch, and with dynamic scaling the longest row, asks for."""
     if model.arch.streams is not None:
         return QuerySession

@@ -1,4 +1,4 @@
-"""Models in and out: `load` a checkpoint, `build` a design afresh, `save` either in its publisher's layout."""
+"""Models in and out: `load` a checkpoint, `build` a design, `save` either in its publisher's layout."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def build(
 ) -> Model:
     """A model of a family's size with fresh weights, in eval mode: `build("roberta-base", layers=2)`.
 
-    `overrides` are paths into the design (`{"arch.norm.eps": 1e-6}`), keywords are dims. With a `task` (see `load`) its
-    head stands on the body instead of the heads of pretraining. `rewrites` are applied to the fresh weights. Raises
+    `overrides` are paths into the design (`{"arch.norm.eps": 1e-6}`), keywords are dims. A `task` (see `load`) replaces
+    the pretraining heads by its own. `rewrites` are applied to the fresh weights. Raises
     UsageError for names and values that do not exist."""
     design = families.design(name) if isinstance(name, str) else name
     if task is not None:
@@ -68,13 +68,13 @@ def load(
     rewrites: Iterable[Rewrite] = (),
 ) -> Model:
     """The model of a checkpoint: a folder (of config.json and safetensors, or Meta's own layout), a GGUF file, a
-    llama2.c file (`.bin`), or a hub id. In eval mode, its family found from what the files say.
+    llama2.c file (`.bin`), or a hub id. In eval mode, its family found from the files.
 
-    Strict: every tensor of the file and of the model is accounted for in `model.ledger`. A head that the file's own
-    class needs and whose weights are not there is refused, unless `new` names it (`"lm"`, `"pooler"`, `"pair"`, ...):
-    then it is drawn afresh (`"task"`: also where the file has one). `task` (`"classify"`, `"tag"`, `"answer"`,
-    `"choose"`, with `labels` and for texts a `problem`: `"single"`, `"multi"` or `"regression"`) puts the family's head
-    for it on the body, read where the file holds it and else drawn; the heads of pretraining are left behind.
+    Strict: every tensor of the file and of the model is accounted for in `model.ledger`. A head that the file's class
+    needs and the file lacks is refused, unless `new` names it (`"lm"`, `"pooler"`, `"pair"`, ...): then it is
+    initialised (`"task"`: even if the file has one). `task` (`"classify"`, `"tag"`, `"answer"`, `"choose"`, with
+    `labels` and, to classify texts, a `problem`: `"single"`, `"multi"` or `"regression"`) replaces the pretraining
+    heads by the family's head for it, loaded if the file has it, else initialised.
     `dtype="auto"` keeps the file's; `device="meta"` reads shapes and no data. `rewrites` (`stemma.rewrites`) replace
     modules before they are filled: a quantised matrix is made of the file's tensor, and no other copy is kept. Raises
     CheckpointError naming the tensor, key or file."""
@@ -161,7 +161,7 @@ def save(
     tells: `.gguf` and `.bin` (llama2.c) are files, anything else is a folder of config.json, safetensors, tokenizer
     and generation_config.json (`hf`). `shards`: the files of Meta's layout; `dtype` may be q8_0 in GGUF.
 
-    Raises ResourceError if the disk is full or not writable, UsageError for what a layout cannot say.
+    Raises ResourceError if the disk is full or not writable, UsageError for what a layout cannot express.
     """
     directory = Path(directory)
     layout = layout_named(layout, directory)

@@ -93,7 +93,7 @@ def _ignored(layout: Layout, config: Mapping[str, Any], named: str | None) -> di
     for section in layout.sections:
         general |= {f"{section}.{name}": why for name, why in GENERAL.items()}
         fixed = {f"{section}.{name}": value for name, value in GENERAL_FIXED.items()} | fixed
-    if named in layout.variants:  # an encoder alone, of which some files say what it is and some what it is part of
+    if named in layout.variants:  # an encoder alone: some files describe it, some the whole model
         fixed["is_encoder_decoder"] = (False, True)
     unused = general | dict(layout.unused)
     ignored: dict[str, str] = {}
@@ -167,7 +167,7 @@ def refuse_loss(what: str, changes: list[spec.Change]) -> None:
     """Raises UsageError if the layout `what` loses something."""
     if changes:
         first = changes[0]
-        raise UsageError(f"{what} cannot say {first.path}={first.old} (it would read {first.new})")
+        raise UsageError(f"{what} cannot express {first.path}={first.old} (it would read {first.new})")
 
 
 def _reaches(design: Design, path: str) -> bool:

@@ -1,7 +1,7 @@
 """Meta's own layout of LLaMA, LLaMA-2, Code LLaMA and Llama 3: `params.json`, `consolidated.00.pth` ... one file for
 each of several machines that share a model (model-parallel shards), and `tokenizer.model`.
 
-What params.json does not say:
+What params.json does not hold:
 
 - the vocabulary, where `vocab_size` is -1: the embeddings tell;
 - whether the output matrix is the embeddings: it is absent, or equal to them (Llama 3.2 1B and 3B hold both);
@@ -337,7 +337,7 @@ def load(
 
 
 def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
-    """The tokenizer beside some weights. Raises CheckpointError if it has more ids than the model."""
+    """The tokenizer of a folder. Raises CheckpointError if it has more ids than the model."""
     tokenizer = Tokenizer.load(folder)
     tokenizer.check(vocab)
     return tokenizer

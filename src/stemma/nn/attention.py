@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stemma.nn import parts
+from stemma.nn import cpu, parts
+from stemma.nn.functional import softcap
 from stemma.nn.masks import AttnMask
-from stemma.nn.mlp import capped
 from stemma.nn.norms import head_norm
 
 Rotate = Callable[[Tensor], Tensor]  # B H T D -> B H T D
@@ -51,10 +51,6 @@ class BucketTable(Relative):
     def forward(self, attention: nn.Module, q: Tensor, k: Tensor, bucket: Tensor) -> tuple[Tensor, Tensor]:
         """`bucket`: 1|B T S."""
         return q, self.table(bucket).permute(0, 3, 1, 2)
-
-
-SHORT = 1024  # rows up to this long train faster on a CPU with plain products than with torch's fused kernel
-BLOCK = 128  # queries that are taken together, so that a causal row multiplies with few keys that it may not see
 
 
 class Attention(nn.Module):
@@ -129,7 +125,7 @@ class Attention(nn.Module):
             k, v = (y.repeat_interleave(self.shared, 1) for y in (k, v))
         found = (q * self.scale @ k.transpose(-1, -2)).float()
         if self.softcap is not None:
-            found = capped(found, self.softcap)
+            found = softcap(found, self.softcap)
         if bias is not None:
             found = found + bias
         if attn_mask.causal:
@@ -139,18 +135,20 @@ class Attention(nn.Module):
         return found, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: AttnMask, bias: Tensor | None) -> Tensor:
+        """`softmax(scale q k + bias) v` over the keys that the mask shows: B H T D, B K S D -> B H T D."""
         mask, causal = attn_mask
         if bias is not None:
             if causal:
                 mask, causal = q.new_ones(q.shape[2], k.shape[2]).tril().bool(), False
-            # the least number, not minus infinity: a row that sees nothing then has equal weights, and is defined
+            # the least number, not -inf: a row that sees nothing gets equal weights instead of NaN
             mask = bias if mask is None else bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
         batch, heads, length, width = q.shape
         rate = self.dropout if self.training else 0.0
-        if self.softcap is not None or (self.training and q.device.type == "cpu" and length * k.shape[2] <= SHORT**2):
+        short = self.training and q.device.type == "cpu" and length * k.shape[2] <= cpu.SHORT**2
+        if self.softcap is not None or short:
             return self.attend_plainly(q, k, v, mask, causal, rate)
         if self.shared > 1 and length == 1 and (mask is None or mask.shape[1] == 1):
-            # one query a head: the heads that share a key become its queries, and no key is copied
+            # one query: the heads that share a key become its queries, so no key is copied
             y = F.scaled_dot_product_attention(
                 q.view(batch, -1, self.shared, width), k, v, attn_mask=mask, dropout_p=rate, scale=self.scale
             )
@@ -160,30 +158,8 @@ class Attention(nn.Module):
         )
 
     def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float) -> Tensor:
-        """The same by plain matrix products: memory goes with length squared, but on a CPU the backward pass of the
-        fused kernel is the slower one. Causal rows go in blocks, each against the keys up to its end only."""
+        """The same by matrix products (`cpu.attend`): for short rows on a CPU, and for capped scores, which torch's
+        fused kernel does not have."""
         if self.shared > 1:
             k, v = (x.repeat_interleave(self.shared, 1) for x in (k, v))
-        q = q * self.scale
-        if not causal:
-            return self.weighted(q, k, v, mask, rate)
-        length = q.shape[2]
-        # added, not filled in: where a row sees itself the numbers are the same, and a vector of floats is read at once
-        # where a compiled graph would pick booleans one by one
-        before = q.new_full((length, length), float("-inf")).triu(1)
-        blocks = [
-            self.weighted(q[:, :, i:end], k[:, :, :end], v[:, :, :end], before[i:end, :end], rate)
-            for i in range(0, length, BLOCK)
-            for end in (min(i + BLOCK, length),)
-        ]
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)
-
-    def weighted(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float) -> Tensor:
-        """`softmax(q k + mask) v`; `mask` is True where seen, or what is added."""
-        scores = q @ k.transpose(-1, -2)
-        if self.softcap is not None:
-            scores = capped(scores, self.softcap)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-        weights = scores.softmax(-1)
-        return F.dropout(weights, rate).to(v.dtype) @ v if rate else weights.to(v.dtype) @ v
+        return cpu.attend(q * self.scale, k, v, mask, causal, rate, self.softcap)

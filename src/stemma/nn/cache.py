@@ -45,7 +45,7 @@ class Cache:
         self.held: dict[parts.LayerMask, Tensor] = {}  # B S+1: the position that each slot holds
         self.plans: dict[parts.LayerMask, CachePlan] = {}
         self.cross: list[tuple[Tensor, Tensor] | None] = [None] * layers  # keys and values of the encoder's output
-        self.memory_real: Tensor | None = None  # B S: which of the encoder's tokens are no padding
+        self.encoder_mask: Tensor | None = None  # B S: which of the encoder's tokens are no padding
 
     # ------------------------------------------------------------ reading
 
@@ -62,7 +62,7 @@ class Cache:
         return self.plans[self.masks[layer]]
 
     def write(self, layer: int, k: Tensor, v: Tensor, rotate: Rotate | None) -> tuple[Tensor, Tensor]:
-        """Keep new keys and values (B H T D) of `layer`. Returns the keys (turned) and values at its plan's `kpos`."""
+        """Keep new keys and values (B H T D) of `layer`. Returns the keys (rotated) and values at its plan's `kpos`."""
         if rotate is not None:
             k = rotate(k)
         if self.keys[layer] is None:
@@ -90,7 +90,7 @@ class Cache:
         self.cross = [
             None if c is None else (c[0].index_select(0, rows), c[1].index_select(0, rows)) for c in self.cross
         ]
-        self.memory_real, self.prefix = pick(self.memory_real), pick(self.prefix)
+        self.encoder_mask, self.prefix = pick(self.encoder_mask), pick(self.prefix)
         self.held = {mask: held.index_select(0, rows) for mask, held in self.held.items()}
         self.rows = len(rows)
 
@@ -120,13 +120,13 @@ class Cache:
             return
         size, more = self.cross[0][0].shape[2], other.cross[0][0].shape[2]
         longest = max(size, more)
-        if size != more or self.memory_real is not None or other.memory_real is not None:
+        if size != more or self.encoder_mask is not None or other.encoder_mask is not None:
             device = self.cross[0][0].device
             real = [
-                torch.ones(c.rows, n, dtype=torch.bool, device=device) if c.memory_real is None else c.memory_real
+                torch.ones(c.rows, n, dtype=torch.bool, device=device) if c.encoder_mask is None else c.encoder_mask
                 for c, n in ((self, size), (other, more))
             ]
-            self.memory_real = torch.cat([F.pad(r, (0, longest - r.shape[1])) for r in real])
+            self.encoder_mask = torch.cat([F.pad(r, (0, longest - r.shape[1])) for r in real])
         for layer, (own, theirs) in enumerate(zip(self.cross, other.cross, strict=True)):
             assert own is not None and theirs is not None
             k, v = (

@@ -95,8 +95,8 @@ def encoder_mask(inputs: Inputs) -> AttnMask:
     cache, given = inputs.cache, inputs.encoder_mask
     if cache is not None:
         if inputs.encoder_hidden is not None:
-            cache.memory_real = given
-        given = cache.memory_real
+            cache.encoder_mask = given
+        given = cache.encoder_mask
     real = not_padding(given)
     seen = None if real is None else real[:, None, None, :]
     if inputs.documents is not None and inputs.encoder_documents is not None:

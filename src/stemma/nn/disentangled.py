@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.attention import Attention, Relative
-from stemma.nn.mlp import dropped
+from stemma.nn.functional import dropout
 from stemma.nn.norms import norm
 from stemma.nn.positions import Position
 
@@ -86,7 +86,7 @@ class DisentangledLayer(Relative):
     def forward(self, attention: Attention, q: Tensor, k: Tensor, distances: Distances) -> tuple[Tensor, Tensor]:
         """Queries and keys (B H T D) with `distances` to the queries and what is added to the scores (B H T S)."""
         rows, which = distances
-        rows = dropped(rows, self.rate, self.training)
+        rows = dropout(rows, self.rate, self.training)
         bias = None
         if self.c2p:
             keys = (self.k if self.k is not None else attention.k)(rows) * attention.scale

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from stemma.errors import UsageError
 from stemma.nn import parts
-from stemma.nn.mlp import activation, capped, dropped
+from stemma.nn.functional import dropout, softcap
+from stemma.nn.mlp import activation
 from stemma.nn.norms import norm
 from stemma.nn.stack import Block, State
 
@@ -31,7 +32,7 @@ class LMHead(nn.Module):
         y = F.linear(x, tokens if self.weight is None else self.weight, self.bias)
         if self.factor != 1.0:
             y = y * self.factor
-        return y if self.softcap is None else capped(y, self.softcap)
+        return y if self.softcap is None else softcap(y, self.softcap)
 
 
 class MLMHead(nn.Module):
@@ -82,7 +83,7 @@ class Summary(nn.Module):
         y = x[:, 0] if place is None else x[torch.arange(len(x), device=x.device), place]
         if self.dense is None:
             return y
-        y = self.dense(dropped(y, self.rate, self.training))
+        y = self.dense(dropout(y, self.rate, self.training))
         match self.act:
             case "tanh":
                 return y.tanh()

@@ -14,12 +14,12 @@ from stemma.errors import UsageError
 from stemma.nn import calls, parts
 from stemma.nn.cache import Cache
 from stemma.nn.embeddings import Embed
+from stemma.nn.functional import dropout
 from stemma.nn.heads import EMDHead, Summary, detector, lm_head, summary_index
 from stemma.nn.init import initialise
 from stemma.nn.inputs import Inputs, StackInputs, StreamInputs, not_padding
 from stemma.nn.masks import AttnMask
 from stemma.nn.memory import in_windows
-from stemma.nn.mlp import dropped
 from stemma.nn.outputs import IGNORED, Output, detector_loss, token_mean
 from stemma.nn.stack import Block, Stack, State
 from stemma.nn.streams import TwoStreams
@@ -211,7 +211,7 @@ class Model(nn.Module):
         """Logits of the pair head, of each text's vector: B D -> B 2."""
         if self.pair is None:
             raise UsageError("this model has no head for pairs of segments (its checkpoint came without one)")
-        return self.pair(dropped(pooled, self.arch.dropout.pair, self.training))
+        return self.pair(dropout(pooled, self.arch.dropout.pair, self.training))
 
     # ------------------------------------------------------------ the public call
 

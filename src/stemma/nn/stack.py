@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from stemma.nn import parts
 from stemma.nn.attention import Attention, CacheWrite, PositionInputs, Relative
+from stemma.nn.functional import dropout
 from stemma.nn.inputs import StackInputs
 from stemma.nn.masks import AttnMask, MaskInputs, build_mask, layer_mask
-from stemma.nn.mlp import activation, dropped, feed_forward
+from stemma.nn.mlp import activation, feed_forward
 from stemma.nn.norms import norm
 from stemma.nn.positions import Position
 from stemma.nn.schemes import position
@@ -38,7 +39,7 @@ class Block(nn.Module):
         self.mlp = feed_forward(arch.mlp, dims, arch.dropout.inner)
 
     def drop(self, branch: Tensor) -> Tensor:
-        return dropped(branch, self.rate, self.training)
+        return dropout(branch, self.rate, self.training)
 
     def join(self, x: Tensor, name: str, branch: Branch) -> Tensor:
         """The stream with a branch added; the branch's norm is `{name}_norm`. B T D -> B T D."""
@@ -156,7 +157,7 @@ class Convolution(nn.Module):
             other = F.pad(documents, (reach, reach)).unfold(1, 2 * reach + 1, 1) != documents[..., None]
             near = near.masked_fill(other[:, :, None], 0.0)
         z = F.linear(near.flatten(2), self.conv.weight.flatten(1), self.conv.bias)
-        z = dropped(z, self.rate, self.training)
+        z = dropout(z, self.rate, self.training)
         if not_padding is None:
             return self.norm(y + self.act(z))
         return self.norm(y + self.act(z * not_padding[..., None])) * not_padding[..., None]
@@ -228,7 +229,7 @@ class Stack(nn.Module):
                 x = self.convolution(first_input, x, inputs.not_padding, inputs.documents)
         if self.norm is not None:
             x = self.norm(x)
-        x = dropped(x, self.rates.final, self.training)
+        x = dropout(x, self.rates.final, self.training)
         return State(x, last_input, inputs.positions, inputs.is_arange, masks[mask], position[mask])
 
     def enter(self, x: Tensor, positions: Tensor, not_padding: Tensor | None = None) -> Tensor:
@@ -238,7 +239,7 @@ class Stack(nn.Module):
             x = self.embed_norm(x)
         if not_padding is not None and self.position.zero_padding:
             x = x * not_padding[..., None]
-        x = dropped(x, self.rates.embed, self.training)
+        x = dropout(x, self.rates.embed, self.training)
         return x if self.project is None else self.project(x)
 
     def build_masks(self, inputs: StackInputs) -> tuple[dict[parts.LayerMask, AttnMask], dict[parts.LayerMask, Span]]:

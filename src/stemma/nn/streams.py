@@ -15,9 +15,9 @@ from stemma.nn import parts
 from stemma.nn.attention import Attention, CacheWrite, PositionInputs, Rotate
 from stemma.nn.cache import Cache
 from stemma.nn.distances import RelativeSinusoidal, Terms
+from stemma.nn.functional import dropout
 from stemma.nn.inputs import StackInputs, StreamInputs
 from stemma.nn.masks import AttnMask
-from stemma.nn.mlp import dropped
 from stemma.nn.stack import Block, Stack, State
 
 
@@ -59,7 +59,7 @@ class TwoStreams(Stack):
                 h = block(h, AttnMask(), PositionInputs(relative=content), write)
             if g is not None:
                 g = _query(block, g, kept[0], queries, weight)
-        hidden = dropped(h if g is None else g, self.rates.final, self.training)
+        hidden = dropout(h if g is None else g, self.rates.final, self.training)
         content_inputs = PositionInputs(relative=content)
         return State(hidden, h, inputs.positions, inputs.is_arange, AttnMask(), content_inputs)
 
@@ -72,7 +72,7 @@ class TwoStreams(Stack):
 
     def start(self, rows: int, number: int) -> Tensor:
         """The query stream before the first block: B K D."""
-        return dropped(self.query.expand(rows, number, -1), self.rates.embed, self.training)
+        return dropout(self.query.expand(rows, number, -1), self.rates.embed, self.training)
 
     def terms(
         self, h: Tensor, inputs: StackInputs, given: StreamInputs
@@ -91,7 +91,7 @@ class TwoStreams(Stack):
             line = torch.arange(before + length - 1, -length, -1, device=h.device)[None]
             if given.backward is not None:
                 line = line * (1 - 2 * given.backward[:, None])
-            wave = dropped(scheme.waves(line, h.dtype), self.rates.embed, self.training)
+            wave = dropout(scheme.waves(line, h.dtype), self.rates.embed, self.training)
         else:
             if before:
                 raise UsageError("position_ids do not go with mems, whose tokens have no positions")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from stemma.errors import UsageError
 from stemma.nn import parts
+from stemma.nn.functional import dropout
 from stemma.nn.heads import Summary
-from stemma.nn.mlp import dropped
 
 _heads: dict[type[parts.Task], type[TaskHead]] = {}
 
@@ -34,7 +34,7 @@ class TaskHead(nn.Module):
 
     def forward(self, x: Tensor, pooled: Tensor | None, place: Tensor | None) -> Tensor:
         """Scores. `x`: B T D; `pooled`: B D, of the body; `place`: B, the token that a summary reads."""
-        return self.out(dropped(self.read(x, pooled, place), self.rate, self.training))
+        return self.out(dropout(self.read(x, pooled, place), self.rate, self.training))
 
     def read(self, x: Tensor, pooled: Tensor | None, place: Tensor | None) -> Tensor:
         """What is scored: each token's state (B T D), the head's own summary or the body's pooler (B D)."""
@@ -107,7 +107,7 @@ class ChooseHead(TaskHead, of=parts.Choose):
         self.out = nn.Linear(dims.d_model if spec.through is None else spec.through, 1)
 
     def forward(self, x: Tensor, pooled: Tensor | None, place: Tensor | None) -> Tensor:
-        y = dropped(self.read(x, pooled, place), self.rate, self.training)
+        y = dropout(self.read(x, pooled, place), self.rate, self.training)
         return self.out(y if self.through is None else self.through(y))
 
 

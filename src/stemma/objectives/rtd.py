@@ -3,7 +3,7 @@ DeBERTaV3 (He et al. 2021, arXiv:2111.09543, section 3.2)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -97,15 +97,13 @@ class ReplacedTokens(base.Objective, of=declared.RTD):
 
     # ------------------------------------------------------------ rows
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
         here = cursor
-        for make, follow in self.masking.plan(view, cursor, once):
+        for make, follow in self.masking.lazy_examples(view, cursor, once):
             yield partial(self.example, make, here), follow
             here = follow
 
-    def example(self, make: base.Make, at: base.Cursor) -> base.Example:
+    def example(self, make: base.MakeExample, at: base.Cursor) -> base.Example:
         """A row, with a draw for each of its targets."""
         row = make()
         n = int((row["labels"] >= 0).sum())
@@ -121,7 +119,7 @@ class ReplacedTokens(base.Objective, of=declared.RTD):
 
     # ------------------------------------------------------------ the loss
 
-    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
         if model.detect is None:
             raise UsageError("RTD needs a head that detects replaced tokens: arch.heads.detect")
         generator = self.generator(nets)

@@ -6,8 +6,7 @@ evaluation, scoring and objectives on probabilities (DPO, PPO).
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from stemma.errors import UsageError
+from stemma.nn.cpu import CompiledCrossEntropy
 from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 
@@ -89,104 +89,66 @@ def sequence_logprobs(
 def token_loss(
     model: Model, hidden: Tensor, batch: Mapping[str, Tensor], z: float = 0.0, smoothing: float = 0.0
 ) -> Tensor:
-    """Cross-entropy in nats summed over the targets of `batch`, fp32; `hidden` is B T D. `z` times the square of the
-    logarithm of the softmax's denominator is added for each (de Brebisson & Vincent 2016; Chowdhery et al. 2022,
-    section 5). `smoothing`: the share of a target's probability that all entries get alike (Szegedy et al. 2015,
-    section 7)."""
+    """Cross-entropy in nats, summed over the targets of `batch`, fp32. `hidden`: B T D.
+
+    `z`: weight of `logsumexp(logits)^2` (de Brebisson & Vincent 2016; Chowdhery et al. 2022, section 5)
+    `smoothing`: label smoothing (Szegedy et al. 2015, section 7)"""
     more = (smoothing,) if smoothing else ()
-    states, goal = picked(hidden, batch), batch["targets"]
+    states, targets = picked(hidden, batch), batch["targets"]
     rows = max(1, LOGITS // model.dims.vocab)
-    if len(goal) <= rows:
-        return _summed(model, states, goal, z, *more)
+    if len(targets) <= rows:
+        return _summed(model, states, targets, z, *more)
     if not torch.is_grad_enabled():
-        parts = zip(states.split(rows), goal.split(rows), strict=True)
+        parts = zip(states.split(rows), targets.split(rows), strict=True)
         return torch.stack([_summed(model, h, g, z, *more) for h, g in parts]).sum()
-    # what the head reads is not known from outside, so every parameter is offered to it
+    # which weights the head reads is not known here, so every parameter is offered to it
     weights = [p for p in model.parameters() if p.requires_grad]
-    loss: Tensor = _Chunked.apply(model, goal, rows, (z, *more), states, *weights)
+    loss: Tensor = _Chunked.apply(model, targets, rows, (z, *more), states, *weights)
     return loss
 
 
-def _summed(model: Model, hidden: Tensor, goal: Tensor, z: float, smoothing: float = 0.0) -> Tensor:
+def _summed(model: Model, hidden: Tensor, targets: Tensor, z: float, smoothing: float = 0.0) -> Tensor:
+    """The loss of all targets at once: N D, N -> scalar."""
     if model.compiled:
-        loss: Tensor = CompiledNats.apply(model.logits(hidden), goal, z, smoothing)
+        loss: Tensor = CompiledCrossEntropy.apply(model.logits(hidden), targets, z, smoothing)
         return loss
-    return nats(model.logits(hidden), goal, z, smoothing)  # under no name here: in bf16 nothing holds them beside fp32
+    return nats(model.logits(hidden), targets, z, smoothing)  # unnamed, so that bf16 logits are freed after the cast
 
 
-def nats(logits: Tensor, goal: Tensor, z: float = 0.0, smoothing: float = 0.0) -> Tensor:
-    """The loss that `token_loss` describes, of logits (N V) and targets (N)."""
+def nats(logits: Tensor, targets: Tensor, z: float = 0.0, smoothing: float = 0.0) -> Tensor:
+    """The loss of `token_loss`, of logits (N V) and targets (N)."""
     logits = logits.float()
-    loss = F.cross_entropy(logits, goal, reduction="sum", label_smoothing=smoothing)
+    loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
     return loss + z * logits.logsumexp(-1).square().sum() if z else loss
 
 
-class CompiledNats(torch.autograd.Function):
-    """`nats` in two compiled passes over the logits, forward and backward, as they are: no fp32 copy of them and no
-    log-softmax is written to memory. The target's own gradient is put in its place afterwards, for a vector that asks
-    of every entry whether it is the target takes longer than all else."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, goal: Tensor, z: float, smoothing: float) -> Tensor:
-        total, own, mean = _compiled(_read)(logits, goal, smoothing > 0)
-        ctx.save_for_backward(logits, goal, total)
-        ctx.how = z, smoothing
-        loss: Tensor = (total - (1.0 - smoothing) * own).sum()
-        if mean is not None:
-            loss = loss - smoothing * mean.sum()
-        return loss + z * total.square().sum() if z else loss
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Any) -> Any:
-        return _compiled(_slope)(*ctx.saved_tensors, outer[0], *ctx.how), None, None, None
-
-
-def _read(logits: Tensor, goal: Tensor, mean: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of each row (N): the logarithm of the softmax's denominator, the target's logit, the mean of all, in fp32."""
-    wide = logits.float()
-    return wide.logsumexp(-1), wide.gather(1, goal[:, None]).squeeze(1), wide.mean(-1) if mean else None
-
-
-def _slope(logits: Tensor, goal: Tensor, total: Tensor, outer: Tensor, z: float, smoothing: float) -> Tensor:
-    """The gradient of the loss at the logits (N V), `outer` times."""
-    slope = (logits.float() - total[:, None]).exp() * (outer * (1.0 + 2.0 * z * total))[:, None]
-    slope = slope - outer * (smoothing / logits.shape[1])
-    own = slope.gather(1, goal[:, None]) - outer * (1.0 - smoothing)
-    return slope.to(logits.dtype).scatter(1, goal[:, None], own.to(logits.dtype))
-
-
-@functools.cache
-def _compiled(f: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(f)
-
-
 class _Chunked(torch.autograd.Function):
-    """The summed loss of many targets, some `rows` of them at a time: each chunk's gradient is taken as soon as its
-    loss is known, so that no logits outlive their chunk and none are computed twice."""
+    """The summed loss of many targets, `rows` of them at a time. Each chunk's gradient is taken right after its loss,
+    so no logits outlive their chunk, and none are computed twice."""
 
     @staticmethod
     def forward(
-        ctx: Any, model: Model, goal: Tensor, rows: int, how: tuple[float, ...], states: Tensor, *weights: Tensor
+        ctx: Any, model: Model, targets: Tensor, rows: int, how: tuple[float, ...], states: Tensor, *weights: Tensor
     ) -> Tensor:
         total = states.new_zeros((), dtype=torch.float32)
         inputs = torch.empty_like(states)
         grads: list[Tensor | None] = [None] * len(weights)
         used: list[int] | None = None
-        for i in range(0, len(goal), rows):
+        for i in range(0, len(targets), rows):
             with torch.enable_grad():
                 chunk = states[i : i + rows].detach().requires_grad_()
-                loss = _summed(model, chunk, goal[i : i + rows], *how)
-            asked = range(len(weights)) if used is None else used
-            found = torch.autograd.grad(loss, [chunk, *(weights[j] for j in asked)], allow_unused=True)
-            used = [j for j, g in zip(asked, found[1:], strict=True) if g is not None]
+                loss = _summed(model, chunk, targets[i : i + rows], *how)
+            offered = range(len(weights)) if used is None else used
+            found = torch.autograd.grad(loss, [chunk, *(weights[j] for j in offered)], allow_unused=True)
+            used = [j for j, g in zip(offered, found[1:], strict=True) if g is not None]
             assert found[0] is not None
             inputs[i : i + rows] = found[0]
-            for j, g in zip(asked, found[1:], strict=True):
+            for j, g in zip(offered, found[1:], strict=True):
                 held = grads[j]
                 if g is not None:
                     grads[j] = g if held is None else held.add_(g)
             total += loss.detach()
-            del found, g, loss  # else this chunk's gradient of the head stays beside the next one's
+            del found, g, loss  # else the head's gradient of this chunk lives beside the next one's
         ctx.found = [inputs, *grads]
         return total
 

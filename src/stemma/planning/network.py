@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from stemma.nn import parts
 from stemma.planning.tape import BOOL, FULL, LONG, Sized, Tape
 
-SHORT = 1024  # stemma.nn.attention: rows up to this long take plain products on a CPU
+SHORT = 1024  # stemma.nn.cpu: rows up to this long take plain products on a CPU
 BLOCK = 128
 
 

@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from stemma.declare.family import Text
-from stemma.nn.attention import SHORT, Attention
+from stemma.nn.attention import Attention
+from stemma.nn.cpu import SHORT
 from stemma.nn.masks import AttnMask
 from stemma.nn.mlp import Experts
 from stemma.nn.model import Model

@@ -23,12 +23,25 @@ def apply(model: Model, rewrites: Sequence[Rewrite], seed: int = 0) -> list[list
     Raises UsageError, before anything is replaced, for a pattern that matches nothing (with the nearest path) or a
     matrix that cannot be replaced."""
     found = [matched(model, rewrite) for rewrite in rewrites]
+    _check_nesting(model, rewrites, found)
     for number, (rewrite, paths) in enumerate(zip(rewrites, found, strict=True), len(model.rewrites)):
         for path in paths if rewrite.accepts() else ():
             _replace(model, path, rewrite, f"{number} {path}", seed)
     model.rewrites = (*model.rewrites, *rewrites)
     freeze(model)
     return found
+
+
+def _check_nesting(model: Model, rewrites: Sequence[Rewrite], found: list[list[str]]) -> None:
+    """Raises UsageError where a module is to be replaced inside of another one that is."""
+    replaced = {path: "an earlier rewrite" for path, m in plain_modules(model) if isinstance(m, Rewritten)}
+    for rewrite, paths in zip(rewrites, found, strict=True):
+        replaced |= {path: type(rewrite).__name__ for path in paths if rewrite.accepts()}
+    for path, kind in replaced.items():
+        above = path
+        while above := above.rpartition(".")[0]:
+            if above in replaced:
+                raise UsageError(f"{kind} replaces {path}, which is inside of {above} that {replaced[above]} replaces")
 
 
 def _replace(model: Model, path: str, rewrite: Rewrite, key: str, seed: int) -> None:
@@ -52,8 +65,7 @@ def _replace(model: Model, path: str, rewrite: Rewrite, key: str, seed: int) -> 
 
 
 def complete(model: Model, device: torch.device, dtype: torch.dtype, seed: int = 0) -> list[str]:
-    """Initialise what replaced modules have beside the weights of a checkpoint, which are loaded. Returns the names of
-    these parameters."""
+    """Initialise the parameters that no checkpoint holds, after its weights are loaded. Returns their names."""
     new = [name for name, p in model.named_parameters() if p.is_meta]
     if device.type != "meta":
         reset(model, device, dtype, seed)
@@ -61,7 +73,7 @@ def complete(model: Model, device: torch.device, dtype: torch.dtype, seed: int =
 
 
 def reset(model: Model, device: torch.device, dtype: torch.dtype, seed: int) -> None:
-    """Initialise all that replaced modules have beside the plain weights, as a function of `seed` alone."""
+    """Initialise the parameters that replaced modules add, as a function of `seed` alone."""
     for module in model.modules():
         if isinstance(module, Rewritten):
             module.reset_parameters(_generator(seed, module.key), device, dtype)
@@ -94,7 +106,7 @@ def matched(model: Model, rewrite: Rewrite) -> list[str]:
 
 
 def pairs(model: Model, other: Model) -> list[tuple[Rewritten, Rewritten]]:
-    """The replaced modules of two models that were rewritten alike, side by side."""
+    """The replaced modules of two models with the same rewrites, in pairs."""
     both = zip(plain_modules(model), plain_modules(other), strict=True)
     return [(a, b) for (_, a), (_, b) in both if isinstance(a, Rewritten) and isinstance(b, Rewritten)]
 

@@ -15,7 +15,7 @@ from stemma.data import View
 from stemma.data import random as draw
 from stemma.errors import DataError
 from stemma.nn.model import Model
-from stemma.objectives import ALONE, Nets, Objective
+from stemma.objectives import NO_NETS, Nets, Objective
 from stemma.objectives.base import Loss
 
 LN2 = math.log(2.0)
@@ -34,7 +34,7 @@ def sample(view: View, tokens: int) -> View:
 
 
 def evaluate(
-    model: Model, objective: Objective, view: View, *, rows: int = 16, autocast: Any = None, nets: Nets = ALONE
+    model: Model, objective: Objective, view: View, *, rows: int = 16, autocast: Any = None, nets: Nets = NO_NETS
 ) -> dict[str, float]:
     """The quality of `model` on every document of `view`, by the objective's own measure.
 
@@ -50,7 +50,7 @@ def evaluate(
         raise DataError("the held-out text holds nothing to predict; give more text or raise train.val_fraction")
     bits, n = sums[main] / LN2, counts[main]
     size = max(1, view.bytes_total)
-    if objective.whole:
+    if objective.predicts_all:
         free = objective.tokens_without_target(view)
         quality = {"loss": sums[main] / n, "bits_per_byte": (bits + free * math.log2(model.dims.vocab)) / size}
     else:

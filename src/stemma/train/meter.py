@@ -10,6 +10,7 @@ import torch
 from stemma.nn.mlp import Experts
 from stemma.nn.model import Model
 from stemma.nn.parts import Dims
+from stemma.rewrites.paths import PlainTensors
 
 
 def flops(model: Model, context: int, targets: float = 1.0, decoder: float = 0.0) -> float:
@@ -39,8 +40,9 @@ def _weights(stack: torch.nn.Module | None, *parts: str) -> float:
     """Operations of a token with the matrices of a stack, or with those whose name holds one of `parts`."""
     assert stack is not None
     tables = ("table.weight", "blanks.weight")  # rows of these are looked up
-    named = [(n, p) for n, p in stack.named_parameters() if p.ndim == 2 and not n.endswith(tables)]
-    flat = sum(p.numel() for n, p in named if not parts or any(part in n for part in parts))
+    shapes = PlainTensors(stack).shapes.items()  # quantised matrices too
+    named = [(n, shape) for n, shape in shapes if len(shape) == 2 and not n.endswith(tables)]
+    flat = sum(shape.numel() for n, shape in named if not parts or any(part in n for part in parts))
     if parts:
         return 6.0 * flat
     experts = sum(

@@ -75,9 +75,9 @@ def drafted(
     if plan.context > plan.dims.context:
         raise UsageError(f"train.context={plan.context} exceeds dims.context={plan.dims.context}")
     if plan.objective != design.objective:
-        from stemma.objectives import suited
+        from stemma.objectives import with_special_tokens
 
-        plan = replace(plan, text=suited(plan.objective, plan.text))
+        plan = replace(plan, text=with_special_tokens(plan.objective, plan.text))
     plan = replace(plan, nets=_nets(plan, changes))
     if plan.train.start:
         return replace(plan, train=replace(plan.train, start=place(plan.train.start)))

@@ -88,7 +88,9 @@ class Pretraining:
             **measured(self.run, loop),
             "val": quality,
             "baselines": {
-                "unigram_bits_per_byte": stats.unigram_bits_per_byte(self.view, self.held, ends=loop.objective.whole),
+                "unigram_bits_per_byte": stats.unigram_bits_per_byte(
+                    self.view, self.held, ends=loop.objective.predicts_all
+                ),
                 "xz_bits_per_byte": stats.xz_bits_per_byte(self.held),
             },
         }

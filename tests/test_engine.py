@@ -21,7 +21,7 @@ from stemma.errors import ResourceError, UsageError
 from stemma.nn.model import Model
 from stemma.runs.spikes import Spikes, spiked
 from stemma.train import Diverged, Loop, assemble, prepare, resolve, resume
-from stemma.train.ahead import Ahead
+from stemma.train.prefetch import Prefetch
 from stemma.train.recompute import recompute
 from test_train import SMALL, losses, train
 from tiny import tiny
@@ -136,7 +136,7 @@ def test_an_error_in_the_thread_comes_out_where_it_is_taken() -> None:
     def make() -> int:
         raise ValueError("here")
 
-    ahead = Ahead(make, 2)
+    ahead = Prefetch(make, 2)
     with pytest.raises(ValueError, match="here"):
         ahead.take()
     ahead.close()

@@ -372,7 +372,6 @@ def test_a_mesh_shares_any_ramp(grown: Any) -> None:
 
     class Alone(Sharded):
         def distribute(self, learners: Any) -> Any:
-            self.spread_out: Any = learners
             return learners
 
     def steps(mesh: Mesh, reader: int) -> list[list[Any]]:

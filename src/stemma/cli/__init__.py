@@ -36,7 +36,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
         ("pretrain", "NAME", "train a family from nothing on your text", "training"),
         ("resume", "RUN", "go on with a run that was stopped", "training"),
         ("verify", "resume RUN", "check that a resumed run is the same run, bit by bit", "training"),
-        ("data", "show|stats|clean", "look at a text, count it, clean it", "training"),
+        ("data", "show|stats|clean", "look at a text, count it, clean it", "data"),
         ("report", "RUN...", "one HTML file about one or several runs", "training"),
     ],
     "Checkpoints": [

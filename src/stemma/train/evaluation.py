@@ -1,4 +1,4 @@
-"""How well a model predicts held-out text, in bits, beside two models that anyone can beat."""
+"""How well a model predicts held-out text, in bits."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ LN2 = math.log(2.0)
 
 
 def sample(view: View, tokens: int) -> View:
-    """Whole documents of `view`, the same ones each time, until they hold `tokens` tokens (or all of them). A document
-    brings its translations with it."""
+    """Whole documents of `view`, always the same ones, up to about `tokens` tokens. A document's translations come with
+    it."""
     alone = view.groups < 0
     units = np.where(alone, np.arange(len(view)) + len(view.groups) + int(view.groups.max(initial=0)), view.groups)
     _, unit = np.unique(units, return_inverse=True)
@@ -38,11 +38,10 @@ def evaluate(
 ) -> dict[str, float]:
     """The quality of `model` on every document of `view`, by the objective's own measure.
 
-    A model that predicts every token (its targets are the text): `bits_per_byte`, exact: all nats of all targets, end
-    tokens included, over the bytes of the text; a token that nothing predicts (a document's first, where no bos stands
-    before it) is charged log2(vocabulary). Other objectives: `bits_per_target` and, where targets are tokens,
-    `bits_per_target_byte`, which takes a token for as many bytes as tokens of this text have on average. Parts
-    beside the main one are reported as `loss_NAME`, their mean in nats.
+    If every token is a target: `bits_per_byte` = the bits of all targets, end tokens included, over the bytes of the
+    text. A token without a target (a document's first, without bos) costs log2(vocabulary). Other objectives:
+    `bits_per_target` and, if targets are tokens, `bits_per_target_byte`, at the text's mean bytes a token. Other parts
+    of the loss: `loss_NAME`, their mean in nats.
     """
     found = _measured(model, objective, view, max(1, rows // objective.rows), autocast, nets)
     main, sums, counts = objective.main, found.sums, found.counts

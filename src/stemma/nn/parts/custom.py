@@ -7,16 +7,14 @@ a method `init_weights(generator)`, which initialises its own parameters in plac
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stemma.spec import Spec
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from stemma.nn.parts.arch import Arch
     from stemma.nn.parts.dims import Dims
-    from stemma.nn.positions import Position
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,8 @@ class CustomNorm(Spec, open=True):
 class CustomPosition(Spec, open=True):
     """A position scheme of one's own, for `arch.position`."""
 
-    def build(self, arch: Arch, dims: Dims, both: bool) -> Position:
-        """The scheme of one stack (see `stemma.nn.positions.Position`); `both`: its tokens see both sides."""
+    def build(self, arch: Any, dims: Dims, both: bool) -> Any:
+        """The scheme (`stemma.nn.positions.Position`) of one stack of `arch`; `both`: its tokens see both sides."""
         raise NotImplementedError
 
 

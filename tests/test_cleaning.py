@@ -356,7 +356,7 @@ def test_datatrove_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     from stemma.data import cluster
 
     folder, out = corpus(tmp_path / "in"), tmp_path / "out"
-    real, done = cluster.Stage.run, []
+    real, done = cluster.ApplyRules.run, []
 
     def run(self: Any, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
         done.append((self.number, rank))
@@ -364,7 +364,7 @@ def test_datatrove_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
             raise DataError("stopped in the middle")
         return real(self, data, rank, world_size)
 
-    monkeypatch.setattr(cluster.Stage, "run", run)
+    monkeypatch.setattr(cluster.ApplyRules, "run", run)
     arguments = (str(folder), out, parse("gopher,exact"), "local", 3, {"workers": 1})
     with pytest.raises(DataError, match="stopped in the middle"):
         cluster.distribute(*arguments)

@@ -21,7 +21,7 @@ from stemma.errors import ResourceError, UsageError
 from stemma.nn.model import Model
 from stemma.runs.spikes import Spikes, spiked
 from stemma.train import Diverged, Loop, assemble, prepare, resolve, resume
-from stemma.train.ahead import Ahead
+from stemma.train.prefetch import Prefetch
 from stemma.train.recompute import recompute
 from test_train import SMALL, losses, train
 from tiny import tiny
@@ -136,7 +136,7 @@ def test_an_error_in_the_thread_comes_out_where_it_is_taken() -> None:
     def make() -> int:
         raise ValueError("here")
 
-    ahead = Ahead(make, 2)
+    ahead = Prefetch(make, 2)
     with pytest.raises(ValueError, match="here"):
         ahead.take()
     ahead.close()
@@ -282,7 +282,7 @@ def test_the_documents_of_a_store_are_walked_alike_by_all(text: Path, tmp_path: 
     goal = assemble.objective_of(plan, tokenizer)
     whole = [example for (example, _), _ in zip(goal.examples(store), range(12), strict=False)]
     for rank in range(3):
-        own = [make() for i, (make, _) in zip(range(12), goal.plan(store), strict=False) if i % 3 == rank]
+        own = [make() for i, (make, _) in zip(range(12), goal.lazy_examples(store), strict=False) if i % 3 == rank]
         for a, b in zip(whole[rank::3], own, strict=True):
             assert all(np.array_equal(a[k], b[k]) for k in a)
     assert isinstance(store, data.Store)

@@ -313,30 +313,50 @@ def test_what_gguf_has_no_name_for(tmp_path: Path) -> None:
     some = "it has one for llama, llama2, .*, mixtral, qwen2, .*, gemma3, .*, command-r, gpt2, t5, t5-v1.1, bert"
     for size, changes, words in (
         ("gpt1", {}, f"no architecture for 'gpt1'; {some}"),
-        ("roberta-base", {}, "'bert' architecture cannot say arch.position.padding=1"),
-        ("gpt3-small", {}, "'gpt2' architecture cannot say arch.mask"),
-        ("llama-7b", {"arch.mlp.act": "relu"}, "'llama' architecture cannot say arch.mlp.act=relu"),
-        ("llama-7b", {"arch.attention.scaled": False}, "cannot say arch.attention.scaled=False"),
-        ("llama-7b", {"arch.heads.lm": None}, "cannot say arch.heads.lm"),
-        ("longllama-3b", {"arch.mask.layers": (1,)}, "'llama' architecture cannot say arch.mask=Memory"),
-        ("qwen2-7b", {"arch.mask": Cycle((Sliding(7), Causal()))}, "'qwen2' architecture cannot say arch.mask"),
-        ("qwen3-8b", {"arch.attention.out_bias": True}, "'qwen3' architecture cannot say arch.attention.out_bias=True"),
-        ("qwen3-8b", {"arch.position.scaling": Llama3Scaling()}, "'qwen3' .* cannot say arch.position.scaling=Llama3"),
-        ("qwen3-8b", {"arch.position.scaling": YarnScaling(attention=1.0)}, "cannot say .*scaling.attention=1.0"),
+        ("roberta-base", {}, "'bert' architecture cannot express arch.position.padding=1"),
+        ("gpt3-small", {}, "'gpt2' architecture cannot express arch.mask"),
+        ("llama-7b", {"arch.mlp.act": "relu"}, "'llama' architecture cannot express arch.mlp.act=relu"),
+        ("llama-7b", {"arch.attention.scaled": False}, "cannot express arch.attention.scaled=False"),
+        ("llama-7b", {"arch.heads.lm": None}, "cannot express arch.heads.lm"),
+        ("longllama-3b", {"arch.mask.layers": (1,)}, "'llama' architecture cannot express arch.mask=Memory"),
+        ("qwen2-7b", {"arch.mask": Cycle((Sliding(7), Causal()))}, "'qwen2' architecture cannot express arch.mask"),
+        (
+            "qwen3-8b",
+            {"arch.attention.out_bias": True},
+            "'qwen3' architecture cannot express arch.attention.out_bias=True",
+        ),
+        (
+            "qwen3-8b",
+            {"arch.position.scaling": Llama3Scaling()},
+            "'qwen3' .* cannot express arch.position.scaling=Llama3",
+        ),
+        ("qwen3-8b", {"arch.position.scaling": YarnScaling(attention=1.0)}, "cannot express .*scaling.attention=1.0"),
         ("gemma-2b", {"arch.heads.lm.tied": False}, "'gemma' .* takes the embeddings for its output matrix"),
-        ("gemma2-2b", {"arch.attention.softcap": None}, "'gemma2' architecture cannot say arch.attention.softcap=None"),
+        (
+            "gemma2-2b",
+            {"arch.attention.softcap": None},
+            "'gemma2' architecture cannot express arch.attention.softcap=None",
+        ),
         (
             "gemma2-2b",
             {"arch.attention.scale_width": 5.0},
-            r"cannot say arch.attention.scale_width=5.0 \(.* read 256.0",
+            r"cannot express arch.attention.scale_width=5.0 \(.* read 256.0",
         ),
-        ("gemma3-1b", {"arch.attention.softcap": 5.0}, "'gemma3' architecture cannot say arch.attention.softcap=5.0"),
+        (
+            "gemma3-1b",
+            {"arch.attention.softcap": 5.0},
+            "'gemma3' architecture cannot express arch.attention.softcap=5.0",
+        ),
         ("glm-4-9b", {"dims.head_dim": 16}, "'chatglm' .*attention.key_length is 16, but a head is 12 wide"),
-        ("command-r", {"arch.attention.qk_norm": HeadNorm()}, "'command-r' architecture cannot say .*qk_norm=HeadNorm"),
-        ("gpt2", {"arch.mlp.act": "relu"}, "'gpt2' architecture cannot say arch.mlp.act=relu"),
-        ("t5-small", {"arch.mlp.act": "silu"}, "'t5' architecture cannot say arch.mlp.act=silu"),
-        ("t5-small", {"arch.position.distance": 64}, "cannot say arch.position.distance=64"),
-        ("t5-small", {"arch.heads.lm.scaled": False}, "cannot say arch.heads.lm.scaled=False"),
+        (
+            "command-r",
+            {"arch.attention.qk_norm": HeadNorm()},
+            "'command-r' architecture cannot express .*qk_norm=HeadNorm",
+        ),
+        ("gpt2", {"arch.mlp.act": "relu"}, "'gpt2' architecture cannot express arch.mlp.act=relu"),
+        ("t5-small", {"arch.mlp.act": "silu"}, "'t5' architecture cannot express arch.mlp.act=silu"),
+        ("t5-small", {"arch.position.distance": 64}, "cannot express arch.position.distance=64"),
+        ("t5-small", {"arch.heads.lm.scaled": False}, "cannot express arch.heads.lm.scaled=False"),
     ):
         wide = {"head_dim": None} if size.startswith("t5") else {}
         changes = {"dims.kv_heads": None, **changes}
@@ -535,7 +555,7 @@ def test_tokenizers_that_gguf_does_not_have(tmp_path: Path) -> None:
         with_tokenizer("gpt2", odd).save(tmp_path / "x.gguf")
     core, _ = byte_level(CUTS["gpt-2"])
     core.post_processor = tokenizers.processors.TemplateProcessing("<|user|> $A", special_tokens=[("<|user|>", 1)])
-    with pytest.raises(UsageError, match="cannot say what this tokenizer puts around a text"):
+    with pytest.raises(UsageError, match="cannot express what this tokenizer puts around a text"):
         with_tokenizer("gpt2", Tokenizer(core, "bpe", Specials())).save(tmp_path / "x.gguf")
     words = Tokenizer.train("gpt-bpe", TEXTS, 200, Specials(unk="<unk>"))
     with pytest.raises(UsageError, match="GGUF has no tokenizer of kind 'gpt-bpe'"):

@@ -285,12 +285,12 @@ def test_designs_are_written_in_the_layout_of_others(size: str) -> None:
 @pytest.mark.parametrize("name", ["glm-base", "chatglm-6b", "glm-130b"])
 def test_a_plain_text_is_trained_on_too(name: str) -> None:
     """Next-token training of packed documents: positions of both kinds, and no document sees another."""
-    from stemma.objectives.base import layout
+    from stemma.objectives.base import position_ids
 
     model = stemma.build(name, layers=2, vocab=VOCAB, d_model=32, heads=4, d_ff=64, context=40).double()
     ids = torch.randint(11, VOCAB, (1, 20), generator=torch.Generator().manual_seed(6))
     documents = (torch.arange(20) >= 8).long()[None]
-    at = layout(model, {"position_ids": torch.cat([torch.arange(8), torch.arange(12)])[None]})
+    at = position_ids(model, {"position_ids": torch.cat([torch.arange(8), torch.arange(12)])[None]})
     assert at is None if name == "glm-130b" else at.shape == (1, 20, 2)
     with torch.no_grad():
         packed = model(ids, position_ids=at, documents=documents).hidden

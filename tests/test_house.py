@@ -70,8 +70,6 @@ KNOWN_LONG_FILES = {
 KNOWN_LONG_FUNCTIONS = {
     # cli.planning
     "cli.planning:plan",
-    # cli.training
-    "cli.training:pretrain",
     # nn
     # planning
     "planning.rows:rows",

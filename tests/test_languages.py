@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stemma.data import Store, parallel, read, sources
-from stemma.data.documents import Component, Document
+from stemma.data.documents import Document, MixtureSource
 from stemma.data.heldout import bound, training_texts
 from stemma.declare.recipes import Sampling
 from stemma.errors import DataError, UsageError
@@ -117,9 +117,9 @@ def test_weights_and_limits(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("b")
     a, b = tmp_path / "a.txt", tmp_path / "b.txt"
     source = read(f"{a}@0.7#epochs=4,{b}@0.3")
-    assert source.parts == (Component(str(a), 0.7, 4.0), Component(str(b), 0.3, None))
+    assert source.parts == (MixtureSource(str(a), 0.7, 4.0), MixtureSource(str(b), 0.3, None))
     assert [d.part for d in source.documents()] == [0, 1]
-    assert read(f"{a},{b}").parts == () and read(f"{a},{b}#epochs=2").parts[1] == Component(str(b), None, 2.0)
+    assert read(f"{a},{b}").parts == () and read(f"{a},{b}#epochs=2").parts[1] == MixtureSource(str(b), None, 2.0)
     with pytest.raises(UsageError, match="some of its sources only"):
         read(f"{a}@0.7,{b}")
     with pytest.raises(UsageError, match="positive number"):

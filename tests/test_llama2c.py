@@ -126,16 +126,16 @@ def test_refusals(tmp_path: Path) -> None:
 def test_what_cannot_be_written(tmp_path: Path) -> None:
     small = dict(d_model=48, layers=1, heads=4, d_ff=128, vocab=96, context=CONTEXT)
     for changes, words in (
-        ({"arch.norm.eps": 1e-6}, "cannot say arch.norm.eps=1e-06 .it would read 1e-05"),
-        ({"arch.position.base": 5e5}, "cannot say arch.position.base"),
-        ({"arch.position.scaling": LinearScaling(2.0)}, "cannot say arch.position.scaling"),
-        ({"dims.head_dim": 20}, "cannot say dims.head_dim=20"),
-        ({"arch.heads.lm": None}, "cannot say arch.heads.lm"),
+        ({"arch.norm.eps": 1e-6}, "cannot express arch.norm.eps=1e-06 .it would read 1e-05"),
+        ({"arch.position.base": 5e5}, "cannot express arch.position.base"),
+        ({"arch.position.scaling": LinearScaling(2.0)}, "cannot express arch.position.scaling"),
+        ({"dims.head_dim": 20}, "cannot express dims.head_dim=20"),
+        ({"arch.heads.lm": None}, "cannot express arch.heads.lm"),
     ):
         model = stemma.build("llama-7b", {"arch.norm.eps": 1e-5} | changes, **small)
         with pytest.raises(UsageError, match=words):
             model.save(tmp_path / "x.bin")
-    with pytest.raises(UsageError, match=r"cannot say arch.mask"):
+    with pytest.raises(UsageError, match=r"cannot express arch.mask"):
         stemma.build("mistral-7b", {"dims.kv_heads": None}, **small).save(tmp_path / "x.bin")
     model = stemma.build("llama-7b", {"arch.norm.eps": 1e-5}, **small)
     with pytest.raises(UsageError, match=r"llama2.c files hold float32, not 'float16'"):

@@ -304,12 +304,16 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         ours.save(tmp_path / "c", layout="meta")
     for name, changes, words in (
         ("gpt2", {}, "Meta's layout is for rotary positions"),
-        ("mistral", {}, "cannot say arch.mask"),
-        ("llama", {"arch.mlp": MLP("relu", bias=False)}, "cannot say arch.mlp"),
-        ("llama", {"arch.attention.bias": True}, "cannot say arch.attention.bias=True"),
-        ("llama", {"arch.position.scaling": Llama3Scaling(factor=4.0)}, "cannot say arch.position.scaling.factor=4.0"),
-        ("llama", {"dims.head_dim": 20}, "cannot say dims.head_dim=20"),
-        ("llama", {"arch.heads.lm": None}, "cannot say arch.heads.lm"),
+        ("mistral", {}, "cannot express arch.mask"),
+        ("llama", {"arch.mlp": MLP("relu", bias=False)}, "cannot express arch.mlp"),
+        ("llama", {"arch.attention.bias": True}, "cannot express arch.attention.bias=True"),
+        (
+            "llama",
+            {"arch.position.scaling": Llama3Scaling(factor=4.0)},
+            "cannot express arch.position.scaling.factor=4.0",
+        ),
+        ("llama", {"dims.head_dim": 20}, "cannot express dims.head_dim=20"),
+        ("llama", {"arch.heads.lm": None}, "cannot express arch.heads.lm"),
     ):
         size = next(iter(stemma.families.tree()[name].sizes))
         model = stemma.build(

@@ -23,7 +23,7 @@ from stemma.errors import DataError, UsageError
 from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Setting, incompatible_reason, objective
-from stemma.objectives.base import OUTSIDE
+from stemma.objectives.base import PAD_DOCUMENT
 from stemma.objectives.blanks import BlankInfilling
 from stemma.train import pretrain, verify_resume
 from test_objectives import Documents, Words, each, same, some, take
@@ -178,9 +178,9 @@ def test_spans_are_those_of_the_paper() -> None:
 
 
 def goal_part(document: int, tokens: int) -> Any:
-    from stemma.objectives.base import Part
+    from stemma.objectives.base import Slice
 
-    return Part(document, 0, 0, tokens)
+    return Slice(document, 0, 0, tokens)
 
 
 def test_whole_sentences_fall_out() -> None:
@@ -253,7 +253,7 @@ def test_a_stream_goes_on_from_any_cursor(mixed: bool) -> None:
 def test_rows_are_well_filled() -> None:
     for mixed in (False, True):
         rows = [e for e, _ in take(make(Blanks(), context=128, mixed=mixed), some(200, 5, 200), 200)]
-        assert np.mean([(e["documents"] != OUTSIDE).mean() for e in rows]) > 0.9
+        assert np.mean([(e["documents"] != PAD_DOCUMENT).mean() for e in rows]) > 0.9
 
 
 def test_every_row_has_a_target() -> None:
@@ -328,7 +328,7 @@ def test_a_packed_text_has_the_loss_that_it_has_alone(name: str) -> None:
 def test_no_target_sees_padding(name: str, mixed: bool) -> None:
     goal, model = make(MIXED, name, mixed=mixed), network(name)
     examples = [e for e, _ in goal.examples(some(), once=True)][-16:]
-    padding = torch.from_numpy(np.stack([e["documents"] for e in examples])) == OUTSIDE
+    padding = torch.from_numpy(np.stack([e["documents"] for e in examples])) == PAD_DOCUMENT
     found = goal.collate(examples)
     wrong = {**found, "input_ids": found["input_ids"].masked_fill(padding, 11)}
     assert padding.any() and torch.equal(each(goal, model, found), each(goal, model, wrong))

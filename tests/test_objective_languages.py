@@ -30,7 +30,7 @@ from stemma.nn.model import IGNORED, Model
 from stemma.objectives import Cursor, Objective, Setting, objective
 from stemma.objectives.languages import Streams
 from stemma.train import pretrain, verify_resume
-from stemma.train.plans import suitable
+from stemma.train.plans import default_data
 from tiny import build, tiny
 
 VOCAB, PLAIN = 83, 60  # ids 10..59 are text, 20 of them of each language
@@ -179,7 +179,7 @@ def test_an_epoch_of_a_stream_is_its_whole_text(stride: int) -> None:
     seen: dict[tuple[int, int], list[tuple[int, Any]]] = {}
     for row in range(600):
         component, item, epoch = streams.batches[row]
-        seen.setdefault((component, epoch), []).append((item, streams.span(row)))
+        seen.setdefault((component, epoch), []).append((item, streams.chunk(row)))
     for component in (0, 1):
         whole = [
             (d, i) for d in np.flatnonzero(view.language_ids == component).tolist() for i in range(len(view[d]) + 2)
@@ -509,7 +509,7 @@ def test_no_label_leaks_into_a_pair() -> None:
     ("bert", "builtin:docs"), ("t5", "builtin:docs"),
 ])  # fmt: skip
 def test_the_text_that_suits_a_family(name: str, data: str) -> None:
-    assert suitable(families.design(name)) == data
+    assert default_data(families.design(name)) == data
 
 
 def test_declared_samplings() -> None:

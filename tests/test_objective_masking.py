@@ -123,7 +123,7 @@ def test_a_stream_goes_on_from_any_cursor(name: str) -> None:
 def test_rows_are_planned_without_being_made(name: str) -> None:
     """The cursors alone cost no tokens: a process may skip the rows of others."""
     view, goal = some(8), make(name)
-    plan = list(itertools.islice(goal.plan(view), 12))
+    plan = list(itertools.islice(goal.lazy_examples(view), 12))
     made = {k: plan[k][0]() for k in (9, 2)}
     for k, row in made.items():
         expected, cursor = take(goal, view, 12)[k]

@@ -375,7 +375,7 @@ def test_wrong_numbers_are_refused() -> None:
 
 
 def rates(schedule: Schedule, steps: int = 200) -> list[float]:
-    return [optim.rate(schedule, 1.0, step, steps) for step in range(1, steps + 1)]
+    return [optim.learning_rate(schedule, 1.0, step, steps) for step in range(1, steps + 1)]
 
 
 def transformers(make: Callable[..., Any], steps: int = 200, **more: Any) -> list[float]:
@@ -426,7 +426,7 @@ def test_the_schedule_of_the_transformer() -> None:
     assert recipe.lr == pytest.approx(512**-0.5 * 4000**-0.5, rel=2e-3)
     for step in (1, 100, 4000, 4001, 90_000):
         expected = min(step**-0.5, step * 4000**-1.5) / 4000**-0.5
-        assert optim.rate(recipe.schedule, 1.0, step, 100_000) == pytest.approx(expected)
+        assert optim.learning_rate(recipe.schedule, 1.0, step, 100_000) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["t5", "palm-540b"])
@@ -434,7 +434,7 @@ def test_constant_for_ten_thousand_steps_then_by_the_root(name: str) -> None:
     recipe = families.design(name).recipe
     assert recipe.lr is not None
     for step in (1, 9_999, 10_000, 10_001, 250_000):
-        found = optim.rate(recipe.schedule, recipe.lr, step, 255_000)
+        found = optim.learning_rate(recipe.schedule, recipe.lr, step, 255_000)
         assert found == pytest.approx(1 / math.sqrt(max(step, 10_000)))
 
 
@@ -450,7 +450,7 @@ def test_the_schedule_of_gpt3() -> None:
         assert read[recipe.schedule.warmup - 1] == pytest.approx(375e6, rel=1e-2)
         assert read[-1] == pytest.approx(300e9, rel=5e-3)
         end = bisect.bisect(read, 260e9)
-        low = optim.rate(recipe.schedule, recipe.lr, end - recipe.steps // 50, recipe.steps)
+        low = optim.learning_rate(recipe.schedule, recipe.lr, end - recipe.steps // 50, recipe.steps)
         assert low > 0.1 * recipe.lr
         for step in (end + recipe.steps // 1000, recipe.steps):
-            assert optim.rate(recipe.schedule, recipe.lr, step, recipe.steps) == pytest.approx(0.1 * recipe.lr)
+            assert optim.learning_rate(recipe.schedule, recipe.lr, step, recipe.steps) == pytest.approx(0.1 * recipe.lr)

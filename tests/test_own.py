@@ -17,7 +17,7 @@ from stemma.declare.objectives import Objective
 from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.tasks import TaskHead, task_head
-from stemma.objectives import kind, runnable
+from stemma.objectives import objective_class, runnable
 from test_cli import Call, call  # noqa: F401
 
 FILE = Path(__file__).with_name("own_objective.py")
@@ -86,7 +86,7 @@ def test_settings_and_mistakes_are_those_of_all_objectives() -> None:
     design = spec.edit(families.design("gpt2"), {"objective": "Ahead(places=3)"})
     assert spec.show(design.objective) == "places: 3"
     assert "structure decoder" in str(
-        kind(design.objective).incompatible_reason(design.objective, families.design("bert").arch)
+        objective_class(design.objective).incompatible_reason(design.objective, families.design("bert").arch)
     )
     with pytest.raises(UsageError, match=r"objective\.places must be at least 1, not 0"):
         spec.edit(design, {"objective.places": 0})

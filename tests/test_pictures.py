@@ -674,7 +674,7 @@ def large_page() -> tuple[str, int]:
         return tree.render(), len(known)
 
 
-@pytest.mark.parametrize("size", ["1280,900", "390,844"])
+@pytest.mark.parametrize("size", ["1280,900", pytest.param("390,844", marks=pytest.mark.browser)])
 def test_large_tree_as_it_is_drawn(browse: Browse, large_page: tuple[str, int], size: str) -> None:
     text, count = large_page
     found = browse(text, size=size)
@@ -684,6 +684,7 @@ def test_large_tree_as_it_is_drawn(browse: Browse, large_page: tuple[str, int], 
     assert found["article"] == [""]
 
 
+@pytest.mark.browser
 def test_the_address_chooses_a_family(browse: Browse, small_page: str) -> None:
     found = browse(small_page, "#family=mistral&theme=dark")
     assert found["article"] == ["mistral"]
@@ -704,6 +705,7 @@ SEARCHES = [
 ]
 
 
+@pytest.mark.browser
 def test_search_dims_the_others(browse: Browse, small_page: str) -> None:
     known = set(families.tree())
     typed = "".join(f"type({words!r}); step();" for words, _, _ in SEARCHES)
@@ -720,6 +722,7 @@ def test_search_dims_the_others(browse: Browse, small_page: str) -> None:
     assert linked["hits"] == steps[2]["hits"] and linked["article"] == ["bert"]
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("size", ["1280,900", "800,900", "390,844"])
 def test_the_tools_stand_apart_while_searching(browse: Browse, small_page: str, size: str) -> None:
     found = browse(small_page, "#search=encoder&theme=light", size)
@@ -762,19 +765,25 @@ def test_pointing_focus_keys_and_clicks(browse: Browse, small_page: str) -> None
     assert [step["scheme"] for step in found["steps"][-3:]] == ["light", "dark", "dark"]
 
 
+@pytest.mark.browser
 def test_a_tap_on_a_telephone_opens_the_sheet(browse: Browse, small_page: str) -> None:
     found = browse(small_page, size="390,844", action="document.querySelector('.row[data-name=\"bert\"]').click()")
     assert found["panel"] and found["article"] == ["bert"]
 
 
-@pytest.mark.parametrize("size", ["1280,900", "390,844"])
-@pytest.mark.parametrize(("a", "b"), [*PAIRS[2:4], *SHAPES])
+TOGETHER = [(*pair, size) for size in ("1280,900", "390,844") for pair in (*PAIRS[2:4], *SHAPES)]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "size"), [TOGETHER[0], *(pytest.param(*row, marks=pytest.mark.browser) for row in TOGETHER[1:])]
+)
 def test_two_networks_in_a_browser(browse: Browse, a: str, b: str, size: str) -> None:
     found = browse(diff.render(a, b), "#theme=dark", size)
     assert found["spills"] == []
     assert found["scheme"] == "dark"
 
 
+@pytest.mark.browser
 def test_unknown_components_fit_their_boxes(browse: Browse, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = foreign(
         "t5", norm=HybridRegularisedNormalisation(), residual=Braided(), position=Entangled(), mlp=Committee()

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from stemma import families
 from stemma.cli import root
 from stemma.errors import UsageError
-from stemma.objectives import incompatible_reason, suited
+from stemma.objectives import incompatible_reason, with_special_tokens
 from stemma.spec import edit
 from stemma.train import resolve
 
@@ -68,7 +68,7 @@ def test_own_objectives_need_no_token_that_a_family_lacks() -> None:
     for family in families.tree().values():
         for name in family.sizes:
             design = family[name]
-            assert suited(design.objective, design.text) == design.text, name
+            assert with_special_tokens(design.objective, design.text) == design.text, name
 
 
 @pytest.mark.parametrize(

@@ -268,11 +268,11 @@ def test_a_spike_skips_what_its_steps_would_have_read(
     loop = loop_of(run)
     assert isinstance(loop.source, TextSource)
     view = loop.source.view
-    taken = loop.objective.plan(view, seen[13][2])
+    taken = loop.objective.lazy_examples(view, seen[13][2])
     skipped = list(itertools.islice(taken, sum(sizes[14:17])))
     assert seen[14][:2] == (10, skipped[-1][1])  # on behind what three steps would have read
     assert [r["tokens"] for r in read_metrics(run.directory)] == [32 * n for n in itertools.accumulate(sizes)]
-    after = list(itertools.islice(loop.objective.plan(view, skipped[-1][1]), sizes[9]))
+    after = list(itertools.islice(loop.objective.lazy_examples(view, skipped[-1][1]), sizes[9]))
     assert seen[14][2] == after[-1][1]  # the step after the one gone back to is as large as before
 
 
@@ -372,7 +372,6 @@ def test_a_mesh_shares_any_ramp(grown: Any) -> None:
 
     class Alone(Sharded):
         def distribute(self, learners: Any) -> Any:
-            self.spread_out: Any = learners
             return learners
 
     def steps(mesh: Mesh, reader: int) -> list[list[Any]]:

@@ -282,7 +282,7 @@ def test_a_weight_that_others_read_is_the_one_that_is_computed_with() -> None:
 def test_one_graph() -> None:
     model = moved(made("llama3", (WeightOnly(("*.blocks.*",)), LowRank(QV))))
     ids = torch.randint(3, 83, (2, 12))
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         assert (compiled(ids).logits - model(ids).logits).abs().max() < 1e-5
 

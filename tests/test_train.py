@@ -242,7 +242,7 @@ def test_tiny_is_tiny(name: str) -> None:
 
 def test_schedules() -> None:
     def rates(shape: Any, warmup: int = 10, floor: float = 0.0) -> list[float]:
-        return [optim.rate(Schedule(shape, warmup, floor), 1.0, s, 100) for s in range(1, 101)]
+        return [optim.learning_rate(Schedule(shape, warmup, floor), 1.0, s, 100) for s in range(1, 101)]
 
     for shape in ("linear", "cosine"):
         r = rates(shape, floor=0.1)

@@ -16,7 +16,7 @@ from stemma.declare.recipes import AdamW
 from stemma.nn.model import Model
 from stemma.objectives.rtd import Beside
 from stemma.train import pretrain, read_metrics, resolve, resume, scaled, verify_resume
-from stemma.train.scale import beside
+from stemma.train.scale import scaled_net
 from test_train import SMALL, text  # noqa: F401
 
 ADAM = {"recipe.optimizer": AdamW(eps=1e-6)}
@@ -94,16 +94,16 @@ def test_what_a_run_saves_of_shared_embeddings(tmp_path: Path, text: Path) -> No
 
 
 def test_a_run_is_told_and_reported(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
-    from stemma.cli.training import tell
+    from stemma.cli.training import report_outcome
     from stemma.report.page import results
     from stemma.report.read import read
 
     run = train("electra", tmp_path / "a", text, 2)
-    assert tell(run) == 0
+    assert report_outcome(run) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "of tokens told right" in said and "bits a token" in said
     page = results([read(run.directory)])
-    assert "told replaced or not" in page and "bits per byte" not in page
+    assert "called replaced or original" in page and "bits per byte" not in page
 
 
 @pytest.mark.parametrize("sharing", ["none", "tied"])
@@ -128,7 +128,7 @@ def test_a_generator_is_as_much_smaller_at_every_scale() -> None:
             assert net.dims.embed_width == plan.dims.embed_width and net.dims.context == plan.dims.context
             assert Model(net.arch, net.dims).lm is not None
     big, small = families.design("electra-base"), families.design("electra-base-generator")
-    assert beside(big, small, big.dims) is small and scaled(big, "full").dims == big.dims
+    assert scaled_net(big, small, big.dims) is small and scaled(big, "full").dims == big.dims
 
 
 def test_a_generator_follows_what_is_changed_of_the_model() -> None:

@@ -14,7 +14,7 @@ import torch
 from stemma.declare import objectives as declared
 from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
-from stemma.objectives import ALONE, Cursor, Loss, Objective, Setting, objective
+from stemma.objectives import NO_NETS, Cursor, Loss, Objective, Setting, objective
 from stemma.objectives.base import stack, targets
 from training import CONTEXT, VOCAB
 
@@ -90,7 +90,7 @@ class Rows(Held):
             batch["decoder_input_ids"] = torch.cat([labels.new_zeros(len(labels), 1), labels[:, :-1]], 1)
         return batch | targets(labels)
 
-    def loss(self, model: Model, batch: Any, nets: Any = ALONE) -> Loss:
+    def loss(self, model: Model, batch: Any, nets: Any = NO_NETS) -> Loss:
         if self.kind == "decoder":
             hidden = model.decode(batch["input_ids"])
         else:
@@ -146,7 +146,7 @@ class Own(Held):
         self.kind, self.shape = "encoder", shape
         self.own = objective(GOALS[name], self.setting)
         self.main = self.own.main
-        rows = self.own.plan(View(4 * HELD, shape.context - 2, seed))
+        rows = self.own.lazy_examples(View(4 * HELD, shape.context - 2, seed))
         made = (make() for make, _ in rows)
         self.held = list(itertools.islice((row for row in made if row["attention_mask"].all()), HELD))
 
@@ -159,7 +159,7 @@ class Own(Held):
     def counts(self, batch: Any) -> dict[str, int]:
         return self.own.counts(batch)
 
-    def loss(self, model: Model, batch: Any, nets: Any = ALONE) -> Loss:
+    def loss(self, model: Model, batch: Any, nets: Any = NO_NETS) -> Loss:
         return self.own.loss(model, batch, nets)
 
     def batches(self) -> list[Any]:

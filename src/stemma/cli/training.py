@@ -1,27 +1,22 @@
-"""`pretrain`, `resume`, `verify`, `data`, `report`: runs and what goes into them."""
+"""`pretrain`, `resume`, `verify`, `report`: runs."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import os
-import tempfile
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from stemma import disk
-from stemma.cli import Group, command, complete_names, console, corpus, emit, existing_runs, overrides
+from stemma.cli import Group, command, complete_names, console, existing_runs, overrides
 from stemma.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.text import Text
+    pass
 
 
 def settings(name: str | None, config: str | None, sets: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """The family to train, and the changes of the file and then of `--set`."""
+    """The family to train, and the changes of the `--config` file and of `--set`, which wins."""
     from stemma.train import overrides as read_file
 
     changes: dict[str, Any] = read_file(config) if config else {}
@@ -34,14 +29,14 @@ def settings(name: str | None, config: str | None, sets: tuple[str, ...]) -> tup
 
 
 def given(*names: str) -> set[str]:
-    """Which of these options were typed (an option's default gives way to the --config file)."""
+    """Those of these options that were typed; an option's default gives way to the --config file."""
     ctx = click.get_current_context()
     typed = click.core.ParameterSource.COMMANDLINE
     return {name for name in names if ctx.get_parameter_source(name) is typed}
 
 
-def tell(run: Any) -> int:
-    """Say what a run came to; the exit code."""
+def report_outcome(run: Any) -> int:
+    """Print what a run came to; returns the exit code."""
     out = console(stderr=True)
     if not run.finished:
         return 130
@@ -58,6 +53,30 @@ def tell(run: Any) -> int:
         )
     out.print(f"model: {run.directory / 'model'}", soft_wrap=True)
     return 0
+
+
+def changes_of(
+    name: str | None, config: str | None, sets: tuple[str, ...], start: str | None
+) -> tuple[str, dict[str, Any]]:
+    """The family to train, and the changes to its plan: typed options win over `--config`. Raises UsageError for two
+    options that set the same thing."""
+    name, changes = settings(name, config, sets)
+    for option, path in (("data", "data"), ("seed", "seed"), ("scale", "scale"), ("budget", "train.budget")):
+        if given(option):
+            if any(change.partition("=")[0].strip() == path for change in sets):
+                raise UsageError(f"--{option} and --set {path} say the same; leave one of them out")
+            changes.pop(path, None)  # what is typed wins over the file
+    typed = overrides(sets)
+    if "recipe.steps" in typed:
+        if given("budget") or "train.budget" in typed:
+            also = "--budget" if given("budget") else "--set train.budget"
+            raise UsageError(f"{also} and --set recipe.steps both say how long the run is; leave one of them out")
+        changes.pop("train.budget", None)
+    elif given("budget"):
+        changes.pop("recipe.steps", None)
+    if start is not None:
+        changes["train.start"] = start
+    return name, changes
 
 
 @command()
@@ -103,58 +122,35 @@ def pretrain(
         clash = given("data", "budget", "out", "seed", "scale", "sets", "config", "tokenizer", "start")
         if name or clash:
             raise UsageError(f"--resume goes on with {resume} as it was planned; leave out everything else")
-        return go_on(resume, quiet, mesh, ())
-    name, changes = settings(name, config, sets)
-    for option, path in (("data", "data"), ("seed", "seed"), ("scale", "scale"), ("budget", "train.budget")):
-        if given(option):
-            if any(change.partition("=")[0].strip() == path for change in sets):
-                raise UsageError(f"--{option} and --set {path} say the same; leave one of them out")
-            changes.pop(path, None)  # what is typed wins over the file
-    typed = overrides(sets)
-    if "recipe.steps" in typed:
-        if given("budget") or "train.budget" in typed:
-            also = "--budget" if given("budget") else "--set train.budget"
-            raise UsageError(f"{also} and --set recipe.steps both say how long the run is; leave one of them out")
-        changes.pop("train.budget", None)
-    elif given("budget"):
-        changes.pop("recipe.steps", None)
-    if start is not None:
-        changes["train.start"] = start
+        return resume_run(resume, quiet, mesh, ())
+    name, changes = changes_of(name, config, sets, start)
     out = out or f"runs/{name}-{changes.get('scale', scale)}-{changes.get('seed', seed)}"
     from stemma.train import pretrain as train
 
-    words = None
-    if tokenizer is not None:
-        from stemma.text import Tokenizer
-
-        words = Tokenizer.load(Path(tokenizer))
-    run = train(
-        name,
-        data=data,
-        out=out,
-        budget=budget,
-        seed=seed,
-        scale=scale,
-        overrides=changes,
-        tokenizer=words,
-        quiet=quiet,
-        mesh=mesh,
-    )
-    return leave(run)
+    options: dict[str, Any] = {"budget": budget, "seed": seed, "scale": scale, "tokenizer": _tokenizer(tokenizer)}
+    run = train(name, data=data, out=out, overrides=changes, quiet=quiet, mesh=mesh, **options)
+    return finish(run)
 
 
-def go_on(run: str, quiet: bool, mesh: str | None, sets: tuple[str, ...]) -> int:
+def _tokenizer(folder: str | None) -> Any:
+    from stemma.text import Tokenizer
+
+    return None if folder is None else Tokenizer.load(Path(folder))
+
+
+def resume_run(run: str, quiet: bool, mesh: str | None, sets: tuple[str, ...]) -> int:
+    """Resume a run and report; returns the exit code."""
     from stemma.train import resume as train_on
 
-    return leave(train_on(existing_runs((run,))[0], quiet=quiet, mesh=mesh, overrides=overrides(sets)))
+    return finish(train_on(existing_runs((run,))[0], quiet=quiet, mesh=mesh, overrides=overrides(sets)))
 
 
-def leave(run: Any) -> int:
-    """Say what a run came to, where this is the process that speaks, and part from the others; the exit code."""
+def finish(run: Any) -> int:
+    """Leave the other ranks, and on the main rank print what the run came to; returns the exit code."""
     from stemma.parallel import World
 
     World.shutdown()
-    return tell(run) if int(os.environ.get("RANK", "0")) == 0 else 0
+    return report_outcome(run) if int(os.environ.get("RANK", "0")) == 0 else 0
 
 
 @command()
@@ -168,7 +164,7 @@ def resume(run: str, mesh: str | None, sets: tuple[str, ...], quiet: bool) -> in
     --set changes what the end does not depend on: train.micro and train.recompute (memory), train.save_every,
     train.keep and train.ahead. With dropout another train.micro draws other masks.
     """
-    return go_on(run, quiet, mesh, sets)
+    return resume_run(run, quiet, mesh, sets)
 
 
 # ---------------------------------------------------------------- verify
@@ -194,276 +190,6 @@ def verify_resume(run: str, steps: int) -> None:
         f"{found['steps']} steps in one go and with a stop after {found['stopped_after']}: "
         "losses, gradient norms and weights are identical"
     )
-
-
-# ---------------------------------------------------------------- data
-
-
-SAMPLE = 400_000  # characters of a text that `data show` looks at
-
-
-@click.group(cls=Group)
-def data() -> None:
-    """The built-in texts, what a text is made of, cleaning, and what an objective makes of a text."""
-
-
-for _command in (corpus.clean, corpus.stats, corpus.cache):
-    data.add_command(_command)
-
-
-@data.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
-def data_list(as_json: bool) -> None:
-    """List the texts that need no download, with their licences."""
-    from stemma.data import builtin
-
-    rows = []
-    for name in builtin.NAMES:
-        documents = list(builtin.rows(name)) if _there(name) else None
-        amount = None if documents is None else sum(len(text.encode()) for _, text in documents)
-        row: dict[str, Any] = {
-            "name": f"builtin:{name}",
-            "bytes": amount,
-            "documents": len(documents) if documents is not None else None,
-        }
-        rows.append(row | {"licence": builtin.licence(name)})
-    if as_json:
-        emit(rows)
-        return
-    for row in rows:
-        size = "not installed".rjust(26)
-        if row["bytes"] is not None:
-            size = f"{row['bytes'] / 1e6:5.1f} MB {row['documents']:>7,} documents"
-        click.echo(f"{row['name']:<15}{size}  {row['licence']}")
-    click.echo(
-        "Besides: a file, a folder, a glob, rows.jsonl, rows.parquet, hf://org/name; see `stemma data show --help`."
-    )
-
-
-def _there(name: str) -> bool:
-    from stemma.data import read
-    from stemma.errors import ResourceError
-
-    try:
-        read(f"builtin:{name}")
-    except ResourceError:
-        return False
-    return True
-
-
-@data.command(name="show")
-@click.argument("source", metavar="SPEC")
-@click.option(
-    "--for", "name", default="roberta", show_default=True, help="Family whose objective and text rules apply."
-)
-@click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, help="Training rows to print.")
-@click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change the plan, e.g. objective.rate=0.3.")
-@click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print rows as JSON.")
-def data_show(source: str, name: str, rows: int, sets: tuple[str, ...], seed: int, as_json: bool) -> None:
-    """Print training rows as the model gets them: what it reads, what it must say, what is ignored.
-
-    SPEC is a file, a folder, a glob, rows.jsonl, rows.parquet, hf://org/name or builtin:NAME (the beginning of it is
-    used, with a small tokenizer trained on that), or a run (its own text and tokenizer; --for and --set do not apply).
-    """
-    plan, tokenizer, view = _opened(source, name, sets, seed)
-    from stemma.train.assemble import objective_of
-
-    goal = objective_of(plan, tokenizer)
-    examples = [example for example, _ in itertools.islice(goal.examples(view), rows)]
-    if as_json:
-        emit([_plain_row(example, tokenizer) for example in examples])
-        return
-    out = console()
-    out.print(f"{plan.name}: {plan.objective}, {plan.context} tokens a row", style="bold")
-    out.print(_legend(plan.arch.structure, plan.nets))
-    for number, example in enumerate(examples, 1):
-        out.print()
-        out.print(f"row {number}", style="dim")
-        for line in _row_lines(example, tokenizer, plan.arch.structure, plan.objective.pairing):
-            out.print(line)
-
-
-def _opened(source: str, name: str, sets: tuple[str, ...], seed: int) -> tuple[Any, Any, Any]:
-    """The plan, the tokenizer and the training view of a run, or of the beginning of a text."""
-    from stemma.train import resolve
-    from stemma.train.assemble import fit_to_tokenizer
-    from stemma.train.prepare import prepare, reopen
-
-    if Path(source, "run.json").is_file():
-        if given("name", "sets"):
-            raise UsageError(f"{source} is a run: it has a family and settings of its own; leave out --for and --set")
-        plan, tokenizer, store = reopen(Path(source))
-        return plan, tokenizer, store.split(plan.train.val_fraction, plan.seed)[0]
-    from stemma.data import read
-
-    changes = {"dims.vocab": "2000"} | overrides(sets)
-    plan = resolve(name, data=source, seed=seed, overrides=changes)
-    texts: list[dict[str, str]] = []
-    size = 0
-    for document in read(source).documents():
-        texts.append({"text": document.text[:SAMPLE]})
-        texts[-1] |= {"lang": document.language} if document.language else {}
-        texts[-1] |= {"group": document.group} if document.group else {}
-        size += len(texts[-1]["text"])
-        if size >= SAMPLE:
-            break
-    with tempfile.TemporaryDirectory(prefix="stemma-show-") as folder:
-        part = Path(folder, "text.jsonl")
-        with disk.write_jsonl(part) as add:
-            for row in texts:
-                add(row)
-        plan = dataclasses.replace(plan, data=str(part))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a short text gives a small vocabulary; here that is no news
-            store, tokenizer = prepare(plan, Path(folder, "run"), None, True, share=False)
-        view = store.split(plan.train.val_fraction, plan.seed)[0]
-        kept = Kept(view)
-    return fit_to_tokenizer(plan, tokenizer, kept.languages), tokenizer, kept
-
-
-class Kept:
-    """A view's documents in memory, so that its files may go."""
-
-    def __init__(self, view: Any) -> None:
-        self.documents = [view[i].copy() for i in range(len(view))]
-        self.starts = [view.sentences(i).copy() for i in range(len(view))]
-        self.texts = [view.text(i) for i in range(len(view))]
-        self.languages, self.parts = view.languages, view.parts
-        self.language_ids, self.groups, self.part_ids = view.language_ids, view.groups, view.part_ids
-
-    def __len__(self) -> int:
-        return len(self.documents)
-
-    def __getitem__(self, i: int) -> Any:
-        return self.documents[i]
-
-    def sentences(self, i: int) -> Any:
-        return self.starts[i]
-
-    def text(self, i: int) -> str:
-        return self.texts[i]
-
-
-def _plain_row(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    from stemma.nn.model import IGNORED
-
-    if example["input_ids"].ndim == 2:
-        return {"pairs": _pairs(example, tokenizer)}
-    row: dict[str, Any] = {"tokens": tokenizer.tokens(example["input_ids"])}
-    if "labels" in example:
-        row["targets"] = [None if t == IGNORED else tokenizer.tokens([t])[0] for t in example["labels"]]
-    if "memory_ids" in example:
-        row["memory"] = tokenizer.tokens(example["memory_ids"][example["memory_mask"] == 1])
-    row |= {key: int(example[key]) for key in ("backward", "prefix") if key in example}
-    if "mode" in example:
-        row["attention"] = MODES[int(example["mode"])]
-    if "decoder_input_ids" in example:
-        row["decoder_tokens"] = tokenizer.tokens(example["decoder_input_ids"])
-    for key in ("documents", "token_type_ids", "decoder_documents", "order"):
-        if key in example:
-            row[key] = [int(n) for n in example[key]]
-    return row | ({"pair_label": int(example["pair_labels"])} if "pair_labels" in example else {})
-
-
-def _pairs(example: dict[str, Any], tokenizer: Any) -> list[tuple[list[str], list[str]]]:
-    """The texts of a group, first with second."""
-    texts = zip(example["input_ids"], example["attention_mask"], strict=True)
-    read = [tokenizer.tokens(ids[mask == 1]) for ids, mask in texts]
-    half = len(read) // 2
-    return list(zip(read[:half], read[half:], strict=True))
-
-
-def _legend(structure: str, nets: Any = ()) -> Text:
-    from rich.text import Text
-
-    border = Text("  ") + Text("‖", style="bold red") + Text(" a document's border")
-    if structure == "encoder":
-        who = next((net.role for net in nets if net.learns), "model")
-        return Text("read→said", style=TARGET) + Text(f": what stands there, and what the {who} must say") + border
-    if structure == "decoder":
-        return (
-            Text("predicted", style=TARGET) + Text(" from what it may see  ") + Text("only read", style="dim") + border
-        )
-    return Text("said", style=TARGET) + Text(" by the decoder, from the row above it") + border
-
-
-TARGET = "bold green"
-MODES = ("full", "prefix", "causal", "reverse")  # of `attention`, as rows number them
-
-
-SECOND = {"next": ("the text that follows", "a random text"), "order": ("as in the text", "swapped")}
-
-
-def _row_lines(example: dict[str, Any], tokenizer: Any, structure: str, pairs: str | None = None) -> list[Text]:
-    """A row as coloured text; of an encoder-decoder, its input and then its targets. `pairs`: what a pair's label
-    says."""
-    from rich.text import Text
-
-    from stemma.nn.model import IGNORED
-
-    if example["input_ids"].ndim == 2:
-        mark = Text(" belongs with ", style=TARGET)
-        return [Text(" ".join(a)) + mark + Text(" ".join(b)) for a, b in _pairs(example, tokenizer)]
-    read, labels = tokenizer.tokens(example["input_ids"]), example.get("labels", [IGNORED] * len(example["input_ids"]))
-
-    def line(pieces: list[tuple[str, str]], documents: Any) -> Text:
-        text = Text()
-        for i, (piece, style) in enumerate(pieces):
-            if documents is not None and documents[i] < 0:
-                break  # padding, to the end of the row
-            if i and documents is not None and documents[i] != documents[i - 1]:
-                text.append("‖ ", style="bold red")
-            text.append(piece, style=style)
-            text.append(" ")
-        rest = len(pieces) - i - 1 if documents is not None and documents[i] < 0 else 0
-        return text + Text(f"(+{rest + 1} padding)", style="dim") if rest else text
-
-    documents = example.get("documents")
-    if documents is None and "attention_mask" in example:
-        documents = example["attention_mask"] - 1
-    if structure == "encoder":
-        both = zip(read, labels, strict=True)
-        pieces = [(r, "") if t == IGNORED else (f"{r}→{tokenizer.tokens([t])[0]}", TARGET) for r, t in both]
-        if "order" in example:  # targets stand as they are, hidden by the order
-            ranked = zip(read, labels, example["order"], strict=True)
-            pieces = [(r, "") if t == IGNORED else (f"{r}#{n}", TARGET) for r, t, n in ranked]
-        lines = [line(pieces, documents)]
-        if "order" in example:
-            lines += _order_lines(example, tokenizer)
-        if "mode" in example:
-            lines.append(Text(f"attention: {MODES[int(example['mode'])]}", style="dim"))
-        if "pair_labels" in example and MODES[int(example.get("mode", 0))] == "full":
-            what = "order of the segments" if pairs == "order" else "second segment"
-            says = SECOND["order" if pairs == "order" else "next"][int(example["pair_labels"])]
-            lines.append(Text(f"{what}: {says}", style=TARGET))
-        return lines
-    if structure == "decoder":
-        ids = example["input_ids"]
-        told = [False, *(labels[:-1] == ids[1:])]  # what stands here was said one place before
-        apart = [*((labels[:-1] != IGNORED) & (labels[:-1] != ids[1:])), False]  # what is said here stands nowhere
-        pieces = [
-            (f"{r}→{tokenizer.tokens([t])[0]}" if odd else r, TARGET if said or odd else "dim")
-            for r, said, odd, t in zip(read, told, apart, labels, strict=True)
-        ]
-        return [line(pieces, documents)]
-    there = labels != IGNORED
-    said = [(tokenizer.tokens([t])[0], TARGET) for t in labels[there]]
-    marked = tokenizer.special_ids
-    pieces = [(r, "yellow" if int(t) in marked else "") for r, t in zip(read, example["input_ids"], strict=True)]
-    return [line(pieces, documents), line(said, example["decoder_documents"][there])]
-
-
-def _order_lines(example: dict[str, Any], tokenizer: Any) -> list[Text]:
-    """What stands before a row whose targets have an order, and which way it runs."""
-    from rich.text import Text
-
-    memory = tokenizer.tokens(example["memory_ids"][example["memory_mask"] == 1])
-    way = "the row and its memory run backwards" if int(example["backward"]) else "the row runs forward"
-    lines = [Text("token#n: said at n, from tokens with smaller numbers and all that have none", style="dim")]
-    if memory:
-        lines.append(Text("memory: " + " ".join(memory), style="dim"))
-    return [*lines, Text(way, style="dim")]
 
 
 # ---------------------------------------------------------------- report

@@ -66,7 +66,7 @@ def rows(path: Path) -> Iterator[Any]:
     return (value for _, value in disk.read_jsonl(path))
 
 
-class Stage(PipelineStep):
+class ApplyRules(PipelineStep):
     """N tasks that apply `rules`. Input: the source, or the previous stage without its duplicates (those of the step
     `after` which this stage comes). Output: `folder/stage-K` with the keys for the step on duplicates that this stage
     comes `before`, or at the end `folder/text`."""
@@ -129,7 +129,7 @@ class Stage(PipelineStep):
         return data
 
 
-class Judge(PipelineStep):
+class FindDuplicates(PipelineStep):
     """One task that finds the documents that repeat an earlier one, by their keys in the order of the text."""
 
     name = "stemma: duplicates"
@@ -154,7 +154,7 @@ class Judge(PipelineStep):
         return data
 
 
-class Report(PipelineStep):
+class WriteReport(PipelineStep):
     """One task that sums the tallies into `report.json` and removes the intermediate files."""
 
     name = "stemma: report"
@@ -191,11 +191,11 @@ def pipelines(
         if step is not None and not isinstance(step, Exact | Near):
             pending.append(step)
             continue
-        found.append(([Stage(spec, folder, number, pending, after, step)], False))
+        found.append(([ApplyRules(spec, folder, number, pending, after, step)], False))
         if step is not None:
-            found.append(([Judge(folder, number, step)], True))
+            found.append(([FindDuplicates(folder, number, step)], True))
             number, after, pending = number + 1, step, []
-    return [*found, ([Report(folder, str(out), number + 1, about)], True)]
+    return [*found, ([WriteReport(folder, str(out), number + 1, about)], True)]
 
 
 def run(
@@ -249,7 +249,7 @@ def distribute(
     if executor == "slurm":
         return None
     if not path.is_file():
-        raise DataError(f"cleaning {spec} did not come to its end; the logs are under {out / '.work'}")
+        raise DataError(f"cleaning {spec} did not finish; the logs are in {out / '.work'}")
     report = disk.read_object(path)
     shutil.rmtree(out / ".work", ignore_errors=True)
     return report

@@ -24,7 +24,7 @@ class Document(NamedTuple):
     part: int = 0
 
 
-class Component(NamedTuple):
+class MixtureSource(NamedTuple):
     """One source of a mixture: its spec, its weight (None: by the number of documents) and its limit of epochs."""
 
     name: str
@@ -47,7 +47,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     paths: tuple[Path, ...] | None = None
     facts: str = ""
-    parts: tuple[Component, ...] = ()
+    parts: tuple[MixtureSource, ...] = ()
 
     def documents(self) -> Iterator[Document]:
         """The documents in order, without blank ones. Raises DataError if there is none, or a file is not text."""

@@ -41,10 +41,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stemma.data import builtin, cleaning, files, parallel
-from stemma.data.documents import Component, Document, Source, of, together
+from stemma.data.documents import Document, MixtureSource, Source, of, together
 from stemma.errors import DataError, ResourceError, UsageError, did_you_mean
 
-__all__ = ["Component", "Document", "Source", "of", "read"]
+__all__ = ["Document", "MixtureSource", "Source", "of", "read"]
 
 SPLITS = ("file", "paragraph", "line")
 OPTIONS = ("field", "split", "lang", "epochs", "clean")
@@ -70,7 +70,7 @@ def read(spec: str, *, split: str | None = None, field: str | None = None) -> So
     return _single(name, spec, split, field or "text")
 
 
-def _joined(spec: str, parts: list[Component], split: str | None, field: str | None) -> Source:
+def _joined(spec: str, parts: list[MixtureSource], split: str | None, field: str | None) -> Source:
     """Several sources one after another: a mixture if any has a weight or a limit."""
     inner = [read(part.name, split=split, field=field) for part in parts]
     weighed = [part.weight is not None for part in parts]
@@ -174,7 +174,7 @@ def _number(text: str, what: str, spec: str) -> float:
     return number
 
 
-def _component(spec: str) -> Component:
+def _component(spec: str) -> MixtureSource:
     """A spec without weight and limit, and these two. Raises UsageError if one is not a positive number."""
     name, given = options(spec)
     weight = None
@@ -184,7 +184,7 @@ def _component(spec: str) -> Component:
         rest = "&".join(f"{key}={value}" for key, value in given.items())
         spec = f"{stem}#{rest}" if rest else stem
     epochs = _number(given["epochs"], "epochs", spec) if "epochs" in given else None
-    return Component(_without(spec, "epochs") if epochs is not None else spec, weight, epochs)
+    return MixtureSource(_without(spec, "epochs") if epochs is not None else spec, weight, epochs)
 
 
 # ---------------------------------------------------------------- languages

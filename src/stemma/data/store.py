@@ -40,7 +40,7 @@ import numpy.typing as npt
 
 from stemma import disk
 from stemma.data import stamps
-from stemma.data.documents import Component, Source
+from stemma.data.documents import MixtureSource, Source
 from stemma.data.encoding import Encoder
 from stemma.data.heldout import bound, held_out
 from stemma.data.sources import read
@@ -120,7 +120,7 @@ class View:
         return self._labels("parts", 0)
 
     @property
-    def parts(self) -> tuple[Component, ...]:
+    def parts(self) -> tuple[MixtureSource, ...]:
         """The components of a mixture with weights or limits."""
         return self._store.declared
 
@@ -188,7 +188,7 @@ class Store(View):
             kind = np.dtype(entry["dtype"])
             self._arrays[name] = np.memmap(path, dtype=kind, mode="r") if size else np.empty(0, dtype=kind)
         self._known = tuple(str(name) for name in meta.get("languages", [""]))
-        self.declared = tuple(Component(*part) for part in meta.get("parts", []))
+        self.declared = tuple(MixtureSource(*part) for part in meta.get("parts", []))
         super().__init__(self, np.arange(int(meta["documents"]), dtype=np.int64))
 
     @property

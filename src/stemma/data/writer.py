@@ -13,7 +13,7 @@ import numpy as np
 
 from stemma import disk
 from stemma.data import shards
-from stemma.data.documents import Component, Source
+from stemma.data.documents import MixtureSource, Source
 from stemma.data.encoding import Encoder
 from stemma.data.heldout import content_hash, pieces
 from stemma.errors import DataError
@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]  # (bytes of text done, bytes in all)
 class Writer:
     """Writes the files of a version into `folder`: `spool` the text, then `encode` the tokens."""
 
-    def __init__(self, folder: Path, tokenizer: Encoder, parts: Sequence[Component]) -> None:
+    def __init__(self, folder: Path, tokenizer: Encoder, parts: Sequence[MixtureSource]) -> None:
         self.folder, self.tokenizer, self.parts = folder, tokenizer, parts
         self.sizes: list[int] = []
         self.names: list[str] = []

@@ -1,4 +1,4 @@
-"""Models in and out: `load` a checkpoint, `build` a design afresh, `save` either in its publisher's layout."""
+"""Models in and out: `load` a checkpoint, `build` a design, `save` either in its publisher's layout."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def load(
     rewrites: Iterable[Rewrite] = (),
 ) -> Model:
     """The model of a checkpoint: a folder (of config.json and safetensors, or Meta's own layout), a GGUF file, a
-    llama2.c file (`.bin`), or a hub id. In eval mode, its family found from what the files say.
+    llama2.c file (`.bin`), or a hub id. In eval mode, its family found from the files.
 
     Strict: every tensor of the file and of the model is accounted for in `model.ledger`. A head that the file's class
     needs and the file lacks is refused, unless `new` names it (`"lm"`, `"pooler"`, `"pair"`, ...): then it is
@@ -161,7 +161,7 @@ def save(
     tells: `.gguf` and `.bin` (llama2.c) are files, anything else is a folder of config.json, safetensors, tokenizer
     and generation_config.json (`hf`). `shards`: the files of Meta's layout; `dtype` may be q8_0 in GGUF.
 
-    Raises ResourceError if the disk is full or not writable, UsageError for what a layout cannot say.
+    Raises ResourceError if the disk is full or not writable, UsageError for what a layout cannot express.
     """
     directory = Path(directory)
     layout = layout_named(layout, directory)

@@ -2,14 +2,14 @@
 "model" and its options under "args" (or, in later versions, "cfg"), or of the tensors alone.
 
 Read as plain tensors and values; of classes only `argparse.Namespace`, in which old files keep their options, is let
-through, and no code of a file is ever run. What a file does not say:
+through, and no code of a file is ever run. What a file does not hold:
 
 - the vocabulary and the positions: the tables tell;
 - widths, where there are no options: the tensors tell all but the number of heads, which are of 64 in every published
   model.
 
 fairseq's positions begin after the padding token (`Learned(padding)`); BART and mBART count as their later publisher
-does, from 2 on whatever stands there, which is the same for texts without padding in front.
+does: from 2 on, padding or not, which is the same for texts without padding in front.
 
 Source: facebookresearch/fairseq, models/roberta, models/bart, models/transformer; microsoft/MASS, s2s_model.py.
 """
@@ -211,7 +211,7 @@ def load(
     wanted = None if dtype == "auto" else dtype_of(dtype)
     loader.rewrite(rewrites)
     for r, tensor in held:
-        assert tensor is not None  # none is drawn afresh
+        assert tensor is not None  # all are in the file
         loader.read(r, tensor, place, wanted)
     if model.embed.segments is not None:  # a row that is always added, and that fairseq does not have
         blank = torch.zeros(loader.shapes["embed.segments.weight"], dtype=model.dtype, device=place)
@@ -242,19 +242,19 @@ def _kind(files: Mapping[str, str], state: Mapping[str, Tensor], where: str) -> 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file says of its model: options by name, and the shape of each tensor by its name in the table."""
+    """The content of a file: options by name, and shapes by the table's names of tensors."""
 
     where: str
     options: Mapping[str, Any] | None
     shapes: Mapping[str, torch.Size]
 
-    def option(self, name: str, told: Any) -> Any:
-        """An option; `told`, what the tensors tell, where it is left out. Raises CheckpointError if a width is both and
-        they differ."""
+    def option(self, name: str, inferred: Any) -> Any:
+        """An option; if it is left out `inferred`, the value that the tensors give. Raises CheckpointError if both give
+        a width and they differ."""
         value = (self.options or {}).get(name)
-        if value is not None and told is not None and value != told and name in WIDTHS:
-            raise CheckpointError(f"{self.where}: its options say {name}={value!r}, its tensors {told}")
-        return told if value is None else value
+        if value is not None and inferred is not None and value != inferred and name in WIDTHS:
+            raise CheckpointError(f"{self.where}: its options say {name}={value!r}, its tensors {inferred}")
+        return inferred if value is None else value
 
     def layers(self, prefix: str) -> int:
         """The number of layers of a stack."""
@@ -304,7 +304,7 @@ WIDTHS = ("encoder_embed_dim", "encoder_layers", "decoder_layers", "encoder_ffn_
 def _design(
     kind: Kind, source: Tensors, files: Mapping[str, str], ledger: Ledger, where: str
 ) -> tuple[Design, str | None]:
-    """The design that options and tensors say, and the name of the classification head, if there is one."""
+    """The design from options and tensors, and the name of the classification head, if there is one."""
     owner = families.family(kind.family)
     base = owner.first
     file = Content(where, source.options, {name: source.state[held].shape for name, held in files.items()})
@@ -330,7 +330,7 @@ def _design(
 
 
 def _changes(kind: Kind, base: Design, file: Content, ledger: Ledger) -> dict[str, Any]:
-    """What a file says otherwise than the family's first size."""
+    """How a file differs from the family's first size."""
     body, option = kind.tokens.removesuffix("embed_tokens.weight"), file.option
     vocab, width = file.shapes[kind.tokens]
     heads, act = file.heads(width, ledger), file.act()
@@ -384,7 +384,7 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
     """Write a model as fairseq's file: `path` itself if it ends in .pt, else `model.pt` in that folder, the tokenizer
     beside it. The names are those of fairseq's last versions (q, k and v apart), the options an `argparse.Namespace`.
 
-    Raises UsageError for what the layout cannot say."""
+    Raises UsageError for what the layout cannot express."""
     target = Path(path)
     check_weights(model)
     known = {k.family: k for k in KINDS}
@@ -429,7 +429,7 @@ def _check(design: Design, kind: Kind, model: Model) -> None:
         raise UsageError("fairseq's layout has no segments, and this model's embedding of them is not zero")
     base = families.family(kind.family).first
     free: dict[str, Any] = {
-        "mlp.act": design.arch.mlp.act,
+        "mlp.act": spec.get(design, "arch.mlp.act"),
         "heads": design.arch.heads,
         "dropout": design.arch.dropout,
         "init": design.arch.init,
@@ -439,12 +439,12 @@ def _check(design: Design, kind: Kind, model: Model) -> None:
     try:
         known = spec.edit(base.arch, free)
     except UsageError as error:
-        raise UsageError(f"fairseq's layout cannot say this design: {error}") from None
+        raise UsageError(f"fairseq's layout cannot express this design: {error}") from None
     if other := spec.diff(known, design.arch):
-        raise UsageError(f"fairseq's layout cannot say arch.{other[0].path}={other[0].new} of {kind.family}")
+        raise UsageError(f"fairseq's layout cannot express arch.{other[0].path}={other[0].new} of {kind.family}")
     dims = design.dims
     if dims.kv != dims.heads or dims.width * dims.heads != dims.d_model or dims.groups or dims.embed:
-        raise UsageError("fairseq's layout cannot say kv_heads, head_dim, groups or embed")
+        raise UsageError("fairseq's layout cannot express kv_heads, head_dim, groups or embed")
 
 
 def _written(kind: Kind, design: Design) -> dict[str, Any]:
@@ -456,7 +456,7 @@ def _written(kind: Kind, design: Design) -> dict[str, Any]:
         "encoder_ffn_embed_dim": dims.d_ff,
         "encoder_layers": dims.layers,
         "encoder_attention_heads": dims.heads,
-        "activation_fn": WORDS[design.arch.mlp.act],
+        "activation_fn": WORDS[spec.get(design, "arch.mlp.act")],
         "dropout": rates.residual,
         "attention_dropout": rates.attention,
         "activation_dropout": rates.inner,

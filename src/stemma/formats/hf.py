@@ -226,7 +226,7 @@ def save(model: Model, directory: Path, *, dtype: str | None, shard_bytes: int) 
     data["dtype"] = str(kind).removeprefix("torch.")
     extras = getattr(model, "extras", {})
     before = extras.get("config", {})
-    if table is not None and before.get("model_type") == table.model_type:  # keys that say nothing here are kept
+    if table is not None and before.get("model_type") == table.model_type:  # unused keys are kept
         respelled = {"torch_dtype", *(older for k in table.keys for older in k.older)}
         kept = {k: v for k, v in flat(before, table.sections).items() if k not in respelled}
         data = nested(kept | flat(data, table.sections), table.sections)

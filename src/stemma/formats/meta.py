@@ -1,7 +1,7 @@
 """Meta's own layout of LLaMA, LLaMA-2, Code LLaMA and Llama 3: `params.json`, `consolidated.00.pth` ... one file for
 each of several machines that share a model (model-parallel shards), and `tokenizer.model`.
 
-What params.json does not say:
+What params.json does not hold:
 
 - the vocabulary, where `vocab_size` is -1: the embeddings tell;
 - whether the output matrix is the embeddings: it is absent, or equal to them (Llama 3.2 1B and 3B hold both);
@@ -236,7 +236,7 @@ def write_params(design: Design) -> dict[str, Any]:
     if dims.kv_heads is not None:
         params["n_kv_heads"] = dims.kv_heads
     params |= {"vocab_size": dims.vocab if dims.vocab > BIG else -1} | _width_rule(dims.d_model, dims.d_ff)
-    params["norm_eps"] = arch.norm.eps
+    params["norm_eps"] = spec.get(arch, "norm.eps")
     if arch.position.base != DEFAULTS["rope_theta"]:
         params["rope_theta"] = arch.position.base
     if arch.position.scaling is not None:
@@ -337,7 +337,7 @@ def load(
 
 
 def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
-    """The tokenizer beside some weights. Raises CheckpointError if it has more ids than the model."""
+    """The tokenizer of a folder. Raises CheckpointError if it has more ids than the model."""
     tokenizer = Tokenizer.load(folder)
     tokenizer.check(vocab)
     return tokenizer

@@ -30,7 +30,7 @@ class Pooling:
 
 
 def read(folder: Path) -> tuple[Path, Pooling | None]:
-    """The folder of the model itself and its pooling (None if no file says). Raises CheckpointError for a damaged
+    """The folder of the model itself and its pooling (None if no file gives one). Raises CheckpointError for a damaged
     file."""
     if not (folder / MODULES).is_file():
         return folder, None

@@ -59,7 +59,7 @@ def meta_model(design: Design) -> Model:
 
 
 def design_of(model: Model) -> Design:
-    """The design of a model as it stands."""
+    """The design of a model as it is now."""
     design: Design = replace(model.design, arch=model.arch, dims=model.dims, text=model.text)
     return design
 
@@ -120,7 +120,7 @@ class WeightLoader:
         return name
 
     def repeated(self, r: Row, name: str) -> list[str]:
-        """The other tensors of the file that must equal the tensor `name`, as the row's aliases say."""
+        """The other tensors of the file that must equal the tensor `name`, as the row's aliases name them."""
         return [self.files[alias] for alias in r.aliases if self.files.get(alias, name) != name]
 
     def account(self, unused: Mapping[str, str], left: Collection[str] = ()) -> None:

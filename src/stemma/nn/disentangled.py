@@ -1,6 +1,6 @@
-"""Disentangled attention (He et al. 2020, arXiv:2006.03654, section 3.1): contents and distances meet in the scores.
+"""Disentangled attention (DeBERTa: He et al. 2020, arXiv:2006.03654, section 3.1).
 
-With d the distance i - j from a query to a key, and K', Q' the keys and queries that a layer makes of distances,
+With d = i - j, and K', Q' the keys and queries that a layer projects from an embedding of distances,
 
     score(i, j) = (q_i k_j + q_i K'_d + k_j Q'_d) / sqrt(width * number of products)
 """
@@ -20,16 +20,16 @@ from stemma.nn.norms import norm
 from stemma.nn.positions import Position
 
 
-class Distances(NamedTuple):
-    """Vectors of distances, and which of them each pair has. `rows`: R D; `which`: 1|B T S, the row of a query and a
-    key, or None where the rows are the distances T-1, ..., 0, ..., -T in order."""
+class DistanceRows(NamedTuple):
+    """Embedded distances. `rows`: R D; `which`: 1|B T S, the row of each query and key. With `which` None the rows are
+    the distances T-1, ..., 0, ..., -T."""
 
     rows: Tensor
     which: Tensor | None
 
 
 class Disentangled(Position):
-    """The table of distances of a stack, `span` rows to either side."""
+    """A stack's table of distances, `span` rows for each sign."""
 
     zero_padding = True
 
@@ -46,7 +46,7 @@ class Disentangled(Position):
         self.norm = norm(arch.norm, dims.d_model) if spec.norm else None
 
     def bucket(self, far: Tensor) -> Tensor:
-        """The bucket of each distance: itself up to half of the buckets, beyond that by its logarithm (DeBERTa v2)."""
+        """The bucket of each distance: exact up to half of the buckets, then logarithmic (DeBERTa v2)."""
         if self.spec.buckets is None:
             return far
         near = self.spec.buckets // 2
@@ -55,24 +55,24 @@ class Disentangled(Position):
         return torch.where(size <= near, far, far.sign() * (torch.ceil(grown * (near - 1)).long() + near))
 
     def row(self, far: Tensor) -> Tensor:
-        """The row of the table for each distance; those too far away share the last one of their side."""
+        """The table's row for each distance, clamped at the ends."""
         return (self.bucket(far) + self.span).clamp(0, 2 * self.span - 1)
 
-    def relative(self, qpos: Tensor, kpos: Tensor, is_arange: bool) -> Distances:
+    def relative(self, qpos: Tensor, kpos: Tensor, is_arange: bool) -> DistanceRows:
         table = self.table.weight if self.norm is None else self.norm(self.table.weight)
         length = qpos.shape[1]
-        if is_arange and length <= self.span:  # then there are fewer distances than rows, and they go in order
+        if is_arange and length <= self.span:  # no distance is clamped: the rows are a range
             far = torch.arange(length - 1, -length - 1, -1, device=qpos.device)
-            return Distances(table[self.row(far)], None)
-        return Distances(table, self.row(qpos[:, :, None] - kpos[:, None, :]))
+            return DistanceRows(table[self.row(far)], None)
+        return DistanceRows(table, self.row(qpos[:, :, None] - kpos[:, None, :]))
 
     def layer(self) -> Relative:
         return DisentangledLayer(self.spec, self.arch, self.dims)
 
 
 class DisentangledLayer(Relative):
-    """What one layer adds to its scores. `k` and `q` map distances, where the content's own maps do not; each has a
-    bias if the content's has."""
+    """The position terms of one layer's scores. `k` and `q` project distances; without them (`spec.shared`) the
+    attention's own projections do. They have biases where those do."""
 
     def __init__(self, spec: parts.Disentangled, arch: parts.Arch, dims: parts.Dims) -> None:
         super().__init__()
@@ -83,8 +83,8 @@ class DisentangledLayer(Relative):
         self.k = nn.Linear(dims.d_model, wide, bias and arch.attention.key_bias) if own and spec.c2p else None
         self.q = nn.Linear(dims.d_model, wide, bias) if own and spec.p2c else None
 
-    def forward(self, attention: Attention, q: Tensor, k: Tensor, distances: Distances) -> tuple[Tensor, Tensor]:
-        """Queries and keys (B H T D) with `distances` to the queries and what is added to the scores (B H T S)."""
+    def forward(self, attention: Attention, q: Tensor, k: Tensor, distances: DistanceRows) -> tuple[Tensor, Tensor]:
+        """Queries and keys, B H T D, -> the queries, and the bias of the scores, B H T S."""
         rows, which = distances
         rows = dropout(rows, self.rate, self.training)
         bias = None
@@ -101,14 +101,14 @@ class DisentangledLayer(Relative):
 
 
 def pick(x: Tensor, rows: Tensor, which: Tensor | None, first: int) -> Tensor:
-    """The product of each of `x` (B H T D) with the row (R H*D) that `which` (1|B T S) names: B H T S. Without it
-    the row of token t and column s is `first - t + s`; then R is 2 T, and S is T."""
+    """`y[t, s] = x[t] . rows[which[t, s]]`: B H T D, R H*D, 1|B T S -> B H T S. Without `which`, the row is
+    `first - t + s`, R = 2 T and S = T."""
     batch, heads, length, width = x.shape
-    # a head at a time with all texts of the batch: the rows are not copied for each text
+    # heads outside, all texts together: the rows are not copied for each text
     flat = x.transpose(0, 1).reshape(heads, batch * length, width)
     y = flat @ rows.unflatten(-1, (heads, width)).permute(1, 2, 0)
     y = y.view(heads, batch, length, -1).transpose(0, 1)  # B H T R
     if which is not None:
         return y.gather(3, which[:, None].expand(batch, heads, -1, -1))
-    # each token begins a place earlier than the one before it: cut one shorter, the diagonals stand in columns
+    # token t starts one row earlier than token t-1: rows of 2T-1 numbers turn the diagonals into columns
     return y.flatten(2).narrow(2, first, length * (2 * length - 1)).unflatten(2, (length, -1))[..., :length]

@@ -1,4 +1,4 @@
-"""What stands on the last hidden state."""
+"""Heads on the last hidden state: LM, pooler, detector."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stemma.nn.stack import Block, State
 
 
 class LMHead(nn.Module):
-    """Logits over the vocabulary; `tokens` is the embedding matrix, used where the spec ties it."""
+    """Logits over the vocabulary. `tokens`: the embedding matrix, which is the weight where the spec ties it."""
 
     def __init__(self, spec: parts.LMHead, dims: parts.Dims) -> None:
         super().__init__()
@@ -51,14 +51,15 @@ class MLMHead(nn.Module):
 
 
 class EMDHead(MLMHead):
-    """BERT's head on what the last block makes of absolute positions (see `parts.EMDHead`)."""
+    """DeBERTa's enhanced mask decoder: the last block runs twice more with absolute positions in its queries, and
+    BERT's head reads the result (see `parts.EMDHead`)."""
 
     def __init__(self, spec: parts.EMDHead, kind: parts.Norm, dims: parts.Dims) -> None:
         super().__init__(parts.MLMHead(spec.act), kind, dims)
         self.positions = nn.Embedding(dims.context, dims.d_model)
 
     def reread(self, block: Block, state: State) -> Tensor:
-        """What this head reads (B T D), of the last `block` of a stack and what the stack left."""
+        """The hidden state that the head reads, B T D. `block`: the stack's last; `state`: what the stack left."""
         if state.is_arange and state.positions.shape[-1] > self.positions.num_embeddings:
             raise UsageError(
                 f"a text of {state.positions.shape[-1]} tokens does not fit: the table of absolute positions of this "
@@ -71,7 +72,7 @@ class EMDHead(MLMHead):
 
 
 class Summary(nn.Module):
-    """The vector of a text that `parts.Summary` describes."""
+    """A vector of each text, as `parts.Summary` describes."""
 
     def __init__(self, spec: parts.Summary, dims: parts.Dims, dropout: float = 0.0) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class Summary(nn.Module):
         self.dense = nn.Linear(dims.d_model, dims.d_model) if spec.act is not None else None
 
     def forward(self, x: Tensor, place: Tensor | None = None) -> Tensor:  # B T D, B -> B D
-        """`place`: which token of each text, where it is not the first."""
+        """`place`: the token of each text that is read; None: the first."""
         y = x[:, 0] if place is None else x[torch.arange(len(x), device=x.device), place]
         if self.dense is None:
             return y
@@ -121,7 +122,7 @@ def summary_index(
 
 
 class Detector(nn.Module):
-    """A logit a token: was it replaced?"""
+    """ELECTRA's discriminator: one logit a token, positive where it was replaced."""
 
     def __init__(self, spec: parts.Detector, dims: parts.Dims) -> None:
         super().__init__()
@@ -130,12 +131,12 @@ class Detector(nn.Module):
         self.out = nn.Linear(dims.d_model, 1)
 
     def forward(self, x: Tensor, first: Tensor | None = None) -> Tensor:  # B T D -> B T
-        """`first`: where the first token of each token's text stands (B T), if not at the row's beginning."""
+        """`first`: B T, the index of the first token of each token's text in a packed row; None: 0."""
         return self.out(self.act(self.dense(x))).squeeze(-1)
 
 
 class ContextDetector(Detector):
-    """The same with the first token's state in view."""
+    """DeBERTa v3's discriminator: the first token's state is added to each token's."""
 
     def __init__(self, spec: parts.ContextDetector, kind: parts.Norm, dims: parts.Dims) -> None:
         super().__init__(parts.Detector(spec.act), dims)

@@ -1,7 +1,6 @@
-"""Who sees whom. A mask spec and facts about the batch (padding, documents, positions) become arguments of attention.
+"""Attention masks, from a mask spec and a batch's positions, padding, documents and prefixes.
 
-The chooser returns nothing where everything is seen, a flag where plain causal order is all there is, and a dense
-boolean tensor otherwise.
+`build_mask` returns the cheapest form: no mask where all is seen, the `causal` flag where that is all, else booleans.
 """
 
 from __future__ import annotations
@@ -15,18 +14,22 @@ from stemma.nn import parts
 
 
 class AttnMask(NamedTuple):
-    """What one layer may attend to: `mask` (1|B 1 T S, True = seen) or the `causal` flag, or neither for all."""
+    """What one layer attends to: `mask` (1|B 1 T S, True: seen), or the `causal` flag, or everything."""
 
     mask: Tensor | None = None
     causal: bool = False
 
 
 class MaskInputs(NamedTuple):
-    """What is known of a batch. `qpos`, `kpos`: places of queries and keys in their row. `plain`: these are 0..T-1 in
-    every row and nothing is cached, which a chooser may rely on without looking at tensors. `real` (B S): key is no
-    padding; `qdoc`, `kdoc` (B T, B S): document numbers; `prefix` (B 1, or B T where texts of a row
-    have each their own): the place up to which a query sees all that stands before it; `blank`:
-    padding sees nothing; `chosen`: the mask that stands for an open one."""
+    """What a mask follows from.
+
+    `qpos`, `kpos`: 1|B T and 1|B S, the index of each query and key in its row
+    `is_arange`: both are 0..T-1 in every row and there is no cache; known without reading tensors
+    `not_padding`: B S, True where the key is a token
+    `qdoc`, `kdoc`: B T and B S, document numbers; a query sees keys of its own document
+    `prefix`: B 1 or B T, under a prefix mask a query also sees all keys before this index
+    `zero_padding`: queries at padding see nothing (DeBERTa)
+    `chosen`: the mask that replaces an open one"""
 
     qpos: Tensor
     kpos: Tensor
@@ -48,7 +51,7 @@ CHOICES: dict[str, parts.LayerMask] = {
 
 
 def layer_mask(spec: parts.Mask, layer: int) -> parts.LayerMask:
-    """The mask of one layer."""
+    """The mask of one layer, of a mask that may differ by layer."""
     match spec:
         case parts.Cycle(masks):
             return masks[layer % len(masks)]
@@ -58,7 +61,7 @@ def layer_mask(spec: parts.Mask, layer: int) -> parts.LayerMask:
 
 
 def build_mask(spec: parts.LayerMask, inputs: MaskInputs) -> AttnMask:
-    """What the mask `spec` and the facts of the batch leave to be seen."""
+    """The attention mask of one kind of layer."""
     if isinstance(spec, parts.Open):
         spec = inputs.chosen or parts.Full()
     length = inputs.qpos.shape[-1]
@@ -71,7 +74,7 @@ def build_mask(spec: parts.LayerMask, inputs: MaskInputs) -> AttnMask:
     if inputs.is_arange and alone and not backward and (window is None or length <= window):
         return AttnMask(causal=causal)
     mask: Tensor | None = None
-    far = inputs.qpos[:, :, None] - inputs.kpos[:, None, :]  # B T S: how far back a key stands
+    far = inputs.qpos[:, :, None] - inputs.kpos[:, None, :]  # B T S: tokens from key to query
     if ordered:
         mask = far <= 0 if backward else far >= 0
         if window is not None and not (inputs.is_arange and length <= window):
@@ -84,7 +87,7 @@ def build_mask(spec: parts.LayerMask, inputs: MaskInputs) -> AttnMask:
         mask = _both(mask, inputs.not_padding[:, None, :]).expand(-1, length, -1)
         if inputs.zero_padding:
             mask = mask & inputs.not_padding[:, :, None]
-        elif inputs.is_arange:  # a row that sees nothing (padding on the left) would be undefined: it sees itself
+        elif inputs.is_arange:  # a query that sees nothing (left padding) would give NaN: it sees itself
             itself = torch.eye(length, dtype=torch.bool, device=mask.device)
             mask = mask | (itself & ~mask.any(-1, keepdim=True))
     return AttnMask() if mask is None else AttnMask(mask=mask[:, None])

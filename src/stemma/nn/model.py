@@ -22,8 +22,8 @@ from stemma.nn.masks import AttnMask
 from stemma.nn.memory import in_windows
 from stemma.nn.outputs import IGNORED, Output, detector_loss, token_mean
 from stemma.nn.stack import Block, Stack, State
-from stemma.nn.streams import TwoStreams
 from stemma.nn.tasks import task_head
+from stemma.nn.two_stream import TwoStreams
 
 __all__ = ["IGNORED", "Inputs", "Model", "Output", "count"]
 

@@ -51,7 +51,7 @@ class HeadNorm(nn.Module):
 
 
 def head_norm(spec: parts.Norm | parts.HeadNorm, heads: int, width: int) -> nn.Module:
-    """The module of a norm spec over the `width` of each of so many heads."""
+    """The module of a norm spec over the `width` of each head."""
     return HeadNorm(heads, width, spec.eps) if isinstance(spec, parts.HeadNorm) else norm(spec, width)
 
 
@@ -62,3 +62,4 @@ def norm(spec: parts.Norm, width: int) -> nn.Module:
             return nn.LayerNorm(width, eps=eps, bias=bias)
         case parts.RMSNorm(eps, offset):
             return OffsetRMSNorm(width, eps) if offset else RMSNorm(width, eps)
+    return spec.build(width)

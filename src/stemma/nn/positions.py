@@ -1,8 +1,8 @@
-"""How a stack knows the order of its tokens: one object a stack, with hooks.
+"""Position encodings: one module a stack, with hooks that do nothing unless a scheme overrides them.
 
-`embed(x, pos)` adds to the embeddings, `turn(pos)` turns queries and keys, `bias(qpos, kpos)` adds to the scores, and
-`relative(qpos, kpos)` is what each layer's own part (`layer`, an `attention.Relative`) needs to do so. Each scheme uses
-one hook and leaves the others as they are.
+`embed(x, pos)` adds to the embeddings; `rotation(pos, dtype)` returns a function that rotates queries and keys;
+`bias(qpos, kpos)` is added to the scores; `relative(qpos, kpos)` is passed to the part that each layer owns (`layer()`,
+an `attention.Relative`).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from stemma.nn.attention import BucketTable, Relative, Rotate
 
 
 class Position(nn.Module):
-    """The hooks, each doing nothing. `pos` is B T, or B T C where a scheme counts in C ways at once."""
+    """A scheme without effect. `pos` is B T, or B T C where a scheme has C positions a token."""
 
-    limit: int | None = None  # longest text that this scheme can number
-    zero_padding = False  # whether padding is zero among the embeddings, and sees nothing
-    segments = False  # whether it reads the segments of tokens too
-    length_dependent = False  # whether a token more changes what all before it are told: then nothing can be kept
-    columns = 1  # in how many ways it counts
-    first = 0  # the number of a text's first token
+    limit: int | None = None  # longest text that has positions
+    zero_padding = False  # padding is zero in the embeddings, and sees nothing
+    segments = False  # segments are read by attention, not added to the embeddings
+    length_dependent = False  # one more token changes the rotation of all earlier ones: nothing can be cached
+    columns = 1  # positions a token
+    first = 0  # position of a text's first token
 
     def number(self, ids: Tensor, start: int = 0) -> Tensor:  # B T -> 1|B T
-        """The position of every token of `ids`, of which the first stands at `start`."""
+        """Positions of `ids`, the next tokens of a text after `start` others."""
         return torch.arange(start, start + ids.shape[1], device=ids.device)[None]
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:  # B T D, B T -> B T D
@@ -41,17 +41,17 @@ class Position(nn.Module):
         return None
 
     def relative(self, qpos: Tensor, kpos: Tensor, is_arange: bool) -> Any:
-        """`plain`: queries and keys are known to stand at 0..T-1."""
+        """The input of `layer()`. `is_arange`: queries and keys are known to be at 0..T-1."""
         return None
 
     def layer(self) -> Relative | None:
-        """The part of this scheme that one layer's attention owns."""
+        """The part that the attention of one layer owns."""
         return None
 
 
 class Learned(Position):
-    """A table of positions. With `padding`, ids equal to it are skipped in the count (RoBERTa); `offset` rows at its
-    beginning are not in use (BART)."""
+    """A learned table. With `padding`, ids equal to it are not counted, and positions begin after it (RoBERTa). The
+    first `offset` rows are unused (BART)."""
 
     def __init__(self, context: int, width: int, padding: int | None, offset: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Learned(Position):
 
 
 class Sinusoidal(Position):
-    """Sines in the first half of the width, cosines in the second (the order of tensor2tensor)."""
+    """Sines in the first half of the width, cosines in the second, as in tensor2tensor."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -85,7 +85,8 @@ class Sinusoidal(Position):
 
 
 class Rotary(Position):
-    """Rotation of pairs by `pos / base**(2i/D)`, frequencies in fp32; D is the part of a head's width that turns."""
+    """Rotary embeddings: pair i of a head turns by `pos / base**(2i/D)`, in fp32. D: the rotated part of a head's
+    width."""
 
     def __init__(self, width: int, context: int, spec: parts.Rotary) -> None:
         super().__init__()
@@ -93,8 +94,8 @@ class Rotary(Position):
         self.length_dependent = isinstance(spec.scaling, parts.DynamicScaling)
 
     def frequencies(self, device: torch.device, length: Tensor | None = None) -> Tensor:
-        """Radians a position turns each pair, after scaling: `D/2` values. `length` (1|B 1): tokens of the text; with a
-        scaling that goes by it the result is `1|B 1 D/2`."""
+        """Radians a position for each pair, after scaling: D/2. Dynamic scaling depends on the text's `length` (1|B 1):
+        1|B 1 D/2."""
         i = torch.arange(0, self.width, 2, dtype=torch.int64, device=device).float() / self.width
         free = 1.0 / (self.spec.base**i)
         pairs = self.width // 2
@@ -111,7 +112,7 @@ class Rotary(Position):
                 ramp = self.yarn_ramp(yarn, device)
                 return free / yarn.factor * ramp + free * (1 - ramp)
             case parts.Llama3Scaling(factor, low, high, context):
-                turns = context * free / (2 * math.pi)  # full turns within the original context
+                turns = context * free / (2 * math.pi)  # rotations within the original context
                 ramp = ((turns - low) / (high - low)).clamp(0, 1)
                 return (1 - ramp) * free / factor + ramp * free
             case parts.TruncatedScaling(context):
@@ -122,9 +123,10 @@ class Rotary(Position):
         return free
 
     def yarn_ramp(self, yarn: parts.YarnScaling, device: torch.device) -> Tensor:
-        """How far each of the D/2 pairs is interpolated: 0 for the short waves, 1 for the long ones."""
+        """Share of interpolation of each of the D/2 pairs: 0 for high frequencies, 1 for low ones (Peng et al.
+        2023)."""
 
-        def pair(turns: float) -> float:  # the pair that makes so many turns within the original context
+        def pair(turns: float) -> float:  # the pair with this many rotations within the original context
             waves = math.log(yarn.context / (turns * 2 * math.pi))
             return self.width * waves / (2 * math.log(self.spec.base))
 
@@ -154,7 +156,7 @@ class Rotary(Position):
 
 
 def yarn_attention(spec: parts.YarnScaling) -> float:
-    """What YaRN multiplies queries and keys by."""
+    """YaRN's factor for queries and keys."""
 
     def size(weight: float) -> float:
         return 0.1 * weight * math.log(spec.factor) + 1.0 if spec.factor > 1 else 1.0
@@ -165,8 +167,8 @@ def yarn_attention(spec: parts.YarnScaling) -> float:
 
 
 class Blanks(Position):
-    """Places are pairs: in the text, where all that fills a blank has the place of the blank, and in the blank, from 1
-    on (0 outside). A text without blanks is numbered 0, 1, ... and 0."""
+    """GLM's pairs of positions (Du et al. 2022, section 2.2): the index in the text, which for the filling of a blank
+    is that of the blank, and the index within the filling, from 1 (0 outside). Without blanks: (0, 0), (1, 0), ..."""
 
     columns = 2
 
@@ -176,7 +178,7 @@ class Blanks(Position):
 
 
 class BlankLearned(Blanks):
-    """A table for each of the two."""
+    """A learned table for each of the two positions."""
 
     def __init__(self, context: int, width: int) -> None:
         super().__init__()
@@ -189,7 +191,7 @@ class BlankLearned(Blanks):
 
 
 class BlankRotary(Blanks):
-    """The first half of a head turns with the place in the text, the second with the place in the blank."""
+    """Rotary embeddings: the first half of a head by the position in the text, the second by that in the blank."""
 
     def __init__(self, width: int, context: int, spec: parts.BlankRotary) -> None:
         super().__init__()
@@ -201,19 +203,19 @@ class BlankRotary(Blanks):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # B H T D
-    """`x` with its halves turned by angles (B 1 T D/2)."""
+    """Rotate pairs (i, i + D/2) by the angles of `cos` and `sin` (B 1 T D/2)."""
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 def rotate_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # B H T D
-    """`x` with pairs of neighbours turned by angles (B 1 T D/2)."""
+    """Rotate pairs (2i, 2i + 1) by the angles of `cos` and `sin` (B 1 T D/2)."""
     a, b = x[..., ::2], x[..., 1::2]
     return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
 
 
 class Buckets(Position):
-    """T5's table of biases by bucketed distance; `both`: keys on either side are seen."""
+    """T5's relative bias: a table of biases by bucketed distance. `both`: bidirectional, half of the buckets a side."""
 
     def __init__(self, heads: int, both: bool, spec: parts.Buckets) -> None:
         super().__init__()
@@ -221,7 +223,7 @@ class Buckets(Position):
         self.table = nn.Embedding(spec.buckets, heads)
 
     def bucket(self, offset: Tensor) -> Tensor:
-        """The bucket of each `offset` (key position minus query position)."""
+        """The bucket of each `offset`, key position minus query position. Exact up to half, then logarithmic."""
         n = self.spec.buckets // 2 if self.both else self.spec.buckets
         side = (offset > 0).long() * n if self.both else torch.zeros_like(offset)
         far = offset.abs() if self.both else (-offset).clamp(min=0)
@@ -235,7 +237,7 @@ class Buckets(Position):
 
 
 class LayerBuckets(Buckets):
-    """The same with a table in every layer and none of the stack's own."""
+    """T5's relative bias with a table in every layer (UMT5)."""
 
     def __init__(self, heads: int, both: bool, spec: parts.Buckets) -> None:
         super().__init__(heads, both, spec)

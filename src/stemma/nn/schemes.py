@@ -1,16 +1,16 @@
-"""The module that a position spec declares."""
+"""From a position spec to its module."""
 
 from __future__ import annotations
 
 from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.disentangled import Disentangled
-from stemma.nn.distances import RelativeSinusoidal
 from stemma.nn.positions import BlankLearned, BlankRotary, Buckets, LayerBuckets, Learned, Position, Rotary, Sinusoidal
+from stemma.nn.relative_sinusoidal import RelativeSinusoidal
 
 
 def position(spec: parts.Position, arch: parts.Arch, dims: parts.Dims, both: bool) -> Position:
-    """The module of a position spec for one stack of an arch; `both`: its tokens see to both sides."""
+    """The module of a position spec for one stack. `both`: the stack is bidirectional."""
     match spec:
         case parts.Learned(padding, offset):
             return Learned(dims.context, dims.embed_width, padding, offset)
@@ -40,3 +40,4 @@ def position(spec: parts.Position, arch: parts.Arch, dims: parts.Dims, both: boo
                     f"{dims.width}"
                 )
             return BlankRotary(dims.width, dims.context, spec)
+    return spec.build(arch, dims, both)

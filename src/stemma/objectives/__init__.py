@@ -16,7 +16,7 @@ from typing import Any
 from stemma.declare import objectives as declared
 from stemma.declare.family import Text
 from stemma.nn.parts import Arch, Dims
-from stemma.objectives.base import ALONE, Batch, Cursor, Example, Loss, Nets, Objective, Setting, View, runnable
+from stemma.objectives.base import NO_NETS, Batch, Cursor, Example, Loss, Nets, Objective, Setting, View, runnable
 
 # what a special token is called, and how many sentinels there are, where a family has none
 MARKS: dict[str, Any] = {
@@ -24,7 +24,7 @@ MARKS: dict[str, Any] = {
 }  # fmt: skip
 
 __all__ = [
-    "ALONE",
+    "NO_NETS",
     "Batch",
     "Cursor",
     "Example",
@@ -35,9 +35,9 @@ __all__ = [
     "View",
     "incompatible_reason",
     "objective",
-    "suited",
     "teacher_mismatch",
     "tokens",
+    "with_special_tokens",
 ]
 
 
@@ -48,7 +48,7 @@ def _found() -> None:
         importlib.import_module(f"{__name__}.{module.name}")
 
 
-def kind(spec: declared.Objective) -> type[Objective]:
+def objective_class(spec: declared.Objective) -> type[Objective]:
     """The class that runs a declared objective. Raises UsageError if there is none."""
     _found()
     return runnable(spec)
@@ -56,24 +56,24 @@ def kind(spec: declared.Objective) -> type[Objective]:
 
 def incompatible_reason(spec: declared.Objective, arch: Arch) -> str | None:
     """Why a network of design `arch` cannot be trained on a declared objective; None if it can."""
-    return kind(spec).incompatible_reason(spec, arch)
+    return objective_class(spec).incompatible_reason(spec, arch)
 
 
 def teacher_mismatch(spec: declared.Objective, student: tuple[Arch, Dims], teacher: tuple[Arch, Dims]) -> str | None:
     """Why a network of one design cannot learn a declared objective from one of another; None if it can."""
-    return kind(spec).teacher_mismatch(spec, student, teacher)
+    return objective_class(spec).teacher_mismatch(spec, student, teacher)
 
 
 def tokens(spec: declared.Objective, text: Text) -> tuple[str, ...]:
     """Names of special tokens without a role that a tokenizer needs for a declared objective."""
-    return kind(spec).tokens(spec, text)
+    return objective_class(spec).tokens(spec, text)
 
 
-def suited(spec: declared.Objective, text: Text) -> Text:
+def with_special_tokens(spec: declared.Objective, text: Text) -> Text:
     """`text` with the special tokens that a declared objective needs and it lacks, for a tokenizer that is trained for
     the run: a mask token for a T5 that learns MASS's fragments, sentinels for a BART that learns T5's spans."""
     found: dict[str, Any] = {}
-    for roles in kind(spec).needs(spec, text):
+    for roles in objective_class(spec).required_roles(spec, text):
         if not any(getattr(text, role) for role in roles):
             found[roles[0]] = MARKS[roles[0]]
     return dataclasses.replace(text, **found) if found else text
@@ -82,4 +82,4 @@ def suited(spec: declared.Objective, text: Text) -> Text:
 def objective(spec: declared.Objective, setting: Setting) -> Objective:
     """The runnable form of a declared objective. Raises UsageError where the tokenizer lacks a token that the objective
     needs."""
-    return kind(spec)(spec, setting)
+    return objective_class(spec)(spec, setting)

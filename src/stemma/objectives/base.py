@@ -1,4 +1,4 @@
-"""What objectives share: the order of documents, windows cut from it, and the loss of targets at a vocabulary."""
+"""What all objectives share: examples in a reproducible order, batches, and the loss at a vocabulary."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from stemma.errors import UsageError
 from stemma.nn.model import IGNORED, Model
 from stemma.nn.parts import Arch, BlankLearned, BlankRotary, Buckets, Dims, Disentangled, EMDHead, Learned, Rotary
 from stemma.objectives.languages import Streams, apart, mixed
-from stemma.objectives.packing import OUTSIDE, START, Cursor, Ints, Order, Part, Reader, Span, View, Window
+from stemma.objectives.packing import PAD_DOCUMENT, START, Chunk, Cursor, Ints, Order, PackedRow, Packer, Slice, View
 from stemma.objectives.setting import Setting
 from stemma.objectives.vocabulary import token_loss
 
 __all__ = [
-    "ALONE",
     "IGNORED",
-    "OUTSIDE",
+    "NO_NETS",
+    "PAD_DOCUMENT",
     "START",
     "Batch",
+    "Chunk",
     "Cursor",
     "Example",
     "Ints",
+    "LazyExamples",
     "Loss",
-    "Make",
+    "MakeExample",
     "Nets",
     "Objective",
     "Order",
-    "Part",
-    "Reader",
+    "PackedRow",
+    "Packer",
     "Setting",
-    "Span",
+    "Slice",
     "View",
-    "Window",
-    "layout",
+    "position_ids",
     "runnable",
     "several",
     "stack",
@@ -53,14 +54,14 @@ __all__ = [
 Example = dict[str, Any]  # arrays and numbers of one row
 Batch = dict[str, Tensor]  # int64 tensors of one micro-batch
 Nets = Mapping[str, Model]  # what stands beside the model in a step, by role: a generator, a teacher
-ALONE: Nets = {}
+NO_NETS: Nets = {}
 
 
 @dataclass
 class Loss:
-    """Of each named part of an objective: `sums` over its targets in nats, fp32, and `counts` of targets. `metrics`
-    are sums over the same targets, for information. What is minimised is the sum of `sums[k] / counts[k]`, each times
-    its weight in `weights` (1 where left out)."""
+    """The named parts of a loss: `sums` over targets in nats, fp32, and the `counts` of targets. `metrics` are sums
+    over the same targets, for reports. What is minimised: the sum over k of `weights[k] * sums[k] / counts[k]`; a
+    weight left out is 1."""
 
     sums: dict[str, Tensor]
     counts: dict[str, int]
@@ -68,13 +69,14 @@ class Loss:
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def total(self, counts: Mapping[str, int] | None = None) -> Tensor:
-        """The loss, each part divided by `counts` (by its own count if not given): pass the counts of a whole step
-        to add up gradients over micro-batches exactly."""
+        """The loss. `counts`: divide by these (the counts of a whole step, so that gradients of its micro-batches add
+        up exactly); left out, by its own."""
         counts = self.counts if counts is None else counts
         return torch.stack([self.weights.get(k, 1.0) * self.sums[k] / max(counts[k], 1) for k in self.sums]).sum()
 
 
-Make = Callable[[], Example]
+MakeExample = Callable[[], Example]
+LazyExamples = Iterator[tuple[MakeExample, Cursor]]  # each with the cursor that follows it
 When = Callable[[Any], bool]
 
 
@@ -99,16 +101,16 @@ def runnable(spec: declared.Objective) -> type[Objective]:
 
 
 class Objective(ABC):
-    """Examples of a view in a reproducible order, batches of them, and the loss of a model on a batch."""
+    """Runs a declared objective: makes examples of a text in a reproducible order, batches them, computes the loss."""
 
-    main: str = "token"  # the part whose nats are reported as the model's quality
-    whole: bool = False  # whether its targets are the whole text, so that bits a byte of text mean something
+    main: str = "token"  # the part of the loss that reports show as quality
+    predicts_all: bool = False  # whether every token is a target; then bits per byte are reported
     rows: int = 1  # rows of tokens in an example
     counts_after_forward: bool = False  # whether only the forward pass tells how many targets a batch has
-    reads_attention: bool = False  # whether its loss looks into the attention of the last layer
-    streamed: bool = False  # whether its rows can be windows of the streams of `spans`, of one language each
-    structures: tuple[str, ...] = ("encoder", "decoder", "encoder-decoder")  # of the networks it can train
-    roles: tuple[tuple[str, ...], ...] = ()  # of the special tokens it needs, each with what may stand in its stead
+    reads_attention: bool = False  # whether its loss reads the attention of the last layer
+    streamed: bool = False  # whether its rows can be cut from one stream a language (`chunks`)
+    structures: tuple[str, ...] = ("encoder", "decoder", "encoder-decoder")  # of networks that it can train
+    roles: tuple[tuple[str, ...], ...] = ()  # of special tokens that it needs, each with its substitutes
 
     def __init_subclass__(cls, *, of: type[declared.Objective] | None = None, when: When = always, **more: Any) -> None:
         """`of`: the declaration that the class runs; `when`: for which of its values, where there are two classes."""
@@ -128,12 +130,12 @@ class Objective(ABC):
 
     @classmethod
     def tokens(cls, spec: Any, text: Text) -> tuple[str, ...]:
-        """Names of special tokens that a tokenizer needs for this, beside those of `text` by role and its blanks."""
+        """Names of special tokens that `spec` needs and that are no role of `text`."""
         return ()
 
     @classmethod
-    def needs(cls, spec: Any, text: Text) -> tuple[tuple[str, ...], ...]:
-        """The `roles` that a tokenizer needs for this, and ("sentinels",) where it needs those."""
+    def required_roles(cls, spec: Any, text: Text) -> tuple[tuple[str, ...], ...]:
+        """The `roles` that a tokenizer needs for `spec`, and ("sentinels",) where it needs those."""
         return cls.roles
 
     @classmethod
@@ -160,22 +162,22 @@ class Objective(ABC):
         return
 
     @abstractmethod
-    def plan(self, view: View, cursor: Cursor = START, once: bool = False) -> Iterator[tuple[Make, Cursor]]:
-        """Examples from `cursor` on, each still to be made, with the cursor that follows it. Whoever wants only some of
-        them (one process of several) makes only those. Without end, epoch after epoch; with `once`, to the end of the
-        epoch, the last row padded. Raises DataError for a view without documents."""
+    def lazy_examples(self, view: View, cursor: Cursor = START, once: bool = False) -> LazyExamples:
+        """Functions that make the examples from `cursor` on, each with the next cursor; a rank calls only those of its
+        own rows. Endless; with `once`, to the end of the epoch, the last row padded. Raises DataError for a view
+        without documents."""
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:
         """A batch of rows of `context` tokens."""
 
     @abstractmethod
-    def loss(self, model: Model, batch: Batch, nets: Nets = ALONE) -> Loss:
-        """The loss of `model` and its nets on `batch`; only hidden states of targets reach the vocabulary matrix."""
+    def loss(self, model: Model, batch: Batch, nets: Nets = NO_NETS) -> Loss:
+        """The loss of `model` and its nets on `batch`."""
 
     def examples(self, view: View, cursor: Cursor = START, once: bool = False) -> Iterator[tuple[Example, Cursor]]:
-        """The examples of `plan`, made."""
-        for make, follow in self.plan(view, cursor, once):
+        """As `lazy_examples`, with every example made."""
+        for make, follow in self.lazy_examples(view, cursor, once):
             yield make(), follow
 
     def example_batch(self, view: View, rows: int) -> Batch:
@@ -187,23 +189,23 @@ class Objective(ABC):
         return {self.main: len(batch["targets"])}
 
     def tokens_without_target(self, view: View) -> int:
-        """Of an objective whose targets are the whole text: how many of its tokens no target stands for."""
+        """With `predicts_all`: the number of tokens of the text that are never a target."""
         return 0
 
     def order(self, view: View, once: bool = False) -> Order | Mixed:
-        """The documents of `view`, epoch after epoch, or as a mixture that the text or the recipe declares; with
-        `once`, each of them once, however they are mixed."""
+        """The order of documents: by epochs, or the mixture that the text or the recipe declares; with `once`, each
+        document once, without a mixture."""
         if once:
             return Order(self.seed, len(view))
         return mixed(view, self.seed, self.setting.sampling) or Order(self.seed, len(view))
 
-    def spans(
-        self, reader: Reader, view: View, cursor: Cursor, size: int, stride: int
-    ) -> Iterator[tuple[Span, Cursor]]:
-        """Stretches of the stream as in `Reader.spans`; where the recipe wants rows of one language, each of one."""
-        if reader.once or not apart(view, self.setting.sampling):
-            return reader.spans(cursor, size, stride)
-        return Streams(self.setting, view, reader.length, size, stride).spans(cursor)
+    def chunks(
+        self, packer: Packer, view: View, cursor: Cursor, size: int, stride: int
+    ) -> Iterator[tuple[Chunk, Cursor]]:
+        """As `Packer.chunks`; where the recipe wants rows of one language, chunks of one language each."""
+        if packer.once or not apart(view, self.setting.sampling):
+            return packer.chunks(cursor, size, stride)
+        return Streams(self.setting, view, packer.length, size, stride).chunks(cursor)
 
     def epochs(self, view: Any, cursor: Cursor) -> int:
         """How many times the text has been read, on average."""
@@ -211,7 +213,7 @@ class Objective(ABC):
             return int(cursor.slot * self.context // max(1, view.tokens_total))
         return cursor.slot // len(view)
 
-    def need(self, *roles: str) -> int:
+    def special_id(self, *roles: str) -> int:
         """The id of the first of the `roles` ("mask", "eos") that the tokenizer has. Raises UsageError without."""
         for role in roles:
             found = getattr(self.tokenizer, f"{role}_id")
@@ -223,12 +225,12 @@ class Objective(ABC):
 
     @property
     def padding(self) -> int:
-        """An id for places that hold no token (never seen, never a target)."""
+        """The id of padding (never seen, never a target)."""
         return int(self.tokenizer.pad_id) if self.tokenizer.pad_id is not None else 0
 
     def token_loss(self, model: Model, hidden: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy in nats summed over the targets of `batch`, fp32; `hidden` is B T D. In training with the
-        z-loss, if the recipe has one."""
+        """Cross-entropy in nats, summed over the targets of `batch`, fp32; in training plus the recipe's z-loss.
+        `hidden`: B T D."""
         return token_loss(model, hidden, batch, self.setting.z_loss if model.training else 0.0)
 
 
@@ -241,9 +243,9 @@ def stack(examples: Sequence[Example], *names: str) -> Batch:
 
 
 def targets(labels: Tensor) -> Batch:
-    """`targets` (N) and `where` (N), their places in the flattened batch; without `where` if every place is one.
+    """`targets` (N) and their indices `where` (N) in the flattened batch; no `where` if every token is a target.
 
-    `labels` (B T) holds IGNORED where there is no target.
+    `labels`: B T, IGNORED where there is no target.
     """
     flat = labels.flatten()
     where = (flat != IGNORED).nonzero().squeeze(1)
@@ -255,8 +257,8 @@ def several(examples: Sequence[Example], name: str = "documents") -> bool:
     return any(int(e[name].max()) > 0 for e in examples)
 
 
-def layout(model: Model, batch: Batch, positions: str = "position_ids") -> Tensor | None:
-    """The positions to give to `model`: None where it knows only distances, which documents do not change."""
+def position_ids(model: Model, batch: Batch, positions: str = "position_ids") -> Tensor | None:
+    """`position_ids` for `model`; None where it uses only distances, which do not change from document to document."""
     scheme = model.arch.position
     given = batch.get(positions)
     if given is None or isinstance(scheme, (Rotary, Buckets)):

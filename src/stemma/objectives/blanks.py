@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ class Holed(NamedTuple):
     """A text of `parts` without the tokens `start, end` of each of its `lost` runs (K 2, by rising start): which
     `blank` stands for them, and in which `order` they follow."""
 
-    parts: list[base.Part]
+    parts: list[base.Slice]
     lost: base.Ints
     blank: int
     order: base.Ints
@@ -56,7 +56,7 @@ class BlankInfilling(base.Objective, of=declared.Blanks):
 
     def __init__(self, spec: declared.Blanks, setting: base.Setting) -> None:
         super().__init__(spec, setting)
-        self.start, self.end = self.need("bos"), self.need("eos")
+        self.start, self.end = self.special_id("bos"), self.special_id("eos")
         named = setting.tokenizer.cls_id if setting.text.cls is not None else None
         self.before: base.Ints = np.asarray([] if named is None else [named], dtype=np.int64)
         self.blanks = [self._blank(name) for name in setting.text.blanks or NAMES]
@@ -73,7 +73,7 @@ class BlankInfilling(base.Objective, of=declared.Blanks):
 
     # ------------------------------------------------------------ what falls out
 
-    def hole(self, view: base.View, parts: list[base.Part]) -> Holed:
+    def hole(self, view: base.View, parts: list[base.Slice]) -> Holed:
         """What a text loses, from its length and the places of its sentences alone."""
         spec, size = self.spec, sum(part.tokens for part in parts)
         rng = draw.generator(self.seed, purposes.BLANK, *parts[0][:3])
@@ -131,7 +131,7 @@ class BlankInfilling(base.Objective, of=declared.Blanks):
             start = int(rng.integers(0, start + 1))
         return [(start, start + length)]
 
-    def _edges(self, view: base.View, parts: list[base.Part]) -> list[int]:
+    def _edges(self, view: base.View, parts: list[base.Slice]) -> list[int]:
         """Where the sentences of a text begin, and its end."""
         edges: set[int] = set()
         done = 0
@@ -143,41 +143,39 @@ class BlankInfilling(base.Objective, of=declared.Blanks):
 
     # ------------------------------------------------------------ rows
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
         def piece(document: int, _: int) -> base.Ints:
             return np.asarray(view[document], dtype=np.int64)[None]
 
-        reader = base.Reader(self.order(view, once), lambda d: len(view[d]), piece, once)
-        here = reader.settle(cursor)
+        packer = base.Packer(self.order(view, once), lambda d: len(view[d]), piece, once)
+        here = packer.seek(cursor)
         while here is not None:
             texts: list[Holed] = []
             room = self.context
             at: base.Cursor | None = here
             while at is not None and not (self.mixed and texts):
-                text = self._fit(view, reader, at, room)
+                text = self._fit(view, packer, at, room)
                 if text is None:
                     break
                 last = text.parts[-1]
-                rest = reader.length(last.document) - last.start - last.tokens
+                rest = packer.length(last.document) - last.start - last.tokens
                 if rest and texts and text.tokens < SCRAP:
                     break
                 texts.append(text)
                 room -= self._size(text)
-                at = self._after(reader, at, text.tokens)
-            yield partial(self.row, reader, texts), at or base.Cursor(reader.order.documents)
+                at = self._after(packer, at, text.tokens)
+            yield partial(self.row, packer, texts), at or base.Cursor(packer.order.documents)
             here = at
 
     def _size(self, text: Holed) -> int:
         """Tokens of a text in its row: a blank and a bos for every run beside its own."""
         return len(self.before) + text.tokens + 2 * len(text.lost)
 
-    def _fit(self, view: base.View, reader: base.Reader, at: base.Cursor, room: int) -> Holed | None:
+    def _fit(self, view: base.View, packer: base.Packer, at: base.Cursor, room: int) -> Holed | None:
         """The longest text from `at` on that fits, as far as taking off what is too much finds it."""
         wanted = room - len(self.before) - 2
         while wanted >= 1:
-            parts = self._parts(reader, at, wanted)
+            parts = self._parts(packer, at, wanted)
             text = self.hole(view, parts)
             over = self._size(text) - room
             if over <= 0:
@@ -185,34 +183,34 @@ class BlankInfilling(base.Objective, of=declared.Blanks):
             wanted = text.tokens - over
         return None
 
-    def _parts(self, reader: base.Reader, at: base.Cursor, size: int) -> list[base.Part]:
+    def _parts(self, packer: base.Packer, at: base.Cursor, size: int) -> list[base.Slice]:
         """`size` tokens from `at` on, if there are so many: of the document, or, `mixed`, of those after it too."""
-        parts: list[base.Part] = []
+        parts: list[base.Slice] = []
         here: base.Cursor | None = at
         while here is not None and size > 0 and not (parts and not self.mixed):
-            document, epoch = reader.order[here.slot]
-            take = min(size, reader.length(document) - here.offset)
-            parts.append(base.Part(document, epoch, here.offset, take))
+            document, epoch = packer.order[here.slot]
+            take = min(size, packer.length(document) - here.offset)
+            parts.append(base.Slice(document, epoch, here.offset, take))
             size -= take
-            here = reader.settle(base.Cursor(here.slot, here.offset + take))
+            here = packer.seek(base.Cursor(here.slot, here.offset + take))
         return parts
 
-    def _after(self, reader: base.Reader, at: base.Cursor, tokens: int) -> base.Cursor | None:
+    def _after(self, packer: base.Packer, at: base.Cursor, tokens: int) -> base.Cursor | None:
         """The place `tokens` further on."""
         here: base.Cursor | None = at
         while here is not None and tokens > 0:
-            take = min(tokens, reader.length(reader.order[here.slot][0]) - here.offset)
+            take = min(tokens, packer.length(packer.order[here.slot][0]) - here.offset)
             tokens -= take
-            here = reader.settle(base.Cursor(here.slot, here.offset + take))
+            here = packer.seek(base.Cursor(here.slot, here.offset + take))
         return here
 
-    def row(self, reader: base.Reader, texts: Sequence[Holed]) -> base.Example:
+    def row(self, packer: base.Packer, texts: Sequence[Holed]) -> base.Example:
         """One example of texts, padded to `context`."""
         columns: dict[str, list[base.Ints]] = {}
         at = 0
         for number, text in enumerate(texts):
             tokens = np.concatenate(
-                [reader.read(p.document, p.epoch)[0, p.start : p.start + p.tokens] for p in text.parts]
+                [packer.read(p.document, p.epoch)[0, p.start : p.start + p.tokens] for p in text.parts]
             )
             written = self.write(tokens, text)
             size = len(written["input_ids"])
@@ -221,7 +219,7 @@ class BlankInfilling(base.Objective, of=declared.Blanks):
             for name, values in written.items():
                 columns.setdefault(name, []).append(values)
             at += size
-        gaps = {"input_ids": self.padding, "labels": IGNORED, "documents": base.OUTSIDE}
+        gaps = {"input_ids": self.padding, "labels": IGNORED, "documents": base.PAD_DOCUMENT}
         return {
             name: np.pad(np.concatenate(values), (0, self.context - at), constant_values=gaps.get(name, 0))
             for name, values in columns.items()
@@ -266,7 +264,7 @@ class BlankInfilling(base.Objective, of=declared.Blanks):
             del batch["documents"], batch["position_ids"]
         return batch
 
-    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
         inputs = Inputs(
             batch["input_ids"],
             position_ids=self.positions(model, batch),
@@ -284,4 +282,4 @@ class BlankInfilling(base.Objective, of=declared.Blanks):
             return torch.stack([batch["places"], batch["blocks"]], -1)
         if isinstance(model.arch.mask, Prefix):
             return batch["lines"]
-        return base.layout(model, batch)
+        return base.position_ids(model, batch)

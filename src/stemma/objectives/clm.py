@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -22,7 +22,7 @@ class NextToken(base.Objective, of=declared.CLM):
     only, and no document's first token is predicted from another.
     """
 
-    whole = True
+    predicts_all = True
     structures = ("decoder",)
     streamed = True
 
@@ -33,25 +33,23 @@ class NextToken(base.Objective, of=declared.CLM):
         self.before = [] if bos is None else [int(bos)]
         self.after = [] if eos is None or self.shared else [int(eos)]
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
         n, more = self.context, len(self.before) + len(self.after)
 
         def piece(document: int, _: int) -> base.Ints:
             return np.concatenate([self.before, np.asarray(view[document]), self.after]).astype(np.int64)[None]
 
         langs = numbers(view, self.setting.text.languages)
-        reader = base.Reader(self.order(view, once), lambda d: len(view[d]) + more, piece, once, langs)
-        for span, follow in self.spans(reader, view, cursor, n + 1, n):
-            yield partial(self.example, reader, span), follow
+        packer = base.Packer(self.order(view, once), lambda d: len(view[d]) + more, piece, once, langs)
+        for chunk, follow in self.chunks(packer, view, cursor, n + 1, n):
+            yield partial(self.example, packer, chunk), follow
 
-    def example(self, reader: base.Reader, span: base.Span) -> base.Example:
+    def example(self, packer: base.Packer, chunk: base.Chunk) -> base.Example:
         """A row of `context` inputs and what follows each of them."""
-        window = reader.window(span, self.context + 1, [self.padding])
+        window = packer.row(chunk, self.context + 1, [self.padding])
         ids, documents = window.values[0], window.documents.copy()
-        if span.size <= self.context and self.shared:  # the epoch's last token is closed too
-            ids[span.size], documents[span.size] = self.before[0], documents[span.size - 1]
+        if chunk.size <= self.context and self.shared:  # the epoch's last token is closed too
+            ids[chunk.size], documents[chunk.size] = self.before[0], documents[chunk.size - 1]
         real = documents[1:] >= 0
         if not self.mixed and not self.shared:
             real &= documents[1:] == documents[:-1]
@@ -61,7 +59,7 @@ class NextToken(base.Objective, of=declared.CLM):
             "documents": window.documents[:-1],
             "position_ids": window.positions[:-1],
         }
-        return row if reader.langs is None else row | {"langs": window.langs[:-1]}
+        return row if packer.langs is None else row | {"langs": window.langs[:-1]}
 
     def tokens_without_target(self, view: base.View) -> int:
         if self.before:
@@ -75,10 +73,10 @@ class NextToken(base.Objective, of=declared.CLM):
             del batch["documents"], batch["position_ids"]
         return batch
 
-    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
         inputs = Inputs(
             batch["input_ids"],
-            position_ids=base.layout(model, batch),
+            position_ids=base.position_ids(model, batch),
             documents=batch.get("documents"),
             langs=batch.get("langs"),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -34,11 +34,9 @@ class Pairs(base.Objective, of=declared.Contrastive):
     def __init__(self, spec: declared.Contrastive, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.rows = 2 * spec.group
-        self.cls, self.sep = self.need("cls", "bos"), self.need("sep", "eos")
+        self.cls, self.sep = self.special_id("cls", "bos"), self.special_id("sep", "eos")
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
         order = self.order(view, once)
         at = cursor.slot
         while not (once and at >= len(view)):
@@ -84,7 +82,7 @@ class Pairs(base.Objective, of=declared.Contrastive):
     def counts(self, batch: base.Batch) -> dict[str, int]:
         return {self.main: len(batch["input_ids"]) // 2}
 
-    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
         mask = batch["attention_mask"]
         hidden = model.encode(Inputs(batch["input_ids"], mask)).float()
         vectors = F.normalize((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True), dim=-1)

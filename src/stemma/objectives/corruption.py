@@ -25,7 +25,7 @@ class TokenCorruption(Rewriting, of=declared.Corruption):
     suffice, the text is cut."""
 
     @classmethod
-    def needs(cls, spec: declared.Corruption, text: Text) -> tuple[tuple[str, ...], ...]:
+    def required_roles(cls, spec: declared.Corruption, text: Text) -> tuple[tuple[str, ...], ...]:
         match spec.style:
             case "replace":
                 return *cls.roles, ("sentinels",)

@@ -4,7 +4,6 @@ denoising_dataset.py)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -29,19 +28,19 @@ class Restoration(Rewriting, of=declared.Denoise):
     even = True
 
     @classmethod
-    def needs(cls, spec: declared.Denoise, text: Text) -> tuple[tuple[str, ...], ...]:
+    def required_roles(cls, spec: declared.Denoise, text: Text) -> tuple[tuple[str, ...], ...]:
         mask = (("mask",),) if spec.infill or spec.mask else ()
         return cls.roles + mask + ((("cls", "bos"),) if text.shift == "start" else ())
 
     def __init__(self, spec: declared.Denoise, setting: base.Setting) -> None:
         super().__init__(spec, setting)
-        self.mask = self.need("mask") if spec.infill or spec.mask else -1
+        self.mask = self.special_id("mask") if spec.infill or spec.mask else -1
         text = setting.text
         self.shifted = text.shift == "last"
         if self.shifted:
             self.front, self.close = [], [self.eos, self.code("")]
         else:
-            self.front, self.close = [self.need("cls", "bos")], [self.eos]
+            self.front, self.close = [self.special_id("cls", "bos")], [self.eos]
         self.room = self.context
         self.raw = self.longest()
 
@@ -60,13 +59,11 @@ class Restoration(Rewriting, of=declared.Denoise):
             raise UsageError("a text ends with its language's code, and the tokenizer has none; see text.extras")
         return int(found)
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
         if self.shifted:  # a missing code is told before training
             names = getattr(view, "languages", ("",))
             self.codes = {int(i): self.code(names[i]) for i in np.unique(numbered(view))}
-        return super().plan(view, cursor, once)
+        return super().lazy_examples(view, cursor, once)
 
     def piece(self, view: base.View, document: int) -> base.Ints:
         tokens = np.asarray(view[document], dtype=np.int64)

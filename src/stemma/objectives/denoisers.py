@@ -25,7 +25,7 @@ class Mixture(Rewriting, of=declared.Denoisers):
     sentinels, half of the tokens in spans of 3 are lost of texts of 600."""
 
     @classmethod
-    def needs(cls, spec: declared.Denoisers, text: Text) -> tuple[tuple[str, ...], ...]:
+    def required_roles(cls, spec: declared.Denoisers, text: Text) -> tuple[tuple[str, ...], ...]:
         return cls.roles if all(kind.rate is None for kind in spec.kinds) else (*cls.roles, ("sentinels",))
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -33,12 +33,12 @@ class Distilled(base.Objective, of=declared.Distillation):
     def __init__(self, spec: declared.Distillation, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.task: base.Objective = base.runnable(spec.task)(spec.task, setting)
-        self.structures, self.whole = self.task.structures, self.task.whole
+        self.structures, self.predicts_all = self.task.structures, self.task.predicts_all
         self.streamed = self.task.streamed
 
     @classmethod
-    def needs(cls, spec: declared.Distillation, text: Text) -> tuple[tuple[str, ...], ...]:
-        return base.runnable(spec.task).needs(spec.task, text)
+    def required_roles(cls, spec: declared.Distillation, text: Text) -> tuple[tuple[str, ...], ...]:
+        return base.runnable(spec.task).required_roles(spec.task, text)
 
     @classmethod
     def incompatible_reason(cls, spec: declared.Distillation, arch: Arch) -> str | None:
@@ -72,16 +72,14 @@ class Distilled(base.Objective, of=declared.Distillation):
         if self.spec.start == "layers":
             begin(model, nets["teacher"])
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
-        return self.task.plan(view, cursor, once)
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
+        return self.task.lazy_examples(view, cursor, once)
 
     def collate(self, examples: Sequence[base.Example]) -> base.Batch:
         batch = self.task.collate(examples)
         if isinstance(self.task, NextToken):
             return batch
-        real = base.stack(examples, "documents")["documents"].flatten() != base.OUTSIDE
+        real = base.stack(examples, "documents")["documents"].flatten() != base.PAD_DOCUMENT
         return batch | {"everywhere": real.nonzero().squeeze(1)}
 
     def tokens_without_target(self, view: base.View) -> int:
@@ -92,7 +90,7 @@ class Distilled(base.Objective, of=declared.Distillation):
         found = {self.main: len(batch["targets"])}
         return found | {k: n for k in ("soft", "cosine") if getattr(self.spec, k)}
 
-    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
         teacher, where = nets["teacher"], batch.get("everywhere", batch.get("where"))
         with torch.no_grad():
             known, last = (rows(x, where) for x in states(teacher, batch))
@@ -108,7 +106,7 @@ class Distilled(base.Objective, of=declared.Distillation):
 
 def states(model: Model, batch: base.Batch) -> tuple[Tensor, Tensor]:
     """What the language-model head reads, and the last hidden state: B T D each."""
-    ids, pos, documents = batch["input_ids"], base.layout(model, batch), batch.get("documents")
+    ids, pos, documents = batch["input_ids"], base.position_ids(model, batch), batch.get("documents")
     langs = batch.get("langs") if model.dims.languages else None
     if model.decoder is not None:
         hidden = model.decode(Inputs(ids, position_ids=pos, documents=documents, langs=langs))
@@ -193,7 +191,7 @@ class Relations(base.Objective, of=declared.AttentionDistillation):
 
     def __init__(self, spec: declared.AttentionDistillation, setting: base.Setting) -> None:
         super().__init__(spec, setting)
-        self.cls, self.sep = self.need("cls", "bos"), self.need("sep", "eos")
+        self.cls, self.sep = self.special_id("cls", "bos"), self.special_id("sep", "eos")
 
     @classmethod
     def teacher_mismatch(cls, spec: declared.AttentionDistillation, student: Design, teacher: Design) -> str | None:
@@ -207,18 +205,16 @@ class Relations(base.Objective, of=declared.AttentionDistillation):
             )
         return None
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
         def piece(document: int, _: int) -> base.Ints:
             return np.concatenate([[self.cls], np.asarray(view[document]), [self.sep]]).astype(np.int64)[None]
 
-        reader = base.Reader(self.order(view, once), lambda d: len(view[d]) + 2, piece, once)
-        for span, follow in reader.spans(cursor, self.context, self.context):
-            yield partial(self.example, reader, span), follow
+        packer = base.Packer(self.order(view, once), lambda d: len(view[d]) + 2, piece, once)
+        for chunk, follow in packer.chunks(cursor, self.context, self.context):
+            yield partial(self.example, packer, chunk), follow
 
-    def example(self, reader: base.Reader, span: base.Span) -> base.Example:
-        window = reader.window(span, self.context, [self.padding])
+    def example(self, packer: base.Packer, chunk: base.Chunk) -> base.Example:
+        window = packer.row(chunk, self.context, [self.padding])
         return {
             "input_ids": window.values[0],
             "documents": window.documents,
@@ -228,9 +224,9 @@ class Relations(base.Objective, of=declared.AttentionDistillation):
     def collate(self, examples: Sequence[base.Example]) -> base.Batch:
         batch = base.stack(examples, "input_ids", "documents", "position_ids")
         # every token is a target, and what it is to say is the teacher's: of targets only their number counts
-        batch |= base.targets(torch.where(batch["documents"] == base.OUTSIDE, IGNORED, batch["input_ids"]))
+        batch |= base.targets(torch.where(batch["documents"] == base.PAD_DOCUMENT, IGNORED, batch["input_ids"]))
         if self.mixed or not base.several(examples):
-            real = batch.pop("documents") != base.OUTSIDE
+            real = batch.pop("documents") != base.PAD_DOCUMENT
             del batch["position_ids"]
             if not bool(real.all()):
                 batch["attention_mask"] = real.to(torch.int64)
@@ -239,7 +235,7 @@ class Relations(base.Objective, of=declared.AttentionDistillation):
     def counts(self, batch: base.Batch) -> dict[str, int]:
         return {"attention": len(batch["targets"]), "values": len(batch["targets"])}
 
-    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
         with torch.no_grad():
             goal = relations(nets["teacher"], batch)
         found = relations(model, batch)
@@ -256,7 +252,7 @@ def relations(model: Model, batch: base.Batch) -> tuple[Tensor, Tensor]:
     infinity where nothing is seen."""
     encoder = model.encoder
     assert encoder is not None
-    ids, pos = batch["input_ids"], base.layout(model, batch)
+    ids, pos = batch["input_ids"], base.position_ids(model, batch)
     inputs = Inputs(ids, batch.get("attention_mask"), position_ids=pos, documents=batch.get("documents"))
     state = model.state(inputs)
     block: Any = encoder.blocks[encoder.order[-1][0]]

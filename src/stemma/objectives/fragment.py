@@ -28,8 +28,8 @@ class MaskedRun(Rewriting, of=declared.Fragment):
 
     def __init__(self, spec: declared.Fragment, setting: base.Setting) -> None:
         super().__init__(spec, setting)
-        self.mask = self.need("mask")
-        self.front, self.close = [self.need("cls", "bos", "eos")], [self.need("sep", "eos")]
+        self.mask = self.special_id("mask")
+        self.front, self.close = [self.special_id("cls", "bos", "eos")], [self.special_id("sep", "eos")]
         self.raw = self.longest()
         self.room = 8 * -(-self.shape(self.raw, ()).goal // 8)
 

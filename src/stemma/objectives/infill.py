@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -102,42 +101,40 @@ class Infilling(NextToken, of=declared.Infill):
 
     # ------------------------------------------------------------ rows
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
         more = len(self.before) + len(self.after)
-        reader = base.Reader(
+        packer = base.Packer(
             self.order(view, once), lambda d: len(view[d]) + more, lambda d, _: self.straight(view, d)[None], once
         )
-        here = reader.settle(cursor)
+        here = packer.seek(cursor)
         while here is not None:
             pieces: list[Piece] = []
             room = self.context
             at: base.Cursor | None = here
             while at is not None and room > 0:
-                piece, at = self._next(view, reader, at, room)
+                piece, at = self._next(view, packer, at, room)
                 pieces.append(piece)
                 room -= len(piece.tokens)
-            yield partial(self.row, reader, pieces, at), at or base.Cursor(reader.order.documents)
+            yield partial(self.row, packer, pieces, at), at or base.Cursor(packer.order.documents)
             here = at
 
     def _next(
-        self, view: base.View, reader: base.Reader, at: base.Cursor, room: int
+        self, view: base.View, packer: base.Packer, at: base.Cursor, room: int
     ) -> tuple[Piece, base.Cursor | None]:
         """What stands next in a row with `room` left, and the place after it."""
-        document, epoch = reader.order[at.slot]
-        length = reader.length(document)
+        document, epoch = packer.order[at.slot]
+        length = packer.length(document)
         if at.offset == 0 and length <= room:
             found = self.rearranged(view, document, epoch)
             if found is not None and len(found) <= room:
-                return Piece(found, np.append(found[1:], IGNORED)), reader.settle(base.Cursor(at.slot + 1))
-        whole = reader.read(document, epoch)[0]
+                return Piece(found, np.append(found[1:], IGNORED)), packer.seek(base.Cursor(at.slot + 1))
+        whole = packer.read(document, epoch)[0]
         end = min(length, at.offset + room)
         goals = np.append(whole[at.offset + 1 : end + 1], [IGNORED] if end == length else [])
         piece = Piece(whole[at.offset : end], goals.astype(np.int64))
-        return piece, reader.settle(base.Cursor(at.slot, end))
+        return piece, packer.seek(base.Cursor(at.slot, end))
 
-    def row(self, reader: base.Reader, pieces: list[Piece], follow: base.Cursor | None) -> base.Example:
+    def row(self, packer: base.Packer, pieces: list[Piece], follow: base.Cursor | None) -> base.Example:
         """One example of the pieces, padded to `context`."""
         sizes = [len(piece.tokens) for piece in pieces]
         gap = self.context - sum(sizes)
@@ -159,6 +156,6 @@ class Infilling(NextToken, of=declared.Infill):
         return {
             "input_ids": fill([piece.tokens for piece in pieces], self.padding),
             "labels": fill(labels, IGNORED),
-            "documents": fill([np.full(n, i) for i, n in enumerate(sizes)], base.OUTSIDE),
+            "documents": fill([np.full(n, i) for i, n in enumerate(sizes)], base.PAD_DOCUMENT),
             "position_ids": fill([np.arange(n) for n in sizes], 0),
         }

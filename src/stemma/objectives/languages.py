@@ -1,4 +1,4 @@
-"""Text of several languages: how often each is drawn, rows of one language, and the numbers that a model is told.
+"""Text of several languages: how often each is drawn, rows of one language, and the language ids of a model.
 
 The languages of a row follow from its number alone (`data.mixture`), as everything does: XLM draws a language for each
 batch (Lample & Conneau 2019, arXiv:1901.07291, section 3.5), mT5 and XLM-R for each row.
@@ -14,7 +14,7 @@ import numpy as np
 from stemma.data.mixture import Mixed, Mixture, member, tempered
 from stemma.declare.recipes import Sampling
 from stemma.errors import DataError
-from stemma.objectives.packing import Cursor, Ints, Part, Span
+from stemma.objectives.packing import Chunk, Cursor, Ints, Slice
 from stemma.objectives.setting import Setting
 
 UNKNOWN = "und"  # the code of a language that nobody named (BCP 47)
@@ -35,7 +35,7 @@ def numbered(view: Any) -> Ints:
 
 
 def numbers(view: Any, languages: Sequence[str]) -> Ints | None:
-    """int64[documents]: the number of each one's language among those of a model; None if it is told none.
+    """int64[documents]: the number of each one's language among those of a model; None for a model without languages.
     Raises DataError for a language that the model does not have."""
     if not languages:
         return None
@@ -128,27 +128,27 @@ class Streams:
             setting.seed, windows, [c.weight for c in self.components], [c.epochs for c in self.components], rows
         )
 
-    def span(self, row: int) -> Span:
+    def chunk(self, row: int) -> Chunk:
         """The window that a row holds."""
         component, window, epoch = self.batches[row]
         documents, ends = self.components[component].documents, self.ends[component]
         at, stop = window * self.stride, min(window * self.stride + self.size, int(ends[-1]))
         if at >= stop:
             raise DataError("there is no token to train on: every document of a language is empty")
-        parts: list[Part] = []
+        parts: list[Slice] = []
         begin = at
         k = int(np.searchsorted(ends, at, side="right"))
         while at < stop:
             start = at - (int(ends[k - 1]) if k else 0)
             take = min(stop, int(ends[k])) - at
             if take:
-                parts.append(Part(int(documents[k]), epoch, start, take))
+                parts.append(Slice(int(documents[k]), epoch, start, take))
             at, k = at + take, k + 1
-        return Span(parts, stop - begin, Cursor(row))
+        return Chunk(parts, stop - begin, Cursor(row))
 
-    def spans(self, cursor: Cursor) -> Iterator[tuple[Span, Cursor]]:
+    def chunks(self, cursor: Cursor) -> Iterator[tuple[Chunk, Cursor]]:
         """The windows of the rows from `cursor` on, whose slot counts rows."""
         row = cursor.slot
         while True:
-            yield self.span(row), Cursor(row + 1)
+            yield self.chunk(row), Cursor(row + 1)
             row += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -54,24 +54,22 @@ class MixedMasked(MaskedPairs, of=declared.MixedMLM):
 
     # ------------------------------------------------------------ rows
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
         sentences = lru_cache(8)(partial(self.sentences, view))
         order = self.order(view, once)  # an offset counts sentences
-        reader = base.Reader(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
-        here = reader.settle(cursor)
+        packer = base.Packer(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
+        here = packer.seek(cursor)
         while here is not None:
             document, epoch = order[here.slot]
             key, edges = (document, epoch, here.offset), sentences(document)
             mode = self.mode(*key)
             if mode == "full":
-                make: base.Make = partial(self.whole_row, view, edges, key)
+                make: base.MakeExample = partial(self.whole_row, view, edges, key)
                 used = self.cut(edges, *key)[0].used
             else:
                 used = self.chunk(key, edges, mode)
                 make = partial(self.written, view, edges[key[2] : key[2] + used + 1], key, mode)
-            follow = reader.settle(base.Cursor(here.slot, here.offset + used))
+            follow = packer.seek(base.Cursor(here.slot, here.offset + used))
             yield make, follow or base.Cursor(order.documents)
             here = follow
 
@@ -160,7 +158,7 @@ class MixedMasked(MaskedPairs, of=declared.MixedMLM):
         batch["pair_labels"] = batch["pair_labels"][whole]
         return batch | base.targets(batch.pop("labels"))
 
-    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
         assert isinstance(model.arch.mask, Open)
         hidden: Tensor | None = None
         pair, right = torch.zeros((), device=model.device), 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,11 @@ class Masked(base.Objective, of=declared.MLM, when=lambda spec: spec.pairs is No
     def __init__(self, spec: declared.MLM, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.choose = Chooser(spec.unit, spec.rate, self.tokenizer)
-        self.mask, self.cls, self.sep = self.need("mask"), self.need("cls", "bos"), self.need("sep", "eos")
+        self.mask, self.cls, self.sep = (
+            self.special_id("mask"),
+            self.special_id("cls", "bos"),
+            self.special_id("sep", "eos"),
+        )
 
     def copy(self, epoch: int) -> int:
         """Which masking an epoch takes."""
@@ -63,21 +67,19 @@ class Masked(base.Objective, of=declared.MLM, when=lambda spec: spec.pairs is No
 
         return piece
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
         langs = numbers(view, self.setting.text.languages)
-        reader = base.Reader(self.order(view, once), lambda d: len(view[d]) + 2, self.piece(view), once, langs)
-        for span, follow in self.spans(reader, view, cursor, self.context, self.context):
-            yield partial(self.example, reader, span), follow
+        packer = base.Packer(self.order(view, once), lambda d: len(view[d]) + 2, self.piece(view), once, langs)
+        for chunk, follow in self.chunks(packer, view, cursor, self.context, self.context):
+            yield partial(self.example, packer, chunk), follow
 
-    def example(self, reader: base.Reader, span: base.Span) -> base.Example:
+    def example(self, packer: base.Packer, chunk: base.Chunk) -> base.Example:
         """A row of `context` tokens with at least one target, if it holds any text at all."""
-        window = reader.window(span, self.context, [self.padding, IGNORED])
+        window = packer.row(chunk, self.context, [self.padding, IGNORED])
         inputs, labels = window.values
         if not (labels != IGNORED).any():
             free = np.flatnonzero(~np.isin(inputs, self.special) & (window.documents >= 0))
-            document, epoch, offset = span.key
+            document, epoch, offset = chunk.key
             rng = draw.generator(self.seed, purposes.FORCE, document, self.copy(epoch), offset)
             if len(free):
                 replace(self, inputs, labels, Choice(free[rng.integers(len(free), size=1)]), rng, self.plain)
@@ -88,7 +90,7 @@ class Masked(base.Objective, of=declared.MLM, when=lambda spec: spec.pairs is No
             "position_ids": window.positions,
             "attention_mask": (window.documents >= 0).astype(np.int64),
         }
-        return row if reader.langs is None else row | {"langs": window.langs}
+        return row if packer.langs is None else row | {"langs": window.langs}
 
     def collate(self, examples: Sequence[base.Example]) -> base.Batch:
         batch = base.stack(examples, *examples[0])
@@ -101,7 +103,7 @@ class Masked(base.Objective, of=declared.MLM, when=lambda spec: spec.pairs is No
             del batch["attention_mask"]  # padding is a document of its own
         return batch
 
-    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
         state = model.state(self.inputs(model, batch))
         return base.Loss({self.main: self.token_loss(model, model.read(state), batch)}, self.counts(batch))
 
@@ -110,7 +112,7 @@ class Masked(base.Objective, of=declared.MLM, when=lambda spec: spec.pairs is No
         return Inputs(
             batch["input_ids"],
             batch.get("attention_mask"),
-            position_ids=base.layout(model, batch),
+            position_ids=base.position_ids(model, batch),
             documents=batch.get("documents"),
             langs=batch.get("langs"),
         )

@@ -16,7 +16,7 @@ from stemma.objectives.purposes import ORDER
 
 Ints = NDArray[np.int64]
 
-OUTSIDE = -1  # document number of padding
+PAD_DOCUMENT = -1  # document number of padding
 
 
 class View(Protocol):
@@ -30,8 +30,8 @@ class View(Protocol):
 
 @dataclass(frozen=True, order=True)
 class Cursor:
-    """Where a stream of examples stands: `slot`, a place in the endless order of documents (slot // documents is the
-    epoch), and `offset` in that document (the next token, or the next sentence for sentence pairs)."""
+    """A position in a stream of examples. `slot`: index into the endless order of documents, whose epoch is
+    slot // documents; `offset`: the next token of that document, or its next sentence for sentence pairs."""
 
     slot: int = 0
     offset: int = 0
@@ -41,7 +41,7 @@ START = Cursor()
 
 
 class Order:
-    """The endless order of a view's documents: a new one each epoch, found at any place without going there."""
+    """The endless order of a view's documents: shuffled anew each epoch, with random access."""
 
     def __init__(self, seed: int, documents: int) -> None:
         if documents == 0:
@@ -49,13 +49,13 @@ class Order:
         self.seed, self.documents = seed, documents
 
     def __getitem__(self, slot: int) -> tuple[int, int]:
-        """(document, epoch) at a place of the order."""
+        """(document, epoch) at index `slot`."""
         epoch, place = divmod(slot, self.documents)
         return draw.shuffled((self.seed, ORDER, epoch), self.documents, place), epoch
 
 
-class Part(NamedTuple):
-    """`tokens` of a document from `start` on, as a row holds them."""
+class Slice(NamedTuple):
+    """`tokens` tokens of a document, from `start` on."""
 
     document: int
     epoch: int
@@ -63,22 +63,22 @@ class Part(NamedTuple):
     tokens: int
 
 
-class Span(NamedTuple):
-    """A stretch of the stream: its parts, how many tokens they are, and where it begins."""
+class Chunk(NamedTuple):
+    """Consecutive tokens of the stream: slices of documents, their number of tokens, and where the first stands."""
 
-    parts: list[Part]
+    parts: list[Slice]
     size: int
     at: Cursor
 
     @property
     def key(self) -> tuple[int, int, int]:
-        """(document, epoch, offset) of the first token: what draws for the whole stretch depend on."""
+        """(document, epoch, offset) of the first token: the key of random draws for the chunk."""
         return self.parts[0][:3]
 
 
-class Window(NamedTuple):
-    """`values` (K N): aligned rows of a stretch of the stream; `documents` (N): 0, 1, ... by document, -1 for padding;
-    `positions` (N): from 0 in each document; `langs` (N): the number of each one's language, 0 where none are told."""
+class PackedRow(NamedTuple):
+    """A chunk, padded. `values` (K N): tokens and what is aligned with them; `documents` (N): 0, 1, ..., -1: padding;
+    `positions` (N): from 0 in each document; `langs` (N): language ids, 0 for a model without languages."""
 
     values: Ints
     documents: Ints
@@ -86,10 +86,9 @@ class Window(NamedTuple):
     langs: Ints
 
 
-class Reader:
-    """The documents of a view in order, as `piece(document, epoch)` writes them (K x tokens), of which `length`
-    tells the number of tokens (or what else an offset counts) without writing them. `langs`: the number of each
-    document's language, for a model that is told."""
+class Packer:
+    """Packs documents into rows. `piece(document, epoch)`: the document as K x tokens; `length(document)`: its number
+    of tokens (or of what an offset counts), without writing it; `langs`: language id of each document, or None."""
 
     def __init__(
         self,
@@ -102,8 +101,8 @@ class Reader:
         self.order, self.length, self.piece, self.once, self.langs = order, length, piece, once, langs
         self._pieces: dict[tuple[int, int], Ints] = {}
 
-    def settle(self, at: Cursor) -> Cursor | None:
-        """`at`, or the first token after it if it stands at an end; None at the end of the epoch if `once`."""
+    def seek(self, at: Cursor) -> Cursor | None:
+        """`at`, or, at the end of a document, the next token after it; None at the end of the epoch if `once`."""
         empty = 0
         while True:
             if self.once and at.slot >= self.order.documents:
@@ -124,33 +123,33 @@ class Reader:
             self._pieces[key] = self.piece(document, epoch)
         return self._pieces[key]
 
-    def spans(self, cursor: Cursor, size: int, stride: int) -> Iterator[tuple[Span, Cursor]]:
-        """Stretches of `size` tokens, one every `stride` (size or size - 1), each with the cursor of the next."""
-        here = self.settle(cursor)
+    def chunks(self, cursor: Cursor, size: int, stride: int) -> Iterator[tuple[Chunk, Cursor]]:
+        """Chunks of `size` tokens that begin every `stride` tokens, each with the cursor of the next."""
+        here = self.seek(cursor)
         while here is not None:
-            parts: list[Part] = []
+            parts: list[Slice] = []
             fill, start = 0, here
             at: Cursor | None = here
             follow: Cursor | None = None
             while at is not None and fill < size:
                 document, epoch = self.order[at.slot]
                 take = min(size - fill, self.length(document) - at.offset)
-                parts.append(Part(document, epoch, at.offset, take))
+                parts.append(Slice(document, epoch, at.offset, take))
                 if fill <= stride < fill + take:
                     follow = Cursor(at.slot, at.offset + stride - fill)
                 fill += take
-                at = self.settle(Cursor(at.slot, at.offset + take))
+                at = self.seek(Cursor(at.slot, at.offset + take))
             last = at if at is not None else Cursor(self.order.documents)
-            yield Span(parts, fill, start), follow or last
-            here = self.settle(follow or last)
+            yield Chunk(parts, fill, start), follow or last
+            here = self.seek(follow or last)
 
-    def window(self, span: Span, size: int, padding: Sequence[int]) -> Window:
-        """The tokens of a stretch in a row of `size`."""
+    def row(self, chunk: Chunk, size: int, padding: Sequence[int]) -> PackedRow:
+        """The tokens of a chunk in a row of `size`, padded with `padding` (one value for each of the K)."""
         values = np.repeat(np.asarray(padding, dtype=np.int64)[:, None], size, 1)
-        documents = np.full(size, OUTSIDE, dtype=np.int64)
+        documents = np.full(size, PAD_DOCUMENT, dtype=np.int64)
         positions, langs = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
         fill = 0
-        for i, part in enumerate(span.parts):
+        for i, part in enumerate(chunk.parts):
             here = slice(fill, fill + part.tokens)
             values[:, here] = self.read(part.document, part.epoch)[:, part.start : part.start + part.tokens]
             documents[here] = i
@@ -158,4 +157,4 @@ class Reader:
             if self.langs is not None:
                 langs[here] = self.langs[part.document]
             fill += part.tokens
-        return Window(values, documents, positions, langs)
+        return PackedRow(values, documents, positions, langs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -64,7 +64,11 @@ class MaskedPairs(base.Objective, of=declared.MLM, when=lambda spec: spec.pairs 
     def __init__(self, spec: declared.MLM, setting: base.Setting) -> None:
         super().__init__(spec, dataclasses.replace(setting, mixed=True))
         self.choose = Chooser(spec.unit, spec.rate, self.tokenizer)
-        self.mask, self.cls, self.sep = self.need("mask"), self.need("cls", "bos"), self.need("sep", "eos")
+        self.mask, self.cls, self.sep = (
+            self.special_id("mask"),
+            self.special_id("cls", "bos"),
+            self.special_id("sep", "eos"),
+        )
         self.most = math.ceil(spec.rate * self.context) if spec.most is None else spec.most
         self.everything: base.Ints = np.arange(self.tokenizer.vocab_size, dtype=np.int64)
 
@@ -90,20 +94,18 @@ class MaskedPairs(base.Objective, of=declared.MLM, when=lambda spec: spec.pairs 
         half = max(1, (self.context - 3) // 2)
         return np.array([i for a, b in itertools.pairwise(edges) for i in range(a, b, half)] + [length])
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
         sentences = lru_cache(8)(partial(self.sentences, view))
         # an offset counts sentences here
         order = self.order(view, once)
-        reader = base.Reader(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
-        order = reader.order
-        here = reader.settle(cursor)
+        packer = base.Packer(order, lambda d: len(sentences(d)) - 1, lambda d, _: np.asarray(view[d])[None], once)
+        order = packer.order
+        here = packer.seek(cursor)
         while here is not None:
             document, epoch = order[here.slot]
             edges = sentences(document)
             cut, _ = self.cut(edges, document, epoch, here.offset)
-            follow = reader.settle(base.Cursor(here.slot, here.offset + cut.used))
+            follow = packer.seek(base.Cursor(here.slot, here.offset + cut.used))
             yield partial(self.pair, view, edges, document, epoch, here.offset), follow or base.Cursor(order.documents)
             here = follow
 
@@ -196,7 +198,7 @@ class MaskedPairs(base.Objective, of=declared.MLM, when=lambda spec: spec.pairs 
         pairs = {"pair": len(batch["pair_labels"])} if "pair_labels" in batch else {}
         return {self.main: len(batch["targets"])} | pairs
 
-    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
         state = model.state(self.inputs(model, batch))
         sums = {self.main: self.token_loss(model, model.read(state), batch)}
         if "pair_labels" not in batch:

@@ -117,8 +117,8 @@ class Permuted(base.Objective, of=declared.PLM):
 
     def __init__(self, spec: declared.PLM, setting: base.Setting) -> None:
         super().__init__(spec, setting)
-        self.sep, self.cls = self.need("sep"), self.need("cls")
-        self.end = [self.need("eos")] if self.mixed else []
+        self.sep, self.cls = self.special_id("sep"), self.special_id("cls")
+        self.end = [self.special_id("eos")] if self.mixed else []
         self.tail = 3 if spec.pairs else 2
         self.room = self.context - spec.reuse - self.tail  # for A and B
         if self.room < 2:
@@ -146,26 +146,24 @@ class Permuted(base.Objective, of=declared.PLM):
 
     # ------------------------------------------------------------ rows
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
         order = self.order(view, once)
         line = Line(view, order, self.end, not self.mixed, once)
         ways = 2 if self.spec.both else 1  # an offset counts a place forward, then the same backward
-        reader = base.Reader(order, lambda d: ways * line.length(d), lambda d, _: np.asarray(view[d])[None], once)
-        line.order = order = reader.order
-        here = reader.settle(cursor)
+        packer = base.Packer(order, lambda d: ways * line.length(d), lambda d, _: np.asarray(view[d])[None], once)
+        line.order = order = packer.order
+        here = packer.seek(cursor)
         while here is not None:
             offset, way = divmod(here.offset, ways)
             place = Place(here.slot, offset, way == 1)
             if way + 1 < ways:
                 follow: base.Cursor | None = base.Cursor(here.slot, here.offset + 1)
             else:
-                follow = self.after(reader, line, place, ways)
+                follow = self.after(packer, line, place, ways)
             yield partial(self.example, view, line, place), follow or base.Cursor(order.documents)
             here = follow
 
-    def after(self, reader: base.Reader, line: Line, place: Place, ways: int) -> base.Cursor | None:
+    def after(self, packer: base.Packer, line: Line, place: Place, ways: int) -> base.Cursor | None:
         """The place of the next row."""
         whole = self.spec.reuse + self.room
         full = self.mixed or line.rest(Place(place.slot, place.offset, False), whole) == whole
@@ -175,7 +173,7 @@ class Permuted(base.Objective, of=declared.PLM):
                 slot, offset = slot + 1, offset - size
                 if slot == line.last:
                     return None
-        return reader.settle(base.Cursor(slot, ways * offset))
+        return packer.seek(base.Cursor(slot, ways * offset))
 
     def example(self, view: base.View, line: Line, place: Place) -> base.Example:
         """The row that begins at a place."""
@@ -328,7 +326,7 @@ class Permuted(base.Objective, of=declared.PLM):
             del batch["memory_ids"], batch["memory_mask"]
         return batch
 
-    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
         ids, places = batch["input_ids"], batch["places"]
         asked = places >= 0
         mapping = torch.zeros(*places.shape, ids.shape[1], device=ids.device)

@@ -8,7 +8,7 @@ the other in one row and is asked for the goal alone; under a prefix mask the in
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -62,7 +62,7 @@ class Rewriting(base.Objective):
         super().__init__(spec, setting)
         text = setting.text
         self.single = setting.structure == "decoder"
-        self.eos = self.need("eos", "sep")
+        self.eos = self.special_id("eos", "sep")
         self.start = self.padding if text.start_id is None or text.start_id == text.pad_id else text.start_id
         bos = self.tokenizer.bos_id if self.single else None
         self.front: list[int] = [] if bos is None else [int(bos)]
@@ -108,49 +108,47 @@ class Rewriting(base.Objective):
 
     # ------------------------------------------------------------ rows
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
-        reader = base.Reader(self.order(view, once), lambda d: len(view[d]), lambda d, _: self.piece(view, d), once)
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
+        packer = base.Packer(self.order(view, once), lambda d: len(view[d]), lambda d, _: self.piece(view, d), once)
         if self.streamed and not once and apart(view, self.setting.sampling):
-            for span, follow in self.spans(reader, view, cursor, self.raw, self.raw):  # rows of one language each
-                yield partial(self.example, reader, [span]), follow
+            for chunk, follow in self.chunks(packer, view, cursor, self.raw, self.raw):  # rows of one language each
+                yield partial(self.example, packer, [chunk]), follow
             return
-        here = reader.settle(cursor)
+        here = packer.seek(cursor)
         while here is not None:
-            texts, here = self.fill(reader, here)
-            yield partial(self.example, reader, texts), here or base.Cursor(reader.order.documents)
+            texts, here = self.fill(packer, here)
+            yield partial(self.example, packer, texts), here or base.Cursor(packer.order.documents)
 
-    def fill(self, reader: base.Reader, here: base.Cursor) -> tuple[list[base.Span], base.Cursor | None]:
+    def fill(self, packer: base.Packer, here: base.Cursor) -> tuple[list[base.Chunk], base.Cursor | None]:
         """The texts of a row that begins `here`, as many as it holds, and where the next one begins."""
-        texts: list[base.Span] = []
+        texts: list[base.Chunk] = []
         left = Shape(self.context, 0 if self.single else self.room)
         at: base.Cursor | None = here
         while at is not None:
-            document, epoch = reader.order[at.slot]
+            document, epoch = packer.order[at.slot]
             key = (document, epoch, at.offset)
-            rest = self.raw if self.mixed else reader.length(document) - at.offset
+            rest = self.raw if self.mixed else packer.length(document) - at.offset
             take = self.most(0, min(rest, self.raw), left, key)
             if take == 0 or (take < rest and texts and take < SCRAP):
                 break  # no scrap of a long text at the end of a row
-            span, follow = next(reader.spans(at, take, take))
-            texts.append(span)
-            used = self.shape(span.size, key)
+            chunk, follow = next(packer.chunks(at, take, take))
+            texts.append(chunk)
+            used = self.shape(chunk.size, key)
             if self.single:
                 left = Shape(left.inputs - used.inputs - used.goal + 1, 0)
             else:
                 left = Shape(left.inputs - used.inputs, left.goal - used.goal)
-            at = reader.settle(follow)
+            at = packer.seek(follow)
         if not texts:
             raise UsageError(f"a row of {self.context} tokens is too short for {type(self).__name__}")
         return texts, at
 
-    def example(self, reader: base.Reader, texts: list[base.Span]) -> base.Example:
+    def example(self, packer: base.Packer, texts: list[base.Chunk]) -> base.Example:
         """A row of rewritten texts."""
         pairs = []
-        for span in texts:
-            rows = len(reader.read(*span.key[:2]))
-            pairs.append(self.rewrite(reader.window(span, span.size, [self.padding] * rows).values, span.key))
+        for chunk in texts:
+            rows = len(packer.read(*chunk.key[:2]))
+            pairs.append(self.rewrite(packer.row(chunk, chunk.size, [self.padding] * rows).values, chunk.key))
         return self.one_row(pairs) if self.single else self.two_rows(pairs)
 
     def two_rows(self, pairs: list[Pair]) -> base.Example:
@@ -159,7 +157,7 @@ class Rewriting(base.Objective):
         places = [np.arange(len(p.goal)) if p.places is None else p.places for p in pairs]
         return {
             "input_ids": padded([p.inputs for p in pairs], self.context, self.padding),
-            "documents": padded(numbers([p.inputs for p in pairs]), self.context, base.OUTSIDE),
+            "documents": padded(numbers([p.inputs for p in pairs]), self.context, base.PAD_DOCUMENT),
             "position_ids": padded([np.arange(len(p.inputs)) for p in pairs], self.context, 0),
             "labels": padded([p.goal for p in pairs], self.room, IGNORED),
             "decoder_input_ids": padded(read, self.room, self.padding),
@@ -182,7 +180,7 @@ class Rewriting(base.Objective):
         return {
             "input_ids": padded(ids, self.context, self.padding),
             "labels": padded(labels, self.context, IGNORED),
-            "documents": padded(numbers(ids), self.context, base.OUTSIDE),
+            "documents": padded(numbers(ids), self.context, base.PAD_DOCUMENT),
             "position_ids": padded([np.arange(len(t)) for t in ids], self.context, 0),
             "prefix": padded(prefix, self.context, 0),
         }
@@ -199,7 +197,7 @@ class Rewriting(base.Objective):
             return batch
         # where places are what masks go by, padding stands after every token
         batch["decoder_position_ids"] = torch.where(labels == IGNORED, self.context - 1, batch["decoder_position_ids"])
-        outside = batch["documents"] == base.OUTSIDE
+        outside = batch["documents"] == base.PAD_DOCUMENT
         if not base.several(examples):
             for name in ("documents", "position_ids", "decoder_documents"):
                 del batch[name]
@@ -214,18 +212,21 @@ class Rewriting(base.Objective):
         """Whether what the decoder reads of a text stands at 0, 1, ..."""
         return True
 
-    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
         mask, documents = batch.get("attention_mask"), batch.get("documents")
         if self.single:
             inputs = Inputs(
-                batch["input_ids"], position_ids=base.layout(model, batch), documents=documents, prefix=batch["prefix"]
+                batch["input_ids"],
+                position_ids=base.position_ids(model, batch),
+                documents=documents,
+                prefix=batch["prefix"],
             )
             hidden = model.decode(inputs)
             return base.Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))
-        source = Inputs(batch["input_ids"], mask, position_ids=base.layout(model, batch), documents=documents)
+        source = Inputs(batch["input_ids"], mask, position_ids=base.position_ids(model, batch), documents=documents)
         target = Inputs(
             batch["decoder_input_ids"],
-            position_ids=base.layout(model, batch, "decoder_position_ids"),
+            position_ids=base.position_ids(model, batch, "decoder_position_ids"),
             documents=batch.get("decoder_documents"),
             encoder_hidden=model.encode(source),
             encoder_mask=mask,

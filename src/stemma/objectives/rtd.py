@@ -3,7 +3,7 @@ DeBERTaV3 (He et al. 2021, arXiv:2111.09543, section 3.2)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,8 @@ BITS = 53  # of a draw, as many as a double holds
 
 
 class ReplacedTokens(base.Objective, of=declared.RTD):
-    """The generator learns to fill masked places; the model reads the text with samples of it in their stead and says
-    of every token but padding whether it is another one than the text had: a sample that hits the true token is no
+    """The generator learns to fill masked places; the model reads the text with its samples there and predicts for
+    every token but padding whether it differs from the original: a sample that equals the true token is no
     replacement. No gradient passes through the samples.
 
     Rows are those of `MLM` with the same `rate`, `masked` and `pairs`; ELECTRA's released code draws the places with
@@ -97,15 +97,13 @@ class ReplacedTokens(base.Objective, of=declared.RTD):
 
     # ------------------------------------------------------------ rows
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
         here = cursor
-        for make, follow in self.masking.plan(view, cursor, once):
+        for make, follow in self.masking.lazy_examples(view, cursor, once):
             yield partial(self.example, make, here), follow
             here = follow
 
-    def example(self, make: base.Make, at: base.Cursor) -> base.Example:
+    def example(self, make: base.MakeExample, at: base.Cursor) -> base.Example:
         """A row, with a draw for each of its targets."""
         row = make()
         n = int((row["labels"] >= 0).sum())
@@ -121,7 +119,7 @@ class ReplacedTokens(base.Objective, of=declared.RTD):
 
     # ------------------------------------------------------------ the loss
 
-    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
         if model.detect is None:
             raise UsageError("RTD needs a head that detects replaced tokens: arch.heads.detect")
         generator = self.generator(nets)
@@ -131,13 +129,13 @@ class ReplacedTokens(base.Objective, of=declared.RTD):
         own = self.masking.inputs(model, batch)
         own.input_ids = ids
         found = model.detect(model.encode(own), first(batch)).float()
-        told = real(batch)
+        known = real(batch)
         each = F.binary_cross_entropy_with_logits(found, replaced.to(found.dtype), reduction="none")
         right = (found.detach() > 0) == replaced
         return base.Loss(
-            {self.main: each[told].sum(), "token": tokens},
+            {self.main: each[known].sum(), "token": tokens},
             self.counts(batch),
-            {"replaced_right": float(right[told].sum()), "replaced_share": float(replaced.sum())},
+            {"replaced_right": float(right[known].sum()), "replaced_share": float(replaced.sum())},
             {self.main: self.spec.weight},
         )
 

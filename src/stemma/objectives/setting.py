@@ -11,10 +11,9 @@ from stemma.declare.recipes import Sampling
 
 @dataclass(frozen=True)
 class Setting:
-    """What an objective is told of a run: the `tokenizer`, which names the special ids; `text`, the start token of
-    decoders; `context`, the tokens of a row; `seed`; whether rows hold several documents that see each other (`mixed`);
-    the weight of the z-loss; how languages are drawn (`sampling`), the `rows` of a step, and the
-    `structure` of the network that the rows are for, where it can be one of several."""
+    """What an objective needs from its run. `context`: tokens of a row; `mixed`: rows may hold several documents that
+    see each other; `z_loss`: weight of the z-loss; `sampling`: how languages are drawn; `rows`: of a step; `structure`:
+    of the network, for objectives that train several kinds."""
 
     tokenizer: Any
     text: Text

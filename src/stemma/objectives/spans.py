@@ -70,7 +70,7 @@ class SpanCorruption(Rewriting, of=declared.Spans):
     even = True
 
     @classmethod
-    def needs(cls, spec: declared.Spans, text: Text) -> tuple[tuple[str, ...], ...]:
+    def required_roles(cls, spec: declared.Spans, text: Text) -> tuple[tuple[str, ...], ...]:
         return *cls.roles, ("sentinels",)
 
     def __init__(self, spec: declared.Spans, setting: base.Setting) -> None:

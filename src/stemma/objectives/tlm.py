@@ -8,7 +8,7 @@ found in either half.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -77,16 +77,14 @@ class Translated(Masked, of=declared.TLM):
     def __init__(self, spec: declared.TLM, setting: base.Setting) -> None:
         super().__init__(declared.MLM(spec.rate, spec.masked, spec.random), setting)
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
         if once:
-            yield from super().plan(view, cursor, once)
+            yield from super().lazy_examples(view, cursor, once)
             return
         pairs = Pairs(view, self.context)
         langs = numbers(view, self.setting.text.languages)
-        reader = base.Reader(self.order(view, once), lambda d: len(view[d]) + 2, self.piece(view), once, langs)
-        streams = Streams(self.setting, view, reader.length, self.context, self.context)
+        packer = base.Packer(self.order(view, once), lambda d: len(view[d]) + 2, self.piece(view), once, langs)
+        streams = Streams(self.setting, view, packer.length, self.context, self.context)
         rows = self.setting.rows
         shares = tempered(pairs.counts, self.setting.sampling.alpha)
         sizes = [len(c) for c in pairs.components]
@@ -95,7 +93,7 @@ class Translated(Masked, of=declared.TLM):
             batch, place = divmod(row, rows)
             turn = batch // 2 * rows + place
             if batch % 2 == 0:
-                yield partial(self.example, reader, streams.span(turn)), base.Cursor(row + 1)
+                yield partial(self.example, packer, streams.chunk(turn)), base.Cursor(row + 1)
             else:
                 component, item, epoch = batches[turn]
                 chosen = pairs.components[component][item]
@@ -107,8 +105,8 @@ class Translated(Masked, of=declared.TLM):
         """A row of pairs of translations with their masking."""
         inputs = np.full(self.context, self.padding, dtype=np.int64)
         labels = np.full(self.context, IGNORED, dtype=np.int64)
-        documents = np.full(self.context, base.OUTSIDE, dtype=np.int64)
-        positions, told = np.zeros(self.context, dtype=np.int64), np.zeros(self.context, dtype=np.int64)
+        documents = np.full(self.context, base.PAD_DOCUMENT, dtype=np.int64)
+        positions, languages = np.zeros(self.context, dtype=np.int64), np.zeros(self.context, dtype=np.int64)
         fill = 0
         for number, (first, second) in enumerate(chosen):
             rng = draw.generator(self.seed, TRANSLATION, first, second, epoch)
@@ -118,7 +116,7 @@ class Translated(Masked, of=declared.TLM):
                 inputs[here] = [self.cls, *text, self.sep]
                 documents[here], positions[here] = number, np.arange(len(text) + 2)
                 if langs is not None:
-                    told[here] = langs[document]
+                    languages[here] = langs[document]
                 fill += len(text) + 2
             both = np.flatnonzero((documents == number) & ~np.isin(inputs, self.special))
             n = min(len(both), max(1, int(self.spec.rate * len(both) + rng.random())))
@@ -130,7 +128,7 @@ class Translated(Masked, of=declared.TLM):
             "position_ids": positions,
             "attention_mask": (documents >= 0).astype(np.int64),
         }
-        return row if langs is None else row | {"langs": told}
+        return row if langs is None else row | {"langs": languages}
 
     def collate(self, examples: Sequence[base.Example]) -> base.Batch:
         if not any(restarts(e["documents"], e["position_ids"]) for e in examples):

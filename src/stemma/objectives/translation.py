@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ class SentencePairs(base.Objective, of=declared.Translation):
 
     def __init__(self, spec: declared.Translation, setting: base.Setting) -> None:
         super().__init__(spec, setting)
-        self.eos = self.need("eos")
+        self.eos = self.special_id("eos")
         start = setting.text.start_id
         self.start = self.padding if start is None or start == setting.text.pad_id else start
 
@@ -73,9 +73,7 @@ class SentencePairs(base.Objective, of=declared.Translation):
             )
         return found
 
-    def plan(
-        self, view: base.View, cursor: base.Cursor = base.START, once: bool = False
-    ) -> Iterator[tuple[base.Make, base.Cursor]]:
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
         pairs = self.pairs(view)
         order = base.Order(self.seed, len(pairs))
 
@@ -99,7 +97,7 @@ class SentencePairs(base.Objective, of=declared.Translation):
         """A row of pairs."""
         row: dict[str, base.Ints] = {
             "input_ids": np.full(self.context, self.padding, dtype=np.int64),
-            "documents": np.full(self.context, base.OUTSIDE, dtype=np.int64),
+            "documents": np.full(self.context, base.PAD_DOCUMENT, dtype=np.int64),
             "position_ids": np.zeros(self.context, dtype=np.int64),
             "labels": np.full(self.context, IGNORED, dtype=np.int64),
             "decoder_input_ids": np.full(self.context, self.padding, dtype=np.int64),
@@ -132,19 +130,19 @@ class SentencePairs(base.Objective, of=declared.Translation):
         # where places are what masks go by, padding stands after every token
         batch["decoder_position_ids"] = torch.where(labels == IGNORED, self.context - 1, batch["decoder_position_ids"])
         if not base.several(examples):
-            padded = batch["documents"] == base.OUTSIDE
+            padded = batch["documents"] == base.PAD_DOCUMENT
             for name in ("documents", "position_ids", "decoder_documents", "decoder_position_ids"):
                 del batch[name]
             if bool(padded.any()):
                 batch["attention_mask"] = (~padded).to(torch.int64)
         return batch
 
-    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.ALONE) -> base.Loss:
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
         mask, documents = batch.get("attention_mask"), batch.get("documents")
-        source = Inputs(batch["input_ids"], mask, position_ids=base.layout(model, batch), documents=documents)
+        source = Inputs(batch["input_ids"], mask, position_ids=base.position_ids(model, batch), documents=documents)
         target = Inputs(
             batch["decoder_input_ids"],
-            position_ids=base.layout(model, batch, "decoder_position_ids"),
+            position_ids=base.position_ids(model, batch, "decoder_position_ids"),
             documents=batch.get("decoder_documents"),
             encoder_hidden=model.encode(source),
             encoder_mask=mask,

@@ -1,5 +1,5 @@
-"""Sharded tensors on disk, by torch.distributed.checkpoint: each process writes its own parts, and any number of
-processes, one included, reads the parts that it needs."""
+"""Sharded tensors on disk, by torch.distributed.checkpoint: each rank writes its own parts, and any number of ranks
+reads them back, each the parts that it needs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from torch.distributed.checkpoint import filesystem, metadata
 
 from stemma import disk
 from stemma.errors import CheckpointError
-from stemma.parallel.processes import gone
-from stemma.parallel.shard import Layout
+from stemma.parallel.processes import lost_connection
+from stemma.parallel.shard import ShardLayout
 
 SHARDS = "shards"  # the folder of a checkpoint that holds them
 KINDS = ("model", "optimizer")
@@ -77,9 +77,9 @@ class Reader(dcp.FileSystemReader):
         return dict(self.read_metadata().state_dict_metadata)
 
 
-def write(folder: Path, tensors: Kinds, layouts: Mapping[str, Layout], *, then: str = disk.AGAIN) -> None:
-    """Write the local `tensors` of all processes, `{"model": ..., "optimizer": ...}`; called by each of them. Slots of
-    the optimiser (`name:slot`) lie as their parameter does (`Layout.slot`), if they have its shape."""
+def write(folder: Path, tensors: Kinds, layouts: Mapping[str, ShardLayout], *, then: str = disk.AGAIN) -> None:
+    """Write the local `tensors` of all ranks, `{"model": ..., "optimizer": ...}`; every rank calls it. Optimiser slots
+    (`name:slot`) have their parameter's layout (`ShardLayout.slot`) if they have its shape."""
     state: dict[str, Any] = {}
     for kind, held in tensors.items():
         for key, tensor in held.items():
@@ -90,13 +90,12 @@ def write(folder: Path, tensors: Kinds, layouts: Mapping[str, Layout], *, then: 
         with _quiet():
             dcp.save(state, storage_writer=dcp.FileSystemWriter(folder, sync_files=True))
     except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
-        _told_apart(error)
+        _raise_if_rank_lost(error)
         raise disk.refused(f"the shards of a checkpoint in {folder}", _cause(error), then=then) from error
 
 
-def read(folder: Path, layouts: Mapping[str, Layout] | None = None) -> dict[str, dict[str, Tensor]]:
-    """The tensors in `folder`: the local parts that `layouts` ask for (called by every process), or all of them in full
-    if there are none."""
+def read(folder: Path, layouts: Mapping[str, ShardLayout] | None = None) -> dict[str, dict[str, Tensor]]:
+    """The tensors in `folder`: the local parts by `layouts` (every rank calls it), or all in full without them."""
     try:
         with _quiet():
             reader = Reader(folder)
@@ -110,9 +109,9 @@ def read(folder: Path, layouts: Mapping[str, Layout] | None = None) -> dict[str,
                     state[key] = torch.empty(about.size, dtype=about.properties.dtype)
             dcp.load(state, storage_reader=reader, no_dist=layouts is None)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, dcp.api.CheckpointException) as error:
-        _told_apart(error)
+        _raise_if_rank_lost(error)
         raise CheckpointError(f"the checkpoint {folder.parent} is damaged: {_line(error)}") from None
-    except Exception as error:  # whatever a metadata of another shape leads to
+    except Exception as error:  # metadata of another shape can fail anywhere
         raise CheckpointError(
             f"the checkpoint {folder.parent} is damaged: its metadata describes no tensors that Stemma wrote "
             f"({type(error).__name__})"
@@ -124,8 +123,8 @@ def read(folder: Path, layouts: Mapping[str, Layout] | None = None) -> dict[str,
     return found
 
 
-def cut(file: Path, kind: str, layouts: Mapping[str, Layout]) -> dict[str, Tensor]:
-    """The local parts of the tensors in a safetensors file, of which no more than these is read."""
+def cut(file: Path, kind: str, layouts: Mapping[str, ShardLayout]) -> dict[str, Tensor]:
+    """The local parts of the tensors in a safetensors file. Reads nothing else of it."""
     found: dict[str, Tensor] = {}
     try:
         with safe_open(file, "pt") as tensors:
@@ -139,25 +138,25 @@ def cut(file: Path, kind: str, layouts: Mapping[str, Layout]) -> dict[str, Tenso
     return found
 
 
-def _layout(kind: str, key: str, layouts: Mapping[str, Layout]) -> Layout | None:
+def _layout(kind: str, key: str, layouts: Mapping[str, ShardLayout]) -> ShardLayout | None:
     if kind == "model":
         return layouts.get(key)
     name, _, slot = key.rpartition(":")
     return None if name not in layouts else layouts[name].slot(slot)
 
 
-def _local_shape(layout: Layout) -> tuple[int, ...]:
+def _local_shape(layout: ShardLayout) -> tuple[int, ...]:
     return tuple(s.stop - s.start for s in layout.box())
 
 
-def _told_apart(error: BaseException) -> None:
-    """That another process is gone is no fault of the disk or of a file, and goes on as it came."""
-    if gone(error):
+def _raise_if_rank_lost(error: BaseException) -> None:
+    """Re-raise an error that means a lost rank: it is no fault of the disk or of a file."""
+    if lost_connection(error):
         raise error if isinstance(error, RuntimeError) else RuntimeError(str(error)) from None
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The first failure of a process; without one, the error itself."""
+    """The first failure of a rank; without one, the error itself."""
     if isinstance(error, dcp.api.CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error
@@ -169,7 +168,7 @@ def _line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch warns of what is meant: one process, and plain tensors among distributed ones."""
+    """Silence torch's warnings about one process, and about plain tensors among distributed ones: both are meant."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

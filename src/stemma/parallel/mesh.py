@@ -1,5 +1,5 @@
-"""How many processes lie along the three axes of a mesh: copies of the model (`dp`), shards of its state (`fsdp`),
-slices of its matrices (`tp`). Imports no torch."""
+"""The shape of a mesh: ranks along `dp` (copies of the model), `fsdp` (shards of its state) and `tp` (slices of its
+matrices). Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from stemma.errors import UsageError, did_you_mean
 
 AXES = ("dp", "fsdp", "tp")
-DATA = ("dp", "fsdp")  # processes along these read rows of their own
+DATA = ("dp", "fsdp")  # ranks along these read rows of their own
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """How many processes lie along each axis."""
+    """Ranks along each axis."""
 
     dp: int = 1
     fsdp: int = 1
@@ -25,7 +25,7 @@ class Mesh:
 
     @property
     def readers(self) -> int:
-        """Processes that read rows of their own."""
+        """Ranks that read rows of their own."""
         return self.dp * self.fsdp
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Processes in a grid of three axes: copies of the model (`dp`), shards of its state (`fsdp`), slices of its matrices
+"""Ranks in a grid of three axes: copies of the model (`dp`), shards of its state (`fsdp`), slices of its matrices
 (`tp`)."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from stemma.errors import ResourceError, UsageError
 from stemma.parallel.mesh import AXES, Mesh, mesh
 
-GONE = (  # what torch says where a process at the other end of a connection ended, or does not answer
+LOST = (  # in torch's messages when the rank at the other end of a connection ended or does not answer
     "Connection closed by peer",
     "Connection reset",
     "Connection was likely closed",
@@ -25,13 +25,13 @@ GONE = (  # what torch says where a process at the other end of a connection end
 )
 
 
-def gone(error: BaseException) -> bool:
-    """Whether an error says that another process is gone."""
-    return any(words in str(error) for words in GONE)
+def lost_connection(error: BaseException) -> bool:
+    """Whether an error means that another rank is gone."""
+    return any(words in str(error) for words in LOST)
 
 
 class World:
-    """The processes of a mesh, seen from one of them. Joins the process group that the launcher (`torchrun`) named."""
+    """The ranks of a mesh, seen from one of them. Joins the process group of the launcher (`torchrun`)."""
 
     def __init__(self, shape: Mesh, device: str) -> None:
         from torch.distributed.device_mesh import init_device_mesh
@@ -57,15 +57,15 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+        """Whether this rank writes files and prints."""
         return self.rank == 0
 
-    def part(self, axis: str) -> Any:
-        """The submesh of this process along one axis."""
+    def submesh(self, axis: str) -> Any:
+        """The ranks along one axis that include this one."""
         return self.grid[axis]
 
-    def place(self, *axes: str) -> tuple[int, int]:
-        """The number of this process among those along `axes`, and how many they are."""
+    def rank_along(self, *axes: str) -> tuple[int, int]:
+        """(number of this rank among those along `axes`, how many they are)."""
         number, size = 0, 1
         for axis in axes:
             there = getattr(self.shape, axis)
@@ -73,8 +73,7 @@ class World:
         return number, size
 
     def all_reduce(self, tensors: Iterable[Tensor], *axes: str) -> None:
-        """Replace each tensor by its sum over the processes along `axes`, in place; one call for tensors of one
-        type."""
+        """Sum each tensor over the ranks along `axes`, in place. All tensors of a call have one dtype."""
         held = list(tensors)
         if not held or all(getattr(self.shape, axis) == 1 for axis in axes):
             return
@@ -86,30 +85,30 @@ class World:
             tensor.copy_(total.view_as(tensor))
 
     def sum_counts(self, counts: dict[str, int], *axes: str) -> dict[str, int]:
-        """Integers summed over the processes along `axes`."""
+        """Integers summed over the ranks along `axes`."""
         values = torch.tensor(list(counts.values()), dtype=torch.int64, device=self.device)
         self.all_reduce([values], *axes)
         return dict(zip(counts, values.tolist(), strict=True))
 
     def broadcast(self, value: Any) -> Any:
-        """The value that the leading process has."""
+        """The main rank's value, on every rank."""
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def check_same_config(self, settings: Mapping[str, Any]) -> None:
-        """Raise UsageError, in every process, if one was started with other settings than the leading one."""
-        said: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(said, dict(settings))
-        for number, other in enumerate(said):
-            for name, first, here in _differing(said[0], other):
+        """Raise UsageError, on every rank, if one was started with other settings than the main rank."""
+        settings_of: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(settings_of, dict(settings))
+        for number, other in enumerate(settings_of):
+            for name, first, here in _differing(settings_of[0], other):
                 raise UsageError(
                     f"process {number} of the mesh was started with {name}={here} and process 0 with {name}={first}; "
                     "start all of them by the same command"
                 )
 
     def barrier(self) -> None:
-        """Go on when every process is here."""
+        """Wait until every rank is here."""
         dist.barrier()
 
     @staticmethod
@@ -129,8 +128,8 @@ def _differing(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]
 
 
 def init_world(text: str | None, device: str) -> World | None:
-    """The world of a mesh. Without one, None; raises UsageError if a launcher started several processes all the
-    same."""
+    """Join the mesh `text`; None without one. Raises UsageError if a launcher started several processes and there is no
+    mesh."""
     if text is None:
         if (there := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
             raise UsageError(f"there are {there} processes and no mesh; say what they do, such as --mesh fsdp={there}")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-PATIENCE = 5.0  # seconds to reach the launcher's store
+TIMEOUT = 5.0  # seconds to reach the launcher's store
 
 
 def should_report(sentence: str, lost: bool = False) -> bool:
@@ -27,7 +27,7 @@ def should_report(sentence: str, lost: bool = False) -> bool:
 
 @contextlib.contextmanager
 def _store() -> Iterator[Any]:
-    """The store by which the processes found each other. Raises LookupError where there is none (yet)."""
+    """The store by which the ranks found each other. Raises LookupError where there is none (yet)."""
     from datetime import timedelta
 
     import torch.distributed as dist
@@ -35,5 +35,5 @@ def _store() -> Iterator[Any]:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and not dist.is_initialized():
         raise LookupError("no launcher keeps a store")
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=PATIENCE), wait_for_workers=False)
+    store = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=TIMEOUT), wait_for_workers=False)
     yield dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)

@@ -1,4 +1,4 @@
-"""A model spread over a mesh, and what each process holds of it: plain local tensors that an optimiser can work on."""
+"""A model sharded over a mesh. Each rank holds plain local tensors that any optimiser can work on."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from stemma.nn.attention import Attention
 from stemma.nn.model import Model
 from stemma.nn.stack import Block
 from stemma.parallel.processes import World
-from stemma.parallel.tables import slice_, summed
+from stemma.parallel.tables import slice_matrices, sums_over_slices
 
-GATHERED = 2**27  # entries of whole matrices that a process holds at once
+GATHERED = 2**27  # entries of whole matrices that a rank holds at once
 MEANS = {"row": -1, "column": -2}  # slots of an optimiser that are means along a dimension of their parameter
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where the local part of a tensor belongs: the mesh, a placement a dimension of it, and the whole's shape. `axes`:
-    those along which processes hold different parts."""
+class ShardLayout:
+    """Where the local part of a tensor belongs: the mesh, a placement for each mesh dimension, the shape and stride of
+    the whole. `axes`: the mesh axes along which ranks hold different parts."""
 
     grid: Any
     placements: tuple[Any, ...]
@@ -37,7 +37,7 @@ class Layout:
         return tuple(axis for axis, dim in self._split() if dim is not None)
 
     def along(self, *dims: int) -> tuple[str, ...]:
-        """The axes along which processes hold different parts of one of these dimensions (-1: the last)."""
+        """The axes that split one of the dimensions `dims` (-1: the last)."""
         places = {d % len(self.shape) for d in dims}
         return tuple(axis for axis, dim in self._split() if dim in places)
 
@@ -45,21 +45,21 @@ class Layout:
         for axis, place in zip(self.grid.mesh_dim_names, self.placements, strict=True):
             yield axis, getattr(place, "dim", None)
 
-    def slot(self, name: str) -> Layout:
-        """The layout of an optimiser's slot: that of the parameter, but for slots that are means along a dimension of
-        it, which lack that dimension and are whole where it is split."""
+    def slot(self, name: str) -> ShardLayout:
+        """The layout of an optimiser's slot: that of the parameter. A mean along a dimension lacks that dimension, and
+        is replicated where it was split."""
         if name not in MEANS or len(self.shape) < 2:
             return self
         gone = MEANS[name] % len(self.shape)
         sizes = self.shape[:gone] + self.shape[gone + 1 :]
         return self._moved(sizes, lambda dim: None if dim == gone else dim - (dim > gone))
 
-    def stacked(self, n: int) -> Layout:
-        """The layout of `n` such tensors as one, whose first dimension they are."""
+    def stacked(self, n: int) -> ShardLayout:
+        """The layout of `n` such tensors stacked along a new first dimension."""
         return self._moved(torch.Size((n, *self.shape)), lambda dim: dim + 1)
 
-    def _moved(self, shape: torch.Size, to: Callable[[int], int | None]) -> Layout:
-        """The same parts of another shape, whose dimensions are these at another place, or gone (None)."""
+    def _moved(self, shape: torch.Size, to: Callable[[int], int | None]) -> ShardLayout:
+        """The same parts of another shape: dimension `d` becomes `to(d)`, or goes (None)."""
         places: list[Any] = []
         for place, (_, dim) in zip(self.placements, self._split(), strict=True):
             there = None if dim is None else to(dim)
@@ -73,13 +73,13 @@ class Layout:
         return replace(self, placements=tuple(places), shape=shape, stride=stride)
 
     def whole(self, local: Tensor) -> DTensor:
-        """The distributed tensor of which `local` is this process's part."""
+        """The distributed tensor whose part on this rank is `local`."""
         return DTensor.from_local(
             local.detach(), self.grid, self.placements, run_check=False, shape=self.shape, stride=self.stride
         )
 
     def box(self) -> tuple[slice, ...]:
-        """Which part of the whole is local."""
+        """The slices of the whole that are local."""
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
         sizes, starts = compute_local_shape_and_global_offset(self.shape, self.grid, self.placements)
@@ -87,15 +87,15 @@ class Layout:
 
 
 class StepModule(nn.Module):
-    """An objective's loss as the forward pass of one module, so that sharding has a root whose weights are gathered
-    while it runs. `opened`: blocks whose parts are used outside of their own forward pass."""
+    """An objective's loss as the forward pass of one module: the root of FSDP. `gathered`: blocks whose weights are
+    used outside of their own forward pass."""
 
     def __init__(
-        self, objective: Any, model: Model, nets: Mapping[str, Model], opened: Iterable[nn.Module] = ()
+        self, objective: Any, model: Model, nets: Mapping[str, Model], gathered: Iterable[nn.Module] = ()
     ) -> None:
         super().__init__()
         self.objective, self.model, self.nets = objective, model, nn.ModuleDict(nets)
-        self.opened = set(opened)
+        self.gathered = set(gathered)
         self.found: Any = None
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
@@ -104,8 +104,8 @@ class StepModule(nn.Module):
         return sums
 
 
-class Through:
-    """An objective whose loss goes through the root of a sharded model; all else is the objective's own."""
+class RootObjective:
+    """An objective whose loss runs through the root module; the rest is the objective's own."""
 
     def __init__(self, objective: Any, root: StepModule) -> None:
         self._objective, self._root = objective, root
@@ -121,11 +121,10 @@ class Through:
 
 
 def shard(root: StepModule, grid: Any) -> None:
-    """Shard parameters, gradients and with them the optimiser among the processes of `grid`, a block at a time; what
-    stands outside of the blocks, and blocks that are `opened`, is gathered for the whole step (Zhao et al. 2023,
-    arXiv:2304.11277)."""
+    """Shard parameters, gradients and optimiser state over `grid`, block by block (Zhao et al. 2023, arXiv:2304.11277).
+    What is outside of the blocks, and `root.gathered` blocks, is gathered for the whole step."""
     for module in list(root.modules()):
-        if isinstance(module, Block) and module not in root.opened:
+        if isinstance(module, Block) and module not in root.gathered:
             if isinstance(cross := module.cross, Attention):  # its keys are made before the block runs
                 fully_shard([cross.k, cross.v], mesh=grid)
             fully_shard(module, mesh=grid)
@@ -137,11 +136,11 @@ def shard(root: StepModule, grid: Any) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
-class Parts:
-    """What an optimiser asks of parameters that are parts of larger ones: their shapes, norms, sums and products of
-    whole matrices. As `train.optimisers.Whole` answers for one process; called by all processes in one order."""
+class ShardedParts:
+    """Shapes, norms, sums and matrix functions of whole parameters, of which this rank holds parts: what
+    `train.optimisers.Whole` is for one process. All ranks call it in the same order."""
 
-    def __init__(self, world: World, layouts: Mapping[nn.Parameter, Layout]) -> None:
+    def __init__(self, world: World, layouts: Mapping[nn.Parameter, ShardLayout]) -> None:
         self.world, self.layouts = world, layouts
 
     def shape(self, p: Tensor) -> torch.Size:
@@ -150,8 +149,8 @@ class Parts:
         return p.shape if layout is None else layout.shape
 
     def all_reduce(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor], *dims: int) -> None:
-        """Replace sums over parts by sums over wholes, in place: one tensor a parameter, summed along the dimensions
-        `dims` of it (all, if none are named)."""
+        """Add up partial sums over the ranks, in place: one tensor for each parameter, a sum along its dimensions
+        `dims` (none named: along all)."""
         together: dict[tuple[str, ...], list[Tensor]] = {}
         for tensor, p in zip(tensors, parameters, strict=True):
             if (layout := self._layout(p)) is not None:
@@ -160,7 +159,7 @@ class Parts:
             self.world.all_reduce(held, *axes)
 
     def norms(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
-        """The norm of each whole tensor, of which `tensors` are parts laid out as `parameters` are."""
+        """The norm of each whole tensor; `tensors` are parts, laid out as `parameters` are."""
         squares = [torch.linalg.vector_norm(t).square() for t in tensors]
         self.all_reduce(squares, parameters)
         return [s.sqrt() for s in squares]
@@ -168,8 +167,8 @@ class Parts:
     def matrices(
         self, work: Callable[[Tensor], Tensor], tensors: Sequence[Tensor], parameters: Sequence[Tensor]
     ) -> list[Tensor]:
-        """`work` (n ... M N -> n ... M N) of each whole matrix, and of the results the local parts. Where matrices are
-        split, they are gathered, and each of the processes that hold their parts works on a share of them."""
+        """The local parts of `work(matrix)` (n ... M N -> n ... M N) for each whole matrix. Split matrices are
+        gathered, and each of the ranks that hold their parts works on a share of the matrices."""
         found: dict[int, Tensor] = {}
         alike: dict[Any, list[int]] = {}
         for i, p in enumerate(parameters):
@@ -183,34 +182,34 @@ class Parts:
                 found |= dict(zip(some, self._shared(work, stack, split).unbind(), strict=True))
         return [found[i] for i in range(len(parameters))]
 
-    def _portions(self, places: list[int], split: Layout | None) -> Iterator[list[int]]:
-        """As many at a time as may be whole at once; a multiple of the processes that work on them."""
+    def _portions(self, places: list[int], split: ShardLayout | None) -> Iterator[list[int]]:
+        """As many matrices at a time as may be gathered at once (`GATHERED`): a multiple of the ranks that work."""
         size = len(places)
         if split is not None:
-            others = self.world.place(*split.axes)[1]
+            others = self.world.rank_along(*split.axes)[1]
             size = others * max(1, GATHERED // (split.shape.numel() * others))
         yield from (places[i : i + size] for i in range(0, len(places), size))
 
-    def _shared(self, work: Callable[[Tensor], Tensor], stack: Tensor, split: Layout | None) -> Tensor:
+    def _shared(self, work: Callable[[Tensor], Tensor], stack: Tensor, split: ShardLayout | None) -> Tensor:
         if split is None:
             return work(stack) if stack.numel() else stack
         whole = split.stacked(len(stack)).whole(stack).full_tensor()
-        number, others = self.world.place(*split.axes)
+        number, others = self.world.rank_along(*split.axes)
         out = torch.zeros_like(whole)
         if len(whole[number::others]):
             out[number::others] = work(whole[number::others])
-        self.world.all_reduce([out], *split.axes)  # of each matrix one process has the result, the others zeros
+        self.world.all_reduce([out], *split.axes)  # one rank has the result of a matrix, the others zeros
         return out[(slice(None), *split.box())]
 
-    def _layout(self, p: Tensor) -> Layout | None:
+    def _layout(self, p: Tensor) -> ShardLayout | None:
         return self.layouts.get(p)  # type: ignore[call-overload]
 
 
-class Spread:
-    """What one process holds of the model and the nets that learn with it, by the names of the whole.
+class ShardedLearners:
+    """The parameters this rank holds, under the names of the whole model and nets.
 
-    `parameters()` and `named()` are plain tensors that share memory with the local parts, `collect()` gives them their
-    gradients. `layouts` has those that are parts of a larger tensor."""
+    `parameters()` and `named()` are plain tensors that share memory with the local parts; `collect()` gives them their
+    gradients. `layouts` has an entry for each that is a part of a larger tensor."""
 
     def __init__(self, learners: Any, world: World, root: StepModule) -> None:
         self.model, self.nets, self.world = learners.model, learners.nets, world
@@ -221,17 +220,17 @@ class Spread:
                     f"mesh {world.shape}: tp does not slice networks beside the model ({', '.join(root.nets)}); use "
                     "fsdp instead"
                 )
-            slice_(self.model, world.part("tp"))
+            slice_matrices(self.model, world.submesh("tp"))
         if world.shape.fsdp > 1:
-            shard(root, world.part("fsdp"))
+            shard(root, world.submesh("fsdp"))
         self.source = dict(learners.named())
-        self.layouts: dict[str, Layout] = {}
+        self.layouts: dict[str, ShardLayout] = {}
         self.held: dict[str, nn.Parameter] = {}
         for name, p in self.source.items():
             if isinstance(p, DTensor):
-                self.layouts[name] = Layout(p.device_mesh, tuple(p.placements), p.shape, p.stride())
+                self.layouts[name] = ShardLayout(p.device_mesh, tuple(p.placements), p.shape, p.stride())
             self.held[name] = nn.Parameter(_local(p).detach(), requires_grad=p.requires_grad)
-        self.parts = Parts(world, {self.held[name]: layout for name, layout in self.layouts.items()})
+        self.parts = ShardedParts(world, {self.held[name]: layout for name, layout in self.layouts.items()})
         self._learners = learners
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -241,7 +240,7 @@ class Spread:
         yield from self.held.items()
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """As of a module: an optimiser may go by names."""
+        """As `nn.Module.named_parameters`, for optimisers that go by names."""
         return self.named()
 
     def tensors(self, frozen: bool = False) -> dict[str, Tensor]:
@@ -251,13 +250,13 @@ class Spread:
         return found | {name: p.detach() for name, p in self.held.items() if frozen or p.requires_grad}
 
     def refresh(self) -> None:
-        """Let go of gathered weights, which are not those any more that local parts say."""
+        """Free gathered weights, after the local parts changed."""
         for module in self.root.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
     def collect(self) -> None:
-        """Move gradients to the local parameters, summed over all processes that hold the same part."""
+        """Move gradients to the local parameters, summed over all ranks that hold the same part."""
         names = list(self.source)
         flags = torch.tensor([self.source[n].grad is not None for n in names], dtype=torch.int32)
         flags = flags.to(self.world.device)
@@ -271,10 +270,12 @@ class Spread:
             p.grad = None
             ready.append(held.grad)
         self.world.all_reduce(ready, "dp")
-        self.world.all_reduce([p.grad for n, p in self.held.items() if p.grad is not None and summed(n)], "tp")
+        self.world.all_reduce(
+            [p.grad for n, p in self.held.items() if p.grad is not None and sums_over_slices(n)], "tp"
+        )
 
     def _part(self, name: str, grad: Tensor) -> Tensor:
-        """The local part of a gradient, laid out as its parameter is."""
+        """The local part of a gradient, in its parameter's layout."""
         if isinstance(grad, DTensor):
             layout = self.layouts[name]
             grad = grad.redistribute(layout.grid, layout.placements).to_local()
@@ -294,7 +295,7 @@ class Spread:
         return torch.stack(list(squares.values())).sum().sqrt()
 
     def whole(self) -> dict[str, Tensor]:
-        """Every tensor of the model and its nets in full, on the CPU of the leading process; nothing elsewhere."""
+        """Every tensor of the model and its nets in full, on the CPU of the main rank; nothing elsewhere."""
         found: dict[str, Tensor] = {}
         for name, local in self.tensors(frozen=True).items():
             full = self.layouts[name].whole(local).full_tensor() if name in self.layouts else local

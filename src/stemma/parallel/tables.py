@@ -21,8 +21,8 @@ from stemma.rewrites.modules import Rewritten
 
 
 class Rows(ParallelStyle):
-    """An embedding split by rows. As `RowwiseParallel` splits it, but that its output is awaited here: a sum that is
-    still on its way is a tensor of another type, and a compiled stack that reads it loses its gradient's type."""
+    """An embedding split by rows, as by `RowwiseParallel`, but waits for its output: an asynchronous sum is a tensor of
+    another type, and a compiled stack that reads it loses the gradient's type."""
 
     def _apply(self, module: nn.Module, device_mesh: Any) -> nn.Module:
         def split(_: str, part: nn.Module, grid: Any) -> None:
@@ -36,8 +36,8 @@ class Rows(ParallelStyle):
 
 
 class Vocabulary(ParallelStyle):
-    """A head whose vocabulary matrix (its own or the embeddings') and bias are split by rows; what stands before them
-    is whole everywhere. The logits are gathered."""
+    """A head whose vocabulary matrix (its own or the embeddings') and bias are split by rows; its other parameters are
+    replicated. The logits are gathered."""
 
     def _apply(self, module: nn.Module, device_mesh: Any) -> nn.Module:
         def split(_: str, part: nn.Module, grid: Any) -> None:
@@ -56,7 +56,7 @@ def _gathered(_: nn.Module, out: Any, grid: Any) -> Any:
     return out.redistribute(grid, [Replicate()]).to_local()
 
 
-# module path -> how it is split; a path that a model lacks is passed over
+# module path -> how it is split; paths that a model lacks are skipped
 TENSOR: tuple[tuple[str, ParallelStyle], ...] = (
     ("embed.tokens", Rows()),
     ("lm", Vocabulary()),
@@ -68,17 +68,17 @@ TENSOR: tuple[tuple[str, ParallelStyle], ...] = (
     ("*.mlp.gate", ColwiseParallel()),
     ("*.mlp.down", RowwiseParallel()),
 )
-# tables of biases have a column a head
+# bias tables have a column for each head
 BIASES: tuple[tuple[str, ParallelStyle], ...] = (
     ("*.position.table", ColwiseParallel()),
     ("*.relative.table", ColwiseParallel()),
 )
-# whole everywhere, but each process sees the heads of its own only: gradients add up
+# replicated, but each rank sees only its own heads: gradients add up
 SUMMED = ("*.attention.q_norm.*", "*.attention.k_norm.*")
 
 
 def unsliceable(model: Model, n: int) -> str | None:
-    """Why the matrices of this network cannot be split among `n` processes; None if they can."""
+    """Why the matrices of this network cannot be split over `n` ranks; None if they can."""
     dims = model.dims
     for name, value in (("heads", dims.heads), ("kv_heads", dims.kv), ("d_ff", dims.d_ff)):
         if value % n:
@@ -96,9 +96,8 @@ def unsliceable(model: Model, n: int) -> str | None:
     return None
 
 
-def slice_(model: Model, grid: Any) -> None:
-    """Split the matrices of `model` along the processes of `grid`. Raises UsageError for a network that it cannot
-    split."""
+def slice_matrices(model: Model, grid: Any) -> None:
+    """Split the matrices of `model` over the ranks of `grid`. Raises UsageError for a network that cannot be split."""
     if (why := unsliceable(model, grid.size())) is not None:
         raise UsageError(f"this network cannot be trained on this mesh: {why}; use fsdp instead")
     plan: dict[str, ParallelStyle] = {}
@@ -116,6 +115,6 @@ def _style(table: tuple[tuple[str, ParallelStyle], ...], path: str) -> ParallelS
     return next((style for pattern, style in table if fnmatchcase(path, pattern)), None)
 
 
-def summed(name: str) -> bool:
+def sums_over_slices(name: str) -> bool:
     """Whether the gradient of a parameter adds up over the slices."""
     return any(fnmatchcase(name, pattern) for pattern in SUMMED)

@@ -15,7 +15,7 @@ from typing import Any
 from stemma.declare.family import Design
 from stemma.nn import parts
 from stemma.nn.parts import Arch, Dims
-from stemma.pictures.boxes import Factor, Fork, Item, Stack, Sum, Term
+from stemma.pictures.boxes import BoxStack, Factor, Fork, Item, Sum, Term
 from stemma.spec import Spec
 from stemma.words import value_text
 
@@ -29,13 +29,13 @@ WIDTHS = {
 }
 
 
-def stacks(design: Design) -> list[Stack]:
+def stacks(design: Design) -> list[BoxStack]:
     """The stacks of a design: one, or the encoder and then the decoder."""
     roles = {"encoder-decoder": ["encoder", "decoder"]}.get(design.arch.structure, [design.arch.structure])
     return [stack(design, role) for role in roles]
 
 
-def stack(design: Design, role: str) -> Stack:
+def stack(design: Design, role: str) -> BoxStack:
     arch, dims = design.arch, design.dims
     both = arch.structure == "encoder-decoder"
     last = role != "encoder" or not both  # the output of an encoder-decoder's encoder goes to the decoder
@@ -61,7 +61,7 @@ def stack(design: Design, role: str) -> Stack:
     if last:
         after += [*heads(arch, dims), target(design)]
     frame = (Item("depth", f"× {deep}", (), (layers,)), notes, *shared(dims), *convolution(arch))
-    return Stack(role, tuple(before), tuple(block), tuple(after), frame, 2 if arch.streams is not None else 1)
+    return BoxStack(role, tuple(before), tuple(block), tuple(after), frame, 2 if arch.streams is not None else 1)
 
 
 def undrawn(design: Design) -> list[Item]:

@@ -57,7 +57,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Stack:
+class BoxStack:
     """An encoder or a decoder, from the bottom to the top: below the blocks, one block, above them."""
 
     role: str

@@ -10,7 +10,7 @@ from stemma import families, spec
 from stemma.declare.family import Design, Family
 from stemma.markup import asset, document
 from stemma.pictures.block import stacks, undrawn
-from stemma.pictures.boxes import Item, Stack
+from stemma.pictures.boxes import BoxStack, Item
 from stemma.pictures.figure import Drawing, Mark, arrange, draw, outlet_height
 from stemma.pictures.marks import THEME, family_mark
 from stemma.spec import Change
@@ -139,21 +139,21 @@ def pictures(designs: tuple[Design, Design], names: tuple[str, str], changes: li
     return f'<div class="pair">{"".join(out)}</div>'
 
 
-def grouped(a: Sequence[Stack], b: Sequence[Stack]) -> dict[str, list[Stack]]:
+def grouped(a: Sequence[BoxStack], b: Sequence[BoxStack]) -> dict[str, list[BoxStack]]:
     """Stacks that are laid out together, by role: one group if each side has one stack."""
     if len(a) == len(b) == 1:
         return {role: [*a, *b] for role in (a[0].role, b[0].role)}
     return {role: [s for s in (*a, *b) if s.role == role] for role in ("encoder", "decoder")}
 
 
-def opposite(stack: Stack, own: Sequence[Stack], other: Sequence[Stack]) -> Stack | None:
+def opposite(stack: BoxStack, own: Sequence[BoxStack], other: Sequence[BoxStack]) -> BoxStack | None:
     """The stack of the other side that this one is compared with: the only one, or that of its role."""
     if len(own) == len(other) == 1:
         return other[0]
     return next((s for s in other if s.role == stack.role), None)
 
 
-def draw_stack(stack: Stack, own: Sequence[Stack], places: dict[str, Drawing], mark: Mark, label: str) -> str:
+def draw_stack(stack: BoxStack, own: Sequence[BoxStack], places: dict[str, Drawing], mark: Mark, label: str) -> str:
     here = places[stack.role]
     if stack.role == "encoder" and len(own) == 2:
         outlet = outlet_height(places["decoder"])
@@ -161,7 +161,7 @@ def draw_stack(stack: Stack, own: Sequence[Stack], places: dict[str, Drawing], m
     return draw(stack, here, mark, label=label)
 
 
-def marker(other: Stack | None, changes: list[Change]) -> Mark:
+def marker(other: BoxStack | None, changes: list[Change]) -> Mark:
     """The marks on a stack compared with `other`: none if there is no counterpart."""
     keys = {item.key for item in other.items} if other is not None else set()
 
@@ -182,7 +182,7 @@ def touches(change: str, path: str) -> bool:
     return change == path or change.startswith(path + ".") or path.startswith(change + ".")
 
 
-def described(stack: Stack) -> str:
+def described(stack: BoxStack) -> str:
     """A stack in words, for screen readers."""
     boxes = [
         ", ".join([b.title, *b.text, *(f"{c.title} {' '.join(c.text)}".strip() for c in b.chips)]) for b in stack.boxes

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 
-from stemma.pictures.boxes import AFTER, BEFORE, BLOCK, Fork, Item, Stack, Sum
+from stemma.pictures.boxes import AFTER, BEFORE, BLOCK, BoxStack, Fork, Item, Sum
 from stemma.pictures.marks import width, wrap
 from stemma.pictures.sketches import ICONS, LINE, SKETCHES, TEXT, arrow, head
 
@@ -40,7 +40,7 @@ class Grid:
         return self.mid - BOX_W / 2
 
 
-def grid(stack: Stack) -> Grid:
+def grid(stack: BoxStack) -> Grid:
     """The grid of a stack: wider with a fork, with residual lines on both sides for two streams."""
     fork = stack.fork
     inner = BOX_W if fork is None else max(BOX_W, len(fork.items) * (BRANCH_W + 10) - 10)
@@ -54,7 +54,7 @@ def grid(stack: Stack) -> Grid:
 
 
 @dataclass(frozen=True)
-class Place:
+class Extent:
     """The upper edge and the height of something drawn."""
 
     y: float
@@ -70,16 +70,16 @@ class Drawing:
     """The vertical places shared by stacks that are drawn side by side. `fork`: the place of a fork, beside the boxes
     that the other side has one above the other."""
 
-    places: dict[str, Place]
-    frame: Place
+    places: dict[str, Extent]
+    frame: Extent
     height: float
-    fork: Place | None = None
+    fork: Extent | None = None
 
-    def __getitem__(self, key: str) -> Place:
+    def __getitem__(self, key: str) -> Extent:
         return self.fork if key == "fork" and self.fork is not None else self.places[key]
 
 
-def arrange(stacks: Iterable[Stack]) -> Drawing:
+def arrange(stacks: Iterable[BoxStack]) -> Drawing:
     """Places with room for every box of each of `stacks`."""
     stacks = list(stacks)
     needed: dict[str, float] = {}
@@ -104,30 +104,30 @@ def arrange(stacks: Iterable[Stack]) -> Drawing:
             short, needed[lowest] = 0.0, branches[lowest]
         needed[lowest] = needed.get(lowest, 0.0) + max(0.0, short)
     y = 6.0
-    places: dict[str, Place] = {}
+    places: dict[str, Extent] = {}
 
     def put(keys: Iterable[str]) -> None:
         nonlocal y
         for key in keys:
             if key in needed:
-                places[key] = Place(y, needed[key])
+                places[key] = Extent(y, needed[key])
                 y += needed[key] + GAP
 
     put(reversed(AFTER))
     top = y
     y += top_row + GAP
     put(reversed(BLOCK))
-    frame = Place(top, y + 4 - top)
+    frame = Extent(top, y + 4 - top)
     y = frame.end + GAP
     put(reversed(BEFORE))
     fork = None
     if lowest is not None:
-        fork = Place(places[lowest].end - branches[lowest], branches[lowest])
+        fork = Extent(places[lowest].end - branches[lowest], branches[lowest])
     return Drawing(places, frame, y - GAP + 6, fork)
 
 
 def draw(
-    stack: Stack, drawing: Drawing, mark: Mark, *, label: str, lift: float = 0.0, outlet: float | None = None
+    stack: BoxStack, drawing: Drawing, mark: Mark, *, label: str, lift: float = 0.0, outlet: float | None = None
 ) -> str:
     """A stack as an SVG. `lift`: room above it; `outlet`: for the encoder of an encoder-decoder, the height above the
     bottom at which its output leaves to the right, towards the decoder's cross-attention."""
@@ -178,18 +178,18 @@ def draw(
     return "".join([*out, "</svg>"])
 
 
-def own_place(item: Item | Sum | Fork, place: Place) -> Place:
+def own_place(item: Item | Sum | Fork, place: Extent) -> Extent:
     """The part of its place that a box needs, from the upper edge down, so that titles are side by side."""
-    return Place(place.y, box_height(item)) if isinstance(item, Item) else place
+    return Extent(place.y, box_height(item)) if isinstance(item, Item) else place
 
 
-def frame_chips(stack: Stack, top: float) -> list[tuple[Item, float, float, Place]]:
+def frame_chips(stack: BoxStack, top: float) -> list[tuple[Item, float, float, Extent]]:
     """(chip, left edge, width, place) of the chips that describe the whole block: short ones on both sides of the line,
     long ones in a row of their own."""
     at = grid(stack)
     clear = 9 if stack.streams == 1 else SPLIT + 9
     x, end, y = at.frame[0] + PAD, at.frame[1] - PAD, top + PAD
-    found: list[tuple[Item, float, float, Place]] = []
+    found: list[tuple[Item, float, float, Extent]] = []
     sides = [(x, at.mid - clear - x), (at.mid + clear, end - at.mid - clear)]
     for chip in stack.frame:
         short = not chip.text and sides and width(chip.title, TEXT, bold=True) < sides[0][1] - 2 * PAD - 18
@@ -197,7 +197,7 @@ def frame_chips(stack: Stack, top: float) -> list[tuple[Item, float, float, Plac
         h = chip_height(chip, w)
         if not short:
             y = max([y, *(p.end + 5 for _, _, _, p in found)])
-        found.append((chip, left, w, Place(y, h)))
+        found.append((chip, left, w, Extent(y, h)))
     return found
 
 
@@ -210,7 +210,7 @@ def outlet_height(drawing: Drawing) -> float:
 # ---------------------------------------------------------------- wires
 
 
-def draw_sum(item: Sum, at: Grid, place: Place, below: Place, mark: Mark) -> str:
+def draw_sum(item: Sum, at: Grid, place: Extent, below: Extent, mark: Mark) -> str:
     """A sum of branches and the residual stream, which leaves the main line below the lowest box; one for each
     stream."""
     y, tap, r = place.y + SUM / 2, below.end + GAP / 2 + 2, 9.0
@@ -242,7 +242,7 @@ def draw_scale(item: Item, mid: float, y: float, mark: Mark) -> str:
     )
 
 
-def draw_fork(item: Fork, at: Grid, place: Place, start: float, total: Place, mark: Mark) -> str:
+def draw_fork(item: Fork, at: Grid, place: Extent, start: float, total: Extent, mark: Mark) -> str:
     """Boxes side by side: one line divides below them; their outputs enter the sum from the left and from below, the
     residual stream from the right."""
     n = len(item.items)
@@ -269,7 +269,7 @@ def draw_fork(item: Fork, at: Grid, place: Place, start: float, total: Place, ma
                 f'<path class="wire" d="M{mid} {own_y:.1f}V{meet + 8:.1f}Q{mid} {meet:.1f} {mid + turn} {meet:.1f}'
                 f'H{at.mid}V{end + r + 5:.1f}"/>{head(at.mid, end + r, "up")}'
             )
-        out.append(draw_box(box, x, BRANCH_W, Place(own_y, own), mark))
+        out.append(draw_box(box, x, BRANCH_W, Extent(own_y, own), mark))
         if box.key == "cross.in":
             middle = place.y + CROSS
             out.append(f'<path class="wire memory" d="M0 {middle:.1f}H{x - 6}"/>{head(x, middle, "right")}')
@@ -317,7 +317,7 @@ def chip_height(item: Item, room: float) -> float:
     return h + (drawn + 8 if drawn else 0.0)
 
 
-def draw_box(item: Item, x: float, w: float, place: Place, mark: Mark) -> str:
+def draw_box(item: Item, x: float, w: float, place: Extent, mark: Mark) -> str:
     found, why = mark(item)
     room = w - 2 * PAD
     out = [open_group("box", item, found, why)]

@@ -24,7 +24,7 @@ WIDE = 830.0  # least width of the picture
 
 
 @dataclass(frozen=True)
-class Node:
+class TreeNode:
     """A family's box (`x`, `y`: its upper left corner) and, beside it, the label of the edge that leads to it."""
 
     family: Family
@@ -55,12 +55,12 @@ class Year:
 
 @dataclass(frozen=True)
 class TreeLayout:
-    nodes: tuple[Node, ...]
+    nodes: tuple[TreeNode, ...]
     years: tuple[Year, ...]
     width: float
     height: float
 
-    def __getitem__(self, name: str) -> Node:
+    def __getitem__(self, name: str) -> TreeNode:
         return next(n for n in self.nodes if n.family.name == name)
 
 
@@ -94,7 +94,7 @@ def layout(roots: list[Family]) -> TreeLayout:
         label_x = x + w + 9
         y = row * ROW + (ROW - BOX) / 2
         label = edge_label(family, int((wide - label_x) / (TEXT * 0.63)), places[family.name][0])
-        nodes.append(Node(family, depth, row, x, y, w, label, label_x))
+        nodes.append(TreeNode(family, depth, row, x, y, w, label, label_x))
     return TreeLayout(tuple(nodes), years, wide, len(order) * ROW)
 
 

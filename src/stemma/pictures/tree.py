@@ -11,7 +11,7 @@ from stemma import families, spec
 from stemma.declare.family import Family, Size
 from stemma.markup import asset, change_row, document
 from stemma.nn.parts import Dims
-from stemma.pictures.layout import BOX, ROW, Node, TreeLayout, layout
+from stemma.pictures.layout import BOX, ROW, TreeLayout, TreeNode, layout
 from stemma.pictures.marks import STRUCTURES, THEME, family_mark, linked, mark
 from stemma.words import PARTS, TITLES, children, has_weights, origin, ranked, value_text
 
@@ -155,7 +155,7 @@ def edges(plan: TreeLayout) -> str:
 
 def rows(plan: TreeLayout) -> str:
     """The families as nested lists of links, also for screen readers and small screens."""
-    by_parent: dict[str | None, list[Node]] = {}
+    by_parent: dict[str | None, list[TreeNode]] = {}
     shown = {node.family.name for node in plan.nodes}
     for node in plan.nodes:
         parent = node.family.parent.name if node.family.parent else None
@@ -171,7 +171,7 @@ def rows(plan: TreeLayout) -> str:
     return f'<ul class="tree" aria-label="The family tree">{items(None)}</ul>'
 
 
-def row(node: Node) -> str:
+def row(node: TreeNode) -> str:
     family = node.family
     name = escape(family.name)
     parent = family.parent.name if family.parent else ""

@@ -105,7 +105,7 @@ class Head:
 
 
 class TwoStreams(Stack):
-    """Content and queries (`stemma.nn.streams`)."""
+    """Content and queries (`stemma.nn.two_stream`)."""
 
     told: tuple[Sized | None, ...] = ()  # of positions, by the last call
 

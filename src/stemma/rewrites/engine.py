@@ -65,8 +65,7 @@ def _replace(model: Model, path: str, rewrite: Rewrite, key: str, seed: int) -> 
 
 
 def complete(model: Model, device: torch.device, dtype: torch.dtype, seed: int = 0) -> list[str]:
-    """Initialise what replaced modules have beside the weights of a checkpoint, which are loaded. Returns the names of
-    these parameters."""
+    """Initialise the parameters that no checkpoint holds, after its weights are loaded. Returns their names."""
     new = [name for name, p in model.named_parameters() if p.is_meta]
     if device.type != "meta":
         reset(model, device, dtype, seed)
@@ -74,7 +73,7 @@ def complete(model: Model, device: torch.device, dtype: torch.dtype, seed: int =
 
 
 def reset(model: Model, device: torch.device, dtype: torch.dtype, seed: int) -> None:
-    """Initialise all that replaced modules have beside the plain weights, as a function of `seed` alone."""
+    """Initialise the parameters that replaced modules add, as a function of `seed` alone."""
     for module in model.modules():
         if isinstance(module, Rewritten):
             module.reset_parameters(_generator(seed, module.key), device, dtype)
@@ -107,7 +106,7 @@ def matched(model: Model, rewrite: Rewrite) -> list[str]:
 
 
 def pairs(model: Model, other: Model) -> list[tuple[Rewritten, Rewritten]]:
-    """The replaced modules of two models that were rewritten alike, side by side."""
+    """The replaced modules of two models with the same rewrites, in pairs."""
     both = zip(plain_modules(model), plain_modules(other), strict=True)
     return [(a, b) for (_, a), (_, b) in both if isinstance(a, Rewritten) and isinstance(b, Rewritten)]
 

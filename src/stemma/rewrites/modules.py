@@ -27,7 +27,7 @@ class Rewritten(nn.Module):
     `weight` with the weight it computes with; in the place of the embeddings also `dtype` and `device`, if that weight
     costs work to make."""
 
-    plain: type[nn.Module]  # what it stands for
+    plain: type[nn.Module]  # the type that was replaced
     shapes: dict[str, torch.Size]  # of the plain module's parameters
 
     def __init__(self, module: nn.Module) -> None:
@@ -36,7 +36,7 @@ class Rewritten(nn.Module):
             self.plain, self.shapes = module.plain, module.shapes
         else:
             self.plain, self.shapes = type(module), {name: p.shape for name, p in module.named_parameters()}
-        self.key = ""  # what its random numbers depend on, beside the seed
+        self.key = ""  # with the seed, it determines the random numbers
 
     def load(self, name: str, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         """Take the plain module's tensor `name`, in the dtype of its file; `dtype` is what the model computes in. Keep

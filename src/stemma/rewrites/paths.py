@@ -1,4 +1,4 @@
-"""Modules and parameters of a model by their paths in the plain model, whatever stands in their place."""
+"""Modules and parameters of a rewritten model by their paths in the plain one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stemma.rewrites.modules import Rewritten
 
 
 def plain_modules(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Every module by its path in the plain model; a replaced one stands for all that was in it."""
+    """Every module with its path in the plain model. Replaced modules are not entered."""
     yield path, model
     if not isinstance(model, Rewritten):
         for name, child in model.named_children():
@@ -34,7 +34,7 @@ def raw_matrices(module: nn.Module) -> tuple[str, ...]:
 
 class Search:
     """Finds the modules of the types `accepted` whose path matches a pattern of `where`, for a rewrite of kind `kind`.
-    Raises UsageError for a pattern that matches none, and for a matrix that no module stands for."""
+    Raises UsageError for a pattern that matches none, and for a matrix that is no module."""
 
     def __init__(self, kind: str, where: Sequence[str], accepted: tuple[type[nn.Module], ...]) -> None:
         self.kind, self.where, self.accepted = kind, where, accepted

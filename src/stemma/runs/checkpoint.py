@@ -1,7 +1,7 @@
 """Checkpoints of a run: `checkpoints/step-000050/{model.safetensors, optimizer.safetensors, state.json}`.
 
 A checkpoint is written under a temporary name, forced to disk and renamed: it exists whole or not at all. `state.json`
-has the checksums of the tensors' files and of itself, so one that was damaged later is not taken for what was written.
+has checksums of the tensors' files and of itself, so that later damage is noticed.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ def save(
     every: int = 1,
     shards: Path | None = None,
 ) -> Path:
-    """Write the checkpoint of a `place` (times the run went back, step) and remove all but the last `keep`. Returns its
-    directory. `every`: those of other steps than its multiples, which a stop leaves, do not count, and stay only until
-    the next. `shards`: a folder that holds the tensors already, to be moved into the checkpoint."""
+    """Write the checkpoint of a `place` (rewinds, step) and remove all but the last `keep`. Returns its folder.
+
+    `every`: a checkpoint of a step that is no multiple of it (left by a stop) does not count, and is removed with the
+    next one. `shards`: a folder that already holds the tensors, to be moved into the checkpoint. Raises
+    ResourceError."""
     rewinds, step = place
     parent = run / "checkpoints"
     final = parent / (f"step-{step:06d}" + (f"-{rewinds}" if rewinds else ""))
@@ -90,7 +92,7 @@ def remove(path: Path) -> None:
 
 
 def steps(run: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first: those from before the run went back come before those after it."""
+    """The checkpoints of a run, oldest first: by rewinds, then by step."""
     return sorted(
         (p for p in (run / "checkpoints").glob("step-*") if NAME.fullmatch(p.name) and p.is_dir()), key=_place
     )
@@ -114,16 +116,16 @@ def latest(run: Path) -> Path | None:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
-    """Weights, optimiser tensors and state of a checkpoint, whole, whether one process wrote it or several. Raises
+    """Weights, optimiser tensors and state of a checkpoint, whole, whether one rank wrote it or several. Raises
     CheckpointError if it is damaged, with what to do."""
     state = verify(path)
     if (path / "shards").is_dir():
         from stemma.parallel.checkpoint import read
 
-        with advised(path):
+        with with_advice(path):
             found = read(path / "shards")
         return found["model"], found["optimizer"], state
-    with advised(path):
+    with with_advice(path):
         model, optimizer = (load_file(path / name) for name in TENSORS)
     return model, optimizer, state
 
@@ -138,13 +140,13 @@ def peek(path: Path) -> dict[str, Any]:
 
 
 def verify(path: Path) -> Any:
-    """The state of a checkpoint, if its files are what was written. Raises CheckpointError for one that is not."""
-    with advised(path):
+    """The state of a checkpoint whose files pass their checksums. Raises CheckpointError if one does not."""
+    with with_advice(path):
         if not (path / STATE).exists():
             raise CheckpointError(f"the checkpoint {path} is damaged: there is no {STATE}")
         state = disk.read_json(path / STATE)
         if not isinstance(state, dict) or not isinstance(state.get("step"), int):
-            raise CheckpointError(f"{path / STATE} is damaged: it says no step")
+            raise CheckpointError(f"{path / STATE} is damaged: it has no step")
         if OWN not in state:
             raise CheckpointError(f"{path / STATE} is damaged, or of an older version: it has no checksum")
         if state[OWN] != _own(state):
@@ -156,8 +158,8 @@ def verify(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def advised(path: Path) -> Iterator[None]:
-    """Say of a checkpoint that cannot be read what to do about it."""
+def with_advice(path: Path) -> Iterator[None]:
+    """Add what to do to the error of a checkpoint that cannot be read. Raises CheckpointError."""
     try:
         yield
         return

@@ -23,7 +23,7 @@ import stemma
 from stemma import disk
 from stemma.errors import CheckpointError, LostError, MalformedError, ResourceError, UsageError
 from stemma.parallel import World
-from stemma.parallel.processes import gone
+from stemma.parallel.processes import lost_connection
 
 T = TypeVar("T")
 
@@ -128,7 +128,7 @@ def watch_ranks(world: World | None, run: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if world is None or not gone(error):
+        if world is None or not lost_connection(error):
             raise
         resume = f"go on from the last checkpoint, on any mesh or alone, with: {resume_command(run)}"
         raise LostError(

@@ -1,5 +1,5 @@
-"""Loss spikes, handled as PaLM's were: go back to a checkpoint from before the spike, and on with other batches
-(Chowdhery et al. 2022, arXiv:2204.02311, section 5.1)."""
+"""Loss spikes, handled as PaLM's: go back to a checkpoint from before the spike and skip batches (Chowdhery et al. 2022,
+arXiv:2204.02311, section 5.1)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Diverged(StemmaError):
 
 @dataclass(frozen=True)
 class Spikes(Spec):
-    """A spike is a loss that lies `above` times the usual deviation (1.48 times the median deviation from the median,
-    over the last `window` steps) over the median, `patience` steps in a row; a loss or gradient that is not finite is
-    one at once. Then the run goes `back` steps or more, to a checkpoint, and `skip` batches after the spike are left
-    out (PaLM: about 100 steps, 200 to 500 batches; it does not say how spikes were found). At `most` so often."""
+    """A spike: `patience` losses in a row above median + `above` * 1.4826 * MAD (median absolute deviation) of the last
+    `window` steps, or one loss or gradient that is not finite. The run then goes back to a checkpoint, by `back` steps
+    or more, and skips `skip` batches after the spike (PaLM: about 100 steps, 200 to 500 batches; it does not say how
+    spikes were found). At most `most` times."""
 
     window: int = at_least(8, 50, "steps")
     above: float = positive(8.0)

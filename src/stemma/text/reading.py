@@ -1,4 +1,4 @@
-"""What a tokenizer.json and the files beside it say: the library's object, its kind, its special tokens by role."""
+"""From a tokenizer.json and the files beside it: the library's object, its kind, its special tokens by role."""
 
 from __future__ import annotations
 

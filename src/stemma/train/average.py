@@ -1,4 +1,4 @@
-"""A running mean of the weights (Polyak & Juditsky 1992), which is often the better model than the last step's."""
+"""A running mean of the weights (Polyak & Juditsky 1992), often a better model than the last step's weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now."""
+        """Update the mean with the weights as they are now."""
         self.step += 1
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.mean.values()), list(self.own.values()), 1.0 - decay)
@@ -49,7 +49,7 @@ class Average:
         return {f"{name}:{SLOT}": t for name, t in self.mean.items()}
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Take the mean out of what a checkpoint kept."""
+        """Restore the mean from a checkpoint's tensors, and remove it from them."""
         self.step = step
         for name, mean in self.mean.items():
             mean.copy_(tensors.pop(f"{name}:{SLOT}"))

@@ -1,6 +1,6 @@
-"""What a run is: a `Plan` of plain typed values, reached by one scheme of dotted paths from everywhere.
+"""The plan of a run: plain typed values, set by dotted paths.
 
-`recipe.lr`, `arch.norm.eps`, `train.save_every`: the same path works in Python, in a YAML or TOML file and after
+The same path (`recipe.lr`, `arch.norm.eps`, `train.save_every`) works in Python, in a YAML or TOML file and after
 `--set`.
 """
 
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from stemma import spec
 from stemma.data.steps import CleaningStep
 from stemma.declare.family import Text
 from stemma.declare.objectives import Objective
@@ -71,22 +70,22 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Train(Spec):
-    """How a run is carried out. What is learned and how fast is in the recipe (`recipe.lr`, `recipe.batch`: tokens a
-    step) and in the dims (`dims.context`: tokens a row).
+    """How a run is carried out. The recipe says what is learned and how fast (`recipe.lr`; `recipe.batch`: tokens a
+    step), the dims how long a row is (`dims.context`).
 
-    `budget`: how long, see `budget()`; a time is that of training, and reading the text comes before it. `context`:
-    tokens a row where shorter than `dims.context`. `micro`: rows that go through the network at once; without dropout
-    the gradient does not depend on it (dropout draws once a micro-batch); left out, it is chosen. `save_every`,
-    `eval_every`: in steps; left out, ten checkpoints a run, and one whenever the last is half an hour old, and no
-    evaluation before the end. `keep`: checkpoints kept.
+    `budget`: how long, see `budget()`; a time is that of training, without reading the text. `context`: tokens a row
+    where shorter than `dims.context`. `micro`: rows in a micro-batch, chosen if left out; the gradient depends on it
+    only through dropout, which draws once a micro-batch. `save_every`, `eval_every`: in steps; left out, ten
+    checkpoints a run, one more whenever the last is half an hour old, and no evaluation before the end. `keep`:
+    checkpoints kept.
     `precision`: `auto` takes bf16 where the hardware multiplies it and the model is wide enough to gain. `recompute`:
-    patterns of module paths (`*.blocks.*`) that keep no activations and compute them again for the gradient: less
-    memory, about a third more work. `ahead`: steps whose batches are made ahead in a thread; left out, 2 on a GPU and
-    none on a CPU, which has better things to do. `average`: decay of a running mean of the weights, which is then what
-    is evaluated and saved at the end. `spikes`: what to do when the loss leaps up; left out, nothing, and a loss that
-    is not finite ends the run. `start`: a run, a folder or a hub id whose weights and tokenizer the run begins with.
-    `val_fraction`: share of the text held out; `eval_tokens`: at most about that much of it is evaluated. `threads`: of
-    the CPU, left out as many as torch takes.
+    patterns of module paths (`*.blocks.*`) whose activations are recomputed in the backward pass: less memory, about a
+    third more work. `ahead`: steps whose batches are prefetched in a thread; left out, 2 on a GPU and 0 on a CPU.
+    `average`: decay of a running mean of the weights, which is then evaluated and saved at the end. `spikes`: what to
+    do when the loss spikes; left out, nothing, and a loss that is not finite ends the run. `start`: a run, a folder or
+    a hub id whose weights and tokenizer the run begins with. `val_fraction`: share of the text held out;
+    `eval_tokens`: about how many of its tokens are evaluated at most. `threads`: of the CPU; left out, torch's own
+    number.
     """
 
     PLACE: ClassVar[str] = "train"
@@ -116,9 +115,8 @@ class Train(Spec):
 
 @dataclass(frozen=True)
 class Net(Spec):
-    """A network that an objective needs beside the model: its `role` there, the size it is (`name`), its design, and
-    whether it learns too. One that does not is as the `weights` in a directory or at the hub say, whose
-    `fingerprint` is kept."""
+    """A network that an objective needs beside the model: its `role` (generator, teacher), size (`name`) and design,
+    and whether it learns. A frozen net has its `weights` in a folder or at the hub, and their `fingerprint`."""
 
     role: str
     name: str
@@ -131,7 +129,7 @@ class Net(Spec):
 
 @dataclass(frozen=True)
 class Plan(Spec):
-    """A run, resolved: all that decides what is computed, beside the data itself.
+    """A resolved run: everything that decides what is computed, but for the data itself.
 
     `name`: the family or size that it descends from; `data`: where the text comes from (`stemma.data.sources`);
     `clean`: the steps that it goes through first (`stemma.data.steps`); `rewrites`: what replaces modules of the model
@@ -167,7 +165,7 @@ class Plan(Spec):
 
 
 def overrides(path: str | Path) -> dict[str, Any]:
-    """The changes in a YAML or TOML file as dotted paths: nested tables and dotted keys mean the same.
+    """The changes in a YAML or TOML file, as dotted paths. Nested tables and dotted keys mean the same.
 
     A table with a `kind` is one value (`position: {kind: Rotary, base: 5e5}`). Raises UsageError for a file that is
     missing, malformed or no table.
@@ -201,8 +199,3 @@ def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[path] = value
     return found
-
-
-def changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
-    """`plan` with `changes` by dotted path. Raises UsageError for an unknown path or a value that does not fit."""
-    return spec.edit(plan, changes)

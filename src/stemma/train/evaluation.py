@@ -1,4 +1,4 @@
-"""How well a model predicts held-out text, in bits, beside two models that anyone can beat."""
+"""How well a model predicts held-out text, in bits."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from stemma.data import View
 from stemma.data import random as draw
 from stemma.errors import DataError
 from stemma.nn.model import Model
-from stemma.objectives import ALONE, Nets, Objective
+from stemma.objectives import NO_NETS, Nets, Objective
 from stemma.objectives.base import Loss
 
 LN2 = math.log(2.0)
 
 
 def sample(view: View, tokens: int) -> View:
-    """Whole documents of `view`, the same ones each time, until they hold `tokens` tokens (or all of them). A document
-    brings its translations with it."""
+    """Whole documents of `view`, always the same ones, up to about `tokens` tokens. A document's translations come with
+    it."""
     alone = view.groups < 0
     units = np.where(alone, np.arange(len(view)) + len(view.groups) + int(view.groups.max(initial=0)), view.groups)
     _, unit = np.unique(units, return_inverse=True)
@@ -34,15 +34,14 @@ def sample(view: View, tokens: int) -> View:
 
 
 def evaluate(
-    model: Model, objective: Objective, view: View, *, rows: int = 16, autocast: Any = None, nets: Nets = ALONE
+    model: Model, objective: Objective, view: View, *, rows: int = 16, autocast: Any = None, nets: Nets = NO_NETS
 ) -> dict[str, float]:
     """The quality of `model` on every document of `view`, by the objective's own measure.
 
-    A model that predicts every token (its targets are the text): `bits_per_byte`, exact: all nats of all targets, end
-    tokens included, over the bytes of the text; a token that nothing predicts (a document's first, where no bos stands
-    before it) is charged log2(vocabulary). Other objectives: `bits_per_target` and, where targets are tokens,
-    `bits_per_target_byte`, which takes a token for as many bytes as tokens of this text have on average. Parts
-    beside the main one are reported as `loss_NAME`, their mean in nats.
+    If every token is a target: `bits_per_byte` = the bits of all targets, end tokens included, over the bytes of the
+    text. A token without a target (a document's first, without bos) costs log2(vocabulary). Other objectives:
+    `bits_per_target` and, if targets are tokens, `bits_per_target_byte`, at the text's mean bytes a token. Other parts
+    of the loss: `loss_NAME`, their mean in nats.
     """
     found = _measured(model, objective, view, max(1, rows // objective.rows), autocast, nets)
     main, sums, counts = objective.main, found.sums, found.counts
@@ -50,7 +49,7 @@ def evaluate(
         raise DataError("the held-out text holds nothing to predict; give more text or raise train.val_fraction")
     bits, n = sums[main] / LN2, counts[main]
     size = max(1, view.bytes_total)
-    if objective.whole:
+    if objective.predicts_all:
         free = objective.tokens_without_target(view)
         quality = {"loss": sums[main] / n, "bits_per_byte": (bits + free * math.log2(model.dims.vocab)) / size}
     else:

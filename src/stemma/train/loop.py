@@ -22,11 +22,11 @@ from stemma.runs.drive import OnStep, drive
 from stemma.runs.metrics import Metrics, Record
 from stemma.runs.spikes import Diverged
 from stemma.train import meter, optim
-from stemma.train.ahead import Ahead
 from stemma.train.average import Average
 from stemma.train.config import Plan
 from stemma.train.device import pick_device, pick_precision
 from stemma.train.learners import Learners, fingerprint
+from stemma.train.prefetch import Prefetch
 from stemma.train.recompute import recompute
 from stemma.train.source import DummyBatch, Source
 
@@ -78,7 +78,7 @@ class Loop:
         self.rewinds, self.losses = 0, list[float]()
         ahead = plan.train.ahead if plan.train.ahead is not None else AHEAD[self.device.type]
         self.ahead = 0 if source.online else ahead
-        self._stream: Ahead | Iterator[Any] | None = None
+        self._stream: Prefetch | Iterator[Any] | None = None
         self._transform()
 
     def _transform(self) -> None:
@@ -99,14 +99,14 @@ class Loop:
         """The next step's updates, each as micro-batches. Moves the cursor and counts the tokens."""
         if self._stream is None:
             stream = self.source.draws(self.cursor, self.step)
-            self._stream = Ahead(lambda: next(stream), self.ahead) if self.ahead else stream
-        draw = self._stream.take() if isinstance(self._stream, Ahead) else next(self._stream)
+            self._stream = Prefetch(lambda: next(stream), self.ahead) if self.ahead else stream
+        draw = self._stream.take() if isinstance(self._stream, Prefetch) else next(self._stream)
         self.cursor, self._drawn = draw.cursor, draw.tokens
         return list(draw.updates)
 
     def move(self, cursor: Any) -> None:
         """Go on from another place in the source."""
-        if isinstance(self._stream, Ahead):
+        if isinstance(self._stream, Prefetch):
             self._stream.close()
         self._stream, self.cursor = None, cursor
 
@@ -177,7 +177,7 @@ class Loop:
             ) from None
 
     def _advance(self) -> Record:
-        lr = optim.rate(self.plan.recipe.schedule, self.lr, self.step + 1, self.steps)
+        lr = optim.learning_rate(self.plan.recipe.schedule, self.lr, self.step + 1, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         taken: list[Update] = []

@@ -1,4 +1,4 @@
-"""Counting work: floating-point operations of a model, and what the machine can do at most."""
+"""Floating-point operations of a training step, and the machine's peak."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from stemma.rewrites.paths import PlainTensors
 def flops(model: Model, context: int, targets: float = 1.0, decoder: float = 0.0) -> float:
     """Operations of one training step per token of the row, forward and backward.
 
-    6 for each weight that a token is multiplied with (2 forward, 4 backward; of experts, those it takes) and
-    12 * layers * width * context for attention (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), half of that
-    where attention is causal. The vocabulary matrix counts for `targets`, the share of places that reach it. `decoder`:
-    tokens of the decoder for each of the encoder's, for an encoder-decoder; the result is per token of the encoder's
-    input.
+    6 for each weight that multiplies a token (2 forward, 4 backward; of experts, the active ones) plus
+    12 * layers * width * context for attention (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), halved for causal
+    attention. The vocabulary matrix counts for `targets`, the share of positions that reach it. `decoder`: decoder
+    tokens for each encoder token; for an encoder-decoder the result is per encoder token.
     """
     dims, structure = model.dims, model.arch.structure
     head = 6.0 * dims.vocab * dims.d_model if model.lm is not None else 0.0
@@ -37,7 +36,7 @@ def flops(model: Model, context: int, targets: float = 1.0, decoder: float = 0.0
 
 
 def _weights(stack: torch.nn.Module | None, *parts: str) -> float:
-    """Operations of a token with the matrices of a stack, or with those whose name holds one of `parts`."""
+    """Operations of a token in the matrices of a stack, or in those whose name contains one of `parts`."""
     assert stack is not None
     tables = ("table.weight", "blanks.weight")  # rows of these are looked up
     shapes = PlainTensors(stack).shapes.items()  # quantised matrices too
@@ -59,7 +58,7 @@ def _attention(dims: Dims, layers: int, context: float) -> float:
 
 @functools.cache
 def peak(device: str, bf16: bool) -> float:
-    """Operations a second that a square matrix product reaches here, measured once (about 0.2 s)."""
+    """Operations a second of a square matrix product on this machine, measured once (about 0.2 s)."""
     kind = torch.device(device)
     n = 8192 if kind.type == "cuda" else 1024
     a = torch.randn(n, n, device=kind, dtype=torch.bfloat16 if bf16 else torch.float32)

@@ -16,8 +16,8 @@ from stemma.train import optimisers
 def optimizer(
     spec: recipes.Optimizer, model: nn.Module, lr: float, parts: optimisers.Parts | None = None
 ) -> torch.optim.Optimizer:
-    """The optimiser over all parameters of `model`; weight decay spares norms and biases (all that is no matrix).
-    `parts`: what knows of parameters that are parts of larger ones."""
+    """The optimiser over all parameters of `model` that learn. Weight decay applies to matrices only, not to norms and
+    biases. `parts`: answers for sharded parameters."""
     made = _optimizer(spec, model, lr)
     if parts is not None and isinstance(made, optimisers.Optimizer):
         made.parts = parts
@@ -49,8 +49,8 @@ def _optimizer(spec: recipes.Optimizer, model: nn.Module, lr: float) -> torch.op
 
 
 def _groups(spec: recipes.Optimizer, model: nn.Module) -> list[dict[str, Any]]:
-    """The parameters by how they are treated: the matrices of blocks (apart where this matters), other matrices and
-    tables, and what is no matrix."""
+    """Parameter groups: matrices of blocks (apart for Muon), other matrices and tables, and the rest (norms,
+    biases)."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     hidden = {
         name
@@ -65,8 +65,8 @@ def _groups(spec: recipes.Optimizer, model: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def rate(schedule: recipes.Schedule, lr: float, step: int, steps: int) -> float:
-    """The learning rate of `step` (from 1) in a run of `steps`: the peak is that of step `warmup`, or of the first."""
+def learning_rate(schedule: recipes.Schedule, lr: float, step: int, steps: int) -> float:
+    """The learning rate of `step` (from 1) in a run of `steps`; it peaks at step `warmup`, or at the first."""
     warm = schedule.warmup
     if schedule.shape == "rsqrt":
         return lr * max(schedule.floor, math.sqrt(max(warm, 1) / max(step, warm, 1)))
@@ -100,12 +100,12 @@ def state(learners: Any, opt: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore(learners: Any, opt: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `state` took. Raises CheckpointError for tensors of parameters that the model lacks."""
+    """Restore the tensors of `state`. Raises CheckpointError for tensors of parameters that the model lacks."""
     known = dict(learners.named())
     for key, value in tensors.items():
         name, _, slot = key.rpartition(":")
         if name not in known:
-            raise CheckpointError(f"the optimiser's state speaks of {name}, which this model does not have")
+            raise CheckpointError(f"the optimiser's state has {name}, which this model lacks")
         place = "cpu" if slot == "step" and not _on_device(opt) else known[name].device
         opt.state[known[name]][slot] = value.to(place, copy=True)
 

@@ -1,8 +1,8 @@
 """Optimisers that torch does not have, or has in another form than the published one.
 
 Each works on all parameters of a group at once (`torch._foreach_*`). The state of a parameter is `step` and tensors of
-its own shape or smaller, so that a checkpoint holds it by `parameter:slot`. Where a parameter is one process's part of
-a larger one, what concerns all of it (norms, means, whole matrices) is asked of `parts`.
+its own shape or smaller, so that a checkpoint holds it by `parameter:slot`. A parameter may be one rank's shard:
+`parts` gives norms, means and functions of the whole one.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Tensors = list[Tensor]
 
 
 class Parts(Protocol):
-    """What an optimiser asks of parameters that may be parts of larger ones, which other processes hold."""
+    """What an optimiser needs of whole parameters, of which ranks may hold shards."""
 
     def shape(self, p: Tensor) -> torch.Size:
         """The shape of the whole parameter."""
 
     def all_reduce(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor], *dims: int) -> None:
-        """Make sums along the dimensions `dims` of each parameter (all, if none are named) those of the whole."""
+        """Add up sums along the dimensions `dims` of each parameter (none named: all) over its shards, in place."""
 
     def norms(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensors:
         """The norm of each whole tensor."""
@@ -34,11 +34,11 @@ class Parts(Protocol):
     def matrices(
         self, work: Callable[[Tensor], Tensor], tensors: Sequence[Tensor], parameters: Sequence[Tensor]
     ) -> Tensors:
-        """`work` (n ... M N -> n ... M N) of each whole matrix; of the results this process's parts."""
+        """This rank's parts of `work(matrix)` (n ... M N -> n ... M N) for each whole matrix."""
 
 
 class Whole:
-    """Of parameters that are whole."""
+    """`Parts` for parameters that are not sharded."""
 
     def shape(self, p: Tensor) -> torch.Size:
         return p.shape
@@ -62,7 +62,7 @@ class Whole:
 
 
 class Optimizer(torch.optim.Optimizer):
-    """A step is `update` of every group's parameters that have a gradient."""
+    """Calls `update` for each group, with the parameters that have a gradient."""
 
     parts: Parts = Whole()
 
@@ -88,12 +88,12 @@ class Optimizer(torch.optim.Optimizer):
         return [self.state[p][slot] for p in parameters]
 
     def steps(self, parameters: Tensors) -> list[float]:
-        """How many steps each parameter has taken, this one included."""
+        """Steps of each parameter, this one included."""
         return [float(t) for t in self.held("step", parameters)]
 
     @abstractmethod
     def slots(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
-        """What is kept of a parameter."""
+        """The state of a parameter, beside `step`."""
 
     @abstractmethod
     def update(self, group: dict[str, Any], parameters: Tensors, grads: Tensors) -> None:
@@ -101,9 +101,8 @@ class Optimizer(torch.optim.Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam with decoupled weight decay whose averages are not corrected for their beginning at zero: BERT's, as
-    released (optimization.py). The first steps are larger than the corrected ones by up to sqrt(1/(1 - beta2)) times
-    1 - beta1."""
+    """Adam with decoupled weight decay and without bias correction: BERT's, as released (optimization.py). Step 1 is
+    (1 - beta1) / sqrt(1 - beta2) times the corrected one."""
 
     def __init__(self, groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
@@ -136,8 +135,8 @@ class Adam(Optimizer):
 
 
 class LAMB(Adam):
-    """Adam whose step for each matrix, weight decay included, is as long as the matrix times the rate (You et al. 2019,
-    algorithm 2). What is not decayed (norms, biases) is not rescaled either, as in the released code of ALBERT."""
+    """Adam whose step for each matrix, weight decay included, has the norm rate * ||matrix|| (You et al. 2019,
+    algorithm 2). Norms and biases, which are not decayed, are not rescaled either, as in ALBERT's released code."""
 
     def __init__(
         self, groups: Groups, lr: float, betas: tuple[float, float], eps: float, corrected: bool = True
@@ -154,13 +153,12 @@ class LAMB(Adam):
 
 
 class Adafactor(Optimizer):
-    """Shazeer & Stern 2018, algorithms 4 to 6: second moments kept as the sums of rows and columns, steps clipped by
-    their root mean square and relative to that of the parameter. The rate is what the schedule says; torch's and
-    others' bound it by 1/sqrt(step), which T5's does not.
+    """Shazeer & Stern 2018, algorithms 4 to 6: second moments factored into means of rows and columns, steps clipped by
+    their root mean square (RMS) and scaled by the parameter's RMS. The rate is the schedule's; torch and others bound
+    it by 1/sqrt(step), T5's code does not.
 
-    `smallest`: from this size on, in both of its last two dimensions, a tensor is factored; None: never (PaLM), which
-    is Adam with steps relative to the parameter. `momentum`: of the finished step. A step takes
-    `weight_decay * rate**power` of a weight.
+    `smallest`: a tensor is factored if its last two dimensions are both at least so large; None: never (PaLM).
+    `momentum`: of the finished step. Decay: weight -= weight_decay * rate**power * weight.
     """
 
     def __init__(
@@ -223,8 +221,7 @@ class Adafactor(Optimizer):
         torch._foreach_sub_(parameters, step)
 
     def roots(self, parameters: Tensors, squares: Tensors, fresh: list[float], which: list[int]) -> Tensors:
-        """One over the root of the second moments of the parameters numbered in `which`, from the means of rows and
-        columns, which are brought up to date."""
+        """1 / sqrt(second moments) of the parameters numbered in `which`; updates their means of rows and columns."""
         held = [parameters[i] for i in which]
         sizes = [self.parts.shape(p) for p in held]
         rows, columns = [squares[i].sum(-1) for i in which], [squares[i].sum(-2) for i in which]
@@ -244,9 +241,9 @@ class Adafactor(Optimizer):
 
 
 class Muon(Adam):
-    """Matrices by the orthogonal part of their momentum (Jordan et al. 2024), each entry of the step about 0.2 in size,
-    so that AdamW's rate and weight decay suit both (Liu et al. 2025, arXiv:2502.16982, section 2.2); groups that are
-    not marked `matrices` by AdamW."""
+    """Steps along the orthogonalised momentum (Jordan et al. 2024), scaled so that its entries are about 0.2 and
+    AdamW's rate and weight decay suit (Liu et al. 2025, arXiv:2502.16982, section 2.2). Groups not marked `matrices`
+    take AdamW."""
 
     def __init__(
         self,
@@ -280,8 +277,8 @@ class Muon(Adam):
 
 
 def orthogonal(x: Tensor, iterations: int = 5) -> Tensor:
-    """About U V' of each matrix U S V' in `x` (... M N), by Jordan's quintic form of Newton and Schulz's iteration: its
-    singular values end between 0.7 and 1.2, not at 1. In bf16 where the hardware is fast at it."""
+    """About U V' of each matrix U S V' in `x` (... M N), by Jordan's quintic Newton-Schulz iteration; singular values
+    end between 0.7 and 1.2. In bf16 on CUDA."""
     a, b, c = 3.4445, -4.7750, 2.0315
     y = x.bfloat16() if x.device.type == "cuda" else x
     tall = y.shape[-2] > y.shape[-1]

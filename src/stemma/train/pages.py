@@ -1,5 +1,5 @@
-"""Memory that a step gives back is used by the next one: on Linux, glibc otherwise returns big blocks to the system and
-gets them back page by page, which a training step on a CPU pays for each time."""
+"""Keep freed memory for the next step. Otherwise glibc (Linux) returns big blocks to the system, and each training step
+on a CPU pays to get them back page by page."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def keep_pages() -> bool:
-    """Tell glibc to keep what is freed, for the rest of the process. Returns whether it did: elsewhere, and under
-    another allocator, there is nothing to tell."""
+    """Make glibc keep freed memory, for the rest of the process. Returns whether it did; False elsewhere and with other
+    allocators."""
     if not sys.platform.startswith("linux"):
         return False
     try:

@@ -1,4 +1,4 @@
-"""A run, resolved: from the name of a family or size to all that decides what is computed. Imports no torch."""
+"""From the name of a family or size to the plan of a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from stemma.declare.family import Design, Family
 from stemma.declare.recipes import Sampling
 from stemma.errors import UsageError
 from stemma.train.config import Net, Plan, Train
-from stemma.train.scale import beside, scaled
+from stemma.train.scale import scaled, scaled_net
 
 
-def suitable(design: Design | Plan) -> str:
+def default_data(design: Design | Plan) -> str:
     """The built-in text to train a design on where none is named: parallel text for what is trained on translations or
     draws languages, source code for what fills gaps in it, English prose for all others."""
     if data := design.objective.default_data:
@@ -34,10 +34,8 @@ def resolve(
     scale: str = "tiny",
     overrides: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """The plan of a run: the design of `name` at `scale`, with `overrides` by dotted path.
-
-    Raises UsageError for an unknown name, scale, path or value, and for a design that cannot be trained as it stands.
-    """
+    """The plan of a run: the design of `name` at `scale`, with `overrides` by dotted path. Raises UsageError for an
+    unknown name, scale, path or value, and for a design that cannot be trained."""
     plan = drafted(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
     for what, value in (("recipe.lr", plan.recipe.lr), ("recipe.batch", plan.recipe.batch)):
         if value is None:
@@ -56,7 +54,7 @@ def drafted(
     scale: str = "tiny",
     overrides: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """As `resolve`, where the learning rate and the batch may still be unknown."""
+    """As `resolve`, but the learning rate and the batch may be unknown."""
     changes = dict(overrides or {})
     name, scale = changes.pop("name", name), changes.pop("scale", scale)
     design = scaled(families.design(name), scale)
@@ -69,24 +67,24 @@ def drafted(
     if isinstance(changes.get("clean"), str) and not changes["clean"].lstrip().startswith(("(", "[")):
         changes["clean"] = cleaning.parse(changes["clean"])
     plan = spec.edit(plan, changes)
-    plan = replace(plan, data=plan.data or suitable(plan))
+    plan = replace(plan, data=plan.data or default_data(plan))
     if (why := _incompatible_reason(plan, design)) is not None:
         raise UsageError(f"{name} cannot be trained so: {why}")
     if plan.context > plan.dims.context:
         raise UsageError(f"train.context={plan.context} exceeds dims.context={plan.dims.context}")
     if plan.objective != design.objective:
-        from stemma.objectives import suited
+        from stemma.objectives import with_special_tokens
 
-        plan = replace(plan, text=suited(plan.objective, plan.text))
+        plan = replace(plan, text=with_special_tokens(plan.objective, plan.text))
     plan = replace(plan, nets=_nets(plan, changes))
     if plan.train.start:
-        return replace(plan, train=replace(plan.train, start=place(plan.train.start)))
-    return from_nothing(plan, changes)
+        return replace(plan, train=replace(plan.train, start=start_folder(plan.train.start)))
+    return from_scratch(plan, changes)
 
 
 def _incompatible_reason(plan: Plan, design: Design) -> str | None:
-    """Why a network cannot be trained so; None if it can. Of the tree's own designs, unchanged, it is known that they
-    can (a test asks of all), so nothing that computes need be imported."""
+    """Why a design cannot be trained on its objective; None if it can. The tree's own designs, unchanged, can (a test
+    asks all of them), which needs no torch."""
     if plan.recipe.ramp is not None and plan.objective.ramp_conflict:
         return f"{plan.objective.ramp_conflict}; set recipe.ramp=none"
     if plan.objective == design.objective and plan.arch == design.arch and families.declared(plan.name):
@@ -97,8 +95,8 @@ def _incompatible_reason(plan: Plan, design: Design) -> str | None:
 
 
 def _nets(plan: Plan, changes: Mapping[str, Any]) -> tuple[Net, ...]:
-    """What stands beside the model of a plan: at its scale, or as its weights are. What was changed of the model's
-    design, but for its heads, is changed of those that learn too."""
+    """The nets beside the model: at the plan's scale, or as their weights are. Changes of the model's arch, but for its
+    heads, apply to nets that learn too."""
     own = {k: v for k, v in changes.items() if k.startswith("arch.") and not k.startswith("arch.heads")}
     found = []
     for role, (name, learns) in plan.objective.networks.items():
@@ -116,7 +114,7 @@ def _nets(plan: Plan, changes: Mapping[str, Any]) -> tuple[Net, ...]:
                     f"{net.dims.context}; set train.context={net.dims.context}"
                 )
         elif learns:
-            other = beside(families.design(plan.name), families.design(name), plan.dims)
+            other = scaled_net(families.design(plan.name), families.design(name), plan.dims)
             net = Net(role, name, spec.edit(other, own).arch, other.dims, learns)
         else:
             other = scaled(families.design(name), plan.scale)
@@ -126,7 +124,7 @@ def _nets(plan: Plan, changes: Mapping[str, Any]) -> tuple[Net, ...]:
 
 
 def _weights(name: str) -> str:
-    """Where the weights of a net are: a folder, whole, or a hub id; empty for the name of a size, which has none."""
+    """The absolute folder or the hub id of a net's weights; empty for the name of a size."""
     if Path(name).exists():
         return str(Path(name).resolve())
     try:
@@ -141,9 +139,9 @@ def _weights(name: str) -> str:
 # ---------------------------------------------------------------- where it begins
 
 
-def place(start: str) -> str:
-    """The folder of the weights that `start` names: a run's model, or the folder itself; a hub id stays one. Raises
-    UsageError for a run that is not finished."""
+def start_folder(start: str) -> str:
+    """The folder of the weights that `start` names (a run's `model`, or the folder itself), or a hub id as it is.
+    Raises UsageError for a run that is not finished."""
     path = Path(start)
     if (path / "run.json").is_file():
         if not (path / "model").is_dir():
@@ -153,14 +151,14 @@ def place(start: str) -> str:
 
 
 def missing_parent(plan: Plan) -> str | None:
-    """The parent of whose weights a plan's family is more training; None for a family that begins from new ones."""
+    """The parent whose weights a `trained` family starts from; None for a family with weights of its own."""
     family: Family = families.family(plan.name)
     return family.parent.name if family.edge == "trained" and family.parent is not None else None
 
 
-def from_nothing(plan: Plan, changes: Mapping[str, Any]) -> Plan:
-    """A scaled plan that begins from new weights though its family begins from a parent's: with the rate and schedule
-    of the ancestor that began from new ones too, unless they are given."""
+def from_scratch(plan: Plan, changes: Mapping[str, Any]) -> Plan:
+    """A scaled plan that begins from new weights though its family starts from a parent's: it takes the learning rate
+    and schedule of the nearest ancestor with weights of its own, unless they are given."""
     if plan.scale == "full" or missing_parent(plan) is None:
         return plan
     family: Family = families.family(plan.name)

@@ -44,7 +44,7 @@ def check_enough(loop: Loop) -> None:
     ramp, rows, cursor = loop.plan.recipe.ramp, 0, Cursor()
     needed = int(ramps.total(ramp, source.full, loop.steps))
     try:
-        for _, follow in itertools.islice(loop.objective.plan(source.view), min(needed, COUNTED)):
+        for _, follow in itertools.islice(loop.objective.lazy_examples(source.view), min(needed, COUNTED)):
             rows, cursor = rows + 1, follow
         if needed <= COUNTED or apart(source.view, loop.plan.recipe.sampling):
             return

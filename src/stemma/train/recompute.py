@@ -1,5 +1,5 @@
-"""Activation checkpointing by table: modules named by pattern forget what they computed and compute it again when the
-gradient comes (Chen et al. 2016, arXiv:1604.06174). Applied from outside: a model knows nothing of it."""
+"""Activation checkpointing by path: modules that match a pattern drop their activations and recompute them in the
+backward pass (Chen et al. 2016, arXiv:1604.06174). Applied from outside; model code does not know of it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from stemma.errors import UsageError
 
 
 def recompute(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Wrap the modules of `model` whose path matches one of the `patterns` (`*.blocks.*` is each block, but nothing
-    inside one: the outermost match counts). Returns their paths; raises UsageError for a pattern that matches none."""
+    """Wrap the modules of `model` whose path matches one of the `patterns`. Only the outermost match counts:
+    `*.blocks.*` wraps each block and nothing inside. Returns the paths; raises UsageError for a pattern that matches
+    none."""
     found: list[str] = []
     unused = set(patterns)
     for path, module in model.named_modules():

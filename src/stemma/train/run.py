@@ -84,11 +84,12 @@ class Pretraining:
             "steps": loop.steps,
             "tokens": loop.tokens,
             "epochs": loop.objective.epochs(self.view, loop.cursor),
-            "parameters": sum(p.numel() for p in loop.model.parameters()),
-            **measured(self.run, loop),
+            **measured(self.run, loop, sum(p.numel() for p in loop.model.parameters())),
             "val": quality,
             "baselines": {
-                "unigram_bits_per_byte": stats.unigram_bits_per_byte(self.view, self.held, ends=loop.objective.whole),
+                "unigram_bits_per_byte": stats.unigram_bits_per_byte(
+                    self.view, self.held, ends=loop.objective.predicts_all
+                ),
                 "xz_bits_per_byte": stats.xz_bits_per_byte(self.held),
             },
         }

@@ -1,4 +1,5 @@
-"""One dial that makes a published design small enough to train at home: `tiny`, `mini`, `small`, or `full` as it is."""
+"""Scales that make a published design small enough to train at home: `tiny`, `mini`, `small`; `full` is as
+published."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ from stemma.nn.parts import (
 
 @dataclass(frozen=True)
 class ScaleStep:
-    """A setting of the dial. `head`: width of a head; `batch`: tokens a step; `lr`: AdamW's peak for pre-norm."""
+    """A scale. `head`: width of a head; `batch`: tokens a step; `lr`: AdamW's peak rate for pre-norm networks."""
 
     d_model: int
     layers: int
@@ -45,7 +46,7 @@ SCALES = {
     "mini": ScaleStep(256, 6, 32, 256, 8192, 1.5e-3),
     "small": ScaleStep(512, 8, 64, 512, 32_768, 1e-3),
 }
-RELATIVE = 2.5  # times AdamW's rate where the rate is a share of each weight's norm (LAMB)
+RELATIVE = 2.5  # LAMB's rate over AdamW's: it is relative to each weight's norm
 EXPERTS = 8  # MLPs of a layer at most, where there are several
 VOCAB = 4096  # of a tokenizer trained for the run
 REFERENCE = 768  # width that a published standard deviation of weights suits at least; BERT's and GPT's, with 0.02
@@ -55,16 +56,14 @@ WARMUP = 0.05  # share of the steps, where the published share is smaller
 def scaled(design: Design, scale: str) -> Design:
     """`design` at a scale: its shape in small, and a recipe that suits it. `full` returns it unchanged.
 
-    What the family chose stays: the inner width as a multiple of d_model, queries a key head, window as a share of the
-    context, dropout, optimiser, shape of the schedule, ramp of the batch (all in shares). What follows the size
-    changes: widths, layers, vocabulary, context, batch, peak rate, and with the width how wide the first weights
-    spread. Adam's averages are corrected for their start, also where the released code leaves that out: its long
-    warm-up makes up for it, a run of some hundred steps cannot. Post-norm networks get a third of the rate (they
-    diverge first); LAMB's, a share of each matrix's norm, has to be larger the fewer the steps; Adafactor's, a share
-    too, stays. A student is as much smaller than the scale's networks as it is than its teacher in full size. An
-    encoder-decoder has as many layers in each half: a token passes one half only, so its cost is about the same.
-    Raises UsageError for an unknown scale.
-    """
+    Kept are the family's choices: d_ff / d_model, query heads a key head, window / context, dropout, optimiser, shape
+    of the schedule, ramp of the batch. Changed is what depends on size: widths, layers, vocabulary, context, batch,
+    peak rate, and the standard deviation of new weights. Adam corrects its bias even if the released code does not: a
+    long warm-up makes up for that, a run of some hundred steps cannot. Post-norm networks get a third of the rate (they
+    diverge first). LAMB's rate, relative to each matrix's norm, grows for short runs; Adafactor's, also relative,
+    stays. A student is as much smaller than the scale's networks as it is than its teacher in full size. An
+    encoder-decoder has the scale's layers in each half: a token passes one half only, so its cost is about the same.
+    Raises UsageError for an unknown scale."""
     if scale == "full":
         return design
     if scale not in SCALES:
@@ -77,9 +76,9 @@ def scaled(design: Design, scale: str) -> Design:
     return replace(design, arch=arch, dims=dims, objective=design.objective.scaled(share), recipe=_recipe(design, step))
 
 
-def beside(design: Design, other: Design, dims: Dims) -> Design:
-    """`other`, a network that is trained beside `design` (a generator), for a model of `dims` in place of the published
-    ones: as much smaller than it as in full size, in width, heads and layers; the same embeddings and context."""
+def scaled_net(design: Design, other: Design, dims: Dims) -> Design:
+    """`other`, a network that is trained beside `design` (a generator), for a model of `dims`: smaller than it by the
+    published ratios of width, heads and layers, with the same embeddings and context."""
     big, small = design.dims, other.dims
     if dims == big:
         return other
@@ -98,7 +97,7 @@ def beside(design: Design, other: Design, dims: Dims) -> Design:
 
 
 def _student(design: Design, step: ScaleStep) -> Dims | None:
-    """Of a design that learns from a size of the tree: its dims as a share of the scale's; None for others."""
+    """The dims of a student: the scale's, times the published ratio of student to teacher. None without a teacher."""
     name, _ = design.objective.networks.get("teacher", ("", False))
     if not name:
         return None
@@ -140,8 +139,8 @@ def _dims(old: Dims, step: ScaleStep) -> Dims:
 
 
 def _arch(arch: Arch, old: Dims, dims: Dims, share: float) -> Arch:
-    """What of an architecture counts tokens or widths, in proportion. Weights are drawn wider as the network gets
-    narrower than `REFERENCE`, so that a product of a row with a matrix begins at the size it has there."""
+    """`arch` with all counts of tokens and widths in proportion. The standard deviation of new weights grows by
+    sqrt(REFERENCE / d_model), so that a row times a matrix begins at the same size."""
     init = arch.init
     if isinstance(init, Normal):
         wider = math.sqrt(max(1.0, min(old.d_model, REFERENCE) / dims.d_model))
@@ -177,7 +176,7 @@ def _recipe(design: Design, step: ScaleStep) -> Recipe:
         case _:
             lr = step.lr / (3 if slow else 1)
     optimizer = old.optimizer
-    if isinstance(optimizer, AdamW | LAMB):  # averages that are short of their start matter in a short run
+    if isinstance(optimizer, AdamW | LAMB):  # bias matters in a short run
         optimizer = replace(optimizer, corrected=True)
     return replace(
         old, optimizer=optimizer, lr=lr, batch=step.batch, clip=old.clip if old.clip is not None else 1.0, mixed=False

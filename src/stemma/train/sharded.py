@@ -1,7 +1,7 @@
-"""The training loop of one process among several: the same steps as one process alone would take.
+"""The training loop of one rank of several: the same steps as one process would take.
 
-Every process walks the same plan of rows and makes only its own; losses are divided by the targets of all of them, so
-gradients are those of the whole step. The leading process writes metrics and speaks; checkpoints are written by all."""
+Every rank walks the same plan of rows and makes only its own. Losses are divided by the targets of all ranks, so that
+gradients are those of the whole step. The main rank writes metrics and prints; all ranks write checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stemma.nn.model import Model
 from stemma.objectives import Batch, Objective
 from stemma.parallel import World
 from stemma.parallel import checkpoint as shards
-from stemma.parallel.shard import Spread, StepModule, Through
+from stemma.parallel.shard import RootObjective, ShardedLearners, StepModule
 from stemma.rewrites.engine import apply, pairs
 from stemma.runs import checkpoint
 from stemma.runs.metrics import NoMetrics
@@ -32,21 +32,21 @@ from stemma.train.source import Source
 
 
 @dataclass(frozen=True)
-class Files:
-    """Checkpoints of which each process writes and reads its own part; what `train.checkpoint` is for one process."""
+class ShardedFiles:
+    """Checkpoints of which each rank writes and reads its own part, in place of `runs.checkpoint`."""
 
-    spread: Spread
+    learners: ShardedLearners
     world: World
 
     def save(self, run: Path, place: Any, model: Any, optimizer: Any, state: Any, keep: int, *, every: int = 1) -> Path:
-        """Called by every process. All write into one folder, which the leading one then makes a checkpoint."""
+        """Called by every rank. All write into one folder, which the main rank then makes a checkpoint."""
         folder = run / "checkpoints" / ".shards"
         if self.world.is_main:
             shutil.rmtree(folder, ignore_errors=True)  # of processes that were killed while writing
             folder.mkdir(parents=True)
         self.world.barrier()
         then = f"go on with: stemma resume {run}"
-        shards.write(folder, {"model": model, "optimizer": optimizer}, self.spread.layouts, then=then)
+        shards.write(folder, {"model": model, "optimizer": optimizer}, self.learners.layouts, then=then)
         final = None
         if self.world.is_main:
             state = {**state, "mesh": str(self.world.shape)}
@@ -55,10 +55,10 @@ class Files:
         return Path(self.world.broadcast(final))
 
     def load(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
-        """This process's parts of the weights and of the optimiser's tensors, and the state."""
+        """This rank's parts of the weights and of the optimiser's tensors, and the state."""
         state = checkpoint.verify(path) if self.world.is_main else disk.read_json(path / checkpoint.STATE)
-        layouts = self.spread.layouts
-        with checkpoint.advised(path):
+        layouts = self.learners.layouts
+        with checkpoint.with_advice(path):
             if (path / shards.SHARDS).is_dir():
                 found = shards.read(path / shards.SHARDS, layouts)
                 return found["model"], found["optimizer"], state
@@ -87,28 +87,28 @@ class Sharded(Loop):
                 f"(recipe.batch / context), so that some would never have any; take a mesh of at most {source.full}"
             )
         source.share(world.reader, readers)
-        self.files = Files(self.spread_out, world)
+        self.files = ShardedFiles(self.learners, world)
 
     def distribute(self, learners: Learners) -> Any:
         root = StepModule(
-            self.objective, self.model, self.nets, opened(self.objective, [self.model, *self.nets.values()])
+            self.objective, self.model, self.nets, gathered_blocks(self.objective, [self.model, *self.nets.values()])
         )
-        self.spread_out = Spread(learners, self.world, root)
-        self.objective: Any = Through(self.objective, root)
-        return self.spread_out
+        spread = ShardedLearners(learners, self.world, root)
+        self.objective: Any = RootObjective(self.objective, root)
+        return spread
 
     def sum_counts(self, counts: dict[str, int]) -> dict[str, int]:
         return self.world.sum_counts(counts, "dp", "fsdp")
 
     def gradient(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
         total, sums, counts = super().gradient(batches)
-        self.spread_out.collect()
+        self.learners.collect()
         total = total.clone()
         self.world.all_reduce([total, *sums.values()], "dp", "fsdp")
         return total, sums, counts
 
     def norm(self) -> Tensor:
-        return self.spread_out.norm()
+        return self.learners.norm()
 
     def metrics(self, run: Path) -> Any:
         return super().metrics(run) if self.world.is_main else NoMetrics()
@@ -132,29 +132,29 @@ class Sharded(Loop):
     def averaged(self) -> Iterator[None]:
         try:
             with super().averaged():
-                self.spread_out.refresh()
+                self.learners.refresh()
                 yield
         finally:
-            self.spread_out.refresh()
+            self.learners.refresh()
 
     def restore(self, path: Path) -> None:
         super().restore(path)
-        self.spread_out.refresh()
+        self.learners.refresh()
 
     def finish(self) -> None:
         """As for one rank. Where the mesh splits weights, tied weights are untied in the gathered copy."""
-        if not self.spread_out.layouts:
+        if not self.learners.layouts:
             super().finish()
         elif self.average is not None:
             self.average.swap()
-            self.spread_out.refresh()
+            self.learners.refresh()
 
     def gathered(self) -> dict[str, Model]:
         """As for one rank; on the main rank only, and on the CPU where the mesh splits weights. Called by every rank,
         after `finish`."""
-        if not self.spread_out.layouts:  # copies are whole
+        if not self.learners.layouts:  # copies are whole
             return super().gathered() if self.world.is_main else {}
-        tensors = self.spread_out.whole()
+        tensors = self.learners.whole()
         if not self.world.is_main:
             return {}
         found = {"model": _empty(self.model), **{role: _empty(net) for role, net in self.learners.nets.items()}}
@@ -168,9 +168,9 @@ class Sharded(Loop):
         return found
 
 
-def opened(objective: Objective, nets: Iterable[Model]) -> Iterator[nn.Module]:
-    """The blocks whose parts an objective or a stack uses outside of the block's own forward pass: all of two streams,
-    the last where distillation looks into attention."""
+def gathered_blocks(objective: Objective, nets: Iterable[Model]) -> Iterator[nn.Module]:
+    """The blocks whose weights are used outside of the block's own forward pass: all of two streams, the last one where
+    the objective reads its attention."""
     for net in nets:
         for stack in (net.encoder, net.decoder):
             if stack is not None and net.arch.streams is not None:
@@ -180,7 +180,7 @@ def opened(objective: Objective, nets: Iterable[Model]) -> Iterator[nn.Module]:
 
 
 def _empty(model: Model) -> Model:
-    """A network like `model`, whole, on the CPU, its weights yet to be filled in."""
+    """A network like `model`, whole, on the CPU, without weights."""
     with torch.device("meta"):
         full = Model(model.arch, model.dims)
         apply(full, model.rewrites)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stemma.declare import ramps
 from stemma.objectives import Batch, Cursor, Objective, View
-from stemma.objectives.base import Example, Make
+from stemma.objectives.base import Example, MakeExample
 from stemma.train.config import Plan
 from stemma.train.device import pick_device
 
@@ -83,7 +83,7 @@ class Source(ABC):
         self.reader, self.readers = reader, readers
         self.micro = min(self.micro, -(-self.full // readers))
 
-    def split(self, examples: Sequence[Make], collate: Callable[[Sequence[Example]], Batch]) -> list[Batch]:
+    def split(self, examples: Sequence[MakeExample], collate: Callable[[Sequence[Example]], Batch]) -> list[Batch]:
         """This rank's micro-batches of a step's `examples`. Every rank gets equally many: a DummyBatch fills up."""
         begin, end = (len(examples) * reader // self.readers for reader in (self.reader, self.reader + 1))
         own = [make() for make in examples[begin:end]]
@@ -109,7 +109,7 @@ class TextSource(Source):
         return ramps.examples(self.ramp, self.full, step, self.steps)
 
     def draws(self, cursor: Any, step: int) -> Iterator[Draw]:
-        rows = self.objective.plan(self.view, cursor)
+        rows = self.objective.lazy_examples(self.view, cursor)
         for number in itertools.count(step):
             taken = list(itertools.islice(rows, self.examples(number)))
             batches = self.split([make for make, _ in taken], self.objective.collate)
@@ -118,7 +118,7 @@ class TextSource(Source):
     def skip(self, cursor: Any, step: int, steps: int) -> Any:
         """Without making the examples."""
         examples = sum(self.examples(step + i) for i in range(steps))
-        skipped = [follow for _, follow in itertools.islice(self.objective.plan(self.view, cursor), examples)]
+        skipped = [follow for _, follow in itertools.islice(self.objective.lazy_examples(self.view, cursor), examples)]
         return skipped[-1] if skipped else cursor
 
     def total(self, steps: int) -> int | None:

@@ -1,7 +1,7 @@
 """Models in GGUF files, the format of llama.cpp, in and out.
 
-`read` makes a model of a file, `write` a file of a model. `tables` says which key is which field of the design and
-which tensor is which parameter, `parts` what several of them say together; `file` reads the bytes, `quants` undoes the
+`read` makes a model of a file, `write` a file of a model. `tables` maps keys to fields of the design and
+tensors to parameters, `parts` several of them to one property; `file` reads the bytes, `quants` undoes the
 quantisation, `vocab` makes the tokenizer. A file of architecture `llama` has the rows of q and k in the order of Meta's
 own code (see `formats.rotary`).
 """

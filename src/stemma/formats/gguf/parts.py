@@ -1,8 +1,8 @@
-"""What several of a file's keys, or the tensors themselves, say together of a design: rotary positions, windows.
+"""Properties of a design that several keys, or the tensors themselves, give together: rotary positions, windows.
 
 A `Part` reads and writes one such thing; `tables` puts them together to architectures.
 
-What no key says, because llama.cpp decides it by a size, is a part too (`scale_width`, `HEAD_NORMS`).
+What llama.cpp derives from a size, without a key, is a part too (`scale_width`, `HEAD_NORMS`).
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Reading:
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that several keys or tensors say: the keys, how they change the design read so far, and how a design
-    makes them, and further tensors."""
+    """One property that several keys or tensors give: the keys, how they change the design read so far, and how a
+    design makes them, and further tensors."""
 
     keys: tuple[str, ...]
     read: Callable[[Design, Reading], dict[str, Any]]
@@ -99,7 +99,7 @@ def decimal(value: Any, key: str) -> float:
 
 
 def differences(a: Any, b: Any) -> list[spec.Change]:
-    """Where two values differ by more than a file's float32 can say."""
+    """Where two values differ by more than float32 rounding."""
 
     def alike(x: Any, y: Any) -> bool:
         return isinstance(x, float) and isinstance(y, float) and np.float32(x) == np.float32(y)
@@ -163,12 +163,15 @@ def windows(period: int, usual: int = 0) -> Part:
     name, pattern = "attention.sliding_window", "attention.sliding_window_pattern"
 
     def read(design: Design, at: Reading) -> dict[str, Any]:
-        window, said = whole(at.keys.get(name, usual), at.key(name)), at.keys.get(pattern, period)
-        if isinstance(said, list):
-            if len(said) != design.dims.layers:
-                raise CheckpointError(f"{at.key(pattern)} should have one value a layer, not {len(said)}")
-            return {"arch.mask": windowed.repeating([bool(x) and window > 0 for x in said], window), "arch.local": None}
-        n = 0 if said == 0 else windowed.whole(at.key(pattern), said, windowed.LAYERS)
+        window, given = whole(at.keys.get(name, usual), at.key(name)), at.keys.get(pattern, period)
+        if isinstance(given, list):
+            if len(given) != design.dims.layers:
+                raise CheckpointError(f"{at.key(pattern)} should have one value a layer, not {len(given)}")
+            return {
+                "arch.mask": windowed.repeating([bool(x) and window > 0 for x in given], window),
+                "arch.local": None,
+            }
+        n = 0 if given == 0 else windowed.whole(at.key(pattern), given, windowed.LAYERS)
         slides = [window > 0 and (i + 1) % n != 0 for i in range(n)] if n else [window > 0]
         return {"arch.mask": windowed.cycle_of(slides, window), "arch.local": None}
 
@@ -178,10 +181,10 @@ def windows(period: int, usual: int = 0) -> Part:
         slides = [isinstance(m, Sliding) for m in masks]
         if not any(slides):
             return {pattern: 1}
-        said: Any = [isinstance(layer_mask(mask, i), Sliding) for i in range(design.dims.layers)]
+        given: Any = [isinstance(layer_mask(mask, i), Sliding) for i in range(design.dims.layers)]
         if slides == [True] or slides == [True] * (len(slides) - 1) + [False]:
-            said = 0 if slides == [True] else len(slides)
-        return {name: windowed.window_of(mask)} | ({} if said == period else {pattern: said})
+            given = 0 if slides == [True] else len(slides)
+        return {name: windowed.window_of(mask)} | ({} if given == period else {pattern: given})
 
     return Part((name, pattern), read, write)
 
@@ -232,12 +235,12 @@ def scale_width(deep: int) -> Part:
     return Part((), read)
 
 
-QK_EPS = Part((), lambda design, at: {"arch.attention.qk_norm.eps": design.arch.norm.eps})
+QK_EPS = Part((), lambda design, at: {"arch.attention.qk_norm.eps": spec.get(design, "arch.norm.eps")})
 
 
 def _read_head_norms(design: Design, at: Reading) -> dict[str, Any]:
     """llama.cpp expects them from 64 layers up, and nowhere else."""
-    return {"arch.attention.qk_norm": HeadNorm(design.arch.norm.eps) if design.dims.layers >= 64 else None}
+    return {"arch.attention.qk_norm": HeadNorm(spec.get(design, "arch.norm.eps")) if design.dims.layers >= 64 else None}
 
 
 HEAD_NORMS = Part((), _read_head_norms)

@@ -1,7 +1,7 @@
 """What GGUF's names mean, for both directions: one `Architecture` a row of llama.cpp's list.
 
 An architecture has keys for the dims, a key for the norm's eps, tensors, and parts (see `parts`): what several keys or
-the tensors themselves say together. A new one is a row; a new kind of component is a part.
+the tensors themselves give together. A new one is a row; a new kind of component is a part.
 
 Names and meanings: ggml's docs/gguf.md, llama.cpp's src/llama-arch.cpp and conversion scripts.
 """
@@ -57,7 +57,7 @@ Fixed = dict[str, tuple[Any, ...] | None]
 class Architecture:
     """One architecture of llama.cpp. `sizes`: key -> dim; `eps`: the key of the norm's eps; `rows`: the names table;
     `interleaved`: tensors with rows in Meta's order (a pattern); `head`: whether it has a language-model head; `fixed`:
-    further keys with their allowed values (None: any); `said`: keys that are always written."""
+    further keys with their allowed values (None: any); `constants`: keys that are always written."""
 
     name: str
     families: tuple[str, ...]
@@ -68,7 +68,7 @@ class Architecture:
     interleaved: str = r"$^"
     head: bool = True
     fixed: Fixed = field(default_factory=dict)
-    said: Mapping[str, Any] = field(default_factory=dict)  # of the fixed keys, those that are written
+    constants: Mapping[str, Any] = field(default_factory=dict)  # of the fixed keys, those that are written
 
     def base(self) -> Design:
         """The design that a file edits: the first size of the first family, without derived counts."""
@@ -136,7 +136,9 @@ def _decoder_rows(design: Design, *, packed: tuple[str, ...] = ()) -> Iterator[R
     else:
         groups = (("gate", "up"), ("down",)) if "up" in packed else (("gate",), ("up",), ("down",))
         for group in groups:
-            yield from linear(f"{theirs}.ffn_{group[-1]}", *(f"{ours}.mlp.{x}" for x in group), bias=arch.mlp.bias)
+            yield from linear(
+                f"{theirs}.ffn_{group[-1]}", *(f"{ours}.mlp.{x}" for x in group), bias=spec.get(arch, "mlp.bias")
+            )
     yield _gain("output_norm", "decoder.norm", arch.norm)
 
 
@@ -340,7 +342,7 @@ ARCHITECTURES = {
             parts=(SEGMENTS,),
             head=False,
             fixed=ANY | {"attention.causal": (False,), "pooling_type": None, "attention.head_count_kv": None},
-            said={"attention.causal": False},
+            constants={"attention.causal": False},
         ),
     )
 }

@@ -55,7 +55,7 @@ def _check(tokenizer: Tokenizer, keys: dict[str, Any]) -> None:
     try:
         again = vocab.read({k: list(v) if isinstance(v, bytes) else v for k, v in keys.items()})
     except CheckpointError as error:
-        raise UsageError(f"this tokenizer cannot be said in GGUF: {error}{WITHOUT}") from None
+        raise UsageError(f"this tokenizer cannot be expressed in GGUF: {error}{WITHOUT}") from None
     assert again is not None
     for probe in spm.probes(tokenizer._core):
         text = unicodedata.normalize("NFC", probe)
@@ -70,7 +70,7 @@ def _around(tokenizer: Tokenizer) -> dict[str, bool]:
         want = ([b] if bos else []) + ([e] if eos else [])
         if found == want and None not in want:
             return {"add_bos_token": bos, "add_eos_token": eos}
-    raise UsageError(f"GGUF cannot say what this tokenizer puts around a text ({tokenizer.tokens(found)}){WITHOUT}")
+    raise UsageError(f"GGUF cannot express what this tokenizer puts around a text ({tokenizer.tokens(found)}){WITHOUT}")
 
 
 def _sentencepiece(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Writing GGUF files with the `gguf` package: what `tables` says of a design, in F32, F16, BF16 or Q8_0.
+"""Writing GGUF files with the `gguf` package: a design by the rows of `tables`, in F32, F16, BF16 or Q8_0.
 
 Norms, biases and small tables are F32 whatever the type, as llama.cpp wants them; a matrix whose rows are no multiple
 of 32 stays F16 in a Q8_0 file. Before any weight is written, the keys and shapes are read as a file's would be: what
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stemma import disk
+from stemma import disk, spec
 from stemma.declare.family import Design, Family
 from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError
 from stemma.formats import tensors
@@ -145,7 +145,7 @@ def _of(arch: Architecture, design: Design, word: str) -> WritePlan:
     try:
         again, _ = read_design(arch, plan)
     except CheckpointError as error:
-        raise UsageError(f"GGUF's {arch.name!r} architecture cannot say this design: {error}") from None
+        raise UsageError(f"GGUF's {arch.name!r} architecture cannot express this design: {error}") from None
     written = design if arch.head else with_heads(design, Heads())
     refuse_loss(f"GGUF's {arch.name!r} architecture", lost(written, again, differences))
     if arch.head and (odd := _unnamed(plan, blank)):
@@ -169,7 +169,12 @@ def _type(name: str, shape: list[int], word: str) -> int:
 
 def _keys(arch: Architecture, design: Design, word: str) -> dict[str, Any]:
     sizes = {key: getattr(design.dims, Dims.RULES.get(dim, dim)) for key, dim in arch.sizes.items()}
-    own: dict[str, Any] = {"vocab_size": design.dims.vocab, **sizes, arch.eps: float(design.arch.norm.eps), **arch.said}
+    own: dict[str, Any] = {
+        "vocab_size": design.dims.vocab,
+        **sizes,
+        arch.eps: float(spec.get(design, "arch.norm.eps")),
+        **arch.constants,
+    }
     for part in arch.parts:
         own |= part.write(design)
     out: dict[str, Any] = {"general.name": design.name, "general.file_type": TYPES[word][1]}

@@ -1,4 +1,4 @@
-"""Batches made ahead of their step, in a thread."""
+"""Batches prefetched in a thread."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Ahead:
-    """Calls `make` over and over in a thread, at most `depth` results ahead of `take`; an error in the thread is raised
-    where its result would have been taken. `close` ends it; results that were not taken are lost, so `make` must
-    return whatever is needed to make them again."""
+class Prefetch:
+    """Calls `make` in a thread, at most `depth` results ahead of `take`. An error in the thread is raised by the `take`
+    of its result. `close` ends the thread and drops results that were not taken, so a result must hold whatever is
+    needed to make the next ones again."""
 
     def __init__(self, make: Callable[[], Any], depth: int) -> None:
         self._made: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)

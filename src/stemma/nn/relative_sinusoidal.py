@@ -1,5 +1,10 @@
-"""Scores that know the distance of two tokens (Dai et al. 2019, section 3.3), and whether they share a segment (Yang et
-al. 2019, section 2.5)."""
+"""Relative sinusoidal positions (Transformer-XL: Dai et al. 2019, arXiv:1901.02860, section 3.3) and relative segments
+(XLNet: Yang et al. 2019, arXiv:1906.08237, section 2.5).
+
+With R_d the sinusoidal embedding of distance d = i - j, and s the embedding of "same segment" or "another",
+
+    score(i, j) = ((q_i + u) k_j + (q_i + v) W R_d + (q_i + w) s) / sqrt(width)
+"""
 
 from __future__ import annotations
 
@@ -13,18 +18,18 @@ from stemma.nn import parts
 from stemma.nn.attention import Attention, Relative
 from stemma.nn.positions import Position
 
-FAR = -1e30  # added to the score of what is not seen: a query that sees nothing at all weighs every key alike
-FAR_HALF = -65500.0  # the most that fp16 holds: there such a query weighs by what little shows of its scores
+HIDDEN = -1e30  # the bias of a key that is not seen, as in the reference: a query that sees nothing weighs all alike
+HIDDEN_HALF = -65500.0  # the same in fp16, near its least number
 
 
 class Terms(NamedTuple):
-    """What a layer's scores are told beside content.
+    """What the scores of Q queries and S keys read beside content.
 
-    Distances: by `r` (1|B H R D), the layer's keys of all distances from the largest down, of which that of key 0 is at
-    `first` (B Q 1) and that of every further key one place further; without `first` the queries are Q tokens in a row,
-    and it is at Q - 1, Q - 2, ..., 0. Or else by `waves` of the queries' and the keys' own positions (B Q D, B S D).
-    `different` (B Q S): 1 where query and key stand in different segments; `hidden` (B Q S): True where a key is not
-    seen."""
+    `r`: 1|B H R D, `W R_d` for all distances, largest first
+    `first`: B Q 1, key j of a query uses row `first + j` of `r`; None: `first` is Q-1, Q-2, ..., 0
+    `waves`: in place of `r`, sines and cosines of the queries' and of the keys' positions, B Q D and B S D
+    `different`: B Q S, 1 where query and key are in different segments
+    `hidden`: B Q S, True where a key is not seen"""
 
     r: Tensor | None = None
     first: Tensor | None = None
@@ -33,10 +38,9 @@ class Terms(NamedTuple):
     hidden: Tensor | None = None
 
 
-class Distances(Relative):
-    """A layer's part: a projection of the waves of distances, and what stands in for the query where a score asks for
-    content, distance and segment alone (u, v of Dai et al. 2019; s of Yang et al. 2019). One row of `segments` is for
-    the same segment, one for another."""
+class RelativeSinusoidalLayer(Relative):
+    """A layer's parameters: W is `r`, u is `content`, v is `distance`, w is `segment`; `segments` holds s for the same
+    segment and for another."""
 
     def __init__(self, dims: parts.Dims) -> None:
         super().__init__()
@@ -49,16 +53,16 @@ class Distances(Relative):
     def forward(self, attention: Attention, q: Tensor, k: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
         bias = self.by_distance((q + self.distance[:, None]) * attention.scale, k.shape[2], terms)
         if terms.different is not None:
-            # what a query gives to its own segment it gives to all keys alike, but for the difference to another one
+            # a softmax ignores what all keys share, so only the difference between the two segments counts
             step = (self.segments[1] - self.segments[0]) * attention.scale
             jump = ((q + self.segment[:, None]) * step[:, None]).sum(-1, keepdim=True)
             bias = torch.addcmul(bias, jump, terms.different[:, None])
         if terms.hidden is not None:
-            bias = bias.masked_fill(terms.hidden[:, None], FAR_HALF if bias.dtype == torch.float16 else FAR)
+            bias = bias.masked_fill(terms.hidden[:, None], HIDDEN_HALF if bias.dtype == torch.float16 else HIDDEN)
         return q + self.content[:, None], bias
 
     def by_distance(self, q: Tensor, keys: int, terms: Terms) -> Tensor:
-        """The products of queries (B H Q D) with their distances to `keys` keys: B H Q S."""
+        """`q W R_d` for the distances to S = `keys` keys: B H Q D -> B H Q S."""
         if terms.waves is not None:
             return self.by_waves(q, *terms.waves)
         assert terms.r is not None
@@ -69,21 +73,21 @@ class Distances(Relative):
             return products.gather(3, at[:, None].expand(-1, q.shape[1], -1, -1))
         if length == 1:
             return products
-        # row i begins one place before row i - 1: the same numbers, read in rows that are shorter by one
+        # query i starts one row of `r` before query i-1: the same numbers, read in rows shorter by one
         flat = products.flatten(-2)[..., length - 1 : length * wide - 1]
         return flat.unflatten(-1, (length, wide - 1))[..., :keys]
 
     def by_waves(self, q: Tensor, here: Tensor, there: Tensor) -> Tensor:
-        """The same for queries and keys at any positions, by the sines and cosines of a difference of angles."""
+        """The same for any positions, by `sin(a - b)` and `cos(a - b)` of the angles of a query and a key."""
         u = torch.einsum("bhqd,hdw->bhqw", q, self.r.weight.unflatten(0, (q.shape[1], -1)))
         (u_sin, u_cos), (sin, cos) = u.chunk(2, -1), here[:, None].chunk(2, -1)
         turned = torch.cat([u_cos * sin - u_sin * cos, u_sin * sin + u_cos * cos], -1)
-        # all heads meet the same waves: one product a row of the batch
+        # all heads share the waves of keys: one product a row of the batch
         return (turned.flatten(1, 2) @ there.transpose(-1, -2)).unflatten(1, q.shape[1:3])
 
 
 class RelativeSinusoidal(Position):
-    """Waves of distances, which each layer's `Distances` projects."""
+    """Sinusoidal embeddings of distances; each layer projects them."""
 
     segments = True
 
@@ -101,5 +105,5 @@ class RelativeSinusoidal(Position):
         angle = pos[..., None].to(wide) * (1.0 / torch.pow(10000.0, step))
         return torch.cat([angle.sin(), angle.cos()], -1).to(dtype)
 
-    def layer(self) -> Distances:
-        return Distances(self.dims)
+    def layer(self) -> RelativeSinusoidalLayer:
+        return RelativeSinusoidalLayer(self.dims)

@@ -14,10 +14,10 @@ from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.attention import Attention, CacheWrite, PositionInputs, Rotate
 from stemma.nn.cache import Cache
-from stemma.nn.distances import RelativeSinusoidal, Terms
 from stemma.nn.functional import dropout
 from stemma.nn.inputs import StackInputs, StreamInputs
 from stemma.nn.masks import AttnMask
+from stemma.nn.relative_sinusoidal import RelativeSinusoidal, Terms
 from stemma.nn.stack import Block, Stack, State
 
 
@@ -77,7 +77,8 @@ class TwoStreams(Stack):
     def terms(
         self, h: Tensor, inputs: StackInputs, given: StreamInputs
     ) -> tuple[Terms, Terms, Tensor | None, Tensor | None]:
-        """Score terms of content and of queries, the query stream (B K D), and the waves (1|B R D) of all distances."""
+        """`Terms` of the content stream and of queries, the query stream (B K D), and the waves of all distances
+        (1|B R D)."""
         rows, length = h.shape[:2]
         before = 0 if given.past is None else given.past[0].shape[1]
         hidden, own = self._hidden(h, inputs, given, before)
@@ -111,8 +112,7 @@ class TwoStreams(Stack):
     def _hidden(
         self, h: Tensor, inputs: StackInputs, given: StreamInputs, before: int
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Keys that queries, and keys that content, do not see: B T S each, with S = memory + T, or None for none.
-        Content always sees its own token."""
+        """Keys hidden from queries, and keys hidden from content, which sees its own token: B T M+T each, or None."""
         rows, length = h.shape[:2]
         not_padding, documents = inputs.not_padding, inputs.documents
         hidden = _either(

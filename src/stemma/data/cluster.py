@@ -249,7 +249,7 @@ def distribute(
     if executor == "slurm":
         return None
     if not path.is_file():
-        raise DataError(f"cleaning {spec} did not come to its end; the logs are under {out / '.work'}")
+        raise DataError(f"cleaning {spec} did not finish; the logs are in {out / '.work'}")
     report = disk.read_object(path)
     shutil.rmtree(out / ".work", ignore_errors=True)
     return report

@@ -176,8 +176,8 @@ class _Worker:
             code = self.process.wait()
             why = f"signal {-code}" if code < 0 else f"exit code {code}"
             raise ResourceError(
-                f"a process that tokenises ended early ({why}), perhaps for want of memory; run the command again (all "
-                "that is finished is kept), or with fewer --workers"
+                f"a process that tokenises ended early ({why}), perhaps out of memory; run the command again "
+                "(finished shards are kept), or with fewer --workers"
             ) from error
         if answer is not None:
             kind, text = answer

@@ -139,6 +139,7 @@ def _tokenizer(folder: str | None) -> Any:
 
 
 def resume_run(run: str, quiet: bool, mesh: str | None, sets: tuple[str, ...]) -> int:
+    """Resume a run and report; returns the exit code."""
     from stemma.train import resume as train_on
 
     return finish(train_on(existing_runs((run,))[0], quiet=quiet, mesh=mesh, overrides=overrides(sets)))

@@ -84,8 +84,7 @@ class Pretraining:
             "steps": loop.steps,
             "tokens": loop.tokens,
             "epochs": loop.objective.epochs(self.view, loop.cursor),
-            "parameters": sum(p.numel() for p in loop.model.parameters()),
-            **measured(self.run, loop),
+            **measured(self.run, loop, sum(p.numel() for p in loop.model.parameters())),
             "val": quality,
             "baselines": {
                 "unigram_bits_per_byte": stats.unigram_bits_per_byte(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from stemma import spec
 from stemma.declare.family import Design
 from stemma.errors import CheckpointError
 from stemma.families.llama import llama as family
@@ -69,7 +70,7 @@ def body(design: Design) -> Iterator[Row]:
             yield row(f"{theirs}.self_attn.{x}_norm.weight", f"{ours}.attention.{x}_norm.weight")
     if not isinstance(arch.mlp, Experts):
         for x in ("gate", "up", "down"):
-            yield from linear(f"{theirs}.mlp.{x}_proj", f"{ours}.mlp.{x}", bias=arch.mlp.bias)
+            yield from linear(f"{theirs}.mlp.{x}_proj", f"{ours}.mlp.{x}", bias=spec.get(arch, "mlp.bias"))
     yield row(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight")
     if isinstance(arch.residual, Sandwich):
         yield row(f"{theirs}.post_attention_layernorm.weight", f"{ours}.attention_out_norm.weight")

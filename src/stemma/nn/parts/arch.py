@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stemma.nn.parts.attention import Attention
+from stemma.nn.parts.custom import CustomMLP
 from stemma.nn.parts.heads import EMDHead, Heads
 from stemma.nn.parts.init import FanIn, Glorot, LeCun, Normal
 from stemma.nn.parts.masks import Cycle, Full, Mask, Open
@@ -54,7 +55,7 @@ class Arch(Spec):
     residual: Residual
     attention: Attention
     mask: Mask
-    mlp: MLP | GatedMLP | Experts
+    mlp: MLP | GatedMLP | Experts | CustomMLP
     heads: Heads
     init: Normal | FanIn | Glorot | LeCun
     dropout: Dropout = Dropout()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stemma.nn.parts.custom import CustomPosition
 from stemma.nn.parts.scalings import Scaling
 from stemma.spec import Spec, at_least, interval, not_negative, positive, require
 
@@ -123,4 +124,5 @@ Position = (
     | RelativeSinusoidal
     | BlankLearned
     | BlankRotary
+    | CustomPosition
 )

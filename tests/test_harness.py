@@ -30,6 +30,8 @@ SHORT: dict[type, Any] = {
     Rotary: lambda: Rotary(300.0),
 }
 
+TWO = {"dims.layers": 2}  # what costs by the layer: two of them tell what three do
+
 
 def alternatives(hint: Any, value: Any) -> list[Any]:
     """Other values that a field of this type could have."""
@@ -104,7 +106,7 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_dead_knob(name: str) -> None:
     """Every field of the resolved arch and dims changes the parameters or what comes out."""
-    design = tiny(name)
+    design = tiny(name, **TWO)
     if isinstance(design.arch.mask, Memory):  # it shows in texts that are longer than what is read at once
         design = spec.edit(design, {"arch.mask.last": 6, "dims.context": 8})
     before, outline = trace(design), shapes(design)
@@ -126,9 +128,6 @@ def test_no_dead_knob(name: str) -> None:
                 alone = path == "dims.decoder_layers" and design.arch.structure != "encoder-decoder"
                 alone = alone or (path == "arch.dropout.pair" and not design.arch.heads.pair)
                 assert (path == "dims.context" and not table) or alone or not tried, f"{path} changes nothing"
-
-
-TWO = {"dims.layers": 2}  # each layer is traced anew, so that two tell what three do
 
 
 def without_mask(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

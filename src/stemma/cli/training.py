@@ -48,8 +48,8 @@ def report_outcome(run: Any) -> int:
             out.print(f"held-out text: {val[key]:.3f} {words}{beside}")
     if "replaced_right" in val:
         out.print(
-            f"held-out text: {val['replaced_right']:.1%} of tokens told right, {val['replaced_share']:.1%} replaced, "
-            f"{val['bits_per_target']:.3f} bits a token"
+            f"held-out text: {val['replaced_right']:.1%} of tokens classified right, "
+            f"{val['replaced_share']:.1%} replaced, {val['bits_per_target']:.3f} bits a token"
         )
     out.print(f"model: {run.directory / 'model'}", soft_wrap=True)
     return 0

@@ -19,6 +19,7 @@ class Objective(Spec, open=True):
     """
 
     PLACE: ClassVar[str] = "objective"
+    ELSEWHERE: ClassVar[str] = "; if a file of yours declares it, name that by --families FILE"
 
     label: ClassVar[str] = ""  # what reports call it; left out, its class name
     fills: ClassVar[bool] = False  # whether what it trains fills gaps in a text

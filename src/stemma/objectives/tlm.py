@@ -68,10 +68,10 @@ class Pairs:
 
 
 class Translated(Masked, of=declared.TLM):
-    """Masked tokens, in one language and over pairs of translations, in turn batch by batch.
+    """Batches of masked text in one language and of masked pairs of translations, by turns.
 
-    Pairs of two languages are drawn like languages (the paper: "a similar approach"), the first of the two by a coin;
-    a row holds as many pairs as fit, which do not see each other. What is evaluated is the text in one language.
+    Pairs of languages are sampled like languages (the paper: "a similar approach"), in random direction. A row holds as
+    many pairs as fit; they do not see each other. Evaluation uses the text in one language.
     """
 
     def __init__(self, spec: declared.TLM, setting: base.Setting) -> None:

@@ -73,6 +73,8 @@ class Task(Spec, open=True):
     """What a model is tuned for: a head on its body. A subclass is known by being declared; `stemma.nn.tasks.TaskHead`
     is what runs one, and a class there names the declaration that it runs."""
 
+    ELSEWHERE: ClassVar[str] = "; if a file of yours declares it, name that by --families FILE"
+
     by_token: ClassVar[bool] = False  # it scores each token, not a vector of the text
     candidates: ClassVar[bool] = False  # it scores several texts of a row against each other
 

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 from stemma.nn.parts import Dropout
 from stemma.parallel import Mesh
 from stemma.planning import HARDWARE, Outlook, estimate
+from stemma.planning.device import forgetful
 from stemma.planning.probe import loop, timed
-from stemma.planning.trace import forgetful
 from stemma.train import resolve
 
 SETTINGS = {"train.precision": "fp32", "train.micro": 8, "train.threads": 1, "dims.vocab": 2000}

@@ -6,11 +6,14 @@ in docs/architecture.md, and the pages that are made from the declarations (docs
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
+
+from stemma.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/cli.md")
@@ -18,9 +21,15 @@ PAGES = ("README.md", "docs/cli.md")
 
 def says(*args: str) -> str:
     """What `stemma ARGS` prints into 80 columns without colours."""
-    plain = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, "-m", "stemma", *args]
-    return subprocess.run(command, env=plain, check=True, capture_output=True, encoding="utf-8").stdout.rstrip()
+    os.environ |= {"COLUMNS": "80", "NO_COLOR": "1"}
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            main([*args])
+        except SystemExit as left:
+            if left.code:
+                raise
+    return out.getvalue().rstrip()
 
 
 def refreshed(text: str) -> str:

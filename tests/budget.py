@@ -2,6 +2,7 @@
 
 Seconds of another machine count by how long a fixed piece of work takes there, so that a slow one is no fault of a test.
 `STEMMA_BUDGET=strict` makes a file that takes more than twice its budget an error; otherwise it is only named.
+`STEMMA_BUDGET=all` names every file.
 """
 
 from __future__ import annotations
@@ -94,6 +95,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         f"{sum(_spent.values()):.0f} processor seconds of tests; this machine takes {speed:.1f} for 1 of the budgets'"
     )
     terminalreporter.write_line(told)
+    if os.environ.get("STEMMA_BUDGET") == "all":
+        for name, seconds in _spent.most_common():
+            terminalreporter.write_line(f"{seconds:8.1f} s {name}")
     for name, seconds, budget in over(_spent, speed):
         terminalreporter.write_line(f"over its budget: {name} took {seconds:.1f} s of {budget:.0f} (tests/budget.py)")
 

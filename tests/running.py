@@ -20,38 +20,43 @@ def check_rows(
     room: int = 0,
     tolerance: float = 1e-5,
 ) -> None:
-    """Five prompts: two begin, two join, one leaves, another joins, all but it leave, and it goes on with a copy.
-    `alone(prompt, new ids)`: the next token's logits (V). With `room` 0 the buffers have to grow."""
-    written: list[tuple[int, int]] = [(0, 0), (1, 0)]  # of each row: its prompt, its new tokens
+    """Five prompts: two begin, two join, one leaves, another joins, all but it leave, it goes on with a copy that gets
+    other tokens, and the copy alone goes on. `alone(prompt, new ids)`: the next token's logits (V). With `room` 0 the
+    buffers have to grow."""
+    running: list[tuple[int, int, Ids]] = [(0, 0, []), (1, 1, [])]  # of each row: prompt, source of tokens, new tokens
 
     def steps(n: int) -> None:
         for _ in range(n):
-            for (row, new), logits in zip(written, session.logits, strict=True):
-                assert (logits - alone(prompts[row], texts[row][:new]).float()).abs().max() < tolerance
-            session.step(torch.tensor([texts[row][new] for row, new in written]))
-            written[:] = [(row, new + 1) for row, new in written]
+            for (row, _, new), logits in zip(running, session.logits, strict=True):
+                assert (logits - alone(prompts[row], new).float()).abs().max() < tolerance
+            running[:] = [(row, source, [*new, texts[source][len(new)]]) for row, source, new in running]
+            session.step(torch.tensor([new[-1] for *_, new in running]))
 
     def keep(rows: list[int]) -> None:
         session.keep(rows)
-        written[:] = [written[i] for i in rows]
+        running[:] = [running[i] for i in rows]
+
+    def admit(rows: list[int]) -> None:
+        session.admit([prompts[row] for row in rows], room)
+        running.extend((row, row, []) for row in rows)
 
     with torch.inference_mode():
         session = begin(model, prompts[:2], room)
         steps(3)
-        session.admit(prompts[2:4], room)
-        written += [(2, 0), (3, 0)]
+        admit([2, 3])
         steps(3)
         keep([2, 0, 3])
         steps(1)
-        session.admit(prompts[4:], room)
-        written += [(4, 0)]
+        admit([4])
         steps(3)
         keep([3])
         steps(2)
         keep([0, 0])
-        steps(1)
+        running[1] = (4, 1, running[1][2])
+        steps(2)
+        keep([1])
+        steps(2)
         keep([])
         assert session.rows == 0
-        session.admit(prompts[1:2], room)
-        written += [(1, 0)]
+        admit([1])
         steps(2)

@@ -420,7 +420,7 @@ def typos_all(word: str) -> set[str]:
     return out | {word[:i] + c + word[i + 1 :] for i in range(len(word)) for c in letters}
 
 
-@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [24, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model_type", formats.LAYOUTS)
 def test_a_mistyped_key_is_refused_with_the_right_one(model_type: str, every: int) -> None:
     """Each key with each slip of the hand, by default one slip in `every`."""

@@ -20,7 +20,7 @@ from stemma.formats import attach
 from stemma.nn.model import Model
 from stemma.nn.parts import BlankLearned, Causal, Cycle, Learned, Memory, Open, RelativeSinusoidal, Rotary, Sliding
 from stemma.spec import Spec
-from tiny import FAMILIES, KINDS, NETWORKS, batch, build, run, tiny
+from tiny import FAMILIES, KINDS, NETWORKS, batch, build, jittered, run, tiny
 
 # windows that a short text does not fit into, and positions that none of the families has
 SHORT: dict[type, Any] = {
@@ -29,6 +29,8 @@ SHORT: dict[type, Any] = {
     Memory: lambda: Memory((1,), last=5),
     Rotary: lambda: Rotary(300.0),
 }
+
+TWO = {"dims.layers": 2}  # what costs by the layer: two of them tell what three do
 
 
 def alternatives(hint: Any, value: Any) -> list[Any]:
@@ -72,12 +74,13 @@ def shapes(design: Design) -> list[tuple[str, torch.Size]]:
 
 def trace(design: Design) -> list[torch.Tensor]:
     """All that a design shows: initial parameters, outputs in eval mode, and in training with its dropout."""
-    fresh = Model(design.arch, design.dims).initialise(0)
-    model = build(design)
+    model = Model(design.arch, design.dims).initialise(0)
+    fresh = [p.detach().clone() for p in model.parameters()]
+    model = jittered(model, design)
     out = run(model, batch(design))
     torch.manual_seed(0)
     noisy = run(model.train(), batch(design))
-    shown = [*fresh.parameters()]
+    shown = [*fresh]
     for o in (out, noisy):
         shown += [v for v in vars(o).values() if isinstance(v, torch.Tensor)]
     shown += [*(out.mems or ()), *chosen(design, model.eval())]
@@ -103,7 +106,7 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_dead_knob(name: str) -> None:
     """Every field of the resolved arch and dims changes the parameters or what comes out."""
-    design = tiny(name)
+    design = tiny(name, **TWO)
     if isinstance(design.arch.mask, Memory):  # it shows in texts that are longer than what is read at once
         design = spec.edit(design, {"arch.mask.last": 6, "dims.context": 8})
     before, outline = trace(design), shapes(design)
@@ -135,7 +138,7 @@ def without_mask(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_one_graph(name: str) -> None:
     """The forward pass of masked rows compiles into one graph, which a second batch uses too."""
     torch._dynamo.reset()
-    design = tiny(name)
+    design = tiny(name, **TWO)
     model = build(design)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     first, second = batch(design), batch(design, seed=1)
@@ -151,7 +154,7 @@ def test_one_graph(name: str) -> None:
 def test_a_second_batch_needs_no_second_graph(name: str, masked: bool) -> None:
     """The parts that training compiles are one graph each, bound to no tensor of the first batch."""
     torch._dynamo.reset()
-    design = tiny(name)
+    design = tiny(name, **TWO)
     model, plain = build(design), build(design)
     for stack in (model.encoder, model.decoder):
         if stack is not None:
@@ -169,7 +172,7 @@ def test_a_second_batch_needs_no_second_graph(name: str, masked: bool) -> None:
 @pytest.mark.parametrize("masked", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_gradient_is_one_graph_too(name: str, masked: bool) -> None:
     torch._dynamo.reset()
-    design = tiny(name)
+    design = tiny(name, **TWO)
     model = build(design)
     inputs = batch(design) if masked else without_mask(batch(design))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -502,7 +502,7 @@ def test_pairs_are_told_in_rows_that_are_read_whole() -> None:
 # ---------------------------------------------------------------- whole runs
 
 
-@pytest.mark.parametrize(("name", "changes"), [("xlnet", ORDERS), ("unilm", {})])
+@pytest.mark.parametrize(("name", "changes"), [("xlnet", ORDERS), pytest.param("unilm", {}, marks=pytest.mark.slow)])
 def test_runs_end_to_end(name: str, changes: dict[str, Any], text: Path, tmp_path: Path) -> None:  # noqa: F811
     run = train(name, tmp_path / "run", text, 4, changes)
     assert verify_resume(tmp_path / "run", 4)["identical"]

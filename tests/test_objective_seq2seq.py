@@ -704,8 +704,8 @@ def test_more_training_from_nothing_says_so(text: Path, tmp_path: Path, capsys: 
 # ---------------------------------------------------------------- learning
 
 
-# one of every class and structure; each of the others differs in numbers, or is a mixture of these
-LEARNT = ("spans alone", "prefix", "mask", "replace", "deshuffle", "ul2", "bart", "mass")
+# one of every way to rewrite; the others differ in what stands for what is gone, or are mixtures of these
+LEARNT = ("spans alone", "prefix", "replace", "bart", "mass")
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in LEARNT else pytest.mark.slow) for c in CASES])

@@ -92,6 +92,8 @@ def test_settings_and_mistakes_are_those_of_all_objectives() -> None:
         spec.edit(design, {"objective.places": 0})
     with pytest.raises(UsageError, match=r"no kind 'Ahed'.*did you mean 'Ahead'"):
         spec.edit(design, {"objective": "Ahed"})
+    with pytest.raises(UsageError, match=r"no kind 'Qqq'; known: .*; if a file of yours declares it, name that by "):
+        spec.edit(design, {"objective": "Qqq"})
 
 
 @pytest.mark.usefixtures("declares")

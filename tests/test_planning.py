@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 import subprocess
 import sys
@@ -17,16 +16,15 @@ import torch
 from stemma import families
 from stemma.errors import ResourceError, UsageError
 from stemma.nn.model import Model, count
+from stemma.nn.parts import Cycle
 from stemma.objectives import incompatible_reason
 from stemma.parallel import Mesh
-from stemma.planning import HARDWARE, Outlook, estimate, fleet, probe, suggest, timed, trace
-from stemma.planning.estimate import FILL, flops, most, rounded, unfit
-from stemma.planning.network import How, Rows, Stack
-from stemma.planning.rows import rows as rows_of
-from stemma.planning.steps import Network, Other, Step
-from stemma.planning.tape import Tape
+from stemma.planning import HARDWARE, Outlook, estimate, fleet, live, probe, suggest, timed, trace
+from stemma.planning.batch import Example
+from stemma.planning.estimate import unfit
+from stemma.planning.memory import peak
+from stemma.planning.search import FILL, able, largest, most, rounded
 from stemma.train import drafted, meter, resolve
-from stemma.train.assemble import objective_of
 from test_cli import call  # noqa: F401
 
 _spec = importlib.util.spec_from_file_location("bench_plan", Path(__file__).parents[1] / "bench" / "plan.py")
@@ -46,129 +44,142 @@ def test_memory_is_as_predicted(name: str, changes: dict[str, Any], recompute: b
     assert bench.predicted(plan, recompute) == pytest.approx(bench.measured(plan, recompute), rel=0.1)
 
 
-# ---------------------------------------------------------------- arithmetic beside the network itself
+# ---------------------------------------------------------------- a few layers for all
 
-
-def seen(batch: dict[str, Any], plan: Any) -> Rows:
-    """A real batch as the arithmetic is told of it."""
-    ids = batch["input_ids"]
-    return Rows(
-        rows=ids.shape[0],
-        length=ids.shape[1],
-        targets=len(batch["targets"]) if "targets" in batch else 0,
-        goal=batch["decoder_input_ids"].shape[1] if "decoder_input_ids" in batch else 0,
-        some="where" in batch,
-        packed="documents" in batch,
-        numbered="position_ids" in batch,
-        lines="lines" in batch,
-        padded="attention_mask" in batch,
-        segments="token_type_ids" in batch,
-        langs="langs" in batch,
-        prefix="prefix" in batch,
-        asked=batch["places"].shape[1] if "order" in batch else 0,
-        memory=batch["memory_ids"].shape[1] if "memory_ids" in batch else 0,
-        backward=bool(getattr(plan.objective, "both", False)),
-        pairs="pair_labels" in batch,
-    )
-
-
-def batch_of(plan: Any, number: int) -> Any:
-    """Rows that the plan's objective makes of texts without meaning."""
-    words = trace.Words(plan.text, plan.dims.vocab)
-    objective = objective_of(plan, words)
-    examples = objective.examples(trace.Texts(words, plan.context))
-    return objective, objective.collate([example for example, _ in itertools.islice(examples, number)])
-
-
-def compared(name: str, how: How, micros: int, changes: dict[str, Any]) -> tuple[int, int]:
-    """Bytes of a step as the network itself makes them on the meta device, and by arithmetic."""
-    plan = drafted(name, budget="10 steps", overrides=changes)
-    objective, batch = batch_of(plan, 4)
-    traced, parameters = trace.step(
-        plan.arch, plan.dims, objective, batch,
-        cpu=how.cpu, half=how.half, recompute=how.recompute, micros=micros, nets=plan.nets,
-    )  # fmt: skip
-    others = tuple(Other(n.role, n.arch, replace(n.dims, vocab=plan.dims.vocab), n.learns) for n in plan.nets)
-    step = Step(plan.arch, plan.dims, plan.objective, how, others, watched=True)
-    assert step.numel == parameters
-    return step.peak(seen(batch, plan), micros, plan.recipe.z_loss > 0), traced
-
-
-# every block, position, mask, norm, head and loss of the tree
+# every block, position, mask, norm, head and objective of the tree
 KINDS = [
     "transformer", "bert", "albert", "roberta", "electra", "deberta", "deberta-v2", "deberta-v3", "distilbert",
-    "minilm", "xlnet", "gpt1", "gpt2", "gpt3", "palm", "lamda", "llama", "mistral", "mixtral", "qwen3", "gemma2",
-    "gemma3", "command-r", "glm", "glm-130b", "chatglm", "chatglm2", "t5", "t5-v1.1", "umt5", "ul2", "bart", "mbart",
-    "mass", "u-palm",
+    "minilm", "xlnet", "xlm", "unilm", "all-minilm", "gpt1", "gpt2", "gpt3", "palm", "lamda", "llama", "codellama",
+    "mistral", "mixtral", "qwen3", "gemma2", "gemma3", "command-r", "glm", "glm-130b", "chatglm", "chatglm2", "t5",
+    "t5-v1.1", "umt5", "t5-lm", "ul2", "bart", "mbart", "mass", "u-palm",
 ]  # fmt: skip
-UNTRACED = {"transformer"}  # its texts are pairs of languages, which texts without meaning are not
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name not in UNTRACED])
-def test_arithmetic_equals_the_network(name: str) -> None:
-    """In bf16 as a GPU takes a step."""
-    found, traced = compared(name, How(cpu=False, half=True), 1, {})
-    assert found == pytest.approx(traced, rel=0.015 if name == "deberta-v3" else 0.001)
+def deep(name: str) -> Outlook:
+    """The outlook on a small network of more layers than are traced."""
+    plan = drafted(name, budget="10 steps")
+    layers = {"dims.layers": 7 if not isinstance(plan.arch.mask, Cycle) else 4 * len(plan.arch.mask.masks) + 3}
+    if plan.arch.structure == "encoder-decoder":
+        layers["dims.decoder_layers"] = 8
+    return Outlook(drafted(name, budget="10 steps", overrides=layers))
 
 
-@pytest.mark.parametrize(
-    ("name", "recompute"),
-    [("bert", False), ("llama", False), ("t5", False), ("xlnet", False), ("albert", False), ("electra", False),
-     ("llama", True), ("bert", True), ("mixtral", True)],
-)  # fmt: skip
-def test_arithmetic_of_many_layers_and_micro_batches(name: str, recompute: bool) -> None:
-    """In fp32 as a CPU takes it: of six equal blocks four are run, and gradients add up."""
-    found, traced = compared(name, How(cpu=True, half=False, recompute=recompute), 2, {"dims.layers": 6})
-    assert found == pytest.approx(traced, rel=0.002)
+def whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trace every layer from here on."""
+    monkeypatch.setattr(trace, "depth", lambda arch, dims, layers, masked: trace.Depth(layers, 1, 0, 1))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "t5"])
-def test_arithmetic_of_a_chunked_loss(name: str) -> None:
-    changes = {"dims.vocab": 250_000, "train.micro": 8, "recipe.mixed": True}
-    found, traced = compared(name, How(cpu=False, half=True), 1, changes)
-    assert found == pytest.approx(traced, rel=0.005)
+@pytest.mark.parametrize("name", KINDS)
+def test_a_few_layers_stand_for_all(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worst moment of a step, in one of several micro-batches and with shared gradients too; parameters and
+    operations."""
+    view = deep(name)
+    assert any(d.more for net in view.nets for d in net.depths().values())
+    batch = view.example.batch(view.example.objective.rows * 2)
+    hows = [trace.How(), trace.How(cpu=True, half=False, recompute=True)]
+    few = [trace.Step(view.nets, view.example.objective, how).trace(batch) for how in hows]
+    whole(monkeypatch)
+    all_of_them = Outlook(view.plan)
+    assert view.parameters == all_of_them.parameters and view.shapes == all_of_them.shapes
+    assert view.work == pytest.approx(all_of_them.work, rel=1e-9)
+    for how, one in zip(hows, few, strict=True):
+        two = trace.Step(view.nets, view.example.objective, how).trace(batch)
+        for shards, accumulated in ((1, False), (1, True), (8, False)):
+            assert peak(one, shards, accumulated) == pytest.approx(peak(two, shards, accumulated), rel=1e-6), how
 
 
-def test_blocks_that_are_not_run_count_as_if_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, recompute in (("bert-large", False), ("llama-7b", True), ("t5-3b", False), ("deberta-large", False)):
-        design = families.design(name)
-        both = design.arch.structure == "encoder-decoder"
-        batch = Rows(4, 512, 4 * 100, goal=114 if both else 0)
-        few, whole = (_peak(monkeypatch, design, batch, recompute, run) for run in (Stack.RUN, 1000))
-        assert few == pytest.approx(whole, rel=0.003)
-
-
-def _peak(monkeypatch: pytest.MonkeyPatch, design: Any, batch: Rows, recompute: bool, run: int) -> int:
-    with monkeypatch.context() as patch:
-        patch.setattr(Stack, "RUN", run)
-        return Step(design.arch, design.dims, design.objective, How(recompute=recompute)).peak(batch, 2)
+def test_the_kinds_are_all_objectives() -> None:
+    known = {type(families.family(name).objective) for name in KINDS}
+    assert known == {type(f.objective) for f in families.tree().values()}
 
 
 @pytest.mark.parametrize("name", [f.name for f in families.tree().values() if f.edge != "trained" and f.sizes])
 def test_parameters_and_work_equal_the_models(name: str) -> None:
+    """Of the model itself, however many layers it has."""
     design = families.family(name)[next(iter(families.family(name).sizes))]
-    dims = replace(design.dims, layers=min(design.dims.layers, 6), decoder_layers=None)
-    dims = replace(dims, groups=min(dims.groups, dims.layers)) if dims.groups else dims
-    network = Network(Tape(), How(), design.arch, dims)
+    role = trace.Role("", design.arch, design.dims)
+
+    class Untied:
+        def tie(self, *_: Any) -> None:
+            pass
+
+    parts = list(trace.at_full_depth([role], lambda few: trace.Networks(few, Untied())))  # type: ignore[arg-type]
+    assert sum(times * trace.numel(few.shapes()) for few, times in parts) == count(design.arch, design.dims)
+    work = sum(times * meter.flops(few.model, 256, 0.3, 0.25) for few, times in parts)
     with torch.device("meta"):
-        model = Model(design.arch, dims)
-    assert network.numel == sum(p.numel() for p in model.parameters())
-    assert flops(network, 256, 0.3, 0.25) == pytest.approx(meter.flops(model, 256, 0.3, 0.25), rel=1e-9)
+        model = Model(design.arch, design.dims)
+    assert work == pytest.approx(meter.flops(model, 256, 0.3, 0.25), rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    "name", ["bert", "roberta", "albert", "electra", "deberta", "xlnet", "unilm", "gpt2", "llama", "glm", "glm-130b",
-             "t5", "mt5", "bart", "mass", "t5-lm", "distilbert", "minilm"],
-)  # fmt: skip
-@pytest.mark.parametrize("scale", ["tiny", "full"])
-def test_rows_are_as_objectives_make_them(name: str, scale: str) -> None:
-    """Their shape and kind exactly; their targets, which vary, nearly: a row is taken to be full."""
-    plan = drafted(name, scale=scale, budget="10 steps", overrides={"dims.vocab": 4096})
-    real = seen(batch_of(plan, 8)[1], plan)
-    said = rows_of(plan.objective, plan.arch, plan.dims, plan.text, plan.recipe, plan.context, 8)
-    for part in ("rows", "length", "goal", "packed", "lines", "segments", "asked", "pairs"):
-        assert getattr(said, part) == getattr(real, part), part
-    assert 0.8 * real.targets <= said.targets <= 1.6 * real.targets
+def test_a_million_layers_take_no_longer() -> None:
+    plan = drafted("gpt2", scale="full", budget="1 steps")
+    million = Outlook(replace(plan, dims=replace(plan.dims, layers=10**6)))
+    one, two = (count(plan.arch, replace(plan.dims, layers=n)) for n in (1, 2))
+    assert million.parameters == one + (10**6 - 1) * (two - one)
+    assert len(million.memory(1, False, True).step.networks.model.decoder.blocks) == 4  # type: ignore[union-attr]
+
+
+# ---------------------------------------------------------------- a few rows for all
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "xlnet", "electra", "mixtral", "unilm"])
+@pytest.mark.parametrize("vocab", [600, 100_000])
+def test_a_few_rows_stand_for_all(name: str, vocab: int) -> None:
+    """By steps of the batches themselves: losses of one chunk and of many, and between."""
+    plan = drafted(name, budget="10 steps", overrides={"dims.vocab": vocab})
+    view = Outlook(plan)
+    memory = view.memory(1, False, True)
+    for rows in (3, 7, 14, 48, 160) if name != "unilm" else (16, 48, 160):  # whose rows differ in kind
+        exact = memory.step.trace(view.example.batch(rows))
+        assert memory.peak(rows) == pytest.approx(peak(exact, 1, False), rel=0.01), rows
+        assert memory.peak(rows, 4, True) == pytest.approx(peak(exact, 4, True), rel=0.01), rows
+    assert len(memory.traces) < 20
+
+
+def test_a_batch_of_many_rows_is_as_it_would_be_made() -> None:
+    for name in ("bert", "t5", "gpt2", "unilm", "transformer"):
+        example = Example(drafted(name, budget="10 steps"))
+        made = example.objective.collate(example.made * 4)
+        for key, tensor in example.batch(4 * example.rows).items():
+            assert tensor.shape == made[key].shape and tensor.dtype == made[key].dtype, (name, key)
+            assert tensor.device.type == "meta"
+
+
+def test_operations_that_are_not_run_again_make_the_same_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gpt2", "xlnet", "t5", "palm"):
+        view = Outlook(drafted(name, budget="10 steps"))
+        batch = view.example.batch(2)
+        for again in (False, True):
+            step = trace.Step(view.nets, view.example.objective, trace.How(recompute=again))
+            one = step.trace(batch)
+            with monkeypatch.context() as patch:
+                patch.setattr(live.Live, "run", lambda self, func, args, kwargs: func(*args, **kwargs))
+                two = step.trace(batch)
+            assert one.held.tolist() == two.held.tolist() and one.grads.tolist() == two.grads.tolist(), name
+
+
+def test_gradients_that_nothing_else_holds_are_added_in_place() -> None:
+    """As autograd does where no dispatch mode looks on."""
+    added = []
+
+    class Watch(live.Live):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = super().__torch_dispatch__(func, types, args, kwargs)
+            if func is live.ADD and self.backward:
+                added.append(out is args[0])
+            return out
+
+    def backward(f: Any) -> list[bool]:
+        added.clear()
+        leaf = torch.empty(1000, device="meta", requires_grad=True)
+        with Watch() as watch:
+            y = f(leaf.exp())
+            watch.backward = True
+            y.backward(torch.empty_like(y, device="meta"))
+        return list(added)
+
+    assert backward(lambda x: x.sin() * x.cos()) == [True]
+    assert backward(lambda x: x + 1.0 * x.sin()) == [False] or backward(lambda x: x + x.sin()) == [False]
 
 
 def test_designs_of_the_tree_can_be_trained() -> None:
@@ -290,6 +301,15 @@ def test_messages_that_leave_a_node_take_the_network() -> None:
     assert slow.sending - far.sending == pytest.approx(2 * one / 8 / 2 * (1 / 1e9 - 1 / 25e9))
 
 
+def test_the_suggestion_is_the_best_of_all_meshes() -> None:
+    """No mesh that was left untraced would have been faster."""
+    for name, count_, device in (("llama-7b", 16, "rtx4090"), ("t5-3b", 8, "a100-40"), ("gpt2", 4, "h100")):
+        plan = drafted(name, scale="full", budget="1 steps", overrides={"recipe.batch": 2**20})
+        view = Outlook(plan, recompute=True)
+        fits = [e for m in able(view, count_) if (e := largest(view, m, HARDWARE[device])) is not None]
+        assert suggest(view, count_, HARDWARE[device]) == min(fits, key=lambda e: e.seconds)
+
+
 def test_the_fastest_mesh_is_suggested(call: Any) -> None:  # noqa: F811
     """A batch that is hardly another is rounded before matrices are sliced; where memory is small, computing again is
     weighed against slices; a slow network slows what it carries."""
@@ -367,17 +387,19 @@ def test_the_command_plans_published_sizes(call: Any, name: str) -> None:  # noq
     )
 
 
-def test_a_plan_takes_less_than_two_seconds() -> None:
-    """Of a processor, from a cold start: other work on the machine must not fail it. Nothing that computes is loaded."""
+def test_a_plan_takes_little_longer_than_to_import_torch() -> None:
+    """Of a processor, from a cold start: other work on the machine must not fail it. No compiler is loaded, and torch
+    is left as it was."""
     script = (
-        "import sys, time\n"
+        "import time, torch, sys\n"
+        "begin = time.process_time()\n"
         "from stemma.cli import root\n"
         "root.main(['plan', 'glm-130b', '--gpus', '64xH100'], standalone_mode=False)\n"
-        "print(time.process_time(), 'torch' in sys.modules)"
+        "print(time.process_time() - begin, 'torch._dynamo' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    seconds, torch_too = out.split()[-2:]
-    assert float(seconds) < 2.0 and torch_too == "False"
+    seconds, compiler = out.split()[-2:]
+    assert float(seconds) < 2.5 and compiler == "False"
 
 
 def test_the_command_says_what_it_assumes(call: Any) -> None:  # noqa: F811

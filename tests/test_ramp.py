@@ -20,7 +20,8 @@ from stemma.declare.recipes import Recipe, Sampling
 from stemma.errors import UsageError
 from stemma.parallel import Mesh
 from stemma.planning import HARDWARE, Outlook, estimate
-from stemma.planning.estimate import duration, rounded, steps_within, unfit
+from stemma.planning.estimate import duration, steps_within, unfit
+from stemma.planning.search import rounded
 from stemma.runs import checkpoint
 from stemma.runs.spikes import Spikes
 from stemma.train import Loop, Plan, assemble, budgets, prepare, pretrain, read_metrics, resolve, resume, verify_resume

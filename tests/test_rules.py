@@ -1,5 +1,5 @@
 """Rules of generation (forced tokens, least lengths, n-grams, how beams are scored) against the reference's, as options
-and as a checkpoint's own habits."""
+and as a checkpoint's generation_config.json."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from test_generate import FEW, LENGTHS, prompts, strip
 ENDING = list(range(5, 45))  # half of the vocabulary ends a text, so that lengths matter
 
 
-def both(case: str, folder: Path, ends: list[int] | None = None, **habits: Any) -> tuple[Any, Any]:
-    """The reference's model and ours, with habits in generation_config.json."""
+def both(case: str, folder: Path, ends: list[int] | None = None, **config: Any) -> tuple[Any, Any]:
+    """The reference's model and ours, with `config` in generation_config.json."""
     theirs = reference(case)
     if ends is not None:
         theirs.config.eos_token_id = theirs.generation_config.eos_token_id = ends
-    for name, value in habits.items():
+    for name, value in config.items():
         setattr(theirs.generation_config, name, value)
     theirs.save_pretrained(folder)
     return theirs, stemma.load(folder)
@@ -75,13 +75,13 @@ def test_options_equal_the_reference(
         assert mine.ids == wanted(theirs, ours, row, max_new_tokens=10, num_beams=num_beams, **options)
 
 
-HABITS: dict[str, Any] = dict(forced_bos_token_id=60, forced_eos_token_id=2, min_length=7, max_length=13,
+CONFIG: dict[str, Any] = dict(forced_bos_token_id=60, forced_eos_token_id=2, min_length=7, max_length=13,
                               no_repeat_ngram_size=2, length_penalty=2.0, early_stopping=True, num_beams=5)  # fmt: skip
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])
-def test_a_checkpoints_habits_hold_where_a_call_says_nothing(num_beams: int, tmp_path: Path) -> None:
-    theirs, ours = both("bart", tmp_path, [2, *ENDING], **HABITS)
+def test_a_checkpoints_options_hold_where_a_call_says_nothing(num_beams: int, tmp_path: Path) -> None:
+    theirs, ours = both("bart", tmp_path, [2, *ENDING], **CONFIG)
     rows = prompts("bart", LENGTHS)
     got = stemma.generate(ours, rows, num_beams=num_beams)
     for row, mine in zip(rows, got, strict=True):
@@ -93,7 +93,7 @@ def test_a_checkpoints_habits_hold_where_a_call_says_nothing(num_beams: int, tmp
     assert any(len(r.ids) < 6 for r in said)
 
 
-def test_habits_of_an_old_checkpoint_are_in_its_config(tmp_path: Path) -> None:
+def test_options_of_an_old_checkpoint_are_in_its_config(tmp_path: Path) -> None:
     theirs = saved("bart", tmp_path)
     (tmp_path / "generation_config.json").unlink()
     text = (tmp_path / "config.json").read_text()
@@ -160,7 +160,7 @@ def test_rules_that_cannot_be_are_refused(options: dict[str, Any], message: str,
         stemma.generate(stemma.load(tmp_path), [[5, 6]], max_new_tokens=4, **options)
 
 
-def test_habits_that_are_damaged_are_named(tmp_path: Path) -> None:
+def test_options_that_are_damaged_are_named(tmp_path: Path) -> None:
     saved("bart", tmp_path)
     (tmp_path / "generation_config.json").write_text('{"min_length": "long"}')
     with pytest.raises(CheckpointError, match="min_length='long'"):
@@ -207,7 +207,7 @@ def words_of(theirs: Any, ours: Any, rows: list[list[int]]) -> list[list[int]]:
 @pytest.mark.parametrize("said", WHOLE, ids=lambda o: "-".join(o))
 def test_what_a_checkpoint_says_is_done(case: str, said: dict[str, Any], tmp_path: Path) -> None:
     theirs, ours = both(case, tmp_path, ENDING, max_new_tokens=10, **said)
-    rows = prompts(case, LENGTHS)
+    rows = prompts(case, FEW)
     got = stemma.generate(ours, rows)
     assert [r.ids for r in got] == [wanted(theirs, ours, row) for row in rows]
     plain = {"num_beams": 1, "repetition_penalty": 1.0}  # which a call takes back
@@ -325,7 +325,7 @@ def test_what_is_not_followed_is_said(tmp_path: Path) -> None:
     ]
 
 
-def test_habits_of_an_old_checkpoint_survive_saving(tmp_path: Path) -> None:
+def test_options_of_an_old_checkpoint_survive_saving(tmp_path: Path) -> None:
     saved("bart", tmp_path / "a")
     (tmp_path / "a/generation_config.json").unlink()
     text = (tmp_path / "a/config.json").read_text()
@@ -346,7 +346,7 @@ def test_habits_of_an_old_checkpoint_survive_saving(tmp_path: Path) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_every_damaged_habit_is_named(wrong: dict[str, Any], tmp_path: Path) -> None:
+def test_every_damaged_option_is_named(wrong: dict[str, Any], tmp_path: Path) -> None:
     saved("llama", tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps(wrong))
     with pytest.raises(CheckpointError, match=f"generation_config.json: {next(iter(wrong))}="):

@@ -129,9 +129,11 @@ def test_a_window_with_memory_joins_no_other() -> None:
 def test_languages_go_together(tmp_path: Path) -> None:
     model = loaded("xlm-clm", tmp_path)
     rows = prompts("xlm-clm", [3, 5])
-    params = [SamplingParams(max_new_tokens=5, language=n) for n in ("de", "fr")]
+    params = [SamplingParams(max_new_tokens=n, language=name, ignore_eos=True) for n, name in ((2, "de"), (6, "fr"))]
     want = [stemma.generate(model, [r], p)[0].ids for r, p in zip(rows, params, strict=True)]
-    assert [r.ids for r in stemma.generate(model, rows, params)] == want
+    for batch in (None, 1):
+        assert [r.ids for r in stemma.generate(model, rows, params, batch=batch)] == want
+    assert want[1] != stemma.generate(model, [rows[1]], params[1], language="de")[0].ids
     with pytest.raises(UsageError, match="all have a language, or none"):
         stemma.generate(model, rows, [params[0], SamplingParams(max_new_tokens=5)])
 
@@ -230,7 +232,8 @@ def test_events_are_what_generate_returns() -> None:
         assert "".join(e.text for e in own) == result.text
         assert [e.reason for e in own] == [None] * (len(own) - 1) + [result.reason]
         assert own[-1].result is not None and own[-1].result.ids == result.ids and own[0].result is None
-    assert events[0].row == 0 and events[1].row == 1  # as they are made, not text after text
+    assert [e.row for e in events[:4]] == [0, 1, 0, 1]  # as they are made, not text after text
+    assert [e.row for e in events].index(2) > [e.reason is not None for e in events].index(True)  # two at a time
     called: list[tuple[int, str]] = []
     assert stemma.generate(model, ["ab", "c", "é"], stream=lambda *a: called.append(a), **options) == want
     assert ["".join(t for i, t in called if i == n) for n in range(3)] == [r.text for r in want]
@@ -265,8 +268,12 @@ def test_a_stream_that_is_left_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -
         made.append(weakref.ref(self.session.cache))
 
     monkeypatch.setattr(generation.Batch, "add", add)
-    events = stream(model, ["ab", "c"], max_new_tokens=20, ignore_eos=True)
+    options: dict[str, Any] = dict(max_new_tokens=20, ignore_eos=True, temperature=1.0)
+    want = stemma.generate(model, ["ab", "c"], **options)
+    made.clear()
+    events = stream(model, ["ab", "c"], **options)
     for n, event in enumerate(events):
+        assert event.logprob == pytest.approx(want[event.row].logprobs[n // 2], abs=1e-5)  # no dropout
         assert isinstance(event, Event) and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         assert model.training and model.decoder.training and not model.decoder.blocks[0].attention.training
         if n == 5:

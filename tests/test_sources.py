@@ -184,7 +184,11 @@ class Kind:
         return {"norm": float(sum(p.detach().square().sum() for p in self.loop.model.parameters()))}
 
     def summarize(self, quality: dict[str, float]) -> dict[str, Any]:
-        return {"steps": self.loop.step, **measured(self.run, self.loop), "val": quality}
+        return {
+            "steps": self.loop.step,
+            **measured(self.run, self.loop, sum(p.numel() for p in self.loop.model.parameters())),
+            "val": quality,
+        }
 
     def save(self, run: Path, models: Mapping[str, Model]) -> None:
         for role, model in models.items():

@@ -101,7 +101,7 @@ def test_a_run_is_told_and_reported(tmp_path: Path, text: Path, capsys: pytest.C
     run = train("electra", tmp_path / "a", text, 2)
     assert report_outcome(run) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "of tokens told right" in said and "bits a token" in said
+    assert "of tokens classified right" in said and "bits a token" in said
     page = results([read(run.directory)])
     assert "called replaced or original" in page and "bits per byte" not in page
 

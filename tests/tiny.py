@@ -65,7 +65,10 @@ def tiny(name: str, **changes: Any) -> Design:
 
 def build(design: Design, seed: int = 0, jitter: float = 0.1) -> Model:
     """Its model, every parameter off its initial value."""
-    model = Model(design.arch, design.dims).initialise(seed)
+    return jittered(Model(design.arch, design.dims).initialise(seed), design, seed, jitter)
+
+
+def jittered(model: Model, design: Design, seed: int = 0, jitter: float = 0.1) -> Model:
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for p in model.parameters():

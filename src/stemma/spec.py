@@ -35,6 +35,7 @@ class Spec:
     """
 
     PLACE: ClassVar[str] = ""  # what a message calls the value ("dims"), where its path is not known; else its class
+    ELSEWHERE: ClassVar[str] = ""  # of an open base: what a message adds where a kind is unknown
     KINDS: ClassVar[dict[str, type[Spec]]]  # of an open base: its kinds by name
 
     def __init_subclass__(cls, *, open: bool = False, **more: Any) -> None:
@@ -360,7 +361,8 @@ def _parse_spec(specs: list[type[Spec]], raw: str | Mapping[str, Any], path: str
             raise UsageError(
                 f"{where}{name!r} cannot be read; it is always {_form(specs[0])}{_field_for(specs[0], name, path)}"
             )
-        raise UsageError(f"{where}no kind {name!r}; known: {', '.join(known)}{did_you_mean(str(name), known)}")
+        hint = did_you_mean(str(name), known) or specs[0].ELSEWHERE
+        raise UsageError(f"{where}no kind {name!r}; known: {', '.join(known)}{hint}")
     spec, hints = known[name], _hints(known[name])
     for key in fields:
         if key not in hints:

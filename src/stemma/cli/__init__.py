@@ -64,6 +64,16 @@ def overview() -> str:
     return "\n".join(lines)
 
 
+def own_commands() -> dict[str, click.Command]:
+    """The commands that files given by `--families` declare, by name."""
+    if "stemma.families" not in sys.modules:
+        return {}
+    from stemma import families
+
+    found = [value for module in families.modules() for value in vars(module).values()]
+    return {str(value.name): value for value in found if isinstance(value, click.Command)}
+
+
 # ---------------------------------------------------------------- options that every command takes
 
 
@@ -90,7 +100,7 @@ def common() -> list[click.Parameter]:
             expose_value=False,
             is_eager=True,
             callback=_read_families,
-            help="Also read the families that this Python file declares (it is run).",
+            help="Also take in what this Python file declares: families, objectives, components, commands (it is run).",
         ),
         click.Option(
             ["--debug"],
@@ -131,11 +141,11 @@ class Root(Group):
     """The program: the module of a command is imported when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS, *own_commands()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            return own_commands().get(cmd_name)
         module = importlib.import_module(f"stemma.cli.{COMMANDS[cmd_name][1]}")
         found: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return found

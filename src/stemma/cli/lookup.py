@@ -303,8 +303,8 @@ def _size(out: Console, family: Family, design: Design) -> None:
             continue
         out.print(Text(f"  {path:<22} ", style="dim") + Text(value_text(shown if shown else leaf)))
     size = family.sizes[design.name]
-    told = ("published", size.published or "no count published"), ("weights", size.hub or family.about.weights)
-    for label, text in (*told, *([("note", size.note)] if size.note else [])):
+    facts = ("published", size.published or "no count published"), ("weights", size.hub or family.about.weights)
+    for label, text in (*facts, *([("note", size.note)] if size.note else [])):
         out.print(hanging(out, Text(f"  {label:<11}", style="dim"), text))
 
 

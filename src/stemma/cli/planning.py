@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from stemma.train.config import Plan
 
 BATCH = 2**20  # tokens a step where nobody says
-ROUNDED = 0.05  # share by which a batch may change before a mesh with more slices, fewer readers, is preferred
+POSITIVE = click.FloatRange(min=0, min_open=True)
+NETWORK = "Each device's part of what leaves its node of eight.  [default: that of the maker's own nodes]"
 TOKENS = 20  # a parameter, where nobody says (Hoffmann et al. 2022, arXiv:2203.15556)
 
 
@@ -26,12 +27,7 @@ TOKENS = 20  # a parameter, where nobody says (Hoffmann et al. 2022, arXiv:2203.
 @click.option("--mesh", metavar="AXES", help="Such as fsdp=8,tp=2.  [default: the best that fits]")
 @click.option("--micro", type=click.IntRange(min=1), help="Rows at once on a device.  [default: the most that fit]")
 @click.option("--recompute", is_flag=True, help="Blocks keep no activations and compute them again.")
-@click.option(
-    "--network",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="GB/s",
-    help="Each device's part of what leaves its node of eight.  [default: that of the maker's own nodes]",
-)
+@click.option("--network", type=POSITIVE, metavar="GB/s", help=NETWORK)
 @click.option("--price", type=click.FloatRange(min=0), help="Of a device-hour, in your currency.")
 @click.option("--probe", "probed", is_flag=True, help="Time five steps on this machine instead of assuming a speed.")
 @click.option("--budget", help="As in pretrain.  [default: the published steps, or 20 tokens a parameter; on a CPU 5m]")
@@ -58,45 +54,55 @@ def plan(
 ) -> None:
     """Say what training NAME needs on some devices: memory, time and, at your price, money.
 
-    Nothing is downloaded, read or built: a step's tensors are counted by arithmetic. Takes the settings of `stemma
-    pretrain`.
+    Nothing is downloaded or read, and no weights are made: a step is traced on torch's meta device, by a few layers.
+    Takes the settings of `stemma pretrain`.
     """
-    from dataclasses import replace
-
     from stemma import parallel
-    from stemma.planning import HARDWARE, Outlook, estimate, fleet
-    from stemma.planning.estimate import largest
 
-    count, device = fleet(gpus)
-    if probed and (count > 1 or device is not HARDWARE["cpu"]):
-        raise UsageError("--probe times steps on this machine; leave out --gpus")
-    if network is not None:
-        device = replace(device, network=network * 1e9)
+    count, device = _fleet(gpus, network, probed)
     notes: list[str] = []
-    full = _draft(name, config, sets, scale, budget, device, notes)
+    view = _draft(name, config, sets, scale, budget, device, recompute, notes)
     grid = parallel.mesh(mesh) if mesh is not None else None
     if grid is not None and grid.size != count:
         raise UsageError(f"mesh {grid} has {grid.size} processes, and --gpus {gpus} names {count} devices")
-    full = _shared(full, grid, count, notes)
-    view = Outlook(full, recompute=recompute)
-    failed: ResourceError | None = None
-    steps = 0
-    if probed:
-        found, steps = _probed(view, micro)
-    elif grid is not None or micro is not None:
-        grid = grid or parallel.Mesh(fsdp=count)
-        found = (None if micro else largest(view, grid, device)) or estimate(view, grid, device, micro or 1)
-        failed = _lacking(view, found, device)
-    else:
-        view, found, failed = _suggested(view, count, device)
-        full = view.plan
+    view, found, steps, failed = _found(_shared(view, grid, count, notes), grid, micro, count, device, probed)
     data = _data(view, found, count, price, device, probed) | {"notes": notes, "timed": steps}
     if as_json:
         emit(data)
     else:
-        _tell(full, found, device, data, probed)
+        _tell(view.plan, found, device, data, probed)
     if failed is not None:
         raise failed
+
+
+def _fleet(gpus: str, network: float | None, probed: bool) -> tuple[int, Device]:
+    """How many devices, and which. `network`: GB/s that leave a node, of each."""
+    from dataclasses import replace
+
+    from stemma.planning import HARDWARE, fleet
+
+    count, device = fleet(gpus)
+    if probed and (count > 1 or device is not HARDWARE["cpu"]):
+        raise UsageError("--probe times steps on this machine; leave out --gpus")
+    return count, device if network is None else replace(device, network=network * 1e9)
+
+
+def _found(
+    view: Outlook, grid: Mesh | None, micro: int | None, count: int, device: Device, probed: bool
+) -> tuple[Outlook, Estimate, int, ResourceError | None]:
+    """The estimate that is asked for, with its outlook, the number of timed steps, and why it does not fit."""
+    from stemma.parallel import Mesh
+    from stemma.planning import estimate
+    from stemma.planning.search import lacking, largest, suggestion
+
+    if probed:
+        return view, *_probed(view, micro), None
+    if grid is None and micro is None:
+        view, found, failed = suggestion(view, count, device)
+        return view, found, 0, failed
+    grid = grid or Mesh(fsdp=count)
+    found = (None if micro else largest(view, grid, device)) or estimate(view, grid, device, micro or 1)
+    return view, found, 0, lacking(view, found, device)
 
 
 def _draft(
@@ -106,58 +112,48 @@ def _draft(
     scale: str | None,
     budget: str | None,
     device: Device,
+    recompute: bool,
     notes: list[str],
-) -> Plan:
-    """The run to plan; what is unpublished and matters here has a stand-in, which is noted."""
+) -> Outlook:
+    """The run to plan. What is unpublished and matters here is replaced by an assumption, which is noted."""
     from dataclasses import replace
 
     from stemma.cli.training import settings
+    from stemma.planning import Outlook
     from stemma.train import drafted
 
     name, changes = settings(name, config, sets)
     scale = str(changes.pop("scale", None) or scale or ("full" if device.name != "CPU" else "tiny"))
-    told = changes.pop("train.budget", None) or budget
-    if told is None and "recipe.steps" in changes:
-        told = f"{changes['recipe.steps']} steps"
-    full = drafted(name, budget=str(told or "5m"), scale=scale, overrides=changes)
+    given = changes.pop("train.budget", None) or budget
+    if given is None and "recipe.steps" in changes:
+        given = f"{changes['recipe.steps']} steps"
+    full = drafted(name, budget=str(given or "5m"), scale=scale, overrides=changes)
     if full.recipe.batch is None:
         full = replace(full, recipe=replace(full.recipe, batch=max(1, BATCH // full.context) * full.context))
         notes.append(f"recipe.batch of {full.name} is unpublished: {full.recipe.batch:,} tokens a step are assumed")
-    if told is None and device.name != "CPU":
-        steps = full.recipe.steps if scale == "full" else None
-        words = f"{steps} steps" if steps else f"{TOKENS * _parameters(full)} tokens"
-        if not steps:
-            notes.append(f"no budget is given or published: {TOKENS} tokens a parameter are assumed")
-        full = replace(full, train=replace(full.train, budget=words))
-    return full
+    view = Outlook(full, recompute=recompute)
+    if given is not None or device.name == "CPU":
+        return view
+    steps = full.recipe.steps if scale == "full" else None
+    words = f"{steps} steps" if steps else f"{TOKENS * view.parameters} tokens"
+    if not steps:
+        notes.append(f"no budget is given or published: {TOKENS} tokens a parameter are assumed")
+    return view.of(replace(full, train=replace(full.train, budget=words)))
 
 
-def _parameters(full: Plan) -> int:
-    from stemma.planning import Outlook
+def _shared(view: Outlook, grid: Mesh | None, count: int, notes: list[str]) -> Outlook:
+    """The plan with a batch that the processes can share, noted where it is another."""
+    from stemma.planning.search import shared
 
-    return Outlook(full).parameters
-
-
-def _shared(full: Plan, grid: Mesh | None, count: int, notes: list[str]) -> Plan:
-    """A plan whose batch the processes can share: rounded where the published one is no multiple of them, for as few
-    slices as leave it about what it is."""
-    from stemma.parallel import Mesh
-    from stemma.planning.estimate import SLICES, rounded, unfit
-
-    def moved(other: Plan) -> float:
-        return abs(other.rows - full.rows) / full.rows
-
-    grids = [grid] if grid is not None else [Mesh(fsdp=count // tp, tp=tp) for tp in SLICES if count % tp == 0]
-    plans = [(rounded(full, m.readers), m.readers) for m in grids if unfit(rounded(full, m.readers), m) is None]
-    if not plans:
-        return full  # there is another reason, which will be told
-    other, readers = next((p for p in plans if moved(p[0]) <= ROUNDED), min(plans, key=lambda p: moved(p[0])))
-    if other.rows != full.rows:
-        notes.append(
-            f"a step of {full.rows:,} rows is no multiple of the {readers} processes that read: {other.rows:,} are "
-            f"planned (recipe.batch={other.recipe.batch})"
-        )
-    return other
+    full = view.plan
+    other, readers = shared(full, grid, count)
+    if other.rows == full.rows:
+        return view
+    notes.append(
+        f"a step of {full.rows:,} rows is no multiple of the {readers} processes that read: {other.rows:,} are "
+        f"planned (recipe.batch={other.recipe.batch})"
+    )
+    return view.of(other)
 
 
 def _probed(view: Outlook, micro: int | None) -> tuple[Estimate, int]:
@@ -173,47 +169,12 @@ def _probed(view: Outlook, micro: int | None) -> tuple[Estimate, int]:
     return estimate(view, Mesh(), HARDWARE["cpu"], rows, found.seconds), found.steps
 
 
-def _lacking(view: Outlook, found: Estimate, device: Device) -> ResourceError | None:
-    """Why a mesh, or a number of rows, that was asked for does not do."""
-    from stemma.planning.estimate import FILL
-
-    if found.memory <= FILL * device.memory:
-        return None
-    again = "" if view.recompute else "--recompute, "
-    rows = "" if found.micro == 1 else f"fewer rows than --micro {found.micro}, "
-    return ResourceError(
-        f"{view.plan.name} does not fit on {device.name} of {device.memory / 1e9:.0f} GB with mesh {found.mesh}: it "
-        f"needs {found.memory / 1e9:.1f} GB a device with {'one row' if found.micro == 1 else f'{found.micro:,} rows'} "
-        f"at a time; try {again}{rows}another mesh, or none to have one chosen"
-    )
-
-
-def _suggested(view: Outlook, count: int, device: Device) -> tuple[Outlook, Estimate, ResourceError | None]:
-    """The mesh that suits best, with activations computed again where that is faster than slices, or nothing else fits;
-    where nothing fits at all, the one that comes nearest, with the reason."""
-    from stemma.parallel import mesh
-    from stemma.planning import Outlook, suggest
-    from stemma.planning.estimate import nearest
-
-    found: list[tuple[Outlook, Estimate]] = []
-    failed: ResourceError | None = None
-    for way in [view] if view.recompute else [view, Outlook(view.plan, recompute=True)]:
-        if found and mesh(found[0][1].mesh).tp == 1:
-            break
-        try:
-            found.append((way, suggest(way, count, device)))
-        except ResourceError as error:
-            failed = error
-    if found:
-        return *min(found, key=lambda pair: pair[1].seconds), None
-    return way, nearest(way, count, device), failed
-
-
 def _data(
     view: Outlook, found: Estimate, count: int, price: float | None, device: Device, probed: bool
 ) -> dict[str, Any]:
     from stemma.parallel import mesh
-    from stemma.planning.estimate import FILL, duration, most, steps_within, table
+    from stemma.planning.estimate import duration, steps_within, table
+    from stemma.planning.search import FILL, most
 
     full = view.plan
     seconds = _seconds(full.train.budget)

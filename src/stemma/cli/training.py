@@ -48,8 +48,8 @@ def report_outcome(run: Any) -> int:
             out.print(f"held-out text: {val[key]:.3f} {words}{beside}")
     if "replaced_right" in val:
         out.print(
-            f"held-out text: {val['replaced_right']:.1%} of tokens told right, {val['replaced_share']:.1%} replaced, "
-            f"{val['bits_per_target']:.3f} bits a token"
+            f"held-out text: {val['replaced_right']:.1%} of tokens classified right, "
+            f"{val['replaced_share']:.1%} replaced, {val['bits_per_target']:.3f} bits a token"
         )
     out.print(f"model: {run.directory / 'model'}", soft_wrap=True)
     return 0
@@ -139,6 +139,7 @@ def _tokenizer(folder: str | None) -> Any:
 
 
 def resume_run(run: str, quiet: bool, mesh: str | None, sets: tuple[str, ...]) -> int:
+    """Resume a run and report; returns the exit code."""
     from stemma.train import resume as train_on
 
     return finish(train_on(existing_runs((run,))[0], quiet=quiet, mesh=mesh, overrides=overrides(sets)))

@@ -19,6 +19,7 @@ class Objective(Spec, open=True):
     """
 
     PLACE: ClassVar[str] = "objective"
+    ELSEWHERE: ClassVar[str] = "; if a file of yours declares it, name that by --families FILE"
 
     label: ClassVar[str] = ""  # what reports call it; left out, its class name
     fills: ClassVar[bool] = False  # whether what it trains fills gaps in a text
@@ -61,19 +62,19 @@ class CLM(Objective):
 
 @dataclass(frozen=True)
 class Tokens(Spec):
-    """Masked are single tokens, each drawn for itself."""
+    """Choose single tokens, independently."""
 
 
 @dataclass(frozen=True)
 class Words(Spec):
-    """Masked are whole words: all pieces of one or none (the later BERT models of its authors)."""
+    """Choose whole words: all pieces of a word or none (the later BERT models of its authors)."""
 
 
 @dataclass(frozen=True)
 class NGrams(Spec):
-    """Masked are runs of 1 to `longest` whole words, n of them with a probability proportional to 1/n (Lan et al. 2019,
-    arXiv:1909.11942, section 4.1). `drawn`: they begin "anywhere", or one lies in each of the "windows" of n/rate
-    words that follow each other (DeBERTa's released code)."""
+    """Choose runs of 1 to `longest` whole words, a run of n with a probability proportional to 1/n (Lan et al. 2019,
+    arXiv:1909.11942, section 4.1). `drawn`: runs begin "anywhere", or there is one in each of the consecutive "windows"
+    of n/rate words (DeBERTa's released code)."""
 
     longest: int = at_least(1, 3, "word")
     drawn: Literal["anywhere", "windows"] = "anywhere"
@@ -81,8 +82,8 @@ class NGrams(Spec):
 
 @dataclass(frozen=True)
 class Runs(Spec):
-    """Masked are runs of whole words whose lengths are geometric with parameter `p`, cut off at `longest`; all tokens
-    of a run are replaced in the same way (SpanBERT: Joshi et al. 2019, arXiv:1907.10529, section 3.1)."""
+    """Choose runs of whole words. Their lengths are geometric with parameter `p`, at most `longest`; all tokens of a
+    run are replaced in the same way (SpanBERT: Joshi et al. 2019, arXiv:1907.10529, section 3.1)."""
 
     p: float = interval("(0, 1)", 0.2)
     longest: int = at_least(1, 10, "word")
@@ -90,14 +91,14 @@ class Runs(Spec):
 
 @dataclass(frozen=True)
 class MLM(Objective):
-    """Predict masked tokens (Devlin et al. 2018, section 3.1): `rate` of them are chosen, by `unit`; of those `masked`
-    become the mask token, `random` a random one, the rest stay. `copies`: how many maskings a text has before they
-    repeat (BERT made 10 of its data); 0: new ones each epoch.
+    """Predict masked tokens (Devlin et al. 2018, section 3.1). `rate` of the tokens are chosen, by `unit`; `masked` of
+    these become the mask token, `random` a random token, the rest stay. `copies`: the number of maskings of a text
+    before they repeat (BERT made 10 copies of its data); 0: a new one each epoch.
 
-    `pairs`: a row is two segments, and the model says of them beside it whether the second followed the first ("next":
-    else it is a random one) or in which "order" they stand (ALBERT: two that follow each other, swapped or not); of
-    "halves" of a text (ELECTRA) it says nothing. `most`: so many targets of such a row at most; left out, `rate` of a
-    full one."""
+    `pairs`: a row is two segments, and the model also predicts how they are related. "next": the second follows the
+    first, or is a random one; "order": two consecutive segments, swapped or not (ALBERT); "halves": the halves of a
+    text, with nothing to predict (ELECTRA). `most`: the most targets of such a row; left out, `rate` of a full row.
+    """
 
     label = "masked tokens"
     fills = True
@@ -121,8 +122,8 @@ class MLM(Objective):
 
 @dataclass(frozen=True)
 class Spans(Objective):
-    """Span corruption (Raffel et al. 2020, section 3.1.4): `rate` of the tokens fall out in spans of `mean` tokens on
-    average, a sentinel in the place of each; the target is the spans, each after its sentinel."""
+    """Span corruption (Raffel et al. 2020, section 3.1.4). `rate` of the tokens are removed, in spans of `mean` tokens
+    on average; a sentinel replaces each span. The target is the spans, each after its sentinel."""
 
     label = "span corruption"
     fills = True
@@ -133,10 +134,10 @@ class Spans(Objective):
 
 @dataclass(frozen=True)
 class Infill(Objective):
-    """Predict the next token; of `rate` of the texts, cut at two places drawn uniformly, the middle is moved to the
-    end: after prefix and suffix, or, for `swapped` of them, after suffix and prefix (Bavarian et al. 2022,
-    arXiv:2207.14255; Roziere et al. 2023, section 2.3). The places lie between `characters`, so that a token may be cut
-    in two, or between `tokens`."""
+    """Predict the next token, after moving the middle of some texts to their end. `rate` of the texts are cut at two
+    uniform places; the middle goes after prefix and suffix, or, for `swapped` of them, after suffix and prefix
+    (Bavarian et al. 2022, arXiv:2207.14255; Roziere et al. 2023, section 2.3). `cut`: between `characters`, which may
+    split a token, or between `tokens`."""
 
     rate: float = interval("(0, 1]", 0.9)
     swapped: float = interval("[0, 1]", 0.5)
@@ -149,11 +150,11 @@ class Infill(Objective):
 
 @dataclass(frozen=True)
 class Blanks(Objective):
-    """Autoregressive blank infilling (Du et al. 2021, arXiv:2103.10360, section 2.1): pieces of a text fall out, a mask
-    in the place of each, and follow it in random order (`shuffled`), each predicted from left to right. A text loses
-    short `spans` (their lengths by a Poisson law of `mean`, until `rate` of it is gone), whole `sentences` (until
-    `rate`), or its end (`suffix`: at least the share `least` of it); the three are shares of texts. For the share
-    `inside` of the last kind the long piece lies anywhere in the text."""
+    """Autoregressive blank infilling (Du et al. 2021, arXiv:2103.10360, section 2.1). Pieces of a text are replaced by
+    a mask token each and follow the text in random order (`shuffled`), each predicted from left to right. Shares of
+    texts: `spans` lose short spans (lengths Poisson with mean `mean`, `rate` of the text in all), `sentences` lose
+    whole sentences (`rate` of the text), `suffix` lose their end (at least the share `least`); of the last kind,
+    `inside` lose a piece anywhere in place of the end."""
 
     rate: float = interval("(0, 1)", 0.15)
     mean: float = at_least(1, 3.0, "token")
@@ -171,9 +172,8 @@ class Blanks(Objective):
 
 @dataclass(frozen=True)
 class Translation(Objective):
-    """Predict the sentence of a pair in the language `target` from the one in `source` (Vaswani et al. 2017); left out,
-    they are the first and the second language of the text. `smoothing`: the share of each target's probability that
-    goes to all entries of the vocabulary alike in training (section 5.4)."""
+    """Predict the sentence in the language `target` from its translation in `source` (Vaswani et al. 2017). Left out,
+    they are the first and the second language of the text. `smoothing`: label smoothing in training (section 5.4)."""
 
     label = "translation"
 
@@ -192,12 +192,12 @@ class Translation(Objective):
 
 @dataclass(frozen=True)
 class RTD(Objective):
-    """Replaced token detection (Clark et al. 2020, arXiv:2003.10555, section 2): a `generator` (a size of the tree),
-    which learns masked tokens at the same time, fills `rate` of the places (of which `masked` carry the mask token) by
-    samples at `temperature`; the model tells for every token whether it was replaced. Its loss counts `weight` times.
-    `pairs` as in `MLM`. `sharing`: the two have the same embeddings ("tied"), each its own ("none"), or the model those
-    of the generator, without a gradient into them, plus a table of its own that begins as zero ("disentangled"): the
-    three ways of He et al. 2021, arXiv:2111.09543, section 3.2."""
+    """Replaced token detection (Clark et al. 2020, arXiv:2003.10555, section 2). A `generator` (a size of the tree),
+    trained on masked tokens at the same time, fills `rate` of the tokens (`masked` of them carry the mask token) with
+    samples at `temperature`; the model predicts for every token whether it was replaced. `weight`: of the model's loss.
+    `pairs`: as in `MLM`. `sharing` of embeddings (He et al. 2021, arXiv:2111.09543, section 3.2): one table ("tied"),
+    two ("none"), or the generator's without gradient plus a table of differences that begins as zero
+    ("disentangled")."""
 
     label = "replaced tokens"
 
@@ -220,8 +220,8 @@ class RTD(Objective):
 
 @dataclass(frozen=True)
 class TLM(Objective):
-    """Masked tokens of one language, and in turn those of a sentence and its translation side by side, the second one
-    numbered from 0 again (Lample & Conneau 2019, arXiv:1901.07291, section 3.3). Fields as in `MLM`."""
+    """Masked tokens, by turns in text of one language and in pairs of a sentence and its translation, whose positions
+    begin at 0 again (Lample & Conneau 2019, arXiv:1901.07291, section 3.3). Fields as in `MLM`."""
 
     ramp_conflict = "translations and text of one language take turns batch by batch, all of one size"
 
@@ -239,11 +239,11 @@ class TLM(Objective):
 
 @dataclass(frozen=True)
 class Distillation(Objective):
-    """Tokens as a `teacher` predicts them (Sanh et al. 2019, arXiv:1910.01108, section 3): the weighted sum of the
-    divergence from its distribution at `temperature` (`soft`), the loss on the true tokens (`hard`) and one minus the
-    cosine between the last hidden states (`cosine`). `teacher`: a size of the tree, a folder of weights or a hub id.
-    `task`: what both predict, masked tokens or, of decoders, the next one. `start`: the model begins as evenly spaced
-    `layers` of the teacher, or `fresh`."""
+    """Learn the predictions of a `teacher` (Sanh et al. 2019, arXiv:1910.01108, section 3). The loss is a weighted sum:
+    `soft`, the divergence from the teacher's distribution at `temperature`; `hard`, the loss on the true tokens;
+    `cosine`, one minus the cosine of the last hidden states. `teacher`: a size of the tree, a folder of weights or a
+    hub id. `task`: what both predict. `start`: the student begins as evenly spaced `layers` of the teacher, or
+    `fresh`."""
 
     teacher: str
     task: MLM | CLM = MLM()
@@ -265,8 +265,8 @@ class Distillation(Objective):
 
 @dataclass(frozen=True)
 class AttentionDistillation(Objective):
-    """The attention of the last layer, and the products of its values with each other, as a `teacher` (a size of the
-    tree, a folder of weights or a hub id) has them (Wang et al. 2020, arXiv:2002.10957, section 3)."""
+    """Learn the attention of a `teacher`'s last layer and the relations of its values, softmax(V V' / sqrt(width))
+    (Wang et al. 2020, arXiv:2002.10957, section 3). `teacher`: a size of the tree, a folder of weights or a hub id."""
 
     reads_vocabulary = False
 
@@ -279,9 +279,9 @@ class AttentionDistillation(Objective):
 
 @dataclass(frozen=True)
 class Contrastive(Objective):
-    """Which of the texts of a batch belongs with which: cross-entropy of the cosines of sentence vectors times `scale`
-    (Reimers & Gurevych 2019, arXiv:1908.10084, and its later models), both ways. `group`: pairs that are told apart
-    from each other (the released ones had a whole batch)."""
+    """Match the two texts of each pair among the pairs of a group: cross-entropy over the cosines of sentence vectors
+    times `scale`, in both directions (Reimers & Gurevych 2019, arXiv:1908.10084, and later models). `group`: pairs in a
+    group (the released models used a whole batch)."""
 
     reads_vocabulary = False
 
@@ -294,9 +294,9 @@ class Contrastive(Objective):
 
 @dataclass(frozen=True)
 class PLM(Objective):
-    """Predict tokens in a drawn order (Yang et al. 2019, sections 2.2 and 2.3): one in `share` of them, `targets` a row
-    at most, in spans of 1 to `span` tokens (n of them with a weight of 1/n). Orders are drawn within windows of
-    `window` tokens. The first `reuse` tokens of a row go on from the row before and become memory, which holds
+    """Predict tokens in a random order (Yang et al. 2019, sections 2.2 and 2.3). One token in `share` is a target, at
+    most `targets` a row, in spans of 1 to `span` tokens (a span of n with weight 1/n). Orders are drawn within windows
+    of `window` tokens. The first `reuse` tokens of a row continue the row before and become memory, of
     `memory` tokens. `pairs`: a row ends with two segments; `both`: half of the rows run backwards."""
 
     share: int = at_least(1, 6)
@@ -316,10 +316,10 @@ class PLM(Objective):
 
 @dataclass(frozen=True)
 class MixedMLM(Objective):
-    """Predict masked tokens under several masks of attention (Dong et al. 2019, section 2.3), each for a share of the
-    batches: `full` (with next-sentence prediction beside it), `prefix` (two segments, the second written after the
-    first), `causal` and `reverse`. `rate`, `masked` and `random` as in `MLM`; of the masked places `single` are one
-    token, the rest runs of 2 to `span`."""
+    """Predict masked tokens under several attention masks (Dong et al. 2019, section 2.3). Shares of the batches:
+    `full` (with next-sentence prediction), `prefix` (two segments, the second generated from the first), `causal` and
+    `reverse`. `rate`, `masked` and `random` as in `MLM`; `single` of the masked places are one token, the rest runs of
+    2 to `span`."""
 
     full: float = not_negative(1 / 3)
     prefix: float = not_negative(1 / 3)
@@ -344,10 +344,10 @@ class PrefixLM(Objective):
 
 @dataclass(frozen=True)
 class Corruption(Objective):
-    """Tokens that fall out one by one, each with probability `rate` (Raffel et al. 2020, section 3.3). `style`: what
-    becomes of them. "mask": a mask token stands for each, or for `random` of them a random one, and the whole text is
-    the target (the paper's BERT-style; its MASS-style with `random` 0); "replace": one sentinel stands for a run of
-    them, and the runs are the target; "drop": nothing stands for them, and they are the target."""
+    """Corrupt single tokens, each with probability `rate` (Raffel et al. 2020, section 3.3). `style` "mask": each
+    becomes a mask token, or a random token for `random` of them, and the target is the whole text (the paper's
+    BERT-style; with `random` 0 its MASS-style); "replace": a sentinel replaces each run of them, and the target is the
+    runs; "drop": they are deleted, and they are the target."""
 
     rate: float = interval("(0, 1)", 0.15)
     style: Literal["mask", "replace", "drop"] = "replace"
@@ -361,10 +361,10 @@ class Deshuffle(Objective):
 
 @dataclass(frozen=True)
 class Denoiser(Spec):
-    """Span corruption of one kind (Tay et al. 2022, table 1): `rate` of the tokens in spans of `mean` tokens on
-    average; with `mean` None a single span, the end of the text; with `rate` None too, the end from a place drawn
-    uniformly, and no sentinel for it. `mode`: the token in front of the input that names the kind; `share`: how often
-    it comes, beside the shares of the others."""
+    """One kind of span corruption (Tay et al. 2022, table 1): `rate` of the tokens, in spans of `mean` tokens on
+    average. `mean` None: a single span, the end of the text; `rate` None too: the end from a uniform place, without a
+    sentinel. `mode`: the token before the input that names the kind; `share`: how often it is drawn, relative to the
+    others."""
 
     mode: str = ""
     rate: float | None = interval("(0, 1)", 0.15)
@@ -388,8 +388,8 @@ UL2 = (
 
 @dataclass(frozen=True)
 class Denoisers(Objective):
-    """A mixture of denoisers, each as often as its share says (UL2, Tay et al. 2022, arXiv:2205.05131, section 3.1:
-    seven, equally often)."""
+    """A mixture of denoisers, drawn by their shares (UL2, Tay et al. 2022, arXiv:2205.05131, section 3.1: seven,
+    equally often)."""
 
     kinds: tuple[Denoiser, ...] = UL2
 
@@ -400,9 +400,9 @@ class Denoisers(Objective):
 @dataclass(frozen=True)
 class Denoise(Objective):
     """Restore a text from noise (Lewis et al. 2019, section 2.2). `mask`: share of tokens that become the mask token;
-    `delete`: share that fall out; `infill`: share that fall out in spans whose lengths are Poisson with mean `mean`,
-    one mask token in the place of each; `permute`: share of sentences that are shuffled; `rotate`: probability that the
-    text begins at a random token; `random`: share of the mask tokens that become a random token instead."""
+    `delete`: share that is deleted; `infill`: share that is removed in spans of Poisson length with mean `mean`, one
+    mask token for each span; `permute`: share of sentences that are shuffled; `rotate`: probability that the text is
+    rotated to begin at a random token; `random`: share of the mask tokens that become a random token instead."""
 
     mask: float = interval("[0, 1]", 0.0)
     delete: float = interval("[0, 1]", 0.0)
@@ -415,10 +415,10 @@ class Denoise(Objective):
 
 @dataclass(frozen=True)
 class Fragment(Objective):
-    """Predict a run of `rate` of a text's tokens from the others (Song et al. 2019, section 3). The encoder sees them
-    as `masked` mask tokens, `random` random ones and the rest as they are; the decoder reads only the run itself, each
-    token where it stands in the text. `start`, `end`: the share of runs that begin or end the text; the others lie
-    anywhere. `block`: tokens that are masked together where a long text is cut into blocks."""
+    """Predict a run of `rate` of a text's tokens from the others (Song et al. 2019, section 3). In the encoder's input,
+    `masked` of the run become mask tokens, `random` random tokens, the rest stay; the decoder reads only the run, at
+    its positions in the text. `start`, `end`: shares of runs that begin or end the text; the others lie anywhere.
+    `block`: tokens that are masked together where a long text is cut into blocks."""
 
     rate: float = interval("(0, 1)", 0.5)
     masked: float = not_negative(0.8)

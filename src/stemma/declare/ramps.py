@@ -76,7 +76,7 @@ def stretches(ramp: Ramp | None, full: int, steps: int) -> tuple[tuple[int, int]
 
 
 def total(ramp: Ramp | None, full: int, steps: int, cost: Callable[[int], float] = float) -> float:
-    """What a run of `steps` costs, if a step of so many examples costs `cost`; left out, the examples that it reads."""
+    """The cost of a run of `steps`, where a step of n examples costs `cost(n)`; left out, its number of examples."""
     return sum(count * cost(size) for size, count in stretches(ramp, full, steps))
 
 
@@ -91,7 +91,7 @@ def longest(ramp: Ramp | None, full: int, limit: float, cost: Callable[[int], fl
 
 
 def nearest(ramp: Ramp | None, full: int, batches: float) -> int:
-    """The number of steps, at least one, whose examples come nearest to those of so many full `batches`."""
+    """The number of steps, at least one, whose examples come nearest to those of `batches` full batches."""
     if ramp is None:
         return max(1, round(batches))
     wanted = batches * full

@@ -13,14 +13,17 @@ import re
 import sys
 import zlib
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from stemma.declare.family import Design, Family
-from stemma.declare.objectives import Objective
 from stemma.errors import UsageError, did_you_mean, nearest
+from stemma.spec import Spec
 
 MOST = 8  # names that a message lists
 _added: dict[str, Family] = {}
 _read: dict[tuple[Path, bytes], list[Family]] = {}  # what files of one's own declared
+_modules: dict[Path, ModuleType] = {}  # those files, as modules
 
 
 @functools.cache
@@ -43,10 +46,10 @@ def declared(name: str) -> bool:
 
 
 def add(path: str | Path) -> list[Family]:
-    """Take in the families and objectives that a Python file declares (for one's own, outside the package). Runs the
-    file, unless it was taken in before and has not changed.
+    """Take in what a Python file of one's own declares: families, kinds of objectives and components, layouts,
+    commands. Runs the file, unless it was taken in before and has not changed. Returns the families.
 
-    Raises UsageError if the file is missing, declares none, or declares a name that exists.
+    Raises UsageError if the file is missing, declares nothing, or declares a family that exists.
     """
     path = Path(path)
     if not path.is_file():
@@ -54,7 +57,6 @@ def add(path: str | Path) -> list[Family]:
     known, content = tree(), (path.resolve(), path.read_bytes())
     if content in _read and all(known.get(f.name) is f for f in _read[content]):
         return _read[content]
-    kinds = set(Objective.KINDS.values())
     name = f"stemma_families_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     assert module_spec is not None and module_spec.loader is not None
@@ -62,14 +64,25 @@ def add(path: str | Path) -> list[Family]:
     sys.modules[name] = module  # where the types of fields are looked up
     module_spec.loader.exec_module(module)
     found = [v for v in vars(module).values() if isinstance(v, Family) and known.get(v.name) is not v]
-    if not found and kinds == set(Objective.KINDS.values()):
+    if not found and not any(_extends(value, name) for value in vars(module).values()):
         raise UsageError(f"{path} declares no family; it should hold one: NAME = PARENT.evolve(...)")
     for new in found:
         if new.name in known and known[new.name] != new:
             raise UsageError(f"{path} declares {new.name!r}, a name that the tree has already; choose another")
         _added[new.name] = new
-    _read[content] = found
+    _read[content], _modules[path.resolve()] = found, module
     return found
+
+
+def _extends(value: Any, module: str) -> bool:
+    """Whether a value of a file is something else that it can declare: a kind, a layout or a command."""
+    kind = isinstance(value, type) and issubclass(value, Spec) and value.__module__ == module
+    return kind or type(value).__name__ in ("Layout", "Command", "Group")
+
+
+def modules() -> list[ModuleType]:
+    """The files of one's own that were taken in."""
+    return list(_modules.values())
 
 
 def family(name: str) -> Family:

@@ -6,7 +6,10 @@ writing, the config is read again and must give the same design: what a layout c
 
 from __future__ import annotations
 
+import inspect
 import re
+import types
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -142,6 +145,8 @@ def write_config(layout: Layout, design: Design) -> dict[str, Any]:
     for k in layout.keys:
         if not _reaches(design, k.paths[0]):
             raise UsageError(f"the {layout.model_type!r} layout has {k.name!r}, and this design no {k.paths[0]}")
+        if not _takes(k.write, value := spec.get(design, k.paths[0])):
+            raise UsageError(f"the {layout.model_type!r} layout has no word for {k.paths[0]}={value}")
         config[k.name] = k.to_config(design)
     config = nested(config, layout.sections)
     again, _ = read_config(layout, config)
@@ -171,6 +176,15 @@ def _reaches(design: Design, path: str) -> bool:
     except UsageError:
         return False
     return True
+
+
+def _takes(write: Callable[[Any, Design], Any], value: Any) -> bool:
+    """Whether a value is of the kind of component that `write` is declared to take; of other types nothing is asked."""
+    hint = next(iter(typing.get_type_hints(write).values()), Any) if inspect.isfunction(write) else Any
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if not any(inspect.isclass(kind) and issubclass(kind, spec.Spec) for kind in kinds):
+        return True
+    return any(inspect.isclass(kind) and isinstance(value, kind) for kind in kinds)
 
 
 def _comparable(design: Design, layout: Layout, heads: Heads) -> Design:

@@ -429,7 +429,7 @@ def _check(design: Design, kind: Kind, model: Model) -> None:
         raise UsageError("fairseq's layout has no segments, and this model's embedding of them is not zero")
     base = families.family(kind.family).first
     free: dict[str, Any] = {
-        "mlp.act": design.arch.mlp.act,
+        "mlp.act": spec.get(design, "arch.mlp.act"),
         "heads": design.arch.heads,
         "dropout": design.arch.dropout,
         "init": design.arch.init,
@@ -456,7 +456,7 @@ def _written(kind: Kind, design: Design) -> dict[str, Any]:
         "encoder_ffn_embed_dim": dims.d_ff,
         "encoder_layers": dims.layers,
         "encoder_attention_heads": dims.heads,
-        "activation_fn": WORDS[design.arch.mlp.act],
+        "activation_fn": WORDS[spec.get(design, "arch.mlp.act")],
         "dropout": rates.residual,
         "attention_dropout": rates.attention,
         "activation_dropout": rates.inner,

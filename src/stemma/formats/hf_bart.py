@@ -28,7 +28,7 @@ STACK = (("layernorm_embedding", "embed_norm"), ("layer_norm", "norm"))
 
 
 def stack_rows(stack: str) -> Iterator[Row]:
-    """The names of an encoder or a decoder, as in fairseq. What a model does not have falls out."""
+    """The rows of an encoder or a decoder, with fairseq's names. Rows of parts that a model lacks are dropped."""
     yield row(f"{stack}.embed_positions.weight", f"{stack}.position.table.weight")
     for theirs, ours in STACK:
         yield from linear(f"{stack}.{theirs}", f"{stack}.{ours}")
@@ -54,7 +54,7 @@ def _rows(design: Design) -> Iterator[Row]:
 
 
 def _as_encoder(name: str, default: int) -> Callable[[Any, Mapping[str, Any]], Any]:
-    """Reads a width of the decoder, which must be that of the encoder."""
+    """Read a width of the decoder, which must equal the encoder's."""
 
     def read(value: Any, config: Mapping[str, Any]) -> Any:
         if value != config.get(name, default):

@@ -42,12 +42,12 @@ KEYS = (
 
 
 def with_act(*paths: str) -> tuple[Key, ...]:
-    """The same keys where the activation is set at other `paths`."""
+    """The same keys, with the activation at other `paths`."""
     return tuple(replace(k, paths=paths) if k.name == "hidden_act" else k for k in KEYS)
 
 
 def blocks() -> Iterator[Row]:
-    """The names of a body of BERT's kind."""
+    """The rows of a body like BERT's."""
     theirs, ours = "encoder.layer.{i}", "encoder.blocks.{i}"
     yield row("embeddings.word_embeddings.weight", "embed.tokens.weight")
     yield row("embeddings.position_embeddings.weight", "encoder.position.table.weight")
@@ -64,14 +64,14 @@ def blocks() -> Iterator[Row]:
 
 
 def _body(prefix: str, decoder: str, tied: bool) -> Iterator[Row]:
-    """The same in a model with a head, whose `decoder` repeats the embeddings if it is `tied`."""
+    """The rows of a model with a head, whose `decoder` equals the embeddings if it is `tied`."""
     for r in blocks():
         repeated = tied and r.ours == ("embed.tokens.weight",)
         yield row(prefix + r.theirs, *r.ours, aliases=[f"{decoder}.weight"] if repeated else [])
 
 
 def head(theirs: str, dense: str, norm: str, tied: bool) -> Iterator[Row]:
-    """The names of a masked-LM head, without its matrix where that is tied."""
+    """The rows of a masked-LM head; a tied head has no matrix."""
     yield from linear(f"{theirs}.{dense}", "lm.dense")
     yield from linear(f"{theirs}.{norm}", "lm.norm")
     if tied:
@@ -81,7 +81,7 @@ def head(theirs: str, dense: str, norm: str, tied: bool) -> Iterator[Row]:
 
 
 def task_rows(design: Design) -> Iterator[Row]:
-    """The names of task heads."""
+    """The rows of task heads."""
     task = design.arch.heads.task
     if isinstance(task, Answer):
         yield from linear("qa_outputs", "task.out")
@@ -93,7 +93,7 @@ def task_rows(design: Design) -> Iterator[Row]:
 
 
 def task_classes(prefix: str, family: Family) -> dict[str, Heads]:
-    """The publisher's classes of the family's task heads."""
+    """The model classes of the family's task heads."""
     names = {
         "classify": "SequenceClassification",
         "tag": "TokenClassification",
@@ -112,7 +112,7 @@ def _bert_rows(design: Design) -> Iterator[Row]:
 
 
 def roberta_rows(design: Design) -> Iterator[Row]:
-    """The names of RoBERTa, and of what is built as it is."""
+    """The rows of RoBERTa and of families with its network."""
     tied = design.arch.heads.tied
     yield from _body("roberta.", "lm_head.decoder", tied)
     yield from head("lm_head", "dense", "layer_norm", tied)
@@ -178,8 +178,8 @@ def _context_to_rows(value: Any, design: Design) -> Any:
 
 
 def fairseq_keys(**defaults: Any) -> tuple[Key, ...]:
-    """RoBERTa's keys: BERT's, with a head whose activation is fixed, and positions that are counted from the padding.
-    `defaults`: those of the reference that differ from BERT's."""
+    """RoBERTa's keys: BERT's, but the head's activation is fixed and positions are counted from the padding id.
+    `defaults`: the reference's, where they differ from BERT's."""
     keys = (
         *with_act("arch.mlp.act"),
         key("max_position_embeddings", "dims.context", default=512, read=_rows_to_context, write=_context_to_rows),

@@ -14,7 +14,7 @@ from stemma.nn.parts import Heads, LMHead, Normal
 
 
 def _read_rope(value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """As LLaMA's, but with neighbours for pairs, and a base of 500,000 where a file has none."""
+    """As LLaMA's, but with interleaved pairs and a default base of 500,000."""
     given = [config.get(name) for name in ("rope_parameters", "rope_scaling")]
     based = config.get("rope_theta") is not None or any(isinstance(g, Mapping) and "rope_theta" in g for g in given)
     return read_rope(value, config) | {"interleaved": True} | ({} if based else {"base": 500_000.0})
@@ -37,7 +37,7 @@ def _read_factor(value: Any, config: Mapping[str, Any]) -> Any:
 
 
 def _factor(value: Any, design: Design) -> float:
-    """The factor of the logits: the head's own, and that of its scaled input."""
+    """The factor of the logits: the head's, times that of its scaled input."""
     head = design.arch.heads.lm
     assert isinstance(head, LMHead)
     return head.factor * design.dims.d_model**-0.5 if head.scaled else head.factor

@@ -29,7 +29,7 @@ AUTHORS = ("MaskedLanguageModel", "ReplacedTokenDetectionModel")  # classes of t
 
 
 def _around(design: Design) -> Iterator[Row]:
-    """What both layouts have but the insides of attention."""
+    """The rows that both layouts share: all but those inside attention."""
     theirs, ours = "deberta.encoder.layer.{i}", "encoder.blocks.{i}"
     lm = design.arch.heads.lm
     apart = isinstance(lm, MLMHead) and not lm.tied
@@ -52,8 +52,8 @@ def _around(design: Design) -> Iterator[Row]:
 
 
 def _head(lm: Any, apart: bool) -> Iterator[Row]:
-    """The head of masked tokens by its names in transformers, or by its authors' where the enhanced decoder is under
-    it; either is read under both."""
+    """The masked-LM head, written with transformers' names, or with its authors' above an enhanced mask decoder. Both
+    are read."""
     old, new = "cls.predictions", "lm_predictions.lm_head"
     for name, part in (("transform.dense", "dense"), ("transform.LayerNorm", "norm")):
         for leaf in ("weight", "bias"):
@@ -101,7 +101,7 @@ def _v2_rows(design: Design) -> Iterator[Row]:
 
 
 def _only(name: str, only: bool) -> Any:
-    """`read` of a key that supports one value, which is not what it has where a file leaves it out."""
+    """`read` of a key with one supported value, which is not its default."""
 
     def read(value: Any, config: Mapping[str, Any]) -> Disentangled:
         if value is not only:
@@ -112,7 +112,7 @@ def _only(name: str, only: bool) -> Any:
 
 
 def _distance(value: Any, config: Mapping[str, Any]) -> Any:
-    """-1 means as many as a text has places."""
+    """-1 means as many as the context."""
     return config.get("max_position_embeddings", 512) if isinstance(value, int) and value < 1 else value
 
 
@@ -155,7 +155,7 @@ def _normed(value: Any, config: Mapping[str, Any]) -> bool:
 
 
 def _heads(value: Any, config: Mapping[str, Any]) -> Heads:
-    """Every head that a file of this config might hold; which it does, its tensors say."""
+    """Every head that a file with this config may hold. The tensors tell which it does."""
     for name in ("tie_word_embeddings", "legacy"):
         if not isinstance(config.get(name, True), bool):
             raise CheckpointError(f"{name}={config[name]!r} should be true or false")

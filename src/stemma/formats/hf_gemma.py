@@ -27,7 +27,7 @@ OPEN = {"use_bidirectional_attention": (False, None)}
 
 
 def _act(value: Any, config: Mapping[str, Any]) -> Any:
-    """`hidden_activation`, where a file of the first Gemma has it, goes before `hidden_act`."""
+    """`hidden_activation`, in files of the first Gemma, overrides `hidden_act`."""
     return ACTS["read"](config.get("hidden_activation") or config.get("hidden_act", "gelu_pytorch_tanh"), config)
 
 
@@ -123,7 +123,7 @@ PATTERN = ("sliding_window_pattern", "_sliding_window_pattern")
 
 
 def _read_third(value: Any, config: Mapping[str, Any]) -> Mask:
-    """Every `sliding_window_pattern`-th layer sees all; `layer_types`, where it says something else, goes before."""
+    """Every `sliding_window_pattern`-th layer has full attention; `layer_types` overrides that."""
     window, types = config.get("sliding_window", 4096), config.get("layer_types")
     given = [name for name in PATTERN if name in config]
     by_layer = mask_of(types, window) if types is not None else None
@@ -142,11 +142,11 @@ def _read_third(value: Any, config: Mapping[str, Any]) -> Mask:
 
 
 def _write_pattern(mask: Mask, design: Design) -> int | None:
-    return len(mask.masks) if isinstance(mask, Cycle) else None  # then `layer_types` alone says it
+    return len(mask.masks) if isinstance(mask, Cycle) else None  # `layer_types` is enough then
 
 
 def _ropes(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The positions of layers that see all, and of those with a window."""
+    """The positions of layers with full attention, and of those with a window."""
     given = config.get("rope_parameters")
     if isinstance(given, Mapping) and set(given) <= set(NAMES):
         data = {name: given.get(name) or {} for name in NAMES}

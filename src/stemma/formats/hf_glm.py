@@ -1,4 +1,4 @@
-"""The layouts of GLM-4 (`glm`, `glm4` of transformers) and of GLM (2021), whose own code calls itself `glm` too."""
+"""The layouts of GLM-4 (`glm`, `glm4` of transformers) and of GLM (2021), which has the model_type `glm` too."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from stemma.nn.parts import Heads, LMHead, Rotary, Sandwich
 
 
 def read_partial(value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Half of a head turns where a file does not say how much of it, and neighbours are pairs."""
+    """Interleaved pairs; by default half of a head is rotated."""
     return {"share": 0.5} | read_rope(value, config) | {"interleaved": True}
 
 
 def write_partial(value: Rotary, design: Design) -> dict[str, Any]:
-    """As transformers 5 writes it."""
+    """`rope_parameters` as transformers 5 writes it."""
     return write_rope(value, design) | {SHARE: value.share}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stemma.declare.family import Design
-from stemma.errors import CheckpointError
+from stemma.errors import CheckpointError, UsageError
 from stemma.formats.keys import Layout, key, reasons, several, token
 from stemma.formats.names import ByHead, Row, linear, row
 from stemma.nn.parts import Heads, LMHead
@@ -51,6 +51,16 @@ def _blanks(value: Any, config: Mapping[str, Any]) -> tuple[int, int]:
     return ids
 
 
+def _first_blank(value: tuple[int, ...], design: Design) -> int:
+    if not value:
+        raise UsageError("this layout names the tokens of blanks, and this design has none (text.blank_ids)")
+    return value[0]
+
+
+def _last_blank(value: tuple[int, ...], design: Design) -> int:
+    return _first_blank(value[::-1], design)
+
+
 chatglm = Layout(
     model_type="chatglm",
     mark="inner_hidden_size",
@@ -68,8 +78,8 @@ chatglm = Layout(
         key("bos_token_id", "text.bos_id", default=150_004),
         key("eos_token_id", "text.eos_id", default=150_005, read=several),
         key("pad_token_id", "text.pad_id", default=0),
-        key("mask_token_id", "text.blank_ids", default=150_000, read=_blanks, write=lambda v, d: v[0]),
-        key("gmask_token_id", "text.blank_ids", default=150_001, read=_blanks, write=lambda v, d: v[-1]),
+        key("mask_token_id", "text.blank_ids", default=150_000, read=_blanks, write=_first_blank),
+        key("gmask_token_id", "text.blank_ids", default=150_001, read=_blanks, write=_last_blank),
     ),
     rows=_first_rows,
     fixed={**WHOLE, "position_encoding_2d": True},
@@ -98,7 +108,7 @@ def _second_rows(design: Design) -> Iterator[Row]:
 
 
 def _groups(value: Any, config: Mapping[str, Any]) -> int | None:
-    """Key heads: as many as there are queries unless `multi_query_attention` says that they are fewer."""
+    """Key heads: as many as query heads unless `multi_query_attention` is set."""
     few, number = config.get("multi_query_attention", False), config.get("multi_query_group_num", 1)
     if not isinstance(few, bool):
         raise CheckpointError(f"multi_query_attention={few!r} must be true or false")

@@ -59,7 +59,7 @@ def _rows(design: Design, tokens: str, positions: str, last_norm: bool) -> Itera
 
 
 def four_times(width: Any, config: Mapping[str, Any]) -> Any:
-    """The inner width that goes with a width (which may be anything here, and is refused elsewhere)."""
+    """The default d_ff of a width; a width of a wrong type is refused elsewhere."""
     return 4 * width if isinstance(width, int) else width
 
 

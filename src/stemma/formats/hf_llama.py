@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from stemma import spec
 from stemma.declare.family import Design
 from stemma.errors import CheckpointError
 from stemma.families.llama import llama as family
@@ -51,12 +52,12 @@ KEYS = (
 
 
 def common(**changed: Mapping[str, Any]) -> tuple[Key, ...]:
-    """The keys that all of them have, some with other fields: `common(vocab_size={"default": 256_000})`."""
+    """The shared keys, some with other fields: `common(vocab_size={"default": 256_000})`."""
     return tuple(replace(k, **changed.get(k.name, {})) for k in KEYS)
 
 
 def body(design: Design) -> Iterator[Row]:
-    """The names of a body, but for a mixture of experts."""
+    """The rows of a body, without those of experts."""
     arch = design.arch
     tied = arch.heads.tied
     theirs, ours = "model.layers.{i}", "decoder.blocks.{i}"
@@ -69,7 +70,7 @@ def body(design: Design) -> Iterator[Row]:
             yield row(f"{theirs}.self_attn.{x}_norm.weight", f"{ours}.attention.{x}_norm.weight")
     if not isinstance(arch.mlp, Experts):
         for x in ("gate", "up", "down"):
-            yield from linear(f"{theirs}.mlp.{x}_proj", f"{ours}.mlp.{x}", bias=arch.mlp.bias)
+            yield from linear(f"{theirs}.mlp.{x}_proj", f"{ours}.mlp.{x}", bias=spec.get(arch, "mlp.bias"))
     yield row(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight")
     if isinstance(arch.residual, Sandwich):
         yield row(f"{theirs}.post_attention_layernorm.weight", f"{ours}.attention_out_norm.weight")
@@ -83,7 +84,7 @@ def body(design: Design) -> Iterator[Row]:
 
 
 def experts(design: Design, block: str, names: Mapping[str, str]) -> Iterator[Row]:
-    """The names of a mixture of experts: `block` in the file, `names` of our three matrices of each of them."""
+    """The rows of a mixture of experts: `block` of the file, with `names` for our three matrices of each expert."""
     theirs, ours = f"model.layers.{{i}}.{block}", "decoder.blocks.{i}.mlp"
     yield row(f"{theirs}.gate.weight", f"{ours}.router.weight")
     for e in range(design.dims.experts or 0):
@@ -92,7 +93,7 @@ def experts(design: Design, block: str, names: Mapping[str, str]) -> Iterator[Ro
 
 
 def tasks(design: Design) -> Iterator[Row]:
-    """The names of task heads."""
+    """The rows of task heads."""
     match design.arch.heads.task:
         case Classify():
             yield from linear("score", "task.out", bias=False)
@@ -109,7 +110,7 @@ def rows(design: Design) -> Iterator[Row]:
 
 
 def classes(prefix: str, *names: str) -> dict[str, Heads]:
-    """The publisher's classes: a language model, the body alone, and task heads (all three if none are named)."""
+    """The model classes: a language model, the body alone, and task heads (all three if none are named)."""
     known = {
         "SequenceClassification": family.tasks["classify"],
         "TokenClassification": family.tasks["tag"],
@@ -122,7 +123,7 @@ def classes(prefix: str, *names: str) -> dict[str, Heads]:
     }
 
 
-ANSWERS = {"transformer.": "model."}  # what stands before the body under a head for answers
+ANSWERS = {"transformer.": "model."}  # the prefix of the body in a model for question answering
 UNUSED_TENSORS = {r"\.rotary_emb\.inv_freq$": "computed from the config"}
 
 llama = Layout(

@@ -21,7 +21,7 @@ def _window(config: Mapping[str, Any]) -> Any:
 
 
 def _read_mask(value: Any, config: Mapping[str, Any]) -> Mask:
-    """Layers from `max_window_layers` up have the window, if `use_sliding_window`; `layer_types` goes before."""
+    """With `use_sliding_window`, layers from `max_window_layers` up have the window; `layer_types` overrides that."""
     window, types = _window(config), config.get("layer_types")
     if types is None:
         layers, first = (

@@ -41,7 +41,7 @@ def _read_scaled(value: Any, config: Mapping[str, Any]) -> Any:
 
 
 def task_rows(design: Design) -> Iterator[Row]:
-    """The names of task heads on an encoder-decoder or its encoder."""
+    """The rows of task heads on an encoder-decoder or its encoder."""
     match design.arch.heads.task:
         case Answer():
             yield from linear("qa_outputs", "task.out")

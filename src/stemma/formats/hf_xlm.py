@@ -46,7 +46,7 @@ def _xlm_rows(design: Design) -> Iterator[Row]:
 
 
 def _languages(value: Any, config: Mapping[str, Any]) -> int:
-    """Rows of the language table: none for one language, nor where the config switches it off."""
+    """Rows of the language table: 0 for one language or if the config switches it off."""
     used = config.get("use_lang_emb", True)
     if not isinstance(value, int) or value < 1:
         raise CheckpointError(f"n_langs={value!r} should be a whole number of at least 1")
@@ -56,7 +56,7 @@ def _languages(value: Any, config: Mapping[str, Any]) -> int:
 
 
 def _names(value: Any, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The languages by their numbers."""
+    """The languages by number."""
     if value is None or value == {}:
         return ()
     if not isinstance(value, dict) or sorted(map(str, value.values())) != sorted(map(str, range(len(value)))):

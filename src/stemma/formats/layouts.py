@@ -32,6 +32,16 @@ def _layouts() -> dict[str, Layout]:
 LAYOUTS = _layouts()
 
 
+def add(layout: Layout) -> None:
+    """Read and write a layout of one's own as those of this package. It is asked before them where both describe a
+    family. Raises UsageError for a name that another layout has."""
+    if LAYOUTS.get(layout.name, layout) != layout:
+        raise UsageError(f"a layout {layout.name!r} is known already; choose another model_type")
+    known = {name: old for name, old in LAYOUTS.items() if name != layout.name}
+    LAYOUTS.clear()
+    LAYOUTS.update({layout.name: layout, **known})
+
+
 def read_design(raw: Mapping[str, Any]) -> tuple[Design, Family | None, Layout | None, dict[str, str]]:
     """The design of a config.json (with the heads of its class), its family, its layout and the unused keys."""
     if "model_type" not in raw:

@@ -236,7 +236,7 @@ def write_params(design: Design) -> dict[str, Any]:
     if dims.kv_heads is not None:
         params["n_kv_heads"] = dims.kv_heads
     params |= {"vocab_size": dims.vocab if dims.vocab > BIG else -1} | _width_rule(dims.d_model, dims.d_ff)
-    params["norm_eps"] = arch.norm.eps
+    params["norm_eps"] = spec.get(arch, "norm.eps")
     if arch.position.base != DEFAULTS["rope_theta"]:
         params["rope_theta"] = arch.position.base
     if arch.position.scaling is not None:

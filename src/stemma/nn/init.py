@@ -16,6 +16,9 @@ def initialise(model: nn.Module, arch: parts.Arch, dims: parts.Dims, seed: int) 
     """Fill every parameter of `model` in place. The draw depends on `seed` alone, not on torch's global state."""
     generator = torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():
+        if (custom := getattr(module, "init_weights", None)) is not None:  # of a component of one's own
+            custom(generator)
+            continue
         if isinstance(module, (nn.LayerNorm, RMSNorm, HeadNorm)):
             module.weight.fill_(1.0)
         for key, weight in module.named_parameters(recurse=False):

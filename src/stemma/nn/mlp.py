@@ -98,10 +98,14 @@ class Experts(nn.Module):
         return (rows @ weight.transpose(1, 2))[torch.searchsorted(ends, places, right=True), places]
 
 
-def feed_forward(spec: parts.MLP | parts.GatedMLP | parts.Experts, dims: parts.Dims, dropout: float) -> MLP | Experts:
+def feed_forward(
+    spec: parts.MLP | parts.GatedMLP | parts.Experts | parts.CustomMLP, dims: parts.Dims, dropout: float
+) -> nn.Module:
     """The module of an MLP spec."""
     if isinstance(spec, parts.Experts):
         return Experts(spec, dims, dropout)
     if dims.experts is not None:
         raise UsageError(f"dims.experts={dims.experts} needs arch.mlp=Experts(...), not {spec}")
+    if isinstance(spec, parts.CustomMLP):
+        return spec.build(dims, dropout)
     return MLP(spec, dims, dropout)

@@ -62,3 +62,4 @@ def norm(spec: parts.Norm, width: int) -> nn.Module:
             return nn.LayerNorm(width, eps=eps, bias=bias)
         case parts.RMSNorm(eps, offset):
             return OffsetRMSNorm(width, eps) if offset else RMSNorm(width, eps)
+    return spec.build(width)

@@ -40,3 +40,4 @@ def position(spec: parts.Position, arch: parts.Arch, dims: parts.Dims, both: boo
                     f"{dims.width}"
                 )
             return BlankRotary(dims.width, dims.context, spec)
+    return spec.build(arch, dims, both)

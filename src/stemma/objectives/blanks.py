@@ -25,8 +25,8 @@ SCRAP = 8  # tokens of a long text that are worth a place at the end of a row
 
 
 class Holed(NamedTuple):
-    """A text of `parts` without the tokens `start, end` of each of its `lost` runs (K 2, by rising start): which
-    `blank` stands for them, and in which `order` they follow."""
+    """A text of `parts` without its `lost` runs (K 2: start and end, by rising start). `blank`: the token that replaces
+    each; `order`: in which order they follow."""
 
     parts: list[base.Slice]
     lost: base.Ints
@@ -40,15 +40,15 @@ class Holed(NamedTuple):
 
 
 class BlankInfilling(base.Objective, of=declared.Blanks):
-    """Rows of texts, each as `cls A B`: A is the text with a blank in the place of every lost run, B the runs in random
-    order, each begun by bos and closed by eos, of which the tokens after bos are predicted.
+    """Rows of texts, each written `cls A B`. A is the text with a blank in place of every lost run; B is the runs in
+    random order, each between bos and eos. All tokens of B but bos are predicted.
 
-    A text is (a part of) a document; `mixed`: documents run together, one text a row. Under a prefix mask a text sees
-    its A whole and B from left to right; under any other as that mask says. Where positions are pairs, A has
-    (0, 0), (1, 0), ..., and a run whose blank stands at m has (m, 1), (m, 2), ... from bos on. Where they are single
-    and the mask is a prefix (GLM-130B), a run has m throughout, but the one of the blank for the end of a text counts
-    on; under other masks all count on. `decoding.blanks` reads as is trained here. What a text loses is a function of
-    (seed, document, epoch, offset) and its length.
+    A text is (a part of) a document; with `mixed`, documents run together, one text a row. Under a prefix mask the
+    tokens of A see all of A, and B is causal; other masks apply as they are. Two-column positions: A has (0, 0), (1,
+    0), ...; a run whose blank stands at m has (m, 1), (m, 2), ... from bos on. One column and a prefix mask (GLM-130B):
+    a run has position m throughout, except the run of the end of the text, which counts on; under other masks all count
+    on. `decoding.blanks` does the same. What a text loses is a function of (seed, document, epoch, offset) and its
+    length.
     """
 
     structures = ("decoder",)

@@ -18,13 +18,14 @@ from stemma.objectives import base, purposes
 
 
 class Pairs(base.Objective, of=declared.Contrastive):
-    """Groups of `spec.group` pairs of texts, each written `cls text sep`: every first text has to find its second one
-    among all second texts of its group, and the other way about, by the cosine of the means of their hidden states.
+    """Groups of `spec.group` pairs of texts, each written `cls text sep`. The mean of the hidden states is a text's
+    vector; each first text is matched by cosine against all second texts of its group, and each second text against all
+    first ones.
 
-    A pair is two neighbouring sentences of a document at a place drawn for its epoch, of a document of one sentence its
-    halves; the pairs of a group come from documents that follow each other in the epoch's order. An example is a whole
-    group, so that what a text is told apart from does not depend on how a step is divided. (The published pairs are
-    questions and answers, titles and texts, and more.)
+    A pair is two neighbouring sentences of a document, at a random place each epoch, or the halves of a document of one
+    sentence. The pairs of a group come from consecutive documents of the epoch's order. An example is a whole group, so
+    the loss does not depend on how a step is split. (The published pairs are questions and answers, titles and texts,
+    and more.)
     """
 
     main = "pair"

@@ -1,4 +1,4 @@
-"""Text of several languages: how often each is drawn, rows of one language, and the numbers that a model is told.
+"""Text of several languages: how often each is drawn, rows of one language, and the language ids of a model.
 
 The languages of a row follow from its number alone (`data.mixture`), as everything does: XLM draws a language for each
 batch (Lample & Conneau 2019, arXiv:1901.07291, section 3.5), mT5 and XLM-R for each row.
@@ -35,7 +35,7 @@ def numbered(view: Any) -> Ints:
 
 
 def numbers(view: Any, languages: Sequence[str]) -> Ints | None:
-    """int64[documents]: the number of each one's language among those of a model; None if it is told none.
+    """int64[documents]: the number of each one's language among those of a model; None for a model without languages.
     Raises DataError for a language that the model does not have."""
     if not languages:
         return None

@@ -26,13 +26,12 @@ MODES = ("full", "prefix", "causal", "reverse")  # as rows are numbered by
 
 
 class MixedMasked(MaskedPairs, of=declared.MixedMLM):
-    """Rows of four kinds, each drawn for itself with the declared share: `[CLS] A [SEP] B [SEP]` read whole, with
-    next-sentence prediction (as `MaskedPairs`); the same with B after A, where B is written after A was read; or
-    `[CLS] A [SEP]` read from left to right or from right to left. Masked places see what their kind of row shows them.
-    Which segments stand for which kind is the mask's to say (`parts.Open`).
+    """Rows of four kinds, drawn for each row with the declared shares: `[CLS] A [SEP] B [SEP]` under a full mask, with
+    next-sentence prediction (as `MaskedPairs`); the same where A is a prefix and B is causal; `[CLS] A [SEP]` from left
+    to right, or from right to left. `parts.Open` says which segment ids mark which kind.
 
-    The published shares are of batches. Rows draw here, so that a step is the same however it is divided; the shares
-    of what is learned are equal. The rows of a kind go through the network together.
+    The published shares are of batches. Here they are of rows, so that a step does not depend on how it is split; the
+    expected shares are the same. The rows of a kind go through the network together.
     """
 
     def __init__(self, spec: declared.MixedMLM, setting: base.Setting) -> None:

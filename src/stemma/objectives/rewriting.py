@@ -43,13 +43,13 @@ class Pair(NamedTuple):
 
 
 class Rewriting(base.Objective):
-    """Rows of rewritten texts, none of which sees another.
+    """Rows of rewritten texts that do not see each other.
 
-    A text is a stretch of one document; `mixed`, a stretch of the documents run together. It is as long as what is left
-    of the row allows. How it is rewritten is a function of (seed, document, epoch, offset). A subclass says how long
-    the parts become (`shape`, which must not fall as the length grows) and what they are (`rewrite`), and sets `raw`,
-    the longest text, and `room`, the targets that a row of an encoder-decoder holds. Inputs are closed by eos in an
-    encoder-decoder (`close`), and begin with bos in a decoder, as far as the tokenizer has it (`front`).
+    A text is a chunk of one document, or, with `mixed`, of documents run together, as long as the rest of the row
+    allows. How it is rewritten is a function of (seed, document, epoch, offset). A subclass defines the lengths of its
+    parts (`shape`, which must not decrease with the length), the parts (`rewrite`), the longest text (`raw`) and the
+    targets in a row of an encoder-decoder (`room`). In an encoder-decoder, inputs end with eos (`close`); in a decoder,
+    they begin with bos where the tokenizer has one (`front`).
     """
 
     structures: tuple[str, ...] = ("encoder-decoder", "decoder")

@@ -27,8 +27,8 @@ BITS = 53  # of a draw, as many as a double holds
 
 
 class ReplacedTokens(base.Objective, of=declared.RTD):
-    """The generator learns to fill masked places; the model reads the text with samples of it in their stead and says
-    of every token but padding whether it is another one than the text had: a sample that hits the true token is no
+    """The generator learns to fill masked places; the model reads the text with its samples there and predicts for
+    every token but padding whether it differs from the original: a sample that equals the true token is no
     replacement. No gradient passes through the samples.
 
     Rows are those of `MLM` with the same `rate`, `masked` and `pairs`; ELECTRA's released code draws the places with
@@ -129,13 +129,13 @@ class ReplacedTokens(base.Objective, of=declared.RTD):
         own = self.masking.inputs(model, batch)
         own.input_ids = ids
         found = model.detect(model.encode(own), first(batch)).float()
-        told = real(batch)
+        known = real(batch)
         each = F.binary_cross_entropy_with_logits(found, replaced.to(found.dtype), reduction="none")
         right = (found.detach() > 0) == replaced
         return base.Loss(
-            {self.main: each[told].sum(), "token": tokens},
+            {self.main: each[known].sum(), "token": tokens},
             self.counts(batch),
-            {"replaced_right": float(right[told].sum()), "replaced_share": float(replaced.sum())},
+            {"replaced_right": float(right[known].sum()), "replaced_share": float(replaced.sum())},
             {self.main: self.spec.weight},
         )
 

@@ -68,10 +68,10 @@ class Pairs:
 
 
 class Translated(Masked, of=declared.TLM):
-    """Masked tokens, in one language and over pairs of translations, in turn batch by batch.
+    """Batches of masked text in one language and of masked pairs of translations, by turns.
 
-    Pairs of two languages are drawn like languages (the paper: "a similar approach"), the first of the two by a coin;
-    a row holds as many pairs as fit, which do not see each other. What is evaluated is the text in one language.
+    Pairs of languages are sampled like languages (the paper: "a similar approach"), in random direction. A row holds as
+    many pairs as fit; they do not see each other. Evaluation uses the text in one language.
     """
 
     def __init__(self, spec: declared.TLM, setting: base.Setting) -> None:
@@ -106,7 +106,7 @@ class Translated(Masked, of=declared.TLM):
         inputs = np.full(self.context, self.padding, dtype=np.int64)
         labels = np.full(self.context, IGNORED, dtype=np.int64)
         documents = np.full(self.context, base.PAD_DOCUMENT, dtype=np.int64)
-        positions, told = np.zeros(self.context, dtype=np.int64), np.zeros(self.context, dtype=np.int64)
+        positions, languages = np.zeros(self.context, dtype=np.int64), np.zeros(self.context, dtype=np.int64)
         fill = 0
         for number, (first, second) in enumerate(chosen):
             rng = draw.generator(self.seed, TRANSLATION, first, second, epoch)
@@ -116,7 +116,7 @@ class Translated(Masked, of=declared.TLM):
                 inputs[here] = [self.cls, *text, self.sep]
                 documents[here], positions[here] = number, np.arange(len(text) + 2)
                 if langs is not None:
-                    told[here] = langs[document]
+                    languages[here] = langs[document]
                 fill += len(text) + 2
             both = np.flatnonzero((documents == number) & ~np.isin(inputs, self.special))
             n = min(len(both), max(1, int(self.spec.rate * len(both) + rng.random())))
@@ -128,7 +128,7 @@ class Translated(Masked, of=declared.TLM):
             "position_ids": positions,
             "attention_mask": (documents >= 0).astype(np.int64),
         }
-        return row if langs is None else row | {"langs": told}
+        return row if langs is None else row | {"langs": languages}
 
     def collate(self, examples: Sequence[base.Example]) -> base.Batch:
         if not any(restarts(e["documents"], e["position_ids"]) for e in examples):

@@ -19,9 +19,9 @@ from stemma.objectives.vocabulary import token_loss
 
 
 class SentencePairs(base.Objective, of=declared.Translation):
-    """A row holds pairs, none of which sees another, until its `context` source or its `context` target tokens are
-    used up. Both sides of a pair end with eos, and a decoder begins with the start token. A sentence longer than a row
-    is cut at its end. Pairs come in an order that is new each epoch; a cursor's slot counts them."""
+    """Rows of sentence pairs that do not see each other, up to `context` source tokens and `context` target tokens.
+    Both sides of a pair end with eos; the decoder's input begins with the start token. A sentence longer than a row is
+    cut at its end. The order of pairs is new each epoch; a cursor's slot counts pairs."""
 
     structures = ("encoder-decoder",)
     roles = (("eos",),)

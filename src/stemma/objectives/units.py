@@ -17,7 +17,8 @@ SPACES = "▁↵⇥␍"  # how `Tokenizer.tokens` shows white space
 
 
 class Choice(NamedTuple):
-    """Chosen `places`; `draws`: the number of the draw that decides what replaces each, where several share one."""
+    """Chosen `places`. `draws`: the index of the random draw that decides how each is replaced, where several share
+    one."""
 
     places: base.Ints
     draws: base.Ints | None = None

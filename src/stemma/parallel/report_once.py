@@ -18,8 +18,8 @@ def should_report(sentence: str, lost: bool = False) -> bool:
         return True
     try:
         with _store() as store:
-            before = int(store.add("stemma/said", 1)) - 1
-            again = int(store.add(f"stemma/said/{sentence}", 1)) - 1
+            before = int(store.add("stemma/reported", 1)) - 1
+            again = int(store.add(f"stemma/reported/{sentence}", 1)) - 1
     except (RuntimeError, ValueError, OSError, LookupError):
         return True
     return not (before if lost else again)

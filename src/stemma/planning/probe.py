@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from stemma.nn.model import Model
-from stemma.planning import trace
+from stemma.planning.batch import Words, texts
 from stemma.train.assemble import nets_of, objective_of, with_steps
 from stemma.train.config import Plan
 from stemma.train.loop import Loop
@@ -33,12 +33,12 @@ class Timing(NamedTuple):
 def loop(plan: Plan, steps: int = STEPS) -> Loop:
     """A loop over texts without meaning, of the plan's own shapes and settings, at the full batch."""
     plan = with_steps(replace(plan, recipe=replace(plan.recipe, ramp=None)), steps, False)
-    words = trace.Words(plan.text, plan.dims.vocab)
+    words = Words(plan.text, plan.dims.vocab)
     model = Model(plan.arch, plan.dims).initialise(plan.seed)
     nets = nets_of(plan, None) if all(net.learns for net in plan.nets) else {}
     plan = plan if nets else replace(plan, nets=())
     objective = objective_of(plan, words)
-    return Loop(plan, model, objective, TextSource(plan, objective, trace.Texts(words, plan.context)), nets)
+    return Loop(plan, model, objective, TextSource(plan, objective, texts(plan, words)), nets)
 
 
 def timed(plan: Plan, steps: int = STEPS, trial: Loop | None = None) -> Timing:

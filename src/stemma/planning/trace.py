@@ -1,261 +1,208 @@
-"""One training step on the meta device: every tensor that a step makes, none of its numbers. What is alive at once is
-counted, so activations, logits and gradients come out as the network really keeps them, for any objective."""
+"""One training step on the meta device: every tensor that a step makes, none of its numbers.
+
+A few layers of each stack are traced. The others are alike, so that they add a multiple of what one cycle of layers
+holds (`live.Layers`); weights and operations are affine in the number of layers, and two numbers of layers tell them.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import Any
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 import torch.fx.experimental._config
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 
-from stemma.declare.family import Text
-from stemma.nn.attention import Attention
-from stemma.nn.cpu import SHORT
-from stemma.nn.masks import AttnMask
-from stemma.nn.mlp import Experts
 from stemma.nn.model import Model
-from stemma.nn.parts import Arch, Dims
-from stemma.nn.stack import Block
+from stemma.nn.parts import Arch, Cycle, Dims
 from stemma.objectives import Batch, Objective
+from stemma.objectives.vocabulary import LOGITS
+from stemma.planning.device import Halves, build, prepare, uncompiled, without_autocast
+from stemma.planning.live import Bytestream, Layers, Live, watched
 from stemma.train.config import Net
 
-ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
+T = TypeVar("T")
+CHUNKS = 3  # of a loss that are traced; further ones add nothing
+Shapes = Counter[tuple[tuple[int, ...], bool]]  # of weights that learn: shape, whether inside a block; how many
 
 
-class Words:
-    """A tokenizer that has the special tokens of a family, and ids for words instead of words."""
+@dataclass(frozen=True)
+class How:
+    """How a step runs: on a CPU, with products in bf16, with activations of blocks recomputed."""
 
-    def __init__(self, text: Text, vocab: int) -> None:
-        self.kind, self.vocab_size, self.sentinels = text.tokenizer, vocab, text.sentinels
-        names = list(dict.fromkeys(n for role in ROLES if (n := getattr(text, role)) is not None))
-        names += [name for name in (*text.blanks, *text.extras, *text.infill) if name not in names]
-        self.ids = {name: i for i, name in enumerate(names)}
-        for role in ROLES:
-            setattr(self, f"{role}_id", self.ids.get(getattr(text, role)))
-        self.special_ids = [*range(len(names)), *range(vocab - text.sentinels, vocab)]
-
-    def id(self, name: str) -> int | None:
-        return self.ids.get(name)
-
-    def tokens(self, ids: Any) -> list[str]:
-        """What ids stand for: names of special tokens, and words that are whole."""
-        names = {i: name for name, i in self.ids.items()}
-        return [names.get(int(i), f"▁w{int(i)}") for i in ids]
-
-    def sentinel(self, k: int) -> int:
-        return self.vocab_size - 1 - k
+    cpu: bool = False
+    half: bool = True
+    recompute: bool = False
 
 
-class Texts:
-    """Documents without meaning, three quarters of a row long: rows hold parts of several, as they mostly do."""
+class Depth(NamedTuple):
+    """Layers of a stack that are traced, how many `more` cycles of `cycle` layers the network has, and the number of
+    the `first` layer of the traced cycle that stands for them."""
 
-    def __init__(self, tokenizer: Words, context: int, documents: int = 64) -> None:
-        self.size, self.count = max(8, 3 * context // 4), documents
-        low = len(tokenizer.ids)
-        self.low, self.high = low, tokenizer.vocab_size - tokenizer.sentinels
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, i: int) -> Any:
-        return np.random.default_rng(i).integers(self.low, self.high, self.size)
-
-    def text(self, i: int) -> str:
-        return ""
-
-    def sentences(self, i: int) -> Any:
-        return np.arange(0, self.size, max(1, self.size // 6))
+    traced: int
+    cycle: int
+    more: int
+    first: int
 
 
-class Live(TorchDispatchMode):
-    """Bytes of the tensors that are made within this: now (`live`), and the most at once (`peak`)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: dict[int, Any] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return 0  # a number that an objective reports; here it has none
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._see(leaf)
-        return out
-
-    def _see(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = id(storage)
-        if key in self._known:
-            return
-        size = storage.nbytes()
-
-        def gone(_: Any) -> None:
-            self.live -= size
-            self._known.pop(key, None)
-
-        self._known[key] = weakref.ref(storage, gone)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-
-    def spare(self, tensors: Any) -> None:
-        """Count nothing for tensors that were there before."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            self._known[id(storage)] = storage
+def depth(arch: Arch, dims: Dims, layers: int, masked: bool) -> Depth:
+    """The fewest layers that show what each further cycle adds: one before a cycle, and a cycle and one after it.
+    `masked`: whether the stack has the design's mask, whose layers may alternate."""
+    cycle = len(arch.mask.masks) if masked and isinstance(arch.mask, Cycle) else 1
+    first = 2 if arch.convolution is not None else 1  # the convolution runs behind the first layer
+    least = first + 2 * cycle + 1 + (arch.streams is not None)  # two streams run no content through the last layer
+    groups = dims.groups if dims.groups is not None and dims.groups != layers else 1
+    if layers % groups == 0:
+        for traced in range(math.ceil(least / groups) * groups, layers, groups):
+            if (layers - traced) % cycle == 0:
+                return Depth(traced, cycle, (layers - traced) // cycle, first)
+    return Depth(layers, cycle, 0, first)
 
 
-class Halves(TorchFunctionMode):
-    """Products of matrices in bf16, as autocast takes them."""
+@dataclass(frozen=True)
+class Role:
+    """A network of a step: the model (role "") or one beside it."""
 
-    products = (F.linear, torch._grouped_mm, torch.matmul, Tensor.matmul, Tensor.__matmul__)
+    role: str
+    arch: Arch
+    dims: Dims
+    learns: bool = True
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self.products:
-            args = tuple(a.bfloat16() if isinstance(a, Tensor) and a.dtype == torch.float32 else a for a in args)
-        return func(*args, **(kwargs or {}))
+    def depths(self) -> dict[str, Depth]:
+        """Of each stack."""
+        both = self.arch.structure == "encoder-decoder"
+        found = {}
+        if self.arch.structure != "decoder":
+            found["encoder"] = depth(self.arch, self.dims, self.dims.layers, not both)
+        if self.arch.structure != "encoder":
+            found["decoder"] = depth(self.arch, self.dims, self.dims.depth if both else self.dims.layers, True)
+        return found
 
-
-class Fused(torch.autograd.Function):
-    """The memory of a fused attention kernel: its output and a number a query, and of what it reads, nothing twice."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        out = torch.empty_like(q)
-        ctx.save_for_backward(q, k, v, bias, out, q.new_empty(q.shape[:3], dtype=torch.float32))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Any) -> Any:
-        q, k, v, bias, _, _ = ctx.saved_tensors
-        own = None if bias is None else torch.empty_like(bias)
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), own
-
-
-def _attend(
-    attention: Attention,
-    cpu: bool,
-    half: bool,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attn_mask: AttnMask,
-    bias: Tensor | None,
-) -> Tensor:
-    """`Attention.attend` as the device will take it: it chooses by where tensors lie, and these lie nowhere."""
-    mask, causal = attn_mask
-    if bias is not None:
-        if causal:
-            mask, causal = q.new_ones(q.shape[2], k.shape[2]).tril().bool(), False
-        mask = bias if mask is None else bias.masked_fill(~mask, -1.0)
-    if attention.softcap is not None or (cpu and q.shape[2] * k.shape[2] <= SHORT**2):
-        return attention.attend_plainly(q, k, v, mask, causal, attention.dropout)
-    if half:
-        q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
-    floats = mask if mask is not None and mask.dtype != torch.bool else None
-    out: Tensor = Fused.apply(q, k, v, floats)
-    return out
+    def short(self, deeper: str = "") -> Role:
+        """This network with the traced layers only, with one cycle more of the stack `deeper`."""
+        both = self.arch.structure == "encoder-decoder"
+        layers = {name: d.traced + (d.cycle if name == deeper else 0) for name, d in self.depths().items()}
+        first = layers["encoder"] if "encoder" in layers else layers["decoder"]
+        groups = self.dims.groups
+        return replace(
+            self,
+            dims=replace(
+                self.dims,
+                layers=first,
+                decoder_layers=layers["decoder"] if both else None,
+                groups=first if groups == self.dims.layers else groups,
+            ),
+        )
 
 
-def _halved(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward pass in bf16, also where it runs again in the backward pass."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with Halves():
-            return forward(*args, **kwargs)
-
-    return run
+def roles(arch: Arch, dims: Dims, nets: Sequence[Net]) -> tuple[Role, ...]:
+    """The networks of a step; all read with one vocabulary."""
+    return (
+        Role("", arch, dims),
+        *(Role(net.role, net.arch, replace(net.dims, vocab=dims.vocab), net.learns) for net in nets),
+    )
 
 
-def _times(experts: Experts, half: bool, rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """`Experts.times` by torch's kernel for groups of rows."""
-    weight = weight.transpose(1, 2)
-    if half:
-        rows, weight = rows.bfloat16(), weight.bfloat16()
-    out: Tensor = Grouped.apply(rows, weight)
-    return out
+class Networks:
+    """The networks of a step on the meta device, as the objective ties them."""
+
+    def __init__(self, nets: Sequence[Role], objective: Objective) -> None:
+        with uncompiled():
+            made = {net.role: build(net.arch, net.dims).train(net.learns) for net in nets}
+            for net in nets:
+                made[net.role].requires_grad_(net.learns)
+            self.model = made.pop("")
+            self.beside = made
+            objective.tie(self.model, made)
+
+    @property
+    def all(self) -> list[Model]:
+        return [self.model, *self.beside.values()]
+
+    def learned(self) -> dict[int, nn.Parameter]:
+        """Weights that learn, tied ones once."""
+        return {id(p): p for net in self.all for p in net.parameters() if p.requires_grad}
+
+    def shapes(self) -> Shapes:
+        inside = {id(p) for net in self.all for stack in stacks(net).values() for p in stack.blocks.parameters()}
+        return Counter((tuple(p.shape), key in inside) for key, p in self.learned().items())
 
 
-class Grouped(torch.autograd.Function):
-    """The memory of a product of groups of rows, each with its own matrix."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, weight)
-        return rows.new_empty(rows.shape[0], weight.shape[2])
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Any) -> Any:
-        return tuple(torch.empty_like(x) for x in ctx.saved_tensors)
+def stacks(model: Model) -> dict[str, Any]:
+    return {name: stack for name in ("encoder", "decoder") if (stack := getattr(model, name)) is not None}
 
 
-def forgetful(model: nn.Module) -> None:
-    """Let the blocks of a model keep no activations."""
-    for module in model.modules():
-        if isinstance(module, Block):
-            again = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
-            module.forward = again  # type: ignore[method-assign]
+def at_full_depth(nets: Sequence[Role], value: Callable[[Sequence[Role]], T]) -> Iterator[tuple[T, int]]:
+    """What is affine in the layers of each stack, as terms and how often each counts: `value` of the traced layers,
+    and of one more cycle of a stack as often as the network has it, less that of the traced ones."""
+    short = [net.short() for net in nets]
+    base = value(short)
+    more = 0
+    for i, net in enumerate(nets):
+        for name, d in net.depths().items():
+            if d.more:
+                deeper = value([net.short(name) if i == j else other for j, other in enumerate(short)])
+                yield deeper, d.more
+                more += d.more
+    yield base, 1 - more
 
 
-def prepare(model: Model, cpu: bool, half: bool, recompute: bool) -> None:
-    """Let a network take a step as it would on a device."""
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.attend = partial(_attend, module, cpu, half)  # type: ignore[method-assign]
-        elif isinstance(module, Experts):
-            module.times = partial(_times, module, half)  # type: ignore[method-assign]
-    for module in model.modules():
-        if half and (isinstance(module, Block) or module is model.lm):
-            module.forward = _halved(module.forward)  # type: ignore[method-assign]
-    if recompute:
-        forgetful(model)
+def numel(found: Shapes) -> int:
+    """Numbers in weights."""
+    return sum(math.prod(shape) * number for (shape, _), number in found.items())
 
 
-def step(
-    arch: Arch,
-    dims: Dims,
-    objective: Objective,
-    batch: Batch,
-    *,
-    cpu: bool,
-    half: bool,
-    recompute: bool,
-    micros: int,
-    nets: Sequence[Net] = (),
-) -> tuple[int, int]:
-    """(bytes at once beyond the weights and the optimiser's state, parameters that learn) of a step of `micros`
-    micro-batches like `batch`, with `nets` beside the model: activations, logits, gradients."""
-    with torch.device("meta"):
-        model = Model(arch, dims).train()
-    prepare(model, cpu, half, recompute)
-    beside = {}
-    for net in nets:
-        with torch.device("meta"):
-            beside[net.role] = Model(net.arch, replace(net.dims, vocab=dims.vocab)).train(net.learns)
-        beside[net.role].requires_grad_(net.learns)
-    objective.tie(model, beside)
-    for other in beside.values():
-        prepare(other, cpu, half, False)
-    held = {name: tensor.to("meta") for name, tensor in batch.items()}
-    live = Live()
-    live.spare(p for net in (model, *beside.values()) for p in net.parameters())
-    settings: Any = torch.fx.experimental._config
-    whole = settings.patch(meta_nonzero_assume_all_nonzero=True)  # no token of a row is padding
-    with live, whole, Halves() if half else contextlib.nullcontext():
-        for _ in range(micros):
-            objective.loss(model, held, beside).total().backward()
-    learned = {id(p): p.numel() for net in (model, *beside.values()) for p in net.parameters() if p.requires_grad}
-    return live.peak, sum(learned.values())
+class Step:
+    """A training step of some networks, which can be traced for any batch."""
+
+    def __init__(self, nets: Sequence[Role], objective: Objective, how: How) -> None:
+        self.nets, self.objective, self.how = nets, objective, how
+        self.numel = sum(times * numel(few.shapes()) for few, times in at_full_depth(nets, self._networks))
+        self.networks = self._networks([net.short() for net in nets])
+        self.token_loss = objective.token_loss
+        with uncompiled():
+            for model in self.networks.all:
+                prepare(model, how.cpu, how.half, how.recompute and model is self.networks.model)
+
+    def _networks(self, nets: Sequence[Role]) -> Networks:
+        return Networks(nets, self.objective)
+
+    def trace(self, batch: Batch) -> Bytestream:
+        """Run a step forward and backward."""
+        with uncompiled():
+            live = Live()
+        learned, owners = self.networks.learned(), self._layers(live)
+        live.spare(p for net in self.networks.all for p in net.parameters())
+        settings: Any = torch.fx.experimental._config
+        whole = settings.patch(meta_nonzero_assume_all_nonzero=True)  # no token of a row is padding
+        half = Halves() if self.how.half else contextlib.nullcontext()
+        weights = [(p, owners.get(key)) for key, p in learned.items()]
+        with uncompiled(), without_autocast(), watched(live, weights), live, whole, half:
+            self.objective.token_loss = self.few  # type: ignore[method-assign]
+            loss = self.objective.loss(self.networks.model, batch, self.networks.beside).total()
+            del self.objective.token_loss
+            live.settle(live.layers)
+            live.backward = True
+            loss.backward()
+        return live.stream()
+
+    def few(self, model: Model, hidden: Tensor, batch: Batch) -> Tensor:
+        """The loss of the vocabulary, with the hidden states of all targets but few chunks of logits."""
+        most = CHUNKS * max(1, LOGITS // model.dims.vocab)
+        return self.token_loss(model, hidden, {**batch, "targets": batch["targets"][:most]})
+
+    def _layers(self, live: Live) -> dict[int, Layers]:
+        """Watch the stacks of all networks; by weight, the stack in whose cycle it is, if further cycles have their
+        own."""
+        owners: dict[int, Layers] = {}
+        for net, model in zip(self.nets, self.networks.all, strict=True):
+            for name, stack in stacks(model).items():
+                d = net.depths()[name]
+                layers = Layers(live, stack, d.first, d.cycle, d.more, net.dims.inner)
+                if d.more and (net.dims.groups is None or net.dims.groups == net.dims.layers):
+                    owners |= {id(p): layers for block in layers.blocks for p in block.parameters()}
+        return owners

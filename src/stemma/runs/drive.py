@@ -51,7 +51,7 @@ def drive(
 
 
 class Driver:
-    """The steps of one process's part of a run, on the clock."""
+    """Steps of a run with their bookkeeping: clock, spikes, evaluations and checkpoints that are due."""
 
     def __init__(
         self, trainer: Trainer, run: Path, metrics: Any, progress: Progress, asked: Callable[[], bool]
@@ -61,7 +61,7 @@ class Driver:
         spikes: Spikes | None = self.settings.spikes
         self.spikes = spikes
         self.stop = trainer.any_rank(asked)
-        self.leapt = trainer.any_rank(lambda: spikes is not None and spiked(spikes, trainer.losses))
+        self.spiked = trainer.any_rank(lambda: spikes is not None and spiked(spikes, trainer.losses))
         self.late = trainer.any_rank(lambda: time.perf_counter() - self.saved > LATE)
         self.saved = time.perf_counter()
         self.begin = self.saved - trainer.seconds
@@ -85,10 +85,10 @@ class Driver:
             failed = error
             trainer.losses.append(math.nan)
         trainer.seconds = self.elapsed()
-        if spikes is not None and self.leapt():
-            told = rewind(trainer, self.run, spikes, self.metrics.rewind, failed)
-            self.metrics.reopen(told["to"])
-            self.progress.say(f"{told['why']} at step {told['at']}: back to step {told['to']}, on with other batches")
+        if spikes is not None and self.spiked():
+            went = rewind(trainer, self.run, spikes, self.metrics.rewind, failed)
+            self.metrics.reopen(went["to"])
+            self.progress.say(f"{went['why']} at step {went['at']}: back to step {went['to']}, on with other batches")
             return None
         record["seconds"] = trainer.seconds
         return record

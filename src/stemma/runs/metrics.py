@@ -38,15 +38,15 @@ class Metrics:
         disk.write(path, "".join(json.dumps(record) + "\n" for record in kept), then=self.then)
         self.file = disk.Appender(path, then=self.then)
 
-    def rewind(self, told: Record) -> None:
-        """Move the lines after step `told["to"]` into `rewinds.jsonl`. Once: if a process was killed before it had gone
+    def rewind(self, record: Record) -> None:
+        """Move the lines after step `record["to"]` into `rewinds.jsonl`. Once: if a process was killed before it had gone
         back, the next one comes to the same spike and adds nothing."""
-        lost = [record for record in records(self.path) if record["step"] > told["to"]]
+        lost = [line for line in records(self.path) if line["step"] > record["to"]]
         path = self.path.with_name("rewinds.jsonl")
         known = [entry.get("number") for entry in records(path, "number")] if path.exists() else []
-        if told["number"] not in known:
+        if record["number"] not in known:
             with contextlib.closing(disk.Appender(path, then=self.then)) as file:
-                file.add({**told, "lost": lost})
+                file.add({**record, "lost": lost})
 
     def reopen(self, step: int) -> None:
         """Go on after the line of `step`."""

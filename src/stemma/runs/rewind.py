@@ -12,10 +12,10 @@ from stemma.runs.trainer import Trainer
 
 
 def rewind(
-    trainer: Trainer, run: Path, spikes: Spikes, tell: Callable[[Record], None], why: Diverged | None
+    trainer: Trainer, run: Path, spikes: Spikes, log: Callable[[Record], None], why: Diverged | None
 ) -> Record:
     """Go back to a checkpoint `spikes.back` steps or more before the spike, and on behind the next `spikes.skip`
-    batches; what came after it is removed. Leaves a checkpoint of that; `tell` is called before. `why`: the error of a
+    batches; later checkpoints are removed. Saves a checkpoint of that; `log` gets its record before. `why`: the error of a
     step that was not taken. Raises Diverged if the run went back too often.
 
     Checkpoints that a stop left between two regular ones are passed over, so that a run that was stopped goes back to
@@ -34,7 +34,7 @@ def rewind(
     trainer.move(cursor)
     what = "the loss leapt up" if why is None else why.what
     record = {"number": rewinds, "at": spike, "to": trainer.step, "skipped": spikes.skip, "why": what}
-    tell(record)
+    log(record)
     for path in there if trainer.is_main else ():  # no later spike may go back to what was left behind
         if checkpoint.step_of(path) > trainer.step:
             checkpoint.remove(path)

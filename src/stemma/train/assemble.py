@@ -13,8 +13,7 @@ from stemma.declare.recipes import Recipe
 from stemma.errors import CheckpointError, ResourceError, UsageError
 from stemma.nn.model import Model
 from stemma.nn.parts import Learned
-from stemma.objectives import Objective, Setting
-from stemma.objectives import objective as runnable
+from stemma.objectives import Objective
 from stemma.objectives.languages import UNKNOWN
 from stemma.parallel import World
 from stemma.rewrites.engine import apply
@@ -24,6 +23,7 @@ from stemma.train.learners import fingerprint
 from stemma.train.loop import Loop
 from stemma.train.scale import warmup
 from stemma.train.source import Source, TextSource
+from stemma.train.source import objective_of as objective_of
 
 
 def pin_teachers(plan: Plan, tokenizer: Any) -> tuple[Plan, Any]:
@@ -107,14 +107,6 @@ def model_of(plan: Plan, tokenizer: Any, started: bool = True) -> Model:
             start.fill(model, plan.train.start)
         apply(model, plan.rewrites, plan.seed)
     return formats.attach(model, design_of(plan), families.family(plan.name), tokenizer)
-
-
-def objective_of(plan: Plan, tokenizer: Any) -> Objective:
-    """The objective of the plan."""
-    recipe = plan.recipe
-    more = (recipe.mixed, recipe.z_loss, recipe.sampling, plan.rows, plan.arch.structure)
-    setting = Setting(tokenizer, plan.text, plan.context, plan.seed, *more)
-    return runnable(plan.objective, setting)
 
 
 def nets_of(plan: Plan, tokenizer: Any) -> dict[str, Model]:

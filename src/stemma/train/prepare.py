@@ -33,8 +33,8 @@ COUNTED = 50_000  # rows of a mixture with limits that are counted before a run
 
 
 def check_enough(loop: Loop) -> None:
-    """Refuse a run that is longer than a mixture with limits lasts. Raises DataError with the steps that it lasts, and
-    for a source of a mixture without a document to train on."""
+    """Raise DataError if a mixture with limits has text for fewer steps than the run takes, or a part without a
+    document to train on."""
     source = loop.source
     assert isinstance(source, TextSource)
     order = loop.objective.order(source.view)
@@ -72,7 +72,7 @@ def report_uneven(plan: Plan, train: Any, rest: Any) -> None:
 
 def check_tokenizer(plan: Plan, tokenizer: Any) -> None:
     """Raise UsageError for a given tokenizer that lacks what the objective needs, before any text is read with it."""
-    if plan.dims.languages:  # those of the text decide, too
+    if plan.dims.languages:  # they depend on the text too
         return
     try:
         objective_of(fit_to_tokenizer(plan, tokenizer), tokenizer)
@@ -94,18 +94,18 @@ def facts(store: Any, train: Any) -> dict[str, Any]:
     return {"fingerprint": store.fingerprint, **amounts}
 
 
-def reopen(run: Path, look: bool = True) -> tuple[Plan, Any, Any]:
-    """Plan, tokenizer and store of a run; the store is made again from the same text if its folder is gone. `look`:
-    compare the store with its checksums, which reads all of it. Raises CheckpointError if something is damaged or not
-    the run's."""
+def reopen(run: Path, verify: bool = True) -> tuple[Plan, Any, Any]:
+    """Plan, tokenizer and store of a run; builds the store again from its text if its folder is gone. `verify`: compare
+    the store with its checksums, which reads all of it. Raises CheckpointError if something is damaged or not the
+    run's."""
     plan, fingerprint = read_plan(run)
     tokenizer = tokenizer_of(run)
     data = run / "data"
-    if not (data / "meta.json").exists() and look:
+    if not (data / "meta.json").exists() and verify:
         _rebuild(plan, run, tokenizer, fingerprint)
     try:
         store = Store.open(data)
-        if look:
+        if verify:
             store.verify()
     except CheckpointError as error:
         if "cannot" in str(error):

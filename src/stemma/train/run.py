@@ -84,8 +84,7 @@ class Pretraining:
             "steps": loop.steps,
             "tokens": loop.tokens,
             "epochs": loop.objective.epochs(self.view, loop.cursor),
-            "parameters": sum(p.numel() for p in loop.model.parameters()),
-            **measured(self.run, loop),
+            **measured(self.run, loop, sum(p.numel() for p in loop.model.parameters())),
             "val": quality,
             "baselines": {
                 "unigram_bits_per_byte": stats.unigram_bits_per_byte(
@@ -129,16 +128,17 @@ def pretrain(
     quiet: bool = False,
     mesh: str | None = None,
 ) -> Run:
-    """Train a family from scratch on text and leave a complete run in the directory `out`.
+    """Train a family on text and leave a complete run in the directory `out`.
 
-    `name`: a family or a size; `data`: a file, a folder, a glob or `builtin:...` (left out, the built-in text that
-    suits it); `budget`: "45s", "20M tokens", "1e15 flops", "50 steps"; `scale`: tiny, mini, small, full; `overrides`:
-    dotted paths into the plan (`{"recipe.lr": 1e-3}`, `{"train.start": "runs/palm"}` to begin from its weights and with
-    its tokenizer); `tokenizer`: one that exists, else one is trained on the
-    training text. With `resume`, an unfinished run in `out` is gone on with, as it was planned. `on_step` sees the
-    record of every step. Raises UsageError for what cannot be meant (also for an `out` that holds another run),
-    DataError for text that cannot be used, ResourceError if the disk refuses. `mesh`: what the processes of a launcher
-    do ("fsdp=4,tp=2", see `stemma.parallel`); every one of them makes this call.
+    `name`: a family or a size. `data`: a file, a folder, a glob or `builtin:...`; left out, the built-in text that
+    suits the family. `budget`: "45s", "20M tokens", "1e15 flops", "50 steps". `scale`: tiny, mini, small, full.
+    `overrides`: dotted paths into the plan (`{"recipe.lr": 1e-3}`; `{"train.start": "runs/palm"}` begins with the
+    weights and the tokenizer of a run). `tokenizer`: left out, one is trained on the training text. `resume`: resume an
+    unfinished run in `out`, as it was planned. `on_step` gets the record of every step. `mesh`: the axes of a
+    launcher's processes ("fsdp=4,tp=2", see `stemma.parallel`); every process makes this call.
+
+    Raises UsageError for arguments that do not fit (also for an `out` that holds another run), DataError for text that
+    cannot be used, ResourceError if the disk refuses.
     """
     out = Path(out)
     plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
@@ -170,8 +170,8 @@ def pretrain(
 
 
 def _tokenized(plan: Plan, tokenizer: Any, quiet: bool) -> tuple[Plan, Any, int]:
-    """The plan with its teachers pinned, the tokenizer that teachers or a start dictate (None: one will be trained),
-    and the least rows of its embeddings."""
+    """(the plan with its teachers pinned, the tokenizer of teachers or of a start, the least rows of the embeddings).
+    No tokenizer: one will be trained."""
     plan, tokenizer = pin_teachers(plan, tokenizer)
     least = 0
     if plan.train.start:
@@ -191,7 +191,7 @@ def _tokenized(plan: Plan, tokenizer: Any, quiet: bool) -> tuple[Plan, Any, int]
 def _begun(
     plan: Plan, out: Path, tokenizer: Any, store: Any, fixed_warmup: bool, quiet: bool, world: World | None
 ) -> Loop:
-    """The loop of a new run, which is then in `out`. What cannot be made leaves no run."""
+    """Build the loop of a new run, then write its `run.json`: what cannot be built leaves no run."""
     train, rest = store.split(plan.train.val_fraction, plan.seed)
     if not quiet:
         report_uneven(plan, train, rest)
@@ -234,12 +234,12 @@ def resume_run(
     mesh: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Go on with the run in a directory from its last checkpoint, to the same end as if it had never stopped.
+    """Resume the run in a directory from its last checkpoint, to the same end as if it had never stopped. A finished
+    run is returned as it is.
 
-    A finished run is returned as it is. `mesh`: as in `pretrain`, and none that the run was begun on. `overrides`: of
-    how it is carried out (`{"train.micro": 2}`), what is learned does not depend on. Raises CheckpointError if the
-    directory holds no run, or if its data or weights are not what the run wrote.
-    """
+    `mesh`: as in `pretrain`; it need not be the one that the run began on. `overrides`: settings on which what is
+    learned does not depend (`{"train.micro": 2}`). Raises CheckpointError if the directory holds no run, or if its data
+    or weights are not what the run wrote."""
     plan, _ = read_plan(Path(run))
     return _reopened(Path(run), init_world(mesh, pick_device(plan).type), on_step, quiet, overrides or {})
 
@@ -254,7 +254,7 @@ def _reopened(
         if world is not None:
             world.barrier()
             if not world.is_main:
-                plan, tokenizer, store = reopen(run, look=False)
+                plan, tokenizer, store = reopen(run, verify=False)
         plan = spec.edit(plan, check_resume_overrides(overrides or {}, plan))
         if world is not None:
             world.check_same_config({"out": str(run), **spec.to_dict(plan)})
@@ -262,7 +262,7 @@ def _reopened(
         train = store.split(plan.train.val_fraction, plan.seed)[0]
         whole = _is_whole(run)
         loop = loop_of(plan, tokenizer, train, world, started=not whole)
-        if whole and loop.frozen:  # in a checkpoint of before they are, but they come from where the run began
+        if whole and loop.frozen:  # an old checkpoint has them, but they come from where the run began
             loop = loop_of(plan, tokenizer, train, world)
         return _carry_on(run, loop, tokenizer, store, on_step, quiet)
 

@@ -11,12 +11,21 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from stemma.declare import ramps
-from stemma.objectives import Batch, Cursor, Objective, View
+from stemma.objectives import Batch, Cursor, Objective, Setting, View
+from stemma.objectives import objective as runnable
 from stemma.objectives.base import Example, MakeExample
 from stemma.train.config import Plan
 from stemma.train.device import pick_device
 
 MICRO = {"cpu": 4096, "cuda": 65_536}  # tokens that go through the network at once, where the plan leaves it open
+
+
+def objective_of(plan: Plan, tokenizer: Any) -> Objective:
+    """The objective of the plan."""
+    recipe = plan.recipe
+    more = (recipe.mixed, recipe.z_loss, recipe.sampling, plan.rows, plan.arch.structure)
+    setting = Setting(tokenizer, plan.text, plan.context, plan.seed, *more)
+    return runnable(plan.objective, setting)
 
 
 class DummyBatch(dict[str, Tensor]):

@@ -235,12 +235,12 @@ def scale_width(deep: int) -> Part:
     return Part((), read)
 
 
-QK_EPS = Part((), lambda design, at: {"arch.attention.qk_norm.eps": design.arch.norm.eps})
+QK_EPS = Part((), lambda design, at: {"arch.attention.qk_norm.eps": spec.get(design, "arch.norm.eps")})
 
 
 def _read_head_norms(design: Design, at: Reading) -> dict[str, Any]:
     """llama.cpp expects them from 64 layers up, and nowhere else."""
-    return {"arch.attention.qk_norm": HeadNorm(design.arch.norm.eps) if design.dims.layers >= 64 else None}
+    return {"arch.attention.qk_norm": HeadNorm(spec.get(design, "arch.norm.eps")) if design.dims.layers >= 64 else None}
 
 
 HEAD_NORMS = Part((), _read_head_norms)

@@ -136,7 +136,9 @@ def _decoder_rows(design: Design, *, packed: tuple[str, ...] = ()) -> Iterator[R
     else:
         groups = (("gate", "up"), ("down",)) if "up" in packed else (("gate",), ("up",), ("down",))
         for group in groups:
-            yield from linear(f"{theirs}.ffn_{group[-1]}", *(f"{ours}.mlp.{x}" for x in group), bias=arch.mlp.bias)
+            yield from linear(
+                f"{theirs}.ffn_{group[-1]}", *(f"{ours}.mlp.{x}" for x in group), bias=spec.get(arch, "mlp.bias")
+            )
     yield _gain("output_norm", "decoder.norm", arch.norm)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stemma import disk
+from stemma import disk, spec
 from stemma.declare.family import Design, Family
 from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError
 from stemma.formats import tensors
@@ -172,7 +172,7 @@ def _keys(arch: Architecture, design: Design, word: str) -> dict[str, Any]:
     own: dict[str, Any] = {
         "vocab_size": design.dims.vocab,
         **sizes,
-        arch.eps: float(design.arch.norm.eps),
+        arch.eps: float(spec.get(design, "arch.norm.eps")),
         **arch.constants,
     }
     for part in arch.parts:

@@ -6,6 +6,7 @@ Everything here is a frozen value and imports no torch; the modules of `stemma.n
 
 from stemma.nn.parts.arch import Arch, Dropout, Streams, Structure
 from stemma.nn.parts.attention import Attention
+from stemma.nn.parts.custom import CustomMLP, CustomNorm, CustomPosition
 from stemma.nn.parts.dims import Dims, gated_width
 from stemma.nn.parts.heads import (
     Answer,
@@ -63,6 +64,9 @@ __all__ = [
     "Classify",
     "ContextDetector",
     "Convolution",
+    "CustomMLP",
+    "CustomNorm",
+    "CustomPosition",
     "Cycle",
     "DeepNorm",
     "Detector",

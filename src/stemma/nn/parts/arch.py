@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stemma.nn.parts.attention import Attention
+from stemma.nn.parts.custom import CustomMLP
 from stemma.nn.parts.heads import EMDHead, Heads
 from stemma.nn.parts.init import FanIn, Glorot, LeCun, Normal
 from stemma.nn.parts.masks import Cycle, Full, Mask, Open
@@ -20,7 +21,7 @@ Structure = Literal["encoder", "decoder", "encoder-decoder"]
 
 @dataclass(frozen=True)
 class Dropout(Spec):
-    """Rates in training: `embed` after the embeddings, `residual` on each branch, `attention` on the weights,
+    """Dropout rates: `embed` after the embeddings, `residual` on each branch, `attention` on the attention weights,
     `inner` inside the MLP, `final` after the last norm, `pair` before the pair head (ALBERT)."""
 
     embed: float = interval("[0, 1)", 0.0)
@@ -33,10 +34,9 @@ class Dropout(Spec):
 
 @dataclass(frozen=True)
 class Streams(Spec):
-    """Two streams of hidden states with one set of weights (Yang et al. 2019, section 2.3): content, which sees its own
-    token, and queries, which see the others only; both see a memory of the segments read before (Dai et al. 2019, 3.2).
-    `memory`: how many tokens it holds (None: all); `reuse`: of each segment only so many, from its beginning, go into
-    it (None: all)."""
+    """Two streams of hidden states with one set of weights (Yang et al. 2019, section 2.3): content, where a token sees
+    itself, and queries, where it does not; both see a memory of earlier segments (Dai et al. 2019, 3.2). `memory`: the
+    most tokens it holds (None: all); `reuse`: tokens of each segment, from its beginning, that enter it (None: all)."""
 
     memory: int | None = at_least(1, None, "token")
     reuse: int | None = at_least(1, None, "token")
@@ -44,11 +44,10 @@ class Streams(Spec):
 
 @dataclass(frozen=True)
 class Arch(Spec):
-    """What a network is, without its widths. `mask` is the decoder's (an encoder is full, or open to the batch's
-    choice); `embed_norm`: a norm after the summed embeddings; `embed_scale`: token embeddings times sqrt(d_model);
-    `local`: positions of the layers with a sliding window, where they differ from the others' (Gemma 3);
-    `convolution`: what stands beside an encoder's first block; `streams`: a second stream of queries and a memory of
-    segments (XLNet)."""
+    """What a network is, without its widths. `mask`: the decoder's (an encoder's is full, or open to each batch's
+    choice); `embed_norm`: a norm after the sum of embeddings; `embed_scale`: token embeddings times sqrt(d_model);
+    `local`: positions of layers with a sliding window, where they differ from the others' (Gemma 3); `convolution`:
+    beside an encoder's first block; `streams`: a second stream of queries and a memory of segments (XLNet)."""
 
     structure: Structure
     position: Position
@@ -56,7 +55,7 @@ class Arch(Spec):
     residual: Residual
     attention: Attention
     mask: Mask
-    mlp: MLP | GatedMLP | Experts
+    mlp: MLP | GatedMLP | Experts | CustomMLP
     heads: Heads
     init: Normal | FanIn | Glorot | LeCun
     dropout: Dropout = Dropout()

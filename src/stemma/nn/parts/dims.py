@@ -13,13 +13,11 @@ COUNT = {"bound": Bound(1, said="be at least 1")}
 
 @dataclass(frozen=True)
 class Dims(Spec):
-    """Widths and counts. `kv_heads` and `head_dim` left out mean `heads` and `d_model / heads`; `decoder_layers` left
-    out means `layers`. `segments`: rows of the segment (token type) table, 0 for none. `context`: the longest text
-    it is trained on, and the rows of a position table where there is one. `embed`: width of the embeddings, which a
-    matrix then maps to d_model (left out: they have d_model, and there is no such matrix). `groups`: how many different
-    sets of weights the layers share out among them, each of `inner` blocks in a row (left out: every layer its own).
-    `languages`: rows of the language table, 0 for none. `experts` and `active`: MLPs of a layer with a mixture of them,
-    and how many a token takes; `d_ff` is of one."""
+    """Widths and counts. Left out, `kv_heads` is `heads`, `head_dim` is `d_model / heads`, `decoder_layers` is
+    `layers`. `context`: the longest text in training, and the rows of a position table; `segments`, `languages`: rows
+    of these tables, 0 for none; `embed`: width of the embeddings, which a matrix maps to d_model (left out: d_model,
+    and no matrix); `groups`: sets of weights that the layers share, each of `inner` consecutive blocks (left out: every
+    layer has its own); `experts`: MLPs of a layer, of which a token uses `active`; `d_ff` is the width of one."""
 
     PLACE: ClassVar[str] = "dims"
 

@@ -43,10 +43,10 @@ class EMDHead(Spec):
 
 @dataclass(frozen=True)
 class Summary(Spec):
-    """One vector of a text: the hidden state of its `first` token, of its `last` one that is not padding, of the last
-    that is its `end` token, or of the `final` place of the row, padding or not (so texts must be padded on the left);
-    then, unless `act` is None, a dense layer of its own and that activation. `dropout`: before that layer; left out,
-    the rate of the task head that it stands in (a pooler has none)."""
+    """One vector of a text: the hidden state of its `first` token, of its `last` token that is not padding, of its last
+    `end` token, or of the `final` place of the row, padding or not (texts are then padded on the left). Unless `act` is
+    None, a dense layer and that activation follow. `dropout`: before that layer; left out, the rate of the task head (a
+    pooler has none)."""
 
     token: Literal["first", "last", "end", "final"] = "first"
     act: Literal["tanh", "gelu", "relu"] | None = "tanh"
@@ -72,6 +72,8 @@ class ContextDetector(Spec):
 class Task(Spec, open=True):
     """What a model is tuned for: a head on its body. A subclass is known by being declared; `stemma.nn.tasks.TaskHead`
     is what runs one, and a class there names the declaration that it runs."""
+
+    ELSEWHERE: ClassVar[str] = "; if a file of yours declares it, name that by --families FILE"
 
     by_token: ClassVar[bool] = False  # it scores each token, not a vector of the text
     candidates: ClassVar[bool] = False  # it scores several texts of a row against each other
@@ -125,8 +127,8 @@ class Choose(Task):
 
 @dataclass(frozen=True)
 class Heads(Spec):
-    """What stands on the last hidden state. `pooler`: a vector of the text; `pair`: 2 classes of it; `detect`: which
-    tokens were replaced; `task`: what it is tuned for."""
+    """What reads the last hidden state. `pooler`: a vector of the text; `pair`: 2 classes of it; `detect`: which tokens
+    were replaced; `task`: the head of a tuned model."""
 
     lm: LMHead | MLMHead | EMDHead | None = None
     pooler: Summary | None = None

@@ -32,7 +32,7 @@ class Prefix(Spec):
 
 @dataclass(frozen=True)
 class Cycle(Spec):
-    """Layer i takes the mask i, the next turn begins where they end (GPT-3: dense and locally banded in turn)."""
+    """Layer i has mask i modulo their number (GPT-3: dense and locally banded in turn)."""
 
     masks: tuple[Causal | Sliding, ...] = (Causal(), Sliding(256))
 
@@ -47,8 +47,9 @@ class Reverse(Spec):
 
 @dataclass(frozen=True)
 class Open(Spec):
-    """Each batch chooses: `full`, `causal`, `reverse` or `prefix` (Dong et al. 2019, section 2.3). The fields are the
-    segments of texts under the last three: `source` is the prefix, `target` what follows it."""
+    """Each batch chooses its mask: `full`, `causal`, `reverse` or `prefix` (Dong et al. 2019, section 2.3). The fields
+    are the segment ids of texts under the last three; under `prefix`, `source` is the prefix and `target` what follows
+    it."""
 
     causal: int = not_negative(2)
     reverse: int = not_negative(3)
@@ -68,9 +69,9 @@ class Recall(Spec):
 
 @dataclass(frozen=True)
 class Memory(Spec):
-    """A text of more than `last` tokens is read in windows of `dims.context`, each causal in itself, then its `last`
-    ones (Tworkowski et al. 2023, arXiv:2307.03170, and its published inference code). The memory `layers` keep keys and
-    values of every window, stored as `dtype`, and see all that they have kept, as if it stood at position 0."""
+    """A text of more than `last` tokens is read in causal windows of `dims.context`, then its `last` tokens (Tworkowski
+    et al. 2023, arXiv:2307.03170, and its published inference code). The memory `layers` keep keys and values of every
+    window, stored as `dtype`, and attend to all of them as if at position 0."""
 
     layers: tuple[int, ...] = (6, 12, 18)
     last: int = at_least(1, 1024, "token")

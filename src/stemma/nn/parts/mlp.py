@@ -29,8 +29,8 @@ class GatedMLP(Spec):
 
 @dataclass(frozen=True)
 class Convolution(Spec):
-    """Beside the first block, over its input: `norm(block(x) + act(conv(x)))`, each token with its neighbours, `kernel`
-    in all (DeBERTa v2)."""
+    """Beside the first block, on its input: `norm(block(x) + act(conv(x)))`, over `kernel` neighbouring tokens (DeBERTa
+    v2)."""
 
     kernel: int = 3
     act: Activation = "gelu"
@@ -42,7 +42,7 @@ class Convolution(Spec):
 
 @dataclass(frozen=True)
 class Experts(Spec):
-    """`dims.experts` gated MLPs without biases, of which each token takes the `dims.active` that a linear router scores
-    highest, weighted by the softmax of their scores (Jiang et al. 2024, arXiv:2401.04088, section 2.1)."""
+    """`dims.experts` gated MLPs without biases. Each token uses the `dims.active` that a linear router scores highest,
+    weighted by the softmax of their scores (Jiang et al. 2024, arXiv:2401.04088, section 2.1)."""
 
     act: Activation = "silu"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stemma.nn.parts.custom import CustomNorm
 from stemma.spec import Spec, positive
 
 
@@ -33,4 +34,4 @@ class HeadNorm(Spec):
     eps: float = positive(1e-5)
 
 
-Norm = LayerNorm | RMSNorm
+Norm = LayerNorm | RMSNorm | CustomNorm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stemma.nn.parts.custom import CustomPosition
 from stemma.nn.parts.scalings import Scaling
 from stemma.spec import Spec, at_least, interval, not_negative, positive, require
 
@@ -15,11 +16,11 @@ class Sinusoidal(Spec):
 
 @dataclass(frozen=True)
 class Learned(Spec):
-    """A learned table of `context` rows added to the embeddings.
+    """A learned table of `context` rows, added to the embeddings.
 
-    With `padding=p`, tokens equal to p stand outside the count: they get row p, and the others p+1, p+2, ...
-    in order (the fairseq convention of RoBERTa); the table then has `context + p + 1` rows.
-    With `offset=o` the first `o` rows are not in use (the two of BART).
+    With `padding=p`, padding tokens (of id p) have row p and do not count; the others have rows p+1, p+2, ... in order
+    (fairseq, RoBERTa), and the table has `context + p + 1` rows. With `offset=o` the first `o` rows are unused (2 in
+    BART).
     """
 
     padding: int | None = not_negative(None)
@@ -64,12 +65,12 @@ class Buckets(Spec):
 
 @dataclass(frozen=True)
 class Disentangled(Spec):
-    """A table of distances that meets the contents in the scores (He et al. 2020, arXiv:2006.03654, section 3.1):
-    content to position (`c2p`: q times the key of a distance), position to content (`p2c`: k times its query).
+    """A table of distances that takes part in the scores (He et al. 2020, arXiv:2006.03654, section 3.1): content to
+    position (`c2p`: q times the key of a distance), position to content (`p2c`: k times its query).
 
-    Distances up to `distance` to either side have a row of their own; with `buckets` there are so many rows a side, the
-    nearer half of them exact, the rest logarithmic up to `distance` (DeBERTa v2). `shared`: the content's own maps make
-    the keys and queries of distances, instead of maps apart; `norm`: the table is normalised first.
+    Distances up to `distance` on either side have rows of their own; with `buckets` there are `buckets` rows a side,
+    the nearer half exact, the rest logarithmic up to `distance` (DeBERTa v2). `shared`: keys and queries of distances
+    come from the content's projections, not from their own; `norm`: the table is normalised first.
     """
 
     distance: int = at_least(1, 512)
@@ -123,4 +124,5 @@ Position = (
     | RelativeSinusoidal
     | BlankLearned
     | BlankRotary
+    | CustomPosition
 )

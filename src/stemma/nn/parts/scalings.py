@@ -36,9 +36,9 @@ class NTKScaling(Spec):
 
 @dataclass(frozen=True)
 class DynamicScaling(Spec):
-    """NTK scaling by the length n of the text, where that exceeds `dims.context` = c: by `factor n / c - factor + 1`.
+    """NTK scaling by the length n of the text, where n exceeds `dims.context` = c: by `factor n / c - factor + 1`.
 
-    Every position turns by the n of the whole text, so a token more moves all that was read: nothing of it can be kept.
+    The scale of every position depends on n, so keys cannot be cached past the window.
     """
 
     factor: float = positive(2.0)

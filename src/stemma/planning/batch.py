@@ -51,11 +51,18 @@ class Words:
 
 class Texts:
     """Random documents of several rows, so that most rows are full, and of sentences of an eighth of a row, but for one
-    of more than a row. With several `languages`, documents are sentences, which are translations of each other."""
+    of more than a row; or single `sentences`. With several `languages` they are translations of each other."""
 
-    def __init__(self, tokenizer: Words, context: int, documents: int = 64, languages: tuple[str, ...] = ("",)) -> None:
+    def __init__(
+        self,
+        tokenizer: Words,
+        context: int,
+        documents: int = 64,
+        languages: tuple[str, ...] = ("",),
+        sentences: bool = False,
+    ) -> None:
         self.count, self.sentence = documents, max(1, context // 8)
-        self.size = max(8, 33 * context // 4 if len(languages) == 1 else context // 16)
+        self.size = max(8, context // 16 if sentences else 33 * context // 4)
         self.low, self.high = len(tokenizer.ids), tokenizer.vocab_size - tokenizer.sentinels
         self.languages = languages
         self.language_ids = np.arange(documents) % len(languages)
@@ -77,10 +84,12 @@ class Texts:
 
 
 def texts(plan: Plan, tokenizer: Words) -> Texts:
-    """Random texts for a plan: of the languages that its model knows, or of two where it learns from parallel text."""
+    """Random texts for a plan: of the languages that its model knows, or of two where it learns from parallel text;
+    sentences where its objective asks for translations."""
     kind, *pair = default_data(plan).removeprefix("builtin:").split(":")
     languages = tuple(pair[0].split("-")) if pair else ("en", "de") if kind == "parallel" else ("",)
-    return Texts(tokenizer, plan.context, languages=plan.text.languages or languages)
+    translations = plan.objective.default_data.startswith("builtin:parallel")
+    return Texts(tokenizer, plan.context, languages=plan.text.languages or languages, sentences=translations)
 
 
 class Example:

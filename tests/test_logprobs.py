@@ -113,6 +113,11 @@ def test_sequences_of_every_structure(name: str) -> None:
     want = direct(out.logits, labels)
     if design.arch.structure == "decoder":
         want = torch.nn.functional.pad(direct(out.logits[:, :-1], labels[:, 1:]), (1, 0))
+    if design.arch.structure == "encoder-decoder":
+        target = Inputs(model.shift_right(labels))
+        with torch.no_grad():
+            assert torch.equal(sequence_logprobs(model, Inputs(ids, mask), labels, target), found)
+        assert target.encoder_hidden is None  # what is given is left as it is
     assert found.shape == labels.shape and (found - want).abs().max() <= 1e-5
     torch.testing.assert_close(-found.sum() / (want != 0).sum(), out.loss)
 

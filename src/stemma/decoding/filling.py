@@ -83,7 +83,7 @@ def _fill_masks(model: Model, text: str, top: int, language: int | None) -> Fill
         unseen = torch.zeros(1, len(ids), len(ids), device=model.device)
         unseen[:, :, at] = 1
         places = torch.eye(len(ids), device=model.device)[None, at]
-        hidden = model.encode(Inputs(batch, streams=StreamInputs(hidden=unseen, mapping=places)))[0]
+        hidden = model.encode(Inputs(batch, streams=StreamInputs(perm_mask=unseen, target_mapping=places)))[0]
     share = model.logits(hidden).float().softmax(-1)
     best = share.topk(min(top, share.shape[-1]))
     guesses = [

@@ -55,7 +55,7 @@ def stream_inputs(
 ) -> StreamInputs | None:
     """The inputs of two-stream attention; None for a model with one stream."""
     if arch.streams is not None:
-        return StreamInputs(hidden=perm_mask, mapping=target_mapping, past=mems)
+        return StreamInputs(perm_mask=perm_mask, target_mapping=target_mapping, mems=mems)
     for name, given in (("perm_mask", perm_mask), ("target_mapping", target_mapping), ("mems", mems)):
         if given is not None:
             raise UsageError(f"{name} was given, and this model has one stream and no memory")

@@ -130,33 +130,35 @@ class StreamInputs:
     """What two streams read beside tokens (Yang et al. 2019), and the memory that they leave.
 
     `segments`: B T
-    `hidden`: B T T, 1 where token i does not see token j (`perm_mask`)
-    `mapping`: B K T, one-hot rows: the place of each prediction; a row of zeros predicts nothing (`target_mapping`)
-    `past`: B M D a layer, the hidden states of earlier segments (`mems`)
-    `absent`: B M, 1 where `past` holds nothing
+    `perm_mask`: B T T, 1 where token i does not see token j
+    `target_mapping`: B K T, one-hot rows: the index of each predicted token; a row of zeros predicts nothing
+    `mems`: B M D a layer, the hidden states of earlier segments
+    `absent`: B M, 1 where `mems` holds nothing
     `backward`: B, 1 for texts written from their end; their distances change sign
-    `places`: B K, the places of queries in decoding with a cache; they may lie past the last token
-    `kept`: filled by the call, the memory for the next segment, B M D a layer"""
+    `places`: B K, the positions of queries in decoding with a cache; they may lie past the last token
+    `new_mems`: filled by the call, what the next segment reads as `mems`"""
 
     segments: Tensor | None = None
-    hidden: Tensor | None = None
-    mapping: Tensor | None = None
-    past: Sequence[Tensor] | None = None
+    perm_mask: Tensor | None = None
+    target_mapping: Tensor | None = None
+    mems: Sequence[Tensor] | None = None
     absent: Tensor | None = None
     backward: Tensor | None = None
     places: Tensor | None = None
-    kept: list[Tensor] = field(default_factory=list)
+    new_mems: list[Tensor] = field(default_factory=list)
 
     def check(self, rows: int, length: int, layers: int, width: int) -> None:
         """Raise UsageError for shapes that do not fit a batch of `rows` texts of `length` tokens."""
-        if self.hidden is not None and tuple(self.hidden.shape) != (rows, length, length):
-            raise UsageError(f"perm_mask must be {rows} {length} {length}, not {' '.join(map(str, self.hidden.shape))}")
-        if self.mapping is not None:
-            self._check_mapping(self.mapping, rows, length)
-        if self.past is not None:
-            if len(self.past) != layers:
-                raise UsageError(f"mems must hold one tensor a layer: {layers}, not {len(self.past)}")
-            if wrong := [m for m in self.past if m.ndim != 3 or m.shape[0] != rows or m.shape[2] != width]:
+        if self.perm_mask is not None and tuple(self.perm_mask.shape) != (rows, length, length):
+            raise UsageError(
+                f"perm_mask must be {rows} {length} {length}, not {' '.join(map(str, self.perm_mask.shape))}"
+            )
+        if self.target_mapping is not None:
+            self._check_mapping(self.target_mapping, rows, length)
+        if self.mems is not None:
+            if len(self.mems) != layers:
+                raise UsageError(f"mems must hold one tensor a layer: {layers}, not {len(self.mems)}")
+            if wrong := [m for m in self.mems if m.ndim != 3 or m.shape[0] != rows or m.shape[2] != width]:
                 raise UsageError(f"mems must be {rows} M {width}, not {' '.join(map(str, wrong[0].shape))}")
 
     @staticmethod

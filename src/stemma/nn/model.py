@@ -181,14 +181,15 @@ class Model(nn.Module):
         )
 
     def hidden(self, source: Inputs, target: Inputs) -> Hidden:
-        """The hidden states that heads read. `target`: the decoder's inputs in an encoder-decoder, else unused."""
+        """The hidden states that heads read. `target`: the decoder's inputs in an encoder-decoder, which get the
+        encoder's output; else unused."""
         if self.arch.structure == "decoder":
             last = self.decode(source)
             return Hidden(last, last)
         state = self.state(source)
         if self.arch.structure == "encoder":
             lm = self.read(state) if self.lm is not None else state.hidden
-            return Hidden(state.hidden, lm, mems=None if source.streams is None else tuple(source.streams.kept))
+            return Hidden(state.hidden, lm, mems=None if source.streams is None else tuple(source.streams.new_mems))
         target.encoder_hidden, target.encoder_mask = state.hidden, source.attention_mask
         target.encoder_documents = source.documents
         last = self.decode(target)

@@ -35,19 +35,19 @@ class TwoStreams(Stack):
         cache, given = inputs.cache, inputs.streams or StreamInputs()
         h = self.enter(inputs.x, inputs.positions)
         given.check(h.shape[0], h.shape[1], len(self.order), h.shape[2])
-        if given.past is not None and inputs.documents is not None:
+        if given.mems is not None and inputs.documents is not None:
             raise UsageError("documents of a packed row have no memory: give either mems or documents")
         if cache is None:
             content, queries, g, wave = self.terms(h, inputs, given)
         else:
             content, queries, g, wave = self.cached_terms(h, inputs, cache, given)
-        weight = None if given.mapping is None else given.mapping.sum(-1, keepdim=True).to(h.dtype)
+        weight = None if given.target_mapping is None else given.target_mapping.sum(-1, keepdim=True).to(h.dtype)
         for at, (number, _) in enumerate(self.order):
             block: Block = self.blocks[number]  # type: ignore[assignment]
             attention = block.attention
-            past = None if given.past is None else given.past[at]
+            past = None if given.mems is None else given.mems[at]
             if cache is None:
-                given.kept.append(self.keep(h, past))
+                given.new_mems.append(self.keep(h, past))
             if wave is not None:
                 r = attention.split(attention.relative.r(wave))  # type: ignore[union-attr,operator]
                 content, queries = content._replace(r=r), queries._replace(r=r)
@@ -80,7 +80,7 @@ class TwoStreams(Stack):
         """`Terms` of the content stream and of queries, the query stream (B K D), and the waves of all distances
         (1|B R D)."""
         rows, length = h.shape[:2]
-        before = 0 if given.past is None else given.past[0].shape[1]
+        before = 0 if given.mems is None else given.mems[0].shape[1]
         hidden, own = self._hidden(h, inputs, given, before)
         different = None
         if given.segments is not None:
@@ -98,9 +98,9 @@ class TwoStreams(Stack):
                 raise UsageError("position_ids do not go with mems, whose tokens have no positions")
             waves = scheme.waves(inputs.positions.expand(rows, -1), h.dtype)
         content = Terms(None, None, None if waves is None else (waves, waves), different, own)
-        if given.mapping is None:
+        if given.target_mapping is None:
             return content, Terms(), None, wave
-        at = given.mapping.to(torch.int64).argmax(-1)  # B K
+        at = given.target_mapping.to(torch.int64).argmax(-1)  # B K
 
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.gather(1, at[..., None].expand(-1, -1, x.shape[2]))
@@ -116,7 +116,7 @@ class TwoStreams(Stack):
         rows, length = h.shape[:2]
         not_padding, documents = inputs.not_padding, inputs.documents
         hidden = _either(
-            None if given.hidden is None else given.hidden.bool(),
+            None if given.perm_mask is None else given.perm_mask.bool(),
             None if not_padding is None else ~not_padding[:, None],
         )
         if documents is not None:

@@ -332,9 +332,9 @@ class Permuted(base.Objective, of=declared.PLM):
         mapping = torch.zeros(*places.shape, ids.shape[1], device=ids.device)
         mapping.scatter_(2, places.clamp_min(0)[..., None], asked[..., None].to(mapping.dtype))
         streams = StreamInputs(
-            hidden=hidden_from(batch["order"], mapping.sum(1) > 0),
-            mapping=mapping,
-            past=self.memory(model, batch),
+            perm_mask=hidden_from(batch["order"], mapping.sum(1) > 0),
+            target_mapping=mapping,
+            mems=self.memory(model, batch),
             absent=1 - batch["memory_mask"] if "memory_mask" in batch else None,
             backward=batch["backward"] if self.spec.both else None,
         )
@@ -349,7 +349,7 @@ class Permuted(base.Objective, of=declared.PLM):
         ids = batch["memory_ids"]
         with torch.no_grad():
             model.state(Inputs(ids, batch["memory_mask"], torch.zeros_like(ids), streams=streams))
-        return streams.kept
+        return streams.new_mems
 
 
 def hidden_from(order: Tensor, target: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ evaluation, scoring and objectives on probabilities (DPO, PPO).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def sequence_logprobs(
             labels = labels.masked_fill(inputs.attention_mask == 0, IGNORED)
     if structure == "encoder-decoder" and target is None:
         target = Inputs(model.shift_right(labels))
-    hidden = model.hidden(inputs, target or Inputs()).lm
+    hidden = model.hidden(inputs, replace(target) if target is not None else Inputs()).lm
     if structure != "decoder":
         return token_logprobs(model, hidden, labels)
     return F.pad(token_logprobs(model, hidden[:, :-1], labels[:, 1:]), (1, 0))

@@ -1,5 +1,5 @@
 """Refresh what README.md and docs/cli.md cut from the program (the tree, and each command's help), the table of rooms
-in docs/architecture.md, and the pages that are made from the declarations (docs/families, docs/support.md).
+in docs/architecture.md, docs/python.md, and the pages made from the declarations (docs/families, docs/support.md).
 
 `--check` changes nothing and only says whether they are current.
 """
@@ -49,9 +49,11 @@ if __name__ == "__main__":
             if "--check" not in sys.argv:
                 path.write_text(new, encoding="utf-8")
     import house
+    import python_page
     from pages import pages
 
     wanted = {house.PAGE: house.refreshed(house.PAGE.read_text(encoding="utf-8"))} | pages()
+    wanted[python_page.PAGE] = python_page.page()
     for path, new in wanted.items():
         if not path.is_file() or path.read_text(encoding="utf-8") != new:
             stale.append(str(path.relative_to(ROOT)))

@@ -5,7 +5,7 @@
 | `builtin:docs`, `builtin:code`, `builtin:bible` | see `stemma.data.builtin` |
 | `builtin:parallel`, `builtin:parallel:de-en` | verses in seven languages, or in those named: `stemma.data.parallel` |
 | `notes.txt`, `notes.md`, any text file | by the rule below |
-| `folder/` | every text file in it and below, sorted by path; links are followed, hidden files skipped, binary ones counted |
+| `folder/` | every text file in it and below, links too, sorted by path; hidden files skipped, binary ones counted |
 | `texts/*.txt` | a glob, sorted |
 | `rows.jsonl`, `rows.ndjson` | one a line, field `text` |
 | `rows.json` | one an object of JSON lines or of an array, field `text` |

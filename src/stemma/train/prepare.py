@@ -211,4 +211,5 @@ def _train_tokenizer(plan: Plan, source: Any) -> Any:
         plan.dims.vocab,
         specials,
         lowercase=text.lower and text.tokenizer == "wordpiece",
+        alphabet=plan.train.alphabet,
     )

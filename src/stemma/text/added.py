@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
 FILE = "added_tokens.json"
+FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 # classes that take tokenizer.json as it is, whatever options stand beside it
 PLAIN = ("PreTrainedTokenizer", "TokenizersBackend")
 UNIGRAM = ("AlbertTokenizer", "DebertaV2Tokenizer", "XLNetTokenizer")  # with a class that folds case itself
@@ -36,14 +37,13 @@ def read(directory: Path, config: Mapping[str, Any], special: Collection[str]) -
     special if they are in `special`. Raises CheckpointError for a damaged file."""
     from tokenizers import AddedToken
 
-    flags = ("special", "lstrip", "rstrip", "single_word", "normalized")
     if "added_tokens_decoder" in config:
         where, held = "added_tokens_decoder in tokenizer_config.json", config["added_tokens_decoder"]
         if not isinstance(held, Mapping) or not all(
             i.isdecimal() and isinstance(t, Mapping) and isinstance(t.get("content"), str) for i, t in held.items()
         ):
             raise CheckpointError(f"{directory}: {where} should give an object with 'content' for every id")
-        return {int(i): AddedToken(t["content"], **{f: bool(t[f]) for f in flags if f in t}) for i, t in held.items()}
+        return {int(i): AddedToken(t["content"], **{f: bool(t[f]) for f in FLAGS if f in t}) for i, t in held.items()}
     if not (directory / FILE).is_file():
         return {}
     held = disk.read_object(directory / FILE)
@@ -65,13 +65,17 @@ def check(tokens: Mapping[int, AddedToken], vocab: Mapping[str, int], where: Pat
 def add(core: Tokenizer, tokens: Mapping[int, AddedToken], where: Path) -> None:
     """Add `tokens` by rising id. Tokens that are added already stay as they are. Raises CheckpointError where an id
     between the vocabulary and an added token belongs to none."""
+    from tokenizers import AddedToken
+
     check(tokens, core.get_vocab(), where)
     known = core.get_added_tokens_decoder()
     spaced = '"Prepend"' in core.to_str()  # would put a space before the token's own name too
     for i, token in sorted(tokens.items()):
         if i in known:
             continue
-        token.normalized = token.normalized and not spaced
+        if spaced and token.normalized:
+            flags = {flag: getattr(token, flag) for flag in FLAGS if flag != "normalized"}
+            token = AddedToken(token.content, **flags, normalized=False)
         (core.add_special_tokens if token.special else core.add_tokens)([token])
         if (got := core.token_to_id(token.content)) != i:
             raise CheckpointError(

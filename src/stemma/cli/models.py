@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from stemma.cli import command, console, emit
-from stemma.errors import UsageError
+from stemma.errors import UsageError, require
 
 PATH = click.argument("path", metavar="PATH")
 LANGUAGE = click.option("--language", default=None, help="What the text is in, for models that ask for it (XLM).")
@@ -290,6 +290,8 @@ def convert(
     small = dtype == "q8_0"
     if small and layout != "gguf":
         raise UsageError("--dtype q8_0 is for GGUF files (--to gguf)")
+    if layout == "gguf":  # told before the weights are read
+        require("gguf", "writing GGUF files", "'stemma-lm[gguf]'")
     model = load(source, "cpu", "auto" if small else dtype)
     model.save(str(out), layout=layout, dtype=dtype if small else None, shard_bytes=limit, shards=shards)
     weights = sum(p.numel() for p in model.parameters())

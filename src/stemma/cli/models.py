@@ -29,15 +29,6 @@ def load(path: str, device: str, dtype: str) -> Any:
     import stemma
     from stemma import formats
 
-    folder = Path(path)
-    if (folder / "run.json").is_file():
-        folder = folder / "model"
-        if not folder.is_dir():
-            raise UsageError(
-                f"{path} is a run without a model yet: `stemma resume {path}` finishes it, or name one of its "
-                f"checkpoints ({path}/checkpoints/step-...)"
-            )
-        path = str(folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device.startswith("cuda") and not torch.cuda.is_available():
@@ -48,9 +39,9 @@ def load(path: str, device: str, dtype: str) -> Any:
         raise UsageError(f"--device {device!r} is no device; use auto, cpu or cuda") from None
     from stemma.train import midway
 
-    if midway.is_checkpoint(folder):
+    if midway.is_checkpoint(Path(path)):
         kind = None if dtype == "auto" else formats.dtype_of(dtype)
-        return midway.load_checkpoint(folder).to(device=device, dtype=kind)
+        return midway.load_checkpoint(Path(path)).to(device=device, dtype=kind)
     return stemma.load(path, device=device, dtype=dtype)
 
 

@@ -4,10 +4,12 @@
 |---|---|
 | `builtin:docs`, `builtin:code`, `builtin:bible` | see `stemma.data.builtin` |
 | `builtin:parallel`, `builtin:parallel:de-en` | verses in seven languages, or in those named: `stemma.data.parallel` |
-| `notes.txt`, `notes.md.gz`, any text file | by the rule below |
-| `folder/` | every text file in it and below, sorted by path; hidden files are skipped, binary ones counted |
+| `notes.txt`, `notes.md`, any text file | by the rule below |
+| `folder/` | every text file in it and below, links too, sorted by path; hidden files skipped, binary ones counted |
 | `texts/*.txt` | a glob, sorted |
-| `rows.jsonl`, `rows.jsonl.gz` | one a line, field `text` |
+| `rows.jsonl`, `rows.ndjson` | one a line, field `text` |
+| `rows.json` | one an object of JSON lines or of an array, field `text` |
+| `rows.csv`, `rows.tsv` | one a row, column `text` of the first row's names |
 | `rows.parquet`, `rows.arrow` | one a row, column `text` |
 | `saved/` | a folder that `datasets` wrote with `save_to_disk`: one a row, column `text`; of several splits `train` |
 | `hf://org/name/config:split` | streamed by `datasets`, column `text`; the only config and split `train` by default |
@@ -19,12 +21,16 @@
 Options follow a `#` and are joined by `&`:
 
 - `field=body`: the field or column with the text; `split=file|paragraph|line`: how a text file is divided
-- `lang=de`: the language of all documents
+- `lang=de`: the language of all documents; `lang=none`: none, where a field `lang` means something else
+- `group=none`: no groups, where a field `group` means something else than translations
 - `epochs=4`: how often the documents may be read in training: `a.txt@0.7#epochs=4,b.txt@0.3`
 - `clean=exact:gopher`: steps of `stemma.data.steps` for this source alone
 
 A row gives its document's language and group in the fields `lang` and `group`. Documents of a group are translations of
 each other; they are all in the training text or all in the held-out text.
+
+Text and rows may be compressed: `.gz`, `.bz2`, `.xz`, `.zst` (with pyarrow), in letters of any case. In a folder or a
+glob, a JSON or CSV file without rows that have the field is read as a text file, and a note says so.
 
 A text file of at most 1 MB is one document. A larger one is divided at form feeds and at two or more blank lines in a
 row. `split=file`, `split=paragraph` (at blank lines) or `split=line` overrules this rule. Text is UTF-8; a byte order
@@ -40,14 +46,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stemma.data import builtin, cleaning, files, parallel
+from stemma.data import builtin, cleaning, compression, files, folders, parallel
 from stemma.data.documents import Document, MixtureSource, Source, of, together
-from stemma.errors import DataError, ResourceError, UsageError, did_you_mean
+from stemma.errors import DataError, ResourceError, UsageError, did_you_mean, require
 
 __all__ = ["Document", "MixtureSource", "Source", "of", "read"]
 
 SPLITS = ("file", "paragraph", "line")
-OPTIONS = ("field", "split", "lang", "epochs", "clean")
+OPTIONS = ("field", "split", "lang", "group", "epochs", "clean")
 
 
 def read(spec: str, *, split: str | None = None, field: str | None = None) -> Source:
@@ -63,7 +69,16 @@ def read(spec: str, *, split: str | None = None, field: str | None = None) -> So
         steps = cleaning.parse(given["clean"].replace(":", ","))
         return cleaning.cleaned(read(_without(spec, "clean"), split=split, field=field), steps)
     if "lang" in given:
-        return _of_language(read(_without(spec, "lang"), split=split, field=field), spec, given["lang"])
+        if not given["lang"]:
+            raise UsageError(f"{spec!r} names no language after lang=")
+        code = "" if given["lang"] == "none" else given["lang"]
+        return _relabelled(read(_without(spec, "lang"), split=split, field=field), spec, language=code)
+    if "group" in given:
+        if given["group"] != "none":
+            raise UsageError(
+                f"group is {given['group']!r} in {spec!r}; none was expected, for documents without groups"
+            )
+        return _relabelled(read(_without(spec, "group"), split=split, field=field), spec, group="")
     split, field = given.get("split", split), given.get("field", field)
     if split is not None and split not in SPLITS:
         raise UsageError(f"split is {split!r}; one of {', '.join(SPLITS)} was expected{did_you_mean(split, SPLITS)}")
@@ -106,11 +121,13 @@ def _single(name: str, spec: str, split: str | None, column: str) -> Source:
     if path.exists() and not path.is_file():
         raise DataError(f"{name} is a pipe or a device; text is read more than once, so write it to a file first")
     if path.exists():
+        compression.check_packages([path])
         return Source(spec, lambda notes: files.of_file(path, split, column), paths=(path,), facts=facts)
     if glob.has_magic(name):
-        found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
+        found = folders.expand(str(path))
         if not found:
             raise DataError(f"no file matches {name}")
+        compression.check_packages(found)
         return Source(spec, lambda notes: files.of_files(found, split, column, notes), paths=tuple(found), facts=facts)
     raise _missing(name, path)
 
@@ -190,14 +207,12 @@ def _component(spec: str) -> MixtureSource:
 # ---------------------------------------------------------------- languages
 
 
-def _of_language(inner: Source, spec: str, language: str) -> Source:
-    """`inner` with its documents labelled as `language`."""
-    if not language:
-        raise UsageError(f"{spec!r} names no language after lang=")
+def _relabelled(inner: Source, spec: str, **labels: str) -> Source:
+    """`inner` with the same `language` or `group` for all documents."""
 
     def walk(notes: list[str]) -> Iterator[Document]:
         for document in inner.documents():
-            yield document._replace(language=language)
+            yield document._replace(**labels)  # type: ignore[arg-type]
         notes.extend(inner.notes)
 
     return Source(spec, walk, inner.licence, paths=inner.paths, facts=inner.facts)
@@ -216,15 +231,16 @@ def _by_language(name: str, spec: str, split: str | None, column: str) -> Source
             pattern += {"*": "[^/]*", "?": "[^/]", "**": ".*", "**/": "(?:.*/)?"}.get(piece, re.escape(piece))
     wild = name.replace("{lang}", "*").replace("{group}", "*")
     found = []
-    for path in sorted(glob.glob(wild, recursive=True)):
-        if Path(path).is_file() and (fits := re.fullmatch(pattern, Path(path).as_posix())):
-            found.append((Path(path), fits["lang"], fits["group"] if "{group}" in known else ""))
+    for path in folders.expand(wild):
+        if fits := re.fullmatch(pattern, path.as_posix()):
+            found.append((path, fits["lang"], fits["group"] if "{group}" in known else ""))
     if not found:
         raise DataError(f"no file matches {name}")
+    compression.check_packages(path for path, _, _ in found)
 
     def walk(notes: list[str]) -> Iterator[Document]:
         for path, language, group in found:
-            for number, document in enumerate(files.of_files([path], split, column, notes)):
+            for number, document in enumerate(files.of_files([path], split, column, notes, alone=len(found) == 1)):
                 mine = f"{group}:{number}" if group else document.group
                 yield document._replace(language=document.language or language, group=mine)
 
@@ -235,11 +251,12 @@ def _by_language(name: str, spec: str, split: str | None, column: str) -> Source
 def _aligned(name: str, spec: str) -> Source:
     """Files whose lines are translations of each other, line by line; a blank line is no document."""
     paths = [Path(os.path.expanduser(piece.strip())) for piece in name.split("|")]
-    languages = [path.name.lower().removesuffix(".gz").rpartition(".")[2] for path in paths]
+    languages = [compression.kind(path) for path in paths]
     if missing := [path for path in paths if not path.is_file()]:
         raise DataError(f"there is no file {missing[0]}, which {spec} names")
     if any("." not in path.name for path in paths) or len(set(languages)) < len(paths):
         raise UsageError(f"the files of {spec} must end with different languages, as in talks.en|talks.de")
+    compression.check_packages(paths)
 
     def walk(notes: list[str]) -> Iterator[Document]:
         rows = itertools.zip_longest(*(files.lines(path) for path in paths))
@@ -283,14 +300,13 @@ def _hub(spec: str, column: str) -> Source:
     pieces = [piece for piece in name.split("/") if piece]
     if not 1 <= len(pieces) <= 3:
         raise UsageError(f"{spec!r} is not hf://org/name, hf://org/name/config or hf://org/name/config:split")
+    require("datasets", spec, compression.DATA)
     config = pieces[2] if len(pieces) == 3 else None
     repo, part = "/".join(pieces[:2]), part or "train"
 
     def walk(notes: list[str]) -> Iterator[Document]:
-        try:
-            import datasets
-        except ImportError as error:
-            raise ResourceError(f"{spec} needs the datasets library: pip install 'stemma-lm[data]'") from error
+        import datasets
+
         try:
             rows = datasets.load_dataset(repo, config, split=part, streaming=True)
             for number, row in enumerate(rows, 1):

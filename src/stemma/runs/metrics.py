@@ -29,10 +29,16 @@ class Metrics:
         self.open(step)
         self.board: Any = None
         if tensorboard:
-            check_tensorboard()
-            from torch.utils.tensorboard import SummaryWriter
+            self.open_board(step)
 
-            self.board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step + 1)
+    def open_board(self, step: int) -> None:
+        """Write curves for TensorBoard that go on after `step`; it drops later points of the writers before."""
+        check_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self.board is not None:
+            self.board.close()
+        self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=step + 1)
 
     def open(self, step: int) -> None:
         """Open the file to append after the line of `step`."""
@@ -58,6 +64,8 @@ class Metrics:
         """Go on after the line of `step`."""
         self.file.close()
         self.open(step)
+        if self.board is not None:
+            self.open_board(step)
 
     def write(self, record: Record) -> None:
         self.file.add(record)

@@ -349,7 +349,9 @@ def test_a_special_token_stops(tmp_path: Path) -> None:
     from stemma.cli.models import generate, params
 
     context = generate.make_context("generate", [str(tmp_path), "g", "--eos", "<|im_end|>", "--eos", "3"])
-    options = {k: v for k, v in context.params.items() if k not in "path prompts stream as_json device dtype".split()}
+    options = {
+        k: v for k, v in context.params.items() if k not in {"path", "prompts", "stream", "as_json", "device", "dtype"}
+    }
     assert params(model, options).eos_token_id == ("<|im_end|>", 3)
 
 

@@ -413,3 +413,19 @@ def test_prompts_of_sentence_transformers(tmp_path: Path) -> None:
     folder(tmp_path, config_sentence_transformers__json={"default_prompt_name": "x"})
     with pytest.raises(CheckpointError, match="default_prompt_name='x' is none of"):
         stemma.load(tmp_path)
+
+
+# ---------------------------------------------------------------- sizes that a reference takes
+
+
+@pytest.mark.parametrize("buckets", [4, 5, 6, 7, 10, 33])
+@pytest.mark.parametrize("both", [True, False])
+def test_any_number_of_buckets(buckets: int, both: bool) -> None:
+    import torch
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    from stemma.nn import parts, positions
+
+    far = torch.arange(-300, 301)
+    ours = positions.Buckets(2, both, parts.Buckets(buckets, 128)).bucket(far)
+    assert torch.equal(ours, T5Attention._relative_position_bucket(far, both, buckets, 128))

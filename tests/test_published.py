@@ -289,3 +289,143 @@ def test_a_mask_without_a_row_is_not_filled(tmp_path: Path) -> None:
     folder(tmp_path, vocab__txt=BERT.replace("[MASK]", "dog"), added_tokens__json={"[MASK]": 8})
     with pytest.raises(UsageError, match="the token id 8; this model's ids are 0 to 7"):
         stemma.fill(stemma.load(tmp_path), "the [MASK]")
+
+
+# ---------------------------------------------------------------- chat templates
+
+
+def test_what_transformers_adds_to_jinja(tmp_path: Path) -> None:
+    import transformers as hf
+
+    template = (
+        "{% if tools %}{{ tools[0]['name'] }} {{ tools | tojson }}{% endif %}"
+        "{% for m in messages %}{% generation %}{% set x = 1 %}{{ m.content }}{% endgeneration %}{{ x }}{% endfor %}"
+        "{% if enable_thinking is defined and enable_thinking is false %}<no>{% endif %}"
+    )
+    folder(tmp_path, vocab__txt=BERT, chat_template__jinja=template, config__json={"model_type": "bert"})
+    ours, theirs = Tokenizer.load(tmp_path), hf.BertTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "fox"}]
+    options: dict[str, Any]
+    for options in ({}, {"tools": [{"name": "f", "type": "function"}]}, {"enable_thinking": False}, {"bos_token": "x"}):
+        assert ours.apply_chat(messages, **options) == theirs.apply_chat_template(messages, tokenize=False, **options)
+    assert ours.apply_chat(messages, enable_thinking=False) == "thefox<no>"
+
+
+# ---------------------------------------------------------------- ends
+
+
+@functools.cache
+def counting(path: Path) -> Any:
+    """A network that writes id + 1, whose token 11 is special."""
+    import torch
+    from tokenizers import Tokenizer as Core
+    from tokenizers import models
+
+    size = 12
+    model = stemma.build("llama-7b", layers=1, d_model=16, heads=1, d_ff=16, vocab=size)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.embed.tokens.weight[:, :size] = 9 * torch.eye(size)
+        model.lm.weight[:, :size] = torch.eye(size).roll(1, 0)
+        model.decoder.norm.weight.fill_(1)
+    model.save(path)
+    core = Core(models.BPE({c: i for i, c in enumerate("<>abcdefghi")}, []))
+    core.add_special_tokens(["<|im_end|>"])
+    core.save(str(path / "tokenizer.json"))
+    return stemma.load(path)
+
+
+def test_a_special_token_stops(tmp_path: Path) -> None:
+    model = counting(tmp_path)
+
+    def written(**options: Any) -> list[int]:
+        return stemma.generate(model, [[8]], max_new_tokens=6, **options)[0].ids
+
+    assert written() == [9, 10, 11, 0, 1, 2]
+    assert written(stop="<|im_end|>") == written(eos_token_id=11) == written(eos_token_id="<|im_end|>") == [9, 10, 11]
+    assert written(stop=["<|im_end|>", "h"], ignore_eos=True) == [9]
+    assert written(stop="<|im_end|>", ignore_eos=True, num_beams=2) == [9, 10, 11]
+    from stemma.cli.models import generate, params
+
+    context = generate.make_context("generate", [str(tmp_path), "g", "--eos", "<|im_end|>", "--eos", "3"])
+    options = {
+        k: v for k, v in context.params.items() if k not in {"path", "prompts", "stream", "as_json", "device", "dtype"}
+    }
+    assert params(model, options).eos_token_id == ("<|im_end|>", 3)
+
+
+@pytest.mark.parametrize("tokenizer", [True, False])
+def test_ends_of_generation_config_survive_gguf(tokenizer: bool, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from stemma.decoding import generation_config
+
+    stemma.build("llama-7b", layers=1, d_model=32, heads=1, d_ff=32, vocab=12).save(tmp_path)
+    folder(tmp_path, generation_config__json={"eos_token_id": [1, 11, 5]})
+    model = stemma.load(tmp_path)
+    model.save(tmp_path / "x.gguf")
+    assert generation_config.eos_ids(stemma.load(tmp_path / "x.gguf")) == (1, 11, 5)
+    folder(tmp_path, generation_config__json={"eos_token_id": [1, 11, 5, 7]})
+    with pytest.warns(UserWarning, match=r"\[7\] are left out"):
+        stemma.load(tmp_path).save(tmp_path / "y.gguf")
+
+
+# ---------------------------------------------------------------- prompts of sentence-transformers
+
+
+def test_prompts_of_sentence_transformers(tmp_path: Path) -> None:
+    import torch
+
+    vocab = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nquery\nfox\n:\n"
+    kinds = "sentence_transformers.models."
+    config = {"prompts": {"query": "query: ", "none": ""}, "default_prompt_name": "query"}
+    stemma.build("bert-base-uncased", layers=1, d_model=16, heads=1, d_ff=16, vocab=8).save(tmp_path)
+    folder(
+        tmp_path, vocab__txt=vocab, config_sentence_transformers__json=config,
+        modules__json=[{"idx": 0, "name": "0", "path": "", "type": f"{kinds}Transformer"},
+                       {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{kinds}Pooling"}],
+    )  # fmt: skip
+    folder(tmp_path / "1_Pooling", config__json={"pooling_mode": "mean"})
+    model = stemma.load(tmp_path)
+    plain = stemma.embed(model, ["query: fox"], prompt="")
+    assert torch.equal(stemma.embed(model, ["fox"]), plain)
+    assert torch.equal(stemma.embed(model, ["fox"], prompt="query: "), plain)
+    assert torch.equal(stemma.embed(model, ["fox"], prompt_name="none"), stemma.embed(model, ["fox"], prompt=""))
+    assert not torch.allclose(stemma.embed(model, ["fox"], prompt=""), plain)
+    ids = model.tokenizer.encode("fox")
+    assert torch.equal(stemma.embed(model, [ids]), stemma.embed(model, ["fox"], prompt=""))  # ids are taken as they are
+    with pytest.raises(UsageError, match="this model's prompts are query, none; did you mean 'query'"):
+        stemma.embed(model, ["fox"], prompt_name="qery")
+    with pytest.raises(UsageError, match="give one of them"):
+        stemma.embed(model, ["fox"], prompt_name="query", prompt="a")
+    model.save(tmp_path / "again")
+    assert torch.equal(stemma.embed(stemma.load(tmp_path / "again"), ["fox"]), plain)
+
+    folder(tmp_path / "1_Pooling", config__json={"pooling_mode": "mean", "include_prompt": False})
+    model = stemma.load(tmp_path)
+    whole = model.tokenizer.encode("query: fox")
+    state = model.encode(torch.tensor([whole]))[0, len(whole) - 2 :].mean(0)  # [CLS] and the prompt are not pooled
+    apart = stemma.embed(model, ["fox", ids], normalize=False)
+    assert torch.allclose(apart[0], state, atol=1e-6)
+    assert torch.allclose(apart[1], stemma.embed(model, [ids], normalize=False)[0], atol=1e-6)
+    model.save(tmp_path / "again")
+    assert torch.equal(stemma.embed(stemma.load(tmp_path / "again"), ["fox"], normalize=False)[0], apart[0])
+    folder(tmp_path, config_sentence_transformers__json={"default_prompt_name": "x"})
+    with pytest.raises(CheckpointError, match="default_prompt_name='x' is none of"):
+        stemma.load(tmp_path)
+
+
+# ---------------------------------------------------------------- sizes that a reference takes
+
+
+@pytest.mark.parametrize("buckets", [4, 5, 6, 7, 10, 33])
+@pytest.mark.parametrize("both", [True, False])
+def test_any_number_of_buckets(buckets: int, both: bool) -> None:
+    import torch
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    from stemma.nn import parts, positions
+
+    far = torch.arange(-300, 301)
+    ours = positions.Buckets(2, both, parts.Buckets(buckets, 128)).bucket(far)
+    assert torch.equal(ours, T5Attention._relative_position_bucket(far, both, buckets, 128))

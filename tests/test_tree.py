@@ -177,7 +177,7 @@ def test_a_value_made_in_python_is_checked_too() -> None:
         (lambda: RMSNorm(eps=-1.0), "RMSNorm.eps must be positive, not -1.0"),
         (lambda: MLM(rate=float("nan")), "objective.rate must lie between 0 and 1, not nan"),
         (lambda: Dims(8, 1, 1, 8, 8, 0), "dims.context must be at least 1, not 0"),
-        (lambda: LayerBuckets(6), "buckets must be a multiple of 4"),
+        (lambda: LayerBuckets(3), "buckets must be at least 4"),
     ):
         with pytest.raises(UsageError) as caught:
             make()

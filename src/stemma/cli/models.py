@@ -75,6 +75,7 @@ SAMPLING = (  # the options of `decoding.SamplingParams`
     click.option("--forced-bos", metavar="TOKEN", help="First token written, by name or id (mBART-50: the language)."),
     click.option("--forced-eos", metavar="TOKEN", help="Last token, where a text has not ended before."),
     click.option("--decoder-start", metavar="TOKEN", help="What an encoder-decoder's text begins after."),
+    click.option("--eos", multiple=True, metavar="TOKEN", help="Ends a text, in place of PATH's own. Repeatable."),
     click.option("--ignore-eos", is_flag=True, help="Go on past the end, to the full length."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable."),
 )
@@ -94,6 +95,8 @@ def params(model: Any, options: dict[str, Any]) -> Any:
     for short in ("forced_bos", "forced_eos", "decoder_start"):
         token = options.pop(short)
         options[f"{short}_token_id"] = int(token) if token is not None and token.isdecimal() else token
+    ends = tuple(int(token) if token.isdecimal() else token for token in options.pop("eos"))
+    options["eos_token_id"] = ends or None
     if options["max_new_tokens"] is None and generation_config.max_new_tokens(model) is None:
         options["max_new_tokens"] = 64
     return SamplingParams(**options)
@@ -202,6 +205,7 @@ def fill(path: str, text: str | None, top: int, language: str | None, as_json: b
 @click.option(
     "--normalize/--no-normalize", default=None, help="Bring vectors to length 1.  [default: what PATH says, else yes]"
 )
+@click.option("--prompt", metavar="TEXT", help="Put this before every TEXT.  [default: what PATH says, else nothing]")
 @click.option("--similar", is_flag=True, help="Print the cosine of each two texts instead, the nearest first.")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Texts at a time.")
 @LANGUAGE
@@ -215,6 +219,7 @@ def embed(
     similar: bool,
     batch: int,
     language: str | None,
+    prompt: str | None,
     device: str,
     dtype: str,
 ) -> None:
@@ -230,7 +235,8 @@ def embed(
     if similar and len(given) < 2:
         raise UsageError("--similar compares texts: give at least two")
     model = load(path, device, dtype)
-    vectors = stemma.embed(model, given, pool=pool, normalize=similar or normalize, batch=batch, language=language)
+    options: dict[str, Any] = {"pool": pool, "batch": batch, "language": language, "prompt": prompt}
+    vectors = stemma.embed(model, given, normalize=similar or normalize, **options)
     if not similar:
         for text, vector in zip(given, vectors.tolist(), strict=True):
             click.echo(json.dumps({"text": text, "vector": [round(x, 7) for x in vector]}, ensure_ascii=False))

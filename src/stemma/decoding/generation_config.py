@@ -123,6 +123,14 @@ def eos_ids(model: Model) -> tuple[int, ...]:
     return tuple(i for i in found if i < model.dims.vocab)
 
 
+def special_id(model: Model, text: str) -> int | None:
+    """The id of the special token that is named `text`, if there is one with an embedding."""
+    found = None if model.tokenizer is None else model.tokenizer.id(text)
+    if found is None or found not in model.tokenizer.special_ids or found >= model.dims.vocab:
+        return None
+    return int(found)
+
+
 def max_new_tokens(model: Model) -> int | None:
     """The most new tokens that the checkpoint asks for, if it does."""
     if found := integer(model, "max_new_tokens"):

@@ -29,14 +29,17 @@ def embed(
     normalize: bool | None = None,
     batch: int = 32,
     language: str | int | None = None,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
 ) -> Tensor:
     """A vector for each text (or list of token ids), in order: N D, in fp32.
 
     `pool`: over the last hidden states of all tokens (special ones too) the `mean` or the `max` of each dimension, the
     state of the `first` or the `last` token, or the output of the `pooler`. `normalize`: scale vectors to length 1.
     Defaults: what the checkpoint's sentence-transformers files say, else mean and True. The states are the encoder's
-    where there is one. A text longer than the model reads is cut, with a warning. `language` as for `generate`. Raises
-    UsageError for what cannot be.
+    where there is one. A text longer than the model reads is cut, with a warning. `prompt` is put before every text,
+    not before ids; `prompt_name` names one of the checkpoint's; default: the checkpoint's usual one, "" is none.
+    `language` as for `generate`. Raises UsageError for what cannot be.
     """
     check_model(model)
     own = model.pooling
@@ -50,18 +53,47 @@ def embed(
         raise UsageError("pool='pooler': this model has no pooler (its checkpoint came without one)")
     if batch < 1:
         raise UsageError(f"batch must be at least 1, not {batch}")
-    rows = _ids(model, [texts] if isinstance(texts, str) else list(texts))
+    before = _prompt(model, prompt, prompt_name)
+    skip = _skipped(model, before)
+    rows = _ids(model, [texts] if isinstance(texts, str) else list(texts), before)
     number = language_of(model, language)
+    skips = [0 if not isinstance(text, str) else skip for text in ([texts] if isinstance(texts, str) else texts)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     out = torch.empty(len(rows), model.dims.d_model, device=model.device)
     with evaluating(model):
         for start in range(0, len(order), batch):
             these = order[start : start + batch]
-            out[these] = _vectors(model, [rows[i] for i in these], pool, number)
+            out[these] = _vectors(model, [rows[i] for i in these], pool, number, [skips[i] for i in these])
     return F.normalize(out, dim=-1) if normalize else out
 
 
-def _vectors(model: Model, rows: Sequence[Sequence[int]], pool: str, language: int | None) -> Tensor:
+def _prompt(model: Model, prompt: str | None, name: str | None) -> str:
+    """The text that is put before others. Raises UsageError for a name that is not known."""
+    own = model.pooling
+    known = own.prompts if own is not None else {}
+    if name is not None and prompt is not None:
+        raise UsageError("prompt and prompt_name say the same thing: give one of them")
+    if name is not None and name not in known:
+        names = ", ".join(known) or "none"
+        raise UsageError(f"prompt_name={name!r}: this model's prompts are {names}{did_you_mean(name, known)}")
+    if prompt is not None:
+        return prompt
+    name = name or (own.prompt if own is not None else None)
+    return "" if name is None else known[name]
+
+
+def _skipped(model: Model, prompt: str) -> int:
+    """How many tokens at the beginning of a text are the prompt's and are not pooled."""
+    own = model.pooling
+    if not prompt or own is None or own.pool_prompt or model.tokenizer is None:
+        return 0
+    ids = _encode(model, prompt, None)[0]
+    return len(ids) - (ids[-1:] in ([model.tokenizer.sep_id], [model.tokenizer.eos_id]))
+
+
+def _vectors(
+    model: Model, rows: Sequence[Sequence[int]], pool: str, language: int | None, skips: Sequence[int]
+) -> Tensor:
     ids, real = pad(rows, model.device)
     filler = model.text.pad_id if model.text is not None else None
     ids = ids.masked_fill(~real, filler or 0)
@@ -71,17 +103,20 @@ def _vectors(model: Model, rows: Sequence[Sequence[int]], pool: str, language: i
     if pool == "pooler":
         return model.pooled(hidden, ids, mask).float()
     hidden = hidden.float()
+    used = real
+    if any(skips):
+        used = real & (torch.arange(ids.shape[1], device=ids.device) >= torch.tensor(skips, device=ids.device)[:, None])
     match pool:
         case "first":
             return hidden[:, 0]
         case "last":
             return hidden[torch.arange(len(ids), device=ids.device), real.sum(1) - 1]
         case "max":
-            return hidden.masked_fill(~real[..., None], float("-inf")).amax(1)
-    return (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+            return hidden.masked_fill(~used[..., None], float("-inf")).amax(1)
+    return (hidden * used[..., None]).sum(1) / used.sum(1, keepdim=True)
 
 
-def _ids(model: Model, texts: Sequence[str | Sequence[int]]) -> list[list[int]]:
+def _ids(model: Model, texts: Sequence[str | Sequence[int]], prompt: str) -> list[list[int]]:
     """The token ids of texts, none longer than the model reads."""
     own = model.pooling
     stack = model.decoder if model.encoder is None else model.encoder
@@ -90,7 +125,7 @@ def _ids(model: Model, texts: Sequence[str | Sequence[int]]) -> list[list[int]]:
     limit = min(limits, default=None)
     rows, cut = [], 0
     for i, text in enumerate(texts):
-        row = _encode(model, text, limit)
+        row = _encode(model, prompt + text if isinstance(text, str) else text, limit)
         if not row[0]:
             raise UsageError(f"text {i} is empty: this model gives a vector to tokens, and it has none")
         if wrong := [t for t in row[0] if not 0 <= t < model.dims.vocab]:

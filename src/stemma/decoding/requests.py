@@ -85,7 +85,7 @@ def _request(model: Model, params: SamplingParams) -> GenerationRequest:
         sampler=_sampler(model, params, width),
         rules=rules,
         beams=_beams(model, params, width),
-        stop=tuple(params.stop),
+        stop=tuple(text for text in params.stop if config.special_id(model, text) is None),
         language=language_of(model, params.language),
         start=config.start_token(model, params.decoder_start_token_id) if both else None,
         answers=answers(model),
@@ -98,10 +98,14 @@ def _rules(model: Model, params: SamplingParams) -> Rules:
     eos = config.eos_ids(model)
     if params.eos_token_id is not None:
         eos = config.option_ids(model, "eos_token_id", params.eos_token_id, own=False)
+    if params.ignore_eos:
+        eos = ()
+    stops = (config.special_id(model, text) for text in params.stop)  # a special token has no text that could stop
+    eos = tuple(dict.fromkeys([*eos, *(i for i in stops if i is not None)]))
     first, last = params.forced_bos_token_id, params.forced_eos_token_id
     return Rules(
         length if length is not None else config.max_new_tokens(model) or MAX_NEW_TOKENS,
-        eos=() if params.ignore_eos else eos,
+        eos=eos,
         min_new_tokens=config.integer(model, "min_new_tokens") if least is None else least,
         min_length=config.integer(model, "min_length") if least is None else 0,
         repetition_penalty=config.number(model, "repetition_penalty", 1.0) if penalty is None else penalty,

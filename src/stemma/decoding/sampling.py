@@ -24,7 +24,8 @@ class SamplingParams:
 
     Length: `max_new_tokens` [32; an encoder-decoder's may be given as max_length]; `min_new_tokens`: no end before so
     many new tokens [0, or min_length]; `eos_token_id`: the tokens that end a text [the tokenizer's]; `ignore_eos`:
-    always write `max_new_tokens`; `stop`: strings that end a text, and are cut off.
+    always write `max_new_tokens`; `stop`: strings that end a text, and are cut off. The name of a special token
+    stands for this token, which stays as an end does.
 
     Drawing: `temperature` [0: the likeliest token], `top_k` [0, or 50 where the file says do_sample], `top_p` [1],
     `min_p` [0]; `seed`: where the random numbers start (see `row_seed`).

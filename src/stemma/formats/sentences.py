@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from stemma.errors import CheckpointError
 from stemma.formats import tensors
 
 MODULES, SETTINGS, POOLING = "modules.json", "sentence_bert_config.json", "1_Pooling"
-FILES = (MODULES, SETTINGS)
+PROMPTS = "config_sentence_transformers.json"
+FILES = (MODULES, SETTINGS, PROMPTS)
 WORDS = {"mean_tokens": "mean", "cls_token": "first", "max_tokens": "max", "lasttoken": "last"}
 KINDS = "sentence_transformers.models."
 
@@ -20,13 +21,18 @@ KINDS = "sentence_transformers.models."
 @dataclass(frozen=True)
 class Pooling:
     """How the vector of a text is made. `pool`: as in `stemma.embed`; None: it is not supported, for the reason `why`.
-    `normalize`: to length 1; `limit`: the most tokens that are read; `lower`: texts are lower-cased first."""
+    `normalize`: to length 1; `limit`: the most tokens that are read; `lower`: texts are lower-cased first; `prompts`:
+    named texts that are put before others, `prompt` the name of the usual one; `pool_prompt`: their tokens are pooled
+    too."""
 
     pool: str | None = "mean"
     normalize: bool = False
     limit: int | None = None
     lower: bool = False
     why: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    prompt: str | None = None
+    pool_prompt: bool = True
 
 
 def read(folder: Path) -> tuple[Path, Pooling | None]:
@@ -43,13 +49,15 @@ def read(folder: Path) -> tuple[Path, Pooling | None]:
         raise CheckpointError(f"{folder / MODULES} should list modules, each with a type and a path")
     kinds = [(m["type"].rpartition(".")[2], folder / m["path"]) for m in listed]
     body = next((path for kind, path in kinds if kind == "Transformer"), folder)
-    pool, why, normalize = None, "it lists no pooling", False
+    pool, why, normalize, with_prompt = None, "it lists no pooling", False, True
     for kind, path in kinds:
         match kind:
             case "Transformer":
                 pass
             case "Pooling":
-                pool, why = _mode(disk.read_object(path / "config.json"), path)
+                config = disk.read_object(path / "config.json")
+                pool, why = _mode(config, path)
+                with_prompt = bool(config.get("include_prompt", True))
             case "Normalize":
                 normalize = True
             case _:
@@ -59,7 +67,20 @@ def read(folder: Path) -> tuple[Path, Pooling | None]:
     limit = settings.get("max_seq_length")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise CheckpointError(f"{body / SETTINGS}: max_seq_length={limit!r} should be a number of tokens")
-    return body, Pooling(pool, normalize, limit, bool(settings.get("do_lower_case", False)), why)
+    prompts, name = _prompts(folder)
+    lower = bool(settings.get("do_lower_case", False))
+    return body, Pooling(pool, normalize, limit, lower, why, prompts, name, with_prompt)
+
+
+def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
+    """The prompts by name, and the name of the one that is put before every text. Raises CheckpointError."""
+    config = disk.read_object(folder / PROMPTS) if (folder / PROMPTS).is_file() else {}
+    prompts, name = config.get("prompts") or {}, config.get("default_prompt_name")
+    if not isinstance(prompts, Mapping) or not all(isinstance(text, str) for text in prompts.values()):
+        raise CheckpointError(f"{folder / PROMPTS}: prompts should give a text for every name")
+    if name is not None and name not in prompts:
+        raise CheckpointError(f"{folder / PROMPTS}: default_prompt_name={name!r} is none of {', '.join(prompts)}")
+    return dict(prompts), name
 
 
 def _mode(config: Mapping[str, Any], path: Path) -> tuple[str | None, str]:
@@ -82,6 +103,8 @@ def write(folder: Path, pooling: Pooling) -> None:
     modules = [{"idx": i, "name": str(i), "path": p, "type": KINDS + kind} for i, (p, kind) in enumerate(kinds)]
     tensors.write_json(folder / MODULES, modules)
     tensors.write_json(folder / SETTINGS, {"max_seq_length": pooling.limit, "do_lower_case": pooling.lower})
+    if pooling.prompts:
+        tensors.write_json(folder / PROMPTS, {"prompts": pooling.prompts, "default_prompt_name": pooling.prompt})
 
 
 def write_pooling(folder: Path, pooling: Pooling, width: int) -> None:
@@ -89,6 +112,9 @@ def write_pooling(folder: Path, pooling: Pooling, width: int) -> None:
     if pooling.pool is None:
         return
     modes = {f"pooling_mode_{theirs}": ours == pooling.pool for theirs, ours in WORDS.items()}
+    config: dict[str, Any] = {"word_embedding_dimension": width} | modes
+    if not pooling.pool_prompt:
+        config["include_prompt"] = False
     with disk.writing(folder / POOLING):
         (folder / POOLING).mkdir(exist_ok=True)
-        tensors.write_json(folder / POOLING / "config.json", {"word_embedding_dimension": width} | modes)
+        tensors.write_json(folder / POOLING / "config.json", config)

@@ -33,29 +33,52 @@ def _json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **m
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **more)
 
 
-def render(template: str, messages: Sequence[Mapping[str, Any]], prompt: bool, names: Mapping[str, str | None]) -> str:
-    """`messages` (each with `role` and `content`) as the template's text, sandboxed; `prompt` opens the answer.
-    Raises UsageError if a message lacks a field, DataError if the template refuses, ResourceError without jinja2."""
+def environment() -> Any:
+    """Jinja as templates are written for: sandboxed, with loop controls and `{% generation %}`, which marks what the
+    model wrote and changes no text. Raises ResourceError without jinja2."""
     require("jinja2", "a chat template", "'stemma-lm[serve]'")
     import jinja2
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    for i, message in enumerate(messages):
-        if "role" not in message:
-            raise UsageError(f"message {i} has no 'role' (it has: {', '.join(map(str, message)) or 'nothing'})")
+    class Generation(Extension):
+        tags = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    world = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    extensions: list[Any] = ["jinja2.ext.loopcontrols", Generation]
+    world = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     world.globals["raise_exception"] = refuse
     world.globals["strftime_now"] = time.strftime
     world.filters["tojson"] = _json
-    given = {name: token for name, token in names.items() if token is not None}
+    return world
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    prompt: bool,
+    names: Mapping[str, str | None],
+    options: Mapping[str, Any],
+) -> str:
+    """`messages` (each with `role` and `content`) as the template's text; `prompt` opens the answer. The template reads
+    `options` (tools, documents, enable_thinking) by their names. Raises UsageError if a message lacks a field,
+    DataError if the template refuses, ResourceError without jinja2."""
+    world = environment()
+    import jinja2
+
+    for i, message in enumerate(messages):
+        if "role" not in message:
+            raise UsageError(f"message {i} has no 'role' (it has: {', '.join(map(str, message)) or 'nothing'})")
+    given: dict[str, Any] = {name: token for name, token in names.items() if token is not None}
+    given |= {"messages": list(messages), "add_generation_prompt": prompt, "tools": None, "documents": None}
     try:
-        text = world.from_string(template).render(
-            messages=list(messages), add_generation_prompt=prompt, tools=None, documents=None, **given
-        )
+        text: str = world.from_string(template).render(given | dict(options))
     except jinja2.TemplateSyntaxError as error:
         raise CheckpointError(
             f"the chat template is not valid Jinja: {error.message} at line {error.lineno}"

@@ -388,14 +388,24 @@ class Tokenizer:
                     out.append("".join(f"<0x{byte:02X}>" for byte in raw))
         return out
 
-    def apply_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """The conversation as the chat template writes it. Encode the result with `allow_special=True` and
+    def apply_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> str:
+        """The conversation as the chat template writes it; the template reads `tools` (JSON schemas), `documents` and
+        further `options` (enable_thinking) by their names. Encode the result with `allow_special=True` and
         `add_special=False`. Raises UsageError without a template, DataError if it refuses, ResourceError if jinja2 is
         missing."""
         if self.chat_template is None:
             raise UsageError("this tokenizer has no chat template; give the prompt as plain text")
         names = {f"{role}_token": getattr(self.specials, role) for role in ROLES}
-        return chat.render(self.chat_template, messages, add_generation_prompt, names)
+        more = {"tools": tools, "documents": documents, **options}
+        return chat.render(self.chat_template, messages, add_generation_prompt, names, more)
 
     # ------------------------------------------------------------ files
 

@@ -185,8 +185,7 @@ def _keys(arch: Architecture, design: Design, word: str) -> dict[str, Any]:
 def _words(model: Model, plan: WritePlan) -> dict[str, Any]:
     """The tokenizer's keys; bos, eos and pad ids come from the model if the tokenizer has none."""
     text = plan.design.text
-    ends = dict(zip(("eos", "eot", "eom"), text.eos_ids, strict=False))
-    ids = {"bos": text.bos_id, "padding": text.pad_id, **ends}
+    ids = {"bos": text.bos_id, "padding": text.pad_id, **_ends(model, plan)}
     out: dict[str, Any] = {f"{PREFIX}{word}_token_id": i for word, i in ids.items() if i is not None}
     if model.tokenizer is None:
         out[f"{PREFIX}model"] = "no_vocab"
@@ -195,6 +194,20 @@ def _words(model: Model, plan: WritePlan) -> dict[str, Any]:
     if not plan.arch.head:
         out[f"{PREFIX}token_type_count"] = plan.design.dims.segments
     return out
+
+
+def _ends(model: Model, plan: WritePlan) -> dict[str, int]:
+    """The keys of the tokens that end a text: the tokenizer's, then generation_config.json's, else the design's. A file
+    has place for three."""
+    held = (model.extras or {}).get("generation_config", {}).get("eos_token_id")
+    listed = held if isinstance(held, list) else [] if held is None else [held]
+    ids = [i for i in listed or plan.design.text.eos_ids if i < plan.design.dims.vocab]
+    first = getattr(model.tokenizer, "eos_id", None)
+    ids = list(dict.fromkeys([*([] if first is None else [first]), *ids]))
+    words = ("eos", "eot", "eom")
+    if len(ids) > len(words):
+        warnings.warn(f"GGUF names three tokens that end a text; {ids[3:]} are left out", stacklevel=4)
+    return dict(zip(words, ids, strict=False))
 
 
 # ---------------------------------------------------------------- bytes

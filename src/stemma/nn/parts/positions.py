@@ -56,7 +56,7 @@ class Buckets(Spec):
     distance: int = 128
 
     def check(self) -> None:
-        require(self.buckets >= 4 and self.buckets % 4 == 0, f"buckets must be a multiple of 4, not {self.buckets}")
+        require(self.buckets >= 4, f"buckets must be at least 4, not {self.buckets}")
         require(
             self.distance > self.buckets // 2,
             f"distance must exceed half the buckets, not {self.distance} for {self.buckets} buckets",

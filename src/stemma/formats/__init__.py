@@ -90,6 +90,22 @@ def load(
     return hf.load(folder, device, kind, new=new, task=task, labels=labels, problem=problem, **options)
 
 
+def stream(path: str | Path, dtype: str | torch.dtype = "auto") -> Model:
+    """The model of a checkpoint as `load` gives it, but on the device "meta": its weights stay in the file, and `save`
+    (in the layouts hf and gguf) reads them one at a time. Only folders of config.json and GGUF files can be read so;
+    of others the weights are loaded."""
+    from stemma.formats import gguf
+
+    reader = _reader_of(Path(path), heads=False)
+    if reader is gguf.load:
+        return gguf.load(path, "meta", dtype, stream=True)
+    if reader is not None:
+        return reader(Path(path), "cpu", dtype)
+    kind, folder = None if dtype == "auto" else dtype_of(dtype), _folder_of(str(path), None)
+    free: dict[str, Any] = {"new": (), "task": None, "labels": None, "problem": None}
+    return hf.load(folder, "meta", kind, tokenizer=True, stream=True, **free)
+
+
 def _reader_of(path: Path, heads: bool) -> Callable[..., Model] | None:
     """The loader of a path in another layout than folders of config.json; None for these. Raises UsageError if it
     cannot put new `heads` on a model."""
@@ -210,5 +226,6 @@ __all__ = [
     "load",
     "read_design",
     "save",
+    "stream",
     "with_task",
 ]

@@ -78,7 +78,8 @@ def load(
     heads by the family's head for it, loaded if the file has it, else initialised.
     `dtype="auto"` keeps the file's; `device="meta"` reads shapes and no data. `rewrites` (`stemma.rewrites`) replace
     modules before they are filled: a quantised matrix is made of the file's tensor, and no other copy is kept.
-    Weights of the wanted type and layout are mapped copy-on-write (docs/formats.md). Raises CheckpointError naming the tensor, key or file."""
+    Weights of the wanted type and layout are mapped copy-on-write (docs/formats.md). Raises CheckpointError naming the
+    tensor, key or file."""
     new = tuple(new)
     if wrong := [n for n in new if n not in HEADS]:
         raise UsageError(f"no head is called {wrong[0]!r}; heads are {', '.join(HEADS)}{did_you_mean(wrong[0], HEADS)}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -63,10 +62,9 @@ def report_uneven(plan: Plan, train: Any, rest: Any) -> None:
     """Print a note if much more is held out than was asked for: documents are few, and none is divided."""
     wanted, share = plan.train.val_fraction, rest.tokens_total / max(1, train.tokens_total + rest.tokens_total)
     if share > 0.1 + 2 * wanted:
-        print(
+        disk.tell(
             f"{share:.0%} of the text is held out and not {wanted:.0%}: it has {len(train) + len(rest)} documents, of "
             "which none is divided; FILE#split=paragraph or FILE#split=line makes more of them",
-            file=sys.stderr,
         )
 
 
@@ -176,7 +174,7 @@ def prepare(
     if tokenizer is None:
         tokenizer = _train_tokenizer(plan, source)
     if not quiet:
-        print(f"reading {plan.data} with {tokenizer.vocab_size:,} tokens of {plan.text.tokenizer}", file=sys.stderr)
+        disk.tell(f"reading {plan.data} with {tokenizer.vocab_size:,} tokens of {plan.text.tokenizer}")
     with disk.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     if taken is not None:
@@ -189,7 +187,7 @@ def prepare(
     store = build(source, tokenizer, out / "data", progress=bar)
     if not quiet:
         for note in source.notes:
-            print(note, file=sys.stderr)
+            disk.tell(note)
     return store, tokenizer
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stemma import formats, spec
+from stemma import disk, formats, spec
 from stemma.errors import UsageError
 from stemma.nn.model import Model, count
 from stemma.parallel import World, init_world
@@ -179,9 +178,8 @@ def _tokenized(plan: Plan, tokenizer: Any, quiet: bool) -> tuple[Plan, Any, int]
             raise UsageError(f"the run begins from {plan.train.start} and takes its tokenizer: give no other")
         tokenizer, least = start.inspect(plan)
     elif not quiet and (parent := missing_parent(plan)):
-        print(
+        disk.tell(
             f"{plan.name} is more training of {parent}'s weights; without --from it begins from new ones",
-            file=sys.stderr,
         )
     if tokenizer is not None:
         check_tokenizer(plan, tokenizer)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stemma.errors import CheckpointError, MalformedError, ResourceError, UsageError, brief, printable
+from stemma.errors import CheckpointError, MalformedError, ResourceError, StemmaError, UsageError, brief, printable
 
 AGAIN = "run the command again"
 DEPTH, DIGITS = 100, 40  # of JSON: the deepest nesting and the longest integer that are read
@@ -26,11 +26,19 @@ def reason(error: BaseException) -> tuple[str, str]:
     """(why a write failed, what to do about it). Libraries wrap the system's error, so its text counts too."""
     number = error.errno if isinstance(error, OSError) else None
     text = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+    if "inline_container" in text:  # torch says nothing but the place in its code
+        return "the disk is full, or the file too large for it", "free some space"
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
         return "the disk is full", "free some space"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in text:
         return text, "make it writable"
     return text, "check the disk"
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the system refused a write, as the system says it or as torch and safetensors do."""
+    words = ("No space left", "File too large", "inline_container")
+    return isinstance(error, OSError) or (isinstance(error, Exception) and any(w in str(error) for w in words))
 
 
 def refused(what: object, error: BaseException, *, note: str = "", then: str = AGAIN) -> ResourceError:
@@ -54,10 +62,12 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
 
 @contextlib.contextmanager
 def writing(what: object, *, note: str = "", then: str = AGAIN) -> Iterator[None]:
-    """Turn an OSError of the block into the ResourceError of `refused`."""
+    """Turn an OSError of the block, or what a library makes of one, into the ResourceError of `refused`."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if isinstance(error, StemmaError) or not is_refusal(error):
+            raise
         raise refused(what, error, note=note, then=then) from error
 
 

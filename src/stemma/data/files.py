@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import json
 import os
 import zlib
@@ -15,6 +16,9 @@ from stemma.data.documents import Document, Source
 from stemma.errors import DataError, ResourceError
 
 LARGE = 1_000_000  # bytes above which a text file is divided
+
+
+LONGEST = 100_000_000  # bytes of a line: a longer one takes many times its size in memory
 
 
 class BinaryError(DataError):
@@ -32,14 +36,15 @@ def lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file, each with its `\\n`. Raises DataError with the offset of a byte that is not text."""
     at = 0
     with _open(path) as file:
-        rows = iter(file)
-        while True:
+        for number in itertools.count(1):
             try:
-                raw = next(rows)
-            except StopIteration:
-                return
+                raw = file.readline(LONGEST + 1)
             except (OSError, EOFError, zlib.error) as error:
                 raise DataError(f"cannot read {path}: {error}") from error
+            if not raw:
+                return
+            if len(raw) > LONGEST:
+                raise DataError(f"{path}:{number} is a line of more than {LONGEST:,} bytes; divide it into several")
             if at == 0 and raw.startswith(b"\xef\xbb\xbf"):
                 at, raw = 3, raw[3:]
             if at == 0 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -111,7 +116,7 @@ def _text(path: Path, split: str | None, size: int) -> Iterator[Document]:
                     continue
                 if piece.isspace():
                     blank += 1
-                    if held:
+                    if held and blank <= 2:  # more are no part of the document
                         held.append(piece)
                 else:
                     if held and blank >= (2 if rule == "section" else 1):
@@ -183,6 +188,7 @@ def _table(path: Path, column: str) -> Iterator[Document]:
                 raise DataError(f"{path} has no column {column!r}, but {keys}; name the column with #field=NAME")
             number = 0
             for batch in batches([column, *(c for c in ("lang", "group") if c in names and c != column)]):
+                batch.validate(full=True)  # offsets out of range would end the process
                 for row in batch.to_pylist():
                     number += 1
                     value = row[column]

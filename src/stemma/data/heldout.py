@@ -105,6 +105,13 @@ def training_texts(source: Source | str, val_fraction: float = 0.05, seed: int =
     if any(group for _, group in seen):
         hashes = bound(hashes, [group for _, group in seen])
     out = held_out(hashes, val_fraction, seed)
-    for document, away in zip(pieces(source.documents()), out, strict=True):
+    changed = f"{source.name} changed while it was read; run the command again when nothing writes to it"
+    rest = iter(out.tolist())
+    for document in pieces(source.documents()):
+        away = next(rest, None)
+        if away is None:
+            raise DataError(changed)
         if not away:
             yield document.text
+    if next(rest, None) is not None:
+        raise DataError(changed)

@@ -33,6 +33,7 @@ mark is dropped and `\\r\\n` read as `\\n`. Documents of white space alone are l
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import os
@@ -108,7 +109,7 @@ def _single(name: str, spec: str, split: str | None, column: str) -> Source:
     if path.exists():
         return Source(spec, lambda notes: files.of_file(path, split, column), paths=(path,), facts=facts)
     if glob.has_magic(name):
-        found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
+        found = [Path(p) for p in sorted(matches(str(path))) if Path(p).is_file()]
         if not found:
             raise DataError(f"no file matches {name}")
         return Source(spec, lambda notes: files.of_files(found, split, column, notes), paths=tuple(found), facts=facts)
@@ -203,6 +204,28 @@ def _of_language(inner: Source, spec: str, language: str) -> Source:
     return Source(spec, walk, inner.licence, paths=inner.paths, facts=inner.facts)
 
 
+def matches(pattern: str) -> set[str]:
+    """The paths that a glob matches, `**` being any folders. A link to a folder around it is not followed."""
+    before, both, after = re.sub(r"(^|/)\*\*$", r"\1**/*", pattern).partition("**/")
+    if not both or not (before.endswith("/") or not before):
+        return set(glob.glob(pattern))
+    found: set[str] = set()
+
+    def walk(folder: str, around: tuple[str, ...]) -> None:
+        place = os.path.realpath(folder or ".")
+        if place in around:
+            return
+        found.update(matches(glob.escape(folder) + after))
+        with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                if entry.is_dir() and not entry.name.startswith("."):
+                    walk(f"{folder}{entry.name}/", (*around, place))
+
+    for folder in glob.glob(before) if before else [""]:
+        walk(folder, ())
+    return found
+
+
 def _by_language(name: str, spec: str, split: str | None, column: str) -> Source:
     """The files of a glob, with language and group taken from their names: `{lang}` and `{group}` match `[^/]+`."""
     name = os.path.expanduser(name)
@@ -216,7 +239,7 @@ def _by_language(name: str, spec: str, split: str | None, column: str) -> Source
             pattern += {"*": "[^/]*", "?": "[^/]", "**": ".*", "**/": "(?:.*/)?"}.get(piece, re.escape(piece))
     wild = name.replace("{lang}", "*").replace("{group}", "*")
     found = []
-    for path in sorted(glob.glob(wild, recursive=True)):
+    for path in sorted(matches(wild)):
         if Path(path).is_file() and (fits := re.fullmatch(pattern, Path(path).as_posix())):
             found.append((Path(path), fits["lang"], fits["group"] if "{group}" in known else ""))
     if not found:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stemma import disk
-from stemma.errors import CheckpointError
-from stemma.text import ranks, spm
+from stemma.errors import CheckpointError, brief
+from stemma.text import ranks, reading, spm
 from stemma.text.specials import ROLES, Specials, sentinel
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 NAMES = ("vocab.txt", "vocab.json", *MODELS)
 # of model types whose files alone do not tell their kind
+EXTRA = 10_000  # the most sentinels that a SentencePiece model gets
 KINDS = {
     "openai-gpt": "gpt-bpe",
     **dict.fromkeys(("t5", "mt5", "umt5"), "unigram"),
@@ -95,6 +96,7 @@ def _bpe(directory: Path, named: dict[str, str], config: dict[str, Any], model_t
         if len(parts) != 2:
             raise CheckpointError(f"{rules}:{number} is not a merge: two pieces with one space between were expected")
         merges.append((parts[0], parts[1]))
+    reading.check_merges(rules, len(merges))
     words = KINDS.get(model_type) == "gpt-bpe" or (
         bool(vocab) and "Ġ" not in vocab and any(t.endswith("</w>") for t in vocab)
     )
@@ -143,7 +145,9 @@ def _sentencepiece(
     own_names = {role: name for role in ROLES if (name := getattr(own, role)) is not None}
     t5 = path.name == "spiece.model" and own.bos is None and own.eos is not None
     if t5 or KINDS.get(model_type) == "unigram":
-        extra = int(config.get("extra_ids", 100))
+        extra = config.get("extra_ids", 100)
+        if not isinstance(extra, int) or not 0 <= extra <= EXTRA:
+            raise CheckpointError(f"{path}: extra_ids={brief(extra)} should be a whole number of at most {EXTRA:,}")
         pieces = {text for text, _, _ in model.pieces}
         count = 0 if sentinel(0) in pieces else extra
         specials = Specials(**{**own_names, **named}, extra=extra)

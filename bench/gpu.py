@@ -32,6 +32,7 @@ from stemma.nn.model import Model
 from stemma.nn.parts import Dims
 from stemma.train import Loop, meter, resolve
 from stemma.train.assemble import with_steps
+from stemma.train.source import TextSource
 
 BILLION = Dims(2048, 20, 32, 5632, 32_000, 2048)
 SMALL = Dims(256, 4, 8, 688, 8192, 128)
@@ -51,7 +52,8 @@ def stemma_step(dims: Dims, shape: Shape) -> tuple[Callable[[], float], int]:
     )  # fmt: skip
     plan = with_steps(plan, 100_000, False)
     model = Model(plan.arch, plan.dims).initialise(1)
-    loop = Loop(plan, model, Rows("decoder", shape, 1, plan.dims.vocab), [])  # type: ignore[arg-type]
+    rows = Rows("decoder", shape, 1, plan.dims.vocab)
+    loop = Loop(plan, model, rows, TextSource(plan, rows, []))  # type: ignore[arg-type]
     return lambda: float(loop.advance()["loss"]), sum(p.numel() for p in model.parameters())
 
 

@@ -1,6 +1,6 @@
 """What `stemma plan` predicts beside what a step takes here: memory and time.
 
-    python bench/plan.py [--json FILE]
+    python bench/plan.py [--cases N] [--json FILE]
 
 Memory: bytes that torch's CPU allocator holds at once during the third step of the real loop (its own events, by the
 profiler), and with them the weights and the optimiser's state that were there before. That is what the plan predicts:
@@ -72,11 +72,12 @@ def measured(plan: Any, recompute: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=len(CASES), help="only the first so many")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for name, changes, recompute in CASES:
+    for name, changes, recompute in CASES[: options.cases]:
         plan = planned(name, changes)
         a, b = predicted(plan, recompute), measured(plan, recompute)
         row: dict[str, Any] = {"name": name, "layers": plan.dims.layers, "recompute": recompute}

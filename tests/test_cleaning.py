@@ -121,7 +121,7 @@ GOLDEN = (
 
 def test_a_missing_datasketch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    assert "the step `near` needs the package datasketch: pip install 'stemma-lm[data]'" in said(
+    assert "the step `near` needs datasketch: pip install 'stemma-lm[data]'" in said(
         ResourceError, keep, "near", "a", "b"
     )
 

@@ -16,6 +16,8 @@ import pytest
 
 from stemma import families
 from stemma.cli import COMMANDS, main
+from stemma.disk import nearest_path
+from stemma.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 Call = Callable[..., tuple[int, str, str]]
@@ -486,6 +488,56 @@ def test_a_name_of_the_tree_is_no_path(call: Call) -> None:
     for name, said in (("gpt2", "the weights of gpt2 are 'openai-community/gpt2'"), ("", "PATH is empty")):
         code, _, err = call("generate", name, "x")
         assert (code, err.count("\n")) == (2, 1) and said in err
+
+
+def test_one_way_to_name_a_model(
+    call: Call, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import stemma
+
+    there = tmp_path / "runs"
+    there.mkdir()
+    for name, run in runs.items():
+        (there / name).symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    assert stemma.load("runs/llama").design == stemma.load("runs/llama/model").design
+    wanted = "did you mean 'runs/llama'?"
+    for args in (
+        ["generate", "x"],
+        ["embed", "x"],
+        ["fill", "x"],
+        ["convert", "out"],
+        ["show"],
+        ["report"],
+        ["resume"],
+    ):
+        code, _, err = call(args[0], "runs/lama", *args[1:])
+        assert (code, err.count("\n")) == (2, 1) and wanted in err, (args, err)
+    with pytest.raises(UsageError, match="did you mean 'runs/llama'"):
+        stemma.load("runs/lama")
+    assert nearest_path("rus/lama") == "; did you mean 'runs/llama'?" and nearest_path("runs/zzz") == ""
+    assert "`stemma pretrain ... --out runs/zzz` makes a run" in call("show", "runs/zzz")[2]
+
+
+def test_show_says_what_a_checkpoint_is(call: Call, runs: dict[str, Path], tmp_path: Path) -> None:
+    run = runs["llama"]
+    said = call("show", run)[1]
+    for words in ("decoder", "family       llama", "arch.init.std: 0.02 -> ", "float32", "spm-bpe", "not said by its"):
+        assert words in said, words
+    target = tmp_path / "small.gguf"
+    assert call("convert", run, target, "--dtype", "q8_0")[0] == 0
+    found = json.loads(call("show", target, "--json")[1])
+    assert (found["family"], found["run"], found["template"]) == ("llama", None, None)
+    assert (
+        found["types"]["Q8_0"] > 5 and found["parameters"] > 10_000 and found["tokenizer"]["special"]["eos"] == "</s>"
+    )
+    folder = tmp_path / "m"
+    assert call("convert", run, folder)[0] == 0
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    found = json.loads(call("show", folder, "--json")[1])
+    assert (found["licence"], found["template"]) == ("apache-2.0", "{{ messages }}")
+    assert "did you mean" in call("show", tmp_path / "small.ggu")[2]
 
 
 def test_generate_takes_what_the_checkpoint_says_and_options_over_it(call: Call, runs: dict[str, Path]) -> None:

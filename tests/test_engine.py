@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -286,11 +284,3 @@ def test_the_documents_of_a_store_are_walked_alike_by_all(text: Path, tmp_path: 
         for a, b in zip(whole[rank::3], own, strict=True):
             assert all(np.array_equal(a[k], b[k]) for k in a)
     assert isinstance(store, data.Store)
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_training_runs() -> None:
-    bench = Path(__file__).resolve().parent.parent / "bench" / "train.py"
-    command = [sys.executable, str(bench), "--alike", "fp32", "--seconds", "1", "gpt2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "Trainer" in done.stdout, done.stderr[-2000:]

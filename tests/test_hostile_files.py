@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from stemma import disk
-from stemma.data import files, heldout, sources
+from stemma.data import compression, files, heldout, sources
 from stemma.data.documents import Document, Source
 from stemma.decoding import generation_config
 from stemma.decoding.sampling import Sampler
@@ -159,20 +159,20 @@ def test_a_refusal_in_a_librarys_words(error: Exception, tmp_path: Path) -> None
 
 
 def test_a_line_beyond_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "LONGEST", 1000)
+    monkeypatch.setattr(compression, "LONGEST", 1000)
     path = tmp_path / "x.txt"
     path.write_text("a\n" + "b" * 999 + "\n" + "c" * 1001 + "\n")
     with pytest.raises(DataError, match=r"x.txt:3 is a line of more than 1,000 bytes"):
-        list(files.lines(path))
+        list(compression.lines(path))
     path.write_text("a\n" + "b" * 999 + "\nc")
-    assert list(files.lines(path)) == ["a\n", "b" * 999 + "\n", "c"]
+    assert list(compression.lines(path)) == ["a\n", "b" * 999 + "\n", "c"]
 
 
 def test_blank_lines_are_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.txt"
     path.write_text("a\n\n\n\n\n\n\nb\n\nc\n\n\n")
     for rule, texts in (("section", ["a", "b\n\nc"]), ("paragraph", ["a", "b", "c"])):
-        assert [d.text for d in files._text(path, rule, 10)] == texts
+        assert [d.text for d in files._text(path, rule)] == texts
 
 
 def test_links_around_themselves(tmp_path: Path) -> None:

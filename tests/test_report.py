@@ -13,6 +13,7 @@ import pytest
 from stemma import families, report, spec
 from stemma.errors import DataError, UsageError
 from stemma.report import page
+from stemma.report.facts import baselines
 
 EVIL = "</script><script>alert(1)</script>"
 VOID = {"meta", "link", "input", "line", "circle", "path", "br"}
@@ -139,6 +140,21 @@ def test_curves_carry_every_run(runs: list[Path], tmp_path: Path) -> None:
     data = json.loads(re.search(r'id="curves">(.*?)</script>', text, re.S)[1])  # type: ignore[index]
     assert [row["name"] for row in data] == ["roberta-base", "llama-7b", "t5-small"]
     assert all(len(row["points"]) == 60 for row in data)
+
+
+def test_a_baseline_belongs_to_its_run(tmp_path: Path) -> None:
+    def run(name: str, key: str, unigram: float) -> Path:
+        base = {"unigram_bits_per_byte": unigram, "xz_bits_per_byte": 2.3}
+        return make(tmp_path / name, name, summary={"val": {key: 2.0}, "baselines": base})
+
+    bert, llama = run("bert-base", "bits_per_target_byte", 2.515), run("llama-7b", "bits_per_byte", 2.845)
+    for runs in ([bert, llama], [llama, bert]):  # bits per hidden byte have no such baseline
+        assert baselines([(r.name, report.read(r).summary) for r in runs]) == {"unigram": 2.845, "xz": 2.3}
+        text = report.write(runs, tmp_path / "r.html").read_text("utf-8")
+        assert "2.845" in text and "2.515" not in text.split('id="bits"')[1].split("<section")[0]
+    gpt = run("gpt2", "bits_per_byte", 2.9)
+    bars = report.write([gpt, bert, llama], tmp_path / "r.html").read_text("utf-8").split('id="bits"')[1]
+    assert "unigram, gpt2</div>" in bars and "unigram, llama-7b</div>" in bars and ">xz</div>" in bars
 
 
 def test_long_runs_are_thinned(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Held(Objective):
 
     held: list[Any]
 
-    def plan(self, view: Any, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[Any]:
+    def lazy_examples(self, view: Any, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[Any]:
         for at in itertools.count(cursor.offset):
             yield functools.partial(self.held.__getitem__, at % len(self.held)), Cursor(0, at + 1)
 

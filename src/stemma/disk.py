@@ -13,11 +13,40 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stemma.errors import CheckpointError, MalformedError, ResourceError, StemmaError, UsageError, brief, printable
+from stemma.errors import (
+    CheckpointError,
+    MalformedError,
+    ResourceError,
+    StemmaError,
+    UsageError,
+    brief,
+    nearest,
+    printable,
+)
 
 AGAIN = "run the command again"
 DEPTH, DIGITS = 100, 40  # of JSON: the deepest nesting and the longest integer that are read
 BROKEN = object()  # what `read_jsonl` gives for a line that is not JSON
+
+
+def nearest_path(path: str | Path) -> str:
+    """`; did you mean 'runs/llama'?`: for a path that leads nowhere, the one here whose names are most like its own
+    (of its last folder too, if that is not here); else an empty string."""
+    path = Path(path)
+    folders = [path.parent] if path.parent.is_dir() else _alike(path.parent)
+    found = [other for folder in folders for other in _alike(folder / path.name)]
+    return f"; did you mean {str(found[0])!r}?" if found else ""
+
+
+def _alike(path: Path) -> list[Path]:
+    if path.exists():
+        return [path]
+    try:
+        names = [name for name in os.listdir(path.parent) if not name.startswith(".")]
+    except OSError:
+        return []
+    return [path.parent / name for name in nearest(path.name, names)]
+
 
 # ---------------------------------------------------------------- refusals
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib.util
 import re
+import sys
 from collections.abc import Iterable
 
 
@@ -45,6 +47,23 @@ class ResourceError(StemmaError):
     """The machine said no: disk full, out of memory, network unreachable, a missing optional package."""
 
     exit_code = 5
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # a parent is missing; the module was removed
+        return False
+
+
+def require(package: str, what: str, pip: str) -> None:
+    """Raise ResourceError with the line that installs an optional package, unless it is there. `what` says what needs
+    it; `pip` is what pip installs."""
+    if not installed(package):
+        raise ResourceError(f"{what} needs {package}: pip install {pip}")
 
 
 class LostError(ResourceError):

@@ -30,7 +30,7 @@ __all__ = ["command", "complete_names", "console", "echo", "emit", "existing_run
 GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
     "The tree": [
         ("tree", "[NAME]", "draw the family tree: who changed what", "lookup"),
-        ("show", "NAME", "what a family or size is, and from which ancestor", "lookup"),
+        ("show", "NAME|PATH", "what a family, a size or a checkpoint is", "show"),
         ("diff", "A B", "what changes going from A to B", "lookup"),
         ("params", "NAME...", "exact parameter counts, no weights made", "lookup"),
     ],
@@ -318,5 +318,9 @@ def existing_runs(paths: tuple[str, ...]) -> list[Path]:
         if not Path(path, "run.json").is_file():
             there = "is a file" if Path(path).exists() else "does not exist"
             what = "holds no run.json" if Path(path).is_dir() else there
-            raise UsageError(f"{path} is not a run: it {what}; `stemma pretrain ... --out {path}` makes one")
+            from stemma.disk import nearest_path
+
+            near = "" if Path(path).exists() else nearest_path(path)
+            cure = near or f"; `stemma pretrain ... --out {path}` makes one"
+            raise UsageError(f"{path} is not a run: it {what}{cure}")
     return [Path(path) for path in paths]

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from stemma.cli import command, console, echo, emit, json_text
-from stemma.errors import UsageError
+from stemma.errors import UsageError, require
 
 PATH = click.argument("path", metavar="PATH")
 LANGUAGE = click.option("--language", default=None, help="What the text is in, for models that ask for it (XLM).")
@@ -29,15 +29,6 @@ def load(path: str, device: str, dtype: str) -> Any:
     import stemma
     from stemma import formats
 
-    folder = Path(path)
-    if (folder / "run.json").is_file():
-        folder = folder / "model"
-        if not folder.is_dir():
-            raise UsageError(
-                f"{path} is a run without a model yet: `stemma resume {path}` finishes it, or name one of its "
-                f"checkpoints ({path}/checkpoints/step-...)"
-            )
-        path = str(folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device.startswith("cuda") and not torch.cuda.is_available():
@@ -48,9 +39,9 @@ def load(path: str, device: str, dtype: str) -> Any:
         raise UsageError(f"--device {device!r} is no device; use auto, cpu or cuda") from None
     from stemma.train import midway
 
-    if midway.is_checkpoint(folder):
+    if midway.is_checkpoint(Path(path)):
         kind = None if dtype == "auto" else formats.dtype_of(dtype)
-        return midway.load_checkpoint(folder).to(device=device, dtype=kind)
+        return midway.load_checkpoint(Path(path)).to(device=device, dtype=kind)
     return stemma.load(path, device=device, dtype=dtype)
 
 
@@ -297,6 +288,8 @@ def convert(
     small = dtype == "q8_0"
     if small and layout != "gguf":
         raise UsageError("--dtype q8_0 is for GGUF files (--to gguf)")
+    if layout == "gguf":  # told before the weights are read
+        require("gguf", "writing GGUF files", "'stemma-lm[gguf]'")
     model = load(source, "cpu", "auto" if small else dtype)
     model.save(str(out), layout=layout, dtype=dtype if small else None, shard_bytes=limit, shards=shards)
     weights = sum(p.numel() for p in model.parameters())

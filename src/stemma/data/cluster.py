@@ -12,7 +12,6 @@ needs the memory that the step needs in one process; it sees no text.
 from __future__ import annotations
 
 import heapq
-import importlib.util
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from stemma.data.rules import rule
 from stemma.data.shards import workers_for
 from stemma.data.sources import read
 from stemma.data.steps import CleaningStep, Exact, Near, label
-from stemma.errors import DataError, ResourceError, UsageError
+from stemma.errors import DataError, ResourceError, UsageError, require
 
 try:
     from datatrove.pipeline.base import PipelineStep
@@ -54,7 +53,7 @@ def portion(spec: str, rank: int, tasks: int) -> Numbered:
     options = sources.options(spec)[1]
     for i in range(rank, len(paths), tasks):
         try:
-            rows = files.of_files([paths[i]], options.get("split"), options.get("field", "text"), [])
+            rows = files.of_files([paths[i]], options.get("split"), options.get("field", "text"), [], alone=False)
             for j, document in enumerate(row for row in rows if row.text and not row.text.isspace()):
                 yield (i, j), document
         except files.BinaryError:
@@ -220,8 +219,7 @@ def run(
             if missing := [name for name in ("time", "partition") if name not in options]:
                 raise UsageError(f"Slurm asks for a {missing[0]}: give --option {missing[0]}=...")
         case "ray":
-            if importlib.util.find_spec("ray") is None:
-                raise ResourceError("the ray executor needs ray: pip install ray")
+            require("ray", "the ray executor", "ray")
             kind = executors.RayPipelineExecutor
     last = None
     for number, (blocks, alone) in enumerate(pipelines(spec, out, steps, about)):

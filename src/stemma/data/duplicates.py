@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from stemma.data.steps import Exact, Near
-from stemma.errors import ResourceError
+from stemma.errors import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,8 +84,7 @@ def judge(step: Exact | Near) -> Callable[[int, bytes], int | None]:
 
 def library() -> Any:
     """The package datasketch. Raises ResourceError without it."""
-    try:
-        import datasketch
-    except ImportError as error:
-        raise ResourceError("the step `near` needs the package datasketch: pip install 'stemma-lm[data]'") from error
+    require("datasketch", "the step `near`", "'stemma-lm[data]'")
+    import datasketch
+
     return datasketch

@@ -1,76 +1,31 @@
-"""The documents of files: text files, JSON lines, Parquet and Arrow tables, and folders of them."""
+"""The documents of files: text files, rows of JSON, CSV, Parquet and Arrow files, and folders of them."""
 
 from __future__ import annotations
 
 import contextlib
-import gzip
-import itertools
-import json
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
+from stemma.data import compression, rows
+from stemma.data.compression import BinaryError, lines
 from stemma.data.documents import Document, Source
-from stemma.errors import DataError, ResourceError
+from stemma.errors import DataError
 
 LARGE = 1_000_000  # bytes above which a text file is divided
 
 
-LONGEST = 100_000_000  # bytes of a line: a longer one takes many times its size in memory
-
-
-class BinaryError(DataError):
-    """A file that is not UTF-8 text."""
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb"))
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, each with its `\\n`. Raises DataError with the offset of a byte that is not text."""
-    at = 0
-    with _open(path) as file:
-        for number in itertools.count(1):
-            try:
-                raw = file.readline(LONGEST + 1)
-            except (OSError, EOFError, zlib.error) as error:
-                raise DataError(f"cannot read {path}: {error}") from error
-            if not raw:
-                return
-            if len(raw) > LONGEST:
-                raise DataError(f"{path}:{number} is a line of more than {LONGEST:,} bytes; divide it into several")
-            if at == 0 and raw.startswith(b"\xef\xbb\xbf"):
-                at, raw = 3, raw[3:]
-            if at == 0 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise BinaryError(f"{path} is not UTF-8 text but UTF-16, by its first bytes; convert it to UTF-8")
-            if (null := raw.find(b"\x00")) >= 0:
-                raise BinaryError(f"{path} is not text: it has a zero byte at offset {at + null}")
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                byte = raw[error.start]
-                where = f"byte 0x{byte:02x} at offset {at + error.start}"
-                raise BinaryError(f"{path} is not UTF-8 text: {where}; convert it to UTF-8") from error
-            at += len(raw)
-            yield line[:-2] + "\n" if line.endswith("\r\n") else line
-
-
 def of_file(path: Path, split: str | None, column: str) -> Iterator[Document]:
     """The documents of one file, read by the kind that its name's ending says. The walk's end closes the file."""
-    kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    kind = compression.kind(path)
     if kind in ("jsonl", "ndjson"):
-        return _jsonl(path, column)
+        return _rows(rows.json_lines(path), path, column)
+    if kind in rows.READERS:
+        return _rows(rows.READERS[kind](path), path, column)
     if kind in ("parquet", "arrow"):
         return _table(path, column)
-    if (size := _size(path)) == 0:
-        raise DataError(f"{path} is empty")
-    return _text(path, split, size)
+    return _text(path, split)
 
 
 def _size(path: Path) -> int:
@@ -80,9 +35,15 @@ def _size(path: Path) -> int:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _text(path: Path, split: str | None, size: int) -> Iterator[Document]:
-    """The documents of a text file, divided by the rule in `stemma.data.sources`."""
-    if split is None and path.suffix == ".gz":  # measure the unpacked text
+def _text(path: Path, split: str | None) -> Iterator[Document]:
+    """The documents of a text file, divided by the rule in `stemma.data.sources`. Raises DataError for an empty one."""
+    if (size := _size(path)) == 0:
+        raise DataError(f"{path} is empty")
+    return _divided(path, split, size)
+
+
+def _divided(path: Path, split: str | None, size: int) -> Iterator[Document]:
+    if split is None and compression.ending(path):  # measure the unpacked text
         size = 0
         for line in lines(path):
             size += len(line)
@@ -128,20 +89,9 @@ def _text(path: Path, split: str | None, size: int) -> Iterator[Document]:
     yield from take()
 
 
-def _jsonl(path: Path, column: str) -> Iterator[Document]:
-    for number, line in enumerate(lines(path), 1):
-        if line.isspace():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}:{number} is not JSON: {error.msg} at column {error.colno}; correct the line or delete it"
-            ) from error
-        except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
-            raise DataError(
-                f"{path}:{number} cannot be read as JSON: a number is too long, or brackets too deep; delete the line"
-            ) from None
+def _rows(found: Iterator[tuple[int, Any]], path: Path, column: str) -> Iterator[Document]:
+    """The documents of (line, row)."""
+    for number, row in found:
         where = f"{path}:{number}"
         yield Document(value_of(row, column, where), where, label_of(row, "lang"), label_of(row, "group"))
 
@@ -166,19 +116,11 @@ def value_of(row: Any, column: str, where: str) -> str:
     return str(row[column])
 
 
-def _arrow(path: Path) -> Any:
-    """The package pyarrow. Raises ResourceError without it."""
-    try:
-        import pyarrow
-
-        return pyarrow
-    except ImportError as error:
-        raise ResourceError(f"reading {path} needs pyarrow: pip install 'stemma-lm[data]'") from error
-
-
 def _table(path: Path, column: str) -> Iterator[Document]:
     """The rows of a Parquet file, or of an Arrow file as `datasets` saves it."""
-    arrow = _arrow(path)
+    compression.check_packages([path])
+    import pyarrow as arrow
+
     kind = "a Parquet" if path.suffix.lower() == ".parquet" else "an Arrow"
     try:
         with contextlib.ExitStack() as held:
@@ -253,6 +195,7 @@ def of_folder(root: Path, spec: str, split: str | None, column: str) -> Source:
     if not found:
         raise DataError(f"{root} is an empty folder")
     found.sort(key=lambda path: path.relative_to(root).parts)
+    compression.check_packages(found)
 
     def walk(notes: list[str]) -> Iterator[Document]:
         notes += skipped
@@ -261,27 +204,48 @@ def of_folder(root: Path, spec: str, split: str | None, column: str) -> Source:
     return Source(spec, walk, paths=tuple(found), facts=f"{split} {column}")
 
 
-def of_files(paths: list[Path], split: str | None, column: str, notes: list[str]) -> Iterator[Document]:
-    """The documents of those files that are text; a note says how many are not. Raises DataError if none is."""
+def of_files(
+    paths: list[Path], split: str | None, column: str, notes: list[str], alone: bool | None = None
+) -> Iterator[Document]:
+    """The documents of those files that are text. Notes say how many are not, and which files of JSON or CSV hold no
+    rows with `column` and are read as plain text. Raises DataError if no file is text. `alone`: one file was asked for,
+    so what is wrong with it is an error (default: if `paths` has one)."""
+    alone = len(paths) == 1 if alone is None else alone
     binary: dict[Path, BinaryError] = {}
+    plain: list[Path] = []
     for path in paths:
         try:
             if _size(path) == 0:
                 continue
-            if path.suffix.lower() not in (".parquet", ".arrow"):
+            if compression.kind(path) not in ("parquet", "arrow"):
                 _sniff(path)
         except BinaryError as error:
-            if len(paths) == 1:
+            if alone:
                 raise
             binary[path] = error
             continue
-        yield from of_file(path, split, column)
+        if not alone and compression.kind(path) in rows.READERS and not rows.has(path, column):
+            plain.append(path)
+            yield from _text(path, split)
+        else:
+            yield from of_file(path, split, column)
+    if plain:
+        notes.append(
+            f"{_counted(plain, '')} read as plain text, without rows that have a field {column!r}: {_shown(plain)}; "
+            "name the field with #field=NAME, or leave them out with a glob"
+        )
     if binary:
         if len(binary) == len(paths):
             raise next(iter(binary.values()))
-        shown = ", ".join(path.name for path in list(binary)[:3]) + (", ..." if len(binary) > 3 else "")
-        noun = "file was" if len(binary) == 1 else "files were"
-        notes.append(f"{len(binary)} binary {noun} passed over: {shown}")
+        notes.append(f"{_counted(list(binary), 'binary ')} passed over: {_shown(list(binary))}")
+
+
+def _counted(paths: list[Path], what: str) -> str:
+    return f"{len(paths)} {what}{'file was' if len(paths) == 1 else 'files were'}"
+
+
+def _shown(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
 
 
 def _sniff(path: Path) -> None:

@@ -4,10 +4,12 @@
 |---|---|
 | `builtin:docs`, `builtin:code`, `builtin:bible` | see `stemma.data.builtin` |
 | `builtin:parallel`, `builtin:parallel:de-en` | verses in seven languages, or in those named: `stemma.data.parallel` |
-| `notes.txt`, `notes.md.gz`, any text file | by the rule below |
+| `notes.txt`, `notes.md`, any text file | by the rule below |
 | `folder/` | every text file in it and below, sorted by path; hidden files are skipped, binary ones counted |
 | `texts/*.txt` | a glob, sorted |
-| `rows.jsonl`, `rows.jsonl.gz` | one a line, field `text` |
+| `rows.jsonl`, `rows.ndjson` | one a line, field `text` |
+| `rows.json` | one an object of JSON lines or of an array, field `text` |
+| `rows.csv`, `rows.tsv` | one a row, column `text` of the first row's names |
 | `rows.parquet`, `rows.arrow` | one a row, column `text` |
 | `saved/` | a folder that `datasets` wrote with `save_to_disk`: one a row, column `text`; of several splits `train` |
 | `hf://org/name/config:split` | streamed by `datasets`, column `text`; the only config and split `train` by default |
@@ -26,6 +28,9 @@ Options follow a `#` and are joined by `&`:
 A row gives its document's language and group in the fields `lang` and `group`. Documents of a group are translations of
 each other; they are all in the training text or all in the held-out text.
 
+Text and rows may be compressed: `.gz`, `.bz2`, `.xz`, `.zst` (with pyarrow), in letters of any case. In a folder or a
+glob, a JSON or CSV file without rows that have the field is read as a text file, and a note says so.
+
 A text file of at most 1 MB is one document. A larger one is divided at form feeds and at two or more blank lines in a
 row. `split=file`, `split=paragraph` (at blank lines) or `split=line` overrules this rule. Text is UTF-8; a byte order
 mark is dropped and `\\r\\n` read as `\\n`. Documents of white space alone are left out.
@@ -41,9 +46,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stemma.data import builtin, cleaning, files, parallel
+from stemma.data import builtin, cleaning, compression, files, parallel
 from stemma.data.documents import Document, MixtureSource, Source, of, together
-from stemma.errors import DataError, ResourceError, UsageError, did_you_mean
+from stemma.errors import DataError, ResourceError, UsageError, did_you_mean, require
 
 __all__ = ["Document", "MixtureSource", "Source", "of", "read"]
 
@@ -107,11 +112,13 @@ def _single(name: str, spec: str, split: str | None, column: str) -> Source:
     if path.exists() and not path.is_file():
         raise DataError(f"{name} is a pipe or a device; text is read more than once, so write it to a file first")
     if path.exists():
+        compression.check_packages([path])
         return Source(spec, lambda notes: files.of_file(path, split, column), paths=(path,), facts=facts)
     if glob.has_magic(name):
         found = [Path(p) for p in sorted(matches(str(path))) if Path(p).is_file()]
         if not found:
             raise DataError(f"no file matches {name}")
+        compression.check_packages(found)
         return Source(spec, lambda notes: files.of_files(found, split, column, notes), paths=tuple(found), facts=facts)
     raise _missing(name, path)
 
@@ -244,10 +251,11 @@ def _by_language(name: str, spec: str, split: str | None, column: str) -> Source
             found.append((Path(path), fits["lang"], fits["group"] if "{group}" in known else ""))
     if not found:
         raise DataError(f"no file matches {name}")
+    compression.check_packages(path for path, _, _ in found)
 
     def walk(notes: list[str]) -> Iterator[Document]:
         for path, language, group in found:
-            for number, document in enumerate(files.of_files([path], split, column, notes)):
+            for number, document in enumerate(files.of_files([path], split, column, notes, alone=len(found) == 1)):
                 mine = f"{group}:{number}" if group else document.group
                 yield document._replace(language=document.language or language, group=mine)
 
@@ -258,11 +266,12 @@ def _by_language(name: str, spec: str, split: str | None, column: str) -> Source
 def _aligned(name: str, spec: str) -> Source:
     """Files whose lines are translations of each other, line by line; a blank line is no document."""
     paths = [Path(os.path.expanduser(piece.strip())) for piece in name.split("|")]
-    languages = [path.name.lower().removesuffix(".gz").rpartition(".")[2] for path in paths]
+    languages = [compression.kind(path) for path in paths]
     if missing := [path for path in paths if not path.is_file()]:
         raise DataError(f"there is no file {missing[0]}, which {spec} names")
     if any("." not in path.name for path in paths) or len(set(languages)) < len(paths):
         raise UsageError(f"the files of {spec} must end with different languages, as in talks.en|talks.de")
+    compression.check_packages(paths)
 
     def walk(notes: list[str]) -> Iterator[Document]:
         rows = itertools.zip_longest(*(files.lines(path) for path in paths))
@@ -306,14 +315,13 @@ def _hub(spec: str, column: str) -> Source:
     pieces = [piece for piece in name.split("/") if piece]
     if not 1 <= len(pieces) <= 3:
         raise UsageError(f"{spec!r} is not hf://org/name, hf://org/name/config or hf://org/name/config:split")
+    require("datasets", spec, compression.DATA)
     config = pieces[2] if len(pieces) == 3 else None
     repo, part = "/".join(pieces[:2]), part or "train"
 
     def walk(notes: list[str]) -> Iterator[Document]:
-        try:
-            import datasets
-        except ImportError as error:
-            raise ResourceError(f"{spec} needs the datasets library: pip install 'stemma-lm[data]'") from error
+        import datasets
+
         try:
             rows = datasets.load_dataset(repo, config, split=part, streaming=True)
             for number, row in enumerate(rows, 1):

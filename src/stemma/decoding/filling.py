@@ -72,6 +72,7 @@ def _fill_masks(model: Model, text: str, top: int, language: int | None) -> Fill
     if tokenizer.mask_id is None:
         raise UsageError("this model's tokenizer has no mask token, so there is nothing to fill")
     ids = tokenizer.encode(_mark(text, MASK, lambda k: tokenizer.tokens([tokenizer.mask_id])[0]), allow_special=True)
+    _check_ids(model, ids)
     at = [i for i, t in enumerate(ids) if t == tokenizer.mask_id]
     if not at:
         raise UsageError(f"the text has no {MASK} to fill")
@@ -95,10 +96,17 @@ def _fill_masks(model: Model, text: str, top: int, language: int | None) -> Fill
     return Filled(tokenizer.decode(ids), guesses)
 
 
+def _check_ids(model: Model, ids: list[int]) -> None:
+    if wrong := [i for i in ids if i >= model.dims.vocab]:
+        raise UsageError(f"the text holds the token id {wrong[0]}; this model's ids are 0 to {model.dims.vocab - 1}")
+
+
 def _fill_spans(model: Model, text: str, max_new_tokens: int) -> Filled:
     tokenizer = model.tokenizer
     sentinels = [tokenizer.sentinel(k) for k in range(tokenizer.sentinels)]
     marked = _mark(text, MASK, lambda k: tokenizer.tokens([sentinels[k]])[0] if k < len(sentinels) else MASK)
+    if sentinels and (own := tokenizer.token(sentinels[0])) != "<extra_id_0>":  # mT5's names begin with a space
+        marked = re.sub("▁?(?=<extra_id_[0-9]+>)", str(own)[0], marked)
     ids = tokenizer.encode(marked, allow_special=True)
     asked = [i for i in ids if i in sentinels]
     if not asked:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,13 @@ import torch
 
 from stemma import families, spec
 from stemma.declare.family import Design, Family
-from stemma.errors import CheckpointError, StemmaError, UsageError, did_you_mean
+from stemma.disk import nearest_path
+from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError, did_you_mean
 from stemma.formats import hf
 from stemma.formats.heads import HEADS, body_for, heads_for, task_of, with_heads, with_task
 from stemma.formats.layouts import LAYOUTS, layout_of, read_design
 from stemma.formats.weights import attach, check_weights, device_of, dtype_of, meta_model
+from stemma.formats.where import model_path
 from stemma.nn.model import Model
 from stemma.nn.parts import Task
 from stemma.rewrites.engine import apply
@@ -67,7 +68,7 @@ def load(
     tokenizer: bool = True,
     rewrites: Iterable[Rewrite] = (),
 ) -> Model:
-    """The model of a checkpoint: a folder (of config.json and safetensors, or Meta's own layout), a GGUF file, a
+    """The model of a finished run, a folder (of config.json and safetensors, or Meta's own layout), a GGUF file, a
     llama2.c file (`.bin`), or a hub id. In eval mode, its family found from the files.
 
     Strict: every tensor of the file and of the model is accounted for in `model.ledger`. A head that the file's class
@@ -83,10 +84,12 @@ def load(
         raise UsageError(f"no head is called {wrong[0]!r}; heads are {', '.join(HEADS)}{did_you_mean(wrong[0], HEADS)}")
     kind = None if dtype == "auto" else dtype_of(dtype)
     options: dict[str, Any] = {"tokenizer": tokenizer, "rewrites": tuple(rewrites)}
-    reader = _reader_of(Path(path), heads=task is not None or bool(new))
+    folder = model_path(path) or fetch(str(path), revision)
+    reader = _reader_of(folder, heads=task is not None or bool(new))
     if reader is not None:
-        return reader(Path(path), device, dtype, **options)
-    folder = _folder_of(str(path), revision)
+        return reader(folder, device, dtype, **options)
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; give the folder that holds config.json and the weights")
     return hf.load(folder, device, kind, new=new, task=task, labels=labels, problem=problem, **options)
 
 
@@ -115,27 +118,15 @@ def _reader_of(path: Path, heads: bool) -> Callable[..., Model] | None:
     return None
 
 
-def _folder_of(path: str, revision: str | None) -> Path:
-    """The folder of a path or of a hub id, which is downloaded."""
-    if Path(path).is_dir():
-        return Path(path)
-    if Path(path).exists():
-        raise CheckpointError(f"{path} is a file; give the folder that holds config.json and the weights")
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path):
-        raise UsageError(f"{path!r} is neither a folder nor a hub id of the form org/name{_weights_of(path)}")
+def fetch(repo: str, revision: str | None) -> Path:
+    """The local folder of a hub id, which is downloaded if need be. What the hub says of a name that it does not know
+    has the nearest path here beside it."""
     from stemma.formats import hub
 
-    return hub.fetch(path, revision)
-
-
-def _weights_of(name: str) -> str:
-    """`; gpt2's weights are openai-community/gpt2` where a path that leads nowhere is a name of the tree."""
     try:
-        owner, known = families.family(name), families.known_as(name)
-    except UsageError:
-        return ""
-    size = owner.sizes.get(owner.names.get(known, known)) or next(iter(owner.sizes.values()), None)
-    return f"; the weights of {known} are {size.hub!r}" if size is not None and size.hub else ""
+        return hub.fetch(repo, revision)
+    except (UsageError, ResourceError) as error:
+        raise type(error)(f"{error}{nearest_path(repo)}") from None
 
 
 def _owner(name: str) -> Family | None:

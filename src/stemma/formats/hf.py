@@ -48,6 +48,7 @@ VOCABULARY = (  # one makes a tokenizer
     "spiece.model",
     "tokenizer.model",
     "sentencepiece.bpe.model",
+    "spm.model",
 )
 TOKENIZER = (
     *VOCABULARY,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stemma import families
@@ -101,12 +101,36 @@ def first_of(run: RunFiles, *keys: str) -> float | None:
 
 def quality(run: RunFiles) -> tuple[float, bool] | None:
     """(bits per byte of held-out text, whether of the whole text; else of the hidden parts only)."""
-    val = run.summary.get("val")
-    for source in (val if isinstance(val, dict) else {}, run.summary):
+    return _quality(run.summary)
+
+
+def _quality(summary: Mapping[str, Any]) -> tuple[float, bool] | None:
+    val = summary.get("val")
+    for source in (val if isinstance(val, dict) else {}, summary):
         for key, whole in (("bits_per_byte", True), ("bits_per_target_byte", False)):
             if (value := number(source.get(key))) is not None:
                 return value, whole
     return None
+
+
+def baselines(summaries: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, float]:
+    """The baselines of (run's name, its summary) pairs: name -> bits per byte of the whole text. They are those of the
+    runs measured on the whole text, of all runs if none is. A baseline that differs from run to run (the unigram
+    depends on the tokenizer) has the names of its runs beside it."""
+    found: dict[str, dict[float, list[str]]] = {}
+    whole = [row for row in summaries if (_quality(row[1]) or (0.0, False))[1]]
+    for owner_name, summary in whole or summaries:
+        given = summary.get("baselines")
+        for key, value in given.items() if isinstance(given, dict) else ():
+            n = number(value.get("bits_per_byte") if isinstance(value, dict) else value)
+            if n is not None:
+                name = str(key).removesuffix("_bits_per_byte").replace("_", " ")
+                found.setdefault(name, {}).setdefault(round(n, 3), []).append(owner_name)
+    return {
+        name if len(values) == 1 else f"{name}, {', '.join(owners)}": value
+        for name, values in found.items()
+        for value, owners in values.items()
+    }
 
 
 def detected(run: RunFiles) -> float | None:

@@ -13,6 +13,7 @@ import stemma
 from stemma.errors import UsageError
 from stemma.markup import asset, document
 from stemma.report.facts import (
+    baselines,
     detected,
     duration,
     first_of,
@@ -216,25 +217,12 @@ def curves(runs: Sequence[RunFiles]) -> str:
 # ---------------------------------------------------------------- bits per byte
 
 
-def baselines(runs: Sequence[RunFiles]) -> dict[str, float]:
-    """The baselines in the summaries: name -> bits per byte."""
-    found: dict[str, float] = {}
-    for run in runs:
-        given = run.summary.get("baselines")
-        for name, value in given.items() if isinstance(given, dict) else ():
-            if isinstance(value, dict):
-                value = value.get("bits_per_byte")
-            if (n := number(value)) is not None:
-                found.setdefault(str(name).removesuffix("_bits_per_byte").replace("_", " "), n)
-    return found
-
-
 def bits(runs: Sequence[RunFiles]) -> str:
     rows = [(name, quality(run), i) for i, run, name in named(runs)]
     known = [(found[0], found[1], name, i) for name, found, i in rows if found is not None]
     if not known:
         return ""
-    simple = sorted((value, name) for name, value in baselines(runs).items())
+    simple = sorted((value, name) for name, value in baselines([(n, run.summary) for _, run, n in named(runs)]).items())
     top = max([v for v, *_ in known] + [v for v, _ in simple]) or 1.0
 
     def bar(name: str, value: float, css: str) -> str:

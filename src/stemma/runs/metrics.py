@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from stemma import disk
-from stemma.errors import CheckpointError
+from stemma.errors import CheckpointError, require
 
 Record = dict[str, Any]  # one line of metrics.jsonl
+
+
+def check_tensorboard() -> None:
+    """Raise ResourceError without the package tensorboard."""
+    require("tensorboard", "train.tensorboard=true", "'stemma-lm[tensorboard]'")
 
 
 class Metrics:
@@ -24,6 +29,7 @@ class Metrics:
         self.open(step)
         self.board: Any = None
         if tensorboard:
+            check_tensorboard()
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step + 1)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stemma.errors import CheckpointError, DataError, ResourceError, UsageError
+from stemma.errors import CheckpointError, DataError, UsageError, require
 
 FILE = "chat_template.jinja"
 
@@ -36,11 +36,10 @@ def _json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **m
 def render(template: str, messages: Sequence[Mapping[str, Any]], prompt: bool, names: Mapping[str, str | None]) -> str:
     """`messages` (each with `role` and `content`) as the template's text, sandboxed; `prompt` opens the answer.
     Raises UsageError if a message lacks a field, DataError if the template refuses, ResourceError without jinja2."""
-    try:
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise ResourceError("chat templates need jinja2: pip install 'stemma-lm[serve]'") from error
+    require("jinja2", "a chat template", "'stemma-lm[serve]'")
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     for i, message in enumerate(messages):
         if "role" not in message:
             raise UsageError(f"message {i} has no 'role' (it has: {', '.join(map(str, message)) or 'nothing'})")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stemma import disk
 from stemma.errors import CheckpointError, ResourceError, StemmaError, brief
-from stemma.text.specials import ROLES, Specials, sentinel
+from stemma.text.specials import ROLES, Specials, sentinel, spaced_sentinel
 
 if TYPE_CHECKING:
     import tokenizers
@@ -120,11 +120,16 @@ def resolve_specials(core: tokenizers.Tokenizer, named: Mapping[str, str], model
 
 
 def count_sentinels(core: tokenizers.Tokenizer) -> int:
-    """How many tokens `<extra_id_0>`, `<extra_id_1>`, ... there are."""
+    """How many sentinels there are."""
     count = 0
-    while core.token_to_id(sentinel(count)) is not None:
+    while sentinel_name(core, count) is not None:
         count += 1
     return count
+
+
+def sentinel_name(core: tokenizers.Tokenizer, k: int) -> str | None:
+    """The token that is the `k`-th sentinel, in T5's spelling or mT5's; None if there is none."""
+    return next((n for n in (sentinel(k), spaced_sentinel(k)) if core.token_to_id(n) is not None), None)
 
 
 def kind_of(state: Mapping[str, Any]) -> str:

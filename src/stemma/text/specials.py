@@ -13,6 +13,11 @@ def sentinel(k: int) -> str:
     return f"<extra_id_{k}>"
 
 
+def spaced_sentinel(k: int) -> str:
+    """Its name in mT5's vocabulary, which holds the space before it."""
+    return f"▁<extra_id_{k}>"
+
+
 @dataclass(frozen=True)
 class Specials:
     """Special tokens by role (None: there is none). Two roles may share a token (RoBERTa's `<s>` is bos and cls).

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stemma import disk
 from stemma.errors import CheckpointError, DataError, UsageError
-from stemma.text import chat, legacy, ranks, reading, trainer
+from stemma.text import added, chat, legacy, ranks, reading, trainer
 from stemma.text.specials import ROLES, Specials, sentinel
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ class Tokenizer:
     def load(cls, directory: str | Path) -> Tokenizer:
         """Read the tokenizer in `directory` (or the tokenizer.json given): tokenizer.json with the special tokens named
         in tokenizer_config.json, special_tokens_map.json or config.json; else vocab.txt, vocab.json + merges.txt,
-        spiece.model or tokenizer.model. Raises CheckpointError naming the file and what is wrong with it."""
+        or a SentencePiece model, with the tokens of added_tokens.json.
+        Raises CheckpointError naming the file and what is wrong with it."""
         directory = Path(directory)
         if directory.name == MAIN and directory.is_file():
             directory = directory.parent
@@ -120,10 +121,10 @@ class Tokenizer:
     ) -> Tokenizer:
         """`load`, from the contents of the small files."""
         if MAIN in kept:
-            core = reading.parse(kept[MAIN], directory / MAIN)
+            core = added.follow(reading.parse(kept[MAIN], directory / MAIN), config)
             specials = reading.resolve_specials(core, named, model_config)
         else:
-            core, specials = legacy.load(directory, named, config, str(model_config.get("model_type", "")))
+            core, specials = legacy.load(directory, named, config, model_config)
             kept = {name: text for name, text in kept.items() if name == chat.FILE}
             specials = dataclasses.replace(specials, extra=reading.count_sentinels(core))
         reading.check(core, directory)
@@ -202,7 +203,9 @@ class Tokenizer:
         """The id of `<extra_id_k>`. Raises UsageError if there is no such sentinel."""
         if not 0 <= k < self.sentinels:
             raise UsageError(f"there is no sentinel {k}: this tokenizer has {self.sentinels}")
-        index = self._core.token_to_id(sentinel(k))
+        name = reading.sentinel_name(self._core, k)
+        assert name is not None
+        index = self._core.token_to_id(name)
         assert index is not None
         return index
 
@@ -210,7 +213,8 @@ class Tokenizer:
     def special_ids(self) -> frozenset[int]:
         """Ids that stand for no text: the roles, the sentinels, and all tokens marked special in the file."""
         marked = {i for i, token in self._core.get_added_tokens_decoder().items() if token.special}
-        return frozenset(marked | {i for role in ROLES if (i := self._role(role)) is not None})
+        roles = {i for role in ROLES if (i := self._role(role)) is not None}
+        return frozenset(marked | roles | {self.sentinel(k) for k in range(self.sentinels)})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -225,9 +229,18 @@ class Tokenizer:
         """The exact name of an id, or None."""
         return self._core.id_to_token(index)
 
-    def check(self, vocab: int) -> None:
-        """Raises CheckpointError if an id does not fit a model with `vocab` embeddings."""
-        if self.vocab_size > vocab:
+    def check(self, vocab: int, *, training: bool = False) -> None:
+        """Raises CheckpointError if an id that a text gets does not fit a model with `vocab` embeddings. Other added
+        tokens may be past them (Gemma 3 1B's images, padding added without a row): the model refuses such an id where
+        it is used. `training` pads and masks too."""
+        if self.vocab_size <= vocab:
+            return
+        used = set(self._core.get_vocab(with_added_tokens=False).values())
+        used |= {i for role in ("bos", "eos", "unk", "cls", "sep") if (i := self._role(role)) is not None}
+        if training:
+            used |= {i for role in ("pad", "mask") if (i := self._role(role)) is not None}
+            used |= {i for i, token in self._core.get_added_tokens_decoder().items() if not token.special}
+        if max(used, default=-1) >= vocab:
             raise CheckpointError(
                 f"the tokenizer has {self.vocab_size} ids but the model only {vocab} embeddings: use the tokenizer "
                 f"that the model was trained with, or build the model with a vocabulary of at least {self.vocab_size}"
@@ -245,13 +258,17 @@ class Tokenizer:
         state = json.loads(self._core.to_str())
         banned = self.special_ids
         names = {name for i in banned if (name := self._core.id_to_token(i)) is not None and len(name) > 1}
-        state["added_tokens"] = [
-            t for t in state.get("added_tokens") or [] if not t["special"] and t["id"] not in banned
-        ]
         model, secret = state["model"], secrets.token_hex(8)
 
         def hide(name: str) -> str:
             return f"\U0010fffe{secret}{name}" if name in names else name
+
+        added = state.get("added_tokens") or []
+        kept = [t for t in added if not t["special"] and t["id"] not in banned]
+        own = set(self._core.get_vocab(with_added_tokens=False).values())
+        last = max((t["id"] for t in kept), default=-1)  # the library counts on: those before it keep their places
+        hidden = [t | {"content": hide(t["content"])} for t in added if t["id"] < last and t["id"] not in own]
+        state["added_tokens"] = sorted({t["id"]: t for t in [*hidden, *kept]}.values(), key=lambda t: t["id"])
 
         vocab = model.get("vocab")
         if isinstance(vocab, dict):

@@ -73,6 +73,8 @@ def fit_to_tokenizer(plan: Plan, tokenizer: Any, languages: tuple[str, ...] = ("
     if isinstance(arch.position, Learned) and arch.position.padding is not None and tokenizer.pad_id is not None:
         arch = replace(arch, position=Learned(int(tokenizer.pad_id)))
     vocab = next((net.dims.vocab for net in plan.nets if net.weights), int(tokenizer.vocab_size))
+    if vocab < tokenizer.vocab_size:
+        tokenizer.check(vocab, training=True)
     dims = replace(plan.dims, vocab=vocab)
     if dims.languages:
         names = tuple(name or UNKNOWN for name in languages)

@@ -17,6 +17,7 @@ from stemma.parallel import World, init_world
 from stemma.runs import checkpoint, folder
 from stemma.runs.drive import OnStep
 from stemma.runs.life import carry_on, measured
+from stemma.runs.metrics import check_tensorboard
 from stemma.runs.prove import prove
 from stemma.train import start
 from stemma.train.assemble import fit_to_tokenizer, loop_of, pin_teachers, with_steps
@@ -141,6 +142,8 @@ def pretrain(
     """
     out = Path(out)
     plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
+    if plan.train.tensorboard:
+        check_tensorboard()
     world = init_world(mesh, pick_device(plan).type)
     is_main = world is None or world.is_main
     with folder.watch_ranks(world, out):
@@ -239,6 +242,8 @@ def resume_run(
     learned does not depend (`{"train.micro": 2}`). Raises CheckpointError if the directory holds no run, or if its data
     or weights are not what the run wrote."""
     plan, _ = read_plan(Path(run))
+    if plan.train.tensorboard:
+        check_tensorboard()
     return _reopened(Path(run), init_world(mesh, pick_device(plan).type), on_step, quiet, overrides or {})
 
 

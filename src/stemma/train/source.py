@@ -104,7 +104,7 @@ class Source(ABC):
 
 
 class TextSource(Source):
-    """Rows of text: the examples that `objective.plan` makes of the documents of `view`."""
+    """Rows of text: the examples that `objective.lazy_examples` makes of the documents of `view`."""
 
     def __init__(self, plan: Plan, objective: Objective, view: View) -> None:
         rows = plan.train.micro or max(1, MICRO[pick_device(plan).type] // plan.context)

@@ -13,6 +13,7 @@ import torch
 
 from stemma import families, spec
 from stemma.declare.family import Design, Family, Text
+from stemma.disk import nearest_path
 from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.formats.gguf import quants, vocab
 from stemma.formats.gguf.file import File
@@ -42,7 +43,7 @@ def load(
     CheckpointError naming the key, the tensor or the bytes that are wrong."""
     path = Path(path)
     if not path.exists():
-        raise UsageError(f"{path} does not exist")
+        raise UsageError(f"{path} does not exist{nearest_path(path)}")
     kind = None if dtype == "auto" else dtype_of(dtype)
     file = File(path)
     try:

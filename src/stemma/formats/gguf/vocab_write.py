@@ -32,6 +32,8 @@ def write(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
             keys = _wordpiece(tokenizer)
         case kind:
             raise UsageError(f"GGUF has no tokenizer of kind {kind!r}{WITHOUT}")
+    for name in {"tokens", "token_type", "scores"} & set(keys):  # an added token without a row cannot be read there
+        keys[name] = keys[name][:size]
     count = len(keys["tokens"])
     rest = range(count, size)
     keys["tokens"] = keys["tokens"] + [PADDING.format(i) for i in rest]
@@ -40,7 +42,7 @@ def write(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
         keys["scores"] = keys["scores"] + [-10_000.0 for _ in rest]
     out = {PREFIX + name: value for name, value in keys.items()}
     for role, word in ROLES.items():
-        if (i := getattr(tokenizer, f"{role}_id")) is not None:
+        if (i := getattr(tokenizer, f"{role}_id")) is not None and i < size:
             out[f"{PREFIX}{word}_token_id"] = i
     if tokenizer.chat_template is not None:
         out["tokenizer.chat_template"] = tokenizer.chat_template

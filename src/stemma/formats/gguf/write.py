@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stemma import disk, spec
 from stemma.declare.family import Design, Family
-from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError
+from stemma.errors import CheckpointError, StemmaError, UsageError, require
 from stemma.formats import tensors
 from stemma.formats.config import lost, refuse_loss
 from stemma.formats.gguf import quants, vocab_write
@@ -107,10 +107,9 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
 
 
 def _library() -> ModuleType:
-    try:
-        import gguf
-    except ImportError:
-        raise ResourceError("GGUF files are written with the gguf package: pip install 'stemma-lm[gguf]'") from None
+    require("gguf", "writing GGUF files", "'stemma-lm[gguf]'")
+    import gguf
+
     return gguf
 
 

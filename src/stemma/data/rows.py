@@ -1,0 +1,156 @@
+"""Rows of JSON and CSV files: (line, row) for each, in order."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from stemma.data import compression
+from stemma.data.compression import BinaryError, lines
+from stemma.errors import DataError
+
+Rows = Iterator[tuple[int, Any]]
+
+LONGEST = 1 << 30  # characters of a CSV field
+
+
+def json_lines(path: Path) -> Rows:
+    """One JSON value a line. Raises DataError with the line that holds none."""
+    for number, line in enumerate(lines(path), 1):
+        if not line.isspace():
+            yield number, _value(line, f"{path}:{number}")
+
+
+def _value(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where} is not JSON: {error.msg} at column {error.colno}; correct the line or delete it"
+        ) from error
+    except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+        raise DataError(
+            f"{where} cannot be read as JSON: a number is too long, or brackets too deep; delete the line"
+        ) from None
+
+
+def json_file(path: Path) -> Rows:
+    """The rows of a `.json` file: JSON lines, or the elements of an array."""
+    for line in lines(path):
+        if line.isspace():
+            continue
+        if line.lstrip().startswith("["):
+            return _array(path)
+        try:
+            json.loads(line)
+        except ValueError as error:
+            if line.strip() == "{":
+                raise DataError(
+                    f"{path} holds one JSON object over several lines; expected were one a line, or an array"
+                ) from error
+        break
+    return json_lines(path)
+
+
+_SPACE = re.compile(r"\s*")
+
+
+class _Scan:
+    """A place in a file that more lines are read from as they are needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.walk = path, lines(path)
+        self.text, self.at = "", 0
+
+    def more(self) -> bool:
+        """Read on, as much again as is held. False at the end of the file."""
+        held, need = [self.text[self.at :]], len(self.text) - self.at
+        for line in self.walk:
+            held.append(line)
+            need -= len(line)
+            if need <= 0:
+                break
+        self.text, self.at = "".join(held), 0
+        return len(held) > 1
+
+    def peek(self) -> str:
+        """The next character that is not white space, "" at the end of the file."""
+        while True:
+            found = _SPACE.match(self.text, self.at)
+            self.at = found.end() if found else self.at
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+    def value(self, number: int) -> Any:
+        """The JSON value here. Raises DataError if there is none."""
+        while True:
+            try:
+                value, self.at = _DECODER.raw_decode(self.text, self.at)
+                return value
+            except RecursionError:
+                raise DataError(f"{self.path}: element {number} has brackets too deep; delete it") from None
+            except ValueError as error:
+                if not self.more():
+                    raise DataError(f"{self.path}: element {number} is not JSON: {error}") from None
+
+
+_DECODER = json.JSONDecoder()
+
+
+def _array(path: Path) -> Rows:
+    """(number, element) of a JSON array, decoded one by one. Raises DataError for one that is damaged or cut off."""
+    scan, number = _Scan(path), 0
+    scan.peek()
+    scan.at += 1  # the bracket
+    while (mark := scan.peek()) != "]":
+        if number:
+            if mark != ",":
+                raise DataError(f"{path}: a comma or ] is missing after element {number}")
+            scan.at += 1
+            scan.peek()
+        number += 1
+        yield number, scan.value(number)
+    scan.at += 1
+    if scan.peek():
+        raise DataError(f"{path} goes on after the end of its array of {number} elements")
+
+
+def table(delimiter: str) -> Callable[[Path], Rows]:
+    """A reader of CSV: (number, {name: value}), with the names in the first row."""
+
+    def read(path: Path) -> Rows:
+        csv.field_size_limit(LONGEST)
+        found = csv.reader(lines(path), delimiter=delimiter)
+        try:
+            names = next((row for row in found if row), [])
+            for number, row in enumerate((row for row in found if row), 1):
+                if len(row) > len(names):
+                    raise DataError(
+                        f"{path} row {number} has {len(row)} fields, and its first row names {len(names)}; put fields "
+                        f"that hold a {delimiter!r} in quotes"
+                    )
+                yield number, dict(zip(names, row, strict=False))
+        except csv.Error as error:
+            raise DataError(f"{path} is not CSV: {error} in line {found.line_num}") from error
+
+    return read
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {"json": json_file, "csv": table(","), "tsv": table("\t")}
+
+
+def has(path: Path, column: str) -> bool:
+    """Whether the first row of a file of `READERS` has text in `column`."""
+    try:
+        _, row = next(READERS[compression.kind(path)](path), (0, None))
+    except BinaryError:
+        raise
+    except DataError:
+        return False
+    return isinstance(row, dict) and isinstance(row.get(column), str)

@@ -1,0 +1,46 @@
+"""That every script under bench/ still runs: its smallest setting. What it measures is no matter here."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds when the last row is measured
+    "data": ("", "library"),
+    "decode": ("--threads 1 --repeats 1 --new 4 --only t5", "batch 8"),
+    "families": ("--threads 1 --repeats 1 --rows 2 --length 16 --new 4 --only llama", "llama"),
+    "gpu": ("--small --rows 2 --steps 1 --turns 1", "MFU"),
+    "learning": ("--steps 1 gpt2 t5", "t5"),
+    "plan": ("--cases 1", "gpt2"),
+    "seq2seq": ("--rounds 1 --new 4", "mt5"),
+    "train": ("--alike fp32 --threads 1 --seconds 1 --skip-resume gpt2 electra xlnet", "xlnet"),
+}
+
+
+def test_every_bench_is_tried() -> None:
+    assert sorted(path.stem for path in BENCH.glob("*.py")) == sorted(SMALLEST)
+
+
+def test_rows_of_the_benches_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step of Stemma's loop over the rows that `bench/train.py` and `bench/gpu.py` feed it."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    ours = importlib.import_module("training.ours")
+    rows = importlib.import_module("training.rows")
+    held = rows.Rows("decoder", rows.Shape(2, 16), 1)
+    step, loop = ours.ours("gpt2", held, "fp32", False)
+    assert 8 < step() < 10  # uniform over the vocabulary: log(8192) = 9.01
+    assert loop.cost() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_every_bench_runs(name: str) -> None:
+    arguments, last = SMALLEST[name]
+    command = [sys.executable, str(BENCH / f"{name}.py"), *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and last in done.stdout, done.stdout[-1000:] + done.stderr[-2000:]

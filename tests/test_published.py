@@ -1,0 +1,291 @@
+"""Tokenizers as their publishers store them, compared with the reference."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stemma
+from stemma.errors import CheckpointError, UsageError
+from stemma.text import Tokenizer, legacy
+
+BERT = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\nfox\nFox\n"
+TEXTS = ["the quick brown fox", "hello  to a dog", "the [MASK] fox"]
+
+
+def folder(path: Path, **files: Any) -> Path:
+    """A folder with files: text, bytes, or values as JSON; `__` in a name is a dot."""
+    path.mkdir(parents=True, exist_ok=True)
+    for name, value in files.items():
+        raw = value if isinstance(value, bytes) else (value if isinstance(value, str) else json.dumps(value)).encode()
+        (path / name.replace("__", ".")).write_bytes(raw)
+    return path
+
+
+@functools.cache
+def sentencepiece_model(**options: Any) -> bytes:
+    import sentencepiece
+
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the quick brown fox says hello to a dog"] * 9), model_writer=out, minloglevel=3,
+        vocab_size=60, hard_vocab_limit=False, model_type="unigram", num_threads=1, **options,
+    )  # fmt: skip
+    return out.getvalue()
+
+
+def pieces(raw: bytes) -> Any:
+    import sentencepiece
+
+    return sentencepiece.SentencePieceProcessor(model_proto=raw)
+
+
+# ---------------------------------------------------------------- added tokens
+
+
+@pytest.mark.parametrize("where", ["added_tokens.json", "added_tokens_decoder"])
+@pytest.mark.parametrize("special", [True, False])
+def test_added_tokens_beside_vocab_txt(where: str, special: bool, tmp_path: Path) -> None:
+    import transformers as hf
+
+    config: dict[str, Any] = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+    if where == "added_tokens_decoder":
+        config["added_tokens_decoder"] = {
+            "8": {"content": "[ENT]", "special": special, "normalized": False}, "9": {"content": "zz", "special": False},
+        }  # fmt: skip
+    else:
+        (tmp_path / where).write_text('{"[ENT]": 8, "zz": 9}')
+        config["additional_special_tokens"] = ["[ENT]"] if special else []
+    folder(tmp_path, vocab__txt=BERT, tokenizer_config__json=config, config__json={"model_type": "bert"})
+    ours = Tokenizer.load(tmp_path)
+    assert ours.encode("the [ENT] zz fox", allow_special=True) == [2, 5, 8, 9, 6, 3]
+    assert (8 in ours.special_ids) == special and (8 in ours.encode("the [ENT] fox")) == (not special)
+    assert hf.AutoTokenizer.from_pretrained(tmp_path)("the [ENT] zz fox").input_ids == [2, 5, 8, 9, 6, 3]
+    ours.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").encode("zz", add_special=False) == [9]
+
+
+def test_added_tokens_beside_other_vocabularies(tmp_path: Path) -> None:
+    bpe = folder(
+        tmp_path / "bpe", vocab__json={"a": 0, "<|endoftext|>": 1}, merges__txt="", added_tokens__json={"<e>": 2}
+    )
+    assert Tokenizer.load(bpe).encode("a<e>a") == [0, 2, 0]
+    raw = sentencepiece_model()
+    size = pieces(raw).vocab_size()
+    spm = folder(tmp_path / "spm", tokenizer__model=raw, added_tokens__json={"<e>": size, "<f>": size + 1})
+    assert Tokenizer.load(spm).encode("the<f>the").count(size + 1) == 1
+
+
+def test_added_tokens_that_cannot_be(tmp_path: Path) -> None:
+    for tokens, reason in (
+        ({"[ENT]": 9}, "id 8 is no token"),
+        ({"[ENT]": 6}, r"which is 'fox'"),
+        ({"fox": 8}, "ids 8 and 6"),
+        ({"[ENT]": "8"}, "an id for every token"),
+    ):
+        folder(tmp_path, vocab__txt=BERT, added_tokens__json=tokens)
+        with pytest.raises(CheckpointError, match=reason):
+            Tokenizer.load(tmp_path)
+    folder(tmp_path, vocab__txt=BERT, tokenizer_config__json={"added_tokens_decoder": ["[ENT]"]})
+    with pytest.raises(CheckpointError, match="added_tokens_decoder"):
+        Tokenizer.load(tmp_path)
+
+
+# ---------------------------------------------------------------- layouts
+
+
+def test_mbart_50_equals_the_reference(tmp_path: Path) -> None:
+    import transformers as hf
+
+    raw = sentencepiece_model()
+    config = {"tokenizer_class": "MBart50Tokenizer", "src_lang": "ro_RO"}
+    folder(tmp_path, sentencepiece__bpe__model=raw, config__json={"model_type": "mbart"}, tokenizer_config__json=config)
+    ours, theirs = Tokenizer.load(tmp_path), hf.MBart50Tokenizer.from_pretrained(tmp_path)
+    assert ours.vocab_size == len(theirs) == pieces(raw).vocab_size() + 1 + 52 + 1
+    for text in TEXTS[:2]:
+        assert ours.encode(text) == theirs(text).input_ids
+    for name in ("fr_XX", "sl_SI", "<mask>", "</s>"):
+        assert ours.id(name) == theirs.convert_tokens_to_ids(name)
+    assert ours.id("fr_XX") in ours.special_ids
+
+
+def test_mbart_cc25(tmp_path: Path) -> None:
+    """`A </s> en_XX`; pieces one place further than in the file (Liu et al. 2020, arXiv:2001.08210)."""
+    raw = sentencepiece_model()
+    folder(tmp_path, sentencepiece__bpe__model=raw, config__json={"model_type": "mbart"})
+    ours, theirs = Tokenizer.load(tmp_path), pieces(raw)
+    size = theirs.vocab_size()
+    for text in TEXTS[:2]:
+        assert ours.encode(text) == [i + 1 for i in theirs.encode(text)] + [2, size + 4]
+    assert ours.id("zh_CN") == size + 25 and ours.mask_id == size + 26 == ours.vocab_size - 1
+    assert len(set(legacy.CC25 + legacy.CC50)) == 52
+    folder(tmp_path, tokenizer_config__json={"src_lang": "xx_XX"})
+    with pytest.raises(CheckpointError, match="src_lang='xx_XX' is none of"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_file_whose_ids_depend_on_the_model_is_not_guessed_at(tmp_path: Path) -> None:
+    folder(tmp_path, sentencepiece__bpe__model=sentencepiece_model(), config__json={"model_type": "m2m_100"})
+    with pytest.raises(CheckpointError, match="model_type='m2m_100' does not tell"):
+        Tokenizer.load(tmp_path)
+    folder(tmp_path, config__json={}, tokenizer_config__json={"tokenizer_class": "XLMRobertaTokenizerFast"})
+    assert Tokenizer.load(tmp_path).encode("")[0] == 0
+
+
+def test_deberta(tmp_path: Path) -> None:
+    import transformers as hf
+
+    vocab = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "a": 4, "b": 5, "ab": 6, "Ġ": 7, "[MASK]": 8}
+    merges = "#version: 0.2\na b\n"
+    folder(tmp_path, vocab__json=vocab, merges__txt=merges, config__json={"model_type": "deberta"})
+    ours, theirs = Tokenizer.load(tmp_path), hf.DebertaTokenizer.from_pretrained(tmp_path)
+    for text in ("ab a", "a [MASK]", "b[SEP]"):
+        assert ours.encode(text, allow_special=True) == theirs(text).input_ids, text
+    assert ours.encode_pair("a", "b") == ([1, 4, 2, 5, 2], [0, 0, 0, 1, 1])
+    assert (ours.pad_id, ours.unk_id, ours.mask_id, ours.cls_id) == (0, 3, 8, 1)
+
+
+def test_deberta_v2(tmp_path: Path) -> None:
+    raw = sentencepiece_model(
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]",
+        unk_piece="[UNK]",
+    )  # fmt: skip
+    size = pieces(raw).vocab_size()
+    folder(tmp_path, spm__model=raw, config__json={"model_type": "deberta-v2"}, added_tokens__json={"[MASK]": size})
+    ours = Tokenizer.load(tmp_path)
+    for text in TEXTS[:2]:
+        assert ours.encode(text) == [1, *pieces(raw).encode(text), 2]
+    assert (ours.mask_id, ours.vocab_size) == (size, size + 1)
+    assert ours.encode_pair("the", "fox")[1] == [0] * len(ours.encode("the")) + [1] * (len(ours.encode("fox")) - 1)
+    folder(tmp_path, tokenizer_config__json={"do_lower_case": True})
+    assert Tokenizer.load(tmp_path).encode("The FOX") == ours.encode("the fox")
+    model = stemma.build("deberta-v3-small", layers=1, d_model=16, heads=2, d_ff=16, vocab=size + 1)
+    model.save(tmp_path / "model")
+    (tmp_path / "model" / "spm.model").write_bytes(raw)
+    assert stemma.load(tmp_path / "model").tokenizer.vocab_size == size + 1
+
+
+# ---------------------------------------------------------------- mT5
+
+
+def mt5(path: Path) -> tuple[Any, int]:
+    """A model whose sentinels are pieces with the space, as mT5's, and the id of the first sentinel."""
+    from sentencepiece import sentencepiece_model_pb2 as pb
+
+    proto = pb.ModelProto.FromString(sentencepiece_model(pad_id=0, eos_id=1, unk_id=2, bos_id=-1))
+    for k in (1, 0):
+        proto.pieces.add(piece=f"▁<extra_id_{k}>", score=0, type=4)
+    size = len(proto.pieces)
+    stemma.build(
+        "mt5-small", d_model=16, layers=1, decoder_layers=1, heads=2, d_ff=16, head_dim=8, vocab=size
+    ).save(path)  # fmt: skip
+    folder(path, spiece__model=proto.SerializeToString(), tokenizer_config__json={"extra_ids": 0})
+    return stemma.load(path), size - 1
+
+
+def test_sentinels_of_mt5(tmp_path: Path) -> None:
+    model, first = mt5(tmp_path)
+    tokenizer = model.tokenizer
+    assert tokenizer.sentinels == 2 and [tokenizer.sentinel(k) for k in (0, 1)] == [first, first - 1]
+    assert first not in tokenizer.encode("the ▁<extra_id_0> fox")
+    wanted = [*tokenizer.encode("the", add_special=False), first, *tokenizer.encode("fox")]
+    assert tokenizer.encode("the ▁<extra_id_0> fox", allow_special=True) == wanted
+    filled = [stemma.fill(model, text) for text in ("the [MASK] fox", "the <extra_id_0> fox", "the ▁<extra_id_0> fox")]
+    assert len(filled[0].spans) == 1 and filled[0] == filled[1] == filled[2]
+    tokenizer.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").sentinels == 2
+
+
+# ---------------------------------------------------------------- options beside tokenizer.json
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [({"do_lower_case": True}, "Fox"), ({"strip_accents": True}, "fóx"), ({"tokenize_chinese_chars": False}, "fox東")],
+)
+def test_options_of_bert_beside_tokenizer_json(option: dict[str, bool], text: str, tmp_path: Path) -> None:
+    import transformers as hf
+
+    config: dict[str, Any] = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+    folder(tmp_path, vocab__txt=BERT, config__json={"model_type": "bert"}, tokenizer_config__json=config)
+    hf.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    before = Tokenizer.load(tmp_path).encode(text)
+    folder(tmp_path, tokenizer_config__json=config | option)
+    ours = Tokenizer.load(tmp_path)
+    assert ours.encode(text) == hf.AutoTokenizer.from_pretrained(tmp_path)(text).input_ids != before
+    ours.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").encode(text) == ours.encode(text)
+    folder(tmp_path, tokenizer_config__json=config | option | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    assert Tokenizer.load(tmp_path).encode(text) == before  # this class takes tokenizer.json as it is
+    folder(tmp_path, tokenizer_config__json=config | {"tokenizer_class": "BertTokenizer", "do_lower_case": "no"})
+    with pytest.raises(CheckpointError, match="does not fit"):
+        Tokenizer.load(tmp_path)
+
+
+def test_other_options_beside_tokenizer_json(tmp_path: Path) -> None:
+    import transformers as hf
+
+    vocab = {"a": 0, "Ġ": 1, "Ġa": 2, "<|endoftext|>": 3}
+    gpt2 = folder(
+        tmp_path / "gpt2", vocab__json=vocab, merges__txt="#version: 0.2\nĠ a\n", config__json={"model_type": "gpt2"}
+    )
+    hf.GPT2Tokenizer.from_pretrained(gpt2).save_pretrained(gpt2)
+    config = json.loads((gpt2 / "tokenizer_config.json").read_text())
+    assert Tokenizer.load(gpt2).encode("a") == [0]
+    folder(gpt2, tokenizer_config__json=config | {"add_prefix_space": True})
+    assert Tokenizer.load(gpt2).encode("a") == hf.GPT2Tokenizer.from_pretrained(gpt2)("a").input_ids == [2]
+
+    raw = sentencepiece_model(pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, control_symbols="[CLS],[SEP],[MASK]")
+    albert = folder(tmp_path / "albert", spiece__model=raw, config__json={"model_type": "albert"})
+    Tokenizer.load(albert).save(albert)
+    config = {"tokenizer_class": "AlbertTokenizer"}
+    for option, same, other in (
+        ({"do_lower_case": False}, "Fox", "fox"), ({"keep_accents": True}, "thé", "the"), ({}, "", "")
+    ):  # fmt: skip
+        folder(albert, tokenizer_config__json=config | option)
+        loaded = Tokenizer.load(albert)
+        assert (loaded.encode(same) == loaded.encode(other)) == (not option)
+    (albert / "tokenizer.json").unlink()
+    folder(albert, tokenizer_config__json={"do_lower_case": False, "keep_accents": True})
+    Tokenizer.load(albert).save(albert)
+    folder(albert, tokenizer_config__json=config | {"do_lower_case": True, "keep_accents": False})
+    assert Tokenizer.load(albert).encode("Thé Fox") == Tokenizer.load(albert).encode("the fox")
+
+
+# ---------------------------------------------------------------- more ids than rows
+
+
+def test_an_added_token_may_have_no_row(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Core
+    from tokenizers import models
+
+    stemma.build("gemma3-1b", layers=1, d_model=16, heads=1, kv_heads=1, head_dim=16, d_ff=16, vocab=8).save(tmp_path)
+    core = Core(models.BPE({c: i for i, c in enumerate("abcdefgh")}, []))
+    core.add_special_tokens(["<image_soft_token>"])
+    core.save(str(tmp_path / "tokenizer.json"))
+    model = stemma.load(tmp_path)
+    assert stemma.generate(model, "abc", max_new_tokens=1)
+    with pytest.raises(UsageError, match="the token id 8; this model's ids are 0 to 7"):
+        stemma.generate(model, [model.tokenizer.encode("a<image_soft_token>", allow_special=True)])
+    model.tokenizer.check(8, training=True)  # no text gets the id
+    core.add_tokens(["<more>"])
+    core.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="10 ids but the model only 8"):
+        stemma.load(tmp_path).tokenizer.check(8, training=True)
+    wrong = Core(models.BPE({c: i for i, c in enumerate("abcdefghi")}, []))
+    wrong.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="9 ids but the model only 8"):
+        stemma.load(tmp_path)
+
+
+def test_a_mask_without_a_row_is_not_filled(tmp_path: Path) -> None:
+    stemma.build("bert-base-uncased", layers=1, d_model=16, heads=2, d_ff=16, vocab=8).save(tmp_path)
+    folder(tmp_path, vocab__txt=BERT.replace("[MASK]", "dog"), added_tokens__json={"[MASK]": 8})
+    with pytest.raises(UsageError, match="the token id 8; this model's ids are 0 to 7"):
+        stemma.fill(stemma.load(tmp_path), "the [MASK]")

@@ -105,7 +105,7 @@ def test_sentinels_are_counted_first(extra: Any, tmp_path: Path) -> None:
     path = tmp_path / "spiece.model"
     path.write_bytes(piece("<unk>") + piece("a"))
     with pytest.raises(CheckpointError, match="extra_ids"):
-        legacy._sentencepiece(path, {}, {"extra_ids": extra}, "t5")
+        legacy._sentencepiece(path, {}, {"extra_ids": extra}, "t5", {})
 
 
 # ---------------------------------------------------------------- torch files

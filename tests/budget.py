@@ -41,6 +41,7 @@ BUDGETS = {
     "test_engine_pairs.py": 10,
     "test_data_page.py": 8,
     "test_config.py": 8,
+    "test_hostile_input.py": 12,
     "test_rewrites.py": 10,
     "test_rewrites_train.py": 12,
 }

@@ -7,14 +7,25 @@ import errno
 import json
 import os
 import secrets
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stemma.errors import CheckpointError, MalformedError, ResourceError, UsageError, nearest
+from stemma.errors import (
+    CheckpointError,
+    MalformedError,
+    ResourceError,
+    StemmaError,
+    UsageError,
+    brief,
+    nearest,
+    printable,
+)
 
 AGAIN = "run the command again"
+DEPTH, DIGITS = 100, 40  # of JSON: the deepest nesting and the longest integer that are read
 BROKEN = object()  # what `read_jsonl` gives for a line that is not JSON
 
 
@@ -44,11 +55,19 @@ def reason(error: BaseException) -> tuple[str, str]:
     """(why a write failed, what to do about it). Libraries wrap the system's error, so its text counts too."""
     number = error.errno if isinstance(error, OSError) else None
     text = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+    if "inline_container" in text:  # torch says nothing but the place in its code
+        return "the disk is full, or the file too large for it", "free some space"
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
         return "the disk is full", "free some space"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in text:
         return text, "make it writable"
     return text, "check the disk"
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the system refused a write, as the system says it or as torch and safetensors do."""
+    words = ("No space left", "File too large", "inline_container")
+    return isinstance(error, OSError) or (isinstance(error, Exception) and any(w in str(error) for w in words))
 
 
 def refused(what: object, error: BaseException, *, note: str = "", then: str = AGAIN) -> ResourceError:
@@ -72,10 +91,12 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
 
 @contextlib.contextmanager
 def writing(what: object, *, note: str = "", then: str = AGAIN) -> Iterator[None]:
-    """Turn an OSError of the block into the ResourceError of `refused`."""
+    """Turn an OSError of the block, or what a library makes of one, into the ResourceError of `refused`."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if isinstance(error, StemmaError) or not is_refusal(error):
+            raise
         raise refused(what, error, note=note, then=then) from error
 
 
@@ -123,9 +144,17 @@ def write(path: Path, content: str | bytes, *, then: str = AGAIN) -> None:
 # ---------------------------------------------------------------- text and JSON
 
 
+def regular(path: Path) -> None:
+    """Raises CheckpointError if `path` is there and is no file, such as a pipe, which could be read forever. (The text
+    that a user names, as `<(zcat x)`, may be a pipe; files of models and runs may not.)"""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise CheckpointError(f"{path} is a pipe or a device, not a file; move it away")
+
+
 def read_bytes(path: Path) -> bytes:
     """The content of `path`. Raises CheckpointError."""
     try:
+        regular(path)
         return path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
@@ -142,14 +171,42 @@ def read_text(path: Path) -> str:
         raise MalformedError(f"{path} is not UTF-8 text: byte {error.start} is {byte:#x}") from error
 
 
+def from_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError (JSONDecodeError where it is no JSON), also for what no file of a
+    model or a run has: integers of more than `DIGITS` digits, values nested more than `DEPTH` deep."""
+    try:
+        value = json.loads(text, parse_int=_integer)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {DEPTH} deep") from None
+    check_depth(value)
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"it has an integer of {len(text):,} digits")
+    return int(text)
+
+
+def check_depth(value: Any) -> None:
+    """Raises ValueError if maps and lists are nested more than `DEPTH` deep in `value`."""
+    level = [value]
+    for _ in range(DEPTH):
+        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list)))
+        level = [item for items in inner for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {DEPTH} deep")
+
+
 def parse(path: Path, text: str) -> Any:
     """The JSON value of `text`, which was read from `path`. Raises MalformedError with line and column."""
     try:
-        return json.loads(text)
+        return from_json(text)
     except json.JSONDecodeError as error:
         raise MalformedError(f"{path} is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise MalformedError(f"{path} cannot be read as JSON: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise MalformedError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def parse_object(path: Path, text: str) -> dict[str, Any]:
@@ -158,6 +215,46 @@ def parse_object(path: Path, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise MalformedError(f"{path} holds a JSON {type(value).__name__}; an object was expected")
     return value
+
+
+def typed(path: Path, value: Any, shape: Any, place: str = "") -> Any:
+    """`value`, which was read from `path`, if it has a `shape`: a type (`float` takes whole numbers too), `[shape]` for
+    a list, `{name: shape}` for an object with at least these keys (`"name?"`: may be absent or null), `{str: shape}`
+    for an object whose values have one shape, `Any` for anything. Raises MalformedError that names the place."""
+    kind = type(shape) if isinstance(shape, (dict, list)) else (int, float) if shape is float else shape
+    if shape is not Any:
+        fits = isinstance(value, kind) and not (isinstance(value, bool) and shape is not bool)
+        if not fits or (isinstance(value, int) and abs(value) >= 2**63):
+            raise MalformedError(f"{path} is damaged: {place or 'it'} is {brief(value, 60)}, not {_WORDS[_key(shape)]}")
+    if isinstance(shape, list):
+        for number, item in enumerate(value):
+            typed(path, item, shape[0], f"{place}[{number}]")
+    for name, inner in shape.items() if isinstance(shape, dict) else ():
+        if name is str:
+            for key, item in value.items():
+                typed(path, item, inner, f"{place}.{brief(key, 60)}")
+        elif name.endswith("?"):
+            if value.get(name[:-1]) is not None:
+                typed(path, value[name[:-1]], inner, f"{place}.{name[:-1]}".lstrip("."))
+        elif name not in value:
+            raise MalformedError(f"{path} is damaged: {place or 'it'} has no {name}")
+        else:
+            typed(path, value[name], inner, f"{place}.{name}".lstrip("."))
+    return value
+
+
+def shape_of(value: Any) -> Any:
+    """The shape, as of `typed`, of an object: equal keys, and values of the same kinds."""
+    if isinstance(value, dict):
+        return {name: shape_of(item) for name, item in value.items()}
+    return type(value) if type(value) in (int, float, str) else Any
+
+
+def _key(shape: Any) -> type:
+    return type(shape) if isinstance(shape, (dict, list)) else shape
+
+
+_WORDS: dict[type, str] = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "an object"}
 
 
 def read_json(path: Path) -> Any:
@@ -187,13 +284,14 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number from 1, value) of each line that is not blank; `BROKEN` for one that is not JSON. Raises
     CheckpointError if the file cannot be read."""
     try:
+        regular(path)
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.isspace():
                     continue
                 value: Any = BROKEN
-                with contextlib.suppress(ValueError, RecursionError):
-                    value = json.loads(line)
+                with contextlib.suppress(ValueError):
+                    value = from_json(line)
                 yield number, value
     except OSError as error:
         raise unreadable(path, error) from error
@@ -248,6 +346,27 @@ class Appender:
 
     def close(self) -> None:
         self.file.close()
+
+
+# ---------------------------------------------------------------- standard streams
+
+
+def abandon(*names: str) -> None:
+    """Point these standard streams at /dev/null: what is left in their buffers cannot be written, also not at exit."""
+    for name in names:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys, name).fileno())
+
+
+def tell(text: str, end: str = "\n") -> bool:
+    """Print a line on stderr, with control characters shown. Returns False if nobody reads it any more (a closed
+    terminal or pipe, a full disk): then the program goes on in silence."""
+    try:
+        print(printable(text), end=end, file=sys.stderr, flush=True)
+    except (OSError, AttributeError):
+        abandon("stderr")
+        return False
+    return True
 
 
 # ---------------------------------------------------------------- locks

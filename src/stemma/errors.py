@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable
 
@@ -94,6 +95,26 @@ def no_memory(error: BaseException) -> bool:
     if isinstance(error, SystemError):  # what numpy's allocations may end with
         return "without setting an exception" in text
     return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+
+
+def brief(value: object, most: int = 200) -> str:
+    """`repr(value)` for a message: cut to `most` characters, and never an error itself."""
+    if isinstance(value, (str, bytes)) and len(value) > most:
+        return f"{value[:most]!r}... ({len(value):,} characters)"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a value that holds itself
+        return f"a {type(value).__name__} that is too large to be shown"
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def printable(text: object) -> str:
+    """`text` with control characters shown (`\\x1b`), but for tabs and ends of lines: what comes from a file, a model
+    or another's command is printed through this, so that it cannot steer the terminal."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", str(text))
+
+
+_CONTROL = re.compile(r"(?!\r\n)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def nearest(word: str, known: Iterable[str], limit: int = 1) -> list[str]:

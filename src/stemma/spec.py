@@ -21,9 +21,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from stemma.errors import UsageError, did_you_mean
+from stemma.errors import UsageError, brief, did_you_mean
 
 T = TypeVar("T")
+UNFIT = (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError)  # of a value, or its text
 
 
 @dataclass(frozen=True)
@@ -301,9 +302,9 @@ def coerce(hint: Any, raw: Any, path: str) -> Any:
     for option in options:
         try:
             return _plain(option, raw)
-        except (ValueError, TypeError, SyntaxError, OverflowError):
+        except UNFIT:
             continue
-    raise UsageError(f"{path or 'value'}={raw!r} does not fit; expected {_type_name(hint)}")
+    raise UsageError(f"{path or 'value'}={brief(raw)} does not fit; expected {_type_name(hint)}")
 
 
 def _plain(hint: Any, raw: Any) -> Any:
@@ -327,9 +328,9 @@ def _plain(hint: Any, raw: Any) -> Any:
         if hint is int and (isinstance(raw, float) or (isinstance(raw, str) and _looks_float(raw))):
             if float(raw) != int(float(raw)):
                 raise ValueError
-            return int(float(raw))
+            raw = int(float(raw))
         number = hint(raw)
-        if not math.isfinite(number):
+        if not math.isfinite(number) or (hint is int and abs(number) >= 2**63):
             raise ValueError
         return number
     if hint is str and isinstance(raw, str):
@@ -361,8 +362,8 @@ def _parse_spec(specs: list[type[Spec]], raw: str | Mapping[str, Any], path: str
             raise UsageError(
                 f"{where}{name!r} cannot be read; it is always {_form(specs[0])}{_field_for(specs[0], name, path)}"
             )
-        hint = did_you_mean(str(name), known) or specs[0].ELSEWHERE
-        raise UsageError(f"{where}no kind {name!r}; known: {', '.join(known)}{hint}")
+        hint = did_you_mean(brief(name), known) or specs[0].ELSEWHERE
+        raise UsageError(f"{where}no kind {brief(name)}; known: {', '.join(known)}{hint}")
     spec, hints = known[name], _hints(known[name])
     for key in fields:
         if key not in hints:
@@ -393,11 +394,10 @@ def _call(raw: str, where: str, example: type[Spec]) -> dict[str, Any]:
             fields = {"kind": call.func.id} | {str(k.arg): _literal(k.value) for k in call.keywords}
             if None not in {k.arg for k in call.keywords} and len(fields) == 1 + len(call.keywords):
                 return fields
-        except (SyntaxError, ValueError):
+        except UNFIT:
             continue
-    raise UsageError(
-        f"{where}{raw!r} cannot be read; write a kind, or a kind with named fields such as {_form(example)}"
-    )
+    form = _form(example)
+    raise UsageError(f"{where}{brief(raw)} cannot be read; write a kind, or a kind with named fields such as {form}")
 
 
 def _form(kind: type[Spec]) -> str:

@@ -5,6 +5,9 @@ Neither this module nor the commands' modules import torch at the top, so that `
 
 from __future__ import annotations
 
+from stemma.cli import stop  # isort: skip  # first: Ctrl-C while the others are imported
+
+import contextlib
 import importlib
 import os
 import re
@@ -12,15 +15,16 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import click
 
 from stemma import __version__
+from stemma.cli.terminal import console, echo, flush, open_streams
+from stemma.disk import abandon
 from stemma.errors import LostError, StemmaError, UsageError, did_you_mean, no_memory
 
-if TYPE_CHECKING:
-    from rich.console import Console
+__all__ = ["command", "complete_names", "console", "echo", "emit", "existing_runs", "main", "overrides"]
 
 # group -> (command, its arguments, one line about it, its module)
 GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
@@ -180,14 +184,12 @@ def main(args: list[str] | None = None) -> NoReturn:
     """Run the program and exit with one of the documented codes."""
     arguments = sys.argv[1:] if args is None else args
     debug = "--debug" in arguments
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a character that the terminal cannot show becomes `?`
-            stream.reconfigure(errors="replace")
+    open_streams()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = note
             code = root.main(args=arguments, prog_name="stemma", standalone_mode=False)
-        sys.stdout.flush()
+        flush()
         sys.exit(code if isinstance(code, int) else 0)
     except StemmaError as error:
         fail(str(error), error.exit_code, debug, isinstance(error, LostError))
@@ -196,8 +198,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         fail("stopped", 130, debug)
     except BrokenPipeError:
-        # The reader closed the pipe (`stemma tree | head`): print nothing, also when Python flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon("stdout")  # the reader closed the pipe (`stemma tree | head`): print nothing, also at exit
         sys.exit(141)
     except MemoryError as error:
         fail(short_of_memory(error), 5, debug)
@@ -207,6 +208,8 @@ def main(args: list[str] | None = None) -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{(error.strerror or str(error)).lower()}", 5, debug)
     except Exception as error:
+        if stop.requested():  # a library made another error of it
+            fail("stopped", 130, debug)
         if debug:
             raise
         if no_memory(error):
@@ -236,7 +239,7 @@ def note(
 ) -> None:
     """Print a UserWarning in one line, on the first rank only; hide other warnings."""
     if issubclass(category, UserWarning) and int(os.environ.get("RANK", "0")) == 0:
-        click.echo(f"note: {message}", err=True)
+        echo(f"note: {message}", err=True)
 
 
 def fail(sentence: str, code: int, debug: bool, lost: bool = False) -> NoReturn:
@@ -248,7 +251,11 @@ def fail(sentence: str, code: int, debug: bool, lost: bool = False) -> NoReturn:
     from stemma.parallel.report_once import should_report
 
     if debug or should_report(sentence, lost):
-        click.echo(f"error: {sentence}", err=True)
+        echo(f"error: {sentence}", err=True)
+    if code == 130:
+        stop.told()
+    with contextlib.suppress(OSError):  # what was to be printed before
+        flush()
     sys.exit(code)
 
 
@@ -284,22 +291,17 @@ def overrides(items: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
-def console(stderr: bool = False) -> Console:
-    """A console that prints text as it is, without markup."""
-    from rich.console import Console
-
-    class Plain(Console):
-        def on_broken_pipe(self) -> None:  # rich would exit with 1; `main` exits with 141
-            raise BrokenPipeError
-
-    return Plain(stderr=stderr, highlight=False, emoji=False, markup=False)
-
-
 def emit(data: Any) -> None:
     """Print plain data as JSON."""
+    echo(json_text(data, indent=2))
+
+
+def json_text(data: Any, indent: int | None = None) -> str:
+    """Plain data as JSON, in which terminals find no control characters."""
     import json
 
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False)
+    return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from stemma.cli import command, console, emit
+from stemma.cli import command, console, echo, emit
 from stemma.errors import UsageError
 
 
@@ -60,7 +60,7 @@ def clean(
 
         found = cluster.distribute(source, Path(out), steps, executor, tasks or 8, settings(options))
     if found is None:
-        click.echo(f"the jobs are submitted; the last one writes {Path(out) / 'report.json'}")
+        echo(f"the jobs are submitted; the last one writes {Path(out) / 'report.json'}")
         return
     if as_json:
         emit(found)
@@ -114,28 +114,28 @@ def stats(source: str, tokenizer: str | None, as_json: bool) -> None:
     if as_json:
         emit(found)
         return
-    click.echo(f"documents    {found['documents']:>15,}")
-    click.echo(f"bytes        {found['bytes']:>15,}")
-    click.echo(f"characters   {found['characters']:>15,}")
+    echo(f"documents    {found['documents']:>15,}")
+    echo(f"bytes        {found['bytes']:>15,}")
+    echo(f"characters   {found['characters']:>15,}")
     if found["tokens"] is not None:
         rate = found["bytes"] / max(found["tokens"], 1)
-        click.echo(f"tokens       {found['tokens']:>15,}  {rate:.2f} bytes a token")
+        echo(f"tokens       {found['tokens']:>15,}  {rate:.2f} bytes a token")
     share = found["duplicate_bytes"] / max(found["bytes"], 1)
-    click.echo(f"duplicates   {found['duplicates']:>15,}  {share:.1%} of the text")
+    echo(f"duplicates   {found['duplicates']:>15,}  {share:.1%} of the text")
     if found["licence"]:
-        click.echo(f"licence      {found['licence']}")
+        echo(f"licence      {found['licence']}")
     for language, number in (found["languages"] or {}).items():
-        click.echo(f"  {language:<11}{number:>15,}  documents")
+        echo(f"  {language:<11}{number:>15,}  documents")
     held = found["lengths"]
-    click.echo(
+    echo(
         f"\n{held['unit']} a document: median {held['median']:,}, half of them {held['q1']:,} to {held['q3']:,}, "
         f"all {held['least']:,} to {held['most']:,}"
     )
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
     for line in survey.histogram(held["bins"], min(console().width, 100), encoding.startswith("utf")):
-        click.echo(line)
+        echo(line)
     for note in found["notes"]:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
 
 
 @command(name="cache")
@@ -146,12 +146,12 @@ def cache(clear: bool, as_json: bool) -> None:
     from stemma.data import shared
 
     if clear:
-        click.echo(f"{shared.clear() / 1e6:,.1f} MB were deleted from {shared.root()}")
+        echo(f"{shared.clear() / 1e6:,.1f} MB were deleted from {shared.root()}")
         return
     found = shared.stores()
     if as_json:
         emit([{"path": str(path), "bytes": size, "source": name or None} for path, size, name in found])
         return
     for _, size, name in found:
-        click.echo(f"{size / 1e6:>9,.1f} MB  {name or 'not finished'}")
-    click.echo(f"{sum(size for _, size, _ in found) / 1e6:>9,.1f} MB in {shared.root()}")
+        echo(f"{size / 1e6:>9,.1f} MB  {name or 'not finished'}")
+    echo(f"{sum(size for _, size, _ in found) / 1e6:>9,.1f} MB in {shared.root()}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stemma import disk
-from stemma.cli import Group, console, corpus, emit, overrides
+from stemma.cli import Group, console, corpus, echo, emit, overrides
 from stemma.cli.training import given
 from stemma.errors import UsageError
 
@@ -54,10 +54,8 @@ def data_list(as_json: bool) -> None:
         size = "not installed".rjust(26)
         if row["bytes"] is not None:
             size = f"{row['bytes'] / 1e6:5.1f} MB {row['documents']:>7,} documents"
-        click.echo(f"{row['name']:<15}{size}  {row['licence']}")
-    click.echo(
-        "Besides: a file, a folder, a glob, rows.jsonl, rows.parquet, hf://org/name; see `stemma data show --help`."
-    )
+        echo(f"{row['name']:<15}{size}  {row['licence']}")
+    echo("Besides: a file, a folder, a glob, rows.jsonl, rows.parquet, hf://org/name; see `stemma data show --help`.")
 
 
 def _there(name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stemma.cli import command, complete_names, console, emit, overrides
+from stemma.cli import command, complete_names, console, echo, emit, overrides
 from stemma.errors import UsageError
 from stemma.words import (
     PARTS,
@@ -149,7 +149,7 @@ def tree(name: str | None, as_json: bool, html: str | None) -> None:
     if html is not None:
         from stemma.pictures import write_tree
 
-        click.echo(str(write_tree(html or f"tree{'-' + name if name else ''}.html", root=name)))
+        echo(str(write_tree(html or f"tree{'-' + name if name else ''}.html", root=name)))
         return
     roots = [known[name]] if name else children(None)
     if as_json:
@@ -200,7 +200,7 @@ def diff(a: str, b: str, as_json: bool, html: str | None) -> None:
     if html is not None:
         from stemma.pictures import write_diff
 
-        click.echo(str(write_diff(a, b, html or f"diff-{a}-{b}.html")))
+        echo(str(write_diff(a, b, html or f"diff-{a}-{b}.html")))
         return
     one, two = families.family(a), families.family(b)
     if as_json:

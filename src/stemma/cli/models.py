@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from stemma.cli import command, console, emit
+from stemma.cli import command, console, echo, emit, json_text
 from stemma.errors import UsageError, require
 
 PATH = click.argument("path", metavar="PATH")
@@ -142,9 +142,9 @@ def generate(
         stream = sys.stdout.isatty() and single and generation_config.num_beams(model, asked) == 1
     lead = not answers(model)  # else it goes on from the prompt
     if single and stream:
-        click.echo(texts[0] if lead else "", nl=False)
-        stemma.generate(model, texts, asked, stream=lambda row, piece: click.echo(piece, nl=False))
-        click.echo()
+        echo(texts[0] if lead else "", nl=False)
+        stemma.generate(model, texts, asked, stream=lambda row, piece: echo(piece, nl=False))
+        echo()
         return
     results = stemma.generate(model, texts, asked)
     if as_json:
@@ -155,7 +155,7 @@ def generate(
             ]
         )
         return
-    click.echo("\n\n".join((t if lead else "") + (r.text or "") for t, r in zip(texts, results, strict=True)))
+    echo("\n\n".join((t if lead else "") + (r.text or "") for t, r in zip(texts, results, strict=True)))
 
 
 @command()
@@ -229,8 +229,6 @@ def embed(
 
     Without a TEXT, every line of standard input is one.
     """
-    import json
-
     import stemma
 
     given = list(texts) or [line for line in piped((), "a TEXT")[0].split("\n") if line.strip()]
@@ -241,12 +239,12 @@ def embed(
     vectors = stemma.embed(model, given, normalize=similar or normalize, **options)
     if not similar:
         for text, vector in zip(given, vectors.tolist(), strict=True):
-            click.echo(json.dumps({"text": text, "vector": [round(x, 7) for x in vector]}, ensure_ascii=False))
+            echo(json_text({"text": text, "vector": [round(x, 7) for x in vector]}))
         return
     cosines = vectors @ vectors.T
     pairs = [(float(cosines[i, j]), i, j) for i in range(len(given)) for j in range(i)]
     for cosine, i, j in sorted(pairs, reverse=True):
-        click.echo(f"{cosine:7.4f}  {given[j]}  |  {given[i]}")
+        echo(f"{cosine:7.4f}  {given[j]}  |  {given[i]}")
 
 
 def byte_size(text: str) -> int:
@@ -304,4 +302,4 @@ def convert(
     model.save(str(out), layout=layout, dtype=dtype if small else None, shard_bytes=limit, shards=shards)
     weights = sum(p.numel() for p in model.parameters())
     kind = "float32" if layout.startswith("llama2c") else dtype if small else str(model.dtype).removeprefix("torch.")
-    click.echo(f"{out}: {model.name}, {weights:,} parameters, {kind}")
+    echo(f"{out}: {model.name}, {weights:,} parameters, {kind}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stemma import disk
-from stemma.cli import command, console
+from stemma.cli import command, console, echo
 from stemma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def quickstart(out: str, budget: str, data: str, seed: int, quiet: bool) -> int:
     if not quiet:
         table(runs)
         say.print(f"\n{time.monotonic() - begin:.0f} s in all. The report, for any browser:", soft_wrap=True)
-    click.echo(str(report))
+    echo(str(report))
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stemma.cli import Group, command, complete_names, console, existing_runs, overrides
+from stemma.cli import Group, command, complete_names, console, echo, existing_runs, overrides
 from stemma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def report_outcome(run: Any) -> int:
             unigram, xz = (base.get(f"{n}_bits_per_byte") for n in ("unigram", "xz"))
             beside = f" (unigram {unigram:.3f}, xz {xz:.3f})" if key == "bits_per_byte" and unigram and xz else ""
             out.print(f"held-out text: {val[key]:.3f} {words}{beside}")
-    if "replaced_right" in val:
+    if val.keys() >= {"replaced_right", "replaced_share", "bits_per_target"}:
         out.print(
             f"held-out text: {val['replaced_right']:.1%} of tokens classified right, "
             f"{val['replaced_share']:.1%} replaced, {val['bits_per_target']:.3f} bits a token"
@@ -186,7 +186,7 @@ def verify_resume(run: str, steps: int) -> None:
     from stemma.train import verify_resume as check
 
     found = check(existing_runs((run,))[0], steps)
-    click.echo(
+    echo(
         f"{found['steps']} steps in one go and with a stop after {found['stopped_after']}: "
         "losses, gradient norms and weights are identical"
     )
@@ -204,4 +204,4 @@ def report(runs: tuple[str, ...], out: str, title: str | None) -> None:
     from stemma.report import write
 
     path = write(existing_runs(runs), out, title=title)
-    click.echo(str(path))
+    echo(str(path))

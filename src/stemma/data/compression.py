@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import contextlib
 import gzip
+import itertools
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO, cast
 from stemma.errors import DataError, require
 
 ENDINGS = (".gz", ".bgz", ".bz2", ".xz", ".lzma", ".zst")
+LONGEST = 100_000_000  # bytes of a line: a longer one takes many times its size in memory
 SNIFF = 512  # bytes at the front of a file by which its kind is known
 
 # (first bytes, what they are, the ending under which such a file is read)
@@ -97,6 +99,8 @@ class _Zstd:
             rest = rows.pop()
             for row in rows:
                 yield row + b"\n"
+            if len(rest) > LONGEST:  # `lines` refuses it
+                break
         if rest:
             yield rest
 
@@ -112,14 +116,16 @@ def lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file, each with its `\\n`. Raises DataError with the offset of a byte that is not text."""
     at, head = 0, b""
     with _open(path) as file:
-        rows = iter(file)
-        while True:
+        rows = iter(file) if isinstance(file, _Zstd) else iter(lambda: file.readline(LONGEST + 1), b"")
+        for number in itertools.count(1):
             try:
                 raw = next(rows)
             except StopIteration:
                 return
             except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
                 raise _damaged(path, error) from error
+            if len(raw) > LONGEST:
+                raise DataError(f"{path}:{number} is a line of more than {LONGEST:,} bytes; divide it into several")
             if at == 0:
                 head = raw[:SNIFF]
                 if raw.startswith(b"\xef\xbb\xbf"):

@@ -76,7 +76,7 @@ def _divided(path: Path, split: str | None, size: int) -> Iterator[Document]:
                     continue
                 if piece.isspace():
                     blank += 1
-                    if held:
+                    if held and blank <= 2:  # more are no part of the document
                         held.append(piece)
                 else:
                     if held and blank >= (2 if rule == "section" else 1):
@@ -129,6 +129,7 @@ def _table(path: Path, column: str) -> Iterator[Document]:
                 raise DataError(f"{path} has no column {column!r}, but {keys}; name the column with #field=NAME")
             number = 0
             for batch in batches([column, *(c for c in ("lang", "group") if c in names and c != column)]):
+                batch.validate(full=True)  # offsets out of range would end the process
                 for row in batch.to_pylist():
                     number += 1
                     value = row[column]

@@ -116,6 +116,13 @@ def training_texts(source: Source | str, val_fraction: float = 0.05, seed: int =
     hashes = np.array([text for text, _ in seen], dtype=np.uint64)
     groups = [group for _, group in seen]
     out = divided(hashes, groups, val_fraction, seed) if any(groups) else held_out(hashes, val_fraction, seed)
-    for document, away in zip(pieces(source.documents()), out, strict=True):
+    changed = f"{source.name} changed while it was read; run the command again when nothing writes to it"
+    rest = iter(out.tolist())
+    for document in pieces(source.documents()):
+        away = next(rest, None)
+        if away is None:
+            raise DataError(changed)
         if not away:
             yield document.text
+    if next(rest, None) is not None:
+        raise DataError(changed)

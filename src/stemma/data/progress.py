@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TextIO
 
+from stemma import disk
+
 QUIET = 1.0  # seconds before the first line: shorter work shows none
 EVERY = {True: 0.2, False: 15.0}  # seconds between two lines, on a terminal and in a log
 
@@ -39,11 +41,14 @@ class Meter:
         if (end and not self.shown) or (not end and (now - self.last < EVERY[terminal] or now - self.begin < QUIET)):
             return
         self.last, self.shown = now, True
-        self.out.write(("\r\x1b[K" if terminal else "") + self.line(done, total, now) + ("" if terminal else "\n"))
-        if end and terminal:
-            self.out.write("\n")
-            self.shown = False
-        self.out.flush()
+        try:
+            self.out.write(("\r\x1b[K" if terminal else "") + self.line(done, total, now) + ("" if terminal else "\n"))
+            if end and terminal:
+                self.out.write("\n")
+                self.shown = False
+            self.out.flush()
+        except OSError:  # nobody reads it any more
+            disk.abandon("stderr")
 
     def line(self, done: int, total: int, now: float) -> str:
         """The line at the time `now`."""

@@ -74,6 +74,8 @@ def number(model: Model, name: str, default: float) -> float:
         return default
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise wrong(name, value, "a number")
+    if value and not 1e-6 <= abs(value) <= 1e6:
+        raise wrong(name, value, "a number between 1e-6 and 1e6")
     return value
 
 

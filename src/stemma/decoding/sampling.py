@@ -125,6 +125,10 @@ class Sampler:
 
     def __post_init__(self) -> None:
         require(self.temperature >= 0, f"temperature must not be negative, not {self.temperature}")
+        require(
+            self.temperature == 0 or 1e-6 <= self.temperature <= 1e6,
+            f"temperature must be 0 or lie in [1e-6, 1e6], not {self.temperature}",
+        )
         require(self.top_k >= 0, f"top_k must not be negative, not {self.top_k}")
         require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], not {self.top_p}")
         require(0 <= self.min_p <= 1, f"min_p must lie in [0, 1], not {self.min_p}")

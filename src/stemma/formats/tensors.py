@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from stemma import disk
-from stemma.errors import CheckpointError, ResourceError
+from stemma.errors import CheckpointError, ResourceError, brief
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -178,7 +178,22 @@ def unpickled(file: Path, what: str, *classes: type) -> dict[str, Any]:
         raise CheckpointError(f"{file} cannot be read as {what}: {why}") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{file} should hold tensors by name, not a {type(data).__name__}")
+    _usable(file, data)
     return data
+
+
+def _usable(file: Path, data: Mapping[Any, Any]) -> None:
+    """Raises CheckpointError for keys that are no text, and for tensors without plain values: sparse ones, quantised
+    ones, those on the meta device."""
+    for name, value in data.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{file} should hold tensors by name; a key is {brief(name)}, which is no text")
+        if name == "model" and isinstance(value, Mapping):  # fairseq's
+            _usable(file, value)
+        if isinstance(value, Tensor):
+            odd = "meta" if value.is_meta else "quantised" if value.is_quantized else str(value.layout)
+            if odd != "torch.strided":
+                raise CheckpointError(f"{file}: {brief(name)} is a tensor of another kind ({odd}); plain ones are read")
 
 
 def full_name(kind: type) -> str:
@@ -218,7 +233,7 @@ def whole(directory: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
     except ResourceError:
         raise
     except Exception as error:  # safetensors wraps the system's error in its own
-        if isinstance(error, OSError) or "No space left" in str(error):
+        if disk.is_refusal(error):
             raise disk.refused(directory, error, note=UNCHANGED) from None
         raise
     finally:

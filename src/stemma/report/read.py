@@ -9,6 +9,12 @@ from typing import Any
 from stemma import disk
 from stemma.errors import CheckpointError, DataError, UsageError
 
+INFO = {"plan?": {"name?": str, "data?": str}}
+SUMMARY: dict[str, Any] = {"val?": {}}
+FILL = {"parts?": [Any], "truth?": [Any], "guesses?": [[{"text": Any}]]}
+REPAIR = {"parts?": [Any], "truth?": [Any], "spans?": [Any]}
+SAMPLES = {"fill?": [FILL], "continue?": [{}], "repair?": [REPAIR]}
+
 
 @dataclass(frozen=True)
 class RunFiles:
@@ -42,17 +48,19 @@ def read(path: str | Path) -> RunFiles:
     if not (path / "run.json").is_file():
         what = "it holds no run.json" if path.is_dir() else "there is no such directory"
         raise UsageError(f"{path} is not a run: {what}")
-    info = _object(path / "run.json")
+    info = _object(path / "run.json", INFO)
     steps, warnings = _lines(path / "metrics.jsonl")
-    summary, samples = (_object(path / name, optional=True) for name in ("summary.json", "samples.json"))
+    summary, samples = _object(path / "summary.json", SUMMARY), _object(path / "samples.json", SAMPLES)
     return RunFiles(path, info, steps, summary, samples, tuple(warnings))
 
 
-def _object(path: Path, optional: bool = False) -> dict[str, Any]:
-    if optional and not path.is_file():
+def _object(path: Path, shape: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object of a file, of a `shape` of `disk.typed`; empty if there is none."""
+    if not path.is_file():
         return {}
     try:
-        return disk.read_object(path)
+        found: dict[str, Any] = disk.typed(path, disk.read_object(path), shape)
+        return found
     except CheckpointError as error:
         raise DataError(str(error)) from None
 

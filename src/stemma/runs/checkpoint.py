@@ -26,6 +26,7 @@ from stemma.errors import CheckpointError, MalformedError
 STATE = "state.json"
 TENSORS = ("model.safetensors", "optimizer.safetensors")
 SUMS, OWN = "crc32", "crc32_state"  # in the state: of the tensors' files, and of all else in it
+SHAPE = {"step": int, f"{SUMS}?": {str: int}, "frozen?": {"names": [str], "fingerprint": str}}
 NAME = re.compile(r"step-(\d+)(?:-(\d+))?")
 
 
@@ -151,6 +152,7 @@ def verify(path: Path) -> Any:
             raise CheckpointError(f"{path / STATE} is damaged, or of an older version: it has no checksum")
         if state[OWN] != _own(state):
             raise CheckpointError(f"{path / STATE} is damaged: it is not what was written")
+        disk.typed(path / STATE, state, SHAPE)
         for name, expected in state.get(SUMS, {}).items():
             if _sum(path / name) != expected:
                 raise CheckpointError(f"{path / name} is damaged: it is not what was written")

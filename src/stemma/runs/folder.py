@@ -26,6 +26,7 @@ from stemma.parallel import World
 from stemma.parallel.processes import lost_connection
 
 T = TypeVar("T")
+SUMMARY = {"steps?": int, "val?": {str: float}, "baselines?": {"unigram_bits_per_byte?": float, "xz_bits_per_byte?": float}}
 
 
 def resume_command(run: Path) -> str:
@@ -100,7 +101,7 @@ def read(run: Path, parse: Callable[[Any], T]) -> T:
         why = str(error)
     except KeyError as error:
         why = f"it has no {error.args[0]!r}"
-    except (TypeError, AttributeError):
+    except (TypeError, AttributeError, RecursionError, OverflowError):
         why = "it is no table of settings"
     except UsageError as error:
         why = str(error)
@@ -115,8 +116,8 @@ def summary(run: Path) -> dict[str, Any]:
     if not path.exists() or not any((run / "model").glob("*.safetensors")):
         return {}
     try:
-        return dict(disk.read_json(path))
-    except (MalformedError, TypeError, ValueError):
+        return dict(disk.typed(path, disk.read_json(path), SUMMARY))
+    except MalformedError:
         raise CheckpointError(
             f"{path} is damaged; delete it to have it written again with: {resume_command(run)}"
         ) from None

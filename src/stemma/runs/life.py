@@ -54,8 +54,7 @@ def carry_on(run: Path, trainer: Trainer, kind: Kind, on_step: OnStep | None = N
     if not drive(trainer, run, on_step=on_step, evaluate=kind.evaluate, quiet=quiet):
         if not quiet and trainer.is_main:
             again = f"stopped after step {trainer.step} of {trainer.steps}; go on with: {folder.resume_command(run)}"
-            with contextlib.suppress(OSError):  # a terminal that is gone
-                print(again, file=sys.stderr)
+            disk.tell(again)
         return Outcome({"steps": trainer.step}, False)
     quality = kind.evaluate()
     if wrong := [k for k, v in quality.items() if not math.isfinite(v)]:

@@ -7,7 +7,9 @@ import sys
 import time
 from typing import Any
 
+from stemma import disk
 from stemma.data.progress import span
+from stemma.errors import printable
 from stemma.runs.metrics import Record
 from stemma.runs.trainer import Trainer
 
@@ -72,13 +74,11 @@ class Progress:
             self._print(text)
             return
         with contextlib.suppress(OSError):  # a terminal that is gone
-            self.live.console.print(text)
+            self.live.console.print(printable(text), markup=False)
 
     def _print(self, text: str) -> None:
         """Print a line; if nobody reads it any more (a closed terminal or pipe), go on in silence."""
-        try:
-            print(text, file=sys.stderr, flush=True)
-        except OSError:
+        if not disk.tell(text):
             self.quiet = True
 
     def __exit__(self, *_: object) -> None:

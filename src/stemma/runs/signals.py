@@ -18,13 +18,16 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
 
-    def handle(number: int, _: Any) -> None:
+    def handle(number: int, frame: Any) -> None:
         if asked and number == signal.SIGINT:
+            if callable(old := before.get(signal.SIGINT)):
+                old(number, frame)  # which ends the process if it is asked a third time
             raise KeyboardInterrupt
         asked.append(number)
 
     caught = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {
+    before: dict[int, Any] = {}
+    before |= {
         s: signal.signal(s, handle)
         for s in caught
         if s != getattr(signal, "SIGHUP", None) or signal.getsignal(s) is not signal.SIG_IGN

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stemma import disk
-from stemma.errors import CheckpointError
-from stemma.text import added, ranks, spm
+from stemma.errors import CheckpointError, brief
+from stemma.text import added, ranks, reading, spm
 from stemma.text.specials import ROLES, Specials, sentinel, spaced_sentinel
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "spm.model")
 NAMES = ("vocab.txt", "vocab.json", *MODELS)
 # of model types whose files alone do not tell their kind
+EXTRA = 10_000  # the most sentinels that a SentencePiece model gets
 KINDS = {
     "openai-gpt": "gpt-bpe",
     **dict.fromkeys(("t5", "mt5", "umt5"), "unigram"),
@@ -131,6 +132,7 @@ def _merges(rules: Path, path: Path) -> list[tuple[str, str]]:
         if len(parts) != 2:
             raise CheckpointError(f"{rules}:{number} is not a merge: two pieces with one space between were expected")
         merges.append((parts[0], parts[1]))
+    reading.check_merges(rules, len(merges))
     return merges
 
 
@@ -214,7 +216,9 @@ def _sentencepiece(
     if unigram:
         pieces = {text for text, _, _ in model.pieces}
         whole = sentinel(0) in pieces or spaced_sentinel(0) in pieces
-        asked = int(config.get("extra_ids", 100))
+        asked = config.get("extra_ids", 100)
+        if not isinstance(asked, int) or not 0 <= asked <= EXTRA:
+            raise CheckpointError(f"{path}: extra_ids={brief(asked)} should be a whole number of at most {EXTRA:,}")
         specials = Specials(**{**own_names, **named}, extra=asked)
         return finish(out, "unigram", specials, 0 if whole else asked), specials
     usual = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}

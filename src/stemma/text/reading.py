@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stemma import disk
-from stemma.errors import CheckpointError, ResourceError
+from stemma.errors import CheckpointError, ResourceError, StemmaError, brief
 from stemma.text.specials import ROLES, Specials, sentinel, spaced_sentinel
 
 if TYPE_CHECKING:
     import tokenizers
+
+MERGES = 2_000_000  # the most merges that are read; the largest published tokenizers have half a million
+GROWTH = 1000  # times that a normalizer may make a text longer
 
 
 def special_names(table: Mapping[str, Any]) -> dict[str, str]:
@@ -26,17 +31,64 @@ def special_names(table: Mapping[str, Any]) -> dict[str, str]:
     return out
 
 
+@contextlib.contextmanager
+def guarded(what: object) -> Iterator[None]:
+    """Raise CheckpointError for what the tokenizers library raises of a tokenizer that it cannot build or run: bare
+    exceptions, and panics, which are no Exception. `what` names the tokenizer."""
+    try:
+        yield
+    except (StemmaError, MemoryError, OSError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        why = brief(" ".join(str(error).split()) or type(error).__name__)
+        raise CheckpointError(f"{what} is not a tokenizer that works: {why}") from None
+
+
+def check(core: tokenizers.Tokenizer, what: object) -> None:
+    """Raises CheckpointError for a tokenizer without a vocabulary, and for a normalizer that multiplies text."""
+    if not core.get_vocab_size():
+        raise CheckpointError(f"{what} is a tokenizer without a vocabulary")
+    if (growth := _growth(json.loads(core.to_str()).get("normalizer"))) > GROWTH:
+        raise CheckpointError(
+            f"the normalizer of {what} makes a text {growth:,} times longer; at most {GROWTH} is read"
+        )
+
+
+def _growth(normalizer: Any) -> int:
+    """How many times longer a normalizer's replacements may make a text, at most."""
+    if not isinstance(normalizer, dict):
+        return 1
+    if normalizer.get("type") == "Sequence":
+        return math.prod(_growth(inner) for inner in normalizer.get("normalizers") or ())
+    pattern, content = normalizer.get("pattern"), normalizer.get("content")
+    if normalizer.get("type") != "Replace" or not isinstance(content, str):
+        return 1
+    length = len(pattern.get("String") or "x") if isinstance(pattern, dict) else 1
+    return max(1, -(-len(content) // length))
+
+
 def parse(text: str, path: Path) -> tokenizers.Tokenizer:
     """The library's tokenizer of a tokenizer.json. Raises CheckpointError naming the file."""
     try:
         from tokenizers import Tokenizer as Core
     except ImportError as error:
         raise ResourceError("tokenizers cannot be imported: pip install tokenizers") from error
-    disk.parse_object(path, text)
+    model = disk.parse_object(path, text).get("model")
+    check_merges(path, len(m) if isinstance(model, dict) and isinstance(m := model.get("merges"), list) else 0)
     try:
         return Core.from_str(text)
-    except Exception as error:  # the library raises bare exceptions
+    except BaseException as error:  # the library raises bare exceptions, and panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise CheckpointError(f"{path} is not a tokenizer that the tokenizers library can read: {error}") from error
+
+
+def check_merges(path: Path, count: int) -> None:
+    """Raises CheckpointError for more merges than any tokenizer has."""
+    if count > MERGES:
+        raise CheckpointError(f"{path} has {count:,} merges; at most {MERGES:,} are read")
 
 
 def resolve_specials(core: tokenizers.Tokenizer, named: Mapping[str, str], model: Mapping[str, Any]) -> Specials:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -52,6 +53,8 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
         shift += 7
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:
@@ -114,6 +117,10 @@ def parse(raw: bytes, name: str) -> Model:
         raise CheckpointError(f"{name} is not a SentencePiece model, or it is damaged ({error})") from error
     if not model.pieces:
         raise CheckpointError(f"{name} is not a SentencePiece model: it holds no pieces")
+    if not 0 <= model.unk < len(model.pieces):
+        raise CheckpointError(f"{name}: the unknown piece is {model.unk} of {len(model.pieces)}")
+    if odd := next((text for text, score, _ in model.pieces if not math.isfinite(score)), None):
+        raise CheckpointError(f"{name}: the piece {odd!r} has no finite score")
     if model.suffix:
         raise CheckpointError(f"{name} marks spaces at the end of words, which Stemma does not read")
     return model

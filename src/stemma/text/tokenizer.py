@@ -122,6 +122,20 @@ class Tokenizer:
         model_config = disk.read_object(model) if model.is_file() else {}
         template = kept[chat.FILE] if chat.FILE in kept else chat.find(config)
 
+        with reading.guarded(directory):
+            return cls._read(directory, kept, named, config, model_config, template)
+
+    @classmethod
+    def _read(
+        cls,
+        directory: Path,
+        kept: dict[str, str],
+        named: dict[str, str],
+        config: dict[str, Any],
+        model_config: dict[str, Any],
+        template: str | None,
+    ) -> Tokenizer:
+        """`load`, from the contents of the small files."""
         if MAIN in kept:
             core = added.follow(reading.parse(kept[MAIN], directory / MAIN), config)
             specials = reading.resolve_specials(core, named, model_config)
@@ -129,6 +143,7 @@ class Tokenizer:
             core, specials = legacy.load(directory, named, config, model_config)
             kept = {name: text for name, text in kept.items() if name == chat.FILE}
             specials = dataclasses.replace(specials, extra=reading.count_sentinels(core))
+        reading.check(core, directory)
         state = json.loads(core.to_str())
         lower = '"lowercase":true' in json.dumps(state.get("normalizer"), separators=(",", ":"))
         return cls(core, reading.kind_of(state), specials, kept=kept, chat_template=template, lowercase=lower)
@@ -357,7 +372,8 @@ class Tokenizer:
         if any(i < 0 for i in ids):
             raise UsageError(f"token ids are not negative, as {min(ids)} is")
         ids = [i for i in ids if i < self.vocab_size]
-        return str(self._core.decode(ids, skip_special_tokens=skip_special))
+        with _panics():
+            return str(self._core.decode(ids, skip_special_tokens=skip_special))
 
     def decode_continuation(self, ids: Iterable[int]) -> str:
         """The text of ids that go on from others, with the space in front that `decode` may take off."""
@@ -450,12 +466,25 @@ class Tokenizer:
 def _reading(*texts: str) -> Iterator[None]:
     """Name the character that is no text, where the library only says that there is one."""
     try:
-        yield
+        with _panics():
+            yield
     except TypeError as error:
         for text in texts:
             if isinstance(text, str) and (bad := next((c for c in text if "\ud800" <= c <= "\udfff"), None)):
                 raise DataError(f"the text has a character that is not text (U+{ord(bad):04X})") from error
         raise
+
+
+@contextlib.contextmanager
+def _panics() -> Iterator[None]:
+    """Raise CheckpointError where the library panics, as for a pattern that backtracks without end."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"the tokenizer cannot read this text: {why}; its files are damaged or unusual") from None
 
 
 def _printable(text: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from stemma import disk
 from stemma.data.steps import CleaningStep
 from stemma.declare.family import Text
 from stemma.declare.objectives import Objective
@@ -24,6 +25,7 @@ from stemma.rewrites.kinds import Rewrite
 from stemma.runs.spikes import Spikes
 from stemma.spec import Spec, at_least, interval, not_negative, require
 
+NODES = 100_000  # of a YAML file with its anchors written out: the most that are read
 _UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _POWERS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 
@@ -181,14 +183,43 @@ def overrides(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".toml":
             data: Any = tomllib.loads(text)
         else:
-            import yaml
-
-            data = yaml.safe_load(text) or {}
+            data = read_yaml(text) or {}
+        disk.check_depth(data)
     except Exception as error:
         raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(data, Mapping):
         raise UsageError(f"{path} should hold a table of settings such as 'train: {{budget: 2h}}'")
     return flat(data)
+
+
+def read_yaml(text: str) -> Any:
+    """The value of a YAML text. Raises ValueError for anchors that hold themselves, or that multiply to more than
+    `NODES` values, and what yaml raises."""
+    import yaml
+
+    loader = yaml.SafeLoader(text)
+    sizes: dict[int, int | None] = {}
+
+    def size(node: Any) -> int:
+        """Values that `node` stands for; None in `sizes` while they are counted."""
+        if id(node) not in sizes:
+            sizes[id(node)] = None
+            items = () if isinstance(node.value, str) else node.value
+            sizes[id(node)] = 1 + sum(size(n) for item in items for n in (item if isinstance(item, tuple) else (item,)))
+        found = sizes[id(node)]
+        if found is None:
+            raise ValueError("an anchor holds itself")
+        return found
+
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if (count := size(node)) > NODES:
+            raise ValueError(f"its anchors stand for {count:,} values, more than {NODES:,}")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from stemma import disk
 from stemma.errors import CheckpointError, DataError, ResourceError, no_memory
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Objective
@@ -30,6 +31,7 @@ from stemma.train.prefetch import Prefetch
 from stemma.train.recompute import recompute
 from stemma.train.source import DummyBatch, Source
 
+STATE = {"step": int, "tokens": int, "seconds": float, "rewinds": int, "losses": [float], "cursor": Any}
 SAMPLED = 1000  # entries of a frozen tensor that are compared when a run is resumed
 AHEAD = {"cpu": 0, "cuda": 2}  # steps whose batches are made ahead, where the plan leaves it open
 
@@ -303,6 +305,7 @@ class Loop:
             raise CheckpointError(
                 f"the checkpoint {path} was written by an older version, in another order of the text"
             )
+        disk.typed(path / checkpoint.STATE, state, STATE)
         own, frozen = self.learners.tensors(), set(self.frozen.get("frozen", {}).get("names", ()))
         if odd := sorted(own.keys() ^ (weights.keys() - frozen)):
             raise CheckpointError(f"the checkpoint {path} does not fit this model: {odd[0]} is in one of them only")
@@ -325,7 +328,15 @@ class Loop:
         optim.restore(self.learners, self.optimizer, slots)
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.rewinds, self.losses = state["rewinds"], list(state["losses"])
-        self.move(self.source.load(state["cursor"]))
+        self.move(self._cursor(path, state["cursor"]))
+
+    def _cursor(self, path: Path, saved: Any) -> Any:
+        """The cursor that a checkpoint has `saved`. Raises CheckpointError for one of another shape than this run's."""
+        disk.typed(path / checkpoint.STATE, saved, disk.shape_of(self.source.save(self.cursor)), "cursor")
+        try:
+            return self.source.load(saved)
+        except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+            raise CheckpointError(f"the cursor of the checkpoint {path} is not of this run's data: {error}") from None
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

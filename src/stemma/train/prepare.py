@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def report_uneven(plan: Plan, train: Any, rest: Any) -> None:
         else f"it has {len(train) + len(rest)} documents, of which none is divided; FILE#split=paragraph or "
         "FILE#split=line makes more of them"
     )
-    print(f"{share:.0%} of the text is held out and not {wanted:.0%}: {why}", file=sys.stderr)
+    disk.tell(f"{share:.0%} of the text is held out and not {wanted:.0%}: {why}")
 
 
 def check_tokenizer(plan: Plan, tokenizer: Any) -> None:
@@ -180,7 +179,7 @@ def prepare(
     if tokenizer is None:
         tokenizer = _train_tokenizer(plan, source)
     if not quiet:
-        print(f"reading {plan.data} with {tokenizer.vocab_size:,} tokens of {plan.text.tokenizer}", file=sys.stderr)
+        disk.tell(f"reading {plan.data} with {tokenizer.vocab_size:,} tokens of {plan.text.tokenizer}")
     with disk.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     if taken is not None:
@@ -193,7 +192,7 @@ def prepare(
     store = build(source, tokenizer, out / "data", progress=bar)
     if not quiet:
         for note in source.notes:
-            print(note, file=sys.stderr)
+            disk.tell(note)
     return store, tokenizer
 
 

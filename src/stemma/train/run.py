@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -186,9 +185,8 @@ def _tokenized(plan: Plan, tokenizer: Any, quiet: bool, sized: bool) -> tuple[Pl
             raise UsageError(f"the run begins from {plan.train.start} and takes its tokenizer: give no other")
         tokenizer, least = start.inspect(plan)
     elif not quiet and (parent := missing_parent(plan)):
-        print(
+        disk.tell(
             f"{plan.name} is more training of {parent}'s weights; without --from it begins from new ones",
-            file=sys.stderr,
         )
     if tokenizer is None:
         return plan, None, 0

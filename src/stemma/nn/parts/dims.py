@@ -8,6 +8,12 @@ from typing import ClassVar
 
 from stemma.spec import Bound, Spec, at_least, not_negative, require
 
+# The most of each that is believed: far above every published model, and far below what takes hours only to be counted.
+MOST = {
+    **{"d_model": 10**6, "embed": 10**6, "d_ff": 10**7, "head_dim": 10**6, "vocab": 10**8, "context": 2**31},
+    **{"layers": 10**4, "decoder_layers": 10**4, "groups": 10**4, "inner": 10**4},
+    **{"heads": 10**5, "kv_heads": 10**5, "segments": 10**6, "languages": 10**6, "experts": 10**5, "active": 10**5},
+}
 COUNT = {"bound": Bound(1, said="be at least 1")}
 
 
@@ -41,6 +47,9 @@ class Dims(Spec):
     RULES: ClassVar = {"kv_heads": "kv", "head_dim": "width", "decoder_layers": "depth"}  # what stands in if left out
 
     def check(self) -> None:
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            require((value or 0) <= most, f"dims.{name}={value} is more than the {most:,} that is supported")
         require(
             self.head_dim is not None or self.d_model % self.heads == 0,
             f"dims.d_model={self.d_model} is not a multiple of dims.heads={self.heads}; change one, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -9,8 +10,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -412,12 +414,70 @@ def test_generate(call: Call, runs: dict[str, Path]) -> None:
     assert all(1 <= len(row["ids"]) <= 5 and len(row["ids"]) == len(row["logprobs"]) for row in rows)
     _, whole, _ = call("generate", runs["llama"], "The king", "-n", 5)
     _, streamed, _ = call("generate", runs["llama"], "The king", "-n", 5, "--stream")
-    assert whole == "The king" + rows[0]["text"] + "\n"
+    assert whole == rows[0]["text"] + "\n"  # a pipe gets the text alone
     assert streamed.replace(" ", "") == whole.replace(" ", "")
-    _, out, _ = call("generate", runs["llama"] / "model", "The", "-n", 3, "--num-beams", 2)
+    assert call("generate", runs["llama"], "The king", "-n", 5, "--echo")[1] == "The king" + whole
+    _, out, _ = call("generate", runs["llama"] / "model", "The", "-n", 3, "--num-beams", 2, "--echo")
     assert out.startswith("The")
     drawn = call("generate", runs["llama"], *["The king"] * 3, "-n", 20, "--temperature", 1, "--ignore-eos", "--json")
     assert len({tuple(row["ids"]) for row in json.loads(drawn[1])}) == 3
+
+
+def test_prompts_of_a_pipe(call: Call, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def piped(*args: object) -> str:
+        monkeypatch.setattr("sys.stdin", io.StringIO("The king\n\nAnd the\n"))
+        code, out, err = call("generate", runs["llama"], "-n", 4, "--ignore-eos", *args)
+        assert code == 0, err
+        return out
+
+    assert [row["prompt"] for row in json.loads(piped("--json"))] == ["The king", "And the"]
+    assert [row["prompt"] for row in json.loads(piped("--json", "--whole"))] == ["The king\n\nAnd the"]
+    streamed, whole = piped("--stream", "--echo"), piped("--echo")
+    assert streamed.startswith("The king") and "\n\nAnd the" in streamed
+    assert streamed.replace(" ", "") == whole.replace(" ", "")
+
+
+def test_stop_texts_have_escapes(call: Call, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from stemma.cli import models
+    from stemma.cli.prompts import unescaped
+
+    assert unescaped(r"a\n\t\\n\x41\u00e9\q") == "a\n\t\\nA\u00e9\\q"
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(models, "continued", lambda model, prompts, asked, *rest: seen.update(stop=asked.stop) or [])
+    call("generate", runs["llama"], "x", "--stop", r"\n", "--stop", "end", "--stream")
+    assert seen["stop"] == ("\n", "end")
+
+
+def test_stopping_keeps_what_was_written(call: Call, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from stemma import decoding
+
+    def broken(*args: Any, **options: Any) -> Iterator[Any]:
+        yield decoding.Event(0, 1, 0.0, " first")
+        yield decoding.Event(1, 1, 0.0, " second")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(decoding, "stream", broken)
+    assert call("generate", runs["llama"], "a", "b")[:2] == (130, " first\n\n second\n")
+
+
+def test_names_of_special_tokens_in_a_prompt(call: Call, runs: dict[str, Path]) -> None:
+    import stemma
+    from stemma.cli.prompts import encoded
+
+    ask = ("generate", runs["llama"], "The</s>king", "-n", 2, "--json")
+    assert "note: the prompt holds '</s>'" in call(*ask)[2] and "--special" in call(*ask)[2]
+    assert "note" not in call(*ask, "--special")[2] and "note" not in call("generate", runs["llama"], "The", "-n", 2)[2]
+    model = stemma.load(runs["llama"])
+    [ids] = encoded(model, ["<s>The</s>king"], special=True)
+    eos, bos = model.tokenizer.eos_id, model.tokenizer.bos_id
+    assert ids.count(eos) == 1 and ids.count(bos) == 1 and ids[0] == bos
+
+
+def test_similar_top(call: Call, runs: dict[str, Path]) -> None:
+    ask = ("embed", runs["roberta"], "a king", "the king", "light", "--similar")
+    every, best = (call(*ask, *more)[1].splitlines() for more in ((), ("--top", 2)))
+    assert len(every) == 3 and best == every[:2]
+    assert call("embed", runs["roberta"], "a", "b", "--top", 2)[0] == 2
 
 
 def test_fill(call: Call, runs: dict[str, Path]) -> None:
@@ -444,7 +504,7 @@ def test_convert(call: Call, runs: dict[str, Path], tmp_path: Path) -> None:
         (["generate", "nowhere", "x"], 2, "nowhere"),
         (["generate", "RUN", "x", "--temperature", "-1"], 2, "temperature"),
         (["generate", "RUN", "x", "--device", "toaster"], 2, "toaster"),
-        (["generate", "RUN", "x", "y", "--stream"], 2, "--stream"),
+        (["generate", "RUN", "x", "--json", "--stream"], 2, "--stream"),
         (["fill", "RUN", "no gap"], 2, "stemma generate"),
         (["convert", "RUN", "DST", "--shard-size", "vast"], 2, "vast"),
         (["convert", "RUN", "DST", "--dtype", "int3"], 2, "int3"),
@@ -531,6 +591,9 @@ def test_show_says_what_a_checkpoint_is(call: Call, runs: dict[str, Path], tmp_p
     assert (
         found["types"]["Q8_0"] > 5 and found["parameters"] > 10_000 and found["tokenizer"]["special"]["eos"] == "</s>"
     )
+    said = call("convert", target, tmp_path / "wide")[1]  # two bytes a weight, not four
+    assert "float16 (of Q8_0; --dtype float32 keeps every bit)" in said
+    assert " float32\n" in call("convert", target, tmp_path / "wider", "--dtype", "float32")[1]
     folder = tmp_path / "m"
     assert call("convert", run, folder)[0] == 0
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 from stemma.cli import command, console, emit
+from stemma.cli.prompts import Texts, encoded, lines_of, unescaped
 from stemma.errors import UsageError, require
 
 PATH = click.argument("path", metavar="PATH")
@@ -76,7 +78,13 @@ SAMPLING = (  # the options of `decoding.SamplingParams`
     click.option("--forced-eos", metavar="TOKEN", help="Last token, where a text has not ended before."),
     click.option("--decoder-start", metavar="TOKEN", help="What an encoder-decoder's text begins after."),
     click.option("--ignore-eos", is_flag=True, help="Go on past the end, to the full length."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable."),
+    click.option(
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        callback=lambda ctx, param, value: tuple(map(unescaped, value)),
+        help=r"End before this text; \n is a line end. Repeatable.",
+    ),
 )
 
 
@@ -104,6 +112,9 @@ def params(model: Any, options: dict[str, Any]) -> Any:
 @click.argument("prompts", nargs=-1, metavar="PROMPT...")
 @sampling
 @click.option("--stream/--no-stream", default=None, help="Print text as it comes.  [default: on a terminal]")
+@click.option("--echo/--no-echo", default=None, help="Print the PROMPT before its text.  [default: on a terminal]")
+@click.option("--whole", is_flag=True, help="Standard input is one PROMPT, not one a line.")
+@click.option("--special", is_flag=True, help="Names of special tokens in a PROMPT (<|im_start|>) are these tokens.")
 @LANGUAGE
 @click.option("--json", "as_json", is_flag=True, help="Print texts, ids and log-probabilities as JSON.")
 @DEVICE
@@ -112,6 +123,9 @@ def generate(
     path: str,
     prompts: tuple[str, ...],
     stream: bool | None,
+    echo: bool | None,
+    whole: bool,
+    special: bool,
     as_json: bool,
     device: str,
     dtype: str,
@@ -119,29 +133,23 @@ def generate(
 ) -> None:
     """Continue each PROMPT with the model at PATH (a folder, a run, a GGUF file or a hub id).
 
-    Without a PROMPT, standard input is one. Equal PROMPTs that are drawn get different texts. Options that are left out
-    are as the checkpoint's generation_config.json has them; where that says nothing either, the likeliest token is
-    taken.
+    Without a PROMPT, every line of standard input is one. Equal PROMPTs that are drawn get different texts. Options
+    that are left out are as the checkpoint's generation_config.json has them; where that says nothing either, the
+    likeliest token is taken. Ctrl-C prints what there is so far.
     """
-    import stemma
     from stemma.decoding import generation_config
     from stemma.decoding.inputs import answers
 
-    texts = piped(prompts, "a PROMPT")
-    single = len(texts) == 1 and not as_json
-    if stream and not (single and (options["num_beams"] or 1) == 1):
-        raise UsageError("--stream goes with one PROMPT, without --num-beams and --json")
+    texts = list(prompts) or (piped((), "a PROMPT") if whole else lines_of(piped((), "a PROMPT")[0]))
+    if stream and ((options["num_beams"] or 1) > 1 or as_json):
+        raise UsageError("--stream goes without --num-beams and --json")
     model = load(path, device, dtype)
     asked = params(model, options)
-    if stream is None:
-        stream = sys.stdout.isatty() and single and generation_config.num_beams(model, asked) == 1
-    lead = not answers(model)  # else it goes on from the prompt
-    if single and stream:
-        click.echo(texts[0] if lead else "", nl=False)
-        stemma.generate(model, texts, asked, stream=lambda row, piece: click.echo(piece, nl=False))
-        click.echo()
-        return
-    results = stemma.generate(model, texts, asked)
+    beams = generation_config.num_beams(model, asked) > 1
+    terminal = sys.stdout.isatty()
+    heads = texts if (terminal if echo is None else echo) and not answers(model) else [""] * len(texts)
+    printed = Texts(heads, live=not as_json and (stream if stream is not None else terminal and not beams))
+    results = continued(model, encoded(model, texts, special), asked, printed, beams and not stream)
     if as_json:
         emit(
             [
@@ -149,8 +157,27 @@ def generate(
                 for t, r in zip(texts, results, strict=True)
             ]
         )
-        return
-    click.echo("\n\n".join((t if lead else "") + (r.text or "") for t, r in zip(texts, results, strict=True)))
+    elif not printed.live:
+        click.echo("\n\n".join(head + (r.text or "") for head, r in zip(heads, results, strict=True)))
+
+
+def continued(model: Any, prompts: Any, asked: Any, printed: Texts, beams: bool) -> list[Any]:
+    """The results of all prompts. If the user stops it, what was written so far is printed."""
+    import stemma
+    from stemma import decoding
+
+    if beams or model.tokenizer is None:
+        return list(stemma.generate(model, prompts, asked))
+    results: dict[int, Any] = {}
+    try:
+        for event in decoding.stream(model, prompts, asked):
+            if event.result is not None:
+                results[event.row] = event.result
+            printed.add(event.row, event.text, event.result is not None)
+    except KeyboardInterrupt:
+        printed.close()
+        raise
+    return [results[i] for i in range(len(prompts))]
 
 
 @command()
@@ -203,6 +230,7 @@ def fill(path: str, text: str | None, top: int, language: str | None, as_json: b
     "--normalize/--no-normalize", default=None, help="Bring vectors to length 1.  [default: what PATH says, else yes]"
 )
 @click.option("--similar", is_flag=True, help="Print the cosine of each two texts instead, the nearest first.")
+@click.option("--top", type=click.IntRange(min=1), help="Only so many pairs, of --similar.  [default: all]")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Texts at a time.")
 @LANGUAGE
 @DEVICE
@@ -213,6 +241,7 @@ def embed(
     pool: Any,
     normalize: bool | None,
     similar: bool,
+    top: int | None,
     batch: int,
     language: str | None,
     device: str,
@@ -226,9 +255,11 @@ def embed(
 
     import stemma
 
-    given = list(texts) or [line for line in piped((), "a TEXT")[0].split("\n") if line.strip()]
+    given = list(texts) or lines_of(piped((), "a TEXT")[0])
     if similar and len(given) < 2:
         raise UsageError("--similar compares texts: give at least two")
+    if top is not None and not similar:
+        raise UsageError("--top is for the pairs of --similar")
     model = load(path, device, dtype)
     vectors = stemma.embed(model, given, pool=pool, normalize=similar or normalize, batch=batch, language=language)
     if not similar:
@@ -236,8 +267,8 @@ def embed(
             click.echo(json.dumps({"text": text, "vector": [round(x, 7) for x in vector]}, ensure_ascii=False))
         return
     cosines = vectors @ vectors.T
-    pairs = [(float(cosines[i, j]), i, j) for i in range(len(given)) for j in range(i)]
-    for cosine, i, j in sorted(pairs, reverse=True):
+    pairs = ((float(cosines[i, j]), i, j) for i in range(len(given)) for j in range(i))
+    for cosine, i, j in sorted(pairs, reverse=True) if top is None else heapq.nlargest(top, pairs):
         click.echo(f"{cosine:7.4f}  {given[j]}  |  {given[i]}")
 
 
@@ -257,7 +288,7 @@ def byte_size(text: str) -> int:
     "--dtype",
     default="auto",
     show_default=True,
-    help="float32, bfloat16, float16, or q8_0 in GGUF; auto keeps the file's.",
+    help="float32, bfloat16, float16, or q8_0 in GGUF; auto keeps the file's, and makes float16 of quantised ones.",
 )
 @click.option(
     "--to",
@@ -292,8 +323,23 @@ def convert(
         raise UsageError("--dtype q8_0 is for GGUF files (--to gguf)")
     if layout == "gguf":  # told before the weights are read
         require("gguf", "writing GGUF files", "'stemma-lm[gguf]'")
-    model = load(source, "cpu", "auto" if small else dtype)
+    packed = packed_type(source) if dtype == "auto" else None
+    model = load(source, "cpu", "auto" if small else "float16" if packed else dtype)
     model.save(str(out), layout=layout, dtype=dtype if small else None, shard_bytes=limit, shards=shards)
     weights = sum(p.numel() for p in model.parameters())
     kind = "float32" if layout.startswith("llama2c") else dtype if small else str(model.dtype).removeprefix("torch.")
-    click.echo(f"{out}: {model.name}, {weights:,} parameters, {kind}")
+    note = f" (of {packed}; --dtype float32 keeps every bit)" if packed else ""
+    click.echo(f"{out}: {model.name}, {weights:,} parameters, {kind}{note}")
+
+
+def packed_type(source: str) -> str | None:
+    """The type of most weights of a GGUF file whose embeddings are quantised; None for any other checkpoint."""
+    if not source.endswith(".gguf") or not Path(source).is_file():
+        return None
+    from stemma.cli.checkpoint import types
+    from stemma.formats.gguf import File
+    from stemma.formats.gguf.quants import PLAIN
+
+    entries = File(source).entries
+    table = entries.get("token_embd.weight")
+    return next(iter(types(None, source))) if table is not None and table.type not in PLAIN else None

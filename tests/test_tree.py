@@ -292,3 +292,23 @@ def test_names_that_are_none_get_a_hint(asked: str, said: str) -> None:
     with pytest.raises(UsageError) as error:
         families.known_as(asked)
     assert said in str(error.value)
+
+
+def test_a_quick_try_of_a_family() -> None:
+    import stemma
+
+    bert = families.family("bert")
+    assert len(repr(bert)) < 200 and "bert-base" in repr(bert)
+    child = bert.evolve("try", {"arch.mlp.act": "relu"})
+    assert (
+        list(child.sizes) == ["try"] and child.first.dims == bert.first.dims and child.about.weights.startswith("none")
+    )
+    small = {"d_model": 16, "layers": 1, "heads": 2, "d_ff": 32, "vocab": 40, "context": 16}
+    model = stemma.build(child, **small)
+    assert model.family is child and model.arch.mlp.act == "relu"
+    for source in (bert, "bert-base"):
+        named = stemma.build(source, task="classify", labels=["no", "yes", "perhaps"], **small)
+        assert named.labels == ("no", "yes", "perhaps") and named.arch.heads.task.labels == 3
+    for wrong in ("ab", [], ["a", "a"], [1, 2]):
+        with pytest.raises(UsageError, match="neither a number nor a list of different names"):
+            stemma.build(bert, task="classify", labels=wrong, **small)

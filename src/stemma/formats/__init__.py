@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +26,45 @@ WRITTEN = ("hf", "meta", "gguf", "llama2c", "llama2c-v1", "fairseq")  # the layo
 
 
 def build(
-    name: str | Design,
+    name: str | Design | Family,
     overrides: Mapping[str, Any] | None = None,
     *,
     seed: int = 0,
     dtype: str = "float32",
     task: str | Task | None = None,
-    labels: int | None = None,
+    labels: int | Sequence[str] | None = None,
     problem: str | None = None,
     rewrites: Iterable[Rewrite] = (),
     **dims: Any,
 ) -> Model:
-    """A model of a family's size with fresh weights, in eval mode: `build("roberta-base", layers=2)`.
+    """A model of a family's size with fresh weights, in eval mode: `build("roberta-base", layers=2)`. A family means
+    its first size; `labels` are a number or names.
 
     `overrides` are paths into the design (`{"arch.norm.eps": 1e-6}`), keywords are dims. A `task` (see `load`) replaces
     the pretraining heads by its own. `rewrites` are applied to the fresh weights. Raises
     UsageError for names and values that do not exist."""
-    design = families.design(name) if isinstance(name, str) else name
+    owner = name if isinstance(name, Family) else None
+    design = families.design(name) if isinstance(name, str) else name.first if isinstance(name, Family) else name
+    owner = owner or _owner(design.name)
+    count, names = _labels(labels)
     if task is not None:
-        owner = _owner(design.name)
-        design = body_for(with_heads(design, heads_for(task_of(owner, task, labels, problem), design, owner)))
+        design = body_for(with_heads(design, heads_for(task_of(owner, task, count, problem), design, owner)))
     design = spec.edit(design, {**(overrides or {}), **{f"dims.{k}": v for k, v in dims.items()}})
     model = meta_model(design).to_empty(device="cpu").to(dtype_of(dtype)).initialise(seed)
     apply(model, tuple(rewrites), seed)
-    return attach(model, design, _owner(design.name)).eval()
+    model.labels = names
+    return attach(model, design, owner).eval()
+
+
+def _labels(labels: int | Sequence[str] | None) -> tuple[int | None, tuple[str, ...]]:
+    """The number of labels and their names, where they are named. Raises UsageError for names that are not texts, or
+    not different."""
+    if labels is None or isinstance(labels, int):
+        return labels, ()
+    names = tuple(labels)
+    if isinstance(labels, str) or not names or len(set(names)) < len(names) or any(type(n) is not str for n in names):
+        raise UsageError(f"labels={labels!r} is neither a number nor a list of different names such as ['no', 'yes']")
+    return len(names), names
 
 
 # ---------------------------------------------------------------- loading
@@ -62,7 +77,7 @@ def load(
     *,
     new: Iterable[str] = (),
     task: str | Task | None = None,
-    labels: int | None = None,
+    labels: int | Sequence[str] | None = None,
     problem: str | None = None,
     revision: str | None = None,
     tokenizer: bool = True,
@@ -74,8 +89,8 @@ def load(
     Strict: every tensor of the file and of the model is accounted for in `model.ledger`. A head that the file's class
     needs and the file lacks is refused, unless `new` names it (`"lm"`, `"pooler"`, `"pair"`, ...): then it is
     initialised (`"task"`: even if the file has one). `task` (`"classify"`, `"tag"`, `"answer"`, `"choose"`, with
-    `labels` and, to classify texts, a `problem`: `"single"`, `"multi"` or `"regression"`) replaces the pretraining
-    heads by the family's head for it, loaded if the file has it, else initialised.
+    `labels`, a number or names, and, to classify texts, a `problem`: `"single"`, `"multi"` or `"regression"`) replaces
+    the pretraining heads by the family's head for it, loaded if the file has it, else initialised.
     `dtype="auto"` keeps the file's; `device="meta"` reads shapes and no data. `rewrites` (`stemma.rewrites`) replace
     modules before they are filled: a quantised matrix is made of the file's tensor, and no other copy is kept. Raises
     CheckpointError naming the tensor, key or file."""
@@ -90,7 +105,10 @@ def load(
         return reader(folder, device, dtype, **options)
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; give the folder that holds config.json and the weights")
-    return hf.load(folder, device, kind, new=new, task=task, labels=labels, problem=problem, **options)
+    count, names = _labels(labels)
+    model = hf.load(folder, device, kind, new=new, task=task, labels=count, problem=problem, **options)
+    model.labels = names or model.labels
+    return model
 
 
 def _reader_of(path: Path, heads: bool) -> Callable[..., Model] | None:

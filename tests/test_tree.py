@@ -312,3 +312,14 @@ def test_a_quick_try_of_a_family() -> None:
     for wrong in ("ab", [], ["a", "a"], [1, 2]):
         with pytest.raises(UsageError, match="neither a number nor a list of different names"):
             stemma.build(bert, task="classify", labels=wrong, **small)
+
+
+def test_labels_by_name_when_loading(tmp_path: Path) -> None:
+    import stemma
+
+    small = {"d_model": 16, "layers": 1, "heads": 2, "d_ff": 32, "vocab": 40, "context": 16}
+    stemma.build("bert-base", **small).save(str(tmp_path / "body"))
+    model = stemma.load(tmp_path / "body", task="classify", labels=["no", "yes", "perhaps"])
+    assert model.labels == ("no", "yes", "perhaps") and model.arch.heads.task.labels == 3
+    model.save(str(tmp_path / "tuned"))
+    assert stemma.load(tmp_path / "tuned").labels == ("no", "yes", "perhaps")

@@ -7,6 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -449,6 +450,30 @@ def test_sentence_starts_are_in_order(text: str) -> None:
     assert got[0] == 0
     for at in got[1:]:
         assert text[at - 1].isspace() and not text[at].isspace()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("一句。", "两句！", "“三句？”", "四句……还是四句"),
+        ("彼は言った。", "「行く？」", "彼女は行った。"),
+        ("एक वाक्य है। ", "दूसरा है।"),
+        ("هل هذا سؤال؟ ", "نعم"),
+        ("یہ ایک جملہ ہے۔ ", "دوسرا"),
+        ("የመጀመሪያ።", "ሁለተኛ፧ ", "ሦስተኛ"),
+        ("Մեկ։ ", "Երկու։"),
+        ("Is it 3.5? ", "Yes... ", "it (really!) ", "is.no"),
+    ],
+)
+def test_sentences_of_any_script(parts: tuple[str, ...]) -> None:
+    text = "".join(parts)
+    assert [text[a:b] for a, b in itertools.pairwise([*sentences(text), len(text)])] == list(parts)
+
+
+def test_a_long_row_of_marks_takes_linear_time() -> None:
+    begin = time.process_time()
+    assert sentences("." * 300_000 + "x" + "。" * 300_000 + "x") == [0, 600_001]
+    assert time.process_time() - begin < 2
 
 
 def test_sentences() -> None:

@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import lzma
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 
 from stemma.data import files, read
-from stemma.errors import DataError, ResourceError
+from stemma.data.heldout import training_texts
+from stemma.errors import DataError, ResourceError, UsageError
 from stemma.train import pretrain
 
 ROWS = [{"text": f'Cat {i} sat,\n"on" [it].', "url": "u"} for i in range(40)]
@@ -131,3 +133,54 @@ def test_a_missing_package_is_told_before_any_text_is_read(
     with pytest.raises(ResourceError, match=r"needs .*: pip install 'stemma-lm\[\w+\]'") as caught:
         pretrain("gpt2", out="run", budget="2 steps", quiet=True, **{"data": "text/a.txt", **options})
     assert caught.value.exit_code == 5 and not (tmp_path / "run").exists()
+
+
+def test_a_group_that_means_something_else_is_named_and_can_be_dropped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(groups: list[str]) -> str:
+        rows = [{"text": f"Row {i} of {i * i}.", "group": groups[i % len(groups)], "lang": "py"} for i in range(60)]
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / "a.jsonl")
+
+    small = {"dims.vocab": 300, "dims.d_model": 16, "dims.layers": 1, "dims.heads": 2, "dims.d_ff": 16}
+    name = write(["wiki"])
+    with pytest.raises(DataError, match=r"all 60 of them have one value in the field 'group'.*#group=none"):
+        pretrain("gpt2", data=name, out=tmp_path / "run", budget="1 step", overrides=small, quiet=True)
+    for spec in (f"{name}#group=none", f"{name}#group=none&lang=none"):
+        assert len(list(training_texts(spec))) > 50
+        assert {d.group for d in read(spec).documents()} == {""}
+    assert {d.language for d in read(f"{name}#lang=none").documents()} == {""}
+    with pytest.raises(UsageError, match="none was expected"):
+        read(f"{name}#group=wiki")
+    name = write(["wiki", "web"])
+    pretrain("gpt2", data=name, out=tmp_path / "two", budget="1 step", overrides=small)
+    assert "documents with one value in the field 'group' stay together" in capsys.readouterr().err
+
+
+def test_links_to_folders_are_followed_and_loops_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("far/1.txt", "far/deep/2.txt", "data/n.txt", "data/.git/h.txt", "data/sub/m.md"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(name)
+    Path("data/far").symlink_to("../far")
+    Path("data/again").symlink_to("../far")
+    for i in range(3):  # loops: of one link, through each other
+        Path(f"data/self{i}").symlink_to(".")
+        Path(f"far/deep/up{i}").symlink_to("../../data")
+    monkeypatch.setattr("os.scandir", _counted(os.scandir, limit=200))
+    want = ["far/1.txt", "far/deep/2.txt"] * 2 + ["data/n.txt"]
+    assert sorted(texts("data")) == sorted([*want, "data/sub/m.md"])
+    assert sorted(texts("data/**/*.txt")) == sorted(want)
+    assert texts("data/s*/**/*.md") == ["data/sub/m.md"]
+    assert texts("data/.git/**") == ["data/.git/h.txt"]
+
+
+def _counted(call: Callable[..., Any], limit: int) -> Callable[..., Any]:
+    left = iter(range(limit))
+
+    def counted(*args: Any) -> Any:
+        assert next(left, None) is not None, "folders are walked round in a loop"
+        return call(*args)
+
+    return counted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -531,3 +532,26 @@ def test_what_does_not_fit_is_said() -> None:
         with pytest.raises(UsageError, match=words):
             stemma.spec.edit(MLM(), fields)
     assert MLM().unit == Tokens()
+
+
+@pytest.mark.parametrize("vocabulary", [275, 300])  # characters in pieces of bytes, and whole
+@pytest.mark.parametrize(
+    "text",
+    ["今日は天気がいいので、公園まで歩いて行きました", "我们昨天去了公园然后回家吃饭", "ฉันไปสวนเมื่อวานนี้แล้วกลับบ้าน"],
+)
+def test_scripts_without_spaces_have_words_in_byte_level_vocabularies(vocabulary: int, text: str) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        tokenizer = Tokenizer.train("bpe", [text, text[::-1], text[5:]], vocabulary, Specials(mask="<mask>"))
+    tokens = np.asarray(tokenizer.encode(text))
+    words = Vocabulary(tokenizer).words(tokens, np.arange(len(tokens)))
+    assert max(map(len, words)) <= 6 and len(words) > 3
+    assert all("\ufffd" not in tokenizer.decode(tokens[word].tolist()) for word in words)
+
+
+def test_scripts_with_spaces_have_whole_words_in_byte_level_vocabularies() -> None:
+    text = "Жук ползёт 나는 공원에 नमस्ते दुनिया café 🙂"
+    with warnings.catch_warnings(action="ignore"):
+        tokenizer = Tokenizer.train("bpe", ["x y"], 260, Specials(mask="<mask>"))
+    tokens = np.asarray(tokenizer.encode(text))
+    words = Vocabulary(tokenizer).words(tokens, np.arange(len(tokens)))
+    assert [tokenizer.decode(tokens[word].tolist()).strip() for word in words] == text.split()

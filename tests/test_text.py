@@ -531,3 +531,16 @@ def test_damaged_models_are_refused_not_misread() -> None:
             spm.parse(raw[:cut], "m")
     with pytest.raises(CheckpointError, match="word or character"):
         spm.parse(raw[:-1] + b"\x03", "m")
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "gpt-bpe"])
+def test_an_alphabet_of_thousands_is_kept_if_asked_for(kind: str) -> None:
+    chars = [chr(0x4E00 + i) for i in range(1500)]
+    texts = [" ".join("".join(chars[i : i + 5]) for i in range(0, 1500, 5))]
+    specials = Specials(unk="[UNK]", pad="[PAD]")
+    with pytest.warns(UserWarning, match="keeps the 1,000 most frequent of 1,500 characters, and 33% of the text is"):
+        Tokenizer.train(kind, texts, 8000, specials)
+    wide = Tokenizer.train(kind, texts, 8000, specials, alphabet=3000)
+    assert "[UNK]" not in wide.tokens(wide.encode(texts[0]))
+    with pytest.raises(UsageError, match="a bpe vocabulary has no limited alphabet"):
+        Tokenizer.train("bpe", texts, 8000, specials, alphabet=3000)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+import stemma
 from stemma import disk, families, spec
 from stemma.data import Store, sources
 from stemma.declare.recipes import AdamW, Schedule
@@ -386,8 +387,21 @@ def test_a_foreign_directory_is_left_alone(ready: dict[str, Run], text: Path, tm
 
 def test_a_tokenizer_can_be_given(ready: dict[str, Run], text: Path, tmp_path: Path) -> None:
     words = Tokenizer.load(ready["gpt2"].directory / "tokenizer")
-    run = train("gpt2", tmp_path / "run", text, tokenizer=words)
+    own = {"dims.vocab": words.vocab_size}
+    run = train("gpt2", tmp_path / "run", text, changes=own, tokenizer=words)
     assert losses(run.directory) == losses(ready["gpt2"].directory)
+
+
+def test_a_given_tokenizer_can_be_padded(ready: dict[str, Run], text: Path, tmp_path: Path) -> None:
+    words = Tokenizer.load(ready["gpt2"].directory / "tokenizer")
+    run = train("gpt2", tmp_path / "run", text, 2, {"dims.vocab": 1024}, tokenizer=words)
+    assert run.plan.dims.vocab == 1024
+    model = stemma.load(run.directory / "model")
+    assert model.dims.vocab == 1024 and model.tokenizer.fingerprint == words.fingerprint
+    small = words.vocab_size - 1
+    with pytest.raises(UsageError, match=f"dims.vocab={small} is less than the {small + 1} entries of the tokenizer"):
+        train("gpt2", tmp_path / "small", text, changes={"dims.vocab": small}, tokenizer=words)
+    assert not (tmp_path / "small").exists()
 
 
 def test_time_and_compute_budgets(text: Path, tmp_path: Path) -> None:

@@ -6,7 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
-_SENTENCE = re.compile(r"[.!?]+[\"')\]’”]*\s+|\n\s*")
+# Marks that end a sentence whatever follows: Chinese and Japanese, Arabic, Indic, Tibetan, Burmese, Khmer, Ethiopic,
+# Armenian, Syriac.
+_ENDS = "。！？｡؟۔।॥།༎။។៕።፧։܀܁܂"
+_SENTENCE = re.compile(
+    rf"(?<![.!?{_ENDS}])[.!?{_ENDS}]*[{_ENDS}][.!?{_ENDS}]*[\"')\]’”」』）】》〉］｣»]*\s*"
+    r"|(?<![.!?])[.!?]+[\"')\]’”]*\s+"
+    r"|\n\s*"
+)
 
 
 class Encoder(Protocol):
@@ -20,7 +27,8 @@ class Encoder(Protocol):
 
 
 def sentences(text: str) -> list[int]:
-    """The positions of the characters that begin a sentence: 0, and each non-space character after a line end, or after
-    `.`, `?` or `!` (with closing quotes or brackets) and white space."""
+    """The positions of the characters that begin a sentence: 0, and each non-space character after a line end, after
+    `.`, `?` or `!` and white space, or after a mark such as `。`, `؟` or `।`. Closing quotes and brackets belong to the
+    sentence before."""
     begin = len(text) - len(text.lstrip())
     return [0, *(m.end() for m in _SENTENCE.finditer(text, begin) if m.end() < len(text))]

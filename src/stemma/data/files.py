@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stemma.data import compression, rows
+from stemma.data import compression, folders, rows
 from stemma.data.compression import BinaryError, lines
 from stemma.data.documents import Document, Source
 from stemma.errors import DataError
@@ -164,17 +163,17 @@ def _batches(path: Path, arrow: Any, held: contextlib.ExitStack) -> tuple[list[s
     return table.schema.names, lambda columns: (batch.select(columns) for batch in every)
 
 
-def _saved(where: Path, folders: list[str], names: list[str], notes: list[str]) -> list[str]:
+def _saved(where: Path, inside: list[str], names: list[str], notes: list[str]) -> list[str]:
     """The files to read in a folder. In one that `datasets` wrote with `save_to_disk` these are the Arrow files, and of
     several splits only `train`. Raises DataError if there are splits and none is `train`."""
     if "dataset_dict.json" in names:
-        if "train" not in folders:
+        if "train" not in inside:
             raise DataError(
-                f"{where} holds the splits {', '.join(folders)} and none called train; name the folder of one of them"
+                f"{where} holds the splits {', '.join(inside)} and none called train; name the folder of one of them"
             )
-        if len(folders) > 1:
+        if len(inside) > 1:
             notes.append(f"of {where} the split train is read; name the folder of another to read that")
-        folders[:] = ["train"]
+        inside[:] = ["train"]
         return []
     return [n for n in names if n.endswith(".arrow")] if {"dataset_info.json", "state.json"} <= {*names} else names
 
@@ -183,14 +182,9 @@ def of_folder(root: Path, spec: str, split: str | None, column: str) -> Source:
     """The text files in a folder and below, sorted by path, without hidden ones."""
     found = []
     skipped: list[str] = []
-
-    def closed(error: OSError) -> None:
-        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from None
-
-    for where, folders, names in os.walk(root, onerror=closed):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = _saved(Path(where), folders, names, skipped)
-        found += [p for name in names if not name.startswith(".") and (p := Path(where) / name).is_file()]
+    for where, inside, names in folders.walk(root):
+        names = _saved(where, inside, names, skipped)
+        found += [p for name in names if (p := where / name).is_file()]
     if not found:
         raise DataError(f"{root} is an empty folder")
     found.sort(key=lambda path: path.relative_to(root).parts)

@@ -96,15 +96,26 @@ def bound(hashes: npt.NDArray[np.uint64], groups: Sequence[Any]) -> npt.NDArray[
     return hashes[[find(i) for i in range(len(hashes))]] if len(hashes) else hashes
 
 
+def divided(hashes: npt.NDArray[np.uint64], groups: Sequence[Any], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """`held_out` of documents with groups, which stay on one side. Raises DataError if they leave nothing to divide."""
+    joined = bound(hashes, groups)
+    if len(np.unique(joined)) < 2 <= len(np.unique(hashes)):
+        raise DataError(
+            f"the text cannot be divided into training and held-out documents: all {len(hashes)} of them have one "
+            "value in the field 'group', which binds translations of each other; if it means something else, add "
+            "#group=none to the name of the data"
+        )
+    return held_out(joined, fraction, seed)
+
+
 def training_texts(source: Source | str, val_fraction: float = 0.05, seed: int = 0) -> Iterator[str]:
     """The training texts of `Store.split(val_fraction, seed)`, before there is a store, for training a tokenizer.
     Walks the source twice. Raises DataError."""
     source = read(source) if isinstance(source, str) else source
     seen = [(content_hash(document.text), document.group) for document in pieces(source.documents())]
     hashes = np.array([text for text, _ in seen], dtype=np.uint64)
-    if any(group for _, group in seen):
-        hashes = bound(hashes, [group for _, group in seen])
-    out = held_out(hashes, val_fraction, seed)
+    groups = [group for _, group in seen]
+    out = divided(hashes, groups, val_fraction, seed) if any(groups) else held_out(hashes, val_fraction, seed)
     for document, away in zip(pieces(source.documents()), out, strict=True):
         if not away:
             yield document.text

@@ -5,7 +5,7 @@
 | `builtin:docs`, `builtin:code`, `builtin:bible` | see `stemma.data.builtin` |
 | `builtin:parallel`, `builtin:parallel:de-en` | verses in seven languages, or in those named: `stemma.data.parallel` |
 | `notes.txt`, `notes.md`, any text file | by the rule below |
-| `folder/` | every text file in it and below, sorted by path; hidden files are skipped, binary ones counted |
+| `folder/` | every text file in it and below, links too, sorted by path; hidden files skipped, binary ones counted |
 | `texts/*.txt` | a glob, sorted |
 | `rows.jsonl`, `rows.ndjson` | one a line, field `text` |
 | `rows.json` | one an object of JSON lines or of an array, field `text` |
@@ -21,7 +21,8 @@
 Options follow a `#` and are joined by `&`:
 
 - `field=body`: the field or column with the text; `split=file|paragraph|line`: how a text file is divided
-- `lang=de`: the language of all documents
+- `lang=de`: the language of all documents; `lang=none`: none, where a field `lang` means something else
+- `group=none`: no groups, where a field `group` means something else than translations
 - `epochs=4`: how often the documents may be read in training: `a.txt@0.7#epochs=4,b.txt@0.3`
 - `clean=exact:gopher`: steps of `stemma.data.steps` for this source alone
 
@@ -45,14 +46,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stemma.data import builtin, cleaning, compression, files, parallel
+from stemma.data import builtin, cleaning, compression, files, folders, parallel
 from stemma.data.documents import Document, MixtureSource, Source, of, together
 from stemma.errors import DataError, ResourceError, UsageError, did_you_mean, require
 
 __all__ = ["Document", "MixtureSource", "Source", "of", "read"]
 
 SPLITS = ("file", "paragraph", "line")
-OPTIONS = ("field", "split", "lang", "epochs", "clean")
+OPTIONS = ("field", "split", "lang", "group", "epochs", "clean")
 
 
 def read(spec: str, *, split: str | None = None, field: str | None = None) -> Source:
@@ -68,7 +69,16 @@ def read(spec: str, *, split: str | None = None, field: str | None = None) -> So
         steps = cleaning.parse(given["clean"].replace(":", ","))
         return cleaning.cleaned(read(_without(spec, "clean"), split=split, field=field), steps)
     if "lang" in given:
-        return _of_language(read(_without(spec, "lang"), split=split, field=field), spec, given["lang"])
+        if not given["lang"]:
+            raise UsageError(f"{spec!r} names no language after lang=")
+        code = "" if given["lang"] == "none" else given["lang"]
+        return _relabelled(read(_without(spec, "lang"), split=split, field=field), spec, language=code)
+    if "group" in given:
+        if given["group"] != "none":
+            raise UsageError(
+                f"group is {given['group']!r} in {spec!r}; none was expected, for documents without groups"
+            )
+        return _relabelled(read(_without(spec, "group"), split=split, field=field), spec, group="")
     split, field = given.get("split", split), given.get("field", field)
     if split is not None and split not in SPLITS:
         raise UsageError(f"split is {split!r}; one of {', '.join(SPLITS)} was expected{did_you_mean(split, SPLITS)}")
@@ -114,7 +124,7 @@ def _single(name: str, spec: str, split: str | None, column: str) -> Source:
         compression.check_packages([path])
         return Source(spec, lambda notes: files.of_file(path, split, column), paths=(path,), facts=facts)
     if glob.has_magic(name):
-        found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
+        found = folders.expand(str(path))
         if not found:
             raise DataError(f"no file matches {name}")
         compression.check_packages(found)
@@ -197,14 +207,12 @@ def _component(spec: str) -> MixtureSource:
 # ---------------------------------------------------------------- languages
 
 
-def _of_language(inner: Source, spec: str, language: str) -> Source:
-    """`inner` with its documents labelled as `language`."""
-    if not language:
-        raise UsageError(f"{spec!r} names no language after lang=")
+def _relabelled(inner: Source, spec: str, **labels: str) -> Source:
+    """`inner` with the same `language` or `group` for all documents."""
 
     def walk(notes: list[str]) -> Iterator[Document]:
         for document in inner.documents():
-            yield document._replace(language=language)
+            yield document._replace(**labels)  # type: ignore[arg-type]
         notes.extend(inner.notes)
 
     return Source(spec, walk, inner.licence, paths=inner.paths, facts=inner.facts)
@@ -223,9 +231,9 @@ def _by_language(name: str, spec: str, split: str | None, column: str) -> Source
             pattern += {"*": "[^/]*", "?": "[^/]", "**": ".*", "**/": "(?:.*/)?"}.get(piece, re.escape(piece))
     wild = name.replace("{lang}", "*").replace("{group}", "*")
     found = []
-    for path in sorted(glob.glob(wild, recursive=True)):
-        if Path(path).is_file() and (fits := re.fullmatch(pattern, Path(path).as_posix())):
-            found.append((Path(path), fits["lang"], fits["group"] if "{group}" in known else ""))
+    for path in folders.expand(wild):
+        if fits := re.fullmatch(pattern, path.as_posix()):
+            found.append((path, fits["lang"], fits["group"] if "{group}" in known else ""))
     if not found:
         raise DataError(f"no file matches {name}")
     compression.check_packages(path for path, _, _ in found)

@@ -42,7 +42,7 @@ from stemma import disk
 from stemma.data import stamps
 from stemma.data.documents import MixtureSource, Source
 from stemma.data.encoding import Encoder
-from stemma.data.heldout import bound, held_out
+from stemma.data.heldout import divided, held_out
 from stemma.data.sources import read
 from stemma.data.writer import VERSION, Progress, Writer
 from stemma.errors import CheckpointError
@@ -162,6 +162,11 @@ class View:
     def vocab(self) -> int:
         """The size of the tokenizer's vocabulary."""
         return int(self._store.meta["vocab"])
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether documents of the store are bound into groups, as translations of each other."""
+        return "groups" in self._store._arrays
 
     @cached_property
     def fingerprint(self) -> str:
@@ -308,8 +313,9 @@ class Store(View):
         """(training, held-out) documents, decided by `held_out`. A group stays on one side. Raises DataError."""
         hashes = np.asarray(self._arrays["hashes"], dtype=np.uint64)
         if "groups" in self._arrays:
-            hashes = bound(hashes, np.asarray(self._arrays["groups"]).tolist())
-        out = held_out(hashes, val_fraction, seed)
+            out = divided(hashes, np.asarray(self._arrays["groups"]).tolist(), val_fraction, seed)
+        else:
+            out = held_out(hashes, val_fraction, seed)
         return View(self, np.flatnonzero(~out)), View(self, np.flatnonzero(out))
 
     def _tokens(self, i: int) -> npt.NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 import unicodedata
 from typing import Any, NamedTuple
@@ -29,13 +30,38 @@ def _mark(piece: str) -> bool:
     return len(piece) == 1 and (piece in string.punctuation or unicodedata.category(piece)[0] == "P")
 
 
+# Ranges of scripts that are written without spaces between words: Thai, Lao, Tibetan; Burmese; Khmer; Chinese and
+# Japanese, with their punctuation, compatible and wide forms.
+_UNSPACED = (
+    (0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3000, 0x9FFF), (0xF900, 0xFAFF), (0xFF00, 0xFFEF),
+    (0x20000, 0x3FFFF),
+)  # fmt: skip
+
+
+def _unspaced(piece: str) -> bool:
+    """Whether a piece of a byte-level vocabulary begins with a character of a script without spaces, or with the first
+    bytes of one (`<0xE3><0x81>`)."""
+    if not (raw := bytes.fromhex("".join(re.findall(r"<0x([0-9A-F]{2})>", piece)))):
+        return any(a <= ord(piece[0]) <= b for a, b in _UNSPACED) if piece else False
+    size = 4 if raw[0] >= 0xF0 else 3
+    if not 0xE0 <= raw[0] <= 0xF4 or (len(raw) == 1 and not 0xE3 <= raw[0] <= 0xE9):
+        return False  # another script, the inside of a character, or too little to tell
+    low, high = (int.from_bytes((raw + fill * size)[:size]) for fill in (b"\x80", b"\xbf"))
+    return any(_utf8(a) <= low and high <= _utf8(b) for a, b in _UNSPACED)
+
+
+def _utf8(code: int) -> int:
+    return int.from_bytes(chr(code).encode())
+
+
 class Vocabulary:
     """Where words begin, by the pieces of a tokenizer: `begins` and `ends` (V) tell which start a word and after which
     a new one starts.
 
     A word goes on with `##` in WordPiece and to `</w>` in GPT-1's BPE; elsewhere it begins with the space before it. A
-    lone punctuation mark is a word. In SentencePiece vocabularies so is every piece that holds anything but ASCII
-    letters and punctuation, as in ALBERT's released code: scripts without spaces would be one word otherwise.
+    lone punctuation mark is a word. Scripts without spaces would be one word; in SentencePiece vocabularies every piece
+    that holds anything but ASCII letters and punctuation begins one, as in ALBERT's released code, and in byte-level
+    ones every piece that begins with a character of such a script.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -48,7 +74,7 @@ class Vocabulary:
                 self.ends = np.array([p.endswith("</w>") for p in pieces])
                 begins = [_mark(p.removesuffix("</w>")) for p in pieces]
             case "bpe":
-                begins = [p[:1] in SPACES or _mark(p) for p in pieces]
+                begins = [p[:1] in SPACES or _mark(p) or _unspaced(p) for p in pieces]
             case "unigram" | "spm-bpe":
                 plain = set(string.ascii_letters + string.punctuation)
                 begins = [p[:1] in f"{SPACES}<" or _mark(p) or not plain.issuperset(p) for p in pieces]

@@ -59,22 +59,38 @@ class Tokenizer:
 
     @classmethod
     def train(
-        cls, kind: str, texts: Iterable[str], vocab_size: int, specials: Specials, *, lowercase: bool = False
+        cls,
+        kind: str,
+        texts: Iterable[str],
+        vocab_size: int,
+        specials: Specials,
+        *,
+        lowercase: bool = False,
+        alphabet: int | None = None,
     ) -> Tokenizer:
         """Learn a tokenizer of `kind` (see `stemma.text.kinds`) from `texts`; deterministic.
 
         `vocab_size` counts everything: specials, bytes, sentinels. It is met exactly unless the text is too small; then
         a UserWarning says so and `shortfall` says by how much. `lowercase` is for `wordpiece`; `gpt-bpe` always lowers.
-        Raises UsageError (unknown kind, vocabulary too small for the alphabet), DataError (no text)."""
+        `alphabet`: characters that these two keep at most, by default 1,000; others become unknown, and a UserWarning
+        says so where these are 1% of the text. Raises UsageError (unknown kind, vocabulary too small for the alphabet),
+        DataError (no text)."""
         if lowercase and kind not in ("wordpiece", "gpt-bpe"):
             raise UsageError(f"lowercase is an option of wordpiece tokenizers, not of {kind}")
         if kind in ("unigram", "spm-bpe", "wordpiece") and specials.unk is None:
             specials = dataclasses.replace(specials, unk="[UNK]" if kind == "wordpiece" else "<unk>")
-        core = trainer.train(kind, texts, vocab_size, specials, lowercase)
+        core, known = trainer.train(kind, texts, vocab_size, specials, lowercase, alphabet)
         made = cls(
             core, kind, specials, lowercase=lowercase or kind == "gpt-bpe", shortfall=vocab_size - core.get_vocab_size()
         )
-        if made.shortfall > 0:
+        if known is not None and known.lost >= 0.01:
+            warnings.warn(
+                f"the {kind} vocabulary of {made.vocab_size} entries keeps the {known.kept:,} most frequent of "
+                f"{known.seen:,} characters, and {known.lost:.0%} of the text is unknown to it; raise "
+                "train.alphabet, and with it dims.vocab",
+                stacklevel=2,
+            )
+        elif made.shortfall > 0:
             warnings.warn(
                 f"the text gives a {kind} vocabulary of {made.vocab_size} entries, not {vocab_size}; use more text or "
                 "a smaller vocabulary",

@@ -7,7 +7,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stemma.errors import DataError, UsageError
 from stemma.text import kinds, legacy, spm
@@ -16,11 +16,22 @@ from stemma.text.specials import Specials
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-ALPHABET = 1000  # characters that a WordPiece or word-BPE vocabulary keeps at most, as in BERT's
+ALPHABET = 1000  # characters that a WordPiece or word-BPE vocabulary keeps, and a quarter of its entries, at most
 
 
-def train(kind: str, texts: Iterable[str], size: int, specials: Specials, lowercase: bool) -> Tokenizer:
-    """A tokenizer of exactly `size` entries, or as many as the text gives. Raises UsageError, DataError."""
+class Alphabet(NamedTuple):
+    """The characters `kept` of those `seen` in a text, and the `lost` share of the text's characters."""
+
+    kept: int
+    seen: int
+    lost: float
+
+
+def train(
+    kind: str, texts: Iterable[str], size: int, specials: Specials, lowercase: bool, alphabet: int | None = None
+) -> tuple[Tokenizer, Alphabet | None]:
+    """(a tokenizer of exactly `size` entries or as many as the text gives, its alphabet where that is limited).
+    `alphabet`: characters that a WordPiece or word-BPE vocabulary keeps at most. Raises UsageError, DataError."""
     kinds.check(kind)
     names = specials.names(kinds.ORDER[kind])
     if kind in ("unigram", "spm-bpe") and specials.unk is None:
@@ -31,13 +42,16 @@ def train(kind: str, texts: Iterable[str], size: int, specials: Specials, lowerc
         raise UsageError(
             f"a {kind} vocabulary of {size} is too small: its special tokens and bytes need {size - room + least}"
         )
+    if alphabet is not None and kind not in ("wordpiece", "gpt-bpe"):
+        raise UsageError(f"a {kind} vocabulary has no limited alphabet; leave train.alphabet out")
+    known: Alphabet | None = None
     if kind in ("unigram", "spm-bpe"):
         out = spm.convert(spm.train(kind, texts, room, names, specials))
     elif kind == "bpe":
         out = _bytes(texts, room, names, specials)
     else:
-        out = _words(kind, texts, room, names, lowercase or kind == "gpt-bpe", specials.unk)
-    return legacy.finish(out, kind, specials)
+        out, known = _words(kind, texts, room, names, lowercase or kind == "gpt-bpe", specials.unk, alphabet)
+    return legacy.finish(out, kind, specials), known
 
 
 def _some(texts: Iterable[str]) -> Iterator[str]:
@@ -83,7 +97,17 @@ def _alone(char: str) -> bool:
     return ascii_mark or ideograph or unicodedata.category(char).startswith("P")
 
 
-def _words(kind: str, texts: Iterable[str], size: int, names: list[str], lower: bool, unk: str | None) -> Tokenizer:
+def _letters(counts: Counter[str], free: int, most: int | None) -> tuple[list[str], Alphabet]:
+    """The most frequent characters, sorted, for a vocabulary with `free` entries beside its special tokens."""
+    room = max(1, min(ALPHABET, free // 4) if most is None else min(most, free // 2))
+    kept = sorted(sorted(counts, key=lambda c: (-counts[c], c))[:room])
+    lost = 1 - sum(counts[c] for c in kept) / max(1, counts.total())
+    return kept, Alphabet(len(kept), len(counts), lost)
+
+
+def _words(
+    kind: str, texts: Iterable[str], size: int, names: list[str], lower: bool, unk: str | None, most: int | None
+) -> tuple[Tokenizer, Alphabet]:
     """WordPiece or GPT-1's BPE over words.
 
     The library numbers the inner (`##x`) and final (`x</w>`) characters in the order of a hash table, which differs
@@ -106,8 +130,7 @@ def _words(kind: str, texts: Iterable[str], size: int, names: list[str], lower: 
         counts.update(draft.normalizer.normalize_str(text))
     for char in [c for c in counts if c.isspace()]:
         del counts[char]
-    room = max(1, min(ALPHABET, (size - len(names)) // 4))
-    alphabet = sorted(sorted(counts, key=lambda c: (-counts[c], c))[:room])
+    alphabet, known = _letters(counts, size - len(names), most)
     mark = "##{}" if kind == "wordpiece" else "{}</w>"
     inner = [mark.format(c) for c in alphabet if kind == "gpt-bpe" or not _alone(c)]
     options: dict[str, Any] = {"end_of_word_suffix": "</w>"} if kind == "gpt-bpe" else {}
@@ -124,4 +147,4 @@ def _words(kind: str, texts: Iterable[str], size: int, names: list[str], lower: 
     # The draft takes the inner characters for special tokens, so the tokenizer is made afresh from what it learned.
     learned = json.loads(draft.to_str())["model"]
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in learned.get("merges", [])]
-    return empty(learned["vocab"], merges)
+    return empty(learned["vocab"], merges), known

@@ -84,8 +84,9 @@ class Train(Spec):
     `average`: decay of a running mean of the weights, which is then evaluated and saved at the end. `spikes`: what to
     do when the loss spikes; left out, nothing, and a loss that is not finite ends the run. `start`: a run, a folder or
     a hub id whose weights and tokenizer the run begins with. `val_fraction`: share of the text held out;
-    `eval_tokens`: about how many of its tokens are evaluated at most. `threads`: of the CPU; left out, torch's own
-    number.
+    `eval_tokens`: about how many of its tokens are evaluated at most. `alphabet`: characters that a WordPiece or
+    `gpt-bpe` vocabulary keeps at most, where one is trained; left out 1,000, which Chinese text exceeds. `threads`: of
+    the CPU; left out, torch's own number.
     """
 
     PLACE: ClassVar[str] = "train"
@@ -108,6 +109,7 @@ class Train(Spec):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensorboard: bool = False
     start: str = ""
+    alphabet: int | None = at_least(1, None)
 
     def check(self) -> None:
         budget(self.budget)

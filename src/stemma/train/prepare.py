@@ -62,12 +62,16 @@ def check_enough(loop: Loop) -> None:
 def report_uneven(plan: Plan, train: Any, rest: Any) -> None:
     """Print a note if much more is held out than was asked for: documents are few, and none is divided."""
     wanted, share = plan.train.val_fraction, rest.tokens_total / max(1, train.tokens_total + rest.tokens_total)
-    if share > 0.1 + 2 * wanted:
-        print(
-            f"{share:.0%} of the text is held out and not {wanted:.0%}: it has {len(train) + len(rest)} documents, of "
-            "which none is divided; FILE#split=paragraph or FILE#split=line makes more of them",
-            file=sys.stderr,
-        )
+    if share <= 0.1 + 2 * wanted:
+        return
+    why = (
+        "documents with one value in the field 'group' stay together; if it means something else, add "
+        "#group=none to the name of the data"
+        if train.has_groups
+        else f"it has {len(train) + len(rest)} documents, of which none is divided; FILE#split=paragraph or "
+        "FILE#split=line makes more of them"
+    )
+    print(f"{share:.0%} of the text is held out and not {wanted:.0%}: {why}", file=sys.stderr)
 
 
 def check_tokenizer(plan: Plan, tokenizer: Any) -> None:
@@ -207,4 +211,5 @@ def _train_tokenizer(plan: Plan, source: Any) -> Any:
         plan.dims.vocab,
         specials,
         lowercase=text.lower and text.tokenizer == "wordpiece",
+        alphabet=plan.train.alphabet,
     )

@@ -158,7 +158,7 @@ def pretrain(
         return _reopened(out, world, on_step, quiet)
     _set_threads(plan.train.threads)
     quiet = quiet or not is_main
-    plan, tokenizer, least = _tokenized(plan, tokenizer, quiet)
+    plan, tokenizer, least = _tokenized(plan, tokenizer, quiet, "dims.vocab" in (overrides or {}))
     with folder.watch_ranks(world, out), contextlib.ExitStack() as held:
         if is_main:
             store, tokenizer = prepare(plan, out, tokenizer, quiet, taken=held)
@@ -172,9 +172,11 @@ def pretrain(
         return _carry_on(out, loop, tokenizer, store, on_step, quiet)
 
 
-def _tokenized(plan: Plan, tokenizer: Any, quiet: bool) -> tuple[Plan, Any, int]:
+def _tokenized(plan: Plan, tokenizer: Any, quiet: bool, sized: bool) -> tuple[Plan, Any, int]:
     """(the plan with its teachers pinned, the tokenizer of teachers or of a start, the least rows of the embeddings).
-    No tokenizer: one will be trained."""
+    No tokenizer: one will be trained. `sized`: the plan's vocabulary was asked for, and that of a given tokenizer is
+    padded to it. Raises UsageError if it is less than the tokenizer has."""
+    asked = plan.dims.vocab if sized and not plan.train.start else 0
     plan, tokenizer = pin_teachers(plan, tokenizer)
     least = 0
     if plan.train.start:
@@ -186,9 +188,18 @@ def _tokenized(plan: Plan, tokenizer: Any, quiet: bool) -> tuple[Plan, Any, int]
             f"{plan.name} is more training of {parent}'s weights; without --from it begins from new ones",
             file=sys.stderr,
         )
-    if tokenizer is not None:
-        check_tokenizer(plan, tokenizer)
-    return plan, tokenizer, least
+    if tokenizer is None:
+        return plan, None, 0
+    check_tokenizer(plan, tokenizer)
+    fixed = next((net.dims.vocab for net in plan.nets if net.weights), 0)
+    if asked and fixed not in (0, asked):
+        raise UsageError(f"dims.vocab={asked}, and the net that {plan.name} learns from has {fixed}; leave it out")
+    if asked and asked < (known := tokenizer.vocab_size):
+        raise UsageError(
+            f"dims.vocab={asked} is less than the {known} entries of the tokenizer; leave it out, or give more to pad "
+            "the embeddings"
+        )
+    return plan, tokenizer, max(least, asked)
 
 
 def _begun(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -345,10 +346,11 @@ def packed_type(source: str) -> str | None:
     """The type of most weights of a GGUF file whose embeddings are quantised; None for any other checkpoint."""
     if not source.endswith(".gguf") or not Path(source).is_file():
         return None
-    from stemma.cli.checkpoint import types
     from stemma.formats.gguf import File
     from stemma.formats.gguf.quants import PLAIN
 
     entries = File(source).entries
     table = entries.get("token_embd.weight")
-    return next(iter(types(None, source))) if table is not None and table.type not in PLAIN else None
+    if table is None or table.type in PLAIN:
+        return None
+    return Counter(entry.kind for entry in entries.values()).most_common(1)[0][0]

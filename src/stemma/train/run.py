@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stemma import disk, formats, spec
+from stemma import formats, spec
 from stemma.errors import UsageError
 from stemma.nn.model import Model, count
 from stemma.parallel import World, init_world
@@ -99,8 +99,6 @@ class Pretraining:
         for role, net in models.items():
             _release(net)
             net.save(str(run / role))
-            for file in (run / role).iterdir():
-                disk.sync(file)  # before the summary says that the run is finished
 
 
 def _release(model: Model) -> None:

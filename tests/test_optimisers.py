@@ -217,29 +217,6 @@ def test_factored_state_is_small_and_rows_may_have_no_gradient() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "gains"), [("command-r-plus", ("q_norm.weight", "k_norm.weight")), ("llama", ()), ("xlnet", ())]
-)
-@pytest.mark.parametrize("kind", [AdamW(weight_decay=0.1), Muon()])
-def test_a_matrix_is_what_multiplies_vectors(name: str, gains: tuple[str, ...], kind: Optimizer) -> None:
-    plan = resolve(name, overrides={"arch.attention.qk_norm": "HeadNorm"} if gains else None)
-    with torch.device("meta"):
-        model = Model(plan.arch, plan.dims)
-    names = {id(p): n for n, p in model.named_parameters()}
-    seen = {}
-    for group in optim.optimizer(kind, model, 1e-3).param_groups:
-        seen |= {names[id(p)]: (group["weight_decay"], group.get("matrices", False)) for p in group["params"]}
-    assert seen.keys() == set(names.values())
-    for path, (decay, matrix) in seen.items():
-        if "norm" in path or path.endswith("bias"):
-            assert (decay, matrix) == (0.0, False), path
-        if path.endswith((".q.weight", ".down.weight")):
-            assert decay > 0 and matrix == isinstance(kind, Muon), path
-        if path.endswith(("content", "distance", "segment", "segments")):
-            assert not matrix, path
-    assert all(any(path.endswith(gain) and p.ndim == 2 for path, p in model.named_parameters()) for gain in gains)
-
-
 # ---------------------------------------------------------------- Muon
 
 

@@ -29,16 +29,10 @@ class Metrics:
         self.open(step)
         self.board: Any = None
         if tensorboard:
-            self.open_board(step)
+            check_tensorboard()
+            from torch.utils.tensorboard import SummaryWriter
 
-    def open_board(self, step: int) -> None:
-        """Write curves for TensorBoard that go on after `step`; it drops later points of the writers before."""
-        check_tensorboard()
-        from torch.utils.tensorboard import SummaryWriter
-
-        if self.board is not None:
-            self.board.close()
-        self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=step + 1)
+            self.board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step + 1)
 
     def open(self, step: int) -> None:
         """Open the file to append after the line of `step`."""
@@ -64,8 +58,6 @@ class Metrics:
         """Go on after the line of `step`."""
         self.file.close()
         self.open(step)
-        if self.board is not None:
-            self.open_board(step)
 
     def write(self, record: Record) -> None:
         self.file.add(record)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from stemma.declare import recipes
 from stemma.errors import CheckpointError
-from stemma.nn.relative_sinusoidal import RelativeSinusoidalLayer
 from stemma.train import optimisers
 
 
@@ -53,38 +52,17 @@ def _groups(spec: recipes.Optimizer, model: nn.Module) -> list[dict[str, Any]]:
     """Parameter groups: matrices of blocks (apart for Muon), other matrices and tables, and the rest (norms,
     biases)."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    gains = _gains(model)
-    large = {name for name, p in named if p.ndim >= 2 and name not in gains}
-    hidden = large & _hidden(model) if isinstance(spec, recipes.Muon) else set()
+    hidden = {
+        name
+        for name, p in named
+        if isinstance(spec, recipes.Muon) and ".blocks." in name and p.ndim >= 2 and "table" not in name
+    }
     groups: list[dict[str, Any]] = [
         {"params": [p for n, p in named if n in hidden], "weight_decay": spec.weight_decay, "matrices": True},
-        {"params": [p for n, p in named if n in large - hidden], "weight_decay": spec.weight_decay},
-        {"params": [p for n, p in named if n not in large], "weight_decay": 0.0, "adapted": False},
+        {"params": [p for n, p in named if p.ndim >= 2 and n not in hidden], "weight_decay": spec.weight_decay},
+        {"params": [p for n, p in named if p.ndim < 2], "weight_decay": 0.0, "adapted": False},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _gains(model: nn.Module) -> set[str]:
-    """The names of the parameters of norms, which are gains and biases whatever their shape (Command R+ has a row of
-    gains for each head)."""
-    return {
-        f"{path}.{name}"
-        for path, module in model.named_modules()
-        if path.rpartition(".")[2].endswith("norm") or "norm" in type(module).__name__.lower()
-        for name, _ in module.named_parameters(recurse=False)
-    }
-
-
-def _hidden(model: nn.Module) -> set[str]:
-    """The names of the matrices of blocks: what multiplies vectors there. Tables are looked up; those of two-stream
-    attention (XLNet), a row for each head, are added to queries."""
-    return {
-        f"{path}.{name}"
-        for path, module in model.named_modules()
-        if ".blocks." in f"{path}." and not isinstance(module, nn.Embedding | RelativeSinusoidalLayer)
-        for name, p in module.named_parameters(recurse=False)
-        if p.ndim >= 2 and "table" not in f"{path}.{name}"
-    }
 
 
 def learning_rate(schedule: recipes.Schedule, lr: float, step: int, steps: int) -> float:

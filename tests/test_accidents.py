@@ -440,7 +440,10 @@ def test_a_step_that_does_not_fit_into_memory(base: Path, data: Path, tmp_path: 
     assert "train.recompute=['*.blocks.*']" in told and not half(run)
     ended = start.run("resume", run, "--quiet", "--set", "train.micro=16", limit=240)
     assert ended.code == 0 and len(read_metrics(run)) == 2, ended
-    ended = start.run(*begin("gpt2", data, tmp_path / "wide", "--set", "dims.d_model=4000000"), memory=1 << 30)
+    ended = start.run(
+        *begin("gpt2", data, tmp_path / "wide", "--set", "dims.d_model=1000000", "--set", "dims.d_ff=1000000"),
+        memory=1 << 30,
+    )
     refused(ended, 5, "out of memory", "GB more were wanted; choose a smaller size")
 
 

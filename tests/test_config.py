@@ -540,7 +540,7 @@ def test_widths_must_be_whole_positive_numbers(model_type: str, value: Any) -> N
         ("llama", {"num_attention_heads": 32, "num_key_value_heads": 5}, ["num_attention_heads=32", "num_key_value_heads=5"]),
         ("roberta", {"pad_token_id": None}, ["pad_token_id"]),
         ("roberta", {"max_position_embeddings": 2}, ["max_position_embeddings"]),
-        ("t5", {"relative_attention_num_buckets": 6}, ["relative_attention_num_buckets"]),
+        ("t5", {"relative_attention_num_buckets": 2}, ["relative_attention_num_buckets"]),
         ("mistral", {"sliding_window": 0}, ["sliding_window"]),
         ("mistral", {"sliding_window": "wide"}, ["sliding_window"]),
         ("llama", {"rope_theta": -1.0}, ["rope_theta"]),

@@ -3,7 +3,7 @@ test_llama_cpp.py."""
 
 from __future__ import annotations
 
-import builtins
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -377,15 +377,8 @@ def test_what_gguf_has_no_name_for(tmp_path: Path) -> None:
 
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def absent(name: str, *rest: Any) -> Any:
-        if name == "gguf":
-            raise ImportError(name)
-        return real(name, *rest)
-
     model = stemma.build("llama-7b", d_model=48, layers=1, heads=4, d_ff=128, vocab=96)
-    monkeypatch.setattr(builtins, "__import__", absent)
+    monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ResourceError, match=r"pip install 'stemma-lm\[gguf\]'"):
         model.save(tmp_path / "x.gguf")
 

@@ -350,7 +350,9 @@ def test_a_special_token_stops(tmp_path: Path) -> None:
 
     context = generate.make_context("generate", [str(tmp_path), "g", "--eos", "<|im_end|>", "--eos", "3"])
     options = {
-        k: v for k, v in context.params.items() if k not in {"path", "prompts", "stream", "as_json", "device", "dtype"}
+        k: v
+        for k, v in context.params.items()
+        if k not in {"path", "prompts", "stream", "as_json", "device", "dtype"} | {"repeat", "whole", "special"}
     }
     assert params(model, options).eos_token_id == ("<|im_end|>", 3)
 

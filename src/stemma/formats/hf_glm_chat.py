@@ -46,7 +46,7 @@ def _first_rows(design: Design) -> Iterator[Row]:
 
 def _blanks(value: Any, config: Mapping[str, Any]) -> tuple[int, int]:
     ids = config.get("mask_token_id", 150_000), config.get("gmask_token_id", 150_001)
-    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+    if not all(isinstance(i, int) and not isinstance(i, bool) and abs(i) < 2**63 for i in ids):
         raise CheckpointError(f"mask_token_id={ids[0]!r} and gmask_token_id={ids[1]!r} must be whole numbers")
     return ids
 

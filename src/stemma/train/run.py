@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stemma import formats, spec
+from stemma import disk, formats, spec
 from stemma.errors import UsageError
 from stemma.nn.model import Model, count
 from stemma.parallel import World, init_world
@@ -191,7 +191,9 @@ def _tokenized(plan: Plan, tokenizer: Any, quiet: bool, sized: bool) -> tuple[Pl
     check_tokenizer(plan, tokenizer)
     fixed = next((net.dims.vocab for net in plan.nets if net.weights), 0)
     if asked and fixed not in (0, asked):
-        raise UsageError(f"dims.vocab={asked}, and the net that {plan.name} learns from has {fixed}; leave it out")
+        if not quiet:
+            disk.tell(f"note: dims.vocab={asked} is not used: the vocabulary is that of the teacher ({fixed:,})")
+        asked = 0
     if asked and asked < (known := tokenizer.vocab_size):
         raise UsageError(
             f"dims.vocab={asked} is less than the {known} entries of the tokenizer; leave it out, or give more to pad "

@@ -385,9 +385,11 @@ def test_a_closed_terminal_stops_a_run_with_a_checkpoint(text: Path, tmp_path: P
         if record["step"] == 3:
             os.kill(os.getpid(), signal.SIGHUP)
 
+    outer = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
     before = signal.getsignal(signal.SIGHUP)
     run = train("gpt2", tmp_path / "run", text, 6, {"train.save_every": 6}, on_step=close)
-    assert not run.finished and run.step == 3 and signal.getsignal(signal.SIGHUP) is before
+    after = signal.signal(signal.SIGHUP, outer)
+    assert not run.finished and run.step == 3 and after is before
     assert [p.name for p in checkpoint.steps(tmp_path / "run")] == ["step-000003"]
     try:  # as under nohup
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

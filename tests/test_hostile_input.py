@@ -274,7 +274,11 @@ def test_ctrl_c_is_one_line(presses: tuple[float, ...]) -> None:
     code = "import runpy, sys, time; sys.argv = ['stemma', 'quickstart']; sys.path.insert(0, '')\nimport stemma.cli\n"
     code += "print('ready', flush=True)\nimport torch, transformers\ntime.sleep(20)\n"
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "ready\n"

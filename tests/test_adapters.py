@@ -22,7 +22,8 @@ from stemma import formats
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
 from stemma.rewrites import NF4, LoRA, Trainable, apply, merge, undo
-from stemma.rewrites.lora import LoRALinear, layers, names, use, without
+from stemma.rewrites.adapters import layers, names, use, without
+from stemma.rewrites.lora import LoRALinear
 from stemma.train import verify_resume
 from test_train import text, train  # noqa: F401
 

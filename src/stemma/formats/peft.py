@@ -25,9 +25,10 @@ from stemma.formats.names import ByHead, Row
 from stemma.formats.weights import design_of
 from stemma.nn.model import Model
 from stemma.nn.parts import Answer, Choose, Classify, Tag
+from stemma.rewrites.adapters import layer_of, names
 from stemma.rewrites.engine import apply
 from stemma.rewrites.kinds import LoRA, Rewrite, Trainable
-from stemma.rewrites.lora import Down, LoRALinear, layer_of, names
+from stemma.rewrites.lora import Down, LoRALinear
 from stemma.rewrites.modules import load_tensor
 from stemma.rewrites.paths import PlainTensors, matching_names, patterns, plain_modules, plain_type
 

@@ -99,7 +99,7 @@ class NF4(Rewrite):
     def replace(self, module: nn.Module) -> nn.Module:
         from stemma.rewrites.nf4 import NF4Linear
 
-        return NF4Linear(self, module)
+        return NF4Linear(self.block, self.double, module)
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stemma.errors import UsageError
-from stemma.nn.model import Model
-from stemma.rewrites import kinds
 from stemma.rewrites.modules import Rewritten, Wrapped, with_weight
+
+
+class Settings(Protocol):
+    """What a layer needs of `stemma.rewrites.LoRA`."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def dora(self) -> bool: ...
+    @property
+    def share(self) -> tuple[str, ...]: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def scale(self) -> float: ...
 
 
 class Down(nn.Module):
@@ -34,7 +48,7 @@ class LoRALinear(Wrapped):
     """`base(x) + strength * scale * B A x`; for DoRA each output is scaled as well. `strength`: 1, 0 (off), or the
     adapter's share in a mixture."""
 
-    def __init__(self, spec: kinds.LoRA, base: nn.Module) -> None:
+    def __init__(self, spec: Settings, base: nn.Module) -> None:
         super().__init__(base)
         self.spec, self.strength, self.first = spec, 1.0, True
         out, width = self.shapes["weight"]
@@ -121,7 +135,7 @@ class LoRALinear(Wrapped):
         return with_weight(plain, wide.to(weight.dtype))
 
 
-def share_inputs(spec: kinds.LoRA, modules: Mapping[str, Rewritten]) -> None:
+def share_inputs(spec: Settings, modules: Mapping[str, Rewritten]) -> None:
     """Give siblings that `spec.share` names one matrix A, that of the first of them."""
     owners: dict[str, LoRALinear] = {}
     for path, module in modules.items():
@@ -130,51 +144,3 @@ def share_inputs(spec: kinds.LoRA, modules: Mapping[str, Rewritten]) -> None:
             owner = owners.setdefault(parent, module)
             if owner is not module:
                 module.down, module.first = owner.down, False
-
-
-# ---------------------------------------------------------------- adapters of a model
-
-
-def names(model: Model) -> list[str]:
-    """The adapters of a model, in order."""
-    return list(dict.fromkeys(r.name for r in model.rewrites if isinstance(r, kinds.LoRA)))
-
-
-def layers(model: nn.Module) -> Iterator[LoRALinear]:
-    """Every adapted layer of every adapter."""
-    return (module for module in model.modules() if isinstance(module, LoRALinear))
-
-
-def layer_of(module: nn.Module, name: str) -> LoRALinear | None:
-    """The adapter `name` among those that stand around a module."""
-    while isinstance(module, LoRALinear):
-        if module.spec.name == name:
-            return module
-        module = module.base
-    return None
-
-
-def use(model: Model, strengths: Mapping[str, float] | Sequence[str] | str) -> Model:
-    """Compute with these adapters, each times its strength (names alone: 1), and with no other. Raises UsageError for a
-    name that the model does not have."""
-    wanted = [strengths] if isinstance(strengths, str) else strengths
-    by_name = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted, 1.0)
-    known = names(model)
-    if unknown := [name for name in by_name if name not in known]:
-        raise UsageError(f"the model has no adapter {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    for layer in layers(model):
-        layer.strength = float(by_name.get(layer.spec.name, 0.0))
-    return model
-
-
-@contextlib.contextmanager
-def without(model: Model) -> Iterator[Model]:
-    """The model as it is without its adapters, for the time of a block."""
-    before = [(layer, layer.strength) for layer in layers(model)]
-    try:
-        for layer, _ in before:
-            layer.strength = 0.0
-        yield model
-    finally:
-        for layer, strength in before:
-            layer.strength = strength

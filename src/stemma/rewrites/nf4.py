@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from stemma.quantize.normal_float import NESTED, NF4Tensor, nf4
-from stemma.rewrites import kinds
 from stemma.rewrites.frozen import frozen_linear
 from stemma.rewrites.modules import Rewritten
 
@@ -25,17 +24,17 @@ class NF4Linear(Rewritten):
     offset: Tensor | None
     like: Tensor
 
-    def __init__(self, spec: kinds.NF4, plain: nn.Module) -> None:
+    def __init__(self, block: int, double: bool, plain: nn.Module) -> None:
         super().__init__(plain)
-        self.spec = spec
+        self.block, self.nested = block, double
         self.out_features, self.in_features = self.shapes["weight"]
         n = self.shapes["weight"].numel()
-        scales = -(-n // spec.block)
+        scales = -(-n // block)
         with torch.device("meta"):
             self.register_buffer("codes", torch.empty(-(-n // 2), dtype=torch.uint8))
-            self.register_buffer("absmax", torch.empty(scales, dtype=torch.uint8 if spec.double else torch.float32))
-            self.register_buffer("absmax2", torch.empty(-(-scales // NESTED)) if spec.double else None)
-            self.register_buffer("offset", torch.empty(()) if spec.double else None)
+            self.register_buffer("absmax", torch.empty(scales, dtype=torch.uint8 if double else torch.float32))
+            self.register_buffer("absmax2", torch.empty(-(-scales // NESTED)) if double else None)
+            self.register_buffer("offset", torch.empty(()) if double else None)
             self.register_buffer("like", torch.empty(0), persistent=False)
         self.bias: nn.Parameter | None = None
         if "bias" in self.shapes:
@@ -45,7 +44,7 @@ class NF4Linear(Rewritten):
     def quantized(self) -> NF4Tensor:
         """The weight as it is kept."""
         shape = self.shapes["weight"]
-        return NF4Tensor(self.codes, self.absmax, shape, self.spec.block, self.absmax2, self.offset)
+        return NF4Tensor(self.codes, self.absmax, shape, self.block, self.absmax2, self.offset)
 
     @property
     def weight(self) -> Tensor:
@@ -80,7 +79,7 @@ class NF4Linear(Rewritten):
         self.like = torch.empty(0, dtype=dtype, device=device)
         if device.type == "meta":
             return
-        made = nf4(value.detach().to(device), self.spec.block, self.spec.double)
+        made = nf4(value.detach().to(device), self.block, self.nested)
         for part in PARTS:
             setattr(self, part, getattr(made, part))
 
@@ -93,10 +92,3 @@ class NF4Linear(Rewritten):
         if self.bias is not None:
             made.bias = self.bias
         return made
-
-
-def error(module: NF4Linear, weight: Tensor) -> float:
-    """The root mean square of what storing `weight` again would change, over that of the weight."""
-    again = nf4(weight, module.spec.block, module.spec.double)
-    wide = weight.float()
-    return float((again.dequantize() - wide).norm() / wide.norm().clamp(min=1e-30))

@@ -34,6 +34,7 @@ ORDER = (
     "quantize",
     "rewrites",
     "formats",
+    "conversations",
     "data",
     "objectives",
     "decoding",

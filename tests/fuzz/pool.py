@@ -19,7 +19,7 @@ from fuzz.cases import Case, Subjects
 from fuzz.tries import Tried, attempt, prepare
 
 BATCH = 150  # cases of a process
-QUIET = 100.0  # seconds after which a case that has not ended hangs
+QUIET = 60.0  # seconds after which a case that has not ended hangs
 MODULES = (
     "torch", "tokenizers", "sentencepiece", "safetensors.torch", "pyarrow.parquet", "gguf", "rich.console", "rich.table", "jinja2", "yaml",
     "stemma.train.midway", "stemma.report", "stemma.planning", "stemma.decoding", "stemma.formats.gguf", "stemma.formats.meta",

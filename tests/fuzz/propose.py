@@ -49,7 +49,7 @@ def edit_for(name: str, content: bytes, others: list[str], draw: Draw) -> Edit:
         return _whole(others, draw)
     kinds = _kinds(name, content)
     for _ in range(4):
-        with contextlib.suppress(ValueError, IndexError, KeyError, zipfile.BadZipFile):
+        with contextlib.suppress(Exception):  # the file is not what its name says
             return draw.choice(kinds)(content, draw)
     return _bytes(content, draw)
 

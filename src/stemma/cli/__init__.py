@@ -54,6 +54,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
         ("help", "[TOPIC]", "this map, a command's help, or `exit-codes`", "meta"),
     ],
 }
+LONGEST = 1000  # characters of an error
 COMMANDS = {name: (line, module) for rows in GROUPS.values() for name, _, line, module in rows}
 
 
@@ -251,12 +252,18 @@ def fail(sentence: str, code: int, debug: bool, lost: bool = False) -> NoReturn:
     from stemma.parallel.report_once import should_report
 
     if debug or should_report(sentence, lost):
-        echo(f"error: {sentence}", err=True)
+        echo(f"error: {one_line(sentence)}", err=True)
     if code == 130:
         stop.told()
     with contextlib.suppress(OSError):  # what was to be printed before
         flush()
     sys.exit(code)
+
+
+def one_line(sentence: str) -> str:
+    """A sentence, which may quote a file or a library, in one line of at most `LONGEST` characters."""
+    text = re.sub(r"\s*[\r\n]+\s*", " ", sentence.strip())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({len(text):,} characters)"
 
 
 def usage_line(error: click.ClickException) -> str:

@@ -96,7 +96,8 @@ def _vectors(
 ) -> Tensor:
     ids, real = pad(rows, model.device)
     filler = model.text.pad_id if model.text is not None else None
-    ids = ids.masked_fill(~real, filler or 0)
+    if filler is not None and 0 <= filler < model.dims.vocab:  # else nothing reads what stands there
+        ids = ids.masked_fill(~real, filler)
     mask = None if bool(real.all()) else real.long()
     read = model.decode if model.encoder is None else model.encode
     hidden = read(Inputs(ids, mask, langs=language_ids(ids, language)))

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import sys
 import warnings
@@ -55,7 +56,7 @@ def reason(error: BaseException) -> tuple[str, str]:
     """(why a write failed, what to do about it). Libraries wrap the system's error, so its text counts too."""
     number = error.errno if isinstance(error, OSError) else None
     text = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
-    if "inline_container" in text:  # torch says nothing but the place in its code
+    if "inline_container" in text or re.search(r"\d+ requested and \d+ written", text):  # all that torch and numpy say
         return "the disk is full, or the file too large for it", "free some space"
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
         return "the disk is full", "free some space"

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,16 +35,19 @@ def found(cases: Iterator[tuple[int, Case]], subjects: Subjects, seconds: float,
     first = last = 0
     failures: dict[str, list[int]] = {}
     end = time.monotonic() + seconds
-    for seed, case, tried in pool.run(cases, subjects):
-        first, last = first or seed, seed
-        codes[tried.code] += 1
-        if tried.problems:
-            key = signature(tried)
-            failures.setdefault(key, []).append(seed)
-            if len(failures[key]) == 1:
-                tell(seed, case, tried, kept)
-        if time.monotonic() > end:
-            break
+    try:
+        for seed, case, tried in pool.run(cases, subjects):
+            first, last = first or seed, seed
+            codes[tried.code] += 1
+            if tried.problems:
+                key = signature(tried)
+                failures.setdefault(key, []).append(seed)
+                if len(failures[key]) == 1:
+                    tell(seed, case, tried, kept)
+            if time.monotonic() > end:
+                break
+    except KeyboardInterrupt:
+        print("\nstopped")
     return (first, last), codes, failures
 
 
@@ -145,6 +149,7 @@ def _made(subjects: Subjects, name: str) -> None:
     if pid == 0:
         code = 1
         try:
+            warnings.simplefilter("ignore")
             subjects.folder(name)
             code = 0
         except BaseException:

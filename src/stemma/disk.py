@@ -27,6 +27,7 @@ from stemma.errors import (
 
 AGAIN = "run the command again"
 DEPTH, DIGITS = 100, 40  # of JSON: the deepest nesting and the longest integer that are read
+_SURROGATES = re.compile("[\ud800-\udfff]")
 BROKEN = object()  # what `read_jsonl` gives for a line that is not JSON
 
 
@@ -269,8 +270,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def to_json(value: Any, *, indent: int | None = 2, ascii: bool = False) -> str:
-    """`value` as JSON with a final newline."""
-    return json.dumps(value, indent=indent, ensure_ascii=ascii) + "\n"
+    """`value` as JSON with a final newline. Lone surrogates, which are no UTF-8, are escaped as with `ascii`."""
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii)
+    if not text.isascii() and _SURROGATES.search(text):
+        text = json.dumps(value, indent=indent)
+    return text + "\n"
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2, ascii: bool = False) -> None:

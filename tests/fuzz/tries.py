@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzz.cases import MARK, MODEL, Case, Subjects, lay
-from stemma.errors import StemmaError
+from stemma.errors import StemmaError, printable
 
 CODES = (0, 1, 2, 3, 4, 5, 6, 130, 141)
 SECONDS = 8.0  # of the processor for a case of a few kilobytes, and what ends it
@@ -165,7 +165,7 @@ def _call(case: Case, tried: Tried) -> None:
             tried.where = _place(end.__context__)
     except StemmaError as error:
         tried.code = error.exit_code
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
     except BaseException as error:
         tried.code = 70
         tried.where = _place(error)

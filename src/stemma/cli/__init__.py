@@ -22,7 +22,7 @@ import click
 from stemma import __version__
 from stemma.cli.terminal import console, echo, flush, open_streams
 from stemma.disk import abandon
-from stemma.errors import LostError, StemmaError, UsageError, did_you_mean, no_memory
+from stemma.errors import LostError, StemmaError, UsageError, did_you_mean, no_memory, one_line
 
 __all__ = ["command", "complete_names", "console", "echo", "emit", "existing_runs", "main", "overrides"]
 
@@ -54,7 +54,6 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
         ("help", "[TOPIC]", "this map, a command's help, or `exit-codes`", "meta"),
     ],
 }
-LONGEST = 1000  # characters of an error
 COMMANDS = {name: (line, module) for rows in GROUPS.values() for name, _, line, module in rows}
 
 
@@ -240,7 +239,7 @@ def note(
 ) -> None:
     """Print a UserWarning in one line, on the first rank only; hide other warnings."""
     if issubclass(category, UserWarning) and int(os.environ.get("RANK", "0")) == 0:
-        echo(f"note: {message}", err=True)
+        echo(f"note: {one_line(str(message))}", err=True)
 
 
 def fail(sentence: str, code: int, debug: bool, lost: bool = False) -> NoReturn:
@@ -258,12 +257,6 @@ def fail(sentence: str, code: int, debug: bool, lost: bool = False) -> NoReturn:
     with contextlib.suppress(OSError):  # what was to be printed before
         flush()
     sys.exit(code)
-
-
-def one_line(sentence: str) -> str:
-    """A sentence, which may quote a file or a library, in one line of at most `LONGEST` characters."""
-    text = re.sub(r"\s*[\r\n]+\s*", " ", sentence.strip())
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({len(text):,} characters)"
 
 
 def usage_line(error: click.ClickException) -> str:

@@ -53,11 +53,14 @@ def _alike(path: Path) -> list[Path]:
 # ---------------------------------------------------------------- refusals
 
 
+_TORCH = ("inline_container", "basic_ios::clear")  # all that torch says of a write that failed
+
+
 def reason(error: BaseException) -> tuple[str, str]:
     """(why a write failed, what to do about it). Libraries wrap the system's error, so its text counts too."""
     number = error.errno if isinstance(error, OSError) else None
     text = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
-    if "inline_container" in text or re.search(r"\d+ requested and \d+ written", text):  # all that torch and numpy say
+    if any(words in text for words in _TORCH) or re.search(r"\d+ requested and \d+ written", text):  # of numpy
         return "the disk is full, or the file too large for it", "free some space"
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
         return "the disk is full", "free some space"
@@ -68,7 +71,7 @@ def reason(error: BaseException) -> tuple[str, str]:
 
 def is_refusal(error: BaseException) -> bool:
     """Whether the system refused a write, as the system says it or as torch and safetensors do."""
-    words = ("No space left", "File too large", "inline_container")
+    words = ("No space left", "File too large", *_TORCH)
     return isinstance(error, OSError) or (isinstance(error, Exception) and any(w in str(error) for w in words))
 
 

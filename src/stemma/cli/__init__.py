@@ -190,6 +190,7 @@ def main(args: list[str] | None = None) -> NoReturn:
             warnings.showwarning = note
             code = root.main(args=arguments, prog_name="stemma", standalone_mode=False)
         flush()
+        stop.ending()
         sys.exit(code if isinstance(code, int) else 0)
     except StemmaError as error:
         fail(str(error), error.exit_code, debug, isinstance(error, LostError))
@@ -198,6 +199,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         fail("stopped", 130, debug)
     except BrokenPipeError:
+        stop.ending()
         abandon("stdout")  # the reader closed the pipe (`stemma tree | head`): print nothing, also at exit
         sys.exit(141)
     except MemoryError as error:
@@ -244,6 +246,7 @@ def note(
 
 def fail(sentence: str, code: int, debug: bool, lost: bool = False) -> NoReturn:
     """Print the error and exit. Of several processes one prints it; `lost`: the error is that another one ended."""
+    stop.ending()
     if debug and sys.exc_info()[0] is not None:
         import traceback
 
@@ -252,8 +255,6 @@ def fail(sentence: str, code: int, debug: bool, lost: bool = False) -> NoReturn:
 
     if debug or should_report(sentence, lost):
         echo(f"error: {one_line(sentence)}", err=True)
-    if code == 130:
-        stop.told()
     with contextlib.suppress(OSError):  # what was to be printed before
         flush()
     sys.exit(code)

@@ -74,7 +74,7 @@ def test_what_is_wrong_with_a_command(tmp_path: Path) -> None:
         tried = Tried(**{"code": 4, "err": "error: x\n", **said})  # type: ignore[arg-type]
         return list(judged(case, tried, tmp_path, set()))
 
-    assert problems() == [] and problems(code=0, err="") == []
+    assert problems() == [] and problems(code=0, err="") == ["writes nothing"]
     for said in (
         {"code": 70}, {"code": -11}, {"code": 99}, {"err": ""}, {"err": "error: x\nerror: y\n"}, {"err": "error: x\nmore\n"},
         {"err": "error: " + "x" * 2000 + "\n"}, {"out": "a\x1b[2J"}, {"out": "\x9b"}, {"err": "Traceback (most\nerror: x\n"},

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuzz.cases import MARK, MODEL, Case, Subjects, lay
+from fuzz.cases import MARK, Case, Subjects, lay
 from stemma.errors import StemmaError, printable
 
 CODES = (0, 1, 2, 3, 4, 5, 6, 130, 141)
@@ -150,9 +150,17 @@ def attempt(case: Case, subjects: Subjects, place: Path) -> Tried:
 
 
 def _call(case: Case, tried: Tried) -> None:
+    _run(list(case.command), tried)
+    if case.command[0] == "convert" and tried.code == 0:
+        again = Tried()
+        _run(["show", case.command[2]], again)
+        if again.code:
+            tried.problems.append(f"writes what cannot be read: exit {again.code}")
+
+
+def _run(words: list[str], tried: Tried) -> None:
     from stemma.cli import main
 
-    words = list(case.command)
     try:
         if words[0].startswith("python:"):
             with _quiet():
@@ -233,7 +241,7 @@ def _leftovers(case: Case, code: int, place: Path, before: set[str]) -> Iterator
         yield f"leaves {half[0]}"
     if code and case.command[0] in ("convert", "report", "show", "generate", "embed", "fill") and new:
         yield f"leaves {new[0]} of what failed"
-    if code == 0 and case.command[0] in ("convert", "report") and not new and MODEL in case.command[-1]:
+    if code == 0 and case.command[0] in ("convert", "report") and not new:
         yield "writes nothing"
 
 

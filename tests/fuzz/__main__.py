@@ -9,7 +9,6 @@ import shutil
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,7 +130,7 @@ def main() -> int:
         for name in {case.subject for case in listed} or (
             [told.only] if told.only else [] if told.replay else SUBJECTS
         ):
-            _made(subjects, name)
+            subjects.folder(name)
         if told.replay:
             return int(not replay(told.replay, subjects, told.only, told.keep))
         if listed:
@@ -139,27 +138,6 @@ def main() -> int:
         return report(seeds_from(first, subjects, told.only, told.count), subjects, told.seconds, told.kept)
     finally:
         shutil.rmtree(home, ignore_errors=True)
-
-
-def _made(subjects: Subjects, name: str) -> None:
-    """Make a subject in a process of its own: what trains has threads, which forks after it would lack."""
-    if (subjects.home / name).is_dir():
-        return
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            warnings.simplefilter("ignore")
-            subjects.folder(name)
-            code = 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    if os.waitpid(pid, 0)[1]:
-        raise SystemExit(f"the subject {name} cannot be made")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import traceback
+import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fuzz import edits
 from fuzz.propose import edit_for
@@ -49,13 +52,30 @@ class Subjects:
         (home / "rows.jsonl").write_text(rows, "utf-8")
 
     def folder(self, name: str) -> Path:
+        """The folder of a subject. It is made in a process of its own: what trains has threads, which forks after it
+        would lack."""
         path = self.home / name
-        if not path.is_dir():
+        if path.is_dir():
+            return path
+        if (pid := os.fork()) == 0:
+            self._make(name)
+        if os.waitpid(pid, 0)[1]:
+            raise RuntimeError(f"the subject {name} cannot be made")
+        return path
+
+    def _make(self, name: str) -> NoReturn:
+        code = 1
+        try:
+            warnings.simplefilter("ignore")
             scratch = self.home / f".{name}"
             shutil.rmtree(scratch, ignore_errors=True)
             SUBJECTS[name].make(scratch)
-            scratch.rename(path)
-        return path
+            scratch.rename(self.home / name)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
 
     def files(self, name: str) -> list[str]:
         folder = self.folder(name)
@@ -73,7 +93,10 @@ def drawn(seed: int, subjects: Subjects, only: str = "") -> Case:
     found: list[tuple[str, edits.Edit]] = []
     for _ in range(draw.choice([1, 1, 1, 1, 2, 3])):
         file = aim or draw.choice(files)
-        edit = edit_for(file, (folder / file).read_bytes(), files, draw)
+        if draw.random() < 0.04:
+            edit = _swapped(file, subjects, draw)
+        else:
+            edit = edit_for(file, (folder / file).read_bytes(), files, draw)
         if not (
             aim and edit == ["pipe"]
         ):  # the text and the settings that a user names may be a pipe, and are waited for
@@ -83,12 +106,21 @@ def drawn(seed: int, subjects: Subjects, only: str = "") -> Case:
     return Case(name, tuple(found), words, signed)
 
 
+def _swapped(file: str, subjects: Subjects, draw: random.Random) -> edits.Edit:
+    """A file of another subject in place of this one, of the same ending if that has one."""
+    name = draw.choice([name for name in SUBJECTS if SUBJECTS[name].weight > 1])
+    files = subjects.files(name)
+    return ["other", f"{name}/{draw.choice([f for f in files if Path(f).suffix == Path(file).suffix] or files)}"]
+
+
 def lay(case: Case, subjects: Subjects, place: Path) -> None:
     """Write the files of a case into a new folder `place`."""
     place.mkdir()
     shutil.copytree(subjects.folder(case.subject), place / MODEL)
     for name, edit in case.edits:
-        edits.apply(place / MODEL, name, edit, (place / MARK).absolute())
+        if edit[0] == "other":
+            subjects.folder(edit[1].partition("/")[0])
+        edits.apply(place / MODEL, name, edit, (place / MARK).absolute(), subjects.home)
     if case.signed:
         sign(place / MODEL)
 

@@ -41,8 +41,8 @@ def raw(spec: Any) -> bytes:
     return bytes.fromhex(spec["hex"]) if isinstance(spec, dict) else text(spec).encode("utf-8", "surrogatepass")
 
 
-def apply(folder: Path, name: str, edit: Edit, mark: Path) -> None:
-    """Do an edit to a file of a folder. `mark`: the folder that a payload makes."""
+def apply(folder: Path, name: str, edit: Edit, mark: Path, home: Path) -> None:
+    """Do an edit to a file of a folder. `mark`: the folder that a payload makes; `home`: where other subjects are."""
     path, how = _found(folder, name), edit[0]
     match how:
         case "gone":
@@ -60,6 +60,9 @@ def apply(folder: Path, name: str, edit: Edit, mark: Path) -> None:
             other = _found(folder, edit[1])
             if other.is_file() and other != path:
                 _write(path, other.read_bytes())
+        case "other":
+            if (home / edit[1]).is_file():
+                _write(path, (home / edit[1]).read_bytes())
         case "payload":
             _write(path, payloads.KINDS[edit[1]](mark))
         case _:

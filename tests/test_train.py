@@ -272,6 +272,19 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(ready: dict[str, R
         assert (grad - found[0][1]).abs().max() < 1e-6
 
 
+def test_dropout_draws_anew_in_each_step_and_micro_batch(ready: dict[str, Run]) -> None:
+    loop = loop_of(ready["gpt2"], **{"arch.dropout": Dropout(residual=0.3)})
+    batch = loop.batches()[0][0]
+
+    def loss(step: int, number: int) -> float:
+        loop.step = step
+        return next(iter(loop._loss(batch, number).sums.values())).item()
+
+    found = {(step, number): loss(step, number) for step in range(3) for number in range(2)}
+    assert len(set(found.values())) == len(found)
+    assert all(loss(*at) == value for at, value in found.items())  # and alike whenever the step is made again
+
+
 @pytest.mark.parametrize("name", ["gpt2", "bert", "t5"])
 def test_two_runs_of_a_seed_are_one(ready: dict[str, Run], text: Path, tmp_path: Path, name: str) -> None:
     assert losses(train(name, tmp_path / "b", text).directory) == losses(ready[name].directory)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stemma import disk
-from stemma.errors import CheckpointError, require
+from stemma.errors import CheckpointError, MalformedError, require
 
 Record = dict[str, Any]  # one line of metrics.jsonl
 
@@ -108,7 +108,15 @@ def read_metrics(run: str | Path) -> list[Record]:
 
 
 def records(path: Path, key: str = "step") -> list[Record]:
-    """The records in a file of metrics. Skips lines without a whole number `key`, such as a half-written one. Raises
-    CheckpointError if the file cannot be read."""
+    """The records in a file of metrics. Skips lines that no run writes, such as a half-written one: without a whole
+    number `key`, or with a loss that is no number. Raises CheckpointError if the file cannot be read."""
     values = (value for _, value in disk.read_jsonl(path))
-    return [value for value in values if isinstance(value, dict) and isinstance(value.get(key), int)]
+    return [value for value in values if _is_record(value, key)]
+
+
+def _is_record(value: Any, key: str) -> bool:
+    try:
+        disk.typed(Path(key), value, {key: int, "loss?": float})
+    except MalformedError:
+        return False
+    return value.get("loss", 0) is not None

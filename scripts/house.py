@@ -53,6 +53,7 @@ UP = {("nn.model", "formats")}  # `model.save(...)` writes a checkpoint
 
 # What a room's own page is called.
 PAGES = {
+    "conversations": "conversations.md",
     "data": "data.md",
     "decoding": "generation.md",
     "formats": "formats.md",

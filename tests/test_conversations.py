@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -360,3 +361,14 @@ def test_templates_are_named() -> None:
         writer(None, "vicunia")
     with pytest.raises(UsageError, match="this tokenizer has no chat template; name one of alpaca"):
         writer(tokenizer("bpe"))
+
+
+def test_the_page_s_code_runs() -> None:
+    page = (Path(__file__).parent.parent / "docs/conversations.md").read_text("utf-8")
+    code = page.partition("<!-- example -->\n```python\n")[2].partition("```\n<!-- /")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert (
+        names["text"].shown().endswith("USER: Name a tree. ASSISTANT: «An oak.</s>»")
+        and sum(names["example"].targets) > 1
+    )

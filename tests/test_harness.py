@@ -18,7 +18,20 @@ from stemma.errors import UsageError
 from stemma.families import tree
 from stemma.formats import attach
 from stemma.nn.model import Model
-from stemma.nn.parts import BlankLearned, Causal, Cycle, Learned, Memory, Open, RelativeSinusoidal, Rotary, Sliding
+from stemma.nn.norms import norm
+from stemma.nn.parts import (
+    BlankLearned,
+    Causal,
+    Cycle,
+    LayerNorm,
+    Learned,
+    Memory,
+    Open,
+    RelativeSinusoidal,
+    RMSNorm,
+    Rotary,
+    Sliding,
+)
 from stemma.spec import Spec
 from tiny import FAMILIES, KINDS, NETWORKS, batch, build, jittered, run, tiny
 
@@ -241,6 +254,31 @@ def test_a_seed_gives_the_same_weights(name: str) -> None:
     a, b, c = (Model(design.arch, design.dims).initialise(seed) for seed in (1, 1, 2))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert any(not torch.equal(p, q) for p, q in zip(a.parameters(), c.parameters(), strict=True))
+
+
+def test_maps_into_the_residual_stream_begin_smaller() -> None:
+    """GPT-2 (Radford et al. 2019, section 2.3): by 1 / sqrt(N), for N = two branches a layer."""
+    design = tiny("gpt2", **{"dims.layers": 8, "dims.d_model": 60, "dims.d_ff": 256})
+    model = Model(design.arch, design.dims).initialise(1)
+    found = {name: p.std().item() for name, p in model.named_parameters() if p.ndim == 2}
+    for name, std in found.items():
+        into = name.endswith(("attention.o.weight", "mlp.down.weight"))
+        if "blocks" in name:
+            assert std == pytest.approx(0.02 / (4 if into else 1), rel=0.06), name
+
+
+@pytest.mark.parametrize("declared", [LayerNorm(1e-2), RMSNorm(1e-2), RMSNorm(1e-2, offset=True)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_in_half_precision_are_the_formula(declared: Spec, dtype: torch.dtype) -> None:
+    """Inputs as small as eps tell whether eps is added, and inside the root."""
+    layer = norm(declared, 8).to(dtype)
+    x = (0.1 * torch.randn(4, 8, generator=torch.Generator().manual_seed(0))).to(dtype)
+    wide = x.double()
+    if isinstance(declared, LayerNorm):
+        wide = wide - wide.mean(-1, keepdim=True)
+    expected = wide / (wide.square().mean(-1, keepdim=True) + 1e-2).sqrt()
+    assert layer(x).dtype == dtype
+    assert (layer(x).double() - expected).abs().max() < 4 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -24,6 +24,7 @@ from stemma.errors import CheckpointError, DataError, ResourceError, UsageError,
 from stemma.nn.model import Model
 from stemma.nn.parts import Causal, Dropout, Normal, Sliding
 from stemma.runs import checkpoint
+from stemma.runs.metrics import Metrics
 from stemma.text import Tokenizer
 from stemma.train import (
     SCALES,
@@ -272,6 +273,19 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(ready: dict[str, R
         assert (grad - found[0][1]).abs().max() < 1e-6
 
 
+def test_dropout_draws_anew_in_each_step_and_micro_batch(ready: dict[str, Run]) -> None:
+    loop = loop_of(ready["gpt2"], **{"arch.dropout": Dropout(residual=0.3)})
+    batch = loop.batches()[0][0]
+
+    def loss(step: int, number: int) -> float:
+        loop.step = step
+        return next(iter(loop._loss(batch, number).sums.values())).item()
+
+    found = {(step, number): loss(step, number) for step in range(3) for number in range(2)}
+    assert len(set(found.values())) == len(found)
+    assert all(loss(*at) == value for at, value in found.items())  # and alike whenever the step is made again
+
+
 @pytest.mark.parametrize("name", ["gpt2", "bert", "t5"])
 def test_two_runs_of_a_seed_are_one(ready: dict[str, Run], text: Path, tmp_path: Path, name: str) -> None:
     assert losses(train(name, tmp_path / "b", text).directory) == losses(ready[name].directory)
@@ -428,6 +442,21 @@ def test_tensorboard_on_request(text: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     train("gpt2", tmp_path / "run", text, 2, {"train.tensorboard": True})
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_curves_in_tensorboard_have_one_point_a_step_after_going_back(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Metrics(tmp_path / "metrics.jsonl", 0, True) as metrics:
+        for step in range(1, 6):
+            metrics.write({"step": step, "loss": float(step)})
+        metrics.reopen(2)
+        for step in range(3, 5):
+            metrics.write({"step": step, "loss": step + 0.5})
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(point.step, point.value) for point in board.Scalars("loss")] == [(1, 1), (2, 2), (3, 3.5), (4, 4.5)]
 
 
 # ---------------------------------------------------------------- stopping and going on

@@ -57,7 +57,7 @@ class Conversation:
 
 
 def shape_of(row: Mapping[str, Any]) -> str:
-    """The shape of a row: `messages`, `sharegpt`, `alpaca`, `pair`, `tree` or `texts`. Raises DataError for one that
+    """The shape of a row: `messages`, `sharegpt`, `instruction`, `pair`, `tree` or `texts`. Raises DataError for one that
     has none, naming its fields."""
     if isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"]:
         return "tree"
@@ -68,7 +68,7 @@ def shape_of(row: Mapping[str, Any]) -> str:
                 return "sharegpt" if "from" in first else "messages"
             return "texts"
     if isinstance(row.get("instruction"), str) and ("output" in row or "response" in row):
-        return "alpaca"
+        return "instruction"
     if _pair(row) is not None:
         return "pair"
     fields = ", ".join(map(brief, row)) or "none"
@@ -98,8 +98,8 @@ def read(row: Mapping[str, Any]) -> Conversation:
         case "texts":
             texts = [_text(text, "a turn") for text in _listed(row)]
             found = Conversation(tuple(Turn(ROLES[1 + i % 2], text) for i, text in enumerate(texts)))
-        case "alpaca":
-            found = _alpaca(row)
+        case "instruction":
+            found = _instruction(row)
         case "tree":
             found = next(iter(_paths([row["prompt"]])))
         case _:
@@ -158,7 +158,7 @@ def _text(value: Any, what: str) -> str:
     raise DataError(f"{what} holds {brief(value)}, which is no text")
 
 
-def _alpaca(row: Mapping[str, Any]) -> Conversation:
+def _instruction(row: Mapping[str, Any]) -> Conversation:
     ask = _text(row["instruction"], "'instruction'")
     more = row.get("input") or ""
     more = "" if isinstance(more, str) and more.strip().lower() in EMPTY_INPUTS else _text(more, "'input'")

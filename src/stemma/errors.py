@@ -131,9 +131,9 @@ def printable(text: object) -> str:
 _CONTROL = re.compile(r"(?!\r\n)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def nearest(word: str, known: Iterable[str], limit: int = 1) -> list[str]:
-    """The `limit` known words most like `word` (none if nothing is alike)."""
-    return difflib.get_close_matches(str(word), list(known), n=limit, cutoff=0.5)
+def nearest(word: str, known: Iterable[str], limit: int = 1, cutoff: float = 0.5) -> list[str]:
+    """The `limit` known words most like `word` (none if nothing is alike: `cutoff`, of difflib's ratio)."""
+    return difflib.get_close_matches(str(word), list(known), n=limit, cutoff=cutoff)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

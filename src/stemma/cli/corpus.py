@@ -9,11 +9,12 @@ from typing import Any, Literal
 import click
 
 from stemma.cli import command, console, echo, emit
+from stemma.cli.complete import complete_data
 from stemma.errors import UsageError
 
 
 @command(name="clean")
-@click.argument("source", metavar="SPEC")
+@click.argument("source", metavar="SPEC", shell_complete=complete_data)
 @click.option("--out", required=True, type=click.Path(), help="Directory for the text and the report.")
 @click.option("--steps", "listed", default="exact,near,gopher", show_default=True, help="The steps, in this order.")
 @click.option("--executor", type=click.Choice(["local", "slurm", "ray"]), help="Run the steps as tasks of datatrove.")
@@ -76,6 +77,8 @@ def show(found: dict[str, Any], text: Path) -> None:
     for plain in found["report"]:
         tally = Tally(**plain)
         screen.print(tally.sentence())
+        for line in tally.advice():
+            screen.print(f"  {line}", soft_wrap=True)
         for example in tally.examples:
             line = f"    {example['name']}: {example['why']}: {example['text']}"
             screen.print(line, style="dim", no_wrap=True, overflow="ellipsis")
@@ -95,7 +98,7 @@ def settings(options: tuple[str, ...]) -> dict[str, Any]:
 
 
 @command(name="stats")
-@click.argument("source", metavar="SPEC")
+@click.argument("source", metavar="SPEC", shell_complete=complete_data)
 @click.option("--tokenizer", type=click.Path(), metavar="DIR", help="Count tokens too, with this tokenizer.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def stats(source: str, tokenizer: str | None, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from stemma.errors import UsageError
 from stemma.nn import parts
+from stemma.nn.functional import rows_of
 from stemma.nn.inputs import Inputs
 
 
@@ -28,12 +29,12 @@ class Embed(nn.Module):
         if inputs.langs is not None:
             if self.languages is None:
                 raise UsageError("langs were given, and this model has no languages")
-            x = x + self.languages(inputs.langs)
+            x = x + rows_of(self.languages, inputs.langs, "langs")
         if self.segments is None:
             if segments is not None:
                 raise UsageError("token_type_ids were given, and this model has no segments")
             return x
-        return x + (self.segments.weight[0] if segments is None else self.segments(segments))
+        return x + (self.segments.weight[0] if segments is None else rows_of(self.segments, segments, "token_type_ids"))
 
     def vectors(self, inputs: Inputs) -> Tensor:
         """Embeddings of ids, the given vectors, or both: B T E."""
@@ -41,7 +42,7 @@ class Embed(nn.Module):
         if ids is None:
             assert embeds is not None
             return embeds
-        x = self.tokens(ids)
+        x = rows_of(self.tokens, ids, "input_ids")
         if self.factor != 1.0:
             x = x * self.rounded.get(x.dtype, self.factor)
         if embeds is None or inputs.embeds_at is None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stemma.nn import parts
 from stemma.nn.attention import BucketTable, Relative, Rotate
+from stemma.nn.functional import rows_of
 
 
 class Position(nn.Module):
@@ -67,7 +68,7 @@ class Learned(Position):
         return (real.cumsum(1) + start) * real + self.padding
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
-        return x + self.table(pos + self.offset if self.offset else pos)
+        return x + rows_of(self.table, pos, "position_ids", self.offset)
 
 
 class Sinusoidal(Position):

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import secrets
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stemma import disk
-from stemma.errors import CheckpointError, DataError, UsageError
+from stemma.errors import CheckpointError, UsageError
 from stemma.text import added, chat, legacy, ranks, reading, trainer
+from stemma.text.guards import no_panic, readable_text
+from stemma.text.padding import pad
 from stemma.text.specials import ROLES, Specials, sentinel
 from stemma.text.words import Spans, Words, spans, table
 
 if TYPE_CHECKING:
     import tokenizers
+    from torch import Tensor
 
 MAIN, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 _AHEAD = "☺"
@@ -320,7 +322,7 @@ class Tokenizer:
     def encode(self, text: str, *, add_special: bool = True, allow_special: bool = False) -> list[int]:
         """The ids of `text`. `add_special` puts the kind's special tokens around it. A special token's name inside the
         text is ordinary text unless `allow_special`. Raises DataError for a lone surrogate, which is not text."""
-        with _reading(text):
+        with readable_text(text):
             if allow_special:
                 return list(self._core.encode(text, add_special_tokens=add_special).ids)
             return self._ids(text, self._plain.encode(text, add_special_tokens=add_special))
@@ -328,24 +330,43 @@ class Tokenizer:
     def encode_pair(self, a: str, b: str) -> tuple[list[int], list[int]]:
         """The ids of two texts as one input with their special tokens, and for each id the text it belongs to (0 or 1).
         Special tokens' names in the texts are ordinary text."""
-        with _reading(a, b):
+        with readable_text(a, b):
             encoding = self._plain.encode(a, b, add_special_tokens=True)
         return list(encoding.ids), list(encoding.type_ids)
 
-    def encode_batch(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
-        """The ids of many texts, fast; special tokens' names in them are ordinary text."""
+    def encode_batch(
+        self, texts: Sequence[str], *, add_special: bool = True, allow_special: bool = False
+    ) -> list[list[int]]:
+        """The ids of many texts, each as `encode` gives them, fast. Training reads texts with `add_special=False`: an
+        objective puts special tokens where it wants them."""
         texts = list(texts)
+        if allow_special:
+            with readable_text(*texts):
+                return [e.ids for e in self._core.encode_batch_fast(texts, add_special_tokens=add_special)]
         slow = self.kind == "unigram" and any("<0x" in text for text in texts)
         run = self._plain.encode_batch if slow else self._plain.encode_batch_fast
-        with _reading(*texts):
+        with readable_text(*texts):
             encodings = run(texts, add_special_tokens=add_special)
         return [self._ids(text, e) if slow else e.ids for text, e in zip(texts, encodings, strict=True)]
+
+    def batch(
+        self, texts: Sequence[str | Sequence[int]], *, side: str = "right", length: int | None = None, **options: Any
+    ) -> dict[str, Tensor]:
+        """The inputs of a model's call, `model(**tokenizer.batch(texts))`: `input_ids` and `attention_mask`, B T int64.
+
+        Texts are encoded by `encode_batch` with its `options`; ids are taken as they are. Rows are padded to the
+        longest one or to `length`, on the "right" or the "left". Raises UsageError for no texts, an unknown side, and a
+        text of more than `length` tokens."""
+        plain = [text for text in texts if isinstance(text, str)]
+        encoded = iter(self.encode_batch(plain, **options))
+        rows = [next(encoded) if isinstance(text, str) else list(text) for text in texts]
+        return pad(rows, next((i for i in (self.pad_id, self.eos_id) if i is not None), 0), side, length)
 
     def encode_spans(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """For each text its ids, without special tokens, and for each id the character where its piece ends."""
         texts = list(texts)
         out = []
-        with _reading(*texts):
+        with readable_text(*texts):
             encodings = self._plain.encode_batch(texts, add_special_tokens=False)
         for text, e in zip(texts, encodings, strict=True):
             ids = self._ids(text, e)
@@ -356,7 +377,7 @@ class Tokenizer:
 
     def encode_flat(self, texts: Sequence[str]) -> Spans:
         """`encode_spans` of many texts as arrays, fast."""
-        with _reading(*texts):
+        with readable_text(*texts):
             found = self._words.encode(texts) if self._words is not None else None
         return found or spans(self.encode_spans(texts))
 
@@ -381,7 +402,7 @@ class Tokenizer:
         if any(i < 0 for i in ids):
             raise UsageError(f"token ids are not negative, as {min(ids)} is")
         ids = [i for i in ids if i < self.vocab_size]
-        with _panics():
+        with no_panic():
             return str(self._core.decode(ids, skip_special_tokens=skip_special))
 
     def decode_continuation(self, ids: Iterable[int]) -> str:
@@ -469,31 +490,6 @@ class Tokenizer:
         inputs = ["input_ids", "token_type_ids", "attention_mask"]
         out["model_input_names"] = inputs if self.kind == "wordpiece" else [inputs[0], inputs[2]]
         return out
-
-
-@contextlib.contextmanager
-def _reading(*texts: str) -> Iterator[None]:
-    """Name the character that is no text, where the library only says that there is one."""
-    try:
-        with _panics():
-            yield
-    except TypeError as error:
-        for text in texts:
-            if isinstance(text, str) and (bad := next((c for c in text if "\ud800" <= c <= "\udfff"), None)):
-                raise DataError(f"the text has a character that is not text (U+{ord(bad):04X})") from error
-        raise
-
-
-@contextlib.contextmanager
-def _panics() -> Iterator[None]:
-    """Raise CheckpointError where the library panics, as for a pattern that backtracks without end."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        why = " ".join(str(error).split())
-        raise CheckpointError(f"the tokenizer cannot read this text: {why}; its files are damaged or unusual") from None
 
 
 def _printable(text: str) -> str:

@@ -68,7 +68,7 @@ def test_tokenizers_that_the_library_cannot_run(tmp_path: Path, monkeypatch: pyt
 
 
 def test_what_a_library_prints_of_its_panic_is_dropped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    pattern = {"type": "Split", "pattern": {"Regex": "(.+.+)+x"}, "behavior": "Isolated", "invert": False}
+    pattern = {"type": "Split", "pattern": {"Regex": "(a+a+)+[xy]"}, "behavior": "Isolated", "invert": False}
     (tmp_path / "tokenizer.json").write_text(json.dumps(bpe(pre_tokenizer=pattern)))
     tokenizer = Tokenizer.load(tmp_path)
     for call in (
@@ -77,7 +77,7 @@ def test_what_a_library_prints_of_its_panic_is_dropped(tmp_path: Path, capfd: py
         lambda text: tokenizer.encode_batch([text]),
     ):
         with pytest.raises(CheckpointError, match="the tokenizer cannot read this text"):
-            call("x" + "a" * 60)
+            call("a" * 60)
     assert capfd.readouterr().err == ""
     os.write(2, b"x")
     assert capfd.readouterr().err == "x"

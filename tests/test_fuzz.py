@@ -105,6 +105,7 @@ def test_what_is_wrong_with_a_command(tmp_path: Path) -> None:
         (b'{"a": 1}', ["json", ["a"], "double", "NaN"], b'{"a": 1, "a": NaN}'),
         (b'{"a": 1}', ["json", ["a"], "rename", '"\\ud800"'], b'{"\\ud800": 1}'),
         (b'{"a": 1}', ["json", ["a"], "wrap", "list"], b'{"a": [1]}'),
+        (b'{"a": {"b": 1}}', ["json", ["a"], "grow", 2], b'{"a": {"b": 1, "b0": 1, "b1": 1}}'),
         (b'{"a": [1]}', ["json", ["a"], "repeat", 3], b'{"a": [1, 1, 1]}'),
         (b'{"a": 1}', ["json", [], "set", "null"], b"null"),
         (b'1\n{"a": 1}\n', ["line", 1, "json", ["a"], "set", "2"], b'1\n{"a": 2}\n'),

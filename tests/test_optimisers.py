@@ -557,5 +557,5 @@ def test_rates_that_name_nothing_are_refused() -> None:
         UsageError, match=r"recipe.rates: '\*.attention.w.weight' matches no parameter that learns; the nearest"
     ):
         optim.optimizer(AdamW(), model.named_parameters(), 1e-3, rates=(Rate(("*.attention.w.weight",), 2.0),))
-    with pytest.raises(UsageError, match="Rate.times must be positive"):
+    with pytest.raises(UsageError, match=r"Rate\.times must be positive"):
         Rate(("*",), 0.0)

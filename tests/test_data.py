@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stemma import data
-from stemma.data import Document, Store, builtin, files, random, read, sources, stats
+from stemma.data import Document, Store, builtin, encoding, files, random, read, sources, stats
 from stemma.data.encoding import sentences
 from stemma.data.heldout import pieces, training_texts
 from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, UsageError
@@ -510,6 +510,14 @@ def test_a_long_row_of_marks_takes_linear_time() -> None:
     begin = time.process_time()
     assert sentences("." * 300_000 + "x" + "。" * 300_000 + "x") == [0, 600_001]
     assert time.process_time() - begin < 2
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="ab .!?\n\t\"')]’”é", max_size=40))
+def test_sentences_of_a_text_without_other_marks_are_found_alike_by_both_patterns(text: str) -> None:
+    begin = len(text) - len(text.lstrip())
+    expected = [0, *(m.end() for m in encoding._SENTENCE.finditer(text, begin) if m.end() < len(text))]
+    assert sentences(text) == expected
 
 
 def test_sentences() -> None:

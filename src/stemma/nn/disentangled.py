@@ -32,6 +32,7 @@ class Disentangled(Position):
     """A stack's table of distances, `span` rows for each sign."""
 
     zero_padding = True
+    adds_scores = True
 
     def __init__(self, spec: parts.Disentangled, arch: parts.Arch, dims: parts.Dims) -> None:
         super().__init__()

@@ -31,8 +31,10 @@ ORDER = (
     "families",
     "words",
     "markup",
+    "quantize",
     "rewrites",
     "formats",
+    "conversations",
     "data",
     "objectives",
     "decoding",
@@ -51,6 +53,7 @@ UP = {("nn.model", "formats")}  # `model.save(...)` writes a checkpoint
 
 # What a room's own page is called.
 PAGES = {
+    "conversations": "conversations.md",
     "data": "data.md",
     "decoding": "generation.md",
     "formats": "formats.md",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import struct
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from stemma.decoding import generation_config
 from stemma.decoding.sampling import Sampler
 from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, UsageError
 from stemma.formats import tensors
-from stemma.text import Tokenizer, legacy, reading, spm
+from stemma.text import Specials, Tokenizer, legacy, reading, spm, trainer
 
 # ---------------------------------------------------------------- tokenizers
 
@@ -66,6 +67,38 @@ def test_tokenizers_that_the_library_cannot_run(tmp_path: Path, monkeypatch: pyt
     assert load(bpe(normalizer=replace("x", "yy"))).encode("ab") == [2]
 
 
+def test_what_a_library_prints_of_its_panic_is_dropped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pattern = {"type": "Split", "pattern": {"Regex": "(a+a+)+[xy]"}, "behavior": "Isolated", "invert": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(bpe(pre_tokenizer=pattern)))
+    tokenizer = Tokenizer.load(tmp_path)
+    for call in (
+        tokenizer.encode,
+        lambda text: tokenizer.encode_pair(text, text),
+        lambda text: tokenizer.encode_batch([text]),
+    ):
+        with pytest.raises(CheckpointError, match="the tokenizer cannot read this text"):
+            call("a" * 60)
+    assert capfd.readouterr().err == ""
+    os.write(2, b"x")
+    assert capfd.readouterr().err == "x"
+
+
+@pytest.mark.parametrize("number", [2**31, 10**7, -1, 1.5, "x", None])
+def test_ids_that_no_vocabulary_has(number: Any, tmp_path: Path) -> None:
+    for change in (
+        {"model": {"type": "BPE", "vocab": {"a": number, "b": 1, "ab": 2}, "merges": []}},
+        {"added_tokens": [{"id": number, "content": "x"}]},
+    ):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(bpe(**change)))
+        with pytest.raises(CheckpointError, match=r"has the id .*; ids are whole numbers from 0"):
+            Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": number, "b": 1}))
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(CheckpointError, match=r"has the id .*; ids are whole numbers from 0"):
+        Tokenizer.load(tmp_path)
+
+
 def test_a_tokenizer_config_of_another_shape(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nx\n")
     for odd in ({"strip_accents": "x"}, {"strip_accents": [1]}):
@@ -107,6 +140,16 @@ def test_sentinels_are_counted_first(extra: Any, tmp_path: Path) -> None:
         legacy._sentencepiece(path, {}, {"extra_ids": extra}, "t5", {})
 
 
+def test_long_words_are_cut_before_training() -> None:
+    for text in ("", "a b", "x" * 1000, "word " * 900, "一二三。" * 900, ("x" * 900 + "!") * 3):
+        assert trainer.cut(text) == text
+    assert trainer.cut("x y" + "a" * 2500 + " z") == "x y" + "a" * 999 + "\n" + "a" * 1000 + "\n" + "a" * 501 + " z"
+    assert trainer.cut("-" * 1001) == "-" * 1000 + "\n-"
+    begin = time.process_time()
+    Tokenizer.train("bpe", ["a" * 200_000], 300, Specials(eos="</s>"))
+    assert time.process_time() - begin < 3
+
+
 # ---------------------------------------------------------------- torch files
 
 
@@ -134,6 +177,8 @@ def test_torch_files_of_odd_tensors(held: Any, said: str, tmp_path: Path) -> Non
     "error",
     [
         RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"),
+        RuntimeError("basic_ios::clear: iostream error"),
+        OSError("48960 requested and 27232 written"),
         OSError(errno.EFBIG, "File too large"),
         RuntimeError("Error while serializing: I/O error: File too large (os error 27)"),
     ],

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stemma.errors import CheckpointError, DataError, UsageError
+from stemma.text.reading import panics
 from stemma.text.specials import Specials
 
 if TYPE_CHECKING:
@@ -157,7 +158,10 @@ def convert(model: Model) -> Tokenizer:
         core = models.Unigram(scored, unk_id=model.unk, byte_fallback=byte_level)
     out = Tokenizer(core)
 
-    steps: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    try:
+        steps: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    except Exception as error:  # the library raises bare exceptions
+        raise CheckpointError(f"the map of characters of a SentencePiece model is damaged: {error}") from None
     if model.squeeze:
         steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex("^ +| +$"), "")]
     if model.prefix:
@@ -331,7 +335,9 @@ def describe(core: Tokenizer, specials: Specials) -> Model:
         raise UsageError("the merges of this tokenizer do not follow from its pieces, as a SentencePiece model's do")
     again = convert(model)
     for text in probes(core):
-        if again.encode(text, add_special_tokens=False).ids != core.encode(text, add_special_tokens=False).ids:
+        with panics(silent=True):
+            ids = core.encode(text, add_special_tokens=False).ids
+        if again.encode(text, add_special_tokens=False).ids != ids:
             raise UsageError(f"no SentencePiece model gives the same ids as this tokenizer (tried with {text!r})")
     return model
 

@@ -22,9 +22,9 @@ DEVICE = click.option("--device", default="auto", show_default=True, help="auto,
 DTYPE = click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or auto.")
 
 
-def load(path: str, device: str, dtype: str) -> Any:
+def load(path: str, device: str, dtype: str, stream: bool = False) -> Any:
     """The model at `path`: a checkpoint's folder, a run (its `model`), a checkpoint of a run, a GGUF file or a hub
-    id."""
+    id. `stream`: its weights may stay in the file (see `formats.stream`)."""
     if not path:
         raise UsageError("PATH is empty; give a folder, a run, a GGUF file or a hub id")
     import torch
@@ -45,6 +45,8 @@ def load(path: str, device: str, dtype: str) -> Any:
     if midway.is_checkpoint(Path(path)):
         kind = None if dtype == "auto" else formats.dtype_of(dtype)
         return midway.load_checkpoint(Path(path)).to(device=device, dtype=kind)
+    if stream:
+        return formats.stream(path, dtype)
     return stemma.load(path, device=device, dtype=dtype)
 
 
@@ -332,7 +334,7 @@ def convert(
     if layout == "gguf":  # told before the weights are read
         require("gguf", "writing GGUF files", "'stemma-lm[gguf]'")
     wanted = "auto" if small else "float16" if packed else dtype
-    model = load(source, "cpu", wanted)
+    model = load(source, "cpu", wanted, stream=layout in ("hf", "gguf"))
     model.save(str(out), layout=layout, dtype=dtype if small else None, shard_bytes=limit, shards=shards)
     weights = sum(p.numel() for p in model.parameters())
     kind = "float32" if layout.startswith("llama2c") else dtype if small else str(model.dtype).removeprefix("torch.")

@@ -92,8 +92,9 @@ def load(
     `labels`, a number or names, and, to classify texts, a `problem`: `"single"`, `"multi"` or `"regression"`) replaces
     the pretraining heads by the family's head for it, loaded if the file has it, else initialised.
     `dtype="auto"` keeps the file's; `device="meta"` reads shapes and no data. `rewrites` (`stemma.rewrites`) replace
-    modules before they are filled: a quantised matrix is made of the file's tensor, and no other copy is kept. Raises
-    CheckpointError naming the tensor, key or file."""
+    modules before they are filled: a quantised matrix is made of the file's tensor, and no other copy is kept.
+    Weights of the wanted type and layout are mapped copy-on-write (docs/formats.md). Raises CheckpointError naming the
+    tensor, key or file."""
     new = tuple(new)
     if wrong := [n for n in new if n not in HEADS]:
         raise UsageError(f"no head is called {wrong[0]!r}; heads are {', '.join(HEADS)}{did_you_mean(wrong[0], HEADS)}")
@@ -109,6 +110,23 @@ def load(
     model = hf.load(folder, device, kind, new=new, task=task, labels=count, problem=problem, **options)
     model.labels = names or model.labels
     return model
+
+
+def stream(path: str | Path, dtype: str | torch.dtype = "auto") -> Model:
+    """The model of a checkpoint as `load` gives it, but on the device "meta": its weights stay in the file, and `save`
+    (in the layouts hf and gguf) reads them one at a time. Only folders of config.json and GGUF files can be read so;
+    of others the weights are loaded."""
+    from stemma.formats import gguf
+
+    kind = None if dtype == "auto" else dtype_of(dtype)
+    folder = model_path(path) or fetch(str(path), None)
+    reader = _reader_of(folder, heads=False)
+    if reader is gguf.load:
+        return gguf.load(folder, "meta", dtype, stream=True)
+    if reader is not None or folder.is_file():
+        return load(folder, "cpu", dtype)
+    free: dict[str, Any] = {"new": (), "task": None, "labels": None, "problem": None}
+    return hf.load(folder, "meta", kind, tokenizer=True, stream=True, **free)
 
 
 def _reader_of(path: Path, heads: bool) -> Callable[..., Model] | None:
@@ -219,5 +237,6 @@ __all__ = [
     "load",
     "read_design",
     "save",
+    "stream",
     "with_task",
 ]

@@ -4,15 +4,19 @@ older `pytorch_model.bin`, which is read without running its code."""
 from __future__ import annotations
 
 import contextlib
+import io
+import json
+import math
 import os
 import pickle
 import re
 import shutil
+import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,6 +64,7 @@ class Tensors:
         self.directory = directory
         self.where: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
+        self._kept: dict[Path, Any] = {}  # open for tensors that stay mapped
         self._mapped = 0
         files, listed = weight_files(directory)
         for file in files:
@@ -79,15 +84,7 @@ class Tensors:
 
     def _safe(self, file: Path) -> Any:
         if file not in self._open:
-            from safetensors import SafetensorError, safe_open
-
-            try:
-                self._open[file] = safe_open(file, framework="pt")
-            except (SafetensorError, OSError, ValueError) as error:
-                raise CheckpointError(
-                    f"{file} is damaged or cut short ({file.stat().st_size} bytes): {first_line(error)}; "
-                    "copy or download it again"
-                ) from None
+            self._open[file] = _safe_open(file)
         return self._open[file]
 
     def _bin(self, file: Path) -> dict[str, Tensor]:
@@ -132,6 +129,31 @@ class Tensors:
             self._mapped = 0
             self._open.clear()
         return tensor
+
+    def mapped(self, name: str) -> Tensor | None:
+        """One tensor as its pages in the file, read when they are touched and copied when they are changed (a private
+        mapping). None on Windows, where a file that is mapped cannot be replaced."""
+        if os.name == "nt":
+            return None
+        file = self.where[name]
+        if file.suffix == ".bin":
+            return self._bin(file)[name]
+        if file not in self._kept:
+            self._kept[file] = _safe_open(file)
+        tensor: Tensor = self._kept[file].get_tensor(name)
+        return tensor
+
+
+def _safe_open(file: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} is damaged or cut short ({file.stat().st_size} bytes): {first_line(error)}; "
+            "copy or download it again"
+        ) from None
 
 
 def plain(file: Path) -> dict[str, Tensor]:
@@ -193,16 +215,19 @@ def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:
 @contextlib.contextmanager
 def whole(directory: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
     """A scratch folder in `directory`. If the block succeeds, its files replace those of the same names and those that
-    are `stale`; other files stay. If it fails, `directory` is unchanged. Raises ResourceError if the disk refuses."""
+    are `stale`; other files stay. If it fails, `directory` is unchanged. Files that replace others are forced to disk
+    first; a new folder costs no such wait. Raises ResourceError if the disk refuses."""
     fresh = not directory.exists()
     scratch = None
     try:
         directory.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=directory))
         yield scratch
-        for file in scratch.iterdir():
-            disk.sync(file)
-        _swap(scratch, directory, stale)
+        new = [f.name for f in scratch.iterdir()]
+        gone = [f.name for f in directory.iterdir() if not f.is_dir() and (f.name in new or stale(f.name))]
+        for name in new if gone else ():  # else a power cut could take the old files before the new ones are there
+            disk.sync(scratch / name)
+        _swap(scratch, directory, new, gone)
         for left in directory.glob(SCRATCH + "*"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
     except ResourceError:
@@ -219,17 +244,14 @@ def whole(directory: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
                     directory.rmdir()  # which only an empty one allows
 
 
-def _swap(scratch: Path, directory: Path, stale: Callable[[str], bool]) -> None:
-    """Move the old files out and the new ones in, or undo both.
+def _swap(scratch: Path, directory: Path, new: list[str], gone: list[str]) -> None:
+    """Move the old files out (`gone`) and the new ones in, or undo both.
 
     config.json (params.json in Meta's layout) is moved out first and in last, so nothing can read a mixture of old and
     new files. If the process is killed in between, the old files are in `old` of the scratch folder."""
     old = scratch / "old"
-    new = sorted((f.name for f in scratch.iterdir()), key=lambda name: name in HEADS)
-    gone = sorted(
-        (f.name for f in directory.iterdir() if not f.is_dir() and (f.name in new or stale(f.name))),
-        key=lambda name: name not in HEADS,
-    )
+    new = sorted(new, key=lambda name: name in HEADS)
+    gone = sorted(gone, key=lambda name: name not in HEADS)
     old.mkdir()
     moves = [(directory / n, old / n) for n in gone] + [(scratch / n, directory / n) for n in new]
     done: list[tuple[Path, Path]] = []
@@ -256,29 +278,65 @@ def interrupted(directory: Path) -> str | None:
     return None
 
 
-def write(directory: Path, names: Mapping[str, tuple[int, Callable[[], Tensor]]], shard_bytes: int) -> None:
-    """Write tensors as safetensors, in shards of at most `shard_bytes`. `names`: the size of each tensor in bytes, and
-    a function that makes it when its shard is written."""
-    from safetensors.torch import save_file
+class Entry(NamedTuple):
+    """A tensor to write: what is known of it before, and a function that makes it, on any device and in any layout."""
 
+    shape: Sequence[int]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write(directory: Path, names: Mapping[str, Entry], shard_bytes: int) -> None:
+    """Write tensors as safetensors, in shards of at most `shard_bytes`, one tensor in memory at a time."""
     shards: list[list[str]] = [[]]
     filled = 0
-    for name, (size, _) in names.items():
-        if shards[-1] and filled + size > shard_bytes:
+    for name, entry in names.items():
+        if shards[-1] and filled + entry.nbytes > shard_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(name)
-        filled += size
+        filled += entry.nbytes
     single = len(shards) == 1
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = SINGLE[0] if single else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        path = directory / file
-        path.touch()
-        mode = path.stat().st_mode  # what the user's umask says, which safetensors would narrow to the owner
-        save_file({n: names[n][1]().contiguous() for n in shard}, path, metadata={"format": "pt"})
-        path.chmod(mode)
+        write_shard(directory / file, {name: names[name] for name in shard})
         weight_map |= dict.fromkeys(shard, file)
     if not single:
-        total = sum(size for size, _ in names.values())
+        total = sum(entry.nbytes for entry in names.values())
         write_json(directory / INDEX[0], {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_shard(path: Path, names: Mapping[str, Entry]) -> None:
+    """One safetensors file: the length of the header (u64), the header (JSON, spaces up to a multiple of 8), the data
+    in the header's order. Widest types first, then by name, as the library writes it."""
+    order = sorted(names, key=lambda name: (-names[name].dtype.itemsize, name))
+    kinds = {dtype: kind for kind, dtype in TYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        entry = names[name]
+        start, end = end, end + entry.nbytes
+        header[name] = {"dtype": kinds[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    head += b" " * (-len(head) % 8)
+    with open(path, "wb", buffering=0) as out:
+        _put(out, memoryview(len(head).to_bytes(8, "little") + head))
+        for name in order:
+            entry = names[name]
+            tensor = entry.make().to(device="cpu", dtype=entry.dtype).contiguous()
+            assert list(tensor.shape) == list(entry.shape), name
+            data = tensor.reshape(-1).view(torch.uint8)
+            if sys.byteorder == "big":
+                data = data.view(-1, tensor.itemsize).flip(1).reshape(-1)
+            _put(out, data.numpy().data)
+
+
+def _put(out: io.RawIOBase, data: memoryview) -> None:
+    """Write all of `data`; the system may take less at a time."""
+    while data:
+        data = data[out.write(data) :]

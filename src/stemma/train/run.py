@@ -99,6 +99,8 @@ class Pretraining:
         for role, net in models.items():
             _release(net)
             net.save(str(run / role))
+            for file in (run / role).iterdir():
+                disk.sync(file)  # before the summary says that the run is finished
 
 
 def _release(model: Model) -> None:

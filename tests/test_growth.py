@@ -1,0 +1,237 @@
+"""Large checkpoints: weights stay in their files until they are changed, and files are written tensor by tensor."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import stemma
+from stemma import disk, formats
+from stemma.errors import CheckpointError, UsageError
+from stemma.formats import tensors as stored
+from stemma.rewrites import WeightOnly
+
+LLAMA: dict[str, Any] = {"layers": 2, "d_model": 32, "heads": 2, "kv_heads": 2, "d_ff": 64, "vocab": 60, "context": 32}
+GPT2: dict[str, Any] = {"layers": 2, "d_model": 32, "heads": 2, "d_ff": 64, "vocab": 60, "context": 32}
+mapping = pytest.mark.skipif(os.name == "nt", reason="on Windows files are read, not mapped")
+
+
+def state(model: Any) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in sorted(folder.iterdir())}
+
+
+def mapped(model: Any, file: str) -> list[str]:
+    """The parameters of a model that lie in a mapping of a file."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(file)]
+    ranges = [[int(x, 16) for x in line[0].split("-")] for line in lines]
+    return [n for n, p in model.named_parameters() if any(a <= p.data_ptr() < b for a, b in ranges)]
+
+
+def train(model: Any, steps: int = 2) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    ids = torch.arange(16).reshape(2, 8)
+    for _ in range(steps):
+        F.cross_entropy(model(ids).logits.flatten(0, 1), ids.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(3).add_(1)
+
+
+@pytest.mark.parametrize("shard", [10**9, 20_000])
+def test_training_never_reaches_the_files(shard: int, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    made = stemma.build("llama-7b", **LLAMA)
+    made.save(folder, shard_bytes=shard)
+    before = content(folder)
+    model = stemma.load(folder)
+    assert same(state(model), state(made))
+    train(model)
+    assert content(folder) == before
+    assert not any(torch.equal(a, b) for a, b in zip(state(model).values(), state(made).values(), strict=True))
+    assert same(state(stemma.load(folder)), state(made))  # which the first one's changes do not reach
+
+
+@mapping
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
+def test_what_is_mapped(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    stemma.build("llama-7b", **LLAMA).save(folder)
+    model = stemma.load(folder)
+    names = [name for name, _ in model.named_parameters()]
+    assert mapped(model, "m/model.safetensors") == names
+    for p in model.parameters():  # a copy or a pickle of one has nothing of the others
+        assert p.untyped_storage().nbytes() == p.nbytes
+    again = copy.deepcopy(model)
+    assert not mapped(again, "m/model.safetensors") and same(state(again), state(model))
+    assert not mapped(stemma.load(folder, dtype="bfloat16"), "m/model.safetensors")  # converted one by one
+    adapted = stemma.load(folder, rewrites=[WeightOnly(where=("*.attention.q",))])
+    held = mapped(adapted, "m/model.safetensors")
+    assert held and not any(".attention.q." in name for name in held)  # replaced modules have memory of their own
+    stemma.build("gpt2", **GPT2).save(tmp_path / "g")
+    model = stemma.load(tmp_path / "g")
+    held = mapped(model, "g/model.safetensors")
+    # GPT-2's matrices are transposed in files; its packed biases are not
+    assert "embed.tokens.weight" in held and "decoder.blocks.0.attention.k.bias" in held
+    assert not any(".attention.k.weight" in n for n in held)
+    assert model.get_parameter("decoder.blocks.0.attention.k.bias").untyped_storage().nbytes() == 32 * 4
+
+
+@pytest.mark.parametrize(("name", "dims"), [("llama-7b", LLAMA), ("gpt2", GPT2)])
+def test_saved_over_the_folder_that_it_came_from(name: str, dims: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    stemma.build(name, **dims).save(folder)
+    for shard in (10**9, 20_000, 10**9):  # one file, shards, one file again
+        other, model = stemma.load(folder), stemma.load(folder)
+        kept = state(other)
+        train(model, 1)
+        model.save(folder, shard_bytes=shard)
+        assert same(state(stemma.load(folder)), state(model))
+        assert same(state(other), kept)  # loaded before, and still what it was
+        train(other, 1)
+        assert same(state(stemma.load(folder)), state(model))
+
+
+@mapping
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_model_outlives_its_files(how: str, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    made = stemma.build("llama-7b", **LLAMA)
+    made.save(folder)
+    model = stemma.load(folder)
+    if how == "deleted":
+        shutil.rmtree(folder)
+    else:
+        disk.write(folder / "model.safetensors", b"something else")
+    ids = torch.arange(8)[None]
+    assert torch.equal(model(ids).logits, made(ids).logits)
+    train(model)
+    model.save(folder)
+    assert same(state(stemma.load(folder)), state(model))
+
+
+def test_tensors_that_share_memory_in_a_file_are_apart_in_the_model(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    made = stemma.build("llama-7b", **LLAMA)
+    made.save(folder)
+    held = load_file(folder / "model.safetensors")
+    a, b = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight"
+    (folder / "model.safetensors").unlink()
+    torch.save(held | {b: held[a]}, folder / "pytorch_model.bin")
+    before = content(folder)
+    model = stemma.load(folder)
+    one, two = (model.get_parameter(f"decoder.blocks.{i}.attention.q.weight") for i in (0, 1))
+    assert torch.equal(one, two) and one.data_ptr() != two.data_ptr()
+    with torch.no_grad():
+        one.add_(1)
+    assert torch.equal(two, held[a]) and content(folder) == before
+
+
+def test_ties_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stemma.build("gpt2", **GPT2).save(tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    words = next(n for n in held if n.endswith("wte.weight"))
+    save_file(held | {"lm_head.weight": held[words].clone()}, tmp_path / "model.safetensors", {"format": "pt"})
+    read: list[str] = []
+    real = stored.Tensors.get
+    monkeypatch.setattr(stored.Tensors, "get", lambda self, name: read.append(name) or real(self, name))
+    model = stemma.load(tmp_path)
+    assert model.arch.heads.lm.tied and read.count("lm_head.weight") == 1 and read.count(words) <= 1
+
+
+# ---------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("kind", list(stored.TYPES.values()))
+def test_files_are_those_of_the_library(kind: torch.dtype, tmp_path: Path) -> None:
+    made = {"b": torch.randn(3, 5), "a.é": torch.randn(7), "z": torch.randn(()), "empty": torch.empty(0, 4)}
+    made = {name: t.to(kind) for name, t in made.items()}
+    save_file(made, tmp_path / "theirs", {"format": "pt"})
+    entries = {n: stored.Entry(t.shape, t.dtype, lambda t=t: t) for n, t in made.items()}
+    stored.write_shard(tmp_path / "ours", entries)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    alive: list[int] = []
+
+    class Counted:
+        def __init__(self) -> None:
+            alive.append(1)
+
+        def __del__(self) -> None:
+            alive.pop()
+
+    def make() -> Tensor:
+        assert not alive
+        tensor: Any = torch.ones(4, 4, dtype=torch.float64)
+        tensor.counted = Counted()
+        return tensor
+
+    stored.write(tmp_path, {str(i): stored.Entry((4, 4), torch.float32, make) for i in range(6)}, 128)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3 and not alive
+
+
+def test_only_what_replaces_files_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stemma.build("llama-7b", **LLAMA)
+    forced: list[str] = []
+    monkeypatch.setattr(disk, "sync", lambda path: forced.append(path.name))
+    model.save(tmp_path / "m")
+    assert not forced
+    model.save(tmp_path / "m")
+    assert "model.safetensors" in forced and "config.json" in forced
+
+
+# ---------------------------------------------------------------- weights that stay in the file
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "mixtral", "gguf", "f16"])
+def test_streamed_files_are_those_of_a_loaded_model(case: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    name, dims = {"gpt2": ("gpt2", GPT2), "mixtral": ("mixtral-8x7b", LLAMA)}.get(case, ("llama-7b", LLAMA))
+    made = stemma.build(name, **dims, **({"experts": 4, "active": 2} if case == "mixtral" else {}))
+    if case in ("gguf", "f16"):
+        pytest.importorskip("gguf")
+        source = tmp_path / "source.gguf"
+        made.save(source, dtype="q8_0" if case == "gguf" else "float16")
+    else:
+        made.save(source)
+    for kind in ("auto", "bfloat16"):
+        streamed, loaded = formats.stream(source, kind), stemma.load(source, dtype=kind)
+        assert streamed.device.type == "meta" and streamed.dtype == loaded.dtype
+        for model, out in ((streamed, tmp_path / f"a-{kind}"), (loaded, tmp_path / f"b-{kind}")):
+            model.save(out, shard_bytes=20_000)
+            if case != "mixtral":
+                model.save(out / "m.gguf")
+        assert content(tmp_path / f"a-{kind}") == content(tmp_path / f"b-{kind}")
+
+
+def test_a_stream_is_as_strict_as_a_load(tmp_path: Path) -> None:
+    stemma.build("gpt2", **GPT2).save(tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    name = next(n for n in held if n.endswith("ln_f.weight"))
+    save_file({n: t for n, t in held.items() if n != name}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"ln_f\.weight"):
+        formats.stream(tmp_path)
+    save_file(held, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UsageError, match="nothing to save"):
+        stemma.load(tmp_path, device="meta").save(tmp_path / "out")

@@ -180,6 +180,8 @@ def close(a: list[dict[str, Any]], b: list[dict[str, Any]], within: float = 1e-6
         assert x["targets"] == y["targets"]
         assert x["loss"] == pytest.approx(y["loss"], rel=within, abs=1e-8), x["step"]
         assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=5 * within), x["step"]
+        ours, theirs = ({k: r[k] for k in r if k.startswith("loss_")} for r in (x, y))
+        assert ours == pytest.approx(theirs, rel=10 * within, abs=1e-7), x["step"]
 
 
 # one test, so that the processes start once

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,7 @@ def test_what_is_mapped(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     stemma.build("llama-7b", **LLAMA).save(folder)
     model = stemma.load(folder)
-    names = [name for name, _ in model.named_parameters()]
-    assert mapped(model, "m/model.safetensors") == names
+    assert mapped(model, "m/model.safetensors") == [n for n, p in model.named_parameters() if p.nbytes >= stored.KEPT]
     for p in model.parameters():  # a copy or a pickle of one has nothing of the others
         assert p.untyped_storage().nbytes() == p.nbytes
     again = copy.deepcopy(model)
@@ -90,10 +91,8 @@ def test_what_is_mapped(tmp_path: Path) -> None:
     stemma.build("gpt2", **GPT2).save(tmp_path / "g")
     model = stemma.load(tmp_path / "g")
     held = mapped(model, "g/model.safetensors")
-    # GPT-2's matrices are transposed in files; its packed biases are not
-    assert "embed.tokens.weight" in held and "decoder.blocks.0.attention.k.bias" in held
-    assert not any(".attention.k.weight" in n for n in held)
-    assert model.get_parameter("decoder.blocks.0.attention.k.bias").untyped_storage().nbytes() == 32 * 4
+    # GPT-2's matrices are transposed in files
+    assert "embed.tokens.weight" in held and not any(".attention." in n for n in held)
 
 
 @pytest.mark.parametrize(("name", "dims"), [("llama-7b", LLAMA), ("gpt2", GPT2)])
@@ -162,13 +161,58 @@ def test_ties_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("kind", list(stored.TYPES.values()))
-def test_files_are_those_of_the_library(kind: torch.dtype, tmp_path: Path) -> None:
+def test_the_library_reads_our_files(kind: torch.dtype, tmp_path: Path) -> None:
     made = {"b": torch.randn(3, 5), "a.é": torch.randn(7), "z": torch.randn(()), "empty": torch.empty(0, 4)}
-    made = {name: t.to(kind) for name, t in made.items()}
-    save_file(made, tmp_path / "theirs", {"format": "pt"})
+    made = {name: t.to(kind) for name, t in made.items()} | {f"{i}": torch.randn(8, 16 * i).to(kind) for i in (1, 2)}
+    made["wide"] = torch.randn(5, dtype=torch.float64)
     entries = {n: stored.Entry(t.shape, t.dtype, lambda t=t: t) for n, t in made.items()}
     stored.write_shard(tmp_path / "ours", entries)
-    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert same(dict(sorted(load_file(tmp_path / "ours").items())), dict(sorted(made.items())))
+    raw = (tmp_path / "ours").read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    head = json.loads(raw[8 : 8 + size])
+    assert head.pop("__metadata__") == {"format": "pt"}
+    starts = {n: 8 + size + about["data_offsets"][0] for n, about in head.items()}
+    assert {n for n, t in made.items() if t.nbytes % 64 == 0} == {"1", "2", "empty"}
+    assert all(starts[n] % 64 == 0 for n in ("1", "2", "empty")) and raw[8 : 8 + size].endswith(
+        b"}" + b" " * (size % 8)
+    )
+    assert all(starts[n] % t.itemsize == 0 for n, t in made.items())
+
+
+def shifted(file: Path, shift: int) -> None:
+    """Move the data of a safetensors file to `shift` bytes past a multiple of 64."""
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    head = raw[8 : 8 + size].rstrip()
+    head += b" " * ((shift - 8 - len(head)) % 64)
+    file.write_bytes(len(head).to_bytes(8, "little") + head + raw[8 + size :])
+
+
+def test_where_tensors_begin_in_a_file_changes_no_logit(tmp_path: Path) -> None:
+    """A product with one vector rounds by where the matrix begins: such weights are copied."""
+    made = stemma.build("llama-7b", **LLAMA | {"d_model": 72, "d_ff": 136})
+    made.save(tmp_path)
+    ids = torch.tensor([[7]])
+    for shift in range(0, 64, 8):
+        shifted(tmp_path / "model.safetensors", shift)
+        for dtype in ("float32", "auto"):
+            model = stemma.load(tmp_path, dtype=dtype)
+            assert all(p.data_ptr() % 64 == 0 for p in model.parameters())
+            assert same(state(model), state(made)) and torch.equal(model(ids).logits, made(ids).logits)
+
+
+def test_a_file_of_very_many_tensors_is_refused_soon(tmp_path: Path) -> None:
+    for name in ("llama-7b", "gpt2"):
+        stemma.build(name, **(LLAMA if name == "llama-7b" else GPT2)).save(tmp_path / name)
+        head = {f"t{i}": {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]} for i in range(20_000)}
+        text = json.dumps(head).encode()
+        content = len(text).to_bytes(8, "little") + text + bytes(4 * len(head))
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+        began = time.process_time()
+        with pytest.raises(CheckpointError, match="is missing from"):
+            stemma.load(tmp_path / name)
+        assert time.process_time() - began < 3
 
 
 def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:

@@ -139,7 +139,9 @@ def _names_in_file(source: tensors.Tensors, layout: Layout | None, where: str) -
         return {name: name for name in source}
     current = {name: functools.reduce(lambda n, r: n.replace(*r), layout.renames.items(), name) for name in source}
     if layout.prefix and not any(n.startswith(layout.prefix) for n in current.values()):
-        current = {f: n if _is_head(n, layout) else layout.prefix + n for f, n in current.items()}
+        heads = _head_names(layout)
+        alone = {n for n in current.values() if n in heads or n.startswith(("cls.", "lm_head"))}
+        current = {f: n if n in alone else layout.prefix + n for f, n in current.items()}
     names: dict[str, str] = {}
     for file, name in current.items():
         if name in names:
@@ -148,13 +150,12 @@ def _names_in_file(source: tensors.Tensors, layout: Layout | None, where: str) -
     return names
 
 
-def _is_head(name: str, layout: Layout) -> bool:
+def _head_names(layout: Layout) -> set[str]:
+    """The names of tensors of all heads of a layout's classes."""
     base = layout.base()
-    for heads in (base.arch.heads, *layout.classes.values()):
-        rows = layout.rows(with_heads(base, every_head(base.arch.heads, heads)))
-        if any(name in (r.theirs, *r.aliases) for r in rows if part(r) in HEADS):
-            return True
-    return name.startswith(("cls.", "lm_head"))
+    kinds = [every_head(base.arch.heads, heads) for heads in (base.arch.heads, *layout.classes.values())]
+    rows = [r for heads in kinds for r in layout.rows(with_heads(base, heads)) if part(r) in HEADS]
+    return {name for r in rows for name in (r.theirs, *r.aliases)}
 
 
 def _by_file(

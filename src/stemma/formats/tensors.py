@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stemma import disk
 from stemma.errors import CheckpointError, ResourceError, brief
+from stemma.rewrites.modules import ALIGNED, aligned
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -31,6 +32,7 @@ SCRATCH = ".saving-"
 UNCHANGED = "nothing there was changed"  # the note of a save that the system refused
 HEADS = ("config.json", "params.json")  # the file without which nothing of a folder is read
 MAPPED = 32 * 2**20  # bytes read through one mapping of a file before it is dropped, and its pages with it
+KEPT = 4096  # bytes: a tensor of less costs no more as a copy
 
 
 def weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
@@ -132,16 +134,18 @@ class Tensors:
 
     def mapped(self, name: str) -> Tensor | None:
         """One tensor as its pages in the file, read when they are touched and copied when they are changed (a private
-        mapping). None on Windows, where a file that is mapped cannot be replaced."""
-        if os.name == "nt":
-            return None
+        mapping). None for a small one and for one that memory of its own would align otherwise: its products would
+        round otherwise. None on Windows, where a file that is mapped cannot be replaced."""
         file = self.where[name]
+        if os.name == "nt" or self.meta_tensor(name).nbytes < KEPT:
+            return None
         if file.suffix == ".bin":
-            return self._bin(file)[name]
-        if file not in self._kept:
-            self._kept[file] = _safe_open(file)
-        tensor: Tensor = self._kept[file].get_tensor(name)
-        return tensor
+            tensor = self._bin(file)[name]
+        else:
+            if file not in self._kept:
+                self._kept[file] = _safe_open(file)
+            tensor = self._kept[file].get_tensor(name)
+        return tensor if aligned(tensor) else None
 
 
 def _safe_open(file: Path) -> Any:
@@ -312,9 +316,11 @@ def write(directory: Path, names: Mapping[str, Entry], shard_bytes: int) -> None
 
 
 def write_shard(path: Path, names: Mapping[str, Entry]) -> None:
-    """One safetensors file: the length of the header (u64), the header (JSON, spaces up to a multiple of 8), the data
-    in the header's order. Widest types first, then by name, as the library writes it."""
-    order = sorted(names, key=lambda name: (-names[name].dtype.itemsize, name))
+    """One safetensors file: the length of the header (u64), the header (JSON, then spaces), the data in the header's
+    order, without holes. Every tensor of a multiple of `ALIGNED` bytes begins at one, so that it can be mapped: the
+    header is filled up to such a place, and other tensors come last. Otherwise widest types first, then by name, as the
+    library has it."""
+    order = sorted(names, key=lambda n: (names[n].nbytes % ALIGNED != 0, -names[n].dtype.itemsize, n))
     kinds = {dtype: kind for kind, dtype in TYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -323,7 +329,7 @@ def write_shard(path: Path, names: Mapping[str, Entry]) -> None:
         start, end = end, end + entry.nbytes
         header[name] = {"dtype": kinds[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    head += b" " * (-len(head) % 8)
+    head += b" " * (-(8 + len(head)) % ALIGNED)
     with open(path, "wb", buffering=0) as out:
         _put(out, memoryview(len(head).to_bytes(8, "little") + head))
         for name in order:

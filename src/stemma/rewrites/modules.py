@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from stemma.errors import UsageError
 
 
+ALIGNED = 64  # bytes: where torch has memory begin. Products of weights that begin elsewhere may round otherwise
+
+
+def aligned(value: Tensor) -> bool:
+    """Whether a tensor begins where memory of its own would."""
+    return value.data_ptr() % ALIGNED == 0
+
+
 class Blocks(NamedTuple):
     """A quantised matrix as a file holds it. `data`: uint8, a row of bytes for each row of the matrix; `unpack`: any
     such rows -> float32."""
@@ -107,8 +115,8 @@ def load_tensor(
     keep: bool = False,
 ) -> None:
     """Give `root` the tensor of a checkpoint that the plain model calls `name`. A replaced module takes it in its own
-    way; a plain one gets a copy in `dtype`, or with `keep` the memory of `value` itself where its type, device and
-    layout fit: nothing else may use that memory. `gate.3` is the fourth slice of a stacked parameter."""
+    way; a plain one gets a copy in `dtype`, or with `keep` the memory of `value` itself where its type, device, layout
+    and alignment fit: nothing else may use that memory. `gate.3` is the fourth slice of a stacked parameter."""
     names = name.split(".")
     module = root
     for i, child in enumerate(names):
@@ -146,7 +154,7 @@ def _set(
     old = getattr(module, names[0])
     learns = old is None or old.requires_grad
     if len(names) == 1:
-        fits = value.dtype == dtype and value.device == device and value.is_contiguous()
+        fits = value.dtype == dtype and value.device == device and value.is_contiguous() and aligned(value)
         held = _alone(value) if keep and fits else torch.empty(value.shape, dtype=dtype, device=device).copy_(value)
         setattr(module, names[0], nn.Parameter(held, requires_grad=learns))
         return

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from stemma.errors import CheckpointError
 from stemma.formats.gguf import quants
-from stemma.rewrites.modules import Blocks
+from stemma.rewrites.modules import Blocks, aligned
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -114,15 +114,16 @@ class File:
 
     def mapped(self, name: str) -> Tensor | None:
         """One tensor that the caller may keep and change: a plain one as its pages in the file, read when they are
-        touched and copied when they are changed; another one dequantised. None on Windows, where a file that is mapped
-        cannot be replaced."""
+        touched and copied when they are changed; another one dequantised. None for a plain one that memory of its own
+        would align otherwise, and on Windows, where a file that is mapped cannot be replaced."""
         entry = self.entries[name]
         if entry.type not in quants.PLAIN:
             return self.get(name)
         if os.name == "nt" or not entry.elements:
             return None
         kind = quants.PLAIN[entry.type]
-        return torch.frombuffer(self._raw, dtype=kind, count=entry.elements, offset=entry.start).reshape(entry.shape)
+        found = torch.frombuffer(self._raw, dtype=kind, count=entry.elements, offset=entry.start).reshape(entry.shape)
+        return found if aligned(found) else None
 
     def _drop(self, entry: Entry) -> None:
         """Give back the pages that reading a tensor brought in, but for those at its ends, which others share."""

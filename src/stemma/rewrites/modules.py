@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from stemma.errors import UsageError
 
-
 ALIGNED = 64  # bytes: where torch has memory begin. Products of weights that begin elsewhere may round otherwise
 
 

@@ -24,6 +24,7 @@ from stemma.errors import CheckpointError, DataError, ResourceError, UsageError,
 from stemma.nn.model import Model
 from stemma.nn.parts import Causal, Dropout, Normal, Sliding
 from stemma.runs import checkpoint
+from stemma.runs.metrics import Metrics
 from stemma.text import Tokenizer
 from stemma.train import (
     SCALES,
@@ -441,6 +442,21 @@ def test_tensorboard_on_request(text: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     train("gpt2", tmp_path / "run", text, 2, {"train.tensorboard": True})
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_curves_in_tensorboard_have_one_point_a_step_after_going_back(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Metrics(tmp_path / "metrics.jsonl", 0, True) as metrics:
+        for step in range(1, 6):
+            metrics.write({"step": step, "loss": float(step)})
+        metrics.reopen(2)
+        for step in range(3, 5):
+            metrics.write({"step": step, "loss": step + 0.5})
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(point.step, point.value) for point in board.Scalars("loss")] == [(1, 1), (2, 2), (3, 3.5), (4, 4.5)]
 
 
 # ---------------------------------------------------------------- stopping and going on

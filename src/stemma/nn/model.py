@@ -52,6 +52,7 @@ class Model(nn.Module):
     design: Any = None
     pooling: Any = None
     labels: tuple[str, ...] = ()
+    origin: str = ""  # where its weights came from: an absolute path or a hub id
     extras: dict[str, Any] = {}
     rewrites: tuple[Any, ...] = ()  # what was replaced in it (see `stemma.rewrites`)
     stream: Callable[[str], Tensor] | None = None  # reads a tensor of a model on the device "meta" from its file
@@ -73,7 +74,13 @@ class Model(nn.Module):
         self.encoder = (
             kind(arch, dims, dims.layers, mask=encoder_mask, cross=False) if arch.structure != "decoder" else None
         )
-        self.decoder = Stack(arch, dims, depth, mask=arch.mask, cross=both) if arch.structure != "encoder" else None
+        if not both and dims.decoder != dims:
+            raise UsageError(
+                f"dims.decoder_heads and dims.decoder_d_ff are for an encoder-decoder, not for a {arch.structure}"
+            )
+        self.decoder = (
+            Stack(arch, dims.decoder, depth, mask=arch.mask, cross=both) if arch.structure != "encoder" else None
+        )
         self.lm = lm_head(arch.heads.lm, arch.norm, dims) if arch.heads.lm is not None else None
         heads = arch.heads
         self.pooler = Summary(heads.pooler, dims) if heads.pooler is not None else None

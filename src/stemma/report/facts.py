@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,8 @@ from stemma.declare.family import Family
 from stemma.declare.objectives import label
 from stemma.errors import UsageError
 from stemma.report.read import RunFiles
+
+LARGEST = 1e100
 
 
 def k(i: int) -> str:
@@ -32,8 +33,8 @@ def named(runs: Sequence[RunFiles]) -> Iterator[tuple[int, RunFiles, str]]:
 
 
 def number(value: Any) -> float | None:
-    """`value` if it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    """`value` if it is a finite number, of a size that sums of it stay finite too."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:
         return None
     return float(value)
 

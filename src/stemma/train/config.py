@@ -88,7 +88,8 @@ class Train(Spec):
     a hub id whose weights and tokenizer the run begins with. `val_fraction`: share of the text held out;
     `eval_tokens`: about how many of its tokens are evaluated at most. `alphabet`: characters that a WordPiece or
     `gpt-bpe` vocabulary keeps at most, where one is trained; left out 1,000, which Chinese text exceeds. `threads`: of
-    the CPU; left out, torch's own number.
+    the CPU; left out, torch's own number. `matrices`: what weight decay and Muon take for a matrix, what multiplies
+    vectors (`use`) or whatever has two dimensions (`shape`, as in runs that began before there was a choice).
     """
 
     PLACE: ClassVar[str] = "train"
@@ -112,6 +113,7 @@ class Train(Spec):
     tensorboard: bool = False
     start: str = ""
     alphabet: int | None = at_least(1, None)
+    matrices: Literal["use", "shape"] = "use"
 
     def check(self) -> None:
         budget(self.budget)

@@ -86,9 +86,18 @@ def check_tokenizer(plan: Plan, tokenizer: Any) -> None:
         ) from None
 
 
+# settings that older runs did not have, and what these runs did
+OLDER: dict[str, Any] = {"matrices": "shape"}
+
+
 def read_plan(run: Path) -> tuple[Plan, str]:
     """The plan of a run, and the fingerprint of its text. Raises CheckpointError for a run that cannot be read."""
-    return folder.read(run, lambda about: (spec.from_dict(Plan, about["plan"]), about["data"]["fingerprint"]))
+
+    def parse(about: Any) -> tuple[Plan, str]:
+        plan = {**about["plan"], "train": {**OLDER, **about["plan"]["train"]}}
+        return spec.from_dict(Plan, plan), about["data"]["fingerprint"]
+
+    return folder.read(run, parse)
 
 
 def facts(store: Any, train: Any) -> dict[str, Any]:

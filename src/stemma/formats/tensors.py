@@ -4,34 +4,29 @@ older `pytorch_model.bin`, which is read without running its code."""
 from __future__ import annotations
 
 import contextlib
-import io
-import json
-import math
 import os
 import pickle
 import re
 import shutil
-import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stemma import disk
 from stemma.errors import CheckpointError, ResourceError, brief
-from stemma.rewrites.modules import ALIGNED, aligned
+from stemma.formats.safe import TYPES, Entry, SafeFile, first_line, write_shard
+from stemma.rewrites.modules import aligned
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SCRATCH = ".saving-"
 UNCHANGED = "nothing there was changed"  # the note of a save that the system refused
 HEADS = ("config.json", "params.json")  # the file without which nothing of a folder is read
-MAPPED = 32 * 2**20  # bytes read through one mapping of a file before it is dropped, and its pages with it
 KEPT = 4096  # bytes: a tensor of less costs no more as a copy
 
 
@@ -66,8 +61,6 @@ class Tensors:
         self.directory = directory
         self.where: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
-        self._kept: dict[Path, Any] = {}  # open for tensors that stay mapped
-        self._mapped = 0
         files, listed = weight_files(directory)
         for file in files:
             for name in self._names(file):
@@ -82,12 +75,13 @@ class Tensors:
                 )
 
     def _names(self, file: Path) -> list[str]:
-        return list(self._bin(file)) if file.suffix == ".bin" else list(self._safe(file).keys())
+        return list(self._bin(file)) if file.suffix == ".bin" else list(self._safe(file).places)
 
-    def _safe(self, file: Path) -> Any:
+    def _safe(self, file: Path) -> SafeFile:
         if file not in self._open:
-            self._open[file] = _safe_open(file)
-        return self._open[file]
+            self._open[file] = SafeFile(file)
+        found: SafeFile = self._open[file]
+        return found
 
     def _bin(self, file: Path) -> dict[str, Tensor]:
         if file not in self._open:
@@ -109,8 +103,7 @@ class Tensors:
             shape = list(tensor.shape)
             kind = next((k for k, known in TYPES.items() if known == tensor.dtype), str(tensor.dtype))
         else:
-            part = self._safe(file).get_slice(name)
-            shape, kind = part.get_shape(), part.get_dtype()
+            kind, shape = self._safe(file).places[name][:2]
         if kind not in TYPES:
             raise CheckpointError(
                 f"tensor {name!r} in {file} is of type {kind}; weights should be one of {', '.join(TYPES)}"
@@ -125,12 +118,7 @@ class Tensors:
         file = self.where[name]
         if file.suffix == ".bin":
             return self._bin(file)[name]
-        tensor = self._safe(file).get_tensor(name)
-        self._mapped += tensor.nbytes
-        if self._mapped > MAPPED:  # else the pages that were read would count as ours until the end
-            self._mapped = 0
-            self._open.clear()
-        return tensor
+        return self._safe(file).get(name)
 
     def mapped(self, name: str) -> Tensor | None:
         """One tensor as its pages in the file, read when they are touched and copied when they are changed (a private
@@ -139,25 +127,8 @@ class Tensors:
         file = self.where[name]
         if os.name == "nt" or self.meta_tensor(name).nbytes < KEPT:
             return None
-        if file.suffix == ".bin":
-            tensor = self._bin(file)[name]
-        else:
-            if file not in self._kept:
-                self._kept[file] = _safe_open(file)
-            tensor = self._kept[file].get_tensor(name)
+        tensor = self._bin(file)[name] if file.suffix == ".bin" else self._safe(file).mapped(name)
         return tensor if aligned(tensor) else None
-
-
-def _safe_open(file: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{file} is damaged or cut short ({file.stat().st_size} bytes): {first_line(error)}; "
-            "copy or download it again"
-        ) from None
 
 
 def plain(file: Path) -> dict[str, Tensor]:
@@ -204,12 +175,6 @@ def _usable(file: Path, data: Mapping[Any, Any]) -> None:
 def full_name(kind: type) -> str:
     """The name of a class with its module."""
     return f"{kind.__module__}.{kind.__name__}"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of another library's error."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:
@@ -283,18 +248,6 @@ def interrupted(directory: Path) -> str | None:
     return None
 
 
-class Entry(NamedTuple):
-    """A tensor to write: what is known of it before, and a function that makes it, on any device and in any layout."""
-
-    shape: Sequence[int]
-    dtype: torch.dtype
-    make: Callable[[], Tensor]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
 def write(directory: Path, names: Mapping[str, Entry], shard_bytes: int) -> None:
     """Write tensors as safetensors, in shards of at most `shard_bytes`, one tensor in memory at a time."""
     shards: list[list[str]] = [[]]
@@ -314,36 +267,3 @@ def write(directory: Path, names: Mapping[str, Entry], shard_bytes: int) -> None
     if not single:
         total = sum(entry.nbytes for entry in names.values())
         write_json(directory / INDEX[0], {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def write_shard(path: Path, names: Mapping[str, Entry]) -> None:
-    """One safetensors file: the length of the header (u64), the header (JSON, then spaces), the data in the header's
-    order, without holes. Every tensor of a multiple of `ALIGNED` bytes begins at one, so that it can be mapped: the
-    header is filled up to such a place, and other tensors come last. Otherwise widest types first, then by name, as the
-    library has it."""
-    order = sorted(names, key=lambda n: (names[n].nbytes % ALIGNED != 0, -names[n].dtype.itemsize, n))
-    kinds = {dtype: kind for kind, dtype in TYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in order:
-        entry = names[name]
-        start, end = end, end + entry.nbytes
-        header[name] = {"dtype": kinds[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
-    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    head += b" " * (-(8 + len(head)) % ALIGNED)
-    with open(path, "wb", buffering=0) as out:
-        _put(out, memoryview(len(head).to_bytes(8, "little") + head))
-        for name in order:
-            entry = names[name]
-            tensor = entry.make().to(device="cpu", dtype=entry.dtype).contiguous()
-            assert list(tensor.shape) == list(entry.shape), name
-            data = tensor.reshape(-1).view(torch.uint8)
-            if sys.byteorder == "big":
-                data = data.view(-1, tensor.itemsize).flip(1).reshape(-1)
-            _put(out, data.numpy().data)
-
-
-def _put(out: io.RawIOBase, data: memoryview) -> None:
-    """Write all of `data`; the system may take less at a time."""
-    while data:
-        data = data[out.write(data) :]

@@ -13,8 +13,8 @@ import click
 
 from stemma import disk
 from stemma.cli import Group, console, corpus, echo, emit, overrides
-from stemma.cli.training import given
 from stemma.cli.texts import GRAMMAR
+from stemma.cli.training import given
 from stemma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def _there(name: str) -> bool:
 def data_show(source: str, name: str, rows: int, sets: tuple[str, ...], seed: int, as_json: bool) -> None:
     """Print training rows as the model gets them: what it reads, what it must say, what is ignored.
 
-    SPEC is a text as below (the beginning of it is used, with a small tokenizer trained on that), or a run (its own text
-    and tokenizer; --for and --set do not apply).
+    SPEC is a text as below (the beginning of it is used, with a small tokenizer trained on that), or a run (its own
+    text and tokenizer; --for and --set do not apply).
     """
     plan, tokenizer, view = _opened(source, name, sets, seed)
     from stemma.train.assemble import objective_of

@@ -7,8 +7,8 @@ A text is one of these, or several with commas between them:
   saved/                               what datasets wrote with save_to_disk
   hf://org/name/config:split           streamed from the hub
   builtin:bible, builtin:docs, ...     see `stemma data list`
-  "texts/{lang}/*.txt"                 the language of each document by its path
-  "talks.en|talks.de"                  lines that are translations of each other
+  "texts/{lang}/*.txt"                 the language, by the path
+  "talks.en|talks.de"                  lines translated by each other
   a.txt@0.7,b.txt@0.3                  drawn with these weights
 
 \b
@@ -17,7 +17,7 @@ Options follow a # and are joined by &, as in rows.jsonl#field=body&lang=de:
   split=line         a document is a file, a paragraph or a line
   encoding=latin-1   of text that is not UTF-8 (UTF-16 with a mark is known)
   strict=yes         what cannot be read is an error and not passed over
-  lang=de            the language of all documents; lang=none, group=none: none
+  lang=de            the language of all; lang=none, group=none: none
   epochs=4           how often it may be read in training
   clean=exact:c4     steps of `stemma data clean` for it alone
 """

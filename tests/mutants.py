@@ -70,7 +70,7 @@ MUTANTS = [
     # formats
     Mutant("formats: neighbours and halves are mixed up", "heads = tensor.reshape(-1, 2, width // 2, *tensor.shape[1:])", "heads = tensor.reshape(-1, width // 2, 2, *tensor.shape[1:])", "meta gguf_write llama2c"),
     Mutant("formats: Q6_K is off by one", "_groups(_f32(q) - 32, _f32(block", "_groups(_f32(q) - 31, _f32(block", "gguf"),
-    Mutant("formats: a repeated tensor is not compared", "and not torch.equal(self.source.get(other), tensor)", "and torch.equal(self.source.get(other), tensor + 1)", "checkpoints"),
+    Mutant("formats: a repeated tensor is not compared", "if not torch.equal(self.source.get(other), self.source.get(name)):", "if torch.equal(self.source.get(other), self.source.get(name) + 1):", "checkpoints"),
     Mutant("formats: stray tensors are taken", "if reason is None:\n                raise CheckpointError(f\"{self.where} holds", "if reason is False:\n                raise CheckpointError(f\"{self.where} holds", "checkpoints"),
     # text, planning, report, command line
     Mutant("text: a byte changes its letter", "rest = [byte for byte in range(256) if byte not in set(shown)]", "rest = [byte for byte in range(255, -1, -1) if byte not in set(shown)]", "text meta"),

@@ -56,7 +56,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stemma.data import builtin, cleaning, compression, files, folders, parallel
+from stemma.data import builtin, cleaning, compression, files, folders, parallel, snapshots
 from stemma.data.documents import Document, MixtureSource, Notes, Source, of, together
 from stemma.data.files import Reading
 from stemma.errors import DataError, ResourceError, UsageError, did_you_mean, require
@@ -161,7 +161,13 @@ def _single(name: str, spec: str, how: Reading) -> Source:
         if not found:
             raise DataError(f"no file matches {name}")
         compression.check_packages(found)
-        return Source(spec, lambda notes: files.of_files(found, how, notes), paths=tuple(found), facts=how.facts)
+        told = snapshots.glob_note(name, found)
+
+        def walk(notes: Notes) -> Iterator[Document]:
+            notes += told
+            return files.of_files(found, how, notes)
+
+        return Source(spec, walk, paths=tuple(found), facts=how.facts)
     raise _missing(name, path)
 
 

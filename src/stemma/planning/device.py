@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stemma.nn.attention import Attention
 from stemma.nn.cpu import SHORT
+from stemma.nn.init import Undrawn
 from stemma.nn.masks import AttnMask
 from stemma.nn.mlp import Experts
 from stemma.nn.model import Model
@@ -25,19 +26,9 @@ from stemma.nn.parts import Arch, Dims
 from stemma.nn.stack import Block
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves weights as they are: on the meta device there is nothing to draw."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
 def build(arch: Arch, dims: Dims) -> Model:
     """A model on the meta device."""
-    with _Undrawn(), torch.device("meta"):
+    with Undrawn(), torch.device("meta"):
         return Model(arch, dims)
 
 

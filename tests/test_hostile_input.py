@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from stemma import disk
-from stemma.cli import main
+from stemma.cli import main, stop
 from stemma.errors import CheckpointError, MalformedError, UsageError, brief, printable
 from stemma.report import read as report_read
 from stemma.runs import checkpoint, folder
@@ -288,3 +288,13 @@ def test_ctrl_c_is_one_line(presses: tuple[float, ...]) -> None:
                 process.send_signal(signal.SIGINT)
         err = process.stderr.read()
         assert process.wait(20) == 130 and err == "error: stopped\n"
+
+
+@pytest.mark.parametrize("words", [["tree", "bert"], ["tree", "nothing"], ["nothing"]])
+def test_ctrl_c_is_ignored_once_a_command_is_at_its_end(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.signal(signal.SIGINT, stop._handle)
+    try:
+        leave(capsys, *words)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

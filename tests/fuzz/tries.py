@@ -151,9 +151,9 @@ def attempt(case: Case, subjects: Subjects, place: Path) -> Tried:
 
 def _call(case: Case, tried: Tried) -> None:
     _run(list(case.command), tried)
-    if case.command[0] == "convert" and tried.code == 0:
+    if case.command[0] in ("convert", "merge") and tried.code == 0:
         again = Tried()
-        _run(["show", case.command[2]], again)
+        _run(["show", next(word for word in case.command if word.startswith("out"))], again)
         if again.code:
             tried.problems.append(f"writes what cannot be read: exit {again.code}")
 
@@ -239,7 +239,7 @@ def _leftovers(case: Case, code: int, place: Path, before: set[str]) -> Iterator
     new = sorted(set(_entries(place)) - before)
     if half := [name for name in new if re.search(r"\.tmp($|/)|\.saving-", name)]:
         yield f"leaves {half[0]}"
-    if code and case.command[0] in ("convert", "report", "show", "generate", "embed", "fill") and new:
+    if code and case.command[0] in ("convert", "merge", "report", "show", "generate", "embed", "fill") and new:
         yield f"leaves {new[0]} of what failed"
     if code == 0 and case.command[0] in ("convert", "report") and not new:
         yield "writes nothing"
@@ -306,4 +306,24 @@ def plan(path: str) -> None:
     resolve(str(name), data="builtin:asv", overrides=changes)
 
 
-CALLS: dict[str, Callable[..., None]] = {"load": load, "chat": chat, "store": store, "metrics": metrics, "plan": plan}
+def talk(path: str) -> None:
+    from stemma.conversations import read, writer
+    from stemma.conversations.templates import NAMES
+    from stemma.data import rows
+
+    for _, row in rows.json_lines(Path(path)):
+        if not isinstance(row, dict):
+            continue
+        with contextlib.suppress(StemmaError):
+            for template in NAMES:
+                writer(None, template).write(read(row))
+
+
+CALLS: dict[str, Callable[..., None]] = {
+    "load": load,
+    "chat": chat,
+    "store": store,
+    "metrics": metrics,
+    "plan": plan,
+    "talk": talk,
+}

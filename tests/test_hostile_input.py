@@ -128,6 +128,12 @@ def test_messages_are_short() -> None:
     assert "too large" in brief(10**5000) and brief(loop) == "[[...]]" and brief(1.5) == "1.5"
 
 
+def test_every_error_is_one_line() -> None:
+    assert str(CheckpointError("x does not fit:\r\n  - a\n\n  - b\n")) == "x does not fit: - a - b"
+    long = str(UsageError(f"no {'x' * 100_000} here; give another"))
+    assert len(long) < 1400 and long.startswith("no xxx") and long.endswith(" here; give another") and "100,0" in long
+
+
 # ---------------------------------------------------------------- what a run writes of itself
 
 

@@ -22,7 +22,7 @@ from stemma.errors import StemmaError, printable
 CODES = (0, 2, 3, 4, 5, 6, 130, 141)  # 1 is of errors without a code of their own: there should be none
 SECONDS = 8.0  # of the processor for a case of a few kilobytes, and what ends it
 LAST = 4 * SECONDS
-MEMORY = 400 * 2**20  # bytes beyond what the process had
+MEMORY, TIMES = 400 * 2**20, 10  # bytes beyond what the process had, and times the bytes of the files
 ADDRESSES = 3 * 2**30
 FILE = 200 * 2**20  # the largest file that a command may write
 LONGEST = 1500  # characters of an error
@@ -216,7 +216,7 @@ def judged(case: Case, tried: Tried, place: Path, before: set[str]) -> Iterator[
         yield f"out of memory: {' '.join(tried.err.split())[-300:]}"
     if tried.seconds > SECONDS:
         yield f"took {tried.seconds:.0f} s of the processor"
-    if tried.memory > MEMORY:
+    if tried.memory > MEMORY + TIMES * sum(path.stat().st_size for path in place.rglob("*") if path.is_file()):
         yield f"held {tried.memory / 2**20:,.0f} MB more"
     if odd := CONTROL.search(said):
         yield f"prints {odd[0]!r}: {said[max(0, odd.start() - 60) : odd.end() + 20]!r}"

@@ -45,6 +45,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "Checkpoints": [
         ("generate", "PATH PROMPT...", "continue text", "models"),
+        ("chat", "PATH", "talk to a model in the terminal", "chat"),
         ("fill", "PATH TEXT", "guess the masked words of a text", "models"),
         ("embed", "PATH TEXT...", "vectors of texts, or how alike they are", "models"),
         ("convert", "SRC DST", "write a checkpoint in another layout or precision", "models"),
@@ -210,7 +211,9 @@ def main(args: list[str] | None = None) -> NoReturn:
             raise
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{(error.strerror or str(error)).lower()}", 5, debug)
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of a library in Rust
+            raise
         if stop.requested():  # a library made another error of it
             fail("stopped", 130, debug)
         if debug:

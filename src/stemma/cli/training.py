@@ -11,6 +11,7 @@ import click
 from stemma import disk
 from stemma.cli import Group, command, console, echo, existing_runs, overrides
 from stemma.cli.complete import complete_data, complete_names, scale_option, set_option
+from stemma.cli.texts import GRAMMAR
 from stemma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,12 +82,12 @@ def changes_of(
     return name, changes
 
 
-@command()
+@command(epilog=GRAMMAR)
 @click.argument("name", required=False, shell_complete=complete_names)
 @click.option(
     "--data",
     shell_complete=complete_data,
-    help="File, folder, glob, .jsonl, .parquet, hf://..., builtin:NAME.  [default: the built-in text that suits NAME]",
+    help="A text: file, folder, glob, rows, hf://..., builtin:NAME (see below).  [default: what suits NAME]",
 )
 @click.option(
     "--budget", default="5m", show_default=True, help="A time (45s, 1h30m), or 20M tokens, 1e15 flops, 50 steps."

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from stemma import disk
 from stemma.errors import CheckpointError, UsageError
 from stemma.text import added, chat, legacy, ranks, reading, trainer
-from stemma.text.guards import no_panic, readable_text
 from stemma.text.padding import pad
 from stemma.text.specials import ROLES, Specials, sentinel
 from stemma.text.words import Spans, Words, spans, table
@@ -268,6 +267,11 @@ class Tokenizer:
     # ------------------------------------------------------------ text to ids
 
     @cached_property
+    def _foreign(self) -> bool:
+        """Whether it holds patterns at which the library may panic."""
+        return reading.foreign(json.loads(self._core.to_str()))
+
+    @cached_property
     def _plain(self) -> tokenizers.Tokenizer:
         """A copy that cannot produce a special id from text: the specials are no longer looked for, and their entries
         in the model's vocabulary have names that no text contains. Ids are the same. A single character stays what it
@@ -322,7 +326,7 @@ class Tokenizer:
     def encode(self, text: str, *, add_special: bool = True, allow_special: bool = False) -> list[int]:
         """The ids of `text`. `add_special` puts the kind's special tokens around it. A special token's name inside the
         text is ordinary text unless `allow_special`. Raises DataError for a lone surrogate, which is not text."""
-        with readable_text(text):
+        with reading.of(self._foreign, text):
             if allow_special:
                 return list(self._core.encode(text, add_special_tokens=add_special).ids)
             return self._ids(text, self._plain.encode(text, add_special_tokens=add_special))
@@ -330,7 +334,7 @@ class Tokenizer:
     def encode_pair(self, a: str, b: str) -> tuple[list[int], list[int]]:
         """The ids of two texts as one input with their special tokens, and for each id the text it belongs to (0 or 1).
         Special tokens' names in the texts are ordinary text."""
-        with readable_text(a, b):
+        with reading.of(self._foreign, a, b):
             encoding = self._plain.encode(a, b, add_special_tokens=True)
         return list(encoding.ids), list(encoding.type_ids)
 
@@ -340,13 +344,10 @@ class Tokenizer:
         """The ids of many texts, each as `encode` gives them, fast. Training reads texts with `add_special=False`: an
         objective puts special tokens where it wants them."""
         texts = list(texts)
-        if allow_special:
-            with readable_text(*texts):
-                return [e.ids for e in self._core.encode_batch_fast(texts, add_special_tokens=add_special)]
-        slow = self.kind == "unigram" and any("<0x" in text for text in texts)
-        run = self._plain.encode_batch if slow else self._plain.encode_batch_fast
-        with readable_text(*texts):
-            encodings = run(texts, add_special_tokens=add_special)
+        slow = not allow_special and self.kind == "unigram" and any("<0x" in text for text in texts)
+        core = self._core if allow_special else self._plain
+        with reading.of(self._foreign, *texts):
+            encodings = (core.encode_batch if slow else core.encode_batch_fast)(texts, add_special_tokens=add_special)
         return [self._ids(text, e) if slow else e.ids for text, e in zip(texts, encodings, strict=True)]
 
     def batch(
@@ -357,8 +358,7 @@ class Tokenizer:
         Texts are encoded by `encode_batch` with its `options`; ids are taken as they are. Rows are padded to the
         longest one or to `length`, on the "right" or the "left". Raises UsageError for no texts, an unknown side, and a
         text of more than `length` tokens."""
-        plain = [text for text in texts if isinstance(text, str)]
-        encoded = iter(self.encode_batch(plain, **options))
+        encoded = iter(self.encode_batch([text for text in texts if isinstance(text, str)], **options))
         rows = [next(encoded) if isinstance(text, str) else list(text) for text in texts]
         return pad(rows, next((i for i in (self.pad_id, self.eos_id) if i is not None), 0), side, length)
 
@@ -366,7 +366,7 @@ class Tokenizer:
         """For each text its ids, without special tokens, and for each id the character where its piece ends."""
         texts = list(texts)
         out = []
-        with readable_text(*texts):
+        with reading.of(self._foreign, *texts):
             encodings = self._plain.encode_batch(texts, add_special_tokens=False)
         for text, e in zip(texts, encodings, strict=True):
             ids = self._ids(text, e)
@@ -377,7 +377,7 @@ class Tokenizer:
 
     def encode_flat(self, texts: Sequence[str]) -> Spans:
         """`encode_spans` of many texts as arrays, fast."""
-        with readable_text(*texts):
+        with reading.of(self._foreign, *texts):
             found = self._words.encode(texts) if self._words is not None else None
         return found or spans(self.encode_spans(texts))
 
@@ -402,7 +402,7 @@ class Tokenizer:
         if any(i < 0 for i in ids):
             raise UsageError(f"token ids are not negative, as {min(ids)} is")
         ids = [i for i in ids if i < self.vocab_size]
-        with no_panic():
+        with reading.panics(self._foreign):
             return str(self._core.decode(ids, skip_special_tokens=skip_special))
 
     def decode_continuation(self, ids: Iterable[int]) -> str:

@@ -39,10 +39,12 @@ BUDGETS = {
     "test_objective_orders.py": 10,
     "test_train.py": 10,
     "test_engine_pairs.py": 10,
+    "test_blocks.py": 8,
     "test_data_page.py": 8,
     "test_config.py": 8,
     "test_hostile_input.py": 12,
     "test_rewrites.py": 10,
+    "test_fuzz.py": 10,
     "test_rewrites_train.py": 12,
 }
 REFERENCE = 0.05  # seconds that `work` takes on the machine of the budgets

@@ -237,7 +237,12 @@ def save(model: Model, directory: Path, *, dtype: str | None, shard_bytes: int) 
     before = extras.get("config", {})
     if table is not None and before.get("model_type") == table.model_type:  # unused keys are kept
         respelled = {"torch_dtype", *(older for k in table.keys for older in k.older)}
-        kept = {k: v for k, v in flat(before, table.sections).items() if k not in respelled}
+        heads_own = table.of_class(data["architectures"][0])
+        kept = {
+            k: v
+            for k, v in flat(before, table.sections).items()
+            if k not in respelled and v == heads_own.get(k, v)  # a new head is as the class has it
+        }
         data = nested(kept | flat(data, table.sections), table.sections)
     if table is not None:
         data |= write_labels(design.arch.heads, model.labels)

@@ -112,12 +112,15 @@ def _attend(
     bias: Tensor | None,
 ) -> Tensor:
     """`Attention.attend` as a CPU or a GPU runs it. It chooses its kernel by the device of its tensors, here "meta"."""
-    mask, causal = attn_mask
+    mask, causal = attn_mask.mask, attn_mask.causal
+    if attn_mask.rule is not None and (bias is not None or not cpu):  # only a CPU takes rows in blocks
+        mask = attn_mask.dense()
     if bias is not None:
         if causal:
             mask, causal = q.new_ones(q.shape[2], k.shape[2]).tril().bool(), False
         mask = bias if mask is None else bias.masked_fill(~mask, -1.0)
-    if attention.softcap is not None or (cpu and q.shape[2] * k.shape[2] <= SHORT**2):
+    short = q.shape[2] * k.shape[2] <= SHORT**2
+    if (cpu and short) or (attention.softcap is not None and not (cpu and attention.training and bias is None)):
         return attention.attend_plainly(q, k, v, mask, causal, attention.dropout if attention.training else 0.0)
     if half:
         q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()

@@ -198,10 +198,11 @@ def _keys(arch: Architecture, design: Design, word: str) -> dict[str, Any]:
 
 
 def _words(model: Model, plan: WritePlan) -> dict[str, Any]:
-    """The tokenizer's keys; bos, eos and pad ids come from the model if the tokenizer has none."""
-    text = plan.design.text
+    """The tokenizer's keys; bos, eos and pad ids come from the model if the tokenizer has none, where they have an
+    embedding."""
+    text, rows = plan.design.text, plan.design.dims.vocab
     ids = {"bos": text.bos_id, "padding": text.pad_id, **_ends(model, plan)}
-    out: dict[str, Any] = {f"{PREFIX}{word}_token_id": i for word, i in ids.items() if i is not None}
+    out: dict[str, Any] = {f"{PREFIX}{word}_token_id": i for word, i in ids.items() if i is not None and 0 <= i < rows}
     if model.tokenizer is None:
         out[f"{PREFIX}model"] = "no_vocab"
     else:

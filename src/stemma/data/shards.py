@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -31,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stemma import disk, errors
-from stemma.data import stamps
+from stemma.data import blocks, stamps
 from stemma.data.encoding import Encoder, sentences
 from stemma.errors import CheckpointError, ResourceError, UsageError
 
@@ -55,12 +56,16 @@ class Job(NamedTuple):
 
 class Encoded(NamedTuple):
     """A shard: concatenated `tokens` with their number for each document (`counts`), and concatenated `starts` of
-    sentences with their number for each document (`marks`)."""
+    sentences with their number for each document (`marks`). Of long documents also where their further blocks begin, as
+    tokens (`cuts`) and as bytes (`places`), with their number for each document (`divisions`)."""
 
     tokens: npt.NDArray[Any]
     counts: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int32]
     marks: npt.NDArray[np.int64]
+    cuts: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+    divisions: npt.NDArray[np.int64]
 
 
 # ---------------------------------------------------------------- one shard
@@ -71,6 +76,8 @@ def encode(texts: Sequence[str], tokenizer: Encoder) -> Encoded:
     kind = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     tokens: list[npt.NDArray[Any]] = []
     starts: list[npt.NDArray[np.int32]] = []
+    cuts: list[npt.NDArray[np.int64]] = []
+    places: list[npt.NDArray[np.int64]] = []
     begin = 0
     while begin < len(texts):
         end, size = begin, 0
@@ -87,13 +94,20 @@ def encode(texts: Sequence[str], tokenizer: Encoder) -> Encoded:
                     f"{tokenizer.vocab_size} ids; its files do not belong together"
                 )
             tokens.append(flat.astype(kind))
-            at = np.unique(np.searchsorted(np.maximum.accumulate(stops), sentences(text), side="right"))
+            last = np.maximum.accumulate(stops)
+            at = np.unique(np.searchsorted(last, sentences(text), side="right"))
             at = at[(at > 0) & (at < len(flat))]
             starts.append(np.concatenate(([0], at)).astype("<i4") if len(flat) else np.empty(0, "<i4"))
+            found = blocks.cuts(text)
+            sizes = [len(text[a:b].encode()) for a, b in itertools.pairwise([0, *found])]
+            cuts.append(np.searchsorted(last, found, side="right").astype("<i8"))
+            places.append(np.cumsum(sizes, dtype="<i8"))
         begin = end
-    counts, marks = (np.array([len(row) for row in rows], dtype="<i8") for rows in (tokens, starts))
+    counts, marks, divisions = (np.array([len(row) for row in rows], dtype="<i8") for rows in (tokens, starts, cuts))
+    begins, where = (np.concatenate([np.empty(0, "<i8"), *rows]) for rows in (cuts, places))
     none = np.empty(0, kind), np.empty(0, "<i4")
-    return Encoded(np.concatenate([none[0], *tokens]), counts, np.concatenate([none[1], *starts]), marks)
+    flat, first = np.concatenate([none[0], *tokens]), np.concatenate([none[1], *starts])
+    return Encoded(flat, counts, first, marks, begins, where, divisions)
 
 
 def save(path: Path, shard: Encoded) -> None:

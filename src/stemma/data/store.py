@@ -17,6 +17,12 @@ and, if the source has them (`meta.json` lists the languages and the components 
     groups.bin     int64[n]: group, -1 for none
     parts.bin      uint16[n]: component of a mixture
 
+and, if it has long documents, which may be divided into blocks, b in all (`blocks`)
+
+    divided.bin    int64[n+1]: offsets of documents in the blocks
+    blocks.bin     int64[b+1]: offsets of blocks in tokens.bin; block_bytes.bin int64[b+1]: in text.bin
+    block_hashes.bin  uint64[b]: a hash of each block's text
+
 A new version is written beside the old one; replacing `meta.json` makes it the current one. So a build that is killed
 leaves the old version. Its finished shards stay in `.shards` for the next build (`shards.py`). `source.json` has the
 stamp of the source (`stamps.py`). A source with a single document is first divided at blank lines, else at line ends.
@@ -42,18 +48,21 @@ from stemma import disk
 from stemma.data import stamps
 from stemma.data.documents import MixtureSource, Source
 from stemma.data.encoding import Encoder
-from stemma.data.heldout import divided, held_out
+from stemma.data.heldout import Blocks, Unit, divided, held_out, held_out_blocks
 from stemma.data.sources import read
 from stemma.data.writer import VERSION, Progress, Writer
 from stemma.errors import CheckpointError
 
 
 class View:
-    """Some documents of a store. Token ids are without special tokens."""
+    """Some documents of a store, or pieces of documents. Token ids are without special tokens."""
 
-    def __init__(self, store: Store, indices: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, store: Store, indices: npt.NDArray[np.int64], blocks: npt.NDArray[np.int64] | None = None
+    ) -> None:
         self._store = store
         self.indices = indices  # int64[documents]: indices in the store
+        self._blocks = blocks  # int64[2, documents]: first block of each piece and one past the last; None: whole
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -63,20 +72,72 @@ class View:
             raise IndexError(f"document {i} of {len(self)}")
         return int(self.indices[i])
 
+    def _span(self, i: int, offsets: str = "documents", inner: str = "blocks") -> tuple[int, int]:
+        """Where document i begins and ends, in tokens.bin or by other offsets."""
+        at = self._at(i)
+        if self._blocks is None:
+            a, b = self._store._arrays[offsets][at : at + 2]
+        else:
+            a, b = self._store._arrays[inner][self._blocks[:, i]]
+        return int(a), int(b)
+
     def __getitem__(self, i: int) -> npt.NDArray[np.int64]:
         """int64[tokens]: the ids of document i."""
-        return self._store._tokens(self._at(i))
+        a, b = self._span(i)
+        return np.asarray(self._store._arrays["tokens"][a:b], dtype=np.int64)
 
     def __iter__(self) -> Iterator[npt.NDArray[np.int64]]:
         return (self[i] for i in range(len(self)))
 
     def pick(self, documents: npt.NDArray[np.int64]) -> View:
         """The given documents of this view, in that order."""
-        return View(self._store, self.indices[documents])
+        return View(self._store, self.indices[documents], None if self._blocks is None else self._blocks[:, documents])
 
     def sentences(self, i: int) -> npt.NDArray[np.int64]:
         """int64: the positions of tokens of document i that begin a sentence; the first is 0."""
-        return self._store._starts(self._at(i))
+        starts = self._store._starts(self._at(i))
+        if self._blocks is None:
+            return starts
+        a, b = (x - int(self._store._arrays["documents"][self._at(i)]) for x in self._span(i))
+        return np.concatenate([[0], starts[(starts > a) & (starts < b)] - a])
+
+    def closed(self, i: int) -> bool:
+        """Whether document i ends where the text does that it is a piece of."""
+        return bool(self._closed[i])
+
+    @cached_property
+    def _closed(self) -> npt.NDArray[np.bool_]:
+        if self._blocks is None:
+            return np.ones(len(self), dtype=bool)
+        return np.asarray(self._store._arrays["divided"])[self.indices + 1] == self._blocks[1]
+
+    @property
+    def ends(self) -> int:
+        """How many documents end in this view; a piece in the middle of one does not."""
+        return int(self._closed.sum())
+
+    @property
+    def texts(self) -> int:
+        """How many documents of the store this view has anything of."""
+        return len(self) if self._blocks is None else len(np.unique(self.indices))
+
+    def cut(self, tokens: int) -> View:
+        """This view with long documents in pieces of about `tokens` tokens at most: as many blocks as come nearest to
+        equal parts of it."""
+        if self._blocks is None and "divided" not in self._store._arrays:
+            return self
+        first, last = self._blocks if self._blocks is not None else self._store._whole(self.indices)
+        edges = self._store._arrays["blocks"]
+        begins = np.asarray(edges[first])
+        sizes = np.asarray(edges[last]) - begins
+        parts = np.minimum(last - first, np.maximum(1, -(-sizes // tokens)))
+        owner = np.repeat(np.arange(len(self)), last - first)
+        inner = np.arange(len(owner)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
+        block = first[owner] + inner
+        middle = (np.asarray(edges[block]) + np.asarray(edges[block + 1])) / 2 - begins[owner]
+        part = (middle * parts[owner] / np.maximum(sizes[owner], 1)).astype(np.int64)
+        part = np.where(parts[owner] == (last - first)[owner], inner, part)
+        return self._store._pieces(self.indices[owner], block, part)
 
     def bytes(self, i: int) -> int:
         """UTF-8 bytes of document i's text."""
@@ -84,11 +145,12 @@ class View:
 
     def name(self, i: int) -> str:
         """The name of document i, such as `file:line`."""
-        return self._store._part("names", "labels", self._at(i)).decode("utf-8")
+        return self._store._name(self._at(i))
 
     def text(self, i: int) -> str:
         """The text of document i."""
-        return self._store._part("text", "bytes", self._at(i)).decode("utf-8")
+        a, b = self._span(i, "bytes", "block_bytes")
+        return bytes(self._store._arrays["text"][a:b]).decode("utf-8")
 
     def language(self, i: int) -> str:
         """The language of document i; "" if unknown."""
@@ -141,12 +203,18 @@ class View:
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """int64[documents]: the number of tokens of each."""
-        return np.diff(self._store._arrays["documents"])[self.indices]
+        return self._lengths("documents", "blocks")
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
         """int64[documents]: the number of UTF-8 bytes of each text."""
-        return np.diff(self._store._arrays["bytes"])[self.indices]
+        return self._lengths("bytes", "block_bytes")
+
+    def _lengths(self, offsets: str, inner: str) -> npt.NDArray[np.int64]:
+        if self._blocks is None:
+            return np.diff(self._store._arrays[offsets])[self.indices]
+        first, last = self._blocks
+        return np.asarray(self._store._arrays[inner][last] - self._store._arrays[inner][first])
 
     @property
     def tokens_total(self) -> int:
@@ -173,6 +241,8 @@ class View:
         """A hash of the tokenizer and of these documents."""
         chosen = hashlib.sha256(self._store.meta["fingerprint"].encode())
         chosen.update(np.ascontiguousarray(self.indices, dtype="<i8").tobytes())
+        if self._blocks is not None:
+            chosen.update(np.ascontiguousarray(self._blocks, dtype="<i8").tobytes())
         return chosen.hexdigest()
 
 
@@ -288,12 +358,12 @@ class Store(View):
 
     @classmethod
     def _same(cls, directory: Path, digest: str) -> Store | None:
-        """The store in `directory` if it is whole and has this fingerprint."""
+        """The store in `directory` if it is whole, of this version and has this fingerprint."""
         try:
             store = cls.open(directory)
         except CheckpointError:
             return None
-        return store if store.fingerprint == digest else None
+        return store if store.fingerprint == digest and "blocks" in store.meta else None
 
     @property
     def fingerprint(self) -> str:
@@ -309,26 +379,53 @@ class Store(View):
                     f"the token store {self.directory} is damaged: {name}.bin is not what was written"
                 )
 
-    def split(self, val_fraction: float = 0.05, seed: int = 0) -> tuple[View, View]:
-        """(training, held-out) documents, decided by `held_out`. A group stays on one side. Raises DataError."""
+    def split(self, val_fraction: float = 0.05, seed: int = 0, unit: Unit = "document") -> tuple[View, View]:
+        """(training, held-out) documents, decided by `held_out`, or, with the unit `block`, by `held_out_blocks`, which
+        divides long documents and goes by bytes. A group stays on one side. Raises DataError."""
         hashes = np.asarray(self._arrays["hashes"], dtype=np.uint64)
-        if "groups" in self._arrays:
-            out = divided(hashes, np.asarray(self._arrays["groups"]).tolist(), val_fraction, seed)
-        else:
-            out = held_out(hashes, val_fraction, seed)
-        return View(self, np.flatnonzero(~out)), View(self, np.flatnonzero(out))
+        groups = np.asarray(self._arrays["groups"]).tolist() if "groups" in self._arrays else None
+        if unit == "document":
+            out = (
+                held_out(hashes, val_fraction, seed) if groups is None else divided(hashes, groups, val_fraction, seed)
+            )
+            return View(self, np.flatnonzero(~out)), View(self, np.flatnonzero(out))
+        if "divided" not in self._arrays:
+            edges = np.arange(len(self) + 1)
+            out = held_out_blocks(Blocks(edges, hashes, self.sizes, groups), val_fraction, seed)
+            return View(self, np.flatnonzero(~out)), View(self, np.flatnonzero(out))
+        edges, hashes = np.asarray(self._arrays["divided"]), np.asarray(self._arrays["block_hashes"])
+        sizes = np.diff(self._arrays["block_bytes"])
+        out = held_out_blocks(Blocks(edges, hashes, sizes, groups), val_fraction, seed)
+        owner = np.repeat(self.indices, np.diff(edges))
+        train, held = (np.flatnonzero(out == side) for side in (False, True))
+        return self._pieces(owner[train], train, None), self._pieces(owner[held], held, None)
 
-    def _tokens(self, i: int) -> npt.NDArray[np.int64]:
-        a, b = self._arrays["documents"][i : i + 2]
-        return np.asarray(self._arrays["tokens"][a:b], dtype=np.int64)
+    def _whole(self, documents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """int64[2, documents]: first block of each document, and one past the last."""
+        divided = np.asarray(self._arrays["divided"])
+        return np.stack([divided[documents], divided[documents + 1]])
+
+    def _pieces(
+        self, owner: npt.NDArray[np.int64], block: npt.NDArray[np.int64], part: npt.NDArray[np.int64] | None
+    ) -> View:
+        """A view of pieces: consecutive blocks of one document (`owner`) and, where it is given, of one `part` of it.
+        Pieces without tokens are left out, and documents with a group are whole."""
+        new = (np.diff(owner) != 0) | (np.diff(block) != 1)
+        if part is not None:
+            grouped = np.asarray(self._arrays["groups"])[owner[1:]] >= 0 if "groups" in self._arrays else False
+            new |= (np.diff(part) != 0) & ~np.asarray(grouped)
+        starts = np.flatnonzero(np.concatenate([[True], new]))
+        first, last = block[starts], block[np.append(starts[1:], len(block)) - 1] + 1
+        some = np.asarray(self._arrays["blocks"][last] > self._arrays["blocks"][first])
+        return View(self, owner[starts][some], np.stack([first, last])[:, some])
 
     def _starts(self, i: int) -> npt.NDArray[np.int64]:
         a, b = self._arrays["sentences"][i : i + 2]
         return np.asarray(self._arrays["starts"][a:b], dtype=np.int64)
 
-    def _part(self, content: str, offsets: str, i: int) -> bytes:
-        a, b = self._arrays[offsets][i : i + 2]
-        return bytes(self._arrays[content][a:b])
+    def _name(self, i: int) -> str:
+        a, b = self._arrays["labels"][i : i + 2]
+        return bytes(self._arrays["names"][a:b]).decode("utf-8")
 
 
 def _tidy(directory: Path, alone: bool, version: str | None = None) -> None:

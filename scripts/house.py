@@ -31,6 +31,7 @@ ORDER = (
     "families",
     "words",
     "markup",
+    "quantize",
     "rewrites",
     "formats",
     "data",

@@ -38,6 +38,22 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---------------------------------------------------------------- the loss at the vocabulary
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_z_loss_is_the_square_of_the_log_of_the_sum(compiled: bool) -> None:
+    """PaLM (Chowdhery et al. 2022, section 5): `z log^2 Z` beside the cross-entropy."""
+    design = tiny("llama")
+    model = Model(design.arch, design.dims).initialise(1).train()
+    model.compiled = compiled
+    hidden = torch.randn(2, 9, design.dims.d_model, generator=torch.Generator().manual_seed(2))
+    goal = torch.arange(18) % design.dims.vocab
+    logits = model.logits(hidden).flatten(0, 1).double()
+    plain = -logits.log_softmax(-1)[torch.arange(18), goal].sum()
+    expected = plain + 0.5 * (logits.exp().sum(-1).log() ** 2).sum()
+    assert vocabulary.token_loss(model, hidden, {"targets": goal}, 0.5).item() == pytest.approx(
+        expected.item(), rel=1e-6
+    )
+
+
 @pytest.mark.parametrize("name", ["gpt2", "bert", "gemma2", "t5", "albert", "llama"])
 @pytest.mark.parametrize("z", [0.0, 1e-2])
 def test_chunks_give_the_gradient_of_the_whole(name: str, z: float, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import stemma
-from stemma import families
+from stemma import families, spec
 from stemma.declare.objectives import Objective
 from stemma.formats import layouts
 from stemma.nn.parts import CustomPosition
@@ -49,10 +49,10 @@ def file(name: str, folder: Path) -> Path:
 def test_a_component(tmp_path: Path, text: Path, call: Call) -> None:  # noqa: F811
     own = ("--families", file("heron", tmp_path))
     code, out, err = call(*own, "diff", "llama", "heron")
-    assert code == 0 and "ALiBi" in out, err
+    assert code == 0 and "LogDistance" in out, err
     run = tmp_path / "run"
     begin = ("pretrain", "heron", "--data", text, "--out", run, "--budget", "4 steps", *SMALL, "--quiet")
-    code, _, err = call(*own, *begin, "--set", "arch.position=ALiBi(steepest=0.25)")
+    code, _, err = call(*own, *begin, "--set", "arch.position=LogDistance(steepest=0.25)")
     assert code == 0, err
     assert call(*own, "verify", "resume", run, "--steps", 2)[0] == 0
     model = stemma.load(run / "model")
@@ -64,6 +64,16 @@ def test_a_component(tmp_path: Path, text: Path, call: Call) -> None:  # noqa: F
     assert torch.allclose(far, slow, atol=1e-5)
     (first,) = stemma.generate(model, ["The cat"], max_new_tokens=5, temperature=0)
     assert len(first.ids) <= 5
+
+
+def test_a_component_named_as_one_of_the_package_takes_its_place(tmp_path: Path) -> None:
+    """Files written before the package had an ALiBi of its own."""
+    code = block(PAGE, "heron").replace("LogDistance", "ALiBi").replace("heron", "egret")
+    (tmp_path / "egret.py").write_text(code, "utf-8")
+    families.add(tmp_path / "egret.py")
+    design = spec.edit(families.design("egret-7b"), {"arch.position": "ALiBi(steepest=0.25)"})
+    assert isinstance(design.arch.position, CustomPosition)
+    assert spec.from_dict(type(design), spec.to_dict(design)) == design
 
 
 def test_the_objective_is_the_one_that_is_tested() -> None:
@@ -78,7 +88,7 @@ def test_a_layout(tmp_path: Path) -> None:
     model = stemma.build("heron-7b", **sizes)
     model.save(str(tmp_path / "model"))
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert config["model_type"] == "heron" and config["alibi_steepest"] == 0.5
+    assert config["model_type"] == "heron" and config["steepest_slope"] == 0.5
     again = stemma.load(tmp_path / "model")
     assert "layers.1.qkv.weight" in again.ledger.loaded.values()
     ours, theirs = model.state_dict(), again.state_dict()

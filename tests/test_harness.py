@@ -256,6 +256,17 @@ def test_a_seed_gives_the_same_weights(name: str) -> None:
     assert any(not torch.equal(p, q) for p, q in zip(a.parameters(), c.parameters(), strict=True))
 
 
+def test_maps_into_the_residual_stream_begin_smaller() -> None:
+    """GPT-2 (Radford et al. 2019, section 2.3): by 1 / sqrt(N), for N = two branches a layer."""
+    design = tiny("gpt2", **{"dims.layers": 8, "dims.d_model": 60, "dims.d_ff": 256})
+    model = Model(design.arch, design.dims).initialise(1)
+    found = {name: p.std().item() for name, p in model.named_parameters() if p.ndim == 2}
+    for name, std in found.items():
+        into = name.endswith(("attention.o.weight", "mlp.down.weight"))
+        if "blocks" in name:
+            assert std == pytest.approx(0.02 / (4 if into else 1), rel=0.06), name
+
+
 @pytest.mark.parametrize("declared", [LayerNorm(1e-2), RMSNorm(1e-2), RMSNorm(1e-2, offset=True)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_norms_in_half_precision_are_the_formula(declared: Spec, dtype: torch.dtype) -> None:

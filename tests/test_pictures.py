@@ -421,7 +421,10 @@ POSITIONS: dict[type[Spec], tuple[str, str]] = {
 
 
 def test_each_position_is_drawn() -> None:
-    assert set(POSITIONS) == set(typing.get_args(parts.Position)) - {parts.CustomPosition}
+    assert set(POSITIONS) == set(typing.get_args(parts.Position)) - {parts.CustomPosition, parts.ALiBi}
+    alibi = spec.edit(families.design("llama"), {"arch.position": parts.ALiBi()})
+    (item,) = (i for i in block.stacks(alibi)[-1].items if i.key == "position")
+    assert item.known and "a fixed slope for every head" in item.notes[0]
     seen = set()
     for kind, (name, sketch) in POSITIONS.items():
         design = families.design(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -431,3 +432,54 @@ def test_any_number_of_buckets(buckets: int, both: bool) -> None:
     far = torch.arange(-300, 301)
     ours = positions.Buckets(2, both, parts.Buckets(buckets, 128)).bucket(far)
     assert torch.equal(ours, T5Attention._relative_position_bucket(far, both, buckets, 128))
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 20, 32])
+def test_alibi_slopes(heads: int) -> None:
+    import torch
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+    from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
+
+    from stemma.nn import positions
+
+    bloom = build_alibi_tensor(torch.ones(1, 2, dtype=torch.int64), heads, torch.float32)[:, 0, 1]
+    assert torch.allclose(positions.slopes(heads, 8.0), bloom, rtol=1e-6)
+    mpt = build_mpt_alibi_tensor(heads, 2, alibi_bias_max=4)
+    assert torch.allclose(positions.slopes(heads, 4.0), -mpt[:, 0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [4, 6])
+def test_alibi_equals_bloom(heads: int) -> None:
+    """A GPT-2 with ALiBi and a norm after its embeddings is a BLOOM: its weights give the same logits, padded too."""
+    import torch
+    from transformers import BloomConfig, BloomForCausalLM
+
+    from stemma.nn.parts import ALiBi
+
+    torch.manual_seed(0)
+    theirs = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=8 * heads, n_layer=2, n_head=heads)).eval()
+    changes = {"arch.position": ALiBi(), "arch.embed_norm": True, "arch.init.positions": None}
+    widths = {"vocab": 50, "d_model": 8 * heads, "layers": 2, "heads": heads, "d_ff": 32 * heads}
+    ours = stemma.build("gpt2", changes, **widths)
+    state = {}
+    for name, value in theirs.transformer.state_dict().items():
+        name = name.replace("word_embeddings.", "embed.tokens.").replace(
+            "word_embeddings_layernorm", "decoder.embed_norm"
+        )
+        name = re.sub(r"^h\.", "decoder.blocks.", name).replace("ln_f", "decoder.norm")
+        name = name.replace("input_layernorm", "attention_norm").replace("post_attention_layernorm", "mlp_norm")
+        name = name.replace("self_attention.dense", "attention.o").replace("mlp.dense_h_to_4h", "mlp.up")
+        name = name.replace("mlp.dense_4h_to_h", "mlp.down")
+        if "query_key_value" in name:
+            for part, rows in zip("qkv", value.unflatten(0, (heads, 3, 8)).unbind(1), strict=True):
+                state[name.replace("self_attention.query_key_value", f"attention.{part}")] = rows.flatten(0, 1)
+        else:
+            state[name] = value
+    ours.load_state_dict(state)
+    ids, mask = torch.randint(0, 50, (2, 17)), torch.ones(2, 17, dtype=torch.int64)
+    mask[1, :5] = 0
+    with torch.no_grad():
+        gap = ours(ids, mask).logits - theirs(ids, attention_mask=mask).logits
+        half = ours.to(torch.bfloat16)(ids, mask).logits
+    assert gap[mask.bool()].abs().max() < 1e-5
+    assert half.dtype == torch.bfloat16 and torch.isfinite(half[mask.bool()]).all()

@@ -119,6 +119,15 @@ def test_it_says_what_the_runs_say(runs: list[Path], tmp_path: Path) -> None:
         assert name in text
 
 
+def test_a_run_has_one_colour_everywhere(runs: list[Path], tmp_path: Path) -> None:
+    """In the list of families as in the diagram: the colour of its place among the runs."""
+    text = report.write(runs, tmp_path / "r.html").read_text("utf-8")
+    listed = re.findall(r'<span class="on (k\d)">([^<]+)</span>', text[text.index('aria-label="The family tree"') :])
+    names = [json.loads((run / "run.json").read_text())["plan"]["name"] for run in runs]
+    expected = {families.family(name).name: f"k{i}" for i, name in enumerate(names)}
+    assert len(set(expected.values())) > 1 and {name: colour for colour, name in listed} == expected
+
+
 def test_where_the_weights_came_from(runs: list[Path], tmp_path: Path) -> None:
     def lede(*starts: str) -> str:
         for run, start in zip(runs, starts, strict=False):

@@ -61,6 +61,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "odd-lamb": ("bert", ODD | {"recipe.optimizer": "LAMB()"}),
     "odd-factors": ("bert", ODD | {"recipe.optimizer": "Adafactor(smallest=2, momentum=0.5)"}),
     "odd-muon": ("bert", ODD | {"recipe.optimizer": "Muon()"}),
+    # positions without parameters, whose heads the slices share out
+    "alibi": ("gpt2", {"arch.position": "ALiBi()", "arch.init.positions": None}),
     # networks beside the model, two streams, experts, what is reread
     "deberta-v3": ("deberta-v3", TWO_LAYERS),
     "distilbert": ("distilbert", {"dims.layers": 1}),
@@ -132,7 +134,7 @@ TWO: Cases = [("llama", "dp=2"), ("t5", "fsdp=2"), ("bert", "tp=2"), ("llama", "
 TWO += [("rewritten", "fsdp=2")]
 MORE: Cases = [("bert", "fsdp=2"), ("qwen3", "fsdp=2"), ("electra", "fsdp=2")]
 MORE += [(n, m) for m in ("fsdp=2", "tp=2") for n in ("adam", "albert", "palm", "bf16")]
-MORE += [("bert", "dp=2"), ("t5", "dp=2"), ("llama", "fsdp=2"), ("t5", "tp=2"), ("qwen3", "tp=2")]
+MORE += [("bert", "dp=2"), ("t5", "dp=2"), ("llama", "fsdp=2"), ("t5", "tp=2"), ("qwen3", "tp=2"), ("alibi", "tp=2")]
 MORE += [(n, "fsdp=2") for n in ("deberta-v3", "distilbert", "minilm", "xlnet", "deberta", "mixtral")]
 FOUR: Cases = [(n, m) for m in ("dp=2,fsdp=2", "fsdp=2,tp=2") for n in ("llama", "bert", "t5", "qwen3")]
 FOUR += [(n, "fsdp=4") for n in ("odd-lamb", "odd-factors", "odd-muon", "ramp")] + [("ramp", "dp=4")]
@@ -180,6 +182,8 @@ def close(a: list[dict[str, Any]], b: list[dict[str, Any]], within: float = 1e-6
         assert x["targets"] == y["targets"]
         assert x["loss"] == pytest.approx(y["loss"], rel=within, abs=1e-8), x["step"]
         assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=5 * within), x["step"]
+        ours, theirs = ({k: r[k] for k in r if k.startswith("loss_")} for r in (x, y))
+        assert ours == pytest.approx(theirs, rel=10 * within, abs=1e-7), x["step"]
 
 
 # one test, so that the processes start once

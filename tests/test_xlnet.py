@@ -13,6 +13,9 @@ import stemma
 from oracle import inputs, saved
 from stemma import disk
 from stemma.errors import CheckpointError, UsageError
+from stemma.nn.cache import Cache
+from stemma.nn.inputs import Inputs, StreamInputs
+from stemma.nn.parts import Prefix
 from stemma.text import Specials, Tokenizer
 from tiny import answers, build, run, tiny
 
@@ -150,6 +153,30 @@ def test_both_streams_in_training_are_one_function() -> None:
     model = build(tiny("xlnet")).double()
     batch = {"input_ids": torch.randint(3, 83, (2, 37)), **drawn(2, 37, 9)}
     assert (run(model.train(), batch).hidden - run(model.eval(), batch).hidden).abs().max() < 1e-10
+
+
+def test_a_query_with_a_cache_sees_what_lies_before_its_place() -> None:
+    """Not the token at its place, nor any after it."""
+    design = tiny("xlnet")
+    model = build(design).double().eval()
+    assert model.encoder is not None
+    ids = torch.randint(3, 83, (1, 6))
+
+    def query(ids: torch.Tensor) -> torch.Tensor:
+        cache = Cache(model.arch, len(model.encoder.order), 1, 8, True, Prefix())
+        cache.prefix = torch.tensor([[0]])  # every token sees those before it and itself
+        streams = StreamInputs(places=torch.tensor([[3]]))
+        return model.encode(Inputs(ids, position_ids=torch.arange(6)[None], cache=cache, streams=streams))
+
+    first, own, before = query(ids), query(_other(ids, 3)), query(_other(ids, 2))
+    assert torch.equal(first, own) and torch.equal(first, query(_other(ids, 5)))
+    assert (first - before).abs().max() > 1e-6
+
+
+def _other(ids: torch.Tensor, place: int) -> torch.Tensor:
+    changed = ids.clone()
+    changed[0, place] = 3 + (changed[0, place] - 2) % 80
+    return changed
 
 
 def test_positions_of_ones_own_are_the_rows(tmp_path: Path) -> None:

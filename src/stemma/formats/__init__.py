@@ -12,7 +12,7 @@ from stemma import families, spec
 from stemma.declare.family import Design, Family
 from stemma.disk import nearest_path
 from stemma.errors import CheckpointError, ResourceError, StemmaError, UsageError, did_you_mean
-from stemma.formats import hf
+from stemma.formats import hf, peft
 from stemma.formats.heads import HEADS, body_for, heads_for, task_of, with_heads, with_task
 from stemma.formats.layouts import LAYOUTS, layout_of, read_design
 from stemma.formats.weights import attach, check_weights, device_of, dtype_of, meta_model
@@ -20,9 +20,10 @@ from stemma.formats.where import model_path
 from stemma.nn.model import Model
 from stemma.nn.parts import Task
 from stemma.rewrites.engine import apply
-from stemma.rewrites.kinds import Rewrite
+from stemma.rewrites.kinds import NF4, Rewrite, WeightOnly
+from stemma.rewrites.paths import linear_paths, patterns
 
-WRITTEN = ("hf", "meta", "gguf", "llama2c", "llama2c-v1", "fairseq")  # the layouts that `save` knows
+WRITTEN = ("hf", "meta", "gguf", "llama2c", "llama2c-v1", "fairseq", "peft")  # the layouts that `save` knows
 
 
 def build(
@@ -82,6 +83,8 @@ def load(
     revision: str | None = None,
     tokenizer: bool = True,
     rewrites: Iterable[Rewrite] = (),
+    adapter: str | Path | Sequence[str | Path] = (),
+    quantize: str | None = None,
 ) -> Model:
     """The model of a finished run, a folder (of config.json and safetensors, or Meta's own layout), a GGUF file, a
     llama2.c file (`.bin`), or a hub id. In eval mode, its family found from the files.
@@ -92,14 +95,56 @@ def load(
     `labels`, a number or names, and, to classify texts, a `problem`: `"single"`, `"multi"` or `"regression"`) replaces
     the pretraining heads by the family's head for it, loaded if the file has it, else initialised.
     `dtype="auto"` keeps the file's; `device="meta"` reads shapes and no data. `rewrites` (`stemma.rewrites`) replace
-    modules before they are filled: a quantised matrix is made of the file's tensor, and no other copy is kept. Raises
-    CheckpointError naming the tensor, key or file."""
+    modules before they are filled: a quantised matrix is made of the file's tensor, and no other copy is kept.
+    `quantize` (`"nf4"`, `"int8"`) does so with the matrices of all blocks. `adapter`: folders in PEFT's format, whose
+    adapters all take part; the folder of an adapter as `path` loads its base model too. Raises CheckpointError naming
+    the tensor, key or file."""
+    folder = model_path(path) or fetch(str(path), revision)
+    adapters = [adapter] if isinstance(adapter, str | Path) else list(adapter)
+    if peft.is_adapter(folder):
+        base = peft.base_of(folder)
+        return load(
+            base, device, dtype, new=new, task=task, labels=labels, problem=problem, tokenizer=tokenizer,
+            rewrites=rewrites, adapter=[folder, *adapters], quantize=quantize,
+        )  # fmt: skip
+    given = tuple(rewrites)
+    if quantize is not None:
+        there = _loaded(folder, "meta", dtype, new, task, labels, problem, tokenizer=False)
+        given = (*quantized(there, quantize), *given)
+    model = _loaded(folder, device, dtype, new, task, labels, problem, tokenizer=tokenizer, rewrites=given)
+    model.origin = str(folder.resolve()) if model_path(path) else str(path)
+    for one in adapters:
+        peft.attach(model, model_path(one) or fetch(str(one), None))
+    return model
+
+
+def quantized(model: Model, kind: str) -> tuple[Rewrite, ...]:
+    """The rewrites that store the matrices of all blocks of `model` as `kind`. Raises UsageError for another kind, and
+    for a model whose blocks have no such matrices."""
+    kinds: dict[str, Callable[[tuple[str, ...]], Rewrite]] = {"nf4": NF4, "int8": WeightOnly}
+    if kind not in kinds:
+        raise UsageError(f"quantize={kind!r} is not known; use {' or '.join(kinds)}{did_you_mean(kind, kinds)}")
+    paths = [path for path in linear_paths(model) if ".blocks." in path]
+    if not paths:
+        raise UsageError(f"quantize={kind!r}: the blocks of this model have no linear layers")
+    return (kinds[kind](patterns(model, paths)),)
+
+
+def _loaded(
+    folder: Path,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    new: Iterable[str],
+    task: str | Task | None,
+    labels: int | Sequence[str] | None,
+    problem: str | None,
+    **options: Any,
+) -> Model:
+    """A model from its folder or file, without adapters."""
     new = tuple(new)
     if wrong := [n for n in new if n not in HEADS]:
         raise UsageError(f"no head is called {wrong[0]!r}; heads are {', '.join(HEADS)}{did_you_mean(wrong[0], HEADS)}")
     kind = None if dtype == "auto" else dtype_of(dtype)
-    options: dict[str, Any] = {"tokenizer": tokenizer, "rewrites": tuple(rewrites)}
-    folder = model_path(path) or fetch(str(path), revision)
     reader = _reader_of(folder, heads=task is not None or bool(new))
     if reader is not None:
         return reader(folder, device, dtype, **options)
@@ -168,7 +213,8 @@ def save(
 ) -> Path:
     """Write a checkpoint: all of it, or nothing if anything fails. `layout` is one of `WRITTEN`; left out, the name
     tells: `.gguf` and `.bin` (llama2.c) are files, anything else is a folder of config.json, safetensors, tokenizer
-    and generation_config.json (`hf`). `shards`: the files of Meta's layout; `dtype` may be q8_0 in GGUF.
+    and generation_config.json (`hf`). `peft` writes a model's adapter alone. `shards`: the files of Meta's layout;
+    `dtype` may be q8_0 in GGUF.
 
     Raises ResourceError if the disk is full or not writable, UsageError for what a layout cannot express.
     """
@@ -191,6 +237,10 @@ def save(
             from stemma.formats import fairseq
 
             return fairseq.save(model, directory, dtype=dtype)
+        case "peft":
+            if dtype not in (None, "float32"):
+                raise UsageError(f"adapters are written as float32, not {dtype!r}")
+            return peft.save(model, directory, base=model.origin)
         case "gguf":
             from stemma.formats.gguf.write import save as save_gguf
 

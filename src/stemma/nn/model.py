@@ -52,6 +52,7 @@ class Model(nn.Module):
     design: Any = None
     pooling: Any = None
     labels: tuple[str, ...] = ()
+    origin: str = ""  # where its weights came from: an absolute path or a hub id
     extras: dict[str, Any] = {}
     rewrites: tuple[Any, ...] = ()  # what was replaced in it (see `stemma.rewrites`)
     compiled: bool = False  # whether a training loop compiles its stacks, and its loss with them

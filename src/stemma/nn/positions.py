@@ -214,6 +214,27 @@ def rotate_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # B H T D
     return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
 
 
+def slopes(heads: int, max_bias: float, device: torch.device | None = None) -> Tensor:
+    """ALiBi's slope of each head (Press et al. 2021, section 3, and their code for a number that is no power of 2)."""
+    low = 1 << (heads.bit_length() - 1)
+    index = torch.arange(heads, device=device)
+    halves = torch.where(index < low, 2 * index + 2, 2 * (index - low) + 1)  # of a step of the lower power
+    return torch.exp2(halves * (-max_bias / (2 * low)))
+
+
+class ALiBi(Position):
+    """A bias of every head that falls with the distance. `own`: the heads whose scores are computed here (of several
+    ranks that share them out)."""
+
+    def __init__(self, heads: int, spec: parts.ALiBi) -> None:
+        super().__init__()
+        self.heads, self.max_bias, self.own = heads, spec.max_bias, slice(None)
+
+    def bias(self, qpos: Tensor, kpos: Tensor) -> Tensor | None:
+        slope = slopes(self.heads, self.max_bias, qpos.device)[self.own, None, None]
+        return (kpos[:, None, :] - qpos[:, :, None]).abs()[:, None].float() * -slope
+
+
 class Buckets(Position):
     """T5's relative bias: a table of biases by bucketed distance. `both`: bidirectional, half of the buckets a side."""
 

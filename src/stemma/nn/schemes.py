@@ -5,7 +5,17 @@ from __future__ import annotations
 from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.disentangled import Disentangled
-from stemma.nn.positions import BlankLearned, BlankRotary, Buckets, LayerBuckets, Learned, Position, Rotary, Sinusoidal
+from stemma.nn.positions import (
+    ALiBi,
+    BlankLearned,
+    BlankRotary,
+    Buckets,
+    LayerBuckets,
+    Learned,
+    Position,
+    Rotary,
+    Sinusoidal,
+)
 from stemma.nn.relative_sinusoidal import RelativeSinusoidal
 
 
@@ -27,6 +37,8 @@ def position(spec: parts.Position, arch: parts.Arch, dims: parts.Dims, both: boo
             return LayerBuckets(dims.heads, both, spec)
         case parts.Buckets():
             return Buckets(dims.heads, both, spec)
+        case parts.ALiBi():
+            return ALiBi(dims.heads, spec)
         case parts.Disentangled():
             return Disentangled(spec, arch, dims)
         case parts.RelativeSinusoidal():

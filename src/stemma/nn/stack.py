@@ -282,6 +282,7 @@ class Stack(nn.Module):
             number, queries, keys = spans[mask]
             key = (scheme, number)
             if key not in shared:
-                shared[key] = scheme.bias(queries, keys), scheme.relative(queries, keys, inputs.is_arange)
+                bias, relative = scheme.bias(queries, keys), scheme.relative(queries, keys, inputs.is_arange)
+                shared[key] = None if bias is None else bias.to(dtype), relative
             out[mask] = PositionInputs(rotations[scheme], *shared[key])
         return out

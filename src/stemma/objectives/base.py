@@ -17,7 +17,18 @@ from stemma.declare import objectives as declared
 from stemma.declare.family import Text
 from stemma.errors import UsageError
 from stemma.nn.model import IGNORED, Model
-from stemma.nn.parts import Arch, BlankLearned, BlankRotary, Buckets, Dims, Disentangled, EMDHead, Learned, Rotary
+from stemma.nn.parts import (
+    ALiBi,
+    Arch,
+    BlankLearned,
+    BlankRotary,
+    Buckets,
+    Dims,
+    Disentangled,
+    EMDHead,
+    Learned,
+    Rotary,
+)
 from stemma.objectives.languages import Streams, apart, mixed
 from stemma.objectives.packing import PAD_DOCUMENT, START, Chunk, Cursor, Ints, Order, PackedRow, Packer, Slice, View
 from stemma.objectives.setting import Setting
@@ -261,7 +272,7 @@ def position_ids(model: Model, batch: Batch, positions: str = "position_ids") ->
     """`position_ids` for `model`; None where it uses only distances, which do not change from document to document."""
     scheme = model.arch.position
     given = batch.get(positions)
-    if given is None or isinstance(scheme, (Rotary, Buckets)):
+    if given is None or isinstance(scheme, (Rotary, Buckets, ALiBi)):
         return None
     if isinstance(scheme, Disentangled) and not isinstance(model.arch.heads.lm, EMDHead):
         return None

@@ -16,7 +16,7 @@ from stemma.nn.heads import EMDHead
 from stemma.nn.mlp import Experts
 from stemma.nn.model import Model
 from stemma.nn.norms import HeadNorm
-from stemma.nn.positions import Buckets, Learned
+from stemma.nn.positions import ALiBi, Buckets, Learned
 from stemma.rewrites.modules import Rewritten
 
 
@@ -104,6 +104,9 @@ def slice_matrices(model: Model, grid: Any) -> None:
     for path, module in model.named_modules():
         owner = model.get_submodule(path.rpartition(".")[0])
         table = BIASES + TENSOR if isinstance(owner, Buckets | BucketTable) else TENSOR
+        if isinstance(module, ALiBi):
+            heads = model.dims.heads // grid.size()
+            module.own = slice(grid.get_local_rank() * heads, (grid.get_local_rank() + 1) * heads)
         if isinstance(owner, Learned):
             continue
         if isinstance(module, nn.Module) and (style := _style(table, path)) is not None:

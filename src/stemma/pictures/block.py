@@ -136,6 +136,9 @@ def position(spec: Spec, arch: Arch, dims: Dims) -> tuple[str, Item]:
             notes = [f"a bias by distance: {spec.buckets} buckets up to {spec.distance}{each}"]
             notes += rest(spec, "buckets", "distance")
             place, sketch = "attention", scores(product(Factor("q"), "k"), product(Factor("bias", place=True)))
+        case parts.ALiBi():
+            notes = ["a bias by distance: a fixed slope for every head", *rest(spec)]
+            place, sketch = "attention", scores(product(Factor("q"), "k"), product(Factor("bias", place=True)))
         case parts.Disentangled():
             place, (notes, sketch) = "attention", disentangled(spec, dims)
         case parts.RelativeSinusoidal():

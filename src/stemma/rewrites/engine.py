@@ -25,8 +25,8 @@ def apply(model: Model, rewrites: Sequence[Rewrite], seed: int = 0) -> list[list
     found = [matched(model, rewrite) for rewrite in rewrites]
     _check_nesting(model, rewrites, found)
     for number, (rewrite, paths) in enumerate(zip(rewrites, found, strict=True), len(model.rewrites)):
-        for path in paths if rewrite.accepts() else ():
-            _replace(model, path, rewrite, f"{number} {path}", seed)
+        made = {path: _replace(model, path, rewrite, f"{number} {path}", seed) for path in paths if rewrite.accepts()}
+        rewrite.connect(made)
     model.rewrites = (*model.rewrites, *rewrites)
     freeze(model)
     return found
@@ -44,7 +44,7 @@ def _check_nesting(model: Model, rewrites: Sequence[Rewrite], found: list[list[s
                 raise UsageError(f"{kind} replaces {path}, which is inside of {above} that {replaced[above]} replaces")
 
 
-def _replace(model: Model, path: str, rewrite: Rewrite, key: str, seed: int) -> None:
+def _replace(model: Model, path: str, rewrite: Rewrite, key: str, seed: int) -> Rewritten:
     old = model.get_submodule(path)
     new = rewrite.replace(old)
     assert isinstance(new, Rewritten), f"{type(rewrite).__name__}.replace should give a Rewritten"
@@ -56,12 +56,13 @@ def _replace(model: Model, path: str, rewrite: Rewrite, key: str, seed: int) -> 
                 parent._modules[name] = new
     held = next((t for t in (*old.parameters(), *old.buffers()) if not t.is_meta), None)
     if held is None:
-        return
+        return new
     if all(module is not old for module in new.modules()):
         plain = old.merge() if isinstance(old, Rewritten) else old
         for name, p in plain.named_parameters():
             new.load(name, p.detach(), p.device, p.dtype)
     new.reset_parameters(_generator(seed, key), held.device, model.dtype)
+    return new
 
 
 def complete(model: Model, device: torch.device, dtype: torch.dtype, seed: int = 0) -> list[str]:

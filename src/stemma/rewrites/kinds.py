@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from stemma.spec import Spec, require
+from stemma.spec import Spec, at_least, interval, positive, require
 
 if TYPE_CHECKING:
     from torch import nn
 
     from stemma.nn.model import Model
+    from stemma.rewrites.modules import Rewritten
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Rewrite(Spec, open=True):
     def trainable(self, model: Model) -> Iterable[nn.Parameter]:
         """Parameters of plain modules that learn although a rewrite freezes the model."""
         return ()
+
+    def connect(self, modules: Mapping[str, Rewritten]) -> None:
+        """Share parameters between the modules that this rewrite made (path -> module), after all are in place."""
 
 
 @dataclass(frozen=True)
@@ -81,3 +86,53 @@ class Trainable(Rewrite):
         from stemma.rewrites.paths import matching_parameters
 
         return matching_parameters(model, self.where)
+
+
+@dataclass(frozen=True)
+class NF4(Rewrite):
+    """Matrices stored in 4-bit NormalFloat, `block` weights to a scale, the scales quantised too (`double`), and
+    multiplied in the dtype of the model (QLoRA, Dettmers et al. 2023, section 3). The stored weights do not learn."""
+
+    block: int = at_least(32, 64)
+    double: bool = True
+
+    def replace(self, module: nn.Module) -> nn.Module:
+        from stemma.rewrites.nf4 import NF4Linear
+
+        return NF4Linear(self.block, self.double, module)
+
+
+@dataclass(frozen=True)
+class LoRA(Rewrite):
+    """Low-rank matrices beside frozen ones: `y = W x + scale * B A x` (Hu et al. 2021, arXiv:2106.09685), with
+    `scale = alpha / rank`, or `alpha / sqrt(rank)` (`rslora`: Kalajdzievski 2023, arXiv:2312.03732). A starts at
+    random, B at zero; both are fp32 whatever the model's dtype.
+
+    `dora`: the rows of `W + scale * B A` are scaled to learnt lengths (Liu et al. 2024, arXiv:2402.09353). `share`:
+    names of sibling modules that have one A (`("q", "k", "v")`: as beside one packed matrix). `name`: of the adapter,
+    where a model has several."""
+
+    freezes = True
+
+    rank: int = at_least(1, 8)
+    alpha: float = positive(16.0)
+    dropout: float = interval("[0, 1)", 0.0)
+    rslora: bool = False
+    dora: bool = False
+    share: tuple[str, ...] = ()
+    name: str = "default"
+
+    @property
+    def scale(self) -> float:
+        """What `B A x` is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def replace(self, module: nn.Module) -> nn.Module:
+        from stemma.rewrites.lora import LoRALinear
+
+        return LoRALinear(self, module)
+
+    def connect(self, modules: Mapping[str, Rewritten]) -> None:
+        from stemma.rewrites.lora import share_inputs
+
+        share_inputs(self, modules)

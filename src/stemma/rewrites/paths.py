@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -48,7 +48,7 @@ class Search:
         used: set[str] = set()
         seen: set[int] = set()
         for path, module in plain_modules(model):
-            stands_for = module.plain if isinstance(module, Rewritten) else type(module)
+            stands_for = plain_type(module)
             hits = matching(path, self.where)
             if not issubclass(stands_for, self.accepted):
                 self._refuse_raw(path, module, known)
@@ -79,6 +79,39 @@ class Search:
 def matching(path: str, where: Sequence[str]) -> list[str]:
     """The patterns of `where` that match a path."""
     return [pattern for pattern in where if fnmatchcase(path, pattern)]
+
+
+def plain_type(module: nn.Module) -> type[nn.Module]:
+    """The type of a module, or of the one that it replaces."""
+    return module.plain if isinstance(module, Rewritten) else type(module)
+
+
+def linear_paths(model: nn.Module) -> list[str]:
+    """The paths of all linear layers, replaced ones too."""
+    return [path for path, module in plain_modules(model) if issubclass(plain_type(module), nn.Linear)]
+
+
+def patterns(model: nn.Module, paths: Iterable[str]) -> tuple[str, ...]:
+    """Patterns that match these modules and no other linear layer: `*.attention.q` where it means the same."""
+    wanted = set(paths)
+    every = linear_paths(model)
+    found: list[str] = []
+    left = dict.fromkeys(paths)
+    while left:
+        path = next(iter(left))
+        names = path.split(".")
+        for i in range(len(names) - 1, 0, -1):
+            end = "." + ".".join(names[i:])
+            hit = [p for p in every if p.endswith(end)]
+            if set(hit) <= wanted:
+                found.append(f"*{end}")
+                break
+        else:
+            hit = [path]
+            found.append(path)
+        for p in hit:
+            left.pop(p, None)
+    return tuple(found)
 
 
 def nearest_path(pattern: str, paths: Sequence[str]) -> str:

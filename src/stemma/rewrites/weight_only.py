@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stemma.rewrites.frozen import frozen_linear
 from stemma.rewrites.modules import Blocks, Rewritten
 
 DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -91,7 +91,7 @@ class StoredLinear(Stored):
         self.out_features, self.in_features = self.shapes["weight"]
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return frozen_linear(x, self, self.bias)
 
     def merge(self) -> nn.Module:
         made = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")

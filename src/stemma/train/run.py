@@ -14,6 +14,7 @@ from stemma import disk, formats, spec
 from stemma.errors import UsageError
 from stemma.nn.model import Model, count
 from stemma.parallel import World, init_world
+from stemma.rewrites import LoRA
 from stemma.runs import checkpoint, folder
 from stemma.runs.drive import OnStep
 from stemma.runs.life import carry_on, measured
@@ -96,10 +97,12 @@ class Pretraining:
         }
 
     def save(self, run: Path, models: Mapping[str, Model]) -> None:
-        """In the publisher's layout."""
+        """In the publisher's layout; an adapter in PEFT's, which names the weights that the run began from."""
         for role, net in models.items():
             _release(net)
-            net.save(str(run / role))
+            adapted = role == "model" and self.plan.train.start and any(isinstance(r, LoRA) for r in net.rewrites)
+            net.origin = self.plan.train.start if adapted else ""
+            net.save(str(run / role), layout="peft" if adapted else None)
 
 
 def _release(model: Model) -> None:

@@ -27,6 +27,7 @@ from stemma.nn.parts.masks import Causal, Cycle, Full, LayerMask, Mask, Memory, 
 from stemma.nn.parts.mlp import MLP, Activation, Convolution, Experts, GatedMLP
 from stemma.nn.parts.norms import HeadNorm, LayerNorm, Norm, RMSNorm
 from stemma.nn.parts.positions import (
+    ALiBi,
     BlankLearned,
     BlankRotary,
     Buckets,
@@ -52,6 +53,7 @@ from stemma.nn.parts.scalings import (
 
 __all__ = [
     "MLP",
+    "ALiBi",
     "Activation",
     "Answer",
     "Arch",

@@ -12,7 +12,15 @@ from stemma.nn.parts.init import FanIn, Glorot, LeCun, Normal
 from stemma.nn.parts.masks import Cycle, Full, Mask, Open
 from stemma.nn.parts.mlp import MLP, Convolution, Experts, GatedMLP
 from stemma.nn.parts.norms import Norm
-from stemma.nn.parts.positions import Disentangled, Learned, Position, RelativeSinusoidal, Rotary
+from stemma.nn.parts.positions import (
+    BlankLearned,
+    BlankRotary,
+    Disentangled,
+    Learned,
+    Position,
+    RelativeSinusoidal,
+    Rotary,
+)
 from stemma.nn.parts.residuals import PostNorm, Residual
 from stemma.spec import Spec, at_least, interval, require
 
@@ -68,10 +76,20 @@ class Arch(Spec):
     def check(self) -> None:
         for name, part in (("position", self.position), ("heads.lm", self.heads.lm), ("convolution", self.convolution)):
             sees_both = not isinstance(part, Disentangled | EMDHead | Convolution) or self.structure == "encoder"
-            require(sees_both, f"arch.{name}={part} sees to both sides: it is for an encoder, not a {self.structure}")
+            require(
+                sees_both,
+                f"arch.{name}={part} sees to both sides: it is for an encoder, not for structure {self.structure!r}",
+            )
         require(
             not isinstance(self.heads.lm, EMDHead) or isinstance(self.residual, PostNorm),
             f"an EMDHead runs the last block over its input, which needs arch.residual=PostNorm(), not {self.residual}",
+        )
+        counts_from_0 = not isinstance(self.position, BlankLearned | BlankRotary) and (
+            getattr(self.position, "padding", None) is None
+        )
+        require(
+            not isinstance(self.heads.lm, EMDHead) or counts_from_0,
+            f"an EMDHead counts tokens from 0, and so must arch.position, unlike {self.position}",
         )
         two = self.streams is not None
         require(

@@ -64,6 +64,16 @@ class Buckets(Spec):
 
 
 @dataclass(frozen=True)
+class ALiBi(Spec):
+    """Each head's scores less its slope times the distance, nothing learned (Press et al. 2021, arXiv:2108.12409).
+
+    Head h of H has the slope `2 ** (-max_bias * h / H)`, h from 1; where H is no power of two, that of the heads of the
+    next lower one, then every other of the next higher one, as the authors, BLOOM and MPT take them."""
+
+    max_bias: float = positive(8.0)
+
+
+@dataclass(frozen=True)
 class Disentangled(Spec):
     """A table of distances that takes part in the scores (He et al. 2020, arXiv:2006.03654, section 3.1): content to
     position (`c2p`: q times the key of a distance), position to content (`p2c`: k times its query).
@@ -120,6 +130,7 @@ Position = (
     | Rotary
     | Buckets
     | LayerBuckets
+    | ALiBi
     | Disentangled
     | RelativeSinusoidal
     | BlankLearned

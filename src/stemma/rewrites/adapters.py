@@ -1,0 +1,58 @@
+"""The adapters of a model: which there are, which take part, and how much."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import nn
+
+from stemma.errors import UsageError
+from stemma.nn.model import Model
+from stemma.rewrites.kinds import LoRA
+from stemma.rewrites.lora import LoRALinear
+
+
+def names(model: Model) -> list[str]:
+    """The adapters of a model, in order."""
+    return list(dict.fromkeys(r.name for r in model.rewrites if isinstance(r, LoRA)))
+
+
+def layers(model: nn.Module) -> Iterator[LoRALinear]:
+    """Every adapted layer of every adapter."""
+    return (module for module in model.modules() if isinstance(module, LoRALinear))
+
+
+def layer_of(module: nn.Module, name: str) -> LoRALinear | None:
+    """The adapter `name` among those that stand around a module."""
+    while isinstance(module, LoRALinear):
+        if module.spec.name == name:
+            return module
+        module = module.base
+    return None
+
+
+def use(model: Model, strengths: Mapping[str, float] | Sequence[str] | str) -> Model:
+    """Compute with these adapters, each times its strength (names alone: 1), and with no other. Raises UsageError for a
+    name that the model does not have."""
+    wanted = [strengths] if isinstance(strengths, str) else strengths
+    by_name = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted, 1.0)
+    known = names(model)
+    if unknown := [name for name in by_name if name not in known]:
+        raise UsageError(f"the model has no adapter {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    for layer in layers(model):
+        layer.strength = float(by_name.get(layer.spec.name, 0.0))
+    return model
+
+
+@contextlib.contextmanager
+def without(model: Model) -> Iterator[Model]:
+    """The model as it is without its adapters, for the time of a block."""
+    before = [(layer, layer.strength) for layer in layers(model)]
+    try:
+        for layer, _ in before:
+            layer.strength = 0.0
+        yield model
+    finally:
+        for layer, strength in before:
+            layer.strength = strength

@@ -1,0 +1,95 @@
+"""NF4 against bitsandbytes' CPU code, bit for bit, and against its own definition."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from stemma import quantize
+from stemma.errors import UsageError
+from stemma.quantize.normal_float import LEVELS, dynamic, levels
+
+# rows of whole blocks, odd sizes, one block, less than one; in these bitsandbytes reads its own codes back rightly
+SHAPES = ((256, 128), (100, 193), (1000, 99), (1, 64), (7, 33), (1, 5))
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """Without compiling, which bitsandbytes asks of some of its functions."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("eager")
+def test_codes_scales_and_values_are_those_of_bitsandbytes(dtype: torch.dtype, double: bool) -> None:
+    theirs = pytest.importorskip("bitsandbytes.functional")
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(dynamic(), theirs.create_dynamic_map())
+    for shape, block in itertools.product(SHAPES, (32, 64, 128)):
+        weight = (0.02 * torch.randn(shape, generator=generator)).to(dtype)
+        weight[0, :4] *= 10
+        if shape[0] > 100:
+            weight[3] = 0
+        codes, state = theirs.quantize_4bit(weight, blocksize=block, quant_type="nf4", compress_statistics=double)
+        ours = quantize.nf4(weight, block, double)
+        where = f"{shape} {block}"
+        assert torch.equal(ours.codes, codes.flatten()), where
+        assert torch.equal(ours.absmax, state.absmax), where
+        if double:
+            assert torch.equal(ours.absmax2, state.state2.absmax) and torch.equal(ours.offset, state.offset), where
+        found = theirs.dequantize_4bit(codes, state)
+        assert torch.equal(ours.dequantize(dtype).flatten(), found.flatten()), where
+
+
+def test_a_code_is_the_nearest_level_of_its_block() -> None:
+    weight = torch.randn(50, 131, generator=torch.Generator().manual_seed(1))
+    found = quantize.nf4(weight, 64, double=False)
+    flat = torch.nn.functional.pad(weight.flatten(), (0, -weight.numel() % 64)).view(-1, 64)
+    scale = flat.abs().amax(1, keepdim=True)
+    assert torch.equal(found.scales, scale[:, 0])
+    nearest = (flat[..., None] / scale[..., None] - levels()).abs().argmin(-1).flatten()[: weight.numel()]
+    assert torch.equal(found.indices.flatten().long(), nearest)
+    assert torch.equal(
+        found.dequantize(), (levels()[nearest] * scale.expand_as(flat).flatten()[: weight.numel()]).view_as(weight)
+    )
+
+
+def test_the_paper_s_numbers() -> None:
+    """Section 3: 0.5 bits of scales a weight, 0.127 with double quantisation; errors of a normal distribution."""
+    weight = torch.randn(512, 4096, generator=torch.Generator().manual_seed(2))
+    double, single = quantize.nf4(weight), quantize.nf4(weight, double=False)
+    assert double.bits_per_weight == pytest.approx(4.127, abs=5e-4) and single.bits_per_weight == 4.5
+    assert (single.dequantize() - weight).square().mean().sqrt().item() == pytest.approx(0.0919, abs=2e-3)
+    assert (double.dequantize() - weight).square().mean().sqrt().item() == pytest.approx(0.0919, abs=3e-3)
+    assert len(LEVELS) == 16 and list(LEVELS) == sorted(LEVELS) and LEVELS[7] == 0
+    # quantiles: section 3 of the paper, an even number of levels on both sides of an exact zero
+    normal = torch.distributions.Normal(0.0, 1.0)
+    edge = 1 - (1 / 32 + 1 / 30) / 2
+    up, down = normal.icdf(torch.linspace(edge, 0.5, 9)[:-1]), -normal.icdf(torch.linspace(edge, 0.5, 8)[:-1])
+    made = torch.cat([up, down, torch.zeros(1)]).sort().values
+    assert (made / made.max() - levels()).abs().max() < 1e-6
+
+
+def test_zeros_and_equal_scales_come_back_exactly() -> None:
+    for weight in (torch.zeros(3, 128), torch.ones(300, 64), torch.full((1, 7), -0.25)):
+        assert torch.equal(quantize.nf4(weight).dequantize(), weight)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "block", "words"),
+    [
+        (torch.ones(4), 63, "block=63 is no block size"),
+        (torch.ones(4, dtype=torch.long), 64, "this tensor is of torch.int64"),
+        (torch.tensor([1.0, float("nan")]), 64, "cannot hold inf or nan"),
+        (torch.ones(0, 4), 64, "shape (0, 4)"),
+    ],
+)
+def test_what_cannot_be_quantised_is_refused(tensor: torch.Tensor, block: int, words: str) -> None:
+    with pytest.raises(UsageError) as error:
+        quantize.nf4(tensor, block)
+    assert words in str(error.value)

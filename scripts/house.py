@@ -34,6 +34,7 @@ ORDER = (
     "quantize",
     "rewrites",
     "formats",
+    "conversations",
     "data",
     "objectives",
     "decoding",
@@ -52,6 +53,7 @@ UP = {("nn.model", "formats")}  # `model.save(...)` writes a checkpoint
 
 # What a room's own page is called.
 PAGES = {
+    "conversations": "conversations.md",
     "data": "data.md",
     "decoding": "generation.md",
     "formats": "formats.md",

@@ -50,6 +50,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in NAME
         ("gpt2", "Blanks()"),
     ]
 }
+# where `train.matrices` decides something, both ways
+RUNS |= {"xlnet": ("xlnet", {"train.matrices": "shape"}), "xlnet by use": ("xlnet", {})}
 TAUGHT = ("distilbert", "minilm")  # by the run of bert
 WRITES = ("gpt2", "llama", "palm", "mistral", "t5", "bart", "glm", "xlnet", "mixtral", "gemma2")
 

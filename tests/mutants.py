@@ -29,7 +29,7 @@ MUTANTS = [
     Mutant("nn: NTK scaling by another power", "self.spec.base * factor ** (self.width / (self.width - 2))) ** i", "self.spec.base * factor) ** i", "parity decoders"),
     Mutant("nn: T5's farthest bucket is missing", "(exact + grown.long()).clamp(max=n - 1)", "(exact + grown.long()).clamp(max=n - 2)", "parity"),
     Mutant("nn: RoBERTa's positions begin one early", "self.first = 0 if padding is None else padding + 1", "self.first = 0 if padding is None else padding", "parity tree"),
-    Mutant("nn: weights of experts are not normalised", "(weights / weights.sum(-1, keepdim=True)).flatten()", "weights.flatten()", "parity"),
+    Mutant("nn: weights of experts are not normalised", "(weights / weights.sum(-1, keepdim=True) if self.normalised else weights)", "weights", "parity"),
     Mutant("nn: GPT-2's residual scale is gone", "std /= math.sqrt(2 * dims.layers)", "std /= math.sqrt(dims.layers)", "decoders harness tree config"),
     Mutant("nn: XLNet's queries see themselves", "kpos[:, None, :] >= given.places[:, :, None]", "kpos[:, None, :] > given.places[:, :, None]", "xlnet generate"),
     # declarations
@@ -51,7 +51,11 @@ MUTANTS = [
     Mutant("data: shares grow with the wrong power", "(size / max(sizes)) ** alpha", "(size / max(sizes)) ** (1 / alpha if alpha else 0)", "mixtures languages objective_languages"),
     Mutant("data: shuffling by fewer rounds", "for turn in range(6):", "for turn in range(5):", "data objectives"),
     # train
-    Mutant("train: biases decay", 'named if p.ndim < 2], "weight_decay": 0.0', 'named if p.ndim < 2], "weight_decay": spec.weight_decay', "optimisers train"),
+    Mutant("train: gains with a row a head are matrices", 'if p.ndim < 2 or uses.get(n) == "vector"', "if p.ndim < 2", "optimisers"),
+    Mutant("formats: absolute positions of DeBERTa are left out", "return Disentangled(absolute=_biased(config))", "return Disentangled()", "settings parity"),
+    Mutant("nn: a decoder is as wide as its encoder", "Stack(arch, dims.decoder, depth", "Stack(arch, dims, depth", "settings seq2seq"),
+    Mutant("data: test files are trained on", "if any(_plain(other) in known for other in _training(name))", "if False", "data"),
+    Mutant("train: biases decay", 'n in rest], "weight_decay": 0.0', 'n in rest], "weight_decay": spec.weight_decay', "optimisers train"),
     Mutant("train: the warm-up begins at zero", "return lr * step / warm", "return lr * (step - 1) / warm", "train optimisers"),
     Mutant("train: Adam's second moment forgets", "torch._foreach_addcmul_(second, grads, grads, 1 - beta2)", "torch._foreach_addcmul_(second, grads, grads, beta2)", "optimisers"),
     Mutant("train: the mean of weights starts slower", "(1 + self.step) / (10 + self.step)", "(1 + self.step) / (20 + self.step)", "engine"),

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 import stemma
 from stemma import formats
+from stemma.cli import root
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
 from stemma.rewrites import NF4, LoRA, Trainable, apply, merge, undo
 from stemma.rewrites.adapters import layers, names, use, without
 from stemma.rewrites.lora import LoRALinear
+from stemma.text import Specials, Tokenizer
 from stemma.train import verify_resume
 from test_train import text, train  # noqa: F401
 
@@ -360,6 +362,49 @@ def test_the_page_s_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert "stemma" in code
         exec(code.replace("4096", "256"), {})
     assert near(logits(stemma.load("merged")), logits(stemma.load("adapter")))
+
+
+def test_the_command_line_loads_and_merges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def ran(*args: str) -> str:
+        root.main(args=list(args), prog_name="stemma", standalone_mode=False)
+        return capsys.readouterr().out
+
+    tokenizer = Tokenizer.train("bpe", ["a leaf on a branch of a tree " * 30], 270, Specials(eos="</s>"))
+    plain = stemma.build("llama", layers=2, d_model=32, heads=4, d_ff=48, vocab=tokenizer.vocab_size)
+    plain.tokenizer = tokenizer
+    base, one, two = (str(tmp_path / d) for d in ("base", "one", "two"))
+    plain.save(base)
+    for out, seed in ((one, 1), (two, 2)):
+        model = stemma.load(base, rewrites=(LoRA(("*.attention.*",), 2),))
+        torch.manual_seed(seed)
+        for layer in layers(model):
+            torch.nn.init.normal_(layer.up, std=0.3)
+        model.save(out, layout="peft")
+    ids = torch.arange(3, 20)[None]
+    out = str(tmp_path / "merged")
+    said = ran("merge", base, "--adapter", one, "--adapter", two, "--weight", "0.5", "--weight", "0.25", "--out", out)
+    assert "2 adapters (default x 0.5, two x 0.25), float32" in said and "by 0.00%" in said
+    mixed = use(stemma.load(base, adapter=[one, two]), {"default": 0.5, "two": 0.25})
+    assert near(stemma.load(out)(ids).logits, mixed(ids).logits)
+    half = ran(
+        "merge", base, "--adapter", one, "--out", str(tmp_path / "half"), "--dtype", "bfloat16", "--quantize", "nf4"
+    )
+    assert "1 adapter, bfloat16" in half and 0 < float(half.split("by ")[1].rstrip("%\n")) < 5
+    whole = stemma.load(base, quantize="nf4", adapter=one)(ids).logits
+    assert near(stemma.load(tmp_path / "half")(ids).logits, whole, 0.05 * float(whole.detach().abs().max()))
+    again = str(tmp_path / "again")
+    ran("merge", out, "--adapter", two, "--weight", "-0.25", "--out", str(tmp_path / "less"))
+    ran("merge", str(tmp_path / "less"), "--adapter", one, "--weight", "-0.5", "--out", again)
+    assert near(stemma.load(again)(ids).logits, plain(ids).logits)  # unmerged
+    told = [
+        ran("generate", base, "a leaf", "--json", *more)
+        for more in ((), ("--adapter", one), ("--adapter", one, "--quantize", "nf4"))
+    ]
+    assert told[0] != told[1] and json.loads(ran("generate", one, "a leaf", "--json")) == json.loads(told[1])
+    with pytest.raises(UsageError, match="1 --adapter and 2 --weight"):
+        ran("merge", base, "--adapter", one, "--weight", "1", "--weight", "2", "--out", again)
+    with pytest.raises(UsageError, match="is not empty; choose another --out"):
+        ran("merge", base, "--adapter", one, "--out", again)
 
 
 # ---------------------------------------------------------------- what is refused

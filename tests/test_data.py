@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stemma import data
-from stemma.data import Document, Store, builtin, files, random, read, sources, stats
+from stemma.data import Document, Store, builtin, encoding, files, random, read, sources, stats
 from stemma.data.encoding import sentences
 from stemma.data.heldout import pieces, training_texts
 from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, UsageError
@@ -90,6 +91,39 @@ def test_a_large_file_is_divided_at_wide_gaps(tmp_path: Path, monkeypatch: pytes
     with gzip.open(tmp_path / "b.txt.gz", "wb") as out:
         out.write(path.read_bytes())
     assert [t for t, _ in texts(tmp_path / "b.txt.gz")] == [t for t, _ in texts(path)]
+
+
+def test_a_published_data_set_is_read_without_what_is_held_out_and_what_describes_it(tmp_path: Path) -> None:
+    def put(name: str, text: str) -> None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001", "validation-00000-of-00001"):
+        put(f"hub/data/{name}.jsonl", json.dumps({"text": name}) + "\n")
+    put("hub/README.md", "A card.")
+    source = read(str(tmp_path / "hub"))
+    assert [d.text for d in source.documents()] == ["train-00000-of-00002", "train-00001-of-00002"]
+    assert source.notes == [
+        f"passed over in {tmp_path / 'hub'}: test-00000-of-00001.jsonl, validation-00000-of-00001.jsonl, of validation or "
+        "test and README.md, which describe it; name them, or write a glob, to read them"
+    ]
+    assert len(list(read(str(tmp_path / "hub/data/test*")).documents())) == 1
+    for name in (
+        "wiki.train.tokens",
+        "wiki.valid.tokens",
+        "wiki.test.tokens",
+        "test_cases.md",
+        "latest.txt",
+        "README.md",
+    ):
+        put(f"plain/{name}", name)
+    kept = [d.text for d in read(str(tmp_path / "plain")).documents()]
+    assert kept == ["README.md", "latest.txt", "test_cases.md", "wiki.train.tokens"]
+    for name in ("train/pos/1.txt", "test/pos/2.txt", "unsup/3.txt"):
+        put(f"imdb/{name}", name)
+    assert [d.text for d in read(str(tmp_path / "imdb")).documents()] == ["train/pos/1.txt", "unsup/3.txt"]
+    put("alone/test.txt", "kept: there is nothing else")
+    assert len(list(read(str(tmp_path / "alone")).documents())) == 1
 
 
 def test_folders_globs_and_mixes(tmp_path: Path) -> None:
@@ -474,6 +508,14 @@ def test_a_long_row_of_marks_takes_linear_time() -> None:
     begin = time.process_time()
     assert sentences("." * 300_000 + "x" + "。" * 300_000 + "x") == [0, 600_001]
     assert time.process_time() - begin < 2
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="ab .!?\n\t\"')]’”é", max_size=40))
+def test_sentences_of_a_text_without_other_marks_are_found_alike_by_both_patterns(text: str) -> None:
+    begin = len(text) - len(text.lstrip())
+    expected = [0, *(m.end() for m in encoding._SENTENCE.finditer(text, begin) if m.end() < len(text))]
+    assert sentences(text) == expected
 
 
 def test_sentences() -> None:

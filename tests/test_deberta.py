@@ -24,6 +24,7 @@ from stemma.nn.disentangled import Disentangled
 from stemma.nn.model import Model
 from stemma.nn.parts import Causal, Classify, ContextDetector, EMDHead, Heads, LayerNorm, MLMHead, PreNorm, Summary
 from stemma.objectives import Setting, objective
+from stemma.objectives.base import position_ids
 from test_objectives import TOKENIZERS, some
 from tiny import batch, build, run, tiny
 
@@ -218,20 +219,37 @@ def test_masked_tokens_are_learned_and_filled_through_the_decoder() -> None:
         assert not torch.allclose(decoded, model.logits(model.encode(ids)))
 
 
+def test_absolute_positions_at_the_input_begin_anew_in_each_document() -> None:
+    changes = {"arch.heads": Heads(lm=MLMHead()), "arch.position.absolute": True, "dims.vocab": 200}
+    design = tiny("deberta-v2", **changes)
+    model = build(design).double()
+    rows = objective(design.objective, Setting(TOKENIZERS["bert"], design.text, 40, 1))
+    given = rows.collate([e for e, _ in itertools.islice(rows.examples(some()), 2)])
+    assert position_ids(model, given) is not None
+    ids = batch(design, 2, 9)["input_ids"]
+    packed = {"input_ids": ids.reshape(1, 18), "documents": torch.arange(2).repeat_interleave(9)[None]}
+    got = run(model, packed | {"position_ids": torch.arange(9).repeat(2)[None]}).logits[0].view(2, 9, -1)
+    assert (got - run(model, {"input_ids": ids}).logits).abs().max() < 1e-12
+    plain = build(tiny("deberta-v2", **changes | {"arch.position.absolute": False})).double()
+    assert (got - run(plain, {"input_ids": ids}).logits).abs().max() > 1e-3
+    with pytest.raises(UsageError, match="41 tokens does not fit"):
+        model(torch.ones(1, 41, dtype=torch.int64))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"relative_attention": False}, "relative_attention=False is not supported"),
-        ({"relative_attention": None}, "relative_attention=False is not supported"),
-        ({"position_biased_input": True}, "position_biased_input=True is not supported"),
-        ({"position_biased_input": None}, "position_biased_input=True is not supported"),
+        ({"relative_attention": False}, "relative_attention=False .* leave no position in use"),
+        ({"relative_attention": 1}, "relative_attention: 1 should be true or false"),
+        ({"position_biased_input": "no"}, "position_biased_input: 'no' should be true or false"),
+        ({"position_biased_input": True}, "position_embeddings"),
         ({"pos_att_type": "p2p|c2p"}, "pos_att_type: 'p2p' is not supported; known: c2p, p2c"),
-        ({"pos_att_type": None}, "pos_att_type=None leaves no position in use"),
+        ({"pos_att_type": None}, "pos_att_type=None .* leave no position in use"),
         ({"norm_rel_ebd": "rms"}, "norm_rel_ebd: 'rms' is not supported"),
-        ({"conv_act": "tanh"}, "'tanh' is not supported"),
+        ({"conv_act": "mish"}, "'mish' is not supported"),
         ({"conv_kernel_size": 4}, "odd"),
         ({"conv_groups": 3}, "conv_groups=3 is not supported"),
-        ({"position_buckets": 2}, "at least 4"),
+        ({"position_buckets": 1}, "at least 2"),
     ],
 )
 def test_configs_of_other_models_are_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:

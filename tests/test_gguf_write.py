@@ -356,6 +356,8 @@ def test_what_gguf_has_no_name_for(tmp_path: Path) -> None:
             "'command-r' architecture cannot express .*qk_norm=HeadNorm",
         ),
         ("gpt2", {"arch.mlp.act": "relu"}, "'gpt2' architecture cannot express arch.mlp.act=relu"),
+        ("gpt2", {"arch.attention.by_layer": True}, "'gpt2' architecture cannot express arch.attention.by_layer=True"),
+        ("t5-small", {"dims.decoder_heads": 2}, "'t5' architecture cannot express dims.decoder_heads=2"),
         ("t5-small", {"arch.mlp.act": "silu"}, "'t5' architecture cannot express arch.mlp.act=silu"),
         ("t5-small", {"arch.position.distance": 64}, "cannot express arch.position.distance=64"),
         ("t5-small", {"arch.heads.lm.scaled": False}, "cannot express arch.heads.lm.scaled=False"),

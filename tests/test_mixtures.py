@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stemma.data.documents import MixtureSource
 from stemma.data.mixture import Mixed, Mixture, member, tempered
+from stemma.declare.recipes import Sampling
 from stemma.errors import DataError, UsageError
+from stemma.objectives.languages import mixed
 
 weights = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=6)
 
@@ -109,3 +112,25 @@ def test_a_mixture_of_nothing_is_refused() -> None:
         Mixture(1, [])
     with pytest.raises(UsageError, match="positive"):
         Mixture(1, [0.5, -0.1])
+
+
+class Two:
+    """Forty short documents and ten long ones, as two sources with equal weights."""
+
+    parts = tuple(MixtureSource(name, 0.5, None) for name in ("short", "long"))
+    part_ids = np.repeat([0, 1], [40, 10])
+    lengths = np.repeat([20, 300], [40, 10])
+
+    def __len__(self) -> int:
+        return 50
+
+
+@pytest.mark.parametrize(("what", "documents", "tokens"), [("documents", 0.5, 1 / 16), ("tokens", 15 / 16, 0.5)])
+def test_weights_are_shares_of_documents_or_of_tokens(what: str, documents: float, tokens: float) -> None:
+    order = mixed(Two(), 1, Sampling(weights=what))  # type: ignore[arg-type]
+    assert order is not None
+    drawn = np.asarray([order[slot][0] for slot in range(5120)])
+    short = Two.part_ids[drawn] == 0
+    assert short.mean() == pytest.approx(documents, abs=0.002)
+    lengths = Two.lengths[drawn]
+    assert lengths[short].sum() / lengths.sum() == pytest.approx(tokens, abs=0.01)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,11 @@ from stemma import families
 from stemma.declare.recipes import LAMB, Adafactor, AdamW, Muon, Optimizer, Schedule
 from stemma.errors import UsageError
 from stemma.nn.model import Model
-from stemma.train import optim, optimisers, resolve
+from stemma.nn.parts import HeadNorm
+from stemma.runs import checkpoint
+from stemma.train import optim, optimisers, pretrain, read_metrics, resolve, verify_resume
+from stemma.train.prepare import read_plan
+from tiny import tiny
 
 Floats = NDArray[np.float64]
 Rule = Callable[[Floats, Floats, dict[str, Any], int, float], Floats]  # weight, gradient, state, step, rate -> weight
@@ -54,7 +60,7 @@ def gradients(step: int) -> list[Tensor]:
 
 def trained(spec: Optimizer, steps: int = 6, lr: float = 0.03) -> dict[str, Tensor]:
     model = Whole()
-    opt = optim.optimizer(spec, model, lr)
+    opt = optim.optimizer(spec, model.named_parameters(), lr)
     for step in range(1, steps + 1):
         for p, g in zip(model.parameters(), gradients(step), strict=True):
             p.grad = g
@@ -203,7 +209,7 @@ def test_no_bound_on_the_rate() -> None:
 def test_factored_state_is_small_and_rows_may_have_no_gradient() -> None:
     plan = resolve("t5", overrides={"dims.layers": 1})
     model = Model(plan.arch, plan.dims).initialise(1)
-    opt = optim.optimizer(Adafactor(), model, 1e-2)
+    opt = optim.optimizer(Adafactor(), model.named_parameters(), 1e-2)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     table = model.embed.tokens.weight
@@ -215,6 +221,55 @@ def test_factored_state_is_small_and_rows_may_have_no_gradient() -> None:
         "row": (table.shape[0],),
         "column": (table.shape[1],),
     }
+
+
+@pytest.mark.parametrize("kind", [AdamW(weight_decay=0.1), Muon()])
+@pytest.mark.parametrize("name", ["command-r", "xlnet", "mixtral", "deberta-v2"])
+def test_a_matrix_is_what_multiplies_vectors(name: str, kind: Optimizer) -> None:
+    """Gains and biases with a row for each head are neither decayed nor turned, whatever their shape; tables of a block
+    are decayed and not turned."""
+    design = tiny(name, **({"arch.attention.qk_norm": HeadNorm()} if name == "command-r" else {}))
+    with torch.device("meta"):
+        model = Model(design.arch, design.dims)
+    names = {id(p): n for n, p in model.named_parameters()}
+    uses = optim.uses_of([("", model)])
+    groups = optim.optimizer(kind, model.named_parameters(), 1e-3, uses=uses).param_groups
+    found = {
+        names[id(p)]: (group["weight_decay"], group.get("matrices", False)) for group in groups for p in group["params"]
+    }
+    assert found.keys() == set(names.values())
+    turned, wide = isinstance(kind, Muon), dict(model.named_parameters())
+    for path, (decay, matrix) in found.items():
+        last = path.split(".")[-1]
+        if "norm" in path or last in ("bias", "content", "distance", "segment"):
+            assert (decay, matrix) == (0.0, False), path
+        elif last == "segments" or ".table." in path:
+            assert decay > 0 and not matrix, path
+        elif ".blocks." in path:
+            assert decay > 0 and matrix == turned, path
+    odd = {"command-r": "attention.q_norm.weight", "xlnet": "relative.content"}.get(name, "mlp.up")
+    assert any(odd in path and p.ndim >= 2 for path, p in wide.items())
+
+
+def test_a_run_that_began_before_goes_by_shapes_still(tmp_path: Path) -> None:
+    text = tmp_path / "rows.jsonl"
+    rows = [{"text": " ".join(f"The fox {i * j} ran and the dog sat." for j in range(9))} for i in range(60)]
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = {"dims.vocab": 300, "dims.layers": 1, "train.budget": "2 steps", "recipe.optimizer.weight_decay": 0.5}
+    losses, values = {}, {}
+    for way in ("use", "shape"):
+        changes = {**small, "train.matrices": way}
+        pretrain("xlnet", data=str(text), out=tmp_path / way, overrides=changes, quiet=True)
+        losses[way] = [record["loss"] for record in read_metrics(tmp_path / way)]
+        values[way], _, _ = checkpoint.load(checkpoint.steps(tmp_path / way)[-1])
+    name = "encoder.blocks.0.attention.relative.segments"
+    assert losses["use"][0] == losses["shape"][0] and torch.equal(values["use"][name], values["shape"][name])
+    about = json.loads((tmp_path / "shape" / "run.json").read_text("utf-8"))
+    assert about["plan"]["train"].pop("matrices") == "shape"
+    (tmp_path / "shape" / "run.json").write_text(json.dumps(about))
+    assert read_plan(tmp_path / "shape")[0].train.matrices == "shape"
+    assert read_plan(tmp_path / "use")[0].train.matrices == "use"
+    assert verify_resume(tmp_path / "shape", 2)["identical"]
 
 
 # ---------------------------------------------------------------- Muon
@@ -270,7 +325,7 @@ def test_singular_values_come_near_one(shape: tuple[int, ...]) -> None:
 def test_muon_leaves_tables_and_heads_to_adam() -> None:
     plan = resolve("llama", overrides={"dims.layers": 1})
     model = Model(plan.arch, plan.dims)
-    opt = optim.optimizer(Muon(), model, 1e-3)
+    opt = optim.optimizer(Muon(), model.named_parameters(), 1e-3)
     kinds = {id(p): g.get("matrices", False) for g in opt.param_groups for p in g["params"]}
     for name, p in model.named_parameters():
         assert kinds[id(p)] == (".blocks." in name and p.ndim == 2), name
@@ -298,14 +353,14 @@ def test_state_goes_through_a_checkpoint_bit_for_bit(spec: Optimizer) -> None:
             opt.step()
 
     model = Whole()
-    opt = optim.optimizer(spec, model, 0.01)
+    opt = optim.optimizer(spec, model.named_parameters(), 0.01)
     steps(model, opt, 1, 4)
     kept = optim.state(model, opt)
     assert all(key.count(":") == 1 and isinstance(value, Tensor) for key, value in kept.items())
     assert {key.split(":")[0] for key in kept} == {name for name, _ in model.named_parameters()}
     other = Whole()
     other.load_state_dict(model.state_dict())
-    again = optim.optimizer(spec, other, 0.01)
+    again = optim.optimizer(spec, other.named_parameters(), 0.01)
     optim.restore(other, again, {key: value.clone() for key, value in kept.items()})
     steps(model, opt, 4, 8)
     steps(other, again, 4, 8)
@@ -317,7 +372,7 @@ def test_state_goes_through_a_checkpoint_bit_for_bit(spec: Optimizer) -> None:
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_a_parameter_without_a_gradient_stays(spec: Optimizer) -> None:
     model = Whole()
-    opt = optim.optimizer(spec, model, 0.01)
+    opt = optim.optimizer(spec, model.named_parameters(), 0.01)
     for p, g in zip(model.parameters(), gradients(1), strict=True):
         p.grad = g
     model.decoder.table.grad = None
@@ -330,7 +385,7 @@ def test_a_parameter_without_a_gradient_stays(spec: Optimizer) -> None:
 def test_weight_decay_spares_norms_and_biases(spec: Optimizer) -> None:
     plan = resolve("gpt2", overrides={"dims.layers": 1})
     model = Model(plan.arch, plan.dims)
-    opt = optim.optimizer(spec, model, 1e-3)
+    opt = optim.optimizer(spec, model.named_parameters(), 1e-3)
     kinds = {id(p): g["weight_decay"] for g in opt.param_groups for p in g["params"]}
     assert len(kinds) == len(list(model.parameters()))
     for name, p in model.named_parameters():
@@ -341,7 +396,7 @@ def test_weight_decay_spares_norms_and_biases(spec: Optimizer) -> None:
 def test_a_parabola_is_descended(spec: Optimizer) -> None:
     model = Whole()
     goal = [torch.ones_like(p) for p in model.parameters()]
-    opt = optim.optimizer(spec, model, 0.03)
+    opt = optim.optimizer(spec, model.named_parameters(), 0.03)
 
     def height() -> Tensor:
         return torch.stack([(p - g).square().mean() for p, g in zip(model.parameters(), goal, strict=True)]).sum()

@@ -424,7 +424,7 @@ def test_each_position_is_drawn() -> None:
     assert set(POSITIONS) == set(typing.get_args(parts.Position)) - {parts.CustomPosition, parts.ALiBi}
     alibi = spec.edit(families.design("llama"), {"arch.position": parts.ALiBi()})
     (item,) = (i for i in block.stacks(alibi)[-1].items if i.key == "position")
-    assert item.known and "a fixed slope for every head" in item.notes[0]
+    assert item.known and "a fixed slope for every head" in item.text[0]
     seen = set()
     for kind, (name, sketch) in POSITIONS.items():
         design = families.design(name)

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+import grid
 from stemma import families, report, spec
 from stemma.errors import DataError, UsageError
 from stemma.report import page
 from stemma.report.facts import baselines
+from stemma.train import pretrain
+from test_cli import Call, call  # noqa: F401
 
 EVIL = "</script><script>alert(1)</script>"
 VOID = {"meta", "link", "input", "line", "circle", "path", "br"}
@@ -115,8 +118,9 @@ def test_it_says_what_the_runs_say(runs: list[Path], tmp_path: Path) -> None:
     plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))
     for words in ("2.050", "1.600", "unigram", "xz", "the earth", "GatedMLP", "Three relatives, one budget", "1.23M"):
         assert words in plain
-    for name in families.tree():
-        assert name in text
+    tree = text.split('id="tree"')[1].split("<section")[0]
+    assert all(name in tree for name in ("roberta", "bert", "llama", "gpt3", "t5", "transformer"))
+    assert not any(name in tree for name in ("electra", "mistral", "umt5"))  # no branch of these runs
 
 
 def test_a_run_has_one_colour_everywhere(runs: list[Path], tmp_path: Path) -> None:
@@ -221,3 +225,68 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (run / "run.json").write_text("[]")
     with pytest.raises(DataError, match="an object was expected"):
         report.read(run)
+
+
+def section(text: str, key: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text.split(f'<section id="{key}"')[1].split("<section")[0]))
+
+
+@pytest.mark.parametrize("share", [0.146, None])
+def test_a_detector_is_held_against_the_commoner_answer(share: float | None, tmp_path: Path) -> None:
+    val = {"loss": 0.4, "replaced_right": 0.855} | ({} if share is None else {"replaced_share": share})
+    runs = [make(tmp_path / "e", "electra-small", summary={"val": val, "flops": 4.2e15})]
+    runs.append(make(tmp_path / "g", "gpt2"))
+    text = report.write(runs, tmp_path / "r.html").read_text("utf-8")
+    big = re.findall(r'<p class="big">([^<]*)<', text)
+    assert big[0].strip() == ("+0.1" if share else "")
+    card = section(text, "results")
+    assert "85.5% of the tokens rightly called replaced or original" in card and "4.2P FLOPs" in card
+    assert ("85.4% if every token got the same answer" if share else "was not recorded") in card
+    bits = section(text, "bits")
+    assert "electra-small has no bits per byte: it says of each token whether it was replaced" in bits
+    assert "gpt2 has no bits per byte: it has not finished" in bits
+
+
+def test_held_out_losses_are_drawn(tmp_path: Path) -> None:
+    """What training minimises, of each part that was measured."""
+    run = make(
+        tmp_path / "b", "bert-base", summary={"val": {"loss": 2.0, "loss_pair": 0.5}, "tokens": 7000, "seconds": 9}
+    )
+    rows = [{"step": 1, "loss": 8.0, "tokens": 5, "seconds": 1.0}]
+    rows.append({"step": 2, "loss": 7.0, "tokens": 10, "seconds": 2.0, "val_loss": 3.0, "val_loss_pair": 0.7})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    detector = make(tmp_path / "e", "electra-small", summary={"val": {"loss": 0.5, "loss_token": 6.0}, "tokens": 9})
+    text = report.write([run, detector], tmp_path / "r.html").read_text("utf-8")
+    data = json.loads(re.search(r'id="curves">(.*?)</script>', text, re.S)[1])  # type: ignore[index]
+    assert data[0]["held"] == [[10, 2.0, 3.7], [7000, 9, 2.5]]
+    assert data[1]["held"] == [[9, 6.0, 50 * 0.5 + 6.0]]
+    assert "rings: held-out text." in section(text, "loss")
+
+
+def test_names_fit_the_picture_and_the_theme_can_be_chosen(tmp_path: Path) -> None:
+    text = report.write([make(tmp_path / "q", "qwen3-moe")], tmp_path / "r.html").read_text("utf-8")
+    width = int(re.search(r'viewBox="0 0 (\d+)', text)[1])  # type: ignore[index]
+    found = re.search(r'<text x="([\d.]+)" y="[\d.]+">qwen3-moe</text>', text)
+    assert found and width - float(found[1]) > 12 * len("qwen3-moe")  # 12: a wide letter of 17 px
+    assert text.count('id="theme"') == 1 and "dataset.theme" in text
+
+
+@pytest.mark.filterwarnings("ignore:the text gives:UserWarning")
+def test_the_command_asks_models_for_samples(tmp_path: Path, call: Call) -> None:  # noqa: F811
+    data = grid.text(tmp_path)
+    runs = {"llama": "continue", "bert": "fill", "electra": None, "t5": "repair"}
+    for name in runs:
+        pretrain(
+            name, data=f"{data}#lang=none#group=none", out=tmp_path / name, budget="1 steps", overrides=grid.SMALL, quiet=True
+        )  # fmt: skip
+    paths = [str(tmp_path / name) for name in runs]
+    assert call("report", paths[0], "--samples", 0, "--out", tmp_path / "r.html")[0] == 0
+    assert not (tmp_path / "llama" / "samples.json").exists()
+    code, out, err = call("report", *paths, "--out", tmp_path / "r.html")
+    assert code == 0, err
+    for name, key in runs.items():
+        path = tmp_path / name / "samples.json"
+        assert path.exists() == (key is not None)
+        assert key is None or [*json.loads(path.read_text())] == [key]
+    text = Path(out.strip()).read_text("utf-8")
+    assert "llama continues" in text and "bert fills in masked words" in text and "t5 repairs removed spans" in text

@@ -68,8 +68,11 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "distilbert": ("distilbert", {"dims.layers": 1}),
     "minilm": ("minilm", {"dims.layers": 1}),
     "xlnet": ("xlnet", TWO_LAYERS | {"objective.reuse": 8}),
+    "xlnet-muon": ("xlnet", TWO_LAYERS | {"objective.reuse": 8, "recipe.optimizer": "Muon()"}),
     "deberta": ("deberta", TWO_LAYERS),
     "mixtral": ("mixtral", TWO_LAYERS | {"recipe.optimizer": "Muon()"}),
+    # a decoder with other heads and another inner width than the encoder
+    "apart": ("t5", TWO_LAYERS | {"dims.head_dim": 16, "dims.decoder_heads": 2, "dims.decoder_d_ff": 48}),
     # most weights frozen, some stored in another type
     "rewritten": (
         "llama",
@@ -134,6 +137,7 @@ TWO: Cases = [("llama", "dp=2"), ("t5", "fsdp=2"), ("bert", "tp=2"), ("llama", "
 TWO += [("rewritten", "fsdp=2")]
 MORE: Cases = [("bert", "fsdp=2"), ("qwen3", "fsdp=2"), ("electra", "fsdp=2")]
 MORE += [(n, m) for m in ("fsdp=2", "tp=2") for n in ("adam", "albert", "palm", "bf16")]
+MORE += [("xlnet-muon", "fsdp=2"), ("apart", "fsdp=2"), ("apart", "tp=2")]
 MORE += [("bert", "dp=2"), ("t5", "dp=2"), ("llama", "fsdp=2"), ("t5", "tp=2"), ("qwen3", "tp=2"), ("alibi", "tp=2")]
 MORE += [(n, "fsdp=2") for n in ("deberta-v3", "distilbert", "minilm", "xlnet", "deberta", "mixtral")]
 FOUR: Cases = [(n, m) for m in ("dp=2,fsdp=2", "fsdp=2,tp=2") for n in ("llama", "bert", "t5", "qwen3")]
@@ -215,7 +219,7 @@ def same(run: Path, out: Path, axes: str) -> None:
     assert found["again"] == found["records"][STEPS // 2 :]  # from what the mesh wrote
     close(found.get("crossed", found["again"]), expected[STEPS // 2 :], within)  # from what another mesh wrote
 
-    view, _ = store.split(plan.train.val_fraction, plan.seed)
+    view, _ = prepare.split(plan, store)
     alone = assemble.loop_of(plan, tokenizer, view)
     fresh = {key: t.clone() for key, t in alone.learners.tensors().items()}
     ours, theirs = gradients(alone), torch.load(out / "gradient.pt")

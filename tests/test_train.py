@@ -24,6 +24,7 @@ from stemma.errors import CheckpointError, DataError, ResourceError, UsageError,
 from stemma.nn.model import Model
 from stemma.nn.parts import Causal, Dropout, Normal, Sliding
 from stemma.runs import checkpoint
+from stemma.runs.metrics import Metrics
 from stemma.text import Tokenizer
 from stemma.train import (
     SCALES,
@@ -110,7 +111,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory, text: Path) -> dict[str, Run
 def loop_of(run: Run, **changes: Any) -> Loop:
     plan = spec.edit(run.plan, changes)
     _, tokenizer, store = prepare.reopen(run.directory)
-    train, _ = store.split(plan.train.val_fraction, plan.seed)
+    train, _ = prepare.split(plan, store)
     objective = assemble.objective_of(plan, tokenizer)
     return Loop(plan, assemble.model_of(plan, tokenizer), objective, TextSource(plan, objective, train))
 
@@ -361,7 +362,7 @@ def test_bits_per_byte_are_exact(ready: dict[str, Run]) -> None:
     """Against one plain pass over each document."""
     run = ready["gpt2"]
     _, tokenizer, store = prepare.reopen(run.directory)
-    _, held = store.split(run.plan.train.val_fraction, run.plan.seed)
+    _, held = prepare.split(run.plan, store)
     held = sample(held, 400)
     # a context longer than any document, so that windows cut none
     longest = max(len(held[i]) for i in range(len(held)))
@@ -441,6 +442,21 @@ def test_tensorboard_on_request(text: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     train("gpt2", tmp_path / "run", text, 2, {"train.tensorboard": True})
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_curves_in_tensorboard_have_one_point_a_step_after_going_back(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Metrics(tmp_path / "metrics.jsonl", 0, True) as metrics:
+        for step in range(1, 6):
+            metrics.write({"step": step, "loss": float(step)})
+        metrics.reopen(2)
+        for step in range(3, 5):
+            metrics.write({"step": step, "loss": step + 0.5})
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(point.step, point.value) for point in board.Scalars("loss")] == [(1, 1), (2, 2), (3, 3.5), (4, 4.5)]
 
 
 # ---------------------------------------------------------------- stopping and going on

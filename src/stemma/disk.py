@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import sys
 import warnings
@@ -26,6 +27,7 @@ from stemma.errors import (
 
 AGAIN = "run the command again"
 DEPTH, DIGITS = 100, 40  # of JSON: the deepest nesting and the longest integer that are read
+_SURROGATES = re.compile("[\ud800-\udfff]")
 BROKEN = object()  # what `read_jsonl` gives for a line that is not JSON
 
 
@@ -51,11 +53,14 @@ def _alike(path: Path) -> list[Path]:
 # ---------------------------------------------------------------- refusals
 
 
+_TORCH = ("inline_container", "basic_ios::clear")  # all that torch says of a write that failed
+
+
 def reason(error: BaseException) -> tuple[str, str]:
     """(why a write failed, what to do about it). Libraries wrap the system's error, so its text counts too."""
     number = error.errno if isinstance(error, OSError) else None
     text = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
-    if "inline_container" in text:  # torch says nothing but the place in its code
+    if any(words in text for words in _TORCH) or re.search(r"\d+ requested and \d+ written", text):  # of numpy
         return "the disk is full, or the file too large for it", "free some space"
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
         return "the disk is full", "free some space"
@@ -66,7 +71,7 @@ def reason(error: BaseException) -> tuple[str, str]:
 
 def is_refusal(error: BaseException) -> bool:
     """Whether the system refused a write, as the system says it or as torch and safetensors do."""
-    words = ("No space left", "File too large", "inline_container")
+    words = ("No space left", "File too large", *_TORCH)
     return isinstance(error, OSError) or (isinstance(error, Exception) and any(w in str(error) for w in words))
 
 
@@ -268,8 +273,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def to_json(value: Any, *, indent: int | None = 2, ascii: bool = False) -> str:
-    """`value` as JSON with a final newline."""
-    return json.dumps(value, indent=indent, ensure_ascii=ascii) + "\n"
+    """`value` as JSON with a final newline. Lone surrogates, which are no UTF-8, are escaped as with `ascii`."""
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii)
+    if not text.isascii() and _SURROGATES.search(text):
+        text = json.dumps(value, indent=indent)
+    return text + "\n"
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2, ascii: bool = False) -> None:

@@ -14,11 +14,25 @@ import re
 import sys
 from collections.abc import Iterable
 
+HEAD, TAIL = 1000, 300  # characters of a longer message that are kept: what is wrong, and what to do
+
+
+def one_line(text: str) -> str:
+    """A message, which may quote a file or a library, in one line of bounded length."""
+    text = re.sub(r"\s*[\r\n]+\s*", " ", text.strip())
+    if len(text) <= HEAD + TAIL:
+        return text
+    return f"{text[:HEAD]} ... ({len(text):,} characters) ... {text[-TAIL:]}"
+
 
 class StemmaError(Exception):
-    """Base of all errors that Stemma raises on purpose. `exit_code` is what the command line returns."""
+    """Base of all errors that Stemma raises on purpose, with a message of one line. `exit_code` is what the command
+    line returns."""
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(one_line(a) if isinstance(a, str) else a for a in args))
 
 
 class UsageError(StemmaError):

@@ -155,13 +155,18 @@ def interval(text: str, default: T, example: str = "") -> T:
     return typing.cast(T, bounded(bound, default))
 
 
+def quiet(default: T, bound: Bound | None = None) -> T:
+    """A field that is shown and written only where it is set."""
+    limits = {} if bound is None else {"bound": bound}
+    return dataclasses.field(default=default, metadata={"quiet": True, **limits})
+
+
 _known_bounds: dict[type, list[tuple[str, Bound]]] = {}
 
 
 def _bounds(kind: type[Spec]) -> list[tuple[str, Bound]]:
     if kind not in _known_bounds:
-        bounds = [(f.name, f.metadata["bound"]) for f in dataclasses.fields(kind) if "bound" in f.metadata]
-        _known_bounds[kind] = bounds
+        _known_bounds[kind] = [(f.name, f.metadata["bound"]) for f in dataclasses.fields(kind) if "bound" in f.metadata]
     return _known_bounds[kind]
 
 
@@ -181,14 +186,15 @@ def get(value: Any, path: str) -> Any:
     return value
 
 
-def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every `(path, leaf)` below `value`; a nested spec yields its fields, and its kind where it could vary."""
-    for f in dataclasses.fields(value):
+def leaves(value: Any, prefix: str = "", every: bool = False) -> Iterator[tuple[str, Any]]:
+    """Every `(path, leaf)` below `value`; a nested spec yields its fields, and its kind where it could vary. `every`:
+    quiet fields that are not set too."""
+    for f in dataclasses.fields(value) if every else _shown(value):
         path, item = f"{prefix}{f.name}", getattr(value, f.name)
         if isinstance(item, Spec):
             if _varies(type(value), f.name) or not dataclasses.fields(item):
                 yield path, type(item).__name__
-            yield from leaves(item, path + ".")
+            yield from leaves(item, path + ".", every)
         else:
             yield path, item
 
@@ -212,7 +218,7 @@ def edit(value: T, changes: Mapping[str, Any]) -> T:
         return _edit(value, changes, "")
     except UnknownPath as error:
         name = error.path.split(".")[-1]
-        if like := [path for path, _ in leaves(value) if path.split(".")[-1] == name]:
+        if like := [path for path, _ in leaves(value, every=True) if path.split(".")[-1] == name]:
             raise UsageError(f"no field {error.path!r}; did you mean {' or '.join(map(repr, like[:3]))}?") from None
         raise
 
@@ -274,9 +280,7 @@ def diff(old: Any, new: Any, prefix: str = "") -> list[Change]:
 def to_dict(value: Any) -> Any:
     """`value` as plain data: specs become dicts with their `kind` first, tuples lists."""
     if isinstance(value, Spec):
-        return {"kind": type(value).__name__} | {
-            f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)
-        }
+        return {"kind": type(value).__name__} | {f.name: to_dict(getattr(value, f.name)) for f in _shown(value)}
     if isinstance(value, Mapping):
         return {str(k): to_dict(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -325,7 +329,7 @@ def _plain(hint: Any, raw: Any) -> Any:
     if hint in (int, float):
         if isinstance(raw, bool):
             raise ValueError
-        if hint is int and (isinstance(raw, float) or (isinstance(raw, str) and _looks_float(raw))):
+        if hint is int and (isinstance(raw, float) or (isinstance(raw, str) and any(c in raw for c in ".eE"))):
             if float(raw) != int(float(raw)):
                 raise ValueError
             raw = int(float(raw))
@@ -421,9 +425,7 @@ def _items(raw: str, inner: Any) -> Any:
 
 
 def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Call):
+    if isinstance(node, (ast.Name, ast.Call)):
         return ast.unparse(node)
     if isinstance(node, (ast.Tuple, ast.List)):
         return tuple(_literal(item) for item in node.elts)
@@ -469,8 +471,9 @@ def _differs(value: Spec, f: dataclasses.Field[Any]) -> bool:
     return f.repr and (_required(f) or getattr(value, f.name) != f.default)
 
 
-def _looks_float(raw: str) -> bool:
-    return any(c in raw for c in ".eE")
+def _shown(value: Any) -> list[dataclasses.Field[Any]]:
+    """The fields of a spec that are shown and written."""
+    return [f for f in dataclasses.fields(value) if "quiet" not in f.metadata or _differs(value, f)]
 
 
 def _leaf(value: Any) -> str:

@@ -15,6 +15,7 @@ MBART = BART | dict(vocab_size=95, scale_embedding=True, decoder_start_token_id=
 CASES: dict[str, Case] = {
     "bart": ("BartForConditionalGeneration", hf.BartConfig, BART),
     "bart-odd": ("BartForConditionalGeneration", hf.BartConfig, BART | dict(activation_function="relu", scale_embedding=True, encoder_layers=3, decoder_layers=1, d_model=44, encoder_attention_heads=4, decoder_attention_heads=4)),
+    "bart-apart": ("BartForConditionalGeneration", hf.BartConfig, BART | dict(decoder_attention_heads=6, decoder_ffn_dim=30, encoder_layerdrop=0.1)),
     "bart-model": ("BartModel", hf.BartConfig, BART | dict(pad_token_id=3)),
     "bart-classify": ("BartForSequenceClassification", hf.BartConfig, BART | dict(num_labels=3)),
     "bart-regress": ("BartForSequenceClassification", hf.BartConfig, BART | dict(num_labels=1)),

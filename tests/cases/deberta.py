@@ -14,6 +14,7 @@ BOTH = SMALL | dict(pos_att_type="c2p|p2c")  # windows wider than the texts of t
 NEAR = BOTH | dict(max_relative_positions=6)  # and narrower
 V2 = BOTH | dict(position_buckets=8, share_att_key=True, norm_rel_ebd="layer_norm", max_relative_positions=-1)
 CONV = V2 | dict(conv_kernel_size=3, conv_act="gelu")
+DEFAULT = SMALL | dict(relative_attention=False, position_biased_input=True)
 WIDE = V2 | dict(position_buckets=32)  # all texts of the tests are within the buckets, and within the exact ones
 
 CASES: dict[str, Case] = {
@@ -27,6 +28,10 @@ CASES: dict[str, Case] = {
     "deberta-regress": ("DebertaForSequenceClassification", hf.DebertaConfig, NEAR | dict(num_labels=1)),
     "deberta-tag": ("DebertaForTokenClassification", hf.DebertaConfig, BOTH | dict(num_labels=5)),
     "deberta-answer": ("DebertaForQuestionAnswering", hf.DebertaConfig, NEAR),
+    "deberta-default": ("DebertaForMaskedLM", hf.DebertaConfig, DEFAULT),
+    "deberta-absolute": ("DebertaForMaskedLM", hf.DebertaConfig, NEAR | dict(position_biased_input=True, type_vocab_size=2)),
+    "deberta-v2-default": ("DebertaV2ForMaskedLM", hf.DebertaV2Config, DEFAULT | dict(pos_att_type="c2p|p2c", conv_kernel_size=3)),
+    "deberta-v2-absolute": ("DebertaV2ForMaskedLM", hf.DebertaV2Config, CONV | dict(position_biased_input=True, position_buckets=2, conv_act="tanh")),
     "deberta-v2-mlm": ("DebertaV2ForMaskedLM", hf.DebertaV2Config, CONV),
     "deberta-v2-wide": ("DebertaV2ForMaskedLM", hf.DebertaV2Config, CONV | dict(position_buckets=32, conv_act="relu")),
     "deberta-v2-apart": ("DebertaV2ForMaskedLM", hf.DebertaV2Config, V2 | dict(share_att_key=False, norm_rel_ebd="none")),

@@ -15,6 +15,7 @@ CASES: dict[str, Case] = {
     "gpt2": ("GPT2LMHeadModel", hf.GPT2Config, GPT),
     "gpt2-odd": ("GPT2LMHeadModel", hf.GPT2Config, GPT | dict(n_inner=31, activation_function="gelu", layer_norm_epsilon=1e-2)),
     "gpt2-unscaled": ("GPT2LMHeadModel", hf.GPT2Config, GPT | dict(scale_attn_weights=False, tie_word_embeddings=False)),
+    "gpt2-by-layer": ("GPT2LMHeadModel", hf.GPT2Config, GPT | dict(scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True, activation_function="tanh")),
     "gpt2-model": ("GPT2Model", hf.GPT2Config, GPT),
 }  # fmt: skip
 

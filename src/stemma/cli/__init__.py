@@ -22,7 +22,7 @@ import click
 from stemma import __version__
 from stemma.cli.terminal import console, echo, flush, open_streams
 from stemma.disk import abandon
-from stemma.errors import LostError, StemmaError, UsageError, did_you_mean, no_memory
+from stemma.errors import LostError, StemmaError, UsageError, did_you_mean, no_memory, one_line
 
 __all__ = ["command", "complete_names", "console", "echo", "emit", "existing_runs", "main", "overrides"]
 
@@ -48,6 +48,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
         ("fill", "PATH TEXT", "guess the masked words of a text", "models"),
         ("embed", "PATH TEXT...", "vectors of texts, or how alike they are", "models"),
         ("convert", "SRC DST", "write a checkpoint in another layout or precision", "models"),
+        ("merge", "MODEL", "add adapters to weights, for good", "models"),
     ],
     "More": [
         ("completion", "SHELL", "set up tab completion: bash, zsh or fish", "meta"),
@@ -190,6 +191,7 @@ def main(args: list[str] | None = None) -> NoReturn:
             warnings.showwarning = note
             code = root.main(args=arguments, prog_name="stemma", standalone_mode=False)
         flush()
+        stop.ending()
         sys.exit(code if isinstance(code, int) else 0)
     except StemmaError as error:
         fail(str(error), error.exit_code, debug, isinstance(error, LostError))
@@ -198,6 +200,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         fail("stopped", 130, debug)
     except BrokenPipeError:
+        stop.ending()
         abandon("stdout")  # the reader closed the pipe (`stemma tree | head`): print nothing, also at exit
         sys.exit(141)
     except MemoryError as error:
@@ -239,11 +242,12 @@ def note(
 ) -> None:
     """Print a UserWarning in one line, on the first rank only; hide other warnings."""
     if issubclass(category, UserWarning) and int(os.environ.get("RANK", "0")) == 0:
-        echo(f"note: {message}", err=True)
+        echo(f"note: {one_line(str(message))}", err=True)
 
 
 def fail(sentence: str, code: int, debug: bool, lost: bool = False) -> NoReturn:
     """Print the error and exit. Of several processes one prints it; `lost`: the error is that another one ended."""
+    stop.ending()
     if debug and sys.exc_info()[0] is not None:
         import traceback
 
@@ -251,9 +255,7 @@ def fail(sentence: str, code: int, debug: bool, lost: bool = False) -> NoReturn:
     from stemma.parallel.report_once import should_report
 
     if debug or should_report(sentence, lost):
-        echo(f"error: {sentence}", err=True)
-    if code == 130:
-        stop.told()
+        echo(f"error: {one_line(sentence)}", err=True)
     with contextlib.suppress(OSError):  # what was to be printed before
         flush()
     sys.exit(code)

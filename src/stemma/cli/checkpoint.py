@@ -18,9 +18,9 @@ def show_checkpoint(name: str, as_json: bool) -> None:
     from rich.text import Text
 
     from stemma.cli.lookup import COLOUR, hanging
-    from stemma.cli.models import load
+    from stemma.cli.models import Loading, load
 
-    model = load(name, "meta", "auto")
+    model = load(name, Loading("meta", "auto"))
     found = facts(name, model)
     if as_json:
         emit(found)

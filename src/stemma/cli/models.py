@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -18,13 +19,41 @@ from stemma.errors import UsageError, require
 
 PATH = click.argument("path", metavar="PATH")
 LANGUAGE = click.option("--language", default=None, help="What the text is in, for models that ask for it (XLM).")
-DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-DTYPE = click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or auto.")
+LOADING = (
+    click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+    click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or auto."),
+    click.option("--adapter", multiple=True, metavar="DIR", help="An adapter (PEFT's folder, a run). Repeatable."),
+    click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Keep the blocks' matrices in 4 or 8 bits."),
+)
 
 
-def load(path: str, device: str, dtype: str) -> Any:
+class Loading(NamedTuple):
+    """How a command reads its model: the options of `LOADING`."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    adapter: tuple[str, ...] = ()
+    quantize: str | None = None
+
+
+def loading(called: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options of `LOADING`, which it gets as one `how`."""
+
+    @functools.wraps(called)
+    def gathered(*args: Any, **options: Any) -> None:
+        how = Loading(**{name: options.pop(name) for name in Loading._fields})
+        called(*args, how=how, **options)
+
+    made: Callable[..., None] = gathered
+    for option in reversed(LOADING):
+        made = option(made)
+    return made
+
+
+def load(path: str, how: Loading) -> Any:
     """The model at `path`: a checkpoint's folder, a run (its `model`), a checkpoint of a run, a GGUF file or a hub
     id."""
+    device, dtype = how.device, how.dtype
     if not path:
         raise UsageError("PATH is empty; give a folder, a run, a GGUF file or a hub id")
     import torch
@@ -43,9 +72,11 @@ def load(path: str, device: str, dtype: str) -> Any:
     from stemma.train import midway
 
     if midway.is_checkpoint(Path(path)):
+        if how.adapter or how.quantize:
+            raise UsageError(f"{path} is a checkpoint of a run; --adapter and --quantize are for whole models")
         kind = None if dtype == "auto" else formats.dtype_of(dtype)
         return midway.load_checkpoint(Path(path)).to(device=device, dtype=kind)
-    return stemma.load(path, device=device, dtype=dtype)
+    return stemma.load(path, device=device, dtype=dtype, adapter=how.adapter, quantize=how.quantize)
 
 
 def piped(texts: tuple[str, ...], what: str) -> list[str]:
@@ -123,8 +154,7 @@ def params(model: Any, options: dict[str, Any]) -> Any:
 @click.option("--special", is_flag=True, help="Names of special tokens in a PROMPT (<|im_start|>) are these tokens.")
 @LANGUAGE
 @click.option("--json", "as_json", is_flag=True, help="Print texts, ids and log-probabilities as JSON.")
-@DEVICE
-@DTYPE
+@loading
 def generate(
     path: str,
     prompts: tuple[str, ...],
@@ -133,8 +163,7 @@ def generate(
     whole: bool,
     special: bool,
     as_json: bool,
-    device: str,
-    dtype: str,
+    how: Loading,
     **options: Any,
 ) -> None:
     """Continue each PROMPT with the model at PATH (a folder, a run, a GGUF file or a hub id).
@@ -149,7 +178,7 @@ def generate(
     texts = list(prompts) or (piped((), "a PROMPT") if whole else lines_of(piped((), "a PROMPT")[0]))
     if stream and ((options["num_beams"] or 1) > 1 or as_json):
         raise UsageError("--stream goes without --num-beams and --json")
-    model = load(path, device, dtype)
+    model = load(path, how)
     asked = params(model, options)
     beams = generation_config.num_beams(model, asked) > 1
     terminal = sys.stdout.isatty()
@@ -192,9 +221,8 @@ def continued(model: Any, prompts: Any, asked: Any, printed: Texts, beams: bool)
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Guesses for each mask.")
 @LANGUAGE
 @click.option("--json", "as_json", is_flag=True, help="Print guesses as JSON.")
-@DEVICE
-@DTYPE
-def fill(path: str, text: str | None, top: int, language: str | None, as_json: bool, device: str, dtype: str) -> None:
+@loading
+def fill(path: str, text: str | None, top: int, language: str | None, as_json: bool, how: Loading) -> None:
     """Fill every [MASK] of TEXT with the model at PATH.
 
     An encoder guesses one token a mask; an encoder-decoder trained on spans writes as many as it likes.
@@ -204,7 +232,7 @@ def fill(path: str, text: str | None, top: int, language: str | None, as_json: b
     import stemma
 
     texts = piped((text,) if text is not None else (), "a TEXT")
-    model = load(path, device, dtype)
+    model = load(path, how)
     found = stemma.fill(model, texts[0], top=top, language=language)
     if as_json:
         guesses = [[{"text": g.text, "id": g.id, "p": g.probability} for g in row] for row in found.guesses]
@@ -240,8 +268,7 @@ def fill(path: str, text: str | None, top: int, language: str | None, as_json: b
 @click.option("--top", type=click.IntRange(min=1), help="Only so many pairs, of --similar.  [default: all]")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Texts at a time.")
 @LANGUAGE
-@DEVICE
-@DTYPE
+@loading
 def embed(
     path: str,
     texts: tuple[str, ...],
@@ -252,8 +279,7 @@ def embed(
     batch: int,
     language: str | None,
     prompt: str | None,
-    device: str,
-    dtype: str,
+    how: Loading,
 ) -> None:
     """Print a vector for each TEXT, a JSON line each, with the model at PATH.
 
@@ -266,7 +292,7 @@ def embed(
         raise UsageError("--similar compares texts: give at least two")
     if top is not None and not similar:
         raise UsageError("--top is for the pairs of --similar")
-    model = load(path, device, dtype)
+    model = load(path, how)
     options: dict[str, Any] = {"pool": pool, "batch": batch, "language": language, "prompt": prompt}
     vectors = stemma.embed(model, given, normalize=similar or normalize, **options)
     if not similar:
@@ -332,12 +358,53 @@ def convert(
     if layout == "gguf":  # told before the weights are read
         require("gguf", "writing GGUF files", "'stemma-lm[gguf]'")
     wanted = "auto" if small else "float16" if packed else dtype
-    model = load(source, "cpu", wanted)
+    model = load(source, Loading("cpu", wanted))
     model.save(str(out), layout=layout, dtype=dtype if small else None, shard_bytes=limit, shards=shards)
     weights = sum(p.numel() for p in model.parameters())
     kind = "float32" if layout.startswith("llama2c") else dtype if small else str(model.dtype).removeprefix("torch.")
     note = f" (of {packed}; --dtype float32 keeps every bit)" if packed else ""
     echo(f"{out}: {model.name}, {weights:,} parameters, {kind}{note}")
+
+
+@command()
+@click.argument("path", metavar="MODEL")
+@click.option("--adapter", multiple=True, metavar="DIR", required=True, help="An adapter. Repeatable.")
+@click.option("--weight", multiple=True, type=float, help="The share of each adapter, in their order; -1 unmerges.")
+@click.option("--out", required=True, type=click.Path(), metavar="DIR", help="The folder to write.")
+@click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16; auto keeps MODEL's.")
+@click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Merge into the numbers of MODEL in 4 or 8 bits.")
+@click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
+def merge(
+    path: str,
+    adapter: tuple[str, ...],
+    weight: tuple[float, ...],
+    out: str,
+    dtype: str,
+    quantize: str | None,
+    force: bool,
+) -> None:
+    """Add adapters to the weights of MODEL and write a plain checkpoint to --out.
+
+    With --quantize the weights are those that an adapter was tuned beside (QLoRA): the numbers of the codes, written in
+    full, with the adapter added. What rounding to --dtype loses of the adapter is measured and printed.
+    """
+    target = Path(out)
+    if weight and len(weight) != len(adapter):
+        raise UsageError(f"{len(adapter)} --adapter and {len(weight)} --weight: give one for each, or none")
+    if not force and target.is_dir() and any(target.iterdir()):
+        raise UsageError(f"{out} is not empty; choose another --out, or add --force")
+    from stemma.rewrites import adapters
+    from stemma.rewrites.engine import merge as merged
+
+    model = load(path, Loading("cpu", dtype, adapter, quantize))
+    names = adapters.names(model)
+    adapters.use(model, dict(zip(names, weight, strict=True)) if weight else names)
+    lost = adapters.rounded(model)
+    merged(model).save(str(target))
+    shares = "" if not weight else f" ({', '.join(f'{n} x {w:g}' for n, w in zip(names, weight, strict=True))})"
+    kind = str(model.dtype).removeprefix("torch.")
+    echo(f"{out}: {model.name} with {len(names)} {'adapter' if len(names) == 1 else 'adapters'}{shares}, {kind}")
+    echo(f"rounding to {kind} changes what the adapters add by {lost:.2%}")
 
 
 def packed_type(source: str) -> str | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from stemma import disk
-from stemma.cli import command, console, echo
+from stemma.cli import command, console, echo, samples
 from stemma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,12 +36,12 @@ OWN: dict[str, dict[str, Any]] = {
     "roberta": {"arch.position": "Rotary()", "objective.rate": 0.3, "recipe.lr": 2e-3},
 }
 # (sentence with gaps (None), the text of the gaps)
-MASKS: list[tuple[list[str | None], list[str]]] = [
+MASKS: list[samples.Gapped] = [
     (["And Jehovah spake unto ", None, ", saying,"], ["Moses"]),
     (["And the children of ", None, " did that which was evil in the sight of Jehovah."], ["Israel"]),
     (["In the beginning God ", None, " the heavens and the earth."], ["created"]),
 ]
-SPANS: list[tuple[list[str | None], list[str]]] = [
+SPANS: list[samples.Gapped] = [
     (["And Jehovah spake unto ", None, ", saying, Speak unto the children of Israel."], ["Moses"]),
     (["And it came to pass ", None, " that the king said unto his servants."], ["in those days"]),
     (["And he did that which was evil in ", None, " of Jehovah, and walked in ", None, " of his father."],
@@ -79,7 +78,7 @@ def quickstart(out: str, budget: str, data: str, seed: int, quiet: bool) -> int:
         run = train(folder / name, name, budget, data, seed, quiet)
         if not run.finished:
             return 130
-        disk.write_json(folder / name / "samples.json", samples(run, seed))
+        disk.write_json(folder / name / "samples.json", drawn(run, seed))
         runs.append(run)
         budget = f"{run.summary['tokens']} tokens"
     report = write([run.directory for run in runs], folder / "report.html")
@@ -112,24 +111,11 @@ def train(directory: Path, name: str, budget: str, data: str, seed: int, quiet: 
 # ---------------------------------------------------------------- samples
 
 
-def samples(run: Run, seed: int) -> dict[str, Any]:
+def drawn(run: Run, seed: int) -> dict[str, Any]:
     """Samples of the model in the form of `samples.json`."""
-    import stemma
-
-    model = run.model
-    if model.arch.structure == "decoder":
-        drawn = stemma.generate(
-            model, list(PROMPTS), max_new_tokens=48, temperature=0.7, top_p=0.9, seed=seed, ignore_eos=True
-        )
-        return {"continue": [{"prompt": p, "text": r.text} for p, r in zip(PROMPTS, drawn, strict=True)]}
-    key, cases = ("fill", MASKS) if model.arch.structure == "encoder" else ("repair", SPANS)
-    return {key: [case(model, stemma.fill, parts, truth) for parts, truth in cases]}
-
-
-def case(model: Any, fill: Callable[..., Any], parts: list[str | None], truth: list[str]) -> dict[str, Any]:
-    found = fill(model, "".join("[MASK]" if p is None else p for p in parts))
-    guesses = [[{"text": g.text, "p": g.probability} for g in row] for row in found.guesses]
-    return {"parts": parts, "truth": truth, "guesses": guesses, "spans": found.spans}
+    if run.model.arch.structure == "decoder":
+        return samples.continued(run.model, PROMPTS, seed)
+    return samples.filled(run.model, MASKS if run.model.arch.structure == "encoder" else SPANS)
 
 
 # ---------------------------------------------------------------- the table in the terminal

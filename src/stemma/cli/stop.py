@@ -16,7 +16,6 @@ from typing import NoReturn
 
 PROGRAMS = ("stemma", "stemma.exe", "__main__.py", "-m")
 _asked: list[int] = []
-_told: list[bool] = []
 
 
 def requested() -> bool:
@@ -24,9 +23,10 @@ def requested() -> bool:
     return bool(_asked)
 
 
-def told() -> None:
-    """The message was printed: it is not printed again."""
-    _told.append(True)
+def ending() -> None:
+    """The command is at its end, whatever it came to: from here on Ctrl-C is ignored, also while Python itself ends."""
+    if signal.getsignal(signal.SIGINT) is _handle:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def install() -> None:
@@ -54,7 +54,7 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def _leave() -> NoReturn:
-    if not _told and os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError):
             os.write(2, b"error: stopped\n")
     os._exit(130)

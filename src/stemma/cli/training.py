@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stemma import disk
 from stemma.cli import Group, command, complete_names, console, echo, existing_runs, overrides
 from stemma.errors import UsageError
 
@@ -199,9 +200,31 @@ def verify_resume(run: str, steps: int) -> None:
 @click.argument("runs", nargs=-1, required=True, type=click.Path(), metavar="RUN...")
 @click.option("--out", type=click.Path(dir_okay=False), default="report.html", show_default=True, help="File to write.")
 @click.option("--title", help="Heading of the report.")
-def report(runs: tuple[str, ...], out: str, title: str | None) -> None:
-    """Write one HTML file about one or several runs; it needs no other file and no network."""
-    from stemma.report import write
+@click.option(
+    "--samples",
+    "number",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Held-out texts that each model continues or fills in (0: none).",
+)
+def report(runs: tuple[str, ...], out: str, title: str | None, number: int) -> None:
+    """Write one HTML file about one or several runs; it needs no other file and no network.
 
-    path = write(existing_runs(runs), out, title=title)
+    A finished run without samples gets some first: decoders continue the beginning of held-out texts, the others fill
+    in a word of them. They are kept in RUN/samples.json.
+    """
+    from stemma.cli import samples
+    from stemma.errors import ResourceError
+    from stemma.report import read, write
+
+    found = existing_runs(runs)
+    for run in found:
+        read(run)  # damage is told before anything is made
+    try:
+        for run in found:
+            samples.add(Path(run), number)
+    except ResourceError as error:
+        disk.tell(f"note: the report has no samples of {run}: {error}")
+    path = write(found, out, title=title)
     echo(str(path))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 # Marks that end a sentence whatever follows: Chinese and Japanese, Arabic, Indic, Tibetan, Burmese, Khmer, Ethiopic,
 # Armenian, Syriac.
@@ -14,10 +18,13 @@ _SENTENCE = re.compile(
     r"|(?<![.!?])[.!?]+[\"')\]’”]*\s+"
     r"|\n\s*"
 )
+# the same for a text without the marks of `_ENDS`, ten times as fast: each match begins with a character that is sought
+_LATIN = re.compile(r"[.!?\n](?:(?<=\n)\s*|(?<=[.!?])(?<![.!?][.!?])[.!?]*+[\"')\]’”]*\s+)")
+_ANY_END = re.compile(f"[{_ENDS}]")
 
 
 class Encoder(Protocol):
-    """The part of `stemma.text.Tokenizer` that a store uses."""
+    """The part of `stemma.text.Tokenizer` that a store uses. It may have `encode_flat`, too, which is faster."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -26,9 +33,22 @@ class Encoder(Protocol):
     def encode_spans(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]: ...
 
 
+def flat(tokenizer: Encoder, texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], ...]:
+    """`encode_spans` of many texts as arrays: the ids and the ends of all, and the number of tokens of each text."""
+    own: Any = getattr(tokenizer, "encode_flat", None)
+    if own is not None:
+        return tuple(own(texts))
+    rows = tokenizer.encode_spans(texts)
+    counts = np.fromiter((len(ids) for ids, _ in rows), np.int64, len(rows))
+    total = int(counts.sum())
+    joined = [np.fromiter(itertools.chain.from_iterable(row[k] for row in rows), np.int64, total) for k in (0, 1)]
+    return joined[0], joined[1], counts
+
+
 def sentences(text: str) -> list[int]:
     """The positions of the characters that begin a sentence: 0, and each non-space character after a line end, after
     `.`, `?` or `!` and white space, or after a mark such as `。`, `؟` or `।`. Closing quotes and brackets belong to the
     sentence before."""
     begin = len(text) - len(text.lstrip())
-    return [0, *(m.end() for m in _SENTENCE.finditer(text, begin) if m.end() < len(text))]
+    pattern = _LATIN if text.isascii() or not _ANY_END.search(text) else _SENTENCE
+    return [0, *(end for m in pattern.finditer(text, begin) if (end := m.end()) < len(text))]

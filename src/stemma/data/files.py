@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stemma.data import compression, folders, rows
+from stemma.data import compression, folders, rows, snapshots
 from stemma.data.compression import BinaryError, lines
 from stemma.data.documents import Document, Source
 from stemma.errors import DataError
@@ -180,14 +180,21 @@ def _saved(where: Path, inside: list[str], names: list[str], notes: list[str]) -
 
 
 def of_folder(root: Path, spec: str, split: str | None, column: str) -> Source:
-    """The text files in a folder and below, sorted by path, without hidden ones."""
+    """The text files in a folder and below, sorted by path, without hidden ones. Validation and test files beside those
+    for training, and files about a data set, are passed over."""
     found = []
     skipped: list[str] = []
+    held: list[str] = []
     for where, inside, names in folders.walk(root):
         names = _saved(where, inside, names, skipped)
-        found += [p for name in names if (p := where / name).is_file()]
+        held += (out := snapshots.held_out([*inside, *names]))
+        inside[:] = [name for name in inside if name not in out]
+        found += [p for name in names if name not in out and (p := where / name).is_file()]
     if not found:
         raise DataError(f"{root} is an empty folder")
+    described = snapshots.about(root, found)
+    found = [path for path in found if path not in described]
+    skipped += snapshots.note(root, held, described)
     found.sort(key=lambda path: path.relative_to(root).parts)
     compression.check_packages(found)
 

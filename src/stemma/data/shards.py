@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from stemma import disk, errors
 from stemma.data import blocks, stamps
-from stemma.data.encoding import Encoder, sentences
+from stemma.data.encoding import Encoder, flat, sentences
 from stemma.errors import CheckpointError, ResourceError, UsageError
 
 SHARD = 4_000_000  # bytes of text of a shard, about
@@ -74,10 +74,7 @@ class Encoded(NamedTuple):
 def encode(texts: Sequence[str], tokenizer: Encoder) -> Encoded:
     """The shard of `texts`. Raises CheckpointError if the tokenizer gives an id outside its vocabulary."""
     kind = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    tokens: list[npt.NDArray[Any]] = []
-    starts: list[npt.NDArray[np.int32]] = []
-    cuts: list[npt.NDArray[np.int64]] = []
-    places: list[npt.NDArray[np.int64]] = []
+    parts: list[Encoded] = []
     begin = 0
     while begin < len(texts):
         end, size = begin, 0
@@ -85,29 +82,59 @@ def encode(texts: Sequence[str], tokenizer: Encoder) -> Encoded:
             size += len(texts[end])
             end += 1
         part = texts[begin:end]
-        for text, (ids, stops) in zip(part, tokenizer.encode_spans(part), strict=True):
-            flat = np.asarray(ids, dtype=np.int64)
-            if len(flat) and not 0 <= flat.min() <= flat.max() < tokenizer.vocab_size:
-                wrong = int(flat.max() if flat.max() >= tokenizer.vocab_size else flat.min())
-                raise CheckpointError(
-                    f"the tokenizer gives id {wrong} for the text {text[:30]!r}, and its vocabulary has "
-                    f"{tokenizer.vocab_size} ids; its files do not belong together"
-                )
-            tokens.append(flat.astype(kind))
-            last = np.maximum.accumulate(stops)
-            at = np.unique(np.searchsorted(last, sentences(text), side="right"))
-            at = at[(at > 0) & (at < len(flat))]
-            starts.append(np.concatenate(([0], at)).astype("<i4") if len(flat) else np.empty(0, "<i4"))
-            found = blocks.cuts(text)
-            sizes = [len(text[a:b].encode()) for a, b in itertools.pairwise([0, *found])]
-            cuts.append(np.searchsorted(last, found, side="right").astype("<i8"))
-            places.append(np.cumsum(sizes, dtype="<i8"))
+        ids, ends, counts = flat(tokenizer, part)
+        edges = np.concatenate(([0], np.cumsum(counts)))
+        if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
+            wrong = int(ids.max() if ids.max() >= tokenizer.vocab_size else ids.min())
+            text = part[int(np.searchsorted(edges, int(np.argmax(ids == wrong)), side="right")) - 1]
+            raise CheckpointError(
+                f"the tokenizer gives id {wrong} for the text {text[:30]!r}, and its vocabulary has "
+                f"{tokenizer.vocab_size} ids; its files do not belong together"
+            )
+        lengths = np.fromiter(map(len, part), np.int64, len(part))
+        before = np.cumsum(lengths) - lengths  # characters before each text
+        last = np.maximum.accumulate(ends + np.repeat(before, counts))
+        places = [sentences(text) for text in part]
+        starts, marks = _starts(last, edges, before, places)
+        parts.append(Encoded(ids.astype(kind), counts, starts, marks, *_cuts(part, last, edges, before)))
         begin = end
-    counts, marks, divisions = (np.array([len(row) for row in rows], dtype="<i8") for rows in (tokens, starts, cuts))
-    begins, where = (np.concatenate([np.empty(0, "<i8"), *rows]) for rows in (cuts, places))
-    none = np.empty(0, kind), np.empty(0, "<i4")
-    flat, first = np.concatenate([none[0], *tokens]), np.concatenate([none[1], *starts])
-    return Encoded(flat, counts, first, marks, begins, where, divisions)
+    kinds = (kind, "<i8", "<i4", "<i8", "<i8", "<i8", "<i8")
+    columns = [[np.empty(0, dtype), *(part[k] for part in parts)] for k, dtype in enumerate(kinds)]
+    return Encoded(*(np.concatenate(column) for column in columns))
+
+
+def _starts(
+    last: npt.NDArray[np.int64],
+    edges: npt.NDArray[np.int64],
+    before: npt.NDArray[np.int64],
+    places: Sequence[Sequence[int]],
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """`starts` and `marks` of consecutive texts, of which sentences begin at `places`. `last`: the character that each
+    token and those before it reach, `edges`: the texts' offsets in it, `before`: the characters before each text."""
+    many = np.fromiter(map(len, places), np.int64, len(places))
+    at = np.fromiter(itertools.chain.from_iterable(places), np.int64, int(many.sum())) + np.repeat(before, many)
+    token = np.searchsorted(last, at, side="right")
+    ends = np.repeat(edges[1:], many)
+    found = np.unique(np.concatenate([edges[:-1][np.diff(edges) > 0], token[token < ends]]))
+    text = np.searchsorted(edges, found, side="right") - 1
+    return (found - edges[text]).astype("<i4"), np.bincount(text, minlength=len(places)).astype("<i8")
+
+
+def _cuts(
+    texts: Sequence[str], last: npt.NDArray[np.int64], edges: npt.NDArray[np.int64], before: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`cuts`, `places` and `divisions` of consecutive texts; `last`, `edges` and `before` as in `_starts`."""
+    found = [blocks.cuts(text) for text in texts]
+    many = np.fromiter(map(len, found), np.int64, len(found))
+    at = np.fromiter(itertools.chain.from_iterable(found), np.int64, int(many.sum())) + np.repeat(before, many)
+    token = np.minimum(np.searchsorted(last, at, side="right"), np.repeat(edges[1:], many)) - np.repeat(
+        edges[:-1], many
+    )
+    places: list[int] = []
+    for text, own in zip(texts, found, strict=True):
+        sizes = (len(text[a:b].encode("utf-8")) for a, b in itertools.pairwise([0, *own]))
+        places += itertools.accumulate(sizes)
+    return token.astype("<i8"), np.asarray(places, dtype="<i8"), many.astype("<i8")
 
 
 def save(path: Path, shard: Encoded) -> None:

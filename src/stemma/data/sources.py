@@ -16,7 +16,7 @@
 | `texts/{lang}/*.txt`, `{lang}/{group}.md` | a glob; `{lang}` matches the language, `{group}` the group |
 | `talks.en|talks.de` | files with as many lines each, translated line by line; the ending is the language |
 | `a,b` or `a+b` | a's documents, then b's |
-| `a@0.7,b@0.3` | both, drawn with these weights in training |
+| `a@0.7,b@0.3` | both, drawn with these weights in training (of documents; see `Sampling.weights`) |
 
 Options follow a `#` and are joined by `&`:
 
@@ -28,6 +28,9 @@ Options follow a `#` and are joined by `&`:
 
 A row gives its document's language and group in the fields `lang` and `group`. Documents of a group are translations of
 each other; they are all in the training text or all in the held-out text.
+
+A folder of a published data set is read without its validation and test files where they stand beside those for
+training, and without the README of rows; a note says so.
 
 Text and rows may be compressed: `.gz`, `.bz2`, `.xz`, `.zst` (with pyarrow), in letters of any case. In a folder or a
 glob, a JSON or CSV file without rows that have the field is read as a text file, and a note says so.

@@ -51,7 +51,21 @@ from stemma.data.encoding import Encoder
 from stemma.data.heldout import Blocks, Unit, divided, held_out, held_out_blocks
 from stemma.data.sources import read
 from stemma.data.writer import VERSION, Progress, Writer
-from stemma.errors import CheckpointError
+from stemma.errors import CheckpointError, brief
+
+NAME = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{4})?")  # of a version's folder
+META = {
+    "version": str, "documents": int, "fingerprint": str, "tokenizer?": str, "vocab": int, "languages?": [str],
+    "parts?": [[Any]], "files": {str: {"dtype": str, "bytes": int, "sha256": str}},
+}  # fmt: skip
+# array -> (its types, entries: so many more than documents; None: counted by the array of the same row of ENDS)
+ARRAYS: dict[str, tuple[tuple[str, ...], int | None]] = {
+    "tokens": (("<u2", "<u4"), None), "starts": (("<i4",), None), "text": (("|u1",), None), "names": (("|u1",), None),
+    "documents": (("<i8",), 1), "sentences": (("<i8",), 1), "bytes": (("<i8",), 1), "labels": (("<i8",), 1),
+    "hashes": (("<u8",), 0), "languages": (("<u2",), 0), "groups": (("<i8",), 0), "parts": (("<u2",), 0),
+}  # fmt: skip
+ENDS = {"documents": "tokens", "sentences": "starts", "bytes": "text", "labels": "names"}
+NEEDED = {*ENDS, *ENDS.values(), "hashes"}
 
 
 class View:
@@ -150,7 +164,7 @@ class View:
     def text(self, i: int) -> str:
         """The text of document i."""
         a, b = self._span(i, "bytes", "block_bytes")
-        return bytes(self._store._arrays["text"][a:b]).decode("utf-8")
+        return bytes(self._store._arrays["text"][a:b]).decode("utf-8", "replace")
 
     def language(self, i: int) -> str:
         """The language of document i; "" if unknown."""
@@ -253,6 +267,8 @@ class Store(View):
         self.directory = directory
         self.meta = meta
         folder = directory / meta["version"]
+        if not NAME.fullmatch(meta["version"]) or not NEEDED <= meta["files"].keys() <= ARRAYS.keys():
+            raise ValueError("its meta.json names other files than a store has")
         self._arrays: dict[str, Any] = {}
         for name, entry in meta["files"].items():
             path = folder / f"{name}.bin"
@@ -260,11 +276,16 @@ class Store(View):
             if size != entry["bytes"]:
                 found = "is missing" if size < 0 else f"has {size} bytes where {entry['bytes']} were written"
                 raise CheckpointError(f"the token store {directory} is damaged: {path.name} {found}; delete the folder")
+            kinds, more = ARRAYS[name]
+            if entry["dtype"] not in kinds:
+                raise ValueError(f"{path.name} is of type {entry['dtype']!r}")
             kind = np.dtype(entry["dtype"])
+            if size % kind.itemsize or (more is not None and size // kind.itemsize != meta["documents"] + more):
+                raise ValueError(f"{path.name} has another length than {meta['documents']:,} documents need")
             self._arrays[name] = np.memmap(path, dtype=kind, mode="r") if size else np.empty(0, dtype=kind)
-        self._known = tuple(str(name) for name in meta.get("languages", [""]))
-        self.declared = tuple(MixtureSource(*part) for part in meta.get("parts", []))
-        super().__init__(self, np.arange(int(meta["documents"]), dtype=np.int64))
+        self._known = tuple(meta.get("languages") or [""])
+        self.declared = tuple(_part(part) for part in meta.get("parts") or [])
+        super().__init__(self, np.arange(meta["documents"], dtype=np.int64))
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -280,6 +301,7 @@ class Store(View):
         meta = disk.read_object(path)
         if meta.get("format") != VERSION:
             raise CheckpointError(f"{path} is of store format {meta.get('format')}; this version reads {VERSION}")
+        disk.typed(path, meta, META)
         try:
             return cls(directory, meta)
         except OSError as error:
@@ -371,13 +393,30 @@ class Store(View):
         return str(self.meta["fingerprint"])
 
     def verify(self) -> None:
-        """Compare every file with its checksum. Raises CheckpointError naming the file that differs."""
+        """Compare every file with its checksum, and the arrays with each other. Raises CheckpointError naming the file
+        that differs."""
         for name, entry in self.meta["files"].items():
             raw: Any = np.ascontiguousarray(self._arrays[name]).view(np.uint8)
             if hashlib.sha256(raw).hexdigest() != entry["sha256"]:
                 raise CheckpointError(
                     f"the token store {self.directory} is damaged: {name}.bin is not what was written"
                 )
+        if (odd := self._odd()) is not None:
+            raise CheckpointError(f"the token store {self.directory} is damaged: {odd}; delete the folder")
+
+    def _odd(self) -> str | None:
+        """What of the arrays does not fit the others, whoever wrote them; None in a store that was built here."""
+        held = self._arrays
+        for ends, content in ENDS.items():
+            offsets = held[ends]
+            if offsets[0] != 0 or offsets[-1] != len(held[content]) or (len(self) and np.diff(offsets).min() < 0):
+                return f"{ends}.bin has places outside of {content}.bin"
+        for name, most in (("tokens", self.vocab), ("languages", len(self._known)), ("parts", len(self.declared) or 1)):
+            if len(held.get(name, ())) and int(held[name].max()) >= most:
+                return f"{name}.bin has {int(held[name].max()):,} of {most:,}"
+        if len(held["starts"]) and (held["starts"].min() < 0 or held["starts"].max() >= self.lengths.max()):
+            return "starts.bin has places outside of every document"
+        return None
 
     def split(self, val_fraction: float = 0.05, seed: int = 0, unit: Unit = "document") -> tuple[View, View]:
         """(training, held-out) documents, decided by `held_out`, or, with the unit `block`, by `held_out_blocks`, which
@@ -425,13 +464,22 @@ class Store(View):
 
     def _name(self, i: int) -> str:
         a, b = self._arrays["labels"][i : i + 2]
-        return bytes(self._arrays["names"][a:b]).decode("utf-8")
+        return bytes(self._arrays["names"][a:b]).decode("utf-8", "replace")
+
+
+def _part(held: list[Any]) -> MixtureSource:
+    """A component as `meta.json` has it. Raises ValueError for one of another shape."""
+    name, *numbers = held
+    amounts = [n for n in numbers if n is not None]
+    if not isinstance(name, str) or len(numbers) != 2 or not all(type(n) in (int, float) and n > 0 for n in amounts):
+        raise ValueError(f"a component of the mixture is {brief(held, 60)}")
+    return MixtureSource(name, *numbers)
 
 
 def _tidy(directory: Path, alone: bool, version: str | None = None) -> None:
     """Remove what killed builds left, and all versions but `version`."""
     for other in directory.iterdir():
-        old = version and re.fullmatch(r"[0-9a-f]{16}(-[0-9a-f]{4})?", other.name) and other.name != version
+        old = version and NAME.fullmatch(other.name) and other.name != version
         left = re.fullmatch(r"\.[0-9a-f]{12}\.tmp", other.name)
         if other.is_dir() and (old or (left and (alone or time.time() - other.stat().st_mtime > 3600))):
             shutil.rmtree(other, ignore_errors=True)

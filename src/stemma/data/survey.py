@@ -11,7 +11,7 @@ import numpy as np
 
 from stemma.data.documents import Source
 from stemma.data.duplicates import key
-from stemma.data.encoding import Encoder
+from stemma.data.encoding import Encoder, flat
 from stemma.data.shards import BATCH
 from stemma.data.sources import read
 from stemma.data.steps import Exact
@@ -34,7 +34,7 @@ def survey(source: Source | str, tokenizer: Encoder | None = None) -> dict[str, 
     def count() -> None:
         nonlocal waiting
         if tokenizer is not None and held:
-            tokens.extend(len(ids) for ids, _ in tokenizer.encode_spans(held))
+            tokens.extend(flat(tokenizer, held)[2].tolist())
         held.clear()
         waiting = 0
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from stemma.declare.ramps import Ramp
-from stemma.spec import Spec, at_least, interval, not_negative, positive, require
+from stemma.spec import Spec, at_least, interval, not_negative, positive, quiet, require
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,13 @@ class Sampling(Spec):
     """How a text of several languages is drawn from: a language with n documents in proportion to n to the power of
     `alpha` (1: as they are; 0: each as often as the others; T5's temperature is 1 / alpha), until its text has been
     read `epochs` times (0: no limit). `unit`: what is of one language throughout, a document, a row of the batch, or
-    all rows of it."""
+    all rows of it. `weights`: what those of a mixture of texts (`a@0.7,b@0.3`) are shares of, documents or
+    tokens; rows of one language count themselves, and are all about as long."""
 
     alpha: float = interval("[0, 1]", 1.0)
     epochs: float = not_negative(0.0)
     unit: Literal["document", "row", "batch"] = "document"
+    weights: Literal["documents", "tokens"] = quiet("documents")
 
 
 @dataclass(frozen=True)

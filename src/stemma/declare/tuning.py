@@ -44,11 +44,13 @@ class Turns(Spec):
 @dataclass(frozen=True)
 class Instructions(Spec):
     """A row of instruction, input and output as text: `{instruction}` and `{input}` in their places, in `bare` without
-    an input (left out: the same text for all rows); the output, written `answer`, follows."""
+    an input (left out: the same text for all rows); the output, written `answer`, follows. `trim`: characters that an
+    instruction loses at its end where an input follows."""
 
     text: str
     bare: str = ""
     answer: str = "{}</s>"
+    trim: str = ""
 
     def check(self) -> None:
         require("{instruction}" in self.text, "Instructions.text must hold {instruction}")

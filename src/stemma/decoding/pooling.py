@@ -39,7 +39,8 @@ def embed(
     Defaults: what the checkpoint's sentence-transformers files say, else mean and True. The states are the encoder's
     where there is one. A text longer than the model reads is cut, with a warning. `prompt` is put before every text,
     not before ids; `prompt_name` names one of the checkpoint's; default: the checkpoint's usual one, "" is none.
-    `language` as for `generate`. Raises UsageError for what cannot be.
+    `language` as for `generate`. Raises UsageError for what cannot be, CheckpointError for weights that give no finite
+    numbers.
     """
     check_model(model)
     own = model.pooling
@@ -64,6 +65,10 @@ def embed(
         for start in range(0, len(order), batch):
             these = order[start : start + batch]
             out[these] = _vectors(model, [rows[i] for i in these], pool, number, [skips[i] for i in these])
+    if not bool(out.isfinite().all()):
+        raise CheckpointError(
+            "the model's vectors are not finite: its weights are damaged, or too large for their type"
+        )
     return F.normalize(out, dim=-1) if normalize else out
 
 
@@ -96,7 +101,8 @@ def _vectors(
 ) -> Tensor:
     ids, real = pad(rows, model.device)
     filler = model.text.pad_id if model.text is not None else None
-    ids = ids.masked_fill(~real, filler or 0)
+    if filler is not None and 0 <= filler < model.dims.vocab:  # else nothing reads what stands there
+        ids = ids.masked_fill(~real, filler)
     mask = None if bool(real.all()) else real.long()
     read = model.decode if model.encoder is None else model.encode
     hidden = read(Inputs(ids, mask, langs=language_ids(ids, language)))

@@ -22,6 +22,16 @@ VICUNA = Turns(
     generation="ASSISTANT:",
 )
 
+# v0: no token ends an answer but the marker of the next turn, which is ordinary text
+VICUNA_V0 = Turns(
+    system="{}\n###",
+    default="A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions.",
+    user=" Human: {}\n###",
+    assistant=" Assistant: {}\n###",
+    generation=" Assistant:",
+)
+
 # OASST1 as QLoRA's data have it; the exact string is from memory
 GUANACO = Turns(user="### Human: {}", assistant="### Assistant: {}", generation="### Assistant:")
 
@@ -37,7 +47,19 @@ _SYSTEM = (
     "Rédigez une réponse qui répond de manière précise à la demande.\n\n### Instruction:\n"
 )
 VIGOGNE = Instructions(
-    _SYSTEM + "{instruction} : {input}\n\n### Response:\n", _SYSTEM + "{instruction}\n\n### Response:\n"
+    _SYSTEM + "{instruction} : {input}\n\n### Response:\n",
+    _SYSTEM + "{instruction}\n\n### Response:\n",
+    trim="!,-.:;?~ ",
+)
+
+# the same, version 2 of the chat: in training this system message, at inference another
+VIGOGNE_CHAT_2 = Turns(
+    system="<|system|>: {}\n",
+    default="Vous êtes un assistant IA qui suit extrêmement bien les instructions. Aidez autant que vous le pouvez.",
+    user="<|user|>: {}\n",
+    assistant="<|assistant|>: {}</s>",
+    generation="<|assistant|>:",
+    between="\n",
 )
 
 # allenai/open-instruct, chat templates; the newline after the marker matters
@@ -52,6 +74,27 @@ TULU = Turns(
 # facebookresearch/llama, generation.py; each pair of turns is encoded alone, and its `<s>` and `</s>` are tokens
 LLAMA2 = Turns(
     system="<<SYS>>\n{}\n<</SYS>>\n\n", inside=True, user="<s>[INST] {} [/INST]", assistant=" {} </s>", generation=""
+)
+
+# bofenghuang/vigogne, version 3 of the chat: LLaMA-2's tags, without the space before the end
+VIGOGNE_CHAT_3 = Turns(
+    system=LLAMA2.system, inside=True, user="<s>[INST] {} [/INST]", assistant=" {}</s>", generation=""
+)
+
+# meta-llama/llama3, tokenizer.py: headers of roles, each followed by two line ends
+LLAMA3 = Turns(
+    system="<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>",
+    user="<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>",
+    assistant="<|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>",
+    generation="<|start_header_id|>assistant<|end_header_id|>\n\n",
+)
+
+# OpenAI, the description of ChatML
+CHATML = Turns(
+    system="<|im_start|>system\n{}<|im_end|>\n",
+    user="<|im_start|>user\n{}<|im_end|>\n",
+    assistant="<|im_start|>assistant\n{}<|im_end|>\n",
+    generation="<|im_start|>assistant\n",
 )
 
 # the model card: the block that it shows, and the code beside it, which has a space after "User:"

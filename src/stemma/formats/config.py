@@ -69,6 +69,8 @@ def read_config(layout: Layout, config: Mapping[str, Any]) -> tuple[Design, dict
     ignored = _ignored(layout, config, named)
     changes: dict[str, Any] = {}
     for k in layout.keys:
+        if k.when is not None and not k.when(config):
+            continue
         value = k.value(config)
         try:
             changes |= dict.fromkeys(k.paths, k.read(value, config))
@@ -144,10 +146,14 @@ def write_config(layout: Layout, design: Design) -> dict[str, Any]:
         design = replace(design, arch=replace(design.arch, heads=replace(heads, lm=base.arch.heads.lm)))
     for k in layout.keys:
         if not _reaches(design, k.paths[0]):
+            if k.when is not None:
+                continue
             raise UsageError(f"the {layout.model_type!r} layout has {k.name!r}, and this design no {k.paths[0]}")
         if not _takes(k.write, value := spec.get(design, k.paths[0])):
             raise UsageError(f"the {layout.model_type!r} layout has no word for {k.paths[0]}={value}")
-        config[k.name] = k.to_config(design)
+        written = k.to_config(design)
+        if not (k.rare and written == k.default):
+            config[k.name] = written
     config = nested(config, layout.sections)
     again, _ = read_config(layout, config)
     old, new = (_comparable(d, layout, heads) for d in (design, again))

@@ -33,6 +33,7 @@ from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.formats import tensors
 from stemma.formats.hf import read_tokenizer
 from stemma.formats.hf_bart import stack_rows
+from stemma.formats.keys import words
 from stemma.formats.names import Ledger, Row, expand, linear, row
 from stemma.formats.weights import (
     WeightLoader,
@@ -51,8 +52,11 @@ from stemma.rewrites.paths import PlainTensors
 
 FILE = "model.pt"
 HEAD = 64  # width of a head in every published model
-ACTS = {"gelu": "gelu", "gelu_accurate": "gelu_tanh", "gelu_fast": "gelu_tanh", "relu": "relu", "swish": "silu"}
-WORDS = {"gelu": "gelu", "gelu_tanh": "gelu_accurate", "relu": "relu", "silu": "swish"}
+ACTS = {
+    **{"gelu": "gelu", "gelu_accurate": "gelu_tanh", "gelu_fast": "gelu_tanh", "relu": "relu", "swish": "silu"},
+    **{"tanh": "tanh", "relu_squared": "relu2"},
+}
+WORDS = words(ACTS)
 RENAMES = {
     "decoder.sentence_encoder.": "encoder.sentence_encoder.",
     "decoder.lm_head.": "encoder.lm_head.",
@@ -271,11 +275,6 @@ class Content:
                 )
             heads = width // HEAD
             ledger.config["encoder_attention_heads"] = f"not in the file: heads of {HEAD}, as in every published model"
-        other = self.option("decoder_attention_heads", None) if "decoder.layers.0.fc1.weight" in self.shapes else None
-        if other not in (None, heads):
-            raise CheckpointError(
-                f"{self.where}: decoder_attention_heads differs from {heads} of the encoder, which is not supported"
-            )
         return int(heads)
 
     def act(self) -> str:
@@ -298,6 +297,7 @@ class Content:
         return names[0] if names else None
 
 
+DECODER = "decoder.layers.0"
 WIDTHS = ("encoder_embed_dim", "encoder_layers", "decoder_layers", "encoder_ffn_embed_dim")
 
 
@@ -342,6 +342,8 @@ def _changes(kind: Kind, base: Design, file: Content, ledger: Ledger) -> dict[st
         "dims.heads": heads,
         "dims.head_dim": None,
         "dims.d_ff": option("encoder_ffn_embed_dim", file.shapes[f"{body}layers.0.fc1.weight"][0]),
+        "dims.decoder_heads": option("decoder_attention_heads", heads) if both else None,
+        "dims.decoder_d_ff": option("decoder_ffn_embed_dim", file.shapes[f"{DECODER}.fc1.weight"][0]) if both else None,
         "dims.vocab": vocab,
         "dims.context": file.shapes[f"{body}embed_positions.weight"][0] - kind.unused,
         "arch.mlp.act": act,
@@ -456,7 +458,7 @@ def _written(kind: Kind, design: Design) -> dict[str, Any]:
         "encoder_ffn_embed_dim": dims.d_ff,
         "encoder_layers": dims.layers,
         "encoder_attention_heads": dims.heads,
-        "activation_fn": WORDS[spec.get(design, "arch.mlp.act")],
+        "activation_fn": WORDS["write"](spec.get(design, "arch.mlp.act"), design),
         "dropout": rates.residual,
         "attention_dropout": rates.attention,
         "activation_dropout": rates.inner,
@@ -466,9 +468,9 @@ def _written(kind: Kind, design: Design) -> dict[str, Any]:
         return options | {"max_positions": dims.context, "pooler_activation_fn": "tanh", "untie_weights_roberta": False}
     return options | {
         "decoder_embed_dim": dims.d_model,
-        "decoder_ffn_embed_dim": dims.d_ff,
+        "decoder_ffn_embed_dim": dims.decoder.d_ff,
         "decoder_layers": dims.depth,
-        "decoder_attention_heads": dims.heads,
+        "decoder_attention_heads": dims.decoder.heads,
         "decoder_normalize_before": isinstance(design.arch.residual, PreNorm),
         "encoder_learned_pos": True,
         "decoder_learned_pos": True,

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from stemma.declare.family import Design
 from stemma.families.albert import albert as family
-from stemma.formats.hf_bert import ABSOLUTE, ACTS, GAMMA, head, task_classes, task_rows
-from stemma.formats.keys import Layout, ids, key, number, reasons
+from stemma.formats.hf_bert import ABSOLUTE, GAMMA, head, task_classes, task_rows
+from stemma.formats.keys import ACTS, Layout, ids, key, number, reasons
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Heads, MLMHead, Summary
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +10,9 @@ from stemma.declare.family import Design
 from stemma.errors import CheckpointError
 from stemma.families.bart import bart as bart_family
 from stemma.families.bart import mbart as mbart_family
-from stemma.formats.hf_bert import ACTS, task_classes
+from stemma.formats.hf_bert import task_classes
 from stemma.formats.hf_t5 import task_rows
-from stemma.formats.keys import Key, Layout, ids, key, reasons
+from stemma.formats.keys import ACTS, Key, Layout, ids, key, reasons
 from stemma.formats.names import Row, Shaped, linear, row
 from stemma.nn.parts import Heads, LMHead
 
@@ -53,19 +53,6 @@ def _rows(design: Design) -> Iterator[Row]:
     yield from task_rows(design)
 
 
-def _as_encoder(name: str, default: int) -> Callable[[Any, Mapping[str, Any]], Any]:
-    """Read a width of the decoder, which must equal the encoder's."""
-
-    def read(value: Any, config: Mapping[str, Any]) -> Any:
-        if value != config.get(name, default):
-            raise CheckpointError(
-                f"{value!r} differs from {name}={config.get(name, default)!r}; equal ones are supported"
-            )
-        return value
-
-    return read
-
-
 def _counted(value: Any, config: Mapping[str, Any]) -> Any:
     if value is None:
         raise CheckpointError("None should be a whole number")
@@ -81,10 +68,13 @@ def _keys(start: int | None) -> tuple[Key, ...]:
         key("decoder_layers", "dims.decoder_layers", default=12, read=_counted),
         key("encoder_attention_heads", "dims.heads", default=16),
         key(
-            "decoder_attention_heads", "dims.heads", default=16, read=_as_encoder("encoder_attention_heads", 16)
+            "decoder_attention_heads", "dims.decoder_heads", default=16, read=_counted,
+            write=lambda v, d: d.dims.decoder.heads,
         ),
         key("encoder_ffn_dim", "dims.d_ff", default=4096),
-        key("decoder_ffn_dim", "dims.d_ff", default=4096, read=_as_encoder("encoder_ffn_dim", 4096)),
+        key(
+            "decoder_ffn_dim", "dims.decoder_d_ff", default=4096, read=_counted, write=lambda v, d: d.dims.decoder.d_ff
+        ),
         key("activation_function", "arch.mlp.act", default="gelu", **ACTS),
         key("dropout", "arch.dropout.residual", "arch.dropout.embed", default=0.1),
         key("attention_dropout", "arch.dropout.attention", default=0.0),
@@ -107,13 +97,12 @@ def _fixed(final_norms: bool) -> dict[str, Any]:
         "extra_pos_embeddings": 2,
         "add_bias_logits": False,
         "do_blenderbot_90_layernorm": False,
-        "encoder_layerdrop": 0.0,
-        "decoder_layerdrop": 0.0,
     }
 
 
 UNUSED = {
     "num_hidden_layers": "repeats encoder_layers",
+    **reasons("a kind of dropout, which there is none of here", "encoder_layerdrop decoder_layerdrop"),
     "classif_dropout": "dropout of a task head, which its spec says",
     **reasons("says how the file was made", "save_step"),
     "force_bos_token_to_be_generated": "generation is set by generation_config.json and by the call",

@@ -10,20 +10,9 @@ from stemma.declare.family import Design, Family
 from stemma.errors import CheckpointError
 from stemma.families.bert import bert as bert_family
 from stemma.families.bert import roberta as roberta_family
-from stemma.formats.keys import Key, Layout, ids, key, reasons, several, with_defaults, words
+from stemma.formats.keys import ACTS, Key, Layout, ids, key, reasons, several, with_defaults
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Answer, Classify, Heads, Learned, MLMHead, Summary
-
-ACTS = words(
-    {
-        "gelu": "gelu",
-        "gelu_new": "gelu_tanh",
-        "gelu_pytorch_tanh": "gelu_tanh",
-        "relu": "relu",
-        "silu": "silu",
-        "swish": "silu",
-    }
-)
 
 KEYS = (
     key("vocab_size", "dims.vocab", default=30_522),

@@ -7,8 +7,8 @@ from typing import Any
 
 from stemma.declare.family import Design
 from stemma.errors import CheckpointError
-from stemma.formats.hf_llama import ACTS, UNUSED_TENSORS, body
-from stemma.formats.keys import Layout, ids, key, words
+from stemma.formats.hf_llama import UNUSED_TENSORS, body
+from stemma.formats.keys import ACTS, Layout, ids, key
 from stemma.formats.rope import read_rope, write_rope
 from stemma.nn.parts import Heads, LMHead, Normal
 
@@ -55,7 +55,7 @@ cohere = Layout(
         key("num_attention_heads", "dims.heads", default=64),
         key("num_key_value_heads", "dims.kv_heads", default=None),
         key("head_dim", "dims.head_dim", default=None),
-        key("hidden_act", "arch.mlp.act", default="silu", **words(ACTS)),
+        key("hidden_act", "arch.mlp.act", default="silu", **ACTS),
         key("max_position_embeddings", "dims.context", default=8192),
         key(
             "initializer_range",

@@ -13,14 +13,14 @@ from dataclasses import replace
 from typing import Any
 
 from stemma.declare.family import Design
-from stemma.errors import CheckpointError
+from stemma.errors import CheckpointError, UsageError
 from stemma.families.deberta import deberta as deberta_family
 from stemma.families.deberta import deberta_v2 as deberta_v2_family
 from stemma.formats.classes import class_names
-from stemma.formats.hf_bert import ACTS, GAMMA, task_classes, task_rows, with_act
-from stemma.formats.keys import Key, Layout, ids, key, reasons, with_defaults
+from stemma.formats.hf_bert import GAMMA, task_classes, task_rows, with_act
+from stemma.formats.keys import ACTS, Key, Layout, ids, key, reasons, with_defaults
 from stemma.formats.names import ByHead, Row, linear, row
-from stemma.nn.parts import ContextDetector, Convolution, Disentangled, EMDHead, Heads, MLMHead, Summary
+from stemma.nn.parts import ContextDetector, Convolution, Disentangled, EMDHead, Heads, Learned, MLMHead, Summary
 
 AUTHORS = ("MaskedLanguageModel", "ReplacedTokenDetectionModel")  # classes of the original code
 
@@ -37,7 +37,12 @@ def _around(design: Design) -> Iterator[Row]:
     yield row("deberta.embeddings.word_embeddings.weight", "embed.tokens.weight", aliases=decoder)
     yield row("deberta.embeddings.token_type_embeddings.weight", "embed.segments.weight")
     yield from linear("deberta.embeddings.LayerNorm", "encoder.embed_norm")
-    yield row("deberta.encoder.rel_embeddings.weight", "encoder.position.table.weight")
+    absolute = "deberta.embeddings.position_embeddings.weight"
+    if isinstance(design.arch.position, Disentangled):
+        yield row("deberta.encoder.rel_embeddings.weight", "encoder.position.table.weight")
+        yield row(absolute, "encoder.position.absolute.weight")
+    else:
+        yield row(absolute, "encoder.position.table.weight")
     yield from linear("deberta.encoder.LayerNorm", "encoder.position.norm")
     yield from linear("deberta.encoder.conv.conv", "encoder.convolution.conv")
     yield from linear("deberta.encoder.conv.LayerNorm", "encoder.convolution.norm")
@@ -100,15 +105,71 @@ def _v2_rows(design: Design) -> Iterator[Row]:
 # ---------------------------------------------------------------- config.json
 
 
-def _only(name: str, only: bool) -> Any:
-    """`read` of a key with one supported value, which is not its default."""
+def _terms(config: Mapping[str, Any]) -> list[str]:
+    """The products of `pos_att_type`, in the order of the reference."""
+    value = config.get("pos_att_type")
+    terms = [t.strip() for t in value.lower().split("|")] if isinstance(value, str) else value or []
+    if not isinstance(terms, list) or (other := [t for t in terms if t not in ("c2p", "p2c")]):
+        wrong = repr(value) if not isinstance(terms, list) else repr(other[0])
+        raise CheckpointError(f"{wrong} is not supported; known: c2p, p2c")
+    return [name for name in ("p2c", "c2p") if name in terms]
 
-    def read(value: Any, config: Mapping[str, Any]) -> Disentangled:
-        if value is not only:
-            raise CheckpointError(f"{name}={value!r} is not supported; only {only} is")
-        return Disentangled()
+
+def _distances(config: Mapping[str, Any]) -> bool:
+    """Whether distances take part in the scores."""
+    try:
+        return bool(config.get("relative_attention", False)) and bool(_terms(config))
+    except CheckpointError:
+        return True  # the key of the terms says what is wrong with them
+
+
+def _biased(config: Mapping[str, Any]) -> bool:
+    """Whether absolute positions are added to the embeddings."""
+    return bool(config.get("position_biased_input", True))
+
+
+def _position(value: Any, config: Mapping[str, Any]) -> Disentangled | Learned:
+    """Positions as distances, as a table beside the embeddings (BERT's, the default of the reference), or as both."""
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{value!r} should be true or false")
+    if _distances(config):
+        return Disentangled(absolute=_biased(config))
+    if not _biased(config):
+        raise CheckpointError(
+            f"relative_attention={config.get('relative_attention', False)!r} with "
+            f"pos_att_type={config.get('pos_att_type')!r} and position_biased_input=False leave no position in use"
+        )
+    return Learned()
+
+
+def _scale(width: int, heads: int) -> Any:
+    """`read` of what divides the scores; `width`, `heads`: the defaults of a config. The reference counts the products
+    of `pos_att_type` even where it adds none."""
+
+    def read(value: Any, config: Mapping[str, Any]) -> float | None:
+        terms, head = _terms(config), config.get("attention_head_size")
+        if not terms or _distances(config):
+            return None
+        d_model, parts = config.get("hidden_size", width), config.get("num_attention_heads", heads)
+        if head is None and isinstance(d_model, int) and isinstance(parts, int) and parts > 0:
+            head = d_model // parts
+        return float(head * (1 + len(terms))) if isinstance(head, int) and head > 0 else None
 
     return read
+
+
+def _write_terms(value: Any, design: Design) -> list[str]:
+    position, attention = design.arch.position, design.arch.attention
+    if isinstance(position, Disentangled):
+        return [name for name, used in (("p2c", position.p2c), ("c2p", position.c2p)) if used]
+    products = (attention.scale_width or design.dims.width) / design.dims.width
+    if products not in (1, 2, 3):
+        raise UsageError(f"this layout has no word for {attention.scale_width!r}")
+    return ["p2c", "c2p"][3 - int(products) :]
+
+
+def _term(name: str) -> Any:
+    return lambda value, config: name in _terms(config)
 
 
 def _distance(value: Any, config: Mapping[str, Any]) -> Any:
@@ -128,25 +189,6 @@ def _buckets(value: Any, config: Mapping[str, Any]) -> Any:
     return None if isinstance(value, int) and value < 1 else value
 
 
-def _term(name: str) -> Any:
-    def read(value: Any, config: Mapping[str, Any]) -> bool:
-        terms = [t.strip() for t in value.lower().split("|")] if isinstance(value, str) else value or []
-        if not isinstance(terms, list) or (other := [t for t in terms if t not in ("c2p", "p2c")]):
-            wrong = repr(value) if not isinstance(terms, list) else repr(other[0])
-            raise CheckpointError(f"{wrong} is not supported; known: c2p, p2c")
-        if not terms:
-            raise CheckpointError(f"pos_att_type={value!r} leaves no position in use; known: c2p, p2c")
-        return name in terms
-
-    return read
-
-
-def _terms(value: Any, design: Design) -> list[str]:
-    position = design.arch.position
-    assert isinstance(position, Disentangled)
-    return [name for name, used in (("p2c", position.p2c), ("c2p", position.c2p)) if used]
-
-
 def _normed(value: Any, config: Mapping[str, Any]) -> bool:
     kinds = [k.strip() for k in str(value).lower().split("|")]
     if wrong := [k for k in kinds if k not in ("none", "layer_norm")]:
@@ -161,7 +203,7 @@ def _heads(value: Any, config: Mapping[str, Any]) -> Heads:
             raise CheckpointError(f"{name}={config[name]!r} should be true or false")
     act = ACTS["read"](config.get("hidden_act", "gelu"), config)
     names = class_names(config)
-    authors = not names or any(name in AUTHORS for name in names)
+    authors = (not names or any(name in AUTHORS for name in names)) and not _biased(config)
     tied = config.get("tie_word_embeddings", True) or not config.get("legacy", True)
     lm = EMDHead(act) if authors else MLMHead(act, tied)
     return Heads(lm, Summary(act="gelu"), detect=ContextDetector(act))
@@ -195,32 +237,38 @@ def _conv_act(value: Convolution | None, design: Design) -> Any:
 
 
 def _keys(**sizes: int) -> tuple[Key, ...]:
-    yes, no = (lambda value, design: True), (lambda value, design: False)
     berts = [k for k in with_act("arch.mlp.act") if k.name != "tie_word_embeddings"]
     return (
         *with_defaults(berts, type_vocab_size=0, layer_norm_eps=1e-7, **sizes),
         key("max_position_embeddings", "dims.context", default=512),
-        key("relative_attention", "arch.position", default=False, read=_only("relative_attention", True), write=yes),
         key(
-            "position_biased_input",
-            "arch.position",
-            default=True,
-            read=_only("position_biased_input", False),
-            write=no,
+            "relative_attention", "arch.position", default=False, read=_position,
+            write=lambda value, design: isinstance(value, Disentangled),
         ),
-        key("max_relative_positions", "arch.position.distance", default=-1, read=_distance),
-        key("pos_att_type", "arch.position.c2p", default=None, read=_term("c2p"), write=_terms),
-        key("pos_att_type", "arch.position.p2c", default=None, read=_term("p2c"), write=_terms),
+        key(
+            "position_biased_input", "arch.position", default=True, read=_position,
+            write=lambda value, design: not isinstance(value, Disentangled) or value.absolute,
+        ),
+        key("max_relative_positions", "arch.position.distance", default=-1, read=_distance, when=_distances),
+        key(
+            "pos_att_type", "arch.attention.scale_width", default=None, write=_write_terms,
+            read=_scale(sizes.get("hidden_size", 768), sizes.get("num_attention_heads", 12)),
+        ),
+        *(
+            key("pos_att_type", f"arch.position.{name}", default=None, read=_term(name), write=_write_terms,
+                when=_distances)
+            for name in ("c2p", "p2c")
+        ),
         key("tie_word_embeddings", "arch.heads", default=True, read=_heads, write=_tied),
         key("legacy", "arch.heads", default=True, read=_heads, write=_legacy),
         *ids(pad=0, bos=None, eos=None),
-    )
+    )  # fmt: skip
 
 
 V2_KEYS = (
-    key("position_buckets", "arch.position.buckets", default=-1, read=_buckets, write=_span),
-    key("share_att_key", "arch.position.shared", default=False),
-    key("norm_rel_ebd", "arch.position.norm", default="none", read=_normed, write=_norm),
+    key("position_buckets", "arch.position.buckets", default=-1, read=_buckets, write=_span, when=_distances),
+    key("share_att_key", "arch.position.shared", default=False, when=_distances),
+    key("norm_rel_ebd", "arch.position.norm", default="none", read=_normed, write=_norm, when=_distances),
     key("conv_kernel_size", "arch.convolution", default=0, read=_convolution, write=_kernel),
     key("conv_act", "arch.convolution", default="tanh", read=_convolution, write=_conv_act),
     key("attention_head_size", "dims.head_dim", default=None),
@@ -234,6 +282,7 @@ UNUSED = {
 UNUSED_TENSORS = {
     r"(^|\.)embeddings\.position_ids$": "a buffer of 0, 1, 2, ...",
     r"embeddings\.position_embeddings\.weight$": "of the enhanced mask decoder, which the file's class does without",
+    r"encoder\.(rel_embeddings\.weight|LayerNorm\.(weight|bias))$": "of distances, which no score reads here",
     r"embeddings\.(word|position)_embeddings\._weight$": "a part of the embeddings, which hold it already",
     r"^cls\.predictions\.bias$": "not in use where the head is not tied: its decoder has a bias of its own",
 }

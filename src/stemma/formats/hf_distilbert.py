@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from stemma.declare.family import Design
 from stemma.families.distilled import distilbert as family
-from stemma.formats.hf_bert import ACTS, GAMMA, task_classes, task_rows
-from stemma.formats.keys import Layout, ids, key, reasons, switch
+from stemma.formats.hf_bert import GAMMA, task_classes, task_rows
+from stemma.formats.keys import ACTS, Layout, ids, key, reasons, switch
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Choose, Classify, Heads, MLMHead
 

@@ -9,31 +9,29 @@ from typing import Any
 from stemma.declare.family import Design
 from stemma.errors import CheckpointError, UsageError
 from stemma.formats.hf_llama import UNUSED_TENSORS, classes, common, rows
-from stemma.formats.keys import Key, Layout, key, words
+from stemma.formats.keys import ACTIVATIONS, Key, Layout, key, words
 from stemma.formats.rope import parameters, read_rope, write_rope
 from stemma.formats.windows import LAYERS, NAMES, cycle_of, mask_of, types_of, whole, window_of
 from stemma.nn.parts import Cycle, Heads, Mask, Rotary, Sliding
 
-ACTS = words(
-    {
-        "gelu_pytorch_tanh": "gelu_tanh_fused",
-        "gelu_new": "gelu_tanh",
-        "gelu": "gelu_tanh_fused",  # so the first files call it
-        "silu": "silu",
-        "relu": "relu",
-    }
-)
+ACTS = words(ACTIVATIONS | {"gelu_pytorch_tanh": "gelu_tanh_fused"})
 OPEN = {"use_bidirectional_attention": (False, None)}
 
 
-def _act(value: Any, config: Mapping[str, Any]) -> Any:
-    """`hidden_activation`, in files of the first Gemma, overrides `hidden_act`."""
-    return ACTS["read"](config.get("hidden_activation") or config.get("hidden_act", "gelu_pytorch_tanh"), config)
+def _first_act(value: Any, config: Mapping[str, Any]) -> Any:
+    """`hidden_activation`, in files of the first Gemma, overrides `hidden_act`; the first files call the tanh form
+    "gelu"."""
+    word = config.get("hidden_activation") or config.get("hidden_act", "gelu_pytorch_tanh")
+    return "gelu_tanh_fused" if word == "gelu" else ACTS["read"](word, config)
+
+
+def _write_first_act(value: Any, design: Design) -> Any:
+    return "gelu_python" if value == "gelu" else ACTS["write"](value, design)
 
 
 BASE: dict[str, dict[str, Any]] = dict(
     vocab_size=dict(default=256_000),
-    hidden_act=dict(name="hidden_activation", read=_act, write=ACTS["write"], default=None),
+    hidden_act=dict(name="hidden_activation", **ACTS, default="gelu_pytorch_tanh"),
     pad_token_id=dict(default=0),
     bos_token_id=dict(default=2),
     eos_token_id=dict(default=1),
@@ -56,7 +54,9 @@ gemma = Layout(
     keys=(
         *_keys(
             dict(
-                hidden_act=dict(name="hidden_act", older=("hidden_activation",)),
+                hidden_act=dict(
+                    name="hidden_act", older=("hidden_activation",), read=_first_act, write=_write_first_act
+                ),
                 hidden_size=dict(default=3072),
                 intermediate_size=dict(default=24_576),
                 num_hidden_layers=dict(default=28),
@@ -205,7 +205,8 @@ gemma3 = replace(
         ),
         *SCORES,
         key("max_position_embeddings", "dims.context", default=131_072),
-        key("attn_logit_softcapping", "arch.attention.softcap", default=None),
+        # no code of this type reads it, so that a cap of ours cannot be said
+        key("attn_logit_softcapping", "arch.attention.softcap", default=None, read=lambda v, c: None),
         key("final_logit_softcapping", "arch.heads.lm.softcap", default=None),
         key("sliding_window", "arch.mask", default=4096, read=_read_third, write=_write_window),
         key("layer_types", "arch.mask", default=None, read=_read_third, write=types_of),

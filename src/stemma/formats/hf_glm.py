@@ -9,8 +9,8 @@ from stemma.declare.family import Design
 from stemma.families.glm import glm4 as glm4_family
 from stemma.formats.hf_bert import task_classes
 from stemma.formats.hf_gpt import four_times
-from stemma.formats.hf_llama import ACTS, UNUSED_TENSORS
-from stemma.formats.keys import Layout, ids, key, reasons, several, words
+from stemma.formats.hf_llama import UNUSED_TENSORS
+from stemma.formats.keys import ACTS, Layout, ids, key, reasons, several
 from stemma.formats.names import Row, linear, row
 from stemma.formats.rope import SHARE, read_rope, write_rope
 from stemma.nn.parts import Heads, LMHead, Rotary, Sandwich
@@ -54,7 +54,7 @@ FOUR = (
     key("num_attention_heads", "dims.heads", default=32),
     key("num_key_value_heads", "dims.kv_heads", default=2),
     key("head_dim", "dims.head_dim", default=128),
-    key("hidden_act", "arch.mlp.act", default="silu", **words(ACTS)),
+    key("hidden_act", "arch.mlp.act", default="silu", **ACTS),
     key("attention_dropout", "arch.dropout.attention", default=0.0),
     key("max_position_embeddings", "dims.context", default=131_072),
     key("initializer_range", "arch.init.std", default=0.02),

@@ -12,18 +12,10 @@ from typing import Any
 from stemma.declare.family import Design
 from stemma.families.gpt import gpt1 as gpt1_family
 from stemma.families.gpt import gpt2 as gpt2_family
-from stemma.formats.keys import Layout, ids, key, reasons, words
+from stemma.formats.keys import ACTS, Layout, ids, key, reasons, words
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Answer, Choose, Classify, Heads, LMHead, Tag
 
-ACTS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
 UNUSED = reasons(
     "of a task head that reads one token",
     "summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout",
@@ -119,7 +111,7 @@ gpt2 = Layout(
         key("n_layer", "dims.layers", default=12),
         key("n_head", "dims.heads", default=12),
         key("n_inner", "dims.d_ff", default=None, read=_inner),
-        key("activation_function", "arch.mlp.act", default="gelu_new", **words(ACTS)),
+        key("activation_function", "arch.mlp.act", default="gelu_new", **ACTS),
         key("resid_pdrop", "arch.dropout.residual", default=0.1),
         key("embd_pdrop", "arch.dropout.embed", default=0.1),
         key("attn_pdrop", "arch.dropout.attention", default=0.1),
@@ -127,11 +119,11 @@ gpt2 = Layout(
         key("initializer_range", "arch.init.std", default=0.02),
         key("tie_word_embeddings", "arch.heads.lm.tied", default=True),
         key("scale_attn_weights", "arch.attention.scaled", default=True),
+        key("scale_attn_by_inverse_layer_idx", "arch.attention.by_layer", default=False, rare=True),
         *ids(pad=None, bos=50_256, eos=50_256),
     ),
     rows=partial(_rows, tokens="wte", positions="wpe", last_norm=True),
     prefix="transformer.",
-    fixed={"scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False},
-    unused=UNUSED,
+    unused=UNUSED | reasons("how scores are rounded in float16", "reorder_and_upcast_attn"),
     unused_tensors={r"\.attn\.(masked_)?bias$": "a causal mask"},
 )

@@ -10,20 +10,10 @@ from stemma import spec
 from stemma.declare.family import Design
 from stemma.errors import CheckpointError
 from stemma.families.llama import llama as family
-from stemma.formats.keys import Key, Layout, key, several, token, words
+from stemma.formats.keys import ACTS, Key, Layout, key, several, token
 from stemma.formats.names import Row, linear, row
 from stemma.formats.rope import read_rope, write_rope
 from stemma.nn.parts import Answer, Causal, Classify, Experts, Heads, LMHead, Parallel, Sandwich, Sliding, Tag
-
-ACTS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}
-
 
 KEYS = (
     key("vocab_size", "dims.vocab", default=32_000),
@@ -32,7 +22,7 @@ KEYS = (
     key("num_hidden_layers", "dims.layers", default=32),
     key("num_attention_heads", "dims.heads", default=32),
     key("head_dim", "dims.head_dim", default=None),
-    key("hidden_act", "arch.mlp.act", default="silu", **words(ACTS)),
+    key("hidden_act", "arch.mlp.act", default="silu", **ACTS),
     key("initializer_range", "arch.init.std", default=0.02),
     key("rms_norm_eps", "arch.norm.eps", default=1e-6),
     key("tie_word_embeddings", "arch.heads.lm.tied", default=False),
@@ -151,8 +141,8 @@ llama = Layout(
     ),
     rows=rows,
     prefix="model.",
-    fixed={"pretraining_tp": 1},
     unused={
+        "pretraining_tp": "how products were cut up in its training, which rounds otherwise",
         "max_sequence_length": "a copy of max_position_embeddings in early files",
         "rope_interleaved": "an unused flag of some files",
         "_rope_scaling_validation": "a note of an old version",

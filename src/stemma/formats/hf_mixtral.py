@@ -34,7 +34,6 @@ mixtral = Layout(
     ),
     rows=_rows,
     prefix="model.",
-    fixed={"router_jitter_noise": 0.0},
-    unused=ROUTER,
+    unused=ROUTER | {"router_jitter_noise": "noise of the router in training, which there is none of here"},
     unused_tensors=UNUSED_TENSORS,
 )

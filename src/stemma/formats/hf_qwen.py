@@ -105,12 +105,6 @@ def _moe_rows(design: Design) -> list[Row]:
     return [*body(design), *experts(design, "mlp", names), *tasks(design)]
 
 
-def _active(value: Any, config: Mapping[str, Any]) -> Any:
-    if config.get("norm_topk_prob", False) is not True:
-        raise CheckpointError("norm_topk_prob must be true: weights of the experts taken sum to 1 here")
-    return value
-
-
 qwen3_moe = replace(
     qwen2,
     model_type="qwen3_moe",
@@ -131,14 +125,8 @@ qwen3_moe = replace(
         *_windows(_read_one_mask, by_layer=False),
         key("moe_intermediate_size", "dims.d_ff", default=768),
         key("num_experts", "dims.experts", default=128, older=("num_local_experts",)),
-        key("num_experts_per_tok", "dims.active", default=8, read=_active),
-        key(
-            "norm_topk_prob",
-            "dims.active",
-            default=False,
-            read=lambda v, c: _active(c.get("num_experts_per_tok", 8), c),
-            write=lambda v, d: True,
-        ),
+        key("num_experts_per_tok", "dims.active", default=8),
+        key("norm_topk_prob", "arch.mlp.normalised", default=False),
     ),
     rows=_moe_rows,
     bodies={"Qwen3MoeForQuestionAnswering": "transformer."},

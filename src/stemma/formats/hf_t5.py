@@ -10,27 +10,25 @@ from stemma.declare.family import Design
 from stemma.errors import CheckpointError
 from stemma.families.t5 import t5 as t5_family
 from stemma.formats.hf_bert import task_classes
-from stemma.formats.keys import Layout, ids, key, meant, with_defaults
+from stemma.formats.keys import ACTIVATIONS, ACTS, Layout, ids, key, meant, with_defaults
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import MLP, Answer, Classify, Full, GatedMLP, Heads, LayerBuckets, LMHead, Tag
-
-ACTS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu", "swish": "silu"}
 
 
 def _read_mlp(value: Any, config: Mapping[str, Any]) -> MLP | GatedMLP:
     # "gated-gelu" has always meant the tanh form, and "gelu" alone the exact one
     word = str(value).removeprefix("gated-")
-    if word not in ACTS:
-        known = [*ACTS, *("gated-" + a for a in ACTS)]
-        hint = meant(str(value), known)
-        raise CheckpointError(f"feed_forward_proj={value!r} is not supported; known: {', '.join(known)}{hint}")
+    if word not in ACTIVATIONS:
+        hint = meant(str(value), [*ACTIVATIONS, *("gated-" + a for a in ACTIVATIONS)])
+        known = f"{', '.join(ACTIVATIONS)}, each also after gated-"
+        raise CheckpointError(f"feed_forward_proj={value!r} is not supported; known: {known}{hint}")
     if str(value).startswith("gated-"):
-        return GatedMLP("gelu_tanh" if word == "gelu" else ACTS[word], bias=False)  # type: ignore[arg-type]
-    return MLP(ACTS[word], bias=False)  # type: ignore[arg-type]
+        return GatedMLP("gelu_tanh" if word == "gelu" else ACTIVATIONS[word], bias=False)  # type: ignore[arg-type]
+    return MLP(ACTIVATIONS[word], bias=False)  # type: ignore[arg-type]
 
 
 def _write_mlp(value: MLP | GatedMLP, design: Design) -> str:
-    word = {"gelu_tanh": "gelu_new"}.get(value.act, value.act)
+    word = ACTS["write"](value.act, design)
     if isinstance(value, MLP):
         return word
     return "gated-gelu" if value.act == "gelu_tanh" else f"gated-{word}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from stemma.declare.family import Design
 from stemma.families.xlnet import xlnet as family
-from stemma.formats.keys import Layout, ids, key, reasons, words
+from stemma.formats.keys import ACTS, Layout, ids, key, reasons
 from stemma.formats.names import InHeads, Row, Shaped, linear, row
 from stemma.nn.parts import Answer, Heads, LMHead, Tag
 
@@ -67,10 +67,7 @@ xlnet = Layout(
         key("n_head", "dims.heads", default=16),
         key("d_inner", "dims.d_ff", default=4096),
         key("d_head", "dims.head_dim", default=None),
-        key(
-            "ff_activation", "arch.mlp.act", default="gelu",
-            **words({"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}),
-        ),
+        key("ff_activation", "arch.mlp.act", default="gelu", **ACTS),
         key("initializer_range", "arch.init.std", default=0.02),
         key("layer_norm_eps", "arch.norm.eps", default=1e-12),
         key(

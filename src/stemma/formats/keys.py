@@ -26,8 +26,9 @@ class Key:
 
     `name`: dotted where the key is in a nested object (`vision_config.hidden_size`); `paths`: what it sets in the
     design; `default`: the reference's value where a file leaves the key out, or a function of the config; `read`,
-    `write`: how its value becomes ours and back; `older`: earlier spellings. A config that these functions see is flat:
-    its nested keys have dotted names."""
+    `write`: how its value becomes ours and back; `older`: earlier spellings; `when`: for which configs the key says
+    something, all if left out (a design without the key's path is then written without the key); `rare`: written only
+    where its value is not the default. A config that these functions see is flat: its nested keys have dotted names."""
 
     name: str
     paths: tuple[str, ...]
@@ -35,6 +36,8 @@ class Key:
     read: Callable[[Any, Mapping[str, Any]], Any] = same
     write: Callable[[Any, Design], Any] = same
     older: tuple[str, ...] = ()
+    when: Callable[[Mapping[str, Any]], bool] | None = None
+    rare: bool = False
 
     def to_config(self, design: Design) -> Any:
         """The key's value for a design; of a dim that a rule derives, the derived number. Raises UsageError for a value
@@ -169,6 +172,25 @@ def words(table: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
         raise UsageError(f"this layout has no word for {value!r}")
 
     return {"read": read, "write": write}
+
+
+# transformers' names of activations -> ours
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_python": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+    "quick_gelu": "quick_gelu",
+    "relu2": "relu2",
+}
+ACTS = words(ACTIVATIONS)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from stemma import disk, spec
 from stemma.declare.family import Design, Family
-from stemma.errors import CheckpointError, UsageError
+from stemma.errors import CheckpointError, UsageError, brief
 from stemma.formats import tensors
 from stemma.formats.config import lost, refuse_loss
 from stemma.formats.hf import check_target
@@ -48,6 +48,7 @@ from stemma.text import Tokenizer, ranks, spm
 PARAMS, TOKENIZER = "params.json", "tokenizer.model"
 SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
 EMBEDDINGS, OUTPUT = "tok_embeddings.weight", "output.weight"
+MOST = 10**9  # for a number of params.json
 BIG = 100_000  # a vocabulary above it is Llama 3's
 REQUIRED = ("dim", "n_layers", "n_heads")
 DEFAULTS: dict[str, Any] = {
@@ -184,11 +185,11 @@ def read_params(params: Mapping[str, Any], vocab: int, tied: bool) -> tuple[Desi
     whole = [*REQUIRED, "vocab_size", "multiple_of", *(n for n in ("n_kv_heads", "max_seq_len") if p[n] is not None)]
     real = ["norm_eps", "rope_theta", *(["ffn_dim_multiplier"] if p["ffn_dim_multiplier"] is not None else [])]
     for name in whole:
-        if type(p[name]) is not int or (p[name] < 1 and name != "vocab_size"):
-            raise CheckpointError(f"{PARAMS}: {name}={p[name]!r} should be a whole number above 0")
+        if type(p[name]) is not int or (p[name] < 1 and name != "vocab_size") or p[name] > MOST:
+            raise CheckpointError(f"{PARAMS}: {name}={brief(p[name])} should be a whole number from 1 to {MOST:,}")
     for name in real:
-        if type(p[name]) not in (int, float) or not p[name] > 0:
-            raise CheckpointError(f"{PARAMS}: {name}={p[name]!r} should be a number above 0")
+        if type(p[name]) not in (int, float) or not 0 < p[name] <= MOST:
+            raise CheckpointError(f"{PARAMS}: {name}={brief(p[name])} should be a number above 0, at most {MOST:,}")
     if type(p["use_scaled_rope"]) is not bool:
         raise CheckpointError(f"{PARAMS}: use_scaled_rope={p['use_scaled_rope']!r} should be true or false")
     if p["vocab_size"] not in (-1, vocab):

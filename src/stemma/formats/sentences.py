@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stemma import disk
-from stemma.errors import CheckpointError
+from stemma.errors import CheckpointError, brief
 from stemma.formats import tensors
 
 MODULES, SETTINGS, POOLING = "modules.json", "sentence_bert_config.json", "1_Pooling"
@@ -47,6 +47,9 @@ def read(folder: Path) -> tuple[Path, Pooling | None]:
 
     if not isinstance(listed, list) or not all(named(m) for m in listed):
         raise CheckpointError(f"{folder / MODULES} should list modules, each with a type and a path")
+    for module in listed:
+        if not (folder / module["path"]).resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{folder / MODULES}: the path {brief(module['path'])} leads out of the folder")
     kinds = [(m["type"].rpartition(".")[2], folder / m["path"]) for m in listed]
     body = next((path for kind, path in kinds if kind == "Transformer"), folder)
     pool, why, normalize, with_prompt = None, "it lists no pooling", False, True
@@ -78,8 +81,8 @@ def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
     prompts, name = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(prompts, Mapping) or not all(isinstance(text, str) for text in prompts.values()):
         raise CheckpointError(f"{folder / PROMPTS}: prompts should give a text for every name")
-    if name is not None and name not in prompts:
-        raise CheckpointError(f"{folder / PROMPTS}: default_prompt_name={name!r} is none of {', '.join(prompts)}")
+    if name is not None and (not isinstance(name, str) or name not in prompts):
+        raise CheckpointError(f"{folder / PROMPTS}: default_prompt_name={brief(name)} is none of {', '.join(prompts)}")
     return dict(prompts), name
 
 

@@ -142,6 +142,7 @@ def plain(file: Path) -> dict[str, Tensor]:
 def unpickled(file: Path, what: str, *classes: type) -> dict[str, Any]:
     """The dictionary (of `what`, for errors) in a `torch.save` file, memory-mapped where possible. Its code is not run,
     and only objects of `classes` are allowed. Raises CheckpointError."""
+    disk.regular(file)
     how: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
         with torch.serialization.safe_globals(list(classes)):

@@ -10,6 +10,8 @@ from stemma import disk
 from stemma.errors import UsageError
 from stemma.words import value_text
 
+THEME = '<button type="button" id="theme" aria-label="Colours: as the system has them">Theme</button>'
+
 
 def document(title: str, body: str, style: str, *, root: str = "") -> str:
     """A whole page that loads nothing. `title`: plain text; `body`: markup; `style`: CSS after the common rules;
@@ -29,6 +31,11 @@ def document(title: str, body: str, style: str, *, root: str = "") -> str:
 </body>
 </html>
 """
+
+
+def theme_script() -> str:
+    """What the button `THEME` does: light, dark, or as the system has them."""
+    return asset(__file__, "theme.js")
 
 
 def asset(module: str, name: str) -> str:

@@ -29,7 +29,8 @@ class DistanceRows(NamedTuple):
 
 
 class Disentangled(Position):
-    """A stack's table of distances, `span` rows for each sign."""
+    """A stack's table of distances, `span` rows for each sign; where the spec says so, a table of absolute positions
+    beside it."""
 
     zero_padding = True
 
@@ -44,6 +45,11 @@ class Disentangled(Position):
         self.span = spec.distance if spec.buckets is None else spec.buckets
         self.table = nn.Embedding(2 * self.span, dims.d_model)
         self.norm = norm(arch.norm, dims.d_model) if spec.norm else None
+        self.absolute = nn.Embedding(dims.context, dims.embed_width) if spec.absolute else None
+        self.limit = dims.context if spec.absolute else None
+
+    def embed(self, x: Tensor, pos: Tensor) -> Tensor:
+        return x if self.absolute is None else x + self.absolute(pos)
 
     def bucket(self, far: Tensor) -> Tensor:
         """The bucket of each distance: exact up to half of the buckets, then logarithmic (DeBERTa v2)."""

@@ -19,6 +19,16 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """`x sigmoid(1.702 x)`."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def relu2(x: Tensor) -> Tensor:
+    """The square of ReLU."""
+    return F.relu(x).square()
+
+
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     """Dropout in training; draws nothing where the rate is 0."""
     return F.dropout(x, rate) if training and rate > 0 else x

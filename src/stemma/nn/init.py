@@ -30,6 +30,7 @@ def initialise(model: nn.Module, arch: parts.Arch, dims: parts.Dims, seed: int) 
 
 def _fill(path: str, weight: nn.Parameter, arch: parts.Arch, dims: parts.Dims, generator: torch.Generator) -> None:
     owner = path.split(".")[-2 if path.endswith(("weight", "bias")) else -1]
+    dims = dims.decoder if path.startswith("decoder.") else dims
     if isinstance(arch.init, parts.FanIn):
         weight.normal_(0.0, arch.init.factor * _fan_in(owner, dims), generator=generator)
         return

@@ -27,6 +27,12 @@ def activation(name: parts.Activation, fused: bool = False) -> Callable[[Tensor]
             return cpu.relu if fused else F.relu
         case "silu":
             return F.silu
+        case "tanh":
+            return torch.tanh
+        case "quick_gelu":
+            return functional.quick_gelu
+        case "relu2":
+            return functional.relu2
 
 
 class MLP(nn.Module):
@@ -61,7 +67,7 @@ class Experts(nn.Module):
         if dims.experts is None or dims.active is None:
             raise UsageError("a mixture of experts needs dims.experts and dims.active")
         self.act, self.fused, self.dropout = activation(spec.act), activation(spec.act, fused=True), dropout
-        self.count, self.active = dims.experts, dims.active
+        self.count, self.active, self.normalised = dims.experts, dims.active, spec.normalised
         self.router = nn.Linear(dims.d_model, dims.experts, bias=False)
         self.gate = nn.Parameter(torch.empty(dims.experts, dims.d_ff, dims.d_model))
         self.up = nn.Parameter(torch.empty(dims.experts, dims.d_ff, dims.d_model))
@@ -72,7 +78,7 @@ class Experts(nn.Module):
         tokens = x.reshape(-1, x.shape[-1])
         scores = self.router(tokens).float().softmax(-1)
         weights, chosen = scores.topk(self.active, -1)
-        weights = (weights / weights.sum(-1, keepdim=True)).flatten()
+        weights = (weights / weights.sum(-1, keepdim=True) if self.normalised else weights).flatten()
         order = chosen.flatten().argsort(stable=True)  # N*K: token slots, sorted by expert
         ends = torch.zeros(self.count, dtype=torch.int64, device=x.device)
         ends = ends.scatter_add(0, chosen.flatten(), torch.ones_like(order)).cumsum(0).to(torch.int32)

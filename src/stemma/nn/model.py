@@ -73,7 +73,13 @@ class Model(nn.Module):
         self.encoder = (
             kind(arch, dims, dims.layers, mask=encoder_mask, cross=False) if arch.structure != "decoder" else None
         )
-        self.decoder = Stack(arch, dims, depth, mask=arch.mask, cross=both) if arch.structure != "encoder" else None
+        if not both and dims.decoder != dims:
+            raise UsageError(
+                f"dims.decoder_heads and dims.decoder_d_ff are for an encoder-decoder, not for a {arch.structure}"
+            )
+        self.decoder = (
+            Stack(arch, dims.decoder, depth, mask=arch.mask, cross=both) if arch.structure != "encoder" else None
+        )
         self.lm = lm_head(arch.heads.lm, arch.norm, dims) if arch.heads.lm is not None else None
         heads = arch.heads
         self.pooler = Summary(heads.pooler, dims) if heads.pooler is not None else None

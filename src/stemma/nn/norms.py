@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,6 +40,8 @@ class OffsetRMSNorm(nn.Module):
 
 class HeadNorm(nn.Module):
     """Layer normalisation of each head with its own gains, all of it in fp32 at least (Command R+)."""
+
+    parameter_uses: ClassVar[dict[str, str]] = {"weight": "vector"}
 
     def __init__(self, heads: int, width: int, eps: float) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ With R_d the sinusoidal embedding of distance d = i - j, and s the embedding of 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,11 @@ class Terms(NamedTuple):
 class RelativeSinusoidalLayer(Relative):
     """A layer's parameters: W is `r`, u is `content`, v is `distance`, w is `segment`; `segments` holds s for the same
     segment and for another."""
+
+    parameter_uses: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("content", "distance", "segment"), "vector"),
+        "segments": "table",
+    }
 
     def __init__(self, dims: parts.Dims) -> None:
         super().__init__()

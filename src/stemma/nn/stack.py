@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.attention import Attention, CacheWrite, PositionInputs, Relative
 from stemma.nn.functional import dropout
@@ -201,7 +202,15 @@ class Stack(nn.Module):
         self.project = nn.Linear(dims.embed, dims.d_model) if dims.embed is not None else None
         groups = dims.groups if dims.groups is not None else layers
         block = BLOCKS[type(arch.residual)]
-        self.blocks = nn.ModuleList(block(arch, dims, cross, self.position.layer()) for _ in range(groups * dims.inner))
+        blocks = [block(arch, dims, cross, self.position.layer()) for _ in range(groups * dims.inner)]
+        self.blocks = nn.ModuleList(blocks)
+        if arch.attention.by_layer:
+            if dims.groups is not None:
+                raise UsageError(
+                    "arch.attention.by_layer needs layers with weights of their own; leave dims.groups out"
+                )
+            for i, own in enumerate(blocks):
+                own.attention.scale /= i + 1
         # (index of the block, layer whose mask it has) in the order of execution
         self.order = [(i * groups // layers * dims.inner + j, i) for i in range(layers) for j in range(dims.inner)]
         self.convolution = Convolution(arch, arch.convolution, dims) if arch.convolution is not None else None

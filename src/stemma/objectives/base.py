@@ -274,7 +274,7 @@ def position_ids(model: Model, batch: Batch, positions: str = "position_ids") ->
     given = batch.get(positions)
     if given is None or isinstance(scheme, (Rotary, Buckets, ALiBi)):
         return None
-    if isinstance(scheme, Disentangled) and not isinstance(model.arch.heads.lm, EMDHead):
+    if isinstance(scheme, Disentangled) and not scheme.absolute and not isinstance(model.arch.heads.lm, EMDHead):
         return None
     if isinstance(scheme, Learned) and scheme.padding is not None:
         return given + scheme.padding + 1

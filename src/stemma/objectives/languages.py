@@ -50,15 +50,20 @@ def numbers(view: Any, languages: Sequence[str]) -> Ints | None:
     return np.asarray([table.get(name, 0) for name in names], dtype=np.int64)[ids]
 
 
-def by_part(view: Any) -> list[Component]:
-    """The sources of a mixture that the text was declared as; [] where it is none. Raises DataError."""
+def by_part(view: Any, tokens: bool = False) -> list[Component]:
+    """The sources of a mixture that the text was declared as; [] where it is none. Their weights are shares of
+    documents; with `tokens`, the declared ones are of tokens, and divided by the mean length of a document. Raises
+    DataError."""
     parts = getattr(view, "parts", ())
     found = []
     for i, part in enumerate(parts):
         own = np.flatnonzero(np.asarray(view.part_ids) == i)
         if not len(own):
             raise DataError(f"{part.name} has no document left to train on: all of them are held out")
-        found.append(Component(own, part.weight if part.weight is not None else float(len(own)), part.epochs))
+        weight = part.weight if part.weight is not None else float(len(own))
+        if tokens and part.weight is not None:
+            weight /= max(float(np.mean(view.lengths[own])), 1.0)
+        found.append(Component(own, weight, part.epochs))
     return found
 
 
@@ -75,7 +80,9 @@ def mixed(view: Any, seed: int, sampling: Sampling) -> Mixed | None:
     """The order of documents that a mixture gives: what the text declares, else the recipe; None without either."""
     natural = sampling.alpha == 1 and not sampling.epochs
     several = len(np.unique(numbered(view))) > 1  # of one language there is nothing to choose
-    found = by_part(view) or (by_language(view, sampling) if several and not natural else [])
+    found = by_part(view, sampling.weights == "tokens") or (
+        by_language(view, sampling) if several and not natural else []
+    )
     if len(found) < 2 and all(c.epochs is None for c in found):
         return None
     return Mixed(seed, [c.documents for c in found], [c.weight for c in found], [c.epochs for c in found])

@@ -57,7 +57,9 @@ class Reader(dcp.FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
         """The checked metadata. Raises UnpicklingError for anything but plain tensors in files of this folder."""
-        with open(self._get_metadata_path(kwargs.get("rank")), "rb") as file:
+        path = Path(self._get_metadata_path(kwargs.get("rank")))
+        disk.regular(path)
+        with open(path, "rb") as file:
             found = Unpickler(file).load()
         try:
             tensors = all(type(about) is metadata.TensorStorageMetadata for about in found.state_dict_metadata.values())
@@ -67,6 +69,8 @@ class Reader(dcp.FileSystemReader):
             )
         except (AttributeError, TypeError):
             tensors = inside = False
+        for name in {part.relative_path for part in found.storage_data.values()} if inside else ():
+            disk.regular(path.with_name(name))
         if not tensors or not inside:
             raise pickle.UnpicklingError("its metadata describes something other than tensors in files of its folder")
         found.storage_meta = metadata.StorageMeta(load_id=self.load_id)
@@ -108,6 +112,8 @@ def read(folder: Path, layouts: Mapping[str, ShardLayout] | None = None) -> dict
                 else:
                     state[key] = torch.empty(about.size, dtype=about.properties.dtype)
             dcp.load(state, storage_reader=reader, no_dist=layouts is None)
+    except CheckpointError:
+        raise
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, dcp.api.CheckpointException) as error:
         _raise_if_rank_lost(error)
         raise CheckpointError(f"the checkpoint {folder.parent} is damaged: {_line(error)}") from None

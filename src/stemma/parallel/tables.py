@@ -80,9 +80,8 @@ SUMMED = ("*.attention.q_norm.*", "*.attention.k_norm.*")
 def unsliceable(model: Model, n: int) -> str | None:
     """Why the matrices of this network cannot be split over `n` ranks; None if they can."""
     dims = model.dims
-    for name, value in (("heads", dims.heads), ("kv_heads", dims.kv), ("d_ff", dims.d_ff)):
-        if value % n:
-            return f"tp={n} does not divide dims.{name}={value}"
+    if (why := dims.uneven(n)) is not None:
+        return why
     if dims.inner != 1 and model.arch.streams is not None:
         return "tp does not know two streams"
     for path, module in model.named_modules():

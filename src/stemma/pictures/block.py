@@ -38,6 +38,7 @@ def stacks(design: Design) -> list[BoxStack]:
 def stack(design: Design, role: str) -> BoxStack:
     arch, dims = design.arch, design.dims
     both = arch.structure == "encoder-decoder"
+    dims = dims.decoder if both and role == "decoder" else dims
     last = role != "encoder" or not both  # the output of an encoder-decoder's encoder goes to the decoder
     deep = dims.depth if both and role == "decoder" else dims.layers
     layers = "dims.decoder_layers" if both and role == "decoder" and dims.decoder_layers else "dims.layers"
@@ -175,7 +176,8 @@ def disentangled(spec: parts.Disentangled, dims: Dims) -> tuple[list[str], tuple
     products += [product(Factor("q"), Factor("K", place=True), label="c2p")] if spec.c2p else []
     products += [product(Factor("k"), Factor("Q", place=True), label="p2c")] if spec.p2c else []
     notes += [f"their sum divided by √({len(products)}·{dims.width})"]
-    notes += rest(spec, "distance", "buckets", "c2p", "p2c", "shared", "norm")
+    notes += [f"a table of {dims.context:,} absolute positions, added to the embeddings"] if spec.absolute else []
+    notes += rest(spec, "distance", "buckets", "c2p", "p2c", "shared", "norm", "absolute")
     return notes, scores(*products)
 
 
@@ -223,7 +225,10 @@ def attention(arch: Arch, dims: Dims, key: str, title: str, chips: tuple[Item, .
             notes += [] if spec.scale_width is None else [f"scores divided by √{spec.scale_width:g}"]
             notes += [] if spec.qk_norm is None else [f"{type(spec.qk_norm).__name__} of q and k of each head"]
             notes += [] if spec.softcap is None else [f"scores s become {spec.softcap:g} tanh(s/{spec.softcap:g})"]
-            notes += rest(spec, "bias", "out_bias", "key_bias", "scaled", "scale_width", "qk_norm", "softcap")
+            notes += ["scores of layer i divided by i"] if spec.by_layer else []
+            notes += rest(
+                spec, "by_layer", "bias", "out_bias", "key_bias", "scaled", "scale_width", "qk_norm", "softcap"
+            )
             return Item(key, title, (numbers, *notes), paths, chips, ("heads", dims.heads, dims.kv))
         case _:
             odd = unknown(spec, key, paths)

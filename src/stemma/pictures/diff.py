@@ -8,11 +8,11 @@ from html import escape
 import stemma
 from stemma import families, spec
 from stemma.declare.family import Design, Family
-from stemma.markup import asset, document
+from stemma.markup import THEME, asset, document, theme_script
 from stemma.pictures.block import stacks, undrawn
 from stemma.pictures.boxes import BoxStack, Item
 from stemma.pictures.figure import Drawing, Mark, arrange, draw, outlet_height
-from stemma.pictures.marks import THEME, family_mark
+from stemma.pictures.marks import family_mark
 from stemma.spec import Change
 from stemma.words import PARTS, TITLES, common_path, compare, path_text, value_text
 
@@ -43,7 +43,7 @@ def render(a: str, b: str) -> str:
 </section>
 </main>
 <footer>Drawn by Stemma {escape(stemma.__version__)}. This file is complete: it loads nothing.</footer>
-<script>{asset(__file__, "theme.js")}{asset(__file__, "diff.js")}</script>"""
+<script>{theme_script()}{asset(__file__, "diff.js")}</script>"""
     return document(f"{title} - Stemma", body, asset(__file__, "common.css") + asset(__file__, "diff.css"))
 
 

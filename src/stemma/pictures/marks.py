@@ -1,4 +1,4 @@
-"""Shared by both pictures: marks of the three structures, widths of text, links, the theme switch."""
+"""Shared by both pictures: marks of the three structures, widths of text, links."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ SHAPES = {
     "encoder-decoder": '<path d="M8 1.6 14.4 8 8 14.4 1.6 8Z"/>',
 }
 STRUCTURES = tuple(SHAPES)
-
-THEME = '<button type="button" id="theme" aria-label="Colours: as the system has them">Theme</button>'
 
 
 def mark(structure: str, public: bool = True) -> str:

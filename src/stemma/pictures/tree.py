@@ -9,10 +9,10 @@ from typing import Any
 import stemma
 from stemma import families, spec
 from stemma.declare.family import Family, Size
-from stemma.markup import asset, change_row, document
+from stemma.markup import THEME, asset, change_row, document, theme_script
 from stemma.nn.parts import Dims
 from stemma.pictures.layout import BOX, ROW, TreeLayout, TreeNode, layout
-from stemma.pictures.marks import STRUCTURES, THEME, family_mark, linked, mark
+from stemma.pictures.marks import STRUCTURES, family_mark, linked, mark
 from stemma.words import PARTS, TITLES, children, has_weights, origin, ranked, value_text
 
 PANEL = 344  # width of the panel beside the picture
@@ -55,7 +55,7 @@ def render(root: str | None = None) -> str:
 </div>
 </main>
 <footer>Drawn by Stemma {escape(stemma.__version__)}. This file is complete: it loads nothing.</footer>
-<script>{asset(__file__, "theme.js")}{asset(__file__, "tree.js")}</script>"""
+<script>{theme_script()}{asset(__file__, "tree.js")}</script>"""
     return document(f"{title} - Stemma", body, style(plan))
 
 

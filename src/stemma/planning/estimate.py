@@ -55,9 +55,8 @@ def unfit(plan: Plan, mesh: Mesh) -> str | None:
     if mesh.tp > 1 and plan.nets:
         return "tp does not slice networks beside the model; use fsdp"
     if mesh.tp > 1:
-        for name, value in (("heads", dims.heads), ("kv_heads", dims.kv), ("d_ff", dims.d_ff)):
-            if value % mesh.tp:
-                return f"tp={mesh.tp} does not divide dims.{name}={value}"
+        if (why := dims.uneven(mesh.tp)) is not None:
+            return why
         known = dims.experts is None and plan.arch.streams is None
         if not known or isinstance(plan.arch.attention.qk_norm, HeadNorm):
             return "tp does not split this network"

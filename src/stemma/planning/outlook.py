@@ -93,7 +93,7 @@ class Outlook:
         if structure == "encoder":
             return 0.0
         layers = dims.depth * 2 if structure == "encoder-decoder" else dims.layers
-        return 2.0 * 2.0 * layers * dims.kv * dims.width * self.plan.context
+        return 2.0 * 2.0 * layers * dims.decoder.kv * dims.decoder.width * self.plan.context
 
     # ------------------------------------------------------------ memory
 
@@ -147,7 +147,7 @@ def _shapes(parts: list[tuple[Networks, int]]) -> Shapes:
 
 
 def kept_by(kind: Any, shape: tuple[int, ...], inside: bool) -> float:
-    """Numbers that an optimiser keeps for a weight; `inside`: it is one of a block."""
+    """Numbers that an optimiser keeps for a weight; `inside`: it is a matrix of a block."""
     n = math.prod(shape)
     if isinstance(kind, Adafactor):
         least = kind.smallest
@@ -166,6 +166,8 @@ def sliced(dims: Dims, tp: int) -> Dims:
         heads=dims.heads // tp,
         kv_heads=dims.kv // tp,
         d_ff=dims.d_ff // tp,
+        decoder_heads=dims.decoder.heads // tp,
+        decoder_d_ff=dims.decoder.d_ff // tp,
         head_dim=dims.width,
         vocab=-(-dims.vocab // tp),
     )

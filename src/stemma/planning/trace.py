@@ -23,11 +23,12 @@ from stemma.objectives import Batch, Objective
 from stemma.objectives.vocabulary import LOGITS
 from stemma.planning.device import Halves, build, prepare, uncompiled, without_autocast
 from stemma.planning.live import Bytestream, Layers, Live, watched
+from stemma.train import optim
 from stemma.train.config import Net
 
 T = TypeVar("T")
 CHUNKS = 3  # of a loss that are traced; further ones add nothing
-Shapes = Counter[tuple[tuple[int, ...], bool]]  # of weights that learn: shape, whether inside a block; how many
+Shapes = Counter[tuple[tuple[int, ...], bool]]  # of weights that learn: shape, whether a matrix of a block; how many
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,10 @@ class Networks:
         return {id(p): p for net in self.all for p in net.parameters() if p.requires_grad}
 
     def shapes(self) -> Shapes:
-        inside = {id(p) for net in self.all for stack in stacks(net).values() for p in stack.blocks.parameters()}
+        nets = [(f"{i}.", net) for i, net in enumerate(self.all)]
+        uses = optim.uses_of(nets)
+        named = [(prefix + name, p) for prefix, net in nets for name, p in net.named_parameters()]
+        inside = {id(p) for name, p in named if optim.is_hidden(name, p, uses)}
         return Counter((tuple(p.shape), key in inside) for key, p in self.learned().items())
 
 

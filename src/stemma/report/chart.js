@@ -27,7 +27,7 @@
     const W = svg.clientWidth, H = svg.clientHeight, left = 42, right = 14, top = 12, bottom = 40;
     const column = chosen("x") === "time" ? 1 : 0, log = chosen("y") === "log";
     const xs = data.flatMap(r => r.points.map(p => p[column]));
-    const ys = data.flatMap(r => r.points.flatMap(p => [p[2], p[3]])).filter(v => v > 0);
+    const ys = data.flatMap(r => [...r.points.flatMap(p => [p[2], p[3]]), ...r.held.map(p => p[2])]).filter(v => v > 0);
     const x1 = Math.max(...xs) || 1;
     let y0 = Math.min(...ys), y1 = Math.max(...ys);
     if (y1 - y0 < 1e-9) { y1 += .5; y0 = Math.max(y0 - .5, 1e-3); }
@@ -55,6 +55,11 @@
         if (kind === "smooth" && run.dash) line.setAttribute("stroke-dasharray", run.dash);
         svg.append(line);
       }
+    }
+    for (const run of data) {
+      const d = run.held.map((p, i) => `${i ? "L" : "M"}${X(p[column]).toFixed(1)} ${Y(p[2]).toFixed(1)}`).join("");
+      if (run.held.length > 1) svg.append(make("path", { class: `k${run.k} held`, d }));
+      for (const p of run.held) svg.append(make("circle", { class: `k${run.k} held`, cx: X(p[column]), cy: Y(p[2]), r: 4 }));
     }
     view = { W, H, left, right, top, bottom, X, Y, x1, column, marks: make("g", {}) };
     svg.append(view.marks);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,8 @@ from stemma.declare.family import Family
 from stemma.declare.objectives import label
 from stemma.errors import UsageError
 from stemma.report.read import RunFiles
+
+LARGEST = 1e100
 
 
 def k(i: int) -> str:
@@ -32,8 +33,8 @@ def named(runs: Sequence[RunFiles]) -> Iterator[tuple[int, RunFiles, str]]:
 
 
 def number(value: Any) -> float | None:
-    """`value` if it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    """`value` if it is a finite number, of a size that sums of it stay finite too."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:
         return None
     return float(value)
 
@@ -41,7 +42,7 @@ def number(value: Any) -> float | None:
 def short(n: float | None, unit: str = "") -> str:
     if n is None:
         return "-"
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+    for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(n) >= size:
             return f"{n / size:.3g}{letter}{unit}"
     return f"{n:.3g}{unit}"
@@ -137,6 +138,49 @@ def detected(run: RunFiles) -> float | None:
     """The accuracy of a detector of replaced tokens."""
     val = run.summary.get("val")
     return number(val.get("replaced_right")) if isinstance(val, dict) else None
+
+
+def majority(run: RunFiles) -> float | None:
+    """How often a detector would be right that gave every token the same answer, the commoner one."""
+    val = run.summary.get("val")
+    share = number(val.get("replaced_share")) if isinstance(val, dict) else None
+    return None if share is None else max(share, 1 - share)
+
+
+def held_out(run: RunFiles) -> list[list[float]]:
+    """[tokens, seconds, loss of held-out text] after each step that was evaluated, and at the end."""
+    found = []
+    for row in run.steps:
+        values = {key.removeprefix("val_"): value for key, value in row.items() if key.startswith("val_")}
+        if (loss := _minimised(run, values)) is not None:
+            found.append([number(row.get("tokens")) or 0.0, number(row.get("seconds")) or 0.0, loss])
+    val, tokens = run.summary.get("val"), tokens_of(run)
+    end = _minimised(run, val) if isinstance(val, dict) else None
+    if end is not None and tokens is not None:
+        found.append([tokens, seconds_of(run) or 0.0, end])
+    return found
+
+
+def _minimised(run: RunFiles, values: Mapping[str, Any]) -> float | None:
+    """What training minimises, of the parts measured on held-out text; None where their weights are not known."""
+    objective, loss = run.plan.get("objective"), number(values.get("loss"))
+    objective = objective if isinstance(objective, dict) else {}
+    parts = [v for key, value in values.items() if key.startswith("loss_") and (v := number(value)) is not None]
+    if loss is None or (parts and "teacher" in objective):
+        return None
+    weight = number(objective.get("weight"))  # of a detector beside its generator
+    return loss * (1.0 if weight is None else weight) + sum(parts)
+
+
+def no_bits(run: RunFiles) -> str | None:
+    """Why a run has no bits per byte; None if it has."""
+    if quality(run) is not None:
+        return None
+    if not run.summary:
+        return "it has not finished, so nothing was measured yet"
+    if detected(run) is not None:
+        return "it says of each token whether it was replaced, and predicts no text"
+    return "what it predicts is not text"
 
 
 def seconds_of(run: RunFiles) -> float | None:

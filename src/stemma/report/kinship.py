@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -28,33 +29,38 @@ def family_tree(runs: Sequence[RunFiles]) -> str:
     panels = [changes_panel(families.family(name), i, runs[i]) for name, i in trained.items()]
     return (
         '<p class="note">Every family is a change of its parent. Those trained here are coloured, each at the year '
-        "of its paper; their relatives are grey.</p>"
+        "of its paper, with the families that they descend from.</p>"
         + diagram(trained, ancestors)
-        + f'<ul class="tree" aria-label="The family tree">{"".join(branch(f, trained) for f in children(None))}</ul>'
+        + '<ul class="tree" aria-label="The family tree">'
+        + "".join(branch(f, trained, ancestors) for f in children(None) if f.name in ancestors)
+        + "</ul>"
         + "<h3>What each changes in its parent</h3>"
         + f'<div class="two">{"".join(panels)}</div>'
     )
 
 
-def branch(family: Family, trained: dict[str, int]) -> str:
-    """A family and its descendants as nested list items."""
+def branch(family: Family, trained: dict[str, int], shown: set[str]) -> str:
+    """A family and its descendants that are `shown` as nested list items."""
     i = trained.get(family.name)
     name = f'<span class="on {k(i)}">{escape(family.name)}</span>' if i is not None else escape(family.name)
-    inner = "".join(branch(child, trained) for child in children(family.name))
+    inner = "".join(branch(child, trained, shown) for child in children(family.name) if child.name in shown)
     return f"<li>{name} <small>{family.about.year}</small>{f'<ul>{inner}</ul>' if inner else ''}</li>"
 
 
 def diagram(trained: dict[str, int], ancestors: set[str]) -> str:
-    """The tree over the years, as SVG: a row a family, children under their parents."""
+    """The branches of the tree that lead to the trained families, over the years, as SVG: a row a family, children
+    under their parents."""
     order: list[Family] = []
 
     def walk(family: Family) -> None:
         order.append(family)
         for child in children(family.name):
-            walk(child)
+            if child.name in ancestors:
+                walk(child)
 
     for root in children(None):
-        walk(root)
+        if root.name in ancestors:
+            walk(root)
     years = [f.about.year for f in order]
     start, end = min(years), max(years)
     width, row, left, right, top = 1100, 34, 20, 130, 24
@@ -67,6 +73,7 @@ def diagram(trained: dict[str, int], ancestors: set[str]) -> str:
         if f.parent is not None and f.parent.name in xs:
             x = max(x, xs[f.parent.name] + min(46, step * 0.5))
         xs[f.name], ys[f.name] = x, top + 10 + n * row
+    width = max([width, *(math.ceil(xs[f.name] + 20 + 12 * len(f.name)) for f in order)])  # 12: a bold letter
     height = top + 10 + len(order) * row + 14
     out = [
         f'<svg class="diagram" viewBox="0 0 {width} {height}" role="img" aria-labelledby="tree-title">'
@@ -81,15 +88,14 @@ def diagram(trained: dict[str, int], ancestors: set[str]) -> str:
             continue
         px, py, x, y = xs[f.parent.name], ys[f.parent.name], xs[f.name], ys[f.name]
         bend = min(14.0, (x - px) / 2)
-        on = " on" if f.name in ancestors else ""
         dash = ' stroke-dasharray="5 5"' if f.edge == "trained" else ""
         out.append(
-            f'<path class="edge{on}"{dash} d="M{px:.1f} {py:.1f}V{y - bend:.1f}'
+            f'<path class="edge on"{dash} d="M{px:.1f} {py:.1f}V{y - bend:.1f}'
             f'Q{px:.1f} {y:.1f} {px + bend:.1f} {y:.1f}H{x:.1f}"/>'
         )
     for f in order:
         i = trained.get(f.name)
-        css = f"on {k(i)}" if i is not None else "line" if f.name in ancestors else ""
+        css = f"on {k(i)}" if i is not None else "line"
         x, y = xs[f.name], ys[f.name]
         ring = f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="10"/>' if i is not None else ""
         out.append(

@@ -11,18 +11,21 @@ from typing import Any
 
 import stemma
 from stemma.errors import UsageError
-from stemma.markup import asset, document
+from stemma.markup import THEME, asset, document, theme_script
 from stemma.report.facts import (
     baselines,
     detected,
     duration,
     first_of,
+    held_out,
     k,
     kind_text,
     labels,
     last,
     losses,
+    majority,
     named,
+    no_bits,
     number,
     owner,
     quality,
@@ -64,7 +67,7 @@ def render(runs: Sequence[RunFiles], title: str | None = None) -> str:
     )
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     body = f"""<header>
-<p class="kicker">Stemma report</p>
+<div class="top"><p class="kicker">Stemma report</p>{THEME}</div>
 <h1>{escape(title)}</h1>
 <p class="lede">{lede(runs)}</p>
 <nav aria-label="Sections">{nav}</nav>
@@ -72,7 +75,7 @@ def render(runs: Sequence[RunFiles], title: str | None = None) -> str:
 <main>{main}</main>
 <footer>Written by Stemma {escape(stemma.__version__)} on {now}. This file is complete: it loads nothing.</footer>
 <script type="application/json" id="curves">{curve_data(runs)}</script>
-<script>{asset(__file__, "chart.js")}</script>"""
+<script>{theme_script()}{asset(__file__, "chart.js")}</script>"""
     return document(f"{title} - Stemma", body, asset(__file__, "style.css"))
 
 
@@ -118,7 +121,7 @@ def results(runs: Sequence[RunFiles]) -> str:
         if found is not None:
             big = f"{found[0]:.3f} <small>bits per byte{'' if found[1] else ' of hidden text'}</small>"
         elif (right := detected(run)) is not None:
-            big = f"{right:.1%} <small>of the tokens rightly called replaced or original</small>"
+            big = detector_text(right, majority(run))
         elif (loss := last(run, "loss")) is not None:
             big = f"{loss:.3f} <small>last loss, nats a target</small>"
         else:
@@ -128,6 +131,7 @@ def results(runs: Sequence[RunFiles]) -> str:
             ("tokens", short(tokens_of(run))),
             ("time", duration(seconds_of(run))),
             ("speed", short(speed_of(run), " tokens/s")),
+            ("compute", short(first_of(run, "flops"), " FLOPs")),
         ]
         if start := start_of(run):
             rows.append(("weights from", start))
@@ -140,6 +144,16 @@ def results(runs: Sequence[RunFiles]) -> str:
             f'<p class="big">{big}</p><dl>{dl}</dl>{warn}</article>'
         )
     return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def detector_text(right: float, majority: float | None) -> str:
+    """What a detector of replaced tokens achieves: most tokens are original, so its accuracy alone says little."""
+    rightly = f"{right:.1%} of the tokens rightly called replaced or original"
+    if majority is None:
+        return f"<small>{rightly} (the share of the commoner answer was not recorded)</small>"
+    points = round(100 * (right - majority), 1) + 0.0
+    same = f"{majority:.1%} if every token got the same answer"
+    return f"{points:+.1f} <small>points above the commoner answer: {rightly}, {same}</small>"
 
 
 # ---------------------------------------------------------------- curves
@@ -164,7 +178,7 @@ def points(run: RunFiles) -> list[list[float]]:
 
 def curve_data(runs: Sequence[RunFiles]) -> str:
     data = [
-        {"name": name, "k": i % 6, "dash": DASHES[i % len(DASHES)], "points": pts}
+        {"name": name, "k": i % 6, "dash": DASHES[i % len(DASHES)], "points": pts, "held": held_out(run)}
         for i, run, name in named(runs)
         if len(pts := points(run)) > 1
     ]
@@ -181,18 +195,27 @@ def curves(runs: Sequence[RunFiles]) -> str:
     )
     shares = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
     head = "".join(f'<th class="n" scope="col">{s:.0%}</th>' for s in shares)
+    head += '<th class="n" scope="col">held out, at the end</th>'
     body = ""
     for i, run, name in drawn:
         pts = points(run)
-        cells = "".join(f'<td class="n">{pts[round(s * (len(pts) - 1))][3]:.3f}</td>' for s in shares)
+        held = held_out(run)
+        values = [(f"{s:.0%}", f"{pts[round(s * (len(pts) - 1))][3]:.3f}") for s in shares]
+        values.append(("held out, at the end", f"{held[-1][2]:.3f}" if held else "-"))
+        cells = "".join(f'<td class="n" data-label="{title}">{value}</td>' for title, value in values)
         body += f'<tr><th scope="row" class="name {k(i)}">{escape(name)}</th>{cells}</tr>'
     several = len({json.dumps(run.plan.get("objective"), sort_keys=True) for _, run, _ in drawn}) > 1
-    note = (
-        '<p class="note">These models predict different things (any masked word, the next one, a removed span), so '
-        "compare the shapes of the curves, not their heights. Faint: each step; bold: a running mean.</p>"
-        if several
-        else '<p class="note">Faint: each step; bold: a running mean.</p>'
+    evaluated = [len(held_out(run)) for _, run, _ in drawn]
+    lines = "Faint: each step; bold: a running mean"
+    if max(evaluated) > 0:
+        lines += "; rings: held-out text"
+    if max(evaluated) == 1:
+        lines += ", measured at the end alone (<code>--set train.eval_every=100</code> measures it on the way)"
+    apart = (
+        "These models predict different things (any masked word, the next one, a removed span), so compare the shapes "
+        "of the curves, not their heights. "
     )
+    note = f'<p class="note">{apart if several else ""}{lines}.</p>'
 
     def choice(name: str, legend: str, options: Sequence[tuple[str, str]]) -> str:
         boxes = "".join(
@@ -209,7 +232,8 @@ def curves(runs: Sequence[RunFiles]) -> str:
         + f'</div><ul class="legend">{legend}</ul><div class="frame"><svg class="plot" tabindex="0" role="img" '
         'aria-label="Training loss of each run; the table below gives the values. Arrow keys move a cursor."></svg>'
         '<div class="tip" role="status" hidden></div></div></div>'
-        + '<details><summary>The curves as a table</summary><div class="scroll" tabindex="0"><table><thead><tr>'
+        + '<details><summary>The curves as a table</summary><div class="scroll" tabindex="0"><table class="stack">'
+        "<thead><tr>"
         + f'<th scope="col">share of the run</th>{head}</tr></thead><tbody>{body}</tbody></table></div></details>'
     )
 
@@ -220,8 +244,13 @@ def curves(runs: Sequence[RunFiles]) -> str:
 def bits(runs: Sequence[RunFiles]) -> str:
     rows = [(name, quality(run), i) for i, run, name in named(runs)]
     known = [(found[0], found[1], name, i) for name, found, i in rows if found is not None]
+    missing = "".join(
+        f'<p class="note"><span class="name {k(i)}">{escape(name)}</span> has no bits per byte: {why}.</p>'
+        for i, run, name in named(runs)
+        if (why := no_bits(run)) is not None
+    )
     if not known:
-        return ""
+        return missing
     simple = sorted((value, name) for name, value in baselines([(n, run.summary) for _, run, n in named(runs)]).items())
     top = max([v for v, *_ in known] + [v for v, _ in simple]) or 1.0
 
@@ -246,14 +275,14 @@ def bits(runs: Sequence[RunFiles]) -> str:
             "both sides. This is another measure, not comparable with the one above.</p>"
             f'<div class="bars">{"".join(hidden)}</div>'
         )
-    return "".join(out)
+    return "".join([*out, missing])
 
 
 # ---------------------------------------------------------------- speed and details
 
 
 def speed(runs: Sequence[RunFiles]) -> str:
-    rows = ""
+    titles, rows = ("parameters", "tokens", "steps", "time", "tokens/s", "FLOPs", "of peak"), ""
     for i, run, name in named(runs):
         share = first_of(run, "peak_share")
         cells = [
@@ -262,14 +291,16 @@ def speed(runs: Sequence[RunFiles]) -> str:
             f"{len(run.steps):,}" if run.steps else "-",
             duration(seconds_of(run)),
             short(speed_of(run)),
+            short(first_of(run, "flops")),
             f"{share:.0%}" if share is not None else "-",
         ]
-        tds = "".join(f'<td class="n">{escape(c)}</td>' for c in cells)
+        tds = "".join(
+            f'<td class="n" data-label="{title}">{escape(c)}</td>' for title, c in zip(titles, cells, strict=True)
+        )
         rows += f'<tr><th scope="row" class="name {k(i)}">{escape(name)}</th>{tds}</tr>'
-    titles = ("parameters", "tokens", "steps", "time", "tokens/s", "of peak")
     head = "".join(f'<th class="n" scope="col">{t}</th>' for t in titles)
     return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">run</th>{head}</tr></thead>'
+        f'<div class="scroll" tabindex="0"><table class="stack"><thead><tr><th scope="col">run</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 

@@ -68,7 +68,7 @@ class LoRALinear(Wrapped):
     @property
     def weight(self) -> Tensor:
         """The weight that is computed with, where the model reads it itself."""
-        return self._whole().to(self.base_weight.dtype)
+        return self.whole().to(self.base_weight.dtype)
 
     @property
     def bias(self) -> Tensor | None:
@@ -80,7 +80,8 @@ class LoRALinear(Wrapped):
         """What the adapter adds to the weight, before DoRA's lengths: E D, fp32."""
         return (self.spec.scale * self.strength) * (self.up.float() @ self.down.weight.float())
 
-    def _whole(self) -> Tensor:
+    def whole(self) -> Tensor:
+        """The weight with what the adapter adds: E D, fp32."""
         wide = self.base_weight.float() + self.delta()
         if self.length is None or self.strength == 0:
             return wide
@@ -127,12 +128,9 @@ class LoRALinear(Wrapped):
 
     def merge(self) -> nn.Module:
         plain = self.merged_base()
-        weight = plain.weight
-        assert isinstance(weight, Tensor)
-        wide = weight.detach().float() + self.delta().detach()
-        if self.length is not None and self.strength != 0:
-            wide = wide * (self.length.detach().float() / wide.norm(dim=1))[:, None]
-        return with_weight(plain, wide.to(weight.dtype))
+        dtype = plain.weight.dtype
+        assert isinstance(dtype, torch.dtype)
+        return with_weight(plain, self.whole().detach().to(dtype))
 
 
 def share_inputs(spec: Settings, modules: Mapping[str, Rewritten]) -> None:

@@ -21,12 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stemma import disk
-from stemma.errors import CheckpointError, MalformedError
+from stemma.errors import CheckpointError, MalformedError, brief
 
 STATE = "state.json"
 TENSORS = ("model.safetensors", "optimizer.safetensors")
 SUMS, OWN = "crc32", "crc32_state"  # in the state: of the tensors' files, and of all else in it
 SHAPE = {"step": int, f"{SUMS}?": {str: int}, "frozen?": {"names": [str], "fingerprint": str}}
+FILE = re.compile(r"(model|optimizer)\.safetensors|shards/[^/]+")  # what has a checksum
 NAME = re.compile(r"step-(\d+)(?:-(\d+))?")
 
 
@@ -127,6 +128,8 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
             found = read(path / "shards")
         return found["model"], found["optimizer"], state
     with with_advice(path):
+        for name in TENSORS:
+            disk.regular(path / name)
         model, optimizer = (load_file(path / name) for name in TENSORS)
     return model, optimizer, state
 
@@ -153,7 +156,9 @@ def verify(path: Path) -> Any:
         if state[OWN] != _own(state):
             raise CheckpointError(f"{path / STATE} is damaged: it is not what was written")
         disk.typed(path / STATE, state, SHAPE)
-        for name, expected in state.get(SUMS, {}).items():
+        for name, expected in (state.get(SUMS) or {}).items():
+            if not FILE.fullmatch(name):
+                raise CheckpointError(f"{path / STATE} is damaged: it names {brief(name)}, which is no file of it")
             if _sum(path / name) != expected:
                 raise CheckpointError(f"{path / name} is damaged: it is not what was written")
     return state
@@ -185,6 +190,7 @@ def with_advice(path: Path) -> Iterator[None]:
 
 def _sum(path: Path) -> int:
     """The checksum (CRC-32) of a file."""
+    disk.regular(path)
     total = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 22):

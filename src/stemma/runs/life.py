@@ -93,13 +93,14 @@ def _finish(run: Path, trainer: Trainer, kind: Kind, quality: dict[str, float]) 
 
 
 def measured(run: Path, trainer: Trainer, parameters: int) -> dict[str, Any]:
-    """The part of a summary that is about the training itself: seconds, speed, share of the device's peak, parameters,
+    """The part of a summary that is about the training itself: seconds, speed, operations, share of the device's peak, parameters,
     and the training loss over the last twentieth of the steps."""
     speed = trainer.tokens / max(trainer.seconds, 1e-9)
-    losses = [record["loss"] for record in read_metrics(run)][-max(1, trainer.steps // 20) :]
+    losses = [record["loss"] for record in read_metrics(run) if "loss" in record][-max(1, trainer.steps // 20) :]
     return {
         "seconds": round(trainer.seconds, 3),
         "tokens_per_second": round(speed, 1),
+        "flops": float(f"{trainer.tokens * trainer.cost():.4g}"),
         "peak_share": round(speed * trainer.cost() / trainer.peak(), 4),
         "parameters": parameters,
         "train_loss": sum(losses) / len(losses) if losses else None,  # None: somebody deleted the lines

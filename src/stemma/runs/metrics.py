@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stemma import disk
-from stemma.errors import CheckpointError, require
+from stemma.errors import CheckpointError, MalformedError, require
 
 Record = dict[str, Any]  # one line of metrics.jsonl
 
@@ -29,10 +29,7 @@ class Metrics:
         self.open(step)
         self.board: Any = None
         if tensorboard:
-            check_tensorboard()
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step + 1)
+            self.open_board(step)
 
     def open(self, step: int) -> None:
         """Open the file to append after the line of `step`."""
@@ -43,6 +40,15 @@ class Metrics:
             warnings.warn(f"{path} lacks {lost} of the {step} steps that the run has taken; it goes on", stacklevel=2)
         disk.write(path, "".join(json.dumps(record) + "\n" for record in kept), then=self.then)
         self.file = disk.Appender(path, then=self.then)
+
+    def open_board(self, step: int) -> None:
+        """Write curves that go on after `step`: TensorBoard drops what earlier writers said of later steps."""
+        check_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self.board is not None:
+            self.board.close()
+        self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=step + 1)
 
     def rewind(self, record: Record) -> None:
         """Move the lines after step `record["to"]` into `rewinds.jsonl`. Once: if a process was killed before it had gone
@@ -58,6 +64,8 @@ class Metrics:
         """Go on after the line of `step`."""
         self.file.close()
         self.open(step)
+        if self.board is not None:
+            self.open_board(step)
 
     def write(self, record: Record) -> None:
         self.file.add(record)
@@ -100,7 +108,15 @@ def read_metrics(run: str | Path) -> list[Record]:
 
 
 def records(path: Path, key: str = "step") -> list[Record]:
-    """The records in a file of metrics. Skips lines without a whole number `key`, such as a half-written one. Raises
-    CheckpointError if the file cannot be read."""
+    """The records in a file of metrics. Skips lines that no run writes, such as a half-written one: without a whole
+    number `key`, or with a loss that is no number. Raises CheckpointError if the file cannot be read."""
     values = (value for _, value in disk.read_jsonl(path))
-    return [value for value in values if isinstance(value, dict) and isinstance(value.get(key), int)]
+    return [value for value in values if _is_record(value, key)]
+
+
+def _is_record(value: Any, key: str) -> bool:
+    try:
+        disk.typed(Path(key), value, {key: int, "loss?": float})
+    except MalformedError:
+        return False
+    return value.get("loss", 0) is not None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 MERGES = 2_000_000  # the most merges that are read; the largest published tokenizers have half a million
+IDS = 10_000_000  # more than any vocabulary has
 GROWTH = 1000  # times that a normalizer may make a text longer
 
 
@@ -75,14 +77,42 @@ def parse(text: str, path: Path) -> tokenizers.Tokenizer:
         from tokenizers import Tokenizer as Core
     except ImportError as error:
         raise ResourceError("tokenizers cannot be imported: pip install tokenizers") from error
-    model = disk.parse_object(path, text).get("model")
-    check_merges(path, len(m) if isinstance(model, dict) and isinstance(m := model.get("merges"), list) else 0)
+    state = disk.parse_object(path, text)
+    if isinstance(model := state.get("model"), dict):
+        check_merges(path, len(m) if isinstance(m := model.get("merges"), list) else 0)
+        check_ids(path, vocab.values() if isinstance(vocab := model.get("vocab"), dict) else ())
+    if isinstance(listed := state.get("added_tokens"), list):
+        check_ids(path, (token["id"] for token in listed if isinstance(token, dict) and "id" in token))
+    _check_maps(path, state.get("normalizer"))
     try:
         return Core.from_str(text)
     except BaseException as error:  # the library raises bare exceptions, and panics
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise CheckpointError(f"{path} is not a tokenizer that the tokenizers library can read: {error}") from error
+
+
+def check_ids(path: Path, ids: Iterable[Any]) -> None:
+    """Raises CheckpointError for an id that no vocabulary has: the library makes room for all ids below it."""
+    for i in ids:
+        if type(i) is not int or not 0 <= i < IDS:
+            raise CheckpointError(f"{path} has the id {brief(i, 60)}; ids are whole numbers from 0 to {IDS:,}")
+
+
+def _check_maps(path: Path, normalizer: Any) -> None:
+    """Raises CheckpointError for a map of characters at which the library would panic."""
+    from tokenizers import normalizers
+
+    if not isinstance(normalizer, dict):
+        return
+    for inner in listed if isinstance(listed := normalizer.get("normalizers"), list) else ():
+        _check_maps(path, inner)
+    held = normalizer.get("precompiled_charsmap")
+    if normalizer.get("type") == "Precompiled" and isinstance(held, str):
+        try:
+            normalizers.Precompiled(base64.b64decode(held))
+        except Exception as error:  # the library raises bare exceptions
+            raise CheckpointError(f"{path} has a map of characters that is damaged: {error}") from None
 
 
 def check_merges(path: Path, count: int) -> None:

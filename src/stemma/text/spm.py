@@ -157,7 +157,10 @@ def convert(model: Model) -> Tokenizer:
         core = models.Unigram(scored, unk_id=model.unk, byte_fallback=byte_level)
     out = Tokenizer(core)
 
-    steps: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    try:
+        steps: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    except Exception as error:  # the library raises bare exceptions
+        raise CheckpointError(f"the map of characters of a SentencePiece model is damaged: {error}") from None
     if model.squeeze:
         steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex("^ +| +$"), "")]
     if model.prefix:

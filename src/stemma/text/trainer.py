@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,8 @@ from stemma.text.specials import Specials
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+WORD = 1000  # letters or marks in a row: longer words are cut for training, whose time grows with their square
+_LONG = re.compile(rf"(?<!\w)\w{{{WORD + 1},}}|(?<![^\w\s])[^\w\s]{{{WORD + 1},}}")
 ALPHABET = 1000  # characters that a WordPiece or word-BPE vocabulary keeps, and a quarter of its entries, at most
 
 
@@ -44,6 +47,8 @@ def train(
         )
     if alphabet is not None and kind not in ("wordpiece", "gpt-bpe"):
         raise UsageError(f"a {kind} vocabulary has no limited alphabet; leave train.alphabet out")
+    if kind not in ("unigram", "spm-bpe"):
+        texts = map(cut, texts)
     known: Alphabet | None = None
     if kind in ("unigram", "spm-bpe"):
         out = spm.convert(spm.train(kind, texts, room, names, specials))
@@ -52,6 +57,15 @@ def train(
     else:
         out, known = _words(kind, texts, room, names, lowercase or kind == "gpt-bpe", specials.unk, alphabet)
     return legacy.finish(out, kind, specials), known
+
+
+def cut(text: str) -> str:
+    """A text with line ends in words of more than `WORD` letters or marks, such as pictures in base64; others are given
+    back as they are."""
+    half = WORD // 2  # a long word fills one of these pieces
+    if all(len(text[i : i + half].split(None, 1)) > 1 for i in range(0, len(text) - half + 1, half)):
+        return text
+    return _LONG.sub(lambda word: "\n".join(word[0][i : i + WORD] for i in range(0, len(word[0]), WORD)), text)
 
 
 def _some(texts: Iterable[str]) -> Iterator[str]:

@@ -90,7 +90,8 @@ class Train(Spec):
     too (`block`), near `val_fraction` of the bytes, or whole documents only. `piece`: rows of text that are read of a
     long document before others have their turn; None: all of it at once. `alphabet`: characters that a WordPiece or
     `gpt-bpe` vocabulary keeps at most, where one is trained; left out 1,000, which Chinese text exceeds. `threads`: of
-    the CPU; left out, torch's own number.
+    the CPU; left out, torch's own number. `matrices`: what weight decay and Muon take for a matrix, what multiplies
+    vectors (`use`) or whatever has two dimensions (`shape`, as in runs that began before there was a choice).
     """
 
     PLACE: ClassVar[str] = "train"
@@ -116,6 +117,7 @@ class Train(Spec):
     tensorboard: bool = False
     start: str = ""
     alphabet: int | None = at_least(1, None)
+    matrices: Literal["use", "shape"] = "use"
 
     def check(self) -> None:
         budget(self.budget)

@@ -66,10 +66,11 @@ class Loop:
         objective.tie(self.model, self.nets)
         learning = Learners(self.model, {n.role: self.nets[n.role].train() for n in plan.nets if n.learns})
         self.frozen = _frozen(learning)
+        uses = optim.uses_of(learning.each()) if plan.train.matrices == "use" else None
         self.learners = self.distribute(learning)
         self.lr, self.steps = recipe.lr, recipe.steps
         parts = getattr(self.learners, "parts", None)
-        self.optimizer = optim.optimizer(recipe.optimizer, self.learners, self.lr, parts)
+        self.optimizer = optim.optimizer(recipe.optimizer, self.learners.named(), self.lr, parts, uses)
         self.parameters = [p for p in self.learners.parameters() if p.requires_grad]
         self.files: Any = checkpoint
         self.step, self.tokens, self.seconds = 0, 0, 0.0

@@ -27,8 +27,8 @@ def flops(model: Model, context: int, targets: float = 1.0, decoder: float = 0.0
         encoder = _weights(model.encoder) + _attention(dims, dims.layers, context)
         own = context * decoder
         read = _weights(model.decoder, ".cross.k.", ".cross.v.")  # these two multiply what the encoder read
-        inner = _weights(model.decoder) - read + _attention(dims, dims.depth, own) / 2
-        inner += _attention(dims, dims.depth, context)
+        inner = _weights(model.decoder) - read + _attention(dims.decoder, dims.depth, own) / 2
+        inner += _attention(dims.decoder, dims.depth, context)
         return encoder + read + decoder * inner + targets * head
     stack = model.encoder if structure == "encoder" else model.decoder
     attention = _attention(dims, dims.layers, context) / (1 if structure == "encoder" else 2)
@@ -38,7 +38,7 @@ def flops(model: Model, context: int, targets: float = 1.0, decoder: float = 0.0
 def _weights(stack: torch.nn.Module | None, *parts: str) -> float:
     """Operations of a token in the matrices of a stack, or in those whose name contains one of `parts`."""
     assert stack is not None
-    tables = ("table.weight", "blanks.weight")  # rows of these are looked up
+    tables = ("table.weight", "blanks.weight", "absolute.weight")  # rows of these are looked up
     shapes = PlainTensors(stack).shapes.items()  # quantised matrices too
     named = [(n, shape) for n, shape in shapes if len(shape) == 2 and not n.endswith(tables)]
     flat = sum(shape.numel() for n, shape in named if not parts or any(part in n for part in parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,20 +13,27 @@ from stemma.declare import recipes
 from stemma.errors import CheckpointError
 from stemma.train import optimisers
 
+Named = Iterable[tuple[str, Tensor]]  # parameters by name
+
 
 def optimizer(
-    spec: recipes.Optimizer, model: nn.Module, lr: float, parts: optimisers.Parts | None = None
+    spec: recipes.Optimizer,
+    named: Named,
+    lr: float,
+    parts: optimisers.Parts | None = None,
+    uses: Mapping[str, str] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimiser over all parameters of `model` that learn. Weight decay applies to matrices only, not to norms and
-    biases. `parts`: answers for sharded parameters."""
-    made = _optimizer(spec, model, lr)
+    """The optimiser over those of the parameters that learn. Weight decay applies to matrices and tables, not to gains
+    and biases. `uses`: see `uses_of`; without it, what has two dimensions is a matrix. `parts`: answers for sharded
+    parameters."""
+    made = _optimizer(spec, named, lr, uses or {})
     if parts is not None and isinstance(made, optimisers.Optimizer):
         made.parts = parts
     return made
 
 
-def _optimizer(spec: recipes.Optimizer, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    groups = _groups(spec, model)
+def _optimizer(spec: recipes.Optimizer, named: Named, lr: float, uses: Mapping[str, str]) -> torch.optim.Optimizer:
+    groups = _groups(spec, named, uses)
     match spec:
         case recipes.AdamW(corrected=True):
             return torch.optim.AdamW(groups, lr=lr, betas=(spec.beta1, spec.beta2), eps=spec.eps, fused=True)
@@ -48,19 +56,33 @@ def _optimizer(spec: recipes.Optimizer, model: nn.Module, lr: float) -> torch.op
             return optimisers.Muon(groups, lr, betas, spec.eps, spec.momentum, spec.iterations)
 
 
-def _groups(spec: recipes.Optimizer, model: nn.Module) -> list[dict[str, Any]]:
-    """Parameter groups: matrices of blocks (apart for Muon), other matrices and tables, and the rest (norms,
-    biases)."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = {
-        name
-        for name, p in named
-        if isinstance(spec, recipes.Muon) and ".blocks." in name and p.ndim >= 2 and "table" not in name
+def uses_of(networks: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
+    """What parameters with several dimensions are used for where they multiply no vectors: "vector" (gains or biases
+    with a row for each head) or "table" (rows that are looked up). Their modules say it (`parameter_uses`). `networks`:
+    prefix of the names, network."""
+    return {
+        f"{prefix}{path}.{name}": use
+        for prefix, net in networks
+        for path, module in net.named_modules()
+        for name, use in getattr(module, "parameter_uses", {}).items()
     }
+
+
+def is_hidden(name: str, p: Tensor, uses: Mapping[str, str]) -> bool:
+    """Whether a parameter is a matrix of a block, which Muon makes orthogonal."""
+    return ".blocks." in name and p.ndim >= 2 and "table" not in name and name not in uses
+
+
+def _groups(spec: recipes.Optimizer, named: Named, uses: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Parameter groups: matrices of blocks (apart for Muon), other matrices and tables, and the rest (gains,
+    biases)."""
+    learning = [(name, p) for name, p in named if p.requires_grad]
+    rest = {n for n, p in learning if p.ndim < 2 or uses.get(n) == "vector"}
+    hidden = {n for n, p in learning if isinstance(spec, recipes.Muon) and is_hidden(n, p, uses)}
     groups: list[dict[str, Any]] = [
-        {"params": [p for n, p in named if n in hidden], "weight_decay": spec.weight_decay, "matrices": True},
-        {"params": [p for n, p in named if p.ndim >= 2 and n not in hidden], "weight_decay": spec.weight_decay},
-        {"params": [p for n, p in named if p.ndim < 2], "weight_decay": 0.0, "adapted": False},
+        {"params": [p for n, p in learning if n in hidden], "weight_decay": spec.weight_decay, "matrices": True},
+        {"params": [p for n, p in learning if n not in hidden | rest], "weight_decay": spec.weight_decay},
+        {"params": [p for n, p in learning if n in rest], "weight_decay": 0.0, "adapted": False},
     ]
     return [group for group in groups if group["params"]]
 

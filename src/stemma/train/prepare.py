@@ -87,7 +87,7 @@ def check_tokenizer(plan: Plan, tokenizer: Any) -> None:
 
 
 # settings that older runs did not have, and what these runs did
-OLDER: dict[str, Any] = {"unit": "document", "piece": None}
+OLDER: dict[str, Any] = {"matrices": "shape", "unit": "document", "piece": None}
 
 
 def read_plan(run: Path) -> tuple[Plan, str]:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stemma import disk
 from stemma.errors import CheckpointError
 from stemma.formats.gguf import quants
 from stemma.rewrites.modules import Blocks
@@ -61,6 +62,7 @@ class File:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        disk.regular(self.path)
         try:
             with open(self.path, "rb") as handle:
                 self.size = self.path.stat().st_size

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stemma import disk, spec
 from stemma.declare.family import Design, Family
-from stemma.errors import CheckpointError, StemmaError, UsageError, require
+from stemma.errors import CheckpointError, StemmaError, UsageError, brief, require
 from stemma.formats import tensors
 from stemma.formats.config import lost, refuse_loss
 from stemma.formats.gguf import quants, vocab_write
@@ -201,7 +201,11 @@ def _ends(model: Model, plan: WritePlan) -> dict[str, int]:
     has place for three."""
     held = (model.extras or {}).get("generation_config", {}).get("eos_token_id")
     listed = held if isinstance(held, list) else [] if held is None else [held]
-    ids = [i for i in listed or plan.design.text.eos_ids if i < plan.design.dims.vocab]
+    if not all(type(i) is int for i in listed):
+        raise CheckpointError(
+            f"generation_config.json: eos_token_id={brief(held)} should be a number or a list of them"
+        )
+    ids = [i for i in listed or plan.design.text.eos_ids if 0 <= i < plan.design.dims.vocab]
     first = getattr(model.tokenizer, "eos_id", None)
     ids = list(dict.fromkeys([*([] if first is None else [first]), *ids]))
     words = ("eos", "eot", "eom")

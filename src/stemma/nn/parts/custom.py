@@ -2,7 +2,9 @@
 
 A subclass is a kind like those of this package: it is named by its class after `--set`, in files and in run.json. The
 module that declares it must be imported before that (`--families FILE` imports one). A module that it builds may have
-a method `init_weights(generator)`, which initialises its own parameters in place of `arch.init`."""
+a method `init_weights(generator)`, which initialises its own parameters in place of `arch.init`, and a dict
+`parameter_uses`, which says of its parameters with several dimensions that they are no matrices to weight decay and
+Muon: `{"gain": "vector", "rows": "table"}`."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from stemma.nn.parts.custom import CustomPosition
 from stemma.nn.parts.scalings import Scaling
-from stemma.spec import Spec, at_least, interval, not_negative, positive, require
+from stemma.spec import Spec, at_least, interval, not_negative, positive, quiet, require
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class Disentangled(Spec):
 
     Distances up to `distance` on either side have rows of their own; with `buckets` there are `buckets` rows a side,
     the nearer half exact, the rest logarithmic up to `distance` (DeBERTa v2). `shared`: keys and queries of distances
-    come from the content's projections, not from their own; `norm`: the table is normalised first.
+    come from the content's projections, not from their own; `norm`: the table is normalised first; `absolute`: a
+    learned table of `dims.context` rows is added to the embeddings as well (`position_biased_input`).
     """
 
     distance: int = at_least(1, 512)
@@ -89,12 +90,13 @@ class Disentangled(Spec):
     p2c: bool = True
     shared: bool = False
     norm: bool = False
+    absolute: bool = quiet(False)
 
     def check(self) -> None:
         require(self.c2p or self.p2c, "position.c2p and position.p2c are both false: no position would be in use")
         require(
-            self.buckets is None or 4 <= self.buckets < 2 * self.distance - 2,
-            f"position.buckets={self.buckets} must be at least 4 and less than {2 * self.distance - 2}, which follows "
+            self.buckets is None or 2 <= self.buckets < 2 * self.distance - 2,
+            f"position.buckets={self.buckets} must be at least 2 and less than {2 * self.distance - 2}, which follows "
             f"from position.distance={self.distance}",
         )
 

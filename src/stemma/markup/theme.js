@@ -1,4 +1,4 @@
-// The hash is the page's state: #family=bert&search=rotary&theme=dark
+// The hash is the page's state: #family=bert&search=rotary&theme=dark; a plain #section leaves it as it is
 const state = {
   read: () => new URLSearchParams(location.hash.slice(1)),
   write(key, value) {
@@ -10,7 +10,8 @@ const state = {
 };
 const themes = { '': 'as the system has them', light: 'light', dark: 'dark' };
 function dress() {
-  const asked = state.read().get('theme');
+  const plain = location.hash.length > 1 && !location.hash.includes('=');
+  const asked = plain ? document.documentElement.dataset.theme : state.read().get('theme');
   const theme = asked in themes ? asked : '';
   if (theme) document.documentElement.dataset.theme = theme; else delete document.documentElement.dataset.theme;
   const button = document.getElementById('theme');

@@ -1,0 +1,214 @@
+"""Rows of data as conversations, told apart by their fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stemma.errors import DataError, brief, did_you_mean
+
+ROLES = ("system", "user", "assistant")
+# what data sets call the roles
+SPELLINGS = {
+    "human": "user", "prompter": "user", "instruction": "user", "customer": "user",
+    "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant", "bard": "assistant",
+    "bing": "assistant", "response": "assistant", "ai": "assistant",
+    **{role: role for role in ROLES},
+}  # fmt: skip
+# a question and its answer in one row: (the fields of the one, the fields of the other)
+PAIRS = (
+    (("prompt",), ("completion", "response", "answer", "output")),
+    (("question",), ("answer", "response")),
+    (("inputs",), ("targets",)),
+    (("query",), ("response",)),
+    (("source",), ("target",)),
+)
+LISTS = ("messages", "conversations", "conversation", "turns", "dialog")
+EMPTY_INPUTS = ("", "<noinput>", "n/a", "none")  # what instruction data write for no input
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says. `role`: system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns in order: perhaps a system message, then user and assistant in turn. `instruction` and `input` are kept
+    apart for templates that write them apart (Alpaca)."""
+
+    turns: tuple[Turn, ...]
+    instruction: str = ""
+    input: str = ""
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """As chat templates read it."""
+        return [{"role": turn.role, "content": turn.content} for turn in self.turns]
+
+    @property
+    def answers(self) -> list[str]:
+        """What the assistant says."""
+        return [turn.content for turn in self.turns if turn.role == "assistant"]
+
+
+def shape_of(row: Mapping[str, Any]) -> str:
+    """The shape of a row: `messages`, `sharegpt`, `instruction`, `pair`, `tree` or `texts`. Raises DataError for one that
+    has none, naming its fields."""
+    if isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"]:
+        return "tree"
+    for name in LISTS:
+        if isinstance(row.get(name), Sequence) and not isinstance(row[name], str):
+            first = next(iter(row[name]), None)
+            if isinstance(first, Mapping):
+                return "sharegpt" if "from" in first else "messages"
+            return "texts"
+    if isinstance(row.get("instruction"), str) and ("output" in row or "response" in row):
+        return "instruction"
+    if _pair(row) is not None:
+        return "pair"
+    fields = ", ".join(map(brief, row)) or "none"
+    raise DataError(
+        f"its fields ({fields}) make no conversation; known are messages (role, content), conversations (from, value), "
+        "instruction with output, and pairs such as prompt and completion"
+    )
+
+
+def _pair(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    for asks, tells in PAIRS:
+        for ask in asks:
+            tell = next((t for t in tells if t in row), None)
+            if ask in row and tell is not None:
+                return ask, tell
+    return None
+
+
+def read(row: Mapping[str, Any]) -> Conversation:
+    """The conversation of a row. Raises DataError for a row of no known shape, an unknown role, turns out of order, an
+    empty question or answer, and a conversation in which the assistant says nothing."""
+    match shape_of(row):
+        case "messages":
+            found = Conversation(tuple(_turn(m, "role", "content") for m in _listed(row)))
+        case "sharegpt":
+            found = Conversation(tuple(_turn(m, "from", "value") for m in _listed(row)))
+        case "texts":
+            texts = [_text(text, "a turn") for text in _listed(row)]
+            found = Conversation(tuple(Turn(ROLES[1 + i % 2], text) for i, text in enumerate(texts)))
+        case "instruction":
+            found = _instruction(row)
+        case "tree":
+            found = next(iter(_paths([row["prompt"]])))
+        case _:
+            found = _of_pair(row)
+    if (
+        (system := row.get("system"))
+        and isinstance(system, str)
+        and found.turns[:1]
+        and found.turns[0].role != "system"
+    ):
+        found = Conversation((Turn("system", system), *found.turns), found.instruction, found.input)
+    return checked(found)
+
+
+def checked(talk: Conversation) -> Conversation:
+    """`talk`, if its turns are in order and none is empty. Raises DataError."""
+    turns = talk.turns[1:] if talk.turns[:1] and talk.turns[0].role == "system" else talk.turns
+    for i, turn in enumerate(turns):
+        due = ROLES[1 + i % 2]
+        if turn.role != due:
+            said = f"turn {i + 1} is the {turn.role}'s, and the {due}'s is due"
+            raise DataError(f"{said}; user and assistant take turns, beginning with the user")
+        if not turn.content.strip():
+            raise DataError(f"turn {i + 1} ({turn.role}) is empty")
+    if not any(turn.role == "assistant" for turn in turns):
+        raise DataError("the assistant says nothing in it")
+    return talk
+
+
+def _listed(row: Mapping[str, Any]) -> Sequence[Any]:
+    found: Sequence[Any] = next(row[name] for name in LISTS if isinstance(row.get(name), Sequence))
+    return found
+
+
+def _turn(message: Any, role: str, content: str) -> Turn:
+    if not isinstance(message, Mapping) or role not in message or content not in message:
+        fields = ", ".join(map(brief, message)) if isinstance(message, Mapping) else type(message).__name__
+        raise DataError(f"a message lacks {role!r} or {content!r} (it has: {fields})")
+    name = message[role]
+    if not isinstance(name, str) or name.lower() not in SPELLINGS:
+        hint = did_you_mean(str(name), SPELLINGS) if isinstance(name, str) else ""
+        raise DataError(f"role {brief(name)} is not known; roles are {', '.join(ROLES)}{hint}")
+    return Turn(SPELLINGS[name.lower()], _text(message[content], "a message"))
+
+
+def _text(value: Any, what: str) -> str:
+    """Text, or a list of parts that are all text."""
+    if isinstance(value, str):
+        return value
+    if (
+        isinstance(value, Sequence)
+        and value
+        and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in value)
+    ):
+        return "".join(p["text"] for p in value)
+    raise DataError(f"{what} holds {brief(value)}, which is no text")
+
+
+def _instruction(row: Mapping[str, Any]) -> Conversation:
+    ask = _text(row["instruction"], "'instruction'")
+    more = row.get("input") or ""
+    more = "" if isinstance(more, str) and more.strip().lower() in EMPTY_INPUTS else _text(more, "'input'")
+    answer = _text(row["output"] if "output" in row else row["response"], "'output'")
+    turns = (Turn("user", f"{ask}\n\n{more}" if more else ask), Turn("assistant", answer))
+    return Conversation(turns, ask, more)
+
+
+def _of_pair(row: Mapping[str, Any]) -> Conversation:
+    pair = _pair(row)
+    assert pair is not None
+    before, after = row[pair[0]], row[pair[1]]
+    if isinstance(before, str) and isinstance(after, str):
+        return Conversation((Turn("user", before), Turn("assistant", after)))
+    if isinstance(before, Sequence) and isinstance(after, Sequence) and not isinstance(before, str):
+        both = [*before, *([{"role": "assistant", "content": after}] if isinstance(after, str) else after)]
+        return Conversation(tuple(_turn(m, "role", "content") for m in both))
+    raise DataError(f"{pair[0]!r} and {pair[1]!r} are neither texts nor lists of messages")
+
+
+# ---------------------------------------------------------------- trees
+
+
+def trees(rows: Iterable[Mapping[str, Any]], every: bool = False) -> Iterator[Conversation]:
+    """The conversations of OASST's flat rows (message_id, parent_id, text, role, rank): of each tree the path of the
+    best ranked replies, or with `every` each path to a leaf."""
+    nodes: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        nodes[str(row["message_id"])] = {**row, "replies": []}
+    roots = []
+    for node in nodes.values():
+        parent = node.get("parent_id")
+        if parent is None:
+            roots.append(node)
+        elif str(parent) in nodes:
+            nodes[str(parent)]["replies"].append(node)
+    for root in roots:
+        yield from _paths([root], every)
+
+
+def _paths(path: list[Any], every: bool = False) -> Iterator[Conversation]:
+    """The conversations that begin with the nodes of `path`; each ends with an answer."""
+    replies = [node for node in path[-1].get("replies") or [] if not node.get("deleted")]
+    if not replies:
+        turns = tuple(_turn(node, "role", "text") for node in path)
+        while turns and turns[-1].role != "assistant":
+            turns = turns[:-1]
+        if turns:
+            yield Conversation(turns)
+        return
+    ranked = sorted(replies, key=lambda node: (node.get("rank") is None, node.get("rank") or 0))
+    for node in ranked if every else ranked[:1]:
+        yield from _paths([*path, node], every)

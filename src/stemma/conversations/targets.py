@@ -1,0 +1,79 @@
+"""Ids of a conversation, and which of them are learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from stemma.conversations.shapes import Conversation
+from stemma.conversations.templates import Text, Writer
+from stemma.errors import DataError
+from stemma.text.places import encode_places
+
+LossOn = Literal["answers", "last answer", "everything"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """`ids` of a conversation; `targets`: whether each is learnt, as what follows the ids before it."""
+
+    ids: list[int]
+    targets: list[bool]
+
+    def labels(self, ignored: int = -100) -> list[int]:
+        """The ids, `ignored` where nothing is learnt."""
+        return [i if learnt else ignored for i, learnt in zip(self.ids, self.targets, strict=True)]
+
+
+def encode(tokenizer: Any, text: Text, loss_on: LossOn = "answers") -> Example:
+    """The tokens of a text. A token is a target if any character of it lies in a target's span: the first token of an
+    answer may hold the blank before it. The template's special tokens are tokens; their names in anybody's words are
+    ordinary text. The tokenizer's first token stands in front where the text does not have it.
+
+    Raises DataError for a text without a target."""
+    spans = {"answers": text.spans, "last answer": text.spans[-1:], "everything": ((0, len(text.text)),)}[loss_on]
+    ids, places = encode_places(tokenizer, text.text, text.words)
+    if cuts := _cuts(text, places):
+        ids, places = encode_places(tokenizer, text.text, text.words, cuts)
+    targets = [any(begin < e and end > b for b, e in spans) for begin, end in places]
+    bos = tokenizer.bos_id
+    if bos is not None and ids[:1] != [bos] and tokenizer.encode("a", add_special=True)[:1] == [bos]:
+        ids, targets = [bos, *ids], [False, *targets]
+    if text.open_ended and tokenizer.eos_id is not None:
+        ids, targets = [*ids, tokenizer.eos_id], [*targets, True]
+    if not any(targets):
+        raise DataError("no token of it is learnt")
+    return Example(ids, targets)
+
+
+def _cuts(text: Text, places: list[tuple[int, int]]) -> list[int]:
+    """Begins and ends of targets at which two tokens must meet: a token there holds an answer's letters and others. A
+    prompt is encoded alone when the model answers it, and the model stops where its answer ends."""
+    whole = text.text
+    begins = [b for b, _ in text.spans if any(begin < b < end and whole[begin:b].strip() for begin, end in places)]
+    ends = [e for _, e in text.spans if any(begin < e < end and whole[e:end].strip() for begin, end in places)]
+    return sorted({*begins, *ends})
+
+
+def fit(
+    talk: Conversation,
+    longest: int,
+    write: Writer,
+    tokenizer: Any,
+    loss_on: LossOn = "answers",
+    said: Callable[[str], None] = lambda _: None,
+) -> Example:
+    """The example of a conversation in at most `longest` tokens: whole rounds are left out at its end until the rest
+    fits. Raises DataError where not even the first round fits, since an example that is cut would lose its answer or
+    its end."""
+    head = 1 if talk.turns[:1] and talk.turns[0].role == "system" else 0
+    turns = talk.turns if talk.turns[-1].role == "assistant" else talk.turns[:-1]
+    while True:
+        example = encode(tokenizer, write.write(Conversation(turns, talk.instruction, talk.input)), loss_on)
+        if len(example.ids) <= longest:
+            return example
+        if len(turns) - head <= 2:
+            raise DataError(f"its first round has {len(example.ids)} tokens, more than the {longest} of a row")
+        said("rounds left out")
+        turns = turns[:-2]

@@ -18,6 +18,7 @@ from stemma.data.heldout import training_texts
 from stemma.declare.family import Text
 from stemma.declare.objectives import CLM, Infill
 from stemma.declare.recipes import Sampling
+from stemma.errors import CheckpointError
 from stemma.objectives import Setting, objective
 from stemma.objectives.base import IGNORED, Order
 from stemma.objectives.languages import mixed
@@ -103,6 +104,21 @@ def test_pieces_are_of_bounded_length(tmp_path: Path) -> None:
         assert [pieces.closed(i) for i in range(len(long))] == [False] * (len(long) - 1) + [True]
         assert pieces.ends == len(store) and pieces.tokens_total == store.tokens_total
     assert store.cut(10**6).lengths.tolist() == store.lengths.tolist()
+
+
+def test_arrays_of_blocks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    store = stored(tmp_path, [BOOK, *NOTES])
+    store.verify()
+    store._arrays["blocks"] = np.asarray(store._arrays["blocks"]).copy()
+    store._arrays["blocks"][-2] += 1  # of no document's end
+    with pytest.raises(CheckpointError, match="blocks"):
+        store.verify()
+    path = tmp_path / "store" / "meta.json"
+    meta = json.loads(path.read_text())
+    del meta["files"]["block_hashes"]
+    path.write_text(json.dumps(meta))
+    with pytest.raises(CheckpointError, match="some arrays of blocks"):
+        Store.open(tmp_path / "store")
 
 
 # ---------------------------------------------------------------- what is held out

@@ -43,6 +43,7 @@ BUDGETS = {
     "test_config.py": 8,
     "test_hostile_input.py": 12,
     "test_rewrites.py": 10,
+    "test_fuzz.py": 10,
     "test_rewrites_train.py": 12,
 }
 REFERENCE = 0.05  # seconds that `work` takes on the machine of the budgets

@@ -57,7 +57,7 @@ def poisoned(name: str, each: int) -> list[Case]:
 def test_what_runs_code_is_noticed_and_what_failed_before_passes(tmp_path: Path) -> None:
     """One process: the cases that failed once, a part of the payloads in files of runs, and a case that must fail."""
     before = [parse(line) for line in BEFORE.read_text("utf-8").splitlines()]
-    runs = [case for name in RUNS for case in poisoned(name, 1)[RUNS.index(name) :: 11]]
+    runs = [case for name in RUNS for case in poisoned(name, 1)[RUNS.index(name) :: 27]]
     bad = Case("run", (("x.py", ["payload", "python"]),), ("--families", f"{MODEL}/x.py", "tree"))
     (tmp_path / "cases").write_text("".join(case.line() + "\n" for case in [*before, *runs, bad]))
     done = fuzz("--cases", tmp_path / "cases", "--kept", tmp_path / "kept")
@@ -105,6 +105,7 @@ def test_what_is_wrong_with_a_command(tmp_path: Path) -> None:
         (b'{"a": 1}', ["json", ["a"], "double", "NaN"], b'{"a": 1, "a": NaN}'),
         (b'{"a": 1}', ["json", ["a"], "rename", '"\\ud800"'], b'{"\\ud800": 1}'),
         (b'{"a": 1}', ["json", ["a"], "wrap", "list"], b'{"a": [1]}'),
+        (b'{"a": {"b": 1}}', ["json", ["a"], "grow", 2], b'{"a": {"b": 1, "b0": 1, "b1": 1}}'),
         (b'{"a": [1]}', ["json", ["a"], "repeat", 3], b'{"a": [1, 1, 1]}'),
         (b'{"a": 1}', ["json", [], "set", "null"], b"null"),
         (b'1\n{"a": 1}\n', ["line", 1, "json", ["a"], "set", "2"], b'1\n{"a": 2}\n'),

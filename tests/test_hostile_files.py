@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import struct
 import time
 from collections.abc import Iterator
@@ -64,6 +65,38 @@ def test_tokenizers_that_the_library_cannot_run(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(CheckpointError, match="the tokenizer cannot read this text"):
             call("a" * 5000)
     assert load(bpe(normalizer=replace("x", "yy"))).encode("ab") == [2]
+
+
+def test_what_a_library_prints_of_its_panic_is_dropped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pattern = {"type": "Split", "pattern": {"Regex": "(a+a+)+[xy]"}, "behavior": "Isolated", "invert": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(bpe(pre_tokenizer=pattern)))
+    tokenizer = Tokenizer.load(tmp_path)
+    for call in (
+        tokenizer.encode,
+        lambda text: tokenizer.encode_pair(text, text),
+        lambda text: tokenizer.encode_batch([text]),
+    ):
+        with pytest.raises(CheckpointError, match="the tokenizer cannot read this text"):
+            call("a" * 60)
+    assert capfd.readouterr().err == ""
+    os.write(2, b"x")
+    assert capfd.readouterr().err == "x"
+
+
+@pytest.mark.parametrize("number", [2**31, 10**7, -1, 1.5, "x", None])
+def test_ids_that_no_vocabulary_has(number: Any, tmp_path: Path) -> None:
+    for change in (
+        {"model": {"type": "BPE", "vocab": {"a": number, "b": 1, "ab": 2}, "merges": []}},
+        {"added_tokens": [{"id": number, "content": "x"}]},
+    ):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(bpe(**change)))
+        with pytest.raises(CheckpointError, match=r"has the id .*; ids are whole numbers from 0"):
+            Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": number, "b": 1}))
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(CheckpointError, match=r"has the id .*; ids are whole numbers from 0"):
+        Tokenizer.load(tmp_path)
 
 
 def test_a_tokenizer_config_of_another_shape(tmp_path: Path) -> None:

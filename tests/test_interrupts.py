@@ -41,9 +41,8 @@ def commands(home: Path, out: Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def pressed(words: list[str], wait: float, more: tuple[float, ...]) -> tuple[int | None, str, str]:
-    """(exit code, stdout, stderr) of a command that gets Ctrl-C after `wait` seconds, and again `more` seconds later.
-    The code is None if it was at its end before."""
+def pressed(words: list[str], wait: float, more: tuple[float, ...]) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a command that gets Ctrl-C after `wait` seconds, and again `more` seconds later."""
     with subprocess.Popen(
         [sys.executable, "-c", CODE, *words],
         stdout=subprocess.PIPE,
@@ -57,30 +56,26 @@ def pressed(words: list[str], wait: float, more: tuple[float, ...]) -> tuple[int
             if process.poll() is not None:
                 break
             process.send_signal(signal.SIGINT)
-        early = process.poll() == 0
         out, err = process.communicate(timeout=60)
-        return None if early else process.returncode, out, err
+        return process.returncode, out, err
 
 
-def check(name: str, wait: float, more: tuple[float, ...], home: Path, out: Path) -> None:
+def check(name: str, wait: float, more: tuple[float, ...], home: Path, out: Path) -> bool:
+    """Press Ctrl-C in a command. Returns whether that stopped it; else it was at its end."""
     code, said, err = pressed(commands(home, out)[name], wait, more)
     what = (name, wait, more, code, said[-300:], err)
-    if code is None or (code == 0 and name == "convert"):  # it came to its end
-        return
+    assert code in (0, 130) and "Traceback" not in err and "Exception" not in err, what
     lines = [line for line in err.splitlines() if not line.startswith("note: ")]
-    assert code == 130 and "Traceback" not in err and "Exception" not in err, what
-    assert lines and (lines[-1] == "error: stopped" or "go on with: stemma resume" in lines[-1]), what
-    assert sum(line.startswith("error: ") for line in lines) <= 1, what
-    half = (
-        [path for path in out.rglob("*") if path.name.endswith(".tmp") or path.name.startswith(".saving")]
-        if out.exists()
-        else []
-    )
-    assert name != "convert" or not out.exists() or not half, (what, half)
+    if code == 130:
+        assert lines and (lines[-1] == "error: stopped" or "go on with: stemma resume" in lines[-1]), what
+    assert sum(line.startswith("error: ") for line in lines) == int(code == 130 and "go on with" not in err), what
+    if name == "convert" and (out / "config.json").exists():  # it is written last
+        assert (out / "model.safetensors").exists() and (code == 130 or not list(out.glob(".*"))), what
+    return code == 130
 
 
 def test_ctrl_c_while_a_command_works(home: Path, tmp_path: Path) -> None:
-    check("generate", 2.5, (), home, tmp_path / "out")
+    assert check("pretrain", 2.5, (), home, tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -88,6 +83,7 @@ def test_ctrl_c_while_a_command_works(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("more", PATTERNS)
 def test_ctrl_c_at_random_moments(name: str, more: tuple[float, ...], home: Path, tmp_path: Path) -> None:
     draw = random.Random(f"{name} {more}")
-    for number in range(6):
-        wait = draw.uniform(0, 1) if number < 3 else draw.uniform(1, 6 if name == "pretrain" else 4)
-        check(name, wait, more, home, tmp_path / str(number))
+    last = {"pretrain": 6, "convert": 3, "generate": 4}[name]
+    waits = [draw.uniform(0, 1) if number < 3 else draw.uniform(1, last) for number in range(6)]
+    stopped = [check(name, wait, more, home, tmp_path / str(number)) for number, wait in enumerate(waits)]
+    assert sum(stopped) >= 3

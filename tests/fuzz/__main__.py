@@ -21,16 +21,22 @@ from fuzz.tries import Tried
 
 def signature(tried: Tried) -> str:
     """What failures of one kind have in common."""
-    told = re.sub(r"'[^']*'|\"[^\"]*\"|[\d.,]+", "_", tried.problems[0])[:70]
-    return f"{told} {tried.where}"
+    return f"{shape(tried.problems[0])} {tried.where}"
 
 
-Found = tuple[tuple[int, int], Counter[int], dict[str, list[int]]]
+def shape(text: str) -> str:
+    """The beginning of a message without its names and numbers."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|[\d.,]+", "_", text.strip())[:70]
+
+
+Found = tuple[tuple[int, int], Counter[int], dict[str, list[int]], dict[str, int]]
 
 
 def found(cases: Iterator[tuple[int, Case]], subjects: Subjects, seconds: float, kept: Path) -> Found:
-    """(numbers of the first and the last case, exit codes, numbers by the signature of the failures)."""
+    """(numbers of the first and the last case, exit codes, numbers by the signature of the failures, a number for each
+    kind of exit code 5: the machine's refusals, which a file should seldom cause)."""
     codes: Counter[int] = Counter()
+    refusals: dict[str, int] = {}
     first = last = 0
     failures: dict[str, list[int]] = {}
     end = time.monotonic() + seconds
@@ -38,6 +44,8 @@ def found(cases: Iterator[tuple[int, Case]], subjects: Subjects, seconds: float,
         for seed, case, tried in pool.run(cases, subjects):
             first, last = first or seed, seed
             codes[tried.code] += 1
+            if tried.code == 5:
+                refusals[shape(tried.err.rpartition("error: ")[2])] = seed
             if tried.problems:
                 key = signature(tried)
                 failures.setdefault(key, []).append(seed)
@@ -47,13 +55,13 @@ def found(cases: Iterator[tuple[int, Case]], subjects: Subjects, seconds: float,
                 break
     except KeyboardInterrupt:
         print("\nstopped")
-    return (first, last), codes, failures
+    return (first, last), codes, failures, refusals
 
 
 def report(cases: Iterator[tuple[int, Case]], subjects: Subjects, seconds: float, kept: Path) -> int:
     """Run cases and print what was found. Returns the exit code."""
     begin = time.monotonic()
-    seen, codes, failures = found(cases, subjects, seconds, kept)
+    seen, codes, failures, refusals = found(cases, subjects, seconds, kept)
     taken = time.monotonic() - begin
     shown = ", ".join(f"{code}: {number:,}" for code, number in sorted(codes.items()))
     print(
@@ -61,6 +69,8 @@ def report(cases: Iterator[tuple[int, Case]], subjects: Subjects, seconds: float
     )
     for key, seeds in sorted(failures.items(), key=lambda pair: -len(pair[1])):
         print(f"{len(seeds):5} x {key}  (first {seeds[0]})")
+    for told, number in refusals.items():
+        print(f"exit code 5: {told} ({number})")
     print(f"{len(failures)} kinds of failure", flush=True)
     return int(bool(failures))
 

@@ -162,6 +162,9 @@ def in_json(content: str, path: list[Any], how: str, *rest: Any) -> str:
             holder[key] = [held] if rest[0] == "list" else {"x": held}
         case "repeat":
             holder[key] = held * rest[0]
+        case "grow":  # so many more entries like the last one
+            name, item = list(held.items())[-1]
+            holder[key] = held | {f"{name}{i}": item for i in range(rest[0])}
     if not root:
         return ""
     lines = json.dumps(root, indent=2 if content.lstrip().startswith(("{\n", "[\n")) else None)

@@ -186,7 +186,7 @@ def _json(content: bytes, draw: Draw) -> Edit:
         key = draw.choice(sorted(value)) if isinstance(value, dict) else draw.randrange(len(value))
         path.append(key)
         value = value[key]
-    how = draw.choice(["set"] * 10 + ["delete", "double", "rename", "wrap", "repeat"])
+    how = draw.choice(["set"] * 10 + ["delete", "double", "rename", "wrap", "repeat", "grow"])
     match how:
         case "wrap":
             return ["json", path, how, draw.choice(["list", "object"])]
@@ -196,6 +196,10 @@ def _json(content: bytes, draw: Draw) -> Edit:
             if not isinstance(value, list | str):
                 raise ValueError("no list")
             return ["json", path, how, draw.choice([0, 2, 1000])]
+        case "grow":
+            if not isinstance(value, dict) or not value:
+                raise ValueError("no object")
+            return ["json", path, how, draw.choice([1, 1000, 100_000])]
         case "rename":
             return ["json", path, how, draw.choice(TEXTS)]
     return ["json", path, how, _value(value, json.loads(content), draw)]

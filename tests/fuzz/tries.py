@@ -19,7 +19,7 @@ from typing import Any
 from fuzz.cases import MARK, Case, Subjects, lay
 from stemma.errors import StemmaError, printable
 
-CODES = (0, 1, 2, 3, 4, 5, 6, 130, 141)
+CODES = (0, 2, 3, 4, 5, 6, 130, 141)  # 1 is of errors without a code of their own: there should be none
 SECONDS = 8.0  # of the processor for a case of a few kilobytes, and what ends it
 LAST = 4 * SECONDS
 MEMORY = 400 * 2**20  # bytes beyond what the process had
@@ -211,7 +211,7 @@ def judged(case: Case, tried: Tried, place: Path, before: set[str]) -> Iterator[
     if tried.code == 70 and not any(problem.startswith("raises") for problem in tried.problems):
         yield f"exit 70: {' '.join(tried.err.split())[-300:]}"
     elif tried.code not in CODES and tried.code != 70:
-        yield f"exit {tried.code}"
+        yield f"exit {tried.code}: {' '.join(tried.err.split())[-300:]}"
     if tried.code == 5 and "memory" in tried.err:
         yield f"out of memory: {' '.join(tried.err.split())[-300:]}"
     if tried.seconds > SECONDS:

@@ -210,7 +210,9 @@ def main(args: list[str] | None = None) -> NoReturn:
             raise
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{(error.strerror or str(error)).lower()}", 5, debug)
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of a library in Rust
+            raise
         if stop.requested():  # a library made another error of it
             fail("stopped", 130, debug)
         if debug:

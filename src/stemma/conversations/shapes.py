@@ -57,8 +57,8 @@ class Conversation:
 
 
 def shape_of(row: Mapping[str, Any]) -> str:
-    """The shape of a row: `messages`, `sharegpt`, `instruction`, `pair`, `tree` or `texts`. Raises DataError for one that
-    has none, naming its fields."""
+    """The shape of a row: `messages`, `sharegpt`, `instruction`, `pair`, `tree` or `texts`. Raises DataError for one
+    that has none, naming its fields."""
     if isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"]:
         return "tree"
     for name in LISTS:

@@ -6,18 +6,21 @@ import base64
 import contextlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stemma import disk
-from stemma.errors import CheckpointError, ResourceError, StemmaError, brief
+from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, brief
+from stemma.text import ranks
 from stemma.text.specials import ROLES, Specials, sentinel, spaced_sentinel
 
 if TYPE_CHECKING:
     import tokenizers
 
 MERGES = 2_000_000  # the most merges that are read; the largest published tokenizers have half a million
+KNOWN = (" {2,}", "^ +| +$", "▁*[^▁]+|▁+", ranks.LLAMA3)  # patterns of ours, which end soon in every text
 IDS = 10_000_000  # more than any vocabulary has
 GROWTH = 1000  # times that a normalizer may make a text longer
 
@@ -46,6 +49,59 @@ def guarded(what: object) -> Iterator[None]:
             raise
         why = brief(" ".join(str(error).split()) or type(error).__name__)
         raise CheckpointError(f"{what} is not a tokenizer that works: {why}") from None
+
+
+def foreign(state: Any) -> bool:
+    """Whether a tokenizer.json has patterns beside those that are known to end."""
+    if isinstance(state, dict) and isinstance(pattern := state.get("Regex"), str):
+        return pattern not in KNOWN
+    inner = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
+    return any(foreign(item) for item in inner if isinstance(item, (dict, list)))
+
+
+@contextlib.contextmanager
+def panics(silent: bool) -> Iterator[None]:
+    """Raise CheckpointError where the library panics, as for a pattern that backtracks without end. `silent`: drop what
+    it prints then, by itself, past Python's streams."""
+    try:
+        with _stderr_dropped() if silent else contextlib.nullcontext():
+            yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"the tokenizer cannot read this text: {why}; its files are damaged or unusual") from None
+
+
+@contextlib.contextmanager
+def of(silent: bool, *texts: str) -> Iterator[None]:
+    """`panics`, and a DataError that names the character that is no text, where the library only says that there is
+    one."""
+    try:
+        with panics(silent):
+            yield
+    except TypeError as error:
+        for text in texts:
+            if isinstance(text, str) and (bad := next((c for c in text if "\ud800" <= c <= "\udfff"), None)):
+                raise DataError(f"the text has a character that is not text (U+{ord(bad):04X})") from error
+        raise
+
+
+@contextlib.contextmanager
+def _stderr_dropped() -> Iterator[None]:
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def check(core: tokenizers.Tokenizer, what: object) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import secrets
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stemma import disk
-from stemma.errors import CheckpointError, DataError, UsageError
+from stemma.errors import CheckpointError, UsageError
 from stemma.text import added, chat, legacy, ranks, reading, trainer
 from stemma.text.specials import ROLES, Specials, sentinel
 from stemma.text.words import Spans, Words, spans, table
@@ -266,6 +265,11 @@ class Tokenizer:
     # ------------------------------------------------------------ text to ids
 
     @cached_property
+    def _foreign(self) -> bool:
+        """Whether it holds patterns at which the library may panic."""
+        return reading.foreign(json.loads(self._core.to_str()))
+
+    @cached_property
     def _plain(self) -> tokenizers.Tokenizer:
         """A copy that cannot produce a special id from text: the specials are no longer looked for, and their entries
         in the model's vocabulary have names that no text contains. Ids are the same. A single character stays what it
@@ -320,7 +324,7 @@ class Tokenizer:
     def encode(self, text: str, *, add_special: bool = True, allow_special: bool = False) -> list[int]:
         """The ids of `text`. `add_special` puts the kind's special tokens around it. A special token's name inside the
         text is ordinary text unless `allow_special`. Raises DataError for a lone surrogate, which is not text."""
-        with _reading(text):
+        with reading.of(self._foreign, text):
             if allow_special:
                 return list(self._core.encode(text, add_special_tokens=add_special).ids)
             return self._ids(text, self._plain.encode(text, add_special_tokens=add_special))
@@ -328,7 +332,7 @@ class Tokenizer:
     def encode_pair(self, a: str, b: str) -> tuple[list[int], list[int]]:
         """The ids of two texts as one input with their special tokens, and for each id the text it belongs to (0 or 1).
         Special tokens' names in the texts are ordinary text."""
-        with _reading(a, b):
+        with reading.of(self._foreign, a, b):
             encoding = self._plain.encode(a, b, add_special_tokens=True)
         return list(encoding.ids), list(encoding.type_ids)
 
@@ -337,7 +341,7 @@ class Tokenizer:
         texts = list(texts)
         slow = self.kind == "unigram" and any("<0x" in text for text in texts)
         run = self._plain.encode_batch if slow else self._plain.encode_batch_fast
-        with _reading(*texts):
+        with reading.of(self._foreign, *texts):
             encodings = run(texts, add_special_tokens=add_special)
         return [self._ids(text, e) if slow else e.ids for text, e in zip(texts, encodings, strict=True)]
 
@@ -345,7 +349,7 @@ class Tokenizer:
         """For each text its ids, without special tokens, and for each id the character where its piece ends."""
         texts = list(texts)
         out = []
-        with _reading(*texts):
+        with reading.of(self._foreign, *texts):
             encodings = self._plain.encode_batch(texts, add_special_tokens=False)
         for text, e in zip(texts, encodings, strict=True):
             ids = self._ids(text, e)
@@ -356,7 +360,7 @@ class Tokenizer:
 
     def encode_flat(self, texts: Sequence[str]) -> Spans:
         """`encode_spans` of many texts as arrays, fast."""
-        with _reading(*texts):
+        with reading.of(self._foreign, *texts):
             found = self._words.encode(texts) if self._words is not None else None
         return found or spans(self.encode_spans(texts))
 
@@ -381,7 +385,7 @@ class Tokenizer:
         if any(i < 0 for i in ids):
             raise UsageError(f"token ids are not negative, as {min(ids)} is")
         ids = [i for i in ids if i < self.vocab_size]
-        with _panics():
+        with reading.panics(self._foreign):
             return str(self._core.decode(ids, skip_special_tokens=skip_special))
 
     def decode_continuation(self, ids: Iterable[int]) -> str:
@@ -469,31 +473,6 @@ class Tokenizer:
         inputs = ["input_ids", "token_type_ids", "attention_mask"]
         out["model_input_names"] = inputs if self.kind == "wordpiece" else [inputs[0], inputs[2]]
         return out
-
-
-@contextlib.contextmanager
-def _reading(*texts: str) -> Iterator[None]:
-    """Name the character that is no text, where the library only says that there is one."""
-    try:
-        with _panics():
-            yield
-    except TypeError as error:
-        for text in texts:
-            if isinstance(text, str) and (bad := next((c for c in text if "\ud800" <= c <= "\udfff"), None)):
-                raise DataError(f"the text has a character that is not text (U+{ord(bad):04X})") from error
-        raise
-
-
-@contextlib.contextmanager
-def _panics() -> Iterator[None]:
-    """Raise CheckpointError where the library panics, as for a pattern that backtracks without end."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        why = " ".join(str(error).split())
-        raise CheckpointError(f"the tokenizer cannot read this text: {why}; its files are damaged or unusual") from None
 
 
 def _printable(text: str) -> str:

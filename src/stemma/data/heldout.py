@@ -134,9 +134,9 @@ def chosen(draw: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64], fracti
     """bool[n]: those with a draw below `fraction`; where their share of all sizes is too far from it, those with the
     smallest draws whose share is nearest, and of these none that is twice the share, unless all are."""
     target = fraction * sizes.sum()
-    out = draw < fraction
-    if out.any() and not out.all() and abs(sizes[out].sum() - target) <= MISS * target:
-        return out
+    below = draw < fraction
+    if below.any() and not below.all() and abs(sizes[below].sum() - target) <= MISS * target:
+        return below
     order = np.argsort(draw, kind="stable")
     fit = order[sizes[order] <= max(2 * target, sizes.min())]
     enough = int(np.abs(np.cumsum(sizes[fit]) - target).argmin()) + 1

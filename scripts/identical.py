@@ -84,6 +84,15 @@ def digest(*parts: Any) -> str:
     return found.hexdigest()
 
 
+def content(path: Path) -> bytes:
+    """The bytes of a file; those of safetensors as the library lays them out, whatever fills the header."""
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    from safetensors.torch import load_file, save
+
+    return save(load_file(path), {"format": "pt"})
+
+
 def forward(name: str) -> dict[str, str]:
     """The first size of a family at small widths, on ids with a mask: a digest of the network and its LM head, and one
     of what other heads answer."""
@@ -119,7 +128,7 @@ def learned(name: str, changes: dict[str, Any], folder: Path, out: Path) -> dict
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     found = {"losses": digest([[r["loss"], r["grad_norm"]] for r in records], run.summary["val"])}
     files = sorted(p for p in (out / "model").iterdir() if p.suffix in (".json", ".safetensors"))
-    found["files"] = digest(*((p.name, p.read_bytes()) for p in files))
+    found["files"] = digest(*((p.name, content(p)) for p in files))
     if name in WRITES and not changes:
         with contextlib.suppress(Exception):
             found["text"] = digest(stemma.generate(run.model, ["The word of"], max_new_tokens=12, temperature=0))

@@ -39,6 +39,7 @@ BUDGETS = {
     "test_objective_orders.py": 10,
     "test_train.py": 10,
     "test_engine_pairs.py": 10,
+    "test_blocks.py": 8,
     "test_data_page.py": 8,
     "test_config.py": 8,
     "test_hostile_input.py": 12,

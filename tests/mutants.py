@@ -21,7 +21,7 @@ class Mutant(NamedTuple):
 MUTANTS = [
     # nn
     Mutant("nn: a window is a token wider", "mask & (far < window)", "mask & (far <= window)", "parity"),
-    Mutant("nn: later documents see earlier ones", "inputs.qdoc[:, :, None] == inputs.kdoc[:, None, :]", "inputs.qdoc[:, :, None] >= inputs.kdoc[:, None, :]", "harness"),
+    Mutant("nn: later documents see earlier ones", "inputs.qdoc[:, queries, None] == inputs.kdoc[:, None, keys]", "inputs.qdoc[:, queries, None] >= inputs.kdoc[:, None, keys]", "harness"),
     Mutant("nn: empty cache slots count as seen", "EMPTY = 2**40", "EMPTY = 0", "generate"),
     Mutant("nn: scores are scaled as sums of one", "(spec.scale_width or dims.width) * terms) ** -0.5", "(spec.scale_width or dims.width)) ** -0.5", "parity"),
     Mutant("nn: training sees a token ahead", 'float("-inf")).triu(1)', 'float("-inf")).triu(2)', "objectives harness"),
@@ -32,6 +32,8 @@ MUTANTS = [
     Mutant("nn: weights of experts are not normalised", "(weights / weights.sum(-1, keepdim=True) if self.normalised else weights)", "weights", "parity"),
     Mutant("nn: GPT-2's residual scale is gone", "std /= math.sqrt(2 * dims.layers)", "std /= math.sqrt(dims.layers)", "decoders harness tree config"),
     Mutant("nn: XLNet's queries see themselves", "kpos[:, None, :] >= given.places[:, :, None]", "kpos[:, None, :] > given.places[:, :, None]", "xlnet generate"),
+    Mutant("nn: a window in blocks is a token wider", "tile._replace(upper=0, lower=1 - window)", "tile._replace(upper=0, lower=-window)", "blocks"),
+    Mutant("nn: dropout in blocks draws one mask for all", "place = score.seed, tile.rows.start, tile.queries.start, tile.keys.start", "place = score.seed, 0", "blocks"),
     # declarations
     Mutant("declare: the architecture may change in tuning", 'path.split(".")[1:2] != ["mask"]]', 'path.split(".")[1:2] == ["nothing"]]', "tree"),
     Mutant("declare: a ramp rounds down", "max(1, round(full * share / self.multiple))", "max(1, int(full * share / self.multiple))", "ramp"),
@@ -73,7 +75,7 @@ MUTANTS = [
     # formats
     Mutant("formats: neighbours and halves are mixed up", "heads = tensor.reshape(-1, 2, width // 2, *tensor.shape[1:])", "heads = tensor.reshape(-1, width // 2, 2, *tensor.shape[1:])", "meta gguf_write llama2c"),
     Mutant("formats: Q6_K is off by one", "_groups(_f32(q) - 32, _f32(block", "_groups(_f32(q) - 31, _f32(block", "gguf"),
-    Mutant("formats: a repeated tensor is not compared", "and not torch.equal(self.source.get(other), tensor)", "and torch.equal(self.source.get(other), tensor + 1)", "checkpoints"),
+    Mutant("formats: a repeated tensor is not compared", "if not torch.equal(self.source.get(other), self.source.get(name)):", "if torch.equal(self.source.get(other), self.source.get(name) + 1):", "checkpoints"),
     Mutant("formats: stray tensors are taken", "if reason is None:\n                raise CheckpointError(f\"{self.where} holds", "if reason is False:\n                raise CheckpointError(f\"{self.where} holds", "checkpoints"),
     # text, planning, report, command line
     Mutant("text: a byte changes its letter", "rest = [byte for byte in range(256) if byte not in set(shown)]", "rest = [byte for byte in range(255, -1, -1) if byte not in set(shown)]", "text meta"),

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
@@ -660,7 +659,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(
         "gpt2", {"arch.norm.eps": 1e-3}, seed=2, layers=2, d_model=16, heads=2, d_ff=24, context=16, vocab=30
     )
     if where == "weights":
-        monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
+        monkeypatch.setattr(stored, "write_shard", full_disk)
     elif where == "config":
         monkeypatch.setattr(stored, "write_json", full_disk)
     elif where == "fsync":
@@ -691,7 +690,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(
 
 
 def test_a_full_disk_on_a_new_folder_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
+    monkeypatch.setattr(stored, "write_shard", full_disk)
     with pytest.raises(ResourceError, match="full"):
         small(30).save(tmp_path / "x")
     assert not list(tmp_path.iterdir())

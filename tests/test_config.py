@@ -425,6 +425,7 @@ def test_a_mistyped_key_is_refused_with_the_right_one(model_type: str, every: in
     """Each key with each slip of the hand, by default one slip in `every`."""
     layout = formats.LAYOUTS[model_type]
     keys = {n for k in layout.keys for n in (k.name, *k.older)} | set(layout.fixed) | set(layout.unused)
+    keys |= set(layout.of_class(None))
     general = {*GENERAL, *GENERAL_FIXED}
     tried = keys | general if model_type == "bert" else keys  # the general ones are the same everywhere
     keys |= general

@@ -108,6 +108,8 @@ def test_a_published_data_set_is_read_without_what_is_held_out_and_what_describe
         "test and README.md, which describe it; name them, or write a glob, to read them"
     ]
     assert len(list(read(str(tmp_path / "hub/data/test*")).documents())) == 1
+    every = read(str(tmp_path / "hub/data/*"))
+    assert len(list(every.documents())) == 4 and "matches test-00000-of-00001.jsonl, validation-" in every.notes[0]
     for name in (
         "wiki.train.tokens",
         "wiki.valid.tokens",

@@ -16,6 +16,7 @@ import stemma
 from oracle import jitter
 from stemma import formats
 from stemma.errors import CheckpointError
+from stemma.formats.config import read_config
 from stemma.formats.keys import ACTIVATIONS, Layout
 
 SMALL = {
@@ -66,6 +67,8 @@ MORE: dict[str, list[Any]] = {
     "decoder_layerdrop": [0.1],
     "router_jitter_noise": [0.1],
     "layer_norm_eps": [0.05],
+    "summary_type": ["first", "last", "mean"],
+    "pooler_hidden_act": ["tanh"],
 }
 ACTS = ("hidden_act", "hidden_activation", "activation", "activation_function", "ff_activation")
 # (model_type, key) -> values that are another network than the family's, or whose class has a head of another kind
@@ -73,8 +76,6 @@ REFUSED: dict[tuple[str, str], set[Any]] = {
     **{(kind, "tie_word_embeddings"): {False} for kind in ("bart", "mbart")},
     **{(kind, "use_bidirectional_attention"): {True} for kind in ("gemma", "gemma2", "gemma3_text")},
     **{(kind, key): {True} for kind, key in (("xlm", "asm"), ("xlnet", "bi_data"), ("xlnet", "same_length"))},
-    **{(kind, "summary_use_proj"): {False} for kind in ("xlm", "xlnet", "electra")},
-    ("xlm", "summary_proj_to_labels"): {False},
     **{(kind, "position_biased_input"): {False} for kind in ("deberta", "deberta-v2")},  # the only positions
 }
 # what was refused or read otherwise once
@@ -170,6 +171,38 @@ def test_settings_that_users_met(model_type: str, change: dict[str, Any], tmp_pa
         given["decoder_input_ids"] = given["input_ids"][:, :4]
     with torch.no_grad():
         assert (logits(again(**given)) - logits(first(**given))).abs().max() <= 1e-5
+
+
+HEADS = [
+    ("xlm", "XLMForSequenceClassification", "summary_type", "last"),
+    ("xlnet", "XLNetForMultipleChoice", "summary_activation", None),
+    ("electra", "ElectraForMultipleChoice", "summary_use_proj", False),
+    ("gpt2", "GPT2DoubleHeadsModel", "summary_type", "mean"),
+    ("openai-gpt", "OpenAIGPTDoubleHeadsModel", "summary_activation", "tanh"),
+    ("deberta", "DebertaForSequenceClassification", "pooler_hidden_act", "tanh"),
+]
+
+
+@pytest.mark.parametrize(("model_type", "name", "key", "value"), HEADS)
+def test_a_key_of_a_head_counts_where_the_class_has_that_head(model_type: str, name: str, key: str, value: Any) -> None:
+    layout, raw = KNOWN[model_type], {"model_type": model_type, key: value}
+    with pytest.raises(CheckpointError, match=f"{key}={value!r} is not supported"):
+        read_config(layout, {**raw, "architectures": [name]})
+    with pytest.raises(CheckpointError, match=f"{key}={value!r} is not supported"):
+        read_config(layout, raw)  # whatever it holds
+    lm = next(c for c in layout.classes if "LM" in c)
+    assert read_config(layout, {**raw, "architectures": [lm]})[1][key] == "of a head that its class does not have"
+
+
+def test_a_new_head_does_not_take_over_what_the_config_said_of_another(tmp_path: Path) -> None:
+    assert outcome(KNOWN["xlm"], {"summary_type": "last"}, tmp_path / "a") == "equal"
+    ours = stemma.load(tmp_path / "a", task="classify", labels=3)
+    ours.save(tmp_path / "b")
+    theirs = hf.XLMForSequenceClassification.from_pretrained(tmp_path / "b").eval()
+    ids = torch.randint(5, 57, (2, 9), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        assert (ours(ids).logits - theirs(ids).logits).abs().max() <= 1e-5
+    assert stemma.load(tmp_path / "b").arch == ours.arch
 
 
 def variants(kind: Any) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib.util
+import itertools
 import re
 import sys
 from collections.abc import Iterable
@@ -132,8 +133,8 @@ _CONTROL = re.compile(r"(?!\r\n)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def nearest(word: str, known: Iterable[str], limit: int = 1) -> list[str]:
-    """The `limit` known words most like `word` (none if nothing is alike)."""
-    return difflib.get_close_matches(str(word), list(known), n=limit, cutoff=0.5)
+    """The `limit` known words most like `word` (none if nothing is alike), of the first 10,000."""
+    return difflib.get_close_matches(str(word), list(itertools.islice(known, 10_000)), n=limit, cutoff=0.5)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

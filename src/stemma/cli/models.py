@@ -50,9 +50,9 @@ def loading(called: Callable[..., None]) -> Callable[..., None]:
     return made
 
 
-def load(path: str, how: Loading) -> Any:
+def load(path: str, how: Loading, stream: bool = False) -> Any:
     """The model at `path`: a checkpoint's folder, a run (its `model`), a checkpoint of a run, a GGUF file or a hub
-    id."""
+    id. `stream`: its weights may stay in the file (see `formats.stream`)."""
     device, dtype = how.device, how.dtype
     if not path:
         raise UsageError("PATH is empty; give a folder, a run, a GGUF file or a hub id")
@@ -76,6 +76,8 @@ def load(path: str, how: Loading) -> Any:
             raise UsageError(f"{path} is a checkpoint of a run; --adapter and --quantize are for whole models")
         kind = None if dtype == "auto" else formats.dtype_of(dtype)
         return midway.load_checkpoint(Path(path)).to(device=device, dtype=kind)
+    if stream:
+        return formats.stream(path, dtype)
     return stemma.load(path, device=device, dtype=dtype, adapter=how.adapter, quantize=how.quantize)
 
 
@@ -358,7 +360,7 @@ def convert(
     if layout == "gguf":  # told before the weights are read
         require("gguf", "writing GGUF files", "'stemma-lm[gguf]'")
     wanted = "auto" if small else "float16" if packed else dtype
-    model = load(source, Loading("cpu", wanted))
+    model = load(source, Loading("cpu", wanted), stream=layout in ("hf", "gguf"))
     model.save(str(out), layout=layout, dtype=dtype if small else None, shard_bytes=limit, shards=shards)
     weights = sum(p.numel() for p in model.parameters())
     kind = "float32" if layout.startswith("llama2c") else dtype if small else str(model.dtype).removeprefix("torch.")

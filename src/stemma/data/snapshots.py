@@ -49,5 +49,19 @@ def note(root: Path, held: list[str], described: list[Path]) -> list[str]:
     return [f"passed over in {root}: {' and '.join(parts)}; name them, or write a glob, to read them"]
 
 
+def glob_note(pattern: str, paths: Collection[Path]) -> list[str]:
+    """A sentence where a glob, which reads all that it matches, matches validation or test files beside others."""
+    held = [
+        name
+        for folder in dict.fromkeys(path.parent for path in paths)
+        for name in held_out([path.name for path in paths if path.parent == folder])
+    ]
+    if not held:
+        return []
+    return [
+        f"{pattern} matches {shown(held)} too, of validation or test; a narrower glob leaves them out of the training"
+    ]
+
+
 def shown(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -49,7 +49,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stemma.data import builtin, cleaning, compression, files, folders, parallel
+from stemma.data import builtin, cleaning, compression, files, folders, parallel, snapshots
 from stemma.data.documents import Document, MixtureSource, Source, of, together
 from stemma.errors import DataError, ResourceError, UsageError, did_you_mean, require
 
@@ -131,7 +131,13 @@ def _single(name: str, spec: str, split: str | None, column: str) -> Source:
         if not found:
             raise DataError(f"no file matches {name}")
         compression.check_packages(found)
-        return Source(spec, lambda notes: files.of_files(found, split, column, notes), paths=tuple(found), facts=facts)
+        told = snapshots.glob_note(name, found)
+
+        def walk(notes: list[str]) -> Iterator[Document]:
+            notes += told
+            return files.of_files(found, split, column, notes)
+
+        return Source(spec, walk, paths=tuple(found), facts=facts)
     raise _missing(name, path)
 
 

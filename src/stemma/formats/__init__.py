@@ -97,8 +97,8 @@ def load(
     `dtype="auto"` keeps the file's; `device="meta"` reads shapes and no data. `rewrites` (`stemma.rewrites`) replace
     modules before they are filled: a quantised matrix is made of the file's tensor, and no other copy is kept.
     `quantize` (`"nf4"`, `"int8"`) does so with the matrices of all blocks. `adapter`: folders in PEFT's format, whose
-    adapters all take part; the folder of an adapter as `path` loads its base model too. Raises CheckpointError naming
-    the tensor, key or file."""
+    adapters all take part; the folder of an adapter as `path` loads its base model too. Weights of the wanted type and
+    layout are mapped copy-on-write (docs/formats.md). Raises CheckpointError naming the tensor, key or file."""
     folder = model_path(path) or fetch(str(path), revision)
     adapters = [adapter] if isinstance(adapter, str | Path) else list(adapter)
     if peft.is_adapter(folder):
@@ -154,6 +154,25 @@ def _loaded(
     model = hf.load(folder, device, kind, new=new, task=task, labels=count, problem=problem, **options)
     model.labels = names or model.labels
     return model
+
+
+def stream(path: str | Path, dtype: str | torch.dtype = "auto") -> Model:
+    """The model of a checkpoint as `load` gives it, but on the device "meta": its weights stay in the file, and `save`
+    (in the layouts hf and gguf) reads them one at a time. Only folders of config.json and GGUF files can be read so;
+    of others the weights are loaded."""
+    from stemma.formats import gguf
+
+    kind = None if dtype == "auto" else dtype_of(dtype)
+    folder = model_path(path) or fetch(str(path), None)
+    if peft.is_adapter(folder):
+        return load(folder, "cpu", dtype)
+    reader = _reader_of(folder, heads=False)
+    if reader is gguf.load:
+        return gguf.load(folder, "meta", dtype, stream=True)
+    if reader is not None or folder.is_file():
+        return load(folder, "cpu", dtype)
+    free: dict[str, Any] = {"new": (), "task": None, "labels": None, "problem": None}
+    return hf.load(folder, "meta", kind, tokenizer=True, stream=True, **free)
 
 
 def _reader_of(path: Path, heads: bool) -> Callable[..., Model] | None:
@@ -269,5 +288,6 @@ __all__ = [
     "load",
     "read_design",
     "save",
+    "stream",
     "with_task",
 ]

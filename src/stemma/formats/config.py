@@ -97,11 +97,14 @@ def _ignored(layout: Layout, config: Mapping[str, Any], named: str | None) -> di
         fixed = {f"{section}.{name}": value for name, value in GENERAL_FIXED.items()} | fixed
     if named in layout.variants:  # an encoder alone: some files describe it, some the whole model
         fixed["is_encoder_decoder"] = (False, True)
-    unused = general | dict(layout.unused)
+    heads, own = layout.of_class(None), layout.of_class(named)
+    unused = general | dict(layout.unused) | dict.fromkeys(heads, "of a head that its class does not have")
     ignored: dict[str, str] = {}
     for name, value in config.items():
         if name in known:
             continue
+        if name in own and value != own[name]:
+            raise CheckpointError(f"config.json: {name}={value!r} is not supported; only {own[name]!r} is")
         if name in fixed:
             allowed = fixed[name] if isinstance(fixed[name], tuple) else (fixed[name],)
             if value not in allowed and value is not None:

@@ -75,8 +75,9 @@ def load(
     problem: str | None,
     tokenizer: bool,
     rewrites: Sequence[Rewrite] = (),
+    stream: bool = False,
 ) -> Model:
-    """The model in a folder, in eval mode (see `stemma.load`)."""
+    """The model in a folder, in eval mode (see `stemma.load`). `stream`: its weights stay in the file (device meta)."""
     folder, pooling = sentences.read(folder)
     if not (folder / "config.json").is_file() and (why := tensors.interrupted(folder)):
         raise CheckpointError(why)
@@ -86,7 +87,7 @@ def load(
         field = next(k for k, v in asked.items() if v is not None)
         raise UsageError(f"{field}={asked[field]!r} is for the head of a task: give task= too, such as task='classify'")
     goal = None if task is None else (task, labels, problem)
-    model = _assemble(raw, source, str(folder), new, device_of(device), dtype, goal, rewrites)
+    model = _assemble(raw, source, str(folder), new, device_of(device), dtype, goal, rewrites, stream)
     model.extras, model.pooling = {"config": raw}, pooling
     model.labels = () if "task" in new else label_names(raw, model.arch.heads)
     if (folder / "generation_config.json").is_file():
@@ -105,6 +106,7 @@ def _assemble(
     dtype: torch.dtype | None,
     goal: tuple[str | Task, int | None, str | None] | None,
     rewrites: Sequence[Rewrite],
+    stream: bool,
 ) -> Model:
     design, owner, layout, unused = read_design(raw)
     files = _names_in_file(source, layout, where)
@@ -117,9 +119,9 @@ def _assemble(
         if layout is not None and design is not whole:
             gone = (r for r in expand(layout.rows(whole), whole) if part(r) == "decoder")
             left += [n for r in gone for n in (r.theirs, *r.aliases)]
-    design = _by_file(design, layout, source, files)
+    design, equal = _by_file(design, layout, source, files)
     model = meta_model(design)
-    loader = WeightLoader(model, source, where, Ledger(config=unused), files, new)
+    loader = WeightLoader(model, source, where, Ledger(config=unused), files, new, equal, stream)
     found = [(r, loader.find(r, part(r) in afresh)) for r in table_of(design, layout, PlainTensors(model, slices=True))]
     loader.account({} if layout is None else layout.unused_tensors, left)
     held = [(r, name) for r, name in found if name]
@@ -137,7 +139,9 @@ def _names_in_file(source: tensors.Tensors, layout: Layout | None, where: str) -
         return {name: name for name in source}
     current = {name: functools.reduce(lambda n, r: n.replace(*r), layout.renames.items(), name) for name in source}
     if layout.prefix and not any(n.startswith(layout.prefix) for n in current.values()):
-        current = {f: n if _is_head(n, layout) else layout.prefix + n for f, n in current.items()}
+        heads = _head_names(layout)
+        alone = {n for n in current.values() if n in heads or n.startswith(("cls.", "lm_head"))}
+        current = {f: n if n in alone else layout.prefix + n for f, n in current.items()}
     names: dict[str, str] = {}
     for file, name in current.items():
         if name in names:
@@ -146,35 +150,38 @@ def _names_in_file(source: tensors.Tensors, layout: Layout | None, where: str) -
     return names
 
 
-def _is_head(name: str, layout: Layout) -> bool:
+def _head_names(layout: Layout) -> set[str]:
+    """The names of tensors of all heads of a layout's classes."""
     base = layout.base()
-    for heads in (base.arch.heads, *layout.classes.values()):
-        rows = layout.rows(with_heads(base, every_head(base.arch.heads, heads)))
-        if any(name in (r.theirs, *r.aliases) for r in rows if part(r) in HEADS):
-            return True
-    return name.startswith(("cls.", "lm_head"))
+    kinds = [every_head(base.arch.heads, heads) for heads in (base.arch.heads, *layout.classes.values())]
+    rows = [r for heads in kinds for r in layout.rows(with_heads(base, heads)) if part(r) in HEADS]
+    return {name for r in rows for name in (r.theirs, *r.aliases)}
 
 
-def _by_file(design: Design, layout: Layout | None, source: tensors.Tensors, files: Mapping[str, str]) -> Design:
+def _by_file(
+    design: Design, layout: Layout | None, source: tensors.Tensors, files: Mapping[str, str]
+) -> tuple[Design, set[frozenset[str]]]:
     """The design with what only the tensors tell: the head is untied if the file's two matrices differ, and has a bias
-    if the file's is not all zero."""
+    if the file's is not all zero. With it, the pairs of tensors that were found equal."""
+    equal: set[frozenset[str]] = set()
     head = design.arch.heads.lm
     if layout is None or head is None:
-        return design
+        return design, equal
     if layout.bias_by_file and isinstance(head, LMHead):
         biased = spec.edit(design, {"arch.heads.lm.bias": True})
         names = [files[r.theirs] for r in layout.rows(biased) if r.ours == ("lm.bias",) and r.theirs in files]
         if any(bool(source.get(name).any()) for name in names):
             design = biased
     if not layout.tied_by_file or not head.tied:
-        return design
+        return design, equal
     for r in layout.rows(design):
         for alias in r.aliases:
             if alias == "lm_head.weight" and {alias, r.theirs} <= set(files):
-                a, b = source.get(files[alias]), source.get(files[r.theirs])
-                if not torch.equal(a, b):
-                    return spec.edit(design, {"arch.heads.lm.tied": False})
-    return design
+                pair = files[alias], files[r.theirs]
+                if not torch.equal(*map(source.get, pair)):
+                    return spec.edit(design, {"arch.heads.lm.tied": False}), equal
+                equal.add(frozenset(pair))
+    return design, equal
 
 
 def _draw_new(model: Model, design: Design, ledger: Ledger, device: torch.device, dtype: torch.dtype) -> None:
@@ -229,20 +236,25 @@ def save(model: Model, directory: Path, *, dtype: str | None, shard_bytes: int) 
     before = extras.get("config", {})
     if table is not None and before.get("model_type") == table.model_type:  # unused keys are kept
         respelled = {"torch_dtype", *(older for k in table.keys for older in k.older)}
-        kept = {k: v for k, v in flat(before, table.sections).items() if k not in respelled}
+        heads_own = table.of_class(data["architectures"][0])
+        kept = {
+            k: v
+            for k, v in flat(before, table.sections).items()
+            if k not in respelled and v == heads_own.get(k, v)  # a new head is as the class has it
+        }
         data = nested(kept | flat(data, table.sections), table.sections)
     if table is not None:
         data |= write_labels(design.arch.heads, model.labels)
-    names: dict[str, Any] = {}
+    names: dict[str, tensors.Entry] = {}
     heads = design.arch.heads
     bare = table is not None and not any((heads.lm, heads.pair, heads.detect, heads.task))
     for r in table_of(design, table, state):
-        size = sum(state.shapes[o].numel() for o in r.ours) * kind.itemsize
+        shape = r.write({o: torch.empty(state.shapes[o], device="meta") for o in r.ours}).shape
         name = r.theirs
         if table is not None and name.startswith(table.prefix):
             body = "" if bare else table.bodies.get(data["architectures"][0], table.prefix)
             name = body + name.removeprefix(table.prefix)
-        names[name] = (size, lambda r=r: r.write(state).to(device="cpu", dtype=kind))
+        names[name] = tensors.Entry(shape, kind, functools.partial(r.write, state))
     with tensors.whole(directory, _replaced) as scratch:
         tensors.write(scratch, names, shard_bytes)
         if model.tokenizer is not None:

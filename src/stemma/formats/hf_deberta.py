@@ -273,7 +273,8 @@ V2_KEYS = (
     key("conv_act", "arch.convolution", default="tanh", read=_convolution, write=_conv_act),
     key("attention_head_size", "dims.head_dim", default=None),
 )
-FIXED: dict[str, Any] = {"pooler_hidden_act": "gelu", "talking_head": False}
+FIXED: dict[str, Any] = {"talking_head": False}
+POOLER = {"pooler_hidden_act": "gelu"}
 UNUSED = {
     **reasons("dropout of a task head, which its spec says", "pooler_dropout"),
     **reasons("the tensors of the pooler say it", "pooler_hidden_size"),
@@ -300,6 +301,7 @@ deberta = Layout(
     rows=_v1_rows,
     prefix="deberta.",
     fixed=FIXED,
+    fixed_in={"ForSequenceClassification": POOLER, "ForMultipleChoice": POOLER},
     unused=UNUSED | reasons("every head has its share of hidden_size in this version", "attention_head_size"),
     renames=GAMMA,
     unused_tensors=UNUSED_TENSORS,

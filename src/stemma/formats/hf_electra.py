@@ -37,6 +37,13 @@ def _embed(value: Any, config: Mapping[str, Any]) -> Any:
     return None if number(value, config) == config.get("hidden_size", 256) else value
 
 
+SUMMARY = {
+    "summary_type": "first",
+    "summary_use_proj": True,
+    "summary_activation": "gelu",
+    "summary_proj_to_labels": False,
+}
+
 electra = Layout(
     model_type="electra",
     families=("electra", "electra-generator"),
@@ -59,13 +66,8 @@ electra = Layout(
     ),
     rows=_rows,
     prefix="electra.",
-    fixed={
-        **ABSOLUTE,
-        "summary_type": "first",
-        "summary_use_proj": True,
-        "summary_activation": "gelu",
-        "summary_proj_to_labels": False,
-    },
+    fixed=ABSOLUTE,
+    fixed_in={"ForMultipleChoice": SUMMARY},
     unused=reasons("dropout of a task head, which its spec says", "summary_last_dropout summary_first_dropout"),
     renames=GAMMA,
     unused_tensors={r"(^|\.)embeddings\.(position|token_type)_ids$": "a buffer"},

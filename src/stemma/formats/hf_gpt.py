@@ -16,10 +16,15 @@ from stemma.formats.keys import ACTS, Layout, ids, key, reasons, words
 from stemma.formats.names import Row, linear, row
 from stemma.nn.parts import Answer, Choose, Classify, Heads, LMHead, Tag
 
-UNUSED = reasons(
-    "of a task head that reads one token",
-    "summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout",
-) | reasons("an earlier spelling or a count that no code reads any more", "n_ctx n_special predict_special_tokens")
+SUMMARY = {
+    "summary_type": "cls_index",
+    "summary_use_proj": True,
+    "summary_activation": None,
+    "summary_proj_to_labels": True,
+}
+UNUSED = reasons("dropout of a task head, which its spec says", "summary_first_dropout") | reasons(
+    "an earlier spelling or a count that no code reads any more", "n_ctx n_special predict_special_tokens"
+)
 
 
 def _rows(design: Design, tokens: str, positions: str, last_norm: bool) -> Iterator[Row]:
@@ -89,6 +94,7 @@ gpt1 = Layout(
     ),
     rows=partial(_rows, tokens="tokens_embed", positions="positions_embed", last_norm=False),
     prefix="transformer.",
+    fixed_in={"DoubleHeadsModel": SUMMARY},
     unused=UNUSED,
     unused_tensors={r"\.attn\.bias$": "a causal mask", r"position_ids$": "a buffer of 0, 1, 2, ..."},
 )  # fmt: skip
@@ -124,6 +130,7 @@ gpt2 = Layout(
     ),
     rows=partial(_rows, tokens="wte", positions="wpe", last_norm=True),
     prefix="transformer.",
+    fixed_in={"DoubleHeadsModel": SUMMARY},
     unused=UNUSED | reasons("how scores are rounded in float16", "reorder_and_upcast_attn"),
     unused_tensors={r"\.attn\.(masked_)?bias$": "a causal mask"},
 )

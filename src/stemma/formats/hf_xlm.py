@@ -64,7 +64,7 @@ def _names(value: Any, config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(value, key=lambda name: int(value[name])))
 
 
-SHARED = {
+SUMMARY = {
     "summary_type": "first",
     "summary_use_proj": True,
     "summary_activation": None,
@@ -108,7 +108,8 @@ xlm = Layout(
     ),
     rows=_xlm_rows,
     prefix="transformer.",
-    fixed={"asm": False, "is_encoder": True, **SHARED},
+    fixed={"asm": False, "is_encoder": True},
+    fixed_in={"ForSequenceClassification": SUMMARY, "ForMultipleChoice": SUMMARY},
     unused={
         **reasons("read with n_langs and lang2id", "use_lang_emb id2lang"),
         **reasons("how embeddings begin before training", "embed_init_std"),

@@ -49,6 +49,8 @@ def _length(value: Any, config: Mapping[str, Any]) -> Any:
     return None if value == 0 else value  # both mean that nothing is cut
 
 
+SUMMARY = {"summary_type": "last", "summary_use_proj": True, "summary_activation": "tanh"}
+
 xlnet = Layout(
     model_type="xlnet",
     families=("xlnet",),
@@ -88,10 +90,8 @@ xlnet = Layout(
         "clamp_len": -1,
         "same_length": False,
         "untie_r": True,
-        "summary_type": "last",
-        "summary_use_proj": True,
-        "summary_activation": "tanh",
     },
+    fixed_in={"ForSequenceClassification": SUMMARY, "ForMultipleChoice": SUMMARY},
     unused=reasons("a call always returns its memory, and takes one where it is given", "use_mems_eval use_mems_train")
     | reasons("dropout of a task head, which its spec says", "summary_last_dropout")
     | reasons("of a head that searches answers, which is not supported", "start_n_top end_n_top"),

@@ -198,8 +198,9 @@ class Layout:
     """A publisher's layout: config.json and the names of tensors.
 
     `classes`: the heads of each model class. `keys`: the keys that describe the design; `fixed`: keys with one
-    supported value; `unused`: keys that change nothing here, with the reason. `mark`: a key that tells this layout from
-    others of the same model_type. `labels`: classes of a task head where a config gives no number. `variants`: what
+    supported value; `fixed_in`: the same for some classes, by the ends of their names, which alone read these keys;
+    `unused`: keys that change nothing here, with the reason. `mark`: a key that tells this layout from others of the
+    same model_type. `labels`: classes of a task head where a config gives no number. `variants`: what
     else of the design a class changes (an encoder alone).
 
     `rows`: the names table; `renames`: older spellings of parts of names; `unused_tensors`: tensors of old files that
@@ -215,6 +216,7 @@ class Layout:
     prefix: str = ""
     bodies: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    fixed_in: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     unused: Mapping[str, str] = field(default_factory=dict)
     renames: Mapping[str, str] = field(default_factory=dict)
     unused_tensors: Mapping[str, str] = field(default_factory=dict)
@@ -234,6 +236,11 @@ class Layout:
         """The nested objects that the layout's keys are in, by their dotted names."""
         names = [n for k in self.keys for n in (k.name, *k.older)] + [*self.fixed, *self.unused]
         return {name[:i] for name in names for i, letter in enumerate(name) if letter == "."}
+
+    def of_class(self, named: str | None) -> dict[str, Any]:
+        """The keys of `fixed_in` that mean something to a class; without its name, all of them."""
+        found = (keys for end, keys in self.fixed_in.items() if named is None or named.endswith(end))
+        return {name: value for keys in found for name, value in keys.items()}
 
     def base(self) -> Design:
         """The design that a config edits: the first size of the first family, with every head that a key may set."""

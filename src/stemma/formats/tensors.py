@@ -19,14 +19,15 @@ from torch import Tensor
 
 from stemma import disk
 from stemma.errors import CheckpointError, ResourceError, brief
+from stemma.formats.safe import TYPES, Entry, SafeFile, first_line, write_shard
+from stemma.rewrites.modules import aligned
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SCRATCH = ".saving-"
 UNCHANGED = "nothing there was changed"  # the note of a save that the system refused
 HEADS = ("config.json", "params.json")  # the file without which nothing of a folder is read
-MAPPED = 32 * 2**20  # bytes read through one mapping of a file before it is dropped, and its pages with it
+KEPT = 4096  # bytes: a tensor of less costs no more as a copy
 
 
 def weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
@@ -60,7 +61,6 @@ class Tensors:
         self.directory = directory
         self.where: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
-        self._mapped = 0
         files, listed = weight_files(directory)
         for file in files:
             for name in self._names(file):
@@ -75,20 +75,13 @@ class Tensors:
                 )
 
     def _names(self, file: Path) -> list[str]:
-        return list(self._bin(file)) if file.suffix == ".bin" else list(self._safe(file).keys())
+        return list(self._bin(file)) if file.suffix == ".bin" else list(self._safe(file).places)
 
-    def _safe(self, file: Path) -> Any:
+    def _safe(self, file: Path) -> SafeFile:
         if file not in self._open:
-            from safetensors import SafetensorError, safe_open
-
-            try:
-                self._open[file] = safe_open(file, framework="pt")
-            except (SafetensorError, OSError, ValueError) as error:
-                raise CheckpointError(
-                    f"{file} is damaged or cut short ({file.stat().st_size} bytes): {first_line(error)}; "
-                    "copy or download it again"
-                ) from None
-        return self._open[file]
+            self._open[file] = SafeFile(file)
+        found: SafeFile = self._open[file]
+        return found
 
     def _bin(self, file: Path) -> dict[str, Tensor]:
         if file not in self._open:
@@ -110,8 +103,7 @@ class Tensors:
             shape = list(tensor.shape)
             kind = next((k for k, known in TYPES.items() if known == tensor.dtype), str(tensor.dtype))
         else:
-            part = self._safe(file).get_slice(name)
-            shape, kind = part.get_shape(), part.get_dtype()
+            kind, shape = self._safe(file).places[name][:2]
         if kind not in TYPES:
             raise CheckpointError(
                 f"tensor {name!r} in {file} is of type {kind}; weights should be one of {', '.join(TYPES)}"
@@ -126,12 +118,17 @@ class Tensors:
         file = self.where[name]
         if file.suffix == ".bin":
             return self._bin(file)[name]
-        tensor = self._safe(file).get_tensor(name)
-        self._mapped += tensor.nbytes
-        if self._mapped > MAPPED:  # else the pages that were read would count as ours until the end
-            self._mapped = 0
-            self._open.clear()
-        return tensor
+        return self._safe(file).get(name)
+
+    def mapped(self, name: str) -> Tensor | None:
+        """One tensor as its pages in the file, read when they are touched and copied when they are changed (a private
+        mapping). None for a small one and for one that memory of its own would align otherwise: its products would
+        round otherwise. None on Windows, where a file that is mapped cannot be replaced."""
+        file = self.where[name]
+        if os.name == "nt" or self.meta_tensor(name).nbytes < KEPT:
+            return None
+        tensor = self._bin(file)[name] if file.suffix == ".bin" else self._safe(file).mapped(name)
+        return tensor if aligned(tensor) else None
 
 
 def plain(file: Path) -> dict[str, Tensor]:
@@ -180,12 +177,6 @@ def full_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__name__}"
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of another library's error."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
 def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:
     """Write JSON into a scratch folder, which is forced to disk as a whole."""
     path.write_text(disk.to_json(data), encoding="utf-8")
@@ -194,16 +185,19 @@ def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:
 @contextlib.contextmanager
 def whole(directory: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
     """A scratch folder in `directory`. If the block succeeds, its files replace those of the same names and those that
-    are `stale`; other files stay. If it fails, `directory` is unchanged. Raises ResourceError if the disk refuses."""
+    are `stale`; other files stay. If it fails, `directory` is unchanged. Files that replace others are forced to disk
+    first; a new folder costs no such wait. Raises ResourceError if the disk refuses."""
     fresh = not directory.exists()
     scratch = None
     try:
         directory.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=directory))
         yield scratch
-        for file in scratch.iterdir():
-            disk.sync(file)
-        _swap(scratch, directory, stale)
+        new = [f.name for f in scratch.iterdir()]
+        gone = [f.name for f in directory.iterdir() if not f.is_dir() and (f.name in new or stale(f.name))]
+        for name in new if gone else ():  # else a power cut could take the old files before the new ones are there
+            disk.sync(scratch / name)
+        _swap(scratch, directory, new, gone)
         for left in directory.glob(SCRATCH + "*"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
     except ResourceError:
@@ -220,17 +214,14 @@ def whole(directory: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
                     directory.rmdir()  # which only an empty one allows
 
 
-def _swap(scratch: Path, directory: Path, stale: Callable[[str], bool]) -> None:
-    """Move the old files out and the new ones in, or undo both.
+def _swap(scratch: Path, directory: Path, new: list[str], gone: list[str]) -> None:
+    """Move the old files out (`gone`) and the new ones in, or undo both.
 
     config.json (params.json in Meta's layout) is moved out first and in last, so nothing can read a mixture of old and
     new files. If the process is killed in between, the old files are in `old` of the scratch folder."""
     old = scratch / "old"
-    new = sorted((f.name for f in scratch.iterdir()), key=lambda name: name in HEADS)
-    gone = sorted(
-        (f.name for f in directory.iterdir() if not f.is_dir() and (f.name in new or stale(f.name))),
-        key=lambda name: name not in HEADS,
-    )
+    new = sorted(new, key=lambda name: name in HEADS)
+    gone = sorted(gone, key=lambda name: name not in HEADS)
     old.mkdir()
     moves = [(directory / n, old / n) for n in gone] + [(scratch / n, directory / n) for n in new]
     done: list[tuple[Path, Path]] = []
@@ -257,29 +248,22 @@ def interrupted(directory: Path) -> str | None:
     return None
 
 
-def write(directory: Path, names: Mapping[str, tuple[int, Callable[[], Tensor]]], shard_bytes: int) -> None:
-    """Write tensors as safetensors, in shards of at most `shard_bytes`. `names`: the size of each tensor in bytes, and
-    a function that makes it when its shard is written."""
-    from safetensors.torch import save_file
-
+def write(directory: Path, names: Mapping[str, Entry], shard_bytes: int) -> None:
+    """Write tensors as safetensors, in shards of at most `shard_bytes`, one tensor in memory at a time."""
     shards: list[list[str]] = [[]]
     filled = 0
-    for name, (size, _) in names.items():
-        if shards[-1] and filled + size > shard_bytes:
+    for name, entry in names.items():
+        if shards[-1] and filled + entry.nbytes > shard_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(name)
-        filled += size
+        filled += entry.nbytes
     single = len(shards) == 1
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = SINGLE[0] if single else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        path = directory / file
-        path.touch()
-        mode = path.stat().st_mode  # what the user's umask says, which safetensors would narrow to the owner
-        save_file({n: names[n][1]().contiguous() for n in shard}, path, metadata={"format": "pt"})
-        path.chmod(mode)
+        write_shard(directory / file, {name: names[name] for name in shard})
         weight_map |= dict.fromkeys(shard, file)
     if not single:
-        total = sum(size for size, _ in names.values())
+        total = sum(entry.nbytes for entry in names.values())
         write_json(directory / INDEX[0], {"metadata": {"total_size": total}, "weight_map": weight_map})

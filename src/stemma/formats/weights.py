@@ -15,6 +15,8 @@ from stemma.errors import CheckpointError, ResourceError, UsageError, did_you_me
 from stemma.formats.heads import part
 from stemma.formats.names import Ledger, Row, missing
 from stemma.formats.rotary import to_halves
+from stemma.formats.stream import Stream
+from stemma.nn.init import Undrawn
 from stemma.nn.model import Model
 from stemma.rewrites.engine import apply, complete, unmergeable
 from stemma.rewrites.kinds import Rewrite
@@ -54,7 +56,7 @@ def dtype_of(name: str | torch.dtype) -> torch.dtype:
 
 def meta_model(design: Design) -> Model:
     """The model of a design on the meta device: shapes, no data."""
-    with torch.device("meta"):
+    with Undrawn(), torch.device("meta"):
         return Model(design.arch, design.dims)
 
 
@@ -66,7 +68,8 @@ def design_of(model: Model) -> Design:
 
 class TensorSource(Protocol):
     """The tensors of a file by name: `meta_tensor` gives shape and dtype on the meta device, `get` the data, `blocks`
-    the data of a quantised matrix as it is in the file (None for any other)."""
+    the data of a quantised matrix as it is in the file (None for any other). A source may have a method `mapped`: a
+    tensor in memory that a model may keep and change, which never changes the file (None: it has to be copied)."""
 
     def __iter__(self) -> Iterator[str]: ...
 
@@ -82,7 +85,8 @@ class WeightLoader:
     rest of the file, `read` the data.
 
     `where`: the file's name in errors; `files`: a table's name of a tensor -> its name in the file; `new`: heads that
-    are initialised where the file lacks them."""
+    are initialised where the file lacks them; `equal`: pairs of the file's tensors that were found equal already;
+    `stream`: `read` checks a row and leaves the data in the file, for `model.stream`."""
 
     def __init__(
         self,
@@ -92,10 +96,16 @@ class WeightLoader:
         ledger: Ledger,
         files: Mapping[str, str] | None = None,
         new: Collection[str] = (),
+        equal: Collection[frozenset[str]] = (),
+        stream: bool = False,
     ) -> None:
-        self.model, self.source, self.where, self.new = model, source, where, new
+        self.model, self.source, self.where, self.new, self.equal = model, source, where, new, equal
         self.files = {name: name for name in source} if files is None else files
-        self.shapes = PlainTensors(model).shapes | PlainTensors(model, slices=True).shapes
+        self.whole = PlainTensors(model).shapes
+        self.shapes = self.whole | PlainTensors(model, slices=True).shapes
+        self._kept: set[int] = set()  # where tensors begin that the model keeps
+        self._stream = Stream(self.shapes, self.whole) if stream else None
+        model.stream = self._stream
         self.ledger = model.ledger = ledger
 
     def find(self, r: Row, afresh: bool = False) -> str | None:
@@ -154,15 +164,47 @@ class WeightLoader:
             for ours, part in zip(r.ours, blocks, strict=True):
                 load_tensor(self.model, ours, part, device, dtype or torch.float32)
             return
-        tensor = self.source.meta_tensor(name) if device.type == "meta" else self.source.get(name)
-        ordered = to_halves(tensor, self.model.dims.width) if interleaved else tensor
-        for ours, value in r.read(ordered, self.shapes):
-            load_tensor(self.model, ours, value, device, dtype or value.dtype)
+        kept = self._mapped(r, name, device, dtype, interleaved)
+        tensor = kept
+        if tensor is None:
+            tensor = self.source.meta_tensor(name) if device.type == "meta" else self.source.get(name)
+        for ours, value in self._ordered(r, tensor, interleaved):
+            load_tensor(self.model, ours, value, device, dtype or value.dtype, keep=kept is not None)
+        if self._stream is not None:
+            self._stream.add(r, lambda: self._ordered(r, self.source.get(name), interleaved), dtype)
+        if device.type != "meta" or self._stream is not None:
+            self._check_ties(r, name)
+
+    def _ordered(self, r: Row, tensor: Tensor, interleaved: bool) -> list[tuple[str, Tensor]]:
+        """The model's tensors from the file's."""
+        return r.read(to_halves(tensor, self.model.dims.width) if interleaved else tensor, self.shapes)
+
+    def _check_ties(self, r: Row, name: str) -> None:
         for other in self.repeated(r, name):
-            if device.type != "meta" and not torch.equal(self.source.get(other), tensor):
+            if frozenset((name, other)) in self.equal:
+                continue
+            if not torch.equal(self.source.get(other), self.source.get(name)):
                 raise CheckpointError(
                     f"{self.where}: {other!r} should repeat {name!r} (the config ties them) but differs from it"
                 )
+
+    def _mapped(
+        self, r: Row, name: str, device: torch.device, dtype: torch.dtype | None, interleaved: bool
+    ) -> Tensor | None:
+        """The tensor of a row in memory that the model may keep: its type and layout are the model's, no replaced
+        module takes it, and no other row has it. None for any other."""
+        mapped = getattr(self.source, "mapped", None)
+        about = self.source.meta_tensor(name)
+        same = device.type == "cpu" and dtype in (None, about.dtype) and not interleaved and r.op is None
+        if mapped is None or not same or (r.transposed and about.ndim == 2):
+            return None
+        if any(ours not in self.whole or replaced(self.model, ours) for ours in r.ours):
+            return None
+        tensor: Tensor | None = mapped(name)
+        if tensor is None or tensor.untyped_storage().nbytes() != tensor.nbytes or tensor.data_ptr() in self._kept:
+            return None
+        self._kept.add(tensor.data_ptr())
+        return tensor
 
     def _blocks(self, r: Row, name: str, interleaved: bool) -> list[Blocks] | None:
         """A quantised tensor as the file has it, split for replaced modules; None where the row needs numbers."""
@@ -177,7 +219,7 @@ class WeightLoader:
 
 def check_weights(model: Model) -> None:
     """Raises UsageError for a model that cannot be saved: it has no weights, or is rewritten and cannot be merged."""
-    if model.device.type == "meta":
+    if model.device.type == "meta" and model.stream is None:
         raise UsageError("this model has shapes and no weights (it is on the device 'meta'): there is nothing to save")
     if (why := unmergeable(model)) is not None:
         raise UsageError(

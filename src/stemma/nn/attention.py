@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stemma.nn import cpu, parts
+from stemma.nn import blocks, cpu, parts
 from stemma.nn.functional import softcap
-from stemma.nn.masks import AttnMask
+from stemma.nn.masks import AttnMask, MaskInputs, MaskRule
 from stemma.nn.norms import head_norm
 
 Rotate = Callable[[Tensor], Tensor]  # B H T D -> B H T D
@@ -130,20 +130,22 @@ class Attention(nn.Module):
             found = found + bias
         if attn_mask.causal:
             found = found.masked_fill(~torch.ones_like(found[0, 0], dtype=torch.bool).tril(), float("-inf"))
-        elif attn_mask.mask is not None:
-            found = found.masked_fill(~attn_mask.mask, float("-inf"))
+        elif (mask := attn_mask.dense()) is not None:
+            found = found.masked_fill(~mask, float("-inf"))
         return found, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: AttnMask, bias: Tensor | None) -> Tensor:
         """`softmax(scale q k + bias) v` over the keys that the mask shows: B H T D, B K S D -> B H T D."""
-        mask, causal = attn_mask
+        rate = self.dropout if self.training else 0.0
+        if bias is None and (rule := self.rule_of_blocks(q, k, attn_mask, rate)) is not None:
+            return blocks.attend(q, k, v, rule, self.scale, self.softcap, rate)
+        mask, causal = attn_mask.dense(), attn_mask.causal
         if bias is not None:
             if causal:
                 mask, causal = q.new_ones(q.shape[2], k.shape[2]).tril().bool(), False
             # the least number, not -inf: a row that sees nothing gets equal weights instead of NaN
             mask = bias if mask is None else bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
         batch, heads, length, width = q.shape
-        rate = self.dropout if self.training else 0.0
         short = self.training and q.device.type == "cpu" and length * k.shape[2] <= cpu.SHORT**2
         if self.softcap is not None or short:
             return self.attend_plainly(q, k, v, mask, causal, rate)
@@ -156,6 +158,19 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, dropout_p=rate, scale=self.scale, enable_gqa=self.shared > 1
         )
+
+    def rule_of_blocks(self, q: Tensor, k: Tensor, attn_mask: AttnMask, rate: float) -> MaskRule | None:
+        """The mask of rows that are taken in blocks; None for rows that are taken whole."""
+        if attn_mask.rule is not None:
+            return attn_mask.rule
+        length, width = q.shape[2], k.shape[2]
+        whole = not self.training or (not rate and self.softcap is None)  # torch's kernel needs no T x S either
+        if whole or not blocks.long(q, length, width):
+            return None
+        at = torch.arange(max(length, width), device=q.device)[None]
+        given = None if attn_mask.mask is None else attn_mask.mask[:, 0]
+        inputs = MaskInputs(at[:, :length], at[:, :width], is_arange=True, given=given)
+        return MaskRule(parts.Causal() if attn_mask.causal else parts.Full(), inputs)
 
     def attend_plainly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float) -> Tensor:
         """The same by matrix products (`cpu.attend`): for short rows on a CPU, and for capped scores, which torch's

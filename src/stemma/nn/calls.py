@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from stemma.errors import UsageError
-from stemma.nn import parts
+from stemma.nn import blocks, parts
 from stemma.nn.inputs import Inputs, StreamInputs, not_padding
-from stemma.nn.masks import CHOICES, AttnMask
+from stemma.nn.masks import CHOICES, AttnMask, MaskInputs, MaskRule
 from stemma.nn.outputs import Output
 from stemma.nn.positions import Position
 
@@ -98,10 +98,14 @@ def encoder_mask(inputs: Inputs) -> AttnMask:
             cache.encoder_mask = given
         given = cache.encoder_mask
     real = not_padding(given)
+    own, theirs = inputs.documents, inputs.encoder_documents
+    if own is not None and theirs is not None and blocks.long(own, own.shape[1], theirs.shape[1]):
+        here, there = (torch.arange(x.shape[1], device=x.device)[None] for x in (own, theirs))
+        return AttnMask(rule=MaskRule(parts.Full(), MaskInputs(here, there, False, real, own, theirs)))
     seen = None if real is None else real[:, None, None, :]
-    if inputs.documents is not None and inputs.encoder_documents is not None:
-        own = (inputs.documents[:, :, None] == inputs.encoder_documents[:, None, :])[:, None]
-        seen = own if seen is None else seen & own
+    if own is not None and theirs is not None:
+        same = (own[:, :, None] == theirs[:, None, :])[:, None]
+        seen = same if seen is None else seen & same
     return AttnMask(mask=seen)
 
 

@@ -33,6 +33,7 @@ class Disentangled(Position):
     beside it."""
 
     zero_padding = True
+    adds_scores = True
 
     def __init__(self, spec: parts.Disentangled, arch: parts.Arch, dims: parts.Dims) -> None:
         super().__init__()

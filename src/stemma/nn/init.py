@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from stemma.nn import parts
 from stemma.nn.norms import HeadNorm, OffsetRMSNorm, RMSNorm
+
+
+class Undrawn(TorchFunctionMode):
+    """Leaves new modules as they are: on the meta device there is nothing to draw, and to trace a random function there
+    torch imports its compiler, which takes a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from stemma.nn.cache import Cache
 from stemma.nn.embeddings import Embed
 from stemma.nn.functional import dropout
 from stemma.nn.heads import EMDHead, Summary, detector, lm_head, summary_index
-from stemma.nn.init import initialise
+from stemma.nn.init import Undrawn, initialise
 from stemma.nn.inputs import Inputs, StackInputs, StreamInputs, not_padding
 from stemma.nn.masks import AttnMask
 from stemma.nn.memory import in_windows
@@ -55,6 +55,7 @@ class Model(nn.Module):
     origin: str = ""  # where its weights came from: an absolute path or a hub id
     extras: dict[str, Any] = {}
     rewrites: tuple[Any, ...] = ()  # what was replaced in it (see `stemma.rewrites`)
+    stream: Callable[[str], Tensor] | None = None  # reads a tensor of a model on the device "meta" from its file
     compiled: bool = False  # whether a training loop compiles its stacks, and its loss with them
 
     def __init__(self, arch: parts.Arch, dims: parts.Dims) -> None:
@@ -339,5 +340,5 @@ class Model(nn.Module):
 
 def count(arch: parts.Arch, dims: parts.Dims) -> int:
     """Exact number of parameters, tied ones once, without making any weights."""
-    with torch.device("meta"):
+    with Undrawn(), torch.device("meta"):
         return sum(p.numel() for p in Model(arch, dims).parameters())

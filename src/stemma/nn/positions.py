@@ -25,6 +25,7 @@ class Position(nn.Module):
     segments = False  # segments are read by attention, not added to the embeddings
     length_dependent = False  # one more token changes the rotation of all earlier ones: nothing can be cached
     columns = 1  # positions a token
+    adds_scores = False  # it adds a number for each query and key to the scores, so attention takes rows whole
     first = 0  # position of a text's first token
 
     def number(self, ids: Tensor, start: int = 0) -> Tensor:  # B T -> 1|B T
@@ -226,6 +227,8 @@ class ALiBi(Position):
     """A bias of every head that falls with the distance. `own`: the heads whose scores are computed here (of several
     ranks that share them out)."""
 
+    adds_scores = True
+
     def __init__(self, heads: int, spec: parts.ALiBi) -> None:
         super().__init__()
         self.heads, self.max_bias, self.own = heads, spec.max_bias, slice(None)
@@ -237,6 +240,8 @@ class ALiBi(Position):
 
 class Buckets(Position):
     """T5's relative bias: a table of biases by bucketed distance. `both`: bidirectional, half of the buckets a side."""
+
+    adds_scores = True
 
     def __init__(self, heads: int, both: bool, spec: parts.Buckets) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stemma.errors import UsageError
-from stemma.nn import parts
+from stemma.nn import blocks, parts
 from stemma.nn.attention import Attention, CacheWrite, PositionInputs, Relative
 from stemma.nn.functional import dropout
 from stemma.nn.inputs import StackInputs
@@ -255,7 +255,8 @@ class Stack(nn.Module):
         """The attention mask, and the positions of queries and keys, for each kind of layer. A cache plans its step."""
         kinds, order = list(dict.fromkeys(self.masks)), inputs.order
         if (cache := inputs.cache) is None:
-            documents = inputs.documents
+            documents, length = inputs.documents, inputs.x.shape[1]
+            often = self.training or documents is not None  # of other long rows, torch's kernel reads the mask
             given = MaskInputs(
                 order,
                 order,
@@ -266,6 +267,7 @@ class Stack(nn.Module):
                 inputs.prefix,
                 self.position.zero_padding,
                 inputs.mask,
+                often and not self.position.adds_scores and blocks.long(inputs.x, length, length),
             )
             spans = {mask: Span(0, inputs.positions, inputs.positions) for mask in kinds}
             return {mask: build_mask(mask, given) for mask in kinds}, spans

@@ -260,6 +260,6 @@ def relations(model: Model, batch: base.Batch) -> tuple[Tensor, Tensor]:
     source = last if isinstance(model.arch.residual, PostNorm) else block.attention_norm(last)
     scores, values = block.attention.scores(source, state.attn_mask, state.position)
     likeness = (values @ values.transpose(-1, -2)).float() * values.shape[-1] ** -0.5
-    if state.attn_mask.mask is not None:
-        likeness = likeness.masked_fill(~state.attn_mask.mask, float("-inf"))
+    if (seen := state.attn_mask.dense()) is not None:
+        likeness = likeness.masked_fill(~seen, float("-inf"))
     return scores.log_softmax(-1), likeness.log_softmax(-1)

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stemma.nn.attention import Attention
 from stemma.nn.cpu import SHORT
+from stemma.nn.init import Undrawn
 from stemma.nn.masks import AttnMask
 from stemma.nn.mlp import Experts
 from stemma.nn.model import Model
@@ -25,19 +26,9 @@ from stemma.nn.parts import Arch, Dims
 from stemma.nn.stack import Block
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves weights as they are: on the meta device there is nothing to draw."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
 def build(arch: Arch, dims: Dims) -> Model:
     """A model on the meta device."""
-    with _Undrawn(), torch.device("meta"):
+    with Undrawn(), torch.device("meta"):
         return Model(arch, dims)
 
 
@@ -121,12 +112,15 @@ def _attend(
     bias: Tensor | None,
 ) -> Tensor:
     """`Attention.attend` as a CPU or a GPU runs it. It chooses its kernel by the device of its tensors, here "meta"."""
-    mask, causal = attn_mask
+    mask, causal = attn_mask.mask, attn_mask.causal
+    if attn_mask.rule is not None and (bias is not None or not cpu):  # only a CPU takes rows in blocks
+        mask = attn_mask.dense()
     if bias is not None:
         if causal:
             mask, causal = q.new_ones(q.shape[2], k.shape[2]).tril().bool(), False
         mask = bias if mask is None else bias.masked_fill(~mask, -1.0)
-    if attention.softcap is not None or (cpu and q.shape[2] * k.shape[2] <= SHORT**2):
+    short = q.shape[2] * k.shape[2] <= SHORT**2
+    if (cpu and short) or (attention.softcap is not None and not (cpu and attention.training and bias is None)):
         return attention.attend_plainly(q, k, v, mask, causal, attention.dropout if attention.training else 0.0)
     if half:
         q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()

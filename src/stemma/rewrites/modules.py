@@ -11,6 +11,13 @@ from torch import Tensor, nn
 
 from stemma.errors import UsageError
 
+ALIGNED = 64  # bytes: where torch has memory begin. Products of weights that begin elsewhere may round otherwise
+
+
+def aligned(value: Tensor) -> bool:
+    """Whether a tensor begins where memory of its own would."""
+    return value.data_ptr() % ALIGNED == 0
+
 
 class Blocks(NamedTuple):
     """A quantised matrix as a file holds it. `data`: uint8, a row of bytes for each row of the matrix; `unpack`: any
@@ -98,9 +105,17 @@ class Wrapped(Rewritten):
         return self.base
 
 
-def load_tensor(root: nn.Module, name: str, value: Tensor | Blocks, device: torch.device, dtype: torch.dtype) -> None:
+def load_tensor(
+    root: nn.Module,
+    name: str,
+    value: Tensor | Blocks,
+    device: torch.device,
+    dtype: torch.dtype,
+    keep: bool = False,
+) -> None:
     """Give `root` the tensor of a checkpoint that the plain model calls `name`. A replaced module takes it in its own
-    way; a plain one gets a parameter of its own in `dtype`. `gate.3` is the fourth slice of a stacked parameter."""
+    way; a plain one gets a copy in `dtype`, or with `keep` the memory of `value` itself where its type, device, layout
+    and alignment fit: nothing else may use that memory. `gate.3` is the fourth slice of a stacked parameter."""
     names = name.split(".")
     module = root
     for i, child in enumerate(names):
@@ -115,7 +130,7 @@ def load_tensor(root: nn.Module, name: str, value: Tensor | Blocks, device: torc
             module = module.get_submodule(child)
             continue
         plain = value.unpack(value.data) if isinstance(value, Blocks) else value
-        _set(module, names[i:], plain, device, dtype)
+        _set(module, names[i:], plain, device, dtype, keep)
         return
 
 
@@ -131,13 +146,15 @@ def replaced(root: nn.Module, name: str) -> bool:
     return isinstance(module, Rewritten)
 
 
-def _set(module: nn.Module, names: list[str], value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+def _set(
+    module: nn.Module, names: list[str], value: Tensor, device: torch.device, dtype: torch.dtype, keep: bool
+) -> None:
     """Set the parameter `names[0]` of a module, or slice `names[1]` of it."""
     old = getattr(module, names[0])
     learns = old is None or old.requires_grad
     if len(names) == 1:
-        # a copy: a slice must not keep a whole packed tensor alive, nor a file stay mapped
-        held = torch.empty(value.shape, dtype=dtype, device=device).copy_(value)
+        fits = value.dtype == dtype and value.device == device and value.is_contiguous() and aligned(value)
+        held = _alone(value) if keep and fits else torch.empty(value.shape, dtype=dtype, device=device).copy_(value)
         setattr(module, names[0], nn.Parameter(held, requires_grad=learns))
         return
     place = torch.empty(0, device=device).device  # "cuda" is "cuda:0" of a tensor
@@ -146,6 +163,13 @@ def _set(module: nn.Module, names: list[str], value: Tensor, device: torch.devic
         setattr(module, names[0], old)
     with torch.no_grad():
         old[int(names[1])].copy_(value)
+
+
+def _alone(value: Tensor) -> Tensor:
+    """The same memory as a tensor whose storage ends where it ends: what is copied or pickled with it is it alone."""
+    start = value.storage_offset() * value.itemsize
+    storage = value.untyped_storage()[start : start + value.nbytes]
+    return torch.empty(0, dtype=value.dtype).set_(storage, 0, value.shape, value.stride())
 
 
 def with_weight(module: nn.Module, weight: Tensor, bias: Tensor | None = None) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -159,12 +159,13 @@ class PlainTensors(Mapping[str, Tensor]):
     """The tensors of a model by the names of the plain model. Those of replaced modules are merged when they are asked
     for, one module at a time. `slices`: each slice of a stacked parameter (experts) has a name of its own.
 
-    `shapes` is known without merging anything."""
+    `shapes` is known without merging anything. Tensors of a model with a `stream` are read from its file."""
 
     def __init__(self, model: nn.Module, slices: bool = False) -> None:
         self.shapes: dict[str, torch.Size] = {}
         self._where: dict[str, tuple[nn.Module, str, int | None]] = {}
         self._last: tuple[nn.Module, nn.Module] | None = None  # a replaced module and what it was merged into
+        self._stream: Callable[[str], Tensor] | None = getattr(model, "stream", None)
         seen: set[int] = set()
         for path, module in plain_modules(model):
             if id(module) in seen:
@@ -182,12 +183,17 @@ class PlainTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         module, own, i = self._where[name]
+        if self._stream is not None:
+            return self._stream(name)
         if isinstance(module, Rewritten):
             if self._last is None or self._last[0] is not module:
                 self._last = module, module.merge()
             module = self._last[1]
         tensor = module.get_parameter(own).detach()
         return tensor if i is None else tensor[i]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)

@@ -103,6 +103,8 @@ class Pretraining:
             adapted = role == "model" and self.plan.train.start and any(isinstance(r, LoRA) for r in net.rewrites)
             net.origin = self.plan.train.start if adapted else ""
             net.save(str(run / role), layout="peft" if adapted else None)
+            for file in (run / role).iterdir():
+                disk.sync(file)  # before the summary says that the run is finished
 
 
 def _release(model: Model) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from torch import Tensor
 from stemma import disk
 from stemma.errors import CheckpointError
 from stemma.formats.gguf import quants
-from stemma.rewrites.modules import Blocks
+from stemma.rewrites.modules import Blocks, aligned
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -69,7 +70,7 @@ class File:
                 head = handle.read(4)
                 if head != b"GGUF":
                     raise CheckpointError(f"{self.path} is not a GGUF file: it should begin with b'GGUF', not {head!r}")
-                self._raw = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+                self._raw = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)  # changes never reach the file
         except OSError as error:
             raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from None
         self._at = 4
@@ -100,15 +101,38 @@ class File:
         """The bytes of a tensor as they are in the file: a read-only view. Raises CheckpointError for a type that
         cannot be read here."""
         entry = self.entries[name]
-        return np.frombuffer(self._raw, np.uint8, self._bytes(entry), entry.start)
+        return np.frombuffer(memoryview(self._raw).toreadonly(), np.uint8, self._bytes(entry), entry.start)
 
     def get(self, name: str) -> Tensor:
         """One tensor on the CPU, in its own type if that is a plain one, else dequantised to float32."""
         entry = self.entries[name]
         raw = self.raw(name)
         if entry.type in quants.PLAIN:
-            return torch.from_numpy(raw.copy()).view(quants.PLAIN[entry.type]).reshape(entry.shape)
-        return torch.from_numpy(quants.dequantise(raw, entry.type)).reshape(entry.shape)
+            made = torch.from_numpy(raw.copy()).view(quants.PLAIN[entry.type])
+        else:
+            made = torch.from_numpy(quants.dequantise(raw, entry.type))
+        self._drop(entry)
+        return made.reshape(entry.shape)
+
+    def mapped(self, name: str) -> Tensor | None:
+        """One tensor that the caller may keep and change: a plain one as its pages in the file, read when they are
+        touched and copied when they are changed; another one dequantised. None for a plain one that memory of its own
+        would align otherwise, and on Windows, where a file that is mapped cannot be replaced."""
+        entry = self.entries[name]
+        if entry.type not in quants.PLAIN:
+            return self.get(name)
+        if os.name == "nt" or not entry.elements:
+            return None
+        kind = quants.PLAIN[entry.type]
+        found = torch.frombuffer(self._raw, dtype=kind, count=entry.elements, offset=entry.start).reshape(entry.shape)
+        return found if aligned(found) else None
+
+    def _drop(self, entry: Entry) -> None:
+        """Give back the pages that reading a tensor brought in, but for those at its ends, which others share."""
+        start = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (entry.start + self._bytes(entry)) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > start and hasattr(mmap, "MADV_DONTNEED"):
+            self._raw.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def blocks(self, name: str) -> Blocks | None:
         """A quantised matrix as it is in the file, a row of bytes each row; None for other tensors."""
@@ -126,7 +150,8 @@ class File:
     def meta_tensor(self, name: str) -> Tensor:
         """A tensor's shape without its data, on the meta device. Raises as `raw` does."""
         self._bytes(self.entries[name])
-        return torch.empty(self.entries[name].shape, device="meta")
+        entry = self.entries[name]
+        return torch.empty(entry.shape, dtype=quants.PLAIN.get(entry.type, torch.float32), device="meta")
 
     def _bytes(self, entry: Entry) -> int:
         if entry.type not in quants.SIZES:

@@ -36,11 +36,13 @@ def load(
     *,
     tokenizer: bool = True,
     rewrites: Sequence[Rewrite] = (),
+    stream: bool = False,
 ) -> Model:
     """The model in a GGUF file, in eval mode, its weights dequantised to `dtype` (`"auto"`: the type of the file's
     embeddings, float32 if they are quantised); `device="meta"` reads shapes only. `model.ledger` accounts for every
-    tensor; `model.extras["gguf"]` has the metadata without long arrays. `tokenizer=False` reads no tokenizer. Raises
-    CheckpointError naming the key, the tensor or the bytes that are wrong."""
+    tensor; `model.extras["gguf"]` has the metadata without long arrays. `tokenizer=False` reads no tokenizer; with
+    `stream` the weights stay in the file (device meta). Raises CheckpointError naming the key, the tensor or the bytes
+    that are wrong."""
     path = Path(path)
     if not path.exists():
         raise UsageError(f"{path} does not exist{nearest_path(path)}")
@@ -57,7 +59,7 @@ def load(
     owner, name = _nearest(arch, design)
     design = replace(design, name=name, objective=owner.objective, recipe=owner.recipe, text=_text(design, read))
     model = meta_model(design)
-    loader = WeightLoader(model, file, str(path), ledger)
+    loader = WeightLoader(model, file, str(path), ledger, stream=stream)
     target = device_of(device)
     rows = [one for r in arch.table(design) for one in apart(r, file)]
     for r in rows:

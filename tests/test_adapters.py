@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import stemma
 from stemma import formats
 from stemma.cli import root
+from stemma.declare.recipes import Rate
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
 from stemma.rewrites import NF4, LoRA, Trainable, apply, merge, undo
@@ -330,6 +331,7 @@ def test_a_run_keeps_its_adapter_alone(base: str, text: Path, tmp_path: Path) ->
         "train.start": str(first.directory),
         "rewrites": (adapter,) if base == "whole" else (NF4(("*.mlp.*",)), adapter),
         "recipe.lr": 1e-2,
+        "recipe.rates": (Rate(("*.up",), 4.0),),  # LoRA+
         "train.save_every": 2,
     }
     run = train("llama", tmp_path / "run", text, 4, edits)
@@ -457,6 +459,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
             {k: t[:, :5].clone() if k == first else t for k, t in state.items()},
             r"has shape \[2, 5\], and this model needs",
         ),
+        ({k: t.to(torch.int8) for k, t in state.items()}, "is of type I8, which no adapter has"),
     ):
         save_file(changed, file)
         with pytest.raises(CheckpointError, match=words):

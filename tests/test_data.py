@@ -22,6 +22,7 @@ from stemma import data
 from stemma.data import Document, Store, builtin, encoding, files, random, read, sources, stats
 from stemma.data.encoding import sentences
 from stemma.data.heldout import pieces, training_texts
+from stemma.data.survey import survey
 from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, UsageError
 
 
@@ -138,13 +139,86 @@ def test_folders_globs_and_mixes(tmp_path: Path) -> None:
     source = read(str(tmp_path))
     for _ in range(2):
         assert [d.text for d in source.documents()] == ["top", "a", "z"]
-        assert source.notes == ["1 binary file was passed over: k.bin"]
+        assert source.notes == [
+            "1 link that leads nowhere was passed over: broken.txt",
+            "1 empty file was passed over: empty.txt",
+            "1 binary file was passed over: k.bin",
+        ]
     assert [t for t, _ in texts(tmp_path / "**" / "z*")] == ["z"]
     a, z = tmp_path / "b" / "a.txt", tmp_path / "b" / "z.txt"
     assert [t for t, _ in texts(f"{z},{a}")] == [t for t, _ in texts(f"{z}+{a}")] == ["z", "a"]
     odd = tmp_path / "c,d+e.txt"
     odd.write_text("one file")
     assert [t for t, _ in texts(odd)] == ["one file"]
+
+
+def test_encodings(tmp_path: Path) -> None:
+    body, lines = "Grüße, Привет\r\nzweite Zeile\n", "Grüße, Привет\nzweite Zeile\n"
+    path = tmp_path / "a.txt"
+    for name in ("utf-8-sig", "utf-16", "utf-32"):  # with a byte order mark
+        path.write_bytes(body.encode(name))
+        assert texts(path) == texts(f"{path}#encoding=latin-1") == [(lines, "a.txt:1")], name
+    for name in ("utf-16-le", "utf-16-be", "utf-8", "UTF8"):
+        path.write_bytes(body.encode(name))
+        assert texts(f"{path}#encoding={name}") == [(lines, "a.txt:1")], name
+    for name, text in {
+        "cp1252": "naïve “é” — €\nx",
+        "latin-1": "Grüße\nx",
+        "koi8-r": "привет\nx",
+        "gb18030": "你好\nx",
+    }.items():
+        path.write_bytes(text.encode(name))
+        assert "is not UTF-8 text: byte" in said(DataError, texts, path)
+        assert texts(f"{path}#encoding={name}&split=line") == [(text.split("\n")[0], "a.txt:1"), ("x", "a.txt:2")], name
+    packed = tmp_path / "b.jsonl.gz"
+    packed.write_bytes(gzip.compress('{"text": "Grüße"}\n{"text": "naïve"}\n'.encode("latin-1")))
+    assert [text for text, _ in texts(f"{packed}#encoding=latin-1")] == ["Grüße", "naïve"]
+    (tmp_path / "c.csv").write_bytes("text,id\nGrüße,1\n".encode("utf-16"))
+    assert [text for text, _ in texts(tmp_path / "c.csv")] == ["Grüße"]
+    path.write_bytes("half".encode("utf-16") + b"x")
+    assert "is not utf-16 text: truncated data in the 0 bytes at offset 11" in said(DataError, texts, path)
+    path.write_bytes("no mark".encode("utf-16-le"))
+    assert "but UTF-16-LE, by its zero bytes; name its encoding, as in a.txt#encoding=utf-16-le" in said(
+        DataError, texts, path
+    )
+    path.write_bytes(b"\x01\x02\xff")
+    assert "is not text: byte 0xff at offset 2, and control characters" in said(DataError, texts, path)
+    assert "the encoding 'latin-9000' in" in said(UsageError, read, f"{path}#encoding=latin-9000")
+    assert "unknown" in said(UsageError, read, f"{path}#encoding=rot13")
+    assert "an option for files" in said(UsageError, read, "builtin:docs#encoding=latin-1")
+
+
+def test_what_a_folder_passes_over(tmp_path: Path) -> None:
+    for k in range(5):
+        (tmp_path / f"{k}.bin").write_bytes(b"\x00")
+    (tmp_path / "old.txt").write_bytes("naïve".encode("latin-1"))
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": \n[1]\n{"text": null}\n{"text": "two"}\n')
+    (tmp_path / "b.txt").write_text("three")
+    source = read(str(tmp_path))
+    for _ in range(2):
+        assert [d.text for d in source.documents()] == ["one", "two", "three"]
+        assert source.notes == [
+            "5 binary files were passed over: 0.bin, 1.bin, 2.bin, ...",
+            "3 lines that are no rows with text were passed over: a.jsonl:2, a.jsonl:3, a.jsonl:4; "
+            "#strict=yes makes them an error",
+            "1 file that is not UTF-8 was passed over: old.txt; name their encoding, as in #encoding=latin-1",
+        ]
+        assert len(source.notes.passed) == 9
+        assert source.notes.passed[5] == ("line that is no row with text", str(tmp_path / "a.jsonl:2"))
+    mixed = read(f"{tmp_path}/b.txt,{tmp_path}/a.*#strict=no,{tmp_path}/*.txt#encoding=latin-1")
+    assert [d.text for d in mixed.documents()] == ["three", "one", "two", "three", "naïve"]
+    found = survey(str(tmp_path))
+    assert ["binary file", str(tmp_path / "4.bin")] in found["passed_over"] and len(found["passed_over"]) == 9
+    assert "0.bin is not text" in said(DataError, texts, f"{tmp_path}#strict=yes")
+    (tmp_path / "c.jsonl").write_text('{"text": "one"}\nx\n')
+    assert "c.jsonl:2 is not JSON" in said(DataError, texts, tmp_path / "c.jsonl")
+    assert "c.jsonl:2 is not JSON" in said(DataError, texts, f"{tmp_path}/[bc].*#strict=yes")
+    assert texts(f"{tmp_path}/c.jsonl#strict=no") == [("one", "c.jsonl:1")]
+    (tmp_path / "c.jsonl").write_text('{"body": "one"}\n' * 3)
+    assert "c.jsonl:1 has no field 'text', but 'body'" in said(DataError, texts, tmp_path)
+    assert "strict is 'maybe'" in said(UsageError, read, f"{tmp_path}#strict=maybe")
+    (tmp_path / "l.txt").symlink_to(tmp_path / "nowhere")
+    assert "l.txt is a link to" in said(DataError, texts, f"{tmp_path}#strict=yes")
 
 
 def test_jsonl(tmp_path: Path) -> None:
@@ -228,9 +302,11 @@ def test_errors_of_sources_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "blank.txt").write_text("")
     assert "blank.txt is empty" in said(DataError, texts, tmp_path / "blank.txt")
     (tmp_path / "blank.txt").write_text("some text", encoding="utf-16")
-    assert "but UTF-16, by its first bytes; convert it" in said(DataError, texts, tmp_path / "blank.txt")
+    assert texts(tmp_path / "blank.txt") == [("some text", "blank.txt:1")]
     (tmp_path / "blank.txt").write_text("caf\xe9", encoding="latin-1")
-    assert "byte 0xe9 at offset 3; convert it to UTF-8" in said(DataError, texts, tmp_path / "blank.txt")
+    assert "byte 0xe9 at offset 3; name its encoding, as in blank.txt#encoding=latin-1, or convert it" in said(
+        DataError, texts, tmp_path / "blank.txt"
+    )
     (tmp_path / "void" / "x.txt").write_bytes(b"line\nabc\x00d")
     assert "zero byte at offset 8" in said(DataError, texts, tmp_path / "void" / "x.txt")
     (tmp_path / "void" / "x.txt").write_bytes(b"line\nab\xff")

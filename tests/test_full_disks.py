@@ -65,9 +65,7 @@ def contents(place: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(
-    "layout", [p if p in ("meta", "gguf") else pytest.param(p, marks=pytest.mark.slow) for p in LAYOUTS]
-)
+@pytest.mark.parametrize("layout", [p if p == "gguf" else pytest.param(p, marks=pytest.mark.slow) for p in LAYOUTS])
 def test_a_disk_that_fills_while_a_model_is_saved(
     layout: str, models: Callable[[str, str], Path], small: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -94,9 +92,7 @@ def test_a_disk_that_fills_while_a_model_is_saved(
     assert contents(place) == before == whole
 
 
-@pytest.mark.parametrize(
-    "layout", [p if p in ("meta", "gguf") else pytest.param(p, marks=pytest.mark.slow) for p in LAYOUTS]
-)
+@pytest.mark.parametrize("layout", [p if p == "meta" else pytest.param(p, marks=pytest.mark.slow) for p in LAYOUTS])
 def test_files_that_may_not_grow_while_a_model_is_converted(
     layout: str, models: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
@@ -106,7 +102,7 @@ def test_files_that_may_not_grow_while_a_model_is_converted(
         warnings.simplefilter("ignore")
         stemma.load(source).save(tmp_path / "whole" / name, **options)
     largest = max(len(content) for content in contents(tmp_path / "whole").values())
-    for share in SHARES if layout in ("meta", "gguf") else SHARES[1::2]:
+    for share in SHARES[1::2]:
         out = tmp_path / "out" / name
         ended = starter().run(
             "convert", source, out, *words, file=max(2000, int(largest * share))

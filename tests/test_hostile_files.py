@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from letters import Letters
 from stemma import disk
-from stemma.data import compression, files, folders, heldout
+from stemma.data import Store, compression, files, folders, heldout
 from stemma.data.documents import Document, Source
 from stemma.decoding import generation_config
 from stemma.decoding.sampling import Sampler
@@ -240,7 +241,7 @@ def test_a_text_that_changes_between_two_walks(tmp_path: Path) -> None:
 
         def walk(notes: list[str], walks: Iterator[list[str]] = walks) -> Iterator[Document]:
             path.write_text("".join(next(walks)))
-            return files.of_file(path, None, "text")
+            return files.of_file(path, files.Reading())
 
         with pytest.raises(DataError, match="changed while it was read"):
             list(heldout.training_texts(Source("x", walk), 0.1))
@@ -271,3 +272,37 @@ def test_settings_of_generation_beyond_reason(value: float) -> None:
         generation_config.number(Held(), "temperature", 1.0)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="temperature"):
         Sampler(temperature=value)
+
+
+@pytest.mark.parametrize("form", ["file", "stream"])
+def test_an_arrow_file_that_is_cut_while_it_is_read_is_a_sentence(tmp_path: Path, form: str) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    path, schema = tmp_path / "a.arrow", arrow.schema([("text", arrow.string())])
+    make = arrow.ipc.new_file if form == "file" else arrow.ipc.new_stream
+    with make(str(path), schema) as out:
+        for i in range(40):
+            out.write(arrow.record_batch([arrow.array([f"{i} " + "x" * 50_000])], schema=schema))
+    walk = files.of_file(path, files.Reading())
+    assert next(walk).text.startswith("0 ")
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(DataError, match="is not an Arrow file, or it is damaged"):
+        list(walk)
+
+
+@pytest.mark.parametrize("change", ["cut", "appended to"])
+def test_a_text_that_changes_while_it_is_read_makes_no_store(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one line\n" * 50_000)
+
+    def walk(notes: object) -> Iterator[Document]:
+        for number, document in enumerate(files.of_file(path, files.Reading("line"))):
+            if number == 3 and change == "cut":
+                os.truncate(path, 200_000)
+            elif number == 3:
+                with open(path, "a") as file:
+                    file.write("more")
+            yield document
+
+    with pytest.raises(DataError, match=r"a\.txt changed while it was read; run the command again when nothing writes"):
+        Store.build(Source("a", walk, paths=(path,)), Letters(), tmp_path / "store", workers=1)
+    assert not list((tmp_path / "store").glob("[0-9a-f]*"))

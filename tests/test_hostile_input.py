@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from stemma import disk
-from stemma.cli import main
+from stemma.cli import main, stop
 from stemma.errors import CheckpointError, MalformedError, UsageError, brief, printable
 from stemma.report import read as report_read
 from stemma.runs import checkpoint, folder
@@ -126,6 +126,12 @@ def test_messages_are_short() -> None:
     loop.append(loop)
     assert brief("x" * 10_000).endswith("... (10,000 characters)") and len(brief("x" * 10_000)) < 250
     assert "too large" in brief(10**5000) and brief(loop) == "[[...]]" and brief(1.5) == "1.5"
+
+
+def test_every_error_is_one_line() -> None:
+    assert str(CheckpointError("x does not fit:\r\n  - a\n\n  - b\n")) == "x does not fit: - a - b"
+    long = str(UsageError(f"no {'x' * 100_000} here; give another"))
+    assert len(long) < 1400 and long.startswith("no xxx") and long.endswith(" here; give another") and "100,0" in long
 
 
 # ---------------------------------------------------------------- what a run writes of itself
@@ -288,3 +294,13 @@ def test_ctrl_c_is_one_line(presses: tuple[float, ...]) -> None:
                 process.send_signal(signal.SIGINT)
         err = process.stderr.read()
         assert process.wait(20) == 130 and err == "error: stopped\n"
+
+
+@pytest.mark.parametrize("words", [["tree", "bert"], ["tree", "nothing"], ["nothing"]])
+def test_ctrl_c_is_ignored_once_a_command_is_at_its_end(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.signal(signal.SIGINT, stop._handle)
+    try:
+        leave(capsys, *words)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -74,6 +74,7 @@ def check(name: str, wait: float, more: tuple[float, ...], home: Path, out: Path
     return code == 130
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_command_works(home: Path, tmp_path: Path) -> None:
     assert check("pretrain", 2.5, (), home, tmp_path / "out")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import optimization as theirs
 
 from stemma import families
-from stemma.declare.recipes import LAMB, Adafactor, AdamW, Muon, Optimizer, Schedule
+from stemma.declare.recipes import LAMB, Adafactor, AdamW, LayerDecay, Muon, Optimizer, Rate, Schedule
 from stemma.errors import UsageError
 from stemma.nn.model import Model
 from stemma.nn.parts import HeadNorm
@@ -509,3 +509,53 @@ def test_the_schedule_of_gpt3() -> None:
         assert low > 0.1 * recipe.lr
         for step in (end + recipe.steps // 1000, recipe.steps):
             assert optim.learning_rate(recipe.schedule, recipe.lr, step, recipe.steps) == pytest.approx(0.1 * recipe.lr)
+
+
+# ---------------------------------------------------------------- rates of their own
+
+
+def test_lower_layers_learn_more_slowly() -> None:
+    """As ELECTRA's released code counts: of twelve layers, embeddings at decay ** 14, the first block at decay ** 13."""
+    design = tiny("bert", **{"dims.layers": 12})
+    with torch.device("meta"):
+        names = [name for name, _ in Model(design.arch, design.dims).named_parameters()]
+    times = optim.times_of(names, (LayerDecay(0.8),))
+    assert times["embed.tokens.weight"] == pytest.approx(0.8**14)
+    assert times["encoder.blocks.0.attention.q.weight"] == pytest.approx(0.8**13)
+    assert times["encoder.blocks.11.mlp.up.bias"] == pytest.approx(0.8**2)
+    assert times["pooler.dense.weight" if "pooler.dense.weight" in times else "lm.bias"] == 1.0
+    both = [n for n, _ in Model(*(tiny("t5").arch, tiny("t5").dims)).named_parameters()]
+    found = optim.times_of(both, (LayerDecay(0.5), Rate(("decoder.*",), 3.0)))
+    assert found["encoder.blocks.2.attention.q.weight"] == 0.25 and found["decoder.blocks.2.attention.q.weight"] == 0.75
+
+
+@pytest.mark.parametrize("spec", [AdamW(weight_decay=0.1), LAMB(), Adafactor(), Muon()], ids=lambda s: type(s).__name__)
+def test_a_rate_is_a_share_of_the_learning_rate(spec: Optimizer) -> None:
+    """A step at twice the rate is the step of a run at twice the learning rate."""
+    design = tiny("llama", **{"dims.layers": 1})
+
+    def stepped(lr: float, rates: tuple[Rate, ...]) -> dict[str, torch.Tensor]:
+        model = Model(design.arch, design.dims).initialise(1)
+        opt = optim.optimizer(spec, model.named_parameters(), lr, rates=rates)
+        for i, p in enumerate(model.parameters()):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+        for group in opt.param_groups:
+            group["lr"] = lr * group.get("times", 1.0)
+        opt.step()
+        return {name: p.detach() for name, p in model.named_parameters()}
+
+    one, two = stepped(1e-2, ()), stepped(2e-2, ())
+    mixed = stepped(1e-2, (Rate(("*.mlp.*",), 2.0),))
+    for name, p in mixed.items():
+        assert torch.equal(p, (two if ".mlp." in name else one)[name]), name
+
+
+def test_rates_that_name_nothing_are_refused() -> None:
+    design = tiny("llama", **{"dims.layers": 1})
+    model = Model(design.arch, design.dims)
+    with pytest.raises(
+        UsageError, match=r"recipe.rates: '\*.attention.w.weight' matches no parameter that learns; the nearest"
+    ):
+        optim.optimizer(AdamW(), model.named_parameters(), 1e-3, rates=(Rate(("*.attention.w.weight",), 2.0),))
+    with pytest.raises(UsageError, match=r"Rate\.times must be positive"):
+        Rate(("*",), 0.0)

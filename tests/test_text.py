@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import io
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stemma.errors import CheckpointError, DataError, StemmaError, UsageError
-from stemma.text import Specials, Tokenizer, spm
+from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, UsageError
+from stemma.text import Specials, Tokenizer, corpus, spm
 
 WORDS = (  # noqa: SIM905
     "the quick brown fox jumps over a lazy dog while seven wizards brew tea near old stone bridges and nobody "
@@ -544,3 +546,63 @@ def test_an_alphabet_of_thousands_is_kept_if_asked_for(kind: str) -> None:
     assert "[UNK]" not in wide.tokens(wide.encode(texts[0]))
     with pytest.raises(UsageError, match="a bpe vocabulary has no limited alphabet"):
         Tokenizer.train("bpe", texts, 8000, specials, alphabet=3000)
+
+
+# ---------------------------------------------------------------- large texts
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "gpt-bpe", "bpe", "unigram", "spm-bpe"])
+def test_texts_that_come_one_by_one_train_the_same_tokenizer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spm, "LIMIT", {"unigram": 6000, "spm-bpe": 6000})
+    specials = Specials(unk="<unk>", bos="<s>", eos="</s>")
+    held, streamed = (Tokenizer.train(kind, texts, 330, specials) for texts in (TEXTS, iter(TEXTS)))
+    assert held.fingerprint == streamed.fingerprint
+    for blank in ([], iter([]), [" ", "\n"], iter([" ", "\n"])):
+        with pytest.raises(DataError, match="no text to train a tokenizer on"):
+            Tokenizer.train(kind, blank, 330, specials)
+
+
+def test_a_text_for_the_trainer_is_cut_into_lines_and_thinned() -> None:
+    lines = list(spm._lines(["one\ntwo\x00\n\n" + "x" * 1500, "three"]))
+    assert list(map(len, lines)) == [3, 3, 1000, 500, 5]
+    assert spm._step(["abcde\nabcde"] * 10, 30) == 4 and spm._step(["abcde"], 5) == 1 and spm._step([], 5) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(max_size=30), max_size=4), st.booleans())
+def test_characters_are_counted_as_the_normalizer_writes_them(texts: list[str], lower: bool) -> None:
+    from tokenizers import normalizers
+
+    normal = normalizers.BertNormalizer(lowercase=lower).normalize_str
+    assert corpus.characters(texts, normal) == Counter("".join(map(normal, texts)))
+
+
+class Counted(str):
+    """A text that counts how many of its kind there are."""
+
+    alive = most = 0
+
+    def __init__(self, _: object) -> None:
+        Counted.alive += 1
+        Counted.most = max(Counted.most, Counted.alive)
+
+    def __del__(self) -> None:
+        Counted.alive -= 1
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "spm-bpe"])
+def test_training_holds_few_texts_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spm, "LIMIT", {"spm-bpe": 20_000})
+    monkeypatch.setattr(Counted, "most", 0)
+    line = " ".join(WORDS) + "\n"
+    Tokenizer.train(kind, (Counted(f"{i} " + line * 10) for i in range(2000)), 330, Specials(unk="<unk>"))
+    assert Counted.most < 700
+
+
+def test_a_full_disk_for_the_texts_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> object:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        Tokenizer.train("wordpiece", iter(TEXTS), 330, Specials(unk="<unk>"))

@@ -160,6 +160,36 @@ def _spiece(kind: str, name: str) -> Callable[[Path], None]:
     return make
 
 
+def _adapter(folder: Path) -> None:
+    """A model and an adapter beside it, in PEFT's format."""
+    from stemma.rewrites import LoRA, apply
+
+    made = model("llama", "spm-bpe")
+    made.save(folder / "model")
+    apply(made, (LoRA(("*.q", "*.v"), rank=2),))
+    made.save(folder / "adapter", layout="peft")
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "m/model"  # from the folder of a case
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config, indent=2))
+
+
+def _talks(folder: Path) -> None:
+    """Conversations in rows of each shape."""
+    folder.mkdir()
+    say = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."},
+    ]
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+    tree = {"text": "Hi", "role": "prompter", "replies": [{"text": "Hello.", "role": "assistant", "replies": []}]}
+    rows: list[dict[str, Any]] = [
+        {"messages": say}, {"conversations": turns, "system": "x"}, {"dialog": ["Hi", "Hello."]}, {"prompt": tree},
+        {"instruction": "Say hi", "input": "", "output": "Hi"}, {"prompt": "Hi", "completion": "Hello."},
+    ]  # fmt: skip
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def _file(family: str, kind: str, name: str, **options: Any) -> Callable[[Path], None]:
     """A file of another layout, with what it needs beside it."""
 
@@ -358,6 +388,16 @@ SUBJECTS: dict[str, Subject] = {
     "texts": Subject(_texts, DATA, 8),
     "folder": Subject(_texts, tuple(tuple(w.replace("{f}", "{m}") for w in c) for c in DATA), 2),
     "saved": Subject(_saved_set, tuple(tuple(w.replace("{f}", "{m}") for w in c) for c in DATA), 2),
+    "adapter": Subject(
+        _adapter,
+        (
+            ("show", "{m}/adapter"), ("generate", "{m}/model", PROMPT, "-n", "3", "--adapter", "{m}/adapter"),
+            ("merge", "{m}/model", "--adapter", "{m}/adapter", "--out", "out"), ("python:load", "{m}/adapter"),
+            ("merge", "{m}/model", "--adapter", "{m}/adapter", "--out", "out", "--quantize", "nf4"),
+            ("convert", "{m}/adapter", "out"),
+        ),
+    ),
+    "talks": Subject(_talks, (("python:talk", "{f}"),), 1),
     "settings": Subject(_settings, (("plan", "--config", "{f}"), ("plan", "--config", "{f}", "--json"), ("python:plan", "{f}"))),
     "run": Subject(_run("gpt2"), (*RUN, *SAY[:1], *EMBED, *CONVERT, START), 5),
     "stopped": Subject(_run("gpt2", stop=3), (*RUN[3:], *GO_ON, *MIDWAY, SAYS), 5),

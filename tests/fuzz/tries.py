@@ -22,7 +22,7 @@ from stemma.errors import StemmaError, printable
 CODES = (0, 2, 3, 4, 5, 6, 130, 141)  # 1 is of errors without a code of their own: there should be none
 SECONDS = 8.0  # of the processor for a case of a few kilobytes, and what ends it
 LAST = 4 * SECONDS
-MEMORY = 400 * 2**20  # bytes beyond what the process had
+MEMORY, TIMES = 400 * 2**20, 10  # bytes beyond what the process had, and times the bytes of the files
 ADDRESSES = 3 * 2**30
 FILE = 200 * 2**20  # the largest file that a command may write
 LONGEST = 1500  # characters of an error
@@ -151,9 +151,9 @@ def attempt(case: Case, subjects: Subjects, place: Path) -> Tried:
 
 def _call(case: Case, tried: Tried) -> None:
     _run(list(case.command), tried)
-    if case.command[0] == "convert" and tried.code == 0:
+    if case.command[0] in ("convert", "merge") and tried.code == 0:
         again = Tried()
-        _run(["show", case.command[2]], again)
+        _run(["show", next(word for word in case.command if word.startswith("out"))], again)
         if again.code:
             tried.problems.append(f"writes what cannot be read: exit {again.code}")
 
@@ -216,7 +216,7 @@ def judged(case: Case, tried: Tried, place: Path, before: set[str]) -> Iterator[
         yield f"out of memory: {' '.join(tried.err.split())[-300:]}"
     if tried.seconds > SECONDS:
         yield f"took {tried.seconds:.0f} s of the processor"
-    if tried.memory > MEMORY:
+    if tried.memory > MEMORY + TIMES * sum(path.stat().st_size for path in place.rglob("*") if path.is_file()):
         yield f"held {tried.memory / 2**20:,.0f} MB more"
     if odd := CONTROL.search(said):
         yield f"prints {odd[0]!r}: {said[max(0, odd.start() - 60) : odd.end() + 20]!r}"
@@ -239,7 +239,7 @@ def _leftovers(case: Case, code: int, place: Path, before: set[str]) -> Iterator
     new = sorted(set(_entries(place)) - before)
     if half := [name for name in new if re.search(r"\.tmp($|/)|\.saving-", name)]:
         yield f"leaves {half[0]}"
-    if code and case.command[0] in ("convert", "report", "show", "generate", "embed", "fill") and new:
+    if code and case.command[0] in ("convert", "merge", "report", "show", "generate", "embed", "fill") and new:
         yield f"leaves {new[0]} of what failed"
     if code == 0 and case.command[0] in ("convert", "report") and not new:
         yield "writes nothing"
@@ -306,4 +306,24 @@ def plan(path: str) -> None:
     resolve(str(name), data="builtin:asv", overrides=changes)
 
 
-CALLS: dict[str, Callable[..., None]] = {"load": load, "chat": chat, "store": store, "metrics": metrics, "plan": plan}
+def talk(path: str) -> None:
+    from stemma.conversations import read, writer
+    from stemma.conversations.templates import NAMES
+    from stemma.data import rows
+
+    for _, row in rows.json_lines(Path(path)):
+        if not isinstance(row, dict):
+            continue
+        with contextlib.suppress(StemmaError):
+            for template in NAMES:
+                writer(None, template).write(read(row))
+
+
+CALLS: dict[str, Callable[..., None]] = {
+    "load": load,
+    "chat": chat,
+    "store": store,
+    "metrics": metrics,
+    "plan": plan,
+    "talk": talk,
+}

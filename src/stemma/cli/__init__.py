@@ -45,6 +45,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "Checkpoints": [
         ("generate", "PATH PROMPT...", "continue text", "models"),
+        ("chat", "PATH", "talk to a model in the terminal", "chat"),
         ("fill", "PATH TEXT", "guess the masked words of a text", "models"),
         ("embed", "PATH TEXT...", "vectors of texts, or how alike they are", "models"),
         ("convert", "SRC DST", "write a checkpoint in another layout or precision", "models"),

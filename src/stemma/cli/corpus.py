@@ -9,10 +9,11 @@ from typing import Any, Literal
 import click
 
 from stemma.cli import command, console, echo, emit
+from stemma.cli.texts import GRAMMAR
 from stemma.errors import UsageError
 
 
-@command(name="clean")
+@command(name="clean", epilog=GRAMMAR)
 @click.argument("source", metavar="SPEC")
 @click.option("--out", required=True, type=click.Path(), help="Directory for the text and the report.")
 @click.option("--steps", "listed", default="exact,near,gopher", show_default=True, help="The steps, in this order.")
@@ -31,7 +32,7 @@ def clean(
 ) -> None:
     """Remove duplicates and poor documents from a text.
 
-    SPEC is what `stemma pretrain --data` takes. OUT gets `text`, a folder of JSON lines to train on, and
+    SPEC is a text (see below). OUT gets `text`, a folder of JSON lines to train on, and
     `report.json`: what each step removed, with examples.
 
     \b
@@ -94,11 +95,12 @@ def settings(options: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-@command(name="stats")
+@command(name="stats", epilog=GRAMMAR)
 @click.argument("source", metavar="SPEC")
 @click.option("--tokenizer", type=click.Path(), metavar="DIR", help="Count tokens too, with this tokenizer.")
+@click.option("--passed-over", is_flag=True, help="List all files, links and lines that are not read, and why.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def stats(source: str, tokenizer: str | None, as_json: bool) -> None:
+def stats(source: str, tokenizer: str | None, passed_over: bool, as_json: bool) -> None:
     """Count the documents, bytes, tokens and duplicates of a text, and show how long documents are.
 
     A duplicate is a document with the same words as an earlier one, ignoring case, punctuation and spaces.
@@ -136,6 +138,9 @@ def stats(source: str, tokenizer: str | None, as_json: bool) -> None:
         echo(line)
     for note in found["notes"]:
         echo(f"note: {note}", err=True)
+    if passed_over:
+        for why, where in found["passed_over"]:
+            echo(f"{where}: {why}")
 
 
 @command(name="cache")

@@ -13,6 +13,7 @@ import click
 
 from stemma import disk
 from stemma.cli import Group, console, corpus, echo, emit, overrides
+from stemma.cli.texts import GRAMMAR
 from stemma.cli.training import given
 from stemma.errors import UsageError
 
@@ -55,7 +56,7 @@ def data_list(as_json: bool) -> None:
         if row["bytes"] is not None:
             size = f"{row['bytes'] / 1e6:5.1f} MB {row['documents']:>7,} documents"
         echo(f"{row['name']:<15}{size}  {row['licence']}")
-    echo("Besides: a file, a folder, a glob, rows.jsonl, rows.parquet, hf://org/name; see `stemma data show --help`.")
+    echo("Besides: a file, a folder, a glob, rows.jsonl, rows.parquet, hf://org/name; see `stemma data stats --help`.")
 
 
 def _there(name: str) -> bool:
@@ -69,7 +70,7 @@ def _there(name: str) -> bool:
     return True
 
 
-@data.command(name="show")
+@data.command(name="show", epilog=GRAMMAR)
 @click.argument("source", metavar="SPEC")
 @click.option(
     "--for", "name", default="roberta", show_default=True, help="Family whose objective and text rules apply."
@@ -81,8 +82,8 @@ def _there(name: str) -> bool:
 def data_show(source: str, name: str, rows: int, sets: tuple[str, ...], seed: int, as_json: bool) -> None:
     """Print training rows as the model gets them: what it reads, what it must say, what is ignored.
 
-    SPEC is a file, a folder, a glob, rows.jsonl, rows.parquet, hf://org/name or builtin:NAME (the beginning of it is
-    used, with a small tokenizer trained on that), or a run (its own text and tokenizer; --for and --set do not apply).
+    SPEC is a text as below (the beginning of it is used, with a small tokenizer trained on that), or a run (its own
+    text and tokenizer; --for and --set do not apply).
     """
     plan, tokenizer, view = _opened(source, name, sets, seed)
     from stemma.train.assemble import objective_of

@@ -23,6 +23,11 @@ def requested() -> bool:
     return bool(_asked)
 
 
+def forgive() -> None:
+    """A Ctrl-C was answered by the command itself, and the next one counts as the first."""
+    _asked.clear()
+
+
 def ending() -> None:
     """The command is at its end, whatever it came to: from here on Ctrl-C is ignored, also while Python itself ends."""
     if signal.getsignal(signal.SIGINT) is _handle:

@@ -10,6 +10,7 @@ import click
 
 from stemma import disk
 from stemma.cli import Group, command, complete_names, console, echo, existing_runs, overrides
+from stemma.cli.texts import GRAMMAR
 from stemma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,11 +81,11 @@ def changes_of(
     return name, changes
 
 
-@command()
+@command(epilog=GRAMMAR)
 @click.argument("name", required=False, shell_complete=complete_names)
 @click.option(
     "--data",
-    help="File, folder, glob, .jsonl, .parquet, hf://..., builtin:NAME.  [default: the built-in text that suits NAME]",
+    help="A text: file, folder, glob, rows, hf://..., builtin:NAME (see below).  [default: what suits NAME]",
 )
 @click.option(
     "--budget", default="5m", show_default=True, help="A time (45s, 1h30m), or 20M tokens, 1e15 flops, 50 steps."

@@ -33,13 +33,10 @@ def encode(tokenizer: Any, text: Text, loss_on: LossOn = "answers") -> Example:
 
     Raises DataError for a text without a target."""
     spans = {"answers": text.spans, "last answer": text.spans[-1:], "everything": ((0, len(text.text)),)}[loss_on]
-    ids, places = encode_places(tokenizer, text.text, text.words)
-    if cuts := _cuts(text, places):
-        ids, places = encode_places(tokenizer, text.text, text.words, cuts)
+    ids, places = _placed(tokenizer, text)
     targets = [any(begin < e and end > b for b, e in spans) for begin, end in places]
-    bos = tokenizer.bos_id
-    if bos is not None and ids[:1] != [bos] and tokenizer.encode("a", add_special=True)[:1] == [bos]:
-        ids, targets = [bos, *ids], [False, *targets]
+    if _opens(tokenizer, ids):
+        ids, targets = [tokenizer.bos_id, *ids], [False, *targets]
     if text.open_ended and tokenizer.eos_id is not None:
         ids, targets = [*ids, tokenizer.eos_id], [*targets, True]
     if not any(targets):
@@ -47,13 +44,29 @@ def encode(tokenizer: Any, text: Text, loss_on: LossOn = "answers") -> Example:
     return Example(ids, targets)
 
 
-def _cuts(text: Text, places: list[tuple[int, int]]) -> list[int]:
-    """Begins and ends of targets at which two tokens must meet: a token there holds an answer's letters and others. A
-    prompt is encoded alone when the model answers it, and the model stops where its answer ends."""
-    whole = text.text
-    begins = [b for b, _ in text.spans if any(begin < b < end and whole[begin:b].strip() for begin, end in places)]
-    ends = [e for _, e in text.spans if any(begin < e < end and whole[e:end].strip() for begin, end in places)]
-    return sorted({*begins, *ends})
+def _opens(tokenizer: Any, ids: list[int]) -> bool:
+    """Whether the tokenizer's first token is to be put in front of `ids`."""
+    bos = tokenizer.bos_id
+    return bos is not None and ids[:1] != [bos] and tokenizer.encode("a", add_special=True)[:1] == [bos]
+
+
+def prompt_ids(tokenizer: Any, text: Text) -> list[int]:
+    """The ids of a prompt (`Writer.prompt`): those that a whole conversation begins with."""
+    ids, _ = _placed(tokenizer, text)
+    return [tokenizer.bos_id, *ids] if _opens(tokenizer, ids) else ids
+
+
+def _placed(tokenizer: Any, text: Text) -> tuple[list[int], list[tuple[int, int]]]:
+    """The ids of a text and the place of each, cut where prompts end, if they end otherwise in it than alone, and where
+    answers end, if a token holds an answer's letters and others: a model reads a prompt alone before it answers, and it
+    stops where its answer ends."""
+    ids, places = encode_places(tokenizer, text.text, text.words)
+    cuts = {e for _, e in text.spans if any(b < e < end and text.text[e:end].strip() for b, end in places)}
+    for end in text.asked:
+        alone, _ = encode_places(tokenizer, text.text[:end], [w for w in text.words if w[1] <= end])
+        if alone != ids[: len(alone)]:
+            cuts.add(end)
+    return encode_places(tokenizer, text.text, text.words, sorted(cuts)) if cuts else (ids, places)
 
 
 def fit(

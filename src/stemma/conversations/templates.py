@@ -44,12 +44,14 @@ UNKNOWN = ", so it cannot be told which tokens to learn; use another template"
 @dataclass(frozen=True)
 class Text:
     """A conversation as text. `spans`: (begin, end) of each assistant's words with the end behind them; `words`: those
-    of everybody's words, in which the names of special tokens are ordinary text. `open_ended`: no end token stands in
+    of everybody's words, in which the names of special tokens are ordinary text. `asked`: where the prompt of each
+    answer ends. `open_ended`: no end token stands in
     the text, so the tokenizer's own is put behind the last answer."""
 
     text: str
     spans: tuple[tuple[int, int], ...]
     words: tuple[tuple[int, int], ...]
+    asked: tuple[int, ...] = ()
     open_ended: bool = False
 
     def shown(self) -> str:
@@ -69,8 +71,14 @@ class Writer(ABC):
         """A whole conversation, with its targets. Raises DataError if the template refuses it."""
 
     @abstractmethod
-    def prompt(self, turns: Sequence[Turn]) -> str:
-        """The text that the assistant's next answer follows."""
+    def prompt(self, turns: Sequence[Turn]) -> Text:
+        """The text that the assistant's next answer follows; the spans are those of its earlier answers."""
+
+    def ending(self) -> str:
+        """What stands behind an answer: the text at which a model should stop. Empty where nothing does."""
+        made = self.write(Conversation((Turn("user", "ask"), Turn("assistant", "tell"))))
+        begin, end = made.spans[-1]
+        return made.text[begin + len("tell") : end].strip()
 
 
 class _Builder:
@@ -80,6 +88,7 @@ class _Builder:
         self.text = ""
         self.spans: list[tuple[int, int]] = []
         self.words: list[tuple[int, int]] = []
+        self.asked: list[int] = []
 
     def add(self, text: str) -> None:
         self.text += text
@@ -91,8 +100,10 @@ class _Builder:
         self.text += before + words + after
         self.words.append((begin, begin + len(words)))
 
-    def answer(self, form: str, words: str) -> None:
-        """As `say`; the words and what follows them, but for blanks at the end, are a target."""
+    def answer(self, form: str, words: str, asks: str = "") -> None:
+        """As `say`; the words and what follows them, but for blanks at the end, are a target. `asks`: what a prompt
+        puts in the place of the answer's form."""
+        self.asked.append(len(self.text) + (len(asks) if form.startswith(asks) else form.index("{}")))
         self.say(form, words)
         begin, end = self.words[-1]
         after = self.text[end:]
@@ -114,7 +125,7 @@ class TurnsWriter(Writer):
             self._talk(self.template, talk.turns, made)
         last = made.spans[-1] if made.spans else (0, 0)
         ended = made.words and any(last[0] == begin and last[1] > end for begin, end in made.words)
-        return Text(made.text, tuple(made.spans), tuple(made.words), not ended)
+        return Text(made.text, tuple(made.spans), tuple(made.words), tuple(made.asked), not ended)
 
     def _talk(self, template: Turns, turns: Sequence[Turn], made: _Builder) -> None:
         system = turns[0].content if turns[:1] and turns[0].role == "system" else template.default
@@ -123,7 +134,7 @@ class TurnsWriter(Writer):
             made.say(template.system, system) if "{}" in template.system else made.add(template.system)
         for i, turn in enumerate(rest):
             if turn.role == "assistant":
-                made.answer(template.assistant, turn.content)
+                made.answer(template.assistant, turn.content, template.generation)
                 continue
             made.add(template.between if i else "")
             before, _, after = template.user.partition("{}")
@@ -149,13 +160,14 @@ class TurnsWriter(Writer):
             if turn.role == "assistant":
                 made.answer(template.answer, turn.content)
 
-    def prompt(self, turns: Sequence[Turn]) -> str:
+    def prompt(self, turns: Sequence[Turn]) -> Text:
         made = _Builder()
         if isinstance(self.template, Instructions):
             self._instruct(self.template, Conversation(tuple(turns)), made)
-            return made.text
-        self._talk(self.template, turns, made)
-        return made.text + self.template.generation
+        else:
+            self._talk(self.template, turns, made)
+            made.add(self.template.generation)
+        return Text(made.text, tuple(made.spans), tuple(made.words), tuple(made.asked))
 
 
 class JinjaWriter(Writer):
@@ -165,33 +177,40 @@ class JinjaWriter(Writer):
     def __init__(self, tokenizer: Any, **options: Any) -> None:
         self.tokenizer, self.options = tokenizer, options
 
-    def prompt(self, turns: Sequence[Turn]) -> str:
-        messages = [{"role": t.role, "content": t.content} for t in turns]
-        return str(self.tokenizer.apply_chat(messages, add_generation_prompt=True, **self.options))
+    def prompt(self, turns: Sequence[Turn]) -> Text:
+        return self._written(turns, asks=True)
 
     def write(self, talk: Conversation) -> Text:
-        text = self._rendered(talk.messages)
-        words = self._places(text, talk)
-        answers = [place for place, turn in zip(words, talk.turns, strict=True) if turn.role == "assistant"]
+        return self._written(talk.turns)
+
+    def _written(self, turns: Sequence[Turn], asks: bool = False) -> Text:
+        text = self._rendered(turns, asks)
+        words = self._places(text, turns, asks)
         starts = [*sorted(begin for begin, _ in words), len(text)]
-        spans = []
-        for begin, end in answers:
-            following = next(s for s in starts if s >= end) if any(s >= end for s in starts) else len(text)
-            spans.append((begin, end + self._ending(text[end:following])))
-        ended = all(end > place[1] for (_, end), place in zip(spans, answers, strict=True))
-        return Text(text, tuple(spans), tuple(words), not ended)
+        spans, asked, ended = [], [], True
+        for i, ((begin, end), turn) in enumerate(zip(words, turns, strict=True)):
+            if turn.role != "assistant":
+                continue
+            following = next((s for s in starts if s >= end and s > begin), len(text))
+            after = self._ending(text[end:following])
+            spans.append((begin, end + after))
+            ended &= after > 0
+            prompt = self._rendered(turns[:i], asks=True)
+            asked.append(len(prompt) if len(prompt) <= begin and text.startswith(prompt) else begin)
+        return Text(text, tuple(spans), tuple(words), tuple(asked), not ended)
 
-    def _rendered(self, messages: Sequence[dict[str, str]]) -> str:
-        return str(self.tokenizer.apply_chat(messages, add_generation_prompt=False, **self.options))
+    def _rendered(self, turns: Sequence[Turn], asks: bool = False) -> str:
+        messages = Conversation(tuple(turns)).messages
+        return str(self.tokenizer.apply_chat(messages, add_generation_prompt=asks, **self.options))
 
-    def _places(self, text: str, talk: Conversation) -> list[tuple[int, int]]:
+    def _places(self, text: str, turns: Sequence[Turn], asks: bool = False) -> list[tuple[int, int]]:
         """Where the words of each turn stand in `text`. Raises DataError where the template changes an answer or leaves
         one out, so that this cannot be told."""
-        marks = [f"{secrets.token_hex(6)}x{i}" for i in range(len(talk.turns))]
-        form = self._rendered([{"role": t.role, "content": m} for t, m in zip(talk.turns, marks, strict=True)])
+        marks = [f"{secrets.token_hex(6)}x{i}" for i in range(len(turns))]
+        form = self._rendered([Turn(t.role, m) for t, m in zip(turns, marks, strict=True)], asks)
         places: list[tuple[int, int]] = []
         at = done = 0
-        for mark, turn in zip(marks, talk.turns, strict=True):
+        for mark, turn in zip(marks, turns, strict=True):
             here = form.find(mark, done)
             if here < 0 and turn.role != "system":
                 raise DataError(f"the chat template changes or leaves out what the {turn.role} says{UNKNOWN}")

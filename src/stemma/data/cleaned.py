@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -75,9 +74,9 @@ def write(spec: str, out: Path, steps: Sequence[CleaningStep]) -> dict[str, Any]
                                 file.close()
                                 number, size = number + 1, 0
                             file = open(scratch / f"part-{number:05d}.jsonl", "w", encoding="utf-8", newline="\n")  # noqa: SIM115
-                        line = json.dumps(row(document), ensure_ascii=False)
-                        file.write(line + "\n")
-                        size += len(line)
+                        line = disk.to_json(row(document), indent=None)
+                        file.write(line)
+                        size += len(line) - 1
                 if file is not None:
                     with disk.writing(out):
                         file.flush()

@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from stemma.data import duplicates
-from stemma.data.documents import Document, Source
+from stemma.data.documents import Document, Notes, Source
 from stemma.data.rules import Verdict, rule
 from stemma.data.steps import CleaningStep, Exact, Near, label, parse
 from stemma.errors import DataError
@@ -130,12 +130,12 @@ def cleaned(source: Source, steps: Sequence[CleaningStep], report: list[Tally] |
         return source
     tallies: list[Tally] = report if report is not None else []
 
-    def walk(notes: list[str]) -> Iterator[Document]:
+    def walk(notes: Notes) -> Iterator[Document]:
         empty = True
         for document in clean(source.documents(), steps, tallies):
             empty = False
             yield document
-        notes.extend(source.notes)
+        notes.include(source.notes)
         notes.extend(tally.sentence() for tally in tallies)
         if empty:
             worst = max(tallies, key=lambda tally: tally.removed)
@@ -146,4 +146,4 @@ def cleaned(source: Source, steps: Sequence[CleaningStep], report: list[Tally] |
         metadata.version("datasketch") if any(isinstance(step, Near) for step in steps) and duplicates.library() else ""
     )
     facts = repr([source.facts, [str(step) for step in steps], library])
-    return dataclasses.replace(source, walk=walk, notes=[], facts=facts)
+    return dataclasses.replace(source, walk=walk, notes=Notes(), facts=facts)

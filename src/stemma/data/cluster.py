@@ -21,7 +21,7 @@ from stemma import disk
 from stemma.data import files, sources
 from stemma.data.cleaned import REPORT, describe, finish, ready, row
 from stemma.data.cleaning import Tally
-from stemma.data.documents import Document
+from stemma.data.documents import Document, Notes
 from stemma.data.duplicates import judge, key
 from stemma.data.rules import rule
 from stemma.data.shards import workers_for
@@ -44,16 +44,17 @@ def portion(spec: str, rank: int, tasks: int) -> Numbered:
     every `tasks`-th document of the source, which each task then reads whole."""
     source = read(spec)
     paths = source.paths or ()
-    plain = len(sources.pieces(spec)) == 1 and set(sources.options(spec)[1]) <= {"split", "field"}
+    plain = len(sources.pieces(spec)) == 1 and set(sources.options(spec)[1]) <= {"split", "field", "encoding"}
     if not plain or len(paths) < max(2, tasks):
         for number, document in enumerate(source.documents()):
             if number % tasks == rank:
                 yield (0, number), document
         return
-    options = sources.options(spec)[1]
+    given = sources.options(spec)[1]
+    how = files.Reading(given.get("split"), given.get("field", "text"), given.get("encoding", ""))
     for i in range(rank, len(paths), tasks):
         try:
-            rows = files.of_files([paths[i]], options.get("split"), options.get("field", "text"), [], alone=False)
+            rows = files.of_files([paths[i]], how, Notes(), alone=False)
             for j, document in enumerate(row for row in rows if row.text and not row.text.isspace()):
                 yield (i, j), document
         except files.BinaryError:

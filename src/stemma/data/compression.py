@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import contextlib
 import gzip
 import itertools
@@ -36,7 +37,11 @@ _MAGIC = (
 
 
 class BinaryError(DataError):
-    """A file that is not UTF-8 text."""
+    """A file that is not text."""
+
+
+class EncodingError(BinaryError):
+    """A file that is text of another encoding than UTF-8, as far as can be told."""
 
 
 def ending(path: Path) -> str:
@@ -50,6 +55,14 @@ def kind(path: Path) -> str:
     return path.name.lower().removesuffix(ending(path)).rpartition(".")[2]
 
 
+# byte order marks; that of UTF-16 begins that of UTF-32
+_MARKS = (
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+    (b"\xef\xbb\xbf", "utf-8"),
+)
 DATA = "'stemma-lm[data]'"  # what pip installs to read them
 
 
@@ -112,8 +125,21 @@ def _open(path: Path) -> BinaryIO:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, each with its `\\n`. Raises DataError with the offset of a byte that is not text."""
+def lines(path: Path, encoding: str = "") -> Iterator[str]:
+    """The lines of a text file, each with its `\\n`: in the encoding that its byte order mark says, else in `encoding`
+    (default UTF-8). Raises DataError with the offset of a byte that is not text."""
+    with _open(path) as file:
+        try:
+            mark = file.read(4)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise _damaged(path, error) from error
+    marked = next((name for begin, name in _MARKS if mark.startswith(begin)), "")
+    if (known := marked or encoding) and codecs.lookup(known).name not in ("utf-8", "utf-8-sig"):
+        return _decoded(path, known)
+    return _utf8(path)
+
+
+def _utf8(path: Path) -> Iterator[str]:
     at, head = 0, b""
     with _open(path) as file:
         rows = iter(file) if isinstance(file, _Zstd) else iter(lambda: file.readline(LONGEST + 1), b"")
@@ -130,22 +156,65 @@ def lines(path: Path) -> Iterator[str]:
                 head = raw[:SNIFF]
                 if raw.startswith(b"\xef\xbb\xbf"):
                     at, raw = 3, raw[3:]
-                elif raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise BinaryError(f"{path} is not UTF-8 text but UTF-16, by its first bytes; convert it to UTF-8")
             if (null := raw.find(b"\x00")) >= 0:
-                raise _binary(path, head) or BinaryError(
-                    f"{path} is not text: it has a zero byte at offset {at + null}"
+                raise (
+                    _binary(path, head)
+                    or _wide(path, head)
+                    or BinaryError(f"{path} is not text: it has a zero byte at offset {at + null}")
                 )
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
                 byte = raw[error.start]
                 where = f"byte 0x{byte:02x} at offset {at + error.start}"
-                raise _binary(path, head) or BinaryError(
-                    f"{path} is not UTF-8 text: {where}; convert it to UTF-8"
+                if (known := _binary(path, head)) is None and sum(
+                    c < 32 and c not in b"\t\n\f\r\x1b" for c in raw[:SNIFF]
+                ):
+                    known = BinaryError(f"{path} is not text: {where}, and control characters")
+                raise known or EncodingError(
+                    f"{path} is not UTF-8 text: {where}; name its encoding, as in {path.name}#encoding=latin-1, or "
+                    "convert it to UTF-8"
                 ) from error
             at += len(raw)
             yield line[:-2] + "\n" if line.endswith("\r\n") else line
+
+
+def _decoded(path: Path, encoding: str) -> Iterator[str]:
+    """The lines of a file in another encoding than UTF-8."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    rest, at, over = "", 0, False
+    with _open(path) as file:
+        while not over:
+            try:
+                block = file.read(1 << 16)
+            except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+                raise _damaged(path, error) from error
+            over = not block
+            try:
+                text = rest + decoder.decode(block, over)
+            except UnicodeDecodeError as error:
+                raise EncodingError(
+                    f"{path} is not {encoding} text: {error.reason} in the {len(block):,} bytes at offset {at:,}"
+                ) from error
+            at += len(block)
+            *whole, rest = text.split("\n")
+            for line in [*(line + "\n" for line in whole), *([rest] if over and rest else [])]:
+                if "\x00" in line:
+                    raise BinaryError(f"{path} is not {encoding} text: it has a zero character")
+                yield line[:-2] + "\n" if line.endswith("\r\n") else line
+            if len(rest) > LONGEST:
+                raise DataError(f"{path} has a line of more than {LONGEST:,} characters; divide it into several")
+
+
+def _wide(path: Path, head: bytes) -> BinaryError | None:
+    """The error for UTF-16 without a byte order mark: every second byte of Latin text is zero."""
+    for name, zeros, others in (("utf-16-le", head[1::2], head[::2]), ("utf-16-be", head[::2], head[1::2])):
+        if len(head) >= 4 and zeros.count(0) > 0.7 * len(zeros) and not others.count(0):
+            return EncodingError(
+                f"{path} is not UTF-8 text but {name.upper()}, by its zero bytes; name its encoding, as in "
+                f"{path.name}#encoding={name}"
+            )
+    return None
 
 
 def _named(head: bytes) -> tuple[str, str]:

@@ -32,6 +32,23 @@ class MixtureSource(NamedTuple):
     epochs: float | None = None
 
 
+class Notes(list[str]):
+    """Sentences on what a walk passed over. `passed`: (why, where) of each file, link and line of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed: list[tuple[str, str]] = []
+
+    def clear(self) -> None:
+        super().clear()
+        self.passed.clear()
+
+    def include(self, other: Notes) -> None:
+        """Add what the walk of a source inside this one passed over."""
+        self.extend(other)
+        self.passed += other.passed
+
+
 @dataclass
 class Source:
     """Text that can be walked again and again, always in the same order.
@@ -42,9 +59,9 @@ class Source:
     """
 
     name: str
-    walk: Callable[[list[str]], Iterator[Document]]
+    walk: Callable[[Notes], Iterator[Document]]
     licence: str | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
     paths: tuple[Path, ...] | None = None
     facts: str = ""
     parts: tuple[MixtureSource, ...] = ()

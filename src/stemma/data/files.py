@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stemma.data import compression, folders, rows, snapshots
-from stemma.data.compression import BinaryError, lines
-from stemma.data.documents import Document, Source
+from stemma.data.compression import BinaryError, EncodingError, lines
+from stemma.data.documents import Document, Notes, Source
 from stemma.errors import DataError
 
 LARGE = 1_000_000  # bytes above which a text file is divided
 
 
-def of_file(path: Path, split: str | None, column: str) -> Iterator[Document]:
-    """The documents of one file, read by the kind that its name's ending says. The walk's end closes the file."""
+@dataclass(frozen=True)
+class Reading:
+    """How files are read. `split`: how text is divided; `column`: the field or column with the text; `encoding`: of
+    text without a byte order mark ("": UTF-8); `strict`: whether what cannot be read is an error (None: if one file
+    was asked for)."""
+
+    split: str | None = None
+    column: str = "text"
+    encoding: str = ""
+    strict: bool | None = None
+
+    @property
+    def facts(self) -> str:
+        """For `Source.facts`."""
+        more = f" {self.encoding} {self.strict}" if self.encoding or self.strict is not None else ""
+        return f"{self.split} {self.column}{more}"
+
+
+def of_file(path: Path, how: Reading, bad: rows.Bad | None = None) -> Iterator[Document]:
+    """The documents of one file, read by the kind that its name's ending says. The walk's end closes the file. Lines
+    that are no rows go to `bad`, or raise DataError."""
     kind = compression.kind(path)
     if kind in ("jsonl", "ndjson"):
-        return _rows(rows.json_lines(path), path, column)
+        return _rows(rows.json_lines(path, how.encoding, bad), path, how.column, bad)
     if kind in rows.READERS:
-        return _rows(rows.READERS[kind](path), path, column)
+        return _rows(rows.READERS[kind](path, how.encoding), path, how.column, bad)
     if kind in ("parquet", "arrow"):
-        return _table(path, column)
-    return _text(path, split)
+        return _table(path, how.column)
+    return _text(path, how.split, how.encoding)
 
 
 def _size(path: Path) -> int:
@@ -34,17 +55,17 @@ def _size(path: Path) -> int:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _text(path: Path, split: str | None) -> Iterator[Document]:
+def _text(path: Path, split: str | None, encoding: str = "") -> Iterator[Document]:
     """The documents of a text file, divided by the rule in `stemma.data.sources`. Raises DataError for an empty one."""
     if (size := _size(path)) == 0:
         raise DataError(f"{path} is empty")
-    return _divided(path, split, size)
+    return _divided(path, split, size, encoding)
 
 
-def _divided(path: Path, split: str | None, size: int) -> Iterator[Document]:
+def _divided(path: Path, split: str | None, size: int, encoding: str) -> Iterator[Document]:
     if split is None and compression.ending(path):  # measure the unpacked text
         size = 0
-        for line in lines(path):
+        for line in lines(path, encoding):
             size += len(line)
             if size > LARGE:
                 break
@@ -59,7 +80,7 @@ def _divided(path: Path, split: str | None, size: int) -> Iterator[Document]:
         if text.strip():
             yield Document(text if rule == "file" else text.rstrip(), f"{path}:{begin or 1}")
 
-    for number, line in enumerate(lines(path), 1):
+    for number, line in enumerate(lines(path, encoding), 1):
         if rule == "file":
             held.append(line)
         elif rule == "line":
@@ -88,11 +109,18 @@ def _divided(path: Path, split: str | None, size: int) -> Iterator[Document]:
     yield from take()
 
 
-def _rows(found: Iterator[tuple[int, Any]], path: Path, column: str) -> Iterator[Document]:
+def _rows(found: Iterator[tuple[int, Any]], path: Path, column: str, bad: rows.Bad | None = None) -> Iterator[Document]:
     """The documents of (line, row)."""
     for number, row in found:
         where = f"{path}:{number}"
-        yield Document(value_of(row, column, where), where, label_of(row, "lang"), label_of(row, "group"))
+        try:
+            text = value_of(row, column, where)
+        except DataError as error:
+            if bad is None:
+                raise
+            bad(error, where)
+        else:
+            yield Document(text, where, label_of(row, "lang"), label_of(row, "group"))
 
 
 def label_of(row: Any, key: str) -> str:
@@ -154,7 +182,8 @@ def _batches(path: Path, arrow: Any, held: contextlib.ExitStack) -> tuple[list[s
 
         file = held.enter_context(parquet.ParquetFile(path, page_checksum_verification=True))
         return file.schema_arrow.names, lambda columns: file.iter_batches(batch_size=1024, columns=columns)
-    raw = held.enter_context(arrow.memory_map(str(path)))
+    # not mapped: a file that is cut while it is read would end the process
+    raw = held.enter_context(arrow.OSFile(str(path), "rb"))
     if raw.read(6) == b"ARROW1":  # the format with random access
         table = held.enter_context(arrow.ipc.open_file(raw))
         every = (table.get_batch(i) for i in range(table.num_record_batches))
@@ -179,17 +208,20 @@ def _saved(where: Path, inside: list[str], names: list[str], notes: list[str]) -
     return [n for n in names if n.endswith(".arrow")] if {"dataset_info.json", "state.json"} <= {*names} else names
 
 
-def of_folder(root: Path, spec: str, split: str | None, column: str) -> Source:
+def of_folder(root: Path, spec: str, how: Reading) -> Source:
     """The text files in a folder and below, sorted by path, without hidden ones. Validation and test files beside those
     for training, and files about a data set, are passed over."""
     found = []
     skipped: list[str] = []
     held: list[str] = []
+    dangling: list[Path] = []
     for where, inside, names in folders.walk(root):
         names = _saved(where, inside, names, skipped)
         held += (out := snapshots.held_out([*inside, *names]))
         inside[:] = [name for name in inside if name not in out]
-        found += [p for name in names if name not in out and (p := where / name).is_file()]
+        paths = [where / name for name in names if name not in out]
+        found += [path for path in paths if path.is_file()]
+        dangling += [path for path in paths if path.is_symlink() and not path.exists()]
     if not found:
         raise DataError(f"{root} is an empty folder")
     described = snapshots.about(root, found)
@@ -198,61 +230,96 @@ def of_folder(root: Path, spec: str, split: str | None, column: str) -> Source:
     found.sort(key=lambda path: path.relative_to(root).parts)
     compression.check_packages(found)
 
-    def walk(notes: list[str]) -> Iterator[Document]:
+    def walk(notes: Notes) -> Iterator[Document]:
         notes += skipped
-        return of_files(found, split, column, notes)
+        return of_files(found, how, notes, dangling=dangling)
 
-    return Source(spec, walk, paths=tuple(found), facts=f"{split} {column}")
+    return Source(spec, walk, paths=tuple(found), facts=how.facts)
+
+
+# why something was passed over: (of one, of several, what to do about it)
+BINARY = ("binary file", "binary files", "")
+OTHER = ("file that is not UTF-8", "files that are not UTF-8", "; name their encoding, as in #encoding=latin-1")
+EMPTY = ("empty file", "empty files", "")
+LINK = ("link that leads nowhere", "links that lead nowhere", "")
+LINE = ("line that is no row with text", "lines that are no rows with text", "; #strict=yes makes them an error")
+Why = tuple[str, str, str]
 
 
 def of_files(
-    paths: list[Path], split: str | None, column: str, notes: list[str], alone: bool | None = None
+    paths: list[Path], how: Reading, notes: Notes, alone: bool | None = None, dangling: Sequence[Path] = ()
 ) -> Iterator[Document]:
-    """The documents of those files that are text. Notes say how many are not, and which files of JSON or CSV hold no
-    rows with `column` and are read as plain text. Raises DataError if no file is text. `alone`: one file was asked for,
-    so what is wrong with it is an error (default: if `paths` has one)."""
+    """The documents of those files that are text. Notes say what was passed over, and which files of JSON or CSV hold
+    no rows with the column and are read as plain text. Raises DataError if no file is text. `alone`: one file was
+    asked for, so what is wrong with it is an error (default: if `paths` has one); `dangling`: links beside them that
+    lead nowhere."""
     alone = len(paths) == 1 if alone is None else alone
-    binary: dict[Path, BinaryError] = {}
+    strict = alone if how.strict is None else how.strict
+    if how.strict and dangling:
+        raise DataError(f"{dangling[0]} is a link to {os.readlink(dangling[0])}, which is not there")
+    passed: dict[Why, list[str]] = {LINK: list(map(str, dangling))} if dangling else {}
+    unread: list[BinaryError] = []
     plain: list[Path] = []
     for path in paths:
         try:
             if _size(path) == 0:
+                passed.setdefault(EMPTY, []).append(str(path))
                 continue
             if compression.kind(path) not in ("parquet", "arrow"):
-                _sniff(path)
+                _sniff(path, how.encoding)
         except BinaryError as error:
-            if alone:
+            if strict:
                 raise
-            binary[path] = error
+            unread.append(error)
+            passed.setdefault(OTHER if isinstance(error, EncodingError) else BINARY, []).append(str(path))
             continue
-        if not alone and compression.kind(path) in rows.READERS and not rows.has(path, column):
+        if not alone and compression.kind(path) in rows.READERS and not rows.has(path, how.column, how.encoding):
             plain.append(path)
-            yield from _text(path, split)
+            yield from _text(path, how.split, how.encoding)
+        elif strict:
+            yield from of_file(path, how)
         else:
-            yield from of_file(path, split, column)
+            yield from _forgiving(path, how, passed.setdefault(LINE, []))
     if plain:
         notes.append(
-            f"{_counted(plain, '')} read as plain text, without rows that have a field {column!r}: {_shown(plain)}; "
-            "name the field with #field=NAME, or leave them out with a glob"
+            f"{len(plain)} {'file was' if len(plain) == 1 else 'files were'} read as plain text, without rows that "
+            f"have a field {how.column!r}: {_shown(list(map(str, plain)))}; name the field with #field=NAME, or leave "
+            "them out with a glob"
         )
-    if binary:
-        if len(binary) == len(paths):
-            raise next(iter(binary.values()))
-        notes.append(f"{_counted(list(binary), 'binary ')} passed over: {_shown(list(binary))}")
+    if unread and len(unread) == len(paths):
+        raise unread[0]
+    for (one, several, hint), places in passed.items():
+        if places:
+            what = f"1 {one} was" if len(places) == 1 else f"{len(places):,} {several} were"
+            notes.append(f"{what} passed over: {_shown(places)}{hint}")
+            notes.passed += [(one, place) for place in places]
 
 
-def _counted(paths: list[Path], what: str) -> str:
-    return f"{len(paths)} {what}{'file was' if len(paths) == 1 else 'files were'}"
+def _forgiving(path: Path, how: Reading, places: list[str]) -> Iterator[Document]:
+    """The documents of a file; the places of lines that are no rows are noted. Raises DataError if all of them are."""
+    wrong: list[DataError] = []
+
+    def bad(error: DataError, where: str) -> None:
+        wrong[:] = wrong or [error]
+        places.append(where)
+
+    some = False
+    for document in of_file(path, how, bad):
+        some = True
+        yield document
+    if wrong and not some:
+        raise wrong[0]
 
 
-def _shown(paths: list[Path]) -> str:
-    return ", ".join(path.name for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
+def _shown(places: list[str]) -> str:
+    """The first names of what is at `places`."""
+    return ", ".join(place.rpartition("/")[2] for place in places[:3]) + (", ..." if len(places) > 3 else "")
 
 
-def _sniff(path: Path) -> None:
+def _sniff(path: Path, encoding: str = "") -> None:
     """Raises BinaryError if the file's first 64 KB are not text. Bytes after these are checked when they are read."""
     taken = 0
-    for line in lines(path):
+    for line in lines(path, encoding):
         taken += len(line)
         if taken > 65536:
             return

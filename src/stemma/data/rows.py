@@ -14,15 +14,24 @@ from stemma.data.compression import BinaryError, lines
 from stemma.errors import DataError
 
 Rows = Iterator[tuple[int, Any]]
+Bad = Callable[[DataError, str], None]  # called with what is wrong, and where
 
 LONGEST = 1 << 30  # characters of a CSV field
 
 
-def json_lines(path: Path) -> Rows:
-    """One JSON value a line. Raises DataError with the line that holds none."""
-    for number, line in enumerate(lines(path), 1):
-        if not line.isspace():
-            yield number, _value(line, f"{path}:{number}")
+def json_lines(path: Path, encoding: str = "", bad: Bad | None = None) -> Rows:
+    """One JSON value a line. A line that holds none goes to `bad`, or raises DataError."""
+    for number, line in enumerate(lines(path, encoding), 1):
+        if line.isspace():
+            continue
+        try:
+            value = _value(line, f"{path}:{number}")
+        except DataError as error:
+            if bad is None:
+                raise
+            bad(error, f"{path}:{number}")
+        else:
+            yield number, value
 
 
 def _value(text: str, where: str) -> Any:
@@ -38,13 +47,13 @@ def _value(text: str, where: str) -> Any:
         ) from None
 
 
-def json_file(path: Path) -> Rows:
+def json_file(path: Path, encoding: str = "") -> Rows:
     """The rows of a `.json` file: JSON lines, or the elements of an array."""
-    for line in lines(path):
+    for line in lines(path, encoding):
         if line.isspace():
             continue
         if line.lstrip().startswith("["):
-            return _array(path)
+            return _array(path, encoding)
         try:
             json.loads(line)
         except ValueError as error:
@@ -53,7 +62,7 @@ def json_file(path: Path) -> Rows:
                     f"{path} holds one JSON object over several lines; expected were one a line, or an array"
                 ) from error
         break
-    return json_lines(path)
+    return json_lines(path, encoding)
 
 
 _SPACE = re.compile(r"\s*")
@@ -62,8 +71,8 @@ _SPACE = re.compile(r"\s*")
 class _Scan:
     """A place in a file that more lines are read from as they are needed."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.walk = path, lines(path)
+    def __init__(self, path: Path, encoding: str) -> None:
+        self.path, self.walk = path, lines(path, encoding)
         self.text, self.at = "", 0
 
     def more(self) -> bool:
@@ -103,9 +112,9 @@ class _Scan:
 _DECODER = json.JSONDecoder()
 
 
-def _array(path: Path) -> Rows:
+def _array(path: Path, encoding: str) -> Rows:
     """(number, element) of a JSON array, decoded one by one. Raises DataError for one that is damaged or cut off."""
-    scan, number = _Scan(path), 0
+    scan, number = _Scan(path, encoding), 0
     scan.peek()
     scan.at += 1  # the bracket
     while (mark := scan.peek()) != "]":
@@ -121,12 +130,12 @@ def _array(path: Path) -> Rows:
         raise DataError(f"{path} goes on after the end of its array of {number} elements")
 
 
-def table(delimiter: str) -> Callable[[Path], Rows]:
+def table(delimiter: str) -> Callable[[Path, str], Rows]:
     """A reader of CSV: (number, {name: value}), with the names in the first row."""
 
-    def read(path: Path) -> Rows:
+    def read(path: Path, encoding: str = "") -> Rows:
         csv.field_size_limit(LONGEST)
-        found = csv.reader(lines(path), delimiter=delimiter)
+        found = csv.reader(lines(path, encoding), delimiter=delimiter)
         try:
             names = next((row for row in found if row), [])
             for number, row in enumerate((row for row in found if row), 1):
@@ -142,13 +151,13 @@ def table(delimiter: str) -> Callable[[Path], Rows]:
     return read
 
 
-READERS: dict[str, Callable[[Path], Rows]] = {"json": json_file, "csv": table(","), "tsv": table("\t")}
+READERS: dict[str, Callable[[Path, str], Rows]] = {"json": json_file, "csv": table(","), "tsv": table("\t")}
 
 
-def has(path: Path, column: str) -> bool:
+def has(path: Path, column: str, encoding: str = "") -> bool:
     """Whether the first row of a file of `READERS` has text in `column`."""
     try:
-        _, row = next(READERS[compression.kind(path)](path), (0, None))
+        _, row = next(READERS[compression.kind(path)](path, encoding), (0, None))
     except BinaryError:
         raise
     except DataError:

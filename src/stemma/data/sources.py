@@ -5,7 +5,7 @@
 | `builtin:docs`, `builtin:code`, `builtin:bible` | see `stemma.data.builtin` |
 | `builtin:parallel`, `builtin:parallel:de-en` | verses in seven languages, or in those named: `stemma.data.parallel` |
 | `notes.txt`, `notes.md`, any text file | by the rule below |
-| `folder/` | every text file in it and below, links too, sorted by path; hidden files skipped, binary ones counted |
+| `folder/` | every text file in it and below, links too, sorted by path; hidden files skipped |
 | `texts/*.txt` | a glob, sorted |
 | `rows.jsonl`, `rows.ndjson` | one a line, field `text` |
 | `rows.json` | one an object of JSON lines or of an array, field `text` |
@@ -21,6 +21,8 @@
 Options follow a `#` and are joined by `&`:
 
 - `field=body`: the field or column with the text; `split=file|paragraph|line`: how a text file is divided
+- `encoding=latin-1`: of text that is not UTF-8 and has no byte order mark (those of UTF-16 and UTF-32 are known)
+- `strict=yes`: a bad line, or a file that is no text, is an error among several files too; `strict=no`: not in one file
 - `lang=de`: the language of all documents; `lang=none`: none, where a field `lang` means something else
 - `group=none`: no groups, where a field `group` means something else than translations
 - `epochs=4`: how often the documents may be read in training: `a.txt@0.7#epochs=4,b.txt@0.3`
@@ -32,16 +34,21 @@ each other; they are all in the training text or all in the held-out text.
 A folder of a published data set is read without its validation and test files where they stand beside those for
 training, and without the README of rows; a note says so.
 
+In a folder or a glob, files that are not text, empty files, links that lead nowhere, and lines of JSON lines that are
+no rows with text are passed over; notes count them, and `stemma data stats SPEC --passed-over` lists them.
+
 Text and rows may be compressed: `.gz`, `.bz2`, `.xz`, `.zst` (with pyarrow), in letters of any case. In a folder or a
 glob, a JSON or CSV file without rows that have the field is read as a text file, and a note says so.
 
 A text file of at most 1 MB is one document. A larger one is divided at form feeds and at two or more blank lines in a
-row. `split=file`, `split=paragraph` (at blank lines) or `split=line` overrules this rule. Text is UTF-8; a byte order
-mark is dropped and `\\r\\n` read as `\\n`. Documents of white space alone are left out.
+row. `split=file`, `split=paragraph` (at blank lines) or `split=line` overrules this rule. Text is UTF-8 unless a byte
+order mark or `encoding=` says otherwise; the mark is dropped and `\\r\\n` read as `\\n`. Documents of white space alone
+are left out.
 """
 
 from __future__ import annotations
 
+import codecs
 import glob
 import itertools
 import os
@@ -50,13 +57,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stemma.data import builtin, cleaning, compression, files, folders, parallel, snapshots
-from stemma.data.documents import Document, MixtureSource, Source, of, together
+from stemma.data.documents import Document, MixtureSource, Notes, Source, of, together
+from stemma.data.files import Reading
 from stemma.errors import DataError, ResourceError, UsageError, did_you_mean, require
 
 __all__ = ["Document", "MixtureSource", "Source", "of", "read"]
 
 SPLITS = ("file", "paragraph", "line")
-OPTIONS = ("field", "split", "lang", "group", "epochs", "clean")
+OPTIONS = ("field", "split", "encoding", "strict", "lang", "group", "epochs", "clean")
 
 
 def read(spec: str, *, split: str | None = None, field: str | None = None) -> Source:
@@ -85,7 +93,26 @@ def read(spec: str, *, split: str | None = None, field: str | None = None) -> So
     split, field = given.get("split", split), given.get("field", field)
     if split is not None and split not in SPLITS:
         raise UsageError(f"split is {split!r}; one of {', '.join(SPLITS)} was expected{did_you_mean(split, SPLITS)}")
-    return _single(name, spec, split, field or "text")
+    strict = {"yes": True, "no": False, None: None}.get(given.get("strict"), ...)
+    if strict is ...:
+        raise UsageError(f"strict is {given['strict']!r} in {spec!r}; yes or no was expected")
+    how = Reading(split, field or "text", _encoding(given, spec), strict)
+    return _single(name, spec, how)
+
+
+def _encoding(given: dict[str, str], spec: str) -> str:
+    """The value of the option `encoding`; "" without one. Raises UsageError if it is unknown."""
+    name = given.get("encoding", "")
+    try:
+        if "encoding" in given and not codecs.lookup(name)._is_text_encoding:
+            raise LookupError(name)
+    except (LookupError, ValueError):
+        known = ("utf-8", "latin-1", "cp1252", "utf-16", "utf-16-le", "gb18030", "shift_jis", "koi8-r")
+        raise UsageError(
+            f"the encoding {name!r} in {spec!r} is unknown{did_you_mean(name, known)} (known: {', '.join(known)}, and "
+            "others of Python)"
+        ) from None
+    return name
 
 
 def _joined(spec: str, parts: list[MixtureSource], split: str | None, field: str | None) -> Source:
@@ -96,36 +123,39 @@ def _joined(spec: str, parts: list[MixtureSource], split: str | None, field: str
         raise UsageError(f"{spec!r} gives a weight to some of its sources only; give one to each, or to none")
     mixed = any(weighed) or any(part.epochs is not None for part in parts)
 
-    def walk(notes: list[str]) -> Iterator[Document]:
+    def walk(notes: Notes) -> Iterator[Document]:
         for i, source in enumerate(inner):
             for document in source.documents():
                 yield document._replace(part=i) if mixed else document
-            notes.extend(source.notes)
+            notes.include(source.notes)
 
     licences = [s.licence for s in inner if s.licence]
     licence = "; ".join(dict.fromkeys(licences)) if licences and len(licences) == len(inner) else None
     return Source(spec, walk, licence, parts=tuple(parts) if mixed else (), **together(inner))
 
 
-def _single(name: str, spec: str, split: str | None, column: str) -> Source:
+def _single(name: str, spec: str, how: Reading) -> Source:
     """One source: `name` is `spec` without its options."""
     path = Path(os.path.expanduser(name))
+    if name.startswith(("builtin:", "hf://")) and (how.encoding or how.strict is not None):
+        raise UsageError(f"{spec!r} has an option for files, and it names none; leave encoding= and strict= out")
     if name.startswith("builtin:"):
         return _builtin(name)
     if name.startswith("hf://"):
-        return _hub(name, column)
+        return _hub(name, how.column)
     if "|" in name and not path.exists():
-        return _aligned(name, spec)
+        return _aligned(name, spec, how.encoding)
     if "{lang}" in name and not path.exists():
-        return _by_language(name, spec, split, column)
+        return _by_language(name, spec, how)
     if path.is_dir():
-        return files.of_folder(path, spec, split, column)
-    facts = f"{split} {column}"
+        return files.of_folder(path, spec, how)
     if path.exists() and not path.is_file():
         raise DataError(f"{name} is a pipe or a device; text is read more than once, so write it to a file first")
     if path.exists():
         compression.check_packages([path])
-        return Source(spec, lambda notes: files.of_file(path, split, column), paths=(path,), facts=facts)
+        if how.strict is False:
+            return Source(spec, lambda notes: files.of_files([path], how, notes), paths=(path,), facts=how.facts)
+        return Source(spec, lambda notes: files.of_file(path, how), paths=(path,), facts=how.facts)
     if glob.has_magic(name):
         found = folders.expand(str(path))
         if not found:
@@ -133,11 +163,11 @@ def _single(name: str, spec: str, split: str | None, column: str) -> Source:
         compression.check_packages(found)
         told = snapshots.glob_note(name, found)
 
-        def walk(notes: list[str]) -> Iterator[Document]:
+        def walk(notes: Notes) -> Iterator[Document]:
             notes += told
-            return files.of_files(found, split, column, notes)
+            return files.of_files(found, how, notes)
 
-        return Source(spec, walk, paths=tuple(found), facts=facts)
+        return Source(spec, walk, paths=tuple(found), facts=how.facts)
     raise _missing(name, path)
 
 
@@ -219,15 +249,15 @@ def _component(spec: str) -> MixtureSource:
 def _relabelled(inner: Source, spec: str, **labels: str) -> Source:
     """`inner` with the same `language` or `group` for all documents."""
 
-    def walk(notes: list[str]) -> Iterator[Document]:
+    def walk(notes: Notes) -> Iterator[Document]:
         for document in inner.documents():
             yield document._replace(**labels)  # type: ignore[arg-type]
-        notes.extend(inner.notes)
+        notes.include(inner.notes)
 
     return Source(spec, walk, inner.licence, paths=inner.paths, facts=inner.facts)
 
 
-def _by_language(name: str, spec: str, split: str | None, column: str) -> Source:
+def _by_language(name: str, spec: str, how: Reading) -> Source:
     """The files of a glob, with language and group taken from their names: `{lang}` and `{group}` match `[^/]+`."""
     name = os.path.expanduser(name)
     pattern = ""
@@ -247,17 +277,17 @@ def _by_language(name: str, spec: str, split: str | None, column: str) -> Source
         raise DataError(f"no file matches {name}")
     compression.check_packages(path for path, _, _ in found)
 
-    def walk(notes: list[str]) -> Iterator[Document]:
+    def walk(notes: Notes) -> Iterator[Document]:
         for path, language, group in found:
-            for number, document in enumerate(files.of_files([path], split, column, notes, alone=len(found) == 1)):
+            for number, document in enumerate(files.of_files([path], how, notes, alone=len(found) == 1)):
                 mine = f"{group}:{number}" if group else document.group
                 yield document._replace(language=document.language or language, group=mine)
 
     paths = tuple(path for path, _, _ in found)
-    return Source(spec, walk, paths=paths, facts=f"{split} {column}")
+    return Source(spec, walk, paths=paths, facts=how.facts)
 
 
-def _aligned(name: str, spec: str) -> Source:
+def _aligned(name: str, spec: str, encoding: str) -> Source:
     """Files whose lines are translations of each other, line by line; a blank line is no document."""
     paths = [Path(os.path.expanduser(piece.strip())) for piece in name.split("|")]
     languages = [compression.kind(path) for path in paths]
@@ -267,8 +297,8 @@ def _aligned(name: str, spec: str) -> Source:
         raise UsageError(f"the files of {spec} must end with different languages, as in talks.en|talks.de")
     compression.check_packages(paths)
 
-    def walk(notes: list[str]) -> Iterator[Document]:
-        rows = itertools.zip_longest(*(files.lines(path) for path in paths))
+    def walk(notes: Notes) -> Iterator[Document]:
+        rows = itertools.zip_longest(*(compression.lines(path, encoding) for path in paths))
         for number, row in enumerate(rows, 1):
             if None in row:
                 short = paths[row.index(None)]
@@ -277,7 +307,7 @@ def _aligned(name: str, spec: str) -> Source:
                 if not line.isspace():
                     yield Document(line.strip(), f"{path}:{number}", language, f"{paths[0]}:{number}")
 
-    return Source(spec, walk, paths=tuple(paths))
+    return Source(spec, walk, paths=tuple(paths), facts=encoding)
 
 
 def _builtin(spec: str) -> Source:
@@ -285,7 +315,7 @@ def _builtin(spec: str) -> Source:
     if name.partition(":")[0] == "parallel":
         languages = parallel.chosen(spec)
 
-        def verses(notes: list[str]) -> Iterator[Document]:
+        def verses(notes: Notes) -> Iterator[Document]:
             for verse, language, text in parallel.rows(languages):
                 yield Document(text, f"parallel:{language} {verse}", language, verse)
 
@@ -295,7 +325,7 @@ def _builtin(spec: str) -> Source:
         raise UsageError(f"unknown {spec}{did_you_mean(spec, known)} (known: {', '.join(known)})")
     builtin.check(name)
 
-    def walk(notes: list[str]) -> Iterator[Document]:
+    def walk(notes: Notes) -> Iterator[Document]:
         return (Document(text, label) for label, text in builtin.rows(name))
 
     return Source(spec, walk, builtin.licence(name), paths=(), facts=builtin.stamp(name))
@@ -313,7 +343,7 @@ def _hub(spec: str, column: str) -> Source:
     config = pieces[2] if len(pieces) == 3 else None
     repo, part = "/".join(pieces[:2]), part or "train"
 
-    def walk(notes: list[str]) -> Iterator[Document]:
+    def walk(notes: Notes) -> Iterator[Document]:
         import datasets
 
         try:

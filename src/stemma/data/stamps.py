@@ -9,6 +9,7 @@ from the hub and texts in memory have none either. Without an equal stamp a sour
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from stemma import disk
 from stemma.data.documents import Source
-from stemma.errors import CheckpointError, ResourceError
+from stemma.errors import CheckpointError, DataError, ResourceError
 
 if TYPE_CHECKING:
     from stemma.data.encoding import Encoder
@@ -56,6 +57,26 @@ def of(source: Source, tokenizer: Encoder) -> str | None:
         seen.append([str(path.absolute()), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino])
     facts = [rules(), tokenizer.fingerprint, source.name, source.facts, seen]
     return hashlib.sha256(json.dumps(facts).encode("utf-8", "replace")).hexdigest()
+
+
+State = dict[Path, tuple[int, int, int]]  # of files: size, time of change, inode
+
+
+def state(source: Source) -> State:
+    """The state of a source's files."""
+    found = {}
+    for path in source.paths or ():
+        with contextlib.suppress(OSError):
+            now = path.stat()
+            found[path] = (now.st_size, now.st_mtime_ns, now.st_ino)
+    return found
+
+
+def check_state(source: Source, before: State) -> None:
+    """Raises DataError if a file of the source is not as it was `before`."""
+    if (now := state(source)) != before:
+        path = next(path for path in source.paths or () if now.get(path) != before.get(path))
+        raise DataError(f"{path} changed while it was read; run the command again when nothing writes to it")
 
 
 def unchanged(directory: Path, stamp: str | None) -> str | None:

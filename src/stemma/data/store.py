@@ -169,7 +169,9 @@ class Store(View):
                 scratch.mkdir()
                 parts.mkdir(exist_ok=True)
             writer = Writer(scratch, tokenizer, source.parts)
+            before = stamps.state(source)
             digest = writer.spool(source)
+            stamps.check_state(source, before)
             stamps.keep(directory, stamp, source, tokenizer, digest)
             if (store := cls._same(directory, digest)) is not None:
                 shutil.rmtree(parts, ignore_errors=True)

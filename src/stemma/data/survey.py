@@ -22,7 +22,8 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 def survey(source: Source | str, tokenizer: Encoder | None = None) -> dict[str, Any]:
     """Documents, bytes, characters and (with a tokenizer) tokens of a source; `duplicates`: documents with the words of
     an earlier one, and their bytes; `languages`, if the source names them; `lengths`: quartiles, extremes and counts by
-    powers of two (`[at least, below, documents]`), in tokens with a tokenizer, else in bytes."""
+    powers of two (`[at least, below, documents]`), in tokens with a tokenizer, else in bytes;
+    `passed_over`: `[why, where]`."""
     source = read(source) if isinstance(source, str) else source
     of, seen = key(Exact()), set[bytes]()
     sizes, tokens = array("q"), array("q")
@@ -63,6 +64,7 @@ def survey(source: Source | str, tokenizer: Encoder | None = None) -> dict[str, 
     found["lengths"] = lengths(np.asarray(tokens if tokenizer is not None else sizes, dtype=np.int64))
     found["lengths"]["unit"] = "tokens" if tokenizer is not None else "bytes"
     found["notes"] = list(source.notes)
+    found["passed_over"] = [list(each) for each in source.notes.passed]
     return found
 
 

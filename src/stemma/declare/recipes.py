@@ -96,11 +96,33 @@ class Sampling(Spec):
 
 
 @dataclass(frozen=True)
+class Rate(Spec):
+    """Parameters whose name matches a pattern of `where` learn at `times` the rate (`*.up` of adapters at 16 times:
+    LoRA+, Hayou et al. 2024, arXiv:2402.12354)."""
+
+    where: tuple[str, ...]
+    times: float = positive(1.0)
+
+    def check(self) -> None:
+        require(bool(self.where), "Rate.where must hold a pattern of parameter names such as '*.bias'")
+
+
+@dataclass(frozen=True)
+class LayerDecay(Spec):
+    """Lower layers learn more slowly: block i of L at `decay ** (L + 1 - i)` of the rate, counted from 0, embeddings at
+    `decay ** (L + 2)`, all else at the whole (Howard & Ruder 2018, arXiv:1801.06146, section 3.2; counted as in the
+    released code of ELECTRA)."""
+
+    decay: float = interval("(0, 1]", 0.9)
+
+
+@dataclass(frozen=True)
 class Recipe(Spec):
     """How it was pretrained, as published; None is unpublished. `lr`: peak; `batch`: tokens a step; `context`: tokens a
     row; `mixed`: rows may hold several documents that see each other (the published habit of most); `z_loss`: what the
     square of the logarithm of the softmax's denominator weighs in the loss (Chowdhery et al. 2022, section 5);
-    `sampling`: how often each language of a text is drawn; `ramp`: how the batch grew to `batch` (None: it did not)."""
+    `sampling`: how often each language of a text is drawn; `ramp`: how the batch grew to `batch` (None: it did not);
+    `rates`: what learns faster or more slowly than `lr`, each value times those before it."""
 
     PLACE: ClassVar[str] = "recipe"
 
@@ -115,6 +137,7 @@ class Recipe(Spec):
     z_loss: float = not_negative(0.0)
     sampling: Sampling = Sampling()
     ramp: Ramp | None = None
+    rates: tuple[Rate | LayerDecay, ...] = quiet(())
 
     def check(self) -> None:
         require(

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from stemma import families, spec
 from stemma.declare.family import Design
-from stemma.errors import CheckpointError, UsageError, did_you_mean
+from stemma.errors import CheckpointError, UsageError, brief, did_you_mean
 from stemma.formats import tensors
 from stemma.formats.hf import read_tokenizer
 from stemma.formats.hf_bart import stack_rows
@@ -260,6 +260,14 @@ class Content:
             raise CheckpointError(f"{self.where}: its options say {name}={value!r}, its tensors {inferred}")
         return inferred if value is None else value
 
+    def matrix(self, name: str) -> tuple[int, int]:
+        """The sizes of a matrix. Raises CheckpointError if it is missing or none."""
+        shape = self.shapes.get(name)
+        if shape is None or len(shape) != 2:
+            found = "is missing" if shape is None else f"has the shape {tuple(shape)}"
+            raise CheckpointError(f"{self.where}: the matrix {name!r} {found}")
+        return shape[0], shape[1]
+
     def layers(self, prefix: str) -> int:
         """The number of layers of a stack."""
         pattern = re.compile(re.escape(prefix) + r"layers\.(\d+)\.")
@@ -275,7 +283,9 @@ class Content:
                 )
             heads = width // HEAD
             ledger.config["encoder_attention_heads"] = f"not in the file: heads of {HEAD}, as in every published model"
-        return int(heads)
+        if type(heads) is not int:
+            raise CheckpointError(f"{self.where}: encoder_attention_heads={brief(heads)} should be a whole number")
+        return heads
 
     def act(self) -> str:
         """Our word for the activation."""
@@ -311,7 +321,7 @@ def _design(
     changes = _changes(kind, base, file, ledger)
     task = file.task()
     if task is not None:
-        labels = file.shapes[f"classification_heads.{task}.out_proj.weight"][0]
+        labels = file.matrix(f"classification_heads.{task}.out_proj.weight")[0]
         changes["arch.heads"] = Heads(task=spec.edit(owner.tasks["classify"].task, {"labels": labels}))
     elif kind.bare is not None and kind.bare not in files:
         changes["arch.heads"] = Heads()
@@ -332,7 +342,7 @@ def _design(
 def _changes(kind: Kind, base: Design, file: Content, ledger: Ledger) -> dict[str, Any]:
     """How a file differs from the family's first size."""
     body, option = kind.tokens.removesuffix("embed_tokens.weight"), file.option
-    vocab, width = file.shapes[kind.tokens]
+    vocab, width = file.matrix(kind.tokens)
     heads, act = file.heads(width, ledger), file.act()
     both = base.arch.structure == "encoder-decoder"
     changes: dict[str, Any] = {
@@ -341,11 +351,11 @@ def _changes(kind: Kind, base: Design, file: Content, ledger: Ledger) -> dict[st
         "dims.decoder_layers": option("decoder_layers", file.layers("decoder.")) if both else None,
         "dims.heads": heads,
         "dims.head_dim": None,
-        "dims.d_ff": option("encoder_ffn_embed_dim", file.shapes[f"{body}layers.0.fc1.weight"][0]),
+        "dims.d_ff": option("encoder_ffn_embed_dim", file.matrix(f"{body}layers.0.fc1.weight")[0]),
         "dims.decoder_heads": option("decoder_attention_heads", heads) if both else None,
-        "dims.decoder_d_ff": option("decoder_ffn_embed_dim", file.shapes[f"{DECODER}.fc1.weight"][0]) if both else None,
+        "dims.decoder_d_ff": option("decoder_ffn_embed_dim", file.matrix(f"{DECODER}.fc1.weight")[0]) if both else None,
         "dims.vocab": vocab,
-        "dims.context": file.shapes[f"{body}embed_positions.weight"][0] - kind.unused,
+        "dims.context": file.matrix(f"{body}embed_positions.weight")[0] - kind.unused,
         "arch.mlp.act": act,
         "arch.dropout": Dropout(
             embed=option("dropout", 0.1),
@@ -398,7 +408,7 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
     design = design_of(model)
     _check(design, kind, model)
     state = PlainTensors(model)
-    number = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
+    number = None if dtype is None else dtype_of(dtype)
     names: dict[str, Tensor] = {}
     for r in _rows(kind, design, "sentence_classification_head", state, packed=False):
         theirs = r.theirs.replace(".layernorm_embedding.", f".{kind.embed_norm}.")

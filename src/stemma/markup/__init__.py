@@ -56,7 +56,7 @@ def save(text: str, path: Path) -> Path:
     """Write a page whole or not at all. Raises UsageError for an existing file that is no page; ResourceError."""
     if path.exists() and not is_page(path):
         raise UsageError(f"{path} exists and is no HTML page; it was left alone, name another file")
-    disk.write(path, text)
+    disk.write(path, text.encode("utf-8", "replace"))  # a file's text may have lone surrogates
     return path
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import math
 import re
@@ -207,16 +208,15 @@ def _lines(texts: Iterable[str], longest: int = 1000) -> Iterator[str]:
                     yield part
 
 
-def _thin(lines: list[str], limit: int) -> list[str]:
-    """The lines, or every k-th of them so that about `limit` characters are left."""
-    step = -(-sum(map(len, lines)) // limit)
-    return lines[::step] if step > 1 else lines
+def _step(texts: Iterable[str], limit: int) -> int:
+    """k, such that every k-th line has about `limit` characters in all."""
+    return max(1, -(-sum(map(len, _lines(texts))) // limit))
 
 
 def train(kind: str, texts: Iterable[str], size: int, names: list[str], specials: Specials) -> Model:
     """Train `unigram` (T5: NFKC, spaces squeezed) or `spm-bpe` (LLaMA: identity, single digits) with `size` pieces,
-    `names` (all specials by rising id) among them. One thread, because the sums depend on how the work is divided.
-    Raises UsageError if `size` is too small, DataError if there is no text."""
+    `names` (all specials by rising id) among them. One thread, because the sums depend on how the work is divided. The
+    texts are walked three times. Raises UsageError if `size` is too small, DataError if there is no text."""
     import sentencepiece
 
     at = {name: i for i, name in enumerate(names)}
@@ -240,13 +240,17 @@ def train(kind: str, texts: Iterable[str], size: int, names: list[str], specials
             "allow_whitespace_only_pieces": True,
             "split_digits": True,
         }
-    lines = _thin(list(_lines(texts)), LIMIT[kind])
-    if not any(map(str.strip, lines)):
+    step = _step(texts, LIMIT[kind])
+
+    def lines() -> Iterator[str]:
+        return itertools.islice(_lines(texts), 0, None, step)
+
+    if not any(map(str.strip, lines())):
         raise DataError("there is no text to train a tokenizer on")
     raw = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
+            sentence_iterator=lines(),
             model_writer=raw,
             vocab_size=size,
             unk_id=at[unk],

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stemma.errors import DataError, UsageError
-from stemma.text import kinds, legacy, spm
+from stemma.text import corpus, kinds, legacy, spm
 from stemma.text.specials import Specials
 
 if TYPE_CHECKING:
@@ -50,12 +50,15 @@ def train(
     if kind not in ("unigram", "spm-bpe"):
         texts = map(cut, texts)
     known: Alphabet | None = None
-    if kind in ("unigram", "spm-bpe"):
-        out = spm.convert(spm.train(kind, texts, room, names, specials))
-    elif kind == "bpe":
+    if kind == "bpe":
         out = _bytes(texts, room, names, specials)
     else:
-        out, known = _words(kind, texts, room, names, lowercase or kind == "gpt-bpe", specials.unk, alphabet)
+        with corpus.repeatable(texts) as held:
+            if kind in ("unigram", "spm-bpe"):
+                out = spm.convert(spm.train(kind, held, room, names, specials))
+            else:
+                lower = lowercase or kind == "gpt-bpe"
+                out, known = _words(kind, held, room, names, lower, specials.unk, alphabet)
     return legacy.finish(out, kind, specials), known
 
 
@@ -122,7 +125,7 @@ def _letters(counts: Counter[str], free: int, most: int | None) -> tuple[list[st
 def _words(
     kind: str, texts: Iterable[str], size: int, names: list[str], lower: bool, unk: str | None, most: int | None
 ) -> tuple[Tokenizer, Alphabet]:
-    """WordPiece or GPT-1's BPE over words.
+    """WordPiece or GPT-1's BPE over words. The texts are walked twice.
 
     The library numbers the inner (`##x`) and final (`x</w>`) characters in the order of a hash table, which differs
     from run to run. Here they are listed first, sorted, so that all ids and all ties are settled."""
@@ -138,10 +141,7 @@ def _words(
         return out
 
     draft = empty()
-    kept = list(_some(texts))
-    counts: Counter[str] = Counter()
-    for text in kept:
-        counts.update(draft.normalizer.normalize_str(text))
+    counts = corpus.characters(_some(texts), draft.normalizer.normalize_str)
     for char in [c for c in counts if c.isspace()]:
         del counts[char]
     alphabet, known = _letters(counts, size - len(names), most)
@@ -157,7 +157,7 @@ def _words(
         limit_alphabet=len(alphabet),
         **options,
     )
-    draft.train_from_iterator(kept, trainer)
+    draft.train_from_iterator(iter(texts), trainer)
     # The draft takes the inner characters for special tokens, so the tokenizer is made afresh from what it learned.
     learned = json.loads(draft.to_str())["model"]
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in learned.get("merges", [])]

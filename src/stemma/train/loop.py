@@ -70,7 +70,7 @@ class Loop:
         self.learners = self.distribute(learning)
         self.lr, self.steps = recipe.lr, recipe.steps
         parts = getattr(self.learners, "parts", None)
-        self.optimizer = optim.optimizer(recipe.optimizer, self.learners.named(), self.lr, parts, uses)
+        self.optimizer = optim.optimizer(recipe.optimizer, self.learners.named(), self.lr, parts, uses, recipe.rates)
         self.parameters = [p for p in self.learners.parameters() if p.requires_grad]
         self.files: Any = checkpoint
         self.step, self.tokens, self.seconds = 0, 0, 0.0
@@ -182,7 +182,7 @@ class Loop:
     def _advance(self) -> Record:
         lr = optim.learning_rate(self.plan.recipe.schedule, self.lr, self.step + 1, self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("times", 1.0)
         taken: list[Update] = []
         for number, batches in enumerate(self.batches()):
             self.update = number

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stemma.declare import recipes
-from stemma.errors import CheckpointError
+from stemma.errors import CheckpointError, UsageError
+from stemma.rewrites.paths import nearest_path
 from stemma.train import optimisers
 
 Named = Iterable[tuple[str, Tensor]]  # parameters by name
+BLOCK = re.compile(r"(?P<stack>(\w+:)?(en|de)coder)\.blocks\.(?P<i>\d+)\.")
 
 
 def optimizer(
@@ -22,18 +26,20 @@ def optimizer(
     lr: float,
     parts: optimisers.Parts | None = None,
     uses: Mapping[str, str] | None = None,
+    rates: Sequence[recipes.Rate | recipes.LayerDecay] = (),
 ) -> torch.optim.Optimizer:
     """The optimiser over those of the parameters that learn. Weight decay applies to matrices and tables, not to gains
     and biases. `uses`: see `uses_of`; without it, what has two dimensions is a matrix. `parts`: answers for sharded
-    parameters."""
-    made = _optimizer(spec, named, lr, uses or {})
+    parameters. `rates`: a group's rate is `lr` times its "times". Raises UsageError for a pattern of a rate that
+    matches nothing that learns."""
+    named = list(named)
+    made = _optimizer(spec, lr, _split(_groups(spec, named, uses or {}), named, rates))
     if parts is not None and isinstance(made, optimisers.Optimizer):
         made.parts = parts
     return made
 
 
-def _optimizer(spec: recipes.Optimizer, named: Named, lr: float, uses: Mapping[str, str]) -> torch.optim.Optimizer:
-    groups = _groups(spec, named, uses)
+def _optimizer(spec: recipes.Optimizer, lr: float, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     match spec:
         case recipes.AdamW(corrected=True):
             return torch.optim.AdamW(groups, lr=lr, betas=(spec.beta1, spec.beta2), eps=spec.eps, fused=True)
@@ -85,6 +91,52 @@ def _groups(spec: recipes.Optimizer, named: Named, uses: Mapping[str, str]) -> l
         {"params": [p for n, p in learning if n in rest], "weight_decay": 0.0, "adapted": False},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _split(
+    groups: list[dict[str, Any]], named: Named, rates: Sequence[recipes.Rate | recipes.LayerDecay]
+) -> list[dict[str, Any]]:
+    """The groups, each divided by what its parameters' rate is multiplied with."""
+    if not rates:
+        return groups
+    names = {id(p): name for name, p in named if p.requires_grad}
+    times = times_of(list(names.values()), rates)
+    found: list[dict[str, Any]] = []
+    for group in groups:
+        for factor in dict.fromkeys(times[names[id(p)]] for p in group["params"]):
+            own = [p for p in group["params"] if times[names[id(p)]] == factor]
+            found.append(group | {"params": own, "times": factor})
+    return found
+
+
+def times_of(names: Sequence[str], rates: Sequence[recipes.Rate | recipes.LayerDecay]) -> dict[str, float]:
+    """What the rate of each parameter is multiplied with. Raises UsageError for a pattern that matches none."""
+    times = dict.fromkeys(names, 1.0)
+    for rate in rates:
+        if isinstance(rate, recipes.LayerDecay):
+            for name in names:
+                times[name] *= rate.decay ** _below(name, names)
+            continue
+        for pattern in rate.where:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UsageError(
+                    f"recipe.rates: {pattern!r} matches no parameter that learns{nearest_path(pattern, names)}"
+                )
+        for name in names:
+            if any(fnmatchcase(name, pattern) for pattern in rate.where):
+                times[name] *= rate.times
+    return times
+
+
+def _below(name: str, names: Sequence[str]) -> int:
+    """How far a parameter lies below the heads: 0 for a head, L + 1 - i in block i of L, L + 2 for embeddings."""
+    stacks = [found for other in names if (found := BLOCK.match(other))]
+    if found := BLOCK.match(name):
+        layers = 1 + max(int(other["i"]) for other in stacks if other["stack"] == found["stack"])
+        return layers + 1 - int(found["i"])
+    if not re.match(r"(\w+:)?embed\.", name):
+        return 0
+    return 2 + max((int(other["i"]) + 1 for other in stacks), default=0)
 
 
 def learning_rate(schedule: recipes.Schedule, lr: float, step: int, steps: int) -> float:

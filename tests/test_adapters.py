@@ -459,6 +459,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
             {k: t[:, :5].clone() if k == first else t for k, t in state.items()},
             r"has shape \[2, 5\], and this model needs",
         ),
+        ({k: t.to(torch.int8) for k, t in state.items()}, "is of type I8, which no adapter has"),
     ):
         save_file(changed, file)
         with pytest.raises(CheckpointError, match=words):

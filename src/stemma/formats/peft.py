@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stemma import disk
 from stemma.errors import CheckpointError, UsageError, brief, nearest
-from stemma.formats import tensors
+from stemma.formats import safe, tensors
 from stemma.formats.layouts import layout_of, table_of
 from stemma.formats.names import ByHead, Row
 from stemma.formats.weights import design_of
@@ -203,31 +203,15 @@ def _state(folder: Path) -> dict[str, Tensor]:
     """The tensors of an adapter by the names of the base model's modules."""
     path = folder / WEIGHTS
     if path.is_file():
-        found = _read(path)
+        file = safe.SafeFile(path)
+        if odd := [name for name, place in file.places.items() if place.kind not in safe.TYPES]:
+            raise CheckpointError(f"{path}: {odd[0]!r} is of type {file.places[odd[0]].kind}, which no adapter has")
+        found = {name: file.get(name) for name in file.places}
     elif (old := folder / "adapter_model.bin").is_file():
         found = tensors.plain(old)
     else:
         raise CheckpointError(f"{folder} holds {CONFIG} and no {WEIGHTS}")
     return {name.removeprefix(PREFIX).replace(BESIDE, "."): tensor for name, tensor in found.items()}
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short: {tensors.first_line(error)}; copy it again") from None
-
-
-def _write(path: Path, state: Mapping[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    path.touch()
-    mode = path.stat().st_mode  # what the user's umask says, which safetensors would narrow to the owner
-    save_file(dict(state), path, metadata={"format": "pt"})
-    path.chmod(mode)
 
 
 def _sorted(
@@ -337,11 +321,15 @@ def save(model: Model, directory: str | Path, *, base: str = "", name: str | Non
     whole, bias = _beside(model, here, covered, state)
     config = _config(model, name, base, ranks, here, whole, bias)
     with tensors.whole(directory, lambda file: file in (CONFIG, WEIGHTS, "adapter_model.bin")) as scratch:
-        _write(scratch / WEIGHTS, {PREFIX + k: v for k, v in state.items()})
+        safe.write_shard(scratch / WEIGHTS, {PREFIX + name: _entry(tensor) for name, tensor in state.items()})
         if model.tokenizer is not None:
             model.tokenizer.save(scratch)
         tensors.write_json(scratch / CONFIG, config)
     return directory
+
+
+def _entry(tensor: Tensor) -> safe.Entry:
+    return safe.Entry(tensor.shape, tensor.dtype, lambda: tensor)
 
 
 def _every(model: Model, name: str) -> list[str]:

@@ -143,8 +143,10 @@ def test_half_precision_is_kept_bit_for_bit(tmp_path: Path, word: str, case: str
     half = stemma.load(tmp_path / "hf", dtype=word)
     half.save(tmp_path / "x.gguf")
     again = stemma.load(tmp_path / "x.gguf", dtype="auto")
-    for name, p in parameters(again).items():
-        assert p.dtype == kind and torch.equal(p, parameters(half)[name]), name
+    assert again.dtype == kind
+    for name, p in parameters(again).items():  # the small ones are fp32 in the file
+        assert p.dtype in (kind, torch.float32) and torch.equal(p.to(kind), parameters(half)[name]), name
+        assert p.dtype == kind or p.ndim == 1 or any(word in name for word in ("position", "segments", "router")), name
     # of fp32 weights only the matrices are rounded
     model.save(tmp_path / "y.gguf", dtype=word)
     file = File(tmp_path / "y.gguf")

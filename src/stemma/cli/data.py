@@ -107,13 +107,13 @@ def _opened(source: str, name: str, sets: tuple[str, ...], seed: int) -> tuple[A
     """The plan, the tokenizer and the training view of a run, or of the beginning of a text."""
     from stemma.train import resolve
     from stemma.train.assemble import fit_to_tokenizer
-    from stemma.train.prepare import prepare, reopen
+    from stemma.train.prepare import prepare, reopen, split
 
     if Path(source, "run.json").is_file():
         if given("name", "sets"):
             raise UsageError(f"{source} is a run: it has a family and settings of its own; leave out --for and --set")
         plan, tokenizer, store = reopen(Path(source))
-        return plan, tokenizer, store.split(plan.train.val_fraction, plan.seed)[0]
+        return plan, tokenizer, split(plan, store)[0]
     from stemma.data import read
 
     changes = {"dims.vocab": "2000"} | overrides(sets)
@@ -136,7 +136,7 @@ def _opened(source: str, name: str, sets: tuple[str, ...], seed: int) -> tuple[A
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a short text gives a small vocabulary; here that is no news
             store, tokenizer = prepare(plan, Path(folder, "run"), None, True, share=False)
-        view = store.split(plan.train.val_fraction, plan.seed)[0]
+        view = split(plan, store)[0]
         kept = Kept(view)
     return fit_to_tokenizer(plan, tokenizer, kept.languages), tokenizer, kept
 
@@ -148,6 +148,7 @@ class Kept:
         self.documents = [view[i].copy() for i in range(len(view))]
         self.starts = [view.sentences(i).copy() for i in range(len(view))]
         self.texts = [view.text(i) for i in range(len(view))]
+        self.ends = [view.closed(i) for i in range(len(view))]
         self.languages, self.parts = view.languages, view.parts
         self.language_ids, self.groups, self.part_ids = view.language_ids, view.groups, view.part_ids
 
@@ -162,6 +163,9 @@ class Kept:
 
     def text(self, i: int) -> str:
         return self.texts[i]
+
+    def closed(self, i: int) -> bool:
+        return self.ends[i]
 
 
 def _plain_row(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

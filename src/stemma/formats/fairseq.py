@@ -408,7 +408,7 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
     design = design_of(model)
     _check(design, kind, model)
     state = PlainTensors(model)
-    number = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
+    number = None if dtype is None else dtype_of(dtype)
     names: dict[str, Tensor] = {}
     for r in _rows(kind, design, "sentence_classification_head", state, packed=False):
         theirs = r.theirs.replace(".layernorm_embedding.", f".{kind.embed_norm}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -230,8 +231,8 @@ def save(model: Model, directory: Path, *, dtype: str | None, shard_bytes: int) 
     if table is None:
         warnings.warn(f"{directory} is in Stemma's own layout, which other libraries cannot read: {why}", stacklevel=2)
     state = PlainTensors(model, slices=True)
-    kind = next(iter(state.values())).dtype if dtype is None else dtype_of(dtype)
-    data["dtype"] = str(kind).removeprefix("torch.")
+    types = {name: (state.dtype(name) or model.dtype) if dtype is None else dtype_of(dtype) for name in state}
+    data["dtype"] = _most(types, state).removeprefix("torch.")
     extras = getattr(model, "extras", {})
     before = extras.get("config", {})
     if table is not None and before.get("model_type") == table.model_type:  # unused keys are kept
@@ -249,12 +250,12 @@ def save(model: Model, directory: Path, *, dtype: str | None, shard_bytes: int) 
     heads = design.arch.heads
     bare = table is not None and not any((heads.lm, heads.pair, heads.detect, heads.task))
     for r in table_of(design, table, state):
-        shape = r.write({o: torch.empty(state.shapes[o], device="meta") for o in r.ours}).shape
+        about = r.write({o: torch.empty(state.shapes[o], dtype=types[o], device="meta") for o in r.ours})
         name = r.theirs
         if table is not None and name.startswith(table.prefix):
             body = "" if bare else table.bodies.get(data["architectures"][0], table.prefix)
             name = body + name.removeprefix(table.prefix)
-        names[name] = tensors.Entry(shape, kind, functools.partial(r.write, state))
+        names[name] = tensors.Entry(about.shape, about.dtype, functools.partial(r.write, state))
     with tensors.whole(directory, _replaced) as scratch:
         tensors.write(scratch, names, shard_bytes)
         if model.tokenizer is not None:
@@ -267,6 +268,14 @@ def save(model: Model, directory: Path, *, dtype: str | None, shard_bytes: int) 
     if model.pooling is not None:
         sentences.write_pooling(directory, model.pooling, design.dims.d_model)
     return directory
+
+
+def _most(types: Mapping[str, torch.dtype], state: PlainTensors) -> str:
+    """The type of most weights: others read all of them as that."""
+    sizes: Counter[str] = Counter()
+    for name, kind in types.items():
+        sizes[str(kind)] += state.shapes[name].numel()
+    return sizes.most_common(1)[0][0]
 
 
 def _replaced(name: str) -> bool:

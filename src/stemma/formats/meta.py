@@ -313,7 +313,7 @@ def load(
     if OUTPUT in shards and design.arch.heads.tied:
         loader.ledger.tied[OUTPUT] = EMBEDDINGS
     loader.account(UNUSED_TENSORS)
-    kind = shards.parts[0][EMBEDDINGS].dtype if dtype == "auto" else dtype_of(dtype)
+    kind = None if dtype == "auto" else dtype_of(dtype)
     loader.rewrite(rewrites)
     for r in table:
         loader.read(r, r.theirs, target, kind, interleaved=INTERLEAVED.search(r.theirs) is not None)
@@ -377,20 +377,20 @@ def save(model: Model, directory: str | Path, *, dtype: str | None = None, shard
     _divides(design, count, by_token)
     raw = _tokenizer(model, source)
     state = PlainTensors(model)
-    kind = model.dtype if dtype is None else dtype_of(dtype)
+    kind = None if dtype is None else dtype_of(dtype)
     table = rows(design)
     if design.arch.heads.tied and (source is None or source.output):
         table.append(row(OUTPUT, "embed.tokens.weight"))
     axes = {f"{t}.weight": a for t, _, a in BLOCK} | {EMBEDDINGS: 0 if by_token else 1, OUTPUT: 0}
 
     def part(r: Row, k: int) -> Tensor:
-        tensor = state[r.ours[0]].to(kind)
+        tensor = state[r.ours[0]]
         if INTERLEAVED.search(r.theirs):
             tensor = to_pairs(tensor, design.dims.width)
         axis = axes.get(re.sub(r"^layers\.\d+\.", "", r.theirs))
         if axis is not None:
             tensor = tensor.chunk(count, axis)[k]
-        return torch.empty(tensor.shape, dtype=kind).copy_(tensor)  # its own bytes, not a view of all
+        return torch.empty(tensor.shape, dtype=kind or tensor.dtype).copy_(tensor)  # its own bytes, not a view of all
 
     with tensors.whole(directory, lambda name: name in (PARAMS, TOKENIZER) or SHARD.fullmatch(name) is not None) as out:
         for k in range(count):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stemma.nn import blocks, cpu, parts
 from stemma.nn.functional import softcap
 from stemma.nn.masks import AttnMask, MaskInputs, MaskRule
+from stemma.nn.mixed import Linear, cast
 from stemma.nn.norms import head_norm
 
 Rotate = Callable[[Tensor], Tensor]  # B H T D -> B H T D
@@ -50,7 +51,7 @@ class BucketTable(Relative):
 
     def forward(self, attention: nn.Module, q: Tensor, k: Tensor, bucket: Tensor) -> tuple[Tensor, Tensor]:
         """`bucket`: 1|B T S."""
-        return q, self.table(bucket).permute(0, 3, 1, 2)
+        return q, cast(self.table(bucket), q).permute(0, 3, 1, 2)
 
 
 class Attention(nn.Module):
@@ -67,10 +68,10 @@ class Attention(nn.Module):
         self.relative = relative
         self.q_norm = head_norm(spec.qk_norm, dims.heads, dims.width) if spec.qk_norm is not None else None
         self.k_norm = head_norm(spec.qk_norm, dims.kv, dims.width) if spec.qk_norm is not None else None
-        self.q = nn.Linear(dims.d_model, dims.heads * dims.width, spec.bias)
-        self.k = nn.Linear(dims.d_model, dims.kv * dims.width, spec.bias and spec.key_bias)
-        self.v = nn.Linear(dims.d_model, dims.kv * dims.width, spec.bias)
-        self.o = nn.Linear(dims.heads * dims.width, dims.d_model, spec.out_bias)
+        self.q = Linear(dims.d_model, dims.heads * dims.width, spec.bias)
+        self.k = Linear(dims.d_model, dims.kv * dims.width, spec.bias and spec.key_bias)
+        self.v = Linear(dims.d_model, dims.kv * dims.width, spec.bias)
+        self.o = Linear(dims.heads * dims.width, dims.d_model, spec.out_bias)
 
     def split(self, x: Tensor) -> Tensor:  # B T H*D -> B H T D
         return x.unflatten(-1, (-1, self.width)).transpose(1, 2)

@@ -16,6 +16,7 @@ from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.attention import Attention, Relative
 from stemma.nn.functional import dropout
+from stemma.nn.mixed import Linear, cast
 from stemma.nn.norms import norm
 from stemma.nn.positions import Position
 
@@ -87,13 +88,13 @@ class DisentangledLayer(Relative):
         self.c2p, self.p2c, self.rate = spec.c2p, spec.p2c, arch.dropout.embed
         wide, bias = dims.heads * dims.width, arch.attention.bias
         own = not spec.shared
-        self.k = nn.Linear(dims.d_model, wide, bias and arch.attention.key_bias) if own and spec.c2p else None
-        self.q = nn.Linear(dims.d_model, wide, bias) if own and spec.p2c else None
+        self.k = Linear(dims.d_model, wide, bias and arch.attention.key_bias) if own and spec.c2p else None
+        self.q = Linear(dims.d_model, wide, bias) if own and spec.p2c else None
 
     def forward(self, attention: Attention, q: Tensor, k: Tensor, distances: DistanceRows) -> tuple[Tensor, Tensor]:
         """Queries and keys, B H T D, -> the queries, and the bias of the scores, B H T S."""
         rows, which = distances
-        rows = dropout(rows, self.rate, self.training)
+        rows = dropout(cast(rows, q), self.rate, self.training)
         bias = None
         if self.c2p:
             keys = (self.k if self.k is not None else attention.k)(rows) * attention.scale

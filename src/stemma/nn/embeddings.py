@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.inputs import Inputs
+from stemma.nn.mixed import cast
 
 
 class Embed(nn.Module):
@@ -28,12 +29,12 @@ class Embed(nn.Module):
         if inputs.langs is not None:
             if self.languages is None:
                 raise UsageError("langs were given, and this model has no languages")
-            x = x + self.languages(inputs.langs)
+            x = x + cast(self.languages(inputs.langs), x)
         if self.segments is None:
             if segments is not None:
                 raise UsageError("token_type_ids were given, and this model has no segments")
             return x
-        return x + (self.segments.weight[0] if segments is None else self.segments(segments))
+        return x + cast(self.segments.weight[0] if segments is None else self.segments(segments), x)
 
     def vectors(self, inputs: Inputs) -> Tensor:
         """Embeddings of ids, the given vectors, or both: B T E."""

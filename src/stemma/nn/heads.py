@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.functional import dropout, softcap
+from stemma.nn.mixed import Linear, cast, linear
 from stemma.nn.mlp import activation
 from stemma.nn.norms import norm
 from stemma.nn.stack import Block, State
@@ -29,7 +30,7 @@ class LMHead(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:  # ... D -> ... V
         if self.scale != 1.0:
             x = x * self.scale
-        y = F.linear(x, tokens if self.weight is None else self.weight, self.bias)
+        y = linear(x, tokens if self.weight is None else self.weight, self.bias)
         if self.factor != 1.0:
             y = y * self.factor
         return y if self.softcap is None else softcap(y, self.softcap)
@@ -41,13 +42,13 @@ class MLMHead(nn.Module):
     def __init__(self, spec: parts.MLMHead, kind: parts.Norm, dims: parts.Dims) -> None:
         super().__init__()
         self.act = activation(spec.act)
-        self.dense = nn.Linear(dims.d_model, dims.embed_width)
+        self.dense = Linear(dims.d_model, dims.embed_width)
         self.norm = norm(kind, dims.embed_width)
         self.weight = None if spec.tied else nn.Parameter(torch.empty(dims.vocab, dims.embed_width))
         self.bias = nn.Parameter(torch.zeros(dims.vocab))
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        return F.linear(self.norm(self.act(self.dense(x))), tokens if self.weight is None else self.weight, self.bias)
+        return linear(self.norm(self.act(self.dense(x))), tokens if self.weight is None else self.weight, self.bias)
 
 
 class EMDHead(MLMHead):
@@ -65,7 +66,7 @@ class EMDHead(MLMHead):
                 f"a text of {state.positions.shape[-1]} tokens does not fit: the table of absolute positions of this "
                 f"model's mask decoder has {self.positions.num_embeddings} rows"
             )
-        x = state.last_input + self.positions(state.positions)
+        x = state.last_input + cast(self.positions(state.positions), state.last_input)
         for _ in range(2):
             x = block.reread(x, state.last_input, state.attn_mask, state.position)
         return x
@@ -77,7 +78,7 @@ class Summary(nn.Module):
     def __init__(self, spec: parts.Summary, dims: parts.Dims, dropout: float = 0.0) -> None:
         super().__init__()
         self.act, self.rate = spec.act, dropout if spec.dropout is None else spec.dropout
-        self.dense = nn.Linear(dims.d_model, dims.d_model) if spec.act is not None else None
+        self.dense = Linear(dims.d_model, dims.d_model) if spec.act is not None else None
 
     def forward(self, x: Tensor, place: Tensor | None = None) -> Tensor:  # B T D, B -> B D
         """`place`: the token of each text that is read; None: the first."""
@@ -127,8 +128,8 @@ class Detector(nn.Module):
     def __init__(self, spec: parts.Detector, dims: parts.Dims) -> None:
         super().__init__()
         self.act = activation(spec.act)
-        self.dense = nn.Linear(dims.d_model, dims.d_model)
-        self.out = nn.Linear(dims.d_model, 1)
+        self.dense = Linear(dims.d_model, dims.d_model)
+        self.out = Linear(dims.d_model, 1)
 
     def forward(self, x: Tensor, first: Tensor | None = None) -> Tensor:  # B T D -> B T
         """`first`: B T, the index of the first token of each token's text in a packed row; None: 0."""

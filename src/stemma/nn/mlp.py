@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stemma.errors import UsageError
 from stemma.nn import cpu, functional, parts
+from stemma.nn.mixed import Linear
 
 
 def activation(name: parts.Activation, fused: bool = False) -> Callable[[Tensor], Tensor]:
@@ -41,9 +42,9 @@ class MLP(nn.Module):
     def __init__(self, spec: parts.MLP | parts.GatedMLP, dims: parts.Dims, dropout: float) -> None:
         super().__init__()
         self.act, self.fused, self.dropout = activation(spec.act), activation(spec.act, fused=True), dropout
-        self.gate = nn.Linear(dims.d_model, dims.d_ff, spec.bias) if isinstance(spec, parts.GatedMLP) else None
-        self.up = nn.Linear(dims.d_model, dims.d_ff, spec.bias)
-        self.down = nn.Linear(dims.d_ff, dims.d_model, spec.bias)
+        self.gate = Linear(dims.d_model, dims.d_ff, spec.bias) if isinstance(spec, parts.GatedMLP) else None
+        self.up = Linear(dims.d_model, dims.d_ff, spec.bias)
+        self.down = Linear(dims.d_ff, dims.d_model, spec.bias)
 
     def forward(self, x: Tensor) -> Tensor:  # B T D -> B T D
         act = self.fused if self.training else self.act
@@ -68,7 +69,7 @@ class Experts(nn.Module):
             raise UsageError("a mixture of experts needs dims.experts and dims.active")
         self.act, self.fused, self.dropout = activation(spec.act), activation(spec.act, fused=True), dropout
         self.count, self.active, self.normalised = dims.experts, dims.active, spec.normalised
-        self.router = nn.Linear(dims.d_model, dims.experts, bias=False)
+        self.router = Linear(dims.d_model, dims.experts, bias=False)
         self.gate = nn.Parameter(torch.empty(dims.experts, dims.d_ff, dims.d_model))
         self.up = nn.Parameter(torch.empty(dims.experts, dims.d_ff, dims.d_model))
         self.down = nn.Parameter(torch.empty(dims.experts, dims.d_model, dims.d_ff))
@@ -95,6 +96,8 @@ class Experts(nn.Module):
         if torch.is_autocast_enabled(rows.device.type):  # autocast does not know grouped products
             low = torch.get_autocast_dtype(rows.device.type)
             rows, weight = rows.to(low), weight.to(low)
+        if rows.dtype != weight.dtype:
+            return self.times(rows.to(weight.dtype), weight, ends).to(rows.dtype)
         # torch's kernel needs rows of a multiple of 16 bytes, and bfloat16 if it is traced or not on a CPU
         whole = all(n * rows.element_size() % 16 == 0 for n in weight.shape[1:])
         wide = rows.dtype in KERNEL and rows.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -20,6 +20,7 @@ from stemma.nn.init import Undrawn, initialise
 from stemma.nn.inputs import Inputs, StackInputs, StreamInputs, not_padding
 from stemma.nn.masks import AttnMask
 from stemma.nn.memory import in_windows
+from stemma.nn.mixed import Linear
 from stemma.nn.outputs import IGNORED, Output, detector_loss, token_mean
 from stemma.nn.stack import Block, Stack, State
 from stemma.nn.tasks import task_head
@@ -84,7 +85,7 @@ class Model(nn.Module):
         self.lm = lm_head(arch.heads.lm, arch.norm, dims) if arch.heads.lm is not None else None
         heads = arch.heads
         self.pooler = Summary(heads.pooler, dims) if heads.pooler is not None else None
-        self.pair = nn.Linear(dims.d_model, 2) if heads.pair else None
+        self.pair = Linear(dims.d_model, 2) if heads.pair else None
         self.detect = detector(heads.detect, arch.norm, dims) if heads.detect is not None else None
         self.task = task_head(heads.task, dims) if heads.task is not None else None
 

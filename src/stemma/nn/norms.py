@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stemma.nn import parts
+from stemma.nn.mixed import LayerNorm, cast
 
 
 class RMSNorm(nn.Module):
@@ -21,9 +22,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # ... D -> ... D
         if x.dtype in (torch.float32, torch.float64):
-            return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+            return F.rms_norm(x, (x.shape[-1],), cast(self.weight, x), self.eps)
         wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        y = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return cast(self.weight * y, x)
 
 
 class OffsetRMSNorm(nn.Module):
@@ -63,7 +65,7 @@ def norm(spec: parts.Norm, width: int) -> nn.Module:
     """The module of a norm spec over vectors of `width`."""
     match spec:
         case parts.LayerNorm(eps, bias):
-            return nn.LayerNorm(width, eps=eps, bias=bias)
+            return LayerNorm(width, eps=eps, bias=bias)
         case parts.RMSNorm(eps, offset):
             return OffsetRMSNorm(width, eps) if offset else RMSNorm(width, eps)
     return spec.build(width)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stemma.nn import parts
 from stemma.nn.attention import BucketTable, Relative, Rotate
+from stemma.nn.mixed import cast
 
 
 class Position(nn.Module):
@@ -68,7 +69,7 @@ class Learned(Position):
         return (real.cumsum(1) + start) * real + self.padding
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
-        return x + self.table(pos + self.offset if self.offset else pos)
+        return x + cast(self.table(pos + self.offset if self.offset else pos), x)
 
 
 class Sinusoidal(Position):
@@ -188,7 +189,7 @@ class BlankLearned(Blanks):
         self.blanks = nn.Embedding(self.limit, width)
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:  # B T D, B T 2 -> B T D
-        return x + (self.table(pos[..., 0]) + self.blanks(pos[..., 1]))
+        return x + cast(self.table(pos[..., 0]) + self.blanks(pos[..., 1]), x)
 
 
 class BlankRotary(Blanks):

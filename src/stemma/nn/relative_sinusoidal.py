@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.attention import Attention, Relative
+from stemma.nn.mixed import Linear, cast
 from stemma.nn.positions import Position
 
 HIDDEN = -1e30  # the bias of a key that is not seen, as in the reference: a query that sees nothing weighs all alike
@@ -49,22 +50,22 @@ class RelativeSinusoidalLayer(Relative):
 
     def __init__(self, dims: parts.Dims) -> None:
         super().__init__()
-        self.r = nn.Linear(dims.d_model, dims.heads * dims.width, bias=False)
+        self.r = Linear(dims.d_model, dims.heads * dims.width, bias=False)
         self.content = nn.Parameter(torch.zeros(dims.heads, dims.width))
         self.distance = nn.Parameter(torch.zeros(dims.heads, dims.width))
         self.segment = nn.Parameter(torch.zeros(dims.heads, dims.width))
         self.segments = nn.Parameter(torch.zeros(2, dims.heads, dims.width))
 
     def forward(self, attention: Attention, q: Tensor, k: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
-        bias = self.by_distance((q + self.distance[:, None]) * attention.scale, k.shape[2], terms)
+        bias = self.by_distance((q + cast(self.distance, q)[:, None]) * attention.scale, k.shape[2], terms)
         if terms.different is not None:
             # a softmax ignores what all keys share, so only the difference between the two segments counts
-            step = (self.segments[1] - self.segments[0]) * attention.scale
-            jump = ((q + self.segment[:, None]) * step[:, None]).sum(-1, keepdim=True)
+            step = cast(self.segments[1] - self.segments[0], q) * attention.scale
+            jump = ((q + cast(self.segment, q)[:, None]) * step[:, None]).sum(-1, keepdim=True)
             bias = torch.addcmul(bias, jump, terms.different[:, None])
         if terms.hidden is not None:
             bias = bias.masked_fill(terms.hidden[:, None], HIDDEN_HALF if bias.dtype == torch.float16 else HIDDEN)
-        return q + self.content[:, None], bias
+        return q + cast(self.content, q)[:, None], bias
 
     def by_distance(self, q: Tensor, keys: int, terms: Terms) -> Tensor:
         """`q W R_d` for the distances to S = `keys` keys: B H Q D -> B H Q S."""
@@ -84,7 +85,7 @@ class RelativeSinusoidalLayer(Relative):
 
     def by_waves(self, q: Tensor, here: Tensor, there: Tensor) -> Tensor:
         """The same for any positions, by `sin(a - b)` and `cos(a - b)` of the angles of a query and a key."""
-        u = torch.einsum("bhqd,hdw->bhqw", q, self.r.weight.unflatten(0, (q.shape[1], -1)))
+        u = torch.einsum("bhqd,hdw->bhqw", q, cast(self.r.weight, q).unflatten(0, (q.shape[1], -1)))
         (u_sin, u_cos), (sin, cos) = u.chunk(2, -1), here[:, None].chunk(2, -1)
         turned = torch.cat([u_cos * sin - u_sin * cos, u_sin * sin + u_cos * cos], -1)
         # all heads share the waves of keys: one product a row of the batch

@@ -16,6 +16,7 @@ from stemma.nn.attention import Attention, CacheWrite, PositionInputs, Relative
 from stemma.nn.functional import dropout
 from stemma.nn.inputs import StackInputs
 from stemma.nn.masks import AttnMask, MaskInputs, build_mask, layer_mask
+from stemma.nn.mixed import Linear, linear
 from stemma.nn.mlp import activation, feed_forward
 from stemma.nn.norms import norm
 from stemma.nn.positions import Position
@@ -157,7 +158,7 @@ class Convolution(nn.Module):
         if documents is not None:
             other = F.pad(documents, (reach, reach)).unfold(1, 2 * reach + 1, 1) != documents[..., None]
             near = near.masked_fill(other[:, :, None], 0.0)
-        z = F.linear(near.flatten(2), self.conv.weight.flatten(1), self.conv.bias)
+        z = linear(near.flatten(2), self.conv.weight.flatten(1), self.conv.bias)
         z = dropout(z, self.rate, self.training)
         if not_padding is None:
             return self.norm(y + self.act(z))
@@ -199,7 +200,7 @@ class Stack(nn.Module):
         self.position = position(arch.position, arch, dims, both=isinstance(mask, parts.Full))
         self.local = position(arch.local, arch, dims, both=False) if arch.local is not None else None
         self.embed_norm = norm(arch.norm, dims.embed_width) if arch.embed_norm else None
-        self.project = nn.Linear(dims.embed, dims.d_model) if dims.embed is not None else None
+        self.project = Linear(dims.embed, dims.d_model) if dims.embed is not None else None
         groups = dims.groups if dims.groups is not None else layers
         block = BLOCKS[type(arch.residual)]
         blocks = [block(arch, dims, cross, self.position.layer()) for _ in range(groups * dims.inner)]

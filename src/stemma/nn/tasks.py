@@ -11,6 +11,7 @@ from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.functional import dropout
 from stemma.nn.heads import Summary
+from stemma.nn.mixed import Linear
 
 _heads: dict[type[parts.Task], type[TaskHead]] = {}
 
@@ -59,7 +60,7 @@ class ClassifyHead(TaskHead, of=parts.Classify):
 
     def __init__(self, spec: parts.Classify, dims: parts.Dims) -> None:
         super().__init__(spec, dims)
-        self.out = nn.Linear(dims.d_model, spec.labels, spec.bias)
+        self.out = Linear(dims.d_model, spec.labels, spec.bias)
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         scores = scores.float()
@@ -76,7 +77,7 @@ class TagHead(TaskHead, of=parts.Tag):
 
     def __init__(self, spec: parts.Tag, dims: parts.Dims) -> None:
         super().__init__(spec, dims)
-        self.out = nn.Linear(dims.d_model, spec.labels, spec.bias)
+        self.out = Linear(dims.d_model, spec.labels, spec.bias)
 
 
 class AnswerHead(TaskHead, of=parts.Answer):
@@ -85,7 +86,7 @@ class AnswerHead(TaskHead, of=parts.Answer):
 
     def __init__(self, spec: parts.Answer, dims: parts.Dims) -> None:
         super().__init__(spec, dims)
-        self.out = nn.Linear(dims.d_model, 2)
+        self.out = Linear(dims.d_model, 2)
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         scores = scores.float()
@@ -103,8 +104,8 @@ class ChooseHead(TaskHead, of=parts.Choose):
 
     def __init__(self, spec: parts.Choose, dims: parts.Dims) -> None:
         super().__init__(spec, dims)
-        self.through = None if spec.through is None else nn.Linear(dims.d_model, spec.through)
-        self.out = nn.Linear(dims.d_model if spec.through is None else spec.through, 1)
+        self.through = None if spec.through is None else Linear(dims.d_model, spec.through)
+        self.out = Linear(dims.d_model if spec.through is None else spec.through, 1)
 
     def forward(self, x: Tensor, pooled: Tensor | None, place: Tensor | None) -> Tensor:
         y = dropout(self.read(x, pooled, place), self.rate, self.training)

@@ -17,6 +17,7 @@ from stemma.nn.cache import Cache
 from stemma.nn.functional import dropout
 from stemma.nn.inputs import StackInputs, StreamInputs
 from stemma.nn.masks import AttnMask
+from stemma.nn.mixed import cast
 from stemma.nn.relative_sinusoidal import RelativeSinusoidal, Terms
 from stemma.nn.stack import Block, Stack, State
 
@@ -41,6 +42,7 @@ class TwoStreams(Stack):
             content, queries, g, wave = self.terms(h, inputs, given)
         else:
             content, queries, g, wave = self.cached_terms(h, inputs, cache, given)
+        g = None if g is None else cast(g, h)
         weight = None if given.target_mapping is None else given.target_mapping.sum(-1, keepdim=True).to(h.dtype)
         for at, (number, _) in enumerate(self.order):
             block: Block = self.blocks[number]  # type: ignore[assignment]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from stemma.nn.mixed import linear
 
 
 class MakesWeight(Protocol):
@@ -22,7 +23,7 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: MakesWeight) -> Tensor:
         ctx.module = module
-        return F.linear(x, module.weight)
+        return linear(x, module.weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -33,6 +34,6 @@ class _FrozenLinear(torch.autograd.Function):
 def frozen_linear(x: Tensor, module: MakesWeight, bias: Tensor | None) -> Tensor:
     """`x w^T + b` for the weight of `module`, which does not learn: ... D -> ... E."""
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return F.linear(x, module.weight, bias)
+        return linear(x, module.weight, bias)
     y: Tensor = _FrozenLinear.apply(x, module)
     return y if bias is None else y + bias.to(y.dtype)

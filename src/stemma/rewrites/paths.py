@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stemma.errors import UsageError, nearest
 from stemma.nn.heads import LMHead, MLMHead
 from stemma.nn.mlp import Experts
-from stemma.rewrites.modules import Rewritten
+from stemma.rewrites.modules import Rewritten, Wrapped
 
 
 def plain_modules(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -191,6 +191,13 @@ class PlainTensors(Mapping[str, Tensor]):
             module = self._last[1]
         tensor = module.get_parameter(own).detach()
         return tensor if i is None else tensor[i]
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """The type of a tensor; None for one that is made by merging."""
+        module, own, _ = self._where[name]
+        while isinstance(module, Wrapped):
+            module = module.base
+        return None if isinstance(module, Rewritten) else module.get_parameter(own).dtype
 
     def __contains__(self, name: object) -> bool:
         return name in self.shapes

@@ -38,11 +38,11 @@ def load(
     rewrites: Sequence[Rewrite] = (),
     stream: bool = False,
 ) -> Model:
-    """The model in a GGUF file, in eval mode, its weights dequantised to `dtype` (`"auto"`: the type of the file's
-    embeddings, float32 if they are quantised); `device="meta"` reads shapes only. `model.ledger` accounts for every
-    tensor; `model.extras["gguf"]` has the metadata without long arrays. `tokenizer=False` reads no tokenizer; with
-    `stream` the weights stay in the file (device meta). Raises CheckpointError naming the key, the tensor or the bytes
-    that are wrong."""
+    """The model in a GGUF file, in eval mode, its weights dequantised to `dtype` (`"auto"`: a plain tensor's own type;
+    for a quantised one that of the embeddings, float32 if these are quantised); `device="meta"` reads shapes only.
+    `model.ledger` accounts for every tensor; `model.extras["gguf"]` has the metadata without long arrays.
+    `tokenizer=False` reads no tokenizer; with `stream` the weights stay in the file (device meta). Raises
+    CheckpointError naming the key, the tensor or the bytes that are wrong."""
     path = Path(path)
     if not path.exists():
         raise UsageError(f"{path} does not exist{nearest_path(path)}")
@@ -60,7 +60,7 @@ def load(
     design = replace(design, name=name, objective=owner.objective, recipe=owner.recipe, text=_text(design, read))
     model = meta_model(design)
     loader = WeightLoader(model, file, str(path), ledger, stream=stream)
-    target = device_of(device)
+    target, other = device_of(device), kind or _own_dtype(file)
     rows = [one for r in arch.table(design) for one in apart(r, file)]
     for r in rows:
         loader.find(r)
@@ -68,8 +68,8 @@ def load(
     loader.rewrite(rewrites)
     for r in rows:
         interleaved = re.search(arch.interleaved, r.theirs) is not None
-        loader.read(r, r.theirs, target, kind or _own_dtype(file), interleaved)
-    loader.finish(target, kind or _own_dtype(file))
+        loader.read(r, r.theirs, target, kind or _plain(file, r.theirs) or other, interleaved)
+    loader.finish(target, other)
     attach(model, design, owner, read)
     model.extras = {"gguf": {k: v for k, v in file.metadata.items() if not isinstance(v, list) or len(v) <= 64}}
     return model.eval()
@@ -201,8 +201,15 @@ def _nearest(arch: Architecture, design: Design) -> tuple[Family, str]:
 
 
 def _own_dtype(file: File) -> torch.dtype:
-    kind = quants.PLAIN.get(file.entries[EMBEDDINGS].type)
-    return kind if kind in (torch.float16, torch.bfloat16) else torch.float32
+    """What `dtype="auto"` makes of quantised tensors."""
+    kind = _plain(file, EMBEDDINGS)
+    return torch.float32 if kind is None else kind
+
+
+def _plain(file: File, name: str) -> torch.dtype | None:
+    """The type of a tensor that is not quantised, None for others, and for float64, which no network computes in."""
+    kind = quants.PLAIN.get(file.entries[name].type)
+    return None if kind == torch.float64 else kind
 
 
 __all__ = ["ARCHITECTURES", "File", "load"]

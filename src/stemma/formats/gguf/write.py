@@ -7,10 +7,11 @@ does not come back as the same network is refused.
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -84,6 +85,10 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
     plan = plan_file(design, model.family, word)
     keys = {**plan.metadata, **_words(model, plan)}
     state = PlainTensors(model)
+    if dtype is None:
+        plan = replace(
+            plan, entries={name: _as_it_is(plan, entry, state, word) for name, entry in plan.entries.items()}
+        )
     if left := sorted({name.split(".")[0] for name in _unnamed(plan, state)}):
         heads = " and ".join(left)
         warnings.warn(f"{path} is written without {heads}: GGUF has no names for these parts", stacklevel=2)
@@ -164,6 +169,16 @@ def _type(name: str, shape: list[int], word: str) -> int:
     elif kind == "Q8_0" and shape[-1] % BLOCK:
         kind = "F16"
     return NUMBERS[kind]
+
+
+def _as_it_is(plan: WritePlan, entry: Entry, state: PlainTensors, word: str) -> Entry:
+    """The entry of a matrix with the widest type that its parts have in the model."""
+    row = plan.rows.get(entry.name)
+    kinds = [state.dtype(name) for name in row.ours] if row is not None else []
+    known = [kind for kind in kinds if kind is not None] or [getattr(torch, word)]
+    widest = functools.reduce(torch.promote_types, known)
+    own = str(widest).removeprefix("torch.")
+    return replace(entry, type=_type(entry.name, list(entry.shape), own if own in TYPES else word))
 
 
 def _keys(arch: Architecture, design: Design, word: str) -> dict[str, Any]:

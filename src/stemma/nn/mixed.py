@@ -1,0 +1,43 @@
+"""Layers whose parameters may be of another type than what they compute with: checkpoints mix types.
+
+What goes on has the type of what came in. Matrices multiply in their own type, gains of norms in the wider of the two,
+and biases and tables are cast to what they are added to. Under autocast nothing of this happens: it casts by itself.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def cast(y: Tensor, x: Tensor) -> Tensor:
+    """`y` in the type of `x`; as it is under autocast."""
+    return y if y.dtype == x.dtype or torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x weight^T + bias`: ... D, E D, E -> ... E."""
+    if x.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype):
+        return F.linear(x, weight, bias)
+    return cast(F.linear(cast(x, weight), weight, None if bias is None else cast(bias, weight)), x)
+
+
+class Linear(nn.Linear):
+    """`x weight^T + bias`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation over the last axis, in the wider type where types differ."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype and (self.bias is None or self.bias.dtype == x.dtype):
+            return super().forward(x)
+        if torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        bias = None if self.bias is None else self.bias.to(wide)
+        return F.layer_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), bias, self.eps).to(x.dtype)

@@ -385,6 +385,8 @@ def test_trees_give_the_best_path_or_all() -> None:
     nested = {
         "prompt": {"text": "u", "role": "prompter", "replies": [{"text": "a", "role": "assistant", "replies": []}]}
     }
+    with pytest.raises(DataError, match="row 1 has no 'message_id'"):
+        list(trees([{"text": "u"}]))
     assert shape_of(nested) == "tree" and read(nested).turns == talk("u", "a").turns
 
 

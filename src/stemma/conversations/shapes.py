@@ -184,9 +184,12 @@ def _of_pair(row: Mapping[str, Any]) -> Conversation:
 
 def trees(rows: Iterable[Mapping[str, Any]], every: bool = False) -> Iterator[Conversation]:
     """The conversations of OASST's flat rows (message_id, parent_id, text, role, rank): of each tree the path of the
-    best ranked replies, or with `every` each path to a leaf."""
+    best ranked replies, or with `every` each path to a leaf. Raises DataError for a row without an id."""
     nodes: dict[str, dict[str, Any]] = {}
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        if "message_id" not in row:
+            fields = ", ".join(map(brief, row)) or "none"
+            raise DataError(f"row {number} has no 'message_id' (its fields: {fields}); rows of a tree have one each")
         nodes[str(row["message_id"])] = {**row, "replies": []}
     roots = []
     for node in nodes.values():

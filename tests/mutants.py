@@ -49,6 +49,9 @@ MUTANTS = [
     Mutant("objectives: segments of a pair share nothing", "cut = min(over, abs(keep_a - keep_b))", "cut = 0", "objective_orders xlnet"),
     # data
     Mutant("data: more is held out than asked", "out = draw < fraction", "out = draw < 2 * fraction", "data building"),
+    Mutant("data: pieces of a document are read in one go", "return self._store._pieces(self.indices[owner], block, part)", "return self", "pieces"),
+    Mutant("data: held-out blocks are twice the share", "target = fraction * sizes.sum()", "target = 2 * fraction * sizes.sum()", "pieces"),
+    Mutant("objectives: every piece of a document is closed", "after = self.after if view.closed(document) else []", "after = self.after", "pieces"),
     Mutant("data: a mixture gives a draw twice", "return Draw(j, starts[j] + at)", "return Draw(j, starts[j] + max(at - 1, 0))", "mixtures data"),
     Mutant("data: shares grow with the wrong power", "(size / max(sizes)) ** alpha", "(size / max(sizes)) ** (1 / alpha if alpha else 0)", "mixtures languages objective_languages"),
     Mutant("data: shuffling by fewer rounds", "for turn in range(6):", "for turn in range(5):", "data objectives"),

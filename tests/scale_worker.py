@@ -37,7 +37,7 @@ def case(run: Path, text: str, out: Path, other: Path | None) -> dict[str, Any]:
     """What a mesh makes of a run: the first gradient, losses, and the same from the run's own middle and from that of
     an `other` mesh."""
     plan, tokenizer, store = prepare.reopen(run)
-    train, _ = store.split(plan.train.val_fraction, plan.seed)
+    train, _ = prepare.split(plan, store)
     world = World(mesh(text), "cpu")
 
     def gone_on(place: Path) -> list[dict[str, Any]]:

@@ -14,12 +14,13 @@ SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds
     "data": ("", "library"),
     "decode": ("--threads 1 --repeats 1 --new 4 --only t5", "batch 8"),
     "families": ("--threads 1 --repeats 1 --rows 2 --length 16 --new 4 --only llama", "llama"),
-    "growth": ("weights --scale 0.002 --repeats 1", "GGUF to safetensors"),
+    "growth": ("weights attention --scale 0.002 --repeats 1", "vocabulary of 262144"),
     "gpu": ("--small --rows 2 --steps 1 --turns 1", "MFU"),
     "learning": ("--steps 1 gpt2 t5", "t5"),
     "plan": ("--cases 1", "gpt2"),
     "seq2seq": ("--rounds 1 --new 4", "mt5"),
     "train": ("--alike fp32 --threads 1 --seconds 1 --skip-resume gpt2 electra xlnet", "xlnet"),
+    "uneven": ("--steps 1 --scale 0.05", "bert   cut into paragraphs"),
 }
 
 

@@ -553,6 +553,9 @@ class _Texts:
     def __getitem__(self, i: int) -> Any:
         return self.documents[i]
 
+    def closed(self, i: int) -> bool:
+        return True
+
     def sentences(self, i: int) -> Any:
         return np.arange(0, max(1, len(self.documents[i])), 7)
 

@@ -136,7 +136,7 @@ def test_batches_made_ahead_are_resumed_where_they_were_taken(text: Path, tmp_pa
     plan = resolve("gpt2", data=str(text), budget="8 steps", overrides={**SMALL, "train.ahead": 3})
     store, tokenizer = prepare.prepare(plan, tmp_path / "b", None, True)
     plan = assemble.with_steps(assemble.fit_to_tokenizer(plan, tokenizer), 8, False)
-    view, _ = store.split(plan.train.val_fraction, plan.seed)
+    view, _ = prepare.split(plan, store)
     loop = assemble.loop_of(plan, tokenizer, view)
     found = [loop.advance()["loss"] for _ in range(3)]
     place = loop.save(tmp_path / "b")
@@ -165,7 +165,7 @@ def test_the_average_is_what_is_saved_and_survives_a_stop(text: Path, tmp_path: 
 
     mean: dict[str, torch.Tensor] = {}
     plan, tokenizer, store = prepare.reopen(tmp_path / "a")
-    view, _ = store.split(plan.train.val_fraction, plan.seed)
+    view, _ = prepare.split(plan, store)
     loop = assemble.loop_of(replace(plan, train=replace(plan.train, average=None)), tokenizer, view)
     mean = {n: p.detach().clone() for n, p in loop.model.named_parameters()}
     for step in range(1, 9):
@@ -188,7 +188,7 @@ def test_the_average_is_what_is_saved_and_survives_a_stop(text: Path, tmp_path: 
 
 def test_what_is_not_finite_is_named(text: Path, tmp_path: Path) -> None:
     plan, tokenizer, store = prepare.reopen(train("gpt2", tmp_path / "a", text, 4).directory)
-    view, _ = store.split(plan.train.val_fraction, plan.seed)
+    view, _ = prepare.split(plan, store)
     loop = assemble.loop_of(plan, tokenizer, view)
     parameter = dict(loop.model.named_parameters())["decoder.blocks.0.mlp.up.weight"]
     parameter.register_hook(lambda grad: grad * math.nan)

@@ -63,6 +63,9 @@ class Texts:
     def text(self, i: int) -> str:
         return self.texts[i]
 
+    def closed(self, i: int) -> bool:
+        return True
+
     def sentences(self, i: int) -> Any:
         return np.zeros(1, dtype=np.int64)
 

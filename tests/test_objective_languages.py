@@ -76,6 +76,9 @@ class Verses:
     def __getitem__(self, i: int) -> Any:
         return self.documents[i]
 
+    def closed(self, i: int) -> bool:
+        return True
+
     def sentences(self, i: int) -> Any:
         return np.array([0])
 
@@ -358,9 +361,7 @@ def test_a_text_ends_with_the_code_of_its_language(mixed: bool, once: bool) -> N
     view.languages = ("en", "fi", "ru")
     with pytest.raises(DataError, match="'fi'"):
         next(goal.examples(view))
-    assert goal.epochs(Verses(40), Cursor(50)) == (
-        50 * CONTEXT // Verses(40).tokens_total if mixed else 50 // len(view)
-    )
+    assert goal.epochs(Verses(40), Cursor(50)) == (50 * CONTEXT / Verses(40).tokens_total if mixed else 50 / len(view))
 
 
 # ---------------------------------------------------------------- models

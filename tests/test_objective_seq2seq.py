@@ -750,6 +750,6 @@ def test_it_learns_more_than_how_often_tokens_come(name: str, tmp_path: Path) ->
     )  # fmt: skip
     plan, tokenizer, store = prepare.reopen(run.directory)
     goal = assemble.objective_of(plan, tokenizer)
-    train, held = store.split(plan.train.val_fraction, plan.seed)
+    train, held = prepare.split(plan, store)
     baseline = unigram(goal, train, sample(held, 5000))
     assert run.summary["val"]["loss"] < baseline - 0.3

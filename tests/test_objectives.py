@@ -53,6 +53,9 @@ class Documents:
     def __getitem__(self, i: int) -> Any:
         return self.documents[i]
 
+    def closed(self, i: int) -> bool:
+        return True
+
     def sentences(self, i: int) -> Any:
         return np.arange(0, len(self.documents[i]), 7)
 

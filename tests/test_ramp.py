@@ -291,7 +291,7 @@ def test_budgets_in_tokens_steps_and_flops(grown: Any, text: Path, tmp_path: Pat
             assert abs(run.summary["tokens"] - 3000) <= 32 * 8 / 2
     run, _ = grown
     plan, tokenizer, store = prepare.reopen(run.directory)
-    train_view, _ = store.split(plan.train.val_fraction, plan.seed)
+    train_view, _ = prepare.split(plan, store)
     cost = loop_of(run).cost()
     bought = budgets.steps_of(
         replace(plan, train=replace(plan.train, budget=f"{cost * 3000} flops")), tokenizer, train_view
@@ -303,7 +303,7 @@ def test_budgets_in_tokens_steps_and_flops(grown: Any, text: Path, tmp_path: Pat
 def test_a_budget_of_time_counts_short_steps(grown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock on which a step takes 0.1 s and 0.02 s a row."""
     plan, tokenizer, store = prepare.reopen(grown[0].directory)
-    view, _ = store.split(plan.train.val_fraction, plan.seed)
+    view, _ = prepare.split(plan, store)
     now = [0.0]
 
     def advance(self: Loop) -> Any:
@@ -369,7 +369,7 @@ def test_a_mesh_shares_any_ramp(grown: Any) -> None:
     assert duration(view, found, device, 1) == pytest.approx(max(found.computing, found.sending) / 2)
 
     plan, tokenizer, store = prepare.reopen(grown[0].directory)
-    documents, _ = store.split(plan.train.val_fraction, plan.seed)
+    documents, _ = prepare.split(plan, store)
 
     class Alone(Sharded):
         def distribute(self, learners: Any) -> Any:

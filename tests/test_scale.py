@@ -219,7 +219,7 @@ def same(run: Path, out: Path, axes: str) -> None:
     assert found["again"] == found["records"][STEPS // 2 :]  # from what the mesh wrote
     close(found.get("crossed", found["again"]), expected[STEPS // 2 :], within)  # from what another mesh wrote
 
-    view, _ = store.split(plan.train.val_fraction, plan.seed)
+    view, _ = prepare.split(plan, store)
     alone = assemble.loop_of(plan, tokenizer, view)
     fresh = {key: t.clone() for key, t in alone.learners.tensors().items()}
     ours, theirs = gradients(alone), torch.load(out / "gradient.pt")

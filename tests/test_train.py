@@ -111,7 +111,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory, text: Path) -> dict[str, Run
 def loop_of(run: Run, **changes: Any) -> Loop:
     plan = spec.edit(run.plan, changes)
     _, tokenizer, store = prepare.reopen(run.directory)
-    train, _ = store.split(plan.train.val_fraction, plan.seed)
+    train, _ = prepare.split(plan, store)
     objective = assemble.objective_of(plan, tokenizer)
     return Loop(plan, assemble.model_of(plan, tokenizer), objective, TextSource(plan, objective, train))
 
@@ -362,7 +362,7 @@ def test_bits_per_byte_are_exact(ready: dict[str, Run]) -> None:
     """Against one plain pass over each document."""
     run = ready["gpt2"]
     _, tokenizer, store = prepare.reopen(run.directory)
-    _, held = store.split(run.plan.train.val_fraction, run.plan.seed)
+    _, held = prepare.split(run.plan, store)
     held = sample(held, 400)
     # a context longer than any document, so that windows cut none
     longest = max(len(held[i]) for i in range(len(held)))

@@ -13,6 +13,7 @@ import click
 
 from stemma import disk
 from stemma.cli import Group, console, corpus, echo, emit, overrides
+from stemma.cli.complete import complete_data, set_option
 from stemma.cli.texts import GRAMMAR
 from stemma.cli.training import given
 from stemma.errors import UsageError
@@ -71,12 +72,12 @@ def _there(name: str) -> bool:
 
 
 @data.command(name="show", epilog=GRAMMAR)
-@click.argument("source", metavar="SPEC")
+@click.argument("source", metavar="SPEC", shell_complete=complete_data)
 @click.option(
     "--for", "name", default="roberta", show_default=True, help="Family whose objective and text rules apply."
 )
 @click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, help="Training rows to print.")
-@click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change the plan, e.g. objective.rate=0.3.")
+@set_option("Change the plan, e.g. objective.rate=0.3.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print rows as JSON.")
 def data_show(source: str, name: str, rows: int, sets: tuple[str, ...], seed: int, as_json: bool) -> None:
@@ -107,13 +108,13 @@ def _opened(source: str, name: str, sets: tuple[str, ...], seed: int) -> tuple[A
     """The plan, the tokenizer and the training view of a run, or of the beginning of a text."""
     from stemma.train import resolve
     from stemma.train.assemble import fit_to_tokenizer
-    from stemma.train.prepare import prepare, reopen
+    from stemma.train.prepare import prepare, reopen, split
 
     if Path(source, "run.json").is_file():
         if given("name", "sets"):
             raise UsageError(f"{source} is a run: it has a family and settings of its own; leave out --for and --set")
         plan, tokenizer, store = reopen(Path(source))
-        return plan, tokenizer, store.split(plan.train.val_fraction, plan.seed)[0]
+        return plan, tokenizer, split(plan, store)[0]
     from stemma.data import read
 
     changes = {"dims.vocab": "2000"} | overrides(sets)
@@ -136,7 +137,7 @@ def _opened(source: str, name: str, sets: tuple[str, ...], seed: int) -> tuple[A
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a short text gives a small vocabulary; here that is no news
             store, tokenizer = prepare(plan, Path(folder, "run"), None, True, share=False)
-        view = store.split(plan.train.val_fraction, plan.seed)[0]
+        view = split(plan, store)[0]
         kept = Kept(view)
     return fit_to_tokenizer(plan, tokenizer, kept.languages), tokenizer, kept
 
@@ -148,6 +149,7 @@ class Kept:
         self.documents = [view[i].copy() for i in range(len(view))]
         self.starts = [view.sentences(i).copy() for i in range(len(view))]
         self.texts = [view.text(i) for i in range(len(view))]
+        self.ends = [view.closed(i) for i in range(len(view))]
         self.languages, self.parts = view.languages, view.parts
         self.language_ids, self.groups, self.part_ids = view.language_ids, view.groups, view.part_ids
 
@@ -162,6 +164,9 @@ class Kept:
 
     def text(self, i: int) -> str:
         return self.texts[i]
+
+    def closed(self, i: int) -> bool:
+        return self.ends[i]
 
 
 def _plain_row(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stemma import disk, errors
-from stemma.data import stamps
+from stemma.data import blocks, stamps
 from stemma.data.encoding import Encoder, flat, sentences
 from stemma.errors import CheckpointError, ResourceError, UsageError
 
@@ -56,12 +56,16 @@ class Job(NamedTuple):
 
 class Encoded(NamedTuple):
     """A shard: concatenated `tokens` with their number for each document (`counts`), and concatenated `starts` of
-    sentences with their number for each document (`marks`)."""
+    sentences with their number for each document (`marks`). Of long documents also where their further blocks begin, as
+    tokens (`cuts`) and as bytes (`places`), with their number for each document (`divisions`)."""
 
     tokens: npt.NDArray[Any]
     counts: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int32]
     marks: npt.NDArray[np.int64]
+    cuts: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+    divisions: npt.NDArray[np.int64]
 
 
 # ---------------------------------------------------------------- one shard
@@ -92,9 +96,9 @@ def encode(texts: Sequence[str], tokenizer: Encoder) -> Encoded:
         last = np.maximum.accumulate(ends + np.repeat(before, counts))
         places = [sentences(text) for text in part]
         starts, marks = _starts(last, edges, before, places)
-        parts.append(Encoded(ids.astype(kind), counts, starts, marks))
+        parts.append(Encoded(ids.astype(kind), counts, starts, marks, *_cuts(part, last, edges, before)))
         begin = end
-    kinds = (kind, "<i8", "<i4", "<i8")
+    kinds = (kind, "<i8", "<i4", "<i8", "<i8", "<i8", "<i8")
     columns = [[np.empty(0, dtype), *(part[k] for part in parts)] for k, dtype in enumerate(kinds)]
     return Encoded(*(np.concatenate(column) for column in columns))
 
@@ -114,6 +118,23 @@ def _starts(
     found = np.unique(np.concatenate([edges[:-1][np.diff(edges) > 0], token[token < ends]]))
     text = np.searchsorted(edges, found, side="right") - 1
     return (found - edges[text]).astype("<i4"), np.bincount(text, minlength=len(places)).astype("<i8")
+
+
+def _cuts(
+    texts: Sequence[str], last: npt.NDArray[np.int64], edges: npt.NDArray[np.int64], before: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`cuts`, `places` and `divisions` of consecutive texts; `last`, `edges` and `before` as in `_starts`."""
+    found = [blocks.cuts(text) for text in texts]
+    many = np.fromiter(map(len, found), np.int64, len(found))
+    at = np.fromiter(itertools.chain.from_iterable(found), np.int64, int(many.sum())) + np.repeat(before, many)
+    token = np.minimum(np.searchsorted(last, at, side="right"), np.repeat(edges[1:], many)) - np.repeat(
+        edges[:-1], many
+    )
+    places: list[int] = []
+    for text, own in zip(texts, found, strict=True):
+        sizes = (len(text[a:b].encode("utf-8")) for a, b in itertools.pairwise([0, *own]))
+        places += itertools.accumulate(sizes)
+    return token.astype("<i8"), np.asarray(places, dtype="<i8"), many.astype("<i8")
 
 
 def save(path: Path, shard: Encoded) -> None:

@@ -33,7 +33,7 @@ def unigram_bits_per_byte(train: View, val: View, vocab: int | None = None, *, e
     size = train.vocab if vocab is None else vocab
     seen, asked = _counts(train, size), _counts(val, size)
     if ends:
-        seen, asked = np.append(seen, len(train)), np.append(asked, len(val))
+        seen, asked = np.append(seen, train.ends), np.append(asked, val.ends)
     if not val.bytes_total:
         raise DataError("there is no held-out text to measure")
     logs = np.log2((seen + 1.0) / (seen.sum() + len(seen)))

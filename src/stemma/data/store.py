@@ -17,6 +17,12 @@ and, if the source has them (`meta.json` lists the languages and the components 
     groups.bin     int64[n]: group, -1 for none
     parts.bin      uint16[n]: component of a mixture
 
+and, if it has long documents, which may be divided into blocks, b in all (`blocks`)
+
+    divided.bin    int64[n+1]: offsets of documents in the blocks
+    blocks.bin     int64[b+1]: offsets of blocks in tokens.bin; block_bytes.bin int64[b+1]: in text.bin
+    block_hashes.bin  uint64[b]: a hash of each block's text
+
 A new version is written beside the old one; replacing `meta.json` makes it the current one. So a build that is killed
 leaves the old version. Its finished shards stay in `.shards` for the next build (`shards.py`). `source.json` has the
 stamp of the source (`stamps.py`). A source with a single document is first divided at blank lines, else at line ends.
@@ -30,8 +36,6 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,152 +46,28 @@ from stemma import disk
 from stemma.data import stamps
 from stemma.data.documents import MixtureSource, Source
 from stemma.data.encoding import Encoder
-from stemma.data.heldout import divided, held_out
+from stemma.data.heldout import Blocks, Unit, divided, held_out, held_out_blocks
 from stemma.data.sources import read
+from stemma.data.view import View
 from stemma.data.writer import VERSION, Progress, Writer
-from stemma.errors import CheckpointError, brief
+from stemma.errors import CheckpointError, DataError, brief
 
 NAME = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{4})?")  # of a version's folder
 META = {
     "version": str, "documents": int, "fingerprint": str, "tokenizer?": str, "vocab": int, "languages?": [str],
-    "parts?": [[Any]], "files": {str: {"dtype": str, "bytes": int, "sha256": str}},
+    "parts?": [[Any]], "blocks?": int, "files": {str: {"dtype": str, "bytes": int, "sha256": str}},
 }  # fmt: skip
 # array -> (its types, entries: so many more than documents; None: counted by the array of the same row of ENDS)
 ARRAYS: dict[str, tuple[tuple[str, ...], int | None]] = {
     "tokens": (("<u2", "<u4"), None), "starts": (("<i4",), None), "text": (("|u1",), None), "names": (("|u1",), None),
     "documents": (("<i8",), 1), "sentences": (("<i8",), 1), "bytes": (("<i8",), 1), "labels": (("<i8",), 1),
     "hashes": (("<u8",), 0), "languages": (("<u2",), 0), "groups": (("<i8",), 0), "parts": (("<u2",), 0),
+    "divided": (("<i8",), 1), "block_hashes": (("<u8",), None), "blocks": (("<i8",), None),
+    "block_bytes": (("<i8",), None),
 }  # fmt: skip
 ENDS = {"documents": "tokens", "sentences": "starts", "bytes": "text", "labels": "names"}
 NEEDED = {*ENDS, *ENDS.values(), "hashes"}
-
-
-class View:
-    """Some documents of a store. Token ids are without special tokens."""
-
-    def __init__(self, store: Store, indices: npt.NDArray[np.int64]) -> None:
-        self._store = store
-        self.indices = indices  # int64[documents]: indices in the store
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def _at(self, i: int) -> int:
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"document {i} of {len(self)}")
-        return int(self.indices[i])
-
-    def __getitem__(self, i: int) -> npt.NDArray[np.int64]:
-        """int64[tokens]: the ids of document i."""
-        return self._store._tokens(self._at(i))
-
-    def __iter__(self) -> Iterator[npt.NDArray[np.int64]]:
-        return (self[i] for i in range(len(self)))
-
-    def pick(self, documents: npt.NDArray[np.int64]) -> View:
-        """The given documents of this view, in that order."""
-        return View(self._store, self.indices[documents])
-
-    def sentences(self, i: int) -> npt.NDArray[np.int64]:
-        """int64: the positions of tokens of document i that begin a sentence; the first is 0."""
-        return self._store._starts(self._at(i))
-
-    def bytes(self, i: int) -> int:
-        """UTF-8 bytes of document i's text."""
-        return int(self.sizes[i])
-
-    def name(self, i: int) -> str:
-        """The name of document i, such as `file:line`."""
-        return self._store._part("names", "labels", self._at(i)).decode("utf-8", "replace")
-
-    def text(self, i: int) -> str:
-        """The text of document i."""
-        return self._store._part("text", "bytes", self._at(i)).decode("utf-8", "replace")
-
-    def language(self, i: int) -> str:
-        """The language of document i; "" if unknown."""
-        return self._store.languages[self.language_ids[i]]
-
-    def translations(self, i: int) -> list[int]:
-        """The other documents of this view in the group of document i, in order."""
-        group = int(self.groups[i])
-        return [j for j in self._members.get(group, []) if j != i]
-
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """The languages of the whole store, by number."""
-        return self._store.languages
-
-    @cached_property
-    def language_ids(self) -> npt.NDArray[np.int64]:
-        """int64[documents]: the number of each one's language."""
-        return self._labels("languages", 0)
-
-    @cached_property
-    def groups(self) -> npt.NDArray[np.int64]:
-        """int64[documents]: the number of each one's group, -1 for none."""
-        return self._labels("groups", -1)
-
-    @cached_property
-    def part_ids(self) -> npt.NDArray[np.int64]:
-        """int64[documents]: the component of the mixture that each is from."""
-        return self._labels("parts", 0)
-
-    @property
-    def parts(self) -> tuple[MixtureSource, ...]:
-        """The components of a mixture with weights or limits."""
-        return self._store.declared
-
-    def _labels(self, name: str, missing: int) -> npt.NDArray[np.int64]:
-        held = self._store._arrays.get(name)
-        if held is None:
-            return np.full(len(self), missing, dtype=np.int64)
-        return np.asarray(held, dtype=np.int64)[self.indices]
-
-    @cached_property
-    def _members(self) -> dict[int, list[int]]:
-        found: dict[int, list[int]] = {}
-        for j, group in enumerate(self.groups.tolist()):
-            if group >= 0:
-                found.setdefault(group, []).append(j)
-        return found
-
-    @cached_property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """int64[documents]: the number of tokens of each."""
-        return np.diff(self._store._arrays["documents"])[self.indices]
-
-    @cached_property
-    def sizes(self) -> npt.NDArray[np.int64]:
-        """int64[documents]: the number of UTF-8 bytes of each text."""
-        return np.diff(self._store._arrays["bytes"])[self.indices]
-
-    @property
-    def tokens_total(self) -> int:
-        """The number of tokens of all documents."""
-        return int(self.lengths.sum())
-
-    @property
-    def bytes_total(self) -> int:
-        """The number of UTF-8 bytes of all texts."""
-        return int(self.sizes.sum())
-
-    @property
-    def vocab(self) -> int:
-        """The size of the tokenizer's vocabulary."""
-        return int(self._store.meta["vocab"])
-
-    @property
-    def has_groups(self) -> bool:
-        """Whether documents of the store are bound into groups, as translations of each other."""
-        return "groups" in self._store._arrays
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of the tokenizer and of these documents."""
-        chosen = hashlib.sha256(self._store.meta["fingerprint"].encode())
-        chosen.update(np.ascontiguousarray(self.indices, dtype="<i8").tobytes())
-        return chosen.hexdigest()
+BLOCKS = {"divided": "block_hashes", "blocks": "tokens", "block_bytes": "text"}  # all of them or none
 
 
 class Store(View):
@@ -213,6 +93,8 @@ class Store(View):
             if size % kind.itemsize or (more is not None and size // kind.itemsize != meta["documents"] + more):
                 raise ValueError(f"{path.name} has another length than {meta['documents']:,} documents need")
             self._arrays[name] = np.memmap(path, dtype=kind, mode="r") if size else np.empty(0, dtype=kind)
+        if 0 < sum(name in self._arrays for name in (*BLOCKS, "block_hashes")) < 4:
+            raise ValueError("its meta.json names some arrays of blocks and not all")
         self._known = tuple(meta.get("languages") or [""])
         self.declared = tuple(_part(part) for part in meta.get("parts") or [])
         super().__init__(self, np.arange(meta["documents"], dtype=np.int64))
@@ -312,12 +194,12 @@ class Store(View):
 
     @classmethod
     def _same(cls, directory: Path, digest: str) -> Store | None:
-        """The store in `directory` if it is whole and has this fingerprint."""
+        """The store in `directory` if it is whole, of this version and has this fingerprint."""
         try:
             store = cls.open(directory)
         except CheckpointError:
             return None
-        return store if store.fingerprint == digest else None
+        return store if store.fingerprint == digest and "blocks" in store.meta else None
 
     @property
     def fingerprint(self) -> str:
@@ -339,37 +221,76 @@ class Store(View):
     def _odd(self) -> str | None:
         """What of the arrays does not fit the others, whoever wrote them; None in a store that was built here."""
         held = self._arrays
-        for ends, content in ENDS.items():
+        divided = BLOCKS if "divided" in held else {}
+        for ends, content in {**ENDS, **divided}.items():
             offsets = held[ends]
             if offsets[0] != 0 or offsets[-1] != len(held[content]) or (len(self) and np.diff(offsets).min() < 0):
                 return f"{ends}.bin has places outside of {content}.bin"
         for name, most in (("tokens", self.vocab), ("languages", len(self._known)), ("parts", len(self.declared) or 1)):
             if len(held.get(name, ())) and int(held[name].max()) >= most:
                 return f"{name}.bin has {int(held[name].max()):,} of {most:,}"
+        for ends, inner in (("documents", "blocks"), ("bytes", "block_bytes")) if divided else ():
+            if len(held[inner]) != len(held["block_hashes"]) + 1 or (held[inner][held["divided"]] != held[ends]).any():
+                return f"{inner}.bin has other places than {ends}.bin"
         if len(held["starts"]) and (held["starts"].min() < 0 or held["starts"].max() >= self.lengths.max()):
             return "starts.bin has places outside of every document"
         return None
 
-    def split(self, val_fraction: float = 0.05, seed: int = 0) -> tuple[View, View]:
-        """(training, held-out) documents, decided by `held_out`. A group stays on one side. Raises DataError."""
+    def split(self, val_fraction: float = 0.05, seed: int = 0, unit: Unit = "document") -> tuple[View, View]:
+        """(training, held-out) documents, decided by `held_out`, or, with the unit `block`, by `held_out_blocks`, which
+        divides long documents and goes by bytes. A group stays on one side. Raises DataError."""
         hashes = np.asarray(self._arrays["hashes"], dtype=np.uint64)
-        if "groups" in self._arrays:
-            out = divided(hashes, np.asarray(self._arrays["groups"]).tolist(), val_fraction, seed)
-        else:
-            out = held_out(hashes, val_fraction, seed)
-        return View(self, np.flatnonzero(~out)), View(self, np.flatnonzero(out))
+        groups = np.asarray(self._arrays["groups"]).tolist() if "groups" in self._arrays else None
+        if unit == "document":
+            out = (
+                held_out(hashes, val_fraction, seed) if groups is None else divided(hashes, groups, val_fraction, seed)
+            )
+            return View(self, np.flatnonzero(~out)), View(self, np.flatnonzero(out))
+        if "divided" not in self._arrays:
+            edges = np.arange(len(self) + 1)
+            out = held_out_blocks(Blocks(edges, hashes, self.sizes, groups), val_fraction, seed)
+            return View(self, np.flatnonzero(~out)), View(self, np.flatnonzero(out))
+        edges, hashes = np.asarray(self._arrays["divided"]), np.asarray(self._arrays["block_hashes"])
+        sizes = np.diff(self._arrays["block_bytes"])
+        out = held_out_blocks(Blocks(edges, hashes, sizes, groups), val_fraction, seed)
+        owner = np.repeat(self.indices, np.diff(edges))
+        train, held = (np.flatnonzero(out == side) for side in (False, True))
+        views = self._pieces(owner[train], train, None), self._pieces(owner[held], held, None)
+        if not all(len(view) for view in views):
+            raise DataError(
+                "the text cannot be divided into training and held-out parts: one of them would have no tokens; give "
+                "more text"
+            )
+        return views
 
-    def _tokens(self, i: int) -> npt.NDArray[np.int64]:
-        a, b = self._arrays["documents"][i : i + 2]
-        return np.asarray(self._arrays["tokens"][a:b], dtype=np.int64)
+    def _whole(self, documents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """int64[2, documents]: first block of each document, and one past the last."""
+        divided = np.asarray(self._arrays["divided"])
+        return np.stack([divided[documents], divided[documents + 1]])
+
+    def _pieces(
+        self, owner: npt.NDArray[np.int64], block: npt.NDArray[np.int64], part: npt.NDArray[np.int64] | None
+    ) -> View:
+        """A view of pieces: consecutive blocks of one document (`owner`) and, where it is given, of one `part` of it.
+        Pieces without tokens are left out, and documents with a group are whole."""
+        if not len(block):
+            return View(self, owner, np.stack([block, block]))
+        new = (np.diff(owner) != 0) | (np.diff(block) != 1)
+        if part is not None:
+            grouped = np.asarray(self._arrays["groups"])[owner[1:]] >= 0 if "groups" in self._arrays else False
+            new |= (np.diff(part) != 0) & ~np.asarray(grouped)
+        starts = np.flatnonzero(np.concatenate([[True], new]))
+        first, last = block[starts], block[np.append(starts[1:], len(block)) - 1] + 1
+        some = np.asarray(self._arrays["blocks"][last] > self._arrays["blocks"][first])
+        return View(self, owner[starts][some], np.stack([first, last])[:, some])
 
     def _starts(self, i: int) -> npt.NDArray[np.int64]:
         a, b = self._arrays["sentences"][i : i + 2]
         return np.asarray(self._arrays["starts"][a:b], dtype=np.int64)
 
-    def _part(self, content: str, offsets: str, i: int) -> bytes:
-        a, b = self._arrays[offsets][i : i + 2]
-        return bytes(self._arrays[content][a:b])
+    def _name(self, i: int) -> str:
+        a, b = self._arrays["labels"][i : i + 2]
+        return bytes(self._arrays["names"][a:b]).decode("utf-8", "replace")
 
 
 def _part(held: list[Any]) -> MixtureSource:

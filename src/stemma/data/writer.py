@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from stemma import disk
 from stemma.data import shards
 from stemma.data.documents import MixtureSource, Source
 from stemma.data.encoding import Encoder
-from stemma.data.heldout import content_hash, pieces
+from stemma.data.heldout import bytes_hash, content_hash, pieces
 from stemma.errors import DataError
 
 VERSION = 1  # of the format
@@ -32,6 +34,7 @@ class Writer:
         self.names: list[str] = []
         self.hashes: list[int] = []
         self.labels: list[tuple[str, str, int]] = []  # language, group, part
+        self.blocks = Blocks()
 
     def spool(self, source: Source) -> str:
         """Write all text to a file. Returns the fingerprint of tokenizer and text."""
@@ -88,6 +91,7 @@ class Writer:
                     for begin, shard in shards.encoded(spool, parts, self.sizes, self.tokenizer, workers, progress):
                         rows = range(begin, begin + len(shard.counts))
                         raws = [file.read(self.sizes[i]) for i in rows]
+                        self.blocks.add(shard, raws, len(hashes), ends["tokens"][-1], ends["text"][-1])
                         there = [i for i, count in zip(rows, shard.counts.tolist(), strict=True) if count]
                         labels = [self.names[i].encode("utf-8", "replace") for i in there]
                         texts = [raws[i - begin] for i in there]
@@ -115,6 +119,9 @@ class Writer:
                 outs["hashes"] = _Out(self.folder / "hashes.bin", "<u8")
                 outs["hashes"].add(hashes)
                 more = self._label(kept, outs)
+                for name, dtype, values in self.blocks.arrays(ends["tokens"], ends["text"], hashes):
+                    outs[name] = _Out(self.folder / f"{name}.bin", dtype)
+                    outs[name].add(values)
             except BaseException:
                 for out in outs.values():
                     out.drop()
@@ -123,6 +130,7 @@ class Writer:
                 entries[name] = out.close()
             (self.folder / "spool").unlink()
         counts = {"documents": len(hashes), "tokens": ends["tokens"][-1], "bytes": ends["text"][-1]}
+        counts["blocks"] = len(hashes) + len(self.blocks.tokens)
         vocab = {"vocab": self.tokenizer.vocab_size, "tokenizer": self.tokenizer.fingerprint}
         return {"format": VERSION, **counts, **vocab, **more, "files": entries}
 
@@ -147,6 +155,49 @@ class Writer:
             outs["parts"] = _Out(self.folder / "parts.bin", "<u2")
             outs["parts"].add(columns[2])
         return found
+
+
+class Blocks:
+    """Where the long documents of a store may be divided: the offsets of their further blocks in tokens.bin and
+    text.bin, and the hashes of their blocks."""
+
+    def __init__(self) -> None:
+        self.tokens, self.bytes, self.hashes = array("q"), array("q"), array("Q")
+        self.documents, self.counts = array("q"), array("q")  # that are divided, and into how many blocks
+
+    def add(self, shard: shards.Encoded, raws: Sequence[bytes], document: int, tokens: int, size: int) -> None:
+        """The blocks of a shard's documents, of which `raws` are the texts. `document`, `tokens`, `size`: documents,
+        tokens and bytes before it."""
+        at = 0
+        for raw, count, cuts in zip(raws, shard.counts.tolist(), shard.divisions.tolist(), strict=True):
+            if not count:
+                at += cuts
+                continue
+            if cuts:
+                inner, places = shard.cuts[at : at + cuts].tolist(), shard.places[at : at + cuts].tolist()
+                self.tokens.extend(tokens + token for token in inner)
+                self.bytes.extend(size + place for place in places)
+                edges = itertools.pairwise([0, *places, len(raw)])
+                self.hashes.extend(bytes_hash(raw[a:b]) for a, b in edges)
+                self.documents.append(document)
+                self.counts.append(cuts + 1)
+            at, document, tokens, size = at + cuts, document + 1, tokens + count, size + len(raw)
+
+    def arrays(self, tokens: list[int], text: list[int], hashes: list[int]) -> list[tuple[str, str, Any]]:
+        """(name, type, values) of the arrays of a store; none where no document is divided. `tokens`, `text`: the
+        offsets of documents; `hashes`: of documents."""
+        if not self.documents:
+            return []
+        counts = np.ones(len(hashes), dtype=np.int64)
+        counts[np.asarray(self.documents)] = self.counts
+        each = np.repeat(np.asarray(hashes, dtype=np.uint64), counts)
+        each[np.repeat(counts > 1, counts)] = self.hashes
+        return [
+            ("blocks", "<i8", np.sort(np.concatenate([tokens, self.tokens]))),
+            ("block_bytes", "<i8", np.sort(np.concatenate([text, self.bytes]))),
+            ("block_hashes", "<u8", each),
+            ("divided", "<i8", np.concatenate([[0], np.cumsum(counts)])),
+        ]
 
 
 class _Out:

@@ -218,11 +218,11 @@ class Objective(ABC):
             return packer.chunks(cursor, size, stride)
         return Streams(self.setting, view, packer.length, size, stride).chunks(cursor)
 
-    def epochs(self, view: Any, cursor: Cursor) -> int:
+    def epochs(self, view: Any, cursor: Cursor) -> float:
         """How many times the text has been read, on average."""
         if self.streamed and apart(view, self.setting.sampling):
-            return int(cursor.slot * self.context // max(1, view.tokens_total))
-        return cursor.slot // len(view)
+            return float(cursor.slot * self.context / max(1, view.tokens_total))
+        return cursor.slot / len(view)
 
     def special_id(self, *roles: str) -> int:
         """The id of the first of the `roles` ("mask", "eos") that the tokenizer has. Raises UsageError without."""

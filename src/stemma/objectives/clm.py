@@ -19,7 +19,8 @@ class NextToken(base.Objective, of=declared.CLM):
 
     A document is written `bos tokens eos`, as far as the tokenizer has these. Where both are one token (GPT-2), a
     document is written `bos tokens` and the next one's bos closes it. Unless `mixed`, a token sees its own document
-    only, and no document's first token is predicted from another.
+    only, and no document's first token is predicted from another. A piece of a document that goes on elsewhere is not
+    closed: nothing is predicted after its last token.
     """
 
     predicts_all = True
@@ -34,17 +35,26 @@ class NextToken(base.Objective, of=declared.CLM):
         self.after = [] if eos is None or self.shared else [int(eos)]
 
     def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
-        n, more = self.context, len(self.before) + len(self.after)
+        n = self.context
 
         def piece(document: int, _: int) -> base.Ints:
-            return np.concatenate([self.before, np.asarray(view[document]), self.after]).astype(np.int64)[None]
+            return self.straight(view, document)[None]
 
         langs = numbers(view, self.setting.text.languages)
-        packer = base.Packer(self.order(view, once), lambda d: len(view[d]) + more, piece, once, langs)
+        packer = base.Packer(self.order(view, once), partial(self.length, view), piece, once, langs)
         for chunk, follow in self.chunks(packer, view, cursor, n + 1, n):
-            yield partial(self.example, packer, chunk), follow
+            yield partial(self.example, view, packer, chunk), follow
 
-    def example(self, packer: base.Packer, chunk: base.Chunk) -> base.Example:
+    def straight(self, view: base.View, document: int) -> base.Ints:
+        """A document as it is written."""
+        after = self.after if view.closed(document) else []
+        return np.concatenate([self.before, np.asarray(view[document]), after]).astype(np.int64)
+
+    def length(self, view: base.View, document: int) -> int:
+        """The tokens of a document as it is written."""
+        return len(self.before) + len(view[document]) + (len(self.after) if view.closed(document) else 0)
+
+    def example(self, view: base.View, packer: base.Packer, chunk: base.Chunk) -> base.Example:
         """A row of `context` inputs and what follows each of them."""
         window = packer.row(chunk, self.context + 1, [self.padding])
         ids, documents = window.values[0], window.documents.copy()
@@ -53,6 +63,11 @@ class NextToken(base.Objective, of=declared.CLM):
         real = documents[1:] >= 0
         if not self.mixed and not self.shared:
             real &= documents[1:] == documents[:-1]
+        last = -1
+        for part in chunk.parts:
+            last += part.tokens
+            if last < self.context and not view.closed(part.document) and self.ends(packer, part):
+                real[last] = False
         row = {
             "input_ids": ids[:-1],
             "labels": np.where(real, ids[1:], IGNORED),
@@ -60,6 +75,11 @@ class NextToken(base.Objective, of=declared.CLM):
             "position_ids": window.positions[:-1],
         }
         return row if packer.langs is None else row | {"langs": window.langs[:-1]}
+
+    @staticmethod
+    def ends(packer: base.Packer, part: base.Slice) -> bool:
+        """Whether a slice reaches the end of its document."""
+        return part.start + part.tokens == packer.length(part.document)
 
     def tokens_without_target(self, view: base.View) -> int:
         if self.before:

@@ -20,10 +20,12 @@ WHOLE_WORDS = ("wordpiece", "gpt-bpe")  # kinds of tokenizer that take a part of
 
 
 class Piece(NamedTuple):
-    """Tokens of a document in a row, and what follows each of them there (`goals`; IGNORED behind the last one)."""
+    """Tokens of a document in a row, and what follows each of them there (`goals`; IGNORED behind the last one).
+    `closed`: whether the document ends with them and not elsewhere."""
 
     tokens: base.Ints
     goals: base.Ints
+    closed: bool = True
 
 
 class Infilling(NextToken, of=declared.Infill):
@@ -63,10 +65,6 @@ class Infilling(NextToken, of=declared.Infill):
 
     # ------------------------------------------------------------ one document
 
-    def straight(self, view: base.View, document: int) -> base.Ints:
-        """A document as it is."""
-        return np.concatenate([self.before, np.asarray(view[document]), self.after]).astype(np.int64)
-
     def rearranged(self, view: base.View, document: int, epoch: int) -> base.Ints | None:
         """A document with its middle at the end; None for those that stay as they are."""
         rng = draw.generator(self.seed, purposes.INFILL, document, epoch)
@@ -102,9 +100,8 @@ class Infilling(NextToken, of=declared.Infill):
     # ------------------------------------------------------------ rows
 
     def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
-        more = len(self.before) + len(self.after)
         packer = base.Packer(
-            self.order(view, once), lambda d: len(view[d]) + more, lambda d, _: self.straight(view, d)[None], once
+            self.order(view, once), partial(self.length, view), lambda d, _: self.straight(view, d)[None], once
         )
         here = packer.seek(cursor)
         while here is not None:
@@ -131,7 +128,7 @@ class Infilling(NextToken, of=declared.Infill):
         whole = packer.read(document, epoch)[0]
         end = min(length, at.offset + room)
         goals = np.append(whole[at.offset + 1 : end + 1], [IGNORED] if end == length else [])
-        piece = Piece(whole[at.offset : end], goals.astype(np.int64))
+        piece = Piece(whole[at.offset : end], goals.astype(np.int64), view.closed(document))
         return piece, packer.seek(base.Cursor(at.slot, end))
 
     def row(self, packer: base.Packer, pieces: list[Piece], follow: base.Cursor | None) -> base.Example:
@@ -141,7 +138,7 @@ class Infilling(NextToken, of=declared.Infill):
         labels = [piece.goals.copy() for piece in pieces]
         closes = self.before[0] if self.shared else None
         for i, goal in enumerate(labels):
-            if goal[-1] != IGNORED:
+            if goal[-1] != IGNORED or not pieces[i].closed:
                 continue
             if closes is not None:  # the next document's bos ends this one
                 goal[-1] = closes

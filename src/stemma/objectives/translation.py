@@ -120,8 +120,8 @@ class SentencePairs(base.Objective, of=declared.Translation):
             at, to = at + len(read), to + len(said)
         return dict(row)
 
-    def epochs(self, view: Any, cursor: base.Cursor) -> int:
-        return cursor.slot // len(self.pairs(view))
+    def epochs(self, view: Any, cursor: base.Cursor) -> float:
+        return cursor.slot / len(self.pairs(view))
 
     def collate(self, examples: Sequence[base.Example]) -> base.Batch:
         batch = base.stack(examples, *examples[0])

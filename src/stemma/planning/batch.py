@@ -78,6 +78,9 @@ class Texts:
     def text(self, i: int) -> str:
         return "w" * self.size
 
+    def closed(self, i: int) -> bool:
+        return True
+
     def sentences(self, i: int) -> Any:
         starts = np.arange(0, self.size, self.sentence)
         return np.delete(starts, slice(8, 20))

@@ -87,7 +87,7 @@ def check_tokenizer(plan: Plan, tokenizer: Any) -> None:
 
 
 # settings that older runs did not have, and what these runs did
-OLDER: dict[str, Any] = {"matrices": "shape"}
+OLDER: dict[str, Any] = {"matrices": "shape", "unit": "document", "piece": None}
 
 
 def read_plan(run: Path) -> tuple[Plan, str]:
@@ -100,9 +100,20 @@ def read_plan(run: Path) -> tuple[Plan, str]:
     return folder.read(run, parse)
 
 
+def split(plan: Plan, store: Any) -> tuple[Any, Any]:
+    """(training, held-out) documents of a run, long ones in pieces."""
+    train, held = store.split(plan.train.val_fraction, plan.seed, plan.train.unit)
+    return train if plan.train.piece is None else train.cut(plan.train.piece * plan.context), held
+
+
 def facts(store: Any, train: Any) -> dict[str, Any]:
     """What `run.json` keeps of the text."""
-    amounts = {"documents": len(train), "tokens": int(train.tokens_total), "bytes": int(train.bytes_total)}
+    amounts = {
+        "documents": train.texts,
+        "pieces": len(train),
+        "tokens": int(train.tokens_total),
+        "bytes": int(train.bytes_total),
+    }
     return {"fingerprint": store.fingerprint, **amounts}
 
 
@@ -215,7 +226,7 @@ def _train_tokenizer(plan: Plan, source: Any) -> Any:
     specials = Specials(**{role: getattr(text, role) for role in ROLES}, extra=text.sentinels, more=more)
     return Tokenizer.train(
         text.tokenizer,
-        training_texts(source, plan.train.val_fraction, plan.seed),
+        training_texts(source, plan.train.val_fraction, plan.seed, plan.train.unit),
         plan.dims.vocab,
         specials,
         lowercase=text.lower and text.tokenizer == "wordpiece",

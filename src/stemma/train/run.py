@@ -39,6 +39,7 @@ from stemma.train.prepare import (
     read_plan,
     reopen,
     report_uneven,
+    split,
 )
 
 
@@ -65,7 +66,7 @@ class Pretraining:
     def __init__(self, run: Path, loop: Loop, store: Any) -> None:
         plan = loop.plan
         self.run, self.loop, self.plan = run, loop, plan
-        self.view, held = store.split(plan.train.val_fraction, plan.seed)
+        self.view, held = split(plan, store)
         self.held = sample(held, plan.train.eval_tokens)
 
     def evaluate(self) -> dict[str, float]:
@@ -84,7 +85,7 @@ class Pretraining:
             "scale": self.plan.scale,
             "steps": loop.steps,
             "tokens": loop.tokens,
-            "epochs": loop.objective.epochs(self.view, loop.cursor),
+            "epochs": round(loop.objective.epochs(self.view, loop.cursor), 3),
             **measured(self.run, loop, sum(p.numel() for p in loop.model.parameters())),
             "val": quality,
             "baselines": {
@@ -211,7 +212,7 @@ def _begun(
     plan: Plan, out: Path, tokenizer: Any, store: Any, fixed_warmup: bool, quiet: bool, world: World | None
 ) -> Loop:
     """Build the loop of a new run, then write its `run.json`: what cannot be built leaves no run."""
-    train, rest = store.split(plan.train.val_fraction, plan.seed)
+    train, rest = split(plan, store)
     if not quiet:
         report_uneven(plan, train, rest)
     steps = steps_of(plan, tokenizer, train, world)
@@ -280,7 +281,7 @@ def _reopened(
         if world is not None:
             world.check_same_config({"out": str(run), **spec.to_dict(plan)})
         _set_threads(plan.train.threads)
-        train = store.split(plan.train.val_fraction, plan.seed)[0]
+        train = split(plan, store)[0]
         whole = _is_whole(run)
         loop = loop_of(plan, tokenizer, train, world, started=not whole)
         if whole and loop.frozen:  # an old checkpoint has them, but they come from where the run began
@@ -323,5 +324,5 @@ def verify_resume(run: str | Path, steps: int = 6, *, quiet: bool = True) -> dic
         raise UsageError(f"verifying a resume needs at least 2 steps, not {steps}")
     plan = with_steps(plan, steps, True)
     plan = replace(plan, train=replace(plan.train, save_every=steps, eval_every=None, tensorboard=False))
-    train, _ = store.split(plan.train.val_fraction, plan.seed)
+    train, _ = split(plan, store)
     return prove(lambda: loop_of(plan, tokenizer, train), steps)

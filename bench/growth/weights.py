@@ -111,9 +111,9 @@ def _save(one: Try, model: Any, shard: int = 10**12) -> None:
 def _convert(one: Try, name: str) -> None:
     """As `stemma convert` does it. transformers refuses to save what it read from GGUF, safetensors does not."""
     if one.ours:
-        from stemma.cli.models import load
+        from stemma import formats
 
-        load(str(one.folder / name), "cpu", "float32").save(one.out, shard_bytes=10**12)
+        formats.stream(one.folder / name, "float32").save(one.out, shard_bytes=10**12)
     else:
         from safetensors.torch import save_model
 

@@ -99,8 +99,8 @@ def report_text(loop: Loop, held: Any, epochs: float) -> None:
         disk.tell(f"note: {targets:,} held-out targets are too few to tell good from bad by; {more}")
     if epochs > MANY:
         disk.tell(
-            f"note: the text is read {epochs:.0f} times; after about {MANY} times new text teaches more (Muennighoff et "
-            "al. 2023); give more text or a smaller budget"
+            f"note: the text is read {epochs:.0f} times; after about {MANY} times new text teaches more (Muennighoff "
+            "et al. 2023); give more text or a smaller budget"
         )
     if (warmup := plan.recipe.schedule.warmup) >= loop.steps > 1:
         disk.tell(

@@ -127,6 +127,8 @@ def life(name: str, path: str, value: Any, data: Path, out: Path) -> bool:
     plan = resolve(name)
     if path == "arch.position" and getattr(plan.arch.init, "positions", None) is not None:
         more = more | {"arch.init.positions": None}
+    if plan.arch.local is not None and path in ("arch.position", "arch.mask") and not isinstance(value, parts.Cycle):
+        more = more | {"arch.local": None}  # which is for rotary positions and masks that change
     languages = plan.data.startswith("builtin:parallel")
     what, steps = f"{name} with {path}={value}", []
     try:

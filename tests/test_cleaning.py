@@ -517,7 +517,10 @@ def test_the_commands(tmp_path: Path) -> None:
         root, ["data", "clean", str(folder), "--out", out, "--steps", "dedup,gopher"], catch_exceptions=False
     ).output
     assert shown.splitlines()[0].startswith(f"exact removed {double} of 117 documents (")
-    assert len(shown.splitlines()) == 3 * 4 + 1 and shown.splitlines()[-1].endswith(f"documents: {out}/text")
+    advice = [line for line in shown.splitlines() if "to keep them" in line]
+    assert any(line.startswith("  min_words=50 removed ") for line in advice)
+    assert len(shown.splitlines()) == 3 * 4 + len(advice) + 1
+    assert shown.splitlines()[-1].endswith(f"documents: {out}/text")
     wrong = run.invoke(root, ["data", "clean", str(folder), "--out", str(tmp_path / "b"), "--tasks", "2"])
     assert isinstance(wrong.exception, UsageError)
     many = run.invoke(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stemma import families
@@ -480,6 +481,24 @@ def test_similar_top(call: Call, runs: dict[str, Path]) -> None:
     assert call("embed", runs["roberta"], "a", "b", "--top", 2)[0] == 2
 
 
+def test_embed_against_a_corpus_and_into_a_file(call: Call, runs: dict[str, Path], tmp_path: Path) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("the land\n\nthe king\nof light\n")
+    ask = ("embed", runs["roberta"], "the king", "light", "--similar", "--corpus", lines)
+    code, out, err = call(*ask, "--top", 2)
+    assert code == 0, err
+    rows = [line.split("  ", 1) for line in out.splitlines()]
+    assert len(rows) == 4 and rows[0] == [" 1.0000", "the king  |  the king"] and rows[2][1].startswith("light  |  ")
+    assert float(rows[0][0]) >= float(rows[1][0])
+    assert len(call(*ask)[1].splitlines()) == 6
+    assert call("embed", runs["roberta"], "a", "--corpus", lines)[0] == 2
+    code, out, err = call("embed", runs["roberta"], "a king", "light", "--out", tmp_path / "v.npy")
+    assert code == 0 and "2 vectors of" in out, err
+    held, printed = np.load(tmp_path / "v.npy"), call("embed", runs["roberta"], "a king", "light")[1].splitlines()
+    assert held.dtype == np.float32 and np.allclose(held, [json.loads(row)["vector"] for row in printed], atol=1e-6)
+    assert call("embed", runs["roberta"], "a", "--out", tmp_path / "v.txt")[0] == 2
+
+
 def test_fill(call: Call, runs: dict[str, Path]) -> None:
     code, out, err = call("fill", runs["roberta"], "The king [MASK] unto [MASK]", "--top", 3, "--json")
     assert code == 0, err
@@ -591,8 +610,9 @@ def test_show_says_what_a_checkpoint_is(call: Call, runs: dict[str, Path], tmp_p
     assert (
         found["types"]["Q8_0"] > 5 and found["parameters"] > 10_000 and found["tokenizer"]["special"]["eos"] == "</s>"
     )
-    said = call("convert", target, tmp_path / "wide")[1]  # two bytes a weight, not four
+    _, said, told = call("convert", target, tmp_path / "wide")  # two bytes a weight, not four
     assert "float16 (of Q8_0; --dtype float32 keeps every bit)" in said
+    assert "is written as float16" in told and "a GGUF file with --dtype q8_0 has" in told
     assert " float32\n" in call("convert", target, tmp_path / "wider", "--dtype", "float32")[1]
     folder = tmp_path / "m"
     assert call("convert", run, folder)[0] == 0

@@ -159,7 +159,7 @@ def test_round_trip_and_no_obeyed_specials(text: str) -> None:
         ids = tokenizer.encode(text, add_special=False)
         assert not set(ids) & (tokenizer.special_ids - {tokenizer.unk_id}), case
         assert max(ids, default=0) < tokenizer.vocab_size
-        assert tokenizer.encode_batch([text])[0] == ids
+        assert tokenizer.encode_batch([text], add_special=False)[0] == ids
         spans = tokenizer.encode_spans([text])[0]
         assert spans[0] == ids and len(spans[1]) == len(ids)
         if case in ("gpt2", "roberta"):
@@ -183,7 +183,7 @@ def test_specials_are_obeyed_only_when_allowed() -> None:
         assert index in tokenizer.encode(text, add_special=False, allow_special=True)
         assert index not in tokenizer.encode(text, add_special=False)
         assert index not in tokenizer.encode_pair(text, name)[0][1:-1] or index in (tokenizer.sep_id, tokenizer.eos_id)
-        assert index not in tokenizer.encode_batch([text])[0]
+        assert index not in tokenizer.encode_batch([text], add_special=False)[0]
         assert name not in tokenizer.decode([index]) and tokenizer.decode([index], skip_special=False) == name
         if case in ("gpt2", "llama"):
             assert tokenizer.decode(tokenizer.encode(text)) == text

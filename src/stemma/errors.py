@@ -132,9 +132,10 @@ def printable(text: object) -> str:
 _CONTROL = re.compile(r"(?!\r\n)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def nearest(word: str, known: Iterable[str], limit: int = 1) -> list[str]:
-    """The `limit` known words most like `word` (none if nothing is alike), of the first 10,000."""
-    return difflib.get_close_matches(str(word), list(itertools.islice(known, 10_000)), n=limit, cutoff=0.5)
+def nearest(word: str, known: Iterable[str], limit: int = 1, cutoff: float = 0.5) -> list[str]:
+    """The `limit` known words most like `word` (none if nothing is alike: `cutoff`, of difflib's ratio), of the first
+    10,000."""
+    return difflib.get_close_matches(str(word), list(itertools.islice(known, 10_000)), n=limit, cutoff=cutoff)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -273,6 +273,8 @@ def usage_line(error: click.ClickException) -> str:
         return f"{path} has no option {error.option_name}{did_you_mean(error.option_name, known)}"
     if isinstance(error, click.MissingParameter) and error.param is not None and ctx:
         return f"{path} needs {error.param.make_metavar(ctx)}; see `{path} --help`"
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and ctx and isinstance(ctx.command, click.Group):
+        return f"{path} needs a command: {', '.join(ctx.command.list_commands(ctx))}; see `{path} --help`"
     text = error.format_message().rstrip(".")
     return text[:1].lower() + text[1:]
 
@@ -307,14 +309,6 @@ def json_text(data: Any, indent: int | None = None) -> str:
 
     text = json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False)
     return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Families and sizes that begin with `incomplete`."""
-    from stemma import families
-
-    names = [*families.tree(), *families.size_names()]
-    return sorted({name for name in names if name.startswith(incomplete)})
 
 
 def existing_runs(paths: tuple[str, ...]) -> list[Path]:

@@ -9,12 +9,13 @@ from typing import Any, Literal
 import click
 
 from stemma.cli import command, console, echo, emit
+from stemma.cli.complete import complete_data
 from stemma.cli.texts import GRAMMAR
 from stemma.errors import UsageError
 
 
 @command(name="clean", epilog=GRAMMAR)
-@click.argument("source", metavar="SPEC")
+@click.argument("source", metavar="SPEC", shell_complete=complete_data)
 @click.option("--out", required=True, type=click.Path(), help="Directory for the text and the report.")
 @click.option("--steps", "listed", default="exact,near,gopher", show_default=True, help="The steps, in this order.")
 @click.option("--executor", type=click.Choice(["local", "slurm", "ray"]), help="Run the steps as tasks of datatrove.")
@@ -77,6 +78,8 @@ def show(found: dict[str, Any], text: Path) -> None:
     for plain in found["report"]:
         tally = Tally(**plain)
         screen.print(tally.sentence())
+        for line in tally.advice():
+            screen.print(f"  {line}", soft_wrap=True)
         for example in tally.examples:
             line = f"    {example['name']}: {example['why']}: {example['text']}"
             screen.print(line, style="dim", no_wrap=True, overflow="ellipsis")
@@ -96,7 +99,7 @@ def settings(options: tuple[str, ...]) -> dict[str, Any]:
 
 
 @command(name="stats", epilog=GRAMMAR)
-@click.argument("source", metavar="SPEC")
+@click.argument("source", metavar="SPEC", shell_complete=complete_data)
 @click.option("--tokenizer", type=click.Path(), metavar="DIR", help="Count tokens too, with this tokenizer.")
 @click.option("--passed-over", is_flag=True, help="List all files, links and lines that are not read, and why.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")

@@ -13,6 +13,7 @@ import click
 
 from stemma import disk
 from stemma.cli import Group, console, corpus, echo, emit, overrides
+from stemma.cli.complete import complete_data, set_option
 from stemma.cli.texts import GRAMMAR
 from stemma.cli.training import given
 from stemma.errors import UsageError
@@ -71,12 +72,12 @@ def _there(name: str) -> bool:
 
 
 @data.command(name="show", epilog=GRAMMAR)
-@click.argument("source", metavar="SPEC")
+@click.argument("source", metavar="SPEC", shell_complete=complete_data)
 @click.option(
     "--for", "name", default="roberta", show_default=True, help="Family whose objective and text rules apply."
 )
 @click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, help="Training rows to print.")
-@click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change the plan, e.g. objective.rate=0.3.")
+@set_option("Change the plan, e.g. objective.rate=0.3.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print rows as JSON.")
 def data_show(source: str, name: str, rows: int, sets: tuple[str, ...], seed: int, as_json: bool) -> None:

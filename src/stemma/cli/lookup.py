@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stemma.cli import command, complete_names, console, echo, emit, overrides
+from stemma.cli import command, console, echo, emit, overrides
+from stemma.cli.complete import complete_names, set_option
 from stemma.errors import UsageError
 from stemma.words import (
     PARTS,
@@ -283,7 +284,7 @@ def counts(name: str, changes: dict[str, str]) -> dict[str, Any]:
 @command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_names)
 @click.option("--all", "every", is_flag=True, help="Every size of the named families.")
-@click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change the design first, e.g. dims.layers=4.")
+@set_option("Change the design first, e.g. dims.layers=4.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list as JSON.")
 def params(names: tuple[str, ...], every: bool, sets: tuple[str, ...], as_json: bool) -> None:
     """Count parameters exactly, tied ones once, without making any weights.

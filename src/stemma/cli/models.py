@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import functools
 import heapq
+import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 
+from stemma import disk
 from stemma.cli import command, console, echo, emit, json_text
+from stemma.cli.complete import complete_paths
 from stemma.cli.prompts import Texts, encoded, lines_of, unescaped
 from stemma.errors import UsageError, require
 
-PATH = click.argument("path", metavar="PATH")
+PATH = click.argument("path", metavar="PATH", shell_complete=complete_paths)
 LANGUAGE = click.option("--language", default=None, help="What the text is in, for models that ask for it (XLM).")
 LOADING = (
     click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
@@ -267,7 +270,9 @@ def fill(path: str, text: str | None, top: int, language: str | None, as_json: b
 )
 @click.option("--prompt", metavar="TEXT", help="Put this before every TEXT.  [default: what PATH says, else nothing]")
 @click.option("--similar", is_flag=True, help="Print the cosine of each two texts instead, the nearest first.")
-@click.option("--top", type=click.IntRange(min=1), help="Only so many pairs, of --similar.  [default: all]")
+@click.option("--corpus", type=click.Path(), metavar="FILE", help="Of --similar: compare each TEXT with FILE's lines.")
+@click.option("--top", type=click.IntRange(min=1), help="Only so many pairs, with --corpus of a TEXT.  [default: all]")
+@click.option("--out", type=click.Path(dir_okay=False), metavar="FILE", help="Write the vectors to FILE.npy instead.")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Texts at a time.")
 @LANGUAGE
 @loading
@@ -277,7 +282,9 @@ def embed(
     pool: Any,
     normalize: bool | None,
     similar: bool,
+    corpus: str | None,
     top: int | None,
+    out: str | None,
     batch: int,
     language: str | None,
     prompt: str | None,
@@ -285,26 +292,66 @@ def embed(
 ) -> None:
     """Print a vector for each TEXT, a JSON line each, with the model at PATH.
 
-    Without a TEXT, every line of standard input is one.
+    Without a TEXT, every line of standard input is one: `embed PATH --similar --corpus lines.txt --top 3 < queries.txt`
+    prints the three nearest lines of each query.
     """
     import stemma
 
     given = list(texts) or lines_of(piped((), "a TEXT")[0])
-    if similar and len(given) < 2:
-        raise UsageError("--similar compares texts: give at least two")
-    if top is not None and not similar:
-        raise UsageError("--top is for the pairs of --similar")
+    check_embed(len(given), similar, corpus, top, out)
+    others = None if corpus is None else lines_of(disk.read_text(Path(corpus)))
     model = load(path, how)
     options: dict[str, Any] = {"pool": pool, "batch": batch, "language": language, "prompt": prompt}
     vectors = stemma.embed(model, given, normalize=similar or normalize, **options)
-    if not similar:
+    if out:
+        save_vectors(vectors, Path(out))
+    elif not similar:
         for text, vector in zip(given, vectors.tolist(), strict=True):
             echo(json_text({"text": text, "vector": [round(x, 7) for x in vector]}))
-        return
+    elif others is not None:
+        against(given, vectors, others, stemma.embed(model, others, normalize=True, **options), top)
+    else:
+        among(given, vectors, top)
+
+
+def check_embed(texts: int, similar: bool, corpus: str | None, top: int | None, out: str | None) -> None:
+    """Raises UsageError for options of `embed` that do not go together."""
+    if similar and corpus is None and texts < 2:
+        raise UsageError("--similar compares texts: give at least two, or a --corpus")
+    for name, value in (("--top", top), ("--corpus", corpus)):
+        if value is not None and not similar:
+            raise UsageError(f"{name} is for the pairs of --similar")
+    if out is not None and (similar or not out.endswith(".npy")):
+        raise UsageError("--out FILE.npy takes the vectors, and goes without --similar")
+
+
+def among(texts: Sequence[str], vectors: Any, top: int | None) -> None:
+    """Print the cosine of each two texts, the nearest first."""
     cosines = vectors @ vectors.T
-    pairs = ((float(cosines[i, j]), i, j) for i in range(len(given)) for j in range(i))
+    pairs = ((float(cosines[i, j]), i, j) for i in range(len(texts)) for j in range(i))
     for cosine, i, j in sorted(pairs, reverse=True) if top is None else heapq.nlargest(top, pairs):
-        echo(f"{cosine:7.4f}  {given[j]}  |  {given[i]}")
+        echo(f"{cosine:7.4f}  {texts[j]}  |  {texts[i]}")
+
+
+def save_vectors(vectors: Any, path: Path) -> None:
+    """A row a text, float32, as `numpy.load` reads it."""
+    import io
+
+    import numpy as np
+
+    held = io.BytesIO()
+    np.save(held, vectors.float().cpu().numpy())
+    disk.write(path, held.getvalue())
+    echo(f"{path}: {vectors.shape[0]:,} vectors of {vectors.shape[1]:,}")
+
+
+def against(queries: Sequence[str], ours: Any, corpus: Sequence[str], theirs: Any, top: int | None) -> None:
+    """Print the cosine of each query with the lines of a corpus, the nearest first."""
+    most = len(corpus) if top is None else min(top, len(corpus))
+    for query, vector in zip(queries, ours, strict=True):
+        cosines, lines = (theirs @ vector).topk(most)
+        for cosine, line in zip(cosines.tolist(), lines.tolist(), strict=True):
+            echo(f"{cosine:7.4f}  {query}  |  {corpus[line]}")
 
 
 def byte_size(text: str) -> int:
@@ -317,7 +364,7 @@ def byte_size(text: str) -> int:
 
 
 @command()
-@click.argument("source", metavar="SRC")
+@click.argument("source", metavar="SRC", shell_complete=complete_paths)
 @click.argument("target", metavar="DST", type=click.Path())
 @click.option(
     "--dtype",
@@ -357,6 +404,8 @@ def convert(
     if small and layout != "gguf":
         raise UsageError("--dtype q8_0 is for GGUF files (--to gguf)")
     packed = packed_type(source) if dtype == "auto" else None
+    if packed:
+        disk.tell(size_note(source, packed, layout))
     if layout == "gguf":  # told before the weights are read
         require("gguf", "writing GGUF files", "'stemma-lm[gguf]'")
     wanted = "auto" if small else "float16" if packed else dtype
@@ -369,7 +418,7 @@ def convert(
 
 
 @command()
-@click.argument("path", metavar="MODEL")
+@click.argument("path", metavar="MODEL", shell_complete=complete_paths)
 @click.option("--adapter", multiple=True, metavar="DIR", required=True, help="An adapter. Repeatable.")
 @click.option("--weight", multiple=True, type=float, help="The share of each adapter, in their order; -1 unmerges.")
 @click.option("--out", required=True, type=click.Path(), metavar="DIR", help="The folder to write.")
@@ -407,6 +456,18 @@ def merge(
     kind = str(model.dtype).removeprefix("torch.")
     echo(f"{out}: {model.name} with {len(names)} {'adapter' if len(names) == 1 else 'adapters'}{shares}, {kind}")
     echo(f"rounding to {kind} changes what the adapters add by {lost:.2%}")
+
+
+def size_note(source: str, packed: str, layout: str) -> str:
+    """What will become of a quantised file, and what would be smaller."""
+    from stemma.formats.gguf import File
+
+    weights = sum(math.prod(entry.shape) for entry in File(source).entries.values())
+    small = f"; a GGUF file with --dtype q8_0 has {weights * 34 / 32 / 1e6:,.0f} MB" if layout in ("hf", "gguf") else ""
+    return (
+        f"note: {source} ({Path(source).stat().st_size / 1e6:,.0f} MB of {packed}) is written as float16, "
+        f"{weights * 2 / 1e6:,.0f} MB; generate, fill and embed read it as it is{small}"
+    )
 
 
 def packed_type(source: str) -> str | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from stemma.cli import command, complete_names, console, emit
+from stemma.cli import command, console, emit
+from stemma.cli.complete import complete_names, scale_option, set_option
 from stemma.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -21,20 +23,35 @@ NETWORK = "Each device's part of what leaves its node of eight.  [default: that 
 TOKENS = 20  # a parameter, where nobody says (Hoffmann et al. 2022, arXiv:2203.15556)
 
 
+FIGURES = (  # of a device
+    ("--memory", "GB", "Of one device, in place of the maker's figure."),
+    ("--peak", "TFLOPS", "Its dense bf16 operations."),
+    ("--bandwidth", "GB/s", "Of its memory."),
+    ("--link", "GB/s", "To another device of its node, one way."),
+    ("--network", "GB/s", NETWORK),
+)
+UNITS = {"peak": 1e12}  # of each figure; else 1e9
+
+
+def device_figures(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that describe a device."""
+    for name, unit, help in reversed(FIGURES):
+        function = click.option(name, type=POSITIVE, metavar=unit, help=help)(function)
+    return function
+
+
 @command()
 @click.argument("name", required=False, shell_complete=complete_names)
 @click.option("--gpus", default="1xCPU", show_default=True, metavar="NxDEVICE", help="Such as 64xH100, or 8xA100-80.")
 @click.option("--mesh", metavar="AXES", help="Such as fsdp=8,tp=2.  [default: the best that fits]")
 @click.option("--micro", type=click.IntRange(min=1), help="Rows at once on a device.  [default: the most that fit]")
 @click.option("--recompute", is_flag=True, help="Blocks keep no activations and compute them again.")
-@click.option("--network", type=POSITIVE, metavar="GB/s", help=NETWORK)
+@device_figures
 @click.option("--price", type=click.FloatRange(min=0), help="Of a device-hour, in your currency.")
 @click.option("--probe", "probed", is_flag=True, help="Time five steps on this machine instead of assuming a speed.")
 @click.option("--budget", help="As in pretrain.  [default: the published steps, or 20 tokens a parameter; on a CPU 5m]")
-@click.option(
-    "--scale", help="tiny, mini, small, or full (the published size).  [default: full with --gpus, else tiny]"
-)
-@click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change the plan, e.g. recipe.batch=65536.")
+@scale_option(help="tiny, mini, small, or full (the published size).  [default: full with --gpus, else tiny]")
+@set_option("Change the plan, e.g. recipe.batch=65536.")
 @click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
 @click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
 def plan(
@@ -43,7 +60,6 @@ def plan(
     mesh: str | None,
     micro: int | None,
     recompute: bool,
-    network: float | None,
     price: float | None,
     probed: bool,
     budget: str | None,
@@ -51,15 +67,20 @@ def plan(
     sets: tuple[str, ...],
     config: str | None,
     as_json: bool,
+    **figures: float | None,
 ) -> None:
     """Say what training NAME needs on some devices: memory, time and, at your price, money.
 
     Nothing is downloaded or read, and no weights are made: a step is traced on torch's meta device, by a few layers.
     Takes the settings of `stemma pretrain`.
+
+    A device that is not known is described: --gpus 2xMine --memory 48 --peak 200 --bandwidth 900. The same options
+    replace figures of one that is.
     """
     from stemma import parallel
 
-    count, device = _fleet(gpus, network, probed)
+    own = {name: value * UNITS.get(name, 1e9) for name, value in figures.items() if value is not None}
+    count, device = _fleet(gpus, own, probed)
     notes: list[str] = []
     view = _draft(name, config, sets, scale, budget, device, recompute, notes)
     grid = parallel.mesh(mesh) if mesh is not None else None
@@ -75,16 +96,14 @@ def plan(
         raise failed
 
 
-def _fleet(gpus: str, network: float | None, probed: bool) -> tuple[int, Device]:
-    """How many devices, and which. `network`: GB/s that leave a node, of each."""
-    from dataclasses import replace
-
+def _fleet(gpus: str, figures: dict[str, float], probed: bool) -> tuple[int, Device]:
+    """How many devices, and which. `figures`: those of a device that are given."""
     from stemma.planning import HARDWARE, fleet
 
-    count, device = fleet(gpus)
-    if probed and (count > 1 or device is not HARDWARE["cpu"]):
+    count, device = fleet(gpus, figures)
+    if probed and (count > 1 or device.name != HARDWARE["cpu"].name):
         raise UsageError("--probe times steps on this machine; leave out --gpus")
-    return count, device if network is None else replace(device, network=network * 1e9)
+    return count, device
 
 
 def _found(
@@ -243,7 +262,8 @@ def _tell(full: Plan, found: Estimate, device: Device, data: dict[str, Any], pro
         ("gathered", "gathered"),
         ("activations", "activations"),
     ):
-        out.print(f"  {words:<22}{_size(getattr(found, key)):>12}")
+        if (size := getattr(found, key)) > 0:
+            out.print(f"  {words:<22}{_size(size):>12}")
     verdict = "fits" if data["fits"] else "DOES NOT FIT"
     out.print(f"  {'together':<22}{_size(found.memory):>12}  of {_size(device.memory)} a device: {verdict}")
     out.print(f"  logits of a micro-batch {_size(found.logits)}; cache of one row in inference {_size(found.cache)}")
@@ -273,7 +293,7 @@ def _size(n: float) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if n >= size:
             return f"{n / size:,.1f} {unit}"
-    return f"{n / 1e3:,.1f} kB"
+    return f"{n / 1e3:,.1f} kB" if n >= 1e3 else f"{n:.0f} B"
 
 
 def _time(hours: float) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stemma.cli import command, complete_names, console, emit
+from stemma.cli import command, console, emit
+from stemma.cli.complete import complete_names_or_paths
 from stemma.cli.lookup import COLOUR, hanging, node
 from stemma.disk import nearest_path
 from stemma.errors import UsageError
@@ -32,7 +33,7 @@ def nearest_relative(family: Family) -> tuple[str, int] | None:
 
 
 @command()
-@click.argument("name", metavar="NAME|PATH", shell_complete=complete_names)
+@click.argument("name", metavar="NAME|PATH", shell_complete=complete_names_or_paths)
 @click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
 def show(name: str, as_json: bool) -> None:
     """Print all that a family or a size is: every value, and the ancestor it came from.

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stemma import disk
-from stemma.cli import Group, command, complete_names, console, echo, existing_runs, overrides
+from stemma.cli import Group, command, console, echo, existing_runs, overrides
+from stemma.cli.complete import complete_data, complete_names, scale_option, set_option
 from stemma.cli.texts import GRAMMAR
 from stemma.errors import UsageError
 
@@ -85,6 +86,7 @@ def changes_of(
 @click.argument("name", required=False, shell_complete=complete_names)
 @click.option(
     "--data",
+    shell_complete=complete_data,
     help="A text: file, folder, glob, rows, hf://..., builtin:NAME (see below).  [default: what suits NAME]",
 )
 @click.option(
@@ -92,8 +94,8 @@ def changes_of(
 )
 @click.option("--out", type=click.Path(), help="Directory of the run.  [default: runs/NAME-SCALE-SEED]")
 @click.option("--seed", type=int, default=1, show_default=True, help="Decides weights, order and masks.")
-@click.option("--scale", default="tiny", show_default=True, help="tiny, mini, small, or full (the published size).")
-@click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change the plan, e.g. recipe.lr=1e-3.")
+@scale_option(default="tiny", show_default=True, help="tiny, mini, small, or full (the published size).")
+@set_option("Change the plan, e.g. recipe.lr=1e-3.")
 @click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
 @click.option("--resume", type=click.Path(), metavar="RUN", help="Go on with this run; takes no other setting.")
 @click.option("--tokenizer", type=click.Path(), metavar="DIR", help="Use this tokenizer and train none.")
@@ -158,7 +160,7 @@ def finish(run: Any) -> int:
 @command()
 @click.argument("run", type=click.Path())
 @click.option("--mesh", metavar="AXES", help="What the processes of torchrun do; any mesh reads any checkpoint.")
-@click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Carry it out otherwise, e.g. train.micro=2.")
+@set_option("Carry it out otherwise, e.g. train.micro=2.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def resume(run: str, mesh: str | None, sets: tuple[str, ...], quiet: bool) -> int:
     """Go on with a run that was stopped, to the same end as if it had not been.

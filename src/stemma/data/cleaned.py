@@ -13,11 +13,11 @@ from typing import Any
 
 from stemma import disk
 from stemma import spec as values
-from stemma.data.cleaning import Tally, clean
+from stemma.data.cleaning import Tally, clean, nothing_left
 from stemma.data.documents import Document
 from stemma.data.sources import read
 from stemma.data.steps import CleaningStep
-from stemma.errors import DataError, UsageError
+from stemma.errors import UsageError
 
 PART = 64_000_000  # bytes of text of one file, about
 REPORT = "report.json"
@@ -101,9 +101,7 @@ def finish(out: Path, text: Path, report: Sequence[Tally], about: dict[str, Any]
                 digest.update(block)
                 documents += block.count(b"\n")
     if not documents and report:
-        worst = max(report, key=lambda tally: tally.removed)
-        why = worst.examples[0]["why"] if worst.examples else "an empty source"
-        raise DataError(f"cleaning left nothing of {about['source']}: {worst.sentence()}, the first for {why}")
+        raise nothing_left(str(about["source"]), report)
     found = about | {
         "documents": documents,
         "sha256": digest.hexdigest(),

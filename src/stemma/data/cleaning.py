@@ -13,7 +13,7 @@ from typing import Any
 
 from stemma.data import duplicates
 from stemma.data.documents import Document, Notes, Source
-from stemma.data.rules import Verdict, rule
+from stemma.data.rules import Reason, Verdict, rule
 from stemma.data.steps import CleaningStep, Exact, Near, label, parse
 from stemma.errors import DataError
 
@@ -25,7 +25,8 @@ EXAMPLES = 3  # removed documents that a tally shows
 @dataclass
 class Tally:
     """What a step did: documents and bytes that reached it (`seen`) and that it `removed`; documents it `changed`; and
-    examples. `places`: where the examples are in the text, so that tallies of several processes can be merged."""
+    examples. `places`: where the examples are in the text, so that tallies of several processes can be merged.
+    `settings`: of the documents removed, their number and bytes by the setting that a document was removed for."""
 
     step: str
     seen: int = 0
@@ -35,6 +36,7 @@ class Tally:
     changed: int = 0
     examples: list[dict[str, str]] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
+    settings: dict[str, list[int]] = field(default_factory=dict)
 
     def see(self, document: Document) -> None:
         """Count a document that reaches the step."""
@@ -44,7 +46,11 @@ class Tally:
     def remove(self, document: Document, why: str, place: tuple[int, int] = (0, 0)) -> None:
         """Count a document as removed; the first few become examples."""
         self.removed += 1
-        self.removed_bytes += len(document.text.encode("utf-8", "surrogatepass"))
+        size = len(document.text.encode("utf-8", "surrogatepass"))
+        self.removed_bytes += size
+        if isinstance(why, Reason):
+            documents, held = self.settings.get(why.setting, [0, 0])
+            self.settings[why.setting] = [documents + 1, held + size]
         if len(self.examples) < EXAMPLES:
             start = " ".join(document.text[:400].split())
             self.examples.append({"name": document.name, "why": why, "text": start[:100]})
@@ -70,7 +76,11 @@ class Tally:
             for name in ("seen", "seen_bytes", "removed", "removed_bytes", "changed")
         }
         first = both[:EXAMPLES]
-        return Tally(self.step, **sums, examples=[e for _, e in first], places=[p for p, _ in first])
+        settings = {
+            key: [sum(n) for n in zip(self.settings.get(key, [0, 0]), other.settings.get(key, [0, 0]), strict=True)]
+            for key in [*self.settings, *(k for k in other.settings if k not in self.settings)]
+        }
+        return Tally(self.step, **sums, examples=[e for _, e in first], places=[p for p, _ in first], settings=settings)
 
     def plain(self) -> dict[str, Any]:
         """The tally as plain data."""
@@ -86,6 +96,19 @@ class Tally:
         also = f", shortened {self.changed:,}" if self.changed else ""
         share = self.removed_bytes / self.seen_bytes if self.seen_bytes else 0.0
         return f"{self.step} removed {self.removed:,} of {self.seen:,} documents ({share:.1%} of the text){also}"
+
+    def advice(self) -> list[str]:
+        """For each setting that removed documents, most text first: how much, and what would keep them."""
+        name, found = self.step.partition("(")[0], []
+        for setting, (documents, size) in sorted(self.settings.items(), key=lambda row: -row[1][1]):
+            field_, _, value = setting.partition("=")
+            do = "set" if value == "true" else "lower" if field_.startswith("min") or field_ == "share" else "raise"
+            other = f"{field_}={'False' if value == 'true' else '...'}"
+            found.append(
+                f"{setting} removed {documents:,} ({size / max(self.seen_bytes, 1):.1%}); to keep them {do} it: "
+                f"{name}({other})"
+            )
+        return found
 
 
 def clean(
@@ -124,6 +147,14 @@ def clean(
             yield kept
 
 
+def nothing_left(source: str, report: Sequence[Tally]) -> DataError:
+    """The error for a cleaning that removed everything, with what removed most and would keep it."""
+    worst = max(report, key=lambda tally: tally.removed)
+    why = worst.examples[0]["why"] if worst.examples else "an empty source"
+    cure = "".join(f"; {line}" for line in worst.advice()[:1])
+    return DataError(f"cleaning left nothing of {source}: {worst.sentence()}, the first for {why}{cure}")
+
+
 def cleaned(source: Source, steps: Sequence[CleaningStep], report: list[Tally] | None = None) -> Source:
     """`source` after `steps`. A walk adds a sentence for each step to its notes, and tallies to `report`."""
     if not steps:
@@ -138,9 +169,7 @@ def cleaned(source: Source, steps: Sequence[CleaningStep], report: list[Tally] |
         notes.include(source.notes)
         notes.extend(tally.sentence() for tally in tallies)
         if empty:
-            worst = max(tallies, key=lambda tally: tally.removed)
-            why = worst.examples[0]["why"] if worst.examples else ""
-            raise DataError(f"cleaning left nothing of {source.name}: {worst.sentence()}, the first for {why}")
+            raise nothing_left(source.name, tallies)
 
     library = (
         metadata.version("datasketch") if any(isinstance(step, Near) for step in steps) and duplicates.library() else ""

@@ -12,6 +12,24 @@ from stemma.data.steps import C4, CleaningStep, Gopher, Repetition, Script
 
 Verdict = tuple[str | None, str]  # (the text that is kept, or None; the reason for None)
 
+
+class Reason(str):
+    """Why a text is removed, and the `setting` of the step that said so, such as `min_words=50`."""
+
+    setting: str
+
+    def __new__(cls, text: str, setting: str = "") -> Reason:
+        found = super().__new__(cls, text)
+        found.setting = setting
+        return found
+
+
+def because(step: Any, field: str, text: str) -> Reason:
+    """The reason `text`, which the value of a step's field decided."""
+    value = getattr(step, field)
+    return Reason(text, f"{field}={str(value).lower() if isinstance(value, bool) else value}")
+
+
 _STOP = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 _BULLETS = ("•", "‣", "▪", "●", "◦", "-", "*", "–")
 _TERMINAL = (".", "!", "?", '"', "”")
@@ -25,28 +43,33 @@ def _gopher(step: Gopher, text: str) -> str:
     words = text.split()
     count = len(words)
     if count < step.min_words:
-        return f"{count} words, fewer than {step.min_words}"
+        return because(step, "min_words", f"{count} words, fewer than {step.min_words}")
     if count > step.max_words:
-        return f"{count:,} words, more than {step.max_words:,}"
+        return because(step, "max_words", f"{count:,} words, more than {step.max_words:,}")
     mean = sum(map(len, words)) / count
     if not step.min_mean <= mean <= step.max_mean:
-        return f"words of {mean:.1f} characters, not {step.min_mean:g} to {step.max_mean:g}"
+        end = "min_mean" if mean < step.min_mean else "max_mean"
+        return because(step, end, f"words of {mean:.1f} characters, not {step.min_mean:g} to {step.max_mean:g}")
     for what, number in (("hash signs", text.count("#")), ("ellipses", text.count("...") + text.count("…"))):
         if number / count > step.max_symbols:
-            return f"{number / count:.0%} {what} a word, more than {step.max_symbols:.0%}"
+            return because(step, "max_symbols", f"{number / count:.0%} {what} a word, more than {step.max_symbols:.0%}")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     bullets = sum(line.startswith(_BULLETS) for line in lines) / len(lines)
     if bullets > step.max_bullets:
-        return f"{bullets:.0%} of lines begin with a bullet, more than {step.max_bullets:.0%}"
+        why = f"{bullets:.0%} of lines begin with a bullet, more than {step.max_bullets:.0%}"
+        return because(step, "max_bullets", why)
     open_ = sum(line.endswith(("...", "…")) for line in lines) / len(lines)
     if open_ > step.max_ellipses:
-        return f"{open_:.0%} of lines end with an ellipsis, more than {step.max_ellipses:.0%}"
+        why = f"{open_:.0%} of lines end with an ellipsis, more than {step.max_ellipses:.0%}"
+        return because(step, "max_ellipses", why)
     letters = sum(any(c.isalpha() for c in word) for word in words) / count
     if letters < step.min_alphabetic:
-        return f"{letters:.0%} of words have a letter, fewer than {step.min_alphabetic:.0%}"
+        why = f"{letters:.0%} of words have a letter, fewer than {step.min_alphabetic:.0%}"
+        return because(step, "min_alphabetic", why)
     stop = len(_STOP.intersection(word.lower().strip(".,;:!?\"'()") for word in words))
     if stop < step.min_stop_words:
-        return f"{stop} of the usual English words, fewer than {step.min_stop_words}"
+        why = f"{stop} of the usual English words, fewer than {step.min_stop_words}"
+        return because(step, "min_stop_words", why)
     return ""
 
 
@@ -64,16 +87,16 @@ def _repeats(rows: Sequence[str]) -> tuple[float, int]:
 
 def _repetition(step: Repetition, text: str) -> str:
     size = len(text)
-    for what, cut, rows_most, characters_most in (
-        ("lines", r"\n+", step.lines, step.line_characters),
-        ("paragraphs", r"\n{2,}", step.paragraphs, step.paragraph_characters),
-    ):
+    for what, cut in (("lines", r"\n+"), ("paragraphs", r"\n{2,}")):
+        inside = f"{what[:-1]}_characters"
+        rows_most, characters_most = getattr(step, what), getattr(step, inside)
         rows = [row for row in re.split(cut, text.strip()) if row.strip()]
         share, characters = _repeats(rows)
         if share > rows_most:
-            return f"{share:.0%} of {what} are repeated, more than {rows_most:.0%}"
+            return because(step, what, f"{share:.0%} of {what} are repeated, more than {rows_most:.0%}")
         if size and characters / size > characters_most:
-            return f"{characters / size:.0%} of characters are in repeated {what}, more than {characters_most:.0%}"
+            why = f"{characters / size:.0%} of characters are in repeated {what}, more than {characters_most:.0%}"
+            return because(step, inside, why)
     words = text.split()
     length = [len(word) for word in words]
     total = max(1, sum(length))
@@ -85,17 +108,18 @@ def _repetition(step: Repetition, text: str) -> str:
         if highest > 1:
             share = max(highest * sum(map(len, gram)) for gram, k in grams.items() if k == highest) / total
             if share > most:
-                return f"{share:.0%} of characters are in one {n}-gram, more than {most:.0%}"
+                return because(step, "top", f"{share:.0%} of characters are in one {n}-gram, more than {most:.0%}")
     for n, most in enumerate(step.repeated, 5):
         seen: set[tuple[str, ...]] = set()
-        inside = bytearray(len(words))
+        again = bytearray(len(words))
         for i, gram in enumerate(zip(*(words[i:] for i in range(n)), strict=False)):
             if gram in seen:
-                inside[i : i + n] = b"\1" * n
+                again[i : i + n] = b"\1" * n
             seen.add(gram)
-        share = sum(n_ for n_, on in zip(length, inside, strict=True) if on) / total
+        share = sum(n_ for n_, on in zip(length, again, strict=True) if on) / total
         if share > most:
-            return f"{share:.0%} of characters are in repeated {n}-grams, more than {most:.0%}"
+            why = f"{share:.0%} of characters are in repeated {n}-grams, more than {most:.0%}"
+            return because(step, "repeated", why)
     return ""
 
 
@@ -104,7 +128,7 @@ def _c4(step: C4, text: str) -> Verdict:
     if "lorem ipsum" in low:
         return None, "lorem ipsum"
     if step.brackets and "{" in text:
-        return None, "a curly bracket"
+        return None, because(step, "brackets", "a curly bracket")
     kept = []
     for raw in text.splitlines():
         line = _CITATION.sub("", raw).strip()
@@ -117,7 +141,8 @@ def _c4(step: C4, text: str) -> Verdict:
     left = "\n".join(kept)
     sentences = len(re.findall(r"[.!?]+[\"”')\]]*(?=\s|$)", left))
     if sentences < step.min_sentences:
-        return None, f"{sentences} sentences left, fewer than {step.min_sentences}"
+        why = f"{sentences} sentences left, fewer than {step.min_sentences}"
+        return None, because(step, "min_sentences", why)
     return left, ""
 
 
@@ -125,7 +150,9 @@ def _script(step: Script, text: str) -> str:
     letters = Counter(c for c in text if c.isalpha())
     own = sum(n for c, n in letters.items() if unicodedata.name(c, "").startswith(step.name.upper()))
     share = own / max(1, letters.total())
-    return f"{share:.0%} of letters are {step.name.upper()}, fewer than {step.share:.0%}" if share < step.share else ""
+    if share >= step.share:
+        return ""
+    return because(step, "share", f"{share:.0%} of letters are {step.name.upper()}, fewer than {step.share:.0%}")
 
 
 def rule(step: CleaningStep) -> Callable[[str], Verdict]:

@@ -50,7 +50,7 @@ from stemma.data.heldout import Blocks, Unit, divided, held_out, held_out_blocks
 from stemma.data.sources import read
 from stemma.data.view import View
 from stemma.data.writer import VERSION, Progress, Writer
-from stemma.errors import CheckpointError, brief
+from stemma.errors import CheckpointError, DataError, brief
 
 NAME = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{4})?")  # of a version's folder
 META = {
@@ -255,7 +255,13 @@ class Store(View):
         out = held_out_blocks(Blocks(edges, hashes, sizes, groups), val_fraction, seed)
         owner = np.repeat(self.indices, np.diff(edges))
         train, held = (np.flatnonzero(out == side) for side in (False, True))
-        return self._pieces(owner[train], train, None), self._pieces(owner[held], held, None)
+        views = self._pieces(owner[train], train, None), self._pieces(owner[held], held, None)
+        if not all(len(view) for view in views):
+            raise DataError(
+                "the text cannot be divided into training and held-out parts: one of them would have no tokens; give "
+                "more text"
+            )
+        return views
 
     def _whole(self, documents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """int64[2, documents]: first block of each document, and one past the last."""
@@ -267,6 +273,8 @@ class Store(View):
     ) -> View:
         """A view of pieces: consecutive blocks of one document (`owner`) and, where it is given, of one `part` of it.
         Pieces without tokens are left out, and documents with a group are whole."""
+        if not len(block):
+            return View(self, owner, np.stack([block, block]))
         new = (np.diff(owner) != 0) | (np.diff(block) != 1)
         if part is not None:
             grouped = np.asarray(self._arrays["groups"])[owner[1:]] >= 0 if "groups" in self._arrays else False

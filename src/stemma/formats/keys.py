@@ -8,7 +8,7 @@ from typing import Any
 
 from stemma import families, spec
 from stemma.declare.family import Design
-from stemma.errors import CheckpointError, UsageError, did_you_mean
+from stemma.errors import CheckpointError, UsageError, did_you_mean, nearest
 from stemma.formats.names import Row
 from stemma.nn.parts import Dims, Heads
 
@@ -96,10 +96,11 @@ def key(name: str, *paths: str, default: Any = REQUIRED, **how: Any) -> Key:
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for a known name one typing slip away from `word`, else for the nearest."""
+    """`; did you mean 'x'?` for a known name one typing slip away from `word`, else for one that is nearly the same: a
+    name that is merely like it (use_mrope, use_cache) is another feature's."""
     known = list(known)
     slips = [name for name in known if _slip(word, name)]
-    return did_you_mean(word, slips) or did_you_mean(word, known)
+    return did_you_mean(word, slips) or did_you_mean(word, nearest(word, known, cutoff=0.8))
 
 
 def _slip(a: str, b: str) -> bool:

@@ -48,7 +48,7 @@ def read(folder: Path) -> tuple[Path, Pooling | None]:
     if not isinstance(listed, list) or not all(named(m) for m in listed):
         raise CheckpointError(f"{folder / MODULES} should list modules, each with a type and a path")
     for module in listed:
-        if not (folder / module["path"]).resolve().is_relative_to(folder.resolve()):
+        if "\0" in module["path"] or not (folder / module["path"]).resolve().is_relative_to(folder.resolve()):
             raise CheckpointError(f"{folder / MODULES}: the path {brief(module['path'])} leads out of the folder")
     kinds = [(m["type"].rpartition(".")[2], folder / m["path"]) for m in listed]
     body = next((path for kind, path in kinds if kind == "Transformer"), folder)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from stemma.errors import UsageError
 from stemma.nn import parts
+from stemma.nn.functional import rows_of
 from stemma.nn.inputs import Inputs
 from stemma.nn.mixed import cast
 
@@ -29,12 +30,13 @@ class Embed(nn.Module):
         if inputs.langs is not None:
             if self.languages is None:
                 raise UsageError("langs were given, and this model has no languages")
-            x = x + cast(self.languages(inputs.langs), x)
+            x = x + cast(rows_of(self.languages, inputs.langs, "langs"), x)
         if self.segments is None:
             if segments is not None:
                 raise UsageError("token_type_ids were given, and this model has no segments")
             return x
-        return x + cast(self.segments.weight[0] if segments is None else self.segments(segments), x)
+        rows = self.segments.weight[0] if segments is None else rows_of(self.segments, segments, "token_type_ids")
+        return x + cast(rows, x)
 
     def vectors(self, inputs: Inputs) -> Tensor:
         """Embeddings of ids, the given vectors, or both: B T E."""
@@ -42,7 +44,7 @@ class Embed(nn.Module):
         if ids is None:
             assert embeds is not None
             return embeds
-        x = self.tokens(ids)
+        x = rows_of(self.tokens, ids, "input_ids")
         if self.factor != 1.0:
             x = x * self.rounded.get(x.dtype, self.factor)
         if embeds is None or inputs.embeds_at is None:

@@ -6,7 +6,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from stemma.errors import UsageError
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -39,3 +41,27 @@ def softcap(x: Tensor, cap: float) -> Tensor:
     if torch.is_grad_enabled():
         return cap * torch.tanh(x / cap)
     return x.div_(cap).tanh_().mul_(cap)
+
+
+def readable(x: Tensor) -> bool:
+    """Whether values of `x` may be looked at: that would block on an accelerator and break a compiled graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def rows_of(table: nn.Module, ids: Tensor, name: str, offset: int = 0) -> Tensor:
+    """The rows `ids + offset` of an embedding. Raises UsageError for ids that it does not have, where that can be
+    told."""
+    rows = ids + offset if offset else ids
+    if not readable(ids):
+        return table(rows)
+    try:
+        return table(rows)
+    except IndexError:
+        size: int = table.weight.shape[0]  # type: ignore[index,assignment]
+        raise out_of_range(name, ids, size - offset) from None
+
+
+def out_of_range(name: str, ids: Tensor, size: int) -> UsageError:
+    """The error for ids of which some are not 0 to `size` - 1."""
+    low, high = int(ids.min()), int(ids.max())
+    return UsageError(f"{name} hold {low if low < 0 else high}, and this model's go from 0 to {size - 1}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.cache import Cache
+from stemma.nn.functional import readable
 from stemma.nn.masks import AttnMask
 
 
@@ -110,11 +111,6 @@ class Inputs:
             raise UsageError(f"with embeds_at, inputs_embeds must be N {width}, not {' '.join(map(str, embeds.shape))}")
         if readable(at) and int(at.sum()) != len(embeds):
             raise UsageError(f"embeds_at marks {int(at.sum())} tokens, and inputs_embeds has {len(embeds)} vectors")
-
-
-def readable(x: Tensor) -> bool:
-    """Whether values of `x` may be looked at: that would block on an accelerator and break a compiled graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def not_padding(mask: Tensor | None) -> Tensor | None:

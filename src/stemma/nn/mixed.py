@@ -11,9 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def autocast_on(x: Tensor) -> bool:
+    """Whether autocast casts what is computed of `x`. The meta device has none: what stands for it there (a plan of a
+    GPU's step) casts by itself too."""
+    return x.device.type == "meta" or torch.is_autocast_enabled(x.device.type)
+
+
 def cast(y: Tensor, x: Tensor) -> Tensor:
     """`y` in the type of `x`; as it is under autocast."""
-    return y if y.dtype == x.dtype or torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
+    return y if y.dtype == x.dtype or autocast_on(x) else y.to(x.dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -36,7 +42,7 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype and (self.bias is None or self.bias.dtype == x.dtype):
             return super().forward(x)
-        if torch.is_autocast_enabled(x.device.type):
+        if autocast_on(x):
             return super().forward(x)
         wide = torch.promote_types(x.dtype, self.weight.dtype)
         bias = None if self.bias is None else self.bias.to(wide)

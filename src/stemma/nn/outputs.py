@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stemma.nn import parts
+from stemma.nn.functional import out_of_range, readable
 
 IGNORED = -100  # a label that is no target
 
@@ -85,4 +86,9 @@ def token_mean(logits: Tensor, labels: Tensor, shifted: bool) -> Tensor:
     """Mean cross-entropy of `logits` (B T V) at `labels` (B T). `shifted`: logits at t predict the label at t + 1."""
     if shifted:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+    if not readable(labels):
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+    try:
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+    except IndexError:
+        raise out_of_range("labels", labels[labels != IGNORED], logits.shape[-1]) from None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stemma.nn import parts
 from stemma.nn.attention import BucketTable, Relative, Rotate
+from stemma.nn.functional import rows_of
 from stemma.nn.mixed import cast
 
 
@@ -69,7 +70,7 @@ class Learned(Position):
         return (real.cumsum(1) + start) * real + self.padding
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
-        return x + cast(self.table(pos + self.offset if self.offset else pos), x)
+        return x + cast(rows_of(self.table, pos, "position_ids", self.offset), x)
 
 
 class Sinusoidal(Position):

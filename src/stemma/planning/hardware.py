@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from stemma.errors import UsageError, did_you_mean
 
@@ -60,17 +62,26 @@ HARDWARE = {
 }
 
 
-def fleet(text: str) -> tuple[int, Device]:
-    """Parse `"64xH100"` or `"H100"`. Raises UsageError for anything else."""
+NEEDED = ("memory", "peak", "bandwidth")  # of a device that is not known
+PCIE, PORT = 32 * GB, 1.5625 * GB  # link and network where nobody says: PCIe 4 x16, and a port of 100 Gb/s for eight
+
+
+def fleet(text: str, given: Mapping[str, float] | None = None) -> tuple[int, Device]:
+    """Parse `"64xH100"` or `"H100"`. `given` (fields of a `Device`) replace those of the device, or describe one that
+    is not known. Raises UsageError for anything else."""
+    figures: dict[str, Any] = dict(given or {})
     found = re.fullmatch(r"(?:(\d+)\s*[x*]\s*)?(.+)", text.strip(), re.IGNORECASE)
-    known = [d.name for d in HARDWARE.values()]
-    name = found.group(2).strip().lower() if found else ""
-    if not found or name not in HARDWARE:
-        raise UsageError(
-            f"no device {text!r} is known; write such as 64xH100, of {', '.join(known)}"
-            f"{did_you_mean(name.upper(), known)}"
-        )
-    count = int(found.group(1) or 1)
-    if count < 1:
+    name = found.group(2).strip() if found else ""
+    count = int(found.group(1) or 1) if found else 0
+    if name and count < 1:
         raise UsageError(f"--gpus {text!r} names no device; write such as 64xH100")
-    return count, HARDWARE[name]
+    if name.lower() in HARDWARE:
+        return count, replace(HARDWARE[name.lower()], **figures)
+    if name and all(key in figures for key in NEEDED):
+        return count, Device(name, **{"link": PCIE, "network": PORT} | figures)
+    known = [d.name for d in HARDWARE.values()]
+    lacking = [f"--{key}" for key in NEEDED if key not in figures]
+    raise UsageError(
+        f"no device {text!r} is known; write such as 64xH100, of {', '.join(known)}, or describe it by "
+        f"{', '.join(lacking or map('--{}'.format, NEEDED))}{did_you_mean(name.upper(), known)}"
+    )

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from stemma import disk
 from stemma.errors import CheckpointError, UsageError
 from stemma.text import added, chat, legacy, ranks, reading, trainer
+from stemma.text.padding import pad
 from stemma.text.specials import ROLES, Specials, sentinel
 from stemma.text.words import Spans, Words, spans, table
 
 if TYPE_CHECKING:
     import tokenizers
+    from torch import Tensor
 
 MAIN, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 _AHEAD = "☺"
@@ -336,14 +338,29 @@ class Tokenizer:
             encoding = self._plain.encode(a, b, add_special_tokens=True)
         return list(encoding.ids), list(encoding.type_ids)
 
-    def encode_batch(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
-        """The ids of many texts, fast; special tokens' names in them are ordinary text."""
+    def encode_batch(
+        self, texts: Sequence[str], *, add_special: bool = True, allow_special: bool = False
+    ) -> list[list[int]]:
+        """The ids of many texts, each as `encode` gives them, fast. Training reads texts with `add_special=False`: an
+        objective puts special tokens where it wants them."""
         texts = list(texts)
-        slow = self.kind == "unigram" and any("<0x" in text for text in texts)
-        run = self._plain.encode_batch if slow else self._plain.encode_batch_fast
+        slow = not allow_special and self.kind == "unigram" and any("<0x" in text for text in texts)
+        core = self._core if allow_special else self._plain
         with reading.of(self._foreign, *texts):
-            encodings = run(texts, add_special_tokens=add_special)
+            encodings = (core.encode_batch if slow else core.encode_batch_fast)(texts, add_special_tokens=add_special)
         return [self._ids(text, e) if slow else e.ids for text, e in zip(texts, encodings, strict=True)]
+
+    def batch(
+        self, texts: Sequence[str | Sequence[int]], *, side: str = "right", length: int | None = None, **options: Any
+    ) -> dict[str, Tensor]:
+        """The inputs of a model's call, `model(**tokenizer.batch(texts))`: `input_ids` and `attention_mask`, B T int64.
+
+        Texts are encoded by `encode_batch` with its `options`; ids are taken as they are. Rows are padded to the
+        longest one or to `length`, on the "right" or the "left". Raises UsageError for no texts, an unknown side, and a
+        text of more than `length` tokens."""
+        encoded = iter(self.encode_batch([text for text in texts if isinstance(text, str)], **options))
+        rows = [next(encoded) if isinstance(text, str) else list(text) for text in texts]
+        return pad(rows, next((i for i in (self.pad_id, self.eos_id) if i is not None), 0), side, length)
 
     def encode_spans(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """For each text its ids, without special tokens, and for each id the character where its piece ends."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from stemma import families
 from stemma.declare.family import Design
 from stemma.declare.recipes import LAMB, Adafactor, AdamW, Recipe
-from stemma.errors import UsageError, did_you_mean
+from stemma.errors import UsageError, brief, did_you_mean
 from stemma.nn.parts import (
     Arch,
     Causal,
@@ -66,9 +66,9 @@ def scaled(design: Design, scale: str) -> Design:
     Raises UsageError for an unknown scale."""
     if scale == "full":
         return design
-    if scale not in SCALES:
+    if not isinstance(scale, str) or scale not in SCALES:
         known = [*SCALES, "full"]
-        raise UsageError(f"no scale {scale!r}; there are {', '.join(known)}{did_you_mean(scale, known)}")
+        raise UsageError(f"no scale {brief(scale)}; there are {', '.join(known)}{did_you_mean(str(scale), known)}")
     step, old = SCALES[scale], design.dims
     dims = _student(design, step) or _dims(old, step)
     share = dims.context / old.context

@@ -89,7 +89,7 @@ def report_text(loop: Loop, held: Any, epochs: float) -> None:
         while some := list(itertools.islice(examples, 64)):
             targets += goal.counts(goal.collate(some)).get(goal.main, 0)
     by = f"{judged.tokens_total:,} held-out tokens" if targets is None else f"{targets:,} held-out targets"
-    view = source.view
+    view: Any = source.view
     amount = f"{view.texts:,} documents" + (f" in {len(view):,} pieces" if len(view) > view.texts else "")
     disk.tell(
         f"{amount}, {view.tokens_total:,} tokens, read {epochs:.2g} times in {loop.steps:,} steps; judged by {by}"

@@ -52,6 +52,7 @@ MUTANTS = [
     Mutant("data: pieces of a document are read in one go", "return self._store._pieces(self.indices[owner], block, part)", "return self", "pieces"),
     Mutant("data: held-out blocks are twice the share", "target = fraction * sizes.sum()", "target = 2 * fraction * sizes.sum()", "pieces"),
     Mutant("objectives: every piece of a document is closed", "after = self.after if view.closed(document) else []", "after = self.after", "pieces"),
+    Mutant("train: epochs are counted without their last", "if read >= epochs:", "if read >= epochs - 0.1:", "pieces"),
     Mutant("data: a mixture gives a draw twice", "return Draw(j, starts[j] + at)", "return Draw(j, starts[j] + max(at - 1, 0))", "mixtures data"),
     Mutant("data: shares grow with the wrong power", "(size / max(sizes)) ** alpha", "(size / max(sizes)) ** (1 / alpha if alpha else 0)", "mixtures languages objective_languages"),
     Mutant("data: shuffling by fewer rounds", "for turn in range(6):", "for turn in range(5):", "data objectives"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import os
+import signal
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,13 @@ from stemma.data.heldout import training_texts
 from stemma.declare.family import Text
 from stemma.declare.objectives import CLM, Infill
 from stemma.declare.recipes import Sampling
-from stemma.errors import CheckpointError
+from stemma.errors import CheckpointError, UsageError
 from stemma.objectives import Setting, objective
 from stemma.objectives.base import IGNORED, Order
 from stemma.objectives.languages import mixed
-from stemma.train import Run, prepare, pretrain, verify_resume
+from stemma.planning.outlook import Outlook
+from stemma.runs import checkpoint
+from stemma.train import Run, budget, budgets, prepare, pretrain, read_metrics, resolve, verify_resume
 from test_data import Words
 from test_objectives import TOKENIZERS, Documents
 
@@ -262,8 +266,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+SMALL = {"dims.vocab": 500, "train.threads": 1, "dims.context": 32, "dims.layers": 1}
+
+
 def begun(name: str, out: Path, folder: Path, **changes: Any) -> Run:
-    settings = {"dims.vocab": 500, "train.threads": 1, "dims.context": 32, "dims.layers": 1, **changes}
+    settings = {**SMALL, **changes}
     return pretrain(name, data=str(folder), out=out, budget="6 steps", overrides=settings, quiet=True)
 
 
@@ -293,6 +300,69 @@ def test_a_run_that_was_begun_before_reads_whole_documents(tmp_path: Path, folde
     ours, old = prepare.split(plan, store), store.split(plan.train.val_fraction, plan.seed)
     assert [ranges(view) for view in ours] == [ranges(view) for view in old]
     assert sum(map(len, ours)) == len(store) == 6
+
+
+# ---------------------------------------------------------------- how long, by how much
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("llama", 1.0), ("bert", 0.5), ("t5", 0.25)])
+def test_a_budget_in_epochs_is_counted(name: str, epochs: float, tmp_path: Path, folder: Path) -> None:
+    settings = {**SMALL, "train.save_every": 1000}
+    written = f"{epochs} epochs"
+    run = pretrain(name, data=str(folder), out=tmp_path / "run", budget=written, overrides=settings, quiet=True)
+    each = run.summary["epochs"] / run.step  # of a step
+    assert run.summary["epochs"] == pytest.approx(epochs, abs=0.6 * each + 0.002) and run.step > 5
+
+
+def test_a_budget_in_epochs_past_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = Documents([np.arange(10, 10 + n) for n in (5, 9, 30, 14) * 50])
+    goal = objective(CLM(), Setting(TOKENIZERS["llama"], Text("bpe"), 8, 7))
+    exact = budgets.examples_in(goal, view, 3)
+    assert exact == -(-3 * sum(len(d) + 2 for d in view.documents) // 8)
+    assert budgets.epochs_of(goal, view, int(exact)) == pytest.approx(3, rel=0.01)
+    monkeypatch.setattr(budgets, "COUNTED", 300)
+    assert budgets.examples_in(goal, view, 3) == pytest.approx(exact, rel=0.1)
+    assert budget("3 epochs").epochs == 3 and budget("0.5 epoch").epochs == 0.5
+    with pytest.raises(UsageError, match="give tokens or steps"):
+        Outlook(resolve("llama", budget="3 epochs")).steps  # noqa: B018
+
+
+def test_what_a_run_reads_is_told_first(tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "picture.png").write_bytes(b"\x89PNG\x00\x01")
+    settings = {**SMALL, "recipe.schedule.warmup": 50, "recipe.batch": 1024}
+    out = tmp_path / "run"
+    pretrain("llama", data=str(folder), out=out, budget="40 steps", overrides=settings, on_step=None)
+    told = capfd.readouterr().err
+    about, summary = (json.loads((out / f"{name}.json").read_text()) for name in ("run", "summary"))
+    data = about["data"]
+    first = told[: told.index("step 2/40")]
+    assert f"{data['documents']} documents in {data['pieces']} pieces, {data['tokens']:,} tokens" in first
+    assert f"judged by {summary['val']['targets']:,.0f} held-out targets" in first
+    assert f"read {summary['epochs']:.2g} times in 40 steps" in first and summary["epochs"] > 1
+    assert "the warm-up of 50 steps is longer than the run of 40" in first
+    assert ("too few to tell" in first) == (summary["val"]["targets"] < 1000)
+    assert ("new text teaches more" in first) == (summary["epochs"] > 4)
+    assert any("picture.png" in note for note in data["notes"])
+
+
+def test_a_warning_signal_writes_a_checkpoint(tmp_path: Path, folder: Path) -> None:
+    """And the run goes on, to the end that it has without."""
+
+    def warn(record: dict[str, Any]) -> None:
+        if record["step"] == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    settings = {**SMALL, "train.save_every": 1000, "train.keep": 9}
+    ends = []
+    for name, on_step in (("a", None), ("b", warn)):
+        out = tmp_path / name
+        run = pretrain(
+            "llama", data=str(folder), out=out, budget="6 steps", overrides=settings, quiet=True, on_step=on_step
+        )
+        assert run.finished
+        ends.append((run.summary["val"], [r["loss"] for r in read_metrics(out)]))
+        assert [p.name for p in checkpoint.steps(out)] == ["step-000003"] * (on_step is warn) + ["step-000006"]
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def changes_of(
     help="A text: file, folder, glob, rows, hf://..., builtin:NAME (see below).  [default: what suits NAME]",
 )
 @click.option(
-    "--budget", default="5m", show_default=True, help="A time (45s, 1h30m), or 20M tokens, 1e15 flops, 50 steps."
+    "--budget", default="5m", show_default=True, help="A time (45s, 1h30m), 20M tokens, 1e15 flops, 50 steps, 3 epochs."
 )
 @click.option("--out", type=click.Path(), help="Directory of the run.  [default: runs/NAME-SCALE-SEED]")
 @click.option("--seed", type=int, default=1, show_default=True, help="Decides weights, order and masks.")

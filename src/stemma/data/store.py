@@ -55,7 +55,7 @@ from stemma.errors import CheckpointError, DataError, brief
 NAME = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{4})?")  # of a version's folder
 META = {
     "version": str, "documents": int, "fingerprint": str, "tokenizer?": str, "vocab": int, "languages?": [str],
-    "parts?": [[Any]], "blocks?": int, "files": {str: {"dtype": str, "bytes": int, "sha256": str}},
+    "parts?": [[Any]], "blocks?": int, "notes?": [str], "files": {str: {"dtype": str, "bytes": int, "sha256": str}},
 }  # fmt: skip
 # array -> (its types, entries: so many more than documents; None: counted by the array of the same row of ENDS)
 ARRAYS: dict[str, tuple[tuple[str, ...], int | None]] = {
@@ -176,7 +176,7 @@ class Store(View):
             if (store := cls._same(directory, digest)) is not None:
                 shutil.rmtree(parts, ignore_errors=True)
                 return store
-            about = {"fingerprint": digest, "source": source.name, "licence": source.licence}
+            about = {"fingerprint": digest, "source": source.name, "licence": source.licence, "notes": source.notes}
             meta = writer.encode(parts, progress, workers) | about
             version = digest[:16]
             with disk.writing(directory):

@@ -11,6 +11,7 @@ from typing import Any
 
 from stemma.declare import ramps
 from stemma.declare.recipes import Adafactor, Muon
+from stemma.errors import UsageError
 from stemma.nn.parts import Dims
 from stemma.objectives.vocabulary import LOGITS
 from stemma.planning.batch import Example
@@ -80,6 +81,8 @@ class Outlook:
             return limit.steps
         if limit.tokens is not None:
             return ramps.nearest(ramp, rows, limit.tokens / tokens)
+        if limit.epochs is not None:
+            raise UsageError("how long epochs are depends on the text, which no plan reads; give tokens or steps")
         return None if limit.flops is None else ramps.nearest(ramp, rows, limit.flops / (self.work * tokens))
 
     def tokens(self, steps: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from stemma.runs.metrics import Record
 from stemma.runs.progress import Progress
 from stemma.runs.rewind import rewind
-from stemma.runs.signals import stop_requested
+from stemma.runs.signals import save_requested, stop_requested
 from stemma.runs.spikes import Diverged, Spikes, spiked
 from stemma.runs.trainer import Trainer
 
@@ -25,16 +25,18 @@ def drive(
     trainer: Trainer, run: Path, *, on_step: OnStep | None = None, evaluate: Evaluate | None = None, quiet: bool = False
 ) -> bool:
     """Step to the end of the run, with metrics and checkpoints in `run`. Returns False if a signal (SIGINT, SIGTERM,
-    SIGHUP) asked to stop: then the step at hand is finished and a checkpoint written."""
+    SIGHUP) asked to stop: then the step at hand is finished and a checkpoint written. SIGUSR1 asks for a checkpoint
+    alone."""
     if trainer.plan.train.spikes is not None and trainer.step == 0:
         trainer.save(run)
     with (
         contextlib.closing(trainer),
         trainer.metrics(run) as metrics,
         stop_requested() as asked,
+        save_requested() as warned,
         Progress(trainer, quiet or not trainer.is_main) as progress,
     ):
-        driver = Driver(trainer, run, metrics, progress, asked)
+        driver = Driver(trainer, run, metrics, progress, asked, warned)
         while trainer.step < trainer.steps:
             if (record := driver.advance()) is None:
                 continue
@@ -54,13 +56,19 @@ class Driver:
     """Steps of a run with their bookkeeping: clock, spikes, evaluations and checkpoints that are due."""
 
     def __init__(
-        self, trainer: Trainer, run: Path, metrics: Any, progress: Progress, asked: Callable[[], bool]
+        self,
+        trainer: Trainer,
+        run: Path,
+        metrics: Any,
+        progress: Progress,
+        asked: Callable[[], bool],
+        warned: Callable[[], bool],
     ) -> None:
         self.trainer, self.run, self.metrics, self.progress = trainer, run, metrics, progress
         self.settings = trainer.plan.train
         spikes: Spikes | None = self.settings.spikes
         self.spikes = spikes
-        self.stop = trainer.any_rank(asked)
+        self.stop, self.warned = trainer.any_rank(asked), trainer.any_rank(warned)
         self.spiked = trainer.any_rank(lambda: spikes is not None and spiked(spikes, trainer.losses))
         self.late = trainer.any_rank(lambda: time.perf_counter() - self.saved > LATE)
         self.saved = time.perf_counter()
@@ -102,7 +110,8 @@ class Driver:
         """Write a checkpoint if one is due or a stop was asked for. Returns whether it did."""
         trainer = self.trainer
         regular = trainer.step % trainer.save_every == 0 or trainer.step == trainer.steps
-        if not (regular or self.stop() or (self.settings.save_every is None and self.late())):
+        warned = self.warned()
+        if not (regular or warned or self.stop() or (self.settings.save_every is None and self.late())):
             return False
         self.metrics.sync()
         trainer.save(self.run)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Signals that ask a run to stop, or to write a checkpoint and go on."""
 
 from __future__ import annotations
 
@@ -37,3 +37,25 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
     finally:
         for s, old in before.items():
             signal.signal(s, old)
+
+
+@contextlib.contextmanager
+def save_requested() -> Iterator[Callable[[], bool]]:
+    """Catch SIGUSR1, with which schedulers warn before they end a job, in the main thread: the yielded function tells
+    whether one came since it was asked last."""
+    asked: list[int] = []
+    number = getattr(signal, "SIGUSR1", None)
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def told() -> bool:
+        came = bool(asked)
+        asked.clear()
+        return came
+
+    before = signal.signal(number, lambda *_: asked.append(1))
+    try:
+        yield told
+    finally:
+        signal.signal(number, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,11 +11,14 @@ from typing import Any
 from stemma.declare import ramps
 from stemma.declare.ramps import Ramp
 from stemma.declare.recipes import Recipe, Schedule
+from stemma.objectives import Objective
 from stemma.parallel import World
 from stemma.train.assemble import loop_of, objective_of, with_steps
 from stemma.train.config import Budget, Plan, budget
 from stemma.train.loop import Loop
 
+COUNTED = 500_000  # examples that are counted for a budget in epochs
+SAMPLED = 2_000  # examples from which the epochs of a run are foretold
 MEASURED = 4  # steps that are timed to turn seconds into a number of steps
 
 
@@ -34,19 +38,39 @@ def steps_of(plan: Plan, tokenizer: Any, train: Any, world: World | None = None)
     """How many steps the budget buys. Seconds are turned into steps once, by timing a few on a model that is thrown
     away: the learning rate, and with it a resumed run, then depends on no clock."""
     limit: Budget = budget(plan.train.budget)
-    rows, ramp = objective_of(plan, tokenizer).rows, plan.recipe.ramp
+    goal, ramp = objective_of(plan, tokenizer), plan.recipe.ramp
+    rows = goal.rows
     full = max(1, round(plan.rows / rows))
     step_tokens = full * rows * plan.context
     if limit.steps is not None:
         return limit.steps
     if limit.tokens is not None:
         return ramps.nearest(ramp, full, limit.tokens / step_tokens)
+    if limit.epochs is not None:
+        return ramps.nearest(ramp, full, examples_in(goal, train, limit.epochs) / full)
     constant = replace(plan, recipe=replace(plan.recipe, ramp=None))
     trial = loop_of(with_steps(constant, MEASURED, False), tokenizer, train, world, started=False)
     if limit.flops is not None:
         return ramps.nearest(ramp, full, limit.flops / (trial.cost() * step_tokens))
     assert limit.seconds is not None
     return _steps_in(limit.seconds, trial, ramp, full)
+
+
+def examples_in(goal: Objective, view: Any, epochs: float) -> float:
+    """The examples of so many epochs of a text: counted, or, past `COUNTED`, as many more in proportion."""
+    read, count = 0.0, 0
+    for _, follow in itertools.islice(goal.lazy_examples(view), COUNTED):
+        read, count = goal.epochs(view, follow), count + 1
+        if read >= epochs:
+            return count
+    return count * epochs / read
+
+
+def epochs_of(goal: Objective, view: Any, examples: int) -> float:
+    """How many times so many examples read a text, judged by the first of them."""
+    first = itertools.islice(goal.lazy_examples(view), max(1, min(examples, SAMPLED)))
+    found = [goal.epochs(view, follow) for _, follow in first]
+    return found[-1] * examples / len(found)
 
 
 def _steps_in(seconds: float, trial: Loop, ramp: Ramp | None, full: int) -> int:

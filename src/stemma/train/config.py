@@ -32,18 +32,21 @@ _POWERS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 
 @dataclass(frozen=True)
 class Budget(Spec):
-    """How long to train: exactly one of these. `seconds` of wall clock, `tokens`, `flops` or `steps`."""
+    """How long to train: exactly one of these. `seconds` of wall clock, `tokens`, `flops`, `steps`, or `epochs` of the
+    training text."""
 
     seconds: float | None = None
     tokens: float | None = None
     flops: float | None = None
     steps: int | None = None
+    epochs: float | None = None
 
 
 def budget(text: str) -> Budget:
-    """Parse `"30m"`, `"1h30m"`, `"20M tokens"`, `"1e15 flops"` or `"50 steps"`. Raises UsageError for anything else."""
+    """Parse `"30m"`, `"1h30m"`, `"20M tokens"`, `"1e15 flops"`, `"50 steps"` or `"3 epochs"`. Raises UsageError for
+    anything else."""
     plain = text.strip().lower()
-    if found := re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kmgbt]?)\s*(tokens?|flops?|steps?)", plain):
+    if found := re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kmgbt]?)\s*(tokens?|flops?|steps?|epochs?)", plain):
         number, power, what = found.groups()
         try:
             amount = float(number) * _POWERS[power]
@@ -55,6 +58,8 @@ def budget(text: str) -> Budget:
                     return Budget(tokens=amount)
                 case "f":
                     return Budget(flops=amount)
+                case "e":
+                    return Budget(epochs=amount)
             if amount == int(amount):
                 return Budget(steps=int(amount))
     elif re.fullmatch(r"(?:[0-9]+(?:\.[0-9]+)?\s*(?:sec|s|min|m|h|d)\s*)+", text.strip()):  # "20M" is no time
@@ -63,7 +68,7 @@ def budget(text: str) -> Budget:
             return Budget(seconds=seconds)
     raise UsageError(
         f"train.budget={text!r} cannot be read; write a time (30m, 2h, 45s), tokens (20M tokens), "
-        "compute (1e15 flops) or steps (50 steps)"
+        "compute (1e15 flops), steps (50 steps) or epochs (3 epochs)"
     )
 
 

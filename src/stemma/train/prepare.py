@@ -23,11 +23,14 @@ from stemma.objectives.languages import apart
 from stemma.runs import folder
 from stemma.train.assemble import fit_to_tokenizer, objective_of
 from stemma.train.config import Plan
+from stemma.train.evaluation import sample
 from stemma.train.loop import Loop
 from stemma.train.source import TextSource
 
 LEFTOVERS = {"tokenizer", "data"}  # what a run that was killed while preparing its text leaves behind
 ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
+FEW = 1000  # held-out targets by which nothing can be judged
+MANY = 4  # epochs up to which text read again is about as good as new (Muennighoff et al. 2023, arXiv:2305.16264)
 COUNTED = 50_000  # rows of a mixture with limits that are counted before a run
 
 
@@ -73,6 +76,39 @@ def report_uneven(plan: Plan, train: Any, rest: Any) -> None:
     disk.tell(f"{share:.0%} of the text is held out and not {wanted:.0%}: {why}")
 
 
+def report_text(loop: Loop, held: Any, epochs: float) -> None:
+    """Print how much text there is, how often the run reads it and by how much it is judged; then notes on what is too
+    little, too often or too long."""
+    source, plan, goal = loop.source, loop.plan, loop.objective
+    assert isinstance(source, TextSource)
+    judged = sample(held, plan.train.eval_tokens)
+    targets: int | None = None
+    if not goal.counts_after_forward:
+        examples = (example for example, _ in goal.examples(judged, once=True))
+        targets = 0
+        while some := list(itertools.islice(examples, 64)):
+            targets += goal.counts(goal.collate(some)).get(goal.main, 0)
+    by = f"{judged.tokens_total:,} held-out tokens" if targets is None else f"{targets:,} held-out targets"
+    view: Any = source.view
+    amount = f"{view.texts:,} documents" + (f" in {len(view):,} pieces" if len(view) > view.texts else "")
+    disk.tell(
+        f"{amount}, {view.tokens_total:,} tokens, read {epochs:.2g} times in {loop.steps:,} steps; judged by {by}"
+    )
+    if targets is not None and targets < FEW:
+        more = "raise train.eval_tokens" if len(judged) < len(held) else "give more text, or raise train.val_fraction"
+        disk.tell(f"note: {targets:,} held-out targets are too few to tell good from bad by; {more}")
+    if epochs > MANY:
+        disk.tell(
+            f"note: the text is read {epochs:.0f} times; after about {MANY} times new text teaches more (Muennighoff "
+            "et al. 2023); give more text or a smaller budget"
+        )
+    if (warmup := plan.recipe.schedule.warmup) >= loop.steps > 1:
+        disk.tell(
+            f"note: the warm-up of {warmup:,} steps is longer than the run of {loop.steps:,}, so the peak rate is "
+            "never reached; set recipe.schedule.warmup"
+        )
+
+
 def check_tokenizer(plan: Plan, tokenizer: Any) -> None:
     """Raise UsageError for a given tokenizer that lacks what the objective needs, before any text is read with it."""
     if plan.dims.languages:  # they depend on the text too
@@ -107,14 +143,14 @@ def split(plan: Plan, store: Any) -> tuple[Any, Any]:
 
 
 def facts(store: Any, train: Any) -> dict[str, Any]:
-    """What `run.json` keeps of the text."""
+    """What `run.json` keeps of the text: amounts, and `notes` on what was passed over when it was read."""
     amounts = {
         "documents": train.texts,
         "pieces": len(train),
         "tokens": int(train.tokens_total),
         "bytes": int(train.bytes_total),
     }
-    return {"fingerprint": store.fingerprint, **amounts}
+    return {"fingerprint": store.fingerprint, **amounts, "notes": store.meta.get("notes", [])}
 
 
 def reopen(run: Path, verify: bool = True) -> tuple[Plan, Any, Any]:

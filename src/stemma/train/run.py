@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from stemma import disk, formats, spec
+from stemma.declare import ramps
 from stemma.errors import UsageError
 from stemma.nn.model import Model, count
 from stemma.parallel import World, init_world
@@ -22,7 +23,7 @@ from stemma.runs.metrics import check_tensorboard
 from stemma.runs.prove import prove
 from stemma.train import start
 from stemma.train.assemble import fit_to_tokenizer, loop_of, pin_teachers, with_steps
-from stemma.train.budgets import sets_warmup, steps_of
+from stemma.train.budgets import epochs_of, sets_warmup, steps_of
 from stemma.train.config import Plan
 from stemma.train.device import pick_device, pick_precision
 from stemma.train.evaluation import evaluate, sample
@@ -38,6 +39,7 @@ from stemma.train.prepare import (
     prepared,
     read_plan,
     reopen,
+    report_text,
     report_uneven,
     split,
 )
@@ -137,8 +139,8 @@ def pretrain(
     """Train a family on text and leave a complete run in the directory `out`.
 
     `name`: a family or a size. `data`: a file, a folder, a glob or `builtin:...`; left out, the built-in text that
-    suits the family. `budget`: "45s", "20M tokens", "1e15 flops", "50 steps". `scale`: tiny, mini, small, full.
-    `overrides`: dotted paths into the plan (`{"recipe.lr": 1e-3}`; `{"train.start": "runs/palm"}` begins with the
+    suits the family. `budget`: "45s", "20M tokens", "1e15 flops", "50 steps", "3 epochs". `scale`: tiny, mini, small,
+    full. `overrides`: dotted paths into the plan (`{"recipe.lr": 1e-3}`; `{"train.start": "runs/palm"}` begins with the
     weights and the tokenizer of a run). `tokenizer`: left out, one is trained on the training text. `resume`: resume an
     unfinished run in `out`, as it was planned. `on_step` gets the record of every step. `mesh`: the axes of a
     launcher's processes ("fsdp=4,tp=2", see `stemma.parallel`); every process makes this call.
@@ -223,6 +225,9 @@ def _begun(
     plan = replace(plan, train=replace(plan.train, precision=precision, threads=torch.get_num_threads()))
     loop = loop_of(plan, tokenizer, train, world)
     check_enough(loop)
+    if not quiet:
+        examples = int(ramps.total(plan.recipe.ramp, loop.source.full, loop.steps))
+        report_text(loop, rest, epochs_of(loop.objective, train, examples))
     formats.check_weights(loop.model)  # what could not be saved at the end is not begun
     if loop.is_main:
         about = {"data": facts(store, train), "parameters": count(plan.arch, plan.dims)}

@@ -11,7 +11,7 @@ import pytest
 import stemma
 from grid import CHANGES, COMPONENTS, SMALL, declared, life, text
 from stemma.errors import UsageError
-from stemma.nn.parts import Arch, Attention, Heads, Rotary
+from stemma.nn.parts import Arch, Attention, Glorot, Heads, Rotary
 from tiny import NETWORKS
 
 SOME = ("llama", "bert", "t5", "palm", "gpt2", "chatglm2", "deberta")  # of each engine's corner one
@@ -53,3 +53,8 @@ def test_a_mask_decoder_counts_from_0(position: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="an EMDHead counts tokens from 0"):
         stemma.pretrain("deberta", out=tmp_path / "run", overrides=SMALL | {"arch.position": position}, quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_vectors_are_drawn_too(tmp_path: Path) -> None:
+    """XLNet's queries begin with a vector, of which Glorot's rule says nothing."""
+    assert life("xlnet", "arch.init", Glorot(), text(tmp_path), tmp_path / "run")

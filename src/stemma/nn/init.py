@@ -48,7 +48,7 @@ def _fill(path: str, weight: nn.Parameter, arch: parts.Arch, dims: parts.Dims, g
         weight.normal_(0.0, arch.init.factor * _fan_in(owner, dims), generator=generator)
         return
     if isinstance(arch.init, parts.Glorot):
-        if owner == "tokens":
+        if owner == "tokens" or weight.ndim < 2:  # a vector (XLNet's first query) is drawn as an embedding is
             weight.normal_(0.0, weight.shape[-1] ** -0.5, generator=generator)
         else:
             nn.init.xavier_uniform_(weight, generator=generator)

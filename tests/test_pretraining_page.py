@@ -108,9 +108,9 @@ def test_a_name_needs_no_quotes() -> None:
 
 
 def test_text_of_few_documents_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Two files are two documents, of which one is held out; paragraphs divide better."""
+    """Two short files are two documents, of which one is held out; paragraphs divide better."""
     for n in range(2):
-        (tmp_path / f"{n}.txt").write_text("\n\n".join(f"paragraph {n} {i} of a text" for i in range(200)))
+        (tmp_path / f"{n}.txt").write_text("\n\n".join(f"paragraph {n} {i} of a text" for i in range(110)))
     for data, told in (("0.txt,1.txt", True), ("0.txt#split=paragraph,1.txt#split=paragraph", False)):
         words = ["pretrain", "gpt2", *SHORT, "--data", data, "--out", "told" if told else "quiet"]
         words.remove("--quiet")

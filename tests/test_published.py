@@ -353,7 +353,9 @@ def test_a_special_token_stops(tmp_path: Path) -> None:
     options = {
         k: v
         for k, v in context.params.items()
-        if k not in {"path", "prompts", "stream", "as_json", "device", "dtype"} | {"repeat", "whole", "special"}
+        if k
+        not in {"path", "prompts", "stream", "as_json", "device", "dtype", "adapter", "quantize"}
+        | {"repeat", "whole", "special"}
     }
     assert params(model, options).eos_token_id == ("<|im_end|>", 3)
 

@@ -96,9 +96,12 @@ def key(name: str, *paths: str, default: Any = REQUIRED, **how: Any) -> Key:
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for a known name one typing slip away from `word`, else for one that is nearly the same: a
-    name that is merely like it (use_mrope, use_cache) is another feature's."""
+    """`; did you mean 'x'?` for a known name that is `word` inside of an object (`text_config.x`), or one typing slip
+    away from it, else for one that is nearly the same: a name that is merely like it (use_mrope, use_cache) is another
+    feature's."""
     known = list(known)
+    if inside := [name for name in known if name.rpartition(".")[2] == word != name]:
+        return did_you_mean(word, inside)
     slips = [name for name in known if _slip(word, name)]
     return did_you_mean(word, slips) or did_you_mean(word, nearest(word, known, cutoff=0.8))
 

@@ -21,7 +21,7 @@ from stemma.formats.classes import label_names, write_labels
 from stemma.formats.config import GENERATION
 from stemma.formats.heads import HEADS, body_for, every_head, heads_in_file, part, wanted_task, with_heads
 from stemma.formats.keys import Layout, flat, nested
-from stemma.formats.layouts import layout_of, read_design, table_of
+from stemma.formats.layouts import file_rows, layout_of, read_design, table_of
 from stemma.formats.names import Ledger, expand
 from stemma.formats.weights import (
     WeightLoader,
@@ -247,14 +247,8 @@ def save(model: Model, directory: Path, *, dtype: str | None, shard_bytes: int) 
     if table is not None:
         data |= write_labels(design.arch.heads, model.labels)
     names: dict[str, tensors.Entry] = {}
-    heads = design.arch.heads
-    bare = table is not None and not any((heads.lm, heads.pair, heads.detect, heads.task))
-    for r in table_of(design, table, state):
+    for name, r in file_rows(design, table, data, state).items():
         about = r.write({o: torch.empty(state.shapes[o], dtype=types[o], device="meta") for o in r.ours})
-        name = r.theirs
-        if table is not None and name.startswith(table.prefix):
-            body = "" if bare else table.bodies.get(data["architectures"][0], table.prefix)
-            name = body + name.removeprefix(table.prefix)
         names[name] = tensors.Entry(about.shape, about.dtype, functools.partial(r.write, state))
     with tensors.whole(directory, _replaced) as scratch:
         tensors.write(scratch, names, shard_bytes)

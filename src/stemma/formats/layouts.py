@@ -135,3 +135,19 @@ def table_of(design: Design, layout: Layout | None, shapes: Mapping[str, Any]) -
     if unnamed:
         raise UsageError(f"the {layout.model_type!r} layout has no name for the parameter {unnamed[0]!r}")
     return rows
+
+
+def file_rows(
+    design: Design, layout: Layout | None, config: Mapping[str, Any], shapes: Mapping[str, Any]
+) -> dict[str, Row]:
+    """The rows of `table_of` by the names that a file of the class in `config` has for their tensors."""
+    heads = design.arch.heads
+    bare = not any((heads.lm, heads.pair, heads.detect, heads.task))
+    found = {}
+    for r in table_of(design, layout, shapes):
+        name = r.theirs
+        if layout is not None and name.startswith(layout.prefix):
+            body = "" if bare else layout.bodies.get(config["architectures"][0], layout.prefix)
+            name = body + name.removeprefix(layout.prefix)
+        found[name] = r
+    return found

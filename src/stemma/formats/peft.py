@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from stemma import disk
 from stemma.errors import CheckpointError, UsageError, brief, nearest
 from stemma.formats import safe, tensors
-from stemma.formats.layouts import layout_of, table_of
+from stemma.formats.layouts import file_rows, layout_of
 from stemma.formats.names import ByHead, Row
 from stemma.formats.weights import design_of
 from stemma.nn.model import Model
@@ -110,16 +110,10 @@ def table(model: Model) -> Table:
     design = design_of(model)
     layout, data, _ = layout_of(design, model.family)
     shapes = PlainTensors(model, slices=True)
-    heads = design.arch.heads
-    bare = layout is not None and not any((heads.lm, heads.pair, heads.detect, heads.task))
-    linear, rows = {}, {}
+    rows = file_rows(design, layout, data, shapes)
+    linear = {}
     kinds = {path: plain_type(module) for path, module in plain_modules(model)}
-    for r in table_of(design, layout, shapes):
-        name = r.theirs
-        if layout is not None and name.startswith(layout.prefix):
-            body = "" if bare else layout.bodies.get(data["architectures"][0], layout.prefix)
-            name = body + name.removeprefix(layout.prefix)
-        rows[name] = r
+    for name, r in rows.items():
         paths = tuple(o.removesuffix(".weight") for o in r.ours)
         both = zip(r.ours, paths, strict=True)
         plain = all(o.endswith(".weight") and issubclass(kinds.get(p, nn.Module), nn.Linear) for o, p in both)

@@ -1,13 +1,14 @@
-"""Products with a weight that is made of its codes when it is needed, and kept in between by nobody."""
+"""Modules whose weight is made of its codes when it is needed, and kept in between by nobody."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stemma.nn.mixed import linear
+from stemma.rewrites.modules import Rewritten
 
 
 class MakesWeight(Protocol):
@@ -37,3 +38,48 @@ def frozen_linear(x: Tensor, module: MakesWeight, bias: Tensor | None) -> Tensor
         return linear(x, module.weight, bias)
     y: Tensor = _FrozenLinear.apply(x, module)
     return y if bias is None else y + bias.to(y.dtype)
+
+
+class Frozen(Rewritten):
+    """A module that keeps its weight in another form (`store`), and its bias as it is. The weight does not learn."""
+
+    def __init__(self, plain: nn.Module) -> None:
+        super().__init__(plain)
+        self.bias: nn.Parameter | None = None
+        if "bias" in self.shapes:
+            self.bias = nn.Parameter(torch.empty(self.shapes["bias"], device="meta"))
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that is computed with."""
+        raise NotImplementedError
+
+    def store(self, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+        """Take the weight, in the dtype of its file; `dtype` is what the model computes in."""
+        raise NotImplementedError
+
+    def load(self, name: str, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+        if name != "bias":
+            self.store(value, device, dtype)
+            return
+        learns = self.bias is None or self.bias.requires_grad
+        held = torch.empty(value.shape, dtype=dtype, device=device).copy_(value)
+        self.bias = nn.Parameter(held, requires_grad=learns)
+
+
+class FrozenLinear(Frozen):
+    """`x w^T + b`."""
+
+    def __init__(self, plain: nn.Module) -> None:
+        super().__init__(plain)
+        self.out_features, self.in_features = self.shapes["weight"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return frozen_linear(x, self, self.bias)
+
+    def merge(self) -> nn.Module:
+        made = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        made.weight = nn.Parameter(self.weight)
+        if self.bias is not None:
+            made.bias = self.bias
+        return made

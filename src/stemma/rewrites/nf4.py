@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from stemma.quantize.normal_float import NESTED, NF4Tensor, nf4
-from stemma.rewrites.frozen import frozen_linear
-from stemma.rewrites.modules import Rewritten
+from stemma.rewrites.frozen import FrozenLinear
 
 PARTS = ("codes", "absmax", "absmax2", "offset")
 
 
-class NF4Linear(Rewritten):
+class NF4Linear(FrozenLinear):
     """`x w^T + b` with `w` in NF4 (see `stemma.quantize.NF4Tensor` for the buffers). `like` (empty) has the dtype that
     is computed in."""
 
@@ -27,7 +26,6 @@ class NF4Linear(Rewritten):
     def __init__(self, block: int, double: bool, plain: nn.Module) -> None:
         super().__init__(plain)
         self.block, self.nested = block, double
-        self.out_features, self.in_features = self.shapes["weight"]
         n = self.shapes["weight"].numel()
         scales = -(-n // block)
         with torch.device("meta"):
@@ -36,9 +34,6 @@ class NF4Linear(Rewritten):
             self.register_buffer("absmax2", torch.empty(-(-scales // NESTED)) if double else None)
             self.register_buffer("offset", torch.empty(()) if double else None)
             self.register_buffer("like", torch.empty(0), persistent=False)
-        self.bias: nn.Parameter | None = None
-        if "bias" in self.shapes:
-            self.bias = nn.Parameter(torch.empty(self.shapes["bias"], device="meta"))
 
     @property
     def quantized(self) -> NF4Tensor:
@@ -70,25 +65,10 @@ class NF4Linear(Rewritten):
                 setattr(self, name, old.to(now.device))
         return self
 
-    def load(self, name: str, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
-        if name == "bias":
-            learns = self.bias is None or self.bias.requires_grad
-            held = torch.empty(value.shape, dtype=dtype, device=device).copy_(value)
-            self.bias = nn.Parameter(held, requires_grad=learns)
-            return
+    def store(self, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         self.like = torch.empty(0, dtype=dtype, device=device)
         if device.type == "meta":
             return
         made = nf4(value.detach().to(device), self.block, self.nested)
         for part in PARTS:
             setattr(self, part, getattr(made, part))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return frozen_linear(x, self, self.bias)
-
-    def merge(self) -> nn.Module:
-        made = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        made.weight = nn.Parameter(self.weight)
-        if self.bias is not None:
-            made.bias = self.bias
-        return made

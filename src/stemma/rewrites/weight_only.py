@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from stemma.rewrites.frozen import frozen_linear
+from stemma.rewrites.frozen import Frozen, FrozenLinear
 from stemma.rewrites.modules import Blocks, Rewritten
 
 DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Stored(Rewritten):
+class Stored(Frozen):
     """`codes`: the stored weight, or the bytes of its blocks, of which `unpack` makes numbers; `scale`: its factor a
     row (int8), else empty, in the dtype that is computed in."""
 
@@ -27,9 +27,6 @@ class Stored(Rewritten):
         with torch.device("meta"):
             self.register_buffer("codes", torch.empty(self.shapes["weight"], dtype=self.stored))
             self.register_buffer("scale", torch.empty(self.shapes["weight"][0] if self.scaled else 0, 1))
-        self.bias: nn.Parameter | None = None
-        if "bias" in self.shapes:
-            self.bias = nn.Parameter(torch.empty(self.shapes["bias"], device="meta"))
 
     @property
     def scaled(self) -> bool:
@@ -54,12 +51,7 @@ class Stored(Rewritten):
         """Rows of codes (N ...) in the dtype that is computed in: N D."""
         return (codes if self.unpack is None else self.unpack(codes)).to(self.scale.dtype)
 
-    def load(self, name: str, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
-        if name == "bias":
-            learns = self.bias is None or self.bias.requires_grad
-            held = torch.empty(value.shape, dtype=dtype, device=device).copy_(value)
-            self.bias = nn.Parameter(held, requires_grad=learns)
-            return
+    def store(self, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         value = value.detach().to(device)
         if not self.scaled:
             self.codes = torch.empty(value.shape, dtype=self.stored or value.dtype, device=device).copy_(value)
@@ -83,22 +75,8 @@ class Stored(Rewritten):
             self.unpack = other.unpack
 
 
-class StoredLinear(Stored):
+class StoredLinear(Stored, FrozenLinear):
     """`x w^T + b`."""
-
-    def __init__(self, dtype: str, plain: nn.Module) -> None:
-        super().__init__(dtype, plain)
-        self.out_features, self.in_features = self.shapes["weight"]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return frozen_linear(x, self, self.bias)
-
-    def merge(self) -> nn.Module:
-        made = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        made.weight = nn.Parameter(self.weight)
-        if self.bias is not None:
-            made.bias = self.bias
-        return made
 
 
 class StoredEmbedding(Stored):

@@ -3,9 +3,8 @@ what was there before untouched."""
 
 from __future__ import annotations
 
-import subprocess
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,10 @@ import stemma
 from commands import starter
 from fuzz.subjects import model
 from stemma.errors import ResourceError
-from test_accidents import refused
+from test_accidents import (
+    disk,  # noqa: F401
+    refused,
+)
 
 # layout -> (family, its tokenizer, the name of what is written, options of `save`, of `convert`)
 LAYOUTS = {
@@ -42,22 +44,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pat
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+def small(disk: Callable[[str], Path]) -> Callable[[int], Path]:  # noqa: F811
     """Mounts a disk of so many bytes, anew each time."""
-    place = tmp_path / "small"
-    place.mkdir()
-
-    def mount(size: int) -> Path:
-        subprocess.run(["umount", "-l", str(place)], capture_output=True)
-        size = max(4096, size)
-        if subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True
-        ).returncode:
-            pytest.skip("no right to mount a small disk")
-        return place
-
-    yield mount
-    subprocess.run(["umount", "-l", str(place)], capture_output=True)
+    return lambda size: disk(str(max(4096, size)))
 
 
 def contents(place: Path) -> dict[str, bytes]:

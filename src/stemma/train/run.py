@@ -16,7 +16,7 @@ from stemma.errors import UsageError
 from stemma.nn.model import Model, count
 from stemma.parallel import World, init_world
 from stemma.rewrites import LoRA
-from stemma.runs import checkpoint, folder
+from stemma.runs import best, checkpoint, folder
 from stemma.runs.drive import OnStep
 from stemma.runs.life import carry_on, measured
 from stemma.runs.metrics import check_tensorboard
@@ -68,6 +68,7 @@ class Pretraining:
     def __init__(self, run: Path, loop: Loop, store: Any) -> None:
         plan = loop.plan
         self.run, self.loop, self.plan = run, loop, plan
+        self.notes = store.meta.get("notes", [])
         self.view, held = split(plan, store)
         self.held = sample(held, plan.train.eval_tokens)
 
@@ -82,6 +83,7 @@ class Pretraining:
         from stemma.data import stats
 
         loop = self.loop
+        notes = {"notes": self.notes} if self.notes else {}
         return {
             "name": self.plan.name,
             "scale": self.plan.scale,
@@ -96,6 +98,7 @@ class Pretraining:
                 ),
                 "xz_bits_per_byte": stats.xz_bits_per_byte(self.held),
             },
+            **notes,
         }
 
     def save(self, run: Path, models: Mapping[str, Model]) -> None:
@@ -213,7 +216,7 @@ def _tokenized(plan: Plan, tokenizer: Any, quiet: bool, sized: bool) -> tuple[Pl
 def _begun(
     plan: Plan, out: Path, tokenizer: Any, store: Any, fixed_warmup: bool, quiet: bool, world: World | None
 ) -> Loop:
-    """Build the loop of a new run, then write its `run.json`: what cannot be built leaves no run."""
+    """Build the loop of a new run, then write its `run.json`: what cannot be built, or judged, leaves no run."""
     train, rest = split(plan, store)
     if not quiet:
         report_uneven(plan, train, rest)
@@ -228,6 +231,8 @@ def _begun(
     if not quiet:
         examples = int(ramps.total(plan.recipe.ramp, loop.source.full, loop.steps))
         report_text(loop, rest, epochs_of(loop.objective, train, examples))
+    if plan.train.best:
+        best.measured(plan.train.best, Pretraining(out, loop, store).evaluate())
     formats.check_weights(loop.model)  # what could not be saved at the end is not begun
     if loop.is_main:
         about = {"data": facts(store, train), "parameters": count(plan.arch, plan.dims)}

@@ -71,7 +71,7 @@ MUTANTS = [
     Mutant("runs: a worse evaluation is the best", "value > measured(text, best.values)", "value != measured(text, best.values)", "best"),
     Mutant("runs: a changed length begins the schedule anew", "place += (at - begin) * pace", "place = 0.0", "best"),
     Mutant("train: one checkpoint too many is kept", "% every == 0][-keep:]", "% every == 0][-keep - 1 :]", "train engine accidents"),
-    Mutant("train: damaged checkpoints pass", "if _sum(path / file) != expected:", "if _sum(path / name) == -1:", "train accidents scale"),
+    Mutant("train: damaged checkpoints pass", "if _sum(path / file) != expected:", "if _sum(path / file) == -1:", "train accidents scale"),
     # decoding
     Mutant("decoding: a run of tokens may repeat at the end", "for i in range(len(ids) - n + 1) if", "for i in range(len(ids) - n) if", "rules"),
     Mutant("decoding: top-p takes too few", "beyond = mass - ordered.softmax(-1) >= self.top_p", "beyond = mass >= self.top_p", "generate rules"),

@@ -15,7 +15,7 @@ from stemma.declare import ramps
 from stemma.errors import UsageError
 from stemma.nn.model import Model, count
 from stemma.parallel import World, init_world
-from stemma.rewrites import LoRA
+from stemma.rewrites import LoRA, frozen
 from stemma.runs import best, checkpoint, folder
 from stemma.runs.drive import OnStep
 from stemma.runs.life import carry_on, measured
@@ -231,6 +231,8 @@ def _begun(
     if not quiet:
         examples = int(ramps.total(plan.recipe.ramp, loop.source.full, loop.steps))
         report_text(loop, rest, epochs_of(loop.objective, train, examples))
+        if (kept := frozen.note(loop.model)) is not None:
+            disk.tell(kept)
     if plan.train.best:
         best.measured(plan.train.best, Pretraining(out, loop, store).evaluate())
     formats.check_weights(loop.model)  # what could not be saved at the end is not begun

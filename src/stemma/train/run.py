@@ -15,8 +15,8 @@ from stemma.declare import ramps
 from stemma.errors import UsageError
 from stemma.nn.model import Model, count
 from stemma.parallel import World, init_world
-from stemma.rewrites import LoRA
-from stemma.runs import checkpoint, folder
+from stemma.rewrites import LoRA, frozen
+from stemma.runs import best, checkpoint, folder
 from stemma.runs.drive import OnStep
 from stemma.runs.life import carry_on, measured
 from stemma.runs.metrics import check_tensorboard
@@ -68,6 +68,7 @@ class Pretraining:
     def __init__(self, run: Path, loop: Loop, store: Any) -> None:
         plan = loop.plan
         self.run, self.loop, self.plan = run, loop, plan
+        self.notes = store.meta.get("notes", [])
         self.view, held = split(plan, store)
         self.held = sample(held, plan.train.eval_tokens)
 
@@ -80,6 +81,7 @@ class Pretraining:
     def summarize(self, quality: dict[str, float]) -> dict[str, Any]:
         """Amounts, speed, and the held-out bits beside a unigram model's and xz's."""
         loop = self.loop
+        notes = {"notes": self.notes} if self.notes else {}
         return {
             "name": self.plan.name,
             "scale": self.plan.scale,
@@ -89,6 +91,7 @@ class Pretraining:
             **measured(self.run, loop, sum(p.numel() for p in loop.model.parameters())),
             "val": quality,
             **({} if loop.objective.of_rows else {"baselines": self.baselines()}),
+            **notes,
         }
 
     def baselines(self) -> dict[str, float]:
@@ -228,7 +231,7 @@ def _tokenized(plan: Plan, tokenizer: Any, quiet: bool, sized: bool) -> tuple[Pl
 def _begun(
     plan: Plan, out: Path, tokenizer: Any, store: Any, fixed_warmup: bool, quiet: bool, world: World | None
 ) -> Loop:
-    """Build the loop of a new run, then write its `run.json`: what cannot be built leaves no run."""
+    """Build the loop of a new run, then write its `run.json`: what cannot be built, or judged, leaves no run."""
     train, rest = split(plan, store)
     if not quiet:
         report_uneven(plan, train, rest)
@@ -243,6 +246,10 @@ def _begun(
     if not quiet:
         examples = int(ramps.total(plan.recipe.ramp, loop.source.full, loop.steps))
         report_text(loop, rest, epochs_of(loop.objective, train, examples))
+        if (kept := frozen.note(loop.model)) is not None:
+            disk.tell(kept)
+    if plan.train.best:
+        best.measured(plan.train.best, Pretraining(out, loop, store).evaluate())
     formats.check_weights(loop.model)  # what could not be saved at the end is not begun
     if loop.is_main:
         about = {"data": facts(store, train), "parameters": count(plan.arch, plan.dims)}

@@ -12,6 +12,13 @@ from stemma.cli.complete import complete_data, set_option
 from stemma.cli.training import finish
 
 
+def name_of(start: str) -> str:
+    """What a model is called in the name of a run: its file or folder, or of a run's `model` the run."""
+    path = Path(start)
+    path = path.parent if path.name == "model" and path.parent.name else path
+    return path.name.removesuffix(".gguf").partition(".Q")[0] or "model"
+
+
 @command()
 @click.argument("what")
 @click.option("--from", "start", required=True, metavar="MODEL", help="A run, a folder, a GGUF file or a hub id.")
@@ -24,7 +31,9 @@ from stemma.cli.training import finish
 @click.option("--template", help="The chat template, where not the tokenizer's own.")
 @click.option("--text", help="The column with the text.")
 @click.option("--target", help="The column with what is to be written.")
+@click.option("--prefix", help="What stands before every text, e.g. 'summarize: '.")
 @set_option("Change the plan, e.g. recipe.lr=1e-4.")
+@click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
 @click.option("--resume", "going_on", is_flag=True, help="Go on with the run in --out, if it was begun.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def tune(
@@ -37,6 +46,7 @@ def tune(
     lora: int | None,
     quantize: str | None,
     sets: tuple[str, ...],
+    config: str | None,
     going_on: bool,
     quiet: bool,
     **columns: Any,
@@ -46,9 +56,10 @@ def tune(
     WHAT: chat (conversations of any known shape), write (a text for a text), complete (texts). Rows that cannot be
     learnt from are counted and passed over; `--data FILE#strict=yes` makes them an error.
     """
+    from stemma.train import overrides as read_file
     from stemma.tune import tune as carry_out
 
-    out = out or f"runs/{what}-{Path(start).name.partition('.')[0] or 'model'}-{seed}"
+    out = out or f"runs/{what}-{name_of(start)}-{seed}"
     run = carry_out(
         what,
         start=start,
@@ -59,7 +70,7 @@ def tune(
         settings=columns,
         lora=lora,
         quantize=quantize,
-        overrides=overrides(sets),
+        overrides=(read_file(config) if config else {}) | overrides(sets),
         resume=going_on,
         quiet=quiet,
     )

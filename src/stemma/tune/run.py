@@ -40,5 +40,6 @@ def tune(
 
     Raises UsageError for arguments that do not fit, DataError for rows that cannot be learnt from."""
     adapters = {"lora": lora, "quantize": quantize, "rewrites": rewrites}
-    plan = resolve(what, start, data, budget, seed, settings=settings, overrides=overrides, **adapters)  # type: ignore[arg-type]
+    more = {"settings": settings, "overrides": overrides, "quiet": quiet}
+    plan = resolve(what, start, data, budget, seed, **more, **adapters)  # type: ignore[arg-type]
     return begin(plan, out, overrides or {}, resume, on_step, None, quiet, mesh)

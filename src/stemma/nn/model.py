@@ -334,9 +334,7 @@ class Model(nn.Module):
         loss: Callable[[Tensor], Tensor] | None = None  # of the task head, else of the detector, else of the LM head
         if out.logits is not None:
             loss = partial(token_mean, out.logits, shifted=self.arch.structure == "decoder")
-            if (
-                self.arch.structure == "decoder" and hidden.front is not None
-            ):  # whose last vector predicts the first token
+            if self.arch.structure == "decoder" and hidden.front is not None:  # its last vector predicts token 0
                 ahead = torch.cat([self.logits(hidden.front[:, -1:]), out.logits[:, :-1]], 1)
                 loss = partial(token_mean, ahead, shifted=False)
         if self.task is not None:

@@ -67,8 +67,11 @@ MUTANTS = [
     Mutant("train: the mean of weights starts slower", "(1 + self.step) / (10 + self.step)", "(1 + self.step) / (20 + self.step)", "engine"),
     Mutant("train: one high loss is a spike", "return min(last) > middle", "return max(last) > middle", "engine engine_pairs"),
     Mutant("train: dropout is the same in each step", "_mix(self.plan.seed, self.step + 1,", "_mix(self.plan.seed, 1,", "train engine"),
-    Mutant("train: one checkpoint too many is kept", "if old not in counted[-keep:]", "if old not in counted[-keep - 1 :]", "train engine accidents"),
-    Mutant("train: damaged checkpoints pass", "if _sum(path / name) != expected:", "if _sum(path / name) == -1:", "train accidents scale"),
+    Mutant("runs: a best checkpoint is removed", "if old not in kept and old.name not in named:", "if old not in kept:", "best"),
+    Mutant("runs: a worse evaluation is the best", "value > measured(text, best.values)", "value != measured(text, best.values)", "best"),
+    Mutant("runs: a changed length begins the schedule anew", "place += (at - begin) * pace", "place = 0.0", "best"),
+    Mutant("train: one checkpoint too many is kept", "% every == 0][-keep:]", "% every == 0][-keep - 1 :]", "train engine accidents"),
+    Mutant("train: damaged checkpoints pass", "if _sum(path / file) != expected:", "if _sum(path / file) == -1:", "train accidents scale"),
     # decoding
     Mutant("decoding: a run of tokens may repeat at the end", "for i in range(len(ids) - n + 1) if", "for i in range(len(ids) - n) if", "rules"),
     Mutant("decoding: top-p takes too few", "beyond = mass - ordered.softmax(-1) >= self.top_p", "beyond = mass >= self.top_p", "generate rules"),

@@ -78,9 +78,10 @@ def leap(begin: int) -> Iterator[None]:
 
 
 def spiky(data: str, out: str, mesh: str | None, overrides: dict[str, Any]) -> None:
-    """A run on a mesh, or alone, whose loss leaps up at step 11."""
+    """A run on a mesh, or alone, whose loss leaps up at step 11, and which ends after five evaluations, of every second
+    step, that were no worse than the first."""
     spikes = Spikes(window=8, patience=2, back=4, skip=3, above=8.0)
-    edits, budget = overrides | {"train.spikes": spikes}, "14 steps"
+    edits, budget = overrides | {"train.spikes": spikes, "train.best": "+loss", "train.patience": 5}, "14 steps"
     with leap(10):
         pretrain("llama", data=data, out=out, budget=budget, overrides=edits, quiet=True, mesh=mesh)
 

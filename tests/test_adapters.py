@@ -23,8 +23,10 @@ from stemma.cli import root
 from stemma.declare.recipes import Rate
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
+from stemma.quantize import native
 from stemma.rewrites import NF4, LoRA, Trainable, apply, merge, undo
 from stemma.rewrites.adapters import layers, names, use, without
+from stemma.rewrites.frozen import note
 from stemma.rewrites.lora import LoRALinear
 from stemma.text import Specials, Tokenizer
 from stemma.train import verify_resume
@@ -317,6 +319,26 @@ def test_a_quantised_base_is_computed_with_as_its_weights_are() -> None:
     other.backward()
     a, b = ({n: p.grad for n, p in m.named_parameters() if p.grad is not None} for m in (model, wide))
     assert a.keys() == b.keys() and all(near(g, b[n], 1e-7) for n, g in a.items())
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_decoding_of_a_quantised_base(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels give what plain products give, within fp32 rounding; under autograd the same bits."""
+    stemma.build("llama", layers=2, d_model=64, heads=4, d_ff=128, vocab=90).save(str(tmp_path))
+    model = stemma.load(tmp_path, quantize=kind)
+    ids = torch.arange(3, 7)[None]
+    if native.kernels() is None:
+        pytest.skip(native.how())
+    with torch.no_grad():
+        quick = model(ids).logits
+    graph = model(ids).logits.detach()
+    text = stemma.generate(model, [[3, 4]], max_new_tokens=8)[0].ids
+    assert str(note(model)).startswith("matrices: 14 in ") and "by kernels" in str(note(model))
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    assert not torch.equal(model(ids).logits, quick) and near(model(ids).logits, quick)
+    assert torch.equal(model(ids).logits, graph)
+    assert stemma.generate(model, [[3, 4]], max_new_tokens=8)[0].ids == text
+    assert "in plain PyTorch" in str(note(model)) and note(undo(model)) is None
 
 
 # ---------------------------------------------------------------- runs

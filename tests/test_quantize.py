@@ -10,6 +10,7 @@ import torch
 
 from stemma import quantize
 from stemma.errors import UsageError
+from stemma.quantize import native
 from stemma.quantize.normal_float import LEVELS, dynamic, levels
 
 # rows of whole blocks, odd sizes, one block, less than one; in these bitsandbytes reads its own codes back rightly
@@ -93,3 +94,100 @@ def test_what_cannot_be_quantised_is_refused(tensor: torch.Tensor, block: int, w
     with pytest.raises(UsageError) as error:
         quantize.nf4(tensor, block)
     assert words in str(error.value)
+
+
+# ---------------------------------------------------------------- kernels
+
+
+@pytest.fixture
+def kernels() -> Iterator[None]:
+    """Within this, without gradients; skipped where no compiler makes the kernels."""
+    if native.kernels() is None:
+        pytest.skip(native.how())
+    with torch.no_grad():
+        yield
+
+
+def close(found: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a product is as near to the exact one as sums in fp32 are."""
+    assert found is not None
+    exact, sizes = x.double() @ weight.double().T, x.double().abs() @ weight.double().abs().T
+    return bool(((found - exact).abs() <= 2**-21 * sizes).all())
+
+
+@pytest.mark.usefixtures("kernels")
+def test_products_of_codes_are_those_of_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for (out, width), block, double in itertools.product(((5, 64), (33, 192), (7, 4096)), (32, 64), (True, False)):
+        weight = torch.randn(out, width, generator=generator)
+        weight[0, :7] *= 20
+        weight[1] = 0
+        q = quantize.nf4(weight, block, double)
+        where = f"{out}x{width} {block} {double}"
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "kernels", lambda: None)
+            plain = q.dequantize()
+            assert q.product(weight) is None
+        assert torch.equal(q.dequantize(), plain), where
+        for rows in (1, 2, 5, native.ROWS):
+            x = torch.randn(rows, width, generator=generator)
+            x[0, 3] = 100
+            found = q.product(x)
+            assert close(found, x, plain), where
+            assert found is not None and torch.equal(found[:1], q.product(x[:1])), f"{where}: other rows change a row"
+    x = torch.randn(1, 2, 4096, generator=generator).bfloat16()
+    found = q.product(x)
+    assert found is not None and found.shape == (1, 2, 7) and found.dtype == torch.bfloat16
+    assert (found.float() - x.float() @ plain.T).abs().max() < 2**-7 * (x.float() @ plain.T).abs().max()
+
+
+@pytest.mark.usefixtures("kernels")
+def test_products_of_bytes_are_those_of_the_weight() -> None:
+    generator = torch.Generator().manual_seed(4)
+    for out, width in ((5, 64), (3, 77), (9, 1)):
+        codes = torch.randint(-127, 128, (out, width), generator=generator).to(torch.int8)
+        scale = torch.rand(out, 1, generator=generator)
+        for rows in (1, native.BYTE_ROWS):
+            x = torch.randn(rows, width, generator=generator)
+            assert close(native.int8_product(codes, scale, x), x, codes * scale)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_what_the_kernels_leave_to_torch() -> None:
+    weight = torch.randn(6, 96, generator=torch.Generator().manual_seed(5))
+    x, q = torch.ones(1, 96), quantize.nf4(weight, 32)
+    assert q.product(x) is not None
+    assert quantize.nf4(weight, 64).product(x) is None  # blocks that go on in the next row
+    assert q.product(torch.ones(native.ROWS + 1, 96)) is None and q.product(torch.ones(0, 96)) is None
+    with torch.enable_grad():
+        assert q.product(x) is None
+    with torch.autocast("cpu"):
+        assert q.product(x) is None
+    assert q.product(x.to("meta")) is None
+    codes = torch.ones(6, 96, dtype=torch.int8)
+    assert native.int8_product(codes, torch.ones(6, 1), torch.ones(native.BYTE_ROWS + 1, 96)) is None
+
+
+@pytest.mark.usefixtures("kernels")
+def test_older_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors of eight numbers, and no vectors."""
+    kinds = [("-mavx2", "-mfma")] if torch.backends.cpu.get_cpu_capability().startswith("AVX") else []
+    weight = torch.randn(9, 320, generator=torch.Generator().manual_seed(6))
+    x = torch.randn(5, 320, generator=torch.Generator().manual_seed(7))
+    for flags in ((), *kinds):
+        monkeypatch.setattr(native, "ATTEMPTS", (flags,))
+        native.kernels.cache_clear()
+        for block in (32, 64):
+            q = quantize.nf4(weight, block)
+            assert close(q.product(x), x, q.dequantize()), flags
+    native.kernels.cache_clear()
+
+
+def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    for compiler in ("no-such-compiler", "false", "'"):
+        monkeypatch.setenv("CC", compiler)
+        native.kernels.cache_clear()
+        assert native.kernels() is None and "in plain PyTorch" in native.how(), compiler
+    weight = torch.ones(2, 64)
+    assert torch.equal(quantize.nf4(weight).dequantize(), weight)
+    native.kernels.cache_clear()

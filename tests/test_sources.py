@@ -99,8 +99,8 @@ def records(n: int = 10) -> list[dict[str, Tensor]]:
     return [{"input_ids": row, "answer": (torch.arange(16) >= 10).long()} for row in ids]
 
 
-def fine_tuning() -> Loop:
-    plan = plan_of()
+def fine_tuning(**changes: Any) -> Loop:
+    plan = plan_of(**changes)
     model = Model(plan.arch, plan.dims).initialise(1)
     return Loop(plan, model, Answers(), Records(records(), full=4, micro=2))  # type: ignore[arg-type]
 

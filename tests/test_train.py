@@ -347,6 +347,15 @@ def test_a_run_is_complete(ready: dict[str, Run]) -> None:
         assert not list(home.rglob("*.tmp")) and not list(home.rglob("*.pt"))
 
 
+def test_a_summary_says_what_was_passed_over(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "rows.jsonl").write_text(text.read_text("utf-8"), "utf-8")
+    (tmp_path / "texts" / "none.txt").write_text("")
+    run = train("gpt2", tmp_path / "run", tmp_path / "texts", 1)
+    about = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+    assert run.summary["notes"] == about["data"]["notes"] and "none.txt" in run.summary["notes"][0]
+
+
 def test_the_model_of_a_run_loads(ready: dict[str, Run]) -> None:
     import stemma
 

@@ -72,6 +72,7 @@ def load(path: str, how: Loading, stream: bool = False) -> Any:
         torch.device(device)
     except RuntimeError:
         raise UsageError(f"--device {device!r} is no device; use auto, cpu or cuda") from None
+    from stemma.rewrites.frozen import note
     from stemma.train import midway
 
     if midway.is_checkpoint(Path(path)):
@@ -81,7 +82,10 @@ def load(path: str, how: Loading, stream: bool = False) -> Any:
         return midway.load_checkpoint(Path(path)).to(device=device, dtype=kind)
     if stream:
         return formats.stream(path, dtype)
-    return stemma.load(path, device=device, dtype=dtype, adapter=how.adapter, quantize=how.quantize)
+    model = stemma.load(path, device=device, dtype=dtype, adapter=how.adapter, quantize=how.quantize)
+    if how.quantize:
+        disk.tell(f"note: {note(model)}")
+    return model
 
 
 def piped(texts: tuple[str, ...], what: str) -> list[str]:

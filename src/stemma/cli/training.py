@@ -44,6 +44,8 @@ def report_outcome(run: Any) -> int:
     if not run.finished:
         return 130
     val, base = run.summary.get("val", {}), run.summary.get("baselines", {})
+    if "best" in run.summary:
+        out.print(f"weights: those of step {run.summary['best']['step']:,}, the best that were evaluated")
     for key, words in (("bits_per_byte", "bits per byte"), ("bits_per_target_byte", "bits per byte of hidden text")):
         if key in val:
             unigram, xz = (base.get(f"{n}_bits_per_byte") for n in ("unigram", "xz"))

@@ -44,7 +44,7 @@ class Ramp(Spec):
         way = (time - begin) / (end - begin)
         return low + way * (high - low) if self.between == "line" else low * (high / low) ** way
 
-    def examples(self, full: int, step: int, steps: int) -> int:
+    def examples(self, full: int, step: float, steps: int) -> int:
         """Examples of the step after `step` steps, in a run of `steps` whose full batch has `full`; at least one."""
         return self.rounded(full, self.share(step / steps))
 
@@ -53,7 +53,7 @@ class Ramp(Spec):
         return full if share == 1 else min(full, max(1, round(full * share / self.multiple)) * self.multiple)
 
 
-def examples(ramp: Ramp | None, full: int, step: int, steps: int) -> int:
+def examples(ramp: Ramp | None, full: int, step: float, steps: int) -> int:
     """Examples of the step after `step` steps, in a run of `steps` whose full batch has `full`."""
     return full if ramp is None else ramp.examples(full, step, steps)
 

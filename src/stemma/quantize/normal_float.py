@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stemma.errors import UsageError
+from stemma.quantize.native import NF4Matrix
 
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # weights to a scale
 NESTED = 256  # scales to a scale of scales
@@ -88,11 +89,22 @@ class NF4Tensor:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weights: level times scale, in fp32, cast to `dtype`."""
+        if (made := self._matrix.weights()) is not None:
+            return made.view(self.shape).to(dtype)
         n = self.shape.numel()
         numbers = _pairs(self.codes.device).index_select(0, self.codes.int()).view(torch.float32)
         if short := len(self.absmax) * self.block - len(numbers):
             numbers = F.pad(numbers, (0, short))
         return numbers.view(-1, self.block).mul_(self.scales[:, None]).flatten()[:n].view(self.shape).to(dtype)
+
+    def product(self, x: Tensor) -> Tensor | None:
+        """`x w^T` (... D -> ... E) of the codes, for a matrix and a few vectors on a CPU; None where the weight has to
+        be made for it (see `stemma.quantize.native`)."""
+        return self._matrix.product(x, self.shape[0])
+
+    @property
+    def _matrix(self) -> NF4Matrix:
+        return NF4Matrix(self.codes, self.absmax, self.block, self.absmax2, self.offset, levels(), dynamic())
 
     @property
     def nbytes(self) -> int:

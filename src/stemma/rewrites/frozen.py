@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from stemma.nn.mixed import linear
+from stemma.quantize import native
 from stemma.rewrites.modules import Rewritten
 
 
@@ -16,6 +18,8 @@ class MakesWeight(Protocol):
 
     @property
     def weight(self) -> Tensor: ...
+
+    def product(self, x: Tensor) -> Tensor | None: ...
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -34,9 +38,12 @@ class _FrozenLinear(torch.autograd.Function):
 
 def frozen_linear(x: Tensor, module: MakesWeight, bias: Tensor | None) -> Tensor:
     """`x w^T + b` for the weight of `module`, which does not learn: ... D -> ... E."""
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    if torch.is_grad_enabled() and x.requires_grad:
+        y: Tensor | None = _FrozenLinear.apply(x, module)
+    else:
+        y = module.product(x)
+    if y is None:
         return linear(x, module.weight, bias)
-    y: Tensor = _FrozenLinear.apply(x, module)
     return y if bias is None else y + bias.to(y.dtype)
 
 
@@ -74,6 +81,13 @@ class FrozenLinear(Frozen):
         super().__init__(plain)
         self.out_features, self.in_features = self.shapes["weight"]
 
+    kept: str  # what the weight is kept in, in words
+    quick = False  # whether `product` may compute of the codes
+
+    def product(self, x: Tensor) -> Tensor | None:
+        """`x w^T` without making the weight, where that is possible and faster."""
+        return None
+
     def forward(self, x: Tensor) -> Tensor:
         return frozen_linear(x, self, self.bias)
 
@@ -83,3 +97,14 @@ class FrozenLinear(Frozen):
         if self.bias is not None:
             made.bias = self.bias
         return made
+
+
+def note(model: nn.Module) -> str | None:
+    """What the matrices of a model are kept in and how products with them are computed, in words; None where all are
+    plain."""
+    found = [m for m in model.modules() if isinstance(m, FrozenLinear)]
+    if not found:
+        return None
+    kept = ", ".join(f"{n} in {kind}" for kind, n in Counter(m.kept for m in found).items())
+    quick = any(m.quick and next(m.buffers()).device.type == "cpu" for m in found)
+    return f"matrices: {kept}; products {native.how() if quick else native.PLAIN}"

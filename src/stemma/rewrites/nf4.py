@@ -23,6 +23,8 @@ class NF4Linear(FrozenLinear):
     offset: Tensor | None
     like: Tensor
 
+    kept, quick = "NF4", True
+
     def __init__(self, block: int, double: bool, plain: nn.Module) -> None:
         super().__init__(plain)
         self.block, self.nested = block, double
@@ -45,6 +47,9 @@ class NF4Linear(FrozenLinear):
     def weight(self) -> Tensor:
         """The weight that is computed with."""
         return self.quantized.dequantize(self.like.dtype)
+
+    def product(self, x: Tensor) -> Tensor | None:
+        return self.quantized.product(x)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from stemma.quantize.native import int8_product
 from stemma.rewrites.frozen import Frozen, FrozenLinear
 from stemma.rewrites.modules import Blocks, Rewritten
 
@@ -77,6 +78,13 @@ class Stored(Frozen):
 
 class StoredLinear(Stored, FrozenLinear):
     """`x w^T + b`."""
+
+    def __init__(self, dtype: str, plain: nn.Module) -> None:
+        super().__init__(dtype, plain)
+        self.kept, self.quick = "the file's types" if dtype == "file" else dtype, self.scaled
+
+    def product(self, x: Tensor) -> Tensor | None:
+        return int8_product(self.codes, self.scale, x) if self.scaled else None
 
 
 class StoredEmbedding(Stored):

@@ -31,6 +31,11 @@ FILE = re.compile(r"(model|optimizer)\.safetensors|shards/[^/]+")  # what has a 
 NAME = re.compile(r"step-(\d+)(?:-(\d+))?")
 
 
+def name(rewinds: int, step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"step-{step:06d}" + (f"-{rewinds}" if rewinds else "")
+
+
 def save(
     run: Path,
     place: tuple[int, int],
@@ -42,14 +47,14 @@ def save(
     every: int = 1,
     shards: Path | None = None,
 ) -> Path:
-    """Write the checkpoint of a `place` (rewinds, step) and remove all but the last `keep`. Returns its folder.
+    """Write the checkpoint of a `place` (rewinds, step) and remove all but the last `keep` and the best, which their
+    states name. Returns its folder.
 
     `every`: a checkpoint of a step that is no multiple of it (left by a stop) does not count, and is removed with the
     next one. `shards`: a folder that already holds the tensors, to be moved into the checkpoint. Raises
     ResourceError."""
-    rewinds, step = place
-    parent = run / "checkpoints"
-    final = parent / (f"step-{step:06d}" + (f"-{rewinds}" if rewinds else ""))
+    parent, step = run / "checkpoints", place[1]
+    final = parent / name(*place)
     if (final / STATE).is_file():
         return final
     temporary = parent / f".{final.name}.{os.getpid()}.tmp"
@@ -61,11 +66,11 @@ def save(
         if shards is not None:
             disk.sync(shards)
             os.replace(shards, temporary / "shards")
-        for name, held in (("model", model), ("optimizer", optimizer)) if shards is None else ():
+        for kind, held in (("model", model), ("optimizer", optimizer)) if shards is None else ():
             tensors = {k: v.detach().contiguous().cpu() for k, v in held.items()}
-            save_file(tensors, temporary / f"{name}.safetensors")
+            save_file(tensors, temporary / f"{kind}.safetensors")
         written = TENSORS if shards is None else [f"shards/{p.name}" for p in sorted((temporary / "shards").iterdir())]
-        state = {**state, SUMS: {name: _sum(temporary / name) for name in written}}
+        state = {**state, SUMS: {file: _sum(temporary / file) for file in written}}
         state = {**state, OWN: _own(state)}
         (temporary / STATE).write_text(disk.to_json(state, ascii=True), "utf-8")
         for file in temporary.iterdir():
@@ -78,11 +83,18 @@ def save(
         then = f"go on with: stemma resume {run}"
         raise disk.refused(f"the checkpoint of step {step} in {parent}", error, then=then) from error
     there = steps(run)
-    counted = [p for p in there if step_of(p) % every == 0]
-    for old in there[:-1]:
-        if old not in counted[-keep:]:
+    kept = [*[p for p in there if step_of(p) % every == 0][-keep:], there[-1]]
+    named = [best_of(p) for p in kept] if state.get("best") else []
+    for old in there:
+        if old not in kept and old.name not in named:
             remove(old)
     return final
+
+
+def best_of(path: Path) -> str | None:
+    """The name of the best checkpoint, as the checkpoint `path` has it."""
+    best = peek(path).get("best")
+    return best.get("checkpoint") if isinstance(best, dict) else None
 
 
 def remove(path: Path) -> None:
@@ -128,9 +140,9 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
             found = read(path / "shards")
         return found["model"], found["optimizer"], state
     with with_advice(path):
-        for name in TENSORS:
-            disk.regular(path / name)
-        model, optimizer = (load_file(path / name) for name in TENSORS)
+        for file in TENSORS:
+            disk.regular(path / file)
+        model, optimizer = (load_file(path / file) for file in TENSORS)
     return model, optimizer, state
 
 
@@ -156,11 +168,11 @@ def verify(path: Path) -> Any:
         if state[OWN] != _own(state):
             raise CheckpointError(f"{path / STATE} is damaged: it is not what was written")
         disk.typed(path / STATE, state, SHAPE)
-        for name, expected in (state.get(SUMS) or {}).items():
-            if not FILE.fullmatch(name):
-                raise CheckpointError(f"{path / STATE} is damaged: it names {brief(name)}, which is no file of it")
-            if _sum(path / name) != expected:
-                raise CheckpointError(f"{path / name} is damaged: it is not what was written")
+        for file, expected in (state.get(SUMS) or {}).items():
+            if not FILE.fullmatch(file):
+                raise CheckpointError(f"{path / STATE} is damaged: it names {brief(file)}, which is no file of it")
+            if _sum(path / file) != expected:
+                raise CheckpointError(f"{path / file} is damaged: it is not what was written")
     return state
 
 

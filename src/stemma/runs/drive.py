@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stemma.runs import best, checkpoint
 from stemma.runs.metrics import Record
 from stemma.runs.progress import Progress
 from stemma.runs.rewind import rewind
@@ -41,8 +42,7 @@ def drive(
             if (record := driver.advance()) is None:
                 continue
             if evaluate is not None and driver.eval_due():
-                record |= {f"val_{k}": v for k, v in evaluate().items()}
-                trainer.seconds = driver.elapsed()
+                record |= driver.evaluated(evaluate())
             metrics.write(record)
             progress.show(record)
             if on_step is not None:
@@ -73,6 +73,7 @@ class Driver:
         self.late = trainer.any_rank(lambda: time.perf_counter() - self.saved > LATE)
         self.saved = time.perf_counter()
         self.begin = self.saved - trainer.seconds
+        self.forced = False  # whether what was decided after the step at hand must be in a checkpoint
 
     def elapsed(self) -> float:
         """Seconds of training, those before a resume included."""
@@ -104,15 +105,38 @@ class Driver:
     def eval_due(self) -> bool:
         """Whether the step was one to evaluate after; the end of the run is evaluated in any case."""
         step, every = self.trainer.step, self.settings.eval_every
+        if every is None and self.settings.best:
+            every = max(1, -(-self.trainer.length.planned // 10))
         return every is not None and step % every == 0 and step < self.trainer.steps
+
+    def evaluated(self, values: dict[str, float]) -> Record:
+        """Judge an evaluation: the best so far gets a checkpoint, and after `train.patience` others the run ends.
+        Returns what the record of the step says of it."""
+        trainer, patience = self.trainer, self.settings.patience
+        trainer.seconds = self.elapsed()
+        if self.settings.best:
+            place = checkpoint.name(trainer.rewinds, trainer.step)
+            now = best.judged(self.settings.best, trainer.best, trainer.step, place, values)
+            trainer.best = now = trainer.agreed(now)
+            self.forced = now is not None and now.step == trainer.step
+            if patience is not None and now is not None and now.waited >= patience:
+                trainer.length.change(trainer.step, trainer.step)
+                self.progress.fit()
+                self.progress.say(
+                    f"no better {best.parse(self.settings.best)[0]} than that of step {now.step} in {now.waited} "
+                    f"evaluations: the run ends with step {trainer.step}"
+                )
+        return {f"val_{k}": v for k, v in values.items()}
 
     def checkpoint(self) -> bool:
         """Write a checkpoint if one is due or a stop was asked for. Returns whether it did."""
         trainer = self.trainer
         regular = trainer.step % trainer.save_every == 0 or trainer.step == trainer.steps
         warned = self.warned()
-        if not (regular or warned or self.stop() or (self.settings.save_every is None and self.late())):
+        due = regular or self.forced or warned or self.stop()
+        if not (due or (self.settings.save_every is None and self.late())):
             return False
+        self.forced = False
         self.metrics.sync()
         trainer.save(self.run)
         self.saved = time.perf_counter()

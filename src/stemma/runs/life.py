@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stemma import disk
-from stemma.errors import ResourceError
-from stemma.runs import checkpoint, folder
+from stemma.errors import CheckpointError, ResourceError
+from stemma.runs import best, checkpoint, folder
 from stemma.runs.drive import OnStep, drive
 from stemma.runs.metrics import read_metrics
 from stemma.runs.spikes import Diverged
@@ -44,11 +44,12 @@ class Outcome:
 
 
 def carry_on(run: Path, trainer: Trainer, kind: Kind, on_step: OnStep | None = None, quiet: bool = False) -> Outcome:
-    """Restore the last checkpoint, take the steps that are left, evaluate, save the model and the summary. A run that
-    was finished before is only restored. Raises Diverged if the evaluation at the end is not finite."""
+    """Restore the last checkpoint, take the steps that are left, evaluate, save the model and the summary; with
+    `train.best` the best of the evaluated models. A run that was finished before is only restored. Raises Diverged if
+    the evaluation of what would be saved is not finite."""
     done = _restore(run, trainer)
     if done:
-        if last := trainer.step == trainer.steps:
+        if last := trainer.step == trainer.steps and trainer.best is None:
             trainer.finish()
         return Outcome(done, True, restored=last)
     if not drive(trainer, run, on_step=on_step, evaluate=kind.evaluate, quiet=quiet):
@@ -56,7 +57,7 @@ def carry_on(run: Path, trainer: Trainer, kind: Kind, on_step: OnStep | None = N
             again = f"stopped after step {trainer.step} of {trainer.steps}; go on with: {folder.resume_command(run)}"
             disk.tell(again)
         return Outcome({"steps": trainer.step}, False)
-    quality = kind.evaluate()
+    quality = _evaluated(run, trainer, kind)
     if wrong := [k for k, v in quality.items() if not math.isfinite(v)]:
         raise Diverged(
             f"training diverged in its last step: the held-out {wrong[0]} is {quality[wrong[0]]}; lower recipe.lr"
@@ -76,6 +77,26 @@ def _restore(run: Path, trainer: Trainer) -> dict[str, Any]:
     return done
 
 
+def _evaluated(run: Path, trainer: Trainer, kind: Kind) -> dict[str, float]:
+    """The quality of the weights that are kept: the last ones, or with `train.best` the best, which are taken back."""
+    wanted, found = trainer.plan.train.best, trainer.best
+    if not wanted:
+        return kind.evaluate()
+    if found is None or found.seen != trainer.step:
+        quality = kind.evaluate()
+        place = checkpoint.name(trainer.rewinds, trainer.step)
+        trainer.best = found = trainer.agreed(best.judged(wanted, found, trainer.step, place, quality))
+        if found is None or found.step == trainer.step:
+            return quality
+    path = run / "checkpoints" / found.checkpoint
+    if not path.is_dir():
+        raise CheckpointError(
+            f"the best checkpoint of the run, {path}, is gone; put it back and go on with: {folder.resume_command(run)}"
+        )
+    trainer.take_weights(path)
+    return kind.evaluate()
+
+
 def _finish(run: Path, trainer: Trainer, kind: Kind, quality: dict[str, float]) -> dict[str, Any]:
     """Save the models and the summary of a run that took its last step; returns the summary."""
     trainer.finish()
@@ -83,6 +104,8 @@ def _finish(run: Path, trainer: Trainer, kind: Kind, quality: dict[str, float]) 
     summary: dict[str, Any] = {"steps": trainer.step}
     if trainer.is_main:
         summary = kind.summarize(quality)
+        if trainer.best is not None:
+            summary["best"] = {"step": trainer.best.step, "values": trainer.best.values}
         try:
             kind.save(run, models)
             disk.write_json(run / "summary.json", summary)

@@ -20,14 +20,21 @@ class Progress:
 
     def __init__(self, trainer: Trainer, quiet: bool) -> None:
         self.trainer, self.quiet = trainer, quiet
-        self.every = max(1, trainer.steps // 20)
         self.live: Any = None
         self.task: Any = None
-        self.total: int | None = trainer.source.total(trainer.steps)
+        self.fit()
         self.cost = 0.0 if quiet else trainer.cost()
         self.peak = 0.0 if quiet else trainer.peak()
         self.mark = (time.perf_counter(), trainer.tokens)
         self.speed = 0.0
+
+    def fit(self) -> None:
+        """Go by the length of the run as it is now."""
+        steps = self.trainer.steps
+        self.every, self.total = max(1, steps // 20), self.trainer.source.total(steps)
+        if self.live is not None:
+            with contextlib.suppress(OSError):
+                self.live.update(self.task, total=self._done(self.trainer.step, self.trainer.tokens)[1])
 
     def __enter__(self) -> Progress:
         if not self.quiet and sys.stderr.isatty():

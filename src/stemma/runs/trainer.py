@@ -9,25 +9,31 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from stemma.runs.best import Best
+from stemma.runs.length import Length
 from stemma.runs.metrics import Record
 
 
 class Trainer(Protocol):
     """A model in training, of which `train.loop.Loop` is one. `plan.train` has the settings of a run: `save_every`,
-    `eval_every`, `spikes`, `keep`. `losses`: the last ones, for finding spikes; `rewinds`: how often the run went back;
-    `seconds`: of training so far; `tokens`: read so far."""
+    `eval_every`, `best`, `patience`, `spikes`, `keep`. `length`: how many steps the run takes; `losses`: the last ones,
+    for finding spikes; `rewinds`: how often the run went back; `seconds`: of training so far; `tokens`: read so far;
+    `best`: the best evaluation so far, with `train.best`."""
 
     plan: Any
     source: Any
     step: int
-    steps: int
+    length: Length
     tokens: int
     seconds: float
     rewinds: int
     losses: list[float]
+    best: Best | None
 
     @property
     def is_main(self) -> bool: ...
+    @property
+    def steps(self) -> int: ...
     @property
     def save_every(self) -> int: ...
 
@@ -40,8 +46,10 @@ class Trainer(Protocol):
     def peak(self) -> float: ...
     def save(self, run: Path) -> Path: ...
     def restore(self, path: Path) -> None: ...
+    def take_weights(self, path: Path) -> Any: ...
     def tensors(self) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]: ...
     def gathered(self) -> Mapping[str, Any]: ...
     def metrics(self, run: Path) -> AbstractContextManager[Any]: ...
+    def agreed(self, value: Any) -> Any: ...
     def any_rank(self, asked: Callable[[], bool]) -> Callable[[], bool]: ...
     def barrier(self) -> None: ...

@@ -19,11 +19,13 @@ from stemma.data.steps import CleaningStep
 from stemma.declare.family import Text
 from stemma.declare.objectives import Objective
 from stemma.declare.recipes import Recipe
+from stemma.declare.tasks import RowObjective as RowObjective  # its kinds are objectives of a plan, too
 from stemma.errors import UsageError
 from stemma.nn.parts import Arch, Dims
 from stemma.rewrites.kinds import Rewrite
+from stemma.runs import best
 from stemma.runs.spikes import Spikes
-from stemma.spec import Spec, at_least, interval, not_negative, require
+from stemma.spec import Bound, Spec, at_least, interval, not_negative, quiet, require
 
 NODES = 100_000  # of a YAML file with its anchors written out: the most that are read
 _UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -96,7 +98,10 @@ class Train(Spec):
     long document before others have their turn; None: all of it at once. `alphabet`: characters that a WordPiece or
     `gpt-bpe` vocabulary keeps at most, where one is trained; left out 1,000, which Chinese text exceeds. `threads`: of
     the CPU; left out, torch's own number. `matrices`: what weight decay and Muon take for a matrix, what multiplies
-    vectors (`use`) or whatever has two dimensions (`shape`, as in runs that began before there was a choice).
+    vectors (`use`) or whatever has two dimensions (`shape`, as in runs that began before there was a choice). `best`: a
+    number that is evaluated (`bits_per_byte`, `loss`, `accuracy`; `+NAME` or `-NAME` where the name does not tell
+    whether more or less is better) and decides which weights the finished model has; evaluations are then ten a run,
+    unless `eval_every` says otherwise. `patience`: evaluations without a better one after which the run ends.
     """
 
     PLACE: ClassVar[str] = "train"
@@ -123,9 +128,14 @@ class Train(Spec):
     start: str = ""
     alphabet: int | None = at_least(1, None)
     matrices: Literal["use", "shape"] = "use"
+    best: str = quiet("")
+    patience: int | None = quiet(None, Bound(1, said="be at least 1"))
 
     def check(self) -> None:
         budget(self.budget)
+        if self.best:
+            best.parse(self.best)
+        require(self.patience is None or bool(self.best), "train.patience counts evaluations of train.best; set it too")
 
 
 @dataclass(frozen=True)

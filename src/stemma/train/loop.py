@@ -18,7 +18,7 @@ from stemma.errors import CheckpointError, DataError, ResourceError, no_memory
 from stemma.nn.model import Model
 from stemma.objectives import Batch, Objective
 from stemma.objectives.base import Loss
-from stemma.runs import checkpoint
+from stemma.runs import best, checkpoint, length
 from stemma.runs.drive import OnStep, drive
 from stemma.runs.metrics import Metrics, Record
 from stemma.runs.spikes import Diverged
@@ -32,6 +32,7 @@ from stemma.train.recompute import recompute
 from stemma.train.source import DummyBatch, Source
 
 STATE = {"step": int, "tokens": int, "seconds": float, "rewinds": int, "losses": [float], "cursor": Any}
+STATE |= {"lengths?": length.SHAPE, "best?": best.SHAPE}
 SAMPLED = 1000  # entries of a frozen tensor that are compared when a run is resumed
 AHEAD = {"cpu": 0, "cuda": 2}  # steps whose batches are made ahead, where the plan leaves it open
 
@@ -48,8 +49,9 @@ class Update(NamedTuple):
 class Loop:
     """A model in training: its optimiser, the place in its source, and `advance()` to take one step.
 
-    `plan.recipe.steps` is the length of the run, on which the learning rate depends. All randomness of a step follows
-    from (seed, step), so a loop restored from a checkpoint goes on bit for bit on the same machine and thread count.
+    `plan.recipe.steps` is the length of the run, on which the learning rate depends; `length` may change it. All
+    randomness of a step follows from (seed, step), so a loop restored from a checkpoint goes on bit for bit on the same
+    machine and thread count.
     A step takes one draw from the source; that is one optimiser update, or several where the source says so.
     """
 
@@ -68,7 +70,8 @@ class Loop:
         self.frozen = _frozen(learning)
         uses = optim.uses_of(learning.each()) if plan.train.matrices == "use" else None
         self.learners = self.distribute(learning)
-        self.lr, self.steps = recipe.lr, recipe.steps
+        self.lr, self.length = recipe.lr, length.Length(recipe.steps)
+        source.length = self.length
         parts = getattr(self.learners, "parts", None)
         self.optimizer = optim.optimizer(recipe.optimizer, self.learners.named(), self.lr, parts, uses, recipe.rates)
         self.parameters = [p for p in self.learners.parameters() if p.requires_grad]
@@ -79,6 +82,7 @@ class Loop:
         learn = {name: p for name, p in self.learners.named() if p.requires_grad}
         self.average = Average(learn, plan.train.average) if plan.train.average else None
         self.rewinds, self.losses = 0, list[float]()
+        self.best: best.Best | None = None
         ahead = plan.train.ahead if plan.train.ahead is not None else AHEAD[self.device.type]
         self.ahead = 0 if source.online else ahead
         self._stream: Prefetch | Iterator[Any] | None = None
@@ -95,6 +99,11 @@ class Loop:
             for stack in (net.encoder, net.decoder):
                 if stack is not None:
                     stack.compile(dynamic=self.dynamic)
+
+    @property
+    def steps(self) -> int:
+        """Steps that the run takes."""
+        return self.length.steps
 
     # ------------------------------------------------------------ one step
 
@@ -180,7 +189,8 @@ class Loop:
             ) from None
 
     def _advance(self) -> Record:
-        lr = optim.learning_rate(self.plan.recipe.schedule, self.lr, self.step + 1, self.steps)
+        place, planned = self.length.place(self.step + 1), self.length.planned
+        lr = optim.learning_rate(self.plan.recipe.schedule, self.lr, place, planned)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("times", 1.0)
         taken: list[Update] = []
@@ -281,6 +291,10 @@ class Loop:
             "losses": self.losses,
             **self.frozen,
         }
+        if self.length.changes:
+            state["lengths"] = self.length.save()
+        if self.best is not None:
+            state["best"] = self.best.save()
         weights, slots = self.tensors()
         spikes, place = self.plan.train.spikes, (self.rewinds, self.step)
         keep = max(self.plan.train.keep, 0 if spikes is None else -(-spikes.back // self.save_every) + 1)
@@ -297,16 +311,30 @@ class Loop:
     @property
     def save_every(self) -> int:
         """Steps from one checkpoint to the next."""
-        return self.plan.train.save_every or max(1, -(-self.steps // 10))
+        return self.plan.train.save_every or max(1, -(-self.length.planned // 10))
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint. Raises CheckpointError if it does not fit the model."""
+        slots, state = self.take_weights(path)
+        self.optimizer.state.clear()
+        optim.restore(self.learners, self.optimizer, slots)
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.rewinds, self.losses = state["rewinds"], list(state["losses"])
+        self.length.load(state.get("lengths"))
+        self.best = best.Best(**found) if (found := state.get("best")) else None
+        self.move(self._cursor(path, state["cursor"]))
+
+    def take_weights(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Take the weights of a checkpoint, and their mean. Returns the optimiser's tensors and the state. Raises
+        CheckpointError if it does not fit the model."""
         weights, slots, state = self.files.load(path)
         if "rewinds" not in state:
             raise CheckpointError(
                 f"the checkpoint {path} was written by an older version, in another order of the text"
             )
         disk.typed(path / checkpoint.STATE, state, STATE)
+        if "best" in state and not checkpoint.NAME.fullmatch(state["best"]["checkpoint"]):
+            raise CheckpointError(f"{path / checkpoint.STATE} is damaged: its best checkpoint has no name of one")
         own, frozen = self.learners.tensors(), set(self.frozen.get("frozen", {}).get("names", ()))
         if odd := sorted(own.keys() ^ (weights.keys() - frozen)):
             raise CheckpointError(f"the checkpoint {path} does not fit this model: {odd[0]} is in one of them only")
@@ -324,12 +352,7 @@ class Loop:
             tensor.copy_(weights[name])
         if self.average is not None:
             self.average.restore(slots, state["step"])
-        self.optimizer.state.clear()
-        slots = {key: slot for key, slot in slots.items() if key.rpartition(":")[0] not in frozen}
-        optim.restore(self.learners, self.optimizer, slots)
-        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.rewinds, self.losses = state["rewinds"], list(state["losses"])
-        self.move(self._cursor(path, state["cursor"]))
+        return {key: slot for key, slot in slots.items() if key.rpartition(":")[0] not in frozen}, state
 
     def _cursor(self, path: Path, saved: Any) -> Any:
         """The cursor that a checkpoint has `saved`. Raises CheckpointError for one of another shape than this run's."""
@@ -372,6 +395,10 @@ class Loop:
     def metrics(self, run: Path) -> Any:
         """The metrics of a run, open to be written."""
         return Metrics(run / "metrics.jsonl", self.step, self.plan.train.tensorboard)
+
+    def agreed(self, value: Any) -> Any:
+        """The main rank's `value`, on every rank."""
+        return value
 
     def any_rank(self, asked: Callable[[], bool]) -> Callable[[], bool]:
         """Whether `asked()` holds on any rank."""

@@ -139,7 +139,7 @@ def _below(name: str, names: Sequence[str]) -> int:
     return 2 + max((int(other["i"]) + 1 for other in stacks), default=0)
 
 
-def learning_rate(schedule: recipes.Schedule, lr: float, step: int, steps: int) -> float:
+def learning_rate(schedule: recipes.Schedule, lr: float, step: float, steps: int) -> float:
     """The learning rate of `step` (from 1) in a run of `steps`; it peaks at step `warmup`, or at the first."""
     warm = schedule.warmup
     if schedule.shape == "rsqrt":

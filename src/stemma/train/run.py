@@ -15,8 +15,9 @@ from stemma.declare import ramps
 from stemma.errors import UsageError
 from stemma.nn.model import Model, count
 from stemma.parallel import World, init_world
+from stemma.rewrites import frozen
 from stemma.rewrites.adapters import names as adapters
-from stemma.runs import checkpoint, folder
+from stemma.runs import best, checkpoint, folder
 from stemma.runs.drive import OnStep
 from stemma.runs.life import carry_on, measured
 from stemma.runs.metrics import check_tensorboard
@@ -68,6 +69,7 @@ class Pretraining:
     def __init__(self, run: Path, loop: Loop, store: Any) -> None:
         plan = loop.plan
         self.run, self.loop, self.plan = run, loop, plan
+        self.notes = store.meta.get("notes", [])
         self.view, held = split(plan, store)
         self.held = sample(held, plan.train.eval_tokens)
 
@@ -79,9 +81,8 @@ class Pretraining:
 
     def summarize(self, quality: dict[str, float]) -> dict[str, Any]:
         """Amounts, speed, and the held-out bits beside a unigram model's and xz's."""
-        from stemma.data import stats
-
         loop = self.loop
+        notes = {"notes": self.notes} if self.notes else {}
         return {
             "name": self.plan.name,
             "scale": self.plan.scale,
@@ -90,13 +91,17 @@ class Pretraining:
             "epochs": round(loop.objective.epochs(self.view, loop.cursor), 3),
             **measured(self.run, loop, sum(p.numel() for p in loop.model.parameters())),
             "val": quality,
-            "baselines": {
-                "unigram_bits_per_byte": stats.unigram_bits_per_byte(
-                    self.view, self.held, ends=loop.objective.predicts_all
-                ),
-                "xz_bits_per_byte": stats.xz_bits_per_byte(self.held),
-            },
+            **({} if loop.objective.of_rows else {"baselines": self.baselines()}),
+            **notes,
         }
+
+    def baselines(self) -> dict[str, float]:
+        """How well the held-out text is predicted by the frequencies of tokens, and packed by xz."""
+        from stemma.data import stats
+
+        ends = self.loop.objective.predicts_all
+        unigram = stats.unigram_bits_per_byte(self.view, self.held, ends=ends)
+        return {"unigram_bits_per_byte": unigram, "xz_bits_per_byte": stats.xz_bits_per_byte(self.held)}
 
     def save(self, run: Path, models: Mapping[str, Model]) -> None:
         """In the publisher's layout; an adapter in PEFT's, which names the weights that the run began from."""
@@ -148,8 +153,22 @@ def pretrain(
     Raises UsageError for arguments that do not fit (also for an `out` that holds another run), DataError for text that
     cannot be used, ResourceError if the disk refuses.
     """
-    out = Path(out)
     plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
+    return begin(plan, out, overrides or {}, resume, on_step, tokenizer, quiet, mesh)
+
+
+def begin(
+    plan: Plan,
+    out: str | Path,
+    changes: Mapping[str, Any],
+    resume: bool = False,
+    on_step: OnStep | None = None,
+    tokenizer: Any = None,
+    quiet: bool = False,
+    mesh: str | None = None,
+) -> Run:
+    """Carry out a plan from its beginning, as `pretrain` does. `changes`: what of the plan was asked for by path."""
+    out = Path(out)
     if plan.train.tensorboard:
         check_tensorboard()
     world = init_world(mesh, pick_device(plan).type)
@@ -165,7 +184,7 @@ def pretrain(
         return _reopened(out, world, on_step, quiet)
     _set_threads(plan.train.threads)
     quiet = quiet or not is_main
-    plan, tokenizer, least = _tokenized(plan, tokenizer, quiet, "dims.vocab" in (overrides or {}))
+    plan, tokenizer, least = _tokenized(plan, tokenizer, quiet, "dims.vocab" in changes)
     with folder.watch_ranks(world, out), contextlib.ExitStack() as held:
         if is_main:
             store, tokenizer = prepare(plan, out, tokenizer, quiet, taken=held)
@@ -175,7 +194,7 @@ def pretrain(
             store, tokenizer = prepared(out)
         plan = fit_to_tokenizer(plan, tokenizer, store.languages)
         plan = replace(plan, dims=replace(plan.dims, vocab=max(plan.dims.vocab, least)))
-        loop = _begun(plan, out, tokenizer, store, sets_warmup(overrides or {}), quiet, world)
+        loop = _begun(plan, out, tokenizer, store, sets_warmup(changes), quiet, world)
         return _carry_on(out, loop, tokenizer, store, on_step, quiet)
 
 
@@ -213,7 +232,7 @@ def _tokenized(plan: Plan, tokenizer: Any, quiet: bool, sized: bool) -> tuple[Pl
 def _begun(
     plan: Plan, out: Path, tokenizer: Any, store: Any, fixed_warmup: bool, quiet: bool, world: World | None
 ) -> Loop:
-    """Build the loop of a new run, then write its `run.json`: what cannot be built leaves no run."""
+    """Build the loop of a new run, then write its `run.json`: what cannot be built, or judged, leaves no run."""
     train, rest = split(plan, store)
     if not quiet:
         report_uneven(plan, train, rest)
@@ -228,6 +247,10 @@ def _begun(
     if not quiet:
         examples = int(ramps.total(plan.recipe.ramp, loop.source.full, loop.steps))
         report_text(loop, rest, epochs_of(loop.objective, train, examples))
+        if (kept := frozen.note(loop.model)) is not None:
+            disk.tell(kept)
+    if plan.train.best:
+        best.measured(plan.train.best, Pretraining(out, loop, store).evaluate())
     if not (plan.train.start and adapters(loop.model)):
         formats.check_weights(loop.model)  # what could not be saved at the end is not begun
     if loop.is_main:

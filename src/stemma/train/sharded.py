@@ -117,6 +117,9 @@ class Sharded(Loop):
         """Every rank gets the same answer after the same step."""
         return lambda: self.world.sum_counts({"asked": int(asked())}, "dp", "fsdp", "tp")["asked"] > 0
 
+    def agreed(self, value: Any) -> Any:
+        return self.world.broadcast(value)
+
     def barrier(self) -> None:
         self.world.barrier()
 
@@ -137,9 +140,10 @@ class Sharded(Loop):
         finally:
             self.learners.refresh()
 
-    def restore(self, path: Path) -> None:
-        super().restore(path)
+    def take_weights(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        found = super().take_weights(path)
         self.learners.refresh()
+        return found
 
     def finish(self) -> None:
         """As for one rank. Where the mesh splits weights, tied weights are untied in the gathered copy."""

@@ -14,6 +14,7 @@ from stemma.declare import ramps
 from stemma.objectives import Batch, Cursor, Objective, Setting, View
 from stemma.objectives import objective as runnable
 from stemma.objectives.base import Example, MakeExample
+from stemma.runs.length import Length
 from stemma.train.config import Plan
 from stemma.train.device import pick_device
 
@@ -51,9 +52,10 @@ class Source(ABC):
 
     `online`: the batches depend on the current weights, so they are made when their step begins and never ahead of it.
     `full`: examples of a full step; `micro`: examples that go through the network at once. `reader` of `readers`: the
-    rank that takes its share of a step's examples.
+    rank that takes its share of a step's examples. `length`: of the run, set by its loop.
     """
 
+    length: Length
     cursor_type: type = Cursor
     online: bool = False
 
@@ -107,15 +109,16 @@ class TextSource(Source):
     """Rows of text: the examples that `objective.lazy_examples` makes of the documents of `view`."""
 
     def __init__(self, plan: Plan, objective: Objective, view: View) -> None:
-        rows = plan.train.micro or max(1, MICRO[pick_device(plan).type] // plan.context)
+        self.size = objective.size(view)  # tokens of an example
+        long = min(plan.context, -(-self.size // objective.rows))  # tokens of a row
+        rows = plan.train.micro or max(1, MICRO[pick_device(plan).type] // long)
         super().__init__(max(1, round(plan.rows / objective.rows)), rows // objective.rows)
         self.objective, self.view, self.ramp = objective, view, plan.recipe.ramp
-        self.steps = plan.recipe.steps or 1
-        self.size = objective.rows * plan.context  # tokens of an example
+        self.length = Length(plan.recipe.steps or 1)
 
     def examples(self, step: int) -> int:
         """Examples of the step after `step` steps."""
-        return ramps.examples(self.ramp, self.full, step, self.steps)
+        return ramps.examples(self.ramp, self.full, self.length.place(step), self.length.planned)
 
     def draws(self, cursor: Any, step: int) -> Iterator[Draw]:
         rows = self.objective.lazy_examples(self.view, cursor)
@@ -131,6 +134,8 @@ class TextSource(Source):
         return skipped[-1] if skipped else cursor
 
     def total(self, steps: int) -> int | None:
+        if self.ramp is not None and self.length.changes:
+            return self.size * sum(self.examples(step) for step in range(steps))
         return self.size * int(ramps.total(self.ramp, self.full, steps))
 
     def sample(self) -> Batch | None:

@@ -1,0 +1,90 @@
+"""Decoding with quantised weights on a CPU, beside the same model in fp32: one prompt, greedily, interleaved.
+
+    python bench/quantized.py [--threads 1 2] [--repeats 5] [--new 64] [--layers 30] [--json FILE]
+
+The model has SmolLM2-135M's shape (30 layers of 576, 9 heads over 3, 49,152 tied embeddings) and random weights. A figure is
+new tokens a second, the whole call of `generate` (a prompt of 64 tokens and decoding); the ratio is the median of the paired
+ratios to fp32. `plain`: without the kernels that a C compiler makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import stemma
+from stemma.quantize import native
+
+PROMPT = 64
+SHAPE = {"d_model": 576, "heads": 9, "kv_heads": 3, "d_ff": 1536, "vocab": 49_152}
+KINDS = ("fp32", "nf4", "int8", "nf4 plain", "int8 plain")
+
+
+@contextlib.contextmanager
+def without_kernels(off: bool) -> Iterator[None]:
+    with mock.patch.object(native, "kernels", lambda: None) if off else contextlib.nullcontext():
+        yield
+
+
+def models(layers: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        stemma.build("llama-7b", {"arch.heads.lm.tied": True}, layers=layers, **SHAPE).save(folder)
+        held = {kind: stemma.load(folder, quantize=None if kind == "fp32" else kind) for kind in KINDS[:3]}
+    return {kind: held[kind.split()[0]] for kind in KINDS}
+
+
+def measure(every: dict[str, Any], threads: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    torch.set_num_threads(threads)
+    prompt = torch.randint(3, SHAPE["vocab"], (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
+    speeds: dict[str, list[float]] = {kind: [] for kind in every}
+    for turn in range(args.repeats + 1):
+        for kind, model in every.items():
+            with without_kernels(kind.endswith("plain")):
+                start = time.perf_counter()
+                stemma.generate(model, [prompt], max_new_tokens=args.new, ignore_eos=True)
+            if turn:  # the first is the warm-up
+                speeds[kind].append(args.new / (time.perf_counter() - start))
+    rows = []
+    for kind, found in speeds.items():
+        ratios = sorted(a / b for a, b in zip(found, speeds["fp32"], strict=True))
+        row = {"weights": kind, "threads": threads, "tok/s": round(statistics.median(found), 1)}
+        row |= {"ratio": round(statistics.median(ratios), 2), "range": [round(ratios[0], 2), round(ratios[-1], 2)]}
+        rows.append(row)
+        print(
+            f"{kind:10} {threads} threads {row['tok/s']:7.1f} tokens/s  ratio to fp32 {row['ratio']:.2f} "
+            f"({ratios[0]:.2f}-{ratios[-1]:.2f})",
+            flush=True,
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}; products {native.how()}")
+    every = models(args.layers)
+    rows = [row for threads in args.threads for row in measure(every, threads, args)]
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

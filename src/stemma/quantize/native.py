@@ -1,0 +1,162 @@
+"""Products of quantised matrices on a CPU, in C (`kernels.c`) that is compiled when a process first needs it.
+
+Plain PyTorch computes the same everywhere: it is used where there is no C compiler, under autograd, autocast and
+`torch.compile`, and for more than a few vectors at once. Products differ from it by the rounding of fp32 sums; weights
+made whole are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+ROWS, BYTE_ROWS = 16, 4  # vectors at once up to which a product of codes of 4 (8) bits beats making the weight
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = ("-O3", "-ffp-contract=off", "-fPIC")
+# for this processor with threads, then without what a compiler does not know. OpenMP is not linked: torch's is used
+ATTEMPTS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ())
+PLAIN = "in plain PyTorch, which makes the weight for each"
+TIMEOUT = 60  # seconds for the compiler
+
+
+class Kernels(NamedTuple):
+    """The compiled functions, and what compiled them."""
+
+    library: ctypes.CDLL
+    compiler: str
+
+
+class _NF4(ctypes.Structure):
+    """`weights` of kernels.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("codes", "levels", "absmax", "codes8", "nested", "absmax2", "offset")),
+        ("block", ctypes.c_int64),
+    )
+
+
+@functools.cache
+def kernels() -> Kernels | None:
+    """The kernels, compiled in under a second into a folder that is gone afterwards; None where that fails."""
+    try:
+        words = shlex.split(os.environ.get("CC") or "cc")
+        compiler = shutil.which(words[0]) if words and os.name == "posix" else None
+        if compiler is None:
+            return None
+        with tempfile.TemporaryDirectory(prefix="stemma-") as folder:
+            found = next(_compiled([compiler, *words[1:]], Path(folder)), None)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return None if found is None else Kernels(found, Path(compiler).name)
+
+
+def _compiled(compiler: list[str], folder: Path) -> Iterator[ctypes.CDLL]:
+    """The library by each of ATTEMPTS that compiles and loads."""
+    for number, flags in enumerate(ATTEMPTS):
+        out = folder / f"kernels{number}.so"
+        objects = out.with_suffix(".o")
+        compiled = _ran(*compiler, *FLAGS, *flags, "-c", str(SOURCE), "-o", str(objects))
+        if not compiled or not _ran(*compiler, "-shared", str(objects), "-o", str(out)):
+            continue
+        try:
+            library = ctypes.CDLL(str(out))
+        except OSError:  # threads of an OpenMP that torch does not have
+            continue
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        library.nf4_product.argtypes = [pointer] * 3 + [size] * 3 + [ctypes.c_int]
+        library.nf4_weights.argtypes = [pointer] * 2 + [size, ctypes.c_int]
+        library.int8_product.argtypes = [pointer] * 4 + [size] * 3 + [ctypes.c_int]
+        for function in (library.nf4_product, library.nf4_weights, library.int8_product):
+            function.restype = None
+        yield library
+
+
+def _ran(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, timeout=TIMEOUT).returncode == 0
+
+
+def how() -> str:
+    """How products of quantised matrices are computed on this machine's CPU, in words."""
+    found = kernels()
+    if found is None:
+        return f"{PLAIN}: no C compiler (cc, or $CC) was of use"
+    return f"by kernels that {found.compiler} compiled for this processor"
+
+
+def readable(*tensors: Tensor | None) -> bool:
+    """Whether the kernels can read these tensors: plain ones in the memory of the CPU, outside of compiled graphs."""
+    plain = all(t is None or (type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu") for t in tensors)
+    return plain and not torch.compiler.is_compiling()
+
+
+def few(x: Tensor, most: int) -> bool:
+    """Whether a product with `x` (... D) may run in a kernel: at most so many vectors, no gradients, no autocast."""
+    rows = x.numel() // max(1, x.shape[-1])
+    return 0 < rows <= most and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
+class NF4Matrix(NamedTuple):
+    """The parts of an NF4 matrix (`NF4Tensor`) with the tables of both codes."""
+
+    codes: Tensor
+    absmax: Tensor
+    block: int
+    absmax2: Tensor | None
+    offset: Tensor | None
+    levels: Tensor
+    dynamic: Tensor
+
+    def product(self, x: Tensor, out: int) -> Tensor | None:
+        """`x w^T` for w of `out` rows, ... D -> ... out, in the dtype of `x`; None where no kernel does it."""
+        width = x.shape[-1]
+        found = self._kernels(x) if width % self.block == 0 and few(x, ROWS) else None
+        if found is None:
+            return None
+        halves = x.reshape(-1, width // 2, 2).mT.float().contiguous()  # even entries, odd entries
+        y = torch.empty(len(halves), out)
+        where, threads = ctypes.byref(self._struct()), torch.get_num_threads()
+        found.library.nf4_product(where, halves.data_ptr(), y.data_ptr(), len(halves), out, width, threads)
+        return y.view(*x.shape[:-1], out).to(x.dtype)
+
+    def weights(self) -> Tensor | None:
+        """All weights, flat, fp32; None where no kernel makes them, and where the last block is not full."""
+        blocks = len(self.absmax)
+        found = self._kernels() if 2 * len(self.codes) == blocks * self.block else None
+        if found is None:
+            return None
+        y = torch.empty(blocks * self.block)
+        found.library.nf4_weights(ctypes.byref(self._struct()), y.data_ptr(), blocks, torch.get_num_threads())
+        return y
+
+    def _kernels(self, x: Tensor | None = None) -> Kernels | None:
+        return kernels() if readable(x, self.codes, self.absmax, self.absmax2, self.offset) else None
+
+    def _struct(self) -> _NF4:
+        scales = (self.absmax, None) if self.absmax2 is None else (None, self.absmax)
+        parts = (self.codes, self.levels, *scales, self.dynamic, self.absmax2, self.offset)
+        return _NF4(*(None if t is None else t.data_ptr() for t in parts), self.block)
+
+
+def int8_product(codes: Tensor, scale: Tensor, x: Tensor) -> Tensor | None:
+    """`x (scale * codes)^T` for codes E D and scales of E rows, ... D -> ... E, in the dtype of `x`; None where no
+    kernel does it."""
+    found = kernels() if few(x, BYTE_ROWS) and readable(codes, scale, x) else None
+    if found is None:
+        return None
+    out, width = codes.shape
+    wide, gains = x.reshape(-1, width).float().contiguous(), scale.float()
+    y = torch.empty(len(wide), out)
+    pointers = (codes.data_ptr(), gains.data_ptr(), wide.data_ptr(), y.data_ptr())
+    found.library.int8_product(*pointers, len(wide), out, width, torch.get_num_threads())
+    return y.view(*x.shape[:-1], out).to(x.dtype)

@@ -76,12 +76,9 @@ def resolve(
 ) -> Plan:
     """The plan of tuning the model `start` (a run, a folder, a GGUF file, a hub id) to the task `what` on the rows of
     `data`. `settings`: fields of the task; `lora`, `quantize`, `rewrites`: as in `tune`. Columns that are not named,
-    the length of rows and the batch follow from the data; unless `quiet`, what was found is printed. Raises UsageError for what does not fit, DataError for data
-    without rows."""
-    start = start_folder(start)
-    there = formats.load(start, device="meta")
-    if there.design is None or there.tokenizer is None:
-        raise UsageError(f"{start} has no tokenizer, and a model is tuned with the one that it was trained with")
+    the length of rows and the batch follow from the data; unless `quiet`, what was found is printed. Raises UsageError
+    for what does not fit, DataError for data without rows."""
+    there = started(start)
     changes = dict(overrides or {})
     objective: Objective = CLM() if what == "complete" else objective_of(task_of(what, settings or {}), there)
     rewrites = (*beside(there, lora, quantize), *rewrites)
@@ -105,7 +102,23 @@ def resolve(
     return plan if what == "complete" else fitted(plan, there.tokenizer, changes, quiet)
 
 
-def beside(there: Model, lora: int | None, quantize: str | None) -> tuple[Rewrite, ...]:
+def started(start: str) -> Model:
+    """The model that tuning begins from, without weights. Raises UsageError for one without a tokenizer."""
+    folder = start_folder(start)
+    there = formats.load(folder, device="meta")
+    if there.design is None or there.tokenizer is None:
+        raise UsageError(f"{start} has no tokenizer, and a model is tuned with the one that it was trained with")
+    return there
+
+
+def packed(objective: RowObjective, whether: bool) -> RowObjective:
+    """`objective` with several examples a row, or one, where it can have several."""
+    return dataclasses.replace(objective, packed=whether) if isinstance(objective, Answers) else objective
+
+
+def beside(
+    there: Model, lora: int | None, quantize: str | None, alpha: float | None = None, dropout: float = 0.0
+) -> tuple[Rewrite, ...]:
     """What `lora` and `quantize` put in place of modules of a model. Raises UsageError where nothing would learn."""
     if quantize is not None and lora is None:
         raise UsageError(f"quantize={quantize!r} freezes the weights, so something else has to learn: give a LoRA rank")
@@ -113,7 +126,7 @@ def beside(there: Model, lora: int | None, quantize: str | None) -> tuple[Rewrit
     if lora is None:
         return found
     paths = [path for path in linear_paths(there) if ".blocks." in path]
-    return (*found, LoRA(patterns(there, paths), rank=lora, alpha=2.0 * lora))
+    return (*found, LoRA(patterns(there, paths), rank=lora, alpha=alpha or 2.0 * lora, dropout=dropout))
 
 
 def fitted(plan: Plan, tokenizer: Any, changes: Mapping[str, Any], quiet: bool) -> Plan:

@@ -144,8 +144,8 @@ def _single(name: str, spec: str, how: Reading) -> Source:
     if name.startswith(("builtin:", "hf://")) and options(spec)[1].keys() & {"encoding", "strict"}:
         raise UsageError(f"{spec!r} has an option for files, and it names none; leave encoding= and strict= out")
     if name.startswith("builtin:"):
-        found = _builtin(name)
-        return _rows_of(found) if how.column == files.ROWS and name.partition(":")[2] not in builtin.ROWS else found
+        plain = how.column == files.ROWS and name.partition(":")[2] not in builtin.ROWS
+        return _rows_of(_builtin(name)) if plain else _builtin(name)
     if name.startswith("hf://"):
         return _hub(name, how.column)
     if "|" in name and not path.exists():

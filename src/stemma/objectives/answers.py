@@ -56,11 +56,9 @@ class RunAnswers(base.Objective, of=declared.Answers):
 
     def size(self, view: Any) -> int:
         """Tokens of a row without padding: the mean of the first ones."""
-        rows, cursor = 0, base.START
-        for _, cursor in itertools.islice(self.lazy_examples(view, once=True), MEASURED):
-            rows += 1
-        places = view.tokens_total - len(view)
-        return max(1, round(places * cursor.slot / max(1, len(view)) / max(1, rows)))
+        found = [follow for _, follow in itertools.islice(self.lazy_examples(view, once=True), MEASURED)]
+        read = found[-1].slot / len(view) if found else 0.0
+        return max(1, round((view.tokens_total - len(view)) * read / max(1, len(found))))
 
     def example(self, view: base.View, chosen: Sequence[int]) -> base.Example:
         """A row of whole examples."""

@@ -36,9 +36,8 @@ def named(task: RowTask, rows: Sequence[Mapping[str, Any]]) -> RowTask:
             continue
         given = getattr(task, field.name)
         if given and given not in there:
-            raise UsageError(
-                f"no row has a column {given!r} for --{field.name}{_columns(there)}{did_you_mean(given, there)}"
-            )
+            hint = _columns(there) + did_you_mean(given, there)
+            raise UsageError(f"no row has a column {given!r} for --{field.name}{hint}")
         found[field.name] = given or next((name for name in known[field.name] if name in there), "")
     if missing := [name for name, column in found.items() if not column]:
         left = [column for column in there if column not in found.values()]
@@ -48,14 +47,11 @@ def named(task: RowTask, rows: Sequence[Mapping[str, Any]]) -> RowTask:
             found = dict(zip(found, there, strict=True))
         else:
             options = " and ".join(f"--{name}" for name in missing)
-            raise UsageError(
-                f"name the columns to read with {options} COLUMN: none is known by its name{_columns(there)}"
-            )
+            raise UsageError(f"none of the columns is known by its name; give {options} a COLUMN{_columns(there)}")
     if len(set(found.values())) < len(found):
-        raise UsageError(
-            f"{' and '.join(f'--{name}' for name in found)} name one column, {next(iter(found.values()))!r}"
-        )
-    return replace(task, **found)  # type: ignore[arg-type]
+        options = " and ".join(f"--{name}" for name in found)
+        raise UsageError(f"{options} name one column, {next(iter(found.values()))!r}, and each needs its own")
+    return replace(task, **found)
 
 
 def _columns(there: Sequence[str]) -> str:

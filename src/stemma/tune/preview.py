@@ -30,9 +30,8 @@ def lines(task: RowTask, rows: Sequence[Mapping[str, Any]], read: Reader) -> lis
             continue
     if not examples:  # reading the data will say what is wrong with them
         return columns
-    head = f"{task.word}: " + ", ".join(
-        [*columns, f"{len(examples)} examples as the model sees them, «what it learns»"]
-    )
+    columns.append(f"{len(examples)} examples as the model sees them, «what it learns»")
+    head = f"{task.word}: " + ", ".join(columns)
     return [head, *(f"  {number}  " + text.replace("\n", "\n     ") for number, text in enumerate(examples, 1))]
 
 

@@ -51,7 +51,8 @@ def fitting(found: Measured, most: int, apart: bool) -> dict[str, Any]:
     tokens = examples * found.mean
     longest = _up(found.longest) if found.whole else most
     row = min(most, max(UNIT, longest, 0 if apart else _up(tokens)))
-    settings = {"train.context": row, "recipe.batch": row * (examples if apart else max(1, round(tokens / row)))}
+    batch = row * (examples if apart else max(1, round(tokens / row)))
+    settings: dict[str, Any] = {"train.context": row, "recipe.batch": batch}
     if found.whole and found.rows < FEW:
         settings["train.val_fraction"] = 0.1
     return settings

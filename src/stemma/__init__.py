@@ -25,9 +25,12 @@ _WHERE = {
     "fill": "stemma.decoding",
     "embed": "stemma.decoding.pooling",
     "pretrain": "stemma.train",
+    "tune": "stemma.tune",
 }
 
-__all__ = ["__version__", "build", "design", "embed", "family", "fill", "generate", "load", "pretrain", "save", "tree"]
+__all__ = [
+    "__version__", "build", "design", "embed", "family", "fill", "generate", "load", "pretrain", "save", "tree", "tune",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from stemma.decoding import fill, generate
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from stemma.families import design, family, tree
     from stemma.formats import build, load, save
     from stemma.train import pretrain
+    from stemma.tune import tune
 
 
 def __getattr__(name: str) -> Any:

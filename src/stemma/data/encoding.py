@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ _LATIN = re.compile(r"[.!?\n](?:(?<=\n)\s*|(?<=[.!?])(?<![.!?][.!?])[.!?]*+[\"')
 _ANY_END = re.compile(f"[{_ENDS}]")
 
 
-class Encoder(Protocol):
+class TextEncoder(Protocol):
     """The part of `stemma.text.Tokenizer` that a store uses. It may have `encode_flat`, too, which is faster."""
 
     @property
@@ -33,7 +33,22 @@ class Encoder(Protocol):
     def encode_spans(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]: ...
 
 
-def flat(tokenizer: Encoder, texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], ...]:
+@runtime_checkable
+class RowEncoder(Protocol):
+    """What a store of rows (`field=*`) uses in place of a tokenizer. Of each row it gives the ids, and marks: places in
+    them, ascending from 0, which stand where those of sentences do."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def encode_rows(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]: ...
+
+
+Encoder = TextEncoder | RowEncoder
+
+
+def flat(tokenizer: TextEncoder, texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], ...]:
     """`encode_spans` of many texts as arrays: the ids and the ends of all, and the number of tokens of each text."""
     own: Any = getattr(tokenizer, "encode_flat", None)
     if own is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from stemma.data.documents import Document, Notes, Source
 from stemma.errors import DataError
 
 LARGE = 1_000_000  # bytes above which a text file is divided
+ROWS = "*"  # in place of a column: a document is a whole row, as JSON
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,18 @@ def of_file(path: Path, how: Reading, bad: rows.Bad | None = None) -> Iterator[D
         return _rows(rows.READERS[kind](path, how.encoding), path, how.column, bad)
     if kind in ("parquet", "arrow"):
         return _table(path, how.column)
-    return _text(path, how.split, how.encoding)
+    found = _text(path, how.split, how.encoding)
+    return as_rows(found) if how.column == ROWS else found
+
+
+def as_rows(documents: Iterator[Document]) -> Iterator[Document]:
+    """Documents of text as rows with one field, `text`."""
+    return (document._replace(text=row_text({"text": document.text})) for document in documents)
+
+
+def row_text(row: Any) -> str:
+    """A row as one line of JSON. What JSON cannot hold (dates, numbers of Decimal) is written as text."""
+    return json.dumps(row, ensure_ascii=False, default=str)
 
 
 def _size(path: Path) -> int:
@@ -120,12 +133,12 @@ def _rows(found: Iterator[tuple[int, Any]], path: Path, column: str, bad: rows.B
                 raise
             bad(error, where)
         else:
-            yield Document(text, where, label_of(row, "lang"), label_of(row, "group"))
+            yield Document(text, where, label_of(row, "lang", column), label_of(row, "group", column))
 
 
-def label_of(row: Any, key: str) -> str:
-    """The language or the group of a row, where it has one."""
-    found = row.get(key)
+def label_of(row: Any, key: str, column: str = "text") -> str:
+    """The language or the group of a row, where it has one. In whole rows these are fields like others."""
+    found = None if column == ROWS else row.get(key)
     if found is None or isinstance(found, dict | list | bool | float):
         return ""  # the field means something else
     return str(found)
@@ -134,7 +147,11 @@ def label_of(row: Any, key: str) -> str:
 def value_of(row: Any, column: str, where: str) -> str:
     """The text of a row. Raises DataError if the row has none in `column`."""
     if not isinstance(row, dict):
+        if column == ROWS:
+            raise DataError(f"{where} holds a {type(row).__name__}; an object with fields was expected")
         raise DataError(f"{where} holds a {type(row).__name__}; an object with a field {column!r} was expected")
+    if column == ROWS:
+        return row_text(row)
     if column not in row:
         keys = ", ".join(repr(key) for key in row) or "no field at all"
         raise DataError(f"{where} has no field {column!r}, but {keys}; name the field with #field=NAME")
@@ -152,14 +169,18 @@ def _table(path: Path, column: str) -> Iterator[Document]:
     try:
         with contextlib.ExitStack() as held:
             names, batches = _batches(path, arrow, held)
-            if column not in names:
+            if column != ROWS and column not in names:
                 keys = ", ".join(map(repr, names))
                 raise DataError(f"{path} has no column {column!r}, but {keys}; name the column with #field=NAME")
             number = 0
-            for batch in batches([column, *(c for c in ("lang", "group") if c in names and c != column)]):
+            more = [c for c in ("lang", "group") if c in names and c != column]
+            for batch in batches(names if column == ROWS else [column, *more]):
                 batch.validate(full=True)  # offsets out of range would end the process
                 for row in batch.to_pylist():
                     number += 1
+                    if column == ROWS:
+                        yield Document(row_text(row), f"{path}:{number}")
+                        continue
                     value = row[column]
                     if value is None:
                         continue

@@ -155,11 +155,11 @@ READERS: dict[str, Callable[[Path, str], Rows]] = {"json": json_file, "csv": tab
 
 
 def has(path: Path, column: str, encoding: str = "") -> bool:
-    """Whether the first row of a file of `READERS` has text in `column`."""
+    """Whether the first row of a file of `READERS` has text in `column` ("*": in any)."""
     try:
         _, row = next(READERS[compression.kind(path)](path, encoding), (0, None))
     except BinaryError:
         raise
     except DataError:
         return False
-    return isinstance(row, dict) and isinstance(row.get(column), str)
+    return isinstance(row, dict) and (column == "*" or isinstance(row.get(column), str))

@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from stemma import disk, errors
 from stemma.data import blocks, stamps
-from stemma.data.encoding import Encoder, flat, sentences
+from stemma.data.encoding import Encoder, RowEncoder, flat, sentences
 from stemma.errors import CheckpointError, ResourceError, UsageError
 
 SHARD = 4_000_000  # bytes of text of a shard, about
@@ -82,6 +82,10 @@ def encode(texts: Sequence[str], tokenizer: Encoder) -> Encoded:
             size += len(texts[end])
             end += 1
         part = texts[begin:end]
+        if isinstance(tokenizer, RowEncoder):
+            parts.append(_marked(tokenizer, part, kind))
+            begin = end
+            continue
         ids, ends, counts = flat(tokenizer, part)
         edges = np.concatenate(([0], np.cumsum(counts)))
         if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
@@ -101,6 +105,15 @@ def encode(texts: Sequence[str], tokenizer: Encoder) -> Encoded:
     kinds = (kind, "<i8", "<i4", "<i8", "<i8", "<i8", "<i8")
     columns = [[np.empty(0, dtype), *(part[k] for part in parts)] for k, dtype in enumerate(kinds)]
     return Encoded(*(np.concatenate(column) for column in columns))
+
+
+def _marked(encoder: RowEncoder, texts: Sequence[str], kind: np.dtype[Any]) -> Encoded:
+    """The shard of rows, whose marks stand where those of sentences do. No row is divided."""
+    rows = encoder.encode_rows(texts)
+    ids, marks = (np.fromiter(itertools.chain.from_iterable(row[k] for row in rows), np.int64) for k in (0, 1))
+    counts, many = (np.fromiter((len(row[k]) for row in rows), np.int64, len(rows)) for k in (0, 1))
+    none = np.empty(0, np.int64)
+    return Encoded(ids.astype(kind), counts, marks.astype("<i4"), many, none, none, np.zeros(len(rows), np.int64))
 
 
 def _starts(

@@ -20,7 +20,8 @@
 
 Options follow a `#` and are joined by `&`:
 
-- `field=body`: the field or column with the text; `split=file|paragraph|line`: how a text file is divided
+- `field=body`: the field or column with the text; `field=*`: all of them, a row as one line of JSON
+- `split=file|paragraph|line`: how a text file is divided
 - `encoding=latin-1`: of text that is not UTF-8 and has no byte order mark (those of UTF-16 and UTF-32 are known)
 - `strict=yes`: a bad line, or a file that is no text, is an error among several files too; `strict=no`: not in one file
 - `lang=de`: the language of all documents; `lang=none`: none, where a field `lang` means something else
@@ -55,6 +56,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from stemma.data import builtin, cleaning, compression, files, folders, parallel, snapshots
 from stemma.data.documents import Document, MixtureSource, Notes, Source, of, together
@@ -67,36 +69,37 @@ SPLITS = ("file", "paragraph", "line")
 OPTIONS = ("field", "split", "encoding", "strict", "lang", "group", "epochs", "clean")
 
 
-def read(spec: str, *, split: str | None = None, field: str | None = None) -> Source:
-    """The source that `spec` names (see the module); `split` and `field` are defaults for the options of that name.
+def read(spec: str, *, split: str | None = None, field: str | None = None, strict: bool | None = None) -> Source:
+    """The source that `spec` names (see the module); the others are defaults for the options of their names.
     Raises UsageError (unknown builtin or option), DataError (nothing there), ResourceError (missing package)."""
     if not spec.strip():
         raise UsageError("the data is an empty name; give a file, a folder or builtin:docs")
     parts = [_component(piece) for piece in pieces(spec)]
+    defaults: dict[str, Any] = {"split": split, "field": field, "strict": strict}
     if len(parts) > 1 or parts[0].weight is not None or parts[0].epochs is not None:
-        return _joined(spec, parts, split, field)
+        return _joined(spec, parts, defaults)
     name, given = options(spec)
     if "clean" in given:
         steps = cleaning.parse(given["clean"].replace(":", ","))
-        return cleaning.cleaned(read(_without(spec, "clean"), split=split, field=field), steps)
+        return cleaning.cleaned(read(_without(spec, "clean"), **defaults), steps)
     if "lang" in given:
         if not given["lang"]:
             raise UsageError(f"{spec!r} names no language after lang=")
         code = "" if given["lang"] == "none" else given["lang"]
-        return _relabelled(read(_without(spec, "lang"), split=split, field=field), spec, language=code)
+        return _relabelled(read(_without(spec, "lang"), **defaults), spec, language=code)
     if "group" in given:
         if given["group"] != "none":
             raise UsageError(
                 f"group is {given['group']!r} in {spec!r}; none was expected, for documents without groups"
             )
-        return _relabelled(read(_without(spec, "group"), split=split, field=field), spec, group="")
+        return _relabelled(read(_without(spec, "group"), **defaults), spec, group="")
     split, field = given.get("split", split), given.get("field", field)
     if split is not None and split not in SPLITS:
         raise UsageError(f"split is {split!r}; one of {', '.join(SPLITS)} was expected{did_you_mean(split, SPLITS)}")
-    strict = {"yes": True, "no": False, None: None}.get(given.get("strict"), ...)
-    if strict is ...:
+    asked = {"yes": True, "no": False, None: strict}.get(given.get("strict"), ...)
+    if asked is ...:
         raise UsageError(f"strict is {given['strict']!r} in {spec!r}; yes or no was expected")
-    how = Reading(split, field or "text", _encoding(given, spec), strict)
+    how = Reading(split, field or "text", _encoding(given, spec), None if asked is None else bool(asked))
     return _single(name, spec, how)
 
 
@@ -115,9 +118,9 @@ def _encoding(given: dict[str, str], spec: str) -> str:
     return name
 
 
-def _joined(spec: str, parts: list[MixtureSource], split: str | None, field: str | None) -> Source:
+def _joined(spec: str, parts: list[MixtureSource], defaults: dict[str, Any]) -> Source:
     """Several sources one after another: a mixture if any has a weight or a limit."""
-    inner = [read(part.name, split=split, field=field) for part in parts]
+    inner = [read(part.name, **defaults) for part in parts]
     weighed = [part.weight is not None for part in parts]
     if any(weighed) and not all(weighed):
         raise UsageError(f"{spec!r} gives a weight to some of its sources only; give one to each, or to none")
@@ -137,10 +140,10 @@ def _joined(spec: str, parts: list[MixtureSource], split: str | None, field: str
 def _single(name: str, spec: str, how: Reading) -> Source:
     """One source: `name` is `spec` without its options."""
     path = Path(os.path.expanduser(name))
-    if name.startswith(("builtin:", "hf://")) and (how.encoding or how.strict is not None):
+    if name.startswith(("builtin:", "hf://")) and options(spec)[1].keys() & {"encoding", "strict"}:
         raise UsageError(f"{spec!r} has an option for files, and it names none; leave encoding= and strict= out")
     if name.startswith("builtin:"):
-        return _builtin(name)
+        return _rows_of(_builtin(name)) if how.column == files.ROWS else _builtin(name)
     if name.startswith("hf://"):
         return _hub(name, how.column)
     if "|" in name and not path.exists():
@@ -310,6 +313,15 @@ def _aligned(name: str, spec: str, encoding: str) -> Source:
     return Source(spec, walk, paths=tuple(paths), facts=encoding)
 
 
+def _rows_of(inner: Source) -> Source:
+    """`inner` with its documents as rows."""
+
+    def walk(notes: Notes) -> Iterator[Document]:
+        return files.as_rows(inner.documents())
+
+    return Source(inner.name, walk, inner.licence, paths=(), facts=inner.facts)
+
+
 def _builtin(spec: str) -> Source:
     name = spec.partition(":")[2]
     if name.partition(":")[0] == "parallel":
@@ -351,12 +363,8 @@ def _hub(spec: str, column: str) -> Source:
             for number, row in enumerate(rows, 1):
                 where = f"{repo}:{number}"
                 held = dict(row)
-                yield Document(
-                    files.value_of(held, column, where),
-                    where,
-                    files.label_of(held, "lang"),
-                    files.label_of(held, "group"),
-                )
+                language, group = (files.label_of(held, key, column) for key in ("lang", "group"))
+                yield Document(files.value_of(held, column, where), where, language, group)
         except (OSError, ValueError) as error:
             raise ResourceError(f"cannot stream {spec}: {str(error).splitlines()[0]}") from error
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from stemma.data.documents import Source
 from stemma.data.duplicates import key
-from stemma.data.encoding import Encoder, flat
+from stemma.data.encoding import TextEncoder, flat
 from stemma.data.shards import BATCH
 from stemma.data.sources import read
 from stemma.data.steps import Exact
@@ -19,7 +19,7 @@ from stemma.data.steps import Exact
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
-def survey(source: Source | str, tokenizer: Encoder | None = None) -> dict[str, Any]:
+def survey(source: Source | str, tokenizer: TextEncoder | None = None) -> dict[str, Any]:
     """Documents, bytes, characters and (with a tokenizer) tokens of a source; `duplicates`: documents with the words of
     an earlier one, and their bytes; `languages`, if the source names them; `lengths`: quartiles, extremes and counts by
     powers of two (`[at least, below, documents]`), in tokens with a tokenizer, else in bytes;

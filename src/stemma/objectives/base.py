@@ -119,6 +119,7 @@ class Objective(ABC):
     rows: int = 1  # rows of tokens in an example
     counts_after_forward: bool = False  # whether only the forward pass tells how many targets a batch has
     reads_attention: bool = False  # whether its loss reads the attention of the last layer
+    of_rows: bool = False  # whether it learns the rows of a task (`stemma.tasks`), not text
     streamed: bool = False  # whether its rows can be cut from one stream a language (`chunks`)
     structures: tuple[str, ...] = ("encoder", "decoder", "encoder-decoder")  # of networks that it can train
     roles: tuple[tuple[str, ...], ...] = ()  # of special tokens that it needs, each with its substitutes
@@ -217,6 +218,10 @@ class Objective(ABC):
         if packer.once or not apart(view, self.setting.sampling):
             return packer.chunks(cursor, size, stride)
         return Streams(self.setting, view, packer.length, size, stride).chunks(cursor)
+
+    def size(self, view: Any) -> int:
+        """The tokens of an example."""
+        return self.rows * self.context
 
     def epochs(self, view: Any, cursor: Cursor) -> float:
         """How many times the text has been read, on average."""

@@ -144,6 +144,7 @@ class _Chunked(torch.autograd.Function):
             used = [j for j, g in zip(offered, found[1:], strict=True) if g is not None]
             assert found[0] is not None
             inputs[i : i + rows] = found[0]
+            g = None  # of the last weight; there is none where all are frozen
             for j, g in zip(offered, found[1:], strict=True):
                 held = grads[j]
                 if g is not None:

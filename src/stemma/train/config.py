@@ -19,6 +19,7 @@ from stemma.data.steps import CleaningStep
 from stemma.declare.family import Text
 from stemma.declare.objectives import Objective
 from stemma.declare.recipes import Recipe
+from stemma.declare.tasks import RowObjective as RowObjective  # its kinds are objectives of a plan, too
 from stemma.errors import UsageError
 from stemma.nn.parts import Arch, Dims
 from stemma.rewrites.kinds import Rewrite

@@ -54,7 +54,7 @@ def evaluate(
         quality = {"loss": sums[main] / n, "bits_per_byte": (bits + free * math.log2(model.dims.vocab)) / size}
     else:
         quality = {"loss": sums[main] / n, "bits_per_target": bits / n}
-        if main == "token":
+        if main == "token" and not objective.of_rows:
             quality["bits_per_target_byte"] = bits / n * view.tokens_total / size
     for k in sums:
         if k != main and counts[k]:

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from stemma import disk, spec
-from stemma.data import Store, cleaning, read, shared
+from stemma.data import Source, Store, cleaning, read, shared
 from stemma.data.mixture import Mixed, UsedUp
 from stemma.data.progress import Meter
 from stemma.declare import ramps
+from stemma.declare.tasks import RowObjective
 from stemma.errors import CheckpointError, DataError, UsageError
 from stemma.objectives import Cursor, tokens
 from stemma.objectives.languages import apart
 from stemma.runs import folder
+from stemma.tasks.encoder import TaskEncoder, rows
 from stemma.train.assemble import fit_to_tokenizer, objective_of
 from stemma.train.config import Plan
 from stemma.train.evaluation import sample
@@ -178,7 +180,7 @@ def reopen(run: Path, verify: bool = True) -> tuple[Plan, Any, Any]:
             f"{data} is not the text that this run was started on; delete it to make it again from {plan.data} with: "
             f"{folder.resume_command(run)}"
         )
-    if store.meta.get("tokenizer") != tokenizer.fingerprint:
+    if store.meta.get("tokenizer") != encoder_of(plan, tokenizer).fingerprint:
         raise CheckpointError(
             f"{run / 'tokenizer'} is not the tokenizer that this run was started with; put that back, or begin anew"
         )
@@ -200,9 +202,9 @@ def tokenizer_of(run: Path) -> Any:
 def _rebuild(plan: Plan, run: Path, tokenizer: Any, fingerprint: str) -> None:
     """Build the store of a run again from the text it was built from."""
     try:
-        source = cleaning.cleaned(read(plan.data), plan.clean)
+        source = source_of(plan, tokenizer)
         warnings.warn(f"the tokens of the run are gone from {run / 'data'}; made again from {plan.data}", stacklevel=2)
-        store = shared.build(source, tokenizer, run / "data")
+        store = shared.build(source, encoder_of(plan, tokenizer), run / "data")
     except DataError as error:
         raise DataError(
             f"the tokens of the run are gone from {run / 'data'}, and so is their text: {error}; put back one of them"
@@ -231,7 +233,7 @@ def prepare(
     """Read the text, train a tokenizer on the training part of it if none is given, and store the tokens in `out`; with
     `share`, by way of the cache, for other runs to use. Until `taken` closes, no other process can begin a run in
     `out`. Raises UsageError if one has."""
-    source = cleaning.cleaned(read(plan.data), plan.clean)
+    source = source_of(plan, tokenizer)
     if tokenizer is None:
         tokenizer = _train_tokenizer(plan, source)
     if not quiet:
@@ -245,11 +247,26 @@ def prepare(
     tokenizer.save(out / "tokenizer")
     bar = None if quiet else Meter("tokenising")
     build = shared.build if share else Store.build
-    store = build(source, tokenizer, out / "data", progress=bar)
+    store = build(source, encoder_of(plan, tokenizer), out / "data", progress=bar)
     if not quiet:
-        for note in source.notes:
+        for note in store.meta.get("notes", []):  # also of a store that was made before
             disk.tell(note)
     return store, tokenizer
+
+
+def source_of(plan: Plan, tokenizer: Any) -> Source:
+    """What a run reads: the documents of a text, or the rows of a task, which the tokenizer has to fit into a row."""
+    encoder = encoder_of(plan, tokenizer)
+    if isinstance(encoder, TaskEncoder):
+        return rows(plan.data, encoder)
+    return cleaning.cleaned(read(plan.data), plan.clean)
+
+
+def encoder_of(plan: Plan, tokenizer: Any) -> Any:
+    """What makes ids of documents: the tokenizer, or of rows what writes them for the task."""
+    if not isinstance(plan.objective, RowObjective):
+        return tokenizer
+    return TaskEncoder(plan.objective.task, tokenizer, plan.context, plan.arch.structure)
 
 
 def _train_tokenizer(plan: Plan, source: Any) -> Any:

@@ -81,8 +81,6 @@ class Pretraining:
 
     def summarize(self, quality: dict[str, float]) -> dict[str, Any]:
         """Amounts, speed, and the held-out bits beside a unigram model's and xz's."""
-        from stemma.data import stats
-
         loop = self.loop
         notes = {"notes": self.notes} if self.notes else {}
         return {
@@ -93,14 +91,17 @@ class Pretraining:
             "epochs": round(loop.objective.epochs(self.view, loop.cursor), 3),
             **measured(self.run, loop, sum(p.numel() for p in loop.model.parameters())),
             "val": quality,
-            "baselines": {
-                "unigram_bits_per_byte": stats.unigram_bits_per_byte(
-                    self.view, self.held, ends=loop.objective.predicts_all
-                ),
-                "xz_bits_per_byte": stats.xz_bits_per_byte(self.held),
-            },
+            **({} if loop.objective.of_rows else {"baselines": self.baselines()}),
             **notes,
         }
+
+    def baselines(self) -> dict[str, float]:
+        """How well the held-out text is predicted by the frequencies of tokens, and packed by xz."""
+        from stemma.data import stats
+
+        ends = self.loop.objective.predicts_all
+        unigram = stats.unigram_bits_per_byte(self.view, self.held, ends=ends)
+        return {"unigram_bits_per_byte": unigram, "xz_bits_per_byte": stats.xz_bits_per_byte(self.held)}
 
     def save(self, run: Path, models: Mapping[str, Model]) -> None:
         """In the publisher's layout; an adapter in PEFT's, which names the weights that the run began from."""
@@ -152,8 +153,22 @@ def pretrain(
     Raises UsageError for arguments that do not fit (also for an `out` that holds another run), DataError for text that
     cannot be used, ResourceError if the disk refuses.
     """
-    out = Path(out)
     plan = resolve(name, data=data, budget=budget, seed=seed, scale=scale, overrides=overrides)
+    return begin(plan, out, overrides or {}, resume, on_step, tokenizer, quiet, mesh)
+
+
+def begin(
+    plan: Plan,
+    out: str | Path,
+    changes: Mapping[str, Any],
+    resume: bool = False,
+    on_step: OnStep | None = None,
+    tokenizer: Any = None,
+    quiet: bool = False,
+    mesh: str | None = None,
+) -> Run:
+    """Carry out a plan from its beginning, as `pretrain` does. `changes`: what of the plan was asked for by path."""
+    out = Path(out)
     if plan.train.tensorboard:
         check_tensorboard()
     world = init_world(mesh, pick_device(plan).type)
@@ -169,7 +184,7 @@ def pretrain(
         return _reopened(out, world, on_step, quiet)
     _set_threads(plan.train.threads)
     quiet = quiet or not is_main
-    plan, tokenizer, least = _tokenized(plan, tokenizer, quiet, "dims.vocab" in (overrides or {}))
+    plan, tokenizer, least = _tokenized(plan, tokenizer, quiet, "dims.vocab" in changes)
     with folder.watch_ranks(world, out), contextlib.ExitStack() as held:
         if is_main:
             store, tokenizer = prepare(plan, out, tokenizer, quiet, taken=held)
@@ -179,7 +194,7 @@ def pretrain(
             store, tokenizer = prepared(out)
         plan = fit_to_tokenizer(plan, tokenizer, store.languages)
         plan = replace(plan, dims=replace(plan.dims, vocab=max(plan.dims.vocab, least)))
-        loop = _begun(plan, out, tokenizer, store, sets_warmup(overrides or {}), quiet, world)
+        loop = _begun(plan, out, tokenizer, store, sets_warmup(changes), quiet, world)
         return _carry_on(out, loop, tokenizer, store, on_step, quiet)
 
 

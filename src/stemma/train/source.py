@@ -115,11 +115,12 @@ class TextSource(Source):
     """Rows of text: the examples that `objective.lazy_examples` makes of the documents of `view`."""
 
     def __init__(self, plan: Plan, objective: Objective, view: View) -> None:
-        rows = plan.train.micro or max(1, MICRO[pick_device(plan).type] // plan.context)
+        self.size = objective.size(view)  # tokens of an example
+        long = min(plan.context, -(-self.size // objective.rows))  # tokens of a row
+        rows = plan.train.micro or max(1, MICRO[pick_device(plan).type] // long)
         super().__init__(max(1, round(plan.rows / objective.rows)), rows // objective.rows)
         self.objective, self.view, self.ramp = objective, view, plan.recipe.ramp
         self.length = Length(plan.recipe.steps or 1)
-        self.size = objective.rows * plan.context  # tokens of an example
 
     def examples(self, step: int) -> int:
         """Examples of the step after `step` steps."""

@@ -1,0 +1,120 @@
+"""Rows of a source as ids in a store, and what of them is passed over."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from stemma import conversations, spec
+from stemma.data.documents import Document, Notes, Source
+from stemma.data.files import ROWS
+from stemma.data.sources import options, pieces
+from stemma.data.sources import read as read_source
+from stemma.declare.tasks import RowTask
+from stemma.errors import DataError
+from stemma.tasks.base import Reader, reader
+
+VERSION = 1  # of what the ids of a row are; raise it where they change
+
+
+@dataclass(frozen=True)
+class TaskEncoder:
+    """What a store of rows has in place of a tokenizer (`data.encoding.RowEncoder`)."""
+
+    task: RowTask
+    tokenizer: Any
+    context: int
+    structure: str
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the tokenizer."""
+        return int(self.tokenizer.vocab_size)
+
+    @property
+    def unk_id(self) -> int | None:
+        """Of the tokenizer."""
+        found: int | None = self.tokenizer.unk_id
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the tokenizer, its chat template, the task and what bounds a row."""
+        facts = [VERSION, self.tokenizer.fingerprint, getattr(self.tokenizer, "chat_template", None)]
+        facts += [spec.to_dict(self.task), self.context, self.structure]
+        return hashlib.sha256(json.dumps(facts).encode("utf-8", "replace")).hexdigest()
+
+    @cached_property
+    def reader(self) -> Reader:
+        """What reads the rows."""
+        return reader(self.task, self.tokenizer, self.context, self.structure)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("task", "tokenizer", "context", "structure")}
+
+    def encode_rows(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """The ids and marks of rows in JSON."""
+        return [tuple(self.reader.marked(self.reader.read(json.loads(text)))) for text in texts]  # type: ignore[misc]
+
+
+@functools.cache
+def _code() -> str:
+    """A hash of the code that reads rows."""
+    digest = hashlib.sha256()
+    for folder in (Path(__file__).parent, Path(conversations.__file__).parent):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def rows(data: str, encoder: TaskEncoder) -> Source:
+    """The rows that `data` names, as a source of JSON texts. A row that a task cannot learn from is passed over, noted
+    with its file and line; with `#strict=yes` it is an error. Raises DataError if no row is left."""
+    inner = read_source(data, field=ROWS, strict=False)
+    strict = any(options(piece)[1].get("strict") == "yes" for piece in pieces(data))
+    check = encoder.reader.check
+
+    def walk(notes: Notes) -> Iterator[Document]:
+        yield from checked(inner.documents(), check, notes, strict)
+        notes.include(inner.notes)
+
+    facts = f"{inner.facts} rows {strict} {_code()} {encoder.fingerprint}"
+    return Source(data, walk, inner.licence, paths=inner.paths, facts=facts, parts=inner.parts)
+
+
+def checked(
+    documents: Iterator[Document], check: Callable[[Mapping[str, Any]], None], notes: Notes, strict: bool = False
+) -> Iterator[Document]:
+    """The rows that `check` accepts; notes say how many others there are of each kind, and where. Raises DataError with
+    `strict` for the first of these, and if all rows are such."""
+    wrong: dict[str, list[str]] = {}
+    first: DataError | None = None
+    some = False
+    for document in documents:
+        try:
+            row = json.loads(document.text)
+            if not isinstance(row, Mapping):
+                raise DataError(f"it is a {type(row).__name__}, and a row is an object with fields")
+            check(row)
+        except DataError as error:
+            found = DataError(f"{document.name}: {error}")
+            if strict:
+                raise found from None
+            first = first or found
+            wrong.setdefault(str(error), []).append(document.name)
+        else:
+            some = True
+            yield document
+    if not some and first is not None:
+        raise DataError(f"no row can be learnt from; the first is {first}")
+    for why, places in sorted(wrong.items(), key=lambda item: -len(item[1])):
+        what = "1 row was" if len(places) == 1 else f"{len(places):,} rows were"
+        shown = ", ".join(place.rpartition("/")[2] for place in places[:3]) + (", ..." if len(places) > 3 else "")
+        notes.append(f"{what} passed over: {why} ({shown}); #strict=yes makes this an error")
+        notes.passed += [(why, place) for place in places]

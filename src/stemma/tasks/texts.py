@@ -1,0 +1,89 @@
+"""Rows that are learnt as text: conversations, and a text that is written for another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from stemma.conversations import Conversation, Text, Writer, encode, fit, read, writer
+from stemma.declare.tasks import ChatTask, WriteTask
+from stemma.errors import DataError
+from stemma.tasks.base import Marked, Reader, text_of
+
+
+def marks_of(targets: Sequence[bool]) -> list[int]:
+    """Where runs of targets begin and end in turn, behind a 0. The first token is none: nothing stands before it."""
+    learnt = [False, *targets[1:]]
+    return [0, *(i for i in range(1, len(learnt)) if learnt[i] != learnt[i - 1])]
+
+
+class ChatReader(Reader, of=ChatTask):
+    """Conversations of any known shape. Whole rounds are left out at the end of one that is too long."""
+
+    @cached_property
+    def writer(self) -> Writer:
+        """What writes them."""
+        return writer(self.tokenizer, self.task.template or None)
+
+    def read(self, row: Mapping[str, Any]) -> Conversation:
+        return read(row)
+
+    def marked(self, found: Conversation) -> Marked:
+        example = fit(found, self.context + 1, self.writer, self.tokenizer, self.task.loss_on)
+        return Marked(example.ids, marks_of(example.targets))
+
+    def check(self, row: Mapping[str, Any]) -> None:
+        made = self.writer.write(self.read(row))
+        if len(made.text.encode("utf-8", "replace")) >= self.context:  # else it fits: a token has at least a byte
+            super().check(row)
+
+
+class WriteReader(Reader, of=WriteTask):
+    """A text, and what is to be written for it. An encoder-decoder reads the one and writes the other; for a decoder
+    both are one text. The text that is read is cut at its end where both do not fit, never what is written."""
+
+    def read(self, row: Mapping[str, Any]) -> tuple[str, str]:
+        task = self.task
+        return task.prefix + text_of(row, task.text, "text"), text_of(row, task.target, "target")
+
+    def marked(self, found: tuple[str, str]) -> Marked:
+        asked, answer = found
+        if self.structure == "encoder-decoder":
+            ids = self.asked(asked)
+            written = self.tokenizer.encode(answer)
+            if len(written) > self.context:
+                raise DataError(f"its target has {len(written)} tokens, more than the {self.context} of a row")
+            return Marked([*ids, *written], [0, len(ids)])
+        example = self._joined(asked, answer)
+        if (over := len(example.ids) - self.context - 1) > 0:
+            kept = self.tokenizer.encode(asked, add_special=False)[:-over]
+            if len(kept) < 1:
+                raise DataError(f"its target has more tokens than the {self.context} of a row")
+            example = self._joined(self.tokenizer.decode(kept), answer)
+            if len(example.ids) > self.context + 1:
+                raise DataError(f"it has {len(example.ids)} tokens, more than the {self.context} of a row")
+        return Marked(example.ids, marks_of(example.targets))
+
+    def asked(self, text: str) -> list[int]:
+        """The ids that an encoder reads, or a decoder continues."""
+        if self.structure == "encoder-decoder":
+            ids: list[int] = self.tokenizer.encode(text)
+            around = len(ids) - len(self.tokenizer.encode(text, add_special=False))
+            if (over := len(ids) - self.context) > 0:
+                kept = self.tokenizer.encode(text, add_special=False)[:-over]
+                ids = self.tokenizer.encode(self.tokenizer.decode(kept)) if around else kept
+            return ids[: self.context]
+        from stemma.conversations import prompt_ids
+
+        return prompt_ids(self.tokenizer, Text(text + self.task.between, (), ((0, len(text)),)))
+
+    def _joined(self, asked: str, answer: str) -> Any:
+        head = asked + self.task.between
+        words = ((0, len(asked)), (len(head), len(head) + len(answer)))
+        return encode(self.tokenizer, Text(head + answer, words[1:], words, (len(head),), open_ended=True))
+
+    def check(self, row: Mapping[str, Any]) -> None:
+        asked, answer = self.read(row)
+        if len((asked + self.task.between + answer).encode("utf-8", "replace")) >= self.context - 2:
+            super().check(row)

@@ -1,0 +1,117 @@
+"""From a model and a task to the plan of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from stemma import formats, spec
+from stemma.declare.objectives import CLM, Objective
+from stemma.declare.recipes import AdamW, Recipe, Schedule
+from stemma.declare.tasks import Answers, Replies, RowObjective, RowTask
+from stemma.errors import UsageError, did_you_mean
+from stemma.nn.model import Model
+from stemma.objectives import incompatible_reason
+from stemma.rewrites import LoRA
+from stemma.rewrites.kinds import Rewrite
+from stemma.rewrites.paths import linear_paths, patterns
+from stemma.train.config import Plan, Train
+from stemma.train.plans import start_folder
+
+SCALE = "tuned"  # what a plan that begins from weights has in place of a scale
+EXAMPLES = 16  # of a step
+ROW = 1024  # tokens of a row, where the model reads more
+RATES = {"all": 5e-5, "adapter": 2e-4}  # peak learning rates, where no task has its own
+
+
+def words() -> dict[str, type[RowTask]]:
+    """The tasks by WHAT of `stemma tune WHAT`."""
+    from stemma.tasks import load_all
+
+    load_all()
+    found = {kind.word: kind for kind in RowTask.KINDS.values() if issubclass(kind, RowTask) and kind.word}
+    return dict(sorted(found.items()))
+
+
+def task_of(what: str, settings: Mapping[str, Any]) -> RowTask:
+    """The task called `what`. Raises UsageError for an unknown one, and for a setting that it does not have."""
+    known = words()
+    if what not in known:
+        raise UsageError(f"no task is called {what!r}; known: {', '.join(known)}{did_you_mean(what, known)}")
+    given = {name: value for name, value in settings.items() if value is not None}
+    fields = [f.name for f in dataclasses.fields(known[what])]
+    if odd := [name for name in given if name not in fields]:
+        names = ", ".join(fields) or "none"
+        raise UsageError(f"{what} has no setting {odd[0]!r} (it has: {names}){did_you_mean(odd[0], fields)}")
+    return known[what](**given)
+
+
+def objective_of(task: RowTask, there: Model) -> RowObjective:
+    """What a model of this structure learns of a task. Raises UsageError where it cannot."""
+    replies = there.arch.structure == "encoder-decoder"
+    found = Replies(task=task) if replies else Answers(task=task)
+    if (why := incompatible_reason(found, there.arch)) is not None:
+        raise UsageError(f"{there.name} cannot be tuned to {task.word}: {why}")
+    return found
+
+
+def resolve(
+    what: str,
+    start: str,
+    data: str,
+    budget: str = "3 epochs",
+    seed: int = 1,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    lora: int | None = None,
+    quantize: str | None = None,
+    rewrites: tuple[Rewrite, ...] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The plan of tuning the model `start` (a run, a folder, a GGUF file, a hub id) to the task `what` on the rows of
+    `data`. `settings`: fields of the task; `lora`, `quantize`, `rewrites`: as in `tune`. Raises UsageError for what
+    does not fit."""
+    start = start_folder(start)
+    there = formats.load(start, device="meta")
+    if there.design is None or there.tokenizer is None:
+        raise UsageError(f"{start} has no tokenizer, and a model is tuned with the one that it was trained with")
+    changes = dict(overrides or {})
+    objective: Objective = CLM() if what == "complete" else objective_of(task_of(what, settings or {}), there)
+    rewrites = (*beside(there, lora, quantize), *rewrites)
+    adapted = any(isinstance(r, LoRA) for r in rewrites)
+    context = min(there.dims.context, ROW)
+    recipe = Recipe(
+        optimizer=AdamW(weight_decay=0.0 if adapted else 0.01),
+        lr=RATES["adapter" if adapted else "all"],
+        schedule=Schedule("linear", warmup=5),
+        steps=100,  # of which the warm-up is a share
+        batch=EXAMPLES * context if there.arch.structure == "encoder-decoder" else 4 * context,
+        clip=1.0,
+        mixed=False,
+    )
+    train = Train(budget, context=context, start=start, unit="document", piece=None)
+    design = there.design
+    plan = Plan(
+        there.name, SCALE, there.arch, there.dims, objective, design.text, recipe, train, data, seed, rewrites=rewrites
+    )
+    return fitting(spec.edit(plan, changes))
+
+
+def beside(there: Model, lora: int | None, quantize: str | None) -> tuple[Rewrite, ...]:
+    """What `lora` and `quantize` put in place of modules of a model. Raises UsageError where nothing would learn."""
+    if quantize is not None and lora is None:
+        raise UsageError(f"quantize={quantize!r} freezes the weights, so something else has to learn: give a LoRA rank")
+    found = formats.quantized(there, quantize) if quantize is not None else ()
+    if lora is None:
+        return found
+    paths = [path for path in linear_paths(there) if ".blocks." in path]
+    return (*found, LoRA(patterns(there, paths), rank=lora, alpha=2.0 * lora))
+
+
+def fitting(plan: Plan) -> Plan:
+    """`plan`, if its rows fit the model. Raises UsageError."""
+    if plan.context > plan.dims.context:
+        raise UsageError(f"train.context={plan.context} exceeds the {plan.dims.context} tokens that the model reads")
+    return replace(plan, train=replace(plan.train, start=start_folder(plan.train.start)))

@@ -1,0 +1,44 @@
+"""Tuning, carried out as a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stemma.rewrites import Rewrite
+from stemma.runs.drive import OnStep
+from stemma.train.run import Run, begin
+from stemma.tune.plans import resolve
+
+
+def tune(
+    what: str,
+    *,
+    start: str,
+    data: str,
+    out: str | Path,
+    budget: str = "3 epochs",
+    seed: int = 1,
+    settings: Mapping[str, Any] | None = None,
+    lora: int | None = None,
+    quantize: str | None = None,
+    rewrites: tuple[Rewrite, ...] = (),
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+    quiet: bool = False,
+    mesh: str | None = None,
+) -> Run:
+    """Tune a model to a task on rows of data, and leave a complete run in the directory `out`.
+
+    `what`: a task (`chat`, `write`, ...); `start`: a run, a folder, a GGUF file or a hub id; `data`: rows with fields
+    (JSON lines, CSV, Parquet, ...); `settings`: fields of the task, such as `{"template": "alpaca"}`. `lora`: the
+    rank of adapters beside the linear layers of all blocks, which learn in place of the weights; `quantize`: "nf4" or
+    "int8", in which these are kept then; `rewrites`: what else replaces modules, such as other adapters. The rest is
+    as in `stemma.pretrain`.
+
+    Raises UsageError for arguments that do not fit, DataError for rows that cannot be learnt from."""
+    adapters = {"lora": lora, "quantize": quantize, "rewrites": rewrites}
+    plan = resolve(what, start, data, budget, seed, settings=settings, overrides=overrides, **adapters)  # type: ignore[arg-type]
+    return begin(plan, out, overrides or {}, resume, on_step, None, quiet, mesh)

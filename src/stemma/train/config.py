@@ -158,7 +158,7 @@ class Plan(Spec):
 
     `name`: the family or size that it descends from; `data`: where the text comes from (`stemma.data.sources`);
     `clean`: the steps that it goes through first (`stemma.data.steps`); `rewrites`: what replaces modules of the model
-    (`stemma.rewrites`), in this order.
+    (`stemma.rewrites`), in this order; `system`: the tuned family whose recipe it is.
     """
 
     name: str
@@ -174,6 +174,7 @@ class Plan(Spec):
     nets: tuple[Net, ...] = ()
     clean: tuple[CleaningStep, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
+    system: str = quiet("")
 
     def check(self) -> None:
         require(0 <= self.seed < 2**63, f"the seed must lie between 0 and 2**63 - 1, not {self.seed}")

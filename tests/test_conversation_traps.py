@@ -10,7 +10,7 @@ import torch
 import stemma
 from stemma.conversations import Conversation, Turn, add_tokens, encode, fit, prompt_ids, unknown_tokens, writer
 from stemma.errors import DataError, UsageError
-from stemma.rewrites import LoRA, Trainable, apply
+from stemma.rewrites import LoRA, Trainable, WeightOnly, apply
 from stemma.text import Specials, Tokenizer
 
 PUBLISHED = Path(__file__).parent / "data" / "templates"
@@ -106,12 +106,7 @@ def test_tokens_of_a_template_that_a_base_model_lacks(tmp_path: Path) -> None:
 def test_tokens_are_added_before_embeddings_are_replaced() -> None:
     model = stemma.build("gpt2", layers=1, d_model=32, heads=4, d_ff=48, vocab=300, context=64)
     model.tokenizer = tokenizer()
-    apply(
-        model,
-        stemma.rewrites.int8(model)
-        if hasattr(stemma.rewrites, "int8")
-        else [stemma.rewrites.WeightOnly(("embed.tokens",))],
-    )
+    apply(model, [WeightOnly(("embed.tokens",))])
     with pytest.raises(UsageError, match="the embeddings are replaced already"):
         add_tokens(model, ["<|im_end|>"])
 

@@ -12,6 +12,9 @@ from stemma.cli.complete import complete_data, set_option
 from stemma.cli.training import finish
 
 
+COLUMNS = ("template", "text", "target", "prefix")  # options that are fields of tasks
+
+
 def name_of(start: str) -> str:
     """What a model is called in the name of a run: its file or folder, or of a run's `model` the run."""
     path = Path(start)
@@ -41,19 +44,12 @@ def name_of(start: str) -> str:
 def tune(
     what: str,
     start: str,
-    data: str,
-    budget: str | None,
     out: str | None,
     seed: int,
-    lora: int | None,
-    quantize: str | None,
-    stage: int | None,
-    full: bool,
     sets: tuple[str, ...],
     config: str | None,
     going_on: bool,
-    quiet: bool,
-    **columns: Any,
+    **options: Any,
 ) -> int:
     """Tune MODEL to WHAT on rows of data, and leave a complete run in a directory.
 
@@ -65,20 +61,7 @@ def tune(
     from stemma.tune import tune as carry_out
 
     out = out or f"runs/{what}-{name_of(start)}-{seed}"
-    run = carry_out(
-        what,
-        start=start,
-        data=data,
-        out=out,
-        budget=budget,
-        seed=seed,
-        settings=columns,
-        lora=lora,
-        quantize=quantize,
-        stage=stage,
-        full=full,
-        overrides=(read_file(config) if config else {}) | overrides(sets),
-        resume=going_on,
-        quiet=quiet,
-    )
-    return finish(run)
+    settings = {name: options.pop(name) for name in COLUMNS}
+    changes = (read_file(config) if config else {}) | overrides(sets)
+    more = {"settings": settings, "overrides": changes, "resume": going_on}
+    return finish(carry_out(what, start=start, out=out, seed=seed, **more, **options))

@@ -11,7 +11,6 @@ from stemma.cli import command, overrides
 from stemma.cli.complete import complete_data, set_option
 from stemma.cli.training import finish
 
-
 COLUMNS = ("template", "text", "target", "prefix")  # options that are fields of tasks
 
 
@@ -63,5 +62,5 @@ def tune(
     out = out or f"runs/{what}-{name_of(start)}-{seed}"
     settings = {name: options.pop(name) for name in COLUMNS}
     changes = (read_file(config) if config else {}) | overrides(sets)
-    more = {"settings": settings, "overrides": changes, "resume": going_on}
+    more: dict[str, Any] = {"settings": settings, "overrides": changes, "resume": going_on}
     return finish(carry_out(what, start=start, out=out, seed=seed, **more, **options))

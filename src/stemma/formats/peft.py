@@ -188,7 +188,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     config = disk.read_object(path)
     kind = config.get("peft_type")
-    if kind in peft_prompts.KINDS or kind == "TRAINABLE_TOKENS":
+    if isinstance(kind, str) and (kind in peft_prompts.KINDS or kind == "TRAINABLE_TOKENS"):
         return config
     if kind != "LORA":
         known = ", ".join(("TRAINABLE_TOKENS", *peft_prompts.KINDS))

@@ -261,6 +261,8 @@ def _begun(
         disk.tell(f"before: {', '.join(f'held-out {k} {v:.4g}' for k, v in before.items() if k != 'targets')}")
     if not (plan.train.start and adapters(loop.model)):
         formats.check_weights(loop.model)  # what could not be saved at the end is not begun
+    elif world is None:
+        formats.peft.contents(loop.model)
     if loop.is_main:
         about = {"data": facts(store, train), "parameters": count(plan.arch, plan.dims)}
         about |= {"before": before} if loop.objective.of_rows else {}

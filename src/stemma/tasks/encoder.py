@@ -88,6 +88,17 @@ def rows(data: str, encoder: TaskEncoder) -> Source:
     return Source(data, walk, inner.licence, paths=inner.paths, facts=facts, parts=inner.parts)
 
 
+def raw_rows(data: str) -> Iterator[Mapping[str, Any]]:
+    """The rows that `data` names, without those that are no objects with fields."""
+    for document in read_source(data, field=ROWS, strict=False).documents():
+        try:
+            row = json.loads(document.text)
+        except ValueError:
+            continue
+        if isinstance(row, Mapping):
+            yield row
+
+
 def checked(
     documents: Iterator[Document], check: Callable[[Mapping[str, Any]], None], notes: Notes, strict: bool = False
 ) -> Iterator[Document]:

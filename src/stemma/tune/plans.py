@@ -78,7 +78,14 @@ def resolve(
     if there.design is None or there.tokenizer is None:
         raise UsageError(f"{start} has no tokenizer, and a model is tuned with the one that it was trained with")
     changes = dict(overrides or {})
-    objective: Objective = CLM() if what == "complete" else objective_of(task_of(what, settings or {}), there)
+    context = min(there.dims.context, ROW)
+    arch, task = there.arch, None if what == "complete" else task_of(what, settings or {})
+    if isinstance(task, HeadTask):
+        length = int(changes.get("train.context", context))
+        objective, arch = heads.wanted(task, there, data, changes, length)
+        changes = {path: value for path, value in changes.items() if not path.startswith("objective.")}
+    else:
+        objective = CLM() if task is None else objective_of(task, there)
     rewrites = (*beside(there, lora, quantize), *rewrites)
     adapted = any(isinstance(r, LoRA) for r in rewrites)
     context = min(there.dims.context, ROW)

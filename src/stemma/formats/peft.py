@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stemma import disk
 from stemma.errors import CheckpointError, UsageError, brief, nearest
-from stemma.formats import safe, tensors
+from stemma.formats import peft_prompts, safe, tensors
 from stemma.formats.layouts import file_rows, layout_of
 from stemma.formats.names import ByHead, Row
 from stemma.formats.weights import design_of
@@ -27,7 +27,7 @@ from stemma.nn.model import Model
 from stemma.nn.parts import Answer, Choose, Classify, Tag
 from stemma.rewrites.adapters import layer_of, names
 from stemma.rewrites.engine import apply
-from stemma.rewrites.kinds import LoRA, Rewrite, Trainable
+from stemma.rewrites.kinds import Adapter, LoRA, Rewrite, Trainable
 from stemma.rewrites.lora import Down, LoRALinear
 from stemma.rewrites.modules import load_tensor
 from stemma.rewrites.paths import PlainTensors, matching_names, patterns, plain_modules, plain_type
@@ -136,9 +136,18 @@ def attach(model: Model, folder: str | Path, name: str | None = None) -> Model:
     config = read_config(folder)
     state = _state(folder)
     here = table(model)
+    if config["peft_type"] in peft_prompts.KINDS:
+        new: Rewrite = peft_prompts.rewrite_of(model, folder, config, state, name)
+        own = state.pop(peft_prompts.TENSOR)
+        state = {key.removeprefix(peft_prompts.OUTER): tensor for key, tensor in state.items()}
+        _, rest = _sorted(folder, state, here)
+        apply(model, (new, *_learning(rest, here)))
+        peft_prompts.fill(model, name, own)
+        _put(model, rest, here)
+        return model
     loras, rest = _sorted(folder, state, here)
     groups = _groups(folder, config, loras, here, model)
-    new = [
+    adapters = [
         LoRA(
             patterns(model, paths),
             r,
@@ -151,16 +160,25 @@ def attach(model: Model, folder: str | Path, name: str | None = None) -> Model:
         )
         for (r, alpha, share), paths in groups.items()
     ]
-    learns = tuple(sorted({ours for other in rest for ours in here.rows[other].ours}))
-    extra: list[Rewrite] = [Trainable(learns)] if learns else []
-    apply(model, (*new, *extra))
+    apply(model, (*adapters, *_learning(rest, here)))
     for module, parts in loras.items():
         _fill(model, here.linear[module], parts)
-    shapes = PlainTensors(model).shapes
-    for other, tensor in rest.items():
-        for ours, value in here.rows[other].read(tensor, shapes):
-            load_tensor(model, ours, value, model.device, model.dtype)
+    _put(model, rest, here)
     return model
+
+
+def _learning(rest: Mapping[str, Tensor], here: Table) -> tuple[Rewrite, ...]:
+    """What says that the plain parameters of a file learn."""
+    learns = tuple(sorted({ours for name in rest for ours in here.rows[name].ours}))
+    return (Trainable(learns),) if learns else ()
+
+
+def _put(model: Model, rest: Mapping[str, Tensor], here: Table) -> None:
+    """Give plain parameters the tensors of a file."""
+    shapes = PlainTensors(model).shapes
+    for name, tensor in rest.items():
+        for ours, value in here.rows[name].read(tensor, shapes):
+            load_tensor(model, ours, value, model.device, model.dtype)
 
 
 def base_of(folder: Path) -> str:
@@ -179,8 +197,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json, with defaults filled in. Raises CheckpointError for a kind that is not read."""
     path = folder / CONFIG
     config = disk.read_object(path)
-    if (kind := config.get("peft_type")) != "LORA":
-        raise CheckpointError(f"{path}: peft_type={kind!r} is no adapter that is read here; LORA is")
+    kind = config.get("peft_type")
+    if kind in peft_prompts.KINDS:
+        return config
+    if kind != "LORA":
+        known = ", ".join(peft_prompts.KINDS)
+        raise CheckpointError(f"{path}: peft_type={brief(kind)} is no adapter that is read here; LORA, {known} are")
     for key, harmless in UNKNOWN.items():
         if config.get(key) not in harmless:
             raise CheckpointError(f"{path}: {key}={brief(config[key])} is not supported")
@@ -302,8 +324,19 @@ def save(model: Model, directory: str | Path, *, base: str = "", name: str | Non
         raise UsageError(
             f"the model has the adapters {', '.join(known)}: name one of them" if known else "the model has no adapter"
         )
+    kinds = {type(r): r for r in model.rewrites if isinstance(r, Adapter) and r.name == name}
+    if len(kinds) > 1:
+        words = " and ".join(kind.__name__ for kind in kinds)
+        raise UsageError(f"PEFT's format keeps one kind of adapter, and {name!r} is {words}: name them apart")
     here = table(model)
     state: dict[str, Tensor] = {}
+    spec = next(iter(kinds.values()))
+    if not isinstance(spec, LoRA):
+        config, own = peft_prompts.written(model, spec, base, _task(model))
+        whole, _ = _beside(model, here, None, state)
+        state = {peft_prompts.OUTER + key: tensor for key, tensor in state.items()}
+        _write(model, directory, config | {"modules_to_save": whole or None}, state | {peft_prompts.TENSOR: own})
+        return directory
     ranks: dict[str, tuple[int, float]] = {}
     for module, packed in here.linear.items():
         layers = [layer_of(model.get_submodule(path), name) for path in packed.ours]
@@ -314,12 +347,16 @@ def save(model: Model, directory: str | Path, *, base: str = "", name: str | Non
         raise UsageError(f"PEFT's format has no name for the adapter at {missed[0]}; merge it instead")
     whole, bias = _beside(model, here, covered, state)
     config = _config(model, name, base, ranks, here, whole, bias)
+    _write(model, directory, config, {PREFIX + key: tensor for key, tensor in state.items()})
+    return directory
+
+
+def _write(model: Model, directory: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     with tensors.whole(directory, lambda file: file in (CONFIG, WEIGHTS, "adapter_model.bin")) as scratch:
-        safe.write_shard(scratch / WEIGHTS, {PREFIX + name: _entry(tensor) for name, tensor in state.items()})
+        safe.write_shard(scratch / WEIGHTS, {name: _entry(tensor) for name, tensor in state.items()})
         if model.tokenizer is not None:
             model.tokenizer.save(scratch)
         tensors.write_json(scratch / CONFIG, config)
-    return directory
 
 
 def _entry(tensor: Tensor) -> safe.Entry:
@@ -366,9 +403,10 @@ def _length(model: Model, path: str, layer: LoRALinear | None) -> Tensor:
     return weight.detach().float().norm(dim=1).cpu()
 
 
-def _beside(model: Model, here: Table, covered: set[str], state: dict[str, Tensor]) -> tuple[list[str], str]:
+def _beside(model: Model, here: Table, covered: set[str] | None, state: dict[str, Tensor]) -> tuple[list[str], str]:
     """Put the plain parameters that learn into `state`. Returns the publisher's modules that are whole in it, and what
-    PEFT calls the choice of biases."""
+    PEFT calls the choice of biases. `covered`: our modules with a LoRA adapter; None: the file is of a kind without
+    such a choice."""
     learns = {
         name for r in model.rewrites if isinstance(r, Trainable) for name in matching_names(model, "Trainable", r.where)
     }
@@ -377,7 +415,9 @@ def _beside(model: Model, here: Table, covered: set[str], state: dict[str, Tenso
     plain = PlainTensors(model, slices=True)
     biases = {name for name in plain if name.endswith(".bias")}
     bias = "none"
-    if learns >= biases:
+    if covered is None:
+        wanted, covered = set(), set()
+    elif learns >= biases:
         bias, wanted = "all", biases
     elif (own := {f"{path}.bias" for path in covered} & biases) and learns >= own:
         bias, wanted = "lora_only", own

@@ -68,7 +68,7 @@ class EMDHead(MLMHead):
             )
         x = state.last_input + cast(self.positions(state.positions), state.last_input)
         for _ in range(2):
-            x = block.reread(x, state.last_input, state.attn_mask, state.position)
+            x = block.reread(x, state)
         return x
 
 

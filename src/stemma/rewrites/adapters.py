@@ -9,18 +9,24 @@ from torch import nn
 
 from stemma.errors import UsageError
 from stemma.nn.model import Model
-from stemma.rewrites.kinds import LoRA
+from stemma.rewrites.kinds import Adapter
 from stemma.rewrites.lora import LoRALinear
+from stemma.rewrites.prompts import Ahead
 
 
 def names(model: Model) -> list[str]:
     """The adapters of a model, in order."""
-    return list(dict.fromkeys(r.name for r in model.rewrites if isinstance(r, LoRA)))
+    return list(dict.fromkeys(r.name for r in model.rewrites if isinstance(r, Adapter)))
 
 
 def layers(model: nn.Module) -> Iterator[LoRALinear]:
     """Every adapted layer of every adapter."""
     return (module for module in model.modules() if isinstance(module, LoRALinear))
+
+
+def parts(model: nn.Module) -> Iterator[LoRALinear | Ahead]:
+    """Every module of every adapter: adapted layers, soft prompts and prefixes."""
+    return (module for module in model.modules() if isinstance(module, LoRALinear | Ahead))
 
 
 def layer_of(module: nn.Module, name: str) -> LoRALinear | None:
@@ -40,22 +46,27 @@ def use(model: Model, strengths: Mapping[str, float] | Sequence[str] | str) -> M
     known = names(model)
     if unknown := [name for name in by_name if name not in known]:
         raise UsageError(f"the model has no adapter {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    for layer in layers(model):
-        layer.strength = float(by_name.get(layer.spec.name, 0.0))
+    for part in parts(model):
+        strength = float(by_name.get(part.spec.name, 0.0))
+        if isinstance(part, Ahead) and strength not in (0.0, 1.0):
+            kind = type(part.spec).__name__
+            raise UsageError(f"the {kind} {part.spec.name!r} takes part or does not: its strength is 1 or 0")
+    for part in parts(model):
+        part.strength = float(by_name.get(part.spec.name, 0.0))
     return model
 
 
 @contextlib.contextmanager
 def without(model: Model) -> Iterator[Model]:
     """The model as it is without its adapters, for the time of a block."""
-    before = [(layer, layer.strength) for layer in layers(model)]
+    before = [(part, part.strength) for part in parts(model)]
     try:
-        for layer, _ in before:
-            layer.strength = 0.0
+        for part, _ in before:
+            part.strength = 0.0
         yield model
     finally:
-        for layer, strength in before:
-            layer.strength = strength
+        for part, strength in before:
+            part.strength = strength
 
 
 def rounded(model: Model) -> float:

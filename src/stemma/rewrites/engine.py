@@ -22,6 +22,8 @@ def apply(model: Model, rewrites: Sequence[Rewrite], seed: int = 0) -> list[list
 
     Raises UsageError, before anything is replaced, for a pattern that matches nothing (with the nearest path) or a
     matrix that cannot be replaced."""
+    for rewrite in rewrites:
+        rewrite.check_model(model)
     found = [matched(model, rewrite) for rewrite in rewrites]
     _check_nesting(model, rewrites, found)
     for number, (rewrite, paths) in enumerate(zip(rewrites, found, strict=True), len(model.rewrites)):
@@ -55,13 +57,13 @@ def _replace(model: Model, path: str, rewrite: Rewrite, key: str, seed: int) -> 
             if child is old and parent is not new:
                 parent._modules[name] = new
     held = next((t for t in (*old.parameters(), *old.buffers()) if not t.is_meta), None)
-    if held is None:
+    if held is None and (new.shapes or model.device.type == "meta"):
         return new
     if all(module is not old for module in new.modules()):
         plain = old.merge() if isinstance(old, Rewritten) else old
         for name, p in plain.named_parameters():
             new.load(name, p.detach(), p.device, p.dtype)
-    new.reset_parameters(_generator(seed, key), held.device, model.dtype)
+    new.reset(model, _generator(seed, key), model.device if held is None else held.device, model.dtype)
     return new
 
 
@@ -77,7 +79,7 @@ def reset(model: Model, device: torch.device, dtype: torch.dtype, seed: int) -> 
     """Initialise the parameters that replaced modules add, as a function of `seed` alone."""
     for module in model.modules():
         if isinstance(module, Rewritten):
-            module.reset_parameters(_generator(seed, module.key), device, dtype)
+            module.reset(model, _generator(seed, module.key), device, dtype)
     freeze(model)
 
 

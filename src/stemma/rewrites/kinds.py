@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from stemma.spec import Spec, at_least, interval, positive, require
@@ -43,6 +43,9 @@ class Rewrite(Spec, open=True):
         """The module (a `stemma.rewrites.Rewritten`) that takes the place of `module`, which may be on the meta device,
         or be a replacement already. It reads no weights here: they come by `load` later."""
         raise NotImplementedError
+
+    def check_model(self, model: Model) -> None:
+        """Raises UsageError for a model that this kind cannot rewrite."""
 
     def trainable(self, model: Model) -> Iterable[nn.Parameter]:
         """Parameters of plain modules that learn although a rewrite freezes the model."""
@@ -136,3 +139,67 @@ class LoRA(Rewrite):
         from stemma.rewrites.lora import share_inputs
 
         share_inputs(self, modules)
+
+
+@dataclass(frozen=True)
+class SoftPrompt(Rewrite):
+    """`length` learnt vectors in front of every text, which the network reads as if they were embedded tokens (Lester
+    et al. 2021, arXiv:2104.08691). In an encoder-decoder the encoder reads them. fp32, whatever the model's dtype.
+
+    `init`: "vocabulary" (embeddings of tokens drawn from all), "uniform" (within 0.5 of 0: Lester et al., section 3.1;
+    Med-PaLM), "normal" (of variance 1, as PEFT)."""
+
+    freezes = True
+
+    where: tuple[str, ...] = field(default=("prompt",), kw_only=True)
+    length: int = at_least(1, 20)
+    init: Literal["vocabulary", "uniform", "normal"] = "vocabulary"
+    name: str = "default"
+
+    def accepts(self) -> tuple[type[nn.Module], ...]:
+        from stemma.nn.front import Prompt
+
+        return (Prompt,)
+
+    def check_model(self, model: Model) -> None:
+        from stemma.rewrites.prompts import check_place
+
+        check_place(model, type(self).__name__)
+
+    def replace(self, module: nn.Module) -> nn.Module:
+        from stemma.rewrites.prompts import SoftPrompt as Made
+
+        return Made(self, module)
+
+
+@dataclass(frozen=True)
+class Prefix(Rewrite):
+    """`length` learnt keys and values in front of those of every text, in each layer (Li & Liang 2021,
+    arXiv:2101.00190); of an encoder-decoder, in the decoder's self-attention, as PEFT has it. fp32.
+
+    `projection`: the width of an MLP that makes them of narrower vectors while they learn; 0: they learn themselves."""
+
+    freezes = True
+
+    where: tuple[str, ...] = field(default=("prefix",), kw_only=True)
+    length: int = at_least(1, 20)
+    projection: int = at_least(0, 0)
+    name: str = "default"
+
+    def accepts(self) -> tuple[type[nn.Module], ...]:
+        from stemma.nn.front import Past
+
+        return (Past,)
+
+    def check_model(self, model: Model) -> None:
+        from stemma.rewrites.prompts import check_place
+
+        check_place(model, type(self).__name__)
+
+    def replace(self, module: nn.Module) -> nn.Module:
+        from stemma.rewrites.prompts import Prefix as Made
+
+        return Made(self, module)
+
+
+Adapter = LoRA | SoftPrompt | Prefix  # what has a name and a directory in PEFT's format

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from stemma.errors import UsageError
+
+if TYPE_CHECKING:
+    from stemma.nn.model import Model
 
 ALIGNED = 64  # bytes: where torch has memory begin. Products of weights that begin elsewhere may round otherwise
 
@@ -59,6 +62,10 @@ class Rewritten(nn.Module):
 
     def reset_parameters(self, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> None:
         """Initialise the parameters that the plain module does not have."""
+
+    def reset(self, model: Model, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> None:
+        """The same where the values come from the model's own."""
+        self.reset_parameters(generator, device, dtype)
 
     def trainable(self) -> Iterable[nn.Parameter]:
         """The parameters that learn where a rewrite freezes the model."""

@@ -18,6 +18,7 @@ from stemma.objectives import Objective
 from stemma.objectives.languages import UNKNOWN
 from stemma.parallel import World
 from stemma.rewrites.engine import apply
+from stemma.rewrites.prompts import check_room
 from stemma.train import start
 from stemma.train.config import Net, Plan
 from stemma.train.learners import fingerprint
@@ -107,10 +108,11 @@ def model_of(plan: Plan, tokenizer: Any, started: bool = True) -> Model:
     if model is None:
         model = Model(plan.arch, plan.dims).initialise(plan.seed)
         if plan.train.start and started:
-            start.fill(model, plan.train.start)
+            start.fill(model, plan.train.start, plan.train.new)
         apply(model, plan.rewrites, plan.seed)
     if isinstance(plan.objective, RowObjective):
         model.labels = getattr(plan.objective.task, "labels", ())
+    check_room(model, plan.context)
     return formats.attach(model, design_of(plan), families.family(plan.name), tokenizer)
 
 

@@ -101,7 +101,8 @@ class Train(Spec):
     vectors (`use`) or whatever has two dimensions (`shape`, as in runs that began before there was a choice). `best`: a
     number that is evaluated (`bits_per_byte`, `loss`, `accuracy`; `+NAME` or `-NAME` where the name does not tell
     whether more or less is better) and decides which weights the finished model has; evaluations are then ten a run,
-    unless `eval_every` says otherwise. `patience`: evaluations without a better one after which the run ends.
+    unless `eval_every` says otherwise. `patience`: evaluations without a better one after which the run ends. `new`:
+    heads (`task`) that are drawn afresh though the weights in `start` have them.
     """
 
     PLACE: ClassVar[str] = "train"
@@ -130,6 +131,7 @@ class Train(Spec):
     matrices: Literal["use", "shape"] = "use"
     best: str = quiet("")
     patience: int | None = quiet(None, Bound(1, said="be at least 1"))
+    new: tuple[str, ...] = quiet(())
 
     def check(self) -> None:
         budget(self.budget)

@@ -15,7 +15,8 @@ from stemma.declare import ramps
 from stemma.errors import UsageError
 from stemma.nn.model import Model, count
 from stemma.parallel import World, init_world
-from stemma.rewrites import LoRA, frozen
+from stemma.rewrites import frozen
+from stemma.rewrites.adapters import names as adapters
 from stemma.runs import best, checkpoint, folder
 from stemma.runs.drive import OnStep
 from stemma.runs.life import carry_on, measured
@@ -110,7 +111,7 @@ class Pretraining:
         """In the publisher's layout; an adapter in PEFT's, which names the weights that the run began from."""
         for role, net in models.items():
             _release(net)
-            adapted = role == "model" and self.plan.train.start and any(isinstance(r, LoRA) for r in net.rewrites)
+            adapted = role == "model" and self.plan.train.start and adapters(net)
             net.origin = self.plan.train.start if adapted else ""
             net.save(str(run / role), layout="peft" if adapted else None)
             if role == "model":
@@ -258,7 +259,8 @@ def _begun(
             disk.tell(kept)
     if plan.train.best:
         best.measured(plan.train.best, Pretraining(out, loop, store).evaluate())
-    formats.check_weights(loop.model)  # what could not be saved at the end is not begun
+    if not (plan.train.start and adapters(loop.model)):
+        formats.check_weights(loop.model)  # what could not be saved at the end is not begun
     if loop.is_main:
         about = {"data": facts(store, train), "parameters": count(plan.arch, plan.dims)}
         folder.begin(out, spec.to_dict(plan), device, about)

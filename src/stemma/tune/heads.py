@@ -6,7 +6,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from stemma import spec
@@ -16,6 +16,7 @@ from stemma.errors import DataError, UsageError, brief, require
 from stemma.formats.heads import body_for, heads_for, task_of, with_heads
 from stemma.nn.model import Model
 from stemma.nn.parts import Arch, Task
+from stemma.rewrites.kinds import Rewrite, Trainable
 from stemma.tasks import columns
 from stemma.tasks.base import reader
 from stemma.tasks.encoder import raw_rows
@@ -174,11 +175,17 @@ def recipe(structure: str, context: int, adapted: float | None) -> Recipe:
     )
 
 
+def learning(there: Model, arch: Arch) -> tuple[Rewrite, ...]:
+    """What lets the heads learn that are new, where adapters freeze all else."""
+    pooler = arch.heads.pooler is not None and there.arch.heads.pooler is None
+    return (Trainable(("task.*", "pooler.*") if pooler else ("task.*",)),)
+
+
 def told(objective: Labels, there: Any, data: str, context: int) -> Iterator[str]:
     """Lines on what is about to be learnt: columns, labels with their counts, three examples as the model sees them."""
     task = objective.task
     assert isinstance(task, HeadTask)
-    named = [(name, columns.columns_of(task, name)) for name in spec.to_dict(task)]
+    named = [(name, columns.columns_of(task, name)) for name in (f.name for f in fields(task))]
     yield "columns: " + ", ".join(f"{name} = {'+'.join(found)}" for name, found in named if found)
     if hasattr(task, "labels"):
         counts = counted(task, there, data, context)

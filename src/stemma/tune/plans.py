@@ -10,7 +10,7 @@ from typing import Any
 from stemma import formats, spec
 from stemma.declare.objectives import CLM, Objective
 from stemma.declare.recipes import AdamW, Recipe, Schedule
-from stemma.declare.tasks import Answers, Replies, RowObjective, RowTask
+from stemma.declare.tasks import Answers, HeadTask, Replies, RowObjective, RowTask
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
 from stemma.objectives import incompatible_reason
@@ -19,6 +19,7 @@ from stemma.rewrites.kinds import Rewrite
 from stemma.rewrites.paths import linear_paths, patterns
 from stemma.train.config import Plan, Train
 from stemma.train.plans import start_folder
+from stemma.tune import heads
 
 SCALE = "tuned"  # what a plan that begins from weights has in place of a scale
 EXAMPLES = 16  # of a step
@@ -45,7 +46,7 @@ def task_of(what: str, settings: Mapping[str, Any]) -> RowTask:
     if odd := [name for name in given if name not in fields]:
         names = ", ".join(fields) or "none"
         raise UsageError(f"{what} has no setting {odd[0]!r} (it has: {names}){did_you_mean(odd[0], fields)}")
-    return known[what](**given)
+    return spec.edit(known[what](), given)
 
 
 def objective_of(task: RowTask, there: Model) -> RowObjective:
@@ -80,6 +81,7 @@ def resolve(
     changes = dict(overrides or {})
     context = min(there.dims.context, ROW)
     arch, task = there.arch, None if what == "complete" else task_of(what, settings or {})
+    objective: Objective
     if isinstance(task, HeadTask):
         length = int(changes.get("train.context", context))
         objective, arch = heads.wanted(task, there, data, changes, length)
@@ -87,23 +89,30 @@ def resolve(
     else:
         objective = CLM() if task is None else objective_of(task, there)
     rewrites = (*beside(there, lora, quantize), *rewrites)
-    adapted = any(isinstance(r, LoRA) for r in rewrites)
-    context = min(there.dims.context, ROW)
-    recipe = Recipe(
+    adapted = RATES["adapter"] if any(r.freezes for r in rewrites) else None
+    train = Train(budget, context=context, start=start, unit="document", piece=None)
+    if isinstance(task, HeadTask):
+        recipe, train = heads.recipe(arch.structure, context, adapted), replace(train, val_fraction=heads.HELD)
+        rewrites = (*rewrites, *heads.learning(there, arch)) if adapted else rewrites
+    else:
+        recipe = recipe_of(arch.structure, context, adapted)
+    text = there.design.text
+    plan = Plan(there.name, SCALE, arch, there.dims, objective, text, recipe, train, data, seed, rewrites=rewrites)
+    return fitting(spec.edit(plan, changes))
+
+
+def recipe_of(structure: str, context: int, adapted: float | None) -> Recipe:
+    """The recipe of what is learnt as text. `adapted`: the rate of adapters, where they learn in place of the
+    weights."""
+    return Recipe(
         optimizer=AdamW(weight_decay=0.0 if adapted else 0.01),
-        lr=RATES["adapter" if adapted else "all"],
+        lr=adapted or RATES["all"],
         schedule=Schedule("linear", warmup=5),
         steps=100,  # of which the warm-up is a share
-        batch=EXAMPLES * context if there.arch.structure == "encoder-decoder" else 4 * context,
+        batch=EXAMPLES * context if structure == "encoder-decoder" else 4 * context,
         clip=1.0,
         mixed=False,
     )
-    train = Train(budget, context=context, start=start, unit="document", piece=None)
-    design = there.design
-    plan = Plan(
-        there.name, SCALE, there.arch, there.dims, objective, design.text, recipe, train, data, seed, rewrites=rewrites
-    )
-    return fitting(spec.edit(plan, changes))
 
 
 def beside(there: Model, lora: int | None, quantize: str | None) -> tuple[Rewrite, ...]:

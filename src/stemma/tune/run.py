@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stemma import disk, formats
+from stemma.declare.tasks import Labels
 from stemma.rewrites import Rewrite
 from stemma.runs.drive import OnStep
 from stemma.train.run import Run, begin
+from stemma.tune import heads
 from stemma.tune.plans import resolve
 
 
@@ -41,4 +44,8 @@ def tune(
     Raises UsageError for arguments that do not fit, DataError for rows that cannot be learnt from."""
     adapters = {"lora": lora, "quantize": quantize, "rewrites": rewrites}
     plan = resolve(what, start, data, budget, seed, settings=settings, overrides=overrides, **adapters)  # type: ignore[arg-type]
+    if not quiet and not resume and isinstance(plan.objective, Labels):
+        there = formats.load(plan.train.start, device="meta")
+        for line in heads.told(plan.objective, there, data, plan.context):
+            disk.tell(line)
     return begin(plan, out, overrides or {}, resume, on_step, None, quiet, mesh)

@@ -56,6 +56,8 @@ def report_outcome(run: Any) -> int:
             f"held-out text: {val['replaced_right']:.1%} of tokens classified right, "
             f"{val['replaced_share']:.1%} replaced, {val['bits_per_target']:.3f} bits a token"
         )
+    if hasattr(run.plan.objective, "task"):
+        out.print(f"held-out rows: {', '.join(f'{name} {val[name]:.4g}' for name in val if name != 'targets')}")
     out.print(f"model: {run.directory / 'model'}", soft_wrap=True)
     return 0
 

@@ -23,7 +23,10 @@ from stemma.cli.training import finish
 @click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Keep the frozen weights in 4 or 8 bits.")
 @click.option("--template", help="The chat template, where not the tokenizer's own.")
 @click.option("--text", help="The column with the text.")
+@click.option("--pair", help="The column with a second text.")
+@click.option("--label", help="The column with the label, the labels or the number.")
 @click.option("--target", help="The column with what is to be written.")
+@click.option("--new-head", is_flag=True, help="Draw a new head though MODEL has one for the task.")
 @set_option("Change the plan, e.g. recipe.lr=1e-4.")
 @click.option("--resume", "going_on", is_flag=True, help="Go on with the run in --out, if it was begun.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
@@ -36,6 +39,7 @@ def tune(
     seed: int,
     lora: int | None,
     quantize: str | None,
+    new_head: bool,
     sets: tuple[str, ...],
     going_on: bool,
     quiet: bool,
@@ -43,8 +47,9 @@ def tune(
 ) -> int:
     """Tune MODEL to WHAT on rows of data, and leave a complete run in a directory.
 
-    WHAT: chat (conversations of any known shape), write (a text for a text), complete (texts). Rows that cannot be
-    learnt from are counted and passed over; `--data FILE#strict=yes` makes them an error.
+    WHAT: classify (a label of a text, or several), regress (a number of a text), chat (conversations of any known
+    shape), write (a text for a text), complete (texts). Columns that are not named are found by their usual names.
+    Rows that cannot be learnt from are counted and passed over; `--data FILE#strict=yes` makes them an error.
     """
     from stemma.tune import tune as carry_out
 
@@ -59,7 +64,7 @@ def tune(
         settings=columns,
         lora=lora,
         quantize=quantize,
-        overrides=overrides(sets),
+        overrides={**({"train.new": ("task",)} if new_head else {}), **overrides(sets)},
         resume=going_on,
         quiet=quiet,
     )

@@ -57,7 +57,9 @@ class RunLabels(base.Objective, of=declared.Labels):
 
     def example(self, view: base.View, document: int) -> base.Example:
         """A row of the data: its ids, where texts in it begin, its labels."""
-        return self.made(np.asarray(view[document]), view.sentences(document), json.loads(view.text(document)), document)
+        return self.made(
+            np.asarray(view[document]), view.sentences(document), json.loads(view.text(document)), document
+        )
 
     def made(self, ids: base.Ints, marks: Any, row: Mapping[str, Any] | None, place: int = 0) -> base.Example:
         """An example of a row; without one, of a text whose labels are not known. `place`: its number in the data."""
@@ -161,7 +163,8 @@ class RunLabels(base.Objective, of=declared.Labels):
         found = scores.detach().float().cpu().numpy()
         by_token = self.candidates or self.spec.task.head in ("tag", "answer")
         return [
-            (place, found[i, : lengths[i]] if by_token else found[i]) for i, place in enumerate(batch["places"].tolist())
+            (place, found[i, : lengths[i]] if by_token else found[i])
+            for i, place in enumerate(batch["places"].tolist())
         ]
 
     # ------------------------------------------------------------ quality
@@ -205,7 +208,9 @@ def next_tokens(out: Output, batch: base.Batch) -> Tensor:
     if logits is None or logits.shape[:2] != ids.shape:
         raise UsageError("objective.lm needs a model with a language-model head")
     wanted = ids[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORED)
-    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
 
 
 def padded_in_front(x: Tensor, mask: Tensor) -> Tensor:

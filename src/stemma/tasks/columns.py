@@ -41,24 +41,23 @@ SEVERAL = ("ending{}", "choice{}", "option{}", "sol{}")  # columns of one choice
 
 
 def named(task: RowTask, rows: Sequence[Mapping[str, Any]], what: Sequence[str] = ()) -> RowTask:
-    """`task` with the columns that these rows have. `what`: the fields that are needed, where not all. Raises UsageError
-    for a column that no row has, and for a field that no column's name fits."""
+    """`task` with the columns that these rows have. `what`: the fields that are needed, where not all. Raises
+    UsageError for a column that no row has, and for a field that no column's name fits."""
     there = list(dict.fromkeys(name for row in rows for name in row))
     fields = [f.name for f in dataclasses.fields(task)]
     for name in fields:
         for column in columns_of(task, name):
             if column not in there:
-                raise UsageError(
-                    f"no row has a column {column!r} for the {name}; there are {listed(there)}{did_you_mean(column, there)}"
-                )
+                hint = did_you_mean(column, there)
+                raise UsageError(f"no row has a column {column!r} for the {name}; there are {listed(there)}{hint}")
     found: dict[str, Any] = {}
     for name, known in FIELDS.get(task.word, {}).items():
         if not getattr(task, name):
             found[name] = _column(known, there, [v for v in found.values() if isinstance(v, str)])
     if "choices" in found:
         found["choices"] = (found["choices"],) if found["choices"] else _several(there)
-    if "pair" in fields and not getattr(task, "text"):
-        found |= _texts(there, {getattr(task, "label"), found.get("label"), getattr(task, "pair")}, rows)
+    if "pair" in fields and not spec.get(task, "text"):
+        found |= _texts(there, {spec.get(task, "label"), found.get("label"), spec.get(task, "pair")}, rows)
     if getattr(task, "pair", ""):
         found.pop("pair", None)
     needed = what or [name for name in ("text", *FIELDS.get(task.word, {})) if name in fields]

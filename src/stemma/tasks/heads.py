@@ -75,10 +75,10 @@ class TextReader(HeadReader):
     def marked(self, found: tuple[str, ...]) -> Marked:
         if getattr(self.task, "delimiters", ()):
             return self._delimited(found)
-        texts = found
-        if self.structure == "decoder" and len(found) > 1:  # nothing else may stand between them
-            texts = (found[0], f"\n{found[1]}")
-        made = joined(self.tokenizer, *texts, limit=self.context)
+        first, second = found if len(found) == 2 else (found[0], None)
+        if self.structure == "decoder" and second is not None:  # nothing else may stand between them
+            second = f"\n{second}"
+        made = joined(self.tokenizer, first, second, self.context)
         return Marked(made.ids, segments_of(made.kinds) or [0, *made.begins[1:]])
 
     def _delimited(self, found: tuple[str, ...]) -> Marked:

@@ -11,8 +11,8 @@ Span = tuple[int, int]
 
 
 class Joined(NamedTuple):
-    """The `ids` of one or two texts. `begins`: where the tokens of each text begin; `spans`: of each text the characters
-    of its tokens that are left; `kinds`: the segment of each token, as the tokenizer counts them."""
+    """The `ids` of one or two texts. `begins`: where the tokens of each text begin; `spans`: of each text the
+    characters of its tokens that are left; `kinds`: the segment of each token, as the tokenizer counts them."""
 
     ids: list[int]
     begins: list[int]
@@ -24,8 +24,8 @@ def joined(
     tokenizer: Any, first: str, second: str | None = None, limit: int | None = None, window: Span | None = None
 ) -> Joined:
     """The input of a text, or of two. Of more than `limit` tokens the longer text loses its end, token by token, until
-    it fits; with a `window`, the second text is these of its tokens, and the first alone is cut. Special tokens' names in
-    the texts are ordinary text. Raises DataError where no token is left of a text."""
+    it fits; with a `window`, the second text is these of its tokens, and the first alone is cut. Special tokens' names
+    in the texts are ordinary text. Raises DataError where no token is left of a text."""
     core, texts = tokenizer._plain, [first] if second is None else [first, second]
     with reading.of(tokenizer._foreign, *texts):
         parts = [core.encode(text, add_special_tokens=False) for text in texts]

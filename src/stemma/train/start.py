@@ -35,7 +35,10 @@ def inspect(plan: Plan) -> tuple[Any, int]:
         )
     table = any("position" in name for name in there.state_dict())
     dims = replace(plan.dims, vocab=there.dims.vocab, context=plan.dims.context if table else there.dims.context)
-    for part, old, new in (("arch", there.arch, _alike(plan.arch, there.arch, plan.train.new)), ("dims", there.dims, dims)):
+    for part, old, new in (
+        ("arch", there.arch, _alike(plan.arch, there.arch, plan.train.new)),
+        ("dims", there.dims, dims),
+    ):
         if changes := spec.diff(old, new, f"{part}."):
             one = changes[0]
             raise UsageError(
@@ -80,7 +83,10 @@ def fill(model: Model, start: str, afresh: Collection[str] = ()) -> None:
     source = formats.load(start, tokenizer=False)
     ours = model.state_dict()
     theirs = {name: t for name, t in source.state_dict().items() if name.partition(".")[0] not in afresh}
-    new, left = _held(model.arch.heads) - _held(source.arch.heads) | {*afresh}, _held(source.arch.heads) - _held(model.arch.heads)
+    new, left = (
+        _held(model.arch.heads) - _held(source.arch.heads) | {*afresh},
+        _held(source.arch.heads) - _held(model.arch.heads),
+    )
     for name in sorted(ours.keys() ^ theirs.keys()):
         if name.partition(".")[0] not in (new if name in ours else left):
             raise UsageError(f"the weights in {start} are of another network: {name} is in one of them only")

@@ -67,7 +67,7 @@ def filled(task: HeadTask, data: str) -> HeadTask:
         raise DataError(f"{data} has no rows")
     found = columns.named(task, first)
     assert isinstance(found, HeadTask)
-    if hasattr(found, "several") and any(isinstance(row.get(getattr(found, "label")), list) for row in first):
+    if hasattr(found, "several") and any(isinstance(row.get(spec.get(found, "label")), list) for row in first):
         found = spec.edit(found, {"several": True})
     return found
 
@@ -91,7 +91,7 @@ def counted(task: HeadTask, there: Any, data: str, context: int) -> Counter[str]
 def labelled(task: HeadTask, there: Model, data: str, context: int, fresh: bool) -> HeadTask:
     """`task` with its labels: those of the model's own head, with their numbers, or else those of the data."""
     counts = counted(task, there, data, context)
-    known = tuple(getattr(task, "labels"))
+    known: tuple[str, ...] = spec.get(task, "labels")
     held = () if fresh else own_labels(task, there, counts)
     if known and held and known != held:
         raise UsageError(f"{there.origin} has a head with the labels {listed(held)}; {NEW}")
@@ -101,13 +101,13 @@ def labelled(task: HeadTask, there: Model, data: str, context: int, fresh: bool)
         raise DataError(f"every row of {data} has the label {brief(one)}: there is nothing to tell apart")
     if len(names) > MOST:
         raise UsageError(
-            f"the labels of {data} have {len(names):,} different values, such as {brief(names[0])}; numbers are learnt by "
-            "`stemma tune regress`, texts by `stemma tune write`"
+            f"the labels of {data} have {len(names):,} different values, such as {brief(names[0])}; numbers are learnt "
+            "by `stemma tune regress`, texts by `stemma tune write`"
         )
     return spec.edit(task, {"labels": names})
 
 
-NEW = "take its labels, or draw a new head with --set train.new=task"
+NEW = "take its labels, or draw a new head (--new-head; train.new)"
 
 
 def own_labels(task: HeadTask, there: Model, counts: Counter[str]) -> tuple[str, ...]:
@@ -151,7 +151,11 @@ def arch_for(task: HeadTask, there: Model, lm: bool, fresh: bool = False) -> Arc
     wanted = head_of(task, there, len(getattr(task, "labels", ())) or None)
     if lm and heads.lm is None:
         raise UsageError(f"objective.lm needs a language-model head, and {there.origin} has none")
-    if not fresh and type(heads.task) is type(wanted) and (task.problem in (None, getattr(heads.task, "problem", None))):
+    if (
+        not fresh
+        and type(heads.task) is type(wanted)
+        and (task.problem in (None, getattr(heads.task, "problem", None)))
+    ):
         return there.arch
     made = heads_for(wanted, design, there.family)
     design = with_heads(design, replace(made, lm=heads.lm if lm else made.lm))

@@ -372,6 +372,19 @@ def test_pairs_of_fields() -> None:
     assert read({"instruction": "u", "response": "a"}).turns == talk("u", "a").turns
 
 
+@pytest.mark.parametrize(
+    ("replies", "why"),
+    [
+        (3.5, "'replies' holds 3.5, and a list of messages was expected"),
+        (["a"], "and a list of messages was expected"),
+        ([{"text": "a", "role": "assistant", "rank": "first"}], "the rank of a reply is 'first'"),
+    ],
+)
+def test_replies_of_another_shape_are_refused(replies: Any, why: str) -> None:
+    with pytest.raises(DataError, match=why):
+        read({"prompt": {"text": "u", "role": "prompter", "replies": replies}})
+
+
 def test_trees_give_the_best_path_or_all() -> None:
     rows = [
         {"message_id": "1", "parent_id": None, "text": "u", "role": "prompter"},

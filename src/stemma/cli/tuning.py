@@ -16,11 +16,13 @@ from stemma.cli.training import finish
 @click.argument("what")
 @click.option("--from", "start", required=True, metavar="MODEL", help="A run, a folder, a GGUF file or a hub id.")
 @click.option("--data", required=True, shell_complete=complete_data, help="Rows with fields: JSONL, CSV, Parquet, ...")
-@click.option("--budget", default="3 epochs", show_default=True, help="As in `stemma pretrain`.")
+@click.option("--budget", help="As in `stemma pretrain`.  [default: 3 epochs, or as published]")
 @click.option("--out", type=click.Path(), help="Directory of the run.  [default: runs/WHAT-MODEL-SEED]")
 @click.option("--seed", type=int, default=1, show_default=True, help="Decides order, adapters and dropout.")
 @click.option("--lora", type=click.IntRange(min=1), metavar="RANK", help="Learn low-rank adapters, not the weights.")
 @click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Keep the frozen weights in 4 or 8 bits.")
+@click.option("--stage", type=click.IntRange(min=1), help="Of a tuned family, counted from 1.")
+@click.option("--full", is_flag=True, help="A tuned family's published numbers, not scaled.")
 @click.option("--template", help="The chat template, where not the tokenizer's own.")
 @click.option("--text", help="The column with the text.")
 @click.option("--pair", help="The column with a second text.")
@@ -34,12 +36,14 @@ def tune(
     what: str,
     start: str,
     data: str,
-    budget: str,
+    budget: str | None,
     out: str | None,
     seed: int,
     lora: int | None,
     quantize: str | None,
     new_head: bool,
+    stage: int | None,
+    full: bool,
     sets: tuple[str, ...],
     going_on: bool,
     quiet: bool,
@@ -48,8 +52,9 @@ def tune(
     """Tune MODEL to WHAT on rows of data, and leave a complete run in a directory.
 
     WHAT: classify (a label of a text, or several), regress (a number of a text), chat (conversations of any known
-    shape), write (a text for a text), complete (texts). Columns that are not named are found by their usual names.
-    Rows that cannot be learnt from are counted and passed over; `--data FILE#strict=yes` makes them an error.
+    shape), write (a text for a text), complete (texts), or a tuned family of the tree (alpaca, vicuna, qlora, ...),
+    whose template and recipe are used then. Columns that are not named are found by their usual names. Rows that cannot
+    be learnt from are counted and passed over; `--data FILE#strict=yes` makes them an error.
     """
     from stemma.tune import tune as carry_out
 
@@ -64,6 +69,8 @@ def tune(
         settings=columns,
         lora=lora,
         quantize=quantize,
+        stage=stage,
+        full=full,
         overrides={**({"train.new": ("task",)} if new_head else {}), **overrides(sets)},
         resume=going_on,
         quiet=quiet,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,24 +34,26 @@ def encode(tokenizer: Any, text: Text, loss_on: LossOn = "answers") -> Example:
     Raises DataError for a text without a target, for one whose end no token could tell, and where a template leaves
     out the reasoning of an answer that is to be learnt."""
     spans = {"answers": text.spans, "last answer": text.spans[-1:], "everything": ((0, len(text.text)),)}[loss_on]
-    _check_reasoning(text, loss_on)
+    check(tokenizer, text, loss_on)
     ids, places = _placed(tokenizer, text)
     targets = [any(begin < e and end > b for b, e in spans) for begin, end in places]
     if _opens(tokenizer, ids):
         ids, targets = [tokenizer.bos_id, *ids], [False, *targets]
     if text.open_ended:
-        if tokenizer.eos_id is None:
-            raise DataError(
-                "no token ends the answer, neither of the template nor of the tokenizer, so a model would never learn "
-                "to stop; use another template"
-            )
         ids, targets = [*ids, tokenizer.eos_id], [*targets, True]
     if not any(targets):
         raise DataError("no token of it is learnt")
     return Example(ids, targets)
 
 
-def _check_reasoning(text: Text, loss_on: LossOn) -> None:
+def check(tokenizer: Any, text: Text, loss_on: LossOn = "answers") -> None:
+    """Raises DataError as `encode` does for a text without an end, or with an answer without its reasoning. Encodes
+    nothing."""
+    if text.open_ended and tokenizer.eos_id is None:
+        raise DataError(
+            "no token ends the answer, neither of the template nor of the tokenizer, so a model would never learn to "
+            "stop; use another template"
+        )
     last = len(text.spans) - 1
     learnt = {"answers": text.shortened, "last answer": [i for i in text.shortened if i == last], "everything": []}
     if lost := learnt[loss_on]:
@@ -65,13 +67,26 @@ def _check_reasoning(text: Text, loss_on: LossOn) -> None:
 
 def unknown_tokens(tokenizer: Any, writer: Writer) -> list[str]:
     """The names in a writer's template that should be one token and are several to `tokenizer`, or none. A model that
-    learns the template needs rows for them."""
+    learns the template needs rows for them, which have to learn (`add_tokens`)."""
     return [
         name
         for name in writer.tokens()
         if (known := tokenizer.id(name)) is None
         or tokenizer.encode(name, add_special=False, allow_special=True) != [known]
     ]
+
+
+def add_tokens(model: Any, names: Sequence[str]) -> list[int]:
+    """Give a model and its tokenizer the special tokens of `names` that they lack, in place. Their rows begin as the
+    mean of the known ones, and have to learn: with an adapter, `Trainable(("embed.tokens.weight", "lm.weight"))` beside
+    it. Returns their ids. Raises UsageError for embeddings that a rewrite replaced."""
+    from stemma.nn import vocabulary
+
+    known, grown = model.tokenizer.vocab_size, model.tokenizer.grown(0, names)
+    if grown.vocab_size > known:
+        vocabulary.widen(model, grown.vocab_size, known)
+        model.tokenizer = grown
+    return [grown.id(name) for name in names]
 
 
 def _opens(tokenizer: Any, ids: list[int]) -> bool:

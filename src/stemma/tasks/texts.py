@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from stemma.conversations import Conversation, Text, Writer, encode, fit, read, writer
+from stemma.conversations.targets import check
 from stemma.declare.tasks import ChatTask, WriteTask
 from stemma.errors import DataError
 from stemma.tasks.base import Marked, Reader, text_of
@@ -35,6 +36,7 @@ class ChatReader(Reader, of=ChatTask):
 
     def check(self, row: Mapping[str, Any]) -> None:
         made = self.writer.write(self.read(row))
+        check(self.tokenizer, made, self.task.loss_on)
         if len(made.text.encode("utf-8", "replace")) >= self.context:  # else it fits: a token has at least a byte
             super().check(row)
 

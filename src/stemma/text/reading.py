@@ -51,7 +51,10 @@ def guarded(what: object) -> Iterator[None]:
 
 
 def foreign(state: Any) -> bool:
-    """Whether a tokenizer.json has patterns beside those that are known to end."""
+    """Whether a tokenizer.json has patterns beside those that are known to end, or a table of characters from a
+    SentencePiece file, which may be damaged."""
+    if isinstance(state, dict) and state.get("type") == "Precompiled":
+        return True
     if isinstance(state, dict) and isinstance(pattern := state.get("Regex"), str):
         return pattern not in KNOWN
     inner = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()

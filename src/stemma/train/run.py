@@ -25,7 +25,7 @@ from stemma.runs.prove import prove
 from stemma.tasks import kept as tasks
 from stemma.train import start
 from stemma.train.assemble import fit_to_tokenizer, loop_of, pin_teachers, with_steps
-from stemma.train.budgets import epochs_of, sets_warmup, steps_of
+from stemma.train.budgets import epochs_of, sets_warmup, with_budget
 from stemma.train.config import Plan
 from stemma.train.device import pick_device, pick_precision
 from stemma.train.evaluation import evaluate, sample
@@ -74,6 +74,7 @@ class Pretraining:
         self.view, held = split(plan, store)
         self.held = sample(held, plan.train.eval_tokens)
         self.answers: list[tuple[int, Any]] = []  # of the last evaluation, where the objective gives some
+        loop.closing = int(self.held.tokens_total)
 
     def evaluate(self) -> dict[str, float]:
         """Bits of the held-out text, or the metrics of a task."""
@@ -242,8 +243,7 @@ def _begun(
     train, rest = split(plan, store)
     if not quiet:
         report_uneven(plan, train, rest)
-    steps = steps_of(plan, tokenizer, train, world)
-    plan = with_steps(plan, steps if world is None else world.broadcast(steps), fixed_warmup)
+    plan = with_budget(plan, tokenizer, train, fixed_warmup, world)
     device = pick_device(plan)
     precision = pick_precision(plan, device)
     precision = precision if world is None else world.broadcast(precision)

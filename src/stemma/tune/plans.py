@@ -74,10 +74,7 @@ def resolve(
     """The plan of tuning the model `start` (a run, a folder, a GGUF file, a hub id) to the task `what` on the rows of
     `data`. `settings`: fields of the task; `lora`, `quantize`, `rewrites`: as in `tune`. Raises UsageError for what
     does not fit."""
-    start = start_folder(start)
-    there = formats.load(start, device="meta")
-    if there.design is None or there.tokenizer is None:
-        raise UsageError(f"{start} has no tokenizer, and a model is tuned with the one that it was trained with")
+    there = started(start)
     changes = dict(overrides or {})
     context = min(there.dims.context, ROW)
     arch, task = there.arch, None if what == "complete" else task_of(what, settings or {})
@@ -115,7 +112,23 @@ def recipe_of(structure: str, context: int, adapted: float | None) -> Recipe:
     )
 
 
-def beside(there: Model, lora: int | None, quantize: str | None) -> tuple[Rewrite, ...]:
+def started(start: str) -> Model:
+    """The model that tuning begins from, without weights. Raises UsageError for one without a tokenizer."""
+    folder = start_folder(start)
+    there = formats.load(folder, device="meta")
+    if there.design is None or there.tokenizer is None:
+        raise UsageError(f"{start} has no tokenizer, and a model is tuned with the one that it was trained with")
+    return there
+
+
+def packed(objective: RowObjective, whether: bool) -> RowObjective:
+    """`objective` with several examples a row, or one, where it can have several."""
+    return dataclasses.replace(objective, packed=whether) if isinstance(objective, Answers) else objective
+
+
+def beside(
+    there: Model, lora: int | None, quantize: str | None, alpha: float | None = None, dropout: float = 0.0
+) -> tuple[Rewrite, ...]:
     """What `lora` and `quantize` put in place of modules of a model. Raises UsageError where nothing would learn."""
     if quantize is not None and lora is None:
         raise UsageError(f"quantize={quantize!r} freezes the weights, so something else has to learn: give a LoRA rank")
@@ -123,7 +136,7 @@ def beside(there: Model, lora: int | None, quantize: str | None) -> tuple[Rewrit
     if lora is None:
         return found
     paths = [path for path in linear_paths(there) if ".blocks." in path]
-    return (*found, LoRA(patterns(there, paths), rank=lora, alpha=2.0 * lora))
+    return (*found, LoRA(patterns(there, paths), rank=lora, alpha=alpha or 2.0 * lora, dropout=dropout))
 
 
 def fitting(plan: Plan) -> Plan:

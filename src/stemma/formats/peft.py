@@ -198,7 +198,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     config = disk.read_object(path)
     kind = config.get("peft_type")
-    if kind in peft_prompts.KINDS:
+    if isinstance(kind, str) and kind in peft_prompts.KINDS:
         return config
     if kind != "LORA":
         known = ", ".join(peft_prompts.KINDS)

@@ -112,6 +112,7 @@ def model_of(plan: Plan, tokenizer: Any, started: bool = True) -> Model:
         apply(model, plan.rewrites, plan.seed)
     if isinstance(plan.objective, RowObjective):
         model.labels = getattr(plan.objective.task, "labels", ())
+    model.embed.noise = plan.recipe.neftune
     check_room(model, plan.context)
     return formats.attach(model, design_of(plan), families.family(plan.name), tokenizer)
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from stemma.cli import command, overrides
+from stemma.cli.columns import columns
 from stemma.cli.complete import complete_data, set_option
 from stemma.cli.training import finish
 
@@ -24,10 +25,7 @@ from stemma.cli.training import finish
 @click.option("--stage", type=click.IntRange(min=1), help="Of a tuned family, counted from 1.")
 @click.option("--full", is_flag=True, help="A tuned family's published numbers, not scaled.")
 @click.option("--template", help="The chat template, where not the tokenizer's own.")
-@click.option("--text", help="The column with the text.")
-@click.option("--pair", help="The column with a second text.")
-@click.option("--label", help="The column with the label, the labels or the number.")
-@click.option("--target", help="The column with what is to be written.")
+@columns
 @click.option("--new-head", is_flag=True, help="Draw a new head though MODEL has one for the task.")
 @set_option("Change the plan, e.g. recipe.lr=1e-4.")
 @click.option("--resume", "going_on", is_flag=True, help="Go on with the run in --out, if it was begun.")
@@ -47,7 +45,7 @@ def tune(
     sets: tuple[str, ...],
     going_on: bool,
     quiet: bool,
-    **columns: Any,
+    **settings: Any,
 ) -> int:
     """Tune MODEL to WHAT on rows of data, and leave a complete run in a directory.
 
@@ -66,7 +64,7 @@ def tune(
         out=out,
         budget=budget,
         seed=seed,
-        settings=columns,
+        settings=settings,
         lora=lora,
         quantize=quantize,
         stage=stage,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from stemma.cli import command, overrides
-from stemma.cli.columns import columns
+from stemma.cli.columns import COLUMNS, columns
 from stemma.cli.complete import complete_data, set_option
 from stemma.cli.training import finish
 
@@ -31,21 +31,7 @@ from stemma.cli.training import finish
 @click.option("--resume", "going_on", is_flag=True, help="Go on with the run in --out, if it was begun.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def tune(
-    what: str,
-    start: str,
-    data: str,
-    budget: str | None,
-    out: str | None,
-    seed: int,
-    lora: int | None,
-    quantize: str | None,
-    new_head: bool,
-    stage: int | None,
-    full: bool,
-    sets: tuple[str, ...],
-    going_on: bool,
-    quiet: bool,
-    **settings: Any,
+    what: str, start: str, out: str | None, new_head: bool, sets: tuple[str, ...], going_on: bool, **options: Any
 ) -> int:
     """Tune MODEL to WHAT on rows of data, and leave a complete run in a directory.
 
@@ -56,21 +42,8 @@ def tune(
     """
     from stemma.tune import tune as carry_out
 
-    out = out or f"runs/{what}-{Path(start).name.partition('.')[0] or 'model'}-{seed}"
-    run = carry_out(
-        what,
-        start=start,
-        data=data,
-        out=out,
-        budget=budget,
-        seed=seed,
-        settings=settings,
-        lora=lora,
-        quantize=quantize,
-        stage=stage,
-        full=full,
-        overrides={**({"train.new": ("task",)} if new_head else {}), **overrides(sets)},
-        resume=going_on,
-        quiet=quiet,
-    )
+    out = out or f"runs/{what}-{Path(start).name.partition('.')[0] or 'model'}-{options['seed']}"
+    settings = {name: options.pop(name) for name in (*COLUMNS, "template")}
+    changes = {**({"train.new": ("task",)} if new_head else {}), **overrides(sets)}
+    run = carry_out(what, start=start, out=out, settings=settings, overrides=changes, resume=going_on, **options)
     return finish(run)

@@ -109,6 +109,7 @@ def model_of(plan: Plan, tokenizer: Any, started: bool = True) -> Model:
         if plan.train.start and started:
             start.fill(model, plan.train.start)
         apply(model, plan.rewrites, plan.seed)
+    model.embed.noise = plan.recipe.neftune
     check_room(model, plan.context)
     return formats.attach(model, design_of(plan), families.family(plan.name), tokenizer)
 

@@ -253,6 +253,8 @@ def _begun(
         best.measured(plan.train.best, Pretraining(out, loop, store).evaluate())
     if not (plan.train.start and adapters(loop.model)):
         formats.check_weights(loop.model)  # what could not be saved at the end is not begun
+    elif world is None:
+        formats.peft.contents(loop.model)
     if loop.is_main:
         about = {"data": facts(store, train), "parameters": count(plan.arch, plan.dims)}
         folder.begin(out, spec.to_dict(plan), device, about)

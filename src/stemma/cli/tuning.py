@@ -13,6 +13,13 @@ from stemma.cli.complete import complete_data, set_option
 from stemma.cli.training import finish
 
 
+def name_of(start: str) -> str:
+    """What a model is called in the name of a run: its file or folder, or of a run's `model` the run."""
+    path = Path(start)
+    path = path.parent if path.name == "model" and path.parent.name else path
+    return path.name.removesuffix(".gguf").partition(".Q")[0] or "model"
+
+
 @command()
 @click.argument("what")
 @click.option("--from", "start", required=True, metavar="MODEL", help="A run, a folder, a GGUF file or a hub id.")
@@ -26,12 +33,22 @@ from stemma.cli.training import finish
 @click.option("--full", is_flag=True, help="A tuned family's published numbers, not scaled.")
 @click.option("--template", help="The chat template, where not the tokenizer's own.")
 @columns
+@click.option("--prefix", help="What stands before every text, e.g. 'summarize: '.")
 @click.option("--new-head", is_flag=True, help="Draw a new head though MODEL has one for the task.")
 @set_option("Change the plan, e.g. recipe.lr=1e-4.")
+@click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
 @click.option("--resume", "going_on", is_flag=True, help="Go on with the run in --out, if it was begun.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def tune(
-    what: str, start: str, out: str | None, new_head: bool, sets: tuple[str, ...], going_on: bool, **options: Any
+    what: str,
+    start: str,
+    out: str | None,
+    seed: int,
+    new_head: bool,
+    sets: tuple[str, ...],
+    config: str | None,
+    going_on: bool,
+    **options: Any,
 ) -> int:
     """Tune MODEL to WHAT on rows of data, and leave a complete run in a directory.
 
@@ -40,10 +57,13 @@ def tune(
     whose template and recipe are used then. Columns that are not named are found by their usual names. Rows that cannot
     be learnt from are counted and passed over; `--data FILE#strict=yes` makes them an error.
     """
+    from stemma.train import overrides as read_file
     from stemma.tune import tune as carry_out
 
-    out = out or f"runs/{what}-{Path(start).name.partition('.')[0] or 'model'}-{options['seed']}"
-    settings = {name: options.pop(name) for name in (*COLUMNS, "template")}
-    changes = {**({"train.new": ("task",)} if new_head else {}), **overrides(sets)}
-    run = carry_out(what, start=start, out=out, settings=settings, overrides=changes, resume=going_on, **options)
-    return finish(run)
+    out = out or f"runs/{what}-{name_of(start)}-{seed}"
+    settings = {name: options.pop(name) for name in (*COLUMNS, "template", "prefix")}
+    changes = (read_file(config) if config else {}) | overrides(sets)
+    if new_head:
+        changes["train.new"] = ("task",)
+    more: dict[str, Any] = {"settings": settings, "overrides": changes, "resume": going_on}
+    return finish(carry_out(what, start=start, out=out, seed=seed, **more, **options))

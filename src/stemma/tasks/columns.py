@@ -1,114 +1,61 @@
-"""Which columns of rows a task reads: by their names, where nobody names them."""
+"""Which columns of rows hold what a task reads, where nobody names them."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
-from stemma import spec
-from stemma.declare.tasks import RowTask
+from stemma.declare.tasks import HeadTask, RowTask, WriteTask
 from stemma.errors import UsageError, did_you_mean
+from stemma.tasks import head_columns
 
-Names = tuple[str, ...]
-
-# names of pairs of texts, the first that are there; then of one text, and of what is learnt of it
-PAIRS: tuple[tuple[str, str], ...] = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("text1", "text2"),
-    ("text_a", "text_b"),
-    ("text", "text_pair"),
-    ("text", "pair"),
-    ("query", "passage"),
-)
-TEXT: Names = ("text", "sentence", "review", "content", "document", "body", "comment", "tweet", "title", "input")
-LABEL: Names = ("label", "labels", "category", "categories", "class", "target", "sentiment", "topic", "intent", "y")
-SCORE: Names = ("label", "score", "similarity", "rating", "value", "target", "stars", "y")
-FIELDS: dict[str, dict[str, Names]] = {  # of a task by its word: names that its columns may have
-    "classify": {"label": LABEL},
-    "regress": {"label": SCORE},
-    "tag": {"words": ("tokens", "words"), "tags": ("ner_tags", "tags", "labels", "pos_tags", "chunk_tags")},
-    "answer": {"question": ("question", "query"), "context": ("context", "passage"), "answers": ("answers", "answer")},
-    "choose": {
-        "text": ("text", "question", "context", "startphrase", "ctx", "sent1", "premise", "prompt"),
-        "choices": ("choices", "endings", "options", "candidates"),
-        "label": ("label", "answer", "answerKey", "gold"),
+# names of columns by field of a task, those that come first preferred
+KNOWN: dict[type[RowTask], dict[str, tuple[str, ...]]] = {
+    WriteTask: {
+        "text": (
+            "text", "source", "src", "document", "article", "input", "inputs", "prompt", "question", "instruction",
+            "sentence", "dialogue", "context",
+        ),
+        "target": (
+            "target", "targets", "tgt", "summary", "highlights", "translation", "output", "outputs", "answer",
+            "response", "completion", "reference", "label",
+        ),
     },
-}
-SEVERAL = ("ending{}", "choice{}", "option{}", "sol{}")  # columns of one choice each
+}  # fmt: skip
+LOOKED_AT = 200  # rows whose columns are looked at
 
 
-def named(task: RowTask, rows: Sequence[Mapping[str, Any]], what: Sequence[str] = ()) -> RowTask:
-    """`task` with the columns that these rows have. `what`: the fields that are needed, where not all. Raises
-    UsageError for a column that no row has, and for a field that no column's name fits."""
-    there = list(dict.fromkeys(name for row in rows for name in row))
-    fields = [f.name for f in dataclasses.fields(task)]
-    for name in fields:
-        for column in columns_of(task, name):
-            if column not in there:
-                hint = did_you_mean(column, there)
-                raise UsageError(f"no row has a column {column!r} for the {name}; there are {listed(there)}{hint}")
-    found: dict[str, Any] = {}
-    for name, known in FIELDS.get(task.word, {}).items():
-        if not getattr(task, name):
-            found[name] = _column(known, there, [v for v in found.values() if isinstance(v, str)])
-    if "choices" in found:
-        found["choices"] = (found["choices"],) if found["choices"] else _several(there)
-    if "pair" in fields and not spec.get(task, "text"):
-        found |= _texts(there, {spec.get(task, "label"), found.get("label"), spec.get(task, "pair")}, rows)
-    if getattr(task, "pair", ""):
-        found.pop("pair", None)
-    needed = what or [name for name in ("text", *FIELDS.get(task.word, {})) if name in fields]
-    for name in needed:
-        if not getattr(task, name) and not found.get(name):
-            raise UsageError(
-                f"which column holds the {name}? Name it by --{name}: the rows have {listed(there)}, and none of these "
-                "is a usual name for it"
-            )
-    return spec.edit(task, {name: value for name, value in found.items() if value})
+def named(task: RowTask, rows: Sequence[Mapping[str, Any]]) -> RowTask:
+    """`task` with the columns that nobody named, found by their names in `rows`. Raises UsageError for a column that no
+    row has, and where no name is known."""
+    if isinstance(task, HeadTask):
+        return head_columns.named(task, rows[:LOOKED_AT])
+    known = KNOWN.get(type(task), {})
+    there = list(dict.fromkeys(name for row in rows[:LOOKED_AT] for name in row))
+    found: dict[str, str] = {}
+    for field in fields(task):
+        if field.name not in known:
+            continue
+        given = getattr(task, field.name)
+        if given and given not in there:
+            hint = _columns(there) + did_you_mean(given, there)
+            raise UsageError(f"no row has a column {given!r} for --{field.name}{hint}")
+        found[field.name] = given or next((name for name in known[field.name] if name in there), "")
+    if missing := [name for name, column in found.items() if not column]:
+        left = [column for column in there if column not in found.values()]
+        if len(missing) == 1 and len(left) == 1:
+            found[missing[0]] = left[0]
+        elif len(missing) == len(found) == len(there):
+            found = dict(zip(found, there, strict=True))
+        else:
+            options = " and ".join(f"--{name}" for name in missing)
+            raise UsageError(f"none of the columns is known by its name; give {options} a COLUMN{_columns(there)}")
+    if len(set(found.values())) < len(found):
+        options = " and ".join(f"--{name}" for name in found)
+        raise UsageError(f"{options} name one column, {next(iter(found.values()))!r}, and each needs its own")
+    return replace(task, **found)
 
 
-def columns_of(task: RowTask, name: str) -> Names:
-    """The columns that a field of a task names."""
-    if name not in ("text", "pair", "label", "target", "words", "tags", "question", "context", "answers", "choices"):
-        return ()
-    value = getattr(task, name)
-    return tuple(value) if isinstance(value, tuple) else (value,) if value else ()
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names for a message."""
-    return ", ".join(map(repr, names)) or "no columns"
-
-
-def _column(known: Names, there: Sequence[str], taken: Sequence[str]) -> str:
-    """The first known name that is there, whatever its case; "" if none is."""
-    by_name = {name.lower(): name for name in there if name not in taken}
-    return next((by_name[name.lower()] for name in known if name.lower() in by_name), "")
-
-
-def _texts(there: Sequence[str], taken: set[str | None], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The columns of a text and of its pair, if it has one."""
-    free = [name for name in there if name not in taken]
-    for first, second in PAIRS:
-        a, b = _column((first,), free, ()), _column((second,), free, ())
-        if a and b:
-            return {"text": a, "pair": b}
-    if one := _column(TEXT, free, ()):
-        return {"text": one}
-    texts = [name for name in free if all(isinstance(row.get(name), str) for row in rows)]
-    return {"text": texts[0]} if len(texts) == 1 else {}
-
-
-def _several(there: Sequence[str]) -> Names:
-    """Columns that hold one choice each: ending0, ending1, ..."""
-    for pattern in SEVERAL:
-        for begin in (0, 1):
-            count = 0
-            while pattern.format(begin + count) in there:
-                count += 1
-            if count > 1:
-                return tuple(pattern.format(begin + i) for i in range(count))
-    return ()
+def _columns(there: Sequence[str]) -> str:
+    return f" (there are: {', '.join(there) or 'none'})"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
-from stemma import spec
+from stemma import disk, spec
 from stemma.declare.recipes import AdamW, Recipe, Schedule
 from stemma.declare.tasks import HeadTask, Labels
 from stemma.errors import DataError, UsageError, brief, require
@@ -17,7 +17,7 @@ from stemma.formats.heads import body_for, heads_for, task_of, with_heads
 from stemma.nn.model import Model
 from stemma.nn.parts import Arch, Task
 from stemma.rewrites.kinds import Rewrite, Trainable
-from stemma.tasks import columns
+from stemma.tasks import head_columns as columns
 from stemma.tasks.base import reader
 from stemma.tasks.encoder import raw_rows
 from stemma.tasks.heads import HeadReader
@@ -31,12 +31,16 @@ HELD = 0.1  # share of the rows by which a model is judged
 # code); Radford et al. 2018, section 4.1
 RATES = {"encoder": (3e-5, 100), "decoder": (6.25e-5, 2), "encoder-decoder": (1e-4, 100)}
 
+# by which a checkpoint is the best
+BEST = {"single": "accuracy", "multi": "f1_micro", "regression": "spearman"}
+BEST |= {"tag": "f1", "answer": "f1", "choose": "accuracy"}
+
 
 class Wanted(NamedTuple):
-    """What is learnt, and the network with the head that learns it."""
+    """The network with the head that learns a task, and what it learns."""
 
-    objective: Labels
     arch: Arch
+    objective: Labels
 
 
 def wanted(task: HeadTask, there: Model, data: str, changes: Mapping[str, Any], context: int) -> Wanted:
@@ -57,7 +61,7 @@ def wanted(task: HeadTask, there: Model, data: str, changes: Mapping[str, Any], 
             f"labels: {', '.join(getattr(goal, 'labels', ())) or 'none'}"
         )
     objective = replace(objective, task=goal)
-    return Wanted(objective, arch_for(goal, there, bool(objective.lm), fresh))
+    return Wanted(arch_for(goal, there, bool(objective.lm), fresh), objective)
 
 
 def filled(task: HeadTask, data: str) -> HeadTask:
@@ -206,3 +210,14 @@ def told(objective: Labels, there: Any, data: str, context: int) -> Iterator[str
         shown += 1
         if shown == 3:
             return
+
+
+def tell(objective: Labels, there: Any, data: str, context: int) -> None:
+    """Print these lines."""
+    for line in told(objective, there, data, context):
+        disk.tell(line)
+
+
+def best(task: HeadTask) -> str:
+    """The metric by which a checkpoint is the best."""
+    return BEST[task.problem or task.word]

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stemma import disk, formats
-from stemma.declare.tasks import Labels
 from stemma.rewrites import Rewrite
 from stemma.runs.drive import OnStep
 from stemma.train.run import Run, begin
-from stemma.tune import heads, plans, systems
+from stemma.tune import plans, systems
 from stemma.tune.plans import words
 
 
@@ -48,15 +46,11 @@ def tune(
     if what in (*words(), "complete"):
         plan = plans.resolve(
             what, start, data, budget or "3 epochs", seed, settings=settings, lora=lora, quantize=quantize,
-            rewrites=rewrites, overrides=overrides,
+            rewrites=rewrites, overrides=overrides, quiet=quiet,
         )  # fmt: skip
     else:
         plan = systems.resolve(
             what, start, data, budget, seed, stage=stage, full=full, settings=settings, lora=lora, quantize=quantize,
             overrides=overrides,
         )  # fmt: skip
-    if not quiet and not resume and isinstance(plan.objective, Labels):
-        there = formats.load(plan.train.start, device="meta")
-        for line in heads.told(plan.objective, there, data, plan.context):
-            disk.tell(line)
     return begin(plan, out, overrides or {}, resume, on_step, None, quiet, mesh)

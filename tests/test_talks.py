@@ -113,7 +113,7 @@ def test_what_cannot_be_shown_is_said(
 ) -> None:
     with pytest.raises(UsageError, match="are for conversations.* where roberta is a family"):
         shown(monkeypatch, capsys, str(file), "--for", "roberta", "--template", "vicuna")
-    with pytest.raises(UsageError, match="--set and --seed change a family's plan"):
+    with pytest.raises(UsageError, match="--set and --seed change the plan of a family"):
         shown(monkeypatch, capsys, str(file), "--for", str(model), "--seed", "3")
     (bad := tmp_path / "bad.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
     with pytest.raises(DataError, match=r"no row can be learnt from; the first is .*bad.jsonl:1: its fields \('a'\)"):

@@ -180,8 +180,9 @@ def _alone(value: Tensor) -> Tensor:
 
 
 def with_weight(module: nn.Module, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
-    """A copy of a linear layer or an embedding with another weight; all else is shared, or `bias` where given."""
-    if not isinstance(module, nn.Linear | nn.Embedding):
+    """A copy of a linear layer, an embedding or a head with another weight; all else is shared, or `bias` where
+    given."""
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
         raise UsageError(f"a {type(module).__name__} has no weight that could be replaced")
     new = copy.copy(module)
     new._parameters = dict(module._parameters)

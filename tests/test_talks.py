@@ -111,7 +111,7 @@ def test_other_templates_and_losses(
 def test_what_cannot_be_shown_is_said(
     model: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UsageError, match="are for conversations.* where roberta is a family"):
+    with pytest.raises(UsageError, match=r"are for conversations.* where roberta is a family"):
         shown(monkeypatch, capsys, str(file), "--for", "roberta", "--template", "vicuna")
     with pytest.raises(UsageError, match="--set and --seed change the plan of a family"):
         shown(monkeypatch, capsys, str(file), "--for", str(model), "--seed", "3")

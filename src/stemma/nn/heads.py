@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.functional import dropout, softcap
-from stemma.nn.mixed import Linear, cast, linear
+from stemma.nn.mixed import Linear, Matrix, cast, times
 from stemma.nn.mlp import activation
 from stemma.nn.norms import norm
 from stemma.nn.stack import Block, State
 
 
 class LMHead(nn.Module):
-    """Logits over the vocabulary. `tokens`: the embedding matrix, which is the weight where the spec ties it."""
+    """Logits over the vocabulary. `tokens`: the embedding matrix, which is the weight where the spec ties it, or the
+    module that keeps it in another form."""
 
     def __init__(self, spec: parts.LMHead, dims: parts.Dims) -> None:
         super().__init__()
@@ -27,10 +28,14 @@ class LMHead(nn.Module):
         self.weight = None if spec.tied else nn.Parameter(torch.empty(dims.vocab, dims.d_model))
         self.bias = nn.Parameter(torch.zeros(dims.vocab)) if spec.bias else None
 
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:  # ... D -> ... V
+    def forward(self, x: Tensor, tokens: Tensor | Matrix) -> Tensor:  # ... D -> ... V
+        return self.read(x, tokens if self.weight is None else self.weight, self.bias)
+
+    def read(self, x: Tensor, matrix: Tensor | Matrix, bias: Tensor | None) -> Tensor:
+        """The logits by any matrix: ... D -> ... V."""
         if self.scale != 1.0:
             x = x * self.scale
-        y = linear(x, tokens if self.weight is None else self.weight, self.bias)
+        y = times(x, matrix, bias)
         if self.factor != 1.0:
             y = y * self.factor
         return y if self.softcap is None else softcap(y, self.softcap)
@@ -47,8 +52,8 @@ class MLMHead(nn.Module):
         self.weight = None if spec.tied else nn.Parameter(torch.empty(dims.vocab, dims.embed_width))
         self.bias = nn.Parameter(torch.zeros(dims.vocab))
 
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        return linear(self.norm(self.act(self.dense(x))), tokens if self.weight is None else self.weight, self.bias)
+    def forward(self, x: Tensor, tokens: Tensor | Matrix) -> Tensor:
+        return times(self.norm(self.act(self.dense(x))), tokens if self.weight is None else self.weight, self.bias)
 
 
 class EMDHead(MLMHead):

@@ -54,7 +54,8 @@ class Rewrite(Spec, open=True):
 
 @dataclass(frozen=True)
 class WeightOnly(Rewrite):
-    """Matrices and embeddings stored in `dtype` and multiplied in the dtype of the model (weight-only quantisation).
+    """Matrices, embeddings and the own matrix of a language-model head stored in `dtype` and multiplied in the dtype of
+    the model (weight-only quantisation).
 
     `int8`: one scale a row, `w = scale * code` with `scale = max |w| / 127`; `file`: as the file has them, a GGUF
     file's quantised blocks too, which are dequantised on the CPU. The stored weights do not learn."""
@@ -64,7 +65,9 @@ class WeightOnly(Rewrite):
     def accepts(self) -> tuple[type[nn.Module], ...]:
         from torch import nn
 
-        return (nn.Linear, nn.Embedding)
+        from stemma.nn.heads import LMHead
+
+        return (nn.Linear, nn.Embedding, LMHead)
 
     def replace(self, module: nn.Module) -> nn.Module:
         from stemma.rewrites.weight_only import weight_only

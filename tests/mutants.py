@@ -70,6 +70,9 @@ MUTANTS = [
     Mutant("runs: a best checkpoint is removed", "if old not in kept and old.name not in named:", "if old not in kept:", "best"),
     Mutant("runs: a worse evaluation is the best", "value > measured(text, best.values)", "value != measured(text, best.values)", "best"),
     Mutant("runs: a changed length begins the schedule anew", "place += (at - begin) * pace", "place = 0.0", "best"),
+    Mutant("runs: a run by the clock forgets the end", "there = self.seconds - elapsed - closing - 2 * self.saving", "there = self.seconds", "clock"),
+    Mutant("runs: a change of the length is in no checkpoint", "self.forced = True", "self.forced = False", "clock"),
+    Mutant("runs: batches made ahead are of the old length", "trainer.move(trainer.cursor)", "pass", "clock"),
     Mutant("train: one checkpoint too many is kept", "% every == 0][-keep:]", "% every == 0][-keep - 1 :]", "train engine accidents"),
     Mutant("train: damaged checkpoints pass", "if _sum(path / file) != expected:", "if _sum(path / file) == -1:", "train accidents scale"),
     # decoding

@@ -453,7 +453,7 @@ def test_a_base_that_is_gone_or_not_named(tmp_path: Path) -> None:
     [
         ({"peft_type": "IA3"}, "peft_type='IA3' is no adapter that is read here"),
         ({"lora_bias": True}, "lora_bias=True is not supported"),
-        ({"trainable_token_indices": [3]}, "trainable_token_indices=.3. is not supported"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices=.3., and the file holds no rows"),
         ({"lora_alpha": "many"}, "lora_alpha='many' is of a wrong type"),
         ({"use_dora": True}, "use_dora=True and the tensors"),
     ],

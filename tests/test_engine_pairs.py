@@ -27,7 +27,7 @@ from stemma.train import Diverged, Loop, Run, pretrain, read_metrics, resume, ve
 from stemma.train.average import Average
 from test_accidents import call, refused
 from test_kills import sets
-from test_train import SMALL, train, words
+from test_train import SMALL, loop_of, train, words
 
 
 def rows(path: Path, texts: list[str]) -> Path:
@@ -60,13 +60,14 @@ def test_a_mixture_is_read_to_its_limit_and_no_further(name: str, tmp_path: Path
         train(name, tmp_path / "more", data, steps + 1, own)
     run = train(name, tmp_path / "all", data, steps, own | {"train.save_every": steps - 1})
     assert run.finished and len(read_metrics(tmp_path / "all")) == steps
+    assert loop_of(run).source.limited
 
 
 def test_a_source_none_of_whose_documents_is_held_out_is_measured_without_it(tmp_path: Path) -> None:
     many, few = rows(tmp_path / "a.jsonl", words(120)), rows(tmp_path / "b.jsonl", words(125)[122:])
     mixed: Any = f"{many}@0.5,{few}@0.5"
     run = train("gpt2", tmp_path / "run", mixed, 4)
-    assert run.finished and run.summary["val"]["bits_per_byte"] > 0
+    assert run.finished and run.summary["val"]["bits_per_byte"] > 0 and not loop_of(run).source.limited
 
 
 def test_a_source_all_of_whose_documents_are_held_out_leaves_no_run(tmp_path: Path) -> None:

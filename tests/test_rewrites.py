@@ -22,7 +22,7 @@ from stemma.formats import gguf
 from stemma.nn.mlp import MLP
 from stemma.nn.model import Model
 from stemma.nn.parts import LMHead
-from stemma.rewrites import NF4, Rewrite, Rewritten, Trainable, WeightOnly, Wrapped, apply, merge, undo
+from stemma.rewrites import Rewrite, Rewritten, Trainable, WeightOnly, Wrapped, apply, merge, undo
 from stemma.rewrites.paths import PlainTensors
 from tiny import FAMILIES as EVERY_FAMILY
 from tiny import batch, run, tiny
@@ -97,14 +97,14 @@ def test_what_matches_is_listed_and_replaced() -> None:
         ),
         (
             "llama",
-            NF4(("*",)),
-            "NF4 replaces Linear, and lm.weight is a matrix inside of a LMHead; narrow the patterns of NF4 to other "
-            "modules, such as '*.attention.*'",
+            WeightOnly(("*",)),
+            "WeightOnly replaces Linear and Embedding, and lm.weight is a matrix inside of a LMHead; narrow the patterns "
+            "of WeightOnly to other modules, such as '*.attention.*'",
         ),
         (
             "mixtral",
             WeightOnly(("*.mlp.*",)),
-            "WeightOnly replaces Linear, Embedding and LMHead, and decoder.blocks.0.mlp.gate is a matrix inside of a Experts; "
+            "WeightOnly replaces Linear and Embedding, and decoder.blocks.0.mlp.gate is a matrix inside of a Experts; "
             "narrow the patterns of WeightOnly to other modules, such as '*.attention.*'",
         ),
         (
@@ -430,8 +430,8 @@ def test_a_head_s_own_matrix_is_stored() -> None:
         plain.embed.tokens.weight.copy_(model.embed.tokens.weight)
     assert (logits(model) - logits(plain)).abs().max() < 1e-6
     assert same(merge(model), plain)
-    tied = made("gpt2", (WeightOnly(("*",)),))
-    assert isinstance(tied.lm, type(made("gpt2").lm)) and tied.lm.weight is None
+    with pytest.raises(UsageError, match="this head is tied to the embeddings and follows them; leave it out"):
+        made("gpt2", (WeightOnly(("lm",)),))
 
 
 def test_weights_of_a_file_stay_in_its_type(tmp_path: Path) -> None:

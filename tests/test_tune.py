@@ -12,20 +12,24 @@ import torch
 import transformers as hf
 
 import stemma
+from stemma.conversations.templates import NAMES
 from stemma.data import Store, read
 from stemma.declare.family import Text
 from stemma.declare.tasks import Answers, ChatTask, Replies, RowTask, WriteTask
+from stemma.declare.tuning import SFT
 from stemma.errors import DataError, UsageError
 from stemma.nn.model import IGNORED
 from stemma.objectives import objective
 from stemma.objectives.base import Objective
 from stemma.objectives.setting import Setting
+from stemma.rewrites import LoRA
 from stemma.runs.metrics import read_metrics
 from stemma.tasks.encoder import TaskEncoder, rows
 from stemma.text import Specials, Tokenizer
 from stemma.train import resume, verify_resume
-from stemma.tune import tune
+from stemma.tune import systems, tune
 from stemma.tune.plans import resolve
+from stemma.tune.systems import UNKNOWN
 
 SAYINGS = [
     "who wrote it",
@@ -231,3 +235,42 @@ def test_what_does_not_fit_is_refused(decoder: Path, both: Path) -> None:
     ]:
         with pytest.raises(UsageError, match=why):
             resolve(what, str(decoder), "x.jsonl", **more)  # type: ignore[arg-type]
+
+
+SYSTEMS = ["alpaca", "vicuna", "qlora", "koala", "vigogne", "tulu", "orca", "stable-beluga2", "gorilla", "u-palm"]
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_tuned_family_is_a_recipe(
+    tmp_path: Path, decoder: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its template, loss and numbers are those of its first stage on examples; what is unpublished is said."""
+    plan = systems.resolve(name, str(decoder), "rows.jsonl")
+    stage, said = systems.system(name).stage, capsys.readouterr().err
+    assert plan.system == name and plan.recipe.lr is not None
+    assert isinstance(stage, SFT) == isinstance(plan.objective, Answers)
+    if isinstance(plan.objective, Answers) and isinstance(stage, SFT):
+        task = plan.objective.task
+        assert isinstance(task, ChatTask) and task.loss_on == (stage.loss_on or "answers")
+        assert (NAMES[task.template] == stage.template) if stage.template else "unpublished" in said
+        assert bool(stage.adapter) == any(isinstance(r, LoRA) for r in plan.rewrites)
+        assert (f"{UNKNOWN}" in said) == (stage.lr is None and stemma.design(name).recipe.lr is None)
+    full = systems.resolve(name, str(decoder), "rows.jsonl", full=True)
+    assert full.recipe.lr in (stemma.design(name).recipe.lr, UNKNOWN, getattr(stage, "lr", None))
+
+
+def test_a_system_tunes_a_model(tmp_path: Path, decoder: Path) -> None:
+    data = written(tmp_path / "rows.jsonl", [{"instruction": p["text"], "output": p["target"]} for p in PAIRS])
+    more: dict[str, Any] = {"settings": {"template": "plain"}, "budget": "4 steps", "quiet": True}
+    run = tune("qlora", start=str(decoder), data=data, out=tmp_path / "run", **more)
+    assert run.finished and (tmp_path / "run" / "model" / "adapter_config.json").exists()
+    assert run.plan.system == "qlora"
+
+
+def test_no_system_is_made_up(decoder: Path) -> None:
+    for what, why in [
+        ("alpacca", "did you mean 'alpaca'"),
+        ("llama", "llama is no more training of another's weights"),
+    ]:
+        with pytest.raises(UsageError, match=why):
+            systems.resolve(what, str(decoder), "x.jsonl")

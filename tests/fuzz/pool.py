@@ -38,6 +38,9 @@ def warm() -> None:
         importlib.import_module(name)
     import torch
 
+    from stemma.quantize import native
+
+    native.kernels()  # compiled before a case is watched
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()

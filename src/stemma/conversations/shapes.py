@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -204,7 +205,7 @@ def trees(rows: Iterable[Mapping[str, Any]], every: bool = False) -> Iterator[Co
 
 def _paths(path: list[Any], every: bool = False) -> Iterator[Conversation]:
     """The conversations that begin with the nodes of `path`; each ends with an answer."""
-    replies = [node for node in path[-1].get("replies") or [] if not node.get("deleted")]
+    replies = _replies(path[-1])
     if not replies:
         turns = tuple(_turn(node, "role", "text") for node in path)
         while turns and turns[-1].role != "assistant":
@@ -212,6 +213,18 @@ def _paths(path: list[Any], every: bool = False) -> Iterator[Conversation]:
         if turns:
             yield Conversation(turns)
         return
-    ranked = sorted(replies, key=lambda node: (node.get("rank") is None, node.get("rank") or 0))
+    ranked = sorted(replies, key=lambda node: math.inf if node.get("rank") is None else node["rank"])
     for node in ranked if every else ranked[:1]:
         yield from _paths([*path, node], every)
+
+
+def _replies(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The replies to a node that were not deleted. Raises DataError for what is no list of nodes, and for a rank that
+    is no number."""
+    held = node.get("replies") or []
+    if not isinstance(held, Sequence) or not all(isinstance(reply, Mapping) for reply in held):
+        raise DataError(f"'replies' holds {brief(held)}, and a list of messages was expected")
+    for reply in held:
+        if not isinstance(reply.get("rank"), int | float | None):
+            raise DataError(f"the rank of a reply is {brief(reply['rank'])}, and a number was expected")
+    return [reply for reply in held if not reply.get("deleted")]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from stemma.conversations.shapes import Conversation
-from stemma.conversations.templates import Text, Writer
+from stemma.conversations.texts import Text, Writer
 from stemma.errors import DataError
 from stemma.text.places import encode_places
 
@@ -31,17 +31,62 @@ def encode(tokenizer: Any, text: Text, loss_on: LossOn = "answers") -> Example:
     answer may hold the blank before it. The template's special tokens are tokens; their names in anybody's words are
     ordinary text. The tokenizer's first token stands in front where the text does not have it.
 
-    Raises DataError for a text without a target."""
+    Raises DataError for a text without a target, for one whose end no token could tell, and where a template leaves
+    out the reasoning of an answer that is to be learnt."""
     spans = {"answers": text.spans, "last answer": text.spans[-1:], "everything": ((0, len(text.text)),)}[loss_on]
+    check(tokenizer, text, loss_on)
     ids, places = _placed(tokenizer, text)
     targets = [any(begin < e and end > b for b, e in spans) for begin, end in places]
     if _opens(tokenizer, ids):
         ids, targets = [tokenizer.bos_id, *ids], [False, *targets]
-    if text.open_ended and tokenizer.eos_id is not None:
+    if text.open_ended:
         ids, targets = [*ids, tokenizer.eos_id], [*targets, True]
     if not any(targets):
         raise DataError("no token of it is learnt")
     return Example(ids, targets)
+
+
+def check(tokenizer: Any, text: Text, loss_on: LossOn = "answers") -> None:
+    """Raises DataError as `encode` does for a text without an end, or with an answer without its reasoning. Encodes
+    nothing."""
+    if text.open_ended and tokenizer.eos_id is None:
+        raise DataError(
+            "no token ends the answer, neither of the template nor of the tokenizer, so a model would never learn to "
+            "stop; use another template"
+        )
+    last = len(text.spans) - 1
+    learnt = {"answers": text.shortened, "last answer": [i for i in text.shortened if i == last], "everything": []}
+    if lost := learnt[loss_on]:
+        cure = "take <think> out of the data, or use another template"
+        cure = f"learn the last answer alone, {cure}" if last not in text.shortened else cure
+        raise DataError(
+            f"the chat template leaves out the reasoning (<think>) of answer {lost[0] + 1}, which would be learnt "
+            f"without it; {cure}"
+        )
+
+
+def unknown_tokens(tokenizer: Any, writer: Writer) -> list[str]:
+    """The names in a writer's template that should be one token and are several to `tokenizer`, or none. A model that
+    learns the template needs rows for them, which have to learn (`add_tokens`)."""
+    return [
+        name
+        for name in writer.tokens()
+        if (known := tokenizer.id(name)) is None
+        or tokenizer.encode(name, add_special=False, allow_special=True) != [known]
+    ]
+
+
+def add_tokens(model: Any, names: Sequence[str]) -> list[int]:
+    """Give a model and its tokenizer the special tokens of `names` that they lack, in place. Their rows begin as the
+    mean of the known ones, and have to learn: with an adapter, `Trainable(("embed.tokens.weight", "lm.weight"))` beside
+    it. Returns their ids. Raises UsageError for embeddings that a rewrite replaced."""
+    from stemma.nn import vocabulary
+
+    known, grown = model.tokenizer.vocab_size, model.tokenizer.grown(0, names)
+    if grown.vocab_size > known:
+        vocabulary.widen(model, grown.vocab_size, known)
+        model.tokenizer = grown
+    return [grown.id(name) for name in names]
 
 
 def _opens(tokenizer: Any, ids: list[int]) -> bool:
@@ -64,7 +109,7 @@ def _placed(tokenizer: Any, text: Text) -> tuple[list[int], list[tuple[int, int]
     cuts = {e for _, e in text.spans if any(b < e < end and text.text[e:end].strip() for b, end in places)}
     for end in text.asked:
         alone, _ = encode_places(tokenizer, text.text[:end], [w for w in text.words if w[1] <= end])
-        if alone != ids[: len(alone)]:
+        if alone != ids[: len(alone)] or any(b < end < e for b, e in places):
             cuts.add(end)
     return encode_places(tokenizer, text.text, text.words, sorted(cuts)) if cuts else (ids, places)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from stemma.declare.objectives import Objective
-from stemma.spec import Spec, not_negative
+from stemma.spec import Spec, at_least, not_negative, quiet, require
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,42 @@ class RowTask(Spec, open=True):
 
 
 @dataclass(frozen=True)
+class Ghost(Spec):
+    """Ghost Attention (Touvron et al. 2023, LLaMA 2, section 3.3): an instruction that holds for a whole conversation
+    stands before the first user's words alone, or is the `system` message, and only the last answer is learnt.
+    `instructions`: from which one to `together` are drawn for a conversation; none: its own system message is it."""
+
+    instructions: tuple[str, ...] = ()
+    together: int = at_least(1, 1)
+    system: bool = False
+
+    def check(self) -> None:
+        require(all(i.strip() for i in self.instructions), "Ghost.instructions must hold no empty text")
+        most = max(1, len(self.instructions))
+        require(self.together <= most, f"Ghost.together={self.together} is more than the {most} instructions")
+
+
+@dataclass(frozen=True)
 class ChatTask(RowTask):
     """Conversations (`stemma.conversations`), written by a `template` (a name; "": the tokenizer's own). `loss_on`:
-    the assistant's words with the end token behind them, all of them or the last, or the whole text."""
+    the assistant's words with the end token behind them, all of them or the last, or the whole text. `ghost`: data of
+    Ghost Attention are made of them; then the last answer is what is learnt."""
 
     word = "chat"
     template: str = ""
     loss_on: Literal["answers", "last answer", "everything"] = "answers"
+    ghost: Ghost | None = quiet(None)
+
+    def check(self) -> None:
+        require(
+            self.ghost is None or self.loss_on != "everything",
+            "Ghost Attention learns the last answer; leave out loss_on=everything",
+        )
+
+    @property
+    def learns(self) -> Literal["answers", "last answer", "everything"]:
+        """What is learnt, Ghost Attention considered."""
+        return "last answer" if self.ghost is not None else self.loss_on
 
 
 @dataclass(frozen=True)

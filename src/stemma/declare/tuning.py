@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from stemma.declare.objectives import Objective
 from stemma.declare.recipes import Schedule
-from stemma.spec import Spec, at_least, interval, not_negative, positive, require
+from stemma.spec import Spec, at_least, interval, not_negative, positive, quiet, require
 
 # What a row of the data holds. instructions: instruction, input, output; completions: prompt, completion;
 # conversations: turns by role; comparisons: prompt, chosen, rejected; rankings: a prompt and answers, best first
@@ -25,7 +25,9 @@ Records = Literal["text", "instructions", "completions", "conversations", "compa
 class Turns(Spec):
     """A conversation as text: each turn with its words in the place of `{}`. `system` stands before the first turn, or
     `inside` the first user's words; `default` is the system message of conversations that have none; `between` stands
-    between an answer and the next user's turn. `generation` is what the model's answer follows."""
+    between an answer and the next user's turn. `generation` is what the model's answer follows. `tokens`: names in it
+    that are one token each to the tokenizers of its models; other names are ordinary text. `strip`: words lose the
+    blanks around them."""
 
     user: str
     assistant: str
@@ -34,6 +36,8 @@ class Turns(Spec):
     default: str = ""
     inside: bool = False
     between: str = ""
+    tokens: tuple[str, ...] = quiet(())
+    strip: bool = quiet(False)
 
     def check(self) -> None:
         for name in ("user", "assistant"):

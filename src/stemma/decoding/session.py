@@ -156,7 +156,7 @@ class Session:
     def _capacity(self) -> int:
         """Tokens of the longest row at its end."""
         longest = max(len(t) for t in self.texts)
-        return max(longest, *(len(t) + n for t, n in zip(self.texts, self.room, strict=True)))
+        return self.model.ahead + max(longest, *(len(t) + n for t, n in zip(self.texts, self.room, strict=True)))
 
     def _place(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
         """The positions of the first tokens (B T, or B T C), and how many of each row see each other whole."""
@@ -189,8 +189,9 @@ class Session:
 
     @property
     def _limit(self) -> int | None:
-        """Rows of the position table, if there is one."""
-        return self._position.limit
+        """Tokens of a row that have a place in the position table, if there is one."""
+        limit = self._position.limit
+        return None if limit is None else limit - self.model.ahead
 
     @property
     def _position(self) -> Position:

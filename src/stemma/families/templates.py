@@ -12,7 +12,7 @@ ALPACA = Instructions(
     f"{_TASK}. {_ASK}\n\n### Response:",
 )
 
-# lm-sys/FastChat, conversation.py: v1.1, v1.3 and v1.5
+# lm-sys/FastChat, fastchat/conversation.py (vicuna_v1.1): v1.1, v1.3 and v1.5
 VICUNA = Turns(
     system="{} ",
     default="A chat between a curious user and an artificial intelligence assistant. "
@@ -22,7 +22,7 @@ VICUNA = Turns(
     generation="ASSISTANT:",
 )
 
-# v0: no token ends an answer but the marker of the next turn, which is ordinary text
+# the same (zero_shot): v0; no token ends an answer but the marker of the next turn, which is ordinary text
 VICUNA_V0 = Turns(
     system="{}\n###",
     default="A chat between a curious human and an artificial intelligence assistant. "
@@ -41,7 +41,7 @@ KOALA = Turns(system="BEGINNING OF CONVERSATION: ", user="USER: {} ", assistant=
 # ShishirPatil/gorilla, the script of its evaluation
 GORILLA = Turns(user="###USER: {}", assistant="###ASSISTANT: {}", generation="###ASSISTANT: ")
 
-# bofenghuang/vigogne, the instruct processor; an instruction that an input follows loses its trailing punctuation
+# bofenghuang/vigogne, vigogne/processors/alpaca.py; an instruction that an input follows loses its trailing punctuation
 _SYSTEM = (
     "### System:\nCi-dessous se trouve une instruction qui décrit une tâche à accomplir. "
     "Rédigez une réponse qui répond de manière précise à la demande.\n\n### Instruction:\n"
@@ -52,7 +52,7 @@ VIGOGNE = Instructions(
     trim="!,-.:;?~ ",
 )
 
-# the same, version 2 of the chat: in training this system message, at inference another
+# the same, vigogne_chat_v2.py: in training this system message, at inference another
 VIGOGNE_CHAT_2 = Turns(
     system="<|system|>: {}\n",
     default="Vous êtes un assistant IA qui suit extrêmement bien les instructions. Aidez autant que vous le pouvez.",
@@ -62,7 +62,7 @@ VIGOGNE_CHAT_2 = Turns(
     between="\n",
 )
 
-# allenai/open-instruct, chat templates; the newline after the marker matters
+# allenai/open-instruct, open_instruct/dataset_transformation.py (CHAT_TEMPLATES); the newline after the marker matters
 TULU = Turns(
     system="<|system|>\n{}\n",
     user="<|user|>\n{}\n",
@@ -71,22 +71,36 @@ TULU = Turns(
     between="\n",
 )
 
-# facebookresearch/llama, generation.py; each pair of turns is encoded alone, and its `<s>` and `</s>` are tokens
+# meta-llama/llama, llama/generation.py; each pair of turns is encoded alone, and its `<s>` and `</s>` are tokens
 LLAMA2 = Turns(
-    system="<<SYS>>\n{}\n<</SYS>>\n\n", inside=True, user="<s>[INST] {} [/INST]", assistant=" {} </s>", generation=""
+    system="<<SYS>>\n{}\n<</SYS>>\n\n",
+    inside=True,
+    user="<s>[INST] {} [/INST]",
+    assistant=" {} </s>",
+    generation="",
+    strip=True,
 )
 
-# bofenghuang/vigogne, version 3 of the chat: LLaMA-2's tags, without the space before the end
+# bofenghuang/vigogne, vigogne/processors/vigogne_chat_v3.py: LLaMA-2's tags, without the space before the end; one
+# `<s>` begins it all
 VIGOGNE_CHAT_3 = Turns(
-    system=LLAMA2.system, inside=True, user="<s>[INST] {} [/INST]", assistant=" {}</s>", generation=""
+    system=LLAMA2.system,
+    default=VIGOGNE_CHAT_2.default,
+    inside=True,
+    user="[INST] {} [/INST]",
+    assistant=" {}</s>",
+    generation="",
+    between=" ",
 )
 
-# meta-llama/llama3, tokenizer.py: headers of roles, each followed by two line ends
+# meta-llama/llama3, llama/tokenizer.py (ChatFormat): headers of roles, each followed by two line ends
 LLAMA3 = Turns(
     system="<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>",
     user="<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>",
     assistant="<|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>",
     generation="<|start_header_id|>assistant<|end_header_id|>\n\n",
+    tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    strip=True,
 )
 
 # OpenAI, the description of ChatML
@@ -95,6 +109,7 @@ CHATML = Turns(
     user="<|im_start|>user\n{}<|im_end|>\n",
     assistant="<|im_start|>assistant\n{}<|im_end|>\n",
     generation="<|im_start|>assistant\n",
+    tokens=("<|im_start|>", "<|im_end|>"),
 )
 
 # the model card: the block that it shows, and the code beside it, which has a space after "User:"

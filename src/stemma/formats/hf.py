@@ -195,7 +195,7 @@ def _draw_new(model: Model, design: Design, ledger: Ledger, device: torch.device
 
 def read_tokenizer(folder: Path, model: Model) -> Tokenizer | None:
     """The tokenizer in a folder, None if it has none. Raises CheckpointError if it has more ids than the model."""
-    if not any((folder / n).is_file() for n in VOCABULARY):
+    if not any((folder / n).is_file() for n in (*VOCABULARY, "tekken.json")):
         return None
     from stemma.text import Tokenizer
 

@@ -428,7 +428,7 @@ def _tokenizer(model: Model, source: Origin | None) -> bytes | None:
         plain = {name: i for name, i in vocab.items() if name not in added}
         if len(plain) >= 256 and sorted(plain.values()) == list(range(len(plain))):
             raw = ranks.dump(plain)
-            core, _ = ranks.convert(ranks.parse(raw, TOKENIZER))
+            core, _ = ranks.llama3(ranks.parse(raw, TOKENIZER))
             same = all(
                 core.encode(t, add_special_tokens=False).ids == tokenizer.encode(t, add_special=False)
                 for t in spm.PROBES

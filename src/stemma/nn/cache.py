@@ -6,6 +6,8 @@ position p in slot p mod window; elsewhere position p is in slot p. So rows of o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,6 +40,7 @@ class Cache:
         self.masks = [layer_mask(mask or arch.mask, i) for i in range(layers)]  # layers of one mask share their plan
         self.rows, self.capacity, self.even = rows, capacity, even
         self.length = 0  # tokens of the longest row, or more where rows differ
+        self.front = 0  # of them, what stands in front of every text
         self.prefix: Tensor | None = None  # B 1: tokens at the beginning that see each other whole
         self.chosen: parts.LayerMask | None = None  # the mask that stands for an open one
         self.keys: list[Tensor | None] = [None] * layers
@@ -73,10 +76,16 @@ class Cache:
         return self.plan(layer).write(keys, k), self.plan(layer).write(values, v)
 
     def forget(self, pos: Tensor) -> None:
-        """Drop the newest token of every row, which stands at `pos` (B 1)."""
+        """Drop the newest token of every row, which stands at `pos` (B 1) of its text."""
         for mask, held in self.held.items():
-            held.scatter_(1, pos % self.slots(mask), EMPTY)
+            held.scatter_(1, (pos + self.front) % self.slots(mask), EMPTY)
         self.length -= 1
+
+    def put(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Begin with keys and values of each layer (H N D) that every row reads."""
+        self.begin(torch.arange(pairs[0][0].shape[1], device=pairs[0][0].device)[None], None)
+        for layer, (k, v) in enumerate(pairs):
+            self.write(layer, k.expand(self.rows, -1, -1, -1), v.expand(self.rows, -1, -1, -1), None)
 
     # ------------------------------------------------------------ rows that join and leave
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stemma.errors import UsageError
@@ -92,7 +93,9 @@ def chosen_segments(mask: parts.Open, inputs: Inputs) -> Tensor:
 
 def encoder_mask(inputs: Inputs) -> AttnMask:
     """What cross-attention sees: no padding, and of packed rows the same document only. A cache keeps the padding."""
-    cache, given = inputs.cache, inputs.encoder_mask
+    cache, given, source = inputs.cache, inputs.encoder_mask, inputs.encoder_hidden
+    if given is not None and source is not None and source.shape[1] > given.shape[1]:  # behind a soft prompt
+        given = F.pad(given, (source.shape[1] - given.shape[1], 0), value=1)
     if cache is not None:
         if inputs.encoder_hidden is not None:
             cache.encoder_mask = given

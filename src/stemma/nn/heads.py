@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from stemma.nn.mlp import activation
 from stemma.nn.norms import norm
 from stemma.nn.stack import Block, State
 
+Product = Callable[[Tensor, Tensor | Matrix, Tensor | None], Tensor]  # x, weight, bias -> x weight^T + bias
+
 
 class LMHead(nn.Module):
     """Logits over the vocabulary. `tokens`: the embedding matrix, which is the weight where the spec ties it, or the
@@ -23,19 +26,16 @@ class LMHead(nn.Module):
 
     def __init__(self, spec: parts.LMHead, dims: parts.Dims) -> None:
         super().__init__()
+        self.shape = dims.vocab, dims.d_model
         self.scale = dims.d_model**-0.5 if spec.scaled else 1.0
         self.factor, self.softcap = spec.factor, spec.softcap
         self.weight = None if spec.tied else nn.Parameter(torch.empty(dims.vocab, dims.d_model))
         self.bias = nn.Parameter(torch.zeros(dims.vocab)) if spec.bias else None
 
-    def forward(self, x: Tensor, tokens: Tensor | Matrix) -> Tensor:  # ... D -> ... V
-        return self.read(x, tokens if self.weight is None else self.weight, self.bias)
-
-    def read(self, x: Tensor, matrix: Tensor | Matrix, bias: Tensor | None) -> Tensor:
-        """The logits by any matrix: ... D -> ... V."""
+    def forward(self, x: Tensor, tokens: Tensor | Matrix, product: Product = times) -> Tensor:  # ... D -> ... V
         if self.scale != 1.0:
             x = x * self.scale
-        y = times(x, matrix, bias)
+        y = product(x, tokens if self.weight is None else self.weight, self.bias)
         if self.factor != 1.0:
             y = y * self.factor
         return y if self.softcap is None else softcap(y, self.softcap)
@@ -46,14 +46,15 @@ class MLMHead(nn.Module):
 
     def __init__(self, spec: parts.MLMHead, kind: parts.Norm, dims: parts.Dims) -> None:
         super().__init__()
+        self.shape = dims.vocab, dims.embed_width
         self.act = activation(spec.act)
         self.dense = Linear(dims.d_model, dims.embed_width)
         self.norm = norm(kind, dims.embed_width)
         self.weight = None if spec.tied else nn.Parameter(torch.empty(dims.vocab, dims.embed_width))
         self.bias = nn.Parameter(torch.zeros(dims.vocab))
 
-    def forward(self, x: Tensor, tokens: Tensor | Matrix) -> Tensor:
-        return times(self.norm(self.act(self.dense(x))), tokens if self.weight is None else self.weight, self.bias)
+    def forward(self, x: Tensor, tokens: Tensor | Matrix, product: Product = times) -> Tensor:
+        return product(self.norm(self.act(self.dense(x))), tokens if self.weight is None else self.weight, self.bias)
 
 
 class EMDHead(MLMHead):
@@ -73,7 +74,7 @@ class EMDHead(MLMHead):
             )
         x = state.last_input + cast(self.positions(state.positions), state.last_input)
         for _ in range(2):
-            x = block.reread(x, state.last_input, state.attn_mask, state.position)
+            x = block.reread(x, state)
         return x
 
 

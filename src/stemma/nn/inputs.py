@@ -180,7 +180,9 @@ class StackInputs(NamedTuple):
     `prefix`: B 1 or B T, keys before this index are seen by all queries, under a prefix mask
     `encoder_hidden`: B S D, with a cache at the first call only; `encoder_mask`: what cross-attention sees
     `mask`: the mask that replaces an open one
-    `streams`: of two-stream attention"""
+    `streams`: of two-stream attention
+    `prompted`: the row begins with a soft prompt, which documents share
+    `past`: keys and values of each layer (H N D) in front of those of the tokens"""
 
     x: Tensor
     positions: Tensor
@@ -194,3 +196,5 @@ class StackInputs(NamedTuple):
     cache: Cache | None = None
     mask: parts.LayerMask | None = None
     streams: StreamInputs | None = None
+    prompted: bool = False
+    past: Sequence[tuple[Tensor, Tensor]] | None = None

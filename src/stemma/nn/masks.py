@@ -13,6 +13,8 @@ from torch import Tensor
 
 from stemma.nn import parts
 
+EVERY = -2  # the document of what stands in front of a row: every other one sees it (-1: padding)
+
 
 class AttnMask(NamedTuple):
     """What one layer attends to: `mask` (1|B 1 T S, True: seen), or the `causal` flag, or the `rule` of a long row
@@ -41,7 +43,8 @@ class MaskInputs(NamedTuple):
     `zero_padding`: queries at padding see nothing (DeBERTa)
     `chosen`: the mask that replaces an open one
     `blocks`: attention takes these rows in blocks, and reads the rule of a mask (`nn/blocks`)
-    `given`: 1|B 1|T S, True where seen: a mask of any origin, beside the rest"""
+    `given`: 1|B 1|T S, True where seen: a mask of any origin, beside the rest
+    `front`: keys of the document `EVERY` are seen by all documents"""
 
     qpos: Tensor
     kpos: Tensor
@@ -54,6 +57,7 @@ class MaskInputs(NamedTuple):
     chosen: parts.LayerMask | None = None
     blocks: bool = False
     given: Tensor | None = None
+    front: bool = False
 
 
 ALL = slice(None)
@@ -90,7 +94,8 @@ class MaskRule(NamedTuple):
             if inputs.prefix is not None and isinstance(spec, parts.Prefix):
                 mask = mask | (kpos[:, None, :] < _of(inputs.prefix, queries)[:, :, None])
         if inputs.qdoc is not None and inputs.kdoc is not None:
-            mask = _both(mask, inputs.qdoc[:, queries, None] == inputs.kdoc[:, None, keys])
+            same = inputs.qdoc[:, queries, None] == inputs.kdoc[:, None, keys]
+            mask = _both(mask, same | (inputs.kdoc[:, None, keys] == EVERY) if inputs.front else same)
         if inputs.given is not None:
             mask = _both(mask, inputs.given[:, queries if inputs.given.shape[1] > 1 else ALL, keys])
         if inputs.not_padding is not None:

@@ -34,6 +34,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class Matrix(Protocol):
     """A matrix that multiplies by itself, because it is kept in another form than its numbers."""
 
+    @property
+    def weight(self) -> Tensor: ...
+
     def times(self, x: Tensor, bias: Tensor | None) -> Tensor: ...
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stemma.errors import UsageError
-from stemma.nn import calls, parts
+from stemma.nn import calls, front, parts
 from stemma.nn.cache import Cache
 from stemma.nn.embeddings import Embed
 from stemma.nn.functional import dropout
@@ -31,12 +31,14 @@ __all__ = ["IGNORED", "Inputs", "Model", "Output", "count"]
 
 class Hidden(NamedTuple):
     """Hidden states of one call. `last`: B T D, of the decoder where there is one; `lm`: B T D, what the LM head
-    reads; `encoder`: B S D, of an encoder-decoder's encoder; `mems`: B M D a layer, for the next segment."""
+    reads; `encoder`: B S D, of an encoder-decoder's encoder; `mems`: B M D a layer, for the next segment; `front`:
+    B N D, of a soft prompt in front of the text that heads read."""
 
     last: Tensor
     lm: Tensor
     encoder: Tensor | None = None
     mems: tuple[Tensor, ...] | None = None
+    front: Tensor | None = None
 
 
 class Model(nn.Module):
@@ -82,6 +84,10 @@ class Model(nn.Module):
         self.decoder = (
             Stack(arch, dims.decoder, depth, mask=arch.mask, cross=both) if arch.structure != "encoder" else None
         )
+        stack = self.decoder if self.decoder is not None else self.encoder
+        own = dims.decoder if both else dims
+        self.prompt = front.Prompt(dims.embed_width)
+        self.prefix = front.Past(len(stack.order), own.kv, own.width, both)  # type: ignore[union-attr]
         self.lm = lm_head(arch.heads.lm, arch.norm, dims) if arch.heads.lm is not None else None
         heads = arch.heads
         self.pooler = Summary(heads.pooler, dims) if heads.pooler is not None else None
@@ -97,21 +103,22 @@ class Model(nn.Module):
     # ------------------------------------------------------------ the parts of a forward pass
 
     def encode(self, inputs: Inputs | Tensor) -> Tensor:
-        """The encoder's last hidden state: B T -> B T D."""
-        return self.state(inputs).hidden
+        """The encoder's last hidden state: B T -> B T D; in an encoder-decoder with that of a soft prompt before it."""
+        state = self.state(inputs)
+        return state.hidden if self.decoder is None else state.whole
 
     def state(self, inputs: Inputs | Tensor) -> State:
         """All that the encoder leaves of its input (B T). Raises UsageError for a decoder."""
         if self.encoder is None:
             raise UsageError(f"a {self.arch.structure} has no encoder")
-        inputs, mask = Inputs.of(inputs), None
+        (inputs, n), mask = self._behind_prompt(self.encoder, Inputs.of(inputs)), None
         segments = inputs.token_type_ids
         if isinstance(self.arch.mask, parts.Open):
             mask = calls.chosen_mask(inputs)
             if segments is None:
                 segments = calls.chosen_segments(self.arch.mask, inputs)
         streams = None if self.arch.streams is None else inputs.streams or StreamInputs()
-        return self._run(self.encoder, inputs, segments, mask=mask, streams=streams)
+        return self._run(self.encoder, inputs, n, segments, mask=mask, streams=streams)
 
     def read(self, state: State) -> Tensor:
         """What an encoder's LM head reads (B T D): the last hidden state, or that of an enhanced mask decoder."""
@@ -119,16 +126,36 @@ class Model(nn.Module):
             return state.hidden
         last = self.encoder.blocks[self.encoder.order[-1][0]]
         assert isinstance(last, Block)
-        return self.lm.reread(last, state)
+        return state.of_text(self.lm.reread(last, state))
 
     def decode(self, inputs: Inputs | Tensor) -> Tensor:
         """The decoder's last hidden state: B T -> B T D. Raises UsageError for an encoder."""
-        if self.decoder is None:
-            raise UsageError(f"a {self.arch.structure} has no decoder")
         inputs, mask = Inputs.of(inputs), self.arch.mask
         if inputs.cache is None and isinstance(mask, parts.Memory) and inputs.size[1] > mask.last:
             return self._in_windows(calls.ids_of_windows(inputs, mask.last), inputs.attention_mask)
-        return self._run(self.decoder, inputs, None, encoder_mask=calls.encoder_mask(inputs)).hidden
+        return self._decoded(inputs).hidden
+
+    def _decoded(self, inputs: Inputs) -> State:
+        """All that the decoder leaves of its input (B T)."""
+        if self.decoder is None:
+            raise UsageError(f"a {self.arch.structure} has no decoder")
+        encoder_mask = calls.encoder_mask(inputs)
+        inputs, n = self._behind_prompt(self.decoder, inputs)
+        return self._run(self.decoder, inputs, n, None, encoder_mask=encoder_mask)
+
+    def _behind_prompt(self, stack: Stack, inputs: Inputs) -> tuple[Inputs, int]:
+        """The inputs of a stack with the soft prompt in front, if it has one, and how many vectors that is here: none
+        where a cache holds them."""
+        if not self.prompt.length or (self.encoder is not None and stack is not self.encoder):
+            return inputs, 0
+        inputs.check_embeds(self.dims.embed_width)
+        if inputs.cache is not None and inputs.cache.length:
+            return front.shifted(inputs, self.prompt.length), 0
+        if inputs.documents is not None:
+            front.check_documents(stack.masks)
+        inputs = front.counted(inputs, stack.position)
+        tokens = self.embed.vectors(inputs)
+        return front.behind(inputs, self.prompt.vectors(), tokens, stack.position), self.prompt.length
 
     def _in_windows(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Texts longer than a mask with memory reads at once: each row by itself, 0 at padding. B T -> B T D."""
@@ -150,15 +177,22 @@ class Model(nn.Module):
         self,
         stack: Stack,
         inputs: Inputs,
+        n: int,
         segments: Tensor | None,
         encoder_mask: AttnMask = AttnMask(),
         mask: parts.LayerMask | None = None,
         streams: StreamInputs | None = None,
     ) -> State:
-        """One pass through a stack: positions and embeddings, then its blocks."""
+        """One pass through a stack: positions and embeddings, then its blocks. `n`: vectors of a soft prompt among the
+        inputs."""
         inputs.check_embeds(self.dims.embed_width)
+        behind = self.prefix.length if stack is not self.encoder or self.decoder is None else 0
+        if behind:
+            inputs = front.shifted(front.counted(inputs, stack.position), behind)
         cache, given = inputs.cache, inputs.position_ids
-        start = 0 if cache is None else cache.length
+        begun = cache is not None and cache.length > 0
+        past = [(k.to(self.dtype), v.to(self.dtype)) for k, v in self.prefix.pairs()] if behind and not begun else None
+        start = cache.length if cache is not None and begun else behind
         calls.check_positions(stack.position, inputs, start)
         pos = stack.position.number(inputs.countable(), start) if given is None else given
         order, prefix = inputs.order, inputs.prefix
@@ -169,15 +203,19 @@ class Model(nn.Module):
             prefix = prefix[:, None] if prefix.ndim == 1 else prefix
             if cache is not None:
                 cache.prefix = prefix
+        if cache is not None and not begun:
+            cache.front = behind + n
+            if past is not None:
+                cache.put(past)
         if stack.position.segments:
             assert streams is not None
             streams.segments, segments = segments, None
-        return stack(
+        state: State = stack(
             StackInputs(
                 self.embed(inputs, segments),
                 pos,
                 order,
-                is_arange=given is None and cache is None,
+                is_arange=given is None and cache is None and not behind,
                 not_padding=not_padding(inputs.attention_mask),
                 documents=inputs.documents,
                 prefix=prefix,
@@ -186,23 +224,30 @@ class Model(nn.Module):
                 cache=cache,
                 mask=mask,
                 streams=streams,
+                prompted=n > 0,
+                past=past,
             )
         )
+        return state._replace(front=n) if n else state
 
     def hidden(self, source: Inputs, target: Inputs) -> Hidden:
         """The hidden states that heads read. `target`: the decoder's inputs in an encoder-decoder, which get the
         encoder's output; else unused."""
         if self.arch.structure == "decoder":
-            last = self.decode(source)
-            return Hidden(last, last)
+            if not self.prompt.length:
+                last = self.decode(source)
+                return Hidden(last, last)
+            state = self._decoded(source)
+            return Hidden(state.hidden, state.hidden, front=state.whole[:, : state.front])
         state = self.state(source)
         if self.arch.structure == "encoder":
-            lm = self.read(state) if self.lm is not None else state.hidden
-            return Hidden(state.hidden, lm, mems=None if source.streams is None else tuple(source.streams.new_mems))
-        target.encoder_hidden, target.encoder_mask = state.hidden, source.attention_mask
+            lm, ahead = self.read(state) if self.lm is not None else state.hidden, state.front
+            mems = None if source.streams is None else tuple(source.streams.new_mems)
+            return Hidden(state.hidden, lm, mems=mems, front=state.whole[:, :ahead] if ahead else None)
+        target.encoder_hidden, target.encoder_mask = state.whole, source.attention_mask
         target.encoder_documents = source.documents
         last = self.decode(target)
-        return Hidden(last, last, state.hidden)
+        return Hidden(last, last, state.whole)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The language-model head on any hidden states: ... D -> ... V."""
@@ -211,12 +256,19 @@ class Model(nn.Module):
         tokens = self.embed.tokens
         return self.lm(hidden, tokens if hasattr(tokens, "times") else tokens.weight)
 
-    def pooled(self, hidden: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None = None) -> Tensor:
-        """The pooler's vector of each text: B T D -> B D."""
+    def pooled(
+        self,
+        hidden: Tensor,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        front: Tensor | None = None,
+    ) -> Tensor:
+        """The pooler's vector of each text: B T D -> B D. `front`: B N D, of a soft prompt, which a pooler of the first
+        token reads."""
         if self.pooler is None:
             raise UsageError("this model has no pooler (its checkpoint came without one)")
         index = summary_index(self.arch.heads.pooler, hidden, input_ids, attention_mask, self.text)
-        return self.pooler(hidden, index)
+        return self.pooler(hidden if front is None or index is not None else front, index)
 
     def paired(self, pooled: Tensor) -> Tensor:
         """Logits of the pair head, of each text's vector: B D -> B 2."""
@@ -277,16 +329,20 @@ class Model(nn.Module):
         if self.lm is not None:
             out.logits = self.logits(hidden.lm)
         if self.pooler is not None:
-            out.pooled = self.pooled(hidden.last, ids, mask)
+            out.pooled = self.pooled(hidden.last, ids, mask, hidden.front)
             if self.pair is not None:
                 out.seq_relationship_logits = self.paired(out.pooled)
         loss: Callable[[Tensor], Tensor] | None = None  # of the task head, else of the detector, else of the LM head
         if out.logits is not None:
             loss = partial(token_mean, out.logits, shifted=self.arch.structure == "decoder")
+            if self.arch.structure == "decoder" and hidden.front is not None:  # its last vector predicts token 0
+                ahead = torch.cat([self.logits(hidden.front[:, -1:]), out.logits[:, :-1]], 1)
+                loss = partial(token_mean, ahead, shifted=False)
         if self.task is not None:
             spec = self.task.spec
             index = summary_index(getattr(spec, "summary", None), hidden.last, ids, mask, self.text)
-            scores = self.task(hidden.last, out.pooled, index)
+            first = hidden.front is not None and index is None and not spec.by_token
+            scores = self.task(hidden.front if first else hidden.last, out.pooled, index)
             loss = partial(self.task.loss, scores)
             out.put_task(spec, self.task.named(scores))
         if self.detect is not None:
@@ -319,6 +375,11 @@ class Model(nn.Module):
         else:
             first = labels.new_full((labels.shape[0], 1), start)
         return torch.cat([first, labels[:, :-1]], 1)
+
+    @property
+    def ahead(self) -> int:
+        """Positions in front of each text that the model goes on with, which a soft prompt and a prefix take."""
+        return self.prefix.length + (0 if self.arch.structure == "encoder-decoder" else self.prompt.length)
 
     @property
     def device(self) -> torch.device:

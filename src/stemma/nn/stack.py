@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from stemma.errors import UsageError
 from stemma.nn import blocks, parts
 from stemma.nn.attention import Attention, CacheWrite, PositionInputs, Relative
+from stemma.nn.front import before
 from stemma.nn.functional import dropout
 from stemma.nn.inputs import StackInputs
-from stemma.nn.masks import AttnMask, MaskInputs, build_mask, layer_mask
+from stemma.nn.masks import EVERY, AttnMask, MaskInputs, build_mask, layer_mask
 from stemma.nn.mixed import Linear, linear
 from stemma.nn.mlp import activation, feed_forward
 from stemma.nn.norms import norm
@@ -62,10 +63,10 @@ class Block(nn.Module):
             x = self.join(x, "cross", lambda y: cross(y, encoder_mask, kv=encoder_kv))
         return self.join(x, "mlp", self.mlp)
 
-    def reread(self, x: Tensor, source: Tensor, attn_mask: AttnMask, position: PositionInputs) -> Tensor:
-        """The block with queries from `x` (B T D), keys and values from `source` (B T D, an input it read before)."""
-        kv = self.attention.keys(source)
-        x = self.join(x, "attention", lambda y: self.attention(y, attn_mask, position, kv=kv))
+    def reread(self, x: Tensor, state: State) -> Tensor:
+        """The block with queries from `x` (B T D), keys and values from its last input."""
+        kv, write = self.attention.keys(state.last_input), None if state.past is None else partial(before, state.past)
+        x = self.join(x, "attention", lambda y: self.attention(y, state.attn_mask, state.position, write, kv))
         return self.join(x, "mlp", self.mlp)
 
 
@@ -177,17 +178,28 @@ class Span(NamedTuple):
 class State(NamedTuple):
     """What a stack leaves.
 
-    `hidden`: B T D, after the last norm
-    `last_input`: B T D, the input of the last block
-    `positions`: 1|B T; `is_arange`: they are known to be 0..T-1
-    `attn_mask`, `position`: what the last block's attention was given"""
+    `whole`: B N+T D, after the last norm; the first N are of a soft prompt (`front`)
+    `last_input`: B N+T D, the input of the last block
+    `positions`: 1|B N+T; `is_arange`: they are known to be 0..N+T-1
+    `attn_mask`, `position`, `past`: what the last block's attention was given"""
 
-    hidden: Tensor
+    whole: Tensor
     last_input: Tensor
     positions: Tensor
     is_arange: bool
     attn_mask: AttnMask
     position: PositionInputs
+    front: int = 0
+    past: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def hidden(self) -> Tensor:
+        """B T D, of the text."""
+        return self.of_text(self.whole)
+
+    def of_text(self, x: Tensor) -> Tensor:
+        """B N+T D -> B T D."""
+        return x[:, self.front :] if self.front else x
 
 
 class Stack(nn.Module):
@@ -219,13 +231,15 @@ class Stack(nn.Module):
         self.norm = norm(arch.norm, dims.d_model) if last else None
 
     def forward(self, inputs: StackInputs) -> State:
-        x, cache = self.enter(inputs.x, inputs.positions, inputs.not_padding), inputs.cache
+        x, cache, past = self.enter(inputs.x, inputs.positions, inputs.not_padding), inputs.cache, inputs.past
         masks, spans = self.build_masks(inputs)
         position = self.position_inputs(spans, inputs, x.dtype)
         first_input = last_input = x
         for at, (number, layer) in enumerate(self.order):
             block, mask = self.blocks[number], self.masks[layer]
             write = None if cache is None else partial(cache.write, at)
+            if past is not None and cache is None:
+                write = partial(before, past[at])
             encoder_kv = None
             if inputs.encoder_hidden is not None:
                 encoder_kv = block.cross.keys(inputs.encoder_hidden)  # type: ignore[union-attr,operator]
@@ -240,7 +254,8 @@ class Stack(nn.Module):
         if self.norm is not None:
             x = self.norm(x)
         x = dropout(x, self.rates.final, self.training)
-        return State(x, last_input, inputs.positions, inputs.is_arange, masks[mask], position[mask])
+        last = None if past is None else past[-1]
+        return State(x, last_input, inputs.positions, inputs.is_arange, masks[mask], position[mask], past=last)
 
     def enter(self, x: Tensor, positions: Tensor, not_padding: Tensor | None = None) -> Tensor:
         """The input of the first block: B T E -> B T D."""
@@ -256,6 +271,8 @@ class Stack(nn.Module):
         """The attention mask, and the positions of queries and keys, for each kind of layer. A cache plans its step."""
         kinds, order = list(dict.fromkeys(self.masks)), inputs.order
         if (cache := inputs.cache) is None:
+            if inputs.past is not None:
+                return self._masks_behind(inputs, inputs.past[0][0].shape[1])
             documents, length = inputs.documents, inputs.x.shape[1]
             often = self.training or documents is not None  # of other long rows, torch's kernel reads the mask
             given = MaskInputs(
@@ -268,7 +285,11 @@ class Stack(nn.Module):
                 inputs.prefix,
                 self.position.zero_padding,
                 inputs.mask,
-                often and not self.position.adds_scores and blocks.long(inputs.x, length, length),
+                often
+                and not self.position.adds_scores
+                and not (inputs.prompted and documents is not None)
+                and blocks.long(inputs.x, length, length),
+                front=inputs.prompted,
             )
             spans = {mask: Span(0, inputs.positions, inputs.positions) for mask in kinds}
             return {mask: build_mask(mask, given) for mask in kinds}, spans
@@ -278,6 +299,30 @@ class Stack(nn.Module):
         distinct = list({id(plan): plan for plan in plans.values()}.values())
         spans = {mask: Span(distinct.index(plans[mask]), plans[mask].qpos, plans[mask].kpos) for mask in kinds}
         return {mask: plans[mask].attn_mask for mask in kinds}, spans
+
+    def _masks_behind(
+        self, inputs: StackInputs, n: int
+    ) -> tuple[dict[parts.LayerMask, AttnMask], dict[parts.LayerMask, Span]]:
+        """The same behind `n` keys that stand in front of the row, and that every document sees."""
+        documents, real, places = inputs.documents, inputs.not_padding, torch.arange(n, device=inputs.x.device)[None]
+
+        def keys(x: Tensor) -> Tensor:
+            return torch.cat([places.expand(len(x), -1), x], 1)
+
+        given = MaskInputs(
+            inputs.order,
+            keys(inputs.order),
+            False,
+            None if real is None else F.pad(real, (n, 0), value=True),
+            documents,
+            None if documents is None else F.pad(documents, (n, 0), value=EVERY),
+            inputs.prefix,
+            chosen=inputs.mask,
+            front=True,
+        )
+        kinds, positions = dict.fromkeys(self.masks), inputs.positions
+        span = Span(0, positions, keys(positions) if positions.ndim == 2 else positions)
+        return {mask: build_mask(mask, given) for mask in kinds}, dict.fromkeys(kinds, span)
 
     def position_inputs(
         self, spans: dict[parts.LayerMask, Span], inputs: StackInputs, dtype: torch.dtype

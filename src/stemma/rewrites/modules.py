@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from stemma.errors import UsageError
+
+if TYPE_CHECKING:
+    from stemma.nn.model import Model
 
 ALIGNED = 64  # bytes: where torch has memory begin. Products of weights that begin elsewhere may round otherwise
 
@@ -64,6 +67,10 @@ class Rewritten(nn.Module):
 
     def reset_parameters(self, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> None:
         """Initialise the parameters that the plain module does not have."""
+
+    def reset(self, model: Model, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> None:
+        """The same where the values come from the model's own."""
+        self.reset_parameters(generator, device, dtype)
 
     def trainable(self) -> Iterable[nn.Parameter]:
         """The parameters that learn where a rewrite freezes the model."""
@@ -181,8 +188,9 @@ def _alone(value: Tensor) -> Tensor:
 
 
 def with_weight(module: nn.Module, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
-    """A copy of a linear layer or an embedding with another weight; all else is shared, or `bias` where given."""
-    if not isinstance(module, nn.Linear | nn.Embedding):
+    """A copy of a linear layer, an embedding or a head with another weight; all else is shared, or `bias` where
+    given."""
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
         raise UsageError(f"a {type(module).__name__} has no weight that could be replaced")
     new = copy.copy(module)
     new._parameters = dict(module._parameters)

@@ -34,12 +34,18 @@ def raw_matrices(module: nn.Module) -> tuple[str, ...]:
 
 class Search:
     """Finds the modules of the types `accepted` whose path matches a pattern of `where`, for a rewrite of kind `kind`.
-    Raises UsageError for a pattern that matches none, and for a matrix that is no module."""
+    Raises UsageError for a pattern that matches none, and for a matrix that is no module. `named`: further types, of
+    modules whose path is a pattern."""
 
-    def __init__(self, kind: str, where: Sequence[str], accepted: tuple[type[nn.Module], ...]) -> None:
-        self.kind, self.where, self.accepted = kind, where, accepted
-        *most, last = (a.__name__ for a in accepted)
-        self.what = f"{kind} replaces {', '.join(most)}{' and ' if most else ''}{last}"
+    def __init__(
+        self,
+        kind: str,
+        where: Sequence[str],
+        accepted: tuple[type[nn.Module], ...],
+        named: tuple[type[nn.Module], ...] = (),
+    ) -> None:
+        self.kind, self.where, self.accepted, self.named = kind, where, accepted, named
+        self.what = f"{kind} replaces {' and '.join(a.__name__ for a in accepted)}"
 
     def paths(self, model: nn.Module) -> list[str]:
         """The paths found, outermost first; a module with several paths has its first."""
@@ -51,8 +57,7 @@ class Search:
         for path, module in plain_modules(model):
             stands_for = plain_type(module)
             hits = matching(path, self.where)
-            tied = isinstance(module, LMHead) and module.weight is None  # it follows the embeddings
-            if tied or not issubclass(stands_for, self.accepted):
+            if not issubclass(stands_for, self.accepted + (self.named if path in self.where else ())):
                 self._refuse_raw(path, module, known)
                 other |= dict.fromkeys(hits, f"{path or 'the model'}, of type {stands_for.__name__}")
             elif id(module) not in seen:

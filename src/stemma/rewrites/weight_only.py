@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from stemma.errors import UsageError
-from stemma.nn.heads import LMHead
+from stemma.nn.heads import LMHead, Product
+from stemma.nn.mixed import Matrix, times
 from stemma.quantize import native
 from stemma.rewrites.frozen import Frozen, FrozenLinear
 from stemma.rewrites.modules import Blocks, Rewritten
@@ -135,12 +136,19 @@ class StoredHead(Stored):
     """A language-model head with a matrix of its own. `head`: what else it does."""
 
     def __init__(self, dtype: str, plain: nn.Module) -> None:
+        if isinstance(plain, LMHead) and plain.weight is None:
+            raise UsageError("WeightOnly: this head is tied to the embeddings and follows them; leave it out")
         super().__init__(dtype, plain)
         self.head: LMHead = copy.copy(plain.head if isinstance(plain, StoredHead) else cast(LMHead, plain))
         self.head._parameters = dict.fromkeys(("weight", "bias"))
+        self.shape = self.head.shape
 
-    def forward(self, x: Tensor, tokens: object) -> Tensor:
-        return self.head.read(x, self, self.bias)
+    def forward(self, x: Tensor, tokens: Tensor | Matrix, product: Product = times) -> Tensor:
+        def own(x: Tensor, weight: Tensor | Matrix, bias: Tensor | None) -> Tensor:
+            return product(x, weight, self.bias)
+
+        y: Tensor = self.head(x, self, own)
+        return y
 
     def merge(self) -> nn.Module:
         made = copy.copy(self.head)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stemma.runs import best, checkpoint
+from stemma.runs.clock import Clock
 from stemma.runs.metrics import Record
 from stemma.runs.progress import Progress
 from stemma.runs.rewind import rewind
@@ -42,7 +43,8 @@ def drive(
             if (record := driver.advance()) is None:
                 continue
             if evaluate is not None and driver.eval_due():
-                record |= driver.evaluated(evaluate())
+                record |= driver.evaluated(evaluate)
+            driver.adjust()
             metrics.write(record)
             progress.show(record)
             if on_step is not None:
@@ -73,6 +75,8 @@ class Driver:
         self.late = trainer.any_rank(lambda: time.perf_counter() - self.saved > LATE)
         self.saved = time.perf_counter()
         self.begin = self.saved - trainer.seconds
+        self.clock = Clock(trainer, self.settings.seconds) if self.settings.seconds is not None else None
+        self.due = trainer.any_rank(lambda: trainer.is_main and self.clock is not None and self.clock.due(self.elapsed()))
         self.forced = False  # whether what was decided after the step at hand must be in a checkpoint
 
     def elapsed(self) -> float:
@@ -109,11 +113,14 @@ class Driver:
             every = max(1, -(-self.trainer.length.planned // 10))
         return every is not None and step % every == 0 and step < self.trainer.steps
 
-    def evaluated(self, values: dict[str, float]) -> Record:
-        """Judge an evaluation: the best so far gets a checkpoint, and after `train.patience` others the run ends.
+    def evaluated(self, evaluate: Evaluate) -> Record:
+        """Evaluate, and judge it: the best so far gets a checkpoint, and after `train.patience` others the run ends.
         Returns what the record of the step says of it."""
         trainer, patience = self.trainer, self.settings.patience
-        trainer.seconds = self.elapsed()
+        values = evaluate()
+        before, trainer.seconds = trainer.seconds, self.elapsed()
+        if self.clock is not None:
+            self.clock.evaluating = trainer.seconds - before
         if self.settings.best:
             place = checkpoint.name(trainer.rewinds, trainer.step)
             now = best.judged(self.settings.best, trainer.best, trainer.step, place, values)
@@ -128,6 +135,21 @@ class Driver:
                 )
         return {f"val_{k}": v for k, v in values.items()}
 
+    def adjust(self) -> None:
+        """Change the length of a run by the clock where it would not end in time; a checkpoint keeps the change."""
+        trainer, clock = self.trainer, self.clock
+        if clock is None or not self.due():
+            return
+        trainer.seconds = self.elapsed()
+        old, steps = trainer.steps, trainer.agreed(clock.estimate(trainer.seconds) if trainer.is_main else 0)
+        if steps != old:
+            trainer.length.change(trainer.step, steps)
+            trainer.move(trainer.cursor)  # batches that were made ahead are of the old length
+            self.forced = True
+            self.progress.fit()
+            self.progress.say(f"to end in time, the run takes {steps:,} steps and not {old:,}")
+        clock.agreed(trainer.seconds)
+
     def checkpoint(self) -> bool:
         """Write a checkpoint if one is due or a stop was asked for. Returns whether it did."""
         trainer = self.trainer
@@ -138,6 +160,9 @@ class Driver:
             return False
         self.forced = False
         self.metrics.sync()
+        begin = time.perf_counter()
         trainer.save(self.run)
         self.saved = time.perf_counter()
+        if self.clock is not None:
+            self.clock.saved(self.elapsed(), self.saved - begin)
         return True

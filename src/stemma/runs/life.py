@@ -104,6 +104,8 @@ def _finish(run: Path, trainer: Trainer, kind: Kind, quality: dict[str, float]) 
     summary: dict[str, Any] = {"steps": trainer.step}
     if trainer.is_main:
         summary = kind.summarize(quality)
+        if trainer.length.changes:
+            summary["lengths"] = trainer.length.save()
         if trainer.best is not None:
             summary["best"] = {"step": trainer.best.step, "values": trainer.best.values}
         try:

@@ -16,12 +16,13 @@ from stemma.runs.metrics import Record
 
 class Trainer(Protocol):
     """A model in training, of which `train.loop.Loop` is one. `plan.train` has the settings of a run: `save_every`,
-    `eval_every`, `best`, `patience`, `spikes`, `keep`. `length`: how many steps the run takes; `losses`: the last ones,
+    `eval_every`, `best`, `patience`, `spikes`, `keep`, `seconds`. `length`: how many steps the run takes; `losses`: the last ones,
     for finding spikes; `rewinds`: how often the run went back; `seconds`: of training so far; `tokens`: read so far;
-    `best`: the best evaluation so far, with `train.best`."""
+    `best`: the best evaluation so far, with `train.best`; `closing`: tokens that are evaluated after the last step."""
 
     plan: Any
     source: Any
+    cursor: Any
     step: int
     length: Length
     tokens: int
@@ -29,6 +30,7 @@ class Trainer(Protocol):
     rewinds: int
     losses: list[float]
     best: Best | None
+    closing: int
 
     @property
     def is_main(self) -> bool: ...

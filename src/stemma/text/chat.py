@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from stemma.errors import CheckpointError, DataError, UsageError, require
 
 FILE = "chat_template.jinja"
+MARKS = ("generation_begins", "generation_ends")  # what is given by these names stands around `{% generation %}`
 
 
 def find(config: Mapping[str, Any]) -> str | None:
@@ -35,7 +37,7 @@ def _json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **m
 
 def environment() -> Any:
     """Jinja as templates are written for: sandboxed, with loop controls and `{% generation %}`, which marks what the
-    model wrote and changes no text. Raises ResourceError without jinja2."""
+    model wrote and changes no text, unless `MARKS` are given. Raises ResourceError without jinja2."""
     require("jinja2", "a chat template", "'stemma-lm[serve]'")
     import jinja2
     from jinja2.ext import Extension
@@ -46,7 +48,9 @@ def environment() -> Any:
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
-            return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+            begins, ends = (jinja2.nodes.Output([jinja2.nodes.Name(name, "load")], lineno=line) for name in MARKS)
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.Scope([begins, *body, ends], lineno=line)
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -59,6 +63,11 @@ def environment() -> Any:
     return world
 
 
+@functools.lru_cache(maxsize=16)
+def _compiled(template: str) -> Any:
+    return environment().from_string(template)
+
+
 def render(
     template: str,
     messages: Sequence[Mapping[str, Any]],
@@ -69,7 +78,7 @@ def render(
     """`messages` (each with `role` and `content`) as the template's text; `prompt` opens the answer. The template reads
     `options` (tools, documents, enable_thinking) by their names. Raises UsageError if a message lacks a field,
     DataError if the template refuses, ResourceError without jinja2."""
-    world = environment()
+    require("jinja2", "a chat template", "'stemma-lm[serve]'")
     import jinja2
 
     for i, message in enumerate(messages):
@@ -78,7 +87,7 @@ def render(
     given: dict[str, Any] = {name: token for name, token in names.items() if token is not None}
     given |= {"messages": list(messages), "add_generation_prompt": prompt, "tools": None, "documents": None}
     try:
-        text: str = world.from_string(template).render(given | dict(options))
+        text: str = _compiled(template).render(given | dict(options))
     except jinja2.TemplateSyntaxError as error:
         raise CheckpointError(
             f"the chat template is not valid Jinja: {error.message} at line {error.lineno}"

@@ -1,4 +1,5 @@
-"""Tokenizers as they were published before `tokenizer.json`: vocab.txt, vocab.json + merges.txt, *.model."""
+"""Tokenizers as they were published before `tokenizer.json`: vocab.txt, vocab.json + merges.txt, *.model,
+tekken.json."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     Added = Mapping[int, AddedToken]
 
 MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "spm.model")
-NAMES = ("vocab.txt", "vocab.json", *MODELS)
+TEKKEN = "tekken.json"
+NAMES = ("vocab.txt", "vocab.json", *MODELS, TEKKEN)
 # of model types whose files alone do not tell their kind
 EXTRA = 10_000  # the most sentinels that a SentencePiece model gets
 KINDS = {
@@ -79,6 +81,8 @@ def load(
                 fifty = cls == "MBart50Tokenizer" or model.get("vocab_size") == 250_054
                 config = {**config, "languages": [*CC25, *CC50] if fifty else CC25}
             return _sentencepiece(path, named, config, model_type, extra)
+    if (path := directory / TEKKEN).exists():
+        return ranks.tekken(disk.read_object(path), str(path))
     raise CheckpointError(f"{directory} holds no tokenizer: expected tokenizer.json or one of {', '.join(NAMES)}")
 
 
@@ -197,7 +201,7 @@ def _sentencepiece(
         )
     raw = disk.read_bytes(path)
     if ranks.looks(raw):
-        core, known = ranks.convert(ranks.parse(raw, str(path)))
+        core, known = ranks.llama3(ranks.parse(raw, str(path)))
         added.add(core, extra, path)
         return core, _pick(named, {role: name for role in ROLES if (name := getattr(known, role))}, core.get_vocab())
     model = spm.parse(raw, str(path))

@@ -1,4 +1,4 @@
-"""Vocabularies of byte strings with ranks (tiktoken): the `tokenizer.model` of Llama 3.
+"""Vocabularies of byte strings with ranks (tiktoken): the `tokenizer.model` of Llama 3, Mistral's tekken.json.
 
 One line a token: its bytes in base64, a space, its rank, which is its id. Two neighbours join if the bytes of both
 together have a rank, the lowest rank first. The special tokens are not in the file; they take the ids after it
@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from stemma.errors import CheckpointError
 from stemma.text.specials import Specials
@@ -27,6 +28,13 @@ _NAMED = (
     *("finetune_right_pad_id", "step_id", "start_header_id", "end_header_id", "eom_id", "eot_id", "python_tag"),
 )
 SPECIALS = [f"<|{n}|>" for n in _NAMED] + [f"<|reserved_special_token_{k}|>" for k in range(2, 2 + 256 - len(_NAMED))]
+
+# of files that do not list theirs (mistral-common, tokenizers/tekken.py)
+TEKKEN = (
+    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
+    "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
+)  # fmt: skip
 
 
 def letters() -> dict[int, str]:
@@ -58,8 +66,40 @@ def parse(raw: bytes, name: str) -> dict[bytes, int]:
     return ranks
 
 
-def convert(ranks: dict[bytes, int]) -> tuple[Tokenizer, Specials]:
-    """The `tokenizers` object that gives the same ids, and its special tokens, the first of which begins a text."""
+def tekken(held: Mapping[str, Any], name: str) -> tuple[Tokenizer, Specials]:
+    """The tokenizer of a tekken.json, of which `held` is the content and `name` the path: special tokens first, then
+    the ranks. Raises CheckpointError (mistral-common, tokenizers/tekken.py)."""
+    config, vocab, listed = held.get("config"), held.get("vocab"), held.get("special_tokens")
+    sizes = ("default_vocab_size", "default_num_special_tokens")
+    try:
+        assert isinstance(config, dict) and isinstance(vocab, list)
+        size, count = (int(config[key]) for key in sizes)
+        pattern = str(config["pattern"])
+        tokens = [base64.b64decode(row["token_bytes"], validate=True) for row in vocab[: size - count]]
+        named = [str(row["token_str"]) for row in listed] if listed is not None else list(TEKKEN)
+    except (AssertionError, KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"{name} should hold config (pattern, {', '.join(sizes)}) and vocab (token_bytes)"
+        ) from None
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    if not 3 <= len(named) <= count < size or len(ranks) != size - count or len(ranks) < 256:
+        raise CheckpointError(
+            f"{name} should give {size - count:,} different tokens and at most {count:,} special ones"
+        )
+    specials = named + [f"<SPECIAL_{i}>" for i in range(len(named), count)]
+    unk, bos, eos = specials[:3]
+    pad = "<pad>" if "<pad>" in specials else None
+    return convert(ranks, pattern, specials, True), Specials(bos=bos, eos=eos, unk=unk, pad=pad)
+
+
+def llama3(ranks: dict[bytes, int]) -> tuple[Tokenizer, Specials]:
+    """The tokenizer of Llama 3's file."""
+    return convert(ranks, LLAMA3, SPECIALS, False), Specials(bos=SPECIALS[0], eos=SPECIALS[1])
+
+
+def convert(ranks: dict[bytes, int], pattern: str, specials: Sequence[str], first: bool) -> Tokenizer:
+    """The `tokenizers` object that gives the same ids. `specials` come before the ranks (`first`) or behind them; of
+    those first the second begins a text, of the others the first."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     shown = letters()
@@ -74,18 +114,20 @@ def convert(ranks: dict[bytes, int]) -> tuple[Tokenizer, Specials]:
         for k in range(1, len(token))
         if token[:k] in ranks and token[k:] in ranks
     ]
-    vocab = {spell(token): rank for token, rank in ranks.items()}
+    ahead = len(specials) if first else 0
+    vocab = {name: i for i, name in enumerate(specials[:ahead])}
+    vocab |= {spell(token): ahead + rank for token, rank in ranks.items()}
     out = Tokenizer(models.BPE(vocab, pairs, ignore_merges=True))
-    cut = pre_tokenizers.Split(Regex(LLAMA3), "isolated")
+    cut = pre_tokenizers.Split(Regex(pattern), "isolated")
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     out.pre_tokenizer = pre_tokenizers.Sequence([cut, bytewise])
     out.decoder = decoders.ByteLevel()
-    out.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIALS])
-    start = SPECIALS[0]
+    out.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in specials])
+    start = specials[1 if first else 0]
     out.post_processor = processors.TemplateProcessing(
-        f"{start} $A", f"{start} $A {start}:1 $B:1", [(start, len(ranks))]
+        f"{start} $A", f"{start} $A {start}:1 $B:1", [(start, out.token_to_id(start))]
     )
-    return out, Specials(bos=start, eos=SPECIALS[1])
+    return out
 
 
 def dump(vocab: dict[str, int]) -> bytes:

@@ -51,7 +51,10 @@ def guarded(what: object) -> Iterator[None]:
 
 
 def foreign(state: Any) -> bool:
-    """Whether a tokenizer.json has patterns beside those that are known to end."""
+    """Whether a tokenizer.json has patterns beside those that are known to end, or a table of characters from a
+    SentencePiece file, which may be damaged."""
+    if isinstance(state, dict) and state.get("type") == "Precompiled":
+        return True
     if isinstance(state, dict) and isinstance(pattern := state.get("Regex"), str):
         return pattern not in KNOWN
     inner = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
@@ -60,13 +63,14 @@ def foreign(state: Any) -> bool:
 
 @contextlib.contextmanager
 def panics(silent: bool) -> Iterator[None]:
-    """Raise CheckpointError where the library panics, as for a pattern that backtracks without end. `silent`: drop what
+    """Raise CheckpointError where the library panics, as for a pattern that backtracks without end, or raises a bare
+    Exception, as where an unknown token is needed and missing. `silent`: drop what
     it prints then, by itself, past Python's streams."""
     try:
         with _stderr_dropped() if silent else contextlib.nullcontext():
             yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         why = " ".join(str(error).split())
         raise CheckpointError(f"the tokenizer cannot read this text: {why}; its files are damaged or unusual") from None

@@ -17,6 +17,7 @@ from stemma.objectives import Objective
 from stemma.objectives.languages import UNKNOWN
 from stemma.parallel import World
 from stemma.rewrites.engine import apply
+from stemma.rewrites.prompts import check_room
 from stemma.train import start
 from stemma.train.config import Net, Plan
 from stemma.train.learners import fingerprint
@@ -108,6 +109,8 @@ def model_of(plan: Plan, tokenizer: Any, started: bool = True) -> Model:
         if plan.train.start and started:
             start.fill(model, plan.train.start)
         apply(model, plan.rewrites, plan.seed)
+    model.embed.noise = plan.recipe.neftune
+    check_room(model, plan.context)
     return formats.attach(model, design_of(plan), families.family(plan.name), tokenizer)
 
 

@@ -34,14 +34,24 @@ def sets_warmup(changes: Mapping[str, Any]) -> bool:
     return False
 
 
+def with_budget(plan: Plan, tokenizer: Any, train: Any, fixed_warmup: bool, world: World | None = None) -> Plan:
+    """`plan` with the number of steps that its budget buys (`steps_of`); of a budget of time also with the seconds that
+    are left of it, by which the run adjusts its length."""
+    begin = time.perf_counter()
+    steps, seconds = steps_of(plan, tokenizer, train, world), budget(plan.train.budget).seconds
+    if seconds is not None:
+        seconds = max(1e-3, seconds - (time.perf_counter() - begin))
+    steps, seconds = (steps, seconds) if world is None else world.broadcast((steps, seconds))
+    return with_steps(replace(plan, train=replace(plan.train, seconds=seconds)), steps, fixed_warmup)
+
+
 def steps_of(plan: Plan, tokenizer: Any, train: Any, world: World | None = None) -> int:
-    """How many steps the budget buys. Seconds are turned into steps once, by timing a few on a model that is thrown
-    away: the learning rate, and with it a resumed run, then depends on no clock."""
+    """How many steps the budget buys. Seconds are turned into steps by timing a few on a model that is thrown away."""
     limit: Budget = budget(plan.train.budget)
     goal, ramp = objective_of(plan, tokenizer), plan.recipe.ramp
     rows = goal.rows
     full = max(1, round(plan.rows / rows))
-    step_tokens = full * rows * plan.context
+    step_tokens = full * (goal.size(train) if goal.of_rows else rows * plan.context)
     if limit.steps is not None:
         return limit.steps
     if limit.tokens is not None:

@@ -102,6 +102,8 @@ class Train(Spec):
     number that is evaluated (`bits_per_byte`, `loss`, `accuracy`; `+NAME` or `-NAME` where the name does not tell
     whether more or less is better) and decides which weights the finished model has; evaluations are then ten a run,
     unless `eval_every` says otherwise. `patience`: evaluations without a better one after which the run ends.
+    `seconds`: what a budget of time left for training when the run began, and by which its length is adjusted; runs
+    that began before have none, and keep their length.
     """
 
     PLACE: ClassVar[str] = "train"
@@ -130,6 +132,7 @@ class Train(Spec):
     matrices: Literal["use", "shape"] = "use"
     best: str = quiet("")
     patience: int | None = quiet(None, Bound(1, said="be at least 1"))
+    seconds: float | None = quiet(None, Bound(0, open_low=True, said="be positive"))
 
     def check(self) -> None:
         budget(self.budget)
@@ -158,7 +161,7 @@ class Plan(Spec):
 
     `name`: the family or size that it descends from; `data`: where the text comes from (`stemma.data.sources`);
     `clean`: the steps that it goes through first (`stemma.data.steps`); `rewrites`: what replaces modules of the model
-    (`stemma.rewrites`), in this order.
+    (`stemma.rewrites`), in this order; `system`: the tuned family whose recipe it is.
     """
 
     name: str
@@ -174,6 +177,7 @@ class Plan(Spec):
     nets: tuple[Net, ...] = ()
     clean: tuple[CleaningStep, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
+    system: str = quiet("")
 
     def check(self) -> None:
         require(0 <= self.seed < 2**63, f"the seed must lie between 0 and 2**63 - 1, not {self.seed}")

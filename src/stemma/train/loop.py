@@ -83,6 +83,7 @@ class Loop:
         self.average = Average(learn, plan.train.average) if plan.train.average else None
         self.rewinds, self.losses = 0, list[float]()
         self.best: best.Best | None = None
+        self.closing = 0
         ahead = plan.train.ahead if plan.train.ahead is not None else AHEAD[self.device.type]
         self.ahead = 0 if source.online else ahead
         self._stream: Prefetch | Iterator[Any] | None = None

@@ -58,6 +58,8 @@ def drafted(
     changes = dict(overrides or {})
     name, scale = changes.pop("name", name), changes.pop("scale", scale)
     design = scaled(families.design(name), scale)
+    if "train.seconds" in changes:
+        raise UsageError("train.seconds follows from a budget of time; give the time as --budget (train.budget=60s)")
     if "recipe.steps" in changes and "train.budget" not in changes:
         changes["train.budget"] = f"{changes['recipe.steps']} steps"
     plan = Plan(

@@ -15,7 +15,8 @@ from stemma.declare import ramps
 from stemma.errors import UsageError
 from stemma.nn.model import Model, count
 from stemma.parallel import World, init_world
-from stemma.rewrites import LoRA, frozen
+from stemma.rewrites import frozen
+from stemma.rewrites.adapters import names as adapters
 from stemma.runs import best, checkpoint, folder
 from stemma.runs.drive import OnStep
 from stemma.runs.life import carry_on, measured
@@ -23,7 +24,7 @@ from stemma.runs.metrics import check_tensorboard
 from stemma.runs.prove import prove
 from stemma.train import start
 from stemma.train.assemble import fit_to_tokenizer, loop_of, pin_teachers, with_steps
-from stemma.train.budgets import epochs_of, sets_warmup, steps_of
+from stemma.train.budgets import epochs_of, sets_warmup, with_budget
 from stemma.train.config import Plan
 from stemma.train.device import pick_device, pick_precision
 from stemma.train.evaluation import evaluate, sample
@@ -71,6 +72,7 @@ class Pretraining:
         self.notes = store.meta.get("notes", [])
         self.view, held = split(plan, store)
         self.held = sample(held, plan.train.eval_tokens)
+        loop.closing = int(self.held.tokens_total)
 
     def evaluate(self) -> dict[str, float]:
         """Bits of the held-out text."""
@@ -90,9 +92,14 @@ class Pretraining:
             "epochs": round(loop.objective.epochs(self.view, loop.cursor), 3),
             **measured(self.run, loop, sum(p.numel() for p in loop.model.parameters())),
             "val": quality,
+            **({"before": self.before()} if loop.objective.of_rows else {}),
             **({} if loop.objective.of_rows else {"baselines": self.baselines()}),
             **notes,
         }
+
+    def before(self) -> dict[str, float]:
+        """What `evaluate` gave before the first step."""
+        return folder.read(self.run, lambda about: dict(about["before"]))
 
     def baselines(self) -> dict[str, float]:
         """How well the held-out text is predicted by the frequencies of tokens, and packed by xz."""
@@ -106,7 +113,7 @@ class Pretraining:
         """In the publisher's layout; an adapter in PEFT's, which names the weights that the run began from."""
         for role, net in models.items():
             _release(net)
-            adapted = role == "model" and self.plan.train.start and any(isinstance(r, LoRA) for r in net.rewrites)
+            adapted = role == "model" and self.plan.train.start and adapters(net)
             net.origin = self.plan.train.start if adapted else ""
             net.save(str(run / role), layout="peft" if adapted else None)
             for file in (run / role).iterdir():
@@ -235,8 +242,7 @@ def _begun(
     train, rest = split(plan, store)
     if not quiet:
         report_uneven(plan, train, rest)
-    steps = steps_of(plan, tokenizer, train, world)
-    plan = with_steps(plan, steps if world is None else world.broadcast(steps), fixed_warmup)
+    plan = with_budget(plan, tokenizer, train, fixed_warmup, world)
     device = pick_device(plan)
     precision = pick_precision(plan, device)
     precision = precision if world is None else world.broadcast(precision)
@@ -248,11 +254,18 @@ def _begun(
         report_text(loop, rest, epochs_of(loop.objective, train, examples))
         if (kept := frozen.note(loop.model)) is not None:
             disk.tell(kept)
+    before = Pretraining(out, loop, store).evaluate() if plan.train.best or loop.objective.of_rows else {}
     if plan.train.best:
-        best.measured(plan.train.best, Pretraining(out, loop, store).evaluate())
-    formats.check_weights(loop.model)  # what could not be saved at the end is not begun
+        best.measured(plan.train.best, before)
+    if loop.objective.of_rows and not quiet:
+        disk.tell(f"before: {', '.join(f'held-out {k} {v:.4g}' for k, v in before.items() if k != 'targets')}")
+    if not (plan.train.start and adapters(loop.model)):
+        formats.check_weights(loop.model)  # what could not be saved at the end is not begun
+    elif world is None:
+        formats.peft.contents(loop.model)
     if loop.is_main:
         about = {"data": facts(store, train), "parameters": count(plan.arch, plan.dims)}
+        about |= {"before": before} if loop.objective.of_rows else {}
         folder.begin(out, spec.to_dict(plan), device, about)
     loop.barrier()
     return loop

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from stemma.data.mixture import Mixed
 from stemma.declare import ramps
 from stemma.objectives import Batch, Cursor, Objective, Setting, View
 from stemma.objectives import objective as runnable
@@ -73,6 +74,11 @@ class Source(ABC):
             cursor = draw.cursor
         return cursor
 
+    @property
+    def limited(self) -> bool:
+        """Whether it has batches for so many steps only."""
+        return False
+
     def total(self, steps: int) -> int | None:
         """Tokens of a run of `steps` steps; None where only the run itself tells."""
         return None
@@ -119,6 +125,12 @@ class TextSource(Source):
     def examples(self, step: int) -> int:
         """Examples of the step after `step` steps."""
         return ramps.examples(self.ramp, self.full, self.length.place(step), self.length.planned)
+
+    @property
+    def limited(self) -> bool:
+        """Whether it is a mixture whose parts may be read so many times."""
+        order = self.objective.order(self.view)
+        return isinstance(order, Mixed) and order.mixture.slots is not None
 
     def draws(self, cursor: Any, step: int) -> Iterator[Draw]:
         rows = self.objective.lazy_examples(self.view, cursor)

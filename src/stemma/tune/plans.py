@@ -17,13 +17,16 @@ from stemma.objectives import incompatible_reason
 from stemma.rewrites import LoRA
 from stemma.rewrites.kinds import Rewrite
 from stemma.rewrites.paths import linear_paths, patterns
+from stemma.tasks import columns
+from stemma.tasks.base import reader
+from stemma.tasks.encoder import first
 from stemma.train.config import Plan, Train
 from stemma.train.plans import start_folder
+from stemma.tune import preview, sizes
 
 SCALE = "tuned"  # what a plan that begins from weights has in place of a scale
-EXAMPLES = 16  # of a step
-ROW = 1024  # tokens of a row, where the model reads more
-RATES = {"all": 5e-5, "adapter": 2e-4}  # peak learning rates, where no task has its own
+ROW = 1024  # tokens of a row at most, where the model reads more
+RATES = {"all": 5e-5, "adapter": 5e-4}  # peak learning rates, where no task has its own
 
 
 def words() -> dict[str, type[RowTask]]:
@@ -69,14 +72,13 @@ def resolve(
     quantize: str | None = None,
     rewrites: tuple[Rewrite, ...] = (),
     overrides: Mapping[str, Any] | None = None,
+    quiet: bool = True,
 ) -> Plan:
     """The plan of tuning the model `start` (a run, a folder, a GGUF file, a hub id) to the task `what` on the rows of
-    `data`. `settings`: fields of the task; `lora`, `quantize`, `rewrites`: as in `tune`. Raises UsageError for what
-    does not fit."""
-    start = start_folder(start)
-    there = formats.load(start, device="meta")
-    if there.design is None or there.tokenizer is None:
-        raise UsageError(f"{start} has no tokenizer, and a model is tuned with the one that it was trained with")
+    `data`. `settings`: fields of the task; `lora`, `quantize`, `rewrites`: as in `tune`. Columns that are not named,
+    the length of rows and the batch follow from the data; unless `quiet`, what was found is printed. Raises UsageError
+    for what does not fit, DataError for data without rows."""
+    there = started(start)
     changes = dict(overrides or {})
     objective: Objective = CLM() if what == "complete" else objective_of(task_of(what, settings or {}), there)
     rewrites = (*beside(there, lora, quantize), *rewrites)
@@ -87,19 +89,36 @@ def resolve(
         lr=RATES["adapter" if adapted else "all"],
         schedule=Schedule("linear", warmup=5),
         steps=100,  # of which the warm-up is a share
-        batch=EXAMPLES * context if there.arch.structure == "encoder-decoder" else 4 * context,
+        batch=4 * context,
         clip=1.0,
         mixed=False,
     )
-    train = Train(budget, context=context, start=start, unit="document", piece=None)
+    train = Train(budget, context=context, start=start, unit="document", piece=None, best="loss")
     design = there.design
     plan = Plan(
         there.name, SCALE, there.arch, there.dims, objective, design.text, recipe, train, data, seed, rewrites=rewrites
     )
-    return fitting(spec.edit(plan, changes))
+    plan = fitting(spec.edit(plan, changes))
+    return plan if what == "complete" else fitted(plan, there.tokenizer, changes, quiet)
 
 
-def beside(there: Model, lora: int | None, quantize: str | None) -> tuple[Rewrite, ...]:
+def started(start: str) -> Model:
+    """The model that tuning begins from, without weights. Raises UsageError for one without a tokenizer."""
+    folder = start_folder(start)
+    there = formats.load(folder, device="meta")
+    if there.design is None or there.tokenizer is None:
+        raise UsageError(f"{start} has no tokenizer, and a model is tuned with the one that it was trained with")
+    return there
+
+
+def packed(objective: RowObjective, whether: bool) -> RowObjective:
+    """`objective` with several examples a row, or one, where it can have several."""
+    return dataclasses.replace(objective, packed=whether) if isinstance(objective, Answers) else objective
+
+
+def beside(
+    there: Model, lora: int | None, quantize: str | None, alpha: float | None = None, dropout: float = 0.0
+) -> tuple[Rewrite, ...]:
     """What `lora` and `quantize` put in place of modules of a model. Raises UsageError where nothing would learn."""
     if quantize is not None and lora is None:
         raise UsageError(f"quantize={quantize!r} freezes the weights, so something else has to learn: give a LoRA rank")
@@ -107,7 +126,27 @@ def beside(there: Model, lora: int | None, quantize: str | None) -> tuple[Rewrit
     if lora is None:
         return found
     paths = [path for path in linear_paths(there) if ".blocks." in path]
-    return (*found, LoRA(patterns(there, paths), rank=lora, alpha=2.0 * lora))
+    return (*found, LoRA(patterns(there, paths), rank=lora, alpha=alpha or 2.0 * lora, dropout=dropout))
+
+
+def fitted(plan: Plan, tokenizer: Any, changes: Mapping[str, Any], quiet: bool) -> Plan:
+    """`plan` with columns, the length of rows, the batch and what is held out as the data have them, but for what
+    `changes` set. Unless `quiet`, the columns and some examples are printed."""
+    assert isinstance(plan.objective, RowObjective)
+    found, whole = first(plan.data, sizes.LOOKED_AT)
+    task = columns.named(plan.objective.task, found)
+    plan = replace(plan, objective=replace(plan.objective, task=task))
+    read = reader(task, tokenizer, plan.context, plan.arch.structure)
+    if not quiet:
+        preview.tell(task, found, read)
+    measured = sizes.measure(found, read, whole)
+    fits = sizes.fitting(measured, plan.context, plan.arch.structure == "encoder-decoder")
+    return spec.edit(plan, {path: value for path, value in fits.items() if not _set(changes, path)})
+
+
+def _set(changes: Mapping[str, Any], path: str) -> bool:
+    """Whether changes give a setting, by itself or within a part of the plan."""
+    return any(path == given or path.startswith(given + ".") for given in changes)
 
 
 def fitting(plan: Plan) -> Plan:

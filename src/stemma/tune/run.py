@@ -9,7 +9,8 @@ from typing import Any
 from stemma.rewrites import Rewrite
 from stemma.runs.drive import OnStep
 from stemma.train.run import Run, begin
-from stemma.tune.plans import resolve
+from stemma.tune import plans, systems
+from stemma.tune.plans import words
 
 
 def tune(
@@ -18,12 +19,14 @@ def tune(
     start: str,
     data: str,
     out: str | Path,
-    budget: str = "3 epochs",
+    budget: str | None = None,
     seed: int = 1,
     settings: Mapping[str, Any] | None = None,
     lora: int | None = None,
     quantize: str | None = None,
     rewrites: tuple[Rewrite, ...] = (),
+    stage: int | None = None,
+    full: bool = False,
     overrides: Mapping[str, Any] | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
@@ -32,13 +35,22 @@ def tune(
 ) -> Run:
     """Tune a model to a task on rows of data, and leave a complete run in the directory `out`.
 
-    `what`: a task (`chat`, `write`, ...); `start`: a run, a folder, a GGUF file or a hub id; `data`: rows with fields
-    (JSON lines, CSV, Parquet, ...); `settings`: fields of the task, such as `{"template": "alpaca"}`. `lora`: the
-    rank of adapters beside the linear layers of all blocks, which learn in place of the weights; `quantize`: "nf4" or
-    "int8", in which these are kept then; `rewrites`: what else replaces modules, such as other adapters. The rest is
-    as in `stemma.pretrain`.
+    `what`: a task (`chat`, `write`, ...), or a tuned family of the tree (`alpaca`, `qlora`, ...): then the template,
+    what is learnt and the recipe are those of its `stage`, scaled unless `full`. `start`: a run, a folder, a GGUF file
+    or a hub id; `data`: rows with fields (JSON lines, CSV, Parquet, ...); `settings`: fields of the task, such as
+    `{"template": "alpaca"}`. `lora`: the rank of adapters beside the linear layers of all blocks, which learn in place
+    of the weights; `quantize`: "nf4" or "int8", in which these are kept then; `rewrites`: what else replaces modules,
+    such as other adapters. The rest is as in `stemma.pretrain`.
 
     Raises UsageError for arguments that do not fit, DataError for rows that cannot be learnt from."""
-    adapters = {"lora": lora, "quantize": quantize, "rewrites": rewrites}
-    plan = resolve(what, start, data, budget, seed, settings=settings, overrides=overrides, **adapters)  # type: ignore[arg-type]
+    if what in (*words(), "complete"):
+        plan = plans.resolve(
+            what, start, data, budget or "3 epochs", seed, settings=settings, lora=lora, quantize=quantize,
+            rewrites=rewrites, overrides=overrides, quiet=quiet,
+        )  # fmt: skip
+    else:
+        plan = systems.resolve(
+            what, start, data, budget, seed, stage=stage, full=full, settings=settings, lora=lora, quantize=quantize,
+            overrides=overrides,
+        )  # fmt: skip
     return begin(plan, out, overrides or {}, resume, on_step, None, quiet, mesh)

@@ -114,6 +114,8 @@ def _byte_level(tokenizer: Tokenizer) -> dict[str, Any]:
     state = json.loads(tokenizer._core.to_str())
     tokens, kinds = _names(state)
     merges = [m if isinstance(m, str) else " ".join(m) for m in state["model"]["merges"]]
+    if not merges:
+        raise UsageError(f"this tokenizer has no merges, and GGUF has no byte-level tokenizer without them{WITHOUT}")
     whole = bool(state["model"].get("ignore_merges"))
     words = [PREFERRED[rule] for rule in PREFERRED if _cut(vocab._words(rule)) == _plain(state["pre_tokenizer"])]
     words += [w for w, rule in PRE.items() if words and rule == PRE[words[0]] and w != "default"]

@@ -1,0 +1,185 @@
+"""The tuned families of the tree as recipes that any model of a fitting structure can be tuned by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stemma import disk, families, spec
+from stemma.conversations.templates import NAMES
+from stemma.declare.family import Design
+from stemma.declare.objectives import Objective
+from stemma.declare.recipes import AdamW, Recipe
+from stemma.declare.tasks import ChatTask
+from stemma.declare.tuning import SFT, LoRA, Pretraining, SoftPrompt, Stage, Template
+from stemma.errors import UsageError, did_you_mean
+from stemma.nn.model import Model
+from stemma.objectives import incompatible_reason, with_special_tokens
+from stemma.train.config import Plan, Train
+from stemma.tune.plans import SCALE, beside, fitting, objective_of, packed, started
+
+EXAMPLES = 16  # of a step, in a scaled run
+FASTER = 10.0  # times the published rate at most, in a scaled run
+WARMUP = 0.03  # share of the steps, where none is published
+DEFAULT = "chatml"  # template, where none is published
+UNKNOWN = 5e-5  # peak rate, where none is published
+
+
+@dataclass(frozen=True)
+class System:
+    """A tuned family's `stage` on examples, and the `design` that it was published with. `number` of `many` stages."""
+
+    design: Design
+    stage: SFT | Pretraining
+    number: int
+    many: int
+
+
+def names() -> list[str]:
+    """The families whose weights were trained on in a stage that runs here."""
+    return [name for name, family in families.tree().items() if _stages(family.tuning.stages if family.tuning else ())]
+
+
+def _stages(stages: tuple[Stage, ...]) -> list[SFT | Pretraining]:
+    found: list[SFT | Pretraining] = []
+    for stage in stages:
+        if isinstance(stage, Pretraining):
+            found.append(stage)
+        while isinstance(stage, SFT):
+            found.append(stage)
+            if stage.then is None:
+                break
+            stage = stage.then
+    return found
+
+
+def system(name: str, number: int | None = None) -> System:
+    """Stage `number` (from 1; None: the first on examples, else the first) of the tuned family or size `name`. Raises
+    UsageError for a name that is none, and for a stage that it does not have."""
+    known = names()
+    try:
+        family = families.family(name)
+    except UsageError:
+        raise UsageError(f"no task or tuned family is called {name!r}{did_you_mean(name, known)}") from None
+    stages = _stages(family.tuning.stages if family.tuning else ())
+    if not stages:
+        raise UsageError(f"{name} is no more training of another's weights; tuned families are {', '.join(known)}")
+    if number is None:
+        number = next((i for i, stage in enumerate(stages, 1) if isinstance(stage, SFT)), 1)
+    if not 1 <= number <= len(stages):
+        raise UsageError(f"{name} has {len(stages)} stages that run here, so stage {number} is none of them")
+    return System(families.design(name), stages[number - 1], number, len(stages))
+
+
+def template_of(template: Template | None) -> str:
+    """The name of a declared template; empty for none."""
+    return next((name for name, value in NAMES.items() if value == template), "") if template is not None else ""
+
+
+def task_of(found: System) -> ChatTask:
+    """How the system's examples are written and which of their tokens are learnt."""
+    assert isinstance(found.stage, SFT)
+    return ChatTask(template=template_of(found.stage.template), loss_on=found.stage.loss_on or "answers")
+
+
+def adapter_of(found: System) -> tuple[int, float, float, str | None] | None:
+    """(rank, alpha, dropout, how the base is kept) of the system's LoRA; None where all weights learn. Raises
+    UsageError for another kind of adapter."""
+    stage = found.stage
+    if not isinstance(stage, SFT) or stage.adapter is None:
+        return None
+    if isinstance(stage.adapter, SoftPrompt):
+        raise UsageError(f"{found.design.name} learns a soft prompt, which `stemma tune` does not carry out yet")
+    one: LoRA = stage.adapter
+    rank, alpha, dropout = one.rank or 8, one.alpha or 16.0, _first(one.dropout) or 0.0
+    return rank, alpha, dropout, one.base
+
+
+def _first(value: float | tuple[float, ...] | None) -> float | None:
+    """Of values by size, that of the smallest."""
+    return value[0] if isinstance(value, tuple) else value
+
+
+def recipe_of(found: System, there: Model, full: bool, quiet: bool = False) -> tuple[Recipe, int, str]:
+    """(recipe, tokens of a row, budget) of tuning the model `there` as the system was tuned. Unless `full`, a step has
+    fewer examples, and weights that all learn do so faster, as a narrower network's may: by the factor of the widths.
+    What is unpublished is chosen here and said."""
+    stage, published = found.stage, found.design.recipe
+    context = min(stage.context or 2048, there.dims.context)
+    examples = int(_first(stage.examples) or EXAMPLES)
+    rate = _first(stage.lr) or published.lr
+    chosen = [] if rate is not None else [f"a peak rate of {UNKNOWN}"]
+    rate = UNKNOWN if rate is None else rate
+    if not full:
+        examples = min(examples, EXAMPLES)
+        adapted = isinstance(stage, SFT) and stage.adapter is not None
+        wider = found.design.dims.d_model / there.dims.d_model
+        rate *= 1.0 if adapted else min(FASTER, max(1.0, wider))
+    epochs = _first(stage.epochs)
+    if epochs is None:
+        chosen.append("3 epochs")
+    schedule = stage.schedule or published.schedule
+    share = stage.warmup
+    if share is None:
+        share = schedule.warmup / published.steps if published.steps and schedule.warmup else WARMUP
+    if chosen and not quiet:
+        disk.tell(f"note: {' and '.join(chosen)} {'are' if len(chosen) > 1 else 'is'} this tool's choice: unpublished")
+    packed = isinstance(stage, SFT) and stage.packed is not False
+    recipe = Recipe(
+        optimizer=published.optimizer if published.optimizer != AdamW() else AdamW(weight_decay=0.0),
+        lr=rate,
+        schedule=replace(schedule, warmup=max(1, round(1000 * share))),
+        steps=1000,  # of which the warm-up is a share
+        batch=examples * context if not packed or full else max(1, examples // 4) * context,
+        clip=published.clip or 1.0,
+        mixed=False,
+        z_loss=published.z_loss,
+    )
+    return recipe, context, f"{epochs or 3:g} epochs"
+
+
+def resolve(
+    name: str,
+    start: str,
+    data: str,
+    budget: str | None = None,
+    seed: int = 1,
+    *,
+    stage: int | None = None,
+    full: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    lora: int | None = None,
+    quantize: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The plan of tuning the model `start` as the family `name` was tuned, in its `stage`. `full`: with the published
+    numbers, not scaled; the rest as in `tune`. Raises UsageError for what does not fit."""
+    found = system(name, stage)
+    there = started(start)
+    recipe, context, length = recipe_of(found, there, full)
+    objective: Objective
+    arch, text, rewrites = there.arch, there.text, beside(there, lora, quantize)
+    train = Train(budget or length, context=context, start=start)
+    if isinstance(found.stage, Pretraining):
+        if settings and (given := [key for key, value in settings.items() if value is not None]):
+            raise UsageError(f"stage {found.number} of {name} reads text, not rows, so it has no setting {given[0]!r}")
+        objective = found.stage.objective or found.design.objective
+        if (why := incompatible_reason(objective, arch)) is not None:
+            raise UsageError(f"{there.name} cannot be tuned as {name}: {why}")
+        arch = replace(arch, mask=found.design.arch.mask)
+        text = with_special_tokens(objective, replace(text, extras=found.design.text.extras))
+    else:
+        task = replace(task_of(found), **{k: v for k, v in (settings or {}).items() if v is not None})
+        if not task.template and there.tokenizer.chat_template is None:
+            task = replace(task, template=DEFAULT)
+            disk.tell(f"note: the template of {name} is unpublished, and the model has none of its own: {DEFAULT}")
+        objective = packed(objective_of(task, there), found.stage.packed is not False)
+        train = replace(train, unit="document", piece=None)
+        if not rewrites and (adapter := adapter_of(found)) is not None:
+            rank, alpha, dropout, base = adapter
+            rewrites = beside(there, rank, base, alpha, dropout)
+    plan = Plan(
+        there.name, SCALE, arch, there.dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name
+    )
+    return fitting(spec.edit(plan, dict(overrides or {})))

@@ -93,6 +93,8 @@ def report_text(loop: Loop, held: Any, epochs: float) -> None:
     by = f"{judged.tokens_total:,} held-out tokens" if targets is None else f"{targets:,} held-out targets"
     view: Any = source.view
     amount = f"{view.texts:,} documents" + (f" in {len(view):,} pieces" if len(view) > view.texts else "")
+    if goal.of_rows:
+        amount, by = f"{len(view):,} rows", f"{len(judged):,} held-out rows with {by.replace('held-out ', '')}"
     disk.tell(
         f"{amount}, {view.tokens_total:,} tokens, read {epochs:.2g} times in {loop.steps:,} steps; judged by {by}"
     )

@@ -92,9 +92,14 @@ class Pretraining:
             "epochs": round(loop.objective.epochs(self.view, loop.cursor), 3),
             **measured(self.run, loop, sum(p.numel() for p in loop.model.parameters())),
             "val": quality,
+            **({"before": self.before()} if loop.objective.of_rows else {}),
             **({} if loop.objective.of_rows else {"baselines": self.baselines()}),
             **notes,
         }
+
+    def before(self) -> dict[str, float]:
+        """What `evaluate` gave before the first step."""
+        return folder.read(self.run, lambda about: dict(about["before"]))
 
     def baselines(self) -> dict[str, float]:
         """How well the held-out text is predicted by the frequencies of tokens, and packed by xz."""
@@ -249,14 +254,18 @@ def _begun(
         report_text(loop, rest, epochs_of(loop.objective, train, examples))
         if (kept := frozen.note(loop.model)) is not None:
             disk.tell(kept)
+    before = Pretraining(out, loop, store).evaluate() if plan.train.best or loop.objective.of_rows else {}
     if plan.train.best:
-        best.measured(plan.train.best, Pretraining(out, loop, store).evaluate())
+        best.measured(plan.train.best, before)
+    if loop.objective.of_rows and not quiet:
+        disk.tell(f"before: {', '.join(f'held-out {k} {v:.4g}' for k, v in before.items() if k != 'targets')}")
     if not (plan.train.start and adapters(loop.model)):
         formats.check_weights(loop.model)  # what could not be saved at the end is not begun
     elif world is None:
         formats.peft.contents(loop.model)
     if loop.is_main:
         about = {"data": facts(store, train), "parameters": count(plan.arch, plan.dims)}
+        about |= {"before": before} if loop.objective.of_rows else {}
         folder.begin(out, spec.to_dict(plan), device, about)
     loop.barrier()
     return loop

@@ -17,13 +17,16 @@ from stemma.objectives import incompatible_reason
 from stemma.rewrites import LoRA
 from stemma.rewrites.kinds import Rewrite
 from stemma.rewrites.paths import linear_paths, patterns
+from stemma.tasks import columns
+from stemma.tasks.base import reader
+from stemma.tasks.encoder import first
 from stemma.train.config import Plan, Train
 from stemma.train.plans import start_folder
+from stemma.tune import preview, sizes
 
 SCALE = "tuned"  # what a plan that begins from weights has in place of a scale
-EXAMPLES = 16  # of a step
-ROW = 1024  # tokens of a row, where the model reads more
-RATES = {"all": 5e-5, "adapter": 2e-4}  # peak learning rates, where no task has its own
+ROW = 1024  # tokens of a row at most, where the model reads more
+RATES = {"all": 5e-5, "adapter": 5e-4}  # peak learning rates, where no task has its own
 
 
 def words() -> dict[str, type[RowTask]]:
@@ -69,10 +72,12 @@ def resolve(
     quantize: str | None = None,
     rewrites: tuple[Rewrite, ...] = (),
     overrides: Mapping[str, Any] | None = None,
+    quiet: bool = True,
 ) -> Plan:
     """The plan of tuning the model `start` (a run, a folder, a GGUF file, a hub id) to the task `what` on the rows of
-    `data`. `settings`: fields of the task; `lora`, `quantize`, `rewrites`: as in `tune`. Raises UsageError for what
-    does not fit."""
+    `data`. `settings`: fields of the task; `lora`, `quantize`, `rewrites`: as in `tune`. Columns that are not named,
+    the length of rows and the batch follow from the data; unless `quiet`, what was found is printed. Raises UsageError
+    for what does not fit, DataError for data without rows."""
     there = started(start)
     changes = dict(overrides or {})
     objective: Objective = CLM() if what == "complete" else objective_of(task_of(what, settings or {}), there)
@@ -84,16 +89,17 @@ def resolve(
         lr=RATES["adapter" if adapted else "all"],
         schedule=Schedule("linear", warmup=5),
         steps=100,  # of which the warm-up is a share
-        batch=EXAMPLES * context if there.arch.structure == "encoder-decoder" else 4 * context,
+        batch=4 * context,
         clip=1.0,
         mixed=False,
     )
-    train = Train(budget, context=context, start=start, unit="document", piece=None)
+    train = Train(budget, context=context, start=start, unit="document", piece=None, best="loss")
     design = there.design
     plan = Plan(
         there.name, SCALE, there.arch, there.dims, objective, design.text, recipe, train, data, seed, rewrites=rewrites
     )
-    return fitting(spec.edit(plan, changes))
+    plan = fitting(spec.edit(plan, changes))
+    return plan if what == "complete" else fitted(plan, there.tokenizer, changes, quiet)
 
 
 def started(start: str) -> Model:
@@ -121,6 +127,26 @@ def beside(
         return found
     paths = [path for path in linear_paths(there) if ".blocks." in path]
     return (*found, LoRA(patterns(there, paths), rank=lora, alpha=alpha or 2.0 * lora, dropout=dropout))
+
+
+def fitted(plan: Plan, tokenizer: Any, changes: Mapping[str, Any], quiet: bool) -> Plan:
+    """`plan` with columns, the length of rows, the batch and what is held out as the data have them, but for what
+    `changes` set. Unless `quiet`, the columns and some examples are printed."""
+    assert isinstance(plan.objective, RowObjective)
+    found, whole = first(plan.data, sizes.LOOKED_AT)
+    task = columns.named(plan.objective.task, found)
+    plan = replace(plan, objective=replace(plan.objective, task=task))
+    read = reader(task, tokenizer, plan.context, plan.arch.structure)
+    if not quiet:
+        preview.tell(task, found, read)
+    measured = sizes.measure(found, read, whole)
+    fits = sizes.fitting(measured, plan.context, plan.arch.structure == "encoder-decoder")
+    return spec.edit(plan, {path: value for path, value in fits.items() if not _set(changes, path)})
+
+
+def _set(changes: Mapping[str, Any], path: str) -> bool:
+    """Whether changes give a setting, by itself or within a part of the plan."""
+    return any(path == given or path.startswith(given + ".") for given in changes)
 
 
 def fitting(plan: Plan) -> Plan:

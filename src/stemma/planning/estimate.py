@@ -136,7 +136,8 @@ class Messages(NamedTuple):
         """Those of a process that reads so many rows a step. Of neighbours `tp` lie next to each other, then `fsdp`."""
         plan, one = view.plan, 4.0 * view.learned / mesh.tp
         # gathered forward and backward, gradients scattered, each micro-batch
-        shards = -(-rows // micro) * (3 * one + 2 * view.frozen) * (1 - 1 / mesh.fsdp)
+        shards = -(-rows // micro) * 3 * one * (1 - 1 / mesh.fsdp)
+        shards += -(-rows // micro) * 2 * view.frozen * (1 - 1 / mesh.fsdp)
         copies = 2 * one / mesh.fsdp * (1 - 1 / mesh.dp)
         # a sum a branch forward, and q, k, v, gate and up backward
         branches, width = plan.dims.layers * (1 + 1 + 3 + 2), 2 if view.halves(device) else 4

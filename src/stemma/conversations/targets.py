@@ -33,10 +33,9 @@ def encode(tokenizer: Any, text: Text, loss_on: LossOn = "answers") -> Example:
 
     Raises DataError for a text without a target, for one whose end no token could tell, and where a template leaves
     out the reasoning of an answer that is to be learnt."""
-    spans = {"answers": text.spans, "last answer": text.spans[-1:], "everything": ((0, len(text.text)),)}[loss_on]
     check(tokenizer, text, loss_on)
     ids, places = _placed(tokenizer, text)
-    targets = [any(begin < e and end > b for b, e in spans) for begin, end in places]
+    targets = _learnt(places, text, loss_on)
     if _opens(tokenizer, ids):
         ids, targets = [tokenizer.bos_id, *ids], [False, *targets]
     if text.open_ended:
@@ -44,6 +43,23 @@ def encode(tokenizer: Any, text: Text, loss_on: LossOn = "answers") -> Example:
     if not any(targets):
         raise DataError("no token of it is learnt")
     return Example(ids, targets)
+
+
+def _learnt(places: list[tuple[int, int]], text: Text, loss_on: LossOn) -> list[bool]:
+    spans = {"answers": text.spans, "last answer": text.spans[-1:], "everything": ((0, len(text.text)),)}[loss_on]
+    return [any(begin < e and end > b for b, e in spans) for begin, end in places]
+
+
+def learnt_places(tokenizer: Any, text: Text, loss_on: LossOn = "answers") -> list[tuple[int, int]]:
+    """(begin, end) of each run of characters whose tokens are learnt."""
+    _, places = _placed(tokenizer, text)
+    runs: list[tuple[int, int]] = []
+    for (begin, end), learnt in zip(places, _learnt(places, text, loss_on), strict=True):
+        if learnt and runs and begin <= runs[-1][1]:
+            runs[-1] = (runs[-1][0], max(end, runs[-1][1]))
+        elif learnt:
+            runs.append((begin, end))
+    return runs
 
 
 def check(tokenizer: Any, text: Text, loss_on: LossOn = "answers") -> None:
@@ -125,13 +141,25 @@ def fit(
     """The example of a conversation in at most `longest` tokens: whole rounds are left out at its end until the rest
     fits. Raises DataError where not even the first round fits, since an example that is cut would lose its answer or
     its end."""
+    _, example, rounds = fitting(talk, longest, write, tokenizer, loss_on)
+    for _ in range(rounds):
+        said("rounds left out")
+    return example
+
+
+def fitting(
+    talk: Conversation, longest: int, write: Writer, tokenizer: Any, loss_on: LossOn = "answers"
+) -> tuple[Text, Example, int]:
+    """As `fit`: the text of what fits, its example, and how many rounds are left out."""
     head = 1 if talk.turns[:1] and talk.turns[0].role == "system" else 0
     turns = talk.turns if talk.turns[-1].role == "assistant" else talk.turns[:-1]
+    rounds = 0
     while True:
-        example = encode(tokenizer, write.write(Conversation(turns, talk.instruction, talk.input)), loss_on)
+        text = write.write(Conversation(turns, talk.instruction, talk.input))
+        example = encode(tokenizer, text, loss_on)
         if len(example.ids) <= longest:
-            return example
+            return text, example, rounds
         if len(turns) - head <= 2:
             raise DataError(f"its first round has {len(example.ids)} tokens, more than the {longest} of a row")
-        said("rounds left out")
+        rounds += 1
         turns = turns[:-2]

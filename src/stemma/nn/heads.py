@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.functional import dropout, softcap
-from stemma.nn.mixed import Linear, cast, linear
+from stemma.nn.mixed import Linear, Matrix, cast, times
 from stemma.nn.mlp import activation
 from stemma.nn.norms import norm
 from stemma.nn.stack import Block, State
 
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # x, weight, bias -> x weight^T + bias
+Product = Callable[[Tensor, Tensor | Matrix, Tensor | None], Tensor]  # x, weight, bias -> x weight^T + bias
 
 
 class LMHead(nn.Module):
-    """Logits over the vocabulary. `tokens`: the embedding matrix, which is the weight where the spec ties it."""
+    """Logits over the vocabulary. `tokens`: the embedding matrix, which is the weight where the spec ties it, or the
+    module that keeps it in another form."""
 
     def __init__(self, spec: parts.LMHead, dims: parts.Dims) -> None:
         super().__init__()
@@ -31,7 +32,7 @@ class LMHead(nn.Module):
         self.weight = None if spec.tied else nn.Parameter(torch.empty(dims.vocab, dims.d_model))
         self.bias = nn.Parameter(torch.zeros(dims.vocab)) if spec.bias else None
 
-    def forward(self, x: Tensor, tokens: Tensor, product: Product = linear) -> Tensor:  # ... D -> ... V
+    def forward(self, x: Tensor, tokens: Tensor | Matrix, product: Product = times) -> Tensor:  # ... D -> ... V
         if self.scale != 1.0:
             x = x * self.scale
         y = product(x, tokens if self.weight is None else self.weight, self.bias)
@@ -52,7 +53,7 @@ class MLMHead(nn.Module):
         self.weight = None if spec.tied else nn.Parameter(torch.empty(dims.vocab, dims.embed_width))
         self.bias = nn.Parameter(torch.zeros(dims.vocab))
 
-    def forward(self, x: Tensor, tokens: Tensor, product: Product = linear) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor | Matrix, product: Product = times) -> Tensor:
         return product(self.norm(self.act(self.dense(x))), tokens if self.weight is None else self.weight, self.bias)
 
 

@@ -62,7 +62,8 @@ class Rewrite(Spec, open=True):
 
 @dataclass(frozen=True)
 class WeightOnly(Rewrite):
-    """Matrices and embeddings stored in `dtype` and multiplied in the dtype of the model (weight-only quantisation).
+    """Matrices and embeddings stored in `dtype` and multiplied in the dtype of the model (weight-only quantisation). A
+    language-model head with a matrix of its own is stored so where `where` holds its whole path, `lm`.
 
     `int8`: one scale a row, `w = scale * code` with `scale = max |w| / 127`; `file`: as the file has them, a GGUF
     file's quantised blocks too, which are dequantised on the CPU. The stored weights do not learn."""
@@ -73,6 +74,11 @@ class WeightOnly(Rewrite):
         from torch import nn
 
         return (nn.Linear, nn.Embedding)
+
+    def named(self) -> tuple[type[nn.Module], ...]:
+        from stemma.nn.heads import LMHead
+
+        return (LMHead,)
 
     def replace(self, module: nn.Module) -> nn.Module:
         from stemma.rewrites.weight_only import weight_only

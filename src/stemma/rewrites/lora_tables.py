@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stemma.errors import UsageError
 from stemma.nn.heads import EMDHead, LMHead, MLMHead, Product
-from stemma.nn.mixed import linear
+from stemma.nn.mixed import Matrix, times
 from stemma.nn.model import Model
 from stemma.rewrites.lora import LoRALinear, Settings
 from stemma.rewrites.modules import Rewritten
@@ -84,8 +84,8 @@ class LoRAHead(LoRALinear):
     def weight(self) -> Tensor | None:  # type: ignore[override]
         return super().weight if _has_matrix(self) else None
 
-    def forward(self, x: Tensor, tokens: Tensor, product: Product = linear) -> Tensor:  # type: ignore[override]
-        def own(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor | Matrix, product: Product = times) -> Tensor:  # type: ignore[override]
+        def own(x: Tensor, weight: Tensor | Matrix, bias: Tensor | None) -> Tensor:
             return self.beside(x, product(x, weight, bias))
 
         y: Tensor = self.base(x, tokens, own)

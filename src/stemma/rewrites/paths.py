@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stemma.errors import UsageError, nearest
 from stemma.nn.heads import LMHead, MLMHead
 from stemma.nn.mlp import Experts
-from stemma.rewrites.modules import Rewritten, Wrapped
+from stemma.rewrites.modules import Blocks, Rewritten, Wrapped
 
 
 def plain_modules(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -205,6 +205,11 @@ class PlainTensors(Mapping[str, Tensor]):
         while isinstance(module, Wrapped):
             module = module.base
         return None if isinstance(module, Rewritten) else module.get_parameter(own).dtype
+
+    def blocks(self, name: str) -> Blocks | None:
+        """A tensor that is kept in a file's quantised blocks, as it was there; None for any other."""
+        module, own, i = self._where[name]
+        return module.blocks(own) if isinstance(module, Rewritten) and i is None else None
 
     def __contains__(self, name: object) -> bool:
         return name in self.shapes

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stemma.errors import UsageError
 from stemma.nn.heads import LMHead, MLMHead, Product
-from stemma.nn.mixed import linear
+from stemma.nn.mixed import Matrix, times
 from stemma.rewrites.modules import Rewritten, Wrapped, with_weight
 
 
@@ -98,9 +98,9 @@ class RowsHead(Rows):
         super().__init__(spec, base)
         self.shape: tuple[int, int] = base.shape  # type: ignore[assignment]
 
-    def forward(self, x: Tensor, tokens: Tensor, product: Product = linear) -> Tensor:
-        def own(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return product(x, self.put(weight), bias)
+    def forward(self, x: Tensor, tokens: Tensor | Matrix, product: Product = times) -> Tensor:
+        def own(x: Tensor, weight: Tensor | Matrix, bias: Tensor | None) -> Tensor:
+            return product(x, self.put(weight if isinstance(weight, Tensor) else weight.weight), bias)
 
         y: Tensor = self.base(x, tokens, own)
         return y

@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--layers", type=int, default=LAYERS)
-    parser.add_argument("--examples", type=int, default=400)
+    parser.add_argument("--examples", type=int, default=100)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(given.threads)

@@ -150,7 +150,9 @@ def theirs(folder: Path, view: Examples, lora: bool, precision: str, best: bool,
     tokens = sizes.fitting(view.measured, 1024, False)["recipe.batch"]
     more: dict[str, Any] = {}
     if best:
-        more = dict(packing=True, gradient_checkpointing=False, per_device_train_batch_size=max(1, round(tokens / 1024)))
+        more = dict(
+            packing=True, gradient_checkpointing=False, per_device_train_batch_size=max(1, round(tokens / 1024))
+        )
     settings = SFTConfig(
         out, max_steps=10**6, report_to=[], save_strategy="no", logging_strategy="no", bf16=precision == "bf16",
         use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False, completion_only_loss=True, seed=1, **more,

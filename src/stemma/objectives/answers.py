@@ -126,7 +126,7 @@ class RunReplies(base.Objective, of=declared.Replies):
 
 
 def singles(
-    objective: RunReplies, view: base.View, cursor: base.Cursor, once: bool
+    objective: Any, view: base.View, cursor: base.Cursor, once: bool
 ) -> Iterator[tuple[base.MakeExample, base.Cursor]]:
     """Examples of one row of the text each."""
     order, slot = objective.order(view, once), cursor.slot

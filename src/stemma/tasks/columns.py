@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from stemma.declare.tasks import RowTask, WriteTask
+from stemma.declare.tasks import HeadTask, RowTask, WriteTask
 from stemma.errors import UsageError, did_you_mean
+from stemma.tasks import head_columns
 
 # names of columns by field of a task, those that come first preferred
 KNOWN: dict[type[RowTask], dict[str, tuple[str, ...]]] = {
@@ -28,6 +29,8 @@ LOOKED_AT = 200  # rows whose columns are looked at
 def named(task: RowTask, rows: Sequence[Mapping[str, Any]]) -> RowTask:
     """`task` with the columns that nobody named, found by their names in `rows`. Raises UsageError for a column that no
     row has, and where no name is known."""
+    if isinstance(task, HeadTask):
+        return head_columns.named(task, rows[:LOOKED_AT])
     known = KNOWN.get(type(task), {})
     there = list(dict.fromkeys(name for row in rows[:LOOKED_AT] for name in row))
     found: dict[str, str] = {}

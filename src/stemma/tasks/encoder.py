@@ -92,16 +92,22 @@ def rows(data: str, encoder: TaskEncoder) -> Source:
 def first(data: str, count: int) -> tuple[list[Mapping[str, Any]], bool]:
     """The first `count` rows that `data` names, and whether there are no more. Raises DataError if there is none."""
     found: list[Mapping[str, Any]] = []
-    for document in read_source(data, field=ROWS, strict=False).documents():
+    for row in raw_rows(data):
         if len(found) == count:
             return found, False
-        with contextlib.suppress(ValueError):
-            row = json.loads(document.text)
-            if isinstance(row, Mapping):
-                found.append(row)
+        found.append(row)
     if not found:
         raise DataError(f"{data} holds no row with fields")
     return found, True
+
+
+def raw_rows(data: str) -> Iterator[Mapping[str, Any]]:
+    """The rows that `data` names, without those that are no objects with fields."""
+    for document in read_source(data, field=ROWS, strict=False).documents():
+        with contextlib.suppress(ValueError):
+            row = json.loads(document.text)
+            if isinstance(row, Mapping):
+                yield row
 
 
 def checked(

@@ -101,7 +101,7 @@ def report_text(loop: Loop, held: Any, epochs: float) -> None:
     if targets is not None and targets < FEW:
         more = "raise train.eval_tokens" if len(judged) < len(held) else "give more text, or raise train.val_fraction"
         disk.tell(f"note: {targets:,} held-out targets are too few to tell good from bad by; {more}")
-    if epochs > MANY:
+    if epochs > MANY and goal.in_bits:
         disk.tell(
             f"note: the text is read {epochs:.0f} times; after about {MANY} times new text teaches more (Muennighoff "
             "et al. 2023); give more text or a smaller budget"

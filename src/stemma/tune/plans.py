@@ -10,9 +10,10 @@ from typing import Any
 from stemma import formats, spec
 from stemma.declare.objectives import CLM, Objective
 from stemma.declare.recipes import AdamW, Recipe, Schedule
-from stemma.declare.tasks import Answers, Replies, RowObjective, RowTask
+from stemma.declare.tasks import Answers, HeadTask, Replies, RowObjective, RowTask
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
+from stemma.nn.parts import Arch
 from stemma.objectives import incompatible_reason
 from stemma.rewrites import LoRA
 from stemma.rewrites.kinds import Rewrite
@@ -22,7 +23,7 @@ from stemma.tasks.base import reader
 from stemma.tasks.encoder import first
 from stemma.train.config import Plan, Train
 from stemma.train.plans import start_folder
-from stemma.tune import preview, sizes
+from stemma.tune import heads, preview, sizes
 
 SCALE = "tuned"  # what a plan that begins from weights has in place of a scale
 ROW = 1024  # tokens of a row at most, where the model reads more
@@ -48,7 +49,7 @@ def task_of(what: str, settings: Mapping[str, Any]) -> RowTask:
     if odd := [name for name in given if name not in fields]:
         names = ", ".join(fields) or "none"
         raise UsageError(f"{what} has no setting {odd[0]!r} (it has: {names}){did_you_mean(odd[0], fields)}")
-    return known[what](**given)
+    return spec.edit(known[what](), given)
 
 
 def objective_of(task: RowTask, there: Model) -> RowObjective:
@@ -80,26 +81,43 @@ def resolve(
     for what does not fit, DataError for data without rows."""
     there = started(start)
     changes = dict(overrides or {})
-    objective: Objective = CLM() if what == "complete" else objective_of(task_of(what, settings or {}), there)
-    rewrites = (*beside(there, lora, quantize), *rewrites)
-    adapted = any(isinstance(r, LoRA) for r in rewrites)
     context = min(there.dims.context, ROW)
-    recipe = Recipe(
+    task = None if what == "complete" else task_of(what, settings or {})
+    rewrites = (*beside(there, lora, quantize), *rewrites)
+    rate = RATES["adapter"] if any(r.freezes for r in rewrites) else None
+    train = Train(budget, context=context, start=start, unit="document", piece=None, best="loss")
+    if isinstance(task, HeadTask):
+        found = heads.wanted(task, there, data, changes, int(changes.get("train.context", context)))
+        if not quiet:
+            heads.tell(found.objective, there, data, context)
+        if rate is not None:
+            rewrites = (*rewrites, *heads.learning(there, found.arch))
+        train = replace(train, val_fraction=heads.HELD, best=heads.best(task))
+        changes = {path: value for path, value in changes.items() if not path.startswith("objective.")}
+        goal: tuple[Arch, Objective, Recipe] = (*found, heads.recipe(there.arch.structure, context, rate))
+    else:
+        goal = there.arch, CLM() if task is None else objective_of(task, there), recipe_of(context, rate)
+    arch, objective, recipe = goal
+    text = there.design.text
+    plan = Plan(there.name, SCALE, arch, there.dims, objective, text, recipe, train, data, seed, rewrites=rewrites)
+    plan = fitting(spec.edit(plan, changes))
+    if task is None or isinstance(task, HeadTask):
+        return plan
+    return fitted(plan, there.tokenizer, changes, quiet)
+
+
+def recipe_of(context: int, adapted: float | None) -> Recipe:
+    """The recipe of what is learnt as text. `adapted`: the rate of adapters, where they learn in place of the
+    weights."""
+    return Recipe(
         optimizer=AdamW(weight_decay=0.0 if adapted else 0.01),
-        lr=RATES["adapter" if adapted else "all"],
+        lr=adapted or RATES["all"],
         schedule=Schedule("linear", warmup=5),
         steps=100,  # of which the warm-up is a share
         batch=4 * context,
         clip=1.0,
         mixed=False,
     )
-    train = Train(budget, context=context, start=start, unit="document", piece=None, best="loss")
-    design = there.design
-    plan = Plan(
-        there.name, SCALE, there.arch, there.dims, objective, design.text, recipe, train, data, seed, rewrites=rewrites
-    )
-    plan = fitting(spec.edit(plan, changes))
-    return plan if what == "complete" else fitted(plan, there.tokenizer, changes, quiet)
 
 
 def started(start: str) -> Model:

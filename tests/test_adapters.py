@@ -451,7 +451,7 @@ def test_an_adapter_is_not_rounded_away(tmp_path: Path, capsys: pytest.CaptureFi
     with torch.no_grad():
         alone = undo(stemma.load(base, quantize="nf4")).decoder.blocks[1].attention.q.weight
         layer = model.decoder.blocks[1].attention.q
-        assert torch.equal(alone, layer.base_weight) and 0 < layer.delta().abs().max() < 0.01 * alone.abs().max()
+        assert torch.equal(alone, layer.base_weight) and 0 < layer.delta().abs().max() < 0.03 * alone.abs().max()
         whole, said = merged()
         assert near(whole - alone, layer.delta(), 1e-7) and "by 0.00%" in said
         rounded, said = merged("--into", "nf4")

@@ -26,6 +26,7 @@ from stemma.tasks.encoder import first
 from stemma.train.config import Plan, Train
 from stemma.train.plans import start_folder
 from stemma.tune import heads, preview, sizes
+from stemma.tune.tokens import needed
 
 SCALE = "tuned"  # what a plan that begins from weights has in place of a scale
 ROW = 1024  # tokens of a row at most, where the model reads more
@@ -111,7 +112,8 @@ def resolve(
     if task is None:
         fits = sizes.of_texts(read(data).documents(), there.tokenizer, plan.context)
         return spec.edit(plan, {path: value for path, value in fits.items() if not _set(changes, path)})
-    return fitted(plan, there.tokenizer, changes, quiet)
+    plan, tokenizer = needed(plan, there, quiet)
+    return fitted(plan, tokenizer, changes, quiet)
 
 
 # T5's for tuning: Adafactor at a constant rate (Raffel et al. 2019, section 3.1.2)

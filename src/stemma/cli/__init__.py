@@ -41,7 +41,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
         ("tune", "WHAT", "tune a model to a task or to conversations", "tuning"),
         ("resume", "RUN", "go on with a run that was stopped", "training"),
         ("verify", "resume RUN", "check that a resumed run is the same run, bit by bit", "training"),
-        ("data", "show|stats|clean", "look at a text, count it, clean it", "data"),
+        ("data", "show|stats|clean|...", "look at a text, count it, clean it; make tasks", "data"),
         ("report", "RUN...", "one HTML file about one or several runs", "training"),
     ],
     "Checkpoints": [
@@ -52,7 +52,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
         ("fill", "PATH TEXT", "guess the masked words of a text", "models"),
         ("embed", "PATH TEXT...", "vectors of texts, or how alike they are", "models"),
         ("convert", "SRC DST", "write a checkpoint in another layout or precision", "models"),
-        ("merge", "MODEL", "add adapters to weights, for good", "models"),
+        ("merge", "MODEL", "add adapters to weights, for good", "merging"),
     ],
     "More": [
         ("completion", "SHELL", "set up tab completion: bash, zsh or fish", "meta"),

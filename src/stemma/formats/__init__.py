@@ -24,6 +24,7 @@ from stemma.rewrites.engine import apply
 from stemma.rewrites.kinds import NF4, Rewrite, WeightOnly
 from stemma.rewrites.paths import linear_paths, patterns
 
+QUANTIZED: dict[str, Callable[[tuple[str, ...]], Rewrite]] = {"nf4": NF4, "int8": WeightOnly}  # patterns -> rewrite
 WRITTEN = ("hf", "meta", "gguf", "llama2c", "llama2c-v1", "fairseq", "peft")  # the layouts that `save` knows
 
 
@@ -99,7 +100,8 @@ def load(
     modules before they are filled: a quantised matrix is made of the file's tensor, and no other copy is kept.
     `quantize` (`"nf4"`, `"int8"`) does so with the matrices of all blocks; `"keep"` leaves them, the embeddings and a
     head's own matrix in the file's types, such as the blocks of a GGUF file. `adapter`: folders in PEFT's format, whose
-    adapters all take part; the folder of an adapter as `path` loads its base too. Weights of the wanted type and
+    adapters all take part, and the first tokenizer beside one; the folder of an adapter as `path` loads its base too.
+    Weights of the wanted type and
     layout are mapped copy-on-write (docs/formats.md). Raises CheckpointError naming the tensor, key or file."""
     folder = model_path(path) or fetch(str(path), revision)
     adapters = [adapter] if isinstance(adapter, str | Path) else list(adapter)
@@ -115,8 +117,16 @@ def load(
         given = (*quantized(there, quantize), *given)
     model = _loaded(folder, device, dtype, new, task, labels, problem, tokenizer=tokenizer, rewrites=given)
     model.origin = str(folder.resolve()) if model_path(path) else str(path)
+    own = None  # the tokenizer beside an adapter: with the template, and the tokens, that it learnt
     for one in adapters:
-        peft.attach(model, model_path(one) or fetch(str(one), None))
+        place = model_path(one) or fetch(str(one), None)
+        peft.attach(model, place)
+        if tokenizer and own is None and any((place / name).is_file() for name in hf.VOCABULARY):
+            from stemma.text import Tokenizer
+
+            own = Tokenizer.load(place)
+            own.check(model.dims.vocab)
+    model.tokenizer = model.tokenizer if own is None else own
     return model
 
 
@@ -124,11 +134,7 @@ def quantized(model: Model, kind: str) -> tuple[Rewrite, ...]:
     """The rewrites that store the matrices of all blocks of `model` as `kind`; for "keep" the embeddings and the head's
     matrix too. Raises UsageError for another kind, and for a model whose blocks have no such matrices."""
     head = ("lm",) if isinstance(model.lm, LMHead) and model.lm.weight is not None else ()
-    kinds: dict[str, Callable[[tuple[str, ...]], Rewrite]] = {
-        "nf4": NF4,
-        "int8": WeightOnly,
-        "keep": lambda where: WeightOnly((*where, "embed.tokens", *head), "file"),
-    }
+    kinds = QUANTIZED | {"keep": lambda where: WeightOnly((*where, "embed.tokens", *head), "file")}
     if kind not in kinds:
         raise UsageError(f"quantize={kind!r} is not known; use {', '.join(kinds)}{did_you_mean(kind, kinds)}")
     paths = [path for path in linear_paths(model) if ".blocks." in path]

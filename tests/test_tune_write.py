@@ -26,6 +26,7 @@ from stemma.text import Specials, Tokenizer
 from stemma.train import resume
 from stemma.tune import sizes, tune
 from stemma.tune.plans import resolve
+from stemma.tune.predicting import measured, predict, tuned
 from stemma.tune.writing import Written
 
 ROW = 96
@@ -189,6 +190,10 @@ def test_a_model_writes_what_it_was_tuned_to(tmp_path: Path, decoder: Path) -> N
     asked = Written(run.model, task, longest=16)
     assert asked.answers(pairs) == ["SEA", "RED", "AGO", "WHO"]
     assert len(asked.prompt({"text": "sea " * 300})) <= run.model.dims.context - 16
+    found = predict(tmp_path / "run", ["sea sea", {"text": "ago ago"}])
+    assert found == [{"text": "SEA"}, {"text": "AGO"}]
+    metrics = measured(tuned(tmp_path / "run"), pairs, draws=5).metrics
+    assert metrics["exact_match"] == 1 and metrics["chrf"] == pytest.approx(100)
 
 
 def test_the_recipe_is_that_of_the_family(tmp_path: Path, decoder: Path, tokenizer: Tokenizer) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import math
 import re
 import types
@@ -180,8 +181,10 @@ def kinds(base: type[Spec]) -> list[type[Spec]]:
 
 def get(value: Any, path: str) -> Any:
     """The value at a dotted `path`. Raises UsageError for a path that does not exist, with the nearest name."""
-    for i, name in enumerate(path.split(".")):
-        _check_field(value, name, ".".join(path.split(".")[: i + 1]))
+    names = path.split(".")
+    for i, name in enumerate(names):
+        if name not in _names(type(value)):
+            _check_field(value, name, ".".join(names[: i + 1]))
         value = getattr(value, name)
     return value
 
@@ -453,10 +456,16 @@ def _open(hint: Any) -> bool:
     return isinstance(hint, type) and "KINDS" in vars(hint)
 
 
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    """The names of the fields of a kind of spec; of anything else none."""
+    return tuple(f.name for f in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
+
+
 def _check_field(value: Any, name: str, path: str) -> None:
     if not dataclasses.is_dataclass(value):
         raise UsageError(f"no field {path!r}: {_leaf(value)} has no fields")
-    known = [f.name for f in dataclasses.fields(value)]
+    known = _names(type(value))
     if name not in known:
         raise UnknownPath(
             f"no field {path!r} in {type(value).__name__} (it has {', '.join(known)}){did_you_mean(name, known)}", path

@@ -39,6 +39,7 @@ ORDER = (
     "tasks",
     "objectives",
     "decoding",
+    "instruct",
     "support",
     "parallel",
     "runs",
@@ -59,6 +60,7 @@ PAGES = {
     "data": "data.md",
     "decoding": "generation.md",
     "formats": "formats.md",
+    "instruct": "conversations.md",
     "parallel": "scale.md",
     "rewrites": "rewrites.md",
 }

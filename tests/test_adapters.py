@@ -287,7 +287,7 @@ def test_beside_a_quantised_base(kind: str, tmp_path: Path) -> None:
     assert torch.equal(logits(again), logits(model))
     assert stemma.load(tmp_path / "adapter").rewrites[0].rank == 2  # finds its base
     assert near(logits(merge(model)), logits(again))
-    with pytest.raises(UsageError, match="quantize='nf5' is not known; use nf4 or int8; did you mean 'nf4'"):
+    with pytest.raises(UsageError, match="quantize='nf5' is not known; use nf4, int8, keep; did you mean 'nf4'"):
         stemma.load(tmp_path / "base", quantize="nf5")
 
 
@@ -453,7 +453,7 @@ def test_a_base_that_is_gone_or_not_named(tmp_path: Path) -> None:
     [
         ({"peft_type": "IA3"}, "peft_type='IA3' is no adapter that is read here"),
         ({"lora_bias": True}, "lora_bias=True is not supported"),
-        ({"trainable_token_indices": [3]}, "trainable_token_indices=.3. is not supported"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices=.3., and the file holds no rows"),
         ({"lora_alpha": "many"}, "lora_alpha='many' is of a wrong type"),
         ({"use_dora": True}, "use_dora=True and the tensors"),
     ],

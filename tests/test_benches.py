@@ -18,7 +18,7 @@ SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds
     "gpu": ("--small --rows 2 --steps 1 --turns 1", "MFU"),
     "learning": ("--steps 1 gpt2 t5", "t5"),
     "plan": ("--cases 1", "gpt2"),
-    "quantized": ("--threads 1 --repeats 1 --new 4 --layers 2", "int8 plain"),
+    "quantized": ("--threads 1 --repeats 1 --new 4 --layers 2", "keep plain"),
     "seq2seq": ("--rounds 1 --new 4", "mt5"),
     "train": ("--alike fp32 --threads 1 --seconds 1 --skip-resume gpt2 electra xlnet", "xlnet"),
     "uneven": ("--steps 1 --scale 0.05", "bert   cut into paragraphs"),

@@ -352,6 +352,7 @@ def test_data_list(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         "builtin:code",
         "builtin:bible",
         "builtin:parallel",
+        "builtin:captain",
     }
 
 

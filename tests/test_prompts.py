@@ -487,7 +487,7 @@ def test_a_run_that_could_not_keep_its_prompt_is_not_begun(text: Path, tmp_path:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"peft_type": "P_TUNING"}, "peft_type='P_TUNING' is no adapter that is read here; LORA, PROMPT_TUNING"),
+        ({"peft_type": "P_TUNING"}, "peft_type='P_TUNING' is no adapter that is read here; LORA, TRAINABLE_TOKENS"),
         ({"num_virtual_tokens": "many"}, "num_virtual_tokens='many' must be a number of tokens such as 20"),
         ({"num_virtual_tokens": 7}, r"prompt_embeddings has shape \[4, 36\], and this model needs \[7, 36\]"),
         ({"peft_type": "PREFIX_TUNING"}, r"prompt_embeddings has shape \[4, 36\], and this model needs \[4, 216\]"),

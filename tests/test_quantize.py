@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stemma import quantize
 from stemma.errors import UsageError
+from stemma.formats.gguf import quants
 from stemma.quantize import native
-from stemma.quantize.normal_float import LEVELS, dynamic, levels
+from stemma.quantize.normal_float import CHUNK, LEVELS, dynamic, levels
+from stemma.rewrites.nf4 import NF4Linear
+from stemma.rewrites.weight_only import weight_only
 
 # rows of whole blocks, odd sizes, one block, less than one; in these bitsandbytes reads its own codes back rightly
 SHAPES = ((256, 128), (100, 193), (1000, 99), (1, 64), (7, 33), (1, 5))
@@ -74,6 +80,28 @@ def test_the_paper_s_numbers() -> None:
     up, down = normal.icdf(torch.linspace(edge, 0.5, 9)[:-1]), -normal.icdf(torch.linspace(edge, 0.5, 8)[:-1])
     made = torch.cat([up, down, torch.zeros(1)]).sort().values
     assert (made / made.max() - levels()).abs().max() < 1e-6
+
+
+def test_quantising_takes_little_memory() -> None:
+    """Nothing that is made on the way is as large as the weight."""
+    made: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            made.extend(t.nbytes for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, torch.Tensor))
+            return out
+
+    for weight in (torch.randn(2048, 512), torch.randn(2048, 512).bfloat16()):
+        plain = torch.nn.Linear(512, 2048, device="meta")
+        wanted = quantize.nf4(weight)
+        for module in (NF4Linear(64, True, plain), weight_only("int8", plain)):
+            made.clear()
+            with Sizes():
+                module.store(weight, torch.device("cpu"), torch.float32)
+            views = {weight.nbytes, weight.numel()}  # the weight itself, and what is kept of it
+            assert max({*made} - views) <= 4 * CHUNK < weight.numel() * 4 / 3
+            assert isinstance(module, NF4Linear) is torch.equal(module.codes, wanted.codes)
 
 
 def test_zeros_and_equal_scales_come_back_exactly() -> None:
@@ -150,6 +178,23 @@ def test_products_of_bytes_are_those_of_the_weight() -> None:
         for rows in (1, native.BYTE_ROWS):
             x = torch.randn(rows, width, generator=generator)
             assert close(native.int8_product(codes, scale, x), x, codes * scale)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_products_of_a_files_blocks_are_those_of_the_weight() -> None:
+    """The weights bit for bit, whatever the bytes; rows longer than what is unpacked at a time."""
+    assert set(native.BLOCKS) == {quants.NAMES[number] for number in quants.QUANTISED}
+    for number, (size, struct, _) in quants.QUANTISED.items():
+        kind = quants.NAMES[number]
+        raw = np.random.default_rng(number).integers(0, 256, (33, 5 * 256 // size * struct.itemsize), dtype=np.uint8)
+        for some in (raw, raw & 0x3B):  # any numbers; small ones
+            codes = torch.from_numpy(some)
+            expected = torch.from_numpy(quants.dequantise(some.reshape(-1), number)).view(33, 1280)
+            found = native.blocks_weights(kind, codes, 1280)
+            assert found is not None and torch.equal(found.nan_to_num(9), expected.nan_to_num(9)), kind
+        for rows in (1, native.ROWS):
+            x = torch.randn(rows, 1280, generator=torch.Generator().manual_seed(8))
+            assert close(native.blocks_product(kind, codes, x), x, expected), kind
 
 
 @pytest.mark.usefixtures("kernels")

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,10 @@ import stemma
 from adapters import LowRank, LowRankLinear
 from stemma import spec
 from stemma.errors import CheckpointError, UsageError
+from stemma.formats import gguf
 from stemma.nn.mlp import MLP
 from stemma.nn.model import Model
+from stemma.nn.parts import LMHead
 from stemma.rewrites import Rewrite, Rewritten, Trainable, WeightOnly, Wrapped, apply, merge, undo
 from stemma.rewrites.paths import PlainTensors
 from tiny import FAMILIES as EVERY_FAMILY
@@ -382,6 +385,53 @@ def test_quantised_blocks_of_a_gguf_file_stay_as_they_are(name: str, tmp_path: P
     )
     assert torch.equal(logits(model), logits(plain))
     assert same(merge(model), plain)
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_1"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "glm-4-0414"])
+def test_a_gguf_file_of_quantised_blocks_comes_back(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte, with a head of its own, a tied one and packed matrices; what an adapter changes is written plain."""
+    monkeypatch.setitem(gguf.write.TYPES, "q4_1", ("Q4_1", 3))
+    wide = {"dims.d_model": 64, "dims.heads": 2, "dims.kv_heads": 1, "dims.head_dim": None, "dims.d_ff": 96}
+    stemma.save(stemma.build(tiny(name, **wide)), tmp_path / "a.gguf", dtype=kind)
+    plain, model = stemma.load(tmp_path / "a.gguf"), stemma.load(tmp_path / "a.gguf", quantize="keep")
+    ids = torch.arange(3, 30)[None]
+    assert sum(p.numel() for n, p in model.named_parameters() if p.ndim > 1) == 0
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+    with torch.no_grad():
+        assert (model(ids[:, :5]).logits - plain(ids[:, :5]).logits).abs().max() < 1e-5
+    model.save(str(tmp_path / "b.gguf"), layout="gguf")
+    a, b = gguf.File(tmp_path / "a.gguf"), gguf.File(tmp_path / "b.gguf")
+    assert [(e.name, e.shape, e.kind) for e in a.entries.values()] == [
+        (e.name, e.shape, e.kind) for e in b.entries.values()
+    ]
+    assert {e.kind for e in a.entries.values()} == {"F32", kind.upper()}
+    assert all(np.array_equal(a.raw(n), b.raw(n)) for n in a)
+    assert a.metadata["general.file_type"] == b.metadata["general.file_type"]
+    adapted = moved(stemma.load(tmp_path / "a.gguf", quantize="keep", rewrites=(LowRank(("*.attention.q",)),)))
+    adapted.save(str(tmp_path / "c.gguf"), layout="gguf")
+    c = gguf.File(tmp_path / "c.gguf")
+    changed = {n for n in a if not (a.entries[n].kind == c.entries[n].kind and np.array_equal(a.raw(n), c.raw(n)))}
+    assert {n for n in a if ".attn_q.weight" in n} == changed
+    assert same(stemma.load(tmp_path / "c.gguf"), merge(adapted))
+
+
+def test_a_head_s_own_matrix_is_stored() -> None:
+    head = LMHead(tied=False, bias=True, scaled=True, softcap=3.0)
+    model, plain = (stemma.build(tiny("llama"), {"arch.heads.lm": head}) for _ in range(2))
+    with torch.no_grad():
+        for m in (model, plain):
+            m.lm.bias.copy_(torch.linspace(-1, 1, len(m.lm.bias)))
+    apply(model, (WeightOnly(("lm", "embed.tokens")), LowRank(QV)))
+    with torch.no_grad():
+        plain.lm.weight.copy_(model.lm.weight)
+        plain.embed.tokens.weight.copy_(model.embed.tokens.weight)
+    assert (logits(model) - logits(plain)).abs().max() < 1e-6
+    assert same(merge(model), plain)
+    with pytest.raises(UsageError, match="this head is tied to the embeddings and follows them; leave it out"):
+        made("gpt2", (WeightOnly(("lm",)),))
 
 
 def test_weights_of_a_file_stay_in_its_type(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
         ("tune", "WHAT", "tune a model to a task or to conversations", "tuning"),
         ("resume", "RUN", "go on with a run that was stopped", "training"),
         ("verify", "resume RUN", "check that a resumed run is the same run, bit by bit", "training"),
-        ("data", "show|stats|clean", "look at a text, count it, clean it", "data"),
+        ("data", "show|stats|clean|...", "look at a text, count it, clean it; make tasks", "data"),
         ("report", "RUN...", "one HTML file about one or several runs", "training"),
     ],
     "Checkpoints": [

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stemma import disk
-from stemma.cli import Group, console, corpus, echo, emit, overrides
+from stemma.cli import Group, console, corpus, echo, emit, instructing, overrides
 from stemma.cli.complete import complete_data, set_option
+from stemma.cli.show import is_path
 from stemma.cli.texts import GRAMMAR
 from stemma.cli.training import given
 from stemma.errors import UsageError
@@ -21,6 +22,7 @@ from stemma.errors import UsageError
 if TYPE_CHECKING:
     from rich.text import Text
 
+LOSS_ON = ("answers", "last answer", "everything")
 SAMPLE = 400_000  # characters of a text that `data show` looks at
 
 
@@ -29,7 +31,7 @@ def data() -> None:
     """The built-in texts, what a text is made of, cleaning, and what an objective makes of a text."""
 
 
-for _command in (corpus.clean, corpus.stats, corpus.cache):
+for _command in (corpus.clean, corpus.stats, corpus.cache, instructing.self_instruct):
     data.add_command(_command)
 
 
@@ -74,18 +76,43 @@ def _there(name: str) -> bool:
 @data.command(name="show", epilog=GRAMMAR)
 @click.argument("source", metavar="SPEC", shell_complete=complete_data)
 @click.option(
-    "--for", "name", default="roberta", show_default=True, help="Family whose objective and text rules apply."
+    "--for", "name", default="roberta", show_default=True, help="A family, or a MODEL that conversations are shown to."
 )
 @click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, help="Training rows to print.")
+@click.option("--template", metavar="NAME", help="Conversations: a published template.  [default: MODEL's own]")
+@click.option("--loss-on", type=click.Choice(LOSS_ON), help="Conversations: what is learnt.  [default: answers]")
 @set_option("Change the plan, e.g. objective.rate=0.3.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print rows as JSON.")
-def data_show(source: str, name: str, rows: int, sets: tuple[str, ...], seed: int, as_json: bool) -> None:
+def data_show(
+    source: str,
+    name: str,
+    rows: int,
+    template: str | None,
+    loss_on: str | None,
+    sets: tuple[str, ...],
+    seed: int,
+    as_json: bool,
+) -> None:
     """Print training rows as the model gets them: what it reads, what it must say, what is ignored.
 
     SPEC is a text as below (the beginning of it is used, with a small tokenizer trained on that), or a run (its own
-    text and tokenizer; --for and --set do not apply).
+    text and tokenizer; --for and --set do not apply). With --for MODEL (a run, a folder, a GGUF file, a hub id) it is
+    rows of conversations, which are shown turn by turn, and those that cannot be learnt from are counted.
     """
+    if given("name") and is_path(name):
+        if given("sets", "seed"):
+            raise UsageError(
+                "--set and --seed change the plan of a family; conversations have --template and --loss-on"
+            )
+        from stemma.cli.talks import show
+
+        show(source, name, rows, template, loss_on or "answers", as_json)
+        return
+    if given("template", "loss_on"):
+        raise UsageError(
+            f"--template and --loss-on are for conversations: name a model by --for, where {name} is a family"
+        )
     plan, tokenizer, view = _opened(source, name, sets, seed)
     from stemma.train.assemble import objective_of
 

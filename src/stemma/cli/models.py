@@ -26,7 +26,11 @@ LOADING = (
     click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
     click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or auto."),
     click.option("--adapter", multiple=True, metavar="DIR", help="An adapter (PEFT's folder, a run). Repeatable."),
-    click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Keep the blocks' matrices in 4 or 8 bits."),
+    click.option(
+        "--quantize",
+        type=click.Choice(["nf4", "int8", "keep"]),
+        help="Matrices in 4 or 8 bits, or as in the file.",
+    ),
 )
 
 

@@ -46,6 +46,9 @@ def report_outcome(run: Any) -> int:
     val, base = run.summary.get("val", {}), run.summary.get("baselines", {})
     if "best" in run.summary:
         out.print(f"weights: those of step {run.summary['best']['step']:,}, the best that were evaluated")
+    for key, was in run.summary.get("before", {}).items():
+        if key in val and key != "targets":
+            out.print(f"held-out {key}: {was:.4g} before, {val[key]:.4g} now")
     for key, words in (("bits_per_byte", "bits per byte"), ("bits_per_target_byte", "bits per byte of hidden text")):
         if key in val:
             unigram, xz = (base.get(f"{n}_bits_per_byte") for n in ("unigram", "xz"))

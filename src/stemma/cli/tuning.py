@@ -8,8 +8,16 @@ from typing import Any
 import click
 
 from stemma.cli import command, overrides
+from stemma.cli.columns import COLUMNS, columns
 from stemma.cli.complete import complete_data, set_option
 from stemma.cli.training import finish
+
+
+def name_of(start: str) -> str:
+    """What a model is called in the name of a run: its file or folder, or of a run's `model` the run."""
+    path = Path(start)
+    path = path.parent if path.name == "model" and path.parent.name else path
+    return path.name.removesuffix(".gguf").partition(".Q")[0] or "model"
 
 
 @command()
@@ -24,50 +32,38 @@ from stemma.cli.training import finish
 @click.option("--stage", type=click.IntRange(min=1), help="Of a tuned family, counted from 1.")
 @click.option("--full", is_flag=True, help="A tuned family's published numbers, not scaled.")
 @click.option("--template", help="The chat template, where not the tokenizer's own.")
-@click.option("--text", help="The column with the text.")
-@click.option("--target", help="The column with what is to be written.")
+@columns
+@click.option("--prefix", help="What stands before every text, e.g. 'summarize: '.")
+@click.option("--new-head", is_flag=True, help="Draw a new head though MODEL has one for the task.")
 @set_option("Change the plan, e.g. recipe.lr=1e-4.")
+@click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
 @click.option("--resume", "going_on", is_flag=True, help="Go on with the run in --out, if it was begun.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def tune(
     what: str,
     start: str,
-    data: str,
-    budget: str | None,
     out: str | None,
     seed: int,
-    lora: int | None,
-    quantize: str | None,
-    stage: int | None,
-    full: bool,
+    new_head: bool,
     sets: tuple[str, ...],
+    config: str | None,
     going_on: bool,
-    quiet: bool,
-    **columns: Any,
+    **options: Any,
 ) -> int:
     """Tune MODEL to WHAT on rows of data, and leave a complete run in a directory.
 
-    WHAT: chat (conversations of any known shape), write (a text for a text), complete (texts), or a tuned family of the
-    tree (alpaca, vicuna, qlora, ...), whose template and recipe are used then. Rows that cannot be learnt from are
-    counted and passed over; `--data FILE#strict=yes` makes them an error.
+    WHAT: classify (a label of a text, or several), regress (a number of a text), chat (conversations of any known
+    shape), write (a text for a text), complete (texts), or a tuned family of the tree (alpaca, vicuna, qlora, ...),
+    whose template and recipe are used then. Columns that are not named are found by their usual names. Rows that cannot
+    be learnt from are counted and passed over; `--data FILE#strict=yes` makes them an error.
     """
+    from stemma.train import overrides as read_file
     from stemma.tune import tune as carry_out
 
-    out = out or f"runs/{what}-{Path(start).name.partition('.')[0] or 'model'}-{seed}"
-    run = carry_out(
-        what,
-        start=start,
-        data=data,
-        out=out,
-        budget=budget,
-        seed=seed,
-        settings=columns,
-        lora=lora,
-        quantize=quantize,
-        stage=stage,
-        full=full,
-        overrides=overrides(sets),
-        resume=going_on,
-        quiet=quiet,
-    )
-    return finish(run)
+    out = out or f"runs/{what}-{name_of(start)}-{seed}"
+    settings = {name: options.pop(name) for name in (*COLUMNS, "template", "prefix")}
+    changes = (read_file(config) if config else {}) | overrides(sets)
+    if new_head:
+        changes["train.new"] = ("task",)
+    more: dict[str, Any] = {"settings": settings, "overrides": changes, "resume": going_on}
+    return finish(carry_out(what, start=start, out=out, seed=seed, **more, **options))

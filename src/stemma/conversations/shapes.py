@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ PAIRS = (
     (("source",), ("target",)),
 )
 LISTS = ("messages", "conversations", "conversation", "turns", "dialog")
+TRANSCRIPT = re.compile(r"\s*\n\n(Human|Assistant): ?")  # HH-RLHF: one text with both sides
 EMPTY_INPUTS = ("", "<noinput>", "n/a", "none")  # what instruction data write for no input
 
 
@@ -58,8 +60,8 @@ class Conversation:
 
 
 def shape_of(row: Mapping[str, Any]) -> str:
-    """The shape of a row: `messages`, `sharegpt`, `instruction`, `pair`, `tree` or `texts`. Raises DataError for one
-    that has none, naming its fields."""
+    """The shape of a row: `messages`, `sharegpt`, `instruction`, `pair`, `tree`, `transcript` or `texts`. Raises
+    DataError for one that has none, naming its fields."""
     if isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"]:
         return "tree"
     for name in LISTS:
@@ -67,9 +69,13 @@ def shape_of(row: Mapping[str, Any]) -> str:
             first = next(iter(row[name]), None)
             if isinstance(first, Mapping):
                 return "sharegpt" if "from" in first else "messages"
+            if "question_id" in row:  # MT-bench: both are the user's
+                raise DataError(f"its {name!r} are questions without answers")
             return "texts"
-    if isinstance(row.get("instruction"), str) and ("output" in row or "response" in row):
+    if isinstance(row.get("instruction"), str) and ("output" in row or "response" in row or _instances(row)):
         return "instruction"
+    if isinstance(row.get("chosen"), str) and TRANSCRIPT.match(row["chosen"]):
+        return "transcript"
     if _pair(row) is not None:
         return "pair"
     fields = ", ".join(map(brief, row)) or "none"
@@ -77,6 +83,13 @@ def shape_of(row: Mapping[str, Any]) -> str:
         f"its fields ({fields}) make no conversation; known are messages (role, content), conversations (from, value), "
         "instruction with output, and pairs such as prompt and completion"
     )
+
+
+def _instances(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The first instance of a task of Self-Instruct, which holds its input and output."""
+    held = row.get("instances")
+    first = held[0] if isinstance(held, Sequence) and not isinstance(held, str) and held else None
+    return first if isinstance(first, Mapping) and "output" in first else None
 
 
 def _pair(row: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -100,7 +113,12 @@ def read(row: Mapping[str, Any]) -> Conversation:
             texts = [_text(text, "a turn") for text in _listed(row)]
             found = Conversation(tuple(Turn(ROLES[1 + i % 2], text) for i, text in enumerate(texts)))
         case "instruction":
-            found = _instruction(row)
+            found = _instruction({**row, **(_instances(row) or {})})
+        case "transcript":
+            parts = TRANSCRIPT.split(row["chosen"])[1:]
+            found = Conversation(
+                tuple(Turn(SPELLINGS[who.lower()], said) for who, said in zip(parts[::2], parts[1::2], strict=True))
+            )
         case "tree":
             found = next(iter(_paths([row["prompt"]])))
         case _:
@@ -141,7 +159,7 @@ def _turn(message: Any, role: str, content: str) -> Turn:
         raise DataError(f"a message lacks {role!r} or {content!r} (it has: {fields})")
     name = message[role]
     if not isinstance(name, str) or name.lower() not in SPELLINGS:
-        hint = did_you_mean(str(name), SPELLINGS) if isinstance(name, str) else ""
+        hint = did_you_mean(str(name), (*ROLES, "human", "gpt")) if isinstance(name, str) else ""
         raise DataError(f"role {brief(name)} is not known; roles are {', '.join(ROLES)}{hint}")
     return Turn(SPELLINGS[name.lower()], _text(message[content], "a message"))
 

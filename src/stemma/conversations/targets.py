@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,25 +33,43 @@ def encode(tokenizer: Any, text: Text, loss_on: LossOn = "answers") -> Example:
 
     Raises DataError for a text without a target, for one whose end no token could tell, and where a template leaves
     out the reasoning of an answer that is to be learnt."""
-    spans = {"answers": text.spans, "last answer": text.spans[-1:], "everything": ((0, len(text.text)),)}[loss_on]
-    _check_reasoning(text, loss_on)
+    check(tokenizer, text, loss_on)
     ids, places = _placed(tokenizer, text)
-    targets = [any(begin < e and end > b for b, e in spans) for begin, end in places]
+    targets = _learnt(places, text, loss_on)
     if _opens(tokenizer, ids):
         ids, targets = [tokenizer.bos_id, *ids], [False, *targets]
     if text.open_ended:
-        if tokenizer.eos_id is None:
-            raise DataError(
-                "no token ends the answer, neither of the template nor of the tokenizer, so a model would never learn "
-                "to stop; use another template"
-            )
         ids, targets = [*ids, tokenizer.eos_id], [*targets, True]
     if not any(targets):
         raise DataError("no token of it is learnt")
     return Example(ids, targets)
 
 
-def _check_reasoning(text: Text, loss_on: LossOn) -> None:
+def _learnt(places: list[tuple[int, int]], text: Text, loss_on: LossOn) -> list[bool]:
+    spans = {"answers": text.spans, "last answer": text.spans[-1:], "everything": ((0, len(text.text)),)}[loss_on]
+    return [any(begin < e and end > b for b, e in spans) for begin, end in places]
+
+
+def learnt_places(tokenizer: Any, text: Text, loss_on: LossOn = "answers") -> list[tuple[int, int]]:
+    """(begin, end) of each run of characters whose tokens are learnt."""
+    _, places = _placed(tokenizer, text)
+    runs: list[tuple[int, int]] = []
+    for (begin, end), learnt in zip(places, _learnt(places, text, loss_on), strict=True):
+        if learnt and runs and begin <= runs[-1][1]:
+            runs[-1] = (runs[-1][0], max(end, runs[-1][1]))
+        elif learnt:
+            runs.append((begin, end))
+    return runs
+
+
+def check(tokenizer: Any, text: Text, loss_on: LossOn = "answers") -> None:
+    """Raises DataError as `encode` does for a text without an end, or with an answer without its reasoning. Encodes
+    nothing."""
+    if text.open_ended and tokenizer.eos_id is None:
+        raise DataError(
+            "no token ends the answer, neither of the template nor of the tokenizer, so a model would never learn to "
+            "stop; use another template"
+        )
     last = len(text.spans) - 1
     learnt = {"answers": text.shortened, "last answer": [i for i in text.shortened if i == last], "everything": []}
     if lost := learnt[loss_on]:
@@ -65,13 +83,26 @@ def _check_reasoning(text: Text, loss_on: LossOn) -> None:
 
 def unknown_tokens(tokenizer: Any, writer: Writer) -> list[str]:
     """The names in a writer's template that should be one token and are several to `tokenizer`, or none. A model that
-    learns the template needs rows for them."""
+    learns the template needs rows for them, which have to learn (`add_tokens`)."""
     return [
         name
         for name in writer.tokens()
         if (known := tokenizer.id(name)) is None
         or tokenizer.encode(name, add_special=False, allow_special=True) != [known]
     ]
+
+
+def add_tokens(model: Any, names: Sequence[str]) -> list[int]:
+    """Give a model and its tokenizer the special tokens of `names` that they lack, in place. Their rows begin as the
+    mean of the known ones, and have to learn: with an adapter, `Trainable(("embed.tokens.weight", "lm.weight"))` beside
+    it. Returns their ids. Raises UsageError for embeddings that a rewrite replaced."""
+    from stemma.nn import vocabulary
+
+    known, grown = model.tokenizer.vocab_size, model.tokenizer.grown(0, names)
+    if grown.vocab_size > known:
+        vocabulary.widen(model, grown.vocab_size, known)
+        model.tokenizer = grown
+    return [grown.id(name) for name in names]
 
 
 def _opens(tokenizer: Any, ids: list[int]) -> bool:
@@ -110,13 +141,25 @@ def fit(
     """The example of a conversation in at most `longest` tokens: whole rounds are left out at its end until the rest
     fits. Raises DataError where not even the first round fits, since an example that is cut would lose its answer or
     its end."""
+    _, example, rounds = fitting(talk, longest, write, tokenizer, loss_on)
+    for _ in range(rounds):
+        said("rounds left out")
+    return example
+
+
+def fitting(
+    talk: Conversation, longest: int, write: Writer, tokenizer: Any, loss_on: LossOn = "answers"
+) -> tuple[Text, Example, int]:
+    """As `fit`: the text of what fits, its example, and how many rounds are left out."""
     head = 1 if talk.turns[:1] and talk.turns[0].role == "system" else 0
     turns = talk.turns if talk.turns[-1].role == "assistant" else talk.turns[:-1]
+    rounds = 0
     while True:
-        example = encode(tokenizer, write.write(Conversation(turns, talk.instruction, talk.input)), loss_on)
+        text = write.write(Conversation(turns, talk.instruction, talk.input))
+        example = encode(tokenizer, text, loss_on)
         if len(example.ids) <= longest:
-            return example
+            return text, example, rounds
         if len(turns) - head <= 2:
             raise DataError(f"its first round has {len(example.ids)} tokens, more than the {longest} of a row")
-        said("rounds left out")
+        rounds += 1
         turns = turns[:-2]

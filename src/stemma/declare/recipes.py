@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from stemma.declare.ramps import Ramp
-from stemma.spec import Spec, at_least, interval, not_negative, positive, quiet, require
+from stemma.spec import Bound, Spec, at_least, interval, not_negative, positive, quiet, require
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ class Recipe(Spec):
     row; `mixed`: rows may hold several documents that see each other (the published habit of most); `z_loss`: what the
     square of the logarithm of the softmax's denominator weighs in the loss (Chowdhery et al. 2022, section 5);
     `sampling`: how often each language of a text is drawn; `ramp`: how the batch grew to `batch` (None: it did not);
-    `rates`: what learns faster or more slowly than `lr`, each value times those before it."""
+    `rates`: what learns faster or more slowly than `lr`, each value times those before it; `neftune`: noise on the
+    embeddings in training, uniform within `neftune / sqrt(tokens of a row * width)` (Jain et al. 2023,
+    arXiv:2310.05914)."""
 
     PLACE: ClassVar[str] = "recipe"
 
@@ -138,6 +140,7 @@ class Recipe(Spec):
     sampling: Sampling = Sampling()
     ramp: Ramp | None = None
     rates: tuple[Rate | LayerDecay, ...] = quiet(())
+    neftune: float = quiet(0.0, Bound(0.0, said="not be negative"))
 
     def check(self) -> None:
         require(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from stemma.declare.objectives import Objective
-from stemma.spec import Spec, not_negative
+from stemma.spec import Spec, at_least, not_negative, quiet, require
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,42 @@ class RowTask(Spec, open=True):
 
 
 @dataclass(frozen=True)
+class Ghost(Spec):
+    """Ghost Attention (Touvron et al. 2023, LLaMA 2, section 3.3): an instruction that holds for a whole conversation
+    stands before the first user's words alone, or is the `system` message, and only the last answer is learnt.
+    `instructions`: from which one to `together` are drawn for a conversation; none: its own system message is it."""
+
+    instructions: tuple[str, ...] = ()
+    together: int = at_least(1, 1)
+    system: bool = False
+
+    def check(self) -> None:
+        require(all(i.strip() for i in self.instructions), "Ghost.instructions must hold no empty text")
+        most = max(1, len(self.instructions))
+        require(self.together <= most, f"Ghost.together={self.together} is more than the {most} instructions")
+
+
+@dataclass(frozen=True)
 class ChatTask(RowTask):
     """Conversations (`stemma.conversations`), written by a `template` (a name; "": the tokenizer's own). `loss_on`:
-    the assistant's words with the end token behind them, all of them or the last, or the whole text."""
+    the assistant's words with the end token behind them, all of them or the last, or the whole text. `ghost`: data of
+    Ghost Attention are made of them; then the last answer is what is learnt."""
 
     word = "chat"
     template: str = ""
     loss_on: Literal["answers", "last answer", "everything"] = "answers"
+    ghost: Ghost | None = quiet(None)
+
+    def check(self) -> None:
+        require(
+            self.ghost is None or self.loss_on != "everything",
+            "Ghost Attention learns the last answer; leave out loss_on=everything",
+        )
+
+    @property
+    def learns(self) -> Literal["answers", "last answer", "everything"]:
+        """What is learnt, Ghost Attention considered."""
+        return "last answer" if self.ghost is not None else self.loss_on
 
 
 @dataclass(frozen=True)
@@ -44,44 +73,76 @@ class WriteTask(RowTask):
 
 
 @dataclass(frozen=True)
-class ClassifyTask(RowTask):
+class HeadTask(RowTask):
+    """A task that a head on the body of a model answers."""
+
+    head: ClassVar[str] = ""  # what `formats.load(task=)` calls it
+
+    @property
+    def problem(self) -> str | None:
+        """Which loss a head that classifies has; None for other heads."""
+        return None
+
+
+@dataclass(frozen=True)
+class ClassifyTask(HeadTask):
     """Which of `labels` a text (or a `text` and its `pair`) has; with `several`, any number of them. `label` is the
-    column."""
+    column. `delimiters`: three tokens of their own before a text, between two, and behind, where a decoder reads them
+    off (Radford et al. 2018, section 3.3); none: what the tokenizer puts there."""
 
     word = "classify"
+    head = "classify"
     text: str = ""
     pair: str = ""
     label: str = ""
     labels: tuple[str, ...] = ()
     several: bool = False
+    delimiters: tuple[str, ...] = ()
+
+    @property
+    def problem(self) -> str | None:
+        return "multi" if self.several else "single"
+
+    def check(self) -> None:
+        require(
+            len(self.delimiters) in (0, 3) and len(set(self.delimiters)) == len(self.delimiters),
+            f"delimiters={self.delimiters} must be three different tokens, such as <start>,<between>,<end>, or none",
+        )
 
 
 @dataclass(frozen=True)
-class RegressTask(RowTask):
+class RegressTask(HeadTask):
     """The number in the column `label` of a text, or of a text and its pair."""
 
     word = "regress"
+    head = "classify"
     text: str = ""
     pair: str = ""
     label: str = ""
 
+    @property
+    def problem(self) -> str | None:
+        return "regression"
+
 
 @dataclass(frozen=True)
-class TagTask(RowTask):
+class TagTask(HeadTask):
     """A label of `labels` for each of the words in the column `words`, in the column `tags`."""
 
     word = "tag"
+    head = "tag"
     words: str = ""
     tags: str = ""
     labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class AnswerTask(RowTask):
+class AnswerTask(HeadTask):
     """The span of `context` that answers `question`; `answers` holds texts and where they start, as in SQuAD (Rajpurkar
     et al. 2016). A context that is too long is read in windows that overlap by `stride` tokens."""
 
     word = "answer"
+    head = "answer"
     question: str = ""
     context: str = ""
     answers: str = ""
@@ -89,12 +150,14 @@ class AnswerTask(RowTask):
 
 
 @dataclass(frozen=True)
-class ChooseTask(RowTask):
-    """Which of the texts in `choices` follows `text`; `label` is its index, counted from 0, or one of the texts."""
+class ChooseTask(HeadTask):
+    """Which of several texts follows `text`. `choices`: one column that holds a list of them, or a column each; `label`
+    is an index, counted from 0, or one of the texts."""
 
     word = "choose"
+    head = "choose"
     text: str = ""
-    choices: str = ""
+    choices: tuple[str, ...] = ()
     label: str = ""
 
 

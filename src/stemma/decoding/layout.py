@@ -25,7 +25,8 @@ def lay_out(model: Model, rows: int) -> None:
         return
     transposed = rows <= FEW
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
-    weights += [w for w in (model.embed.tokens.weight, getattr(model.lm, "weight", None)) if w is not None]
+    tables = [dict(m.named_parameters(recurse=False)) for m in (model.embed.tokens, model.lm) if m is not None]
+    weights += [own["weight"] for own in tables if "weight" in own]  # those of replaced modules are made when asked for
     for weight in weights:
         if weight.shape[0] >= weight.shape[1] and weight.is_contiguous() == transposed:
             weight.data = weight.data.t().contiguous().t() if transposed else weight.data.contiguous()

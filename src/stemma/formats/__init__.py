@@ -17,6 +17,7 @@ from stemma.formats.heads import HEADS, body_for, heads_for, task_of, with_heads
 from stemma.formats.layouts import LAYOUTS, layout_of, read_design
 from stemma.formats.weights import attach, check_weights, device_of, dtype_of, meta_model
 from stemma.formats.where import model_path
+from stemma.nn.heads import LMHead
 from stemma.nn.model import Model
 from stemma.nn.parts import Task
 from stemma.rewrites.engine import apply
@@ -96,8 +97,9 @@ def load(
     the pretraining heads by the family's head for it, loaded if the file has it, else initialised.
     `dtype="auto"` keeps the file's; `device="meta"` reads shapes and no data. `rewrites` (`stemma.rewrites`) replace
     modules before they are filled: a quantised matrix is made of the file's tensor, and no other copy is kept.
-    `quantize` (`"nf4"`, `"int8"`) does so with the matrices of all blocks. `adapter`: folders in PEFT's format, whose
-    adapters all take part; the folder of an adapter as `path` loads its base model too. Weights of the wanted type and
+    `quantize` (`"nf4"`, `"int8"`) does so with the matrices of all blocks; `"keep"` leaves them, the embeddings and a
+    head's own matrix in the file's types, such as the blocks of a GGUF file. `adapter`: folders in PEFT's format, whose
+    adapters all take part; the folder of an adapter as `path` loads its base too. Weights of the wanted type and
     layout are mapped copy-on-write (docs/formats.md). Raises CheckpointError naming the tensor, key or file."""
     folder = model_path(path) or fetch(str(path), revision)
     adapters = [adapter] if isinstance(adapter, str | Path) else list(adapter)
@@ -119,11 +121,16 @@ def load(
 
 
 def quantized(model: Model, kind: str) -> tuple[Rewrite, ...]:
-    """The rewrites that store the matrices of all blocks of `model` as `kind`. Raises UsageError for another kind, and
-    for a model whose blocks have no such matrices."""
-    kinds: dict[str, Callable[[tuple[str, ...]], Rewrite]] = {"nf4": NF4, "int8": WeightOnly}
+    """The rewrites that store the matrices of all blocks of `model` as `kind`; for "keep" the embeddings and the head's
+    matrix too. Raises UsageError for another kind, and for a model whose blocks have no such matrices."""
+    head = ("lm",) if isinstance(model.lm, LMHead) and model.lm.weight is not None else ()
+    kinds: dict[str, Callable[[tuple[str, ...]], Rewrite]] = {
+        "nf4": NF4,
+        "int8": WeightOnly,
+        "keep": lambda where: WeightOnly((*where, "embed.tokens", *head), "file"),
+    }
     if kind not in kinds:
-        raise UsageError(f"quantize={kind!r} is not known; use {' or '.join(kinds)}{did_you_mean(kind, kinds)}")
+        raise UsageError(f"quantize={kind!r} is not known; use {', '.join(kinds)}{did_you_mean(kind, kinds)}")
     paths = [path for path in linear_paths(model) if ".blocks." in path]
     if not paths:
         raise UsageError(f"quantize={kind!r}: the blocks of this model have no linear layers")

@@ -25,14 +25,14 @@ KINDS: dict[str, type[SoftPrompt | Prefix]] = {"PROMPT_TUNING": SoftPrompt, "PRE
 OUTER = "base_model."  # before the names of modules that are kept whole; LoRA's files have "base_model.model."
 
 
-def rewrite_of(model: Model, folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], name: str) -> Any:
+def rewrite_of(model: Model, folder: Path, config: Mapping[str, Any], tensor: Tensor | None, name: str) -> Any:
     """The rewrite that a directory describes. Raises CheckpointError where its tensor does not fit."""
-    if TENSOR not in state:
+    if tensor is None:
         raise CheckpointError(f"{folder} holds no {TENSOR}, which an adapter of {config['peft_type']} has")
     n = config.get("num_virtual_tokens")
     if type(n) is not int or n < 1:
         raise CheckpointError(f"{folder}: num_virtual_tokens={brief(n)} must be a number of tokens such as 20")
-    shape, kind = list(state[TENSOR].shape), KINDS[config["peft_type"]]
+    shape, kind = list(tensor.shape), KINDS[config["peft_type"]]
     if kind is SoftPrompt:
         both = model.arch.structure == "encoder-decoder"  # PEFT keeps as many for the decoder, and does not read them
         right = [[n, model.dims.embed_width], *([[2 * n, model.dims.embed_width]] if both else [])]

@@ -214,7 +214,7 @@ class WeightLoader:
             return None
         data = to_halves(held.data, self.model.dims.width) if interleaved else held.data
         parts = data.split([self.shapes[ours][0] for ours in r.ours])
-        return [Blocks(part, held.unpack) for part in parts]
+        return [held._replace(data=part) for part in parts]
 
 
 def check_weights(model: Model) -> None:

@@ -20,6 +20,7 @@ class Embed(nn.Module):
         self.factor = dims.d_model**0.5 if scale else 1.0
         halves = (torch.bfloat16, torch.float16)  # the factor is rounded to the weights' type (Gemma)
         self.rounded = {t: torch.tensor(self.factor, dtype=t, device="cpu").item() for t in halves}
+        self.noise = 0.0  # NEFTune's alpha, of a recipe
         self.tokens = nn.Embedding(dims.vocab, dims.embed_width)
         self.segments = nn.Embedding(dims.segments, dims.embed_width) if dims.segments else None
         self.languages = nn.Embedding(dims.languages, dims.embed_width) if dims.languages else None
@@ -47,6 +48,9 @@ class Embed(nn.Module):
         x = rows_of(self.tokens, ids, "input_ids")
         if self.factor != 1.0:
             x = x * self.rounded.get(x.dtype, self.factor)
+        if self.training and self.noise:
+            most = self.noise / (x.shape[1] * x.shape[2]) ** 0.5
+            x = x + torch.empty_like(x).uniform_(-most, most)
         if embeds is None or inputs.embeds_at is None:
             return x
         return x.masked_scatter(inputs.embeds_at[..., None], embeds.to(x.dtype))

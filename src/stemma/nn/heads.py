@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,26 +12,30 @@ from torch import Tensor, nn
 from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.functional import dropout, softcap
-from stemma.nn.mixed import Linear, cast, linear
+from stemma.nn.mixed import Linear, Matrix, cast, times
 from stemma.nn.mlp import activation
 from stemma.nn.norms import norm
 from stemma.nn.stack import Block, State
 
+Product = Callable[[Tensor, Tensor | Matrix, Tensor | None], Tensor]  # x, weight, bias -> x weight^T + bias
+
 
 class LMHead(nn.Module):
-    """Logits over the vocabulary. `tokens`: the embedding matrix, which is the weight where the spec ties it."""
+    """Logits over the vocabulary. `tokens`: the embedding matrix, which is the weight where the spec ties it, or the
+    module that keeps it in another form."""
 
     def __init__(self, spec: parts.LMHead, dims: parts.Dims) -> None:
         super().__init__()
+        self.shape = dims.vocab, dims.d_model
         self.scale = dims.d_model**-0.5 if spec.scaled else 1.0
         self.factor, self.softcap = spec.factor, spec.softcap
         self.weight = None if spec.tied else nn.Parameter(torch.empty(dims.vocab, dims.d_model))
         self.bias = nn.Parameter(torch.zeros(dims.vocab)) if spec.bias else None
 
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:  # ... D -> ... V
+    def forward(self, x: Tensor, tokens: Tensor | Matrix, product: Product = times) -> Tensor:  # ... D -> ... V
         if self.scale != 1.0:
             x = x * self.scale
-        y = linear(x, tokens if self.weight is None else self.weight, self.bias)
+        y = product(x, tokens if self.weight is None else self.weight, self.bias)
         if self.factor != 1.0:
             y = y * self.factor
         return y if self.softcap is None else softcap(y, self.softcap)
@@ -41,14 +46,15 @@ class MLMHead(nn.Module):
 
     def __init__(self, spec: parts.MLMHead, kind: parts.Norm, dims: parts.Dims) -> None:
         super().__init__()
+        self.shape = dims.vocab, dims.embed_width
         self.act = activation(spec.act)
         self.dense = Linear(dims.d_model, dims.embed_width)
         self.norm = norm(kind, dims.embed_width)
         self.weight = None if spec.tied else nn.Parameter(torch.empty(dims.vocab, dims.embed_width))
         self.bias = nn.Parameter(torch.zeros(dims.vocab))
 
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        return linear(self.norm(self.act(self.dense(x))), tokens if self.weight is None else self.weight, self.bias)
+    def forward(self, x: Tensor, tokens: Tensor | Matrix, product: Product = times) -> Tensor:
+        return product(self.norm(self.act(self.dense(x))), tokens if self.weight is None else self.weight, self.bias)
 
 
 class EMDHead(MLMHead):

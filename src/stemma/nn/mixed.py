@@ -6,6 +6,8 @@ and biases and tables are cast to what they are added to. Under autocast nothing
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +29,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype):
         return F.linear(x, weight, bias)
     return cast(F.linear(cast(x, weight), weight, None if bias is None else cast(bias, weight)), x)
+
+
+class Matrix(Protocol):
+    """A matrix that multiplies by itself, because it is kept in another form than its numbers."""
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    def times(self, x: Tensor, bias: Tensor | None) -> Tensor: ...
+
+
+def times(x: Tensor, matrix: Tensor | Matrix, bias: Tensor | None) -> Tensor:
+    """`x matrix^T + bias`: ... D -> ... E."""
+    return linear(x, matrix, bias) if isinstance(matrix, Tensor) else matrix.times(x, bias)
 
 
 class Linear(nn.Linear):

@@ -253,7 +253,8 @@ class Model(nn.Module):
         """The language-model head on any hidden states: ... D -> ... V."""
         if self.lm is None:
             raise UsageError("this model has no language-model head (its checkpoint came without one)")
-        return self.lm(hidden, self.embed.tokens.weight)
+        tokens = self.embed.tokens
+        return self.lm(hidden, tokens if hasattr(tokens, "times") else tokens.weight)
 
     def pooled(
         self,

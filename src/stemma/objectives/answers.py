@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import base
 
+MEASURED = 500  # rows of which the mean length is taken
 MULTIPLE = 8  # lengths of batches are multiples of it, so that there are few different ones
 
 
@@ -51,6 +53,12 @@ class RunAnswers(base.Objective, of=declared.Answers):
                 chosen.append(document)
                 room, slot = room - size, slot + 1
             yield partial(self.example, view, chosen), base.Cursor(slot)
+
+    def size(self, view: Any) -> int:
+        """Tokens of a row without padding: the mean of the first ones."""
+        found = [follow for _, follow in itertools.islice(self.lazy_examples(view, once=True), MEASURED)]
+        read = found[-1].slot / len(view) if found else 0.0
+        return max(1, round((view.tokens_total - len(view)) * read / max(1, len(found))))
 
     def example(self, view: base.View, chosen: Sequence[int]) -> base.Example:
         """A row of whole examples."""
@@ -118,7 +126,7 @@ class RunReplies(base.Objective, of=declared.Replies):
 
 
 def singles(
-    objective: RunReplies, view: base.View, cursor: base.Cursor, once: bool
+    objective: Any, view: base.View, cursor: base.Cursor, once: bool
 ) -> Iterator[tuple[base.MakeExample, base.Cursor]]:
     """Examples of one row of the text each."""
     order, slot = objective.order(view, once), cursor.slot

@@ -72,12 +72,14 @@ NO_NETS: Nets = {}
 class Loss:
     """The named parts of a loss: `sums` over targets in nats, fp32, and the `counts` of targets. `metrics` are sums
     over the same targets, for reports. What is minimised: the sum over k of `weights[k] * sums[k] / counts[k]`; a
-    weight left out is 1."""
+    weight left out is 1. `answers`: of each example its number in the text and what the model said of it, for
+    `Objective.measured`."""
 
     sums: dict[str, Tensor]
     counts: dict[str, int]
     metrics: dict[str, float] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    answers: list[tuple[int, Any]] = field(default_factory=list)
 
     def total(self, counts: Mapping[str, int] | None = None) -> Tensor:
         """The loss. `counts`: divide by these (the counts of a whole step, so that gradients of its micro-batches add
@@ -120,6 +122,7 @@ class Objective(ABC):
     counts_after_forward: bool = False  # whether only the forward pass tells how many targets a batch has
     reads_attention: bool = False  # whether its loss reads the attention of the last layer
     of_rows: bool = False  # whether it learns the rows of a task (`stemma.tasks`), not text
+    in_bits: bool = True  # whether bits say how good it is
     streamed: bool = False  # whether its rows can be cut from one stream a language (`chunks`)
     structures: tuple[str, ...] = ("encoder", "decoder", "encoder-decoder")  # of networks that it can train
     roles: tuple[tuple[str, ...], ...] = ()  # of special tokens that it needs, each with its substitutes
@@ -199,6 +202,18 @@ class Objective(ABC):
     def counts(self, batch: Batch) -> dict[str, int]:
         """Targets of each part in `batch`, known before the model runs."""
         return {self.main: len(batch["targets"])}
+
+    def measured(self, view: Any, answers: Sequence[tuple[int, Any]]) -> dict[str, float]:
+        """How good the `answers` of an evaluation on `view` are (see `Loss`), by the metrics of a task."""
+        return {}
+
+    def report(self, view: Any, answers: Sequence[tuple[int, Any]]) -> dict[str, Any]:
+        """What a report shows of these answers beside the metrics, as JSON."""
+        return {}
+
+    def remarks(self, view: Any, held: Any) -> list[str]:
+        """Sentences on what is odd about the texts that are learnt from, and those held out."""
+        return []
 
     def tokens_without_target(self, view: View) -> int:
         """With `predicts_all`: the number of tokens of the text that are never a target."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import filesystem, metadata
 
 from stemma import disk
-from stemma.errors import CheckpointError
+from stemma.errors import CheckpointError, brief
 from stemma.parallel.processes import lost_connection
 from stemma.parallel.shard import ShardLayout
 
@@ -125,6 +125,10 @@ def read(folder: Path, layouts: Mapping[str, ShardLayout] | None = None) -> dict
     found: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
     for key, tensor in state.items():
         kind, _, name = key.partition("/")
+        if kind not in found:
+            raise CheckpointError(
+                f"the checkpoint {folder.parent} is damaged: its metadata names a tensor {brief(key)}"
+            )
         found[kind][name] = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return found
 

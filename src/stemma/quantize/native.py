@@ -1,4 +1,5 @@
-"""Products of quantised matrices on a CPU, in C (`kernels.c`) that is compiled when a process first needs it.
+"""Products of quantised matrices on a CPU, in C that is compiled when a process first needs it: `kernels.c` (NF4 and
+int8) and `blocks.c` (the types of GGUF files).
 
 Plain PyTorch computes the same everywhere: it is used where there is no C compiler, under autograd, autocast and
 `torch.compile`, and for more than a few vectors at once. Products differ from it by the rounding of fp32 sums; weights
@@ -16,16 +17,25 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 ROWS, BYTE_ROWS = 16, 4  # vectors at once up to which a product of codes of 4 (8) bits beats making the weight
-SOURCE = Path(__file__).with_name("kernels.c")
-FLAGS = ("-O3", "-ffp-contract=off", "-fPIC")
+SOURCES = tuple(str(Path(__file__).with_name(name)) for name in ("kernels.c", "blocks.c"))
+BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")  # types of blocks.c
+FLAGS = ("-O3", "-ffp-contract=off", "-fPIC", "-fopenmp-simd")
 # for this processor with threads, then without what a compiler does not know. OpenMP is not linked: torch's is used
 ATTEMPTS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ())
+TYPES: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "i": ctypes.c_int}
+ARGUMENTS = {  # of each function: pointers, sizes, small numbers
+    "nf4_product": "pppnnni",
+    "nf4_weights": "ppni",
+    "int8_product": "ppppnnni",
+    "blocks_product": "ipnppnnni",
+    "blocks_weights": "ipnpnni",
+}
 PLAIN = "in plain PyTorch, which makes the weight for each"
 TIMEOUT = 60  # seconds for the compiler
 
@@ -64,26 +74,23 @@ def kernels() -> Kernels | None:
 def _compiled(compiler: list[str], folder: Path) -> Iterator[ctypes.CDLL]:
     """The library by each of ATTEMPTS that compiles and loads."""
     for number, flags in enumerate(ATTEMPTS):
-        out = folder / f"kernels{number}.so"
-        objects = out.with_suffix(".o")
-        compiled = _ran(*compiler, *FLAGS, *flags, "-c", str(SOURCE), "-o", str(objects))
-        if not compiled or not _ran(*compiler, "-shared", str(objects), "-o", str(out)):
+        out = f"kernels{number}.so"
+        objects = [Path(source).with_suffix(".o").name for source in SOURCES]
+        steps = ((*FLAGS, *flags, "-c", *SOURCES), ("-shared", *objects, "-o", out))
+        if not all(_ran([*compiler, *step], folder) for step in steps):
             continue
         try:
-            library = ctypes.CDLL(str(out))
+            library = ctypes.CDLL(str(folder / out))
         except OSError:  # threads of an OpenMP that torch does not have
             continue
-        pointer, size = ctypes.c_void_p, ctypes.c_int64
-        library.nf4_product.argtypes = [pointer] * 3 + [size] * 3 + [ctypes.c_int]
-        library.nf4_weights.argtypes = [pointer] * 2 + [size, ctypes.c_int]
-        library.int8_product.argtypes = [pointer] * 4 + [size] * 3 + [ctypes.c_int]
-        for function in (library.nf4_product, library.nf4_weights, library.int8_product):
-            function.restype = None
+        for name, kinds in ARGUMENTS.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = [TYPES[kind] for kind in kinds], None
         yield library
 
 
-def _ran(*command: str) -> bool:
-    return subprocess.run(command, capture_output=True, timeout=TIMEOUT).returncode == 0
+def _ran(command: list[str], folder: Path) -> bool:
+    return subprocess.run(command, cwd=folder, capture_output=True, timeout=TIMEOUT).returncode == 0
 
 
 def how() -> str:
@@ -160,3 +167,27 @@ def int8_product(codes: Tensor, scale: Tensor, x: Tensor) -> Tensor | None:
     pointers = (codes.data_ptr(), gains.data_ptr(), wide.data_ptr(), y.data_ptr())
     found.library.int8_product(*pointers, len(wide), out, width, torch.get_num_threads())
     return y.view(*x.shape[:-1], out).to(x.dtype)
+
+
+def blocks_product(kind: str, codes: Tensor, x: Tensor) -> Tensor | None:
+    """`x w^T` for a matrix in blocks of a GGUF file, a row of bytes each row: ... D -> ... E, in the dtype of `x`; None
+    where no kernel does it."""
+    found = kernels() if kind in BLOCKS and few(x, ROWS) and readable(codes, x) else None
+    if found is None:
+        return None
+    wide = x.reshape(-1, x.shape[-1]).float().contiguous()
+    y = torch.empty(len(wide), len(codes))
+    where = (BLOCKS.index(kind), codes.data_ptr(), codes.shape[1], wide.data_ptr(), y.data_ptr())
+    found.library.blocks_product(*where, len(wide), len(codes), wide.shape[1], torch.get_num_threads())
+    return y.view(*x.shape[:-1], len(codes)).to(x.dtype)
+
+
+def blocks_weights(kind: str, codes: Tensor, width: int) -> Tensor | None:
+    """Rows of `width` numbers from rows of bytes, fp32; None where no kernel makes them."""
+    found = kernels() if kind in BLOCKS and readable(codes) else None
+    if found is None:
+        return None
+    codes, y = codes.contiguous(), torch.empty(len(codes), width)
+    where = (BLOCKS.index(kind), codes.data_ptr(), codes.shape[1], y.data_ptr())
+    found.library.blocks_weights(*where, len(codes), width, torch.get_num_threads())
+    return y

@@ -19,6 +19,7 @@ from stemma.quantize.native import NF4Matrix
 
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # weights to a scale
 NESTED = 256  # scales to a scale of scales
+CHUNK = 1 << 18  # weights quantised at a time, of whole blocks: what lies between stays small
 GRID = 65_535 / 2  # steps of the grid on [-1, 1] that 8-bit codes are looked up on
 
 # fp32 numbers, as published with the paper's code
@@ -136,13 +137,17 @@ def nf4(tensor: Tensor, block: int = 64, double: bool = True) -> NF4Tensor:
         raise UsageError(f"NF4 holds weights, and this tensor is of {tensor.dtype}; give one of floating point")
     if tensor.numel() == 0:
         raise UsageError(f"NF4 needs at least one weight, and this tensor has shape {tuple(tensor.shape)}")
-    flat = tensor.detach().reshape(-1).float()
-    if not bool(flat.isfinite().all()):
+    flat = tensor.detach().reshape(-1)
+    codes = torch.empty(-(-len(flat) // 2), dtype=torch.uint8, device=flat.device)
+    absmax = torch.empty(-(-len(flat) // block), device=flat.device)
+    bounds = ((levels()[1:] + levels()[:-1]) / 2).to(flat.device)
+    for at in range(0, len(flat), CHUNK):
+        scales, scaled = _scaled(flat[at : at + CHUNK].float(), block)
+        absmax[at // block :][: len(scales)] = scales
+        index = torch.bucketize(F.pad(scaled, (0, len(scaled) % 2)), bounds, out_int32=True).to(torch.uint8)
+        codes[at // 2 :][: len(index) // 2] = index[::2] << 4 | index[1::2]
+    if not bool(absmax.isfinite().all()):
         raise UsageError("NF4 cannot hold inf or nan, and this tensor has some")
-    absmax, scaled = _scaled(flat, block)
-    bounds = (levels()[1:] + levels()[:-1]) / 2
-    index = torch.bucketize(F.pad(scaled, (0, len(scaled) % 2)), bounds.to(flat.device)).to(torch.uint8)
-    codes = index[::2] << 4 | index[1::2]
     if not double:
         return NF4Tensor(codes, absmax, tensor.shape, block)
     offset = absmax.mean()

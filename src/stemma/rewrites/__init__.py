@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from stemma.rewrites.kinds import NF4, LoRA, Prefix, Rewrite, SoftPrompt, Trainable, WeightOnly
+from stemma.rewrites.kinds import NF4, LoRA, Prefix, Rewrite, SoftPrompt, Trainable, TrainableTokens, WeightOnly
 
 _WHERE = {
     **dict.fromkeys(("apply", "complete", "merge", "undo", "unmergeable"), "stemma.rewrites.engine"),
@@ -19,8 +19,8 @@ _WHERE = {
 }
 
 __all__ = [
-    "NF4", "LoRA", "Prefix", "Rewrite", "Rewritten", "SoftPrompt", "Trainable", "WeightOnly", "Wrapped", "apply",
-    "complete", "load_tensor", "merge", "undo", "unmergeable",
+    "NF4", "LoRA", "Prefix", "Rewrite", "Rewritten", "SoftPrompt", "Trainable", "TrainableTokens", "WeightOnly",
+    "Wrapped", "apply", "complete", "load_tensor", "merge", "undo", "unmergeable",
 ]  # fmt: skip
 
 if TYPE_CHECKING:

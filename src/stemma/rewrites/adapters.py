@@ -11,7 +11,9 @@ from stemma.errors import UsageError
 from stemma.nn.model import Model
 from stemma.rewrites.kinds import Adapter
 from stemma.rewrites.lora import LoRALinear
+from stemma.rewrites.modules import Wrapped
 from stemma.rewrites.prompts import Ahead
+from stemma.rewrites.rows import Rows
 
 
 def names(model: Model) -> list[str]:
@@ -24,18 +26,26 @@ def layers(model: nn.Module) -> Iterator[LoRALinear]:
     return (module for module in model.modules() if isinstance(module, LoRALinear))
 
 
-def parts(model: nn.Module) -> Iterator[LoRALinear | Ahead]:
-    """Every module of every adapter: adapted layers, soft prompts and prefixes."""
-    return (module for module in model.modules() if isinstance(module, LoRALinear | Ahead))
+def parts(model: nn.Module) -> Iterator[LoRALinear | Rows | Ahead]:
+    """Every module of every adapter: adapted layers, rows of tables, soft prompts and prefixes."""
+    return (module for module in model.modules() if isinstance(module, LoRALinear | Rows | Ahead))
 
 
 def layer_of(module: nn.Module, name: str) -> LoRALinear | None:
     """The adapter `name` among those that stand around a module."""
-    while isinstance(module, LoRALinear):
-        if module.spec.name == name:
+    while isinstance(module, Wrapped):
+        if isinstance(module, LoRALinear) and module.spec.name == name:
             return module
         module = module.base
     return None
+
+
+def rows_of(module: nn.Module, name: str) -> Rows:
+    """The rows of the adapter `name` around a table, which has them."""
+    while not (isinstance(module, Rows) and module.spec.name == name):
+        assert isinstance(module, Wrapped)
+        module = module.base
+    return module
 
 
 def use(model: Model, strengths: Mapping[str, float] | Sequence[str] | str) -> Model:
@@ -48,7 +58,7 @@ def use(model: Model, strengths: Mapping[str, float] | Sequence[str] | str) -> M
         raise UsageError(f"the model has no adapter {unknown[0]!r}; it has {', '.join(known) or 'none'}")
     for part in parts(model):
         strength = float(by_name.get(part.spec.name, 0.0))
-        if isinstance(part, Ahead) and strength not in (0.0, 1.0):
+        if isinstance(part, Ahead | Rows) and strength not in (0.0, 1.0):
             kind = type(part.spec).__name__
             raise UsageError(f"the {kind} {part.spec.name!r} takes part or does not: its strength is 1 or 0")
     for part in parts(model):
@@ -74,6 +84,8 @@ def rounded(model: Model) -> float:
     the rounding over that of what is added. 0 for fp32."""
     lost = added = 0.0
     for layer in layers(model):
+        if layer.unmergeable() is not None:
+            continue
         whole = layer.whole().detach()
         base = layer.base_weight.detach()
         lost += float((whole.to(base.dtype).float() - whole).square().sum())

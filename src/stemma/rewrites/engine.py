@@ -26,9 +26,19 @@ def apply(model: Model, rewrites: Sequence[Rewrite], seed: int = 0) -> list[list
         rewrite.check_model(model)
     found = [matched(model, rewrite) for rewrite in rewrites]
     _check_nesting(model, rewrites, found)
-    for number, (rewrite, paths) in enumerate(zip(rewrites, found, strict=True), len(model.rewrites)):
-        made = {path: _replace(model, path, rewrite, f"{number} {path}", seed) for path in paths if rewrite.accepts()}
-        rewrite.connect(made)
+    before: list[tuple[nn.Module, str, nn.Module]] = []
+    try:
+        for number, (rewrite, paths) in enumerate(zip(rewrites, found, strict=True), len(model.rewrites)):
+            made = {
+                path: _replace(model, path, rewrite, f"{number} {path}", seed, before)
+                for path in paths
+                if rewrite.accepts()
+            }
+            rewrite.connect(model, made)
+    except Exception:
+        for parent, name, old in reversed(before):
+            parent._modules[name] = old
+        raise
     model.rewrites = (*model.rewrites, *rewrites)
     freeze(model)
     return found
@@ -46,7 +56,10 @@ def _check_nesting(model: Model, rewrites: Sequence[Rewrite], found: list[list[s
                 raise UsageError(f"{kind} replaces {path}, which is inside of {above} that {replaced[above]} replaces")
 
 
-def _replace(model: Model, path: str, rewrite: Rewrite, key: str, seed: int) -> Rewritten:
+def _replace(
+    model: Model, path: str, rewrite: Rewrite, key: str, seed: int, before: list[tuple[nn.Module, str, nn.Module]]
+) -> Rewritten:
+    """Replace one module. What it was is noted in `before`: its parent, its name, and the module."""
     old = model.get_submodule(path)
     new = rewrite.replace(old)
     assert isinstance(new, Rewritten), f"{type(rewrite).__name__}.replace should give a Rewritten"
@@ -55,6 +68,7 @@ def _replace(model: Model, path: str, rewrite: Rewrite, key: str, seed: int) -> 
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is old and parent is not new:
+                before.append((parent, name, old))
                 parent._modules[name] = new
     held = next((t for t in (*old.parameters(), *old.buffers()) if not t.is_meta), None)
     if held is None and (new.shapes or model.device.type == "meta"):
@@ -105,7 +119,7 @@ def matched(model: Model, rewrite: Rewrite) -> list[str]:
     kind, accepted = type(rewrite).__name__, rewrite.accepts()
     if not accepted:
         return matching_names(model, kind, rewrite.where)
-    return Search(kind, rewrite.where, accepted).paths(model)
+    return Search(kind, rewrite.where, accepted, rewrite.named()).paths(model)
 
 
 def pairs(model: Model, other: Model) -> list[tuple[Rewritten, Rewritten]]:

@@ -61,6 +61,24 @@ class Frozen(Rewritten):
         """The weight that is computed with."""
         raise NotImplementedError
 
+    @property
+    def kept(self) -> str:
+        """What the weight is kept in, in words."""
+        raise NotImplementedError
+
+    @property
+    def quick(self) -> bool:
+        """Whether `product` can compute of what is stored, on a CPU."""
+        return False
+
+    def product(self, x: Tensor) -> Tensor | None:
+        """`x w^T` without making the weight, where that is possible and faster."""
+        return None
+
+    def times(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """`x w^T + b`: ... D -> ... E."""
+        return frozen_linear(x, self, bias)
+
     def store(self, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         """Take the weight, in the dtype of its file; `dtype` is what the model computes in."""
         raise NotImplementedError
@@ -81,15 +99,8 @@ class FrozenLinear(Frozen):
         super().__init__(plain)
         self.out_features, self.in_features = self.shapes["weight"]
 
-    kept: str  # what the weight is kept in, in words
-    quick = False  # whether `product` may compute of the codes
-
-    def product(self, x: Tensor) -> Tensor | None:
-        """`x w^T` without making the weight, where that is possible and faster."""
-        return None
-
     def forward(self, x: Tensor) -> Tensor:
-        return frozen_linear(x, self, self.bias)
+        return self.times(x, self.bias)
 
     def merge(self) -> nn.Module:
         made = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
@@ -102,7 +113,7 @@ class FrozenLinear(Frozen):
 def note(model: nn.Module) -> str | None:
     """What the matrices of a model are kept in and how products with them are computed, in words; None where all are
     plain."""
-    found = [m for m in model.modules() if isinstance(m, FrozenLinear)]
+    found = [m for m in model.modules() if isinstance(m, Frozen)]
     if not found:
         return None
     kept = ", ".join(f"{n} in {kind}" for kind, n in Counter(m.kept for m in found).items())

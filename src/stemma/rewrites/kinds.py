@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from stemma.spec import Spec, at_least, interval, positive, require
+from stemma.spec import Spec, at_least, interval, not_negative, positive, require
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +39,10 @@ class Rewrite(Spec, open=True):
 
         return (nn.Linear,)
 
+    def named(self) -> tuple[type[nn.Module], ...]:
+        """Further types of modules, which are replaced where a pattern is their whole path."""
+        return ()
+
     def replace(self, module: nn.Module) -> nn.Module:
         """The module (a `stemma.rewrites.Rewritten`) that takes the place of `module`, which may be on the meta device,
         or be a replacement already. It reads no weights here: they come by `load` later."""
@@ -51,13 +55,15 @@ class Rewrite(Spec, open=True):
         """Parameters of plain modules that learn although a rewrite freezes the model."""
         return ()
 
-    def connect(self, modules: Mapping[str, Rewritten]) -> None:
-        """Share parameters between the modules that this rewrite made (path -> module), after all are in place."""
+    def connect(self, model: Model, modules: Mapping[str, Rewritten]) -> None:
+        """Tie the modules that this rewrite made (path -> module) to each other or to the model, after all are in
+        place."""
 
 
 @dataclass(frozen=True)
 class WeightOnly(Rewrite):
-    """Matrices and embeddings stored in `dtype` and multiplied in the dtype of the model (weight-only quantisation).
+    """Matrices and embeddings stored in `dtype` and multiplied in the dtype of the model (weight-only quantisation). A
+    language-model head with a matrix of its own is stored so where `where` holds its whole path, `lm`.
 
     `int8`: one scale a row, `w = scale * code` with `scale = max |w| / 127`; `file`: as the file has them, a GGUF
     file's quantised blocks too, which are dequantised on the CPU. The stored weights do not learn."""
@@ -68,6 +74,11 @@ class WeightOnly(Rewrite):
         from torch import nn
 
         return (nn.Linear, nn.Embedding)
+
+    def named(self) -> tuple[type[nn.Module], ...]:
+        from stemma.nn.heads import LMHead
+
+        return (LMHead,)
 
     def replace(self, module: nn.Module) -> nn.Module:
         from stemma.rewrites.weight_only import weight_only
@@ -111,6 +122,9 @@ class LoRA(Rewrite):
     `scale = alpha / rank`, or `alpha / sqrt(rank)` (`rslora`: Kalajdzievski 2023, arXiv:2312.03732). A starts at
     random, B at zero; both are fp32 whatever the model's dtype.
 
+    Embeddings and language-model heads get one where `where` holds their whole path: `embed.tokens`, `lm`. Experts get
+    an A and a B each.
+
     `dora`: the rows of `W + scale * B A` are scaled to learnt lengths (Liu et al. 2024, arXiv:2402.09353). `share`:
     names of sibling modules that have one A (`("q", "k", "v")`: as beside one packed matrix). `name`: of the adapter,
     where a model has several."""
@@ -130,15 +144,53 @@ class LoRA(Rewrite):
         """What `B A x` is multiplied by."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
+    def named(self) -> tuple[type[nn.Module], ...]:
+        from torch import nn
+
+        from stemma.nn.heads import LMHead, MLMHead
+
+        return (nn.Embedding, LMHead, MLMHead)
+
     def replace(self, module: nn.Module) -> nn.Module:
-        from stemma.rewrites.lora import LoRALinear
+        from stemma.rewrites.lora_tables import lora
 
-        return LoRALinear(self, module)
+        return lora(self, module)
 
-    def connect(self, modules: Mapping[str, Rewritten]) -> None:
+    def connect(self, model: Model, modules: Mapping[str, Rewritten]) -> None:
         from stemma.rewrites.lora import share_inputs
+        from stemma.rewrites.lora_tables import tie
 
         share_inputs(self, modules)
+        tie(model, modules.values())
+
+
+@dataclass(frozen=True)
+class TrainableTokens(Rewrite):
+    """The rows of the embeddings at `ids` learn alone (of special tokens that a template brings); fp32. A head that is
+    tied to the embeddings follows them; one with a matrix of its own is rewritten where `where` names it (`lm`)."""
+
+    freezes = True
+
+    ids: tuple[int, ...] = not_negative(())
+    where: tuple[str, ...] = field(default=("embed.tokens",), kw_only=True)
+    name: str = "default"
+
+    def check(self) -> None:
+        super().check()
+        require(bool(self.ids), "TrainableTokens.ids must hold the id of a token")
+        require(len(set(self.ids)) == len(self.ids), f"TrainableTokens.ids holds an id twice: {self.ids}")
+
+    def accepts(self) -> tuple[type[nn.Module], ...]:
+        from torch import nn
+
+        from stemma.nn.heads import LMHead, MLMHead
+
+        return (nn.Embedding, LMHead, MLMHead)
+
+    def replace(self, module: nn.Module) -> nn.Module:
+        from stemma.rewrites.rows import rows
+
+        return rows(self, module)
 
 
 @dataclass(frozen=True)
@@ -202,4 +254,4 @@ class Prefix(Rewrite):
         return Made(self, module)
 
 
-Adapter = LoRA | SoftPrompt | Prefix  # what has a name and a directory in PEFT's format
+Adapter = LoRA | TrainableTokens | SoftPrompt | Prefix  # what has a name and a directory in PEFT's format

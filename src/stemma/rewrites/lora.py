@@ -51,10 +51,15 @@ class LoRALinear(Wrapped):
     def __init__(self, spec: Settings, base: nn.Module) -> None:
         super().__init__(base)
         self.spec, self.strength, self.first = spec, 1.0, True
-        out, width = self.shapes["weight"]
+        out, width = self.matrix()
         self.down = Down(spec.rank, width)
         self.up = nn.Parameter(torch.empty(out, spec.rank, device="meta"))
         self.length = nn.Parameter(torch.empty(out, device="meta")) if spec.dora else None
+
+    def matrix(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        out, width = self.shapes["weight"]
+        return out, width
 
     # ------------------------------------------------------------ weights
 
@@ -102,6 +107,10 @@ class LoRALinear(Wrapped):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)
+        return self.beside(x, y)
+
+    def beside(self, x: Tensor, y: Tensor) -> Tensor:
+        """`y`, the product of the base, with what the adapter adds."""
         if self.strength == 0:
             return y
         wide = x.to(self.down.weight.dtype)

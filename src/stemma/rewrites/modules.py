@@ -24,10 +24,11 @@ def aligned(value: Tensor) -> bool:
 
 class Blocks(NamedTuple):
     """A quantised matrix as a file holds it. `data`: uint8, a row of bytes for each row of the matrix; `unpack`: any
-    such rows -> float32."""
+    such rows -> float32; `kind`: the type's name."""
 
     data: Tensor
     unpack: Callable[[Tensor], Tensor]
+    kind: str
 
 
 class Rewritten(nn.Module):
@@ -56,6 +57,10 @@ class Rewritten(nn.Module):
     def load_blocks(self, name: str, blocks: Blocks, device: torch.device, dtype: torch.dtype) -> None:
         """The same for a tensor that the file has quantised; here it is dequantised."""
         self.load(name, blocks.unpack(blocks.data), device, dtype)
+
+    def blocks(self, name: str) -> Blocks | None:
+        """The plain module's tensor `name` as a file had it quantised; None if it is not kept so, or changed."""
+        return None
 
     def empty_like(self, other: Rewritten) -> None:
         """Take on the shapes of `other`, a module of the same rewrite, where only loading tells them."""
@@ -128,10 +133,13 @@ def load_tensor(
     for i, child in enumerate(names):
         if isinstance(module, Rewritten):
             inner = ".".join(names[i:])
-            if isinstance(value, Blocks):
-                module.load_blocks(inner, value, device, dtype)
-            else:
-                module.load(inner, value, device, dtype)
+            try:
+                if isinstance(value, Blocks):
+                    module.load_blocks(inner, value, device, dtype)
+                else:
+                    module.load(inner, value, device, dtype)
+            except UsageError as error:  # values that cannot be stored
+                raise UsageError(f"{name}: {error}") from None
             return
         if i < len(names) - 1 and child in module._modules:
             module = module.get_submodule(child)
@@ -180,8 +188,9 @@ def _alone(value: Tensor) -> Tensor:
 
 
 def with_weight(module: nn.Module, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
-    """A copy of a linear layer or an embedding with another weight; all else is shared, or `bias` where given."""
-    if not isinstance(module, nn.Linear | nn.Embedding):
+    """A copy of a linear layer, an embedding or a head with another weight; all else is shared, or `bias` where
+    given."""
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
         raise UsageError(f"a {type(module).__name__} has no weight that could be replaced")
     new = copy.copy(module)
     new._parameters = dict(module._parameters)

@@ -23,8 +23,6 @@ class NF4Linear(FrozenLinear):
     offset: Tensor | None
     like: Tensor
 
-    kept, quick = "NF4", True
-
     def __init__(self, block: int, double: bool, plain: nn.Module) -> None:
         super().__init__(plain)
         self.block, self.nested = block, double
@@ -36,6 +34,14 @@ class NF4Linear(FrozenLinear):
             self.register_buffer("absmax2", torch.empty(-(-scales // NESTED)) if double else None)
             self.register_buffer("offset", torch.empty(()) if double else None)
             self.register_buffer("like", torch.empty(0), persistent=False)
+
+    @property
+    def kept(self) -> str:
+        return "NF4"
+
+    @property
+    def quick(self) -> bool:
+        return True
 
     @property
     def quantized(self) -> NF4Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stemma.errors import UsageError, nearest
 from stemma.nn.heads import LMHead, MLMHead
 from stemma.nn.mlp import Experts
-from stemma.rewrites.modules import Rewritten, Wrapped
+from stemma.rewrites.modules import Blocks, Rewritten, Wrapped
 
 
 def plain_modules(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -34,10 +34,17 @@ def raw_matrices(module: nn.Module) -> tuple[str, ...]:
 
 class Search:
     """Finds the modules of the types `accepted` whose path matches a pattern of `where`, for a rewrite of kind `kind`.
-    Raises UsageError for a pattern that matches none, and for a matrix that is no module."""
+    Raises UsageError for a pattern that matches none, and for a matrix that is no module. `named`: further types, of
+    modules whose path is a pattern."""
 
-    def __init__(self, kind: str, where: Sequence[str], accepted: tuple[type[nn.Module], ...]) -> None:
-        self.kind, self.where, self.accepted = kind, where, accepted
+    def __init__(
+        self,
+        kind: str,
+        where: Sequence[str],
+        accepted: tuple[type[nn.Module], ...],
+        named: tuple[type[nn.Module], ...] = (),
+    ) -> None:
+        self.kind, self.where, self.accepted, self.named = kind, where, accepted, named
         self.what = f"{kind} replaces {' and '.join(a.__name__ for a in accepted)}"
 
     def paths(self, model: nn.Module) -> list[str]:
@@ -50,7 +57,7 @@ class Search:
         for path, module in plain_modules(model):
             stands_for = plain_type(module)
             hits = matching(path, self.where)
-            if not issubclass(stands_for, self.accepted):
+            if not issubclass(stands_for, self.accepted + (self.named if path in self.where else ())):
                 self._refuse_raw(path, module, known)
                 other |= dict.fromkeys(hits, f"{path or 'the model'}, of type {stands_for.__name__}")
             elif id(module) not in seen:
@@ -198,6 +205,11 @@ class PlainTensors(Mapping[str, Tensor]):
         while isinstance(module, Wrapped):
             module = module.base
         return None if isinstance(module, Rewritten) else module.get_parameter(own).dtype
+
+    def blocks(self, name: str) -> Blocks | None:
+        """A tensor that is kept in a file's quantised blocks, as it was there; None for any other."""
+        module, own, i = self._where[name]
+        return module.blocks(own) if isinstance(module, Rewritten) and i is None else None
 
     def __contains__(self, name: object) -> bool:
         return name in self.shapes

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from stemma.quantize.native import int8_product
+from stemma.errors import UsageError
+from stemma.nn.heads import LMHead, Product
+from stemma.nn.mixed import Matrix, times
+from stemma.quantize import native
 from stemma.rewrites.frozen import Frozen, FrozenLinear
 from stemma.rewrites.modules import Blocks, Rewritten
 
+CHUNK = 1 << 18  # weights quantised at a time: what lies between stays small
 DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Stored(Frozen):
-    """`codes`: the stored weight, or the bytes of its blocks, of which `unpack` makes numbers; `scale`: its factor a
-    row (int8), else empty, in the dtype that is computed in."""
+    """`codes`: the stored weight, or the bytes of its blocks, of which `unpack` makes numbers and whose type is `kind`
+    (else empty); `scale`: its factor a row (int8), else empty, in the dtype that is computed in."""
 
     codes: Tensor
     scale: Tensor
     unpack: Callable[[Tensor], Tensor] | None
+    kind: str
 
     def __init__(self, dtype: str, plain: nn.Module) -> None:
         super().__init__(plain)
-        self.stored, self.unpack = DTYPES.get(dtype), None  # None: as the file has it
+        self.stored, self.unpack, self.kind = DTYPES.get(dtype), None, ""  # None: as the file has it
         with torch.device("meta"):
             self.register_buffer("codes", torch.empty(self.shapes["weight"], dtype=self.stored))
             self.register_buffer("scale", torch.empty(self.shapes["weight"][0] if self.scaled else 0, 1))
@@ -32,6 +39,14 @@ class Stored(Frozen):
     @property
     def scaled(self) -> bool:
         return self.stored == torch.int8
+
+    @property
+    def quick(self) -> bool:
+        return self.scaled or self.kind in native.BLOCKS
+
+    @property
+    def kept(self) -> str:
+        return self.kind or str(self.codes.dtype).removeprefix("torch.")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -50,41 +65,54 @@ class Stored(Frozen):
 
     def wide(self, codes: Tensor) -> Tensor:
         """Rows of codes (N ...) in the dtype that is computed in: N D."""
-        return (codes if self.unpack is None else self.unpack(codes)).to(self.scale.dtype)
+        if self.unpack is not None:
+            made = native.blocks_weights(self.kind, codes, self.shapes["weight"][1])
+            codes = self.unpack(codes) if made is None else made
+        return codes.to(self.scale.dtype)
+
+    def product(self, x: Tensor) -> Tensor | None:
+        if self.scaled:
+            return native.int8_product(self.codes, self.scale, x)
+        return native.blocks_product(self.kind, self.codes, x) if self.kind else None
 
     def store(self, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         value = value.detach().to(device)
         if not self.scaled:
             self.codes = torch.empty(value.shape, dtype=self.stored or value.dtype, device=device).copy_(value)
-            self.scale, self.unpack = torch.empty(0, 1, dtype=dtype, device=device), None
+            self.scale, self.unpack, self.kind = torch.empty(0, 1, dtype=dtype, device=device), None, ""
             return
-        wide = value.float()
-        self.scale = (wide.abs().amax(1, keepdim=True) / 127).to(dtype)
-        step = torch.where(self.scale == 0, 1.0, self.scale.float())
-        self.codes = (wide / step).round().clamp(-127, 127).to(torch.int8)
+        self.codes = torch.empty(value.shape, dtype=torch.int8, device=device)
+        self.scale = torch.empty(len(value), 1, dtype=dtype, device=device)
+        rows = max(1, CHUNK // value.shape[1])
+        for at in range(0, len(value), rows):
+            wide = value[at : at + rows].float()
+            scale = (wide.abs().amax(1, keepdim=True) / 127).to(dtype)
+            step = torch.where(scale == 0, 1.0, scale.float())
+            self.codes[at : at + rows] = (wide / step).round().clamp(-127, 127)
+            self.scale[at : at + rows] = scale
+        if device.type != "meta" and not bool(self.scale.isfinite().all()):
+            raise UsageError("int8 cannot hold inf or nan, and this tensor has some")
 
     def load_blocks(self, name: str, blocks: Blocks, device: torch.device, dtype: torch.dtype) -> None:
         if self.stored is not None or name != "weight":
             super().load_blocks(name, blocks, device, dtype)
             return
-        self.codes, self.unpack = blocks.data.to(device, copy=True), blocks.unpack
+        self.codes, self.unpack, self.kind = blocks.data.to(device, copy=True), blocks.unpack, blocks.kind
         self.scale = torch.empty(0, 1, dtype=dtype, device=device)
+
+    def blocks(self, name: str) -> Blocks | None:
+        if self.unpack is None or name != "weight":
+            return None
+        return Blocks(self.codes, self.unpack, self.kind)
 
     def empty_like(self, other: Rewritten) -> None:
         if isinstance(other, Stored):
             self.codes, self.scale = (torch.empty_like(t, device="cpu") for t in (other.codes, other.scale))
-            self.unpack = other.unpack
+            self.unpack, self.kind = other.unpack, other.kind
 
 
 class StoredLinear(Stored, FrozenLinear):
     """`x w^T + b`."""
-
-    def __init__(self, dtype: str, plain: nn.Module) -> None:
-        super().__init__(dtype, plain)
-        self.kept, self.quick = "the file's types" if dtype == "file" else dtype, self.scaled
-
-    def product(self, x: Tensor) -> Tensor | None:
-        return int8_product(self.codes, self.scale, x) if self.scaled else None
 
 
 class StoredEmbedding(Stored):
@@ -104,7 +132,32 @@ class StoredEmbedding(Stored):
         return made
 
 
+class StoredHead(Stored):
+    """A language-model head with a matrix of its own. `head`: what else it does."""
+
+    def __init__(self, dtype: str, plain: nn.Module) -> None:
+        if isinstance(plain, LMHead) and plain.weight is None:
+            raise UsageError("WeightOnly: this head is tied to the embeddings and follows them; leave it out")
+        super().__init__(dtype, plain)
+        self.head: LMHead = copy.copy(plain.head if isinstance(plain, StoredHead) else cast(LMHead, plain))
+        self.head._parameters = dict.fromkeys(("weight", "bias"))
+        self.shape = self.head.shape
+
+    def forward(self, x: Tensor, tokens: Tensor | Matrix, product: Product = times) -> Tensor:
+        def own(x: Tensor, weight: Tensor | Matrix, bias: Tensor | None) -> Tensor:
+            return product(x, weight, self.bias)
+
+        y: Tensor = self.head(x, self, own)
+        return y
+
+    def merge(self) -> nn.Module:
+        made = copy.copy(self.head)
+        made._parameters = {"weight": nn.Parameter(self.weight), "bias": self.bias}
+        return made
+
+
 def weight_only(dtype: str, plain: nn.Module) -> Stored:
     """The module that stores the weight of `plain` as `dtype`."""
     kind = plain.plain if isinstance(plain, Rewritten) else type(plain)
-    return (StoredEmbedding if issubclass(kind, nn.Embedding) else StoredLinear)(dtype, plain)
+    made = {nn.Embedding: StoredEmbedding, LMHead: StoredHead}
+    return next((new for old, new in made.items() if issubclass(kind, old)), StoredLinear)(dtype, plain)

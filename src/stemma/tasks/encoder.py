@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -86,6 +87,27 @@ def rows(data: str, encoder: TaskEncoder) -> Source:
 
     facts = f"{inner.facts} rows {strict} {_code()} {encoder.fingerprint}"
     return Source(data, walk, inner.licence, paths=inner.paths, facts=facts, parts=inner.parts)
+
+
+def first(data: str, count: int) -> tuple[list[Mapping[str, Any]], bool]:
+    """The first `count` rows that `data` names, and whether there are no more. Raises DataError if there is none."""
+    found: list[Mapping[str, Any]] = []
+    for row in raw_rows(data):
+        if len(found) == count:
+            return found, False
+        found.append(row)
+    if not found:
+        raise DataError(f"{data} holds no row with fields")
+    return found, True
+
+
+def raw_rows(data: str) -> Iterator[Mapping[str, Any]]:
+    """The rows that `data` names, without those that are no objects with fields."""
+    for document in read_source(data, field=ROWS, strict=False).documents():
+        with contextlib.suppress(ValueError):
+            row = json.loads(document.text)
+            if isinstance(row, Mapping):
+                yield row
 
 
 def checked(

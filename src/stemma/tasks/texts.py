@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from stemma.conversations import Conversation, Text, Writer, encode, fit, read, writer
+from stemma.conversations import Conversation, Text, Writer, encode, fit, ghost, read, writer
+from stemma.conversations.targets import check
 from stemma.declare.tasks import ChatTask, WriteTask
 from stemma.errors import DataError
 from stemma.tasks.base import Marked, Reader, text_of
@@ -27,14 +28,16 @@ class ChatReader(Reader, of=ChatTask):
         return writer(self.tokenizer, self.task.template or None)
 
     def read(self, row: Mapping[str, Any]) -> Conversation:
-        return read(row)
+        found = read(row)
+        return found if self.task.ghost is None else ghost.learnt(found, self.task.ghost)
 
     def marked(self, found: Conversation) -> Marked:
-        example = fit(found, self.context + 1, self.writer, self.tokenizer, self.task.loss_on)
+        example = fit(found, self.context + 1, self.writer, self.tokenizer, self.task.learns)
         return Marked(example.ids, marks_of(example.targets))
 
     def check(self, row: Mapping[str, Any]) -> None:
         made = self.writer.write(self.read(row))
+        check(self.tokenizer, made, self.task.learns)
         if len(made.text.encode("utf-8", "replace")) >= self.context:  # else it fits: a token has at least a byte
             super().check(row)
 

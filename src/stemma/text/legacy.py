@@ -152,7 +152,7 @@ def _bpe(
             "built here; put its tokenizer.json beside it, or load the model with tokenizer=False"
         )
     vocab = disk.read_object(path)
-    reading.check_ids(path, vocab.values())
+    reading.check_vocabulary(path, vocab)
     merges = _merges(rules, path)
     words = KINDS.get(model_type) == "gpt-bpe" or (
         bool(vocab) and "Ġ" not in vocab and any(t.endswith("</w>") for t in vocab)

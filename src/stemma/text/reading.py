@@ -63,13 +63,14 @@ def foreign(state: Any) -> bool:
 
 @contextlib.contextmanager
 def panics(silent: bool) -> Iterator[None]:
-    """Raise CheckpointError where the library panics, as for a pattern that backtracks without end. `silent`: drop what
+    """Raise CheckpointError where the library panics, as for a pattern that backtracks without end, or raises a bare
+    Exception, as where an unknown token is needed and missing. `silent`: drop what
     it prints then, by itself, past Python's streams."""
     try:
         with _stderr_dropped() if silent else contextlib.nullcontext():
             yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         why = " ".join(str(error).split())
         raise CheckpointError(f"the tokenizer cannot read this text: {why}; its files are damaged or unusual") from None
@@ -138,7 +139,7 @@ def parse(text: str, path: Path) -> tokenizers.Tokenizer:
     state = disk.parse_object(path, text)
     if isinstance(model := state.get("model"), dict):
         check_merges(path, len(m) if isinstance(m := model.get("merges"), list) else 0)
-        check_ids(path, vocab.values() if isinstance(vocab := model.get("vocab"), dict) else ())
+        check_vocabulary(path, vocab if isinstance(vocab := model.get("vocab"), dict) else {})
     if isinstance(listed := state.get("added_tokens"), list):
         check_ids(path, (token["id"] for token in listed if isinstance(token, dict) and "id" in token))
     try:
@@ -155,6 +156,16 @@ def check_ids(path: Path, ids: Iterable[Any]) -> None:
     for i in ids:
         if type(i) is not int or not 0 <= i < IDS:
             raise CheckpointError(f"{path} has the id {brief(i, 60)}; ids are whole numbers from 0 to {IDS:,}")
+
+
+def check_vocabulary(path: Path, vocab: Mapping[str, Any]) -> None:
+    """`check_ids`. Raises CheckpointError for two tokens of one id, too: the library keeps either."""
+    check_ids(path, vocab.values())
+    if len(set(vocab.values())) < len(vocab):
+        seen: dict[int, str] = {}
+        for token, i in vocab.items():
+            if seen.setdefault(i, token) != token:
+                raise CheckpointError(f"{path} gives the id {i} to {brief(seen[i])} and to {brief(token)}")
 
 
 def check_merges(path: Path, count: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from stemma import families, formats
 from stemma.declare.family import Design, Text
 from stemma.declare.recipes import Recipe
+from stemma.declare.tasks import RowObjective
 from stemma.errors import CheckpointError, ResourceError, UsageError
 from stemma.nn.model import Model
 from stemma.nn.parts import Learned
@@ -107,8 +108,11 @@ def model_of(plan: Plan, tokenizer: Any, started: bool = True) -> Model:
     if model is None:
         model = Model(plan.arch, plan.dims).initialise(plan.seed)
         if plan.train.start and started:
-            start.fill(model, plan.train.start)
+            start.fill(model, plan.train.start, plan.train.new)
         apply(model, plan.rewrites, plan.seed)
+    if isinstance(plan.objective, RowObjective):
+        model.labels = getattr(plan.objective.task, "labels", ())
+    model.embed.noise = plan.recipe.neftune
     check_room(model, plan.context)
     return formats.attach(model, design_of(plan), families.family(plan.name), tokenizer)
 

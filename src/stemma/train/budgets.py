@@ -51,7 +51,7 @@ def steps_of(plan: Plan, tokenizer: Any, train: Any, world: World | None = None)
     goal, ramp = objective_of(plan, tokenizer), plan.recipe.ramp
     rows = goal.rows
     full = max(1, round(plan.rows / rows))
-    step_tokens = full * rows * plan.context
+    step_tokens = full * (goal.size(train) if goal.of_rows else rows * plan.context)
     if limit.steps is not None:
         return limit.steps
     if limit.tokens is not None:

@@ -103,7 +103,8 @@ class Train(Spec):
     whether more or less is better) and decides which weights the finished model has; evaluations are then ten a run,
     unless `eval_every` says otherwise. `patience`: evaluations without a better one after which the run ends.
     `seconds`: what a budget of time left for training when the run began, and by which its length is adjusted; runs
-    that began before have none, and keep their length.
+    that began before have none, and keep their length. `new`: heads (`task`) that are drawn afresh though the weights
+    in `start` have them.
     """
 
     PLACE: ClassVar[str] = "train"
@@ -133,6 +134,7 @@ class Train(Spec):
     best: str = quiet("")
     patience: int | None = quiet(None, Bound(1, said="be at least 1"))
     seconds: float | None = quiet(None, Bound(0, open_low=True, said="be positive"))
+    new: tuple[str, ...] = quiet(())
 
     def check(self) -> None:
         budget(self.budget)

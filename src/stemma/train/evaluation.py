@@ -34,14 +34,22 @@ def sample(view: View, tokens: int) -> View:
 
 
 def evaluate(
-    model: Model, objective: Objective, view: View, *, rows: int = 16, autocast: Any = None, nets: Nets = NO_NETS
+    model: Model,
+    objective: Objective,
+    view: View,
+    *,
+    rows: int = 16,
+    autocast: Any = None,
+    nets: Nets = NO_NETS,
+    answers: list[tuple[int, Any]] | None = None,
 ) -> dict[str, float]:
     """The quality of `model` on every document of `view`, by the objective's own measure.
 
     If every token is a target: `bits_per_byte` = the bits of all targets, end tokens included, over the bytes of the
     text. A token without a target (a document's first, without bos) costs log2(vocabulary). Other objectives:
     `bits_per_target` and, if targets are tokens, `bits_per_target_byte`, at the text's mean bytes a token. Other parts
-    of the loss: `loss_NAME`, their mean in nats.
+    of the loss: `loss_NAME`, their mean in nats. Tasks have their own metrics beside the loss. `answers`: a list that
+    gets what the model said of each example.
     """
     found = _measured(model, objective, view, max(1, rows // objective.rows), autocast, nets)
     main, sums, counts = objective.main, found.sums, found.counts
@@ -53,7 +61,9 @@ def evaluate(
         free = objective.tokens_without_target(view)
         quality = {"loss": sums[main] / n, "bits_per_byte": (bits + free * math.log2(model.dims.vocab)) / size}
     else:
-        quality = {"loss": sums[main] / n, "bits_per_target": bits / n}
+        quality = {"loss": sums[main] / n}
+        if objective.in_bits:
+            quality["bits_per_target"] = bits / n
         if main == "token" and not objective.of_rows:
             quality["bits_per_target_byte"] = bits / n * view.tokens_total / size
     for k in sums:
@@ -62,7 +72,9 @@ def evaluate(
     for k, m in found.metrics.items():
         if n_k := counts[k.partition("_")[0]]:
             quality[k] = m / n_k
-    return quality | {"targets": float(n)}
+    if answers is not None:
+        answers[:] = found.answers
+    return quality | objective.measured(view, found.answers) | {"targets": float(n)}
 
 
 @dataclass
@@ -72,6 +84,7 @@ class Totals:
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    answers: list[tuple[int, Any]] = field(default_factory=list)
 
     def add(self, loss: Loss) -> None:
         for k, s in loss.sums.items():
@@ -79,6 +92,7 @@ class Totals:
             self.counts[k] = self.counts.get(k, 0) + loss.counts[k]
         for k, m in loss.metrics.items():
             self.metrics[k] = self.metrics.get(k, 0.0) + m
+        self.answers += loss.answers
 
 
 @torch.no_grad()

@@ -93,13 +93,15 @@ def report_text(loop: Loop, held: Any, epochs: float) -> None:
     by = f"{judged.tokens_total:,} held-out tokens" if targets is None else f"{targets:,} held-out targets"
     view: Any = source.view
     amount = f"{view.texts:,} documents" + (f" in {len(view):,} pieces" if len(view) > view.texts else "")
+    if goal.of_rows:
+        amount, by = f"{len(view):,} rows", f"{len(judged):,} held-out rows with {by.replace('held-out ', '')}"
     disk.tell(
         f"{amount}, {view.tokens_total:,} tokens, read {epochs:.2g} times in {loop.steps:,} steps; judged by {by}"
     )
     if targets is not None and targets < FEW:
         more = "raise train.eval_tokens" if len(judged) < len(held) else "give more text, or raise train.val_fraction"
         disk.tell(f"note: {targets:,} held-out targets are too few to tell good from bad by; {more}")
-    if epochs > MANY:
+    if epochs > MANY and goal.in_bits:
         disk.tell(
             f"note: the text is read {epochs:.0f} times; after about {MANY} times new text teaches more (Muennighoff "
             "et al. 2023); give more text or a smaller budget"

@@ -22,6 +22,7 @@ from stemma.runs.drive import OnStep
 from stemma.runs.life import carry_on, measured
 from stemma.runs.metrics import check_tensorboard
 from stemma.runs.prove import prove
+from stemma.tasks import kept as tasks
 from stemma.train import start
 from stemma.train.assemble import fit_to_tokenizer, loop_of, pin_teachers, with_steps
 from stemma.train.budgets import epochs_of, sets_warmup, with_budget
@@ -72,13 +73,15 @@ class Pretraining:
         self.notes = store.meta.get("notes", [])
         self.view, held = split(plan, store)
         self.held = sample(held, plan.train.eval_tokens)
+        self.answers: list[tuple[int, Any]] = []  # of the last evaluation, where the objective gives some
         loop.closing = int(self.held.tokens_total)
 
     def evaluate(self) -> dict[str, float]:
-        """Bits of the held-out text."""
+        """Bits of the held-out text, or the metrics of a task."""
         loop = self.loop
+        how: dict[str, Any] = {"autocast": loop.autocast, "nets": loop.nets, "answers": self.answers}
         with loop.averaged():
-            return evaluate(loop.model, loop.objective, self.held, autocast=loop.autocast, nets=loop.nets)
+            return evaluate(loop.model, loop.objective, self.held, **how)
 
     def summarize(self, quality: dict[str, float]) -> dict[str, Any]:
         """Amounts, speed, and the held-out bits beside a unigram model's and xz's."""
@@ -92,9 +95,15 @@ class Pretraining:
             "epochs": round(loop.objective.epochs(self.view, loop.cursor), 3),
             **measured(self.run, loop, sum(p.numel() for p in loop.model.parameters())),
             "val": quality,
+            **({"before": self.before()} if loop.objective.of_rows else {}),
             **({} if loop.objective.of_rows else {"baselines": self.baselines()}),
+            **({"answers": loop.objective.report(self.held, self.answers)} if self.answers else {}),
             **notes,
         }
+
+    def before(self) -> dict[str, float]:
+        """What `evaluate` gave before the first step."""
+        return folder.read(self.run, lambda about: dict(about["before"]))
 
     def baselines(self) -> dict[str, float]:
         """How well the held-out text is predicted by the frequencies of tokens, and packed by xz."""
@@ -111,6 +120,8 @@ class Pretraining:
             adapted = role == "model" and self.plan.train.start and adapters(net)
             net.origin = self.plan.train.start if adapted else ""
             net.save(str(run / role), layout="peft" if adapted else None)
+            if role == "model":
+                tasks.save(self.plan.objective, run / role)
             for file in (run / role).iterdir():
                 disk.sync(file)  # before the summary says that the run is finished
 
@@ -247,14 +258,22 @@ def _begun(
     if not quiet:
         examples = int(ramps.total(plan.recipe.ramp, loop.source.full, loop.steps))
         report_text(loop, rest, epochs_of(loop.objective, train, examples))
+        for remark in loop.objective.remarks(train, rest):
+            disk.tell(f"note: {remark}")
         if (kept := frozen.note(loop.model)) is not None:
             disk.tell(kept)
+    before = Pretraining(out, loop, store).evaluate() if plan.train.best or loop.objective.of_rows else {}
     if plan.train.best:
-        best.measured(plan.train.best, Pretraining(out, loop, store).evaluate())
+        best.measured(plan.train.best, before)
+    if loop.objective.of_rows and not quiet:
+        disk.tell(f"before: {', '.join(f'held-out {k} {v:.4g}' for k, v in before.items() if k != 'targets')}")
     if not (plan.train.start and adapters(loop.model)):
         formats.check_weights(loop.model)  # what could not be saved at the end is not begun
+    elif world is None:
+        formats.peft.contents(loop.model)
     if loop.is_main:
         about = {"data": facts(store, train), "parameters": count(plan.arch, plan.dims)}
+        about |= {"before": before} if loop.objective.of_rows else {}
         folder.begin(out, spec.to_dict(plan), device, about)
     loop.barrier()
     return loop

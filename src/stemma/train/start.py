@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +35,10 @@ def inspect(plan: Plan) -> tuple[Any, int]:
         )
     table = any("position" in name for name in there.state_dict())
     dims = replace(plan.dims, vocab=there.dims.vocab, context=plan.dims.context if table else there.dims.context)
-    for part, old, new in (("arch", there.arch, _alike(plan.arch, there.arch)), ("dims", there.dims, dims)):
+    for part, old, new in (
+        ("arch", there.arch, _alike(plan.arch, there.arch, plan.train.new)),
+        ("dims", there.dims, dims),
+    ):
         if changes := spec.diff(old, new, f"{part}."):
             one = changes[0]
             raise UsageError(
@@ -45,9 +49,10 @@ def inspect(plan: Plan) -> tuple[Any, int]:
     return grown, there.dims.vocab
 
 
-def _alike(arch: Arch, start: Arch) -> Arch:
-    """`arch` with what may differ as in `start`: mask, dropout, initialisation, and heads that only one of them has."""
-    both = {h: getattr(arch.heads, h) for h in HEADS if h in _held(arch.heads) & _held(start.heads)}
+def _alike(arch: Arch, start: Arch, new: Collection[str] = ()) -> Arch:
+    """`arch` with what may differ as in `start`: mask, dropout, initialisation, heads that only one of them has, and
+    those that are `new`."""
+    both = {h: getattr(arch.heads, h) for h in HEADS if h in (_held(arch.heads) & _held(start.heads)) - {*new}}
     heads = replace(start.heads, **both)
     return replace(arch, heads=heads, mask=start.mask, dropout=start.dropout, init=start.init)
 
@@ -63,7 +68,7 @@ def load(plan: Plan) -> Model | None:
     with torch.device("meta"):
         model = Model(plan.arch, plan.dims)
     old, new = ({name: t.shape for name, t in m.state_dict().items()} for m in (there, model))
-    if old != new:
+    if old != new or plan.train.new:
         return None
     held = formats.load(plan.train.start, tokenizer=False, rewrites=plan.rewrites)
     graft(model, held)
@@ -72,12 +77,16 @@ def load(plan: Plan) -> Model | None:
 
 
 @torch.no_grad()
-def fill(model: Model, start: str) -> None:
+def fill(model: Model, start: str, afresh: Collection[str] = ()) -> None:
     """Give `model` the weights of `start`. What these lack stays as it was initialised: heads, and rows of tokens that
-    their tokenizer does not know. Raises UsageError if the rest of the network differs."""
+    their tokenizer does not know; so do the heads `afresh`. Raises UsageError if the rest of the network differs."""
     source = formats.load(start, tokenizer=False)
-    ours, theirs = model.state_dict(), source.state_dict()
-    new, left = _held(model.arch.heads) - _held(source.arch.heads), _held(source.arch.heads) - _held(model.arch.heads)
+    ours = model.state_dict()
+    theirs = {name: t for name, t in source.state_dict().items() if name.partition(".")[0] not in afresh}
+    new, left = (
+        _held(model.arch.heads) - _held(source.arch.heads) | {*afresh},
+        _held(source.arch.heads) - _held(model.arch.heads),
+    )
     for name in sorted(ours.keys() ^ theirs.keys()):
         if name.partition(".")[0] not in (new if name in ours else left):
             raise UsageError(f"the weights in {start} are of another network: {name} is in one of them only")

@@ -10,20 +10,24 @@ from typing import Any
 from stemma import formats, spec
 from stemma.declare.objectives import CLM, Objective
 from stemma.declare.recipes import AdamW, Recipe, Schedule
-from stemma.declare.tasks import Answers, Replies, RowObjective, RowTask
+from stemma.declare.tasks import Answers, HeadTask, Replies, RowObjective, RowTask
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
+from stemma.nn.parts import Arch
 from stemma.objectives import incompatible_reason
 from stemma.rewrites import LoRA
 from stemma.rewrites.kinds import Rewrite
 from stemma.rewrites.paths import linear_paths, patterns
+from stemma.tasks import columns
+from stemma.tasks.base import reader
+from stemma.tasks.encoder import first
 from stemma.train.config import Plan, Train
 from stemma.train.plans import start_folder
+from stemma.tune import heads, preview, sizes
 
 SCALE = "tuned"  # what a plan that begins from weights has in place of a scale
-EXAMPLES = 16  # of a step
-ROW = 1024  # tokens of a row, where the model reads more
-RATES = {"all": 5e-5, "adapter": 2e-4}  # peak learning rates, where no task has its own
+ROW = 1024  # tokens of a row at most, where the model reads more
+RATES = {"all": 5e-5, "adapter": 5e-4}  # peak learning rates, where no task has its own
 
 
 def words() -> dict[str, type[RowTask]]:
@@ -45,7 +49,7 @@ def task_of(what: str, settings: Mapping[str, Any]) -> RowTask:
     if odd := [name for name in given if name not in fields]:
         names = ", ".join(fields) or "none"
         raise UsageError(f"{what} has no setting {odd[0]!r} (it has: {names}){did_you_mean(odd[0], fields)}")
-    return known[what](**given)
+    return spec.edit(known[what](), given)
 
 
 def objective_of(task: RowTask, there: Model) -> RowObjective:
@@ -69,31 +73,51 @@ def resolve(
     quantize: str | None = None,
     rewrites: tuple[Rewrite, ...] = (),
     overrides: Mapping[str, Any] | None = None,
+    quiet: bool = True,
 ) -> Plan:
     """The plan of tuning the model `start` (a run, a folder, a GGUF file, a hub id) to the task `what` on the rows of
-    `data`. `settings`: fields of the task; `lora`, `quantize`, `rewrites`: as in `tune`. Raises UsageError for what
-    does not fit."""
+    `data`. `settings`: fields of the task; `lora`, `quantize`, `rewrites`: as in `tune`. Columns that are not named,
+    the length of rows and the batch follow from the data; unless `quiet`, what was found is printed. Raises UsageError
+    for what does not fit, DataError for data without rows."""
     there = started(start)
     changes = dict(overrides or {})
-    objective: Objective = CLM() if what == "complete" else objective_of(task_of(what, settings or {}), there)
-    rewrites = (*beside(there, lora, quantize), *rewrites)
-    adapted = any(isinstance(r, LoRA) for r in rewrites)
     context = min(there.dims.context, ROW)
-    recipe = Recipe(
+    task = None if what == "complete" else task_of(what, settings or {})
+    rewrites = (*beside(there, lora, quantize), *rewrites)
+    rate = RATES["adapter"] if any(r.freezes for r in rewrites) else None
+    train = Train(budget, context=context, start=start, unit="document", piece=None, best="loss")
+    if isinstance(task, HeadTask):
+        found = heads.wanted(task, there, data, changes, int(changes.get("train.context", context)))
+        if not quiet:
+            heads.tell(found.objective, there, data, context)
+        if rate is not None:
+            rewrites = (*rewrites, *heads.learning(there, found.arch))
+        train = replace(train, val_fraction=heads.HELD, best=heads.best(task))
+        changes = {path: value for path, value in changes.items() if not path.startswith("objective.")}
+        goal: tuple[Arch, Objective, Recipe] = (*found, heads.recipe(there.arch.structure, context, rate))
+    else:
+        goal = there.arch, CLM() if task is None else objective_of(task, there), recipe_of(context, rate)
+    arch, objective, recipe = goal
+    text = there.design.text
+    plan = Plan(there.name, SCALE, arch, there.dims, objective, text, recipe, train, data, seed, rewrites=rewrites)
+    plan = fitting(spec.edit(plan, changes))
+    if task is None or isinstance(task, HeadTask):
+        return plan
+    return fitted(plan, there.tokenizer, changes, quiet)
+
+
+def recipe_of(context: int, adapted: float | None) -> Recipe:
+    """The recipe of what is learnt as text. `adapted`: the rate of adapters, where they learn in place of the
+    weights."""
+    return Recipe(
         optimizer=AdamW(weight_decay=0.0 if adapted else 0.01),
-        lr=RATES["adapter" if adapted else "all"],
+        lr=adapted or RATES["all"],
         schedule=Schedule("linear", warmup=5),
         steps=100,  # of which the warm-up is a share
-        batch=EXAMPLES * context if there.arch.structure == "encoder-decoder" else 4 * context,
+        batch=4 * context,
         clip=1.0,
         mixed=False,
     )
-    train = Train(budget, context=context, start=start, unit="document", piece=None)
-    design = there.design
-    plan = Plan(
-        there.name, SCALE, there.arch, there.dims, objective, design.text, recipe, train, data, seed, rewrites=rewrites
-    )
-    return fitting(spec.edit(plan, changes))
 
 
 def started(start: str) -> Model:
@@ -121,6 +145,26 @@ def beside(
         return found
     paths = [path for path in linear_paths(there) if ".blocks." in path]
     return (*found, LoRA(patterns(there, paths), rank=lora, alpha=alpha or 2.0 * lora, dropout=dropout))
+
+
+def fitted(plan: Plan, tokenizer: Any, changes: Mapping[str, Any], quiet: bool) -> Plan:
+    """`plan` with columns, the length of rows, the batch and what is held out as the data have them, but for what
+    `changes` set. Unless `quiet`, the columns and some examples are printed."""
+    assert isinstance(plan.objective, RowObjective)
+    found, whole = first(plan.data, sizes.LOOKED_AT)
+    task = columns.named(plan.objective.task, found)
+    plan = replace(plan, objective=replace(plan.objective, task=task))
+    read = reader(task, tokenizer, plan.context, plan.arch.structure)
+    if not quiet:
+        preview.tell(task, found, read)
+    measured = sizes.measure(found, read, whole)
+    fits = sizes.fitting(measured, plan.context, plan.arch.structure == "encoder-decoder")
+    return spec.edit(plan, {path: value for path, value in fits.items() if not _set(changes, path)})
+
+
+def _set(changes: Mapping[str, Any], path: str) -> bool:
+    """Whether changes give a setting, by itself or within a part of the plan."""
+    return any(path == given or path.startswith(given + ".") for given in changes)
 
 
 def fitting(plan: Plan) -> Plan:

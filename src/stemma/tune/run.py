@@ -46,7 +46,7 @@ def tune(
     if what in (*words(), "complete"):
         plan = plans.resolve(
             what, start, data, budget or "3 epochs", seed, settings=settings, lora=lora, quantize=quantize,
-            rewrites=rewrites, overrides=overrides,
+            rewrites=rewrites, overrides=overrides, quiet=quiet,
         )  # fmt: skip
     else:
         plan = systems.resolve(

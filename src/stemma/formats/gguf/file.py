@@ -145,7 +145,9 @@ class File:
             flat = data.cpu().contiguous().numpy().reshape(-1)
             return torch.from_numpy(quants.dequantise(flat, kind)).reshape(len(data), -1).to(data.device)
 
-        return Blocks(torch.from_numpy(self.raw(name).copy()).reshape(entry.shape[0], -1), unpack)
+        held = torch.from_numpy(self.raw(name).copy()).reshape(entry.shape[0], -1)
+        self._drop(entry)
+        return Blocks(held, unpack, entry.kind)
 
     def meta_tensor(self, name: str) -> Tensor:
         """A tensor's shape without its data, on the meta device. Raises as `raw` does."""

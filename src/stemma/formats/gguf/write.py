@@ -37,6 +37,7 @@ from stemma.formats.rotary import to_pairs
 from stemma.formats.weights import check_weights, design_of, meta_model
 from stemma.nn.model import Model
 from stemma.nn.parts import Dims, Heads
+from stemma.rewrites.modules import Blocks
 from stemma.rewrites.paths import PlainTensors
 
 NUMBERS = {name: number for number, name in quants.NAMES.items()}
@@ -70,7 +71,8 @@ class WritePlan:
 def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
     """Write a model and its tokenizer as one GGUF file, atomically.
 
-    `dtype` is float32, float16, bfloat16 or q8_0, by default the model's own. A BERT is written without its heads,
+    `dtype` is float32, float16, bfloat16 or q8_0, by default the model's own; matrices that the model keeps in the
+    blocks of a GGUF file are then written as they are. A BERT is written without its heads,
     which the format has no names for; a warning says so. Raises UsageError for a family or a value that the format has
     no name for, ResourceError without the `gguf` package or room on the disk.
     """
@@ -89,6 +91,7 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
         plan = replace(
             plan, entries={name: _as_it_is(plan, entry, state, word) for name, entry in plan.entries.items()}
         )
+        keys |= _of_blocks(model, plan)
     if left := sorted({name.split(".")[0] for name in _unnamed(plan, state)}):
         heads = " and ".join(left)
         warnings.warn(f"{path} is written without {heads}: GGUF has no names for these parts", stacklevel=2)
@@ -172,13 +175,31 @@ def _type(name: str, shape: list[int], word: str) -> int:
 
 
 def _as_it_is(plan: WritePlan, entry: Entry, state: PlainTensors, word: str) -> Entry:
-    """The entry of a matrix with the widest type that its parts have in the model."""
+    """The entry of a matrix with the widest type that its parts have in the model, or with that of its blocks."""
     row = plan.rows.get(entry.name)
+    if (kept := _blocks(row, state)) is not None:
+        return replace(entry, type=NUMBERS[kept[0].kind])
     kinds = [state.dtype(name) for name in row.ours] if row is not None else []
     known = [kind for kind in kinds if kind is not None] or [getattr(torch, word)]
     widest = functools.reduce(torch.promote_types, known)
     own = str(widest).removeprefix("torch.")
     return replace(entry, type=_type(entry.name, list(entry.shape), own if own in TYPES else word))
+
+
+def _blocks(row: Row | None, state: PlainTensors) -> list[Blocks] | None:
+    """The parts of a row that are all kept in quantised blocks of one type; None for any other row."""
+    if row is None or row.op is not None or row.transposed:
+        return None
+    parts = [part for name in row.ours if (part := state.blocks(name)) is not None]
+    return parts if len(parts) == len(row.ours) and len({part.kind for part in parts}) == 1 else None
+
+
+def _of_blocks(model: Model, plan: WritePlan) -> dict[str, Any]:
+    """The keys of a file with quantised blocks: what the file that they are from says of itself."""
+    if all(entry.type in quants.PLAIN for entry in plan.entries.values()):
+        return {}
+    named = (model.extras or {}).get("gguf", {})
+    return {"general.quantization_version": 2} | {k: named[k] for k in ("general.file_type",) if k in named}
 
 
 def _keys(arch: Architecture, design: Design, word: str) -> dict[str, Any]:
@@ -253,13 +274,17 @@ def _size(entry: Entry) -> int:
     return entry.elements // weights * width
 
 
-def _data(
-    library: ModuleType, plan: WritePlan, entry: Entry, state: Mapping[str, Tensor]
-) -> np.ndarray[Any, np.dtype[Any]]:
+def _data(library: ModuleType, plan: WritePlan, entry: Entry, state: PlainTensors) -> np.ndarray[Any, np.dtype[Any]]:
     r = plan.rows.get(entry.name)
-    tensor = plan.made[entry.name] if r is None else r.write(state).cpu()
+    kept = _blocks(r, state)
+    if kept is not None and NUMBERS[kept[0].kind] == entry.type:  # rows of bytes are ordered as rows of numbers
+        tensor = torch.cat([part.data for part in kept]).cpu()
+    else:
+        kept, tensor = None, plan.made[entry.name] if r is None else r.write(state).cpu()
     if re.search(plan.arch.interleaved, entry.name):
         tensor = to_pairs(tensor, plan.design.dims.width)
+    if kept is not None:
+        return tensor.contiguous().numpy()
     plain = quants.PLAIN.get(entry.type)
     if plain is not None:  # as bytes, which numpy has for bfloat16 too
         return tensor.to(plain).contiguous().view(torch.uint8).numpy()

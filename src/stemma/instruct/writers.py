@@ -1,0 +1,116 @@
+"""Who continues prompts: a model on this machine, or an address that speaks OpenAI's protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from stemma.errors import ResourceError, UsageError, brief
+
+TRIES = 6  # of a request that an address refuses for now
+RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How continuations are drawn: at most `tokens` each, up to one of `stops`, which is cut off."""
+
+    tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What follows a prompt. `whole`: it came to an end; else it was cut at the most tokens."""
+
+    text: str
+    whole: bool
+
+
+class TextWriter(Protocol):
+    """Continues prompts. The same prompts with the same seeds give the same texts, as far as the writer can."""
+
+    @property
+    def name(self) -> str: ...
+    def write(self, prompts: Sequence[str], how: Sampling, seeds: Sequence[int]) -> list[Continuation]: ...
+
+
+class LocalWriter:
+    """A model that was loaded here. `batch`: prompts at a time. A prompt loses its beginning where the context has no
+    room for it and the new tokens."""
+
+    def __init__(self, model: Any, name: str, batch: int = 8) -> None:
+        if model.tokenizer is None:
+            raise UsageError(f"{name} has no tokenizer, and writing needs one")
+        self.model, self.name, self.batch = model, name, batch
+
+    def write(self, prompts: Sequence[str], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
+        """One continuation a prompt."""
+        from stemma.decoding import generate
+        from stemma.decoding.sampling import SamplingParams
+
+        context = self.model.dims.context
+        tokens = min(how.tokens, context // 2)
+        ids = [self.model.tokenizer.encode(prompt)[-(context - tokens) :] for prompt in prompts]
+        drawn = SamplingParams(
+            max_new_tokens=tokens, temperature=how.temperature, top_k=0, top_p=how.top_p, stop=how.stops, num_beams=1
+        )
+        params = [replace(drawn, seed=seed) for seed in seeds]
+        found = generate(self.model, ids, params, batch=self.batch)
+        return [Continuation(result.text or "", result.reason != "length") for result in found]
+
+
+class AddressWriter:
+    """An address with OpenAI's `/completions`, such as `http://localhost:8000/v1`; `model` is the name that it knows.
+    `parallel`: requests at a time. The key, if one is needed, is in OPENAI_API_KEY. A request that is refused for now
+    is made again after a while."""
+
+    def __init__(self, url: str, model: str, parallel: int = 4, wait: float = 1.0) -> None:
+        self.url, self.model, self.parallel, self.wait = url.rstrip("/"), model, parallel, wait
+        self.name = f"{model} at {self.url}"
+
+    def write(self, prompts: Sequence[str], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
+        """One continuation a prompt. Raises ResourceError where the address does not answer as it should."""
+        with ThreadPoolExecutor(self.parallel) as pool:
+            return list(pool.map(lambda pair: self._one(pair[0], how, pair[1]), zip(prompts, seeds, strict=True)))
+
+    def _one(self, prompt: str, how: Sampling, seed: int) -> Continuation:
+        asked = {
+            "model": self.model, "prompt": prompt, "max_tokens": how.tokens, "temperature": how.temperature,
+            "top_p": how.top_p, "stop": list(how.stops) or None, "seed": seed % 2**31,
+        }  # fmt: skip
+        answer = self._asked("completions", asked)
+        try:
+            choice = answer["choices"][0]
+            return Continuation(str(choice["text"]), choice.get("finish_reason") != "length")
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise ResourceError(f"{self.url} answered without a completion: {brief(answer)}") from None
+
+    def _asked(self, path: str, body: dict[str, Any]) -> Any:
+        key = os.environ.get("OPENAI_API_KEY")
+        head = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        raw = json.dumps({k: v for k, v in body.items() if v is not None}).encode()
+        why = ""
+        for number in range(TRIES):
+            if number:
+                time.sleep(self.wait * 2 ** (number - 1))
+            try:
+                request = urllib.request.Request(f"{self.url}/{path}", raw, head)
+                with urllib.request.urlopen(request, timeout=600) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                why = f"{error.code} {error.reason}: {brief(error.read(300).decode('utf-8', 'replace'))}"
+                if error.code not in RETRIED:
+                    break
+            except (OSError, ValueError) as error:
+                why = str(getattr(error, "reason", error))
+        raise ResourceError(f"{self.url}/{path} does not answer: {why}; what was made so far is kept")

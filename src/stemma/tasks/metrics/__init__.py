@@ -1,0 +1,7 @@
+"""The metrics of tasks, by the libraries that the field uses."""
+
+from __future__ import annotations
+
+from stemma.tasks.metrics import bootstrap, labels, numbers
+
+__all__ = ["bootstrap", "labels", "numbers"]

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from stemma.conversations import Conversation, Turn, encode, prompt_ids, unknown_tokens, writer
 from stemma.conversations.jinja import MARKER, forms
 from stemma.conversations.targets import _placed
-from stemma.conversations.templates import NAMES
+from stemma.conversations.templates import NAMES, TurnsWriter, jinja
 from stemma.declare.tuning import Instructions
 from stemma.errors import DataError
 from stemma.text import Specials, Tokenizer
+from stemma.text.chat import render
 
 DATA = Path(__file__).parent / "data" / "templates"  # SOURCES there says whose they are
 PUBLISHED = {path.stem: path.read_text("utf-8") for path in sorted(DATA.glob("*.jinja"))}
@@ -415,3 +416,38 @@ def test_so_it_is_of_published_templates(name: str, pairs: list[tuple[str, str]]
     write = writer(own)
     holds(own, write, conversation(pairs, ""), write.ending())
     assert not unknown_tokens(own, write)
+
+
+# ---------------------------------------------------------------- named templates as Jinja
+
+
+@settings(max_examples=10, deadline=None)
+@given(pairs=PAIRS, system=st.sampled_from(["", "be 'brief'\n"]))
+def test_named_templates_as_jinja_write_the_same(pairs: list[tuple[str, str]], system: str) -> None:
+    """So that a tuned model's files carry the template that it learnt; transformers writes the same with it."""
+    own = tokenizer("bpe")
+    for name, template in NAMES.items():
+        spoken = conversation(pairs, system, 1 if isinstance(template, Instructions) else None)
+        form, write = jinja(template, own), TurnsWriter(template, own)
+        for asks, text in ((False, write.write(spoken).text), (True, write.prompt(spoken.turns[:-1]).text)):
+            turns = spoken.messages[:-1] if asks else spoken.messages
+            names = {"bos_token": "<s>", "eos_token": "</s>"}
+            assert render(form, turns, asks, names, {}) == text, name
+
+
+def test_named_templates_are_known_by_their_jinja() -> None:
+    own = tokenizer.__wrapped__("bpe")
+    for name, template in NAMES.items():
+        own.chat_template = jinja(template, own)
+        found = writer(own)
+        assert isinstance(found, TurnsWriter) and found.template == TurnsWriter(template, own).template, name
+    opening = Tokenizer.train("spm-bpe", TEXTS, 330, Specials(bos="<s>", eos="</s>", unk="<unk>"))
+    assert opening.encode("a")[0] == opening.bos_id
+    assert jinja(NAMES["vicuna"], opening).startswith("{{- '<s>' }}")  # a tool that adds no token of its own writes it
+    assert not jinja(NAMES["llama-2-chat"], opening).startswith("{{- '<s>' }}")
+
+
+def test_where_a_model_stops() -> None:
+    stops = {name: writer(None, name).stops() for name in NAMES}
+    assert stops["guanaco"] == ("### Human:",) and stops["gorilla"] == ("###USER:",) and stops["plain"] == ()
+    assert stops["stable-beluga"] == ("### User:",) and stops["vicuna-v0"] == ("###",) and stops["alpaca"] == ("</s>",)

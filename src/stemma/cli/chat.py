@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -46,9 +48,7 @@ def chat(path: str, system: str, template: str | None, how: Loading, **options: 
     if model.arch.structure == "encoder":
         raise UsageError(f"{path} is an encoder, which writes no answers; chat with a decoder")
     write = writer(model.tokenizer, template)
-    ending = write.ending()
-    if ending and ending not in options["stop"]:
-        options["stop"] = (*options["stop"], ending)
+    options["stop"] = tuple(dict.fromkeys([*options["stop"], *write.stops()]))
     seeded = options.pop("seed")
     if options["max_new_tokens"] is None:
         options["max_new_tokens"] = min(512, model.dims.context // 2)
@@ -108,7 +108,7 @@ class Chat:
             case "/undo":
                 echo(f"taken back: {self.dialogue.undo().content}", err=True)
             case "/retry":
-                self.answer(self.dialogue.ask(self.dialogue.undo().content))
+                self.retry()
             case "/system":
                 self.dialogue.system = rest.strip()
                 self.dialogue.turns.clear()
@@ -121,23 +121,31 @@ class Chat:
     def save(self, name: str) -> None:
         if not name:
             raise UsageError("/save needs the name of a file")
+        if not self.dialogue.turns:
+            raise UsageError("nothing was said yet")
         line = json.dumps({"messages": self.dialogue.conversation.messages}, ensure_ascii=False)
         path = Path(name)
         before = path.read_text("utf-8") if path.is_file() else ""
         disk.write(path, f"{before}{line}\n")
         echo(f"saved to {name}", err=True)
 
+    def retry(self) -> None:
+        """Another answer to what was said last."""
+        before = self.dialogue.turns[-1].content if self.dialogue.turns else ""
+        self.answer(self.dialogue.ask(self.dialogue.undo().content))
+        if self.dialogue.turns and self.dialogue.turns[-1].content == before:
+            echo("(the same answer again: --temperature 0.8 draws others)", err=True)
+
     def answer(self, prompt: list[int]) -> None:
         """Print the answer to the last turn as it comes."""
         if self.dialogue.left_out:
             rounds = "round is" if self.dialogue.left_out == 1 else "rounds are"
             echo(f"(the oldest {self.dialogue.left_out} {rounds} left out: the model reads no more)", err=True)
-        said = ""
+        out, reason = Typed(shutil.get_terminal_size().columns if self.terminal else 0), None
         try:
             for event in self.stream(self.model, [prompt], replace(self.asked, seed=self.seed + self.drawn)):
-                piece = event.text if said else event.text.lstrip()
-                said += piece
-                echo(piece, nl=False)
+                out.add(event.text)
+                reason = event.reason
         except KeyboardInterrupt:
             if not self.terminal:
                 raise
@@ -145,6 +153,46 @@ class Chat:
         except StemmaError:
             self.dialogue.undo()
             raise
-        echo()
+        out.end()
         self.drawn += 1
-        self.dialogue.answered(said.strip() or "...")
+        if not out.said.strip():
+            echo(f"(it answers nothing; taken back: {self.dialogue.undo().content})", err=True)
+            return
+        if reason == "length":
+            echo("(cut here; -n gives it more tokens)", err=True)
+        self.dialogue.answered(out.said.strip())
+
+
+class Typed:
+    """An answer printed as it comes, without the blanks around it. `width`: of the terminal, at which it is broken
+    between words; 0: nowhere."""
+
+    def __init__(self, width: int) -> None:
+        self.width, self.said = width, ""
+        self.column = self.done = 0
+
+    def add(self, piece: str) -> None:
+        """More of the answer. The word at its end is held back until it is whole."""
+        self.said = self.said + piece if self.said else piece.lstrip()
+        at = self.done
+        for found in re.finditer(r"(\s*)(\S+)(?=\s)", self.said[at:]):
+            self.word(found[1], found[2])
+            self.done = at + found.end()
+
+    def word(self, blanks: str, word: str) -> None:
+        """Print a word with the blanks before it, on a new line where it does not fit."""
+        from rich.cells import cell_len
+
+        line = blanks.rpartition("\n")[2]
+        self.column = cell_len(line) + (0 if "\n" in blanks else self.column)
+        if self.width and self.column and self.column + cell_len(word) > self.width and "\n" not in blanks:
+            blanks, self.column = "\n", 0
+        echo(blanks + word, nl=False)
+        self.column += cell_len(word)
+
+    def end(self) -> None:
+        """Print what was held back."""
+        rest = self.said[self.done :].rstrip()
+        if rest:
+            self.word(rest[: len(rest) - len(rest.lstrip())], rest.lstrip())
+        echo()

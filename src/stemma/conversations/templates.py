@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -118,6 +119,69 @@ class TurnsWriter(Writer):
         return made.made()
 
 
+def jinja(template: Turns | Instructions, tokenizer: Any) -> str:
+    """A declared template as Jinja, so that a tokenizer can carry it to other tools. It writes the beginning token of
+    the tokenizer, where that begins every text with it, and else what `TurnsWriter` writes."""
+    own = adapted(template, tokenizer)
+    opens = tokenizer.bos_id is not None and tokenizer.encode("a", add_special=True)[:1] == [tokenizer.bos_id]
+    bos = tokenizer.specials.bos or ""
+    if isinstance(own, Instructions):
+        first, body = own.bare or own.text, _instructions(own)
+    else:
+        first, body = (own.user if own.inside or "{}" in own.system else own.system), _rounds(own)
+    return (_put(bos) if opens and not first.startswith(bos) else "") + body
+
+
+def _quoted(text: str) -> str:
+    """A text as Jinja writes it."""
+    return "'" + json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"').replace("'", "\\'") + "'"
+
+
+def _put(*parts: str) -> str:
+    """Texts, and expressions (with a `$` in front), written one behind the other."""
+    pieces = [part[1:] if part.startswith("$") else _quoted(part) for part in parts if part]
+    return "{{- " + " + ".join(pieces) + " }}" if pieces else ""
+
+
+def _rounds(own: Turns) -> str:
+    """The Jinja of turns."""
+    strip = ".strip()" if own.strip else ""
+    words = f"$m['content']{strip}"
+    (u, v), (a, b), (s, t) = (part.partition("{}")[::2] for part in (own.user, own.assistant, own.system))
+    system = _put(s, "$system", t) if "{}" in own.system else _put(own.system)
+    headed = "messages and messages[0]['role'] == 'system'"
+    before = f"{{%- if system %}}{system}{{%- endif %}}" if "{}" in own.system else system
+    user = _put(words)
+    if own.inside:
+        inner = "$m['content'].rstrip()" if own.strip else words
+        user = f"{{%- if loop.first and system %}}{system}{_put(inner)}{{%- else %}}{user}{{%- endif %}}"
+    between = f"{{%- if not loop.first %}}{_put(own.between)}{{%- endif %}}" if own.between else ""
+    return (
+        f"{{%- set system = messages[0]['content'] if {headed} else {_quoted(own.default)} %}}"
+        f"{{%- set rest = messages[1:] if {headed} else messages %}}"
+        + ("" if own.inside else before)
+        + "{%- for m in rest %}{%- if m['role'] == 'assistant' %}"
+        + _put(a, words, b)
+        + f"{{%- else %}}{between}{_put(u)}{user}{_put(v)}{{%- endif %}}{{%- endfor %}}"
+        + f"{{%- if add_generation_prompt %}}{_put(own.generation)}{{%- endif %}}"
+    )
+
+
+def _instructions(own: Instructions) -> str:
+    """The Jinja of one instruction and its answer."""
+    before, _, after = (own.bare or own.text).partition("{instruction}")
+    answer = own.answer.partition("{}")
+    return (
+        "{%- set rest = messages | rejectattr('role', 'equalto', 'system') | list %}{%- if rest | length > 2 %}"
+        "{{- raise_exception('this template writes one instruction and its answer') }}{%- endif %}"
+        "{%- for m in rest %}{%- if m['role'] == 'user' %}"
+        + _put(before, "$m['content']", after.replace("{input}", ""))
+        + "{%- else %}"
+        + _put(answer[0], "$m['content']", answer[2])
+        + "{%- endif %}{%- endfor %}"
+    )
+
+
 def writer(tokenizer: Any, template: str | Turns | Instructions | None = None, **options: Any) -> Writer:
     """The writer of a template: a name of `NAMES`, a declared value, or (None) the tokenizer's own. Raises UsageError
     for an unknown name, and where the tokenizer has none."""
@@ -129,6 +193,9 @@ def writer(tokenizer: Any, template: str | Turns | Instructions | None = None, *
                 f"no chat template is called {template!r}; known: {', '.join(NAMES)}{did_you_mean(template, NAMES)}"
             )
         return TurnsWriter(NAMES[template], tokenizer)
-    if getattr(tokenizer, "chat_template", None) is None:
+    own = getattr(tokenizer, "chat_template", None)
+    if own is None:
         raise UsageError(f"this tokenizer has no chat template; name one of {', '.join(NAMES)}")
+    if not options and (name := next((n for n, t in NAMES.items() if jinja(t, tokenizer) == own), None)):
+        return TurnsWriter(NAMES[name], tokenizer)
     return JinjaWriter(tokenizer, **options)

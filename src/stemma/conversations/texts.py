@@ -57,6 +57,17 @@ class Writer(ABC):
         begin, end = made.spans[-1]
         return made.text[begin:end].partition("tell")[2].strip()
 
+    def stops(self) -> tuple[str, ...]:
+        """The texts at which a model should stop: the end of an answer or, where nothing ends one, what stands before
+        the next user's words."""
+        if end := self.ending():
+            return (end,)
+        words = ("ask", "tell", "more", "rest")
+        turns = tuple(Turn(("user", "assistant")[i % 2], word) for i, word in enumerate(words))
+        made = self.write(Conversation(turns))
+        between = made.text[made.spans[0][1] : made.text.index("more", made.spans[0][1])].strip()
+        return (between,) if between else ()
+
 
 class Builder:
     """Text put together piece by piece, with the places of words and targets."""

@@ -99,7 +99,8 @@ def load(
     modules before they are filled: a quantised matrix is made of the file's tensor, and no other copy is kept.
     `quantize` (`"nf4"`, `"int8"`) does so with the matrices of all blocks; `"keep"` leaves them, the embeddings and a
     head's own matrix in the file's types, such as the blocks of a GGUF file. `adapter`: folders in PEFT's format, whose
-    adapters all take part; the folder of an adapter as `path` loads its base too. Weights of the wanted type and
+    adapters all take part, and the first tokenizer beside one; the folder of an adapter as `path` loads its base too.
+    Weights of the wanted type and
     layout are mapped copy-on-write (docs/formats.md). Raises CheckpointError naming the tensor, key or file."""
     folder = model_path(path) or fetch(str(path), revision)
     adapters = [adapter] if isinstance(adapter, str | Path) else list(adapter)
@@ -115,8 +116,16 @@ def load(
         given = (*quantized(there, quantize), *given)
     model = _loaded(folder, device, dtype, new, task, labels, problem, tokenizer=tokenizer, rewrites=given)
     model.origin = str(folder.resolve()) if model_path(path) else str(path)
+    own = None  # the tokenizer beside an adapter: with the template, and the tokens, that it learnt
     for one in adapters:
-        peft.attach(model, model_path(one) or fetch(str(one), None))
+        place = model_path(one) or fetch(str(one), None)
+        peft.attach(model, place)
+        if tokenizer and own is None and any((place / name).is_file() for name in hf.VOCABULARY):
+            from stemma.text import Tokenizer
+
+            own = Tokenizer.load(place)
+            own.check(model.dims.vocab)
+    model.tokenizer = model.tokenizer if own is None else own
     return model
 
 

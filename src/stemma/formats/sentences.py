@@ -35,6 +35,14 @@ class Pooling:
     pool_prompt: bool = True
 
 
+def _inside(folder: Path, name: str) -> bool:
+    """Whether a name that a file gives is one of something in the folder."""
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (ValueError, OSError):  # a zero byte, half of a surrogate pair, links in a circle, a name that is too long
+        return False
+
+
 def read(folder: Path) -> tuple[Path, Pooling | None]:
     """The folder of the model itself and its pooling (None if no file gives one). Raises CheckpointError for a damaged
     file."""
@@ -48,7 +56,7 @@ def read(folder: Path) -> tuple[Path, Pooling | None]:
     if not isinstance(listed, list) or not all(named(m) for m in listed):
         raise CheckpointError(f"{folder / MODULES} should list modules, each with a type and a path")
     for module in listed:
-        if "\0" in module["path"] or not (folder / module["path"]).resolve().is_relative_to(folder.resolve()):
+        if not _inside(folder, module["path"]):
             raise CheckpointError(f"{folder / MODULES}: the path {brief(module['path'])} leads out of the folder")
     kinds = [(m["type"].rpartition(".")[2], folder / m["path"]) for m in listed]
     body = next((path for kind, path in kinds if kind == "Transformer"), folder)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from stemma import formats, spec
+from stemma.conversations.templates import NAMES, jinja
+from stemma.declare.tasks import ChatTask, RowObjective
 from stemma.errors import UsageError
 from stemma.formats.heads import HEADS
 from stemma.nn.model import Model
@@ -46,6 +48,9 @@ def inspect(plan: Plan) -> tuple[Any, int]:
                 "from weights of its own design and scale"
             )
     grown = there.tokenizer.grown(plan.text.sentinels, (*plan.text.extras, *tokens(plan.objective, plan.text)))
+    task = plan.objective.task if isinstance(plan.objective, RowObjective) else None
+    if isinstance(task, ChatTask) and task.template:  # whoever talks to it later finds the template that it learnt
+        grown.chat_template = jinja(NAMES[task.template], grown)
     return grown, there.dims.vocab
 
 

@@ -24,6 +24,8 @@ from stemma.planning.batch import Example
 from stemma.planning.estimate import unfit
 from stemma.planning.memory import peak
 from stemma.planning.search import FILL, able, largest, most, rounded
+from stemma.rewrites import NF4, LoRA, Prefix, SoftPrompt, Trainable, TrainableTokens, WeightOnly, apply
+from stemma.rewrites.paths import plain_names
 from stemma.train import drafted, meter, resolve
 from test_cli import call  # noqa: F401
 
@@ -63,6 +65,42 @@ def test_memory_of_rows_that_go_in_blocks_is_as_predicted(name: str) -> None:
     tiny = {"dims.d_model": 16, "dims.d_ff": 16, "dims.vocab": 100, "dims.layers": 1, "dims.context": 1536}
     plan = bench.planned(name, SMALL | tiny | {"recipe.batch": 1536})
     assert bench.predicted(plan, False) == pytest.approx(bench.measured(plan, False), rel=0.02)
+
+
+ADAPTED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "lora": ("llama", (LoRA(("*.attention.*", "*.mlp.*"), 8),)),
+    "qlora": ("llama", (NF4(("*.attention.*", "*.mlp.*")), LoRA(("*.attention.*", "*.mlp.*"), 8))),
+    "dora": ("llama", (LoRA(("*.attention.[qv]",), 8, dora=True, dropout=0.1),)),
+    "int8": ("gpt2", (WeightOnly(("*.blocks.*",)), LoRA(("*.mlp.*",), 8))),
+    "bitfit": ("bert", (Trainable(("*.bias",)),)),
+    "prompt": ("llama", (SoftPrompt(8),)),
+    "prefix": ("t5", (Prefix(8),)),
+    "rows and some layers": ("llama", (TrainableTokens((3, 5)), LoRA(("decoder.blocks.[345].attention.*",), 8))),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [k if k in ("lora", "qlora", "prompt") else pytest.param(k, marks=pytest.mark.slow) for k in ADAPTED]
+)
+def test_memory_of_what_learns_beside_frozen_weights(kind: str) -> None:
+    """Frozen weights have no gradient and no state; what learns has. A few layers stand for all, where they are alike."""
+    name, rewrites = ADAPTED[kind]
+    plan = bench.planned(name, {"dims.layers": 6, "recipe.batch": 2048, "rewrites": rewrites} | SMALL)
+    assert bench.predicted(plan, False) == pytest.approx(bench.measured(plan, False), rel=0.01)
+    view = Outlook(plan)
+    found = estimate(view, Mesh(), HARDWARE["cpu"], 8)
+    model = Model(plan.arch, plan.dims)
+    whole = sum(p.numel() for p in model.parameters())
+    apply(model, plan.rewrites)
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    held = [*(p for p in model.parameters() if not p.requires_grad), *model.buffers()]
+    assert found.gradients == 4 * learned and found.frozen == sum(t.numel() * t.element_size() for t in held)
+    beside = sum(p.numel() for n, p in model.named_parameters() if n not in plain_names(model))
+    assert view.learned == learned and view.parameters == whole + beside
+    assert len(view.memory(1, False, True).step.networks.model.rewrites) == len(rewrites)
+    plain = estimate(Outlook(replace(plan, rewrites=())), Mesh(), HARDWARE["cpu"], 8)
+    assert found.gradients + found.optimizer < 0.5 * (plain.gradients + plain.optimizer)
+    assert plain.frozen == 0 and unfit(plan, Mesh(tp=2)) is not None
 
 
 # ---------------------------------------------------------------- a few layers for all

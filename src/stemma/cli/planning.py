@@ -205,6 +205,7 @@ def _data(
         "scale": full.scale,
         "devices": count,
         "parameters": view.parameters,
+        "learned": view.learned,
         "recompute": view.recompute,
         "optimizer": type(full.recipe.optimizer).__name__,
         "tokens_per_step": tokens,
@@ -240,9 +241,10 @@ def _tell(full: Plan, found: Estimate, device: Device, data: dict[str, Any], pro
             )
         out.print(text, style=style, soft_wrap=True)
 
+    some = f", of which {data['learned']:,} learn" if data["learned"] < data["parameters"] else ""
     say(
-        f"{full.name} ({full.scale}): {data['parameters']:,} parameters, {data['tokens_per_step']:,} tokens a step, "
-        f"rows of {full.context}",
+        f"{full.name} ({full.scale}): {data['parameters']:,} parameters{some}, {data['tokens_per_step']:,} tokens a "
+        f"step, rows of {full.context}",
         "bold",
     )
     for note in data["notes"]:
@@ -257,6 +259,7 @@ def _tell(full: Plan, found: Estimate, device: Device, data: dict[str, Any], pro
     optimizer = f"optimiser ({data['optimizer']})"
     for words, key in (
         ("weights", "weights"),
+        ("frozen weights", "frozen"),
         ("gradients", "gradients"),
         (optimizer, "optimizer"),
         ("gathered", "gathered"),

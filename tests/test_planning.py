@@ -504,7 +504,7 @@ def test_the_command_says_what_it_assumes(call: Any) -> None:  # noqa: F811
     assert code == 5 and "DOES NOT FIT" in out and "does not fit on 64 H100" in err
 
 
-@pytest.mark.parametrize("name", ["llama-7b", "gpt3-175b"])
+@pytest.mark.parametrize("name", [pytest.param("llama-7b", marks=pytest.mark.slow), "gpt3-175b"])
 def test_the_advice_holds_as_it_is_printed(call: Any, name: str) -> None:  # noqa: F811
     """What `plan` says would do does, word for word; a mesh of one's own that does not is told with the same code."""
     code, _, err = call("plan", name, "--gpus", "1xH100")

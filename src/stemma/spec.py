@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import math
 import re
 import types
@@ -456,10 +455,15 @@ def _open(hint: Any) -> bool:
     return isinstance(hint, type) and "KINDS" in vars(hint)
 
 
-@functools.cache
+_known_names: dict[type, tuple[str, ...]] = {}
+
+
 def _names(kind: type) -> tuple[str, ...]:
     """The names of the fields of a kind of spec; of anything else none."""
-    return tuple(f.name for f in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
+    if kind not in _known_names:
+        is_spec = dataclasses.is_dataclass(kind)
+        _known_names[kind] = tuple(f.name for f in dataclasses.fields(kind)) if is_spec else ()
+    return _known_names[kind]
 
 
 def _check_field(value: Any, name: str, path: str) -> None:

@@ -50,7 +50,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
         ("fill", "PATH TEXT", "guess the masked words of a text", "models"),
         ("embed", "PATH TEXT...", "vectors of texts, or how alike they are", "models"),
         ("convert", "SRC DST", "write a checkpoint in another layout or precision", "models"),
-        ("merge", "MODEL", "add adapters to weights, for good", "models"),
+        ("merge", "MODEL", "add adapters to weights, for good", "merging"),
     ],
     "More": [
         ("completion", "SHELL", "set up tab completion: bash, zsh or fish", "meta"),

@@ -24,6 +24,7 @@ from stemma.tasks.encoder import first
 from stemma.train.config import Plan, Train
 from stemma.train.plans import start_folder
 from stemma.tune import heads, preview, sizes
+from stemma.tune.tokens import needed
 
 SCALE = "tuned"  # what a plan that begins from weights has in place of a scale
 ROW = 1024  # tokens of a row at most, where the model reads more
@@ -103,7 +104,8 @@ def resolve(
     plan = fitting(spec.edit(plan, changes))
     if task is None or isinstance(task, HeadTask):
         return plan
-    return fitted(plan, there.tokenizer, changes, quiet)
+    plan, tokenizer = needed(plan, there, quiet)
+    return fitted(plan, tokenizer, changes, quiet)
 
 
 def recipe_of(context: int, adapted: float | None) -> Recipe:

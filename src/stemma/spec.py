@@ -157,8 +157,7 @@ def interval(text: str, default: T, example: str = "") -> T:
 
 def quiet(default: T, bound: Bound | None = None) -> T:
     """A field that is shown and written only where it is set."""
-    limits = {} if bound is None else {"bound": bound}
-    return dataclasses.field(default=default, metadata={"quiet": True, **limits})
+    return dataclasses.field(default=default, metadata={"quiet": True} | ({"bound": bound} if bound else {}))
 
 
 _known_bounds: dict[type, list[tuple[str, Bound]]] = {}
@@ -180,9 +179,8 @@ def kinds(base: type[Spec]) -> list[type[Spec]]:
 
 def get(value: Any, path: str) -> Any:
     """The value at a dotted `path`. Raises UsageError for a path that does not exist, with the nearest name."""
-    names = path.split(".")
-    for i, name in enumerate(names):
-        if name not in _names(type(value)):
+    for i, name in enumerate(names := path.split(".")):
+        if name not in getattr(type(value), "__match_args__", ()):  # the fields, but for odd ones
             _check_field(value, name, ".".join(names[: i + 1]))
         value = getattr(value, name)
     return value
@@ -455,21 +453,10 @@ def _open(hint: Any) -> bool:
     return isinstance(hint, type) and "KINDS" in vars(hint)
 
 
-_known_names: dict[type, tuple[str, ...]] = {}
-
-
-def _names(kind: type) -> tuple[str, ...]:
-    """The names of the fields of a kind of spec; of anything else none."""
-    if kind not in _known_names:
-        is_spec = dataclasses.is_dataclass(kind)
-        _known_names[kind] = tuple(f.name for f in dataclasses.fields(kind)) if is_spec else ()
-    return _known_names[kind]
-
-
 def _check_field(value: Any, name: str, path: str) -> None:
     if not dataclasses.is_dataclass(value):
         raise UsageError(f"no field {path!r}: {_leaf(value)} has no fields")
-    known = _names(type(value))
+    known = [f.name for f in dataclasses.fields(value)]
     if name not in known:
         raise UnknownPath(
             f"no field {path!r} in {type(value).__name__} (it has {', '.join(known)}){did_you_mean(name, known)}", path

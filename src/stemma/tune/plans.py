@@ -88,14 +88,15 @@ def resolve(
     rate = RATES["adapter"] if any(r.freezes for r in rewrites) else None
     train = Train(budget, context=context, start=start, unit="document", piece=None, best="loss")
     if isinstance(task, HeadTask):
-        found = heads.wanted(task, there, data, changes, int(changes.get("train.context", context)))
+        row = int(changes.get("train.context", context))
+        found = heads.wanted(task, there, data, changes, row)
         if not quiet:
-            heads.tell(found.objective, there, data, context)
+            heads.tell(found.objective, there, data, row)
         if rate is not None:
             rewrites = (*rewrites, *heads.learning(there, found.arch))
         train = replace(train, val_fraction=heads.HELD, best=heads.best(task))
         changes = {path: value for path, value in changes.items() if not path.startswith("objective.")}
-        goal: tuple[Arch, Objective, Recipe] = (*found, heads.recipe(there.arch.structure, context, rate))
+        goal: tuple[Arch, Objective, Recipe] = (*found, heads.recipe(there.arch.structure, row, rate))
     else:
         goal = there.arch, CLM() if task is None else objective_of(task, there), recipe_of(context, rate)
     arch, objective, recipe = goal

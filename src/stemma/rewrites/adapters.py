@@ -11,6 +11,7 @@ from stemma.errors import UsageError
 from stemma.nn.model import Model
 from stemma.rewrites.kinds import Adapter
 from stemma.rewrites.lora import LoRALinear
+from stemma.rewrites.lora_experts import LoRAExperts
 from stemma.rewrites.modules import Wrapped
 from stemma.rewrites.prompts import Ahead
 from stemma.rewrites.rows import Rows
@@ -26,9 +27,9 @@ def layers(model: nn.Module) -> Iterator[LoRALinear]:
     return (module for module in model.modules() if isinstance(module, LoRALinear))
 
 
-def parts(model: nn.Module) -> Iterator[LoRALinear | Rows | Ahead]:
-    """Every module of every adapter: adapted layers, rows of tables, soft prompts and prefixes."""
-    return (module for module in model.modules() if isinstance(module, LoRALinear | Rows | Ahead))
+def parts(model: nn.Module) -> Iterator[LoRALinear | LoRAExperts | Rows | Ahead]:
+    """Every module of every adapter: adapted layers and experts, rows of tables, soft prompts and prefixes."""
+    return (module for module in model.modules() if isinstance(module, LoRALinear | LoRAExperts | Rows | Ahead))
 
 
 def layer_of(module: nn.Module, name: str) -> LoRALinear | None:
@@ -46,6 +47,15 @@ def rows_of(module: nn.Module, name: str) -> Rows:
         assert isinstance(module, Wrapped)
         module = module.base
     return module
+
+
+def experts_of(module: nn.Module, name: str) -> LoRAExperts | None:
+    """The adapter `name` around a mixture of experts."""
+    while isinstance(module, Wrapped):
+        if isinstance(module, LoRAExperts) and module.spec.name == name:
+            return module
+        module = module.base
+    return None
 
 
 def use(model: Model, strengths: Mapping[str, float] | Sequence[str] | str) -> Model:
@@ -83,11 +93,11 @@ def rounded(model: Model) -> float:
     """The share of what the adapters add that is lost where a merge rounds to the base's dtype: the root mean square of
     the rounding over that of what is added. 0 for fp32."""
     lost = added = 0.0
-    for layer in layers(model):
-        if layer.unmergeable() is not None:
-            continue
-        whole = layer.whole().detach()
-        base = layer.base_weight.detach()
+    pairs = [(layer.whole().detach(), layer.base_weight.detach()) for layer in layers(model) if not layer.unmergeable()]
+    for module in model.modules():
+        if isinstance(module, LoRAExperts):
+            pairs += [(whole, base) for _, base, whole in module.wholes()]
+    for whole, base in pairs:
         lost += float((whole.to(base.dtype).float() - whole).square().sum())
         added += float((whole - base.float()).square().sum())
     return (lost / added) ** 0.5 if added else 0.0

@@ -304,3 +304,24 @@ def test_no_system_is_made_up(decoder: Path) -> None:
     ]:
         with pytest.raises(UsageError, match=why):
             systems.resolve(what, str(decoder), "x.jsonl")
+
+
+def test_tokens_that_a_template_brings_learn(tmp_path: Path, decoder: Path, tokenizer: Tokenizer) -> None:
+    """ChatML on a base model: the tokenizer grows, the new rows begin as the mean of the others and learn; an adapter,
+    whose file has no rows, is refused with the cure."""
+    data = written(tmp_path / "rows.jsonl", TALKS)
+    more: dict[str, Any] = {"budget": "2 steps", "quiet": True, "settings": {"template": "chatml"}}
+    run = tune("chat", start=str(decoder), data=data, out=tmp_path / "run", overrides={"recipe.lr": 1e-2}, **more)
+    assert run.finished
+    there = stemma.load(tmp_path / "run")
+    ids = [there.tokenizer.id(name) for name in ("<|im_start|>", "<|im_end|>")]
+    assert ids == [tokenizer.vocab_size, tokenizer.vocab_size + 1] and there.dims.vocab == tokenizer.vocab_size + 2
+    old = stemma.load(decoder).embed.tokens.weight
+    new, mean = there.embed.tokens.weight[ids], old.mean(0)
+    assert 0 < (new - mean).abs().max() < 0.05 and not torch.equal(new[0], new[1])
+    assert there.tokenizer.encode("<|im_end|>", allow_special=True, add_special=False) == ids[1:]
+    with pytest.raises(
+        UsageError, match=r"template chatml has tokens that .* lacks \(<\|im_start\|>, <\|im_end\|>\), and an"
+    ):
+        tune("chat", start=str(decoder), data=data, out=tmp_path / "lora", lora=2, **more)
+    assert not (tmp_path / "lora").exists()

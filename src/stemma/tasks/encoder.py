@@ -20,6 +20,7 @@ from stemma.data.sources import read as read_source
 from stemma.declare.tasks import RowTask
 from stemma.errors import DataError
 from stemma.tasks.base import Reader, reader
+from stemma.tasks.heads import WHOLE, HeadReader
 
 VERSION = 1  # of what the ids of a row are; raise it where they change
 
@@ -78,11 +79,12 @@ def rows(data: str, encoder: TaskEncoder) -> Source:
     """The rows that `data` names, as a source of JSON texts. A row that a task cannot learn from is passed over, noted
     with its file and line; with `#strict=yes` it is an error. Raises DataError if no row is left."""
     inner = read_source(data, field=ROWS, strict=False)
-    strict = any(options(piece)[1].get("strict") == "yes" for piece in pieces(data))
+    strict = _strict(data)
     check = encoder.reader.check
 
     def walk(notes: Notes) -> Iterator[Document]:
-        yield from checked(inner.documents(), check, notes, strict)
+        for document in checked(inner.documents(), check, notes, strict):
+            yield from divided(document, encoder.reader)
         notes.include(inner.notes)
 
     facts = f"{inner.facts} rows {strict} {_code()} {encoder.fingerprint}"
@@ -108,6 +110,29 @@ def raw_rows(data: str) -> Iterator[Mapping[str, Any]]:
             row = json.loads(document.text)
             if isinstance(row, Mapping):
                 yield row
+
+
+def divided(document: Document, read: Reader) -> Iterator[Document]:
+    """A row as those that it is read as, which stay together when some are held out."""
+    if not isinstance(read, HeadReader) or len(found := read.pieces(json.loads(document.text))) == 1:
+        yield document
+        return
+    group = document.group or f"row {document.name}"
+    for number, row in enumerate(found, 1):
+        text = json.dumps({**row, WHOLE: document.name}, ensure_ascii=False)
+        yield document._replace(text=text, name=f"{document.name} ({number})", group=group)
+
+
+def good_rows(data: str, check: Callable[[Mapping[str, Any]], None]) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """The rows that `data` names and `check` accepts, and sentences on those that are passed over."""
+    inner, notes = read_source(data, field=ROWS, strict=False), Notes()
+    found = [json.loads(document.text) for document in checked(inner.documents(), check, notes, _strict(data))]
+    notes.include(inner.notes)
+    return found, list(notes)
+
+
+def _strict(data: str) -> bool:
+    return any(options(piece)[1].get("strict") == "yes" for piece in pieces(data))
 
 
 def checked(

@@ -24,6 +24,7 @@ from stemma.tasks.encoder import first
 from stemma.train.config import Plan, Train
 from stemma.train.plans import start_folder
 from stemma.tune import heads, preview, sizes
+from stemma.tune.tokens import needed
 
 SCALE = "tuned"  # what a plan that begins from weights has in place of a scale
 ROW = 1024  # tokens of a row at most, where the model reads more
@@ -87,14 +88,15 @@ def resolve(
     rate = RATES["adapter"] if any(r.freezes for r in rewrites) else None
     train = Train(budget, context=context, start=start, unit="document", piece=None, best="loss")
     if isinstance(task, HeadTask):
-        found = heads.wanted(task, there, data, changes, int(changes.get("train.context", context)))
+        row = int(changes.get("train.context", context))
+        found = heads.wanted(task, there, data, changes, row)
         if not quiet:
-            heads.tell(found.objective, there, data, context)
+            heads.tell(found.objective, there, data, row)
         if rate is not None:
             rewrites = (*rewrites, *heads.learning(there, found.arch))
         train = replace(train, val_fraction=heads.HELD, best=heads.best(task))
         changes = {path: value for path, value in changes.items() if not path.startswith("objective.")}
-        goal: tuple[Arch, Objective, Recipe] = (*found, heads.recipe(there.arch.structure, context, rate))
+        goal: tuple[Arch, Objective, Recipe] = (*found, heads.recipe(there.arch.structure, row, rate))
     else:
         goal = there.arch, CLM() if task is None else objective_of(task, there), recipe_of(context, rate)
     arch, objective, recipe = goal
@@ -103,7 +105,8 @@ def resolve(
     plan = fitting(spec.edit(plan, changes))
     if task is None or isinstance(task, HeadTask):
         return plan
-    return fitted(plan, there.tokenizer, changes, quiet)
+    plan, tokenizer = needed(plan, there, quiet)
+    return fitted(plan, tokenizer, changes, quiet)
 
 
 def recipe_of(context: int, adapted: float | None) -> Recipe:

@@ -20,6 +20,7 @@ from stemma.rewrites import kinds
 from stemma.rewrites.kinds import Rewrite
 from stemma.train.config import Plan, Train
 from stemma.tune.plans import SCALE, beside, fitting, objective_of, packed, started
+from stemma.tune.tokens import needed
 
 EXAMPLES = 16  # of a step, in a scaled run
 FASTER = 10.0  # times the published rate at most, in a scaled run
@@ -180,4 +181,4 @@ def resolve(
     plan = Plan(
         there.name, SCALE, arch, there.dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name
     )
-    return fitting(spec.edit(plan, dict(overrides or {})))
+    return needed(fitting(spec.edit(plan, dict(overrides or {}))), there)[0]

@@ -88,7 +88,7 @@ def plan_of(folder: Path, view: Examples, lora: bool, precision: str, **more: An
     """The plan that `stemma tune` makes for such a model and such rows, and the tokenizer."""
     from stemma import formats
 
-    settings = {"template": "chatml"}
+    settings = {"template": "vicuna"}  # without new tokens, which no adapter could learn
     plan = resolve("chat", str(folder), "builtin:captain", settings=settings, lora=RANK if lora else None)
     fits = sizes.fitting(view.measured, 1024, False)
     train = replace(plan.train, context=fits["train.context"], precision=precision, **more)  # type: ignore[arg-type]

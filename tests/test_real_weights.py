@@ -20,6 +20,7 @@ import torch
 from tokenizers import pre_tokenizers
 
 import stemma
+from stemma.formats import gguf
 
 pytestmark = pytest.mark.real
 
@@ -144,6 +145,18 @@ def test_smollm2_knows_paris(smol: Any) -> None:
     with torch.no_grad():
         best = int(smol(torch.tensor([ids])).logits[0, -1].argmax())
     assert smol.tokenizer.decode([best]) == " Paris"
+
+
+def test_smollm2_stays_in_its_blocks(smol: Any, smol_file: Path, tmp_path: Path) -> None:
+    """The numbers are those of the model in full, and the file comes back byte for byte."""
+    kept = stemma.load(smol_file, quantize="keep")
+    assert sum(b.nbytes for b in kept.buffers()) < 98e6 and not any(p.ndim > 1 for p in kept.parameters())
+    ids = torch.arange(100, 140)[None]
+    with torch.no_grad():
+        assert torch.equal(kept(ids).logits, smol(ids).logits)
+    kept.save(str(tmp_path / "again.gguf"), layout="gguf")
+    a, b = gguf.File(smol_file), gguf.File(tmp_path / "again.gguf")
+    assert set(a) == set(b) and all(a.raw(n).tobytes() == b.raw(n).tobytes() for n in a)
 
 
 @pytest.mark.parametrize("prompt", ["The capital of France is", "def fibonacci(n):\n", "chat"])

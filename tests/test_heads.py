@@ -461,3 +461,19 @@ def test_predict_and_eval_on_the_command_line(critic: Path, tmp_path: Path, caps
     )
     out, _ = said("eval", str(critic), "--data", judged)
     assert "accuracy" in out and "40 rows" in out
+
+
+def test_a_report_has_the_metrics_the_confusion_and_the_worst(critic: Path, tmp_path: Path) -> None:
+    from stemma import report
+
+    page = report.write([critic], tmp_path / "r.html").read_text("utf-8")
+    summary = json.loads((critic / "summary.json").read_text())
+    assert f"{summary['val']['accuracy']:.3f} <small>accuracy on held-out rows</small>" in page
+    assert "Confusion" in page and "Worst predictions" in page and "whose metrics are above" in page
+    assert page.count('<th scope="row">neg</th>') == page.count('<th scope="row">pos</th>') == 1
+    assert all(one["text"] in page for one in summary["answers"]["worst"])
+    (odd := tmp_path / "odd").mkdir()
+    (odd / "run.json").write_bytes((critic / "run.json").read_bytes())
+    for answers in ({"labels": 3, "confusion": [[1]], "worst": [1]}, {"labels": ["a"], "confusion": [["x"]]}, [], 3):
+        (odd / "summary.json").write_text(json.dumps({"val": {"accuracy": 0.5}, "answers": answers}))
+        assert "0.500" in report.write([odd], tmp_path / "odd.html").read_text("utf-8")

@@ -12,6 +12,7 @@ from stemma.nn.model import Model
 from stemma.rewrites.frozen import Frozen
 from stemma.rewrites.kinds import Adapter, Rewrite
 from stemma.rewrites.lora import LoRALinear
+from stemma.rewrites.lora_experts import LoRAExperts
 from stemma.rewrites.modules import Wrapped
 from stemma.rewrites.paths import plain_modules
 from stemma.rewrites.prompts import Ahead
@@ -28,9 +29,9 @@ def layers(model: nn.Module) -> Iterator[LoRALinear]:
     return (module for module in model.modules() if isinstance(module, LoRALinear))
 
 
-def parts(model: nn.Module) -> Iterator[LoRALinear | Rows | Ahead]:
-    """Every module of every adapter: adapted layers, rows of tables, soft prompts and prefixes."""
-    return (module for module in model.modules() if isinstance(module, LoRALinear | Rows | Ahead))
+def parts(model: nn.Module) -> Iterator[LoRALinear | LoRAExperts | Rows | Ahead]:
+    """Every module of every adapter: adapted layers and experts, rows of tables, soft prompts and prefixes."""
+    return (module for module in model.modules() if isinstance(module, LoRALinear | LoRAExperts | Rows | Ahead))
 
 
 def layer_of(module: nn.Module, name: str) -> LoRALinear | None:
@@ -48,6 +49,15 @@ def rows_of(module: nn.Module, name: str) -> Rows:
         assert isinstance(module, Wrapped)
         module = module.base
     return module
+
+
+def experts_of(module: nn.Module, name: str) -> LoRAExperts | None:
+    """The adapter `name` around a mixture of experts."""
+    while isinstance(module, Wrapped):
+        if isinstance(module, LoRAExperts) and module.spec.name == name:
+            return module
+        module = module.base
+    return None
 
 
 def use(model: Model, strengths: Mapping[str, float] | Sequence[str] | str) -> Model:
@@ -93,6 +103,12 @@ def rounded(model: Model, kept: Rewrite | None = None) -> float:
         stored = as_stored(kept, whole) if kept is not None and linear else whole.to(base.dtype).float()
         lost += float((stored - whole).square().sum())
         added += float((whole - base.float()).square().sum())
+    for _, module in plain_modules(model):
+        if isinstance(module, LoRAExperts):
+            for name, _, whole in module.wholes():
+                base = module.experts.get_parameter(name).detach()
+                lost += float((whole.to(base.dtype).float() - whole).square().sum())
+                added += float((whole - base.float()).square().sum())
     return (lost / added) ** 0.5 if added else 0.0
 
 

@@ -207,6 +207,15 @@ def test_bad_rows_are_counted_with_their_line(tmp_path: Path, tokenizer: Tokeniz
         list(rows(written(tmp_path / "bad.jsonl", [row]), encoder).documents())
 
 
+def test_what_differs_in_numbers_alone_is_one_note(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    encoder = TaskEncoder(WriteTask(text="text", target="target"), tokenizer, 32, "encoder-decoder")
+    long = [{"text": "a", "target": "homer " * n} for n in (60, 70)]
+    source = rows(written(tmp_path / "rows.jsonl", [PAIRS[0], *long]), encoder)
+    assert len(list(source.documents())) == 1 and len(source.notes) == 1
+    assert source.notes[0].startswith("2 rows were passed over: such as its target has ")
+    assert "(rows.jsonl:2, rows.jsonl:3)" in source.notes[0]
+
+
 def test_lines_that_are_no_rows_are_counted_too(tmp_path: Path, tokenizer: Tokenizer) -> None:
     encoder = TaskEncoder(WriteTask(text="text", target="target"), tokenizer, ROW, "decoder")
     (tmp_path / "rows.jsonl").write_text(f"{json.dumps(PAIRS[0])}\n{{\n[1]\n", "utf-8")

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -140,7 +141,7 @@ def checked(
 ) -> Iterator[Document]:
     """The rows that `check` accepts; notes say how many others there are of each kind, and where. Raises DataError with
     `strict` for the first of these, and if all rows are such."""
-    wrong: dict[str, list[str]] = {}
+    wrong: dict[str, dict[str, str]] = {}  # by what is wrong but for its numbers: of each place the whole sentence
     first: DataError | None = None
     some = False
     for document in documents:
@@ -154,14 +155,16 @@ def checked(
             if strict:
                 raise found from None
             first = first or found
-            wrong.setdefault(str(error), []).append(document.name)
+            wrong.setdefault(re.sub(r"\d+", "0", str(error)), {})[document.name] = str(error)
         else:
             some = True
             yield document
     if not some and first is not None:
         raise DataError(f"no row can be learnt from; the first is {first}")
-    for why, places in sorted(wrong.items(), key=lambda item: -len(item[1])):
+    for held in sorted(wrong.values(), key=lambda held: -len(held)):
+        places, sentences = list(held), list(held.values())
+        why = sentences[0] if len({*sentences}) == 1 else f"such as {sentences[0]}"
         what = "1 row was" if len(places) == 1 else f"{len(places):,} rows were"
         shown = ", ".join(place.rpartition("/")[2] for place in places[:3]) + (", ..." if len(places) > 3 else "")
         notes.append(f"{what} passed over: {why} ({shown}); #strict=yes makes this an error")
-        notes.passed += [(why, place) for place in places]
+        notes.passed += [(sentence, place) for place, sentence in held.items()]

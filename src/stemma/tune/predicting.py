@@ -13,7 +13,17 @@ import numpy as np
 import torch
 
 from stemma import formats, spec
-from stemma.declare.tasks import AnswerTask, ChooseTask, ClassifyTask, HeadTask, Labels, RegressTask, RowTask, TagTask
+from stemma.declare.tasks import (
+    AnswerTask,
+    ChooseTask,
+    ClassifyTask,
+    HeadTask,
+    Labels,
+    RegressTask,
+    RowTask,
+    TagTask,
+    WriteTask,
+)
 from stemma.errors import DataError, UsageError, brief
 from stemma.formats import peft
 from stemma.formats.where import model_path
@@ -22,9 +32,11 @@ from stemma.nn.model import Model
 from stemma.objectives.labels import RunLabels
 from stemma.objectives.setting import Setting
 from stemma.tasks import columns, kept
+from stemma.tasks.base import text_of
 from stemma.tasks.encoder import first, good_rows
 from stemma.tasks.head_columns import columns_of
-from stemma.tasks.metrics import bootstrap
+from stemma.tasks.metrics import bootstrap, texts
+from stemma.tune.writing import Written
 
 ROW = 1024  # tokens of a row, where the model reads more
 TOKENS = 8192  # of a batch
@@ -93,6 +105,26 @@ class HeadPredictor(Predictor, of=HeadTask):
 
     def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
         return self.goal.reader.measure(rows, answers)
+
+
+class WritePredictor(Predictor, of=WriteTask):
+    """Predicts by writing."""
+
+    def __init__(self, model: Model, task: WriteTask) -> None:
+        super().__init__(model, task)
+        self.written = Written(model, task)
+
+    def check(self, row: Row, scored: bool) -> None:
+        self.written.prompt(row)
+        if scored:
+            text_of(row, self.task.target, "target")
+
+    def predict(self, rows: Sequence[Row]) -> list[Answer]:
+        return [{"text": text} for text in self.written.answers(rows)]
+
+    def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
+        wanted = [text_of(row, self.task.target, "target") for row in rows]
+        return texts.measured(wanted, [answer["text"] for answer in answers])
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from stemma.tasks.metrics import bootstrap, labels, numbers, spans, tags
+from stemma.tasks.metrics import bootstrap, labels, numbers, spans, tags, texts
 
-__all__ = ["bootstrap", "labels", "numbers", "spans", "tags"]
+__all__ = ["bootstrap", "labels", "numbers", "spans", "tags", "texts"]

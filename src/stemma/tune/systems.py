@@ -25,7 +25,7 @@ from stemma.tune.tokens import needed
 EXAMPLES = 16  # of a step, in a scaled run
 FASTER = 10.0  # times the published rate at most, in a scaled run
 WARMUP = 0.03  # share of the steps, where none is published
-DEFAULT = "chatml"  # template, where none is published
+DEFAULT, PLAIN = "chatml", "plain"  # templates, where none is published: of tokens of its own, or of text alone
 UNKNOWN = 5e-5  # peak rate, where none is published
 
 
@@ -173,8 +173,11 @@ def resolve(
     else:
         task = replace(task_of(found), **{k: v for k, v in (settings or {}).items() if v is not None})
         if not task.template and there.tokenizer.chat_template is None:
-            task = replace(task, template=DEFAULT)
-            disk.tell(f"note: the template of {name} is unpublished, and the model has none of its own: {DEFAULT}")
+            # adapters learn no rows for tokens that a template brings
+            task = replace(task, template=PLAIN if rewrites or found.stage.adapter is not None else DEFAULT)
+            disk.tell(
+                f"note: the template of {name} is unpublished, and the model has none of its own: {task.template}"
+            )
         objective = packed(objective_of(task, there), found.stage.packed is not False)
         train = replace(train, unit="document", piece=None)
         rewrites = rewrites or rewrites_of(found, there)

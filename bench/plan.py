@@ -58,7 +58,9 @@ def measured(plan: Any, recompute: bool) -> float:
         forgetful(trial.model)
     for _ in range(2):
         trial.advance()
-    held = [*trial.parameters, *(t for s in trial.optimizer.state.values() for t in s.values())]
+    held = [*trial.model.parameters(), *(t for s in trial.optimizer.state.values() for t in s.values())]
+    held += [*(p for net in trial.nets.values() for p in net.parameters()), *trial.model.buffers()]
+    held = list({id(t): t for t in held}.values())
     before = sum(t.numel() * t.element_size() for t in held)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof:
         trial.advance()

@@ -55,6 +55,18 @@ def models(source: str | None, layers: int) -> dict[str, Any]:
     return {kind: held[kind.split()[0]] for kind in KINDS if kind.split()[0] in held}
 
 
+def differences(every: dict[str, Any]) -> None:
+    """What the kernels change: logits beside those of plain products with the same weights."""
+    ids = torch.randint(3, every["fp32"].dims.vocab, (1, 4), generator=torch.Generator().manual_seed(1))
+    for kind, model in every.items():
+        if kind != "fp32" and " " not in kind:
+            with torch.no_grad():
+                found = model(ids).logits
+                with without_kernels(True):
+                    plain = model(ids).logits
+            print(f"{kind:10} logits differ by {(found - plain).abs().max() / plain.abs().max():.1e} of the largest")
+
+
 def measure(every: dict[str, Any], threads: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
     prompt = torch.randint(3, every["fp32"].dims.vocab, (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -121,6 +133,7 @@ def main() -> None:
         return peaks(args.model)
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}; products {native.how()}")
     every = {kind: model for kind, model in models(args.model, args.layers).items() if kind in args.kinds}
+    differences(every)
     rows = [row for threads in args.threads for row in measure(every, threads, args)]
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")

@@ -63,6 +63,7 @@ PAGES = {
     "instruct": "conversations.md",
     "parallel": "scale.md",
     "rewrites": "rewrites.md",
+    "tune": "tuning.md",
 }
 
 

@@ -75,6 +75,13 @@ MUTANTS = [
     Mutant("runs: batches made ahead are of the old length", "trainer.move(trainer.cursor)", "pass", "clock"),
     Mutant("train: one checkpoint too many is kept", "% every == 0][-keep:]", "% every == 0][-keep - 1 :]", "train engine accidents"),
     Mutant("train: damaged checkpoints pass", "if _sum(path / file) != expected:", "if _sum(path / file) == -1:", "train accidents scale"),
+    # adapters
+    Mutant("nn: places behind a prefix are not shifted", "pos = pos + by if pos.ndim == 2", "pos = pos if pos.ndim == 2", "prompts"),
+    Mutant("nn: packed documents do not see the prompt", "same | (inputs.kdoc[:, None, keys] == EVERY) if inputs.front else same", "same", "prompts"),
+    Mutant("nn: a soft prompt is padding", "F.pad(mask, (n, 0), value=1)", "F.pad(mask, (n, 0), value=0)", "prompts"),
+    Mutant("rewrites: T5's prefix is cut as a decoder's", "step = 4 if self.cross else 2", "step = 2", "prompts"),
+    Mutant("rewrites: a merge forgets the rows of tokens", "return with_weight(plain, self.put(plain", "return with_weight(plain, (plain", "token_rows"),
+    Mutant("formats: an embedding's A and B are not turned", "tensor.t() if across else tensor", "tensor", "token_rows"),
     # decoding
     Mutant("decoding: a run of tokens may repeat at the end", "for i in range(len(ids) - n + 1) if", "for i in range(len(ids) - n) if", "rules"),
     Mutant("decoding: top-p takes too few", "beyond = mass - ordered.softmax(-1) >= self.top_p", "beyond = mass >= self.top_p", "generate rules"),

@@ -25,7 +25,7 @@ from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
 from stemma.quantize import native
 from stemma.rewrites import NF4, LoRA, Trainable, apply, merge, undo
-from stemma.rewrites.adapters import layers, names, use, without
+from stemma.rewrites.adapters import as_stored, layers, names, use, without
 from stemma.rewrites.frozen import note
 from stemma.rewrites.lora import LoRALinear
 from stemma.text import Specials, Tokenizer
@@ -429,6 +429,44 @@ def test_the_command_line_loads_and_merges(tmp_path: Path, capsys: pytest.Captur
         ran("merge", base, "--adapter", one, "--weight", "1", "--weight", "2", "--out", again)
     with pytest.raises(UsageError, match="is not empty; choose another --out"):
         ran("merge", base, "--adapter", one, "--out", again)
+
+
+def test_an_adapter_is_not_rounded_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A merge of a 4-bit base keeps what is added, however small; into 4 bits again it is said to be lost, and is."""
+    base, adapter = str(tmp_path / "base"), str(tmp_path / "adapter")
+    stemma.build("llama", layers=2, d_model=64, heads=4, d_ff=96, vocab=90).save(base)
+    model = stemma.load(base, quantize="nf4", rewrites=(LoRA(("*.attention.*",), 2),))
+    torch.manual_seed(0)
+    for layer in layers(model):
+        torch.nn.init.normal_(layer.up, std=2e-4)
+    model.save(adapter, layout="peft")
+    ids = torch.arange(3, 20)[None]
+
+    def merged(*args: str) -> tuple[torch.Tensor, str]:
+        command = ["merge", base, "--adapter", adapter, "--quantize", "nf4", "--out", str(tmp_path / "out"), "--force"]
+        root.main(args=[*command, *args], prog_name="stemma", standalone_mode=False)
+        made = stemma.load(tmp_path / "out")
+        return dict(made.named_parameters())["decoder.blocks.1.attention.q.weight"].detach(), capsys.readouterr().out
+
+    with torch.no_grad():
+        alone = undo(stemma.load(base, quantize="nf4")).decoder.blocks[1].attention.q.weight
+        layer = model.decoder.blocks[1].attention.q
+        assert torch.equal(alone, layer.base_weight) and 0 < layer.delta().abs().max() < 0.03 * alone.abs().max()
+        whole, said = merged()
+        assert near(whole - alone, layer.delta(), 1e-7) and "by 0.00%" in said
+        rounded, said = merged("--into", "nf4")
+    lost = float(said.split("by ")[1].split("%")[0]) / 100
+    assert "numbers of nf4" in said and "leave out --into to keep them" in said
+    assert lost > 0.5 and (rounded - alone - layer.delta()).norm() > 0.5 * layer.delta().norm()
+    assert torch.equal(rounded, as_stored(NF4(("*",)), whole))
+    finer, said = merged("--into", "int8")
+    assert "numbers of int8" in said and (finer - whole).abs().max() <= 0.51 * whole.abs().max() / 127
+    assert logits_of(tmp_path / "out", ids).isfinite().all()
+
+
+def logits_of(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return stemma.load(folder)(ids).logits
 
 
 # ---------------------------------------------------------------- what is refused

@@ -470,6 +470,16 @@ def test_not_a_folder(tmp_path: Path) -> None:
         stemma.load(tmp_path, dtype="bfloat61")
 
 
+def test_a_file_that_is_missing_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model.pt").touch()
+    for wrong, hint in (("m/modle.pt", "; did you mean 'm/model.pt'?"), ("org/x.safetensors", ""), ("x.bin", "")):
+        with pytest.raises(UsageError) as error:
+            stemma.load(wrong)
+        assert str(error.value) == f"there is no file {wrong!r}{hint}"
+
+
 def damage_shard(f: Path, edit: Callable[[State], object], which: int = 0) -> str:
     name = sorted(set(shards(f).values()))[which]
     state = load_file(f / name)

@@ -401,7 +401,27 @@ def test_trees_give_the_best_path_or_all() -> None:
     }
     with pytest.raises(DataError, match="row 1 has no 'message_id'"):
         list(trees([{"text": "u"}]))
+    first = {"message_id": "1", "parent_id": None, "text": "u", "role": "prompter"}
+    for wrong, words in (
+        (first, "row 2 has message_id '1', as an earlier one"),
+        ({**first, "message_id": "2", "parent_id": "9"}, "message '2' replies to '9', which is not among the rows"),
+        ({**first, "message_id": "2", "role": "assistant"}, "the tree of message '2': turn 1 is the assistant's"),
+    ):
+        with pytest.raises(DataError, match=words):
+            list(trees([first, wrong]))
+        told: list[DataError] = []
+        assert [
+            t.turns
+            for t in trees(
+                [*rows, {**wrong, "message_id": wrong["message_id"] + ("0" if wrong is not first else "")}],
+                bad=told.append,
+            )
+        ] == [talk("u", "a", "v", "b").turns]
+        assert len(told) == 1
     assert shape_of(nested) == "tree" and read(nested).turns == talk("u", "a").turns
+
+
+USER = {"role": "user", "content": "u"}
 
 
 @pytest.mark.parametrize(
@@ -416,7 +436,22 @@ def test_trees_give_the_best_path_or_all() -> None:
         ({"messages": []}, "make no conversation|says nothing"),
         ({"prompt": "x", "completion": " "}, r"turn 2 \(assistant\) is empty"),
         ({"prompt": "", "completion": "y"}, r"turn 1 \(user\) is empty"),
-        ({"prompt": 3, "completion": "y"}, "are neither texts nor lists"),
+        ({"prompt": 3, "completion": "y"}, "its 'prompt' holds 3, which is neither a text nor a list of messages"),
+        ({"prompt": "x", "completion": None}, "its 'completion' holds None, which is neither a text nor a list"),
+        ({"prompt": "x"}, "it has 'prompt' and no 'completion' or 'response' or 'answer' or 'output'"),
+        ({"instruction": "x", "input": "y"}, "it has 'instruction' and no 'output' or 'response'"),
+        ({"instruction": None, "output": "y"}, "its 'instruction' holds None, which is no text"),
+        ({"answer": "y"}, "it has 'answer' and no 'prompt'"),
+        ({"mesages": []}, "make no conversation; .* did you mean 'messages'"),
+        ({"messages": None}, "its 'messages' holds None, and a list of messages was expected"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, "a message of the assistant holds None, which is no text"),
+        ({"messages": [USER, {"role": "tool", "content": "x"}]}, "role 'tool' is not known; roles are system, user, assistant"),
+        ({"messages": [USER, {"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "a message of the assistant calls tools"),
+        ({"messages": [USER, {"role": "assistant", "content": "x", "weight": 0}]}, "an answer has weight 0"),
+        ({"messages": [USER, {"role": "assistant", "content": "x"}], "system": 3}, "'system' holds 3, which is no text"),
+        ({"messages": [USER, "x"]}, r"a message lacks 'role' or 'content' \(it has: str\)"),
+        ({"prompt": {"text": "u", "role": "prompter", "replies": None}}, "the assistant says nothing"),
+        ({"question_id": 1, "turns": ["a", "b"]}, "its 'turns' are questions without answers"),
         ({"messages": [{"role": "user", "content": {"image": 3}}, {"role": "assistant", "content": "a"}]}, "which is no text"),
     ],
 )  # fmt: skip

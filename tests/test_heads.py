@@ -13,6 +13,7 @@ import torch
 import transformers as hf
 
 import stemma
+from stemma.cli import main
 from stemma.data import Store
 from stemma.declare.family import Text
 from stemma.declare.tasks import ClassifyTask, HeadTask, Labels, RegressTask
@@ -365,3 +366,114 @@ def test_a_model_without_that_head_is_refused(bert: Path, tmp_path: Path) -> Non
         resolve("classify", str(bert), data, overrides={"objective.weights": "1,2,3"})
     with pytest.raises(UsageError, match="regress has no setting 'several'"):
         resolve("regress", str(bert), data, settings={"several": "yes"})
+
+
+# ---------------------------------------------------------------- predictions
+
+
+@pytest.fixture(scope="module")
+def critic(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Path:
+    """A run that tells good films from bad ones."""
+    folder = tmp_path_factory.mktemp("critic")
+    changes = {"recipe.lr": 5e-3, "train.eval_every": 60}
+    data = written(folder / "a.jsonl", FILMS)
+    tune("classify", start=str(bert), data=data, out=folder / "run", budget="60 steps", quiet=True, overrides=changes)
+    return folder / "run"
+
+
+def test_predictions_keep_their_order(critic: Path, tmp_path: Path) -> None:
+    texts = ["the film 7 is great", "the film 3 is awful and poor and bad and dull", "it is good"]
+    found = stemma.predict(critic, texts)
+    assert [one["label"] for one in found] == ["pos", "neg", "pos"]
+    assert all(
+        sum(one["scores"].values()) == pytest.approx(1, abs=1e-5) and list(one["scores"]) == ["neg", "pos"]
+        for one in found
+    )
+    assert stemma.predict(critic, texts[::-1]) == found[::-1]
+    rows_ = [{"review": text} for text in texts]
+    assert stemma.predict(critic, rows_) == stemma.predict(critic, rows_, text="review") == found
+    assert stemma.predict(critic, ["good", {"sentence": " "}])[1] == {"error": "its text (column 'sentence') is empty"}
+    (plain := tmp_path / "plain").mkdir()  # as other tools write it
+    for file in (critic / "model").iterdir():
+        if file.name != "task.json":
+            (plain / file.name).write_bytes(file.read_bytes())
+    assert stemma.predict(plain, texts) == found
+
+
+def test_a_model_without_a_task_predicts_nothing(bert: Path, critic: Path) -> None:
+    with pytest.raises(UsageError, match=r"was tuned for no task: .*stemma tune"):
+        stemma.predict(bert, ["x"])
+    with pytest.raises(UsageError, match="classify has no column 'txt'"):
+        stemma.predict(critic, ["x"], txt="a")
+
+
+def test_an_adapter_with_its_head_predicts(tmp_path: Path, bert: Path) -> None:
+    data = written(tmp_path / "a.jsonl", FILMS)
+    changes = {"recipe.lr": 2e-2, "train.eval_every": 60}
+    run = tune(
+        "classify",
+        start=str(bert),
+        data=data,
+        out=tmp_path / "run",
+        budget="60 steps",
+        lora=4,
+        quiet=True,
+        overrides=changes,
+    )
+    assert run.summary["val"]["accuracy"] > 0.8 and (tmp_path / "run/model/adapter_config.json").is_file()
+    found = stemma.predict(tmp_path / "run", ["the film 1 is good", "the film 2 is bad"])
+    run.model.eval()
+    goal = goal_of(run.plan.objective.task, run.tokenizer)
+    ids = [run.tokenizer.encode(text) for text in ("the film 1 is good", "the film 2 is bad")]
+    want = torch.cat([run.model(torch.tensor([one])).logits for one in ids]).softmax(-1)
+    assert [list(one["scores"].values()) for one in found] == [pytest.approx(row.tolist(), abs=1e-4) for row in want]
+    assert goal.spec.task.labels == ("neg", "pos")
+
+
+def test_predict_and_eval_on_the_command_line(critic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*args: str) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([*args])
+        assert stopped.value.code == 0
+        found = capsys.readouterr()
+        return found.out, found.err
+
+    out, _ = said("predict", str(critic), "the film is great", '{"sentence": "it is bad"}', "--json")
+    assert [json.loads(line)["label"] for line in out.splitlines()] == ["pos", "neg"]
+    data = written(
+        tmp_path / "rows.jsonl",
+        [{"sentence": "the film is dull"}, {"sentence": ""}, {"sentence": "the film 7 is great"}],
+    )
+    out, err = said("predict", str(critic), "--data", data)
+    assert [line.split()[0] for line in out.splitlines()] == ["neg", "(not", "pos"] and "1 of 3 rows" in err
+    judged = written(tmp_path / "judged.jsonl", [*FILMS[:40], {"sentence": "x", "label": "odd"}])
+    out, err = said("eval", str(critic), "--data", judged, "--json")
+    found = json.loads(out)
+    want = [row["label"] for row in FILMS[:40]]
+    got = [one["label"] for one in stemma.predict(critic, [row["sentence"] for row in FILMS[:40]])]
+    assert (
+        found["rows"] == 40 and found["metrics"]["accuracy"] == sum(a == b for a, b in zip(want, got, strict=True)) / 40
+    )
+    low, high = found["intervals"]["f1_macro"]
+    assert (
+        low <= found["metrics"]["f1_macro"] <= high
+        and "its label 'odd' is not among the labels neg, pos (judged.jsonl:41)" in err
+    )
+    out, _ = said("eval", str(critic), "--data", judged)
+    assert "accuracy" in out and "40 rows" in out
+
+
+def test_a_report_has_the_metrics_the_confusion_and_the_worst(critic: Path, tmp_path: Path) -> None:
+    from stemma import report
+
+    page = report.write([critic], tmp_path / "r.html").read_text("utf-8")
+    summary = json.loads((critic / "summary.json").read_text())
+    assert f"{summary['val']['accuracy']:.3f} <small>accuracy on held-out rows</small>" in page
+    assert "Confusion" in page and "Worst predictions" in page and "whose metrics are above" in page
+    assert page.count('<th scope="row">neg</th>') == page.count('<th scope="row">pos</th>') == 1
+    assert all(one["text"] in page for one in summary["answers"]["worst"])
+    (odd := tmp_path / "odd").mkdir()
+    (odd / "run.json").write_bytes((critic / "run.json").read_bytes())
+    for answers in ({"labels": 3, "confusion": [[1]], "worst": [1]}, {"labels": ["a"], "confusion": [["x"]]}, [], 3):
+        (odd / "summary.json").write_text(json.dumps({"val": {"accuracy": 0.5}, "answers": answers}))
+        assert "0.500" in report.write([odd], tmp_path / "odd.html").read_text("utf-8")

@@ -24,6 +24,8 @@ from stemma.planning.batch import Example
 from stemma.planning.estimate import unfit
 from stemma.planning.memory import peak
 from stemma.planning.search import FILL, able, largest, most, rounded
+from stemma.rewrites import NF4, LoRA, Prefix, SoftPrompt, Trainable, TrainableTokens, WeightOnly, apply
+from stemma.rewrites.paths import plain_names
 from stemma.train import drafted, meter, resolve
 from test_cli import call  # noqa: F401
 
@@ -35,13 +37,70 @@ _spec.loader.exec_module(bench)
 SMALL = {"dims.d_model": 64, "dims.heads": 4, "dims.kv_heads": None, "dims.d_ff": 128, "dims.vocab": 600}
 
 
+OFTEN = {("roberta", False), ("t5", False), ("llama", True)}  # of the cases: several micro-batches, two stacks, dropout
+
+
 @pytest.mark.parametrize(
-    ("name", "changes", "recompute"), bench.CASES, ids=[f"{n}-{'again' if r else 'kept'}" for n, _, r in bench.CASES]
+    ("name", "changes", "recompute"),
+    [
+        pytest.param(
+            *case,
+            id=f"{case[0]}-{'again' if case[2] else 'kept'}",
+            marks=() if (case[0], case[2]) in OFTEN else pytest.mark.slow,
+        )
+        for case in bench.CASES
+    ],
 )
 def test_memory_is_as_predicted(name: str, changes: dict[str, Any], recompute: bool) -> None:
     """What torch's allocator holds at once in a real step."""
     plan = bench.planned(name, changes | SMALL)
     assert bench.predicted(plan, recompute) == pytest.approx(bench.measured(plan, recompute), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bert", "gemma2", "mistral"))]
+)
+def test_memory_of_rows_that_go_in_blocks_is_as_predicted(name: str) -> None:
+    """With dropout of attention, a soft cap or a window: scores of one block at a time, which outweigh the rest."""
+    tiny = {"dims.d_model": 16, "dims.d_ff": 16, "dims.vocab": 100, "dims.layers": 1, "dims.context": 1536}
+    plan = bench.planned(name, SMALL | tiny | {"recipe.batch": 1536})
+    assert bench.predicted(plan, False) == pytest.approx(bench.measured(plan, False), rel=0.02)
+
+
+ADAPTED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "lora": ("llama", (LoRA(("*.attention.*", "*.mlp.*"), 8),)),
+    "qlora": ("llama", (NF4(("*.attention.*", "*.mlp.*")), LoRA(("*.attention.*", "*.mlp.*"), 8))),
+    "dora": ("llama", (LoRA(("*.attention.[qv]",), 8, dora=True, dropout=0.1),)),
+    "int8": ("gpt2", (WeightOnly(("*.blocks.*",)), LoRA(("*.mlp.*",), 8))),
+    "bitfit": ("bert", (Trainable(("*.bias",)),)),
+    "prompt": ("llama", (SoftPrompt(8),)),
+    "prefix": ("t5", (Prefix(8),)),
+    "rows and some layers": ("llama", (TrainableTokens((3, 5)), LoRA(("decoder.blocks.[345].attention.*",), 8))),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [k if k in ("lora", "qlora", "prompt") else pytest.param(k, marks=pytest.mark.slow) for k in ADAPTED]
+)
+def test_memory_of_what_learns_beside_frozen_weights(kind: str) -> None:
+    """Frozen weights have no gradient and no state; what learns has. A few layers stand for all, where they are alike."""
+    name, rewrites = ADAPTED[kind]
+    plan = bench.planned(name, {"dims.layers": 6, "recipe.batch": 2048, "rewrites": rewrites} | SMALL)
+    assert bench.predicted(plan, False) == pytest.approx(bench.measured(plan, False), rel=0.01)
+    view = Outlook(plan)
+    found = estimate(view, Mesh(), HARDWARE["cpu"], 8)
+    model = Model(plan.arch, plan.dims)
+    whole = sum(p.numel() for p in model.parameters())
+    apply(model, plan.rewrites)
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    held = [*(p for p in model.parameters() if not p.requires_grad), *model.buffers()]
+    assert found.gradients == 4 * learned and found.frozen == sum(t.numel() * t.element_size() for t in held)
+    beside = sum(p.numel() for n, p in model.named_parameters() if n not in plain_names(model))
+    assert view.learned == learned and view.parameters == whole + beside
+    assert len(view.memory(1, False, True).step.networks.model.rewrites) == len(rewrites)
+    plain = estimate(Outlook(replace(plan, rewrites=())), Mesh(), HARDWARE["cpu"], 8)
+    assert found.gradients + found.optimizer < 0.5 * (plain.gradients + plain.optimizer)
+    assert plain.frozen == 0 and unfit(plan, Mesh(tp=2)) is not None
 
 
 # ---------------------------------------------------------------- a few layers for all
@@ -53,6 +112,13 @@ KINDS = [
     "mistral", "mixtral", "qwen3", "gemma2", "gemma3", "command-r", "glm", "glm-130b", "chatglm", "chatglm2", "t5",
     "t5-v1.1", "umt5", "t5-lm", "ul2", "bart", "mbart", "mass", "u-palm",
 ]  # fmt: skip
+HOWS = [trace.How(), trace.How(cpu=True, half=False, recompute=True)]
+# one of each position, mask, block and number of stacks, by turns one way and the other
+OFTEN_TRACED = ["bert", "gpt2", "albert", "deberta-v2", "deberta-v3", "xlnet", "unilm", "electra", "distilbert",
+                "minilm", "all-minilm", "mistral", "mixtral", "qwen3", "glm", "chatglm", "t5", "umt5", "transformer",
+                "gemma3"]  # fmt: skip
+TRACED = [pytest.param(n, [HOWS[i % 2]], id=n) for i, n in enumerate(OFTEN_TRACED)]
+TRACED += [pytest.param(n, HOWS, id=f"{n}-both", marks=pytest.mark.slow) for n in KINDS]
 
 
 def deep(name: str) -> Outlook:
@@ -69,14 +135,13 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace, "depth", lambda arch, dims, layers, masked: trace.Depth(layers, 1, 0, 1))
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_few_layers_stand_for_all(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "hows"), TRACED)
+def test_a_few_layers_stand_for_all(name: str, hows: list[trace.How], monkeypatch: pytest.MonkeyPatch) -> None:
     """The worst moment of a step, in one of several micro-batches and with shared gradients too; parameters and
     operations."""
     view = deep(name)
     assert any(d.more for net in view.nets for d in net.depths().values())
     batch = view.example.batch(view.example.objective.rows * 2)
-    hows = [trace.How(), trace.How(cpu=True, half=False, recompute=True)]
     few = [trace.Step(view.nets, view.example.objective, how).trace(batch) for how in hows]
     whole(monkeypatch)
     all_of_them = Outlook(view.plan)
@@ -93,7 +158,14 @@ def test_the_kinds_are_all_objectives() -> None:
     assert known == {type(f.objective) for f in families.tree().values()}
 
 
-@pytest.mark.parametrize("name", [f.name for f in families.tree().values() if f.edge != "trained" and f.sizes])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(f.name, marks=() if f.name in OFTEN_TRACED else pytest.mark.slow)
+        for f in families.tree().values()
+        if f.edge != "trained" and f.sizes
+    ],
+)
 def test_parameters_and_work_equal_the_models(name: str) -> None:
     """Of the model itself, however many layers it has."""
     design = families.family(name)[next(iter(families.family(name).sizes))]
@@ -122,8 +194,15 @@ def test_ten_thousand_layers_take_no_longer() -> None:
 # ---------------------------------------------------------------- a few rows for all
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "xlnet", "electra", "mixtral", "unilm"])
-@pytest.mark.parametrize("vocab", [600, 100_000])
+SIZED = [
+    (name, vocab) for name in ("bert", "gpt2", "t5", "xlnet", "electra", "mixtral", "unilm") for vocab in (600, 10**5)
+]
+OFTEN_SIZED = {("gpt2", 10**5), ("t5", 600), ("electra", 10**5), ("unilm", 600)}
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab"), [pytest.param(*c, marks=() if c in OFTEN_SIZED else pytest.mark.slow) for c in SIZED]
+)
 def test_a_few_rows_stand_for_all(name: str, vocab: int) -> None:
     """By steps of the batches themselves: losses of one chunk and of many, and between."""
     plan = drafted(name, budget="10 steps", overrides={"dims.vocab": vocab})
@@ -301,13 +380,20 @@ def test_messages_that_leave_a_node_take_the_network() -> None:
     assert slow.sending - far.sending == pytest.approx(2 * one / 8 / 2 * (1 / 1e9 - 1 / 25e9))
 
 
-def test_the_suggestion_is_the_best_of_all_meshes() -> None:
+@pytest.mark.parametrize(
+    ("name", "count_", "device"),
+    [
+        ("gpt2", 4, "h100"),
+        pytest.param("llama-7b", 16, "rtx4090", marks=pytest.mark.slow),
+        pytest.param("t5-3b", 8, "a100-40", marks=pytest.mark.slow),
+    ],
+)
+def test_the_suggestion_is_the_best_of_all_meshes(name: str, count_: int, device: str) -> None:
     """No mesh that was left untraced would have been faster."""
-    for name, count_, device in (("llama-7b", 16, "rtx4090"), ("t5-3b", 8, "a100-40"), ("gpt2", 4, "h100")):
-        plan = drafted(name, scale="full", budget="1 steps", overrides={"recipe.batch": 2**20})
-        view = Outlook(plan, recompute=True)
-        fits = [e for m in able(view, count_) if (e := largest(view, m, HARDWARE[device])) is not None]
-        assert suggest(view, count_, HARDWARE[device]) == min(fits, key=lambda e: e.seconds)
+    plan = drafted(name, scale="full", budget="1 steps", overrides={"recipe.batch": 2**20})
+    view = Outlook(plan, recompute=True)
+    fits = [e for m in able(view, count_) if (e := largest(view, m, HARDWARE[device])) is not None]
+    assert suggest(view, count_, HARDWARE[device]) == min(fits, key=lambda e: e.seconds)
 
 
 def test_the_fastest_mesh_is_suggested(call: Any) -> None:  # noqa: F811
@@ -332,12 +418,9 @@ def test_the_fastest_mesh_is_suggested(call: Any) -> None:  # noqa: F811
 TRAINED = ["gpt2", "bert", "roberta", "t5", "llama", "mistral", "albert", "deberta", "gemma2", "mixtral", "glm-10b"]
 
 
-@pytest.mark.parametrize("name", [n for n in TRAINED if n in families.tree() or n in families.size_names()])
+@pytest.mark.parametrize("name", TRAINED)
 def test_any_trainable_family_has_a_plan(name: str) -> None:
-    try:
-        plan = resolve(name, budget="10 steps")
-    except UsageError:
-        pytest.skip("not trained yet")
+    plan = resolve(name, budget="10 steps")
     found = suggest(Outlook(plan), 1, HARDWARE["a100-80"])
     assert 0 < found.activations < found.memory
 
@@ -369,9 +452,10 @@ def test_probe_goes_on_where_steps_differ(monkeypatch: pytest.MonkeyPatch) -> No
 
 NAMED = ["bert", "gpt2", "llama-7b", "llama-65b", "t5-11b", "mt5-xxl", "palm-540b", "electra", "xlnet", "deberta",
          "glm-130b", "mixtral"]  # fmt: skip
+OFTEN_NAMED = ("bert", "llama-65b", "palm-540b")
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in OFTEN_NAMED else pytest.mark.slow) for n in NAMED])
 def test_the_command_plans_published_sizes(call: Any, name: str) -> None:  # noqa: F811
     """On 64 devices without a word more: a suggestion that fits, or the reason why none does with the figures."""
     code, out, err = call("plan", name, "--gpus", "64xH100", "--price", "2", "--json")
@@ -420,7 +504,7 @@ def test_the_command_says_what_it_assumes(call: Any) -> None:  # noqa: F811
     assert code == 5 and "DOES NOT FIT" in out and "does not fit on 64 H100" in err
 
 
-@pytest.mark.parametrize("name", ["llama-7b", "gpt3-175b"])
+@pytest.mark.parametrize("name", [pytest.param("llama-7b", marks=pytest.mark.slow), "gpt3-175b"])
 def test_the_advice_holds_as_it_is_printed(call: Any, name: str) -> None:  # noqa: F811
     """What `plan` says would do does, word for word; a mesh of one's own that does not is told with the same code."""
     code, _, err = call("plan", name, "--gpus", "1xH100")

@@ -20,6 +20,7 @@ import torch
 from tokenizers import pre_tokenizers
 
 import stemma
+from stemma.formats import gguf
 
 pytestmark = pytest.mark.real
 
@@ -146,6 +147,18 @@ def test_smollm2_knows_paris(smol: Any) -> None:
     assert smol.tokenizer.decode([best]) == " Paris"
 
 
+def test_smollm2_stays_in_its_blocks(smol: Any, smol_file: Path, tmp_path: Path) -> None:
+    """The numbers are those of the model in full, and the file comes back byte for byte."""
+    kept = stemma.load(smol_file, quantize="keep")
+    assert sum(b.nbytes for b in kept.buffers()) < 98e6 and not any(p.ndim > 1 for p in kept.parameters())
+    ids = torch.arange(100, 140)[None]
+    with torch.no_grad():
+        assert torch.equal(kept(ids).logits, smol(ids).logits)
+    kept.save(str(tmp_path / "again.gguf"), layout="gguf")
+    a, b = gguf.File(smol_file), gguf.File(tmp_path / "again.gguf")
+    assert set(a) == set(b) and all(a.raw(n).tobytes() == b.raw(n).tobytes() for n in a)
+
+
 @pytest.mark.parametrize("prompt", ["The capital of France is", "def fibonacci(n):\n", "chat"])
 def test_smollm2_continues_as_transformers_does(smol: Any, theirs: tuple[Any, Any], prompt: str) -> None:
     model, tokenizer = theirs
@@ -188,3 +201,24 @@ def test_smollm2_goes_on_as_a_folder(smol: Any, tmp_path: Path) -> None:
     assert tokenizer.chat_template == smol.tokenizer.chat_template
     with torch.no_grad():
         torch.testing.assert_close(again(batch).logits, smol(batch).logits, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_smollm2_is_tuned_to_chat(
+    smol_file: Path, theirs: tuple[Any, Any], tmp_path: Path, quantize: str | None
+) -> None:
+    """A few steps of LoRA beside full and beside 4-bit weights: the held-out loss falls, and what learnt loads in peft
+    over transformers' model of the same file with equal logits."""
+    import peft
+
+    from stemma.tune import tune
+
+    more: dict[str, Any] = {"lora": 8, "quantize": quantize, "budget": "12 steps", "quiet": True}
+    run = tune("chat", start=str(smol_file), data="builtin:captain", out=tmp_path / "run", **more)
+    assert run.summary["val"]["loss"] < run.summary["before"]["loss"] - 0.5
+    model = stemma.load(tmp_path / "run")
+    ids = torch.tensor([model.tokenizer.encode("<|im_start|>user\nWhat is the largest planet?<|im_end|>\n")])
+    adapted = peft.PeftModel.from_pretrained(theirs[0], str(tmp_path / "run" / "model")).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, adapted(ids).logits, rtol=0, atol=1e-4)
+    adapted.unload()

@@ -305,3 +305,78 @@ def test_a_run_that_could_not_keep_what_it_learns_is_not_begun(text: Path, tmp_p
         with pytest.raises(UsageError, match=words):
             train("llama", tmp_path / "run", text, 2, {"train.start": str(first.directory), "rewrites": rewrites})
         assert not (tmp_path / "run" / "run.json").exists()
+
+
+# ---------------------------------------------------------------- experts
+
+
+def mixtral() -> Any:
+    sizes = dict(SMALL, hidden_size=48, intermediate_size=32, num_local_experts=4, num_experts_per_tok=2)
+    return hf.MixtralForCausalLM(hf.MixtralConfig(**sizes, num_key_value_heads=2))
+
+
+def test_experts_have_adapters_as_in_peft(tmp_path: Path) -> None:
+    """Of the stacked matrices of transformers: logits, loss and gradients, directories both ways, and merged."""
+    torch.manual_seed(0)
+    jittered(mixtral()).eval().save_pretrained(tmp_path / "base")  # type: ignore[operator]
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=7,
+        target_modules=["q_proj"],
+        target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    )
+    reference: Any = peft.get_peft_model(hf.MixtralForCausalLM.from_pretrained(tmp_path / "base"), config).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in reference.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn(p.shape, generator=generator) * 0.1)
+    reference.save_pretrained(tmp_path / "adapter")
+    model = stemma.load(tmp_path / "base", adapter=tmp_path / "adapter")
+    given = {"input_ids": batch()["input_ids"]}
+    expected, found = reference(**given).logits, model(**given).logits
+    assert near(found, expected) and not near(found, logits(stemma.load(tmp_path / "base")), 1e-2)
+    model.save(str(tmp_path / "ours"), layout="peft")
+    written, read = (load_file(tmp_path / d / "adapter_model.safetensors") for d in ("ours", "adapter"))
+    assert written.keys() == read.keys() and all(torch.equal(written[k], t) for k, t in read.items())
+    there = peft.PeftModel.from_pretrained(
+        hf.MixtralForCausalLM.from_pretrained(tmp_path / "base"), str(tmp_path / "ours")
+    ).eval()
+    assert near(there(**given).logits, found)
+    model.save(str(tmp_path / "plain"))
+    assert near(logits(stemma.load(tmp_path / "plain")), found)
+    with without(model):
+        assert near(logits(model), logits(stemma.load(tmp_path / "base")), 1e-6)
+
+    weight = torch.randn(found.shape, generator=generator)
+    (expected * weight).sum().backward()
+    (found * weight).sum().backward()
+    with torch.no_grad():  # the gradients in the weights' places, so that the table names them
+        for p in model.parameters():
+            if p.grad is not None:
+                p.copy_(p.grad)
+    model.save(str(tmp_path / "gradients"), layout="peft")
+    gradients = load_file(tmp_path / "gradients" / "adapter_model.safetensors")
+    for n, p in reference.named_parameters():
+        if p.requires_grad:
+            theirs = p.grad
+            assert (gradients.pop(n.replace(".default", "")) - theirs).abs().max() < 1e-5 * max(
+                1, theirs.abs().max()
+            ), n
+    assert not gradients and near(logits(merge(stemma.load(tmp_path / "base", adapter=tmp_path / "ours"))), found)
+
+
+def test_experts_are_adapted_whole_or_not_at_all() -> None:
+    model = stemma.build(
+        "mixtral", layers=1, d_model=32, heads=4, kv_heads=4, d_ff=48, vocab=VOCAB, experts=4, active=2
+    )
+    with pytest.raises(
+        UsageError, match=r"match decoder.blocks.0.mlp.gate and not the others; match decoder.blocks.0.mlp"
+    ):
+        apply(model, (LoRA(("*.mlp.gate",), 2),))
+    with pytest.raises(UsageError, match="are for single matrices, and experts are multiplied together"):
+        apply(model, (LoRA(("*.mlp",), 2, dora=True),))
+    apply(model, (LoRA(("*.blocks.*",), 2),))
+    assert {n.rpartition(".mlp.")[2] for n, p in model.named_parameters() if p.requires_grad and ".mlp." in n} == {
+        "enter.down", "enter.up", "leave.down", "leave.up"
+    }  # fmt: skip

@@ -22,7 +22,7 @@ from stemma.nn.model import IGNORED
 from stemma.objectives import objective
 from stemma.objectives.base import Objective
 from stemma.objectives.setting import Setting
-from stemma.rewrites import LoRA
+from stemma.rewrites import LoRA, SoftPrompt
 from stemma.runs.metrics import read_metrics
 from stemma.tasks.encoder import TaskEncoder, rows
 from stemma.text import Specials, Tokenizer
@@ -207,6 +207,15 @@ def test_bad_rows_are_counted_with_their_line(tmp_path: Path, tokenizer: Tokeniz
         list(rows(written(tmp_path / "bad.jsonl", [row]), encoder).documents())
 
 
+def test_what_differs_in_numbers_alone_is_one_note(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    encoder = TaskEncoder(WriteTask(text="text", target="target"), tokenizer, 32, "encoder-decoder")
+    long = [{"text": "a", "target": "homer " * n} for n in (60, 70)]
+    source = rows(written(tmp_path / "rows.jsonl", [PAIRS[0], *long]), encoder)
+    assert len(list(source.documents())) == 1 and len(source.notes) == 1
+    assert source.notes[0].startswith("2 rows were passed over: such as its target has ")
+    assert "(rows.jsonl:2, rows.jsonl:3)" in source.notes[0]
+
+
 def test_lines_that_are_no_rows_are_counted_too(tmp_path: Path, tokenizer: Tokenizer) -> None:
     encoder = TaskEncoder(WriteTask(text="text", target="target"), tokenizer, ROW, "decoder")
     (tmp_path / "rows.jsonl").write_text(f"{json.dumps(PAIRS[0])}\n{{\n[1]\n", "utf-8")
@@ -237,7 +246,19 @@ def test_what_does_not_fit_is_refused(decoder: Path, both: Path) -> None:
             resolve(what, str(decoder), "x.jsonl", **more)  # type: ignore[arg-type]
 
 
-SYSTEMS = ["alpaca", "vicuna", "qlora", "koala", "vigogne", "tulu", "orca", "stable-beluga2", "gorilla", "u-palm"]
+SYSTEMS = [
+    "alpaca",
+    "vicuna",
+    "qlora",
+    "koala",
+    "vigogne",
+    "tulu",
+    "orca",
+    "stable-beluga2",
+    "gorilla",
+    "u-palm",
+    "med-palm",
+]
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -253,7 +274,7 @@ def test_a_tuned_family_is_a_recipe(
         task = plan.objective.task
         assert isinstance(task, ChatTask) and task.loss_on == (stage.loss_on or "answers")
         assert (NAMES[task.template] == stage.template) if stage.template else "unpublished" in said
-        assert bool(stage.adapter) == any(isinstance(r, LoRA) for r in plan.rewrites)
+        assert bool(stage.adapter) == any(isinstance(r, LoRA | SoftPrompt) for r in plan.rewrites)
         assert (f"{UNKNOWN}" in said) == (stage.lr is None and stemma.design(name).recipe.lr is None)
     full = systems.resolve(name, str(decoder), "rows.jsonl", full=True)
     assert full.recipe.lr in (stemma.design(name).recipe.lr, UNKNOWN, getattr(stage, "lr", None))
@@ -267,6 +288,24 @@ def test_a_system_tunes_a_model(tmp_path: Path, decoder: Path) -> None:
     assert run.plan.system == "qlora"
 
 
+def test_instruction_prompt_tuning(tmp_path: Path, decoder: Path) -> None:
+    """Med-PaLM: one soft prompt before the words of every task is all that learns."""
+    rows = [
+        {"instruction": f"{('say', 'tell')[i % 2]}: {p['text']}", "output": p["target"]} for i, p in enumerate(PAIRS)
+    ]
+    data = written(tmp_path / "rows.jsonl", rows)
+    more: dict[str, Any] = {"settings": {"template": "plain"}, "budget": "4 steps", "quiet": True}
+    run = tune("med-palm", start=str(decoder), data=data, out=tmp_path / "run", **more)
+    (prompt,) = run.plan.rewrites
+    assert isinstance(prompt, SoftPrompt) and (prompt.length, prompt.init) == (100, "uniform")
+    config = json.loads((tmp_path / "run" / "model" / "adapter_config.json").read_text())
+    assert config["peft_type"] == "PROMPT_TUNING" and config["num_virtual_tokens"] == 100
+    before = stemma.load(decoder).state_dict()
+    after = {k: v for k, v in stemma.load(tmp_path / "run").state_dict().items() if not k.startswith("prompt.")}
+    assert before.keys() == after.keys() and all(torch.equal(before[k], v) for k, v in after.items())
+    assert stemma.generate(stemma.load(tmp_path / "run"), ["say: who wrote it"], max_new_tokens=4)[0].ids
+
+
 def test_no_system_is_made_up(decoder: Path) -> None:
     for what, why in [
         ("alpacca", "did you mean 'alpaca'"),
@@ -274,3 +313,24 @@ def test_no_system_is_made_up(decoder: Path) -> None:
     ]:
         with pytest.raises(UsageError, match=why):
             systems.resolve(what, str(decoder), "x.jsonl")
+
+
+def test_tokens_that_a_template_brings_learn(tmp_path: Path, decoder: Path, tokenizer: Tokenizer) -> None:
+    """ChatML on a base model: the tokenizer grows, the new rows begin as the mean of the others and learn; an adapter,
+    whose file has no rows, is refused with the cure."""
+    data = written(tmp_path / "rows.jsonl", TALKS)
+    more: dict[str, Any] = {"budget": "2 steps", "quiet": True, "settings": {"template": "chatml"}}
+    run = tune("chat", start=str(decoder), data=data, out=tmp_path / "run", overrides={"recipe.lr": 1e-2}, **more)
+    assert run.finished
+    there = stemma.load(tmp_path / "run")
+    ids = [there.tokenizer.id(name) for name in ("<|im_start|>", "<|im_end|>")]
+    assert ids == [tokenizer.vocab_size, tokenizer.vocab_size + 1] and there.dims.vocab == tokenizer.vocab_size + 2
+    old = stemma.load(decoder).embed.tokens.weight
+    new, mean = there.embed.tokens.weight[ids], old.mean(0)
+    assert 0 < (new - mean).abs().max() < 0.05 and not torch.equal(new[0], new[1])
+    assert there.tokenizer.encode("<|im_end|>", allow_special=True, add_special=False) == ids[1:]
+    with pytest.raises(
+        UsageError, match=r"template chatml has tokens that .* lacks \(<\|im_start\|>, <\|im_end\|>\), and an"
+    ):
+        tune("chat", start=str(decoder), data=data, out=tmp_path / "lora", lora=2, **more)
+    assert not (tmp_path / "lora").exists()

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers as hf
 
 from stemma.data import Store, builtin, read
 from stemma.declare.family import Text
+from stemma.declare.recipes import Adafactor, AdamW
 from stemma.declare.tasks import Answers, WriteTask
 from stemma.errors import UsageError
 from stemma.objectives import objective
@@ -18,10 +20,14 @@ from stemma.objectives.setting import Setting
 from stemma.runs import folder
 from stemma.tasks import columns
 from stemma.tasks.encoder import TaskEncoder, first, rows
+from stemma.tasks.metrics import texts
+from stemma.tasks.texts import WriteReader
 from stemma.text import Specials, Tokenizer
 from stemma.train import resume
 from stemma.tune import sizes, tune
 from stemma.tune.plans import resolve
+from stemma.tune.predicting import measured, predict, tuned
+from stemma.tune.writing import Written
 
 ROW = 96
 SAYINGS = ["who wrote it", "homer wrote it long ago", "name a red fruit", "an apple is red", "wine dark"]
@@ -35,8 +41,9 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
     place = tmp_path_factory.mktemp("decoder")
+    torch.manual_seed(0)
     config = hf.LlamaConfig(
-        hidden_size=32,
+        hidden_size=64,
         num_hidden_layers=1,
         num_attention_heads=4,
         intermediate_size=48,
@@ -140,3 +147,79 @@ def test_a_budget_of_tokens_counts_those_of_examples(tmp_path: Path, decoder: Pa
     data = written(tmp_path / "rows.jsonl", PAIRS)
     run = tune("write", start=str(decoder), data=data, out=tmp_path / "run", budget="500 tokens", quiet=True)
     assert abs(run.summary["tokens"] - 500) < run.summary["tokens"] / run.summary["steps"]
+
+
+# ---------------------------------------------------------------- write
+
+
+def test_texts_are_measured_as_the_libraries_do() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU, CHRF
+
+    wanted = ["the sea is dark as wine tonight", "an apple is red", "homer wrote it long ago", "über"]
+    found = ["the sea is as dark as wine", "an apple is red ", "virgil wrote this not so long ago", ""]
+    got = texts.measured(wanted, found)
+    assert got["exact_match"] == 0.25
+    assert got["bleu"] == pytest.approx(BLEU().corpus_score(found, [wanted]).score)
+    assert got["chrf"] == pytest.approx(CHRF().corpus_score(found, [wanted]).score)
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    for name in ("rouge1", "rouge2", "rougeL"):
+        mean = sum(scorer.score(a, b)[name].fmeasure for a, b in zip(wanted, found, strict=True)) / 4
+        assert got[name] == pytest.approx(mean)
+    assert texts.measured(wanted, wanted)["bleu"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("structure", ["decoder", "encoder-decoder"])
+def test_what_is_asked_begins_what_is_learnt(tokenizer: Tokenizer, structure: str) -> None:
+    task = WriteTask(text="source", target="summary", prefix="short: ")
+    read_ = WriteReader(task, tokenizer, 200, structure)
+    for row in PAIRS[:5]:
+        ids, marks = read_.marked(read_.read(row))
+        assert read_.asked("short: " + row["source"]) == ids[: marks[1]]
+
+
+def test_a_model_writes_what_it_was_tuned_to(tmp_path: Path, decoder: Path) -> None:
+    """Four texts by heart; one that is too long is cut and answered."""
+    pairs = [{"text": f"{word} {word}", "target": word.upper()} for word in ("sea", "red", "ago", "who")]
+    data = written(tmp_path / "rows.jsonl", [{**pair, "n": n} for n in range(8) for pair in pairs])
+    changes = {"recipe.lr": 5e-3, "recipe.batch": 400, "recipe.schedule.shape": "constant"}
+    run = tune(
+        "write", start=str(decoder), data=data, out=tmp_path / "run", budget="80 steps", quiet=True, overrides=changes
+    )
+    task = run.plan.objective.task  # type: ignore[attr-defined]
+    asked = Written(run.model, task, longest=16)
+    assert asked.answers(pairs) == ["SEA", "RED", "AGO", "WHO"]
+    assert len(asked.prompt({"text": "sea " * 300})) <= run.model.dims.context - 16
+    found = predict(tmp_path / "run", ["sea sea", {"text": "ago ago"}])
+    assert found == [{"text": "SEA"}, {"text": "AGO"}]
+    metrics = measured(tuned(tmp_path / "run"), pairs, draws=5).metrics
+    assert metrics["exact_match"] == 1 and metrics["chrf"] == pytest.approx(100)
+
+
+def test_the_recipe_is_that_of_the_family(tmp_path: Path, decoder: Path, tokenizer: Tokenizer) -> None:
+    place = tmp_path / "t5"
+    sizes_ = dict(d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, decoder_start_token_id=tokenizer.pad_id)
+    hf.T5ForConditionalGeneration(hf.T5Config(**sizes_, vocab_size=tokenizer.vocab_size)).save_pretrained(place)
+    tokenizer.save(place)
+    data = written(tmp_path / "rows.jsonl", PAIRS)
+    recipe = resolve("write", str(place), data).recipe
+    assert (recipe.optimizer, recipe.lr, recipe.schedule.shape) == (Adafactor(), 1e-3, "constant")
+    assert isinstance(resolve("write", str(place), data, lora=4).recipe.optimizer, AdamW)
+    changes = {"recipe.optimizer": "AdamW()", "recipe.lr": 3e-4}
+    recipe = resolve("write", str(place), data, overrides=changes).recipe
+    assert (recipe.optimizer, recipe.lr) == (AdamW(), 3e-4)
+    assert isinstance(resolve("write", str(decoder), data).recipe.optimizer, AdamW)
+
+
+# ---------------------------------------------------------------- complete
+
+
+def test_texts_are_completed(tmp_path: Path, decoder: Path) -> None:
+    data = written(tmp_path / "rows.jsonl", [{"body": f"homer wrote it {i} long ago " * 3} for i in range(40)])
+    plan = resolve("complete", str(decoder), data, settings={"text": "body"})
+    assert plan.data.endswith("#field=body") and plan.recipe.batch == plan.context < 256
+    more: dict[str, Any] = {"settings": {"text": "body"}, "overrides": {"recipe.lr": 3e-3}}
+    run = tune("complete", start=str(decoder), data=data, out=tmp_path / "run", budget="2 epochs", quiet=True, **more)
+    assert run.step >= 24 and run.summary["val"]["loss"] < run.summary["before"]["loss"]
+    with pytest.raises(UsageError, match="complete learns texts as they are, so it has no setting 'target'"):
+        resolve("complete", str(decoder), data, settings={"target": "body"})

@@ -112,4 +112,4 @@ class _Steps:
     def finish(self) -> None:
         self.stop = True
         self.go.release()
-        self.thread.join(30)
+        self.thread.join(300)

@@ -26,10 +26,12 @@ _WHERE = {
     "embed": "stemma.decoding.pooling",
     "pretrain": "stemma.train",
     "tune": "stemma.tune",
+    "predict": "stemma.tune",
 }
 
 __all__ = [
-    "__version__", "build", "design", "embed", "family", "fill", "generate", "load", "pretrain", "save", "tree", "tune",
+    "__version__", "build", "design", "embed", "family", "fill", "generate", "load", "predict", "pretrain", "save",
+    "tree", "tune",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from stemma.families import design, family, tree
     from stemma.formats import build, load, save
     from stemma.train import pretrain
-    from stemma.tune import tune
+    from stemma.tune import predict, tune
 
 
 def __getattr__(name: str) -> Any:

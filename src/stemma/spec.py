@@ -157,8 +157,7 @@ def interval(text: str, default: T, example: str = "") -> T:
 
 def quiet(default: T, bound: Bound | None = None) -> T:
     """A field that is shown and written only where it is set."""
-    limits = {} if bound is None else {"bound": bound}
-    return dataclasses.field(default=default, metadata={"quiet": True, **limits})
+    return dataclasses.field(default=default, metadata={"quiet": True} | ({"bound": bound} if bound else {}))
 
 
 _known_bounds: dict[type, list[tuple[str, Bound]]] = {}
@@ -180,8 +179,9 @@ def kinds(base: type[Spec]) -> list[type[Spec]]:
 
 def get(value: Any, path: str) -> Any:
     """The value at a dotted `path`. Raises UsageError for a path that does not exist, with the nearest name."""
-    for i, name in enumerate(path.split(".")):
-        _check_field(value, name, ".".join(path.split(".")[: i + 1]))
+    for i, name in enumerate(names := path.split(".")):
+        if name not in getattr(type(value), "__match_args__", ()):  # the fields, but for odd ones
+            _check_field(value, name, ".".join(names[: i + 1]))
         value = getattr(value, name)
     return value
 

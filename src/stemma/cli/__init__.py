@@ -47,10 +47,12 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
     "Checkpoints": [
         ("generate", "PATH PROMPT...", "continue text", "models"),
         ("chat", "PATH", "talk to a model in the terminal", "chat"),
+        ("predict", "MODEL TEXT...", "what a tuned model says of texts or rows", "predicting"),
+        ("eval", "MODEL --data FILE", "how good a tuned model is", "predicting"),
         ("fill", "PATH TEXT", "guess the masked words of a text", "models"),
         ("embed", "PATH TEXT...", "vectors of texts, or how alike they are", "models"),
         ("convert", "SRC DST", "write a checkpoint in another layout or precision", "models"),
-        ("merge", "MODEL", "add adapters to weights, for good", "models"),
+        ("merge", "MODEL", "add adapters to weights, for good", "merging"),
     ],
     "More": [
         ("completion", "SHELL", "set up tab completion: bash, zsh or fish", "meta"),
@@ -154,7 +156,8 @@ class Root(Group):
         if cmd_name not in COMMANDS:
             return own_commands().get(cmd_name)
         module = importlib.import_module(f"stemma.cli.{COMMANDS[cmd_name][1]}")
-        found: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        name = cmd_name.replace("-", "_")
+        found: click.Command = getattr(module, name, None) or getattr(module, f"{name}_")
         return found
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -425,47 +425,6 @@ def convert(
     echo(f"{out}: {model.name}, {weights:,} parameters, {kind}{note}")
 
 
-@command()
-@click.argument("path", metavar="MODEL", shell_complete=complete_paths)
-@click.option("--adapter", multiple=True, metavar="DIR", required=True, help="An adapter. Repeatable.")
-@click.option("--weight", multiple=True, type=float, help="The share of each adapter, in their order; -1 unmerges.")
-@click.option("--out", required=True, type=click.Path(), metavar="DIR", help="The folder to write.")
-@click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16; auto keeps MODEL's.")
-@click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Merge into the numbers of MODEL in 4 or 8 bits.")
-@click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
-def merge(
-    path: str,
-    adapter: tuple[str, ...],
-    weight: tuple[float, ...],
-    out: str,
-    dtype: str,
-    quantize: str | None,
-    force: bool,
-) -> None:
-    """Add adapters to the weights of MODEL and write a plain checkpoint to --out.
-
-    With --quantize the weights are those that an adapter was tuned beside (QLoRA): the numbers of the codes, written in
-    full, with the adapter added. What rounding to --dtype loses of the adapter is measured and printed.
-    """
-    target = Path(out)
-    if weight and len(weight) != len(adapter):
-        raise UsageError(f"{len(adapter)} --adapter and {len(weight)} --weight: give one for each, or none")
-    if not force and target.is_dir() and any(target.iterdir()):
-        raise UsageError(f"{out} is not empty; choose another --out, or add --force")
-    from stemma.rewrites import adapters
-    from stemma.rewrites.engine import merge as merged
-
-    model = load(path, Loading("cpu", dtype, adapter, quantize))
-    names = adapters.names(model)
-    adapters.use(model, dict(zip(names, weight, strict=True)) if weight else names)
-    lost = adapters.rounded(model)
-    merged(model).save(str(target))
-    shares = "" if not weight else f" ({', '.join(f'{n} x {w:g}' for n, w in zip(names, weight, strict=True))})"
-    kind = str(model.dtype).removeprefix("torch.")
-    echo(f"{out}: {model.name} with {len(names)} {'adapter' if len(names) == 1 else 'adapters'}{shares}, {kind}")
-    echo(f"rounding to {kind} changes what the adapters add by {lost:.2%}")
-
-
 def size_note(source: str, packed: str, layout: str) -> str:
     """What will become of a quantised file, and what would be smaller."""
     from stemma.formats.gguf import File

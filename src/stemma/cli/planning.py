@@ -76,9 +76,15 @@ def plan(
 
     A device that is not known is described: --gpus 2xMine --memory 48 --peak 200 --bandwidth 900. The same options
     replace figures of one that is.
+
+    Of adapters that were tuned beside 4-bit weights (qlora-65b), NAME alone gives the published memory line by line.
     """
     from stemma import parallel
+    from stemma.cli.training import given
 
+    options = ("gpus", "mesh", "micro", "recompute", "price", "probed", "budget", "scale", "config", *figures)
+    if name and not sets and not given(*options) and _published(name, as_json):
+        return
     own = {name: value * UNITS.get(name, 1e9) for name, value in figures.items() if value is not None}
     count, device = _fleet(gpus, own, probed)
     notes: list[str] = []
@@ -94,6 +100,37 @@ def plan(
         _tell(view.plan, found, device, data, probed)
     if failed is not None:
         raise failed
+
+
+def _published(name: str, as_json: bool) -> bool:
+    """Print the memory of a published tuning of adapters beside 4-bit weights. False for any other size."""
+    from stemma import families
+    from stemma.planning.published import GPU, example
+
+    design = families.design(name)
+    found = example(families.family(name), design)
+    if found is None:
+        return False
+    fits = found.memory <= GPU
+    if as_json:
+        data = found._asdict() | {"name": design.name, "memory": found.memory, "device": GPU, "fits": fits}
+        emit(data | {"lines": [line._asdict() for line in found.lines]})
+        return True
+    out = console()
+    bits = 8 * sum(line.bytes for line in found.lines[:2]) / found.quantised
+    out.print(
+        f"{design.name} as published: {found.parameters:,} parameters, of which {found.quantised:,} have {bits:.3f} "
+        f"bits each; {found.learned:,} more learn; one row of {found.context} tokens at a time",
+        style="bold",
+        soft_wrap=True,
+    )
+    for line in found.lines:
+        out.print(f"  {line.what:<18}{_size(line.bytes):>10}  {line.how}", soft_wrap=True)
+    verdict = "fits" if fits else "DOES NOT FIT"
+    out.print(f"  {'together':<18}{_size(found.memory):>10}  of {_size(GPU)} of one GPU: {verdict}", soft_wrap=True)
+    out.print(f"  tuning all weights would take {_size(found.full)}: 12 bytes each, and activations", soft_wrap=True)
+    out.print("a run of your own is planned with --gpus and rewrites (docs/adapters.md)", soft_wrap=True)
+    return True
 
 
 def _fleet(gpus: str, figures: dict[str, float], probed: bool) -> tuple[int, Device]:
@@ -205,6 +242,7 @@ def _data(
         "scale": full.scale,
         "devices": count,
         "parameters": view.parameters,
+        "learned": view.learned,
         "recompute": view.recompute,
         "optimizer": type(full.recipe.optimizer).__name__,
         "tokens_per_step": tokens,
@@ -240,9 +278,10 @@ def _tell(full: Plan, found: Estimate, device: Device, data: dict[str, Any], pro
             )
         out.print(text, style=style, soft_wrap=True)
 
+    some = f", of which {data['learned']:,} learn" if data["learned"] < data["parameters"] else ""
     say(
-        f"{full.name} ({full.scale}): {data['parameters']:,} parameters, {data['tokens_per_step']:,} tokens a step, "
-        f"rows of {full.context}",
+        f"{full.name} ({full.scale}): {data['parameters']:,} parameters{some}, {data['tokens_per_step']:,} tokens a "
+        f"step, rows of {full.context}",
         "bold",
     )
     for note in data["notes"]:
@@ -257,6 +296,7 @@ def _tell(full: Plan, found: Estimate, device: Device, data: dict[str, Any], pro
     optimizer = f"optimiser ({data['optimizer']})"
     for words, key in (
         ("weights", "weights"),
+        ("frozen weights", "frozen"),
         ("gradients", "gradients"),
         (optimizer, "optimizer"),
         ("gathered", "gathered"),

@@ -52,10 +52,11 @@ def tune(
 ) -> int:
     """Tune MODEL to WHAT on rows of data, and leave a complete run in a directory.
 
-    WHAT: classify (a label of a text, or several), regress (a number of a text), chat (conversations of any known
-    shape), write (a text for a text), complete (texts), or a tuned family of the tree (alpaca, vicuna, qlora, ...),
-    whose template and recipe are used then. Columns that are not named are found by their usual names. Rows that cannot
-    be learnt from are counted and passed over; `--data FILE#strict=yes` makes them an error.
+    WHAT: classify (a label of a text, or several), regress (a number of a text), tag (a label of each word), answer
+    (the span of a text that answers a question), choose (which of several texts is right), chat (conversations of any
+    known shape), write (a text for a text), complete (texts), or a tuned family of the tree (alpaca, vicuna, qlora,
+    ...), whose template and recipe are used then. Columns that are not named are found by their usual names. Rows that
+    cannot be learnt from are counted and passed over; `--data FILE#strict=yes` makes them an error.
     """
     from stemma.train import overrides as read_file
     from stemma.tune import tune as carry_out

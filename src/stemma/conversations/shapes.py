@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,10 +78,27 @@ def shape_of(row: Mapping[str, Any]) -> str:
         return "transcript"
     if _pair(row) is not None:
         return "pair"
+    raise DataError(_shapeless(row))
+
+
+def _shapeless(row: Mapping[str, Any]) -> str:
+    """Why a row has no shape: a field that is missing or misspelt, or all of them."""
+    for name in LISTS:
+        if name in row:
+            return f"its {name!r} holds {brief(row[name])}, and a list of messages was expected"
+    for ask, tells in (("instruction", ("output", "response")), *((a, t) for asks, t in PAIRS for a in asks)):
+        if ask in row and isinstance(row[ask], str):
+            return f"it has {ask!r} and no {' or '.join(map(repr, tells))}"
+        if ask in row:
+            return f"its {ask!r} holds {brief(row[ask])}, which is no text"
+        for tell in tells:
+            if tell in row:
+                return f"it has {tell!r} and no {ask!r}"
     fields = ", ".join(map(brief, row)) or "none"
-    raise DataError(
+    hints = (did_you_mean(str(name), LISTS) for name in row if len(str(name)) < 40)
+    return (
         f"its fields ({fields}) make no conversation; known are messages (role, content), conversations (from, value), "
-        "instruction with output, and pairs such as prompt and completion"
+        f"instruction with output, and pairs such as prompt and completion{next(filter(None, hints), '')}"
     )
 
 
@@ -120,16 +137,11 @@ def read(row: Mapping[str, Any]) -> Conversation:
                 tuple(Turn(SPELLINGS[who.lower()], said) for who, said in zip(parts[::2], parts[1::2], strict=True))
             )
         case "tree":
-            found = next(iter(_paths([row["prompt"]])))
+            found = next(_paths([row["prompt"]]), Conversation(()))
         case _:
             found = _of_pair(row)
-    if (
-        (system := row.get("system"))
-        and isinstance(system, str)
-        and found.turns[:1]
-        and found.turns[0].role != "system"
-    ):
-        found = Conversation((Turn("system", system), *found.turns), found.instruction, found.input)
+    if (system := row.get("system")) and found.turns[:1] and found.turns[0].role != "system":
+        found = Conversation((Turn("system", _text(system, "'system'")), *found.turns), found.instruction, found.input)
     return checked(found)
 
 
@@ -161,7 +173,11 @@ def _turn(message: Any, role: str, content: str) -> Turn:
     if not isinstance(name, str) or name.lower() not in SPELLINGS:
         hint = did_you_mean(str(name), (*ROLES, "human", "gpt")) if isinstance(name, str) else ""
         raise DataError(f"role {brief(name)} is not known; roles are {', '.join(ROLES)}{hint}")
-    return Turn(SPELLINGS[name.lower()], _text(message[content], "a message"))
+    if message.get("tool_calls"):
+        raise DataError(f"a message of the {SPELLINGS[name.lower()]} calls tools, which cannot be learnt here")
+    if SPELLINGS[name.lower()] == "assistant" and message.get("weight") == 0:
+        raise DataError("an answer has weight 0, which says not to learn it; each answer is learnt, so leave it out")
+    return Turn(SPELLINGS[name.lower()], _text(message[content], f"a message of the {SPELLINGS[name.lower()]}"))
 
 
 def _text(value: Any, what: str) -> str:
@@ -195,30 +211,51 @@ def _of_pair(row: Mapping[str, Any]) -> Conversation:
     if isinstance(before, Sequence) and isinstance(after, Sequence) and not isinstance(before, str):
         both = [*before, *([{"role": "assistant", "content": after}] if isinstance(after, str) else after)]
         return Conversation(tuple(_turn(m, "role", "content") for m in both))
-    raise DataError(f"{pair[0]!r} and {pair[1]!r} are neither texts nor lists of messages")
+    wrong = next((n for n in pair if not isinstance(row[n], str)), pair[0])
+    raise DataError(f"its {wrong!r} holds {brief(row[wrong])}, which is neither a text nor a list of messages")
 
 
 # ---------------------------------------------------------------- trees
 
 
-def trees(rows: Iterable[Mapping[str, Any]], every: bool = False) -> Iterator[Conversation]:
+def trees(
+    rows: Iterable[Mapping[str, Any]], every: bool = False, bad: Callable[[DataError], None] | None = None
+) -> Iterator[Conversation]:
     """The conversations of OASST's flat rows (message_id, parent_id, text, role, rank): of each tree the path of the
-    best ranked replies, or with `every` each path to a leaf. Raises DataError for a row without an id."""
+    best ranked replies, or with `every` each path to a leaf. Raises DataError for a row without an id, an id that two
+    rows have, replies to nothing, and a path that is no conversation; `bad` gets the error instead, where it is
+    given."""
+    complain = bad or _raise
     nodes: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(rows, 1):
         if "message_id" not in row:
             fields = ", ".join(map(brief, row)) or "none"
-            raise DataError(f"row {number} has no 'message_id' (its fields: {fields}); rows of a tree have one each")
-        nodes[str(row["message_id"])] = {**row, "replies": []}
+            complain(
+                DataError(f"row {number} has no 'message_id' (its fields: {fields}); rows of a tree have one each")
+            )
+        elif str(row["message_id"]) in nodes:
+            complain(DataError(f"row {number} has message_id {brief(row['message_id'])}, as an earlier one"))
+        else:
+            nodes[str(row["message_id"])] = {**row, "replies": []}
     roots = []
-    for node in nodes.values():
+    for name, node in nodes.items():
         parent = node.get("parent_id")
         if parent is None:
             roots.append(node)
         elif str(parent) in nodes:
             nodes[str(parent)]["replies"].append(node)
+        else:
+            complain(DataError(f"message {brief(name)} replies to {brief(parent)}, which is not among the rows"))
     for root in roots:
-        yield from _paths([root], every)
+        try:
+            for found in _paths([root], every):
+                yield checked(found)
+        except DataError as error:
+            complain(DataError(f"the tree of message {brief(root['message_id'])}: {error}"))
+
+
+def _raise(error: DataError) -> None:
+    raise error
 
 
 def _paths(path: list[Any], every: bool = False) -> Iterator[Conversation]:

@@ -94,8 +94,8 @@ def unknown_tokens(tokenizer: Any, writer: Writer) -> list[str]:
 
 def add_tokens(model: Any, names: Sequence[str]) -> list[int]:
     """Give a model and its tokenizer the special tokens of `names` that they lack, in place. Their rows begin as the
-    mean of the known ones, and have to learn: with an adapter, `Trainable(("embed.tokens.weight", "lm.weight"))` beside
-    it. Returns their ids. Raises UsageError for embeddings that a rewrite replaced."""
+    mean of the known ones, and have to learn: with an adapter, by `TrainableTokens` beside it. Returns their ids.
+    Raises UsageError for embeddings that a rewrite replaced."""
     from stemma.nn import vocabulary
 
     known, grown = model.tokenizer.vocab_size, model.tokenizer.grown(0, names)

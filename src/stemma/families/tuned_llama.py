@@ -109,10 +109,10 @@ qlora = llama.trained(
         "recipe.data": "9,846 top-ranked dialogues of OpenAssistant (OASST1)",
     },
     sizes={
-        "guanaco-7b": like(llama, "llama-7b", hub="timdettmers/guanaco-7b"),
-        "guanaco-13b": like(llama, "llama-13b", hub="timdettmers/guanaco-13b"),
-        "guanaco-33b": like(llama, "llama-33b", hub="timdettmers/guanaco-33b", changes={"recipe.lr": 1e-4}),
-        "guanaco-65b": like(llama, "llama-65b", hub="timdettmers/guanaco-65b", changes={"recipe.lr": 1e-4}),
+        f"guanaco-{n}b": like(
+            llama, f"llama-{n}b", hub=f"timdettmers/guanaco-{n}b", aliases=(f"qlora-{n}b",), changes=changes
+        )
+        for n, changes in ((7, {}), (13, {}), (33, {"recipe.lr": 1e-4}), (65, {"recipe.lr": 1e-4}))
     },
     about=About(
         2023,

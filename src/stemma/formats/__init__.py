@@ -24,6 +24,7 @@ from stemma.rewrites.engine import apply
 from stemma.rewrites.kinds import NF4, Rewrite, WeightOnly
 from stemma.rewrites.paths import linear_paths, patterns
 
+QUANTIZED: dict[str, Callable[[tuple[str, ...]], Rewrite]] = {"nf4": NF4, "int8": WeightOnly}  # patterns -> rewrite
 WRITTEN = ("hf", "meta", "gguf", "llama2c", "llama2c-v1", "fairseq", "peft")  # the layouts that `save` knows
 
 
@@ -133,11 +134,7 @@ def quantized(model: Model, kind: str) -> tuple[Rewrite, ...]:
     """The rewrites that store the matrices of all blocks of `model` as `kind`; for "keep" the embeddings and the head's
     matrix too. Raises UsageError for another kind, and for a model whose blocks have no such matrices."""
     head = ("lm",) if isinstance(model.lm, LMHead) and model.lm.weight is not None else ()
-    kinds: dict[str, Callable[[tuple[str, ...]], Rewrite]] = {
-        "nf4": NF4,
-        "int8": WeightOnly,
-        "keep": lambda where: WeightOnly((*where, "embed.tokens", *head), "file"),
-    }
+    kinds = QUANTIZED | {"keep": lambda where: WeightOnly((*where, "embed.tokens", *head), "file")}
     if kind not in kinds:
         raise UsageError(f"quantize={kind!r} is not known; use {', '.join(kinds)}{did_you_mean(kind, kinds)}")
     paths = [path for path in linear_paths(model) if ".blocks." in path]

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from stemma import disk
 from stemma.errors import CheckpointError, UsageError, brief, nearest
-from stemma.formats import peft_prompts, safe, tensors
+from stemma.formats import peft_experts, peft_prompts, safe, tensors
 from stemma.formats.peft_names import (
     BESIDE,
     CONFIG,
+    EXPERTS,
     LENGTH,
     PREFIX,
     ROWS,
@@ -60,7 +61,6 @@ DEFAULTS: dict[str, Any] = {
 UNKNOWN: dict[str, tuple[Any, ...]] = {
     "lora_bias": (False, None),
     "layer_replication": (None,),
-    "target_parameters": (None, []),
     "alora_invocation_tokens": (None,),
     "use_qalora": (False, None),
     "use_bdlora": (None, False),
@@ -97,6 +97,7 @@ def attach(model: Model, folder: str | Path, name: str | None = None) -> Model:
         new.append(peft_prompts.rewrite_of(model, folder, config, own, name))
     _sort(folder, state, here, found)
     if config["peft_type"] == "LORA":
+        new += peft_experts.rewrites_of(folder, config, found.experts, here, model, name)
         new += _adapters(_groups(folder, config, found.loras, here), config, here, model, name)
     tokens = _tokens(folder, config, found.rows, here)
     new += [TrainableTokens(ids, where=where, name=name) for ids, where in tokens.items()]
@@ -105,6 +106,8 @@ def attach(model: Model, folder: str | Path, name: str | None = None) -> Model:
         peft_prompts.fill(model, name, own)
     for module, parts in found.loras.items():
         _fill(model, name, here.linear[module], parts)
+    for module, nests in found.experts.items():
+        peft_experts.fill(model, name, here.experts[module], nests)
     for module, rows in found.rows.items():
         _fill_rows(model, name, here.linear[module], rows)
     _put(model, found.rest | found.fixed, here)
@@ -113,10 +116,12 @@ def attach(model: Model, folder: str | Path, name: str | None = None) -> Model:
 
 @dataclass
 class Contents:
-    """The tensors of a directory by the publisher's names: parts of low-rank adapters by module, `rows` of tables by
-    module, and whole tensors, of which those of `rest` learn and those of `fixed` stand beside an adapter."""
+    """The tensors of a directory by the publisher's names: parts of low-rank adapters by module, those of `experts` by
+    module and by how they are nested, `rows` of tables by module, and whole tensors, of which those of `rest` learn and
+    those of `fixed` stand beside an adapter."""
 
     loras: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    experts: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict)
     rows: dict[str, Tensor] = field(default_factory=dict)
     rest: dict[str, Tensor] = field(default_factory=dict)
     fixed: dict[str, Tensor] = field(default_factory=dict)
@@ -196,6 +201,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     for key, harmless in UNKNOWN.items():
         if config.get(key) not in harmless:
             raise CheckpointError(f"{path}: {key}={brief(config[key])} is not supported")
+    stacked = config.get("target_parameters") or []
+    if type(stacked) is not list or any(type(p) is not str or not p.endswith(EXPERTS) for p in stacked):
+        raise CheckpointError(f"{path}: target_parameters={brief(stacked)} is not supported; {', '.join(EXPERTS)} are")
     for key, default in DEFAULTS.items():
         value = config.get(key)
         value = config[key] = default if value is None else value
@@ -238,6 +246,9 @@ def _sort(folder: Path, state: Mapping[str, Tensor], here: Table, found: Content
         if (match := PART.fullmatch(name)) is None:
             continue
         module, part = match[1], match[2]
+        if (stacked := module.removesuffix(BESIDE.rstrip("."))) in here.experts:
+            found.experts.setdefault(stacked, {}).setdefault(module, {})[part] = tensor
+            continue
         if module not in here.linear:
             raise _misplaced(folder, name, here)
         if part.endswith(ROWS.rpartition(".")[2]):

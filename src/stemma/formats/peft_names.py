@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from stemma.formats.layouts import file_rows, layout_of
 from stemma.formats.names import ByHead, Row
 from stemma.formats.weights import design_of
 from stemma.nn.heads import LMHead, MLMHead
+from stemma.nn.mlp import Experts
 from stemma.nn.model import Model
 from stemma.rewrites.paths import PlainTensors, plain_modules, plain_type
 
@@ -20,6 +21,7 @@ PREFIX = "base_model.model."
 BESIDE = ".base_layer."  # in the names of a weight or bias beside which an adapter stands
 A, B, LENGTH = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 TABLE_A, TABLE_B = "lora_embedding_A", "lora_embedding_B"  # of embeddings
+EXPERTS = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"  # what `target_parameters` may name
 ROWS = "token_adapter.trainable_tokens_delta"  # the rows of a table that learn alone
 
 
@@ -59,6 +61,7 @@ class Table:
     linear: dict[str, Packed]
     rows: dict[str, Row]
     tied: str | None = None
+    experts: dict[str, str] = field(default_factory=dict)  # of transformers, whose experts are stacked -> our path
 
     def module_of(self, path: str) -> str | None:
         """The publisher's module that is ours alone."""
@@ -92,7 +95,8 @@ def table(model: Model) -> Table:
             tied = None if head is None else head.removesuffix(".weight")
     if tied is not None:
         linear[tied] = Packed(("lm",), rows[f"{embeddings(linear)}.weight"], False, linear[embeddings(linear)].shapes)
-    return Table(linear, rows, tied)
+    stacked = [path for path, kind in kinds.items() if issubclass(kind, Experts)]
+    return Table(linear, rows, tied, {f"model.layers.{path.split('.')[2]}.mlp.experts": path for path in stacked})
 
 
 def embeddings(linear: Mapping[str, Packed]) -> str:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from stemma.errors import UsageError
-from stemma.formats import peft_prompts, safe, tensors
+from stemma.formats import peft_experts, peft_prompts, safe, tensors
 from stemma.formats.peft_names import (
     BESIDE,
     CONFIG,
+    EXPERTS,
     LENGTH,
     PREFIX,
     ROWS,
@@ -75,13 +76,15 @@ def contents(model: Model, base: str = "", name: str | None = None) -> tuple[dic
         layers = [layer_of(model.get_submodule(path), name) for path in packed.ours]
         if any(layers):
             ranks[module] = _written(model, module, packed, layers, state)
+    stacked = peft_experts.written(model, name, here, state)
     covered = {path for module in ranks for path in here.linear[module].ours}
     if missed := sorted(path for path in _every(model, name) if path not in covered):
         raise UsageError(f"PEFT's format has no name for the adapter at {missed[0]}; merge it instead")
     tokens = _rows(model, name, here, [r for r in specs if isinstance(r, TrainableTokens)], state)
     whole, bias = _beside(model, here, covered, state)
-    if ranks:
-        config = _config(model, name, base, ranks, here, whole, bias) | {"trainable_token_indices": tokens or None}
+    if ranks or stacked:
+        config = _config(model, name, base, ranks | stacked, here, whole, bias)
+        config["trainable_token_indices"] = tokens or None
     else:
         config = _of_tokens(model, base, tokens, whole, bias)
         state = {key.replace(f".{ROWS}", f".{ROWS.rpartition('.')[2]}"): tensor for key, tensor in state.items()}
@@ -218,6 +221,9 @@ def _config(
 ) -> dict[str, Any]:
     """adapter_config.json."""
     spec = next(r for r in model.rewrites if isinstance(r, LoRA) and r.name == name)
+    stacked = [module for module in ranks if module in here.experts]
+    if stacked and len(set(ranks.values())) > 1:
+        raise UsageError("PEFT's format keeps one rank and scale where experts have an adapter")
     alphas = {m: scale * (rank**0.5 if spec.rslora else rank) for m, (rank, scale) in ranks.items()}
     rank = Counter(r for r, _ in ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
@@ -229,9 +235,10 @@ def _config(
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "lora_dropout": spec.dropout,
         "target_modules": list(_targets(ranks, here)),
+        "target_parameters": list(EXPERTS) if stacked else None,
         "modules_to_save": list(whole) or None,
         "bias": bias,
-        "fan_in_fan_out": any(here.linear[m].transposed for m in ranks),
+        "fan_in_fan_out": any(here.linear[m].transposed for m in ranks if m in here.linear),
         "use_rslora": spec.rslora,
         "use_dora": spec.dora,
         "rank_pattern": {m: r for m, (r, _) in ranks.items() if r != rank},

@@ -11,6 +11,7 @@ from stemma.errors import CheckpointError, UsageError
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 RUNS = "runs"  # the folder that `stemma pretrain` writes runs to
+FILES = (".bin", ".ckpt", ".json", ".model", ".pt", ".pth", ".safetensors")  # endings that no hub id is taken to have
 STEP = re.compile(r"step-\d+(-\d+)?")  # a checkpoint of a run
 
 
@@ -39,6 +40,8 @@ def model_path(name: str | Path) -> Path | None:
         )
     if path.exists() or path.suffix == ".gguf":
         return path
+    if path.suffix.lower() in FILES:
+        raise UsageError(f"there is no file {str(name)!r}{nearest_path(path)}")
     if not HUB_ID.fullmatch(str(name)):
         hint = nearest_path(path) or weights_of(str(name))
         raise UsageError(f"{str(name)!r} is neither a folder nor a hub id of the form org/name{hint}")

@@ -222,11 +222,16 @@ def _blocks(rule: MaskRule, q: Tensor, k: Tensor, score: Score) -> Iterator[tupl
         if score.fused and (square or plain):
             yield tile, None, square
             continue
-        size = QUERIES if score.fused else min(QUERIES, max(16, SCORES // (q.shape[1] * width)))
+        size = QUERIES if score.fused else queries_of(q.shape[1], width)
         rows = [tile.rows] if score.fused else [slice(r, r + 1) for r in range(tile.rows.start, tile.rows.stop)]
         for row in rows:
             for block in tile._replace(rows=row).split(size):
                 yield block, _hidden(block, rule, q), False
+
+
+def queries_of(heads: int, width: int) -> int:
+    """Queries of a block whose scores are matrices of their own."""
+    return min(QUERIES, max(16, SCORES // (heads * width)))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -236,14 +241,14 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _weights(
     q: Tensor, k: Tensor, hidden: Tensor | None, score: Score, total: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Softmax of the scores of a block, in fp32 at least, the logsumexp of each query (`total`, computed where it is
-    not known), and the slope of the soft cap."""
+    """Softmax of the scores of a block, in fp32 at least, and the logsumexp of each query: `total`, computed where it
+    is not known; where it is, which is in the backward pass, also the slope of the soft cap."""
     scores = (q @ k.transpose(-1, -2)).to(_wide(q.dtype)).mul_(score.scale)
     slope = None
     if score.cap is not None:
-        bent = scores.div_(score.cap).tanh_()
-        slope = 1.0 - bent.square()
-        scores = bent * score.cap
+        scores.div_(score.cap).tanh_()
+        slope = None if total is None else scores.square().neg_().add_(1.0)
+        scores.mul_(score.cap)
     if hidden is not None:
         scores += hidden
     if total is None:
@@ -303,12 +308,19 @@ def _attend(
         if score.fused:
             y, total = _flash(*here, 0.0, causal, attn_mask=hidden, scale=scale)
         else:
-            weights, total, _ = _weights(here[0], here[1], hidden, score, None)
-            if rate:
-                weights *= _kept(weights, score, tile)
-            y = weights.to(v.dtype) @ here[2]
+            y, total = _mean(here, hidden, score, tile)
         out[rows, :, queries], totals[rows, :, queries] = y, total
     return out, totals
+
+
+def _mean(
+    here: tuple[Tensor, Tensor, Tensor], hidden: Tensor | None, score: Score, tile: Tile
+) -> tuple[Tensor, Tensor]:
+    """The output of a block, and the logsumexp of each query."""
+    weights, total, _ = _weights(here[0], here[1], hidden, score, None)
+    if score.rate:
+        weights *= _kept(weights, score, tile)
+    return weights.to(here[2].dtype) @ here[2], total
 
 
 @_attend.register_fake

@@ -55,6 +55,9 @@ class MLP(nn.Module):
 KERNEL = (torch.float32, torch.float16)  # types that torch's grouped product takes on a CPU only
 
 
+Times = Callable[[Tensor, Tensor, Tensor], Tensor]  # rows, a matrix an expert, where each ends -> rows
+
+
 class Experts(nn.Module):
     """A mixture of gated MLPs: each token goes through `dims.active` of `dims.experts`, weighted by the router. Tokens
     are sorted by expert, so that each matrix is used in one product.
@@ -74,7 +77,8 @@ class Experts(nn.Module):
         self.up = nn.Parameter(torch.empty(dims.experts, dims.d_ff, dims.d_model))
         self.down = nn.Parameter(torch.empty(dims.experts, dims.d_model, dims.d_ff))
 
-    def forward(self, x: Tensor) -> Tensor:  # B T D -> B T D
+    def forward(self, x: Tensor, times: Times | None = None) -> Tensor:  # B T D -> B T D
+        times = self.times if times is None else times
         act = self.fused if self.training else self.act
         tokens = x.reshape(-1, x.shape[-1])
         scores = self.router(tokens).float().softmax(-1)
@@ -84,8 +88,8 @@ class Experts(nn.Module):
         ends = torch.zeros(self.count, dtype=torch.int64, device=x.device)
         ends = ends.scatter_add(0, chosen.flatten(), torch.ones_like(order)).cumsum(0).to(torch.int32)
         rows = tokens[order // self.active]
-        y = act(self.times(rows, self.gate, ends)) * self.times(rows, self.up, ends)
-        y = self.times(functional.dropout(y, self.dropout, self.training), self.down, ends)
+        y = act(times(rows, self.gate, ends)) * times(rows, self.up, ends)
+        y = times(functional.dropout(y, self.dropout, self.training), self.down, ends)
         y = y * weights[order, None].to(y.dtype)
         back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=x.device))
         return y[back].unflatten(0, (-1, self.active)).sum(1).view_as(x)

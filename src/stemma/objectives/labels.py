@@ -20,7 +20,7 @@ from stemma.nn.model import IGNORED, Model, Output
 from stemma.objectives import base
 from stemma.objectives.answers import singles, trimmed
 from stemma.tasks.base import reader
-from stemma.tasks.heads import HeadReader
+from stemma.tasks.heads import WHOLE, HeadReader
 
 
 class RunLabels(base.Objective, of=declared.Labels):
@@ -171,12 +171,13 @@ class RunLabels(base.Objective, of=declared.Labels):
 
     def predictions(self, view: Any, answers: Sequence[tuple[int, Any]]) -> tuple[list[Any], list[dict[str, Any]]]:
         """(rows, predictions) of what was evaluated."""
-        rows = [json.loads(view.text(place)) for place, _ in answers]
-        found = [
-            self.reader.answer(row, view[place].tolist(), view.sentences(place).tolist(), scores)
-            for row, (place, scores) in zip(rows, answers, strict=True)
-        ]
-        return rows, found
+        groups: dict[Any, list[tuple[Any, dict[str, Any]]]] = {}
+        for place, scores in answers:
+            row = json.loads(view.text(place))
+            one = self.reader.answer(row, view[place].tolist(), view.sentences(place).tolist(), scores)
+            groups.setdefault(row.get(WHOLE, place), []).append((row, one))
+        rows = [some[0][0] for some in groups.values()]
+        return rows, [self.reader.whole(some[0][0], [one for _, one in some]) for some in groups.values()]
 
     def measured(self, view: Any, answers: Sequence[Any]) -> dict[str, float]:
         return self.reader.measure(*self.predictions(view, answers))

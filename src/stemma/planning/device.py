@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from stemma.nn import blocks
 from stemma.nn.attention import Attention
 from stemma.nn.cpu import SHORT
 from stemma.nn.init import Undrawn
 from stemma.nn.masks import AttnMask
 from stemma.nn.mlp import Experts
 from stemma.nn.model import Model
-from stemma.nn.parts import Arch, Dims
+from stemma.nn.parts import Arch, Causal, Dims, Full, Sliding
 from stemma.nn.stack import Block
 
 
@@ -101,6 +102,38 @@ class Fused(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), own
 
 
+class InBlocks(torch.autograd.Function):
+    """The memory of attention a block at a time (`nn.blocks`): beside that of a fused kernel, of one block a mask of
+    `shape` (queries, keys), the scores and what stands beside them, and gradients at keys and values, which those of
+    the block before outlive. `scores`: tensors of that size a head, in the forward and in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, shape: tuple[int, int], scores: tuple[int, int], masked: bool
+    ) -> Tensor:
+        ctx.shape, ctx.scores, ctx.masked = shape, scores[1], masked
+        batch, heads, length, _ = q.shape
+        out = q.new_empty(batch, length, heads, v.shape[3]).transpose(1, 2)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:3], dtype=torch.float32))
+        InBlocks.made(q, shape, scores[0], masked)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> Any:
+        q, k, v, _, _ = ctx.saved_tensors
+        own = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        slopes = [k.new_empty(k.shape[1], ctx.shape[1], k.shape[3]) for _ in range(4)]
+        InBlocks.made(q, ctx.shape, ctx.scores, ctx.masked)
+        del slopes
+        return *own, None, None, None
+
+    @staticmethod
+    def made(q: Tensor, shape: tuple[int, int], scores: int, masked: bool) -> None:
+        """Make so many tensors of a block's scores at once, and the mask that is added to them."""
+        block = [q.new_empty(q.shape[1], *shape, dtype=torch.float32) for _ in range(scores)]
+        block += [q.new_empty(*shape, dtype=torch.float32)] if masked else []
+
+
 def _attend(
     attention: Attention,
     cpu: bool,
@@ -120,12 +153,36 @@ def _attend(
             mask, causal = q.new_ones(q.shape[2], k.shape[2]).tril().bool(), False
         mask = bias if mask is None else bias.masked_fill(~mask, -1.0)
     short = q.shape[2] * k.shape[2] <= SHORT**2
-    if (cpu and short) or (attention.softcap is not None and not (cpu and attention.training and bias is None)):
-        return attention.attend_plainly(q, k, v, mask, causal, attention.dropout if attention.training else 0.0)
+    rate = attention.dropout if attention.training else 0.0
+    # what has no other rule than that of documents is dearest in rows of one, which a kernel takes whole
+    plain = attn_mask.rule is None or isinstance(attn_mask.rule.spec, Full | Causal)
+    in_blocks = rate or attention.softcap is not None or not plain
+    if cpu and not short and attention.training and bias is None and in_blocks:
+        return _in_blocks(attention, half, q, k, v, attn_mask)
+    if (cpu and short) or attention.softcap is not None:
+        return attention.attend_plainly(q, k, v, mask, causal, rate)
     if half:
         q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
     floats = mask if mask is not None and mask.dtype != torch.bool else None
     out: Tensor = Fused.apply(q, k, v, floats)
+    return out
+
+
+def _in_blocks(attention: Attention, half: bool, q: Tensor, k: Tensor, v: Tensor, attn_mask: AttnMask) -> Tensor:
+    """`blocks.attend` with rows of one document each, which are the dearest."""
+    rule, width = attn_mask.rule, k.shape[2]
+    if attention.shared > 1:
+        k, v = (y.repeat_interleave(attention.shared, 1) for y in (k, v))
+    if half:
+        q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
+    capped, dropped = attention.softcap is not None, attention.dropout > 0
+    fused = not capped and not dropped
+    queries = min(q.shape[2], blocks.QUERIES if fused else blocks.queries_of(q.shape[1], width))
+    if rule is not None and isinstance(rule.spec, Sliding):
+        width = min(width, rule.spec.window + queries - 1)
+    masked = attn_mask.causal or attn_mask.mask is not None or (rule is not None and not isinstance(rule.spec, Full))
+    scores = (0, 0) if fused else (2, 2 + capped + 2 * dropped)
+    out: Tensor = InBlocks.apply(q, k, v, (queries, width), scores, masked)
     return out
 
 

@@ -17,17 +17,19 @@ from stemma.train.config import Plan
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one mesh. Bytes are of one device: `weights`, `gradients` and `optimizer` of the part that it holds;
-    `gathered`: what of others' parts is there at a time; `activations`: all else that a step holds at its worst moment,
-    logits among it (`logits`). `cache`: keys and values of one row in inference, bf16. `seconds` a step, of which its
-    work takes `computing`, and the sums of slices, which it has to wait for, `waiting`; what is gathered and reduced
-    for rows and shards takes `sending`, at once with both. `sent`: bytes of all messages."""
+    """Of one mesh. Bytes are of one device: `weights`, `gradients` and `optimizer` of the part of what learns that it
+    holds, `frozen` of weights that do not learn; `gathered`: what of others' parts is there at a time; `activations`:
+    all else that a step holds at its worst moment, logits among it (`logits`). `cache`: keys and values of one row in
+    inference, bf16. `seconds` a step, of which its work takes `computing`, and the sums of slices, which it has to wait
+    for, `waiting`; what is gathered and reduced for rows and shards takes `sending`, at once with both. `sent`: bytes
+    of all messages."""
 
     mesh: str
     device: str
     micro: int
     accumulate: int
     weights: float
+    frozen: float
     gradients: float
     optimizer: float
     gathered: float
@@ -43,7 +45,7 @@ class Estimate:
     @property
     def memory(self) -> float:
         """Bytes at once on a device."""
-        return self.weights + self.gradients + self.optimizer + self.gathered + self.activations
+        return self.weights + self.frozen + self.gradients + self.optimizer + self.gathered + self.activations
 
 
 def unfit(plan: Plan, mesh: Mesh) -> str | None:
@@ -52,6 +54,8 @@ def unfit(plan: Plan, mesh: Mesh) -> str | None:
     if plan.rows % mesh.readers:
         near = max(1, round(plan.rows / mesh.readers)) * mesh.readers * plan.context
         return f"{mesh.readers} processes read the {plan.rows} rows of a step; set recipe.batch={near}"
+    if mesh.tp > 1 and plan.rewrites:
+        return "tp does not split networks with rewrites; use fsdp"
     if mesh.tp > 1 and plan.nets:
         return "tp does not slice networks beside the model; use fsdp"
     if mesh.tp > 1:
@@ -71,7 +75,7 @@ def estimate(view: Outlook, mesh: Mesh, device: Device, micro: int, seconds: flo
     rows = plan.rows // mesh.readers
     micro = min(micro, rows)
     accumulate = -(-rows // micro)
-    weights = 4.0 * view.parameters / (mesh.fsdp * mesh.tp)
+    weights = 4.0 * view.learned / (mesh.fsdp * mesh.tp)
     gathered = 0.0
     if mesh.fsdp > 1:  # what is outside of blocks with its gradient, and a block in use, the next, and a gradient
         gathered = 4.0 * (2 * view.outside + 3 * view.block) / mesh.tp
@@ -84,6 +88,7 @@ def estimate(view: Outlook, mesh: Mesh, device: Device, micro: int, seconds: flo
         micro=micro,
         accumulate=accumulate,
         weights=weights,
+        frozen=view.frozen / (mesh.fsdp * mesh.tp),
         gradients=weights,
         optimizer=view.slots * weights,
         gathered=gathered,
@@ -129,9 +134,10 @@ class Messages(NamedTuple):
     @classmethod
     def of(cls, view: Outlook, mesh: Mesh, device: Device, rows: int, micro: int) -> Messages:
         """Those of a process that reads so many rows a step. Of neighbours `tp` lie next to each other, then `fsdp`."""
-        plan, one = view.plan, 4.0 * view.parameters / mesh.tp
+        plan, one = view.plan, 4.0 * view.learned / mesh.tp
         # gathered forward and backward, gradients scattered, each micro-batch
         shards = -(-rows // micro) * 3 * one * (1 - 1 / mesh.fsdp)
+        shards += -(-rows // micro) * 2 * view.frozen * (1 - 1 / mesh.fsdp)
         copies = 2 * one / mesh.fsdp * (1 - 1 / mesh.dp)
         # a sum a branch forward, and q, k, v, gate and up backward
         branches, width = plan.dims.layers * (1 + 1 + 3 + 2), 2 if view.halves(device) else 4

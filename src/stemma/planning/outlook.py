@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from stemma.declare import ramps
 from stemma.declare.recipes import Adafactor, Muon
 from stemma.errors import UsageError
@@ -30,10 +32,14 @@ class Outlook:
         self.plan, self.half = plan, half
         self.recompute = recompute or bool(plan.train.recompute)
         self.example = Example(plan)
-        self.nets = roles(plan.arch, plan.dims, plan.nets)
+        self.nets = roles(plan.arch, plan.dims, plan.nets, plan.rewrites)
         self.parts = list(at_full_depth(self.nets, lambda few: Networks(few, self.example.objective)))
         self.shapes = _shapes(self.parts)
-        self.parameters = numel(self.shapes)
+        self.learned = numel(self.shapes)
+        kept = [(t, times) for made, times in self.parts for t in made.frozen()]
+        self.frozen = float(sum(times * t.numel() * t.element_size() for t, times in kept))  # bytes
+        self.parameters = self.learned + sum(times * t.numel() for t, times in kept if isinstance(t, nn.Parameter))
+        self.parameters += sum(times * made.replaced() for made, times in self.parts)
         self.known: dict[tuple[int, How], Memory] = {}
         found = {name: stack for net, _ in self.parts[-1:] for name, stack in stacks(net.model).items()}
         sizes = [sum(p.numel() for p in stack.blocks[0].parameters()) for stack in found.values()]
@@ -105,7 +111,8 @@ class Outlook:
         key = tp, How(cpu, half, self.recompute)
         if key not in self.known:
             dims = sliced(self.plan.dims, tp)
-            step = Step(roles(self.plan.arch, dims, self.plan.nets), self.example.objective, key[1])
+            nets = roles(self.plan.arch, dims, self.plan.nets, self.plan.rewrites)
+            step = Step(nets, self.example.objective, key[1])
             self.known[key] = Memory(step, self.example, dims.vocab)
         return self.known[key]
 
@@ -126,12 +133,12 @@ class Outlook:
         """Numbers that the optimiser keeps for each weight, on average."""
         kind = self.plan.recipe.optimizer
         kept = sum(number * kept_by(kind, shape, inside) for (shape, inside), number in self.shapes.items())
-        return kept / self.parameters
+        return kept / self.learned
 
     @property
     def held(self) -> float:
         """Bytes of all weights, gradients and of what the optimiser keeps."""
-        return (2 + self.slots) * 4 * self.parameters
+        return (2 + self.slots) * 4 * self.learned + self.frozen
 
     def halves(self, device: Device) -> bool:
         """Whether products are in bf16 on a device."""

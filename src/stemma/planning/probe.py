@@ -11,6 +11,7 @@ import torch
 
 from stemma.nn.model import Model
 from stemma.planning.batch import Words, texts
+from stemma.rewrites.engine import apply
 from stemma.train.assemble import nets_of, objective_of, with_steps
 from stemma.train.config import Plan
 from stemma.train.loop import Loop
@@ -35,6 +36,7 @@ def loop(plan: Plan, steps: int = STEPS) -> Loop:
     plan = with_steps(replace(plan, recipe=replace(plan.recipe, ramp=None)), steps, False)
     words = Words(plan.text, plan.dims.vocab)
     model = Model(plan.arch, plan.dims).initialise(plan.seed)
+    apply(model, plan.rewrites, plan.seed)
     nets = nets_of(plan, None) if all(net.learns for net in plan.nets) else {}
     plan = plan if nets else replace(plan, nets=())
     objective = objective_of(plan, words)

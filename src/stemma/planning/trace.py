@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,9 @@ from stemma.objectives import Batch, Objective
 from stemma.objectives.vocabulary import LOGITS
 from stemma.planning.device import Halves, build, prepare, uncompiled, without_autocast
 from stemma.planning.live import Bytestream, Layers, Live, watched
+from stemma.rewrites.engine import apply
+from stemma.rewrites.kinds import Rewrite
+from stemma.rewrites.paths import PlainTensors, plain_names
 from stemma.train import optim
 from stemma.train.config import Net
 
@@ -72,9 +76,15 @@ class Role:
     arch: Arch
     dims: Dims
     learns: bool = True
+    rewrites: tuple[Rewrite, ...] = ()
 
     def depths(self) -> dict[str, Depth]:
-        """Of each stack."""
+        """Of each stack; all layers, where a rewrite may tell them apart."""
+        if any(re.search("[0-9?]", pattern) for rewrite in self.rewrites for pattern in rewrite.where):
+            return {name: Depth(d.traced + d.more * d.cycle, 1, 0, d.first) for name, d in self._depths().items()}
+        return self._depths()
+
+    def _depths(self) -> dict[str, Depth]:
         both = self.arch.structure == "encoder-decoder"
         found = {}
         if self.arch.structure != "decoder":
@@ -100,10 +110,10 @@ class Role:
         )
 
 
-def roles(arch: Arch, dims: Dims, nets: Sequence[Net]) -> tuple[Role, ...]:
-    """The networks of a step; all read with one vocabulary."""
+def roles(arch: Arch, dims: Dims, nets: Sequence[Net], rewrites: tuple[Rewrite, ...] = ()) -> tuple[Role, ...]:
+    """The networks of a step; all read with one vocabulary. `rewrites`: of the model."""
     return (
-        Role("", arch, dims),
+        Role("", arch, dims, rewrites=rewrites),
         *(Role(net.role, net.arch, replace(net.dims, vocab=dims.vocab), net.learns) for net in nets),
     )
 
@@ -116,6 +126,7 @@ class Networks:
             made = {net.role: build(net.arch, net.dims).train(net.learns) for net in nets}
             for net in nets:
                 made[net.role].requires_grad_(net.learns)
+                apply(made[net.role], net.rewrites)
             self.model = made.pop("")
             self.beside = made
             objective.tie(self.model, made)
@@ -127,6 +138,19 @@ class Networks:
     def learned(self) -> dict[int, nn.Parameter]:
         """Weights that learn, tied ones once."""
         return {id(p): p for net in self.all for p in net.parameters() if p.requires_grad}
+
+    def frozen(self) -> list[Tensor]:
+        """What of the model does not learn: weights, and the codes and scales of replaced ones."""
+        if not self.model.rewrites:
+            return []
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return [t for t in {id(t): t for t in tensors}.values() if not t.requires_grad]
+
+    def replaced(self) -> int:
+        """Numbers in weights that are no parameters here, since they are stored in another form."""
+        plain = PlainTensors(self.model).shapes if self.model.rewrites else {}
+        there = set(plain_names(self.model).values()) if plain else set()
+        return sum(shape.numel() for name, shape in plain.items() if name not in there)
 
     def shapes(self) -> Shapes:
         nets = [(f"{i}.", net) for i, net in enumerate(self.all)]
@@ -180,7 +204,7 @@ class Step:
         with uncompiled():
             live = Live()
         learned, owners = self.networks.learned(), self._layers(live)
-        live.spare(p for net in self.networks.all for p in net.parameters())
+        live.spare(t for net in self.networks.all for t in (*net.parameters(), *net.buffers()))
         settings: Any = torch.fx.experimental._config
         whole = settings.patch(meta_nonzero_assume_all_nonzero=True)  # no token of a row is padding
         half = Halves() if self.how.half else contextlib.nullcontext()

@@ -178,6 +178,8 @@ def no_bits(run: RunFiles) -> str | None:
         return None
     if not run.summary:
         return "it has not finished, so nothing was measured yet"
+    if "answers" in run.summary:
+        return "it was tuned to a task, whose metrics are above"
     if detected(run) is not None:
         return "it says of each token whether it was replaced, and predicts no text"
     return "what it predicts is not text"

@@ -39,6 +39,7 @@ from stemma.report.facts import (
 from stemma.report.kinship import family_tree
 from stemma.report.read import RunFiles
 from stemma.report.samples import samples
+from stemma.report.tasks import headline, predictions
 
 POINTS = 400  # points of a curve, at most
 DASHES = ("", "9 5", "3 4", "12 4 3 4", "6 3", "2 6")
@@ -53,6 +54,7 @@ def render(runs: Sequence[RunFiles], title: str | None = None) -> str:
         ("results", "Results", results(runs)),
         ("tree", "The family", family_tree(runs)),
         ("loss", "Learning", curves(runs)),
+        ("predictions", "Predictions", predictions(runs)),
         ("bits", "Bits per byte", bits(runs)),
         ("samples", "In their own words", samples(runs)),
         ("speed", "Speed", speed(runs)),
@@ -122,6 +124,8 @@ def results(runs: Sequence[RunFiles]) -> str:
             big = f"{found[0]:.3f} <small>bits per byte{'' if found[1] else ' of hidden text'}</small>"
         elif (right := detected(run)) is not None:
             big = detector_text(right, majority(run))
+        elif (metric := headline(run)) is not None:
+            big = metric
         elif (loss := last(run, "loss")) is not None:
             big = f"{loss:.3f} <small>last loss, nats a target</small>"
         else:

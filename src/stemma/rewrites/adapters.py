@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from stemma.errors import UsageError
 from stemma.nn.model import Model
-from stemma.rewrites.kinds import Adapter
+from stemma.rewrites.frozen import Frozen
+from stemma.rewrites.kinds import Adapter, Rewrite
 from stemma.rewrites.lora import LoRALinear
+from stemma.rewrites.lora_experts import LoRAExperts
 from stemma.rewrites.modules import Wrapped
+from stemma.rewrites.paths import plain_modules
 from stemma.rewrites.prompts import Ahead
 from stemma.rewrites.rows import Rows
 
@@ -26,9 +29,9 @@ def layers(model: nn.Module) -> Iterator[LoRALinear]:
     return (module for module in model.modules() if isinstance(module, LoRALinear))
 
 
-def parts(model: nn.Module) -> Iterator[LoRALinear | Rows | Ahead]:
-    """Every module of every adapter: adapted layers, rows of tables, soft prompts and prefixes."""
-    return (module for module in model.modules() if isinstance(module, LoRALinear | Rows | Ahead))
+def parts(model: nn.Module) -> Iterator[LoRALinear | LoRAExperts | Rows | Ahead]:
+    """Every module of every adapter: adapted layers and experts, rows of tables, soft prompts and prefixes."""
+    return (module for module in model.modules() if isinstance(module, LoRALinear | LoRAExperts | Rows | Ahead))
 
 
 def layer_of(module: nn.Module, name: str) -> LoRALinear | None:
@@ -46,6 +49,15 @@ def rows_of(module: nn.Module, name: str) -> Rows:
         assert isinstance(module, Wrapped)
         module = module.base
     return module
+
+
+def experts_of(module: nn.Module, name: str) -> LoRAExperts | None:
+    """The adapter `name` around a mixture of experts."""
+    while isinstance(module, Wrapped):
+        if isinstance(module, LoRAExperts) and module.spec.name == name:
+            return module
+        module = module.base
+    return None
 
 
 def use(model: Model, strengths: Mapping[str, float] | Sequence[str] | str) -> Model:
@@ -79,15 +91,43 @@ def without(model: Model) -> Iterator[Model]:
             part.strength = strength
 
 
-def rounded(model: Model) -> float:
-    """The share of what the adapters add that is lost where a merge rounds to the base's dtype: the root mean square of
-    the rounding over that of what is added. 0 for fp32."""
+def rounded(model: Model, kept: Rewrite | None = None) -> float:
+    """The share of what the adapters add that is lost where a merge rounds to the base's dtype, or linear layers to
+    what `kept` stores (NF4): the root mean square of the rounding over that of what is added. 0 for fp32."""
     lost = added = 0.0
-    for layer in layers(model):
+    for _, layer in adapted(model):
         if layer.unmergeable() is not None:
             continue
-        whole = layer.whole().detach()
-        base = layer.base_weight.detach()
-        lost += float((whole.to(base.dtype).float() - whole).square().sum())
+        whole, base = layer.whole().detach(), innermost(layer).base_weight.detach()
+        linear = kept is not None and issubclass(layer.plain, nn.Linear)
+        stored = as_stored(kept, whole) if kept is not None and linear else whole.to(base.dtype).float()
+        lost += float((stored - whole).square().sum())
         added += float((whole - base.float()).square().sum())
+    for _, module in plain_modules(model):
+        if isinstance(module, LoRAExperts):
+            for name, _, whole in module.wholes():
+                base = module.experts.get_parameter(name).detach()
+                lost += float((whole.to(base.dtype).float() - whole).square().sum())
+                added += float((whole - base.float()).square().sum())
     return (lost / added) ** 0.5 if added else 0.0
+
+
+def adapted(model: Model) -> Iterator[tuple[str, LoRALinear]]:
+    """Every adapted layer once, with its path: the adapter that was put on last."""
+    return ((path, module) for path, module in plain_modules(model) if isinstance(module, LoRALinear))
+
+
+def innermost(layer: LoRALinear) -> LoRALinear:
+    """The adapter of a layer that was put on first."""
+    while isinstance(layer.base, LoRALinear):
+        layer = layer.base
+    return layer
+
+
+def as_stored(kept: Rewrite, weight: Tensor) -> Tensor:
+    """The numbers of a matrix that a rewrite stores: E D."""
+    out, width = weight.shape
+    made = kept.replace(nn.Linear(width, out, bias=False, device="meta"))
+    assert isinstance(made, Frozen)
+    made.load("weight", weight, weight.device, weight.dtype)
+    return made.weight

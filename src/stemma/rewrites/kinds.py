@@ -123,7 +123,7 @@ class LoRA(Rewrite):
     random, B at zero; both are fp32 whatever the model's dtype.
 
     Embeddings and language-model heads get one where `where` holds their whole path: `embed.tokens`, `lm`. Experts get
-    an A and a B each.
+    an A and a B each, where patterns match all of their matrices.
 
     `dora`: the rows of `W + scale * B A` are scaled to learnt lengths (Liu et al. 2024, arXiv:2402.09353). `share`:
     names of sibling modules that have one A (`("q", "k", "v")`: as beside one packed matrix). `name`: of the adapter,
@@ -143,6 +143,13 @@ class LoRA(Rewrite):
     def scale(self) -> float:
         """What `B A x` is multiplied by."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def accepts(self) -> tuple[type[nn.Module], ...]:
+        from torch import nn
+
+        from stemma.nn.mlp import Experts
+
+        return (nn.Linear, Experts)
 
     def named(self) -> tuple[type[nn.Module], ...]:
         from torch import nn

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from stemma.errors import UsageError
 from stemma.nn.heads import EMDHead, LMHead, MLMHead, Product
 from stemma.nn.mixed import Matrix, times
+from stemma.nn.mlp import Experts
 from stemma.nn.model import Model
 from stemma.rewrites.lora import LoRALinear, Settings
+from stemma.rewrites.lora_experts import LoRAExperts
 from stemma.rewrites.modules import Rewritten
 
 TIED = "the head is tied to the embeddings, and the adapter is of {} alone"
@@ -100,9 +102,11 @@ def _has_matrix(head: nn.Module) -> bool:
     return "weight" in head.shapes if isinstance(head, Rewritten) else head._parameters.get("weight") is not None
 
 
-def lora(spec: Settings, module: nn.Module) -> LoRALinear:
+def lora(spec: Settings, module: nn.Module) -> LoRALinear | LoRAExperts:
     """The adapter that takes the place of a module."""
     plain = module.plain if isinstance(module, Rewritten) else type(module)
+    if issubclass(plain, Experts):
+        return LoRAExperts(spec, module)
     if issubclass(plain, EMDHead):
         raise UsageError("LoRA: an enhanced mask decoder (DeBERTa) has no place for an adapter; leave the head out")
     if issubclass(plain, LMHead | MLMHead):

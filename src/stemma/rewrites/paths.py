@@ -57,6 +57,8 @@ class Search:
         for path, module in plain_modules(model):
             stands_for = plain_type(module)
             hits = matching(path, self.where)
+            if issubclass(stands_for, Experts) and issubclass(stands_for, self.accepted):
+                hits += self._of_stacked(path, stands_for.stacked)
             if not issubclass(stands_for, self.accepted + (self.named if path in self.where else ())):
                 self._refuse_raw(path, module, known)
                 other |= dict.fromkeys(hits, f"{path or 'the model'}, of type {stands_for.__name__}")
@@ -72,6 +74,17 @@ class Search:
             if pattern not in used:
                 raise UsageError(f"{self.kind}: {pattern!r} matches no module{nearest_path(pattern, known)}")
         return found
+
+    def _of_stacked(self, path: str, names: tuple[str, ...]) -> list[str]:
+        """The patterns that match all matrices of experts, which are replaced together."""
+        each = [matching(f"{path}.{name}", self.where) for name in names]
+        if any(each) and not all(each):
+            part = next(name for name, hits in zip(names, each, strict=True) if hits)
+            raise UsageError(
+                f"{self.kind} replaces experts with all of their matrices, and the patterns match {path}.{part} and "
+                f"not the others; match {path} or {path}.*"
+            )
+        return [pattern for hits in each for pattern in hits]
 
     def _refuse_raw(self, path: str, module: nn.Module, known: list[str]) -> None:
         for name in raw_matrices(module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -26,11 +26,11 @@ KNOWN: dict[type[RowTask], dict[str, tuple[str, ...]]] = {
 LOOKED_AT = 200  # rows whose columns are looked at
 
 
-def named(task: RowTask, rows: Sequence[Mapping[str, Any]]) -> RowTask:
-    """`task` with the columns that nobody named, found by their names in `rows`. Raises UsageError for a column that no
-    row has, and where no name is known."""
+def named(task: RowTask, rows: Sequence[Mapping[str, Any]], without: Collection[str] = ()) -> RowTask:
+    """`task` with the columns that nobody named, found by their names in `rows`. `without`: fields that need none.
+    Raises UsageError for a column that no row has, and where no name is known."""
     if isinstance(task, HeadTask):
-        return head_columns.named(task, rows[:LOOKED_AT])
+        return head_columns.named(task, rows[:LOOKED_AT], without)
     known = KNOWN.get(type(task), {})
     there = list(dict.fromkeys(name for row in rows[:LOOKED_AT] for name in row))
     found: dict[str, str] = {}
@@ -42,6 +42,7 @@ def named(task: RowTask, rows: Sequence[Mapping[str, Any]]) -> RowTask:
             hint = _columns(there) + did_you_mean(given, there)
             raise UsageError(f"no row has a column {given!r} for --{field.name}{hint}")
         found[field.name] = given or next((name for name in known[field.name] if name in there), "")
+    found = {name: column for name, column in found.items() if column or name not in without}
     if missing := [name for name, column in found.items() if not column]:
         left = [column for column in there if column not in found.values()]
         if len(missing) == 1 and len(left) == 1:

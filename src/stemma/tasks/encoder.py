@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from stemma.data.sources import read as read_source
 from stemma.declare.tasks import RowTask
 from stemma.errors import DataError
 from stemma.tasks.base import Reader, reader
+from stemma.tasks.heads import WHOLE, HeadReader
 
 VERSION = 1  # of what the ids of a row are; raise it where they change
 
@@ -78,11 +80,12 @@ def rows(data: str, encoder: TaskEncoder) -> Source:
     """The rows that `data` names, as a source of JSON texts. A row that a task cannot learn from is passed over, noted
     with its file and line; with `#strict=yes` it is an error. Raises DataError if no row is left."""
     inner = read_source(data, field=ROWS, strict=False)
-    strict = any(options(piece)[1].get("strict") == "yes" for piece in pieces(data))
+    strict = _strict(data)
     check = encoder.reader.check
 
     def walk(notes: Notes) -> Iterator[Document]:
-        yield from checked(inner.documents(), check, notes, strict)
+        for document in checked(inner.documents(), check, notes, strict):
+            yield from divided(document, encoder.reader)
         notes.include(inner.notes)
 
     facts = f"{inner.facts} rows {strict} {_code()} {encoder.fingerprint}"
@@ -110,12 +113,35 @@ def raw_rows(data: str) -> Iterator[Mapping[str, Any]]:
                 yield row
 
 
+def divided(document: Document, read: Reader) -> Iterator[Document]:
+    """A row as those that it is read as, which stay together when some are held out."""
+    if not isinstance(read, HeadReader) or len(found := read.pieces(json.loads(document.text))) == 1:
+        yield document
+        return
+    group = document.group or f"row {document.name}"
+    for number, row in enumerate(found, 1):
+        text = json.dumps({**row, WHOLE: document.name}, ensure_ascii=False)
+        yield document._replace(text=text, name=f"{document.name} ({number})", group=group)
+
+
+def good_rows(data: str, check: Callable[[Mapping[str, Any]], None]) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """The rows that `data` names and `check` accepts, and sentences on those that are passed over."""
+    inner, notes = read_source(data, field=ROWS, strict=False), Notes()
+    found = [json.loads(document.text) for document in checked(inner.documents(), check, notes, _strict(data))]
+    notes.include(inner.notes)
+    return found, list(notes)
+
+
+def _strict(data: str) -> bool:
+    return any(options(piece)[1].get("strict") == "yes" for piece in pieces(data))
+
+
 def checked(
     documents: Iterator[Document], check: Callable[[Mapping[str, Any]], None], notes: Notes, strict: bool = False
 ) -> Iterator[Document]:
     """The rows that `check` accepts; notes say how many others there are of each kind, and where. Raises DataError with
     `strict` for the first of these, and if all rows are such."""
-    wrong: dict[str, list[str]] = {}
+    wrong: dict[str, dict[str, str]] = {}  # by what is wrong but for its numbers: of each place the whole sentence
     first: DataError | None = None
     some = False
     for document in documents:
@@ -129,14 +155,16 @@ def checked(
             if strict:
                 raise found from None
             first = first or found
-            wrong.setdefault(str(error), []).append(document.name)
+            wrong.setdefault(re.sub(r"\d+", "0", str(error)), {})[document.name] = str(error)
         else:
             some = True
             yield document
     if not some and first is not None:
         raise DataError(f"no row can be learnt from; the first is {first}")
-    for why, places in sorted(wrong.items(), key=lambda item: -len(item[1])):
+    for held in sorted(wrong.values(), key=lambda held: -len(held)):
+        places, sentences = list(held), list(held.values())
+        why = sentences[0] if len({*sentences}) == 1 else f"such as {sentences[0]}"
         what = "1 row was" if len(places) == 1 else f"{len(places):,} rows were"
         shown = ", ".join(place.rpartition("/")[2] for place in places[:3]) + (", ..." if len(places) > 3 else "")
         notes.append(f"{what} passed over: {why} ({shown}); #strict=yes makes this an error")
-        notes.passed += [(why, place) for place in places]
+        notes.passed += [(sentence, place) for place, sentence in held.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from stemma import spec
@@ -40,9 +40,9 @@ FIELDS: dict[str, dict[str, Names]] = {  # of a task by its word: names that its
 SEVERAL = ("ending{}", "choice{}", "option{}", "sol{}")  # columns of one choice each
 
 
-def named(task: RowTask, rows: Sequence[Mapping[str, Any]], what: Sequence[str] = ()) -> RowTask:
-    """`task` with the columns that these rows have. `what`: the fields that are needed, where not all. Raises
-    UsageError for a column that no row has, and for a field that no column's name fits."""
+def named(task: RowTask, rows: Sequence[Mapping[str, Any]], without: Collection[str] = ()) -> RowTask:
+    """`task` with the columns that these rows have. `without`: fields that need none. Raises UsageError for a column
+    that no row has, and for a field that no column's name fits."""
     there = list(dict.fromkeys(name for row in rows for name in row))
     fields = [f.name for f in dataclasses.fields(task)]
     for name in fields:
@@ -60,9 +60,9 @@ def named(task: RowTask, rows: Sequence[Mapping[str, Any]], what: Sequence[str] 
         found |= _texts(there, {spec.get(task, "label"), found.get("label"), spec.get(task, "pair")}, rows)
     if getattr(task, "pair", ""):
         found.pop("pair", None)
-    needed = what or [name for name in ("text", *FIELDS.get(task.word, {})) if name in fields]
+    needed = [name for name in dict.fromkeys(("text", *FIELDS.get(task.word, {}))) if name in fields]
     for name in needed:
-        if not getattr(task, name) and not found.get(name):
+        if name not in without and not getattr(task, name) and not found.get(name):
             raise UsageError(
                 f"which column holds the {name}? Name it by --{name}: the rows have {listed(there)}, and none of these "
                 "is a usual name for it"

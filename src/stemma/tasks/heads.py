@@ -15,6 +15,8 @@ from stemma.text.inputs import joined
 
 Row = Mapping[str, Any]
 Answer = dict[str, Any]  # a prediction, as JSON
+WORST = 20  # examples that a report shows
+WHOLE = "_row"  # of a piece of a row: which row it is of
 
 
 class HeadReader(Reader):
@@ -35,6 +37,14 @@ class HeadReader(Reader):
     @abstractmethod
     def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
         """How good predictions are, by the metrics of the task."""
+
+    def pieces(self, row: Row) -> list[Row]:
+        """The rows that a row is read as: several where it is longer than the model reads."""
+        return [row]
+
+    def whole(self, row: Row, answers: Sequence[Answer]) -> Answer:
+        """The prediction of a row, of those of its pieces."""
+        return answers[0]
 
     def read(self, row: Row) -> Any:
         self.target(row)

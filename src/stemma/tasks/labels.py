@@ -13,9 +13,7 @@ import numpy.typing as npt
 from stemma.declare.tasks import ClassifyTask, RegressTask
 from stemma.errors import DataError, brief
 from stemma.tasks import metrics
-from stemma.tasks.heads import Answer, Row, TextReader, label_of, rounded, shares, value_in
-
-WORST = 20  # examples that a report shows
+from stemma.tasks.heads import WORST, Answer, Row, TextReader, label_of, rounded, shares, value_in
 
 
 class ClassifyReader(TextReader, of=ClassifyTask):

@@ -130,6 +130,21 @@ def _growth(normalizer: Any) -> int:
     return max(1, -(-len(content) // length))
 
 
+def check_template(path: Path, processor: Any) -> None:
+    """Raises CheckpointError for a template that names special tokens which it does not say: the library panics."""
+    if not isinstance(processor, dict):
+        return
+    for inner in found if isinstance(found := processor.get("processors"), list) else ():
+        check_template(path, inner)
+    known = processor.get("special_tokens")
+    for part in ("single", "pair"):
+        for piece in pieces if isinstance(pieces := processor.get(part), list) else ():
+            token = piece.get("SpecialToken") if isinstance(piece, dict) else None
+            name = token.get("id") if isinstance(token, dict) else None
+            if isinstance(name, str) and isinstance(known, dict) and name not in known:
+                raise CheckpointError(f"{path}: the template of its post_processor has no ids for {brief(name)}")
+
+
 def parse(text: str, path: Path) -> tokenizers.Tokenizer:
     """The library's tokenizer of a tokenizer.json. Raises CheckpointError naming the file."""
     try:
@@ -140,6 +155,7 @@ def parse(text: str, path: Path) -> tokenizers.Tokenizer:
     if isinstance(model := state.get("model"), dict):
         check_merges(path, len(m) if isinstance(m := model.get("merges"), list) else 0)
         check_vocabulary(path, vocab if isinstance(vocab := model.get("vocab"), dict) else {})
+    check_template(path, state.get("post_processor"))
     if isinstance(listed := state.get("added_tokens"), list):
         check_ids(path, (token["id"] for token in listed if isinstance(token, dict) and "id" in token))
     try:

@@ -27,6 +27,7 @@ from stemma.runs import best
 from stemma.runs.spikes import Spikes
 from stemma.spec import Bound, Spec, at_least, interval, not_negative, quiet, require
 
+SETTINGS = 200_000  # characters of a file of settings
 NODES = 100_000  # of a YAML file with its anchors written out: the most that are read
 _UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _POWERS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
@@ -207,6 +208,8 @@ def overrides(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"{what} to read settings from")
     try:
         text = path.read_text("utf-8")
+        if len(text) > SETTINGS:
+            raise ValueError(f"it has {len(text):,} characters, and files of settings have at most {SETTINGS:,}")
         if path.suffix == ".toml":
             data: Any = tomllib.loads(text)
         else:

@@ -182,6 +182,11 @@ def reopen(run: Path, verify: bool = True) -> tuple[Plan, Any, Any]:
             f"{data} is not the text that this run was started on; delete it to make it again from {plan.data} with: "
             f"{folder.resume_command(run)}"
         )
+    if store.vocab != tokenizer.vocab_size:
+        raise CheckpointError(
+            f"the token store {data} is damaged: its meta.json has a vocabulary of {store.vocab:,} and the tokenizer "
+            f"{tokenizer.vocab_size:,}; delete the folder to make it again with: {folder.resume_command(run)}"
+        )
     if store.meta.get("tokenizer") != encoder_of(plan, tokenizer).fingerprint:
         raise CheckpointError(
             f"{run / 'tokenizer'} is not the tokenizer that this run was started with; put that back, or begin anew"

@@ -95,15 +95,15 @@ class Pretraining:
             "epochs": round(loop.objective.epochs(self.view, loop.cursor), 3),
             **measured(self.run, loop, sum(p.numel() for p in loop.model.parameters())),
             "val": quality,
-            **({"before": self.before()} if loop.objective.of_rows else {}),
+            **({"before": before} if (before := self.before()) else {}),
             **({} if loop.objective.of_rows else {"baselines": self.baselines()}),
             **({"answers": loop.objective.report(self.held, self.answers)} if self.answers else {}),
             **notes,
         }
 
     def before(self) -> dict[str, float]:
-        """What `evaluate` gave before the first step."""
-        return folder.read(self.run, lambda about: dict(about["before"]))
+        """What `evaluate` gave before the first step, of runs that begin from weights."""
+        return folder.read(self.run, lambda about: dict(about.get("before", {})))
 
     def baselines(self) -> dict[str, float]:
         """How well the held-out text is predicted by the frequencies of tokens, and packed by xz."""
@@ -262,10 +262,11 @@ def _begun(
             disk.tell(f"note: {remark}")
         if (kept := frozen.note(loop.model)) is not None:
             disk.tell(kept)
-    before = Pretraining(out, loop, store).evaluate() if plan.train.best or loop.objective.of_rows else {}
+    shown = loop.objective.of_rows or bool(plan.train.best and plan.train.start)
+    before = Pretraining(out, loop, store).evaluate() if plan.train.best or shown else {}
     if plan.train.best:
         best.measured(plan.train.best, before)
-    if loop.objective.of_rows and not quiet:
+    if shown and not quiet:
         disk.tell(f"before: {', '.join(f'held-out {k} {v:.4g}' for k, v in before.items() if k != 'targets')}")
     if not (plan.train.start and adapters(loop.model)):
         formats.check_weights(loop.model)  # what could not be saved at the end is not begun
@@ -273,7 +274,7 @@ def _begun(
         formats.peft.contents(loop.model)
     if loop.is_main:
         about = {"data": facts(store, train), "parameters": count(plan.arch, plan.dims)}
-        about |= {"before": before} if loop.objective.of_rows else {}
+        about |= {"before": before} if shown else {}
         folder.begin(out, spec.to_dict(plan), device, about)
     loop.barrier()
     return loop

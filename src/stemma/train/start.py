@@ -14,6 +14,7 @@ from stemma.conversations.templates import NAMES, jinja
 from stemma.declare.tasks import ChatTask, RowObjective
 from stemma.errors import UsageError
 from stemma.formats.heads import HEADS
+from stemma.nn import vocabulary
 from stemma.nn.model import Model
 from stemma.nn.parts import Arch, Heads
 from stemma.objectives import tokens
@@ -106,3 +107,12 @@ def fill(model: Model, start: str, afresh: Collection[str] = ()) -> None:
         one, names = len(drawn) == 1, ", ".join(map(repr, drawn))
         what, begin = (f"the head {names} is", "begins") if one else (f"the heads {names} are", "begin")
         warnings.warn(f"{what} not among the weights in {start} and {begin} with new ones", stacklevel=2)
+
+
+def average(model: Model, plan: Plan) -> None:
+    """Let the rows of tokens that tuning brings (`text.extras`) begin as the mean of the known ones."""
+    if not isinstance(plan.objective, RowObjective) or not plan.text.extras:
+        return
+    known = formats.load(plan.train.start, device="meta").tokenizer.vocab_size
+    if known < model.dims.vocab:
+        vocabulary.widen(model, model.dims.vocab, known)

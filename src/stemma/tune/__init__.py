@@ -7,11 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stemma.tune.predicting import predict
     from stemma.tune.run import tune
 
-_WHERE = {"tune": "tune.run"}
+_WHERE = {"tune": "tune.run", "predict": "tune.predicting"}
 
-__all__ = ["tune"]
+__all__ = ["predict", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,9 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from stemma import formats, spec
+from stemma.data import read
+from stemma.data.sources import options
 from stemma.declare.objectives import CLM, Objective
-from stemma.declare.recipes import AdamW, Recipe, Schedule
-from stemma.declare.tasks import Answers, HeadTask, Replies, RowObjective, RowTask
+from stemma.declare.recipes import Adafactor, AdamW, Recipe, Schedule
+from stemma.declare.tasks import Answers, HeadTask, Replies, RowObjective, RowTask, WriteTask
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
 from stemma.nn.parts import Arch
@@ -24,6 +26,7 @@ from stemma.tasks.encoder import first
 from stemma.train.config import Plan, Train
 from stemma.train.plans import start_folder
 from stemma.tune import heads, preview, sizes
+from stemma.tune.tokens import needed
 
 SCALE = "tuned"  # what a plan that begins from weights has in place of a scale
 ROW = 1024  # tokens of a row at most, where the model reads more
@@ -83,32 +86,56 @@ def resolve(
     changes = dict(overrides or {})
     context = min(there.dims.context, ROW)
     task = None if what == "complete" else task_of(what, settings or {})
+    if task is None:
+        data = text_data(data, settings or {})
     rewrites = (*beside(there, lora, quantize), *rewrites)
     rate = RATES["adapter"] if any(r.freezes for r in rewrites) else None
     train = Train(budget, context=context, start=start, unit="document", piece=None, best="loss")
     if isinstance(task, HeadTask):
-        found = heads.wanted(task, there, data, changes, int(changes.get("train.context", context)))
+        row = int(changes.get("train.context", context))
+        found = heads.wanted(task, there, data, changes, row)
         if not quiet:
-            heads.tell(found.objective, there, data, context)
+            heads.tell(found.objective, there, data, row)
         if rate is not None:
             rewrites = (*rewrites, *heads.learning(there, found.arch))
         train = replace(train, val_fraction=heads.HELD, best=heads.best(task))
         changes = {path: value for path, value in changes.items() if not path.startswith("objective.")}
-        goal: tuple[Arch, Objective, Recipe] = (*found, heads.recipe(there.arch.structure, context, rate))
+        goal: tuple[Arch, Objective, Recipe] = (*found, heads.recipe(there.arch.structure, row, rate))
     else:
-        goal = there.arch, CLM() if task is None else objective_of(task, there), recipe_of(context, rate)
+        published = there.design.recipe if isinstance(task, WriteTask) else None
+        goal = there.arch, CLM() if task is None else objective_of(task, there), recipe_of(context, rate, published)
     arch, objective, recipe = goal
     text = there.design.text
     plan = Plan(there.name, SCALE, arch, there.dims, objective, text, recipe, train, data, seed, rewrites=rewrites)
     plan = fitting(spec.edit(plan, changes))
-    if task is None or isinstance(task, HeadTask):
+    if isinstance(task, HeadTask):
         return plan
-    return fitted(plan, there.tokenizer, changes, quiet)
+    if task is None:
+        fits = sizes.of_texts(read(data).documents(), there.tokenizer, plan.context)
+        return spec.edit(plan, {path: value for path, value in fits.items() if not _set(changes, path)})
+    plan, tokenizer = needed(plan, there, quiet)
+    return fitted(plan, tokenizer, changes, quiet)
 
 
-def recipe_of(context: int, adapted: float | None) -> Recipe:
-    """The recipe of what is learnt as text. `adapted`: the rate of adapters, where they learn in place of the
-    weights."""
+# T5's for tuning: Adafactor at a constant rate (Raffel et al. 2019, section 3.1.2)
+ADAFACTOR = Recipe(Adafactor(), lr=1e-3, schedule=Schedule("constant"), steps=100, clip=None, mixed=False)
+
+
+def text_data(data: str, settings: Mapping[str, Any]) -> str:
+    """`data` with the column that `settings` name for its text. Raises UsageError for other settings."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    if odd := [name for name in given if name != "text"]:
+        raise UsageError(f"complete learns texts as they are, so it has no setting {odd[0]!r}; it has: text")
+    if not given:
+        return data
+    return f"{data}{'&' if options(data)[1] else '#'}field={given['text']}"
+
+
+def recipe_of(context: int, adapted: float | None, published: Recipe | None = None) -> Recipe:
+    """The recipe of what is learnt as text: AdamW, or T5's for models that were pretrained by Adafactor (`published`).
+    `adapted`: the rate of adapters, where they learn in place of the weights."""
+    if published is not None and isinstance(published.optimizer, Adafactor) and not adapted:
+        return replace(ADAFACTOR, batch=4 * context)
     return Recipe(
         optimizer=AdamW(weight_decay=0.0 if adapted else 0.01),
         lr=adapted or RATES["all"],

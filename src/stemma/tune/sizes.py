@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ LOOKED_AT = 2000  # rows that are measured before a run
 EXAMPLES = (4, 16)  # of a step, at least and at most
 STEPS = 16  # of an epoch at least, where there are rows enough
 FEW = 1000  # rows below which a tenth is held out
+SHORTEST = 64  # tokens of a step of texts
 UNIT = 8  # lengths are multiples of it
 
 
@@ -56,6 +58,20 @@ def fitting(found: Measured, most: int, apart: bool) -> dict[str, Any]:
     if found.whole and found.rows < FEW:
         settings["train.val_fraction"] = 0.1
     return settings
+
+
+def of_texts(documents: Iterable[Any], tokenizer: Any, most: int) -> dict[str, Any]:
+    """The settings of a plan for texts that are learnt as they are: of few, an epoch has 16 steps all the same."""
+    tokens = number = 0
+    for document in itertools.islice(documents, LOOKED_AT):
+        number += 1
+        tokens += len(tokenizer.encode(document.text, add_special=False))
+        if tokens >= STEPS * 4 * most or number == LOOKED_AT:
+            return {}
+    step = max(SHORTEST, _up(tokens // STEPS))
+    row = min(most, step)
+    few = {"train.val_fraction": 0.1} if number < FEW else {}
+    return {"train.context": row, "recipe.batch": row * max(1, round(step / row)), **few}
 
 
 def _up(tokens: float) -> int:

@@ -16,13 +16,16 @@ from stemma.declare.tuning import SFT, LoRA, Pretraining, SoftPrompt, Stage, Tem
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
 from stemma.objectives import incompatible_reason, with_special_tokens
+from stemma.rewrites import kinds
+from stemma.rewrites.kinds import Rewrite
 from stemma.train.config import Plan, Train
 from stemma.tune.plans import SCALE, beside, fitting, objective_of, packed, started
+from stemma.tune.tokens import needed
 
 EXAMPLES = 16  # of a step, in a scaled run
 FASTER = 10.0  # times the published rate at most, in a scaled run
 WARMUP = 0.03  # share of the steps, where none is published
-DEFAULT = "chatml"  # template, where none is published
+DEFAULT, PLAIN = "chatml", "plain"  # templates, where none is published: of tokens of its own, or of text alone
 UNKNOWN = 5e-5  # peak rate, where none is published
 
 
@@ -83,17 +86,15 @@ def task_of(found: System) -> ChatTask:
     return ChatTask(template=template_of(found.stage.template), loss_on=found.stage.loss_on or "answers")
 
 
-def adapter_of(found: System) -> tuple[int, float, float, str | None] | None:
-    """(rank, alpha, dropout, how the base is kept) of the system's LoRA; None where all weights learn. Raises
-    UsageError for another kind of adapter."""
+def rewrites_of(found: System, there: Model) -> tuple[Rewrite, ...]:
+    """What the system's adapter puts beside or in front of the model `there`; nothing where all weights learn."""
     stage = found.stage
     if not isinstance(stage, SFT) or stage.adapter is None:
-        return None
-    if isinstance(stage.adapter, SoftPrompt):
-        raise UsageError(f"{found.design.name} learns a soft prompt, which `stemma tune` does not carry out yet")
+        return ()
+    if isinstance(stage.adapter, SoftPrompt):  # one for all tasks, before the words of each
+        return (kinds.SoftPrompt(stage.adapter.length or 100, "uniform"),)
     one: LoRA = stage.adapter
-    rank, alpha, dropout = one.rank or 8, one.alpha or 16.0, _first(one.dropout) or 0.0
-    return rank, alpha, dropout, one.base
+    return beside(there, one.rank or 8, one.base, one.alpha or 16.0, _first(one.dropout) or 0.0)
 
 
 def _first(value: float | tuple[float, ...] | None) -> float | None:
@@ -172,14 +173,15 @@ def resolve(
     else:
         task = replace(task_of(found), **{k: v for k, v in (settings or {}).items() if v is not None})
         if not task.template and there.tokenizer.chat_template is None:
-            task = replace(task, template=DEFAULT)
-            disk.tell(f"note: the template of {name} is unpublished, and the model has none of its own: {DEFAULT}")
+            # adapters learn no rows for tokens that a template brings
+            task = replace(task, template=PLAIN if rewrites or found.stage.adapter is not None else DEFAULT)
+            disk.tell(
+                f"note: the template of {name} is unpublished, and the model has none of its own: {task.template}"
+            )
         objective = packed(objective_of(task, there), found.stage.packed is not False)
         train = replace(train, unit="document", piece=None)
-        if not rewrites and (adapter := adapter_of(found)) is not None:
-            rank, alpha, dropout, base = adapter
-            rewrites = beside(there, rank, base, alpha, dropout)
+        rewrites = rewrites or rewrites_of(found, there)
     plan = Plan(
         there.name, SCALE, arch, there.dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name
     )
-    return fitting(spec.edit(plan, dict(overrides or {})))
+    return needed(fitting(spec.edit(plan, dict(overrides or {}))), there)[0]

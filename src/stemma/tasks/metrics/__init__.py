@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from stemma.tasks.metrics import bootstrap, labels, numbers
+from stemma.tasks.metrics import bootstrap, labels, numbers, spans, tags, texts
 
-__all__ = ["bootstrap", "labels", "numbers"]
+__all__ = ["bootstrap", "labels", "numbers", "spans", "tags", "texts"]

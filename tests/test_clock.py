@@ -24,7 +24,7 @@ from stemma.runs import checkpoint, drive
 from stemma.runs.clock import Clock
 from stemma.train import Loop, Run, budgets, pretrain, read_metrics, resolve, resume
 from test_sources import Records, curve, fine_tuning
-from test_train import SMALL, text  # noqa: F401
+from test_train import SMALL, loop_of, text  # noqa: F401
 
 
 class Time:
@@ -226,6 +226,16 @@ def test_a_stop_changes_nothing(whole: Run, ticking: Time, text: Path, tmp_path:
     assert found == told
     pairs = zip(run.model.state_dict().values(), whole.model.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_batches_made_ahead_are_made_anew(whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large as the new length wants them, from the step after the change on."""
+    ramp = "Ramp(points=((0, 0.25), (0.9, 1)), between=line)"
+    loop = loop_of(whole, **{"train.ahead": 2, "recipe.ramp": ramp, "recipe.batch": 1024})
+    monkeypatch.setattr(Clock, "due", lambda self, elapsed: self.trainer.step == 2)
+    monkeypatch.setattr(Clock, "estimate", lambda self, elapsed: 6)
+    assert drive.drive(loop, tmp_path, quiet=True) and loop.step == 6
+    assert loop.tokens == loop.source.total(6) == 32 * sum(loop.source.examples(step) for step in range(6))  # type: ignore[attr-defined]
 
 
 def test_what_was_estimated_is_not_estimated_again(

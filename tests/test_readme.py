@@ -81,7 +81,9 @@ def test_who_has_a_model(call: Call, here: Path) -> None:  # noqa: F811
     model.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     model.save(str(here / "model.gguf"))
     rows = [f'"{text}",{label}' for text, label in zip(words()[:40], ["good", "bad"] * 20, strict=True)]
-    (here / "reviews.csv").write_text("text,label\n" + "\n".join(row.replace("\n", " ") for row in rows) + "\n", "utf-8")
+    (here / "reviews.csv").write_text(
+        "text,label\n" + "\n".join(row.replace("\n", " ") for row in rows) + "\n", "utf-8"
+    )
     *_, said = told("tune", call)
     assert "good" in said or "bad" in said
 

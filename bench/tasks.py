@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import stemma
 from stemma.tasks.metrics.labels import single
-from stemma.tune import tune
-from stemma.tune.predicting import measured, tuned
+from stemma.tuning import tune
+from stemma.tuning.predicting import measured, tuned
 
 PARTS = ("train", "dev", "test")
 # peak rates: BERT's largest (Devlin et al. 2018, appendix A.3), and a larger one for new weights; no other was tried

@@ -44,7 +44,7 @@ ORDER = (
     "parallel",
     "runs",
     "train",
-    "tune",
+    "tuning",
     "planning",
     "report",
     "pictures",
@@ -63,7 +63,7 @@ PAGES = {
     "instruct": "conversations.md",
     "parallel": "scale.md",
     "rewrites": "rewrites.md",
-    "tune": "tuning.md",
+    "tuning": "tuning.md",
 }
 
 

@@ -17,7 +17,7 @@ from stemma.conversations.templates import NAMES, jinja
 from stemma.decoding.batch import Event
 from stemma.errors import DataError, UsageError
 from stemma.text import Specials, Tokenizer
-from stemma.tune import tune
+from stemma.tuning import tune
 
 
 @pytest.fixture(scope="module")

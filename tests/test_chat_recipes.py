@@ -20,7 +20,7 @@ from stemma.runs.metrics import read_metrics
 from stemma.tasks.base import reader
 from stemma.text import Specials, Tokenizer
 from stemma.train import verify_resume
-from stemma.tune import tune
+from stemma.tuning import tune
 
 WORDS = ("who is it", "a king", "and where", "in a castle", "since when", "long ago")
 

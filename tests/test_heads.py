@@ -28,8 +28,8 @@ from stemma.tasks.encoder import TaskEncoder, rows
 from stemma.text import Specials, Tokenizer
 from stemma.train import verify_resume
 from stemma.train.evaluation import evaluate
-from stemma.tune import tune
-from stemma.tune.plans import resolve
+from stemma.tuning import tune
+from stemma.tuning.plans import resolve
 
 GOOD, BAD = ["good", "great", "lovely", "fine"], ["bad", "poor", "awful", "dull"]
 FILMS = [

@@ -43,6 +43,8 @@ def told(name: str, call: Call) -> list[str]:  # noqa: F811
     for line in block("README.md", name).splitlines():
         program, *args = shlex.split(line)
         assert program == "stemma"
+        if "tune" in args:
+            args += ["--budget", "2 steps", "--quiet"]
         if "pretrain" in args:
             args[args.index("--budget") + 1] = "2 steps"
             args += [*SMALL, "--quiet"]
@@ -68,6 +70,22 @@ def test_who_has_a_gguf_file(call: Call, here: Path) -> None:  # noqa: F811
     stemma.load(here / "runs/llama/model").save(str(here / "model.gguf"))
     written, _ = told("gguf", call)
     assert written.strip() and stemma.load(here / "smollm2").family.name == "llama"
+
+
+def test_who_has_a_model(call: Call, here: Path) -> None:  # noqa: F811
+    """The models are those of the readers before, and the template is named, which a GGUF file has in it."""
+    pytest.importorskip("gguf")
+    told("domain", call)
+    told("compare", call)
+    model = stemma.load(here / "runs/llama/model")
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    model.save(str(here / "model.gguf"))
+    rows = [f'"{text}",{label}' for text, label in zip(words()[:40], ["good", "bad"] * 20, strict=True)]
+    (here / "reviews.csv").write_text(
+        "text,label\n" + "\n".join(row.replace("\n", " ") for row in rows) + "\n", "utf-8"
+    )
+    *_, said = told("tune", call)
+    assert "good" in said or "bad" in said
 
 
 def test_who_wants_to_understand(call: Call, here: Path) -> None:  # noqa: F811

@@ -211,7 +211,7 @@ def test_smollm2_is_tuned_to_chat(
     over transformers' model of the same file with equal logits."""
     import peft
 
-    from stemma.tune import tune
+    from stemma.tuning import tune
 
     more: dict[str, Any] = {"lora": 8, "quantize": quantize, "budget": "12 steps", "quiet": True}
     run = tune("chat", start=str(smol_file), data="builtin:captain", out=tmp_path / "run", **more)

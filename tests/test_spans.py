@@ -25,7 +25,7 @@ from stemma.tasks.encoder import TaskEncoder, rows
 from stemma.tasks.spans import WINDOW, AnswerReader
 from stemma.tasks.tags import TagReader, spans_of
 from stemma.text import Specials, Tokenizer
-from stemma.tune import tune
+from stemma.tuning import tune
 
 NAMES = ["anna", "berta", "carl", "dora"]
 TOWNS = ["york", "lima", "oslo"]

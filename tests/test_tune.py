@@ -27,9 +27,9 @@ from stemma.runs.metrics import read_metrics
 from stemma.tasks.encoder import TaskEncoder, rows
 from stemma.text import Specials, Tokenizer
 from stemma.train import resume, verify_resume
-from stemma.tune import systems, tune
-from stemma.tune.plans import resolve
-from stemma.tune.systems import UNKNOWN
+from stemma.tuning import systems, tune
+from stemma.tuning.plans import resolve
+from stemma.tuning.systems import UNKNOWN
 
 SAYINGS = [
     "who wrote it",
@@ -334,3 +334,10 @@ def test_tokens_that_a_template_brings_learn(tmp_path: Path, decoder: Path, toke
     ):
         tune("chat", start=str(decoder), data=data, out=tmp_path / "lora", lora=2, **more)
     assert not (tmp_path / "lora").exists()
+
+
+def test_the_function_is_no_module() -> None:
+    """Whatever was imported before."""
+    import stemma.tuning.plans
+
+    assert stemma.tuning.plans and callable(stemma.tune) and callable(stemma.tune) and callable(stemma.predict)

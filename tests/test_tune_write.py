@@ -24,10 +24,10 @@ from stemma.tasks.metrics import texts
 from stemma.tasks.texts import WriteReader
 from stemma.text import Specials, Tokenizer
 from stemma.train import resume
-from stemma.tune import sizes, tune
-from stemma.tune.plans import resolve
-from stemma.tune.predicting import measured, predict, tuned
-from stemma.tune.writing import Written
+from stemma.tuning import sizes, tune
+from stemma.tuning.plans import resolve
+from stemma.tuning.predicting import measured, predict, tuned
+from stemma.tuning.writing import Written
 
 ROW = 96
 SAYINGS = ["who wrote it", "homer wrote it long ago", "name a red fruit", "an apple is red", "wine dark"]

@@ -16,8 +16,8 @@ from stemma.objectives import Objective
 from stemma.train import Plan
 from stemma.train.assemble import fit_to_tokenizer, loop_over, with_steps
 from stemma.train.source import TextSource, objective_of
-from stemma.tune import sizes
-from stemma.tune.plans import resolve
+from stemma.tuning import sizes
+from stemma.tuning.plans import resolve
 from training.trainer import _Steps
 
 RANK = 8  # of adapters beside all linear layers, alpha 16, on both sides

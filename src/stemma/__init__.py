@@ -25,8 +25,8 @@ _WHERE = {
     "fill": "stemma.decoding",
     "embed": "stemma.decoding.pooling",
     "pretrain": "stemma.train",
-    "tune": "stemma.tune",
-    "predict": "stemma.tune",
+    "tune": "stemma.tuning",
+    "predict": "stemma.tuning",
 }
 
 __all__ = [
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from stemma.families import design, family, tree
     from stemma.formats import build, load, save
     from stemma.train import pretrain
-    from stemma.tune import predict, tune
+    from stemma.tuning import predict, tune
 
 
 def __getattr__(name: str) -> Any:

@@ -210,9 +210,9 @@ def judged(case: Case, tried: Tried, place: Path, before: set[str]) -> Iterator[
         yield "a payload ran"
     if tried.code == 70 and not any(problem.startswith("raises") for problem in tried.problems):
         yield f"exit 70: {' '.join(tried.err.split())[-300:]}"
-    elif tried.code not in CODES and tried.code != 70:
+    elif tried.code not in CODES and tried.code != 70 and "training diverged" not in tried.err:
         yield f"exit {tried.code}: {' '.join(tried.err.split())[-300:]}"
-    if tried.code == 5 and "memory" in tried.err:
+    if tried.code == 5 and "out of memory" in tried.err:
         yield f"out of memory: {' '.join(tried.err.split())[-300:]}"
     if tried.seconds > SECONDS:
         yield f"took {tried.seconds:.0f} s of the processor"

@@ -23,7 +23,7 @@ def opened(path: str, how: Loading) -> Any:
     """The model and its task."""
     import torch
 
-    from stemma.tune.predicting import tuned
+    from stemma.tuning.predicting import tuned
 
     device = how.device if how.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     return tuned(path, device=device, dtype=how.dtype, adapter=how.adapter, quantize=how.quantize)
@@ -48,7 +48,7 @@ def predict(path: str, texts: tuple[str, ...], data: str | None, as_json: bool, 
     predictions is that of the texts.
     """
     from stemma.cli.models import piped
-    from stemma.tune.predicting import predict as predicted
+    from stemma.tuning.predicting import predict as predicted
 
     if data and texts:
         raise UsageError("give TEXT or --data, not both")
@@ -104,7 +104,7 @@ def eval_(path: str, data: str, as_json: bool, how: Loading, **options: Any) -> 
     Beside each metric stands the interval that holds 95 % of its values over samples of the rows (bootstrap). Rows
     without a target are counted and passed over; `--data FILE#strict=yes` makes them an error.
     """
-    from stemma.tune.predicting import measured, scored_rows
+    from stemma.tuning.predicting import measured, scored_rows
 
     one = opened(path, how)
     rows, notes = scored_rows(one, data, given(options))

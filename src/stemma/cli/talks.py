@@ -39,7 +39,7 @@ def show(source: str, name: str, rows: int, template: str | None, loss_on: str, 
     from stemma import formats
     from stemma.conversations import unknown_tokens, writer
     from stemma.train.plans import start_folder
-    from stemma.tune.plans import ROW
+    from stemma.tuning.plans import ROW
 
     model = formats.load(start_folder(name), device="meta")
     if model.tokenizer is None:

@@ -59,7 +59,7 @@ def tune(
     cannot be learnt from are counted and passed over; `--data FILE#strict=yes` makes them an error.
     """
     from stemma.train import overrides as read_file
-    from stemma.tune import tune as carry_out
+    from stemma.tuning import tune as carry_out
 
     out = out or f"runs/{what}-{name_of(start)}-{seed}"
     settings = {name: options.pop(name) for name in (*COLUMNS, "template", "prefix")}

@@ -9,8 +9,8 @@ from typing import Any
 from stemma.rewrites import Rewrite
 from stemma.runs.drive import OnStep
 from stemma.train.run import Run, begin
-from stemma.tune import plans, systems
-from stemma.tune.plans import words
+from stemma.tuning import plans, systems
+from stemma.tuning.plans import words
 
 
 def tune(

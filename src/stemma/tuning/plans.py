@@ -25,8 +25,8 @@ from stemma.tasks.base import reader
 from stemma.tasks.encoder import first
 from stemma.train.config import Plan, Train
 from stemma.train.plans import start_folder
-from stemma.tune import heads, preview, sizes
-from stemma.tune.tokens import needed
+from stemma.tuning import heads, preview, sizes
+from stemma.tuning.tokens import needed
 
 SCALE = "tuned"  # what a plan that begins from weights has in place of a scale
 ROW = 1024  # tokens of a row at most, where the model reads more

@@ -36,7 +36,7 @@ from stemma.tasks.base import text_of
 from stemma.tasks.encoder import first, good_rows
 from stemma.tasks.head_columns import columns_of
 from stemma.tasks.metrics import bootstrap, texts
-from stemma.tune.writing import Written
+from stemma.tuning.writing import Written
 
 ROW = 1024  # tokens of a row, where the model reads more
 TOKENS = 8192  # of a batch

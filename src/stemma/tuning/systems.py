@@ -19,8 +19,8 @@ from stemma.objectives import incompatible_reason, with_special_tokens
 from stemma.rewrites import kinds
 from stemma.rewrites.kinds import Rewrite
 from stemma.train.config import Plan, Train
-from stemma.tune.plans import SCALE, beside, fitting, objective_of, packed, started
-from stemma.tune.tokens import needed
+from stemma.tuning.plans import SCALE, beside, fitting, objective_of, packed, started
+from stemma.tuning.tokens import needed
 
 EXAMPLES = 16  # of a step, in a scaled run
 FASTER = 10.0  # times the published rate at most, in a scaled run

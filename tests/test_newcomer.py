@@ -20,7 +20,9 @@ from test_cli import Call, call  # noqa: F401
 from test_text import CASES, made
 
 
-@pytest.mark.parametrize(("name", "commands"), [("verify", "resume"), ("data", "cache, clean, list, show, stats")])
+@pytest.mark.parametrize(
+    ("name", "commands"), [("verify", "resume"), ("data", "cache, clean, list, self-instruct, show, stats")]
+)
 def test_a_group_alone_names_its_commands(name: str, commands: str, call: Call) -> None:  # noqa: F811
     code, _, err = call(name)
     assert code == 2 and err == f"error: stemma {name} needs a command: {commands}; see `stemma {name} --help`\n"

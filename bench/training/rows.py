@@ -61,6 +61,7 @@ class Rows(Held):
 
     def __init__(self, kind: str, shape: Shape, seed: int, vocab: int = VOCAB) -> None:
         self.setting = Setting(None, None, shape.context, seed)  # type: ignore[arg-type]
+        self.context = shape.context
         self.kind, self.shape, self.vocab, self.rng = kind, shape, vocab, np.random.default_rng(seed)
         self.held = [self.row() for _ in range(HELD)]
 

@@ -16,7 +16,7 @@ from stemma.declare.recipes import Recipe
 from stemma.declare.tuning import Tuning
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.parts import Arch, Dims, Heads
-from stemma.spec import Change, Spec, not_negative, require
+from stemma.spec import Change, Spec, require
 
 # ---------------------------------------------------------------- text
 
@@ -54,7 +54,7 @@ class Text(Spec):
     bos_id: int | None = None
     eos_id: int | tuple[int, ...] | None = None
     pad_id: int | None = None
-    start_id: int | None = not_negative(None)
+    start_id: int | None = None
     languages: tuple[str, ...] = ()
     mask_id: int | None = None
     blank_ids: tuple[int, ...] = ()

@@ -10,7 +10,7 @@ from stemma import disk
 from stemma.errors import CheckpointError, DataError, UsageError
 
 INFO = {"plan?": {"name?": str, "data?": str}}
-SUMMARY: dict[str, Any] = {"steps?": int, "tokens?": int, "val?": {}}
+SUMMARY: dict[str, Any] = {"steps?": float, "tokens?": float, "val?": {}}
 FILL = {"parts?": [Any], "truth?": [Any], "guesses?": [[{"text": Any}]]}
 REPAIR = {"parts?": [Any], "truth?": [Any], "spans?": [Any]}
 SAMPLES = {"fill?": [FILL], "continue?": [{}], "repair?": [REPAIR]}

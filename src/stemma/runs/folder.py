@@ -26,7 +26,7 @@ from stemma.parallel import World
 from stemma.parallel.processes import lost_connection
 
 T = TypeVar("T")
-SUMMARY = {"steps?": int, "tokens?": int, "val?": {str: float}, "baselines?": {"unigram_bits_per_byte?": float, "xz_bits_per_byte?": float}, "best?": {"step": int, "values": {str: float}}}
+SUMMARY = {"steps?": int, "tokens?": float, "val?": {str: float}, "baselines?": {"unigram_bits_per_byte?": float, "xz_bits_per_byte?": float}, "best?": {"step": int, "values": {str: float}}}
 
 
 def resume_command(run: Path) -> str:

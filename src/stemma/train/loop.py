@@ -358,6 +358,8 @@ class Loop:
     def _cursor(self, path: Path, saved: Any) -> Any:
         """The cursor that a checkpoint has `saved`. Raises CheckpointError for one of another shape than this run's."""
         disk.typed(path / checkpoint.STATE, saved, disk.shape_of(self.source.save(self.cursor)), "cursor")
+        if any(isinstance(v, int) and v < 0 for v in saved.values()):
+            raise CheckpointError(f"the cursor of the checkpoint {path} is not of this run's data: {saved}")
         try:
             return self.source.load(saved)
         except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:

@@ -182,6 +182,20 @@ def restore(learners: Any, opt: torch.optim.Optimizer, tensors: dict[str, Tensor
             raise CheckpointError(f"the optimiser's state has {name}, which this model lacks")
         place = "cpu" if slot == "step" and not _on_device(opt) else known[name].device
         opt.state[known[name]][slot] = value.to(place, copy=True)
+    names = {id(p): name for name, p in known.items()}
+    for group in opt.param_groups:
+        for p in group["params"]:
+            held = set(opt.state[p]) if p in opt.state else set()
+            if held and held != (needed := _slots(opt, group, p)):
+                odd = min(held ^ needed)
+                what = "lacks" if odd in needed else "has an unknown"
+                raise CheckpointError(f"the optimiser's state {what} {odd!r} of {names.get(id(p), 'a parameter')}")
+
+
+def _slots(opt: torch.optim.Optimizer, group: dict[str, Any], p: Tensor) -> set[str]:
+    """The names of what an optimiser keeps of a parameter."""
+    own = getattr(opt, "slots", None)
+    return {"step", *(own(group, p) if own is not None else ("exp_avg", "exp_avg_sq"))}
 
 
 def _on_device(opt: torch.optim.Optimizer) -> bool:

@@ -386,7 +386,7 @@ def _read_start(design: Design, at: Reading) -> dict[str, Any]:
 START = Part(
     ("decoder_start_token_id",),
     _read_start,
-    lambda design: {} if design.text.start_id is None else {"decoder_start_token_id": design.text.start_id},
+    lambda design: {"decoder_start_token_id": i} if (i := design.text.start_id) is not None and i >= 0 else {},
 )
 
 

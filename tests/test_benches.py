@@ -17,7 +17,7 @@ SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds
     "growth": ("weights attention data --scale 0.002 --repeats 1", "statistics of 500 MB"),
     "gpu": ("--small --rows 2 --steps 1 --turns 1", "MFU"),
     "learning": ("--steps 1 gpt2 t5", "t5"),
-    "plan": ("--cases 1", "gpt2"),
+    "plan": ("--cases 1", "bert"),
     "quantized": ("--threads 1 --repeats 1 --new 4 --layers 2", "keep plain"),
     "seq2seq": ("--rounds 1 --new 4", "mt5"),
     "tasks": ("--small --seeds 1 --quiet", "TF-IDF"),

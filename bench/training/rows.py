@@ -50,6 +50,10 @@ class Held(Objective):
     """Rows that are made once and come again and again."""
 
     held: list[Any]
+    shape: Shape
+
+    def size(self, view: Any) -> int:
+        return self.shape.context
 
     def lazy_examples(self, view: Any, cursor: Cursor = Cursor(), once: bool = False) -> Iterator[Any]:
         for at in itertools.count(cursor.offset):
@@ -61,7 +65,6 @@ class Rows(Held):
 
     def __init__(self, kind: str, shape: Shape, seed: int, vocab: int = VOCAB) -> None:
         self.setting = Setting(None, None, shape.context, seed)  # type: ignore[arg-type]
-        self.context = shape.context
         self.kind, self.shape, self.vocab, self.rng = kind, shape, vocab, np.random.default_rng(seed)
         self.held = [self.row() for _ in range(HELD)]
 

@@ -266,7 +266,7 @@ def test_a_tuned_family_is_a_recipe(
     tmp_path: Path, decoder: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its template, loss and numbers are those of its first stage on examples; what is unpublished is said."""
-    plan = systems.resolve(name, str(decoder), "rows.jsonl")
+    plan = systems.resolve(name, str(decoder), "rows.jsonl", quiet=False)
     stage, said = systems.system(name).stage, capsys.readouterr().err
     assert plan.system == name and plan.recipe.lr is not None
     assert isinstance(stage, SFT) == isinstance(plan.objective, Answers)
@@ -309,7 +309,7 @@ def test_instruction_prompt_tuning(tmp_path: Path, decoder: Path) -> None:
 def test_no_system_is_made_up(decoder: Path) -> None:
     for what, why in [
         ("alpacca", "did you mean 'alpaca'"),
-        ("llama", "llama is no more training of another's weights"),
+        ("llama", "llama is not tuned from another's weights"),
     ]:
         with pytest.raises(UsageError, match=why):
             systems.resolve(what, str(decoder), "x.jsonl")
@@ -341,3 +341,18 @@ def test_the_function_is_no_module() -> None:
     import stemma.tuning.plans
 
     assert stemma.tuning.plans and callable(stemma.tune) and callable(stemma.tune) and callable(stemma.predict)
+
+
+def test_nothing_that_was_asked_for_is_dropped(decoder: Path, tmp_path: Path) -> None:
+    """Rewrites of a tuned family's run, and what only such a run has."""
+    own = LoRA(("*.attention.q",), rank=3)
+    plan = systems.resolve("alpaca", str(decoder), "rows.jsonl", rewrites=(own,))
+    assert plan.rewrites == (own,)
+    for more in ({"stage": 1}, {"full": True}):
+        with pytest.raises(UsageError, match="write is a task"):
+            tune("write", start=str(decoder), data="rows.jsonl", out=tmp_path / "run", **more)  # type: ignore[arg-type]
+
+
+def test_quiet_says_nothing(decoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    systems.resolve("orca", str(decoder), "rows.jsonl")
+    assert capsys.readouterr().err == ""

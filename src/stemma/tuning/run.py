@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stemma.errors import UsageError
 from stemma.rewrites import Rewrite
 from stemma.runs.drive import OnStep
 from stemma.train.run import Run, begin
@@ -44,6 +45,8 @@ def tune(
 
     Raises UsageError for arguments that do not fit, DataError for rows that cannot be learnt from."""
     if what in (*words(), "complete"):
+        if stage is not None or full:
+            raise UsageError(f"{what} is a task; a stage and published numbers (--stage, --full) are of tuned families")
         plan = plans.resolve(
             what, start, data, budget or "3 epochs", seed, settings=settings, lora=lora, quantize=quantize,
             rewrites=rewrites, overrides=overrides, quiet=quiet,
@@ -51,6 +54,6 @@ def tune(
     else:
         plan = systems.resolve(
             what, start, data, budget, seed, stage=stage, full=full, settings=settings, lora=lora, quantize=quantize,
-            overrides=overrides,
+            rewrites=rewrites, overrides=overrides, quiet=quiet,
         )  # fmt: skip
     return begin(plan, out, overrides or {}, resume, on_step, None, quiet, mesh)

@@ -67,7 +67,7 @@ def system(name: str, number: int | None = None) -> System:
         raise UsageError(f"no task or tuned family is called {name!r}{did_you_mean(name, known)}") from None
     stages = _stages(family.tuning.stages if family.tuning else ())
     if not stages:
-        raise UsageError(f"{name} is no more training of another's weights; tuned families are {', '.join(known)}")
+        raise UsageError(f"{name} is not tuned from another's weights; tuned families are {', '.join(known)}")
     if number is None:
         number = next((i for i, stage in enumerate(stages, 1) if isinstance(stage, SFT)), 1)
     if not 1 <= number <= len(stages):
@@ -102,7 +102,7 @@ def _first(value: float | tuple[float, ...] | None) -> float | None:
     return value[0] if isinstance(value, tuple) else value
 
 
-def recipe_of(found: System, there: Model, full: bool, quiet: bool = False) -> tuple[Recipe, int, str]:
+def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Recipe, int, str]:
     """(recipe, tokens of a row, budget) of tuning the model `there` as the system was tuned. Unless `full`, a step has
     fewer examples, and weights that all learn do so faster, as a narrower network's may: by the factor of the widths.
     What is unpublished is chosen here and said."""
@@ -152,15 +152,17 @@ def resolve(
     settings: Mapping[str, Any] | None = None,
     lora: int | None = None,
     quantize: str | None = None,
+    rewrites: tuple[Rewrite, ...] = (),
     overrides: Mapping[str, Any] | None = None,
+    quiet: bool = True,
 ) -> Plan:
     """The plan of tuning the model `start` as the family `name` was tuned, in its `stage`. `full`: with the published
     numbers, not scaled; the rest as in `tune`. Raises UsageError for what does not fit."""
     found = system(name, stage)
     there = started(start)
-    recipe, context, length = recipe_of(found, there, full)
+    recipe, context, length = recipe_of(found, there, full, quiet)
     objective: Objective
-    arch, text, rewrites = there.arch, there.text, beside(there, lora, quantize)
+    arch, text, rewrites = there.arch, there.text, (*beside(there, lora, quantize), *rewrites)
     train = Train(budget or length, context=context, start=start)
     if isinstance(found.stage, Pretraining):
         if settings and (given := [key for key, value in settings.items() if value is not None]):
@@ -175,13 +177,14 @@ def resolve(
         if not task.template and there.tokenizer.chat_template is None:
             # adapters learn no rows for tokens that a template brings
             task = replace(task, template=PLAIN if rewrites or found.stage.adapter is not None else DEFAULT)
-            disk.tell(
-                f"note: the template of {name} is unpublished, and the model has none of its own: {task.template}"
-            )
+            if not quiet:
+                disk.tell(
+                    f"note: the template of {name} is unpublished, and the model has none of its own: {task.template}"
+                )
         objective = packed(objective_of(task, there), found.stage.packed is not False)
         train = replace(train, unit="document", piece=None)
         rewrites = rewrites or rewrites_of(found, there)
     plan = Plan(
         there.name, SCALE, arch, there.dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name
     )
-    return needed(fitting(spec.edit(plan, dict(overrides or {}))), there)[0]
+    return needed(fitting(spec.edit(plan, dict(overrides or {}))), there, quiet)[0]

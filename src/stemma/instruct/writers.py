@@ -1,18 +1,21 @@
-"""Who continues prompts: a model on this machine, or an address that speaks OpenAI's protocol."""
+"""Who continues prompts and answers conversations: a model on this machine, or an address that speaks OpenAI's
+protocol."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from stemma.errors import ResourceError, UsageError, brief
+from stemma.conversations import Text, Turn, Writer
+from stemma.errors import DataError, ResourceError, UsageError, brief
 
 TRIES = 6  # of a request that an address refuses for now
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
@@ -30,10 +33,24 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What follows a prompt. `whole`: it came to an end; else it was cut at the most tokens."""
+    """What follows a prompt. `whole`: it came to an end; else it was cut at the most tokens. `fits`: False where the
+    prompt has more tokens than the model reads, so that nothing follows."""
 
     text: str
     whole: bool
+    fits: bool = True
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A conversation whose next answer is asked for."""
+
+    turns: tuple[Turn, ...]
+    how: Sampling
+    seed: int = 0
+
+
+Answered = Iterator[list[tuple[int, Continuation]]]
 
 
 class TextWriter(Protocol):
@@ -44,14 +61,23 @@ class TextWriter(Protocol):
     def write(self, prompts: Sequence[str], how: Sampling, seeds: Sequence[int]) -> list[Continuation]: ...
 
 
-class LocalWriter:
-    """A model that was loaded here. `batch`: prompts at a time. A prompt loses its beginning where the context has no
-    room for it and the new tokens."""
+class ChatWriter(Protocol):
+    """Answers conversations, each by its number, in groups that were answered together."""
 
-    def __init__(self, model: Any, name: str, batch: int = 8) -> None:
+    @property
+    def name(self) -> str: ...
+    def answers(self, asked: Sequence[Ask]) -> Answered: ...
+
+
+class LocalWriter:
+    """A model that was loaded here. `batch`: prompts at a time; `template`: of conversations, where the tokenizer has
+    none of its own. A prompt that is continued loses its beginning where the context has no room for it and the new
+    tokens; a conversation that has no room is not answered."""
+
+    def __init__(self, model: Any, name: str, batch: int = 8, template: str | None = None) -> None:
         if model.tokenizer is None:
             raise UsageError(f"{name} has no tokenizer, and writing needs one")
-        self.model, self.name, self.batch = model, name, batch
+        self.model, self.name, self.batch, self.template = model, name, batch, template
 
     def write(self, prompts: Sequence[str], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
         """One continuation a prompt."""
@@ -68,11 +94,63 @@ class LocalWriter:
         found = generate(self.model, ids, params, batch=self.batch)
         return [Continuation(result.text or "", result.reason != "length") for result in found]
 
+    def answers(self, asked: Sequence[Ask]) -> Answered:
+        """The next answer of each conversation, by the template of the tokenizer. Which conversations are read together
+        depends on their order alone. Raises UsageError for a model that answers none."""
+        from stemma.conversations import prompt_ids, writer
+
+        model = self.model
+        if model.arch.structure != "decoder":
+            raise UsageError(f"{self.name} is an {model.arch.structure}; conversations are answered by decoders")
+        own = getattr(model.tokenizer, "chat_template", None)
+        if own is None and self.template is None:
+            raise UsageError(f"{self.name} has no chat template; name one by --template")
+        write = writer(model.tokenizer, None if own is not None else self.template)
+        for first in range(0, len(asked), self.batch):
+            some = asked[first : first + self.batch]
+            ids = [prompt_ids(model.tokenizer, prompt_of(write, one.turns)) for one in some]
+            room = [model.dims.context - min(one.how.tokens, model.dims.context // 2) for one in some]
+            fits = [i for i in range(len(some)) if len(ids[i]) <= room[i]]
+            found = self._drawn([ids[i] for i in fits], [some[i] for i in fits], write.stops())
+            answers = dict.fromkeys(range(len(some)), Continuation("", False, fits=False))
+            answers |= dict(zip(fits, found, strict=True))
+            yield [(first + i, answer) for i, answer in answers.items()]
+
+    def _drawn(self, ids: list[list[int]], asked: Sequence[Ask], stops: tuple[str, ...]) -> list[Continuation]:
+        from stemma.decoding import generate
+        from stemma.decoding.sampling import SamplingParams
+
+        if not ids:
+            return []
+        most = self.model.dims.context // 2
+        params = [
+            SamplingParams(
+                max_new_tokens=min(one.how.tokens, most), temperature=one.how.temperature, top_k=0,
+                top_p=one.how.top_p, stop=(*one.how.stops, *stops), num_beams=1, seed=one.seed,
+            )
+            for one in asked
+        ]  # fmt: skip
+        found = generate(self.model, ids, params)
+        return [Continuation((result.text or "").strip(), result.reason != "length") for result in found]
+
+
+def prompt_of(write: Writer, turns: Sequence[Turn]) -> Text:
+    """The prompt of a conversation. Where the template has no place for its system message, that stands before the
+    first user's words."""
+    if not turns or turns[0].role != "system":
+        return write.prompt(turns)
+    with contextlib.suppress(DataError):
+        made = write.prompt(turns)
+        if turns[0].content.strip() in made.text:
+            return made
+    first = Turn("user", f"{turns[0].content}\n\n{turns[1].content}")
+    return write.prompt([first, *turns[2:]])
+
 
 class AddressWriter:
-    """An address with OpenAI's `/completions`, such as `http://localhost:8000/v1`; `model` is the name that it knows.
-    `parallel`: requests at a time. The key, if one is needed, is in OPENAI_API_KEY. A request that is refused for now
-    is made again after a while."""
+    """An address with OpenAI's `/completions` and `/chat/completions`, such as `http://localhost:8000/v1`; `model` is
+    the name that it knows. `parallel`: requests at a time. The key, if one is needed, is in OPENAI_API_KEY. A request
+    that is refused for now is made again after a while."""
 
     def __init__(self, url: str, model: str, parallel: int = 4, wait: float = 1.0) -> None:
         self.url, self.model, self.parallel, self.wait = url.rstrip("/"), model, parallel, wait
@@ -95,6 +173,45 @@ class AddressWriter:
         except (KeyError, IndexError, TypeError, AttributeError):
             raise ResourceError(f"{self.url} answered without a completion: {brief(answer)}") from None
 
+    def answers(self, asked: Sequence[Ask]) -> Answered:
+        """The next answer of each conversation as soon as it is there. Raises ResourceError where the address does not
+        answer as it should, once all requests that were on their way have ended."""
+        failed: BaseException | None = None
+        with ThreadPoolExecutor(self.parallel) as pool:
+            waiting: dict[Future[Continuation], int] = {
+                pool.submit(self._answer, one): i for i, one in enumerate(asked)
+            }
+            try:
+                for done in as_completed(waiting):
+                    if done.cancelled():
+                        continue
+                    if (error := done.exception()) is None:
+                        yield [(waiting[done], done.result())]
+                        continue
+                    failed = failed or error
+                    for other in waiting:
+                        other.cancel()
+            finally:
+                for other in waiting:
+                    other.cancel()
+        if failed is not None:
+            raise failed
+
+    def _answer(self, one: Ask) -> Continuation:
+        how = one.how
+        asked = {
+            "model": self.model, "messages": [{"role": turn.role, "content": turn.content} for turn in one.turns],
+            "max_tokens": how.tokens, "temperature": how.temperature, "top_p": how.top_p,
+            "stop": list(how.stops) or None, "seed": one.seed % 2**31,
+        }  # fmt: skip
+        answer = self._asked("chat/completions", asked)
+        try:
+            choice = answer["choices"][0]
+            said = choice["message"]["content"]
+            return Continuation("" if said is None else str(said).strip(), choice.get("finish_reason") != "length")
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise ResourceError(f"{self.url} answered without a message: {brief(answer)}") from None
+
     def _asked(self, path: str, body: dict[str, Any]) -> Any:
         key = os.environ.get("OPENAI_API_KEY")
         head = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
@@ -114,3 +231,13 @@ class AddressWriter:
             except (OSError, ValueError) as error:
                 why = str(getattr(error, "reason", error))
         raise ResourceError(f"{self.url}/{path} does not answer: {why}; what was made so far is kept")
+
+
+def address(where: str) -> AddressWriter | None:
+    """The writer at `URL#MODEL`; None where `where` is no address. Raises UsageError for one without a model's name."""
+    if not where.startswith(("http://", "https://")):
+        return None
+    url, _, model = where.partition("#")
+    if not model:
+        raise UsageError(f"{where} may have several models; name one behind a #, as in {url}#MODEL")
+    return AddressWriter(url, model)

@@ -24,6 +24,7 @@ TOP = "stemma"  # the package's own surface, `__init__.py` and `__main__.py`
 ORDER = (
     "errors",
     "disk",
+    "samples",
     "spec",
     "text",
     "nn",
@@ -65,6 +66,7 @@ PAGES = {
     "judging": "judge.md",
     "parallel": "scale.md",
     "rewrites": "rewrites.md",
+    "samples": "systems.md",
     "tuning": "tuning.md",
 }
 

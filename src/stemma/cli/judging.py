@@ -48,7 +48,9 @@ def judge(paths: tuple[str, ...], how: Loading, as_json: bool, given: dict[str, 
 
     mode: contest.Mode = given["mode"] or (PAIR if len(paths) == 2 else SINGLE)
     if len(paths) > 2 or (mode == PAIR and len(paths) != 2):
-        raise UsageError(f"a judge compares two models, or with --mode single scores one or two; {len(paths)} are given")
+        raise UsageError(
+            f"a judge compares two models, or with --mode single scores one or two; {len(paths)} are given"
+        )
     asked = referred(questions(given["questions"] or OWN), given["references"])
     prompts = Prompts(given["prompts"] or PROMPTS)
     players = [_player(path, asked, how, given["template"]) for path in paths]
@@ -99,7 +101,9 @@ def _writer(where: str, how: Loading, template: str | None) -> Callable[[], Any]
         from stemma.cli.models import load
 
         if not made:
-            made.append(LocalWriter(load(where, how), where, template=template))
+            model = load(where, how)
+            own = getattr(model.tokenizer, "chat_template", None)
+            made.append(LocalWriter(model, where, template=None if own is not None else template))
         return made[0]
 
     made: list[Any] = []

@@ -1,5 +1,4 @@
-"""Who continues prompts and answers conversations: a model on this machine, or an address that speaks OpenAI's
-protocol."""
+"""Who continues prompts: a model on this machine, or an address that speaks OpenAI's protocol."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from stemma.conversations import Text, Turn, Writer
+from stemma.conversations import Text, Turn, Writer, prompt_ids, templates
 from stemma.errors import DataError, ResourceError, UsageError, brief
 
 TRIES = 6  # of a request that an address refuses for now
@@ -61,77 +60,20 @@ class TextWriter(Protocol):
     def write(self, prompts: Sequence[str], how: Sampling, seeds: Sequence[int]) -> list[Continuation]: ...
 
 
+class Answerer(Protocol):
+    """Answers conversations. `talks`: the turns so far of each, the user's last."""
+
+    @property
+    def name(self) -> str: ...
+    def answer(self, talks: Sequence[Sequence[Turn]], how: Sampling, seeds: Sequence[int]) -> list[Continuation]: ...
+
+
 class ChatWriter(Protocol):
-    """Answers conversations, each by its number, in groups that were answered together."""
+    """Answers conversations as they come: groups of (number, answer) that were answered together."""
 
     @property
     def name(self) -> str: ...
     def answers(self, asked: Sequence[Ask]) -> Answered: ...
-
-
-class LocalWriter:
-    """A model that was loaded here. `batch`: prompts at a time; `template`: of conversations, where the tokenizer has
-    none of its own. A prompt that is continued loses its beginning where the context has no room for it and the new
-    tokens; a conversation that has no room is not answered."""
-
-    def __init__(self, model: Any, name: str, batch: int = 8, template: str | None = None) -> None:
-        if model.tokenizer is None:
-            raise UsageError(f"{name} has no tokenizer, and writing needs one")
-        self.model, self.name, self.batch, self.template = model, name, batch, template
-
-    def write(self, prompts: Sequence[str], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
-        """One continuation a prompt."""
-        from stemma.decoding import generate
-        from stemma.decoding.sampling import SamplingParams
-
-        context = self.model.dims.context
-        tokens = min(how.tokens, context // 2)
-        ids = [self.model.tokenizer.encode(prompt)[-(context - tokens) :] for prompt in prompts]
-        drawn = SamplingParams(
-            max_new_tokens=tokens, temperature=how.temperature, top_k=0, top_p=how.top_p, stop=how.stops, num_beams=1
-        )
-        params = [replace(drawn, seed=seed) for seed in seeds]
-        found = generate(self.model, ids, params, batch=self.batch)
-        return [Continuation(result.text or "", result.reason != "length") for result in found]
-
-    def answers(self, asked: Sequence[Ask]) -> Answered:
-        """The next answer of each conversation, by the template of the tokenizer. Which conversations are read together
-        depends on their order alone. Raises UsageError for a model that answers none."""
-        from stemma.conversations import prompt_ids, writer
-
-        model = self.model
-        if model.arch.structure != "decoder":
-            raise UsageError(f"{self.name} is an {model.arch.structure}; conversations are answered by decoders")
-        own = getattr(model.tokenizer, "chat_template", None)
-        if own is None and self.template is None:
-            raise UsageError(f"{self.name} has no chat template; name one by --template")
-        write = writer(model.tokenizer, None if own is not None else self.template)
-        for first in range(0, len(asked), self.batch):
-            some = asked[first : first + self.batch]
-            ids = [prompt_ids(model.tokenizer, prompt_of(write, one.turns)) for one in some]
-            room = [model.dims.context - min(one.how.tokens, model.dims.context // 2) for one in some]
-            fits = [i for i in range(len(some)) if len(ids[i]) <= room[i]]
-            found = self._drawn([ids[i] for i in fits], [some[i] for i in fits], write.stops())
-            answers = dict.fromkeys(range(len(some)), Continuation("", False, fits=False))
-            answers |= dict(zip(fits, found, strict=True))
-            yield [(first + i, answer) for i, answer in answers.items()]
-
-    def _drawn(self, ids: list[list[int]], asked: Sequence[Ask], stops: tuple[str, ...]) -> list[Continuation]:
-        from stemma.decoding import generate
-        from stemma.decoding.sampling import SamplingParams
-
-        if not ids:
-            return []
-        most = self.model.dims.context // 2
-        params = [
-            SamplingParams(
-                max_new_tokens=min(one.how.tokens, most), temperature=one.how.temperature, top_k=0,
-                top_p=one.how.top_p, stop=(*one.how.stops, *stops), num_beams=1, seed=one.seed,
-            )
-            for one in asked
-        ]  # fmt: skip
-        found = generate(self.model, ids, params)
-        return [Continuation((result.text or "").strip(), result.reason != "length") for result in found]
 
 
 def prompt_of(write: Writer, turns: Sequence[Turn]) -> Text:
@@ -147,6 +89,72 @@ def prompt_of(write: Writer, turns: Sequence[Turn]) -> Text:
     return write.prompt([first, *turns[2:]])
 
 
+class LocalWriter:
+    """A model that was loaded here. `batch`: prompts at a time. A prompt loses its beginning where the context has no
+    room for it and the new tokens. `template`: of conversations, where it is not the model's own."""
+
+    def __init__(self, model: Any, name: str, batch: int = 8, template: str | None = None) -> None:
+        if model.tokenizer is None:
+            raise UsageError(f"{name} has no tokenizer, and writing needs one")
+        self.model, self.name, self.batch, self.template = model, name, batch, template
+
+    def write(self, prompts: Sequence[str], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
+        """One continuation a prompt."""
+        return self._continued([self.model.tokenizer.encode(prompt) for prompt in prompts], how, seeds)
+
+    def answer(self, talks: Sequence[Sequence[Turn]], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
+        """The assistant's next words in each conversation. Raises UsageError for a model without a chat template."""
+        write = templates.writer(self.model.tokenizer, self.template)
+        how = replace(how, stops=tuple(dict.fromkeys([*how.stops, *write.stops()])))
+        ids = [prompt_ids(self.model.tokenizer, prompt_of(write, list(talk))) for talk in talks]
+        return self._continued(ids, how, seeds)
+
+    def answers(self, asked: Sequence[Ask]) -> Answered:
+        """The next answer of each conversation. One that has no room beside its new tokens is not answered. Which
+        conversations are read together depends on their order alone. Raises UsageError as `answer` does."""
+        if (kind := self.model.arch.structure) != "decoder":
+            raise UsageError(f"{self.name} is an {kind}, and conversations are answered by decoders")
+        write, context = templates.writer(self.model.tokenizer, self.template), self.model.dims.context
+        for first in range(0, len(asked), self.batch):
+            some = asked[first : first + self.batch]
+            ids = [prompt_ids(self.model.tokenizer, prompt_of(write, one.turns)) for one in some]
+            tokens = [min(one.how.tokens, context // 2) for one in some]
+            fits = [i for i in range(len(some)) if len(ids[i]) + tokens[i] <= context]
+            answers = dict.fromkeys(range(len(some)), Continuation("", False, fits=False))
+            if fits:
+                made = self._drawn([ids[i] for i in fits], [some[i] for i in fits], write.stops())
+                answers |= dict(zip(fits, made, strict=True))
+            yield [(first + i, answer) for i, answer in answers.items()]
+
+    def _drawn(self, ids: Sequence[list[int]], asked: Sequence[Ask], stops: Sequence[str]) -> list[Continuation]:
+        from stemma.decoding import generate
+        from stemma.decoding.sampling import SamplingParams
+
+        most = self.model.dims.context // 2
+        params = [
+            SamplingParams(
+                max_new_tokens=min(how.tokens, most), temperature=how.temperature, top_k=0, top_p=how.top_p,
+                stop=tuple(dict.fromkeys([*how.stops, *stops])), num_beams=1, seed=seed,
+            )
+            for how, seed in ((one.how, one.seed) for one in asked)
+        ]  # fmt: skip
+        found = generate(self.model, ids, params)
+        return [Continuation((one.text or "").strip(), one.reason != "length") for one in found]
+
+    def _continued(self, ids: Sequence[list[int]], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
+        from stemma.decoding import generate
+        from stemma.decoding.sampling import SamplingParams
+
+        context = self.model.dims.context
+        tokens = min(how.tokens, context // 2)
+        drawn = SamplingParams(
+            max_new_tokens=tokens, temperature=how.temperature, top_k=0, top_p=how.top_p, stop=how.stops, num_beams=1
+        )
+        params = [replace(drawn, seed=seed) for seed in seeds]
+        found = generate(self.model, [one[-(context - tokens) :] for one in ids], params, batch=self.batch)
+        return [Continuation(result.text or "", result.reason != "length") for result in found]
+
+
 class AddressWriter:
     """An address with OpenAI's `/completions` and `/chat/completions`, such as `http://localhost:8000/v1`; `model` is
     the name that it knows. `parallel`: requests at a time. The key, if one is needed, is in OPENAI_API_KEY. A request
@@ -158,24 +166,22 @@ class AddressWriter:
 
     def write(self, prompts: Sequence[str], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
         """One continuation a prompt. Raises ResourceError where the address does not answer as it should."""
-        with ThreadPoolExecutor(self.parallel) as pool:
-            return list(pool.map(lambda pair: self._one(pair[0], how, pair[1]), zip(prompts, seeds, strict=True)))
+        return self._all("completions", [{"prompt": prompt} for prompt in prompts], how, seeds)
 
-    def _one(self, prompt: str, how: Sampling, seed: int) -> Continuation:
-        asked = {
-            "model": self.model, "prompt": prompt, "max_tokens": how.tokens, "temperature": how.temperature,
-            "top_p": how.top_p, "stop": list(how.stops) or None, "seed": seed % 2**31,
-        }  # fmt: skip
-        answer = self._asked("completions", asked)
-        try:
-            choice = answer["choices"][0]
-            return Continuation(str(choice["text"]), choice.get("finish_reason") != "length")
-        except (KeyError, IndexError, TypeError, AttributeError):
-            raise ResourceError(f"{self.url} answered without a completion: {brief(answer)}") from None
+    def answer(self, talks: Sequence[Sequence[Turn]], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
+        """The assistant's next words in each conversation. Raises ResourceError as `write` does."""
+        asked = [{"messages": [{"role": turn.role, "content": turn.content} for turn in talk]} for talk in talks]
+        return self._all("chat/completions", asked, how, seeds)
+
+    def _all(
+        self, path: str, asked: Sequence[dict[str, Any]], how: Sampling, seeds: Sequence[int]
+    ) -> list[Continuation]:
+        with ThreadPoolExecutor(self.parallel) as pool:
+            return list(pool.map(lambda pair: self._one(path, pair[0], how, pair[1]), zip(asked, seeds, strict=True)))
 
     def answers(self, asked: Sequence[Ask]) -> Answered:
-        """The next answer of each conversation as soon as it is there. Raises ResourceError where the address does not
-        answer as it should, once all requests that were on their way have ended."""
+        """The next answer of each conversation as soon as it is there. Raises ResourceError as `write` does, once the
+        requests that were on their way have ended."""
         failed: BaseException | None = None
         with ThreadPoolExecutor(self.parallel) as pool:
             waiting: dict[Future[Continuation], int] = {
@@ -187,10 +193,10 @@ class AddressWriter:
                         continue
                     if (error := done.exception()) is None:
                         yield [(waiting[done], done.result())]
-                        continue
-                    failed = failed or error
-                    for other in waiting:
-                        other.cancel()
+                    elif failed is None:
+                        failed = error
+                        for other in waiting:
+                            other.cancel()
             finally:
                 for other in waiting:
                     other.cancel()
@@ -198,19 +204,22 @@ class AddressWriter:
             raise failed
 
     def _answer(self, one: Ask) -> Continuation:
-        how = one.how
+        messages = [{"role": turn.role, "content": turn.content} for turn in one.turns]
+        found = self._one("chat/completions", {"messages": messages}, one.how, one.seed)
+        return replace(found, text=found.text.strip())
+
+    def _one(self, path: str, what: dict[str, Any], how: Sampling, seed: int) -> Continuation:
         asked = {
-            "model": self.model, "messages": [{"role": turn.role, "content": turn.content} for turn in one.turns],
-            "max_tokens": how.tokens, "temperature": how.temperature, "top_p": how.top_p,
-            "stop": list(how.stops) or None, "seed": one.seed % 2**31,
+            "model": self.model, **what, "max_tokens": how.tokens, "temperature": how.temperature,
+            "top_p": how.top_p, "stop": list(how.stops) or None, "seed": seed % 2**31,
         }  # fmt: skip
-        answer = self._asked("chat/completions", asked)
+        answer = self._asked(path, asked)
         try:
             choice = answer["choices"][0]
-            said = choice["message"]["content"]
-            return Continuation("" if said is None else str(said).strip(), choice.get("finish_reason") != "length")
+            text = choice["message"]["content"] if "messages" in what else choice["text"]
+            return Continuation(str(text or ""), choice.get("finish_reason") != "length")
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise ResourceError(f"{self.url} answered without a message: {brief(answer)}") from None
+            raise ResourceError(f"{self.url} answered without a completion: {brief(answer)}") from None
 
     def _asked(self, path: str, body: dict[str, Any]) -> Any:
         key = os.environ.get("OPENAI_API_KEY")

@@ -447,11 +447,12 @@ def test_the_command_judges_files_models_and_addresses(tmp_path: Path) -> None:
     for arguments, why in (
         ([one], "give --data FILE"), ([one, two, "--mode", "single"], "--mode is for a judge"), ([one, two], "several models are for a judge"),
         ([one, one, "--judge", "m"], "both models are called one"), ([one, two, one, "--judge", "m"], "3 are given"),
-        ([one, "--judge", "m", "--mode", "pairwise"], "1 are given"), ([one, "--judge", "m", "--data", "x"], "give one of them"),
+        ([one, "--judge", "m", "--mode", "pairwise"], "1 are given"), ([one, "--judge", "m", "--data", "x"], "and --data has rows"),
         ([one, two, "--judge", "nobody"], "'nobody' is neither a folder nor a hub id"),
-        ([one, two, "--judge", "http://x/v1", "--questions", str(asked)], "name one behind a #"),
+        ([one, two, "--judge", "http://x/v1"], "name one behind a #"),
     ):  # fmt: skip
-        wrong = command(*arguments)
+        for_judge = "--judge" in arguments and "--data" not in arguments
+        wrong = command(*arguments, *(["--questions", str(asked)] if for_judge else []))
         assert isinstance(wrong.exception, UsageError | DataError) and why in str(wrong.exception), (
             arguments,
             wrong.exception,

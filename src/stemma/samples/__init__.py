@@ -16,6 +16,7 @@ NAMES: dict[str, str] = {  # of a module: what its rows are
     "instructions": "instructions with an input or without, and answers (Alpaca)",
     "dialogues": "conversations whose later answers need what was said before (Vicuna, QLoRA)",
     "french": "questions and tasks in French, with answers in French (Vigogne)",
+    "calls": "questions and the calls that answer them, half of them beside the call's documentation (Gorilla)",
 }
 
 

@@ -16,7 +16,7 @@ from stemma.declare.recipes import Recipe
 from stemma.declare.tuning import Tuning
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.parts import Arch, Dims, Heads
-from stemma.spec import Change, Spec, require
+from stemma.spec import Change, Spec, quiet, require
 
 # ---------------------------------------------------------------- text
 
@@ -37,6 +37,7 @@ class Text(Spec):
     LLaMA). `shift`: what a decoder's input begins with where it is made from targets: the start token, or the last
     token of the target itself (the language code of mBART). `extras`: further special tokens that a tokenizer is
     trained with: the modes of UL2, the language codes of mBART, the first for texts whose language nobody names.
+    `runs`: every run of spaces up to this many is one token (Codex).
     """
 
     tokenizer: Literal["wordpiece", "bpe", "gpt-bpe", "unigram", "spm-bpe"]
@@ -60,6 +61,7 @@ class Text(Spec):
     blank_ids: tuple[int, ...] = ()
     shift: Literal["start", "last"] = "start"
     extras: tuple[str, ...] = ()
+    runs: int = quiet(0)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -168,18 +170,21 @@ class Family:
         about: About | None = None,
         tasks: Mapping[str, Heads] | None = None,
         others: tuple[str, ...] = (),
+        tuning: Tuning | None = None,
     ) -> Family:
         """A child with new weights that differs from this family in `changes` (paths into arch, objective, text and
         recipe). `tasks`: how it stands heads for a task on its body (`classify`, `tag`, `answer`, `choose`), where this
-        differs from the parent's way; `others`: names of further parents. For a quick try leave out `sizes` (one of the
-        child's name, with this family's first widths) and `about` (this family's, without public weights). Raises
-        UsageError for an unknown path and for a change that changes nothing."""
+        differs from the parent's way; `others`: names of further parents; `tuning`: how it came from a parent's
+        weights, if it did. For a quick try leave out `sizes` (one of the child's name, with this family's first widths)
+        and `about` (this family's, without public weights). Raises UsageError for an unknown path and for a change that
+        changes nothing."""
         if sizes is None:
             first = next(iter(self.sizes.values()), None)
             sizes = {} if first is None else {name: Size(first.dims, first.changes)}
         about = about or replace(self.about, weights="none: a design of one's own", note="")
         child = self._child(name, changes, sizes, about, "evolve")
-        return replace(child, tasks=dict(self.tasks if tasks is None else tasks), others=others)
+        tasks = dict(self.tasks if tasks is None else tasks)
+        return replace(child, tasks=tasks, others=others, tuning=tuning)
 
     def trained(
         self,

@@ -29,7 +29,8 @@ from stemma.train.evaluation import sample
 from stemma.train.loop import Loop
 from stemma.train.source import TextSource
 
-LEFTOVERS = {"tokenizer", "data"}  # what a run that was killed while preparing its text leaves behind
+# what a run that was killed while preparing its text leaves behind, and the stages before it
+LEFTOVERS = {"tokenizer", "data", "stages", folder.STAGES}
 ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
 FEW = 1000  # held-out targets by which nothing can be judged
 MANY = 4  # epochs up to which text read again is about as good as new (Muennighoff et al. 2023, arXiv:2305.16264)
@@ -280,15 +281,17 @@ def _train_tokenizer(plan: Plan, source: Any) -> Any:
     """A tokenizer of the plan's kind and vocabulary, trained on the part of the text that is not held out."""
     from stemma.data.heldout import training_texts
     from stemma.text import Specials, Tokenizer
+    from stemma.text.growing import without_runs
 
     text = plan.text
     more = tuple(dict.fromkeys([*text.blanks, *text.extras, *tokens(plan.objective, text)]))
     specials = Specials(**{role: getattr(text, role) for role in ROLES}, extra=text.sentinels, more=more)
+    texts = training_texts(source, plan.train.val_fraction, plan.seed, plan.train.unit)
     return Tokenizer.train(
         text.tokenizer,
-        training_texts(source, plan.train.val_fraction, plan.seed, plan.train.unit),
-        plan.dims.vocab,
+        without_runs(texts) if text.runs else texts,
+        plan.dims.vocab - max(0, text.runs - 1),
         specials,
         lowercase=text.lower and text.tokenizer == "wordpiece",
         alphabet=plan.train.alphabet,
-    )
+    ).grown(0, (), text.runs)

@@ -15,7 +15,7 @@ A declaration is TOML or JSON, with a table for each task:
     [mine]
     file = "mine.csv"
     cluster = "letters"
-    templates = [["Is {a} before {b}?", "{answer}"], ["What of {a} and {b}?", "{answer}"]]
+    templates = [["Is {a} before {b}?"], ["{a} and {b}\n{options}Is the first one earlier?", "{answer}"]]
     turned = [["Give two letters for the answer {answer}.", "{a} {b}"]]
 """
 
@@ -32,6 +32,7 @@ from stemma import disk
 from stemma.data import compression, read
 from stemma.data.files import ROWS
 from stemma.errors import DataError, MalformedError, UsageError, brief, did_you_mean
+from stemma.mixtures import stand_in
 from stemma.mixtures.published import COLLECTIONS, COT, FLAN, cluster_of
 from stemma.mixtures.shapes import SHAPES
 from stemma.mixtures.tasks import Task, Template
@@ -52,12 +53,14 @@ KEYS = {
 
 
 def tasks(sources: Sequence[str]) -> list[Task]:
-    """The tasks that `sources` name: declarations (.toml, .json), files of chains of thought (.tsv), folders of these.
-    Raises UsageError for what is no such source, and for two tasks of one name."""
+    """The tasks that `sources` name: declarations (.toml, .json), files of chains of thought (.tsv), folders of these,
+    `builtin:flan`. Raises UsageError for what is no such source, and for two tasks of one name."""
     found: list[Task] = []
     for source in sources:
         path = Path(source).expanduser()
-        if path.is_dir():
+        if source == stand_in.NAME:
+            found += stand_in.tasks()
+        elif path.is_dir():
             files = sorted(path.glob("*.tsv"))
             if not files:
                 raise UsageError(f"{source} holds no .tsv file of chains of thought; name a declaration (.toml, .json)")
@@ -142,11 +145,9 @@ def _templates(where: str, table: Mapping[str, Any]) -> tuple[tuple[Template, ..
     """The templates of a table, and those of its inverted rows."""
     if ("shape" in table) == ("templates" in table):
         raise UsageError(f"{where} needs a shape ({', '.join(SHAPES)}) or templates, one of the two")
-    own = {key: [_pair(where, key, one) for one in table.get(key, ())] for key in ("templates", "turned", "inverted")}
-    turned = tuple(Template(*pair, turned=True) for pair in own["turned"])
-    inverted = tuple(Template(*pair, turned=True) for pair in own["inverted"])
+    own, turned, inverted = (_written(where, key, table) for key in ("templates", "turned", "inverted"))
     if "shape" not in table:
-        return (*(Template(*pair) for pair in own["templates"]), *turned), inverted
+        return (*own, *turned), inverted
     if table["shape"] not in SHAPES:
         raise UsageError(
             f"{where} has shape {table['shape']!r}; known: {', '.join(SHAPES)}{did_you_mean(table['shape'], SHAPES)}"
@@ -155,10 +156,16 @@ def _templates(where: str, table: Mapping[str, Any]) -> tuple[tuple[Template, ..
     return (*shape.templates, *turned), (*shape.inverted, *inverted)
 
 
-def _pair(where: str, key: str, pair: Sequence[str]) -> tuple[str, ...]:
-    if len(pair) not in (1, 2):
-        raise UsageError(f"{where}: a template of {key} is a prompt and perhaps a completion, not {brief(pair)}")
-    return tuple(pair)
+def _written(where: str, key: str, table: Mapping[str, Any]) -> tuple[Template, ...]:
+    """The templates under a key: a prompt each, and perhaps a completion."""
+    for pair in table.get(key, ()):
+        if len(pair) not in (1, 2):
+            raise UsageError(f"{where}: a template of {key} is a prompt and perhaps a completion, not {brief(pair)}")
+    plain = Template("")
+    return tuple(
+        Template(pair[0], pair[1] if len(pair) > 1 else plain.completion, turned=key != "templates")
+        for pair in table.get(key, ())
+    )
 
 
 # ---------------------------------------------------------------- chains of thought as published

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stemma.mixtures.tasks import Example, Template
+from stemma.mixtures.tasks import OPTIONS, Example, Template
 
-OPTIONS = "OPTIONS:\n- "  # google-research/FLAN, flan/preprocessors.py
+HEAD = "OPTIONS:\n- "  # google-research/FLAN, flan/preprocessors.py
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,17 @@ class Delimiters:
     answers: str = "A: "
 
 
-def with_options(prompt: str, options: Sequence[str]) -> str:
-    """A prompt and what there is to choose from."""
-    return f"{prompt}\n{OPTIONS}" + "\n- ".join(options)
+def listed(options: Sequence[str]) -> str:
+    """What there is to choose from, as the end of a prompt."""
+    return HEAD + "\n- ".join(options)
 
 
 def written(example: Example, template: Template, options: bool) -> tuple[str, str]:
     """(prompt, completion) of an example, with its options where there are any and the template asks to choose."""
-    prompt, completion = template.written(example.fields)
-    if options and example.options and not template.turned:
-        prompt = with_options(prompt, example.options)
+    block = listed(example.options) if options and example.options and not template.turned else ""
+    prompt, completion = template.written({**example.fields, OPTIONS: f"{block}\n" if block else ""})
+    if block and f"{{{OPTIONS}}}" not in template.prompt:
+        prompt = f"{prompt}\n{block}"
     return prompt, completion
 
 

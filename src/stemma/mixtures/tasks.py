@@ -16,13 +16,15 @@ from stemma.errors import DataError, UsageError, brief
 
 KEPT = 201  # key of the draw of the examples that a cap leaves
 MOST_TURNED = 3  # templates of a task whose input and output are exchanged, at most (Wei et al. 2021, section 2.1)
+OPTIONS = "options"
 FIELD = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
 class Template:
-    """A way to ask: `prompt` and `completion` with names of fields in braces. `turned`: input and output are exchanged,
-    so there is nothing to choose from."""
+    """A way to ask: `prompt` and `completion` with names of fields in braces. What there is to choose from stands in
+    the place of `{options}`, with the end of a line behind it, or at the end of a prompt without that. `turned`: input
+    and output are exchanged, so there is nothing to choose from."""
 
     prompt: str
     completion: str = "{answer}"
@@ -30,7 +32,7 @@ class Template:
 
     def fields(self) -> set[str]:
         """The names of fields in it."""
-        return {*FIELD.findall(self.prompt + self.completion)}
+        return {*FIELD.findall(self.prompt + self.completion)} - {OPTIONS}
 
     def written(self, fields: Mapping[str, str]) -> tuple[str, str]:
         """(prompt, completion) of an example."""

@@ -62,7 +62,7 @@ class Sample:
 
     def templates(self) -> tuple[tuple[str, str], ...]:
         """(prompt, completion) of the nine that ask for the answer."""
-        frames = ("{}", "Question: {}\nAnswer:", "Tell me: {}")
+        frames = ("{}", "Question: {}", "Tell me: {}")
         return tuple((frame.replace("{}", ask), "{answer}") for ask in self.asks for frame in frames)
 
 

@@ -24,6 +24,7 @@ TOP = "stemma"  # the package's own surface, `__init__.py` and `__main__.py`
 ORDER = (
     "errors",
     "disk",
+    "samples",
     "spec",
     "text",
     "nn",
@@ -63,6 +64,7 @@ PAGES = {
     "instruct": "conversations.md",
     "parallel": "scale.md",
     "rewrites": "rewrites.md",
+    "samples": "systems.md",
     "tuning": "tuning.md",
 }
 

@@ -17,7 +17,7 @@ from stemma.formats import LAYOUTS
 from stemma.objectives import incompatible_reason
 from stemma.spec import diff, kinds, leaves
 from stemma.support import TASKS, Support, matrix, support
-from stemma.words import children, value_text
+from stemma.words import children, command_of, stage_rows, value_text
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 WRITTEN = re.compile(r"<!-- written -->\n(.*?)<!-- /written -->", re.S)
@@ -90,6 +90,8 @@ def trains_on(family: Family) -> bool:
 
 def more(family: Family) -> str:
     """How the training goes on that made it of its parent."""
+    if command_of(family):
+        return "A model of a fitting structure is tuned as it was by one command ([how](../systems.md))."
     if not trains_on(family):
         return "Its recipe of training is declared and not yet a command."
     return "Its training goes on from a run of its parent's, with that one's tokenizer, or from published weights."
@@ -120,6 +122,8 @@ def use(family: Family, row: Support | None) -> str:
     elif family.edge == "trained" and trains_on(family):
         assert family.parent is not None
         out += f"stemma pretrain {family.name} --from runs/{family.parent.name}-tiny-1\n"
+    if command := command_of(family):
+        out += command + "\n"
     return out + "```"
 
 
@@ -169,6 +173,10 @@ def page(family: Family, old: str) -> str:
     if family.tuning is not None:
         t = family.tuning
         rows = [["stages", " -> ".join(t.labels)], ["data", t.data], ["template", t.template or "-"]]
+        rows += [["result", t.result]] if t.result else []
+        rows += [["stand-ins", t.stand_ins]] if t.stand_ins else []
+        for label, values in stage_rows(family):
+            rows.append([f"**{label}**", "; ".join(f"{what} {value}".strip() for what, value in values) or "-"])
         parts.append("## Training\n\n" + table(["", ""], rows))
     if family.edge == "unpublished":
         parts.append("Its design was never published, so there is nothing to build, and nothing is invented here.")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stemma import families
+from stemma import families, samples
 from stemma.cli import COMMANDS, main
 from stemma.disk import nearest_path
 from stemma.errors import UsageError
@@ -353,6 +353,7 @@ def test_data_list(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         "builtin:bible",
         "builtin:parallel",
         "builtin:captain",
+        *(f"builtin:{name}" for name in samples.NAMES),
     }
 
 

@@ -47,7 +47,7 @@ def test_completion_of_settings_scales_and_paths() -> None:
     assert completed("pretrain", "nobody", "--set", "arch.") == []
     for words in (["generate", ""], ["convert", "ru"], ["report", ""], ["show", "no-such"], ["data", "stats", "x"]):
         assert completed(*words) == ["<file>"], words
-    assert completed("data", "stats", "builtin:d") == ["builtin:docs"]
+    assert completed("data", "stats", "builtin:do") == ["builtin:docs"]
     assert completed("show", "roberta-l") == ["roberta-large"]
 
 

@@ -177,3 +177,59 @@ def compare(a: str, b: str) -> tuple[str, str, list[Change]]:
     old, new = families.design(a), families.design(b)
     changes = [c for part in (*PARTS, "dims") for c in spec.diff(getattr(old, part), getattr(new, part), part + ".")]
     return old.name, new.name, changes
+
+
+# ---------------------------------------------------------------- tuning
+
+
+def stage_rows(family: Family) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The stages of a tuned family's training in words: (name, [(what, value)]); values that nobody knows are left out,
+    values from memory are marked."""
+    return [] if family.tuning is None else [row for stage in family.tuning.stages for row in _stage_rows(stage)]
+
+
+def command_of(family: Family) -> str:
+    """The command that tunes a model as the family was tuned; empty where none does."""
+    if family.tuning is None or family.edge == "unpublished":
+        return ""
+    return f"stemma tune {family.name} --from MODEL" if any(s.runs for s in family.tuning.stages) else ""
+
+
+def _stage_rows(stage: Any) -> list[tuple[str, list[tuple[str, str]]]]:
+    rows: list[tuple[str, str]] = []
+    for entry in dataclasses.fields(stage):
+        value = getattr(stage, entry.name)
+        if entry.name in ("template", "remembered", "then", "start") or value == entry.default or value is None:
+            continue
+        if entry.name == "mixture":
+            rows += [("mixture" if n == 0 else "", _part(part)) for n, part in enumerate(value)]
+        elif entry.name == "changes":
+            rows += [("sets", f"{path}={value_text(new, path)}") for path, new in value]
+        else:
+            known = "" if entry.name not in stage.remembered else " (recalled)"
+            rows.append((STAGE_WORDS.get(entry.name, entry.name), _values_text(value) + known))
+    inner = [("then", getattr(stage, "then", None)), ("start", getattr(stage, "start", None))]
+    more = [row for _, other in inner if other is not None for row in _stage_rows(other)]
+    return [(stage.label, rows), *more]
+
+
+STAGE_WORDS = {
+    "examples": "examples a step",
+    "lr": "peak rate",
+    "lr_share": "rate, of pretraining's",
+    "warmup": "warm-up",
+    "loss_on": "loss on",
+    "stand_in": "stands in",
+    "average": "running mean",
+}
+
+
+def _part(source: Any) -> str:
+    share = f"{source.share:.1%}" if source.share is not None else ""
+    examples = f"{source.examples:,} examples" if source.examples is not None else ""
+    cap = f"at most {source.cap:,} of one set" if source.cap is not None else ""
+    return ": ".join(text for text in (source.name, ", ".join(t for t in (share, examples, cap) if t)) if text)
+
+
+def _values_text(value: Any) -> str:
+    return ", ".join(value_text(item) for item in value) if isinstance(value, tuple) else value_text(value)

@@ -12,7 +12,7 @@ from stemma.cli.complete import complete_names_or_paths
 from stemma.cli.lookup import COLOUR, hanging, node
 from stemma.disk import nearest_path
 from stemma.errors import UsageError
-from stemma.words import PARTS, TITLES, has_weights, origin, same, value_text
+from stemma.words import PARTS, TITLES, command_of, has_weights, origin, same, stage_rows, value_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,6 +57,7 @@ def show(name: str, as_json: bool) -> None:
         return
     out = console()
     _heading(out, family, design)
+    _tuning(out, family)
     if family.edge == "unpublished":
         return
     _values(out, family, design or family)
@@ -111,10 +112,24 @@ def _heading(out: Console, family: Family, design: Design | None) -> None:
     if family.tuning is not None:
         rows += [("training", " -> ".join(family.tuning.labels)), ("on", family.tuning.data)]
         rows += [("template", family.tuning.template)] if family.tuning.template else []
+        rows += [("result", family.tuning.result)] if family.tuning.result else []
+        rows += [("stand-ins", family.tuning.stand_ins)] if family.tuning.stand_ins else []
+        rows += [("runs by", command_of(family))] if command_of(family) else []
     rows.append(("weights", "public" if has_weights(family) else about.weights))
     rows += [("note", about.note)] if about.note else []
     for label, text in rows:
         out.print(hanging(out, Text(f"{label:<13}", style="dim"), text))
+
+
+def _tuning(out: Console, family: Family) -> None:
+    """The stages of a tuned family's training, each with its published numbers."""
+    from rich.text import Text
+
+    for number, (label, rows) in enumerate(stage_rows(family), 1):
+        out.print()
+        out.print(Text(f"stage {number}", style="bold") + Text(f"  {label}", style="dim"))
+        for what, value in rows:
+            out.print(hanging(out, Text(f"  {what:<22} ", style="dim"), value))
 
 
 def _relatives(family: Family) -> list[tuple[str, str]]:

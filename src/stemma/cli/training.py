@@ -150,7 +150,10 @@ def _tokenizer(folder: str | None) -> Any:
 def resume_run(run: str, quiet: bool, mesh: str | None, sets: tuple[str, ...]) -> int:
     """Resume a run and report; returns the exit code."""
     from stemma.train import resume as train_on
+    from stemma.tuning import stages
 
+    if stages.begun(run) and not sets:
+        return finish(stages.go_on(run, quiet=quiet, mesh=mesh))
     return finish(train_on(existing_runs((run,))[0], quiet=quiet, mesh=mesh, overrides=overrides(sets)))
 
 

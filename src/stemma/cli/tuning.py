@@ -23,13 +23,13 @@ def name_of(start: str) -> str:
 @command()
 @click.argument("what")
 @click.option("--from", "start", required=True, metavar="MODEL", help="A run, a folder, a GGUF file or a hub id.")
-@click.option("--data", required=True, shell_complete=complete_data, help="Rows with fields: JSONL, CSV, Parquet, ...")
+@click.option("--data", multiple=True, shell_complete=complete_data, help="Rows with fields: JSONL, CSV, Parquet, ...")
 @click.option("--budget", help="As in `stemma pretrain`.  [default: 3 epochs, or as published]")
 @click.option("--out", type=click.Path(), help="Directory of the run.  [default: runs/WHAT-MODEL-SEED]")
 @click.option("--seed", type=int, default=1, show_default=True, help="Decides order, adapters and dropout.")
 @click.option("--lora", type=click.IntRange(min=1), metavar="RANK", help="Learn low-rank adapters, not the weights.")
 @click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Keep the frozen weights in 4 or 8 bits.")
-@click.option("--stage", type=click.IntRange(min=1), help="Of a tuned family, counted from 1.")
+@click.option("--stage", type=click.IntRange(min=1), help="Only this one of a tuned family's, counted from 1.")
 @click.option("--full", is_flag=True, help="A tuned family's published numbers, not scaled.")
 @click.option("--template", help="The chat template, where not the tokenizer's own.")
 @columns
@@ -57,6 +57,9 @@ def tune(
     known shape), write (a text for a text), complete (texts), or a tuned family of the tree (alpaca, vicuna, qlora,
     ...), whose template and recipe are used then. Columns that are not named are found by their usual names. Rows that
     cannot be learnt from are counted and passed over; `--data FILE#strict=yes` makes them an error.
+
+    Without --data a tuned family learns from what stands in for its own. One of several stages goes through all of
+    them, with one --data for all or one for each; the last is the run in --out, those before it are in --out/stages.
     """
     from stemma.train import overrides as read_file
     from stemma.tuning import tune as carry_out

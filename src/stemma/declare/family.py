@@ -168,18 +168,21 @@ class Family:
         about: About | None = None,
         tasks: Mapping[str, Heads] | None = None,
         others: tuple[str, ...] = (),
+        tuning: Tuning | None = None,
     ) -> Family:
         """A child with new weights that differs from this family in `changes` (paths into arch, objective, text and
         recipe). `tasks`: how it stands heads for a task on its body (`classify`, `tag`, `answer`, `choose`), where this
-        differs from the parent's way; `others`: names of further parents. For a quick try leave out `sizes` (one of the
-        child's name, with this family's first widths) and `about` (this family's, without public weights). Raises
-        UsageError for an unknown path and for a change that changes nothing."""
+        differs from the parent's way; `others`: names of further parents; `tuning`: how it came from a parent's
+        weights, if it did. For a quick try leave out `sizes` (one of the child's name, with this family's first widths)
+        and `about` (this family's, without public weights). Raises UsageError for an unknown path and for a change that
+        changes nothing."""
         if sizes is None:
             first = next(iter(self.sizes.values()), None)
             sizes = {} if first is None else {name: Size(first.dims, first.changes)}
         about = about or replace(self.about, weights="none: a design of one's own", note="")
         child = self._child(name, changes, sizes, about, "evolve")
-        return replace(child, tasks=dict(self.tasks if tasks is None else tasks), others=others)
+        tasks = dict(self.tasks if tasks is None else tasks)
+        return replace(child, tasks=tasks, others=others, tuning=tuning)
 
     def trained(
         self,

@@ -7,7 +7,7 @@ not checked against a source. A value that differs by size is a tuple, in the or
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from stemma.declare.objectives import Objective
 from stemma.declare.recipes import Schedule
@@ -109,9 +109,13 @@ class Source(Spec):
 class Stage(Spec, open=True):
     """A stage of tuning. `examples`: of a step; `context`: the most tokens of a row; `average`: decay of a running mean
     of the weights. `lr`, `schedule`: where they are not those of the family's recipe, which is that of its main stage;
-    `lr_share`: the rate as a share of the rate in pretraining; `warmup`: as a share of the stage's steps."""
+    `lr_share`: the rate as a share of the rate in pretraining; `warmup`: as a share of the stage's steps. `changes`:
+    paths of the plan that the stage sets, each with its value (`("arch.position.base", 1e6)`); `longer`: so many times
+    the model's context is read after it. `stand_in`: the data that it learns from here where none are named, such as
+    "builtin:captain"."""
 
     word: ClassVar[str] = ""  # what `show` and `tree` print
+    runs: ClassVar[bool] = False  # whether `stemma tune` carries it out
 
     records: Records | None = None
     template: Template | None = None
@@ -125,6 +129,9 @@ class Stage(Spec, open=True):
     lr_share: float | tuple[float, ...] | None = positive(None)
     average: float | None = interval("(0, 1)", None)
     remembered: tuple[str, ...] = ()
+    changes: tuple[tuple[str, Any], ...] = ()
+    longer: float = positive(1.0)
+    stand_in: str = ""
 
     @property
     def label(self) -> str:
@@ -137,6 +144,7 @@ class Pretraining(Stage):
     """More pretraining, on `objective` (None: the family's own)."""
 
     word = "pretraining"
+    runs = True
     objective: Objective | None = None
 
 
@@ -148,6 +156,7 @@ class SFT(Stage):
     before another answer, both of which are learnt; `then`: a second pass, on other data or in other rows."""
 
     word = "sft"
+    runs = True
     loss_on: Literal["answers", "last answer", "everything"] | None = None
     packed: bool | None = None
     adapter: Adapter | None = None
@@ -235,11 +244,14 @@ WORDS: dict[str, Stage] = {
 @dataclass(frozen=True)
 class Tuning(Spec):
     """How the weights of a parent were trained on: the stages in order, and in words the data and the template. A stage
-    whose numbers nobody knows may be a word (`"sft"`)."""
+    whose numbers nobody knows may be a word (`"sft"`). `result`: what its authors report of it; `stand_ins`: what
+    stands here in the place of what was not published or cannot be had."""
 
     stages: tuple[Stage, ...]
     data: str
     template: str = ""
+    result: str = ""
+    stand_ins: str = ""
 
     def check(self) -> None:
         for stage in self.stages:

@@ -5,6 +5,7 @@ RUN/metrics.jsonl   one line a step
 RUN/checkpoints/    the last few
 RUN/model/          the trained model in its publisher's layout, at the end
 RUN/summary.json    what came out
+RUN/stages.json, RUN/stages/   of tuning in several stages: what was asked for, and the runs before this one
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from stemma.parallel import World
 from stemma.parallel.processes import lost_connection
 
 T = TypeVar("T")
+STAGES = "stages.json"  # what was asked of a chain of runs, whose last one the folder holds
 SUMMARY = {"steps?": int, "tokens?": float, "val?": {str: float}, "baselines?": {"unigram_bits_per_byte?": float, "xz_bits_per_byte?": float}, "best?": {"step": int, "values": {str: float}}}
 
 
 def resume_command(run: Path) -> str:
-    """The command that resumes a run."""
-    return f"stemma resume {run}"
+    """The command that resumes a run, and of a stage the whole chain."""
+    chain = run.parent.parent
+    return f"stemma resume {chain if run.parent.name == 'stages' and (chain / STAGES).is_file() else run}"
 
 
 def exists(run: Path) -> bool:

@@ -65,7 +65,11 @@ def environment() -> Any:
 
 @functools.lru_cache(maxsize=16)
 def _compiled(template: str) -> Any:
-    return environment().from_string(template)
+    """Raises CheckpointError for a template that Python cannot compile: what Jinja makes of it is nested too deeply."""
+    try:
+        return environment().from_string(template)
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise CheckpointError(f"the chat template is no valid Jinja: {error or 'it is nested too deeply'}") from error
 
 
 def render(
@@ -92,6 +96,6 @@ def render(
         raise CheckpointError(
             f"the chat template is not valid Jinja: {error.message} at line {error.lineno}"
         ) from error
-    except (jinja2.TemplateError, TypeError, KeyError) as error:
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"the chat template refused these messages: {error}") from error
     return text

@@ -29,7 +29,8 @@ from stemma.train.evaluation import sample
 from stemma.train.loop import Loop
 from stemma.train.source import TextSource
 
-LEFTOVERS = {"tokenizer", "data"}  # what a run that was killed while preparing its text leaves behind
+# what a run that was killed while preparing its text leaves behind, and the stages before it
+LEFTOVERS = {"tokenizer", "data", "stages", folder.STAGES}
 ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
 FEW = 1000  # held-out targets by which nothing can be judged
 MANY = 4  # epochs up to which text read again is about as good as new (Muennighoff et al. 2023, arXiv:2305.16264)

@@ -16,7 +16,7 @@ from stemma.errors import UsageError
 from stemma.formats.heads import HEADS
 from stemma.nn import vocabulary
 from stemma.nn.model import Model
-from stemma.nn.parts import Arch, Heads
+from stemma.nn.parts import Arch, Heads, Rotary
 from stemma.objectives import tokens
 from stemma.rewrites.engine import graft, reset
 from stemma.train.config import Plan
@@ -39,7 +39,7 @@ def inspect(plan: Plan) -> tuple[Any, int]:
     table = any("position" in name for name in there.state_dict())
     dims = replace(plan.dims, vocab=there.dims.vocab, context=plan.dims.context if table else there.dims.context)
     for part, old, new in (
-        ("arch", there.arch, _alike(plan.arch, there.arch, plan.train.new)),
+        ("arch", there.arch, _alike(plan, there.arch)),
         ("dims", there.dims, dims),
     ):
         if changes := spec.diff(old, new, f"{part}."):
@@ -55,11 +55,14 @@ def inspect(plan: Plan) -> tuple[Any, int]:
     return grown, there.dims.vocab
 
 
-def _alike(arch: Arch, start: Arch, new: Collection[str] = ()) -> Arch:
-    """`arch` with what may differ as in `start`: mask, dropout, initialisation, heads that only one of them has, and
-    those that are `new`."""
-    both = {h: getattr(arch.heads, h) for h in HEADS if h in (_held(arch.heads) & _held(start.heads)) - {*new}}
-    heads = replace(start.heads, **both)
+def _alike(plan: Plan, start: Arch) -> Arch:
+    """The plan's network with what may differ as in `start`: mask, dropout, initialisation, heads that only one of them
+    has, those that are new, and what a stage of tuning does to rotary positions, which have no weights."""
+    arch = plan.arch
+    held = (_held(arch.heads) & _held(start.heads)) - {*plan.train.new}
+    heads = replace(start.heads, **{h: getattr(arch.heads, h) for h in HEADS if h in held})
+    if plan.system and isinstance(arch.position, Rotary) and isinstance(start.position, Rotary):
+        arch = replace(arch, position=replace(start.position, interleaved=arch.position.interleaved))
     return replace(arch, heads=heads, mask=start.mask, dropout=start.dropout, init=start.init)
 
 

@@ -41,10 +41,11 @@ class System:
 
 def names() -> list[str]:
     """The families whose weights were trained on in a stage that runs here."""
-    return [name for name, family in families.tree().items() if _stages(family.tuning.stages if family.tuning else ())]
+    return [name for name, family in families.tree().items() if runnable(family.tuning.stages if family.tuning else ())]
 
 
-def _stages(stages: tuple[Stage, ...]) -> list[SFT | Pretraining]:
+def runnable(stages: tuple[Stage, ...]) -> list[SFT | Pretraining]:
+    """Those of a family's stages that are carried out here, second passes among them."""
     found: list[SFT | Pretraining] = []
     for stage in stages:
         if isinstance(stage, Pretraining):
@@ -57,22 +58,33 @@ def _stages(stages: tuple[Stage, ...]) -> list[SFT | Pretraining]:
     return found
 
 
-def system(name: str, number: int | None = None) -> System:
-    """Stage `number` (from 1; None: the first on examples, else the first) of the tuned family or size `name`. Raises
-    UsageError for a name that is none, and for a stage that it does not have."""
+def stages_of(name: str) -> list[SFT | Pretraining]:
+    """The stages of the tuned family or size `name` that run here. Raises UsageError for a name that is none."""
     known = names()
     try:
         family = families.family(name)
     except UsageError:
         raise UsageError(f"no task or tuned family is called {name!r}{did_you_mean(name, known)}") from None
-    stages = _stages(family.tuning.stages if family.tuning else ())
+    stages = runnable(family.tuning.stages if family.tuning else ())
     if not stages:
         raise UsageError(f"{name} is not tuned from another's weights; tuned families are {', '.join(known)}")
+    return stages
+
+
+def system(name: str, number: int | None = None) -> System:
+    """Stage `number` (from 1; None: the first on examples, else the first) of the tuned family or size `name`. Raises
+    UsageError for a name that is none, and for a stage that it does not have."""
+    stages = stages_of(name)
     if number is None:
         number = next((i for i, stage in enumerate(stages, 1) if isinstance(stage, SFT)), 1)
     if not 1 <= number <= len(stages):
         raise UsageError(f"{name} has {len(stages)} stages that run here, so stage {number} is none of them")
     return System(families.design(name), stages[number - 1], number, len(stages))
+
+
+def of_rows(name: str, number: int) -> bool:
+    """Whether stage `number` of a tuned family learns from rows, not from text."""
+    return isinstance(system(name, number).stage, SFT)
 
 
 def template_of(template: Template | None) -> str:
@@ -102,12 +114,20 @@ def _first(value: float | tuple[float, ...] | None) -> float | None:
     return value[0] if isinstance(value, tuple) else value
 
 
+def longest(found: System, there: Model, full: bool) -> int:
+    """The tokens that the model reads after the stage: as many as before, unless the stage is one of longer rows."""
+    stage = found.stage
+    if stage.longer == 1.0:
+        return there.dims.context
+    return stage.context if full and stage.context is not None else round(there.dims.context * stage.longer)
+
+
 def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Recipe, int, str]:
     """(recipe, tokens of a row, budget) of tuning the model `there` as the system was tuned. Unless `full`, a step has
     fewer examples, and weights that all learn do so faster, as a narrower network's may: by the factor of the widths.
     What is unpublished is chosen here and said."""
     stage, published = found.stage, found.design.recipe
-    context = min(stage.context or 2048, there.dims.context)
+    context = min(stage.context or 2048, longest(found, there, full))
     examples = int(_first(stage.examples) or EXAMPLES)
     rate = _first(stage.lr) or published.lr
     chosen = [] if rate is not None else [f"a peak rate of {UNKNOWN}"]
@@ -143,7 +163,7 @@ def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Rec
 def resolve(
     name: str,
     start: str,
-    data: str,
+    data: str | None = None,
     budget: str | None = None,
     seed: int = 1,
     *,
@@ -156,9 +176,11 @@ def resolve(
     overrides: Mapping[str, Any] | None = None,
     quiet: bool = True,
 ) -> Plan:
-    """The plan of tuning the model `start` as the family `name` was tuned, in its `stage`. `full`: with the published
-    numbers, not scaled; the rest as in `tune`. Raises UsageError for what does not fit."""
+    """The plan of tuning the model `start` as the family `name` was tuned, in its `stage`, on `data` (None: what stands
+    in for the published). `full`: with the published numbers, not scaled; the rest as in `tune`. Raises UsageError for
+    what does not fit."""
     found = system(name, stage)
+    data = data or stand_in(found, quiet)
     there = started(start)
     recipe, context, length = recipe_of(found, there, full, quiet)
     objective: Objective
@@ -184,7 +206,19 @@ def resolve(
         objective = packed(objective_of(task, there), found.stage.packed is not False)
         train = replace(train, unit="document", piece=None)
         rewrites = rewrites or rewrites_of(found, there)
+    dims = replace(there.dims, context=longest(found, there, full))
     plan = Plan(
-        there.name, SCALE, arch, there.dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name
+        there.name, SCALE, arch, dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name
     )
-    return needed(fitting(spec.edit(plan, dict(overrides or {}))), there, quiet)[0]
+    plan = spec.edit(spec.edit(plan, dict(found.stage.changes)), dict(overrides or {}))
+    return needed(fitting(plan), there, quiet)[0]
+
+
+def stand_in(found: System, quiet: bool) -> str:
+    """What the stage learns from where no data are named. Raises UsageError where nothing stands in."""
+    source = found.stage.stand_in
+    if not source:
+        raise UsageError(f"{found.design.name} has no data that stand in for its own, so give --data FILE")
+    if not quiet:
+        disk.tell(f"note: {source} stands in for the data of {found.design.name}; --data FILE takes your own")
+    return source

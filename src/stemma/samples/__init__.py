@@ -1,0 +1,39 @@
+"""Data that stand in for what the tuned families learnt from, where that was not published or cannot be had: made here,
+small, with answers that can be checked. `builtin:NAME` reads each of them ([more](systems.md))
+
+A module of this room is a set. It has `LICENCE` and `rows()`, which gives the same rows each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+NAMES: dict[str, str] = {  # of a module: what its rows are
+    "instructions": "instructions with an input or without, and answers (Alpaca)",
+    "dialogues": "conversations whose later answers need what was said before (Vicuna, QLoRA)",
+    "french": "questions and tasks in French, with answers in French (Vigogne)",
+}
+
+
+def rows(name: str) -> Iterator[dict[str, Any]]:
+    """The rows of the set `name`, in their order."""
+    return iter(importlib.import_module(f"{__name__}.{name}").rows())
+
+
+def licence(name: str) -> str:
+    """The licence of the set `name`."""
+    return str(importlib.import_module(f"{__name__}.{name}").LICENCE)
+
+
+def stamp(name: str) -> str:
+    """A text that changes where what makes the set `name` changes."""
+    own = getattr(importlib.import_module(f"{__name__}.{name}"), "stamp", None)
+    if own is not None:  # of rows that are made of something else than this room
+        return str(own())
+    here = Path(__file__).parent
+    found = sorted({*here.glob(f"{name}*"), here / "facts.py"})
+    return hashlib.sha256(b"".join(path.read_bytes() for path in found if path.is_file())).hexdigest()

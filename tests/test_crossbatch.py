@@ -22,7 +22,7 @@ from stemma.nn.parts import Memory
 from stemma.objectives import Setting, incompatible_reason, objective
 from stemma.objectives.crossbatch import CrossRows, seen_rows
 from stemma.train import pretrain, verify_resume
-from test_objectives import TOKENIZERS, Documents, same, some, take
+from test_objectives import TOKENIZERS, same, some, take
 from test_train import words
 from tiny import build, tiny
 
@@ -162,7 +162,9 @@ def test_rows_are_the_stream_of_texts_in_their_order() -> None:
     assert ids.flatten()[: len(stream)].tolist() == stream
     assert labels.flatten()[: len(stream) - 1].tolist() == stream[1:]
     assert (labels.flatten()[len(stream) - 1 :] == IGNORED).all()
-    assert ids[1].tolist() == stream[8:16] and ids[3].tolist() == stream[24:32]  # a row goes on where the one before ended
+    assert (
+        ids[1].tolist() == stream[8:16] and ids[3].tolist() == stream[24:32]
+    )  # a row goes on where the one before ended
 
 
 def test_packs_are_gone_on_with_anywhere() -> None:
@@ -211,7 +213,7 @@ def test_what_it_cannot_train_is_refused() -> None:
     assert "begin from longllama" in str(incompatible_reason(CrossBatch(), arch))
     alibi = stemma.spec.edit(arch, {"mask": Memory((1,)), "position": "ALiBi()"})
     assert "not Rotary" in str(incompatible_reason(CrossBatch(), alibi))
-    with pytest.raises(UsageError, match="one for each of objective.rows=4"):
+    with pytest.raises(UsageError, match=r"one for each of objective\.rows=4"):
         CrossBatch(mixture=((0, 0),))
     with pytest.raises(UsageError, match="row 0 of a text has 0 rows before it"):
         CrossBatch(rows=2, mixture=((1, 0), (1, 1)))

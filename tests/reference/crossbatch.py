@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 
 import torch
-from reference.longllama import rms_norm, turned
 from torch import Tensor
+
+from reference.longllama import rms_norm, turned
 
 
 def steps(rows: int, consecutive: int, extra: int) -> list[int]:

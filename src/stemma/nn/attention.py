@@ -107,7 +107,9 @@ class Attention(nn.Module):
         q = self.queries(x, position)
         k, v = kv if kv is not None else self.keys(x)
         if attn_mask.contexts is not None:
-            return self.o(crossbatch.attend(self, q, k, v, position.rotate, attn_mask.contexts).transpose(1, 2).flatten(2))
+            return self.o(
+                crossbatch.attend(self, q, k, v, position.rotate, attn_mask.contexts).transpose(1, 2).flatten(2)
+            )
         if write is not None:
             k, v = write(k, v, position.rotate)
         elif position.rotate is not None:

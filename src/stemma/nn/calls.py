@@ -125,8 +125,8 @@ def ids_of_windows(inputs: Inputs, last: int) -> Tensor:
 
 
 def check_contexts(mask: parts.Mask, inputs: Inputs, behind: bool) -> None:
-    """Raise UsageError for `contexts` that do not go with the mask or with other inputs. `behind`: the rows stand behind
-    a soft prompt or a prefix."""
+    """Raise UsageError for `contexts` that do not go with the mask or with other inputs. `behind`: the rows stand
+    behind a soft prompt or a prefix."""
     assert inputs.contexts is not None
     if not isinstance(mask, parts.Memory):
         raise UsageError(f"contexts are for a mask with memory layers, and this model has {mask}")

@@ -51,9 +51,9 @@ def attend(
         here = torch.tensor(rows, device=q.device)
         keys, values, mask = own[here], v[here], AttnMask(causal=True)
         if many:
-            seen = torch.tensor([list(contexts[row]) for row in rows], device=q.device)
+            others = torch.tensor([list(contexts[row]) for row in rows], device=q.device)
             keys, values = (
-                torch.cat([local, other[seen].transpose(1, 2).flatten(2, 3)], 2)  # B C K T D -> B K C T D
+                torch.cat([local, other[others].transpose(1, 2).flatten(2, 3)], 2)  # B C K T D -> B K C T D
                 for local, other in ((keys, k), (values, v))
             )
             mask = AttnMask(mask=torch.cat([causal, causal.new_ones(length, many * length)], 1)[None, None])

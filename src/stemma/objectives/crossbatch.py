@@ -34,8 +34,8 @@ def seen_rows(spec: declared.CrossBatch) -> tuple[tuple[int, ...], ...]:
 
 
 class CrossRows(NextToken, of=declared.CrossBatch):
-    """Packs of `rows * texts` rows. `rows` consecutive ones hold a stretch of `rows * context` tokens of the text; where a
-    document ends the next one begins, `eos bos` between them, without padding, and the two see each other (as the
+    """Packs of `rows * texts` rows. `rows` consecutive ones hold a stretch of `rows * context` tokens of text; where
+    a document ends the next one begins, `eos bos` between them, without padding, and the two see each other (as the
     released pipeline packs, `doc_aware_kK`). In training, memory layers of a row see the rows of its pack that
     `seen_rows` names; in evaluation each row is read by itself, so that losses compare with those of a model without
     memory. A micro-batch holds whole packs."""
@@ -55,8 +55,8 @@ class CrossRows(NextToken, of=declared.CrossBatch):
             return why
         if not isinstance(arch.mask, Memory):
             return (
-                f"CrossBatch lets memory layers see other rows, and this network has none (arch.mask={arch.mask}); begin "
-                "from longllama, or set arch.mask=Memory()"
+                f"CrossBatch lets memory layers see other rows, and this network has none (arch.mask={arch.mask}); "
+                "begin from longllama, or set arch.mask=Memory()"
             )
         if not isinstance(arch.position, Rotary):
             return "CrossBatch takes keys of other rows as they are before rotation, and arch.position is not Rotary"

@@ -15,6 +15,7 @@ from typing import Any
 NAMES: dict[str, str] = {  # of a module: what its rows are
     "instructions": "instructions with an input or without, and answers (Alpaca)",
     "dialogues": "conversations whose later answers need what was said before (Vicuna, QLoRA)",
+    "lookups": "long documents in which what was said early is asked for later (Giraffe, LongLLaMA)",
     "french": "questions and tasks in French, with answers in French (Vigogne)",
 }
 

@@ -44,6 +44,7 @@ def clean(
     repetition  repeated lines, paragraphs and n-grams, after Gopher
     c4          line and page rules of C4
     script      mostly in another script than Latin
+    code        filters of source files, after Codex
 
     Thresholds are the published ones unless given: --steps "near(threshold=0.7),gopher(min_words=20)".
 

@@ -1,4 +1,4 @@
-"""The steps that judge one text by itself: the rules of MassiveText and C4, and the share of a script."""
+"""The steps that judge one text by itself: rules of MassiveText, C4 and Codex, and the share of a script."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stemma.data.steps import C4, CleaningStep, Gopher, Repetition, Script
+from stemma.data.steps import C4, CleaningStep, Code, Gopher, Repetition, Script
 
 Verdict = tuple[str | None, str]  # (the text that is kept, or None; the reason for None)
 
@@ -155,6 +155,33 @@ def _script(step: Script, text: str) -> str:
     return because(step, "share", f"{share:.0%} of letters are {step.name.upper()}, fewer than {step.share:.0%}")
 
 
+_HEAD = 10  # lines of a file in which a program says that it wrote it
+_GENERATED = re.compile(
+    r"auto(?:matically)?[- ]?generated|(?:file|code) (?:is|was|has been) generated|do not (?:edit|modify)",
+    re.IGNORECASE,
+)
+
+
+def _code(step: Code, text: str) -> str:
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size >= step.max_bytes:
+        return because(step, "max_bytes", f"{size:,} bytes, not less than {step.max_bytes:,}")
+    head = "\n".join(text.split("\n", _HEAD)[:_HEAD])
+    if step.generated and (said := _GENERATED.search(head)) is not None:
+        return because(step, "generated", f"{said[0]!r} at its head")
+    sizes = [len(line) for line in text.splitlines()]
+    mean, longest = sum(sizes) / max(1, len(sizes)), max(sizes, default=0)
+    if mean > step.max_mean:
+        return because(step, "max_mean", f"lines of {mean:.0f} characters on average, more than {step.max_mean:g}")
+    if longest > step.max_line:
+        return because(step, "max_line", f"a line of {longest:,} characters, more than {step.max_line:,}")
+    share = sum(c.isalnum() for c in text) / max(1, len(text))
+    if share < step.min_alphanumeric:
+        why = f"{share:.0%} of characters are letters and digits, fewer than {step.min_alphanumeric:.0%}"
+        return because(step, "min_alphanumeric", why)
+    return ""
+
+
 def rule(step: CleaningStep) -> Callable[[str], Verdict]:
     """The function that carries out a step on one text. Raises TypeError for a step on duplicates."""
 
@@ -172,6 +199,8 @@ def rule(step: CleaningStep) -> Callable[[str], Verdict]:
             return whole(_repetition)
         case Script():
             return whole(_script)
+        case Code():
+            return whole(_code)
         case C4():
             return lambda text: _c4(step, text)
     raise TypeError(step)

@@ -16,7 +16,7 @@ from stemma.declare.recipes import Recipe
 from stemma.declare.tuning import Tuning
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.parts import Arch, Dims, Heads
-from stemma.spec import Change, Spec, require
+from stemma.spec import Change, Spec, quiet, require
 
 # ---------------------------------------------------------------- text
 
@@ -37,6 +37,7 @@ class Text(Spec):
     LLaMA). `shift`: what a decoder's input begins with where it is made from targets: the start token, or the last
     token of the target itself (the language code of mBART). `extras`: further special tokens that a tokenizer is
     trained with: the modes of UL2, the language codes of mBART, the first for texts whose language nobody names.
+    `runs`: every run of spaces up to this many is one token (Codex).
     """
 
     tokenizer: Literal["wordpiece", "bpe", "gpt-bpe", "unigram", "spm-bpe"]
@@ -60,6 +61,7 @@ class Text(Spec):
     blank_ids: tuple[int, ...] = ()
     shift: Literal["start", "last"] = "start"
     extras: tuple[str, ...] = ()
+    runs: int = quiet(0)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

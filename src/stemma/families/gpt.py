@@ -183,6 +183,7 @@ CODEX_SMALL = "the widths are unpublished: these, which give its count outside o
 codex = gpt3.evolve(
     "codex",
     {
+        "text.runs": 25,
         "recipe.schedule.warmup": 175,
         "recipe.schedule.until": 1.0,
         "recipe.batch": None,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stemma import disk
 from stemma.errors import CheckpointError, UsageError
-from stemma.text import added, chat, legacy, ranks, reading, trainer
+from stemma.text import added, chat, growing, legacy, ranks, reading, trainer
 from stemma.text.padding import pad
 from stemma.text.specials import ROLES, Specials, sentinel
 from stemma.text.words import Spans, Words, spans, table
@@ -150,18 +150,16 @@ class Tokenizer:
         lower = '"lowercase":true' in json.dumps(state.get("normalizer"), separators=(",", ":"))
         return cls(core, reading.kind_of(state), specials, kept=kept, chat_template=template, lowercase=lower)
 
-    def grown(self, sentinels: int, names: Iterable[str]) -> Tokenizer:
-        """This tokenizer, and the special tokens of `names` and `sentinels` that it lacks, with new ids at its end."""
-        from tokenizers import AddedToken
-        from tokenizers import Tokenizer as Core
-
+    def grown(self, sentinels: int, names: Iterable[str], runs: int = 0) -> Tokenizer:
+        """This tokenizer, and what it lacks, with new ids at its end: a token for every run of 2 to `runs` spaces, the
+        special tokens of `names`, and `sentinels`. Raises UsageError for runs in another kind than byte-level BPE."""
+        core = growing.runs(self._core, runs) if runs > 1 else self._core
         new = [name for name in names if self.id(name) is None]
         if self.sentinels < sentinels:
             new += [sentinel(k) for k in reversed(range(self.sentinels, sentinels))]
-        if not new:
+        if not new and core is self._core:
             return self
-        core = Core.from_str(self._core.to_str())
-        core.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in new])
+        core = growing.special(core, new)
         specials = dataclasses.replace(self.specials, extra=max(self.sentinels, sentinels))
         template, lower = self.chat_template, self.lowercase
         return Tokenizer(core, self.kind, specials, chat_template=template, lowercase=lower)

@@ -110,6 +110,7 @@ def model_of(plan: Plan, tokenizer: Any, started: bool = True) -> Model:
         if plan.train.start and started:
             start.fill(model, plan.train.start, plan.train.new)
             start.average(model, plan)
+            start.begin(model, plan)
         apply(model, plan.rewrites, plan.seed)
     if isinstance(plan.objective, RowObjective):
         model.labels = getattr(plan.objective.task, "labels", ())

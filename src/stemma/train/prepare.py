@@ -283,15 +283,17 @@ def _train_tokenizer(plan: Plan, source: Any) -> Any:
     """A tokenizer of the plan's kind and vocabulary, trained on the part of the text that is not held out."""
     from stemma.data.heldout import training_texts
     from stemma.text import Specials, Tokenizer
+    from stemma.text.growing import without_runs
 
     text = plan.text
     more = tuple(dict.fromkeys([*text.blanks, *text.extras, *tokens(plan.objective, text)]))
     specials = Specials(**{role: getattr(text, role) for role in ROLES}, extra=text.sentinels, more=more)
+    texts = training_texts(source, plan.train.val_fraction, plan.seed, plan.train.unit)
     return Tokenizer.train(
         text.tokenizer,
-        training_texts(source, plan.train.val_fraction, plan.seed, plan.train.unit),
-        plan.dims.vocab,
+        without_runs(texts) if text.runs else texts,
+        plan.dims.vocab - max(0, text.runs - 1),
         specials,
         lowercase=text.lower and text.tokenizer == "wordpiece",
         alphabet=plan.train.alphabet,
-    )
+    ).grown(0, (), text.runs)

@@ -48,7 +48,8 @@ def inspect(plan: Plan) -> tuple[Any, int]:
                 f"{plan.train.start} has {one.path}={one.old} and {plan.name} at scale {plan.scale} {one.new}; begin "
                 "from weights of its own design and scale"
             )
-    grown = there.tokenizer.grown(plan.text.sentinels, (*plan.text.extras, *tokens(plan.objective, plan.text)))
+    names = (*plan.text.extras, *tokens(plan.objective, plan.text))
+    grown = there.tokenizer.grown(plan.text.sentinels, names, plan.text.runs)
     task = plan.objective.task if isinstance(plan.objective, RowObjective) else None
     if isinstance(task, ChatTask) and task.template:  # whoever talks to it later finds the template that it learnt
         grown.chat_template = jinja(NAMES[task.template], grown)
@@ -83,6 +84,21 @@ def load(plan: Plan) -> Model | None:
     graft(model, held)
     reset(model, held.device, held.dtype, plan.seed)
     return model
+
+
+@torch.no_grad()
+def begin(model: Model, plan: Plan) -> None:
+    """Let the rows of runs of spaces (`text.runs`) that are new begin as the mean of the rows of the tokens that wrote
+    them before: the model reads about the same, and takes one for as likely as a space."""
+    if not plan.text.runs:
+        return
+    old = formats.load(plan.train.start, device="meta").tokenizer
+    new = old.grown(0, (), plan.text.runs)
+    for i in range(old.vocab_size, new.vocab_size):
+        parts = old.encode(new.decode([i]), add_special=False)
+        for module, name in vocabulary.tables(model):
+            rows = getattr(module, name)
+            rows[i] = rows[parts].float().mean(0).to(rows.dtype)
 
 
 @torch.no_grad()

@@ -116,9 +116,7 @@ def test_longllama_from_a_llama(tmp_path: Path, llama: Path, few: str) -> None:
         {k: v.detach() for k, v in model.named_parameters()}, plan.dims.layers, plan.dims.heads, plan.arch.position.base,
         plan.arch.norm.eps, plan.context, exact.mask.last, exact.mask.layers, torch.float32,
     )  # fmt: skip
-    ids = torch.randint(
-        5, plan.dims.vocab, (plan.context + 41,), generator=torch.Generator().manual_seed(4)
-    ).tolist()
+    ids = torch.randint(5, plan.dims.vocab, (plan.context + 41,), generator=torch.Generator().manual_seed(4)).tolist()
     with torch.no_grad():
         assert (model.eval()(torch.tensor([ids])).logits[0] - judge.prompt(ids)).abs().max() < 1e-5
 

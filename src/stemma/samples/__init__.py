@@ -16,6 +16,9 @@ NAMES: dict[str, str] = {  # of a module: what its rows are
     "instructions": "instructions with an input or without, and answers (Alpaca)",
     "dialogues": "conversations whose later answers need what was said before (Vicuna, QLoRA)",
     "french": "questions and tasks in French, with answers in French (Vigogne)",
+    "functions": "signatures and docstrings of Python functions, answered by the body (Codex-S)",
+    "docstrings": "Python functions, answered by their docstring (Codex-D)",
+    "coding": "requests for a Python function, answered by its code (Code LLaMA - Instruct)",
 }
 
 

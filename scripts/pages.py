@@ -17,6 +17,7 @@ from stemma.formats import LAYOUTS
 from stemma.objectives import incompatible_reason
 from stemma.spec import diff, kinds, leaves
 from stemma.support import TASKS, Support, matrix, support
+from stemma.tuning.systems import runnable
 from stemma.words import children, command_of, stage_rows, value_text
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -233,8 +234,25 @@ def support_page() -> str:
         "Each cell is tried on a tiny relative by `tests/test_support.py` (heads, "
         "layouts, training, generation) and `tests/test_parity.py` (equality with the reference). Every family can be "
         "saved and loaded in Stemma's own layout; tuned children have the abilities of the family whose network they "
-        f"are.\n\nLayouts by model type: {known}.\n\n" + table(head, rows) + "\n"
+        f"are.\n\nLayouts by model type: {known}.\n\n" + table(head, rows) + "\n\n## Tuned systems\n\n"
+        "`tests/test_systems.py` runs each command at its smallest, kills and resumes it ([more](systems.md)).\n\n"
+        + systems()
+        + "\n"
     )
+
+
+def systems() -> str:
+    """The tuned systems: of which network, in which stages, from what where no data are named, and the command."""
+    rows = []
+    for family in families.tree().values():
+        if not command_of(family):
+            continue
+        assert family.tuning is not None and family.parent is not None
+        held = {s.stand_in: None for s in runnable(family.tuning.stages) if s.stand_in}
+        stages = " -> ".join(family.tuning.labels)
+        links = [f"[{f.name}](families/{f.name}.md)" for f in (family, family.parent)]
+        rows.append([*links, stages, ", ".join(f"`{source}`" for source in held) or "yours", f"`{command_of(family)}`"])
+    return table(["system", "of", "stages", "learns here from", "command"], rows)
 
 
 def objectives() -> str:
@@ -280,7 +298,7 @@ def recipes() -> str:
     return table(["family", "optimiser", "peak rate", "schedule", "tokens a step", "steps"], rows)
 
 
-TABLES = {"objectives": objectives, "recipes": recipes}
+TABLES = {"objectives": objectives, "recipes": recipes, "systems": systems}
 
 
 def tabled(text: str) -> str:
@@ -292,9 +310,9 @@ def tabled(text: str) -> str:
 def pages() -> dict[Path, str]:
     """Every generated page and what should stand in it."""
     folder = DOCS / "families"
-    path = DOCS / "pretraining.md"
     out = {folder / "README.md": index(), DOCS / "support.md": support_page()}
-    out[path] = tabled(path.read_text(encoding="utf-8"))
+    for path in (DOCS / "pretraining.md", DOCS / "systems.md"):
+        out[path] = tabled(path.read_text(encoding="utf-8"))
     for family in families.tree().values():
         path = folder / f"{family.name}.md"
         out[path] = page(family, path.read_text(encoding="utf-8") if path.is_file() else "")

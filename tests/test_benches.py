@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,10 @@ SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds
     "plan": ("--cases 1", "bert"),
     "quantized": ("--threads 1 --repeats 1 --new 4 --layers 2", "keep plain"),
     "seq2seq": ("--rounds 1 --new 4", "mt5"),
+    "systems": (
+        "--small --seeds 1 --quiet --steps 3 --budget '2 steps' --only alpaca --text builtin:captain",
+        "alpaca",
+    ),
     "tasks": ("--small --seeds 1 --quiet", "TF-IDF"),
     "train": ("--alike fp32 --threads 1 --seconds 1 --skip-resume gpt2 electra xlnet", "xlnet"),
     "tune": ("--layers 1 --turns 1 --threads 1 --examples 16 sft", "tokens/s"),
@@ -46,6 +51,6 @@ def test_rows_of_the_benches_train(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", SMALLEST)
 def test_every_bench_runs(name: str) -> None:
     arguments, last = SMALLEST[name]
-    command = [sys.executable, str(BENCH / f"{name}.py"), *arguments.split()]
+    command = [sys.executable, str(BENCH / f"{name}.py"), *shlex.split(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and last in done.stdout, done.stdout[-1000:] + done.stderr[-2000:]

@@ -31,7 +31,8 @@ def data() -> None:
     """The built-in texts, what a text is made of, cleaning, and what an objective makes of a text."""
 
 
-for _command in (corpus.clean, corpus.stats, corpus.cache, instructing.self_instruct, code.functions):
+ROWS = (instructing.self_instruct, instructing.explain, code.functions)
+for _command in (corpus.clean, corpus.stats, corpus.cache, *ROWS):
     data.add_command(_command)
 
 

@@ -1,4 +1,4 @@
-"""`data self-instruct`: instructions that a model makes from seeds."""
+"""`data self-instruct`, `data explain`: instructions that a model makes from seeds, explanations of a teacher."""
 
 from __future__ import annotations
 
@@ -58,13 +58,71 @@ def self_instruct(
     echo(str(work.rows))
 
 
-def _writer(where: str, name: str | None) -> Any:
+@command(name="explain")
+@click.argument("source", metavar="QUERIES", shell_complete=complete_data)
+@click.option("--teacher", required=True, metavar="MODEL|URL", help="A model, or an address of OpenAI's protocol.")
+@click.option("--name", help="The teacher's name at that address.")
+@click.option("--template", metavar="NAME", help="The chat template of a model here.  [default: its own]")
+@click.option("--out", required=True, type=click.Path(), help="Directory of what is made; resumed if it was begun.")
+@click.option("--count", type=click.IntRange(min=1), help="Queries to ask.  [default: all that may be asked]")
+@click.option("--question", metavar="COLUMN", help="The column with the query.  [default: found by its name]")
+@click.option("--collection", default="", help="Of rows that name none: cot, niv2, flan2021 or t0.")
+@click.option("--tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Of an answer at most.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: likeliest.")
+@click.option(
+    "--at-once", "together", type=click.IntRange(min=1), default=8, show_default=True, help="Queries a round."
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Decides which are asked, messages and draws.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
+def explain(
+    source: str,
+    teacher: str,
+    name: str | None,
+    template: str | None,
+    out: str,
+    question: str | None,
+    collection: str,
+    together: int,
+    quiet: bool,
+    **how: Any,
+) -> None:
+    """Let a teacher explain its answers to queries, as Orca's data were made.
+
+    QUERIES are rows with a question and the sub-collection of FLAN that it is from (`collection`: cot, niv2, flan2021,
+    t0; perhaps `task`, `choices`). --count queries are drawn from the sub-collections as published, and each gets one
+    of 16 system messages, by its sub-collection. OUT/rows.jsonl is what `stemma tune orca` reads. Rows that were made
+    before may be QUERIES too: then a stronger teacher answers --count of them again. Stopped or killed, the same
+    command goes on where it was.
+    """
+    from stemma.instruct import explain as work
+    from stemma.instruct.queries import queries
+
+    found = queries(source, question or "", collection)
+    answerer = _writer(teacher, name, template)
+    plan = work.Plan(answerer.name, work.digest(found), round=together, **how)
+    made = work.Explanations(plan, answerer, found, out)
+
+    def said(progress: Any) -> None:
+        left = ", ".join(f"{n} {why}" for why, n in progress.counts.most_common())
+        done = f"{progress.asked} of {len(made.queries)} asked, {progress.kept} kept"
+        disk.tell(done + (f"; left out: {left}" if left else ""))
+
+    made.run((lambda _: None) if quiet else said)
+    if not quiet:
+        for line in work.counted(made.made):
+            disk.tell(line)
+    echo(str(made.rows))
+
+
+def _writer(where: str, name: str | None, template: str | None = None) -> Any:
     from stemma.instruct.writers import AddressWriter, LocalWriter
 
     if where.startswith(("http://", "https://")):
         if name is None:
             raise UsageError(f"{where} may have several models; say which with --name")
+        if template is not None:
+            raise UsageError(f"{where} writes conversations by its own template; --template is for models here")
         return AddressWriter(where, name)
     import stemma
 
-    return LocalWriter(stemma.load(where), where)
+    return LocalWriter(stemma.load(where), where, template=template)

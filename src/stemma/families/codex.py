@@ -51,8 +51,8 @@ codex = gpt3.evolve(
         "1,000 at most) or with few letters and digits",
         result="HumanEval pass@1: 28.8 % at 12B, 13.2 % at 300M (recalled), 0 % of GPT-3; starting from GPT-3 gives no "
         "better loss in the end, and gets there sooner",
-        stand_ins="the standard library in place of 159 GB; for unpublished rules, a share of letters and digits of 25 % "
-        "and words at the head of a file that tell that it was generated",
+        stand_ins="the standard library in place of 159 GB; for unpublished rules, a share of letters and digits of "
+        "25 % and words at the head of a file that tell that it was generated",
     ),
 )
 
@@ -92,8 +92,8 @@ codex_s = codex.trained(
         "none: what is asked and the answer are one file",
         result="HumanEval pass@1: 37.7 % at 12B, pass@100 77.5 %; of 100 samples the one with the highest mean "
         "log-probability is right more often than one at random",
-        stand_ins="builtin:functions, functions of the standard library that need nothing of their module; no filter by "
-        "tests",
+        stand_ins="builtin:functions, functions of the standard library that need nothing of their module; no filter "
+        "by tests",
     ),
 )
 

@@ -7,19 +7,18 @@ OUT/state.json     the plan, how far it is, and what was left out, by reason
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from stemma import disk
 from stemma.data import random as draw
 from stemma.data import read
 from stemma.data.files import ROWS
-from stemma.errors import CheckpointError, DataError, UsageError
+from stemma.errors import DataError
 from stemma.instruct import tasks
+from stemma.instruct.ledger import Ledger
 from stemma.instruct.novel import LIMIT, Novel
 from stemma.instruct.tasks import Task
 from stemma.instruct.writers import Sampling, TextWriter
@@ -28,7 +27,7 @@ PURPOSE = 0x5E1F  # of the draws
 IDLE = 20  # rounds without a new task, after which there will be none
 SHOWN = 3  # seeds in front of a list
 HUMAN, MACHINE = 6, 2  # tasks in front of new instructions: seeds, and tasks that were made
-STATE = {"plan": {str: Any}, "round": int, "bytes": int, "kept": int, "counts": {str: int}}
+STATE = {"round": int, "kept": int, "counts": {str: int}}
 LISTS = Sampling(3072, 1.0, 1.0)  # Alpaca's
 STEPS = Sampling(1024, 0.7, 0.5)  # self-instruct's
 
@@ -69,6 +68,7 @@ class Bootstrap:
 
     def __init__(self, plan: Plan, writer: TextWriter, out: str | Path) -> None:
         self.plan, self.writer, self.out = plan, writer, Path(out)
+        self.ledger = Ledger(out, "tasks.jsonl", {k: v for k, v in asdict(plan).items() if k != "count"})
         self.seeds = seeds(plan.seeds)
         self.progress, self.made = Progress(), list[Task]()
         self._restore()
@@ -77,7 +77,7 @@ class Bootstrap:
     @property
     def rows(self) -> Path:
         """Where the tasks are."""
-        return self.out / "tasks.jsonl"
+        return self.ledger.rows
 
     def _known(self) -> Novel:
         found = Novel(self.plan.limit)
@@ -86,26 +86,11 @@ class Bootstrap:
         return found
 
     def _restore(self) -> None:
-        state = self.out / "state.json"
-        if not state.is_file():
-            if self.rows.exists():
-                raise UsageError(f"{self.rows} is there, and no state.json beside it; choose a new directory")
-            with disk.writing(self.out):
-                self.out.mkdir(parents=True, exist_ok=True)
+        if (held := self.ledger.restored(STATE)) is None:
             return
-        held = disk.read_object(state)
-        disk.typed(state, held, STATE)
-        ours = {k: v for k, v in asdict(self.plan).items() if k != "count"}
-        for key, value in ours.items():
-            if (was := held["plan"].get(key)) != value:
-                raise UsageError(f"{self.out} was begun with {key}={was}, not {value}; choose a new directory")
-        with disk.writing(self.out), open(self.rows, "ab") as file:
-            if file.tell() < held["bytes"]:
-                raise CheckpointError(f"{self.rows} is shorter than it was written; put it back or begin anew")
-            file.truncate(held["bytes"])  # what a killed process wrote of a round
-        for number, line in enumerate(self.rows.read_text("utf-8").splitlines(), 1):
-            self.made.append(tasks.seed(json.loads(line), f"{self.rows}:{number}"))
-        self.progress = Progress(held["round"], held["kept"], Counter(held["counts"]))
+        state, rows = held
+        self.made += [tasks.seed(row, f"{self.rows}:{number}") for number, row in enumerate(rows, 1)]
+        self.progress = Progress(state["round"], state["kept"], Counter(state["counts"]))
 
     def run(self, said: Callable[[Progress], None] = lambda _: None) -> Progress:
         """Take rounds until there are as many tasks as were asked for. Raises DataError after many rounds without a
@@ -126,17 +111,11 @@ class Bootstrap:
         return self.progress
 
     def _commit(self, found: Sequence[Task]) -> None:
-        raw = "".join(json.dumps(task.row, ensure_ascii=False) + "\n" for task in found).encode()
-        with disk.writing(self.out), open(self.rows, "ab") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
         self.made += found
         progress = self.progress
         progress.round, progress.kept = progress.round + 1, progress.kept + len(found)
-        state = {"round": progress.round, "bytes": size, "kept": progress.kept, "counts": dict(progress.counts)}
-        disk.write_json(self.out / "state.json", {"plan": asdict(self.plan), **state})
+        state = {"round": progress.round, "kept": progress.kept, "counts": dict(progress.counts)}
+        self.ledger.commit([task.row for task in found], state, asdict(self.plan))
 
     # ------------------------------------------------------------ one round
 

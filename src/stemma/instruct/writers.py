@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from stemma.conversations import Turn, prompt_ids, templates
 from stemma.errors import ResourceError, UsageError, brief
 
 TRIES = 6  # of a request that an address refuses for now
@@ -44,35 +45,52 @@ class TextWriter(Protocol):
     def write(self, prompts: Sequence[str], how: Sampling, seeds: Sequence[int]) -> list[Continuation]: ...
 
 
+class Answerer(Protocol):
+    """Answers conversations. `talks`: the turns so far of each, the user's last."""
+
+    @property
+    def name(self) -> str: ...
+    def answer(self, talks: Sequence[Sequence[Turn]], how: Sampling, seeds: Sequence[int]) -> list[Continuation]: ...
+
+
 class LocalWriter:
     """A model that was loaded here. `batch`: prompts at a time. A prompt loses its beginning where the context has no
-    room for it and the new tokens."""
+    room for it and the new tokens. `template`: of conversations, where it is not the model's own."""
 
-    def __init__(self, model: Any, name: str, batch: int = 8) -> None:
+    def __init__(self, model: Any, name: str, batch: int = 8, template: str | None = None) -> None:
         if model.tokenizer is None:
             raise UsageError(f"{name} has no tokenizer, and writing needs one")
-        self.model, self.name, self.batch = model, name, batch
+        self.model, self.name, self.batch, self.template = model, name, batch, template
 
     def write(self, prompts: Sequence[str], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
         """One continuation a prompt."""
+        return self._continued([self.model.tokenizer.encode(prompt) for prompt in prompts], how, seeds)
+
+    def answer(self, talks: Sequence[Sequence[Turn]], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
+        """The assistant's next words in each conversation. Raises UsageError for a model without a chat template."""
+        write = templates.writer(self.model.tokenizer, self.template)
+        how = replace(how, stops=tuple(dict.fromkeys([*how.stops, *write.stops()])))
+        ids = [prompt_ids(self.model.tokenizer, write.prompt(list(talk))) for talk in talks]
+        return self._continued(ids, how, seeds)
+
+    def _continued(self, ids: Sequence[list[int]], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
         from stemma.decoding import generate
         from stemma.decoding.sampling import SamplingParams
 
         context = self.model.dims.context
         tokens = min(how.tokens, context // 2)
-        ids = [self.model.tokenizer.encode(prompt)[-(context - tokens) :] for prompt in prompts]
         drawn = SamplingParams(
             max_new_tokens=tokens, temperature=how.temperature, top_k=0, top_p=how.top_p, stop=how.stops, num_beams=1
         )
         params = [replace(drawn, seed=seed) for seed in seeds]
-        found = generate(self.model, ids, params, batch=self.batch)
+        found = generate(self.model, [one[-(context - tokens) :] for one in ids], params, batch=self.batch)
         return [Continuation(result.text or "", result.reason != "length") for result in found]
 
 
 class AddressWriter:
-    """An address with OpenAI's `/completions`, such as `http://localhost:8000/v1`; `model` is the name that it knows.
-    `parallel`: requests at a time. The key, if one is needed, is in OPENAI_API_KEY. A request that is refused for now
-    is made again after a while."""
+    """An address with OpenAI's `/completions` and `/chat/completions`, such as `http://localhost:8000/v1`; `model` is
+    the name that it knows. `parallel`: requests at a time. The key, if one is needed, is in OPENAI_API_KEY. A request
+    that is refused for now is made again after a while."""
 
     def __init__(self, url: str, model: str, parallel: int = 4, wait: float = 1.0) -> None:
         self.url, self.model, self.parallel, self.wait = url.rstrip("/"), model, parallel, wait
@@ -80,18 +98,29 @@ class AddressWriter:
 
     def write(self, prompts: Sequence[str], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
         """One continuation a prompt. Raises ResourceError where the address does not answer as it should."""
-        with ThreadPoolExecutor(self.parallel) as pool:
-            return list(pool.map(lambda pair: self._one(pair[0], how, pair[1]), zip(prompts, seeds, strict=True)))
+        return self._all("completions", [{"prompt": prompt} for prompt in prompts], how, seeds)
 
-    def _one(self, prompt: str, how: Sampling, seed: int) -> Continuation:
+    def answer(self, talks: Sequence[Sequence[Turn]], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
+        """The assistant's next words in each conversation. Raises ResourceError as `write` does."""
+        asked = [{"messages": [{"role": turn.role, "content": turn.content} for turn in talk]} for talk in talks]
+        return self._all("chat/completions", asked, how, seeds)
+
+    def _all(
+        self, path: str, asked: Sequence[dict[str, Any]], how: Sampling, seeds: Sequence[int]
+    ) -> list[Continuation]:
+        with ThreadPoolExecutor(self.parallel) as pool:
+            return list(pool.map(lambda pair: self._one(path, pair[0], how, pair[1]), zip(asked, seeds, strict=True)))
+
+    def _one(self, path: str, what: dict[str, Any], how: Sampling, seed: int) -> Continuation:
         asked = {
-            "model": self.model, "prompt": prompt, "max_tokens": how.tokens, "temperature": how.temperature,
+            "model": self.model, **what, "max_tokens": how.tokens, "temperature": how.temperature,
             "top_p": how.top_p, "stop": list(how.stops) or None, "seed": seed % 2**31,
         }  # fmt: skip
-        answer = self._asked("completions", asked)
+        answer = self._asked(path, asked)
         try:
             choice = answer["choices"][0]
-            return Continuation(str(choice["text"]), choice.get("finish_reason") != "length")
+            text = choice["message"]["content"] if "messages" in what else choice["text"]
+            return Continuation(str(text or ""), choice.get("finish_reason") != "length")
         except (KeyError, IndexError, TypeError, AttributeError):
             raise ResourceError(f"{self.url} answered without a completion: {brief(answer)}") from None
 

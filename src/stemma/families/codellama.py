@@ -20,7 +20,7 @@ WIDTHS = {
 }
 COUNTS = {"7b": "6.7B", "13b": "13.0B", "34b": "33.7B", "70b": "69.0B"}
 STEPS = (3_000, 10_000, 11_000)  # of the stage on long texts, at 7B, 13B and 34B
-SECTIONS = "builtin:code#split=section@0.85,builtin:docs@0.15"
+SECTIONS = "builtin:code@0.85#split=section,builtin:docs@0.15"
 STAND_INS = (
     "the standard library, a function or a class a document, so that rows hold some whole (85 %), and docstrings "
     "(15 %) stand in for code, text about code and other text"

@@ -42,7 +42,7 @@ codex = gpt3.evolve(
                 "text",
                 context=4096,
                 tokens=1e11,
-                changes=(("clean", "(Exact(), Code())"),),
+                changes=(("clean", "exact,code"),),
                 stand_in="builtin:code",
                 remembered=("context",),
             ),

@@ -104,12 +104,12 @@ LLAMA3 = Turns(
 )
 
 # facebookresearch/codellama, llama/generation.py: the head and the words of a message are encoded apart, and a
-# SentencePiece model puts a space in front of each; here that of the words stands before the line ends
+# SentencePiece model puts a space in front of each; here these spaces stand before the line ends and behind `<step>`
 CODELLAMA_70B = Turns(
     system=" Source: system \n\n {}<step>",
-    user=" Source: user \n\n {}<step>",
-    assistant=" Source: assistant\nDestination: user \n\n {}<step>",
-    generation=" Source: assistant\nDestination: user \n\n ",
+    user="  Source: user \n\n {}<step>",
+    assistant="  Source: assistant\nDestination: user \n\n {}<step>",
+    generation="  Source: assistant\nDestination: user \n\n ",
     tokens=("<step>",),
     strip=True,
     always=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import hashlib
 import json
 import symtable
@@ -113,15 +114,15 @@ def modules(held: bool = False) -> Iterator[str]:
             yield text
 
 
-def library(held: bool = False) -> Iterator[Function]:
+@functools.cache
+def library(held: bool = False) -> tuple[Function, ...]:
     """The functions of the standard library, no two alike: those to train on, or those of modules that are `held`
-    out."""
-    seen: set[str] = set()
+    out. The first call takes two seconds."""
+    found: dict[str, Function] = {}
     for text in modules(held):
         for function in of(text):
-            if function.code not in seen:
-                seen.add(function.code)
-                yield function
+            found.setdefault(function.code, function)
+    return tuple(found.values())
 
 
 def rows() -> Iterator[dict[str, Any]]:

@@ -22,7 +22,10 @@ from test_text import CASES, made
 
 @pytest.mark.parametrize(
     ("name", "commands"),
-    [("verify", "resume"), ("data", "cache, clean, explain, functions, list, self-instruct, show, stats")],
+    [
+        ("verify", "resume"),
+        ("data", "apis, cache, clean, explain, functions, list, mixture, self-instruct, show, stats"),
+    ],
 )
 def test_a_group_alone_names_its_commands(name: str, commands: str, call: Call) -> None:  # noqa: F811
     code, _, err = call(name)

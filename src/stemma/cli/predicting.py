@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from stemma import disk
-from stemma.cli import command, echo, json_text
+from stemma.cli import command, echo, json_text, judging
 from stemma.cli.columns import columns
 from stemma.cli.complete import complete_data, complete_paths
 from stemma.cli.models import Loading, loading
@@ -93,17 +93,39 @@ def shown(row: Any) -> str:
 
 
 @command(name="eval")
-@MODEL
-@click.option("--data", required=True, shell_complete=complete_data, help="Rows with fields, what is right among them.")
+@click.argument("paths", metavar="MODEL [MODEL]", nargs=-1, required=True, shell_complete=complete_paths)
+@click.option("--data", shell_complete=complete_data, help="Rows with fields, what is right among them.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@judging.options
 @columns
 @loading
-def eval_(path: str, data: str, as_json: bool, how: Loading, **options: Any) -> None:
-    """How good the tuned MODEL (a run, a folder, a hub id) is on the rows of a file, by the metrics of its task.
+def eval_(paths: tuple[str, ...], data: str | None, as_json: bool, how: Loading, **options: Any) -> None:
+    """How good the tuned MODEL (a run, a folder, a hub id) is on the rows of a file, by the metrics of its task; or
+    what a judge says of the answers of one model or two.
 
-    Beside each metric stands the interval that holds 95 % of its values over samples of the rows (bootstrap). Rows
-    without a target are counted and passed over; `--data FILE#strict=yes` makes them an error.
+    With --data, beside each metric stands the interval that holds 95 % of its values over samples of the rows
+    (bootstrap). Rows without a target are counted and passed over; `--data FILE#strict=yes` makes them an error.
+
+    With --judge, each MODEL (also an address, URL#NAME, or a file of answers in MT-bench's form) answers questions of
+    two turns, and the judge compares the answers in both orders, or with --mode single scores them. Stopped or killed,
+    the same command goes on where it was.
     """
+    judged = {name: options.pop(name) for name in judging.NAMES}
+    if judged["judge"] is not None:
+        if data or given(options):
+            raise UsageError("--judge asks questions, and --data has rows with what is right; give one of them")
+        judging.judge(paths, how, as_json, judged)
+        return
+    set_ones = [name for name in judging.NAMES if name not in ("judge", "seed", "quiet") and judged[name] is not None]
+    if len(paths) > 1 or set_ones:
+        what = f"--{set_ones[0]} is" if set_ones else "several models are"
+        raise UsageError(f"{what} for a judge; give --judge MODEL, or one model with --data")
+    if data is None:
+        raise UsageError("give --data FILE (rows with what is right), or --judge MODEL")
+    _measured(paths[0], data, as_json, how, options)
+
+
+def _measured(path: str, data: str, as_json: bool, how: Loading, options: Mapping[str, Any]) -> None:
     from stemma.tuning.predicting import measured, scored_rows
 
     one = opened(path, how)

@@ -15,10 +15,16 @@ from typing import Any
 NAMES: dict[str, str] = {  # of a module: what its rows are
     "instructions": "instructions with an input or without, and answers (Alpaca)",
     "dialogues": "conversations whose later answers need what was said before (Vicuna, QLoRA)",
+    "flan": "36 small tasks in eleven clusters, zero-shot with options (FLAN 2021)",
+    "flan2022": "the same tasks with examples or without, options or none, and chains of thought (Flan 2022)",
+    "hard_coded": "what a model says of itself (Tulu 2)",
+    "tulu": "rows of flan2022, dialogues, and the hard-coded rows ten times (Tulu 1 and 2)",
+    "lookups": "long documents in which what was said early is asked for later (Giraffe, LongLLaMA)",
     "french": "questions and tasks in French, with answers in French (Vigogne)",
     "functions": "signatures and docstrings of Python functions, answered by the body (Codex-S)",
     "docstrings": "Python functions, answered by their docstring (Codex-D)",
     "coding": "requests for a Python function, answered by its code (Code LLaMA - Instruct)",
+    "calls": "questions and the calls that answer them, half of them beside the call's documentation (Gorilla)",
 }
 
 

@@ -16,6 +16,7 @@ from stemma.declare.tasks import ChatTask
 from stemma.declare.tuning import SFT, LoRA, Pretraining, SoftPrompt, Stage, Template
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
+from stemma.nn.parts import Dims, Mask, Memory
 from stemma.objectives import incompatible_reason, with_special_tokens
 from stemma.rewrites import kinds
 from stemma.rewrites.kinds import Rewrite
@@ -136,8 +137,8 @@ def longest(found: System, there: Model, full: bool) -> int:
 
 def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Recipe, int, str]:
     """(recipe, tokens of a row, budget) of tuning the model `there` as the system was tuned. Unless `full`, a step has
-    fewer examples, and weights that all learn do so faster, as a narrower network's may: by the factor of the widths.
-    What is unpublished is chosen here and said."""
+    fewer examples, and weights and low-rank adapters learn faster, as a narrower network's may: by the factor of the
+    widths. What is unpublished is chosen here and said."""
     stage, published = found.stage, found.design.recipe
     context = min(stage.context or 2048, longest(found, there, full))
     examples = int(found.of(stage.examples) or EXAMPLES)
@@ -146,9 +147,9 @@ def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Rec
     rate = UNKNOWN if rate is None else rate
     if not full:
         examples = min(examples, EXAMPLES)
-        adapted = isinstance(stage, SFT) and stage.adapter is not None
+        prompts = isinstance(stage, SFT) and isinstance(stage.adapter, SoftPrompt)
         wider = found.design.dims.d_model / there.dims.d_model
-        rate *= 1.0 if adapted else min(FASTER, max(1.0, wider))
+        rate *= 1.0 if prompts else min(FASTER, max(1.0, wider))
     batch = examples * context
     packed = isinstance(stage, SFT) and stage.packed is not False
     if not full and packed:
@@ -223,12 +224,13 @@ def resolve(
         if settings and (given := [key for key, value in settings.items() if value is not None]):
             raise UsageError(f"stage {found.number} of {name} reads text, not rows, so it has no setting {given[0]!r}")
         objective = found.stage.objective or found.design.objective
+        objective = objective if full else objective.scaled(there.dims.context / found.design.dims.context)
+        if "arch.mask" in families.family(name).changes:
+            arch = replace(arch, mask=mask_of(found.design, there.dims))
         if (why := incompatible_reason(objective, arch)) is not None:
             raise UsageError(f"{there.name} cannot be tuned as {name}: {why}")
-        if "arch.mask" in families.family(name).changes:
-            arch = replace(arch, mask=found.design.arch.mask)
-        own = found.design.text
-        kept = replace(text, extras=own.extras, infill=own.infill or text.infill, runs=own.runs or text.runs)
+        theirs = found.design.text
+        kept = replace(text, extras=theirs.extras, infill=theirs.infill or text.infill, runs=theirs.runs or text.runs)
         text = with_special_tokens(objective, kept)
     else:
         task = replace(task_of(found), **{k: v for k, v in (settings or {}).items() if v is not None})
@@ -243,9 +245,8 @@ def resolve(
         train = replace(train, unit="document", piece=None)
         rewrites = rewrites or rewrites_of(found, there)
     dims = replace(there.dims, context=longest(found, there, full))
-    plan = Plan(
-        there.name, SCALE, arch, dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name
-    )
+    own = name if families.family(name).edge == "evolve" else there.name  # what it is in files
+    plan = Plan(own, SCALE, arch, dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name)
     plan = spec.edit(spec.edit(plan, _read(dict(found.stage.changes))), _read(overrides or {}))
     return needed(fitting(plan), there, quiet)[0]
 
@@ -253,6 +254,19 @@ def resolve(
 def _read(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Changes of a plan, with steps of a cleaning that are given by their names (`exact,code`) as values."""
     return {path: cleaning.parse(v) if path == "clean" and isinstance(v, str) else v for path, v in changes.items()}
+
+
+def mask_of(design: Design, dims: Dims) -> Mask:
+    """The mask of a published design for a model of `dims`. Memory layers stand at equal parts of another depth, one
+    for every eight layers and three at most; the tokens that are read last are the published share of the context."""
+    mask = design.arch.mask
+    if not isinstance(mask, Memory):
+        return mask
+    layers, last = mask.layers, max(1, round(mask.last * dims.context / design.dims.context))
+    if dims.layers != design.dims.layers:
+        many = max(1, min(3, dims.layers // 8))
+        layers = tuple(i * dims.layers // (many + 1) for i in range(1, many + 1))
+    return replace(mask, layers=layers, last=last)
 
 
 def stand_in(found: System, quiet: bool) -> str:

@@ -16,7 +16,16 @@ from stemma.declare.tasks import ChatTask
 from stemma.declare.tuning import SFT, LoRA, Pretraining, SoftPrompt, Stage, Template
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
-from stemma.nn.parts import Dims, Mask, Memory
+from stemma.nn.parts import (
+    Dims,
+    Llama3Scaling,
+    Mask,
+    Memory,
+    Position,
+    Rotary,
+    TruncatedScaling,
+    YarnScaling,
+)
 from stemma.objectives import incompatible_reason, with_special_tokens
 from stemma.rewrites import kinds
 from stemma.rewrites.kinds import Rewrite
@@ -225,6 +234,7 @@ def resolve(
             raise UsageError(f"stage {found.number} of {name} reads text, not rows, so it has no setting {given[0]!r}")
         objective = found.stage.objective or found.design.objective
         objective = objective if full else objective.scaled(there.dims.context / found.design.dims.context)
+        arch = replace(arch, position=position_of(found.design, there))
         if "arch.mask" in families.family(name).changes:
             arch = replace(arch, mask=mask_of(found.design, there.dims))
         if (why := incompatible_reason(objective, arch)) is not None:
@@ -254,6 +264,20 @@ def resolve(
 def _read(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Changes of a plan, with steps of a cleaning that are given by their names (`exact,code`) as values."""
     return {path: cleaning.parse(v) if path == "clean" and isinstance(v, str) else v for path, v in changes.items()}
+
+
+def position_of(design: Design, there: Model) -> Position:
+    """The positions of the model `there` on the basis of a published design, where that one has a basis of its own. A
+    context that it names is the published share of the model's. Raises UsageError where there is nothing to scale."""
+    own, published = there.arch.position, design.arch.position
+    if not isinstance(published, Rotary) or published.scaling is None:
+        return own
+    if not isinstance(own, Rotary):
+        raise UsageError(f"{design.name} scales rotary positions, and {there.name} has {own}")
+    scaling = published.scaling
+    if isinstance(scaling, Llama3Scaling | TruncatedScaling | YarnScaling):
+        scaling = replace(scaling, context=max(8, round(scaling.context * there.dims.context / design.dims.context)))
+    return replace(own, scaling=scaling)
 
 
 def mask_of(design: Design, dims: Dims) -> Mask:

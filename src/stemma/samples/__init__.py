@@ -25,6 +25,7 @@ NAMES: dict[str, str] = {  # of a module: what its rows are
     "docstrings": "Python functions, answered by their docstring (Codex-D)",
     "coding": "requests for a Python function, answered by its code (Code LLaMA - Instruct)",
     "calls": "questions and the calls that answer them, half of them beside the call's documentation (Gorilla)",
+    "feedback": "questions with a helpful and an unhelpful answer, and some with a helpful one alone (Koala)",
 }
 
 

@@ -41,18 +41,27 @@ class Ghost(Spec):
 class ChatTask(RowTask):
     """Conversations (`stemma.conversations`), written by a `template` (a name; "": the tokenizer's own). `loss_on`:
     the assistant's words with the end token behind them, all of them or the last, or the whole text. `ghost`: data of
-    Ghost Attention are made of them; then the last answer is what is learnt."""
+    Ghost Attention are made of them; then the last answer is what is learnt. `inputs`, `targets`: the most tokens of
+    what an answer follows and of the answer, in conversations of one round: either loses its end (None: such a row is
+    passed over where it is too long)."""
 
     word = "chat"
     template: str = ""
     loss_on: Literal["answers", "last answer", "everything"] = "answers"
     ghost: Ghost | None = quiet(None)
+    inputs: int | None = quiet(None)
+    targets: int | None = quiet(None)
 
     def check(self) -> None:
         require(
             self.ghost is None or self.loss_on != "everything",
             "Ghost Attention learns the last answer; leave out loss_on=everything",
         )
+        limits = [n for n in (self.inputs, self.targets) if n is not None]
+        require(
+            all(n >= 2 for n in limits), f"inputs={self.inputs} and targets={self.targets} must be at least 2 tokens"
+        )
+        require(not limits or self.loss_on != "everything", "inputs and targets are limits where answers are learnt")
 
     @property
     def learns(self) -> Literal["answers", "last answer", "everything"]:

@@ -134,10 +134,10 @@ def test_published_numbers() -> None:
 
 def test_plans(decoder: Path, both: Path) -> None:  # noqa: F811
     flan = plan("flan", decoder)
-    assert flan.objective == Answers(task=ChatTask("flan", "answers", None, 1024, 256)) and flan.data == "builtin:flan"
+    assert flan.objective == Answers(task=ChatTask("flan", inputs=1024, targets=256)) and flan.data == "builtin:flan"
     assert flan.recipe.schedule.shape == "constant" and flan.arch.dropout.residual == 0
     t5 = plan("flan-t5", both)
-    assert t5.objective == Replies(task=ChatTask("flan", "answers", None, 2048, 512)) and t5.data == "builtin:flan2022"
+    assert t5.objective == Replies(task=ChatTask("flan", inputs=2048, targets=512)) and t5.data == "builtin:flan2022"
     palm = plan("flan-palm", decoder)
     for one in (t5, palm):
         dropout = one.arch.dropout

@@ -41,18 +41,26 @@ class Ghost(Spec):
 class ChatTask(RowTask):
     """Conversations (`stemma.conversations`), written by a `template` (a name; "": the tokenizer's own). `loss_on`:
     the assistant's words with the end token behind them, all of them or the last, or the whole text. `ghost`: data of
-    Ghost Attention are made of them; then the last answer is what is learnt. `inputs`, `targets`: the most tokens of
-    what an answer follows and of the answer, in conversations of one round: either loses its end (None: such a row is
-    passed over where it is too long)."""
+    Ghost Attention are made of them; then the last answer is what is learnt. `feedback`: two markers; of rows with a
+    chosen and a rejected answer both are learnt, behind the first and the second, and the first stands before all other
+    answers (Koala). Without them only the chosen one of a transcript is. `inputs`, `targets`: the most
+    tokens of what an answer follows and of the answer, in conversations of one round: either loses its end (None: such
+    a row is passed over where it is too long)."""
 
     word = "chat"
     template: str = ""
     loss_on: Literal["answers", "last answer", "everything"] = "answers"
     ghost: Ghost | None = quiet(None)
+    feedback: tuple[str, ...] = quiet(())
     inputs: int | None = quiet(None)
     targets: int | None = quiet(None)
 
     def check(self) -> None:
+        require(
+            not self.feedback
+            or (len({*self.feedback}) == 2 == len(self.feedback) and all(map(str.strip, self.feedback))),
+            f"feedback={self.feedback} must be two different markers, or none",
+        )
         require(
             self.ghost is None or self.loss_on != "everything",
             "Ghost Attention learns the last answer; leave out loss_on=everything",

@@ -21,6 +21,8 @@ NAMES: dict[str, str] = {  # of a module: what its rows are
     "tulu": "rows of flan2022, dialogues, and the hard-coded rows ten times (Tulu 1 and 2)",
     "lookups": "long documents in which what was said early is asked for later (Giraffe, LongLLaMA)",
     "french": "questions and tasks in French, with answers in French (Vigogne)",
+    "calls": "questions and the calls that answer them, half of them beside the call's documentation (Gorilla)",
+    "feedback": "questions with a helpful and an unhelpful answer, and some with a helpful one alone (Koala)",
 }
 
 

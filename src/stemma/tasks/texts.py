@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from stemma.conversations import Conversation, Text, Turn, Writer, encode, fit, ghost, read, writer
-from stemma.conversations.targets import check
+from stemma.conversations import Conversation, Text, Turn, Writer, comparisons, encode, fit, ghost, read, writer
+from stemma.conversations.targets import LossOn, check
 from stemma.declare.tasks import ChatTask, WriteTask
 from stemma.errors import DataError
 from stemma.tasks.base import Marked, Reader, text_of
@@ -21,22 +22,32 @@ def marks_of(targets: Sequence[bool]) -> list[int]:
 
 class ChatReader(Reader, of=ChatTask):
     """Conversations of any known shape. Whole rounds are left out at the end of one that is too long, or, where the
-    task has limits, the question and the answer of a single round lose their ends."""
+    task has limits, the question and the answer of a single round lose their ends. With markers of feedback, a row that
+    compares two answers is read as two conversations, of which the last answers are learnt: those before them are in
+    both and were not compared."""
 
     @cached_property
     def writer(self) -> Writer:
         """What writes them."""
-        return writer(self.tokenizer, self.task.template or None)
+        return writer(self.tokenizer, self.task.template or None, self.task.feedback)
+
+    def pieces(self, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return comparisons.pieces(row) if self.task.feedback else [row]
 
     def read(self, row: Mapping[str, Any]) -> Conversation:
-        found = read(row)
+        if self.task.feedback and comparisons.is_row(row):  # where one is to be seen, the preferred
+            found = comparisons.compared(row)[0]
+        else:
+            found = read(row)
+            liked = row.get(comparisons.FEEDBACK)
+            found = replace(found, liked=liked) if self.task.feedback and isinstance(liked, bool) else found
         return found if self.task.ghost is None else ghost.learnt(found, self.task.ghost)
 
     def marked(self, found: Conversation) -> Marked:
         limited = self.task.inputs is not None or self.task.targets is not None
         if limited and [turn.role for turn in found.turns][-2:] == ["user", "assistant"] and len(found.answers) == 1:
             return self._shortened(found)
-        example = fit(found, self.context + 1, self.writer, self.tokenizer, self.task.learns)
+        example = fit(found, self.context + 1, self.writer, self.tokenizer, self._learns(found))
         return Marked(example.ids, marks_of(example.targets))
 
     def _shortened(self, talk: Conversation) -> Marked:
@@ -45,7 +56,8 @@ class ChatReader(Reader, of=ChatTask):
         task, room = self.task, self.context
         *before, asked, answer = talk.turns
         for _ in range(8):  # words that are cut may be other tokens
-            example = encode(self.tokenizer, self.writer.write(Conversation((*before, asked, answer))), task.learns)
+            found = replace(talk, turns=(*before, asked, answer), instruction="", input="")
+            example = encode(self.tokenizer, self.writer.write(found), self._learns(talk))
             begin = example.targets.index(True)
             size = len(example.ids) - begin
             over = size - min(task.targets or size, room)
@@ -65,11 +77,16 @@ class ChatReader(Reader, of=ChatTask):
             raise DataError(f"its answer leaves no room for its question in the {self.context} tokens of a row")
         return str(self.tokenizer.decode(ids[: len(ids) - over]))
 
+    def _learns(self, found: Conversation) -> LossOn:
+        return self.task.learns if found.liked is None or self.task.learns == "everything" else "last answer"
+
     def check(self, row: Mapping[str, Any]) -> None:
-        made = self.writer.write(self.read(row))
-        check(self.tokenizer, made, self.task.learns)
-        if len(made.text.encode("utf-8", "replace")) >= self.context:  # else it fits: a token has at least a byte
-            super().check(row)
+        for piece in self.pieces(row):
+            found = self.read(piece)
+            made = self.writer.write(found)
+            check(self.tokenizer, made, self._learns(found))
+            if len(made.text.encode("utf-8", "replace")) >= self.context:  # else it fits: a token has at least a byte
+                self.marked(found)
 
 
 class WriteReader(Reader, of=WriteTask):

@@ -15,7 +15,16 @@ from stemma.declare.tasks import ChatTask
 from stemma.declare.tuning import SFT, LoRA, Pretraining, SoftPrompt, Stage, Template
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
-from stemma.nn.parts import Dims, Mask, Memory
+from stemma.nn.parts import (
+    Dims,
+    Llama3Scaling,
+    Mask,
+    Memory,
+    Position,
+    Rotary,
+    TruncatedScaling,
+    YarnScaling,
+)
 from stemma.objectives import incompatible_reason, with_special_tokens
 from stemma.rewrites import kinds
 from stemma.rewrites.kinds import Rewrite
@@ -98,8 +107,9 @@ def task_of(found: System) -> ChatTask:
     assert isinstance(found.stage, SFT)
     stage = found.stage
     return ChatTask(
-        template=template_of(stage.template),
-        loss_on=stage.loss_on or "answers",
+        template_of(stage.template),
+        stage.loss_on or "answers",
+        feedback=stage.feedback,
         inputs=stage.inputs,
         targets=stage.targets,
     )
@@ -131,8 +141,8 @@ def longest(found: System, there: Model, full: bool) -> int:
 
 def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Recipe, int, str]:
     """(recipe, tokens of a row, budget) of tuning the model `there` as the system was tuned. Unless `full`, a step has
-    fewer examples, and weights that all learn do so faster, as a narrower network's may: by the factor of the widths.
-    What is unpublished is chosen here and said."""
+    fewer examples, and weights and low-rank adapters learn faster, as a narrower network's may: by the factor of the
+    widths. What is unpublished is chosen here and said."""
     stage, published = found.stage, found.design.recipe
     context = min(stage.context or 2048, longest(found, there, full))
     examples = int(_first(stage.examples) or EXAMPLES)
@@ -141,9 +151,9 @@ def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Rec
     rate = UNKNOWN if rate is None else rate
     if not full:
         examples = min(examples, EXAMPLES)
-        adapted = isinstance(stage, SFT) and stage.adapter is not None
+        prompts = isinstance(stage, SFT) and isinstance(stage.adapter, SoftPrompt)
         wider = found.design.dims.d_model / there.dims.d_model
-        rate *= 1.0 if adapted else min(FASTER, max(1.0, wider))
+        rate *= 1.0 if prompts else min(FASTER, max(1.0, wider))
     epochs = _first(stage.epochs)
     steps = published.steps if full and stage.steps is not None else None
     if epochs is None and steps is None:
@@ -202,7 +212,7 @@ def resolve(
             raise UsageError(f"stage {found.number} of {name} reads text, not rows, so it has no setting {given[0]!r}")
         objective = found.stage.objective or found.design.objective
         objective = objective if full else objective.scaled(there.dims.context / found.design.dims.context)
-        arch = replace(arch, mask=mask_of(found.design, there.dims))
+        arch = replace(arch, mask=mask_of(found.design, there.dims), position=position_of(found.design, there))
         if (why := incompatible_reason(objective, arch)) is not None:
             raise UsageError(f"{there.name} cannot be tuned as {name}: {why}")
         text = with_special_tokens(objective, replace(text, extras=found.design.text.extras))
@@ -223,6 +233,20 @@ def resolve(
     plan = Plan(own, SCALE, arch, dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name)
     plan = spec.edit(spec.edit(plan, dict(found.stage.changes)), dict(overrides or {}))
     return needed(fitting(plan), there, quiet)[0]
+
+
+def position_of(design: Design, there: Model) -> Position:
+    """The positions of the model `there` on the basis of a published design, where that one has a basis of its own. A
+    context that it names is the published share of the model's. Raises UsageError where there is nothing to scale."""
+    own, published = there.arch.position, design.arch.position
+    if not isinstance(published, Rotary) or published.scaling is None:
+        return own
+    if not isinstance(own, Rotary):
+        raise UsageError(f"{design.name} scales rotary positions, and {there.name} has {own}")
+    scaling = published.scaling
+    if isinstance(scaling, Llama3Scaling | TruncatedScaling | YarnScaling):
+        scaling = replace(scaling, context=max(8, round(scaling.context * there.dims.context / design.dims.context)))
+    return replace(own, scaling=scaling)
 
 
 def mask_of(design: Design, dims: Dims) -> Mask:

@@ -114,9 +114,9 @@ class Stage(Spec, open=True):
     of the weights. `lr`, `schedule`: where they are not those of the family's recipe, which is that of its main stage;
     `lr_share`: the rate as a share of the rate in pretraining; `warmup`: as a share of the stage's steps. `changes`:
     paths of the plan that the stage sets, each with its value (`("arch.position.base", 1e6)`); `longer`: so many times
-    the model's context is read after it. `steps`, `tokens`: how long, where that is not counted in epochs; `batch`: the
-    tokens of a step, where its examples are not counted. `stand_in`: the data that it learns from here where none are
-    named, such as "builtin:captain"."""
+    the model's context is read after it. `steps`, `tokens`: how long, where epochs are not what was published; `batch`:
+    the tokens of a step, where its examples are not counted. `stand_in`: the data that it learns from here where none
+    are named, such as "builtin:captain"."""
 
     word: ClassVar[str] = ""  # what `show` and `tree` print
     runs: ClassVar[bool] = False  # whether `stemma tune` carries it out
@@ -160,7 +160,8 @@ class SFT(Stage):
     """On demonstrations. `loss_on`: which tokens are targets (end tokens are part of an answer); `packed`: rows hold
     several examples; `adapter`: what learns in place of the weights; `frozen`: patterns of module paths that do not
     learn; `pretraining_share`: of the examples that are pretraining text; `feedback`: markers before a preferred and
-    before another answer, both of which are learnt; `then`: a second pass, on other data or in other rows."""
+    before another answer, both of which are learnt; `then`: a second pass, on other data or in other rows. `inputs`,
+    `targets`: the most tokens of what is asked and of the answer; what is longer loses its end."""
 
     word = "sft"
     runs = True
@@ -172,6 +173,8 @@ class SFT(Stage):
     pretraining_share: float = interval("[0, 1)", 0.0)
     feedback: tuple[str, ...] = ()
     then: SFT | None = None
+    inputs: int | None = quiet(None)
+    targets: int | None = quiet(None)
 
     @property
     def label(self) -> str:

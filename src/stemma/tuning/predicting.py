@@ -15,6 +15,7 @@ import torch
 from stemma import formats, spec
 from stemma.declare.tasks import (
     AnswerTask,
+    ChatTask,
     ChooseTask,
     ClassifyTask,
     HeadTask,
@@ -35,7 +36,8 @@ from stemma.tasks import columns, kept
 from stemma.tasks.base import text_of
 from stemma.tasks.encoder import first, good_rows
 from stemma.tasks.head_columns import columns_of
-from stemma.tasks.metrics import bootstrap, texts
+from stemma.tasks.metrics import bootstrap, labels, texts
+from stemma.tuning import ranking
 from stemma.tuning.writing import Written
 
 ROW = 1024  # tokens of a row, where the model reads more
@@ -125,6 +127,42 @@ class WritePredictor(Predictor, of=WriteTask):
     def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
         wanted = [text_of(row, self.task.target, "target") for row in rows]
         return texts.measured(wanted, [answer["text"] for answer in answers])
+
+
+class RankPredictor(Predictor, of=ChatTask):
+    """Predicts which of a row's `options` is the last answer (`stemma.tuning.ranking`)."""
+
+    def __init__(self, model: Model, task: ChatTask) -> None:
+        super().__init__(model, task)
+        self.ranker = ranking.Ranker(model, task, min(model.dims.context, ROW))
+
+    def check(self, row: Row, scored: bool) -> None:
+        if ranking.OPTIONS not in row:
+            raise DataError(
+                f"it lists no {ranking.OPTIONS!r} to choose from, by which a model that talks can be judged; "
+                "`stemma chat` or `stemma generate` asks it"
+            )
+        self.ranker.marked(row)
+        if scored:
+            ranking.truth(row)
+
+    def predict(self, rows: Sequence[Row]) -> list[Answer]:
+        self.model.eval()
+        read = [one for row in rows for one in self.ranker.marked(row)]
+        scores = [0.0] * len(read)
+        for some in batches([len(one.ids) for one in read]):
+            for k, score in zip(some, self.ranker.scores([read[k] for k in some]), strict=True):
+                scores[k] = score
+        each = iter(scores)
+        found = [dict(zip(options, each, strict=False)) for options in map(ranking.options, rows)]
+        return [{"label": max(own, key=own.__getitem__), "scores": own} for own in found]
+
+    def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
+        options, truth = [ranking.options(row) for row in rows], [ranking.truth(row) for row in rows]
+        found = [own.index(answer["label"]) for own, answer in zip(options, answers, strict=True)]
+        nats = [-answer["scores"][own[i]] for own, answer, i in zip(options, answers, truth, strict=True)]
+        chance = sum(1 / len(own) for own in options) / len(rows)
+        return {**labels.right(truth, found), "chance": chance, "nats": sum(nats) / len(rows)}
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:

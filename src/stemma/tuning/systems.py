@@ -59,8 +59,9 @@ class System:
 
 
 def names() -> list[str]:
-    """The families whose weights were trained on in a stage that runs here."""
-    return [name for name, family in families.tree().items() if runnable(family.tuning.stages if family.tuning else ())]
+    """The families whose weights were trained on in a stage that runs here, of a design that is known."""
+    known = {name: f.tuning for name, f in families.tree().items() if f.tuning and f.edge != "unpublished"}
+    return [name for name, tuning in known.items() if runnable(tuning.stages)]
 
 
 def runnable(stages: tuple[Stage, ...]) -> list[SFT | Pretraining]:
@@ -123,7 +124,13 @@ def task_of(found: System) -> ChatTask:
     """How the system's examples are written and which of their tokens are learnt."""
     assert isinstance(found.stage, SFT)
     stage = found.stage
-    return ChatTask(template_of(stage.template), stage.loss_on or "answers", feedback=stage.feedback)
+    return ChatTask(
+        template_of(stage.template),
+        stage.loss_on or "answers",
+        feedback=stage.feedback,
+        inputs=stage.inputs,
+        targets=stage.targets,
+    )
 
 
 def rewrites_of(found: System, there: Model) -> tuple[Rewrite, ...]:
@@ -165,7 +172,8 @@ def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Rec
     if not full and packed:
         batch = max(1, examples // 4) * context
     elif full and stage.examples is None:
-        batch = found.of(stage.batch) or (isinstance(stage, Pretraining) and published.batch) or batch
+        known = isinstance(stage, Pretraining) or stage.steps is not None
+        batch = found.of(stage.batch) or (known and published.batch) or batch
     length, steps = length_of(found, batch, full)
     if length == UNTOLD:
         chosen.append(length)
@@ -296,9 +304,9 @@ def mask_of(design: Design, dims: Dims) -> Mask:
 
 def stand_in(found: System, quiet: bool) -> str:
     """What the stage learns from where no data are named. Raises UsageError where nothing stands in."""
-    source = found.stage.stand_in
+    source, name = found.stage.stand_in, families.family(found.design.name).name
     if not source:
-        raise UsageError(f"{found.design.name} has no data that stand in for its own, so give --data FILE")
+        raise UsageError(f"{name} has no data that stand in for its own, so give --data FILE")
     if not quiet:
-        disk.tell(f"note: {source} stands in for the data of {found.design.name}; --data FILE takes your own")
+        disk.tell(f"note: {source} stands in for the data of {name}; --data FILE takes your own")
     return source

@@ -38,17 +38,34 @@ class Ghost(Spec):
 
 
 @dataclass(frozen=True)
+class HardPrompt(Spec):
+    """A prompt in words: instructions, perhaps worked examples, and `{question}` where a row's question stands (else it
+    stands behind them). `task`: of the rows whose column `task` says so; "": of all that no other prompt is for."""
+
+    text: str
+    task: str = ""
+
+    def check(self) -> None:
+        require(bool(self.text.strip()), "HardPrompt.text must not be empty")
+        require(self.text.count("{question}") <= 1, "HardPrompt.text must hold {question} once at most")
+
+
+@dataclass(frozen=True)
 class ChatTask(RowTask):
     """Conversations (`stemma.conversations`), written by a `template` (a name; "": the tokenizer's own). `loss_on`:
     the assistant's words with the end token behind them, all of them or the last, or the whole text. `ghost`: data of
-    Ghost Attention are made of them; then the last answer is what is learnt."""
+    Ghost Attention are made of them; then the last answer is what is learnt. `prompts`: in which the first user's words
+    stand, one for each task (instruction prompt tuning: Singhal et al. 2022, arXiv:2212.13138)."""
 
     word = "chat"
     template: str = ""
     loss_on: Literal["answers", "last answer", "everything"] = "answers"
     ghost: Ghost | None = quiet(None)
+    prompts: tuple[HardPrompt, ...] = quiet(())
 
     def check(self) -> None:
+        tasks = [prompt.task for prompt in self.prompts]
+        require(len({*tasks}) == len(tasks), f"ChatTask.prompts holds two prompts for one task: {', '.join(tasks)}")
         require(
             self.ghost is None or self.loss_on != "everything",
             "Ghost Attention learns the last answer; leave out loss_on=everything",

@@ -109,7 +109,8 @@ class Source(Spec):
 class Stage(Spec, open=True):
     """A stage of tuning. `examples`: of a step; `context`: the most tokens of a row; `average`: decay of a running mean
     of the weights. `lr`, `schedule`: where they are not those of the family's recipe, which is that of its main stage;
-    `lr_share`: the rate as a share of the rate in pretraining; `warmup`: as a share of the stage's steps. `changes`:
+    `steps`: where they are published and not epochs; `lr_share`: the rate as a share of the rate in pretraining;
+    `warmup`: as a share of the stage's steps. `changes`:
     paths of the plan that the stage sets, each with its value (`("arch.position.base", 1e6)`); `longer`: so many times
     the model's context is read after it. `stand_in`: the data that it learns from here where none are named, such as
     "builtin:captain"."""
@@ -121,6 +122,7 @@ class Stage(Spec, open=True):
     template: Template | None = None
     mixture: tuple[Source, ...] = ()
     epochs: float | tuple[float, ...] | None = positive(None)
+    steps: int | None = at_least(1, None)
     examples: int | tuple[int, ...] | None = positive(None)
     context: int | None = at_least(8, None)
     lr: float | tuple[float, ...] | None = positive(None)

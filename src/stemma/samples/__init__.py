@@ -16,12 +16,20 @@ NAMES: dict[str, str] = {  # of a module: what its rows are
     "instructions": "instructions with an input or without, and answers (Alpaca)",
     "dialogues": "conversations whose later answers need what was said before (Vicuna, QLoRA)",
     "french": "questions and tasks in French, with answers in French (Vigogne)",
+    "explained": "questions whose answers are explained step by step (Orca, Stable Beluga 2)",
+    "explained_stronger": "some of them again, explained by a stronger teacher (Orca, Stable Beluga 2)",
+    "medicine": "short medical questions of three tasks, for trying a method, no advice (Med-PaLM)",
 }
 
 
 def rows(name: str) -> Iterator[dict[str, Any]]:
     """The rows of the set `name`, in their order."""
     return iter(importlib.import_module(f"{__name__}.{name}").rows())
+
+
+def prompts(name: str) -> dict[str, str]:
+    """The written prompt of each task of the set `name`; empty where it has none."""
+    return dict(getattr(importlib.import_module(f"{__name__}.{name}"), "PROMPTS", {}))
 
 
 def licence(name: str) -> str:

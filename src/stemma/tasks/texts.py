@@ -11,6 +11,7 @@ from stemma.conversations.targets import check
 from stemma.declare.tasks import ChatTask, WriteTask
 from stemma.errors import DataError
 from stemma.tasks.base import Marked, Reader, text_of
+from stemma.tasks.hard import prompted
 
 
 def marks_of(targets: Sequence[bool]) -> list[int]:
@@ -28,7 +29,7 @@ class ChatReader(Reader, of=ChatTask):
         return writer(self.tokenizer, self.task.template or None)
 
     def read(self, row: Mapping[str, Any]) -> Conversation:
-        found = read(row)
+        found = prompted(read(row), self.task.prompts, row.get("task"))
         return found if self.task.ghost is None else ghost.learnt(found, self.task.ghost)
 
     def marked(self, found: Conversation) -> Marked:

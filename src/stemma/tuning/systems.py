@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stemma import disk, families, spec
+from stemma import disk, families, samples, spec
 from stemma.conversations.templates import NAMES
-from stemma.declare.family import Design
+from stemma.data.sources import options
+from stemma.declare.family import Design, Text
 from stemma.declare.objectives import Objective
 from stemma.declare.recipes import AdamW, Recipe
-from stemma.declare.tasks import ChatTask
+from stemma.declare.tasks import ChatTask, HardPrompt
 from stemma.declare.tuning import SFT, LoRA, Pretraining, SoftPrompt, Stage, Template
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
+from stemma.nn.parts import Dropout
 from stemma.objectives import incompatible_reason, with_special_tokens
 from stemma.rewrites import kinds
 from stemma.rewrites.kinds import Rewrite
@@ -26,6 +28,7 @@ EXAMPLES = 16  # of a step, in a scaled run
 FASTER = 10.0  # times the published rate at most, in a scaled run
 WARMUP = 0.03  # share of the steps, where none is published
 DEFAULT, PLAIN = "chatml", "plain"  # templates, where none is published: of tokens of its own, or of text alone
+VECTORS = 100  # of a soft prompt, where their number is unpublished
 UNKNOWN = 5e-5  # peak rate, where none is published
 
 
@@ -104,7 +107,7 @@ def rewrites_of(found: System, there: Model) -> tuple[Rewrite, ...]:
     if not isinstance(stage, SFT) or stage.adapter is None:
         return ()
     if isinstance(stage.adapter, SoftPrompt):  # one for all tasks, before the words of each
-        return (kinds.SoftPrompt(stage.adapter.length or 100, "uniform"),)
+        return (kinds.SoftPrompt(stage.adapter.length or VECTORS, "uniform"),)
     one: LoRA = stage.adapter
     return beside(there, one.rank or 8, one.base, one.alpha or 16.0, _first(one.dropout) or 0.0)
 
@@ -122,12 +125,22 @@ def longest(found: System, there: Model, full: bool) -> int:
     return stage.context if full and stage.context is not None else round(there.dims.context * stage.longer)
 
 
+def behind(there: Model, vectors: int) -> int:
+    """The tokens that a model reads behind so many vectors. Raises UsageError where that is none."""
+    limit = there.decoder.position.limit if there.decoder is not None else None  # of a table of positions
+    if limit is not None and limit <= vectors:
+        raise UsageError(f"{there.name} has {limit} positions, and {vectors} vectors in front of a text take them all")
+    return there.dims.context if limit is None else limit - vectors
+
+
 def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Recipe, int, str]:
     """(recipe, tokens of a row, budget) of tuning the model `there` as the system was tuned. Unless `full`, a step has
     fewer examples, and weights that all learn do so faster, as a narrower network's may: by the factor of the widths.
     What is unpublished is chosen here and said."""
     stage, published = found.stage, found.design.recipe
     context = min(stage.context or 2048, longest(found, there, full))
+    if isinstance(stage, SFT) and isinstance(stage.adapter, SoftPrompt):
+        context = min(context, behind(there, stage.adapter.length or VECTORS))
     examples = int(_first(stage.examples) or EXAMPLES)
     rate = _first(stage.lr) or published.lr
     chosen = [] if rate is not None else [f"a peak rate of {UNKNOWN}"]
@@ -138,7 +151,7 @@ def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Rec
         wider = found.design.dims.d_model / there.dims.d_model
         rate *= 1.0 if adapted else min(FASTER, max(1.0, wider))
     epochs = _first(stage.epochs)
-    if epochs is None:
+    if epochs is None and stage.steps is None:
         chosen.append("3 epochs")
     schedule = stage.schedule or published.schedule
     share = stage.warmup
@@ -157,7 +170,7 @@ def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Rec
         mixed=False,
         z_loss=published.z_loss,
     )
-    return recipe, context, f"{epochs or 3:g} epochs"
+    return recipe, context, f"{stage.steps} steps" if stage.steps else f"{epochs or 3:g} epochs"
 
 
 def resolve(
@@ -195,7 +208,10 @@ def resolve(
         arch = replace(arch, mask=found.design.arch.mask)
         text = with_special_tokens(objective, replace(text, extras=found.design.text.extras))
     else:
-        task = replace(task_of(found), **{k: v for k, v in (settings or {}).items() if v is not None})
+        task = spec.edit(task_of(found), {k: v for k, v in (settings or {}).items() if v is not None})
+        if isinstance(found.stage.adapter, SoftPrompt):
+            arch = replace(arch, dropout=Dropout())  # what is frozen computes as it will
+            task = replace(task, prompts=task.prompts or prompts_of(data))
         if not task.template and there.tokenizer.chat_template is None:
             # adapters learn no rows for tokens that a template brings
             task = replace(task, template=PLAIN if rewrites or found.stage.adapter is not None else DEFAULT)
@@ -206,12 +222,29 @@ def resolve(
         objective = packed(objective_of(task, there), found.stage.packed is not False)
         train = replace(train, unit="document", piece=None)
         rewrites = rewrites or rewrites_of(found, there)
+        if not any(rewrite.freezes for rewrite in rewrites):
+            text = padded(text, found.design.text.pad, there)
     dims = replace(there.dims, context=longest(found, there, full))
     plan = Plan(
         there.name, SCALE, arch, dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name
     )
     plan = spec.edit(spec.edit(plan, dict(found.stage.changes)), dict(overrides or {}))
     return needed(fitting(plan), there, quiet)[0]
+
+
+def prompts_of(data: str) -> tuple[HardPrompt, ...]:
+    """The prompts in words that come with data of this project's own, one for each task."""
+    name = options(data)[0].removeprefix("builtin:")
+    if not data.startswith("builtin:") or name not in samples.NAMES:
+        return ()
+    return tuple(HardPrompt(text, task) for task, text in samples.prompts(name).items())
+
+
+def padded(text: Text, pad: str | None, there: Model) -> Text:
+    """`text` with the token of its own that a system pads with, for a model whose tokenizer has none for it."""
+    if pad is None or there.tokenizer.pad_id is not None:
+        return text
+    return replace(text, pad=pad, extras=(*text.extras, pad))
 
 
 def stand_in(found: System, quiet: bool) -> str:

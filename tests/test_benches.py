@@ -28,6 +28,7 @@ SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds
     "tasks": ("--small --seeds 1 --quiet", "TF-IDF"),
     "train": ("--alike fp32 --threads 1 --seconds 1 --skip-resume gpt2 electra xlnet", "xlnet"),
     "tune": ("--layers 1 --turns 1 --threads 1 --examples 16 sft", "tokens/s"),
+    "write": ("--small --steps 3 --seeds 1 --budget '2 steps' --quiet", "new weights"),
     "uneven": ("--steps 1 --scale 0.05", "bert   cut into paragraphs"),
 }
 

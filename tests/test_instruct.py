@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from click.testing import CliRunner
 
 import stemma
+from addresses import completion, serving
 from stemma.cli import root
 from stemma.data import random as draw
 from stemma.errors import DataError, ResourceError, UsageError
@@ -170,30 +169,15 @@ def test_what_is_left_out(text: str, why: str | None) -> None:
 @pytest.fixture
 def address() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A server of OpenAI's protocol which refuses every third request for now."""
-    seen: list[dict[str, Any]] = []
-    count = iter(range(10**6))
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if next(count) % 3 == 1:
-                self.send_response(503)
-                self.end_headers()
-                return
-            seen.append(body)
-            answer = {"choices": [{"text": invented(body["prompt"], body["seed"]), "finish_reason": "stop"}]}
-            raw = json.dumps(answer if body["model"] == "m" else {"error": "no such model"}).encode()
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(raw)
+    def answer(path: str, body: dict[str, Any]) -> Any:
+        assert path == "/v1/completions"
+        return (
+            completion(invented(body["prompt"], body["seed"])) if body["model"] == "m" else {"error": "no such model"}
+        )
 
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", seen
-    server.shutdown()
+    with serving(answer, refused=1) as found:
+        yield found
 
 
 def test_an_address_gives_what_a_writer_here_gives(tmp_path: Path, address: tuple[str, list[dict[str, Any]]]) -> None:

@@ -21,7 +21,8 @@ from test_text import CASES, made
 
 
 @pytest.mark.parametrize(
-    ("name", "commands"), [("verify", "resume"), ("data", "cache, clean, explain, list, self-instruct, show, stats")]
+    ("name", "commands"),
+    [("verify", "resume"), ("data", "cache, clean, explain, list, mixture, self-instruct, show, stats")],
 )
 def test_a_group_alone_names_its_commands(name: str, commands: str, call: Call) -> None:  # noqa: F811
     code, _, err = call(name)

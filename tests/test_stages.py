@@ -130,3 +130,17 @@ def test_what_stands_in_is_there(name: str, capsys: pytest.CaptureFixture[str]) 
             main(["show", name])
         shown = capsys.readouterr().out
         assert f"stemma tune {name} --from MODEL" in " ".join(shown.split()) and "stands in" in shown
+
+
+def test_a_first_transformer_answers(tmp_path: Path) -> None:
+    """It has no start token of its own: decoding begins with padding, as its objective does."""
+    small = {"dims.d_model": 16, "dims.layers": 1, "dims.heads": 2, "dims.d_ff": 16, "dims.vocab": 400}
+    more: dict[str, Any] = {"budget": "1 steps", "quiet": True, "data": "builtin:parallel:en-de"}
+    run = stemma.pretrain("transformer", out=tmp_path / "run", overrides={**small, "recipe.batch": 64}, **more)
+    model = stemma.load(tmp_path / "run")
+    start = model.text.pad_id
+    ours, told = (
+        stemma.generate(model, ["and it was so"], max_new_tokens=4, **named)[0].ids
+        for named in ({}, {"decoder_start_token_id": start})
+    )
+    assert run.finished and ours == told

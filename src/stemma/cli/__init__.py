@@ -48,7 +48,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
         ("generate", "PATH PROMPT...", "continue text", "models"),
         ("chat", "PATH", "talk to a model in the terminal", "chat"),
         ("predict", "MODEL TEXT...", "what a tuned model says of texts or rows", "predicting"),
-        ("eval", "MODEL --data FILE", "how good a tuned model is", "predicting"),
+        ("eval", "MODEL...", "how good a tuned model is, or what a judge says", "predicting"),
         ("fill", "PATH TEXT", "guess the masked words of a text", "models"),
         ("embed", "PATH TEXT...", "vectors of texts, or how alike they are", "models"),
         ("convert", "SRC DST", "write a checkpoint in another layout or precision", "models"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stemma import disk
-from stemma.cli import Group, console, corpus, echo, emit, instructing, overrides
+from stemma.cli import Group, console, corpus, echo, emit, instructing, mixing, overrides
 from stemma.cli.complete import complete_data, set_option
 from stemma.cli.show import is_path
 from stemma.cli.texts import GRAMMAR
@@ -31,7 +31,8 @@ def data() -> None:
     """The built-in texts, what a text is made of, cleaning, and what an objective makes of a text."""
 
 
-for _command in (corpus.clean, corpus.stats, corpus.cache, instructing.self_instruct, instructing.explain):
+MAKERS = (instructing.self_instruct, instructing.explain, mixing.mixture)
+for _command in (corpus.clean, corpus.stats, corpus.cache, *MAKERS):
     data.add_command(_command)
 
 

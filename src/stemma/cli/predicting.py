@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from stemma import disk
-from stemma.cli import command, echo, json_text
+from stemma.cli import command, echo, json_text, judging
 from stemma.cli.columns import columns
 from stemma.cli.complete import complete_data, complete_paths
 from stemma.cli.models import Loading, loading
@@ -34,7 +34,7 @@ DECODING = (  # the options of `tuning.decoding.Decoding`
     click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Texts put to the vote."),
     click.option("--temperature", type=click.FloatRange(min=0), help="[default: 0, of several samples 0.7]"),
     click.option("--final", metavar="RULE", help="Final answers: number, letter, text, or a regular expression."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Decides what is drawn."),
+    click.option("--seed", type=int, default=1, show_default=True, help="Decides what is drawn."),
     click.option("-n", "--max-new-tokens", "tokens", type=click.IntRange(min=1), help="Of a text at most."),
 )
 
@@ -127,18 +127,40 @@ def shown(row: Any) -> str:
 
 
 @command(name="eval")
-@MODEL
-@click.option("--data", required=True, shell_complete=complete_data, help="Rows with fields, what is right among them.")
+@click.argument("paths", metavar="MODEL [MODEL]", nargs=-1, required=True, shell_complete=complete_paths)
+@click.option("--data", shell_complete=complete_data, help="Rows with fields, what is right among them.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @decoding
+@judging.options
 @columns
 @loading
-def eval_(path: str, data: str, as_json: bool, how: Loading, drawn: Any, **options: Any) -> None:
-    """How good the tuned MODEL (a run, a folder, a hub id) is on the rows of a file, by the metrics of its task.
+def eval_(paths: tuple[str, ...], data: str | None, as_json: bool, how: Loading, drawn: Any, **options: Any) -> None:
+    """How good the tuned MODEL (a run, a folder, a hub id) is on the rows of a file, by the metrics of its task; or
+    what a judge says of the answers of one model or two.
 
-    Beside each metric stands the interval that holds 95 % of its values over samples of the rows (bootstrap). Rows
-    without a target are counted and passed over; `--data FILE#strict=yes` makes them an error.
+    With --data, beside each metric stands the interval that holds 95 % of its values over samples of the rows
+    (bootstrap). Rows without a target are counted and passed over; `--data FILE#strict=yes` makes them an error.
+
+    With --judge, each MODEL (also an address, URL#NAME, or a file of answers in MT-bench's form) answers questions of
+    two turns, and the judge compares the answers in both orders, or with --mode single scores them. Stopped or killed,
+    the same command goes on where it was.
     """
+    judged = {name: options.pop(name) for name in judging.NAMES if name != "seed"} | {"seed": drawn.seed}
+    if judged["judge"] is not None:
+        if data or given(options) or drawn != type(drawn)(seed=drawn.seed):
+            raise UsageError("--judge asks questions, and --data has rows with what is right; give one of them")
+        judging.judge(paths, how, as_json, judged)
+        return
+    set_ones = [name for name in judging.NAMES if name not in ("judge", "seed", "quiet") and judged[name] is not None]
+    if len(paths) > 1 or set_ones:
+        what = f"--{set_ones[0]} is" if set_ones else "several models are"
+        raise UsageError(f"{what} for a judge; give --judge MODEL, or one model with --data")
+    if data is None:
+        raise UsageError("give --data FILE (rows with what is right), or --judge MODEL")
+    _measured(paths[0], data, as_json, how, drawn, options)
+
+
+def _measured(path: str, data: str, as_json: bool, how: Loading, drawn: Any, options: Mapping[str, Any]) -> None:
     from stemma.tuning.predicting import measured, scored_rows
 
     one = opened(path, how)

@@ -265,14 +265,15 @@ def check(name: str) -> None:
         _bible_file()
 
 
-def rows(name: str) -> Rows:
+def rows(name: str, column: str = "*") -> Rows:
     """(name, text) of each document of `builtin:<name>`, in a fixed order. Raises ResourceError, DataError."""
     check(name)
     if name in FILES:
         yield from _SCANS[name][1]()
         return
     if name in samples.NAMES:
-        yield from ((f"{name}:{n}", json.dumps(row, ensure_ascii=False)) for n, row in enumerate(samples.rows(name), 1))
+        for n, row in enumerate(samples.rows(name), 1):
+            yield f"{name}:{n}", str(row[column]) if column in row else json.dumps(row, ensure_ascii=False)
         return
     path = cache() / f"{name}-{hashlib.sha256(stamp(name).encode()).hexdigest()[:16]}.jsonl"
     held = _load(path)

@@ -59,6 +59,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stemma import samples
 from stemma.data import builtin, cleaning, compression, files, folders, parallel, snapshots
 from stemma.data.documents import Document, MixtureSource, Notes, Source, of, together
 from stemma.data.files import Reading
@@ -145,7 +146,7 @@ def _single(name: str, spec: str, how: Reading) -> Source:
         raise UsageError(f"{spec!r} has an option for files, and it names none; leave encoding= and strict= out")
     if name.startswith("builtin:"):
         plain = how.column == files.ROWS and name.partition(":")[2] not in builtin.ROWS
-        return _rows_of(_builtin(name)) if plain else _builtin(name)
+        return _rows_of(_builtin(name)) if plain else _builtin(name, how.column)
     if name.startswith("hf://"):
         return _hub(name, how.column)
     if "|" in name and not path.exists():
@@ -324,7 +325,8 @@ def _rows_of(inner: Source) -> Source:
     return Source(inner.name, walk, inner.licence, paths=(), facts=inner.facts)
 
 
-def _builtin(spec: str) -> Source:
+def _builtin(spec: str, column: str = files.ROWS) -> Source:
+    """Built-in documents. Of rows that have the `column`, that is the text; of others the row itself, as JSON."""
     name = spec.partition(":")[2]
     if name.partition(":")[0] == "parallel":
         languages = parallel.chosen(spec)
@@ -340,9 +342,10 @@ def _builtin(spec: str) -> Source:
     builtin.check(name)
 
     def walk(notes: Notes) -> Iterator[Document]:
-        return (Document(text, label) for label, text in builtin.rows(name))
+        return (Document(text, label) for label, text in builtin.rows(name, column))
 
-    return Source(spec, walk, builtin.licence(name), paths=(), facts=builtin.stamp(name))
+    texts = f" {column}" if column != files.ROWS and name in samples.NAMES else ""
+    return Source(spec, walk, builtin.licence(name), paths=(), facts=builtin.stamp(name) + texts)
 
 
 # ---------------------------------------------------------------- the hub

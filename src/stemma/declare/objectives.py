@@ -41,6 +41,11 @@ class Objective(Spec, open=True):
         """The built-in text to train on where none is named; empty where any will do."""
         return ""
 
+    @property
+    def consecutive(self) -> int:
+        """The consecutive rows that it gives a text, where it reads more than one of a text together."""
+        return 1
+
     def scaled(self, share: float) -> Objective:
         """The same for rows that are shorter by the factor `share`: counts of tokens in proportion."""
         return self
@@ -58,6 +63,43 @@ class CLM(Objective):
     """Predict the next token."""
 
     label = "next token"
+
+
+@dataclass(frozen=True)
+class CrossBatch(Objective):
+    """Predict the next token, where memory layers of a row see whole rows before it in the batch as memory (Tworkowski
+    et al. 2023, arXiv:2307.03170, section 3.2). A text takes `rows` consecutive rows, and `texts` of them are a pack,
+    within which rows see each other. Row i of a text sees `i * step` rows before it, its own text's and then those of
+    others, at most `contexts`, with the step that reaches `contexts` at the last row (the released code). `mixture`: in
+    place of that, for each row of a text how many rows before it of the text itself and of the texts before (the
+    paper, appendix A). In evaluation a row sees no other."""
+
+    label = "next token across rows"
+
+    contexts: int = not_negative(6)
+    rows: int = at_least(1, 4)
+    texts: int = at_least(1, 2)
+    mixture: tuple[tuple[int, int], ...] = ()
+
+    def check(self) -> None:
+        if not self.mixture:
+            return
+        require(
+            len(self.mixture) == self.rows,
+            f"objective.mixture has {len(self.mixture)} pairs; one for each of objective.rows={self.rows} was expected",
+        )
+        for i, (own, other) in enumerate(self.mixture):
+            require(
+                0 <= own <= i and other >= 0,
+                f"objective.mixture: row {i} of a text has {i} rows before it, so {own, other} is no choice of these",
+            )
+
+    @property
+    def consecutive(self) -> int:
+        return self.rows
+
+    def scaled(self, share: float) -> CrossBatch:
+        return replace(self, texts=min(self.texts, 2))
 
 
 @dataclass(frozen=True)

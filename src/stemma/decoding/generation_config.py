@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stemma import families
 from stemma.decoding import infill
 from stemma.decoding.sampling import SamplingParams, Token
 from stemma.errors import CheckpointError, UsageError
@@ -154,19 +155,28 @@ def num_beams(model: Model, params: SamplingParams) -> int:
 
 
 def start_token(model: Model, given: Token | None = None) -> int:
-    """The first token of a decoder's input: the one given, else the checkpoint's. Raises UsageError if there is
-    none."""
+    """The first token of a decoder's input: the one given, else the checkpoint's, else padding where the family names
+    none either, as objectives have it. Raises UsageError if there is none."""
     found: Any = given
     if found is None:
         found = next(iter(token_ids(model, "decoder_start_token_id")), None)
     if found is None and model.text is not None:
         found = model.text.start_id
+        if found is None and model.text.shift == "start" and _nameless(model):
+            found = model.text.pad_id
     if found is None:
         raise UsageError(
             "this model's config names no decoder_start_token_id, which decoding starts from; give one to generate "
             "(decoder_start_token_id; --decoder-start of `stemma generate`)"
         )
     return token_id(model, "decoder_start_token_id", found)
+
+
+def _nameless(model: Model) -> bool:
+    """Whether a model is of a declared family whose decoder begins with no token of its own."""
+    name = model.design.name if model.design is not None else ""
+    known = families.size_names() | {own: own for own in families.tree()}
+    return name in known and families.family(name).text.start_id is None
 
 
 def token_id(model: Model, name: str, token: Any) -> int:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from stemma.conversations import Turn, prompt_ids, templates
-from stemma.errors import ResourceError, UsageError, brief
+from stemma.conversations import Text, Turn, Writer, prompt_ids, templates
+from stemma.errors import DataError, ResourceError, UsageError, brief
 
 TRIES = 6  # of a request that an address refuses for now
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
@@ -31,10 +32,24 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What follows a prompt. `whole`: it came to an end; else it was cut at the most tokens."""
+    """What follows a prompt. `whole`: it came to an end; else it was cut at the most tokens. `fits`: False where the
+    prompt has more tokens than the model reads, so that nothing follows."""
 
     text: str
     whole: bool
+    fits: bool = True
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A conversation whose next answer is asked for."""
+
+    turns: tuple[Turn, ...]
+    how: Sampling
+    seed: int = 0
+
+
+Answered = Iterator[list[tuple[int, Continuation]]]
 
 
 class TextWriter(Protocol):
@@ -51,6 +66,27 @@ class Answerer(Protocol):
     @property
     def name(self) -> str: ...
     def answer(self, talks: Sequence[Sequence[Turn]], how: Sampling, seeds: Sequence[int]) -> list[Continuation]: ...
+
+
+class ChatWriter(Protocol):
+    """Answers conversations as they come: groups of (number, answer) that were answered together."""
+
+    @property
+    def name(self) -> str: ...
+    def answers(self, asked: Sequence[Ask]) -> Answered: ...
+
+
+def prompt_of(write: Writer, turns: Sequence[Turn]) -> Text:
+    """The prompt of a conversation. Where the template has no place for its system message, that stands before the
+    first user's words."""
+    if not turns or turns[0].role != "system":
+        return write.prompt(turns)
+    with contextlib.suppress(DataError):
+        made = write.prompt(turns)
+        if turns[0].content.strip() in made.text:
+            return made
+    first = Turn("user", f"{turns[0].content}\n\n{turns[1].content}")
+    return write.prompt([first, *turns[2:]])
 
 
 class LocalWriter:
@@ -70,8 +106,40 @@ class LocalWriter:
         """The assistant's next words in each conversation. Raises UsageError for a model without a chat template."""
         write = templates.writer(self.model.tokenizer, self.template)
         how = replace(how, stops=tuple(dict.fromkeys([*how.stops, *write.stops()])))
-        ids = [prompt_ids(self.model.tokenizer, write.prompt(list(talk))) for talk in talks]
+        ids = [prompt_ids(self.model.tokenizer, prompt_of(write, list(talk))) for talk in talks]
         return self._continued(ids, how, seeds)
+
+    def answers(self, asked: Sequence[Ask]) -> Answered:
+        """The next answer of each conversation. One that has no room beside its new tokens is not answered. Which
+        conversations are read together depends on their order alone. Raises UsageError as `answer` does."""
+        if (kind := self.model.arch.structure) != "decoder":
+            raise UsageError(f"{self.name} is an {kind}, and conversations are answered by decoders")
+        write, context = templates.writer(self.model.tokenizer, self.template), self.model.dims.context
+        for first in range(0, len(asked), self.batch):
+            some = asked[first : first + self.batch]
+            ids = [prompt_ids(self.model.tokenizer, prompt_of(write, one.turns)) for one in some]
+            tokens = [min(one.how.tokens, context // 2) for one in some]
+            fits = [i for i in range(len(some)) if len(ids[i]) + tokens[i] <= context]
+            answers = dict.fromkeys(range(len(some)), Continuation("", False, fits=False))
+            if fits:
+                made = self._drawn([ids[i] for i in fits], [some[i] for i in fits], write.stops())
+                answers |= dict(zip(fits, made, strict=True))
+            yield [(first + i, answer) for i, answer in answers.items()]
+
+    def _drawn(self, ids: Sequence[list[int]], asked: Sequence[Ask], stops: Sequence[str]) -> list[Continuation]:
+        from stemma.decoding import generate
+        from stemma.decoding.sampling import SamplingParams
+
+        most = self.model.dims.context // 2
+        params = [
+            SamplingParams(
+                max_new_tokens=min(how.tokens, most), temperature=how.temperature, top_k=0, top_p=how.top_p,
+                stop=tuple(dict.fromkeys([*how.stops, *stops])), num_beams=1, seed=seed,
+            )
+            for how, seed in ((one.how, one.seed) for one in asked)
+        ]  # fmt: skip
+        found = generate(self.model, ids, params)
+        return [Continuation((one.text or "").strip(), one.reason != "length") for one in found]
 
     def _continued(self, ids: Sequence[list[int]], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
         from stemma.decoding import generate
@@ -111,6 +179,35 @@ class AddressWriter:
         with ThreadPoolExecutor(self.parallel) as pool:
             return list(pool.map(lambda pair: self._one(path, pair[0], how, pair[1]), zip(asked, seeds, strict=True)))
 
+    def answers(self, asked: Sequence[Ask]) -> Answered:
+        """The next answer of each conversation as soon as it is there. Raises ResourceError as `write` does, once the
+        requests that were on their way have ended."""
+        failed: BaseException | None = None
+        with ThreadPoolExecutor(self.parallel) as pool:
+            waiting: dict[Future[Continuation], int] = {
+                pool.submit(self._answer, one): i for i, one in enumerate(asked)
+            }
+            try:
+                for done in as_completed(waiting):
+                    if done.cancelled():
+                        continue
+                    if (error := done.exception()) is None:
+                        yield [(waiting[done], done.result())]
+                    elif failed is None:
+                        failed = error
+                        for other in waiting:
+                            other.cancel()
+            finally:
+                for other in waiting:
+                    other.cancel()
+        if failed is not None:
+            raise failed
+
+    def _answer(self, one: Ask) -> Continuation:
+        messages = [{"role": turn.role, "content": turn.content} for turn in one.turns]
+        found = self._one("chat/completions", {"messages": messages}, one.how, one.seed)
+        return replace(found, text=found.text.strip())
+
     def _one(self, path: str, what: dict[str, Any], how: Sampling, seed: int) -> Continuation:
         asked = {
             "model": self.model, **what, "max_tokens": how.tokens, "temperature": how.temperature,
@@ -143,3 +240,13 @@ class AddressWriter:
             except (OSError, ValueError) as error:
                 why = str(getattr(error, "reason", error))
         raise ResourceError(f"{self.url}/{path} does not answer: {why}; what was made so far is kept")
+
+
+def address(where: str) -> AddressWriter | None:
+    """The writer at `URL#MODEL`; None where `where` is no address. Raises UsageError for one without a model's name."""
+    if not where.startswith(("http://", "https://")):
+        return None
+    url, _, model = where.partition("#")
+    if not model:
+        raise UsageError(f"{where} may have several models; name one behind a #, as in {url}#MODEL")
+    return AddressWriter(url, model)

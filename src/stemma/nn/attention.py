@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stemma.nn import blocks, cpu, parts
+from stemma.nn import blocks, cpu, crossbatch, parts
 from stemma.nn.functional import softcap
 from stemma.nn.masks import AttnMask, MaskInputs, MaskRule
 from stemma.nn.mixed import Linear, cast
@@ -106,6 +106,10 @@ class Attention(nn.Module):
         that exist already (cross-attention)."""
         q = self.queries(x, position)
         k, v = kv if kv is not None else self.keys(x)
+        if attn_mask.contexts is not None:
+            return self.o(
+                crossbatch.attend(self, q, k, v, position.rotate, attn_mask.contexts).transpose(1, 2).flatten(2)
+            )
         if write is not None:
             k, v = write(k, v, position.rotate)
         elif position.rotate is not None:

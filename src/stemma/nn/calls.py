@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stemma.errors import UsageError
-from stemma.nn import blocks, parts
+from stemma.nn import blocks, crossbatch, parts
 from stemma.nn.inputs import Inputs, StreamInputs, not_padding
 from stemma.nn.masks import CHOICES, AttnMask, MaskInputs, MaskRule
 from stemma.nn.outputs import Output
@@ -122,6 +122,26 @@ def ids_of_windows(inputs: Inputs, last: int) -> Tensor:
     if inputs.input_ids is None or inputs.inputs_embeds is not None:
         raise UsageError(f"texts of more than {last} tokens are read in windows of ids: give no inputs_embeds")
     return inputs.input_ids
+
+
+def check_contexts(mask: parts.Mask, inputs: Inputs, behind: bool) -> None:
+    """Raise UsageError for `contexts` that do not go with the mask or with other inputs. `behind`: the rows stand
+    behind a soft prompt or a prefix."""
+    assert inputs.contexts is not None
+    if not isinstance(mask, parts.Memory):
+        raise UsageError(f"contexts are for a mask with memory layers, and this model has {mask}")
+    if not any(inputs.contexts):
+        return
+    crossbatch.check(inputs.contexts, inputs.size[0])
+    for name, given in (
+        ("documents", inputs.documents is not None),
+        ("attention_mask", inputs.attention_mask is not None),
+        ("position_ids", inputs.position_ids is not None),
+        ("cache", inputs.cache is not None),
+        ("a soft prompt or a prefix", behind),
+    ):
+        if given:
+            raise UsageError(f"rows that see other rows as memory are whole and begin at position 0: give no {name}")
 
 
 def check_positions(position: Position, inputs: Inputs, start: int) -> None:

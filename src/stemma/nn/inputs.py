@@ -13,7 +13,7 @@ from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.cache import Cache
 from stemma.nn.functional import readable
-from stemma.nn.masks import AttnMask
+from stemma.nn.masks import AttnMask, Contexts
 
 
 @dataclass
@@ -38,7 +38,9 @@ class Inputs:
     `encoder_hidden`: B S D, `encoder_mask`: B S, 0 at padding, `encoder_documents`: B S: of cross-attention. With a
     cache they are given once, at the first call
     `cache`: keys and values of what was read before
-    `streams`: of two-stream attention"""
+    `streams`: of two-stream attention
+    `contexts`: under a mask with memory, of each row the earlier rows of the batch whose tokens its memory layers see
+    beside its own, as if they were memory. Given, even if empty, rows are read at once and not in windows"""
 
     input_ids: Tensor | None = None
     attention_mask: Tensor | None = None
@@ -56,6 +58,7 @@ class Inputs:
     encoder_documents: Tensor | None = None
     cache: Cache | None = None
     streams: StreamInputs | None = None
+    contexts: Contexts | None = None
 
     @classmethod
     def of(cls, inputs: Inputs | Tensor) -> Inputs:
@@ -182,7 +185,8 @@ class StackInputs(NamedTuple):
     `mask`: the mask that replaces an open one
     `streams`: of two-stream attention
     `prompted`: the row begins with a soft prompt, which documents share
-    `past`: keys and values of each layer (H N D) in front of those of the tokens"""
+    `past`: keys and values of each layer (H N D) in front of those of the tokens
+    `contexts`: of each row the rows whose tokens memory layers see too"""
 
     x: Tensor
     positions: Tensor
@@ -198,3 +202,4 @@ class StackInputs(NamedTuple):
     streams: StreamInputs | None = None
     prompted: bool = False
     past: Sequence[tuple[Tensor, Tensor]] | None = None
+    contexts: Contexts | None = None

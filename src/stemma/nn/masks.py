@@ -6,6 +6,7 @@ of long rows in training, the rule by which attention takes them in blocks (`nn/
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,16 +14,19 @@ from torch import Tensor
 
 from stemma.nn import parts
 
+Contexts = Sequence[Sequence[int]]  # of each row of a batch the numbers of earlier rows
 EVERY = -2  # the document of what stands in front of a row: every other one sees it (-1: padding)
 
 
 class AttnMask(NamedTuple):
     """What one layer attends to: `mask` (1|B 1 T S, True: seen), or the `causal` flag, or the `rule` of a long row
-    (exact, and in place of its mask), or everything."""
+    (exact, and in place of its mask), or everything. `contexts`: other rows whose tokens are all seen too, unrotated
+    (`nn/crossbatch`)."""
 
     mask: Tensor | None = None
     causal: bool = False
     rule: MaskRule | None = None
+    contexts: Contexts | None = None
 
     def dense(self) -> Tensor | None:
         """The mask itself, of a rule too; None where there is none, or a flag."""

@@ -131,7 +131,9 @@ class Model(nn.Module):
     def decode(self, inputs: Inputs | Tensor) -> Tensor:
         """The decoder's last hidden state: B T -> B T D. Raises UsageError for an encoder."""
         inputs, mask = Inputs.of(inputs), self.arch.mask
-        if inputs.cache is None and isinstance(mask, parts.Memory) and inputs.size[1] > mask.last:
+        if inputs.contexts is not None:
+            calls.check_contexts(mask, inputs, behind=self.ahead > 0)
+        elif inputs.cache is None and isinstance(mask, parts.Memory) and inputs.size[1] > mask.last:
             return self._in_windows(calls.ids_of_windows(inputs, mask.last), inputs.attention_mask)
         return self._decoded(inputs).hidden
 
@@ -226,6 +228,7 @@ class Model(nn.Module):
                 streams=streams,
                 prompted=n > 0,
                 past=past,
+                contexts=inputs.contexts,
             )
         )
         return state._replace(front=n) if n else state

@@ -292,7 +292,11 @@ class Stack(nn.Module):
                 front=inputs.prompted,
             )
             spans = {mask: Span(0, inputs.positions, inputs.positions) for mask in kinds}
-            return {mask: build_mask(mask, given) for mask in kinds}, spans
+            masks = {mask: build_mask(mask, given) for mask in kinds}
+            if inputs.contexts is not None and any(inputs.contexts):
+                recall = parts.Recall()
+                masks[recall] = masks[recall]._replace(contexts=inputs.contexts)
+            return masks, spans
         cache.chosen = inputs.mask
         cache.begin(order, inputs.not_padding)
         plans = cache.plans

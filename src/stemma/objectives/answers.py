@@ -85,6 +85,7 @@ class RunAnswers(base.Objective, of=declared.Answers):
     def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
         positions = base.position_ids(model, batch)
         inputs = Inputs(batch["input_ids"], position_ids=positions, documents=batch.get("documents"))
+        inputs.contexts = base.alone(model, batch)
         return base.Loss({self.main: self.token_loss(model, model.decode(inputs), batch)}, self.counts(batch))
 
 

@@ -27,6 +27,7 @@ from stemma.nn.parts import (
     Disentangled,
     EMDHead,
     Learned,
+    Memory,
     Rotary,
 )
 from stemma.objectives.languages import Streams, apart, mixed
@@ -55,6 +56,7 @@ __all__ = [
     "Setting",
     "Slice",
     "View",
+    "alone",
     "position_ids",
     "runnable",
     "several",
@@ -286,6 +288,11 @@ def targets(labels: Tensor) -> Batch:
 def several(examples: Sequence[Example], name: str = "documents") -> bool:
     """Whether any row holds more than one document."""
     return any(int(e[name].max()) > 0 for e in examples)
+
+
+def alone(model: Model, batch: Batch) -> tuple[tuple[int, ...], ...] | None:
+    """`contexts` by which a mask with memory reads each row at once and by itself; None for other masks."""
+    return ((),) * len(batch["input_ids"]) if isinstance(model.arch.mask, Memory) else None
 
 
 def position_ids(model: Model, batch: Batch, positions: str = "position_ids") -> Tensor | None:

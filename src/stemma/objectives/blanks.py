@@ -270,6 +270,7 @@ class BlankInfilling(base.Objective, of=declared.Blanks):
             position_ids=self.positions(model, batch),
             documents=batch.get("documents"),
             prefix=batch["prefix"] if isinstance(model.arch.mask, Prefix) else None,
+            contexts=base.alone(model, batch),
         )
         hidden = model.decode(inputs)
         return base.Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))

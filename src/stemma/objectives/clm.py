@@ -27,23 +27,27 @@ class NextToken(base.Objective, of=declared.CLM):
     structures = ("decoder",)
     streamed = True
 
-    def __init__(self, spec: declared.CLM | declared.Infill, setting: base.Setting) -> None:
+    def __init__(self, spec: declared.CLM | declared.Infill | declared.CrossBatch, setting: base.Setting) -> None:
         super().__init__(spec, setting)
+        self.span = self.context  # targets of a chunk
         bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
         self.shared = bos is not None and bos == eos
         self.before = [] if bos is None else [int(bos)]
         self.after = [] if eos is None or self.shared else [int(eos)]
 
     def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
-        n = self.context
+        packer = self.packer(view, once)
+        for chunk, follow in self.chunks(packer, view, cursor, self.span + 1, self.span):
+            yield partial(self.example, view, packer, chunk), follow
+
+    def packer(self, view: base.View, once: bool) -> base.Packer:
+        """The documents of a view as one stream."""
 
         def piece(document: int, _: int) -> base.Ints:
             return self.straight(view, document)[None]
 
         langs = numbers(view, self.setting.text.languages)
-        packer = base.Packer(self.order(view, once), partial(self.length, view), piece, once, langs)
-        for chunk, follow in self.chunks(packer, view, cursor, n + 1, n):
-            yield partial(self.example, view, packer, chunk), follow
+        return base.Packer(self.order(view, once), partial(self.length, view), piece, once, langs)
 
     def straight(self, view: base.View, document: int) -> base.Ints:
         """A document as it is written."""
@@ -55,10 +59,10 @@ class NextToken(base.Objective, of=declared.CLM):
         return len(self.before) + len(view[document]) + (len(self.after) if view.closed(document) else 0)
 
     def example(self, view: base.View, packer: base.Packer, chunk: base.Chunk) -> base.Example:
-        """A row of `context` inputs and what follows each of them."""
-        window = packer.row(chunk, self.context + 1, [self.padding])
+        """A row of `span` inputs and what follows each of them."""
+        window = packer.row(chunk, self.span + 1, [self.padding])
         ids, documents = window.values[0], window.documents.copy()
-        if chunk.size <= self.context and self.shared:  # the epoch's last token is closed too
+        if chunk.size <= self.span and self.shared:  # the epoch's last token is closed too
             ids[chunk.size], documents[chunk.size] = self.before[0], documents[chunk.size - 1]
         real = documents[1:] >= 0
         if not self.mixed and not self.shared:
@@ -66,7 +70,7 @@ class NextToken(base.Objective, of=declared.CLM):
         last = -1
         for part in chunk.parts:
             last += part.tokens
-            if last < self.context and not view.closed(part.document) and self.ends(packer, part):
+            if last < self.span and not view.closed(part.document) and self.ends(packer, part):
                 real[last] = False
         row = {
             "input_ids": ids[:-1],
@@ -99,6 +103,7 @@ class NextToken(base.Objective, of=declared.CLM):
             position_ids=base.position_ids(model, batch),
             documents=batch.get("documents"),
             langs=batch.get("langs"),
+            contexts=base.alone(model, batch),
         )
         hidden = model.decode(inputs)
         return base.Loss({self.main: self.token_loss(model, hidden, batch)}, self.counts(batch))

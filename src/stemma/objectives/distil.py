@@ -109,7 +109,8 @@ def states(model: Model, batch: base.Batch) -> tuple[Tensor, Tensor]:
     ids, pos, documents = batch["input_ids"], base.position_ids(model, batch), batch.get("documents")
     langs = batch.get("langs") if model.dims.languages else None
     if model.decoder is not None:
-        hidden = model.decode(Inputs(ids, position_ids=pos, documents=documents, langs=langs))
+        alone = base.alone(model, batch)
+        hidden = model.decode(Inputs(ids, position_ids=pos, documents=documents, langs=langs, contexts=alone))
         return hidden, hidden
     inputs = Inputs(ids, batch.get("attention_mask"), position_ids=pos, documents=documents, langs=langs)
     state = model.state(inputs)

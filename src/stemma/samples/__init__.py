@@ -15,6 +15,11 @@ from typing import Any
 NAMES: dict[str, str] = {  # of a module: what its rows are
     "instructions": "instructions with an input or without, and answers (Alpaca)",
     "dialogues": "conversations whose later answers need what was said before (Vicuna, QLoRA)",
+    "flan": "36 small tasks in eleven clusters, zero-shot with options (FLAN 2021)",
+    "flan2022": "the same tasks with examples or without, options or none, and chains of thought (Flan 2022)",
+    "hard_coded": "what a model says of itself (Tulu 2)",
+    "tulu": "rows of flan2022, dialogues, and the hard-coded rows ten times (Tulu 1 and 2)",
+    "lookups": "long documents in which what was said early is asked for later (Giraffe, LongLLaMA)",
     "french": "questions and tasks in French, with answers in French (Vigogne)",
     "explained": "questions whose answers are explained step by step (Orca, Stable Beluga 2)",
     "explained_stronger": "some of them again, explained by a stronger teacher (Orca, Stable Beluga 2)",

@@ -144,7 +144,9 @@ def read_plan(run: Path) -> tuple[Plan, str]:
 def split(plan: Plan, store: Any) -> tuple[Any, Any]:
     """(training, held-out) documents of a run, long ones in pieces."""
     train, held = store.split(plan.train.val_fraction, plan.seed, plan.train.unit)
-    return train if plan.train.piece is None else train.cut(plan.train.piece * plan.context), held
+    if plan.train.piece is None:
+        return train, held
+    return train.cut(max(plan.train.piece, plan.objective.consecutive) * plan.context), held
 
 
 def facts(store: Any, train: Any) -> dict[str, Any]:

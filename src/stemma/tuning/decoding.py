@@ -28,7 +28,7 @@ class Decoding:
     samples: int = 1
     temperature: float | None = None
     final: Final | str | None = None
-    seed: int = 0
+    seed: int = 1
     tokens: int | None = None
 
     def __post_init__(self) -> None:

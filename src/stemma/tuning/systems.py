@@ -16,7 +16,7 @@ from stemma.declare.tasks import ChatTask, HardPrompt
 from stemma.declare.tuning import SFT, LoRA, Pretraining, SoftPrompt, Stage, Template
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
-from stemma.nn.parts import Dropout
+from stemma.nn.parts import Dims, Dropout, Mask, Memory
 from stemma.objectives import incompatible_reason, with_special_tokens
 from stemma.rewrites import kinds
 from stemma.rewrites.kinds import Rewrite
@@ -203,9 +203,10 @@ def resolve(
         if settings and (given := [key for key, value in settings.items() if value is not None]):
             raise UsageError(f"stage {found.number} of {name} reads text, not rows, so it has no setting {given[0]!r}")
         objective = found.stage.objective or found.design.objective
+        objective = objective if full else objective.scaled(there.dims.context / found.design.dims.context)
+        arch = replace(arch, mask=mask_of(found.design, there.dims))
         if (why := incompatible_reason(objective, arch)) is not None:
             raise UsageError(f"{there.name} cannot be tuned as {name}: {why}")
-        arch = replace(arch, mask=found.design.arch.mask)
         text = with_special_tokens(objective, replace(text, extras=found.design.text.extras))
     else:
         task = spec.edit(task_of(found), {k: v for k, v in (settings or {}).items() if v is not None})
@@ -225,9 +226,8 @@ def resolve(
         if not any(rewrite.freezes for rewrite in rewrites):
             text = padded(text, found.design.text.pad, there)
     dims = replace(there.dims, context=longest(found, there, full))
-    plan = Plan(
-        there.name, SCALE, arch, dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name
-    )
+    own = name if families.family(name).edge == "evolve" else there.name  # what it is in files
+    plan = Plan(own, SCALE, arch, dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name)
     plan = spec.edit(spec.edit(plan, dict(found.stage.changes)), dict(overrides or {}))
     return needed(fitting(plan), there, quiet)[0]
 
@@ -245,6 +245,19 @@ def padded(text: Text, pad: str | None, there: Model) -> Text:
     if pad is None or there.tokenizer.pad_id is not None:
         return text
     return replace(text, pad=pad, extras=(*text.extras, pad))
+
+
+def mask_of(design: Design, dims: Dims) -> Mask:
+    """The mask of a published design for a model of `dims`. Memory layers stand at equal parts of another depth, one
+    for every eight layers and three at most; the tokens that are read last are the published share of the context."""
+    mask = design.arch.mask
+    if not isinstance(mask, Memory):
+        return mask
+    layers, last = mask.layers, max(1, round(mask.last * dims.context / design.dims.context))
+    if dims.layers != design.dims.layers:
+        many = max(1, min(3, dims.layers // 8))
+        layers = tuple(i * dims.layers // (many + 1) for i in range(1, many + 1))
+    return replace(mask, layers=layers, last=last)
 
 
 def stand_in(found: System, quiet: bool) -> str:

@@ -74,6 +74,7 @@ GOLDEN = {
     "guanaco": "### Human: u### Assistant: «a»### Human: v### Assistant: «b»",
     "koala": "BEGINNING OF CONVERSATION: USER: u GPT:«a</s>»USER: v GPT:«b</s>»",
     "gorilla": "###USER: u###ASSISTANT: «a»###USER: v###ASSISTANT: «b»",
+    "gorilla-cli": "s\nUSER: u\nASSISTANT: «a</s>»USER: v\nASSISTANT: «b</s>»",
     "vigogne-chat-v2": "<|system|>: s\n<|user|>: u\n<|assistant|>: «a</s>»\n<|user|>: v\n<|assistant|>: «b</s>»",
     "vigogne-chat-v3": "[INST] <<SYS>>\ns\n<</SYS>>\n\nu [/INST] «a</s>» [INST] v [/INST] «b</s>»",
     "tulu": "<|system|>\ns\n<|user|>\nu\n<|assistant|>\n«a</s>»\n<|user|>\nv\n<|assistant|>\n«b</s>»",

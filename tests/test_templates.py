@@ -144,6 +144,8 @@ SOURCES = {
     "koala": "BEGINNING OF CONVERSATION: USER:  u  GPT:« a </s>»USER:  v  GPT:« b </s>»",
     # ShishirPatil/gorilla@dab51981, inference/gorilla_eval.py
     "gorilla": "###USER:  u ###ASSISTANT: « a »###USER:  v ###ASSISTANT: « b »",
+    # the same, inference/serve: the conversation gorilla_v0, Vicuna's with a line end as its first separator
+    "gorilla-cli": f"{CURIOUS.format('user')}\nUSER:  u \nASSISTANT: « a </s>»USER:  v \nASSISTANT: « b </s>»",
     # bofenghuang/vigogne@67ea8a2, vigogne/processors/alpaca.py, vigogne_chat_v2.py, vigogne_chat_v3.py
     "vigogne": "### System:\nCi-dessous se trouve une instruction qui décrit une tâche à accomplir. Rédigez une réponse qui répond de manière précise à la demande.\n\n### Instruction:\n u \n\n### Response:\n« a </s>»",
     "vigogne-chat-v2": f"<|system|>: {FRENCH}\n<|user|>:  u \n<|assistant|>: « a </s>»\n<|user|>:  v \n<|assistant|>: « b </s>»",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stemma.conversations import apis
 from stemma.errors import DataError, brief, did_you_mean
 
 ROLES = ("system", "user", "assistant")
@@ -60,7 +61,7 @@ class Conversation:
 
 
 def shape_of(row: Mapping[str, Any]) -> str:
-    """The shape of a row: `messages`, `sharegpt`, `instruction`, `pair`, `tree`, `transcript` or `texts`. Raises
+    """The shape of a row: `messages`, `sharegpt`, `instruction`, `pair`, `tree`, `transcript`, `texts` or `api`. Raises
     DataError for one that has none, naming its fields."""
     if isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"]:
         return "tree"
@@ -78,6 +79,8 @@ def shape_of(row: Mapping[str, Any]) -> str:
         return "transcript"
     if _pair(row) is not None:
         return "pair"
+    if apis.is_row(row):
+        return "api"
     raise DataError(_shapeless(row))
 
 
@@ -136,6 +139,10 @@ def read(row: Mapping[str, Any]) -> Conversation:
             found = Conversation(
                 tuple(Turn(SPELLINGS[who.lower()], said) for who, said in zip(parts[::2], parts[1::2], strict=True))
             )
+        case "api":
+            api = apis.read(row)
+            asked = apis.asked(api.question, row.get("document"))
+            found = Conversation((Turn("user", asked), Turn("assistant", api.answer)))
         case "tree":
             found = next(_paths([row["prompt"]]), Conversation(()))
         case _:

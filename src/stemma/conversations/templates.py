@@ -22,6 +22,7 @@ NAMES: dict[str, Turns | Instructions] = {
     "guanaco": published.GUANACO,
     "koala": published.KOALA,
     "gorilla": published.GORILLA,
+    "gorilla-cli": published.GORILLA_CLI,
     "vigogne": published.VIGOGNE,
     "vigogne-chat-v2": published.VIGOGNE_CHAT_2,
     "vigogne-chat-v3": published.VIGOGNE_CHAT_3,

@@ -116,7 +116,11 @@ t5_lm = t5_v1_1.trained(
         "arXiv:2104.08691; released_checkpoints.md",
         note="100,000 steps more, on predicting the rest of a text",
     ),
-    tuning=Tuning((Pretraining("text"),), "C4, to predict the rest of a text"),
+    tuning=Tuning(
+        (Pretraining("text", stand_in="builtin:docs"),),
+        "C4, to predict the rest of a text",
+        stand_ins="builtin:docs in place of C4",
+    ),
 )
 
 flan_t5 = t5_lm.trained(

@@ -38,8 +38,16 @@ GUANACO = Turns(user="### Human: {}", assistant="### Assistant: {}", generation=
 # young-geng/EasyLM, docs/koala.md: no space after "GPT:", because prompt and answer are tokenised apart
 KOALA = Turns(system="BEGINNING OF CONVERSATION: ", user="USER: {} ", assistant="GPT:{}</s>", generation="GPT:")
 
-# ShishirPatil/gorilla, the script of its evaluation
+# ShishirPatil/gorilla@dab51981, inference: the script of its evaluation, and the command line, which has Vicuna's words
+# with a line end behind them
 GORILLA = Turns(user="###USER: {}", assistant="###ASSISTANT: {}", generation="###ASSISTANT: ")
+GORILLA_CLI = Turns(
+    system="{}\n",
+    default=VICUNA.default,
+    user="USER: {}\n",
+    assistant="ASSISTANT: {}</s>",
+    generation="ASSISTANT:",
+)
 
 # bofenghuang/vigogne, vigogne/processors/alpaca.py; an instruction that an input follows loses its trailing punctuation
 _SYSTEM = (

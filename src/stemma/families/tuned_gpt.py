@@ -66,7 +66,14 @@ instructgpt = gpt3.trained(
     ),
     tuning=Tuning(
         (
-            SFT("completions", templates.PLAIN, epochs=16, examples=(32, 32, 8), dropout=0.2),
+            SFT(
+                "completions",
+                templates.PLAIN,
+                epochs=16,
+                examples=(32, 32, 8),
+                dropout=0.2,
+                stand_in="builtin:instructions",
+            ),
             RewardModel(
                 "rankings",
                 epochs=1,
@@ -105,6 +112,7 @@ instructgpt = gpt3.trained(
         ),
         "about 13k demonstrations, 33k prompts with 4 to 9 ranked answers each, 31k prompts for PPO",
         "the prompt as it came",
+        stand_ins="builtin:instructions in place of the labellers' demonstrations; only the first stage runs yet",
     ),
 )
 

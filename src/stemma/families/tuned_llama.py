@@ -202,9 +202,13 @@ gorilla = llama.trained(
         note="5 epochs, warm-up 3 %; trained with and without the retrieved document in the question",
     ),
     tuning=Tuning(
-        (SFT("completions", templates.GORILLA, epochs=5, examples=64, context=2048),),
+        (SFT("completions", templates.GORILLA, epochs=5, examples=64, context=2048, stand_in="builtin:calls"),),
         "APIBench, with the document of the call in the question",
         "###USER: ... ###ASSISTANT:",
+        result="without documentation it makes the right call for 59.1 % of TorchHub's questions, 71.7 % of Hugging "
+        "Face's and 83.8 % of TensorFlow Hub's (GPT-4: 38.7, 19.8 and 18.2 %)",
+        stand_ins="builtin:calls, questions for 60 calls that do not exist, in place of APIBench, whose rows of all "
+        "three dialects `--data` reads; `stemma data apis` puts documentation beside them",
     ),
 )
 

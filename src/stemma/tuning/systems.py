@@ -135,8 +135,8 @@ def behind(there: Model, vectors: int) -> int:
 
 def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Recipe, int, str]:
     """(recipe, tokens of a row, budget) of tuning the model `there` as the system was tuned. Unless `full`, a step has
-    fewer examples, and weights that all learn do so faster, as a narrower network's may: by the factor of the widths.
-    What is unpublished is chosen here and said."""
+    fewer examples, and weights and low-rank adapters learn faster, as a narrower network's may: by the factor of the
+    widths. What is unpublished is chosen here and said."""
     stage, published = found.stage, found.design.recipe
     context = min(stage.context or 2048, longest(found, there, full))
     if isinstance(stage, SFT) and isinstance(stage.adapter, SoftPrompt):
@@ -147,9 +147,9 @@ def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Rec
     rate = UNKNOWN if rate is None else rate
     if not full:
         examples = min(examples, EXAMPLES)
-        adapted = isinstance(stage, SFT) and stage.adapter is not None
+        prompts = isinstance(stage, SFT) and isinstance(stage.adapter, SoftPrompt)
         wider = found.design.dims.d_model / there.dims.d_model
-        rate *= 1.0 if adapted else min(FASTER, max(1.0, wider))
+        rate *= 1.0 if prompts else min(FASTER, max(1.0, wider))
     epochs = _first(stage.epochs)
     if epochs is None and stage.steps is None:
         chosen.append("3 epochs")

@@ -33,6 +33,8 @@ COMPONENTS: dict[str, list[Any]] = {
         parts.Rotary(scaling=parts.YarnScaling(context=16)),
         parts.Rotary(scaling=parts.Llama3Scaling(context=16)),
         parts.Rotary(scaling=parts.TruncatedScaling(16)),
+        parts.Rotary(scaling=parts.RandomScaling(2.0)),
+        parts.Rotary(scaling=parts.XPosScaling()),
         parts.Buckets(8, 16),
         parts.LayerBuckets(8, 16),
         parts.ALiBi(),

@@ -36,13 +36,15 @@ from stemma.nn.parts import (
     Memory,
     NTKScaling,
     PowerScaling,
+    RandomScaling,
     Rotary,
     Sliding,
     TruncatedScaling,
+    XPosScaling,
     YarnScaling,
 )
 from stemma.nn.positions import Rotary as Turning
-from stemma.nn.positions import yarn_attention
+from stemma.nn.positions import random_positions, yarn_attention
 from tiny import build, tiny
 
 # ---------------------------------------------------------------- rotary scalings
@@ -52,6 +54,7 @@ PAIRS = [0, 1, 16, 24, 32, 40, 48, 63]
 FREQUENCIES = [
     (Rotary(1e4), [1.0, 0.8659644, 0.1, 0.03162278, 0.01, 0.003162278, 0.001, 0.0001154782]),
     (Rotary(1e4, LinearScaling(4.0)), [0.25, 0.2164911, 0.025, 0.007905695, 0.0025, 0.0007905695, 0.00025, 2.886955e-05]),
+    (Rotary(1e4, RandomScaling(4.0)), [0.25, 0.2164911, 0.025, 0.007905695, 0.0025, 0.0007905695, 0.00025, 2.886955e-05]),
     (Rotary(1e4, NTKScaling(4.0)), [1.0, 0.8471172, 0.07032275, 0.0186485, 0.00494529, 0.001311414, 0.0003477664, 2.886955e-05]),
     (Rotary(1e4, YarnScaling(16.0, 4096)), [1.0, 0.8659644, 0.1, 0.0270618, 0.005673077, 0.000881789, 6.25e-05, 7.217387e-06]),
     (Rotary(5e5, Llama3Scaling()), [1.0, 0.8146172, 0.03760603, 0.007292665, 0.000524846, 3.428102e-05, 6.64787e-06, 3.068926e-07]),
@@ -115,7 +118,7 @@ def test_older_spellings_of_rotary_parameters() -> None:
         read_rope(None, {"rope_scaling": {"type": "yarn", "factor": 4.0}})
 
 
-@pytest.mark.parametrize("scaling", [NTKScaling(3.0), TruncatedScaling(16), PowerScaling(0.5)])
+@pytest.mark.parametrize("scaling", [NTKScaling(3.0), TruncatedScaling(16), PowerScaling(0.5), XPosScaling()])
 def test_scalings_that_no_publisher_can_say_stay_whole(scaling: Any, tmp_path: Path) -> None:
     d = tiny("giraffe", **{"arch.position.scaling": scaling})
     model = attach(build(d), d, family("giraffe"))
@@ -124,6 +127,92 @@ def test_scalings_that_no_publisher_can_say_stay_whole(scaling: Any, tmp_path: P
     again = stemma.load(tmp_path)
     ids = torch.arange(5, 30)[None]
     assert again.arch.position == d.arch.position and torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_random_positions_are_sums_of_steps_in_training_alone() -> None:
+    turning, places = Turning(8, 64, Rotary(1e4, RandomScaling())), torch.arange(40)[None]
+    torch.manual_seed(3)
+    steps = torch.rand(500, 40)  # of a generator of its own: the same seed draws the same
+    want = 2 * steps.double().cumsum(1)
+    want *= 40 / want[:, -1:].clamp(min=40)
+    torch.manual_seed(3)
+    found = random_positions(places.expand(500, -1))
+    assert (found - want).abs().max() < 1e-4 and found.max() <= 40.0001 and (found[:, 1:] >= found[:, :-1]).all()
+    assert 30 < found[:, -1].mean() < 39 and (found[:, -1] < 39).any()  # only what exceeds the length is shrunk
+    x = torch.randn(3, 2, 40, 8)
+    plain = Turning(8, 64, Rotary(1e4)).rotation(places, torch.float32)(x)
+    turn, keys = turning.train().rotations(places, torch.float32, 3)
+    assert keys is None and turn is not None and not torch.allclose(turn(x)[0], plain[0])
+    assert not torch.allclose(turn(x[:1].expand(3, -1, -1, -1))[0], turn(x[:1].expand(3, -1, -1, -1))[1])
+    turn, _ = turning.eval().rotations(places, torch.float32, 3)
+    assert turn is not None and torch.equal(turn(x), plain)
+
+
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_xpos_scores_fall_with_the_distance(neighbours: bool) -> None:
+    """Against complex numbers: the product of pair i turns by the distance and shrinks by a power of z_i."""
+    width, context, base = 8, 30, 16.0
+    turning = Turning(width, context, Rotary(100.0, XPosScaling(base, neighbours=neighbours))).eval()
+    turn, turn_keys = turning.rotations(torch.arange(context)[None], torch.float32, 1)
+    assert turn is not None and turn_keys is not None
+    q, k = torch.randn(2, 1, 1, context, width, generator=torch.Generator().manual_seed(1))
+    scores = (turn(q) @ turn_keys(k).transpose(-1, -2))[0, 0].double()
+
+    def pairs(x: torch.Tensor) -> torch.Tensor:
+        x = x[0, 0].double()
+        halves = (x[:, ::2], x[:, 1::2]) if neighbours else x.chunk(2, -1)
+        return torch.complex(*halves)
+
+    a, b, i = pairs(q), pairs(k), torch.arange(width // 2).double()
+    z, speed = (2 * i + 0.4 * width) / (1.4 * width), 100.0 ** (-2 * i / width)
+    for m in range(0, context, 7):
+        for n in range(0, m + 1, 3):
+            far = m - n
+            want = (a[m] * b[n].conj() * torch.exp(1j * far * speed) * z ** (far / base)).real.sum()
+            assert abs(scores[m, n] - want) < 1e-4 * max(1.0, abs(want))
+
+
+def test_xpos_base_falls_step_by_step() -> None:
+    spec = XPosScaling()
+    assert [spec.at(n, 2000) for n in (0, 1, 100, 1008, 1500)] == [8192, 8184, 7392, 128, 128]
+    assert [spec.at(n, 8) for n in (0, 4, 8)] == [8192, 4160, 128]  # a run too short for steps of 8
+    turning, places = Turning(8, 64, Rotary(1e4, spec)), torch.tensor([[0, 63]])
+    turning.train().at_step(100, 2000)
+    z = torch.tensor([(2 * i + 3.2) / 11.2 for i in range(4)])
+    assert torch.allclose(turning.growth(spec, places)[0, 0, 1], z ** (31 / 7392))
+    assert torch.allclose(turning.eval().growth(spec, places)[0, 0, 0], z ** (-32 / 128))  # in use, the last
+    with pytest.raises(UsageError, match="not upwards"):
+        XPosScaling(base=9000.0)
+
+
+def test_wrong_pairs_are_right_for_weights_of_another_order() -> None:
+    """Giraffe's released xPos pairs neighbours, in weights whose pairs are halves: another function altogether."""
+    d = tiny("giraffe", **{"arch.position.scaling": XPosScaling()})
+    right = build(d)
+    wrong = Model(spec.edit(d.arch, {"position.scaling.neighbours": True}), d.dims).eval()
+    wrong.load_state_dict(right.state_dict())
+    ids = torch.randint(3, 83, (2, 30), generator=torch.Generator().manual_seed(0))
+    before, after = right(ids).logits, wrong(ids).logits
+    assert (before - after).abs().max() > 0.1 * before.abs().max()
+    half = d.dims.width // 2
+    order = torch.arange(d.dims.width).view(2, half).T.flatten()  # halves -> neighbours
+    for block in wrong.decoder.blocks:
+        for matrix in (block.attention.q, block.attention.k):
+            rows = matrix.weight.data.view(-1, d.dims.width, d.dims.d_model)
+            matrix.weight.data = rows[:, order].reshape(matrix.weight.shape).clone()
+    assert (wrong(ids).logits - before).abs().max() < 1e-4
+
+
+def test_xpos_scores_are_fp32() -> None:
+    d = tiny("giraffe", **{"arch.position.scaling": XPosScaling(4.0), "dims.context": 40})
+    model, seen = build(d), []
+    ids = torch.randint(3, 83, (2, 30), generator=torch.Generator().manual_seed(0))
+    attention = model.decoder.blocks[1].attention
+    inner = attention.attend
+    attention.attend = lambda q, k, v, *more: seen.append((q.dtype, k.dtype, v.dtype)) or inner(q, k, v, *more)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.isfinite(model(ids).logits).all()
+    assert seen == [(torch.float32,) * 3]
 
 
 def test_dynamic_scaling_reads_again_only_past_its_length(tmp_path: Path) -> None:

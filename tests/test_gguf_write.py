@@ -31,8 +31,11 @@ from stemma.nn.parts import (
     LinearScaling,
     Llama3Scaling,
     Normal,
+    PowerScaling,
+    RandomScaling,
     Sliding,
     TruncatedScaling,
+    XPosScaling,
     YarnScaling,
 )
 from stemma.text import Specials, Tokenizer
@@ -243,6 +246,9 @@ def test_every_family_of_a_row(tmp_path: Path, arch: str) -> None:
         assert torch.equal(run(again, inputs).hidden, run(model, inputs).hidden)
 
 
+OF_GIRAFFE = (TruncatedScaling, PowerScaling, RandomScaling, XPosScaling)  # GGUF has no word for them
+
+
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["ends", "every"])
 @pytest.mark.parametrize("arch", list(ARCHITECTURES))
 def test_published_sizes(arch: str, every: bool) -> None:
@@ -252,7 +258,7 @@ def test_published_sizes(arch: str, every: bool) -> None:
         sizes = [*(family := stemma.families.tree()[name]).sizes]
         for size in sizes if every else {sizes[0], sizes[-1]}:
             design = family[size]
-            if isinstance(getattr(design.arch.position, "scaling", None), TruncatedScaling):
+            if isinstance(getattr(design.arch.position, "scaling", None), OF_GIRAFFE):
                 continue
             plan = plan_file(design, family, "float16")
             again, _ = read_design(plan.arch, plan)

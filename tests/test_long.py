@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +15,27 @@ import transformers as hf
 
 import stemma
 from reference.longllama import LongLlama
+from stemma import families
 from stemma.data import read
-from stemma.declare.objectives import CrossBatch
-from stemma.nn.parts import Dims, Memory
+from stemma.declare.objectives import Chunks, CrossBatch
+from stemma.errors import DataError, UsageError
+from stemma.nn.model import IGNORED
+from stemma.nn.parts import (
+    Dims,
+    LinearScaling,
+    Memory,
+    PowerScaling,
+    RandomScaling,
+    TruncatedScaling,
+    XPosScaling,
+)
+from stemma.objectives import Setting, objective
+from stemma.objectives.chunks import Chunked
 from stemma.samples import lookups
 from stemma.text import Tokenizer
 from stemma.train import verify_resume
 from stemma.tuning import systems, tune
+from test_objectives import TOKENIZERS, Documents, same, some, take
 from test_tune import tokenizer  # noqa: F401
 
 
@@ -33,6 +50,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Pat
     hf.LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("few") / "lookups.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in itertools.islice(lookups.rows(), 60)))
+    return str(path)
 
 
 # ---------------------------------------------------------------- the documents
@@ -75,11 +99,9 @@ def test_rows_with_a_text_are_read_as_text_and_as_rows() -> None:
 # ---------------------------------------------------------------- LongLLaMA
 
 
-def test_longllama_from_a_llama(tmp_path: Path, llama: Path) -> None:
+def test_longllama_from_a_llama(tmp_path: Path, llama: Path, few: str) -> None:
     """One command: the memory mask, the paper's objective, rate and decay; what comes out is read by the reference."""
-    run = tune(
-        "longllama", start=str(llama), data="builtin:lookups", out=tmp_path / "run", budget="3 steps", quiet=True
-    )
+    run = tune("longllama", start=str(llama), data=few, out=tmp_path / "run", budget="3 steps", quiet=True)
     plan = run.plan
     assert plan.objective == CrossBatch(texts=2, mixture=((0, 0), (1, 1), (2, 1), (3, 0)))
     assert plan.recipe.optimizer.weight_decay == 0.01 and plan.recipe.schedule.shape == "constant"
@@ -94,9 +116,7 @@ def test_longllama_from_a_llama(tmp_path: Path, llama: Path) -> None:
         {k: v.detach() for k, v in model.named_parameters()}, plan.dims.layers, plan.dims.heads, plan.arch.position.base,
         plan.arch.norm.eps, plan.context, exact.mask.last, exact.mask.layers, torch.float32,
     )  # fmt: skip
-    ids = torch.randint(
-        5, plan.dims.vocab, (2 * plan.context + 9,), generator=torch.Generator().manual_seed(4)
-    ).tolist()
+    ids = torch.randint(5, plan.dims.vocab, (plan.context + 41,), generator=torch.Generator().manual_seed(4)).tolist()
     with torch.no_grad():
         assert (model.eval()(torch.tensor([ids])).logits[0] - judge.prompt(ids)).abs().max() < 1e-5
 
@@ -108,6 +128,121 @@ def test_memory_layers_of_another_depth(layers: int, memory: tuple[int, ...]) ->
     dims = Dims(64, layers, 2, 96, 100, 512)
     assert systems.mask_of(stemma.design("longllama-3b"), dims) == Memory(memory, 256)
     assert systems.mask_of(stemma.design("llama-7b"), dims) == stemma.design("llama-7b").arch.mask
+
+
+# ---------------------------------------------------------------- Giraffe
+
+
+def chunked(context: int = 16, overlap: float = 0.5) -> Chunked:
+    found = objective(Chunks(overlap), Setting(TOKENIZERS["llama"], families.design("giraffe").text, context, 1))
+    assert isinstance(found, Chunked)
+    return found
+
+
+def test_chunks_overlap_by_half_a_context() -> None:
+    """As the released script cuts a document: from 0, n/2, n, ... as long as something is left behind the chunk."""
+    view, here = some(20, 1, 90), chunked()
+    want = []
+    for slot in range(20):
+        ids = view[here.order(view)[slot][0]].tolist()
+        starts = [s for s in range(0, max(1, len(ids) - 8), 8) if len(ids) - s > 1]
+        want += [(ids[s : s + 16], ids[s + 1 : s + 17]) for s in starts]
+    got = [e for e, _ in take(here, view, len(want))]
+    assert len(want) > 60
+    for (ids, labels), row in zip(want, got, strict=True):
+        assert row["input_ids"].tolist() == ids + [0] * (16 - len(ids))
+        assert row["labels"].tolist() == labels + [IGNORED] * (16 - len(labels))
+    rows = take(here, view, 50)
+    for i in (3, 17, 30):
+        assert all(same(a, b) for a, b in zip(rows[i:], take(here, view, 50 - i, rows[i - 1][1]), strict=True))
+    assert "documents" not in here.collate(got[:9])
+
+
+def test_every_token_is_judged_once() -> None:
+    view, here = some(20, 1, 90), chunked()
+    judged = [e["labels"][e["labels"] != IGNORED] for e, _ in here.examples(view, once=True)]
+    assert sum(map(len, judged)) == sum(len(view[i]) for i in range(20)) - here.tokens_without_target(view)
+    with pytest.raises(DataError, match="no document has two tokens"):
+        take(here, Documents([[7], [8], []]), 1)
+
+
+SLOW = pytest.mark.slow
+BASES = [
+    "LinearScaling(factor=4.0)",
+    "RandomScaling",
+    "XPosScaling",
+    pytest.param("XPosScaling(neighbours=true)", marks=SLOW),
+    pytest.param("PowerScaling(power=0.5)", marks=SLOW),
+    pytest.param("TruncatedScaling(context=64)", marks=SLOW),
+    pytest.param("NTKScaling(factor=4.0)", marks=SLOW),
+    pytest.param("YarnScaling(factor=4.0, context=64)", marks=SLOW),
+]
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_every_basis_is_a_setting_that_trains(tmp_path: Path, llama: Path, few: str, basis: str) -> None:
+    """Twice the context, the basis, half-overlapping chunks; stopping and going on changes nothing."""
+    more = {"arch.position.scaling": basis}
+    run = tune(
+        "giraffe", start=str(llama), stage=1, data=few, out=tmp_path / "run", budget="3 steps",
+        overrides=more, quiet=True,
+    )  # fmt: skip
+    assert run.plan.dims.context == 128 and run.plan.context == 128 and run.plan.objective == Chunks(0.5)
+    assert run.plan.arch.position == stemma.spec.edit(run.plan.arch, {"position.scaling": basis}).position
+    verify_resume(tmp_path / "run", steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        there = stemma.load(tmp_path / "run")
+    assert there.arch.position == run.plan.arch.position and there.dims.context == 128
+
+
+@pytest.mark.parametrize(("size", "scaling"), [
+    ("giraffe", LinearScaling(4.0)), ("giraffe-v1-13b-scaled-16", LinearScaling(16.0)),
+    ("giraffe-v1-13b-truncated", TruncatedScaling(64)), ("giraffe-v1-13b-power", PowerScaling(0.5)),
+    ("giraffe-v1-13b-random", RandomScaling()), ("giraffe-v1-13b-xpos", XPosScaling(neighbours=True)),
+])  # fmt: skip
+def test_the_runs_of_the_paper_have_names(llama: Path, size: str, scaling: Any) -> None:
+    plan = systems.resolve(size, str(llama), stage=1)
+    assert plan.arch.position.scaling == scaling and plan.train.context == 128 and plan.name == size
+    with pytest.raises(UsageError, match="scales rotary positions"):
+        systems.position_of(stemma.design(size), stemma.build("gpt2", d_model=16, layers=1, heads=2, d_ff=16, vocab=50))
+
+
+@pytest.mark.parametrize(
+    "basis",
+    [
+        "LinearScaling(factor=4.0)",
+        "YarnScaling(factor=4.0, context=64)",
+        pytest.param("DynamicScaling(factor=2.0)", marks=SLOW),
+        pytest.param("Llama3Scaling(factor=4.0, context=64)", marks=SLOW),
+    ],
+)
+def test_transformers_reads_the_bases_that_it_has(tmp_path: Path, llama: Path, few: str, basis: str) -> None:
+    tune(
+        "giraffe", start=str(llama), stage=1, data=few, out=tmp_path / "run", budget="2 steps",
+        overrides={"arch.position.scaling": basis}, quiet=True,
+    )  # fmt: skip
+    ours = stemma.load(tmp_path / "run")
+    theirs = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").eval()
+    ids = torch.randint(5, ours.dims.vocab, (2, 150), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        assert (ours(ids).logits - theirs(ids).logits).abs().max() < 1e-5
+
+
+def test_both_stages_of_giraffe(tmp_path: Path, llama: Path, few: str) -> None:
+    """Longer rows on another basis, then an adapter on conversations that keeps both."""
+    talks = tmp_path / "talks.jsonl"
+    rounds = [{"instruction": "say a", "output": "a b"}, {"instruction": "say c", "output": "c d e"}] * 20
+    talks.write_text("".join(json.dumps(row) + "\n" for row in rounds))
+    more: dict[str, Any] = {"data": [few, str(talks)], "settings": {"template": "plain"}, "budget": "2 steps"}
+    run = tune("giraffe", start=str(llama), out=tmp_path / "run", quiet=True, **more)
+    first = stemma.load(tmp_path / "run" / "stages" / "1")
+    assert first.arch.position.scaling == LinearScaling(4.0)
+    (lora,) = run.plan.rewrites
+    assert (lora.alpha, lora.dropout) == (16.0, 0.05) and run.plan.arch.position == first.arch.position
+    there = stemma.load(tmp_path / "run")
+    assert there.dims.context == 128 and there.arch.position == first.arch.position
+    assert [stage.stand_in for stage in systems.stages_of("giraffe")][1] == "builtin:dialogues"
 
 
 def test_the_python_of_the_page() -> None:

@@ -212,7 +212,7 @@ def test_a_kind_is_known_by_being_declared_and_its_name_is_its_own() -> None:
             type("CLM", (Objective,), {})
     finally:
         del Objective.KINDS["Backwards"]
-    with pytest.raises(UsageError, match="no kind 'Backwards'; known: CLM, CrossBatch, MLM"):
+    with pytest.raises(UsageError, match="no kind 'Backwards'; known: CLM, Chunks, CrossBatch, MLM"):
         spec.edit(design("gpt2"), {"objective": "Backwards()"})
 
 

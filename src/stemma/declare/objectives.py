@@ -66,6 +66,16 @@ class CLM(Objective):
 
 
 @dataclass(frozen=True)
+class Chunks(Objective):
+    """Predict the next token in chunks of long documents, each of which repeats the last `overlap` of the one before
+    (Pal et al. 2023, arXiv:2308.10882, released code). A row is one document's; short documents are padded."""
+
+    label = "next token in overlapping chunks"
+
+    overlap: float = interval("[0, 1)", 0.5)
+
+
+@dataclass(frozen=True)
 class CrossBatch(Objective):
     """Predict the next token, where memory layers of a row see whole rows before it in the batch as memory (Tworkowski
     et al. 2023, arXiv:2307.03170, section 3.2). A text takes `rows` consecutive rows, and `texts` of them are a pack,

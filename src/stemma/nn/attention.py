@@ -23,13 +23,21 @@ CacheWrite = Callable[[Tensor, Tensor, Rotate | None], tuple[Tensor, Tensor]]
 class PositionInputs(NamedTuple):
     """What a position scheme gives to the attention of one layer.
 
-    `rotate`: a function of queries and of keys, B H T D -> B H T D
+    `rotate`: a function of queries and of keys, B H T D -> B H T D; `rotate_keys`: of keys, where it is another one
+    `exact`: scores are fp32
     `bias`: added to the scores, 1|B H T S
     `relative`: read by the layer's own `Relative`"""
 
     rotate: Rotate | None = None
     bias: Tensor | None = None
     relative: Any = None
+    rotate_keys: Rotate | None = None
+    exact: bool = False
+
+    @property
+    def of_keys(self) -> Rotate | None:
+        """The rotation of keys."""
+        return self.rotate if self.rotate_keys is None else self.rotate_keys
 
 
 class Relative(nn.Module):
@@ -107,14 +115,18 @@ class Attention(nn.Module):
         q = self.queries(x, position)
         k, v = kv if kv is not None else self.keys(x)
         if attn_mask.contexts is not None:
-            return self.o(
-                crossbatch.attend(self, q, k, v, position.rotate, attn_mask.contexts).transpose(1, 2).flatten(2)
-            )
+            y = crossbatch.attend(self, q, k, v, position.of_keys, attn_mask.contexts)
+            return self.o(y.transpose(1, 2).flatten(2))
+        turn = position.of_keys
         if write is not None:
-            k, v = write(k, v, position.rotate)
-        elif position.rotate is not None:
-            k = position.rotate(k)
+            k, v = write(k, v, turn)
+        elif turn is not None:
+            k = turn(k)
         q, bias = self.position_bias(q, k, position)
+        if position.exact:
+            with torch.autocast(q.device.type, enabled=False):
+                y = self.attend(q.float(), k.float(), v.float(), attn_mask, bias).to(x.dtype)
+            return self.o(y.transpose(1, 2).flatten(2))
         return self.o(self.attend(q, k, v, attn_mask, bias).transpose(1, 2).flatten(2))
 
     def scores(
@@ -123,8 +135,8 @@ class Attention(nn.Module):
         """Attention scores before the softmax (B H T T, fp32, -inf where masked) and values (B H T D) of `x` (B T D);
         distillation of attention reads them."""
         q, (k, v) = self.queries(x, position), self.keys(x)
-        if position.rotate is not None:
-            k = position.rotate(k)
+        if (turn := position.of_keys) is not None:
+            k = turn(k)
         q, bias = self.position_bias(q, k, position)
         if self.shared > 1:
             k, v = (y.repeat_interleave(self.shared, 1) for y in (k, v))

@@ -29,6 +29,7 @@ class Position(nn.Module):
     columns = 1  # positions a token
     adds_scores = False  # it adds a number for each query and key to the scores, so attention takes rows whole
     first = 0  # position of a text's first token
+    exact = False  # scores are fp32 whatever the precision
 
     def number(self, ids: Tensor, start: int = 0) -> Tensor:  # B T -> 1|B T
         """Positions of `ids`, the next tokens of a text after `start` others."""
@@ -39,6 +40,11 @@ class Position(nn.Module):
 
     def rotation(self, pos: Tensor, dtype: torch.dtype) -> Rotate | None:
         return None
+
+    def rotations(self, pos: Tensor, dtype: torch.dtype, rows: int) -> tuple[Rotate | None, Rotate | None]:
+        """The rotation of queries, and that of keys where it is another one. `rows`: of the batch, of positions that
+        differ by row."""
+        return self.rotation(pos, dtype), None
 
     def bias(self, qpos: Tensor, kpos: Tensor) -> Tensor | None:  # B T, B S -> B H T S
         return None
@@ -95,6 +101,13 @@ class Rotary(Position):
         super().__init__()
         self.width, self.context, self.spec = int(width * spec.share), context, spec
         self.length_dependent = isinstance(spec.scaling, parts.DynamicScaling)
+        self.exact = isinstance(spec.scaling, parts.XPosScaling)
+        self.falling: float | None = spec.scaling.first if isinstance(spec.scaling, parts.XPosScaling) else None
+
+    def at_step(self, step: float, steps: float) -> None:
+        """Say how much of a training is over; xPos's base falls by it."""
+        if isinstance(self.spec.scaling, parts.XPosScaling):
+            self.falling = self.spec.scaling.at(step, steps)
 
     def frequencies(self, device: torch.device, length: Tensor | None = None) -> Tensor:
         """Radians a position for each pair, after scaling: D/2. Dynamic scaling depends on the text's `length` (1|B 1):
@@ -103,7 +116,7 @@ class Rotary(Position):
         free = 1.0 / (self.spec.base**i)
         pairs = self.width // 2
         match self.spec.scaling:
-            case parts.LinearScaling(factor):
+            case parts.LinearScaling(factor) | parts.RandomScaling(factor):
                 return free / factor
             case parts.NTKScaling(factor):
                 return 1.0 / (self.spec.base * factor ** (self.width / (self.width - 2))) ** i
@@ -140,15 +153,37 @@ class Rotary(Position):
         high += 0.001 if low == high else 0.0
         return ((torch.arange(self.width // 2, dtype=torch.float32, device=device) - low) / (high - low)).clamp(0, 1)
 
+    def rotations(self, pos: Tensor, dtype: torch.dtype, rows: int) -> tuple[Rotate, Rotate | None]:
+        match self.spec.scaling:
+            case parts.RandomScaling() if self.training:
+                return self.rotation(random_positions(pos.expand(rows, -1)), dtype), None
+            case parts.XPosScaling() as spec:
+                grown = self.growth(spec, pos)
+                return self._rotation(pos, torch.float32, grown), self._rotation(pos, torch.float32, 1 / grown)
+        return self.rotation(pos, dtype), None
+
+    def growth(self, spec: parts.XPosScaling, pos: Tensor) -> Tensor:
+        """xPos's factor of queries, whose inverse is that of keys: 1|B T -> 1|B 1 T D/2."""
+        i = torch.arange(0, self.width, 2, dtype=torch.float32, device=pos.device)
+        base = self.falling if self.training and self.falling is not None else spec.base
+        power = (pos[:, None, :, None].float() - self.context // 2) / base
+        return ((i + 0.4 * self.width) / (1.4 * self.width)) ** power
+
     def rotation(self, pos: Tensor, dtype: torch.dtype) -> Rotate:
+        return self._rotation(pos, dtype)
+
+    def _rotation(self, pos: Tensor, dtype: torch.dtype, grown: Tensor | None = None) -> Rotate:
         free = self.frequencies(pos.device, pos.amax(-1, keepdim=True) + 1)
         angle = pos[:, None, :, None].float() * (free if free.ndim == 1 else free[:, None])  # 1|B 1 T D/2
         cos, sin = angle.cos(), angle.sin()
         if isinstance(self.spec.scaling, parts.YarnScaling):
             size = yarn_attention(self.spec.scaling)
             cos, sin = cos * size, sin * size
+        if grown is not None:
+            cos, sin = cos * grown, sin * grown
         cos, sin = cos.to(dtype), sin.to(dtype)
-        pairs = rotate_neighbours if self.spec.interleaved else rotate
+        wrong = isinstance(self.spec.scaling, parts.XPosScaling) and self.spec.scaling.neighbours
+        pairs = rotate_neighbours if self.spec.interleaved or wrong else rotate
 
         def rotate_share(x: Tensor) -> Tensor:
             if self.width == x.shape[-1]:
@@ -156,6 +191,13 @@ class Rotary(Position):
             return torch.cat([pairs(x[..., : self.width], cos, sin), x[..., self.width :]], -1)
 
         return rotate_share
+
+
+def random_positions(pos: Tensor) -> Tensor:  # B T -> B T
+    """Running sums of steps from U(0, 2), shrunk where they exceed the length."""
+    found = torch.cumsum(2 * torch.rand(pos.shape, device=pos.device), -1)
+    length = torch.tensor(float(pos.shape[-1]), device=pos.device)
+    return pos[:, :1] + found * (length / torch.maximum(found[:, -1:], length))
 
 
 def yarn_attention(spec: parts.YarnScaling) -> float:

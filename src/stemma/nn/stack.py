@@ -336,7 +336,7 @@ class Stack(nn.Module):
             mask: self.local if self.local is not None and isinstance(mask, parts.Sliding) else self.position
             for mask in spans
         }
-        rotations = {s: s.rotation(inputs.positions, dtype) for s in dict.fromkeys(schemes.values())}
+        rotations = {s: s.rotations(inputs.positions, dtype, len(inputs.x)) for s in dict.fromkeys(schemes.values())}
         shared: dict[tuple[Position, int], tuple[Tensor | None, object]] = {}  # layers of one span share a bias
         out = {}
         for mask, scheme in schemes.items():
@@ -345,5 +345,6 @@ class Stack(nn.Module):
             if key not in shared:
                 bias, relative = scheme.bias(queries, keys), scheme.relative(queries, keys, inputs.is_arange)
                 shared[key] = None if bias is None else bias.to(dtype), relative
-            out[mask] = PositionInputs(rotations[scheme], *shared[key])
+            turn, turn_keys = rotations[scheme]
+            out[mask] = PositionInputs(turn, *shared[key], turn_keys, scheme.exact)
         return out

@@ -27,7 +27,7 @@ class NextToken(base.Objective, of=declared.CLM):
     structures = ("decoder",)
     streamed = True
 
-    def __init__(self, spec: declared.CLM | declared.Infill | declared.CrossBatch, setting: base.Setting) -> None:
+    def __init__(self, spec: declared.Objective, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.span = self.context  # targets of a chunk
         bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id

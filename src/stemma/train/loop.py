@@ -16,6 +16,7 @@ from torch import Tensor
 from stemma import disk
 from stemma.errors import CheckpointError, DataError, ResourceError, no_memory
 from stemma.nn.model import Model
+from stemma.nn.positions import Rotary
 from stemma.objectives import Batch, Objective
 from stemma.objectives.base import Loss
 from stemma.runs import best, checkpoint, length
@@ -87,6 +88,7 @@ class Loop:
         ahead = plan.train.ahead if plan.train.ahead is not None else AHEAD[self.device.type]
         self.ahead = 0 if source.online else ahead
         self._stream: Prefetch | Iterator[Any] | None = None
+        self._falling = [m for m in self.model.modules() if isinstance(m, Rotary) and m.falling is not None]
         self._transform()
 
     def _transform(self) -> None:
@@ -194,6 +196,8 @@ class Loop:
         lr = optim.learning_rate(self.plan.recipe.schedule, self.lr, place, planned)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("times", 1.0)
+        for scheme in self._falling:
+            scheme.at_step(self.length.place(self.step), planned)
         taken: list[Update] = []
         for number, batches in enumerate(self.batches()):
             self.update = number

@@ -6,21 +6,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stemma import disk, families, samples, spec
+from stemma import disk, families, spec
 from stemma.conversations.templates import NAMES
-from stemma.data.sources import options
-from stemma.declare.family import Design, Text
+from stemma.declare.family import Design
 from stemma.declare.objectives import Objective
 from stemma.declare.recipes import AdamW, Recipe
-from stemma.declare.tasks import ChatTask, HardPrompt
+from stemma.declare.tasks import ChatTask
 from stemma.declare.tuning import SFT, LoRA, Pretraining, SoftPrompt, Stage, Template
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
-from stemma.nn.parts import Dims, Dropout, Mask, Memory
+from stemma.nn.parts import (
+    Dims,
+    Dropout,
+    Llama3Scaling,
+    Mask,
+    Memory,
+    Position,
+    Rotary,
+    TruncatedScaling,
+    YarnScaling,
+)
 from stemma.objectives import incompatible_reason, with_special_tokens
 from stemma.rewrites import kinds
 from stemma.rewrites.kinds import Rewrite
 from stemma.train.config import Plan, Train
+from stemma.tuning.ahead import VECTORS, behind, padded, prompts_of
 from stemma.tuning.plans import SCALE, beside, fitting, objective_of, packed, started
 from stemma.tuning.tokens import needed
 
@@ -28,7 +38,6 @@ EXAMPLES = 16  # of a step, in a scaled run
 FASTER = 10.0  # times the published rate at most, in a scaled run
 WARMUP = 0.03  # share of the steps, where none is published
 DEFAULT, PLAIN = "chatml", "plain"  # templates, where none is published: of tokens of its own, or of text alone
-VECTORS = 100  # of a soft prompt, where their number is unpublished
 UNKNOWN = 5e-5  # peak rate, where none is published
 
 
@@ -125,14 +134,6 @@ def longest(found: System, there: Model, full: bool) -> int:
     return stage.context if full and stage.context is not None else round(there.dims.context * stage.longer)
 
 
-def behind(there: Model, vectors: int) -> int:
-    """The tokens that a model reads behind so many vectors. Raises UsageError where that is none."""
-    limit = there.decoder.position.limit if there.decoder is not None else None  # of a table of positions
-    if limit is not None and limit <= vectors:
-        raise UsageError(f"{there.name} has {limit} positions, and {vectors} vectors in front of a text take them all")
-    return there.dims.context if limit is None else limit - vectors
-
-
 def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Recipe, int, str]:
     """(recipe, tokens of a row, budget) of tuning the model `there` as the system was tuned. Unless `full`, a step has
     fewer examples, and weights and low-rank adapters learn faster, as a narrower network's may: by the factor of the
@@ -204,7 +205,7 @@ def resolve(
             raise UsageError(f"stage {found.number} of {name} reads text, not rows, so it has no setting {given[0]!r}")
         objective = found.stage.objective or found.design.objective
         objective = objective if full else objective.scaled(there.dims.context / found.design.dims.context)
-        arch = replace(arch, mask=mask_of(found.design, there.dims))
+        arch = replace(arch, mask=mask_of(found.design, there.dims), position=position_of(found.design, there))
         if (why := incompatible_reason(objective, arch)) is not None:
             raise UsageError(f"{there.name} cannot be tuned as {name}: {why}")
         text = with_special_tokens(objective, replace(text, extras=found.design.text.extras))
@@ -232,19 +233,18 @@ def resolve(
     return needed(fitting(plan), there, quiet)[0]
 
 
-def prompts_of(data: str) -> tuple[HardPrompt, ...]:
-    """The prompts in words that come with data of this project's own, one for each task."""
-    name = options(data)[0].removeprefix("builtin:")
-    if not data.startswith("builtin:") or name not in samples.NAMES:
-        return ()
-    return tuple(HardPrompt(text, task) for task, text in samples.prompts(name).items())
-
-
-def padded(text: Text, pad: str | None, there: Model) -> Text:
-    """`text` with the token of its own that a system pads with, for a model whose tokenizer has none for it."""
-    if pad is None or there.tokenizer.pad_id is not None:
-        return text
-    return replace(text, pad=pad, extras=(*text.extras, pad))
+def position_of(design: Design, there: Model) -> Position:
+    """The positions of the model `there` on the basis of a published design, where that one has a basis of its own. A
+    context that it names is the published share of the model's. Raises UsageError where there is nothing to scale."""
+    own, published = there.arch.position, design.arch.position
+    if not isinstance(published, Rotary) or published.scaling is None:
+        return own
+    if not isinstance(own, Rotary):
+        raise UsageError(f"{design.name} scales rotary positions, and {there.name} has {own}")
+    scaling = published.scaling
+    if isinstance(scaling, Llama3Scaling | TruncatedScaling | YarnScaling):
+        scaling = replace(scaling, context=max(8, round(scaling.context * there.dims.context / design.dims.context)))
+    return replace(own, scaling=scaling)
 
 
 def mask_of(design: Design, dims: Dims) -> Mask:

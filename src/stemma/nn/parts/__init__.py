@@ -46,8 +46,10 @@ from stemma.nn.parts.scalings import (
     Llama3Scaling,
     NTKScaling,
     PowerScaling,
+    RandomScaling,
     Scaling,
     TruncatedScaling,
+    XPosScaling,
     YarnScaling,
 )
 
@@ -106,6 +108,7 @@ __all__ = [
     "PreNorm",
     "Prefix",
     "RMSNorm",
+    "RandomScaling",
     "Recall",
     "RelativeSinusoidal",
     "Residual",
@@ -121,6 +124,7 @@ __all__ = [
     "Tag",
     "Task",
     "TruncatedScaling",
+    "XPosScaling",
     "YarnScaling",
     "gated_width",
 ]

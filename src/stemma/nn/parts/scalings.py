@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stemma.spec import Spec, at_least, positive, require
+from stemma.spec import Spec, at_least, not_negative, positive, require
 
 
 @dataclass(frozen=True)
@@ -79,4 +79,45 @@ class PowerScaling(Spec):
     power: float = positive(0.5)
 
 
-Scaling = LinearScaling | NTKScaling | DynamicScaling | YarnScaling | Llama3Scaling | TruncatedScaling | PowerScaling
+@dataclass(frozen=True)
+class RandomScaling(Spec):
+    """Giraffe's randomised positions (Pal et al. 2023, section 3): in training a row's positions are running sums of
+    steps from U(0, 2), shrunk where they exceed its length; in use they are 0, 1, ... Angles are divided by
+    `factor`."""
+
+    factor: float = positive(1.0)
+
+
+@dataclass(frozen=True)
+class XPosScaling(Spec):
+    """xPos (Sun et al. 2022, arXiv:2212.10554) as Giraffe took it: pair i of a query at m is multiplied by
+    `z_i ** (m / base)`, of a key at n by `z_i ** (-n / base)`, with `z_i = (2 i + 0.4 D) / (1.4 D)`. Positions count
+    from the middle of `dims.context`, and scores are fp32. In training the base falls from `first` by `fall` a step.
+    `neighbours`: neighbours of a head are paired whatever the order of the weights, as the released code did to weights
+    whose pairs are halves, a fault that its runs had."""
+
+    base: float = positive(128.0)
+    first: float = positive(8192.0)
+    fall: float = not_negative(8.0)
+    neighbours: bool = False
+
+    def check(self) -> None:
+        require(self.first >= self.base, f"xPos's base falls from first={self.first} to base={self.base}, not upwards")
+
+    def at(self, step: float, steps: float) -> float:
+        """The base after `step` of `steps` of training; a run too short for `fall` has a steeper one."""
+        fall = max(self.fall, (self.first - self.base) / max(steps, 1))
+        return max(self.base, self.first - fall * step)
+
+
+Scaling = (
+    LinearScaling
+    | NTKScaling
+    | DynamicScaling
+    | YarnScaling
+    | Llama3Scaling
+    | TruncatedScaling
+    | PowerScaling
+    | RandomScaling
+    | XPosScaling
+)

@@ -43,11 +43,13 @@ class Turn:
 @dataclass(frozen=True)
 class Conversation:
     """Turns in order: perhaps a system message, then user and assistant in turn. `instruction` and `input` are kept
-    apart for templates that write them apart (Alpaca)."""
+    apart for templates that write them apart (Alpaca). `liked`: whether the last answer was preferred to another; None
+    where none was compared."""
 
     turns: tuple[Turn, ...]
     instruction: str = ""
     input: str = ""
+    liked: bool | None = None
 
     @property
     def messages(self) -> list[dict[str, str]]:

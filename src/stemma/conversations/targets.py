@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from stemma.conversations.shapes import Conversation
@@ -155,10 +155,14 @@ def fitting(
     turns = talk.turns if talk.turns[-1].role == "assistant" else talk.turns[:-1]
     rounds = 0
     while True:
-        text = write.write(Conversation(turns, talk.instruction, talk.input))
+        text = write.write(replace(talk, turns=turns))
         example = encode(tokenizer, text, loss_on)
         if len(example.ids) <= longest:
             return text, example, rounds
+        if talk.liked is not None:
+            raise DataError(
+                f"it has {len(example.ids)} tokens, more than the {longest} of a row, and its end is learnt"
+            )
         if len(turns) - head <= 2:
             raise DataError(f"its first round has {len(example.ids)} tokens, more than the {longest} of a row")
         rounds += 1

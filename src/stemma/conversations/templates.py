@@ -53,12 +53,24 @@ def adapted(template: Turns | Instructions, tokenizer: Any) -> Turns | Instructi
     return replace(template, **forms)
 
 
+def conditioned(template: Turns | Instructions, marker: str) -> Turns:
+    """`template` with a marker of feedback, such as "a helpful answer", and a blank before every answer and where one
+    is asked for. Raises UsageError for a template of instructions."""
+    if not isinstance(template, Turns):
+        raise UsageError("markers of feedback stand in templates of turns, and this one writes instructions")
+    return replace(template, assistant=f"{marker} {template.assistant}", generation=f"{marker} {template.generation}")
+
+
 class TurnsWriter(Writer):
     """By a declared template. `<s>` and `</s>` of LLaMA's tokenizer are the tokens that begin and end a text of
-    `tokenizer`, where that has others."""
+    `tokenizer`, where that has others. `feedback`: the marker that stands before answers, and the one that stands
+    before the last answer of a conversation in place of it, where another answer was preferred."""
 
-    def __init__(self, template: Turns | Instructions, tokenizer: Any = None) -> None:
-        self.template = template if tokenizer is None else adapted(template, tokenizer)
+    def __init__(self, template: Turns | Instructions, tokenizer: Any = None, feedback: tuple[str, ...] = ()) -> None:
+        own = template if tokenizer is None else adapted(template, tokenizer)
+        self.template, self.disliked = own, own
+        if feedback:
+            self.template, self.disliked = (conditioned(own, marker) for marker in feedback)
 
     def tokens(self) -> tuple[str, ...]:
         forms = "".join(_forms(self.template).values())
@@ -70,12 +82,13 @@ class TurnsWriter(Writer):
         if isinstance(self.template, Instructions):
             self._instruct(self.template, talk, made)
         else:
-            self._talk(self.template, talk.turns, made)
+            end = self.disliked if talk.liked is False and isinstance(self.disliked, Turns) else self.template
+            self._talk(self.template, talk.turns, made, end)
         last = made.spans[-1] if made.spans else (0, 0)
         ended = made.words and any(last[0] == begin and last[1] > end for begin, end in made.words)
         return made.made(not ended)
 
-    def _talk(self, template: Turns, turns: Sequence[Turn], made: Builder) -> None:
+    def _talk(self, template: Turns, turns: Sequence[Turn], made: Builder, end: Turns | None = None) -> None:
         system = turns[0].content if turns[:1] and turns[0].role == "system" else template.default
         rest = turns[1:] if turns[:1] and turns[0].role == "system" else turns
         if not template.inside and (system or "{}" not in template.system):
@@ -84,7 +97,8 @@ class TurnsWriter(Writer):
             inside = i == 0 and template.inside and bool(system)
             words = turn.content.strip() if template.strip else turn.content
             if turn.role == "assistant":
-                made.answer(template.assistant, words, template.generation)
+                own = end if end is not None and i == len(rest) - 1 else template
+                made.answer(own.assistant, words, own.generation)
                 continue
             made.add(template.between if i else "")
             before, _, after = template.user.partition("{}")
@@ -183,17 +197,25 @@ def _instructions(own: Instructions) -> str:
     )
 
 
-def writer(tokenizer: Any, template: str | Turns | Instructions | None = None, **options: Any) -> Writer:
-    """The writer of a template: a name of `NAMES`, a declared value, or (None) the tokenizer's own. Raises UsageError
-    for an unknown name, and where the tokenizer has none."""
+def writer(
+    tokenizer: Any,
+    template: str | Turns | Instructions | None = None,
+    feedback: tuple[str, ...] = (),
+    **options: Any,
+) -> Writer:
+    """The writer of a template: a name of `NAMES`, a declared value, or (None) the tokenizer's own. `feedback`: as in
+    `TurnsWriter`. Raises UsageError for an unknown name, where the tokenizer has none, and for markers of feedback
+    without a name."""
     if isinstance(template, Turns | Instructions):
-        return TurnsWriter(template, tokenizer)
+        return TurnsWriter(template, tokenizer, feedback)
     if template is not None:
         if template not in NAMES:
             raise UsageError(
                 f"no chat template is called {template!r}; known: {', '.join(NAMES)}{did_you_mean(template, NAMES)}"
             )
-        return TurnsWriter(NAMES[template], tokenizer)
+        return TurnsWriter(NAMES[template], tokenizer, feedback)
+    if feedback:
+        raise UsageError(f"markers of feedback need a template by name; name one of {', '.join(NAMES)}")
     own = getattr(tokenizer, "chat_template", None)
     if own is None:
         raise UsageError(f"this tokenizer has no chat template; name one of {', '.join(NAMES)}")

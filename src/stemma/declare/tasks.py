@@ -54,18 +54,26 @@ class HardPrompt(Spec):
 class ChatTask(RowTask):
     """Conversations (`stemma.conversations`), written by a `template` (a name; "": the tokenizer's own). `loss_on`:
     the assistant's words with the end token behind them, all of them or the last, or the whole text. `ghost`: data of
-    Ghost Attention are made of them; then the last answer is what is learnt. `prompts`: in which the first user's words
+    Ghost Attention are made of them; then the last answer is what is learnt. `feedback`: two markers; of rows with a
+    chosen and a rejected answer both are learnt, behind the first and the second, and the first stands before all other
+    answers (Koala). Without them only the chosen one of a transcript is. `prompts`: in which the first user's words
     stand, one for each task (instruction prompt tuning: Singhal et al. 2022, arXiv:2212.13138)."""
 
     word = "chat"
     template: str = ""
     loss_on: Literal["answers", "last answer", "everything"] = "answers"
     ghost: Ghost | None = quiet(None)
+    feedback: tuple[str, ...] = quiet(())
     prompts: tuple[HardPrompt, ...] = quiet(())
 
     def check(self) -> None:
         tasks = [prompt.task for prompt in self.prompts]
         require(len({*tasks}) == len(tasks), f"ChatTask.prompts holds two prompts for one task: {', '.join(tasks)}")
+        require(
+            not self.feedback
+            or (len({*self.feedback}) == 2 == len(self.feedback) and all(map(str.strip, self.feedback))),
+            f"feedback={self.feedback} must be two different markers, or none",
+        )
         require(
             self.ghost is None or self.loss_on != "everything",
             "Ghost Attention learns the last answer; leave out loss_on=everything",

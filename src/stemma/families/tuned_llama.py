@@ -173,10 +173,15 @@ koala = llama.trained(
                 ),
                 epochs=2,
                 feedback=("a helpful answer", "an unhelpful answer"),
+                stand_in="builtin:feedback",
             ),
         ),
         "about 30k shared dialogues, 87k answers of HC3, and open instruction and feedback sets",
         "BEGINNING OF CONVERSATION: USER: ... GPT:",
+        result="on 180 queries about 100 people rated it as good as Alpaca or better, and in half of the cases as "
+        "good as ChatGPT or better; the shared dialogues alone did slightly better than all of the data",
+        stand_ins="builtin:feedback, compared answers that are made here; where a marker stands is unpublished: here "
+        "between the user's words and `GPT:`, before every answer, and `a helpful answer` where nobody compared",
     ),
 )
 

@@ -41,6 +41,10 @@ class Reader(ABC):
     def marked(self, found: Any) -> Marked:
         """The ids of what `read` found. Raises DataError if no target is left in `context` tokens."""
 
+    def pieces(self, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The rows that a row is read as; they stay together when some are held out."""
+        return [row]
+
     def check(self, row: Mapping[str, Any]) -> None:
         """Raises DataError for a row that cannot be learnt from."""
         self.marked(self.read(row))

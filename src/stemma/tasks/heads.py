@@ -38,10 +38,6 @@ class HeadReader(Reader):
     def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
         """How good predictions are, by the metrics of the task."""
 
-    def pieces(self, row: Row) -> list[Row]:
-        """The rows that a row is read as: several where it is longer than the model reads."""
-        return [row]
-
     def whole(self, row: Row, answers: Sequence[Answer]) -> Answer:
         """The prediction of a row, of those of its pieces."""
         return answers[0]

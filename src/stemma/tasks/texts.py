@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from stemma.conversations import Conversation, Text, Writer, encode, fit, ghost, read, writer
-from stemma.conversations.targets import check
+from stemma.conversations import Conversation, Text, Writer, comparisons, encode, fit, ghost, read, writer
+from stemma.conversations.targets import LossOn, check
 from stemma.declare.tasks import ChatTask, WriteTask
 from stemma.errors import DataError
 from stemma.tasks.base import Marked, Reader, text_of
@@ -21,26 +22,42 @@ def marks_of(targets: Sequence[bool]) -> list[int]:
 
 
 class ChatReader(Reader, of=ChatTask):
-    """Conversations of any known shape. Whole rounds are left out at the end of one that is too long."""
+    """Conversations of any known shape. Whole rounds are left out at the end of one that is too long. With markers of
+    feedback, a row that compares two answers is read as two conversations, of which the last answers are learnt: those
+    before them are in both and were not compared."""
 
     @cached_property
     def writer(self) -> Writer:
         """What writes them."""
-        return writer(self.tokenizer, self.task.template or None)
+        return writer(self.tokenizer, self.task.template or None, self.task.feedback)
+
+    def pieces(self, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return comparisons.pieces(row) if self.task.feedback else [row]
 
     def read(self, row: Mapping[str, Any]) -> Conversation:
-        found = prompted(read(row), self.task.prompts, row.get("task"))
+        if self.task.feedback and comparisons.is_row(row):  # where one is to be seen, the preferred
+            found = comparisons.compared(row)[0]
+        else:
+            found = read(row)
+            liked = row.get(comparisons.FEEDBACK)
+            found = replace(found, liked=liked) if self.task.feedback and isinstance(liked, bool) else found
+        found = prompted(found, self.task.prompts, row.get("task"))
         return found if self.task.ghost is None else ghost.learnt(found, self.task.ghost)
 
     def marked(self, found: Conversation) -> Marked:
-        example = fit(found, self.context + 1, self.writer, self.tokenizer, self.task.learns)
+        example = fit(found, self.context + 1, self.writer, self.tokenizer, self._learns(found))
         return Marked(example.ids, marks_of(example.targets))
 
+    def _learns(self, found: Conversation) -> LossOn:
+        return self.task.learns if found.liked is None or self.task.learns == "everything" else "last answer"
+
     def check(self, row: Mapping[str, Any]) -> None:
-        made = self.writer.write(self.read(row))
-        check(self.tokenizer, made, self.task.learns)
-        if len(made.text.encode("utf-8", "replace")) >= self.context:  # else it fits: a token has at least a byte
-            super().check(row)
+        for piece in self.pieces(row):
+            found = self.read(piece)
+            made = self.writer.write(found)
+            check(self.tokenizer, made, self._learns(found))
+            if len(made.text.encode("utf-8", "replace")) >= self.context:  # else it fits: a token has at least a byte
+                self.marked(found)
 
 
 class WriteReader(Reader, of=WriteTask):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from stemma import formats, spec
-from stemma.conversations.templates import NAMES, jinja
+from stemma.conversations.templates import NAMES, conditioned, jinja
 from stemma.declare.tasks import ChatTask, RowObjective
 from stemma.errors import UsageError
 from stemma.formats.heads import HEADS
@@ -52,7 +52,8 @@ def inspect(plan: Plan) -> tuple[Any, int]:
     grown = there.tokenizer.grown(plan.text.sentinels, names, plan.text.runs, plan.text.pad)
     task = plan.objective.task if isinstance(plan.objective, RowObjective) else None
     if isinstance(task, ChatTask) and task.template:  # whoever talks to it later finds the template that it learnt
-        grown.chat_template = jinja(NAMES[task.template], grown)
+        own = NAMES[task.template]
+        grown.chat_template = jinja(conditioned(own, task.feedback[0]) if task.feedback else own, grown)
     return grown, there.dims.vocab
 
 

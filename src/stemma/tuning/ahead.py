@@ -1,4 +1,4 @@
-"""What stands in front of a row, and around it: vectors and the room behind them, prompts in words, a token that pads."""
+"""What stands in front of a row, and around it: vectors and the room behind them, prompts in words, padding."""
 
 from __future__ import annotations
 

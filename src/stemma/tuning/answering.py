@@ -23,7 +23,7 @@ class Answering:
         if model.arch.structure != "decoder":
             raise UsageError(f"{model.name} is an {model.arch.structure}; conversations are answered by decoders")
         self.model, self.task, self.how = model, task, how
-        self.writer = writer(model.tokenizer, task.template or None)
+        self.writer = writer(model.tokenizer, task.template or None, task.feedback)
         self.room = room(model)
         self.longest = min(how.tokens or LONGEST, self.room // 2)
 

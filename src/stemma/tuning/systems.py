@@ -107,7 +107,8 @@ def template_of(template: Template | None) -> str:
 def task_of(found: System) -> ChatTask:
     """How the system's examples are written and which of their tokens are learnt."""
     assert isinstance(found.stage, SFT)
-    return ChatTask(template=template_of(found.stage.template), loss_on=found.stage.loss_on or "answers")
+    stage = found.stage
+    return ChatTask(template_of(stage.template), stage.loss_on or "answers", feedback=stage.feedback)
 
 
 def rewrites_of(found: System, there: Model) -> tuple[Rewrite, ...]:

@@ -90,6 +90,7 @@ GOLDEN = {
     ),
     "stable-beluga": "### System:\ns\n\n### User:\nu\n\n### Assistant:\n«a»### User:\nv\n\n### Assistant:\n«b»",
     "stable-beluga-code": "### System:\ns\n\n### User: u\n\n### Assistant:\n«a»### User: v\n\n### Assistant:\n«b»",
+    "flan": "u</s>«a</s>»v</s>«b</s>»",
     "plain": "u«a»v«b»",
     "alpaca": f"{ALPACA}### Instruction:\nu\n\n### Response:«a</s>»",
     "vigogne": (

@@ -161,6 +161,7 @@ SOURCES = {
     # the card of StableBeluga2: its block, and its code
     "stable-beluga": "### User:\n u \n\n### Assistant:\n« a »### User:\n v \n\n### Assistant:\n« b »",
     "stable-beluga-code": "### User:  u \n\n### Assistant:\n« a »### User:  v \n\n### Assistant:\n« b »",
+    "flan": " u </s>« a </s>» v </s>« b </s>»",
     "plain": " u « a » v « b »",
 }  # fmt: skip
 

@@ -32,6 +32,7 @@ NAMES: dict[str, Turns | Instructions] = {
     "chatml": published.CHATML,
     "stable-beluga": published.BELUGA,
     "stable-beluga-code": published.BELUGA_CODE,
+    "flan": published.FLAN,
     "plain": published.PLAIN,
 }
 

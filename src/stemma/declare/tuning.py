@@ -109,11 +109,10 @@ class Source(Spec):
 class Stage(Spec, open=True):
     """A stage of tuning. `examples`: of a step; `context`: the most tokens of a row; `average`: decay of a running mean
     of the weights. `lr`, `schedule`: where they are not those of the family's recipe, which is that of its main stage;
-    `steps`: where they are published and not epochs; `lr_share`: the rate as a share of the rate in pretraining;
-    `warmup`: as a share of the stage's steps. `changes`:
+    `lr_share`: the rate as a share of the rate in pretraining; `warmup`: as a share of the stage's steps. `changes`:
     paths of the plan that the stage sets, each with its value (`("arch.position.base", 1e6)`); `longer`: so many times
     the model's context is read after it. `stand_in`: the data that it learns from here where none are named, such as
-    "builtin:captain"."""
+    "builtin:captain". `steps`: how many were taken, where epochs are not what was published."""
 
     word: ClassVar[str] = ""  # what `show` and `tree` print
     runs: ClassVar[bool] = False  # whether `stemma tune` carries it out
@@ -122,7 +121,6 @@ class Stage(Spec, open=True):
     template: Template | None = None
     mixture: tuple[Source, ...] = ()
     epochs: float | tuple[float, ...] | None = positive(None)
-    steps: int | None = at_least(1, None)
     examples: int | tuple[int, ...] | None = positive(None)
     context: int | None = at_least(8, None)
     lr: float | tuple[float, ...] | None = positive(None)
@@ -134,6 +132,7 @@ class Stage(Spec, open=True):
     changes: tuple[tuple[str, Any], ...] = ()
     longer: float = positive(1.0)
     stand_in: str = ""
+    steps: int | tuple[int, ...] | None = quiet(None)
 
     @property
     def label(self) -> str:
@@ -155,7 +154,8 @@ class SFT(Stage):
     """On demonstrations. `loss_on`: which tokens are targets (end tokens are part of an answer); `packed`: rows hold
     several examples; `adapter`: what learns in place of the weights; `frozen`: patterns of module paths that do not
     learn; `pretraining_share`: of the examples that are pretraining text; `feedback`: markers before a preferred and
-    before another answer, both of which are learnt; `then`: a second pass, on other data or in other rows."""
+    before another answer, both of which are learnt; `then`: a second pass, on other data or in other rows. `inputs`,
+    `targets`: the most tokens of what is asked and of the answer; what is longer loses its end."""
 
     word = "sft"
     runs = True
@@ -167,6 +167,8 @@ class SFT(Stage):
     pretraining_share: float = interval("[0, 1)", 0.0)
     feedback: tuple[str, ...] = ()
     then: SFT | None = None
+    inputs: int | None = quiet(None)
+    targets: int | None = quiet(None)
 
     @property
     def label(self) -> str:

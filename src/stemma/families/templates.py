@@ -4,6 +4,9 @@ from stemma.declare.tuning import Instructions, Turns
 
 PLAIN = Turns(user="{}", assistant="{}", generation="")  # the prompt as it came, then the answer
 
+# Wei et al. 2021, section 2.4, and Chung et al. 2022, appendix E: an end token between input and target, nothing else
+FLAN = Turns(user="{}</s>", assistant="{}</s>", generation="")
+
 # tatsu-lab/stanford_alpaca, train.py; the answer follows the colon directly
 _TASK = "Below is an instruction that describes a task"
 _ASK = "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}"

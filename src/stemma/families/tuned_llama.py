@@ -298,10 +298,14 @@ tulu = llama.trained(
                 examples=128,
                 context=2048,
                 loss_on="answers",
+                stand_in="builtin:tulu,builtin:captain",
             ),
         ),
         "a mixture of seven sets of human and machine instructions",
         "<|user|> ... <|assistant|> ...",
+        result="no single set is best at everything, and the mixture is the best on average (recalled)",
+        stand_ins="builtin:tulu and builtin:captain, rows of small tasks, dialogues, what the model says of itself; "
+        "`stemma data mixture tulu` makes the published mixture of its sources",
     ),
 )
 

@@ -20,19 +20,20 @@ class Answering:
     lack the answer."""
 
     def __init__(self, model: Model, task: ChatTask, how: Decoding) -> None:
-        if model.arch.structure != "decoder":
-            raise UsageError(f"{model.name} is an {model.arch.structure}; conversations are answered by decoders")
+        if model.arch.structure == "encoder":
+            raise UsageError(f"{model.name} is an encoder, which writes no answers")
         self.model, self.task, self.how = model, task, how
         self.writer = writer(model.tokenizer, task.template or None, task.feedback)
-        self.room = room(model)
-        self.longest = min(how.tokens or LONGEST, self.room // 2)
+        whole, both = room(model), model.arch.structure == "encoder-decoder"
+        self.longest = min(how.tokens or LONGEST, whole if both else whole // 2)
+        self.room = whole - (0 if both else self.longest)
 
     def prompt(self, row: Mapping[str, Any]) -> list[int]:
         """What the model reads of a row. Raises DataError for a row without a question, and one that is too long."""
         talk = prompted(shapes.question(row), self.task.prompts, row.get("task"))
         ids = prompt_ids(self.model.tokenizer, self.writer.prompt(talk.turns))
-        if len(ids) > (most := self.room - self.longest):
-            raise DataError(f"its prompt has {len(ids)} tokens, more than the {most} in front of an answer")
+        if len(ids) > self.room:
+            raise DataError(f"its prompt has {len(ids)} tokens, more than the {self.room} in front of an answer")
         return ids
 
     def answers(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

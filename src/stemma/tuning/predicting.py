@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,8 +37,8 @@ from stemma.tasks import columns, kept
 from stemma.tasks.base import text_of
 from stemma.tasks.encoder import first, good_rows
 from stemma.tasks.head_columns import columns_of
-from stemma.tasks.metrics import bootstrap, texts
-from stemma.tuning import decoding
+from stemma.tasks.metrics import bootstrap, labels, texts
+from stemma.tuning import decoding, ranking
 from stemma.tuning.answering import Answering
 from stemma.tuning.decoding import Decoding
 from stemma.tuning.writing import Written
@@ -151,7 +152,7 @@ class WritePredictor(TextPredictor, of=WriteTask):
         return text_of(row, self.task.target, "target")
 
 
-class ChatPredictor(TextPredictor, of=ChatTask):
+class AnswerPredictor(TextPredictor):
     """Answers the last question of a conversation."""
 
     def __init__(self, model: Model, task: ChatTask, how: Decoding) -> None:
@@ -160,6 +161,71 @@ class ChatPredictor(TextPredictor, of=ChatTask):
 
     def wanted(self, row: Row) -> str:
         return conversations.read(row).answers[-1]
+
+
+class RankPredictor(Predictor):
+    """Predicts which of a row's `options` is the last answer (`stemma.tuning.ranking`)."""
+
+    def __init__(self, model: Model, task: ChatTask, how: Decoding) -> None:
+        super().__init__(model, task, how)
+        self.ranker = ranking.Ranker(model, task, min(model.dims.context, ROW))
+
+    def check(self, row: Row, scored: bool) -> None:
+        self.ranker.marked(row)
+        if scored:
+            ranking.truth(row)
+
+    def predict(self, rows: Sequence[Row]) -> list[Answer]:
+        self.model.eval()
+        read = [one for row in rows for one in self.ranker.marked(row)]
+        scores = [0.0] * len(read)
+        for some in batches([len(one.ids) for one in read]):
+            for k, score in zip(some, self.ranker.scores([read[k] for k in some]), strict=True):
+                scores[k] = score
+        each = iter(scores)
+        found = [dict(zip(options, each, strict=False)) for options in map(ranking.options, rows)]
+        return [{"label": max(own, key=own.__getitem__), "scores": own} for own in found]
+
+    def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
+        options, truth = [ranking.options(row) for row in rows], [ranking.truth(row) for row in rows]
+        found = [own.index(answer["label"]) for own, answer in zip(options, answers, strict=True)]
+        nats = [-answer["scores"][own[i]] for own, answer, i in zip(options, answers, truth, strict=True)]
+        chance = sum(1 / len(own) for own in options) / len(rows)
+        return {**labels.right(truth, found), "chance": chance, "nats": sum(nats) / len(rows)}
+
+
+class TalkPredictor(Predictor, of=ChatTask):
+    """Answers conversations: rows that list `options` by the likeliest of them, unless texts are to be drawn, and
+    others by writing."""
+
+    @cached_property
+    def ranks(self) -> RankPredictor:
+        return RankPredictor(self.model, self.task, self.how)
+
+    @cached_property
+    def writes(self) -> AnswerPredictor:
+        return AnswerPredictor(self.model, self.task, self.how)
+
+    def by(self, row: Row) -> RankPredictor | AnswerPredictor:
+        """What predicts a row."""
+        return self.ranks if ranking.OPTIONS in row and self.how == Decoding() else self.writes
+
+    def check(self, row: Row, scored: bool) -> None:
+        self.by(row).check(row, scored)
+
+    def predict(self, rows: Sequence[Row]) -> list[Answer]:
+        found: list[Answer] = [{}] * len(rows)
+        for kind in dict.fromkeys(map(self.by, rows)):
+            own = [i for i, row in enumerate(rows) if self.by(row) is kind]
+            for i, answer in zip(own, kind.predict([rows[i] for i in own]), strict=True):
+                found[i] = answer
+        return found
+
+    def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
+        kinds = list(dict.fromkeys(map(self.by, rows)))
+        if len(kinds) > 1:
+            raise DataError(f"some rows list {ranking.OPTIONS!r} and others do not; judge them apart")
+        return (kinds[0] if kinds else self.writes).measure(rows, answers)
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:

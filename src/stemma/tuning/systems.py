@@ -108,7 +108,13 @@ def task_of(found: System) -> ChatTask:
     """How the system's examples are written and which of their tokens are learnt."""
     assert isinstance(found.stage, SFT)
     stage = found.stage
-    return ChatTask(template_of(stage.template), stage.loss_on or "answers", feedback=stage.feedback)
+    return ChatTask(
+        template_of(stage.template),
+        stage.loss_on or "answers",
+        feedback=stage.feedback,
+        inputs=stage.inputs,
+        targets=stage.targets,
+    )
 
 
 def rewrites_of(found: System, there: Model) -> tuple[Rewrite, ...]:
@@ -153,7 +159,8 @@ def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Rec
         wider = found.design.dims.d_model / there.dims.d_model
         rate *= 1.0 if prompts else min(FASTER, max(1.0, wider))
     epochs = _first(stage.epochs)
-    if epochs is None and stage.steps is None:
+    steps = published.steps if full and stage.steps is not None else None
+    if epochs is None and steps is None:
         chosen.append("3 epochs")
     schedule = stage.schedule or published.schedule
     share = stage.warmup
@@ -162,17 +169,20 @@ def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Rec
     if chosen and not quiet:
         disk.tell(f"note: {' and '.join(chosen)} {'are' if len(chosen) > 1 else 'is'} this tool's choice: unpublished")
     packed = isinstance(stage, SFT) and stage.packed is not False
+    batch = examples * context if not packed or full else max(1, examples // 4) * context
+    if steps is not None and stage.examples is None:
+        batch = published.batch or batch
     recipe = Recipe(
         optimizer=published.optimizer if published.optimizer != AdamW() else AdamW(weight_decay=0.0),
         lr=rate,
         schedule=replace(schedule, warmup=max(1, round(1000 * share))),
         steps=1000,  # of which the warm-up is a share
-        batch=examples * context if not packed or full else max(1, examples // 4) * context,
+        batch=batch,
         clip=published.clip or 1.0,
         mixed=False,
         z_loss=published.z_loss,
     )
-    return recipe, context, f"{stage.steps} steps" if stage.steps else f"{epochs or 3:g} epochs"
+    return recipe, context, f"{steps} steps" if steps is not None else f"{epochs or 3:g} epochs"
 
 
 def resolve(

@@ -52,8 +52,9 @@ class System:
 
 
 def names() -> list[str]:
-    """The families whose weights were trained on in a stage that runs here."""
-    return [name for name, family in families.tree().items() if runnable(family.tuning.stages if family.tuning else ())]
+    """The families whose weights were trained on in a stage that runs here, of a design that is known."""
+    known = {name: f.tuning for name, f in families.tree().items() if f.tuning and f.edge != "unpublished"}
+    return [name for name, tuning in known.items() if runnable(tuning.stages)]
 
 
 def runnable(stages: tuple[Stage, ...]) -> list[SFT | Pretraining]:
@@ -273,9 +274,9 @@ def mask_of(design: Design, dims: Dims) -> Mask:
 
 def stand_in(found: System, quiet: bool) -> str:
     """What the stage learns from where no data are named. Raises UsageError where nothing stands in."""
-    source = found.stage.stand_in
+    source, name = found.stage.stand_in, families.family(found.design.name).name
     if not source:
-        raise UsageError(f"{found.design.name} has no data that stand in for its own, so give --data FILE")
+        raise UsageError(f"{name} has no data that stand in for its own, so give --data FILE")
     if not quiet:
-        disk.tell(f"note: {source} stands in for the data of {found.design.name}; --data FILE takes your own")
+        disk.tell(f"note: {source} stands in for the data of {name}; --data FILE takes your own")
     return source

@@ -18,6 +18,7 @@ from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
 from stemma.nn.parts import (
     Dims,
+    Dropout,
     Llama3Scaling,
     Mask,
     Memory,
@@ -30,6 +31,7 @@ from stemma.objectives import incompatible_reason, with_special_tokens
 from stemma.rewrites import kinds
 from stemma.rewrites.kinds import Rewrite
 from stemma.train.config import Plan, Train
+from stemma.tuning.ahead import VECTORS, behind, padded, prompts_of
 from stemma.tuning.plans import SCALE, beside, fitting, objective_of, packed, started
 from stemma.tuning.tokens import needed
 
@@ -139,7 +141,7 @@ def rewrites_of(found: System, there: Model) -> tuple[Rewrite, ...]:
     if not isinstance(stage, SFT) or stage.adapter is None:
         return ()
     if isinstance(stage.adapter, SoftPrompt):  # one for all tasks, before the words of each
-        return (kinds.SoftPrompt(stage.adapter.length or 100, "uniform"),)
+        return (kinds.SoftPrompt(stage.adapter.length or VECTORS, "uniform"),)
     one: LoRA = stage.adapter
     return beside(there, one.rank or 8, one.base, one.alpha or 16.0, found.of(one.dropout) or 0.0)
 
@@ -158,6 +160,8 @@ def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Rec
     widths. What is unpublished is chosen here and said."""
     stage, published = found.stage, found.design.recipe
     context = min(stage.context or 2048, longest(found, there, full))
+    if isinstance(stage, SFT) and isinstance(stage.adapter, SoftPrompt):
+        context = min(context, behind(there, stage.adapter.length or VECTORS))
     examples = int(found.of(stage.examples) or EXAMPLES)
     rate = found.of(stage.lr) or published.lr
     chosen = [] if rate is not None else [f"a peak rate of {UNKNOWN}"]
@@ -252,7 +256,10 @@ def resolve(
         kept = replace(text, extras=theirs.extras, infill=theirs.infill or text.infill, runs=theirs.runs or text.runs)
         text = with_special_tokens(objective, kept)
     else:
-        task = replace(task_of(found), **{k: v for k, v in (settings or {}).items() if v is not None})
+        task = spec.edit(task_of(found), {k: v for k, v in (settings or {}).items() if v is not None})
+        if isinstance(found.stage.adapter, SoftPrompt):
+            arch = replace(arch, dropout=Dropout())  # what is frozen computes as it will
+            task = replace(task, prompts=task.prompts or prompts_of(data))
         if not task.template and there.tokenizer.chat_template is None:
             # adapters learn no rows for tokens that a template brings
             task = replace(task, template=PLAIN if rewrites or found.stage.adapter is not None else DEFAULT)
@@ -263,6 +270,8 @@ def resolve(
         objective = packed(objective_of(task, there), found.stage.packed is not False)
         train = replace(train, unit="document", piece=None)
         rewrites = rewrites or rewrites_of(found, there)
+        if not any(rewrite.freezes for rewrite in rewrites):
+            text = padded(text, found.design.text.pad, there)
     dims = replace(there.dims, context=longest(found, there, full))
     own = name if families.family(name).edge == "evolve" else there.name  # what it is in files
     plan = Plan(own, SCALE, arch, dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name)

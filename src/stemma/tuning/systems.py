@@ -9,7 +9,7 @@ from typing import Any
 from stemma import disk, families, spec
 from stemma.conversations.templates import NAMES
 from stemma.data import cleaning
-from stemma.declare.family import Design
+from stemma.declare.family import Design, Text
 from stemma.declare.objectives import Objective
 from stemma.declare.recipes import AdamW, Recipe
 from stemma.declare.tasks import ChatTask
@@ -252,9 +252,7 @@ def resolve(
             arch = replace(arch, mask=mask_of(found.design, there.dims))
         if (why := incompatible_reason(objective, arch)) is not None:
             raise UsageError(f"{there.name} cannot be tuned as {name}: {why}")
-        theirs = found.design.text
-        kept = replace(text, extras=theirs.extras, infill=theirs.infill or text.infill, runs=theirs.runs or text.runs)
-        text = with_special_tokens(objective, kept)
+        text = text_of(found.design.text, text, objective)
     else:
         task = spec.edit(task_of(found), {k: v for k, v in (settings or {}).items() if v is not None})
         if isinstance(found.stage.adapter, SoftPrompt):
@@ -282,6 +280,12 @@ def resolve(
 def _read(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Changes of a plan, with steps of a cleaning that are given by their names (`exact,code`) as values."""
     return {path: cleaning.parse(v) if path == "clean" and isinstance(v, str) else v for path, v in changes.items()}
+
+
+def text_of(published: Text, own: Text, objective: Objective) -> Text:
+    """The text settings `own` with the tokens that a published design brings, and those that the objective needs."""
+    infill, runs = published.infill or own.infill, published.runs or own.runs
+    return with_special_tokens(objective, replace(own, extras=published.extras, infill=infill, runs=runs))
 
 
 def position_of(design: Design, there: Model) -> Position:

@@ -13,6 +13,7 @@ import pytest
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds when the last row is measured
     "data": ("", "library"),
+    "code": ("--seeds 1 --base 2 --steps 8 --cases 5 --files 2", "ul2r 0.16"),
     "decode": ("--threads 1 --repeats 1 --new 4 --only t5", "batch 8"),
     "families": ("--threads 1 --repeats 1 --rows 2 --length 16 --new 4 --only llama", "llama"),
     "growth": ("weights attention data --scale 0.002 --repeats 1", "statistics of 500 MB"),

@@ -167,7 +167,7 @@ def learnt(arm: str, seed: int, args: argparse.Namespace) -> Any:
             resume=True,
             rewrites=(SoftPrompt(count, "uniform"),),
             settings={"template": "plain", "prompts": prompts(arm)},
-        )  # fmt: skip
+        )
     )
     return stemma.load(out)
 

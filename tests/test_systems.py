@@ -58,7 +58,7 @@ def command(name: str, start: Path, out: Path) -> list[str | Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in systems.names() if families.family(n).edge != "unpublished"])
+@pytest.mark.parametrize("name", systems.names())
 def test_a_system_runs_is_killed_and_goes_on(tmp_path: Path, bases: dict[str, Path], bench: Any, name: str) -> None:
     """The same metrics and weights as of a run that nobody disturbed; `stemma verify resume` proves it of the last."""
     if name not in bench.names():

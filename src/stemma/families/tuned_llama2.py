@@ -204,11 +204,20 @@ stable_beluga2 = llama2.trained(
                 templates.BELUGA,
                 examples=256,
                 packed=True,
-                then=SFT("conversations", templates.BELUGA, examples=512, packed=False),
+                stand_in="builtin:explained",
+                then=SFT(
+                    "conversations",
+                    templates.BELUGA,
+                    examples=512,
+                    packed=False,
+                    stand_in="builtin:explained_stronger",
+                ),
             ),
         ),
         "system message, question, answer of a GPT",
         "### System: ... ### User: ... ### Assistant:",
+        stand_ins="builtin:explained and builtin:explained_stronger, as for orca. The template is that of the card's "
+        "text; --template stable-beluga-code is that of the code beside it",
     ),
     others=("orca",),
 )

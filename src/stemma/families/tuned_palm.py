@@ -2,7 +2,7 @@
 
 from stemma.declare.family import About, Size, like
 from stemma.declare.objectives import CLM, Denoiser, Denoisers
-from stemma.declare.recipes import Schedule
+from stemma.declare.recipes import AdamW, Schedule
 from stemma.declare.tuning import RL, SFT, Pretraining, RewardModel, SoftPrompt, Source, Tuning
 from stemma.families import templates
 from stemma.families.palm import palm
@@ -107,8 +107,15 @@ flan_palm = palm.trained(
 
 med_palm = flan_palm.trained(
     "med-palm",
-    {"recipe.data": "40 examples by clinicians, of HealthSearchQA, LiveQA and MedicationQA"},
-    sizes={"med-palm-540b": like(flan_palm, "flan-palm-540b")},
+    {
+        "recipe.optimizer": AdamW(weight_decay=1e-5),
+        "recipe.batch": None,
+        "recipe.steps": 200,
+        "recipe.data": "40 examples by clinicians, of HealthSearchQA, LiveQA and MedicationQA",
+    },
+    sizes={
+        "med-palm-540b": like(flan_palm, "flan-palm-540b", changes={"recipe.lr": 3e-3, "recipe.steps": 200}),
+    },
     about=About(
         2022,
         "Large Language Models Encode Clinical Knowledge",
@@ -121,14 +128,22 @@ med_palm = flan_palm.trained(
         (
             SFT(
                 "completions",
+                steps=200,
                 examples=32,
                 lr=0.003,
+                loss_on="answers",
+                packed=False,
                 adapter=SoftPrompt(100, 0.5),
-                remembered=("examples", "lr", "adapter.spread"),
+                remembered=("steps", "examples", "lr", "adapter.spread"),
+                stand_in="builtin:medicine",
             ),
         ),
         "instruction prompt tuning",
         "100 learnt vectors, then instructions, examples, question",
+        result="MedQA 67.6 % by Flan-PaLM 540B with self-consistency; clinicians found 92.6 % of Med-PaLM's long "
+        "answers in line with the consensus, and 61.9 % of Flan-PaLM's (recalled)",
+        stand_ins="builtin:medicine, 696 questions of three tasks made of a table of 155 widely known facts, with a "
+        "written prompt for each task, in place of the clinicians' 40 examples and prompts",
     ),
 )
 

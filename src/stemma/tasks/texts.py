@@ -12,6 +12,7 @@ from stemma.conversations.targets import LossOn, check
 from stemma.declare.tasks import ChatTask, WriteTask
 from stemma.errors import DataError
 from stemma.tasks.base import Marked, Reader, text_of
+from stemma.tasks.hard import prompted
 
 
 def marks_of(targets: Sequence[bool]) -> list[int]:
@@ -41,6 +42,7 @@ class ChatReader(Reader, of=ChatTask):
             found = read(row)
             liked = row.get(comparisons.FEEDBACK)
             found = replace(found, liked=liked) if self.task.feedback and isinstance(liked, bool) else found
+        found = prompted(found, self.task.prompts, row.get("task"))
         return found if self.task.ghost is None else ghost.learnt(found, self.task.ghost)
 
     def marked(self, found: Conversation) -> Marked:

@@ -17,6 +17,7 @@ from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
 from stemma.nn.parts import (
     Dims,
+    Dropout,
     Llama3Scaling,
     Mask,
     Memory,
@@ -29,6 +30,7 @@ from stemma.objectives import incompatible_reason, with_special_tokens
 from stemma.rewrites import kinds
 from stemma.rewrites.kinds import Rewrite
 from stemma.train.config import Plan, Train
+from stemma.tuning.ahead import VECTORS, behind, padded, prompts_of
 from stemma.tuning.plans import SCALE, beside, fitting, objective_of, packed, started
 from stemma.tuning.tokens import needed
 
@@ -50,8 +52,9 @@ class System:
 
 
 def names() -> list[str]:
-    """The families whose weights were trained on in a stage that runs here."""
-    return [name for name, family in families.tree().items() if runnable(family.tuning.stages if family.tuning else ())]
+    """The families whose weights were trained on in a stage that runs here, of a design that is known."""
+    known = {name: f.tuning for name, f in families.tree().items() if f.tuning and f.edge != "unpublished"}
+    return [name for name, tuning in known.items() if runnable(tuning.stages)]
 
 
 def runnable(stages: tuple[Stage, ...]) -> list[SFT | Pretraining]:
@@ -121,7 +124,7 @@ def rewrites_of(found: System, there: Model) -> tuple[Rewrite, ...]:
     if not isinstance(stage, SFT) or stage.adapter is None:
         return ()
     if isinstance(stage.adapter, SoftPrompt):  # one for all tasks, before the words of each
-        return (kinds.SoftPrompt(stage.adapter.length or 100, "uniform"),)
+        return (kinds.SoftPrompt(stage.adapter.length or VECTORS, "uniform"),)
     one: LoRA = stage.adapter
     return beside(there, one.rank or 8, one.base, one.alpha or 16.0, _first(one.dropout) or 0.0)
 
@@ -145,6 +148,8 @@ def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Rec
     widths. What is unpublished is chosen here and said."""
     stage, published = found.stage, found.design.recipe
     context = min(stage.context or 2048, longest(found, there, full))
+    if isinstance(stage, SFT) and isinstance(stage.adapter, SoftPrompt):
+        context = min(context, behind(there, stage.adapter.length or VECTORS))
     examples = int(_first(stage.examples) or EXAMPLES)
     rate = _first(stage.lr) or published.lr
     chosen = [] if rate is not None else [f"a peak rate of {UNKNOWN}"]
@@ -217,7 +222,10 @@ def resolve(
             raise UsageError(f"{there.name} cannot be tuned as {name}: {why}")
         text = with_special_tokens(objective, replace(text, extras=found.design.text.extras))
     else:
-        task = replace(task_of(found), **{k: v for k, v in (settings or {}).items() if v is not None})
+        task = spec.edit(task_of(found), {k: v for k, v in (settings or {}).items() if v is not None})
+        if isinstance(found.stage.adapter, SoftPrompt):
+            arch = replace(arch, dropout=Dropout())  # what is frozen computes as it will
+            task = replace(task, prompts=task.prompts or prompts_of(data))
         if not task.template and there.tokenizer.chat_template is None:
             # adapters learn no rows for tokens that a template brings
             task = replace(task, template=PLAIN if rewrites or found.stage.adapter is not None else DEFAULT)
@@ -228,6 +236,8 @@ def resolve(
         objective = packed(objective_of(task, there), found.stage.packed is not False)
         train = replace(train, unit="document", piece=None)
         rewrites = rewrites or rewrites_of(found, there)
+        if not any(rewrite.freezes for rewrite in rewrites):
+            text = padded(text, found.design.text.pad, there)
     dims = replace(there.dims, context=longest(found, there, full))
     own = name if families.family(name).edge == "evolve" else there.name  # what it is in files
     plan = Plan(own, SCALE, arch, dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name)
@@ -264,9 +274,9 @@ def mask_of(design: Design, dims: Dims) -> Mask:
 
 def stand_in(found: System, quiet: bool) -> str:
     """What the stage learns from where no data are named. Raises UsageError where nothing stands in."""
-    source = found.stage.stand_in
+    source, name = found.stage.stand_in, families.family(found.design.name).name
     if not source:
-        raise UsageError(f"{found.design.name} has no data that stand in for its own, so give --data FILE")
+        raise UsageError(f"{name} has no data that stand in for its own, so give --data FILE")
     if not quiet:
-        disk.tell(f"note: {source} stands in for the data of {found.design.name}; --data FILE takes your own")
+        disk.tell(f"note: {source} stands in for the data of {name}; --data FILE takes your own")
     return source

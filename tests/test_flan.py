@@ -280,8 +280,12 @@ def test_nothing_that_is_evaluated_was_learnt() -> None:
     source = Rows(mixture("flan2021"), tasks, ["natural language inference"])
     learnt = list(source.rows(200))
     assert {row["task"] for row in learnt} == {"sst2", "copa"} and source.dropped[1] == "paraphrase"
-    evaluated = list(source.evaluated())
-    assert {row["task"] for row in evaluated} == {"rte"} and len(evaluated) == 20
+    evaluated = source.evaluated()
+    assert {row["task"] for row in evaluated} == {"rte"} and len(evaluated) == 20 and source.open == []
+    both = Rows(mixture("flan2021"), tasks, ["natural language inference", "commonsense"])
+    assert both.evaluated() == evaluated and both.open == ["copa"]
+    alone = Rows(mixture("flan2021"), tasks, ["commonsense"])
+    assert {row["task"] for row in alone.evaluated()} == {"copa"} and alone.open == []
     assert all(row["options"] == ["red", "blue"] and row["completion"] in row["options"] for row in evaluated)
     assert all("turned" not in row["prompt"] and row["prompt"].count("OPTIONS:") == 1 for row in evaluated)
     with pytest.raises(UsageError, match="no task of flan2021 is left beside what is held out"):

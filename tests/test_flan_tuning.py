@@ -231,11 +231,14 @@ def test_a_models_tokenizer_counts_the_limit(decoder: Path, tokenizer: Tokenizer
 def test_rows_that_cannot_be_ranked(runs: dict[str, Path]) -> None:
     one = tuned(runs["flan"])
     for row, said in (
-        ({"prompt": "x", "completion": "y"}, "lists no 'options' to choose from"),
         ({"prompt": "x", "completion": "y", "options": "y"}, "and a list of texts was expected"),
         ({"prompt": "x", "completion": "y", "options": ["y", "y"]}, "at least two different ones"),
     ):
         assert said in predict(one, [row])[0]["error"]
+    assert predict(one, [{"prompt": "x", "completion": "y"}])[0].keys() == {"text"}  # written, not chosen
+    with pytest.raises(DataError, match="some rows list 'options' and others do not"):
+        rows = [{"prompt": "x", "completion": "y", "options": ["y", "w"]}, {"prompt": "x", "completion": "y"}]
+        measured(one, rows)
     with pytest.raises(DataError, match="none of its options"):
         measured(one, [{"prompt": "x", "completion": "z", "options": ["y", "w"]}])
     assert predict(one, [{"prompt": "x", "options": ["y", "w"]}])[0]["label"] in ("y", "w")

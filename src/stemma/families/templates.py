@@ -114,6 +114,18 @@ LLAMA3 = Turns(
     strip=True,
 )
 
+# facebookresearch/codellama, llama/generation.py: the head and the words of a message are encoded apart, and a
+# SentencePiece model puts a space in front of each; here these spaces stand before the line ends and behind `<step>`
+CODELLAMA_70B = Turns(
+    system=" Source: system \n\n {}<step>",
+    user="  Source: user \n\n {}<step>",
+    assistant="  Source: assistant\nDestination: user \n\n {}<step>",
+    generation="  Source: assistant\nDestination: user \n\n ",
+    tokens=("<step>",),
+    strip=True,
+    always=True,
+)
+
 # OpenAI, the description of ChatML
 CHATML = Turns(
     system="<|im_start|>system\n{}<|im_end|>\n",

@@ -44,8 +44,10 @@ u_palm = palm.trained(
         "here. How sentinels and modes came into PaLM's vocabulary is unpublished: here they are added to it",
     ),
     tuning=Tuning(
-        (Pretraining("text", examples=(128, 128, 32), context=2048),),
+        (Pretraining("text", examples=(128, 128, 32), context=2048, stand_in="builtin:docs"),),
         "UL2R's mixture of denoisers on PaLM's data, about 1.3B tokens at 540B",
+        result="0.16 % more compute at 540B; PaLM's few-shot results at half of its compute; fills in texts",
+        stand_ins="builtin:docs, docstrings and the language reference, in place of PaLM's own data",
     ),
 )
 

@@ -17,6 +17,7 @@ SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds
     "decode": ("--threads 1 --repeats 1 --new 4 --only t5", "batch 8"),
     "explained": ("--small --seeds 1 --steps 3 --tokens 2000 --questions 6 --quiet", "one stage"),
     "families": ("--threads 1 --repeats 1 --rows 2 --length 16 --new 4 --only llama", "llama"),
+    "flan": ("--small --seeds 1 --base-steps 4 --steps 2 --rows 120 --each 2 --quiet", "both"),
     "growth": ("weights attention data --scale 0.002 --repeats 1", "statistics of 500 MB"),
     "gpu": ("--small --rows 2 --steps 1 --turns 1", "MFU"),
     "learning": ("--steps 1 gpt2 t5", "t5"),

@@ -173,8 +173,10 @@ def main() -> int:
     if args.against:
         before = json.loads(args.against.read_text())
         refused = {k.rpartition(": ")[0] for k in before if k.endswith(": refused")}  # these may run by now
-        wrong = [k for k in found if found[k] != before.get(k) and k.rpartition(": ")[0] not in refused]
-        print(f"{len(found)} digests, {len(wrong)} differ" + "".join(f"\n  {k}" for k in wrong))
+        new = [k for k in found if k not in before and k.rpartition(": ")[0] not in refused]  # of families since then
+        wrong = [k for k in found if k in before and found[k] != before[k] and k.rpartition(": ")[0] not in refused]
+        known = f"{len(found)} digests, {len(new)} new, {len(wrong)} differ"
+        print(known + "".join(f"\n  {k}" for k in wrong))
         return 1 if wrong else 0
     return 0
 

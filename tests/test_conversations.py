@@ -79,6 +79,10 @@ GOLDEN = {
     "vigogne-chat-v3": "[INST] <<SYS>>\ns\n<</SYS>>\n\nu [/INST] «a</s>» [INST] v [/INST] «b</s>»",
     "tulu": "<|system|>\ns\n<|user|>\nu\n<|assistant|>\n«a</s>»\n<|user|>\nv\n<|assistant|>\n«b</s>»",
     "llama-2-chat": "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\nu [/INST] «a </s>»<s>[INST] v [/INST] «b </s>»",
+    "codellama-70b": (
+        " Source: system \n\n s<step>  Source: user \n\n u<step>  Source: assistant\nDestination: user \n\n «a<step>»"
+        "  Source: user \n\n v<step>  Source: assistant\nDestination: user \n\n «b<step>»"
+    ),
     "llama-3": (
         "<|start_header_id|>system<|end_header_id|>\n\ns<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nu<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n«a<|eot_id|>»<|start_header_id|>user<|end_header_id|>\n\nv<|eot_id|>"
@@ -90,6 +94,7 @@ GOLDEN = {
     ),
     "stable-beluga": "### System:\ns\n\n### User:\nu\n\n### Assistant:\n«a»### User:\nv\n\n### Assistant:\n«b»",
     "stable-beluga-code": "### System:\ns\n\n### User: u\n\n### Assistant:\n«a»### User: v\n\n### Assistant:\n«b»",
+    "flan": "u</s>«a</s>»v</s>«b</s>»",
     "plain": "u«a»v«b»",
     "alpaca": f"{ALPACA}### Instruction:\nu\n\n### Response:«a</s>»",
     "vigogne": (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fuzz import edits, payloads
+from fuzz import edits, payloads, pool
 from fuzz.cases import MARK, MODEL, Case, parse
 from fuzz.subjects import SUBJECTS
 from fuzz.tries import Tried, judged
@@ -135,3 +135,20 @@ def test_payloads_in_every_file_of_a_run(name: str, tmp_path: Path) -> None:
     (tmp_path / "cases").write_text("".join(case.line() + "\n" for case in poisoned(name, 4)))
     done = fuzz("--cases", tmp_path / "cases", "--kept", tmp_path / "kept", limit=900)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("code", "hangs"), [("while time.process_time() < 1.5: pass", False), ("time.sleep(9)", True)])
+def test_a_case_that_computes_does_not_hang(code: str, hangs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slowly, on a machine that others use too."""
+    monkeypatch.setattr(pool, "QUIET", 1.2)
+    reading, writing = os.pipe()
+    command = [sys.executable, "-c", f"import os, time\n{code}\nos.write({writing}, b'done\\n')"]
+    with subprocess.Popen(command, pass_fds=[writing]) as process:
+        os.close(writing)
+        try:
+            assert [*pool._lines(reading, process.pid)] == [b"done"] and not hangs
+        except TimeoutError:
+            assert hangs
+        finally:
+            process.kill()
+            os.close(reading)

@@ -22,7 +22,10 @@ from test_text import CASES, made
 
 @pytest.mark.parametrize(
     ("name", "commands"),
-    [("verify", "resume"), ("data", "cache, clean, explain, list, mixture, self-instruct, show, stats")],
+    [
+        ("verify", "resume"),
+        ("data", "apis, cache, clean, explain, functions, list, mixture, self-instruct, show, stats"),
+    ],
 )
 def test_a_group_alone_names_its_commands(name: str, commands: str, call: Call) -> None:  # noqa: F811
     code, _, err = call(name)
@@ -48,7 +51,7 @@ def test_completion_of_settings_scales_and_paths() -> None:
     assert completed("pretrain", "nobody", "--set", "arch.") == []
     for words in (["generate", ""], ["convert", "ru"], ["report", ""], ["show", "no-such"], ["data", "stats", "x"]):
         assert completed(*words) == ["<file>"], words
-    assert completed("data", "stats", "builtin:do") == ["builtin:docs"]
+    assert completed("data", "stats", "builtin:do") == ["builtin:docs", "builtin:docstrings"]
     assert completed("show", "roberta-l") == ["roberta-large"]
 
 

@@ -155,12 +155,15 @@ SOURCES = {
     # meta-llama/llama@689c7f2, llama/generation.py: chat_completion strips
     "llama-2-chat": "<s>[INST] u [/INST] «a </s>»<s>[INST] v [/INST] «b </s>»",
     # meta-llama/llama3@a0940f9, llama/tokenizer.py: ChatFormat strips
+    # facebookresearch/codellama, llama/generation.py: heads and words are encoded apart, each with a space in front
+    "codellama-70b": " Source: system \n\n <step>  Source: user \n\n u<step>  Source: assistant\nDestination: user \n\n «a<step>»  Source: user \n\n v<step>  Source: assistant\nDestination: user \n\n «b<step>»",
     "llama-3": "<|start_header_id|>user<|end_header_id|>\n\nu<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n«a<|eot_id|>»<|start_header_id|>user<|end_header_id|>\n\nv<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n«b<|eot_id|>»",
     # openai/tiktoken, README and METADATA: the description of ChatML
     "chatml": "<|im_start|>user\n u <|im_end|>\n<|im_start|>assistant\n« a <|im_end|>»\n<|im_start|>user\n v <|im_end|>\n<|im_start|>assistant\n« b <|im_end|>»\n",
     # the card of StableBeluga2: its block, and its code
     "stable-beluga": "### User:\n u \n\n### Assistant:\n« a »### User:\n v \n\n### Assistant:\n« b »",
     "stable-beluga-code": "### User:  u \n\n### Assistant:\n« a »### User:  v \n\n### Assistant:\n« b »",
+    "flan": " u </s>« a </s>» v </s>« b </s>»",
     "plain": " u « a » v « b »",
 }  # fmt: skip
 

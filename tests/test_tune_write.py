@@ -25,6 +25,7 @@ from stemma.tasks.texts import WriteReader
 from stemma.text import Specials, Tokenizer
 from stemma.train import resume
 from stemma.tuning import sizes, tune
+from stemma.tuning.decoding import Decoding
 from stemma.tuning.plans import resolve
 from stemma.tuning.predicting import measured, predict, tuned
 from stemma.tuning.writing import Written
@@ -187,8 +188,8 @@ def test_a_model_writes_what_it_was_tuned_to(tmp_path: Path, decoder: Path) -> N
         "write", start=str(decoder), data=data, out=tmp_path / "run", budget="80 steps", quiet=True, overrides=changes
     )
     task = run.plan.objective.task  # type: ignore[attr-defined]
-    asked = Written(run.model, task, longest=16)
-    assert asked.answers(pairs) == ["SEA", "RED", "AGO", "WHO"]
+    asked = Written(run.model, task, Decoding(tokens=16))
+    assert [one["text"] for one in asked.answers(pairs)] == ["SEA", "RED", "AGO", "WHO"]
     assert len(asked.prompt({"text": "sea " * 300})) <= run.model.dims.context - 16
     found = predict(tmp_path / "run", ["sea sea", {"text": "ago ago"}])
     assert found == [{"text": "SEA"}, {"text": "AGO"}]

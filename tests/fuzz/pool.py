@@ -19,7 +19,7 @@ from fuzz.cases import Case, Subjects
 from fuzz.tries import Tried, attempt, prepare
 
 BATCH = 150  # cases of a process
-QUIET = 60.0  # seconds after which a case that has not ended hangs
+QUIET = 60.0  # seconds after which a case that has not ended and did not compute hangs
 MODULES = (
     "torch", "tokenizers", "sentencepiece", "safetensors.torch", "pyarrow.parquet", "gguf", "rich.console", "rich.table", "jinja2", "yaml",
     "stemma.train.midway", "stemma.report", "stemma.planning", "stemma.decoding", "stemma.formats.gguf", "stemma.formats.meta",
@@ -69,7 +69,7 @@ def _process(batch: list[tuple[int, Case]], subjects: Subjects) -> Iterator[tupl
     left = list(batch)
     ended = False
     try:
-        for line in _lines(reading):
+        for line in _lines(reading, pid):
             number, case = left.pop(0)
             yield number, case, Tried(**json.loads(line))
     except TimeoutError:
@@ -91,11 +91,21 @@ def _process(batch: list[tuple[int, Case]], subjects: Subjects) -> Iterator[tupl
         yield number, case, Tried(code=code, err=err, problems=[why])
 
 
-def _lines(reading: int) -> Iterator[bytes]:
-    held, end = b"", time.monotonic() + QUIET
+def _processor(pid: int) -> float:
+    """Seconds of the processor that a process has had: how long a case takes is another limit's, on a busy machine too."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _lines(reading: int, pid: int) -> Iterator[bytes]:
+    held, end, used = b"", time.monotonic() + QUIET, _processor(pid)
     while True:
         if not select.select([reading], [], [], max(0.0, end - time.monotonic()))[0]:
-            raise TimeoutError
+            now = _processor(pid)
+            if now - used < QUIET / 60:
+                raise TimeoutError
+            end, used = time.monotonic() + QUIET, now
+            continue
         if not (got := os.read(reading, 1 << 16)):
             return
         *whole, held = (held + got).split(b"\n")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stemma import disk
-from stemma.cli import Group, calling, console, corpus, echo, emit, instructing, mixing, overrides
+from stemma.cli import Group, calling, code, console, corpus, echo, emit, instructing, mixing, overrides
 from stemma.cli.complete import complete_data, set_option
 from stemma.cli.show import is_path
 from stemma.cli.texts import GRAMMAR
@@ -31,7 +31,7 @@ def data() -> None:
     """The built-in texts, what a text is made of, cleaning, and what an objective makes of a text."""
 
 
-MAKERS = (instructing.self_instruct, instructing.explain, mixing.mixture, calling.apis)
+MAKERS = (instructing.self_instruct, instructing.explain, mixing.mixture, calling.apis, code.functions)
 for _command in (corpus.clean, corpus.stats, corpus.cache, *MAKERS):
     data.add_command(_command)
 
@@ -82,6 +82,7 @@ def _there(name: str) -> bool:
 @click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, help="Training rows to print.")
 @click.option("--template", metavar="NAME", help="Conversations: a published template.  [default: MODEL's own]")
 @click.option("--loss-on", type=click.Choice(LOSS_ON), help="Conversations: what is learnt.  [default: answers]")
+@click.option("--hard-prompt", "hard", multiple=True, metavar="[TASK=]FILE|TEXT", help="Words around every question.")
 @set_option("Change the plan, e.g. objective.rate=0.3.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print rows as JSON.")
@@ -91,6 +92,7 @@ def data_show(
     rows: int,
     template: str | None,
     loss_on: str | None,
+    hard: tuple[str, ...],
     sets: tuple[str, ...],
     seed: int,
     as_json: bool,
@@ -108,11 +110,12 @@ def data_show(
             )
         from stemma.cli.talks import show
 
-        show(source, name, rows, template, loss_on or "answers", as_json)
+        show(source, name, rows, template, loss_on or "answers", hard, as_json)
         return
-    if given("template", "loss_on"):
+    if given("template", "loss_on", "hard"):
         raise UsageError(
-            f"--template and --loss-on are for conversations: name a model by --for, where {name} is a family"
+            f"--template, --loss-on and --hard-prompt are for conversations: name a model by --for, where {name} is a "
+            "family"
         )
     plan, tokenizer, view = _opened(source, name, sets, seed)
     from stemma.train.assemble import objective_of

@@ -26,7 +26,6 @@ OPTIONS = (
     click.option("--verdicts", metavar="FILE", help="Others' verdicts, to see how far the judge agrees."),
     click.option("--template", metavar="NAME", help="The chat template of models that have none."),
     click.option("--out", metavar="DIR", help="What is kept; resumed if begun.  [default: judged/A-B]"),
-    click.option("--seed", type=int, default=1, show_default=True, help="Decides what is drawn in answers."),
     click.option("--quiet", is_flag=True, help="Print no progress."),
 )
 NAMES = ("judge", "mode", "questions", "references", "prompts", "verdicts", "template", "out", "seed", "quiet")

@@ -17,7 +17,7 @@ import click
 from stemma import disk
 from stemma.cli import command, console, echo, emit, json_text
 from stemma.cli.complete import complete_paths
-from stemma.cli.prompts import Texts, encoded, lines_of, unescaped
+from stemma.cli.prompts import Texts, encoded, in_hard_prompts, lines_of, unescaped
 from stemma.errors import UsageError, require
 
 PATH = click.argument("path", metavar="PATH", shell_complete=complete_paths)
@@ -165,6 +165,8 @@ def params(model: Any, options: dict[str, Any]) -> Any:
 )
 @click.option("--whole", is_flag=True, help="Standard input is one PROMPT, not one a line.")
 @click.option("--special", is_flag=True, help="Names of special tokens in a PROMPT (<|im_start|>) are these tokens.")
+@click.option("--task", metavar="TASK", help="Of a model with hard prompts: whose stands around each PROMPT.")
+@click.option("--bare", is_flag=True, help="... none of them.")
 @LANGUAGE
 @click.option("--json", "as_json", is_flag=True, help="Print texts, ids and log-probabilities as JSON.")
 @loading
@@ -175,6 +177,8 @@ def generate(
     repeat: bool | None,
     whole: bool,
     special: bool,
+    task: str | None,
+    bare: bool,
     as_json: bool,
     how: Loading,
     **options: Any,
@@ -193,11 +197,12 @@ def generate(
         raise UsageError("--stream goes without --num-beams and --json")
     model = load(path, how)
     asked = params(model, options)
+    asking = texts if bare else in_hard_prompts(path, texts, task)
     beams = generation_config.num_beams(model, asked) > 1
     terminal = sys.stdout.isatty()
     heads = texts if (terminal if repeat is None else repeat) and not answers(model) else [""] * len(texts)
     printed = Texts(heads, live=not as_json and (stream if stream is not None else terminal and not beams))
-    results = continued(model, encoded(model, texts, special), asked, printed, beams and not stream)
+    results = continued(model, encoded(model, asking, special), asked, printed, beams and not stream)
     if as_json:
         emit(
             [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -29,6 +30,31 @@ def opened(path: str, how: Loading) -> Any:
     return tuned(path, device=device, dtype=how.dtype, adapter=how.adapter, quantize=how.quantize)
 
 
+DECODING = (  # the options of `tuning.decoding.Decoding`
+    click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Texts put to the vote."),
+    click.option("--temperature", type=click.FloatRange(min=0), help="[default: 0, of several samples 0.7]"),
+    click.option("--final", metavar="RULE", help="Final answers: number, letter, text, or a regular expression."),
+    click.option("--seed", type=int, default=1, show_default=True, help="Decides what is drawn."),
+    click.option("-n", "--max-new-tokens", "tokens", type=click.IntRange(min=1), help="Of a text at most."),
+)
+
+
+def decoding(called: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options of `DECODING`, which it gets as one `drawn`."""
+
+    @functools.wraps(called)
+    def gathered(*args: Any, **options: Any) -> None:
+        from stemma.tuning.decoding import Decoding
+
+        names = ("samples", "temperature", "final", "seed", "tokens")
+        called(*args, drawn=Decoding(**{name: options.pop(name) for name in names}), **options)
+
+    made: Callable[..., None] = gathered
+    for option in reversed(DECODING):
+        made = option(made)
+    return made
+
+
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were typed."""
     return {name: value for name, value in options.items() if value}
@@ -39,13 +65,17 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option("--data", shell_complete=complete_data, help="Rows with fields: JSONL, CSV, Parquet, ...")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@decoding
 @columns
 @loading
-def predict(path: str, texts: tuple[str, ...], data: str | None, as_json: bool, how: Loading, **options: Any) -> None:
+def predict(
+    path: str, texts: tuple[str, ...], data: str | None, as_json: bool, how: Loading, drawn: Any, **options: Any
+) -> None:
     """What the tuned MODEL (a run, a folder, a hub id) says of each TEXT, or of the rows of a file.
 
     A TEXT may be a row, too: a JSON object. Without either, the lines of standard input are read. The order of the
-    predictions is that of the texts.
+    predictions is that of the texts. A model that writes answers in its task's own prompt and template; with --samples
+    it draws several texts, and the final answer (--final) with the most votes is taken, of equals the first.
     """
     from stemma.cli.models import piped
     from stemma.tuning.predicting import predict as predicted
@@ -62,7 +92,7 @@ def predict(path: str, texts: tuple[str, ...], data: str | None, as_json: bool, 
     else:
         rows = list(texts) or lines_of(piped((), "a TEXT")[0])
     wrong = 0
-    for row, found in zip(rows, predicted(one, rows, **given(options)), strict=True):
+    for row, found in zip(rows, predicted(one, rows, how=drawn, **given(options)), strict=True):
         wrong += "error" in found
         echo(json_text(found) if as_json else f"{said(found)}\t{shown(row)}")
     if wrong:
@@ -80,6 +110,10 @@ def said(found: Mapping[str, Any]) -> str:
             return ", ".join(labels) or "none"
         case {"value": value}:
             return f"{value:.4g}"
+        case {"answer": answer, "votes": votes}:
+            return f"{answer} ({max(votes.values(), default=0)} of {sum(votes.values())} votes)"
+        case {"answer": answer, "text": _}:
+            return str(answer)
         case {"spans": spans}:
             return ", ".join(f"{span['label']}: {span['text']}" for span in spans) or "none"
     return str(found.get("text", ""))
@@ -96,10 +130,11 @@ def shown(row: Any) -> str:
 @click.argument("paths", metavar="MODEL [MODEL]", nargs=-1, required=True, shell_complete=complete_paths)
 @click.option("--data", shell_complete=complete_data, help="Rows with fields, what is right among them.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@decoding
 @judging.options
 @columns
 @loading
-def eval_(paths: tuple[str, ...], data: str | None, as_json: bool, how: Loading, **options: Any) -> None:
+def eval_(paths: tuple[str, ...], data: str | None, as_json: bool, how: Loading, drawn: Any, **options: Any) -> None:
     """How good the tuned MODEL (a run, a folder, a hub id) is on the rows of a file, by the metrics of its task; or
     what a judge says of the answers of one model or two.
 
@@ -110,9 +145,9 @@ def eval_(paths: tuple[str, ...], data: str | None, as_json: bool, how: Loading,
     two turns, and the judge compares the answers in both orders, or with --mode single scores them. Stopped or killed,
     the same command goes on where it was.
     """
-    judged = {name: options.pop(name) for name in judging.NAMES}
+    judged = {name: options.pop(name) for name in judging.NAMES if name != "seed"} | {"seed": drawn.seed}
     if judged["judge"] is not None:
-        if data or given(options):
+        if data or given(options) or not drawn.plain:
             raise UsageError("--judge asks questions, and --data has rows with what is right; give one of them")
         judging.judge(paths, how, as_json, judged)
         return
@@ -122,17 +157,17 @@ def eval_(paths: tuple[str, ...], data: str | None, as_json: bool, how: Loading,
         raise UsageError(f"{what} for a judge; give --judge MODEL, or one model with --data")
     if data is None:
         raise UsageError("give --data FILE (rows with what is right), or --judge MODEL")
-    _measured(paths[0], data, as_json, how, options)
+    _measured(paths[0], data, as_json, how, drawn, options)
 
 
-def _measured(path: str, data: str, as_json: bool, how: Loading, options: Mapping[str, Any]) -> None:
+def _measured(path: str, data: str, as_json: bool, how: Loading, drawn: Any, options: Mapping[str, Any]) -> None:
     from stemma.tuning.predicting import measured, scored_rows
 
     one = opened(path, how)
-    rows, notes = scored_rows(one, data, given(options))
+    rows, notes = scored_rows(one, data, given(options), drawn)
     for note in notes:
         disk.tell(note)
-    found = measured(one, rows, **given(options))
+    found = measured(one, rows, how=drawn, **given(options))
     if as_json:
         ends = {name: list(pair) for name, pair in found.intervals.items()}
         echo(json_text({"rows": found.rows, "metrics": found.metrics, "intervals": ends}))

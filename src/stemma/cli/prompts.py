@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from stemma import disk
 from stemma.cli import echo
-from stemma.errors import UsageError
+from stemma.errors import DataError, UsageError
 
 ESCAPE = re.compile(r"\\(n|r|t|\\|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
@@ -58,6 +60,27 @@ def encoded(model: Any, texts: Sequence[str], special: bool) -> Sequence[str] | 
         twice = len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_id  # the text brings its own
         rows.append(ids[1:] if twice else ids)
     return rows
+
+
+def in_hard_prompts(path: str, texts: Sequence[str], task: str | None) -> Sequence[str]:
+    """The prompts, each in the words that the model at `path` was tuned with for a task. Raises UsageError where it has
+    none for `task`, or several and none is named."""
+    from stemma.cli.talks import prompts_of
+    from stemma.train import midway
+
+    prompts = () if midway.is_checkpoint(Path(path)) else prompts_of(path)
+    if not prompts:
+        if task is not None:
+            raise UsageError(f"{path} was tuned with no hard prompt, so --task names nothing")
+        return texts
+    from stemma.tasks.hard import asked, chosen
+
+    try:
+        one = chosen(prompts, task)
+    except DataError as error:
+        raise UsageError(f"{error}; choose one by --task, or none by --bare") from None
+    disk.tell("note: each PROMPT stands in the hard prompt that the model was tuned with; --bare leaves it out")
+    return [asked(one, text) for text in texts]
 
 
 class Texts:

@@ -34,8 +34,11 @@ class Found:
     whole: bool = True
 
 
-def show(source: str, name: str, rows: int, template: str | None, loss_on: str, as_json: bool) -> None:
-    """Print the first `rows` conversations of `source` as the model `name` would see them."""
+def show(
+    source: str, name: str, rows: int, template: str | None, loss_on: str, hard: tuple[str, ...], as_json: bool
+) -> None:
+    """Print the first `rows` conversations of `source` as the model `name` would see them. `hard`: prompts in words, as
+    they are typed; none: those that the model was tuned with."""
     from stemma import formats
     from stemma.conversations import unknown_tokens, writer
     from stemma.train.plans import start_folder
@@ -48,7 +51,7 @@ def show(source: str, name: str, rows: int, template: str | None, loss_on: str, 
         raise UsageError(f"{name} is an {model.arch.structure}; conversations are learnt by decoders")
     write = writer(model.tokenizer, template)
     context = min(model.dims.context, ROW)
-    found = looked_at(source, write, model.tokenizer, context, loss_on, rows)
+    found = looked_at(source, write, model.tokenizer, context, loss_on, rows, prompts_of(name, hard))
     if as_json:
         emit([_plain(place, text, example, model.tokenizer, loss_on) for place, text, example in found.good])
         return
@@ -70,12 +73,29 @@ def show(source: str, name: str, rows: int, template: str | None, loss_on: str, 
         echo(line)
 
 
-def looked_at(source: str, write: Any, tokenizer: Any, context: int, loss_on: Any, rows: int) -> Found:
+def prompts_of(name: str, hard: tuple[str, ...] = ()) -> tuple[Any, ...]:
+    """The prompts in words that are given, or that the model `name` was tuned with."""
+    from stemma.declare.tasks import ChatTask
+    from stemma.formats.where import model_path
+    from stemma.tasks import hard as prompts
+    from stemma.tasks import kept
+
+    if hard:
+        return tuple(map(prompts.read, hard))
+    there = model_path(name)
+    task = kept.load(there) if there is not None and there.is_dir() else None
+    return task.prompts if isinstance(task, ChatTask) else ()
+
+
+def looked_at(
+    source: str, write: Any, tokenizer: Any, context: int, loss_on: Any, rows: int, prompts: tuple[Any, ...] = ()
+) -> Found:
     """The conversations of a source; the first `rows` with their texts. Raises DataError where nothing can be learnt
     from."""
     from stemma.conversations.targets import fitting
     from stemma.data import read as read_source
     from stemma.data.files import ROWS
+    from stemma.tasks.hard import prompted
 
     inner, found = read_source(source, field=ROWS, strict=False), Found()
     first: DataError | None = None
@@ -86,7 +106,8 @@ def looked_at(source: str, write: Any, tokenizer: Any, context: int, loss_on: An
         found.seen += 1
         place = document.name.rpartition("/")[2]
         try:
-            talk = talk_of(json.loads(document.text))
+            row = json.loads(document.text)
+            talk = prompted(talk_of(row), prompts, row.get("task"))
             if len(found.good) >= rows and _fits(talk, write, tokenizer, context, loss_on):
                 found.kept += 1
                 continue

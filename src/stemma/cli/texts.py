@@ -14,7 +14,7 @@ A text is one of these, or several with commas between them:
 \b
 Options follow a # and are joined by &, as in rows.jsonl#field=body&lang=de:
   field=body         the field or column with the text
-  split=line         a document is a file, a paragraph or a line
+  split=line         a document is a file, section, paragraph or line
   encoding=latin-1   of text that is not UTF-8 (UTF-16 with a mark is known)
   strict=yes         what cannot be read is an error and not passed over
   lang=de            the language of all; lang=none, group=none: none

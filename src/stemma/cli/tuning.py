@@ -34,6 +34,7 @@ def name_of(start: str) -> str:
 @click.option("--template", help="The chat template, where not the tokenizer's own.")
 @columns
 @click.option("--prefix", help="What stands before every text, e.g. 'summarize: '.")
+@click.option("--hard-prompt", "hard", multiple=True, metavar="[TASK=]FILE|TEXT", help="Words around every question.")
 @click.option("--new-head", is_flag=True, help="Draw a new head though MODEL has one for the task.")
 @set_option("Change the plan, e.g. recipe.lr=1e-4.")
 @click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
@@ -44,6 +45,7 @@ def tune(
     start: str,
     out: str | None,
     seed: int,
+    hard: tuple[str, ...],
     new_head: bool,
     sets: tuple[str, ...],
     config: str | None,
@@ -66,6 +68,10 @@ def tune(
 
     out = out or f"runs/{what}-{name_of(start)}-{seed}"
     settings = {name: options.pop(name) for name in (*COLUMNS, "template", "prefix")}
+    if hard:
+        from stemma.tasks.hard import read
+
+        settings["prompts"] = tuple(map(read, hard))
     changes = (read_file(config) if config else {}) | overrides(sets)
     if new_head:
         changes["train.new"] = ("task",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stemma.conversations import apis
@@ -152,6 +152,33 @@ def read(row: Mapping[str, Any]) -> Conversation:
     if (system := row.get("system")) and found.turns[:1] and found.turns[0].role != "system":
         found = Conversation((Turn("system", _text(system, "'system'")), *found.turns), found.instruction, found.input)
     return checked(found)
+
+
+def question(row: Mapping[str, Any]) -> Conversation:
+    """The turns of a row that its last answer follows. The answer may be missing, at the end of a list of messages or
+    as a field beside the question. Raises DataError as `read` does."""
+    whole = read(_answered(row))
+    last = max(i for i, turn in enumerate(whole.turns) if turn.role == "assistant")
+    return replace(whole, turns=whole.turns[:last])
+
+
+def _answered(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`row` with some answer where it has none."""
+    for name in LISTS:
+        held = row.get(name)
+        if isinstance(held, Sequence) and not isinstance(held, str) and held and isinstance(held[-1], Mapping):
+            role, content = ("from", "value") if "from" in held[-1] else ("role", "content")
+            said = held[-1].get(role)
+            if isinstance(said, str) and SPELLINGS.get(said.lower()) == "user":
+                return {**row, name: [*held, {role: "assistant", content: "?"}]}
+            return row
+    try:
+        shape_of(row)
+        return row
+    except DataError:
+        asks = (("instruction", "output"), *((ask, tells[0]) for some, tells in PAIRS for ask in some))
+        tell = next((tell for ask, tell in asks if isinstance(row.get(ask), str)), None)
+        return row if tell is None else {**row, tell: "?"}
 
 
 def checked(talk: Conversation) -> Conversation:

@@ -29,9 +29,11 @@ NAMES: dict[str, Turns | Instructions] = {
     "tulu": published.TULU,
     "llama-2-chat": published.LLAMA2,
     "llama-3": published.LLAMA3,
+    "codellama-70b": published.CODELLAMA_70B,
     "chatml": published.CHATML,
     "stable-beluga": published.BELUGA,
     "stable-beluga-code": published.BELUGA_CODE,
+    "flan": published.FLAN,
     "plain": published.PLAIN,
 }
 
@@ -91,7 +93,7 @@ class TurnsWriter(Writer):
     def _talk(self, template: Turns, turns: Sequence[Turn], made: Builder, end: Turns | None = None) -> None:
         system = turns[0].content if turns[:1] and turns[0].role == "system" else template.default
         rest = turns[1:] if turns[:1] and turns[0].role == "system" else turns
-        if not template.inside and (system or "{}" not in template.system):
+        if not template.inside and (system or template.always or "{}" not in template.system):
             made.say(template.system, system) if "{}" in template.system else made.add(template.system)
         for i, turn in enumerate(rest):
             inside = i == 0 and template.inside and bool(system)
@@ -165,7 +167,7 @@ def _rounds(own: Turns) -> str:
     (u, v), (a, b), (s, t) = (part.partition("{}")[::2] for part in (own.user, own.assistant, own.system))
     system = _put(s, "$system", t) if "{}" in own.system else _put(own.system)
     headed = "messages and messages[0]['role'] == 'system'"
-    before = f"{{%- if system %}}{system}{{%- endif %}}" if "{}" in own.system else system
+    before = f"{{%- if system %}}{system}{{%- endif %}}" if "{}" in own.system and not own.always else system
     user = _put(words)
     if own.inside:
         inner = "$m['content'].rstrip()" if own.strip else words

@@ -30,24 +30,13 @@ from pathlib import Path
 from stemma import disk, samples
 from stemma.data import parallel
 from stemma.errors import CheckpointError, DataError, ResourceError
+from stemma.samples import python
 
 Rows = Iterator[tuple[str, str]]  # (name, text)
 
 CAPTAIN = Path(__file__).with_name("captain.jsonl")
 VERSION = 1  # of the scans below; raise it when they select other text
 SHORTEST = 40  # characters of a docstring worth keeping
-_SKIP = {
-    "test",
-    "tests",
-    "idle_test",
-    "testing",
-    "__pycache__",
-    "site-packages",
-    "dist-packages",
-    "lib2to3",
-    "encodings",
-}
-_SKIP |= {"pydoc_data", "config", "turtledemo", "_vendor", "_bundled"}
 
 
 def cache() -> Path:
@@ -56,39 +45,6 @@ def cache() -> Path:
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "stemma"
-
-
-def _modules(root: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
-    """(dotted name, file) of the Python files under `root`, sorted, without tests and vendored packages."""
-    if not root.is_dir():
-        return
-    for path in sorted(root.iterdir(), key=lambda p: p.name):
-        if path.is_dir():
-            if path.name not in _SKIP and path.name.isidentifier():
-                yield from _modules(path, f"{prefix}{path.name}.")
-        elif path.suffix == ".py" and not path.name.startswith("test_"):
-            stem = path.stem
-            yield (prefix[:-1] if stem == "__init__" else prefix + stem) or stem, path
-
-
-def _source(path: Path) -> str | None:
-    try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    return None if "\x00" in text else text.replace("\r\n", "\n")
-
-
-def _tree(text: str) -> ast.Module | None:
-    import warnings
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in old sources
-            return ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
-        return None
 
 
 def _docstrings(module: str, tree: ast.Module) -> Rows:
@@ -148,14 +104,14 @@ def _scan_docs() -> Rows:
     if (numpy := _package("numpy")) is not None:
         roots.append((numpy, "numpy."))
     for root, prefix in roots:
-        for module, path in _modules(root, prefix):
-            if (source := _source(path)) is None or (tree := _tree(source)) is None:
+        for module, path in python.modules(root, prefix):
+            if (source := python.source(path)) is None or (tree := python.tree(source)) is None:
                 continue
             for name, text in _docstrings(module, tree):
                 if (kept := fresh(text)) is not None:
                     yield f"docs:{name}", kept
-    source = _source(Path(sysconfig.get_path("stdlib")) / "pydoc_data" / "topics.py")
-    tree = _tree(source) if source else None
+    source = python.source(Path(sysconfig.get_path("stdlib")) / "pydoc_data" / "topics.py")
+    tree = python.tree(source) if source else None
     for node in tree.body if tree else []:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             topics = ast.literal_eval(node.value)
@@ -165,8 +121,8 @@ def _scan_docs() -> Rows:
 
 
 def _scan_code() -> Rows:
-    for module, path in _modules(Path(sysconfig.get_path("stdlib"))):
-        if (text := _source(path)) is not None and text.strip():
+    for module, path in python.modules(Path(sysconfig.get_path("stdlib"))):
+        if (text := python.source(path)) is not None and text.strip():
             yield f"code:{module}", text
 
 
@@ -185,7 +141,7 @@ def _scan_bible() -> Rows:
     """Parse the package's module: one call `Bible(version, text, first, last, ...)`. `first` and `last` map a verse,
     numbered book * 10^6 + chapter * 10^3 + verse, to the position of its first and last character."""
     path = _bible_file()
-    tree = _tree(_source(path) or "")
+    tree = python.tree(python.source(path) or "")
     calls = [
         n.value for n in (tree.body if tree else []) if isinstance(n, ast.Assign) and isinstance(n.value, ast.Call)
     ]

@@ -97,6 +97,11 @@ class Tally:
         share = self.removed_bytes / self.seen_bytes if self.seen_bytes else 0.0
         return f"{self.step} removed {self.removed:,} of {self.seen:,} documents ({share:.1%} of the text){also}"
 
+    def reasons(self) -> str:
+        """How many documents each setting removed, most first, in brackets; nothing where none did."""
+        found = sorted(self.settings.items(), key=lambda row: -row[1][0])
+        return f" ({', '.join(f'{setting} {count:,}' for setting, (count, _) in found)})" if found else ""
+
     def advice(self) -> list[str]:
         """For each setting that removed documents, most text first: how much, and what would keep them."""
         name, found = self.step.partition("(")[0], []
@@ -167,7 +172,7 @@ def cleaned(source: Source, steps: Sequence[CleaningStep], report: list[Tally] |
             empty = False
             yield document
         notes.include(source.notes)
-        notes.extend(tally.sentence() for tally in tallies)
+        notes.extend(tally.sentence() + tally.reasons() for tally in tallies)
         if empty:
             raise nothing_left(source.name, tallies)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,11 @@ def _divided(path: Path, split: str | None, size: int, encoding: str) -> Iterato
             size += len(line)
             if size > LARGE:
                 break
-    rule = split or ("section" if size > LARGE else "file")
+    return divide(lines(path, encoding), split or ("section" if size > LARGE else "file"), str(path))
+
+
+def divide(lines: Iterable[str], rule: str, name: str) -> Iterator[Document]:
+    """The documents of a text with these lines, by one of `sources.SPLITS`. Their names have the line they begin at."""
     held: list[str] = []
     begin = number = 0
     blank = 0  # blank lines before this one
@@ -91,9 +95,9 @@ def _divided(path: Path, split: str | None, size: int, encoding: str) -> Iterato
         text = "".join(held)
         held.clear()
         if text.strip():
-            yield Document(text if rule == "file" else text.rstrip(), f"{path}:{begin or 1}")
+            yield Document(text if rule == "file" else text.rstrip(), f"{name}:{begin or 1}")
 
-    for number, line in enumerate(lines(path, encoding), 1):
+    for number, line in enumerate(lines, 1):
         if rule == "file":
             held.append(line)
         elif rule == "line":

@@ -22,7 +22,7 @@
 Options follow a `#` and are joined by `&`:
 
 - `field=body`: the field or column with the text; `field=*`: all of them, a row as one line of JSON
-- `split=file|paragraph|line`: how a text file is divided
+- `split=file|section|paragraph|line`: how a text file or a built-in text is divided
 - `encoding=latin-1`: of text that is not UTF-8 and has no byte order mark (those of UTF-16 and UTF-32 are known)
 - `strict=yes`: a bad line, or a file that is no text, is an error among several files too; `strict=no`: not in one file
 - `lang=de`: the language of all documents; `lang=none`: none, where a field `lang` means something else
@@ -43,9 +43,9 @@ Text and rows may be compressed: `.gz`, `.bz2`, `.xz`, `.zst` (with pyarrow), in
 glob, a JSON or CSV file without rows that have the field is read as a text file, and a note says so.
 
 A text file of at most 1 MB is one document. A larger one is divided at form feeds and at two or more blank lines in a
-row. `split=file`, `split=paragraph` (at blank lines) or `split=line` overrules this rule. Text is UTF-8 unless a byte
-order mark or `encoding=` says otherwise; the mark is dropped and `\\r\\n` read as `\\n`. Documents of white space alone
-are left out.
+row. `split=file`, `split=section` (as larger ones), `split=paragraph` (at blank lines) or `split=line` overrules this
+rule. Text is UTF-8 unless a byte order mark or `encoding=` says otherwise; the mark is dropped and `\\r\\n` read as
+`\\n`. Documents of white space alone are left out.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ from stemma.errors import DataError, ResourceError, UsageError, did_you_mean, re
 
 __all__ = ["Document", "MixtureSource", "Source", "of", "read"]
 
-SPLITS = ("file", "paragraph", "line")
+SPLITS = ("file", "section", "paragraph", "line")
 OPTIONS = ("field", "split", "encoding", "strict", "lang", "group", "epochs", "clean")
 
 
@@ -146,7 +146,7 @@ def _single(name: str, spec: str, how: Reading) -> Source:
         raise UsageError(f"{spec!r} has an option for files, and it names none; leave encoding= and strict= out")
     if name.startswith("builtin:"):
         plain = how.column == files.ROWS and name.partition(":")[2] not in builtin.ROWS
-        return _rows_of(_builtin(name)) if plain else _builtin(name, how.column)
+        return _rows_of(_builtin(name, how.split)) if plain else _builtin(name, how.split, how.column)
     if name.startswith("hf://"):
         return _hub(name, how.column)
     if "|" in name and not path.exists():
@@ -325,7 +325,7 @@ def _rows_of(inner: Source) -> Source:
     return Source(inner.name, walk, inner.licence, paths=(), facts=inner.facts)
 
 
-def _builtin(spec: str, column: str = files.ROWS) -> Source:
+def _builtin(spec: str, split: str | None, column: str = files.ROWS) -> Source:
     """Built-in documents. Of rows that have the `column`, that is the text; of others the row itself, as JSON."""
     name = spec.partition(":")[2]
     if name.partition(":")[0] == "parallel":
@@ -342,10 +342,15 @@ def _builtin(spec: str, column: str = files.ROWS) -> Source:
     builtin.check(name)
 
     def walk(notes: Notes) -> Iterator[Document]:
-        return (Document(text, label) for label, text in builtin.rows(name, column))
+        for label, text in builtin.rows(name, column):
+            if split in (None, "file"):
+                yield Document(text, label)
+            else:
+                yield from files.divide(text.splitlines(keepends=True), split, label)
 
-    texts = f" {column}" if column != files.ROWS and name in samples.NAMES else ""
-    return Source(spec, walk, builtin.licence(name), paths=(), facts=builtin.stamp(name) + texts)
+    facts = builtin.stamp(name) + (f" {column}" if column != files.ROWS and name in samples.NAMES else "")
+    facts += "" if split in (None, "file") else f" {split}"
+    return Source(spec, walk, builtin.licence(name), paths=(), facts=facts)
 
 
 # ---------------------------------------------------------------- the hub

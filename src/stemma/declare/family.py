@@ -24,6 +24,7 @@ from stemma.spec import Change, Spec, quiet, require
 # where a family that is trained so has no names of its own
 BLANK_NAMES = ("[MASK]", "[sMASK]", "[gMASK]")
 INFILL_NAMES = ("<PRE>", "<SUF>", "<MID>", "<EOT>")
+LLAMA_INFILL = ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>")  # Code LLaMA's
 
 
 @dataclass(frozen=True)

@@ -38,20 +38,41 @@ class Ghost(Spec):
 
 
 @dataclass(frozen=True)
+class HardPrompt(Spec):
+    """A prompt in words: instructions, perhaps worked examples, and `{question}` where a row's question stands (else it
+    stands behind them). `task`: of the rows whose column `task` says so; "": of all that no other prompt is for."""
+
+    text: str
+    task: str = ""
+
+    def check(self) -> None:
+        require(bool(self.text.strip()), "HardPrompt.text must not be empty")
+        require(self.text.count("{question}") <= 1, "HardPrompt.text must hold {question} once at most")
+
+
+@dataclass(frozen=True)
 class ChatTask(RowTask):
     """Conversations (`stemma.conversations`), written by a `template` (a name; "": the tokenizer's own). `loss_on`:
     the assistant's words with the end token behind them, all of them or the last, or the whole text. `ghost`: data of
     Ghost Attention are made of them; then the last answer is what is learnt. `feedback`: two markers; of rows with a
     chosen and a rejected answer both are learnt, behind the first and the second, and the first stands before all other
-    answers (Koala). Without them only the chosen one of a transcript is."""
+    answers (Koala). Without them only the chosen one of a transcript is. `inputs`, `targets`: the most
+    tokens of what an answer follows and of the answer, in conversations of one round: either loses its end (None: such
+    a row is passed over where it is too long). `prompts`: in which the first user's words stand, one for each task
+    (instruction prompt tuning: Singhal et al. 2022, arXiv:2212.13138)."""
 
     word = "chat"
     template: str = ""
     loss_on: Literal["answers", "last answer", "everything"] = "answers"
     ghost: Ghost | None = quiet(None)
     feedback: tuple[str, ...] = quiet(())
+    inputs: int | None = quiet(None)
+    targets: int | None = quiet(None)
+    prompts: tuple[HardPrompt, ...] = quiet(())
 
     def check(self) -> None:
+        tasks = [prompt.task for prompt in self.prompts]
+        require(len({*tasks}) == len(tasks), f"ChatTask.prompts holds two prompts for one task: {', '.join(tasks)}")
         require(
             not self.feedback
             or (len({*self.feedback}) == 2 == len(self.feedback) and all(map(str.strip, self.feedback))),
@@ -61,6 +82,11 @@ class ChatTask(RowTask):
             self.ghost is None or self.loss_on != "everything",
             "Ghost Attention learns the last answer; leave out loss_on=everything",
         )
+        limits = [n for n in (self.inputs, self.targets) if n is not None]
+        require(
+            all(n >= 2 for n in limits), f"inputs={self.inputs} and targets={self.targets} must be at least 2 tokens"
+        )
+        require(not limits or self.loss_on != "everything", "inputs and targets are limits where answers are learnt")
 
     @property
     def learns(self) -> Literal["answers", "last answer", "everything"]:

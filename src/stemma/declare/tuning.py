@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from stemma.declare.objectives import Objective
 from stemma.declare.recipes import Schedule
-from stemma.spec import Spec, at_least, interval, not_negative, positive, quiet, require
+from stemma.spec import Bound, Spec, at_least, interval, not_negative, positive, quiet, require
 
 # What a row of the data holds. instructions: instruction, input, output; completions: prompt, completion;
 # conversations: turns by role; comparisons: prompt, chosen, rejected; rankings: a prompt and answers, best first
@@ -27,7 +27,7 @@ class Turns(Spec):
     `inside` the first user's words; `default` is the system message of conversations that have none; `between` stands
     between an answer and the next user's turn. `generation` is what the model's answer follows. `tokens`: names in it
     that are one token each to the tokenizers of its models; other names are ordinary text. `strip`: words lose the
-    blanks around them."""
+    blanks around them. `always`: the system message stands there where it is empty, too."""
 
     user: str
     assistant: str
@@ -38,6 +38,7 @@ class Turns(Spec):
     between: str = ""
     tokens: tuple[str, ...] = quiet(())
     strip: bool = quiet(False)
+    always: bool = quiet(False)
 
     def check(self) -> None:
         for name in ("user", "assistant"):
@@ -94,12 +95,14 @@ Adapter = LoRA | SoftPrompt
 
 @dataclass(frozen=True)
 class Source(Spec):
-    """A part of the data: its `share` of what is drawn, its number of `examples`, and the most of one set (`cap`)."""
+    """A part of the data: its `share` of what is drawn, its number of `examples`, the most of one set (`cap`), and how
+    often it was read (`epochs`)."""
 
     name: str
     share: float | None = interval("[0, 1]", None)
     examples: int | None = at_least(1, None)
     cap: int | None = at_least(1, None)
+    epochs: float | None = quiet(None, Bound(0, open_low=True, said="be positive"))
 
 
 # ---------------------------------------------------------------- stages
@@ -111,8 +114,9 @@ class Stage(Spec, open=True):
     of the weights. `lr`, `schedule`: where they are not those of the family's recipe, which is that of its main stage;
     `lr_share`: the rate as a share of the rate in pretraining; `warmup`: as a share of the stage's steps. `changes`:
     paths of the plan that the stage sets, each with its value (`("arch.position.base", 1e6)`); `longer`: so many times
-    the model's context is read after it. `stand_in`: the data that it learns from here where none are named, such as
-    "builtin:captain"."""
+    the model's context is read after it. `steps`, `tokens`: how long, where epochs are not what was published; `batch`:
+    the tokens of a step, where its examples are not counted. `stand_in`: the data that it learns from here where none
+    are named, such as "builtin:captain"."""
 
     word: ClassVar[str] = ""  # what `show` and `tree` print
     runs: ClassVar[bool] = False  # whether `stemma tune` carries it out
@@ -132,6 +136,9 @@ class Stage(Spec, open=True):
     changes: tuple[tuple[str, Any], ...] = ()
     longer: float = positive(1.0)
     stand_in: str = ""
+    steps: int | tuple[int | None, ...] | None = quiet(None)
+    tokens: float | tuple[float | None, ...] | None = quiet(None)
+    batch: int | tuple[int | None, ...] | None = quiet(None)
 
     @property
     def label(self) -> str:
@@ -153,7 +160,8 @@ class SFT(Stage):
     """On demonstrations. `loss_on`: which tokens are targets (end tokens are part of an answer); `packed`: rows hold
     several examples; `adapter`: what learns in place of the weights; `frozen`: patterns of module paths that do not
     learn; `pretraining_share`: of the examples that are pretraining text; `feedback`: markers before a preferred and
-    before another answer, both of which are learnt; `then`: a second pass, on other data or in other rows."""
+    before another answer, both of which are learnt; `then`: a second pass, on other data or in other rows. `inputs`,
+    `targets`: the most tokens of what is asked and of the answer; what is longer loses its end."""
 
     word = "sft"
     runs = True
@@ -165,6 +173,8 @@ class SFT(Stage):
     pretraining_share: float = interval("[0, 1)", 0.0)
     feedback: tuple[str, ...] = ()
     then: SFT | None = None
+    inputs: int | None = quiet(None)
+    targets: int | None = quiet(None)
 
     @property
     def label(self) -> str:

@@ -14,6 +14,7 @@ from stemma.decoding.inputs import check_model, evaluating, language_ids, langua
 from stemma.errors import UsageError
 from stemma.nn.inputs import Inputs, StreamInputs
 from stemma.nn.model import Model
+from stemma.nn.parts import Prefix
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Filled:
 
 
 MASK = "[MASK]"
+SHORT_SPANS = "[NLU]"  # UL2's mode of few, short spans
 
 
 @torch.inference_mode()
@@ -45,8 +47,9 @@ def fill(
     """Fill every `[MASK]` of a text (or the model's own mask token, or `<extra_id_N>`).
 
     An encoder predicts one token a mask. An encoder-decoder trained on spans and a decoder trained on blanks (GLM)
-    write any number of tokens a mask; a decoder trained to infill (Code LLaMA) fills one mask. `language` as for
-    `generate`. Raises UsageError if there is no mask, or the model can do none of these.
+    write any number of tokens a mask, and so does a decoder that sees its prompt whole and knows sentinels (U-PaLM); a
+    decoder trained to infill (Code LLaMA) fills one mask. `language` as for `generate`. Raises UsageError if there is
+    no mask, or the model can do none of these.
     """
     check_model(model)
     if top < 1:
@@ -62,6 +65,8 @@ def fill(
             return _fill_spans(model, text, max_new_tokens)
         if model.arch.structure == "decoder" and blanks.blank_tokens(model).blanks:
             return _fill_blanks(model, text, max_new_tokens)
+        if isinstance(model.arch.mask, Prefix) and model.tokenizer.sentinels:
+            return _fill_spans(model, text, max_new_tokens)
         if model.arch.structure == "decoder" and infill.infill_tokens(model) is not None:
             return _fill_middle(model, text, max_new_tokens)
     raise UsageError(f"this {model.arch.structure} cannot fill masks; use stemma.generate (or `stemma generate`)")
@@ -107,7 +112,10 @@ def _fill_spans(model: Model, text: str, max_new_tokens: int) -> Filled:
     marked = _mark(text, MASK, lambda k: tokenizer.tokens([sentinels[k]])[0] if k < len(sentinels) else MASK)
     if sentinels and (own := tokenizer.token(sentinels[0])) != "<extra_id_0>":  # mT5's names begin with a space
         marked = re.sub("▁?(?=<extra_id_[0-9]+>)", str(own)[0], marked)
-    ids = tokenizer.encode(marked, allow_special=True)
+    if model.arch.structure == "decoder":
+        ids = _corrupted(model, marked)
+    else:
+        ids = tokenizer.encode(marked, allow_special=True)
     asked = [i for i in ids if i in sentinels]
     if not asked:
         raise UsageError(f"the text has no {MASK} to fill")
@@ -126,6 +134,17 @@ def _fill_spans(model: Model, text: str, max_new_tokens: int) -> Filled:
     for token in ids:
         whole += spans.get(token, []) if token in sentinels else [token]
     return Filled(tokenizer.decode(whole), spans=[tokenizer.decode(spans.get(s, [])) for s in asked])
+
+
+def _corrupted(model: Model, text: str) -> list[int]:
+    """The inputs of denoising in a decoder, as in training: a sentinel takes the place of the space before a word, and
+    the mode of short spans stands in front, unless the text begins with one."""
+    tokenizer, modes = model.tokenizer, model.text.extras if model.text is not None else ()
+    if SHORT_SPANS in modes and not text.startswith(tuple(modes)):
+        text = SHORT_SPANS + text
+    first = [] if tokenizer.bos_id is None else [int(tokenizer.bos_id)]
+    ids = tokenizer.encode(re.sub(" (?=<extra_id_[0-9]+>)", "", text), add_special=False, allow_special=True)
+    return [*first, *ids]
 
 
 def _fill_blanks(model: Model, text: str, max_new_tokens: int) -> Filled:

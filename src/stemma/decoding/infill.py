@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from stemma.declare.family import INFILL_NAMES
+from stemma.declare.family import INFILL_NAMES, LLAMA_INFILL
 from stemma.nn.model import Model
 
 
@@ -18,13 +18,15 @@ class InfillTokens(NamedTuple):
 
 
 def infill_tokens(model: Model) -> InfillTokens | None:
-    """By the family's names, or the usual ones; None unless the tokenizer has all of them."""
+    """By the family's names, or the usual ones, or Code LLaMA's; None unless the tokenizer has all four of them."""
     text, tokenizer = model.text, model.tokenizer
     if text is None or tokenizer is None:
         return None
-    found = [tokenizer.id(name) for name in text.infill or INFILL_NAMES]
-    ids = [i for i in found if i is not None and i < model.dims.vocab]
-    return InfillTokens(*ids) if len(ids) == 4 else None
+    for names in (text.infill, INFILL_NAMES, LLAMA_INFILL):
+        ids = [i for name in names if (i := tokenizer.id(name)) is not None and i < model.dims.vocab]
+        if len(ids) == 4:
+            return InfillTokens(*ids)
+    return None
 
 
 def prompt(model: Model, prefix: str, suffix: str) -> list[int]:

@@ -177,34 +177,3 @@ gpt3 = gpt2.evolve(
         "which size over how many is unpublished, and 4 for 0.5M, 12 for 3.2M and in proportion between stand in",
     ),
 )
-
-CODEX_SMALL = "the widths are unpublished: these, which give its count outside of the embeddings, stand in"
-
-codex = gpt3.evolve(
-    "codex",
-    {
-        "text.runs": 25,
-        "recipe.schedule.warmup": 175,
-        "recipe.schedule.until": 1.0,
-        "recipe.batch": None,
-        "recipe.data": "159 GB of Python from 54M GitHub repositories, 100B tokens",
-    },
-    sizes={
-        "codex-12m": Size(Dims(512, 4, 8, 2048, 50_281, 4096), {"recipe.lr": None}, "12M", note=CODEX_SMALL),
-        "codex-25m": Size(Dims(512, 8, 8, 2048, 50_281, 4096), {"recipe.lr": None}, "25M", note=CODEX_SMALL),
-        "codex-42m": Size(Dims(768, 6, 12, 3072, 50_281, 4096), {"recipe.lr": None}, "42M", note=CODEX_SMALL),
-        "codex-85m": Size(Dims(768, 12, 12, 3072, 50_281, 4096), {"recipe.lr": 6e-4}, "85M"),
-        "codex-300m": Size(Dims(1024, 24, 16, 4096, 50_281, 4096), {"recipe.lr": 3e-4}, "300M"),
-        "codex-679m": Size(Dims(1536, 24, 16, 6144, 50_281, 4096), {"recipe.lr": 2.5e-4}, "679M"),
-        "codex-2.5b": Size(Dims(2560, 32, 32, 10_240, 50_281, 4096), {"recipe.lr": 1.6e-4}, "2.5B"),
-        "codex-12b": Size(Dims(5120, 40, 40, 20_480, 50_281, 4096), {"recipe.lr": 1e-4}, "12B"),
-    },
-    about=About(
-        2021,
-        "Evaluating Large Language Models Trained on Code",
-        "arXiv:2107.03374",
-        weights="never published",
-        note="GPT-3 trained on, with 24 more tokens for runs of spaces; its sizes are named by what they hold outside "
-        "of the embeddings, and from 85M up these are GPT-3's (12 layers of 768 hold 85M, 24 of 1536 hold 679M)",
-    ),
-)

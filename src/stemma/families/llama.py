@@ -1,7 +1,6 @@
 """LLaMA and what Meta and others made of it: open decoders."""
 
 from stemma.declare.family import About, Size
-from stemma.declare.objectives import CLM, Infill
 from stemma.families.gpt import LAST, gpt3
 from stemma.nn.parts import (
     Answer,
@@ -114,96 +113,6 @@ llama2 = llama.evolve(
     ),
 )
 
-
-def _code(size: str, dims: Dims, *, published: str, kind: str = "", **changes: object) -> dict[str, Size]:
-    named = {"base": "arch.position.base", "objective": "objective", "lr": "recipe.lr"}
-    name = f"codellama-{size}" + (f"-{kind.lower()}" if kind else "")
-    hub = f"codellama/CodeLlama-{size}-{kind + '-' if kind else ''}hf"
-    return {name: Size(dims, {named[k]: v for k, v in changes.items()}, published, hub=hub)}
-
-
-codellama = llama2.evolve(
-    "codellama",
-    {
-        "arch.position.base": 1e6,
-        "objective": Infill(rate=0.9, swapped=0.5),
-        "text.infill": ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"),
-        "recipe.schedule.warmup": 1000,
-        "recipe.schedule.floor": 1 / 30,
-        "recipe.data": "500B tokens (70B: 1T): 85 % code, 8 % text about code, 7 % other text",
-    },
-    sizes={
-        **_code("7b", Dims(4096, 32, 32, 11_008, 32_016, 16_384), published="6.7B"),
-        **_code("13b", Dims(5120, 40, 40, 13_824, 32_016, 16_384), published="13.0B"),
-        **_code(
-            "34b",
-            Dims(8192, 48, 64, 22_016, 32_000, 16_384, kv_heads=8),
-            published="33.7B",
-            objective=CLM(),
-            lr=1.5e-4,
-        ),
-        **_code("70b", Dims(8192, 80, 64, 28_672, 32_016, 16_384, kv_heads=8), published="69.0B", lr=1.5e-4),
-        **_code(
-            "7b",
-            Dims(4096, 32, 32, 11_008, 32_000, 16_384),
-            published="6.7B",
-            kind="Python",
-            objective=CLM(),
-            lr=1e-4,
-        ),
-        **_code(
-            "13b",
-            Dims(5120, 40, 40, 13_824, 32_000, 16_384),
-            published="13.0B",
-            kind="Python",
-            objective=CLM(),
-            lr=1e-4,
-        ),
-        **_code(
-            "34b",
-            Dims(8192, 48, 64, 22_016, 32_000, 16_384, kv_heads=8),
-            published="33.7B",
-            kind="Python",
-            objective=CLM(),
-            lr=1e-4,
-        ),
-        **_code(
-            "70b",
-            Dims(8192, 80, 64, 28_672, 32_016, 4096, kv_heads=8),
-            published="69.0B",
-            kind="Python",
-            base=1e4,
-            objective=CLM(),
-            lr=1e-4,
-        ),
-        **_code("7b", Dims(4096, 32, 32, 11_008, 32_016, 16_384), published="6.7B", kind="Instruct"),
-        **_code("13b", Dims(5120, 40, 40, 13_824, 32_016, 16_384), published="13.0B", kind="Instruct"),
-        **_code(
-            "34b",
-            Dims(8192, 48, 64, 22_016, 32_000, 16_384, kv_heads=8),
-            published="33.7B",
-            kind="Instruct",
-            objective=CLM(),
-            lr=1.5e-4,
-        ),
-        **_code(
-            "70b",
-            Dims(8192, 80, 64, 28_672, 32_016, 4096, kv_heads=8),
-            published="69.0B",
-            kind="Instruct",
-            base=1e4,
-            objective=CLM(),
-            lr=1.5e-4,
-        ),
-    },
-    about=About(
-        2023,
-        "Code Llama: Open Foundation Models for Code",
-        "arXiv:2308.12950",
-        note="its weights start from LLaMA-2's; 16 more tokens, for infilling, where the vocabulary is 32,016; the "
-        "recipe is that of the code stage, before the one on long texts; the vocabulary of Python 70B is recalled",
-    ),
-)
 
 llama3 = llama2.evolve(
     "llama3",

@@ -3,7 +3,8 @@
 from stemma.declare.family import About, Size
 from stemma.declare.objectives import Denoisers, PrefixLM, Spans
 from stemma.declare.recipes import Adafactor, Sampling, Schedule
-from stemma.declare.tuning import Pretraining, Tuning
+from stemma.declare.tuning import SFT, Pretraining, Source, Tuning
+from stemma.families import templates
 from stemma.families.transformer import transformer
 from stemma.nn.parts import (
     Answer,
@@ -148,6 +149,38 @@ flan_t5 = t5_lm.trained(
         "Scaling Instruction-Finetuned Language Models",
         "arXiv:2210.11416",
         note="the objective is to predict the answer from the instruction; batches of 64 packed rows, dropout 0.05",
+    ),
+    tuning=Tuning(
+        (
+            SFT(
+                "completions",
+                templates.FLAN,
+                (
+                    Source("Muffin", 0.46, cap=30_000),
+                    Source("T0-SF", 0.279, cap=20_000),
+                    Source("Natural Instructions v2", 0.242, cap=5_000),
+                    Source("chains of thought", 0.018, cap=100_000),
+                ),
+                examples=64,
+                warmup=0.0,
+                packed=True,
+                loss_on="answers",
+                dropout=0.05,
+                inputs=2048,
+                targets=512,
+                steps=(98_000, 84_000, 64_000, 38_000, 14_000),
+                remembered=("inputs", "targets"),  # those of the released mixtures
+                changes=tuple(
+                    (f"arch.dropout.{place}", 0.05) for place in ("embed", "residual", "attention", "inner", "final")
+                ),
+                stand_in="builtin:flan2022",
+            ),
+        ),
+        "the Flan collection: Muffin 46 %, T0-SF 27.9 %, Natural Instructions v2 24.2 %, chains of thought 1.8 %",
+        "the task's own words to the encoder, the answer from the decoder",
+        result="MMLU, five-shot: 25.7 before and 52.4 after at 3B (recalled)",
+        stand_ins="builtin:flan2022, 36 small tasks in eleven clusters in the four forms, three of them with chains of "
+        "thought; `stemma data mixture flan2022-b` makes the published mixture of your own sets",
     ),
 )
 

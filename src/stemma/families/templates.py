@@ -4,6 +4,9 @@ from stemma.declare.tuning import Instructions, Turns
 
 PLAIN = Turns(user="{}", assistant="{}", generation="")  # the prompt as it came, then the answer
 
+# Wei et al. 2021, section 2.4, and Chung et al. 2022, appendix E: an end token between input and target, nothing else
+FLAN = Turns(user="{}</s>", assistant="{}</s>", generation="")
+
 # tatsu-lab/stanford_alpaca, train.py; the answer follows the colon directly
 _TASK = "Below is an instruction that describes a task"
 _ASK = "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}"
@@ -109,6 +112,18 @@ LLAMA3 = Turns(
     generation="<|start_header_id|>assistant<|end_header_id|>\n\n",
     tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     strip=True,
+)
+
+# facebookresearch/codellama, llama/generation.py: the head and the words of a message are encoded apart, and a
+# SentencePiece model puts a space in front of each; here these spaces stand before the line ends and behind `<step>`
+CODELLAMA_70B = Turns(
+    system=" Source: system \n\n {}<step>",
+    user="  Source: user \n\n {}<step>",
+    assistant="  Source: assistant\nDestination: user \n\n {}<step>",
+    generation="  Source: assistant\nDestination: user \n\n ",
+    tokens=("<step>",),
+    strip=True,
+    always=True,
 )
 
 # OpenAI, the description of ChatML

@@ -91,6 +91,7 @@ tulu2 = llama2.trained(
                 examples=128,
                 context=8192,
                 loss_on="answers",
+                stand_in="builtin:tulu,builtin:captain",
             ),
             Preferences(
                 "comparisons",
@@ -105,6 +106,10 @@ tulu2 = llama2.trained(
         ),
         "Tulu V2 mixture; UltraFeedback pairs",
         "<|user|> ... <|assistant|> ...",
+        result="MT-bench and AlpacaEval 6.30 and 73.9 at 7B, 7.49 and 86.6 at 70B; after DPO 6.29 and 85.1, 7.89 and "
+        "95.1",
+        stand_ins="builtin:tulu and builtin:captain, rows of small tasks, dialogues, what the model says of itself; "
+        "`stemma data mixture tulu2` makes the published mixture of its sources",
     ),
     others=("tulu",),
 )
@@ -199,11 +204,20 @@ stable_beluga2 = llama2.trained(
                 templates.BELUGA,
                 examples=256,
                 packed=True,
-                then=SFT("conversations", templates.BELUGA, examples=512, packed=False),
+                stand_in="builtin:explained",
+                then=SFT(
+                    "conversations",
+                    templates.BELUGA,
+                    examples=512,
+                    packed=False,
+                    stand_in="builtin:explained_stronger",
+                ),
             ),
         ),
         "system message, question, answer of a GPT",
         "### System: ... ### User: ... ### Assistant:",
+        stand_ins="builtin:explained and builtin:explained_stronger, as for orca. The template is that of the card's "
+        "text; --template stable-beluga-code is that of the code beside it",
     ),
     others=("orca",),
 )

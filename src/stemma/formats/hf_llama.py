@@ -125,6 +125,7 @@ llama = Layout(
         "llama3.1",
         "llama3.2",
         "codellama",
+        "codellama-python",
         "openllama",
         "tinyllama",
         "giraffe",

@@ -21,6 +21,12 @@ NAMES: dict[str, str] = {  # of a module: what its rows are
     "tulu": "rows of flan2022, dialogues, and the hard-coded rows ten times (Tulu 1 and 2)",
     "lookups": "long documents in which what was said early is asked for later (Giraffe, LongLLaMA)",
     "french": "questions and tasks in French, with answers in French (Vigogne)",
+    "functions": "signatures and docstrings of Python functions, answered by the body (Codex-S)",
+    "docstrings": "Python functions, answered by their docstring (Codex-D)",
+    "coding": "requests for a Python function, answered by its code (Code LLaMA - Instruct)",
+    "explained": "questions whose answers are explained step by step (Orca, Stable Beluga 2)",
+    "explained_stronger": "some of them again, explained by a stronger teacher (Orca, Stable Beluga 2)",
+    "medicine": "short medical questions of three tasks, for trying a method, no advice (Med-PaLM)",
     "calls": "questions and the calls that answer them, half of them beside the call's documentation (Gorilla)",
     "feedback": "questions with a helpful and an unhelpful answer, and some with a helpful one alone (Koala)",
 }
@@ -29,6 +35,11 @@ NAMES: dict[str, str] = {  # of a module: what its rows are
 def rows(name: str) -> Iterator[dict[str, Any]]:
     """The rows of the set `name`, in their order."""
     return iter(importlib.import_module(f"{__name__}.{name}").rows())
+
+
+def prompts(name: str) -> dict[str, str]:
+    """The written prompt of each task of the set `name`; empty where it has none."""
+    return dict(getattr(importlib.import_module(f"{__name__}.{name}"), "PROMPTS", {}))
 
 
 def licence(name: str) -> str:

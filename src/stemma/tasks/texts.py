@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from stemma.conversations import Conversation, Text, Writer, comparisons, encode, fit, ghost, read, writer
+from stemma.conversations import Conversation, Text, Turn, Writer, comparisons, encode, fit, ghost, read, writer
 from stemma.conversations.targets import LossOn, check
 from stemma.declare.tasks import ChatTask, WriteTask
 from stemma.errors import DataError
 from stemma.tasks.base import Marked, Reader, text_of
+from stemma.tasks.hard import prompted
 
 
 def marks_of(targets: Sequence[bool]) -> list[int]:
@@ -21,9 +22,10 @@ def marks_of(targets: Sequence[bool]) -> list[int]:
 
 
 class ChatReader(Reader, of=ChatTask):
-    """Conversations of any known shape. Whole rounds are left out at the end of one that is too long. With markers of
-    feedback, a row that compares two answers is read as two conversations, of which the last answers are learnt: those
-    before them are in both and were not compared."""
+    """Conversations of any known shape. Whole rounds are left out at the end of one that is too long, or, where the
+    task has limits, the question and the answer of a single round lose their ends. With markers of feedback, a row that
+    compares two answers is read as two conversations, of which the last answers are learnt: those before them are in
+    both and were not compared."""
 
     @cached_property
     def writer(self) -> Writer:
@@ -40,11 +42,42 @@ class ChatReader(Reader, of=ChatTask):
             found = read(row)
             liked = row.get(comparisons.FEEDBACK)
             found = replace(found, liked=liked) if self.task.feedback and isinstance(liked, bool) else found
+        found = prompted(found, self.task.prompts, row.get("task"))
         return found if self.task.ghost is None else ghost.learnt(found, self.task.ghost)
 
     def marked(self, found: Conversation) -> Marked:
+        limited = self.task.inputs is not None or self.task.targets is not None
+        if limited and [turn.role for turn in found.turns][-2:] == ["user", "assistant"] and len(found.answers) == 1:
+            return self._shortened(found)
         example = fit(found, self.context + 1, self.writer, self.tokenizer, self._learns(found))
         return Marked(example.ids, marks_of(example.targets))
+
+    def _shortened(self, talk: Conversation) -> Marked:
+        """A round whose question and answer have lost their ends as far as the task's limits and a row ask for it.
+        Raises DataError where nothing would be left of the question."""
+        task, room = self.task, self.context
+        *before, asked, answer = talk.turns
+        for _ in range(8):  # words that are cut may be other tokens
+            found = replace(talk, turns=(*before, asked, answer), instruction="", input="")
+            example = encode(self.tokenizer, self.writer.write(found), self._learns(talk))
+            begin = example.targets.index(True)
+            size = len(example.ids) - begin
+            over = size - min(task.targets or size, room)
+            if over > 0:
+                answer = Turn("assistant", self._cut(answer.content, over))
+                continue
+            left = room if self.structure == "encoder-decoder" else room + 1 - size
+            if (over := begin - min(task.inputs or begin, left)) <= 0:
+                return Marked(example.ids, marks_of(example.targets))
+            asked = Turn("user", self._cut(asked.content, over))
+        raise DataError(f"its question and answer cannot be cut to {room} tokens")
+
+    def _cut(self, words: str, over: int) -> str:
+        """Words without their last `over` tokens."""
+        ids = self.tokenizer.encode(words, add_special=False)
+        if len(ids) <= over:
+            raise DataError(f"its answer leaves no room for its question in the {self.context} tokens of a row")
+        return str(self.tokenizer.decode(ids[: len(ids) - over]))
 
     def _learns(self, found: Conversation) -> LossOn:
         return self.task.learns if found.liked is None or self.task.learns == "everything" else "last answer"

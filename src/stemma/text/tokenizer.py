@@ -150,9 +150,10 @@ class Tokenizer:
         lower = '"lowercase":true' in json.dumps(state.get("normalizer"), separators=(",", ":"))
         return cls(core, reading.kind_of(state), specials, kept=kept, chat_template=template, lowercase=lower)
 
-    def grown(self, sentinels: int, names: Iterable[str], runs: int = 0) -> Tokenizer:
+    def grown(self, sentinels: int, names: Iterable[str], runs: int = 0, pad: str | None = None) -> Tokenizer:
         """This tokenizer, and what it lacks, with new ids at its end: a token for every run of 2 to `runs` spaces, the
-        special tokens of `names`, and `sentinels`. Raises UsageError for runs in another kind than byte-level BPE."""
+        special tokens of `names` (of which `pad` pads rows, where nothing does), and `sentinels`. Raises UsageError for
+        runs in another kind than byte-level BPE."""
         core = growing.runs(self._core, runs) if runs > 1 else self._core
         new = [name for name in names if self.id(name) is None]
         if self.sentinels < sentinels:
@@ -160,7 +161,8 @@ class Tokenizer:
         if not new and core is self._core:
             return self
         core = growing.special(core, new)
-        specials = dataclasses.replace(self.specials, extra=max(self.sentinels, sentinels))
+        pad = self.specials.pad or (pad if pad in new else None)
+        specials = dataclasses.replace(self.specials, extra=max(self.sentinels, sentinels), pad=pad)
         template, lower = self.chat_template, self.lowercase
         return Tokenizer(core, self.kind, specials, chat_template=template, lowercase=lower)
 

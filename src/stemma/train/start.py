@@ -49,7 +49,7 @@ def inspect(plan: Plan) -> tuple[Any, int]:
                 "from weights of its own design and scale"
             )
     names = (*plan.text.extras, *tokens(plan.objective, plan.text))
-    grown = there.tokenizer.grown(plan.text.sentinels, names, plan.text.runs)
+    grown = there.tokenizer.grown(plan.text.sentinels, names, plan.text.runs, plan.text.pad)
     task = plan.objective.task if isinstance(plan.objective, RowObjective) else None
     if isinstance(task, ChatTask) and task.template:  # whoever talks to it later finds the template that it learnt
         own = NAMES[task.template]

@@ -6,15 +6,17 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from stemma import formats, spec
+from stemma import conversations, formats, spec
 from stemma.declare.tasks import (
     AnswerTask,
+    ChatTask,
     ChooseTask,
     ClassifyTask,
     HeadTask,
@@ -35,13 +37,17 @@ from stemma.tasks import columns, kept
 from stemma.tasks.base import text_of
 from stemma.tasks.encoder import first, good_rows
 from stemma.tasks.head_columns import columns_of
-from stemma.tasks.metrics import bootstrap, texts
+from stemma.tasks.metrics import bootstrap, labels, texts
+from stemma.tuning import decoding, ranking
+from stemma.tuning.answering import Answering
+from stemma.tuning.decoding import Decoding
 from stemma.tuning.writing import Written
 
 ROW = 1024  # tokens of a row, where the model reads more
 TOKENS = 8192  # of a batch
 FIRST = 200  # rows by which columns are found
 TARGETS = ("label", "tags", "answers", "target")  # columns that hold what is predicted
+LIKELIEST = Decoding()
 Row = Mapping[str, Any]
 Answer = dict[str, Any]
 
@@ -56,8 +62,8 @@ class Predictor(ABC):
         if of is not None:
             _kinds[of] = cls
 
-    def __init__(self, model: Model, task: Any) -> None:
-        self.model, self.task = model, task
+    def __init__(self, model: Model, task: Any, how: Decoding) -> None:
+        self.model, self.task, self.how = model, task, how
 
     @abstractmethod
     def check(self, row: Row, scored: bool) -> None:
@@ -75,8 +81,10 @@ class Predictor(ABC):
 class HeadPredictor(Predictor, of=HeadTask):
     """Predicts by the head of a model."""
 
-    def __init__(self, model: Model, task: HeadTask) -> None:
-        super().__init__(model, task)
+    def __init__(self, model: Model, task: HeadTask, how: Decoding) -> None:
+        super().__init__(model, task, how)
+        if not how.plain:
+            raise UsageError(f"{task.word} is answered by a head, which draws no samples and writes no text")
         room = min(model.dims.context, ROW)
         self.goal = RunLabels(
             Labels(task=task), Setting(model.tokenizer, model.text, room, 0, structure=model.arch.structure)
@@ -107,24 +115,117 @@ class HeadPredictor(Predictor, of=HeadTask):
         return self.goal.reader.measure(rows, answers)
 
 
-class WritePredictor(Predictor, of=WriteTask):
-    """Predicts by writing."""
+class TextPredictor(Predictor):
+    """Predicts by writing. A subclass has `written`, which writes, and `wanted`."""
 
-    def __init__(self, model: Model, task: WriteTask) -> None:
-        super().__init__(model, task)
-        self.written = Written(model, task)
+    written: Written | Answering
+
+    @abstractmethod
+    def wanted(self, row: Row) -> str:
+        """The text that is right. Raises DataError for a row without one."""
 
     def check(self, row: Row, scored: bool) -> None:
         self.written.prompt(row)
         if scored:
-            text_of(row, self.task.target, "target")
+            text = self.wanted(row)
+            if self.how.rule is not None:
+                decoding.right_of(text, self.how.rule)
 
     def predict(self, rows: Sequence[Row]) -> list[Answer]:
-        return [{"text": text} for text in self.written.answers(rows)]
+        return self.written.answers(rows)
 
     def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
-        wanted = [text_of(row, self.task.target, "target") for row in rows]
+        wanted = [self.wanted(row) for row in rows]
+        if self.how.rule is not None:
+            return decoding.measured(wanted, answers, self.how)
         return texts.measured(wanted, [answer["text"] for answer in answers])
+
+
+class WritePredictor(TextPredictor, of=WriteTask):
+    """Writes a text for a text."""
+
+    def __init__(self, model: Model, task: WriteTask, how: Decoding) -> None:
+        super().__init__(model, task, how)
+        self.written = Written(model, task, how)
+
+    def wanted(self, row: Row) -> str:
+        return text_of(row, self.task.target, "target")
+
+
+class AnswerPredictor(TextPredictor):
+    """Answers the last question of a conversation."""
+
+    def __init__(self, model: Model, task: ChatTask, how: Decoding) -> None:
+        super().__init__(model, task, how)
+        self.written = Answering(model, task, how)
+
+    def wanted(self, row: Row) -> str:
+        return conversations.read(row).answers[-1]
+
+
+class RankPredictor(Predictor):
+    """Predicts which of a row's `options` is the last answer (`stemma.tuning.ranking`)."""
+
+    def __init__(self, model: Model, task: ChatTask, how: Decoding) -> None:
+        super().__init__(model, task, how)
+        self.ranker = ranking.Ranker(model, task, min(model.dims.context, ROW))
+
+    def check(self, row: Row, scored: bool) -> None:
+        self.ranker.marked(row)
+        if scored:
+            ranking.truth(row)
+
+    def predict(self, rows: Sequence[Row]) -> list[Answer]:
+        self.model.eval()
+        read = [one for row in rows for one in self.ranker.marked(row)]
+        scores = [0.0] * len(read)
+        for some in batches([len(one.ids) for one in read]):
+            for k, score in zip(some, self.ranker.scores([read[k] for k in some]), strict=True):
+                scores[k] = score
+        each = iter(scores)
+        found = [dict(zip(options, each, strict=False)) for options in map(ranking.options, rows)]
+        return [{"label": max(own, key=own.__getitem__), "scores": own} for own in found]
+
+    def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
+        options, truth = [ranking.options(row) for row in rows], [ranking.truth(row) for row in rows]
+        found = [own.index(answer["label"]) for own, answer in zip(options, answers, strict=True)]
+        nats = [-answer["scores"][own[i]] for own, answer, i in zip(options, answers, truth, strict=True)]
+        chance = sum(1 / len(own) for own in options) / len(rows)
+        return {**labels.right(truth, found), "chance": chance, "nats": sum(nats) / len(rows)}
+
+
+class TalkPredictor(Predictor, of=ChatTask):
+    """Answers conversations: rows that list `options` by the likeliest of them, unless texts are to be drawn, and
+    others by writing."""
+
+    @cached_property
+    def ranks(self) -> RankPredictor:
+        return RankPredictor(self.model, self.task, self.how)
+
+    @cached_property
+    def writes(self) -> AnswerPredictor:
+        return AnswerPredictor(self.model, self.task, self.how)
+
+    def by(self, row: Row) -> RankPredictor | AnswerPredictor:
+        """What predicts a row."""
+        return self.ranks if ranking.OPTIONS in row and self.how.plain else self.writes
+
+    def check(self, row: Row, scored: bool) -> None:
+        self.by(row).check(row, scored)
+
+    def predict(self, rows: Sequence[Row]) -> list[Answer]:
+        found: list[Answer] = [{}] * len(rows)
+        for kind in dict.fromkeys(map(self.by, rows)):
+            own = [i for i, row in enumerate(rows) if self.by(row) is kind]
+            for i, answer in zip(own, kind.predict([rows[i] for i in own]), strict=True):
+                found[i] = answer
+        return found
+
+    def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
+        kinds = list(dict.fromkeys(map(self.by, rows)))
+        if len(kinds) > 1:
+            raise DataError(f"some rows list {ranking.OPTIONS!r} and others do not; judge them apart")
+        return (kinds[0] if kinds else self.writes).measure(rows, answers)
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -189,11 +290,11 @@ def task_of(model: Model) -> HeadTask | None:
     return None
 
 
-def predictor(one: Tuned) -> Predictor:
-    """What predicts the rows of a task. Raises UsageError where nothing does."""
+def predictor(one: Tuned, how: Decoding) -> Predictor:
+    """What predicts the rows of a task, as `how` says. Raises UsageError where nothing does."""
     for kind in type(one.task).__mro__:
         if kind in _kinds:
-            return _kinds[kind](one.model, one.task)
+            return _kinds[kind](one.model, one.task, how)
     raise UsageError(f"a model tuned to {one.task.word} predicts no rows; `stemma chat` or `stemma generate` asks it")
 
 
@@ -221,6 +322,8 @@ def row_of(task: RowTask, text: str | Row) -> Row:
             held = None
         if isinstance(held, dict):
             return held
+    if isinstance(task, ChatTask):
+        return {"question": text}
     name = "words" if task.word == "tag" else "text"
     several = getattr(task, "pair", "") or task.word == "choose"
     if several or name not in {f.name for f in fields(task)}:
@@ -234,17 +337,21 @@ def row_of(task: RowTask, text: str | Row) -> Row:
 # ---------------------------------------------------------------- what users call
 
 
-def predict(model: str | Path | Tuned, texts: Sequence[str | Row], **given: Any) -> list[Answer]:
+def predict(
+    model: str | Path | Tuned, texts: Sequence[str | Row], *, how: Decoding = LIKELIEST, **given: Any
+) -> list[Answer]:
     """What a tuned model says of texts, or of rows with fields, in their order.
 
-    `model`: a run, a folder or a hub id, or what `tuned` gave. `given`: the columns of rows, where they have other
-    names than those of the data that it was tuned on (`text="review"`). A prediction is {"label", "scores"}, {"labels",
-    "scores"}, {"value"}, {"spans"} or {"text"}; {"error"} says what is wrong with a row that cannot be read."""
+    `model`: a run, a folder or a hub id, or what `tuned` gave. `how`: of models that write, such as
+    `Decoding(samples=11, final="number")`, whose prediction is {"text", "answer", "votes"}. `given`: the columns of
+    rows, where they have other names than those of the data that it was tuned on (`text="review"`). A prediction is
+    {"label", "scores"}, {"labels", "scores"}, {"value"}, {"spans"} or {"text"}; {"error"} says what is wrong with a row
+    that cannot be read."""
     one = model if isinstance(model, Tuned) else tuned(model)
     rows = [row_of(one.task, text) for text in texts]
     if not rows:
         return []
-    made = predictor(one._replace(task=fitted(one.task, rows, given, scored=False)))
+    made = predictor(one._replace(task=fitted(one.task, rows, given, scored=False)), how)
     wrong: dict[int, str] = {}
     for i, row in enumerate(rows):
         try:
@@ -263,15 +370,20 @@ class Measured(NamedTuple):
     rows: int
 
 
-def scored_rows(one: Tuned, data: str, given: Mapping[str, Any]) -> tuple[list[Row], list[str]]:
+def scored_rows(
+    one: Tuned, data: str, given: Mapping[str, Any], how: Decoding = LIKELIEST
+) -> tuple[list[Row], list[str]]:
     """The rows of `data` by which a model can be judged, and sentences on those that are passed over."""
-    made = predictor(one._replace(task=fitted(one.task, first(data, FIRST)[0], given, scored=True)))
+    made = predictor(one._replace(task=fitted(one.task, first(data, FIRST)[0], given, scored=True)), how)
     return good_rows(data, lambda row: made.check(row, scored=True))
 
 
-def measured(one: Tuned, rows: Sequence[Row], draws: int = bootstrap.DRAWS, **given: Any) -> Measured:
-    """How good a tuned model is on rows with targets, by the metrics of its task, with bootstrap intervals."""
-    made = predictor(one._replace(task=fitted(one.task, rows, given, scored=True)))
+def measured(
+    one: Tuned, rows: Sequence[Row], draws: int = bootstrap.DRAWS, how: Decoding = LIKELIEST, **given: Any
+) -> Measured:
+    """How good a tuned model is on rows with targets, by the metrics of its task, with bootstrap intervals. `how`: its
+    texts are drawn; with a rule for final answers, by the share of those that are right."""
+    made = predictor(one._replace(task=fitted(one.task, rows, given, scored=True)), how)
     for row in rows:
         made.check(row, scored=True)
     answers = made.predict(rows)

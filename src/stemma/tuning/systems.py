@@ -8,7 +8,8 @@ from typing import Any
 
 from stemma import disk, families, spec
 from stemma.conversations.templates import NAMES
-from stemma.declare.family import Design
+from stemma.data import cleaning
+from stemma.declare.family import Design, Text
 from stemma.declare.objectives import Objective
 from stemma.declare.recipes import AdamW, Recipe
 from stemma.declare.tasks import ChatTask
@@ -17,6 +18,7 @@ from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
 from stemma.nn.parts import (
     Dims,
+    Dropout,
     Llama3Scaling,
     Mask,
     Memory,
@@ -29,6 +31,7 @@ from stemma.objectives import incompatible_reason, with_special_tokens
 from stemma.rewrites import kinds
 from stemma.rewrites.kinds import Rewrite
 from stemma.train.config import Plan, Train
+from stemma.tuning.ahead import VECTORS, behind, padded, prompts_of
 from stemma.tuning.plans import SCALE, beside, fitting, objective_of, packed, started
 from stemma.tuning.tokens import needed
 
@@ -37,6 +40,7 @@ FASTER = 10.0  # times the published rate at most, in a scaled run
 WARMUP = 0.03  # share of the steps, where none is published
 DEFAULT, PLAIN = "chatml", "plain"  # templates, where none is published: of tokens of its own, or of text alone
 UNKNOWN = 5e-5  # peak rate, where none is published
+UNTOLD = "3 epochs"  # where neither epochs nor steps are
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,18 @@ class System:
     number: int
     many: int
 
+    def of(self, value: Any) -> Any:
+        """Of values by size, that of the design's."""
+        if not isinstance(value, tuple):
+            return value
+        sizes = [*families.family(self.design.name).sizes]
+        return value[sizes.index(self.design.name) if self.design.name in sizes else 0]
+
 
 def names() -> list[str]:
-    """The families whose weights were trained on in a stage that runs here."""
-    return [name for name, family in families.tree().items() if runnable(family.tuning.stages if family.tuning else ())]
+    """The families whose weights were trained on in a stage that runs here, of a design that is known."""
+    known = {name: f.tuning for name, f in families.tree().items() if f.tuning and f.edge != "unpublished"}
+    return [name for name, tuning in known.items() if runnable(tuning.stages)]
 
 
 def runnable(stages: tuple[Stage, ...]) -> list[SFT | Pretraining]:
@@ -89,7 +101,15 @@ def system(name: str, number: int | None = None) -> System:
         number = next((i for i, stage in enumerate(stages, 1) if isinstance(stage, SFT)), 1)
     if not 1 <= number <= len(stages):
         raise UsageError(f"{name} has {len(stages)} stages that run here, so stage {number} is none of them")
-    return System(families.design(name), stages[number - 1], number, len(stages))
+    return System(_design(name), stages[number - 1], number, len(stages))
+
+
+def _design(name: str) -> Design:
+    """The design of a family or size: of a family the first size whose rate is known, if there is one."""
+    family, design = families.family(name), families.design(name)
+    if family.name != families.known_as(name) or design.recipe.lr is not None:
+        return design
+    return next((family[size] for size in family.sizes if family[size].recipe.lr is not None), design)
 
 
 def of_rows(name: str, number: int) -> bool:
@@ -106,7 +126,13 @@ def task_of(found: System) -> ChatTask:
     """How the system's examples are written and which of their tokens are learnt."""
     assert isinstance(found.stage, SFT)
     stage = found.stage
-    return ChatTask(template_of(stage.template), stage.loss_on or "answers", feedback=stage.feedback)
+    return ChatTask(
+        template_of(stage.template),
+        stage.loss_on or "answers",
+        feedback=stage.feedback,
+        inputs=stage.inputs,
+        targets=stage.targets,
+    )
 
 
 def rewrites_of(found: System, there: Model) -> tuple[Rewrite, ...]:
@@ -115,14 +141,9 @@ def rewrites_of(found: System, there: Model) -> tuple[Rewrite, ...]:
     if not isinstance(stage, SFT) or stage.adapter is None:
         return ()
     if isinstance(stage.adapter, SoftPrompt):  # one for all tasks, before the words of each
-        return (kinds.SoftPrompt(stage.adapter.length or 100, "uniform"),)
+        return (kinds.SoftPrompt(stage.adapter.length or VECTORS, "uniform"),)
     one: LoRA = stage.adapter
-    return beside(there, one.rank or 8, one.base, one.alpha or 16.0, _first(one.dropout) or 0.0)
-
-
-def _first(value: float | tuple[float, ...] | None) -> float | None:
-    """Of values by size, that of the smallest."""
-    return value[0] if isinstance(value, tuple) else value
+    return beside(there, one.rank or 8, one.base, one.alpha or 16.0, found.of(one.dropout) or 0.0)
 
 
 def longest(found: System, there: Model, full: bool) -> int:
@@ -139,8 +160,10 @@ def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Rec
     widths. What is unpublished is chosen here and said."""
     stage, published = found.stage, found.design.recipe
     context = min(stage.context or 2048, longest(found, there, full))
-    examples = int(_first(stage.examples) or EXAMPLES)
-    rate = _first(stage.lr) or published.lr
+    if isinstance(stage, SFT) and isinstance(stage.adapter, SoftPrompt):
+        context = min(context, behind(there, stage.adapter.length or VECTORS))
+    examples = int(found.of(stage.examples) or EXAMPLES)
+    rate = found.of(stage.lr) or published.lr
     chosen = [] if rate is not None else [f"a peak rate of {UNKNOWN}"]
     rate = UNKNOWN if rate is None else rate
     if not full:
@@ -148,27 +171,49 @@ def recipe_of(found: System, there: Model, full: bool, quiet: bool) -> tuple[Rec
         prompts = isinstance(stage, SFT) and isinstance(stage.adapter, SoftPrompt)
         wider = found.design.dims.d_model / there.dims.d_model
         rate *= 1.0 if prompts else min(FASTER, max(1.0, wider))
-    epochs = _first(stage.epochs)
-    if epochs is None:
-        chosen.append("3 epochs")
+    batch = examples * context
+    packed = isinstance(stage, SFT) and stage.packed is not False
+    if not full and packed:
+        batch = max(1, examples // 4) * context
+    elif full and stage.examples is None:
+        known = isinstance(stage, Pretraining) or stage.steps is not None
+        batch = found.of(stage.batch) or (known and published.batch) or batch
+    length, steps = length_of(found, batch, full)
+    if length == UNTOLD:
+        chosen.append(length)
     schedule = stage.schedule or published.schedule
     share = stage.warmup
     if share is None:
-        share = schedule.warmup / published.steps if published.steps and schedule.warmup else WARMUP
+        share = schedule.warmup / steps if steps and schedule.warmup else WARMUP
     if chosen and not quiet:
         disk.tell(f"note: {' and '.join(chosen)} {'are' if len(chosen) > 1 else 'is'} this tool's choice: unpublished")
-    packed = isinstance(stage, SFT) and stage.packed is not False
+    counted = 1000 if not full or not steps else steps
     recipe = Recipe(
         optimizer=published.optimizer if published.optimizer != AdamW() else AdamW(weight_decay=0.0),
         lr=rate,
-        schedule=replace(schedule, warmup=max(1, round(1000 * share))),
-        steps=1000,  # of which the warm-up is a share
-        batch=examples * context if not packed or full else max(1, examples // 4) * context,
+        schedule=replace(schedule, warmup=max(1, round(counted * share))),
+        steps=counted,  # of which the warm-up is a share
+        batch=batch,
         clip=published.clip or 1.0,
         mixed=False,
         z_loss=published.z_loss,
     )
-    return recipe, context, f"{epochs or 3:g} epochs"
+    return recipe, context, length
+
+
+def length_of(found: System, batch: int, full: bool) -> tuple[str, int | None]:
+    """(the budget of a stage, its published steps): in epochs as published; text of which steps or tokens were counted
+    is read once where it is not `full`."""
+    stage, published = found.stage, found.design.recipe
+    steps, tokens, epochs = found.of(stage.steps), found.of(stage.tokens), found.of(stage.epochs)
+    own = steps or tokens or (isinstance(stage, Pretraining) and published.steps)
+    step = found.of(stage.batch) or published.batch or (batch if full else None)
+    total = steps or (round(tokens / step) if tokens and step else published.steps)
+    if epochs is not None or not own:
+        return (f"{epochs:g} epochs" if epochs is not None else UNTOLD), total
+    if full:
+        return (f"{tokens:g} tokens" if tokens and not steps else f"{total} steps"), total
+    return ("1 epochs" if isinstance(stage, Pretraining) else UNTOLD), total
 
 
 def resolve(
@@ -202,12 +247,17 @@ def resolve(
             raise UsageError(f"stage {found.number} of {name} reads text, not rows, so it has no setting {given[0]!r}")
         objective = found.stage.objective or found.design.objective
         objective = objective if full else objective.scaled(there.dims.context / found.design.dims.context)
-        arch = replace(arch, mask=mask_of(found.design, there.dims), position=position_of(found.design, there))
+        arch = replace(arch, position=position_of(found.design, there))
+        if "arch.mask" in families.family(name).changes:
+            arch = replace(arch, mask=mask_of(found.design, there.dims))
         if (why := incompatible_reason(objective, arch)) is not None:
             raise UsageError(f"{there.name} cannot be tuned as {name}: {why}")
-        text = with_special_tokens(objective, replace(text, extras=found.design.text.extras))
+        text = text_of(found.design.text, text, objective)
     else:
-        task = replace(task_of(found), **{k: v for k, v in (settings or {}).items() if v is not None})
+        task = spec.edit(task_of(found), {k: v for k, v in (settings or {}).items() if v is not None})
+        if isinstance(found.stage.adapter, SoftPrompt):
+            arch = replace(arch, dropout=Dropout())  # what is frozen computes as it will
+            task = replace(task, prompts=task.prompts or prompts_of(data))
         if not task.template and there.tokenizer.chat_template is None:
             # adapters learn no rows for tokens that a template brings
             task = replace(task, template=PLAIN if rewrites or found.stage.adapter is not None else DEFAULT)
@@ -218,11 +268,24 @@ def resolve(
         objective = packed(objective_of(task, there), found.stage.packed is not False)
         train = replace(train, unit="document", piece=None)
         rewrites = rewrites or rewrites_of(found, there)
+        if not any(rewrite.freezes for rewrite in rewrites):
+            text = padded(text, found.design.text.pad, there)
     dims = replace(there.dims, context=longest(found, there, full))
     own = name if families.family(name).edge == "evolve" else there.name  # what it is in files
     plan = Plan(own, SCALE, arch, dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name)
-    plan = spec.edit(spec.edit(plan, dict(found.stage.changes)), dict(overrides or {}))
+    plan = spec.edit(spec.edit(plan, _read(dict(found.stage.changes))), _read(overrides or {}))
     return needed(fitting(plan), there, quiet)[0]
+
+
+def _read(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes of a plan, with steps of a cleaning that are given by their names (`exact,code`) as values."""
+    return {path: cleaning.parse(v) if path == "clean" and isinstance(v, str) else v for path, v in changes.items()}
+
+
+def text_of(published: Text, own: Text, objective: Objective) -> Text:
+    """The text settings `own` with the tokens that a published design brings, and those that the objective needs."""
+    infill, runs = published.infill or own.infill, published.runs or own.runs
+    return with_special_tokens(objective, replace(own, extras=published.extras, infill=infill, runs=runs))
 
 
 def position_of(design: Design, there: Model) -> Position:
@@ -254,9 +317,9 @@ def mask_of(design: Design, dims: Dims) -> Mask:
 
 def stand_in(found: System, quiet: bool) -> str:
     """What the stage learns from where no data are named. Raises UsageError where nothing stands in."""
-    source = found.stage.stand_in
+    source, name = found.stage.stand_in, families.family(found.design.name).name
     if not source:
-        raise UsageError(f"{found.design.name} has no data that stand in for its own, so give --data FILE")
+        raise UsageError(f"{name} has no data that stand in for its own, so give --data FILE")
     if not quiet:
-        disk.tell(f"note: {source} stands in for the data of {found.design.name}; --data FILE takes your own")
+        disk.tell(f"note: {source} stands in for the data of {name}; --data FILE takes your own")
     return source

@@ -6,26 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stemma.declare.tasks import WriteTask
-from stemma.decoding import generate
 from stemma.errors import DataError
 from stemma.nn.model import Model
 from stemma.tasks.base import text_of
 from stemma.tasks.texts import WriteReader
+from stemma.tuning.decoding import Decoding, answered, room
 
 LONGEST = 256  # tokens of a text that is written, where the model can write more
-ROWS = 16  # that are answered together
 
 
 class Written:
-    """Answers the rows of a task `write` with a model. Texts are the likeliest word by word, unless `options` (of
-    `stemma.generate`) say otherwise. `longest`: tokens of an answer."""
+    """Answers the rows of a task `write` with a model."""
 
-    def __init__(self, model: Model, task: WriteTask, longest: int = LONGEST, **options: Any) -> None:
-        self.model, self.task, self.options = model, task, options
-        room = model.dims.context
-        self.longest = min(longest, room // 2)
+    def __init__(self, model: Model, task: WriteTask, how: Decoding) -> None:
+        self.model, self.task, self.how = model, task, how
+        there = room(model)
+        self.longest = min(how.tokens or LONGEST, there // 2)
         answers = 0 if model.arch.structure == "encoder-decoder" else self.longest
-        self.reader = WriteReader(task, model.tokenizer, room - answers, model.arch.structure)
+        self.reader = WriteReader(task, model.tokenizer, there - answers, model.arch.structure)
 
     def prompt(self, row: Mapping[str, Any]) -> list[int]:
         """What the model reads of a row; a text that is too long is cut at its end. Raises DataError for a row without
@@ -39,10 +37,6 @@ class Written:
             ids = self.reader.asked(self.model.tokenizer.decode(kept))
         return ids
 
-    def answers(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    def answers(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """What the model writes for each row."""
-        options = {"temperature": 0.0, **self.options}
-        found = generate(
-            self.model, [self.prompt(row) for row in rows], max_new_tokens=self.longest, batch=ROWS, **options
-        )
-        return [(one.text or "").strip() for one in found]
+        return answered(self.model, [self.prompt(row) for row in rows], self.how, self.longest)

@@ -16,7 +16,7 @@ import stemma
 from stemma import samples
 from stemma.conversations import read, writer
 from stemma.declare.recipes import AdamW
-from stemma.declare.tasks import Answers, ChatTask
+from stemma.declare.tasks import Answers, ChatTask, HardPrompt
 from stemma.samples import explained
 from stemma.tuning import systems, tune
 from test_tune import decoder, tokenizer, written  # noqa: F401
@@ -177,6 +177,11 @@ def test_the_second_stage_goes_on_from_the_first(tmp_path: Path, decoder: Path) 
     run = tune("orca", start=str(decoder), data=[one, two], out=tmp_path / "run", **more)
     assert run.finished and run.plan.data == two and run.plan.train.start.endswith("stages/1/model")
     first, start = stemma.load(tmp_path / "run" / "stages" / "1"), stemma.load(decoder)
+    asked = {"settings": {"template": "plain", "prompts": (HardPrompt("red "),)}}
+    other = tune(
+        "orca", start=str(decoder), data=one, out=tmp_path / "other", **{**more, **asked}
+    )  # through stages.json
+    assert other.plan.objective.task.prompts == (HardPrompt("red "),)  # type: ignore[attr-defined]
     changed = [name for name, t in first.state_dict().items() if not torch.equal(t, run.model.state_dict()[name])]
     assert changed and any(not torch.equal(t, start.state_dict()[name]) for name, t in first.state_dict().items())
     assert Counter(json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())

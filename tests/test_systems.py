@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import torch
 import stemma
 from commands import starter
 from stemma import families
+from stemma.cli import COMMANDS
 from stemma.train import read_metrics, verify_resume
 from stemma.tuning import systems
+from stemma.tuning.plans import words
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 TINY = {"dims.d_model": 32, "dims.layers": 2, "dims.heads": 4, "dims.d_ff": 48, "dims.vocab": 500}
@@ -40,6 +43,24 @@ def bases(tmp_path_factory: pytest.TempPathFactory, bench: Any) -> dict[str, Pat
         kept: dict[str, Any] = {"budget": "3 steps", "overrides": changes, "quiet": True}
         stemma.pretrain(name, data="builtin:captain", out=home / name, **kept)
     return {name: home / name for name in set(bench.BASES.values())}
+
+
+def test_every_system_that_the_survey_tunes_has_data(bench: Any) -> None:
+    """But the one that needs a browser."""
+    later = {"webgpt"}
+    assert set(systems.names()) - set(bench.names()) <= later
+
+
+@pytest.mark.parametrize("page", ["survey", "systems", "long", "calls", "judge"])
+def test_commands_of_pages_exist(page: str) -> None:
+    """Of each `stemma COMMAND` of a page the command, and of `tune` what it tunes to."""
+    text = (BENCH.parent / "docs" / f"{page}.md").read_text("utf-8")
+    found = re.findall(r"(?:`|^)stemma ([a-z]+)(?: ([A-Za-z0-9.-]+))?", text, re.M)
+    assert found
+    for command, what in found:
+        assert command in COMMANDS, command
+        if command == "tune":
+            assert what in (*words(), "complete", "NAME") or systems.stages_of(what)
 
 
 def metrics(place: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def test_what_cannot_be_voted_on_is_refused() -> None:
             Decoding(**more)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="answered by a head, which draws no samples"):
         HeadPredictor(None, AnswerTask(), Decoding(temperature=0.5))  # type: ignore[arg-type]
+    assert Decoding(seed=5).plain and not Decoding(tokens=5).plain
     assert Decoding(samples=11, final="number").heat == 0.7 and Decoding().heat == 0.0
 
 
@@ -164,6 +166,18 @@ def test_samples_are_those_of_their_seeds(run: Path) -> None:
     more = predict(one, rows[:1], how=Decoding(samples=9, temperature=3.0, final=r"\w+", seed=4, tokens=6))
     assert not Counter(found[0]["votes"]) - Counter(more[0]["votes"]) and sum(more[0]["votes"].values()) > 5
     assert predict(one, rows[:1]) == [{"text": found_text(one, "red who 1 :")}]
+
+
+def test_options_are_ranked_in_the_prompt_of_their_task(run: Path) -> None:
+    one = tuned(run)
+    assert isinstance(one.task, ChatTask)
+    bare = one._replace(task=replace(one.task, prompts=()))
+    row = {"question": "who 1", "options": ["it is 1", "it is 2"], "task": "a"}
+    (found,), (same,) = predict(one, [row]), predict(bare, [row | {"question": "red who 1 :"}])
+    (other,) = predict(bare, [row])
+    assert found == same and found["scores"] != other["scores"]
+    (drawn,) = predict(one, [row], how=Decoding(final="number"))
+    assert drawn.keys() == {"text", "answer"}
 
 
 def found_text(one: Tuned, text: str) -> str:

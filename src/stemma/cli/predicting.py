@@ -147,7 +147,7 @@ def eval_(paths: tuple[str, ...], data: str | None, as_json: bool, how: Loading,
     """
     judged = {name: options.pop(name) for name in judging.NAMES if name != "seed"} | {"seed": drawn.seed}
     if judged["judge"] is not None:
-        if data or given(options) or drawn != type(drawn)(seed=drawn.seed):
+        if data or given(options) or not drawn.plain:
             raise UsageError("--judge asks questions, and --data has rows with what is right; give one of them")
         judging.judge(paths, how, as_json, judged)
         return

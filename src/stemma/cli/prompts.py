@@ -65,8 +65,6 @@ def encoded(model: Any, texts: Sequence[str], special: bool) -> Sequence[str] | 
 def in_hard_prompts(path: str, texts: Sequence[str], task: str | None) -> Sequence[str]:
     """The prompts, each in the words that the model at `path` was tuned with for a task. Raises UsageError where it has
     none for `task`, or several and none is named."""
-    if task is None and path.endswith(".gguf"):
-        return texts
     from stemma.cli.talks import prompts_of
     from stemma.train import midway
 

@@ -76,8 +76,3 @@ def read(given: str) -> HardPrompt:
     except (DataError, AttributeError) as error:
         raise UsageError(f"{path}: {error}") from None
     return HardPrompt(text, task)
-
-
-def dumped(prompts: Mapping[str, str]) -> tuple[HardPrompt, ...]:
-    """Prompts of a table by task."""
-    return tuple(HardPrompt(text, task) for task, text in prompts.items())

@@ -47,6 +47,11 @@ class Decoding:
             object.__setattr__(self, "final", final(self.final))
 
     @property
+    def plain(self) -> bool:
+        """Whether nothing but a seed is asked for."""
+        return self == Decoding(seed=self.seed)
+
+    @property
     def rule(self) -> Final | None:
         """How an answer is found."""
         assert not isinstance(self.final, str)

@@ -83,7 +83,7 @@ class HeadPredictor(Predictor, of=HeadTask):
 
     def __init__(self, model: Model, task: HeadTask, how: Decoding) -> None:
         super().__init__(model, task, how)
-        if how != Decoding():
+        if not how.plain:
             raise UsageError(f"{task.word} is answered by a head, which draws no samples and writes no text")
         room = min(model.dims.context, ROW)
         self.goal = RunLabels(
@@ -208,7 +208,7 @@ class TalkPredictor(Predictor, of=ChatTask):
 
     def by(self, row: Row) -> RankPredictor | AnswerPredictor:
         """What predicts a row."""
-        return self.ranks if ranking.OPTIONS in row and self.how == Decoding() else self.writes
+        return self.ranks if ranking.OPTIONS in row and self.how.plain else self.writes
 
     def check(self, row: Row, scored: bool) -> None:
         self.by(row).check(row, scored)

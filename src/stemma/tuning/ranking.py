@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from stemma import conversations
-from stemma.conversations import Conversation, Turn
+from stemma.conversations import Conversation, Turn, shapes
 from stemma.declare.tasks import ChatTask
 from stemma.errors import DataError, brief
 from stemma.nn.inputs import Inputs
@@ -21,6 +21,7 @@ from stemma.nn.model import IGNORED, Model
 from stemma.objectives.answers import trimmed
 from stemma.objectives.vocabulary import sequence_logprobs
 from stemma.tasks.base import Marked, reader
+from stemma.tasks.hard import prompted
 
 OPTIONS = "options"  # the column with the answers to choose from
 Row = Mapping[str, Any]
@@ -48,7 +49,7 @@ class Ranker:
     """Scores options as the last answers of a model that was tuned to a task of conversations."""
 
     def __init__(self, model: Model, task: ChatTask, context: int) -> None:
-        self.model = model
+        self.model, self.prompts = model, task.prompts
         task = replace(task, loss_on="last answer", ghost=None)
         self.reader = reader(task, model.tokenizer, context, model.arch.structure)
 
@@ -56,11 +57,8 @@ class Ranker:
         """The ids of a row with each of its options as the last answer. Raises DataError for a row without a question,
         and for one that is too long."""
         chosen = options(row)
-        if "prompt" in row and "completion" not in row:
-            row = {**row, "completion": chosen[0]}
-        talk = conversations.read(row)
-        turns = talk.turns if talk.turns[-1].role == "assistant" else talk.turns[:-1]
-        return [self.reader.marked(Conversation((*turns[:-1], Turn("assistant", one)))) for one in chosen]
+        asked = prompted(shapes.question(row), self.prompts, row.get("task"))
+        return [self.reader.marked(Conversation((*asked.turns, Turn("assistant", one)))) for one in chosen]
 
     @torch.inference_mode()
     def scores(self, marked: Sequence[Marked]) -> list[float]:

@@ -13,9 +13,11 @@ import pytest
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds when the last row is measured
     "data": ("", "library"),
+    "code": ("--seeds 1 --base 2 --steps 8 --cases 5 --files 2", "ul2r 0.16"),
     "decode": ("--threads 1 --repeats 1 --new 4 --only t5", "batch 8"),
     "explained": ("--small --seeds 1 --steps 3 --tokens 2000 --questions 6 --quiet", "one stage"),
     "families": ("--threads 1 --repeats 1 --rows 2 --length 16 --new 4 --only llama", "llama"),
+    "flan": ("--small --seeds 1 --base-steps 4 --steps 2 --rows 120 --each 2 --quiet", "both"),
     "growth": ("weights attention data --scale 0.002 --repeats 1", "statistics of 500 MB"),
     "gpu": ("--small --rows 2 --steps 1 --turns 1", "MFU"),
     "learning": ("--steps 1 gpt2 t5", "t5"),

@@ -144,3 +144,10 @@ def test_a_first_transformer_answers(tmp_path: Path) -> None:
         for named in ({}, {"decoder_start_token_id": start})
     )
     assert run.finished and ours == told
+
+
+def test_examples_are_shown_first(tmp_path: Path, decoder: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    data = files(tmp_path)[1]
+    tune("qlora", start=str(decoder), data=data, out=tmp_path / "run", budget="1 steps")
+    told = capsys.readouterr().err
+    assert "3 examples as the model sees them" in told and "«" in told and "### Human: " in told

@@ -7,13 +7,17 @@ from dataclasses import fields
 from typing import Any
 
 from stemma import disk
-from stemma.declare.tasks import RowTask
+from stemma.declare.tasks import RowObjective, RowTask
 from stemma.errors import DataError
-from stemma.tasks.base import Reader
+from stemma.tasks.base import Reader, reader
 from stemma.tasks.columns import KNOWN
+from stemma.tasks.encoder import first
+from stemma.train.config import Plan
+from stemma.train.start import inspect
 
 SHOWN = 3  # examples
 LONGEST = 600  # characters of one
+LOOKED_AT = 20  # rows that examples are looked for among
 
 
 def lines(task: RowTask, rows: Sequence[Mapping[str, Any]], read: Reader) -> list[str]:
@@ -44,3 +48,10 @@ def tell(task: RowTask, rows: Sequence[Mapping[str, Any]], read: Reader) -> None
     """Print these lines."""
     for line in lines(task, rows, read):
         disk.tell(line)
+
+
+def tell_plan(plan: Plan) -> None:
+    """Print these lines of the rows that a plan begins with, if it learns from rows."""
+    if isinstance(plan.objective, RowObjective):
+        task, found = plan.objective.task, first(plan.data, LOOKED_AT)[0]
+        tell(task, found, reader(task, inspect(plan)[0], plan.context, plan.arch.structure))

@@ -10,7 +10,7 @@ from stemma.errors import UsageError
 from stemma.rewrites import Rewrite
 from stemma.runs.drive import OnStep
 from stemma.train.run import Run, begin
-from stemma.tuning import plans, stages, systems
+from stemma.tuning import plans, preview, stages, systems
 from stemma.tuning.plans import words
 
 
@@ -63,4 +63,6 @@ def tune(
             )
         source = stages.data_of(sources, stage or 1, many)
         plan = systems.resolve(what, start, source, budget, seed, stage=stage, full=full, quiet=quiet, **more)
+        if not quiet:
+            preview.tell_plan(plan)
     return begin(plan, out, overrides or {}, resume, on_step, None, quiet, mesh)

@@ -14,7 +14,7 @@ from stemma.rewrites import Rewrite
 from stemma.runs import folder
 from stemma.runs.drive import OnStep
 from stemma.train.run import Run, begin, resume_run
-from stemma.tuning import systems
+from stemma.tuning import preview, systems
 
 ASKED = {
     "format": int,
@@ -81,7 +81,10 @@ def go_on(out: str | Path, on_step: OnStep | None = None, quiet: bool = False, m
         else:
             if not quiet:
                 disk.tell(f"stage {number} of {many}: {type(systems.system(asked['name'], number).stage).word}")
-            run = begin(plan(asked, out, number, quiet), place, asked["overrides"], True, on_step, None, quiet, mesh)
+            planned = plan(asked, out, number, quiet)
+            if not quiet:
+                preview.tell_plan(planned)
+            run = begin(planned, place, asked["overrides"], True, on_step, None, quiet, mesh)
         if not run.finished:
             break
     return run

@@ -280,8 +280,12 @@ def test_nothing_that_is_evaluated_was_learnt() -> None:
     source = Rows(mixture("flan2021"), tasks, ["natural language inference"])
     learnt = list(source.rows(200))
     assert {row["task"] for row in learnt} == {"sst2", "copa"} and source.dropped[1] == "paraphrase"
-    evaluated = list(source.evaluated())
-    assert {row["task"] for row in evaluated} == {"rte"} and len(evaluated) == 20
+    evaluated = source.evaluated()
+    assert {row["task"] for row in evaluated} == {"rte"} and len(evaluated) == 20 and source.open == []
+    both = Rows(mixture("flan2021"), tasks, ["natural language inference", "commonsense"])
+    assert both.evaluated() == evaluated and both.open == ["copa"]
+    alone = Rows(mixture("flan2021"), tasks, ["commonsense"])
+    assert {row["task"] for row in alone.evaluated()} == {"copa"} and alone.open == []
     assert all(row["options"] == ["red", "blue"] and row["completion"] in row["options"] for row in evaluated)
     assert all("turned" not in row["prompt"] and row["prompt"].count("OPTIONS:") == 1 for row in evaluated)
     with pytest.raises(UsageError, match="no task of flan2021 is left beside what is held out"):
@@ -465,3 +469,25 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path) -> None:
         assert done.exit_code != 0 and said in str(done.exception), (words, done.exception)
     assert not Path(out).exists()
     assert set(MIXTURES) == {"flan2021", "flan2022-a", "flan2022-b", "flan2022", "flan2022-tulu2"}
+
+
+def test_the_page_has_the_published_numbers() -> None:
+    """Each part of a mixture, its share and its cap, as docs/flan.md prints them."""
+    page = (Path(__file__).parent.parent / "docs" / "flan.md").read_text("utf-8")
+    rows = {line.split("`")[1]: line.split("|")[2] for line in page.splitlines() if line.startswith("| `flan20")}
+    assert rows.keys() == MIXTURES.keys()
+    for name, told in rows.items():
+        for part in mixture(name).parts:
+            share = "" if part.share is None else f" {part.share:.1%}".replace(".0%", "%").replace("%", " %")
+            assert f"{part.collection}{share}" in told and f"{part.cap:,}" in told, (name, part.collection)
+
+
+def test_the_declaration_of_the_page(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "flan.md").read_text("utf-8")
+    (tmp_path / "tasks.toml").write_text(page.split("```toml\n")[1].split("```")[0], "utf-8")
+    (tmp_path / "rte").mkdir()
+    row = {"sentence1": "It rains.", "sentence2": "it is wet", "label": 0}
+    (tmp_path / "rte" / "train.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps({**row, 'label': 1})}\n", "utf-8")
+    (tmp_path / "mine.csv").write_text("a,b,answer\nx,y,yes\nz,c,no\n", "utf-8")
+    source = Rows(mixture("flan2021"), declared.tasks([str(tmp_path / "tasks.toml")]))
+    assert {row["task"] for row in source.rows(8)} == {"rte", "mine"}

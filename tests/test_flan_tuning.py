@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -202,6 +203,29 @@ def test_accuracy_beside_that_of_a_guess(runs: dict[str, Path], monkeypatch: pyt
     assert found.metrics["accuracy"] == right / 40
     nats = [-a["scores"][row["completion"]] for a, row in zip(answers, rows, strict=True)]
     assert found.metrics["nats"] == pytest.approx(sum(nats) / 40)
+
+
+def test_a_cluster_that_was_held_out(runs: dict[str, Path], tmp_path: Path) -> None:
+    """From the command that makes rows to the one that judges by them."""
+    out, apart = str(tmp_path / "rows.jsonl"), str(tmp_path / "apart.jsonl")
+    words = ["data", "mixture", "flan2021", "--count", "50", "--hold-out", "opposites", "--out", out]
+    made = CliRunner().invoke(root, [*words, "--evaluate", apart])
+    assert made.exit_code == 0 and "not among the rows to judge by: without_not" in made.stderr
+    done = CliRunner().invoke(root, ["eval", str(runs["flan"]), "--data", apart, "--json"])
+    assert done.exit_code == 0, done.exception
+    found = json.loads(done.stdout)
+    assert found["rows"] == 200  # of 300; one task of the three has nothing to choose from
+    assert 0 <= found["metrics"]["accuracy"] <= 1 and found["metrics"]["chance"] == pytest.approx(5 / 12)
+
+
+def test_a_models_tokenizer_counts_the_limit(decoder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "rows.jsonl"
+    words = ["data", "mixture", "flan2022", "--count", "40", "--limit", "150", "--tokenizer", str(decoder)]
+    done = CliRunner().invoke(root, [*words, "--out", str(out)])
+    assert done.exit_code == 0 and "four characters" not in done.stderr
+    rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    few = [row["prompt"] for row in rows if row["form"].startswith("few")]
+    assert few and max(len(tokenizer.encode(prompt, add_special=False)) for prompt in few) <= 150
 
 
 def test_rows_that_cannot_be_ranked(runs: dict[str, Path]) -> None:

@@ -102,12 +102,13 @@ def _flan(which: Any, sources: tuple[str, ...], out: Path, options: Mapping[str,
     for (what, key), n in sorted(made.counts.items(), key=lambda one: (one[0][0], -one[1], one[0][1])):
         counts.setdefault(what, {})[key] = n
     if options["evaluate"]:
-        number = 0
+        apart = made.evaluated()
         with disk.write_jsonl(Path(options["evaluate"])) as add:
-            for row in made.evaluated():
+            for row in apart:
                 add(row)
-                number += 1
-        counts["evaluated"] = {"rows": number}
+        counts["evaluated"] = {"rows": len(apart)}
+        if made.open:
+            disk.tell(f"note: without options, and so not among the rows to judge by: {', '.join(made.open)}")
     return counts
 
 

@@ -50,6 +50,7 @@ class Rows:
         self, mixture: Mixture, tasks: Sequence[Task], hold_out: Sequence[str] = (), how: How | None = None
     ) -> None:
         self.mixture, self.how = mixture, how or How()
+        self.open: list[str] = []
         self.dropped = left_out(hold_out, (task.cluster for task in tasks)) if hold_out else ()
         self.apart = [task for task in tasks if task.cluster in hold_out]
         barred = [t for t in tasks if any(word in t.name.lower() for word in mixture.part(t.collection).without)]
@@ -122,9 +123,11 @@ class Rows:
                 chosen.append(pair)
         return chosen[: self.how.shots]
 
-    def evaluated(self, each: int = EACH) -> Iterator[Row]:
-        """Rows of the tasks that are held out: zero-shot, with their options, by templates that are not turned around;
-        `options` lists what there is to choose from."""
+    def evaluated(self, each: int = EACH) -> list[Row]:
+        """Rows of the tasks that are held out: zero-shot, with their options, by templates that are not turned around.
+        `options` lists what there is to choose from; where some have it, those without are left out (`open`), since
+        answers that are ranked and answers that are written are judged apart."""
+        found: list[Row] = []
         for task in self.apart:
             plain = [template for template in task.templates if not template.turned]
             for number, example in enumerate(held(task, each, self.how.seed).examples):
@@ -132,7 +135,10 @@ class Rows:
                 template = plain[int(draw.integers(keys, 1, len(plain))[0])]
                 prompt, completion = forms.written(example, template, True)
                 row = row_of(task, prompt, completion, forms.ZERO.name(bool(example.options)))
-                yield {**row, "options": list(example.options)} if example.options else row
+                found.append({**row, "options": list(example.options)} if example.options else row)
+        chosen = [row for row in found if "options" in row] or found
+        self.open = sorted({row["task"] for row in found} - {row["task"] for row in chosen})
+        return chosen
 
 
 def row_of(task: Task, prompt: str, completion: str, form: str) -> Row:

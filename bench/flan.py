@@ -1,7 +1,7 @@
 """Tuning on instructions: tasks of clusters that were not learnt, by how many clusters were (Wei et al. 2021, figure 6), and
 direct answers after chains of thought alone, answers alone and both (Chung et al. 2022, section 4).
 
-    python bench/flan.py [clusters] [chains] [--seeds 1 2 3] [--base-steps 1000] [--steps 500] [--out DIR]
+    python bench/flan.py [clusters] [chains] [--seeds 1 2 3] [--base-steps 1000] [--steps 200] [--out DIR]
 
 The tasks are the 36 of `builtin:flan`. The base is a small LLaMA, pretrained here on plain statements of the facts that they are
 about (`stemma.samples.flan.text`) and on questions without answers, the same for all. It is tuned by `stemma tune flan` on 1, 3 or 7 clusters of tasks (which
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["clusters", "chains"], help="clusters, chains")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--base-steps", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=500, help="of tuning")
+    parser.add_argument("--steps", type=int, default=200, help="of tuning")
     parser.add_argument("--rows", type=int, default=4000, help="that are learnt")
     parser.add_argument("--each", type=int, default=40, help="test rows of a task")
     parser.add_argument("--small", action="store_true", help="a tiny base, to see that the script runs")

@@ -106,11 +106,15 @@ def written(function: Function) -> dict[str, Any]:
     return {"prompt": prompt, "completion": function.body}
 
 
+def is_held(module: str) -> bool:
+    """Whether a module, with all of its package, is held out."""
+    return hashlib.sha256(module.partition(".")[0].encode()).digest()[0] % HELD == 0
+
+
 def modules(held: bool = False) -> Iterator[str]:
     """The texts of the standard library's files: those to train on, or those that are `held` out."""
     for name, path in python.modules(Path(sysconfig.get_path("stdlib"))):
-        digest = hashlib.sha256(name.partition(".")[0].encode()).digest()
-        if (digest[0] % HELD == 0) == held and (text := python.source(path)) is not None:
+        if is_held(name) == held and (text := python.source(path)) is not None:
             yield text
 
 

@@ -196,7 +196,9 @@ def codex(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     for name, where in (("text", start), ("nothing", new)):
         changes = {"train.eval_every": max(1, args.steps // 8)}
         run = tuned("codex", f"codex-{name}", where, data, seed, args, changes=changes)
-        found[name] = [r["val"]["bits_per_byte"] for r in read_metrics(run) if "val" in r]
+        found[name] = {
+            f"step {r['step']}": r["val_bits_per_byte"] for r in read_metrics(run) if "val_bits_per_byte" in r
+        }
     return found
 
 

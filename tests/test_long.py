@@ -31,6 +31,7 @@ from stemma.nn.parts import (
 )
 from stemma.objectives import Setting, objective
 from stemma.objectives.chunks import Chunked
+from stemma.runs.metrics import read_metrics
 from stemma.samples import lookups
 from stemma.text import Tokenizer
 from stemma.train import verify_resume
@@ -57,6 +58,11 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("few") / "lookups.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in itertools.islice(lookups.rows(), 60)))
     return str(path)
+
+
+def first_loss(run: Path) -> float:
+    """Of a run's first step, which the weights that it begins from make."""
+    return float(next(r["loss"] for r in read_metrics(run) if "loss" in r))
 
 
 # ---------------------------------------------------------------- the documents
@@ -101,7 +107,9 @@ def test_rows_with_a_text_are_read_as_text_and_as_rows() -> None:
 
 def test_longllama_from_a_llama(tmp_path: Path, llama: Path, few: str) -> None:
     """One command: the memory mask, the paper's objective, rate and decay; what comes out is read by the reference."""
-    run = tune("longllama", start=str(llama), data=few, out=tmp_path / "run", budget="3 steps", quiet=True)
+    more: dict[str, Any] = {"budget": "30 steps", "overrides": {"recipe.lr": 5e-3}, "quiet": True}
+    run = tune("longllama", start=str(llama), data=few, out=tmp_path / "run", **more)
+    assert run.summary["val"]["loss"] < first_loss(tmp_path / "run") - 0.3
     plan = run.plan
     assert plan.objective == CrossBatch(texts=2, mixture=((0, 0), (1, 1), (2, 1), (3, 0)))
     assert plan.recipe.optimizer.weight_decay == 0.01 and plan.recipe.schedule.shape == "constant"
@@ -182,13 +190,14 @@ BASES = [
 @pytest.mark.parametrize("basis", BASES)
 def test_every_basis_is_a_setting_that_trains(tmp_path: Path, llama: Path, few: str, basis: str) -> None:
     """Twice the context, the basis, half-overlapping chunks; stopping and going on changes nothing."""
-    more = {"arch.position.scaling": basis}
+    more = {"arch.position.scaling": basis, "recipe.lr": 1e-2}
     run = tune(
-        "giraffe", start=str(llama), stage=1, data=few, out=tmp_path / "run", budget="3 steps",
+        "giraffe", start=str(llama), stage=1, data=few, out=tmp_path / "run", budget="12 steps",
         overrides=more, quiet=True,
     )  # fmt: skip
     assert run.plan.dims.context == 128 and run.plan.context == 128 and run.plan.objective == Chunks(0.5)
     assert run.plan.arch.position == stemma.spec.edit(run.plan.arch, {"position.scaling": basis}).position
+    assert run.summary["val"]["loss"] < first_loss(tmp_path / "run") - 0.2
     verify_resume(tmp_path / "run", steps=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -86,7 +86,7 @@ giraffe = llama.evolve(
                 examples=32,
                 context=4096,
                 longer=2.0,
-                stand_in="builtin:lookups@0.5,builtin:code@0.5",
+                stand_in="builtin:lookups,builtin:sources",
             ),
             SFT(
                 "conversations",
@@ -106,7 +106,7 @@ giraffe = llama.evolve(
         "USER: ... ASSISTANT: ...</s>",
         result="retrieves lines to 8k at scale 4 and to 16k at scale 16; truncated and randomised bases have good "
         "perplexity and poor retrieval; xPos did not converge (Pal et al. 2023)",
-        stand_ins="builtin:lookups and the standard library's sources stand in for RedPajama, builtin:dialogues for "
+        stand_ins="builtin:lookups and modules of the standard library stand in for RedPajama, builtin:dialogues for "
         "ShareGPT; the second stage's template and rate (its script's default) are this tree's reading",
     ),
 )
@@ -155,12 +155,12 @@ longllama = openllama.evolve(
     ),
     others=("codellama",),
     tuning=Tuning(
-        (Pretraining("text", examples=125, context=2048, warmup=0.0, stand_in="builtin:lookups@0.5,builtin:code@0.5"),),
+        (Pretraining("text", examples=125, context=2048, warmup=0.0, stand_in="builtin:lookups,builtin:sources"),),
         "RedPajama and code, long documents: 29 % Common Crawl, 25 % ArXiv, 25 % Python, 10 % books, 5 % C4, 2 % each "
         "of GitHub, StackExchange and Wikipedia; a document takes rows one after another",
         result="finds a passkey in 94.5 % of texts of 100k tokens and 73 % of 256k, trained at 8k; TREC 67.0 to 73.3 "
         "from 2k to 8k of context (Tworkowski et al. 2023)",
-        stand_ins="long lists of keys and values with questions on them, made here, and the standard library's sources "
-        "stand in for the documents; the memory layers of another depth stand at equal parts of it",
+        stand_ins="builtin:lookups, keys and values with questions on them, and modules of the standard library stand "
+        "in for the documents; the memory layers of another depth stand at equal parts of it",
     ),
 )

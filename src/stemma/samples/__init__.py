@@ -19,6 +19,7 @@ NAMES: dict[str, str] = {  # of a module: what its rows are
     "flan2022": "the same tasks with examples or without, options or none, and chains of thought (Flan 2022)",
     "hard_coded": "what a model says of itself (Tulu 2)",
     "tulu": "rows of flan2022, dialogues, and the hard-coded rows ten times (Tulu 1 and 2)",
+    "sources": "long modules of the standard library (Giraffe, LongLLaMA)",
     "lookups": "long documents in which what was said early is asked for later (Giraffe, LongLLaMA)",
     "french": "questions and tasks in French, with answers in French (Vigogne)",
     "functions": "signatures and docstrings of Python functions, answered by the body (Codex-S)",

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 LICENCE = "Apache-2.0"
-MANY = 1200  # of the stand-in
-PAIRS = (8, 60)  # of its documents
-FILLER = (4, 60)  # sentences of its texts with a pass key
+MANY = 800  # of the stand-in
+PAIRS = (8, 140)  # of its documents
+FILLER = (4, 120)  # sentences of its texts with a pass key
 
 _NOUNS = (
     "anchor apple april arm arrow autumn badge bag ball bank barn basket beach bean bear bed bee bell belt bench "

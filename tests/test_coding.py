@@ -119,6 +119,7 @@ def test_functions_that_stand_by_themselves() -> None:
     assert [*functions.of("def f(:\n")] == []
 
 
+@pytest.mark.slow
 def test_rows_of_the_library_are_python_and_apart() -> None:
     """What is held out is of other modules; every answer completes its question to a function."""
     trained, held = list(functions.rows()), list(functions.held_out())

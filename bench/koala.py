@@ -1,6 +1,6 @@
 """Koala's claim in small: both answers of a comparison behind markers of feedback, against the preferred ones alone.
 
-    python bench/koala.py [--seeds 1 2 3] [--steps 300] [--tuning 400] [--asked 186] [--out DIR]
+    python bench/koala.py [--seeds 1 2 3] [--steps 200] [--tuning 250] [--asked 186] [--out DIR]
 
 A LLaMA of two layers of 96 is pretrained here for --steps steps of 2,048 tokens on sentences with the words of builtin:feedback and
 none of its facts; all seeds share it. `stemma tune koala` then teaches it the rows of builtin:feedback for --tuning steps of 1,024
@@ -136,8 +136,8 @@ def table(done: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=300, help="of the base")
-    parser.add_argument("--tuning", type=int, default=400, help="steps of tuning")
+    parser.add_argument("--steps", type=int, default=200, help="of the base")
+    parser.add_argument("--tuning", type=int, default=250, help="steps of tuning")
     parser.add_argument("--lr", type=float, default=1e-3, help="of tuning")
     parser.add_argument("--asked", type=int, default=186, help="questions")
     parser.add_argument("--threads", type=int, default=1)

@@ -10,8 +10,9 @@ Every arm has the same form around a question (`Question: ...`, `Claim: ...`), a
 
 nothing       no more than that                    words         an instruction and a worked example, about --count tokens
 vectors       --count vectors, learnt              both          half as many vectors, then the instruction alone
+all           --count vectors, then the instruction
 
-so that words, vectors and both take about as many places. Vectors are one set for all three tasks, drawn from
+so that words, vectors and both take about as many places, and vectors and all learn as many numbers. Vectors are one set for all three tasks, drawn from
 U(-0.5, 0.5), learnt by AdamW at 0.003 on 696 questions about three facts of four (--steps steps of 16) by `stemma tune
 med-palm`; the base is frozen. Measured on 234 questions about the other facts: the loss on the answers, and the share
 that is right, of each task. Words and nothing are not learnt, so they have one value. What is done is kept in --out.
@@ -61,7 +62,7 @@ EXAMPLES = {
     "short": "Question: Which organ smells?\nAnswer: nose\n\nQuestion: Which organ hears?\nAnswer: ear",
     "judge": "Claim: The organ that hears is the knee.\nAnswer: no\n\nClaim: The organ that smells is the nose.\nAnswer: yes",
 }
-ARMS = ("nothing", "words", "vectors", "both")
+ARMS = ("nothing", "words", "vectors", "both", "all")
 
 
 # ---------------------------------------------------------------- the base
@@ -144,7 +145,7 @@ def prompts(arm: str) -> tuple[HardPrompt, ...]:
     """What stands around a question, of each task."""
     words = {
         "words": {task: f"{INSTRUCTIONS[task]}\n\n{EXAMPLES[task]}\n\n" for task in TASKS},
-        "both": {task: f"{INSTRUCTIONS[task]}\n\n" for task in TASKS},
+        **{key: {task: f"{INSTRUCTIONS[task]}\n\n" for task in TASKS} for key in ("both", "all")},
     }.get(arm, dict.fromkeys(TASKS, ""))
     return tuple(HardPrompt(words[task] + FORMS[task], task) for task in TASKS)
 
@@ -154,7 +155,7 @@ def learnt(arm: str, seed: int, args: argparse.Namespace) -> Any:
     start = base(args)
     if arm in ("nothing", "words"):
         return stemma.load(start)
-    count = args.count if arm == "vectors" else args.count // 2
+    count = args.count // 2 if arm == "both" else args.count
     out = args.out / f"{arm}-{seed}"
     finished(
         tune(
@@ -196,7 +197,7 @@ def measured(arm: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
         own = [ok for ok, row in zip(right, rows, strict=True) if row["task"] == name]
         found[name] = sum(own) / max(1, len(own))
     words = [len(model.tokenizer.encode(one.text.partition(FORMS[one.task])[0])) for one in task.prompts]
-    found["words"] = statistics.mean(words) if arm in ("words", "both") else 0.0
+    found["words"] = statistics.mean(words) if arm not in ("nothing", "vectors") else 0.0
     return found
 
 

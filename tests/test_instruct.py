@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,6 +131,102 @@ def test_the_filter_counts_as_another_implementation_does() -> None:
     assert novel.texts == kept and 50 < len(kept) < 350
 
 
+ODD = (  # what a list may hold besides new tasks, by the reason why it is left out
+    "Sort",
+    "word " * 151,
+    "Draw the picture of a bird",
+    "Write a program that sorts",
+    "Élaborez un plan pour demain",
+    "- Name a bird today",
+)
+
+
+def messy(prompt: str, seed: int) -> str:
+    """A list of tasks, some of them odd, like another, without an output, or without their fields."""
+    key = int.from_bytes(hashlib.sha256(f"messy {seed} {prompt}".encode()).digest()[:7], "big")
+    picks = draw.integers((key,), 400, 97).tolist()
+    if picks[0] < 8:
+        return " I cannot do that."
+    made = ""
+    for i in range(4, 14):
+        some = picks[20 * i : 20 * i + 20]
+        ask = ODD[some[0] % len(ODD)] if some[1] < 25 else "Do " + " ".join(WORDS[k % 9] for k in some[2:8])
+        output = "" if some[8] < 10 else WORDS[some[9] % len(WORDS)]
+        field = "Outcome" if some[10] < 8 else "Output"
+        made += f"{i}. Instruction: {ask}\n{i}. Input:\n<noinput>\n{i}. {field}:\n{output}\n###\n"
+    return made.removeprefix("4. Instruction:")
+
+
+class Recorded(Scripted):
+    """Says what `messy` says, and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[list[str]] = []
+
+    def write(self, prompts: Sequence[str], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
+        self.said.append([messy(p, s) for p, s in zip(prompts, seeds, strict=True)])
+        return [Continuation(text, True) for text in self.said[-1]]
+
+
+def left_out(ask: str) -> str | None:
+    """Why an instruction is left out, by the rules as they are told in the papers."""
+    barred = (
+        "image images graph graphs picture pictures file files map maps draw plot video audio music flowchart diagram"
+    )
+    words = re.findall(r"\w+", ask.lower())
+    if len(ask.split()) < 4 or len(ask.split()) > 150:
+        return "too short" if len(ask.split()) < 4 else "too long"
+    if {*barred.split()} & {*words} or "go to" in ask.lower():
+        return "a word of what text cannot do"
+    if ask.split()[:3] == ["Write", "a", "program"]:
+        return "begins as so many do"
+    if ord(ask[0]) > 127:
+        return "begins with a character that is not ASCII"
+    return None if re.match("[A-Za-z0-9]", ask) else "begins with a punctuation mark"
+
+
+def test_a_whole_run_counts_as_another_implementation_does(tmp_path: Path) -> None:
+    """What the model wrote is read, filtered and counted a second time, without any of the code that did it first."""
+    writer = Recorded()
+    work = Bootstrap(plan(count=60, prompts=3), writer, tmp_path / "out")
+    work.run()
+    seeds = [json.loads(line)["instruction"] for line in Path(SEEDS).read_text("utf-8").splitlines()]
+    known = [re.findall(r"[a-z0-9]+", one.lower()) for one in seeds]
+    counts: dict[str, int] = {}
+    kept: list[str] = []
+
+    def count(why: str, times: int = 1) -> None:
+        counts[why] = counts.get(why, 0) + times
+
+    for texts in writer.said:
+        found: list[str] = []
+        for text in texts:
+            pattern = r"(?:^|\n)(\d+)\. Instruction: ?(.*?)\n\1\. Input:\n(.*?)\n\1\. Output:\n(.*?)(?=\n?###|\Z)"
+            whole = [m.groups() for m in re.finditer(pattern, f"4. Instruction:{text}", re.DOTALL)]
+            whole = [(number, ask, given, out) for number, ask, given, out in whole if "Outcome" not in ask + out]
+            count("answers without a task", not whole)
+            for _, ask, _, out in whole:
+                ask = ask.strip()
+                if not out.strip():
+                    count("no output")
+                elif (why := left_out(ask)) is not None:
+                    count(why)
+                else:
+                    words = re.findall(r"[a-z0-9]+", ask.lower())
+                    scores = (2 * longest(words, other) / (len(words) + len(other)) for other in known)
+                    if max(scores) > 0.7:
+                        count("like another")
+                    else:
+                        known.append(words)
+                        found.append(ask)
+        kept += found
+    assert {why: n for why, n in counts.items() if n} == {why: n for why, n in work.progress.counts.items() if n}
+    assert len({why for why, n in counts.items() if n}) == 9, counts
+    rows = [json.loads(line)["instruction"] for line in work.rows.read_text().splitlines()]
+    assert rows == kept[:60] and work.progress.kept == 60
+
+
 def test_answers_are_read_by_their_numbered_fields() -> None:
     text = (
         " Name a bird.\n4. Input:\n<noinput>\n4. Output:\nA wren.\n###\n5. Instruction: Add the numbers\n5. Input:\n2, 3\n"
@@ -192,6 +292,48 @@ def test_an_address_gives_what_a_writer_here_gives(tmp_path: Path, address: tupl
         Bootstrap(plan(count=15), AddressWriter(url, "n", wait=0.01), tmp_path / "none").run()
     with pytest.raises(ResourceError, match="does not answer"):
         AddressWriter("http://127.0.0.1:9/v1", "m", wait=0.001).write(["a"], Sampling(3), [1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [[], ["--step-by-step"]], ids=["lists", "steps"])
+def test_the_command_is_killed_beside_a_server_and_comes_to_the_same_tasks(tmp_path: Path, kind: list[str]) -> None:
+    def slow(path: str, body: dict[str, Any]) -> Any:
+        time.sleep(0.05)
+        return completion(invented(body["prompt"], body["seed"]))
+
+    with serving(slow) as (url, seen):
+        far = tmp_path / "far"
+        line = [
+            sys.executable,
+            "-m",
+            "stemma",
+            "data",
+            "self-instruct",
+            "--model",
+            url,
+            "--name",
+            "m",
+            "--out",
+            str(far),
+        ]
+        line += ["--count", "60", "--prompts", "2", "--quiet", *kind]
+        kills = 0
+        while kills < 40:
+            process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            begun = len(seen)
+            while process.poll() is None and len(seen) < begun + (40 if kind else 4):  # more than a round has
+                time.sleep(0.01)
+            if process.poll() is not None:
+                break
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        assert process.returncode == 0 and 2 <= kills < 40, process.stderr.read() if process.stderr else ""
+    near = Bootstrap(plan(count=60, at_once=not kind), Scripted(), tmp_path / "near")
+    near.run()
+    assert (far / "tasks.jsonl").read_bytes() == near.rows.read_bytes()
+    states = [json.loads((tmp_path / which / "state.json").read_text()) for which in ("far", "near")]
+    assert states[0]["counts"] == states[1]["counts"] and states[0]["round"] == states[1]["round"]
 
 
 def test_a_model_here_writes_and_a_poor_one_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

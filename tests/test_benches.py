@@ -27,6 +27,7 @@ SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds
     "longllama": ("--seeds 1 --base 15 --steps 1 --texts 8 --contexts 0 6", "C = 6"),
     "medpalm": ("--small --seeds 1 --base 3 --steps 2 --quiet", "both"),
     "plan": ("--cases 1", "bert"),
+    "qlora": ("--small --base 3 --steps 2 --seeds 1 --quiet", "all weights"),
     "quantized": ("--threads 1 --repeats 1 --new 4 --layers 2", "keep plain"),
     "seq2seq": ("--rounds 1 --new 4", "mt5"),
     "systems": (

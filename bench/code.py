@@ -12,7 +12,7 @@ codex   bits per byte of code by step: from a text model, and from nothing
 infill  words of held-out code that are restored exactly, and the loss from left to right: Code LLaMA's first stage with
         infilling and without
 long    loss by place in files of four rows, before and after a stage on long rows, with both bases of the rotation
-ul2r    words of held-out text: UL2R for some more tokens, and plain prediction for as many
+ul2r    words of held-out text: UL2R for some more tokens, and plain prediction for as many, with the same new rows
 """
 
 from __future__ import annotations
@@ -196,7 +196,9 @@ def codex(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     for name, where in (("text", start), ("nothing", new)):
         changes = {"train.eval_every": max(1, args.steps // 8)}
         run = tuned("codex", f"codex-{name}", where, data, seed, args, changes=changes)
-        found[name] = [r["val"]["bits_per_byte"] for r in read_metrics(run) if "val" in r]
+        found[name] = {
+            f"step {r['step']}": r["val_bits_per_byte"] for r in read_metrics(run) if "val_bits_per_byte" in r
+        }
     return found
 
 

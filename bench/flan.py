@@ -1,13 +1,14 @@
 """Tuning on instructions: tasks of clusters that were not learnt, by how many clusters were (Wei et al. 2021, figure 6), and
 direct answers after chains of thought alone, answers alone and both (Chung et al. 2022, section 4).
 
-    python bench/flan.py [clusters] [chains] [--seeds 1 2 3] [--base-steps 1000] [--steps 500] [--out DIR]
+    python bench/flan.py [clusters] [chains] [--seeds 1 2 3] [--base-steps 1000] [--steps 200] [--out DIR]
 
-The tasks are the 36 of `builtin:flan`. The base is a small LLaMA, pretrained here on plain statements of the facts that they are
-about (`stemma.samples.flan.text`) and on questions without answers, the same for all. It is tuned by `stemma tune flan` on 1, 3 or 7 clusters of tasks (which
-ones, and their order, are the seed's), always for --steps steps on as many rows. Judged are tasks of the four other clusters,
-zero-shot with options: the share for which the right option is the most likely, the share that a guess would get, and the nats of
-the right answer. What is done is kept in --out, so that the table can be made in pieces.
+The tasks are the 36 of `builtin:flan`. The base is a small LLaMA, pretrained here on plain statements of the facts that they
+are about (`stemma.samples.flan.text`) and on questions without answers, one for all runs. `stemma tune flan` tunes it on 1, 3 or
+7 clusters (which, and their order, are the seed's), for as many steps of as many tokens. Judged are tasks of three clusters that
+none of them learns (category, membership, entailment), zero-shot with options: the share for which the right option is the most
+likely, beside that of a guess, and the nats of the right answer. Direct sums are judged among five numbers. What is done is kept
+in --out, so that the table can be made in pieces.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["clusters", "chains"], help="clusters, chains")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--base-steps", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=500, help="of tuning")
+    parser.add_argument("--steps", type=int, default=200, help="of tuning")
     parser.add_argument("--rows", type=int, default=4000, help="that are learnt")
     parser.add_argument("--each", type=int, default=40, help="test rows of a task")
     parser.add_argument("--small", action="store_true", help="a tiny base, to see that the script runs")

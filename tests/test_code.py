@@ -98,6 +98,7 @@ def test_runs_are_of_byte_level_vocabularies() -> None:
         other.grown(0, (), 25)
 
 
+@pytest.mark.slow
 def test_codex_from_nothing_has_its_runs(tmp_path: Path) -> None:
     """A run from scratch trains the vocabulary without runs and gets all 24: it is as large as asked for."""
     path = tmp_path / "code.txt"

@@ -17,6 +17,7 @@ from stemma import families, samples
 from stemma.cli import root
 from stemma.conversations import writer
 from stemma.conversations.shapes import Conversation, Turn
+from stemma.conversations.shapes import read as conversation
 from stemma.conversations.targets import encode, prompt_ids
 from stemma.data import read
 from stemma.declare.objectives import CLM, Infill
@@ -118,6 +119,7 @@ def test_functions_that_stand_by_themselves() -> None:
     assert [*functions.of("def f(:\n")] == []
 
 
+@pytest.mark.slow
 def test_rows_of_the_library_are_python_and_apart() -> None:
     """What is held out is of other modules; every answer completes its question to a function."""
     trained, held = list(functions.rows()), list(functions.held_out())
@@ -127,6 +129,16 @@ def test_rows_of_the_library_are_python_and_apart() -> None:
         assert ast.get_docstring(ast.parse(row["prompt"] + row["completion"]).body[-1])
     for name in ("docstrings", "coding"):
         assert len(list(samples.rows(name))) == len(trained)
+
+
+def test_blanks_of_a_row_are_learnt_as_they_stand() -> None:
+    """The body begins with its indentation, and the answer ends with the end token."""
+    known = Tokenizer.train("bpe", without_runs([SOURCE] * 3), 340, Specials(bos=EOS, eos=EOS)).grown(0, (), 25)
+    row = functions.written(next(functions.of(SOURCE)))
+    example = encode(known, writer(known, "plain").write(conversation(row)), "answers")
+    learnt = [i for i, said in zip(example.ids, example.targets, strict=True) if said]
+    assert known.decode(learnt) == row["completion"] and learnt[-1] == known.eos_id
+    assert known.decode(example.ids) == row["prompt"] + row["completion"]
 
 
 def test_the_command_makes_rows_of_files(tmp_path: Path) -> None:

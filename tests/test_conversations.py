@@ -484,3 +484,11 @@ def test_the_page_s_code_runs() -> None:
         names["text"].shown().endswith("USER: Name a tree. ASSISTANT: «An oak.</s>»")
         and sum(names["example"].targets) > 1
     )
+
+
+def test_a_decision_of_pubmedqa() -> None:
+    row = {"QUESTION": "Does it?", "CONTEXTS": ["One.", "Two."], "LONG_ANSWER": "It does.", "final_decision": "yes"}
+    assert read(row).messages == [
+        {"role": "user", "content": "One.\nTwo.\nQuestion: Does it?"},
+        {"role": "assistant", "content": "yes"},
+    ]

@@ -86,6 +86,10 @@ def test_zstd_without_pyarrow_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ("a.json", '{"body": "x"}\n', "a.json:1 has no field 'text', but 'body'; name the field with #field=NAME"),
         ("a.json", '{\n "text": "x"\n}', "holds one JSON object over several lines"),
+        ("a.json", '{\n "a": {"text": "x"},\n "name": "x"\n}', "holds one JSON object over several lines"),
+        ("a.json", '{\n "a": {"text": "x"} "b": {}\n}', "a comma or } is missing after element 1"),
+        ("a.json", '{\n "a": {"text": "x"}\n} more', "goes on after the end of its object"),
+        ("a.json", '{\n "a": {"text": "x"', "element 1 is not JSON"),
         ("a.json", '[{"text": "x"}, {"text"', "element 2 is not JSON"),
         ("a.json", '[{"text": "x"} {"text": "y"}]', "a comma or ] is missing after element 1"),
         ("a.json", '[{"text": "x"}] more', "goes on after the end of its array"),
@@ -184,3 +188,12 @@ def _counted(call: Callable[..., Any], limit: int) -> Callable[..., Any]:
         return call(*args)
 
     return counted
+
+
+def test_an_object_of_objects_is_rows(tmp_path: Path) -> None:
+    """As PubMedQA's: their names become their `id`."""
+    rows = {"7": {"text": "x", "label": "no"}, "8": {"text": "y", "id": "own"}}
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
+    held = [json.loads(d.text) for d in read(f"{tmp_path / 'a.json'}#field=*").documents()]
+    assert held == [{"id": "7", "text": "x", "label": "no"}, {"id": "own", "text": "y"}]
+    assert texts(tmp_path / "a.json") == ["x", "y"]

@@ -327,7 +327,7 @@ def test_sets_of_ones_own(tmp_path: Path) -> None:
     one, two = held(rte, 9, 1).examples
     assert (one.fields["answer"], two.fields["premise"], two.options) == ("yes", "it snows", ("yes", "no"))
     (example,) = (found := held(mine, 9, 1)).examples
-    assert found.wrong == 1 and "column 'answer'" not in found.first_wrong and "row 2: its column" in found.first_wrong
+    assert found.wrong == 1 and "row 2: it has no column 'is' for 'answer' (its columns: 'a')" in found.first_wrong
     assert forms.written(example, mine.templates[1], True) == ("x\nOPTIONS:\n- p\n- q\nSay:", "p!")
     assert forms.written(example, mine.templates[0], False) == ("What of x?", "p")
 
@@ -358,7 +358,7 @@ def test_answers_that_are_no_option(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of the options \\(red, blue\\)"):
         task.example({"word": "x", "answer": "green"})
     wrong = Task("t", "c", "flan", task.templates, partial(list, [{"word": "x"}]))
-    with pytest.raises(DataError, match="task t has no row that can be read \\(row 1: its column 'answer'"):
+    with pytest.raises(DataError, match="task t has no row that can be read \\(row 1: it has no column 'answer'"):
         held(wrong, 3, 1)
 
 

@@ -45,7 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "t5": {},  # spans, Adafactor
     "xlnet": {"objective.reuse": 8, "train.keep": 1},  # permutations, memory; older checkpoints are removed
     "gpt2": {"train.average": 0.9},  # next token, a mean of the weights
-    "longllama": {"arch.mask": "Memory((0,), 16)", "objective.texts": 1},  # rows that see other rows
+    "longllama": {"arch.mask": "Memory(layers=(0,), last=16)", "objective.texts": 1},  # rows that see other rows
 }
 TIMED = ("seconds", "tokens_per_second", "peak_share")
 

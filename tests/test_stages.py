@@ -150,4 +150,4 @@ def test_examples_are_shown_first(tmp_path: Path, decoder: Path, capsys: pytest.
     data = files(tmp_path)[1]
     tune("qlora", start=str(decoder), data=data, out=tmp_path / "run", budget="1 steps")
     told = capsys.readouterr().err
-    assert "3 examples as the model sees them" in told and "«" in told and "### Human: " in told
+    assert "3 examples as the model sees them" in told and "«" in told and "## Human: " in told

@@ -63,8 +63,8 @@ class Conversation:
 
 
 def shape_of(row: Mapping[str, Any]) -> str:
-    """The shape of a row: `messages`, `sharegpt`, `instruction`, `pair`, `tree`, `transcript`, `texts` or `api`. Raises
-    DataError for one that has none, naming its fields."""
+    """The shape of a row: `messages`, `sharegpt`, `instruction`, `pair`, `tree`, `transcript`, `texts`, `api` or
+    `decision`. Raises DataError for one that has none, naming its fields."""
     if isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"]:
         return "tree"
     for name in LISTS:
@@ -83,6 +83,8 @@ def shape_of(row: Mapping[str, Any]) -> str:
         return "pair"
     if apis.is_row(row):
         return "api"
+    if isinstance(row.get("QUESTION"), str) and "final_decision" in row:
+        return "decision"
     raise DataError(_shapeless(row))
 
 
@@ -145,6 +147,10 @@ def read(row: Mapping[str, Any]) -> Conversation:
             api = apis.read(row)
             asked = apis.asked(api.question, row.get("document"))
             found = Conversation((Turn("user", asked), Turn("assistant", api.answer)))
+        case "decision":  # PubMedQA: an abstract, a question, and yes, no or maybe
+            parts = row.get("CONTEXTS") or []
+            asked = "\n".join([*(_text(part, "'CONTEXTS'") for part in parts), f"Question: {row['QUESTION']}"])
+            found = Conversation((Turn("user", asked), Turn("assistant", _text(row["final_decision"], "the decision"))))
         case "tree":
             found = next(_paths([row["prompt"]]), Conversation(()))
         case _:

@@ -48,7 +48,8 @@ def _value(text: str, where: str) -> Any:
 
 
 def json_file(path: Path, encoding: str = "") -> Rows:
-    """The rows of a `.json` file: JSON lines, or the elements of an array."""
+    """The rows of a `.json` file: JSON lines, the elements of an array, or the objects of one object, whose names are
+    their `id` (PubMedQA)."""
     for line in lines(path, encoding):
         if line.isspace():
             continue
@@ -56,11 +57,11 @@ def json_file(path: Path, encoding: str = "") -> Rows:
             return _array(path, encoding)
         try:
             json.loads(line)
-        except ValueError as error:
+        except ValueError:
             if line.strip() == "{":
-                raise DataError(
-                    f"{path} holds one JSON object over several lines; expected were one a line, or an array"
-                ) from error
+                for _ in _named(path, encoding):  # a file of something else is no file of rows from the first
+                    pass
+                return _named(path, encoding)
         break
     return json_lines(path, encoding)
 
@@ -163,3 +164,30 @@ def has(path: Path, column: str, encoding: str = "") -> bool:
     except DataError:
         return False
     return isinstance(row, dict) and (column == "*" or isinstance(row.get(column), str))
+
+
+def _named(path: Path, encoding: str) -> Rows:
+    """(number, object) of a JSON object of objects, decoded one by one. Raises DataError for one that holds something
+    else, and for one that is damaged or cut off."""
+    scan, number = _Scan(path, encoding), 0
+    scan.peek()
+    scan.at += 1  # the brace
+    while (mark := scan.peek()) != "}":
+        if number:
+            if mark != ",":
+                raise DataError(f"{path}: a comma or }} is missing after element {number}")
+            scan.at += 1
+            scan.peek()
+        number += 1
+        name = scan.value(number)
+        if scan.peek() != ":":
+            raise DataError(f"{path}: element {number} is not JSON: a name and a colon were expected")
+        scan.at += 1
+        scan.peek()
+        value = scan.value(number)
+        if not isinstance(value, dict):
+            raise DataError(f"{path} holds one JSON object over several lines; expected were one a line, or an array")
+        yield number, {"id": name, **value}
+    scan.at += 1
+    if scan.peek():
+        raise DataError(f"{path} goes on after the end of its object of {number} elements")

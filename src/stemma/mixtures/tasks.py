@@ -83,7 +83,10 @@ class Task:
         found = dict(self.constants)
         for name in sorted(self.fields() - found.keys()):
             column = self.columns.get(name, name)
-            value = row.get(column)
+            if column not in row:
+                there = ", ".join(map(brief, row)) or "none"
+                raise DataError(f"it has no column {column!r} for {name!r} (its columns: {there})")
+            value = row[column]
             if isinstance(value, bool):
                 value = str(value).lower()
             if not isinstance(value, str | int | float) or not str(value).strip():

@@ -1,9 +1,9 @@
 """Koala's claim in small: both answers of a comparison behind markers of feedback, against the preferred ones alone.
 
-    python bench/koala.py [--seeds 1 2 3] [--steps 200] [--tuning 250] [--asked 186] [--out DIR]
+    python bench/koala.py [--seeds 1 2 3] [--steps 200] [--tuning 600] [--asked 186] [--out DIR]
 
 A LLaMA of two layers of 96 is pretrained here for --steps steps of 2,048 tokens on sentences with the words of builtin:feedback and
-none of its facts; all seeds share it. `stemma tune koala` then teaches it the rows of builtin:feedback for --tuning steps of 1,024
+none of its facts; all seeds share it. `stemma tune koala` then teaches it the rows of builtin:feedback for --tuning steps of 2,048
 tokens: conditioned on feedback, on the preferred answers alone (as many tokens, so each is read more often), and on both answers with
 no telling them apart. All are asked --asked questions in other words, with the marker of helpful answers, and the first also with that
 of unhelpful ones. The table has the share of helpful answers, the mean of the seeds, the least and the most, and how often an answer
@@ -43,9 +43,10 @@ Row = dict[str, Any]
 
 
 def sentences(many: int) -> Iterator[str]:
-    """Sentences of the words of the facts and of how they are asked for, in no sense."""
+    """Sentences of the words of the facts, of how they are asked for and of the template, in no sense."""
     draw = random.Random("sentences")
     told = [form for forms in feedback.ASKED.values() for form in forms] + [*feedback.TOLD.values(), *feedback.EVASIVE]
+    told += [*markers(), "BEGINNING OF CONVERSATION: USER:", "GPT:"]
     words = [word for facts in feedback.FACTS.values() for pair in facts.items() for word in pair]
     for _ in range(many):
         yield " ".join(draw.choice(told).format(draw.choice(words), draw.choice(words)) for _ in range(4))
@@ -101,7 +102,7 @@ def tuned(taught: str, seed: int, args: argparse.Namespace) -> Any:
     name = taught.replace(", ", "-").replace(" ", "-")
     data, out = args.out / f"{name}.jsonl", args.out / f"{name}-{seed}"
     data.write_text("".join(json.dumps(row) + "\n" for row in TAUGHT[taught]()))
-    changes = {"recipe.batch": 1024, "train.context": ROW, "recipe.lr": args.lr, "train.threads": args.threads}
+    changes = {"recipe.batch": 2048, "train.context": ROW, "recipe.lr": args.lr, "train.threads": args.threads}
     more: dict[str, Any] = {"budget": f"{args.tuning} steps", "resume": out.exists(), "quiet": args.quiet}
     finished(tune("koala", start=str(base(args)), data=str(data), out=out, seed=seed, overrides=changes, **more))
     return stemma.load(out)
@@ -137,8 +138,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=200, help="of the base")
-    parser.add_argument("--tuning", type=int, default=250, help="steps of tuning")
-    parser.add_argument("--lr", type=float, default=1e-3, help="of tuning")
+    parser.add_argument("--tuning", type=int, default=600, help="steps of tuning")
+    parser.add_argument("--lr", type=float, default=2e-3, help="of tuning")
     parser.add_argument("--asked", type=int, default=186, help="questions")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="a tiny base, to see that the script runs")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -10,11 +12,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from fuzz import edits, payloads, pool
 from fuzz.cases import MARK, MODEL, Case, parse
 from fuzz.subjects import SUBJECTS
 from fuzz.tries import Tried, judged
+from stemma.errors import CheckpointError
+from stemma.text import reading
 
 BEFORE = Path(__file__).with_name("data") / "fuzz.jsonl"  # cases that failed once, a line each
 RUNS = ("run", "stopped", "sharded")
@@ -152,3 +157,16 @@ def test_a_case_that_computes_does_not_hang(code: str, hangs: bool, monkeypatch:
         finally:
             process.kill()
             os.close(reading)
+
+
+@pytest.mark.parametrize("table", [b"", b"\xff\xff\xff\xff" + bytes(40), b"\x29\0\0\0" + bytes(40)])
+def test_a_map_of_characters_may_not_ask_for_more_than_it_has(table: bytes, tmp_path: Path) -> None:
+    """The tokenizers library makes room for what the first four bytes say, and ends the process."""
+    text = base64.b64encode(table or b"x").decode()
+    normalizer = {"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": text}]}
+    core = json.loads(Tokenizer(models.BPE({"a": 0}, [])).to_str()) | {"normalizer": normalizer}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(core))
+    with pytest.raises(
+        CheckpointError, match=r"the map of characters of .* is damaged: it has \d+ bytes, and its trie"
+    ):
+        reading.parse(json.dumps(core), tmp_path / "tokenizer.json")

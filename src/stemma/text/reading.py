@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import math
@@ -145,6 +146,27 @@ def check_template(path: Path, processor: Any) -> None:
                 raise CheckpointError(f"{path}: the template of its post_processor has no ids for {brief(name)}")
 
 
+def check_charsmap(what: object, table: bytes) -> None:
+    """Raises CheckpointError for a SentencePiece map of characters whose trie is longer than the map: the library makes
+    room for as much as its first four bytes say, and ends the process where there is not so much."""
+    if len(table) < 4 or (told := int.from_bytes(table[:4], "little")) > len(table) - 4:
+        told = 0 if len(table) < 4 else told
+        raise CheckpointError(
+            f"the map of characters of {what} is damaged: it has {len(table):,} bytes, and its trie {told:,}"
+        )
+
+
+def _check_charsmaps(path: Path, normalizer: Any) -> None:
+    """`check_charsmap` of each in a tokenizer.json."""
+    if not isinstance(normalizer, dict):
+        return
+    for inner in found if isinstance(found := normalizer.get("normalizers"), list) else ():
+        _check_charsmaps(path, inner)
+    if isinstance(table := normalizer.get("precompiled_charsmap"), str) and table:
+        with contextlib.suppress(ValueError):  # what is no base64 the library refuses
+            check_charsmap(path, base64.b64decode(table))
+
+
 def parse(text: str, path: Path) -> tokenizers.Tokenizer:
     """The library's tokenizer of a tokenizer.json. Raises CheckpointError naming the file."""
     try:
@@ -156,6 +178,7 @@ def parse(text: str, path: Path) -> tokenizers.Tokenizer:
         check_merges(path, len(m) if isinstance(m := model.get("merges"), list) else 0)
         check_vocabulary(path, vocab if isinstance(vocab := model.get("vocab"), dict) else {})
     check_template(path, state.get("post_processor"))
+    _check_charsmaps(path, state.get("normalizer"))
     if isinstance(listed := state.get("added_tokens"), list):
         check_ids(path, (token["id"] for token in listed if isinstance(token, dict) and "id" in token))
     try:

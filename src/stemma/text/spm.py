@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stemma.errors import CheckpointError, DataError, UsageError
-from stemma.text.reading import panics
+from stemma.text.reading import check_charsmap, panics
 from stemma.text.specials import Specials
 
 if TYPE_CHECKING:
@@ -159,6 +159,8 @@ def convert(model: Model) -> Tokenizer:
         core = models.Unigram(scored, unk_id=model.unk, byte_fallback=byte_level)
     out = Tokenizer(core)
 
+    if model.charsmap:
+        check_charsmap("a SentencePiece model", model.charsmap)
     try:
         steps: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     except Exception as error:  # the library raises bare exceptions

@@ -51,7 +51,7 @@ def test_every_system_that_the_survey_tunes_has_data(bench: Any) -> None:
     assert set(systems.names()) - set(bench.names()) <= later
 
 
-@pytest.mark.parametrize("page", ["survey", "systems", "long", "calls", "judge"])
+@pytest.mark.parametrize("page", ["survey", "systems", "flan", "explained", "code", "long", "calls", "judge"])
 def test_commands_of_pages_exist(page: str) -> None:
     """Of each `stemma COMMAND` of a page the command, and of `tune` what it tunes to."""
     text = (BENCH.parent / "docs" / f"{page}.md").read_text("utf-8")

@@ -110,7 +110,7 @@ KINDS = [
     "transformer", "bert", "albert", "roberta", "electra", "deberta", "deberta-v2", "deberta-v3", "distilbert",
     "minilm", "xlnet", "xlm", "unilm", "all-minilm", "gpt1", "gpt2", "gpt3", "palm", "lamda", "llama", "codellama",
     "mistral", "mixtral", "qwen3", "gemma2", "gemma3", "command-r", "glm", "glm-130b", "chatglm", "chatglm2", "t5",
-    "t5-v1.1", "umt5", "t5-lm", "ul2", "bart", "mbart", "mass", "u-palm",
+    "t5-v1.1", "umt5", "t5-lm", "ul2", "bart", "mbart", "mass", "u-palm", "giraffe",
 ]  # fmt: skip
 HOWS = [trace.How(), trace.How(cpu=True, half=False, recompute=True)]
 # one of each position, mask, block and number of stacks, by turns one way and the other
@@ -154,7 +154,9 @@ def test_a_few_layers_stand_for_all(name: str, hows: list[trace.How], monkeypatc
 
 
 def test_the_kinds_are_all_objectives() -> None:
-    known = {type(families.family(name).objective) for name in KINDS}
+    whole = "longllama"  # whose layers of memory are named, so that all layers are traced
+    assert all(d.more == 0 for net in deep(whole).nets for d in net.depths().values())
+    known = {type(families.family(name).objective) for name in (*KINDS, whole)}
     assert known == {type(f.objective) for f in families.tree().values()}
 
 

@@ -19,7 +19,7 @@ import torch.fx.experimental._config
 from torch import Tensor, nn
 
 from stemma.nn.model import Model
-from stemma.nn.parts import Arch, Cycle, Dims
+from stemma.nn.parts import Arch, Cycle, Dims, Memory
 from stemma.objectives import Batch, Objective
 from stemma.objectives.vocabulary import LOGITS
 from stemma.planning.device import Halves, build, prepare, uncompiled, without_autocast
@@ -56,9 +56,11 @@ class Depth(NamedTuple):
 
 def depth(arch: Arch, dims: Dims, layers: int, masked: bool) -> Depth:
     """The fewest layers that show what each further cycle adds: one before a cycle, and a cycle and one after it.
-    `masked`: whether the stack has the design's mask, whose layers may alternate."""
+    `masked`: whether the stack has the design's mask, whose layers may alternate, or be named: then all are traced."""
     cycle = len(arch.mask.masks) if masked and isinstance(arch.mask, Cycle) else 1
     first = 2 if arch.convolution is not None else 1  # the convolution runs behind the first layer
+    if masked and isinstance(arch.mask, Memory):
+        return Depth(layers, 1, 0, first)
     least = first + 2 * cycle + 1 + (arch.streams is not None)  # two streams run no content through the last layer
     groups = dims.groups if dims.groups is not None and dims.groups != layers else 1
     if layers % groups == 0:

@@ -56,6 +56,8 @@ def test_stages_follow_each_other(tmp_path: Path, decoder: Path, two: Family) ->
     before = stemma.load(tmp_path / "run" / "stages" / "1").state_dict()
     assert any(not torch.equal(value, before[name]) for name, value in there.state_dict().items())
     assert run.plan.train.start == str(tmp_path / "run" / "stages" / "1" / "model")
+    told = json.loads((tmp_path / "run" / "stages" / "1" / "summary.json").read_text())
+    assert told["before"]["loss"] > told["val"]["loss"]  # of text too, what the base knew is told
 
 
 @pytest.mark.parametrize("stop", [2, 6])

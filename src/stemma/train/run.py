@@ -262,7 +262,7 @@ def _begun(
             disk.tell(f"note: {remark}")
         if (kept := frozen.note(loop.model)) is not None:
             disk.tell(kept)
-    shown = loop.objective.of_rows or bool(plan.train.best and plan.train.start)
+    shown = loop.objective.of_rows or bool(plan.train.start and (plan.train.best or plan.system))
     before = Pretraining(out, loop, store).evaluate() if plan.train.best or shown else {}
     if plan.train.best:
         best.measured(plan.train.best, before)

@@ -83,14 +83,14 @@ def spread(values: list[float]) -> str:
 
 def table(done: dict[str, dict[str, Any]], order: list[str]) -> None:
     """A row a system: the mean over the seeds, the least and the most."""
-    print(f"{'system':16} {'base':8} {'before':24} {'after':24} {'steps':>6} minutes")
+    print(f"{'system':18} {'base':8} {'before':24} {'after':24} {'steps':>6} minutes")
     for name in order:
         own = [found for key, found in done.items() if key.partition(":")[0] == name]
         if own:
             before, after = (spread([found[key] for found in own]) for key in ("before", "after"))
             steps = round(statistics.mean(found["steps"] for found in own))
             minutes = statistics.mean(found["seconds"] for found in own) / 60
-            print(f"{name:16} {base_of(families.family(name)):8} {before:24} {after:24} {steps:>6} {minutes:.1f}")
+            print(f"{name:18} {base_of(families.family(name)):8} {before:24} {after:24} {steps:>6} {minutes:.1f}")
 
 
 def main() -> None:

@@ -113,22 +113,47 @@ class _Scan:
 _DECODER = json.JSONDecoder()
 
 
-def _array(path: Path, encoding: str) -> Rows:
-    """(number, element) of a JSON array, decoded one by one. Raises DataError for one that is damaged or cut off."""
+def _listed(path: Path, encoding: str, end: str, one: Callable[[_Scan, int], Any]) -> Rows:
+    """(number, what `one` reads) of each element up to the bracket `end`. Raises DataError for what is damaged or cut
+    off."""
     scan, number = _Scan(path, encoding), 0
     scan.peek()
     scan.at += 1  # the bracket
-    while (mark := scan.peek()) != "]":
+    while (mark := scan.peek()) != end:
         if number:
             if mark != ",":
-                raise DataError(f"{path}: a comma or ] is missing after element {number}")
+                raise DataError(f"{path}: a comma or {end} is missing after element {number}")
             scan.at += 1
             scan.peek()
         number += 1
-        yield number, scan.value(number)
+        yield number, one(scan, number)
     scan.at += 1
     if scan.peek():
-        raise DataError(f"{path} goes on after the end of its array of {number} elements")
+        what = "array" if end == "]" else "object"
+        raise DataError(f"{path} goes on after the end of its {what} of {number} elements")
+
+
+def _array(path: Path, encoding: str) -> Rows:
+    """(number, element) of a JSON array, decoded one by one. Raises DataError as `_listed` does."""
+    return _listed(path, encoding, "]", _Scan.value)
+
+
+def _named(path: Path, encoding: str) -> Rows:
+    """(number, object) of a JSON object of objects, decoded one by one, with their names as `id`. Raises DataError as
+    `_listed` does, and for one that holds something else."""
+
+    def one(scan: _Scan, number: int) -> Any:
+        name = scan.value(number)
+        if scan.peek() != ":":
+            raise DataError(f"{path}: element {number} is not JSON: a name and a colon were expected")
+        scan.at += 1
+        scan.peek()
+        value = scan.value(number)
+        if not isinstance(value, dict):
+            raise DataError(f"{path} holds one JSON object over several lines; expected were one a line, or an array")
+        return {"id": name, **value}
+
+    return _listed(path, encoding, "}", one)
 
 
 def table(delimiter: str) -> Callable[[Path, str], Rows]:
@@ -164,30 +189,3 @@ def has(path: Path, column: str, encoding: str = "") -> bool:
     except DataError:
         return False
     return isinstance(row, dict) and (column == "*" or isinstance(row.get(column), str))
-
-
-def _named(path: Path, encoding: str) -> Rows:
-    """(number, object) of a JSON object of objects, decoded one by one. Raises DataError for one that holds something
-    else, and for one that is damaged or cut off."""
-    scan, number = _Scan(path, encoding), 0
-    scan.peek()
-    scan.at += 1  # the brace
-    while (mark := scan.peek()) != "}":
-        if number:
-            if mark != ",":
-                raise DataError(f"{path}: a comma or }} is missing after element {number}")
-            scan.at += 1
-            scan.peek()
-        number += 1
-        name = scan.value(number)
-        if scan.peek() != ":":
-            raise DataError(f"{path}: element {number} is not JSON: a name and a colon were expected")
-        scan.at += 1
-        scan.peek()
-        value = scan.value(number)
-        if not isinstance(value, dict):
-            raise DataError(f"{path} holds one JSON object over several lines; expected were one a line, or an array")
-        yield number, {"id": name, **value}
-    scan.at += 1
-    if scan.peek():
-        raise DataError(f"{path} goes on after the end of its object of {number} elements")

@@ -22,7 +22,6 @@ import itertools
 import json
 import random
 import re
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -33,6 +32,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
+from shared import finished, spread
 
 import stemma
 from stemma.data import builtin, cleaning, files, read
@@ -95,13 +95,6 @@ def cases(texts: Iterable[str], count: int, seed: int) -> list[Case]:
 
 
 # ---------------------------------------------------------------- runs
-
-
-def finished(run: Any) -> Any:
-    """A run, if it came to its end; one that was interrupted goes on when the script is started again."""
-    if not run.finished:
-        raise SystemExit(130)
-    return run
 
 
 def base(name: str, args: argparse.Namespace) -> Path:
@@ -270,10 +263,6 @@ def ul2r(seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- tables
-
-
-def spread(values: list[float], form: str = ".3f") -> str:
-    return f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

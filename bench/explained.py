@@ -31,6 +31,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
+from shared import finished, spread
+
 import stemma
 from stemma.samples import explained
 from stemma.tuning import tune
@@ -76,12 +78,6 @@ def pretraining(paragraphs: int, kinds: Sequence[str]) -> Iterable[dict[str, Any
         yield {"text": " ".join(steps[k : k + 8])}
         said = ", ".join(draw.choice(items) for _ in range(12))
         yield {"text": f"{said}. Again: {said}. Again: {said}."}
-
-
-def finished(run: Any) -> Any:
-    if not run.finished:
-        raise SystemExit(130)
-    return run
 
 
 def base(args: argparse.Namespace) -> str:
@@ -138,11 +134,6 @@ def arm(name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
     return scores(start, args)
 
 
-def spread(values: list[float]) -> str:
-    more = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{more}"
-
-
 def table(done: dict[str, dict[str, float]], kinds: Sequence[str]) -> None:
     """A row an arm: means over the seeds, the least and the most."""
     own_kinds = [f"longer: {kind}" for kind in kinds] if len(kinds) > 1 else []
@@ -150,7 +141,7 @@ def table(done: dict[str, dict[str, float]], kinds: Sequence[str]) -> None:
     for name in ARMS:
         own = [found for key, found in done.items() if key.partition(":")[0] == name]
         if own:
-            parts = [spread([one[key] for one in own]).ljust(24) for key in ("held out", "longer")]
+            parts = [spread([one[key] for one in own], ".2f").ljust(24) for key in ("held out", "longer")]
             means = "".join(f"{statistics.mean(one.get(kind, 0.0) for one in own):<17.2f}" for kind in own_kinds)
             print(f"{name:12}{''.join(parts)}{means}")
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+from shared import finished, spread
 
 import stemma
 from stemma import formats
@@ -40,13 +41,6 @@ MIXTURES = ("answers", "chains", "both")
 SIZE = {"dims.d_model": 96, "dims.layers": 3, "dims.heads": 4, "dims.d_ff": 256, "dims.vocab": 640}
 SMALL = {"dims.d_model": 32, "dims.layers": 1, "dims.heads": 2, "dims.d_ff": 48, "dims.vocab": 640}
 TASK = ChatTask("flan")
-
-
-def finished(run: Any) -> Any:
-    """A run, if it came to its end; one that was interrupted goes on when the script is started again."""
-    if not run.finished:
-        raise SystemExit(130)
-    return run
 
 
 def written(path: Path, rows: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> str:
@@ -141,10 +135,6 @@ def chains(args: argparse.Namespace, done: dict[str, Any]) -> Iterator[tuple[str
             if what == "chains":  # of the tasks that have them; the others as they are
                 rows = [row for row in rows if row["cluster"] != "arithmetic" or row["form"].endswith("chain")]
             yield key, direct(tuned(what, seed, rows, args), args)
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def table(done: dict[str, Any]) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+from shared import finished, spread
 
 import stemma
 from stemma.conversations import Turn, apis, read
@@ -72,13 +73,6 @@ def pages(many: int) -> Iterator[str]:
         yield f"{asked}\n{apis.document(api)}\nExample: {call}\n{shown}\n"
 
 
-def finished(run: Any) -> Any:
-    """A run, if it came to its end; one that was interrupted goes on when the script is started again."""
-    if not run.finished:
-        raise SystemExit(130)
-    return run
-
-
 def base(args: argparse.Namespace) -> Path:
     out, text = args.out / "base", args.out / "pages.jsonl"
     if not text.exists():
@@ -116,17 +110,13 @@ def asked(model: Any, beside: Any, many: int) -> dict[str, float]:
     return {"right": right, "before": sum(calls.right(said[i], row) for i, row in enumerate(before)) / len(rows)}
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):4.0%} ({min(values):.0%} to {max(values):.0%})"
-
-
 def table(done: dict[str, Any]) -> None:
     print(f"{'learnt from':28}" + "".join(f"{beside:20}" for beside in BESIDE) + "edited: as before")
     for trained in TRAINED:
         own = [found for key, found in done.items() if key.startswith(f"{trained}:")]
         if own:
-            cells = [spread([found[beside]["right"] for found in own]) for beside in BESIDE]
-            cells.append(spread([found["edited"]["before"] for found in own]))
+            cells = [spread([found[beside]["right"] for found in own], ".0%", 4) for beside in BESIDE]
+            cells.append(spread([found["edited"]["before"] for found in own], ".0%", 4))
             print(f"{trained:28}" + "".join(f"{cell:20}" for cell in cells).rstrip())
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+from shared import finished, spread
 
 import stemma
 from stemma import families
@@ -79,13 +80,6 @@ def markers() -> tuple[str, ...]:
     return next(stage.feedback for stage in (tuning.stages if tuning else ()) if isinstance(stage, SFT))
 
 
-def finished(run: Any) -> Any:
-    """A run, if it came to its end; one that was interrupted goes on when the script is started again."""
-    if not run.finished:
-        raise SystemExit(130)
-    return run
-
-
 def base(args: argparse.Namespace) -> Path:
     out, text = args.out / "base", args.out / "sentences.jsonl"
     if not text.exists():
@@ -120,17 +114,13 @@ def asked(model: Any, marker: str, many: int) -> dict[str, float]:
     return {"helpful": helpful, "nothing": sum(text in feedback.EVASIVE for text in said.values()) / len(rows)}
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):4.0%} ({min(values):.0%} to {max(values):.0%})"
-
-
 def table(done: dict[str, Any]) -> None:
     print(f"{'taught':24}{'asked for':24}{'helpful':20}says nothing")
     for taught in TAUGHT:
         for marker in markers():
             own = [found[marker] for key, found in done.items() if key.startswith(f"{taught}:") and marker in found]
             if own:
-                cells = [spread([found[name] for found in own]) for name in ("helpful", "nothing")]
+                cells = [spread([found[name] for found in own], ".0%", 4) for name in ("helpful", "nothing")]
                 print(f"{taught:24}{marker:24}{cells[0]:20}{cells[1]}")
 
 

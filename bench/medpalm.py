@@ -33,6 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
+from shared import finished, spread
 
 import stemma
 from stemma.declare.tasks import ChatTask, HardPrompt
@@ -113,12 +114,6 @@ def written(path: Path, rows: Iterable[dict[str, Any]]) -> str:
     if not path.exists():
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
-
-
-def finished(run: Any) -> Any:
-    if not run.finished:
-        raise SystemExit(130)
-    return run
 
 
 def base(args: argparse.Namespace) -> str:
@@ -206,18 +201,13 @@ def first(text: str, row: dict[str, Any]) -> str:
     return "\n".join(text.split("\n\n")[0].strip().splitlines()[: 2 if row["task"] == "choice" else 1])
 
 
-def spread(values: list[float]) -> str:
-    more = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{more}"
-
-
 def table(done: dict[str, dict[str, float]]) -> None:
     """A row an arm: means over the seeds, the least and the most."""
     print(f"{'in front':10}{'words':8}" + "".join(f"{name:24}" for name in ("loss", *TASKS)))
     for arm in ARMS:
         own = [found for key, found in done.items() if key.partition(":")[0] == arm]
         if own:
-            parts = "".join(spread([one[name] for one in own]).ljust(24) for name in ("loss", *TASKS))
+            parts = "".join(spread([one[name] for one in own], ".2f").ljust(24) for name in ("loss", *TASKS))
             print(f"{arm:10}{own[0]['words']:<8.0f}{parts}")
 
 

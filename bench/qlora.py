@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+from shared import finished, spread
 
 import stemma
 from stemma.tuning import tune
@@ -32,13 +33,6 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 NAMES = {"nf4": "QLoRA: LoRA, base in NF4", "int8": "LoRA, base in int8", "lora": "LoRA", "all": "all weights"}
 SMALL = {"dims.d_model": 48, "dims.d_ff": 96, "dims.vocab": 600}
-
-
-def finished(run: Any) -> Any:
-    """A run, if it came to its end; one that was interrupted goes on when the script is started again."""
-    if not run.finished:
-        raise SystemExit(130)
-    return run
 
 
 def base(args: argparse.Namespace) -> str:
@@ -62,11 +56,6 @@ def measured(way: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
     more |= {"seed": seed, "budget": f"{args.steps} steps", "quiet": args.quiet}
     run = finished(tune("chat", start=base(args), data=args.data, out=args.out / f"{way}-{seed}", **more))
     return {"before": run.summary["before"]["loss"], "after": run.summary["val"]["loss"]}
-
-
-def spread(values: list[float]) -> str:
-    more = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{more}"
 
 
 def table(done: dict[str, dict[str, float]]) -> None:

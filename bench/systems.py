@@ -21,6 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
+from shared import finished, spread
+
 import stemma
 from stemma import families
 from stemma.declare.family import Family
@@ -35,13 +37,6 @@ SMALL = {"dims.d_model": 48, "dims.d_ff": 96, "dims.vocab": 600}
 def names() -> list[str]:
     """The systems that learn from something here without data of one's own, a family's later versions left out."""
     return [name for name in systems.names() if all(stage.stand_in for stage in systems.stages_of(name))]
-
-
-def finished(run: Any) -> Any:
-    """A run, if it came to its end; one that was interrupted goes on when the script is started again."""
-    if not run.finished:
-        raise SystemExit(130)
-    return run
 
 
 def base_of(family: Family) -> str:
@@ -74,11 +69,6 @@ def measured(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     seconds = sum(json.loads((place / "summary.json").read_text())["seconds"] for place in places)
     steps = sum(sum("loss" in record for record in read_metrics(place)) for place in places)
     return {"before": before, "after": after, "seconds": seconds, "steps": steps}
-
-
-def spread(values: list[float]) -> str:
-    more = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{more}"
 
 
 def table(done: dict[str, dict[str, Any]], order: list[str]) -> None:

@@ -21,6 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
+from shared import finished
+
 import stemma
 from stemma.tuning import tune
 from stemma.tuning.predicting import measured, tuned
@@ -40,13 +42,6 @@ def rows(args: argparse.Namespace) -> tuple[list[dict[str, str]], list[dict[str,
     texts = {key: (args.data / name).read_text("utf-8").splitlines() for key, name in FILES.items()}
     found = [{"en": en.strip(), "de": de.strip()} for en, de in zip(texts["en"], texts["de"], strict=True)]
     return found[:-HELD], found[-HELD:]
-
-
-def finished(run: Any) -> Any:
-    """A run, if it came to its end; one that was interrupted goes on when the script is started again."""
-    if not run.finished:
-        raise SystemExit(130)
-    return run
 
 
 def base(args: argparse.Namespace) -> Path:

@@ -23,7 +23,7 @@ class Result:
     reason: str = "length"
     seed: int = field(default=0, repr=False, compare=False)
     top: list[Top] = field(default_factory=list, repr=False)
-    others: list[Result] = field(default_factory=list)
+    others: list[Result] = field(default_factory=list, repr=False)
 
     @property
     def choices(self) -> list[Result]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -161,10 +161,11 @@ class Engine:
             self._forget(inside)
 
     def _admit(self) -> None:
-        """Jobs that wait take the rows that are free, in their order."""
+        """Jobs that wait take the rows that are free, in their order. One of more texts than rows has them all."""
         while True:
             with self._changed:
-                if not self._waiting or len(self._inside) >= self.rows:
+                inside = sum(job.request.width for job in self._inside.values())
+                if not self._waiting or (inside and inside + self._waiting[0].request.width > self.rows):
                     return
                 job, index = self._waiting.popleft(), self._next
                 self._next += 1
@@ -204,10 +205,14 @@ class Engine:
             return
         begun = time.monotonic()
         events = self._guard(lane, lane.batch.step) or []
-        self._meter.stepped(time.monotonic() - begun, len(events))
+        self._meter.stepped(time.monotonic() - begun, sum(event.error is None for event in events))
         jobs = [self._inside[event.row] for event in events]
-        ended = [event.row for event in events if event.reason is not None]
-        self._meter.ended += len(ended)
+        ends = Counter(event.row for event in events if event.reason is not None)
+        failed = {event.row for event in events if event.error is not None}
+        ended = [index for index, n in ends.items() if index in failed or self._inside[index].left == n]
+        self._meter.failed += len(failed)
+        self._meter.ended += len(ended) - len(failed)
+        lane.drop(ended)
         self._forget(ended)
         for job, event in zip(jobs, events, strict=True):
             job.put(event)

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError
 
-from stemma.decoding import Event, Result
+from stemma.decoding import Event, Result, gathered
 from stemma.decoding.requests import GenerationRequest
 from stemma.errors import StemmaError
 
@@ -38,6 +38,7 @@ class Job:
         self.error: BaseException | None = None
         self.done = False
         self.cancelled = False
+        self.left = request.width  # choices that go on
         self._changed = threading.Condition()
         self._wakers: list[Callable[[], object]] = []
 
@@ -55,14 +56,14 @@ class Job:
             self.fail(CancelledError("the job was cancelled"))
 
     def result(self, timeout: float | None = None) -> Result:
-        """Wait for the end. Raises TimeoutError after `timeout` seconds."""
+        """Wait for the end; where there are several choices, of all of them. Raises TimeoutError after `timeout`
+        seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: self.done, timeout):
                 raise TimeoutError(f"the text did not end in {timeout:g} seconds")
         self._raise()
-        found = self.events[-1].result
-        assert found is not None
-        return found
+        written = {e.choice: e.result for e in self.events if e.result is not None}
+        return gathered(written, self.request.n)
 
     def __iter__(self) -> Iterator[Event]:
         at = 0
@@ -105,12 +106,15 @@ class Job:
     # ------------------------------------------------------------ for the engine
 
     def put(self, event: Event) -> None:
-        """A new event; the last one ends the job. Without effect on a job that is done."""
+        """A new event; the last one of the last choice ends the job. Without effect on a job that is done."""
+        if event.error is not None:
+            return self.fail(event.error)
         with self._changed:
             if self.done:
                 return
             self.events.append(event)
-            self.done = event.reason is not None
+            self.left -= event.reason is not None
+            self.done = not self.left
             self._tell()
 
     def fail(self, error: BaseException) -> None:

@@ -40,6 +40,7 @@ ORDER = (
     "tasks",
     "objectives",
     "decoding",
+    "engine",
     "instruct",
     "mixtures",
     "judging",

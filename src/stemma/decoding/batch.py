@@ -121,6 +121,19 @@ class Batch:
         self.tokens = tokens if stay else None
         return events
 
+    def drop(self, indices: Sequence[int]) -> None:
+        """Rows with these indices leave the batch."""
+        stay = [i for i, row in enumerate(self.rows) if row.index not in indices]
+        if len(stay) == len(self.rows):
+            return
+        self.rows = [self.rows[i] for i in stay]
+        if not stay:
+            self.session = self.tokens = None
+            return
+        assert self.session is not None
+        self.session.keep(stay)
+        self.tokens = None if self.tokens is None else self.tokens[stay]
+
     def _read_tokens(self) -> None:
         if self.tokens is not None and self.session is not None:
             self.session.step(self.tokens)

@@ -42,6 +42,7 @@ ORDER = (
     "objectives",
     "decoding",
     "engine",
+    "evaluate",
     "instruct",
     "mixtures",
     "judging",

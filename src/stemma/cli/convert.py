@@ -71,9 +71,7 @@ def convert(
 
     limit, out = byte_size(shard_size, "--shard-size"), Path(target)
     layout = layout_named(layout, out)
-    split = None if split_max_size is None else byte_size(split_max_size, "--split-max-size")
-    if split is not None and layout != "gguf":
-        raise UsageError("--split-max-size is for GGUF files (--to gguf); --shard-size divides hf")
+    split = split_size(split_max_size, layout)
     dtype = SHORT.get(dtype.lower(), dtype)
     small = gguf_type(dtype, layout)
     check_free(out, force, split is not None)
@@ -90,6 +88,13 @@ def convert(
     kind = small or ("float32" if layout.startswith("llama2c") else str(model.dtype).removeprefix("torch."))
     note = f" (of {packed}; --dtype float32 keeps every bit)" if halved else ""
     echo(f"{out}: {model.name}, {weights:,} parameters, {kind}{note}")
+
+
+def split_size(text: str | None, layout: str) -> int | None:
+    """The bytes of `--split-max-size`. Raises UsageError in another layout than GGUF."""
+    if text is not None and layout != "gguf":
+        raise UsageError("--split-max-size is for GGUF files (--to gguf); --shard-size divides hf")
+    return None if text is None else byte_size(text, "--split-max-size")
 
 
 def check_free(out: Path, force: bool, split: bool) -> None:

@@ -69,11 +69,9 @@ def convert(
     """
     from stemma.formats import layout_named
 
-    limit, out = byte_size(shard_size, "--shard-size"), Path(target)
+    limit, out, dtype = byte_size(shard_size, "--shard-size"), Path(target), SHORT.get(dtype.lower(), dtype)
     layout = layout_named(layout, out)
-    split = split_size(split_max_size, layout)
-    dtype = SHORT.get(dtype.lower(), dtype)
-    small = gguf_type(dtype, layout)
+    split, small = split_size(split_max_size, layout), gguf_type(dtype, layout)
     check_free(out, force, split is not None)
     packed = packed_type(source) if small or dtype == "auto" else None
     if packed:

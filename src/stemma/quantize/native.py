@@ -132,7 +132,7 @@ class NF4Matrix(NamedTuple):
             return None
         halves = x.reshape(-1, width // 2, 2).mT.float().contiguous()  # even entries, odd entries
         y = torch.empty(len(halves), out)
-        where, threads = ctypes.byref(self._struct()), torch.get_num_threads()
+        where, threads = ctypes.byref(self.struct()), torch.get_num_threads()
         found.library.nf4_product(where, halves.data_ptr(), y.data_ptr(), len(halves), out, width, threads)
         return y.view(*x.shape[:-1], out).to(x.dtype)
 
@@ -143,13 +143,14 @@ class NF4Matrix(NamedTuple):
         if found is None:
             return None
         y = torch.empty(blocks * self.block)
-        found.library.nf4_weights(ctypes.byref(self._struct()), y.data_ptr(), blocks, torch.get_num_threads())
+        found.library.nf4_weights(ctypes.byref(self.struct()), y.data_ptr(), blocks, torch.get_num_threads())
         return y
 
     def _kernels(self, x: Tensor | None = None) -> Kernels | None:
         return kernels() if readable(x, self.codes, self.absmax, self.absmax2, self.offset) else None
 
-    def _struct(self) -> _NF4:
+    def struct(self) -> _NF4:
+        """As the kernels read it. It holds no reference to the tensors."""
         scales = (self.absmax, None) if self.absmax2 is None else (None, self.absmax)
         parts = (self.codes, self.levels, *scales, self.dynamic, self.absmax2, self.offset)
         return _NF4(*(None if t is None else t.data_ptr() for t in parts), self.block)

@@ -47,8 +47,12 @@ def kind_of(library: ctypes.CDLL, name: str) -> Kind:
     return (ctypes.POINTER(Kind) * len(KINDS)).in_dll(library, "product_kinds")[KINDS.index(name)].contents
 
 
-def matrix(name: str, data: Tensor, out: int, width: int, stride: int, scales: Tensor | None = None, extra: Any = 0) -> Matrix:
-    return Matrix(KINDS.index(name), out, width, data.data_ptr(), stride, 0 if scales is None else scales.data_ptr(), extra)
+def matrix(
+    name: str, data: Tensor, out: int, width: int, stride: int, scales: Tensor | None = None, extra: Any = 0
+) -> Matrix:
+    return Matrix(
+        KINDS.index(name), out, width, data.data_ptr(), stride, 0 if scales is None else scales.data_ptr(), extra
+    )
 
 
 def times(library: ctypes.CDLL, w: Matrix, x: Tensor, ranges: int = 1) -> Tensor:

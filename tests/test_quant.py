@@ -7,14 +7,19 @@ import ctypes
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import kernels
-from stemma.formats.gguf import quants
+import stemma
+from stemma.errors import UsageError
+from stemma.formats import gguf as files
+from stemma.formats.gguf import quants, write
+from stemma.quantize import blocks as made_blocks
 from stemma.quantize import native, nf4, packing
+from stemma.rewrites import merge
+from tiny import tiny
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
@@ -81,7 +86,9 @@ def test_products_with_packed_blocks(kind: str, library: ctypes.CDLL) -> None:
         assert torch.equal(kernels.times(library, w, x[:count], ranges=3), found[:count])
     for r in (0, 17, 51):
         assert torch.equal(kernels.row(library, w, r), plain[r])
-    assert torch.equal(packing.unpacked(kind, data, len(raw)), raw)
+    assert torch.equal(packing.rows(kind, data, len(raw)), raw)
+    ids = torch.tensor([3, 51, 3, 16])
+    assert torch.equal(packing.rows(kind, data, len(raw), ids), raw[ids])
 
 
 def test_processors_agree(library: ctypes.CDLL, tmp_path: Path) -> None:
@@ -138,3 +145,56 @@ def test_matrices_as_their_modules_keep_them(library: ctypes.CDLL) -> None:
             assert torch.equal(kernels.times(library, w, x[:count]), found[:count]), (kind, count)
         if kind != "NF4":
             assert torch.equal(kernels.row(library, w, 31), plain[31]), kind
+
+
+# ---------------------------------------------------------------- models
+
+WIDE = {"dims.d_model": 64, "dims.heads": 2, "dims.kv_heads": 1, "dims.head_dim": None, "dims.d_ff": 96}
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_1"])
+def test_a_model_in_few_bits_has_the_numbers_of_a_gguf_file(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, by the `gguf` package: embeddings, blocks and a head of its own. What is saved is what is computed
+    with, as blocks too."""
+    monkeypatch.setitem(write.TYPES, kind, (kind.upper(), 7))
+    plain = stemma.build(tiny("llama", **WIDE))
+    plain.save(str(tmp_path / "plain"))
+    stemma.save(plain, tmp_path / "a.gguf", dtype=kind)
+    model, theirs = stemma.load(tmp_path / "plain", quantize=kind), stemma.load(tmp_path / "a.gguf")
+    again = stemma.load(tmp_path / "a.gguf", quantize=kind)
+    assert sum(p.numel() for p in model.parameters() if p.ndim > 1) == 0
+    ids = torch.arange(3, 30)[None]
+    assert torch.equal(model(ids).logits, theirs(ids).logits) and torch.equal(again(ids).logits, theirs(ids).logits)
+    with torch.no_grad():
+        assert (model(ids[:, :5]).logits - theirs(ids[:, :5]).logits).abs().max() < 1e-5
+    model.save(str(tmp_path / "b.gguf"), layout="gguf")
+    a, b = files.File(tmp_path / "a.gguf"), files.File(tmp_path / "b.gguf")
+    assert {e.kind for e in b.entries.values()} == {"F32", kind.upper()}
+    assert all(a.entries[n].kind == b.entries[n].kind and (a.raw(n) == b.raw(n)).all() for n in a)
+    merged = dict(merge(model).named_parameters())
+    assert all(torch.equal(p, merged[name]) for name, p in theirs.named_parameters())
+
+
+def test_floats_are_rounded_as_the_gguf_package_does() -> None:
+    gguf = pytest.importorskip("gguf")
+    w = torch.randn(60, 96, generator=torch.Generator().manual_seed(0))
+    w *= torch.logspace(-6, 3, 60)[:, None]
+    w[3, :32], w[4, :32], w[5, 32:64] = 0, 0.7, torch.arange(32.0)
+    for kind in made_blocks.NUMBERS:
+        wanted = gguf.quants.quantize(w.numpy(), getattr(gguf.GGMLQuantizationType, kind))
+        assert (made_blocks.rounded(kind, w).numpy() == wanted).all(), kind
+        assert torch.equal(made_blocks.numbers(kind, torch.from_numpy(wanted)), numbers(kind, torch.from_numpy(wanted)))
+
+
+def test_what_few_bits_cannot_hold_is_refused(tmp_path: Path) -> None:
+    stemma.build(tiny("llama", **{**WIDE, "dims.d_model": 48})).save(str(tmp_path / "odd"))
+    with pytest.raises(UsageError, match="q8_0 needs rows of a multiple of 32 weights, and a matrix has .* x 48"):
+        stemma.load(tmp_path / "odd", quantize="q8_0")
+    model = stemma.build(tiny("llama", **WIDE))
+    with torch.no_grad():
+        model.decoder.blocks[0].mlp.up.weight[3, 5] = float("inf")
+    model.save(str(tmp_path / "inf"))
+    with pytest.raises(UsageError, match=r"blocks.0.mlp.up.weight: Q4_0 cannot hold inf or nan"):
+        stemma.load(tmp_path / "inf", quantize="q4_0")

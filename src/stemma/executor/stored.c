@@ -63,13 +63,7 @@ static void blocks_rows(const matrix *w, const void *x, int64_t count, int64_t r
       float part[AT_ONCE];
       int64_t some = w->in - k < AT_ONCE ? w->in - k : AT_ONCE;
       at += unpack(kind, at, some, part);
-      for (int64_t m = 0; m < count; m++) {
-        const float *v = vectors + m * w->in + k;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < some; i++) sum += v[i] * part[i];
-        y[m * y_stride + r] += sum;
-      }
+      add_part(part, vectors + k, some, count, w->in, y + r, y_stride);
     }
   }
 }

@@ -183,6 +183,17 @@ static inline int64_t unpack_lane(int kind, const uint8_t *at, int64_t lane, int
 
 /* ---- matrices */
 
+/* Adds the product of `some` weights with as many entries of each vector. */
+static inline void add_part(const float *w, const float *x, int64_t some, int64_t rows, int64_t in, float *y, int64_t out) {
+  for (int64_t m = 0; m < rows; m++) {
+    const float *v = x + m * in;
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < some; i++) sum += v[i] * w[i];
+    y[m * out] += sum;
+  }
+}
+
 /* y = x w^T for rows of `bytes` bytes. */
 void blocks_product(int kind, const uint8_t *codes, int64_t bytes, const float *x, float *y, int64_t rows, int64_t out,
                     int64_t in, int threads) {
@@ -194,13 +205,7 @@ void blocks_product(int kind, const uint8_t *codes, int64_t bytes, const float *
       float w[AT_ONCE];
       int64_t some = in - k < AT_ONCE ? in - k : AT_ONCE;
       at += unpack(kind, at, some, w);
-      for (int64_t m = 0; m < rows; m++) {
-        const float *v = x + m * in + k;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < some; i++) sum += v[i] * w[i];
-        y[m * out + n] += sum;
-      }
+      add_part(w, x + k, some, rows, in, y + n, out);
     }
   }
 }
@@ -209,4 +214,26 @@ void blocks_product(int kind, const uint8_t *codes, int64_t bytes, const float *
 void blocks_weights(int kind, const uint8_t *codes, int64_t bytes, float *y, int64_t out, int64_t in, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t n = 0; n < out; n++) unpack(kind, codes + n * bytes, in, y + n * in);
+}
+
+/* y = x w^T for packed rows of `bytes` bytes each. */
+void packed_product(int kind, const uint8_t *codes, int64_t bytes, const float *x, float *y, int64_t rows, int64_t out,
+                    int64_t in, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t n = 0; n < out; n++) {
+    const uint8_t *at = codes + n / 16 * 16 * bytes;
+    for (int64_t m = 0; m < rows; m++) y[m * out + n] = 0;
+    for (int64_t k = 0; k < in; k += AT_ONCE) {
+      float w[AT_ONCE];
+      int64_t some = in - k < AT_ONCE ? in - k : AT_ONCE;
+      at += unpack_lane(kind, at, n % 16, some, w);
+      add_part(w, x + k, some, rows, in, y + n, out);
+    }
+  }
+}
+
+/* The weights of packed rows. */
+void packed_weights(int kind, const uint8_t *codes, int64_t bytes, float *y, int64_t out, int64_t in, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t n = 0; n < out; n++) unpack_lane(kind, codes + n / 16 * 16 * bytes, n % 16, in, y + n * in);
 }

@@ -1,7 +1,7 @@
-"""Matrices in the blocks of GGUF files, packed for the kernels of quant.c: the same bytes in another order.
+"""Matrices in the blocks of GGUF files, packed for processors with wide registers: the same bytes in another order.
 
-The blocks of one place in 16 rows come together, and of each field of the block first the first unit of all 16 rows, then
-the second, and so on. Nothing is rounded: `unpacked` gives the file's bytes again.
+The blocks of one place in 16 rows come together, and of each field of the block first the first unit of all 16 rows,
+then the second, and so on. Nothing is rounded: `rows` gives the file's bytes again.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ LAYOUTS = {  # the blocks' structs are in `stemma.formats.gguf.quants`
 UNITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
-def packed(kind: str, rows: Tensor) -> Tensor:
+def packed(kind: str, data: Tensor) -> Tensor:
     """Rows of blocks (N bytes) packed: N/16, rounded up, times 16 * bytes. Rows that are missing are zero."""
     layout = LAYOUTS[kind]
-    blocks, width = -(-len(rows) // ROWS), rows.shape[1]
-    full = rows.new_zeros(blocks * ROWS, width)
-    full[: len(rows)] = rows
+    blocks, width = -(-len(data) // ROWS), data.shape[1]
+    full = data
+    if len(data) % ROWS:
+        full = data.new_zeros(blocks * ROWS, width)
+        full[: len(data)] = data
     each = full.view(blocks, ROWS, width // layout.bytes, layout.bytes)
-    out = rows.new_empty(blocks, width // layout.bytes, ROWS * layout.bytes)
+    out = data.new_empty(blocks, width // layout.bytes, ROWS * layout.bytes)
     at = 0
     for field in layout.fields:
         part = each[..., field.start : field.start + field.bytes]
@@ -57,17 +59,27 @@ def packed(kind: str, rows: Tensor) -> Tensor:
     return out.view(blocks, ROWS * width)
 
 
-def unpacked(kind: str, data: Tensor, rows: int) -> Tensor:
-    """The `rows` rows of blocks that were packed: N bytes."""
+def rows(kind: str, data: Tensor, count: int, ids: Tensor | None = None) -> Tensor:
+    """The `count` rows of blocks that were packed (N bytes), or those of them that `ids` (N) names."""
     layout = LAYOUTS[kind]
-    places = data.shape[1] // (ROWS * layout.bytes)
-    each = data.view(len(data), places, ROWS * layout.bytes)
-    out = data.new_empty(len(data), ROWS, places, layout.bytes)
+    each = data.unflatten(1, (-1, ROWS * layout.bytes))
+    if ids is not None:
+        each, lane = each[ids // ROWS], (ids % ROWS)[:, None]
+    out = data.new_empty(*each.shape[:1], 1 if ids is not None else ROWS, each.shape[1], layout.bytes)
     at = 0
     for field in layout.fields:
         size = ROWS * field.bytes
-        part = each[..., at : at + size].contiguous().view(UNITS[field.unit])
-        part = part.view(len(data), places, -1, ROWS).permute(0, 3, 1, 2).contiguous().view(torch.uint8)
+        part = each[..., at : at + size].contiguous().view(UNITS[field.unit]).unflatten(2, (-1, ROWS))  # N P U 16
+        part = part.permute(0, 3, 1, 2)
+        if ids is not None:
+            part = part[torch.arange(len(ids), device=ids.device)[:, None], lane]
+        part = part.contiguous().view(torch.uint8)
         out[..., field.start : field.start + field.bytes] = part ^ 128 if field.flip else part
         at += size
-    return out.view(len(data) * ROWS, -1)[:rows]
+    return out.flatten(2).flatten(0, 1)[: count if ids is None else len(ids)]
+
+
+def shape(kind: str, count: int, width: int) -> tuple[int, int]:
+    """The shape of so many rows of `width` weights, packed."""
+    layout = LAYOUTS[kind]
+    return -(-count // ROWS), width // layout.columns * layout.bytes * ROWS

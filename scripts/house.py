@@ -40,6 +40,8 @@ ORDER = (
     "tasks",
     "objectives",
     "decoding",
+    "engine",
+    "evaluate",
     "instruct",
     "mixtures",
     "judging",

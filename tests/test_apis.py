@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,17 +138,47 @@ def test_rows_with_documentation(tmp_path: Path) -> None:
     assert read(oracle[0]).turns[0].content == oracle[0]["prompt"]
 
 
-def test_a_retriever_by_words_finds_what_shares_rare_ones() -> None:
-    find = documents.by_words(["the rain and the wind", "the tax and the loan", "a book by its author"])
+@pytest.mark.parametrize("by", [documents.by_bm25, documents.by_tfidf])
+def test_retrievers_by_words_find_what_shares_rare_ones(by: Callable[..., Any]) -> None:
+    find = by(["the rain and the wind", "the tax and the loan", "a book by its author"])
     assert find(["who is the author of it", "how much tax is due", "the wind"]) == [2, 1, 0]
+    assert find(["the", "", "zebra"]) == [0, 0, 0], "nothing in common: the first"
+
+
+def test_bm25_ranks_by_its_formula() -> None:
+    """Robertson & Zaragoza 2009, eq. 3.15, with the logarithm of 1 + odds."""
+    held = [apis.document(api) for api in calls.apis()]
+    texts = [re.findall(r"\b\w\w+\b", text.lower()) for text in held]
+    mean = sum(map(len, texts)) / len(texts)
+    asked = [apis.read(row).question for row in calls.rows()][:40]
+
+    def score(words: list[str], text: list[str]) -> float:
+        total = 0.0
+        for word in words:
+            have = sum(word in other for other in texts)
+            odds = math.log(1 + (len(texts) - have + 0.5) / (have + 0.5))
+            count = text.count(word)
+            total += odds * count / (count + 1.5 * (0.25 + 0.75 * len(text) / mean))
+        return total
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bm25s.tokenization.STOPWORDS_EN", ())
+        found = documents.by_bm25(held)(asked)
+    for question, number in zip(asked, found, strict=True):
+        words = re.findall(r"\b\w\w+\b", question.lower())
+        scores = [score(words, text) for text in texts]
+        assert scores[number] == pytest.approx(max(scores), rel=1e-5)
 
 
 def test_retrievers_by_words_and_by_vectors(tmp_path: Path) -> None:
-    rows, _ = made(tmp_path, "--retriever", "words")
-    assert sum(r["document"] == r["api_call"] for r in rows) > 600, "questions share their words with descriptions"
+    for name in ("bm25", "tfidf"):
+        rows, said = made(tmp_path, "--retriever", name)
+        right = sum(r["document"] == r["api_call"] for r in rows)
+        assert right > 600, "questions share their words with descriptions"
+        assert f"{right} of it that of the right call ({right / 720:.1%})" in said
     other = tmp_path / "docs.jsonl"
     other.write_text("".join(json.dumps(api) + "\n" for api in calls.apis(edited=True)[:30]))
-    edited, said = made(tmp_path, "--retriever", "words", "--apis", str(other))
+    edited, said = made(tmp_path, "--retriever", "bm25", "--apis", str(other))
     assert "720 with documentation, 0 of it" in said
     assert {r["document"] for r in edited} <= {api["api_call"] for api in calls.apis(edited=True)}
 

@@ -11,7 +11,7 @@ from stemma import disk
 from stemma.cli import command, echo
 from stemma.cli.complete import complete_data
 
-RETRIEVERS = ("none", "oracle", "words", "embedding")
+RETRIEVERS = ("none", "oracle", "bm25", "tfidf", "embedding")
 
 
 @command(name="apis")
@@ -30,9 +30,9 @@ def apis(
     """Put documentation beside the questions of APIBench's ROWS, for Gorilla's retriever-aware training and tests.
 
     ROWS are of any of its three dialects (or builtin:calls); answers come out in one. A retriever finds one document a
-    question: `oracle` that of the right call, `words` the one with most words in common (TF-IDF), `embedding` the one
-    whose vector by --model is nearest, `none` nothing. Rows whose text calls nothing are counted and passed over.
-    FILE is what `stemma tune gorilla` reads.
+    question: `oracle` that of the right call (as the paper trains), `bm25` (as the paper tests) or `tfidf` the one that
+    shares most words, `embedding` the one whose vector by --model is nearest, `none` nothing. Rows whose text calls
+    nothing are counted and passed over. FILE is what `stemma tune gorilla` reads.
     """
     from stemma.instruct.documents import made
 
@@ -47,6 +47,7 @@ def apis(
             add(row)
     for note in found.notes:
         disk.tell(note)
-    beside = f"{found.beside:,} with documentation, {found.right:,} of it that of the right call"
+    share_right = f" ({found.right / found.beside:.1%})" if found.beside else ""
+    beside = f"{found.beside:,} with documentation, {found.right:,} of it that of the right call{share_right}"
     disk.tell(f"{len(found.rows):,} rows, {beside}")
     echo(out)

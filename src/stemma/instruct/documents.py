@@ -19,7 +19,7 @@ from stemma.errors import DataError, UsageError, require
 from stemma.tasks.encoder import good_rows
 
 PURPOSE = 0x60A1  # of the draws
-RETRIEVERS = ("none", "oracle", "words", "embedding")
+RETRIEVERS = ("none", "oracle", "bm25", "tfidf", "embedding")
 Row = Mapping[str, Any]
 Finder = Callable[[Sequence[str]], list[int]]  # of questions: the number of the document for each
 
@@ -35,10 +35,28 @@ class Made:
     right: int
 
 
-def by_words(documents: Sequence[str]) -> Finder:
-    """By the words that they share with a question; those that few documents have count more (TF-IDF, English words of
-    no meaning left out). Raises ResourceError without scikit-learn."""
-    require("sklearn", "finding documents by their words", "scikit-learn")
+def by_bm25(documents: Sequence[str]) -> Finder:
+    """By Okapi BM25 (k1 1.5, b 0.75), as one of the paper's retrievers; English stop words are left out. A question
+    that shares no word with any document gets the first. Raises ResourceError without bm25s."""
+    require("bm25s", "finding documents by BM25", "'stemma-lm[tune]'")
+    import bm25s
+
+    def words(texts: Sequence[str]) -> list[list[str]]:
+        found: list[list[str]] = bm25s.tokenize([*texts], stopwords="english", return_ids=False, show_progress=False)
+        return found
+
+    index = bm25s.BM25(k1=1.5, b=0.75)
+    index.index(words(documents), show_progress=False)
+
+    def find(questions: Sequence[str]) -> list[int]:
+        return [int(index.get_scores(asked).argmax()) if asked else 0 for asked in words(questions)]
+
+    return find
+
+
+def by_tfidf(documents: Sequence[str]) -> Finder:
+    """By the cosine of TF-IDF vectors, English stop words left out. Raises ResourceError without scikit-learn."""
+    require("sklearn", "finding documents by TF-IDF", "'stemma-lm[tune]'")
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     counter = TfidfVectorizer(stop_words="english", sublinear_tf=True)
@@ -100,7 +118,8 @@ def made(
         found = [None] * len(rows)
     else:
         texts = [apis.document(api) for api in held]
-        finder = by_words(texts) if retriever == "words" else by_embedding(texts, model)
+        by = {"bm25": by_bm25, "tfidf": by_tfidf}.get(retriever)
+        finder = by_embedding(texts, model) if by is None else by(texts)
         found = [*finder([one.question for one in asked])]
     keep = draw.uniform((seed, PURPOSE), len(rows)) < share
     out = []

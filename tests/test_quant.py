@@ -190,7 +190,7 @@ def test_floats_are_rounded_as_the_gguf_package_does() -> None:
 
 def test_what_few_bits_cannot_hold_is_refused(tmp_path: Path) -> None:
     stemma.build(tiny("llama", **{**WIDE, "dims.d_model": 48})).save(str(tmp_path / "odd"))
-    with pytest.raises(UsageError, match="q8_0 needs rows of a multiple of 32 weights, and a matrix has .* x 48"):
+    with pytest.raises(UsageError, match=r"q8_0 needs rows of a multiple of 32 weights, and a matrix has .* x 48"):
         stemma.load(tmp_path / "odd", quantize="q8_0")
     model = stemma.build(tiny("llama", **WIDE))
     with torch.no_grad():

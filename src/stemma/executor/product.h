@@ -8,10 +8,10 @@
 
 #include <stdint.h>
 
-enum kinds { F32 = 0, BF16 = 1, F16 = 2, KINDS };
+enum kinds { F32 = 0, BF16 = 1, F16 = 2, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K, INT8, NF4, BLOCKS, KINDS };
 
 /* W, of `out` rows. `data`, `scales` and `extra` are laid out as the kind wants; of F32, BF16 and F16 `data` holds row
-   after row, `stride` bytes apart. */
+   after row, `stride` bytes apart; of Q8_0 to Q6_K what packing.py makes; for the others see stored.c. */
 typedef struct {
   int64_t kind, out, in;
   const void *data;
@@ -28,6 +28,7 @@ typedef struct {
   void (*prepare)(const float *x, int64_t in, void *to);
   /* y[m * y_stride + r] = W[r] . x[m] for m < count and r0 <= r < r1. `x`: prepared vectors, one after the other. */
   void (*product)(const matrix *w, const void *x, int64_t count, int64_t r0, int64_t r1, float *y, int64_t y_stride);
+  void (*row)(const matrix *w, int64_t r, float *to); /* the numbers of one row; NULL where nobody looks rows up */
 } product_kind;
 
 extern const product_kind *const product_kinds[KINDS];

@@ -96,15 +96,26 @@ INLINE void product(int kind, const matrix *w, const float *x, int64_t count, in
   }
 }
 
+static void float_row(const matrix *w, int64_t r, float *to) {
+  const char *from = (const char *)w->data + r * w->stride;
+  for (int64_t k = 0; k < w->in; k++) to[k] = number((int)w->kind, from, k);
+}
+
 #define FLOATS(name, kind)                                                                                              \
   static void name##_product(const matrix *w, const void *x, int64_t count, int64_t r0, int64_t r1, float *y,            \
                              int64_t y_stride) {                                                                         \
     product(kind, w, x, count, r0, r1, y, y_stride);                                                                     \
   }                                                                                                                      \
-  static const product_kind name = {16, 0, 0, name##_product};
+  static const product_kind name = {16, 0, 0, name##_product, float_row};
 
 FLOATS(f32, F32)
 FLOATS(bf16, BF16)
 FLOATS(f16, F16)
 
-const product_kind *const product_kinds[KINDS] = {[F32] = &f32, [BF16] = &bf16, [F16] = &f16};
+extern const product_kind q8_0_kind, q4_0_kind, q4_1_kind, q4_k_kind, q6_k_kind; /* quant.c */
+extern const product_kind int8_kind, nf4_kind, blocks_kind;                       /* stored.c */
+
+const product_kind *const product_kinds[KINDS] = {
+    [F32] = &f32,        [BF16] = &bf16,      [F16] = &f16,        [Q8_0] = &q8_0_kind, [Q4_0] = &q4_0_kind,   [Q4_1] = &q4_1_kind,
+    [Q4_K] = &q4_k_kind, [Q6_K] = &q6_k_kind, [INT8] = &int8_kind, [NF4] = &nf4_kind,   [BLOCKS] = &blocks_kind,
+};

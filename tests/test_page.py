@@ -184,7 +184,12 @@ def test_a_message_is_sent_and_its_answer_streams(opened: Open, server: Server) 
     assert len(seen) > 5 and all(after.startswith(before.rstrip()) for before, after in pairwise(seen))
     asked = server.script.asked[0]
     assert asked["messages"] == [{"role": "user", "content": "hello there"}] and asked["model"] == SMALL
-    assert set(asked) == {"model", "messages", "stream", "stream_options"}, "what was not set is left to the model"
+    assert {k: v for k, v in asked.items() if k not in ("model", "messages")} == {
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0.7,
+        "top_p": 0.95,
+    }
     own = tab.eval("frame - pressed") - 1000 * server.script.thinking[0]
     print(f"\nfirst token on the screen {own:.0f} ms after the model's own time")
     assert "tokens" in tab.eval("document.querySelector('.stats').textContent")
@@ -444,7 +449,7 @@ def test_settings_reach_the_server(opened: Open, server: Server) -> None:
         "o-stop": "END\n\\n\\n",
     }
     for name, value in fields.items():
-        tab.eval(f"document.getElementById({name!r}).focus()")
+        tab.eval(f"(e => {{ e.focus(); e.select(); }})(document.getElementById({name!r}))")
         tab.type(value)
     say(tab, "tell me more about all of this")
     asked = server.script.asked[-1]

@@ -52,6 +52,7 @@ ORDER = (
     "planning",
     "report",
     "pictures",
+    "serve",
     "cli",
     TOP,
 )
@@ -70,6 +71,7 @@ PAGES = {
     "parallel": "scale.md",
     "rewrites": "rewrites.md",
     "samples": "systems.md",
+    "serve": "serving.md",
     "tuning": "tuning.md",
 }
 

@@ -101,6 +101,15 @@ def piped(texts: tuple[str, ...], what: str) -> list[str]:
     raise UsageError(f"give {what} after PATH, or pipe one in")
 
 
+def biased(text: str) -> tuple[int | str, float]:
+    """A token, by id or name, and a number."""
+    token, _, number = text.rpartition("=")
+    try:
+        return (int(token) if token.isdecimal() else token), float(number)
+    except ValueError:
+        raise UsageError(f"--logit-bias {text!r} should be TOKEN=NUMBER, as 50256=-100 is") from None
+
+
 SAMPLING = (  # the options of `decoding.SamplingParams`
     click.option("-n", "--max-new-tokens", type=int, help="The most tokens to write.  [default: PATH's, else 64]"),
     click.option("--min-new-tokens", type=int, help="The fewest before a text may end."),
@@ -108,6 +117,7 @@ SAMPLING = (  # the options of `decoding.SamplingParams`
     click.option("--top-k", type=int, help="Draw from the K likeliest tokens; 0 is all."),
     click.option("--top-p", type=float, help="... from the likeliest with this share."),
     click.option("--min-p", type=float, help="... from those this likely beside the best."),
+    click.option("--typical-p", type=float, help="... from those nearest to the entropy, with this share."),
     click.option("--seed", type=int, default=0, show_default=True, help="Decides what is drawn."),
     click.option("--num-beams", type=int, help="Search with so many beams, draw nothing."),
     click.option("--length-penalty", type=float, help="Beams: above 0 favours long texts, below short ones."),
@@ -118,6 +128,15 @@ SAMPLING = (  # the options of `decoding.SamplingParams`
         help="Beams: end with the first full set, or look on for better ones.",
     ),
     click.option("--repetition-penalty", type=float, help="On tokens that were there; 1 is none."),
+    click.option("--presence-penalty", type=float, default=0.0, help="Taken from the logit of what was written."),
+    click.option("--frequency-penalty", type=float, default=0.0, help="... and so much for each time that it was."),
+    click.option(
+        "--logit-bias",
+        multiple=True,
+        metavar="TOKEN=NUMBER",
+        callback=lambda ctx, param, value: tuple(map(biased, value)),
+        help="Add NUMBER to the logit of a token, by name or id. Repeatable.",
+    ),
     click.option("--no-repeat-ngram-size", type=int, help="No run of so many tokens occurs twice; 0 is off."),
     click.option("--forced-bos", metavar="TOKEN", help="First token written, by name or id (mBART-50: the language)."),
     click.option("--forced-eos", metavar="TOKEN", help="Last token, where a text has not ended before."),

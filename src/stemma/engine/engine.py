@@ -132,7 +132,7 @@ class Engine:
         """Jobs that wait take the rows that are free, each read by itself so that an error is its own."""
         while True:
             with self._changed:
-                if not self._waiting or len(self._running) >= self.rows:
+                if not self._waiting or len(batch) >= self.rows:
                     return
                 job, index = self._waiting.popleft(), self._next
                 self._next += 1
@@ -147,13 +147,18 @@ class Engine:
 
     def _deliver(self, batch: Batch) -> None:
         """One token for every row."""
+        ended = []
         for event in batch.step():
-            job = self._running[event.row]
-            if event.reason is not None:
+            job = self._running.get(event.row)
+            if job is None:  # another choice of it has failed
+                continue
+            self._written += event.error is None
+            job.put(event)
+            if job.done:
+                ended.append(event.row)
                 with self._changed:
                     del self._running[event.row]
-            self._written += 1
-            job.put(event)
+        batch.drop(ended)
 
     def _fail(self, error: Exception) -> None:
         with self._changed:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError
 
-from stemma.decoding import Event, Result
+from stemma.decoding import Event, Result, gathered
 from stemma.decoding.requests import GenerationRequest
 from stemma.errors import StemmaError
 
@@ -31,6 +31,7 @@ class Job:
         self.error: BaseException | None = None
         self.done = False
         self.cancelled = False
+        self._left = request.width  # choices that go on
         self._changed = threading.Condition()
         self._wakers: list[Callable[[], object]] = []
 
@@ -46,14 +47,14 @@ class Job:
                 self.cancelled = True
 
     def result(self, timeout: float | None = None) -> Result:
-        """Wait for the end. Raises TimeoutError after `timeout` seconds."""
+        """Wait for the end; where there are several choices, of all of them. Raises TimeoutError after `timeout`
+        seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: self.done, timeout):
                 raise TimeoutError(f"the text did not end in {timeout:g} seconds")
         self._raise()
-        found = self.events[-1].result
-        assert found is not None
-        return found
+        written = {e.choice: e.result for e in self.events if e.result is not None}
+        return gathered(written, self.request.n)
 
     def __iter__(self) -> Iterator[Event]:
         at = 0
@@ -96,10 +97,13 @@ class Job:
     # ------------------------------------------------------------ for the engine
 
     def put(self, event: Event) -> None:
-        """A new event; the last one ends the job."""
+        """A new event; the last one of the last choice ends the job."""
+        if event.error is not None:
+            return self.fail(event.error)
         with self._changed:
             self.events.append(event)
-            self.done = event.reason is not None
+            self._left -= event.reason is not None
+            self.done = not self._left
             self._tell()
 
     def fail(self, error: BaseException) -> None:

@@ -89,7 +89,7 @@ async def answer(server: Server, body: ChatRequest) -> dict[str, Any] | Response
     choices = [Choice(i) for i in range(asked.choices)]
     try:
         async for one in job:
-            choices[getattr(one, "choice", 0)].take(one)
+            choices[one.choice].take(one)
     finally:
         job.cancel()
     usage = server.used(asked.served, len(asked.prompt), sum(c.tokens for c in choices))
@@ -117,7 +117,7 @@ async def streamed(server: Server, asked: Asked, job: Job) -> AsyncGenerator[byt
         for choice in choices:
             yield chunk(choice.index, {"role": "assistant", "content": ""})
         async for _, one in merged([job]):
-            choice = choices[getattr(one, "choice", 0)]
+            choice = choices[one.choice]
             for delta in choice.take(one):
                 yield chunk(choice.index, delta)
             if choice.finish is not None:

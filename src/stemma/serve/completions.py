@@ -85,12 +85,8 @@ def understood(server: Server, body: CompletionRequest) -> Asked:
 
 def texts(body: CompletionRequest) -> list[str | list[int]]:
     """The prompts one by one."""
-    match body.prompt:
-        case str(text):
-            return [text]
-        case [int(), *_]:
-            return [list(body.prompt)]  # type: ignore[arg-type]
-    return [*body.prompt]  # type: ignore[list-item]
+    held: Any = body.prompt
+    return [held] if isinstance(held, str) or isinstance(held[0], int) else list(held)
 
 
 def _ids(served: Served, text: str | list[int], suffix: str | None) -> list[int]:
@@ -128,7 +124,7 @@ async def answer(server: Server, body: CompletionRequest) -> dict[str, Any] | Re
         return EventStream(streamed(server, asked, jobs), jobs, server.settings.keep_alive)
     made = choices(asked)
     async for number, one in merged(jobs):
-        made[number * asked.choices + getattr(one, "choice", 0)].take(one)
+        made[number * asked.choices + one.choice].take(one)
     return head(server, body.model, "text_completion", "cmpl-") | {
         "choices": [choice.whole for choice in made], "usage": used(server, asked, made),
     }  # fmt: skip
@@ -161,7 +157,7 @@ async def streamed(server: Server, asked: Asked, jobs: list[Job]) -> AsyncGenera
             if choice.echo:
                 yield chunk(choice.index, choice.echo)
         async for number, one in merged(jobs):
-            choice = made[number * asked.choices + getattr(one, "choice", 0)]
+            choice = made[number * asked.choices + one.choice]
             piece = choice.take(one)
             if piece or choice.finish:
                 yield chunk(choice.index, piece, choice.finish)

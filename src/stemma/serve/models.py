@@ -150,22 +150,15 @@ class Served:
 
 def load(wanted: Wanted, settings: Settings) -> Served:
     """Read a model from its files. Raises StemmaError for what cannot be served."""
-    from stemma.declare.tasks import HeadTask
+    from stemma.formats import kept, peft
     from stemma.formats import load as loaded
-    from stemma.formats import peft
     from stemma.formats.where import model_path
     from stemma.rewrites import adapters
-    from stemma.tasks import kept
-    from stemma.tuning.predicting import task_of, tuned
+    from stemma.tuning.predicting import task_of
 
-    how: dict[str, Any] = {"device": wanted.device, "dtype": wanted.dtype, "quantize": wanted.quantize}
+    model = loaded(wanted.path, device=wanted.device, dtype=wanted.dtype, quantize=wanted.quantize)
     there = model_path(wanted.path)
-    task = kept.load(there) if there is not None and there.is_dir() else None
-    if isinstance(task, HeadTask):
-        model, task = tuned(wanted.path, **how)
-    else:
-        model = loaded(wanted.path, **how)
-        task = task or task_of(model)
+    task = (kept.load(there) if there is not None and there.is_dir() else None) or task_of(model)
     for name, folder in wanted.adapters.items():
         peft.attach(model, folder, name)
     if wanted.adapters:

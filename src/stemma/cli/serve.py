@@ -47,7 +47,7 @@ def serve(models: tuple[str, ...], max_body: str, **options: Any) -> None:
         require(package, "stemma serve", "'stemma-lm[serve]'")
     import torch
 
-    from stemma.cli.models import byte_size
+    from stemma.cli.convert import byte_size
     from stemma.serve.running import serve as served
     from stemma.serve.settings import Settings
 

@@ -53,7 +53,7 @@ def serve(models: tuple[str, ...], max_body: str, **options: Any) -> None:
 
     settings = Settings(
         options["host"], options["port"], options["api_key"], options["allow_host"], options["cors"],
-        options["admin"], options["rows"], options["queue"], byte_size(max_body), options["max_tokens"],
+        options["admin"], options["rows"], options["queue"], byte_size(max_body, "--max-body"), options["max_tokens"],
         drain=options["drain"],
     )  # fmt: skip
     device = options["device"]

@@ -30,6 +30,7 @@ from stemma.nn.positions import (
     slopes,
 )
 from stemma.nn.stack import Block, DeepBlock, ParallelBlock, PostBlock, PreBlock, SandwichBlock, Stack
+from stemma.rewrites.lora import LoRALinear
 from stemma.rewrites.weight_only import StoredEmbedding, StoredHead
 
 ACTS = {
@@ -163,7 +164,7 @@ class Lowering:
     def product(self, source: int, parts: list[Any]) -> None:
         """Products of one buffer; what adapters add to them is made before."""
         tape = self.tape
-        downs = []
+        downs: list[tuple[Any, LoRALinear, int]] = []
         for p in parts:
             for adapter in getattr(p, "adapters", ()):
                 down = tape.buffer(f"down {len(downs)}", adapter.down.weight.shape[0])

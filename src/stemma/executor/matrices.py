@@ -96,4 +96,4 @@ def marks(model: nn.Module) -> list[Any]:
 
 def dtype_of(table: nn.Module) -> torch.dtype:
     """What a table of embeddings computes in."""
-    return table.dtype if isinstance(table, Stored) else table.weight.dtype  # type: ignore[return-value, union-attr]
+    return table.dtype if isinstance(table, Stored) else table.weight.dtype  # type: ignore[return-value]

@@ -799,3 +799,37 @@ def test_models_come_while_the_page_is_open(opened: Open, server: Server, monkey
     tab.press("Escape")
     say(tab, "hi")
     assert answers(tab) == [f"{SMALL} heard: hi"]
+
+
+@pytest.mark.browser
+def test_the_page_and_the_real_server(browser: chromium.Chromium) -> None:
+    serving = pytest.importorskip("serving")
+    with serving.port(serving.server({"tiny": serving.decoder(), "plain": serving.decoder(None)})) as address:
+        tab = browser.tab(f"{address}/")
+        tab.eval(
+            "localStorage.setItem('stemma.usual', JSON.stringify({system: 'short', params: {max_tokens: 40, seed: 3, top_k: 20, min_p: 0.01, stop: ['END']}}))"
+        )
+        tab.ask("Page.reload")
+        tab.wait("document.documentElement?.dataset.ready === 'yes' && document.querySelector('.lineage')")
+        say(tab, "a leaf")
+        [first] = answers(tab)
+        assert first and tab.eval("document.querySelector('.part').dataset.state") == "done"
+        tool(tab, "Answer again")
+        tab.wait(
+            "document.querySelector('.branches')?.innerText === '2/2' && !document.querySelector('[aria-busy=true]')"
+        )
+        assert answers(tab) == [first], "the same seed"
+        tool(tab, "Go on writing")
+        tab.wait(
+            "document.querySelector('.branches')?.innerText === '3/3' && !document.querySelector('[aria-busy=true]')"
+        )
+        assert tab.eval("document.querySelector('.part').dataset.state") == "done"
+        tab.click(".beside")
+        choose(tab, "plain")
+        say(tab, "a branch")
+        states = tab.eval(
+            "[...document.querySelectorAll('.part')].map(e => [e.dataset.state, e.querySelector('.error')?.innerText ?? ''])"
+        )
+        assert states == [["done", ""]] * 3
+        assert tab.trouble() == []
+        tab.close()

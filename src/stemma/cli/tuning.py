@@ -35,6 +35,9 @@ def name_of(start: str) -> str:
 @columns
 @click.option("--prefix", help="What stands before every text, e.g. 'summarize: '.")
 @click.option("--hard-prompt", "hard", multiple=True, metavar="[TASK=]FILE|TEXT", help="Words around every question.")
+@click.option(
+    "--class-weights", "weights", metavar="W,W,...", help="Of the labels, or `balanced`: rare ones count more."
+)
 @click.option("--new-head", is_flag=True, help="Draw a new head though MODEL has one for the task.")
 @set_option("Change the plan, e.g. recipe.lr=1e-4.")
 @click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
@@ -46,6 +49,7 @@ def tune(
     out: str | None,
     seed: int,
     hard: tuple[str, ...],
+    weights: str | None,
     new_head: bool,
     sets: tuple[str, ...],
     config: str | None,
@@ -73,6 +77,8 @@ def tune(
 
         settings["prompts"] = tuple(map(read, hard))
     changes = (read_file(config) if config else {}) | overrides(sets)
+    if weights is not None:
+        changes["objective.weights"] = weights
     if new_head:
         changes["train.new"] = ("task",)
     more: dict[str, Any] = {"settings": settings, "overrides": changes, "resume": going_on}

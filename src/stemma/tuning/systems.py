@@ -127,7 +127,7 @@ def task_of(found: System) -> ChatTask:
     assert isinstance(found.stage, SFT)
     stage = found.stage
     return ChatTask(
-        template_of(stage.template),
+        template_of(found.of(stage.template)),
         stage.loss_on or "answers",
         feedback=stage.feedback,
         inputs=stage.inputs,
@@ -273,7 +273,8 @@ def resolve(
     dims = replace(there.dims, context=longest(found, there, full))
     own = name if families.family(name).edge == "evolve" else there.name  # what it is in files
     plan = Plan(own, SCALE, arch, dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name)
-    plan = spec.edit(spec.edit(plan, _read(dict(found.stage.changes))), _read(overrides or {}))
+    changes = {path: found.of(value) for path, value in found.stage.changes}
+    plan = spec.edit(spec.edit(plan, _read(changes)), _read(overrides or {}))
     return needed(fitting(plan), there, quiet)[0]
 
 

@@ -78,22 +78,31 @@ class Batch:
     def add(self, requests: Sequence[tuple[int, GenerationRequest]]) -> None:
         """Read the prompts of requests, each with the index that its events carry. A prompt is read once, and each of
         its choices becomes a row."""
-        self._read_tokens()
+        self.read_tokens()
         asked = [request for _, request in requests]
         prompts, room = [r.prompt for r in asked], [r.rules.max_new_tokens for r in asked]
         languages, starts = [r.language for r in asked], [r.start for r in asked if r.start is not None] or None
         if self.session is None:
-            self.session = begin(self.model, prompts, room, languages, starts, self.kind)
+            new = begin(self.model, prompts, room, languages, starts, self.kind)
         else:
-            self.session.admit(prompts, room, languages, starts)
-        copies = [len(self.rows) + i for i, request in enumerate(asked) for _ in range(request.width)]
-        if len(copies) > len(asked):
-            self.session.keep([*range(len(self.rows)), *copies])
+            new = type(self.session)(self.model, prompts, room, languages, starts)
+        self.join(requests, new)
+
+    def join(self, requests: Sequence[tuple[int, GenerationRequest]], new: Session) -> None:
+        """Take the rows of a session that has read these requests' prompts."""
+        self.read_tokens()
+        copies = [i for i, (_, request) in enumerate(requests) for _ in range(request.width)]
+        if len(copies) > len(requests):
+            new.keep(copies)
+        if self.session is None:
+            self.session = new
+        else:
+            self.session.take(new)
         self.rows += [Row(self.model, i, r, self.pieces, choice) for i, r in requests for choice in range(r.width)]
 
     def step(self) -> list[Event]:
         """A token for every row, in the order in which they joined. Rows that end leave the batch."""
-        self._read_tokens()
+        self.read_tokens()
         assert self.session is not None
         logits = self.session.logits
         scores = constrained(logits, [(r.request.rules, r.seen, len(r.result.ids)) for r in self.rows])
@@ -108,33 +117,34 @@ class Batch:
             row.fail(dead_end()) if dead[i] else row.add(token, own[i], top[i])
             for i, (row, token) in enumerate(zip(self.rows, tokens.tolist(), strict=True))
         ]
-        stay = [i for i, event in enumerate(events) if event.reason is None]
-        if not stay:
-            self.session = None
-        elif len(stay) < len(self.rows):
-            self.session.keep(stay)
-            tokens = tokens[stay]
-        self.rows = [self.rows[i] for i in stay]
-        self.tokens = tokens if stay else None
+        self.tokens = tokens
+        self._keep([i for i, event in enumerate(events) if event.reason is None])
         return events
 
-    def drop(self, indices: Sequence[int]) -> None:
-        """Rows with these indices leave the batch."""
-        stay = [i for i, row in enumerate(self.rows) if row.index not in indices]
+    def drop(self, indices: Sequence[int], whole: bool = True) -> None:
+        """Rows with these indices leave the batch; with `whole=False` because of an error."""
+        self._keep([i for i, row in enumerate(self.rows) if row.index not in indices], whole)
+
+    def read_tokens(self) -> None:
+        """Read the tokens that were drawn. Where this fails, they count as read."""
+        tokens, self.tokens = self.tokens, None
+        if tokens is not None and self.session is not None:
+            self.session.step(tokens)
+
+    def _keep(self, stay: Sequence[int], whole: bool = True) -> None:
         if len(stay) == len(self.rows):
             return
+        session = self.session
+        assert session is not None
+        for i in sorted(set(range(len(self.rows))) - set(stay)):
+            session.leave(i, self.rows[i].seen, whole)
         self.rows = [self.rows[i] for i in stay]
-        if not stay:
+        if stay:
+            session.keep(stay)
+            self.tokens = None if self.tokens is None else self.tokens[list(stay)]
+        else:
+            session.close()
             self.session = self.tokens = None
-            return
-        assert self.session is not None
-        self.session.keep(stay)
-        self.tokens = None if self.tokens is None else self.tokens[stay]
-
-    def _read_tokens(self) -> None:
-        if self.tokens is not None and self.session is not None:
-            self.session.step(self.tokens)
-        self.tokens = None
 
 
 def likeliest(logprobs: Tensor, wanted: Sequence[int]) -> list[Top]:

@@ -23,6 +23,14 @@ from stemma.nn.positions import Position
 Room = int | Sequence[int]
 
 
+class NotFinite(CheckpointError):
+    """Logits that are not finite. `rows`: of the session; it has read its tokens, and may go on without these rows."""
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        super().__init__("the model's logits are not finite: its weights are damaged, or too large for their type")
+        self.rows = list(rows)
+
+
 class Session:
     """The rows of a decoding, with a cache. `logits` (B V) are those of each row's next token.
 
@@ -75,17 +83,20 @@ class Session:
         """Read prompts as new rows, behind the rows that are there. Returns the logits of all rows."""
         if not prompts:
             return self.logits
-        new = type(self)(self.model, prompts, room, languages, starts)
+        self.take(type(self)(self.model, prompts, room, languages, starts))
+        return self.logits
+
+    def take(self, new: Session) -> None:
+        """Take the rows of another session of this kind, which is of no use afterwards, behind the own ones."""
         if not self.rows:
             vars(self).update(vars(new))
-            return self.logits
+            return
         if (self.languages is None) != (new.languages is None):
             raise UsageError("rows that are decoded together all have a language, or none of them")
         self.join(new)
-        return self.logits
 
     def join(self, new: Session) -> None:
-        """Take the rows of another session of this kind."""
+        """The same where both have rows, and all or none have languages."""
         self.cache.admit(new.cache)
         for name in self.PER_ROW:
             if getattr(self, name) is not None:
@@ -99,6 +110,12 @@ class Session:
         for name in self.PER_ROW:
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name)[at])
+
+    def leave(self, row: int, tokens: Sequence[int], whole: bool = True) -> None:
+        """A row is about to be released (`keep`). `tokens`: what it read and wrote; `whole`: without an error."""
+
+    def close(self) -> None:
+        """Release all rows; the session is of no use afterwards."""
 
     # ------------------------------------------------------------ for subclasses
 
@@ -171,10 +188,10 @@ class Session:
 
     def _head(self, hidden: Tensor) -> Tensor:
         logits = self.model.logits(hidden).float()
-        if not bool(logits.isfinite().all()):
-            raise CheckpointError(
-                "the model's logits are not finite: its weights are damaged, or too large for their type"
-            )
+        finite = logits.isfinite()
+        if not bool(finite.all()):
+            self.logits = logits
+            raise NotFinite((~finite.all(-1)).nonzero()[:, 0].tolist())
         return logits
 
     # ------------------------------------------------------------ checks

@@ -351,6 +351,20 @@ def test_codex_learns_rows_for_its_runs(
     assert torch.equal(again(ids).logits, run.model.eval()(ids).logits)
 
 
+def test_codex_reads_the_python_files_of_a_folder(gpt: Path, tmp_path: Path) -> None:
+    home = tmp_path / "code"
+    (home / "in").mkdir(parents=True)
+    for i in range(6):
+        (home / "in" / f"m{i}.py").write_text(SOURCE + f"\n\ndef f{i}(x):\n    return x\n" * 20, "utf-8")
+        (home / f"notes{i}.txt").write_text("plain words " * 400, "utf-8")
+    plan = systems.resolve("codex", str(gpt), f"{home}@0.7,{home}/in#files=m1.py,{home}/notes1.txt")
+    assert plan.data == f"{home}@0.7#files=*.py,{home}/in#files=m1.py,{home}/notes1.txt"
+    run = tune("codex", start=str(gpt), data=str(home), out=tmp_path / "run", budget="1 steps", overrides=SMALL, **QUIET)  # fmt: skip
+    store = Store.open(tmp_path / "run" / "data")
+    words = [run.tokenizer.decode(store[i]) for i in range(len(store))]
+    assert words and not any("plain words" in text for text in words)
+
+
 def test_codellama_fills_and_reads_longer_rows(llama: Path, text: str, tmp_path: Path) -> None:
     """Both stages from one command: tokens for infilling, then another base and rows four times as long. The name of a
     mark in a text is never the mark; a middle ends with EOT, a text as it is with the end token."""

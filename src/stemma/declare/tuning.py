@@ -149,11 +149,12 @@ class Stage(Spec, open=True):
 
 @dataclass(frozen=True)
 class Pretraining(Stage):
-    """More pretraining, on `objective` (None: the family's own)."""
+    """More pretraining, on `objective` (None: the family's own). `files`: which files are read of a folder (`*.py`)."""
 
     word = "pretraining"
     runs = True
     objective: Objective | None = None
+    files: str = quiet("")
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ codellama_instruct = codellama.evolve(
         "conversations of LLaMA-2-Chat, self-instructed questions and solutions, code and text again",
         "LLaMA-2-Chat's; at 70B one of its own",
         result="HumanEval pass@1, greedy: 34.8, 42.7, 41.5 and 67.8 % at 7B, 13B, 34B and 70B",
-        stand_ins="builtin:coding, requests for functions of the standard library by their docstring, 92 %; its code, 6 %, "
+        stand_ins="builtin:coding, requests for functions of the standard library by their docstring, 92 %; code, 6 %, "
         "and docstrings, 2 %, are read again as text",
     ),
     others=("codellama-python",),

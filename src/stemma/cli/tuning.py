@@ -20,6 +20,18 @@ def name_of(start: str) -> str:
     return path.name.removesuffix(".gguf").partition(".Q")[0] or "model"
 
 
+def changed(config: str | None, sets: tuple[str, ...], weights: str | None, new_head: bool) -> dict[str, Any]:
+    """The changes of the plan that the options of `tune` name."""
+    from stemma.train import overrides as read_file
+
+    changes: dict[str, Any] = (read_file(config) if config else {}) | overrides(sets)
+    if weights is not None:
+        changes["objective.weights"] = weights
+    if new_head:
+        changes["train.new"] = ("task",)
+    return changes
+
+
 @command()
 @click.argument("what")
 @click.option("--from", "start", required=True, metavar="MODEL", help="A run, a folder, a GGUF file or a hub id.")
@@ -67,7 +79,6 @@ def tune(
     Without --data a tuned family learns from what stands in for its own. One of several stages goes through all of
     them, with one --data for all or one for each; the last is the run in --out, those before it are in --out/stages.
     """
-    from stemma.train import overrides as read_file
     from stemma.tuning import tune as carry_out
 
     out = out or f"runs/{what}-{name_of(start)}-{seed}"
@@ -76,10 +87,6 @@ def tune(
         from stemma.tasks.hard import read
 
         settings["prompts"] = tuple(map(read, hard))
-    changes = (read_file(config) if config else {}) | overrides(sets)
-    if weights is not None:
-        changes["objective.weights"] = weights
-    if new_head:
-        changes["train.new"] = ("task",)
+    changes = changed(config, sets, weights, new_head)
     more: dict[str, Any] = {"settings": settings, "overrides": changes, "resume": going_on}
     return finish(carry_out(what, start=start, out=out, seed=seed, **more, **options))

@@ -34,6 +34,7 @@ ORDER = (
     "markup",
     "quantize",
     "rewrites",
+    "executor",
     "formats",
     "conversations",
     "data",
@@ -53,6 +54,7 @@ ORDER = (
     "planning",
     "report",
     "pictures",
+    "serve",
     "cli",
     TOP,
 )
@@ -64,6 +66,7 @@ PAGES = {
     "conversations": "conversations.md",
     "data": "data.md",
     "decoding": "generation.md",
+    "executor": "engine.md",
     "formats": "formats.md",
     "instruct": "conversations.md",
     "mixtures": "flan.md",
@@ -71,6 +74,7 @@ PAGES = {
     "parallel": "scale.md",
     "rewrites": "rewrites.md",
     "samples": "systems.md",
+    "serve": "serving.md",
     "tuning": "tuning.md",
 }
 

@@ -92,3 +92,21 @@ def test_closing_waits_for_what_is_there() -> None:
     assert [len(job.result().ids) for job in jobs] == [5, 5, 5]
     with pytest.raises(UsageError, match="closed"):
         engine.submit([5])
+
+
+def test_choices_of_a_job_are_what_generate_returns(engine: Engine) -> None:
+    options = dict(max_new_tokens=6, ignore_eos=True, temperature=1.0, n=2, best_of=4)
+    jobs = [engine.submit([5, 6, 7], seed=seed, **options) for seed in (1, 2)]
+    for seed, job in zip((1, 2), jobs, strict=True):
+        want = stemma.generate(engine.model, [[5, 6, 7]], seed=seed, **options)[0]
+        assert [c.ids for c in job.result(30).choices] == [c.ids for c in want.choices]
+        assert {event.choice for event in job} == {0, 1, 2, 3}
+
+
+def test_a_text_that_cannot_go_on_fails_alone(engine: Engine) -> None:
+    vocab = engine.model.dims.vocab
+    other = engine.submit([5, 6], max_new_tokens=6, ignore_eos=True)
+    dead = engine.submit([5, 6], max_new_tokens=4, min_new_tokens=2, eos_token_id=range(vocab), n=2)
+    with pytest.raises(UsageError, match="no token is left"):
+        dead.result(30)
+    assert len(other.result(30).ids) == 6

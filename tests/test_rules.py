@@ -257,6 +257,8 @@ DRAWN: list[dict[str, Any]] = [
     dict(temperature=0.6, top_p=0.9),
     dict(top_k=5, temperature=1.5),
     dict(top_k=0, min_p=0.4, repetition_penalty=1.3),
+    dict(top_k=20, top_p=0.95, typical_p=0.5, temperature=1.2),
+    dict(top_k=0, typical_p=0.3, min_p=0.01),
     dict(top_p=0.7, suppress_tokens=[7, 9, 60], no_repeat_ngram_size=1),
 ]
 
@@ -315,13 +317,13 @@ def test_a_call_that_draws_or_stops_does_without_the_checkpoints_beams(tmp_path:
 
 def test_what_is_not_followed_is_said(tmp_path: Path) -> None:
     saved("llama", tmp_path)
-    said = dict(typical_p=0.9, encoder_no_repeat_ngram_size=0, guidance_scale=1.0, num_return_sequences=2)
+    said = dict(epsilon_cutoff=0.1, encoder_no_repeat_ngram_size=0, guidance_scale=1.0, num_return_sequences=2)
     (tmp_path / "generation_config.json").write_text(json.dumps(said))
     ours = stemma.load(tmp_path)
     with pytest.warns(UserWarning) as told:
         stemma.generate(ours, [[5, 6]], max_new_tokens=2)
     assert [str(w.message) for w in told] == [
-        "the checkpoint's typical_p=0.9 is not followed: tokens are drawn by top_k, top_p and min_p"
+        "the checkpoint's epsilon_cutoff=0.1 is not followed: tokens are drawn by top_k, top_p, min_p and typical_p"
     ]
 
 

@@ -4,12 +4,12 @@ missing spans (encoder-decoders, and decoders that fill blanks)."""
 
 from __future__ import annotations
 
-from stemma.decoding.batch import Event, Result
 from stemma.decoding.detokenizer import Detokenizer
 from stemma.decoding.filling import Filled, Guess, fill
 from stemma.decoding.generation import generate, stream
 from stemma.decoding.inputs import evaluating
-from stemma.decoding.sampling import SamplingParams, row_seed
+from stemma.decoding.results import Event, Result, gathered
+from stemma.decoding.sampling import SamplingParams, choice_seed, row_seed
 from stemma.decoding.session import Session
 from stemma.decoding.sessions import begin
 
@@ -22,8 +22,10 @@ __all__ = [
     "SamplingParams",
     "Session",
     "begin",
+    "choice_seed",
     "evaluating",
     "fill",
+    "gathered",
     "generate",
     "row_seed",
     "stream",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stemma.decoding.requests import GenerationRequest
-from stemma.decoding.rules import constrained
+from stemma.decoding.rules import constrained, dead_end
 from stemma.decoding.sessions import begin
 from stemma.nn.model import Model
 
@@ -67,8 +67,8 @@ class Search:
         return rows
 
 
-def search(model: Model, requests: Sequence[GenerationRequest]) -> list[Beam]:
-    """The best continuation of each prompt."""
+def search(model: Model, requests: Sequence[GenerationRequest]) -> list[list[Beam]]:
+    """The `n` best continuations of each prompt, the best first."""
     starts = [r.start for r in requests if r.start is not None] or None
     room, languages = [r.rules.max_new_tokens for r in requests], [r.language for r in requests]
     session = begin(model, [r.prompt for r in requests], room, languages, starts)
@@ -77,6 +77,8 @@ def search(model: Model, requests: Sequence[GenerationRequest]) -> list[Beam]:
     for step in range(max(room)):
         logprobs = session.logits.log_softmax(-1)
         scores = constrained(logprobs, [(s.rules, s.prefix + beam.ids, step) for s in running for beam in s.running])
+        if not bool((scores > -math.inf).any(1).all()):
+            raise dead_end()
         rows: list[int] = []
         first = 0
         for search in running:
@@ -91,7 +93,7 @@ def search(model: Model, requests: Sequence[GenerationRequest]) -> list[Beam]:
             break
         session.keep(rows)
         session.step(torch.tensor([b.ids[-1] for s in running for b in s.running], device=session.device))
-    return [s.ended[0][1] for s in searches]
+    return [[beam for _, beam in s.ended[: r.n]] for s, r in zip(searches, requests, strict=True)]
 
 
 def _candidates(

@@ -128,9 +128,10 @@ class BlankSession(Session):
         return torch.stack([place, self.block[:, None]], -1) if self._columns > 1 else place
 
     def step(self, tokens: Tensor) -> Tensor:
-        logits = super().step(tokens)
-        self.block = self.block + 1
-        return logits
+        try:
+            return super().step(tokens)
+        finally:
+            self.block = self.block + 1
 
     @property
     def _columns(self) -> int:

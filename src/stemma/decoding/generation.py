@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from stemma.decoding import beams
-from stemma.decoding.batch import Batch, Event, Result
+from stemma.decoding.batch import Batch
 from stemma.decoding.detokenizer import Detokenizer
 from stemma.decoding.inputs import evaluating
 from stemma.decoding.requests import GenerationRequest, Prompts, requests
+from stemma.decoding.results import Event, Result, gathered
 from stemma.decoding.sampling import SamplingParams
 from stemma.decoding.sessions import session_kind
 from stemma.errors import UsageError
@@ -40,6 +41,9 @@ def generate(
     A text depends on its prompt, its options and its seed, not on the other prompts, up to rounding. With one `seed`
     for all (default 0), prompt i draws with `row_seed(seed, i)`: equal prompts get different texts.
 
+    With `n` above 1 the result of a prompt is its first choice (the best one, where `best_of` or beams rank them), and
+    `Result.choices` are all of them.
+
     `stream(row, piece)` is called with new text as it comes. `batch`: prompts at a time (default all); when a text
     ends, the next prompt takes its place. Raises UsageError for what cannot be.
     """
@@ -50,19 +54,24 @@ def generate(
     _check_beams([r for _, r in searched], stream is not None, options.get("num_beams") is None)
     if stream is not None and model.tokenizer is None:
         raise UsageError("streaming needs a tokenizer, and this model came without one")
-    results: dict[int, Result] = {}
+    if stream is not None and any(r.width > 1 for r in asked):
+        raise UsageError("stream= takes one text a prompt; stemma.decoding.stream says which choice each piece is of")
+    written: dict[int, dict[int, Result]] = {i: {} for i in range(len(asked))}
     with torch.inference_mode(), evaluating(model):
         for events in _steps(model, drawn, batch, stream is not None):
             for event in events:
                 if stream is not None and event.text:
                     stream(event.row, event.text)
+                if event.error is not None:
+                    raise event.error
                 if event.result is not None:
-                    results[event.row] = event.result
+                    written[event.row][event.choice] = event.result
         for first in range(0, len(searched), batch or len(asked)):
             these = searched[first : first + (batch or len(asked))]
             found = beams.search(model, [r for _, r in these])
-            results |= {i: _result(model, r, b) for (i, r), b in zip(these, found, strict=True)}
-    return [results[i] for i in range(len(asked))]
+            for (i, request), best in zip(these, found, strict=True):
+                written[i] = {k: _result(model, request, beam) for k, beam in enumerate(best)}
+    return [gathered(written[i], r.n) for i, r in enumerate(asked)]
 
 
 def stream(
@@ -72,11 +81,13 @@ def stream(
 
     Options are checked at the call. The model computes while the next event is waited for, without gradients and in
     eval mode; between events it is in its own mode. Whoever stops early just leaves the loop: the cache goes with the
-    iterator. Beams cannot be streamed.
+    iterator. Beams and `best_of` cannot be streamed.
     """
     _check_batch(batch)
     asked = requests(model, prompts, params, options)
     _check_beams([r for r in asked if r.beams.num_beams > 1], True, options.get("num_beams") is None)
+    if any(r.width > r.n for r in asked):
+        raise UsageError("best_of cannot be streamed: which texts are best is known at their end")
     return _guarded(model, _steps(model, list(enumerate(asked)), batch, True))
 
 
@@ -87,20 +98,27 @@ def _guarded(model: Model, steps: Iterator[list[Event]]) -> Iterator[Event]:
             events = next(steps, None)
         if events is None:
             return
-        yield from events
+        for event in events:
+            if event.error is not None:
+                raise event.error
+            yield event
 
 
 def _steps(
     model: Model, asked: Sequence[tuple[int, GenerationRequest]], batch: int | None, pieces: bool
 ) -> Iterator[list[Event]]:
-    """The events of each step, until all requests have ended; at most `batch` rows at a time."""
+    """The events of each step, until all requests have ended; at most `batch` rows at a time, or one prompt's."""
     every = [request for _, request in asked]
     kind = session_kind(model, [r.prompt for r in every], [r.rules.max_new_tokens for r in every])
     waiting, running = deque(asked), Batch(model, pieces, kind)
     while waiting or running:
-        free = len(waiting) if batch is None else batch - len(running)
-        if waiting and free > 0:
-            running.add([waiting.popleft() for _ in range(min(free, len(waiting)))])
+        joining: list[tuple[int, GenerationRequest]] = []
+        rows = len(running)
+        while waiting and (batch is None or not rows or rows + waiting[0][1].width <= batch):
+            rows += waiting[0][1].width
+            joining.append(waiting.popleft())
+        if joining:
+            running.add(joining)
         yield running.step()
 
 

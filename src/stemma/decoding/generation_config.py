@@ -22,10 +22,9 @@ TOP_K = 50  # transformers' default, of a file that asks for drawing without a t
 IGNORED: dict[str, tuple[tuple[Any, ...], str]] = {
     "encoder_no_repeat_ngram_size": ((0,), "what a prompt says may be said again here"),
     "encoder_repetition_penalty": ((1,), "there is no penalty on what a prompt does not say"),
-    "typical_p": ((1,), "tokens are drawn by top_k, top_p and min_p"),
-    "epsilon_cutoff": ((0,), "tokens are drawn by top_k, top_p and min_p"),
-    "eta_cutoff": ((0,), "tokens are drawn by top_k, top_p and min_p"),
-    "top_h": ((), "tokens are drawn by top_k, top_p and min_p"),
+    "epsilon_cutoff": ((0,), "tokens are drawn by top_k, top_p, min_p and typical_p"),
+    "eta_cutoff": ((0,), "tokens are drawn by top_k, top_p, min_p and typical_p"),
+    "top_h": ((), "tokens are drawn by top_k, top_p, min_p and typical_p"),
     "num_beam_groups": ((1,), "beams are one group"),
     "renormalize_logits": ((), "scores are not made probabilities again after the rules"),
     "constraints": ((), "a search has no words that it must come to"),

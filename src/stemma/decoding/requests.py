@@ -12,7 +12,7 @@ from stemma.decoding import blanks
 from stemma.decoding import generation_config as config
 from stemma.decoding.inputs import answers, check_model, generates, language_of
 from stemma.decoding.rules import MAX_NEW_TOKENS, BeamRules, Rules
-from stemma.decoding.sampling import Sampler, SamplingParams, per_prompt
+from stemma.decoding.sampling import Sampler, SamplingParams, Token, per_prompt
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
 from stemma.nn.parts import Prefix
@@ -23,7 +23,7 @@ Prompts = str | Sequence[str | Sequence[int]]
 @dataclass(frozen=True)
 class GenerationRequest:
     """One prompt (token ids) and how it is continued. `start`: the first token of an encoder-decoder's text; `answers`:
-    the text does not go on from the prompt."""
+    the text does not go on from the prompt; `width`: texts that are written, of which the best `n` are returned."""
 
     prompt: list[int]
     sampler: Sampler
@@ -34,6 +34,9 @@ class GenerationRequest:
     start: int | None
     answers: bool
     seed: int = 0
+    n: int = 1
+    width: int = 1
+    logprobs: int | None = None
 
     @property
     def written(self) -> list[int]:
@@ -80,6 +83,10 @@ def _request(model: Model, params: SamplingParams) -> GenerationRequest:
         raise UsageError("decoder_start_token_id is for an encoder-decoder; a decoder goes on from its prompt")
     both = model.arch.structure == "encoder-decoder"
     width = config.num_beams(model, params)
+    if width > 1:
+        _check_search(params, width)
+    if params.logprobs is not None and params.logprobs > model.dims.vocab:
+        raise UsageError(f"logprobs={params.logprobs} is more than this model's {model.dims.vocab} tokens")
     return GenerationRequest(
         prompt=[],
         sampler=_sampler(model, params, width),
@@ -89,7 +96,15 @@ def _request(model: Model, params: SamplingParams) -> GenerationRequest:
         language=language_of(model, params.language),
         start=config.start_token(model, params.decoder_start_token_id) if both else None,
         answers=answers(model),
+        n=params.n,
+        width=params.width,
+        logprobs=params.logprobs,
     )
+
+
+def _check_search(params: SamplingParams, beams: int) -> None:
+    if params.n > beams or params.best_of is not None or params.logprobs is not None:
+        raise UsageError(f"a search of {beams} beams has at most n={beams} texts, and neither best_of nor logprobs")
 
 
 def _rules(model: Model, params: SamplingParams) -> Rules:
@@ -109,6 +124,9 @@ def _rules(model: Model, params: SamplingParams) -> Rules:
         min_new_tokens=config.integer(model, "min_new_tokens") if least is None else least,
         min_length=config.integer(model, "min_length") if least is None else 0,
         repetition_penalty=config.number(model, "repetition_penalty", 1.0) if penalty is None else penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=tuple((config.token_id(model, "logit_bias", token), bias) for token, bias in _pairs(params)),
         no_repeat_ngram_size=config.integer(model, "no_repeat_ngram_size") if ngram is None else ngram,
         forced_bos=config.option_ids(model, "forced_bos_token_id", first, own=model.encoder is not None),
         forced_eos=config.option_ids(model, "forced_eos_token_id", last, own=not params.ignore_eos),
@@ -116,6 +134,11 @@ def _rules(model: Model, params: SamplingParams) -> Rules:
         begin_suppress=tuple(i for i in config.token_ids(model, "begin_suppress_tokens") if i < vocab),
         bad_words=tuple(run for run in config.token_runs(model, "bad_words_ids") if max(run) < vocab),
     )
+
+
+def _pairs(params: SamplingParams) -> Sequence[tuple[Token, float]]:
+    assert not isinstance(params.logit_bias, Mapping)
+    return params.logit_bias
 
 
 def _sampler(model: Model, params: SamplingParams, width: int) -> Sampler:
@@ -127,6 +150,7 @@ def _sampler(model: Model, params: SamplingParams, width: int) -> Sampler:
     if width > 1 and draws and params.num_beams is params.temperature is None:
         warnings.warn(f"the checkpoint's do_sample is not followed: its {width} beams draw nothing", stacklevel=5)
     temperature, top_k, top_p, min_p = params.temperature, params.top_k, params.top_p, params.min_p
+    typical = params.typical_p
     if temperature is None:
         temperature = config.number(model, "temperature", 1.0) if draws and width == 1 else 0.0
     if top_k is None:
@@ -136,6 +160,7 @@ def _sampler(model: Model, params: SamplingParams, width: int) -> Sampler:
         top_k,
         config.number(model, "top_p", 1.0) if top_p is None else top_p,
         config.number(model, "min_p", 0.0) if min_p is None else min_p,
+        config.number(model, "typical_p", 1.0) if typical is None else typical,
     )
 
 

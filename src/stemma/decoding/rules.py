@@ -4,6 +4,7 @@ repetition, forbidden tokens and words. Each row of a batch has its own."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,9 @@ class Rules:
     min_new_tokens: int = 0
     min_length: int = 0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     no_repeat_ngram_size: int = 0
     forced_bos: tuple[int, ...] = ()
     forced_eos: tuple[int, ...] = ()
@@ -53,6 +57,10 @@ class Rules:
         far, of which `new` are new."""
         if self.repetition_penalty != 1.0:
             penalise(scores, ids, self.repetition_penalty)
+        if new and (self.presence_penalty or self.frequency_penalty):
+            subtract(scores, ids[len(ids) - new :], self.presence_penalty, self.frequency_penalty)
+        for token, bias in self.logit_bias:
+            scores[token] += bias
         if self.no_repeat_ngram_size and (banned := repeated(ids, self.no_repeat_ngram_size)):
             scores[banned] = -math.inf
         if self.bad_words and (banned := completing(ids, self.bad_words, self.eos)):
@@ -70,26 +78,34 @@ class Rules:
 
 
 def constrained(scores: Tensor, rows: Sequence[tuple[Rules, Sequence[int], int]]) -> Tensor:
-    """Scores (B V) after the rules of each row: (its rules, its tokens so far, how many of them are new). Raises
-    UsageError where every token of a row is excluded."""
+    """Scores (B V) after the rules of each row: (its rules, its tokens so far, how many of them are new)."""
     bound = [(i, row) for i, row in enumerate(rows) if not row[0].free]
     if not bound:
         return scores
     scores = scores.clone()
     for i, (rules, ids, new) in bound:
         rules.apply(scores[i], ids, new)
-    if not bool((scores > -math.inf).any(1).all()):
-        raise UsageError(
-            "no token is left that may follow: min_new_tokens, no_repeat_ngram_size or the checkpoint's "
-            "suppress_tokens and bad_words_ids ask too much"
-        )
     return scores
+
+
+def dead_end() -> UsageError:
+    """Of a row whose every token is excluded."""
+    return UsageError(
+        "no token is left that may follow: min_new_tokens, no_repeat_ngram_size or the checkpoint's "
+        "suppress_tokens and bad_words_ids ask too much"
+    )
 
 
 def penalise(scores: Tensor, ids: Sequence[int], penalty: float) -> None:
     """Divide positive scores (V) of `ids` by `penalty`, multiply negative ones by it, in place."""
     at = torch.tensor(sorted(set(ids)), dtype=torch.int64, device=scores.device)
     scores[at] = torch.where(scores[at] > 0, scores[at] / penalty, scores[at] * penalty)
+
+
+def subtract(scores: Tensor, new: Sequence[int], presence: float, frequency: float) -> None:
+    """Take `presence` from the scores (V) of tokens among the `new` ones, and `frequency` for each time, in place."""
+    for token, times in Counter(new).items():
+        scores[token] -= presence + frequency * times
 
 
 def repeated(ids: Sequence[int], n: int) -> list[int]:

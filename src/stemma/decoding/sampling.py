@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -28,15 +29,23 @@ class SamplingParams:
     stands for this token, which stays as an end does.
 
     Drawing: `temperature` [0: the likeliest token], `top_k` [0, or 50 where the file says do_sample], `top_p` [1],
-    `min_p` [0]; `seed`: where the random numbers start (see `row_seed`).
+    `min_p` [0], `typical_p` [1] (Meister et al. 2022); `seed`: where the random numbers start (see `row_seed`).
+
+    Choices: `n` texts of one prompt, which is read once; `best_of`: so many are written, and the `n` with the highest
+    mean log-probability are returned [n]. Choice i draws with `choice_seed(seed, i)`.
 
     Beams: `num_beams` above 1 searches and draws nothing [1]; `length_penalty` [1]: hypotheses are ranked by
     log-probability / length ** length_penalty; `early_stopping` [False]: True ends with the first `num_beams` finished
     hypotheses, "never" goes on while any length may rank higher.
 
-    Rules: `repetition_penalty` [1] (Keskar et al. 2019), `no_repeat_ngram_size` [0]; `forced_bos_token_id`: the first
-    new token (mBART-50: the language); `forced_eos_token_id`: the token at the last place, if the text has not ended;
+    Rules: `repetition_penalty` [1] (Keskar et al. 2019), `presence_penalty` and `frequency_penalty` (OpenAI's: taken
+    from the logit of a token that the new text holds, once, and once for each time); `logit_bias`: what is added to
+    the logits of tokens, given by id or exact name; `no_repeat_ngram_size` [0]; `forced_bos_token_id`: the first new
+    token (mBART-50: the language); `forced_eos_token_id`: the token at the last place, if the text has not ended;
     `decoder_start_token_id`: what an encoder-decoder's text starts after.
+
+    Reported: `logprobs`: how many of the likeliest tokens, with their log-probabilities, come with each new token. All
+    log-probabilities are those of the model, before rules and temperature.
 
     `language`: name or number of the prompt's language, for a model with a table of languages (XLM).
     """
@@ -47,7 +56,11 @@ class SamplingParams:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    typical_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[Token, float] | Sequence[tuple[Token, float]] = ()
     no_repeat_ngram_size: int | None = None
     num_beams: int | None = None
     length_penalty: float | None = None
@@ -59,6 +72,9 @@ class SamplingParams:
     ignore_eos: bool = False
     stop: str | Sequence[str] = ()
     seed: int | None = None
+    n: int = 1
+    best_of: int | None = None
+    logprobs: int | None = None
     language: str | int | None = None
 
     def __post_init__(self) -> None:
@@ -69,12 +85,23 @@ class SamplingParams:
             if value is not None and not isinstance(value, int | str):
                 object.__setattr__(self, name, tuple(value))  # hashable, and nobody else's list
         require("" not in self.stop, "a stop string must not be empty: every text ends with nothing")
-        for name in ("max_new_tokens", "min_new_tokens", "no_repeat_ngram_size", "seed"):
+        for name in ("max_new_tokens", "min_new_tokens", "no_repeat_ngram_size", "seed", "n", "best_of", "logprobs"):
             value = getattr(self, name)
-            whole = value is None or (isinstance(value, int) and not isinstance(value, bool))
+            whole = (value is None and name != "n") or (isinstance(value, int) and not isinstance(value, bool))
             require(whole, f"{name} must be a whole number, not {value!r}")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _finite(name, getattr(self, name))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        require(self.n >= 1, f"n must be at least 1, not {self.n}")
+        require(self.width >= self.n, f"best_of must be at least n={self.n}, not {self.best_of}")
+        require(self.logprobs is None or self.logprobs >= 0, f"logprobs must not be negative, not {self.logprobs}")
         if self.seed is not None:
             require(-(2**63) <= self.seed < 2**64, f"seed must fit in 64 bits, not {self.seed}")
+
+    @property
+    def width(self) -> int:
+        """How many texts are written."""
+        return self.n if self.best_of is None else self.best_of
 
     def changed(self, options: Mapping[str, Any]) -> SamplingParams:
         """These with other `options`. Raises UsageError for a name that is no option."""
@@ -84,6 +111,22 @@ class SamplingParams:
         return replace(self, **options)
 
 
+def _finite(name: str, value: Any) -> None:
+    fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    require(fine, f"{name} must be a finite number, not {value!r}")
+
+
+def _biases(given: Any) -> tuple[tuple[Token, float], ...]:
+    """`logit_bias` as pairs, which are hashable."""
+    try:
+        pairs = tuple((token, bias) for token, bias in (given.items() if isinstance(given, Mapping) else given))
+    except (TypeError, ValueError):
+        raise UsageError(f"logit_bias must map tokens to numbers, as {{50256: -100}} does, not {given!r:.80}") from None
+    for token, bias in pairs:
+        _finite(f"logit_bias of token {token!r}", bias)
+    return pairs
+
+
 def row_seed(seed: int, index: int) -> int:
     """The seed of prompt `index` of a call with one `seed` for all: `seed` itself for prompt 0, 63 bits of
     BLAKE2b("seed index") for the others. So equal prompts get different texts, and prompt `index` alone with
@@ -91,6 +134,14 @@ def row_seed(seed: int, index: int) -> int:
     if index == 0:
         return seed
     return int.from_bytes(hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest(), "big") >> 1
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of one of several texts of a prompt whose seed is `seed`: `seed` itself for choice 0, 63 bits of
+    BLAKE2b("seed choice i") for the others. A prompt alone with that seed gets the text of that choice."""
+    if choice == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed} choice {choice}".encode(), digest_size=8).digest(), "big") >> 1
 
 
 def per_prompt(
@@ -112,16 +163,18 @@ def per_prompt(
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a token is drawn. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 change nothing.
+    """How a token is drawn. `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0, `typical_p` 1 change nothing.
 
     Order: temperature, top-k, top-p (the smallest set with at least that mass, Holtzman et al. 2019), min-p (tokens
-    with at least that share of the likeliest token's probability).
+    with at least that share of the likeliest token's probability), typical-p (the smallest set with at least that mass
+    of the tokens whose information is nearest to the entropy, Meister et al. 2022).
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.temperature >= 0, f"temperature must not be negative, not {self.temperature}")
@@ -132,6 +185,7 @@ class Sampler:
         require(self.top_k >= 0, f"top_k must not be negative, not {self.top_k}")
         require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], not {self.top_p}")
         require(0 <= self.min_p <= 1, f"min_p must lie in [0, 1], not {self.min_p}")
+        require(0 < self.typical_p <= 1, f"typical_p must lie in (0, 1], not {self.typical_p}")
 
     def scores(self, logits: Tensor) -> Tensor:
         """Logits (B V) to draw from; -inf: an excluded token."""
@@ -149,7 +203,17 @@ class Sampler:
         if self.min_p:
             share = logits.softmax(-1)
             logits = logits.masked_fill(share < self.min_p * share.amax(-1, keepdim=True), out)
-        return logits
+        return logits if self.typical_p == 1 else self._typical(logits)
+
+    def _typical(self, logits: Tensor) -> Tensor:
+        """Without the tokens whose information is far from the entropy."""
+        logprobs = logits.log_softmax(-1)
+        entropy = -(logprobs.exp() * logprobs).nan_to_num(0.0).sum(-1, keepdim=True)
+        far, order = (-logprobs - entropy).abs().sort()
+        mass = logprobs.exp().gather(-1, order).cumsum(-1)
+        last = (mass < self.typical_p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+        beyond = far > far.gather(-1, last)
+        return logits.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
 
     def draw(self, scores: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """One token a row (B). Each row draws from its own generator, once a step, so its numbers depend on its seed

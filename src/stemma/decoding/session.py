@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stemma import executor
 from stemma.decoding.generation_config import start_token
 from stemma.decoding.inputs import language_ids, pad
 from stemma.errors import CheckpointError, UsageError
@@ -21,6 +22,14 @@ from stemma.nn.model import Model
 from stemma.nn.positions import Position
 
 Room = int | Sequence[int]
+
+
+class NotFinite(CheckpointError):
+    """Logits that are not finite. `rows`: of the session; it has read its tokens, and may go on without these rows."""
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        super().__init__("the model's logits are not finite: its weights are damaged, or too large for their type")
+        self.rows = list(rows)
 
 
 class Session:
@@ -39,6 +48,7 @@ class Session:
     languages: Tensor | None  # B
     logits: Tensor  # B V
     left: int  # steps that are known to fit
+    executor: executor.Executor | None  # computes the steps, where the model has one
 
     def __init__(
         self,
@@ -49,7 +59,8 @@ class Session:
         starts: Sequence[int] | None = None,
     ) -> None:
         self.prepare(model, prompts, room, languages, starts)
-        self.read(prompts)
+        with executor.eight_bits():
+            self.read(prompts)
 
     @property
     def rows(self) -> int:
@@ -58,11 +69,16 @@ class Session:
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more token a row (B). Returns the logits of the next (B V)."""
         self._check_place()
+        if self.executor is not None and self.executor.ready(self.cache):
+            self.logits = self.executor.step(tokens, self._next(), self.lengths, self.cache, self.languages)
+            self.lengths = self.lengths + 1
+            return self.logits
         ids, order = tokens[:, None], self.lengths[:, None]
         langs = language_ids(ids, self.languages)
-        hidden = self.model.decode(Inputs(ids, position_ids=self._next(), langs=langs, order=order, cache=self.cache))
+        inputs = Inputs(ids, position_ids=self._next(), langs=langs, order=order, cache=self.cache)
+        with executor.eight_bits():
+            self.logits = self._head(self.model.decode(inputs)[:, 0])
         self.lengths = self.lengths + 1
-        self.logits = self._head(hidden[:, 0])
         return self.logits
 
     def admit(
@@ -75,17 +91,20 @@ class Session:
         """Read prompts as new rows, behind the rows that are there. Returns the logits of all rows."""
         if not prompts:
             return self.logits
-        new = type(self)(self.model, prompts, room, languages, starts)
+        self.take(type(self)(self.model, prompts, room, languages, starts))
+        return self.logits
+
+    def take(self, new: Session) -> None:
+        """Take the rows of another session of this kind, which is of no use afterwards, behind the own ones."""
         if not self.rows:
             vars(self).update(vars(new))
-            return self.logits
+            return
         if (self.languages is None) != (new.languages is None):
             raise UsageError("rows that are decoded together all have a language, or none of them")
         self.join(new)
-        return self.logits
 
     def join(self, new: Session) -> None:
-        """Take the rows of another session of this kind."""
+        """The same where both have rows, and all or none have languages."""
         self.cache.admit(new.cache)
         for name in self.PER_ROW:
             if getattr(self, name) is not None:
@@ -99,6 +118,12 @@ class Session:
         for name in self.PER_ROW:
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name)[at])
+
+    def leave(self, row: int, tokens: Sequence[int], whole: bool = True) -> None:
+        """A row is about to be released (`keep`). `tokens`: what it read and wrote; `whole`: without an error."""
+
+    def close(self) -> None:
+        """Release all rows; the session is of no use afterwards."""
 
     # ------------------------------------------------------------ for subclasses
 
@@ -115,6 +140,8 @@ class Session:
         if not prompts:
             raise UsageError("a session begins with at least one prompt")
         self.model, self.device = model, model.device
+        found = executor.of(model) if self.CACHED else None
+        self.executor = found if isinstance(found, executor.Executor) else None
         self.room = [room] * len(prompts) if isinstance(room, int) else list(room)
         self.left = min(self.room)
         self.texts = [list(p) for p in prompts]
@@ -171,10 +198,10 @@ class Session:
 
     def _head(self, hidden: Tensor) -> Tensor:
         logits = self.model.logits(hidden).float()
-        if not bool(logits.isfinite().all()):
-            raise CheckpointError(
-                "the model's logits are not finite: its weights are damaged, or too large for their type"
-            )
+        finite = logits.isfinite()
+        if not bool(finite.all()):
+            self.logits = logits
+            raise NotFinite((~finite.all(-1)).nonzero()[:, 0].tolist())
         return logits
 
     # ------------------------------------------------------------ checks

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from stemma import executor
 from stemma.decoding.blanks import BlankSession
+from stemma.decoding.chunked import ChunkedSession, in_pieces
 from stemma.decoding.layout import lay_out
 from stemma.decoding.masks import MaskSession
 from stemma.decoding.queries import QuerySession
+from stemma.decoding.requests import GenerationRequest
 from stemma.decoding.session import Room, Session
 from stemma.decoding.uncached import UncachedSession
 from stemma.decoding.windows import MemorySession
@@ -24,7 +27,8 @@ def begin(
     kind: type[Session] | None = None,
 ) -> Session:
     """A decoding of prompts (see `Session`), of the given `kind`, or of the one that the model asks for."""
-    lay_out(model, len(prompts))
+    if isinstance(executor.of(model), executor.Reason):
+        lay_out(model, len(prompts))
     return (kind or session_kind(model, prompts, room))(model, prompts, room, languages, starts)
 
 
@@ -44,3 +48,16 @@ def session_kind(model: Model, prompts: Sequence[Sequence[int]], room: Room) -> 
     if model.decoder.position.length_dependent and longest > model.dims.context:
         return UncachedSession
     return Session
+
+
+def running_kind(model: Model, request: GenerationRequest) -> type[Session]:
+    """The kind of session in which a request joins others: one that reads prompts in pieces, where that may be."""
+    kind = session_kind(model, [request.prompt], request.rules.max_new_tokens)
+    return ChunkedSession if kind is Session and in_pieces(model) else kind
+
+
+def check(model: Model, request: GenerationRequest) -> None:
+    """Raises UsageError for a prompt that no session of this model can read, or that does not fit in its positions."""
+    kind = session_kind(model, [request.prompt], request.rules.max_new_tokens)
+    starts = None if request.start is None else [request.start]
+    kind.__new__(kind).prepare(model, [request.prompt], request.rules.max_new_tokens, [request.language], starts)

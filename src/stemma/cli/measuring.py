@@ -1,4 +1,4 @@
-"""`bench`: how fast a model reads and writes on this machine; `lm-eval`: its scores on tasks of EleutherAI's harness."""
+"""`bench`: how fast a model reads and writes here; `lm-eval`: its scores on tasks of EleutherAI's harness."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def lm_eval(words: tuple[str, ...]) -> None:
     """Run EleutherAI's harness (the package lm-eval) with the models of Stemma, which it knows as `stemma`.
 
     `stemma lm-eval run --model stemma --model_args path=MODEL --tasks NAMES`: all else is the harness's own, and
-    `stemma lm-eval run --help` is its help. Of `--model_args`: path (a folder, a run, a GGUF file or a hub id), dtype, adapter
-    (folders, between semicolons), quantize, max_length, template.
+    `stemma lm-eval run --help` is its help. Of `--model_args`: path (a folder, a run, a GGUF file or a hub id),
+    dtype, adapter (folders, between semicolons), quantize, max_length, template.
     """
     require("lm_eval", "stemma lm-eval", "lm-eval")
     from lm_eval._cli import HarnessCLI

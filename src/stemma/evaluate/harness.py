@@ -18,9 +18,13 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 
 import stemma
 from stemma.conversations import Conversation, Turn, Writer, writer
-from stemma.decoding import SamplingParams, generate, score
+from stemma.decoding import SamplingParams, evaluating, generate
+from stemma.decoding.generation_config import start_token
+from stemma.decoding.inputs import pad
 from stemma.errors import UsageError
+from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
+from stemma.nn.parts import Prefix
 
 LONGEST = 256  # tokens that are written where a task names no number
 
@@ -55,6 +59,8 @@ class StemmaLM(TemplateLM):
         self.model: Model = stemma.load(path, device=device, dtype=dtype, adapter=adapters, quantize=quantize)
         if self.model.tokenizer is None:
             raise UsageError(f"{path} has no tokenizer, and the harness asks with texts")
+        if self.model.decoder is None or isinstance(self.model.arch.mask, Prefix):
+            raise UsageError(f"{path} does not go on from a text from left to right, and the harness asks for that")
         self.path, self.template = path, template
         self.batch = int(batch_size)
         self.max_length = max_length or self.model.dims.context
@@ -98,12 +104,37 @@ class StemmaLM(TemplateLM):
         found: dict[int, tuple[float, bool]] = {}
         for first in range(0, len(order), self.batch):
             these = order[first : first + self.batch]
-            scored = score(self.model, [cut[i][0] for i in these], [cut[i][1] for i in these])
-            found |= {i: (sum(s.logprobs), s.greedy) for i, s in zip(these, scored, strict=True)}
+            found |= dict(zip(these, self._scored([cut[i] for i in these]), strict=True))
         for i, (texts, _, _) in enumerate(requests):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, found[i])
         return [found[i] for i in range(len(cut))]
+
+    @torch.inference_mode()
+    def _scored(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """The log-probability of each continuation of its context, by one pass, and whether each token is the likeliest."""
+        model = self.model
+        if self.backend == "causal":
+            ids, real = pad([(context + told)[:-1] for context, told in pairs], model.device)
+            firsts = [len(context) - 1 for context, _ in pairs]
+            inputs = Inputs(ids, real)
+        else:
+            source, seen = pad([context for context, _ in pairs], model.device)
+            ids, real = pad([[start_token(model), *told[:-1]] for _, told in pairs], model.device)
+            firsts = [0] * len(pairs)
+            inputs = Inputs(ids, real, encoder_hidden=model.encode(Inputs(source, seen)), encoder_mask=seen)
+        with evaluating(model):
+            hidden = model.decode(inputs)
+            parts = [
+                hidden[i, at : at + len(told)] for i, (at, (_, told)) in enumerate(zip(firsts, pairs, strict=True))
+            ]
+            logprobs = model.logits(torch.cat(parts)).float().log_softmax(-1)
+        told = torch.tensor([token for _, told in pairs for token in told], device=model.device)
+        own = logprobs.gather(1, told[:, None])[:, 0]
+        likeliest = logprobs.argmax(-1) == told
+        sizes = [len(told) for _, told in pairs]
+        rows = zip(own.split(sizes), likeliest.split(sizes), strict=True)
+        return [(float(values.sum()), bool(best.all())) for values, best in rows]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of whole texts, in windows that do not overlap."""
@@ -131,7 +162,8 @@ class StemmaLM(TemplateLM):
             prompts, params = [prompt for prompt, _, _ in asked], [options for _, options, _ in asked]
             done = generate(self.model, prompts, params)
             for request, result, (_, _, until) in zip(these, done, asked, strict=True):
-                text = postprocess_generated_text(generation=result.text or "", stop=until, think_end_token=None)
+                alone = self.model.tokenizer.decode(result.ids)  # as the harness reads it: without what went before
+                text = postprocess_generated_text(generation=alone, stop=until, think_end_token=None)
                 self.cache_hook.add_partial("generate_until", request.args, text)
                 texts.append(text)
         return texts
@@ -143,7 +175,7 @@ class StemmaLM(TemplateLM):
         new = options.pop("max_gen_toks")
         room = self.max_length - new if self.backend == "causal" else self.max_length
         if room < 1:
-            raise UsageError(f"{new} new tokens leave no room for a prompt in {self.max_length}: set max_gen_toks lower")
+            raise UsageError(f"{new} new tokens leave no room for a prompt in {self.max_length}: lower max_gen_toks")
         draws = options.pop("do_sample", False)
         temperature = options.pop("temperature", 1.0 if draws else 0.0) if draws else 0.0
         options = {name: value for name, value in options.items() if name not in ("temperature", "use_cache")}

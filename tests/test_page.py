@@ -598,6 +598,9 @@ def test_the_list_of_conversations(opened: Open, server: Server) -> None:
     tab.wait("document.querySelectorAll('#heads a').length === 2")
     assert heads() == ["about hills", "about rivers"]
     tab.eval("document.querySelector('#side > input').focus()")
+    tab.type("heard: about riv")  # in an answer
+    tab.wait("document.querySelectorAll('#heads a').length === 1")
+    tab.eval("document.activeElement.select()")
     tab.type("river")
     assert heads() == ["about rivers"]
     tab.click("#heads a")

@@ -41,6 +41,7 @@ ORDER = (
     "objectives",
     "decoding",
     "engine",
+    "evaluate",
     "instruct",
     "mixtures",
     "judging",

@@ -16,11 +16,12 @@ from stemma import formats, samples, spec
 from stemma.declare.recipes import AdamW
 from stemma.declare.tasks import Answers, ChatTask, HardPrompt
 from stemma.errors import DataError, UsageError
+from stemma.formats import kept
 from stemma.nn.parts import Dropout
 from stemma.objectives.setting import Setting
 from stemma.rewrites import SoftPrompt, apply
 from stemma.samples import medicine
-from stemma.tasks import hard, kept
+from stemma.tasks import hard
 from stemma.tasks.base import reader
 from stemma.tuning import systems, tune
 from stemma.tuning.decoding import Decoding

@@ -54,6 +54,9 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
         ("convert", "SRC DST", "write a checkpoint in another layout or precision", "models"),
         ("merge", "MODEL", "add adapters to weights, for good", "merging"),
     ],
+    "Serving and measuring": [
+        ("bench", "PATH", "how fast a model reads and writes here", "measuring"),
+    ],
     "More": [
         ("completion", "SHELL", "set up tab completion: bash, zsh or fish", "meta"),
         ("help", "[TOPIC]", "this map, a command's help, or `exit-codes`", "meta"),

@@ -76,9 +76,9 @@ def show(
 def prompts_of(name: str, hard: tuple[str, ...] = ()) -> tuple[Any, ...]:
     """The prompts in words that are given, or that the model `name` was tuned with."""
     from stemma.declare.tasks import ChatTask
+    from stemma.formats import kept
     from stemma.formats.where import model_path
     from stemma.tasks import hard as prompts
-    from stemma.tasks import kept
 
     if hard:
         return tuple(map(prompts.read, hard))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stemma import disk
 from stemma.errors import CheckpointError, UsageError, brief, nearest
-from stemma.formats import peft_experts, peft_prompts, safe, tensors
+from stemma.formats import brought, peft_experts, peft_prompts, safe, tensors
 from stemma.formats.peft_names import (
     BESIDE,
     CONFIG,
@@ -82,15 +82,17 @@ def is_adapter(folder: Path) -> bool:
 
 def attach(model: Model, folder: str | Path, name: str | None = None) -> Model:
     """Put the adapter in `folder` beside the weights of `model`, in place, under `name` ("default"; where that is
-    taken, the folder's). Raises CheckpointError for an adapter of another kind or for other shapes, UsageError for a
-    name that is taken."""
+    taken, the folder's). A head for a task that it was tuned with, and the model lacks, takes the place of the model's
+    heads. Raises CheckpointError for an adapter of another kind or for other shapes, UsageError for a name that is
+    taken."""
     folder = Path(folder)
     name = name or ("default" if "default" not in names(model) else folder.resolve().name)
     if name in names(model):
         raise UsageError(f"the model has an adapter {name!r} already; give this one another name")
     config = read_config(folder)
-    here, found = table(model), Contents()
     state = _state(folder)
+    brought.equip(model, folder, config, state)
+    here, found = table(model), Contents()
     own = state.pop(peft_prompts.TENSOR, None)
     new: list[Rewrite] = []
     if config["peft_type"] in peft_prompts.KINDS:

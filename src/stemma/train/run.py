@@ -13,6 +13,7 @@ import torch
 from stemma import disk, formats, spec
 from stemma.declare import ramps
 from stemma.errors import UsageError
+from stemma.formats import kept as tasks
 from stemma.nn.model import Model, count
 from stemma.parallel import World, init_world
 from stemma.rewrites import frozen
@@ -22,7 +23,6 @@ from stemma.runs.drive import OnStep
 from stemma.runs.life import carry_on, measured
 from stemma.runs.metrics import check_tensorboard
 from stemma.runs.prove import prove
-from stemma.tasks import kept as tasks
 from stemma.train import start
 from stemma.train.assemble import fit_to_tokenizer, loop_of, pin_teachers, with_steps
 from stemma.train.budgets import epochs_of, sets_warmup, with_budget

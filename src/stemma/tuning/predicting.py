@@ -27,13 +27,13 @@ from stemma.declare.tasks import (
     WriteTask,
 )
 from stemma.errors import DataError, UsageError, brief
-from stemma.formats import peft
+from stemma.formats import kept
 from stemma.formats.where import model_path
 from stemma.nn import parts
 from stemma.nn.model import Model
 from stemma.objectives.labels import RunLabels
 from stemma.objectives.setting import Setting
-from stemma.tasks import columns, kept
+from stemma.tasks import columns
 from stemma.tasks.base import text_of
 from stemma.tasks.encoder import first, good_rows
 from stemma.tasks.head_columns import columns_of
@@ -252,13 +252,11 @@ class Tuned(NamedTuple):
 
 def tuned(path: str | Path, **how: Any) -> Tuned:
     """The model at `path` (a run, a folder, a hub id; `how` as in `stemma.load`), and its task: the one that is kept
-    beside it, or else the one of its head. Raises UsageError for a model that was tuned for no task."""
-    there = model_path(path)
-    task = kept.load(there) if there is not None else None
-    if isinstance(task, HeadTask) and there is not None and peft.is_adapter(there):
-        count = 1 if task.problem == "regression" else len(getattr(task, "labels", ())) or None
-        labels = {"labels": count, "problem": task.problem} if task.head in ("classify", "tag") else {}
-        how = {**how, "task": task.head, **labels}
+    beside its adapter or itself, or else the one of its head. Raises UsageError for a model that was tuned for no
+    task."""
+    given = how.get("adapter") or ()
+    places = [model_path(one) for one in (*([given] if isinstance(given, str | Path) else given), path)]
+    task = next((found for place in places if place is not None and (found := kept.load(place)) is not None), None)
     model = formats.load(path, **how)
     if task is None:
         task = task_of(model)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from stemma.decoding.rules import constrained, dead_end
 from stemma.decoding.sampling import choice_seed, draw
 from stemma.decoding.session import Session
 from stemma.decoding.sessions import begin
-from stemma.errors import UsageError
 from stemma.nn.model import Model
+
+CHUNK = 256  # tokens of a prompt whose logits are held at once
 
 
 class Row:
@@ -29,6 +31,7 @@ class Row:
         known = model.tokenizer is not None
         self.detokenizer = Detokenizer(model, request.prompt, request.stop) if known else None
         self.pieces = known and (pieces or bool(request.stop))
+        self.matcher = None if request.matcher is None else request.matcher.copy()
 
     def add(self, token: int, logprob: float, top: Top = ()) -> Event:
         """Take in a new token."""
@@ -38,7 +41,10 @@ class Row:
         if self.request.logprobs is not None:
             result.top.append(top)
         self.seen.append(token)
-        reason = "eos" if token in rules.eos else "length" if len(result.ids) == rules.max_new_tokens else None
+        whole = token not in rules.eos and self.matcher is not None and self.matcher.take(token)
+        reason = "eos" if token in rules.eos else "stop" if whole else None
+        if reason is None and len(result.ids) == rules.max_new_tokens:
+            reason = "length"
         piece = ""
         if self.pieces:
             assert self.detokenizer is not None
@@ -49,8 +55,10 @@ class Row:
         ended = None if reason is None else result
         return Event(self.index, token, logprob, piece, reason, ended, self.choice, top)
 
-    def fail(self, error: UsageError) -> Event:
-        """End without another token."""
+    def fail(self) -> Event:
+        """End, for no token may follow."""
+        written = None if self.detokenizer is None else self.detokenizer.decode(self.result.ids)
+        error = dead_end() if self.matcher is None else self.matcher.dead_end(written)
         held = self.pieces and self.detokenizer is not None and self.result.ids
         piece = self.detokenizer.add(self.result.ids, True)[0] if held and self.detokenizer is not None else ""
         self._finish("error")
@@ -79,17 +87,40 @@ class Batch:
         """Read the prompts of requests, each with the index that its events carry. A prompt is read once, and each of
         its choices becomes a row."""
         self._read_tokens()
-        asked = [request for _, request in requests]
-        prompts, room = [r.prompt for r in asked], [r.rules.max_new_tokens for r in asked]
-        languages, starts = [r.language for r in asked], [r.start for r in asked if r.start is not None] or None
+        reported = [(i, r) for i, r in requests if r.prompt_logprobs is not None]
+        plain = [(i, r) for i, r in requests if r.prompt_logprobs is None]
+        if plain:
+            self._take(self._begin([r for _, r in plain]))
+            self._join(plain)
+        for i, request in reported:
+            session, report = read_aloud(partial(self._begin, [request]), request)
+            self._take(session)
+            for row in self._join([(i, request)]):
+                row.result.prompt_logprobs, row.result.prompt_top = report
+
+    def _begin(self, asked: Sequence[GenerationRequest], first: int | None = None) -> Session:
+        """A session of new rows that has read their prompts, or the `first` tokens of them."""
+        prompts = [r.prompt[:first] for r in asked]
+        room = [r.rules.max_new_tokens + len(r.prompt) - len(p) for r, p in zip(asked, prompts, strict=True)]
+        starts = [r.start for r in asked if r.start is not None] or None
+        kind = self.kind if self.session is None else type(self.session)
+        return begin(self.model, prompts, room, [r.language for r in asked], starts, kind)
+
+    def _take(self, new: Session) -> None:
         if self.session is None:
-            self.session = begin(self.model, prompts, room, languages, starts, self.kind)
+            self.session = new
         else:
-            self.session.admit(prompts, room, languages, starts)
-        copies = [len(self.rows) + i for i, request in enumerate(asked) for _ in range(request.width)]
-        if len(copies) > len(asked):
+            self.session.take(new)
+
+    def _join(self, requests: Sequence[tuple[int, GenerationRequest]]) -> list[Row]:
+        """The rows of requests whose prompts the session has just read."""
+        assert self.session is not None
+        copies = [len(self.rows) + k for k, (_, r) in enumerate(requests) for _ in range(r.width)]
+        if len(copies) > len(requests):
             self.session.keep([*range(len(self.rows)), *copies])
-        self.rows += [Row(self.model, i, r, self.pieces, choice) for i, r in requests for choice in range(r.width)]
+        new = [Row(self.model, i, r, self.pieces, choice) for i, r in requests for choice in range(r.width)]
+        self.rows += new
+        return new
 
     def step(self) -> list[Event]:
         """A token for every row, in the order in which they joined. Rows that end leave the batch."""
@@ -97,6 +128,7 @@ class Batch:
         assert self.session is not None
         logits = self.session.logits
         scores = constrained(logits, [(r.request.rules, r.seen, len(r.result.ids)) for r in self.rows])
+        scores = guided(scores, self.rows)
         dead = (scores.amax(1) == -torch.inf).tolist()
         if any(dead):  # their draw counts for nothing
             scores = torch.where(torch.tensor(dead, device=scores.device)[:, None], logits, scores)
@@ -105,7 +137,7 @@ class Batch:
         own = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
         top = likeliest(logprobs, [r.request.logprobs or 0 for r in self.rows])
         events = [
-            row.fail(dead_end()) if dead[i] else row.add(token, own[i], top[i])
+            row.fail() if dead[i] else row.add(token, own[i], top[i])
             for i, (row, token) in enumerate(zip(self.rows, tokens.tolist(), strict=True))
         ]
         stay = [i for i, event in enumerate(events) if event.reason is None]
@@ -145,3 +177,32 @@ def likeliest(logprobs: Tensor, wanted: Sequence[int]) -> list[Top]:
     best = logprobs.topk(most)
     pairs = zip(best.indices.tolist(), best.values.tolist(), wanted, strict=True)
     return [tuple(zip(ids[:n], values[:n], strict=True)) for ids, values, n in pairs]
+
+
+def guided(scores: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Scores (B V) after the guides of rows."""
+    bound = [(i, row, row.matcher) for i, row in enumerate(rows) if row.matcher is not None]
+    if not bound:
+        return scores
+    allowed = torch.ones(scores.shape, dtype=torch.bool)
+    for i, row, matcher in bound:
+        allowed[i] = matcher.allowed(row.request.rules.eos)
+    return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
+
+
+def read_aloud(
+    begun: Callable[[int], Session], request: GenerationRequest
+) -> tuple[Session, tuple[list[float | None], list[Top]]]:
+    """A session that has read a prompt, and what it thought of each token. `begun(n)` has read `n` tokens of it."""
+    session, prompt, most = begun(1), request.prompt, request.prompt_logprobs or 0
+    own: list[float | None] = [None]
+    top: list[Top] = [()]
+    before = session.logits[:, None]
+    for at in range(1, len(prompt), CHUNK):
+        tokens = prompt[at : at + CHUNK]
+        logits = session.extend([tokens])
+        logprobs = torch.cat([before, logits[:, :-1]], 1)[0].log_softmax(-1)
+        before = logits[:, -1:]
+        own += logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+        top += likeliest(logprobs, [most] * len(tokens))
+    return session, (own, top)

@@ -116,17 +116,21 @@ class Session:
         """Read prompts as new rows, behind the rows that are there. Returns the logits of all rows."""
         if not prompts:
             return self.logits
-        new = type(self)(self.model, prompts, room, languages, starts)
+        self.take(type(self)(self.model, prompts, room, languages, starts))
+        return self.logits
+
+    def take(self, new: Session) -> None:
+        """Go on with the rows of another session of this kind too, behind the rows that are there. That session is of
+        no use afterwards."""
         if not self.rows:
             vars(self).update(vars(new))
-            return self.logits
+            return
         if (self.languages is None) != (new.languages is None):
             raise UsageError("rows that are decoded together all have a language, or none of them")
         self.join(new)
-        return self.logits
 
     def join(self, new: Session) -> None:
-        """Take the rows of another session of this kind."""
+        """`take`, where both have rows."""
         self.cache.admit(new.cache)
         for name in self.PER_ROW:
             if getattr(self, name) is not None:

@@ -307,8 +307,12 @@ def test_codex_learns_rows_for_its_runs(
         rows.write_text("".join(json.dumps(row) + "\n" for row in small), "utf-8")
         run = tune(name, start=str(tmp_path / "codex"), data=str(rows), out=tmp_path / name, **more, **QUIET)
         assert run.finished and stemma.load(tmp_path / name).dims.vocab == size + 24
-    with pytest.raises(UsageError, match="an adapter cannot learn rows"):
-        systems.resolve("codex", str(gpt), text, lora=4)
+    run = tune("codex", start=str(gpt), data=text, out=tmp_path / "beside", lora=4, **more, **QUIET)
+    moved = (run.model.embed.tokens.own - space).abs().amax(1)
+    assert len(moved) == 24 and moved.min() > 0 and moved.max() < 0.2, "an adapter's rows begin there too"
+    ids = torch.tensor([[5, size + 7, 9]])
+    again = stemma.load(gpt, adapter=tmp_path / "beside")
+    assert torch.equal(again(ids).logits, run.model.eval()(ids).logits)
 
 
 def test_codellama_fills_and_reads_longer_rows(llama: Path, text: str, tmp_path: Path) -> None:

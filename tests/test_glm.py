@@ -348,6 +348,10 @@ class FullPass:
         self.rows = [self.rows[i] for i in rows]
         self.logits = self.logits[rows]
 
+    def leave(self, *_: Any) -> None: ...
+
+    def close(self) -> None: ...
+
 
 def _hole(prompt: list[int]) -> int:
     return next((i for i, t in enumerate(prompt) if t in (MASK, END)), len(prompt) - 1)

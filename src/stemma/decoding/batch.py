@@ -17,6 +17,7 @@ from stemma.decoding.session import Session
 from stemma.decoding.sessions import begin
 from stemma.nn.model import Model
 
+Report = tuple[list[float | None], list[Top]]  # of each token of a prompt its log-probability, and the likeliest ones
 CHUNK = 256  # tokens of a prompt whose logits are held at once
 
 
@@ -86,17 +87,14 @@ class Batch:
     def add(self, requests: Sequence[tuple[int, GenerationRequest]]) -> None:
         """Read the prompts of requests, each with the index that its events carry. A prompt is read once, and each of
         its choices becomes a row."""
-        self._read_tokens()
-        reported = [(i, r) for i, r in requests if r.prompt_logprobs is not None]
+        self.read_tokens()
         plain = [(i, r) for i, r in requests if r.prompt_logprobs is None]
         if plain:
-            self._take(self._begin([r for _, r in plain]))
-            self._join(plain)
-        for i, request in reported:
-            session, report = read_aloud(partial(self._begin, [request]), request)
-            self._take(session)
-            for row in self._join([(i, request)]):
-                row.result.prompt_logprobs, row.result.prompt_top = report
+            self.join(plain, self._begin([r for _, r in plain]))
+        for i, request in requests:
+            if request.prompt_logprobs is not None:
+                session, report = read_aloud(partial(self._begin, [request]), request)
+                self.join([(i, request)], session, report)
 
     def _begin(self, asked: Sequence[GenerationRequest], first: int | None = None) -> Session:
         """A session of new rows that has read their prompts, or the `first` tokens of them."""
@@ -106,25 +104,26 @@ class Batch:
         kind = self.kind if self.session is None else type(self.session)
         return begin(self.model, prompts, room, [r.language for r in asked], starts, kind)
 
-    def _take(self, new: Session) -> None:
+    def join(
+        self, requests: Sequence[tuple[int, GenerationRequest]], new: Session, report: Report | None = None
+    ) -> None:
+        """Take the rows of a session that has read these requests' prompts; `report`: what `read_aloud` found."""
+        self.read_tokens()
+        copies = [i for i, (_, request) in enumerate(requests) for _ in range(request.width)]
+        if len(copies) > len(requests):
+            new.keep(copies)
         if self.session is None:
             self.session = new
         else:
             self.session.take(new)
-
-    def _join(self, requests: Sequence[tuple[int, GenerationRequest]]) -> list[Row]:
-        """The rows of requests whose prompts the session has just read."""
-        assert self.session is not None
-        copies = [len(self.rows) + k for k, (_, r) in enumerate(requests) for _ in range(r.width)]
-        if len(copies) > len(requests):
-            self.session.keep([*range(len(self.rows)), *copies])
-        new = [Row(self.model, i, r, self.pieces, choice) for i, r in requests for choice in range(r.width)]
-        self.rows += new
-        return new
+        rows = [Row(self.model, i, r, self.pieces, choice) for i, r in requests for choice in range(r.width)]
+        for row in rows:
+            row.result.prompt_logprobs, row.result.prompt_top = report or ([], [])
+        self.rows += rows
 
     def step(self) -> list[Event]:
         """A token for every row, in the order in which they joined. Rows that end leave the batch."""
-        self._read_tokens()
+        self.read_tokens()
         assert self.session is not None
         logits = self.session.logits
         scores = constrained(logits, [(r.request.rules, r.seen, len(r.result.ids)) for r in self.rows])
@@ -140,33 +139,34 @@ class Batch:
             row.fail() if dead[i] else row.add(token, own[i], top[i])
             for i, (row, token) in enumerate(zip(self.rows, tokens.tolist(), strict=True))
         ]
-        stay = [i for i, event in enumerate(events) if event.reason is None]
-        if not stay:
-            self.session = None
-        elif len(stay) < len(self.rows):
-            self.session.keep(stay)
-            tokens = tokens[stay]
-        self.rows = [self.rows[i] for i in stay]
-        self.tokens = tokens if stay else None
+        self.tokens = tokens
+        self._keep([i for i, event in enumerate(events) if event.reason is None])
         return events
 
-    def drop(self, indices: Sequence[int]) -> None:
-        """Rows with these indices leave the batch."""
-        stay = [i for i, row in enumerate(self.rows) if row.index not in indices]
+    def drop(self, indices: Sequence[int], whole: bool = True) -> None:
+        """Rows with these indices leave the batch; with `whole=False` because of an error."""
+        self._keep([i for i, row in enumerate(self.rows) if row.index not in indices], whole)
+
+    def read_tokens(self) -> None:
+        """Read the tokens that were drawn. Where this fails, they count as read."""
+        tokens, self.tokens = self.tokens, None
+        if tokens is not None and self.session is not None:
+            self.session.step(tokens)
+
+    def _keep(self, stay: Sequence[int], whole: bool = True) -> None:
         if len(stay) == len(self.rows):
             return
+        session = self.session
+        assert session is not None
+        for i in sorted(set(range(len(self.rows))) - set(stay)):
+            session.leave(i, self.rows[i].seen, whole)
         self.rows = [self.rows[i] for i in stay]
-        if not stay:
+        if stay:
+            session.keep(stay)
+            self.tokens = None if self.tokens is None else self.tokens[list(stay)]
+        else:
+            session.close()
             self.session = self.tokens = None
-            return
-        assert self.session is not None
-        self.session.keep(stay)
-        self.tokens = None if self.tokens is None else self.tokens[stay]
-
-    def _read_tokens(self) -> None:
-        if self.tokens is not None and self.session is not None:
-            self.session.step(self.tokens)
-        self.tokens = None
 
 
 def likeliest(logprobs: Tensor, wanted: Sequence[int]) -> list[Top]:
@@ -190,9 +190,7 @@ def guided(scores: Tensor, rows: Sequence[Row]) -> Tensor:
     return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
 
 
-def read_aloud(
-    begun: Callable[[int], Session], request: GenerationRequest
-) -> tuple[Session, tuple[list[float | None], list[Top]]]:
+def read_aloud(begun: Callable[[int], Session], request: GenerationRequest) -> tuple[Session, Report]:
     """A session that has read a prompt, and what it thought of each token. `begun(n)` has read `n` tokens of it."""
     session, prompt, most = begun(1), request.prompt, request.prompt_logprobs or 0
     own: list[float | None] = [None]

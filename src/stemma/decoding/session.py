@@ -23,6 +23,15 @@ from stemma.nn.positions import Position
 Room = int | Sequence[int]
 
 
+class NotFinite(CheckpointError):
+    """Logits (B V, or B T V) that are not finite. `rows`: of the session; it has read its tokens, and may go on without
+    these rows."""
+
+    def __init__(self, rows: Sequence[int], logits: Tensor) -> None:
+        super().__init__("the model's logits are not finite: its weights are damaged, or too large for their type")
+        self.rows, self.logits = list(rows), logits
+
+
 class Session:
     """The rows of a decoding, with a cache. `logits` (B V) are those of each row's next token.
 
@@ -120,8 +129,7 @@ class Session:
         return self.logits
 
     def take(self, new: Session) -> None:
-        """Go on with the rows of another session of this kind too, behind the rows that are there. That session is of
-        no use afterwards."""
+        """Take the rows of another session of this kind, which is of no use afterwards, behind the own ones."""
         if not self.rows:
             vars(self).update(vars(new))
             return
@@ -130,7 +138,7 @@ class Session:
         self.join(new)
 
     def join(self, new: Session) -> None:
-        """`take`, where both have rows."""
+        """The same where both have rows, and all or none have languages."""
         self.cache.admit(new.cache)
         for name in self.PER_ROW:
             if getattr(self, name) is not None:
@@ -144,6 +152,12 @@ class Session:
         for name in self.PER_ROW:
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name)[at])
+
+    def leave(self, row: int, tokens: Sequence[int], whole: bool = True) -> None:
+        """A row is about to be released (`keep`). `tokens`: what it read and wrote; `whole`: without an error."""
+
+    def close(self) -> None:
+        """Release all rows; the session is of no use afterwards."""
 
     # ------------------------------------------------------------ for subclasses
 
@@ -220,10 +234,10 @@ class Session:
 
     def _head(self, hidden: Tensor) -> Tensor:
         logits = self.model.logits(hidden).float()
-        if not bool(logits.isfinite().all()):
-            raise CheckpointError(
-                "the model's logits are not finite: its weights are damaged, or too large for their type"
-            )
+        finite = logits.isfinite()
+        if not bool(finite.all()):
+            self.logits = logits if logits.ndim == 2 else logits[:, -1]
+            raise NotFinite((~finite.flatten(1).all(-1)).nonzero()[:, 0].tolist(), logits)
         return logits
 
     # ------------------------------------------------------------ checks

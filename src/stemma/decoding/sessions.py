@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stemma.decoding.blanks import BlankSession
+from stemma.decoding.chunked import ChunkedSession, in_pieces
 from stemma.decoding.layout import lay_out
 from stemma.decoding.masks import MaskSession
 from stemma.decoding.queries import QuerySession
+from stemma.decoding.requests import GenerationRequest
 from stemma.decoding.session import Room, Session
 from stemma.decoding.uncached import UncachedSession
 from stemma.decoding.windows import MemorySession
@@ -44,3 +46,16 @@ def session_kind(model: Model, prompts: Sequence[Sequence[int]], room: Room) -> 
     if model.decoder.position.length_dependent and longest > model.dims.context:
         return UncachedSession
     return Session
+
+
+def running_kind(model: Model, request: GenerationRequest) -> type[Session]:
+    """The kind of session in which a request joins others: one that reads prompts in pieces, where that may be."""
+    kind = session_kind(model, [request.prompt], request.rules.max_new_tokens)
+    return ChunkedSession if kind is Session and in_pieces(model) else kind
+
+
+def check(model: Model, request: GenerationRequest) -> None:
+    """Raises UsageError for a prompt that no session of this model can read, or that does not fit in its positions."""
+    kind = session_kind(model, [request.prompt], request.rules.max_new_tokens)
+    starts = None if request.start is None else [request.start]
+    kind.__new__(kind).prepare(model, [request.prompt], request.rules.max_new_tokens, [request.language], starts)

@@ -3,7 +3,8 @@ one of them asked for."""
 
 from __future__ import annotations
 
-from stemma.engine.engine import Engine, Stats
-from stemma.engine.jobs import Busy, Job
+from stemma.engine.engine import Engine
+from stemma.engine.jobs import Busy, Expired, Job
+from stemma.engine.meter import Stats
 
-__all__ = ["Busy", "Engine", "Job", "Stats"]
+__all__ = ["Busy", "Engine", "Expired", "Job", "Stats"]

@@ -3,58 +3,73 @@ is free, and leave it when their texts end or when nobody wants them any more.""
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
-from stemma.decoding import SamplingParams, evaluating
+from stemma.decoding import Event, SamplingParams, Session, evaluating
 from stemma.decoding.batch import Batch
+from stemma.decoding.layout import lay_out
 from stemma.decoding.requests import requests
-from stemma.engine.jobs import Busy, Job, cancelled
+from stemma.decoding.session import NotFinite
+from stemma.decoding.sessions import check, running_kind
+from stemma.engine.jobs import Busy, Expired, Job
+from stemma.engine.lanes import Lane
+from stemma.engine.meter import Meter, Stats
 from stemma.errors import StemmaError, UsageError
 from stemma.nn.model import Model
 
-
-@dataclass(frozen=True)
-class Stats:
-    """How an engine stands: rows that are decoded, requests that wait, and tokens read and written since it began."""
-
-    running: int
-    waiting: int
-    read: int
-    written: int
+log = logging.getLogger(__name__)
 
 
 class Engine:
     """Decoding of one model for any number of callers.
 
     `rows`: texts that are decoded at once; `queue`: requests that may wait for a row, beyond which `submit` raises
-    `Busy`. The engine owns the model while it is open. Use it as a context manager, or `close` it.
+    `Busy`; `chunk`: tokens of prompts that are read between two steps. The engine owns the model while it is open. Use
+    it as a context manager, or `close` it.
     """
 
-    def __init__(self, model: Model, *, rows: int = 32, queue: int = 256) -> None:
-        if rows < 1 or queue < 1:
-            raise UsageError(f"an engine has at least one row and one place in its queue, not {rows} and {queue}")
-        self.model, self.rows, self.queue = model, rows, queue
+    def __init__(self, model: Model, *, rows: int = 32, queue: int = 256, chunk: int = 512) -> None:
+        if rows < 1 or queue < 1 or chunk < 1:
+            raise UsageError(
+                f"an engine has at least one row, one place in its queue and chunks of one token, not rows={rows}, "
+                f"queue={queue}, chunk={chunk}"
+            )
+        self.model, self.rows, self.queue, self.chunk = model, rows, queue, chunk
         self._waiting: deque[Job] = deque()
-        self._running: dict[int, Job] = {}  # by the index that events carry
+        self._inside: dict[int, Job] = {}  # that are read or decoded, by the index that events carry
+        self._lanes: dict[tuple[type[Session], bool], Lane] = {}
         self._changed = threading.Condition()
         self._open = True
-        self._next = self._read = self._written = 0
+        self._next = self._reading = 0
+        self._meter = Meter()
         self._thread = threading.Thread(target=self._run, name="stemma-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Any) -> Job:
-        """Ask for the continuation of a prompt (text or token ids); `params` and `options` as of `generate`. Raises
-        UsageError for what cannot be, and `Busy` where the queue is full."""
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        deadline: float | None = None,
+        **options: Any,
+    ) -> Job:
+        """Ask for the continuation of a prompt (text or token ids); `params` and `options` as of `generate`. A job that
+        has not ended `deadline` seconds from now ends with `Expired`. Raises UsageError for what cannot be, and `Busy`
+        where the queue is full."""
+        if deadline is not None and deadline <= 0:
+            raise UsageError(f"deadline must be more than 0 seconds, not {deadline:g}")
         (request,) = requests(self.model, [prompt], params, options)
         if request.beams.num_beams > 1:
             raise UsageError("an engine searches with no beams: num_beams must be 1")
-        job = Job(request)
+        check(self.model, request)
+        job = Job(request, deadline)
         with self._changed:
             if not self._open:
                 raise UsageError("this engine is closed")
@@ -67,20 +82,19 @@ class Engine:
     def stats(self) -> Stats:
         """How the engine stands now."""
         with self._changed:
-            return Stats(len(self._running), len(self._waiting), self._read, self._written)
+            return self._meter.stats(len(self._inside) - self._reading, self._reading, len(self._waiting))
 
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
         """Take no more requests and wait until those that are there have ended; with `drain=False`, or after `timeout`
         seconds, they are cancelled."""
         with self._changed:
             self._open = False
-            if not drain:
-                self._cancel_all()
             self._changed.notify_all()
+        if not drain:
+            self._cancel_all()
         self._thread.join(timeout)
         if self._thread.is_alive():
-            with self._changed:
-                self._cancel_all()
+            self._cancel_all()
             self._thread.join()
 
     def __enter__(self) -> Engine:
@@ -89,80 +103,149 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close(drain=False)
 
-    # ------------------------------------------------------------ the thread
-
     def _wait(self) -> float:
         """Seconds after which a place in the queue may be free."""
-        return 1.0
+        jobs = self._inside.values()
+        return self._meter.wait(min((j.request.rules.max_new_tokens - len(j.events) for j in jobs), default=1))
 
     def _cancel_all(self) -> None:
-        for job in (*self._waiting, *self._running.values()):
-            job.cancelled = True
+        with self._changed:
+            jobs = [*self._waiting, *self._inside.values()]
+        for job in jobs:
+            job.cancel()
+
+    # ------------------------------------------------------------ the thread
 
     def _run(self) -> None:
-        batch = Batch(self.model, pieces=True)
-        with torch.inference_mode(), evaluating(self.model):
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._waiting or self._running or not self._open)
-                    if not (self._waiting or self._running):
-                        return
-                try:
-                    self._leave(batch)
-                    self._join(batch)
-                    if len(batch):
-                        self._deliver(batch)
-                except Exception as error:  # of the step: whoever waits is told, and the engine goes on
-                    self._fail(error)
-                    batch = Batch(self.model, pieces=True)
-
-    def _leave(self, batch: Batch) -> None:
-        """Jobs that were cancelled end."""
+        error: BaseException = UsageError("this engine is closed")
+        try:
+            with torch.inference_mode(), evaluating(self.model):
+                lay_out(self.model, self.rows)
+                while self._work():
+                    self._leave()
+                    self._admit()
+                    for lane in list(self._lanes.values()):
+                        self._read(lane)
+                        self._step(lane)
+        except BaseException as failure:
+            error = failure
+            log.exception("the engine stopped")
         with self._changed:
-            gone = [(i, job) for i, job in self._running.items() if job.cancelled]
-            waiting = [job for job in self._waiting if job.cancelled]
-            self._waiting = deque(job for job in self._waiting if not job.cancelled)
-            for i, _ in gone:
-                del self._running[i]
-        batch.drop([i for i, _ in gone])
-        for job in (*waiting, *(job for _, job in gone)):
-            job.fail(cancelled())
+            self._open = False
+            jobs = [*self._waiting, *self._inside.values()]
+        for job in jobs:
+            job.fail(error)
 
-    def _join(self, batch: Batch) -> None:
-        """Jobs that wait take the rows that are free, each read by itself so that an error is its own."""
+    def _work(self) -> bool:
+        """Wait for something to do. Returns False where nothing will come any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._inside or not self._open)
+            return bool(self._waiting or self._inside)
+
+    def _leave(self) -> None:
+        """Jobs that were cancelled, or did not end in time, leave."""
+        now = time.monotonic()
+        with self._changed:
+            jobs = [*self._waiting, *self._inside.values()]
+        for job in jobs:
+            if job.deadline is not None and job.deadline <= now:
+                job.fail(Expired(f"the text did not end in {job.deadline - job.created:g} seconds"))
+        with self._changed:
+            gone = [job for job in self._waiting if job.done]
+            self._waiting = deque(job for job in self._waiting if not job.done)
+            inside = [index for index, job in self._inside.items() if job.done]
+        self._meter.cancelled += len(gone) + len(inside)
+        if inside:
+            for lane in self._lanes.values():
+                lane.drop(inside)
+            self._forget(inside)
+
+    def _admit(self) -> None:
+        """Jobs that wait take the rows that are free, in their order. One of more texts than rows has them all."""
         while True:
             with self._changed:
-                if not self._waiting or len(batch) >= self.rows:
+                inside = sum(job.request.width for job in self._inside.values())
+                if not self._waiting or (inside and inside + self._waiting[0].request.width > self.rows):
                     return
                 job, index = self._waiting.popleft(), self._next
                 self._next += 1
-                self._running[index] = job
-            try:
-                batch.add([(index, job.request)])
-                self._read += len(job.prompt)
-            except StemmaError as error:
-                with self._changed:
-                    del self._running[index]
-                job.fail(error)
+                self._inside[index] = job
+                self._lane(job).admit(index, job)
+                self._reading += 1
 
-    def _deliver(self, batch: Batch) -> None:
-        """One token for every row."""
-        ended = []
-        for event in batch.step():
-            job = self._running.get(event.row)
-            if job is None:  # another choice of it has failed
-                continue
-            self._written += event.error is None
+    def _lane(self, job: Job) -> Lane:
+        """Where a job is decoded. Rows with a language do not mix with rows without one."""
+        kind = running_kind(self.model, job.request)
+        key = kind, job.request.language is not None
+        if key not in self._lanes:
+            self._lanes[key] = Lane(self.model, kind, self.chunk)
+        return self._lanes[key]
+
+    def _read(self, lane: Lane) -> None:
+        """Read a chunk of a prompt. An error is that of its job alone: of several, each is then read by itself."""
+        if not lane.readings:
+            return
+        begun = time.monotonic()
+        try:
+            tokens, session = lane.read()
+        except Exception as error:
+            failed = lane.split()
+            if len(failed.entries) == 1:
+                self._fail(dict(failed.entries), error)
+            return
+        self._meter.pieced(time.monotonic() - begun, tokens)
+        if session is not None:
+            self._guard(lane, lane.batch.read_tokens)
+            lane.join(session)
+            self._forget(())
+
+    def _step(self, lane: Lane) -> None:
+        """One token for every row of a lane."""
+        if not lane.batch:
+            return
+        begun = time.monotonic()
+        events = self._guard(lane, lane.batch.step) or []
+        self._meter.stepped(time.monotonic() - begun, sum(event.error is None for event in events))
+        jobs = [self._inside[event.row] for event in events]
+        ends = Counter(event.row for event in events if event.reason is not None)
+        failed = {event.row for event in events if event.error is not None}
+        ended = [index for index, n in ends.items() if index in failed or self._inside[index].left == n]
+        self._meter.failed += len(failed)
+        self._meter.ended += len(ended) - len(failed)
+        lane.drop(ended)
+        self._forget(ended)
+        for job, event in zip(jobs, events, strict=True):
             job.put(event)
-            if job.done:
-                ended.append(event.row)
-                with self._changed:
-                    del self._running[event.row]
-        batch.drop(ended)
 
-    def _fail(self, error: Exception) -> None:
-        with self._changed:
-            jobs = list(self._running.values())
-            self._running.clear()
-        for job in jobs:
+    def _guard(self, lane: Lane, work: Callable[[], list[Event] | None]) -> list[Event] | None:
+        """Do a piece of work on a lane's batch. A row whose logits are not finite ends alone. After any other error
+        what the batch holds is unknown, and its rows end."""
+        try:
+            return work()
+        except Exception as error:
+            at = error.rows if isinstance(error, NotFinite) else range(lane.rows)
+            bad = {lane.batch.rows[i].index for i in at}
+            if isinstance(error, NotFinite):
+                lane.drop(list(bad), whole=False)
+            else:
+                lane.batch = Batch(self.model, pieces=True, kind=lane.kind)
+            self._fail({index: self._inside[index] for index in bad}, error)
+        return None
+
+    def _fail(self, jobs: dict[int, Job], error: Exception) -> None:
+        """Jobs end with an error."""
+        unforeseen = None if isinstance(error, StemmaError) and not isinstance(error, NotFinite) else error
+        log.log(logging.INFO if unforeseen is None else logging.ERROR, "%d jobs failed: %s", len(jobs), error,
+                exc_info=unforeseen)  # fmt: skip
+        self._meter.failed += len(jobs)
+        self._forget(jobs)
+        for job in jobs.values():
             job.fail(error)
+
+    def _forget(self, indices: Iterable[int]) -> None:
+        """Jobs have left their rows."""
+        with self._changed:
+            for index in indices:
+                del self._inside[index]
+                self._meter.left()
+            self._reading = sum(lane.reading for lane in self._lanes.values())

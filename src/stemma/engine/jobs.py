@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError
 
@@ -20,18 +21,24 @@ class Busy(StemmaError):
         self.retry_after = retry_after
 
 
+class Expired(StemmaError, TimeoutError):
+    """A job that did not end before its deadline."""
+
+
 class Job:
     """One request of an engine. Iterate over it, plainly or with `async for`, for its events as they come; any number
     of readers may, and each gets all of them. An error of the engine is raised where the events end, and
     `CancelledError` where the job was cancelled."""
 
-    def __init__(self, request: GenerationRequest) -> None:
+    def __init__(self, request: GenerationRequest, deadline: float | None = None) -> None:
         self.request = request
+        self.created = time.monotonic()
+        self.deadline = None if deadline is None else self.created + deadline
         self.events: list[Event] = []
         self.error: BaseException | None = None
         self.done = False
         self.cancelled = False
-        self._left = request.width  # choices that go on
+        self.left = request.width  # choices that go on
         self._changed = threading.Condition()
         self._wakers: list[Callable[[], object]] = []
 
@@ -41,10 +48,12 @@ class Job:
         return self.request.prompt
 
     def cancel(self) -> None:
-        """End it: its row leaves the batch before the next step. Without effect on a job that is done."""
+        """End it at once; its row leaves the batch before the next step. Without effect on a job that is done."""
         with self._changed:
             if not self.done:
                 self.cancelled = True
+        if self.cancelled:
+            self.fail(CancelledError("the job was cancelled"))
 
     def result(self, timeout: float | None = None) -> Result:
         """Wait for the end; where there are several choices, of all of them. Raises TimeoutError after `timeout`
@@ -97,13 +106,15 @@ class Job:
     # ------------------------------------------------------------ for the engine
 
     def put(self, event: Event) -> None:
-        """A new event; the last one of the last choice ends the job."""
+        """A new event; the last one of the last choice ends the job. Without effect on a job that is done."""
         if event.error is not None:
             return self.fail(event.error)
         with self._changed:
+            if self.done:
+                return
             self.events.append(event)
-            self._left -= event.reason is not None
-            self.done = not self._left
+            self.left -= event.reason is not None
+            self.done = not self.left
             self._tell()
 
     def fail(self, error: BaseException) -> None:
@@ -121,8 +132,3 @@ class Job:
     def _raise(self) -> None:
         if self.error is not None:
             raise self.error
-
-
-def cancelled() -> CancelledError:
-    """How a job that was cancelled ends."""
-    return CancelledError("the job was cancelled")

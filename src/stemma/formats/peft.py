@@ -37,6 +37,7 @@ from stemma.formats.peft_names import (
     table,
 )
 from stemma.formats.peft_write import contents, save
+from stemma.nn import vocabulary
 from stemma.nn.model import Model
 from stemma.rewrites.adapters import layer_of, names, rows_of
 from stemma.rewrites.engine import apply
@@ -83,14 +84,15 @@ def is_adapter(folder: Path) -> bool:
 def attach(model: Model, folder: str | Path, name: str | None = None) -> Model:
     """Put the adapter in `folder` beside the weights of `model`, in place, under `name` ("default"; where that is
     taken, the folder's). A head for a task that it was tuned with, and the model lacks, takes the place of the model's
-    heads. Raises CheckpointError for an adapter of another kind or for other shapes, UsageError for a name that is
-    taken."""
+    heads; new tokens whose rows learnt get rows. Raises CheckpointError for an adapter of another kind or for other
+    shapes, UsageError for a name that is taken."""
     folder = Path(folder)
     name = name or ("default" if "default" not in names(model) else folder.resolve().name)
     if name in names(model):
         raise UsageError(f"the model has an adapter {name!r} already; give this one another name")
     config = read_config(folder)
     state = _state(folder)
+    _grow(model, folder, config)
     brought.equip(model, folder, config, state)
     here, found = table(model), Contents()
     own = state.pop(peft_prompts.TENSOR, None)
@@ -144,11 +146,32 @@ def _adapters(
         yield LoRA(where, rank, alpha, *rest, share, name)
 
 
+def _grow(model: Model, folder: Path, config: Mapping[str, Any]) -> None:
+    """Give a model the rows of tokens that it lacks and an adapter has. Raises CheckpointError where the adapter leaves
+    out some of those between."""
+    given = _token_ids(config)
+    lists = list(given.values()) if isinstance(given, dict) else [given]
+    named = {i for ids in lists if isinstance(ids, list) for i in ids if type(i) is int and i >= model.dims.vocab}
+    if not named:
+        return
+    if len(named) < (many := max(named) + 1 - model.dims.vocab):
+        raise CheckpointError(
+            f"{folder} has rows of {len(named):,} tokens that the model lacks, up to {max(named)}, and those of the "
+            f"model go from 0 to {model.dims.vocab - 1}, so {many:,} are missing: it is not the adapter's base"
+        )
+    vocabulary.widen(model, model.dims.vocab + many, model.dims.vocab)
+
+
+def _token_ids(config: Mapping[str, Any]) -> Any:
+    """The ids of tokens whose rows learn, as adapter_config.json has them: a list, or one by module."""
+    return config.get("trainable_token_indices") or config.get("token_indices") or []
+
+
 def _tokens(
     folder: Path, config: Mapping[str, Any], rows: Mapping[str, Tensor], here: Table
 ) -> dict[tuple[int, ...], tuple[str, ...]]:
     """The tokens whose rows learn, and in which tables."""
-    given = config.get("trainable_token_indices") or config.get("token_indices") or []
+    given = _token_ids(config)
     found: dict[tuple[int, ...], tuple[str, ...]] = {}
     if given and not rows:
         raise CheckpointError(f"{folder}: trainable_token_indices={brief(given)}, and the file holds no rows of tokens")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Collection
 from dataclasses import replace
@@ -18,7 +19,8 @@ from stemma.nn import vocabulary
 from stemma.nn.model import Model
 from stemma.nn.parts import Arch, Heads, Rotary
 from stemma.objectives import tokens
-from stemma.rewrites.engine import graft, reset
+from stemma.rewrites.engine import apply, graft, reset
+from stemma.rewrites.kinds import TrainableTokens
 from stemma.train.config import Plan
 
 
@@ -74,14 +76,24 @@ def _held(heads: Heads) -> set[str]:
 
 def load(plan: Plan) -> Model | None:
     """A model of the plan with the weights that it begins from, read straight into replaced modules: no full-precision
-    copy of a quantised matrix is made. None if the model has weights that these lack (see `fill`)."""
-    there = formats.load(plan.train.start, device="meta", tokenizer=False)
+    copy of a quantised matrix is made. None if the model has weights that these lack (see `fill`), but for rows of new
+    tokens that learn beside an adapter."""
+    there = formats.load(plan.train.start, device="meta")
     with torch.device("meta"):
         model = Model(plan.arch, plan.dims)
+    known = there.tokenizer.vocab_size
+    learnt = {i for rewrite in plan.rewrites if isinstance(rewrite, TrainableTokens) for i in rewrite.ids if i >= known}
+    if plan.dims.vocab > there.dims.vocab and learnt.issuperset(range(there.dims.vocab, plan.dims.vocab)):
+        vocabulary.widen(there, plan.dims.vocab, there.dims.vocab)
     old, new = ({name: t.shape for name, t in m.state_dict().items()} for m in (there, model))
     if old != new or plan.train.new:
         return None
-    held = formats.load(plan.train.start, tokenizer=False, rewrites=plan.rewrites)
+    fixed = tuple(itertools.takewhile(lambda rewrite: not rewrite.freezes, plan.rewrites)) if learnt else plan.rewrites
+    held = formats.load(plan.train.start, tokenizer=False, rewrites=fixed)
+    if learnt:
+        vocabulary.widen(held, plan.dims.vocab, known, sorted(learnt))
+        begin(held, plan)
+        apply(held, plan.rewrites[len(fixed) :], plan.seed)
     graft(model, held)
     reset(model, held.device, held.dtype, plan.seed)
     return model

@@ -109,7 +109,7 @@ def resolve(
     plan = Plan(there.name, SCALE, arch, there.dims, objective, text, recipe, train, data, seed, rewrites=rewrites)
     plan = fitting(spec.edit(plan, changes))
     if isinstance(task, HeadTask):
-        return plan
+        return needed(plan, there, quiet)[0]
     if task is None:
         fits = sizes.of_texts(read(data).documents(), there.tokenizer, plan.context)
         return spec.edit(plan, {path: value for path, value in fits.items() if not _set(changes, path)})

@@ -259,7 +259,7 @@ def resolve(
             arch = replace(arch, dropout=Dropout())  # what is frozen computes as it will
             task = replace(task, prompts=task.prompts or prompts_of(data))
         if not task.template and there.tokenizer.chat_template is None:
-            # adapters learn no rows for tokens that a template brings
+            # an adapter would need rows for tokens that a template brings
             task = replace(task, template=PLAIN if rewrites or found.stage.adapter is not None else DEFAULT)
             if not quiet:
                 disk.tell(

@@ -1,0 +1,95 @@
+"""Sessions whose prompts are read in pieces, so that other rows' tokens can go on meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stemma.decoding.inputs import language_ids, pad
+from stemma.decoding.session import Room, Session
+from stemma.nn import parts
+from stemma.nn.cache import Cache
+from stemma.nn.inputs import Inputs
+from stemma.nn.masks import layer_mask
+from stemma.nn.model import Model
+
+
+def in_pieces(model: Model) -> bool:
+    """Whether reading a prompt in pieces equals reading it whole: tokens see only tokens before them, and there is no
+    encoder."""
+    masks = [layer_mask(model.arch.mask, i) for i in range(model.dims.layers)]
+    return model.arch.structure == "decoder" and all(isinstance(m, parts.Causal | parts.Sliding) for m in masks)
+
+
+class ChunkedSession(Session):
+    """Rows of a decoder (see `in_pieces`). `opened` reads nothing yet; then `go_on` until it returns True."""
+
+    at: list[int]  # tokens of each text that were read
+    last: list[Tensor]  # D of each row, the hidden state of the last token read
+
+    @classmethod
+    def opened(
+        cls,
+        model: Model,
+        prompts: Sequence[Sequence[int]],
+        room: Room = 0,
+        languages: Sequence[int | None] | None = None,
+    ) -> ChunkedSession:
+        """A session whose prompts are still to be read. Raises UsageError as a session does."""
+        new = cls.__new__(cls)
+        new.prepare(model, prompts, room, languages, None)
+        new.open()
+        return new
+
+    def read(self, prompts: Sequence[Sequence[int]]) -> None:
+        self.open()
+        while not self.go_on(len(self.texts) * max(len(t) for t in self.texts)):
+            pass
+
+    def open(self) -> None:
+        """Make the cache, and see what of the texts it holds already."""
+        rows, even = len(self.texts), len({len(t) for t in self.texts}) == 1
+        self.cache = Cache(self.model.arch, self.model.dims.layers, rows, self._capacity(), even)
+        self.at = [0] * rows
+        self.last = [torch.empty(0)] * rows
+
+    @property
+    def unread(self) -> int:
+        """Tokens that are still to be read, of all rows."""
+        return sum(len(t) - at for t, at in zip(self.texts, self.at, strict=True))
+
+    def go_on(self, tokens: int) -> bool:
+        """Read about `tokens` more, of all texts together. Returns whether all are read; then `logits` are there."""
+        width = max(1, tokens // len(self.texts))
+        pieces = [t[at : at + width] for t, at in zip(self.texts, self.at, strict=True)]
+        ids, real = pad(pieces, self.device)
+        order = torch.tensor(self.at, device=self.device)[:, None] + torch.arange(ids.shape[1], device=self.device)
+        inputs = Inputs(
+            ids,
+            None if len({len(p) for p in pieces}) == 1 else real,
+            position_ids=order.minimum(self.lengths[:, None] - 1) + self._position.first,  # padding has a place too
+            langs=language_ids(ids, self.languages),
+            order=order,
+            cache=self.cache,
+        )
+        hidden = self.model.decode(inputs)
+        for row, piece in enumerate(pieces):
+            if piece:
+                self.last[row] = hidden[row, len(piece) - 1]
+                self.at[row] += len(piece)
+        if self.unread:
+            return False
+        self.logits = self._head(torch.stack(self.last))
+        self.last = []
+        return True
+
+    def keep(self, rows: Sequence[int]) -> None:
+        if not self.last:
+            return super().keep(rows)
+        self.cache.keep(torch.tensor(list(rows), dtype=torch.int64, device=self.device))
+        self.texts, self.at = [self.texts[i] for i in rows], [self.at[i] for i in rows]
+        self.last = [self.last[i] for i in rows]
+        self.lengths = self.lengths[list(rows)]
+        self.languages = None if self.languages is None else self.languages[list(rows)]

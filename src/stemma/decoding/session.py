@@ -103,6 +103,11 @@ class Session:
         self.logits = logits[torch.arange(len(ids), device=self.device), counts - 1]
         return logits
 
+    def fits(self, new: int) -> bool:
+        """Whether `new` more tokens of every row have places."""
+        limit = self.model.dims.context if self._position.length_dependent else self._limit
+        return limit is None or int(self._last_places().max()) + new <= limit
+
     def mark(self) -> None:
         """From here on `cut` may take back what is read."""
         self.cache.mark()

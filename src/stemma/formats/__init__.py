@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from stemma.rewrites.kinds import NF4, Rewrite, WeightOnly
 from stemma.rewrites.paths import linear_paths, patterns
 
 QUANTIZED: dict[str, Callable[[tuple[str, ...]], Rewrite]] = {"nf4": NF4, "int8": WeightOnly}  # patterns -> rewrite
+WHOLE = {"q8_0": "q8_0", "q4_0": "q4_0", "q4_1": "q4_1", "keep": "file"}  # WeightOnly of embeddings and head too
 WRITTEN = ("hf", "meta", "gguf", "llama2c", "llama2c-v1", "fairseq", "peft")  # the layouts that `save` knows
 
 
@@ -98,9 +100,10 @@ def load(
     the pretraining heads by the family's head for it, loaded if the file has it, else initialised.
     `dtype="auto"` keeps the file's; `device="meta"` reads shapes and no data. `rewrites` (`stemma.rewrites`) replace
     modules before they are filled: a quantised matrix is made of the file's tensor, and no other copy is kept.
-    `quantize` (`"nf4"`, `"int8"`) does so with the matrices of all blocks; `"keep"` leaves them, the embeddings and a
-    head's own matrix in the file's types, such as the blocks of a GGUF file. `adapter`: folders in PEFT's format, whose
-    adapters all take part, and the first tokenizer beside one; the folder of an adapter as `path` loads its base too.
+    `quantize` (`"nf4"`, `"int8"`) does so with the matrices of all blocks; `"q8_0"`, `"q4_0"` and `"q4_1"` with them,
+    the embeddings and a head's own matrix (the numbers of GGUF files of these types); `"keep"` leaves all of these in
+    the file's types, such as the blocks of a GGUF file. `adapter`: folders in PEFT's format, whose adapters all take
+    part, and the first tokenizer beside one; the folder of an adapter as `path` loads its base too.
     Weights of the wanted type and
     layout are mapped copy-on-write (docs/formats.md). Raises CheckpointError naming the tensor, key or file."""
     folder = model_path(path) or fetch(str(path), revision)
@@ -131,16 +134,22 @@ def load(
 
 
 def quantized(model: Model, kind: str) -> tuple[Rewrite, ...]:
-    """The rewrites that store the matrices of all blocks of `model` as `kind`; for "keep" the embeddings and the head's
-    matrix too. Raises UsageError for another kind, and for a model whose blocks have no such matrices."""
+    """The rewrites that store the matrices of all blocks of `model` as `kind`; for those of `WHOLE` the embeddings and
+    the head's matrix too. Raises UsageError for another kind, and for a model whose blocks have no such matrices."""
     head = ("lm",) if isinstance(model.lm, LMHead) and model.lm.weight is not None else ()
-    kinds = QUANTIZED | {"keep": lambda where: WeightOnly((*where, "embed.tokens", *head), "file")}
+    kinds = dict(QUANTIZED)
+    for name, dtype in WHOLE.items():
+        kinds[name] = functools.partial(_whole, dtype, ("embed.tokens", *head))
     if kind not in kinds:
         raise UsageError(f"quantize={kind!r} is not known; use {', '.join(kinds)}{did_you_mean(kind, kinds)}")
     paths = [path for path in linear_paths(model) if ".blocks." in path]
     if not paths:
         raise UsageError(f"quantize={kind!r}: the blocks of this model have no linear layers")
     return (kinds[kind](patterns(model, paths)),)
+
+
+def _whole(dtype: Any, beside: tuple[str, ...], where: tuple[str, ...]) -> Rewrite:
+    return WeightOnly((*where, *beside), dtype)
 
 
 def _loaded(
@@ -242,11 +251,13 @@ def save(
     dtype: str | None = None,
     shard_bytes: int = 5 * 10**9,
     shards: int | None = None,
+    split_bytes: int | None = None,
 ) -> Path:
     """Write a checkpoint: all of it, or nothing if anything fails. `layout` is one of `WRITTEN`; left out, the name
     tells: `.gguf` and `.bin` (llama2.c) are files, anything else is a folder of config.json, safetensors, tokenizer
     and generation_config.json (`hf`). `peft` writes a model's adapter alone. `shards`: the files of Meta's layout;
-    `dtype` may be q8_0 in GGUF.
+    in GGUF `dtype` may be q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0, and `split_bytes` makes several files of
+    it, with at most so many bytes of tensors each.
 
     Raises ResourceError if the disk is full or not writable, UsageError for what a layout cannot express.
     """
@@ -254,6 +265,8 @@ def save(
     layout = layout_named(layout, directory)
     if shards is not None and layout != "meta":
         raise UsageError(f"shards={shards} is for layout='meta'; others are divided by size (shard_bytes)")
+    if split_bytes is not None and layout != "gguf":
+        raise UsageError(f"split_bytes={split_bytes} is for layout='gguf'; hf is divided by shard_bytes")
     match layout:
         case "meta":
             from stemma.formats import meta
@@ -276,7 +289,7 @@ def save(
         case "gguf":
             from stemma.formats.gguf.write import save as save_gguf
 
-            return save_gguf(model, directory, dtype=dtype)
+            return save_gguf(model, directory, dtype=dtype, split_bytes=split_bytes)
     return hf.save(model, directory, dtype=dtype, shard_bytes=shard_bytes)
 
 

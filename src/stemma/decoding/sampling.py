@@ -13,11 +13,40 @@ from torch import Tensor
 
 from stemma.decoding.guides import Guide
 from stemma.errors import UsageError, did_you_mean
+from stemma.nn.model import Model
 from stemma.spec import require
 
 Early = bool | Literal["never"]
 Token = int | str  # a token's id or its exact name
 REPORTS = ("logprobs", "prompt_logprobs")
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Guess next tokens from the text itself (prompt look-up): where the last `ngram` tokens of it, or at least
+    `shortest`, stood before, the `tokens` that followed there. For texts that repeat their prompt: summaries, edits,
+    code, answers from documents."""
+
+    tokens: int = 8
+    ngram: int = 3
+    shortest: int = 2
+
+    def __post_init__(self) -> None:
+        require(self.tokens >= 1, f"Lookup: tokens must be at least 1, not {self.tokens}")
+        fine = 1 <= self.shortest <= self.ngram
+        require(fine, f"Lookup: 1 <= shortest <= ngram must hold, not shortest={self.shortest}, ngram={self.ngram}")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Guess the next `tokens` by a smaller model with the same tokenizer."""
+
+    model: Model
+    tokens: int = 4
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.model, Model), f"Draft: a model is wanted, not {self.model!r:.80}")
+        require(self.tokens >= 1, f"Draft: tokens must be at least 1, not {self.tokens}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +76,9 @@ class SamplingParams:
     `decoder_start_token_id`: what an encoder-decoder's text starts after.
 
     Form: `guide`: a JSON schema, a regular expression or a grammar that the text follows (`decoding.guides`).
+
+    Speed: `speculate`: how next tokens are guessed, so that the model reads several at once: `Lookup()`, or a smaller
+    model, or `Draft(model)`. What is written keeps its distribution.
 
     Reported: `logprobs`: how many of the likeliest tokens, with their log-probabilities, come with each new token;
     `prompt_logprobs`: the same for the tokens of a decoder's prompt. All log-probabilities are those of the model,
@@ -82,6 +114,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     guide: Guide | None = None
+    speculate: Lookup | Draft | Model | None = None
     language: str | int | None = None
 
     def __post_init__(self) -> None:
@@ -105,6 +138,10 @@ class SamplingParams:
             require((getattr(self, name) or 0) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
         guided = self.guide is None or isinstance(self.guide, Guide)
         require(guided, f"guide must come from json_schema, regex or grammar (decoding.guides), not {self.guide!r:.80}")
+        if isinstance(self.speculate, Model):
+            object.__setattr__(self, "speculate", Draft(self.speculate))
+        guesses = self.speculate is None or isinstance(self.speculate, Lookup | Draft)
+        require(guesses, f"speculate must be Lookup(...), Draft(...) or a model, not {self.speculate!r:.80}")
         if self.seed is not None:
             require(-(2**63) <= self.seed < 2**64, f"seed must fit in 64 bits, not {self.seed}")
 

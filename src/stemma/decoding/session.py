@@ -70,12 +70,14 @@ class Session:
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more token a row (B). Returns the logits of the next (B V)."""
         self._check_place()
-        if self.executor is not None and self.executor.ready(self.cache):
-            self.logits = self.executor.step(tokens, self._next(), self.lengths, self.cache, self.languages)
-            self.lengths = self.lengths + 1
-            return self.logits
         ids, order = tokens[:, None], self.lengths[:, None]
-        langs, places = language_ids(ids, self.languages), self._places(torch.zeros_like(order))
+        places = self._places(torch.zeros_like(order))
+        taken_back = self.cache.journal is not None and self.cache.ring is not None  # rings keep what is overwritten
+        if self.executor is not None and not taken_back and self.executor.ready(self.cache):
+            self.logits = self.executor.step(tokens, places, self.lengths, self.cache, self.languages)
+            self._advance(torch.ones_like(self.lengths))
+            return self.logits
+        langs = language_ids(ids, self.languages)
         hidden = self.model.decode(Inputs(ids, position_ids=places, langs=langs, order=order, cache=self.cache))
         self._advance(torch.ones_like(self.lengths))
         self.logits = self._head(hidden[:, 0])
@@ -108,6 +110,11 @@ class Session:
         logits = self._head(hidden)
         self.logits = logits[torch.arange(len(ids), device=self.device), counts - 1]
         return logits
+
+    def fits(self, new: int) -> bool:
+        """Whether `new` more tokens of every row have places."""
+        limit = self.model.dims.context if self._position.length_dependent else self._limit
+        return limit is None or int(self._last_places().max()) + new <= limit
 
     def mark(self) -> None:
         """From here on `cut` may take back what is read."""

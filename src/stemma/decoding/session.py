@@ -61,7 +61,8 @@ class Session:
         starts: Sequence[int] | None = None,
     ) -> None:
         self.prepare(model, prompts, room, languages, starts)
-        self.read(prompts)
+        with executor.eight_bits():
+            self.read(prompts)
 
     @property
     def rows(self) -> int:
@@ -78,9 +79,11 @@ class Session:
             self._advance(torch.ones_like(self.lengths))
             return self.logits
         langs = language_ids(ids, self.languages)
-        hidden = self.model.decode(Inputs(ids, position_ids=places, langs=langs, order=order, cache=self.cache))
-        self._advance(torch.ones_like(self.lengths))
-        self.logits = self._head(hidden[:, 0])
+        inputs = Inputs(ids, position_ids=places, langs=langs, order=order, cache=self.cache)
+        with executor.eight_bits():
+            hidden = self.model.decode(inputs)
+            self._advance(torch.ones_like(self.lengths))
+            self.logits = self._head(hidden[:, 0])
         return self.logits
 
     def extend(self, tokens: Sequence[Sequence[int]]) -> Tensor:
@@ -96,18 +99,18 @@ class Session:
         ragged = not bool(real.all())
         self.cache.even = self.cache.even and not ragged
         places = self.lengths[:, None] + torch.arange(ids.shape[1], device=self.device).minimum(counts[:, None] - 1)
-        hidden = self.model.decode(
-            Inputs(
-                ids,
-                real if ragged else None,
-                position_ids=self._places(places - self.lengths[:, None]),
-                langs=language_ids(ids, self.languages),
-                order=places,
-                cache=self.cache,
-            )
+        inputs = Inputs(
+            ids,
+            real if ragged else None,
+            position_ids=self._places(places - self.lengths[:, None]),
+            langs=language_ids(ids, self.languages),
+            order=places,
+            cache=self.cache,
         )
-        self._advance(counts)
-        logits = self._head(hidden)
+        with executor.eight_bits():  # as a step is computed
+            hidden = self.model.decode(inputs)
+            self._advance(counts)
+            logits = self._head(hidden)
         self.logits = logits[torch.arange(len(ids), device=self.device), counts - 1]
         return logits
 

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from stemma.text import reading
-
-if TYPE_CHECKING:
-    from stemma.text.tokenizer import Tokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def token_bytes(tokenizer: Tokenizer) -> list[bytes | None]:
-    """For each id the bytes that it adds to a text which goes on; None for tokens that stand for no text. Joined, they
+def token_bytes(
+    core: Any, size: int, special: Collection[int], letters: Mapping[str, int] | None, silent: bool
+) -> list[bytes | None]:
+    """For each of `size` ids the bytes that it adds to a text which goes on; None for those that stand for no text, the
+    `special` ones. `letters`: of a byte-level vocabulary, the byte that each character stands for. Joined, bytes
     are the text of ids, with three exceptions: `decode` drops the space in front of a text's first word, the space of a
     word's end (`</w>`) at the end of a text, and, where a WordPiece decoder cleans up, spaces that several tokens make.
     """
-    core, letters = tokenizer._core, tokenizer._letters
-    texts = {i: core.id_to_token(i) or "" for i in range(tokenizer.vocab_size) if i not in tokenizer.special_ids}
-    found: list[bytes | None] = [None] * tokenizer.vocab_size
+    texts = {i: core.id_to_token(i) or "" for i in range(size) if i not in special}
+    found: list[bytes | None] = [None] * size
     if letters is not None:  # byte-level: a character stands for a byte
         for i, name in texts.items():
             found[i] = bytes(letters[c] for c in name) if all(c in letters for c in name) else name.encode()
@@ -40,7 +40,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes | None]:
             found[i] = bytes([int(byte[1], 16)])
         elif name:
             others.append(i)
-    with reading.panics(tokenizer._foreign):
+    with reading.panics(silent):
         _behind_a_word(core, others, found)
     return found
 

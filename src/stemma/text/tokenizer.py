@@ -419,7 +419,7 @@ class Tokenizer:
     @cached_property
     def token_bytes(self) -> list[bytes | None]:
         """For each id the bytes that it adds to a text (see `stemma.text.pieces`)."""
-        return pieces.token_bytes(self)
+        return pieces.token_bytes(self._core, self.vocab_size, self.special_ids, self._letters, self._foreign)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """A printable piece for each id: spaces as `▁`, line ends as `↵`, a lone byte as `<0xE2>`, specials by name."""

@@ -112,7 +112,7 @@ class StemmaLM(TemplateLM):
 
     @torch.inference_mode()
     def _scored(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """The log-probability of each continuation of its context, by one pass, and whether each token is the likeliest."""
+        """By one pass, the log-probability of each continuation, and whether each of its tokens is the likeliest."""
         model = self.model
         if self.backend == "causal":
             ids, real = pad([(context + told)[:-1] for context, told in pairs], model.device)

@@ -89,8 +89,14 @@ def test_halves_are_as_near_as_pytorchs(name: str, dtype: torch.dtype) -> None:
     assert near <= 2 * far and far < 0.1
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "mixtral", "palm", "t5"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float32) for name in ("llama", "mistral", "mixtral", "t5")),
+        *(pytest.param(name, torch.float32, marks=pytest.mark.slow) for name in ("gpt2", "palm", "chatglm")),
+        ("llama", torch.bfloat16),
+    ],
+)
 def test_a_row_is_the_same_bits_among_any_others(name: str, dtype: torch.dtype) -> None:
     """Alone and among 1 to 16 rows, by one thread and by two."""
     model, threads = build(tiny(name)).to(dtype), torch.get_num_threads()

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from stemma import executor
+from stemma.cli import compiling
 from stemma.decoding.session import Session
 from stemma.decoding.sessions import begin, session_kind
 from stemma.errors import CheckpointError, UsageError
@@ -223,3 +225,15 @@ def test_the_library_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert other is not None and other.path.stat().st_mode & 0o022 == 0
     monkeypatch.setenv("CC", "/no/such/compiler")
     assert fresh() is None
+
+
+def test_build_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`stemma build` compiles once; without a compiler it says so."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "FLAGS", ("-std=gnu11", "-fPIC"))
+    monkeypatch.setattr(native, "library", native.library.__wrapped__)
+    for how in ("compiled by", "kept from an earlier time"):
+        said = CliRunner().invoke(compiling.build)
+        assert said.exit_code == 0 and how in said.output and "by the step executor" in said.output
+    monkeypatch.setenv("CC", "/no/such/compiler")
+    assert "by PyTorch: no C compiler" in CliRunner().invoke(compiling.build).output

@@ -104,10 +104,12 @@ class StemmaLM(TemplateLM):
         found: dict[int, tuple[float, bool]] = {}
         for first in range(0, len(order), self.batch):
             these = order[first : first + self.batch]
-            found |= dict(zip(these, self._scored([cut[i] for i in these]), strict=True))
-        for i, (texts, _, _) in enumerate(requests):
-            if texts is not None:
-                self.cache_hook.add_partial("loglikelihood", texts, found[i])
+            scored = self._scored([cut[i] for i in these])
+            for at, one in zip(these, scored, strict=True):
+                found[at] = one
+        for i, request in enumerate(requests):
+            if request[0] is not None:
+                self.cache_hook.add_partial("loglikelihood", request[0], found[i])
         return [found[i] for i in range(len(cut))]
 
     @torch.inference_mode()
@@ -158,7 +160,7 @@ class StemmaLM(TemplateLM):
         texts = []
         for first in range(0, len(requests), self.batch):
             these = requests[first : first + self.batch]
-            asked = [self._asked(*request.args, end) for request in these]
+            asked = [self._asked(request.args[0], request.args[1], end) for request in these]
             prompts, params = [prompt for prompt, _, _ in asked], [options for _, options, _ in asked]
             done = generate(self.model, prompts, params)
             for request, result, (_, _, until) in zip(these, done, asked, strict=True):

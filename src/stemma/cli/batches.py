@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stemma import disk
 from stemma.cli import console, echo
-from stemma.cli.models import Loading, load
 from stemma.errors import UsageError, require
 
 
-def run(path: str, how: Loading, batch: str, out: str | None) -> None:
-    """Answer the requests of the file `batch` that the file `out` has no answers to yet."""
+def run(path: str, load: Callable[[], Any], batch: str, out: str | None) -> None:
+    """Answer the requests of the file `batch` that the file `out` has no answers to yet. `load()` gives the model."""
     for package in ("starlette", "pydantic", "prometheus_client"):
         require(package, "--batch", "'stemma-lm[serve]'")
     if out is None:
@@ -31,7 +32,7 @@ def run(path: str, how: Loading, batch: str, out: str | None) -> None:
         return
     from stemma.tuning.predicting import task_of
 
-    model = load(path, how)
+    model = load()
     served = Served(Path(path).name, model, task_of(model), Settings())
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     try:

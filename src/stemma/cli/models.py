@@ -245,10 +245,9 @@ def generate(
     model = load(path, how)
     asked = params(model, options)
     asking = texts if bare else in_hard_prompts(path, texts, task)
-    beams = generation_config.num_beams(model, asked) > 1
+    at_once = several or generation_config.num_beams(model, asked) > 1
     terminal = sys.stdout.isatty()
     heads = texts if (terminal if repeat is None else repeat) and not inputs.answers(model) else [""] * len(texts)
-    at_once = beams or several
     printed = Texts(heads, live=not as_json and (stream if stream is not None else terminal and not at_once))
     results = continued(model, encoded(model, asking, special), asked, printed, at_once and not stream)
     if as_json:

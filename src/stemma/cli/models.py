@@ -239,20 +239,30 @@ def generate(
     from stemma.decoding import generation_config, inputs
 
     texts = list(prompts) or (piped((), "a PROMPT") if whole else lines_of(piped((), "a PROMPT")[0]))
-    several = options["n"] > 1 or options["best_of"] is not None
-    if stream and ((options["num_beams"] or 1) > 1 or as_json or several):
+    if stream and (as_json or several(options)):
         raise UsageError("--stream goes without --num-beams, --choices, --best-of and --json")
     model = load(path, how)
     asked = params(model, options)
     asking = texts if bare else in_hard_prompts(path, texts, task)
-    at_once = several or generation_config.num_beams(model, asked) > 1
+    at_once = several(options) or generation_config.num_beams(model, asked) > 1
     terminal = sys.stdout.isatty()
     heads = texts if (terminal if repeat is None else repeat) and not inputs.answers(model) else [""] * len(texts)
     printed = Texts(heads, live=not as_json and (stream if stream is not None else terminal and not at_once))
     results = continued(model, encoded(model, asking, special), asked, printed, at_once and not stream)
+    if as_json or not printed.live:
+        show(as_json, texts, heads, results)
+
+
+def several(options: dict[str, Any]) -> bool:
+    """Whether options ask for texts that are there at once."""
+    return (options["num_beams"] or 1) > 1 or options["n"] > 1 or options["best_of"] is not None
+
+
+def show(as_json: bool, texts: Sequence[str], heads: Sequence[str], results: Sequence[Any]) -> None:
+    """Print all choices of all prompts."""
     if as_json:
         emit([told(text, choice) for text, r in zip(texts, results, strict=True) for choice in r.choices])
-    elif not printed.live:
+    else:
         echo("\n\n".join(h + (c.text or "") for h, r in zip(heads, results, strict=True) for c in r.choices))
 
 

@@ -68,6 +68,8 @@ class Engine:
         (request,) = requests(self.model, [prompt], params, options)
         if request.beams.num_beams > 1:
             raise UsageError("an engine searches with no beams: num_beams must be 1")
+        if request.penalty_alpha:
+            raise UsageError("an engine has no contrastive search: penalty_alpha must be 0")
         check(self.model, request)
         job = Job(request, deadline)
         with self._changed:

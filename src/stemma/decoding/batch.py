@@ -12,7 +12,7 @@ from stemma.decoding.requests import GenerationRequest
 from stemma.decoding.results import Event, Result, Top
 from stemma.decoding.rules import constrained, dead_end
 from stemma.decoding.sampling import choice_seed, draw
-from stemma.decoding.session import Session
+from stemma.decoding.session import NotFinite, Session
 from stemma.decoding.sessions import begin
 from stemma.errors import UsageError
 from stemma.nn.model import Model
@@ -126,10 +126,17 @@ class Batch:
         self._keep([i for i, row in enumerate(self.rows) if row.index not in indices], whole)
 
     def read_tokens(self) -> None:
-        """Read the tokens that were drawn. Where this fails, they count as read."""
+        """Read the tokens that were drawn. Where this fails, `tokens` are there still if it may be tried again."""
         tokens, self.tokens = self.tokens, None
-        if tokens is not None and self.session is not None:
+        if tokens is None or self.session is None:
+            return
+        try:
             self.session.step(tokens)
+        except NotFinite:
+            raise
+        except Exception:
+            self.tokens = tokens if self.session.undo() else None
+            raise
 
     def _keep(self, stay: Sequence[int], whole: bool = True) -> None:
         if len(stay) == len(self.rows):

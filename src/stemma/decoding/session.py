@@ -114,8 +114,12 @@ class Session:
     def leave(self, row: int, tokens: Sequence[int], whole: bool = True) -> None:
         """A row is about to be released (`keep`). `tokens`: what it read and wrote; `whole`: without an error."""
 
-    def close(self) -> None:
+    def close(self, whole: bool = True) -> None:
         """Release all rows; the session is of no use afterwards."""
+
+    def undo(self) -> bool:
+        """After a step that failed: make it undone, so that it may be tried again. Returns whether that can be."""
+        return False
 
     # ------------------------------------------------------------ for subclasses
 

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from stemma.decoding import Session
 from stemma.decoding.batch import Batch
 from stemma.decoding.chunked import ChunkedSession
 from stemma.engine.jobs import Job
 from stemma.nn.model import Model
+from stemma.nn.pool import PageRow, Pages
 
 SMALL = 64  # tokens up to which reading costs about as much as reading one: the weights are what takes the time
-Entry = tuple[int, Job]  # a job by the index that its events carry
+
+
+class Entry(NamedTuple):
+    """A job by the number that its events carry, and its pages, if it has some."""
+
+    number: int
+    job: Job
+    row: PageRow | None = None
 
 
 @dataclass
@@ -23,12 +32,22 @@ class Reading:
     entries: list[Entry]
     session: ChunkedSession | None = None
 
+    def close(self, pages: Pages | None, whole: bool = True) -> None:
+        """Give back what it holds."""
+        if self.session is not None:
+            self.session.close(whole)
+        elif pages is not None:
+            for entry in self.entries:
+                if entry.row is not None:
+                    pages.close(entry.row)
+
 
 class Lane:
-    """Rows that one kind of session decodes. `chunk`: tokens of prompts that are read between two steps."""
+    """Rows that one kind of session decodes. `chunk`: tokens of prompts that are read between two steps; `pages`: of
+    their keys and values, if they have pages."""
 
-    def __init__(self, model: Model, kind: type[Session], chunk: int) -> None:
-        self.model, self.kind, self.chunk = model, kind, chunk
+    def __init__(self, model: Model, kind: type[Session], chunk: int, pages: Pages | None = None) -> None:
+        self.model, self.kind, self.chunk, self.pages = model, kind, chunk, pages
         self.batch = Batch(model, pieces=True, kind=kind)
         self.readings: deque[Reading] = deque()
 
@@ -45,28 +64,44 @@ class Lane:
     def __bool__(self) -> bool:
         return bool(self.batch or self.readings)
 
-    def admit(self, index: int, job: Job) -> None:
-        """Begin with a job: with others that wait for their first token to be read, where that costs little."""
-        if self.readings and self.readings[-1].session is None:
-            entries = self.readings[-1].entries
-            lengths = [len(job.prompt), *(len(other.prompt) for _, other in entries)]
-            padded = max(lengths) * len(lengths)
-            if padded <= self.chunk and padded <= max(SMALL, 1.5 * sum(lengths)):
-                entries.append((index, job))
-                return
-        self.readings.append(Reading([(index, job)]))
+    def admit(self, number: int, job: Job) -> bool:
+        """Begin with a job: with others that wait for their first token to be read, where that costs little. Returns
+        False where the cache has no room for it now."""
+        row, request = None, job.request
+        if self.pages is not None:
+            row = self.pages.open(job.prompt, request.rules.max_new_tokens, request.width)
+            if row is None:
+                return False
+        entry = Entry(number, job, row)
+        if self.readings and self._together(self.readings[-1], entry):
+            self.readings[-1].entries.append(entry)
+        else:
+            self.readings.append(Reading([entry]))
+        return True
+
+    def _together(self, reading: Reading, new: Entry) -> bool:
+        """Whether a job is read with others: not where one of them may read what the other leaves in its pages."""
+        if reading.session is not None or any(entry.job.alone for entry in (*reading.entries, new)):
+            return False
+        begins = [entry.row.names[0] for entry in (*reading.entries, new) if entry.row and entry.row.names]
+        if len(set(begins)) < len(begins):
+            return False
+        lengths = [len(entry.job.prompt) for entry in (*reading.entries, new)]
+        padded = max(lengths) * len(lengths)
+        return padded <= self.chunk and padded <= max(SMALL, 1.5 * sum(lengths))
 
     def read(self) -> tuple[int, Session | None]:
         """Read a chunk of the first reading, and put it behind the others. Returns how many tokens were read, and the
         session where all are: `join` is to follow. A reading that fails stays the first one."""
         reading = self.readings[0]
-        asked = [job.request for _, job in reading.entries]
+        asked = [entry.job.request for entry in reading.entries]
         prompts, room = [r.prompt for r in asked], [r.rules.max_new_tokens for r in asked]
         languages, starts = [r.language for r in asked], [r.start for r in asked if r.start is not None] or None
         if not issubclass(self.kind, ChunkedSession):
             return sum(map(len, prompts)), self.kind(self.model, prompts, room, languages, starts)
         if reading.session is None:
-            reading.session = self.kind.opened(self.model, prompts, room, languages)
+            rows = [entry.row for entry in reading.entries if entry.row is not None]
+            reading.session = self.kind.opened(self.model, prompts, room, languages, self.pages, rows)
         session, before = reading.session, reading.session.unread
         if session.go_on(self.chunk):
             return before, session
@@ -75,30 +110,35 @@ class Lane:
 
     def join(self, session: Session) -> None:
         """The jobs of the first reading join the batch."""
-        self.batch.join([(index, job.request) for index, job in self.readings.popleft().entries], session)
+        self.batch.join([(e.number, e.job.request) for e in self.readings.popleft().entries], session)
 
-    def split(self) -> Reading:
-        """After the first reading failed: its jobs are read one by one. Returns it; a reading of one job is gone."""
+    def fail(self) -> list[Entry]:
+        """After the first reading failed: it ends. Returns its jobs."""
         failed = self.readings.popleft()
-        if failed.session is not None:
-            failed.session.close()
-        if len(failed.entries) > 1:
-            self.readings.extendleft(Reading([entry]) for entry in reversed(failed.entries))
-        return failed
+        failed.close(self.pages, whole=False)
+        return failed.entries
+
+    def reset(self) -> None:
+        """After a step that cannot be tried again: all rows end."""
+        if self.batch.session is not None:
+            self.batch.session.close(whole=False)
+        self.batch = Batch(self.model, pieces=True, kind=self.kind)
 
     def drop(self, indices: Sequence[int], whole: bool = True) -> None:
         """Jobs leave, wherever they are."""
         self.batch.drop(indices, whole)
         kept: list[Reading] = []
         for reading in self.readings:
-            stay = [at for at, (index, _) in enumerate(reading.entries) if index not in indices]
-            if len(stay) == len(reading.entries):
-                kept.append(reading)
-            elif stay:
-                reading.entries = [reading.entries[at] for at in stay]
+            stay = [at for at, entry in enumerate(reading.entries) if entry.number not in indices]
+            if not stay:
+                reading.close(self.pages)
+                continue
+            if len(stay) < len(reading.entries):
+                gone = [entry for entry in reading.entries if entry.number in indices]
                 if reading.session is not None:
                     reading.session.keep(stay)
-                kept.append(reading)
-            elif reading.session is not None:
-                reading.session.close()
+                else:
+                    Reading(gone).close(self.pages)
+                reading.entries = [reading.entries[at] for at in stay]
+            kept.append(reading)
         self.readings = deque(kept)

@@ -287,7 +287,9 @@ def test_beside_a_quantised_base(kind: str, tmp_path: Path) -> None:
     assert torch.equal(logits(again), logits(model))
     assert stemma.load(tmp_path / "adapter").rewrites[0].rank == 2  # finds its base
     assert near(logits(merge(model)), logits(again))
-    with pytest.raises(UsageError, match="quantize='nf5' is not known; use nf4, int8, keep; did you mean 'nf4'"):
+    with pytest.raises(
+        UsageError, match="quantize='nf5' is not known; use nf4, int8, q8_0, q4_0, q4_1, keep; did you mean 'nf4'"
+    ):
         stemma.load(tmp_path / "base", quantize="nf5")
 
 

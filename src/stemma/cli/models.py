@@ -28,7 +28,7 @@ LOADING = (
     click.option("--adapter", multiple=True, metavar="DIR", help="An adapter (PEFT's folder, a run). Repeatable."),
     click.option(
         "--quantize",
-        type=click.Choice(["nf4", "int8", "keep"]),
+        type=click.Choice(["nf4", "int8", "q8_0", "q4_0", "q4_1", "keep"]),
         help="Matrices in 4 or 8 bits, or as in the file.",
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from stemma.rewrites.kinds import NF4, Rewrite, WeightOnly
 from stemma.rewrites.paths import linear_paths, patterns
 
 QUANTIZED: dict[str, Callable[[tuple[str, ...]], Rewrite]] = {"nf4": NF4, "int8": WeightOnly}  # patterns -> rewrite
+WHOLE = {"q8_0": "q8_0", "q4_0": "q4_0", "q4_1": "q4_1", "keep": "file"}  # WeightOnly of embeddings and head too
 WRITTEN = ("hf", "meta", "gguf", "llama2c", "llama2c-v1", "fairseq", "peft")  # the layouts that `save` knows
 
 
@@ -98,9 +100,10 @@ def load(
     the pretraining heads by the family's head for it, loaded if the file has it, else initialised.
     `dtype="auto"` keeps the file's; `device="meta"` reads shapes and no data. `rewrites` (`stemma.rewrites`) replace
     modules before they are filled: a quantised matrix is made of the file's tensor, and no other copy is kept.
-    `quantize` (`"nf4"`, `"int8"`) does so with the matrices of all blocks; `"keep"` leaves them, the embeddings and a
-    head's own matrix in the file's types, such as the blocks of a GGUF file. `adapter`: folders in PEFT's format, whose
-    adapters all take part, and the first tokenizer beside one; the folder of an adapter as `path` loads its base too.
+    `quantize` (`"nf4"`, `"int8"`) does so with the matrices of all blocks; `"q8_0"`, `"q4_0"` and `"q4_1"` with them,
+    the embeddings and a head's own matrix (the numbers of GGUF files of these types); `"keep"` leaves all of these in
+    the file's types, such as the blocks of a GGUF file. `adapter`: folders in PEFT's format, whose adapters all take
+    part, and the first tokenizer beside one; the folder of an adapter as `path` loads its base too.
     Weights of the wanted type and
     layout are mapped copy-on-write (docs/formats.md). Raises CheckpointError naming the tensor, key or file."""
     folder = model_path(path) or fetch(str(path), revision)
@@ -131,16 +134,22 @@ def load(
 
 
 def quantized(model: Model, kind: str) -> tuple[Rewrite, ...]:
-    """The rewrites that store the matrices of all blocks of `model` as `kind`; for "keep" the embeddings and the head's
-    matrix too. Raises UsageError for another kind, and for a model whose blocks have no such matrices."""
+    """The rewrites that store the matrices of all blocks of `model` as `kind`; for those of `WHOLE` the embeddings and
+    the head's matrix too. Raises UsageError for another kind, and for a model whose blocks have no such matrices."""
     head = ("lm",) if isinstance(model.lm, LMHead) and model.lm.weight is not None else ()
-    kinds = QUANTIZED | {"keep": lambda where: WeightOnly((*where, "embed.tokens", *head), "file")}
+    kinds = dict(QUANTIZED)
+    for name, dtype in WHOLE.items():
+        kinds[name] = functools.partial(_whole, dtype, ("embed.tokens", *head))
     if kind not in kinds:
         raise UsageError(f"quantize={kind!r} is not known; use {', '.join(kinds)}{did_you_mean(kind, kinds)}")
     paths = [path for path in linear_paths(model) if ".blocks." in path]
     if not paths:
         raise UsageError(f"quantize={kind!r}: the blocks of this model have no linear layers")
     return (kinds[kind](patterns(model, paths)),)
+
+
+def _whole(dtype: Any, beside: tuple[str, ...], where: tuple[str, ...]) -> Rewrite:
+    return WeightOnly((*where, *beside), dtype)
 
 
 def _loaded(

@@ -87,7 +87,7 @@ static inline void q3_k(const uint8_t *b, float *w) {
   }
 }
 
-static inline void scale_of(const uint8_t *s, int g, int *scale, int *least) { /* eight of both in twelve bytes */
+static inline void scale_and_least(const uint8_t *s, int g, int *scale, int *least) { /* eight of both in twelve bytes */
   int i = g % 4;
   *scale = g < 4 ? s[i] & 63 : (s[8 + i] & 15) | s[i] >> 6 << 4;
   *least = g < 4 ? s[4 + i] & 63 : s[8 + i] >> 4 | s[4 + i] >> 6 << 4;
@@ -97,7 +97,7 @@ static inline void q4_k(const uint8_t *b, float *w) {
   float d = half(b), dmin = half(b + 2);
   for (int g = 0; g < 8; g++) {
     int small, low;
-    scale_of(b + 4, g, &small, &low);
+    scale_and_least(b + 4, g, &small, &low);
     float scale = d * small, least = dmin * low;
     const uint8_t *q = b + 16 + g / 2 * 32;
     SIMD for (int j = 0; j < 32; j++) w[32 * g + j] = scale * (q[j] >> g % 2 * 4 & 15) - least;
@@ -108,7 +108,7 @@ static inline void q5_k(const uint8_t *b, float *w) {
   float d = half(b), dmin = half(b + 2);
   for (int g = 0; g < 8; g++) {
     int small, low;
-    scale_of(b + 4, g, &small, &low);
+    scale_and_least(b + 4, g, &small, &low);
     float scale = d * small, least = dmin * low;
     const uint8_t *high = b + 16, *q = b + 48 + g / 2 * 32;
     SIMD for (int j = 0; j < 32; j++) w[32 * g + j] = scale * ((q[j] >> g % 2 * 4 & 15) | (high[j] >> g & 1) << 4) - least;
@@ -145,6 +145,55 @@ static inline int64_t unpack(int kind, const uint8_t *at, int64_t n, float *w) {
   return 0;
 }
 
+/* ---- packed rows: the bytes of 16 rows in the order of packing.py */
+
+typedef struct {
+  int start, bytes, unit, flip;
+} field;
+
+static const field FIELDS[10][4] = {
+    [0] = {{2, 16, 4, 0}, {0, 2, 2, 0}},
+    [1] = {{4, 16, 4, 0}, {0, 2, 2, 0}, {2, 2, 2, 0}},
+    [4] = {{2, 32, 4, 128}, {0, 2, 2, 0}},
+    [7] = {{0, 2, 2, 0}, {2, 2, 2, 0}, {4, 12, 1, 0}, {16, 128, 4, 0}},
+    [9] = {{0, 128, 4, 0}, {128, 64, 4, 0}, {192, 16, 1, 0}, {208, 2, 2, 0}},
+};
+
+/* One block of row `lane`, as a file has it, from the blocks of one place. Returns the bytes that these take. */
+static inline int64_t loosen(int kind, const uint8_t *at, int64_t lane, uint8_t *block) {
+  int64_t size = 0;
+  for (const field *f = FIELDS[kind]; f < FIELDS[kind] + 4; f++) {
+    for (int64_t u = 0; u < f->bytes; u += f->unit) memcpy(block + f->start + u, at + size + 16 * u + lane * f->unit, f->unit);
+    for (int64_t i = 0; i < (f->flip ? f->bytes : 0); i++) block[f->start + i] ^= (uint8_t)f->flip;
+    size += 16 * f->bytes;
+  }
+  return size;
+}
+
+/* The `n` weights, in whole blocks, of a row that is packed with others, from the blocks at `at`. Returns their bytes. */
+static inline int64_t unpack_lane(int kind, const uint8_t *at, int64_t lane, int64_t n, float *w) {
+  int64_t width = kind < 5 ? 32 : 256, bytes = 0;
+  for (int64_t k = 0; k < n; k += width) {
+    uint8_t block[256];
+    bytes += loosen(kind, at + bytes, lane, block);
+    unpack(kind, block, width, w + k);
+  }
+  return bytes;
+}
+
+/* ---- matrices */
+
+/* Adds the product of `some` weights with as many entries of each vector. */
+static inline void add_part(const float *w, const float *x, int64_t some, int64_t rows, int64_t in, float *y, int64_t out) {
+  for (int64_t m = 0; m < rows; m++) {
+    const float *v = x + m * in;
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < some; i++) sum += v[i] * w[i];
+    y[m * out] += sum;
+  }
+}
+
 /* y = x w^T for rows of `bytes` bytes. */
 void blocks_product(int kind, const uint8_t *codes, int64_t bytes, const float *x, float *y, int64_t rows, int64_t out,
                     int64_t in, int threads) {
@@ -156,13 +205,7 @@ void blocks_product(int kind, const uint8_t *codes, int64_t bytes, const float *
       float w[AT_ONCE];
       int64_t some = in - k < AT_ONCE ? in - k : AT_ONCE;
       at += unpack(kind, at, some, w);
-      for (int64_t m = 0; m < rows; m++) {
-        const float *v = x + m * in + k;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < some; i++) sum += v[i] * w[i];
-        y[m * out + n] += sum;
-      }
+      add_part(w, x + k, some, rows, in, y + n, out);
     }
   }
 }
@@ -171,4 +214,26 @@ void blocks_product(int kind, const uint8_t *codes, int64_t bytes, const float *
 void blocks_weights(int kind, const uint8_t *codes, int64_t bytes, float *y, int64_t out, int64_t in, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t n = 0; n < out; n++) unpack(kind, codes + n * bytes, in, y + n * in);
+}
+
+/* y = x w^T for packed rows of `bytes` bytes each. */
+void packed_product(int kind, const uint8_t *codes, int64_t bytes, const float *x, float *y, int64_t rows, int64_t out,
+                    int64_t in, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t n = 0; n < out; n++) {
+    const uint8_t *at = codes + n / 16 * 16 * bytes;
+    for (int64_t m = 0; m < rows; m++) y[m * out + n] = 0;
+    for (int64_t k = 0; k < in; k += AT_ONCE) {
+      float w[AT_ONCE];
+      int64_t some = in - k < AT_ONCE ? in - k : AT_ONCE;
+      at += unpack_lane(kind, at, n % 16, some, w);
+      add_part(w, x + k, some, rows, in, y + n, out);
+    }
+  }
+}
+
+/* The weights of packed rows. */
+void packed_weights(int kind, const uint8_t *codes, int64_t bytes, float *y, int64_t out, int64_t in, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t n = 0; n < out; n++) unpack_lane(kind, codes + n / 16 * 16 * bytes, n % 16, in, y + n * in);
 }

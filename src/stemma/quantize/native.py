@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from stemma.quantize import packing
+
 ROWS, BYTE_ROWS = 16, 4  # vectors at once up to which a product of codes of 4 (8) bits beats making the weight
 SOURCES = tuple(str(Path(__file__).with_name(name)) for name in ("kernels.c", "blocks.c"))
 BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")  # types of blocks.c
@@ -35,6 +37,8 @@ ARGUMENTS = {  # of each function: pointers, sizes, small numbers
     "int8_product": "ppppnnni",
     "blocks_product": "ipnppnnni",
     "blocks_weights": "ipnpnni",
+    "packed_product": "ipnppnnni",
+    "packed_weights": "ipnpnni",
 }
 PLAIN = "in plain PyTorch, which makes the weight for each"
 TIMEOUT = 60  # seconds for the compiler
@@ -132,7 +136,7 @@ class NF4Matrix(NamedTuple):
             return None
         halves = x.reshape(-1, width // 2, 2).mT.float().contiguous()  # even entries, odd entries
         y = torch.empty(len(halves), out)
-        where, threads = ctypes.byref(self._struct()), torch.get_num_threads()
+        where, threads = ctypes.byref(self.struct()), torch.get_num_threads()
         found.library.nf4_product(where, halves.data_ptr(), y.data_ptr(), len(halves), out, width, threads)
         return y.view(*x.shape[:-1], out).to(x.dtype)
 
@@ -143,13 +147,14 @@ class NF4Matrix(NamedTuple):
         if found is None:
             return None
         y = torch.empty(blocks * self.block)
-        found.library.nf4_weights(ctypes.byref(self._struct()), y.data_ptr(), blocks, torch.get_num_threads())
+        found.library.nf4_weights(ctypes.byref(self.struct()), y.data_ptr(), blocks, torch.get_num_threads())
         return y
 
     def _kernels(self, x: Tensor | None = None) -> Kernels | None:
         return kernels() if readable(x, self.codes, self.absmax, self.absmax2, self.offset) else None
 
-    def _struct(self) -> _NF4:
+    def struct(self) -> _NF4:
+        """As the kernels read it. It holds no reference to the tensors."""
         scales = (self.absmax, None) if self.absmax2 is None else (None, self.absmax)
         parts = (self.codes, self.levels, *scales, self.dynamic, self.absmax2, self.offset)
         return _NF4(*(None if t is None else t.data_ptr() for t in parts), self.block)
@@ -180,6 +185,29 @@ def blocks_product(kind: str, codes: Tensor, x: Tensor) -> Tensor | None:
     where = (BLOCKS.index(kind), codes.data_ptr(), codes.shape[1], wide.data_ptr(), y.data_ptr())
     found.library.blocks_product(*where, len(wide), len(codes), wide.shape[1], torch.get_num_threads())
     return y.view(*x.shape[:-1], len(codes)).to(x.dtype)
+
+
+def packed_product(kind: str, codes: Tensor, out: int, x: Tensor) -> Tensor | None:
+    """The same for a matrix of `out` rows that `packing.packed` packed."""
+    found = kernels() if few(x, ROWS) and readable(codes, x) else None
+    if found is None:
+        return None
+    wide = x.reshape(-1, x.shape[-1]).float().contiguous()
+    y = torch.empty(len(wide), out)
+    where = (BLOCKS.index(kind), codes.data_ptr(), codes.shape[1] // packing.ROWS, wide.data_ptr(), y.data_ptr())
+    found.library.packed_product(*where, len(wide), out, wide.shape[1], torch.get_num_threads())
+    return y.view(*x.shape[:-1], out).to(x.dtype)
+
+
+def packed_weights(kind: str, codes: Tensor, out: int, width: int) -> Tensor | None:
+    """The weights of a packed matrix, fp32; None where no kernel makes them."""
+    found = kernels() if readable(codes) else None
+    if found is None:
+        return None
+    y = torch.empty(out, width)
+    where = (BLOCKS.index(kind), codes.data_ptr(), codes.shape[1] // packing.ROWS, y.data_ptr())
+    found.library.packed_weights(*where, out, width, torch.get_num_threads())
+    return y
 
 
 def blocks_weights(kind: str, codes: Tensor, width: int) -> Tensor | None:

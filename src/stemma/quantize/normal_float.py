@@ -90,7 +90,7 @@ class NF4Tensor:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weights: level times scale, in fp32, cast to `dtype`."""
-        if (made := self._matrix.weights()) is not None:
+        if (made := self.matrix.weights()) is not None:
             return made.view(self.shape).to(dtype)
         n = self.shape.numel()
         numbers = _pairs(self.codes.device).index_select(0, self.codes.int()).view(torch.float32)
@@ -101,10 +101,11 @@ class NF4Tensor:
     def product(self, x: Tensor) -> Tensor | None:
         """`x w^T` (... D -> ... E) of the codes, for a matrix and a few vectors on a CPU; None where the weight has to
         be made for it (see `stemma.quantize.native`)."""
-        return self._matrix.product(x, self.shape[0])
+        return self.matrix.product(x, self.shape[0])
 
     @property
-    def _matrix(self) -> NF4Matrix:
+    def matrix(self) -> NF4Matrix:
+        """What the kernels read."""
         return NF4Matrix(self.codes, self.absmax, self.block, self.absmax2, self.offset, levels(), dynamic())
 
     @property

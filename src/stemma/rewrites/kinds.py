@@ -65,10 +65,12 @@ class WeightOnly(Rewrite):
     """Matrices and embeddings stored in `dtype` and multiplied in the dtype of the model (weight-only quantisation). A
     language-model head with a matrix of its own is stored so where `where` holds its whole path, `lm`.
 
-    `int8`: one scale a row, `w = scale * code` with `scale = max |w| / 127`; `file`: as the file has them, a GGUF
-    file's quantised blocks too, which are dequantised on the CPU. The stored weights do not learn."""
+    `int8`: one scale a row, `w = scale * code` with `scale = max |w| / 127`; `q8_0`, `q4_0`, `q4_1`: 32 weights to a
+    scale (of q4_1 a minimum too) in half precision, 8.5, 4.5 and 5 bits a weight, the numbers of a GGUF file of that
+    type; `file`: as the file has them, a GGUF file's quantised blocks too, which are dequantised on the CPU. The stored
+    weights do not learn."""
 
-    dtype: Literal["int8", "bfloat16", "float16", "file"] = "int8"
+    dtype: Literal["int8", "q8_0", "q4_0", "q4_1", "bfloat16", "float16", "file"] = "int8"
 
     def accepts(self) -> tuple[type[nn.Module], ...]:
         from torch import nn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import cast
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from stemma.errors import UsageError
 from stemma.nn.heads import LMHead, Product
 from stemma.nn.mixed import Matrix, times
-from stemma.quantize import native
+from stemma.quantize import blocks, native, packing
 from stemma.rewrites.frozen import Frozen, FrozenLinear
 from stemma.rewrites.modules import Blocks, Rewritten
 
@@ -22,7 +23,8 @@ DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float16": torch.float
 
 class Stored(Frozen):
     """`codes`: the stored weight, or the bytes of its blocks, of which `unpack` makes numbers and whose type is `kind`
-    (else empty); `scale`: its factor a row (int8), else empty, in the dtype that is computed in."""
+    (else empty), row after row or `packed` (`stemma.quantize.packing`); `scale`: its factor a row (int8), else empty,
+    in the dtype that is computed in."""
 
     codes: Tensor
     scale: Tensor
@@ -32,9 +34,18 @@ class Stored(Frozen):
     def __init__(self, dtype: str, plain: nn.Module) -> None:
         super().__init__(plain)
         self.stored, self.unpack, self.kind = DTYPES.get(dtype), None, ""  # None: as the file has it
+        self.packed = dtype.upper() in blocks.NUMBERS
+        shape = self.shapes["weight"]
+        if self.packed:
+            self.kind = dtype.upper()
+            self.unpack = functools.partial(blocks.numbers, self.kind)
+            if shape[1] % blocks.BLOCK:
+                size = " x ".join(map(str, shape))
+                raise UsageError(f"{dtype} needs rows of a multiple of {blocks.BLOCK} weights, and a matrix has {size}")
+            shape = torch.Size(packing.shape(self.kind, *shape))
         with torch.device("meta"):
-            self.register_buffer("codes", torch.empty(self.shapes["weight"], dtype=self.stored))
-            self.register_buffer("scale", torch.empty(self.shapes["weight"][0] if self.scaled else 0, 1))
+            self.register_buffer("codes", torch.empty(shape, dtype=torch.uint8 if self.packed else self.stored))
+            self.register_buffer("scale", torch.empty(shape[0] if self.scaled else 0, 1))
 
     @property
     def scaled(self) -> bool:
@@ -60,8 +71,16 @@ class Stored(Frozen):
     @property
     def weight(self) -> Tensor:
         """The weight that is computed with."""
-        wide = self.wide(self.codes)
+        if self.packed and (made := native.packed_weights(self.kind, self.codes, *self.shapes["weight"])) is not None:
+            return made.to(self.scale.dtype)
+        wide = self.wide(self.rows())
         return wide * self.scale if self.scaled else wide
+
+    def rows(self, ids: Tensor | None = None) -> Tensor:
+        """Codes, or bytes of blocks, row after row; of the rows `ids` (N) alone where they are given."""
+        if self.packed:
+            return packing.rows(self.kind, self.codes, self.shapes["weight"][0], ids)
+        return self.codes if ids is None else self.codes[ids]
 
     def wide(self, codes: Tensor) -> Tensor:
         """Rows of codes (N ...) in the dtype that is computed in: N D."""
@@ -73,10 +92,15 @@ class Stored(Frozen):
     def product(self, x: Tensor) -> Tensor | None:
         if self.scaled:
             return native.int8_product(self.codes, self.scale, x)
+        if self.packed:
+            return native.packed_product(self.kind, self.codes, self.shapes["weight"][0], x)
         return native.blocks_product(self.kind, self.codes, x) if self.kind else None
 
     def store(self, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         value = value.detach().to(device)
+        if self.packed:
+            self.pack(value, functools.partial(blocks.rounded, self.kind), dtype)
+            return
         if not self.scaled:
             self.codes = torch.empty(value.shape, dtype=self.stored or value.dtype, device=device).copy_(value)
             self.scale, self.unpack, self.kind = torch.empty(0, 1, dtype=dtype, device=device), None, ""
@@ -93,17 +117,30 @@ class Stored(Frozen):
         if device.type != "meta" and not bool(self.scale.isfinite().all()):
             raise UsageError("int8 cannot hold inf or nan, and this tensor has some")
 
-    def load_blocks(self, name: str, blocks: Blocks, device: torch.device, dtype: torch.dtype) -> None:
-        if self.stored is not None or name != "weight":
-            super().load_blocks(name, blocks, device, dtype)
+    def pack(self, rows: Tensor, made: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+        """Keep rows, of which `made` makes bytes of blocks, packed."""
+        self.scale = torch.empty(0, 1, dtype=dtype, device=rows.device)
+        shape = packing.shape(self.kind, *self.shapes["weight"])
+        self.codes = torch.empty(shape, dtype=torch.uint8, device=rows.device)
+        step = max(1, CHUNK // rows.shape[1] // packing.ROWS)
+        for at in range(0, len(self.codes), step):
+            some = rows[at * packing.ROWS : (at + step) * packing.ROWS]
+            self.codes[at : at + step] = packing.packed(self.kind, made(some))
+
+    def load_blocks(self, name: str, found: Blocks, device: torch.device, dtype: torch.dtype) -> None:
+        if self.packed and name == "weight" and found.kind == self.kind:
+            self.pack(found.data.to(device), lambda rows: rows, dtype)
             return
-        self.codes, self.unpack, self.kind = blocks.data.to(device, copy=True), blocks.unpack, blocks.kind
+        if self.packed or self.stored is not None or name != "weight":
+            super().load_blocks(name, found, device, dtype)
+            return
+        self.codes, self.unpack, self.kind = found.data.to(device, copy=True), found.unpack, found.kind
         self.scale = torch.empty(0, 1, dtype=dtype, device=device)
 
     def blocks(self, name: str) -> Blocks | None:
         if self.unpack is None or name != "weight":
             return None
-        return Blocks(self.codes, self.unpack, self.kind)
+        return Blocks(self.rows(), self.unpack, self.kind)
 
     def empty_like(self, other: Rewritten) -> None:
         if isinstance(other, Stored):
@@ -123,7 +160,7 @@ class StoredEmbedding(Stored):
         self.num_embeddings, self.embedding_dim = self.shapes["weight"]
 
     def forward(self, ids: Tensor) -> Tensor:
-        rows = self.wide(self.codes[ids].flatten(0, -2)).unflatten(0, ids.shape)
+        rows = self.wide(self.rows(ids.flatten())).unflatten(0, ids.shape)
         return rows * self.scale[ids] if self.scaled else rows
 
     def merge(self) -> nn.Module:

@@ -1,9 +1,13 @@
-"""Decoding speed against transformers: same weights, same prompts, same precision, one run, interleaved.
+"""Decoding speed on a CPU against transformers, CTranslate2 and llama.cpp: same weights, same prompts, one run, interleaved.
 
-    python bench/decode.py [--threads 2] [--repeats 5] [--new 48] [--json FILE]
+    python bench/decode.py [--peers PYTHON] [--threads 2] [--repeats 5] [--new 64] [--only TEXT] [--json FILE]
 
-Every row is one small published shape with random weights, saved once and loaded by both. A figure is new tokens a
-second, the whole call of `generate` (prompt and decoding); the ratio is the median of the paired ratios.
+Every row is one small published shape with random weights, saved once and loaded by every engine, each in a process of its
+own (bench/shared/engines.py). The engines take turns, in the other order each time. `decode` is new tokens a second, of all
+texts together, from the first token to the last; `prefill` prompt tokens a second to the first token. Ratios are medians of
+the paired ratios, Stemma's rate through the other's. `memory` is what a step of decoding reads (all weights once, and half
+of the keys and values at the end) as a share of what plain reading of memory reached beside it. `--peers` is a Python that
+has `llama_cpp` and `ctranslate2`; our own GGUF files are llama.cpp's.
 """
 
 from __future__ import annotations
@@ -11,103 +15,196 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
-import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers as hf
 
 import stemma
+from stemma.evaluate.speed import bandwidth
 
-ROWS: list[tuple[str, str, dict[str, Any], int, str]] = [
-    # name, size, dims, rows of the batch, dtype
-    ("gpt2 124M", "gpt2", {}, 1, "float32"),
-    ("gpt2 124M", "gpt2", {}, 8, "float32"),
-    ("llama 134M", "llama-7b", dict(d_model=768, layers=12, heads=12, d_ff=2048), 1, "float32"),
-    ("llama 134M", "llama-7b", dict(d_model=768, layers=12, heads=12, d_ff=2048), 8, "float32"),
-    ("llama 134M", "llama-7b", dict(d_model=768, layers=12, heads=12, d_ff=2048), 1, "bfloat16"),
-    ("mistral 120M", "mistral-7b", dict(d_model=768, layers=12, heads=12, kv_heads=4, d_ff=2048), 1, "float32"),
-    ("t5 60M", "t5-small", {}, 1, "float32"),
-    ("t5 60M", "t5-small", {}, 8, "float32"),
-    ("gpt1 117M", "gpt1", {}, 1, "float32"),
-]
-PROMPT = 48
+LLAMA = dict(d_model=768, layers=12, heads=12, d_ff=2048)
+TYPES = {"float32": 4.0, "bfloat16": 2.0}
+GGUF = {"float32": "float32", "bfloat16": "bfloat16"}
 
 
-def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    out = []
-    for name, size, dims, rows, dtype in ROWS:
-        if args.only and args.only not in name:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            stemma.build(size, **dims).save(folder)
-            ours = stemma.load(folder, dtype=dtype)
-            kind = hf.AutoModelForSeq2SeqLM if "t5" in size else hf.AutoModelForCausalLM
-            theirs = kind.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(3, ours.dims.vocab, (rows, PROMPT), generator=generator)
-        prompts = ids.tolist()
-        mask = torch.ones_like(ids)
+@dataclass(frozen=True)
+class Row:
+    """A shape, what is written with it, and beside whom."""
 
-        def we(ours: Any = ours, prompts: Any = prompts) -> Any:
-            return [r.ids for r in stemma.generate(ours, prompts, max_new_tokens=args.new, ignore_eos=True)]
+    name: str
+    size: str
+    dtype: str = "float32"
+    rows: int = 1
+    prompt: int = 64
+    dims: dict[str, Any] = field(default_factory=dict)
+    peers: tuple[str, ...] = ("transformers", "llama.cpp")
 
-        def they(theirs: Any = theirs, ids: Any = ids, mask: Any = mask) -> Any:
-            new = theirs.generate(
-                ids,
-                attention_mask=mask,
-                max_new_tokens=args.new,
-                min_new_tokens=args.new,
-                do_sample=False,
-                pad_token_id=0,
-            )
-            return new[:, -args.new :].tolist()
 
-        agree = we() == they()  # also the warm-up
-        speeds: dict[str, list[float]] = {"stemma": [], "transformers": []}
-        for _ in range(args.repeats):
-            for who, call in (("stemma", we), ("transformers", they)):
-                start = time.perf_counter()
-                call()
-                speeds[who].append(rows * args.new / (time.perf_counter() - start))
-        ratios = sorted(a / b for a, b in zip(speeds["stemma"], speeds["transformers"], strict=True))
-        out.append(
-            {
-                "model": name, "batch": rows, "dtype": dtype, "same tokens": agree,
-                "stemma tok/s": round(statistics.median(speeds["stemma"]), 1),
-                "transformers tok/s": round(statistics.median(speeds["transformers"]), 1),
-                "ratio": round(statistics.median(ratios), 2), "range": [round(ratios[0], 2), round(ratios[-1], 2)],
-            }
-        )  # fmt: skip
-        show(out[-1:])
+ROWS = [
+    Row("llama 134M", "llama-7b", dims=LLAMA, peers=("transformers", "ctranslate2", "llama.cpp")),
+    Row("llama 134M", "llama-7b", "bfloat16", dims=LLAMA),
+    Row("llama 134M", "llama-7b", rows=16, dims=LLAMA),
+    Row("llama 134M", "llama-7b", "bfloat16", rows=16, dims=LLAMA),
+    Row("llama 134M, prefill", "llama-7b", prompt=512, dims=LLAMA),
+    Row("llama 134M, prefill", "llama-7b", "bfloat16", prompt=512, dims=LLAMA),
+    Row("llama 134M, 2k context", "llama-7b", prompt=1984, dims=LLAMA),
+    Row("llama 134M, 2k context", "llama-7b", "bfloat16", prompt=1984, dims=LLAMA),
+    Row("gpt2 124M", "gpt2"),
+    Row("gpt2 124M", "gpt2", "bfloat16"),
+    Row("mistral 120M, window 256", "mistral-7b", prompt=320,
+        dims=LLAMA | {"kv_heads": 4}, peers=("transformers",)),
+    Row("t5 60M", "t5-small", peers=("transformers",)),
+    Row("t5 60M", "t5-small", "bfloat16", peers=("transformers",)),
+]  # fmt: skip
+
+
+class Engine:
+    """A process of one engine."""
+
+    def __init__(self, name: str, path: Path, dtype: str, threads: int, python: str) -> None:
+        self.name = name
+        script = Path(__file__).parent / "shared" / "engines.py"
+        command = [python, str(script), name, str(path), dtype, str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, prompts: list[list[int]], new: int) -> dict[str, Any]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"prompts": prompts, "new": new}) + "\n")
+        self.process.stdin.flush()
+        found: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return found
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def files(row: Row, folder: Path) -> tuple[Any, dict[str, Path]]:
+    """The model, saved for each engine of a row."""
+    model = stemma.build(row.size, **row.dims)
+    if "window" in row.name:
+        arch = stemma.design(row.size).arch
+        model = stemma.build(row.size, **row.dims, **{"arch.mask": type(arch.mask)(256)})
+    plain = folder / "model"
+    model.save(str(plain), dtype=row.dtype)
+    paths = {"stemma": plain, "transformers": plain}
+    if "llama.cpp" in row.peers:
+        model.save(str(folder / "model.gguf"), dtype=GGUF[row.dtype])
+        paths["llama.cpp"] = folder / "model.gguf"
+    return model, paths
+
+
+def converted(plain: Path, python: str, vocab: int) -> Path:
+    """CTranslate2's form of a saved model, with a tokenizer that names token i `ti`."""
+    words = {f"t{i}": i for i in range(vocab)}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "t0"},
+    }
+    (plain / "tokenizer.json").write_text(json.dumps(tokenizer))
+    special = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0", "bos_token": "t1", "eos_token": "t2"}
+    (plain / "tokenizer_config.json").write_text(json.dumps(special))
+    code = "import sys, ctranslate2; ctranslate2.converters.TransformersConverter(sys.argv[1]).convert(sys.argv[2])"
+    out = plain.parent / "ctranslate2"
+    subprocess.run([python, "-c", code, str(plain), str(out)], check=True, capture_output=True)
     return out
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    for r in rows:
-        print(
-            f"{r['model']:14} batch {r['batch']}  {r['dtype']:9} stemma {r['stemma tok/s']:8.1f}  transformers "
-            f"{r['transformers tok/s']:8.1f}  ratio {r['ratio']:.2f} ({r['range'][0]:.2f}-{r['range'][1]:.2f})"
-            f"  same tokens: {r['same tokens']}",
-            flush=True,
+def read_a_step(model: Any, row: Row, new: int) -> float:
+    """Bytes that a step reads: matrices once, and the keys and values of the middle of the writing."""
+    dims, size = model.dims, TYPES[row.dtype]
+    if model.encoder is not None:
+        weights = sum(p.numel() for n, p in model.named_parameters() if n.startswith("decoder.") and p.ndim == 2)
+    else:
+        weights = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and not n.startswith("embed."))
+    if model.lm.weight is None:
+        weights += dims.vocab * dims.d_model
+    seen = row.prompt + new / 2
+    return size * (weights + row.rows * dims.layers * 2 * dims.kv * dims.width * seen)
+
+
+def measure(row: Row, args: argparse.Namespace) -> dict[str, Any]:
+    """All engines of a row, in turns."""
+    peers = [p for p in row.peers if args.peers or p == "transformers"]
+    prompts = torch.randint(3, 30_000, (row.rows, row.prompt), generator=torch.Generator().manual_seed(0)).tolist()
+    with tempfile.TemporaryDirectory() as place:
+        model, paths = files(row, Path(place))
+        if "ctranslate2" in peers:
+            paths["ctranslate2"] = converted(paths["stemma"], args.peers, model.dims.vocab)
+        engines = [
+            Engine(name, paths[name], row.dtype, args.threads,
+                   args.peers if name in ("llama.cpp", "ctranslate2") else sys.executable)
+            for name in ["stemma", *peers]
+        ]  # fmt: skip
+        step = read_a_step(model, row, args.new)
+        del model
+        tokens = {e.name: e.run(prompts, args.new)["tokens"] for e in engines}  # the warm-up too
+        rates: dict[str, dict[str, list[float]]] = {e.name: {"prefill": [], "decode": []} for e in engines}
+        widths = []
+        for turn in range(args.repeats):
+            for engine in engines if turn % 2 == 0 else engines[::-1]:
+                found = engine.run(prompts, args.new)
+                rates[engine.name]["prefill"].append(row.rows * row.prompt / found["prefill"])
+                rates[engine.name]["decode"].append(row.rows * (args.new - 1) / found["decode"])
+            widths.append(bandwidth(torch.device("cpu")))
+        for engine in engines:
+            engine.close()
+    out: dict[str, Any] = {"row": asdict(row), "new": args.new, "bandwidth": statistics.median(widths)}
+    shares = [r / row.rows * step / w for r, w in zip(rates["stemma"]["decode"], widths, strict=True)]
+    out["memory"] = statistics.median(shares)
+    for name, own in rates.items():
+        out[name] = {what: statistics.median(values) for what, values in own.items()}
+        same = sum(
+            a == b for x, y in zip(tokens["stemma"], tokens[name], strict=True) for a, b in zip(x, y, strict=True)
         )
+        out[name]["same tokens"] = same / (row.rows * args.new)
+        if name != "stemma":
+            for what, values in own.items():
+                ratios = sorted(a / b for a, b in zip(rates["stemma"][what], values, strict=True))
+                out[name][f"{what} ratio"] = [statistics.median(ratios), ratios[0], ratios[-1]]
+    return out
+
+
+def show(found: dict[str, Any]) -> None:
+    row, ours = found["row"], found["stemma"]
+    print(
+        f"{row['name']}, {row['dtype']}, {row['rows']} rows, prompt {row['prompt']}: decode {ours['decode']:,.1f}, prefill "
+        f"{ours['prefill']:,.0f} tok/s, memory {found['memory']:.0%} of {found['bandwidth'] / 1e9:.1f} GB/s"
+    )
+    for name, other in found.items():
+        if isinstance(other, dict) and "decode ratio" in other:
+            (d, d0, d1), (p, p0, p1) = other["decode ratio"], other["prefill ratio"]
+            print(
+                f"    {name:12} decode {other['decode']:8,.1f}: {d:.2f}x ({d0:.2f}-{d1:.2f})   prefill "
+                f"{other['prefill']:8,.0f}: {p:.2f}x ({p0:.2f}-{p1:.2f})   same tokens {other['same tokens']:.0%}",
+                flush=True,
+            )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", help="a Python that has llama_cpp and ctranslate2")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--new", type=int, default=48)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--only", default="", help="rows whose name, type and number of texts hold this")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"torch {torch.__version__}, transformers {hf.__version__}, {args.threads} threads, prompt {PROMPT} tokens")
-    rows = measure(args)
+    out = []
+    for row in ROWS:
+        if args.only in f"{row.name} {row.dtype} rows={row.rows}":
+            out.append(measure(row, args))
+            show(out[-1])
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        args.json.write_text(json.dumps(out, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,14 @@ output. It knows nothing of Stemma.
 A job: {"path": a GGUF file, "prompts": lists of ids, "new": tokens to add, "forced": ids that a decoder is given after
 each prompt, "texts": what to tokenise}. A result: {"tokens": what followed each prompt, "logits": after the prompt and
 each forced id, "hidden": of an encoder, "ids": of each text}.
+
+Other jobs: {"path", "quantise": [a file to write, llama.cpp's number of its type], "keep_split"}, and {"blocks": ggml's
+number of a type, "name", "of": an array of numbers, "to": the beginning of two names, for its bytes and the numbers that
+these give}. Their results are empty.
 """
 
 import ctypes
+import glob
 import json
 import os
 import sys
@@ -31,7 +36,42 @@ def row(pointer, n):
     return np.ctypeslib.as_array(pointer, (n,)).astype(np.float64).tolist()
 
 
+def quantise(job):
+    path, number = job["quantise"]
+    params = L.llama_model_quantize_default_params()
+    params.ftype, params.nthread, params.keep_split = number, 1, bool(job.get("keep_split"))
+    assert L.llama_model_quantize(job["path"].encode(), path.encode(), params) == 0
+    return {}
+
+
+def blocks(job):
+    """The numbers of a file as blocks of a type, and what ggml makes of the blocks. Each column has the same weight."""
+    (path,) = glob.glob(os.path.join(os.path.dirname(L.__file__), "lib", "libggml-base.so"))
+    ggml, x = ctypes.CDLL(path), np.load(job["of"])
+    ggml.ggml_row_size.restype, ggml.ggml_row_size.argtypes = ctypes.c_size_t, [ctypes.c_int, ctypes.c_int64]
+    raw = np.zeros((len(x), ggml.ggml_row_size(job["blocks"], x.shape[1])), np.uint8)
+    weights, out = np.ones(x.shape[1], np.float32), np.empty(x.size, np.float32)
+    ggml.ggml_quantize_chunk.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    where = x.ctypes.data, raw.ctypes.data
+    done = ggml.ggml_quantize_chunk(
+        job["blocks"], *where, 0, *x.shape, weights.ctypes.data if job["name"].startswith("IQ") else None
+    )
+    assert done == raw.size
+    name = job["name"].lower()
+    back = getattr(ggml, f"dequantize_row_{name[:-1] + 'K' if name.endswith('_k') else name}")
+    back.argtypes, back.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
+    back(raw.ctypes.data, out.ctypes.data, x.size)
+    np.save(job["to"] + ".raw.npy", raw)
+    np.save(job["to"] + ".npy", out.reshape(x.shape))
+    return {}
+
+
 def run(job):
+    if "quantise" in job:
+        return quantise(job)
+    if "blocks" in job:
+        return blocks(job)
     params = L.llama_model_default_params()
     params.n_gpu_layers = 0
     model = L.llama_model_load_from_file(job["path"].encode(), params)

@@ -20,7 +20,8 @@ from stemma.errors import ResourceError, UsageError
 from stemma.formats.gguf import ARCHITECTURES, File
 from stemma.formats.gguf.parts import differences
 from stemma.formats.gguf.read import read_design
-from stemma.formats.gguf.write import TYPES, plan_file
+from stemma.formats.gguf.types import TYPES
+from stemma.formats.gguf.write import plan_file
 from stemma.nn.parts import (
     Arch,
     Causal,
@@ -377,8 +378,8 @@ def test_what_gguf_has_no_name_for(tmp_path: Path) -> None:
             model.save(tmp_path / "x.gguf")
         assert "\n" not in str(error.value)
     model = stemma.build("llama-7b", **small)
-    with pytest.raises(UsageError, match=f"dtype 'q4_0' is no type of a GGUF file here; use {', '.join(TYPES)}"):
-        model.save(tmp_path / "x.gguf", dtype="q4_0")
+    with pytest.raises(UsageError, match=f"dtype 'q3_k' is no type of a GGUF file here; use {', '.join(TYPES)}"):
+        model.save(tmp_path / "x.gguf", dtype="q3_k")
     with pytest.raises(UsageError, match="is a folder; a GGUF checkpoint is one file"):
         model.save(tmp_path, layout="gguf")
     with pytest.raises(UsageError, match="nothing to save"):
@@ -429,7 +430,7 @@ def test_between_all_layouts(tmp_path: Path) -> None:
 def test_convert(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
-    from stemma.cli.models import convert
+    from stemma.cli.convert import convert
 
     ours(
         "llama",

@@ -130,7 +130,10 @@ def say(tab: chromium.Tab, text: str, wait: bool = True) -> None:
     """Type a message, send it, and wait for all answers."""
     tab.eval("document.querySelector('#message').focus()")
     tab.type(text)
-    tab.press("Enter")
+    if tab.eval("matchMedia('(hover: none) and (pointer: coarse)').matches"):
+        tab.eval("document.querySelector('.send').click()")  # Enter begins a line on a telephone
+    else:
+        tab.press("Enter")
     if wait:
         tab.wait("document.querySelector('.part') && !document.querySelector('[aria-busy=true]')")
 
@@ -621,6 +624,10 @@ CASES = {
     "[a](https://b.example/c_(d)) <https://e.example> http://f.example/g. javascript:h": '<p><a href="https://b.example/c_(d)">a</a> &lt;<a href="https://e.example">https://e.example</a>&gt; <a href="http://f.example/g">http://f.example/g</a>. javascript:h</p>',
     "[a](javascript:b) ![c](https://d.example/e.png)": '<p><span>a</span> <a href="https://d.example/e.png">c</a></p>',
     "**a *b": "<p>**a *b</p>",
+    "\\(a_1 * b_1\\) and \\[x\\]": '<p><span class="formula">\\(a_1 * b_1\\)</span> and <span class="formula">\\[x\\]</span></p>',
+    "<think>\nso *it* is\n</think>\n\nyes": "<details><summary>Thought</summary><p>so <em>it</em> is</p></details><p>yes</p>",
+    "<think>so</think>yes": "<details><summary>Thought</summary><p>so</p></details><p>yes</p>",
+    "<think>so": '<details open=""><summary>Thinking…</summary><p>so</p></details>',
     "a\n***\nb": "<p>a</p><hr><p>b</p>",
     "<b>&amp;</b>": "<p>&lt;b&gt;&amp;amp;&lt;/b&gt;</p>",
     "": "",
@@ -634,7 +641,7 @@ def test_markdown(opened: Open) -> None:
       const box = document.createElement('div'); new Markdown(box).show(text);
       for (const figure of box.querySelectorAll('figure')) figure.replaceChildren(figure.querySelector('code').textContent);
       for (const e of box.querySelectorAll('*')) for (const name of ['dir', 'rel', 'target', 'tabindex', 'role', 'aria-label']) e.removeAttribute(name);
-      for (const e of box.querySelectorAll('div, figure')) e.removeAttribute('class');
+      for (const e of box.querySelectorAll('div, figure, details')) e.removeAttribute('class');
       return box.innerHTML; }))"""
     found = dict(zip(CASES, tab.eval(code % json.dumps(list(CASES))), strict=True))
     assert {text: html for text, html in found.items() if html != CASES[text]} == {}
@@ -753,3 +760,37 @@ def test_keys_and_colours(opened: Open) -> None:
     tab.press("Enter", "Shift")
     tab.type("two")
     assert tab.eval("document.querySelector('#message').value") == "one\ntwo"
+
+
+@pytest.mark.browser
+def test_a_long_conversation_stays_quick_and_its_elements_stay(opened: Open, server: Server) -> None:
+    tab = opened()
+    code = """(async () => {
+      const [thread, ex] = await Promise.all(['thread', 'exchange'].map(n => import(`/page/${n}.js`)));
+      const conv = thread.begin([MODEL]);
+      for (let i = 0; i < 300; i += 1) thread.answer(conv, thread.ask(conv, `question ${i}`).id, [{model: MODEL, text: TEXT, state: 'done'}]);
+      await ex.take([new File([JSON.stringify(conv)], 'long.json')]);
+    })()"""
+    tab.eval(code.replace("MODEL", json.dumps(SMALL)).replace("TEXT", json.dumps(page_server.MARKDOWN)))
+    tab.wait("document.querySelectorAll('.part').length === 300")
+    tab.eval("""(() => { window.first = document.querySelector('.part'); window.drawn = 0;
+      addEventListener('keydown', () => { const began = performance.now(); requestAnimationFrame(() => requestAnimationFrame(() => { window.drawn = performance.now() - began; })); }, true); })()""")
+    say(tab, "one more")
+    assert tab.eval("document.querySelector('.part') === first") and answers(tab)[-1] == f"{SMALL} heard: one more"
+    print(f"\na message behind 300 answers: {tab.eval('drawn'):.0f} ms until it is on the screen")
+
+
+@pytest.mark.browser
+def test_models_come_while_the_page_is_open(opened: Open, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = dict(page_server.MODELS)
+    monkeypatch.setattr(page_server, "MODELS", {})
+    tab = opened()
+    assert "No model here writes text" in tab.eval("document.querySelector('.welcome').innerText")
+    page_server.MODELS.update({SMALL: known[SMALL]})
+    tab.wait(f"document.querySelector('.chip .name')?.innerText === '{SMALL}'")
+    page_server.MODELS.update(known)
+    tab.press("k", "Control")
+    tab.wait(f"document.querySelectorAll('.option').length === {len(known)}")
+    tab.press("Escape")
+    say(tab, "hi")
+    assert answers(tab) == [f"{SMALL} heard: hi"]

@@ -183,8 +183,9 @@ def test_products_of_bytes_are_those_of_the_weight() -> None:
 @pytest.mark.usefixtures("kernels")
 def test_products_of_a_files_blocks_are_those_of_the_weight() -> None:
     """The weights bit for bit, whatever the bytes; rows longer than what is unpacked at a time."""
-    assert set(native.BLOCKS) == {quants.NAMES[number] for number in quants.QUANTISED}
-    for number, (size, struct, _) in quants.QUANTISED.items():
+    made = {number: row for number, row in quants.QUANTISED.items() if not quants.NAMES[number].startswith("IQ")}
+    assert set(native.BLOCKS) == {quants.NAMES[number] for number in made}  # PyTorch multiplies by the others
+    for number, (size, struct, _) in made.items():
         kind = quants.NAMES[number]
         raw = np.random.default_rng(number).integers(0, 256, (33, 5 * 256 // size * struct.itemsize), dtype=np.uint8)
         for some in (raw, raw & 0x3B):  # any numbers; small ones

@@ -51,7 +51,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
         ("eval", "MODEL...", "how good a tuned model is, or what a judge says", "predicting"),
         ("fill", "PATH TEXT", "guess the masked words of a text", "models"),
         ("embed", "PATH TEXT...", "vectors of texts, or how alike they are", "models"),
-        ("convert", "SRC DST", "write a checkpoint in another layout or precision", "models"),
+        ("convert", "SRC DST", "write a checkpoint in another layout or precision", "convert"),
         ("merge", "MODEL", "add adapters to weights, for good", "merging"),
     ],
     "Serving and measuring": [

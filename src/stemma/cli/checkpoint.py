@@ -72,9 +72,9 @@ def run_facts(name: str) -> dict[str, Any] | None:
 def types(model: Any, name: str) -> dict[str, int]:
     """How many tensors have each type; of a GGUF file, as they lie in it."""
     if Path(name).suffix == ".gguf":
-        from stemma.formats.gguf import File
+        from stemma.formats.gguf import open_file
 
-        return dict(Counter(entry.kind for entry in File(name).entries.values()).most_common())
+        return dict(Counter(entry.kind for entry in open_file(name).entries.values()).most_common())
     return dict(Counter(str(p.dtype).removeprefix("torch.") for p in model.parameters()).most_common())
 
 

@@ -1,13 +1,10 @@
-"""`generate`, `fill`, `convert`: what to do with a checkpoint."""
+"""`generate`, `fill`, `embed`: what to do with a checkpoint."""
 
 from __future__ import annotations
 
 import functools
 import heapq
-import math
-import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +15,7 @@ from stemma import disk
 from stemma.cli import command, console, echo, emit, json_text
 from stemma.cli.complete import complete_paths
 from stemma.cli.prompts import Texts, encoded, in_hard_prompts, lines_of, unescaped
-from stemma.errors import UsageError, require
+from stemma.errors import UsageError
 
 PATH = click.argument("path", metavar="PATH", shell_complete=complete_paths)
 LANGUAGE = click.option("--language", default=None, help="What the text is in, for models that ask for it (XLM).")
@@ -384,92 +381,3 @@ def against(queries: Sequence[str], ours: Any, corpus: Sequence[str], theirs: An
         cosines, lines = (theirs @ vector).topk(most)
         for cosine, line in zip(cosines.tolist(), lines.tolist(), strict=True):
             echo(f"{cosine:7.4f}  {query}  |  {corpus[line]}")
-
-
-def byte_size(text: str) -> int:
-    """`5GB`, `500 MB`, `2GiB` in bytes. Raises UsageError for anything else."""
-    powers = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?)b?", text.strip().lower())
-    if found is None or found[2] not in powers or float(found[1]) <= 0:
-        raise UsageError(f"--shard-size {text!r} is no size; write 5GB, 500MB or 2GiB")
-    return max(1, int(float(found[1]) * powers[found[2]]))
-
-
-@command()
-@click.argument("source", metavar="SRC", shell_complete=complete_paths)
-@click.argument("target", metavar="DST", type=click.Path())
-@click.option(
-    "--dtype",
-    default="auto",
-    show_default=True,
-    help="float32, bfloat16, float16, or q8_0 in GGUF; auto keeps the file's, and makes float16 of quantised ones.",
-)
-@click.option(
-    "--to",
-    "layout",
-    type=click.Choice(["hf", "meta", "gguf", "llama2c", "llama2c-v1", "fairseq"]),
-    help="Layout of DST.  [default: as its name ends, else hf]",
-)
-@click.option("--shard-size", default="5GB", show_default=True, help="Largest file, of hf.")
-@click.option("--shards", type=click.IntRange(1, 99), help="Number of files, of meta.")
-@click.option("--force", is_flag=True, help="Write into a folder that is not empty, or over a file.")
-def convert(
-    source: str, target: str, dtype: str, layout: str | None, shard_size: str, shards: int | None, force: bool
-) -> None:
-    """Read the checkpoint SRC (a folder, a run, a GGUF or llama2.c file, or a hub id) and write it to DST.
-
-    Of a run that is not finished SRC may be a checkpoint (RUN/checkpoints/step-000100), whatever mesh wrote it.
-
-    hf is the publisher's own layout, as transformers reads it: a folder of config.json, safetensors and tokenizer. meta
-    is Meta's layout of LLaMA: params.json, consolidated.NN.pth, tokenizer.model. gguf (a name in .gguf) is llama.cpp's
-    file, llama2c (a name in .bin) llama2.c's of version 0, llama2c-v1 of version 1, fairseq (a name in .pt) fairseq's.
-    """
-    from stemma.formats import layout_named
-
-    limit, out = byte_size(shard_size), Path(target)
-    layout = layout_named(layout, out)
-    if not force and out.is_dir() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty; choose another DST, or add --force")
-    if not force and out.is_file():
-        raise UsageError(f"{out} is there already; choose another DST, or add --force")
-    small = dtype == "q8_0"
-    if small and layout != "gguf":
-        raise UsageError("--dtype q8_0 is for GGUF files (--to gguf)")
-    packed = packed_type(source) if dtype == "auto" else None
-    if packed:
-        disk.tell(size_note(source, packed, layout))
-    if layout == "gguf":  # told before the weights are read
-        require("gguf", "writing GGUF files", "'stemma-lm[gguf]'")
-    wanted = "auto" if small else "float16" if packed else dtype
-    model = load(source, Loading("cpu", wanted), stream=layout in ("hf", "gguf"))
-    model.save(str(out), layout=layout, dtype=dtype if small else None, shard_bytes=limit, shards=shards)
-    weights = sum(p.numel() for p in model.parameters())
-    kind = "float32" if layout.startswith("llama2c") else dtype if small else str(model.dtype).removeprefix("torch.")
-    note = f" (of {packed}; --dtype float32 keeps every bit)" if packed else ""
-    echo(f"{out}: {model.name}, {weights:,} parameters, {kind}{note}")
-
-
-def size_note(source: str, packed: str, layout: str) -> str:
-    """What will become of a quantised file, and what would be smaller."""
-    from stemma.formats.gguf import File
-
-    weights = sum(math.prod(entry.shape) for entry in File(source).entries.values())
-    small = f"; a GGUF file with --dtype q8_0 has {weights * 34 / 32 / 1e6:,.0f} MB" if layout in ("hf", "gguf") else ""
-    return (
-        f"note: {source} ({Path(source).stat().st_size / 1e6:,.0f} MB of {packed}) is written as float16, "
-        f"{weights * 2 / 1e6:,.0f} MB; generate, fill and embed read it as it is{small}"
-    )
-
-
-def packed_type(source: str) -> str | None:
-    """The type of most weights of a GGUF file whose embeddings are quantised; None for any other checkpoint."""
-    if not source.endswith(".gguf") or not Path(source).is_file():
-        return None
-    from stemma.formats.gguf import File
-    from stemma.formats.gguf.quants import PLAIN
-
-    entries = File(source).entries
-    table = entries.get("token_embd.weight")
-    if table is None or table.type in PLAIN:
-        return None
-    return Counter(entry.kind for entry in entries.values()).most_common(1)[0][0]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stemma import executor
 from stemma.decoding.generation_config import start_token
 from stemma.decoding.inputs import language_ids, pad
 from stemma.errors import CheckpointError, UsageError
@@ -47,6 +48,7 @@ class Session:
     languages: Tensor | None  # B
     logits: Tensor  # B V
     left: int  # steps that are known to fit
+    executor: executor.Executor | None  # computes the steps, where the model has one
 
     def __init__(
         self,
@@ -66,6 +68,10 @@ class Session:
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more token a row (B). Returns the logits of the next (B V)."""
         self._check_place()
+        if self.executor is not None and self.executor.ready(self.cache):
+            self.logits = self.executor.step(tokens, self._next(), self.lengths, self.cache, self.languages)
+            self.lengths = self.lengths + 1
+            return self.logits
         ids, order = tokens[:, None], self.lengths[:, None]
         langs = language_ids(ids, self.languages)
         hidden = self.model.decode(Inputs(ids, position_ids=self._next(), langs=langs, order=order, cache=self.cache))
@@ -136,6 +142,8 @@ class Session:
         if not prompts:
             raise UsageError("a session begins with at least one prompt")
         self.model, self.device = model, model.device
+        found = executor.of(model) if self.CACHED else None
+        self.executor = found if isinstance(found, executor.Executor) else None
         self.room = [room] * len(prompts) if isinstance(room, int) else list(room)
         self.left = min(self.room)
         self.texts = [list(p) for p in prompts]

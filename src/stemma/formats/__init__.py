@@ -251,11 +251,13 @@ def save(
     dtype: str | None = None,
     shard_bytes: int = 5 * 10**9,
     shards: int | None = None,
+    split_bytes: int | None = None,
 ) -> Path:
     """Write a checkpoint: all of it, or nothing if anything fails. `layout` is one of `WRITTEN`; left out, the name
     tells: `.gguf` and `.bin` (llama2.c) are files, anything else is a folder of config.json, safetensors, tokenizer
     and generation_config.json (`hf`). `peft` writes a model's adapter alone. `shards`: the files of Meta's layout;
-    `dtype` may be q8_0 in GGUF.
+    in GGUF `dtype` may be q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0, and `split_bytes` makes several files of
+    it, with at most so many bytes of tensors each.
 
     Raises ResourceError if the disk is full or not writable, UsageError for what a layout cannot express.
     """
@@ -263,6 +265,8 @@ def save(
     layout = layout_named(layout, directory)
     if shards is not None and layout != "meta":
         raise UsageError(f"shards={shards} is for layout='meta'; others are divided by size (shard_bytes)")
+    if split_bytes is not None and layout != "gguf":
+        raise UsageError(f"split_bytes={split_bytes} is for layout='gguf'; hf is divided by shard_bytes")
     match layout:
         case "meta":
             from stemma.formats import meta
@@ -285,7 +289,7 @@ def save(
         case "gguf":
             from stemma.formats.gguf.write import save as save_gguf
 
-            return save_gguf(model, directory, dtype=dtype)
+            return save_gguf(model, directory, dtype=dtype, split_bytes=split_bytes)
     return hf.save(model, directory, dtype=dtype, shard_bytes=shard_bytes)
 
 

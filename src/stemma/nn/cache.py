@@ -7,6 +7,7 @@ position p in slot p mod window; elsewhere position p is in slot p. So rows of o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,20 @@ from stemma.nn.masks import AttnMask, MaskInputs, build_mask, layer_mask
 
 EMPTY = 2**40  # position of an empty slot: after every query, so that no causal mask sees it
 SPARE = 64  # slots beyond what is held that `admit` leaves in the buffers of a cache that was much longer
+
+
+class Layout(NamedTuple):
+    """Where the keys and values of one layer lie: slot s of row b in page `pages[b, s // page_slots]`, the token at
+    place p of its row in slot `p % slots`. Strides are numbers, from page to page and from head to head in a page; a
+    slot's numbers stand side by side, and so do the slots of a head in a page."""
+
+    keys: Tensor
+    values: Tensor
+    page_stride: int
+    head_stride: int
+    page_slots: int
+    slots: int
+    pages: Tensor  # B P, int64
 
 
 class Cache:
@@ -59,6 +74,25 @@ class Cache:
             self._make_room(pos.shape[-1])
         self.plans = {mask: CachePlan(self, mask, pos, real) for mask in dict.fromkeys(self.masks)}
         self.length += pos.shape[-1]
+
+    def advance(self, order: Tensor) -> None:
+        """Note one token a row, at the places `order` (B) of their rows, whose keys and values somebody else writes
+        into the buffers (`layout`)."""
+        if self.length + 1 > self.capacity:
+            self._make_room(1)
+        for mask, held in self.held.items():
+            at = order[:, None]
+            if self.even:
+                held[:, self.length % self.slots(mask)] = self.length
+            else:
+                held.scatter_(1, at % self.slots(mask), at)
+        self.length += 1
+
+    def layout(self, layer: int, pages: Tensor) -> Layout:
+        """Where the keys and values of `layer` lie. `pages`: B 1, the numbers of the rows."""
+        k, v = self.keys[layer], self.values[layer]
+        assert k is not None and v is not None
+        return Layout(k, v, k.stride(0), k.stride(1), k.shape[2], self.slots(self.masks[layer]), pages)
 
     def plan(self, layer: int) -> CachePlan:
         """The step's plan for one layer."""

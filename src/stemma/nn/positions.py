@@ -172,18 +172,26 @@ class Rotary(Position):
     def rotation(self, pos: Tensor, dtype: torch.dtype) -> Rotate:
         return self._rotation(pos, dtype)
 
-    def _rotation(self, pos: Tensor, dtype: torch.dtype, grown: Tensor | None = None) -> Rotate:
+    def cos_sin(self, pos: Tensor, grown: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of each pair (1|B 1 T D/2, fp32), times YaRN's factor and what `growth` gave."""
         free = self.frequencies(pos.device, pos.amax(-1, keepdim=True) + 1)
         angle = pos[:, None, :, None].float() * (free if free.ndim == 1 else free[:, None])  # 1|B 1 T D/2
         cos, sin = angle.cos(), angle.sin()
         if isinstance(self.spec.scaling, parts.YarnScaling):
             size = yarn_attention(self.spec.scaling)
             cos, sin = cos * size, sin * size
-        if grown is not None:
-            cos, sin = cos * grown, sin * grown
-        cos, sin = cos.to(dtype), sin.to(dtype)
-        wrong = isinstance(self.spec.scaling, parts.XPosScaling) and self.spec.scaling.neighbours
-        pairs = rotate_neighbours if self.spec.interleaved or wrong else rotate
+        return (cos, sin) if grown is None else (cos * grown, sin * grown)
+
+    @property
+    def neighbours(self) -> bool:
+        """Whether pairs are (2i, 2i + 1), not the halves (i, i + D/2)."""
+        return self.spec.interleaved or (
+            isinstance(self.spec.scaling, parts.XPosScaling) and self.spec.scaling.neighbours
+        )
+
+    def _rotation(self, pos: Tensor, dtype: torch.dtype, grown: Tensor | None = None) -> Rotate:
+        cos, sin = (x.to(dtype) for x in self.cos_sin(pos, grown))
+        pairs = rotate_neighbours if self.neighbours else rotate
 
         def rotate_share(x: Tensor) -> Tensor:
             if self.width == x.shape[-1]:

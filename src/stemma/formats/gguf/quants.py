@@ -3,17 +3,23 @@
 A block of the older types has 32 weights, one half-precision scale `d` and, where the name ends in `_1`, a minimum `m`:
 `w = d*q` or `w = d*q + m`. A block of the K types has 256 weights in groups of 16 or 32, whose scales (and minima) are
 small integers themselves, times `d` (and `dmin`): `w = d*scale*q - dmin*min`. Where a q has more than 4 bits, the upper
-ones are in a mask of their own. Layouts after the structs of `ggml-common.h` (ggml project); the order of operations is
-the reference's, so that results are the same bit for bit.
+ones are in a mask of their own. IQ4 has a table of 16 values in place of evenly spaced ones. The types of 1 to 3 bits
+whose codes name vectors of a grid, the ternary ones and the four-bit floats are read with the tables of the `gguf`
+package. Layouts after the structs of `ggml-common.h` (ggml project); the order of operations is the reference's, so
+that results are the same bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+
+from stemma.errors import require
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -113,6 +119,18 @@ def _q6_k(block: Array) -> Array:
     return _groups(_f32(q) - 32, _f32(block["d"])[:, None] * _f32(block["scales"]))
 
 
+IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+
+
+def _iq4_nl(block: Array) -> Array:
+    return _f32(block["d"])[:, None] * IQ4[_bits(block["qs"], 16, 4)]
+
+
+def _iq4_xs(block: Array) -> Array:
+    six = _bits(block["scales"], 1, 4) | (_bits(block["high"], 1, 2) << np.uint8(4))  # eight, low and high bits
+    return _groups(IQ4[_bits(block["qs"], 16, 4)], _f32(block["d"])[:, None] * (_f32(six) - 32))
+
+
 def _struct(*fields: tuple[str, str, int]) -> np.dtype[Any]:
     """A packed struct of (name, type, count); a count of 0 is a single value."""
     return np.dtype([(n, t, (c,)) if c else (n, t) for n, t, c in fields])
@@ -131,17 +149,41 @@ QUANTISED: dict[int, tuple[int, np.dtype[Any], Callable[[Array], Array]]] = {
     12: (256, _struct(D, DMIN, ("scales", "u1", 12), ("qs", "u1", 128)), _q4_k),
     13: (256, _struct(D, DMIN, ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)), _q5_k),
     14: (256, _struct(("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), D), _q6_k),
+    20: (32, _struct(D, ("qs", "u1", 16)), _iq4_nl),
+    23: (256, _struct(D, ("high", "u1", 2), ("scales", "u1", 4), ("qs", "u1", 128)), _iq4_xs),
 }
+# by type: weights in a block, bytes of a block
+BY_LIBRARY = {
+    16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 21: (256, 110), 22: (256, 82), 29: (256, 56),
+    34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36),
+}  # fmt: skip
 # by type: weights in a block, bytes of a block
 SIZES = {t: (1, kind.itemsize) for t, kind in PLAIN.items()} | {
     t: (weights, struct.itemsize) for t, (weights, struct, _) in QUANTISED.items()
 }
+SIZES |= BY_LIBRARY
+
+
+def library(kinds: Iterable[int]) -> ModuleType:
+    """The `gguf` package, for tensors of these types. Raises ResourceError, naming them, where it is not installed."""
+    names = ", ".join(sorted(NAMES[kind] for kind in kinds))
+    require("gguf", f"reading GGUF tensors of type {names}", "'stemma-lm[gguf]'")
+    import gguf
+
+    return gguf
 
 
 def dequantise(raw: Array, kind: int) -> Array:
     """The float32 weights in the bytes `raw` (whole blocks) of the quantised type number `kind`, in one row."""
-    weights, struct, read = QUANTISED[kind]
-    blocks = raw.view(struct)
+    weights, size = SIZES[kind]
+    read: Callable[[Array], Array]
+    if kind in BY_LIBRARY:
+        package = library([kind])
+        read = partial(package.quants.dequantize, qtype=package.GGMLQuantizationType(kind))
+        blocks = raw.reshape(-1, size)
+    else:
+        _, struct, read = QUANTISED[kind]
+        blocks = raw.view(struct)
     out = np.empty((len(blocks), weights), np.float32)
     step = CHUNK // weights
     with np.errstate(invalid="ignore", over="ignore"):  # scales that are not finite give weights that are not

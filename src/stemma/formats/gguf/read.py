@@ -18,6 +18,7 @@ from stemma.errors import CheckpointError, UsageError, did_you_mean
 from stemma.formats.gguf import quants, vocab
 from stemma.formats.gguf.file import File
 from stemma.formats.gguf.parts import UNTIED, GGUFContent, Reading, decimal, differences, whole
+from stemma.formats.gguf.split import open_file
 from stemma.formats.gguf.tables import ARCHITECTURES, OPTIONAL, Architecture, apart
 from stemma.formats.names import Ledger, missing
 from stemma.formats.weights import WeightLoader, attach, device_of, dtype_of, meta_model
@@ -38,8 +39,9 @@ def load(
     rewrites: Sequence[Rewrite] = (),
     stream: bool = False,
 ) -> Model:
-    """The model in a GGUF file, in eval mode, its weights dequantised to `dtype` (`"auto"`: a plain tensor's own type;
-    for a quantised one that of the embeddings, float32 if these are quantised); `device="meta"` reads shapes only.
+    """The model in a GGUF file, or in the files of which `path` is one (see `split`), in eval mode, its weights
+    dequantised to `dtype` (`"auto"`: a plain tensor's own type; for a quantised one that of the embeddings, float32 if
+    these are quantised); `device="meta"` reads shapes only.
     `model.ledger` accounts for every tensor; `model.extras["gguf"]` has the metadata without long arrays.
     `tokenizer=False` reads no tokenizer; with `stream` the weights stay in the file (device meta). Raises
     CheckpointError naming the key, the tensor or the bytes that are wrong."""
@@ -47,7 +49,7 @@ def load(
     if not path.exists():
         raise UsageError(f"{path} does not exist{nearest_path(path)}")
     kind = None if dtype == "auto" else dtype_of(dtype)
-    file = File(path)
+    file = open_file(path)
     try:
         arch = _architecture(file)
         read = vocab.read(file.metadata) if tokenizer else None
@@ -61,6 +63,8 @@ def load(
     model = meta_model(design)
     loader = WeightLoader(model, file, str(path), ledger, stream=stream)
     target, other = device_of(device), kind or _own_dtype(file)
+    if (target.type != "meta" or stream) and (used := {e.type for e in file.entries.values()} & {*quants.BY_LIBRARY}):
+        quants.library(used)
     rows = [one for r in arch.table(design) for one in apart(r, file)]
     for r in rows:
         loader.find(r)
@@ -79,9 +83,6 @@ def load(
 
 
 def _architecture(file: File) -> Architecture:
-    if (count := file.value("split.count", int, 1)) > 1:
-        part = file.value("split.no", int, 0) + 1
-        raise CheckpointError(f"this is part {part} of {count}; join the parts first (gguf-split --merge)")
     if (kind := file.value("general.type", str, "model")) != "model":
         raise CheckpointError(f"general.type is {kind!r}, not 'model'")
     name = file.value("general.architecture", str)
@@ -210,6 +211,3 @@ def _plain(file: File, name: str) -> torch.dtype | None:
     """The type of a tensor that is not quantised, None for others, and for float64, which no network computes in."""
     kind = quants.PLAIN.get(file.entries[name].type)
     return None if kind == torch.float64 else kind
-
-
-__all__ = ["ARCHITECTURES", "File", "load"]

@@ -1,8 +1,7 @@
-"""Writing GGUF files with the `gguf` package: a design by the rows of `tables`, in F32, F16, BF16 or Q8_0.
+"""Writing GGUF files with the `gguf` package: a design by the rows of `tables`, in one of the types of `types`.
 
-Norms, biases and small tables are F32 whatever the type, as llama.cpp wants them; a matrix whose rows are no multiple
-of 32 stays F16 in a Q8_0 file. Before any weight is written, the keys and shapes are read as a file's would be: what
-does not come back as the same network is refused.
+Before any weight is written, the keys and shapes are read as a file's would be: what does not come back as the same
+network is refused.
 """
 
 from __future__ import annotations
@@ -27,9 +26,12 @@ from stemma.formats import tensors
 from stemma.formats.config import lost, refuse_loss
 from stemma.formats.gguf import quants, vocab_write
 from stemma.formats.gguf.file import Entry
-from stemma.formats.gguf.parts import differences
-from stemma.formats.gguf.read import read_design
+from stemma.formats.gguf.parts import UNTIED, differences
+from stemma.formats.gguf.quantise import quantise
+from stemma.formats.gguf.read import EMBEDDINGS, read_design
+from stemma.formats.gguf.split import parts_of
 from stemma.formats.gguf.tables import ARCHITECTURES, EXACT, Architecture
+from stemma.formats.gguf.types import NUMBERS, TYPES, Choice, named, tell_wider
 from stemma.formats.gguf.vocab import PREFIX
 from stemma.formats.heads import with_heads
 from stemma.formats.names import Row
@@ -39,11 +41,6 @@ from stemma.nn.model import Model
 from stemma.nn.parts import Dims, Heads
 from stemma.rewrites.modules import Blocks
 from stemma.rewrites.paths import PlainTensors
-
-NUMBERS = {name: number for number, name in quants.NAMES.items()}
-# a type's name: its number among ggml's types, and llama.cpp's number for a file of mostly this type
-TYPES = {"float32": ("F32", 0), "float16": ("F16", 1), "q8_0": ("Q8_0", 7), "bfloat16": ("BF16", 32)}
-BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -56,6 +53,7 @@ class WritePlan:
     entries: dict[str, Entry]
     rows: dict[str, Row]
     made: dict[str, Tensor]
+    choice: Choice
 
     def __contains__(self, name: object) -> bool:
         return name in self.entries
@@ -68,11 +66,12 @@ class WritePlan:
         return np.frombuffer(name.encode(), np.uint8)
 
 
-def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
-    """Write a model and its tokenizer as one GGUF file, atomically.
+def save(model: Model, path: str | Path, *, dtype: str | None = None, split_bytes: int | None = None) -> Path:
+    """Write a model and its tokenizer as one GGUF file, or with `split_bytes` as parts of at most so many bytes of
+    tensors, all or nothing. Gives the path of the file, or of the first part (`x-00001-of-00003.gguf`).
 
-    `dtype` is float32, float16, bfloat16 or q8_0, by default the model's own; matrices that the model keeps in the
-    blocks of a GGUF file are then written as they are. A BERT is written without its heads,
+    `dtype` is one of `types.TYPES`, by default the model's own; matrices that the model keeps in the blocks of a GGUF
+    file are then written as they are. A BERT is written without its heads,
     which the format has no names for; a warning says so. Raises UsageError for a family or a value that the format has
     no name for, ResourceError without the `gguf` package or room on the disk.
     """
@@ -80,9 +79,7 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
     if path.is_dir():
         raise UsageError(f"{path} is a folder; a GGUF checkpoint is one file, such as model.gguf")
     check_weights(model)
-    word = str(model.dtype).removeprefix("torch.") if dtype is None else dtype
-    if word not in TYPES:
-        raise UsageError(f"dtype {word!r} is no type of a GGUF file here; use {', '.join(TYPES)}")
+    word = str(model.dtype).removeprefix("torch.") if dtype is None else named(dtype)
     design = design_of(model)
     plan = plan_file(design, model.family, word)
     keys = {**plan.metadata, **_words(model, plan)}
@@ -92,26 +89,45 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
             plan, entries={name: _as_it_is(plan, entry, state, word) for name, entry in plan.entries.items()}
         )
         keys |= _of_blocks(model, plan)
+    else:
+        tell_wider(path, plan.choice, plan.entries)
     if left := sorted({name.split(".")[0] for name in _unnamed(plan, state)}):
         heads = " and ".join(left)
         warnings.warn(f"{path} is written without {heads}: GGUF has no names for these parts", stacklevel=2)
-    with disk.replacing(path, note=tensors.UNCHANGED) as scratch:
-        out = library.GGUFWriter(scratch, plan.arch.name)
-        for key, value in keys.items():
-            _put(library, out, key, value)
+    if split_bytes is None:
+        with disk.replacing(path, note=tensors.UNCHANGED) as scratch:
+            _write(library, scratch, plan, keys, state)
+        return path
+    with tensors.whole(path.parent, lambda name: name == path.name or parts_of(name) == path.stem) as folder:
+        _write(library, folder / path.name, plan, keys, state, split_bytes)
+        first = min(file.name for file in folder.iterdir())
+    return path.parent / first
+
+
+def _write(
+    library: ModuleType,
+    path: Path,
+    plan: WritePlan,
+    keys: Mapping[str, Any],
+    state: PlainTensors,
+    split_bytes: int = 0,
+) -> None:
+    """The file, or its parts where there are more than `split_bytes` of tensors: the first has the keys."""
+    out = library.GGUFWriter(path, plan.arch.name, split_max_size=split_bytes)
+    for key, value in keys.items():
+        _put(library, out, key, value)
+    for entry in plan.entries.values():
+        out.add_tensor_info(
+            entry.name, entry.shape, np.dtype(np.float32), _size(entry), library.GGMLQuantizationType(entry.type)
+        )
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_ti_data_to_file()
+    try:
         for entry in plan.entries.values():
-            out.add_tensor_info(
-                entry.name, entry.shape, np.dtype(np.float32), _size(entry), library.GGMLQuantizationType(entry.type)
-            )
-        out.write_header_to_file()
-        out.write_kv_data_to_file()
-        out.write_ti_data_to_file()
-        try:
-            for entry in plan.entries.values():
-                out.write_tensor_data(_data(library, plan, entry, state))
-        finally:
-            out.close()
-    return path
+            out.write_tensor_data(_data(library, plan, entry, state))
+    finally:
+        out.close()
 
 
 def _library() -> ModuleType:
@@ -147,8 +163,10 @@ def _of(arch: Architecture, design: Design, word: str) -> WritePlan:
     made = {name: tensor for part in arch.parts for name, tensor in part.tensors(design).items()}
     held = {name: list(tensor.shape) for name, tensor in made.items()}
     held |= {name: list(r.write(blank).shape) for name, r in rows.items()}
-    entries = {name: Entry(name, tuple(shape), _type(name, shape, word), 0) for name, shape in held.items()}
-    plan = WritePlan(arch, design, _keys(arch, design, word), entries, rows, made)
+    head = (UNTIED if UNTIED in held else EMBEDDINGS) if arch.head else None
+    choice = Choice(word, head, design.dims.layers, EXACT)
+    entries = {name: Entry(name, tuple(shape), choice.of(name, tuple(shape)), 0) for name, shape in held.items()}
+    plan = WritePlan(arch, design, _keys(arch, design, word), entries, rows, made, choice)
     try:
         again, _ = read_design(arch, plan)
     except CheckpointError as error:
@@ -165,15 +183,6 @@ def _unnamed(plan: WritePlan, state: Mapping[str, Tensor]) -> list[str]:
     return [name for name in state if name not in named]
 
 
-def _type(name: str, shape: list[int], word: str) -> int:
-    kind = TYPES[word][0]
-    if len(shape) < 2 or EXACT.search(name) or name.endswith("norm.weight"):
-        kind = "F32"
-    elif kind == "Q8_0" and shape[-1] % BLOCK:
-        kind = "F16"
-    return NUMBERS[kind]
-
-
 def _as_it_is(plan: WritePlan, entry: Entry, state: PlainTensors, word: str) -> Entry:
     """The entry of a matrix with the widest type that its parts have in the model, or with that of its blocks."""
     row = plan.rows.get(entry.name)
@@ -183,7 +192,7 @@ def _as_it_is(plan: WritePlan, entry: Entry, state: PlainTensors, word: str) -> 
     known = [kind for kind in kinds if kind is not None] or [getattr(torch, word)]
     widest = functools.reduce(torch.promote_types, known)
     own = str(widest).removeprefix("torch.")
-    return replace(entry, type=_type(entry.name, list(entry.shape), own if own in TYPES else word))
+    return replace(entry, type=plan.choice.of(entry.name, entry.shape, own if own in TYPES else word))
 
 
 def _blocks(row: Row | None, state: PlainTensors) -> list[Blocks] | None:
@@ -213,7 +222,7 @@ def _keys(arch: Architecture, design: Design, word: str) -> dict[str, Any]:
     for part in arch.parts:
         own |= part.write(design)
     out: dict[str, Any] = {"general.name": design.name, "general.file_type": TYPES[word][1]}
-    if word == "q8_0":
+    if NUMBERS[TYPES[word][0]] not in quants.PLAIN:
         out["general.quantization_version"] = 2
     return out | {f"{arch.name}.{key}": value for key, value in own.items()}
 
@@ -288,6 +297,7 @@ def _data(library: ModuleType, plan: WritePlan, entry: Entry, state: PlainTensor
     plain = quants.PLAIN.get(entry.type)
     if plain is not None:  # as bytes, which numpy has for bfloat16 too
         return tensor.to(plain).contiguous().view(torch.uint8).numpy()
-    kind = library.GGMLQuantizationType(entry.type)
-    quantised: np.ndarray[Any, np.dtype[Any]] = library.quants.quantize(tensor.float().contiguous().numpy(), kind)
-    return quantised
+    try:
+        return quantise(tensor, entry.type, library)
+    except UsageError as error:
+        raise UsageError(f"{entry.name}: {error}") from None

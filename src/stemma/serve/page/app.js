@@ -44,17 +44,25 @@ function go(hash) {
   if (location.hash === hash || (hash === '#/' && !location.hash)) route(); else location.hash = hash;
 }
 
-async function load() {
+let waiting = 0; // between looks for models while there are none
+
+async function load(told = true) {
+  clearTimeout(waiting);
+  const before = JSON.stringify([state.models, state.trouble]);
+  let refused = false;
   try {
     state.models = await api.models();
     state.trouble = '';
   } catch (error) {
     state.trouble = error.message;
-    toast(error.message, ['Try again', load], 30);
+    refused = error.status === 401;
+    if (told || refused) toast(error.message, refused ? ['Give a key', load] : null, refused ? 60 : 10);
   }
+  if (!state.models.length && !refused) waiting = setTimeout(() => load(false), 2000);
+  if (JSON.stringify([state.models, state.trouble]) === before) return;
   if (state.conv && !state.conv.models.length && !thread.path(state.conv).length) chat.fresh();
   tell('models');
-  if (state.pane && state.pane !== 'chat') showPane(state.pane);
+  if (state.pane && state.pane !== 'chat' && !$('#pane form')) showPane(state.pane);
 }
 
 /** The field for a key, where the server wants one. */
@@ -101,6 +109,7 @@ async function begin() {
   dropping();
   on('conv', named);
   on('go', go);
+  on('stale', () => load(false));
   addEventListener('hashchange', route);
   await Promise.all([load(), refresh()]);
   await route();

@@ -8,7 +8,8 @@ import * as store from './store.js';
 import * as thread from './thread.js';
 import { hide } from './tokens.js';
 
-const views = new Map(); // of the parts that stand on the page
+const views = new WeakMap(); // of the parts that stand on the page
+const drawn = new Map(); // elements of messages, by what they depend on: {id: [key, element, node]}
 let stuck = true; // whether the end of the conversation stays in sight
 
 // ---- what is done
@@ -105,17 +106,28 @@ export function retryLast() {
 function draw() {
   const { conv } = state, at = document.activeElement?.dataset?.at;
   hide();
-  views.clear();
   const nodes = thread.path(conv);
   const wide = Math.max(1, ...nodes.map(node => node.parts?.length ?? 1));
   const talk = $('#talk');
   talk.dataset.columns = wide;
-  talk.replaceChildren(...(nodes.length ? nodes.map(element) : [welcome()]));
+  const after = thread.followers(conv);
+  const now = nodes.length ? nodes.map(node => element(node, after.get(node.parent))) : [welcome()];
+  now.forEach((one, i) => { if (talk.children[i] !== one) talk.insertBefore(one, talk.children[i] ?? null); });
+  while (talk.childElementCount > now.length) talk.lastElementChild.remove();
+  for (const [id, [, one]] of drawn) if (!one.isConnected) drawn.delete(id);
   if (at) document.querySelector(`[data-at="${CSS.escape(at)}"]:not([disabled])`)?.focus({ preventScroll: true });
   follow();
 }
 
-const element = node => (node.role === 'user' ? userMessage(state.conv, node, acts) : round(state.conv, node, acts, views));
+/** The element of a message; one that is drawn already stays, so that a long conversation costs what is new in it. */
+function element(node, all) {
+  const key = [all.length, all.indexOf(node), state.tokens, state.models.length].join();
+  const [old, one, of] = drawn.get(node.id) ?? [];
+  if (old === key && of === node) return one;
+  const made = node.role === 'user' ? userMessage(state.conv, node, acts) : round(state.conv, node, acts, views);
+  drawn.set(node.id, [key, made, node]);
+  return made;
+}
 
 const BEGINNINGS = {
   chat: ['What is a family tree of manuscripts?', 'Write a short poem about rivers.', 'Explain recursion to a child.', 'Reverse a list in Python.'],

@@ -6,11 +6,12 @@ import * as reply from './reply.js';
 import { on, state } from './state.js';
 
 const drafts = new Map(); // what was begun in each conversation
+const touched = matchMedia('(hover: none) and (pointer: coarse)').matches; // there Enter begins a line, and the button sends
 const PLACEHOLDERS = { chat: 'Message', text: 'A text to go on with', source: 'A text to answer' };
 let held = null;
 
 export function startComposer() {
-  const area = h('textarea', { id: 'message', rows: 1, 'aria-label': 'Message', dir: 'auto', enterkeyhint: 'send', autocomplete: 'off' });
+  const area = h('textarea', { id: 'message', rows: 1, 'aria-label': 'Message', dir: 'auto', enterkeyhint: touched ? 'enter' : 'send', autocomplete: 'off' });
   const button = h('button', { type: 'submit', class: 'send' });
   const hint = h('p', { class: 'hint' });
   $('#composer').append(h('div', { class: 'field' }, area, button), hint);
@@ -33,11 +34,13 @@ export function startComposer() {
     if (area.value.trim() && chat.send(area.value)) { area.value = ''; dress(); }
   };
 
+  dress();
+
   $('#composer').addEventListener('submit', event => { event.preventDefault(); submit(); });
   area.addEventListener('input', size);
   area.addEventListener('keydown', event => {
     if (event.isComposing || event.keyCode === 229) return; // an input method is at work
-    if (event.key === 'Enter' && !event.shiftKey) {
+    if (event.key === 'Enter' && !event.shiftKey && !touched) {
       event.preventDefault();
       if (!reply.busy(state.conv)) submit();
     } else if (event.key === 'ArrowUp' && !area.value && !reply.busy(state.conv)) {

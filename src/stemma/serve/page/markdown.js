@@ -35,6 +35,14 @@ export function blocks(text) {
 
 function oneBlock(lines, i) {
   const fence = FENCE.exec(lines[i]), heading = HEADING.exec(lines[i]);
+  if (lines[i].startsWith('<think>')) {
+    let end = i;
+    while (end < lines.length && !lines[end].includes('</think>')) end += 1;
+    const done = end < lines.length, [before, after] = (lines[end] ?? '').split('</think>');
+    const body = [...lines.slice(i, end), before].join('\n').slice('<think>'.length);
+    if (after?.trim()) lines.splice(end + 1, 0, after);
+    return [{ kind: 'thought', body, done }, end + 1];
+  }
   if (fence) {
     let end = i + 1;
     const close = line => line.trim().startsWith(fence[1]) && line.trim().replaceAll(fence[1][0], '') === '';
@@ -106,6 +114,7 @@ function element(block, depth) {
     case 'code': return codeBlock(block);
     case 'heading': return h(`h${Math.min(6, block.level + 2)}`, dir, ...inline(block.body));
     case 'rule': return h('hr');
+    case 'thought': return h('details', { class: 'thought', open: !block.done }, h('summary', {}, block.done ? 'Thought' : 'Thinking…'), ...inner(block.body, depth));
     case 'quote': return h('blockquote', dir, ...inner(block.body, depth));
     case 'table': return table(block);
     case 'list': {
@@ -171,6 +180,7 @@ export function inline(text, depth = 0) {
 function special(text, i, match, without, depth) {
   switch (text[i]) {
     case '\n': return [h('br'), i + 1];
+    case '\\': return formula(text, i, without);
     case '`': return codeSpan(text, i, without);
     case '!': case '[': {
       const link = match(LINK, i);
@@ -186,6 +196,16 @@ function special(text, i, match, without, depth) {
     case '*': case '_': case '~': return emphasis(text, i, without, depth);
     default: return null;
   }
+}
+
+const FORMULAS = { '\\(': '\\)', '\\[': '\\]' };
+
+/** A formula in TeX stays as it is written. */
+function formula(text, i, without) {
+  const close = FORMULAS[text.slice(i, i + 2)], at = close && !without.has(close) ? text.indexOf(close, i + 2) : -1;
+  if (at > 0) return [h('span', { class: 'formula' }, text.slice(i, at + 2)), at + 2];
+  if (close) without.add(close);
+  return null;
 }
 
 function codeSpan(text, i, without) {

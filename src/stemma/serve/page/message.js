@@ -97,7 +97,7 @@ class PartView {
       this.body.replaceWith(form);
     };
     const single = node.parts.length === 1;
-    this.tools.replaceChildren(...[single ? branches(conv, node, acts) : null, copyButton(() => part.text),
+    this.tools.replaceChildren(...[single ? branches(conv, node, acts) : null, part.text ? copyButton(() => part.text) : null,
       tool('retry', 'Answer again', () => acts.retry(node, index)), tool('edit', 'Edit this answer', edit),
       part.text && goesOn(part.model) ? tool('forward', 'Go on writing', () => acts.further(node, index)) : null, this.stats].filter(Boolean));
   }
@@ -120,6 +120,6 @@ class PartView {
     if (!took || going) { this.stats.textContent = ''; return; }
     const rest = (took.all - took.first) / 1000, n = took.tokens;
     const rate = n > 1 && rest > 0.05 ? ` · ${+((n - 1) / rest).toPrecision(3)} tokens/s` : '';
-    this.stats.textContent = `${count(n)} token${n === 1 ? '' : 's'}${rate} · first after ${(took.first / 1000).toFixed(2)} s`;
+    this.stats.textContent = this.stats.title = `${count(n)} token${n === 1 ? '' : 's'}${rate} · first after ${(took.first / 1000).toFixed(2)} s`;
   }
 }

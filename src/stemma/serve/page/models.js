@@ -1,7 +1,7 @@
 // The family tree as the chooser of models.
 
 import { count, h, icon, mark, short, tool } from './dom.js';
-import { state } from './state.js';
+import { on, state, tell } from './state.js';
 
 /** The tree of the families that lead to models: {name, kids: Map, models: []}. */
 export function grow(models) {
@@ -31,6 +31,9 @@ function branch(node, option) {
 
 const facts = one => [one.parameters ? `${short(one.parameters)} parameters` : '', one.context ? `${count(one.context)} tokens of context` : '', one.structure];
 
+let redraw = null; // of the tree that is open
+on('models', () => redraw?.());
+
 /** Let the user choose a model; resolves to it, or to null. `fits(model)` says which can do what is wanted. */
 export function choose({ title = 'Choose a model', now = '', fits = () => true, otherwise = '' } = {}) {
   return new Promise(resolve => {
@@ -56,8 +59,10 @@ export function choose({ title = 'Choose a model', now = '', fits = () => true, 
       if (event.key === 'Enter' && document.activeElement === search) { event.preventDefault(); options[0]?.click(); }
     });
     search.addEventListener('input', draw);
-    present(dialog, () => resolve(dialog.returned ?? null));
+    present(dialog, () => { redraw = null; resolve(dialog.returned ?? null); });
     draw();
+    redraw = draw;
+    tell('stale'); // models may have come and gone since
     if (matchMedia('(pointer: coarse)').matches) dialog.focus(); else search.focus();
   });
 }

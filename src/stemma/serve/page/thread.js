@@ -32,6 +32,9 @@ export function siblings(conv, node) {
   return Object.values(conv.nodes).filter(other => other.parent === node.parent);
 }
 
+/** All nodes by what they follow. */
+export const followers = conv => Map.groupBy(Object.values(conv.nodes), node => node.parent);
+
 /** The nodes above `node`, first to last. */
 export function above(conv, node) {
   const nodes = [];

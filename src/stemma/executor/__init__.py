@@ -1,0 +1,6 @@
+"""The step executor: one token a row of a built decoder as a flat tape of instructions in C, run by all threads in one
+parallel region."""
+
+from stemma.executor.executor import Executor, Reason, of
+
+__all__ = ["Executor", "Reason", "of"]

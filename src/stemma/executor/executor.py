@@ -1,0 +1,207 @@
+"""Steps of a built decoder on the CPU: a token a row in, logits out, keys and values in the buffers of its cache."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import threading
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from stemma.errors import CheckpointError, UsageError
+from stemma.executor.assemble import KINDS, NotLowered, number, struct
+from stemma.executor.lower import Lowering
+from stemma.executor.native import Library, library
+from stemma.executor.structs import structures
+from stemma.nn.cache import Layout
+from stemma.nn.model import Model
+
+LOG = logging.getLogger("stemma")
+
+
+class Reason(NamedTuple):
+    """Why PyTorch computes the steps of a model, in words."""
+
+    words: str
+
+
+class Cache(Protocol):
+    """What an executor asks of a cache: to note a step, and where keys and values lie."""
+
+    rows: int
+    length: int
+    front: int
+    keys: list[Tensor | None]
+    values: list[Tensor | None]
+    cross: list[tuple[Tensor, Tensor] | None]
+    encoder_mask: Tensor | None
+
+    def advance(self, order: Tensor) -> None: ...
+
+    def layout(self, layer: int, pages: Tensor) -> Layout: ...
+
+
+class Executor:
+    """The tape of one model. One step runs at a time."""
+
+    def __init__(self, model: Model, found: Library) -> None:
+        lowered = Lowering(model)
+        self.code, self.vocab, self.columns = found.code, model.dims.vocab, lowered.columns
+        self.layers = len(lowered.stack.order)
+        self.tape, self.tables, self.read = lowered.logits, lowered.tables, lowered.tape  # not the model itself
+        self.workspace = torch.empty(0, dtype=torch.uint8)
+        self.lock = threading.Lock()
+        self.seen: tuple[Any, ...] = ()
+        self.kept: tuple[Any, ...] = ()
+
+    def ready(self, cache: Cache) -> bool:
+        """Whether the next step of this cache can run here."""
+        return not (
+            torch.is_grad_enabled()
+            or torch.is_autocast_enabled("cpu")
+            or torch.compiler.is_compiling()
+            or any(k is None or k.dtype not in KINDS for k in cache.keys)
+        )
+
+    def step(
+        self, tokens: Tensor, positions: Tensor, order: Tensor, cache: Cache, languages: Tensor | None = None
+    ) -> Tensor:
+        """Read one token a row (B) at `positions` (B 1, or B 1 C) and places `order` (B) of their rows, behind what the
+        cache holds. Returns the logits of the next (B V, fp32). Raises CheckpointError where they are not finite."""
+        if cache.front:
+            order = order + cache.front
+            positions = positions.clone()
+            positions.view(len(tokens), -1)[:, 0] += cache.front
+        tokens, positions, order = (x.to(torch.int64).contiguous() for x in (tokens, positions, order))
+        languages = None if languages is None else languages.to(torch.int64).contiguous()
+        with self.lock:
+            cache.advance(order)
+            last = int(positions.max())
+            for table in self.tables:
+                table.reach(last)
+            caches, crosses, mask = self._buffers(cache)
+            logits = torch.empty(len(tokens), self.vocab)
+            now = struct(
+                "run",
+                rows=len(tokens),
+                columns=self.columns,
+                threads=torch.get_num_threads(),
+                longest=cache.length,
+                tokens=tokens.data_ptr(),
+                languages=None if languages is None else languages.data_ptr(),
+                positions=positions.data_ptr(),
+                order=order.data_ptr(),
+                caches=caches,
+                crosses=crosses,
+                mask=mask,
+                logits=logits.data_ptr(),
+            )
+            self._make_room(now)
+            code = self.code.tape_run(ctypes.byref(self.tape), ctypes.byref(now))
+        if code == 2:
+            raise UsageError("a step holds a token, a language or a position that is in no table of this model")
+        if code:
+            raise CheckpointError(
+                "the model's logits are not finite: its weights are damaged, or too large for their type"
+            )
+        return logits
+
+    def _make_room(self, now: Any) -> None:
+        size = self.code.tape_size(ctypes.byref(self.tape), ctypes.byref(now))
+        if size > len(self.workspace):
+            self.workspace = torch.empty(size + size // 2, dtype=torch.uint8)
+        now.workspace = self.workspace.data_ptr()
+
+    def _buffers(self, cache: Cache) -> tuple[int, int | None, int | None]:
+        """Where the cache's buffers lie, as C reads it; made anew when one of them has moved."""
+        cross = [x for pair in cache.cross if pair is not None for x in pair]
+        tensors = [*cache.keys, *cache.values, *cross]
+        seen = (cache.rows, *[None if x is None else (x.data_ptr(), x.shape, x.stride()) for x in tensors])
+        if seen != self.seen:
+            pages = torch.arange(cache.rows)[:, None]
+            held = [_layer(cache.layout(i, pages)) for i in range(self.layers)]
+            caches = (structures()["layer_cache"] * self.layers)(*held)
+            crosses = None
+            if cross:
+                made = [_cross(pair) for pair in cache.cross if pair is not None]
+                crosses = (structures()["layer_cross"] * len(made))(*made)
+            self.seen, self.kept = seen, (caches, crosses, pages)
+        caches, crosses, _ = self.kept
+        mask = None if cache.encoder_mask is None else cache.encoder_mask.contiguous()
+        self.mask = mask
+        return (
+            ctypes.addressof(caches),
+            None if crosses is None else ctypes.addressof(crosses),
+            None if mask is None else mask.data_ptr(),
+        )
+
+
+def _layer(at: Layout) -> Any:
+    return struct(
+        "layer_cache",
+        kind=number(KINDS[at.keys.dtype]),
+        page_stride=at.page_stride,
+        head_stride=at.head_stride,
+        page_slots=at.page_slots,
+        slots=at.slots,
+        row_pages=at.pages.shape[1],
+        keys=at.keys.data_ptr(),
+        values=at.values.data_ptr(),
+        pages=at.pages.data_ptr(),
+    )
+
+
+def _cross(pair: tuple[Tensor, Tensor]) -> Any:
+    k, v = pair
+    names = ("row", "head", "slot")
+    strides = {f"{which}_{name}": x.stride(i) for which, x in (("k", k), ("v", v)) for i, name in enumerate(names)}
+    fields = {"kind": number(KINDS[k.dtype]), "length": k.shape[2]}
+    return struct("layer_cross", **fields, **strides, keys=k.data_ptr(), values=v.data_ptr())
+
+
+# ---------------------------------------------------------------- the executor of a model
+
+_FOUND: WeakKeyDictionary[Model, tuple[Any, Executor | Reason]] = WeakKeyDictionary()
+_TOLD: set[str] = set()
+
+
+def of(model: Model) -> Executor | Reason:
+    """The executor of a model as it is now, or why there is none. Made once, and again when its weights have moved.
+    `STEMMA_EXECUTOR=off` in the environment leaves all to PyTorch."""
+    if os.environ.get("STEMMA_EXECUTOR") == "off":
+        return Reason("STEMMA_EXECUTOR=off")
+    if model.training:
+        return Reason("it is in training mode")
+    if model.device.type != "cpu":
+        return Reason(f"it is on {model.device}")
+    mark = _mark(model)
+    known = _FOUND.get(model)
+    if known is None or known[0] != mark:
+        known = mark, _made(model)
+        _FOUND[model] = known
+        if isinstance(known[1], Reason) and known[1].words not in _TOLD:
+            _TOLD.add(known[1].words)
+            LOG.info("PyTorch computes the steps of %s: %s", model.name or "this model", known[1].words)
+    return known[1]
+
+
+def _mark(model: Model) -> tuple[Any, ...]:
+    """Changes when a module or a weight of the model is another one."""
+    modules = [(id(m), bool(m._forward_hooks or m._forward_pre_hooks)) for m in model.modules()]
+    return (*modules, *((p.data_ptr(), p.dtype, p.stride()) for p in model.parameters()))
+
+
+def _made(model: Model) -> Executor | Reason:
+    found = library()
+    if found is None:
+        return Reason("no C compiler (cc, or $CC) was of use")
+    if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+        return Reason("its modules have hooks")
+    try:
+        return Executor(model, found)
+    except NotLowered as why:
+        return Reason(str(why))

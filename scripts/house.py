@@ -54,6 +54,7 @@ ORDER = (
     "planning",
     "report",
     "pictures",
+    "serve",
     "cli",
     TOP,
 )
@@ -73,6 +74,7 @@ PAGES = {
     "parallel": "scale.md",
     "rewrites": "rewrites.md",
     "samples": "systems.md",
+    "serve": "serving.md",
     "tuning": "tuning.md",
 }
 

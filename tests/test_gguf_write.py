@@ -219,6 +219,31 @@ def test_bert_without_its_heads(tmp_path: Path) -> None:
         torch.testing.assert_close(again(**batch).hidden, model(**batch).hidden, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.* is written without")
+@pytest.mark.parametrize("case", ["roberta-mlm", "xlm-roberta-mlm"])
+def test_roberta_without_the_rows_of_padding(tmp_path: Path, case: str) -> None:
+    """llama.cpp has BERT's architecture for it: the table begins where the first token's row is, and everything is the
+    same where there is text."""
+    _, model = ours(case, tmp_path)
+    model.save(tmp_path / "x.gguf")
+    file = File(tmp_path / "x.gguf")
+    assert (
+        file.metadata["general.architecture"] == "bert" and file.metadata["bert.context_length"] == model.dims.context
+    )
+    table = model.encoder.position.table.weight.detach()
+    first = model.arch.position.padding + 1
+    assert first > 1 and torch.equal(file.get("position_embd.weight"), table[first:])
+    again = stemma.load(tmp_path / "x.gguf")
+    assert (
+        again.family.name == "bert" and again.arch.position.padding is None and again.dims.context == model.dims.context
+    )
+    inputs = oracle.inputs(case)
+    with torch.no_grad():
+        want, got = (m(**inputs).hidden[inputs["attention_mask"].bool()] for m in (model, again))
+    assert inputs["attention_mask"].min() == 0  # some are padded
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("arch", list(ARCHITECTURES))
 def test_every_family_of_a_row(tmp_path: Path, arch: str) -> None:
     """Each family of the table at a tiny size of its own."""
@@ -324,7 +349,11 @@ def test_what_gguf_has_no_name_for(tmp_path: Path) -> None:
     some = "it has one for llama, llama2, .*, mixtral, qwen2, .*, gemma3, .*, command-r, gpt2, t5, t5-v1.1, bert"
     for size, changes, words in (
         ("gpt1", {}, f"no architecture for 'gpt1'; {some}"),
-        ("roberta-base", {}, "'bert' architecture cannot express arch.position.padding=1"),
+        (
+            "roberta-base",
+            {"arch.position.offset": 2, "arch.position.padding": None},
+            "cannot express arch.position.offset=2",
+        ),
         ("gpt3-small", {}, "'gpt2' architecture cannot express arch.mask"),
         ("llama-7b", {"arch.mlp.act": "relu"}, "'llama' architecture cannot express arch.mlp.act=relu"),
         ("llama-7b", {"arch.attention.scaled": False}, "cannot express arch.attention.scaled=False"),

@@ -103,13 +103,15 @@ CASES: dict[str, tuple[str, dict[str, Any], int, float]] = {
     "t5": ("t5", {}, 5, 0.15),
     "t5-v1.1": ("t5-v1.1", {}, 1, 0.1),
     "bert": ("bert", {}, 5, 0.15),
+    "roberta": ("roberta", {}, 5, 0.15),
 }
+ENCODERS = ("bert", "roberta")
 # Root mean square of the differences of logits (hidden states) by that of their values, per type of the file.
 # llama.cpp's GELU is the tanh form from a table of half-precision numbers; else F32 differs by rounding alone. It rounds
 # activations to the matrix's type (Q8_0: to eight bits) before a product, which T5's unscaled scores and 64 layers
 # enlarge; so does a router, where what is rounded changes which expert a token takes.
 BOUND = {"float32": 8e-6, "float16": 3e-3, "bfloat16": 2e-2, "q8_0": 6e-2}
-TABLED, TABLE = ("gpt2", "t5-v1.1", "bert", "gemma"), 3e-3
+TABLED, TABLE = ("gpt2", "t5-v1.1", "bert", "roberta", "gemma"), 3e-3
 SHARP, FACTOR = ("t5", "t5-v1.1", "mixtral", "qwen3-moe", "command-r-plus"), 4
 
 
@@ -182,13 +184,13 @@ def test_the_same_model(python: str, tmp_path: Path, word: str) -> None:
         model.save(path, dtype=word)
         models[case] = model if word == "float32" else stemma.load(path)  # the weights as they are rounded
         jobs.append(
-            {"path": str(path), "prompts": prompts(97), "new": NEW, "forced": forced, "encoder": case == "bert"}
+            {"path": str(path), "prompts": prompts(97), "new": NEW, "forced": forced, "encoder": case in ENCODERS}
         )
     wrong = []
     for case, result in zip(CASES, llama_cpp(python, jobs), strict=True):
         model = models[case]
         for k, prompt in enumerate(prompts(97)):
-            if case == "bert":
+            if case in ENCODERS:
                 with torch.no_grad():
                     want = model(input_ids=torch.tensor([prompt])).hidden[0]
                 got = torch.tensor(result["hidden"][k])
@@ -214,6 +216,9 @@ def tokenizer_of(kind: str, folder: Path) -> Tokenizer:
         return Tokenizer.load(folder)
     if kind == "unigram":
         return Tokenizer.train("unigram", TEXTS * 3, 340, Specials(pad="<pad>", eos="</s>", unk="<unk>", extra=5))
+    if kind == "roberta":
+        names = Specials(bos="<s>", cls="<s>", pad="<pad>", eos="</s>", sep="</s>", unk="<unk>", mask="<mask>")
+        return Tokenizer.train("bpe", TEXTS * 3, 420, names)
     if kind.startswith("wordpiece"):
         names = Specials(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]")
         return Tokenizer.train("wordpiece", TEXTS * 3, 250, names, lowercase=kind.endswith("lower"))
@@ -230,6 +235,7 @@ FAMILY = {
     "spm-bpe-plain": "gemma",
     "qwen2": "qwen2",
     "gpt-2": "gpt2",
+    "roberta": "roberta",
     "wordpiece": "bert",
     "wordpiece-lower": "bert",
 }
@@ -240,7 +246,18 @@ FAMILY = {
 )
 @pytest.mark.parametrize(
     "kind",
-    ["spm-bpe", "spm-bpe-plain", "gpt-2", "smollm", "llama-bpe", "qwen2", "unigram", "wordpiece", "wordpiece-lower"],
+    [
+        "spm-bpe",
+        "spm-bpe-plain",
+        "gpt-2",
+        "smollm",
+        "llama-bpe",
+        "qwen2",
+        "unigram",
+        "roberta",
+        "wordpiece",
+        "wordpiece-lower",
+    ],
 )
 def test_the_same_ids(python: str, tmp_path: Path, kind: str) -> None:
     tokenizer = tokenizer_of(kind, tmp_path)

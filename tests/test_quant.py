@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,16 @@ from torch import Tensor
 
 import kernels
 import stemma
+from stemma.decoding.sessions import begin
 from stemma.errors import UsageError
+from stemma.executor import Executor
+from stemma.executor import of as executor_of
 from stemma.formats import gguf as files
-from stemma.formats.gguf import quants, write
+from stemma.formats.gguf import quants, types
 from stemma.quantize import blocks as made_blocks
 from stemma.quantize import native, nf4, packing
-from stemma.rewrites import merge
+from stemma.rewrites import LoRA, merge
+from stemma.rewrites.lora import LoRALinear
 from tiny import tiny
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
@@ -149,7 +154,7 @@ def test_matrices_as_their_modules_keep_them(library: ctypes.CDLL) -> None:
 
 # ---------------------------------------------------------------- models
 
-WIDE = {"dims.d_model": 64, "dims.heads": 2, "dims.kv_heads": 1, "dims.head_dim": None, "dims.d_ff": 96}
+WIDE = {"dims.d_model": 64, "dims.heads": 2, "dims.kv_heads": 1, "dims.head_dim": None, "dims.d_ff": 128}
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_1"])
@@ -158,7 +163,7 @@ def test_a_model_in_few_bits_has_the_numbers_of_a_gguf_file(
 ) -> None:
     """Bit for bit, by the `gguf` package: embeddings, blocks and a head of its own. What is saved is what is computed
     with, as blocks too."""
-    monkeypatch.setitem(write.TYPES, kind, (kind.upper(), 7))
+    monkeypatch.setattr(types.Choice, "_more", lambda self, name, kind: kind)  # a head that is not wider than the rest
     plain = stemma.build(tiny("llama", **WIDE))
     plain.save(str(tmp_path / "plain"))
     stemma.save(plain, tmp_path / "a.gguf", dtype=kind)
@@ -198,3 +203,89 @@ def test_what_few_bits_cannot_hold_is_refused(tmp_path: Path) -> None:
     model.save(str(tmp_path / "inf"))
     with pytest.raises(UsageError, match=r"blocks.0.mlp.up.weight: Q4_0 cannot hold inf or nan"):
         stemma.load(tmp_path / "inf", quantize="q4_0")
+
+
+def steps(model: Any, kind: str, ids: list[list[int]], alone: int | None = None, count: int = 6) -> tuple[Tensor, Any]:
+    """Logits of steps after prompts, and the session's executor. `kind`: "executor", "modules" or "exact"; `alone`: the
+    only row that goes on."""
+    made = []
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        if kind == "exact":
+            patch.setenv("STEMMA_EXECUTOR", "off")
+        session = begin(model, ids, count)
+        if kind == "modules":
+            session.executor = None
+        tokens = torch.arange(len(ids)) * 7
+        if alone is not None:
+            session.keep([alone])
+            tokens = tokens[[alone]]
+        for n in range(count):
+            made.append(session.logits)
+            session.step(tokens + n + 5)
+    return torch.stack([*made, session.logits]), session.executor
+
+
+LOADED = ("q8_0", "q4_0", "q4_1", "int8", "nf4")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("wide")
+    for name in ("llama", "gpt2", "gemma"):
+        changes = dict(WIDE) if name != "gpt2" else {k: v for k, v in WIDE.items() if "kv" not in k}
+        stemma.build(tiny(name, **changes), seed=3).save(str(where / name))
+    return where
+
+
+@pytest.mark.parametrize("kind", LOADED)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma"])
+def test_steps_in_few_bits(name: str, kind: str, folder: Path) -> None:
+    """The tape's logits against those of the very numbers that the codes stand for: within what vectors in 8 bits cost,
+    and for codes that multiply with fp32 vectors within rounding. A row among others is the same bits as alone."""
+    model = stemma.load(folder / name, quantize=kind)
+    texts = [[5, 6, 7], list(range(9, 29)), [30, 31]]
+    found, executor = steps(model, "executor", texts)
+    assert isinstance(executor, Executor), executor_of(model)
+    for n in range(3):
+        alone, _ = steps(model, "executor", texts, n)
+        assert torch.equal(alone[1:, 0], found[1:, n])
+    exact, none = steps(model, "exact", texts)
+    assert none is None
+    apart = (found - exact).norm() / exact.norm()
+    assert apart < (0.02 if kind.startswith("q") else 1e-5), apart
+    modules, _ = steps(model, "modules", texts)
+    assert (found - modules).norm() < 1e-2 * exact.norm()
+
+
+def test_prompts_have_the_numbers_of_steps(folder: Path) -> None:
+    """A prompt's last logits are those of the same tokens read one by one, but for fp32 rounding around the products."""
+    model = stemma.load(folder / "llama", quantize="q8_0")
+    text = list(range(5, 25))
+    with torch.inference_mode():
+        whole, by_one = begin(model, [text], 3), begin(model, [text[:1]], 30)
+        for token in text[1:]:
+            by_one.step(torch.tensor([token]))
+    exact, _ = steps(model, "exact", [text])
+    near, far = (whole.logits - by_one.logits).norm(), (whole.logits - exact[0]).norm()
+    assert near < far < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("kind", [None, "nf4", "q8_0", "keep"])
+def test_adapters_beside_a_matrix(kind: str | None, folder: Path) -> None:
+    """Two of them, one of which can be turned off, through the tape as through the modules."""
+    first, second = LoRA(("*.attention.[qv]", "*.mlp.*"), 4), LoRA(("*.attention.q",), 3, name="other")
+    model, same = (stemma.load(folder / "llama", quantize=kind, rewrites=(first, second)) for _ in range(2))
+    layers = [m for of in (model, same) for m in of.modules() if isinstance(m, LoRALinear)]
+    for n, m in enumerate(layers):
+        m.up.data = torch.randn(m.up.shape, generator=torch.Generator().manual_seed(n % (len(layers) // 2))) * 0.05
+    seen = []
+    for strength in (1.0, 0.0, 0.5):
+        for m in layers:
+            if m.spec.name == "other":
+                m.strength = strength
+        found, executor = steps(model, "executor", [[5, 6, 7], [9]])
+        exact, _ = steps(same, "exact", [[5, 6, 7], [9]])
+        assert isinstance(executor, Executor), executor_of(model)
+        assert (found - exact).norm() < (0.02 if kind == "q8_0" else 1e-5) * exact.norm()
+        seen.append(exact)
+    assert not torch.allclose(seen[0], seen[1])

@@ -47,6 +47,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
     "Checkpoints": [
         ("generate", "PATH PROMPT...", "continue text", "models"),
         ("chat", "PATH", "talk to a model in the terminal", "chat"),
+        ("serve", "MODEL...", "models over HTTP: OpenAI's routes, and a page", "serve"),
         ("predict", "MODEL TEXT...", "what a tuned model says of texts or rows", "predicting"),
         ("eval", "MODEL...", "how good a tuned model is, or what a judge says", "predicting"),
         ("fill", "PATH TEXT", "guess the masked words of a text", "models"),

@@ -59,7 +59,8 @@ class Session:
         starts: Sequence[int] | None = None,
     ) -> None:
         self.prepare(model, prompts, room, languages, starts)
-        self.read(prompts)
+        with executor.eight_bits():
+            self.read(prompts)
 
     @property
     def rows(self) -> int:
@@ -74,9 +75,10 @@ class Session:
             return self.logits
         ids, order = tokens[:, None], self.lengths[:, None]
         langs = language_ids(ids, self.languages)
-        hidden = self.model.decode(Inputs(ids, position_ids=self._next(), langs=langs, order=order, cache=self.cache))
+        inputs = Inputs(ids, position_ids=self._next(), langs=langs, order=order, cache=self.cache)
+        with executor.eight_bits():
+            self.logits = self._head(self.model.decode(inputs)[:, 0])
         self.lengths = self.lengths + 1
-        self.logits = self._head(hidden[:, 0])
         return self.logits
 
     def admit(

@@ -2,5 +2,6 @@
 parallel region."""
 
 from stemma.executor.executor import Executor, Reason, of
+from stemma.executor.many import eight_bits
 
-__all__ = ["Executor", "Reason", "of"]
+__all__ = ["Executor", "Reason", "eight_bits", "of"]

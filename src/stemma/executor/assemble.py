@@ -60,6 +60,13 @@ class Tape:
             raise NotLowered("a vector of the model is not contiguous")
         return struct("vector", kind=number(KINDS[x.dtype]), data=x.data_ptr())
 
+    def plain(self, x: Tensor) -> Tensor:
+        """A tensor whose memory C reads. Raises NotLowered for one that has none."""
+        if type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu":
+            raise NotLowered(f"its weights are not plain tensors in the memory of the CPU ({type(x).__name__})")
+        self.weights.append(x)
+        return x
+
     def matrix(self, x: Tensor) -> Any:
         """A matrix of floats, row after row."""
         self._check(x)
@@ -76,12 +83,14 @@ class Tape:
         fields = {"source": source, "offset": offset, "stride": table.stride, "rows": table.out}
         return struct("lookup", **fields, table=vector, factor=factor)
 
+    def lookup_whole(self, table: Any, source: int, factor: float) -> Any:
+        """Rows of a matrix of any kind."""
+        return struct("lookup", source=source, rows=table.out, whole=self.array("matrix", [table]), factor=factor)
+
     def _check(self, x: Tensor) -> None:
-        if type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu":
-            raise NotLowered(f"its weights are not plain tensors in the memory of the CPU ({type(x).__name__})")
+        self.plain(x)
         if x.dtype not in KINDS:
             raise NotLowered(f"its weights are of type {str(x.dtype).removeprefix('torch.')}")
-        self.weights.append(x)
 
     # ------------------------------------------------------------ instructions
 
@@ -101,11 +110,11 @@ class Tape:
         return ctypes.addressof(made)
 
     def product(self, source: int, parts: list[Any]) -> None:
-        """Products of one buffer with several matrices; those of one kind share an instruction."""
+        """Products of one buffer with several matrices; those that want it in one form share an instruction."""
         while parts:
-            kind = parts[0].w.kind
-            same = [p for p in parts if p.w.kind == kind]
-            parts = [p for p in parts if p.w.kind != kind]
+            form = form_of(parts[0])
+            same = [p for p in parts if form_of(p) == form]
+            parts = [p for p in parts if form_of(p) != form]
             step = struct("product_step", **{"from": source}, count=len(same), parts=self.array("part", same))
             self.add("PRODUCT", step)
 
@@ -124,12 +133,21 @@ class Tape:
         )
 
 
+def form_of(p: Any) -> str:
+    """The form in which a product wants its vectors."""
+    kind = p.w.kind
+    if number("Q8_0") <= kind <= number("Q6_K"):
+        return "8 bits"
+    return "halves" if kind == number("NF4") else "plain"
+
+
 def part(
     w: Any,
     to: int,
     *,
     bias: Any = None,
     raw: int | None = None,
+    beside: int = NONE,
     residual: int = NONE,
     residual_factor: float = 1.0,
     times: int = NONE,
@@ -146,6 +164,7 @@ def part(
         bias=struct("vector") if bias is None else bias,
         raw=to if raw is None else raw,
         to=to,
+        beside=beside,
         residual=residual,
         residual_factor=residual_factor,
         times=times,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import threading
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
@@ -15,7 +14,8 @@ from torch import Tensor
 from stemma.errors import CheckpointError, UsageError
 from stemma.executor.assemble import KINDS, NotLowered, number, struct
 from stemma.executor.lower import Lowering
-from stemma.executor.native import Library, library
+from stemma.executor.matrices import marks
+from stemma.executor.native import Library, library, wanted
 from stemma.executor.structs import structures
 from stemma.nn.cache import Layout
 from stemma.nn.model import Model
@@ -172,7 +172,7 @@ _TOLD: set[str] = set()
 def of(model: Model) -> Executor | Reason:
     """The executor of a model as it is now, or why there is none. Made once, and again when its weights have moved.
     `STEMMA_EXECUTOR=off` in the environment leaves all to PyTorch."""
-    if os.environ.get("STEMMA_EXECUTOR") == "off":
+    if not wanted():
         return Reason("STEMMA_EXECUTOR=off")
     if model.training:
         return Reason("it is in training mode")
@@ -192,7 +192,7 @@ def of(model: Model) -> Executor | Reason:
 def _mark(model: Model) -> tuple[Any, ...]:
     """Changes when a module or a weight of the model is another one."""
     modules = [(id(m), bool(m._forward_hooks or m._forward_pre_hooks)) for m in model.modules()]
-    return (*modules, *((p.data_ptr(), p.dtype, p.stride()) for p in model.parameters()))
+    return (*modules, *((p.data_ptr(), p.dtype, p.stride()) for p in model.parameters()), *marks(model))
 
 
 def _made(model: Model) -> Executor | Reason:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stemma.executor.assemble import NONE, NotLowered, Tape, number, part, struct
-from stemma.executor.matrices import matrix_of
+from stemma.executor.matrices import adapters_of, dtype_of, matrix_of, width_of
 from stemma.executor.tables import Table, buckets, turns, waves
 from stemma.nn import parts
 from stemma.nn.attention import Attention, BucketTable
@@ -30,6 +30,8 @@ from stemma.nn.positions import (
     slopes,
 )
 from stemma.nn.stack import Block, DeepBlock, ParallelBlock, PostBlock, PreBlock, SandwichBlock, Stack
+from stemma.rewrites.lora import LoRALinear
+from stemma.rewrites.weight_only import StoredEmbedding, StoredHead
 
 ACTS = {
     "silu": "SILU",
@@ -61,7 +63,7 @@ class Lowering:
         if stack is None:
             raise NotLowered("it has no decoder")
         expect(stack, Stack)
-        expect(model.lm, LMHead)
+        expect(model.lm, LMHead, StoredHead)
         self.stack: Stack = stack
         self.dims = model.dims.decoder if model.encoder is not None else model.dims
         self.columns = stack.position.columns
@@ -118,38 +120,64 @@ class Lowering:
             self.norm(stack.embed_norm, to, to)
         if stack.project is not None:
             into = self.t if tape.widths[self.x][1] else self.x
-            tape.product(to, [self.times(stack.project, into)])
+            self.product(to, [self.times(stack.project, into)])
             if into != self.x:
                 self.norm(None, into, self.x)
 
     def factor(self, embed: Embed) -> float:
-        return embed.rounded.get(embed.tokens.weight.dtype, embed.factor) if embed.factor != 1.0 else 1.0
+        return embed.rounded.get(dtype_of(embed.tokens), embed.factor) if embed.factor != 1.0 else 1.0
 
     def lookup_of(self, table: nn.Module, source: str, offset: int = 0, column: int = 0, factor: float = 1.0) -> Any:
+        if isinstance(table, StoredEmbedding):
+            return self.tape.lookup_whole(matrix_of(self.tape, table)[0], number(source), factor)
         expect(table, nn.Embedding)
         weight = table.weight
         assert isinstance(weight, Tensor)
         return self.tape.lookup(weight, number(source) + column, offset, factor)
 
     def head(self) -> Any:
-        lm, tape, source = self.model.lm, self.tape, self.x
+        tape, source, held = self.tape, self.x, self.model.lm
+        own = held if isinstance(held, StoredHead) else None
+        lm = held if own is None else own.head
         assert isinstance(lm, LMHead)
         if self.stack.norm is not None:
             self.norm(self.stack.norm, self.x, self.n)
             source = self.n
         logits = tape.buffer("logits", lm.shape[0])
-        w, _ = matrix_of(tape, lm.weight if lm.weight is not None else self.model.embed.tokens)
-        bias = tape.vector(lm.bias)
+        tokens = self.model.embed.tokens
+        w, _ = matrix_of(tape, own if own is not None else lm.weight if lm.weight is not None else tokens)
+        bias = tape.vector(lm.bias if own is None else own.bias)
         made = part(
             w, logits, bias=bias, scale=lm.scale, factor=lm.factor, cap=lm.softcap or 0.0, check=True
         )  # fmt: skip
-        tape.product(source, [made])
+        self.product(source, [made])
         return tape.finish(logits)
 
     def times(self, module: Any, to: int, **more: Any) -> Any:
-        """The product with a module's matrix, and its bias."""
-        w, bias = matrix_of(self.tape, module)
-        return part(w, to, bias=bias, **more)
+        """The product with a module's matrix, its bias, and the low-rank adapters beside it."""
+        plain, adapters = adapters_of(module)
+        w, bias = matrix_of(self.tape, plain)
+        made = part(w, to, bias=bias, **more)
+        made.adapters = adapters
+        return made
+
+    def product(self, source: int, parts: list[Any]) -> None:
+        """Products of one buffer; what adapters add to them is made before."""
+        tape = self.tape
+        downs: list[tuple[Any, LoRALinear, int]] = []
+        for p in parts:
+            for adapter in getattr(p, "adapters", ()):
+                down = tape.buffer(f"down {len(downs)}", adapter.down.weight.shape[0])
+                downs.append((p, adapter, down))
+        if downs:
+            tape.product(source, [part(tape.matrix(a.down.weight), down) for _, a, down in downs])
+        for n, (p, adapter, down) in enumerate(downs):
+            raw, scale = tape.buffer("up", p.w.out), adapter.spec.scale * adapter.strength
+            fields = {"to": p.beside, "raw": raw, "residual": p.beside} if p.beside != NONE else {}
+            if not fields:
+                p.beside = tape.buffer(f"beside {n}", p.w.out)
+            tape.product(down, [part(tape.matrix(adapter.up), **{"to": p.beside, **fields}, scale=scale)])
+        tape.product(source, parts)
 
     # ------------------------------------------------------------ norms
 
@@ -226,7 +254,7 @@ class Lowering:
         expect(scheme, *POSITIONS)
         q, k, v, a, heads, kv = self.heads(module)
         own = [self.times(m, to) for m, to in ((module.q, q), (module.k, k), (module.v, v))]
-        tape.product(n, own + (more or []))
+        self.product(n, own + (more or []))
         step = struct(
             "attend_step",
             q=q, k=k, v=v, to=a, layer=at, heads=heads, kv=kv, width=module.width,
@@ -238,7 +266,7 @@ class Lowering:
         )  # fmt: skip
         self.place(step, scheme, module, heads)
         tape.add("ATTEND", step)
-        tape.product(a, [self.times(module.o, **self.out())])
+        self.product(a, [self.times(module.o, **self.out())])
 
     def heads(self, module: Attention) -> tuple[int, int, int, int, int, int]:
         """Buffers of queries, keys, values and the sum, and how many heads there are."""
@@ -250,7 +278,7 @@ class Lowering:
         )  # fmt: skip
 
     def rows_of(self, module: Any) -> int:
-        return int(module.out_features)
+        return width_of(module)
 
     def place(self, step: Any, scheme: Position, module: Attention, heads: int) -> None:
         """What positions bring to the attention of one layer."""
@@ -297,7 +325,7 @@ class Lowering:
         expect(module, Attention)
         tape = self.tape
         q, _, _, a, heads, kv = self.heads(module)
-        tape.product(n, [self.times(module.q, q)])
+        self.product(n, [self.times(module.q, q)])
         step = struct(
             "cross_step",
             q=q, to=a, layer=at, heads=heads, kv=kv, width=module.width, scale=module.scale,
@@ -305,7 +333,7 @@ class Lowering:
             q_norm=self.norm_of(module.q_norm),
         )  # fmt: skip
         tape.add("CROSS", step)
-        tape.product(a, [self.times(module.o, **self.out())])
+        self.product(a, [self.times(module.o, **self.out())])
 
     # ------------------------------------------------------------ feed-forward
 
@@ -334,10 +362,10 @@ class Lowering:
             return
         tape = self.tape
         if not begun:
-            tape.product(n, self.mlp_parts(module))
+            self.product(n, self.mlp_parts(module))
         assert isinstance(module, MLP)
         h = tape.buffer("h", self.rows_of(module.up))
-        tape.product(h, [self.times(module.down, **self.out())])
+        self.product(h, [self.times(module.down, **self.out())])
 
     def experts(self, module: Experts, n: int) -> None:
         expect(module, Experts)
@@ -345,7 +373,7 @@ class Lowering:
         if self.kind in POST and out["residual_factor"] != 1.0:
             raise NotLowered("the tape has no instruction for experts in a DeepNorm block")
         scores, chosen = tape.buffer("r", module.count), tape.buffer("chosen", 2 * active, private=True)
-        tape.product(n, [self.times(module.router, scores)])
+        self.product(n, [self.times(module.router, scores)])
         fields = {"from": scores, "to": chosen, "count": module.count, "active": active}
         tape.add("ROUTE", struct("route_step", **fields, normalised=int(module.normalised)), 2)
         gate, up, down = (tape.matrix(w[0]) for w in (module.gate, module.up, module.down))

@@ -27,6 +27,8 @@ FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-fopenmp-simd")
 # for this processor with threads, then without what a compiler does not know. OpenMP is not linked: torch's is used
 ATTEMPTS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ())
 TIMEOUT = 120  # seconds for the compiler
+FUNCTIONS = {"tape_size": 2, "tape_run": 2, "many_size": 1, "many_run": 1, "packed_tile": 0}  # pointers that each takes
+QUANTIZE = Path(__file__).resolve().parent.parent / "quantize"  # whose kernels stored.c takes in
 
 
 class Library(NamedTuple):
@@ -35,6 +37,11 @@ class Library(NamedTuple):
     code: ctypes.CDLL
     path: Path
     compiler: str
+
+
+def wanted() -> bool:
+    """Whether the environment lets C compute (`STEMMA_EXECUTOR=off` does not)."""
+    return os.environ.get("STEMMA_EXECUTOR") != "off"
 
 
 @functools.cache
@@ -71,16 +78,16 @@ def _found(compiler: list[str]) -> Iterator[Library]:
             code = ctypes.CDLL(str(path))
         except OSError:  # threads of an OpenMP that torch does not have
             continue
-        for name in ("tape_size", "tape_run"):
+        for name, pointers in FUNCTIONS.items():
             function: Any = getattr(code, name)
-            function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p], ctypes.c_int64
+            function.argtypes, function.restype = [ctypes.c_void_p] * pointers, ctypes.c_int64
         yield Library(code, path, Path(compiler[0]).name)
 
 
 def _mark(compiler: list[str], flags: tuple[str, ...]) -> str:
     """A hash of all that the compiled code follows from."""
     seen = hashlib.sha256()
-    for path in sources():
+    for path in (*sources(), *sorted(QUANTIZE.glob("*.c"))):
         seen.update(path.name.encode() + b"\0" + path.read_bytes())
     real = Path(compiler[0]).resolve()
     seen.update(repr((compiler, str(real), real.stat().st_mtime_ns, FLAGS, flags, processor())).encode())

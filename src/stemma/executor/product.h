@@ -21,7 +21,7 @@ typedef struct {
 } matrix;
 
 typedef struct {
-  int64_t tile; /* a thread's range of rows begins at a multiple of it */
+  int64_t tile; /* a thread's range of rows begins at a multiple of it; the same of all kinds */
   /* Bytes of a prepared vector of `in` numbers, a multiple of 64; NULL: vectors are read as they are (row after row). */
   int64_t (*prepared)(int64_t in);
   /* One vector in the form that `product` reads. */

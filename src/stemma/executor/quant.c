@@ -211,6 +211,8 @@ void packed_row(const matrix *w, int64_t r, float *to); /* stored.c */
   }                                                                                                                    \
   const product_kind name##_kind = {ROWS, prepared, prepare, name##_product, packed_row};
 
+int64_t packed_tile(void) { return TILE; } /* 1: without vector instructions */
+
 KIND(q8_0, 32, 34)
 KIND(q4_0, 32, 18)
 KIND(q4_1, 32, 20)

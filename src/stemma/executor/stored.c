@@ -27,7 +27,7 @@ static void int8_row(const matrix *w, int64_t r, float *to) {
   for (int64_t k = 0; k < w->in; k++) to[k] = ((const float *)w->scales)[r] * codes[k];
 }
 
-const product_kind int8_kind = {1, 0, 0, int8_rows, int8_row};
+const product_kind int8_kind = {16, 0, 0, int8_rows, int8_row};
 
 /* ---- NF4: `extra` is `weights` of kernels.c */
 
@@ -48,7 +48,7 @@ static void nf4_rows(const matrix *w, const void *x, int64_t count, int64_t r0, 
   }
 }
 
-const product_kind nf4_kind = {1, nf4_prepared, nf4_prepare, nf4_rows, 0};
+const product_kind nf4_kind = {16, nf4_prepared, nf4_prepare, nf4_rows, 0};
 
 /* ---- other blocks: `extra` is the type's place in native.BLOCKS */
 
@@ -72,7 +72,7 @@ static void blocks_row(const matrix *w, int64_t r, float *to) {
   unpack((int)(intptr_t)w->extra, (const uint8_t *)w->data + r * w->stride, w->in, to);
 }
 
-const product_kind blocks_kind = {1, 0, 0, blocks_rows, blocks_row};
+const product_kind blocks_kind = {16, 0, 0, blocks_rows, blocks_row};
 
 /* ---- rows of the packed kinds of quant.c */
 

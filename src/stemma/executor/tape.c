@@ -67,6 +67,12 @@ static void embed(const state *s, const embed_step *op) {
     float *to = row_of(s, op->to, m);
     for (int64_t n = 0; n < op->count; n++) {
       const lookup *one = op->tables + n;
+      if (one->whole) {
+        float *own = (float *)s->scratch;
+        product_kinds[one->whole->kind]->row(one->whole, row_in(one, s->run, m), own);
+        for (int64_t i = 0; i < width; i++) to[i] = (n ? to[i] : 0.0f) + own[i] * one->factor;
+        continue;
+      }
       if (left_out(one, s->run)) continue;
       vector from = {one->table.kind, (const char *)one->table.data + row_in(one, s->run, m) * one->stride};
       for (int64_t i = 0; i < width; i++) to[i] = (n ? to[i] : 0.0f) + entry(&from, i) * one->factor;
@@ -136,6 +142,10 @@ static void finish(const state *s, const part *p, int64_t r0, int64_t r1) {
       for (int64_t i = 0; i < count; i++) y[i] *= p->scale;
     if (p->bias.data)
       for (int64_t i = 0; i < count; i++) y[i] += entry(&p->bias, r0 + i);
+    if (p->beside >= 0) {
+      const float *beside = row_of(s, p->beside, m) + r0;
+      for (int64_t i = 0; i < count; i++) y[i] += beside[i];
+    }
     if (p->factor != 1.0f)
       for (int64_t i = 0; i < count; i++) y[i] *= p->factor;
     if (p->cap != 0.0f)
@@ -176,7 +186,7 @@ static void multiply(const state *s, const product_step *op) {
     const part *p = op->parts + n;
     int64_t r0, r1;
     share(s, p->w.out, kind->tile, &r0, &r1);
-    kind->product(&p->w, x, s->run->rows, r0, r1, row_of(s, p->raw, 0), s->tape->buffer[p->raw].width);
+    product_kinds[p->w.kind]->product(&p->w, x, s->run->rows, r0, r1, row_of(s, p->raw, 0), s->tape->buffer[p->raw].width);
     finish(s, p, r0, r1);
   }
 }
@@ -266,6 +276,7 @@ static void scratch_of(const instruction *i, const tape *t, const run *r, int64_
   *own = 0, *common = 0;
   if (i->operation == ATTEND) *own = attend_scratch(i->step, r);
   if (i->operation == CROSS) *own = cross_scratch(i->step, r);
+  if (i->operation == EMBED) *own = t->buffer[((const embed_step *)i->step)->to].width * (int64_t)sizeof(float);
   if (i->operation == NORM) *own = t->buffer[((const norm_step *)i->step)->to].width * (int64_t)sizeof(float);
   if (i->operation == PRODUCT) *common = prepared_bytes(&((const product_step *)i->step)->parts[0].w, r->rows);
   if (i->operation == EXPERTS) {

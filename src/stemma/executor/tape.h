@@ -24,10 +24,11 @@ typedef struct {
   int64_t width, private;
 } buffer;
 
-/* Rows `index + offset` of a table of `rows`, times `factor`. */
+/* Rows `index + offset` of a table of `rows`, times `factor`. The table is `whole` where that is not NULL. */
 typedef struct {
   int64_t source, offset, stride, rows;
   vector table;
+  const matrix *whole;
   float factor;
 } lookup;
 
@@ -50,15 +51,16 @@ typedef struct {
   norm by;
 } norm_step;
 
-/* raw = W from; to = residual * residual_factor + act(cap((raw * scale + bias) * factor)) * times. A buffer of -1: none. */
+/* raw = W from; to = residual * residual_factor + act(cap((raw * scale + bias + beside) * factor)) * times. A buffer of -1:
+   none. */
 typedef struct {
   matrix w;
   vector bias;
-  int64_t raw, to, residual, times, act, check;
+  int64_t raw, to, beside, residual, times, act, check;
   float scale, factor, cap, residual_factor;
 } part;
 
-/* Matrices of one kind that read one buffer. Every thread takes its share of the rows of each. */
+/* Matrices that read one buffer in one form. Every thread takes its share of the rows of each. */
 typedef struct {
   int64_t from, count;
   const part *parts;
@@ -140,6 +142,18 @@ typedef struct {
   float *logits;
   void *workspace;
 } run;
+
+/* y = W x for many vectors, row after row. `workspace`: as many bytes as `many_size` says. */
+typedef struct {
+  matrix w;
+  int64_t count, threads;
+  const float *x;
+  float *y;
+  void *workspace;
+} many;
+
+int64_t many_size(const many *p);
+int64_t many_run(const many *p);
 
 int64_t tape_size(const tape *t, const run *r);
 int64_t tape_run(const tape *t, const run *r); /* 0; 1: a checked number is not finite; 2: a table has no such row */

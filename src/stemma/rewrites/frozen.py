@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +13,9 @@ from torch import Tensor, nn
 from stemma.nn.mixed import linear
 from stemma.quantize import native
 from stemma.rewrites.modules import Rewritten
+
+# what multiplies in the place of a module's own `product`, where it can
+PRODUCT: ContextVar[Callable[[Any, Tensor], Tensor | None] | None] = ContextVar("PRODUCT", default=None)
 
 
 class MakesWeight(Protocol):
@@ -41,7 +46,9 @@ def frozen_linear(x: Tensor, module: MakesWeight, bias: Tensor | None) -> Tensor
     if torch.is_grad_enabled() and x.requires_grad:
         y: Tensor | None = _FrozenLinear.apply(x, module)
     else:
-        y = module.product(x)
+        other = None if torch.compiler.is_compiling() else PRODUCT.get()
+        y = None if other is None else other(module, x)
+        y = module.product(x) if y is None else y
     if y is None:
         return linear(x, module.weight, bias)
     return y if bias is None else y + bias.to(y.dtype)

@@ -34,7 +34,7 @@ class Stored(Frozen):
     def __init__(self, dtype: str, plain: nn.Module) -> None:
         super().__init__(plain)
         self.stored, self.unpack, self.kind = DTYPES.get(dtype), None, ""  # None: as the file has it
-        self.packed = dtype.upper() in blocks.NUMBERS
+        self.rounds = self.packed = dtype.upper() in blocks.NUMBERS  # rounds: floats to blocks
         shape = self.shapes["weight"]
         if self.packed:
             self.kind = dtype.upper()
@@ -98,12 +98,13 @@ class Stored(Frozen):
 
     def store(self, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         value = value.detach().to(device)
-        if self.packed:
+        if self.rounds:
             self.pack(value, functools.partial(blocks.rounded, self.kind), dtype)
             return
         if not self.scaled:
             self.codes = torch.empty(value.shape, dtype=self.stored or value.dtype, device=device).copy_(value)
-            self.scale, self.unpack, self.kind = torch.empty(0, 1, dtype=dtype, device=device), None, ""
+            self.scale = torch.empty(0, 1, dtype=dtype, device=device)
+            self.unpack, self.kind, self.packed = None, "", False
             return
         self.codes = torch.empty(value.shape, dtype=torch.int8, device=device)
         self.scale = torch.empty(len(value), 1, dtype=dtype, device=device)
@@ -128,14 +129,15 @@ class Stored(Frozen):
             self.codes[at : at + step] = packing.packed(self.kind, made(some))
 
     def load_blocks(self, name: str, found: Blocks, device: torch.device, dtype: torch.dtype) -> None:
-        if self.packed and name == "weight" and found.kind == self.kind:
-            self.pack(found.data.to(device), lambda rows: rows, dtype)
-            return
-        if self.packed or self.stored is not None or name != "weight":
+        other = self.kind != found.kind if self.rounds else self.stored is not None
+        if other or name != "weight":
             super().load_blocks(name, found, device, dtype)
             return
-        self.codes, self.unpack, self.kind = found.data.to(device, copy=True), found.unpack, found.kind
-        self.scale = torch.empty(0, 1, dtype=dtype, device=device)
+        self.unpack, self.kind, self.packed = found.unpack, found.kind, found.kind in packing.LAYOUTS
+        if self.packed:
+            self.pack(found.data.to(device), lambda rows: rows, dtype)
+            return
+        self.codes, self.scale = found.data.to(device, copy=True), torch.empty(0, 1, dtype=dtype, device=device)
 
     def blocks(self, name: str) -> Blocks | None:
         if self.unpack is None or name != "weight":
@@ -145,7 +147,7 @@ class Stored(Frozen):
     def empty_like(self, other: Rewritten) -> None:
         if isinstance(other, Stored):
             self.codes, self.scale = (torch.empty_like(t, device="cpu") for t in (other.codes, other.scale))
-            self.unpack, self.kind = other.unpack, other.kind
+            self.unpack, self.kind, self.packed = other.unpack, other.kind, other.packed
 
 
 class StoredLinear(Stored, FrozenLinear):

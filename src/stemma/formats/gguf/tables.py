@@ -46,7 +46,7 @@ from stemma.formats.gguf.parts import (
 )
 from stemma.formats.hf_llama import llama
 from stemma.formats.names import Row, expand, linear, row
-from stemma.nn.parts import Dims, Experts, GatedMLP, HeadNorm, Norm, Parallel, RMSNorm, Sandwich
+from stemma.nn.parts import Dims, Experts, GatedMLP, HeadNorm, Learned, Norm, Parallel, RMSNorm, Sandwich
 
 # small matrices that llama.cpp wants in F32
 EXACT = re.compile(r"^(position_embd|token_types)\.|\.(attn_rel_b|ffn_gate_inp)\.")
@@ -57,7 +57,8 @@ Fixed = dict[str, tuple[Any, ...] | None]
 class Architecture:
     """One architecture of llama.cpp. `sizes`: key -> dim; `eps`: the key of the norm's eps; `rows`: the names table;
     `interleaved`: tensors with rows in Meta's order (a pattern); `head`: whether it has a language-model head; `fixed`:
-    further keys with their allowed values (None: any); `constants`: keys that are always written."""
+    further keys with their allowed values (None: any); `constants`: keys that are always written; `stored`: another
+    design that gives the same outputs, if a file has that."""
 
     name: str
     families: tuple[str, ...]
@@ -69,6 +70,7 @@ class Architecture:
     head: bool = True
     fixed: Fixed = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)  # of the fixed keys, those that are written
+    stored: Callable[[Design], Design] = lambda design: design
 
     def base(self) -> Design:
         """The design that a file edits: the first size of the first family, without derived counts."""
@@ -104,6 +106,30 @@ class FromOne:
 
     def write(self, tensors: list[Tensor]) -> Tensor:
         return tensors[0].float() + 1
+
+
+@dataclass(frozen=True)
+class FromRow:
+    """A table without its first rows, which no text reads: those are 0 where they come back."""
+
+    first: int
+
+    def shape(self, parts: list[torch.Size]) -> Sequence[int]:
+        return [parts[0][0] - self.first, *parts[0][1:]]
+
+    def read(self, tensor: Tensor, parts: list[torch.Size]) -> Sequence[Tensor]:
+        return [torch.cat([tensor.new_zeros(self.first, *parts[0][1:]), tensor])]
+
+    def write(self, tensors: list[Tensor]) -> Tensor:
+        return tensors[0][self.first :]
+
+
+def _from_zero(design: Design) -> Design:
+    """The design without a place for padding: text is numbered from row 0 of the table on. RoBERTa's table has rows
+    for padding and before it, which llama.cpp leaves out."""
+    position = design.arch.position
+    numbered = isinstance(position, Learned) and position.padding is not None
+    return spec.edit(design, {"arch.position": Learned()}) if numbered else design
 
 
 def _gain(theirs: str, ours: str, norm: Norm | HeadNorm) -> Row:
@@ -177,7 +203,12 @@ def _t5_rows(design: Design) -> Iterator[Row]:
 def _bert_rows(design: Design) -> Iterator[Row]:
     theirs, ours = "blk.{i}", "encoder.blocks.{i}"
     yield row("token_embd.weight", "embed.tokens.weight")
-    yield row("position_embd.weight", "encoder.position.table.weight")
+    padding = design.arch.position.padding if isinstance(design.arch.position, Learned) else None
+    yield row(
+        "position_embd.weight",
+        "encoder.position.table.weight",
+        op=None if padding is None else FromRow(padding + 1),
+    )
     if design.dims.segments:
         yield row("token_types.weight", "embed.segments.weight")
     yield from linear("token_embd_norm", "encoder.embed_norm")
@@ -343,6 +374,7 @@ ARCHITECTURES = {
             head=False,
             fixed=ANY | {"attention.causal": (False,), "pooling_type": None, "attention.head_count_kv": None},
             constants={"attention.causal": False},
+            stored=_from_zero,
         ),
     )
 }

@@ -171,7 +171,7 @@ def _of(arch: Architecture, design: Design, word: str) -> WritePlan:
         again, _ = read_design(arch, plan)
     except CheckpointError as error:
         raise UsageError(f"GGUF's {arch.name!r} architecture cannot express this design: {error}") from None
-    written = design if arch.head else with_heads(design, Heads())
+    written = arch.stored(design if arch.head else with_heads(design, Heads()))
     refuse_loss(f"GGUF's {arch.name!r} architecture", lost(written, again, differences))
     if arch.head and (odd := _unnamed(plan, blank)):
         raise UsageError(f"GGUF's {arch.name!r} architecture has no name for the parameter {odd[0]!r}")

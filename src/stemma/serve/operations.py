@@ -1,0 +1,56 @@
+"""The routes as a table: what answers each, and the schemas of what it reads and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from stemma.serve import admin, chat, completions, lists
+from stemma.serve.schemas.chat import ChatAnswer, ChatRequest
+from stemma.serve.schemas.completions import CompletionAnswer, CompletionRequest
+from stemma.serve.schemas.models import Dropped, LoadRequest, ModelEntry, ModelList, Status
+from stemma.serve.server import Server
+
+READS = (400, 404, 408, 413, 415, 503)  # what a request with a body may end in
+WRITES = (*READS, 429)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A route. `run(server, body)` or, without a body, `run(server, parameter)` answers it; `free`: without a key;
+    `streams`: perhaps as events; `statuses`: what it may end in beside 200; `words`: for people."""
+
+    method: str
+    path: str
+    run: Callable[[Server, Any], Coroutine[Any, Any, Any]]
+    words: str
+    body: type[BaseModel] | None = None
+    answer: type[BaseModel] | None = None
+    statuses: tuple[int, ...] = ()
+    free: bool = False
+    streams: bool = False
+    admin: bool = False
+
+
+OPERATIONS = (
+    Operation("GET", "/v1/models", lists.models, "The models that are served", None, ModelList),
+    Operation("GET", "/v1/models/{model}", lists.model, "One of them", None, ModelEntry, (404, 503)),
+    Operation(
+        "POST", "/v1/chat/completions", chat.answer, "Answer a conversation", ChatRequest, ChatAnswer, WRITES,
+        streams=True,
+    ),
+    Operation(
+        "POST", "/v1/completions", completions.answer, "Continue texts", CompletionRequest, CompletionAnswer, WRITES,
+        streams=True,
+    ),
+    Operation("GET", "/health", lists.health, "Whether the server is there", None, Status, free=True),
+    Operation("GET", "/ready", lists.ready, "Whether its models are", None, Status, (503,), free=True),
+    Operation("GET", "/metrics", lists.metrics, "Counts for Prometheus, as text"),
+    Operation(
+        "POST", "/admin/models", admin.load, "Load a model", LoadRequest, ModelEntry, (*READS, 409), admin=True
+    ),
+    Operation("DELETE", "/admin/models/{model}", admin.drop, "Drop a model", None, Dropped, (404, 503), admin=True),
+)  # fmt: skip

@@ -1,0 +1,46 @@
+"""What the routes of a server share: its models, its settings and its counts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from stemma import __version__
+from stemma.decoding import SamplingParams
+from stemma.engine import Job
+from stemma.serve.metrics import Metrics
+from stemma.serve.models import Models, Served
+from stemma.serve.settings import Settings
+
+LOG = logging.getLogger("stemma.serve")
+
+
+class Server:
+    """One server."""
+
+    fingerprint = f"stemma-{__version__}"
+
+    def __init__(self, settings: Settings, models: Models | None = None) -> None:
+        self.settings = settings
+        self.models = models or Models(settings)
+        self.metrics = Metrics(self.models)
+        self.device = "cpu"  # where models go that are loaded by request
+
+    def loaded(self, task: asyncio.Future[None]) -> None:
+        """The models that were asked for are there, or an error is logged."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            LOG.error("a model could not be loaded", exc_info=error)
+
+    def submit(self, served: Served, prompt: list[int], params: SamplingParams, adapter: str | None = None) -> Job:
+        """Give a prompt to a model's engine. Raises Busy where its queue is full."""
+        more: dict[str, Any] = {} if adapter is None else {"adapter": adapter}
+        return served.writing().submit(prompt, params, **more)
+
+    def used(self, served: Served, read: int, written: int) -> dict[str, Any]:
+        """The usage of a request, which is counted."""
+        self.metrics.tokens(served.name, read, written)
+        return {
+            "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        }  # fmt: skip

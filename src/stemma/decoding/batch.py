@@ -12,9 +12,9 @@ from stemma.decoding.requests import GenerationRequest
 from stemma.decoding.results import Event, Result, Top
 from stemma.decoding.rules import constrained, dead_end
 from stemma.decoding.sampling import choice_seed, draw
-from stemma.decoding.session import NotFinite, Session
+from stemma.decoding.session import Session
 from stemma.decoding.sessions import begin
-from stemma.errors import UsageError
+from stemma.errors import NotFinite, UsageError
 from stemma.nn.model import Model
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stemma import executor
 from stemma.decoding.inputs import language_ids, pad
 from stemma.decoding.session import Room, Session
 from stemma.errors import UsageError
@@ -41,7 +42,8 @@ def paged(model: Model, rows: int, chunk: int, tokens: int | None = None) -> Pag
 
 
 class ChunkedSession(Session):
-    """Rows of a decoder (see `in_pieces`). `opened` reads nothing yet; then `go_on` until it returns True. With `pages`
+    """Rows of a decoder (see `in_pieces`). `opened` reads nothing yet; then `go_on` until it returns True, and
+    `find_executor` where an executor is to compute the steps. With `pages`
     its cache has pages of them, and goes on behind what they know of the prompts."""
 
     pages: Pages | None = None
@@ -64,6 +66,7 @@ class ChunkedSession(Session):
         new = cls.__new__(cls)
         new.pages, new.of_rows = pages, of_rows
         new.prepare(model, prompts, room, languages, None)
+        new.executor = None
         new.open()
         return new
 
@@ -112,7 +115,8 @@ class ChunkedSession(Session):
             order=order,
             cache=self.cache,
         )
-        hidden = self.model.decode(inputs)
+        with executor.eight_bits():
+            hidden = self.model.decode(inputs)
         for row, piece in enumerate(pieces):
             if piece:
                 self.last[row] = hidden[row, len(piece) - 1]
@@ -121,7 +125,8 @@ class ChunkedSession(Session):
                     self.cache.pages.keep(self.cache.of_rows[row], self.texts[row])
         if self.unread:
             return False
-        self.logits = self._head(torch.stack(self.last))
+        with executor.eight_bits():
+            self.logits = self._head(torch.stack(self.last))
         self.last = []
         return True
 

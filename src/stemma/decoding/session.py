@@ -15,21 +15,13 @@ from torch import Tensor
 from stemma import executor
 from stemma.decoding.generation_config import start_token
 from stemma.decoding.inputs import language_ids, pad
-from stemma.errors import CheckpointError, UsageError
+from stemma.errors import NotFinite, UsageError
 from stemma.nn.cache import Cache
 from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
 from stemma.nn.positions import Position
 
 Room = int | Sequence[int]
-
-
-class NotFinite(CheckpointError):
-    """Logits that are not finite. `rows`: of the session; it has read its tokens, and may go on without these rows."""
-
-    def __init__(self, rows: Sequence[int]) -> None:
-        super().__init__("the model's logits are not finite: its weights are damaged, or too large for their type")
-        self.rows = list(rows)
 
 
 class Session:
@@ -59,6 +51,7 @@ class Session:
         starts: Sequence[int] | None = None,
     ) -> None:
         self.prepare(model, prompts, room, languages, starts)
+        self.find_executor()
         with executor.eight_bits():
             self.read(prompts)
 
@@ -70,15 +63,20 @@ class Session:
         """Read one more token a row (B). Returns the logits of the next (B V)."""
         self._check_place()
         if self.executor is not None and self.executor.ready(self.cache):
-            self.logits = self.executor.step(tokens, self._next(), self.lengths, self.cache, self.languages)
-            self.lengths = self.lengths + 1
+            try:
+                logits = self.executor.step(tokens, self._next(), self.lengths, self.cache, self.languages)
+            except NotFinite as error:
+                self.logits, self.lengths = error.logits, self.lengths + 1
+                raise
+            self.logits, self.lengths = logits, self.lengths + 1
             return self.logits
         ids, order = tokens[:, None], self.lengths[:, None]
         langs = language_ids(ids, self.languages)
         inputs = Inputs(ids, position_ids=self._next(), langs=langs, order=order, cache=self.cache)
         with executor.eight_bits():
-            self.logits = self._head(self.model.decode(inputs)[:, 0])
+            logits = self.model.logits(self.model.decode(inputs)[:, 0]).float()
         self.lengths = self.lengths + 1
+        self.logits = self._finite(logits)
         return self.logits
 
     def admit(
@@ -131,6 +129,11 @@ class Session:
 
     # ------------------------------------------------------------ for subclasses
 
+    def find_executor(self) -> None:
+        """See whether the model has an executor, which computes the steps."""
+        found = executor.of(self.model) if self.CACHED else None
+        self.executor = found if isinstance(found, executor.Executor) else None
+
     def prepare(
         self,
         model: Model,
@@ -144,8 +147,6 @@ class Session:
         if not prompts:
             raise UsageError("a session begins with at least one prompt")
         self.model, self.device = model, model.device
-        found = executor.of(model) if self.CACHED else None
-        self.executor = found if isinstance(found, executor.Executor) else None
         self.room = [room] * len(prompts) if isinstance(room, int) else list(room)
         self.left = min(self.room)
         self.texts = [list(p) for p in prompts]
@@ -202,10 +203,14 @@ class Session:
 
     def _head(self, hidden: Tensor) -> Tensor:
         logits = self.model.logits(hidden).float()
+        return self._finite(logits)
+
+    def _finite(self, logits: Tensor) -> Tensor:
+        """The same logits (B V). Raises NotFinite, with `logits` set, where some are not finite."""
         finite = logits.isfinite()
         if not bool(finite.all()):
             self.logits = logits
-            raise NotFinite((~finite.all(-1)).nonzero()[:, 0].tolist())
+            raise NotFinite((~finite.all(-1)).nonzero()[:, 0].tolist(), logits)
         return logits
 
     # ------------------------------------------------------------ checks

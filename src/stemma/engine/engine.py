@@ -8,21 +8,23 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from stemma import executor
 from stemma.decoding import Event, SamplingParams, Session, evaluating
 from stemma.decoding.chunked import ChunkedSession, paged
 from stemma.decoding.layout import lay_out
 from stemma.decoding.requests import requests
-from stemma.decoding.session import NotFinite
 from stemma.decoding.sessions import check, running_kind
 from stemma.engine.jobs import Busy, Expired, Job
 from stemma.engine.lanes import Entry, Lane
 from stemma.engine.meter import Meter, Stats
-from stemma.errors import StemmaError, UsageError
+from stemma.errors import NotFinite, StemmaError, UsageError
 from stemma.nn.model import Model
+from stemma.rewrites.adapters import ByRow
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +49,10 @@ class Engine:
             )
         self.model, self.rows, self.queue, self.chunk = model, rows, queue, chunk
         self.pages = paged(model, rows, chunk, tokens)
+        self.adapters = ByRow(model)
         self._waiting: deque[Job] = deque()
         self._inside: dict[int, Job] = {}  # that are read or decoded, by the index that events carry
-        self._lanes: dict[tuple[type[Session], bool], Lane] = {}
+        self._lanes: dict[tuple[type[Session], bool, str | None], Lane] = {}
         self._changed = threading.Condition()
         self._open = True
         self._next = self._reading = 0
@@ -62,15 +65,19 @@ class Engine:
         prompt: str | Sequence[int],
         params: SamplingParams | None = None,
         *,
+        adapter: str | None = None,
         deadline: float | None = None,
         **options: Any,
     ) -> Job:
-        """Ask for the continuation of a prompt (text or token ids); `params` and `options` as of `generate`. A job that
-        has not ended `deadline` seconds from now ends with `Expired`. Raises UsageError for what cannot be, and `Busy`
-        where the queue is full."""
+        """Ask for the continuation of a prompt (text or token ids); `params` and `options` as of `generate`.
+        `adapter`: the name of the model's adapter to write with, "" for none of them; left out, those that took part
+        when the engine began. A job that has not ended `deadline` seconds from now ends with `Expired`. Raises
+        UsageError for what cannot be, and `Busy` where the queue is full."""
         if deadline is not None and deadline <= 0:
             raise UsageError(f"deadline must be more than 0 seconds, not {deadline:g}")
         (request,) = requests(self.model, [prompt], params, options)
+        self.adapters.check(adapter)
+        request = replace(request, adapter=adapter)
         if request.beams.num_beams > 1:
             raise UsageError("an engine searches with no beams: num_beams must be 1")
         check(self.model, request)
@@ -127,7 +134,8 @@ class Engine:
         error: BaseException = UsageError("this engine is closed")
         try:
             with torch.inference_mode(), evaluating(self.model):
-                lay_out(self.model, self.rows)
+                if isinstance(executor.of(self.model), executor.Reason):
+                    lay_out(self.model, self.rows)
                 while self._work():
                     self._leave()
                     self._admit()
@@ -137,6 +145,7 @@ class Engine:
         except BaseException as failure:
             error = failure
             log.exception("the engine stopped")
+        self.adapters.reset()
         with self._changed:
             self._open = False
             jobs = [*self._waiting, *self._inside.values()]
@@ -184,11 +193,12 @@ class Engine:
 
     def _lane(self, job: Job) -> Lane:
         """Where a job is decoded. Rows with a language do not mix with rows without one."""
-        kind = running_kind(self.model, job.request)
-        key = kind, job.request.language is not None
+        request = job.request
+        kind = running_kind(self.model, request)
+        key = kind, request.language is not None, None if self.adapters.mixes else request.adapter
         if key not in self._lanes:
             pages = self.pages if issubclass(kind, ChunkedSession) else None
-            self._lanes[key] = Lane(self.model, kind, self.chunk, pages)
+            self._lanes[key] = Lane(self.model, kind, self.chunk, pages, self.adapters)
         return self._lanes[key]
 
     def _read(self, lane: Lane) -> None:
@@ -203,7 +213,7 @@ class Engine:
             return
         self._meter.pieced(time.monotonic() - begun, tokens)
         if session is not None:
-            self._guard(lane, lane.batch.read_tokens)
+            self._guard(lane, lane.read_tokens)
             lane.join(session)
             self._forget(())
 
@@ -224,7 +234,7 @@ class Engine:
         if not lane.batch:
             return
         begun = time.monotonic()
-        events = self._guard(lane, lane.batch.step) or []
+        events = self._guard(lane, lane.step) or []
         self._meter.stepped(time.monotonic() - begun, sum(event.error is None for event in events))
         jobs = [self._inside[event.row] for event in events]
         ends = Counter(event.row for event in events if event.reason is not None)

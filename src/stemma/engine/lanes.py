@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from stemma.decoding import Session
+from stemma.decoding import Event, Session
 from stemma.decoding.batch import Batch
 from stemma.decoding.chunked import ChunkedSession
 from stemma.engine.jobs import Job
+from stemma.executor import Executor
 from stemma.nn.model import Model
 from stemma.nn.pool import PageRow, Pages
+from stemma.rewrites.adapters import ByRow
 
 SMALL = 64  # tokens up to which reading costs about as much as reading one: the weights are what takes the time
 
@@ -46,8 +48,12 @@ class Lane:
     """Rows that one kind of session decodes. `chunk`: tokens of prompts that are read between two steps; `pages`: of
     their keys and values, if they have pages."""
 
-    def __init__(self, model: Model, kind: type[Session], chunk: int, pages: Pages | None = None) -> None:
+    def __init__(
+        self, model: Model, kind: type[Session], chunk: int, pages: Pages | None = None, adapters: ByRow | None = None
+    ) -> None:
         self.model, self.kind, self.chunk, self.pages = model, kind, chunk, pages
+        self.adapters = adapters or ByRow(model)
+        self._executors: dict[str | None, Executor | None] = {}  # by the adapter of all rows
         self.batch = Batch(model, pieces=True, kind=kind)
         self.readings: deque[Reading] = deque()
 
@@ -69,7 +75,8 @@ class Lane:
         False where the cache has no room for it now."""
         row, request = None, job.request
         if self.pages is not None:
-            row = self.pages.open(job.prompt, request.rules.max_new_tokens, request.width)
+            salt = b"" if request.adapter is None else request.adapter.encode() + b"+"
+            row = self.pages.open(job.prompt, request.rules.max_new_tokens, request.width, salt)
             if row is None:
                 return False
         entry = Entry(number, job, row)
@@ -95,6 +102,7 @@ class Lane:
         session where all are: `join` is to follow. A reading that fails stays the first one."""
         reading = self.readings[0]
         asked = [entry.job.request for entry in reading.entries]
+        self.adapters.choose([request.adapter for request in asked])
         prompts, room = [r.prompt for r in asked], [r.rules.max_new_tokens for r in asked]
         languages, starts = [r.language for r in asked], [r.start for r in asked if r.start is not None] or None
         if not issubclass(self.kind, ChunkedSession):
@@ -110,7 +118,33 @@ class Lane:
 
     def join(self, session: Session) -> None:
         """The jobs of the first reading join the batch."""
+        if self.batch.session is None:
+            session.find_executor()
         self.batch.join([(e.number, e.job.request) for e in self.readings.popleft().entries], session)
+
+    def read_tokens(self) -> None:
+        """Read the tokens that were drawn."""
+        self._choose()
+        self.batch.read_tokens()
+
+    def step(self) -> list[Event]:
+        """A token for every row."""
+        self._choose()
+        return self.batch.step()
+
+    def _choose(self) -> None:
+        """Compute with the rows' adapters. An executor has one choice of them for all rows."""
+        rows, session = [row.request.adapter for row in self.batch.rows], self.batch.session
+        self.adapters.choose(rows)
+        if session is None or not self.adapters.names:
+            return
+        if len(set(rows)) > 1:
+            session.executor = None
+        else:
+            if rows[0] not in self._executors:
+                session.find_executor()
+                self._executors[rows[0]] = session.executor
+            session.executor = self._executors[rows[0]]
 
     def fail(self) -> list[Entry]:
         """After the first reading failed: it ends. Returns its jobs."""

@@ -1,30 +1,19 @@
 """A cache whose rows have pages of a pool: rows join, leave and are copied without keys and values being moved.
 
-The interface is that of `nn.cache.Cache`. Here each step gathers the pages that it reads; what reads pages itself takes
-them from `layout`."""
+The interface is that of `nn.cache.Cache`. Here each step gathers the pages that it reads; an executor reads them where
+they lie (`advance`, `layout`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stemma.nn.attention import Rotate
-from stemma.nn.cache import Cache, CachePlan
+from stemma.nn.cache import Cache, CachePlan, Layout
 from stemma.nn.masks import AttnMask, MaskInputs, build_mask
 from stemma.nn.pool import BIN, ZERO, PageRow, Pages, Pool
-
-
-class Layout(NamedTuple):
-    """One layer of a paged cache as it lies in memory: keys and values `page head slot dim`, contiguous, and the pages
-    of each row (B N, int64): the token at place p is in page `table[row, p // slots]`, slot `p % slots`."""
-
-    keys: Tensor
-    values: Tensor
-    table: Tensor
-    slots: int
 
 
 class PagedCache(Cache):
@@ -35,6 +24,9 @@ class PagedCache(Cache):
         self.pages, self.of_rows = pages, list(rows)
         self.length = max(row.length for row in rows)
         self._tables: list[Tensor | None] = [None] * len(pages.pools)
+        for layer, number in enumerate(pages.pool_of):
+            pool = pages.pools[number]
+            self.keys[layer], self.values[layer] = pool.keys.get(layer), pool.values.get(layer)
 
     # ------------------------------------------------------------ reading
 
@@ -80,6 +72,7 @@ class PagedCache(Cache):
         plan = self.plan(layer)
         assert isinstance(plan, PagePlan)
         keys, values = plan.pool.buffers(layer, k, v)
+        self.keys[layer], self.values[layer] = keys, values
         return plan.write(keys, k), plan.write(values, v)
 
     def forget(self, pos: Tensor) -> None:
@@ -91,13 +84,20 @@ class PagedCache(Cache):
     def put(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         raise NotImplementedError("rows of pages begin with tokens")
 
-    def layout(self, layer: int) -> Layout | None:
-        """A layer for what reads and writes pages itself, after `place`; None before the layer was first written."""
+    def advance(self, order: Tensor) -> None:
+        """Take the pages for one token more of each row, which somebody else writes (`layout`)."""
+        self.place([1] * self.rows)
+
+    def layout(self, layer: int, pages: Tensor) -> Layout:
+        """Where the keys and values of `layer` lie. Places do not wrap: of a window, what lies behind it is given
+        back."""
         number = self.pages.pool_of[layer]
-        pool = self.pages.pools[number]
-        if layer not in pool.keys:
-            return None
-        return Layout(pool.keys[layer], pool.values[layer], self.table(number), pool.slots)
+        pool, table = self.pages.pools[number], self.table(number)
+        k, v = pool.keys[layer], pool.values[layer]
+        return Layout(k, v, k.stride(0), k.stride(1), pool.slots, table.shape[1] * pool.slots, table)
+
+    def tables(self) -> list[Tensor]:
+        return [self.table(number) for number in range(len(self.pages.pools))]
 
     # ------------------------------------------------------------ rows that join and leave
 

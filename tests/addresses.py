@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -15,15 +14,23 @@ Body = dict[str, Any]
 
 @contextlib.contextmanager
 def serving(answer: Callable[[str, Body], Any], refused: int = 0) -> Iterator[tuple[str, list[Body]]]:
-    """(address, what was asked and answered so far). `answer` gets the path and the body; every request number `refused`
-    (of three: 1 is the second) is refused for now; 0: none."""
+    """(address, what was asked and answered so far). `answer` gets the path and the body; of three requests that are new
+    number `refused` (1 is the second) is refused for now, and answered when it comes again; 0: none. Refusing by the
+    order of arrival alone may refuse the same one for ever."""
     seen: list[Body] = []
-    count = itertools.count()
+    new: set[str] = set()
+    one_by_one = threading.Lock()
+
+    def is_refused(body: Body) -> bool:
+        with one_by_one:
+            before = len(new)
+            new.add(json.dumps(body))
+            return len(new) > before and before % 3 == refused
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if refused and next(count) % 3 == refused:
+            if refused and is_refused(body):
                 self.send_response(503)
                 self.end_headers()
                 return

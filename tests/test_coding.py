@@ -19,14 +19,16 @@ from stemma.conversations import writer
 from stemma.conversations.shapes import Conversation, Turn
 from stemma.conversations.shapes import read as conversation
 from stemma.conversations.targets import encode, prompt_ids
-from stemma.data import read
+from stemma.data import Store, read
 from stemma.declare.objectives import CLM, Infill
+from stemma.declare.tasks import ChatTask
 from stemma.declare.tuning import SFT, Pretraining
-from stemma.errors import UsageError
+from stemma.errors import DataError, UsageError
 from stemma.nn.parts import Prefix, Rotary
 from stemma.objectives import objective
 from stemma.objectives.setting import Setting
 from stemma.samples import coding, docstrings, functions
+from stemma.tasks.base import reader
 from stemma.text import Specials, Tokenizer
 from stemma.text.growing import without_runs
 from stemma.train import start
@@ -221,6 +223,40 @@ def test_full_plans_have_the_published_numbers(llama: Path) -> None:
     assert plan("u-palm", 1).train.budget == "50000 steps"
 
 
+def test_instruct_reads_code_and_text_again(llama: Path, tmp_path: Path) -> None:
+    """92 % requests, 6 % code, 2 % other text, which are learnt whole; 70B writes in a template of its own."""
+    plan = systems.resolve("codellama-instruct", str(llama))
+    assert plan.data == "builtin:coding@0.92,builtin:code@0.06#split=section,builtin:docs@0.02"
+    assert plan.objective.task == ChatTask("llama-2-chat", texts=True)  # type: ignore[attr-defined]
+    big = systems.resolve("codellama-70b-instruct", str(llama))
+    assert big.objective.task == ChatTask("codellama-70b", texts=True)  # type: ignore[attr-defined]
+    own = [{"prompt": f"add {i}", "completion": f"x + {i}"} for i in range(40)]
+    again = [{"text": f"def f{i}(x):\n    return x + {i}\n", "licence": "mit"} for i in range(40)]
+    for name, rows in (("own", own), ("again", again)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    data = f"{tmp_path}/own.jsonl@0.9,{tmp_path}/again.jsonl@0.1"
+    run = tune("codellama-instruct", start=str(llama), data=data, out=tmp_path / "run", budget="3 steps",
+               overrides={"recipe.batch": 512}, **QUIET)  # fmt: skip
+    assert run.finished and len(Store.open(tmp_path / "run" / "data")) == 80
+    held = run.plan.objective.task  # type: ignore[attr-defined]
+    read = reader(held, run.tokenizer, 64, "decoder")
+    known = run.tokenizer
+    ids, marks = read.marked(read.read(again[0]))
+    body = known.encode(again[0]["text"], add_special=False)
+    assert ids == [known.bos_id, *body, known.eos_id] and marks == [0, 1]
+    ids, marks = read.marked(read.read({"text": "x = 1 " * 200}))
+    assert len(ids) == 65 and known.eos_id not in ids, "a text that is cut has no end"
+    ids, marks = read.marked(read.read(own[0]))
+    assert "[INST]" in known.decode(ids) and len(marks) == 2 and marks[1] > 4
+    for wrong, why in (({"text": ""}, "its text .* is empty"), ({"text": "a", "role": "user"}, "no conversation")):
+        with pytest.raises(DataError, match=why):
+            read.check(wrong)
+    with pytest.raises(DataError, match="no conversation"):
+        reader(ChatTask("llama-2-chat"), known, 64, "decoder").check(again[0])
+    with pytest.raises(DataError, match="which decoders learn"):
+        reader(held, known, 64, "encoder-decoder").check(again[0])
+
+
 def test_the_template_of_70b_gives_its_publishers_ids() -> None:
     """As the released code does: heads and words are encoded apart, each with the space that SentencePiece puts there;
     `<step>` ends a message; an empty system message comes first."""
@@ -313,6 +349,20 @@ def test_codex_learns_rows_for_its_runs(
     ids = torch.tensor([[5, size + 7, 9]])
     again = stemma.load(gpt, adapter=tmp_path / "beside")
     assert torch.equal(again(ids).logits, run.model.eval()(ids).logits)
+
+
+def test_codex_reads_the_python_files_of_a_folder(gpt: Path, tmp_path: Path) -> None:
+    home = tmp_path / "code"
+    (home / "in").mkdir(parents=True)
+    for i in range(6):
+        (home / "in" / f"m{i}.py").write_text(SOURCE + f"\n\ndef f{i}(x):\n    return x\n" * 20, "utf-8")
+        (home / f"notes{i}.txt").write_text("plain words " * 400, "utf-8")
+    plan = systems.resolve("codex", str(gpt), f"{home}@0.7,{home}/in#files=m1.py,{home}/notes1.txt")
+    assert plan.data == f"{home}@0.7#files=*.py,{home}/in#files=m1.py,{home}/notes1.txt"
+    run = tune("codex", start=str(gpt), data=str(home), out=tmp_path / "run", budget="1 steps", overrides=SMALL, **QUIET)  # fmt: skip
+    store = Store.open(tmp_path / "run" / "data")
+    words = [run.tokenizer.decode(store[i]) for i in range(len(store))]
+    assert words and not any("plain words" in text for text in words)
 
 
 def test_codellama_fills_and_reads_longer_rows(llama: Path, text: str, tmp_path: Path) -> None:

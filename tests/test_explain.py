@@ -52,6 +52,14 @@ class Scripted:
         ]
 
 
+class Brief(Scripted):
+    """Reads a few words alone."""
+
+    def answer(self, talks: Sequence[Sequence[Turn]], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
+        short = [len(talk[-1].content) < 100 for talk in talks]
+        return [Continuation("so", True) if fits else Continuation("", False, fits=False) for fits in short]
+
+
 def rows(amounts: dict[str, int], tasks: int = 4) -> list[Query]:
     return [
         Query(f"{name} {i}?", name, f"task {i % tasks if i < 900 else 0}", choices=i % 2 == 0)
@@ -282,4 +290,11 @@ def test_a_model_here_answers_by_its_template(tmp_path: Path) -> None:
     text = "BEGINNING OF CONVERSATION: USER: why GPT:"
     (alone,) = stemma.generate(model, [model.tokenizer.encode(text, add_special=False)], max_new_tokens=8)
     assert found.text == alone.text and not found.whole
+    long = [Turn("user", "why do you ask " * 40)]
+    told = writer.answer([long, talk, long], Sampling(8, 0.0, stops=("zzz",)), [1, 1, 1])
+    assert [one.fits for one in told] == [False, True, False] and told[1] == found and not told[0].text
+    asked = [Query(text, "cot", "t") for text in ("why " * 200, "why")]
+    made = Explanations(Plan("m", "q", tokens=8), Brief(), asked, tmp_path / "out")
+    made.run()
+    assert made.progress.counts == {"too long for the teacher": 1} and [row["question"] for row in made.made] == ["why"]
     assert AddressWriter("http://127.0.0.1:9/v1/", "m").name == "m at http://127.0.0.1:9/v1"

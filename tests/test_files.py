@@ -197,3 +197,26 @@ def test_an_object_of_objects_is_rows(tmp_path: Path) -> None:
     held = [json.loads(d.text) for d in read(f"{tmp_path / 'a.json'}#field=*").documents()]
     assert held == [{"id": "7", "text": "x", "label": "no"}, {"id": "own", "text": "y"}]
     assert texts(tmp_path / "a.json") == ["x", "y"]
+
+
+def test_a_folder_may_be_read_by_the_names_of_its_files(tmp_path: Path) -> None:
+    """Others are counted; a store of these files is another one."""
+    home = tmp_path / "repo"
+    for name in ("a.py", "in/b.py", "in/c.pyi", "README.md", "in/notes.txt", ".git/d.py"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(f"text of {name}", "utf-8")
+    for names, want in (("*.py", ["a.py", "in/b.py"]), ("*.py:*.pyi", ["a.py", "in/b.py", "in/c.pyi"])):
+        source = read(f"{home}#files={names}")
+        assert [d.text for d in source.documents()] == [f"text of {name}" for name in want]
+        assert f"{5 - len(want)} files were passed over" in " ".join(source.notes)
+    assert read(f"{home}#files=*.py").facts != read(str(home)).facts
+    assert [p.name for p in read(f"{home}@0.5#files=*.md,{home}@0.5#files=*.py").paths or ()] == [
+        "README.md",
+        "a.py",
+        "b.py",
+    ]
+    with pytest.raises(DataError, match=r"holds 5 files, and none of them is called \*\.c or \*\.h"):
+        read(f"{home}#files=*.c:*.h")
+    for wrong in (f"{home}/a.py#files=*.py", "builtin:docs#files=*.py", f"{home}#files=", f"{home}#files=*.py:"):
+        with pytest.raises(UsageError, match=r"is of a folder: FOLDER#files=\*\.py"):
+            read(wrong)

@@ -15,13 +15,14 @@ import torch
 from click.testing import CliRunner
 
 import stemma
-from stemma import families
+from stemma import families, spec
 from stemma.cli import root
 from stemma.declare.tasks import Answers, ChatTask, Replies
 from stemma.declare.tuning import SFT
 from stemma.errors import DataError, UsageError
 from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED
+from stemma.nn.parts import Dropout
 from stemma.runs import checkpoint
 from stemma.samples import flan
 from stemma.tasks.base import reader
@@ -117,8 +118,16 @@ def test_published_numbers() -> None:
 
     flan, t5, palm = (stage(name) for name in ("flan", "flan-t5", "flan-palm"))
     assert (flan.inputs, flan.targets, flan.steps, flan.packed) == (1024, 256, 30_000, True)
-    assert (t5.examples, t5.dropout, t5.steps) == (64, 0.05, (98_000, 84_000, 64_000, 38_000, 14_000))
-    assert (palm.examples, palm.dropout, palm.steps) == (32, (0.05, 0.05, 0.1), (40_000, 40_000, 21_000))
+    assert (t5.examples, {rate for _, rate in t5.changes}, t5.steps) == (
+        64,
+        {0.05},
+        (98_000, 84_000, 64_000, 38_000, 14_000),
+    )
+    assert (palm.examples, {*dict(palm.changes).values()}, palm.steps) == (
+        32,
+        {(0.05, 0.05, 0.1)},
+        (40_000, 40_000, 21_000),
+    )
     assert [(s.share, s.cap) for s in t5.mixture] == [(s.share, s.cap) for s in palm.mixture]
     for name, steps in zip(families.family("flan-t5").sizes, t5.steps or (), strict=True):  # type: ignore[arg-type]
         recipe = stemma.design(name).recipe
@@ -144,6 +153,9 @@ def test_plans(decoder: Path, both: Path) -> None:  # noqa: F811
         dropout = one.arch.dropout
         assert {dropout.embed, dropout.residual, dropout.attention, dropout.inner, dropout.final} == {0.05}
     assert plan("flan-palm", decoder, overrides={"arch.dropout.embed": 0.0}).arch.dropout.embed == 0
+    assert {rate for path, rate in spec.leaves(plan("flan-palm-540b", decoder).arch.dropout) if path != "pair"} == {0.1}
+    gpt = plan("instructgpt", decoder).arch.dropout
+    assert gpt == Dropout(residual=0.2) and plan("instructgpt-175b", decoder).arch.dropout == gpt
     for name in ("tulu", "tulu2"):
         found = plan(name, decoder, stage=1)
         assert found.data == "builtin:tulu,builtin:captain" and found.objective.task.template == "tulu"
@@ -155,6 +167,17 @@ def test_full_plans_have_the_published_batch_and_steps(decoder: Path, both: Path
     xl = plan("flan-t5-xl", both, full=True)
     assert xl.train.budget == "38000 steps" and xl.rows == 64 and xl.recipe.lr == 5e-4
     assert plan("flan-palm-540b", decoder, full=True).train.budget == "21000 steps"
+
+
+def test_dropout_of_instructgpt_is_learnt_with(decoder: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Its network drops while it learns, and does not when it is judged or used."""
+    rows = written(tmp_path / "rows.jsonl", ROWS)
+    run = tune("instructgpt", start=str(decoder), data=rows, out=tmp_path / "run", budget="1 steps", quiet=True)
+    ids = torch.tensor([[3, 5, 7, 9]])
+    run.model.train()
+    assert not torch.equal(run.model(ids).logits, run.model(ids).logits)
+    kept = stemma.load(tmp_path / "run")
+    assert torch.equal(kept(ids).logits, run.model.eval()(ids).logits)
 
 
 # ---------------------------------------------------------------- rank classification

@@ -349,6 +349,24 @@ def test_an_address_answers_and_judges_with_the_same_code(tmp_path: Path) -> Non
     assert rows == near
 
 
+def test_an_address_of_tests_refuses_a_request_once() -> None:
+    """Whatever else comes in between, so that no order of arrival uses up the tries of one."""
+    import urllib.error
+    import urllib.request
+
+    with serving(lambda path, body: body, refused=1) as (url, seen):
+
+        def code(name: str) -> int:
+            try:
+                with urllib.request.urlopen(url, json.dumps({"name": name}).encode()) as answer:
+                    return int(answer.status)
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        assert [code(name) for name in "abcdbeb"] == [200, 503, 200, 200, 200, 503, 200]
+        assert [body["name"] for body in seen] == [*"acdbb"]
+
+
 def test_an_address_that_fails_keeps_what_it_answered(tmp_path: Path) -> None:
     def once(path: str, body: Body) -> Body:
         return message("[[A]]") if len(seen) < 20 else {"error": "quota"}

@@ -184,7 +184,12 @@ def test_a_message_is_sent_and_its_answer_streams(opened: Open, server: Server) 
     assert len(seen) > 5 and all(after.startswith(before.rstrip()) for before, after in pairwise(seen))
     asked = server.script.asked[0]
     assert asked["messages"] == [{"role": "user", "content": "hello there"}] and asked["model"] == SMALL
-    assert set(asked) == {"model", "messages", "stream", "stream_options"}, "what was not set is left to the model"
+    assert {k: v for k, v in asked.items() if k not in ("model", "messages")} == {
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0.7,
+        "top_p": 0.95,
+    }
     own = tab.eval("frame - pressed") - 1000 * server.script.thinking[0]
     print(f"\nfirst token on the screen {own:.0f} ms after the model's own time")
     assert "tokens" in tab.eval("document.querySelector('.stats').textContent")
@@ -444,7 +449,7 @@ def test_settings_reach_the_server(opened: Open, server: Server) -> None:
         "o-stop": "END\n\\n\\n",
     }
     for name, value in fields.items():
-        tab.eval(f"document.getElementById({name!r}).focus()")
+        tab.eval(f"(e => {{ e.focus(); e.select(); }})(document.getElementById({name!r}))")
         tab.type(value)
     say(tab, "tell me more about all of this")
     asked = server.script.asked[-1]
@@ -593,6 +598,9 @@ def test_the_list_of_conversations(opened: Open, server: Server) -> None:
     tab.wait("document.querySelectorAll('#heads a').length === 2")
     assert heads() == ["about hills", "about rivers"]
     tab.eval("document.querySelector('#side > input').focus()")
+    tab.type("heard: about riv")  # in an answer
+    tab.wait("document.querySelectorAll('#heads a').length === 1")
+    tab.eval("document.activeElement.select()")
     tab.type("river")
     assert heads() == ["about rivers"]
     tab.click("#heads a")
@@ -794,3 +802,37 @@ def test_models_come_while_the_page_is_open(opened: Open, server: Server, monkey
     tab.press("Escape")
     say(tab, "hi")
     assert answers(tab) == [f"{SMALL} heard: hi"]
+
+
+@pytest.mark.browser
+def test_the_page_and_the_real_server(browser: chromium.Chromium) -> None:
+    serving = pytest.importorskip("serving")
+    with serving.port(serving.server({"tiny": serving.decoder(), "plain": serving.decoder(None)})) as address:
+        tab = browser.tab(f"{address}/")
+        tab.eval(
+            "localStorage.setItem('stemma.usual', JSON.stringify({system: 'short', params: {max_tokens: 40, seed: 3, top_k: 20, min_p: 0.01, stop: ['END']}}))"
+        )
+        tab.ask("Page.reload")
+        tab.wait("document.documentElement?.dataset.ready === 'yes' && document.querySelector('.lineage')")
+        say(tab, "a leaf")
+        [first] = answers(tab)
+        assert first and tab.eval("document.querySelector('.part').dataset.state") == "done"
+        tool(tab, "Answer again")
+        tab.wait(
+            "document.querySelector('.branches')?.innerText === '2/2' && !document.querySelector('[aria-busy=true]')"
+        )
+        assert answers(tab) == [first], "the same seed"
+        tool(tab, "Go on writing")
+        tab.wait(
+            "document.querySelector('.branches')?.innerText === '3/3' && !document.querySelector('[aria-busy=true]')"
+        )
+        assert tab.eval("document.querySelector('.part').dataset.state") == "done"
+        tab.click(".beside")
+        choose(tab, "plain")
+        say(tab, "a branch")
+        states = tab.eval(
+            "[...document.querySelectorAll('.part')].map(e => [e.dataset.state, e.querySelector('.error')?.innerText ?? ''])"
+        )
+        assert states == [["done", ""]] * 3
+        assert tab.trouble() == []
+        tab.close()

@@ -19,5 +19,6 @@ Options follow a # and are joined by &, as in rows.jsonl#field=body&lang=de:
   strict=yes         what cannot be read is an error and not passed over
   lang=de            the language of all; lang=none, group=none: none
   epochs=4           how often it may be read in training
+  files=*.py:*.pyi   which files of a folder are read
   clean=exact:c4     steps of `stemma data clean` for it alone
 """

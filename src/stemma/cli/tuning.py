@@ -20,6 +20,18 @@ def name_of(start: str) -> str:
     return path.name.removesuffix(".gguf").partition(".Q")[0] or "model"
 
 
+def changed(config: str | None, sets: tuple[str, ...], weights: str | None, new_head: bool) -> dict[str, Any]:
+    """The changes of the plan that the options of `tune` name."""
+    from stemma.train import overrides as read_file
+
+    changes: dict[str, Any] = (read_file(config) if config else {}) | overrides(sets)
+    if weights is not None:
+        changes["objective.weights"] = weights
+    if new_head:
+        changes["train.new"] = ("task",)
+    return changes
+
+
 @command()
 @click.argument("what")
 @click.option("--from", "start", required=True, metavar="MODEL", help="A run, a folder, a GGUF file or a hub id.")
@@ -35,6 +47,9 @@ def name_of(start: str) -> str:
 @columns
 @click.option("--prefix", help="What stands before every text, e.g. 'summarize: '.")
 @click.option("--hard-prompt", "hard", multiple=True, metavar="[TASK=]FILE|TEXT", help="Words around every question.")
+@click.option(
+    "--class-weights", "weights", metavar="W,W,...", help="Of the labels, or `balanced`: rare ones count more."
+)
 @click.option("--new-head", is_flag=True, help="Draw a new head though MODEL has one for the task.")
 @set_option("Change the plan, e.g. recipe.lr=1e-4.")
 @click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
@@ -46,6 +61,7 @@ def tune(
     out: str | None,
     seed: int,
     hard: tuple[str, ...],
+    weights: str | None,
     new_head: bool,
     sets: tuple[str, ...],
     config: str | None,
@@ -63,7 +79,6 @@ def tune(
     Without --data a tuned family learns from what stands in for its own. One of several stages goes through all of
     them, with one --data for all or one for each; the last is the run in --out, those before it are in --out/stages.
     """
-    from stemma.train import overrides as read_file
     from stemma.tuning import tune as carry_out
 
     out = out or f"runs/{what}-{name_of(start)}-{seed}"
@@ -72,8 +87,6 @@ def tune(
         from stemma.tasks.hard import read
 
         settings["prompts"] = tuple(map(read, hard))
-    changes = (read_file(config) if config else {}) | overrides(sets)
-    if new_head:
-        changes["train.new"] = ("task",)
+    changes = changed(config, sets, weights, new_head)
     more: dict[str, Any] = {"settings": settings, "overrides": changes, "resume": going_on}
     return finish(carry_out(what, start=start, out=out, seed=seed, **more, **options))

@@ -7,12 +7,12 @@ example = encode(tokenizer, text)      # ids, and for each whether it is a targe
 
 from stemma.conversations.dialogue import Dialogue
 from stemma.conversations.jinja import JinjaWriter
-from stemma.conversations.shapes import Conversation, Turn, read, shape_of, trees
+from stemma.conversations.shapes import Conversation, Turn, is_text, read, shape_of, trees
 from stemma.conversations.targets import Example, add_tokens, encode, fit, prompt_ids, unknown_tokens
 from stemma.conversations.templates import TurnsWriter, writer
 from stemma.conversations.texts import Text, Writer
 
 __all__ = [
     "Conversation", "Dialogue", "Example", "JinjaWriter", "Text", "Turn", "TurnsWriter", "Writer", "add_tokens",
-    "encode", "fit", "prompt_ids", "read", "shape_of", "trees", "unknown_tokens", "writer",
+    "encode", "fit", "is_text", "prompt_ids", "read", "shape_of", "trees", "unknown_tokens", "writer",
 ]  # fmt: skip

@@ -160,6 +160,16 @@ def read(row: Mapping[str, Any]) -> Conversation:
     return checked(found)
 
 
+def is_text(row: Mapping[str, Any]) -> bool:
+    """Whether a row holds a text and makes no conversation. A message of a tree has a text, too."""
+    if not isinstance(row.get("text"), str) or "role" in row or "message_id" in row:
+        return False
+    try:
+        return not shape_of(row)
+    except DataError:
+        return True
+
+
 def question(row: Mapping[str, Any]) -> Conversation:
     """The turns of a row that its last answer follows. The answer may be missing, at the end of a list of messages or
     as a field beside the question. Raises DataError as `read` does."""

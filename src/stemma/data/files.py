@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,18 +24,19 @@ ROWS = "*"  # in place of a column: a document is a whole row, as JSON
 class Reading:
     """How files are read. `split`: how text is divided; `column`: the field or column with the text; `encoding`: of
     text without a byte order mark ("": UTF-8); `strict`: whether what cannot be read is an error (None: if one file
-    was asked for)."""
+    was asked for); `files`: patterns of the names of files that are read of a folder (none: all)."""
 
     split: str | None = None
     column: str = "text"
     encoding: str = ""
     strict: bool | None = None
+    files: tuple[str, ...] = ()
 
     @property
     def facts(self) -> str:
         """For `Source.facts`."""
         more = f" {self.encoding} {self.strict}" if self.encoding or self.strict is not None else ""
-        return f"{self.split} {self.column}{more}"
+        return f"{self.split} {self.column}{more}" + (f" {':'.join(self.files)}" if self.files else "")
 
 
 def of_file(path: Path, how: Reading, bad: rows.Bad | None = None) -> Iterator[Document]:
@@ -235,23 +237,31 @@ def _saved(where: Path, inside: list[str], names: list[str], notes: list[str]) -
 
 def of_folder(root: Path, spec: str, how: Reading) -> Source:
     """The text files in a folder and below, sorted by path, without hidden ones. Validation and test files beside those
-    for training, and files about a data set, are passed over."""
+    for training, files about a data set, and those whose names `how.files` leaves out, are passed over."""
     found = []
+    other = 0
     skipped: list[str] = []
     held: list[str] = []
     dangling: list[Path] = []
     for where, inside, names in folders.walk(root):
-        names = _saved(where, inside, names, skipped)
+        named = [n for n in names if not how.files or any(fnmatch.fnmatchcase(n, p) for p in how.files)]
+        other += len(names) - len(named)
+        names = _saved(where, inside, named, skipped)
         held += (out := snapshots.held_out([*inside, *names]))
         inside[:] = [name for name in inside if name not in out]
         paths = [where / name for name in names if name not in out]
         found += [path for path in paths if path.is_file()]
         dangling += [path for path in paths if path.is_symlink() and not path.exists()]
+    if not found and other:
+        raise DataError(f"{root} holds {other:,} files, and none of them is called {' or '.join(how.files)}")
     if not found:
         raise DataError(f"{root} is an empty folder")
     described = snapshots.about(root, found)
     found = [path for path in found if path not in described]
     skipped += snapshots.note(root, held, described)
+    if other:
+        many = "1 file was" if other == 1 else f"{other:,} files were"
+        skipped.append(f"{many} passed over in {root}, which are not called {' or '.join(how.files)}")
     found.sort(key=lambda path: path.relative_to(root).parts)
     compression.check_packages(found)
 

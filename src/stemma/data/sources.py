@@ -28,6 +28,7 @@ Options follow a `#` and are joined by `&`:
 - `lang=de`: the language of all documents; `lang=none`: none, where a field `lang` means something else
 - `group=none`: no groups, where a field `group` means something else than translations
 - `epochs=4`: how often the documents may be read in training: `a.txt@0.7#epochs=4,b.txt@0.3`
+- `files=*.py:*.pyi`: which files of a folder are read
 - `clean=exact:gopher`: steps of `stemma.data.steps` for this source alone
 
 A row gives its document's language and group in the fields `lang` and `group`. Documents of a group are translations of
@@ -68,7 +69,7 @@ from stemma.errors import DataError, ResourceError, UsageError, did_you_mean, re
 __all__ = ["Document", "MixtureSource", "Source", "of", "read"]
 
 SPLITS = ("file", "section", "paragraph", "line")
-OPTIONS = ("field", "split", "encoding", "strict", "lang", "group", "epochs", "clean")
+OPTIONS = ("field", "split", "encoding", "strict", "lang", "group", "epochs", "clean", "files")
 
 
 def read(spec: str, *, split: str | None = None, field: str | None = None, strict: bool | None = None) -> Source:
@@ -101,7 +102,10 @@ def read(spec: str, *, split: str | None = None, field: str | None = None, stric
     asked = {"yes": True, "no": False, None: strict}.get(given.get("strict"), ...)
     if asked is ...:
         raise UsageError(f"strict is {given['strict']!r} in {spec!r}; yes or no was expected")
-    how = Reading(split, field or "text", _encoding(given, spec), None if asked is None else bool(asked))
+    names = tuple(given["files"].split(":")) if "files" in given else ()
+    if "files" in given and (not all(names) or not os.path.isdir(os.path.expanduser(name))):
+        raise UsageError(f"files={given['files']} in {spec!r} is of a folder: FOLDER#files=*.py, or *.py:*.pyi")
+    how = Reading(split, field or "text", _encoding(given, spec), None if asked is None else bool(asked), names)
     return _single(name, spec, how)
 
 

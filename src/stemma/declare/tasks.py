@@ -59,7 +59,9 @@ class ChatTask(RowTask):
     answers (Koala). Without them only the chosen one of a transcript is. `inputs`, `targets`: the most
     tokens of what an answer follows and of the answer, in conversations of one round: either loses its end (None: such
     a row is passed over where it is too long). `prompts`: in which the first user's words stand, one for each task
-    (instruction prompt tuning: Singhal et al. 2022, arXiv:2212.13138)."""
+    (instruction prompt tuning: Singhal et al. 2022, arXiv:2212.13138). `texts`: rows with a `text` alone are learnt as
+    they are, as far as they fit into a row: what is read again lest it be forgotten (Code LLaMA: Roziere et al. 2023,
+    section 2.5)."""
 
     word = "chat"
     template: str = ""
@@ -69,6 +71,7 @@ class ChatTask(RowTask):
     inputs: int | None = quiet(None)
     targets: int | None = quiet(None)
     prompts: tuple[HardPrompt, ...] = quiet(())
+    texts: bool = quiet(False)
 
     def check(self) -> None:
         tasks = [prompt.task for prompt in self.prompts]

@@ -113,7 +113,8 @@ class Stage(Spec, open=True):
     """A stage of tuning. `examples`: of a step; `context`: the most tokens of a row; `average`: decay of a running mean
     of the weights. `lr`, `schedule`: where they are not those of the family's recipe, which is that of its main stage;
     `lr_share`: the rate as a share of the rate in pretraining; `warmup`: as a share of the stage's steps. `changes`:
-    paths of the plan that the stage sets, each with its value (`("arch.position.base", 1e6)`); `longer`: so many times
+    paths of the plan that the stage sets, each with its value, or a tuple of values by size
+    (`("arch.position.base", 1e6)`); `longer`: so many times
     the model's context is read after it. `steps`, `tokens`: how long, where epochs are not what was published; `batch`:
     the tokens of a step, where its examples are not counted. `stand_in`: the data that it learns from here where none
     are named, such as "builtin:captain"."""
@@ -122,7 +123,7 @@ class Stage(Spec, open=True):
     runs: ClassVar[bool] = False  # whether `stemma tune` carries it out
 
     records: Records | None = None
-    template: Template | None = None
+    template: Template | tuple[Template, ...] | None = None
     mixture: tuple[Source, ...] = ()
     epochs: float | tuple[float, ...] | None = positive(None)
     examples: int | tuple[int, ...] | None = positive(None)
@@ -133,7 +134,7 @@ class Stage(Spec, open=True):
     lr_share: float | tuple[float, ...] | None = positive(None)
     average: float | None = interval("(0, 1)", None)
     remembered: tuple[str, ...] = ()
-    changes: tuple[tuple[str, Any], ...] = ()
+    changes: tuple[tuple[str, tuple[float, ...] | Any], ...] = ()
     longer: float = positive(1.0)
     stand_in: str = ""
     steps: int | tuple[int | None, ...] | None = quiet(None)
@@ -148,28 +149,27 @@ class Stage(Spec, open=True):
 
 @dataclass(frozen=True)
 class Pretraining(Stage):
-    """More pretraining, on `objective` (None: the family's own)."""
+    """More pretraining, on `objective` (None: the family's own). `files`: which files are read of a folder (`*.py`)."""
 
     word = "pretraining"
     runs = True
     objective: Objective | None = None
+    files: str = quiet("")
 
 
 @dataclass(frozen=True)
 class SFT(Stage):
     """On demonstrations. `loss_on`: which tokens are targets (end tokens are part of an answer); `packed`: rows hold
-    several examples; `adapter`: what learns in place of the weights; `frozen`: patterns of module paths that do not
-    learn; `pretraining_share`: of the examples that are pretraining text; `feedback`: markers before a preferred and
-    before another answer, both of which are learnt; `then`: a second pass, on other data or in other rows. `inputs`,
-    `targets`: the most tokens of what is asked and of the answer; what is longer loses its end."""
+    several examples; `adapter`: what learns in place of the weights; `pretraining_share`: of the examples that are
+    pretraining text; `feedback`: markers before a preferred and before another answer, both of which are learnt;
+    `then`: a second pass, on other data or in other rows. `inputs`, `targets`: the most tokens of what is asked and of
+    the answer; what is longer loses its end."""
 
     word = "sft"
     runs = True
     loss_on: Literal["answers", "last answer", "everything"] | None = None
     packed: bool | None = None
     adapter: Adapter | None = None
-    frozen: tuple[str, ...] = ()
-    dropout: float | tuple[float, ...] | None = interval("[0, 1)", None)
     pretraining_share: float = interval("[0, 1)", 0.0)
     feedback: tuple[str, ...] = ()
     then: SFT | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from stemma.decoding import Event, Session
-from stemma.decoding.batch import Batch
+from stemma.decoding.batch import Batch, Report, read_aloud
 from stemma.decoding.chunked import ChunkedSession
 from stemma.engine.jobs import Job
 from stemma.executor import Executor
@@ -29,10 +29,13 @@ class Entry(NamedTuple):
 
 @dataclass
 class Reading:
-    """Jobs whose prompts are read together. `session`: None until the first tokens are read."""
+    """Jobs whose prompts are read together. `session`: None until the first tokens are read; `aloud`: a job that asks
+    for its prompt's log-probabilities, and its `report`."""
 
     entries: list[Entry]
     session: ChunkedSession | None = None
+    aloud: bool = False
+    report: Report | None = None
 
     def close(self, pages: Pages | None, whole: bool = True) -> None:
         """Give back what it holds."""
@@ -76,19 +79,21 @@ class Lane:
         row, request = None, job.request
         if self.pages is not None:
             salt = b"" if request.adapter is None else request.adapter.encode() + b"+"
-            row = self.pages.open(job.prompt, request.rules.max_new_tokens, request.width, salt)
+            share = request.prompt_logprobs is None  # else all of it is to be computed
+            row = self.pages.open(job.prompt, request.rules.max_new_tokens, request.width, salt, share)
             if row is None:
                 return False
         entry = Entry(number, job, row)
         if self.readings and self._together(self.readings[-1], entry):
             self.readings[-1].entries.append(entry)
         else:
-            self.readings.append(Reading([entry]))
+            self.readings.append(Reading([entry], aloud=request.prompt_logprobs is not None))
         return True
 
     def _together(self, reading: Reading, new: Entry) -> bool:
         """Whether a job is read with others: not where one of them may read what the other leaves in its pages."""
-        if reading.session is not None or any(entry.job.alone for entry in (*reading.entries, new)):
+        aloud = reading.aloud or new.job.request.prompt_logprobs is not None
+        if aloud or reading.session is not None or any(entry.job.alone for entry in (*reading.entries, new)):
             return False
         begins = [entry.row.names[0] for entry in (*reading.entries, new) if entry.row and entry.row.names]
         if len(set(begins)) < len(begins):
@@ -105,22 +110,41 @@ class Lane:
         self.adapters.choose([request.adapter for request in asked])
         prompts, room = [r.prompt for r in asked], [r.rules.max_new_tokens for r in asked]
         languages, starts = [r.language for r in asked], [r.start for r in asked if r.start is not None] or None
+        if reading.aloud:
+            room = [r.rules.max_new_tokens + len(r.prompt) - 1 for r in asked]
+            session, reading.report = read_aloud(
+                lambda n: self._begun(reading, [p[:n] for p in prompts], room, languages), asked[0]
+            )
+            return sum(map(len, prompts)), session
         if not issubclass(self.kind, ChunkedSession):
             return sum(map(len, prompts)), self.kind(self.model, prompts, room, languages, starts)
         if reading.session is None:
             rows = [entry.row for entry in reading.entries if entry.row is not None]
             reading.session = self.kind.opened(self.model, prompts, room, languages, self.pages, rows)
-        session, before = reading.session, reading.session.unread
-        if session.go_on(self.chunk):
-            return before, session
+        opened, before = reading.session, reading.session.unread
+        if opened.go_on(self.chunk):
+            return before, opened
         self.readings.rotate(-1)
-        return before - session.unread, None
+        return before - opened.unread, None
+
+    def _begun(
+        self, reading: Reading, prompts: list[list[int]], room: list[int], languages: list[int | None]
+    ) -> Session:
+        """A session that has read the beginnings of prompts."""
+        if not issubclass(self.kind, ChunkedSession):
+            return self.kind(self.model, prompts, room, languages)
+        rows = [entry.row for entry in reading.entries if entry.row is not None]
+        reading.session = session = self.kind.opened(self.model, prompts, room, languages, self.pages, rows)
+        while not session.go_on(self.chunk):
+            pass
+        return session
 
     def join(self, session: Session) -> None:
         """The jobs of the first reading join the batch."""
         if self.batch.session is None:
             session.find_executor()
-        self.batch.join([(e.number, e.job.request) for e in self.readings.popleft().entries], session)
+        reading = self.readings.popleft()
+        self.batch.join([(e.number, e.job.request) for e in reading.entries], session, reading.report)
 
     def read_tokens(self) -> None:
         """Read the tokens that were drawn."""

@@ -44,6 +44,7 @@ codex = gpt3.evolve(
                 tokens=1e11,
                 changes=(("clean", "exact,code"),),
                 stand_in="builtin:code",
+                files="*.py",
                 remembered=("context",),
             ),
         ),

@@ -165,7 +165,6 @@ flan_t5 = t5_lm.trained(
                 warmup=0.0,
                 packed=True,
                 loss_on="answers",
-                dropout=0.05,
                 inputs=2048,
                 targets=512,
                 steps=(98_000, 84_000, 64_000, 38_000, 14_000),

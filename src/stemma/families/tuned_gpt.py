@@ -71,7 +71,7 @@ instructgpt = gpt3.trained(
                 templates.PLAIN,
                 epochs=16,
                 examples=(32, 32, 8),
-                dropout=0.2,
+                changes=(("arch.dropout.residual", 0.2),),
                 stand_in="builtin:instructions",
             ),
             RewardModel(

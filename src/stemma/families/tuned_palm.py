@@ -51,7 +51,8 @@ u_palm = palm.trained(
     ),
 )
 
-DROPPED = tuple((f"arch.dropout.{place}", 0.05) for place in ("embed", "residual", "attention", "inner", "final"))
+PLACES = ("embed", "residual", "attention", "inner", "final")
+DROPPED = tuple((f"arch.dropout.{place}", (0.05, 0.05, 0.1)) for place in PLACES)
 
 flan_palm = palm.trained(
     "flan-palm",
@@ -89,7 +90,6 @@ flan_palm = palm.trained(
                 warmup=0.0,
                 packed=True,
                 loss_on="answers",
-                dropout=(0.05, 0.05, 0.1),
                 inputs=2048,
                 targets=512,
                 steps=(40_000, 40_000, 21_000),

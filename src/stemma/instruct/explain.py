@@ -80,7 +80,8 @@ class Explanations:
         return self.ledger.rows
 
     def run(self, said: Callable[[Progress], None] = lambda _: None) -> Progress:
-        """Ask for what is left. An answer that is empty or was cut is left out and counted."""
+        """Ask for what is left. An answer that is empty or was cut is left out and counted, and so is a query that is
+        too long for the teacher."""
         with disk.lock(self.ledger.out):
             while self.progress.asked < len(self.queries):
                 self._round()
@@ -95,7 +96,9 @@ class Explanations:
         answers = self.teacher.answer(talks, Sampling(plan.tokens, plan.temperature), seeds)
         new = []
         for one, answer in zip(those, answers, strict=True):
-            if not answer.text.strip():
+            if not answer.fits:
+                done.counts["too long for the teacher"] += 1
+            elif not answer.text.strip():
                 done.counts["empty"] += 1
             elif not answer.whole:
                 done.counts["cut"] += 1

@@ -90,8 +90,9 @@ def prompt_of(write: Writer, turns: Sequence[Turn]) -> Text:
 
 
 class LocalWriter:
-    """A model that was loaded here. `batch`: prompts at a time. A prompt loses its beginning where the context has no
-    room for it and the new tokens. `template`: of conversations, where it is not the model's own."""
+    """A model that was loaded here. `batch`: prompts at a time. A prompt of text loses its beginning where the context
+    has no room for it and the new tokens; such a conversation is not answered. `template`: of conversations, where it
+    is not the model's own."""
 
     def __init__(self, model: Any, name: str, batch: int = 8, template: str | None = None) -> None:
         if model.tokenizer is None:
@@ -103,11 +104,17 @@ class LocalWriter:
         return self._continued([self.model.tokenizer.encode(prompt) for prompt in prompts], how, seeds)
 
     def answer(self, talks: Sequence[Sequence[Turn]], how: Sampling, seeds: Sequence[int]) -> list[Continuation]:
-        """The assistant's next words in each conversation. Raises UsageError for a model without a chat template."""
-        write = templates.writer(self.model.tokenizer, self.template)
+        """The assistant's next words in each conversation; nothing (`fits`) for one that has no room beside its new
+        tokens. Raises UsageError for a model without a chat template."""
+        write, context = templates.writer(self.model.tokenizer, self.template), self.model.dims.context
         how = replace(how, stops=tuple(dict.fromkeys([*how.stops, *write.stops()])))
         ids = [prompt_ids(self.model.tokenizer, prompt_of(write, list(talk))) for talk in talks]
-        return self._continued(ids, how, seeds)
+        fits = [i for i, one in enumerate(ids) if len(one) + min(how.tokens, context // 2) <= context]
+        answers = dict.fromkeys(range(len(ids)), Continuation("", False, fits=False))
+        if fits:
+            made = self._continued([ids[i] for i in fits], how, [seeds[i] for i in fits])
+            answers |= dict(zip(fits, made, strict=True))
+        return list(answers.values())
 
     def answers(self, asked: Sequence[Ask]) -> Answered:
         """The next answer of each conversation. One that has no room beside its new tokens is not answered. Which

@@ -23,6 +23,7 @@ class PagedCache(Cache):
         super().__init__(pages.arch, len(pages.pool_of), len(rows), 0, even=False)
         self.pages, self.of_rows = pages, list(rows)
         self.length = max(row.length for row in rows)
+        self.marked: dict[int, int] = {}  # the length of each row at the last `mark`
         self._tables: list[Tensor | None] = [None] * len(pages.pools)
         for layer, number in enumerate(pages.pool_of):
             pool = pages.pools[number]
@@ -49,7 +50,7 @@ class PagedCache(Cache):
                 continue
             first, last = row.length // slots, (row.length + count - 1) // slots
             for number, pool in enumerate(self.pages.pools):
-                self.pages.behind(row, number)
+                self.pages.behind(row, number, min(row.length, self.marked.get(id(row), row.length)))
                 table = row.tables[number]
                 for page in range(first, last + 1):
                     if page == len(table):
@@ -75,11 +76,17 @@ class PagedCache(Cache):
         self.keys[layer], self.values[layer] = keys, values
         return plan.write(keys, k), plan.write(values, v)
 
-    def forget(self, pos: Tensor) -> None:
-        """Drop the newest token of every row. Its slot is written again."""
-        for row in self.of_rows:
-            row.length -= 1
-        self.length -= 1
+    def mark(self) -> None:
+        """From here on `forget` may cut every row back: pages of a window are kept until then."""
+        self.marked = {id(row): row.length for row in self.of_rows}
+
+    def forget(self, lengths: Tensor) -> None:
+        """Cut every row back to its first `lengths` (B) tokens. The slots are written again. Of a window, what lay
+        behind it before the last `mark` is gone."""
+        self.marked = {}
+        for row, length in zip(self.of_rows, lengths.tolist(), strict=True):
+            row.length = length
+        self.length = max(row.length for row in self.of_rows)
 
     def put(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         raise NotImplementedError("rows of pages begin with tokens")

@@ -183,10 +183,13 @@ class Pages:
                     f"{pool.size}, of {self.slots} tokens each"
                 )
 
-    def open(self, ids: Sequence[int], room: int, width: int = 1, salt: bytes = b"") -> PageRow | None:
-        """A row for a prompt, with a promise of all pages that it may need; None where there is no room for it now."""
+    def open(
+        self, ids: Sequence[int], room: int, width: int = 1, salt: bytes = b"", share: bool = True
+    ) -> PageRow | None:
+        """A row for a prompt, with a promise of all pages that it may need; None where there is no room for it now.
+        `share`: it may begin with pages that are known."""
         row = PageRow(len(self.pools), self.names(ids, salt), salt)
-        row.names = row.names[: (len(ids) - 1) // self.slots]  # the last token is always read
+        row.names = row.names[: (len(ids) - 1) // self.slots] if share else []  # the last token is always read
         if all(pool.window is None for pool in self.pools):
             self.match(row)
         needs = [self.need(p, len(ids), room, width) - len(t) for p, t in zip(self.pools, row.tables, strict=True)]
@@ -233,10 +236,10 @@ class Pages:
             raise StemmaError(f"all {pool.size} pages of the cache are held by rows or promised to them")
         return pool.take()
 
-    def behind(self, row: PageRow, number: int) -> None:
-        """Give back the pages that lie behind a row's window."""
+    def behind(self, row: PageRow, number: int, place: int) -> None:
+        """Give back the pages that lie behind the window of a row's token at `place`."""
         pool, table = self.pools[number], row.tables[number]
-        for at in range(min(pool.first(row.length), len(table)) - 1, -1, -1):
+        for at in range(min(pool.first(place), len(table)) - 1, -1, -1):
             if table[at] == ZERO:
                 break
             pool.release(table[at])

@@ -7,7 +7,19 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from stemma.conversations import Conversation, Text, Turn, Writer, comparisons, encode, fit, ghost, read, writer
+from stemma.conversations import (
+    Conversation,
+    Text,
+    Turn,
+    Writer,
+    comparisons,
+    encode,
+    fit,
+    ghost,
+    is_text,
+    read,
+    writer,
+)
 from stemma.conversations.targets import LossOn, check
 from stemma.declare.tasks import ChatTask, WriteTask
 from stemma.errors import DataError
@@ -25,7 +37,8 @@ class ChatReader(Reader, of=ChatTask):
     """Conversations of any known shape. Whole rounds are left out at the end of one that is too long, or, where the
     task has limits, the question and the answer of a single round lose their ends. With markers of feedback, a row that
     compares two answers is read as two conversations, of which the last answers are learnt: those before them are in
-    both and were not compared."""
+    both and were not compared. A text alone, where the task has such rows, is learnt whole, and loses its end where it
+    is too long."""
 
     @cached_property
     def writer(self) -> Writer:
@@ -35,7 +48,15 @@ class ChatReader(Reader, of=ChatTask):
     def pieces(self, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         return comparisons.pieces(row) if self.task.feedback else [row]
 
-    def read(self, row: Mapping[str, Any]) -> Conversation:
+    def read(self, row: Mapping[str, Any]) -> Conversation | str:
+        return self._text(row) if self.task.texts and is_text(row) else self._conversation(row)
+
+    def _text(self, row: Mapping[str, Any]) -> str:
+        if self.structure != "decoder":
+            raise DataError("it is a text alone, which decoders learn")
+        return text_of(row, "text", "text")
+
+    def _conversation(self, row: Mapping[str, Any]) -> Conversation:
         if self.task.feedback and comparisons.is_row(row):  # where one is to be seen, the preferred
             found = comparisons.compared(row)[0]
         else:
@@ -45,7 +66,12 @@ class ChatReader(Reader, of=ChatTask):
         found = prompted(found, self.task.prompts, row.get("task"))
         return found if self.task.ghost is None else ghost.learnt(found, self.task.ghost)
 
-    def marked(self, found: Conversation) -> Marked:
+    def marked(self, found: Conversation | str) -> Marked:
+        if isinstance(found, str):
+            whole = ((0, len(found)),)
+            example = encode(self.tokenizer, Text(found, whole, whole, open_ended=True), "everything")
+            end = self.context + 1
+            return Marked(example.ids[:end], marks_of(example.targets[:end]))
         limited = self.task.inputs is not None or self.task.targets is not None
         if limited and [turn.role for turn in found.turns][-2:] == ["user", "assistant"] and len(found.answers) == 1:
             return self._shortened(found)
@@ -85,6 +111,8 @@ class ChatReader(Reader, of=ChatTask):
     def check(self, row: Mapping[str, Any]) -> None:
         for piece in self.pieces(row):
             found = self.read(piece)
+            if isinstance(found, str):
+                continue
             made = self.writer.write(found)
             check(self.tokenizer, made, self._learns(found))
             if len(made.text.encode("utf-8", "replace")) >= self.context:  # else it fits: a token has at least a byte

@@ -24,6 +24,7 @@ from stemma.tasks.heads import HeadReader
 
 FIRST = 200  # rows by which columns are found
 MOST = 1000  # labels
+BALANCED = "balanced"  # in place of the weights of labels
 EXAMPLES = 32  # of a step (Devlin et al. 2018, appendix A.3; Radford et al. 2018, section 4.1)
 HELD = 0.1  # share of the rows by which a model is judged
 
@@ -48,6 +49,7 @@ def wanted(task: HeadTask, there: Model, data: str, changes: Mapping[str, Any], 
     columns and labels that do not fit, DataError for rows of which nothing can be learnt."""
     require("sklearn", f"stemma tune {task.word}", "'stemma-lm[tune]'")
     own = {path.partition(".")[2]: value for path, value in changes.items() if path.startswith("objective.")}
+    even = own.get("weights") == BALANCED and own.pop("weights")
     objective = spec.edit(Labels(task=task), own)
     goal = objective.task
     assert isinstance(goal, HeadTask)
@@ -55,6 +57,10 @@ def wanted(task: HeadTask, there: Model, data: str, changes: Mapping[str, Any], 
     fresh = "task" in str(changes.get("train.new", ""))
     if hasattr(goal, "labels"):
         goal = labelled(goal, there, data, context, fresh)
+    if (even or objective.weights) and getattr(goal, "several", False):
+        raise UsageError(f"objective.weights are of labels of which a row has one, and the rows of {data} have lists")
+    if even:
+        objective = replace(objective, weights=balanced(goal, there, data, context))
     if objective.weights and len(objective.weights) != len(getattr(goal, "labels", ())):
         raise UsageError(
             f"objective.weights has {len(objective.weights)} numbers, and the task {len(getattr(goal, 'labels', ()))} "
@@ -130,6 +136,19 @@ def own_labels(task: HeadTask, there: Model, counts: Counter[str]) -> tuple[str,
     return names
 
 
+def balanced(task: HeadTask, there: Any, data: str, context: int) -> tuple[float, ...]:
+    """A weight for each label of a task, so that all weigh alike over the rows of `data`: n / (k * count), of k labels
+    that have n targets together (King & Zeng 2001; scikit-learn's "balanced"); 1 for a label that has none. Raises
+    UsageError for a task without labels."""
+    names: tuple[str, ...] = getattr(task, "labels", ())
+    if not names:
+        raise UsageError(f"{task.word} has no labels that weights could balance")
+    counts = counted(task, there, data, context)
+    held = {name: count for name, count in counts.items() if name in names}
+    total = sum(held.values())
+    return tuple(total / (len(held) * held[name]) if name in held else 1.0 for name in names)
+
+
 def listed(names: tuple[str, ...]) -> str:
     """Some names for a message."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
@@ -199,6 +218,8 @@ def told(objective: Labels, there: Any, data: str, context: int) -> Iterator[str
         counts = counted(task, there, data, context)
         most = [f"{name} {counts[name]:,}" for name in list(task.labels)[:30]]
         yield f"labels: {', '.join(most)}{', ...' if len(task.labels) > 30 else ''}"
+        if objective.weights:
+            yield f"weights: {', '.join(f'{w:.3g}' for w in objective.weights[:30])}"
     read = reader(task, there.tokenizer, context, there.arch.structure)
     shown = 0
     for row in raw_rows(data):

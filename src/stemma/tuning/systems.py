@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from stemma import disk, families, spec
 from stemma.conversations.templates import NAMES
 from stemma.data import cleaning
+from stemma.data.sources import options, pieces
 from stemma.declare.family import Design, Text
 from stemma.declare.objectives import Objective
 from stemma.declare.recipes import AdamW, Recipe
@@ -127,7 +130,7 @@ def task_of(found: System) -> ChatTask:
     assert isinstance(found.stage, SFT)
     stage = found.stage
     return ChatTask(
-        template_of(stage.template),
+        template_of(found.of(stage.template)),
         stage.loss_on or "answers",
         feedback=stage.feedback,
         inputs=stage.inputs,
@@ -236,7 +239,7 @@ def resolve(
     in for the published). `full`: with the published numbers, not scaled; the rest as in `tune`. Raises UsageError for
     what does not fit."""
     found = system(name, stage)
-    data = data or stand_in(found, quiet)
+    data = files_of(found, data) if data else stand_in(found, quiet)
     there = started(start)
     recipe, context, length = recipe_of(found, there, full, quiet)
     objective: Objective
@@ -273,7 +276,8 @@ def resolve(
     dims = replace(there.dims, context=longest(found, there, full))
     own = name if families.family(name).edge == "evolve" else there.name  # what it is in files
     plan = Plan(own, SCALE, arch, dims, objective, text, recipe, train, data, seed, rewrites=rewrites, system=name)
-    plan = spec.edit(spec.edit(plan, _read(dict(found.stage.changes))), _read(overrides or {}))
+    changes = {path: found.of(value) for path, value in found.stage.changes}
+    plan = spec.edit(spec.edit(plan, _read(changes)), _read(overrides or {}))
     return needed(fitting(plan), there, quiet)[0]
 
 
@@ -313,6 +317,19 @@ def mask_of(design: Design, dims: Dims) -> Mask:
         many = max(1, min(3, dims.layers // 8))
         layers = tuple(i * dims.layers // (many + 1) for i in range(1, many + 1))
     return replace(mask, layers=layers, last=last)
+
+
+def files_of(found: System, data: str) -> str:
+    """`data` with the folders in it read as the stage reads them: those of their files alone that it names."""
+    names = getattr(found.stage, "files", "")
+    if not names:
+        return data
+    held = []
+    for piece in pieces(data):
+        name, given = options(piece)
+        folder = Path(re.sub(r"@[-+0-9.eE]+$", "", name)).expanduser().is_dir()
+        held.append(f"{piece}{'&' if given else '#'}files={names}" if folder and "files" not in given else piece)
+    return ",".join(held)
 
 
 def stand_in(found: System, quiet: bool) -> str:

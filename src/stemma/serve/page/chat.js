@@ -3,7 +3,7 @@
 import { $, framed, h, icon, mark, say, toast } from './dom.js';
 import { round, userMessage } from './message.js';
 import * as reply from './reply.js';
-import { model, on, state, tell, usual } from './state.js';
+import { model, on, state, tell, usual, usualSettings } from './state.js';
 import * as store from './store.js';
 import * as thread from './thread.js';
 import { hide } from './tokens.js';
@@ -23,8 +23,7 @@ export async function open(id) {
 
 /** A conversation that is kept once something is said in it. */
 export function fresh() {
-  const kept = store.settings.get('usual', {});
-  show(thread.begin(usual(), { system: kept.system, params: kept.params }));
+  show(thread.begin(usual(), usualSettings()));
 }
 
 export function show(conv) {

@@ -2,7 +2,7 @@
 
 import { $, h, tool } from './dom.js';
 import * as reply from './reply.js';
-import { on, state, tell } from './state.js';
+import { on, PRESETS, state, tell } from './state.js';
 import { settings } from './store.js';
 import * as thread from './thread.js';
 
@@ -16,7 +16,6 @@ const FIELDS = [
   ['seed', 'Seed', 0, 2 ** 31 - 1, 1, 'the same seed gives the same answer again'],
 ];
 const UNSLID = new Set(['seed']); // no slider: any number is as good as another
-const PRESETS = { 'As the model has it': {}, Exact: { temperature: 0 }, Balanced: { temperature: 0.7, top_p: 0.95 }, Free: { temperature: 1.1, min_p: 0.05 } };
 
 export function startOptions() {
   on('options', toggle);
@@ -50,14 +49,24 @@ function draw() {
       h('label', { for: 'system' }, 'System prompt'),
       system,
       told ? null : h('p', { class: 'hint' }, 'This model was not trained to be told things; it goes on from the text alone.'),
-      h('div', { class: 'presets', role: 'group', 'aria-label': 'Presets' }, ...Object.entries(PRESETS).map(([name, params]) => h('button', { type: 'button', onclick: () => {
-        const { max_tokens, stop } = conv.params;
-        conv.params = { ...params, ...(max_tokens === undefined ? {} : { max_tokens }), ...(stop ? { stop } : {}) };
-        keep();
-        draw();
-      } }, name))),
+      h('div', { class: 'presets', role: 'group', 'aria-label': 'Presets' }, ...Object.entries(PRESETS).map(preset)),
       ...FIELDS.map(field),
       stops()));
+}
+
+const DRAWING = ['temperature', 'top_p', 'top_k', 'min_p'];
+const drawing = params => JSON.stringify(DRAWING.map(name => params[name] ?? null));
+
+/** A button that sets how tokens are drawn, and nothing else. */
+function preset([name, params]) {
+  const { conv } = state;
+  return h('button', { type: 'button', 'aria-pressed': String(drawing(params) === drawing(conv.params)), onclick: () => {
+    for (const field of DRAWING) delete conv.params[field];
+    Object.assign(conv.params, params);
+    keep();
+    draw();
+    [...document.querySelectorAll('.presets button')].find(button => button.textContent === name).focus();
+  } }, name);
 }
 
 function field([name, label, least, most, step, what]) {
@@ -68,6 +77,7 @@ function field([name, label, least, most, step, what]) {
   const set = value => {
     if (value === '' || !Number.isFinite(Number(value))) delete params[name]; else params[name] = Number(value);
     slider?.classList.toggle('unset', params[name] === undefined);
+    document.querySelectorAll('.presets button').forEach((button, i) => button.setAttribute('aria-pressed', String(drawing(Object.values(PRESETS)[i]) === drawing(params))));
     keep();
   };
   number.addEventListener('input', () => {

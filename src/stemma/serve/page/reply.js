@@ -98,8 +98,8 @@ async function chunks(conv, round, index, signal) {
 
 /** How many tokens may be written behind a text. A text has at most as many tokens as bytes: most need no counting. */
 async function room(name, text, signal) {
-  const context = model(name)?.context || Infinity, bytes = new TextEncoder().encode(text).length;
-  if (context - bytes > WRITTEN) return WRITTEN;
+  const context = model(name)?.context || Infinity, left = context - new TextEncoder().encode(text).length;
+  if (left >= WRITTEN / 4) return Math.min(WRITTEN, left);
   const { tokens } = await post('tokenize', { model: name, content: text, add_special: true }, signal);
   return Math.max(1, Math.min(WRITTEN, context - tokens.length));
 }

@@ -17,6 +17,17 @@ export function tell(name, ...what) { for (const listener of listeners.get(name)
 export const model = name => state.models.find(m => m.id === name);
 export const writers = () => state.models.filter(m => m.writes);
 
+/** Ways to draw tokens. Small models wander off with the whole distribution, so a new user's conversations are balanced. */
+export const PRESETS = {
+  Exact: { temperature: 0 },
+  Balanced: { temperature: 0.7, top_p: 0.95 },
+  Free: { temperature: 1.1, min_p: 0.05 },
+  'As the model has it': {},
+};
+
+/** What a new conversation begins with: the settings that were used last. */
+export const usualSettings = () => settings.get('usual', { system: '', params: PRESETS.Balanced });
+
 /** The models that a new conversation begins with: those used last that are there, else the first that writes. */
 export function usual() {
   const kept = settings.get('models', []).filter(name => model(name)?.writes);

@@ -61,7 +61,9 @@ def test_rows_of_several_adapters_are_decoded_together() -> None:
         for name, job in jobs:
             assert job.result(30).ids == want[name], name
         assert max(rows for rows, length in gate.calls if length == 1) >= 4
-        assert own.found == 5 * 8  # of each adapter its own pages
+        before = own.found
+        assert engine.submit(ids(12, 1), adapter="plain", **PLAIN).result(30).ids == want["plain"]
+        assert own.found == before + 8
     assert [part.strength for part in parts(model)] == [
         p.strength for p in parts(use(model, {"plain": 1.0, "ends": 0.25}))
     ]

@@ -77,7 +77,7 @@ def requests(
     if model.tokenizer is None and any(p.stop for p in own):
         raise UsageError("stop strings need a tokenizer, and this model came without one")
     return [
-        replace(known[replace(p, seed=None)], prompt=_encode(model, prompt), seed=p.seed or 0)
+        replace(known[replace(p, seed=None)], prompt=encode(model, prompt), seed=p.seed or 0)
         for p, prompt in zip(own, rows, strict=False)
     ]
 
@@ -207,7 +207,8 @@ def _beams(model: Model, params: SamplingParams, width: int) -> BeamRules:
     return BeamRules(width, float(penalty), False if early is None else early)
 
 
-def _encode(model: Model, prompt: str | Sequence[int]) -> list[int]:
+def encode(model: Model, prompt: str | Sequence[int]) -> list[int]:
+    """The token ids of a prompt."""
     if not isinstance(prompt, str):
         try:
             return [operator.index(token) for token in prompt]

@@ -1,6 +1,6 @@
 """Decoding speed on a CPU against transformers, CTranslate2 and llama.cpp: same weights, same prompts, one run, interleaved.
 
-    python bench/decode.py [--peers PYTHON] [--threads 2] [--repeats 5] [--new 64] [--only TEXT] [--json FILE]
+    python bench/decode.py [--peers PYTHON] [--threads 2] [--repeats 5] [--new 64] [--only TEXT] [--files DIR] [--json FILE]
 
 Every row is one small published shape with random weights, saved once and loaded by every engine, each in a process of its
 own (bench/shared/engines.py). The engines take turns, in the other order each time. `decode` is new tokens a second, of all
@@ -13,7 +13,9 @@ has `llama_cpp` and `ctranslate2`; our own GGUF files are llama.cpp's.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,7 +31,6 @@ from stemma.evaluate.speed import bandwidth
 
 LLAMA = dict(d_model=768, layers=12, heads=12, d_ff=2048)
 TYPES = {"float32": 4.0, "bfloat16": 2.0}
-GGUF = {"float32": "float32", "bfloat16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -85,22 +86,39 @@ class Engine:
         self.process.wait()
 
 
-def files(row: Row, folder: Path) -> tuple[Any, dict[str, Path]]:
-    """The model, saved for each engine of a row."""
+def files(row: Row, folder: Path, peers: list[str], python: str) -> tuple[float, int, dict[str, Path]]:
+    """A row's model, saved for each of its engines where it is not there already: bytes of what a step reads beside keys
+    and values, and numbers that these have for a token."""
+    mark = hashlib.sha256(json.dumps([row.size, row.dims, "window" in row.name, row.dtype]).encode()).hexdigest()[:8]
+    folder = folder / f"{row.size}-{row.dtype}-{mark}"
+    plain, blocks, told = folder / "model", folder / "model.gguf", folder / "told.json"
+    paths = {"stemma": plain, "transformers": plain, "llama.cpp": blocks, "ctranslate2": folder / "ctranslate2"}
+    if not told.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        told.write_text(json.dumps(saved(row, plain, blocks)))
+    if "ctranslate2" in peers and not paths["ctranslate2"].exists():
+        convert(plain, paths["ctranslate2"], python, stemma.load(str(plain)).dims.vocab)
+    weights, numbers = json.loads(told.read_text())
+    return weights, numbers, paths
+
+
+def saved(row: Row, plain: Path, blocks: Path) -> tuple[float, int]:
     model = stemma.build(row.size, **row.dims)
     if "window" in row.name:
         arch = stemma.design(row.size).arch
         model = stemma.build(row.size, **row.dims, **{"arch.mask": type(arch.mask)(256)})
-    plain = folder / "model"
     model.save(str(plain), dtype=row.dtype)
-    paths = {"stemma": plain, "transformers": plain}
     if "llama.cpp" in row.peers:
-        model.save(str(folder / "model.gguf"), dtype=GGUF[row.dtype])
-        paths["llama.cpp"] = folder / "model.gguf"
-    return model, paths
+        model.save(str(blocks), dtype=row.dtype)
+    dims = model.dims
+    decoder = [(n, p) for n, p in model.named_parameters() if p.ndim == 2 and not n.startswith(("encoder.", "embed."))]
+    weights = sum(p.numel() for _, p in decoder)
+    if model.lm.weight is None:
+        weights += dims.vocab * dims.d_model
+    return TYPES[row.dtype] * weights, dims.depth * 2 * dims.kv * dims.width
 
 
-def converted(plain: Path, python: str, vocab: int) -> Path:
+def convert(plain: Path, out: Path, python: str, vocab: int) -> None:
     """CTranslate2's form of a saved model, with a tokenizer that names token i `ti`."""
     words = {f"t{i}": i for i in range(vocab)}
     tokenizer = {
@@ -108,54 +126,40 @@ def converted(plain: Path, python: str, vocab: int) -> Path:
         "added_tokens": [],
         "model": {"type": "WordLevel", "vocab": words, "unk_token": "t0"},
     }
-    (plain / "tokenizer.json").write_text(json.dumps(tokenizer))
     special = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0", "bos_token": "t1", "eos_token": "t2"}
-    (plain / "tokenizer_config.json").write_text(json.dumps(special))
     code = "import sys, ctranslate2; ctranslate2.converters.TransformersConverter(sys.argv[1]).convert(sys.argv[2])"
-    out = plain.parent / "ctranslate2"
-    subprocess.run([python, "-c", code, str(plain), str(out)], check=True, capture_output=True)
-    return out
-
-
-def read_a_step(model: Any, row: Row, new: int) -> float:
-    """Bytes that a step reads: matrices once, and the keys and values of the middle of the writing."""
-    dims, size = model.dims, TYPES[row.dtype]
-    if model.encoder is not None:
-        weights = sum(p.numel() for n, p in model.named_parameters() if n.startswith("decoder.") and p.ndim == 2)
-    else:
-        weights = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and not n.startswith("embed."))
-    if model.lm.weight is None:
-        weights += dims.vocab * dims.d_model
-    seen = row.prompt + new / 2
-    return size * (weights + row.rows * dims.layers * 2 * dims.kv * dims.width * seen)
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place) / "model"
+        shutil.copytree(plain, copy)
+        (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+        (copy / "tokenizer_config.json").write_text(json.dumps(special))
+        subprocess.run([python, "-c", code, str(copy), str(out)], check=True, capture_output=True)
 
 
 def measure(row: Row, args: argparse.Namespace) -> dict[str, Any]:
     """All engines of a row, in turns."""
     peers = [p for p in row.peers if args.peers or p == "transformers"]
     prompts = torch.randint(3, 30_000, (row.rows, row.prompt), generator=torch.Generator().manual_seed(0)).tolist()
-    with tempfile.TemporaryDirectory() as place:
-        model, paths = files(row, Path(place))
-        if "ctranslate2" in peers:
-            paths["ctranslate2"] = converted(paths["stemma"], args.peers, model.dims.vocab)
-        engines = [
-            Engine(name, paths[name], row.dtype, args.threads,
-                   args.peers if name in ("llama.cpp", "ctranslate2") else sys.executable)
-            for name in ["stemma", *peers]
-        ]  # fmt: skip
-        step = read_a_step(model, row, args.new)
-        del model
-        tokens = {e.name: e.run(prompts, args.new)["tokens"] for e in engines}  # the warm-up too
-        rates: dict[str, dict[str, list[float]]] = {e.name: {"prefill": [], "decode": []} for e in engines}
-        widths = []
-        for turn in range(args.repeats):
-            for engine in engines if turn % 2 == 0 else engines[::-1]:
-                found = engine.run(prompts, args.new)
-                rates[engine.name]["prefill"].append(row.rows * row.prompt / found["prefill"])
-                rates[engine.name]["decode"].append(row.rows * (args.new - 1) / found["decode"])
-            widths.append(bandwidth(torch.device("cpu")))
-        for engine in engines:
-            engine.close()
+    weights, numbers, paths = files(row, args.files, peers, args.peers)
+    step = weights + row.rows * TYPES[row.dtype] * numbers * (row.prompt + args.new / 2)
+    if args.no_measuring:
+        return {}
+    engines = [
+        Engine(name, paths[name], row.dtype, args.threads,
+               args.peers if name in ("llama.cpp", "ctranslate2") else sys.executable)
+        for name in ["stemma", *peers]
+    ]  # fmt: skip
+    tokens = {e.name: e.run(prompts, args.new)["tokens"] for e in engines}  # the warm-up too
+    rates: dict[str, dict[str, list[float]]] = {e.name: {"prefill": [], "decode": []} for e in engines}
+    widths = []
+    for turn in range(args.repeats):
+        for engine in engines if turn % 2 == 0 else engines[::-1]:
+            found = engine.run(prompts, args.new)
+            rates[engine.name]["prefill"].append(row.rows * row.prompt / found["prefill"])
+            rates[engine.name]["decode"].append(row.rows * (args.new - 1) / found["decode"])
+        widths.append(bandwidth(torch.device("cpu")))
+    for engine in engines:
+        engine.close()
     out: dict[str, Any] = {"row": asdict(row), "new": args.new, "bandwidth": statistics.median(widths)}
     shares = [r / row.rows * step / w for r, w in zip(rates["stemma"]["decode"], widths, strict=True)]
     out["memory"] = statistics.median(shares)
@@ -196,13 +200,19 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--only", default="", help="rows whose name, type and number of texts hold this")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--files", type=Path, help="where the models are kept for the next run; else nowhere")
+    parser.add_argument("--no-measuring", action="store_true", help="only make the models in --files")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     out = []
-    for row in ROWS:
-        if args.only in f"{row.name} {row.dtype} rows={row.rows}":
-            out.append(measure(row, args))
-            show(out[-1])
+    with tempfile.TemporaryDirectory() as place:
+        args.files = args.files or Path(place)
+        for row in ROWS:
+            if args.only in f"{row.name} {row.dtype} rows={row.rows}":
+                found = measure(row, args)
+                if found:
+                    out.append(found)
+                    show(found)
     if args.json:
         args.json.write_text(json.dumps(out, indent=2) + "\n")
 

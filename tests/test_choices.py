@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import stemma
+import stemma.decoding.batch as batch_module
 from oracle import shared
 from stemma.decoding import Event, SamplingParams, choice_seed, row_seed, stream
 from stemma.decoding.batch import Batch
@@ -94,6 +96,24 @@ def test_the_likeliest_tokens_are_the_models(case: str) -> None:
     assert [e.top for e in events] == found[0].top
 
 
+@pytest.mark.parametrize("case", ["llama", "mistral", "gpt2"])
+def test_what_a_model_thinks_of_its_prompt(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts, past a window, beside rows that ask for nothing, and for each choice."""
+    monkeypatch.setattr(batch_module, "CHUNK", 4)
+    model, rows = own(case), prompts(case, [5, 11, 1])
+    params = [SamplingParams(**FREE), *[SamplingParams(**FREE, temperature=1.0, prompt_logprobs=2, n=2)] * 2]
+    found = stemma.generate(model, rows, params)
+    bare = stemma.generate(model, rows, [replace(p, prompt_logprobs=None) for p in params])
+    assert [[c.ids for c in r.choices] for r in found] == [[c.ids for c in r.choices] for r in bare]
+    assert found[0].prompt_logprobs == [] and found[2].prompt_logprobs == [None]
+    for choice in found[1].choices:
+        assert choice.prompt_logprobs[0] is None and choice.prompt_top[0] == () and len(choice.prompt_top) == 11
+        for n in range(1, 11):
+            share = last_logits(model, rows[1][:n], []).log_softmax(-1)
+            assert choice.prompt_logprobs[n] == pytest.approx(float(share[rows[1][n]]), abs=1e-4)
+            assert [i for i, _ in choice.prompt_top[n]] == share.topk(2).indices.tolist()
+
+
 # ---------------------------------------------------------------- several choices
 
 
@@ -168,8 +188,12 @@ def test_beams_give_their_best() -> None:
         (dict(n=3, best_of=2), "best_of must be at least n=3, not 2"),
         (dict(logprobs=-1), "logprobs must not be negative, not -1"),
         (dict(logprobs=90), "logprobs=90 is more than this model's 89 tokens"),
-        (dict(num_beams=2, n=3), "a search of 2 beams has at most n=2 texts"),
-        (dict(num_beams=2, best_of=2), "a search of 2 beams has at most n=2 texts, and neither best_of nor logprobs"),
+        (dict(num_beams=2, n=3), "a search of 2 beams has at most n=2 texts, not 3"),
+        (dict(num_beams=2, best_of=2), "a search of 2 beams goes without best_of"),
+        (dict(num_beams=2, logprobs=2), "a search of 2 beams goes without logprobs"),
+        (dict(prompt_logprobs=90), "prompt_logprobs=90 is more than this model's 89 tokens"),
+        (dict(prompt_logprobs=1), "a decoder that reads every prompt from left to right"),
+        (dict(guide="x"), "guide must come from json_schema, regex or grammar"),
     ],
     ids=str,
 )

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from stemma import executor
+from stemma.cli import compiling
 from stemma.decoding.session import Session
 from stemma.decoding.sessions import begin, session_kind
 from stemma.errors import CheckpointError, UsageError
@@ -89,8 +91,14 @@ def test_halves_are_as_near_as_pytorchs(name: str, dtype: torch.dtype) -> None:
     assert near <= 2 * far and far < 0.1
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "mixtral", "palm", "t5"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float32) for name in ("llama", "mistral", "mixtral", "t5")),
+        *(pytest.param(name, torch.float32, marks=pytest.mark.slow) for name in ("gpt2", "palm", "chatglm")),
+        ("llama", torch.bfloat16),
+    ],
+)
 def test_a_row_is_the_same_bits_among_any_others(name: str, dtype: torch.dtype) -> None:
     """Alone and among 1 to 16 rows, by one thread and by two."""
     model, threads = build(tiny(name)).to(dtype), torch.get_num_threads()
@@ -217,3 +225,15 @@ def test_the_library_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert other is not None and other.path.stat().st_mode & 0o022 == 0
     monkeypatch.setenv("CC", "/no/such/compiler")
     assert fresh() is None
+
+
+def test_build_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`stemma build` compiles once; without a compiler it says so."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "FLAGS", ("-std=gnu11", "-fPIC"))
+    monkeypatch.setattr(native, "library", native.library.__wrapped__)
+    for how in ("compiled by", "kept from an earlier time"):
+        said = CliRunner().invoke(compiling.build)
+        assert said.exit_code == 0 and how in said.output and "by the step executor" in said.output
+    monkeypatch.setenv("CC", "/no/such/compiler")
+    assert "by PyTorch: no C compiler" in CliRunner().invoke(compiling.build).output

@@ -110,3 +110,20 @@ def test_a_text_that_cannot_go_on_fails_alone(engine: Engine) -> None:
     with pytest.raises(UsageError, match="no token is left"):
         dead.result(30)
     assert len(other.result(30).ids) == 6
+
+
+def test_an_engine_reports_on_prompts(engine: Engine) -> None:
+    options = dict(max_new_tokens=4, ignore_eos=True)
+    prompts = asked(4)
+    jobs = [
+        engine.submit(p, prompt_logprobs=2 if i % 2 else None, logprobs=1, **options) for i, p in enumerate(prompts)
+    ]
+    for i, (prompt, job) in enumerate(zip(prompts, jobs, strict=True)):
+        want = stemma.generate(engine.model, [prompt], prompt_logprobs=2, logprobs=1, **options)[0]
+        got = job.result(30)
+        assert got.ids == want.ids and len(got.top) == 4
+        if i % 2:
+            assert got.prompt_logprobs[0] is None and len(got.prompt_top) == len(prompt)
+            assert got.prompt_logprobs[1:] == pytest.approx(want.prompt_logprobs[1:], abs=1e-4)
+        else:
+            assert got.prompt_logprobs == got.prompt_top == []

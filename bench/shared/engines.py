@@ -21,12 +21,12 @@ def stemma_engine(path: str, dtype: str, threads: int) -> Job:
     import torch
 
     import stemma
+    from stemma import executor
+    from stemma.decoding import stream
 
     torch.set_num_threads(threads)
     quantize = None if dtype in ("float32", "bfloat16", "float16") else dtype
     model = stemma.load(path, quantize=quantize) if quantize else stemma.load(path, dtype=dtype)
-    from stemma import executor
-
     found = executor.of(model.eval())
     if isinstance(found, executor.Reason):
         print(f"stemma: PyTorch, for {found.words}", file=sys.stderr)
@@ -34,7 +34,7 @@ def stemma_engine(path: str, dtype: str, threads: int) -> Job:
     def run(prompts: list[list[int]], new: int) -> tuple[list[list[int]], list[float]]:
         times: list[float] = []
         tokens: list[list[int]] = [[] for _ in prompts]
-        for event in stemma.stream(model, prompts, max_new_tokens=new, ignore_eos=True, temperature=0):
+        for event in stream(model, prompts, max_new_tokens=new, ignore_eos=True, temperature=0):
             tokens[event.row].append(event.token)
             if event.row == len(prompts) - 1:
                 times.append(time.perf_counter())
@@ -156,6 +156,7 @@ def llama_cpp_engine(path: str, dtype: str, threads: int) -> Job:
             times.append(time.perf_counter())
         return tokens, times
 
+    run.silent = silent  # type: ignore[attr-defined]  # llama.cpp calls it
     return run
 
 

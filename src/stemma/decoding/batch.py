@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from stemma.decoding.detokenizer import Detokenizer
+from stemma.decoding.guesses import Guess, accepted, guesser
 from stemma.decoding.requests import GenerationRequest
 from stemma.decoding.results import Event, Result, Top
 from stemma.decoding.rules import constrained, dead_end
 from stemma.decoding.sampling import choice_seed, draw
-from stemma.decoding.session import Session
+from stemma.decoding.session import NotFinite, Session
 from stemma.decoding.sessions import begin
-from stemma.errors import UsageError
 from stemma.nn.model import Model
+
+Report = tuple[list[float | None], list[Top]]  # of each token of a prompt its log-probability, and the likeliest ones
+CHUNK = 256  # tokens of a prompt whose logits are held at once
 
 
 class Row:
@@ -29,6 +33,16 @@ class Row:
         known = model.tokenizer is not None
         self.detokenizer = Detokenizer(model, request.prompt, request.stop) if known else None
         self.pieces = known and (pieces or bool(request.stop))
+        self.matcher = None if request.matcher is None else request.matcher.copy()
+        self.guesser = guesser(request, self.result.seed, model.dims.vocab)
+
+    def guess(self, ring: int | None) -> list[Guess]:
+        """What may come after the last token, which is drawn but not read. `ring`: tokens that can be taken back."""
+        if self.guesser is None or self.request.speculate is None:
+            return []
+        left = self.request.rules.max_new_tokens - len(self.result.ids) - 1
+        most = min(self.request.speculate.tokens, left, left if ring is None else ring - 1)
+        return self.guesser(self.seen, most, self.request.sampler) if most > 0 else []
 
     def add(self, token: int, logprob: float, top: Top = ()) -> Event:
         """Take in a new token."""
@@ -38,7 +52,10 @@ class Row:
         if self.request.logprobs is not None:
             result.top.append(top)
         self.seen.append(token)
-        reason = "eos" if token in rules.eos else "length" if len(result.ids) == rules.max_new_tokens else None
+        whole = token not in rules.eos and self.matcher is not None and self.matcher.take(token)
+        reason = "eos" if token in rules.eos else "stop" if whole else None
+        if reason is None and len(result.ids) == rules.max_new_tokens:
+            reason = "length"
         piece = ""
         if self.pieces:
             assert self.detokenizer is not None
@@ -49,8 +66,10 @@ class Row:
         ended = None if reason is None else result
         return Event(self.index, token, logprob, piece, reason, ended, self.choice, top)
 
-    def fail(self, error: UsageError) -> Event:
-        """End without another token."""
+    def fail(self) -> Event:
+        """End, for no token may follow."""
+        written = None if self.detokenizer is None else self.detokenizer.decode(self.result.ids)
+        error = dead_end() if self.matcher is None else self.matcher.dead_end(written)
         held = self.pieces and self.detokenizer is not None and self.result.ids
         piece = self.detokenizer.add(self.result.ids, True)[0] if held and self.detokenizer is not None else ""
         self._finish("error")
@@ -70,7 +89,7 @@ class Batch:
         self.model, self.pieces, self.kind = model, pieces, kind
         self.rows: list[Row] = []
         self.session: Session | None = None
-        self.tokens: Tensor | None = None  # drawn, but not yet read (B)
+        self.tokens: Tensor | None = None  # drawn, but not yet read: of all rows, but for those that have just joined
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,17 +98,26 @@ class Batch:
         """Read the prompts of requests, each with the index that its events carry. A prompt is read once, and each of
         its choices becomes a row."""
         self.read_tokens()
-        asked = [request for _, request in requests]
-        prompts, room = [r.prompt for r in asked], [r.rules.max_new_tokens for r in asked]
-        languages, starts = [r.language for r in asked], [r.start for r in asked if r.start is not None] or None
-        if self.session is None:
-            new = begin(self.model, prompts, room, languages, starts, self.kind)
-        else:
-            new = type(self.session)(self.model, prompts, room, languages, starts)
-        self.join(requests, new)
+        plain = [(i, r) for i, r in requests if r.prompt_logprobs is None]
+        if plain:
+            self.join(plain, self._begin([r for _, r in plain]))
+        for i, request in requests:
+            if request.prompt_logprobs is not None:
+                session, report = read_aloud(partial(self._begin, [request]), request)
+                self.join([(i, request)], session, report)
 
-    def join(self, requests: Sequence[tuple[int, GenerationRequest]], new: Session) -> None:
-        """Take the rows of a session that has read these requests' prompts."""
+    def _begin(self, asked: Sequence[GenerationRequest], first: int | None = None) -> Session:
+        """A session of new rows that has read their prompts, or the `first` tokens of them."""
+        prompts = [r.prompt[:first] for r in asked]
+        room = [r.rules.max_new_tokens + len(r.prompt) - len(p) for r, p in zip(asked, prompts, strict=True)]
+        starts = [r.start for r in asked if r.start is not None] or None
+        kind = self.kind if self.session is None else type(self.session)
+        return begin(self.model, prompts, room, [r.language for r in asked], starts, kind)
+
+    def join(
+        self, requests: Sequence[tuple[int, GenerationRequest]], new: Session, report: Report | None = None
+    ) -> None:
+        """Take the rows of a session that has read these requests' prompts; `report`: what `read_aloud` found."""
         self.read_tokens()
         copies = [i for i, (_, request) in enumerate(requests) for _ in range(request.width)]
         if len(copies) > len(requests):
@@ -98,35 +126,108 @@ class Batch:
             self.session = new
         else:
             self.session.take(new)
-        self.rows += [Row(self.model, i, r, self.pieces, choice) for i, r in requests for choice in range(r.width)]
+        rows = [Row(self.model, i, r, self.pieces, choice) for i, r in requests for choice in range(r.width)]
+        for row in rows:
+            row.result.prompt_logprobs, row.result.prompt_top = report or ([], [])
+        self.rows += rows
 
     def step(self) -> list[Event]:
-        """A token for every row, in the order in which they joined. Rows that end leave the batch."""
-        self.read_tokens()
+        """A token for every row, in the order in which they joined; where a row's next tokens were guessed, as many as
+        the guesses are right for, and one more. Rows that end leave the batch."""
         assert self.session is not None
-        logits = self.session.logits
-        scores = constrained(logits, [(r.request.rules, r.seen, len(r.result.ids)) for r in self.rows])
+        events = [] if self.tokens is None else self._begin_rows(len(self.tokens))
+        if self.tokens is not None and self._guessing:
+            ring = self.session.cache.ring
+            guesses = [row.guess(ring) for row in self.rows]
+            if any(guesses):
+                return events + self._verify(self.tokens.tolist(), guesses)
+        self._read()
+        new = self._choose(range(len(self.rows)), self.session.logits, [None] * len(self.rows))
+        self._go_on(new)
+        return events + new
+
+    @property
+    def _guessing(self) -> bool:
+        return any(row.guesser is not None for row in self.rows)
+
+    def _begin_rows(self, first: int) -> list[Event]:
+        """The first tokens of the rows from `first` on, which joined beside tokens that are still to be read."""
+        if first == len(self.rows):
+            return []
+        assert self.session is not None and self.tokens is not None
+        at = range(first, len(self.rows))
+        new = self._choose(at, self.session.logits[first:], [None] * len(at))
+        drawn = torch.tensor([event.token for event in new], device=self.session.device)
+        self.tokens = torch.cat([self.tokens, drawn])
+        self._keep([*range(first), *(i for i, event in zip(at, new, strict=True) if event.reason is None)])
+        return new
+
+    def _verify(self, pending: Sequence[int], guesses: Sequence[list[Guess]]) -> list[Event]:
+        """Read the tokens that were drawn and the guesses behind them, and keep the guesses that are what is chosen."""
+        session, rows = self.session, range(len(self.rows))
+        assert session is not None
+        self.tokens = None
+        before = session.lengths.tolist()
+        session.mark()
+        try:
+            logits = session.extend([[t, *(g.token for g in own)] for t, own in zip(pending, guesses, strict=True)])
+        except NotFinite as error:  # guesses are not read
+            session.cut([n + 1 for n in before], error.logits[:, 0])
+            raise
+        last: dict[int, Event] = {}
+        events: list[Event] = []
+        going, counts = list(rows), [0] * len(rows)
+        while going:
+            at = counts[going[0]]
+            these = [guesses[i][at] if at < len(guesses[i]) else None for i in going]
+            new = self._choose(going, logits[going, at], these)
+            events += new
+            for i, event in zip(going, new, strict=True):
+                last[i], counts[i] = event, at + 1
+            going = [
+                i
+                for i, event in zip(going, new, strict=True)
+                if event.reason is None and at < len(guesses[i]) and event.token == guesses[i][at].token
+            ]
+        kept = torch.tensor(counts, device=logits.device)
+        session.cut([n + c for n, c in zip(before, counts, strict=True)], logits[list(rows), kept - 1])
+        self._go_on([last[i] for i in rows])
+        return events
+
+    def _choose(self, at: Sequence[int], logits: Tensor, guesses: Sequence[Guess | None]) -> list[Event]:
+        """A token for each of some rows, from their logits (B V), where there may be a guess at it."""
+        rows = [self.rows[i] for i in at]
+        scores = constrained(logits, [(r.request.rules, r.seen, len(r.result.ids)) for r in rows])
+        scores = guided(scores, rows)
         dead = (scores.amax(1) == -torch.inf).tolist()
         if any(dead):  # their draw counts for nothing
             scores = torch.where(torch.tensor(dead, device=scores.device)[:, None], logits, scores)
-        tokens = draw(scores, [r.request.sampler for r in self.rows], [r.generator for r in self.rows])
+        tokens = chosen(scores, rows, guesses)
         logprobs = logits.log_softmax(-1)
         own = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
-        top = likeliest(logprobs, [r.request.logprobs or 0 for r in self.rows])
-        events = [
-            row.fail(dead_end()) if dead[i] else row.add(token, own[i], top[i])
-            for i, (row, token) in enumerate(zip(self.rows, tokens.tolist(), strict=True))
+        top = likeliest(logprobs, [r.request.logprobs or 0 for r in rows])
+        return [
+            row.fail() if dead[i] else row.add(token, own[i], top[i])
+            for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True))
         ]
-        self.tokens = tokens
+
+    def _go_on(self, events: Sequence[Event]) -> None:
+        """After the last event of each row: rows that ended leave, the tokens of the others are to be read."""
+        assert self.session is not None
+        self.tokens = torch.tensor([event.token for event in events], device=self.session.device)
         self._keep([i for i, event in enumerate(events) if event.reason is None])
-        return events
 
     def drop(self, indices: Sequence[int], whole: bool = True) -> None:
         """Rows with these indices leave the batch; with `whole=False` because of an error."""
         self._keep([i for i, row in enumerate(self.rows) if row.index not in indices], whole)
 
     def read_tokens(self) -> None:
-        """Read the tokens that were drawn. Where this fails, they count as read."""
+        """Read the tokens that were drawn, as is done before others join; where a row guesses, they are read together
+        with its guesses later. Where this fails, they count as read."""
+        if not self._guessing:
+            self._read()
+
+    def _read(self) -> None:
         tokens, self.tokens = self.tokens, None
         if tokens is not None and self.session is not None:
             self.session.step(tokens)
@@ -141,7 +242,7 @@ class Batch:
         self.rows = [self.rows[i] for i in stay]
         if stay:
             session.keep(stay)
-            self.tokens = None if self.tokens is None else self.tokens[list(stay)]
+            self.tokens = None if self.tokens is None else self.tokens[[i for i in stay if i < len(self.tokens)]]
         else:
             session.close()
             self.session = self.tokens = None
@@ -155,3 +256,47 @@ def likeliest(logprobs: Tensor, wanted: Sequence[int]) -> list[Top]:
     best = logprobs.topk(most)
     pairs = zip(best.indices.tolist(), best.values.tolist(), wanted, strict=True)
     return [tuple(zip(ids[:n], values[:n], strict=True)) for ids, values, n in pairs]
+
+
+def chosen(scores: Tensor, rows: Sequence[Row], guesses: Sequence[Guess | None]) -> Tensor:
+    """A token for each row (B) from scores (B V). A guess that was drawn is taken or replaced; any other is none."""
+    drawn = [i for i, g in enumerate(guesses) if g is not None and g.share is not None]
+    plain = [i for i in range(len(rows)) if i not in drawn]
+    samplers, generators = [r.request.sampler for r in rows], [r.generator for r in rows]
+    if not drawn:
+        return draw(scores, samplers, generators)
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=scores.device)
+    if plain:
+        tokens[plain] = draw(scores[plain], [samplers[i] for i in plain], [generators[i] for i in plain])
+    for i in drawn:
+        guess = guesses[i]
+        assert guess is not None
+        tokens[i] = accepted(scores[i], guess, samplers[i], generators[i])
+    return tokens
+
+
+def guided(scores: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Scores (B V) after the guides of rows."""
+    bound = [(i, row, row.matcher) for i, row in enumerate(rows) if row.matcher is not None]
+    if not bound:
+        return scores
+    allowed = torch.ones(scores.shape, dtype=torch.bool)
+    for i, row, matcher in bound:
+        allowed[i] = matcher.allowed(row.request.rules.eos)
+    return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
+
+
+def read_aloud(begun: Callable[[int], Session], request: GenerationRequest) -> tuple[Session, Report]:
+    """A session that has read a prompt, and what it thought of each token. `begun(n)` has read `n` tokens of it."""
+    session, prompt, most = begun(1), request.prompt, request.prompt_logprobs or 0
+    own: list[float | None] = [None]
+    top: list[Top] = [()]
+    before = session.logits[:, None]
+    for at in range(1, len(prompt), CHUNK):
+        tokens = prompt[at : at + CHUNK]
+        logits = session.extend([tokens])
+        logprobs = torch.cat([before, logits[:, :-1]], 1)[0].log_softmax(-1)
+        before = logits[:, -1:]
+        own += logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+        top += likeliest(logprobs, [most] * len(tokens))
+    return session, (own, top)

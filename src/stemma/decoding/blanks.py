@@ -123,15 +123,13 @@ class BlankSession(Session):
         prefix = torch.tensor([of.context for of in placed], device=self.device)
         return positions if columns > 1 else positions[..., 0], prefix
 
-    def _next(self) -> Tensor:
-        place = torch.where(self.at < 0, self.lengths, self.at)[:, None]
-        return torch.stack([place, self.block[:, None]], -1) if self._columns > 1 else place
+    def _places(self, ahead: Tensor) -> Tensor:
+        place = torch.where(self.at[:, None] < 0, self.lengths[:, None] + ahead, self.at[:, None])
+        return torch.stack([place, self.block[:, None] + ahead], -1) if self._columns > 1 else place
 
-    def step(self, tokens: Tensor) -> Tensor:
-        try:
-            return super().step(tokens)
-        finally:
-            self.block = self.block + 1
+    def _advance(self, counts: Tensor) -> None:
+        super()._advance(counts)
+        self.block = self.block + counts
 
     @property
     def _columns(self) -> int:
@@ -142,8 +140,8 @@ class BlankSession(Session):
         if self._columns == 1 or self._limit is None:  # two tables end apart: `_check_tables`
             super()._check_room()
 
-    def _last_place(self) -> int:
-        return int(self.block.max()) if self._columns > 1 else super()._last_place()
+    def _last_places(self) -> Tensor:
+        return self.block if self._columns > 1 else super()._last_places()
 
     def _check_tables(self, most: int, blocks: Sequence[int]) -> None:
         """The table of places and that of places in a blank end apart from each other."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
-from stemma.nn.parts import Open
+from stemma.nn.parts import Memory, Open
 
 
 def check_model(model: object) -> None:
@@ -30,6 +30,13 @@ def generates(model: Model) -> bool:
 def answers(model: Model) -> bool:
     """Whether a model writes a text of its own, which does not go on from the prompt."""
     return model.arch.structure == "encoder-decoder" or isinstance(model.arch.mask, Open)
+
+
+def extends(model: Model) -> bool:
+    """Whether a model reads several tokens of a text at once as it reads them one by one (`Session.extend`)."""
+    if model.arch.streams is not None or isinstance(model.arch.mask, Open | Memory):
+        return False
+    return model.decoder is not None and not model.decoder.position.length_dependent
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ class MaskSession(Session):
     """Rows whose next token a mask token predicts."""
 
     PER_ROW = (*Session.PER_ROW, "source")
+    EXTENDS = False
 
     def read(self, prompts: Sequence[Sequence[int]]) -> None:
         model = self.model
@@ -49,12 +50,12 @@ class MaskSession(Session):
         """Read tokens (B T) at their places; the mask token is token `at` (B). Returns B V."""
         inputs = Inputs(ids, real, segments, places, attention="prefix", prefix=self.source, cache=self.cache)
         hidden = self.model.encode(inputs)
-        self.cache.forget(self.lengths[:, None])
+        self.cache.forget(self.lengths)
         self.logits = self._head(hidden[torch.arange(len(ids), device=self.device), at])
         return self.logits
 
-    def _last_place(self) -> int:
-        return int(self.lengths.max()) + 1  # that of the mask token
+    def _last_places(self) -> Tensor:
+        return self.lengths + 1  # that of the mask token
 
 
 def mask_token(model: Model) -> int:

@@ -26,6 +26,8 @@ from stemma.nn.parts import Prefix
 class QuerySession(Session):
     """Rows whose next token a query predicts."""
 
+    EXTENDS = False
+
     def read(self, prompts: Sequence[Sequence[int]]) -> None:
         model = self.model
         assert model.encoder is not None

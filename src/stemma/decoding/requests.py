@@ -10,12 +10,13 @@ from typing import Any
 
 from stemma.decoding import blanks
 from stemma.decoding import generation_config as config
-from stemma.decoding.inputs import answers, check_model, generates, language_of
+from stemma.decoding.guides import Matcher, matcher
+from stemma.decoding.inputs import answers, check_model, extends, generates, language_of
 from stemma.decoding.rules import MAX_NEW_TOKENS, BeamRules, Rules
-from stemma.decoding.sampling import Sampler, SamplingParams, Token, per_prompt
+from stemma.decoding.sampling import REPORTS, Draft, Lookup, Sampler, SamplingParams, Token, per_prompt
 from stemma.errors import CheckpointError, UsageError
 from stemma.nn.model import Model
-from stemma.nn.parts import Prefix
+from stemma.nn.parts import Causal, Cycle, Prefix, Sliding
 
 Prompts = str | Sequence[str | Sequence[int]]
 
@@ -37,6 +38,9 @@ class GenerationRequest:
     n: int = 1
     width: int = 1
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    matcher: Matcher | None = None
+    speculate: Lookup | Draft | None = None
 
     @property
     def written(self) -> list[int]:
@@ -71,7 +75,7 @@ def requests(
     if model.tokenizer is None and any(p.stop for p in own):
         raise UsageError("stop strings need a tokenizer, and this model came without one")
     return [
-        replace(known[replace(p, seed=None)], prompt=_encode(model, prompt), seed=p.seed or 0)
+        replace(known[replace(p, seed=None)], prompt=encode(model, prompt), seed=p.seed or 0)
         for p, prompt in zip(own, rows, strict=False)
     ]
 
@@ -85,8 +89,12 @@ def _request(model: Model, params: SamplingParams) -> GenerationRequest:
     width = config.num_beams(model, params)
     if width > 1:
         _check_search(params, width)
-    if params.logprobs is not None and params.logprobs > model.dims.vocab:
-        raise UsageError(f"logprobs={params.logprobs} is more than this model's {model.dims.vocab} tokens")
+    for name in REPORTS:
+        if (getattr(params, name) or 0) > model.dims.vocab:
+            raise UsageError(f"{name}={getattr(params, name)} is more than this model's {model.dims.vocab} tokens")
+    causal = model.arch.structure == "decoder" and isinstance(model.arch.mask, Causal | Sliding | Cycle)
+    if params.prompt_logprobs is not None and not causal:
+        raise UsageError("prompt_logprobs are those of a decoder that reads every prompt from left to right")
     return GenerationRequest(
         prompt=[],
         sampler=_sampler(model, params, width),
@@ -99,12 +107,36 @@ def _request(model: Model, params: SamplingParams) -> GenerationRequest:
         n=params.n,
         width=params.width,
         logprobs=params.logprobs,
+        prompt_logprobs=params.prompt_logprobs,
+        speculate=_guesses(model, params.speculate),
+        matcher=None if params.guide is None else matcher(model, params.guide),
     )
 
 
 def _check_search(params: SamplingParams, beams: int) -> None:
-    if params.n > beams or params.best_of is not None or params.logprobs is not None:
-        raise UsageError(f"a search of {beams} beams has at most n={beams} texts, and neither best_of nor logprobs")
+    for name in ("best_of", *REPORTS, "guide", "speculate"):
+        if getattr(params, name) is not None:
+            raise UsageError(f"a search of {beams} beams goes without {name}")
+    if params.n > beams:
+        raise UsageError(f"a search of {beams} beams has at most n={beams} texts, not {params.n}")
+
+
+def _guesses(model: Model, how: Lookup | Draft | Model | None) -> Lookup | Draft | None:
+    """How next tokens are guessed. Raises UsageError where a model reads no guesses, or a draft makes other tokens."""
+    assert not isinstance(how, Model)
+    if how is not None and not extends(model):
+        raise UsageError("speculate: a model of this kind reads a new text token by token, so guesses help nothing")
+    if not isinstance(how, Draft):
+        return how
+    draft = how.model
+    if not generates(draft) or not extends(draft) or draft.arch.structure != model.arch.structure:
+        raise UsageError(f"speculate: the draft of this {model.arch.structure} must be one too, and write a text")
+    known = [m.tokenizer.fingerprint for m in (model, draft) if m.tokenizer is not None]
+    if len(known) == 2 and known[0] != known[1]:
+        raise UsageError("speculate: the draft has another tokenizer than the model")
+    if len(known) < 2 and draft.dims.vocab != model.dims.vocab:
+        raise UsageError(f"speculate: the draft has {draft.dims.vocab} tokens, and the model {model.dims.vocab}")
+    return how
 
 
 def _rules(model: Model, params: SamplingParams) -> Rules:
@@ -173,7 +205,8 @@ def _beams(model: Model, params: SamplingParams, width: int) -> BeamRules:
     return BeamRules(width, float(penalty), False if early is None else early)
 
 
-def _encode(model: Model, prompt: str | Sequence[int]) -> list[int]:
+def encode(model: Model, prompt: str | Sequence[int]) -> list[int]:
+    """The token ids of a prompt."""
     if not isinstance(prompt, str):
         try:
             return [operator.index(token) for token in prompt]

@@ -15,7 +15,9 @@ class Result:
     """A continuation: its new token ids, their text (None without a tokenizer), the log-probability that the model
     gave each (before rules and temperature), and why it ended: `"eos"`, `"stop"` or `"length"`. `seed`: what its
     drawing began with; alone and with this seed the prompt gets this text again. `top`: where `logprobs` were asked
-    for, the likeliest tokens at the place of each token. `others`: the other choices, where a prompt has several."""
+    for, the likeliest tokens at the place of each token. `prompt_logprobs`, `prompt_top`: the same of the prompt's
+    tokens, where they were asked for; the first one has no log-probability. `others`: the other choices, where a prompt
+    has several."""
 
     ids: list[int] = field(default_factory=list)
     text: str | None = None
@@ -23,6 +25,8 @@ class Result:
     reason: str = "length"
     seed: int = field(default=0, repr=False, compare=False)
     top: list[Top] = field(default_factory=list, repr=False)
+    prompt_logprobs: list[float | None] = field(default_factory=list, repr=False)
+    prompt_top: list[Top] = field(default_factory=list, repr=False)
     others: list[Result] = field(default_factory=list, repr=False)
 
     @property

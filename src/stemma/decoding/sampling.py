@@ -11,11 +11,42 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from stemma.decoding.guides import Guide
 from stemma.errors import UsageError, did_you_mean
+from stemma.nn.model import Model
 from stemma.spec import require
 
 Early = bool | Literal["never"]
 Token = int | str  # a token's id or its exact name
+REPORTS = ("logprobs", "prompt_logprobs")
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Guess next tokens from the text itself (prompt look-up): where the last `ngram` tokens of it, or at least
+    `shortest`, stood before, the `tokens` that followed there. For texts that repeat their prompt: summaries, edits,
+    code, answers from documents."""
+
+    tokens: int = 8
+    ngram: int = 3
+    shortest: int = 2
+
+    def __post_init__(self) -> None:
+        require(self.tokens >= 1, f"Lookup: tokens must be at least 1, not {self.tokens}")
+        fine = 1 <= self.shortest <= self.ngram
+        require(fine, f"Lookup: 1 <= shortest <= ngram must hold, not shortest={self.shortest}, ngram={self.ngram}")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Guess the next `tokens` by a smaller model with the same tokenizer."""
+
+    model: Model
+    tokens: int = 4
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.model, Model), f"Draft: a model is wanted, not {self.model!r:.80}")
+        require(self.tokens >= 1, f"Draft: tokens must be at least 1, not {self.tokens}")
 
 
 @dataclass(frozen=True)
@@ -44,8 +75,14 @@ class SamplingParams:
     token (mBART-50: the language); `forced_eos_token_id`: the token at the last place, if the text has not ended;
     `decoder_start_token_id`: what an encoder-decoder's text starts after.
 
-    Reported: `logprobs`: how many of the likeliest tokens, with their log-probabilities, come with each new token. All
-    log-probabilities are those of the model, before rules and temperature.
+    Form: `guide`: a JSON schema, a regular expression or a grammar that the text follows (`decoding.guides`).
+
+    Speed: `speculate`: how next tokens are guessed, so that the model reads several at once: `Lookup()`, or a smaller
+    model, or `Draft(model)`. What is written keeps its distribution.
+
+    Reported: `logprobs`: how many of the likeliest tokens, with their log-probabilities, come with each new token;
+    `prompt_logprobs`: the same for the tokens of a decoder's prompt. All log-probabilities are those of the model,
+    before rules and temperature.
 
     `language`: name or number of the prompt's language, for a model with a table of languages (XLM).
     """
@@ -75,6 +112,9 @@ class SamplingParams:
     n: int = 1
     best_of: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    guide: Guide | None = None
+    speculate: Lookup | Draft | Model | None = None
     language: str | int | None = None
 
     def __post_init__(self) -> None:
@@ -85,7 +125,7 @@ class SamplingParams:
             if value is not None and not isinstance(value, int | str):
                 object.__setattr__(self, name, tuple(value))  # hashable, and nobody else's list
         require("" not in self.stop, "a stop string must not be empty: every text ends with nothing")
-        for name in ("max_new_tokens", "min_new_tokens", "no_repeat_ngram_size", "seed", "n", "best_of", "logprobs"):
+        for name in ("max_new_tokens", "min_new_tokens", "no_repeat_ngram_size", "seed", "n", "best_of", *REPORTS):
             value = getattr(self, name)
             whole = (value is None and name != "n") or (isinstance(value, int) and not isinstance(value, bool))
             require(whole, f"{name} must be a whole number, not {value!r}")
@@ -94,7 +134,14 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         require(self.n >= 1, f"n must be at least 1, not {self.n}")
         require(self.width >= self.n, f"best_of must be at least n={self.n}, not {self.best_of}")
-        require(self.logprobs is None or self.logprobs >= 0, f"logprobs must not be negative, not {self.logprobs}")
+        for name in REPORTS:
+            require((getattr(self, name) or 0) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
+        guided = self.guide is None or isinstance(self.guide, Guide)
+        require(guided, f"guide must come from json_schema, regex or grammar (decoding.guides), not {self.guide!r:.80}")
+        if isinstance(self.speculate, Model):
+            object.__setattr__(self, "speculate", Draft(self.speculate))
+        guesses = self.speculate is None or isinstance(self.speculate, Lookup | Draft)
+        require(guesses, f"speculate must be Lookup(...), Draft(...) or a model, not {self.speculate!r:.80}")
         if self.seed is not None:
             require(-(2**63) <= self.seed < 2**64, f"seed must fit in 64 bits, not {self.seed}")
 

@@ -25,11 +25,12 @@ Room = int | Sequence[int]
 
 
 class NotFinite(CheckpointError):
-    """Logits that are not finite. `rows`: of the session; it has read its tokens, and may go on without these rows."""
+    """Logits (B V, or B T V) that are not finite. `rows`: of the session; it has read its tokens, and may go on without
+    these rows."""
 
-    def __init__(self, rows: Sequence[int]) -> None:
+    def __init__(self, rows: Sequence[int], logits: Tensor) -> None:
         super().__init__("the model's logits are not finite: its weights are damaged, or too large for their type")
-        self.rows = list(rows)
+        self.rows, self.logits = list(rows), logits
 
 
 class Session:
@@ -43,6 +44,7 @@ class Session:
 
     PER_ROW: tuple[str, ...] = ("lengths", "logits", "languages")  # attributes with an entry a row, or None
     CACHED = True
+    EXTENDS = True  # whether several tokens are read at once (`extend`), and can be taken back (`cut`)
     cache: Cache
     lengths: Tensor  # B: tokens of each row
     languages: Tensor | None  # B
@@ -69,17 +71,65 @@ class Session:
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more token a row (B). Returns the logits of the next (B V)."""
         self._check_place()
-        if self.executor is not None and self.executor.ready(self.cache):
-            self.logits = self.executor.step(tokens, self._next(), self.lengths, self.cache, self.languages)
-            self.lengths = self.lengths + 1
-            return self.logits
         ids, order = tokens[:, None], self.lengths[:, None]
+        places = self._places(torch.zeros_like(order))
+        taken_back = self.cache.journal is not None and self.cache.ring is not None  # rings keep what is overwritten
+        if self.executor is not None and not taken_back and self.executor.ready(self.cache):
+            self.logits = self.executor.step(tokens, places, self.lengths, self.cache, self.languages)
+            self._advance(torch.ones_like(self.lengths))
+            return self.logits
         langs = language_ids(ids, self.languages)
-        inputs = Inputs(ids, position_ids=self._next(), langs=langs, order=order, cache=self.cache)
+        inputs = Inputs(ids, position_ids=places, langs=langs, order=order, cache=self.cache)
         with executor.eight_bits():
-            self.logits = self._head(self.model.decode(inputs)[:, 0])
-        self.lengths = self.lengths + 1
+            hidden = self.model.decode(inputs)
+            self._advance(torch.ones_like(self.lengths))
+            self.logits = self._head(hidden[:, 0])
         return self.logits
+
+    def extend(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Read some more tokens of each row, at least one, in one pass. Returns the logits after each of them (B T V);
+        a row with fewer tokens than others has numbers without a meaning at its end. Raises UsageError for a model
+        that predicts one place at a time (`EXTENDS`)."""
+        if not self.EXTENDS:
+            raise UsageError("a model of this kind reads a new text token by token")
+        counts = torch.tensor([len(row) for row in tokens], device=self.device)
+        ids, real = pad(tokens, self.device)
+        self.left -= ids.shape[1]
+        self._check_places(counts)
+        ragged = not bool(real.all())
+        self.cache.even = self.cache.even and not ragged
+        places = self.lengths[:, None] + torch.arange(ids.shape[1], device=self.device).minimum(counts[:, None] - 1)
+        inputs = Inputs(
+            ids,
+            real if ragged else None,
+            position_ids=self._places(places - self.lengths[:, None]),
+            langs=language_ids(ids, self.languages),
+            order=places,
+            cache=self.cache,
+        )
+        with executor.eight_bits():  # as a step is computed
+            hidden = self.model.decode(inputs)
+            self._advance(counts)
+            logits = self._head(hidden)
+        self.logits = logits[torch.arange(len(ids), device=self.device), counts - 1]
+        return logits
+
+    def fits(self, new: int) -> bool:
+        """Whether `new` more tokens of every row have places."""
+        limit = self.model.dims.context if self._position.length_dependent else self._limit
+        return limit is None or int(self._last_places().max()) + new <= limit
+
+    def mark(self) -> None:
+        """From here on `cut` may take back what is read."""
+        self.cache.mark()
+
+    def cut(self, lengths: Sequence[int], logits: Tensor) -> None:
+        """Take back what was read beyond the first `lengths` tokens of each row, since `mark`. `logits`: those of the
+        next tokens (B V)."""
+        before, self.logits = self.lengths, logits
+        left = torch.tensor(list(lengths), device=self.device)
+        self.cache.forget(left)
+        self._advance(left - before)
 
     def admit(
         self,
@@ -191,17 +241,21 @@ class Session:
         first = self.model.decoder.position.first
         return torch.arange(max(len(t) for t in texts), device=self.device).expand(len(texts), -1) + first, None
 
-    def _next(self) -> Tensor:
-        """The position of one token more a row: B 1, or B 1 C."""
+    def _places(self, ahead: Tensor) -> Tensor:
+        """The positions of the tokens that are `ahead` (B T) of the next one: B T, or B T C."""
         assert self.model.decoder is not None
-        return self.lengths[:, None] + self.model.decoder.position.first
+        return self.lengths[:, None] + ahead + self.model.decoder.position.first
+
+    def _advance(self, counts: Tensor) -> None:
+        """Rows have become longer by so many tokens (B), or shorter."""
+        self.lengths = self.lengths + counts
 
     def _head(self, hidden: Tensor) -> Tensor:
         logits = self.model.logits(hidden).float()
         finite = logits.isfinite()
         if not bool(finite.all()):
-            self.logits = logits
-            raise NotFinite((~finite.all(-1)).nonzero()[:, 0].tolist())
+            self.logits = logits if logits.ndim == 2 else logits[:, -1]
+            raise NotFinite((~finite.flatten(1).all(-1)).nonzero()[:, 0].tolist(), logits)
         return logits
 
     # ------------------------------------------------------------ checks
@@ -246,13 +300,18 @@ class Session:
     def _check_place(self) -> None:
         """Refuse a step past the position table, which a row's `room` did not ask for."""
         self.left -= 1
+        if self.left < 0:
+            self._check_places(1)
+
+    def _check_places(self, counts: Tensor | int) -> None:
+        """The same for so many tokens of each row (B)."""
         limit = self.model.dims.context if self._position.length_dependent else self._limit
-        if self.left < 0 and limit is not None and self._last_place() >= limit:
+        if limit is not None and int((self._last_places() + counts).max()) > limit:
             raise UsageError(f"a row is full: this session has {limit} positions for it")
 
-    def _last_place(self) -> int:
-        """The highest place in the table that the next step reads."""
-        return int(self.lengths.max())
+    def _last_places(self) -> Tensor:
+        """The highest place in the table that the next step reads for each row (B)."""
+        return self.lengths
 
     def _check_ids(self, prompts: Sequence[Sequence[int]]) -> None:
         vocab = self.model.dims.vocab

@@ -16,6 +16,7 @@ class UncachedSession(Session):
     """Every step reads the whole text again: with dynamic scaling, one more token rotates all keys anew."""
 
     CACHED = False
+    EXTENDS = False  # several tokens at once would rotate the keys of the first as those of the last
 
     def read(self, prompts: Sequence[Sequence[int]]) -> None:
         """The logits after each text. Padding gets the position of the last token, so that it makes no text longer."""

@@ -16,6 +16,8 @@ class MemorySession(Session):
     memory. Each prompt has a cache of its own, for windows of different rows end at different tokens; rows that were
     one row before (beams) share it."""
 
+    EXTENDS = False
+
     def read(self, prompts: Sequence[Sequence[int]]) -> None:
         self.caches: list[MemoryCache] = []
         last = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stemma.decoding import Session
-from stemma.decoding.batch import Batch
+from stemma.decoding.batch import Batch, Report, read_aloud
 from stemma.decoding.chunked import ChunkedSession
 from stemma.engine.jobs import Job
 from stemma.nn.model import Model
@@ -18,10 +18,13 @@ Entry = tuple[int, Job]  # a job by the index that its events carry
 
 @dataclass
 class Reading:
-    """Jobs whose prompts are read together. `session`: None until the first tokens are read."""
+    """Jobs whose prompts are read together. `session`: None until the first tokens are read; `aloud`: a job that asks
+    for its prompt's log-probabilities, and its `report`."""
 
     entries: list[Entry]
     session: ChunkedSession | None = None
+    aloud: bool = False
+    report: Report | None = None
 
 
 class Lane:
@@ -47,14 +50,15 @@ class Lane:
 
     def admit(self, index: int, job: Job) -> None:
         """Begin with a job: with others that wait for their first token to be read, where that costs little."""
-        if self.readings and self.readings[-1].session is None:
+        aloud = job.request.prompt_logprobs is not None
+        if self.readings and self.readings[-1].session is None and not (aloud or self.readings[-1].aloud):
             entries = self.readings[-1].entries
             lengths = [len(job.prompt), *(len(other.prompt) for _, other in entries)]
             padded = max(lengths) * len(lengths)
             if padded <= self.chunk and padded <= max(SMALL, 1.5 * sum(lengths)):
                 entries.append((index, job))
                 return
-        self.readings.append(Reading([(index, job)]))
+        self.readings.append(Reading([(index, job)], aloud=aloud))
 
     def read(self) -> tuple[int, Session | None]:
         """Read a chunk of the first reading, and put it behind the others. Returns how many tokens were read, and the
@@ -63,19 +67,26 @@ class Lane:
         asked = [job.request for _, job in reading.entries]
         prompts, room = [r.prompt for r in asked], [r.rules.max_new_tokens for r in asked]
         languages, starts = [r.language for r in asked], [r.start for r in asked if r.start is not None] or None
+        if reading.aloud:
+            room = [r.rules.max_new_tokens + len(r.prompt) - 1 for r in asked]
+            session, reading.report = read_aloud(
+                lambda n: self.kind(self.model, [p[:n] for p in prompts], room, languages), asked[0]
+            )
+            return sum(map(len, prompts)), session
         if not issubclass(self.kind, ChunkedSession):
             return sum(map(len, prompts)), self.kind(self.model, prompts, room, languages, starts)
         if reading.session is None:
             reading.session = self.kind.opened(self.model, prompts, room, languages)
-        session, before = reading.session, reading.session.unread
-        if session.go_on(self.chunk):
-            return before, session
+        opened, before = reading.session, reading.session.unread
+        if opened.go_on(self.chunk):
+            return before, opened
         self.readings.rotate(-1)
-        return before - session.unread, None
+        return before - opened.unread, None
 
     def join(self, session: Session) -> None:
         """The jobs of the first reading join the batch."""
-        self.batch.join([(index, job.request) for index, job in self.readings.popleft().entries], session)
+        reading = self.readings.popleft()
+        self.batch.join([(index, job.request) for index, job in reading.entries], session, reading.report)
 
     def split(self) -> Reading:
         """After the first reading failed: its jobs are read one by one. Returns it; a reading of one job is gone."""
@@ -83,7 +94,7 @@ class Lane:
         if failed.session is not None:
             failed.session.close()
         if len(failed.entries) > 1:
-            self.readings.extendleft(Reading([entry]) for entry in reversed(failed.entries))
+            self.readings.extendleft(Reading([entry], aloud=failed.aloud) for entry in reversed(failed.entries))
         return failed
 
     def drop(self, indices: Sequence[int], whole: bool = True) -> None:

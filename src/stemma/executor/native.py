@@ -107,6 +107,39 @@ def processor() -> str:
     return "\n".join(sorted(lines))
 
 
+def _facts(name: str) -> str:
+    """The first line of this name in /proc/cpuinfo."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
+    except OSError:
+        return ""
+    lines = (line.split(":", 1) for line in text.splitlines())
+    return next((line[1].strip() for line in lines if len(line) == 2 and line[0].strip() == name), "")
+
+
+def processor_name() -> str:
+    """What the processor calls itself."""
+    return _facts("model name") or platform.processor() or platform.machine()
+
+
+def instructions() -> list[str]:
+    """The vector instructions of the processor that the library has code for."""
+    have = set((_facts("flags") or _facts("Features")).split())
+    wanted = (
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512bw",
+        "avx512vl",
+        "avx512_vnni",
+        "avx_vnni",
+        "avx512_bf16",
+        "asimd",
+    )
+    return [name for name in wanted if name in have]
+
+
 def _own(path: Path) -> bool:
     """Whether a kept file is there, is this user's, and can be written by nobody else."""
     try:

@@ -1,21 +1,22 @@
 /* Products with matrices of floats, kept row after row as PyTorch keeps them.
 
-   Few vectors: a thread reads one stream, row after row, which is what memory gives fastest. More vectors: pairs of rows
-   times tiles of vectors, and blocks of rows that stay in the cache while all vectors pass. Each sum is taken in one order:
-   even and odd groups of LANES, then the rest. */
+   A thread reads one stream, row after row, which is what memory gives fastest; with more vectors the processor's own
+   prefetching falls behind, and the rows to come are asked for by hand. Each row meets a tile of vectors, and a block of rows
+   stays in the cache while all tiles pass. Each sum is taken in one order: even and odd groups of LANES, then the rest. */
 
 #include "product.h"
 #include "simd.h"
 
 #if LANES == 16
-#define TILE 6 /* vectors of a tile: 2 rows x 6 vectors x 2 sums fill the registers */
+#define TILE 8 /* vectors that a row meets at once: two sums for each fit in the registers */
 #elif LANES == 8
-#define TILE 3
+#define TILE 4
 #else
 #define TILE 2
 #endif
-#define ALONE 2    /* vectors up to which rows are read one at a time */
-#define BLOCK 16   /* rows that stay in the cache while several tiles of vectors pass */
+#define BLOCK 16    /* rows that stay in the cache while several tiles pass */
+#define ALONE 2     /* vectors up to which nothing is asked for by hand */
+#define AHEAD 32768 /* bytes from what is read to what is asked for */
 
 INLINE vec load(int kind, const char *row, int64_t k) {
   if (kind == F32) return LOAD((const float *)row + k);
@@ -29,47 +30,44 @@ INLINE float number(int kind, const char *row, int64_t k) {
   return from_f16(((const uint16_t *)row)[k]);
 }
 
-/* `rows` rows times `count` vectors, both known when this is compiled. */
-INLINE void tile(int kind, const char *w, int64_t stride, int64_t in, const float *x, int rows, int count, float *y,
-                 int64_t y_stride) {
-  vec even[2][TILE], odd[2][TILE];
-  for (int r = 0; r < rows; r++)
-    for (int m = 0; m < count; m++) even[r][m] = ZERO(), odd[r][m] = ZERO();
+/* One row times `count` vectors; how many is known when this is compiled. */
+INLINE void tile(int kind, const char *w, int64_t in, const float *x, int count, float *y, int64_t y_stride) {
+  const int64_t bytes = kind == F32 ? 4 : 2;
+  vec even[TILE], odd[TILE];
+#pragma GCC unroll 8
+  for (int m = 0; m < count; m++) even[m] = ZERO(), odd[m] = ZERO();
   int64_t k = 0;
   for (; k + 2 * LANES <= in; k += 2 * LANES) {
-    vec a[2], b[2];
-    for (int r = 0; r < rows; r++) a[r] = load(kind, w + r * stride, k), b[r] = load(kind, w + r * stride, k + LANES);
+    if (count > ALONE) {
+      __builtin_prefetch(w + k * bytes + AHEAD, 0, 2);
+      if (2 * LANES * bytes > 64) __builtin_prefetch(w + k * bytes + 64 + AHEAD, 0, 2);
+    }
+    vec a = load(kind, w, k), b = load(kind, w, k + LANES);
+#pragma GCC unroll 8
     for (int m = 0; m < count; m++) {
-      vec first = LOAD(x + m * in + k), second = LOAD(x + m * in + k + LANES);
-      for (int r = 0; r < rows; r++) {
-        even[r][m] = FMA(a[r], first, even[r][m]);
-        odd[r][m] = FMA(b[r], second, odd[r][m]);
-      }
+      even[m] = FMA(a, LOAD(x + m * in + k), even[m]);
+      odd[m] = FMA(b, LOAD(x + m * in + k + LANES), odd[m]);
     }
   }
   if (k + LANES <= in) {
-    for (int r = 0; r < rows; r++) {
-      vec a = load(kind, w + r * stride, k);
-      for (int m = 0; m < count; m++) even[r][m] = FMA(a, LOAD(x + m * in + k), even[r][m]);
-    }
+    vec a = load(kind, w, k);
+#pragma GCC unroll 8
+    for (int m = 0; m < count; m++) even[m] = FMA(a, LOAD(x + m * in + k), even[m]);
     k += LANES;
   }
-  for (int r = 0; r < rows; r++)
-    for (int m = 0; m < count; m++) {
-      float sum = SUM(ADD(even[r][m], odd[r][m]));
-      for (int64_t i = k; i < in; i++) sum += number(kind, w + r * stride, i) * x[m * in + i];
-      y[m * y_stride + r] = sum;
-    }
+#pragma GCC unroll 8
+  for (int m = 0; m < count; m++) {
+    float sum = SUM(ADD(even[m], odd[m]));
+    for (int64_t i = k; i < in; i++) sum += number(kind, w, i) * x[m * in + i];
+    y[m * y_stride] = sum;
+  }
 }
 
-/* All rows of a range times `count` vectors. */
+/* The rows of a range times `count` vectors. */
 INLINE void range(int kind, const matrix *w, const float *x, int count, int64_t r0, int64_t r1, float *y,
                   int64_t y_stride) {
-  const char *data = w->data;
-  int64_t r = r0;
-  if (count > ALONE)
-    for (; r + 2 <= r1; r += 2) tile(kind, data + r * w->stride, w->stride, w->in, x, 2, count, y + r, y_stride);
-  for (; r < r1; r++) tile(kind, data + r * w->stride, w->stride, w->in, x, 1, count, y + r, y_stride);
+  const char *row = (const char *)w->data + r0 * w->stride;
+  for (int64_t r = r0; r < r1; r++, row += w->stride) tile(kind, row, w->in, x, count, y + r, y_stride);
 }
 
 INLINE void product(int kind, const matrix *w, const float *x, int64_t count, int64_t r0, int64_t r1, float *y,
@@ -80,18 +78,14 @@ INLINE void product(int kind, const matrix *w, const float *x, int64_t count, in
     for (int64_t m = 0; m < count; m += TILE) {
       const float *from = x + m * w->in;
       float *to = y + m * y_stride;
-      switch (count - m) {
-        case 1: range(kind, w, from, 1, r, end, to, y_stride); break;
-        case 2: range(kind, w, from, 2, r, end, to, y_stride); break;
-#if TILE > 2
-        case 3: range(kind, w, from, 3, r, end, to, y_stride); break;
-#endif
-#if TILE > 3
-        case 4: range(kind, w, from, 4, r, end, to, y_stride); break;
-        case 5: range(kind, w, from, 5, r, end, to, y_stride); break;
-#endif
-        default: range(kind, w, from, TILE, r, end, to, y_stride);
+#define CASE(n)                                                     \
+  case n:                                                           \
+    if (n <= TILE) range(kind, w, from, n, r, end, to, y_stride);   \
+    break;
+      switch (count - m < TILE ? count - m : TILE) {
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
       }
+#undef CASE
     }
   }
 }

@@ -5,30 +5,54 @@
 #include <sched.h>
 #include <stdatomic.h>
 
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-#define SPINS 4000 /* looks at the barrier before the processor is offered to others */
+#define SPINS 4000 /* looks at the barrier before the thread sleeps */
 #define ALIGNED(bytes) (((bytes) + 63) & ~(int64_t)63)
 #define MOST_THREADS 256
 
 struct shared {
-  _Alignas(64) atomic_llong arrived;
-  _Alignas(64) atomic_llong generation;
-  _Alignas(64) atomic_llong wrong;
+  _Alignas(64) atomic_int arrived;
+  _Alignas(64) atomic_int generation;
+  _Alignas(64) atomic_int asleep;
+  atomic_int wrong;
 };
+
+/* Sleep until the generation is another one: a neighbour that needs the processor gets it, and so does a thread of ours that
+   waits for one. */
+static void sleep_while(shared *all, int now) {
+#ifdef __linux__
+  atomic_fetch_add(&all->asleep, 1);
+  syscall(SYS_futex, &all->generation, FUTEX_WAIT_PRIVATE, now, 0, 0, 0);
+  atomic_fetch_sub(&all->asleep, 1);
+#else
+  (void)all, (void)now;
+  sched_yield();
+#endif
+}
 
 void wait_for_all(const state *s) {
   if (s->threads == 1) return;
-  long long now = atomic_load_explicit(&s->all->generation, memory_order_acquire);
-  if (atomic_fetch_add_explicit(&s->all->arrived, 1, memory_order_acq_rel) == s->threads - 1) {
-    atomic_store_explicit(&s->all->arrived, 0, memory_order_relaxed);
-    atomic_store_explicit(&s->all->generation, now + 1, memory_order_release);
+  shared *all = s->all;
+  int now = atomic_load_explicit(&all->generation, memory_order_acquire);
+  if (atomic_fetch_add_explicit(&all->arrived, 1, memory_order_acq_rel) == s->threads - 1) {
+    atomic_store_explicit(&all->arrived, 0, memory_order_relaxed);
+    atomic_store(&all->generation, now + 1);
+#ifdef __linux__
+    if (atomic_load(&all->asleep)) syscall(SYS_futex, &all->generation, FUTEX_WAKE_PRIVATE, MOST_THREADS, 0, 0, 0);
+#endif
     return;
   }
-  for (int64_t i = 0; atomic_load_explicit(&s->all->generation, memory_order_acquire) == now; i++) {
-    if (i > SPINS) sched_yield();
+  for (int64_t i = 0; atomic_load_explicit(&all->generation, memory_order_acquire) == now; i++) {
+    if (i > SPINS) sleep_while(all, now);
 #if defined(__x86_64__) || defined(__i386__)
     else __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -317,7 +341,7 @@ int64_t tape_run(const tape *t, const run *r) {
   shared all;
   int64_t own, common;
   if (!in_tables(t, r)) return 2;
-  atomic_init(&all.arrived, 0), atomic_init(&all.generation, 0), atomic_init(&all.wrong, 0);
+  atomic_init(&all.arrived, 0), atomic_init(&all.generation, 0), atomic_init(&all.asleep, 0), atomic_init(&all.wrong, 0);
   scratches(t, r, &own, &common);
 #pragma omp parallel num_threads((int)r->threads)
   {

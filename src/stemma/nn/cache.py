@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.attention import Rotate
 from stemma.nn.masks import AttnMask, MaskInputs, build_mask, layer_mask
@@ -62,6 +63,7 @@ class Cache:
         self.values: list[Tensor | None] = [None] * layers
         self.held: dict[parts.LayerMask, Tensor] = {}  # B S+1: the position that each slot holds
         self.plans: dict[parts.LayerMask, CachePlan] = {}
+        self.journal: list[dict[parts.LayerMask, CachePlan]] | None = None  # of each step since `mark`, its plans
         self.cross: list[tuple[Tensor, Tensor] | None] = [None] * layers  # keys and values of the encoder's output
         self.encoder_mask: Tensor | None = None  # B S: which of the encoder's tokens are no padding
 
@@ -70,9 +72,13 @@ class Cache:
     def begin(self, pos: Tensor, real: Tensor | None) -> None:
         """Plan one step: tokens at the places `pos` (1|B T) of their rows; where `real` (B T) is False they are
         padding. An even cache goes on from its length and ignores both."""
+        if self.journal is not None and self.ring is not None and pos.shape[-1] > self.ring:
+            raise UsageError(f"{pos.shape[-1]} tokens at once cannot be taken back: a window has {self.ring}")
         if self.length + pos.shape[-1] > self.capacity:
             self._make_room(pos.shape[-1])
         self.plans = {mask: CachePlan(self, mask, pos, real) for mask in dict.fromkeys(self.masks)}
+        if self.journal is not None:
+            self.journal.append(self.plans)
         self.length += pos.shape[-1]
 
     def advance(self, order: Tensor) -> None:
@@ -109,11 +115,30 @@ class Cache:
         assert keys is not None and values is not None
         return self.plan(layer).write(keys, k), self.plan(layer).write(values, v)
 
-    def forget(self, pos: Tensor) -> None:
-        """Drop the newest token of every row, which stands at `pos` (B 1) of its text."""
-        for mask, held in self.held.items():
-            held.scatter_(1, (pos + self.front) % self.slots(mask), EMPTY)
-        self.length -= 1
+    def mark(self) -> None:
+        """From here on `forget` may cut every row back. Rings keep what they overwrite until then, and read at most as
+        many tokens at once as they hold (UsageError)."""
+        self.journal = []
+
+    @property
+    def ring(self) -> int | None:
+        """Tokens that the smallest ring holds, if there is one."""
+        return min((mask.window for mask in self.masks if isinstance(mask, parts.Sliding)), default=None)
+
+    def forget(self, lengths: Tensor) -> None:
+        """Cut every row back to its first `lengths` (B) tokens. A ring (a layer with a sliding window) goes back to the
+        last `mark` at most: what it overwrote before is gone, and only its newest token may be dropped without a mark.
+        """
+        ends = lengths[:, None] + self.front
+        for plans in reversed(self.journal or []):
+            for mask, plan in plans.items():
+                plan.undo(self.held[mask], ends)
+        self.journal = None
+        for held in self.held.values():
+            held.masked_fill_(held >= ends, EMPTY)
+        low, high = (int(n) + self.front for n in lengths.aminmax())
+        self.even = self.even and low == high
+        self.length = high
 
     def put(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Begin with keys and values of each layer (H N D) that every row reads."""
@@ -230,6 +255,8 @@ class CachePlan:
 
     def __init__(self, cache: Cache, mask: parts.LayerMask, pos: Tensor, real: Tensor | None) -> None:
         self.size = size = cache.slots(mask)
+        self.before: Tensor | None = None  # B T: the positions that new ones replace, where they can be taken back
+        self.replaced: list[tuple[Tensor, Tensor]] = []  # buffers, and the keys or values that were replaced
         length, start = pos.shape[-1], cache.length
         end = start + length
         if mask not in cache.held:
@@ -237,7 +264,8 @@ class CachePlan:
         held = cache.held[mask]
         self.run: slice | None = None  # where the new keys stand side by side, and all before them
         self.chunk = False  # the new keys are read beside the ring, before it turns
-        if cache.even and (end <= size or length == 1):
+        kept_back = cache.journal is not None and isinstance(mask, parts.Sliding)
+        if cache.even and (end <= size or (length == 1 and not kept_back)):
             self.run = slice(start % size, start % size + length)
             qpos = torch.arange(start, end, device=pos.device)
             held[:, self.run] = qpos
@@ -253,6 +281,8 @@ class CachePlan:
         self.at = torch.where(kept, pos % size, size)  # B T; the rest goes to the spare slot
         # what a ring overwrites is still to be read; where there is no window, a slot is its position for good
         self.chunk = isinstance(mask, parts.Sliding) and length > 1 and (start > 0 or length > size)
+        if kept_back:
+            self.before = held.gather(1, self.at)
         cache.held[mask] = held.scatter(1, self.at, torch.where(kept, pos, EMPTY))
         self.kpos = (
             torch.cat([held[:, :size], torch.where(keep, pos, EMPTY)], 1) if self.chunk else cache.held[mask][:, :size]
@@ -269,6 +299,19 @@ class CachePlan:
         if self.run is not None:
             buffer[:, :, self.run] = new
             return buffer[:, :, self.read]
+        if self.before is not None:
+            self.replaced.append((buffer, buffer.gather(2, self.at[:, None, :, None].expand_as(new))))
         before = buffer[:, :, : self.size].clone() if self.chunk else None
         buffer.scatter_(2, self.at[:, None, :, None].expand_as(new), new)
         return buffer[:, :, : self.size] if before is None else torch.cat([before, new], 2)
+
+    def undo(self, held: Tensor, ends: Tensor) -> None:
+        """Put back what tokens at or after `ends` (B 1) have replaced. `held`: the positions of slots now (B S+1)."""
+        if self.before is None:
+            return
+        dropped = self.qpos >= ends
+        spare = held.shape[1] - 1  # where what stays is written to
+        held.scatter_(1, torch.where(dropped, self.at, spare), torch.where(dropped, self.before, EMPTY))
+        at = torch.where(dropped, self.at, self.size)
+        for buffer, old in self.replaced:
+            buffer.scatter_(2, at[:, None, :, None].expand_as(old), old)

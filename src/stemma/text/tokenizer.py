@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stemma import disk
 from stemma.errors import CheckpointError, UsageError
-from stemma.text import added, chat, growing, legacy, ranks, reading, trainer
+from stemma.text import added, chat, growing, legacy, pieces, ranks, reading, trainer
 from stemma.text.padding import pad
 from stemma.text.specials import ROLES, Specials, sentinel
 from stemma.text.words import Spans, Words, spans, table
@@ -163,8 +163,7 @@ class Tokenizer:
         core = growing.special(core, new)
         pad = self.specials.pad or (pad if pad in new else None)
         specials = dataclasses.replace(self.specials, extra=max(self.sentinels, sentinels), pad=pad)
-        template, lower = self.chat_template, self.lowercase
-        return Tokenizer(core, self.kind, specials, chat_template=template, lowercase=lower)
+        return Tokenizer(core, self.kind, specials, chat_template=self.chat_template, lowercase=self.lowercase)
 
     # ------------------------------------------------------------ what it is
 
@@ -416,6 +415,11 @@ class Tokenizer:
         """For byte-level vocabularies, the byte that each character stands for."""
         decoder = json.dumps(json.loads(self._core.to_str()).get("decoder"))
         return {c: byte for byte, c in ranks.letters().items()} if '"ByteLevel"' in decoder else None
+
+    @cached_property
+    def token_bytes(self) -> list[bytes | None]:
+        """For each id the bytes that it adds to a text (see `stemma.text.pieces`)."""
+        return pieces.token_bytes(self._core, self.vocab_size, self.special_ids, self._letters, self._foreign)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """A printable piece for each id: spaces as `▁`, line ends as `↵`, a lone byte as `<0xE2>`, specials by name."""

@@ -62,6 +62,7 @@ export function choose({ title = 'Choose a model', now = '', fits = () => true, 
     present(dialog, () => { redraw = null; resolve(dialog.returned ?? null); });
     draw();
     redraw = draw;
+    if (innerWidth > 860) dialog.style.minHeight = `${dialog.offsetHeight}px`; // it keeps its size while words are typed
     tell('stale'); // models may have come and gone since
     if (matchMedia('(pointer: coarse)').matches) dialog.focus(); else search.focus();
   });

@@ -10,9 +10,11 @@ import * as store from './store.js';
 const DAY = 24 * 3600 * 1000;
 const PANES = [['fill', 'Fill'], ['embed', 'Embed'], ['write', 'Write']];
 let words = '';
+let inside = new Set(); // conversations that have the words in a message
+let looking = 0;
 
 export function startSide() {
-  const search = h('input', { type: 'search', placeholder: 'Search', 'aria-label': 'Search conversations', oninput: () => { words = search.value.toLowerCase(); list(); } });
+  const search = h('input', { type: 'search', placeholder: 'Search', 'aria-label': 'Search conversations', oninput: () => { words = search.value.toLowerCase(); list(); lookInside(); } });
   $('#side').append(
     h('header', {}, h('a', { href: '#/', class: 'brand' }, h('img', { src: 'page/icon.svg', alt: '', width: 26, height: 26 }), 'Stemma'), tool('close', 'Close', close, { class: 'tool shut' })),
     h('a', { href: '#/', class: 'new', title: 'New conversation (Ctrl+Shift+O)' }, icon('plus'), 'New conversation'),
@@ -57,10 +59,27 @@ const group = updated => {
   return updated >= today ? 'Today' : updated >= today - DAY ? 'Yesterday' : updated >= today - 7 * DAY ? 'This week' : 'Earlier';
 };
 
+/** Look for the words in all messages, a moment after the last letter was typed. */
+function lookInside() {
+  clearTimeout(looking);
+  inside = new Set();
+  if (words.trim().length < 3) return;
+  const wanted = words.split(/\s+/);
+  looking = setTimeout(async () => {
+    const now = words, texts = conv => Object.values(conv.nodes).map(node => node.text ?? node.parts.map(part => part.text).join('\n')).join('\n').toLowerCase();
+    const found = (await store.all()).filter(conv => { const text = texts(conv); return wanted.every(word => text.includes(word)); });
+    if (now !== words) return;
+    inside = new Set(found.map(conv => conv.id));
+    list();
+  }, 200);
+}
+
+const titled = head => words.split(/\s+/).every(word => `${head.title} ${head.models.join(' ')}`.toLowerCase().includes(word));
+
 function list() {
   const rows = [];
   let last = '';
-  for (const head of state.heads.filter(one => words.split(/\s+/).every(word => `${one.title} ${one.models.join(' ')}`.toLowerCase().includes(word)))) {
+  for (const head of state.heads.filter(one => titled(one) || inside.has(one.id))) {
     const name = group(head.updated);
     if (name !== last) rows.push(h('li', { class: 'when' }, name));
     last = name;

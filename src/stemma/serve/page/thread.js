@@ -131,7 +131,7 @@ export function checked(data) {
   conv.created = Number(data.created) || conv.created;
   conv.updated = Number(data.updated) || conv.updated;
   for (const [id, node] of Object.entries(data.nodes)) {
-    if (!/^[\w-]{1,64}$/.test(id) || node?.id !== id) wrong(`a message has the id ${JSON.stringify(id)}`);
+    if (!/^[A-Za-z0-9][\w-]{0,63}$/.test(id) || node?.id !== id) wrong(`a message has the id ${JSON.stringify(id)}`);
     if (node.parent !== null && !Object.hasOwn(data.nodes, node.parent)) wrong(`message ${id} follows one that is missing`);
     conv.nodes[id] = node.role === 'user'
       ? { id, parent: node.parent, role: 'user', text: text(node.text, 'a message') }
@@ -165,8 +165,12 @@ function parts(node, wrong, text) {
   });
 }
 
+/** Settings of a conversation, by the names of the server's fields. */
+export const PARAMS = ['temperature', 'top_p', 'top_k', 'min_p', 'max_tokens', 'seed', 'stop'];
+
 function numbers(params) {
-  const kept = Object.entries(params ?? {}).filter(([name, value]) => /^\w{1,32}$/.test(name)
-    && (typeof value === 'number' || (name === 'stop' && Array.isArray(value) && value.every(s => typeof s === 'string'))));
+  const texts = value => Array.isArray(value) && value.every(text => typeof text === 'string');
+  const kept = Object.entries(params ?? {}).filter(([name, value]) => PARAMS.includes(name)
+    && (name === 'stop' ? texts(value) : typeof value === 'number'));
   return Object.fromEntries(kept);
 }

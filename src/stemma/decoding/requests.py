@@ -24,7 +24,8 @@ Prompts = str | Sequence[str | Sequence[int]]
 @dataclass(frozen=True)
 class GenerationRequest:
     """One prompt (token ids) and how it is continued. `start`: the first token of an encoder-decoder's text; `answers`:
-    the text does not go on from the prompt; `width`: texts that are written, of which the best `n` are returned."""
+    the text does not go on from the prompt; `width`: texts that are written, of which the best `n` are returned;
+    `adapter`: which one an engine computes with (`Engine.submit`)."""
 
     prompt: list[int]
     sampler: Sampler
@@ -38,6 +39,7 @@ class GenerationRequest:
     n: int = 1
     width: int = 1
     penalty_alpha: float = 0.0
+    adapter: str | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     matcher: Matcher | None = None

@@ -117,6 +117,7 @@ def test_the_same_seed_gives_the_same_text_and_none_another(client: Any) -> None
 
     assert said(seed=1) == said(seed=1) != said(seed=2)
     assert said() != said()
+    assert said(top_p=5e-324) == said(temperature=0)  # float32 makes 0 of it: the likeliest token stays
 
 
 def test_a_final_message_goes_on(client: Any) -> None:
@@ -313,4 +314,6 @@ def test_other_methods_paths_and_types(url: str) -> None:
         "status": "ready"
     }
     assert httpx.get(f"{url}/openapi.json").json()["openapi"] == "3.1.0"
-    assert b"stemma_http_requests_total" in httpx.get(f"{url}/metrics").content
+    told = httpx.get(f"{url}/metrics").text
+    assert "stemma_http_requests_total" in told and 'stemma_engine_written_total{model="tiny"}' in told
+    assert 'stemma_first_part_seconds_count{route="/v1/chat/completions"}' in told

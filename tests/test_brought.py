@@ -181,3 +181,19 @@ def test_a_new_head_takes_the_place_of_the_bases_own(tmp_path: Path) -> None:
     model = stemma.load(tmp_path / "three", adapter=two.directory)
     assert same(model, two.model) and model.labels == ("0", "1")
     assert stemma.load(tmp_path / "three").labels == ("neg", "odd", "pos")
+
+
+def test_a_kept_task_that_does_not_fit_its_head_is_refused(tmp_path: Path) -> None:
+    _, run = tuned("bert", "classify", tmp_path)
+    kept, whole = run.directory / "model" / "task.json", tmp_path / "whole"
+    merge(stemma.load(run.directory)).save(whole)
+    task = json.loads(kept.read_text())
+    for change, why in (
+        ({"labels": ["neg", "odd"]}, "names 2 labels, and its head has 3"),
+        ({"labels": []}, "names 0 labels, and its head has 3"),
+        ({"kind": "TagTask"}, "holds no task"),
+    ):
+        for model in (run.directory, whole):
+            (kept if model == run.directory else whole / "task.json").write_text(json.dumps(task | change))
+            with pytest.raises(CheckpointError, match=why):
+                stemma.predict(model, ["the film"])

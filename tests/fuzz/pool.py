@@ -25,7 +25,8 @@ MODULES = (
     "stemma.train.midway", "stemma.report", "stemma.planning", "stemma.decoding", "stemma.formats.gguf", "stemma.formats.meta",
     "stemma.formats.fairseq", "stemma.formats.llama2c", "stemma.cli.models", "stemma.cli.training", "stemma.cli.data", "stemma.cli.show",
     "stemma.cli.checkpoint", "stemma.cli.planning", "stemma.cli.lookup", "stemma.data.cleaned", "stemma.data.survey", "stemma.parallel.checkpoint",
-    "stemma.train.run", "stemma.text.spm", "stemma.report.page",
+    "stemma.train.run", "stemma.text.spm", "stemma.report.page", "stemma.tuning.predicting", "stemma.tuning.run", "stemma.cli.tuning",
+    "stemma.cli.predicting", "stemma.cli.merging", "sklearn.metrics", "scipy.stats", "seqeval.metrics", "sacrebleu", "rouge_score.rouge_scorer",
 )  # fmt: skip
 
 
@@ -38,9 +39,13 @@ def warm() -> None:
         importlib.import_module(name)
     import torch
 
+    from stemma.executor import native as executor
     from stemma.quantize import native
+    from stemma.tuning import predicting
 
     native.kernels()  # compiled before a case is watched
+    executor.library()
+    predicting.measured.__defaults__ = (20, predicting.LIKELIEST)  # intervals of few draws, which take no time
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fuzz import tuned
 from stemma.families import tree
 from stemma.text import Specials, Tokenizer
 from tiny import build, tiny
@@ -399,6 +400,17 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "talks": Subject(_talks, (("python:talk", "{f}"),), 1),
     "settings": Subject(_settings, (("plan", "--config", "{f}"), ("plan", "--config", "{f}", "--json"), ("python:plan", "{f}"))),
+    "classified": Subject(tuned.tuned(model, texts(), "classify", "bert", "wordpiece"), (*tuned.HEAD, *tuned.AGAIN), 3),
+    "adapted": Subject(
+        tuned.tuned(model, texts(), "classify", "gpt2", "bpe", lora=2, changes={"objective.task.delimiters": ["<a>", "<b>", "<c>"]}),
+        (*tuned.HEAD, *tuned.BESIDE), 3,
+    ),
+    "tagged": Subject(tuned.tuned(model, texts(), "tag", "bert", "wordpiece"), tuned.HEAD[2:], 1),
+    "answered": Subject(tuned.tuned(model, texts(), "answer", "bert", "wordpiece"), tuned.HEAD[2:], 1),
+    "talked": Subject(
+        tuned.tuned(model, texts(), "chat", "llama", "spm-bpe", lora=2, settings={"template": "chatml"}), tuned.TALK, 3
+    ),
+    "task rows": Subject(tuned.of_tasks(model, texts()), tuned.TASKS, 5),
     "run": Subject(_run("gpt2"), (*RUN, *SAY[:1], *EMBED, *CONVERT, START), 5),
     "stopped": Subject(_run("gpt2", stop=3), (*RUN[3:], *GO_ON, *MIDWAY, SAYS), 5),
     "sharded": Subject(_run("bert", stop=3, shards=True), (*RUN[3:6], *GO_ON, *MIDWAY, FILLS), 4),

@@ -239,7 +239,11 @@ def _leftovers(case: Case, code: int, place: Path, before: set[str]) -> Iterator
     new = sorted(set(_entries(place)) - before)
     if half := [name for name in new if re.search(r"\.tmp($|/)|\.saving-", name)]:
         yield f"leaves {half[0]}"
-    if code and case.command[0] in ("convert", "merge", "report", "show", "generate", "embed", "fill") and new:
+    if (
+        code
+        and case.command[0] in ("convert", "merge", "report", "show", "generate", "embed", "fill", "predict", "eval")
+        and new
+    ):
         yield f"leaves {new[0]} of what failed"
     if code == 0 and case.command[0] in ("convert", "report") and not new:
         yield "writes nothing"

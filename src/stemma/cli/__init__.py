@@ -57,6 +57,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "Serving and measuring": [
         ("bench", "PATH", "how fast a model reads and writes here", "measuring"),
+        ("lm-eval", "run ...", "scores on tasks of EleutherAI's harness", "measuring"),
         ("build", "", "compile what speeds up decoding on this CPU", "compiling"),
     ],
     "More": [

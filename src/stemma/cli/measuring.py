@@ -1,7 +1,8 @@
-"""`bench`: how fast a model reads and writes on this machine."""
+"""`bench`: how fast a model reads and writes here; `lm-eval`: its scores on tasks of EleutherAI's harness."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from stemma.cli import command, console, emit
 from stemma.cli.models import PATH, Loading, load, loading
-from stemma.errors import UsageError
+from stemma.errors import UsageError, require
 
 
 def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -59,3 +60,27 @@ def _cells(speed: Any) -> tuple[str, ...]:
     first = f"{speed.first * 1000:,.0f} ms"
     share = f"{speed.share:.0%} of {speed.bandwidth / 1e9:.0f} GB/s"
     return str(speed.rows), f"{speed.prefill:,.0f}", first, f"{speed.decode:,.1f}", f"{speed.read / 1e9:.3f}", share
+
+
+@command(name="lm-eval", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[run|ls|validate] [OPTIONS]")
+def lm_eval(words: tuple[str, ...]) -> None:
+    """Run EleutherAI's harness (the package lm-eval) with the models of Stemma, which it knows as `stemma`.
+
+    `stemma lm-eval run --model stemma --model_args path=MODEL --tasks NAMES`: all else is the harness's own, and
+    `stemma lm-eval run --help` is its help. Of `--model_args`: path (a folder, a run, a GGUF file or a hub id),
+    dtype, adapter (folders, between semicolons), quantize, max_length, template.
+    """
+    require("lm_eval", "stemma lm-eval", "lm-eval")
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.utils import setup_logging
+
+    import stemma.evaluate.harness  # noqa: F401  # registers `stemma`
+
+    setup_logging()
+    parser = HarnessCLI()
+    before, sys.argv = sys.argv, ["stemma lm-eval", *words]
+    try:
+        parser.execute(parser.parse_args())
+    finally:
+        sys.argv = before

@@ -185,10 +185,14 @@ def params(model: Any, options: dict[str, Any]) -> Any:
 @click.option("--bare", is_flag=True, help="... none of them.")
 @LANGUAGE
 @click.option("--json", "as_json", is_flag=True, help="Print texts, ids and log-probabilities as JSON.")
+@click.option("--batch", metavar="FILE", help="Requests in OpenAI's batch format, in place of PROMPTs.")
+@click.option("--out", metavar="FILE", help="... the file that their answers are added to.")
 @loading
 def generate(
     path: str,
     prompts: tuple[str, ...],
+    batch: str | None,
+    out: str | None,
     stream: bool | None,
     repeat: bool | None,
     whole: bool,
@@ -204,9 +208,13 @@ def generate(
     Without a PROMPT, every line of standard input is one. Equal PROMPTs that are drawn get different texts. Options
     that are left out are as the checkpoint's generation_config.json has them; where that says nothing either, the
     likeliest token is taken. Ctrl-C prints what there is so far.
+
+    --batch answers a file of requests (a JSON object a line: custom_id, url such as /v1/chat/completions, body), many
+    at once. The same command goes on with what --out has no answer to. How texts are drawn is each body's own.
     """
-    from stemma.decoding import generation_config
-    from stemma.decoding.inputs import answers
+    if batch is not None or out is not None:
+        return in_batch(path, how, batch, out, prompts)
+    from stemma.decoding import generation_config, inputs
 
     texts = list(prompts) or (piped((), "a PROMPT") if whole else lines_of(piped((), "a PROMPT")[0]))
     if stream and ((options["num_beams"] or 1) > 1 or as_json):
@@ -216,18 +224,27 @@ def generate(
     asking = texts if bare else in_hard_prompts(path, texts, task)
     beams = generation_config.num_beams(model, asked) > 1
     terminal = sys.stdout.isatty()
-    heads = texts if (terminal if repeat is None else repeat) and not answers(model) else [""] * len(texts)
+    heads = texts if (terminal if repeat is None else repeat) and not inputs.answers(model) else [""] * len(texts)
     printed = Texts(heads, live=not as_json and (stream if stream is not None else terminal and not beams))
     results = continued(model, encoded(model, asking, special), asked, printed, beams and not stream)
     if as_json:
-        emit(
-            [
-                {"prompt": t, "text": r.text or "", "ids": r.ids, "logprobs": r.logprobs, "reason": r.reason}
-                for t, r in zip(texts, results, strict=True)
-            ]
-        )
+        emit([told(text, result) for text, result in zip(texts, results, strict=True)])
     elif not printed.live:
         echo("\n\n".join(head + (r.text or "") for head, r in zip(heads, results, strict=True)))
+
+
+def told(prompt: str, one: Any) -> dict[str, Any]:
+    """A result as --json prints it."""
+    return {"prompt": prompt, "text": one.text or "", "ids": one.ids, "logprobs": one.logprobs, "reason": one.reason}
+
+
+def in_batch(path: str, how: Loading, batch: str | None, out: str | None, prompts: tuple[str, ...]) -> None:
+    """Answer a file of requests."""
+    from stemma.cli import batches
+
+    if batch is None or prompts:
+        raise UsageError("--out is for --batch FILE, which takes the place of PROMPTs")
+    batches.run(path, lambda: load(path, how), batch, out)
 
 
 def continued(model: Any, prompts: Any, asked: Any, printed: Texts, beams: bool) -> list[Any]:

@@ -41,7 +41,10 @@ def equip(model: Model, folder: Path, config: Mapping[str, Any], state: Mapping[
     names: tuple[str, ...] = getattr(task, "labels", ())
     head = task_of(model.family, name, None)
     if hasattr(head, "labels"):
-        count = len(names) or _counted(model, head, state)
+        rows = _counted(model, head, state)
+        if names and rows is not None and rows != len(names):
+            raise CheckpointError(f"{folder}: its {kept.FILE} names {len(names)} labels, and its head has {rows}")
+        count = rows or len(names) or None
         problem = task.problem if task is not None else "regression" if count == 1 and name == "classify" else None
         head = task_of(model.family, name, count, problem)
     if not _same(model.arch.heads.task, head):

@@ -26,7 +26,7 @@ from stemma.declare.tasks import (
     TagTask,
     WriteTask,
 )
-from stemma.errors import DataError, UsageError, brief
+from stemma.errors import CheckpointError, DataError, UsageError, brief
 from stemma.formats import kept
 from stemma.formats.where import model_path
 from stemma.nn import parts
@@ -267,7 +267,22 @@ def tuned(path: str | Path, **how: Any) -> Tuned:
             f"{path} was tuned for no task: it has neither a head for one nor a {kept.FILE} beside its weights; "
             "`stemma tune` makes such models, `stemma generate` and `stemma fill` use others"
         )
+    _check_head(model, task, str(path))
     return Tuned(model, task)
+
+
+def _check_head(model: Model, task: RowTask, where: str) -> None:
+    """Raises CheckpointError for a kept task that the model's head does not answer, or with other labels."""
+    if not isinstance(task, HeadTask):
+        return
+    own = task_of(model)
+    if own is None and model.arch.heads.task is not None:  # a head of a user's file
+        return
+    if own is None or own.head != task.head:
+        raise CheckpointError(f"{where}: its {kept.FILE} is of a model tuned to {task.word}, and its head is another")
+    names, known = getattr(task, "labels", ()), getattr(own, "labels", ())
+    if len(names) != len(known):
+        raise CheckpointError(f"{where}: its {kept.FILE} names {len(names)} labels, and its head has {len(known)}")
 
 
 def task_of(model: Model) -> HeadTask | None:

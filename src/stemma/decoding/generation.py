@@ -93,8 +93,9 @@ def stream(
 
 def _guarded(model: Model, steps: Iterator[list[Event]]) -> Iterator[Event]:
     """Events of `steps`, whose modes end before each event is handed out."""
+    modules = list(model.modules())
     while True:
-        with torch.inference_mode(), evaluating(model):
+        with torch.inference_mode(), evaluating(model, modules):
             events = next(steps, None)
         if events is None:
             return

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stemma import executor
 from stemma.decoding.inputs import language_ids, pad
 from stemma.decoding.session import Room, Session
 from stemma.nn import parts
@@ -74,14 +75,16 @@ class ChunkedSession(Session):
             order=order,
             cache=self.cache,
         )
-        hidden = self.model.decode(inputs)
+        with executor.eight_bits():
+            hidden = self.model.decode(inputs)
         for row, piece in enumerate(pieces):
             if piece:
                 self.last[row] = hidden[row, len(piece) - 1]
                 self.at[row] += len(piece)
         if self.unread:
             return False
-        self.logits = self._head(torch.stack(self.last))
+        with executor.eight_bits():
+            self.logits = self._head(torch.stack(self.last))
         self.last = []
         return True
 

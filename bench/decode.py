@@ -206,7 +206,7 @@ def show(found: dict[str, Any]) -> None:
     row, ours = found["row"], found["stemma"]
     print(
         f"{row['name']}, {row['dtype']}, {row['rows']} rows, prompt {row['prompt']}: decode {ours['decode']:,.1f}, prefill "
-        f"{ours['prefill']:,.0f} tok/s, memory {found['memory']:.0%} of {found['bandwidth'] / 1e9:.1f} GB/s"
+        f"{ours['prefill']:,.0f} tok/s, memory {found['memory']:.0%} of {found['bandwidth'] / 1e9:.1f} GB/s by the clock"
     )
     for name, other in found.items():
         if isinstance(other, dict) and "decode ratio" in other:

@@ -41,8 +41,8 @@ def extends(model: Model) -> bool:
 
 @contextlib.contextmanager
 def evaluating(model: Model, modules: Sequence[nn.Module] | None = None) -> Iterator[None]:
-    """The model in eval mode; afterwards each module is in the mode that it was in. `modules`: those of the model, where
-    the caller has them, for going through a model takes longer than a step of a small one."""
+    """The model in eval mode; afterwards each module is in the mode that it was in. `modules`: those of the model,
+    where the caller has them: to find them takes as long as a step of a small model."""
     training = [m for m in (model.modules() if modules is None else modules) if m.training]
     for module in training:
         module.training = False

@@ -259,8 +259,8 @@ def test_self_instruct_by_smollm_here_and_at_an_address(tmp_path: Path, monkeypa
 
 
 def test_smollm2_is_written_by_the_executor_as_llama_cpp_would(smol: Any, smol_file: Path) -> None:
-    """Vectors in 8 bits move the logits of steps by a few percent (llama.cpp's own are 3.6 % off), and hardly ever
-    choose another token; the prompt has the numbers of steps."""
+    """Vectors in 8 bits move the logits of steps and prompts by a few percent (llama.cpp's own are 3.6 % off), and
+    hardly ever choose another token."""
     from stemma.decoding.sessions import begin
     from stemma.executor import Executor
 
@@ -277,4 +277,4 @@ def test_smollm2_is_written_by_the_executor_as_llama_cpp_would(smol: Any, smol_f
         assert (steps - exact).norm() < 0.06 * exact.norm()
         assert (steps.argmax(-1) == exact.argmax(-1)).float().mean() > 0.9
         whole = begin(kept, [ids], 1).logits[0]
-        assert (whole - steps[-1]).norm() < 0.06 * exact[-1].norm()
+        assert (whole - exact[-1]).norm() < 0.12 * exact[-1].norm()  # at one place llama.cpp's are up to 11 % off

@@ -11,8 +11,10 @@ import torch
 import stemma
 from oracle import shared
 from stemma.decoding import Draft, Lookup, SamplingParams, stream
+from stemma.decoding.batch import Batch
 from stemma.decoding.guesses import Found, Guess, accepted
 from stemma.decoding.guides import regex
+from stemma.decoding.requests import requests
 from stemma.decoding.sampling import Sampler
 from stemma.errors import UsageError
 from test_generate import last_logits
@@ -129,6 +131,26 @@ def test_a_seed_gives_the_same_text_with_a_draft_alone_and_together() -> None:
     for batch in (None, 3):
         got = stemma.generate(model, PROMPTS, params, batch=batch)
         assert [[c.ids for c in r.choices] for r in got] == [[c.ids for c in r.choices] for r in alone]
+
+
+def test_a_row_that_ends_at_once_beside_guesses_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever steps a batch knows its rows before they are read: a step in which one leaves first reads nothing."""
+    model = model_of("llama")
+    params = [SamplingParams(max_new_tokens=n, ignore_eos=True, speculate=LOOK) for n in (9, 1)]
+    long, short = requests(model, PROMPTS[:2], params)
+    read = calls(model, monkeypatch)
+    batch = Batch(model, False)
+    with torch.inference_mode():
+        batch.add([(0, long)])
+        batch.step()
+        batch.add([(1, short)])
+        read.clear()
+        events = batch.step()
+        assert [(e.row, e.reason) for e in events] == [(1, "length")] and not read and len(batch) == 1
+        while len(batch):
+            events += batch.step()
+    want = stemma.generate(model, PROMPTS[:1], params[0])[0].ids
+    assert [e.token for e in events if e.row == 0] == want[1:]
 
 
 # ---------------------------------------------------------------- the same distribution

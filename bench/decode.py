@@ -30,6 +30,7 @@ import torch
 
 import stemma
 from stemma.evaluate.speed import bandwidth
+from stemma.nn.parts import Sliding
 
 LLAMA = dict(d_model=768, layers=12, heads=12, d_ff=2048)
 TYPES = {"float32": 4.0, "bfloat16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32, "q4_1": 20 / 32}  # bytes a weight
@@ -127,10 +128,8 @@ def saved(row: Row, plain: Path, blocks: Path) -> tuple[float, int]:
         blocks.symlink_to(next(Path(place).glob("*.gguf")).resolve())
         model = stemma.load(blocks)
     else:
-        model = stemma.build(row.size, **row.dims)
-    if "window" in row.name:
-        arch = stemma.design(row.size).arch
-        model = stemma.build(row.size, **row.dims, **{"arch.mask": type(arch.mask)(256)})
+        window = {"arch.mask": Sliding(256)} if "window" in row.name else None
+        model = stemma.build(row.size, overrides=window, **row.dims)
     if row.dtype in ("float32", "bfloat16"):
         model.save(str(plain), dtype=row.dtype)
     if "llama.cpp" in row.peers and row.name != SMOL:

@@ -95,9 +95,10 @@ class Chromium:
         phone: bool = False,
         dark: bool = False,
         ready: bool = True,
+        beside: Tab | None = None,
     ) -> Tab:
-        """A page in a store of its own, as if of a new user."""
-        context = self.ask("Target.createBrowserContext")["browserContextId"]
+        """A page in a store of its own, as if of a new user; or one more page of the user of another."""
+        context = beside.context if beside else self.ask("Target.createBrowserContext")["browserContextId"]
         target = self.ask("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         tab = Tab(self, session, context)

@@ -30,6 +30,7 @@ SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds
     "qlora": ("--small --base 3 --steps 2 --seeds 1 --quiet", "all weights"),
     "quantized": ("--threads 1 --repeats 1 --new 4 --layers 2", "keep plain"),
     "seq2seq": ("--rounds 1 --new 4", "mt5"),
+    "serve": ("--small --clients 4 --requests 4 --rounds 1", "99th percentile"),
     "systems": (
         "--small --seeds 1 --quiet --steps 3 --budget '2 steps' --only alpaca --text builtin:captain",
         "alpaca",

@@ -836,3 +836,47 @@ def test_the_page_and_the_real_server(browser: chromium.Chromium) -> None:
         assert states == [["done", ""]] * 3
         assert tab.trouble() == []
         tab.close()
+
+
+@pytest.mark.browser
+def test_two_tabs_of_one_user(opened: Open, browser: chromium.Chromium, server: Server) -> None:
+    one = opened()
+    say(one, "first")
+    other = browser.tab(server.address + one.eval("location.hash"), beside=one)
+    assert answers(other) == [f"{SMALL} heard: first"]
+    say(other, "second")
+    one.wait("document.querySelectorAll('.part').length === 2 && !document.querySelector('[aria-busy=true]')")
+    assert users(one) == ["first", "second"]
+    say(one, "third")
+    other.wait("document.querySelectorAll('.part').length === 3")
+    assert [m["content"] for m in server.script.asked[-1]["messages"] if m["role"] == "user"] == [
+        "first",
+        "second",
+        "third",
+    ]
+    assert other.trouble() == []
+
+
+@pytest.mark.browser
+def test_an_answer_goes_on_while_another_conversation_is_open(opened: Open, server: Server) -> None:
+    tab = opened()
+    server.script.delay = 0.02
+    say(tab, "echo " + "word " * 60, wait=False)
+    tab.wait("document.querySelector('.part .body')?.innerText.includes('word')")
+    tab.click("#side .new")
+    tab.wait("document.querySelector('.welcome') && document.querySelector('#heads .writing')")
+    server.script.delay = 0.0
+    say(tab, "meanwhile")
+    tab.wait("!document.querySelector('#heads .writing')")
+    tab.eval("[...document.querySelectorAll('#heads a')].find(e => e.innerText.startsWith('echo')).click()")
+    tab.wait("document.querySelector('.bubble')?.innerText.startsWith('echo')")
+    assert answers(tab) == [" ".join(["word"] * 60)]
+    # a page that is left while an answer is written has what was written by then
+    server.script.delay = 0.03
+    say(tab, "long", wait=False)
+    tab.wait("document.querySelectorAll('.part')[1]?.innerText.includes('word90')", 30)
+    tab.ask("Page.reload")
+    tab.wait(
+        "document.documentElement?.dataset.ready === 'yes' && document.querySelectorAll('.part')[1]?.dataset.state === 'stopped'"
+    )
+    assert answers(tab)[1].startswith("word0 word1 word2")

@@ -11,6 +11,7 @@ import pytest
 openai = pytest.importorskip("openai")
 
 import httpx
+import torch
 
 import serving
 import stemma
@@ -128,6 +129,109 @@ def test_a_final_message_goes_on(client: Any) -> None:
     assert got.choices[0].message.content == alone([*ids, *own.encode_continuation("a br")], max_new_tokens=6).text
 
 
+def test_several_answers_are_those_that_generate_gives(client: Any) -> None:
+    asked: dict[str, Any] = {"model": "plain", "prompt": "a leaf", "max_tokens": 8, "temperature": 1, "seed": 3, "n": 3}
+    plain = serving.decoder(None)
+    own = stemma.generate(plain, ["a leaf"], max_new_tokens=8, temperature=1.0, seed=3, n=3)[0].choices
+    got = client.completions.create(**asked)
+    assert [c.text for c in got.choices] == [c.text for c in own] and [c.index for c in got.choices] == [0, 1, 2]
+    joined = ["", "", ""]
+    for chunk in client.completions.create(**asked, stream=True):
+        joined[chunk.choices[0].index] += chunk.choices[0].text
+    assert joined == [c.text for c in own]
+    best = client.completions.create(**asked | {"n": 1, "best_of": 3}).choices
+    top = stemma.generate(plain, ["a leaf"], max_new_tokens=8, temperature=1.0, seed=3, best_of=3)[0]
+    assert [c.text for c in best] == [top.text]
+    talks = client.chat.completions.create(model="tiny", messages=TALK, max_tokens=8, seed=3, n=2, stream=True)
+    ends: dict[int, list[Any]] = {0: [], 1: []}
+    for chunk in talks:
+        ends[chunk.choices[0].index].append((chunk.choices[0].delta.role, chunk.choices[0].finish_reason))
+    for each in ends.values():
+        assert each[0] == ("assistant", None) and each[-1][1] and not any(end for _, end in each[:-1])
+
+
+def test_log_probabilities(client: Any) -> None:
+    own = stemma.generate(serving.decoder(None), ["a leaf"], max_new_tokens=5, logprobs=3, ignore_eos=True)[0]
+    asked: dict[str, Any] = {"model": "plain", "prompt": "a leaf", "max_tokens": 5, "temperature": 0, "logprobs": 3}
+    asked["extra_body"] = {"ignore_eos": True}
+    got = client.completions.create(**asked).choices[0].logprobs
+    assert got.token_logprobs == pytest.approx(own.logprobs, abs=1e-5) and len(got.tokens) == 5
+    assert [sorted(row.values())[-1] for row in got.top_logprobs] == pytest.approx(
+        [row[0][1] for row in own.top], abs=1e-5
+    )
+    whole = client.completions.create(**asked, echo=True).choices[0].logprobs
+    ids = serving.tokenizer(None).encode("a leaf")
+    assert whole.token_logprobs[len(ids) :] == got.token_logprobs and whole.token_logprobs[0] is None
+    assert whole.top_logprobs[0] is None and "".join(whole.tokens[: len(ids)]).removeprefix("<s>") == "a leaf"
+    assert whole.text_offset[0] == 0 and whole.text_offset[-1] == sum(map(len, whole.tokens[:-1]))
+    with torch.no_grad():
+        logits = serving.decoder(None)(torch.tensor([ids])).logits[0].log_softmax(-1)
+    right = [float(logits[i, token]) for i, token in enumerate(ids[1:])]
+    assert whole.token_logprobs[1 : len(ids)] == pytest.approx(right, abs=1e-4)
+
+    chat: dict[str, Any] = {
+        "model": "tiny",
+        "messages": TALK,
+        "max_tokens": 5,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    told = client.chat.completions.create(**chat).choices[0].logprobs.content
+    assert all(len(one.top_logprobs) == 2 and one.top_logprobs[0].logprob == one.logprob for one in told)
+    assert bytes(b for one in told for b in one.bytes or ()).decode("utf-8", "replace")
+    joined = [
+        one
+        for c in client.chat.completions.create(**chat, stream=True)
+        if c.choices[0].logprobs
+        for one in c.choices[0].logprobs.content
+    ]
+    assert joined == told
+    assert client.chat.completions.create(model="tiny", messages=TALK, max_tokens=1).choices[0].logprobs is None
+
+
+def test_penalties_and_biases_have_their_effect(client: Any) -> None:
+    own = serving.tokenizer()
+    token = own.encode("7", add_special=False)[-1]
+    asked: dict[str, Any] = {"model": "tiny", "messages": TALK, "max_tokens": 6, "temperature": 0}
+    forced = client.chat.completions.create(**asked, logit_bias={str(token): 100})
+    assert forced.choices[0].message.content == own.decode([token] * 6)
+    varied = client.chat.completions.create(
+        **asked, logit_bias={str(token): 3}, presence_penalty=2, frequency_penalty=2
+    )
+    assert varied.choices[0].message.content != forced.choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match="none of this model's"):
+        client.chat.completions.create(**asked, logit_bias={"99999": 1})
+
+
+def test_forms(client: Any) -> None:
+    pytest.importorskip("llguidance")
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    asked: dict[str, Any] = {"model": "tiny", "messages": TALK, "max_tokens": 120, "seed": 1}
+    given = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    got = client.chat.completions.create(**asked, response_format=given).choices[0]
+    assert got.finish_reason == "stop" and 0 <= json.loads(got.message.content)["n"] <= 99
+    for extra, right in (
+        ({"guided_regex": "[ab]{3}c"}, lambda text: len(text) == 4 and text[3] == "c"),
+        ({"guided_choice": ["oak", 'e"lm']}, lambda text: text in ("oak", 'e"lm')),
+        ({"guided_json": schema}, lambda text: "n" in json.loads(text)),
+        ({"guided_grammar": 'start: "x" | "y"'}, lambda text: text in ("x", "y")),
+    ):
+        text = client.chat.completions.create(**asked, extra_body=extra).choices[0].message.content
+        assert right(text), (extra, text)  # type: ignore[no-untyped-call]
+    for extra, words in (
+        ({"guided_regex": "("}, "regular expression"),
+        ({"guided_regex": "a", "guided_choice": ["b"]}, "both ask for a form"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=words):
+            client.chat.completions.create(**asked, extra_body=extra)
+
+
 # ---------------------------------------------------------------- errors
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -155,6 +259,9 @@ WRONG: list[tuple[str, str, Any, int, str | None, str]] = [
     ("long text", TEXT, {"model": "tiny", "prompt": "leaf " * 900}, 400, "prompt", "context length is 256"),
     ("unknown token", TEXT, {"model": "tiny", "prompt": [5, 999]}, 400, "prompt", "token 999"),
     ("no infilling", TEXT, {"model": "tiny", "prompt": "a", "suffix": "b"}, 400, "suffix", "fill in the middle"),
+    ("best_of and a stream", TEXT, {"model": "tiny", "prompt": "a", "best_of": 2, "stream": True}, 400, "best_of", "stream"),
+    ("too many answers", CHAT, GOOD | {"n": 33}, 400, "n", "n=33"),
+    ("top_logprobs alone", CHAT, GOOD | {"top_logprobs": 2}, 400, "top_logprobs", "logprobs: true"),
     ("a list", CHAT, [1], 400, None, "JSON object"),
 ]  # fmt: skip
 

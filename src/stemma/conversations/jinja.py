@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -39,24 +40,27 @@ def pieces(turns: Sequence[Turn]) -> tuple[list[Piece], list[Turn]]:
     found: list[Piece] = []
     marked: list[Turn] = []
     for i, turn in enumerate(turns):
+        if turn.silent:
+            marked.append(turn)
+            continue
         marks = [f"{secrets.token_hex(6)}x{i}", f"{secrets.token_hex(6)}y{i}"]
         parts = REASONED.fullmatch(turn.content) if turn.role == "assistant" else None
         if parts is None:
             found.append(Piece(i, turn.role, turn.content, marks[0], True))
-            marked.append(Turn(turn.role, marks[0]))
+            marked.append(replace(turn, content=marks[0]))
             continue
         before, thought, between, said = parts.groups()
         found += [Piece(i, turn.role, thought, marks[0], False), Piece(i, turn.role, said, marks[1], True)]
-        marked.append(Turn(turn.role, f"{before}{marks[0]}{between}{marks[1]}"))
+        marked.append(replace(turn, content=f"{before}{marks[0]}{between}{marks[1]}"))
     return found, marked
 
 
 def forms(words: str) -> list[str]:
-    """What templates make of words: as they are, or without blanks or line ends around them."""
+    """What templates make of words: as they are, without blanks or line ends around them, or as JSON."""
     cut = [words]
     for around in (None, "\n"):
         cut += [words.strip(around), words.rstrip(around), words.lstrip(around)]
-    return list(dict.fromkeys(cut))
+    return list(dict.fromkeys([*cut, json.dumps(words, ensure_ascii=False)[1:-1]]))
 
 
 def _asked(prompt: str, text: str, said: int, begin: int) -> int:
@@ -109,7 +113,7 @@ class JinjaWriter(Writer):
         shortened: list[int] = []
         ended = True
         for i, (group, turn) in enumerate(zip(places, turns, strict=True)):
-            if turn.role != "assistant":
+            if turn.role != "assistant" or turn.silent:
                 continue
             begin, end = group[0][0], group[-1][1]
             if len(group) == 1 and REASONED.fullmatch(turn.content):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stemma.conversations import apis
@@ -34,10 +34,17 @@ EMPTY_INPUTS = ("", "<noinput>", "n/a", "none")  # what instruction data write f
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says. `role`: system, user or assistant."""
+    """What one side says. `role`: system, user or assistant. `more`: further fields of the message, which a chat
+    template may read: `tool_calls`, `tool_call_id`."""
 
     role: str
     content: str
+    more: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has no words, only other fields."""
+        return bool(self.more) and not self.content
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,9 @@ class Conversation:
     liked: bool | None = None
 
     @property
-    def messages(self) -> list[dict[str, str]]:
+    def messages(self) -> list[dict[str, Any]]:
         """As chat templates read it."""
-        return [{"role": turn.role, "content": turn.content} for turn in self.turns]
+        return [{"role": turn.role, "content": turn.content, **turn.more} for turn in self.turns]
 
     @property
     def answers(self) -> list[str]:

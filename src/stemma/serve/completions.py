@@ -9,10 +9,12 @@ from typing import Any
 
 from starlette.responses import Response
 
-from stemma.decoding import Event, SamplingParams, infill, row_seed
+from stemma.decoding import Event, Result, SamplingParams, infill, row_seed
 from stemma.engine import Job
-from stemma.serve import drawing, problems
-from stemma.serve.chat import FINISHED, head
+from stemma.serve import drawing, forms, problems
+from stemma.serve.chat import head
+from stemma.serve.choices import FINISHED
+from stemma.serve.likely import OfText
 from stemma.serve.models import Served
 from stemma.serve.problems import bad
 from stemma.serve.schemas.completions import CompletionRequest
@@ -39,48 +41,78 @@ class Asked:
         return self.body.n or 1
 
 
-@dataclass
 class Choice:
-    """One text as it is written. `echo`: what stands before it."""
+    """One text as it is written. `echo`: what stands before it; `silent`: nothing is written; `told`: its tokens'
+    log-probabilities, where they are asked for."""
 
-    index: int
-    echo: str
-    silent: bool
-    text: str = ""
-    finish: str | None = None
-    tokens: int = 0
+    def __init__(self, index: int, echo: str, silent: bool, told: OfText | None) -> None:
+        self.index, self.echo, self.silent, self.told = index, echo, silent, told
+        self.text, self.tokens = "", 0
+        self.finish: str | None = None
 
     def take(self, one: Event) -> str:
         """What one more token adds."""
-        self.tokens += not self.silent
         if one.reason is not None:
             self.finish = "length" if self.silent else FINISHED[one.reason]
-        piece = "" if self.silent else one.text
-        self.text += piece
-        return piece
+        if self.silent:
+            return ""
+        self.tokens += 1
+        if self.told is not None and one.reason != "eos":
+            self.told.add(one.token, one.logprob, one.top)
+        self.text += one.text
+        return one.text
+
+    def fill(self, result: Result) -> None:
+        """The whole text at once."""
+        self.finish, self.tokens = "length" if self.silent else FINISHED[result.reason], len(result.ids)
+        if self.silent:
+            self.tokens = 0
+            return
+        self.text = result.text or ""
+        if self.told is not None:
+            kept = len(result.ids) - (result.reason == "eos")
+            for token, number, top in list(zip(result.ids, result.logprobs, result.top, strict=True))[:kept]:
+                self.told.add(token, number, top)
 
     @property
     def whole(self) -> dict[str, Any]:
         """The text when it is written."""
-        return {"index": self.index, "text": self.echo + self.text, "logprobs": None, "finish_reason": self.finish}
+        told = self.told.taken() if self.told is not None else None
+        return {"index": self.index, "text": self.echo + self.text, "logprobs": told, "finish_reason": self.finish}
 
 
 def understood(server: Server, body: CompletionRequest) -> Asked:
     """Read a request. Raises Problem for what cannot be."""
     served, adapter = server.models.find(body.model)
     served.writing()
-    for name in ("logprobs", "best_of"):
-        if getattr(body, name) is not None:
-            raise bad(f"{name} is not supported yet", name, "unsupported_parameter")
+    check(body)
     given = texts(body)
     prompts = [_ids(served, one, body.suffix) for one in given]
     tokens = LEAST if body.max_tokens is None else body.max_tokens
     new = [drawing.room(served, one, tokens or 1, LEAST, "prompt") for one in prompts]
-    params = drawing.params(served, body, max(new), stop=drawing.stops(body.stop))
+    before = body.logprobs if body.echo else None
+    language = "language" if served.model.dims.languages else "forced_bos_token_id"
+    params = drawing.params(
+        served, body, max(new), stop=drawing.stops(body.stop), guide=forms.guide(body), logprobs=body.logprobs,
+        best_of=body.best_of, prompt_logprobs=before, **{language: body.language},
+    )  # fmt: skip
     seed = params.seed or 0
     own = [replace(params, max_new_tokens=n, seed=row_seed(seed, i)) for i, n in enumerate(new)]
     echoes = [_echo(served, one) if body.echo else "" for one in given]
     return Asked(served, adapter, body, prompts, echoes, own)
+
+
+def check(body: CompletionRequest) -> None:
+    """Raises Problem for options that do not go together."""
+    if body.best_of is not None and body.stream:
+        raise bad("best_of is known when all texts are written, so it does not go with stream", "best_of")
+    if body.best_of is not None and body.best_of < (body.n or 1):
+        raise bad(f"best_of must be at least n={body.n}, not {body.best_of}", "best_of")
+    if body.echo and body.stream and body.logprobs is not None:
+        raise bad("the prompt's log-probabilities come with the whole text: leave out stream, echo or logprobs",
+                  "logprobs")  # fmt: skip
+    if body.max_tokens == 0 and not body.echo:
+        raise bad("max_tokens=0 writes nothing: it goes with echo", "max_tokens")
 
 
 def texts(body: CompletionRequest) -> list[str | list[int]]:
@@ -112,19 +144,21 @@ def _echo(served: Served, text: str | list[int]) -> str:
 async def answer(server: Server, body: CompletionRequest) -> dict[str, Any] | Response:
     """Continue texts."""
     asked = await asyncio.to_thread(understood, server, body)
-    jobs: list[Job] = []
-    try:
-        for prompt, params in zip(asked.prompts, asked.params, strict=True):
-            jobs.append(server.submit(asked.served, prompt, params, asked.adapter))
-    except BaseException:
-        for job in jobs:
-            job.cancel()
-        raise
+    jobs = server.submit_all(asked.served, asked.prompts, asked.params, asked.adapter)
     if body.stream:
         return EventStream(streamed(server, asked, jobs), jobs, server.settings.keep_alive)
     made = choices(asked)
-    async for number, one in merged(jobs):
-        made[number * asked.choices + one.choice].take(one)
+    async for _ in merged(jobs):
+        pass
+    for number, job in enumerate(jobs):
+        result = job.result()
+        for i, one in enumerate(result.choices):
+            choice = made[number * asked.choices + i]
+            if choice.told is not None and body.echo:
+                tops: list[Any] = [*result.prompt_top] or [None] * len(job.prompt)
+                for token, value, top in zip(job.prompt, result.prompt_logprobs, tops, strict=True):
+                    choice.told.add(token, value, top)
+            choice.fill(one)
     return head(server, body.model, "text_completion", "cmpl-") | {
         "choices": [choice.whole for choice in made], "usage": used(server, asked, made),
     }  # fmt: skip
@@ -133,7 +167,11 @@ async def answer(server: Server, body: CompletionRequest) -> dict[str, Any] | Re
 def choices(asked: Asked) -> list[Choice]:
     """The texts that will be written."""
     each, silent = asked.choices, asked.body.max_tokens == 0
-    return [Choice(i, asked.echoes[i // each], silent) for i in range(len(asked.prompts) * each)]
+    told = [
+        OfText(asked.served.tokenizer) if asked.body.logprobs is not None else None
+        for _ in range(len(asked.prompts) * each)
+    ]
+    return [Choice(i, asked.echoes[i // each], silent, one) for i, one in enumerate(told)]
 
 
 def used(server: Server, asked: Asked, made: list[Choice]) -> dict[str, Any]:
@@ -148,19 +186,20 @@ async def streamed(server: Server, asked: Asked, jobs: list[Job]) -> AsyncGenera
     counts = bool(body.stream_options and body.stream_options.include_usage)
     nothing = {"usage": None} if counts else {}
 
-    def chunk(index: int, text: str, finish: str | None = None) -> bytes:
-        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+    def chunk(own: Choice, text: str, finish: str | None = None) -> bytes:
+        told = own.told.taken() if own.told is not None and own.told.tokens else None
+        choice = {"index": own.index, "text": text, "logprobs": told, "finish_reason": finish}
         return event(shared | {"choices": [choice]} | nothing)
 
     try:
         for choice in made:
             if choice.echo:
-                yield chunk(choice.index, choice.echo)
+                yield chunk(choice, choice.echo)
         async for number, one in merged(jobs):
             choice = made[number * asked.choices + one.choice]
             piece = choice.take(one)
-            if piece or choice.finish:
-                yield chunk(choice.index, piece, choice.finish)
+            if piece or choice.finish or (choice.told is not None and choice.told.tokens):
+                yield chunk(choice, piece, choice.finish)
         usage = used(server, asked, made)
         if counts:
             yield event(shared | {"choices": [], "usage": usage})

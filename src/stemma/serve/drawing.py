@@ -19,8 +19,8 @@ OLDER = ("frequency_penalty", "presence_penalty", "n")
 
 
 def params(served: Served, body: Drawing, tokens: int, **more: Any) -> SamplingParams:
-    """The options of a request for at most `tokens` new tokens; `more` are further fields of `SamplingParams`, those
-    that are None apart. Raises Problem for a field that is not known there."""
+    """The options of a request for at most `tokens` new tokens; `more` are further fields of `SamplingParams`, which go
+    before the request's. One that is None is left open. Raises Problem for a field that is not known there."""
     asked: dict[str, Any] = {name: getattr(body, name) for name in SAME}
     asked |= {"max_new_tokens": tokens, "min_new_tokens": body.min_tokens, "num_beams": 1}
     if isinstance(body, Sampling):

@@ -8,10 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from stemma.serve import admin, chat, completions, lists
+from stemma.serve import admin, chat, completions, lists, others, responses
+from stemma.serve.schemas import others as asked
 from stemma.serve.schemas.chat import ChatAnswer, ChatRequest
 from stemma.serve.schemas.completions import CompletionAnswer, CompletionRequest
 from stemma.serve.schemas.models import Dropped, LoadRequest, ModelEntry, ModelList, Status
+from stemma.serve.schemas.responses import ResponsesAnswer, ResponsesRequest
 from stemma.serve.server import Server
 
 READS = (400, 404, 408, 413, 415, 503)  # what a request with a body may end in
@@ -46,6 +48,30 @@ OPERATIONS = (
         "POST", "/v1/completions", completions.answer, "Continue texts", CompletionRequest, CompletionAnswer, WRITES,
         streams=True,
     ),
+    Operation(
+        "POST", "/v1/responses", responses.answer, "Answer a conversation, in OpenAI's newer form",
+        ResponsesRequest, ResponsesAnswer, WRITES, streams=True,
+    ),
+    Operation(
+        "POST", "/v1/embeddings", others.embed, "Vectors of texts",
+        asked.EmbeddingRequest, asked.EmbeddingAnswer, WRITES,
+    ),
+    Operation("POST", "/tokenize", others.tokenize, "Token ids of a text", asked.TokenizeRequest, asked.Tokens, READS),
+    Operation(
+        "POST", "/detokenize", others.detokenize, "The text of token ids",
+        asked.DetokenizeRequest, asked.Detokenized, READS,
+    ),
+    Operation("POST", "/fill", others.fill, "Fill masks", asked.FillRequest, asked.FillAnswer, WRITES),
+    *(
+        Operation("POST", f"/{word}", others.task(word), words, asked.TaskRequest, asked.TaskAnswer, WRITES)
+        for word, words in (
+            ("classify", "Labels, or a value, of texts"),
+            ("tag", "Labelled spans of texts"),
+            ("answer", "Spans of contexts that answer questions"),
+        )
+    ),
+    Operation("POST", "/rerank", others.rerank, "Rank documents", asked.RerankRequest, asked.RerankAnswer, WRITES),
+    Operation("POST", "/write", others.write, "Translate, summarise", asked.WriteRequest, asked.WriteAnswer, WRITES),
     Operation("GET", "/health", lists.health, "Whether the server is there", None, Status, free=True),
     Operation("GET", "/ready", lists.ready, "Whether its models are", None, Status, (503,), free=True),
     Operation("GET", "/metrics", lists.metrics, "Counts for Prometheus, as text"),

@@ -46,6 +46,7 @@ def bound(settings: Settings) -> socket.socket:
     try:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind((settings.host, settings.port))
+        held.listen(2048)  # who asks early waits
     except OSError as error:
         held.close()
         raise ResourceError(f"{settings.host}:{settings.port} cannot be had: {error.strerror or error}") from None

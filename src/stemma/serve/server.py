@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from stemma import __version__
@@ -36,6 +37,20 @@ class Server:
         """Give a prompt to a model's engine. Raises Busy where its queue is full."""
         more: dict[str, Any] = {} if adapter is None else {"adapter": adapter}
         return served.writing().submit(prompt, params, **more)
+
+    def submit_all(
+        self, served: Served, prompts: Sequence[list[int]], params: Sequence[SamplingParams], adapter: str | None = None
+    ) -> list[Job]:
+        """Several prompts, all of them or none."""
+        jobs: list[Job] = []
+        try:
+            for prompt, own in zip(prompts, params, strict=True):
+                jobs.append(self.submit(served, prompt, own, adapter))
+        except BaseException:
+            for job in jobs:
+                job.cancel()
+            raise
+        return jobs
 
     def used(self, served: Served, read: int, written: int) -> dict[str, Any]:
         """The usage of a request, which is counted."""

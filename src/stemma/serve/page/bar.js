@@ -26,9 +26,16 @@ function draw(side) {
   const more = models.length && models.length < MOST && writers().length > 1
     ? h('button', { type: 'button', class: 'beside', title: 'Ask another model the same (Ctrl+Shift+K)', onclick: beside }, icon('plus'), h('span', {}, 'Side by side')) : null;
   const none = models.length ? null : h('button', { type: 'button', class: 'chip', onclick: () => pick(0) }, 'Choose a model', icon('down'));
-  const shown = tool('tokens', 'Show probabilities of tokens (Ctrl+Shift+L)', toggleTokens, { 'aria-pressed': String(state.tokens) });
-  const options = tool('sliders', 'Settings of this conversation (Ctrl+,)', () => tell('options'), { 'aria-expanded': String(!$('#options').hidden), 'aria-controls': 'options' });
+  const shown = labelled('Probabilities', 'tokens', 'Show probabilities of tokens (Ctrl+Shift+L)', toggleTokens, { 'aria-pressed': String(state.tokens) });
+  const options = labelled('Settings', 'sliders', 'Settings of this conversation (Ctrl+,)', () => tell('options'), { 'aria-expanded': String(!$('#options').hidden), 'aria-controls': 'options' });
   $('#bar').replaceChildren(menu, h('div', { class: 'chips', role: 'group', 'aria-label': 'Models' }, none, ...chips, more), shown, options);
+}
+
+/** A tool with its name beside it, where there is room. */
+function labelled(text, ...rest) {
+  const button = tool(...rest);
+  button.append(h('span', {}, text));
+  return button;
 }
 
 function chip(name, i, several) {

@@ -120,6 +120,6 @@ class PartView {
     if (!took || going) { this.stats.textContent = ''; return; }
     const rest = (took.all - took.first) / 1000, n = took.tokens;
     const rate = n > 1 && rest > 0.05 ? ` · ${+((n - 1) / rest).toPrecision(3)} tokens/s` : '';
-    this.stats.textContent = this.stats.title = `${count(n)} token${n === 1 ? '' : 's'}${rate} · first after ${(took.first / 1000).toFixed(2)} s`;
+    this.stats.textContent = this.stats.title = `${count(n)} token${n === 1 ? '' : 's'}${rate} · first ${(took.first / 1000).toFixed(2)} s`;
   }
 }

@@ -22,6 +22,7 @@ class CompletionRequest(Sampling):
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(None, description="Left out: 16.")
     suffix: str | None = Field(None, description="What stands behind the text, of a model that fills in the middle.")
     echo: bool | None = Field(None, description="The prompt stands before its text.")
+    language: str | None = Field(None, description="Of models that write several: the name of its token, or its own.")
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 

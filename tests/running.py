@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stemma.decoding import begin
+from stemma.decoding import Session, begin
 
 Ids = list[int]
 
@@ -19,6 +19,7 @@ def check_rows(
     alone: Callable[[Ids, Ids], torch.Tensor],
     room: int = 0,
     tolerance: float = 1e-5,
+    kind: type[Session] | None = None,
 ) -> None:
     """Five prompts: two begin, two join, one leaves, another joins, all but it leave, it goes on with a copy that gets
     other tokens, and the copy alone goes on. `alone(prompt, new ids)`: the next token's logits (V). With `room` 0 the
@@ -41,7 +42,7 @@ def check_rows(
         running.extend((row, row, []) for row in rows)
 
     with torch.inference_mode():
-        session = begin(model, prompts[:2], room)
+        session = begin(model, prompts[:2], room, kind=kind)
         steps(3)
         admit([2, 3])
         steps(3)

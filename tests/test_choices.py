@@ -134,6 +134,7 @@ def test_a_choice_is_what_it_is_alone(case: str) -> None:
 
 
 def test_the_prompt_of_choices_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEMMA_EXECUTOR", "off")
     model, (row,) = own("llama"), prompts("llama", [9])
     read: list[Any] = []
     whole = type(model).decode

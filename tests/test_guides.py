@@ -7,11 +7,13 @@ import json
 import random
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import stemma
+from stemma.cli import main
 from stemma.decoding import SamplingParams, stream
 from stemma.decoding.guides import grammar, json_schema, matcher, regex
 from stemma.errors import ResourceError, UsageError
@@ -226,3 +228,31 @@ def test_random_schemas_validate(kind: str, seeds: range) -> None:
 @pytest.mark.parametrize("start", range(0, 1000, 50))
 def test_a_thousand_random_schemas_validate(start: int) -> None:
     check_schemas(("bpe", "spm-bpe", "unigram")[start // 50 % 3], range(start, start + 50))
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command_guides_texts_and_writes_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer().save(tmp_path / "model")
+    (tmp_path / "schema.json").write_text(
+        '{"type": "array", "items": {"enum": ["é", 1]}, "minItems": 2, "maxItems": 2}'
+    )
+    (tmp_path / "form.lark").write_text('start: "x" ("+" "x")~1..3')
+
+    def rows(*args: object) -> Any:
+        with pytest.raises(SystemExit) as left:
+            main(["generate", str(tmp_path / "model"), "the quick", "--temperature", "1", "--json", *map(str, args)])
+        out, err = capsys.readouterr()
+        return json.loads(out) if left.value.code == 0 else err
+
+    found = rows("--json-schema", tmp_path / "schema.json", "--choices", 3, "-n", 200)
+    assert len(found) == 3 and all(len(json.loads(row["text"])) == 2 for row in found)
+    assert re.fullmatch(r"x(\+x){1,3}", rows("--grammar", tmp_path / "form.lark")[0]["text"])
+    assert re.fullmatch(r"[ab]{2,3}", rows("--regex", "[ab]{2,3}", "--lookup", 4, "--best-of", 3)[0]["text"])
+    assert rows("-n", 9, "--ignore-eos")[0]["ids"] == rows("-n", 9, "--ignore-eos", "--lookup", 4)[0]["ids"]
+    biased = rows("-n", 4, "--logit-bias", "7=200", "--frequency-penalty", 0.5, "--presence-penalty", 0.1)
+    assert biased[0]["ids"] == [7, 7, 7, 7]
+    assert "--logit-bias 'x' should be TOKEN=NUMBER" in rows("--logit-bias", "x")
+    assert "a text has one form" in rows("--regex", "a", "--grammar", tmp_path / "form.lark")
+    assert "the guide's regular expression cannot be followed" in rows("--regex", "(")

@@ -15,8 +15,8 @@ import torch
 import stemma
 from oracle import shared
 from stemma.decoding.chunked import ChunkedSession
-from stemma.decoding.session import NotFinite
 from stemma.engine import Busy, Engine, Expired
+from stemma.errors import NotFinite
 from test_generate import GENERATING
 from tiny import build, tiny
 

@@ -295,7 +295,16 @@ def test_the_pages_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     talker().save("model")
     page = (Path(__file__).parent.parent / "docs/generation.md").read_text("utf-8")
     blocks = re.findall(r"<!-- (\w+) -->\n```python\n(.*?)```\n<!-- /\1 -->", page, re.S)
-    assert [name for name, _ in blocks] == ["options", "choices", "guides", "guesses", "seeds", "stream", "session"]
+    assert [name for name, _ in blocks] == [
+        "options",
+        "choices",
+        "guides",
+        "guesses",
+        "scores",
+        "seeds",
+        "stream",
+        "session",
+    ]
     names: dict[str, Any] = {}
     for _, code in blocks:
         exec(code, names)

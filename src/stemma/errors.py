@@ -13,7 +13,8 @@ import importlib.util
 import itertools
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 HEAD, TAIL = 1000, 300  # characters of a longer message that are kept: what is wrong, and what to do
 
@@ -52,6 +53,14 @@ class CheckpointError(StemmaError):
     """Weights, config or tokenizer files that are damaged, incomplete or do not fit the model."""
 
     exit_code = 4
+
+
+class NotFinite(CheckpointError):
+    """Logits that are not finite. `rows`: of the batch; the others may go on with their `logits`."""
+
+    def __init__(self, rows: Sequence[int], logits: Any) -> None:
+        super().__init__("the model's logits are not finite: its weights are damaged, or too large for their type")
+        self.rows, self.logits = list(rows), logits
 
 
 class MalformedError(CheckpointError):

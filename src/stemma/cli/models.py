@@ -147,6 +147,10 @@ SAMPLING = (  # the options of `decoding.SamplingParams`
         callback=lambda ctx, param, value: tuple(map(unescaped, value)),
         help=r"End before this text; \n is a line end. Repeatable.",
     ),
+    click.option("--json-schema", type=click.Path(exists=True), metavar="FILE", help="Write JSON of this schema."),
+    click.option("--regex", metavar="PATTERN", help="Write what matches this regular expression as a whole."),
+    click.option("--grammar", type=click.Path(exists=True), metavar="FILE", help="Write a text of this Lark grammar."),
+    click.option("--lookup", type=int, metavar="N", help="Guess N tokens ahead from the text: repeats come faster."),
 )
 
 
@@ -159,22 +163,40 @@ def sampling(called: Callable[..., None]) -> Callable[..., None]:
 
 def params(model: Any, options: dict[str, Any]) -> Any:
     """The `SamplingParams` of a command's options."""
-    from stemma.decoding import SamplingParams, generation_config
+    from stemma.decoding import Lookup, SamplingParams, generation_config
 
     for short in ("forced_bos", "forced_eos", "decoder_start"):
         token = options.pop(short)
         options[f"{short}_token_id"] = int(token) if token is not None and token.isdecimal() else token
     ends = tuple(int(token) if token.isdecimal() else token for token in options.pop("eos"))
     options["eos_token_id"] = ends or None
+    options["guide"] = guide(options.pop("json_schema"), options.pop("regex"), options.pop("grammar"))
+    ahead = options.pop("lookup")
+    options["speculate"] = None if ahead is None else Lookup(ahead)
     if options["max_new_tokens"] is None and generation_config.max_new_tokens(model) is None:
         options["max_new_tokens"] = 64
     return SamplingParams(**options)
+
+
+def guide(schema: str | None, pattern: str | None, grammar: str | None) -> Any:
+    """The form of a text, of the options --json-schema, --regex and --grammar; None without them."""
+    from stemma.decoding import guides
+
+    if sum(x is not None for x in (schema, pattern, grammar)) > 1:
+        raise UsageError("a text has one form: give one of --json-schema, --regex and --grammar")
+    if schema is not None:
+        return guides.json_schema(disk.read_text(Path(schema)))
+    if grammar is not None:
+        return guides.grammar(disk.read_text(Path(grammar)))
+    return None if pattern is None else guides.regex(pattern)
 
 
 @command()
 @PATH
 @click.argument("prompts", nargs=-1, metavar="PROMPT...")
 @sampling
+@click.option("--choices", "n", type=click.IntRange(min=1), default=1, help="Texts for each PROMPT.  [default: 1]")
+@click.option("--best-of", type=click.IntRange(min=1), help="Write so many, print the likeliest --choices of them.")
 @click.option("--stream/--no-stream", default=None, help="Print text as it comes.  [default: on a terminal]")
 @click.option(
     "--echo/--no-echo", "repeat", default=None, help="Print the PROMPT before its text.  [default: on a terminal]"
@@ -217,20 +239,31 @@ def generate(
     from stemma.decoding import generation_config, inputs
 
     texts = list(prompts) or (piped((), "a PROMPT") if whole else lines_of(piped((), "a PROMPT")[0]))
-    if stream and ((options["num_beams"] or 1) > 1 or as_json):
-        raise UsageError("--stream goes without --num-beams and --json")
+    if stream and (as_json or several(options)):
+        raise UsageError("--stream goes without --num-beams, --choices, --best-of and --json")
     model = load(path, how)
     asked = params(model, options)
     asking = texts if bare else in_hard_prompts(path, texts, task)
-    beams = generation_config.num_beams(model, asked) > 1
+    at_once = several(options) or generation_config.num_beams(model, asked) > 1
     terminal = sys.stdout.isatty()
     heads = texts if (terminal if repeat is None else repeat) and not inputs.answers(model) else [""] * len(texts)
-    printed = Texts(heads, live=not as_json and (stream if stream is not None else terminal and not beams))
-    results = continued(model, encoded(model, asking, special), asked, printed, beams and not stream)
+    printed = Texts(heads, live=not as_json and (stream if stream is not None else terminal and not at_once))
+    results = continued(model, encoded(model, asking, special), asked, printed, at_once and not stream)
+    if as_json or not printed.live:
+        show(as_json, texts, heads, results)
+
+
+def several(options: dict[str, Any]) -> bool:
+    """Whether options ask for texts that are there at once."""
+    return (options["num_beams"] or 1) > 1 or options["n"] > 1 or options["best_of"] is not None
+
+
+def show(as_json: bool, texts: Sequence[str], heads: Sequence[str], results: Sequence[Any]) -> None:
+    """Print all choices of all prompts."""
     if as_json:
-        emit([told(text, result) for text, result in zip(texts, results, strict=True)])
-    elif not printed.live:
-        echo("\n\n".join(head + (r.text or "") for head, r in zip(heads, results, strict=True)))
+        emit([told(text, choice) for text, r in zip(texts, results, strict=True) for choice in r.choices])
+    else:
+        echo("\n\n".join(h + (c.text or "") for h, r in zip(heads, results, strict=True) for c in r.choices))
 
 
 def told(prompt: str, one: Any) -> dict[str, Any]:

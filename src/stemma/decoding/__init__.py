@@ -10,6 +10,7 @@ from stemma.decoding.generation import generate, stream
 from stemma.decoding.inputs import evaluating
 from stemma.decoding.results import Event, Result, gathered
 from stemma.decoding.sampling import Draft, Lookup, SamplingParams, choice_seed, row_seed
+from stemma.decoding.scoring import Score, score
 from stemma.decoding.session import Session
 from stemma.decoding.sessions import begin
 
@@ -22,6 +23,7 @@ __all__ = [
     "Lookup",
     "Result",
     "SamplingParams",
+    "Score",
     "Session",
     "begin",
     "choice_seed",
@@ -30,5 +32,6 @@ __all__ = [
     "gathered",
     "generate",
     "row_seed",
+    "score",
     "stream",
 ]

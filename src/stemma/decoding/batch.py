@@ -14,8 +14,9 @@ from stemma.decoding.requests import GenerationRequest
 from stemma.decoding.results import Event, Result, Top
 from stemma.decoding.rules import constrained, dead_end
 from stemma.decoding.sampling import choice_seed, draw
-from stemma.decoding.session import NotFinite, Session
+from stemma.decoding.session import Session
 from stemma.decoding.sessions import begin
+from stemma.errors import NotFinite
 from stemma.nn.model import Model
 
 Report = tuple[list[float | None], list[Top]]  # of each token of a prompt its log-probability, and the likeliest ones
@@ -223,14 +224,21 @@ class Batch:
 
     def read_tokens(self) -> None:
         """Read the tokens that were drawn, as is done before others join; where a row guesses, they are read together
-        with its guesses later. Where this fails, they count as read."""
+        with its guesses later. Where this fails, `tokens` are there still if it may be tried again."""
         if not self._guessing:
             self._read()
 
     def _read(self) -> None:
         tokens, self.tokens = self.tokens, None
-        if tokens is not None and self.session is not None:
+        if tokens is None or self.session is None:
+            return
+        try:
             self.session.step(tokens)
+        except NotFinite:
+            raise
+        except Exception:
+            self.tokens = tokens if self.session.undo() else None
+            raise
 
     def _keep(self, stay: Sequence[int], whole: bool = True) -> None:
         if len(stay) == len(self.rows):

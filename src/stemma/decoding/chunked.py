@@ -7,13 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stemma import executor
 from stemma.decoding.inputs import language_ids, pad
 from stemma.decoding.session import Room, Session
+from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.cache import Cache
 from stemma.nn.inputs import Inputs
 from stemma.nn.masks import layer_mask
 from stemma.nn.model import Model
+from stemma.nn.pages import PagedCache
+from stemma.nn.pool import PageRow, Pages
 
 
 def in_pieces(model: Model) -> bool:
@@ -23,9 +27,27 @@ def in_pieces(model: Model) -> bool:
     return model.arch.structure == "decoder" and all(isinstance(m, parts.Causal | parts.Sliding) for m in masks)
 
 
-class ChunkedSession(Session):
-    """Rows of a decoder (see `in_pieces`). `opened` reads nothing yet; then `go_on` until it returns True."""
+def paged(model: Model, rows: int, chunk: int, tokens: int | None = None) -> Pages | None:
+    """Pages for up to `rows` rows of a model at once, `chunk` tokens of a prompt being read together; None where its
+    cache cannot have pages. `tokens`: of all rows; left out, the model's context for each row, in at most 4 GiB, or
+    half of the free memory of an accelerator."""
+    if not in_pieces(model) or model.ahead:
+        return None
+    dims = model.dims
+    if tokens is None:
+        room = 2**32 if model.device.type == "cpu" else torch.cuda.mem_get_info(model.device)[0] // 2
+        token = 2 * dims.layers * dims.kv * dims.width * model.dtype.itemsize
+        tokens = max(dims.context, min(rows * dims.context, room // token))
+    return Pages(model.arch, dims.layers, tokens, rows=rows, chunk=chunk)
 
+
+class ChunkedSession(Session):
+    """Rows of a decoder (see `in_pieces`). `opened` reads nothing yet; then `go_on` until it returns True, and
+    `find_executor` where an executor is to compute the steps. With `pages`
+    its cache has pages of them, and goes on behind what they know of the prompts."""
+
+    pages: Pages | None = None
+    of_rows: Sequence[PageRow] | None = None  # made before: where not, they are made here
     at: list[int]  # tokens of each text that were read
     last: list[Tensor]  # D of each row, the hidden state of the last token read
 
@@ -36,10 +58,15 @@ class ChunkedSession(Session):
         prompts: Sequence[Sequence[int]],
         room: Room = 0,
         languages: Sequence[int | None] | None = None,
+        pages: Pages | None = None,
+        of_rows: Sequence[PageRow] | None = None,
     ) -> ChunkedSession:
-        """A session whose prompts are still to be read. Raises UsageError as a session does."""
+        """A session whose prompts are still to be read; `of_rows`: what `pages` opened for them. Raises UsageError as a
+        session does."""
         new = cls.__new__(cls)
+        new.pages, new.of_rows = pages, of_rows
         new.prepare(model, prompts, room, languages, None)
+        new.executor = None
         new.open()
         return new
 
@@ -50,10 +77,24 @@ class ChunkedSession(Session):
 
     def open(self) -> None:
         """Make the cache, and see what of the texts it holds already."""
-        rows, even = len(self.texts), len({len(t) for t in self.texts}) == 1
-        self.cache = Cache(self.model.arch, self.model.dims.layers, rows, self._capacity(), even)
-        self.at = [0] * rows
+        rows = len(self.texts)
         self.last = [torch.empty(0)] * rows
+        if self.pages is None:
+            even = len({len(t) for t in self.texts}) == 1
+            self.cache = Cache(self.model.arch, self.model.dims.layers, rows, self._capacity(), even)
+            self.at = [0] * rows
+            return
+        opened: Sequence[PageRow | None] = self.of_rows or [
+            self.pages.open(t, n) for t, n in zip(self.texts, self.room, strict=True)
+        ]
+        mine = [row for row in opened if row is not None]
+        if len(mine) < rows:
+            raise UsageError(f"the cache has no room for {rows} rows now")
+        for row in mine:
+            self.pages.match(row)
+        self.cache = PagedCache(self.pages, mine)
+        self.at = [row.length for row in mine]
+        self.pages.found += sum(self.at)
 
     @property
     def unread(self) -> int:
@@ -74,14 +115,18 @@ class ChunkedSession(Session):
             order=order,
             cache=self.cache,
         )
-        hidden = self.model.decode(inputs)
+        with executor.eight_bits():
+            hidden = self.model.decode(inputs)
         for row, piece in enumerate(pieces):
             if piece:
                 self.last[row] = hidden[row, len(piece) - 1]
                 self.at[row] += len(piece)
+                if isinstance(self.cache, PagedCache):
+                    self.cache.pages.keep(self.cache.of_rows[row], self.texts[row])
         if self.unread:
             return False
-        self.logits = self._head(torch.stack(self.last))
+        with executor.eight_bits():
+            self.logits = self._head(torch.stack(self.last))
         self.last = []
         return True
 
@@ -93,3 +138,24 @@ class ChunkedSession(Session):
         self.last = [self.last[i] for i in rows]
         self.lengths = self.lengths[list(rows)]
         self.languages = None if self.languages is None else self.languages[list(rows)]
+
+    def leave(self, row: int, tokens: Sequence[int], whole: bool = True) -> None:
+        """Pages of a text that was written stay to be found; those of an error are cleared."""
+        if isinstance(self.cache, PagedCache):
+            if whole:
+                self.cache.pages.keep(self.cache.of_rows[row], tokens)
+            else:
+                self.cache.clear(row)
+
+    def close(self, whole: bool = True) -> None:
+        if isinstance(self.cache, PagedCache):
+            for row in range(self.cache.rows if not whole else 0):
+                self.cache.clear(row)
+            self.cache.keep(torch.zeros(0, dtype=torch.int64))
+
+    def undo(self) -> bool:
+        if not isinstance(self.cache, PagedCache):
+            return False
+        for row, length in zip(self.cache.of_rows, self.lengths.tolist(), strict=True):
+            row.length = length
+        return True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from stemma.decoding.inputs import answers
 from stemma.errors import UsageError
 from stemma.nn.model import Model
 
+BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 CONTEXT = 4  # tokens of the prompt that are decoded with the new ones
 
 
@@ -40,10 +42,18 @@ class Detokenizer:
             piece, self.given = self.text[self.given :], cut
             return piece, True
         self.text = text
-        sure = len(text) if last else len(text) - self._doubtful(text)
+        sure = len(text) if last else min(len(text) - self._doubtful(text), self._settled(ids, text))
         piece = text[self.given : sure]
         self.given = max(self.given, sure)
         return piece, False
+
+    def _settled(self, ids: Sequence[int], text: str) -> int:
+        """How many characters no further token changes: not those of bytes at the end. A decoder that falls back to
+        bytes makes a whole run of them unknown when the next one fits to none of its characters."""
+        end = len(ids)
+        while end and BYTE.fullmatch(self.tokenizer.token(ids[end - 1]) or ""):
+            end -= 1
+        return len(text) if end == len(ids) else len(self.decode(ids[:end]))
 
     def _doubtful(self, text: str) -> int:
         """How many characters at the end may still change, or become a stop string."""

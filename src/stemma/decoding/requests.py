@@ -24,7 +24,8 @@ Prompts = str | Sequence[str | Sequence[int]]
 @dataclass(frozen=True)
 class GenerationRequest:
     """One prompt (token ids) and how it is continued. `start`: the first token of an encoder-decoder's text; `answers`:
-    the text does not go on from the prompt; `width`: texts that are written, of which the best `n` are returned."""
+    the text does not go on from the prompt; `width`: texts that are written, of which the best `n` are returned;
+    `adapter`: which one an engine computes with (`Engine.submit`)."""
 
     prompt: list[int]
     sampler: Sampler
@@ -37,6 +38,7 @@ class GenerationRequest:
     seed: int = 0
     n: int = 1
     width: int = 1
+    adapter: str | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     matcher: Matcher | None = None
@@ -75,7 +77,7 @@ def requests(
     if model.tokenizer is None and any(p.stop for p in own):
         raise UsageError("stop strings need a tokenizer, and this model came without one")
     return [
-        replace(known[replace(p, seed=None)], prompt=_encode(model, prompt), seed=p.seed or 0)
+        replace(known[replace(p, seed=None)], prompt=encode(model, prompt), seed=p.seed or 0)
         for p, prompt in zip(own, rows, strict=False)
     ]
 
@@ -205,7 +207,8 @@ def _beams(model: Model, params: SamplingParams, width: int) -> BeamRules:
     return BeamRules(width, float(penalty), False if early is None else early)
 
 
-def _encode(model: Model, prompt: str | Sequence[int]) -> list[int]:
+def encode(model: Model, prompt: str | Sequence[int]) -> list[int]:
+    """The token ids of a prompt."""
     if not isinstance(prompt, str):
         try:
             return [operator.index(token) for token in prompt]

@@ -15,22 +15,13 @@ from torch import Tensor
 from stemma import executor
 from stemma.decoding.generation_config import start_token
 from stemma.decoding.inputs import language_ids, pad
-from stemma.errors import CheckpointError, UsageError
+from stemma.errors import NotFinite, UsageError
 from stemma.nn.cache import Cache
 from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
 from stemma.nn.positions import Position
 
 Room = int | Sequence[int]
-
-
-class NotFinite(CheckpointError):
-    """Logits (B V, or B T V) that are not finite. `rows`: of the session; it has read its tokens, and may go on without
-    these rows."""
-
-    def __init__(self, rows: Sequence[int], logits: Tensor) -> None:
-        super().__init__("the model's logits are not finite: its weights are damaged, or too large for their type")
-        self.rows, self.logits = list(rows), logits
 
 
 class Session:
@@ -61,6 +52,7 @@ class Session:
         starts: Sequence[int] | None = None,
     ) -> None:
         self.prepare(model, prompts, room, languages, starts)
+        self.find_executor()
         with executor.eight_bits():
             self.read(prompts)
 
@@ -75,15 +67,21 @@ class Session:
         places = self._places(torch.zeros_like(order))
         taken_back = self.cache.journal is not None and self.cache.ring is not None  # rings keep what is overwritten
         if self.executor is not None and not taken_back and self.executor.ready(self.cache):
-            self.logits = self.executor.step(tokens, places, self.lengths, self.cache, self.languages)
+            try:
+                logits = self.executor.step(tokens, places, self.lengths, self.cache, self.languages)
+            except NotFinite as error:
+                self.logits = error.logits
+                self._advance(torch.ones_like(self.lengths))
+                raise
+            self.logits = logits
             self._advance(torch.ones_like(self.lengths))
             return self.logits
         langs = language_ids(ids, self.languages)
         inputs = Inputs(ids, position_ids=places, langs=langs, order=order, cache=self.cache)
         with executor.eight_bits():
-            hidden = self.model.decode(inputs)
-            self._advance(torch.ones_like(self.lengths))
-            self.logits = self._head(hidden[:, 0])
+            logits = self.model.logits(self.model.decode(inputs)[:, 0]).float()
+        self._advance(torch.ones_like(self.lengths))
+        self.logits = self._finite(logits)
         return self.logits
 
     def extend(self, tokens: Sequence[Sequence[int]]) -> Tensor:
@@ -172,10 +170,19 @@ class Session:
     def leave(self, row: int, tokens: Sequence[int], whole: bool = True) -> None:
         """A row is about to be released (`keep`). `tokens`: what it read and wrote; `whole`: without an error."""
 
-    def close(self) -> None:
+    def close(self, whole: bool = True) -> None:
         """Release all rows; the session is of no use afterwards."""
 
+    def undo(self) -> bool:
+        """After a step that failed: make it undone, so that it may be tried again. Returns whether that can be."""
+        return False
+
     # ------------------------------------------------------------ for subclasses
+
+    def find_executor(self) -> None:
+        """See whether the model has an executor, which computes the steps."""
+        found = executor.of(self.model) if self.CACHED else None
+        self.executor = found if isinstance(found, executor.Executor) else None
 
     def prepare(
         self,
@@ -190,8 +197,6 @@ class Session:
         if not prompts:
             raise UsageError("a session begins with at least one prompt")
         self.model, self.device = model, model.device
-        found = executor.of(model) if self.CACHED else None
-        self.executor = found if isinstance(found, executor.Executor) else None
         self.room = [room] * len(prompts) if isinstance(room, int) else list(room)
         self.left = min(self.room)
         self.texts = [list(p) for p in prompts]
@@ -252,6 +257,10 @@ class Session:
 
     def _head(self, hidden: Tensor) -> Tensor:
         logits = self.model.logits(hidden).float()
+        return self._finite(logits)
+
+    def _finite(self, logits: Tensor) -> Tensor:
+        """The same logits (B V). Raises NotFinite, with `logits` set, where some are not finite."""
         finite = logits.isfinite()
         if not bool(finite.all()):
             self.logits = logits if logits.ndim == 2 else logits[:, -1]

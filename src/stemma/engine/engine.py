@@ -8,21 +8,23 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from stemma import executor
 from stemma.decoding import Event, SamplingParams, Session, evaluating
-from stemma.decoding.batch import Batch
+from stemma.decoding.chunked import ChunkedSession, paged
 from stemma.decoding.layout import lay_out
 from stemma.decoding.requests import requests
-from stemma.decoding.session import NotFinite
 from stemma.decoding.sessions import check, running_kind
 from stemma.engine.jobs import Busy, Expired, Job
-from stemma.engine.lanes import Lane
+from stemma.engine.lanes import Entry, Lane
 from stemma.engine.meter import Meter, Stats
-from stemma.errors import StemmaError, UsageError
+from stemma.errors import NotFinite, StemmaError, UsageError
 from stemma.nn.model import Model
+from stemma.rewrites.adapters import ByRow
 
 log = logging.getLogger(__name__)
 
@@ -31,20 +33,26 @@ class Engine:
     """Decoding of one model for any number of callers.
 
     `rows`: texts that are decoded at once; `queue`: requests that may wait for a row, beyond which `submit` raises
-    `Busy`; `chunk`: tokens of prompts that are read between two steps. The engine owns the model while it is open. Use
-    it as a context manager, or `close` it.
+    `Busy`; `chunk`: tokens of prompts that are read between two steps; `tokens`: what the cache has room for, of all
+    texts together and of prompts that it keeps (for each row as many as the model's context, in at most 4 GiB, or half
+    of the free memory of an accelerator). The engine owns the model while it is open. Use it as a context manager, or
+    `close` it.
     """
 
-    def __init__(self, model: Model, *, rows: int = 32, queue: int = 256, chunk: int = 512) -> None:
+    def __init__(
+        self, model: Model, *, rows: int = 32, queue: int = 256, chunk: int = 512, tokens: int | None = None
+    ) -> None:
         if rows < 1 or queue < 1 or chunk < 1:
             raise UsageError(
                 f"an engine has at least one row, one place in its queue and chunks of one token, not rows={rows}, "
                 f"queue={queue}, chunk={chunk}"
             )
         self.model, self.rows, self.queue, self.chunk = model, rows, queue, chunk
+        self.pages = paged(model, rows, chunk, tokens)
+        self.adapters = ByRow(model)
         self._waiting: deque[Job] = deque()
         self._inside: dict[int, Job] = {}  # that are read or decoded, by the index that events carry
-        self._lanes: dict[tuple[type[Session], bool], Lane] = {}
+        self._lanes: dict[tuple[type[Session], bool, str | None], Lane] = {}
         self._changed = threading.Condition()
         self._open = True
         self._next = self._reading = 0
@@ -57,18 +65,24 @@ class Engine:
         prompt: str | Sequence[int],
         params: SamplingParams | None = None,
         *,
+        adapter: str | None = None,
         deadline: float | None = None,
         **options: Any,
     ) -> Job:
-        """Ask for the continuation of a prompt (text or token ids); `params` and `options` as of `generate`. A job that
-        has not ended `deadline` seconds from now ends with `Expired`. Raises UsageError for what cannot be, and `Busy`
-        where the queue is full."""
+        """Ask for the continuation of a prompt (text or token ids); `params` and `options` as of `generate`.
+        `adapter`: the name of the model's adapter to write with, "" for none of them; left out, those that took part
+        when the engine began. A job that has not ended `deadline` seconds from now ends with `Expired`. Raises
+        UsageError for what cannot be, and `Busy` where the queue is full."""
         if deadline is not None and deadline <= 0:
             raise UsageError(f"deadline must be more than 0 seconds, not {deadline:g}")
         (request,) = requests(self.model, [prompt], params, options)
+        self.adapters.check(adapter)
+        request = replace(request, adapter=adapter)
         if request.beams.num_beams > 1:
             raise UsageError("an engine searches with no beams: num_beams must be 1")
         check(self.model, request)
+        if self.pages is not None and issubclass(running_kind(self.model, request), ChunkedSession):
+            self.pages.check(len(request.prompt), request.rules.max_new_tokens, request.width)
         job = Job(request, deadline)
         with self._changed:
             if not self._open:
@@ -82,7 +96,7 @@ class Engine:
     def stats(self) -> Stats:
         """How the engine stands now."""
         with self._changed:
-            return self._meter.stats(len(self._inside) - self._reading, self._reading, len(self._waiting))
+            return self._meter.stats(len(self._inside) - self._reading, self._reading, len(self._waiting), self.pages)
 
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
         """Take no more requests and wait until those that are there have ended; with `drain=False`, or after `timeout`
@@ -120,7 +134,8 @@ class Engine:
         error: BaseException = UsageError("this engine is closed")
         try:
             with torch.inference_mode(), evaluating(self.model):
-                lay_out(self.model, self.rows)
+                if isinstance(executor.of(self.model), executor.Reason):
+                    lay_out(self.model, self.rows)
                 while self._work():
                     self._leave()
                     self._admit()
@@ -130,6 +145,7 @@ class Engine:
         except BaseException as failure:
             error = failure
             log.exception("the engine stopped")
+        self.adapters.reset()
         with self._changed:
             self._open = False
             jobs = [*self._waiting, *self._inside.values()]
@@ -168,17 +184,21 @@ class Engine:
                 if not self._waiting or (inside and inside + self._waiting[0].request.width > self.rows):
                     return
                 job, index = self._waiting.popleft(), self._next
+                if not self._lane(job).admit(index, job):
+                    self._waiting.appendleft(job)
+                    return
                 self._next += 1
                 self._inside[index] = job
-                self._lane(job).admit(index, job)
                 self._reading += 1
 
     def _lane(self, job: Job) -> Lane:
         """Where a job is decoded. Rows with a language do not mix with rows without one."""
-        kind = running_kind(self.model, job.request)
-        key = kind, job.request.language is not None
+        request = job.request
+        kind = running_kind(self.model, request)
+        key = kind, request.language is not None, None if self.adapters.mixes else request.adapter
         if key not in self._lanes:
-            self._lanes[key] = Lane(self.model, kind, self.chunk)
+            pages = self.pages if issubclass(kind, ChunkedSession) else None
+            self._lanes[key] = Lane(self.model, kind, self.chunk, pages, self.adapters)
         return self._lanes[key]
 
     def _read(self, lane: Lane) -> None:
@@ -189,22 +209,32 @@ class Engine:
         try:
             tokens, session = lane.read()
         except Exception as error:
-            failed = lane.split()
-            if len(failed.entries) == 1:
-                self._fail(dict(failed.entries), error)
+            self._failed_to_read(lane.fail(), error)
             return
         self._meter.pieced(time.monotonic() - begun, tokens)
         if session is not None:
-            self._guard(lane, lane.batch.read_tokens)
+            self._guard(lane, lane.read_tokens)
             lane.join(session)
             self._forget(())
+
+    def _failed_to_read(self, entries: Sequence[Entry], error: Exception) -> None:
+        """One job ends with an error; several are to be read again, each by itself."""
+        if len(entries) == 1:
+            self._fail({entries[0].number: entries[0].job}, error)
+            return
+        with self._changed:
+            for index, job, _ in reversed(entries):
+                job.alone = True
+                del self._inside[index]
+                self._waiting.appendleft(job)
+            self._count()
 
     def _step(self, lane: Lane) -> None:
         """One token for every row of a lane."""
         if not lane.batch:
             return
         begun = time.monotonic()
-        events = self._guard(lane, lane.batch.step) or []
+        events = self._guard(lane, lane.step) or []
         self._meter.stepped(time.monotonic() - begun, sum(event.error is None for event in events))
         jobs = [self._inside[event.row] for event in events]
         ends = Counter(event.row for event in events if event.reason is not None)
@@ -219,16 +249,18 @@ class Engine:
 
     def _guard(self, lane: Lane, work: Callable[[], list[Event] | None]) -> list[Event] | None:
         """Do a piece of work on a lane's batch. A row whose logits are not finite ends alone. After any other error
-        what the batch holds is unknown, and its rows end."""
+        the newest job ends and the others go on, if the step may be tried again; else what the batch holds is unknown,
+        and all its jobs end."""
         try:
             return work()
         except Exception as error:
-            at = error.rows if isinstance(error, NotFinite) else range(lane.rows)
-            bad = {lane.batch.rows[i].index for i in at}
-            if isinstance(error, NotFinite):
+            every = [row.index for row in lane.batch.rows]
+            again = isinstance(error, NotFinite) or lane.batch.tokens is not None
+            bad = {every[i] for i in error.rows} if isinstance(error, NotFinite) else {every[-1]} if again else {*every}
+            if again:
                 lane.drop(list(bad), whole=False)
             else:
-                lane.batch = Batch(self.model, pieces=True, kind=lane.kind)
+                lane.reset()
             self._fail({index: self._inside[index] for index in bad}, error)
         return None
 
@@ -248,4 +280,7 @@ class Engine:
             for index in indices:
                 del self._inside[index]
                 self._meter.left()
-            self._reading = sum(lane.reading for lane in self._lanes.values())
+            self._count()
+
+    def _count(self) -> None:
+        self._reading = sum(lane.reading for lane in self._lanes.values())

@@ -38,6 +38,7 @@ class Job:
         self.error: BaseException | None = None
         self.done = False
         self.cancelled = False
+        self.alone = False  # its prompt is read with no other
         self.left = request.width  # choices that go on
         self._changed = threading.Condition()
         self._wakers: list[Callable[[], object]] = []

@@ -6,6 +6,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from stemma.nn.pool import Pages
+
 RECENT = 64  # events that a rate is taken of
 
 
@@ -14,7 +16,9 @@ class Stats:
     """How an engine stands. Now: jobs that are decoded (`running`), whose prompts are read (`reading`), and that wait
     (`waiting`). Since it began: tokens of prompts (`read`) and of texts (`written`); jobs that ended with a text
     (`ended`), with an error (`failed`) or without being wanted any more (`cancelled`); steps of decoding and pieces of
-    prompts, with the seconds that they took; and the mean seconds of the newest steps (`step`)."""
+    prompts, with the seconds that they took; and the mean seconds of the newest steps (`step`). Of a cache with pages:
+    tokens of prompts that were `found` in it and not computed again; its `pages`, those that rows hold (`pages_used`),
+    and those that are kept to be found (`pages_kept`); the others are free."""
 
     running: int
     waiting: int
@@ -29,6 +33,10 @@ class Stats:
     pieces: int = 0
     piece_seconds: float = 0.0
     step: float = 0.0
+    found: int = 0
+    pages: int = 0
+    pages_used: int = 0
+    pages_kept: int = 0
 
 
 class Meter:
@@ -67,7 +75,8 @@ class Meter:
             between = remaining * self.step
         return min(max(between, 0.1), 60.0)
 
-    def stats(self, running: int, reading: int, waiting: int) -> Stats:
+    def stats(self, running: int, reading: int, waiting: int, pages: Pages | None) -> Stats:
+        cache = () if pages is None else (pages.found, pages.size, pages.used, pages.kept)
         return Stats(
             running,
             waiting,
@@ -82,4 +91,5 @@ class Meter:
             self.pieces,
             self.piece_seconds,
             self.step,
+            *cache,
         )

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from stemma.errors import CheckpointError, UsageError
+from stemma.errors import NotFinite, UsageError
 from stemma.executor.assemble import KINDS, NotLowered, number, struct
 from stemma.executor.lower import Lowering
 from stemma.executor.matrices import marks
@@ -44,6 +44,8 @@ class Cache(Protocol):
 
     def layout(self, layer: int, pages: Tensor) -> Layout: ...
 
+    def tables(self) -> list[Tensor]: ...
+
 
 class Executor:
     """The tape of one model. One step runs at a time."""
@@ -71,7 +73,7 @@ class Executor:
         self, tokens: Tensor, positions: Tensor, order: Tensor, cache: Cache, languages: Tensor | None = None
     ) -> Tensor:
         """Read one token a row (B) at `positions` (B 1, or B 1 C) and places `order` (B) of their rows, behind what the
-        cache holds. Returns the logits of the next (B V, fp32). Raises CheckpointError where they are not finite."""
+        cache holds. Returns the logits of the next (B V, fp32). Raises NotFinite where some are not finite."""
         if cache.front:
             order = order + cache.front
             positions = positions.clone()
@@ -105,9 +107,7 @@ class Executor:
         if code == 2:
             raise UsageError("a step holds a token, a language or a position that is in no table of this model")
         if code:
-            raise CheckpointError(
-                "the model's logits are not finite: its weights are damaged, or too large for their type"
-            )
+            raise NotFinite((~logits.isfinite().all(1)).nonzero()[:, 0].tolist(), logits)
         return logits
 
     def _make_room(self, now: Any) -> None:
@@ -120,16 +120,17 @@ class Executor:
         """Where the cache's buffers lie, as C reads it; made anew when one of them has moved."""
         cross = [x for pair in cache.cross if pair is not None for x in pair]
         tensors = [*cache.keys, *cache.values, *cross]
-        seen = (cache.rows, *[None if x is None else (x.data_ptr(), x.shape, x.stride()) for x in tensors])
+        places = [*tensors, *cache.tables()]
+        seen = (cache.rows, *[None if x is None else (x.data_ptr(), x.shape, x.stride()) for x in places])
         if seen != self.seen:
             pages = torch.arange(cache.rows)[:, None]
-            held = [_layer(cache.layout(i, pages)) for i in range(self.layers)]
-            caches = (structures()["layer_cache"] * self.layers)(*held)
+            held = [cache.layout(i, pages) for i in range(self.layers)]
+            caches = (structures()["layer_cache"] * self.layers)(*map(_layer, held))
             crosses = None
             if cross:
                 made = [_cross(pair) for pair in cache.cross if pair is not None]
                 crosses = (structures()["layer_cross"] * len(made))(*made)
-            self.seen, self.kept = seen, (caches, crosses, pages)
+            self.seen, self.kept = seen, (caches, crosses, held)
         caches, crosses, _ = self.kept
         mask = None if cache.encoder_mask is None else cache.encoder_mask.contiguous()
         self.mask = mask

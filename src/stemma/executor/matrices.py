@@ -70,6 +70,8 @@ def adapters_of(module: nn.Module) -> tuple[nn.Module, list[LoRALinear]]:
     """A module without the low-rank adapters around it, and those of them that take part."""
     found: list[LoRALinear] = []
     while type(module) is LoRALinear:
+        if module.shares is not None:
+            raise NotLowered("rows of a batch have adapters of their own")
         if module.strength != 0:
             found.append(module)
         if module.length is not None:
@@ -90,7 +92,7 @@ def marks(model: nn.Module) -> list[Any]:
         if isinstance(module, Stored | NF4Linear):
             found += [b.data_ptr() for b in module.buffers(recurse=False) if isinstance(b, Tensor)]
         elif isinstance(module, LoRALinear):
-            found.append((module.strength, module.spec.scale))
+            found.append((module.strength, module.spec.scale, module.shares is None))
     return found
 
 

@@ -100,6 +100,10 @@ class Cache:
         assert k is not None and v is not None
         return Layout(k, v, k.stride(0), k.stride(1), k.shape[2], self.slots(self.masks[layer]), pages)
 
+    def tables(self) -> list[Tensor]:
+        """The tensors of page numbers in `layout` that change while rows come and go, if there are such."""
+        return []
+
     def plan(self, layer: int) -> CachePlan:
         """The step's plan for one layer."""
         return self.plans[self.masks[layer]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from stemma.errors import UsageError
@@ -76,6 +77,65 @@ def use(model: Model, strengths: Mapping[str, float] | Sequence[str] | str) -> M
     for part in parts(model):
         part.strength = float(by_name.get(part.spec.name, 0.0))
     return model
+
+
+BASE = ""  # the name under which a request asks for no adapter
+
+
+class ByRow:
+    """Adapters chosen for each row of a batch: by name, `BASE` for none, or None for those that took part when this was
+    made. Low-rank adapters beside matrices go together in one batch (`mixes`), but for DoRA around another adapter; of
+    others all rows must choose the same.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.names = names(model)
+        self.parts = [(part, part.strength) for part in parts(model)]
+        self.mixes = all(isinstance(part, LoRALinear) and not _reads_another(part) for part, _ in self.parts)
+        self.device = model.device
+        self.now: tuple[str | None, ...] = (None,)
+
+    def check(self, name: str | None) -> None:
+        """Raises UsageError for a name that no row can choose."""
+        if name is not None and name != BASE and name not in self.names:
+            raise UsageError(f"the model has no adapter {name!r}; it has {', '.join(self.names) or 'none'}")
+        if name is not None and any(isinstance(part, Ahead) for part, _ in self.parts):
+            raise UsageError("soft prompts and prefixes stand in front of every text and cannot be chosen by request")
+
+    def choose(self, rows: Sequence[str | None]) -> None:
+        """The adapter of each row of the next batches."""
+        kinds = tuple(dict.fromkeys(rows))
+        now = tuple(rows) if len(kinds) > 1 else kinds
+        if not self.parts or not kinds or now == self.now:
+            return
+        self.now = now
+        assert self.mixes or len(kinds) == 1
+        at = {kind: [i for i, name in enumerate(rows) if name == kind] for kind in kinds}
+        made: dict[tuple[int, ...], Tensor] = {}
+        for part, own in self.parts:
+            strengths = {kind: own if kind is None else float(kind == part.spec.name) for kind in kinds}
+            part.strength = strengths[kinds[0]]
+            if not isinstance(part, LoRALinear):
+                continue
+            part.shares = None
+            if len(set(strengths.values())) > 1:
+                grouped: dict[float, list[int]] = {}
+                for kind, strength in strengths.items():
+                    if strength:
+                        grouped.setdefault(strength, []).extend(at[kind])
+                part.shares = [
+                    (made.setdefault(key := tuple(places), torch.tensor(key, device=self.device)), strength)
+                    for strength, places in grouped.items()
+                ]
+
+    def reset(self) -> None:
+        """As it was."""
+        self.choose([None])
+
+
+def _reads_another(part: LoRALinear) -> bool:
+    """Whether DoRA measures a matrix to which another adapter adds."""
+    return part.length is not None and isinstance(part.base, LoRALinear)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -46,7 +46,10 @@ class Down(nn.Module):
 
 class LoRALinear(Wrapped):
     """`base(x) + strength * scale * B A x`; for DoRA each output is scaled as well. `strength`: 1, 0 (off), or the
-    adapter's share in a mixture."""
+    adapter's share in a mixture. `shares`: rows of the batch (N) and their strength, where it is not the same for all
+    (see `adapters.ByRow`)."""
+
+    shares: Sequence[tuple[Tensor, float]] | None = None
 
     def __init__(self, spec: Settings, base: nn.Module) -> None:
         super().__init__(base)
@@ -111,6 +114,19 @@ class LoRALinear(Wrapped):
 
     def beside(self, x: Tensor, y: Tensor) -> Tensor:
         """`y`, the product of the base, with what the adapter adds."""
+        if self.shares is None:
+            return self.added(x, y)
+        before = self.strength
+        try:
+            for rows, strength in self.shares:
+                self.strength = strength
+                y = y.index_copy(0, rows, self.added(x[rows], y[rows]))
+        finally:
+            self.strength = before
+        return y
+
+    def added(self, x: Tensor, y: Tensor) -> Tensor:
+        """The same for rows of one strength."""
         if self.strength == 0:
             return y
         wide = x.to(self.down.weight.dtype)

@@ -59,12 +59,10 @@ class LoRAEmbedding(LoRALinear):
         drawn = torch.empty(self.down.weight.shape).normal_(generator=generator)
         self.down.weight = nn.Parameter(drawn.to(device))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        y: Tensor = self.base(ids)
+    def added(self, x: Tensor, y: Tensor) -> Tensor:
         if self.strength == 0:
             return y
-        added = F.embedding(ids, self.up) @ self.down.weight * (self.spec.scale * self.strength)
-        return (y + added).to(y.dtype)
+        return (y + F.embedding(x, self.up) @ self.down.weight * (self.spec.scale * self.strength)).to(y.dtype)
 
     def unmergeable(self) -> str | None:
         return TIED.format("the embeddings") if self.tied else super().unmergeable()

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from stemma import executor
 from stemma.cli import compiling
+from stemma.decoding.layout import lay_out
 from stemma.decoding.session import Session
 from stemma.decoding.sessions import begin, session_kind
 from stemma.errors import CheckpointError, UsageError
@@ -151,6 +152,15 @@ def test_weights_are_read_where_they_lie() -> None:
     model.to(torch.bfloat16)
     assert executor.of(model) is not first
     assert executor.of(model) is executor.of(model)
+
+
+def test_no_weight_is_turned_over() -> None:
+    """Neither by a session of one row nor by an engine of few."""
+    model = build(tiny("llama"))
+    before = [(p.data_ptr(), p.stride()) for p in model.parameters()]
+    begin(model, texts([5]), NEW)
+    lay_out(model, 1)
+    assert [(p.data_ptr(), p.stride()) for p in model.parameters()] == before
 
 
 def test_an_executor_goes_with_its_model() -> None:

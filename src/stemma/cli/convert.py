@@ -41,7 +41,7 @@ def byte_size(text: str, option: str) -> int:
 @click.option(
     "--to",
     "layout",
-    type=click.Choice(["hf", "meta", "gguf", "llama2c", "llama2c-v1", "fairseq"]),
+    type=click.Choice(["hf", "meta", "gguf", "llama2c", "llama2c-v1", "fairseq", "onnx"]),
     help="Layout of DST.  [default: as its name ends, else hf]",
 )
 @click.option("--shard-size", default="5GB", show_default=True, help="Largest file, of hf.")
@@ -65,27 +65,26 @@ def convert(
     hf is the publisher's own layout, as transformers reads it: a folder of config.json, safetensors and tokenizer. meta
     is Meta's layout of LLaMA: params.json, consolidated.NN.pth, tokenizer.model. gguf (a name in .gguf) is llama.cpp's
     file, or several of them (x-00001-of-00003.gguf), of which SRC may be any; llama2c (a name in .bin) llama2.c's of
-    version 0, llama2c-v1 of version 1, fairseq (a name in .pt) fairseq's.
+    version 0, llama2c-v1 of version 1, fairseq (a name in .pt) fairseq's, onnx (a name in .onnx) a graph in float32.
     """
     from stemma.formats import layout_named
 
-    limit, out, dtype = byte_size(shard_size, "--shard-size"), Path(target), SHORT.get(dtype.lower(), dtype)
+    limit, out = byte_size(shard_size, "--shard-size"), Path(target)
     layout = layout_named(layout, out)
+    dtype = "float32" if (layout, dtype) == ("onnx", "auto") else SHORT.get(dtype.lower(), dtype)
     split, small = split_size(split_max_size, layout), gguf_type(dtype, layout)
     check_free(out, force, split is not None)
     packed = packed_type(source) if small or dtype == "auto" else None
     if packed:
         disk.tell(size_note(source, packed, layout, small))
-    if layout == "gguf":  # told before the weights are read
-        require("gguf", "writing GGUF files", "'stemma-lm[gguf]'")
-    halved = packed and not small
-    wanted = "auto" if small else "float16" if halved else dtype
-    model = load(source, Loading("cpu", wanted), stream=layout in ("hf", "gguf"))
+    if layout in ("gguf", "onnx"):  # told before the weights are read
+        require(layout, f"writing {layout.upper()} files", f"'stemma-lm[{layout}]'")
+    how = Loading("cpu", "auto" if small else "float16" if packed else dtype)
+    model = load(source, how, stream=layout in ("hf", "gguf"))
     model.save(str(out), layout=layout, dtype=small, shard_bytes=limit, shards=shards, split_bytes=split)
-    weights = sum(p.numel() for p in model.parameters())
     kind = small or ("float32" if layout.startswith("llama2c") else str(model.dtype).removeprefix("torch."))
-    note = f" (of {packed}; --dtype float32 keeps every bit)" if halved else ""
-    echo(f"{out}: {model.name}, {weights:,} parameters, {kind}{note}")
+    note = f" (of {packed}; --dtype float32 keeps every bit)" if packed and not small else ""
+    echo(f"{out}: {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters, {kind}{note}")
 
 
 def split_size(text: str | None, layout: str) -> int | None:

@@ -80,6 +80,8 @@ class Engine:
         request = replace(request, adapter=adapter)
         if request.beams.num_beams > 1:
             raise UsageError("an engine searches with no beams: num_beams must be 1")
+        if request.penalty_alpha:
+            raise UsageError("an engine has no contrastive search: penalty_alpha must be 0")
         check(self.model, request)
         if self.pages is not None and issubclass(running_kind(self.model, request), ChunkedSession):
             self.pages.check(len(request.prompt), request.rules.max_new_tokens, request.width)

@@ -27,7 +27,7 @@ from stemma.rewrites.paths import linear_paths, patterns
 
 QUANTIZED: dict[str, Callable[[tuple[str, ...]], Rewrite]] = {"nf4": NF4, "int8": WeightOnly}  # patterns -> rewrite
 WHOLE = {"q8_0": "q8_0", "q4_0": "q4_0", "q4_1": "q4_1", "keep": "file"}  # WeightOnly of embeddings and head too
-WRITTEN = ("hf", "meta", "gguf", "llama2c", "llama2c-v1", "fairseq", "peft")  # the layouts that `save` knows
+WRITTEN = ("hf", "meta", "gguf", "llama2c", "llama2c-v1", "fairseq", "onnx", "peft")  # the layouts that `save` knows
 
 
 def build(
@@ -170,6 +170,8 @@ def _loaded(
     reader = _reader_of(folder, heads=task is not None or bool(new))
     if reader is not None:
         return reader(folder, device, dtype, **options)
+    if folder.suffix == ".onnx" and folder.is_file():
+        raise UsageError(f"{folder} is an ONNX file, which is written and not read: load what it was made of")
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; give the folder that holds config.json and the weights")
     count, names = _labels(labels)
@@ -254,10 +256,10 @@ def save(
     split_bytes: int | None = None,
 ) -> Path:
     """Write a checkpoint: all of it, or nothing if anything fails. `layout` is one of `WRITTEN`; left out, the name
-    tells: `.gguf` and `.bin` (llama2.c) are files, anything else is a folder of config.json, safetensors, tokenizer
-    and generation_config.json (`hf`). `peft` writes a model's adapter alone. `shards`: the files of Meta's layout;
-    in GGUF `dtype` may be q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0, and `split_bytes` makes several files of
-    it, with at most so many bytes of tensors each.
+    tells: `.gguf`, `.onnx` and `.bin` (llama2.c) are files, anything else is a folder of config.json, safetensors,
+    tokenizer and generation_config.json (`hf`). `peft` writes a model's adapter alone. `shards`: the files of Meta's
+    layout; in GGUF `dtype` may be q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0, and `split_bytes` makes several
+    files of it, with at most so many bytes of tensors each.
 
     Raises ResourceError if the disk is full or not writable, UsageError for what a layout cannot express.
     """
@@ -290,13 +292,17 @@ def save(
             from stemma.formats.gguf.write import save as save_gguf
 
             return save_gguf(model, directory, dtype=dtype, split_bytes=split_bytes)
+        case "onnx":
+            from stemma.formats import onnx
+
+            return onnx.save(model, directory, dtype=dtype)
     return hf.save(model, directory, dtype=dtype, shard_bytes=shard_bytes)
 
 
 def layout_named(layout: str | None, target: Path) -> str:
     """The layout asked for, or else the one that a name ends in. Raises UsageError for one that is not known."""
     if layout is None:
-        return {".gguf": "gguf", ".bin": "llama2c", ".pt": "fairseq"}.get(target.suffix, "hf")
+        return {".gguf": "gguf", ".bin": "llama2c", ".pt": "fairseq", ".onnx": "onnx"}.get(target.suffix, "hf")
     if layout not in WRITTEN:
         raise UsageError(f"layout {layout!r} is not known; use {', '.join(WRITTEN)}{did_you_mean(layout, WRITTEN)}")
     return layout

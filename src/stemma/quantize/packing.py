@@ -73,7 +73,7 @@ def rows(kind: str, data: Tensor, count: int, ids: Tensor | None = None) -> Tens
         part = part.permute(0, 3, 1, 2)
         if ids is not None:
             part = part[torch.arange(len(ids), device=ids.device)[:, None], lane]
-        part = part.contiguous().view(torch.uint8)
+        part = part.clone(memory_format=torch.contiguous_format).view(torch.uint8)  # one unit wide, its stride is free
         out[..., field.start : field.start + field.bytes] = part ^ 128 if field.flip else part
         at += size
     return out.flatten(2).flatten(0, 1)[: count if ids is None else len(ids)]

@@ -29,6 +29,7 @@ import torch
 
 import stemma
 from stemma.evaluate.speed import bandwidth
+from stemma.nn.parts import Sliding
 
 LLAMA = dict(d_model=768, layers=12, heads=12, d_ff=2048)
 TYPES = {"float32": 4.0, "bfloat16": 2.0}
@@ -106,10 +107,8 @@ def files(row: Row, folder: Path, peers: list[str], python: str) -> tuple[float,
 
 
 def saved(row: Row, plain: Path, blocks: Path) -> tuple[float, int]:
-    model = stemma.build(row.size, **row.dims)
-    if "window" in row.name:
-        arch = stemma.design(row.size).arch
-        model = stemma.build(row.size, **row.dims, **{"arch.mask": type(arch.mask)(256)})
+    window = {"arch.mask": Sliding(256)} if "window" in row.name else None
+    model = stemma.build(row.size, overrides=window, **row.dims)
     model.save(str(plain), dtype=row.dtype)
     if "llama.cpp" in row.peers:
         model.save(str(blocks), dtype=row.dtype)

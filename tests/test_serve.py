@@ -16,6 +16,7 @@ import torch
 import serving
 import stemma
 from stemma.conversations import Turn, prompt_ids, writer
+from stemma.rewrites import WeightOnly, apply
 
 TALK = [{"role": "user", "content": "a leaf"}]
 
@@ -44,6 +45,15 @@ def test_models_with_what_stemma_knows(client: Any) -> None:
     assert facts["structure"] == "decoder" and facts["writes"] and facts["chats"] and not second.stemma["chats"]
     assert facts["context"] == 256
     assert facts["parameters"] == sum(p.numel() for p in serving.decoder().parameters())
+
+
+def test_packed_matrices_count_as_what_they_stand_for() -> None:
+    model = serving.decoder(context=64)
+    plain = sum(p.numel() for p in model.parameters())
+    packed = stemma.build("llama", layers=2, d_model=32, heads=4, d_ff=48, vocab=model.dims.vocab, context=64)
+    apply(packed, (WeightOnly(("*.mlp.*",)),))
+    assert sum(p.numel() for p in packed.parameters()) < plain
+    assert serving.server({"packed": packed}).models.entries()[0]["stemma"]["parameters"] == plain
 
 
 def test_a_conversation_has_the_answer_that_generate_gives(client: Any) -> None:
@@ -117,6 +127,7 @@ def test_the_same_seed_gives_the_same_text_and_none_another(client: Any) -> None
 
     assert said(seed=1) == said(seed=1) != said(seed=2)
     assert said() != said()
+    assert said(top_p=5e-324) == said(temperature=0)  # float32 makes 0 of it: the likeliest token stays
 
 
 def test_a_final_message_goes_on(client: Any) -> None:
@@ -322,4 +333,6 @@ def test_other_methods_paths_and_types(url: str) -> None:
         "status": "ready"
     }
     assert httpx.get(f"{url}/openapi.json").json()["openapi"] == "3.1.0"
-    assert b"stemma_http_requests_total" in httpx.get(f"{url}/metrics").content
+    told = httpx.get(f"{url}/metrics").text
+    assert "stemma_http_requests_total" in told and 'stemma_engine_written_total{model="tiny"}' in told
+    assert 'stemma_first_part_seconds_count{route="/v1/chat/completions"}' in told

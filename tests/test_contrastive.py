@@ -14,6 +14,7 @@ from stemma.decoding import stream
 from stemma.engine import Engine
 from stemma.errors import UsageError
 from stemma.nn.inputs import Inputs
+from tiny import slow
 
 
 def by_the_book(model: Any, prompt: list[int], new: int, alpha: float, k: int) -> list[int]:
@@ -31,11 +32,11 @@ def by_the_book(model: Any, prompt: list[int], new: int, alpha: float, k: int) -
     return seen[len(prompt) :]
 
 
-@pytest.mark.parametrize("case", ["llama", "mistral", "gpt2"])
+@pytest.mark.parametrize("case", ["mistral", *slow("llama", "gpt2")])
 @pytest.mark.filterwarnings("ignore:.* tokens are more than")
 def test_contrastive_search_is_the_papers(case: str) -> None:
     model = shared(case)[0]
-    for alpha, k in ((0.6, 4), (0.3, 8), (1.0, 2)):
+    for alpha, k in ((0.6, 4), (1.0, 2)):
         for prompt in ([5, 6, 7], [9] * 12):
             found = stemma.generate(model, [prompt], penalty_alpha=alpha, top_k=k, max_new_tokens=12, ignore_eos=True)[
                 0

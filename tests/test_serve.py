@@ -127,6 +127,7 @@ def test_the_same_seed_gives_the_same_text_and_none_another(client: Any) -> None
 
     assert said(seed=1) == said(seed=1) != said(seed=2)
     assert said() != said()
+    assert said(top_p=5e-324) == said(temperature=0)  # float32 makes 0 of it: the likeliest token stays
 
 
 def test_a_final_message_goes_on(client: Any) -> None:
@@ -158,6 +159,15 @@ def test_several_answers_are_those_that_generate_gives(client: Any) -> None:
         ends[chunk.choices[0].index].append((chunk.choices[0].delta.role, chunk.choices[0].finish_reason))
     for each in ends.values():
         assert each[0] == ("assistant", None) and each[-1][1] and not any(end for _, end in each[:-1])
+
+
+def test_a_text_that_ends_tells_the_log_probability_of_its_end(client: Any) -> None:
+    """Who scores given texts asks for one token more and leaves the last one out (the harness does)."""
+    end, ids = serving.tokenizer(None).eos_id, serving.tokenizer(None).encode("a leaf")
+    asked: dict[str, Any] = {"model": "plain", "prompt": "a leaf", "max_tokens": 3, "logit_bias": {str(end): 100}}
+    got = client.completions.create(**asked, logprobs=1, echo=True).choices[0]
+    assert got.finish_reason == "stop" and got.text == "a leaf"
+    assert len(got.logprobs.token_logprobs) == len(ids) + 1 and got.logprobs.tokens[-1] == "</s>"
 
 
 def test_log_probabilities(client: Any) -> None:
@@ -323,4 +333,6 @@ def test_other_methods_paths_and_types(url: str) -> None:
         "status": "ready"
     }
     assert httpx.get(f"{url}/openapi.json").json()["openapi"] == "3.1.0"
-    assert b"stemma_http_requests_total" in httpx.get(f"{url}/metrics").content
+    told = httpx.get(f"{url}/metrics").text
+    assert "stemma_http_requests_total" in told and 'stemma_engine_written_total{model="tiny"}' in told
+    assert 'stemma_first_part_seconds_count{route="/v1/chat/completions"}' in told

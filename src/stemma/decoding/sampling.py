@@ -252,6 +252,7 @@ class Sampler:
             ordered, order = logits.sort(descending=True)
             mass = ordered.softmax(-1).cumsum(-1)
             beyond = mass - ordered.softmax(-1) >= self.top_p  # the mass before a token is enough already
+            beyond[:, 0] = False  # a top_p that float32 rounds to 0 keeps the likeliest
             logits = logits.masked_fill(beyond.scatter(-1, order, beyond), out)
         if self.min_p:
             share = logits.softmax(-1)

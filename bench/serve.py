@@ -33,17 +33,20 @@ SIZES = {"d_model": 768, "layers": 12, "heads": 12, "d_ff": 2048, "vocab": 32_00
 SMALL = {"d_model": 256, "layers": 4, "heads": 4, "d_ff": 704, "vocab": 4_000, "context": 1024}
 
 
+def words(count: int) -> list[str]:
+    """Words of random letters."""
+    draw = random.Random(0)
+    return ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randrange(3, 10))) for _ in range(count)]
+
+
 def checkpoint(folder: Path, sizes: dict[str, int]) -> None:
     """Random weights with a tokenizer, as a folder and as a GGUF file."""
     import stemma
     from stemma.text import Specials, Tokenizer
 
-    draw = random.Random(0)
-    words = [
-        "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randrange(3, 10))) for _ in range(sizes["vocab"])
-    ]
+    texts = [f"{one} {one}" for one in words(sizes["vocab"])]
     specials = Specials(bos="<s>", eos="</s>", unk="<unk>")
-    tokenizer = Tokenizer.train("spm-bpe", [f"{one} {one}" for one in words], sizes["vocab"], specials)
+    tokenizer = Tokenizer.train("spm-bpe", texts, sizes["vocab"], specials)
     model = stemma.build("llama", **sizes)
     model.tokenizer = tokenizer
     model.save(str(folder / "model"))
@@ -106,11 +109,11 @@ async def load(url: str, bodies: list[dict[str, Any]], clients: int) -> tuple[fl
 
 
 def requests(count: int, seed: int) -> list[dict[str, Any]]:
-    """Prompts of 8 to 256 ids, and 8 to 64 new tokens."""
-    draw, found = random.Random(seed), []
+    """Prompts of 4 to 128 words, and 8 to 64 new tokens."""
+    draw, known, found = random.Random(seed), words(1000), []
     for i in range(count):
-        ids = [draw.randrange(300, 600) for _ in range(draw.choice((8, 32, 96, 256)))]
-        body = {"model": "model", "prompt": ids, "max_tokens": draw.choice((8, 24, 64)), "temperature": 0, "seed": i}
+        text = " ".join(draw.choices(known, k=draw.choice((4, 16, 48, 128))))
+        body = {"model": "model", "prompt": text, "max_tokens": draw.choice((8, 24, 64)), "temperature": 0, "seed": i}
         found.append(body | {"stream": True, "logit_bias": {"2": -100}})  # no text ends early
     return found
 

@@ -20,6 +20,7 @@ DEFAULT = 5.0  # for every file that is not named here
 BUDGETS = {
     "test_harness.py": 60,
     "test_generate.py": 30,
+    "test_executor.py": 8,
     "test_parity.py": 25,
     "test_planning.py": 25,
     "test_scale.py": 60,

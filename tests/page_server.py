@@ -255,16 +255,25 @@ class Server:
             else f" and then, after {len(body['prompt'])} letters, it went on."
         )
 
-        def event(i: int, whole: str, piece: bytes | None, finish: str | None) -> dict[str, Any]:
+        if body["prompt"].endswith("halves"):
+            text = HALVES
+        held: list[tuple[int, bytes]] = []  # tokens whose text waits for the rest of a character
+
+        def event(i: int, whole: str, piece: bytes | None, finish: str | None) -> dict[str, Any] | None:
+            held.extend([(i, piece)] if piece is not None else [])
+            if not whole and not finish:
+                return None
             choice: dict[str, Any] = {"index": 0, "text": whole, "finish_reason": finish, "logprobs": None}
-            if body.get("logprobs") and piece is not None:
-                top = {shown(t): logprob(p) for t, p in chances(i, piece)}
+            if body.get("logprobs") and held:
+                tops = [{shown(t): logprob(p) for t, p in chances(k, piece)} for k, piece in held]
+                names = [shown(piece) for _, piece in held]
                 choice["logprobs"] = {
-                    "tokens": [shown(piece)],
-                    "token_logprobs": [top[shown(piece)]],
-                    "top_logprobs": [top],
-                    "text_offset": [0],
+                    "tokens": names,
+                    "token_logprobs": [top[name] for name, top in zip(names, tops, strict=True)],
+                    "top_logprobs": tops,
+                    "text_offset": [0] * len(held),
                 }
+            held.clear()
             return {"object": "text_completion", "choices": [choice]}
 
         return self.streamed(body, text, event, began)
@@ -282,7 +291,9 @@ class Server:
                     held += piece
                     whole = shown(held) if "\ufffd" not in shown(held) else ""
                     held = b"" if whole else held
-                    line = f"data: {json.dumps(event(i, whole, piece, None), ensure_ascii=False)}\n\n".encode()
+                    if (told := event(i, whole, piece, None)) is None:
+                        continue
+                    line = f"data: {json.dumps(told, ensure_ascii=False)}\n\n".encode()
                     middle = next((k for k, byte in enumerate(line) if byte >= 0xC0), len(line) // 2) + 1
                     yield line[:middle]  # packets end wherever they like, inside of characters too
                     if middle < len(line) and whole and not whole.isascii():

@@ -118,7 +118,7 @@ def test_a_base_and_an_adapter_with_a_head(tmp_path: Path, capsys: pytest.Captur
     ("kind", "what"),
     [
         ("gpt2", "classify"),
-        ("bert", "several"),
+        pytest.param("bert", "several", marks=pytest.mark.slow),
         pytest.param("bert", "tag", marks=pytest.mark.slow),
         pytest.param("bert", "answer", marks=pytest.mark.slow),
         ("bert", "choose"),
@@ -171,6 +171,7 @@ def test_directories_that_peft_wrote(tmp_path: Path) -> None:
         stemma.load(start, adapter=tmp_path / "adapter")
 
 
+@pytest.mark.slow
 def test_a_new_head_takes_the_place_of_the_bases_own(tmp_path: Path) -> None:
     _, run = tuned("bert", "classify", tmp_path)
     merge(stemma.load(run.directory)).save(tmp_path / "three")

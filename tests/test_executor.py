@@ -17,10 +17,11 @@ from click.testing import CliRunner
 
 from stemma import executor
 from stemma.cli import compiling
+from stemma.decoding.layout import lay_out
 from stemma.decoding.session import Session
 from stemma.decoding.sessions import begin, session_kind
 from stemma.errors import CheckpointError, UsageError
-from stemma.executor import native, structs
+from stemma.executor import many, native, prompts, structs
 from stemma.nn.model import Model
 from tiny import NETWORKS, build, tiny
 
@@ -151,6 +152,37 @@ def test_weights_are_read_where_they_lie() -> None:
     model.to(torch.bfloat16)
     assert executor.of(model) is not first
     assert executor.of(model) is executor.of(model)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_prompts_by_the_wider_products(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits of a prompt are PyTorch's, and each matrix of at least 16 vectors is multiplied by oneDNN."""
+    model, seen = build(tiny(name)), []
+    suits = prompts.suits
+
+    def noted(*args: Any) -> bool:
+        seen.append(suits(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(prompts, "suits", noted)
+    monkeypatch.setattr(many, "better", lambda: False)
+    plain = Session(model, texts([30, 25]), NEW).logits
+    assert not seen
+    monkeypatch.setattr(many, "better", lambda: True)
+    torch.testing.assert_close(Session(model, texts([30, 25]), NEW).logits, plain, rtol=0, atol=1e-5)
+    assert seen.count(True) >= 12
+    with torch.inference_mode(False), torch.enable_grad():
+        assert not suits(torch.zeros(20, 8), torch.zeros(4, 8))
+    assert not suits(torch.zeros(15, 8), torch.zeros(4, 8))
+
+
+def test_no_weight_is_turned_over() -> None:
+    """Neither by a session of one row nor by an engine of few."""
+    model = build(tiny("llama"))
+    before = [(p.data_ptr(), p.stride()) for p in model.parameters()]
+    begin(model, texts([5]), NEW)
+    lay_out(model, 1)
+    assert [(p.data_ptr(), p.stride()) for p in model.parameters()] == before
 
 
 def test_an_executor_goes_with_its_model() -> None:

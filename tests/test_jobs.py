@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ import stemma
 from oracle import shared
 from stemma.engine import Busy, Engine
 from stemma.errors import UsageError
+from test_running import talker
 
 CASE = "llama"
 
@@ -127,3 +131,12 @@ def test_an_engine_reports_on_prompts(engine: Engine) -> None:
             assert got.prompt_logprobs[1:] == pytest.approx(want.prompt_logprobs[1:], abs=1e-4)
         else:
             assert got.prompt_logprobs == got.prompt_top == []
+
+
+def test_the_pages_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    talker().save("model")
+    page = (Path(__file__).parent.parent / "docs/engine.md").read_text("utf-8")
+    (code,) = re.findall(r"<!-- jobs -->\n```python\n(.*?)```\n<!-- /jobs -->", page, re.S)
+    exec(code, {})
+    assert "Stats(" in capsys.readouterr().out

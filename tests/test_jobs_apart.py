@@ -16,7 +16,7 @@ import stemma
 from oracle import shared
 from stemma.decoding.chunked import ChunkedSession
 from stemma.engine import Busy, Engine, Expired
-from stemma.errors import NotFinite
+from stemma.errors import NotFinite, UsageError
 from test_generate import GENERATING
 from tiny import build, tiny
 
@@ -235,6 +235,29 @@ def test_a_full_queue_names_a_time_from_the_measured_rate() -> None:
 
 
 # ---------------------------------------------------------------- ways of writing
+
+
+@pytest.mark.parametrize("case", ["t5", "bart", "llama"])
+def test_searches_with_beams_go_on_beside_other_jobs(case: str) -> None:
+    """In turns, a step at a time; with the texts of `generate`."""
+    model = shared(case)[0]
+    want = stemma.generate(model, [ids(7, 1)], num_beams=3, n=2, max_new_tokens=8)[0]
+    with Engine(model) as engine, Gate(model) as gate:
+        first = engine.submit([5, 6], max_new_tokens=12, ignore_eos=True)
+        gate.wait()
+        search = engine.submit(ids(7, 1), num_beams=3, n=2, max_new_tokens=8)
+        gone = engine.submit(ids(7, 2), num_beams=3, max_new_tokens=30)
+        before = len(gate.calls)
+        for _ in range(4):
+            gate.pass_one()
+        gone.cancel()
+        gate.release()
+        assert [choice.ids for choice in search.result(30).choices] == [choice.ids for choice in want.choices]
+        assert first.result(30).ids == alone(model, [5, 6], max_new_tokens=12)
+        rows = [call[0] for call in gate.calls[before:]]
+        assert len(set(rows[: 2 * 3])) > 1  # calls of the search and of the other job take turns
+        with pytest.raises(UsageError, match="beam search"):
+            engine.submit([5], num_beams=2, temperature=1.0)
 
 
 def of_family(name: str, **changes: Any) -> Any:

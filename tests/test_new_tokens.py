@@ -47,7 +47,8 @@ def scores(model: Any, known: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("tied", "room"), [(True, 0), (False, 0), (True, 5), pytest.param(False, 5, marks=pytest.mark.slow)]
+    ("tied", "room"),
+    [(False, 0), (True, 5), *(pytest.param(*two, marks=pytest.mark.slow) for two in ((True, 0), (False, 5)))],
 )
 def test_a_lora_run_learns_rows_of_new_tokens(
     tied: bool, room: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -130,3 +131,30 @@ def test_what_an_adapters_file_cannot_hold_is_refused(tmp_path: Path) -> None:
     hf.LlamaForCausalLM(hf.LlamaConfig(**SIZE, vocab_size=known.vocab_size - 3)).save_pretrained(tmp_path / "other")
     with pytest.raises(CheckpointError, match="so 5 are missing: it is not the adapter's base"):
         stemma.load(tmp_path / "other", adapter=run.directory)
+
+
+def test_a_base_that_lost_its_tokenizer(tmp_path: Path) -> None:
+    """Rows of new tokens begin as the mean of those that it knows; a run without such rows does not ask."""
+    start, _ = base(tmp_path / "base")
+    data = written(tmp_path / "rows.jsonl", TALKS)
+    for name, template in (("new", "chatml"), ("old", "plain")):
+        more = MORE | {"settings": {"template": template}}
+        run = tune("chat", start=str(start), data=data, out=tmp_path / name, budget="1 steps", **more)
+        assert run.finished
+    for file in start.glob("tokenizer*"):
+        file.unlink()
+    verify_resume(tmp_path / "old", 2)
+    with pytest.raises(CheckpointError, match="has no tokenizer any more, and the run learns rows of tokens"):
+        verify_resume(tmp_path / "new", 2)
+
+
+def test_nothing_begins_from_an_adapter(tmp_path: Path) -> None:
+    """What cannot begin is refused before anything is learnt, with the cure."""
+    start, _ = base(tmp_path / "base")
+    data = written(tmp_path / "rows.jsonl", TALKS)
+    tune("chat", start=str(start), data=data, out=tmp_path / "run", budget="1 steps", **MORE)
+    with pytest.raises(UsageError, match=r"is an adapter, and tuning begins from a whole model: `stemma merge .*base"):
+        resolve("chat", str(tmp_path / "run"), data)
+    with pytest.raises(UsageError, match="orca has several stages"):
+        tune("orca", start=str(start), out=tmp_path / "orca", lora=2, quiet=True)
+    assert not (tmp_path / "orca").exists()

@@ -429,6 +429,17 @@ def test_models_without_a_template_go_on_with_a_text(opened: Open, server: Serve
     tab.click("#alternatives button:nth-of-type(2)")
     tab.wait("document.querySelector('.branches')?.innerText === '2/2' && !document.querySelector('[aria-busy=true]')")
     assert server.script.asked[-1]["prompt"].startswith(asked["prompt"])
+    tab.click("#side .new")  # parts of characters come without their bytes here
+    tab.wait("document.querySelector('.welcome')")
+    say(tab, "halves")
+    assert answers(tab) == [HALVES]
+    tab.eval(
+        "[...document.querySelectorAll('.token')].find(e => e.textContent.includes('日')).nextElementSibling.click()"
+    )
+    tab.click("#alternatives button:nth-of-type(2)")
+    tab.wait("document.querySelector('.branches')?.innerText === '2/2' && !document.querySelector('[aria-busy=true]')")
+    begun = server.script.asked[-1]["prompt"].removeprefix("halves")
+    assert begun.startswith(HALVES[: HALVES.index("日") + 1]) and "\ufffd" not in begun
     say(tab, "x" * 900)  # near the end of the context tokens are counted
     assert server.script.asked[-1]["max_tokens"] < 1024
 

@@ -257,8 +257,8 @@ def test_steps_in_few_bits(name: str, kind: str, folder: Path) -> None:
     assert (found - modules).norm() < 1e-2 * exact.norm()
 
 
-def test_prompts_have_the_numbers_of_steps(folder: Path) -> None:
-    """A prompt's last logits are those of the same tokens read one by one, but for fp32 rounding around the products."""
+def test_prompts_are_rounded_as_steps_are(folder: Path) -> None:
+    """A prompt's last logits are nearer to those of the same tokens read one by one than to those of exact products."""
     model = stemma.load(folder / "llama", quantize="q8_0")
     text = list(range(5, 25))
     with torch.inference_mode():

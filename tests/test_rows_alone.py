@@ -10,10 +10,10 @@ import stemma
 from oracle import shared
 from stemma.decoding import Lookup, SamplingParams
 from stemma.engine import Engine
-from tiny import build, tiny
+from tiny import build, slow, tiny
 
 PROMPTS = [[5, 6, 7, 5], [9, 8, 9], [11], [5, 6, 7, 5], [12, 13, 14, 15, 16], [17, 18], [9, 8, 9]]
-CASES = ["llama", "mistral", "gpt2", "t5", "bart", "xlnet", "tiny-unilm", "tiny-glm", "tiny-longllama"]
+CASES = ["llama", "mistral", "t5", "xlnet", "tiny-glm", *slow("gpt2", "bart", "tiny-unilm", "tiny-longllama")]
 
 
 def asked(speculates: bool) -> list[SamplingParams]:

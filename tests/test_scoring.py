@@ -15,7 +15,7 @@ from stemma.decoding import Detokenizer, score
 from stemma.errors import UsageError
 from test_generate import last_logits
 from test_guides import writer
-from tiny import build, tiny
+from tiny import build, slow, tiny
 
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
 TEXTS = [[[4, 5, 6], [7], [], [8, 9, 10, 11, 12, 13, 14]], [[3, 3]], [[6] * 9, [5, 4]]]
@@ -28,11 +28,10 @@ def model_of(case: str) -> Any:
 # ---------------------------------------------------------------- scores
 
 
-@pytest.mark.parametrize("case", ["llama", "mistral", "t5", "xlnet", "unilm", "tiny-glm", "tiny-longllama"])
+@pytest.mark.parametrize("case", ["mistral", "t5", "xlnet", "tiny-longllama", *slow("llama", "tiny-unilm", "tiny-glm")])
 @pytest.mark.filterwarnings("ignore:.* tokens are more than")
 def test_scores_are_those_of_full_passes(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one pass or in pieces, alone or together; models that read token by token too."""
-    case = "tiny-unilm" if case == "unilm" else case
     model = model_of(case)
     found = score(model, PROMPTS, TEXTS)
     assert [[len(s.ids) for s in own] for own in found] == [[len(t) for t in own] for own in TEXTS]

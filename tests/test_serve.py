@@ -16,6 +16,7 @@ import torch
 import serving
 import stemma
 from stemma.conversations import Turn, prompt_ids, writer
+from stemma.rewrites import WeightOnly, apply
 
 TALK = [{"role": "user", "content": "a leaf"}]
 
@@ -44,6 +45,15 @@ def test_models_with_what_stemma_knows(client: Any) -> None:
     assert facts["structure"] == "decoder" and facts["writes"] and facts["chats"] and not second.stemma["chats"]
     assert facts["context"] == 256
     assert facts["parameters"] == sum(p.numel() for p in serving.decoder().parameters())
+
+
+def test_packed_matrices_count_as_what_they_stand_for() -> None:
+    model = serving.decoder(context=64)
+    plain = sum(p.numel() for p in model.parameters())
+    packed = stemma.build("llama", layers=2, d_model=32, heads=4, d_ff=48, vocab=model.dims.vocab, context=64)
+    apply(packed, (WeightOnly(("*.mlp.*",)),))
+    assert sum(p.numel() for p in packed.parameters()) < plain
+    assert serving.server({"packed": packed}).models.entries()[0]["stemma"]["parameters"] == plain
 
 
 def test_a_conversation_has_the_answer_that_generate_gives(client: Any) -> None:
@@ -117,6 +127,7 @@ def test_the_same_seed_gives_the_same_text_and_none_another(client: Any) -> None
 
     assert said(seed=1) == said(seed=1) != said(seed=2)
     assert said() != said()
+    assert said(top_p=5e-324) == said(temperature=0)  # float32 makes 0 of it: the likeliest token stays
 
 
 def test_a_final_message_goes_on(client: Any) -> None:
@@ -148,6 +159,15 @@ def test_several_answers_are_those_that_generate_gives(client: Any) -> None:
         ends[chunk.choices[0].index].append((chunk.choices[0].delta.role, chunk.choices[0].finish_reason))
     for each in ends.values():
         assert each[0] == ("assistant", None) and each[-1][1] and not any(end for _, end in each[:-1])
+
+
+def test_a_text_that_ends_tells_the_log_probability_of_its_end(client: Any) -> None:
+    """Who scores given texts asks for one token more and leaves the last one out (the harness does)."""
+    end, ids = serving.tokenizer(None).eos_id, serving.tokenizer(None).encode("a leaf")
+    asked: dict[str, Any] = {"model": "plain", "prompt": "a leaf", "max_tokens": 3, "logit_bias": {str(end): 100}}
+    got = client.completions.create(**asked, logprobs=1, echo=True).choices[0]
+    assert got.finish_reason == "stop" and got.text == "a leaf"
+    assert len(got.logprobs.token_logprobs) == len(ids) + 1 and got.logprobs.tokens[-1] == "</s>"
 
 
 def test_log_probabilities(client: Any) -> None:
@@ -313,4 +333,6 @@ def test_other_methods_paths_and_types(url: str) -> None:
         "status": "ready"
     }
     assert httpx.get(f"{url}/openapi.json").json()["openapi"] == "3.1.0"
-    assert b"stemma_http_requests_total" in httpx.get(f"{url}/metrics").content
+    told = httpx.get(f"{url}/metrics").text
+    assert "stemma_http_requests_total" in told and 'stemma_engine_written_total{model="tiny"}' in told
+    assert 'stemma_first_part_seconds_count{route="/v1/chat/completions"}' in told

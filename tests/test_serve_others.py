@@ -256,3 +256,38 @@ def test_a_response_calls_a_tool() -> None:
             ).usage.input_tokens
             > 10
         )
+
+
+def test_adapters_by_name(tmp_path: Any) -> None:
+    """Each answers as the base with that adapter alone does, also while others are asked."""
+    from stemma.rewrites import LoRA, adapters, apply
+    from stemma.serve.models import Wanted, load
+    from stemma.serve.settings import Settings
+
+    base = serving.decoder(None)
+    base.save(str(tmp_path / "base"))
+    right = {"": stemma.generate(base, ["a leaf"], max_new_tokens=8)[0].text}
+    for seed, name in enumerate(("one", "two")):
+        model = stemma.load(tmp_path / "base")
+        apply(model, [LoRA(("*.attention.[qv]",), rank=2)])
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for part in adapters.layers(model):
+                for p in (part.down.weight, part.up):
+                    p.normal_(0, 0.5, generator=generator)
+        right[name] = stemma.generate(model, ["a leaf"], max_new_tokens=8)[0].text
+        model.save(str(tmp_path / name), layout="peft")
+    assert len({*right.values()}) == 3
+    own = Settings()
+    served = load(Wanted(str(tmp_path / "base"), adapters={n: str(tmp_path / n) for n in ("one", "two")}), own)
+    made = serving.server({"tiny": serving.decoder()})
+    made.models.add(served)
+    with serving.port(made) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+        assert [m.id for m in client.models.list()] == ["tiny", "base", "base:one", "base:two"]
+        assert client.models.retrieve("base:one").parent == "base"
+        for name in ("one", "", "two", "one"):
+            asked = f"base:{name}" if name else "base"
+            text = client.completions.create(model=asked, prompt="a leaf", max_tokens=8, temperature=0).choices[0].text
+            assert text == right[name], name
+        with pytest.raises(openai.NotFoundError):
+            client.completions.create(model="base:three", prompt="a")

@@ -115,6 +115,11 @@ def answers(out: Output) -> torch.Tensor:
     return next(x for x in (out.mc_logits, out.task_logits, out.logits) if x is not None)
 
 
+def slow(*cases: str) -> list[Any]:
+    """Cases of a parametrised test that the default suite leaves out."""
+    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 # ---------------------------------------------------------------- families that are one network
 
 

@@ -1,6 +1,7 @@
 """One engine in a process of its own, for bench/decode.py: `PYTHON engines.py ENGINE PATH DTYPE THREADS`.
 
-Each line of standard input is a job, {"prompts": lists of ids, "new": tokens to write after each}; each line of standard
+Seconds are those of a clock, or with STEMMA_CLOCK=processor in the environment those of the processor, which on one thread
+leave out what neighbours took. Each line of standard input is a job, {"prompts": lists of ids, "new": tokens to write after each}; each line of standard
 output what became of it, {"prefill": seconds to the first token, "decode": seconds for the others, "tokens": lists}. All
 engines decode greedily and end no text early. The processes of llama.cpp and CTranslate2 import nothing of Stemma.
 """
@@ -9,11 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+clock = time.process_time if os.environ.get("STEMMA_CLOCK") == "processor" else time.perf_counter
 Job = Callable[[list[list[int]], int], tuple[list[list[int]], list[float]]]  # -> tokens, the time of each step
 
 
@@ -25,8 +28,8 @@ def stemma_engine(path: str, dtype: str, threads: int) -> Job:
     from stemma.decoding import stream
 
     torch.set_num_threads(threads)
-    quantize = None if dtype in ("float32", "bfloat16", "float16") else dtype
-    model = stemma.load(path, quantize=quantize) if quantize else stemma.load(path, dtype=dtype)
+    few = dtype not in ("float32", "bfloat16", "float16")  # the types are those of the file
+    model = stemma.load(path, quantize="keep") if few else stemma.load(path, dtype=dtype)
     found = executor.of(model.eval())
     if isinstance(found, executor.Reason):
         print(f"stemma: PyTorch, for {found.words}", file=sys.stderr)
@@ -37,7 +40,7 @@ def stemma_engine(path: str, dtype: str, threads: int) -> Job:
         for event in stream(model, prompts, max_new_tokens=new, ignore_eos=True, temperature=0):
             tokens[event.row].append(event.token)
             if event.row == len(prompts) - 1:
-                times.append(time.perf_counter())
+                times.append(clock())
         return tokens, times
 
     return run
@@ -55,8 +58,8 @@ def transformers_engine(path: str, dtype: str, threads: int) -> Job:
     def run(prompts: list[list[int]], new: int) -> tuple[list[list[int]], list[float]]:
         times: list[float] = []
 
-        def clock(ids: Any, scores: Any, **_: Any) -> Any:
-            times.append(time.perf_counter())
+        def note(ids: Any, scores: Any, **_: Any) -> Any:
+            times.append(clock())
             return torch.zeros(len(ids), dtype=torch.bool)
 
         ids = torch.tensor(prompts)
@@ -67,7 +70,7 @@ def transformers_engine(path: str, dtype: str, threads: int) -> Job:
             min_new_tokens=new,
             do_sample=False,
             pad_token_id=0,
-            stopping_criteria=hf.StoppingCriteriaList([clock]),
+            stopping_criteria=hf.StoppingCriteriaList([note]),
         )
         return out[:, -new:].tolist(), times
 
@@ -83,10 +86,10 @@ def ctranslate2_engine(path: str, dtype: str, threads: int) -> Job:
         times: list[float] = []
         tokens: list[list[int]] = [[] for _ in prompts]
 
-        def clock(result: Any) -> bool:
+        def note(result: Any) -> bool:
             tokens[result.batch_id].append(result.token_id)
             if result.batch_id == len(prompts) - 1:
-                times.append(time.perf_counter())
+                times.append(clock())
             return False
 
         generator.generate_batch(
@@ -97,7 +100,7 @@ def ctranslate2_engine(path: str, dtype: str, threads: int) -> Job:
             sampling_topk=1,
             include_prompt_in_result=False,
             end_token=[],
-            callback=clock,
+            callback=note,
             max_batch_size=0,
         )
         return tokens, times
@@ -153,7 +156,7 @@ def llama_cpp_engine(path: str, dtype: str, threads: int) -> Job:
             found = [best(context, r) for r in range(len(prompts))] if step else first
             for row, token in enumerate(found):
                 tokens[row].append(token)
-            times.append(time.perf_counter())
+            times.append(clock())
         return tokens, times
 
     run.silent = silent  # type: ignore[attr-defined]  # llama.cpp calls it
@@ -173,7 +176,7 @@ def main() -> None:
     run = ENGINES[name](path, dtype, int(threads))
     for line in sys.stdin:
         job = json.loads(line)
-        start = time.perf_counter()
+        start = clock()
         tokens, times = run(job["prompts"], job["new"])
         found = {"prefill": times[0] - start, "decode": times[-1] - times[0], "tokens": tokens}
         print(json.dumps(found), flush=True)

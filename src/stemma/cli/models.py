@@ -124,6 +124,7 @@ SAMPLING = (  # the options of `decoding.SamplingParams`
         callback=lambda ctx, param, value: {"true": True, "false": False}.get(value, value),
         help="Beams: end with the first full set, or look on for better ones.",
     ),
+    click.option("--penalty-alpha", type=float, default=0.0, help="Contrastive search among --top-k; 0.6 is usual."),
     click.option("--repetition-penalty", type=float, help="On tokens that were there; 1 is none."),
     click.option("--presence-penalty", type=float, default=0.0, help="Taken from the logit of what was written."),
     click.option("--frequency-penalty", type=float, default=0.0, help="... and so much for each time that it was."),
@@ -240,7 +241,7 @@ def generate(
 
     texts = list(prompts) or (piped((), "a PROMPT") if whole else lines_of(piped((), "a PROMPT")[0]))
     if stream and (as_json or several(options)):
-        raise UsageError("--stream goes without --num-beams, --choices, --best-of and --json")
+        raise UsageError("--stream goes without --num-beams, --choices, --best-of, --penalty-alpha and --json")
     model = load(path, how)
     asked = params(model, options)
     asking = texts if bare else in_hard_prompts(path, texts, task)
@@ -255,7 +256,8 @@ def generate(
 
 def several(options: dict[str, Any]) -> bool:
     """Whether options ask for texts that are there at once."""
-    return (options["num_beams"] or 1) > 1 or options["n"] > 1 or options["best_of"] is not None
+    one = (options["num_beams"] or 1) == 1 and options["n"] == 1 and options["best_of"] is None
+    return not one or options["penalty_alpha"] > 0
 
 
 def show(as_json: bool, texts: Sequence[str], heads: Sequence[str], results: Sequence[Any]) -> None:

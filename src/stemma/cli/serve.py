@@ -45,6 +45,8 @@ def serve(models: tuple[str, ...], max_body: str, **options: Any) -> None:
     """
     for package in PACKAGES:
         require(package, "stemma serve", "'stemma-lm[serve]'")
+    # threads that wait for others sleep: beside busy neighbours spinning ones took five times as long. Before torch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
     from stemma.cli.convert import byte_size

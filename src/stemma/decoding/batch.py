@@ -137,6 +137,8 @@ class Batch:
         the guesses are right for, and one more. Rows that end leave the batch."""
         assert self.session is not None
         events = [] if self.tokens is None else self._begin_rows(len(self.tokens))
+        if any(event.reason is not None for event in events):  # the rows that are read are those of the next step
+            return events
         if self.tokens is not None and self._guessing:
             ring = self.session.cache.ring
             guesses = [row.guess(ring) for row in self.rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -69,11 +69,23 @@ class Search:
 
 def search(model: Model, requests: Sequence[GenerationRequest]) -> list[list[Beam]]:
     """The `n` best continuations of each prompt, the best first."""
+    going = steps(model, requests)
+    while True:
+        try:
+            next(going)
+        except StopIteration as end:
+            found: list[list[Beam]] = end.value
+            return found
+
+
+def steps(model: Model, requests: Sequence[GenerationRequest]) -> Generator[None, None, list[list[Beam]]]:
+    """The same step by step: yields after each pass through the model, and returns the continuations."""
     starts = [r.start for r in requests if r.start is not None] or None
     room, languages = [r.rules.max_new_tokens for r in requests], [r.language for r in requests]
     session = begin(model, [r.prompt for r in requests], room, languages, starts)
     searches = [Search(r) for r in requests]
     running = searches  # the searches that rows of the session belong to, in order
+    yield
     for step in range(max(room)):
         logprobs = session.logits.log_softmax(-1)
         scores = constrained(logprobs, [(s.rules, s.prefix + beam.ids, step) for s in running for beam in s.running])
@@ -93,6 +105,7 @@ def search(model: Model, requests: Sequence[GenerationRequest]) -> list[list[Bea
             break
         session.keep(rows)
         session.step(torch.tensor([b.ids[-1] for s in running for b in s.running], device=session.device))
+        yield
     return [[beam for _, beam in s.ended[: r.n]] for s, r in zip(searches, requests, strict=True)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from stemma.decoding import beams
+from stemma.decoding import beams, contrastive
 from stemma.decoding.batch import Batch
 from stemma.decoding.detokenizer import Detokenizer
 from stemma.decoding.inputs import evaluating
@@ -49,9 +49,11 @@ def generate(
     """
     _check_batch(batch)
     asked = requests(model, prompts, params, options)
-    drawn = [(i, r) for i, r in enumerate(asked) if r.beams.num_beams == 1]
+    drawn = [(i, r) for i, r in enumerate(asked) if r.beams.num_beams == 1 and not r.penalty_alpha]
     searched = [(i, r) for i, r in enumerate(asked) if r.beams.num_beams > 1]
-    _check_beams([r for _, r in searched], stream is not None, options.get("num_beams") is None)
+    check_beams([r for _, r in searched], stream is not None, options.get("num_beams") is None)
+    if stream is not None:
+        _check_streams(asked)
     if stream is not None and model.tokenizer is None:
         raise UsageError("streaming needs a tokenizer, and this model came without one")
     if stream is not None and any(r.width > 1 for r in asked):
@@ -70,7 +72,10 @@ def generate(
             these = searched[first : first + (batch or len(asked))]
             found = beams.search(model, [r for _, r in these])
             for (i, request), best in zip(these, found, strict=True):
-                written[i] = {k: _result(model, request, beam) for k, beam in enumerate(best)}
+                written[i] = {k: beam_result(model, request, beam) for k, beam in enumerate(best)}
+        for i, request in enumerate(asked):
+            if request.penalty_alpha:
+                written[i] = {0: beam_result(model, request, beams.Beam(*contrastive.search(model, request)))}
     return [gathered(written[i], r.n) for i, r in enumerate(asked)]
 
 
@@ -85,7 +90,8 @@ def stream(
     """
     _check_batch(batch)
     asked = requests(model, prompts, params, options)
-    _check_beams([r for r in asked if r.beams.num_beams > 1], True, options.get("num_beams") is None)
+    check_beams([r for r in asked if r.beams.num_beams > 1], True, options.get("num_beams") is None)
+    _check_streams(asked)
     if any(r.width > r.n for r in asked):
         raise UsageError("best_of cannot be streamed: which texts are best is known at their end")
     return _guarded(model, _steps(model, list(enumerate(asked)), batch, True))
@@ -93,8 +99,9 @@ def stream(
 
 def _guarded(model: Model, steps: Iterator[list[Event]]) -> Iterator[Event]:
     """Events of `steps`, whose modes end before each event is handed out."""
+    modules = list(model.modules())
     while True:
-        with torch.inference_mode(), evaluating(model):
+        with torch.inference_mode(), evaluating(model, modules):
             events = next(steps, None)
         if events is None:
             return
@@ -127,7 +134,14 @@ def _check_batch(batch: int | None) -> None:
         raise UsageError(f"batch must be at least 1, not {batch}")
 
 
-def _check_beams(asked: Sequence[GenerationRequest], streams: bool, checkpoints: bool) -> None:
+def _check_streams(asked: Sequence[GenerationRequest]) -> None:
+    if any(r.penalty_alpha for r in asked):
+        raise UsageError("contrastive search (penalty_alpha) cannot be streamed")
+
+
+def check_beams(asked: Sequence[GenerationRequest], streams: bool, checkpoints: bool) -> None:
+    """Raises UsageError for searches with options that go with no search. `streams`: their texts are to be streamed;
+    `checkpoints`: their beams are the checkpoint's."""
     for request in asked:
         if request.sampler.temperature > 0 or streams or request.stop:
             width = request.beams.num_beams
@@ -137,7 +151,8 @@ def _check_beams(asked: Sequence[GenerationRequest], streams: bool, checkpoints:
             )
 
 
-def _result(model: Model, request: GenerationRequest, beam: beams.Beam) -> Result:
+def beam_result(model: Model, request: GenerationRequest, beam: beams.Beam) -> Result:
+    """What a search found."""
     text = None if model.tokenizer is None else Detokenizer(model, request.prompt).decode(beam.ids)
     reason = "eos" if beam.ids[-1] in request.rules.eos else "length"
     return Result(beam.ids, text, beam.logprobs, reason, request.seed)

@@ -29,7 +29,7 @@ IGNORED: dict[str, tuple[tuple[Any, ...], str]] = {
     "renormalize_logits": ((), "scores are not made probabilities again after the rules"),
     "constraints": ((), "a search has no words that it must come to"),
     "force_words_ids": ((), "a search has no words that it must come to"),
-    "penalty_alpha": ((0,), "there is no contrastive search"),
+    "penalty_alpha": ((0,), "ask for contrastive search in the call (penalty_alpha)"),
     "dola_layers": ((), "tokens are chosen by the last layer"),
     "guidance_scale": ((1,), "there is no guidance by a second prompt"),
     "exponential_decay_length_penalty": ((), "an end does not become likelier with length"),

@@ -1,4 +1,4 @@
-"""The memory layout of weights, for decoding on a CPU.
+"""The memory layout of weights, for decoding by PyTorch on a CPU: the step executor reads them as they are.
 
 With one token a step, a linear layer multiplies a matrix with one vector a row. In fp32 and with few rows, torch's
 kernel reads a matrix stored as [in, out] 1.2 to 1.5 times faster than one stored as [out, in], if it has at least as
@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from stemma import executor
 from stemma.nn.model import Model
 
 FEW = 3  # rows up to which [in, out] is the faster layout
@@ -19,9 +20,11 @@ FEW = 3  # rows up to which [in, out] is the faster layout
 @torch.inference_mode(False)
 @torch.no_grad()
 def lay_out(model: Model, rows: int) -> None:
-    """Store the weights of an fp32 model on the CPU in the fastest layout for `rows` rows. They stay ordinary tensors,
-    so the model can be trained afterwards."""
+    """Store the weights of an fp32 model on the CPU, which PyTorch decodes with, in the fastest layout for `rows` rows.
+    They stay ordinary tensors, so the model can be trained afterwards."""
     if model.device.type != "cpu" or model.dtype != torch.float32:
+        return
+    if isinstance(executor.of(model), executor.Executor):
         return
     transposed = rows <= FEW
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]

@@ -38,6 +38,7 @@ class GenerationRequest:
     seed: int = 0
     n: int = 1
     width: int = 1
+    penalty_alpha: float = 0.0
     adapter: str | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -91,11 +92,12 @@ def _request(model: Model, params: SamplingParams) -> GenerationRequest:
     width = config.num_beams(model, params)
     if width > 1:
         _check_search(params, width)
+    if params.penalty_alpha:
+        _check_contrast(model, params)
     for name in REPORTS:
         if (getattr(params, name) or 0) > model.dims.vocab:
             raise UsageError(f"{name}={getattr(params, name)} is more than this model's {model.dims.vocab} tokens")
-    causal = model.arch.structure == "decoder" and isinstance(model.arch.mask, Causal | Sliding | Cycle)
-    if params.prompt_logprobs is not None and not causal:
+    if params.prompt_logprobs is not None and not _causal(model):
         raise UsageError("prompt_logprobs are those of a decoder that reads every prompt from left to right")
     return GenerationRequest(
         prompt=[],
@@ -108,6 +110,7 @@ def _request(model: Model, params: SamplingParams) -> GenerationRequest:
         answers=answers(model),
         n=params.n,
         width=params.width,
+        penalty_alpha=params.penalty_alpha,
         logprobs=params.logprobs,
         prompt_logprobs=params.prompt_logprobs,
         speculate=_guesses(model, params.speculate),
@@ -121,6 +124,23 @@ def _check_search(params: SamplingParams, beams: int) -> None:
             raise UsageError(f"a search of {beams} beams goes without {name}")
     if params.n > beams:
         raise UsageError(f"a search of {beams} beams has at most n={beams} texts, not {params.n}")
+
+
+def _causal(model: Model) -> bool:
+    return model.arch.structure == "decoder" and isinstance(model.arch.mask, Causal | Sliding | Cycle)
+
+
+def _check_contrast(model: Model, params: SamplingParams) -> None:
+    """Raises UsageError for what goes not with contrastive search."""
+    if not _causal(model) or not extends(model):
+        raise UsageError("contrastive search (penalty_alpha) is for decoders that read from left to right")
+    if (params.top_k or 0) < 2:
+        raise UsageError("contrastive search (penalty_alpha) chooses among top_k tokens: give top_k of at least 2")
+    others = ("temperature", "num_beams", "best_of", *REPORTS, "guide", "speculate", "language")
+    if used := [name for name in others if getattr(params, name) not in (None, 0, 1)] + ["stop"] * bool(params.stop):
+        raise UsageError(f"contrastive search (penalty_alpha) goes without {used[0]}")
+    if params.n > 1:
+        raise UsageError("contrastive search (penalty_alpha) draws nothing: it has one text, n=1")
 
 
 def _guesses(model: Model, how: Lookup | Draft | Model | None) -> Lookup | Draft | None:

@@ -69,6 +69,10 @@ class SamplingParams:
     log-probability / length ** length_penalty; `early_stopping` [False]: True ends with the first `num_beams` finished
     hypotheses, "never" goes on while any length may rank higher.
 
+    Contrastive search: `penalty_alpha` above 0 draws nothing: of the `top_k` likeliest tokens it takes the one with the
+    highest (1 - penalty_alpha) * probability - penalty_alpha * likeness to what was read and written (Su et al. 2022;
+    0.6 and 4 there); for decoders.
+
     Rules: `repetition_penalty` [1] (Keskar et al. 2019), `presence_penalty` and `frequency_penalty` (OpenAI's: taken
     from the logit of a token that the new text holds, once, and once for each time); `logit_bias`: what is added to
     the logits of tokens, given by id or exact name; `no_repeat_ngram_size` [0]; `forced_bos_token_id`: the first new
@@ -102,6 +106,7 @@ class SamplingParams:
     num_beams: int | None = None
     length_penalty: float | None = None
     early_stopping: Early | None = None
+    penalty_alpha: float = 0.0
     forced_bos_token_id: Token | Sequence[Token] | None = None
     forced_eos_token_id: Token | Sequence[Token] | None = None
     decoder_start_token_id: Token | None = None
@@ -129,9 +134,10 @@ class SamplingParams:
             value = getattr(self, name)
             whole = (value is None and name != "n") or (isinstance(value, int) and not isinstance(value, bool))
             require(whole, f"{name} must be a whole number, not {value!r}")
-        for name in ("presence_penalty", "frequency_penalty"):
+        for name in ("presence_penalty", "frequency_penalty", "penalty_alpha"):
             _finite(name, getattr(self, name))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        require(0 <= self.penalty_alpha <= 1, f"penalty_alpha must lie in [0, 1], not {self.penalty_alpha}")
         require(self.n >= 1, f"n must be at least 1, not {self.n}")
         require(self.width >= self.n, f"best_of must be at least n={self.n}, not {self.best_of}")
         for name in REPORTS:
@@ -246,6 +252,7 @@ class Sampler:
             ordered, order = logits.sort(descending=True)
             mass = ordered.softmax(-1).cumsum(-1)
             beyond = mass - ordered.softmax(-1) >= self.top_p  # the mass before a token is enough already
+            beyond[:, 0] = False  # a top_p that float32 rounds to 0 keeps the likeliest
             logits = logits.masked_fill(beyond.scatter(-1, order, beyond), out)
         if self.min_p:
             share = logits.softmax(-1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stemma import executor
 from stemma.decoding.blanks import BlankSession
 from stemma.decoding.chunked import ChunkedSession, in_pieces
 from stemma.decoding.layout import lay_out
@@ -27,8 +26,7 @@ def begin(
     kind: type[Session] | None = None,
 ) -> Session:
     """A decoding of prompts (see `Session`), of the given `kind`, or of the one that the model asks for."""
-    if isinstance(executor.of(model), executor.Reason):
-        lay_out(model, len(prompts))
+    lay_out(model, len(prompts))
     return (kind or session_kind(model, prompts, room))(model, prompts, room, languages, starts)
 
 

@@ -16,12 +16,14 @@ import torch
 from stemma import executor
 from stemma.decoding import Event, SamplingParams, Session, evaluating
 from stemma.decoding.chunked import ChunkedSession, paged
+from stemma.decoding.generation import check_beams
 from stemma.decoding.layout import lay_out
-from stemma.decoding.requests import requests
+from stemma.decoding.requests import GenerationRequest, requests
 from stemma.decoding.sessions import check, running_kind
 from stemma.engine.jobs import Busy, Expired, Job
 from stemma.engine.lanes import Entry, Lane
 from stemma.engine.meter import Meter, Stats
+from stemma.engine.searches import Searches
 from stemma.errors import NotFinite, StemmaError, UsageError
 from stemma.nn.model import Model
 from stemma.rewrites.adapters import ByRow
@@ -52,6 +54,7 @@ class Engine:
         self.adapters = ByRow(model)
         self._waiting: deque[Job] = deque()
         self._inside: dict[int, Job] = {}  # that are read or decoded, by the index that events carry
+        self._searches = Searches(model, self.adapters)
         self._lanes: dict[tuple[type[Session], bool, str | None], Lane] = {}
         self._changed = threading.Condition()
         self._open = True
@@ -79,9 +82,11 @@ class Engine:
         self.adapters.check(adapter)
         request = replace(request, adapter=adapter)
         if request.beams.num_beams > 1:
-            raise UsageError("an engine searches with no beams: num_beams must be 1")
+            check_beams([request], False, options.get("num_beams") is None and (params is None or not params.num_beams))
+        if request.penalty_alpha:
+            raise UsageError("an engine has no contrastive search: penalty_alpha must be 0")
         check(self.model, request)
-        if self.pages is not None and issubclass(running_kind(self.model, request), ChunkedSession):
+        if self.pages is not None and _rows_have_pages(self.model, request):
             self.pages.check(len(request.prompt), request.rules.max_new_tokens, request.width)
         job = Job(request, deadline)
         with self._changed:
@@ -142,6 +147,7 @@ class Engine:
                     for lane in list(self._lanes.values()):
                         self._read(lane)
                         self._step(lane)
+                    self._search()
         except BaseException as failure:
             error = failure
             log.exception("the engine stopped")
@@ -174,22 +180,25 @@ class Engine:
         if inside:
             for lane in self._lanes.values():
                 lane.drop(inside)
+            self._searches.drop(inside)
             self._forget(inside)
 
     def _admit(self) -> None:
         """Jobs that wait take the rows that are free, in their order. One of more texts than rows has them all."""
         while True:
             with self._changed:
-                inside = sum(job.request.width for job in self._inside.values())
-                if not self._waiting or (inside and inside + self._waiting[0].request.width > self.rows):
+                inside = sum(map(_rows, self._inside.values()))
+                if not self._waiting or (inside and inside + _rows(self._waiting[0]) > self.rows):
                     return
                 job, index = self._waiting.popleft(), self._next
-                if not self._lane(job).admit(index, job):
+                if job.request.beams.num_beams > 1:
+                    self._searches.admit(self._next, job)
+                elif not self._lane(job).admit(index, job):
                     self._waiting.appendleft(job)
                     return
                 self._next += 1
                 self._inside[index] = job
-                self._reading += 1
+                self._count()
 
     def _lane(self, job: Job) -> Lane:
         """Where a job is decoded. Rows with a language do not mix with rows without one."""
@@ -247,6 +256,23 @@ class Engine:
         for job, event in zip(jobs, events, strict=True):
             job.put(event)
 
+    def _search(self) -> None:
+        """One step of every search with beams."""
+        for number, (job, _) in list(self._searches.going.items()):
+            try:
+                events = self._searches.step(number)
+            except Exception as error:
+                self._searches.drop([number])
+                self._fail({number: job}, error)
+                continue
+            if events is not None:
+                self._searches.drop([number])
+                self._meter.ended += 1
+                self._meter.written += sum(len(event.result.ids) for event in events if event.result is not None)
+                self._forget([number])
+                for event in events:
+                    job.put(event)
+
     def _guard(self, lane: Lane, work: Callable[[], list[Event] | None]) -> list[Event] | None:
         """Do a piece of work on a lane's batch. A row whose logits are not finite ends alone. After any other error
         the newest job ends and the others go on, if the step may be tried again; else what the batch holds is unknown,
@@ -284,3 +310,12 @@ class Engine:
 
     def _count(self) -> None:
         self._reading = sum(lane.reading for lane in self._lanes.values())
+
+
+def _rows(job: Job) -> int:
+    """The rows that a job takes."""
+    return max(job.request.width, job.request.beams.num_beams)
+
+
+def _rows_have_pages(model: Model, request: GenerationRequest) -> bool:
+    return request.beams.num_beams == 1 and issubclass(running_kind(model, request), ChunkedSession)

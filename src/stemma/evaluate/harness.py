@@ -15,14 +15,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from tqdm import tqdm
 
 import stemma
 from stemma.conversations import Conversation, Turn, Writer, writer
-from stemma.decoding import SamplingParams, evaluating, generate
-from stemma.decoding.generation_config import start_token
-from stemma.decoding.inputs import pad
+from stemma.decoding import SamplingParams, generate, score
 from stemma.errors import UsageError
-from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
 from stemma.nn.parts import Prefix
 
@@ -96,47 +94,22 @@ class StemmaLM(TemplateLM):
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         """The log-probability of each continuation, and whether it is the likeliest one."""
-        cut = []
-        for _texts, context, continuation in requests:
+        groups: dict[tuple[int, ...], list[int]] = {}  # the requests of each context, which is read once
+        told = [continuation[-self.max_length :] for _, _, continuation in requests]
+        for i, (_texts, context, continuation) in enumerate(requests):
             room = self.max_length - len(continuation) + (self.backend == "causal")
-            cut.append((context[-room:], continuation[-self.max_length :]))
-        order = sorted(range(len(cut)), key=lambda i: (-len(cut[i][0]) - len(cut[i][1]), cut[i]))
+            groups.setdefault(tuple(context[-room:]), []).append(i)
+        order = sorted(groups, key=lambda context: (-len(context), context))
         found: dict[int, tuple[float, bool]] = {}
-        for first in range(0, len(order), self.batch):
-            these = order[first : first + self.batch]
-            scored = self._scored([cut[i] for i in these])
-            for at, one in zip(these, scored, strict=True):
-                found[at] = one
+        for at in tqdm(range(0, len(order), self.batch), disable=disable_tqdm):
+            these = order[at : at + self.batch]
+            scored = score(self.model, these, [[told[i] for i in groups[c]] for c in these], batch=self.batch)
+            for shared, own in zip(these, scored, strict=True):
+                found |= {i: (one.logprob, one.greedy) for i, one in zip(groups[shared], own, strict=True)}
         for i, request in enumerate(requests):
             if request[0] is not None:
                 self.cache_hook.add_partial("loglikelihood", request[0], found[i])
-        return [found[i] for i in range(len(cut))]
-
-    @torch.inference_mode()
-    def _scored(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """By one pass, the log-probability of each continuation, and whether each of its tokens is the likeliest."""
-        model = self.model
-        if self.backend == "causal":
-            ids, real = pad([(context + told)[:-1] for context, told in pairs], model.device)
-            firsts = [len(context) - 1 for context, _ in pairs]
-            inputs = Inputs(ids, real)
-        else:
-            source, seen = pad([context for context, _ in pairs], model.device)
-            ids, real = pad([[start_token(model), *told[:-1]] for _, told in pairs], model.device)
-            firsts = [0] * len(pairs)
-            inputs = Inputs(ids, real, encoder_hidden=model.encode(Inputs(source, seen)), encoder_mask=seen)
-        with evaluating(model):
-            hidden = model.decode(inputs)
-            parts = [
-                hidden[i, at : at + len(told)] for i, (at, (_, told)) in enumerate(zip(firsts, pairs, strict=True))
-            ]
-            logprobs = model.logits(torch.cat(parts)).float().log_softmax(-1)
-        told = torch.tensor([token for _, told in pairs for token in told], device=model.device)
-        own = logprobs.gather(1, told[:, None])[:, 0]
-        likeliest = logprobs.argmax(-1) == told
-        sizes = [len(told) for _, told in pairs]
-        rows = zip(own.split(sizes), likeliest.split(sizes), strict=True)
-        return [(float(values.sum()), bool(best.all())) for values, best in rows]
+        return [found[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of whole texts, in windows that do not overlap."""

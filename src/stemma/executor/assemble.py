@@ -138,6 +138,8 @@ def form_of(p: Any) -> str:
     kind = p.w.kind
     if number("Q8_0") <= kind <= number("Q6_K"):
         return "8 bits"
+    if kind == number("BF16"):
+        return "bf16"
     return "halves" if kind == number("NF4") else "plain"
 
 

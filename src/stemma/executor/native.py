@@ -122,6 +122,11 @@ def processor_name() -> str:
     return _facts("model name") or platform.processor() or platform.machine()
 
 
+def vendor() -> str:
+    """Who made the processor, as it says itself."""
+    return _facts("vendor_id")
+
+
 def instructions() -> list[str]:
     """The vector instructions of the processor that the library has code for."""
     have = set((_facts("flags") or _facts("Features")).split())

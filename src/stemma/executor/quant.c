@@ -12,6 +12,7 @@
 #include "product.h"
 
 #define GROUP 32 /* entries of a vector with one scale */
+#define FAR 8192 /* bytes from a block of 256 columns to what is asked for: so much work hides the next one */
 #define ROWS 16  /* rows of a matrix that are packed together */
 
 /* ---- vectors */
@@ -175,7 +176,10 @@ void packed_row(const matrix *w, int64_t r, float *to); /* stored.c */
     const part *from[count];                                                                                           \
     floats sum[count];                                                                                                 \
     UNROLL for (int m = 0; m < count; m++) from[m] = (const part *)(x + m * prepared(in)), sum[m] = zeros();           \
-    for (int64_t k = 0; k < in; k += columns, w += ROWS * bytes) name(w, from, count, k / GROUP, sum);                 \
+    for (int64_t k = 0; k < in; k += columns, w += ROWS * bytes) {                                                     \
+      for (int64_t i = 0; i < (columns > GROUP ? ROWS * bytes : 0); i += 64) __builtin_prefetch(w + FAR + i);          \
+      name(w, from, count, k / GROUP, sum);                                                                            \
+    }                                                                                                                  \
     UNROLL for (int m = 0; m < count; m++) put(sum[m], y + m * y_stride, room);                                        \
   }
 

@@ -23,9 +23,10 @@ from stemma.serve.guard import Guard
 from stemma.serve.operations import OPERATIONS, Operation
 from stemma.serve.problems import Problem
 from stemma.serve.server import Server
-from stemma.serve.streams import unless_gone
+from stemma.serve.streams import EventStream, unless_gone
 
 LOG = logging.getLogger("stemma.serve")
+FIRST = {False: 1, True: 2}  # which part of an answer counts as its first: that of a stream says no more than its role
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -100,6 +101,7 @@ def endpoint(server: Server, one: Operation) -> Endpoint:
             return problem.response
         if found is None:  # the client left, and nobody reads this
             return Response(status_code=499)
+        request.scope["stemma.streams"] = isinstance(found, EventStream)
         return found if isinstance(found, Response) else JSONResponse(found)
 
     return run
@@ -141,12 +143,14 @@ class Counted:
         if scope["type"] != "http":
             await self.inner(scope, receive, send)
             return
-        began, status = time.perf_counter(), 499
+        began, status, parts = time.perf_counter(), 499, 0
 
         async def sent(message: Message) -> None:
-            nonlocal status
+            nonlocal status, parts
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif (parts := parts + 1) == FIRST[scope.get("stemma.streams", False)]:
+                self.metrics.first.labels(scope.get("stemma.route", "other")).observe(time.perf_counter() - began)
             await send(message)
 
         self.metrics.open.inc()

@@ -57,7 +57,7 @@ class Choice:
         if self.silent:
             return ""
         self.tokens += 1
-        if self.told is not None and one.reason != "eos":
+        if self.told is not None:
             self.told.add(one.token, one.logprob, one.top)
         self.text += one.text
         return one.text
@@ -70,8 +70,7 @@ class Choice:
             return
         self.text = result.text or ""
         if self.told is not None:
-            kept = len(result.ids) - (result.reason == "eos")
-            for token, number, top in list(zip(result.ids, result.logprobs, result.top, strict=True))[:kept]:
+            for token, number, top in zip(result.ids, result.logprobs, result.top, strict=True):
                 self.told.add(token, number, top)
 
     @property

@@ -19,7 +19,7 @@ from stemma.decoding.inputs import generates
 from stemma.decoding.requests import requests
 from stemma.engine import Busy, Engine
 from stemma.errors import StemmaError, UsageError, did_you_mean
-from stemma.nn.model import Model
+from stemma.nn.model import Model, count
 from stemma.serve.problems import Problem, bad
 from stemma.serve.settings import Settings
 from stemma.text.tokenizer import Tokenizer
@@ -67,6 +67,11 @@ class Served:
             raise bad(f"the model {self.name} has no tokenizer, and this route reads text", "model")
         found: Tokenizer = self.model.tokenizer
         return found
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many its design has: packed matrices count as what they stand for, adapters not at all."""
+        return count(self.model.arch, self.model.dims)
 
     @cached_property
     def writer(self) -> Writer | None:
@@ -139,7 +144,7 @@ class Served:
             "chats": self.engine is not None and self.writer is not None,
             "tasks": self.tasks,
             "context": self.model.dims.context,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": self.parameters,
             "adapter": adapter,
         }
         name = self.name if adapter is None else f"{self.name}:{adapter}"

@@ -13,7 +13,7 @@ import torch
 from stemma import formats, spec
 from stemma.conversations.templates import NAMES, conditioned, jinja
 from stemma.declare.tasks import ChatTask, RowObjective
-from stemma.errors import UsageError
+from stemma.errors import CheckpointError, UsageError
 from stemma.formats.heads import HEADS
 from stemma.nn import vocabulary
 from stemma.nn.model import Model
@@ -77,12 +77,13 @@ def _held(heads: Heads) -> set[str]:
 def load(plan: Plan) -> Model | None:
     """A model of the plan with the weights that it begins from, read straight into replaced modules: no full-precision
     copy of a quantised matrix is made. None if the model has weights that these lack (see `fill`), but for rows of new
-    tokens that learn beside an adapter."""
-    there = formats.load(plan.train.start, device="meta")
+    tokens that learn beside an adapter. Raises CheckpointError where those weights lost their tokenizer."""
+    rows = [i for rewrite in plan.rewrites if isinstance(rewrite, TrainableTokens) for i in rewrite.ids]
+    there = formats.load(plan.train.start, device="meta", tokenizer=bool(rows))
     with torch.device("meta"):
         model = Model(plan.arch, plan.dims)
-    known = there.tokenizer.vocab_size
-    learnt = {i for rewrite in plan.rewrites if isinstance(rewrite, TrainableTokens) for i in rewrite.ids if i >= known}
+    known = _known(there, plan) if rows else 0
+    learnt = {i for i in rows if i >= known}
     if plan.dims.vocab > there.dims.vocab and learnt.issuperset(range(there.dims.vocab, plan.dims.vocab)):
         vocabulary.widen(there, plan.dims.vocab, there.dims.vocab)
     old, new = ({name: t.shape for name, t in m.state_dict().items()} for m in (there, model))
@@ -97,6 +98,15 @@ def load(plan: Plan) -> Model | None:
     graft(model, held)
     reset(model, held.device, held.dtype, plan.seed)
     return model
+
+
+def _known(there: Model, plan: Plan) -> int:
+    """How many tokens the weights that a plan begins from know."""
+    if there.tokenizer is None:
+        raise CheckpointError(
+            f"{plan.train.start} has no tokenizer any more, and the run learns rows of tokens beside it; put it back"
+        )
+    return int(there.tokenizer.vocab_size)
 
 
 @torch.no_grad()

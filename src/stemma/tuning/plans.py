@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from stemma import formats, spec
@@ -14,6 +15,7 @@ from stemma.declare.objectives import CLM, Objective
 from stemma.declare.recipes import Adafactor, AdamW, Recipe, Schedule
 from stemma.declare.tasks import Answers, HeadTask, Replies, RowObjective, RowTask, WriteTask
 from stemma.errors import UsageError, did_you_mean
+from stemma.formats import peft
 from stemma.nn.model import Model
 from stemma.nn.parts import Arch
 from stemma.objectives import incompatible_reason
@@ -148,8 +150,14 @@ def recipe_of(context: int, adapted: float | None, published: Recipe | None = No
 
 
 def started(start: str) -> Model:
-    """The model that tuning begins from, without weights. Raises UsageError for one without a tokenizer."""
+    """The model that tuning begins from, without weights. Raises UsageError for one without a tokenizer, and for an
+    adapter, which has no weights of its own to begin from."""
     folder = start_folder(start)
+    if peft.is_adapter(Path(folder)):
+        raise UsageError(
+            f"{start} is an adapter, and tuning begins from a whole model: "
+            f"`stemma merge {peft.base_of(Path(folder))} --adapter {start} --out DIR` makes one"
+        )
     there = formats.load(folder, device="meta")
     if there.design is None or there.tokenizer is None:
         raise UsageError(f"{start} has no tokenizer, and a model is tuned with the one that it was trained with")

@@ -56,6 +56,11 @@ def carry_out(
         if not resume:
             raise UsageError(f"{out} holds a run already; resume it, or choose another directory")
         return go_on(out, on_step, quiet, mesh)
+    if lora is not None or any(rewrite.freezes for rewrite in rewrites):
+        raise UsageError(
+            f"{name} has several stages, and an adapter of one is no model that the next could begin from: tune one "
+            "at a time (--stage N), and merge what it learnt (`stemma merge`)"
+        )
     folder.check_free(out, resume)
     asked = {
         "format": 1, "name": name, "start": start, "data": list(data), "budget": budget, "seed": seed,

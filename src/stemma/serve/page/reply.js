@@ -128,7 +128,7 @@ function take(part, chunk) {
   if (!choice) return false;
   const text = choice.delta ? choice.delta.content ?? '' : choice.text ?? '';
   part.text += text;
-  const tokens = choice.logprobs ? (choice.logprobs.content ?? []).map(fromChat).concat(fromText(choice.logprobs)) : [];
+  const tokens = choice.logprobs ? (choice.logprobs.content ?? []).map(fromChat).concat(fromText(choice.logprobs, text)) : [];
   if (tokens.length) part.tokens = [...(part.tokens ?? []), ...tokens];
   if (choice.finish_reason) part.finish = choice.finish_reason;
   return text !== '' || tokens.length > 0;
@@ -141,9 +141,15 @@ function fromChat({ token, logprob, bytes, top_logprobs: top }) {
   return { t: token, p: logprob, ...half, top: (top ?? []).map(other => [other.token, other.logprob]) };
 }
 
-function fromText({ tokens, token_logprobs: logs, top_logprobs: tops, bytes }) {
-  return (tokens ?? []).map((t, i) => ({ t, p: logs[i] ?? 0, ...(bytes?.[i] && torn(t) ? { b: bytes[i] } : {}),
-    top: Object.entries(tops?.[i] ?? {}).sort((a, b) => b[1] - a[1]) }));
+/** This route sends no bytes: tokens that are parts of characters become one, whose text the chunk has. */
+function fromText({ tokens, token_logprobs: logs, top_logprobs: tops }, text) {
+  const all = (tokens ?? []).map((t, i) => ({ t, p: logs[i] ?? 0, top: Object.entries(tops?.[i] ?? {}).sort((a, b) => b[1] - a[1]) }));
+  const first = all.findIndex(({ t }) => torn(t)), end = all.findLastIndex(({ t }) => torn(t)) + 1;
+  if (first < 0) return all;
+  const joined = list => list.map(({ t }) => t).join(''), before = joined(all.slice(0, first)), after = joined(all.slice(end));
+  if (!text.startsWith(before) || !text.endsWith(after) || text.length <= before.length + after.length) return all;
+  const held = all.slice(first, end), whole = text.slice(before.length, text.length - after.length);
+  return [...all.slice(0, first), { ...held[0], t: whole, p: held.reduce((sum, { p }) => sum + p, 0) }, ...all.slice(end)];
 }
 
 /** Tokens in groups that are whole characters: [{from, to, text}]. */

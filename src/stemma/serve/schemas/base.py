@@ -43,7 +43,7 @@ class Drawing(Strict):
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(None, description="0: all tokens.")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     ignore_eos: bool | None = None
     seed: Seed | None = Field(None, description="Left out: another one for each request.")

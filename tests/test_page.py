@@ -473,6 +473,7 @@ def test_settings_reach_the_server(opened: Open, server: Server) -> None:
     say(tab, "again")
     assert server.script.asked[-1]["temperature"] == 0 and "top_p" not in server.script.asked[-1]
     tab.press("o", "Control", "Shift")  # a new conversation begins with the same
+    tab.wait("document.querySelector('.welcome')")
     say(tab, "new")
     assert (
         server.script.asked[-1]["messages"][0]["content"] == "Be brief."

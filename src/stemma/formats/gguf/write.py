@@ -26,7 +26,7 @@ from stemma.formats import tensors
 from stemma.formats.config import lost, refuse_loss
 from stemma.formats.gguf import quants, vocab_write
 from stemma.formats.gguf.file import Entry
-from stemma.formats.gguf.parts import UNTIED, differences
+from stemma.formats.gguf.parts import UNTIED, WINDOW, differences
 from stemma.formats.gguf.quantise import quantise
 from stemma.formats.gguf.read import EMBEDDINGS, read_design
 from stemma.formats.gguf.split import parts_of
@@ -92,9 +92,9 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None, split_byte
     else:
         tell_wider(path, plan.choice, plan.entries)
     mask, context = design.arch.mask, design.dims.context
-    if isinstance(mask, Sliding) and mask.window < context and plan.arch.name == "llama":
+    if isinstance(mask, Sliding) and mask.window < context and WINDOW in plan.arch.parts:
         warnings.warn(
-            f"{path} says that a token sees {mask.window} tokens, which llama.cpp does not heed for its 'llama': texts "
+            f"{path} says that a token sees {mask.window} tokens, which llama.cpp does not heed for its {plan.arch.name!r}: texts "
             f"longer than that, up to {context} tokens, will give other outputs there",
             stacklevel=2,
         )

@@ -94,8 +94,8 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None, split_byte
     mask, context = design.arch.mask, design.dims.context
     if isinstance(mask, Sliding) and mask.window < context and WINDOW in plan.arch.parts:
         warnings.warn(
-            f"{path} says that a token sees {mask.window} tokens, which llama.cpp does not heed for its {plan.arch.name!r}: texts "
-            f"longer than that, up to {context} tokens, will give other outputs there",
+            f"{path} says that a token sees {mask.window} tokens, which llama.cpp does not heed for its "
+            f"{plan.arch.name!r}: longer texts, up to {context} tokens, will give other outputs there",
             stacklevel=2,
         )
     if left := sorted({name.split(".")[0] for name in _unnamed(plan, state)}):

@@ -4,6 +4,7 @@ test_llama_cpp.py."""
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,17 @@ def test_q_k_and_v_apart_or_in_one(tmp_path: Path) -> None:
     for name, p in parameters(model).items():
         assert torch.equal(parameters(again)[name], p), name
     assert "blk.0.attn_q.weight" in str(again.ledger.loaded)
+
+
+def test_a_window_that_llama_cpp_does_not_heed_is_told(tmp_path: Path) -> None:
+    small: dict[str, Any] = dict(d_model=48, layers=1, heads=4, kv_heads=2, d_ff=128, vocab=96, head_dim=None)
+    for context, told in ((64, 1), (8, 0)):
+        model = stemma.build("mistral-7b-v0.1", {"arch.mask": Sliding(8)}, **small, context=context)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            model.save(tmp_path / "x.gguf")
+        lines = [str(w.message) for w in found if "sees 8 tokens, which llama.cpp does not heed" in str(w.message)]
+        assert len(lines) == told
 
 
 def test_layers_with_a_window(tmp_path: Path) -> None:

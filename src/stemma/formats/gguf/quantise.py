@@ -9,6 +9,7 @@ themselves are rounded, and the factors of the whole block are fitted once more.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -29,24 +30,39 @@ LARGEST = 1e12  # above what any type holds, and below what sums of squares over
 
 def quantise(matrix: Tensor, kind: int, library: ModuleType) -> Array:
     """The bytes of a matrix (... D, D whole blocks) as the quantised type number `kind`: rows of bytes, some rows at a
-    time. `library`: the `gguf` package. Raises UsageError for values that are not finite, or too large for the type."""
+    time in each thread. `library`: the `gguf` package. Raises UsageError for values that are not finite, or too large
+    for the type."""
     weights, size = quants.SIZES[kind]
     rows = matrix.reshape(-1, matrix.shape[-1])
     out = np.empty((len(rows), rows.shape[1] // weights * size), np.uint8)
     step = max(1, quants.CHUNK // rows.shape[1])
-    for at in range(0, len(rows), step):
-        part = rows[at : at + step].float().contiguous()
-        if not bool(part.isfinite().all()):
-            raise UsageError(f"{quants.NAMES[kind]} cannot hold inf or nan, and this tensor has some")
-        if part.numel() and float(part.abs().max()) > LARGEST:
-            raise _too_large(kind)
-        if kind in MADE:
-            out[at : at + step] = _packed(part, kind).reshape(len(part), -1)
-        else:
-            with np.errstate(over="ignore"):
-                out[at : at + step] = library.quants.quantize(part.numpy(), library.GGMLQuantizationType(kind))
-        _check_scales(out[at : at + step], kind)
+
+    def some(at: int) -> None:
+        out[at : at + step] = _rows(rows[at : at + step].float().contiguous(), kind, library)
+
+    threads = torch.get_num_threads()
+    try:  # hundreds of small operations: on a busy machine, threads that meet after each of them would wait for ever
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(some, range(0, len(rows), step)):
+                pass
+    finally:
+        torch.set_num_threads(threads)
     return out.reshape(*matrix.shape[:-1], -1)
+
+
+def _rows(part: Tensor, kind: int, library: ModuleType) -> Array:
+    """The bytes of a few float32 rows."""
+    if not bool(part.isfinite().all()):
+        raise UsageError(f"{quants.NAMES[kind]} cannot hold inf or nan, and this tensor has some")
+    if part.numel() and float(part.abs().max()) > LARGEST:
+        raise _too_large(kind)
+    if kind in MADE:
+        made = _packed(part, kind).reshape(len(part), -1)
+    else:
+        with np.errstate(over="ignore"):
+            made = library.quants.quantize(part.numpy(), library.GGMLQuantizationType(kind))
+    _check_scales(made, kind)
+    return made
 
 
 def _check_scales(data: Array, kind: int) -> None:

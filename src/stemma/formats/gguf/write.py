@@ -26,7 +26,7 @@ from stemma.formats import tensors
 from stemma.formats.config import lost, refuse_loss
 from stemma.formats.gguf import quants, vocab_write
 from stemma.formats.gguf.file import Entry
-from stemma.formats.gguf.parts import UNTIED, differences
+from stemma.formats.gguf.parts import UNTIED, WINDOW, differences
 from stemma.formats.gguf.quantise import quantise
 from stemma.formats.gguf.read import EMBEDDINGS, read_design
 from stemma.formats.gguf.split import parts_of
@@ -38,7 +38,7 @@ from stemma.formats.names import Row
 from stemma.formats.rotary import to_pairs
 from stemma.formats.weights import check_weights, design_of, meta_model
 from stemma.nn.model import Model
-from stemma.nn.parts import Dims, Heads
+from stemma.nn.parts import Dims, Heads, Sliding
 from stemma.rewrites.modules import Blocks
 from stemma.rewrites.paths import PlainTensors
 
@@ -91,6 +91,13 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None, split_byte
         keys |= _of_blocks(model, plan)
     else:
         tell_wider(path, plan.choice, plan.entries)
+    mask, context = design.arch.mask, design.dims.context
+    if isinstance(mask, Sliding) and mask.window < context and WINDOW in plan.arch.parts:
+        warnings.warn(
+            f"{path} says that a token sees {mask.window} tokens, which llama.cpp does not heed for its "
+            f"{plan.arch.name!r}: longer texts, up to {context} tokens, will give other outputs there",
+            stacklevel=2,
+        )
     if left := sorted({name.split(".")[0] for name in _unnamed(plan, state)}):
         heads = " and ".join(left)
         warnings.warn(f"{path} is written without {heads}: GGUF has no names for these parts", stacklevel=2)

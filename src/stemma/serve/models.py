@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from stemma import executor
 from stemma.conversations import Writer, writer
 from stemma.decoding import infill
 from stemma.decoding.inputs import generates
@@ -168,6 +169,7 @@ def load(wanted: Wanted, settings: Settings) -> Served:
         peft.attach(model, folder, name)
     if wanted.adapters:
         adapters.use(model, [])  # a request names the one that takes part
+    executor.of(model)  # its C is compiled now, and not when somebody waits
     return Served(wanted.called, model, task, settings, wanted.adapters)
 
 

@@ -14,6 +14,11 @@ from stemma.serve.operations import Operation
 from stemma.serve.schemas.base import ErrorAnswer
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
+EVENT = {  # each event of a stream
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON, or [DONE]"}},
+    "required": ["data"],
+}
 
 
 def document(operations: Iterable[Operation], keys: bool) -> dict[str, Any]:
@@ -41,7 +46,7 @@ def _operation(one: Operation, keys: bool) -> dict[str, Any]:
     answers = {str(s): {"description": HTTPStatus(s).phrase} | failed for s in sorted(statuses)}
     content: dict[str, Any] = {JSON: {"schema": _ref(one.answer)}} if one.answer else {TEXT: {}}
     if one.streams:
-        content[EVENTS] = {"schema": {"type": "string"}}
+        content[EVENTS] = {"schema": EVENT}
     found: dict[str, Any] = {
         "operationId": f"{one.method.lower()}{re.sub('[^a-z0-9]+', '_', one.path)}".strip("_"),
         "summary": one.words,

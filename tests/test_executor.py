@@ -21,7 +21,7 @@ from stemma.decoding.layout import lay_out
 from stemma.decoding.session import Session
 from stemma.decoding.sessions import begin, session_kind
 from stemma.errors import CheckpointError, UsageError
-from stemma.executor import many, native, prompts, structs
+from stemma.executor import many, native, onednn, structs
 from stemma.nn.model import Model
 from tiny import NETWORKS, build, tiny
 
@@ -158,13 +158,13 @@ def test_weights_are_read_where_they_lie() -> None:
 def test_prompts_by_the_wider_products(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The logits of a prompt are PyTorch's, and each matrix of at least 16 vectors is multiplied by oneDNN."""
     model, seen = build(tiny(name)), []
-    suits = prompts.suits
+    suits = onednn.suits
 
     def noted(*args: Any) -> bool:
         seen.append(suits(*args))
         return seen[-1]
 
-    monkeypatch.setattr(prompts, "suits", noted)
+    monkeypatch.setattr(onednn, "suits", noted)
     monkeypatch.setattr(many, "better", lambda: False)
     plain = Session(model, texts([30, 25]), NEW).logits
     assert not seen

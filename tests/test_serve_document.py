@@ -26,7 +26,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     from stemma.tuning.predicting import task_of
-    from test_serve_others import encoder, writer
+    from test_serve_tasks import encoder, writer
 
     classify = encoder(task="classify", labels=["no", "yes"])
     models = {

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from stemma.decoding.detokenizer import Detokenizer
-from stemma.decoding.guesses import Guess, accepted, guesser
 from stemma.decoding.requests import GenerationRequest
 from stemma.decoding.results import Event, Result, Top
 from stemma.decoding.rules import constrained, dead_end
 from stemma.decoding.sampling import choice_seed, draw
 from stemma.decoding.session import Session
 from stemma.decoding.sessions import begin
+from stemma.decoding.speculative import Guess, accepted, guesser
 from stemma.errors import NotFinite
 from stemma.nn.model import Model
 
@@ -104,7 +104,7 @@ class Batch:
             self.join(plain, self._begin([r for _, r in plain]))
         for i, request in requests:
             if request.prompt_logprobs is not None:
-                session, report = read_aloud(partial(self._begin, [request]), request)
+                session, report = read_with_logprobs(partial(self._begin, [request]), request)
                 self.join([(i, request)], session, report)
 
     def _begin(self, asked: Sequence[GenerationRequest], first: int | None = None) -> Session:
@@ -118,7 +118,7 @@ class Batch:
     def join(
         self, requests: Sequence[tuple[int, GenerationRequest]], new: Session, report: Report | None = None
     ) -> None:
-        """Take the rows of a session that has read these requests' prompts; `report`: what `read_aloud` found."""
+        """Take the rows of a session that has read these requests' prompts; `report`: of `read_with_logprobs`."""
         self.read_tokens()
         copies = [i for i, (_, request) in enumerate(requests) for _ in range(request.width)]
         if len(copies) > len(requests):
@@ -296,7 +296,7 @@ def guided(scores: Tensor, rows: Sequence[Row]) -> Tensor:
     return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
 
 
-def read_aloud(begun: Callable[[int], Session], request: GenerationRequest) -> tuple[Session, Report]:
+def read_with_logprobs(begun: Callable[[int], Session], request: GenerationRequest) -> tuple[Session, Report]:
     """A session that has read a prompt, and what it thought of each token. `begun(n)` has read `n` tokens of it."""
     session, prompt, most = begun(1), request.prompt, request.prompt_logprobs or 0
     own: list[float | None] = [None]

@@ -115,7 +115,7 @@ class ChunkedSession(Session):
             order=order,
             cache=self.cache,
         )
-        with executor.eight_bits():
+        with executor.fast_linear():
             hidden = self.model.decode(inputs)
         for row, piece in enumerate(pieces):
             if piece:
@@ -125,7 +125,7 @@ class ChunkedSession(Session):
                     self.cache.pages.keep(self.cache.of_rows[row], self.texts[row])
         if self.unread:
             return False
-        with executor.eight_bits():
+        with executor.fast_linear():
             self.logits = self._head(torch.stack(self.last))
         self.last = []
         return True

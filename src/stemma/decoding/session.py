@@ -53,7 +53,7 @@ class Session:
     ) -> None:
         self.prepare(model, prompts, room, languages, starts)
         self.find_executor()
-        with executor.eight_bits():
+        with executor.fast_linear():
             self.read(prompts)
 
     @property
@@ -78,7 +78,7 @@ class Session:
             return self.logits
         langs = language_ids(ids, self.languages)
         inputs = Inputs(ids, position_ids=places, langs=langs, order=order, cache=self.cache)
-        with executor.eight_bits():
+        with executor.fast_linear():
             logits = self.model.logits(self.model.decode(inputs)[:, 0]).float()
         self._advance(torch.ones_like(self.lengths))
         self.logits = self._finite(logits)
@@ -105,7 +105,7 @@ class Session:
             order=places,
             cache=self.cache,
         )
-        with executor.eight_bits():  # as a step is computed
+        with executor.fast_linear():  # as a step is computed
             hidden = self.model.decode(inputs)
             self._advance(counts)
             logits = self._head(hidden)

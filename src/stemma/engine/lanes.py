@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from stemma.decoding import Event, Session
-from stemma.decoding.batch import Batch, Report, read_aloud
+from stemma.decoding.batch import Batch, Report, read_with_logprobs
 from stemma.decoding.chunked import ChunkedSession
 from stemma.engine.jobs import Job
 from stemma.executor import Executor
@@ -112,7 +112,7 @@ class Lane:
         languages, starts = [r.language for r in asked], [r.start for r in asked if r.start is not None] or None
         if reading.aloud:
             room = [r.rules.max_new_tokens + len(r.prompt) - 1 for r in asked]
-            session, reading.report = read_aloud(
+            session, reading.report = read_with_logprobs(
                 lambda n: self._begun(reading, [p[:n] for p in prompts], room, languages), asked[0]
             )
             return sum(map(len, prompts)), session

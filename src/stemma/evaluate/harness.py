@@ -43,7 +43,7 @@ class StemmaLM(TemplateLM):
         batch_size: int | str = 8,
         max_length: int | None = None,
         template: str | None = None,
-        max_batch_size: int | None = None,
+        max_batch_size: int | None = None,  # the harness names it, for batches that it sizes itself
     ) -> None:
         super().__init__()
         path = path or pretrained
@@ -151,13 +151,14 @@ class StemmaLM(TemplateLM):
         room = self.max_length - new if self.backend == "causal" else self.max_length
         if room < 1:
             raise UsageError(f"{new} new tokens leave no room for a prompt in {self.max_length}: lower max_gen_toks")
-        draws = options.pop("do_sample", False)
-        temperature = options.pop("temperature", 1.0 if draws else 0.0) if draws else 0.0
-        options = {name: value for name, value in options.items() if name not in ("temperature", "use_cache")}
+        options.pop("use_cache", None)  # of transformers alone
+        temperature = options.pop("temperature", 1.0)
         params = SamplingParams(
-            max_new_tokens=new, temperature=temperature, stop=[text for text in until if text != end], **options
+            max_new_tokens=new,
+            temperature=temperature if options.pop("do_sample", False) else 0.0,
+            stop=[text for text in until if text != end],
         )
-        return self.tok_encode(context)[-room:], params, until
+        return self.tok_encode(context)[-room:], params.changed(options), until
 
     # ------------------------------------------------------------ conversations
 

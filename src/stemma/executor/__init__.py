@@ -2,6 +2,6 @@
 parallel region."""
 
 from stemma.executor.executor import Executor, Reason, of
-from stemma.executor.many import eight_bits
+from stemma.executor.many import fast_linear
 
-__all__ = ["Executor", "Reason", "eight_bits", "of"]
+__all__ = ["Executor", "Reason", "fast_linear", "of"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stemma.executor.assemble import number, struct
 from stemma.executor.native import library, wanted
-from stemma.executor.prompts import WideProducts, better
+from stemma.executor.onednn import WideProducts, better
 from stemma.quantize import native, packing
 from stemma.rewrites import frozen
 from stemma.rewrites.weight_only import Stored
@@ -21,10 +21,10 @@ FEW = 16  # vectors up to which plain C beats PyTorch with the weights made whol
 
 
 @contextlib.contextmanager
-def eight_bits() -> Iterator[None]:
-    """Within this, packed matrices multiply with vectors that are rounded to 8 bits, as in a step of the executor, if
-    there is a compiler, and outside of autograd. A result does not depend on how many vectors there are. Products of
-    fp32 matrices are the faster ones of this processor (`prompts`)."""
+def fast_linear() -> Iterator[None]:
+    """Within this, linear layers run on the faster kernels for this CPU, outside of autograd: quantised weights
+    multiply with activations that are rounded to int8, as in a step of the executor (where there is a C compiler), and
+    fp32 weights by oneDNN where it beats MKL (`onednn`). A row of the result does not depend on the number of rows."""
     before = frozen.PRODUCT.set(product if wanted() else None)
     try:
         with WideProducts() if wanted() and better() else contextlib.nullcontext():

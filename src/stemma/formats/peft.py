@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stemma import disk
 from stemma.errors import CheckpointError, UsageError, brief, nearest
-from stemma.formats import brought, peft_experts, peft_prompts, safe, tensors
+from stemma.formats import adapter_heads, peft_experts, peft_prompts, safe, tensors
 from stemma.formats.peft_names import (
     BESIDE,
     CONFIG,
@@ -93,7 +93,7 @@ def attach(model: Model, folder: str | Path, name: str | None = None) -> Model:
     config = read_config(folder)
     state = _state(folder)
     _grow(model, folder, config)
-    brought.equip(model, folder, config, state)
+    adapter_heads.equip(model, folder, config, state)
     here, found = table(model), Contents()
     own = state.pop(peft_prompts.TENSOR, None)
     new: list[Rewrite] = []

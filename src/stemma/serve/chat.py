@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from stemma.decoding import SamplingParams
 from stemma.engine import Job
-from stemma.serve import calls, drawing, forms, problems, talks
+from stemma.serve import calls, drawing, problems, prompts, response_format
 from stemma.serve.choices import Choice, delta
 from stemma.serve.models import Served
 from stemma.serve.problems import bad
@@ -46,20 +46,20 @@ def understood(server: Server, body: ChatRequest) -> Asked:
     tokenizer = served.tokenizer
     form = calls.form_of(served.writer, tokenizer) if served.writer is not None else None
     tools, forced = wanted(body, form)
-    write = talks.writer(served, body.chat_template_kwargs, form, tools)
-    listed = talks.turns(body.messages, form)
+    write = prompts.writer(served, body.chat_template_kwargs, form, tools)
+    listed = prompts.turns(body.messages, form)
     if form is calls.GORILLA:
-        listed = talks.documented(listed, tools)
+        listed = prompts.documented(listed, tools)
     begun = form.opening if form is not None and forced else ""
-    prompt = talks.prompt(served, write, listed, bool(body.continue_final_message), begun)
+    prompt = prompts.prompt(served, write, listed, bool(body.continue_final_message), begun)
     given = body.max_completion_tokens or body.max_tokens
     tokens = drawing.room(served, prompt, given, server.settings.max_tokens, "messages")
-    guide = forms.guide(body, body.response_format)
+    guide = response_format.guide(body, body.response_format)
     if guide is not None and tools:
         raise bad("an answer with a form calls no tools: leave tools or the form out", "tools")
     if forced:
         assert form is not None
-        guide = forms.call(form, tools)
+        guide = response_format.call(form, tools)
     told = bool(body.logprobs)
     if body.top_logprobs is not None and not told:
         raise bad("top_logprobs goes with logprobs: true", "top_logprobs")

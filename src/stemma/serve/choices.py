@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stemma.decoding import Event
-from stemma.serve import likely
+from stemma.serve import logprobs
 from stemma.serve.calls import Part, Reader, Words
 from stemma.text.tokenizer import Tokenizer
 
@@ -14,7 +14,7 @@ FINISHED = {"eos": "stop", "stop": "stop", "length": "length"}
 
 class Choice:
     """One answer. `reader` finds calls, where there are tools; `mark`: the id of the token before them, if it is one
-    without a text; `likely`: whether log-probabilities are told."""
+    without a text; `told`: whether log-probabilities are shown."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Choice:
             return []
         self.tokens += 1
         if self.told and one.reason != "eos":
-            self.logprobs.append(likely.of_chat(self.tokenizer, one))
+            self.logprobs.append(logprobs.of_chat(self.tokenizer, one))
         last = one.reason is not None
         if self.reader is None:
             parts: list[Part] = [Words(one.text)] if one.text else []

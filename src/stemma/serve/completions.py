@@ -11,10 +11,10 @@ from starlette.responses import Response
 
 from stemma.decoding import Event, Result, SamplingParams, infill, row_seed
 from stemma.engine import Job
-from stemma.serve import drawing, forms, problems
+from stemma.serve import drawing, problems, response_format
 from stemma.serve.chat import head
 from stemma.serve.choices import FINISHED
-from stemma.serve.likely import OfText
+from stemma.serve.logprobs import OfText
 from stemma.serve.models import Served
 from stemma.serve.problems import bad
 from stemma.serve.schemas.completions import CompletionRequest
@@ -92,8 +92,8 @@ def understood(server: Server, body: CompletionRequest) -> Asked:
     before = body.logprobs if body.echo else None
     language = "language" if served.model.dims.languages else "forced_bos_token_id"
     params = drawing.params(
-        served, body, max(new), stop=drawing.stops(body.stop), guide=forms.guide(body), logprobs=body.logprobs,
-        best_of=body.best_of, prompt_logprobs=before, **{language: body.language},
+        served, body, max(new), stop=drawing.stops(body.stop), guide=response_format.guide(body),
+        logprobs=body.logprobs, best_of=body.best_of, prompt_logprobs=before, **{language: body.language},
     )  # fmt: skip
     seed = params.seed or 0
     own = [replace(params, max_new_tokens=n, seed=row_seed(seed, i)) for i, n in enumerate(new)]

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from stemma.serve import admin, chat, completions, lists, others, responses
-from stemma.serve.schemas import others as asked
+from stemma.serve import admin, chat, completions, responses, status, tasks
+from stemma.serve.schemas import tasks as asked
 from stemma.serve.schemas.chat import ChatAnswer, ChatRequest
 from stemma.serve.schemas.completions import CompletionAnswer, CompletionRequest
 from stemma.serve.schemas.models import Dropped, LoadRequest, ModelEntry, ModelList, Status
@@ -38,8 +38,8 @@ class Operation:
 
 
 OPERATIONS = (
-    Operation("GET", "/v1/models", lists.models, "The models that are served", None, ModelList),
-    Operation("GET", "/v1/models/{model}", lists.model, "One of them", None, ModelEntry, (404, 503)),
+    Operation("GET", "/v1/models", status.models, "The models that are served", None, ModelList),
+    Operation("GET", "/v1/models/{model}", status.model, "One of them", None, ModelEntry, (404, 503)),
     Operation(
         "POST", "/v1/chat/completions", chat.answer, "Answer a conversation", ChatRequest, ChatAnswer, WRITES,
         streams=True,
@@ -53,28 +53,28 @@ OPERATIONS = (
         ResponsesRequest, ResponsesAnswer, WRITES, streams=True,
     ),
     Operation(
-        "POST", "/v1/embeddings", others.embed, "Vectors of texts",
+        "POST", "/v1/embeddings", tasks.embed, "Vectors of texts",
         asked.EmbeddingRequest, asked.EmbeddingAnswer, WRITES,
     ),
-    Operation("POST", "/tokenize", others.tokenize, "Token ids of a text", asked.TokenizeRequest, asked.Tokens, READS),
+    Operation("POST", "/tokenize", tasks.tokenize, "Token ids of a text", asked.TokenizeRequest, asked.Tokens, READS),
     Operation(
-        "POST", "/detokenize", others.detokenize, "The text of token ids",
+        "POST", "/detokenize", tasks.detokenize, "The text of token ids",
         asked.DetokenizeRequest, asked.Detokenized, READS,
     ),
-    Operation("POST", "/fill", others.fill, "Fill masks", asked.FillRequest, asked.FillAnswer, WRITES),
+    Operation("POST", "/fill", tasks.fill, "Fill masks", asked.FillRequest, asked.FillAnswer, WRITES),
     *(
-        Operation("POST", f"/{word}", others.task(word), words, asked.TaskRequest, asked.TaskAnswer, WRITES)
+        Operation("POST", f"/{word}", tasks.task(word), words, asked.TaskRequest, asked.TaskAnswer, WRITES)
         for word, words in (
             ("classify", "Labels, or a value, of texts"),
             ("tag", "Labelled spans of texts"),
             ("answer", "Spans of contexts that answer questions"),
         )
     ),
-    Operation("POST", "/rerank", others.rerank, "Rank documents", asked.RerankRequest, asked.RerankAnswer, WRITES),
-    Operation("POST", "/write", others.write, "Translate, summarise", asked.WriteRequest, asked.WriteAnswer, WRITES),
-    Operation("GET", "/health", lists.health, "Whether the server is there", None, Status, free=True),
-    Operation("GET", "/ready", lists.ready, "Whether its models are", None, Status, (503,), free=True),
-    Operation("GET", "/metrics", lists.metrics, "Counts for Prometheus, as text"),
+    Operation("POST", "/rerank", tasks.rerank, "Rank documents", asked.RerankRequest, asked.RerankAnswer, WRITES),
+    Operation("POST", "/write", tasks.write, "Translate, summarise", asked.WriteRequest, asked.WriteAnswer, WRITES),
+    Operation("GET", "/health", status.health, "Whether the server is there", None, Status, free=True),
+    Operation("GET", "/ready", status.ready, "Whether its models are", None, Status, (503,), free=True),
+    Operation("GET", "/metrics", status.metrics, "Counts for Prometheus, as text"),
     Operation(
         "POST", "/admin/models", admin.load, "Load a model", LoadRequest, ModelEntry, (*READS, 409), admin=True
     ),

@@ -18,7 +18,7 @@ from stemma.serve import drawing
 from stemma.serve.choices import FINISHED
 from stemma.serve.models import Served
 from stemma.serve.problems import bad
-from stemma.serve.schemas import others as schemas
+from stemma.serve.schemas import tasks as schemas
 from stemma.serve.server import Server
 from stemma.serve.streams import merged
 from stemma.tuning.predicting import Tuned, predict

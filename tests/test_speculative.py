@@ -12,10 +12,10 @@ import stemma
 from oracle import shared
 from stemma.decoding import Draft, Lookup, SamplingParams, stream
 from stemma.decoding.batch import Batch
-from stemma.decoding.guesses import Found, Guess, accepted
 from stemma.decoding.guides import regex
 from stemma.decoding.requests import requests
 from stemma.decoding.sampling import Sampler
+from stemma.decoding.speculative import Found, Guess, accepted
 from stemma.errors import UsageError
 from test_generate import last_logits
 from test_guides import writer

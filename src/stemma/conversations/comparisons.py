@@ -228,8 +228,9 @@ def _several(row: Row) -> str | None:
         return None
     for name in LISTS:
         held = row.get(name)
-        several = isinstance(held, Sequence) and not isinstance(held, str) and len(held) > 1
-        if several and all(isinstance(one, str) or (isinstance(one, Mapping) and _text_in(one)) for one in held):
+        if not isinstance(held, Sequence) or isinstance(held, str) or len(held) < 2:
+            continue
+        if all(isinstance(one, str) or (isinstance(one, Mapping) and _text_in(one)) for one in held):
             return name
     return None
 
@@ -261,7 +262,9 @@ def _ordered(
 ) -> Compared:
     """Answers in the order of their ranks, the least first, or of their scores, the most first, or as they stand. Of
     answers that are the same and of one rank one is kept. Raises DataError for the same ones of different ranks."""
-    keys = list(ranks if ranks is not None else (-s for s in scores) if scores is not None else range(len(texts)))
+    keys: list[float] = list(range(len(texts)))
+    if ranks is not None or scores is not None:
+        keys = list(ranks) if ranks is not None else [-s for s in scores or ()]
     by_text: dict[str, int] = {}
     order: list[int] = []
     for i in sorted(range(len(texts)), key=keys.__getitem__):

@@ -1,0 +1,1 @@
+"""Alignment: from demonstrations and preferences to a model that follows."""

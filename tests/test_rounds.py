@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import stemma
-from stemma.align import best, rounds
-from stemma.align.best import Pick, Prompt, Sampler, best_of, kl_bound, picks
-from stemma.align.rounds import Rounds, Work
+from stemma.alignment import best, rounds
+from stemma.alignment.best import Pick, Prompt, Sampler, best_of, kl_bound, picks
+from stemma.alignment.rounds import Rounds, Work
 from stemma.conversations import Turn
 from stemma.errors import CheckpointError, DataError, UsageError
 from stemma.instruct.writers import Continuation, Sampling

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import stemma
 from stemma import disk, spec
-from stemma.align.best import PURPOSE, Prompt, Sampler, Score, kl_bound, picks
+from stemma.alignment.best import PURPOSE, Prompt, Sampler, Score, kl_bound, picks
 from stemma.data import random as draw
 from stemma.errors import CheckpointError, DataError, MalformedError, UsageError
 from stemma.instruct.ledger import Ledger

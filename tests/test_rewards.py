@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from stemma.align import rewards
-from stemma.align.rewards import Asked, FunctionScorer, Rewards, VerifierScorer
-from stemma.align.verify import boxed, final, verifier
+from stemma.alignment import rewards
+from stemma.alignment.rewards import Asked, FunctionScorer, Rewards, VerifierScorer
+from stemma.alignment.verify import boxed, final, verifier
 from stemma.errors import RewardError, UsageError
 from stemma.samples import arithmetic
 
-FILE = '''
+FILE = """
 import math
 import os
 import sys
@@ -68,7 +68,7 @@ def fewer(prompts, answers, records):
 
 def two(answer, record):
     return 0.0
-'''
+"""
 
 
 @pytest.fixture
@@ -217,6 +217,9 @@ def test_arithmetic_has_right_answers_and_held_out_sums() -> None:
     for row in [*rows, *held]:
         asked = row["question"].removeprefix("What is ").removeprefix("Compute ").rstrip("?.= ")
         assert eval(asked) == int(row["answer"]) and number("", f"= {row['answer']}", row) == 1.0
-    sums = [{row["question"].removeprefix("What is ").removeprefix("Compute ").rstrip("?.= ") for row in some} for some in (rows, held)]
+    sums = [
+        {row["question"].removeprefix("What is ").removeprefix("Compute ").rstrip("?.= ") for row in some}
+        for some in (rows, held)
+    ]
     assert not sums[0] & sums[1]
     assert list(arithmetic.rows()) == rows

@@ -31,11 +31,19 @@ def batch() -> dict[str, torch.Tensor]:
     old = -torch.rand(ROWS, LENGTH, generator=draw) * 3
     new, reference = (old + 0.4 * torch.randn(ROWS, LENGTH, generator=draw) for _ in range(2))
     mask = (torch.arange(LENGTH) < lengths[:, None]).long()
-    return {"old": old, "new": new, "reference": reference, "mask": mask, "advantages": torch.randn(ROWS, generator=draw)}
+    return {
+        "old": old,
+        "new": new,
+        "reference": reference,
+        "mask": mask,
+        "advantages": torch.randn(ROWS, generator=draw),
+    }
 
 
 def trainer(logps: torch.Tensor, **more: Any) -> Any:
-    accelerator = SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x, num_processes=1, sync_gradients=True)
+    accelerator = SimpleNamespace(
+        gather=lambda x: x, reduce=lambda x, reduction: x, num_processes=1, sync_gradients=True
+    )
     args = SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1)
     return SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *a, **k: (logps, torch.zeros_like(logps), None),

@@ -1,5 +1,5 @@
 """Policy gradients on answers that were sampled in groups: advantages, the clipped surrogate and its reduction, and the
-divergence of distillation. Pure functions of tensors; `stemma.align` samples the answers."""
+divergence of distillation. Pure functions of tensors; `stemma.alignment` samples the answers."""
 
 from __future__ import annotations
 

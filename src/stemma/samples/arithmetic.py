@@ -1,4 +1,4 @@
-"""Sums with one right answer, from easy to hard: a curriculum of levels, for tuning and for rewards that can be checked.
+"""Sums with one right answer, in levels from easy to hard, for tuning and for rewards that can be checked.
 
 Rows rise by level. `held_out` has other sums of the same levels.
 """

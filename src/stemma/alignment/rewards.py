@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stemma.align.verify import verifier
+from stemma.alignment.verify import verifier
 from stemma.errors import DataError, RewardError, UsageError, brief, did_you_mean
 
 BUILTIN = "builtin:"
@@ -55,6 +55,7 @@ class Scorer(ABC):
 
     def close(self) -> None:
         """Give back what it holds."""
+        return
 
 
 class Rewards:
@@ -135,7 +136,7 @@ def _hash(path: Path) -> str:
 
 
 class VerifierScorer(Scorer):
-    """Judges by a verifier of `stemma.align.verify`."""
+    """Judges by a verifier of `stemma.alignment.verify`."""
 
     def __init__(self, source: str) -> None:
         self.source, self.name = source, named(source)
@@ -236,7 +237,7 @@ class FunctionScorer(Scorer):
         """The process, started where there is none. Raises UsageError where the source has no such function."""
         if self._process is not None:
             return self._process
-        command = [sys.executable, "-m", "stemma.align.worker", self.source]
+        command = [sys.executable, "-m", "stemma.alignment.worker", self.source]
         where = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
         process = subprocess.Popen(
             command,

@@ -1,4 +1,4 @@
-"""The process that rewards are computed in: `python -m stemma.align.worker SOURCE`.
+"""The process that rewards are computed in: `python -m stemma.alignment.worker SOURCE`.
 
 It reads a line of JSON for each batch (`{"prompts": [...], "answers": [...], "records": [...]}`) and writes a line for
 each result: `{"score": x}`, `{"scores": [...]}` of a function of lists, or `{"error": "..."}`. The first line that it
@@ -60,7 +60,7 @@ def _write(out: TextIO, line: dict[str, Any]) -> None:
 def found(source: str) -> tuple[Callable[..., Any], bool]:
     """The function that a source names, and whether it takes lists. Raises UsageError."""
     if source.startswith("builtin:"):
-        from stemma.align.verify import verifier
+        from stemma.alignment.verify import verifier
 
         return verifier(source.removeprefix("builtin:")), False
     path, _, name = source.rpartition(":")
@@ -71,10 +71,10 @@ def found(source: str) -> tuple[Callable[..., Any], bool]:
         raise UsageError(f"{path} has no function {name}{did_you_mean(name, own)} (it has: {', '.join(own) or 'none'})")
     parameters = inspect.signature(function).parameters
     lists = tuple(parameters)[:3] == LISTS
-    free = [p for p in parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    several = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
-    takes = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters.values())
-    if len(free) > 3 or (takes < 3 and not several):
+    places = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes = 3 if any(p.kind is p.VAR_POSITIONAL for p in parameters.values()) else len(places)
+    free = [p for p in places if p.default is p.empty]
+    if len(free) > 3 or takes < 3:
         raise UsageError(
             f"{name} in {path} takes ({', '.join(parameters)}); a reward is a function of (prompt, answer, record) to "
             "a number, or of (prompts, answers, records) to a list of numbers"

@@ -1,1 +1,0 @@
-"""Alignment: from demonstrations and preferences to a model that follows."""

@@ -27,7 +27,7 @@ Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is to be answered: its ids, the `words` of the last turn, its row (`record`), and its `place` in the data."""
+    """What is to be answered: its `ids`, the `words` of the last turn, its row (`record`), its `place` in the data."""
 
     ids: tuple[int, ...]
     words: str = ""

@@ -30,6 +30,7 @@ NAMES: dict[str, str] = {  # of a module: what its rows are
     "medicine": "short medical questions of three tasks, for trying a method, no advice (Med-PaLM)",
     "calls": "questions and the calls that answer them, half of them beside the call's documentation (Gorilla)",
     "feedback": "questions with a helpful and an unhelpful answer, and some with a helpful one alone (Koala)",
+    "borderline": "prompts that sound dangerous and are harmless, and ten that are not (LLaMA-2-Chat)",
 }
 
 

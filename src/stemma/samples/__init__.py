@@ -31,6 +31,7 @@ NAMES: dict[str, str] = {  # of a module: what its rows are
     "calls": "questions and the calls that answer them, half of them beside the call's documentation (Gorilla)",
     "arithmetic": "sums in six levels, each with one right answer (rewards that can be checked)",
     "feedback": "questions with a helpful and an unhelpful answer, and some with a helpful one alone (Koala)",
+    "borderline": "prompts that sound dangerous and are harmless, and ten that are not (LLaMA-2-Chat)",
 }
 
 

@@ -101,15 +101,21 @@ def data_show(
 
     SPEC is a text as below (the beginning of it is used, with a small tokenizer trained on that), or a run (its own
     text and tokenizer; --for and --set do not apply). With --for MODEL (a run, a folder, a GGUF file, a hub id) it is
-    rows of conversations, which are shown turn by turn, and those that cannot be learnt from are counted.
+    rows of conversations, which are shown turn by turn, answers that were compared or liked, which are shown side by
+    side (with --loss-on, the preferred ones as conversations), or prompts; rows that cannot be learnt from are counted.
     """
     if given("name") and is_path(name):
         if given("sets", "seed"):
             raise UsageError(
                 "--set and --seed change the plan of a family; conversations have --template and --loss-on"
             )
+        from stemma.cli.comparing import kind_of
+        from stemma.cli.comparing import show as compare
         from stemma.cli.talks import show
 
+        if not given("loss_on", "hard") and (kind := kind_of(source)) is not None:
+            compare(source, name, rows, template, kind, as_json)
+            return
         show(source, name, rows, template, loss_on or "answers", hard, as_json)
         return
     if given("template", "loss_on", "hard"):

@@ -145,6 +145,10 @@ class RunOnline(base.Objective):
         """Further micro-batches of an update on so many answers: pretraining text."""
         return []
 
+    def quality(self, model: Model, autocast: Any) -> dict[str, float]:
+        """What an evaluation says beside rewards."""
+        return {}
+
     # ------------------------------------------------------------ a run
 
     def examples_of_step(self, plan: Any) -> int:

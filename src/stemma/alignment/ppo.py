@@ -89,6 +89,9 @@ class RunPPO(RunOnline, of=declared.PPO):
         batches, turn.cursor = self.text.batches(turn.cursor, max(1, round(rows * self.spec.ptx_rows)))
         return batches
 
+    def quality(self, model: Model, autocast: Any) -> dict[str, float]:
+        return {} if self.text is None else {"pretraining_loss": self.text.evaluate(model, autocast)}
+
     # ------------------------------------------------------------ loss
 
     def counts(self, batch: base.Batch) -> dict[str, int]:

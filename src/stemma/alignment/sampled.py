@@ -25,7 +25,7 @@ APART = -1  # in place of a slot: prompts of evaluations take seeds of their own
 
 
 class Sampled(Pretraining):
-    """Held-out prompts, the same ones with the same seeds each time, so that evaluations differ by the weights alone."""
+    """Held-out prompts, the same with the same seeds each time: evaluations differ by the weights alone."""
 
     def __init__(self, run: Path, loop: Loop, store: Any) -> None:
         super().__init__(run, loop, store)
@@ -42,7 +42,7 @@ class Sampled(Pretraining):
         with self.loop.averaged():
             found = self.source.sampled(asked, [seed_of(self.plan.seed, APART - i) for i in range(count)], samples=1)
             scores, metrics = self.source.judged(found)
-            divergence = self.divergence(found)
+            more = self.divergence(found) | self.objective.quality(self.loop.model, self.loop.autocast)
         rewards = scores.tolist()
         self.last = [
             {
@@ -54,7 +54,7 @@ class Sampled(Pretraining):
         if self.loop.is_main:
             self.keep()
         parts = {name: value for name, value in metrics.items() if name not in ("reward_std", "distinct")}
-        return parts | divergence | {"targets": float(count)}
+        return parts | more | {"targets": float(count)}
 
     def divergence(self, found: Sequence[Rollout]) -> dict[str, float]:
         """The mean divergence of answers from the reference in nats; nothing where none is asked for."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ import stemma
 from stemma.alignment.online import OnlineSource, Turn
 from stemma.alignment.plans import resolve
 from stemma.data import Store
-from stemma.errors import DataError, UsageError, VerifyError
-from stemma.objectives import advantages as adv
 from stemma.objectives import policy
 from stemma.tasks.encoder import TaskEncoder, rows
 from stemma.train import read_metrics
@@ -45,7 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that has seen a text once, the text, prompts and a reward."""
     folder = tmp_path_factory.mktemp("ppo")
     draw = random.Random(1)
-    words = "the cat sees a happy dog near old river and keeps it warm".split()
+    words = ["the", "cat", "sees", "a", "happy", "dog", "near", "old", "river", "and", "keeps", "it", "warm"]
     texts = [" ".join(draw.choices(words, k=30)) for _ in range(40)]
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     prompts = [{"prompt": f"{draw.choice(words)} {i}", "number": i} for i in range(40)]
@@ -169,7 +166,19 @@ def test_a_run_learns_resumes_and_is_verified(home: Path, tmp_path: Path) -> Non
     }  # fmt: skip
     whole = stemma.align("ppo", **asked(home, **changes), out=tmp_path / "whole", quiet=True)
     records = list(read_metrics(tmp_path / "whole"))
-    for name in "reward kl entropy length finished ratio clipfrac approx_kl loss_policy loss_value loss_ptx".split():
+    for name in [
+        "reward",
+        "kl",
+        "entropy",
+        "length",
+        "finished",
+        "ratio",
+        "clipfrac",
+        "approx_kl",
+        "loss_policy",
+        "loss_value",
+        "loss_ptx",
+    ]:
         assert all(math.isfinite(record[name]) for record in records), name
     assert len({record["kl_coefficient"] for record in records}) == 3
     assert {"reward", "kl", "length", "pretraining_loss"} < whole.summary["val"].keys()

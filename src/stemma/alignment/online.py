@@ -124,7 +124,7 @@ class RunOnline(base.Objective):
     def sampling(self) -> Sampling:
         """How answers are drawn."""
         own = self.spec
-        stops = writer(self.tokenizer, own.task.template or None).stops()
+        stops = writer(self.tokenizer, getattr(own.task, "template", "") or None).stops()
         return Sampling(own.samples, own.max_new_tokens, own.temperature, own.top_k, own.top_p, stops)
 
     # ------------------------------------------------------------ what a method says
@@ -319,8 +319,8 @@ class OnlineSource(Source):
                 for i, own in zip(chosen, values.float().cpu().split(sizes), strict=True):
                     turn.facts[i][name] = own
         for own, one in zip(turn.facts, turn.rollouts, strict=True):
-            chosen = one.chosen if any(one.chosen) else (True,) * len(one.ids)
-            own["keep"] = torch.tensor(chosen, dtype=torch.float32)
+            kept = one.chosen if any(one.chosen) else (True,) * len(one.ids)
+            own["keep"] = torch.tensor(kept, dtype=torch.float32)
         turn.metrics |= self.gaps(turn)
 
     def _asked(self, batch: base.Batch) -> Facts:

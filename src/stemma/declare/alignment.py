@@ -181,7 +181,7 @@ class PPO(Online):
     losses are means over their tokens), `ptx_rows` rows of it for an answer; with the weight 0 it is only judged."""
 
     label = "PPO"
-    module = "stemma.alignment.ppo"
+    module = ".alignment.ppo"
     value: str = ""
     gamma: float = interval("[0, 1]", 1.0)
     lam: float = interval("[0, 1]", 0.95)
@@ -213,7 +213,7 @@ class GRPO(Online):
     """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300)."""
 
     label = "GRPO"
-    module = "stemma.alignment.grpo"
+    module = ".alignment.grpo"
     samples: int = at_least(1, 8)
 
 
@@ -222,5 +222,5 @@ class GKD(Online):
     """On-policy distillation from a teacher (Agarwal et al. 2024, arXiv:2306.13649)."""
 
     label = "on-policy distillation"
-    module = "stemma.alignment.gkd"
+    module = ".alignment.gkd"
     teacher: str = ""

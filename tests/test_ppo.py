@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import stemma
-from stemma.alignment.online import OnlineSource, Turn
+from stemma.alignment.online import OnlineSource
 from stemma.alignment.plans import resolve
+from stemma.alignment.turns import Turn
 from stemma.data import Store
 from stemma.objectives import policy
 from stemma.tasks.encoder import TaskEncoder, rows

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from stemma.alignment.turns import Turn
 from stemma.declare.alignment import Gates
 from stemma.errors import RewardError, VerifyError
-
-if TYPE_CHECKING:
-    from stemma.alignment.online import Turn
 
 NOISE = 0.05  # nats an answer by which a divergence may lie below 0, however small its standard error
 

@@ -15,7 +15,7 @@ import itertools
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,6 +36,8 @@ from stemma.alignment.rewards import (
     is_function,
 )
 from stemma.alignment.rollouts import Prompt, Rollout, Sampling, sample, seed_of
+from stemma.alignment.sampled import Sampled
+from stemma.alignment.turns import Facts, OnlineCursor, Turn
 from stemma.conversations import writer
 from stemma.data import random as draw
 from stemma.declare.alignment import Online, Reward
@@ -50,45 +52,7 @@ from stemma.train.config import Plan
 from stemma.train.device import pick_device
 from stemma.train.source import MICRO, Draw, Source
 
-Facts = dict[str, Tensor]  # what is known of each token of an answer, by name
-
-
 SHOWN = {"raw", "entropy"}  # facts that no loss needs
-
-
-@dataclass(frozen=True)
-class OnlineCursor:
-    """Where a run stands: `slot`, the next prompt in their endless order; `text_slot` and `text_offset`, the place in
-    the pretraining text; `coefficient` of the divergence, where it adapts (0: as it is set); `weak`: for how many steps
-    there has been nothing to learn from."""
-
-    slot: int = 0
-    text_slot: int = 0
-    text_offset: int = 0
-    coefficient: float = 0.0
-    weak: int = 0
-
-
-@dataclass
-class Turn:
-    """The answers of a step: their `scores`, and of each token of each answer the `facts` by name, on the CPU.
-    `metrics`: numbers for the step's record; `cursor`: of the next step. A method adds to all three."""
-
-    step: int
-    rollouts: list[Rollout]
-    scores: Tensor
-    cursor: OnlineCursor
-    facts: list[Facts] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    def padded(self, name: str) -> Tensor:
-        """A fact of all answers, B T; 0 behind an answer's end."""
-        return torch.nn.utils.rnn.pad_sequence([own[name] for own in self.facts], batch_first=True)
-
-    def put(self, name: str, values: Tensor) -> None:
-        """Add a fact of all answers, given as B T."""
-        for own, row, one in zip(self.facts, values, self.rollouts, strict=True):
-            own[name] = row[: len(one.ids)]
 
 
 class RunOnline(base.Objective):
@@ -158,8 +122,6 @@ class RunOnline(base.Objective):
         return OnlineSource(plan, self, view, folder)
 
     def kind(self) -> Any:
-        from stemma.alignment.sampled import Sampled
-
         return Sampled
 
     def size(self, view: Any) -> int:
@@ -217,7 +179,8 @@ class OnlineSource(Source):
         super().__init__(objective.spec.prompts, rows)
         self.micro = min(rows, objective.answers)
         self.objective, self.seed = objective, plan.seed
-        self.prompts = Prompts(objective, view, plan.context)
+        self.context = plan.context
+        self.prompts = self.prompts_of(view)
         self.order = objective.order(self.prompts.view)
         self.how = objective.sampling()
         self.rewards: Rewards = rewards_of(objective.spec.rewards)
@@ -231,6 +194,10 @@ class OnlineSource(Source):
         if readers > 1:
             raise UsageError("methods that sample run in one process; leave out the mesh")
         super().share(reader, readers)
+
+    def prompts_of(self, view: Any) -> Prompts:
+        """The prompts of some rows."""
+        return Prompts(self.objective, view, self.context)
 
     # ------------------------------------------------------------ a step
 

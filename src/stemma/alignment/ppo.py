@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from stemma.alignment import health
-from stemma.alignment.online import Facts, RunOnline, Turn
+from stemma.alignment.online import RunOnline
 from stemma.alignment.pretraining import PretrainingText
+from stemma.alignment.turns import Facts, Turn
 from stemma.declare import alignment as declared
 from stemma.errors import UsageError
 from stemma.nn.model import Model

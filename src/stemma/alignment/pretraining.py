@@ -6,10 +6,11 @@ import itertools
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from stemma.alignment.turns import OnlineCursor
 from stemma.data import Store, read, shared
 from stemma.declare.objectives import CLM
 from stemma.nn.model import Model
@@ -18,9 +19,6 @@ from stemma.train.config import Plan
 from stemma.train.device import pick_device
 from stemma.train.evaluation import evaluate, sample
 from stemma.train.source import MICRO
-
-if TYPE_CHECKING:
-    from stemma.alignment.online import OnlineCursor
 
 FOLDER = "pretraining"  # of a run, with the tokens of its pretraining text
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from stemma import disk
-from stemma.alignment.online import OnlineSource, Prompts, RunOnline
 from stemma.alignment.rollouts import Rollout, seed_of
 from stemma.objectives import policy
 from stemma.train.loop import Loop
@@ -29,9 +28,9 @@ class Sampled(Pretraining):
 
     def __init__(self, run: Path, loop: Loop, store: Any) -> None:
         super().__init__(run, loop, store)
-        assert isinstance(loop.source, OnlineSource) and isinstance(loop.objective, RunOnline)
-        self.source, self.objective = loop.source, loop.objective
-        self.prompts = Prompts(self.objective, self.held, self.plan.context)
+        self.source: Any = loop.source  # an `online.OnlineSource`
+        self.objective: Any = loop.objective
+        self.prompts = self.source.prompts_of(self.held)
         self.last: list[dict[str, Any]] = []
 
     def evaluate(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ from stemma.serve.schemas import tasks as asked
 from stemma.serve.schemas.chat import ChatAnswer, ChatRequest
 from stemma.serve.schemas.completions import CompletionAnswer, CompletionRequest
 from stemma.serve.schemas.models import Dropped, LoadRequest, ModelEntry, ModelList, Status
-from stemma.serve.schemas.responses import ResponsesAnswer, ResponsesRequest
+from stemma.serve.schemas.responses import DeletedResponse, ResponsesAnswer, ResponsesRequest
 from stemma.serve.server import Server
 
 READS = (400, 404, 408, 413, 415, 503)  # what a request with a body may end in
@@ -52,6 +52,8 @@ OPERATIONS = (
         "POST", "/v1/responses", responses.answer, "Answer a conversation, in OpenAI's newer form",
         ResponsesRequest, ResponsesAnswer, WRITES, streams=True,
     ),
+    Operation("GET", "/v1/responses/{response}", responses.retrieve, "A kept answer", None, ResponsesAnswer, (404,)),
+    Operation("DELETE", "/v1/responses/{response}", responses.delete, "Forget it", None, DeletedResponse, (404,)),
     Operation(
         "POST", "/v1/embeddings", tasks.embed, "Vectors of texts",
         asked.EmbeddingRequest, asked.EmbeddingAnswer, WRITES,

@@ -13,7 +13,8 @@ class Settings:
     called, beside addresses and localhost. `origins`: pages of other sites that may call it. `admin`: models may be
     loaded and dropped by request. `rows` and `queue`: of each model's engine. `max_body`: bytes of a request;
     `max_tokens`: new tokens where a request names no number; `keep_alive`: seconds without an event after which a
-    stream says that it is there; `drain`: seconds that open requests have when the server is told to end."""
+    stream says that it is there; `drain`: seconds that open requests have when the server is told to end; `store`:
+    bytes of responses that are kept, 0: none is."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -27,6 +28,7 @@ class Settings:
     max_tokens: int = 1024
     keep_alive: float = 15.0
     drain: float = 30.0
+    store: int = 64 * 2**20
 
     def __post_init__(self) -> None:
         if self.admin and not self.keys:

@@ -16,6 +16,7 @@ from stemma import executor
 from stemma.decoding.generation_config import start_token
 from stemma.decoding.inputs import language_ids, pad
 from stemma.errors import NotFinite, UsageError
+from stemma.executor import Step
 from stemma.nn.cache import Cache
 from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
@@ -42,7 +43,7 @@ class Session:
     left: int  # steps that are known to fit
     first: int  # the position of a text's first token
     executor: executor.Executor | None  # computes the steps, where the model has one
-    newest: executor.Step | None = None  # what it gave last
+    newest: Step | None = None  # what it gave last
     _lengths: Tensor | None = None
     _counts: list[int] | None = None
 
@@ -116,7 +117,7 @@ class Session:
         self.logits = self._finite(logits)
         return self.logits
 
-    def likeliest(self, logits: Tensor) -> executor.Step | None:
+    def likeliest(self, logits: Tensor) -> Step | None:
         """The likeliest tokens by these logits (B V), where the executor has found them with the last step."""
         return self.newest if self.newest is not None and self.newest.logits is logits else None
 

@@ -28,8 +28,8 @@ class Sampled(Pretraining):
 
     def __init__(self, run: Path, loop: Loop, store: Any) -> None:
         super().__init__(run, loop, store)
-        self.source: Any = loop.source  # an `online.OnlineSource`
-        self.objective: Any = loop.objective
+        held: tuple[Any, Any] = loop.source, loop.objective  # of `alignment.online`
+        self.source, self.objective = held
         self.prompts = self.source.prompts_of(self.held)
         self.last: list[dict[str, Any]] = []
 

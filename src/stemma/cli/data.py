@@ -109,14 +109,7 @@ def data_show(
             raise UsageError(
                 "--set and --seed change the plan of a family; conversations have --template and --loss-on"
             )
-        from stemma.cli.comparing import kind_of
-        from stemma.cli.comparing import show as compare
-        from stemma.cli.talks import show
-
-        if not given("loss_on", "hard") and (kind := kind_of(source)) is not None:
-            compare(source, name, rows, template, kind, as_json)
-            return
-        show(source, name, rows, template, loss_on or "answers", hard, as_json)
+        _shown_to(source, name, rows, template, loss_on, hard, as_json)
         return
     if given("template", "loss_on", "hard"):
         raise UsageError(
@@ -139,6 +132,18 @@ def data_show(
         out.print(f"row {number}", style="dim")
         for line in _row_lines(example, tokenizer, plan.arch.structure, plan.objective.pairing):
             out.print(line)
+
+
+def _shown_to(
+    source: str, name: str, rows: int, template: str | None, loss_on: str | None, hard: tuple[str, ...], as_json: bool
+) -> None:
+    """Rows as the model `name` gets them: answers that were compared or liked, prompts, or conversations."""
+    from stemma.cli import comparing, talks
+
+    if not (loss_on or hard) and (kind := comparing.kind_of(source)) is not None:
+        comparing.show(source, name, rows, template, kind, as_json)
+    else:
+        talks.show(source, name, rows, template, loss_on or "answers", hard, as_json)
 
 
 def _opened(source: str, name: str, sets: tuple[str, ...], seed: int) -> tuple[Any, Any, Any]:

@@ -221,11 +221,12 @@ def _tokenized(plan: Plan, tokenizer: Any, quiet: bool, sized: bool) -> tuple[Pl
     No tokenizer: one will be trained. `sized`: the plan's vocabulary was asked for, and that of a given tokenizer is
     padded to it. Raises UsageError if it is less than the tokenizer has."""
     asked = plan.dims.vocab if sized and not plan.train.start else 0
+    if plan.train.start and tokenizer is not None:
+        raise UsageError(f"the run begins from {plan.train.start} and takes its tokenizer: give no other")
     plan, tokenizer = pin_teachers(plan, tokenizer)
     least = 0
     if plan.train.start:
-        if tokenizer is not None:
-            raise UsageError(f"the run begins from {plan.train.start} and takes its tokenizer: give no other")
+        start.check_alike(plan, tokenizer)
         tokenizer, least = start.inspect(plan)
     elif not quiet and (parent := missing_parent(plan)):
         disk.tell(

@@ -100,11 +100,10 @@ class MaskRule(NamedTuple):
             if inputs.prefix is not None and isinstance(spec, parts.Prefix):
                 mask = mask | (kpos[:, None, :] < _of(inputs.prefix, queries)[:, :, None])
         if inputs.qdoc is not None and inputs.kdoc is not None:
-            number = inputs.kdoc[:, None, keys]
-            same = inputs.qdoc[:, queries, None] == number
+            same = inputs.qdoc[:, queries, None] == inputs.kdoc[:, None, keys]
             if inputs.roots is not None:
-                same = same | (inputs.roots[:, queries, None] == number)
-            mask = _both(mask, same | (number == EVERY) if inputs.front else same)
+                same = same | (inputs.roots[:, queries, None] == inputs.kdoc[:, None, keys])
+            mask = _both(mask, same | (inputs.kdoc[:, None, keys] == EVERY) if inputs.front else same)
         if inputs.given is not None:
             mask = _both(mask, inputs.given[:, queries if inputs.given.shape[1] > 1 else ALL, keys])
         if inputs.not_padding is not None:

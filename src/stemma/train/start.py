@@ -59,20 +59,6 @@ def inspect(plan: Plan) -> tuple[Any, int]:
     return grown, there.dims.vocab
 
 
-def check_alike(plan: Plan, tokenizer: Any) -> None:
-    """Raise UsageError where frozen nets read with another `tokenizer` (None: there are none) than the weights that a
-    plan begins from."""
-    if tokenizer is None:
-        return
-    there = formats.load(plan.train.start, device="meta").tokenizer
-    if there is None or there.fingerprint != tokenizer.fingerprint:
-        net = next(net for net in plan.nets if not net.learns)
-        raise UsageError(
-            f"the {net.role} {net.weights} reads with another tokenizer than {plan.train.start}, which the run begins "
-            "from: both must give texts the same ids"
-        )
-
-
 def _alike(plan: Plan, start: Arch) -> Arch:
     """The plan's network with what may differ as in `start`: mask, dropout, initialisation, heads that only one of them
     has, those that are new, and what a stage of tuning does to rotary positions, which have no weights."""

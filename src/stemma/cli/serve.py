@@ -33,6 +33,8 @@ PACKAGES = ("starlette", "uvicorn", "pydantic", "prometheus_client")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="A name that the server is called by. Repeatable.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Pages that may ask (https://example.org). Repeatable.")
 @click.option("--admin", is_flag=True, help="Models may be loaded and dropped by request; needs --api-key.")
+@click.option("--feedback", type=click.Path(dir_okay=False), metavar="FILE",
+              help="Keep what people think of answers on the page, as rows.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or auto.")
 @click.option(
@@ -58,7 +60,8 @@ def serve(models: tuple[str, ...], max_body: str, store: str, **options: Any) ->
     settings = Settings(
         options["host"], options["port"], options["api_key"], options["allow_host"], options["cors"],
         options["admin"], options["rows"], options["queue"], byte_size(max_body, "--max-body"), options["max_tokens"],
-        drain=options["drain"], store=0 if store.strip() == "0" else byte_size(store, "--store"),
+        drain=options["drain"], feedback=options["feedback"] or "",
+        store=0 if store.strip() == "0" else byte_size(store, "--store"),
     )  # fmt: skip
     device = options["device"]
     if device == "auto":

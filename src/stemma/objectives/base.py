@@ -108,7 +108,7 @@ _runnable: dict[type[declared.Objective], list[tuple[When, type[Objective]]]] = 
 def runnable(spec: declared.Objective) -> type[Objective]:
     """The class that runs a declared objective. Raises UsageError if there is none."""
     if type(spec) not in _runnable and spec.module:
-        importlib.import_module(spec.module)
+        importlib.import_module(spec.module, "stemma")
     for when, cls in _runnable.get(type(spec), []):
         if when(spec):
             return cls
@@ -230,6 +230,12 @@ class Objective(ABC):
     def report(self, view: Any, answers: Sequence[tuple[int, Any]]) -> dict[str, Any]:
         """What a report shows of these answers beside the metrics, as JSON."""
         return {}
+
+    def kept(self, model: Model, view: Any) -> declared.Objective:
+        """The declaration as it is kept beside the finished `model`, which learnt from `view`: with what was measured
+        of it."""
+        found: declared.Objective = self.spec
+        return found
 
     def remarks(self, view: Any, held: Any) -> list[str]:
         """Sentences on what is odd about the texts that are learnt from, and those held out."""

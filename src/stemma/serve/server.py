@@ -29,6 +29,7 @@ class Server:
         self.metrics = Metrics(self.models)
         self.store = Store(settings.store)
         self.device = "cpu"  # where models go that are loaded by request
+        self.feedback: Any = None  # what keeps feedback (`feedback.Feedback`), where it is kept
 
     def loaded(self, task: asyncio.Future[None]) -> None:
         """The models that were asked for are there, or an error is logged."""

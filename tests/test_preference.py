@@ -170,8 +170,11 @@ def test_rows_without_a_difference_count_nothing() -> None:
 # ---------------------------------------------------------------- KTO
 
 
-def test_kto_equals_a_scalar_reference() -> None:
+@pytest.mark.parametrize("swapped", [False, True])
+def test_kto_equals_a_scalar_reference(swapped: bool) -> None:
     (model, beside), rows = nets(), thumbs(4)
+    if swapped:  # then the policy finds the mismatched answers less likely than its reference does
+        model, beside = beside["reference"], {"reference": model.requires_grad_(False)}
     spec = KTO(group=4, beta=0.7, undesirable=1.5)
     goal = runs(spec)
     batch = goal.example_batch(rows, 1)
@@ -183,11 +186,13 @@ def test_kto_equals_a_scalar_reference() -> None:
         own, theirs = logps(model, given), logps(beside["reference"], given)
         return [sum(a) - sum(b) for a, b in zip(own, theirs, strict=True)]
 
-    z = max(0.0, sum(ratios(others)) / 4)
+    mean = sum(ratios(others)) / 4
+    z = max(0.0, mean)
     want = 0.0
     for ratio, i in zip(ratios(texts), order, strict=True):
         above = 0.7 * (ratio - z)
         want += (1 - sigmoid(above) if rows.said[i]["label"] else 1.5 * (1 - sigmoid(-above))) / 4
+    assert (mean < 0) == swapped
     found = goal.loss(model, batch, beside)
     assert found.total().item() == pytest.approx(want, rel=1e-5)
     assert found.metrics["kl"] / 4 == pytest.approx(z, rel=1e-4, abs=1e-6)

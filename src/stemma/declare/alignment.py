@@ -9,21 +9,34 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from stemma.declare.tasks import RowObjective, RowTask
-from stemma.spec import Spec, at_least, interval, not_negative, positive, require
+from stemma.spec import Spec, at_least, interval, not_negative, positive, quiet, require
 
 # ---------------------------------------------------------------- rows
+
+
+GRADES = 4  # of a preference: significantly better, better, slightly better, negligibly better or unsure
+# by which the scores of a pair should differ, by grade (Touvron et al. 2023, LLaMA 2, table 27)
+SMALL, LARGE = (1.0, 2 / 3, 1 / 3, 0.0), (3.0, 2.0, 1.0, 0.0)
 
 
 @dataclass(frozen=True)
 class PreferTask(RowTask):
     """Answers to one prompt that were compared (`conversations.comparisons`), written by a chat `template` (""; the
-    tokenizer's own). `margins`: by grade of the preference, the clearest first (Touvron et al. 2023, LLaMA 2, section
-    3.2.2); none: 0. `ties`: answers of one rank are passed over (Ouyang et al. 2022) or count half (Nakano et al.
-    2021)."""
+    tokenizer's own). `margins`: by which the scores of a pair should differ, by the grade of the preference, the
+    clearest first (Touvron et al. 2023, LLaMA 2, section 3.2.2: 3, 2, 1, 0 or 1, 2/3, 1/3, 0); none: 0, or what a row
+    says. `ties`: answers of one rank are passed over (Ouyang et al. 2022) or count half (Nakano et al. 2021). `shift`:
+    what a reward model adds to each score, so that preferred answers have 0 on average."""
 
     template: str = ""
     margins: tuple[float, ...] = ()
     ties: Literal["drop", "half"] = "drop"
+    shift: float = quiet(0.0)
+
+    def check(self) -> None:
+        require(
+            len(self.margins) in (0, GRADES),
+            f"margins={self.margins} must be {GRADES} numbers, one for each grade from significantly better to unsure",
+        )
 
 
 @dataclass(frozen=True)
@@ -45,12 +58,17 @@ class PromptTask(RowTask):
 
 @dataclass(frozen=True)
 class Ranking(RowObjective):
-    """A reward model: the score of the better answer above that of the other, `-log sigmoid(r_w - r_l - margin)`, all
-    pairs of a prompt as one example (Ouyang et al. 2022, section 3.5)."""
+    """A reward model: the score of the better answer above that of the other, `-log sigmoid(r_w - r_l - margin)`. The
+    loss of a prompt is the mean over all pairs of its answers, that of a step the mean over prompts, so that prompts
+    with four and with nine answers weigh alike (Ouyang et al. 2022, section 3.5). `centring`: weight of `(r_w +
+    r_l)^2` beside it (Eisenstein et al. 2023, arXiv:2312.09244). `centred`: the scores of the finished model are
+    shifted so that preferred answers have 0 on average (Ouyang et al. 2022, section 3.5)."""
 
     label = "ranking"
     reads_vocabulary = False
     task: RowTask = PreferTask()
+    centring: float = not_negative(0.0)
+    centred: bool = True
 
 
 @dataclass(frozen=True)

@@ -231,6 +231,12 @@ class Objective(ABC):
         """What a report shows of these answers beside the metrics, as JSON."""
         return {}
 
+    def kept(self, model: Model, view: Any) -> declared.Objective:
+        """The declaration as it is kept beside the finished `model`, which learnt from `view`: with what was measured
+        of it."""
+        found: declared.Objective = self.spec
+        return found
+
     def remarks(self, view: Any, held: Any) -> list[str]:
         """Sentences on what is odd about the texts that are learnt from, and those held out."""
         return []

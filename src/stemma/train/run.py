@@ -121,7 +121,7 @@ class Pretraining:
             net.origin = self.plan.train.start if adapted else ""
             net.save(str(run / role), layout="peft" if adapted else None)
             if role == "model":
-                tasks.save(self.plan.objective, run / role)
+                tasks.save(self.loop.objective.kept(net, self.view), run / role)
             for file in (run / role).iterdir():
                 disk.sync(file)  # before the summary says that the run is finished
 

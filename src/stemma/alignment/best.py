@@ -17,7 +17,7 @@ from stemma.conversations import Turn, prompt_ids, shapes, templates
 from stemma.data import random as draw
 from stemma.data import read
 from stemma.data.files import ROWS
-from stemma.decoding import generate
+from stemma.decoding import Result, generate
 from stemma.decoding.sampling import SamplingParams
 from stemma.errors import DataError, UsageError
 from stemma.instruct.writers import Continuation, Sampling, prompt_of
@@ -155,6 +155,21 @@ def rated(score: Score, asked: Sequence[Prompt], answers: Sequence[str]) -> list
         raise DataError(f"the reward gave {len(found)} numbers for {len(answers)} answers")
     if (odd := next((i for i, value in enumerate(found) if not math.isfinite(value)), None)) is not None:
         raise DataError(f"the reward of {answers[odd][:60]!r} is {found[odd]}, and a finite number was expected")
+    return found
+
+
+def ranked(results: Sequence[Result], texts: Sequence[str], score: Score, keep: int = 1) -> list[Result]:
+    """Of each result's choices the `keep` with the highest reward, the best first; of equal ones the earlier. `texts`:
+    the prompts."""
+    asked = [Prompt((Turn("user", text),)) for text in texts]
+    flat = [(one, choice) for one, result in zip(asked, results, strict=True) for choice in result.choices]
+    rewards = iter(rated(score, [one for one, _ in flat], [choice.text or "" for _, choice in flat]))
+    found = []
+    for result in results:
+        own = [(next(rewards), choice) for choice in result.choices]
+        best = [choice for _, choice in sorted(own, key=lambda pair: -pair[0])][:keep]
+        best[0].others = best[1:]
+        found.append(best[0])
     return found
 
 

@@ -180,7 +180,8 @@ def sampled(
         return rounds.carry_out(
             Work(prompts(step.data), score, on_step, quiet, mesh), place, spec.edit(Rounds(), step.rounds),
             start=step.start, base=step.base, data=step.data, rewards=step.rewards, budget=step.budget or "3 epochs",
-            seed=asked["seed"], settings=step.settings, overrides=step.overrides, resume=True,
+            seed=asked["seed"], settings=step.settings, lora=step.lora, quantize=step.quantize,
+            overrides=step.overrides, resume=True,
         )  # fmt: skip
 
 

@@ -172,6 +172,8 @@ def _words(option: str) -> Reward:
 
 
 EXAMPLES = {"pattern": "builtin:pattern:REGEX", "tags": "builtin:tags:think,answer", "words": "builtin:words:50"}
+
+
 # of each: what makes it, and whether it has an option (None: it may)
 def _helpful(option: str) -> Reward:
     def reward(prompt: str, answer: str, record: Record) -> float:

@@ -198,6 +198,8 @@ def guide(schema: str | None, pattern: str | None, grammar: str | None) -> Any:
 @sampling
 @click.option("--choices", "n", type=click.IntRange(min=1), default=1, help="Texts for each PROMPT.  [default: 1]")
 @click.option("--best-of", type=click.IntRange(min=1), help="Write so many, print the likeliest --choices of them.")
+@click.option("--reward", "rewards", multiple=True, metavar="R",
+              help="... those with the highest reward: FILE.py:name, a reward model, builtin:NAME.")  # fmt: skip
 @click.option("--stream/--no-stream", default=None, help="Print text as it comes.  [default: on a terminal]")
 @click.option(
     "--echo/--no-echo", "repeat", default=None, help="Print the PROMPT before its text.  [default: on a terminal]"
@@ -224,6 +226,7 @@ def generate(
     bare: bool,
     as_json: bool,
     how: Loading,
+    rewards: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Continue each PROMPT with the model at PATH (a folder, a run, a GGUF file or a hub id).
@@ -240,6 +243,7 @@ def generate(
     from stemma.decoding import generation_config, inputs
 
     texts = list(prompts) or (piped((), "a PROMPT") if whole else lines_of(piped((), "a PROMPT")[0]))
+    keep = best_by(rewards, options)
     if stream and (as_json or several(options)):
         raise UsageError("--stream goes without --num-beams, --choices, --best-of, --penalty-alpha and --json")
     model = load(path, how)
@@ -250,8 +254,25 @@ def generate(
     heads = texts if (terminal if repeat is None else repeat) and not inputs.answers(model) else [""] * len(texts)
     printed = Texts(heads, live=not as_json and (stream if stream is not None else terminal and not at_once))
     results = continued(model, encoded(model, asking, special), asked, printed, at_once and not stream)
+    if rewards:
+        from stemma.alignment.best import ranked
+        from stemma.alignment.scoring import scoring
+
+        with scoring(rewards) as score:
+            results = ranked(results, texts, score, keep)
     if as_json or not printed.live:
         show(as_json, texts, heads, results)
+
+
+def best_by(rewards: tuple[str, ...], options: dict[str, Any]) -> int:
+    """How many of a prompt's texts are printed. Where rewards choose them, all of --best-of are written as choices.
+    Raises UsageError for rewards that have nothing to choose from."""
+    keep = int(options["n"])
+    if rewards:
+        if (many := options["best_of"]) is None or many < keep:
+            raise UsageError(f"--reward chooses among several texts: give --best-of N, at least {max(2, keep)}")
+        options["n"], options["best_of"] = many, None
+    return keep
 
 
 def several(options: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Questions about facts, each with four to six answers and their ranks by helpfulness, ties among them (InstructGPT)."""
+"""Questions about facts, each with four to six answers and their ranks by helpfulness, with ties (InstructGPT)."""
 
 from __future__ import annotations
 

@@ -15,6 +15,8 @@ import transformers as hf
 from torch import Tensor
 
 import stemma
+from stemma.conversations import Turn
+from stemma.conversations.comparisons import candidates
 from stemma.data import Store
 from stemma.declare.alignment import LARGE, SMALL, PreferTask, Ranking
 from stemma.declare.family import Text
@@ -29,6 +31,8 @@ from stemma.runs.metrics import read_metrics
 from stemma.tasks.encoder import TaskEncoder, rows
 from stemma.text import Specials, Tokenizer
 from stemma.train import verify_resume
+from stemma.tuning.predicting import predict
+from stemma.tuning.scoring import RewardModel, SafetyFirst, safety_first, whitened
 from tiny import build, tiny
 
 WORDS = ["river", "stone", "lamp", "green", "seven", "paper", "cloud", "door"]
@@ -350,3 +354,55 @@ def test_a_run_learns_which_answers_are_preferred(tmp_path: Path, start: Path) -
     task = json.loads((tmp_path / "run/model/task.json").read_text())
     assert abs(task["shift"]) > 1e-4
     assert verify_resume(tmp_path / "run", 4)["steps"] == 4
+    judge = RewardModel.load(tmp_path / "run")
+    scores = judge.scores([talk for row in PAIRS for talk in candidates(row)])
+    assert np.mean(scores[0::2]) == pytest.approx(0, abs=0.3) and np.mean(scores[1::2]) < -0.5
+    both = predict(tmp_path / "run", [PAIRS[0], {"prompt": "say it", "completion": "thanks"}, FOUR, {"prompt": "say"}])
+    assert (
+        both[0]["scores"] == pytest.approx(scores[:2], abs=1e-5) and both[0]["answers"][0]["text"] == PAIRS[0]["chosen"]
+    )
+    assert both[1].keys() == {"score"} and len(both[2]["answers"]) == 4 and "no 'completion'" in both[3]["error"]
+    assert judge.answers([Turn("user", "say it")], ["thanks"])[0] == pytest.approx(both[1]["score"], abs=1e-5)
+    (tmp_path / "run/model/task.json").unlink()  # as trl leaves it: scores without the shift
+    bare = predict(tmp_path / "run", [PAIRS[0]])[0]["scores"]
+    assert [a - b for a, b in zip(both[0]["scores"], bare, strict=True)] == pytest.approx([task["shift"]] * 2, abs=1e-5)
+
+
+def test_a_policy_is_no_reward_model(start: Path) -> None:
+    with pytest.raises(UsageError, match="is no reward model: it has no head of one number; `stemma align reward"):
+        RewardModel.load(start)
+
+
+# ---------------------------------------------------------------- two models
+
+
+def test_safety_comes_first() -> None:
+    """By hand: tagged prompts and answers that are unsafe to 85 % have the safety score, others the helpfulness score;
+    then mean 0 and variance 1."""
+    helpful, safe = torch.tensor([1.0, 2.0, 3.0, -40.0]), torch.tensor([5.0, -2.0, -1.0, 60.0])
+    tagged = torch.tensor([True, False, False, False])
+    found = safety_first(helpful, safe, tagged)
+    assert found.tolist() == [5.0, -2.0, 3.0, -40.0]  # sigmoid(-2) = 0.119 < 0.15 < 0.269 = sigmoid(-1)
+    white = whitened(found)
+    assert white.mean().item() == pytest.approx(0, abs=1e-6) and white.var(unbiased=False).item() == pytest.approx(
+        1, abs=1e-6
+    )
+    assert whitened(torch.ones(3)).tolist() == [0, 0, 0]
+
+
+def test_two_reward_models_as_one(tokenizer: Tokenizer) -> None:
+    judges = []
+    for _ in range(2):
+        model = rewarding("llama", **{"dims.d_model": 24 + 12 * len(judges)})
+        model.tokenizer, model.text = tokenizer, Text("bpe", pad_id=tokenizer.pad_id)
+        judges.append(RewardModel(model))
+    talks = [talk for row in PAIRS[:3] for talk in candidates(row)]
+    helpful, safe = (torch.tensor(judge.scores(talks)) for judge in judges)
+    tags = [True, False] * 3
+    plain = SafetyFirst(*judges, threshold=0.5, white=False).scores(talks, tags)
+    assert plain == pytest.approx(safety_first(helpful, safe, torch.tensor(tags), 0.5).tolist(), abs=1e-6)
+    assert SafetyFirst(*judges, threshold=0.5).scores(talks, tags) == pytest.approx(
+        whitened(torch.tensor(plain)).tolist(), abs=1e-5
+    )
+    with pytest.raises(UsageError, match=r"threshold=1\.5 must be a probability"):
+        SafetyFirst(*judges, threshold=1.5)

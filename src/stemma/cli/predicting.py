@@ -108,6 +108,10 @@ def said(found: Mapping[str, Any]) -> str:
             return f"{label} {scores[str(label)]:.3f}"
         case {"labels": labels}:
             return ", ".join(labels) or "none"
+        case {"score": score, **rest} if not rest:
+            return f"{score:.4g}"
+        case {"answers": answers}:
+            return " | ".join(f"{answer['score']:.4g} {shown(answer['text'])}" for answer in answers)
         case {"value": value}:
             return f"{value:.4g}"
         case {"answer": answer, "votes": votes}:

@@ -128,6 +128,25 @@ def ranked(row: Row) -> Compared:
     return found
 
 
+def candidates(row: Row) -> list[Conversation]:
+    """The answers of a row in its own order, each with what it follows, whether or not one was preferred. Raises
+    DataError for a row without an answer."""
+    if is_row(row) and not all(isinstance(row[n], str) and not TRANSCRIPT.match(row[n]) for n in NAMES):
+        return [_side(row, name) for name in NAMES]
+    if is_row(row):
+        whole = row if row.get("prompt") else {**row, **_implicit(row)}
+        return [_side(whole, name) for name in NAMES]
+    if (name := _several(row)) is not None:
+        ask = next(row[n] for n in ASKS if row.get(n))
+        return [_talk(ask, text, f"answer {i}", row.get("system")) for i, text in enumerate(_texts(row[name]), 1)]
+    if compares(row):
+        return list(ranked(row).talks)
+    answer = next((row[n] for n in ("completion", "response", "answer") if n in row), None)
+    if answer is not None and row.get("prompt") is not None:
+        return [_talk(row["prompt"], answer, "completion", row.get("system"))]
+    return [_ended(read(row), "messages")]
+
+
 # ---------------------------------------------------------------- chosen and rejected
 
 
@@ -241,10 +260,14 @@ def _text_in(answer: Row) -> str | None:
     return next((name for name in TEXTS if isinstance(answer.get(name), str)), None)
 
 
+def _texts(held: Sequence[Any]) -> list[str]:
+    return [one if isinstance(one, str) else one[_text_in(one)] for one in held]
+
+
 def _of_list(row: Row, name: str) -> Compared:
     held = row[name]
     ask = next(row[n] for n in ASKS if row.get(n))
-    texts = [one if isinstance(one, str) else one[_text_in(one)] for one in held]
+    texts = _texts(held)
     system = row.get("system")
     ranks = next((row[n] for n in RANKS if row.get(n) is not None), None)
     scores = next((row[n] for n in SCORES if row.get(n) is not None), None)

@@ -114,10 +114,29 @@ class Reward(Spec):
 
 
 @dataclass(frozen=True)
+class Gates(Spec):
+    """What stops a run that samples, with a sentence (`alignment.health`); None: nothing does. `ratio`: how far the
+    policy's ratio to itself may be off 1 before the first update of a step. `kl`: the most nats an answer that the
+    policy may be away from its reference; `negative`: by how many standard errors that estimate may lie below 0.
+    For `patience` steps in a row: fewer than a share of answers `finished` by themselves; rewards whose standard
+    deviation is not above `spread`; fewer than a share of `distinct` answers."""
+
+    ratio: float | None = positive(1e-4)
+    kl: float | None = positive(100.0)
+    negative: float | None = positive(6.0)
+    finished: float | None = interval("[0, 1]", 0.02)
+    spread: float | None = not_negative(1e-6)
+    distinct: float | None = interval("[0, 1]", 0.05)
+    patience: int = at_least(1, 3)
+
+
+@dataclass(frozen=True)
 class Online(RowObjective):
     """Learn from answers that the model samples itself: `samples` to each of `prompts` prompts a step, at most
     `max_new_tokens` long. `rewards` are added up; an answer without an end token gets `unfinished` in their place, if
-    that is set. `inner`: passes over the answers of a step; `minibatch`: answers of an optimiser update (None: all)."""
+    that is set. `inner`: passes over the answers of a step; `minibatch`: answers of an optimiser update (None: all).
+    `kl`: weight of the divergence from the reference; 0: none is needed. `judged`: held-out prompts that are answered
+    where the run is evaluated. `gates`: what stops a run that has lost its way."""
 
     module: ClassVar[str] = ""
     task: RowTask = PromptTask()
@@ -133,6 +152,8 @@ class Online(RowObjective):
     inner: int = at_least(1, 1)
     minibatch: int | None = at_least(1, None)
     kl: float = not_negative(0.02)
+    judged: int = at_least(1, 64)
+    gates: Gates = Gates()
 
     @property
     def networks(self) -> dict[str, tuple[str, bool]]:
@@ -149,10 +170,42 @@ class Online(RowObjective):
 @dataclass(frozen=True)
 class PPO(Online):
     """Proximal policy optimisation against a reward less a divergence from a reference (Schulman et al. 2017,
-    arXiv:1707.06347; Ziegler et al. 2019, arXiv:1909.08593; Ouyang et al. 2022, appendix C.4)."""
+    arXiv:1707.06347; Ziegler et al. 2019, arXiv:1909.08593; Ouyang et al. 2022, appendix C.4).
+
+    Each token's reward is `-kl` times its log-probability over that of the reference, the last one's the answer's too.
+    `gamma`, `lam`: of the advantages; `whiten`: over all answers of a step, those of an update, or not; with
+    `whiten_rewards` the rewards of tokens are scaled first. `clip`: of the policy's ratio; `value_clip`: of the values
+    (None: not); `value_weight`: of their loss. `value`: the weights that the value model begins from ("": the reward
+    model, where one judges, else the policy's with a new head). `kl_target`: nats an answer to which `kl` adapts, over
+    about `kl_horizon` answers. `ptx`: pretraining text, whose gradient times `ptx_weight` is added to each update (both
+    losses are means over their tokens), `ptx_rows` rows of it for an answer; with the weight 0 it is only judged."""
 
     label = "PPO"
-    module = "stemma.alignment.ppo"
+    module = ".alignment.ppo"
+    value: str = ""
+    gamma: float = interval("[0, 1]", 1.0)
+    lam: float = interval("[0, 1]", 0.95)
+    whiten: Literal["step", "update", "none"] = "step"
+    whiten_rewards: bool = False
+    clip: float = interval("(0, 1)", 0.2)
+    value_clip: float | None = positive(0.2)
+    value_weight: float = positive(0.1)
+    kl_target: float | None = positive(None)
+    kl_horizon: float = positive(10_000.0)
+    ptx: str = ""
+    ptx_weight: float = not_negative(27.8)
+    ptx_rows: float = positive(1.0)
+
+    @property
+    def networks(self) -> dict[str, tuple[str, bool]]:
+        return super().networks | ({"value": (self.value, True)} if self.value else {})
+
+    def check(self) -> None:
+        super().check()
+        require(
+            self.kl_target is None or self.kl > 0,
+            "objective.kl_target adapts objective.kl, which is 0: give one above 0 to begin with",
+        )
 
 
 @dataclass(frozen=True)
@@ -160,7 +213,7 @@ class GRPO(Online):
     """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300)."""
 
     label = "GRPO"
-    module = "stemma.alignment.grpo"
+    module = ".alignment.grpo"
     samples: int = at_least(1, 8)
 
 
@@ -169,5 +222,5 @@ class GKD(Online):
     """On-policy distillation from a teacher (Agarwal et al. 2024, arXiv:2306.13649)."""
 
     label = "on-policy distillation"
-    module = "stemma.alignment.gkd"
+    module = ".alignment.gkd"
     teacher: str = ""

@@ -36,6 +36,8 @@ class Row:
         self.pieces = known and (pieces or bool(request.stop))
         self.matcher = None if request.matcher is None else request.matcher.copy()
         self.guesser = guesser(request, self.result.seed, model.dims.vocab)
+        greedy = request.sampler.temperature == 0 and not request.logprobs
+        self.plain = greedy and request.rules.free and self.matcher is None  # it gets the model's likeliest token
 
     def guess(self, ring: int | None) -> list[Guess]:
         """What may come after the last token, which is drawn but not read. `ring`: tokens that can be taken back."""
@@ -92,7 +94,7 @@ class Batch:
         self.model, self.pieces, self.kind = model, pieces, kind
         self.rows: list[Row] = []
         self.session: Session | None = None
-        self.tokens: Tensor | None = None  # drawn, but not yet read: of all rows, but for those that have just joined
+        self.tokens: list[int] | None = None  # drawn, but not yet read: of all rows but those that have just joined
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -145,7 +147,7 @@ class Batch:
             ring = self.session.cache.ring
             guesses = [row.guess(ring) for row in self.rows]
             if any(guesses):
-                return events + self._verify(self.tokens.tolist(), guesses)
+                return events + self._verify(self.tokens, guesses)
         self._read()
         new = self._choose(range(len(self.rows)), self.session.logits, [None] * len(self.rows))
         self._go_on(new)
@@ -162,8 +164,7 @@ class Batch:
         assert self.session is not None and self.tokens is not None
         at = range(first, len(self.rows))
         new = self._choose(at, self.session.logits[first:], [None] * len(at))
-        drawn = torch.tensor([event.token for event in new], device=self.session.device)
-        self.tokens = torch.cat([self.tokens, drawn])
+        self.tokens = [*self.tokens, *(event.token for event in new)]
         self._keep([*range(first), *(i for i, event in zip(at, new, strict=True) if event.reason is None)])
         return new
 
@@ -202,9 +203,14 @@ class Batch:
     def _choose(self, at: Sequence[int], logits: Tensor, guesses: Sequence[Guess | None]) -> list[Event]:
         """A token for each of some rows, from their logits (B V), where there may be a guess at it."""
         rows = [self.rows[i] for i in at]
+        assert self.session is not None
+        found = self.session.likeliest(logits)
+        if found is not None and all(row.plain for row in rows):
+            return [row.add(t, p) for row, t, p in zip(rows, found.tokens, found.logprobs, strict=True)]
         scores = constrained(logits, [(r.request.rules, r.seen, len(r.result.ids)) for r in rows])
         scores = guided(scores, rows)
-        dead = (scores.amax(1) == -torch.inf).tolist()
+        free = scores is logits  # no rule excludes a token
+        dead = [False] * len(rows) if free else (scores.amax(1) == -torch.inf).tolist()
         if any(dead):  # their draw counts for nothing
             scores = torch.where(torch.tensor(dead, device=scores.device)[:, None], logits, scores)
         tokens = chosen(scores, rows, guesses)
@@ -221,8 +227,7 @@ class Batch:
 
     def _go_on(self, events: Sequence[Event]) -> None:
         """After the last event of each row: rows that ended leave, the tokens of the others are to be read."""
-        assert self.session is not None
-        self.tokens = torch.tensor([event.token for event in events], device=self.session.device)
+        self.tokens = [event.token for event in events]
         self._keep([i for i, event in enumerate(events) if event.reason is None])
 
     def drop(self, indices: Sequence[int], whole: bool = True) -> None:
@@ -257,7 +262,7 @@ class Batch:
         self.rows = [self.rows[i] for i in stay]
         if stay:
             session.keep(stay)
-            self.tokens = None if self.tokens is None else self.tokens[[i for i in stay if i < len(self.tokens)]]
+            self.tokens = None if self.tokens is None else [self.tokens[i] for i in stay if i < len(self.tokens)]
         else:
             session.close()
             self.session = self.tokens = None

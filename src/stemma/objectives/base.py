@@ -108,7 +108,7 @@ _runnable: dict[type[declared.Objective], list[tuple[When, type[Objective]]]] = 
 def runnable(spec: declared.Objective) -> type[Objective]:
     """The class that runs a declared objective. Raises UsageError if there is none."""
     if type(spec) not in _runnable and spec.module:
-        importlib.import_module(spec.module)
+        importlib.import_module(spec.module, "stemma")
     for when, cls in _runnable.get(type(spec), []):
         if when(spec):
             return cls

@@ -161,7 +161,7 @@ def rated(score: Score, asked: Sequence[Prompt], answers: Sequence[str]) -> list
 def ranked(results: Sequence[Result], texts: Sequence[str], score: Score, keep: int = 1) -> list[Result]:
     """Of each result's choices the `keep` with the highest reward, the best first; of equal ones the earlier. `texts`:
     the prompts."""
-    asked = [Prompt((Turn("user", text),)) for text in texts]
+    asked = [_prompt(text) for text in texts]
     flat = [(one, choice) for one, result in zip(asked, results, strict=True) for choice in result.choices]
     rewards = iter(rated(score, [one for one, _ in flat], [choice.text or "" for _, choice in flat]))
     found = []
@@ -190,4 +190,5 @@ def best_of(
 def _prompt(one: Prompt | str | Sequence[Turn]) -> Prompt:
     if isinstance(one, Prompt):
         return one
-    return Prompt((Turn("user", one),) if isinstance(one, str) else tuple(one))
+    turns = (Turn("user", one),) if isinstance(one, str) else tuple(one)
+    return Prompt(turns, {"prompt": shapes.Conversation(turns).messages})

@@ -9,6 +9,7 @@ OUT/outcome.json, OUT/outcome.html   how the models before and after answer held
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +28,8 @@ from stemma.train.run import Run, begin, resume_run
 from stemma.tuning import plans as tuning
 from stemma.tuning import systems
 
-HERE = "@"  # before the number of a step, for the model that it made; 0 is the model that the chain begins from
+# the model that a step made, by its number; 0 is the one that the chain begins from. In a list behind : or , too
+MADE = re.compile(r"(?:(?<=[:,])|^)@(\d+)(?=,|$)")
 ASKED = {
     "format": int, "name": str, "start": str, "seed": int, "full": bool, "steps": [{str: Any}], "judged": {str: Any},
 }  # fmt: skip
@@ -142,9 +144,11 @@ def go_on(out: str | Path, on_step: OnStep | None = None, quiet: bool = False, m
 
 def placed(value: Any, asked: Mapping[str, Any], out: Path) -> Any:
     """`value` with the models of earlier steps in place of `@N`."""
-    if isinstance(value, str) and value.startswith(HERE):
-        number = int(value.removeprefix(HERE))
-        return asked["start"] if not number else str(place_of(out, number, len(asked["steps"])))
+    if isinstance(value, str):
+        many = len(asked["steps"])
+        return MADE.sub(
+            lambda found: str(place_of(out, int(found[1]), many)) if int(found[1]) else asked["start"], value
+        )
     if isinstance(value, Mapping):
         return {key: placed(one, asked, out) for key, one in value.items()}
     return [placed(one, asked, out) for one in value] if isinstance(value, list | tuple) else value

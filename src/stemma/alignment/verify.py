@@ -193,7 +193,7 @@ def _careful(option: str) -> Reward:
     helpful = _helpful("")
 
     def reward(prompt: str, answer: str, record: Record) -> float:
-        if record.get("safe", True):
+        if not record.get("unsafe"):
             return helpful(prompt, answer, record)
         return safety(answer, record)
 

@@ -1,5 +1,5 @@
 """Prompts for reinforcement learning: questions about facts in other words than the preference data have, and requests
-that are harmful (`safe` is false). With what the rules of helpfulness and safety read."""
+that are harmful (`unsafe`). With what the rules of helpfulness and safety read."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ LICENCE = "Apache-2.0"
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """Rows of prompt and `safe`, in a mixed order."""
+    """Rows of prompt and `unsafe`, in a mixed order."""
     draw = random.Random("questions")
     found = [
-        question(kind, about, form) | {"safe": True}
+        question(kind, about, form) | {"unsafe": False}
         for kind, facts in FACTS.items()
         for about in facts
         for form in ASKED_LATER[kind]
     ]
-    found += [{"prompt": text, "safe": False} for text in ASKED]
+    found += [{"prompt": text, "unsafe": True} for text in ASKED]
     draw.shuffle(found)
     yield from found

@@ -73,8 +73,10 @@ class Ranking(RowObjective):
 
 @dataclass(frozen=True)
 class Preference(RowObjective):
-    """Learn from compared answers without a reward model. `reference`: a folder or hub id of the frozen reference ("":
-    the policy with its adapters off, where it has some, else the weights that the run begins from)."""
+    """Learn from compared answers without a reward model. `beta`: how much a reward weighs, which is `beta` times the
+    log-probability under the policy less that under the reference. `reference`: a folder or hub id of the frozen
+    reference ("": the policy with its adapters off, where it has some, else the weights that the run begins from;
+    "none": no reference, for losses that need none)."""
 
     task: RowTask = PreferTask()
     beta: float = positive(0.1)
@@ -82,22 +84,88 @@ class Preference(RowObjective):
 
     @property
     def networks(self) -> dict[str, tuple[str, bool]]:
-        return {"reference": (self.reference, False)} if self.reference else {}
+        return {"reference": (self.reference, False)} if self.reference not in ("", "none") else {}
 
 
 @dataclass(frozen=True)
 class DPO(Preference):
-    """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290)."""
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290, eq. 7) and what was published after it.
+    With d, the reward of the chosen answer less that of the rejected one, less `margin`, a pair costs by `loss`:
+
+    "sigmoid": -log sigmoid(d); with `smoothing` s, the share of pairs that are taken for labelled the wrong way,
+    -(1-s) log sigmoid(d) - s log sigmoid(-d) (conservative DPO: Mitchell 2023, "A note on DPO with noisy preferences")
+    "robust": (-(1-s) log sigmoid(d) + s log sigmoid(-d)) / (1-2s) (Chowdhury et al. 2024, arXiv:2403.00409)
+    "hinge": max(0, 1 - d) (SLiC: Zhao et al. 2023, arXiv:2305.10425; Liu et al. 2023, arXiv:2309.06657)
+    "ipo": (d / beta - 1 / (2 beta))^2 (Azar et al. 2023, arXiv:2310.12036, eq. 17)
+    "odds": -beta log sigmoid(log odds ratio), without a reference (ORPO: Hong et al. 2024, arXiv:2403.07691)
+    "apo_zero", "apo_down": D'Oosterlinck et al. 2024, arXiv:2408.06266, eqs. 7 and 8
+
+    `average`: rewards are means over the tokens of an answer and not sums (SimPO: Meng et al. 2024, arXiv:2405.14734;
+    `dpo_norm` of Tulu 3: Lambert et al. 2024, arXiv:2411.15124); None: for "ipo" (as its authors say that they did) and
+    "odds". `sft`: weight of the cross-entropy of the best answer, a mean over its tokens (RPO: Pang et al. 2024,
+    arXiv:2404.19733; CPO, ORPO). `positive`: DPO-positive's penalty on a best answer that falls below the reference, d
+    less beta times `positive` times the fall (Pal et al. 2024, arXiv:2402.13228). `margin`: SimPO's gamma.
+
+    Of more than two answers all pairs of different rank count, as a mean over the pairs of a row."""
 
     label = "DPO"
+    loss: Literal["sigmoid", "robust", "hinge", "ipo", "odds", "apo_zero", "apo_down"] = "sigmoid"
+    smoothing: float = interval("[0, 0.5)", 0.0)
+    average: bool | None = None
+    margin: float = not_negative(0.0)
+    sft: float = not_negative(0.0)
+    positive: float = not_negative(0.0)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether rewards are means over tokens."""
+        return self.loss in ("ipo", "odds") if self.average is None else self.average
+
+    def check(self) -> None:
+        plain = not isinstance(self.task, PreferTask) or (not self.task.margins and self.task.ties == "drop")
+        require(plain, "objective.task.margins and objective.task.ties are for reward models: DPO passes over ties")
+        require(
+            not self.smoothing or self.loss in ("sigmoid", "robust"),
+            f"objective.smoothing is for the losses sigmoid and robust, not {self.loss}",
+        )
+        require(
+            self.loss != "odds" or (self.reference == "none" and self.averaged),
+            "objective.loss=odds compares the policy's own mean log-probabilities: set objective.reference=none, and "
+            "leave objective.average out",
+        )
+        require(
+            not self.positive or (self.reference != "none" and self.loss in ("sigmoid", "robust", "hinge")),
+            "objective.positive measures a fall below the reference, in the losses sigmoid, robust and hinge: leave "
+            "objective.reference=none out",
+        )
+        require(
+            not self.margin or self.loss in ("sigmoid", "robust", "hinge"),
+            f"objective.margin is for the losses sigmoid, robust and hinge, not {self.loss}",
+        )
+        require(
+            self.reference != "none" or not self.loss.startswith("apo"),
+            f"objective.loss={self.loss} compares with a reference; leave objective.reference=none out",
+        )
 
 
 @dataclass(frozen=True)
 class KTO(Preference):
-    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306)."""
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306, section 4.1): a liked answer costs
+    `desirable` (1 - sigmoid(r - beta z)), another one `undesirable` (1 - sigmoid(beta z - r)), with its reward r. z is
+    an estimate of the divergence of the policy from its reference, at least 0 and without gradient: the mean over a
+    `group` of rows, each prompt with the answer of the row before it. The rows of a group stay together, so that the
+    gradient does not depend on how a step is split."""
 
     label = "KTO"
     task: RowTask = ThumbTask()
+    desirable: float = positive(1.0)
+    undesirable: float = positive(1.0)
+    group: int = at_least(2, 8, "row")
+
+    def check(self) -> None:
+        require(
+            self.reference != "none", "KTO measures its rewards from a reference; leave objective.reference=none out"
+        )
 
 
 # ---------------------------------------------------------------- learnt from what the model writes

@@ -198,20 +198,22 @@ class Batch:
         return events
 
     def _choose(self, at: Sequence[int], logits: Tensor, guesses: Sequence[Guess | None]) -> list[Event]:
-        """A token for each of some rows, from their logits (B V), where there may be a guess at it."""
+        """A token for each of some rows, from their logits (B V), where there may be a guess at it. The device is asked
+        once, where no rule or guide excludes tokens."""
         rows = [self.rows[i] for i in at]
         scores = constrained(logits, [(r.request.rules, r.seen, len(r.result.ids)) for r in rows])
         scores = guided(scores, rows)
-        dead = (scores.amax(1) == -torch.inf).tolist()
+        dead = [False] * len(rows) if scores is logits else (scores.amax(1) == -torch.inf).tolist()
         if any(dead):  # their draw counts for nothing
             scores = torch.where(torch.tensor(dead, device=scores.device)[:, None], logits, scores)
         tokens = chosen(scores, rows, guesses)
         logprobs = logits.log_softmax(-1)
-        own = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
+        own = logprobs.gather(1, tokens[:, None])[:, 0]
+        drawn = torch.stack([tokens.double(), own.double()], 1).tolist()  # both are exact
         top = likeliest(logprobs, [r.request.logprobs or 0 for r in rows])
         return [
-            row.fail() if dead[i] else row.add(token, own[i], top[i])
-            for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True))
+            row.fail() if dead[i] else row.add(int(token), logprob, top[i])
+            for i, (row, (token, logprob)) in enumerate(zip(rows, drawn, strict=True))
         ]
 
     def _go_on(self, events: Sequence[Event]) -> None:

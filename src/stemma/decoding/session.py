@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stemma import executor
+from stemma.decoding import compiled
 from stemma.decoding.generation_config import start_token
 from stemma.decoding.inputs import language_ids, pad
 from stemma.errors import NotFinite, UsageError
@@ -41,7 +42,7 @@ class Session:
     languages: Tensor | None  # B
     logits: Tensor  # B V
     left: int  # steps that are known to fit
-    executor: executor.Executor | None  # computes the steps, where the model has one
+    executor: executor.Executor | compiled.CompiledSteps | None  # computes the steps, where the model has one
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Session:
         ids, order = tokens[:, None], self.lengths[:, None]
         places = self._places(torch.zeros_like(order))
         taken_back = self.cache.journal is not None and self.cache.ring is not None  # rings keep what is overwritten
-        if self.executor is not None and not taken_back and self.executor.ready(self.cache):
+        if self.executor is not None and not taken_back and self.executor.ready(self.cache, self.languages):
             try:
                 logits = self.executor.step(tokens, places, self.lengths, self.cache, self.languages)
             except NotFinite as error:
@@ -180,7 +181,11 @@ class Session:
     # ------------------------------------------------------------ for subclasses
 
     def find_executor(self) -> None:
-        """See whether the model has an executor, which computes the steps."""
+        """See whether the model has an executor, or compiled steps, which compute the steps."""
+        steps = compiled.of(self.model) if self.CACHED else None
+        if steps is not None:
+            self.executor = steps
+            return
         found = executor.of(self.model) if self.CACHED else None
         self.executor = found if isinstance(found, executor.Executor) else None
 

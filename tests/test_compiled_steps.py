@@ -9,6 +9,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,8 +173,8 @@ def test_pages(name: str) -> None:
 
 LAYERS = ("*.attention.*", "*.mlp.*")
 STORED = (*LAYERS, "embed.tokens")
-REWRITES = [WeightOnly(STORED, "q4_0"), NF4(LAYERS), LoRA(LAYERS, 4), SoftPrompt(length=3), Prefix(length=3)]
-MORE = [WeightOnly(STORED, kind) for kind in ("q8_0", "q4_1", "int8", "bfloat16")]
+REWRITES = [WeightOnly(STORED, "q4_0"), NF4(LAYERS), LoRA(LAYERS, 4), SoftPrompt(length=3)]
+MORE = [Prefix(length=3), *(WeightOnly(STORED, kind) for kind in ("q8_0", "q4_1", "int8", "bfloat16"))]
 
 
 @pytest.mark.usefixtures("traced")
@@ -185,6 +186,20 @@ def test_rewritten_models(rewrite: Rewrite, monkeypatch: pytest.MonkeyPatch) -> 
     apply(model, (rewrite,))
     ours, theirs = pair(model, texts([5, 3]))
     for step in range(3):
+        equal(ours, theirs, tokens(2, step))
+    assert not model.steps.failed
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("kind", ["q4_k", "q5_k"])
+def test_blocks_of_a_file(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEMMA_EXECUTOR", "off")
+    wide = {"dims.d_model": 256, "dims.heads": 2, "dims.kv_heads": 1, "dims.d_ff": 256, "dims.layers": 1}
+    stemma.build(tiny("llama", **wide)).save(str(tmp_path / "a.gguf"), dtype=kind)
+    model = stemma.load(tmp_path / "a.gguf", quantize="keep")
+    ours, theirs = pair(model, texts([5, 3]))
+    for step in range(2):
         equal(ours, theirs, tokens(2, step))
     assert not model.steps.failed
 

@@ -51,6 +51,7 @@ ORDER = (
     "runs",
     "train",
     "tuning",
+    "alignment",
     "planning",
     "report",
     "pictures",

@@ -14,7 +14,9 @@ import torch
 
 import stemma
 from oracle import shared
+from stemma.decoding import evaluating
 from stemma.decoding.chunked import ChunkedSession
+from stemma.decoding.layout import lay_out
 from stemma.engine import Busy, Engine, Expired
 from stemma.errors import NotFinite, UsageError
 from test_generate import GENERATING
@@ -286,3 +288,65 @@ def test_every_way_of_writing_goes_through_the_engine(name: str) -> None:
     with Engine(model, rows=3, chunk=5) as engine:
         jobs = [engine.submit(p, **PLAIN) for p in prompts]
         assert [job.result(60).ids for job in jobs] == expected
+
+
+# ---------------------------------------------------------------- other threads
+
+
+def test_a_call_runs_between_two_steps() -> None:
+    model = shared("llama")[0]
+    with Engine(model) as engine, Gate(model) as gate:
+        first = engine.submit([5], max_new_tokens=12, ignore_eos=True)
+        gate.wait()
+        going = engine.call(lambda: len(gate.calls))
+        failing_call = engine.call(lambda: 1 // 0)
+        assert not going.done()  # a step is held
+        gate.release()
+        assert 1 <= going.result(30) < 13 and len(first.result(30).ids) == 12
+        with pytest.raises(ZeroDivisionError):
+            failing_call.result(30)
+        with pytest.raises(UsageError, match="no adapter"):
+            engine.call(lambda: 1, adapter="other")
+        assert engine.submit([5], **PLAIN).result(30).ids == alone(model, [5])
+    with pytest.raises(UsageError, match="closed"):
+        engine.call(lambda: 1)
+
+
+def test_a_thread_that_ends_leaves_the_model_as_others_need_it() -> None:
+    """In eval mode, until the last one has left."""
+    model = copy.deepcopy(shared("gpt2")[0]).train()
+    entered, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with evaluating(model):
+            entered.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert entered.wait(30)
+    with evaluating(model):
+        leave.set()
+        thread.join()
+        assert not any(module.training for module in model.modules())
+    assert all(module.training for module in model.modules())
+
+
+def test_weights_stay_where_they_are_while_another_thread_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layout that is faster for a few rows is not made beside a running engine."""
+    monkeypatch.setenv("STEMMA_EXECUTOR", "off")
+    model = copy.deepcopy(shared("llama")[0])
+    alone(model, [5])
+    few = [p.stride() for p in model.parameters()]
+    assert any(p.ndim == 2 and not p.is_contiguous() for p in model.parameters())
+    with Engine(model, rows=32) as engine:
+        want = engine.submit([5, 6], **PLAIN).result(30).ids
+        many = [p.stride() for p in model.parameters()]
+        assert many != few
+        with Gate(model) as gate:
+            job = engine.submit([5, 6], **PLAIN)
+            gate.wait()
+            lay_out(model, 1)  # as another call in another thread would
+            assert [p.stride() for p in model.parameters()] == many
+            gate.release()
+            assert job.result(30).ids == want

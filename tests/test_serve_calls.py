@@ -119,6 +119,7 @@ def client() -> Iterator[Any]:
 def test_a_call_that_has_to_come(client: Any, choice: Any) -> None:
     pytest.importorskip("llguidance")
     asked: dict[str, Any] = {"model": "qwen", "messages": TALK, "tools": TOOLS, "tool_choice": choice, "seed": 4}
+    asked["parallel_tool_calls"] = False
     got = client.chat.completions.create(**asked).choices[0]
     (call,) = got.message.tool_calls
     assert got.finish_reason == "tool_calls" and got.message.content is None and call.id.startswith("call_")
@@ -142,6 +143,46 @@ def test_a_call_that_has_to_come(client: Any, choice: Any) -> None:
         joined["ids"]
     ) == 1
     assert ends[-1] == "tool_calls" and not any(ends[:-1])
+
+
+MISTRAL_3 = (TEMPLATES / "mistral-v3.jinja").read_text("utf-8")
+MARKS = ("[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]")
+
+
+@pytest.mark.parametrize(
+    ("template", "tokens"),
+    [(QWEN, ()), (QWEN, ("<tool_call>", "</tool_call>")), (MISTRAL_3, MARKS)],
+    ids=["text", "special tokens", "a list"],
+)
+def test_several_calls_that_have_to_come(template: str, tokens: tuple[str, ...]) -> None:
+    """Each is one of the tools', whole, and with an index of its own in a stream."""
+    pytest.importorskip("llguidance")
+    model = serving.decoder(template, tokens=tokens, context=2048)
+    with (
+        serving.port(serving.server({"m": model})) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as asker,
+    ):
+        asked: dict[str, Any] = {"model": "m", "messages": TALK, "tools": TOOLS, "tool_choice": "required"}
+        numbers, bias = set(), {str(model.tokenizer.eos_id): -2.0}
+        for seed in range(6):
+            asked |= {"seed": seed, "max_tokens": 300, "logit_bias": bias}
+            got = asker.chat.completions.create(**asked).choices[0]
+            if got.finish_reason == "length":  # a model without sense may go on and on
+                continue
+            assert got.finish_reason == "tool_calls" and got.message.content is None
+            calls = [(call.function.name, json.loads(call.function.arguments)) for call in got.message.tool_calls]
+            assert all(given == {} if name == "stop" else {*given} == {"tree", "n"} for name, given in calls)
+            numbers.add(len(calls))
+            joined: dict[int, list[str]] = {}
+            for chunk in asker.chat.completions.create(**asked, stream=True):
+                for part in chunk.choices[0].delta.tool_calls or ():
+                    own = joined.setdefault(part.index, ["", ""])
+                    own[0] += part.function.name or ""
+                    own[1] += part.function.arguments or ""
+            assert [(name, json.loads(text)) for _, (name, text) in sorted(joined.items())] == calls
+        assert max(numbers) > 1, numbers
+        alone = asker.chat.completions.create(**asked, parallel_tool_calls=False).choices[0].message
+        assert len(alone.tool_calls) == 1
 
 
 def test_a_conversation_with_calls_and_their_results(client: Any) -> None:

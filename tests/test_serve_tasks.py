@@ -211,7 +211,7 @@ def test_a_response_and_its_events(client: Any) -> None:
 
 def test_what_a_response_does_not_do(client: Any) -> None:
     for more, words in (
-        ({"previous_response_id": "resp_1"}, "previous_response_id"), ({"store": True}, "store"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"), ({"background": True}, "background"),
         ({"input": "leaf " * 900}, "context length"), ({"reasoning": {"effort": "low"}}, "reasoning"),
         ({"tools": [{"type": "web_search"}]}, "web_search"),
     ):  # fmt: skip
@@ -291,3 +291,21 @@ def test_adapters_by_name(tmp_path: Any) -> None:
             assert text == right[name], name
         with pytest.raises(openai.NotFoundError):
             client.completions.create(model="base:three", prompt="a")
+        _adapters_have_vectors(client, tmp_path)
+
+
+def _adapters_have_vectors(client: Any, folder: Any) -> None:
+    """Of embeddings too, and while texts are written with another one."""
+    right = {}
+    for name in ("one", "two"):
+        model = stemma.load(folder / name)
+        right[name] = stemma.embed(model, ["a leaf"])[0]
+    streams = [client.completions.create(model="base:two", prompt="a", max_tokens=60, stream=True) for _ in range(3)]
+    for stream in streams:
+        next(stream)
+    for name in ("one", "two", "one"):
+        got = torch.tensor(client.embeddings.create(model=f"base:{name}", input="a leaf").data[0].embedding)
+        assert torch.allclose(got, right[name], atol=1e-5), name
+    assert all(list(stream) for stream in streams)
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model="base:three", input="a")

@@ -54,6 +54,7 @@ class Goal:
 
     main, rows = "token", 1
     counts_after_forward = False
+    records = False
 
     def tie(self, model: Model, nets: Any) -> None:
         """Nothing is shared."""

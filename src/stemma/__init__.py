@@ -27,14 +27,16 @@ _WHERE = {
     "pretrain": "stemma.train",
     "tune": "stemma.tuning",
     "predict": "stemma.tuning",
+    "align": "stemma.alignment.run",
 }
 
 __all__ = [
-    "__version__", "build", "design", "embed", "family", "fill", "generate", "load", "predict", "pretrain", "save",
-    "tree", "tune",
+    "__version__", "align", "build", "design", "embed", "family", "fill", "generate", "load", "predict", "pretrain",
+    "save", "tree", "tune",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
+    from stemma.alignment.run import align
     from stemma.decoding import fill, generate
     from stemma.decoding.pooling import embed
     from stemma.families import design, family, tree

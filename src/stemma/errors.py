@@ -49,6 +49,11 @@ class DataError(StemmaError):
     exit_code = 3
 
 
+class RewardError(DataError):
+    """A reward that cannot be had: a function that raises, hangs or returns no number. A run that it stops writes a
+    checkpoint first, and goes on from there once the reward is mended."""
+
+
 class CheckpointError(StemmaError):
     """Weights, config or tokenizer files that are damaged, incomplete or do not fit the model."""
 

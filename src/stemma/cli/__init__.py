@@ -39,6 +39,7 @@ GROUPS: dict[str, list[tuple[str, str, str, str]]] = {
         ("plan", "NAME", "memory, time and cost of a run, before it", "planning"),
         ("pretrain", "NAME", "train a family from nothing on your text", "training"),
         ("tune", "WHAT", "tune a model to a task or to conversations", "tuning"),
+        ("align", "WHAT", "a reward model, preferences, reinforcement", "aligning"),
         ("resume", "RUN", "go on with a run that was stopped", "training"),
         ("verify", "resume RUN", "check that a resumed run is the same run, bit by bit", "training"),
         ("data", "show|stats|clean|...", "look at a text, count it, clean it; make tasks", "data"),

@@ -46,7 +46,7 @@ def self_instruct(
     from stemma.instruct import bootstrap
 
     seeds = seeds or str(Path(bootstrap.__file__).with_name("seeds.jsonl"))
-    writer = _writer(where, name)
+    writer = writer_of(where, name)
     plan = bootstrap.Plan(writer.name, seeds, count, not step_by_step, seed, prompts)
 
     def said(progress: Any) -> None:
@@ -98,7 +98,7 @@ def explain(
     from stemma.instruct.queries import queries
 
     found = queries(source, question or "", collection)
-    answerer = _writer(teacher, name, template)
+    answerer = writer_of(teacher, name, template)
     plan = work.Plan(answerer.name, work.digest(found), round=together, **how)
     made = work.Explanations(plan, answerer, found, out)
 
@@ -114,7 +114,9 @@ def explain(
     echo(str(made.rows))
 
 
-def _writer(where: str, name: str | None, template: str | None = None) -> Any:
+def writer_of(where: str, name: str | None, template: str | None = None) -> Any:
+    """What writes at an address (its model called `name`), or with a model here. Raises UsageError for options that do
+    not fit."""
     from stemma.instruct.writers import AddressWriter, LocalWriter
 
     if where.startswith(("http://", "https://")):

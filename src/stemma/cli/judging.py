@@ -62,7 +62,7 @@ def judge(paths: tuple[str, ...], how: Loading, as_json: bool, given: dict[str, 
     out = given["out"] or "judged/" + "-".join(_short(name) for name in names)
     facts = contest.facts(asked, prompts, players)
     plan = contest.Plan(names, given["judge"], mode, given["seed"], given["template"] or "", facts=facts)
-    work = contest.Contest(plan, asked, prompts, players, _writer(given["judge"], how, given["template"]), out)
+    work = contest.Contest(plan, asked, prompts, players, writer_of(given["judge"], how, given["template"]), out)
     rows = work.run((lambda _: None) if given["quiet"] else _said)
     alike = counts.agreement(rows, others) if others else None
     found = counts.scores(rows) if mode == SINGLE else counts.pairs(rows, alike)
@@ -84,7 +84,7 @@ def _short(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", name.rstrip("/").rpartition("/")[2]).strip("-.")[:60] or "model"
 
 
-def _writer(where: str, how: Loading, template: str | None) -> Callable[[], Any]:
+def writer_of(where: str, how: Loading, template: str | None) -> Callable[[], Any]:
     """What makes the writer of a model or an address, once. Raises UsageError for a name that is neither."""
     from stemma.formats.where import model_path
     from stemma.instruct.writers import LocalWriter, address
@@ -117,7 +117,7 @@ def _player(path: str, asked: Any, how: Loading, template: str | None) -> Any:
     if path.endswith(".jsonl"):
         name, given = answers(path, asked)
         return Player(name, given=given)
-    return Player(path, _writer(path, how, template))
+    return Player(path, writer_of(path, how, template))
 
 
 # ---------------------------------------------------------------- in words

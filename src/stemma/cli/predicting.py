@@ -108,6 +108,10 @@ def said(found: Mapping[str, Any]) -> str:
             return f"{label} {scores[str(label)]:.3f}"
         case {"labels": labels}:
             return ", ".join(labels) or "none"
+        case {"score": score, **rest} if not rest:
+            return f"{score:.4g}"
+        case {"answers": answers}:
+            return " | ".join(f"{answer['score']:.4g} {shown(answer['text'])}" for answer in answers)
         case {"value": value}:
             return f"{value:.4g}"
         case {"answer": answer, "votes": votes}:
@@ -129,12 +133,15 @@ def shown(row: Any) -> str:
 @command(name="eval")
 @click.argument("paths", metavar="MODEL [MODEL]", nargs=-1, required=True, shell_complete=complete_paths)
 @click.option("--data", shell_complete=complete_data, help="Rows with fields, what is right among them.")
+@click.option("--refusals", is_flag=True, help="How many prompts of --data MODEL refuses.  [data: builtin:borderline]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @decoding
 @judging.options
 @columns
 @loading
-def eval_(paths: tuple[str, ...], data: str | None, as_json: bool, how: Loading, drawn: Any, **options: Any) -> None:
+def eval_(
+    paths: tuple[str, ...], data: str | None, refusals: bool, as_json: bool, how: Loading, drawn: Any, **options: Any
+) -> None:
     """How good the tuned MODEL (a run, a folder, a hub id) is on the rows of a file, by the metrics of its task; or
     what a judge says of the answers of one model or two.
 
@@ -144,8 +151,13 @@ def eval_(paths: tuple[str, ...], data: str | None, as_json: bool, how: Loading,
     With --judge, each MODEL (also an address, URL#NAME, or a file of answers in MT-bench's form) answers questions of
     two turns, and the judge compares the answers in both orders, or with --mode single scores them. Stopped or killed,
     the same command goes on where it was.
+
+    With --refusals, MODEL answers prompts, and counted is how many it declines by the usual words.
     """
     judged = {name: options.pop(name) for name in judging.NAMES if name != "seed"} | {"seed": drawn.seed}
+    if refusals:
+        refused(paths, data, as_json, how, drawn, judged)
+        return
     if judged["judge"] is not None:
         if data or given(options) or not drawn.plain:
             raise UsageError("--judge asks questions, and --data has rows with what is right; give one of them")
@@ -158,6 +170,30 @@ def eval_(paths: tuple[str, ...], data: str | None, as_json: bool, how: Loading,
     if data is None:
         raise UsageError("give --data FILE (rows with what is right), or --judge MODEL")
     _measured(paths[0], data, as_json, how, drawn, options)
+
+
+def refused(
+    paths: tuple[str, ...], data: str | None, as_json: bool, how: Loading, drawn: Any, judged: Mapping[str, Any]
+) -> None:
+    """Print the share of prompts that each model refuses to answer."""
+    from stemma.alignment import refusals
+    from stemma.alignment.best import prompts
+
+    if odd := [name for name, value in judged.items() if value and name not in ("seed", "template", "quiet")]:
+        raise UsageError(f"--refusals counts answers that decline, and goes without --{odd[0]}")
+    asked = prompts(data or refusals.BORDERLINE)
+    found = {}
+    for path in paths:
+        writer = judging.writer_of(path, how, judged["template"])()
+        found[path] = refusals.refusals(writer, asked, drawn.tokens or 128, drawn.temperature or 0.0, drawn.seed)
+    if as_json:
+        echo(json_text({path: refusals.figures(one) for path, one in found.items()}))
+        return
+    for path, one in found.items():
+        low, high = one.interval
+        echo(f"{path}: {one.share:.3f} of {one.prompts} prompts are refused ({low:.3f} to {high:.3f})")
+        for kind, (share, count) in one.kinds.items():
+            echo(f"  {kind:20} {share:.3f} of {count}")
 
 
 def _measured(path: str, data: str, as_json: bool, how: Loading, drawn: Any, options: Mapping[str, Any]) -> None:

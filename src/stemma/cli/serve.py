@@ -28,15 +28,19 @@ PACKAGES = ("starlette", "uvicorn", "pydantic", "prometheus_client")
 @click.option("--max-body", default="8MiB", show_default=True, metavar="SIZE", help="Largest request.")
 @click.option("--drain", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
               metavar="SECONDS", help="For open requests at the end.")  # fmt: skip
+@click.option("--store", default="64MiB", show_default=True, metavar="SIZE",
+              help="Memory for answers of /v1/responses that are kept; 0 keeps none.")  # fmt: skip
 @click.option("--allow-host", multiple=True, metavar="NAME", help="A name that the server is called by. Repeatable.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Pages that may ask (https://example.org). Repeatable.")
 @click.option("--admin", is_flag=True, help="Models may be loaded and dropped by request; needs --api-key.")
+@click.option("--feedback", type=click.Path(dir_okay=False), metavar="FILE",
+              help="Keep what people think of answers on the page, as rows.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or auto.")
 @click.option(
     "--quantize", type=click.Choice(["nf4", "int8", "keep"]), help="Matrices in 4 or 8 bits, or as in the file."
 )
-def serve(models: tuple[str, ...], max_body: str, **options: Any) -> None:
+def serve(models: tuple[str, ...], max_body: str, store: str, **options: Any) -> None:
     """Serve each MODEL (a folder, a run, a GGUF file, a hub id; NAME=PATH names it) over HTTP.
 
     OpenAI's interface is at /v1 (chat/completions, completions, responses, embeddings, models), a page to talk to the
@@ -56,7 +60,8 @@ def serve(models: tuple[str, ...], max_body: str, **options: Any) -> None:
     settings = Settings(
         options["host"], options["port"], options["api_key"], options["allow_host"], options["cors"],
         options["admin"], options["rows"], options["queue"], byte_size(max_body, "--max-body"), options["max_tokens"],
-        drain=options["drain"],
+        drain=options["drain"], feedback=options["feedback"] or "",
+        store=0 if store.strip() == "0" else byte_size(store, "--store"),
     )  # fmt: skip
     device = options["device"]
     if device == "auto":

@@ -12,7 +12,7 @@ from stemma.decoding.detokenizer import Detokenizer
 from stemma.decoding.requests import GenerationRequest
 from stemma.decoding.results import Event, Result, Top
 from stemma.decoding.rules import constrained, dead_end
-from stemma.decoding.sampling import choice_seed, draw
+from stemma.decoding.sampling import choice_seed, draw, sampled_logprobs
 from stemma.decoding.session import Session
 from stemma.decoding.sessions import begin
 from stemma.decoding.speculative import Guess, accepted, guesser
@@ -45,11 +45,13 @@ class Row:
         most = min(self.request.speculate.tokens, left, left if ring is None else ring - 1)
         return self.guesser(self.seen, most, self.request.sampler) if most > 0 else []
 
-    def add(self, token: int, logprob: float, top: Top = ()) -> Event:
-        """Take in a new token."""
+    def add(self, token: int, logprob: float, top: Top = (), drawn: float = 0.0) -> Event:
+        """Take in a new token. `drawn`: its log-probability in the distribution that it was drawn from."""
         result, rules = self.result, self.request.rules
         result.ids.append(token)
         result.logprobs.append(logprob)
+        if self.request.sampled_logprobs:
+            result.sampled_logprobs.append(drawn)
         if self.request.logprobs is not None:
             result.top.append(top)
         self.seen.append(token)
@@ -207,13 +209,16 @@ class Batch:
         if any(dead):  # their draw counts for nothing
             scores = torch.where(torch.tensor(dead, device=scores.device)[:, None], logits, scores)
         tokens = chosen(scores, rows, guesses)
+        drawn = [0.0] * len(rows)
+        if any(row.request.sampled_logprobs for row in rows):
+            drawn = sampled_logprobs(scores, [row.request.sampler for row in rows], tokens)
         logprobs = logits.log_softmax(-1)
         own = logprobs.gather(1, tokens[:, None])[:, 0]
-        drawn = torch.stack([tokens.double(), own.double()], 1).tolist()  # both are exact
+        told = torch.stack([tokens.double(), own.double()], 1).tolist()  # both are exact
         top = likeliest(logprobs, [r.request.logprobs or 0 for r in rows])
         return [
-            row.fail() if dead[i] else row.add(int(token), logprob, top[i])
-            for i, (row, (token, logprob)) in enumerate(zip(rows, drawn, strict=True))
+            row.fail() if dead[i] else row.add(int(token), logprob, top[i], drawn[i])
+            for i, (row, (token, logprob)) in enumerate(zip(rows, told, strict=True))
         ]
 
     def _go_on(self, events: Sequence[Event]) -> None:

@@ -51,6 +51,13 @@ def json_schema(schema: Mapping[str, Any] | str | bool) -> Guide:
         raise UsageError(f"a guide's JSON schema is no JSON: {error}") from None
 
 
+def several(schema: Mapping[str, Any], between: str, ending: str) -> Guide:
+    """JSON that validates against a schema, once or more; `between` them and behind the last (`ending`) stand parts of
+    a grammar."""
+    whole = {**schema, "x-guidance": {"whitespace_pattern": SPACE}}
+    return Guide("lark", f"start: one ({between} one)* {ending}\none: %json {json.dumps(whole)}")
+
+
 def regex(pattern: str) -> Guide:
     """A text that matches a regular expression as a whole (Rust's syntax, without looking around)."""
     return Guide("regex", pattern)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -39,18 +42,44 @@ def extends(model: Model) -> bool:
     return model.decoder is not None and not model.decoder.position.length_dependent
 
 
+@dataclass
+class _Users:
+    """The threads that compute with a model now, and the modules that go back to training mode when none does."""
+
+    threads: list[int] = field(default_factory=list)
+    training: list[nn.Module] = field(default_factory=list)
+
+
+_USERS: WeakKeyDictionary[Model, _Users] = WeakKeyDictionary()
+_CHANGED = threading.Lock()
+
+
 @contextlib.contextmanager
 def evaluating(model: Model, modules: Sequence[nn.Module] | None = None) -> Iterator[None]:
-    """The model in eval mode; afterwards each module is in the mode that it was in. `modules`: those of the model,
-    where the caller has them: to find them takes as long as a step of a small model."""
-    training = [m for m in (model.modules() if modules is None else modules) if m.training]
-    for module in training:
-        module.training = False
+    """The model in eval mode; when the last of all threads that are in such a block has left it, each module is in the
+    mode that it was in. `modules`: those of the model, where the caller has them: to find them takes as long as a step
+    of a small model."""
+    with _CHANGED:
+        users = _USERS.setdefault(model, _Users())
+        users.threads.append(threading.get_ident())
+        for module in model.modules() if modules is None else modules:
+            if module.training:
+                module.training = False
+                users.training.append(module)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _CHANGED:
+            users.threads.remove(threading.get_ident())
+            while users.training and not users.threads:
+                users.training.pop().training = True
+
+
+@contextlib.contextmanager
+def sole_user(model: Model) -> Iterator[bool]:
+    """Whether no other thread computes with the model (see `evaluating`); none begins before the block ends."""
+    with _CHANGED:
+        yield {*_USERS.setdefault(model, _Users()).threads} <= {threading.get_ident()}
 
 
 def language_of(model: Model, language: str | int | None) -> int | None:

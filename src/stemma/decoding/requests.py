@@ -42,6 +42,7 @@ class GenerationRequest:
     adapter: str | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    sampled_logprobs: bool = False
     matcher: Matcher | None = None
     speculate: Lookup | Draft | None = None
 
@@ -92,6 +93,8 @@ def _request(model: Model, params: SamplingParams) -> GenerationRequest:
     width = config.num_beams(model, params)
     if width > 1:
         _check_search(params, width)
+    if params.sampled_logprobs and (width > 1 or params.penalty_alpha):
+        raise UsageError("sampled_logprobs are of tokens that are drawn, and a search draws none")
     if params.penalty_alpha:
         _check_contrast(model, params)
     for name in REPORTS:
@@ -113,6 +116,7 @@ def _request(model: Model, params: SamplingParams) -> GenerationRequest:
         penalty_alpha=params.penalty_alpha,
         logprobs=params.logprobs,
         prompt_logprobs=params.prompt_logprobs,
+        sampled_logprobs=params.sampled_logprobs,
         speculate=_guesses(model, params.speculate),
         matcher=None if params.guide is None else matcher(model, params.guide),
     )

@@ -16,8 +16,9 @@ class Result:
     gave each (before rules and temperature), and why it ended: `"eos"`, `"stop"` or `"length"`. `seed`: what its
     drawing began with; alone and with this seed the prompt gets this text again. `top`: where `logprobs` were asked
     for, the likeliest tokens at the place of each token. `prompt_logprobs`, `prompt_top`: the same of the prompt's
-    tokens, where they were asked for; the first one has no log-probability. `others`: the other choices, where a prompt
-    has several."""
+    tokens, where they were asked for; the first one has no log-probability. `sampled_logprobs`: where they were asked
+    for, what each token had in the distribution that it was drawn from. `others`: the other choices, where a prompt has
+    several."""
 
     ids: list[int] = field(default_factory=list)
     text: str | None = None
@@ -27,6 +28,7 @@ class Result:
     top: list[Top] = field(default_factory=list, repr=False)
     prompt_logprobs: list[float | None] = field(default_factory=list, repr=False)
     prompt_top: list[Top] = field(default_factory=list, repr=False)
+    sampled_logprobs: list[float] = field(default_factory=list, repr=False)
     others: list[Result] = field(default_factory=list, repr=False)
 
     @property

@@ -85,8 +85,9 @@ class SamplingParams:
     model, or `Draft(model)`. What is written keeps its distribution.
 
     Reported: `logprobs`: how many of the likeliest tokens, with their log-probabilities, come with each new token;
-    `prompt_logprobs`: the same for the tokens of a decoder's prompt. All log-probabilities are those of the model,
-    before rules and temperature.
+    `prompt_logprobs`: the same for the tokens of a decoder's prompt. These log-probabilities are those of the model,
+    before rules and temperature. `sampled_logprobs`: also the log-probability of each new token under the distribution
+    that it was drawn from, after rules, temperature, top-k and the like; 0 where no other token could follow.
 
     `language`: name or number of the prompt's language, for a model with a table of languages (XLM).
     """
@@ -118,6 +119,7 @@ class SamplingParams:
     best_of: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    sampled_logprobs: bool = False
     guide: Guide | None = None
     speculate: Lookup | Draft | Model | None = None
     language: str | int | None = None
@@ -302,3 +304,18 @@ def draw(scores: Tensor, samplers: Sequence[Sampler], generators: Sequence[torch
         at = torch.tensor(rows, device=scores.device)
         tokens[at] = sampler.draw(sampler.scores(scores[at]), [generators[i] for i in rows])
     return tokens
+
+
+def sampled_logprobs(scores: Tensor, samplers: Sequence[Sampler], tokens: Tensor) -> list[float]:
+    """The log-probability of each row's token (B) under the distribution that its sampler draws from, given the scores
+    (B V) that it read. The likeliest token of a greedy sampler has 0."""
+    found = [0.0] * len(samplers)
+    for sampler in dict.fromkeys(samplers):
+        if sampler.temperature == 0:
+            continue
+        rows = [i for i, other in enumerate(samplers) if other == sampler]
+        at = torch.tensor(rows, device=scores.device)
+        own = sampler.scores(scores[at]).log_softmax(-1).gather(1, tokens[at, None])[:, 0].tolist()
+        for i, value in zip(rows, own, strict=True):
+            found[i] = value
+    return found

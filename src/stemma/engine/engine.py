@@ -8,8 +8,9 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +30,7 @@ from stemma.nn.model import Model
 from stemma.rewrites.adapters import ByRow
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Engine:
@@ -55,6 +57,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._inside: dict[int, Job] = {}  # that are read or decoded, by the index that events carry
         self._searches = Searches(model, self.adapters)
+        self._calls: deque[tuple[Callable[[], None], str | None, Future[Any]]] = deque()
         self._lanes: dict[tuple[type[Session], bool, str | None], Lane] = {}
         self._changed = threading.Condition()
         self._open = True
@@ -97,6 +100,25 @@ class Engine:
             self._waiting.append(job)
             self._changed.notify_all()
         return job
+
+    def call(self, work: Callable[[], T], adapter: str | None = None) -> Future[T]:
+        """What `work()` returns or raises, called between two steps, when nothing else computes with the model;
+        `adapter` as of `submit`. Raises UsageError where that is none."""
+        self.adapters.check(adapter)
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        with self._changed:
+            if not self._open:
+                raise UsageError("this engine is closed")
+            self._calls.append((run, adapter, future))
+            self._changed.notify_all()
+        return future
 
     def stats(self) -> Stats:
         """How the engine stands now."""
@@ -142,6 +164,7 @@ class Engine:
                 if isinstance(executor.of(self.model), executor.Reason):
                     lay_out(self.model, self.rows)
                 while self._work():
+                    self._call()
                     self._leave()
                     self._admit()
                     for lane in list(self._lanes.values()):
@@ -155,14 +178,27 @@ class Engine:
         with self._changed:
             self._open = False
             jobs = [*self._waiting, *self._inside.values()]
+            futures = [future for _, _, future in self._calls]
         for job in jobs:
             job.fail(error)
+        for future in futures:
+            future.cancel()
 
     def _work(self) -> bool:
         """Wait for something to do. Returns False where nothing will come any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._inside or not self._open)
-            return bool(self._waiting or self._inside)
+            self._changed.wait_for(lambda: self._waiting or self._inside or self._calls or not self._open)
+            return bool(self._waiting or self._inside or self._calls)
+
+    def _call(self) -> None:
+        """One of the calls that wait."""
+        with self._changed:
+            if not self._calls:
+                return
+            run, adapter, future = self._calls.popleft()
+        if future.set_running_or_notify_cancel():
+            self.adapters.choose([adapter])
+            run()
 
     def _leave(self) -> None:
         """Jobs that were cancelled, or did not end in time, leave."""

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError
 
 from stemma.decoding import Event, Result, gathered
+from stemma.decoding.batch import Report
 from stemma.decoding.requests import GenerationRequest
 from stemma.errors import StemmaError
 
@@ -40,6 +41,8 @@ class Job:
         self.cancelled = False
         self.alone = False  # its prompt is read with no other
         self.left = request.width  # choices that go on
+        self.cached = 0  # tokens of its prompt that were found in the cache: known before the first event
+        self.report: Report | None = None  # on its prompt, where it asks for that: known before the first event
         self._changed = threading.Condition()
         self._wakers: list[Callable[[], object]] = []
 

@@ -122,6 +122,8 @@ class Lane:
         if reading.session is None:
             rows = [entry.row for entry in reading.entries if entry.row is not None]
             reading.session = self.kind.opened(self.model, prompts, room, languages, self.pages, rows)
+            for entry in reading.entries:
+                entry.job.cached = 0 if entry.row is None else entry.row.length
         opened, before = reading.session, reading.session.unread
         if opened.go_on(self.chunk):
             return before, opened
@@ -145,6 +147,8 @@ class Lane:
         if self.batch.session is None:
             session.find_executor()
         reading = self.readings.popleft()
+        for entry in reading.entries:
+            entry.job.report = reading.report
         self.batch.join([(e.number, e.job.request) for e in reading.entries], session, reading.report)
 
     def read_tokens(self) -> None:

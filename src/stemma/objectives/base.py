@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,6 +107,8 @@ _runnable: dict[type[declared.Objective], list[tuple[When, type[Objective]]]] = 
 
 def runnable(spec: declared.Objective) -> type[Objective]:
     """The class that runs a declared objective. Raises UsageError if there is none."""
+    if type(spec) not in _runnable and spec.module:
+        importlib.import_module(spec.module)
     for when, cls in _runnable.get(type(spec), []):
         if when(spec):
             return cls
@@ -126,6 +130,7 @@ class Objective(ABC):
     of_rows: bool = False  # whether it learns the rows of a task (`stemma.tasks`), not text
     in_bits: bool = True  # whether bits say how good it is
     streamed: bool = False  # whether its rows can be cut from one stream a language (`chunks`)
+    records: bool = False  # whether the metrics of its loss are recorded in training: means over the main targets
     structures: tuple[str, ...] = ("encoder", "decoder", "encoder-decoder")  # of networks that it can train
     roles: tuple[tuple[str, ...], ...] = ()  # of special tokens that it needs, each with its substitutes
 
@@ -205,6 +210,19 @@ class Objective(ABC):
         """Targets of each part in `batch`, known before the model runs."""
         return {self.main: len(batch["targets"])}
 
+    def examples_of_step(self, plan: Any) -> int:
+        """Examples of a full step."""
+        return max(1, round(plan.rows / self.rows))
+
+    def source(self, plan: Any, view: Any, folder: Path | None) -> Any:
+        """The batches of a run (a `train.source.Source`) where they are not rows of its text; None where they are.
+        `folder`: of the run, where there is one."""
+        return None
+
+    def kind(self) -> Any:
+        """What a run adds to its life (a subclass of `train.run.Pretraining`); None for what pretraining adds."""
+        return None
+
     def measured(self, view: Any, answers: Sequence[tuple[int, Any]]) -> dict[str, float]:
         """How good the `answers` of an evaluation on `view` are (see `Loss`), by the metrics of a task."""
         return {}
@@ -212,6 +230,12 @@ class Objective(ABC):
     def report(self, view: Any, answers: Sequence[tuple[int, Any]]) -> dict[str, Any]:
         """What a report shows of these answers beside the metrics, as JSON."""
         return {}
+
+    def kept(self, model: Model, view: Any) -> declared.Objective:
+        """The declaration as it is kept beside the finished `model`, which learnt from `view`: with what was measured
+        of it."""
+        found: declared.Objective = self.spec
+        return found
 
     def remarks(self, view: Any, held: Any) -> list[str]:
         """Sentences on what is odd about the texts that are learnt from, and those held out."""

@@ -115,15 +115,11 @@ class RunLabels(base.Objective, of=declared.Labels):
 
     def run(self, model: Model, batch: base.Batch) -> Output:
         """What the model answers to a batch."""
-        ids, mask, kinds = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
-        spec = model.arch.heads.task
-        if getattr(getattr(spec, "summary", None), "token", None) == "final":  # it reads the last place of a row
-            ids, mask, kinds = (padded_in_front(x, mask) for x in (ids, mask, kinds))
-        segments = kinds if model.arch.structure == "encoder" and model.dims.segments > 1 else None
+        read = arranged(model, *(batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")))
         if not self.candidates:
-            return model(ids, mask, segments)
+            return model(*read)
         grid = candidates(batch["counts"])
-        return model(*(None if x is None else laid_out(x, grid) for x in (ids, mask, segments)))
+        return model(*(None if x is None else laid_out(x, grid) for x in read))
 
     def scores(self, model: Model, out: Output) -> Tensor:
         """The scores of the task's head: B L, B C of candidates, B T L, or B T 2."""
@@ -212,6 +208,18 @@ def next_tokens(out: Output, batch: base.Batch) -> Tensor:
     return F.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
+
+def arranged(model: Model, ids: Tensor, mask: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Ids, attention mask and segments (B T each) as the head of a model reads them: padded in front where it reads the
+    last place of a row, and without segments where the model has none."""
+    heads = model.arch.heads
+    read = getattr(heads.task, "summary", None)
+    if heads.task is not None and heads.task.reads_pooler:
+        read = heads.pooler
+    if read is not None and read.token == "final":
+        ids, mask, kinds = (padded_in_front(x, mask) for x in (ids, mask, kinds))
+    return ids, mask, kinds if model.arch.structure == "encoder" and model.dims.segments > 1 else None
 
 
 def padded_in_front(x: Tensor, mask: Tensor) -> Tensor:

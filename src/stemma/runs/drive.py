@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stemma.errors import RewardError
 from stemma.runs import best, checkpoint
 from stemma.runs.clock import Clock
 from stemma.runs.metrics import Record
@@ -84,7 +85,8 @@ class Driver:
         return time.perf_counter() - self.begin
 
     def advance(self) -> Record | None:
-        """Take a step. Returns its record, or None if the run went back behind a spike."""
+        """Take a step. Returns its record, or None if the run went back behind a spike. A step that gets no reward has
+        changed nothing: a checkpoint is written, from which the run goes on."""
         trainer, spikes = self.trainer, self.spikes
         failed: Diverged | None = None
         record: Record = {}
@@ -97,6 +99,11 @@ class Driver:
                 raise
             failed = error
             trainer.losses.append(math.nan)
+        except RewardError:
+            if trainer.source.readers == 1:  # another rank may wait for this one elsewhere
+                self.metrics.sync()
+                trainer.save(self.run)
+            raise
         trainer.seconds = self.elapsed()
         if spikes is not None and self.spiked():
             went = rewind(trainer, self.run, spikes, self.metrics.rewind, failed)

@@ -6,6 +6,7 @@ RUN/checkpoints/    the last few
 RUN/model/          the trained model in its publisher's layout, at the end
 RUN/summary.json    what came out
 RUN/stages.json, RUN/stages/   of tuning in several stages: what was asked for, and the runs before this one
+RUN/rounds.json, RUN/chain.json   the same of rejection sampling, and of a published recipe's whole chain
 """
 
 from __future__ import annotations
@@ -28,13 +29,17 @@ from stemma.parallel.processes import lost_connection
 
 T = TypeVar("T")
 STAGES = "stages.json"  # what was asked of a chain of runs, whose last one the folder holds
+ROUNDS = "rounds.json"  # ... of rounds of rejection sampling
+CHAIN = "chain.json"  # ... of all stages of a published recipe
+CHAINS = (STAGES, ROUNDS, CHAIN)
 SUMMARY = {"steps?": int, "tokens?": float, "val?": {str: float}, "baselines?": {"unigram_bits_per_byte?": float, "xz_bits_per_byte?": float}, "best?": {"step": int, "values": {str: float}}}
 
 
 def resume_command(run: Path) -> str:
     """The command that resumes a run, and of a stage the whole chain."""
-    chain = run.parent.parent
-    return f"stemma resume {chain if run.parent.name == 'stages' and (chain / STAGES).is_file() else run}"
+    while run.parent.name == "stages" and any((run.parent.parent / name).is_file() for name in CHAINS):
+        run = run.parent.parent
+    return f"stemma resume {run}"
 
 
 def exists(run: Path) -> bool:

@@ -29,7 +29,9 @@ NAMES: dict[str, str] = {  # of a module: what its rows are
     "explained_stronger": "some of them again, explained by a stronger teacher (Orca, Stable Beluga 2)",
     "medicine": "short medical questions of three tasks, for trying a method, no advice (Med-PaLM)",
     "calls": "questions and the calls that answer them, half of them beside the call's documentation (Gorilla)",
+    "arithmetic": "sums in six levels, each with one right answer (rewards that can be checked)",
     "feedback": "questions with a helpful and an unhelpful answer, and some with a helpful one alone (Koala)",
+    "borderline": "prompts that sound dangerous and are harmless, and ten that are not (LLaMA-2-Chat)",
 }
 
 

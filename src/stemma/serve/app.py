@@ -19,6 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stemma.serve import bodies, document, page, problems
+from stemma.serve.feedback import Feedback
 from stemma.serve.guard import Guard
 from stemma.serve.operations import OPERATIONS, Operation
 from stemma.serve.problems import Problem
@@ -32,8 +33,11 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 def app(server: Server, begin: Callable[[], None] | None = None) -> ASGIApp:
     """The ASGI application of a server. `begin` loads its models once it is up; without it they are there."""
-    routes = [one for one in OPERATIONS if server.settings.admin or not one.admin]
-    whole = document.document(routes, bool(server.settings.keys))
+    own = server.settings
+    routes = [o for o in OPERATIONS if (own.admin or not o.admin) and (own.feedback or not o.feedback)]
+    if own.feedback and server.feedback is None:
+        server.feedback = Feedback(own.feedback)
+    whole = document.document(routes, bool(own.keys))
     files = page.read()
 
     async def described(request: Request) -> Response:
@@ -53,7 +57,7 @@ def app(server: Server, begin: Callable[[], None] | None = None) -> ASGIApp:
     handlers: Any = {HTTPException: _failed, Problem: _problem, Exception: _unexpected}
     inner = Starlette(routes=made, exception_handlers=handlers, lifespan=lifespan(server, begin))
     inner.router.redirect_slashes = False
-    return Counted(Guard(inner, server.settings, free), server)
+    return Counted(Guard(inner, own, free, {o.path for o in routes if o.feedback}), server)
 
 
 def lifespan(

@@ -137,7 +137,8 @@ async def _answer(server: Server, served: Served, line: Line) -> tuple[int, dict
             raise bad("a batch is not streamed: leave stream out", "stream")
         assert one.body is not None
         seed = int.from_bytes(hashlib.blake2b(line.custom_id.encode(), digest_size=7).digest(), "big")
-        given = {"seed": seed, **line.body, "model": served.name}
+        drawn = {"seed": seed} if "seed" in one.body.model_fields else {}
+        given = {**drawn, **line.body, "model": served.name}
         found = await one.run(server, bodies.checked(one.body, given))
     except Exception as error:
         problem = problems.of(error)

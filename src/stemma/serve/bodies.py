@@ -24,6 +24,8 @@ async def read(request: Request, most: int) -> Any:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Problem(415, f"the body is {kind or 'of no type'}; send Content-Type: application/json")
+    if (packed := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        raise Problem(415, f"the body is packed ({packed[:40]}); send it as it is, without Content-Encoding")
     too_large = Problem(413, f"the body has more than {most:,} bytes", code="request_too_large")
     if (said := request.headers.get("content-length", "")).isdecimal() and int(said) > most:
         raise too_large

@@ -24,19 +24,26 @@ BETWEEN = " \t\r\n[],;"  # what stands between two calls
 class Form:
     """How a model writes calls. `mark`: the text, or the token, before them; `closing`: what ends one; `bare`: how a
     text begins that is calls without a mark; `key`: of the arguments; `opening`: what is put before a call that has to
-    come; `length`: of an identifier."""
+    come; `between`, `ending`: what stands between two calls and behind the last, where one answer may have several;
+    `length`: of an identifier."""
 
     mark: str
     closing: str = ""
     bare: str = ""
     key: str = "arguments"
     opening: str = ""
+    between: str = ""
+    ending: str = ""
     length: int = 24
 
 
-HERMES = Form("<tool_call>", "</tool_call>", opening="<tool_call>\n")  # Nous Research's Hermes 2 Pro; Qwen 2.5 and 3
+HERMES = Form(  # Nous Research's Hermes 2 Pro; Qwen 2.5 and 3
+    "<tool_call>", "</tool_call>", opening="<tool_call>\n", between="\n</tool_call>\n<tool_call>\n",
+    ending="\n</tool_call>",
+)  # fmt: skip
 LLAMA = Form("<|python_tag|>", bare="{", key="parameters")  # Llama 3.1 and later
-MISTRAL = Form("[TOOL_CALLS]", bare="[{", opening="[TOOL_CALLS] [", length=9)  # 9 letters, by its own templates
+# identifiers of 9 letters, by its own templates
+MISTRAL = Form("[TOOL_CALLS]", bare="[{", opening="[TOOL_CALLS] [", between=", ", ending="]", length=9)
 GORILLA = Form("")  # Patil et al. 2023: `<<<api_call>>>: f(x=1)` in a text, known when it is whole
 
 

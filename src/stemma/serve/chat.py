@@ -57,9 +57,11 @@ def understood(server: Server, body: ChatRequest) -> Asked:
     guide = response_format.guide(body, body.response_format)
     if guide is not None and tools:
         raise bad("an answer with a form calls no tools: leave tools or the form out", "tools")
+    one = body.parallel_tool_calls is False or isinstance(body.tool_choice, NamedTool)
     if forced:
         assert form is not None
-        guide = response_format.call(form, tools)
+        one = one or not form.between
+        guide = response_format.call(form, tools, not one, tokenizer)
     told = bool(body.logprobs)
     if body.top_logprobs is not None and not told:
         raise bad("top_logprobs goes with logprobs: true", "top_logprobs")
@@ -68,7 +70,7 @@ def understood(server: Server, body: ChatRequest) -> Asked:
         logprobs=(body.top_logprobs or 0) if told else None,
     )  # fmt: skip
     names = {tool.function.name for tool in tools}
-    most = 1 if forced or body.parallel_tool_calls is False else 0
+    most = 1 if one else 0
     mark = tokenizer.id(form.mark) if form is not None else None
     mark = mark if mark in tokenizer.special_ids else None
 
@@ -114,8 +116,13 @@ async def answer(server: Server, body: ChatRequest) -> dict[str, Any] | Response
         if all(choice.finish for choice in choices):
             break
     job.cancel()
-    usage = server.used(asked.served, len(asked.prompt), sum(c.tokens for c in choices))
+    usage = used(server, asked, job, choices)
     return head(server, body.model, "chat.completion") | {"choices": [c.whole for c in choices], "usage": usage}
+
+
+def used(server: Server, asked: Asked, job: Job, choices: list[Choice]) -> dict[str, Any]:
+    """The usage of a request."""
+    return server.used(asked.served, len(asked.prompt), sum(choice.tokens for choice in choices), job.cached)
 
 
 def head(server: Server, model: str, kind: str, prefix: str = "chatcmpl-") -> dict[str, Any]:
@@ -154,7 +161,7 @@ async def streamed(server: Server, asked: Asked, job: Job) -> AsyncGenerator[byt
                 yield chunk(choice, {}, choice.finish)
                 if all(other.finish for other in choices):
                     break
-        usage = server.used(asked.served, len(asked.prompt), sum(c.tokens for c in choices))
+        usage = used(server, asked, job, choices)
         if counts:
             yield event(shared | {"choices": [], "usage": usage})
         yield DONE

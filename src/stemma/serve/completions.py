@@ -62,6 +62,14 @@ class Choice:
         self.text += one.text
         return one.text
 
+    def begin(self, job: Job) -> str:
+        """What stands before the text, with its log-probabilities."""
+        if self.told is not None and job.report is not None:
+            numbers, tops = job.report
+            for token, number, top in zip(job.prompt, numbers, tops, strict=True):
+                self.told.add(token, number, top)
+        return self.echo
+
     def fill(self, result: Result) -> None:
         """The whole text at once."""
         self.finish, self.tokens = "length" if self.silent else FINISHED[result.reason], len(result.ids)
@@ -103,13 +111,10 @@ def understood(server: Server, body: CompletionRequest) -> Asked:
 
 def check(body: CompletionRequest) -> None:
     """Raises Problem for options that do not go together."""
-    if body.best_of is not None and body.stream:
+    if body.stream and (body.best_of or 1) > (body.n or 1):
         raise bad("best_of is known when all texts are written, so it does not go with stream", "best_of")
     if body.best_of is not None and body.best_of < (body.n or 1):
         raise bad(f"best_of must be at least n={body.n}, not {body.best_of}", "best_of")
-    if body.echo and body.stream and body.logprobs is not None:
-        raise bad("the prompt's log-probabilities come with the whole text: leave out stream, echo or logprobs",
-                  "logprobs")  # fmt: skip
     if body.max_tokens == 0 and not body.echo:
         raise bad("max_tokens=0 writes nothing: it goes with echo", "max_tokens")
 
@@ -153,13 +158,10 @@ async def answer(server: Server, body: CompletionRequest) -> dict[str, Any] | Re
         result = job.result()
         for i, one in enumerate(result.choices):
             choice = made[number * asked.choices + i]
-            if choice.told is not None and body.echo:
-                tops: list[Any] = [*result.prompt_top] or [None] * len(job.prompt)
-                for token, value, top in zip(job.prompt, result.prompt_logprobs, tops, strict=True):
-                    choice.told.add(token, value, top)
+            choice.begin(job)
             choice.fill(one)
     return head(server, body.model, "text_completion", "cmpl-") | {
-        "choices": [choice.whole for choice in made], "usage": used(server, asked, made),
+        "choices": [choice.whole for choice in made], "usage": used(server, asked, made, jobs),
     }  # fmt: skip
 
 
@@ -173,9 +175,10 @@ def choices(asked: Asked) -> list[Choice]:
     return [Choice(i, asked.echoes[i // each], silent, one) for i, one in enumerate(told)]
 
 
-def used(server: Server, asked: Asked, made: list[Choice]) -> dict[str, Any]:
+def used(server: Server, asked: Asked, made: list[Choice], jobs: list[Job]) -> dict[str, Any]:
     """The usage of a request."""
-    return server.used(asked.served, sum(map(len, asked.prompts)), sum(choice.tokens for choice in made))
+    read, written, cached = map(sum, (map(len, asked.prompts), (c.tokens for c in made), (j.cached for j in jobs)))
+    return server.used(asked.served, read, written, cached)
 
 
 async def streamed(server: Server, asked: Asked, jobs: list[Job]) -> AsyncGenerator[bytes, None]:
@@ -191,15 +194,17 @@ async def streamed(server: Server, asked: Asked, jobs: list[Job]) -> AsyncGenera
         return event(shared | {"choices": [choice]} | nothing)
 
     try:
-        for choice in made:
-            if choice.echo:
-                yield chunk(choice, choice.echo)
+        begun: set[int] = set()
         async for number, one in merged(jobs):
+            if number not in begun:
+                begun.add(number)
+                for choice in made[number * asked.choices : (number + 1) * asked.choices] if body.echo else ():
+                    yield chunk(choice, choice.begin(jobs[number]))
             choice = made[number * asked.choices + one.choice]
             piece = choice.take(one)
             if piece or choice.finish or (choice.told is not None and choice.told.tokens):
                 yield chunk(choice, piece, choice.finish)
-        usage = used(server, asked, made)
+        usage = used(server, asked, made, jobs)
         if counts:
             yield event(shared | {"choices": [], "usage": usage})
         yield DONE

@@ -25,10 +25,11 @@ METHODS = "GET, POST, DELETE"
 
 
 class Guard:
-    """Answers requests that may not be answered, and passes others on. `free`: paths that need no key."""
+    """Answers requests that may not be answered, and passes others on. `free`: paths that need no key; `own`: those
+    that no page of another site may ask, whatever the settings allow."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, free: Iterable[str]) -> None:
-        self.app, self.settings, self.free = app, settings, frozenset(free)
+    def __init__(self, app: ASGIApp, settings: Settings, free: Iterable[str], own: Iterable[str] = ()) -> None:
+        self.app, self.settings, self.free, self.own = app, settings, frozenset(free), frozenset(own)
         self.names = {"localhost", settings.host.lower(), *(name.lower() for name in settings.hosts)}
         self.keys = [hashlib.sha256(key.encode()).digest() for key in settings.keys]
 
@@ -39,7 +40,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        allowed = origin is not None and origin in self.settings.origins
+        allowed = origin is not None and origin in self.settings.origins and scope["path"] not in self.own
 
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":

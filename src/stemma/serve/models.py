@@ -21,6 +21,7 @@ from stemma.decoding.requests import requests
 from stemma.engine import Busy, Engine
 from stemma.errors import StemmaError, UsageError, did_you_mean
 from stemma.nn.model import Model, count
+from stemma.rewrites.adapters import use
 from stemma.serve.problems import Problem, bad
 from stemma.serve.settings import Settings
 from stemma.text.tokenizer import Tokenizer
@@ -118,15 +119,23 @@ class Served:
         self.writing()
         return requests(self.model, [text], None, {"max_new_tokens": 1})[0].prompt
 
-    async def direct(self, work: Callable[..., T], *args: Any) -> T:
-        """What `work(*args)` returns, in the model's own thread. Raises Busy where too many wait."""
+    async def direct(self, work: Callable[..., T], *args: Any, adapter: str | None = None) -> T:
+        """What `work(*args)` returns, in the model's own thread; where there are adapters, with this one of them and
+        between two steps of the engine. Raises Busy where too many wait."""
         if self.asked >= self.queue:
             raise Busy(f"{self.queue} requests are waiting already: ask again later", 1.0)
         self.asked += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.pool, lambda: work(*args))
+            if self.adapters and self.engine is not None:
+                return await asyncio.wrap_future(self.engine.call(lambda: work(*args), adapter))
+            return await asyncio.get_running_loop().run_in_executor(self.pool, self._with, adapter, work, *args)
         finally:
             self.asked -= 1
+
+    def _with(self, adapter: str | None, work: Callable[..., T], *args: Any) -> T:
+        if self.adapters:
+            use(self.model, [] if adapter is None else [adapter])
+        return work(*args)
 
     def close(self, drain: bool, timeout: float) -> None:
         """Wait for what was begun, at most `timeout` seconds."""
@@ -159,7 +168,6 @@ def load(wanted: Wanted, settings: Settings) -> Served:
     from stemma.formats import kept, peft
     from stemma.formats import load as loaded
     from stemma.formats.where import model_path
-    from stemma.rewrites import adapters
     from stemma.tuning.predicting import task_of
 
     model = loaded(wanted.path, device=wanted.device, dtype=wanted.dtype, quantize=wanted.quantize)
@@ -168,7 +176,7 @@ def load(wanted: Wanted, settings: Settings) -> Served:
     for name, folder in wanted.adapters.items():
         peft.attach(model, folder, name)
     if wanted.adapters:
-        adapters.use(model, [])  # a request names the one that takes part
+        use(model, [])  # a request names the one that takes part
     executor.of(model)  # its C is compiled now, and not when somebody waits
     return Served(wanted.called, model, task, settings, wanted.adapters)
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from stemma.serve import admin, chat, completions, responses, status, tasks
+from stemma.serve import admin, chat, completions, feedback, responses, status, tasks
 from stemma.serve.schemas import tasks as asked
 from stemma.serve.schemas.chat import ChatAnswer, ChatRequest
 from stemma.serve.schemas.completions import CompletionAnswer, CompletionRequest
+from stemma.serve.schemas.feedback import FeedbackRequest, Kept
 from stemma.serve.schemas.models import Dropped, LoadRequest, ModelEntry, ModelList, Status
-from stemma.serve.schemas.responses import ResponsesAnswer, ResponsesRequest
+from stemma.serve.schemas.responses import DeletedResponse, ResponsesAnswer, ResponsesRequest
 from stemma.serve.server import Server
 
 READS = (400, 404, 408, 413, 415, 503)  # what a request with a body may end in
@@ -23,7 +24,8 @@ WRITES = (*READS, 429)
 @dataclass(frozen=True)
 class Operation:
     """A route. `run(server, body)` or, without a body, `run(server, parameter)` answers it; `free`: without a key;
-    `streams`: perhaps as events; `statuses`: what it may end in beside 200; `words`: for people."""
+    `admin`, `feedback`: of servers that are set up so, the latter for pages of the same origin alone; `streams`:
+    perhaps as events; `statuses`: what it may end in beside 200; `words`: for people."""
 
     method: str
     path: str
@@ -35,6 +37,7 @@ class Operation:
     free: bool = False
     streams: bool = False
     admin: bool = False
+    feedback: bool = False
 
 
 OPERATIONS = (
@@ -52,6 +55,8 @@ OPERATIONS = (
         "POST", "/v1/responses", responses.answer, "Answer a conversation, in OpenAI's newer form",
         ResponsesRequest, ResponsesAnswer, WRITES, streams=True,
     ),
+    Operation("GET", "/v1/responses/{response}", responses.retrieve, "A kept answer", None, ResponsesAnswer, (404,)),
+    Operation("DELETE", "/v1/responses/{response}", responses.delete, "Forget it", None, DeletedResponse, (404,)),
     Operation(
         "POST", "/v1/embeddings", tasks.embed, "Vectors of texts",
         asked.EmbeddingRequest, asked.EmbeddingAnswer, WRITES,
@@ -77,6 +82,10 @@ OPERATIONS = (
     Operation("GET", "/metrics", status.metrics, "Counts for Prometheus, as text"),
     Operation(
         "POST", "/admin/models", admin.load, "Load a model", LoadRequest, ModelEntry, (*READS, 409), admin=True
+    ),
+    Operation(
+        "POST", "/feedback", feedback.keep, "Keep what somebody thinks of an answer", FeedbackRequest, Kept,
+        (*READS, 507), feedback=True,
     ),
     Operation("DELETE", "/admin/models/{model}", admin.drop, "Drop a model", None, Dropped, (404, 503), admin=True),
 )  # fmt: skip

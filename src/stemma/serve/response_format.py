@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from stemma.decoding.guides import Guide, grammar, json_schema, regex
+from stemma.decoding.guides import Guide, grammar, json_schema, regex, several
 from stemma.serve.calls import Form
 from stemma.serve.problems import bad
 from stemma.serve.schemas.base import Sampling
 from stemma.serve.schemas.chat import ObjectFormat, ResponseFormat, SchemaFormat, Tool
+from stemma.text.tokenizer import Tokenizer
 
 GUIDED = ("guided_json", "guided_regex", "guided_grammar", "guided_choice")
 
@@ -37,10 +39,20 @@ def guide(body: Sampling, asked: ResponseFormat | None = None) -> Guide | None:
     return None
 
 
-def call(form: Form, tools: Sequence[Tool]) -> Guide:
-    """The call of one of these tools as a JSON object."""
+def call(form: Form, tools: Sequence[Tool], many: bool, tokenizer: Tokenizer) -> Guide:
+    """The call of one of these tools as a JSON object; `many`: or several calls, behind each other."""
     every = [_call(form, tool) for tool in tools]
-    return json_schema(every[0] if len(every) == 1 else {"anyOf": every})
+    schema = every[0] if len(every) == 1 else {"anyOf": every}
+    if not many:
+        return json_schema(schema)
+    return several(schema, _terms(form.between, form, tokenizer), _terms(form.ending, form, tokenizer))
+
+
+def _terms(text: str, form: Form, tokenizer: Tokenizer) -> str:
+    """A text as a part of a grammar, which has the names of special tokens without quotes."""
+    marks = [mark for mark in (form.mark, form.closing) if mark and tokenizer.id(mark) in tokenizer.special_ids]
+    parts = re.split(f"({'|'.join(map(re.escape, marks))})", text) if marks else [text]
+    return " ".join(part if part in marks else json.dumps(part) for part in parts if part)
 
 
 def _call(form: Form, tool: Tool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 from starlette.responses import Response
@@ -13,31 +13,41 @@ from starlette.responses import Response
 from stemma.engine import Job
 from stemma.serve import chat, problems
 from stemma.serve.calls import Part, Words
-from stemma.serve.choices import Choice
-from stemma.serve.problems import Problem
+from stemma.serve.problems import Problem, bad
 from stemma.serve.schemas.chat import ChatRequest
-from stemma.serve.schemas.responses import InputCall, InputMessage, InputResult, ResponsesRequest
+from stemma.serve.schemas.responses import InputCall, InputMessage, InputResult, Item, ResponsesRequest
 from stemma.serve.server import Server
 from stemma.serve.streams import EventStream, event, merged
 
 
-def as_chat(body: ResponsesRequest) -> ChatRequest:
-    """The same request to `/v1/chat/completions`."""
+def listed(server: Server, body: ResponsesRequest) -> list[Item]:
+    """The items of the conversation: those of a kept response, if it goes on from one, and the request's own. Raises
+    Problem for a response that is not kept."""
+    given: list[Item] = [InputMessage(role="user", content=body.input)] if isinstance(body.input, str) else body.input
+    if body.previous_response_id is None:
+        return given
+    try:
+        return [*server.store.find(body.previous_response_id).items, *given]
+    except Problem as problem:
+        name = "previous_response_id"
+        raise bad(f"{name}: {problem.message}", name, "previous_response_not_found") from None
+
+
+def as_chat(body: ResponsesRequest, items: Sequence[Item]) -> ChatRequest:
+    """The same request to `/v1/chat/completions`; `items`: of the whole conversation."""
     messages: list[dict[str, Any]] = []
     if body.instructions:
         messages.append({"role": "system", "content": body.instructions})
-    if isinstance(body.input, str):
-        messages.append({"role": "user", "content": body.input})
-    else:
-        for item in body.input:
-            _add(messages, item)
+    for item in items:
+        _add(messages, item)
     tools = [
         {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
         for tool in body.tools or ()
     ]
     asked: dict[str, Any] = {
         "model": body.model, "messages": messages, "temperature": body.temperature, "top_p": body.top_p,
-        "max_completion_tokens": body.max_output_tokens, "parallel_tool_calls": body.parallel_tool_calls,
+        "seed": body.seed, "max_completion_tokens": body.max_output_tokens,
+        "parallel_tool_calls": body.parallel_tool_calls,
     }  # fmt: skip
     if tools:
         asked["tools"] = tools
@@ -55,7 +65,7 @@ def as_chat(body: ResponsesRequest) -> ChatRequest:
     return ChatRequest.model_validate(asked)
 
 
-def _add(messages: list[dict[str, Any]], item: InputMessage | InputCall | InputResult) -> None:
+def _add(messages: list[dict[str, Any]], item: Item) -> None:
     """One item as a message; calls that follow each other are of one message."""
     match item:
         case InputMessage():
@@ -73,10 +83,12 @@ def _add(messages: list[dict[str, Any]], item: InputMessage | InputCall | InputR
 
 
 class Answered:
-    """A response that is being made, and its events."""
+    """A response that is being made, and its events. `items`: of the conversation that it answers."""
 
-    def __init__(self, body: ResponsesRequest, choice: Choice, read: int) -> None:
-        self.body, self.choice, self.read = body, choice, read
+    def __init__(self, server: Server, body: ResponsesRequest, items: Sequence[Item], asked: chat.Asked, job: Job):
+        self.server, self.body, self.items, self.asked, self.job = server, body, items, asked, job
+        self.choice = asked.choices[0]
+        self.kept = body.store is not False and server.store.size > 0
         self.id, self.created = f"resp_{secrets.token_hex(16)}", int(time.time())
         self.output: list[dict[str, Any]] = []
         self.number = -1
@@ -129,6 +141,15 @@ class Answered:
             yield "response.function_call_arguments.done", self._at() | done
         yield "response.output_item.done", {"output_index": len(self.output) - 1, "item": item}
 
+    def end(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The answer is whole: it is counted, and kept where it shall be."""
+        if not self.output:
+            yield from self._words("")
+        yield from self.close(self.ended)
+        self.server.used(self.asked.served, len(self.job.prompt), self.choice.tokens, self.job.cached)
+        if self.kept:
+            self.server.store.add(self.whole(), self.items)
+
     def _at(self) -> dict[str, Any]:
         return {"item_id": self.output[-1]["id"], "output_index": len(self.output) - 1}
 
@@ -142,10 +163,10 @@ class Answered:
     def whole(self) -> dict[str, Any]:
         """The response as it is now."""
         body, status = self.body, self.ended
-        cut, written = status == "incomplete", self.choice.tokens
+        cut, read, written = status == "incomplete", len(self.job.prompt), self.choice.tokens
         usage = {
-            "input_tokens": self.read, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": written,
-            "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": self.read + written,
+            "input_tokens": read, "input_tokens_details": {"cached_tokens": self.job.cached}, "output_tokens": written,
+            "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": read + written,
         }  # fmt: skip
         form = body.text.model_dump(exclude_none=True, by_alias=True) if body.text else {}
         choice = (
@@ -158,8 +179,9 @@ class Answered:
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "instructions": body.instructions, "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata or {}, "model": body.model, "output": self.output,
-            "parallel_tool_calls": body.parallel_tool_calls is not False, "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None}, "store": False, "temperature": body.temperature,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "previous_response_id": body.previous_response_id,
+            "reasoning": {"effort": None, "summary": None}, "store": self.kept, "temperature": body.temperature,
             "text": {"format": {"type": "text"}} | form, "tool_choice": choice or "auto",
             "tools": [tool.model_dump() for tool in body.tools or ()], "top_p": body.top_p, "truncation": "disabled",
             "usage": None if status == "in_progress" else usage, "user": body.user,
@@ -174,39 +196,49 @@ class Answered:
 async def answer(server: Server, body: ResponsesRequest) -> dict[str, Any] | Response:
     """Answer a conversation."""
     try:
-        asked = await asyncio.to_thread(lambda: chat.understood(server, as_chat(body)))
+        items = listed(server, body)
+        asked = await asyncio.to_thread(lambda: chat.understood(server, as_chat(body, items)))
     except Problem as problem:
         problem.param = {"messages": "input", "response_format": "text"}.get(problem.param or "", problem.param)
         raise
     job = server.submit(asked.served, asked.prompt, asked.params, asked.adapter)
-    made = Answered(body, asked.choices[0], len(asked.prompt))
+    made = Answered(server, body, items, asked, job)
     if body.stream:
-        return EventStream(streamed(server, asked, made, job), [job], server.settings.keep_alive)
+        return EventStream(streamed(made), [job], server.settings.keep_alive)
     async for _, one in merged([job]):
         for _ in made.take(made.choice.take(one)):
             pass
         if made.choice.finish is not None:
             break
     job.cancel()
-    for _ in made.close(made.ended):
+    for _ in made.end():
         pass
-    server.used(asked.served, made.read, made.choice.tokens)
     return made.whole()
 
 
-async def streamed(server: Server, asked: chat.Asked, made: Answered, job: Job) -> AsyncGenerator[bytes, None]:
+async def retrieve(server: Server, name: str) -> dict[str, Any]:
+    """A response that is kept."""
+    return server.store.find(name).answer
+
+
+async def delete(server: Server, name: str) -> dict[str, Any]:
+    """Forget a response."""
+    server.store.drop(name)
+    return {"id": name, "object": "response", "deleted": True}
+
+
+async def streamed(made: Answered) -> AsyncGenerator[bytes, None]:
     """The events of a response."""
     try:
         for kind in ("response.created", "response.in_progress"):
             yield made.event(kind, {"response": made.whole()})
-        async for _, one in merged([job]):
+        async for _, one in merged([made.job]):
             for kind, more in made.take(made.choice.take(one)):
                 yield made.event(kind, more)
             if made.choice.finish is not None:
                 break
-        for kind, more in made.close(made.ended):
+        for kind, more in made.end():
             yield made.event(kind, more)
-        server.used(asked.served, made.read, made.choice.tokens)
         yield made.event(f"response.{made.ended}", {"response": made.whole()})
     except Exception as error:
         problem = problems.of(error)

@@ -13,6 +13,7 @@ from stemma.engine import Job
 from stemma.serve.metrics import Metrics
 from stemma.serve.models import Models, Served
 from stemma.serve.settings import Settings
+from stemma.serve.store import Store
 
 LOG = logging.getLogger("stemma.serve")
 
@@ -26,7 +27,9 @@ class Server:
         self.settings = settings
         self.models = models or Models(settings)
         self.metrics = Metrics(self.models)
+        self.store = Store(settings.store)
         self.device = "cpu"  # where models go that are loaded by request
+        self.feedback: Any = None  # what keeps feedback (`feedback.Feedback`), where it is kept
 
     def loaded(self, task: asyncio.Future[None]) -> None:
         """The models that were asked for are there, or an error is logged."""
@@ -52,10 +55,10 @@ class Server:
             raise
         return jobs
 
-    def used(self, served: Served, read: int, written: int) -> dict[str, Any]:
-        """The usage of a request, which is counted."""
+    def used(self, served: Served, read: int, written: int, cached: int = 0) -> dict[str, Any]:
+        """The usage of a request, which is counted. `cached`: tokens of prompts that were not computed again."""
         self.metrics.tokens(served.name, read, written)
         return {
             "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
-            "prompt_tokens_details": {"cached_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": cached},
         }  # fmt: skip

@@ -11,9 +11,10 @@ from stemma.errors import UsageError
 class Settings:
     """`keys`: one of them must come with every request, where there are any. `hosts`: names by which the server may be
     called, beside addresses and localhost. `origins`: pages of other sites that may call it. `admin`: models may be
-    loaded and dropped by request. `rows` and `queue`: of each model's engine. `max_body`: bytes of a request;
-    `max_tokens`: new tokens where a request names no number; `keep_alive`: seconds without an event after which a
-    stream says that it is there; `drain`: seconds that open requests have when the server is told to end."""
+    loaded and dropped by request. `feedback`: a file that keeps what people think of answers. `rows` and `queue`: of
+    each model's engine. `max_body`: bytes of a request; `max_tokens`: new tokens where a request names no number;
+    `keep_alive`: seconds without an event after which a stream says that it is there; `drain`: seconds that open
+    requests have when the server is told to end; `store`: bytes of responses that are kept, 0: none is."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -27,6 +28,8 @@ class Settings:
     max_tokens: int = 1024
     keep_alive: float = 15.0
     drain: float = 30.0
+    feedback: str = ""
+    store: int = 64 * 2**20
 
     def __post_init__(self) -> None:
         if self.admin and not self.keys:

@@ -13,7 +13,8 @@ from stemma.serve.server import Server
 
 async def models(server: Server, _: None) -> dict[str, Any]:
     """All models with their adapters."""
-    return {"object": "list", "data": server.models.entries()}
+    more = {"stemma": {"feedback": True}} if server.feedback is not None else {}
+    return {"object": "list", "data": server.models.entries(), **more}
 
 
 async def model(server: Server, name: str) -> dict[str, Any]:

@@ -26,13 +26,13 @@ from stemma.tuning.predicting import Tuned, predict
 
 async def embed(server: Server, body: schemas.EmbeddingRequest) -> dict[str, Any]:
     """Vectors of texts."""
-    served, _ = server.models.find(body.model)
+    served, adapter = server.models.find(body.model)
     width = served.model.dims.d_model
     if body.dimensions is not None and body.dimensions != width:
         raise bad(f"this model's vectors have {width} dimensions and cannot be made shorter", "dimensions")
     held: Any = body.input
     texts = [held] if isinstance(held, str) or isinstance(held[0], int) else list(held)
-    vectors, read = await served.direct(_vectors, served, texts, body.prompt_name)
+    vectors, read = await served.direct(_vectors, served, texts, body.prompt_name, adapter=adapter)
     data = [
         {"object": "embedding", "index": i, "embedding": _coded(vector, body.encoding_format)}
         for i, vector in enumerate(vectors)
@@ -97,24 +97,25 @@ async def detokenize(server: Server, body: schemas.DetokenizeRequest) -> dict[st
 # ---------------------------------------------------------------- gaps and tasks
 
 
-def _able(server: Server, name: str | None, task: str) -> Served:
-    """The model that does a task: the named one, else the first that does. Raises Problem."""
+def _able(server: Server, name: str | None, task: str) -> tuple[Served, str | None]:
+    """The model that does a task, and the adapter that its name asks for: the named one, else the first that does.
+    Raises Problem."""
     if name is None:
         found = next((one for one in server.models.all() if task in one.tasks), None)
         if found is None and server.models.ready:
             raise bad(f"no model that is served does this ({task}); see /v1/models", "model")
         if found is not None:
-            return found
-    served, _ = server.models.find(name)
+            return found, None
+    served, adapter = server.models.find(name)
     if task not in served.tasks:
         does = ", ".join(served.tasks) or "nothing of the kind"
         raise bad(f"the model {served.name} does not do this ({task}); it does {does}", "model")
-    return served
+    return served, adapter
 
 
 async def fill(server: Server, body: schemas.FillRequest) -> dict[str, Any]:
     """Masks filled."""
-    served = _able(server, body.model, "fill")
+    served, adapter = _able(server, body.model, "fill")
     await asyncio.to_thread(_fits, served, body.text, "text")
 
     def work() -> Any:
@@ -122,7 +123,7 @@ async def fill(server: Server, body: schemas.FillRequest) -> dict[str, Any]:
             served.model, body.text, top=body.top or 5, max_new_tokens=body.max_tokens or 64, language=body.language
         )
 
-    found = await served.direct(work)
+    found = await served.direct(work, adapter=adapter)
     guesses = [[{"text": g.text, "id": g.id, "probability": g.probability} for g in row] for row in found.guesses]
     return {"model": served.name, "text": found.text, "guesses": guesses, "spans": found.spans}
 
@@ -136,9 +137,9 @@ def task(word: str) -> Callable[[Server, schemas.TaskRequest], Any]:
     """What answers the route of a task: by the head of a model."""
 
     async def answer(server: Server, body: schemas.TaskRequest) -> dict[str, Any]:
-        served = _able(server, body.model, word)
+        served, adapter = _able(server, body.model, word)
         rows = body.input if isinstance(body.input, list) else [body.input]
-        found = await served.direct(predict, Tuned(served.model, served.task), rows)
+        found = await served.direct(predict, Tuned(served.model, served.task), rows, adapter=adapter)
         return {"model": served.name, "data": found}
 
     return answer
@@ -146,8 +147,8 @@ def task(word: str) -> Callable[[Server, schemas.TaskRequest], Any]:
 
 async def rerank(server: Server, body: schemas.RerankRequest) -> dict[str, Any]:
     """Documents, the best first."""
-    served, _ = server.models.find(body.model)
-    scores = await served.direct(_scores, served, body.query, body.documents)
+    served, adapter = server.models.find(body.model)
+    scores = await served.direct(_scores, served, body.query, body.documents, adapter=adapter)
     order = sorted(range(len(scores)), key=lambda i: -scores[i])[: body.top_n]
     more = [{"document": {"text": body.documents[i]}} if body.return_documents else {} for i in order]
     found = [{"index": i, "relevance_score": scores[i]} | extra for i, extra in zip(order, more, strict=True)]
@@ -171,14 +172,14 @@ def _scores(served: Served, query: str, documents: Sequence[str]) -> list[float]
 
 async def write(server: Server, body: schemas.WriteRequest) -> dict[str, Any]:
     """Texts that answer texts."""
-    served = _able(server, body.model, "write")
+    served, adapter = _able(server, body.model, "write")
     texts = [body.input] if isinstance(body.input, str) else list(body.input)
     prompts, params = await asyncio.to_thread(_asked, server, served, body, texts)
     if num_beams(served.model, params) > 1:
-        found = await served.direct(lambda: stemma.generate(served.model, prompts, params))
+        found = await served.direct(lambda: stemma.generate(served.model, prompts, params), adapter=adapter)
     else:
         seeds = [row_seed(params.seed or 0, i) for i in range(len(prompts))]
-        jobs = server.submit_all(served, prompts, [replace(params, seed=seed) for seed in seeds])
+        jobs = server.submit_all(served, prompts, [replace(params, seed=seed) for seed in seeds], adapter)
         async for _ in merged(jobs):
             pass
         found = [job.result() for job in jobs]

@@ -24,7 +24,7 @@ from stemma.train.config import Net, Plan
 from stemma.train.learners import fingerprint
 from stemma.train.loop import Loop
 from stemma.train.scale import warmup
-from stemma.train.source import Source, TextSource
+from stemma.train.source import Source, source_of
 from stemma.train.source import objective_of as objective_of
 
 
@@ -120,11 +120,15 @@ def model_of(plan: Plan, tokenizer: Any, started: bool = True) -> Model:
 
 
 def nets_of(plan: Plan, tokenizer: Any) -> dict[str, Model]:
-    """The networks beside the model, by role: initialised from the plan's seed, or loaded."""
+    """The networks beside the model, by role: initialised from the plan's seed, or loaded; one that learns may begin
+    from weights (a value model from a reward model)."""
     found: dict[str, Model] = {}
     for i, net in enumerate(plan.nets, 1):
         if not net.learns:
             found[net.role] = _frozen(net)
+            continue
+        if net.weights:
+            found[net.role] = start.net(net, plan.seed + i, tokenizer)
             continue
         dims = replace(net.dims, vocab=plan.dims.vocab)
         design = replace(families.design(net.name), arch=net.arch, dims=dims, text=plan.text)
@@ -145,17 +149,24 @@ def _frozen(net: Net) -> Model:
     return model
 
 
-def loop_of(plan: Plan, tokenizer: Any, view: Any, world: World | None = None, started: bool = True) -> Loop:
+def loop_of(
+    plan: Plan,
+    tokenizer: Any,
+    view: Any,
+    world: World | None = None,
+    started: bool = True,
+    folder: Path | None = None,
+) -> Loop:
     """A fresh loop over the documents of `view`, of one rank of `world` if there is one. Without `started`, the weights
-    that the plan begins from are not read: for a loop to be restored, or only to be timed. Raises ResourceError for a
-    batch that cannot fit into this machine."""
+    that the plan begins from are not read: for a loop to be restored, or only to be timed. `folder`: of the run. Raises
+    ResourceError for a batch that cannot fit into this machine."""
     if (need := 8 * plan.rows * plan.context) > (there := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
         raise ResourceError(
             f"recipe.batch={plan.recipe.batch} makes a step of {plan.rows:,} rows, whose ids alone are "
             f"{need / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB; lower recipe.batch"
         )
     objective = objective_of(plan, tokenizer)
-    return loop_over(plan, tokenizer, objective, TextSource(plan, objective, view), world, started)
+    return loop_over(plan, tokenizer, objective, source_of(plan, objective, view, folder), world, started)
 
 
 def loop_over(

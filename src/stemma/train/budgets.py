@@ -50,7 +50,7 @@ def steps_of(plan: Plan, tokenizer: Any, train: Any, world: World | None = None)
     limit: Budget = budget(plan.train.budget)
     goal, ramp = objective_of(plan, tokenizer), plan.recipe.ramp
     rows = goal.rows
-    full = max(1, round(plan.rows / rows))
+    full = goal.examples_of_step(plan)
     step_tokens = full * (goal.size(train) if goal.of_rows else rows * plan.context)
     if limit.steps is not None:
         return limit.steps

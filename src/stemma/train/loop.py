@@ -39,12 +39,14 @@ AHEAD = {"cpu": 0, "cuda": 2}  # steps whose batches are made ahead, where the p
 
 
 class Update(NamedTuple):
-    """What one optimiser update saw: the loss, the gradient's norm, and the loss's parts as sums and counts."""
+    """What one optimiser update saw: the loss, the gradient's norm, the loss's parts as sums and counts, and, where the
+    objective records them, its metrics as means."""
 
     loss: float
     norm: float
     sums: dict[str, Tensor]
     counts: dict[str, int]
+    metrics: dict[str, float]
 
 
 class Loop:
@@ -79,6 +81,8 @@ class Loop:
         self.files: Any = checkpoint
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.update, self._drawn = 0, 0  # of the step at hand: updates taken, tokens drawn
+        self._sampled: Mapping[str, float] = {}  # of the step at hand: what its draw tells
+        self._metrics: dict[str, float] = {}  # of the update at hand: sums
         self.cursor: Any = source.cursor_type()
         learn = {name: p for name, p in self.learners.named() if p.requires_grad}
         self.average = Average(learn, plan.train.average) if plan.train.average else None
@@ -90,6 +94,7 @@ class Loop:
         self._stream: Prefetch | Iterator[Any] | None = None
         self._falling = [m for m in self.model.modules() if isinstance(m, Rotary) and m.falling is not None]
         self._transform()
+        source.attach(self)
 
     def _transform(self) -> None:
         """Recompute activations and compile stacks where the plan says so."""
@@ -116,7 +121,7 @@ class Loop:
             stream = self.source.draws(self.cursor, self.step)
             self._stream = Prefetch(lambda: next(stream), self.ahead) if self.ahead else stream
         draw = self._stream.take() if isinstance(self._stream, Prefetch) else next(self._stream)
-        self.cursor, self._drawn = draw.cursor, draw.tokens
+        self.cursor, self._drawn, self._sampled = draw.cursor, draw.tokens, draw.metrics
         return list(draw.updates)
 
     def move(self, cursor: Any) -> None:
@@ -142,6 +147,7 @@ class Loop:
         counts = self._counts(batches)
         sums: dict[str, Tensor] = {}
         total: Tensor = torch.zeros((), device=self.device)
+        self._metrics = {}
         for i, batch in enumerate(batches):
             dummy = isinstance(batch, DummyBatch)
             with self.autocast():
@@ -151,6 +157,8 @@ class Loop:
             total = total + part.detach()
             for k, s in loss.sums.items():
                 sums[k] = sums.get(k, torch.zeros((), device=self.device)) + (0.0 if dummy else s.detach())
+            for k, value in loss.metrics.items() if self.objective.records else ():
+                self._metrics[k] = self._metrics.get(k, 0.0) + (0.0 if dummy else value)
         return total, sums, counts
 
     def _loss(self, batch: Batch, number: int) -> Loss:
@@ -213,7 +221,10 @@ class Loop:
                 parts = [u.sums[k].item() / u.counts[k] for u in taken if u.counts[k]]
                 record |= {f"loss_{k}": statistics.fmean(parts)} if parts else {}
         record |= {"tokens": self.tokens, "lr": lr, "grad_norm": statistics.fmean(u.norm for u in taken)}
-        return record | {"targets": sum(u.counts[self.objective.main] for u in taken)}
+        record |= {"targets": sum(u.counts[self.objective.main] for u in taken)}
+        for k in taken[0].metrics:
+            record[k] = statistics.fmean(u.metrics[k] for u in taken if k in u.metrics)
+        return record | dict(self._sampled)
 
     def _take(self, batches: list[Batch]) -> Update:
         """One optimiser update."""
@@ -226,7 +237,8 @@ class Loop:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Update(loss, size, sums, counts)
+        metrics = {k: v / max(1, counts[self.objective.main]) for k, v in self.sum_metrics(self._metrics).items()}
+        return Update(loss, size, sums, counts, metrics)
 
     def _diverged(self, loss: float, size: float, sums: Mapping[str, Tensor]) -> Diverged:
         """The error of an update that cannot be taken; drops its gradient and the batches that were made ahead."""
@@ -394,6 +406,10 @@ class Loop:
     def sum_counts(self, counts: dict[str, int]) -> dict[str, int]:
         """Counts of targets summed over all ranks."""
         return counts
+
+    def sum_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Metrics summed over all ranks."""
+        return metrics
 
     def norm(self) -> Tensor:
         """The norm of the gradient."""

@@ -30,7 +30,7 @@ from stemma.train.loop import Loop
 from stemma.train.source import TextSource
 
 # what a run that was killed while preparing its text leaves behind, and the stages before it
-LEFTOVERS = {"tokenizer", "data", "stages", folder.STAGES}
+LEFTOVERS = {"tokenizer", "data", "stages", *folder.CHAINS}
 ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
 FEW = 1000  # held-out targets by which nothing can be judged
 MANY = 4  # epochs up to which text read again is about as good as new (Muennighoff et al. 2023, arXiv:2305.16264)
@@ -41,7 +41,8 @@ def check_enough(loop: Loop) -> None:
     """Raise DataError if a mixture with limits has text for fewer steps than the run takes, or a part without a
     document to train on."""
     source = loop.source
-    assert isinstance(source, TextSource)
+    if not isinstance(source, TextSource):
+        return
     order = loop.objective.order(source.view)
     slots = order.mixture.slots if isinstance(order, Mixed) else None
     if slots is None:
@@ -83,7 +84,9 @@ def report_text(loop: Loop, held: Any, epochs: float) -> None:
     """Print how much text there is, how often the run reads it and by how much it is judged; then notes on what is too
     little, too often or too long."""
     source, plan, goal = loop.source, loop.plan, loop.objective
-    assert isinstance(source, TextSource)
+    if not isinstance(source, TextSource):
+        disk.tell(f"{loop.steps:,} steps of {source.full:,} prompts, which are read {epochs:.2g} times")
+        return
     judged = sample(held, plan.train.eval_tokens)
     targets: int | None = None
     if not goal.counts_after_forward:

@@ -121,9 +121,15 @@ class Pretraining:
             net.origin = self.plan.train.start if adapted else ""
             net.save(str(run / role), layout="peft" if adapted else None)
             if role == "model":
-                tasks.save(self.plan.objective, run / role)
+                tasks.save(self.loop.objective.kept(net, self.view), run / role)
             for file in (run / role).iterdir():
                 disk.sync(file)  # before the summary says that the run is finished
+
+
+def kind_of(loop: Loop) -> type[Pretraining]:
+    """What the run of a loop adds to its life: what its objective says, or what pretraining adds."""
+    found: type[Pretraining] = loop.objective.kind() or Pretraining
+    return found
 
 
 def _release(model: Model) -> None:
@@ -253,7 +259,7 @@ def _begun(
     precision = pick_precision(plan, device)
     precision = precision if world is None else world.broadcast(precision)
     plan = replace(plan, train=replace(plan.train, precision=precision, threads=torch.get_num_threads()))
-    loop = loop_of(plan, tokenizer, train, world)
+    loop = loop_of(plan, tokenizer, train, world, folder=out)
     check_enough(loop)
     if not quiet:
         examples = int(ramps.total(plan.recipe.ramp, loop.source.full, loop.steps))
@@ -263,7 +269,7 @@ def _begun(
         if (kept := frozen.note(loop.model)) is not None:
             disk.tell(kept)
     shown = loop.objective.of_rows or bool(plan.train.start and (plan.train.best or plan.system))
-    before = Pretraining(out, loop, store).evaluate() if plan.train.best or shown else {}
+    before = kind_of(loop)(out, loop, store).evaluate() if plan.train.best or shown else {}
     if plan.train.best:
         best.measured(plan.train.best, before)
     if shown and not quiet:
@@ -281,7 +287,7 @@ def _begun(
 
 
 def _carry_on(run: Path, loop: Loop, tokenizer: Any, store: Any, on_step: OnStep | None, quiet: bool) -> Run:
-    outcome = carry_on(run, loop, Pretraining(run, loop, store), on_step, quiet)
+    outcome = carry_on(run, loop, kind_of(loop)(run, loop, store), on_step, quiet)
     model = loop.model if outcome.restored else formats.load(run / "model")
     return Run(run, loop.plan, model.eval(), tokenizer, outcome.summary, outcome.finished)
 
@@ -332,9 +338,9 @@ def _reopened(
         _set_threads(plan.train.threads)
         train = split(plan, store)[0]
         whole = _is_whole(run)
-        loop = loop_of(plan, tokenizer, train, world, started=not whole)
+        loop = loop_of(plan, tokenizer, train, world, started=not whole, folder=run)
         if whole and loop.frozen:  # an old checkpoint has them, but they come from where the run began
-            loop = loop_of(plan, tokenizer, train, world)
+            loop = loop_of(plan, tokenizer, train, world, folder=run)
         return _carry_on(run, loop, tokenizer, store, on_step, quiet)
 
 
@@ -374,4 +380,4 @@ def verify_resume(run: str | Path, steps: int = 6, *, quiet: bool = True) -> dic
     plan = with_steps(plan, steps, True)
     plan = replace(plan, train=replace(plan.train, save_every=steps, eval_every=None, tensorboard=False))
     train, _ = split(plan, store)
-    return prove(lambda: loop_of(plan, tokenizer, train), steps)
+    return prove(lambda: loop_of(plan, tokenizer, train, folder=Path(run)), steps)

@@ -100,6 +100,13 @@ class Sharded(Loop):
     def sum_counts(self, counts: dict[str, int]) -> dict[str, int]:
         return self.world.sum_counts(counts, "dp", "fsdp")
 
+    def sum_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
+        if not metrics:
+            return metrics
+        found = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device)
+        self.world.all_reduce([found], "dp", "fsdp")
+        return dict(zip(metrics, found.tolist(), strict=True))
+
     def gradient(self, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
         total, sums, counts = super().gradient(batches)
         self.learners.collect()

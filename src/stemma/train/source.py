@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -30,18 +32,25 @@ def objective_of(plan: Plan, tokenizer: Any) -> Objective:
     return runnable(plan.objective, setting)
 
 
+def source_of(plan: Plan, objective: Objective, view: Any, folder: Path | None = None) -> Source:
+    """The source of a plan's batches: the objective's own, or rows of text."""
+    found: Source | None = objective.source(plan, view, folder)
+    return found if found is not None else TextSource(plan, objective, view)
+
+
 class DummyBatch(dict[str, Tensor]):
     """A batch of another rank, computed along to keep collectives in step. It counts no targets and gives no
     gradient."""
 
 
 class Draw(NamedTuple):
-    """The batches of one step: of each optimiser update this rank's micro-batches, the cursor of the next step, and the
-    tokens of the step over all ranks."""
+    """The batches of one step: of each optimiser update this rank's micro-batches, the cursor of the next step, the
+    tokens of the step over all ranks, and numbers for the record of the step (of what was sampled)."""
 
     updates: list[list[Batch]]
     cursor: Any
     tokens: int
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 class Source(ABC):
@@ -67,6 +76,10 @@ class Source(ABC):
     @abstractmethod
     def draws(self, cursor: Any, step: int) -> Iterator[Draw]:
         """The draws of the steps after `step` steps, from `cursor` on, without end."""
+
+    def attach(self, loop: Any) -> None:
+        """Take what the batches are made with from the loop that was built on this source: its model, its nets."""
+        return
 
     def skip(self, cursor: Any, step: int, steps: int) -> Any:
         """The cursor behind the next `steps` draws."""
@@ -118,7 +131,7 @@ class TextSource(Source):
         self.size = objective.size(view)  # tokens of an example
         long = min(plan.context, -(-self.size // objective.rows))  # tokens of a row
         rows = plan.train.micro or max(1, MICRO[pick_device(plan).type] // long)
-        super().__init__(max(1, round(plan.rows / objective.rows)), rows // objective.rows)
+        super().__init__(objective.examples_of_step(plan), rows // objective.rows)
         self.objective, self.view, self.ramp = objective, view, plan.recipe.ramp
         self.length = Length(plan.recipe.steps or 1)
 

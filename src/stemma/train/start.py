@@ -21,7 +21,7 @@ from stemma.nn.parts import Arch, Heads, Rotary
 from stemma.objectives import tokens
 from stemma.rewrites.engine import apply, graft, reset
 from stemma.rewrites.kinds import TrainableTokens
-from stemma.train.config import Plan
+from stemma.train.config import Net, Plan
 
 
 def inspect(plan: Plan) -> tuple[Any, int]:
@@ -53,9 +53,9 @@ def inspect(plan: Plan) -> tuple[Any, int]:
     names = (*plan.text.extras, *tokens(plan.objective, plan.text))
     grown = there.tokenizer.grown(plan.text.sentinels, names, plan.text.runs, plan.text.pad)
     task = plan.objective.task if isinstance(plan.objective, RowObjective) else None
-    if isinstance(task, ChatTask) and task.template:  # whoever talks to it later finds the template that it learnt
-        own = NAMES[task.template]
-        grown.chat_template = jinja(conditioned(own, task.feedback[0]) if task.feedback else own, grown)
+    if template := getattr(task, "template", ""):  # whoever talks to it later finds the template that it learnt
+        own, feedback = NAMES[template], task.feedback if isinstance(task, ChatTask) else ()
+        grown.chat_template = jinja(conditioned(own, feedback[0]) if feedback else own, grown)
     return grown, there.dims.vocab
 
 
@@ -158,3 +158,15 @@ def average(model: Model, plan: Plan) -> None:
     known = formats.load(plan.train.start, device="meta").tokenizer.vocab_size
     if known < model.dims.vocab:
         vocabulary.widen(model, model.dims.vocab, known)
+
+
+def net(spec: Net, seed: int, tokenizer: Any) -> Model:
+    """A net beside the model that learns from weights that exist; heads that these lack are drawn from `seed`."""
+    model = Model(spec.arch, spec.dims).initialise(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a head is new was decided by the plan
+        fill(model, spec.weights)
+    there = formats.load(spec.weights, device="meta", tokenizer=False)
+    assert there.design is not None and there.family is not None
+    design = replace(there.design, arch=spec.arch, dims=spec.dims)
+    return formats.attach(model, design, there.family, tokenizer)

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 
 from stemma import conversations, formats, spec
+from stemma.conversations import comparisons
+from stemma.conversations.shapes import TRANSCRIPT
+from stemma.declare.alignment import PreferTask
 from stemma.declare.tasks import (
     AnswerTask,
     ChatTask,
@@ -31,16 +34,19 @@ from stemma.formats import kept
 from stemma.formats.where import model_path
 from stemma.nn import parts
 from stemma.nn.model import Model
+from stemma.objectives import calibration
 from stemma.objectives.labels import RunLabels
 from stemma.objectives.setting import Setting
 from stemma.tasks import columns
 from stemma.tasks.base import text_of
 from stemma.tasks.encoder import first, good_rows
 from stemma.tasks.head_columns import columns_of
+from stemma.tasks.heads import rounded
 from stemma.tasks.metrics import bootstrap, labels, texts
 from stemma.tuning import decoding, ranking
 from stemma.tuning.answering import Answering
 from stemma.tuning.decoding import Decoding
+from stemma.tuning.scoring import RewardModel
 from stemma.tuning.writing import Written
 
 ROW = 1024  # tokens of a row, where the model reads more
@@ -228,6 +234,45 @@ class TalkPredictor(Predictor, of=ChatTask):
         return (kinds[0] if kinds else self.writes).measure(rows, answers)
 
 
+class ScorePredictor(Predictor, of=PreferTask):
+    """Scores answers by a reward model: the answer of a row, or all that it has, the best first."""
+
+    def __init__(self, model: Model, task: PreferTask, how: Decoding) -> None:
+        super().__init__(model, task, how)
+        if not how.plain:
+            raise UsageError("a reward model gives scores, draws no samples and writes no text")
+        self.judge = RewardModel(model, task)
+
+    def check(self, row: Row, scored: bool) -> None:
+        for talk in comparisons.candidates(row):
+            self.judge.read(talk)
+        if scored:
+            self.judge.goal.reader.check(row)
+
+    def predict(self, rows: Sequence[Row]) -> list[Answer]:
+        talks = [comparisons.candidates(row) for row in rows]
+        scores = iter(self.judge.scores([talk for own in talks for talk in own]))
+        found: list[Answer] = []
+        for own in talks:
+            each = [rounded(next(scores)) for _ in own]
+            order = sorted(range(len(own)), key=lambda k: -each[k])
+            ranked = [{"text": own[k].turns[-1].content, "score": each[k]} for k in order]
+            found.append({"score": each[0]} if len(own) == 1 else {"scores": each, "answers": ranked})
+        return found
+
+    def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
+        pairs = [one for row, answer in zip(rows, answers, strict=True) for one in judged(row, answer["answers"])]
+        return calibration.measured(pairs)
+
+
+def judged(row: Row, answers: Sequence[Answer]) -> list[calibration.Judged]:
+    """The pairs of a row that are no ties, with the gaps of their scores."""
+    found, scores = comparisons.ranked(row), {answer["text"]: answer["score"] for answer in answers}
+    own = [scores[text] for text in found.answers]
+    pairs = [pair for pair in found.pairs() if not pair.tied]
+    return [calibration.Judged(pair, own[pair.better] - own[pair.worse]) for pair in pairs]
+
+
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Numbers of rows that go through the model together, like lengths side by side."""
     some: list[int] = []
@@ -313,7 +358,10 @@ def predictor(one: Tuned, how: Decoding) -> Predictor:
 
 def fitted(task: RowTask, rows: Sequence[Row], given: Mapping[str, Any], scored: bool) -> RowTask:
     """`task` with the columns of these rows: `given` ones, its own where the rows have them, or those of usual names.
-    `scored`: with the column of what is predicted."""
+    `scored`: with the column of what is predicted. A head of one number that nobody says more of, such as trl's, scores
+    answers where rows have such."""
+    if type(task) is RegressTask and not task.text and not given and rows and all(map(has_answers, rows)):
+        return PreferTask()
     names = [f.name for f in fields(task)]
     if odd := [name for name in given if name not in names]:
         raise UsageError(f"{task.word} has no column {odd[0]!r}; it has {', '.join(names)}")
@@ -322,6 +370,11 @@ def fitted(task: RowTask, rows: Sequence[Row], given: Mapping[str, Any], scored:
     hidden = set() if scored else {*TARGETS} & {*names}
     free = {field: type(spec.get(task, field))() for field in gone | hidden}
     return columns.named(spec.edit(replace(task, **free), dict(given)), rows, hidden)
+
+
+def has_answers(row: Row) -> bool:
+    """Whether a row holds answers, to be scored by a reward model."""
+    return comparisons.compares(row) or "messages" in row or {"prompt", "completion"} <= row.keys()
 
 
 def row_of(task: RowTask, text: str | Row) -> Row:
@@ -337,6 +390,13 @@ def row_of(task: RowTask, text: str | Row) -> Row:
             return held
     if isinstance(task, ChatTask):
         return {"question": text}
+    if isinstance(task, PreferTask):
+        if TRANSCRIPT.match(text):
+            return {"chosen": text}
+        raise UsageError(
+            f"a score is of an answer to a prompt, and {brief(text)} is one text; give rows (--data), JSON objects "
+            'such as {"prompt": "...", "completion": "..."}, or a transcript (Human: ... Assistant: ...)'
+        )
     name = "words" if task.word == "tag" else "text"
     several = getattr(task, "pair", "") or task.word == "choose"
     if several or name not in {f.name for f in fields(task)}:

@@ -63,8 +63,11 @@ function sentence(status, said, retry) {
   return `The server answered with error ${status}.`;
 }
 
+export const server = { feedback: false }; // whether it keeps what people think of answers
+
 export async function models() {
-  const { data } = await (await send('v1/models', {})).json();
+  const { data, stemma } = await (await send('v1/models', {})).json();
+  server.feedback = Boolean(stemma?.feedback);
   return data.map(entry => ({
     id: entry.id,
     family: '', lineage: [], structure: 'decoder', writes: true, context: 0, parameters: 0,

@@ -1,7 +1,7 @@
 // The page begins: models and conversations are read, and the address says what is shown.
 
 import * as api from './api.js';
-import { startBar } from './bar.js';
+import { startBar, together } from './bar.js';
 import * as chat from './chat.js';
 import { focusMessage, startComposer } from './composer.js';
 import { $, h, toast, tool } from './dom.js';
@@ -44,11 +44,12 @@ function go(hash) {
   if (location.hash === hash || (hash === '#/' && !location.hash)) route(); else location.hash = hash;
 }
 
-let waiting = 0; // between looks for models while there are none
+let waiting = 0; // between looks for models while there are none, or where new ones are trained on what people say
+const LOOK = { none: 2000, feedback: 8000 }; // milliseconds
 
 async function load(told = true) {
   clearTimeout(waiting);
-  const before = JSON.stringify([state.models, state.trouble]);
+  const before = JSON.stringify([state.models, state.trouble]), known = new Set(state.models.map(one => one.id));
   let refused = false;
   try {
     state.models = await api.models();
@@ -58,10 +59,14 @@ async function load(told = true) {
     refused = error.status === 401;
     if (told || refused) toast(error.message, refused ? ['Give a key', load] : null, refused ? 60 : 10);
   }
-  if (!state.models.length && !refused) waiting = setTimeout(() => load(false), 2000);
+  const look = state.models.length ? (api.server.feedback ? LOOK.feedback : 0) : LOOK.none;
+  if (look && !refused) waiting = setTimeout(() => load(false), look);
   if (JSON.stringify([state.models, state.trouble]) === before) return;
   if (state.conv && !state.conv.models.length && !thread.path(state.conv).length) chat.fresh();
   tell('models');
+  for (const one of known.size ? state.models : []) {
+    if (one.writes && !known.has(one.id)) toast(`${one.id} is served now.`, ['Side by side', () => together(one.id)], 30);
+  }
   if (state.pane && state.pane !== 'chat' && !$('#pane form')) showPane(state.pane);
 }
 

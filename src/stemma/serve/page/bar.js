@@ -1,5 +1,6 @@
 // The bar above a conversation: its models, and the switches of the view.
 
+import { server } from './api.js';
 import { $, h, icon, mark, toast, tool } from './dom.js';
 import { choose } from './models.js';
 import * as reply from './reply.js';
@@ -23,7 +24,7 @@ function draw(side) {
   }
   const models = state.conv?.models ?? [];
   const chips = models.map((name, i) => chip(name, i, models.length > 1));
-  const more = models.length && models.length < MOST && writers().length > 1
+  const more = models.length && models.length < MOST && (writers().length > 1 || server.feedback)
     ? h('button', { type: 'button', class: 'beside', title: 'Ask another model the same (Ctrl+Shift+K)', onclick: beside }, icon('plus'), h('span', {}, 'Side by side')) : null;
   const none = models.length ? null : h('button', { type: 'button', class: 'chip', onclick: () => pick(0) }, 'Choose a model', icon('down'));
   const shown = labelled('Probabilities', 'tokens', 'Show probabilities of tokens (Ctrl+Shift+L)', toggleTokens, { 'aria-pressed': String(state.tokens) });
@@ -59,8 +60,15 @@ export async function pick(i = 0) {
 export async function beside() {
   if (state.conv.models.length >= MOST) { toast(`At most ${MOST} models stand side by side.`); return; }
   const { models } = state.conv;
-  const chosen = await choose({ title: 'Ask another model the same', fits: one => one.writes && !models.includes(one.id), otherwise: 'not for this' });
-  if (chosen?.writes && !models.includes(chosen.id)) set([...models, chosen.id]);
+  const fits = one => one.writes && (server.feedback || !models.includes(one.id)); // to compare, a model answers twice
+  const chosen = await choose({ title: server.feedback ? 'Ask a model the same' : 'Ask another model the same', fits, otherwise: 'not for this' });
+  if (chosen && fits(chosen)) set([...models, chosen.id]);
+}
+
+/** Put a model that has just come beside the others of the conversation. */
+export function together(name) {
+  const { models } = state.conv;
+  if (!models.includes(name) && models.length < MOST) set([...models, name]);
 }
 
 function set(models) {

@@ -1,5 +1,6 @@
 // The conversation that is open: what is done to it, and how it is drawn.
 
+import * as feedback from './feedback.js';
 import { $, framed, h, icon, mark, say, toast } from './dom.js';
 import { round, userMessage } from './message.js';
 import * as reply from './reply.js';
@@ -70,6 +71,7 @@ const acts = {
   replace(node, index, part) { if (idle()) go(thread.instead(state.conv, node, index, part)); },
   rewrite(node, index, text) {
     if (!idle()) return;
+    feedback.edited(state.conv, node, index, text);
     thread.instead(state.conv, node, index, { model: node.parts[index].model, text, state: 'done' });
     changed();
   },

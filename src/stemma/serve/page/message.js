@@ -1,6 +1,7 @@
 // One message of a conversation as elements: what the user said, and the answers to it.
 
 import { copyButton, count, h, icon, mark, tool } from './dom.js';
+import * as feedback from './feedback.js';
 import { Markdown } from './markdown.js';
 import { goesOn } from './reply.js';
 import { model, state } from './state.js';
@@ -83,7 +84,7 @@ class PartView {
     }
     if (kind === 'tokens') this.writer.show(part.tokens, going); else this.writer.show(part.text);
     this.body.classList.toggle('waiting', part.state === 'waiting' && !part.text);
-    const drawn = JSON.stringify([part.state, part.error, part.finish, Boolean(part.text)]);
+    const drawn = JSON.stringify([part.state, part.error, part.finish, part.rated, Boolean(part.text)]);
     if (drawn !== this.drawn) { this.drawn = drawn; this.finish(going); }
     this.count(going);
   }
@@ -99,7 +100,8 @@ class PartView {
     const single = node.parts.length === 1;
     this.tools.replaceChildren(...[single ? branches(conv, node, acts) : null, part.text ? copyButton(() => part.text) : null,
       tool('retry', 'Answer again', () => acts.retry(node, index)), tool('edit', 'Edit this answer', edit),
-      part.text && goesOn(part.model) ? tool('forward', 'Go on writing', () => acts.further(node, index)) : null, this.stats].filter(Boolean));
+      part.text && goesOn(part.model) ? tool('forward', 'Go on writing', () => acts.further(node, index)) : null,
+      ...feedback.tools(conv, node, index), this.stats].filter(Boolean));
   }
 
   said() {

@@ -81,6 +81,7 @@ export function walk(conv, node, by) {
 
 /** A round's part in the column of `model`: the same model, else the same place, else the first. */
 function column(round, model, index) {
+  if (round.parts[index]?.model === model) return round.parts[index]; // one model may stand in two columns
   return round.parts.find(part => part.model === model) ?? round.parts[index] ?? round.parts[0];
 }
 
@@ -155,7 +156,7 @@ function parts(node, wrong, text) {
   if (node.role !== 'assistant' || !Array.isArray(node.parts) || !node.parts.length) wrong('a message is nobody\'s');
   return node.parts.map(part => {
     const kept = { model: text(part?.model, 'a model'), text: text(part.text, 'an answer'), state: 'done' };
-    for (const key of ['state', 'finish', 'error']) if (typeof part[key] === 'string') kept[key] = part[key];
+    for (const key of ['state', 'finish', 'error', 'rated']) if (typeof part[key] === 'string') kept[key] = part[key];
     if (Array.isArray(part.tokens) && part.tokens.every(t => typeof t?.t === 'string' && typeof t.p === 'number')) {
       kept.tokens = part.tokens.map(({ t, p, b, top }) => ({ t, p,
         ...(Array.isArray(b) ? { b: b.filter(Number.isInteger) } : {}),

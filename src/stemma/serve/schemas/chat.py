@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stemma.serve.schemas.base import Answer, Metadata, Name, Sampling, Strict, Usage
+from stemma.serve.schemas.base import Answer, Metadata, Name, Returned, Sampling, Strict, Usage
 
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
@@ -31,18 +31,18 @@ class UserMessage(Strict):
     name: str | None = None
 
 
-class CalledFunction(Strict):
+class CalledFunction(Returned):
     name: FunctionName
     arguments: str = Field(description="A JSON object.")
 
 
-class ToolCall(Strict):
+class ToolCall(Returned):
     id: Annotated[str, Field(min_length=1, max_length=64)]
     type: Literal["function"] = "function"
     function: CalledFunction
 
 
-class AssistantMessage(Strict):
+class AssistantMessage(Returned):
     role: Literal["assistant"]
     content: Content | None = None
     name: str | None = None

@@ -33,9 +33,16 @@ class ModelEntry(Answer):
     stemma: Facts
 
 
+class ServerFacts(Answer):
+    """What the server does beside answering. `feedback`: it keeps what people think of answers."""
+
+    feedback: bool
+
+
 class ModelList(Answer):
     object: Literal["list"]
     data: list[ModelEntry]
+    stemma: ServerFacts | None = None
 
 
 class Status(Answer):

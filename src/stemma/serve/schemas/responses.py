@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
-from stemma.serve.schemas.base import Answer, Metadata, Name, Strict
+from stemma.serve.schemas.base import Answer, Metadata, Name, Returned, Seed, Strict
 from stemma.serve.schemas.chat import FunctionName, ObjectFormat, TextFormat
 
 
-class InputText(Strict):
+class InputText(Returned):
     type: Literal["input_text", "output_text", "text"]
     text: str
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
 
 
-class InputMessage(Strict):
+class InputMessage(Returned):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: str | Annotated[list[InputText], Field(min_length=1)]
@@ -25,7 +25,7 @@ class InputMessage(Strict):
     status: str | None = None
 
 
-class InputCall(Strict):
+class InputCall(Returned):
     type: Literal["function_call"]
     call_id: Annotated[str, Field(min_length=1, max_length=64)]
     name: FunctionName
@@ -34,7 +34,7 @@ class InputCall(Strict):
     status: str | None = None
 
 
-class InputResult(Strict):
+class InputResult(Returned):
     type: Literal["function_call_output"]
     call_id: str
     output: str
@@ -43,6 +43,7 @@ class InputResult(Strict):
 
 
 Item = InputMessage | InputCall | InputResult
+ITEM: TypeAdapter[Item] = TypeAdapter(Item)
 
 
 class FunctionTool(Strict):
@@ -71,8 +72,7 @@ class TextOptions(Strict):
 
 
 class ResponsesRequest(Strict):
-    """A conversation whose next answer is asked for, in the form of OpenAI's newer interface. Nothing is kept: each
-    request brings the whole conversation."""
+    """A conversation whose next answer is asked for, in the form of OpenAI's newer interface."""
 
     model: Name
     input: Annotated[str, Field(min_length=1)] | Annotated[list[Item], Field(min_length=1)]
@@ -80,6 +80,7 @@ class ResponsesRequest(Strict):
     max_output_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Seed | None = Field(None, description="Left out: another one for each request.")
     stream: bool | None = None
     stream_options: None = None
     text: TextOptions | None = None
@@ -87,7 +88,10 @@ class ResponsesRequest(Strict):
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     metadata: Metadata | None = None
-    store: Literal[False] | None = None
+    store: bool | None = Field(None, description="Whether the answer is kept for later requests; left out, it is.")
+    previous_response_id: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="A kept answer whose conversation goes on; its instructions are not taken over."
+    )
     truncation: Literal["disabled"] | None = None
     background: Literal[False] | None = None
     user: str | None = None
@@ -153,7 +157,7 @@ class ResponsesAnswer(Answer):
     model: str
     output: list[OutputMessage | OutputCall]
     parallel_tool_calls: bool
-    previous_response_id: None
+    previous_response_id: str | None
     reasoning: dict[str, Any]
     store: bool
     temperature: float | None
@@ -164,3 +168,9 @@ class ResponsesAnswer(Answer):
     truncation: Literal["disabled"]
     usage: ResponseUsage | None
     user: str | None
+
+
+class DeletedResponse(Answer):
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]

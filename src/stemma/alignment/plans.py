@@ -1,0 +1,133 @@
+"""From a model, a method and rows to the plan of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from stemma import formats, spec
+from stemma.declare.alignment import DPO, GKD, GRPO, KTO, PPO, Online, Preference, Ranking, Reward
+from stemma.declare.recipes import AdamW, Recipe, Schedule
+from stemma.declare.tasks import RegressTask, RowObjective
+from stemma.errors import UsageError, did_you_mean
+from stemma.nn.model import Model
+from stemma.objectives import incompatible_reason
+from stemma.rewrites.kinds import Rewrite
+from stemma.train.config import Net, Plan, Train
+from stemma.train.plans import start_folder
+from stemma.tuning import heads
+from stemma.tuning.plans import ROW, SCALE, beside, fitting, started
+
+METHODS: dict[str, type[RowObjective]] = {
+    "reward": Ranking, "dpo": DPO, "kto": KTO, "ppo": PPO, "grpo": GRPO, "gkd": GKD,
+}  # fmt: skip
+EXAMPLES = 16  # of a step
+HELD = 0.1  # share of the rows by which a run is judged
+
+# peak rates of all weights and of adapters
+RATES = {"reward": (2e-5, 2e-4), "dpo": (5e-6, 5e-5), "kto": (5e-6, 5e-5)}
+ONLINE = (5e-6, 5e-5)
+BEST = {"reward": "loss"}
+
+
+def method(what: str) -> type[RowObjective]:
+    """What `stemma align WHAT` learns. Raises UsageError for an unknown name."""
+    if what not in METHODS:
+        raise UsageError(
+            f"no method of alignment is called {what!r}; known: {', '.join(METHODS)}{did_you_mean(what, METHODS)}"
+        )
+    return METHODS[what]
+
+
+def resolve(
+    what: str,
+    start: str,
+    data: str,
+    budget: str | None = None,
+    seed: int = 1,
+    *,
+    rewards: Sequence[str] = (),
+    reference: str | None = None,
+    template: str | None = None,
+    lora: int | None = None,
+    quantize: str | None = None,
+    rewrites: tuple[Rewrite, ...] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The plan of aligning the model `start` by the method `what` on the rows of `data`; the arguments are those of
+    `align`. Raises UsageError for what does not fit."""
+    kind, changes, there = method(what), dict(overrides or {}), started(start)
+    own = {path.partition(".")[2]: value for path, value in changes.items() if path.startswith("objective.")}
+    changes = {path: value for path, value in changes.items() if not path.startswith("objective.")}
+    if template:
+        own.setdefault("task.template", template)
+    objective = spec.edit(kind(), own)
+    assert isinstance(objective, RowObjective)
+    if rewards:
+        if not isinstance(objective, Online):
+            raise UsageError(f"{what} learns from rows that were compared, so it takes no reward")
+        objective = replace(objective, rewards=(*objective.rewards, *(Reward(one) for one in rewards)))
+    rewrites = (*beside(there, lora, quantize), *rewrites)
+    adapted = any(rewrite.freezes for rewrite in rewrites)
+    objective = with_reference(objective, start, reference, adapted)
+    arch = there.arch
+    if isinstance(objective, Ranking):
+        fresh = "task" in str(changes.get("train.new", ""))
+        arch = heads.arch_for(RegressTask(), there, False, fresh)
+        rewrites = (*rewrites, *heads.learning(there, arch)) if adapted else rewrites
+    if (why := incompatible_reason(objective, arch)) is not None:
+        raise UsageError(f"{there.name} cannot be aligned by {what}: {why}")
+    context = min(there.dims.context, ROW)
+    budget = budget or ("200 steps" if isinstance(objective, Online) else "1 epochs")
+    train = Train(budget, context=context, start=start, unit="document", piece=None, val_fraction=HELD)
+    train = replace(train, best=BEST.get(what, ""))
+    recipe = recipe_of(what, context, adapted)
+    plan = Plan(
+        there.name, SCALE, arch, there.dims, objective, there.design.text, recipe, train, data, seed,
+        rewrites=rewrites,
+    )  # fmt: skip
+    plan = fitting(spec.edit(plan, changes))
+    return replace(plan, nets=nets_of(plan))
+
+
+def with_reference(objective: Any, start: str, named: str | None, adapted: bool) -> Any:
+    """`objective` with the frozen reference that it is held to: the one that is named, or the weights that the run
+    begins from, where all of them learn (else the policy with its adapters off)."""
+    if not isinstance(objective, Preference | Online):
+        if named is not None:
+            raise UsageError("only what is held to a reference takes one")
+        return objective
+    if named is not None:
+        return replace(objective, reference=start_folder(named))
+    if objective.reference or adapted:
+        return objective
+    return replace(objective, reference=start_folder(start))
+
+
+def nets_of(plan: Plan) -> tuple[Net, ...]:
+    """The networks beside the model, each with the weights that it begins from."""
+    found = []
+    for role, (weights, learns) in plan.objective.networks.items():
+        known = formats.load(weights, device="meta", tokenizer=False)
+        found.append(Net(role, known.name, known.arch, known.dims, learns, weights))
+    return tuple(found)
+
+
+def recipe_of(what: str, context: int, adapted: bool) -> Recipe:
+    """The recipe of a method."""
+    rate = RATES.get(what, ONLINE)[adapted]
+    return Recipe(
+        optimizer=AdamW(weight_decay=0.0),
+        lr=rate,
+        schedule=Schedule("linear", warmup=5),
+        steps=100,  # of which the warm-up is a share
+        batch=EXAMPLES * context,
+        clip=1.0,
+        mixed=False,
+    )
+
+
+def is_policy(model: Model) -> bool:
+    """Whether a model writes text, so that it can be a policy."""
+    return model.arch.heads.lm is not None

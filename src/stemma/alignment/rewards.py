@@ -1,0 +1,280 @@
+"""Rewards of answers, by their sources: functions of Python files, verifiers, and reward models, several with weights.
+
+A reward is a function of its arguments alone: the same prompt, answer and record give the same number at any time and
+in any batch. A run that is resumed stands on that. Its plan keeps a fingerprint of each source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stemma.alignment.verify import verifier
+from stemma.errors import DataError, RewardError, UsageError, brief, did_you_mean
+
+BUILTIN = "builtin:"
+STARTING = 120.0  # seconds that a file may take to be imported
+PACKAGES = Path(__file__).parents[2]  # where this package is, for a process that imports it
+SECONDS = 10.0  # seconds that a call may take
+
+
+class Asked(NamedTuple):
+    """An answer that is to be judged. `prompt`: the words that it follows; `record`: the row that they are from."""
+
+    prompt: str
+    answer: str
+    record: Mapping[str, Any]
+
+
+class Scored(NamedTuple):
+    """The reward of each answer, and of each part by its name, before its weight."""
+
+    totals: list[float]
+    parts: dict[str, list[float]]
+
+
+class Scorer(ABC):
+    """Judges answers by one source."""
+
+    name: str
+
+    @abstractmethod
+    def scores(self, asked: Sequence[Asked]) -> list[float]:
+        """A finite number for each. Raises RewardError."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        return
+
+
+class Rewards:
+    """Several rewards with weights: the sum is what is learnt from."""
+
+    def __init__(self, scorers: Sequence[Scorer], weights: Sequence[float]) -> None:
+        self.scorers, self.weights = list(scorers), list(weights)
+        names = [scorer.name for scorer in scorers]
+        self.names = [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names, 1)]
+
+    def scores(self, asked: Sequence[Asked]) -> Scored:
+        """The rewards of answers. Raises RewardError."""
+        parts = {name: scorer.scores(asked) for name, scorer in zip(self.names, self.scorers, strict=True)}
+        rows = zip(*parts.values(), strict=True)
+        return Scored([sum(w * s for w, s in zip(self.weights, row, strict=True)) for row in rows], parts)
+
+    def close(self) -> None:
+        """End what computes them."""
+        for scorer in self.scorers:
+            scorer.close()
+
+
+def named(source: str) -> str:
+    """What the metrics call a source: the function, the verifier, or the folder."""
+    if source.startswith(BUILTIN):
+        return source.removeprefix(BUILTIN).partition(":")[0]
+    path = Path(source)
+    if is_function(source):
+        return source.rpartition(":")[2]
+    return path.parent.name if path.name == "model" else path.name
+
+
+def is_function(source: str) -> bool:
+    """Whether a source is a function of a Python file."""
+    return source.rpartition(":")[0].endswith(".py")
+
+
+def checked(source: str) -> str:
+    """A source with the absolute path of its file or folder. Raises UsageError for one that cannot be."""
+    if source.startswith(BUILTIN):
+        verifier(source.removeprefix(BUILTIN))
+        return source
+    if source.endswith(".py"):
+        raise UsageError(f"the reward {source} names no function; write {source}:NAME")
+    if is_function(source):
+        file, _, name = source.rpartition(":")
+        path = Path(file).expanduser()
+        if not path.is_file():
+            near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+            raise UsageError(f"the reward {source} is of a file that is not there{did_you_mean(path.name, near)}")
+        return f"{path.resolve()}:{name}"
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return str((path / "model" if (path / "model").is_dir() else path).resolve())
+    raise UsageError(
+        f"the reward {source!r} is no folder of a reward model; a function is FILE.py:NAME, a verifier builtin:NAME"
+    )
+
+
+def fingerprint(source: str) -> str:
+    """A text that changes with what computes a source: the file of a function, the weights of a model."""
+    if source.startswith(BUILTIN):
+        return ""
+    if is_function(source):
+        return _hash(Path(source.rpartition(":")[0]))
+    digest = hashlib.sha256()
+    for path in sorted(Path(source).glob("*.safetensors")):
+        digest.update(f"{path.name} {_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- verifiers and functions
+
+
+class VerifierScorer(Scorer):
+    """Judges by a verifier of `stemma.alignment.verify`."""
+
+    def __init__(self, source: str) -> None:
+        self.source, self.name = source, named(source)
+        self.reward = verifier(source.removeprefix(BUILTIN))
+
+    def scores(self, asked: Sequence[Asked]) -> list[float]:
+        try:
+            return [self.reward(*one) for one in asked]
+        except DataError as error:
+            raise RewardError(f"the reward {self.source}: {error}") from None
+
+
+class FunctionScorer(Scorer):
+    """Judges by a function of (prompt, answer, record), in a process of its own that is started once. A call that does
+    not return within `seconds` is an error, as are one that raises and one that returns no finite number."""
+
+    def __init__(self, source: str, seconds: float = SECONDS) -> None:
+        self.source, self.name, self.seconds = source, named(source), seconds
+        self._process: subprocess.Popen[str] | None = None
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._lists = False
+        self._tried = False
+        self._end: Callable[[], Any] = lambda: None
+
+    def scores(self, asked: Sequence[Asked]) -> list[float]:
+        if not asked:
+            return []
+        found = self._scores(asked)
+        if not self._tried:
+            self._try(asked[0], found[0])
+        return found
+
+    def _try(self, first: Asked, before: float) -> None:
+        """Once, judge an answer again and alone: its score must be the same."""
+        self._tried = True
+        again = self._scores([first])[0]
+        if again != before:
+            how = "alone" if self._lists else "a second time"
+            raise RewardError(
+                f"the reward {self.source} gives {before} to an answer, and {again} {how}; it must be a function of "
+                f"(prompt, answer, record) alone (answer: {brief(first.answer)})"
+            )
+
+    def _scores(self, asked: Sequence[Asked]) -> list[float]:
+        process = self._started()
+        assert process.stdin is not None
+        try:
+            batch = {
+                "prompts": [a.prompt for a in asked],
+                "answers": [a.answer for a in asked],
+                "records": [dict(a.record) for a in asked],
+            }
+            process.stdin.write(json.dumps(batch) + "\n")
+            process.stdin.flush()
+        except OSError:
+            raise self._failed(self._ended(), asked[0]) from None
+        if self._lists:
+            return [float(score) for score in self._answer(asked[0])["scores"]]
+        return [float(self._answer(one)["score"]) for one in asked]
+
+    def _answer(self, about: Asked) -> dict[str, Any]:
+        """The next result. Raises RewardError, which names what was judged."""
+        found = self._line(self.seconds)
+        if found is None:
+            raise self._failed(self._ended(), about)
+        if "timeout" in found:
+            self.close()
+            raise self._failed(f"it has not returned within {self.seconds:g} seconds", about)
+        if "error" in found:
+            raise self._failed(found["error"], about)
+        return found
+
+    def _failed(self, why: str, about: Asked) -> RewardError:
+        whole = " and those after it" if self._lists else ""
+        return RewardError(
+            f"the reward {self.source}: {why}; the answer was {brief(about.answer)}, the record "
+            f"{brief(dict(about.record))}{whole}"
+        )
+
+    def _ended(self) -> str:
+        """Why the process is gone."""
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        code = self._process.returncode
+        self.close()
+        return f"its process ended with the exit code {code}"
+
+    def _line(self, seconds: float) -> dict[str, Any] | None:
+        """The next line of the process; None if it ended, `timeout` if there is none in time."""
+        try:
+            line = self._lines.get(timeout=seconds)
+        except queue.Empty:
+            return {"timeout": seconds}
+        return None if line is None else dict(json.loads(line))
+
+    def _started(self) -> subprocess.Popen[str]:
+        """The process, started where there is none. Raises UsageError where the source has no such function."""
+        if self._process is not None:
+            return self._process
+        command = [sys.executable, "-m", "stemma.alignment.worker", self.source]
+        where = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, "PYTHONPATH": where},
+        )
+        self._process, self._lines = process, queue.SimpleQueue()
+        self._end = weakref.finalize(self, _stop, process)
+        threading.Thread(target=_listen, args=(process, self._lines), daemon=True).start()
+        first = self._line(STARTING)
+        if first is None or "error" in first or "timeout" in first:
+            why = self._ended() if first is None else first.get("error", f"it was not read within {STARTING:g} seconds")
+            self.close()
+            raise RewardError(f"the reward {self.source}: {why}")
+        self._lists = bool(first["lists"])
+        return process
+
+    def close(self) -> None:
+        self._end()
+        self._process = None
+
+
+def _listen(process: subprocess.Popen[str], lines: queue.SimpleQueue[str | None]) -> None:
+    assert process.stdout is not None
+    with contextlib.suppress(ValueError, OSError):
+        for line in process.stdout:
+            lines.put(line)
+    lines.put(None)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            if pipe is not None:
+                pipe.close()

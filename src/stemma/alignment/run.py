@@ -1,0 +1,48 @@
+"""Alignment, carried out as a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stemma.alignment import plans
+from stemma.rewrites import Rewrite
+from stemma.runs.drive import OnStep
+from stemma.train.run import Run, begin
+
+
+def align(
+    what: str,
+    *,
+    start: str,
+    data: str,
+    out: str | Path,
+    budget: str | None = None,
+    seed: int = 1,
+    rewards: Sequence[str] = (),
+    reference: str | None = None,
+    template: str | None = None,
+    lora: int | None = None,
+    quantize: str | None = None,
+    rewrites: tuple[Rewrite, ...] = (),
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+    quiet: bool = False,
+    mesh: str | None = None,
+) -> Run:
+    """Align a model by the method `what` (`reward`, `dpo`, `kto`, `ppo`, `grpo`, `gkd`) on rows of data, and leave a
+    complete run in the directory `out`.
+
+    `start`: a run, a folder, a GGUF file or a hub id; `data`: rows with compared answers, liked ones, or prompts.
+    `rewards`: what judges sampled answers, each `FILE.py:name`, a reward model, or `builtin:NAME`. `reference`: the
+    frozen model that the policy is held to; left out, what the run begins from. `template`: the chat template, where
+    not the tokenizer's own. `lora`, `quantize`, `rewrites` and the rest: as in `stemma.tune`.
+
+    Raises UsageError for arguments that do not fit, DataError for rows that cannot be learnt from."""
+    plan = plans.resolve(
+        what, start, data, budget, seed, rewards=rewards, reference=reference, template=template, lora=lora,
+        quantize=quantize, rewrites=rewrites, overrides=overrides,
+    )  # fmt: skip
+    return begin(plan, out, overrides or {}, resume, on_step, None, quiet, mesh)

@@ -1,0 +1,50 @@
+"""`stemma align`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from stemma.cli import command
+from stemma.cli.complete import complete_data, set_option
+from stemma.cli.training import finish
+from stemma.cli.tuning import changed, name_of
+
+
+@command()
+@click.argument("what")
+@click.option("--from", "start", required=True, metavar="MODEL", help="A run, a folder, a GGUF file or a hub id.")
+@click.option("--data", required=True, shell_complete=complete_data, help="Rows: compared answers, thumbs, prompts.")
+@click.option("--reward", "rewards", multiple=True, metavar="R", help="FILE.py:name, a reward model, builtin:NAME.")
+@click.option("--reference", metavar="MODEL", help="The frozen model to stay near.  [default: MODEL]")
+@click.option("--template", help="The chat template, where not the tokenizer's own.")
+@click.option("--budget", help="As in `stemma pretrain`.  [default: 1 epochs; 200 steps of sampling]")
+@click.option("--out", type=click.Path(), help="Directory of the run.  [default: runs/WHAT-MODEL-SEED]")
+@click.option("--seed", type=int, default=1, show_default=True, help="Decides order, samples, adapters, dropout.")
+@click.option("--lora", type=click.IntRange(min=1), metavar="RANK", help="Learn low-rank adapters, not the weights.")
+@click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Keep the frozen weights in 4 or 8 bits.")
+@set_option("Change the plan, e.g. objective.beta=0.2.")
+@click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
+@click.option("--resume", "going_on", is_flag=True, help="Go on with the run in --out, if it was begun.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
+def align(
+    what: str,
+    start: str,
+    out: str | None,
+    seed: int,
+    sets: tuple[str, ...],
+    config: str | None,
+    going_on: bool,
+    **options: Any,
+) -> int:
+    """Align MODEL by WHAT on rows of data, and leave a complete run in a directory.
+
+    WHAT: reward (a reward model from compared answers), dpo (compared answers), kto (answers that were liked or not),
+    ppo and grpo (answers that the model samples, judged by rewards), gkd (its answers, corrected by a teacher).
+    """
+    from stemma.alignment import align as carry_out
+
+    out = out or f"runs/{what}-{name_of(start)}-{seed}"
+    changes = changed(config, sets, None, False)
+    return finish(carry_out(what, start=start, out=out, seed=seed, overrides=changes, resume=going_on, **options))

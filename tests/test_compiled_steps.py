@@ -63,6 +63,11 @@ def pair(model: Model, prompts: list[list[int]]) -> tuple[Session, Session]:
 
 def equal(ours: Session, theirs: Session, new: torch.Tensor) -> None:
     torch.testing.assert_close(ours.step(new), theirs.step(new), rtol=0, atol=1e-5)
+    if isinstance(ours.executor, compiled.CompiledSteps) and not ours.executor.failed:
+        found = ours.likeliest(ours.logits)
+        assert found is not None and found.tokens == ours.logits.argmax(-1).tolist()
+        logprobs = ours.logits.log_softmax(-1).amax(-1)
+        torch.testing.assert_close(torch.tensor(found.logprobs, dtype=torch.float32), logprobs, rtol=0, atol=1e-5)
 
 
 def check(name: str) -> None:
@@ -173,8 +178,12 @@ def test_pages(name: str) -> None:
 
 LAYERS = ("*.attention.*", "*.mlp.*")
 STORED = (*LAYERS, "embed.tokens")
-REWRITES = [WeightOnly(STORED, "q4_0"), NF4(LAYERS), LoRA(LAYERS, 4), SoftPrompt(length=3)]
-MORE = [Prefix(length=3), *(WeightOnly(STORED, kind) for kind in ("q8_0", "q4_1", "int8", "bfloat16"))]
+REWRITES = [WeightOnly(STORED, "q4_0"), NF4(LAYERS), LoRA(LAYERS, 4)]
+MORE = [
+    SoftPrompt(length=3),
+    Prefix(length=3),
+    *(WeightOnly(STORED, kind) for kind in ("q8_0", "q4_1", "int8", "bfloat16")),
+]
 
 
 @pytest.mark.usefixtures("traced")

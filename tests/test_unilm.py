@@ -136,8 +136,8 @@ class Whole(Session):
     def ask(self) -> None:
         self.logits = torch.stack([last_logits(self.model, p, done) for p, done in self.texts])
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        self.texts = [(p, [*done, t]) for (p, done), t in zip(self.texts, tokens.tolist(), strict=True)]
+    def step(self, tokens: torch.Tensor | Sequence[int]) -> torch.Tensor:
+        self.texts = [(p, [*done, int(t)]) for (p, done), t in zip(self.texts, tokens, strict=True)]
         self.ask()
         return self.logits
 

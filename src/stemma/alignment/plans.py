@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from stemma import formats, spec
@@ -12,6 +13,7 @@ from stemma.declare.recipes import AdamW, Recipe, Schedule
 from stemma.declare.tasks import RegressTask, RowObjective
 from stemma.errors import UsageError, did_you_mean
 from stemma.nn.model import Model
+from stemma.nn.parts import Arch, Dropout
 from stemma.objectives import incompatible_reason
 from stemma.rewrites.kinds import Rewrite
 from stemma.train.config import Net, Plan, Train
@@ -71,7 +73,8 @@ def resolve(
     rewrites = (*beside(there, lora, quantize), *rewrites)
     adapted = any(rewrite.freezes for rewrite in rewrites)
     objective = with_reference(objective, start, reference, adapted)
-    arch = there.arch
+    objective = with_value(objective, start)
+    arch = quiet(there.arch) if isinstance(objective, Online) else there.arch
     if isinstance(objective, Ranking):
         fresh = "task" in str(changes.get("train.new", ""))
         arch = heads.arch_for(RegressTask(), there, False, fresh)
@@ -100,17 +103,39 @@ def with_reference(objective: Any, start: str, named: str | None, adapted: bool)
         return objective
     if named is not None:
         return replace(objective, reference=start_folder(named))
-    if objective.reference or adapted:
+    if objective.reference or adapted or (isinstance(objective, Online) and not objective.kl):
         return objective
     return replace(objective, reference=start_folder(start))
 
 
+def with_value(objective: Any, start: str) -> Any:
+    """`objective` with the weights that its value model begins from: the reward model's, where one judges, else those
+    of the policy, which get a new head."""
+    if not isinstance(objective, PPO):
+        return objective
+    if objective.value:
+        return replace(objective, value=start_folder(objective.value))
+    judges = (start_folder(one.source) for one in objective.rewards if Path(one.source).is_dir())
+    return replace(objective, value=next(judges, start_folder(start)))
+
+
+def quiet(arch: Arch) -> Arch:
+    """A network without dropout: a policy that samples without it would not be the one that learns with it, and its
+    ratio to itself would not be 1."""
+    task = arch.heads.task
+    if hasattr(task, "dropout"):
+        arch = replace(arch, heads=replace(arch.heads, task=spec.edit(task, {"dropout": 0.0})))
+    return replace(arch, dropout=Dropout())
+
+
 def nets_of(plan: Plan) -> tuple[Net, ...]:
-    """The networks beside the model, each with the weights that it begins from."""
+    """The networks beside the model, each with the weights that it begins from. One that learns gives a number a place:
+    it has the head of a reward model, or gets one."""
     found = []
     for role, (weights, learns) in plan.objective.networks.items():
         known = formats.load(weights, device="meta", tokenizer=False)
-        found.append(Net(role, known.name, known.arch, known.dims, learns, weights))
+        arch = quiet(heads.arch_for(RegressTask(), known, False)) if learns else known.arch
+        found.append(Net(role, known.name, arch, known.dims, learns, weights))
     return tuple(found)
 
 

@@ -36,6 +36,8 @@ class Row:
         self.pieces = known and (pieces or bool(request.stop))
         self.matcher = None if request.matcher is None else request.matcher.copy()
         self.guesser = guesser(request, self.result.seed, model.dims.vocab)
+        greedy = request.sampler.temperature == 0 and not request.logprobs
+        self.plain = greedy and request.rules.free and self.matcher is None  # it gets the model's likeliest token
 
     def guess(self, ring: int | None) -> list[Guess]:
         """What may come after the last token, which is drawn but not read. `ring`: tokens that can be taken back."""
@@ -92,7 +94,7 @@ class Batch:
         self.model, self.pieces, self.kind = model, pieces, kind
         self.rows: list[Row] = []
         self.session: Session | None = None
-        self.tokens: Tensor | None = None  # drawn, but not yet read: of all rows, but for those that have just joined
+        self.tokens: list[int] | None = None  # drawn, but not yet read: of all rows but those that have just joined
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -145,7 +147,7 @@ class Batch:
             ring = self.session.cache.ring
             guesses = [row.guess(ring) for row in self.rows]
             if any(guesses):
-                return events + self._verify(self.tokens.tolist(), guesses)
+                return events + self._verify(self.tokens, guesses)
         self._read()
         new = self._choose(range(len(self.rows)), self.session.logits, [None] * len(self.rows))
         self._go_on(new)
@@ -162,8 +164,7 @@ class Batch:
         assert self.session is not None and self.tokens is not None
         at = range(first, len(self.rows))
         new = self._choose(at, self.session.logits[first:], [None] * len(at))
-        drawn = torch.tensor([event.token for event in new], device=self.session.device)
-        self.tokens = torch.cat([self.tokens, drawn])
+        self.tokens = [*self.tokens, *(event.token for event in new)]
         self._keep([*range(first), *(i for i, event in zip(at, new, strict=True) if event.reason is None)])
         return new
 
@@ -200,12 +201,16 @@ class Batch:
         return events
 
     def _choose(self, at: Sequence[int], logits: Tensor, guesses: Sequence[Guess | None]) -> list[Event]:
-        """A token for each of some rows, from their logits (B V), where there may be a guess at it. The device is asked
-        once, where no rule or guide excludes tokens."""
+        """A token for each of some rows, from their logits (B V), where there may be a guess at it."""
         rows = [self.rows[i] for i in at]
+        assert self.session is not None
+        found = self.session.likeliest(logits)
+        if found is not None and all(row.plain for row in rows):
+            return [row.add(t, p) for row, t, p in zip(rows, found.tokens, found.logprobs, strict=True)]
         scores = constrained(logits, [(r.request.rules, r.seen, len(r.result.ids)) for r in rows])
         scores = guided(scores, rows)
-        dead = [False] * len(rows) if scores is logits else (scores.amax(1) == -torch.inf).tolist()
+        free = scores is logits  # no rule excludes a token
+        dead = [False] * len(rows) if free else (scores.amax(1) == -torch.inf).tolist()
         if any(dead):  # their draw counts for nothing
             scores = torch.where(torch.tensor(dead, device=scores.device)[:, None], logits, scores)
         tokens = chosen(scores, rows, guesses)
@@ -214,7 +219,7 @@ class Batch:
             drawn = sampled_logprobs(scores, [row.request.sampler for row in rows], tokens)
         logprobs = logits.log_softmax(-1)
         own = logprobs.gather(1, tokens[:, None])[:, 0]
-        told = torch.stack([tokens.double(), own.double()], 1).tolist()  # both are exact
+        told = torch.stack([tokens.double(), own.double()], 1).tolist()  # both are exact, and the device waits once
         top = likeliest(logprobs, [r.request.logprobs or 0 for r in rows])
         return [
             row.fail() if dead[i] else row.add(int(token), logprob, top[i], drawn[i])
@@ -223,8 +228,7 @@ class Batch:
 
     def _go_on(self, events: Sequence[Event]) -> None:
         """After the last event of each row: rows that ended leave, the tokens of the others are to be read."""
-        assert self.session is not None
-        self.tokens = torch.tensor([event.token for event in events], device=self.session.device)
+        self.tokens = [event.token for event in events]
         self._keep([i for i, event in enumerate(events) if event.reason is None])
 
     def drop(self, indices: Sequence[int], whole: bool = True) -> None:
@@ -259,7 +263,7 @@ class Batch:
         self.rows = [self.rows[i] for i in stay]
         if stay:
             session.keep(stay)
-            self.tokens = None if self.tokens is None else self.tokens[[i for i in stay if i < len(self.tokens)]]
+            self.tokens = None if self.tokens is None else [self.tokens[i] for i in stay if i < len(self.tokens)]
         else:
             session.close()
             self.session = self.tokens = None
@@ -303,14 +307,17 @@ def guided(scores: Tensor, rows: Sequence[Row]) -> Tensor:
     return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
 
 
-def read_with_logprobs(begun: Callable[[int], Session], request: GenerationRequest) -> tuple[Session, Report]:
-    """A session that has read a prompt, and what it thought of each token. `begun(n)` has read `n` tokens of it."""
+def read_with_logprobs(
+    begun: Callable[[int], Session], request: GenerationRequest, chunk: int = CHUNK
+) -> tuple[Session, Report]:
+    """A session that has read a prompt, at most `chunk` tokens at once, and what it thought of each token. `begun(n)`
+    has read `n` tokens of it."""
     session, prompt, most = begun(1), request.prompt, request.prompt_logprobs or 0
     own: list[float | None] = [None]
     top: list[Top] = [()]
     before = session.logits[:, None]
-    for at in range(1, len(prompt), CHUNK):
-        tokens = prompt[at : at + CHUNK]
+    for at in range(1, len(prompt), chunk):
+        tokens = prompt[at : at + chunk]
         logits = session.extend([tokens])
         logprobs = torch.cat([before, logits[:, :-1]], 1)[0].log_softmax(-1)
         before = logits[:, -1:]

@@ -127,7 +127,11 @@ class BlankSession(Session):
         place = torch.where(self.at[:, None] < 0, self.lengths[:, None] + ahead, self.at[:, None])
         return torch.stack([place, self.block[:, None] + ahead], -1) if self._columns > 1 else place
 
-    def _advance(self, counts: Tensor) -> None:
+    def _next_places(self) -> list[int]:
+        places: list[int] = self._places(torch.zeros_like(self.lengths)[:, None]).flatten().tolist()
+        return places
+
+    def _advance(self, counts: Tensor | int) -> None:
         super()._advance(counts)
         self.block = self.block + counts
 

@@ -11,7 +11,7 @@ import os
 import threading
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -64,32 +64,40 @@ def _power(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def _step(model: Model, now: Buffers, tokens: Tensor, positions: Tensor, order: Tensor, langs: Tensor | None) -> Tensor:
-    """The logits (R V, fp32) after one more token a row (R), at `positions` (R 1, or R 1 C) and places `order` (R)."""
-    ids = tokens[:, None]
+def _step(model: Model, now: Buffers, given: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """One more token a row. `given`: of each row its token, its place, the positions of all columns and, where rows
+    have one, the language (N R, int64). Returns the logits (R V, fp32), and of each row the likeliest token, its
+    log-probability, and whether the logits are finite (3 R, fp64, which holds all three)."""
+    tokens, order = given[:2, :, None]
+    positions = given[2 : 2 + columns].T
     cache = StaticCache(model.arch, now, len(tokens))
-    languages = language_ids(ids, langs)
-    inputs = Inputs(ids, position_ids=positions, langs=languages, order=order[:, None], cache=cache)
-    return model.logits(model.decode(inputs)[:, 0]).float()
+    languages = language_ids(tokens, given[-1] if len(given) > 2 + columns else None)
+    positions = positions[:, None] if columns > 1 else positions
+    inputs = Inputs(tokens, position_ids=positions, langs=languages, order=order, cache=cache)
+    logits = model.logits(model.decode(inputs)[:, 0]).float()
+    logprob, best = logits.log_softmax(-1).max(-1)
+    finite = logits.isfinite().all(-1)
+    return logits, torch.stack([best.double(), logprob.double(), finite.double()])
 
 
 class Recording:
-    """One shape of a step with its tensors. `run` computes `logits` and `finite` of them."""
+    """One shape of a step with its tensors. `run` computes `logits` and `found` of `given` (see `_step`)."""
 
-    def __init__(self, shape: Shape, buffers: Buffers, vocab: int, step: Callable[..., Tensor]) -> None:
+    def __init__(
+        self, shape: Shape, buffers: Buffers, vocab: int, step: Callable[[Buffers, Tensor, int], tuple[Tensor, Tensor]]
+    ) -> None:
         device = buffers.keys[0].device
         self.shape, self.buffers = shape, buffers
         self.tables: list[Tensor] = []  # what the tables hold, on the CPU
-        rows, places = shape.rows, (shape.rows, 1, shape.columns) if shape.columns > 1 else (shape.rows, 1)
-        self.tokens, self.order = (torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(2))
-        self.positions = torch.zeros(places, dtype=torch.int64, device=device)
-        self.languages = torch.zeros_like(self.tokens) if shape.languages else None
-        self.logits = torch.zeros(rows, vocab, device=device)
-        self.finite = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.given = torch.zeros(2 + shape.columns + shape.languages, shape.rows, dtype=torch.int64, device=device)
+        self.sent = torch.zeros(self.given.shape, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.logits = torch.zeros(shape.rows, vocab, device=device)
+        self.found = torch.zeros(3, shape.rows, dtype=torch.float64, device=device)
 
         def run() -> None:
-            self.logits.copy_(step(self.buffers, self.tokens, self.positions, self.order, self.languages))
-            torch.all(self.logits.isfinite(), 1, out=self.finite)
+            logits, found = step(self.buffers, self.given, shape.columns)
+            self.logits.copy_(logits)
+            self.found.copy_(found)
 
         self.run: Callable[[], None] = run
         run()  # compiles; what it writes is overwritten, or goes into the page that nobody reads
@@ -109,19 +117,21 @@ class Recording:
                 own.copy_(table)
         self.tables = made
 
-    def compute(
-        self, tokens: Tensor, positions: Tensor, order: Tensor, languages: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (B V) and which rows of them are finite (B), after tokens (B)."""
-        rows = len(tokens)
-        given = [(self.tokens, tokens), (self.positions, positions), (self.order, order)]
-        if self.languages is not None and languages is not None:
-            given.append((self.languages, languages))
-        for own, new in given:
-            own[:rows].copy_(new)
-            own[rows:].zero_()
+    def compute(self, given: Sequence[Sequence[int]], languages: Tensor | None) -> executor.Step:
+        """What the step gives, `given` the numbers of the rows that are there. Raises NotFinite where some logits are
+        not finite."""
+        rows = len(given[0])
+        self.sent[: len(given), :rows] = torch.tensor(given)
+        self.sent[:, rows:] = 0
+        self.given.copy_(self.sent, non_blocking=True)
+        if languages is not None:
+            self.given[-1, :rows] = languages
         self.run()
-        return self.logits[:rows].clone(), self.finite[:rows]
+        logits = self.logits[:rows].clone()
+        tokens, logprobs, finite = self.found[:, :rows].tolist()  # the device is waited for once
+        if not all(finite):
+            raise NotFinite([i for i, fine in enumerate(finite) if not fine], logits)
+        return executor.Step(logits, [int(token) for token in tokens], logprobs)
 
 
 def recorded(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
@@ -166,7 +176,7 @@ class CompiledSteps:
         self.lock = threading.RLock()
         self.free: list[Recording] = []
         self.of_pages: WeakKeyDictionary[Pages, list[Recording]] = WeakKeyDictionary()
-        self.compiled: dict[Shape, Callable[..., Tensor]] = {}
+        self.compiled: dict[Shape, Callable[..., tuple[Tensor, Tensor]]] = {}
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # a copy of the model has none
@@ -198,10 +208,14 @@ class CompiledSteps:
         return self.model.name or "this model"
 
     def step(
-        self, tokens: Tensor, positions: Tensor, order: Tensor, cache: Any, languages: Tensor | None = None
-    ) -> Tensor:
-        """As `Executor.step`: the logits (B V, fp32) after one token a row (B). Raises NotFinite where some are not
-        finite."""
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        order: Sequence[int],
+        cache: Any,
+        languages: Tensor | None = None,
+    ) -> executor.Step:
+        """As `Executor.step`."""
         with self.lock, torch.inference_mode():
             recording = self._recording(cache, languages is not None)
             if isinstance(cache, PagedCache):
@@ -209,10 +223,8 @@ class CompiledSteps:
                 recording.fill_tables(cache)
             else:
                 cache.length += 1
-            logits, finite = recording.compute(tokens, positions, order, languages)
-            if not bool(finite.all()):
-                raise NotFinite((~finite).nonzero()[:, 0].tolist(), logits)
-            return logits
+            columns = recording.shape.columns
+            return recording.compute([tokens, order, *(positions[i::columns] for i in range(columns))], languages)
 
     # ------------------------------------------------------------ recordings
 

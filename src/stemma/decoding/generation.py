@@ -100,8 +100,10 @@ def stream(
 def _guarded(model: Model, steps: Iterator[list[Event]]) -> Iterator[Event]:
     """Events of `steps`, whose modes end before each event is handed out."""
     modules = list(model.modules())
+    mixed = any(module.training for module in modules)
     while True:
-        with torch.inference_mode(), evaluating(model, modules):
+        some = modules if mixed or model.training else ()  # to look at each takes as long as all else around a step
+        with torch.inference_mode(), evaluating(model, some):
             events = next(steps, None)
         if events is None:
             return

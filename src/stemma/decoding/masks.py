@@ -39,7 +39,7 @@ class MaskSession(Session):
         places = torch.arange(ids.shape[1], device=self.device).expand(len(ids), -1)
         self._take_in(ids, None if self.cache.even else real, places, None, self.source)
 
-    def step(self, tokens: Tensor) -> Tensor:
+    def read_next(self, tokens: Tensor) -> Tensor:
         self._check_place()
         self.lengths = self.lengths + 1
         ids = torch.stack([tokens, torch.full_like(tokens, self.mask_id)], 1)

@@ -37,7 +37,7 @@ class QuerySession(Session):
         places = torch.arange(ids.shape[1], device=self.device).expand(len(ids), -1)
         self._take_in(ids, None if self.cache.even else real, places)
 
-    def step(self, tokens: Tensor) -> Tensor:
+    def read_next(self, tokens: Tensor) -> Tensor:
         self.lengths = self.lengths + 1
         return self._take_in(tokens[:, None], None, self.lengths[:, None] - 1)
 

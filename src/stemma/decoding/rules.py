@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class Rules:
         require(ngram >= 0, f"no_repeat_ngram_size must not be negative, not {ngram}")
         require(self.repetition_penalty > 0, f"repetition_penalty must be positive, not {self.repetition_penalty}")
 
-    @property
+    @cached_property
     def free(self) -> bool:
         """Whether no rule changes a score."""
         return self == Rules(self.max_new_tokens, self.eos)

@@ -17,6 +17,7 @@ from stemma.decoding import compiled
 from stemma.decoding.generation_config import start_token
 from stemma.decoding.inputs import language_ids, pad
 from stemma.errors import NotFinite, UsageError
+from stemma.executor import Step
 from stemma.nn.cache import Cache
 from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
@@ -38,11 +39,14 @@ class Session:
     CACHED = True
     EXTENDS = True  # whether several tokens are read at once (`extend`), and can be taken back (`cut`)
     cache: Cache
-    lengths: Tensor  # B: tokens of each row
     languages: Tensor | None  # B
     logits: Tensor  # B V
     left: int  # steps that are known to fit
+    first: int  # the position of a text's first token
     executor: executor.Executor | compiled.CompiledSteps | None  # computes the steps, where the model has one
+    newest: Step | None = None  # what it gave last
+    _lengths: Tensor | None = None
+    _counts: list[int] | None = None
 
     def __init__(
         self,
@@ -61,29 +65,62 @@ class Session:
     def rows(self) -> int:
         return len(self.logits)
 
-    def step(self, tokens: Tensor) -> Tensor:
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each row (B)."""
+        if self._lengths is None:
+            self._lengths = torch.tensor(self._counts, device=self.device)
+        return self._lengths
+
+    @lengths.setter
+    def lengths(self, lengths: Tensor) -> None:
+        self._lengths, self._counts = lengths, None
+
+    @property
+    def counts(self) -> list[int]:
+        """The same as a list: steps of an executor need no tensor."""
+        if self._counts is None:
+            self._counts = [int(n) for n in self.lengths.tolist()]
+        return self._counts
+
+    def step(self, tokens: Tensor | Sequence[int]) -> Tensor:
         """Read one more token a row (B). Returns the logits of the next (B V)."""
+        if self.executor is None or not self.executor.ready(self.cache, self.languages):
+            return self.read_next(torch.as_tensor(tokens, device=self.device))
+        if self.cache.journal is not None and self.cache.ring is not None:  # rings keep what is overwritten
+            return self.read_next(torch.as_tensor(tokens, device=self.device))
+        self._check_place()
+        tokens = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+        try:
+            self.newest = self.executor.step(tokens, self._next_places(), self.counts, self.cache, self.languages)
+            self.logits = self.newest.logits
+        except NotFinite as error:
+            self.logits = error.logits
+            self._advance(1)
+            raise
+        self._advance(1)
+        return self.logits
+
+    def read_next(self, tokens: Tensor) -> Tensor:
+        """The same by PyTorch."""
         self._check_place()
         ids, order = tokens[:, None], self.lengths[:, None]
-        places = self._places(torch.zeros_like(order))
-        taken_back = self.cache.journal is not None and self.cache.ring is not None  # rings keep what is overwritten
-        if self.executor is not None and not taken_back and self.executor.ready(self.cache, self.languages):
-            try:
-                logits = self.executor.step(tokens, places, self.lengths, self.cache, self.languages)
-            except NotFinite as error:
-                self.logits = error.logits
-                self._advance(torch.ones_like(self.lengths))
-                raise
-            self.logits = logits
-            self._advance(torch.ones_like(self.lengths))
-            return self.logits
-        langs = language_ids(ids, self.languages)
-        inputs = Inputs(ids, position_ids=places, langs=langs, order=order, cache=self.cache)
+        inputs = Inputs(
+            ids,
+            position_ids=self._places(torch.zeros_like(order)),
+            langs=language_ids(ids, self.languages),
+            order=order,
+            cache=self.cache,
+        )
         with executor.fast_linear():
             logits = self.model.logits(self.model.decode(inputs)[:, 0]).float()
-        self._advance(torch.ones_like(self.lengths))
+        self._advance(1)
         self.logits = self._finite(logits)
         return self.logits
+
+    def likeliest(self, logits: Tensor) -> Step | None:
+        """The likeliest tokens by these logits (B V), where the executor has found them with the last step."""
+        return self.newest if self.newest is not None and self.newest.logits is logits else None
 
     def extend(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Read some more tokens of each row, at least one, in one pass. Returns the logits after each of them (B T V);
@@ -181,7 +218,7 @@ class Session:
     # ------------------------------------------------------------ for subclasses
 
     def find_executor(self) -> None:
-        """See whether the model has an executor, or compiled steps, which compute the steps."""
+        """See whether the model has an executor or compiled steps, which compute the steps."""
         steps = compiled.of(self.model) if self.CACHED else None
         if steps is not None:
             self.executor = steps
@@ -202,6 +239,7 @@ class Session:
         if not prompts:
             raise UsageError("a session begins with at least one prompt")
         self.model, self.device = model, model.device
+        self.first = 0 if model.decoder is None else model.decoder.position.first
         self.room = [room] * len(prompts) if isinstance(room, int) else list(room)
         self.left = min(self.room)
         self.texts = [list(p) for p in prompts]
@@ -247,18 +285,23 @@ class Session:
 
     def _place(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
         """The positions of the first tokens (B T, or B T C), and how many of each row see each other whole."""
-        assert self.model.decoder is not None
-        first = self.model.decoder.position.first
-        return torch.arange(max(len(t) for t in texts), device=self.device).expand(len(texts), -1) + first, None
+        places = torch.arange(max(len(t) for t in texts), device=self.device)
+        return places.expand(len(texts), -1) + self.first, None
 
     def _places(self, ahead: Tensor) -> Tensor:
         """The positions of the tokens that are `ahead` (B T) of the next one: B T, or B T C."""
-        assert self.model.decoder is not None
-        return self.lengths[:, None] + ahead + self.model.decoder.position.first
+        return self.lengths[:, None] + ahead + self.first
 
-    def _advance(self, counts: Tensor) -> None:
+    def _next_places(self) -> list[int]:
+        """The positions of the next tokens: all columns of a row, then those of the next."""
+        return [n + self.first for n in self.counts]
+
+    def _advance(self, counts: Tensor | int) -> None:
         """Rows have become longer by so many tokens (B), or shorter."""
-        self.lengths = self.lengths + counts
+        if isinstance(counts, int):
+            self._counts, self._lengths = [n + counts for n in self.counts], None
+        else:
+            self.lengths = self.lengths + counts
 
     def _head(self, hidden: Tensor) -> Tensor:
         logits = self.model.logits(hidden).float()

@@ -27,7 +27,7 @@ class UncachedSession(Session):
         hidden = self.model.decode(inputs)
         self.logits = self._head(hidden[torch.arange(len(ids), device=self.device), last[:, 0]])
 
-    def step(self, tokens: Tensor) -> Tensor:
+    def read_next(self, tokens: Tensor) -> Tensor:
         for text, token in zip(self.texts, tokens.tolist(), strict=True):
             text.append(token)
         self.read(self.texts)

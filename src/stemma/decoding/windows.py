@@ -28,7 +28,7 @@ class MemorySession(Session):
             last.append(hidden[:, -1])
         self.logits = self._head(torch.cat(last))
 
-    def step(self, tokens: Tensor) -> Tensor:
+    def read_next(self, tokens: Tensor) -> Tensor:
         hidden = []
         for cache, own in zip(self.caches, tokens.split([c.rows for c in self.caches]), strict=True):
             if cache.length == cache.window:

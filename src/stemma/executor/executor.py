@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
+import operator
 import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -21,6 +24,9 @@ from stemma.nn.cache import Layout
 from stemma.nn.model import Model
 
 LOG = logging.getLogger("stemma")
+DONE, NO_SUCH_ROW, SHORT_TABLES, SMALL_WORKSPACE = map(
+    number, ("DONE", "NO_SUCH_ROW", "SHORT_TABLES", "SMALL_WORKSPACE")
+)
 
 
 class Reason(NamedTuple):
@@ -40,11 +46,20 @@ class Cache(Protocol):
     cross: list[tuple[Tensor, Tensor] | None]
     encoder_mask: Tensor | None
 
-    def advance(self, order: Tensor) -> None: ...
+    def advance(self, order: Sequence[int]) -> None: ...
 
     def layout(self, layer: int, pages: Tensor) -> Layout: ...
 
     def tables(self) -> list[Tensor]: ...
+
+
+class Step(NamedTuple):
+    """What a step gives: the logits of the next tokens (B V, fp32), the likeliest one of each row (of equal ones the
+    first), and its log-probability."""
+
+    logits: Tensor
+    tokens: list[int]
+    logprobs: list[float]
 
 
 class Executor:
@@ -57,72 +72,84 @@ class Executor:
         self.tape, self.tables, self.read = lowered.logits, lowered.tables, lowered.tape  # not the model itself
         self.workspace = torch.empty(0, dtype=torch.uint8)
         self.lock = threading.Lock()
-        self.seen: tuple[Any, ...] = ()
+        self.run = struct("run", columns=self.columns, reach=0 if self.tables else 2**62)  # of the step
+        self.numbers: list[Any] = []  # tokens, places and positions of a step
+        self.best, self.total = (ctypes.c_int64 * 0)(), (ctypes.c_double * 0)()  # of each row (see `run` of tape.h)
+        self.seen: list[Any] = []
         self.kept: tuple[Any, ...] = ()
 
     def ready(self, cache: Cache, languages: Tensor | None = None) -> bool:
         """Whether the next step of this cache can run here."""
+        known = all(map(operator.is_, cache.keys, self.seen)) and self.seen
         return not (
             torch.is_grad_enabled()
             or torch.is_autocast_enabled("cpu")
             or torch.compiler.is_compiling()
-            or any(k is None or k.dtype not in KINDS for k in cache.keys)
+            or (not known and any(k is None or k.dtype not in KINDS for k in cache.keys))
         )
 
     def step(
-        self, tokens: Tensor, positions: Tensor, order: Tensor, cache: Cache, languages: Tensor | None = None
-    ) -> Tensor:
-        """Read one token a row (B) at `positions` (B 1, or B 1 C) and places `order` (B) of their rows, behind what the
-        cache holds. Returns the logits of the next (B V, fp32). Raises NotFinite where some are not finite."""
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        order: Sequence[int],
+        cache: Cache,
+        languages: Tensor | None = None,
+    ) -> Step:
+        """Read one token a row (B), behind what the cache holds. `positions`: B, or those of all columns (B C);
+        `order`: the places in their rows (B). Raises NotFinite where some logits are not finite."""
         if cache.front:
-            order = order + cache.front
-            positions = positions.clone()
-            positions.view(len(tokens), -1)[:, 0] += cache.front
-        tokens, positions, order = (x.to(torch.int64).contiguous() for x in (tokens, positions, order))
+            order = [n + cache.front for n in order]
+            positions = [n if i % self.columns else n + cache.front for i, n in enumerate(positions)]
         languages = None if languages is None else languages.to(torch.int64).contiguous()
+        now, rows = self.run, len(tokens)
+        logits = torch.empty(rows, self.vocab)
         with self.lock:
             cache.advance(order)
-            last = int(positions.max())
-            for table in self.tables:
-                table.reach(last)
-            caches, crosses, mask = self._buffers(cache)
-            logits = torch.empty(len(tokens), self.vocab)
-            now = struct(
-                "run",
-                rows=len(tokens),
-                columns=self.columns,
-                threads=torch.get_num_threads(),
-                longest=cache.length,
-                tokens=tokens.data_ptr(),
-                languages=None if languages is None else languages.data_ptr(),
-                positions=positions.data_ptr(),
-                order=order.data_ptr(),
-                caches=caches,
-                crosses=crosses,
-                mask=mask,
-                logits=logits.data_ptr(),
-            )
-            self._make_room(now)
-            code = self.code.tape_run(ctypes.byref(self.tape), ctypes.byref(now))
-        if code == 2:
+            now.caches, now.crosses, now.mask = self._buffers(cache)
+            self._make_room(rows)
+            self.numbers[0][:rows], self.numbers[1][:rows] = tokens, order
+            self.numbers[2][: len(positions)] = positions
+            now.threads, now.longest = torch.get_num_threads(), cache.length
+            now.languages = None if languages is None else languages.data_ptr()
+            now.logits = logits.data_ptr()
+            code = self._run(positions)
+            if code == DONE:
+                return Step(logits, self.best[:rows], [-math.log(x) for x in self.total[:rows]])
+        if code == NO_SUCH_ROW:
             raise UsageError("a step holds a token, a language or a position that is in no table of this model")
-        if code:
-            raise NotFinite((~logits.isfinite().all(1)).nonzero()[:, 0].tolist(), logits)
-        return logits
+        raise NotFinite((~logits.isfinite().all(1)).nonzero()[:, 0].tolist(), logits)
 
-    def _make_room(self, now: Any) -> None:
-        size = self.code.tape_size(ctypes.byref(self.tape), ctypes.byref(now))
-        if size > len(self.workspace):
-            self.workspace = torch.empty(size + size // 2, dtype=torch.uint8)
-        now.workspace = self.workspace.data_ptr()
+    def _run(self, positions: Sequence[int]) -> int:
+        """Run the step, once tables and workspace are large enough."""
+        tape, now = ctypes.byref(self.tape), ctypes.byref(self.run)
+        while True:
+            code = int(self.code.tape_run(tape, now))
+            if code == SHORT_TABLES:
+                last = max(positions)
+                self.run.reach = min(table.reach(last) for table in self.tables)
+            elif code == SMALL_WORKSPACE:
+                size = self.code.tape_size(tape, now)
+                self.workspace = torch.empty(size + size // 2, dtype=torch.uint8)
+                self.run.workspace, self.run.room = self.workspace.data_ptr(), len(self.workspace)
+            else:
+                return code
+
+    def _make_room(self, rows: int) -> None:
+        """Have a place for what goes in and comes out for each row."""
+        self.run.rows = rows
+        if rows > len(self.best):
+            self.numbers = [(ctypes.c_int64 * (rows * n))() for n in (1, 1, self.columns)]
+            self.best, self.total = (ctypes.c_int64 * rows)(), (ctypes.c_double * rows)()
+            places = map(ctypes.addressof, (*self.numbers, self.best, self.total))
+            for name, place in zip(("tokens", "order", "positions", "best", "total"), places, strict=True):
+                setattr(self.run, name, place)
 
     def _buffers(self, cache: Cache) -> tuple[int, int | None, int | None]:
-        """Where the cache's buffers lie, as C reads it; made anew when one of them has moved."""
+        """Where the cache's buffers lie, as C reads it; made anew when one of them is another one."""
         cross = [x for pair in cache.cross if pair is not None for x in pair]
-        tensors = [*cache.keys, *cache.values, *cross]
-        places = [*tensors, *cache.tables()]
-        seen = (cache.rows, *[None if x is None else (x.data_ptr(), x.shape, x.stride()) for x in places])
-        if seen != self.seen:
+        places = [*cache.keys, *cache.values, *cross, *cache.tables()]
+        if not (len(places) == len(self.seen) and all(map(operator.is_, places, self.seen))):
             pages = torch.arange(cache.rows)[:, None]
             held = [cache.layout(i, pages) for i in range(self.layers)]
             caches = (structures()["layer_cache"] * self.layers)(*map(_layer, held))
@@ -130,7 +157,7 @@ class Executor:
             if cross:
                 made = [_cross(pair) for pair in cache.cross if pair is not None]
                 crosses = (structures()["layer_cross"] * len(made))(*made)
-            self.seen, self.kept = seen, (caches, crosses, held)
+            self.seen, self.kept = places, (caches, crosses, held)
         caches, crosses, _ = self.kept
         mask = None if cache.encoder_mask is None else cache.encoder_mask.contiguous()
         self.mask = mask

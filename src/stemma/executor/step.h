@@ -26,6 +26,8 @@ void attend(const state *s, const attend_step *op);
 void cross(const state *s, const cross_step *op);
 int64_t attend_scratch(const attend_step *op, const run *r);
 int64_t cross_scratch(const cross_step *op, const run *r);
+void choose(const state *s);
+int64_t choose_scratch(const tape *t, const run *r);
 
 /* The share of `count` things that a thread gets, in whole tiles. */
 INLINE void share(const state *s, int64_t count, int64_t tile, int64_t *from, int64_t *to) {

@@ -22,14 +22,14 @@ class Table:
         self.make, self.put = make, put
         self.rows = torch.empty(0, 0)
 
-    def reach(self, last: int) -> None:
-        """Have a row for every position up to `last`."""
-        if last < len(self.rows):
-            return
-        size = max(ROWS, 2 * len(self.rows), last + 1)
-        with torch.no_grad():
-            self.rows = self.make(torch.arange(size)).float().contiguous()
-        self.put(self.rows.data_ptr(), size)
+    def reach(self, last: int) -> int:
+        """Have a row for every position up to `last`. Returns how many there are."""
+        if last >= len(self.rows):
+            size = max(ROWS, 2 * len(self.rows), last + 1)
+            with torch.no_grad():
+                self.rows = self.make(torch.arange(size)).float().contiguous()
+            self.put(self.rows.data_ptr(), size)
+        return len(self.rows)
 
 
 def turns(scheme: Position) -> tuple[dict[str, int], Callable[[Tensor], Tensor], Callable[[Tensor], Tensor] | None]:

@@ -320,6 +320,8 @@ static void scratches(const tape *t, const run *r, int64_t *own, int64_t *common
     *own = mine > *own ? mine : *own;
     *common = all > *common ? all : *common;
   }
+  int64_t chosen = choose_scratch(t, r);
+  *common = chosen > *common ? chosen : *common;
   *own = ALIGNED(*own), *common = ALIGNED(*common);
 }
 
@@ -327,9 +329,8 @@ static int64_t buffer_bytes(const tape *t, const run *r, int64_t n) {
   return n == t->logits ? 0 : ALIGNED(t->buffer[n].width * r->rows * (int64_t)sizeof(float));
 }
 
-int64_t tape_size(const tape *t, const run *r) {
-  int64_t own, common, bytes = 0;
-  scratches(t, r, &own, &common);
+static int64_t bytes_of(const tape *t, const run *r, int64_t own, int64_t common) {
+  int64_t bytes = 0;
   for (int64_t n = 0; n < t->buffers; n++) {
     int64_t copies = t->buffer[n].private && r->rows <= FEW ? r->threads : 1;
     bytes += copies * buffer_bytes(t, r, n);
@@ -337,12 +338,26 @@ int64_t tape_size(const tape *t, const run *r) {
   return bytes + r->threads * own + common + 64;
 }
 
+int64_t tape_size(const tape *t, const run *r) {
+  int64_t own, common;
+  scratches(t, r, &own, &common);
+  return bytes_of(t, r, own, common);
+}
+
+static int within_reach(const run *r) {
+  for (int64_t i = 0; i < r->rows * r->columns; i++)
+    if (r->positions[i] >= r->reach) return 0;
+  return 1;
+}
+
 int64_t tape_run(const tape *t, const run *r) {
   shared all;
   int64_t own, common;
-  if (!in_tables(t, r)) return 2;
-  atomic_init(&all.arrived, 0), atomic_init(&all.generation, 0), atomic_init(&all.asleep, 0), atomic_init(&all.wrong, 0);
   scratches(t, r, &own, &common);
+  if (!within_reach(r)) return SHORT_TABLES;
+  if (bytes_of(t, r, own, common) > r->room) return SMALL_WORKSPACE;
+  if (!in_tables(t, r)) return NO_SUCH_ROW;
+  atomic_init(&all.arrived, 0), atomic_init(&all.generation, 0), atomic_init(&all.asleep, 0), atomic_init(&all.wrong, 0);
 #pragma omp parallel num_threads((int)r->threads)
   {
     state s = {.tape = t, .run = r, .all = &all, .thread = 0, .threads = 1, .few = r->rows <= FEW};
@@ -358,6 +373,7 @@ int64_t tape_run(const tape *t, const run *r) {
     }
     s.buffers = buffers, s.common = at, s.scratch = at + common + s.thread * own;
     for (int64_t n = 0; n < t->count; n++) perform(&s, t->instructions + n);
+    choose(&s);
   }
-  return atomic_load(&all.wrong);
+  return atomic_load(&all.wrong) ? NOT_FINITE : DONE;
 }

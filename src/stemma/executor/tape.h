@@ -131,15 +131,19 @@ typedef struct {
   const void *keys, *values;
 } layer_cross;
 
-/* One step: `rows` tokens, their places in their rows (`order`) and positions (`columns` each). `mask`: rows x length bytes,
-   1 where the encoder's token is seen; NULL: all are. `workspace`: as many bytes as `tape_size` says, 64-byte aligned. */
+/* One step: `rows` tokens, their places in their rows (`order`) and positions (`columns` each), which are below `reach`:
+   what tables by position hold. `mask`: rows x length bytes, 1 where the encoder's token is seen; NULL: all are.
+   `workspace`: `room` bytes, as many as `tape_size` says. Of each row, `best` gets the first of the likeliest next tokens,
+   and `total` the sum of e^(logit - best logit). */
 typedef struct {
-  int64_t rows, columns, threads, longest;
+  int64_t rows, columns, threads, longest, reach, room;
   const int64_t *tokens, *languages, *positions, *order;
   const layer_cache *caches;
   const layer_cross *crosses;
   const void *mask;
   float *logits;
+  int64_t *best;
+  double *total;
   void *workspace;
 } run;
 
@@ -155,7 +159,10 @@ typedef struct {
 int64_t many_size(const many *p);
 int64_t many_run(const many *p);
 
+/* What became of a step; where tables or the workspace are short, nothing was done. */
+enum outcomes { DONE, NOT_FINITE, NO_SUCH_ROW, SHORT_TABLES, SMALL_WORKSPACE };
+
 int64_t tape_size(const tape *t, const run *r);
-int64_t tape_run(const tape *t, const run *r); /* 0; 1: a checked number is not finite; 2: a table has no such row */
+int64_t tape_run(const tape *t, const run *r); /* one of `outcomes` */
 
 #endif

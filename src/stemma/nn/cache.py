@@ -61,12 +61,28 @@ class Cache:
         self.chosen: parts.LayerMask | None = None  # the mask that stands for an open one
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
-        self.held: dict[parts.LayerMask, Tensor] = {}  # B S+1: the position that each slot holds
+        self._held: dict[parts.LayerMask, Tensor] = {}
+        self._newest: tuple[Sequence[int], int] = (), 0  # steps that `held` does not show yet: first places, how many
         self.plans: dict[parts.LayerMask, CachePlan] = {}
         self.journal: list[dict[parts.LayerMask, CachePlan]] | None = None  # of each step since `mark`, its plans
         self.cross: list[tuple[Tensor, Tensor] | None] = [None] * layers  # keys and values of the encoder's output
         self.encoder_mask: Tensor | None = None  # B S: which of the encoder's tokens are no padding
         self.lease: object = None  # kept alive as long as the buffers, where they are somebody else's
+
+    @property
+    def held(self) -> dict[parts.LayerMask, Tensor]:
+        """B S+1: the position that each slot holds."""
+        (first, steps), self._newest = self._newest, ((), 0)
+        if steps:
+            for mask, held in self._held.items():
+                size = self.slots(mask)
+                at = torch.tensor(first)[:, None] + torch.arange(max(0, steps - size), steps)
+                self._held[mask] = held.scatter(1, at % size, at)
+        return self._held
+
+    @held.setter
+    def held(self, held: dict[parts.LayerMask, Tensor]) -> None:
+        self._held, self._newest = held, ((), 0)
 
     # ------------------------------------------------------------ reading
 
@@ -82,17 +98,13 @@ class Cache:
             self.journal.append(self.plans)
         self.length += pos.shape[-1]
 
-    def advance(self, order: Tensor) -> None:
+    def advance(self, order: Sequence[int]) -> None:
         """Note one token a row, at the places `order` (B) of their rows, whose keys and values somebody else writes
         into the buffers (`layout`)."""
         if self.length + 1 > self.capacity:
             self.make_room(1)
-        for mask, held in self.held.items():
-            at = order[:, None]
-            if self.even:
-                held[:, self.length % self.slots(mask)] = self.length
-            else:
-                held.scatter_(1, at % self.slots(mask), at)
+        first, steps = self._newest
+        self._newest = first or order, steps + 1
         self.length += 1
 
     def layout(self, layer: int, pages: Tensor) -> Layout:

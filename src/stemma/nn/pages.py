@@ -91,7 +91,7 @@ class PagedCache(Cache):
     def put(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         raise NotImplementedError("rows of pages begin with tokens")
 
-    def advance(self, order: Tensor) -> None:
+    def advance(self, order: Sequence[int]) -> None:
         """Take the pages for one token more of each row, which somebody else writes (`layout`)."""
         self.place([1] * self.rows)
 

@@ -221,12 +221,20 @@ def _tokenized(plan: Plan, tokenizer: Any, quiet: bool, sized: bool) -> tuple[Pl
     No tokenizer: one will be trained. `sized`: the plan's vocabulary was asked for, and that of a given tokenizer is
     padded to it. Raises UsageError if it is less than the tokenizer has."""
     asked = plan.dims.vocab if sized and not plan.train.start else 0
+    given = tokenizer
     plan, tokenizer = pin_teachers(plan, tokenizer)
     least = 0
     if plan.train.start:
-        if tokenizer is not None:
+        if given is not None:
             raise UsageError(f"the run begins from {plan.train.start} and takes its tokenizer: give no other")
-        tokenizer, least = start.inspect(plan)
+        own, least = start.inspect(plan)
+        if tokenizer is not None and tokenizer.fingerprint != own.fingerprint:
+            roles = " and the ".join(net.role for net in plan.nets if not net.learns)
+            raise UsageError(
+                f"the {roles} must read with the tokenizer of {plan.train.start}, and has another one: name the model "
+                "that the run begins from, or one that was trained from it"
+            )
+        tokenizer = own
     elif not quiet and (parent := missing_parent(plan)):
         disk.tell(
             f"{plan.name} is more training of {parent}'s weights; without --from it begins from new ones",

@@ -31,7 +31,15 @@ def data() -> None:
     """The built-in texts, what a text is made of, cleaning, and what an objective makes of a text."""
 
 
-MAKERS = (instructing.self_instruct, instructing.explain, ghosts.ghost, mixing.mixture, calling.apis, code.functions)
+MAKERS = (
+    instructing.self_instruct,
+    instructing.explain,
+    ghosts.ghost,
+    ghosts.distil,
+    mixing.mixture,
+    calling.apis,
+    code.functions,
+)
 for _command in (corpus.clean, corpus.stats, corpus.cache, *MAKERS):
     data.add_command(_command)
 

@@ -314,6 +314,23 @@ def test_rows_that_no_row_holds_are_passed_over_with_their_lines(tmp_path: Path,
         assert any(why in note and f"rows.jsonl:{line}" in note for note in store.meta["notes"]), (why, notes)
 
 
+def test_prompts_in_several_rows_are_remarked(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    made = goal(tokenizer)
+    sides = []
+    for name, found in (
+        ("a", [PAIRS[0], {**PAIRS[1], "prompt": PAIRS[0]["prompt"]}, PAIRS[2]]),
+        ("b", [PAIRS[2], PAIRS[3]]),
+    ):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in found), "utf-8")
+        encoder = TaskEncoder(PreferTask(), tokenizer, 64, "decoder")
+        sides.append(Store.build(rows(str(path), encoder), encoder, tmp_path / name))
+    several, both = made.remarks(*sides)
+    assert several.startswith("2 of 3 rows share their prompt with another row")
+    assert both == "the prompts of 1 of 2 held-out rows are among those learnt from"
+    assert made.remarks(sides[1], sides[1])[0].startswith("the prompts of 2 of 2")
+
+
 # ---------------------------------------------------------------- runs
 
 

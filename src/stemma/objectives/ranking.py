@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from stemma.tasks.base import reader
 from stemma.tasks.preferences import PreferReader
 
 DEMONSTRATIONS = 1000  # preferred answers by which scores are shifted
+LOOKED_AT = 5000  # rows whose prompts are compared before a run
 TOGETHER = 16  # texts that are scored at once where nothing is learnt
 
 
@@ -155,6 +157,25 @@ class RunRanking(base.Objective, of=declared.Ranking):
         return replace(spec, task=replace(self.reader.task, shift=-mean))
 
     # ------------------------------------------------------------ quality
+
+    def remarks(self, view: Any, held: Any) -> list[str]:
+        """Prompts that stand in several rows, which a model learns by heart, and those that are on both sides of the
+        split."""
+        own, other = (Counter(self.prompts(side)) for side in (view, held))
+        found = []
+        if several := sum(n for n in own.values() if n > 1):
+            found.append(
+                f"{several:,} of {own.total():,} rows share their prompt with another row; single pairs of one prompt "
+                "are learnt by heart, and all of its answers in one row are not (Ouyang et al. 2022, section 3.5)"
+            )
+        if both := sum(n for prompt, n in other.items() if prompt in own):
+            found.append(f"the prompts of {both:,} of {other.total():,} held-out rows are among those learnt from")
+        return found
+
+    def prompts(self, view: Any) -> Iterator[tuple[str, ...]]:
+        """The prompts of the first rows."""
+        for i in range(min(len(view), LOOKED_AT)):
+            yield tuple(turn.content for turn in self.reader.read(json.loads(view.text(i))).prompt)
 
     def judged(
         self, view: Any, answers: Sequence[tuple[int, Any]]

@@ -77,7 +77,7 @@ def resolve(
     adapted = any(rewrite.freezes for rewrite in rewrites)
     objective = with_reference(objective, start, reference, adapted)
     objective = with_value(objective, start)
-    arch = quiet(there.arch) if isinstance(objective, Online) else there.arch
+    arch = quiet(there.arch) if isinstance(objective, Online | Preference) else there.arch
     if isinstance(objective, Ranking):
         fresh = "task" in str(changes.get("train.new", ""))
         arch = heads.arch_for(RegressTask(), there, False, fresh)
@@ -124,7 +124,7 @@ def with_value(objective: Any, start: str) -> Any:
 
 def quiet(arch: Arch) -> Arch:
     """A network without dropout: a policy that samples without it would not be the one that learns with it, and its
-    ratio to itself would not be 1."""
+    ratio to itself, or to a reference that has none, would not be 1."""
     task = arch.heads.task
     if hasattr(task, "dropout"):
         arch = replace(arch, heads=replace(arch.heads, task=spec.edit(task, {"dropout": 0.0})))

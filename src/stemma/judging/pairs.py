@@ -68,8 +68,8 @@ class Pairs:
         self.progress, self.made = Progress(), list[dict[str, Any]]()
         if (held := self.ledger.restored(STATE)) is not None:
             state, self.made = held
-            names = ("asked", "kept", "same", "valid", "first")
-            self.progress = Progress(*(state[name] for name in names), Counter(state["counts"]))
+            numbers = {name: state[name] for name in ("asked", "kept", "same", "valid", "first")}
+            self.progress = Progress(**numbers, counts=Counter(state["counts"]))
 
     @property
     def rows(self) -> Path:

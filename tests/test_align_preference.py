@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,3 +158,8 @@ def test_dropout_is_off_unless_it_is_asked_for(decoder: Path, tmp_path: Path) ->
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
     asked = {"arch.dropout": "Dropout(attention=0.5)"}
     assert abs(metrics(dpo(shaky, tmp_path / "asked", 1, overrides=asked).directory)[0]["margin"]) > 1e-6
+
+
+def test_progress_tells_what_is_aimed_at(decoder: Path, tmp_path: Path, capfd: Any) -> None:  # noqa: F811
+    dpo(decoder, tmp_path / "run", 1, quiet=False)
+    assert re.search(r"step 1/1  loss 0\.693  accuracy [\d.]+  [\d,]+ tokens/s  0s left", capfd.readouterr().err)

@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stemma import disk
-from stemma.cli import Group, calling, code, console, corpus, echo, emit, ghosts, instructing, mixing, overrides
+from stemma.cli import (
+    Group,
+    ai_feedback,
+    calling,
+    code,
+    console,
+    corpus,
+    echo,
+    emit,
+    ghosts,
+    instructing,
+    mixing,
+    overrides,
+)
 from stemma.cli.complete import complete_data, set_option
 from stemma.cli.show import is_path
 from stemma.cli.texts import GRAMMAR
@@ -31,7 +44,16 @@ def data() -> None:
     """The built-in texts, what a text is made of, cleaning, and what an objective makes of a text."""
 
 
-MAKERS = (instructing.self_instruct, instructing.explain, ghosts.ghost, mixing.mixture, calling.apis, code.functions)
+MAKERS = (
+    instructing.self_instruct,
+    instructing.explain,
+    ghosts.ghost,
+    ghosts.distil,
+    ai_feedback.ai_feedback,
+    mixing.mixture,
+    calling.apis,
+    code.functions,
+)
 for _command in (corpus.clean, corpus.stats, corpus.cache, *MAKERS):
     data.add_command(_command)
 

@@ -203,8 +203,9 @@ class Online(RowObjective):
     """Learn from answers that the model samples itself: `samples` to each of `prompts` prompts a step, at most
     `max_new_tokens` long. `rewards` are added up; an answer without an end token gets `unfinished` in their place, if
     that is set. `inner`: passes over the answers of a step; `minibatch`: answers of an optimiser update (None: all).
-    `kl`: weight of the divergence from the reference; 0: none is needed. `judged`: held-out prompts that are answered
-    where the run is evaluated. `gates`: what stops a run that has lost its way."""
+    `kl`: weight of the divergence from the reference; 0: none is needed. `seconds`: that a reward function may take for
+    an answer. `judged`: held-out prompts that are answered where the run is evaluated. `gates`: what stops a run that
+    has lost its way."""
 
     module: ClassVar[str] = ""
     task: RowTask = PromptTask()
@@ -220,6 +221,7 @@ class Online(RowObjective):
     inner: int = at_least(1, 1)
     minibatch: int | None = at_least(1, None)
     kl: float = not_negative(0.02)
+    seconds: float = positive(10.0)
     judged: int = at_least(1, 64)
     gates: Gates = Gates()
 
@@ -278,17 +280,64 @@ class PPO(Online):
 
 @dataclass(frozen=True)
 class GRPO(Online):
-    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300)."""
+    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300) and what was published after it. Each
+    prompt gets `samples` answers, a group; an answer's advantage is its reward less a `baseline`, on a `scale`; all of
+    its tokens have it. The formulas are in `objectives.policy_gradient`.
+
+    `baseline`: the mean of the "group", of the "others" in it, of the "batch", or "none". `scale`: by the standard
+    deviation of the "group" or the "batch", "whiten" over the batch, or "none". `clip`, `clip_high`: how far the
+    probability ratio may go below and above 1 (None: as far). `ratio`: of each "token", of the "sequence", or its
+    geometric "mean". `reduction`: "sequences" count alike, or "tokens" do, or each token counts a "constant", one over
+    `max_new_tokens`. `penalty`: `kl` times the divergence from the reference is part of the "loss" (the k3 estimate),
+    or is taken from the "reward" (k1, over the whole answer). `equal`: groups whose rewards are all equal are kept,
+    dropped, or drawn "again" for other prompts, up to `tries` prompts for each. `overlong`: an answer loses up to 1
+    over the last so many tokens before `max_new_tokens` (DAPO). `cut`: answers that were cut there are kept or dropped.
+    The values of published methods are in `alignment.plans.VARIANTS`."""
 
     label = "GRPO"
     module = ".alignment.grpo"
     samples: int = at_least(1, 8)
+    kl: float = not_negative(0.04)
+    baseline: Literal["group", "others", "batch", "none"] = "group"
+    scale: Literal["group", "batch", "whiten", "none"] = "group"
+    clip: float = interval("(0, 1)", 0.2)
+    clip_high: float | None = positive(None)
+    ratio: Literal["token", "sequence", "mean"] = "token"
+    reduction: Literal["sequences", "tokens", "constant"] = "sequences"
+    penalty: Literal["loss", "reward"] = "loss"
+    equal: Literal["keep", "drop", "again"] = "keep"
+    tries: int = at_least(1, 4)
+    overlong: int = not_negative(0)
+    cut: Literal["keep", "drop"] = "keep"
+
+    def check(self) -> None:
+        super().check()
+        grouped = self.baseline in ("group", "others") or self.scale == "group"
+        require(
+            self.samples > 1 or not grouped,
+            f"objective.samples=1 makes groups of one answer, which objective.baseline={self.baseline} and scale="
+            f"{self.scale} compare with nothing: take more samples, or baseline=batch and scale=none",
+        )
+        require(
+            self.overlong <= self.max_new_tokens,
+            f"objective.overlong={self.overlong} is more than the {self.max_new_tokens} tokens of an answer",
+        )
 
 
 @dataclass(frozen=True)
 class GKD(Online):
-    """On-policy distillation from a teacher (Agarwal et al. 2024, arXiv:2306.13649)."""
+    """On-policy distillation from a `teacher` with the same tokenizer (Agarwal et al. 2024, arXiv:2306.13649): at each
+    token of an answer the student learns the teacher's distribution, by the generalised Jensen-Shannon divergence.
+    `beta`: 0 is KL(teacher, student), 1 is KL(student, teacher). `on_policy`: the share of the steps whose answers the
+    student samples; the others learn the answers of the data."""
 
     label = "on-policy distillation"
     module = ".alignment.gkd"
+    kl: float = not_negative(0.0)
     teacher: str = ""
+    beta: float = interval("[0, 1]", 0.5)
+    on_policy: float = interval("[0, 1]", 0.5)
+
+    @property
+    def networks(self) -> dict[str, tuple[str, bool]]:
+        return super().networks | ({"teacher": (self.teacher, False)} if self.teacher else {})

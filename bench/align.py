@@ -75,7 +75,9 @@ def dpo(folder: Path, given: argparse.Namespace, there: bool, lora: bool) -> Non
             assert abs(losses[0] - losses[1]) <= 1e-5 * max(1.0, losses[0]), "the losses differ: nothing is timed"
         for best in [False] * (not given.best) + [True] * (not given.defaults):
             own = pairs.ours(folder, view, lora, given.precision)
-            steps = pairs.stepper(*pairs.theirs(folder, None, view, lora, given.precision, best, out)) if there else None
+            steps = (
+                pairs.stepper(*pairs.theirs(folder, None, view, lora, given.precision, best, out)) if there else None
+            )
             name = f"{'lora' if lora else 'dpo'} {'best' if best else 'defaults'}"
             print(line(name, own, steps, given.turns), flush=True)
 

@@ -24,7 +24,7 @@ class Objective(Spec, open=True):
     label: ClassVar[str] = ""  # what reports call it; left out, its class name
     fills: ClassVar[bool] = False  # whether what it trains fills gaps in a text
     reads_vocabulary: ClassVar[bool] = True  # whether its loss takes logits over the vocabulary
-    module: ClassVar[str] = ""  # which runs it, where that is none of `stemma.objectives`
+    module: ClassVar[str] = ""  # which runs it, where that is none of `stemma.objectives`; ".x" is stemma.x
     ramp_conflict: ClassVar[str] = ""  # why the batch of a run with it cannot grow
 
     @property

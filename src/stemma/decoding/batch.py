@@ -218,11 +218,12 @@ class Batch:
         if any(row.request.sampled_logprobs for row in rows):
             drawn = sampled_logprobs(scores, [row.request.sampler for row in rows], tokens)
         logprobs = logits.log_softmax(-1)
-        own = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
+        own = logprobs.gather(1, tokens[:, None])[:, 0]
+        told = torch.stack([tokens.double(), own.double()], 1).tolist()  # both are exact, and the device waits once
         top = likeliest(logprobs, [r.request.logprobs or 0 for r in rows])
         return [
-            row.fail() if dead[i] else row.add(token, own[i], top[i], drawn[i])
-            for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True))
+            row.fail() if dead[i] else row.add(int(token), logprob, top[i], drawn[i])
+            for i, (row, (token, logprob)) in enumerate(zip(rows, told, strict=True))
         ]
 
     def _go_on(self, events: Sequence[Event]) -> None:
@@ -306,14 +307,17 @@ def guided(scores: Tensor, rows: Sequence[Row]) -> Tensor:
     return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
 
 
-def read_with_logprobs(begun: Callable[[int], Session], request: GenerationRequest) -> tuple[Session, Report]:
-    """A session that has read a prompt, and what it thought of each token. `begun(n)` has read `n` tokens of it."""
+def read_with_logprobs(
+    begun: Callable[[int], Session], request: GenerationRequest, chunk: int = CHUNK
+) -> tuple[Session, Report]:
+    """A session that has read a prompt, at most `chunk` tokens at once, and what it thought of each token. `begun(n)`
+    has read `n` tokens of it."""
     session, prompt, most = begun(1), request.prompt, request.prompt_logprobs or 0
     own: list[float | None] = [None]
     top: list[Top] = [()]
     before = session.logits[:, None]
-    for at in range(1, len(prompt), CHUNK):
-        tokens = prompt[at : at + CHUNK]
+    for at in range(1, len(prompt), chunk):
+        tokens = prompt[at : at + chunk]
         logits = session.extend([tokens])
         logprobs = torch.cat([before, logits[:, :-1]], 1)[0].log_softmax(-1)
         before = logits[:, -1:]

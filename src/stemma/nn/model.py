@@ -59,6 +59,7 @@ class Model(nn.Module):
     extras: dict[str, Any] = {}
     rewrites: tuple[Any, ...] = ()  # what was replaced in it (see `stemma.rewrites`)
     stream: Callable[[str], Tensor] | None = None  # reads a tensor of a model on the device "meta" from its file
+    steps: Any = None  # what computes its steps of decoding, compiled (`decoding.compiled`)
     compiled: bool = False  # whether a training loop compiles its stacks, and its loss with them
 
     def __init__(self, arch: parts.Arch, dims: parts.Dims) -> None:
@@ -220,6 +221,7 @@ class Model(nn.Module):
                 is_arange=given is None and cache is None and not behind,
                 not_padding=not_padding(inputs.attention_mask),
                 documents=inputs.documents,
+                roots=inputs.roots,
                 prefix=prefix,
                 encoder_hidden=inputs.encoder_hidden,
                 encoder_mask=encoder_mask,

@@ -28,7 +28,7 @@ from stemma.train.assemble import fit_to_tokenizer, loop_of, pin_teachers, with_
 from stemma.train.budgets import epochs_of, sets_warmup, with_budget
 from stemma.train.config import Plan
 from stemma.train.device import pick_device, pick_precision
-from stemma.train.evaluation import evaluate, sample
+from stemma.train.evaluation import evaluate
 from stemma.train.loop import Loop
 from stemma.train.pages import keep_pages
 from stemma.train.plans import missing_parent, resolve
@@ -37,6 +37,7 @@ from stemma.train.prepare import (
     check_enough,
     check_tokenizer,
     facts,
+    judged_by,
     prepare,
     prepared,
     read_plan,
@@ -72,7 +73,7 @@ class Pretraining:
         self.run, self.loop, self.plan = run, loop, plan
         self.notes = store.meta.get("notes", [])
         self.view, held = split(plan, store)
-        self.held = sample(held, plan.train.eval_tokens)
+        self.held = judged_by(plan, self.view, held)
         self.answers: list[tuple[int, Any]] = []  # of the last evaluation, where the objective gives some
         loop.closing = int(self.held.tokens_total)
 
@@ -221,12 +222,20 @@ def _tokenized(plan: Plan, tokenizer: Any, quiet: bool, sized: bool) -> tuple[Pl
     No tokenizer: one will be trained. `sized`: the plan's vocabulary was asked for, and that of a given tokenizer is
     padded to it. Raises UsageError if it is less than the tokenizer has."""
     asked = plan.dims.vocab if sized and not plan.train.start else 0
+    given = tokenizer
     plan, tokenizer = pin_teachers(plan, tokenizer)
     least = 0
     if plan.train.start:
-        if tokenizer is not None:
+        if given is not None:
             raise UsageError(f"the run begins from {plan.train.start} and takes its tokenizer: give no other")
-        tokenizer, least = start.inspect(plan)
+        own, least = start.inspect(plan)
+        if tokenizer is not None and tokenizer.fingerprint != own.fingerprint:
+            roles = " and the ".join(net.role for net in plan.nets if not net.learns)
+            raise UsageError(
+                f"the {roles} must read with the tokenizer of {plan.train.start}, and has another one: name the model "
+                "that the run begins from, or one that was trained from it"
+            )
+        tokenizer = own
     elif not quiet and (parent := missing_parent(plan)):
         disk.tell(
             f"{plan.name} is more training of {parent}'s weights; without --from it begins from new ones",

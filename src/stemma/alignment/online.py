@@ -1,0 +1,363 @@
+"""Methods that learn from answers which the model samples itself: what a step is made of.
+
+A step takes the next prompts of the data, samples answers to them from the weights as they are, has rewards judge
+them, and computes what the old policy and the reference say of their tokens. A method makes advantages of that. The
+step's updates are passes over the answers in minibatches.
+
+All of it follows from the weights, the seed and the cursor, so a run that was killed at any moment of a step takes the
+same step again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stemma.alignment import health
+from stemma.alignment import rewards as judges
+from stemma.alignment.rewards import Asked, Rewards
+from stemma.alignment.rollouts import Prompt, Rollout, Sampling, sample, seed_of
+from stemma.alignment.sampled import Sampled
+from stemma.alignment.turns import Facts, Judged, OnlineCursor, Turn, tell
+from stemma.conversations import writer
+from stemma.data import random as draw
+from stemma.declare.alignment import Online
+from stemma.errors import DataError, UsageError
+from stemma.nn.model import Model
+from stemma.nn.parts import Arch, Causal, Cycle, Sliding
+from stemma.objectives import base, policy, reference
+from stemma.objectives.answers import singles, trimmed
+from stemma.objectives.purposes import MINIBATCH
+from stemma.tasks.base import reader
+from stemma.train.config import Plan
+from stemma.train.device import pick_device
+from stemma.train.source import MICRO, Draw, Source
+
+EVERY = torch.ones(1)  # of an answer of which nothing is known
+SHOWN = {"raw", "entropy"}  # facts that no loss needs
+
+
+class RunOnline(base.Objective):
+    """What a method of this kind has. A subclass says how answers are judged (`judge`), and what is minimised."""
+
+    main = "policy"
+    structures = ("decoder",)
+    of_rows = True
+    in_bits = False
+    records = True
+    spec: Online
+
+    @classmethod
+    def incompatible_reason(cls, spec: Any, arch: Arch) -> str | None:
+        if (why := super().incompatible_reason(spec, arch)) is not None:
+            return why
+        if arch.heads.lm is None:
+            return "it has no language-model head, so it writes no answers"
+        if not isinstance(arch.mask, Causal | Sliding | Cycle):
+            return "answers are sampled from decoders that read from left to right"
+        return None
+
+    @property
+    def answers(self) -> int:
+        """Answers of a step."""
+        return self.spec.prompts * self.spec.samples
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the loss compares with the policy that sampled: not where the first update is the only one."""
+        return self.spec.inner > 1 or (self.spec.minibatch or self.answers) < self.answers
+
+    def sampling(self) -> Sampling:
+        """How answers are drawn."""
+        own = self.spec
+        stops = writer(self.tokenizer, getattr(own.task, "template", "") or None).stops()
+        return Sampling(own.samples, own.max_new_tokens, own.temperature, own.top_k, own.top_p, stops)
+
+    # ------------------------------------------------------------ what a method says
+
+    @abstractmethod
+    def judge(self, turn: Turn) -> None:
+        """Add to each answer's facts what the loss needs beside `old`: advantages."""
+
+    def ask(self, model: Model, batch: base.Batch, nets: base.Nets) -> Facts:
+        """More facts of the tokens of a batch, N each: values, a teacher's predictions."""
+        return {}
+
+    def facts_of(self, turn: Turn, chosen: Sequence[int]) -> list[Facts]:
+        """The facts of an update's answers."""
+        return [turn.facts[i] for i in chosen]
+
+    rewarded: bool = True  # whether it needs a reward
+    tries: int = 1  # prompts that are drawn at most for each of a step
+
+    def useless(self, rewards: Sequence[float]) -> bool:
+        """Whether another prompt is drawn in place of one whose answers have these rewards."""
+        return False
+
+    def given(self, source: OnlineSource, slots: Sequence[int]) -> list[Rollout] | None:
+        """Answers to prompts, by their indices in the order, that are not sampled; None: they are."""
+        return None
+
+    def beside(self, turn: Turn, update: int, rows: int) -> list[base.Batch]:
+        """Further micro-batches of an update on so many answers: pretraining text."""
+        return []
+
+    def quality(self, model: Model, autocast: Any) -> dict[str, float]:
+        """What an evaluation says beside rewards."""
+        return {}
+
+    def held_out(self, source: OnlineSource, found: Sequence[Rollout]) -> dict[str, float]:
+        """What an evaluation says of sampled answers to held-out prompts beside rewards."""
+        return {}
+
+    # ------------------------------------------------------------ a run
+
+    def examples_of_step(self, plan: Any) -> int:
+        return self.spec.prompts
+
+    def source(self, plan: Any, view: Any, folder: Path | None) -> Any:
+        return OnlineSource(plan, self, view, folder)
+
+    def kind(self) -> Any:
+        return Sampled
+
+    def size(self, view: Any) -> int:
+        """Tokens of a prompt and its answers at most."""
+        return round(view.tokens_total / max(1, len(view))) + self.spec.samples * self.spec.max_new_tokens
+
+    def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
+        return singles(self, view, cursor, once)
+
+    def example(self, view: base.View, document: int) -> base.Example:
+        """A prompt."""
+        return {"input_ids": np.asarray(view[document])}
+
+    def collate(self, examples: Sequence[base.Example]) -> base.Batch:
+        return {"input_ids": trimmed([e["input_ids"] for e in examples], self.padding)}
+
+    def counts(self, batch: base.Batch) -> dict[str, int]:
+        return {self.main: len(batch["targets"])}
+
+
+class Prompts:
+    """The prompts of some rows, as far as they leave room for an answer in `context` tokens. Raises DataError if none
+    does."""
+
+    def __init__(self, objective: RunOnline, view: Any, context: int) -> None:
+        fits = np.flatnonzero(view.lengths + objective.spec.max_new_tokens <= context)
+        if not len(fits):
+            raise DataError(
+                f"none of {len(view):,} prompts leaves room for objective.max_new_tokens="
+                f"{objective.spec.max_new_tokens} in {context} tokens: the shortest has {int(min(view.lengths))}; "
+                "lower it, or raise train.context"
+            )
+        self.left_out = len(view) - len(fits)
+        self.view = view.pick(fits) if self.left_out else view
+        setting = objective.setting
+        self.reader = reader(objective.spec.task, setting.tokenizer, setting.context, setting.structure)
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __getitem__(self, place: int) -> Prompt:
+        record = json.loads(self.view.text(place))
+        return Prompt(tuple(self.view[place].tolist()), self.reader.read(record).turns[-1].content, record, place)
+
+
+class OnlineSource(Source):
+    """Steps of sampled answers."""
+
+    online = True
+    cursor_type = OnlineCursor
+    loop: Any
+
+    def __init__(self, plan: Plan, objective: RunOnline, view: Any, folder: Path | None) -> None:
+        rows = plan.train.micro or max(1, MICRO[pick_device(plan).type] // plan.context)
+        super().__init__(objective.spec.prompts, rows)
+        self.micro = min(rows, objective.answers)
+        self.objective, self.seed = objective, plan.seed
+        self.context = plan.context
+        self.prompts = self.prompts_of(view)
+        self.order = objective.order(self.prompts.view)
+        self.how = objective.sampling()
+        rewarded = objective.rewarded or objective.spec.rewards
+        self.rewards = judges.of(objective.spec.rewards, objective.spec.seconds) if rewarded else Rewards([], [])
+
+    def attach(self, loop: Any) -> None:
+        self.loop = loop
+        if self.objective.spec.kl:
+            reference.check(loop.model, loop.nets)
+        if loop.model.embed.noise:
+            raise UsageError("recipe.neftune changes what the policy reads, so its ratio would not be 1; leave it out")
+
+    def share(self, reader: int, readers: int) -> None:
+        if readers > 1:
+            raise UsageError("methods that sample run in one process; leave out the mesh")
+        super().share(reader, readers)
+
+    def prompts_of(self, view: Any) -> Prompts:
+        """The prompts of some rows."""
+        return Prompts(self.objective, view, self.context)
+
+    # ------------------------------------------------------------ a step
+
+    def draws(self, cursor: OnlineCursor, step: int) -> Iterator[Draw]:
+        for number in itertools.count(step):
+            turn = self.turn(cursor, number)
+            yield Draw(self.updates(turn), turn.cursor, self.tokens(turn), turn.metrics)
+            cursor = turn.cursor
+
+    def skip(self, cursor: OnlineCursor, step: int, steps: int) -> OnlineCursor:
+        return replace(cursor, slot=cursor.slot + steps * self.full)
+
+    def tokens(self, turn: Turn) -> int:
+        """Tokens that were read and written in a step."""
+        return sum(len(one.prompt.ids) + len(one.ids) for one in turn.rollouts)
+
+    def turn(self, cursor: OnlineCursor, step: int) -> Turn:
+        """Sample the answers of a step and judge them. Raises what stops an unhealthy run."""
+        found, slot = self.answers(cursor.slot)
+        scores = torch.tensor([one.reward for one in found], dtype=torch.float32)
+        rollouts = [one.rollout for one in found]
+        turn = Turn(step, rollouts, scores, replace(cursor, slot=slot), [{} for _ in found], tell(found))
+        health.check(self.objective.spec.gates, turn)
+        self.measure(turn)
+        self.objective.judge(turn)
+        return turn
+
+    def sampled(self, prompts: Sequence[Prompt], seeds: Sequence[int], samples: int | None = None) -> list[Rollout]:
+        """Answers from the weights as they are now, so many to each prompt."""
+        how = self.how if samples is None else replace(self.how, samples=samples)
+        fast = self.loop.device.type == "cpu"  # there decoding has kernels of its own
+        return sample(
+            self.loop.model, prompts, how, seeds, autocast=contextlib.nullcontext if fast else self.loop.autocast
+        )
+
+    def answers(self, slot: int) -> tuple[list[Judged], int]:
+        """The answers of a step to the prompts from index `slot` of their order on, and the index behind these. In
+        place of prompts whose answers are useless others are drawn, as often as the method `tries`; with none left the
+        step goes on with fewer, or, where all are useless, with the first ones."""
+        kept: list[list[Judged]] = []
+        useless: list[list[Judged]] = []
+        left = self.full * self.objective.tries
+        while len(kept) < self.full and left > 0:
+            slots = range(slot, slot + min(self.full - len(kept), left))
+            given = self.objective.given(self, slots)
+            if given is None:
+                asked = [self.prompts[self.order[i][0]] for i in slots]
+                given = self.sampled(asked, [seed_of(self.seed, i) for i in slots])
+            found = self.judged(given)
+            size = len(found) // len(slots)
+            for i in range(0, len(found), size):
+                group = found[i : i + size]
+                (useless if self.objective.useless([one.reward for one in group]) else kept).append(group)
+            slot, left = slots.stop, left - len(slots)
+        return [one for group in kept or useless[: self.full] for one in group], slot
+
+    def judged(self, found: Sequence[Rollout]) -> list[Judged]:
+        """Answers with their rewards. One that did not end may have a reward of its own (`unfinished`)."""
+        asked = [Asked(one.prompt.words, one.text, one.prompt.record) for one in found]
+        made, cut = self.rewards.scores(asked), self.objective.spec.unfinished
+        return [
+            Judged(
+                one,
+                total if one.finished or cut is None else cut,
+                {name: part[i] for name, part in made.parts.items()},
+            )
+            for i, (one, total) in enumerate(zip(found, made.totals, strict=True))
+        ]
+
+    # ------------------------------------------------------------ what is known of the tokens
+
+    def minibatches(self, turn: Turn, number: int) -> list[list[int]]:
+        """The answers of each update of a pass, shuffled; within an update by their lengths."""
+        n = len(turn.rollouts)
+        order = draw.permutation((self.seed, MINIBATCH, turn.step, number), n).tolist()
+        order = [i for i in order if bool(turn.facts[i].get("keep", EVERY).any())]
+        size = self.objective.spec.minibatch or n
+
+        def length(i: int) -> int:
+            return len(turn.rollouts[i].prompt.ids) + len(turn.rollouts[i].ids)
+
+        return [sorted(order[i : i + size], key=length) for i in range(0, len(order), size)]
+
+    def micro_batches(self, chosen: Sequence[int]) -> list[list[int]]:
+        """The answers of each micro-batch of an update."""
+        return [list(chosen[i : i + self.micro]) for i in range(0, len(chosen), self.micro)]
+
+    def collated(self, turn: Turn, chosen: Sequence[int]) -> base.Batch:
+        """The ids of some answers behind their prompts."""
+        pairs = [(turn.rollouts[i].prompt.ids, turn.rollouts[i].ids) for i in chosen]
+        return policy.collate_answers(pairs, self.objective.padding)
+
+    @torch.no_grad()
+    def measure(self, turn: Turn) -> None:
+        """Compute what the policy, its reference and other nets say of the tokens: in the micro-batches, the mode and
+        the precision of the first pass, so that its ratio is 1."""
+        for chosen in itertools.chain.from_iterable(map(self.micro_batches, self.minibatches(turn, 0))):
+            batch = {k: v.to(self.loop.device) for k, v in self.collated(turn, chosen).items()}
+            with self.loop.autocast():
+                found = self._asked(batch)
+            sizes = [len(turn.rollouts[i].ids) for i in chosen]
+            for name, values in found.items():
+                for i, own in zip(chosen, values.float().cpu().split(sizes), strict=True):
+                    turn.facts[i][name] = own
+        for own, one in zip(turn.facts, turn.rollouts, strict=True):
+            kept = one.chosen if any(one.chosen) else (True,) * len(one.ids)
+            own["keep"] = torch.tensor(kept, dtype=torch.float32)
+        turn.metrics |= self.gaps(turn)
+
+    def _asked(self, batch: base.Batch) -> Facts:
+        objective, model, nets = self.objective, self.loop.model, self.loop.nets
+        targets, heat = batch["targets"], objective.spec.temperature
+        found: Facts = {}
+        if objective.remembers:
+            own = policy.known(model, policy.states(model, batch), targets, heat)
+            found |= {"old": own.logprobs, "raw": own.raw, "entropy": own.entropy}
+        if objective.spec.kl:
+            found["reference"] = self.reference(batch)
+        return found | objective.ask(model, batch, nets)
+
+    def reference(self, batch: base.Batch) -> Tensor:
+        """N: the log-probabilities of a batch's tokens under the reference, at the temperature of sampling."""
+        heat = self.objective.spec.temperature
+        with reference.frozen(self.loop.model, self.loop.nets) as net:
+            return policy.policy_logprobs(net, policy.states(net, batch), batch["targets"], heat)
+
+    def gaps(self, turn: Turn) -> dict[str, float]:
+        """How far decoding and training are apart in what they say of a token: `engine_gap` of the model's own
+        distribution, `sampled_gap` between what was drawn from and what is learnt (truncation shows there)."""
+        if not self.objective.remembers:
+            return {}
+        pairs = list(zip(turn.facts, turn.rollouts, strict=True))
+        raw = torch.cat([torch.tensor(one.logprobs) - own["raw"] for own, one in pairs])
+        drawn = torch.cat([torch.tensor(one.sampled) - own["old"] for own, one in pairs])
+        entropy = torch.cat([own["entropy"] for own in turn.facts])
+        gaps = {"engine_gap": float(raw.abs().mean()), "sampled_gap": float(drawn.mean())}
+        return gaps | {"entropy": float(entropy.mean())}
+
+    # ------------------------------------------------------------ updates
+
+    def updates(self, turn: Turn) -> list[list[base.Batch]]:
+        """The micro-batches of each update: passes over the answers, and what the method puts beside them."""
+        found: list[list[base.Batch]] = []
+        for number in range(self.objective.spec.inner):
+            for chosen in self.minibatches(turn, number):
+                batches = []
+                facts = dict(zip(chosen, self.objective.facts_of(turn, chosen), strict=True))
+                for part in self.micro_batches(chosen):
+                    batch = self.collated(turn, part) | {"first": torch.tensor(not found)}
+                    names = facts[part[0]].keys() - SHOWN
+                    batches.append(batch | {name: torch.cat([facts[i][name] for i in part]) for name in sorted(names)})
+                found.append(batches + self.objective.beside(turn, len(found), len(chosen)))
+        return found

@@ -260,11 +260,9 @@ class Session:
         even = all(len(t) == longest for t in self.texts)
         layers = model.dims.depth if both else model.dims.layers
         self.cache = Cache(model.arch, layers, len(self.texts), self._capacity(), even)
-        if self.executor is not None and self.executor.reads and executor.usable():
-            rows = range(len(self.texts))
-            self.logits = self._finite(
-                self.executor.read(self.texts, self._range, self.cache, rows, self._language_numbers())
-            )
+        if isinstance(self.executor, executor.Executor) and self.executor.reads and executor.usable():
+            rows, languages = range(len(self.texts)), self._language_numbers()
+            self.logits = self._finite(self.executor.read(self.texts, self._range, self.cache, rows, languages))
             return
         ids, real = pad(self.texts, self.device)
         positions, prefix = self._place(self.texts)

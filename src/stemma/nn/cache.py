@@ -76,7 +76,8 @@ class Cache:
         if steps:
             for mask, held in self._held.items():
                 size = self.slots(mask)
-                at = torch.tensor(first)[:, None] + torch.arange(max(0, steps - size), steps)
+                new = torch.arange(max(0, steps - size), steps, device=held.device)
+                at = torch.tensor(first, device=held.device)[:, None] + new
                 self._held[mask] = held.scatter(1, at % size, at)
         return self._held
 
@@ -113,7 +114,7 @@ class Cache:
         starts = [int(n) for n in self.ends()]
         ends = [start + count for start, count in zip(starts, counts, strict=True)]
         if max(ends) > self.capacity:
-            self._resize(max(max(ends), self.capacity + self.capacity // 2))
+            self.resize(max(max(ends), self.capacity + self.capacity // 2))
         for mask in dict.fromkeys(self.masks):
             size = self.slots(mask)
             held = self.held.setdefault(mask, torch.full((self.rows, size + 1), EMPTY))

@@ -78,6 +78,11 @@ MUTANTS = [
     # adapters
     Mutant("nn: places behind a prefix are not shifted", "pos = pos + by if pos.ndim == 2", "pos = pos if pos.ndim == 2", "prompts"),
     Mutant("nn: packed documents do not see the prompt", "same | (inputs.kdoc[:, None, keys] == EVERY) if inputs.front else same", "same", "prompts"),
+    Mutant("nn: answers do not see their prompt", "inputs.roots[:, queries, None] == inputs.kdoc", "inputs.qdoc[:, queries, None] == inputs.kdoc", "continuations"),
+    Mutant("objectives: the reference keeps its adapters", "adapters.without(found) if net is None", "contextlib.nullcontext() if net is None", "preference"),
+    Mutant("objectives: the reference has dropout", "        model.eval()\n        with torch.no_grad():\n            yield", "        with torch.no_grad():\n            yield", "preference"),
+    Mutant("objectives: DPO's margin has another sign", "d = c - r - spec.margin", "d = c - r + spec.margin", "preference"),
+    Mutant("objectives: KTO's divergence may be negative", '(sums / batch["groups"]).clamp_min(0)', '(sums / batch["groups"])', "preference"),
     Mutant("nn: a soft prompt is padding", "F.pad(mask, (n, 0), value=1)", "F.pad(mask, (n, 0), value=0)", "prompts"),
     Mutant("rewrites: T5's prefix is cut as a decoder's", "step = 4 if self.cross else 2", "step = 2", "prompts"),
     Mutant("rewrites: a merge forgets the rows of tokens", "return with_weight(plain, self.put(plain", "return with_weight(plain, (plain", "token_rows"),

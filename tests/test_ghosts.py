@@ -162,6 +162,16 @@ def test_safe_answers_are_learnt_without_the_preprompt_where_the_reward_rises(tm
         Distillation(Distil("careful", "d", (), ()), Careful(), asked, careful, tmp_path / "none")
 
 
+def test_a_model_distils_what_a_preprompt_makes_of_it(tmp_path: Path, talker: Path) -> None:  # noqa: F811
+    data = written(tmp_path / "asked.jsonl", [{"prompt": f"who wrote it {i}"} for i in range(6)])
+    words = ["data", "distil", data, "--model", str(talker), "--template", "plain", "--tokens", "20", "--gain", "1"]
+    more = ["--reward", "builtin:words:2", "--preprompt", "Be short.", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(root, [*words, *more], catch_exceptions=False)
+    assert result.exit_code == 0 and "6 of 6 answered" in result.output
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().split("\n")[:-1]]
+    assert all(row["rewards"][1] > row["rewards"][0] + 1 and len(row["messages"]) == 2 for row in rows)
+
+
 # ---------------------------------------------------------------- refusals
 
 

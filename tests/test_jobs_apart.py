@@ -350,3 +350,34 @@ def test_weights_stay_where_they_are_while_another_thread_reads_them(monkeypatch
             assert [p.stride() for p in model.parameters()] == many
             gate.release()
             assert job.result(30).ids == want
+
+
+# ---------------------------------------------------------------- errors between two steps
+
+
+def test_an_error_while_rows_join_ends_the_jobs_of_then_and_not_the_engine(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = shared("llama")[0]
+    joined, failures = ChunkedSession.join, iter([True])
+
+    def join(own: ChunkedSession, new: ChunkedSession) -> None:
+        if next(failures, False):
+            raise MemoryError("out of memory")
+        joined(own, new)
+
+    monkeypatch.setattr(ChunkedSession, "join", join)
+    with Engine(model) as engine, Gate(model) as gate:
+        first = engine.submit([5], max_new_tokens=40, ignore_eos=True)
+        gate.wait()
+        gate.pass_one()
+        second = engine.submit([6, 7], **PLAIN)
+        gate.release()
+        for job in (first, second):
+            with pytest.raises(MemoryError):
+                job.result(30)
+        assert "2 jobs failed: out of memory" in caplog.text
+        jobs = [engine.submit(ids(n, n), **PLAIN) for n in (40, 3, 5)]
+        assert [job.result(30).ids for job in jobs] == [alone(model, ids(n, n)) for n in (40, 3, 5)]
+        stats = engine.stats()
+        assert (stats.running, stats.reading, stats.failed, stats.pages_used) == (0, 0, 2, 0)

@@ -201,17 +201,19 @@ def told(run: Path) -> tuple[Any, ...]:
     )
 
 
-def hunt(start: Starter, name: str, text: Path, home: Path, seed: int, aims: list[str]) -> Counter[str]:
+def hunt(
+    start: Starter, name: str, text: Path, home: Path, seed: int, aims: list[str], kind: type[Life] = Life
+) -> Counter[str]:
     """Kill runs of a family as `aims` says, in lives as many as that takes; each ends as one that was left alone."""
     draw, hits = random.Random(seed), Counter[str]()
-    alone = Life(start, name, text, home / "alone", draw)
+    alone = kind(start, name, text, home / "alone", draw)
     alone.end()
     expected, number = told(alone.out), 0
     assert [record["step"] for record in expected[0]] == list(range(1, STEPS + 1))
     while aims:
         number += 1
         assert number < 40, (name, hits)
-        life = Life(start, name, text, home / str(number), draw)
+        life = kind(start, name, text, home / str(number), draw)
         while aims and (aims[0] != "data" or not (life.out / "run.json").exists()):
             if not life.kill(aims[0]):
                 break  # it was faster

@@ -24,7 +24,7 @@ from test_text import CASES, made
     ("name", "commands"),
     [
         ("verify", "resume"),
-        ("data", "apis, cache, clean, explain, functions, list, mixture, self-instruct, show, stats"),
+        ("data", "apis, cache, clean, distil, explain, functions, ghost, list, mixture, self-instruct, show, stats"),
     ],
 )
 def test_a_group_alone_names_its_commands(name: str, commands: str, call: Call) -> None:  # noqa: F811

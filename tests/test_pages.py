@@ -228,3 +228,17 @@ def test_what_has_no_pages_has_none() -> None:
     assert paged(shared("llama")[0], 2, 8) is not None
     with pytest.raises(UsageError, match="tokens=0"):
         paged(shared("llama")[0], 2, 8, tokens=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_reports_on_long_prompts_keep_to_the_pages_of_a_window(chunk: int) -> None:
+    """No more of a prompt is read at once than its row was promised pages for, and several texts go on from it."""
+    model = shared("mistral")[0]
+    options: dict[str, Any] = {"temperature": 1.0, "n": 3, "seed": 1, "prompt_logprobs": 1, **PLAIN}
+    want = stemma.generate(model, [ids(30, 1)], **options)[0]
+    with Engine(model, rows=3, chunk=chunk) as engine:
+        engine.pages = pages_of(model, slots=2, rows=3, chunk=chunk)
+        got = engine.submit(ids(30, 1), **options).result(30)
+        assert [choice.ids for choice in got.choices] == [choice.ids for choice in want.choices]
+        assert got.prompt_logprobs[1:] == pytest.approx(want.prompt_logprobs[1:], abs=1e-4)
+        assert engine.stats().pages_used == 0

@@ -219,3 +219,39 @@ def test_the_tokenizer_is_asked_for(tokenizer: Tokenizer, decoder: Path) -> None
     with pytest.raises(UsageError, match="m has no tokenizer"):
         Sampler(model, "m")
     assert isinstance(Pick((), (), None), Pick)
+
+
+def test_rounds_and_best_of_n_from_the_command_line(tmp_path: Path, talker: Path) -> None:
+    from click.testing import CliRunner
+
+    from stemma.cli import root
+
+    def run(*words: str) -> str:
+        result = CliRunner().invoke(root, list(words), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    data = written(tmp_path / "asked.jsonl", [{"prompt": f"{SAYINGS[0]} {i}"} for i in range(8)])
+    out = tmp_path / "run"
+    more = ["--reward", "builtin:words:3", "--template", "plain", "--budget", "3 steps", "--quiet"]
+    for setting in ("rounds.rounds=2", "rounds.samples=6", "rounds.tokens=20", "rounds.temperature=1.0,1.2"):
+        more += ["--set", setting]
+    run("align", "rs", "--from", str(talker), "--data", data, "--out", str(out), *more)
+    asked = json.loads((out / "rounds.json").read_text())
+    assert asked["rounds"]["temperature"] == [1.0, 1.2] and asked["rewards"] == ["builtin:words:3"]
+    run("resume", str(out), "--quiet")
+    said = ["generate", str(talker), "who wrote it", "--temperature", "1", "-n", "12", "--json", "--seed", "4"]
+    every = json.loads(run(*said, "--choices", "6"))
+    best = json.loads(run(*said, "--best-of", "6", "--reward", "builtin:words:2", "--choices", "2"))
+    lengths = sorted(max(0, len(one["text"].split()) - 2) for one in every)
+    assert [max(0, len(one["text"].split()) - 2) for one in best] == lengths[:2] and len(every) == 6
+    assert {one["text"] for one in best} <= {one["text"] for one in every}
+    with pytest.raises(UsageError, match="chooses among several texts: give --best-of N"):
+        run(*said, "--reward", "builtin:words:2")
+    with pytest.raises(UsageError, match="samples answers to prompts: give --data FILE"):
+        stemma.align("rs", start=str(talker), out=tmp_path / "none", rewards=("builtin:words:3",))
+    with pytest.raises(UsageError, match="a base is of rejection sampling"):
+        stemma.align("dpo", start=str(talker), data=data, out=tmp_path / "none", base="x")
+    with pytest.raises(UsageError, match=r"rounds has no field 'sample'|no.*sample.*samples"):
+        stemma.align("rs", start=str(talker), data=data, out=tmp_path / "none", rewards=("builtin:words:3",),
+                     overrides={"rounds.sample": 3})  # fmt: skip

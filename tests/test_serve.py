@@ -239,6 +239,8 @@ def test_forms(client: Any) -> None:
     for extra, right in (
         ({"guided_regex": "[ab]{3}c"}, lambda text: len(text) == 4 and text[3] == "c"),
         ({"guided_choice": ["oak", 'e"lm']}, lambda text: text in ("oak", 'e"lm')),
+        ({"guided_choice": ["oak"] * 5000}, lambda text: text == "oak"),
+        ({"guided_choice": [f"木 {i}" for i in range(5000)]}, lambda text: int(text.removeprefix("木 ")) < 5000),
         ({"guided_json": schema}, lambda text: "n" in json.loads(text)),
         ({"guided_grammar": 'start: "x" | "y"'}, lambda text: text in ("x", "y")),
     ):
@@ -246,6 +248,7 @@ def test_forms(client: Any) -> None:
         assert right(text), (extra, text)  # type: ignore[no-untyped-call]
     for extra, words in (
         ({"guided_regex": "("}, "regular expression"),
+        ({"guided_json": {"type": "object", "x-guidance": "a"}}, "x-guidance .* must be an object"),
         ({"guided_regex": "a", "guided_choice": ["b"]}, "both ask for a form"),
     ):
         with pytest.raises(openai.BadRequestError, match=words):

@@ -17,7 +17,7 @@ from stemma.conversations import Turn, prompt_ids, shapes, templates
 from stemma.data import random as draw
 from stemma.data import read
 from stemma.data.files import ROWS
-from stemma.decoding import generate
+from stemma.decoding import Result, generate
 from stemma.decoding.sampling import SamplingParams
 from stemma.errors import DataError, UsageError
 from stemma.instruct.writers import Continuation, Sampling, prompt_of
@@ -158,6 +158,21 @@ def rated(score: Score, asked: Sequence[Prompt], answers: Sequence[str]) -> list
     return found
 
 
+def ranked(results: Sequence[Result], texts: Sequence[str], score: Score, keep: int = 1) -> list[Result]:
+    """Of each result's choices the `keep` with the highest reward, the best first; of equal ones the earlier. `texts`:
+    the prompts."""
+    asked = [_prompt(text) for text in texts]
+    flat = [(one, choice) for one, result in zip(asked, results, strict=True) for choice in result.choices]
+    rewards = iter(rated(score, [one for one, _ in flat], [choice.text or "" for _, choice in flat]))
+    found = []
+    for result in results:
+        own = [(next(rewards), choice) for choice in result.choices]
+        best = [choice for _, choice in sorted(own, key=lambda pair: -pair[0])][:keep]
+        best[0].others = best[1:]
+        found.append(best[0])
+    return found
+
+
 def best_of(
     model: Model, asked: Sequence[Prompt | str | Sequence[Turn]], score: Score, n: int = 16, *, tokens: int = 256,
     temperature: float = 1.0, top_p: float = 1.0, seed: int = 0, template: str | None = None,
@@ -175,4 +190,5 @@ def best_of(
 def _prompt(one: Prompt | str | Sequence[Turn]) -> Prompt:
     if isinstance(one, Prompt):
         return one
-    return Prompt((Turn("user", one),) if isinstance(one, str) else tuple(one))
+    turns = (Turn("user", one),) if isinstance(one, str) else tuple(one)
+    return Prompt(turns, {"prompt": shapes.Conversation(turns).messages})

@@ -17,7 +17,6 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -25,26 +24,18 @@ import torch
 from torch import Tensor
 
 from stemma.alignment import health
-from stemma.alignment.rewards import (
-    BUILTIN,
-    Asked,
-    FunctionScorer,
-    Rewards,
-    Scorer,
-    VerifierScorer,
-    checked,
-    is_function,
-)
+from stemma.alignment import rewards as judges
+from stemma.alignment.rewards import Asked
 from stemma.alignment.rollouts import Prompt, Rollout, Sampling, sample, seed_of
 from stemma.alignment.sampled import Sampled
-from stemma.alignment.turns import Facts, OnlineCursor, Turn
+from stemma.alignment.turns import Facts, Judged, OnlineCursor, Turn, tell
 from stemma.conversations import writer
 from stemma.data import random as draw
-from stemma.declare.alignment import Online, Reward
+from stemma.declare.alignment import Online
 from stemma.errors import DataError, UsageError
 from stemma.nn.model import Model
 from stemma.nn.parts import Arch, Causal, Cycle, Sliding
-from stemma.objectives import base, policy
+from stemma.objectives import base, policy, reference
 from stemma.objectives.answers import singles, trimmed
 from stemma.objectives.purposes import MINIBATCH
 from stemma.tasks.base import reader
@@ -52,6 +43,7 @@ from stemma.train.config import Plan
 from stemma.train.device import pick_device
 from stemma.train.source import MICRO, Draw, Source
 
+EVERY = torch.ones(1)  # of an answer of which nothing is known
 SHOWN = {"raw", "entropy"}  # facts that no loss needs
 
 
@@ -104,6 +96,12 @@ class RunOnline(base.Objective):
     def facts_of(self, turn: Turn, chosen: Sequence[int]) -> list[Facts]:
         """The facts of an update's answers."""
         return [turn.facts[i] for i in chosen]
+
+    tries: int = 1  # prompts that are drawn at most for each of a step
+
+    def useless(self, rewards: Sequence[float]) -> bool:
+        """Whether another prompt is drawn in place of one whose answers have these rewards."""
+        return False
 
     def beside(self, turn: Turn, update: int, rows: int) -> list[base.Batch]:
         """Further micro-batches of an update on so many answers: pretraining text."""
@@ -183,10 +181,12 @@ class OnlineSource(Source):
         self.prompts = self.prompts_of(view)
         self.order = objective.order(self.prompts.view)
         self.how = objective.sampling()
-        self.rewards: Rewards = rewards_of(objective.spec.rewards)
+        self.rewards = judges.of(objective.spec.rewards, objective.spec.seconds)
 
     def attach(self, loop: Any) -> None:
         self.loop = loop
+        if self.objective.spec.kl:
+            reference.check(loop.model, loop.nets)
         if loop.model.embed.noise:
             raise UsageError("recipe.neftune changes what the policy reads, so its ratio would not be 1; leave it out")
 
@@ -216,11 +216,10 @@ class OnlineSource(Source):
 
     def turn(self, cursor: OnlineCursor, step: int) -> Turn:
         """Sample the answers of a step and judge them. Raises what stops an unhealthy run."""
-        slots = range(cursor.slot, cursor.slot + self.full)
-        asked = [self.prompts[self.order[slot][0]] for slot in slots]
-        found = self.sampled(asked, [seed_of(self.seed, slot) for slot in slots])
-        scores, metrics = self.judged(found)
-        turn = Turn(step, found, scores, replace(cursor, slot=slots.stop), [{} for _ in found], metrics)
+        found, slot = self.answers(cursor.slot)
+        scores = torch.tensor([one.reward for one in found], dtype=torch.float32)
+        rollouts = [one.rollout for one in found]
+        turn = Turn(step, rollouts, scores, replace(cursor, slot=slot), [{} for _ in found], tell(found))
         health.check(self.objective.spec.gates, turn)
         self.measure(turn)
         self.objective.judge(turn)
@@ -234,22 +233,32 @@ class OnlineSource(Source):
             self.loop.model, prompts, how, seeds, autocast=contextlib.nullcontext if fast else self.loop.autocast
         )
 
-    def judged(self, found: Sequence[Rollout]) -> tuple[Tensor, dict[str, float]]:
-        """The reward of each answer (B), and numbers for the record. An answer that did not end may have a reward of
-        its own (`unfinished`)."""
+    def answers(self, slot: int) -> tuple[list[Judged], int]:
+        """The answers of a step to the prompts from index `slot` of their order on, and the index behind these. In
+        place of prompts whose answers are useless others are drawn, as often as the method `tries`; with none left the
+        step goes on with fewer, or, where all are useless, with the first ones."""
+        kept: list[list[Judged]] = []
+        useless: list[list[Judged]] = []
+        left = self.full * self.objective.tries
+        while len(kept) < self.full and left > 0:
+            slots = range(slot, slot + min(self.full - len(kept), left))
+            asked = [self.prompts[self.order[i][0]] for i in slots]
+            found = self.judged(self.sampled(asked, [seed_of(self.seed, i) for i in slots]))
+            for i in range(0, len(found), self.how.samples):
+                group = found[i : i + self.how.samples]
+                (useless if self.objective.useless([one.reward for one in group]) else kept).append(group)
+            slot, left = slots.stop, left - len(slots)
+        return [one for group in kept or useless[: self.full] for one in group], slot
+
+    def judged(self, found: Sequence[Rollout]) -> list[Judged]:
+        """Answers with their rewards. One that did not end may have a reward of its own (`unfinished`)."""
         asked = [Asked(one.prompt.words, one.text, one.prompt.record) for one in found]
         made, cut = self.rewards.scores(asked), self.objective.spec.unfinished
-        totals = [total if one.finished or cut is None else cut for total, one in zip(made.totals, found, strict=True)]
-        metrics = {
-            "reward": fmean(totals),
-            "reward_std": float(np.std(totals)),
-            "length": fmean(len(one.ids) for one in found),
-            "finished": fmean(one.finished for one in found),
-            "distinct": len({one.ids for one in found}) / len(found),
-        }
-        if len(made.parts) > 1:
-            metrics |= {f"reward_{name}": fmean(part) for name, part in made.parts.items()}
-        return torch.tensor(totals, dtype=torch.float32), metrics
+        parts = zip(*made.parts.values(), strict=True)
+        return [
+            Judged(one, total if one.finished or cut is None else cut, dict(zip(made.parts, own, strict=True)))
+            for one, total, own in zip(found, made.totals, parts, strict=True)
+        ]
 
     # ------------------------------------------------------------ what is known of the tokens
 
@@ -257,12 +266,13 @@ class OnlineSource(Source):
         """The answers of each update of a pass, shuffled; within an update by their lengths."""
         n = len(turn.rollouts)
         order = draw.permutation((self.seed, MINIBATCH, turn.step, number), n).tolist()
+        order = [i for i in order if bool(turn.facts[i].get("keep", EVERY).any())]
         size = self.objective.spec.minibatch or n
 
         def length(i: int) -> int:
             return len(turn.rollouts[i].prompt.ids) + len(turn.rollouts[i].ids)
 
-        return [sorted(order[i : i + size], key=length) for i in range(0, n, size)]
+        return [sorted(order[i : i + size], key=length) for i in range(0, len(order), size)]
 
     def micro_batches(self, chosen: Sequence[int]) -> list[list[int]]:
         """The answers of each micro-batch of an update."""
@@ -303,8 +313,9 @@ class OnlineSource(Source):
 
     def reference(self, batch: base.Batch) -> Tensor:
         """N: the log-probabilities of a batch's tokens under the reference, at the temperature of sampling."""
-        net = self.loop.nets["reference"]
-        return policy.policy_logprobs(net, policy.states(net, batch), batch["targets"], self.objective.spec.temperature)
+        heat = self.objective.spec.temperature
+        with reference.frozen(self.loop.model, self.loop.nets) as net:
+            return policy.policy_logprobs(net, policy.states(net, batch), batch["targets"], heat)
 
     def gaps(self, turn: Turn) -> dict[str, float]:
         """How far decoding and training are apart in what they say of a token: `engine_gap` of the model's own
@@ -333,18 +344,3 @@ class OnlineSource(Source):
                     batches.append(batch | {name: torch.cat([facts[i][name] for i in part]) for name in sorted(names)})
                 found.append(batches + self.objective.beside(turn, len(found), len(chosen)))
         return found
-
-
-def rewards_of(declared: Sequence[Reward]) -> Rewards:
-    """What judges answers. Raises UsageError where nothing does."""
-    if not declared:
-        raise UsageError("answers are judged by rewards, and none was given: --reward FILE.py:NAME or builtin:NAME")
-    return Rewards([_scorer(checked(one.source)) for one in declared], [one.weight for one in declared])
-
-
-def _scorer(source: str) -> Scorer:
-    if source.startswith(BUILTIN):
-        return VerifierScorer(source)
-    if is_function(source):
-        return FunctionScorer(source)
-    raise UsageError(f"the reward {source} is a folder, and only functions and verifiers judge answers so far")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from stemma import formats, spec
-from stemma.declare.alignment import DPO, GKD, GRPO, KTO, PPO, Online, Preference, Ranking, Reward
+from stemma.alignment import rewards as judges
+from stemma.declare.alignment import DPO, GKD, GRPO, KTO, PPO, Online, Preference, Ranking
 from stemma.declare.recipes import AdamW, Recipe, Schedule
 from stemma.declare.tasks import RegressTask, RowObjective
 from stemma.errors import UsageError, did_you_mean
@@ -69,7 +70,9 @@ def resolve(
     if rewards:
         if not isinstance(objective, Online):
             raise UsageError(f"{what} learns from rows that were compared, so it takes no reward")
-        objective = replace(objective, rewards=(*objective.rewards, *(Reward(one) for one in rewards)))
+        objective = replace(objective, rewards=(*objective.rewards, *map(judges.declared, rewards)))
+    if isinstance(objective, GRPO | PPO) and not objective.rewards:
+        raise UsageError(f"{what} learns from rewards: give --reward FILE.py:NAME, a reward model, or builtin:NAME")
     rewrites = (*beside(there, lora, quantize), *rewrites)
     adapted = any(rewrite.freezes for rewrite in rewrites)
     objective = with_reference(objective, start, reference, adapted)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import queue
 import subprocess
@@ -20,10 +21,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stemma import disk
 from stemma.alignment.verify import verifier
-from stemma.errors import DataError, RewardError, UsageError, brief, did_you_mean
+from stemma.declare.alignment import Reward
+from stemma.errors import CheckpointError, DataError, RewardError, UsageError, brief, did_you_mean
 
 BUILTIN = "builtin:"
+SAFETY_FIRST = "safety-first:"  # before the folders of a helpfulness and of a safety model, with a comma between
+UNBOUNDED = "builtin:pattern"  # a regular expression may take for ever, so it has a process of its own
 STARTING = 120.0  # seconds that a file may take to be imported
 PACKAGES = Path(__file__).parents[2]  # where this package is, for a process that imports it
 SECONDS = 10.0  # seconds that a call may take
@@ -78,10 +83,49 @@ class Rewards:
             scorer.close()
 
 
+def of(rewards: Sequence[Reward], seconds: float, device: Any = "cpu") -> Rewards:
+    """What computes declared rewards; `seconds`: that a call of a function may take. A note says that the file of a
+    function is not as it was when the run began. Raises UsageError without a reward, CheckpointError for a reward model
+    whose weights are not as they were."""
+    if not rewards:
+        raise UsageError("nothing judges the answers: give --reward FILE.py:NAME, a reward model, or builtin:NAME")
+    scorers: list[Scorer] = []
+    for reward in rewards:
+        source = reward.source
+        changed = bool(reward.fingerprint) and fingerprint(source) != reward.fingerprint
+        if source.startswith(BUILTIN) and not source.startswith(UNBOUNDED):
+            scorers.append(VerifierScorer(source))
+        elif source.startswith(BUILTIN) or is_function(source):
+            if changed:
+                disk.tell(f"note: {source.rpartition(':')[0]} is not as it was when the run began")
+            scorers.append(FunctionScorer(source, seconds))
+        else:
+            if changed:
+                raise CheckpointError(f"the reward model {source} is not as it was when the run began")
+            scorers.append(ModelScorer(source, device))
+    return Rewards(scorers, [reward.weight for reward in rewards])
+
+
+def declared(text: str) -> Reward:
+    """A reward from `SOURCE` or `SOURCE@WEIGHT`. Raises UsageError for what is none."""
+    source, mark, weight = text.rpartition("@")
+    if not mark or not source:
+        return Reward(checked(text), fingerprint=fingerprint(checked(text)))
+    try:
+        value = float(weight)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"the weight of the reward {text!r} is {weight!r}; a number was expected behind the @")
+    return Reward(checked(source), value, fingerprint(checked(source)))
+
+
 def named(source: str) -> str:
     """What the metrics call a source: the function, the verifier, or the folder."""
     if source.startswith(BUILTIN):
         return source.removeprefix(BUILTIN).partition(":")[0]
+    if source.startswith(SAFETY_FIRST):
+        return "safety_first"
     path = Path(source)
     if is_function(source):
         return source.rpartition(":")[2]
@@ -107,6 +151,10 @@ def checked(source: str) -> str:
             near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
             raise UsageError(f"the reward {source} is of a file that is not there{did_you_mean(path.name, near)}")
         return f"{path.resolve()}:{name}"
+    if source.startswith(SAFETY_FIRST):
+        if len(folders(source)) != 2:
+            raise UsageError(f"the reward {source} must name two reward models: {SAFETY_FIRST}HELPFULNESS,SAFETY")
+        return SAFETY_FIRST + ",".join(map(checked, folders(source)))
     path = Path(source).expanduser()
     if path.is_dir():
         return str((path / "model" if (path / "model").is_dir() else path).resolve())
@@ -122,9 +170,15 @@ def fingerprint(source: str) -> str:
     if is_function(source):
         return _hash(Path(source.rpartition(":")[0]))
     digest = hashlib.sha256()
-    for path in sorted(Path(source).glob("*.safetensors")):
-        digest.update(f"{path.name} {_hash(path)}\n".encode())
+    for folder in folders(source):
+        for path in sorted(Path(folder).glob("*.safetensors")):
+            digest.update(f"{path.name} {_hash(path)}\n".encode())
     return digest.hexdigest()
+
+
+def folders(source: str) -> list[str]:
+    """The folders of the reward models of a source."""
+    return source.removeprefix(SAFETY_FIRST).split(",") if source.startswith(SAFETY_FIRST) else [source]
 
 
 def _hash(path: Path) -> str:
@@ -278,3 +332,43 @@ def _stop(process: subprocess.Popen[str]) -> None:
         with contextlib.suppress(OSError):
             if pipe is not None:
                 pipe.close()
+
+
+# ---------------------------------------------------------------- models
+
+
+class ModelScorer(Scorer):
+    """Judges by a reward model, or by two as LLaMA-2-Chat combines them (`SAFETY_FIRST`). A model reads conversation
+    and answer with its own tokenizer and template; the score of an answer does not depend on the others. A record whose
+    field `unsafe` is true is of a prompt that asks for safety."""
+
+    def __init__(self, source: str, device: Any = "cpu") -> None:
+        from stemma.tuning.scoring import RewardModel
+
+        self.source, self.name = source, named(source)
+        self.models = [RewardModel.load(path) for path in folders(source)]
+        for one in self.models:
+            one.model.to(device)
+
+    def scores(self, asked: Sequence[Asked]) -> list[float]:
+        from stemma.tuning.scoring import SafetyFirst
+
+        talks = [self._talk(one) for one in asked]
+        if len(self.models) == 1:
+            return self.models[0].scores(talks)
+        helpfulness, safety = self.models
+        tagged = [one.record.get("unsafe") is True for one in asked]
+        return SafetyFirst(helpfulness, safety, white=False).scores(talks, tagged)
+
+    def _talk(self, one: Asked) -> Any:
+        """A conversation with its answer. Raises RewardError for one that a model cannot read."""
+        from stemma.conversations import Conversation, Turn, comparisons
+
+        try:
+            found = Conversation((*comparisons.asked(one.record).turns, Turn("assistant", one.answer)))
+            for model in self.models:
+                model.read(found)
+        except DataError as error:
+            said = f"the reward {self.source} cannot judge the answer {brief(one.answer)}"
+            raise RewardError(f"{said}: {error}") from None
+        return found

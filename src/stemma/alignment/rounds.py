@@ -35,7 +35,7 @@ GROUP = 8  # prompts that are answered, scored and kept together
 STATE = {"done": int}
 SHAPE = {
     "format": int, "start": str, "base": str, "data": str, "prompts": str, "rewards": [str], "rounds": {str: Any},
-    "budget": str, "seed": int, "settings": {str: Any}, "overrides": {str: Any},
+    "budget": str, "seed": int, "settings": {str: Any}, "lora?": int, "quantize?": str, "overrides": {str: Any},
 }  # fmt: skip
 
 
@@ -111,7 +111,8 @@ def digest(asked: Sequence[Prompt]) -> str:
 def carry_out(
     work: Work, out: str | Path, rounds: Rounds, *, start: str, base: str | None = None, data: str,
     rewards: Sequence[str], budget: str = "3 epochs", seed: int = 1, settings: Mapping[str, Any] | None = None,
-    overrides: Mapping[str, Any] | None = None, resume: bool = False,
+    lora: int | None = None, quantize: str | None = None, overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
 ) -> Run:  # fmt: skip
     """Rejection sampling in rounds. `start`: who answers in the first round; `base`: what each round begins from (the
     start, where none is named). `data`, `rewards`: how prompts and rewards were named, for a later command. The rest is
@@ -121,8 +122,12 @@ def carry_out(
         "format": 1, "start": start, "base": base or start, "data": data, "prompts": digest(work.prompts),
         "rewards": list(rewards), "rounds": spec.to_dict(rounds), "budget": budget, "seed": seed,
         "settings": {key: value for key, value in spec.to_dict(settings or {}).items() if value is not None},
-        "overrides": spec.to_dict(overrides or {}),
+        "lora": lora, "quantize": quantize, "overrides": spec.to_dict(overrides or {}),
     }  # fmt: skip
+    if lora is not None and rounds.rounds > 1 and not rounds.from_base:
+        raise UsageError(
+            "an adapter of one round is no model that the next could begin from: leave rounds.from_base on"
+        )
     if begun(out):
         if not resume:
             raise UsageError(f"{out} holds a run already; resume it, or choose another directory")
@@ -175,7 +180,7 @@ def planned(asked: Mapping[str, Any], out: Path, rounds: Rounds, number: int, da
     start = asked["base"] if rounds.from_base or number == 1 else last
     return plans.resolve(
         "chat", start, str(data), asked["budget"], asked["seed"], settings=asked["settings"],
-        overrides=asked["overrides"], quiet=quiet,
+        lora=asked["lora"], quantize=asked["quantize"], overrides=asked["overrides"], quiet=quiet,
     )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stemma.alignment import plans
+from stemma.alignment import plans, several
+from stemma.errors import UsageError
 from stemma.rewrites import Rewrite
 from stemma.runs.drive import OnStep
 from stemma.train.run import Run, begin
@@ -16,7 +17,7 @@ def align(
     what: str,
     *,
     start: str,
-    data: str,
+    data: str | None = None,
     out: str | Path,
     budget: str | None = None,
     seed: int = 1,
@@ -26,23 +27,37 @@ def align(
     lora: int | None = None,
     quantize: str | None = None,
     rewrites: tuple[Rewrite, ...] = (),
+    base: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
     quiet: bool = False,
     mesh: str | None = None,
 ) -> Run:
-    """Align a model by the method `what` (`reward`, `dpo`, `kto`, `ppo`, `grpo`, `gkd`) on rows of data, and leave a
-    complete run in the directory `out`.
+    """Align a model by the method `what` (`reward`, `dpo`, `kto`, `ppo`, `grpo`, `gkd`, `rs`) on rows of data, and
+    leave a complete run in the directory `out`.
 
     `start`: a run, a folder, a GGUF file or a hub id; `data`: rows with compared answers, liked ones, or prompts.
     `rewards`: what judges sampled answers, each `FILE.py:name`, a reward model, or `builtin:NAME`. `reference`: the
     frozen model that the policy is held to; left out, what the run begins from. `template`: the chat template, where
-    not the tokenizer's own. `lora`, `quantize`, `rewrites` and the rest: as in `stemma.tune`.
+    not the tokenizer's own. `base`: of rejection sampling (`rs`), what each round begins from; left out, `start`; its
+    settings are overrides such as `rounds.samples`. `lora`, `quantize`, `rewrites` and the rest: as in `stemma.tune`.
 
     Raises UsageError for arguments that do not fit, DataError for rows that cannot be learnt from."""
+    more: dict[str, Any] = {"lora": lora, "quantize": quantize}
+    if what in several.NAMES:
+        if reference is not None or rewrites:
+            raise UsageError(f"{what} learns from answers as demonstrations, so it takes no reference and no rewrites")
+        return several.carry_out(
+            what, start, data, out, budget=budget, seed=seed, rewards=rewards, base=base, template=template,
+            overrides=overrides, resume=resume, on_step=on_step, quiet=quiet, mesh=mesh, **more,
+        )  # fmt: skip
+    if base is not None:
+        raise UsageError(f"{what} begins from the model itself; a base is of rejection sampling (rs)")
+    if data is None:
+        raise UsageError(f"{what} learns from rows: give --data FILE")
     plan = plans.resolve(
-        what, start, data, budget, seed, rewards=rewards, reference=reference, template=template, lora=lora,
-        quantize=quantize, rewrites=rewrites, overrides=overrides,
+        what, start, data, budget, seed, rewards=rewards, reference=reference, template=template,
+        rewrites=rewrites, overrides=overrides, **more,
     )  # fmt: skip
     return begin(plan, out, overrides or {}, resume, on_step, None, quiet, mesh)

@@ -14,6 +14,7 @@ import torch
 
 from stemma import disk
 from stemma.alignment.rollouts import Rollout, seed_of
+from stemma.alignment.turns import tell
 from stemma.objectives import policy
 from stemma.train.loop import Loop
 from stemma.train.run import Pretraining
@@ -40,19 +41,18 @@ class Sampled(Pretraining):
         asked = [self.prompts[i] for i in range(count)]
         with self.loop.averaged():
             found = self.source.sampled(asked, [seed_of(self.plan.seed, APART - i) for i in range(count)], samples=1)
-            scores, metrics = self.source.judged(found)
+            judged = self.source.judged(found)
             more = self.divergence(found) | self.objective.quality(self.loop.model, self.loop.autocast)
-        rewards = scores.tolist()
         self.last = [
             {
                 "step": self.loop.step, "number": one.prompt.place, "prompt": one.prompt.words, "answer": one.text,
-                "reward": reward, "finished": one.finished,
+                "reward": own.reward, "finished": one.finished,
             }
-            for one, reward in zip(found[:KEPT], rewards, strict=False)
+            for one, own in zip(found[:KEPT], judged, strict=False)
         ]  # fmt: skip
         if self.loop.is_main:
             self.keep()
-        parts = {name: value for name, value in metrics.items() if name not in ("reward_std", "distinct")}
+        parts = {name: value for name, value in tell(judged).items() if name not in ("reward_std", "distinct")}
         return parts | more | {"targets": float(count)}
 
     def divergence(self, found: Sequence[Rollout]) -> dict[str, float]:

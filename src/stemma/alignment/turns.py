@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +26,30 @@ class OnlineCursor:
     text_offset: int = 0
     coefficient: float = 0.0
     weak: int = 0
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An answer, its reward, and the parts of that by name."""
+
+    rollout: Rollout
+    reward: float
+    parts: Mapping[str, float]
+
+
+def tell(found: Sequence[Judged]) -> dict[str, float]:
+    """Numbers of judged answers for a record."""
+    rewards, rollouts = [one.reward for one in found], [one.rollout for one in found]
+    metrics = {
+        "reward": fmean(rewards),
+        "reward_std": float(np.std(rewards)),
+        "length": fmean(len(one.ids) for one in rollouts),
+        "finished": fmean(one.finished for one in rollouts),
+        "distinct": len({one.ids for one in rollouts}) / len(rollouts),
+    }
+    if len(names := found[0].parts) > 1:
+        metrics |= {f"reward_{name}": fmean(one.parts[name] for one in found) for name in names}
+    return metrics
 
 
 @dataclass

@@ -10,6 +10,9 @@
 | `builtin:tags:think,answer` | is these tags in order, each opened and closed once, and nothing beside them |
 | `builtin:json`, `builtin:json:name,age` | is JSON, or an object of JSON with these keys |
 | `builtin:words:50` | has at most 50 words; a longer one gets 50 over its words |
+| `builtin:helpful` | is as helpful as it can be (0 to 1; the rule of `builtin:preferences`) |
+| `builtin:safe` | declines a harmful request, or does not decline another one (`builtin:harmless`) |
+| `builtin:careful` | `helpful` where a request is safe, `safe` where it is not (of `builtin:questions`) |
 
 Else the reward is 0. What is right stands in the record's field `answer`, `solution`, `target` or `label`, the first
 that it has, and is read by the same rule.
@@ -23,6 +26,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stemma.errors import DataError, UsageError, brief, did_you_mean
+from stemma.samples.harmless import safety
+from stemma.samples.preferences import helpfulness
 from stemma.tasks.finals import Number
 
 Record = Mapping[str, Any]
@@ -167,7 +172,34 @@ def _words(option: str) -> Reward:
 
 
 EXAMPLES = {"pattern": "builtin:pattern:REGEX", "tags": "builtin:tags:think,answer", "words": "builtin:words:50"}
+
+
 # of each: what makes it, and whether it has an option (None: it may)
+def _helpful(option: str) -> Reward:
+    def reward(prompt: str, answer: str, record: Record) -> float:
+        if "about" not in record or "right" not in record:
+            fields = ", ".join(map(repr, record)) or "none"
+            raise DataError(f"a record has no fields 'about' and 'right' (its fields: {fields})")
+        return helpfulness(answer, record)
+
+    return reward
+
+
+def _safe(option: str) -> Reward:
+    return lambda prompt, answer, record: safety(answer, record)
+
+
+def _careful(option: str) -> Reward:
+    helpful = _helpful("")
+
+    def reward(prompt: str, answer: str, record: Record) -> float:
+        if not record.get("unsafe"):
+            return helpful(prompt, answer, record)
+        return safety(answer, record)
+
+    return reward
+
+
 _MAKERS: dict[str, tuple[Callable[[str], Reward], bool | None]] = {
     "number": (_number, False),
     "boxed": (_boxed, False),
@@ -177,4 +209,7 @@ _MAKERS: dict[str, tuple[Callable[[str], Reward], bool | None]] = {
     "tags": (_tags, True),
     "json": (_json, None),
     "words": (_words, True),
+    "helpful": (_helpful, False),
+    "safe": (_safe, False),
+    "careful": (_careful, False),
 }

@@ -15,9 +15,10 @@ from stemma.cli.tuning import changed, name_of
 @command()
 @click.argument("what")
 @click.option("--from", "start", required=True, metavar="MODEL", help="A run, a folder, a GGUF file or a hub id.")
-@click.option("--data", required=True, shell_complete=complete_data, help="Rows: compared answers, thumbs, prompts.")
+@click.option("--data", shell_complete=complete_data, help="Rows: compared answers, thumbs, prompts.")
 @click.option("--reward", "rewards", multiple=True, metavar="R", help="FILE.py:name, a reward model, builtin:NAME.")
 @click.option("--reference", metavar="MODEL", help="The frozen model to stay near.  [default: MODEL]")
+@click.option("--base", metavar="MODEL", help="rs: what each round begins from.  [default: MODEL]")
 @click.option("--template", help="The chat template, where not the tokenizer's own.")
 @click.option("--budget", help="As in `stemma pretrain`.  [default: 1 epochs; 200 steps of sampling]")
 @click.option("--out", type=click.Path(), help="Directory of the run.  [default: runs/WHAT-MODEL-SEED]")
@@ -41,7 +42,9 @@ def align(
     """Align MODEL by WHAT on rows of data, and leave a complete run in a directory.
 
     WHAT: reward (a reward model from compared answers), dpo (compared answers), kto (answers that were liked or not),
-    ppo and grpo (answers that the model samples, judged by rewards), gkd (its answers, corrected by a teacher).
+    ppo and grpo (answers that the model samples, judged by rewards), gkd (its answers, corrected by a teacher), rs (the
+    best of its answers as demonstrations, in rounds: --set rounds.rounds=4 --set rounds.samples=16
+    --set rounds.temperature=1.0,1.2).
     """
     from stemma.alignment import align as carry_out
 

@@ -31,7 +31,15 @@ def data() -> None:
     """The built-in texts, what a text is made of, cleaning, and what an objective makes of a text."""
 
 
-MAKERS = (instructing.self_instruct, instructing.explain, ghosts.ghost, mixing.mixture, calling.apis, code.functions)
+MAKERS = (
+    instructing.self_instruct,
+    instructing.explain,
+    ghosts.ghost,
+    ghosts.distil,
+    mixing.mixture,
+    calling.apis,
+    code.functions,
+)
 for _command in (corpus.clean, corpus.stats, corpus.cache, *MAKERS):
     data.add_command(_command)
 
@@ -101,16 +109,15 @@ def data_show(
 
     SPEC is a text as below (the beginning of it is used, with a small tokenizer trained on that), or a run (its own
     text and tokenizer; --for and --set do not apply). With --for MODEL (a run, a folder, a GGUF file, a hub id) it is
-    rows of conversations, which are shown turn by turn, and those that cannot be learnt from are counted.
+    rows of conversations, which are shown turn by turn, answers that were compared or liked, which are shown side by
+    side (with --loss-on, the preferred ones as conversations), or prompts; rows that cannot be learnt from are counted.
     """
     if given("name") and is_path(name):
         if given("sets", "seed"):
             raise UsageError(
                 "--set and --seed change the plan of a family; conversations have --template and --loss-on"
             )
-        from stemma.cli.talks import show
-
-        show(source, name, rows, template, loss_on or "answers", hard, as_json)
+        _shown_to(source, name, rows, template, loss_on, hard, as_json)
         return
     if given("template", "loss_on", "hard"):
         raise UsageError(
@@ -133,6 +140,18 @@ def data_show(
         out.print(f"row {number}", style="dim")
         for line in _row_lines(example, tokenizer, plan.arch.structure, plan.objective.pairing):
             out.print(line)
+
+
+def _shown_to(
+    source: str, name: str, rows: int, template: str | None, loss_on: str | None, hard: tuple[str, ...], as_json: bool
+) -> None:
+    """Rows as the model `name` gets them: answers that were compared or liked, prompts, or conversations."""
+    from stemma.cli import comparing, talks
+
+    if not (loss_on or hard) and (kind := comparing.kind_of(source)) is not None:
+        comparing.show(source, name, rows, template, kind, as_json)
+    else:
+        talks.show(source, name, rows, template, loss_on or "answers", hard, as_json)
 
 
 def _opened(source: str, name: str, sets: tuple[str, ...], seed: int) -> tuple[Any, Any, Any]:

@@ -1,4 +1,4 @@
-"""`data ghost`: conversations for Ghost Attention."""
+"""`data ghost`, `data distil`: conversations for Ghost Attention, safe answers for context distillation."""
 
 from __future__ import annotations
 
@@ -61,4 +61,58 @@ def ghost(
         disk.tell(done + (f"; left out: {left}" if left else ""))
 
     made.run((lambda _: None) if quiet else said)
+    echo(str(made.rows))
+
+
+@command(name="distil")
+@click.argument("source", metavar="PROMPTS", shell_complete=complete_data)
+@click.option(
+    "--model", "where", required=True, metavar="MODEL|URL", help="Who answers: a model, or an address of OpenAI's."
+)
+@click.option("--name", help="The model's name at that address.")
+@click.option("--template", metavar="NAME", help="The chat template of a model here.  [default: its own]")
+@click.option("--reward", "rewards", multiple=True, required=True, metavar="R", help="As in `stemma align`.")
+@click.option("--preprompt", "preprompts", multiple=True, metavar="TEXT", help="Repeatable.  [default: two of our own]")
+@click.option("--gain", type=float, default=0.0, show_default=True, help="Reward that an answer must gain.")
+@click.option("--tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of an answer at most.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True, help="0: likeliest.")
+@click.option("--at-once", "together", type=click.IntRange(min=1), default=8, show_default=True, help="A round.")
+@click.option("--out", required=True, type=click.Path(), help="Directory of what is made; resumed if it was begun.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Decides what is drawn.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
+def distil(
+    source: str,
+    where: str,
+    name: str | None,
+    template: str | None,
+    rewards: tuple[str, ...],
+    preprompts: tuple[str, ...],
+    together: int,
+    out: str,
+    quiet: bool,
+    **how: Any,
+) -> None:
+    """Let a model answer PROMPTS behind a preprompt that asks for safety, to be learnt without it (context
+    distillation).
+
+    The best of these answers by reward is kept where it has more than the model's own. `stemma tune chat --data
+    OUT/rows.jsonl` learns them. Stopped or killed, the same command goes on where it was.
+    """
+    from stemma.alignment import distil as work
+    from stemma.alignment.best import prompts
+    from stemma.alignment.rounds import digest
+    from stemma.alignment.scoring import scoring
+
+    asked, writer = prompts(source), writer_of(where, name, template)
+    texts = preprompts or work.PREPROMPTS
+    plan = work.Plan(writer.name, digest(asked), rewards, texts, round=together, **how)
+
+    def said(progress: Any) -> None:
+        left = ", ".join(f"{n} {why}" for why, n in progress.counts.most_common())
+        done = f"{progress.asked} of {len(asked)} answered, {progress.kept} kept"
+        disk.tell(done + (f"; left out: {left}" if left else ""))
+
+    with scoring(rewards) as score:
+        made = work.Distillation(plan, writer, asked, score, out)
+        made.run((lambda _: None) if quiet else said)
     echo(str(made.rows))

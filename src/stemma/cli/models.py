@@ -198,6 +198,8 @@ def guide(schema: str | None, pattern: str | None, grammar: str | None) -> Any:
 @sampling
 @click.option("--choices", "n", type=click.IntRange(min=1), default=1, help="Texts for each PROMPT.  [default: 1]")
 @click.option("--best-of", type=click.IntRange(min=1), help="Write so many, print the likeliest --choices of them.")
+@click.option("--reward", "rewards", multiple=True, metavar="R",
+              help="... those with the highest reward: FILE.py:name, a reward model, builtin:NAME.")  # fmt: skip
 @click.option("--stream/--no-stream", default=None, help="Print text as it comes.  [default: on a terminal]")
 @click.option(
     "--echo/--no-echo", "repeat", default=None, help="Print the PROMPT before its text.  [default: on a terminal]"
@@ -223,6 +225,7 @@ def generate(
     task: str | None,
     bare: bool,
     as_json: bool,
+    rewards: tuple[str, ...],
     how: Loading,
     **options: Any,
 ) -> None:
@@ -237,21 +240,53 @@ def generate(
     """
     if batch is not None or out is not None:
         return in_batch(path, how, batch, out, prompts)
-    from stemma.decoding import generation_config, inputs
+    from stemma.decoding import generation_config
 
     texts = list(prompts) or (piped((), "a PROMPT") if whole else lines_of(piped((), "a PROMPT")[0]))
-    if stream and (as_json or several(options)):
-        raise UsageError("--stream goes without --num-beams, --choices, --best-of, --penalty-alpha and --json")
+    keep = best_by(rewards, options, bool(stream), as_json)
     model = load(path, how)
     asked = params(model, options)
-    asking = texts if bare else in_hard_prompts(path, texts, task)
     at_once = several(options) or generation_config.num_beams(model, asked) > 1
-    terminal = sys.stdout.isatty()
-    heads = texts if (terminal if repeat is None else repeat) and not inputs.answers(model) else [""] * len(texts)
-    printed = Texts(heads, live=not as_json and (stream if stream is not None else terminal and not at_once))
-    results = continued(model, encoded(model, asking, special), asked, printed, at_once and not stream)
+    heads, printed = printer(model, texts, repeat, stream, as_json, at_once)
+    asking = encoded(model, texts if bare else in_hard_prompts(path, texts, task), special)
+    results = chosen(continued(model, asking, asked, printed, at_once and not stream), texts, rewards, keep)
     if as_json or not printed.live:
         show(as_json, texts, heads, results)
+
+
+def printer(
+    model: Any, texts: list[str], repeat: bool | None, stream: bool | None, as_json: bool, at_once: bool
+) -> tuple[list[str], Texts]:
+    """What stands before each text, and what prints texts as they come."""
+    from stemma.decoding import inputs
+
+    terminal = sys.stdout.isatty()
+    heads = texts if (terminal if repeat is None else repeat) and not inputs.answers(model) else [""] * len(texts)
+    return heads, Texts(heads, live=not as_json and (stream if stream is not None else terminal and not at_once))
+
+
+def best_by(rewards: tuple[str, ...], options: dict[str, Any], stream: bool, as_json: bool) -> int:
+    """How many of a prompt's texts are printed. Where rewards choose them, all of --best-of are written as choices.
+    Raises UsageError for rewards that have nothing to choose from, and for a stream of what is there at once."""
+    keep = int(options["n"])
+    if rewards:
+        if (many := options["best_of"]) is None or many < keep:
+            raise UsageError(f"--reward chooses among several texts: give --best-of N, at least {max(2, keep)}")
+        options["n"], options["best_of"] = many, None
+    if stream and (as_json or several(options)):
+        raise UsageError("--stream goes without --num-beams, --choices, --best-of, --penalty-alpha and --json")
+    return keep
+
+
+def chosen(results: list[Any], texts: Sequence[str], rewards: tuple[str, ...], keep: int) -> list[Any]:
+    """Of each prompt's texts the `keep` with the highest reward; without rewards all of them."""
+    if not rewards:
+        return results
+    from stemma.alignment.best import ranked
+    from stemma.alignment.scoring import scoring
+
+    with scoring(rewards) as score:
+        return ranked(results, texts, score, keep)
 
 
 def several(options: dict[str, Any]) -> bool:

@@ -152,9 +152,20 @@ def resume_run(run: str, quiet: bool, mesh: str | None, sets: tuple[str, ...]) -
     from stemma.train import resume as train_on
     from stemma.tuning import stages
 
-    if stages.begun(run) and not sets:
+    if not sets and stages.begun(run):
         return finish(stages.go_on(run, quiet=quiet, mesh=mesh))
+    if not sets and chained(run):
+        from stemma.alignment import several
+
+        return finish(several.go_on(run, quiet=quiet, mesh=mesh))
     return finish(train_on(existing_runs((run,))[0], quiet=quiet, mesh=mesh, overrides=overrides(sets)))
+
+
+def chained(run: str) -> bool:
+    """Whether a directory holds rounds of rejection sampling, or a chain of alignment."""
+    from stemma.runs import folder
+
+    return any((Path(run) / name).is_file() for name in (folder.ROUNDS, folder.CHAIN))
 
 
 def finish(run: Any) -> int:

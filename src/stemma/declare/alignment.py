@@ -73,8 +73,10 @@ class Ranking(RowObjective):
 
 @dataclass(frozen=True)
 class Preference(RowObjective):
-    """Learn from compared answers without a reward model. `reference`: a folder or hub id of the frozen reference ("":
-    the policy with its adapters off, where it has some, else the weights that the run begins from)."""
+    """Learn from compared answers without a reward model. `beta`: how much a reward weighs, which is `beta` times the
+    log-probability under the policy less that under the reference. `reference`: a folder or hub id of the frozen
+    reference ("": the policy with its adapters off, where it has some, else the weights that the run begins from;
+    "none": no reference, for losses that need none)."""
 
     task: RowTask = PreferTask()
     beta: float = positive(0.1)
@@ -82,22 +84,88 @@ class Preference(RowObjective):
 
     @property
     def networks(self) -> dict[str, tuple[str, bool]]:
-        return {"reference": (self.reference, False)} if self.reference else {}
+        return {"reference": (self.reference, False)} if self.reference not in ("", "none") else {}
 
 
 @dataclass(frozen=True)
 class DPO(Preference):
-    """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290)."""
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290, eq. 7) and what was published after it.
+    With d, the reward of the chosen answer less that of the rejected one, less `margin`, a pair costs by `loss`:
+
+    "sigmoid": -log sigmoid(d); with `smoothing` s, the share of pairs that are taken for labelled the wrong way,
+    -(1-s) log sigmoid(d) - s log sigmoid(-d) (conservative DPO: Mitchell 2023, "A note on DPO with noisy preferences")
+    "robust": (-(1-s) log sigmoid(d) + s log sigmoid(-d)) / (1-2s) (Chowdhury et al. 2024, arXiv:2403.00409)
+    "hinge": max(0, 1 - d) (SLiC: Zhao et al. 2023, arXiv:2305.10425; Liu et al. 2023, arXiv:2309.06657)
+    "ipo": (d / beta - 1 / (2 beta))^2 (Azar et al. 2023, arXiv:2310.12036, eq. 17)
+    "odds": -beta log sigmoid(log odds ratio), without a reference (ORPO: Hong et al. 2024, arXiv:2403.07691)
+    "apo_zero", "apo_down": D'Oosterlinck et al. 2024, arXiv:2408.06266, eqs. 7 and 8
+
+    `average`: rewards are means over the tokens of an answer and not sums (SimPO: Meng et al. 2024, arXiv:2405.14734;
+    `dpo_norm` of Tulu 3: Lambert et al. 2024, arXiv:2411.15124); None: for "ipo" (as its authors say that they did) and
+    "odds". `sft`: weight of the cross-entropy of the best answer, a mean over its tokens (RPO: Pang et al. 2024,
+    arXiv:2404.19733; CPO, ORPO). `positive`: DPO-positive's penalty on a best answer that falls below the reference, d
+    less beta times `positive` times the fall (Pal et al. 2024, arXiv:2402.13228). `margin`: SimPO's gamma.
+
+    Of more than two answers all pairs of different rank count, as a mean over the pairs of a row."""
 
     label = "DPO"
+    loss: Literal["sigmoid", "robust", "hinge", "ipo", "odds", "apo_zero", "apo_down"] = "sigmoid"
+    smoothing: float = interval("[0, 0.5)", 0.0)
+    average: bool | None = None
+    margin: float = not_negative(0.0)
+    sft: float = not_negative(0.0)
+    positive: float = not_negative(0.0)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether rewards are means over tokens."""
+        return self.loss in ("ipo", "odds") if self.average is None else self.average
+
+    def check(self) -> None:
+        plain = not isinstance(self.task, PreferTask) or (not self.task.margins and self.task.ties == "drop")
+        require(plain, "objective.task.margins and objective.task.ties are for reward models: DPO passes over ties")
+        require(
+            not self.smoothing or self.loss in ("sigmoid", "robust"),
+            f"objective.smoothing is for the losses sigmoid and robust, not {self.loss}",
+        )
+        require(
+            self.loss != "odds" or (self.reference == "none" and self.averaged),
+            "objective.loss=odds compares the policy's own mean log-probabilities: set objective.reference=none, and "
+            "leave objective.average out",
+        )
+        require(
+            not self.positive or (self.reference != "none" and self.loss in ("sigmoid", "robust", "hinge")),
+            "objective.positive measures a fall below the reference, in the losses sigmoid, robust and hinge: leave "
+            "objective.reference=none out",
+        )
+        require(
+            not self.margin or self.loss in ("sigmoid", "robust", "hinge"),
+            f"objective.margin is for the losses sigmoid, robust and hinge, not {self.loss}",
+        )
+        require(
+            self.reference != "none" or not self.loss.startswith("apo"),
+            f"objective.loss={self.loss} compares with a reference; leave objective.reference=none out",
+        )
 
 
 @dataclass(frozen=True)
 class KTO(Preference):
-    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306)."""
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306, section 4.1): a liked answer costs
+    `desirable` (1 - sigmoid(r - beta z)), another one `undesirable` (1 - sigmoid(beta z - r)), with its reward r. z is
+    an estimate of the divergence of the policy from its reference, at least 0 and without gradient: the mean over a
+    `group` of rows, each prompt with the answer of the row before it. The rows of a group stay together, so that the
+    gradient does not depend on how a step is split."""
 
     label = "KTO"
     task: RowTask = ThumbTask()
+    desirable: float = positive(1.0)
+    undesirable: float = positive(1.0)
+    group: int = at_least(2, 8, "row")
+
+    def check(self) -> None:
+        require(
+            self.reference != "none", "KTO measures its rewards from a reference; leave objective.reference=none out"
+        )
 
 
 # ---------------------------------------------------------------- learnt from what the model writes
@@ -135,8 +203,9 @@ class Online(RowObjective):
     """Learn from answers that the model samples itself: `samples` to each of `prompts` prompts a step, at most
     `max_new_tokens` long. `rewards` are added up; an answer without an end token gets `unfinished` in their place, if
     that is set. `inner`: passes over the answers of a step; `minibatch`: answers of an optimiser update (None: all).
-    `kl`: weight of the divergence from the reference; 0: none is needed. `judged`: held-out prompts that are answered
-    where the run is evaluated. `gates`: what stops a run that has lost its way."""
+    `kl`: weight of the divergence from the reference; 0: none is needed. `seconds`: that a reward function may take for
+    an answer. `judged`: held-out prompts that are answered where the run is evaluated. `gates`: what stops a run that
+    has lost its way."""
 
     module: ClassVar[str] = ""
     task: RowTask = PromptTask()
@@ -152,6 +221,7 @@ class Online(RowObjective):
     inner: int = at_least(1, 1)
     minibatch: int | None = at_least(1, None)
     kl: float = not_negative(0.02)
+    seconds: float = positive(10.0)
     judged: int = at_least(1, 64)
     gates: Gates = Gates()
 
@@ -210,11 +280,58 @@ class PPO(Online):
 
 @dataclass(frozen=True)
 class GRPO(Online):
-    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300)."""
+    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300) and what was published after it. Each
+    prompt gets `samples` answers, a group; an answer's advantage is its reward less a `baseline`, on a `scale`; all of
+    its tokens have it. The formulas are in `objectives.policy_gradient`.
+
+    `baseline`: the mean of the "group", of the "others" in it, of the "batch", or "none". `scale`: by the standard
+    deviation of the "group" or the "batch", "whiten" over the batch, or "none". `clip`, `clip_high`: how far the
+    probability ratio may go below and above 1 (None: as far). `ratio`: of each "token", of the "sequence", or its
+    geometric "mean". `reduction`: "sequences" count alike, or "tokens" do, or each token counts a "constant", one over
+    `max_new_tokens`. `penalty`: `kl` times the divergence from the reference is part of the "loss" (the k3 estimate),
+    or is taken from the "reward" (k1, over the whole answer). `equal`: groups whose rewards are all equal are kept,
+    dropped, or drawn "again" for other prompts, up to `tries` prompts for each. `overlong`: an answer loses up to 1
+    over the last so many tokens before `max_new_tokens`. `cut`: answers that were cut there are kept or dropped.
+
+    | | |
+    |---|---|
+    | GRPO | the defaults |
+    | Dr. GRPO (Liu et al. 2025, arXiv:2503.20783) | scale=none, reduction=constant, kl=0 |
+    | DAPO (Yu et al. 2025, arXiv:2503.14476) | clip_high=0.28, reduction=tokens, equal=again, overlong=N, kl=0 |
+    | RLOO (Ahmadian et al. 2024, arXiv:2402.14740) | baseline=others, scale=none, ratio=sequence, penalty=reward |
+    | REINFORCE | samples=1, baseline=batch, scale=none, reduction=tokens, penalty=reward |
+    | REINFORCE++ (Hu 2025, arXiv:2501.03262) | as REINFORCE with scale=whiten |
+    | GSPO (Zheng et al. 2025, arXiv:2507.18071) | ratio=mean, clip=3e-4, clip_high=4e-4, kl=0 |
+    """
 
     label = "GRPO"
     module = ".alignment.grpo"
     samples: int = at_least(1, 8)
+    kl: float = not_negative(0.04)
+    baseline: Literal["group", "others", "batch", "none"] = "group"
+    scale: Literal["group", "batch", "whiten", "none"] = "group"
+    clip: float = interval("(0, 1)", 0.2)
+    clip_high: float | None = positive(None)
+    ratio: Literal["token", "sequence", "mean"] = "token"
+    reduction: Literal["sequences", "tokens", "constant"] = "sequences"
+    penalty: Literal["loss", "reward"] = "loss"
+    equal: Literal["keep", "drop", "again"] = "keep"
+    tries: int = at_least(1, 4)
+    overlong: int = not_negative(0)
+    cut: Literal["keep", "drop"] = "keep"
+
+    def check(self) -> None:
+        super().check()
+        grouped = self.baseline in ("group", "others") or self.scale == "group"
+        require(
+            self.samples > 1 or not grouped,
+            f"objective.samples=1 makes groups of one answer, which objective.baseline={self.baseline} and scale="
+            f"{self.scale} compare with nothing: take more samples, or baseline=batch and scale=none",
+        )
+        require(
+            self.overlong <= self.max_new_tokens,
+            f"objective.overlong={self.overlong} is more than the {self.max_new_tokens} tokens of an answer",
+        )
 
 
 @dataclass(frozen=True)

@@ -306,14 +306,17 @@ def guided(scores: Tensor, rows: Sequence[Row]) -> Tensor:
     return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
 
 
-def read_with_logprobs(begun: Callable[[int], Session], request: GenerationRequest) -> tuple[Session, Report]:
-    """A session that has read a prompt, and what it thought of each token. `begun(n)` has read `n` tokens of it."""
+def read_with_logprobs(
+    begun: Callable[[int], Session], request: GenerationRequest, chunk: int = CHUNK
+) -> tuple[Session, Report]:
+    """A session that has read a prompt, at most `chunk` tokens at once, and what it thought of each token. `begun(n)`
+    has read `n` tokens of it."""
     session, prompt, most = begun(1), request.prompt, request.prompt_logprobs or 0
     own: list[float | None] = [None]
     top: list[Top] = [()]
     before = session.logits[:, None]
-    for at in range(1, len(prompt), CHUNK):
-        tokens = prompt[at : at + CHUNK]
+    for at in range(1, len(prompt), chunk):
+        tokens = prompt[at : at + chunk]
         logits = session.extend([tokens])
         logprobs = torch.cat([before, logits[:, :-1]], 1)[0].log_softmax(-1)
         before = logits[:, -1:]

@@ -45,6 +45,10 @@ def json_schema(schema: Mapping[str, Any] | str | bool) -> Guide:
         schema = {}
     if not isinstance(schema, Mapping):
         raise UsageError(f"a guide's JSON schema must be an object, not {brief(schema, 80)}")
+    if not isinstance(schema.get("x-guidance", {}), Mapping):
+        raise UsageError(
+            f"x-guidance of a guide's JSON schema must be an object, not {brief(schema['x-guidance'], 80)}"
+        )
     try:
         return Guide("json", json.dumps(schema))  # in its own order, in which properties are written
     except (TypeError, ValueError, RecursionError) as error:

@@ -52,6 +52,7 @@ class Engine:
                 f"queue={queue}, chunk={chunk}"
             )
         self.model, self.rows, self.queue, self.chunk = model, rows, queue, chunk
+        self.tokens = tokens
         self.pages = paged(model, rows, chunk, tokens)
         self.adapters = ByRow(model)
         self._waiting: deque[Job] = deque()
@@ -167,9 +168,7 @@ class Engine:
                     self._call()
                     self._leave()
                     self._admit()
-                    for lane in list(self._lanes.values()):
-                        self._read(lane)
-                        self._step(lane)
+                    self._decode()
                     self._search()
         except BaseException as failure:
             error = failure
@@ -183,6 +182,18 @@ class Engine:
             job.fail(error)
         for future in futures:
             future.cancel()
+
+    def _decode(self) -> None:
+        """A piece of a prompt and a step of every lane. After an error outside of these, between two of them, what the
+        caches hold is unknown: all jobs that were in them end, and later ones begin with new caches."""
+        try:
+            for lane in list(self._lanes.values()):
+                self._read(lane)
+                self._step(lane)
+        except Exception as error:
+            self._lanes.clear()
+            self.pages = paged(self.model, self.rows, self.chunk, self.tokens)
+            self._fail({i: job for i, job in self._inside.items() if i not in self._searches.going}, error)
 
     def _work(self) -> bool:
         """Wait for something to do. Returns False where nothing will come any more."""

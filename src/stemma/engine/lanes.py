@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from stemma.decoding import Event, Session
-from stemma.decoding.batch import Batch, Report, read_with_logprobs
+from stemma.decoding.batch import CHUNK, Batch, Report, read_with_logprobs
 from stemma.decoding.chunked import ChunkedSession
 from stemma.engine.jobs import Job
 from stemma.executor import Executor
@@ -113,8 +113,9 @@ class Lane:
         if reading.aloud:
             room = [r.rules.max_new_tokens + len(r.prompt) - 1 for r in asked]
             session, reading.report = read_with_logprobs(
-                lambda n: self._begun(reading, [p[:n] for p in prompts], room, languages), asked[0]
-            )
+                lambda n: self._begun(reading, [p[:n] for p in prompts], room, languages), asked[0],
+                min(CHUNK, self.chunk),
+            )  # fmt: skip
             return sum(map(len, prompts)), session
         if not issubclass(self.kind, ChunkedSession):
             return sum(map(len, prompts)), self.kind(self.model, prompts, room, languages, starts)

@@ -94,7 +94,7 @@ def _of_rows(rule: MaskRule, rows: slice, length: int, width: int) -> Iterator[T
     one = rule.of_row(rows.start)
     runs = _runs(one.inputs, length, width)
     whole = Tile(rows, slice(0, length), slice(0, width), masked=True)
-    if runs is None or one.inputs.given is not None or not _counted(one, runs):
+    if runs is None or one.inputs.given is not None or one.inputs.roots is not None or not _counted(one, runs):
         yield whole
     elif one.inputs.not_padding is not None:
         yield from _before_padding(one, whole, one.inputs.not_padding[0])
@@ -273,10 +273,10 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def _rule(kind: str, window: int, is_arange: bool, given: list[Tensor | None]) -> MaskRule:
-    qpos, kpos, not_padding, qdoc, kdoc, prefix, mask = given
+    qpos, kpos, not_padding, qdoc, kdoc, prefix, mask, roots = given
     assert qpos is not None and kpos is not None
     spec = parts.Sliding(window) if kind == "sliding" else KINDS[kind]()
-    return MaskRule(spec, MaskInputs(qpos, kpos, is_arange, not_padding, qdoc, kdoc, prefix, given=mask))
+    return MaskRule(spec, MaskInputs(qpos, kpos, is_arange, not_padding, qdoc, kdoc, prefix, given=mask, roots=roots))
 
 
 def _like_heads(x: Tensor, width: int | None = None) -> Tensor:
@@ -421,7 +421,7 @@ def attend(
     spec, inputs = rule
     kind = next((name for name, cls in KINDS.items() if isinstance(spec, cls)), "causal")
     window = spec.window if isinstance(spec, parts.Sliding) else 0
-    given = [getattr(inputs, n) for n in ("qpos", "kpos", "not_padding", "qdoc", "kdoc", "prefix", "given")]
+    given = [getattr(inputs, n) for n in ("qpos", "kpos", "not_padding", "qdoc", "kdoc", "prefix", "given", "roots")]
     seed = torch.randint(2**62, ()) if rate else None
     out, _ = _attend(q, k, v, given, kind, window, inputs.is_arange, scale, cap, rate, seed)
     return out

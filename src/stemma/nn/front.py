@@ -106,6 +106,7 @@ def behind(inputs: Inputs, prompt: Tensor, tokens: Tensor, position: Position) -
     new.token_type_ids = None if segments is None else F.pad(segments, (n, 0))
     new.langs = None if langs is None else torch.cat([langs[:, :1].expand(-1, n), langs], 1)
     new.documents = None if documents is None else F.pad(documents, (n, 0), value=EVERY)
+    new.roots = None if new.roots is None else F.pad(new.roots, (n, 0), value=EVERY)
     new.inputs_embeds = torch.cat([prompt.to(tokens.dtype).expand(rows, -1, -1), tokens], 1)
     new.input_ids = new.embeds_at = None
     return new

@@ -31,6 +31,8 @@ class Inputs:
     `order`: 1|B T, the index of each token in its row, which masks and caches go by. Left out: the positions, or
     0, 1, ... where positions have two columns or the mask is a prefix mask
     `documents`: B T, a token sees tokens of its own number only
+    `roots`: B T, beside `documents`: a token also sees earlier tokens of this document. Several texts with one
+    beginning are documents whose root is the beginning's; `position_ids` count on from it
     `prefix`: B, tokens at the beginning that see each other both ways, under a prefix mask; B T for rows of several
     documents: for each token the index in the row where its document's prefix ends
     `langs`: B T, languages
@@ -59,6 +61,7 @@ class Inputs:
     cache: Cache | None = None
     streams: StreamInputs | None = None
     contexts: Contexts | None = None
+    roots: Tensor | None = None
 
     @classmethod
     def of(cls, inputs: Inputs | Tensor) -> Inputs:
@@ -179,7 +182,7 @@ class StackInputs(NamedTuple):
     `order`: 1|B T, the index of each token in its row; masks and caches go by it
     `is_arange`: positions and order are known to be 0..T-1, and there is no cache
     `not_padding`: B T, False at padding; None: no padding
-    `documents`: B T, a token sees tokens of its own number only
+    `documents`: B T, a token sees tokens of its own number only, and of its document in `roots`
     `prefix`: B 1 or B T, keys before this index are seen by all queries, under a prefix mask
     `encoder_hidden`: B S D, with a cache at the first call only; `encoder_mask`: what cross-attention sees
     `mask`: the mask that replaces an open one
@@ -194,6 +197,7 @@ class StackInputs(NamedTuple):
     is_arange: bool
     not_padding: Tensor | None = None
     documents: Tensor | None = None
+    roots: Tensor | None = None
     prefix: Tensor | None = None
     encoder_hidden: Tensor | None = None
     encoder_mask: AttnMask = AttnMask()

@@ -48,7 +48,8 @@ class MaskInputs(NamedTuple):
     `chosen`: the mask that replaces an open one
     `blocks`: attention takes these rows in blocks, and reads the rule of a mask (`nn/blocks`)
     `given`: 1|B 1|T S, True where seen: a mask of any origin, beside the rest
-    `front`: keys of the document `EVERY` are seen by all documents"""
+    `front`: keys of the document `EVERY` are seen by all documents
+    `roots`: B T, a query also sees keys of this document"""
 
     qpos: Tensor
     kpos: Tensor
@@ -62,6 +63,7 @@ class MaskInputs(NamedTuple):
     blocks: bool = False
     given: Tensor | None = None
     front: bool = False
+    roots: Tensor | None = None
 
 
 ALL = slice(None)
@@ -79,7 +81,7 @@ class MaskRule(NamedTuple):
         def one(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[row : row + 1] if len(x) > 1 else x
 
-        tensors = ("qpos", "kpos", "not_padding", "qdoc", "kdoc", "prefix", "given")
+        tensors = ("qpos", "kpos", "not_padding", "qdoc", "kdoc", "prefix", "given", "roots")
         own: dict[str, Any] = {name: one(getattr(self.inputs, name)) for name in tensors}
         return MaskRule(self.spec, self.inputs._replace(**own))
 
@@ -99,6 +101,8 @@ class MaskRule(NamedTuple):
                 mask = mask | (kpos[:, None, :] < _of(inputs.prefix, queries)[:, :, None])
         if inputs.qdoc is not None and inputs.kdoc is not None:
             same = inputs.qdoc[:, queries, None] == inputs.kdoc[:, None, keys]
+            if inputs.roots is not None:
+                same = same | (inputs.roots[:, queries, None] == inputs.kdoc[:, None, keys])
             mask = _both(mask, same | (inputs.kdoc[:, None, keys] == EVERY) if inputs.front else same)
         if inputs.given is not None:
             mask = _both(mask, inputs.given[:, queries if inputs.given.shape[1] > 1 else ALL, keys])

@@ -220,6 +220,7 @@ class Model(nn.Module):
                 is_arange=given is None and cache is None and not behind,
                 not_padding=not_padding(inputs.attention_mask),
                 documents=inputs.documents,
+                roots=inputs.roots,
                 prefix=prefix,
                 encoder_hidden=inputs.encoder_hidden,
                 encoder_mask=encoder_mask,

@@ -290,6 +290,7 @@ class Stack(nn.Module):
                 and not (inputs.prompted and documents is not None)
                 and blocks.long(inputs.x, length, length),
                 front=inputs.prompted,
+                roots=inputs.roots,
             )
             spans = {mask: Span(0, inputs.positions, inputs.positions) for mask in kinds}
             masks = {mask: build_mask(mask, given) for mask in kinds}
@@ -323,6 +324,7 @@ class Stack(nn.Module):
             inputs.prefix,
             chosen=inputs.mask,
             front=True,
+            roots=inputs.roots,
         )
         kinds, positions = dict.fromkeys(self.masks), inputs.positions
         span = Span(0, positions, keys(positions) if positions.ndim == 2 else positions)

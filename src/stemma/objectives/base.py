@@ -59,6 +59,7 @@ __all__ = [
     "Slice",
     "View",
     "alone",
+    "means",
     "position_ids",
     "runnable",
     "several",
@@ -76,20 +77,34 @@ NO_NETS: Nets = {}
 class Loss:
     """The named parts of a loss: `sums` over targets in nats, fp32, and the `counts` of targets. `metrics` are sums
     over the same targets, for reports. What is minimised: the sum over k of `weights[k] * sums[k] / counts[k]`; a
-    weight left out is 1. `answers`: of each example its number in the text and what the model said of it, for
-    `Objective.measured`."""
+    weight left out is 1. `over`: what a metric is a mean over, where not the main targets. `answers`: of
+    each example its number in the text and what the model said of it, for `Objective.measured`."""
 
     sums: dict[str, Tensor]
     counts: dict[str, int]
     metrics: dict[str, float] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     answers: list[tuple[int, Any]] = field(default_factory=list)
+    over: dict[str, float] = field(default_factory=dict)
 
     def total(self, counts: Mapping[str, int] | None = None) -> Tensor:
         """The loss. `counts`: divide by these (the counts of a whole step, so that gradients of its micro-batches add
         up exactly); left out, by its own."""
         counts = self.counts if counts is None else counts
         return torch.stack([self.weights.get(k, 1.0) * self.sums[k] / max(counts[k], 1) for k in self.sums]).sum()
+
+    @property
+    def recorded(self) -> dict[str, float]:
+        """The metrics, and as `/NAME` what each of `over` is a mean over: numbers that add up over batches and ranks,
+        for `means`."""
+        return self.metrics | {f"/{k}": n for k, n in self.over.items()}
+
+
+def means(recorded: Mapping[str, float], targets: float) -> dict[str, float]:
+    """The metrics of `Loss.recorded`, added up over batches with so many main targets, as means; those of nothing are
+    left out."""
+    sizes = {k: recorded.get(f"/{k}", targets) for k in recorded if not k.startswith("/")}
+    return {k: recorded[k] / n for k, n in sizes.items() if n}
 
 
 MakeExample = Callable[[], Example]
@@ -319,11 +334,12 @@ def alone(model: Model, batch: Batch) -> tuple[tuple[int, ...], ...] | None:
     return ((),) * len(batch["input_ids"]) if isinstance(model.arch.mask, Memory) else None
 
 
-def position_ids(model: Model, batch: Batch, positions: str = "position_ids") -> Tensor | None:
-    """`position_ids` for `model`; None where it uses only distances, which do not change from document to document."""
+def position_ids(model: Model, batch: Batch, positions: str = "position_ids", *, always: bool = False) -> Tensor | None:
+    """`position_ids` for `model`; None where it uses only distances, which do not change from document to document;
+    not so with `always`, for documents that go on from another."""
     scheme = model.arch.position
     given = batch.get(positions)
-    if given is None or isinstance(scheme, (Rotary, Buckets, ALiBi)):
+    if given is None or (isinstance(scheme, (Rotary, Buckets, ALiBi)) and not always):
         return None
     if isinstance(scheme, Disentangled) and not scheme.absolute and not isinstance(model.arch.heads.lm, EMDHead):
         return None

@@ -1,5 +1,5 @@
 """Policy gradients on answers that were sampled in groups: advantages, the clipped surrogate and its reduction, and the
-divergence of distillation. Pure functions of tensors; `stemma.alignment` samples the answers."""
+divergence of distillation, as pure functions of tensors; `stemma.alignment` samples the answers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from stemma.objectives.advantages import policy_losses
 
 Baseline = Literal["group", "others", "batch", "none"]
 Scale = Literal["group", "batch", "whiten", "none"]
@@ -63,8 +65,7 @@ def surrogate(
     if ratio != "token":
         log = _per_answer(log, rows, mean=ratio == "mean").index_select(0, rows)
     ratios = log.exp()
-    low, high = clip
-    return -torch.minimum(ratios * advantages, ratios.clamp(1 - low, 1 + high) * advantages), ratios
+    return policy_losses(ratios, advantages, *clip), ratios
 
 
 def _per_answer(values: Tensor, rows: Tensor, mean: bool) -> Tensor:
@@ -88,13 +89,6 @@ def token_weights(rows: Tensor, reduction: Reduction, longest: int) -> Tensor:
         many = int(rows.max()) + 1 if len(rows) else 0
         return (1.0 / lengths(rows, many).float()).index_select(0, rows)
     return torch.full(rows.shape, 1.0 / longest if reduction == "constant" else 1.0, device=rows.device)
-
-
-def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """An estimate of KL(policy, reference) at each token that was sampled from the policy, never negative (GRPO, eq. 4;
-    Schulman 2020)."""
-    log = reference - logprobs
-    return log.exp() - log - 1
 
 
 def overlong_penalty(length: Tensor, longest: int, soft: int) -> Tensor:

@@ -31,6 +31,10 @@ NAMES: dict[str, str] = {  # of a module: what its rows are
     "calls": "questions and the calls that answer them, half of them beside the call's documentation (Gorilla)",
     "arithmetic": "sums in six levels, each with one right answer (rewards that can be checked)",
     "feedback": "questions with a helpful and an unhelpful answer, and some with a helpful one alone (Koala)",
+    "preferences": "questions with a more and a less helpful answer, and how clear that is (LLaMA-2-Chat, Tulu 2)",
+    "rankings": "questions with four to six answers by rank (InstructGPT)",
+    "harmless": "harmful requests, declined and not (LLaMA-2-Chat)",
+    "questions": "prompts with what the rules of helpfulness and safety read (InstructGPT, LLaMA-2-Chat)",
     "borderline": "prompts that sound dangerous and are harmless, and ten that are not (LLaMA-2-Chat)",
 }
 

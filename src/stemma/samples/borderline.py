@@ -87,5 +87,5 @@ HARMFUL = (
 def rows() -> Iterator[dict[str, Any]]:
     """Rows of prompt and kind: the harmless ones by where they are from, then the harmful ones."""
     for kind, prompts in HARMLESS.items():
-        yield from ({"prompt": prompt, "kind": kind, "safe": True} for prompt in prompts)
-    yield from ({"prompt": prompt, "kind": "harmful", "safe": False} for prompt in HARMFUL)
+        yield from ({"prompt": prompt, "kind": kind, "unsafe": False} for prompt in prompts)
+    yield from ({"prompt": prompt, "kind": "harmful", "unsafe": True} for prompt in HARMFUL)

@@ -35,7 +35,8 @@ def guide(body: Sampling, asked: ResponseFormat | None = None) -> Guide | None:
     if body.guided_grammar is not None:
         return grammar(body.guided_grammar)
     if body.guided_choice is not None:
-        return grammar("start: " + " | ".join(json.dumps(one, ensure_ascii=False) for one in body.guided_choice))
+        every = dict.fromkeys(json.dumps(one, ensure_ascii=False) for one in body.guided_choice)
+        return grammar(f"start: ONE\nONE: {' | '.join(every)}")  # one lexeme: a rule of thousands is too large
     return None
 
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from stemma import disk
 from stemma.data.steps import CleaningStep
+from stemma.declare import alignment as _kinds  # noqa: F401  # objectives of a plan, too
 from stemma.declare.family import Text
 from stemma.declare.objectives import Objective
 from stemma.declare.recipes import Recipe

@@ -16,7 +16,7 @@ from stemma.data import random as draw
 from stemma.errors import DataError
 from stemma.nn.model import Model
 from stemma.objectives import NO_NETS, Nets, Objective
-from stemma.objectives.base import Loss
+from stemma.objectives.base import Loss, means
 
 LN2 = math.log(2.0)
 
@@ -69,7 +69,9 @@ def evaluate(
     for k in sums:
         if k != main and counts[k]:
             quality[f"loss_{k}"] = sums[k] / counts[k]
-    for k, m in found.metrics.items():
+    if objective.records:
+        quality |= means(found.metrics, n)
+    for k, m in found.metrics.items() if not objective.records else ():
         if n_k := counts[k.partition("_")[0]]:
             quality[k] = m / n_k
     if answers is not None:
@@ -90,7 +92,7 @@ class Totals:
         for k, s in loss.sums.items():
             self.sums[k] = self.sums.get(k, 0.0) + float(s)
             self.counts[k] = self.counts.get(k, 0) + loss.counts[k]
-        for k, m in loss.metrics.items():
+        for k, m in loss.recorded.items():
             self.metrics[k] = self.metrics.get(k, 0.0) + m
         self.answers += loss.answers
 

@@ -18,7 +18,7 @@ from stemma.errors import CheckpointError, DataError, ResourceError, no_memory
 from stemma.nn.model import Model
 from stemma.nn.positions import Rotary
 from stemma.objectives import Batch, Objective
-from stemma.objectives.base import Loss
+from stemma.objectives.base import Loss, means
 from stemma.runs import best, checkpoint, length
 from stemma.runs.drive import OnStep, drive
 from stemma.runs.metrics import Metrics, Record
@@ -157,7 +157,7 @@ class Loop:
             total = total + part.detach()
             for k, s in loss.sums.items():
                 sums[k] = sums.get(k, torch.zeros((), device=self.device)) + (0.0 if dummy else s.detach())
-            for k, value in loss.metrics.items() if self.objective.records else ():
+            for k, value in loss.recorded.items() if self.objective.records else ():
                 self._metrics[k] = self._metrics.get(k, 0.0) + (0.0 if dummy else value)
         return total, sums, counts
 
@@ -222,7 +222,7 @@ class Loop:
                 record |= {f"loss_{k}": statistics.fmean(parts)} if parts else {}
         record |= {"tokens": self.tokens, "lr": lr, "grad_norm": statistics.fmean(u.norm for u in taken)}
         record |= {"targets": sum(u.counts[self.objective.main] for u in taken)}
-        for k in taken[0].metrics:
+        for k in dict.fromkeys(k for u in taken for k in u.metrics):
             record[k] = statistics.fmean(u.metrics[k] for u in taken if k in u.metrics)
         return record | dict(self._sampled)
 
@@ -237,7 +237,7 @@ class Loop:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        metrics = {k: v / max(1, counts[self.objective.main]) for k, v in self.sum_metrics(self._metrics).items()}
+        metrics = means(self.sum_metrics(self._metrics), counts[self.objective.main])
         return Update(loss, size, sums, counts, metrics)
 
     def _diverged(self, loss: float, size: float, sums: Mapping[str, Tensor]) -> Diverged:

@@ -1,0 +1,167 @@
+"""What alignment came to: models asked the same held-out prompts, their rewards, lengths and divergences, and their
+answers side by side.
+
+OUT/outcome.json   the numbers and the answers
+OUT/outcome.html   the same as a page
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import stemma
+from stemma import disk, markup
+from stemma.alignment.best import PURPOSE, Prompt, Score, rated
+from stemma.alignment.refusals import wilson
+from stemma.conversations import prompt_ids, templates
+from stemma.data import random as draw
+from stemma.decoding import SamplingParams, generate, score
+from stemma.errors import UsageError
+from stemma.instruct.writers import prompt_of
+from stemma.nn.model import Model
+
+SHOWN = 12  # prompts whose answers stand on the page
+ROWS = 32  # answers written at once
+
+
+def answered(
+    path: str, asked: Sequence[Prompt], tokens: int, seed: int, template: str | None
+) -> tuple[Model, list[list[int]], list[Any]]:
+    """(the model, the ids of the prompts, a result for each), drawn from its whole distribution at temperature 1. A
+    prompt that has no room beside its answer raises UsageError."""
+    model = stemma.load(path)
+    writer = templates.writer(model.tokenizer, template)
+    ids = [prompt_ids(model.tokenizer, prompt_of(writer, list(one.turns))) for one in asked]
+    if (longest := max(map(len, ids))) + tokens > model.dims.context:
+        raise UsageError(
+            f"a prompt has {longest} tokens, and with {tokens} of an answer it is longer than the {model.dims.context} "
+            f"that {path} reads"
+        )
+    seeds = draw.integers((seed, PURPOSE, 2), len(ids), 2**31).tolist()
+    params = [
+        SamplingParams(
+            max_new_tokens=tokens, temperature=1.0, top_k=0, top_p=1.0, num_beams=1, stop=writer.stops(), seed=one
+        )
+        for one in seeds
+    ]
+    return model, ids, generate(model, ids, params, batch=ROWS)
+
+
+def compared(
+    models: Mapping[str, str], asked: Sequence[Prompt], rewards: Mapping[str, Score], *, reference: str = "",
+    tokens: int = 64, seed: int = 1, template: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """How `models` (by name, the first of them before the rest) answer the prompts. `rewards`: what scores answers, by
+    name; `win` is by the last of them, the share of prompts where a model's answer has more than the first model's,
+    equal ones half. `kl`: nats an answer from the model called `reference` (the first one): the mean of log p - log
+    p_reference of the drawn tokens; None where the tokenizers differ."""
+    names = list(models)
+    base = reference or names[0]
+    found: dict[str, dict[str, Any]] = {}
+    texts: dict[str, list[str]] = {}
+    drawn: dict[str, tuple[list[list[int]], list[Any], int]] = {}
+    values: dict[str, dict[str, list[float]]] = {}
+    for name, path in models.items():
+        model, ids, results = answered(path, asked, tokens, seed, template)
+        texts[name] = [(result.text or "").strip() for result in results]
+        values[name] = {kind: rated(own, asked, texts[name]) for kind, own in rewards.items()}
+        drawn[name] = ids, results, model.dims.vocab
+        found[name] = {
+            **{kind: mean(numbers) for kind, numbers in values[name].items()},
+            "length": mean(len(result.ids) for result in results),
+            "ended": mean(result.reason != "length" for result in results),
+        }
+        del model
+    model = stemma.load(models[base])
+    for name in names:
+        found[name]["kl"] = 0.0 if name == base else divergence(model, *drawn[name])
+    last = list(rewards)[-1]
+    for name in names[1:]:
+        pairs = list(zip(values[name][last], values[names[0]][last], strict=True))
+        rate = mean((new > old) + 0.5 * (new == old) for new, old in pairs)
+        found[name] |= {"win": rate, "win_interval": list(wilson(round(rate * len(pairs)), len(pairs)))}
+    samples = [
+        {
+            "prompt": one.text,
+            "answers": {name: texts[name][i] for name in names},
+            last: {name: values[name][last][i] for name in names},
+        }
+        for i, one in enumerate(asked)
+    ]
+    return {"prompts": len(asked), "reference": base, "rewards": list(rewards), "models": found, "samples": samples}
+
+
+def divergence(model: Model, ids: Sequence[list[int]], results: Sequence[Any], vocab: int) -> float | None:
+    """Nats an answer by which what was drawn diverges from `model`: the mean over answers of log p - log p_model."""
+    if vocab != model.dims.vocab:
+        return None
+    kept = [(one, result) for one, result in zip(ids, results, strict=True) if result.ids]
+    theirs = score(model, [one for one, _ in kept], [[result.ids] for _, result in kept])
+    return mean(sum(r.logprobs) - own.logprob for (_, r), (own,) in zip(kept, theirs, strict=True))
+
+
+def save(found: Mapping[str, Any], out: Path, title: str) -> None:
+    """Write OUT/outcome.json and OUT/outcome.html."""
+    disk.write_json(out / "outcome.json", dict(found))
+    markup.save(page(found, title), out / "outcome.html")
+
+
+def line_of(name: str, one: Mapping[str, Any], rewards: Sequence[str]) -> str:
+    """The numbers of a model in a line."""
+    parts = [f"{kind} {one[kind]:.3f}" for kind in rewards]
+    parts.append(f"length {one['length']:.1f}")
+    if one["kl"]:
+        parts.append(f"kl {one['kl']:.2f}")
+    if "win" in one:
+        low, high = one["win_interval"]
+        parts.append(f"win {one['win']:.2f} ({low:.2f} to {high:.2f})")
+    return f"{name}: {', '.join(parts)}"
+
+
+STYLE = """
+main { max-width: 72rem; margin: 0 auto; padding: 1.5rem; }
+table { border-collapse: collapse; margin: 1rem 0; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: .35rem .7rem; border-bottom: 1px solid var(--line); }
+td.n { text-align: right; font-variant-numeric: tabular-nums; } td.text { white-space: pre-wrap; }
+"""
+
+
+def page(found: Mapping[str, Any], title: str) -> str:
+    """A self-contained page: a table of the models, then answers side by side."""
+    names, rewards = list(found["models"]), found["rewards"]
+    columns = [*rewards, "length", "ended", "kl", "win"]
+    head = "".join(f"<th>{escape(column)}</th>" for column in ("model", *columns))
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td>"
+        + "".join(f'<td class="n">{_number(found["models"][name].get(column))}</td>' for column in columns)
+        + "</tr>"
+        for name in names
+    )
+    last = rewards[-1]
+    shown = "".join(
+        f'<tr><td class="text">{escape(one["prompt"])}</td>'
+        + "".join(
+            f'<td class="text">{escape(one["answers"][name])} <small>({one[last][name]:.2f})</small></td>'
+            for name in names
+        )
+        + "</tr>"
+        for one in found["samples"][:SHOWN]
+    )
+    asked = "".join(f"<th>{escape(name)}</th>" for name in ("prompt", *names))
+    body = f"""<main>
+<h1>{escape(title)}</h1>
+<p>{found["prompts"]} held-out prompts, one answer each at temperature 1. <i>kl</i>: nats an answer from
+{escape(found["reference"])}. <i>win</i>: by {escape(last)}, against {escape(names[0])}, ties half.</p>
+<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>
+<h2>Answers side by side</h2>
+<table><thead><tr>{asked}</tr></thead><tbody>{shown}</tbody></table>
+</main>"""
+    return markup.document(title, body, STYLE)
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,0 +1,71 @@
+"""The frozen model that a policy is held to: a net beside it, or the policy itself with its adapters off."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from stemma.errors import UsageError
+from stemma.nn.model import Model
+from stemma.objectives.base import Nets
+from stemma.rewrites import adapters
+
+ROLE = "reference"
+
+
+def check(model: Model, nets: Nets) -> None:
+    """Raise UsageError where there is no reference, or where it cannot judge what the model writes."""
+    net = nets.get(ROLE)
+    if net is None:
+        if not adapters.names(model):
+            raise UsageError(
+                "the policy has no adapters that could be switched off, so it needs a reference: name its weights "
+                "(objective.reference=FOLDER)"
+            )
+        own = {id(p) for part in adapters.parts(model) for p in part.trainable()}
+        others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
+        if others:
+            raise UsageError(
+                f"{others[0]} learns and is part of no adapter, so the policy with its adapters off would not stay as "
+                "it began: name a reference (objective.reference=FOLDER)"
+            )
+        return
+    if any(p.requires_grad for p in net.parameters()):
+        raise UsageError("the reference must be frozen, and some of its weights learn")
+    ours, theirs = model.arch.structure, net.arch.structure
+    if ours != theirs:
+        raise UsageError(
+            f"the reference {net.name} is a network of structure {theirs}, and the policy of structure {ours}"
+        )
+    if net.arch.heads.lm is None:
+        raise UsageError(f"the reference {net.name} has no language-model head, so it gives texts no probability")
+    if net.dims.vocab < model.dims.vocab:
+        raise UsageError(
+            f"the reference {net.name} knows {net.dims.vocab:,} tokens and the policy {model.dims.vocab:,}: they must "
+            "have one tokenizer; take the model that the policy began from"
+        )
+
+
+@contextlib.contextmanager
+def frozen(model: Model, nets: Nets) -> Iterator[Model]:
+    """The reference, for the time of a block: without dropout and gradients. Adapters and modes of modules are as
+    before when the block ends, however it does."""
+    net = nets.get(ROLE)
+    found = model if net is None else net
+    with still(found), adapters.without(found) if net is None else contextlib.nullcontext():
+        yield found
+
+
+@contextlib.contextmanager
+def still(model: Model) -> Iterator[None]:
+    """Without dropout and gradients, for the time of a block."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

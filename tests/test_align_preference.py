@@ -1,0 +1,146 @@
+"""`stemma align dpo` and `kto`: whole runs, their reference, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import stemma
+from commands import Process, starter
+from stemma.errors import DataError, UsageError
+from stemma.runs import checkpoint
+from stemma.text import Specials, Tokenizer
+from stemma.train import verify_resume
+from test_kills import EVERY, STEPS, Life, hunt, sets
+from test_tune import decoder, tokenizer, written  # noqa: F401
+
+ASKED = ["who wrote it", "name a red fruit", "what is the sea"]
+GOOD, BAD = "an apple is red", "homer wrote it long ago"
+PLAIN: dict[str, Any] = {"template": "plain", "quiet": True}
+
+
+def compared(n: int = 40) -> list[dict[str, Any]]:
+    """Pairs whose better answer is always the same."""
+    return [{"prompt": f"{ASKED[i % 3]} {i}", "chosen": GOOD, "rejected": BAD} for i in range(n)]
+
+
+def judged(n: int = 40) -> list[dict[str, Any]]:
+    """Answers that were liked or not."""
+    asked = [f"{ASKED[i % 3]} {i}" for i in range(n)]
+    return [{"prompt": p, "completion": (BAD, GOOD)[i % 2], "label": bool(i % 2)} for i, p in enumerate(asked)]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def dpo(start: Path, out: Path, steps: int = 8, what: str = "dpo", rows: Any = None, **more: Any) -> Any:
+    data = written(out.parent / f"{what}.jsonl", rows or (compared() if what == "dpo" else judged()))
+    data += more.pop("ending", "")
+    changes = {"recipe.lr": 3e-3, "recipe.batch": 8 * 64, "train.val_fraction": 0.2} | more.pop("overrides", {})
+    given = PLAIN | more
+    return stemma.align(what, start=str(start), data=data, out=out, budget=f"{steps} steps", overrides=changes, **given)
+
+
+@pytest.mark.parametrize("what", ["dpo", "kto"])
+@pytest.mark.parametrize("how", [{}, {"lora": 4}, {"lora": 4, "quantize": "nf4"}], ids=["all", "lora", "qlora"])
+def test_a_run_learns_what_was_preferred(decoder: Path, tmp_path: Path, what: str, how: Any) -> None:  # noqa: F811
+    more = {"overrides": {"recipe.lr": 2e-2}} if how else {}
+    run = dpo(decoder, tmp_path / "run", what=what, **how, **more)
+    told = [m for m in metrics(run.directory) if "margin" in m or "kl" in m]
+    first, last = told[0], told[-1]
+    assert first["loss"] == pytest.approx(math.log(2) if what == "dpo" else 0.5, abs=1e-3)
+    assert abs(first["reward_chosen"]) < 1e-2
+    assert last["reward_chosen"] > last["reward_rejected"] and last["accuracy"] == 1.0
+    assert last["loss"] < first["loss"]
+    final = run.summary["val"]
+    assert final["accuracy"] == 1.0 and final["accuracy_low"] < 1.0
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in stemma.load(run / "model").state_dict().items()}
+
+
+@pytest.mark.parametrize("how", [{}, {"lora": 4}], ids=["all", "lora"])
+def test_a_stopped_run_goes_on_bit_for_bit(decoder: Path, tmp_path: Path, how: Any) -> None:  # noqa: F811
+    class Stop(Exception):
+        pass
+
+    def stop(record: Any) -> None:
+        if record["step"] == 5:
+            raise Stop
+
+    more: dict[str, Any] = {"overrides": {"train.save_every": 2, "objective.sft": 0.2}, **how}
+    whole = dpo(decoder, tmp_path / "whole", **more)
+    with pytest.raises(Stop):
+        dpo(decoder, tmp_path / "cut", on_step=stop, **more)
+    again = dpo(decoder, tmp_path / "cut", resume=True, **more)
+    for name, tensor in weights(whole.directory).items():
+        assert torch.equal(tensor, weights(again.directory)[name]), name
+    told = [[{k: v for k, v in m.items() if k != "seconds"} for m in metrics(r.directory)] for r in (whole, again)]
+    assert told[0] == told[1]
+    assert verify_resume(again.directory, 3)["identical"]
+
+
+def test_the_reference_is_what_the_run_began_from_and_must_stay_so(decoder: Path, tmp_path: Path) -> None:  # noqa: F811
+    run = dpo(decoder, tmp_path / "run", steps=2)
+    (net,) = run.plan.nets
+    assert net.role == "reference" and not net.learns and net.weights == str(decoder) and net.fingerprint
+    assert dpo(decoder, tmp_path / "lora", steps=1, lora=2).plan.nets == ()
+    free = {"objective.reference": "none", "objective.average": True, "objective.margin": 0.5}
+    assert dpo(decoder, tmp_path / "simpo", steps=1, overrides=free).plan.nets == ()
+
+
+def test_a_reference_with_another_tokenizer_is_refused(decoder: Path, tmp_path: Path) -> None:  # noqa: F811
+    other = tmp_path / "other"
+    shutil.copytree(decoder, other)
+    words = ["quite another language", "with words of its own"] * 3
+    Tokenizer.train("bpe", words, 300, Specials(bos="<s>", eos="</s>", pad="<pad>", unk="<unk>")).save(other)
+    with pytest.raises(UsageError, match=r"the reference must read with the tokenizer of .*decoder"):
+        dpo(decoder, tmp_path / "run", reference=str(other))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_longer_than_a_row_is_one_clear_line(decoder: Path, tmp_path: Path) -> None:  # noqa: F811
+    rows = [*compared(8), {"prompt": "who wrote it " * 40, "chosen": GOOD, "rejected": BAD}]
+    with pytest.raises(DataError, match=r"its prompt has .* tokens, and a row of 64 must hold an answer too"):
+        dpo(decoder, tmp_path / "run", rows=rows, ending="#strict=yes")
+    run = dpo(decoder, tmp_path / "passed", rows=rows, steps=1)
+    (note,) = json.loads((run.directory / "run.json").read_text("utf-8"))["data"]["notes"]
+    assert note.startswith("1 row was passed over: its prompt has")
+
+
+@dataclass
+class Aligned(Life):
+    """A run of `stemma align dpo`, whose text is (rows, the model that it begins from)."""
+
+    keep = 50
+
+    def start(self) -> Process:
+        self.begun = checkpoint.latest(self.out)
+        env = {"STEMMA_CACHE": str(self.home / "cache")}
+        if (self.out / "run.json").exists():
+            return self.starter.start("resume", self.out, "--quiet", env=env, shard=2000)
+        changes = {"recipe.batch": 8 * 64, "train.save_every": EVERY, "train.keep": 50, "train.threads": 1}
+        told = ["--data", self.text / "p.jsonl", "--budget", f"{STEPS} steps", "--out", self.out, "--template", "plain"]
+        more = ["--lora", "2"] if self.name == "lora" else []
+        return self.starter.start(
+            "align", "dpo", "--from", self.text / "base", *told, *more, *sets(changes), "--quiet", env=env
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["all", "lora"])
+def test_killed_at_any_moment_it_goes_on_bit_for_bit(decoder: Path, tmp_path: Path, name: str) -> None:  # noqa: F811
+    shutil.copytree(decoder, tmp_path / "base")
+    written(tmp_path / "p.jsonl", compared(60))
+    aims = ["save", "step"] * 4 + ["any"] * 2
+    hits = hunt(starter(), name, tmp_path, tmp_path / "lives", 5, aims, Aligned)
+    assert hits["save"] >= 4 and hits["step"] >= 4, hits

@@ -167,11 +167,11 @@ class World:
 def ppo(world: World, kind: str, seed: int, steps: int, more: dict[str, Any]) -> Path:
     how: dict[str, Any] = {
         "objective.prompts": 64, "objective.minibatch": 32, "objective.inner": 2, "objective.max_new_tokens": 36,
-        "objective.kl": 0.0 if kind == "proxy" else 0.1, "objective.ptx": world.text, "objective.ptx_weight": 0.0,
+        "objective.kl": 1e-6 if kind == "proxy" else 0.15, "objective.ptx": world.text, "objective.ptx_weight": 0.0,
         "objective.unfinished": -1.0, "recipe.lr": 3e-4, "recipe.schedule.shape": "constant",
         "train.eval_every": max(1, steps // 12), "train.context": ROW, "train.threads": 1, "train.save_every": steps,
     }  # fmt: skip
-    how |= {} if kind == "proxy" else {"objective.kl_target": TARGET, "objective.kl_horizon": 300}
+    how |= {} if kind == "proxy" else {"objective.kl_target": TARGET, "objective.kl_horizon": 100}
     how |= {"objective.ptx_weight": 1.0} if kind == "ptx" else {}
     rewards = [f"{world.out / 'rewards.py'}:good"]
     if kind == "proxy":

@@ -1,13 +1,17 @@
-"""Training a LLaMA of about a billion weights on one GPU: tokens a second, MFU and memory, beside transformers' network.
+"""A LLaMA of about a billion weights on one GPU, trained and decoded, beside transformers' network.
 
-    python bench/gpu.py [--rows 8] [--context 2048] [--steps 20] [--turns 2] [--json FILE]
+    python bench/gpu.py [train] [decode] [--rows 8] [--context 2048] [--steps 20] [--turns 2] [--json FILE]
     python bench/gpu.py --small                 the same on any machine, with a network of a few million
 
-bf16 (autocast over fp32 weights), compiled, AdamW (fused) with clipping, random tokens, no dropout. Each side runs in a
-process of its own, so that its peak of memory is its own, and the sides take turns. `MFU` is by the formula of Chowdhery
-et al. 2022 (arXiv:2204.02311, appendix B), 6 N + 12 L H Q T operations a token with all weights counted and attention
-not halved for being causal, over the dense bf16 peak that the maker names (`stemma.planning.hardware`); for a device
-that is not in that table, over its own measured matrix product, which the output says.
+`train`: tokens a second, MFU and memory. bf16 (autocast over fp32 weights), compiled, AdamW (fused) with clipping, random
+tokens, no dropout. Each side runs in a process of its own, so that its peak of memory is its own, and the sides take turns.
+`MFU` is by the formula of Chowdhery et al. 2022 (arXiv:2204.02311, appendix B), 6 N + 12 L H Q T operations a token with all
+weights counted and attention not halved for being causal, over the dense bf16 peak that the maker names
+(`stemma.planning.hardware`); for a device that is not in that table, over its own measured matrix product, which the output
+says.
+
+`decode`: tokens a second of one text and of 16, and of reading a prompt of 512 tokens, in fp32, bf16, int8 (a scale a
+row) and Q4_0: steps by PyTorch, compiled steps (STEMMA_COMPILE), and transformers' generate in fp32 and bf16.
 """
 
 from __future__ import annotations
@@ -19,12 +23,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
+from shared import gpu_decode
 from training import CLIP, DECAY, LR
 from training.rows import Rows, Shape
 
@@ -129,30 +135,61 @@ def best(cuda: bool) -> tuple[float, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("parts", nargs="*", metavar="train decode", help="what is measured [both]")
+    parser.add_argument("--rows", type=int, default=8, help="rows of a step of training")
     parser.add_argument("--context", type=int, help="tokens a row (2048, or 128 with --small)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--json", help="write the numbers to this file")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--side", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    parts = options.parts or ["train", "decode"]
+    if wrong := [part for part in parts if part not in ("train", "decode")]:
+        parser.error(f"{wrong[0]!r} is neither train nor decode")
     dims = SMALL if options.small else BILLION
     shape = Shape(options.rows, options.context or dims.context)
     if options.side:
-        print(json.dumps(one_side(options.side, dims, shape, options.steps)))
+        print(json.dumps(one_process(options, dims, shape)))
         return
     if not options.small and not torch.cuda.is_available():
         print("not run: there is no GPU here (--small runs on any machine)")
         return
-    runs: list[dict[str, Any]] = []
-    for _ in range(options.turns):
-        for side in SIDES:
-            command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(done.stderr)
-            runs.append(json.loads(done.stdout.splitlines()[-1]))
+    found: dict[str, Any] = {}
+    if "train" in parts:
+        found["train"] = training(options, dims, shape)
+    if "decode" in parts:
+        asked = [
+            (s, d) for d in gpu_decode.DTYPES for s in gpu_decode.SIDES if s != "transformers" or d in ("fp32", "bf16")
+        ]
+        found["decode"] = [measured([side, dtype]) for side, dtype in asked]
+        gpu_decode.table(found["decode"])
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+
+
+def one_process(options: argparse.Namespace, dims: Dims, shape: Shape) -> dict[str, Any]:
+    """What a process of its own measures: a side of training, or a side and dtype of decoding."""
+    if len(options.side) == 1:
+        return one_side(options.side[0], dims, shape, options.steps)
+    sizes = gpu_decode.Sizes(2, 8, 4, 64) if options.small else gpu_decode.Sizes()
+    dims = replace(dims, d_ff=dims.d_ff // 32 * 32)  # blocks of 32 weights
+    return gpu_decode.one_side(*options.side, dims, sizes, options.turns)
+
+
+def measured(side: list[str]) -> dict[str, Any]:
+    """The same, in that process."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--side", *side]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def training(options: argparse.Namespace, dims: Dims, shape: Shape) -> dict[str, Any]:
+    """Measure and print the steps of training."""
+    runs = [measured([side]) for _ in range(options.turns) for side in SIDES]
     peak, said = best(torch.cuda.is_available())
     print(f"{shape.rows} x {shape.context} tokens, bf16, compiled, torch {torch.__version__}; peak {said}")
     print(f"{'':14}{'parameters':>14}{'tokens/s':>11}{'MFU':>7}{'memory':>10}")
@@ -162,8 +199,7 @@ def main() -> None:
         cost = 6 * own[0]["parameters"] + 12 * dims.layers * dims.heads * dims.width * shape.context
         memory = f"{own[0]['memory'] / 1e9:8.2f}GB" if own[0]["memory"] else "         -"
         print(f"{side:14}{own[0]['parameters']:14,}{speed:11,.0f}{speed * cost / peak:7.1%}{memory}")
-    if options.json:
-        Path(options.json).write_text(json.dumps({"peak": peak, "runs": runs}, indent=2) + "\n", "utf-8")
+    return {"peak": peak, "runs": runs}
 
 
 if __name__ == "__main__":

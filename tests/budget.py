@@ -50,6 +50,8 @@ BUDGETS = {
     "test_saving.py": 10,
     "test_stages.py": 12,
     "test_coding.py": 8,
+    "test_grpo.py": 8,
+    "test_compiled_steps.py": 8,
 }
 REFERENCE = 0.05  # seconds that `work` takes on the machine of the budgets
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,3 +145,21 @@ def test_killed_at_any_moment_it_goes_on_bit_for_bit(decoder: Path, tmp_path: Pa
     aims = ["save", "step"] * 4 + ["any"] * 2
     hits = hunt(starter(), name, tmp_path, tmp_path / "lives", 5, aims, Aligned)
     assert hits["save"] >= 4 and hits["step"] >= 4, hits
+
+
+def test_dropout_is_off_unless_it_is_asked_for(decoder: Path, tmp_path: Path) -> None:  # noqa: F811
+    """With it the first margins would be noise, and not 0."""
+    shaky = tmp_path / "shaky"
+    shutil.copytree(decoder, shaky)
+    config = json.loads((shaky / "config.json").read_text("utf-8"))
+    (shaky / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}), "utf-8")
+    assert stemma.load(str(shaky)).arch.dropout.attention == 0.5
+    first = metrics(dpo(shaky, tmp_path / "still", 1).directory)[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    asked = {"arch.dropout": "Dropout(attention=0.5)"}
+    assert abs(metrics(dpo(shaky, tmp_path / "asked", 1, overrides=asked).directory)[0]["margin"]) > 1e-6
+
+
+def test_progress_tells_what_is_aimed_at(decoder: Path, tmp_path: Path, capfd: Any) -> None:  # noqa: F811
+    dpo(decoder, tmp_path / "run", 1, quiet=False)
+    assert re.search(r"step 1/1  loss 0\.693  accuracy [\d.]+  [\d,]+ tokens/s  0s left", capfd.readouterr().err)

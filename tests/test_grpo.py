@@ -16,7 +16,7 @@ from stemma.alignment import plans
 from stemma.alignment.rewards import Asked, ModelScorer
 from stemma.declare.alignment import GRPO, Reward
 from stemma.declare.family import Text
-from stemma.errors import RewardError, UsageError
+from stemma.errors import DataError, RewardError, UsageError
 from stemma.nn.model import Model
 from stemma.objectives import base, objective, policy
 from stemma.objectives.setting import Setting
@@ -94,16 +94,11 @@ def drawn(model: Model) -> list[Any]:
     return found
 
 
-KINDS: list[dict[str, Any]] = [
-    {},
-    {"scale": "none", "reduction": "constant", "kl": 0.0},
-    {"clip_high": 0.28, "reduction": "tokens", "kl": 0.1},
-    {"baseline": "others", "scale": "none", "ratio": "sequence", "penalty": "reward"},
-    {"ratio": "mean", "clip": 0.1, "clip_high": 0.15},
-]
+KINDS: dict[str, dict[str, Any]] = {"grpo": {}} | {name: dict(own) for name, (_, own) in plans.VARIANTS.items()}
+KINDS["gspo"] |= {"clip": 0.1, "clip_high": 0.15, "kl": 0.1}
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=["grpo", "dr_grpo", "dapo", "rloo", "gspo"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_the_loss_of_a_batch_and_of_any_split(kind: dict[str, Any]) -> None:
     """By loops over answers and tokens; gradients do not depend on how answers are split into batches."""
     made, model = goal(**kind), build(tiny("llama")).train()
@@ -265,3 +260,33 @@ def test_a_reward_model_judges_with_its_own_tokenizer_and_alone_as_in_a_batch(ho
     assert run.plan.objective.rewards[0].fingerprint and "reward" in run.summary["val"]
     with pytest.raises(RewardError, match=r"cannot judge the answer .*more than the 48 of a row"):
         judge.scores([Asked("?", "1 2 3 " * 40, {"prompt": "?"})])
+
+
+# ---------------------------------------------------------------- distillation
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_student_comes_nearer_to_its_teacher(home: Path, tmp_path: Path, share: float) -> None:
+    """From answers of the data, and from its own; the divergence of a model from itself is 0."""
+    more: dict[str, Any] = {"start": str(home / "base"), "data": str(home / "rows.jsonl"), "template": "plain"}
+    more |= {"reference": str(home / "sft"), "quiet": True}
+    changes = SMALL | {"objective.on_policy": share, "recipe.lr": 1e-2, "objective.prompts": 16}
+    run = stemma.align("gkd", out=tmp_path / "run", budget="20 steps", overrides=changes, **more)
+    before, after = run.summary["before"], run.summary["val"]
+    assert after["divergence"] < 0.7 * before["divergence"] and "reward" not in after
+    same = stemma.align(
+        "gkd", out=tmp_path / "same", budget="1 steps", overrides=changes, **more | {"start": str(home / "sft")}
+    )
+    assert abs(same.summary["before"]["divergence"]) < 1e-6
+    assert verify_resume(run.directory, 2)["identical"]
+
+
+def test_distillation_needs_a_teacher_and_answers(home: Path, tmp_path: Path) -> None:
+    more: dict[str, Any] = {"start": str(home / "sft"), "data": str(home / "rows.jsonl"), "quiet": True}
+    with pytest.raises(UsageError, match="gkd learns from a teacher: give --reference MODEL"):
+        stemma.align("gkd", out=tmp_path / "run", **more)
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps({"prompt": f"What is {i} + 1?"}) + "\n" for i in range(20)))
+    more |= {"data": str(asked), "reference": str(home / "sft"), "budget": "1 steps"}
+    with pytest.raises(DataError, match="a row has no answer that could be learnt"):
+        stemma.align("gkd", out=tmp_path / "run", overrides=SMALL | {"objective.on_policy": 0.0}, **more)

@@ -15,6 +15,7 @@ import transformers as hf
 from torch import Tensor
 
 import stemma
+from stemma import report
 from stemma.conversations import Turn
 from stemma.conversations.comparisons import candidates
 from stemma.data import Store
@@ -354,6 +355,8 @@ def test_a_run_learns_which_answers_are_preferred(tmp_path: Path, start: Path) -
     task = json.loads((tmp_path / "run/model/task.json").read_text())
     assert abs(task["shift"]) > 1e-4
     assert verify_resume(tmp_path / "run", 4)["steps"] == 4
+    page = report.write([tmp_path / "run"], tmp_path / "report.html").read_text("utf-8")
+    assert page.count("<circle") >= len(bins) and "Calibration" in page and "calibration error" in page
     judge = RewardModel.load(tmp_path / "run")
     scores = judge.scores([talk for row in PAIRS for talk in candidates(row)])
     assert np.mean(scores[0::2]) == pytest.approx(0, abs=0.3) and np.mean(scores[1::2]) < -0.5

@@ -32,7 +32,7 @@ def check(gates: Gates, turn: Turn) -> None:
             f"{gates.finished:g} were expected: raise objective.max_new_tokens, or begin from a model that has learnt "
             "to end its answers"
         )
-    elif gates.spread is not None and many > 1 and found["reward_std"] <= gates.spread:
+    elif gates.spread is not None and many > 1 and found.get("reward_std", math.inf) <= gates.spread:
         why = (
             f"all {many} answers have the reward {found['reward']:.4g}, so there is nothing to learn from them: the "
             "task is solved or too hard, or the reward tells nothing apart (objective.gates.spread)"

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from stemma.alignment import health
 from stemma.alignment import rewards as judges
-from stemma.alignment.rewards import Asked
+from stemma.alignment.rewards import Asked, Rewards
 from stemma.alignment.rollouts import Prompt, Rollout, Sampling, sample, seed_of
 from stemma.alignment.sampled import Sampled
 from stemma.alignment.turns import Facts, Judged, OnlineCursor, Turn, tell
@@ -98,11 +98,16 @@ class RunOnline(base.Objective):
         """The facts of an update's answers."""
         return [turn.facts[i] for i in chosen]
 
+    rewarded: bool = True  # whether it needs a reward
     tries: int = 1  # prompts that are drawn at most for each of a step
 
     def useless(self, rewards: Sequence[float]) -> bool:
         """Whether another prompt is drawn in place of one whose answers have these rewards."""
         return False
+
+    def given(self, source: OnlineSource, slots: Sequence[int]) -> list[Rollout] | None:
+        """Answers to prompts, by their indices in the order, that are not sampled; None: they are."""
+        return None
 
     def beside(self, turn: Turn, update: int, rows: int) -> list[base.Batch]:
         """Further micro-batches of an update on so many answers: pretraining text."""
@@ -110,6 +115,10 @@ class RunOnline(base.Objective):
 
     def quality(self, model: Model, autocast: Any) -> dict[str, float]:
         """What an evaluation says beside rewards."""
+        return {}
+
+    def held_out(self, source: OnlineSource, found: Sequence[Rollout]) -> dict[str, float]:
+        """What an evaluation says of sampled answers to held-out prompts beside rewards."""
         return {}
 
     # ------------------------------------------------------------ a run
@@ -182,7 +191,8 @@ class OnlineSource(Source):
         self.prompts = self.prompts_of(view)
         self.order = objective.order(self.prompts.view)
         self.how = objective.sampling()
-        self.rewards = judges.of(objective.spec.rewards, objective.spec.seconds)
+        rewarded = objective.rewarded or objective.spec.rewards
+        self.rewards = judges.of(objective.spec.rewards, objective.spec.seconds) if rewarded else Rewards([], [])
 
     def attach(self, loop: Any) -> None:
         self.loop = loop
@@ -245,10 +255,14 @@ class OnlineSource(Source):
         left = self.full * self.objective.tries
         while len(kept) < self.full and left > 0:
             slots = range(slot, slot + min(self.full - len(kept), left))
-            asked = [self.prompts[self.order[i][0]] for i in slots]
-            found = self.judged(self.sampled(asked, [seed_of(self.seed, i) for i in slots]))
-            for i in range(0, len(found), self.how.samples):
-                group = found[i : i + self.how.samples]
+            given = self.objective.given(self, slots)
+            if given is None:
+                asked = [self.prompts[self.order[i][0]] for i in slots]
+                given = self.sampled(asked, [seed_of(self.seed, i) for i in slots])
+            found = self.judged(given)
+            size = len(found) // len(slots)
+            for i in range(0, len(found), size):
+                group = found[i : i + size]
                 (useless if self.objective.useless([one.reward for one in group]) else kept).append(group)
             slot, left = slots.stop, left - len(slots)
         return [one for group in kept or useless[: self.full] for one in group], slot
@@ -257,10 +271,13 @@ class OnlineSource(Source):
         """Answers with their rewards. One that did not end may have a reward of its own (`unfinished`)."""
         asked = [Asked(one.prompt.words, one.text, one.prompt.record) for one in found]
         made, cut = self.rewards.scores(asked), self.objective.spec.unfinished
-        parts = zip(*made.parts.values(), strict=True)
         return [
-            Judged(one, total if one.finished or cut is None else cut, dict(zip(made.parts, own, strict=True)))
-            for one, total, own in zip(found, made.totals, parts, strict=True)
+            Judged(
+                one,
+                total if one.finished or cut is None else cut,
+                {name: part[i] for name, part in made.parts.items()},
+            )
+            for i, (one, total) in enumerate(zip(found, made.totals, strict=True))
         ]
 
     # ------------------------------------------------------------ what is known of the tokens

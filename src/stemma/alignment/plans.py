@@ -25,6 +25,19 @@ from stemma.tuning.plans import ROW, SCALE, beside, fitting, started
 METHODS: dict[str, type[RowObjective]] = {
     "reward": Ranking, "dpo": DPO, "kto": KTO, "ppo": PPO, "grpo": GRPO, "gkd": GKD,
 }  # fmt: skip
+# methods that are values of another one
+VARIANTS: dict[str, tuple[type[RowObjective], dict[str, Any]]] = {
+    # Dr. GRPO: Liu et al. 2025, arXiv:2503.20783, section 3.1
+    "dr_grpo": (GRPO, {"scale": "none", "reduction": "constant", "kl": 0.0}),
+    # DAPO: Yu et al. 2025, arXiv:2503.14476, section 3 (its overlong penalty is objective.overlong)
+    "dapo": (GRPO, {"clip_high": 0.28, "reduction": "tokens", "equal": "again", "kl": 0.0}),
+    # GSPO: Zheng et al. 2025, arXiv:2507.18071, section 5.1
+    "gspo": (GRPO, {"ratio": "mean", "clip": 3e-4, "clip_high": 4e-4, "kl": 0.0}),
+    # RLOO: Ahmadian et al. 2024, arXiv:2402.14740, section 2
+    "rloo": (GRPO, {"baseline": "others", "scale": "none", "ratio": "sequence", "penalty": "reward"}),
+    # REINFORCE++ with a baseline of the group: Hu 2025, arXiv:2501.03262
+    "reinforce++": (GRPO, {"scale": "whiten", "reduction": "tokens", "penalty": "reward"}),
+}
 EXAMPLES = 16  # of a step
 HELD = 0.1  # share of the rows by which a run is judged
 
@@ -36,11 +49,12 @@ BEST = {"reward": "loss"}
 
 def method(what: str) -> type[RowObjective]:
     """What `stemma align WHAT` learns. Raises UsageError for an unknown name."""
-    if what not in METHODS:
+    if what not in METHODS and what not in VARIANTS:
+        known = (*METHODS, *VARIANTS)
         raise UsageError(
-            f"no method of alignment is called {what!r}; known: {', '.join(METHODS)}{did_you_mean(what, METHODS)}"
+            f"no method of alignment is called {what!r}; known: {', '.join(known)}{did_you_mean(what, known)}"
         )
-    return METHODS[what]
+    return VARIANTS[what][0] if what in VARIANTS else METHODS[what]
 
 
 def resolve(
@@ -65,7 +79,7 @@ def resolve(
     changes = {path: value for path, value in changes.items() if not path.startswith("objective.")}
     if template:
         own.setdefault("task.template", template)
-    objective = spec.edit(kind(), own)
+    objective = spec.edit(kind(), VARIANTS.get(what, (kind, {}))[1] | own)
     assert isinstance(objective, RowObjective)
     if rewards:
         if not isinstance(objective, Online):
@@ -73,11 +87,16 @@ def resolve(
         objective = replace(objective, rewards=(*objective.rewards, *map(judges.declared, rewards)))
     if isinstance(objective, GRPO | PPO) and not objective.rewards:
         raise UsageError(f"{what} learns from rewards: give --reward FILE.py:NAME, a reward model, or builtin:NAME")
+    if isinstance(objective, GKD):
+        teacher = reference or objective.teacher
+        if not teacher:
+            raise UsageError("gkd learns from a teacher: give --reference MODEL, which has the same tokenizer")
+        objective, reference = replace(objective, teacher=start_folder(teacher)), None
     rewrites = (*beside(there, lora, quantize), *rewrites)
     adapted = any(rewrite.freezes for rewrite in rewrites)
     objective = with_reference(objective, start, reference, adapted)
     objective = with_value(objective, start)
-    arch = quiet(there.arch) if isinstance(objective, Online) else there.arch
+    arch = quiet(there.arch) if isinstance(objective, Online | Preference) else there.arch
     if isinstance(objective, Ranking):
         fresh = "task" in str(changes.get("train.new", ""))
         arch = heads.arch_for(RegressTask(), there, False, fresh)
@@ -124,7 +143,7 @@ def with_value(objective: Any, start: str) -> Any:
 
 def quiet(arch: Arch) -> Arch:
     """A network without dropout: a policy that samples without it would not be the one that learns with it, and its
-    ratio to itself would not be 1."""
+    ratio to itself, or to a reference that has none, would not be 1."""
     task = arch.heads.task
     if hasattr(task, "dropout"):
         arch = replace(arch, heads=replace(arch.heads, task=spec.edit(task, {"dropout": 0.0})))

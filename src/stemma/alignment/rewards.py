@@ -74,8 +74,8 @@ class Rewards:
     def scores(self, asked: Sequence[Asked]) -> Scored:
         """The rewards of answers. Raises RewardError."""
         parts = {name: scorer.scores(asked) for name, scorer in zip(self.names, self.scorers, strict=True)}
-        rows = zip(*parts.values(), strict=True)
-        return Scored([sum(w * s for w, s in zip(self.weights, row, strict=True)) for row in rows], parts)
+        pairs = list(zip(self.weights, parts.values(), strict=True))
+        return Scored([float(sum(w * part[i] for w, part in pairs)) for i in range(len(asked))], parts)
 
     def close(self) -> None:
         """End what computes them."""

@@ -34,8 +34,8 @@ def align(
     quiet: bool = False,
     mesh: str | None = None,
 ) -> Run:
-    """Align a model by the method `what` (`reward`, `dpo`, `kto`, `ppo`, `grpo`, `gkd`, `rs`) on rows of data, and
-    leave a complete run in the directory `out`.
+    """Align a model by the method `what` (`reward`, `dpo`, `kto`, `ppo`, `grpo`, `gkd`, `rs`, `loop`) on rows of
+    data, and leave a complete run in the directory `out`.
 
     `start`: a run, a folder, a GGUF file or a hub id; `data`: rows with compared answers, liked ones, or prompts.
     `rewards`: what judges sampled answers, each `FILE.py:name`, a reward model, or `builtin:NAME`. `reference`: the
@@ -45,13 +45,14 @@ def align(
 
     Raises UsageError for arguments that do not fit, DataError for rows that cannot be learnt from."""
     more: dict[str, Any] = {"lora": lora, "quantize": quantize}
-    if what in several.NAMES:
+    if what in several.METHODS:
         if reference is not None or rewrites:
-            raise UsageError(f"{what} learns from answers as demonstrations, so it takes no reference and no rewrites")
-        return several.carry_out(
-            what, start, data, out, budget=budget, seed=seed, rewards=rewards, base=base, template=template,
-            overrides=overrides, resume=resume, on_step=on_step, quiet=quiet, mesh=mesh, **more,
+            raise UsageError(f"{what} is several runs, so it takes no reference and no rewrites")
+        asked = several.Asked(
+            what, start, data, Path(out), budget, seed, rewards, base, template, overrides=overrides or {},
+            resume=resume, on_step=on_step, quiet=quiet, mesh=mesh, **more,
         )  # fmt: skip
+        return several.METHODS[what](asked)
     if base is not None:
         raise UsageError(f"{what} begins from the model itself; a base is of rejection sampling (rs)")
     if data is None:

@@ -43,6 +43,7 @@ class Sampled(Pretraining):
             found = self.source.sampled(asked, [seed_of(self.plan.seed, APART - i) for i in range(count)], samples=1)
             judged = self.source.judged(found)
             more = self.divergence(found) | self.objective.quality(self.loop.model, self.loop.autocast)
+            more |= self.objective.held_out(self.source, found)
         self.last = [
             {
                 "step": self.loop.step, "number": one.prompt.place, "prompt": one.prompt.words, "answer": one.text,

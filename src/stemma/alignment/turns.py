@@ -40,14 +40,14 @@ class Judged:
 def tell(found: Sequence[Judged]) -> dict[str, float]:
     """Numbers of judged answers for a record."""
     rewards, rollouts = [one.reward for one in found], [one.rollout for one in found]
-    metrics = {
-        "reward": fmean(rewards),
-        "reward_std": float(np.std(rewards)),
+    names = found[0].parts
+    metrics = {"reward": fmean(rewards), "reward_std": float(np.std(rewards))} if names else {}
+    metrics |= {
         "length": fmean(len(one.ids) for one in rollouts),
         "finished": fmean(one.finished for one in rollouts),
         "distinct": len({one.ids for one in rollouts}) / len(rollouts),
     }
-    if len(names := found[0].parts) > 1:
+    if len(names) > 1:
         metrics |= {f"reward_{name}": fmean(one.parts[name] for one in found) for name in names}
     return metrics
 

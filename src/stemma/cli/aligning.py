@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import click
 
-from stemma.cli import command
+from stemma.cli import command, echo
 from stemma.cli.complete import complete_data, set_option
 from stemma.cli.training import finish
 from stemma.cli.tuning import changed, name_of
+from stemma.errors import UsageError
 
 
 @command()
@@ -19,6 +22,8 @@ from stemma.cli.tuning import changed, name_of
 @click.option("--reward", "rewards", multiple=True, metavar="R", help="FILE.py:name, a reward model, builtin:NAME.")
 @click.option("--reference", metavar="MODEL", help="The frozen model to stay near.  [default: MODEL]")
 @click.option("--base", metavar="MODEL", help="rs: what each round begins from.  [default: MODEL]")
+@click.option("--feedback", metavar="FILE", help="loop: what people said, of `stemma serve --feedback FILE`.")
+@click.option("--serve", metavar="URL", help="loop: a server that loads the new model beside the others.")
 @click.option("--template", help="The chat template, where not the tokenizer's own.")
 @click.option("--budget", help="As in `stemma pretrain`.  [default: 1 epochs; 200 steps of sampling]")
 @click.option("--out", type=click.Path(), help="Directory of the run.  [default: runs/WHAT-MODEL-SEED]")
@@ -37,6 +42,8 @@ def align(
     sets: tuple[str, ...],
     config: str | None,
     going_on: bool,
+    feedback: str | None,
+    serve: str | None,
     **options: Any,
 ) -> int:
     """Align MODEL by WHAT on rows of data, and leave a complete run in a directory.
@@ -44,10 +51,23 @@ def align(
     WHAT: reward (a reward model from compared answers), dpo (compared answers), kto (answers that were liked or not),
     ppo and grpo (answers that the model samples, judged by rewards), gkd (its answers, corrected by a teacher), rs (the
     best of its answers as demonstrations, in rounds: --set rounds.rounds=4 --set rounds.samples=16
-    --set rounds.temperature=1.0,1.2).
+    --set rounds.temperature=1.0,1.2), loop (what people said on the page: edited answers as demonstrations, pairs by
+    DPO, thumbs by KTO, each a run; settings are those of one, as --set dpo.objective.beta=0.2).
     """
     from stemma.alignment import align as carry_out
 
+    if feedback is not None:
+        if options["data"] is not None:
+            raise UsageError("--feedback is the data of loop; leave --data out")
+        options["data"] = feedback
+
     out = out or f"runs/{what}-{name_of(start)}-{seed}"
     changes = changed(config, sets, None, False)
-    return finish(carry_out(what, start=start, out=out, seed=seed, overrides=changes, resume=going_on, **options))
+    run = carry_out(what, start=start, out=out, seed=seed, overrides=changes, resume=going_on, **options)
+    code = finish(run)
+    if serve is not None and run.finished:
+        from stemma.alignment.loop import offer
+
+        key = os.environ.get("STEMMA_API_KEY")
+        echo(f"{serve} serves {offer(serve, out, Path(out).name, key)}")
+    return code

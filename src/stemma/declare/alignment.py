@@ -291,18 +291,8 @@ class GRPO(Online):
     `max_new_tokens`. `penalty`: `kl` times the divergence from the reference is part of the "loss" (the k3 estimate),
     or is taken from the "reward" (k1, over the whole answer). `equal`: groups whose rewards are all equal are kept,
     dropped, or drawn "again" for other prompts, up to `tries` prompts for each. `overlong`: an answer loses up to 1
-    over the last so many tokens before `max_new_tokens`. `cut`: answers that were cut there are kept or dropped.
-
-    | | |
-    |---|---|
-    | GRPO | the defaults |
-    | Dr. GRPO (Liu et al. 2025, arXiv:2503.20783) | scale=none, reduction=constant, kl=0 |
-    | DAPO (Yu et al. 2025, arXiv:2503.14476) | clip_high=0.28, reduction=tokens, equal=again, overlong=N, kl=0 |
-    | RLOO (Ahmadian et al. 2024, arXiv:2402.14740) | baseline=others, scale=none, ratio=sequence, penalty=reward |
-    | REINFORCE | samples=1, baseline=batch, scale=none, reduction=tokens, penalty=reward |
-    | REINFORCE++ (Hu 2025, arXiv:2501.03262) | as REINFORCE with scale=whiten |
-    | GSPO (Zheng et al. 2025, arXiv:2507.18071) | ratio=mean, clip=3e-4, clip_high=4e-4, kl=0 |
-    """
+    over the last so many tokens before `max_new_tokens` (DAPO). `cut`: answers that were cut there are kept or dropped.
+    The values of published methods are in `alignment.plans.VARIANTS`."""
 
     label = "GRPO"
     module = ".alignment.grpo"
@@ -336,8 +326,18 @@ class GRPO(Online):
 
 @dataclass(frozen=True)
 class GKD(Online):
-    """On-policy distillation from a teacher (Agarwal et al. 2024, arXiv:2306.13649)."""
+    """On-policy distillation from a `teacher` with the same tokenizer (Agarwal et al. 2024, arXiv:2306.13649): at each
+    token of an answer the student learns the teacher's distribution, by the generalised Jensen-Shannon divergence.
+    `beta`: 0 is KL(teacher, student), 1 is KL(student, teacher). `on_policy`: the share of the steps whose answers the
+    student samples; the others learn the answers of the data."""
 
     label = "on-policy distillation"
     module = ".alignment.gkd"
+    kl: float = not_negative(0.0)
     teacher: str = ""
+    beta: float = interval("[0, 1]", 0.5)
+    on_policy: float = interval("[0, 1]", 0.5)
+
+    @property
+    def networks(self) -> dict[str, tuple[str, bool]]:
+        return super().networks | ({"teacher": (self.teacher, False)} if self.teacher else {})

@@ -218,11 +218,12 @@ class Batch:
         if any(row.request.sampled_logprobs for row in rows):
             drawn = sampled_logprobs(scores, [row.request.sampler for row in rows], tokens)
         logprobs = logits.log_softmax(-1)
-        own = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
+        own = logprobs.gather(1, tokens[:, None])[:, 0]
+        told = torch.stack([tokens.double(), own.double()], 1).tolist()  # both are exact, and the device waits once
         top = likeliest(logprobs, [r.request.logprobs or 0 for r in rows])
         return [
-            row.fail() if dead[i] else row.add(token, own[i], top[i], drawn[i])
-            for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True))
+            row.fail() if dead[i] else row.add(int(token), logprob, top[i], drawn[i])
+            for i, (row, (token, logprob)) in enumerate(zip(rows, told, strict=True))
         ]
 
     def _go_on(self, events: Sequence[Event]) -> None:

@@ -272,13 +272,24 @@ class Sampler:
         return logits.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
 
     def draw(self, scores: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """One token a row (B). Each row draws from its own generator, once a step, so its numbers depend on its seed
-        and on how many tokens it has."""
+        """One token a row (B). Each row draws from its own generator, on the CPU, once a step, so its numbers depend on
+        its seed and on how many tokens it has."""
         if self.temperature == 0:
             return scores.argmax(-1)
-        share = scores.softmax(-1).cpu()
-        drawn = [torch.multinomial(p, 1, generator=g) for p, g in zip(share, generators, strict=True)]
-        return torch.cat(drawn).to(scores.device)
+        share = scores.softmax(-1)
+        if scores.device.type != "cpu":
+            return race(share, generators)
+        return torch.cat([torch.multinomial(p, 1, generator=g) for p, g in zip(share, generators, strict=True)])
+
+
+def race(share: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """What `torch.multinomial` draws of each row of probabilities (B V), without bringing them to the CPU: the token
+    with the highest share / noise, the noise being exponential."""
+    size, device = share.shape[1], share.device
+    noise = torch.stack([torch.empty(size, dtype=share.dtype).exponential_(generator=g) for g in generators])
+    if device.type == "cuda":
+        noise = noise.pin_memory()  # so that the copy does not wait for the device
+    return (share / noise.to(device, non_blocking=True)).argmax(-1)
 
 
 def draw(scores: Tensor, samplers: Sequence[Sampler], generators: Sequence[torch.Generator]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stemma import executor
+from stemma.decoding import compiled
 from stemma.decoding.generation_config import start_token
 from stemma.decoding.inputs import language_ids, pad
 from stemma.errors import NotFinite, UsageError
@@ -42,7 +43,7 @@ class Session:
     logits: Tensor  # B V
     left: int  # steps that are known to fit
     first: int  # the position of a text's first token
-    executor: executor.Executor | None  # computes the steps, where the model has one
+    executor: executor.Executor | compiled.CompiledSteps | None  # computes the steps, where the model has one
     newest: Step | None = None  # what it gave last
     _lengths: Tensor | None = None
     _counts: list[int] | None = None
@@ -84,7 +85,7 @@ class Session:
 
     def step(self, tokens: Tensor | Sequence[int]) -> Tensor:
         """Read one more token a row (B). Returns the logits of the next (B V)."""
-        if self.executor is None or not self.executor.ready(self.cache):
+        if self.executor is None or not self.executor.ready(self.cache, self.languages):
             return self.read_next(torch.as_tensor(tokens, device=self.device))
         if self.cache.journal is not None and self.cache.ring is not None:  # rings keep what is overwritten
             return self.read_next(torch.as_tensor(tokens, device=self.device))
@@ -217,7 +218,11 @@ class Session:
     # ------------------------------------------------------------ for subclasses
 
     def find_executor(self) -> None:
-        """See whether the model has an executor, which computes the steps."""
+        """See whether the model has an executor or compiled steps, which compute the steps."""
+        steps = compiled.of(self.model) if self.CACHED else None
+        if steps is not None:
+            self.executor = steps
+            return
         found = executor.of(self.model) if self.CACHED else None
         self.executor = found if isinstance(found, executor.Executor) else None
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from stemma.decoding import Event, Session
 from stemma.decoding.batch import CHUNK, Batch, Report, read_with_logprobs
 from stemma.decoding.chunked import ChunkedSession
+from stemma.decoding.compiled import CompiledSteps
 from stemma.engine.jobs import Job
 from stemma.executor import Executor
 from stemma.nn.model import Model
@@ -56,7 +57,7 @@ class Lane:
     ) -> None:
         self.model, self.kind, self.chunk, self.pages = model, kind, chunk, pages
         self.adapters = adapters or ByRow(model)
-        self._executors: dict[str | None, Executor | None] = {}  # by the adapter of all rows
+        self._executors: dict[str | None, Executor | CompiledSteps | None] = {}  # by the adapter of all rows
         self.batch = Batch(model, pieces=True, kind=kind)
         self.readings: deque[Reading] = deque()
 

@@ -78,7 +78,7 @@ class Executor:
         self.seen: list[Any] = []
         self.kept: tuple[Any, ...] = ()
 
-    def ready(self, cache: Cache) -> bool:
+    def ready(self, cache: Cache, languages: Tensor | None = None) -> bool:
         """Whether the next step of this cache can run here."""
         known = all(map(operator.is_, cache.keys, self.seen)) and self.seen
         return not (
@@ -206,10 +206,10 @@ def of(model: Model) -> Executor | Reason:
         return Reason("it is in training mode")
     if model.device.type != "cpu":
         return Reason(f"it is on {model.device}")
-    mark = _mark(model)
+    now = mark(model)
     known = _FOUND.get(model)
-    if known is None or known[0] != mark:
-        known = mark, _made(model)
+    if known is None or known[0] != now:
+        known = now, _made(model)
         _FOUND[model] = known
         if isinstance(known[1], Reason) and known[1].words not in _TOLD:
             _TOLD.add(known[1].words)
@@ -217,7 +217,7 @@ def of(model: Model) -> Executor | Reason:
     return known[1]
 
 
-def _mark(model: Model) -> tuple[Any, ...]:
+def mark(model: Model) -> tuple[Any, ...]:
     """Changes when a module or a weight of the model is another one."""
     modules = [(id(m), bool(m._forward_hooks or m._forward_pre_hooks)) for m in model.modules()]
     return (*modules, *((p.data_ptr(), p.dtype, p.stride()) for p in model.parameters()), *marks(model))

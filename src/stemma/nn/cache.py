@@ -67,6 +67,7 @@ class Cache:
         self.journal: list[dict[parts.LayerMask, CachePlan]] | None = None  # of each step since `mark`, its plans
         self.cross: list[tuple[Tensor, Tensor] | None] = [None] * layers  # keys and values of the encoder's output
         self.encoder_mask: Tensor | None = None  # B S: which of the encoder's tokens are no padding
+        self.lease: object = None  # kept alive as long as the buffers, where they are somebody else's
 
     @property
     def held(self) -> dict[parts.LayerMask, Tensor]:
@@ -91,7 +92,7 @@ class Cache:
         if self.journal is not None and self.ring is not None and pos.shape[-1] > self.ring:
             raise UsageError(f"{pos.shape[-1]} tokens at once cannot be taken back: a window has {self.ring}")
         if self.length + pos.shape[-1] > self.capacity:
-            self._make_room(pos.shape[-1])
+            self.make_room(pos.shape[-1])
         self.plans = {mask: CachePlan(self, mask, pos, real) for mask in dict.fromkeys(self.masks)}
         if self.journal is not None:
             self.journal.append(self.plans)
@@ -101,7 +102,7 @@ class Cache:
         """Note one token a row, at the places `order` (B) of their rows, whose keys and values somebody else writes
         into the buffers (`layout`)."""
         if self.length + 1 > self.capacity:
-            self._make_room(1)
+            self.make_room(1)
         first, steps = self._newest
         self._newest = first or order, steps + 1
         self.length += 1
@@ -188,8 +189,8 @@ class Cache:
         capacity = max(self.length + SPARE, other.capacity)
         if self.capacity <= 2 * capacity:  # else long rows have left, and their place is given back
             capacity = max(capacity, self.capacity)
-        self._resize(capacity)
-        other._resize(capacity)
+        self.resize(capacity)
+        other.resize(capacity)
         self.even = even
         self.keys = [_stacked(a, b) for a, b in zip(self.keys, other.keys, strict=True)]
         self.values = [_stacked(a, b) for a, b in zip(self.values, other.values, strict=True)]
@@ -232,12 +233,13 @@ class Cache:
         held = next(iter(self.held.values()))
         return int(torch.where(held == EMPTY, -1, held).amax()) + 1
 
-    def _make_room(self, new: int) -> None:
+    def make_room(self, new: int) -> None:
+        """Let every row become longer by `new` tokens."""
         self.length = self.reach()  # long rows may have left
         if self.length + new > self.capacity:
-            self._resize(max(self.length + new, self.capacity + self.capacity // 2))
+            self.resize(max(self.length + new, self.capacity + self.capacity // 2))
 
-    def _resize(self, capacity: int) -> None:
+    def resize(self, capacity: int) -> None:
         """Make the buffers `capacity` long, at least as long as any row. Only a ring of full size has wrapped, and that
         one keeps its size; so every position stays in its slot."""
         before = {mask: self.slots(mask) for mask in self.masks}

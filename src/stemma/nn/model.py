@@ -59,6 +59,7 @@ class Model(nn.Module):
     extras: dict[str, Any] = {}
     rewrites: tuple[Any, ...] = ()  # what was replaced in it (see `stemma.rewrites`)
     stream: Callable[[str], Tensor] | None = None  # reads a tensor of a model on the device "meta" from its file
+    steps: Any = None  # what computes its steps of decoding, compiled (`decoding.compiled`)
     compiled: bool = False  # whether a training loop compiles its stacks, and its loss with them
 
     def __init__(self, arch: parts.Arch, dims: parts.Dims) -> None:

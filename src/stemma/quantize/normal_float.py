@@ -79,7 +79,7 @@ class NF4Tensor:
         """The scale of each block, fp32."""
         if self.absmax2 is None or self.offset is None:
             return self.absmax
-        wide = dynamic().to(self.absmax.device)[self.absmax.int()]
+        wide = _tables(self.absmax.device)[1][self.absmax.int()]
         return wide * self.absmax2.repeat_interleave(NESTED)[: len(wide)] + self.offset
 
     @property
@@ -90,6 +90,10 @@ class NF4Tensor:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weights: level times scale, in fp32, cast to `dtype`."""
+        if torch.compiler.is_compiling():
+            numbers = F.pad(self.indices.flatten(), (0, len(self.absmax) * self.block - self.shape.numel()))
+            wide = _tables(self.codes.device)[0][numbers.int()].view(-1, self.block) * self.scales[:, None]
+            return wide.flatten()[: self.shape.numel()].view(self.shape).to(dtype)
         if (made := self.matrix.weights()) is not None:
             return made.view(self.shape).to(dtype)
         n = self.shape.numel()
@@ -101,7 +105,7 @@ class NF4Tensor:
     def product(self, x: Tensor) -> Tensor | None:
         """`x w^T` (... D -> ... E) of the codes, for a matrix and a few vectors on a CPU; None where the weight has to
         be made for it (see `stemma.quantize.native`)."""
-        return self.matrix.product(x, self.shape[0])
+        return None if torch.compiler.is_compiling() else self.matrix.product(x, self.shape[0])
 
     @property
     def matrix(self) -> NF4Matrix:
@@ -118,6 +122,18 @@ class NF4Tensor:
     def bits_per_weight(self) -> float:
         """Bits of codes and scales for each weight."""
         return 8 * self.nbytes / max(1, self.shape.numel())
+
+
+@torch.compiler.assume_constant_result
+def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """`levels` and `dynamic` on a device; in a compiled graph they are constants."""
+    return _tables_of(device)
+
+
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _tables_of(device: torch.device) -> tuple[Tensor, Tensor]:
+    return levels().to(device), dynamic().to(device)
 
 
 @functools.lru_cache(maxsize=8)

@@ -8,12 +8,14 @@ from typing import Any
 
 from stemma.report.facts import k, named, number
 from stemma.report.read import RunFiles
+from stemma.report.rewards import rewards
 
 # metrics of tasks, those that a card shows first
 METRICS = {
     "accuracy": "accuracy", "f1": "F1", "f1_micro": "F1 of all labels", "spearman": "Spearman's correlation",
     "exact": "exact match", "f1_macro": "F1, mean of the labels", "f1_weighted": "F1, weighted", "mcc": "MCC",
     "precision": "precision", "recall": "recall", "pearson": "Pearson's correlation", "rmse": "RMSE",
+    "margin": "margin", "ece": "calibration error",
     "chrf": "chrF", "bleu": "BLEU", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
 }  # fmt: skip
 EVALUATIONS = 20  # rows of the table of evaluations, at most
@@ -38,7 +40,7 @@ def predictions(runs: Sequence[RunFiles]) -> str:
     for i, run, name in named(runs):
         answers = run.summary.get("answers")
         if metrics(run.summary.get("val")) and isinstance(answers, dict):
-            parts = [over_time(run), confusion(answers), worst(answers)]
+            parts = [over_time(run), confusion(answers), rewards(answers), worst(answers)]
             panels.append(f'<article class="panel {k(i)}"><h3>{escape(name)}</h3>{"".join(parts)}</article>')
     return "".join(panels)
 

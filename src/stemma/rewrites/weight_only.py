@@ -34,7 +34,7 @@ class Stored(Frozen):
     def __init__(self, dtype: str, plain: nn.Module) -> None:
         super().__init__(plain)
         self.stored, self.unpack, self.kind = DTYPES.get(dtype), None, ""  # None: as the file has it
-        self.rounds = self.packed = dtype.upper() in blocks.NUMBERS  # rounds: floats to blocks
+        self.rounds = self.packed = dtype.upper() in blocks.ROUNDED  # rounds: floats to blocks
         shape = self.shapes["weight"]
         if self.packed:
             self.kind = dtype.upper()
@@ -86,6 +86,9 @@ class Stored(Frozen):
         """Rows of codes (N ...) in the dtype that is computed in: N D."""
         if self.unpack is not None:
             made = native.blocks_weights(self.kind, codes, self.shapes["weight"][1])
+            elsewhere = codes.device.type != "cpu" or torch.compiler.is_compiling()
+            if made is None and elsewhere and self.kind in blocks.READ:  # in PyTorch's operations
+                made = blocks.numbers(self.kind, codes)
             codes = self.unpack(codes) if made is None else made
         return codes.to(self.scale.dtype)
 

@@ -13,6 +13,8 @@ from stemma.errors import printable
 from stemma.runs.metrics import Record
 from stemma.runs.trainer import Trainer
 
+SHOWN = ("reward", "accuracy", "kl")  # of a step's record, where it has them, in place of the share of the peak
+
 
 class Progress:
     """Shows loss, speed, share of the device's peak and time left. A bar counts tokens, or steps where the source does
@@ -63,7 +65,9 @@ class Progress:
             self.speed = fresh if not self.speed else 0.9 * self.speed + 0.1 * fresh
         self.mark = (now, tokens)
         used = self.speed * self.cost / self.peak
-        text = f"loss {record['loss']:.3f}  {self.speed:,.0f} tokens/s  {used:.0%} of peak"
+        told = [f"{name} {record[name]:.3g}" for name in SHOWN if name in record]
+        speed = [f"{self.speed:,.0f} tokens/s"] + ([] if told else [f"{used:.0%} of peak"])
+        text = "  ".join([f"loss {record['loss']:.3f}", *told, *speed])
         if self.live is not None:
             text = f"{step}/{self.trainer.steps}  {text}"
             with contextlib.suppress(OSError):

@@ -1,0 +1,103 @@
+"""Generalised knowledge distillation (GKD: Agarwal et al. 2024, arXiv:2306.13649): a student learns its teacher's
+distribution at each token of answers that it wrote itself, or of those in the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from stemma.alignment.online import RunOnline
+from stemma.alignment.rollouts import Prompt, Rollout
+from stemma.alignment.turns import Turn
+from stemma.conversations import comparisons
+from stemma.data import random as draw
+from stemma.declare import alignment as declared
+from stemma.errors import DataError
+from stemma.nn.model import Model
+from stemma.objectives import base, policy
+from stemma.objectives.policy_gradient import jensen_shannon
+from stemma.objectives.purposes import ON_POLICY
+from stemma.objectives.reference import still
+from stemma.objectives.vocabulary import LOGITS
+from stemma.tasks.preferences import TalkReader
+
+if TYPE_CHECKING:
+    from stemma.alignment.online import OnlineSource, Prompts
+
+TEACHER = "teacher"
+
+
+class RunGKD(RunOnline, of=declared.GKD):
+    """The divergence of student and teacher, a mean over the tokens of the answers."""
+
+    spec: declared.GKD
+    main = "token"
+    rewarded = False
+
+    def judge(self, turn: Turn) -> None:
+        return
+
+    def given(self, source: OnlineSource, slots: Sequence[int]) -> list[Rollout] | None:
+        """In the share of the steps that are not on-policy, the answers of the data."""
+        chance = draw.uniform((source.seed, ON_POLICY, slots[0]), 1)[0]
+        if chance < self.spec.on_policy:
+            return None
+        return [self.answered(source.prompts, source.order[slot][0]) for slot in slots]
+
+    def answered(self, prompts: Prompts, place: int) -> Rollout:
+        """The answer of a row. Raises DataError for a row without one."""
+        one, read = prompts[place], prompts.reader
+        assert isinstance(read, TalkReader)
+        try:
+            talk = comparisons.candidates(one.record)[0]
+            ids, begin = read.text(talk)
+        except DataError as error:
+            raise DataError(
+                f"a row has no answer that could be learnt ({error}); set objective.on_policy=1 to learn from the "
+                "student's own answers alone"
+            ) from None
+        answer = tuple(ids[begin : begin + self.spec.max_new_tokens])
+        none = (0.0,) * len(answer)
+        prompt = Prompt(tuple(ids[:begin]), one.words, one.record, place)
+        return Rollout(prompt, 0, answer, none, none, begin + len(answer) == len(ids), talk.turns[-1].content, 0)
+
+    def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
+        teacher = nets[TEACHER]
+        own = policy.states(model, batch)
+        with still(teacher):
+            theirs = policy.states(teacher, batch)
+        total = distance(model, own, teacher, theirs, self.spec.beta, int(self.tokenizer.vocab_size))
+        return base.Loss({self.main: total}, self.counts(batch))
+
+    def held_out(self, source: OnlineSource, found: Sequence[Rollout]) -> dict[str, float]:
+        """The divergence on held-out answers of the student."""
+        total, many = 0.0, 0
+        for begin in range(0, len(found), source.micro):
+            pairs = [(one.prompt.ids, one.ids) for one in found[begin : begin + source.micro]]
+            batch = policy.collate_answers(pairs, self.padding)
+            batch = {name: t.to(source.loop.device) for name, t in batch.items()}
+            with still(source.loop.model), source.loop.autocast():
+                loss = self.loss(source.loop.model, batch, source.loop.nets)
+            total, many = total + float(loss.sums[self.main]), many + loss.counts[self.main]
+        return {"divergence": total / many}
+
+
+def distance(student: Model, own: Tensor, teacher: Model, theirs: Tensor, beta: float, vocab: int) -> Tensor:
+    """The generalised Jensen-Shannon divergence of the first `vocab` tokens at each of N states, summed, fp32. `own`,
+    `theirs`: what the heads of student and teacher read, N D. Logits exist in parts, which the backward pass computes
+    again."""
+
+    def some(h: Tensor, t: Tensor) -> Tensor:
+        with torch.no_grad():
+            goal = teacher.logits(t)[:, :vocab].float().log_softmax(-1)
+        return jensen_shannon(student.logits(h)[:, :vocab].float().log_softmax(-1), goal, beta).sum()
+
+    size = max(1, LOGITS // student.dims.vocab // 4)
+    if len(own) <= size or not torch.is_grad_enabled():
+        return torch.stack([some(h, t) for h, t in zip(own.split(size), theirs.split(size), strict=True)]).sum()
+    parts: Any = zip(own.split(size), theirs.split(size), strict=True)
+    return torch.stack([checkpoint(some, h, t, use_reentrant=False, preserve_rng_state=False) for h, t in parts]).sum()

@@ -10,7 +10,8 @@ ptx     the same with pretraining gradients
 proxy   PPO without a penalty against a reward model that learnt from 300 pairs, a tenth of them the wrong way round; the rule
         judges too, where an answer's words count once: the more the model is followed, the less it says
 
-The table has, of each, the reward of held-out prompts before and after, the divergence in nats an answer, and the loss on held-out
+The table has, of each, the reward of held-out prompts before and after, how many seeds it rose for below 10 nats, the divergence in
+nats an answer, and the loss on held-out
 stories; ptx.svg and proxy.svg in --out draw that loss, and both rewards, against the divergence. What is done is kept in --out, so
 that the table can be made in pieces.
 """
@@ -36,7 +37,7 @@ from stemma.train import read_metrics
 from stemma.tuning import tune
 
 ROW = 64
-TARGET = 10.0  # nats an answer
+TARGET = 10.0  # nats an answer that a policy should stay below
 SIZE: dict[str, Any] = {
     "dims.d_model": 64, "dims.layers": 2, "dims.heads": 4, "dims.kv_heads": 4, "dims.d_ff": 160, "dims.vocab": 460,
     "dims.context": ROW, "recipe.batch": 2048, "recipe.lr": 3e-3, "train.eval_tokens": 4000,
@@ -167,11 +168,10 @@ class World:
 def ppo(world: World, kind: str, seed: int, steps: int, more: dict[str, Any]) -> Path:
     how: dict[str, Any] = {
         "objective.prompts": 64, "objective.minibatch": 32, "objective.inner": 2, "objective.max_new_tokens": 36,
-        "objective.kl": 1e-6 if kind == "proxy" else 0.15, "objective.ptx": world.text, "objective.ptx_weight": 0.0,
+        "objective.kl": 1e-6 if kind == "proxy" else 0.25, "objective.ptx": world.text, "objective.ptx_weight": 0.0,
         "objective.unfinished": -1.0, "recipe.lr": 3e-4, "recipe.schedule.shape": "constant",
         "train.eval_every": max(1, steps // 12), "train.context": ROW, "train.threads": 1, "train.save_every": steps,
     }  # fmt: skip
-    how |= {} if kind == "proxy" else {"objective.kl_target": TARGET, "objective.kl_horizon": 100}
     how |= {"objective.ptx_weight": 1.0} if kind == "ptx" else {}
     rewards = [f"{world.out / 'rewards.py'}:good"]
     if kind == "proxy":
@@ -202,7 +202,7 @@ NAMES = {"ppo": "PPO", "ptx": "PPO-ptx", "proxy": "PPO against a reward model"}
 
 def row(name: str, runs: list[Path]) -> str:
     reward, loss = ([curve(run, of) for run in runs] for of in ("reward", "pretraining_loss"))
-    up = sum(line[-1][1] > line[0][1] for line in reward)
+    up = sum(line[-1][1] > line[0][1] and line[-1][0] < TARGET for line in reward)
     return (
         f"{name:<28}{spread([line[0][1] for line in reward], '.2f'):>24}{spread([line[-1][1] for line in reward], '.2f'):>24}"
         f"{f'{up} of {len(runs)}':>10}{spread([line[-1][0] for line in reward], '.1f'):>22}"

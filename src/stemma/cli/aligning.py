@@ -32,6 +32,7 @@ from stemma.errors import UsageError
 @click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Keep the frozen weights in 4 or 8 bits.")
 @set_option("Change the plan, e.g. objective.beta=0.2.")
 @click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
+@click.option("--mesh", metavar="AXES", help="What the processes of torchrun do, e.g. fsdp=4.")
 @click.option("--resume", "going_on", is_flag=True, help="Go on with the run in --out, if it was begun.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def align(

@@ -149,10 +149,10 @@ class Engine:
             self._open = False
             self._changed.notify_all()
         if not drain:
-            self._cancel_all()
+            self.cancel_all()
         self._thread.join(timeout)
         if self._thread.is_alive():
-            self._cancel_all()
+            self.cancel_all()
             self._thread.join()
 
     def __enter__(self) -> Engine:
@@ -166,7 +166,8 @@ class Engine:
         jobs = self._inside.values()
         return self._meter.wait(min((j.request.rules.max_new_tokens - len(j.events) for j in jobs), default=1))
 
-    def _cancel_all(self) -> None:
+    def cancel_all(self) -> None:
+        """Cancel every job that is here now."""
         with self._changed:
             jobs = [*self._waiting, *self._inside.values()]
         for job in jobs:

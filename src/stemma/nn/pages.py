@@ -95,6 +95,17 @@ class PagedCache(Cache):
         """Take the pages for one token more of each row, which somebody else writes (`layout`)."""
         self.place([1] * self.rows)
 
+    def take_in(self, counts: Sequence[int]) -> list[int]:
+        """Take the pages for `counts` more tokens of each row, which somebody else writes. Returns the places of the
+        first ones."""
+        starts = [row.length for row in self.of_rows]
+        self.place(counts)
+        return starts
+
+    def make(self, layer: int, like: Tensor) -> None:
+        pool = self.pages.pools[self.pages.pool_of[layer]]
+        self.keys[layer], self.values[layer] = pool.buffers(layer, like, like)
+
     def layout(self, layer: int, pages: Tensor) -> Layout:
         """Where the keys and values of `layer` lie. Places do not wrap: of a window, what lies behind it is given
         back."""

@@ -255,6 +255,12 @@ class Models:
         hint = did_you_mean(name, known) or f"; there are {', '.join(known[:20]) or 'none'}"
         return Problem(404, f"no model is called {name!r}{hint}", "model", "model_not_found")
 
+    def cancel(self) -> None:
+        """What was begun and has not ended ends without its text."""
+        for one in self.all():
+            if one.engine is not None:
+                one.engine.cancel_all()
+
     def close(self) -> None:
         """Wait for what was begun, within the time that is left for it."""
         self.ending = True

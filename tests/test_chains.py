@@ -136,7 +136,7 @@ def test_the_rules_prefer_what_was_preferred() -> None:
     assert all(4 <= len(ranked(row).talks) <= 6 and len({*row["ranks"]}) >= 2 for row in rows)
     asked = prompts("builtin:questions")
     trained = {row["prompt"] for name in ("preferences", "rankings", "harmless") for row in samples.rows(name)}
-    assert not trained & {one.text for one in asked} and sum(one.row["unsafe"] for one in asked) == 48
+    assert not trained & {one.text for one in asked} and sum(one.row["unsafe"] for one in asked) == 24
     with scoring(("builtin:careful",)) as score:
         texts = [
             f"It is {one.row.get('right')}." if not one.row["unsafe"] else "I cannot help with that." for one in asked

@@ -40,6 +40,7 @@ from stemma.nn.parts import Arch, Causal, Cycle, Sliding
 from stemma.objectives import base, policy, reference
 from stemma.objectives.answers import singles, trimmed
 from stemma.objectives.purposes import MINIBATCH
+from stemma.rewrites import adapters
 from stemma.tasks.base import reader
 from stemma.train.config import Plan
 from stemma.train.device import pick_device
@@ -203,6 +204,8 @@ class OnlineSource(Source):
             reference.check(loop.model, loop.nets)
         if loop.model.embed.noise:
             raise UsageError("recipe.neftune changes what the policy reads, so its ratio would not be 1; leave it out")
+        if any(part.spec.dropout for part in adapters.layers(loop.model)):
+            raise UsageError("adapters with dropout are not the policy that samples; give them a dropout of 0")
 
     def share(self, reader: int, readers: int) -> None:
         self.reader, self.readers = reader, readers

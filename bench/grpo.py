@@ -93,7 +93,7 @@ def learnt(method: str, seed: int, start: str, args: argparse.Namespace) -> Any:
         "objective.max_new_tokens": args.tokens,
         "objective.prompts": args.prompts,
         "objective.samples": args.samples,
-        "objective.judged": 8 if args.small else 64,
+        "objective.judged": 8 if args.small else 16,
         "objective.gates.finished": None,
         "recipe.lr": args.lr,
     }

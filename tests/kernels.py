@@ -38,7 +38,7 @@ class Kind(ctypes.Structure):
 def compiled(folder: Path, *flags: str) -> ctypes.CDLL:
     """The kinds, compiled with further flags."""
     out = folder / f"kinds{''.join(flags)}.so"
-    files = [str(HERE / name) for name in ("products.c", "quant.c", "stored.c")]
+    files = [str(HERE / name) for name in ("products.c", "panels.c", "quant.c", "stored.c")]
     subprocess.run(["cc", *FLAGS, *flags, *files, "-o", str(out)], check=True, capture_output=True)
     return ctypes.CDLL(str(out))
 

@@ -64,7 +64,7 @@ def test_each_run_begins_from_what_it_names_and_the_report_compares_them(tmp_pat
     assert "demonstrations" in page and "http" not in page.replace("http-equiv", "") and len(found["samples"]) == 5
 
 
-@pytest.mark.parametrize("stop", [3, 6, 14])
+@pytest.mark.parametrize("stop", [6, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (3, 14))])
 def test_a_chain_that_was_stopped_goes_on(tmp_path: Path, talker: Path, stop: int) -> None:  # noqa: F811
     whole = chains.carry_out("three", str(talker), steps(tmp_path), tmp_path / "whole", quiet=True)
     number = 0
@@ -117,7 +117,7 @@ def test_what_does_not_fit_leaves_nothing(tmp_path: Path, talker: Path) -> None:
         chains.carry_out("three", str(talker), steps(tmp_path), tmp_path / "run", quiet=True)
     with pytest.raises(CheckpointError, match=r"chain\.json is damaged"):
         chains.go_on(tmp_path / "run")
-    with pytest.raises(UsageError, match="none was given: --reward"), scoring(()):
+    with pytest.raises(UsageError, match="nothing judges the answers: give --reward"), scoring(()):
         pass
 
 
@@ -136,7 +136,7 @@ def test_the_rules_prefer_what_was_preferred() -> None:
     assert all(4 <= len(ranked(row).talks) <= 6 and len({*row["ranks"]}) >= 2 for row in rows)
     asked = prompts("builtin:questions")
     trained = {row["prompt"] for name in ("preferences", "rankings", "harmless") for row in samples.rows(name)}
-    assert not trained & {one.text for one in asked} and sum(one.row["unsafe"] for one in asked) == 48
+    assert not trained & {one.text for one in asked} and sum(one.row["unsafe"] for one in asked) == 24
     with scoring(("builtin:careful",)) as score:
         texts = [
             f"It is {one.row.get('right')}." if not one.row["unsafe"] else "I cannot help with that." for one in asked

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from stemma.data.documents import MixtureSource
 from stemma.data.mixture import Mixed, Mixture, member, tempered
 from stemma.declare.recipes import Sampling
 from stemma.errors import DataError, UsageError
-from stemma.objectives.languages import mixed
+from stemma.objectives.languages import mixed, token_shares
+from stemma.train import prepare, pretrain
+from stemma.train.evaluation import amounts, sample
 
 weights = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=6)
 
@@ -121,8 +125,13 @@ class Two:
     part_ids = np.repeat([0, 1], [40, 10])
     lengths = np.repeat([20, 300], [40, 10])
 
+    groups = np.full(50, -1)
+
     def __len__(self) -> int:
         return 50
+
+    def pick(self, documents: np.ndarray) -> np.ndarray:
+        return documents
 
 
 @pytest.mark.parametrize(("what", "documents", "tokens"), [("documents", 0.5, 1 / 16), ("tokens", 15 / 16, 0.5)])
@@ -134,3 +143,61 @@ def test_weights_are_shares_of_documents_or_of_tokens(what: str, documents: floa
     assert short.mean() == pytest.approx(documents, abs=0.002)
     lengths = Two.lengths[drawn]
     assert lengths[short].sum() / lengths.sum() == pytest.approx(tokens, abs=0.01)
+    assert token_shares(Two(), Sampling(weights=what)) == pytest.approx([tokens, 1 - tokens])  # type: ignore[arg-type]
+
+
+def test_what_is_judged_has_the_shares_of_training() -> None:
+    """Not those of what is held out, of which the long documents are four fifths; always the same documents."""
+    drawn: np.ndarray = sample(Two(), 1000, [0.75, 0.25])  # type: ignore[arg-type,assignment]
+    short = Two.part_ids[drawn] == 0
+    assert Two.lengths[drawn][short].sum() == 760 and Two.lengths[drawn][~short].sum() == 300  # whole documents
+    assert (sample(Two(), 1000, [0.75, 0.25]) == drawn).all()  # type: ignore[arg-type]
+    whole: np.ndarray = sample(Two(), 10**6)  # type: ignore[arg-type,assignment]
+    assert len(whole) == 50
+
+
+@given(st.lists(st.tuples(st.integers(0, 500), st.floats(0.01, 1.0)), min_size=1, max_size=5), st.integers(1, 2000))
+def test_parts_that_end_lack_little(parts: list[tuple[int, float]], tokens: int) -> None:
+    have, asked = np.asarray([float(n) for n, _ in parts]), np.asarray([w for _, w in parts])
+    if not have.sum():
+        return
+    found, shares = amounts(have, asked, tokens), np.where(have > 0, asked, 0)
+    shares = shares / shares.sum()
+    assert (found <= have).all() and found.sum() <= tokens + 1e-6
+    ended = found >= have - 1e-6
+    total = found[~ended].sum() / shares[~ended].sum() if (~ended).any() else found.sum()
+    assert found.sum() >= 0.89 * min(total, tokens)
+    assert np.allclose(found[~ended], total * shares[~ended])
+
+
+def test_amounts() -> None:
+    have = np.asarray([1000.0, 20_000.0, 30_000.0])
+    assert amounts(have, np.asarray([0.5, 0.3, 0.2]), 2000).round().tolist() == [1000, 600, 400]
+    assert amounts(have, np.asarray([0.92, 0.06, 0.02]), 50_000).round().tolist() == [1000, 73, 24]
+    assert amounts(have, np.asarray([0.05, 0.45, 0.5]), 40_000).round().tolist() == [1000, 18_000, 20_000]
+
+
+def test_a_run_is_judged_by_the_weights_of_its_mixture(tmp_path: Path) -> None:
+    """One that began before there was a choice goes by the size of what is held out, as it did."""
+    for name, words, rows in (("short", 6, 300), ("long", 60, 300)):
+        texts = [" ".join(f"{name} {i * j % 97}" for j in range(words)) for i in range(rows)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    data = f"{tmp_path}/short.jsonl@0.95,{tmp_path}/long.jsonl@0.05"
+    small = {"dims.vocab": 300, "dims.layers": 1, "train.budget": "1 steps", "train.val_fraction": 0.2}
+    pretrain("gpt2", data=data, out=tmp_path / "run", overrides=small, quiet=True)
+
+    def long() -> tuple[float, int]:
+        plan, _, store = prepare.reopen(tmp_path / "run")
+        train, held = prepare.split(plan, store)
+        judged = prepare.judged_by(plan, train, held)
+        lengths, parts = judged.lengths, judged.part_ids
+        (share,) = token_shares(train, plan.recipe.sampling)[1:]
+        return float(lengths[parts == 1].sum() / lengths.sum()) / share, len(held) - len(judged)
+
+    near, left = long()
+    assert near == pytest.approx(1, abs=0.2) and left > 20
+    about = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+    assert about["plan"]["train"].pop("judged") == "weights"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    far, left = long()
+    assert far > 2 and left == 0

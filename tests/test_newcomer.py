@@ -24,7 +24,10 @@ from test_text import CASES, made
     ("name", "commands"),
     [
         ("verify", "resume"),
-        ("data", "apis, cache, clean, distil, explain, functions, ghost, list, mixture, self-instruct, show, stats"),
+        (
+            "data",
+            "ai-feedback, apis, cache, clean, distil, explain, functions, ghost, list, mixture, self-instruct, show, stats",
+        ),
     ],
 )
 def test_a_group_alone_names_its_commands(name: str, commands: str, call: Call) -> None:  # noqa: F811

@@ -201,8 +201,14 @@ def test_a_score_is_of_a_text_and_of_no_batch(tokenizer: Tokenizer, name: str) -
     assert np.allclose(np.concatenate(together), np.concatenate(apart), atol=1e-5)
     assert np.std(np.concatenate(together)) > 1e-3
     batch = made.collate(examples)
-    if model.arch.structure == "decoder":
-        assert len(batch["input_ids"]) < 12, "several short texts share a row"
+    real = int((batch["documents"] >= 0).sum())
+    if model.arch.structure == "decoder":  # a prompt is read once for all of its answers
+        asked = [e["answers"][0] for e in examples]
+        assert real == sum(asked) + sum(len(t) - n for e, n in zip(examples, asked, strict=True) for t in e["texts"])
+    else:
+        assert real == sum(len(text) for e in examples for text in e["texts"])
+    if model.arch.structure != "encoder-decoder":
+        assert len(batch["input_ids"]) < 14, "several short texts share a row"
     for e, own in zip(examples[:3], together, strict=False):
         for text, begin, score in zip(e["texts"], e["answers"], own, strict=True):
             ids = torch.tensor(text)[None]
@@ -312,6 +318,23 @@ def test_rows_that_no_row_holds_are_passed_over_with_their_lines(tmp_path: Path,
         ("its prompt has", 5), ("tokens with its answer, more than the 40 of a row", 6), ("chosen and its rejected answer are the same", 7), ("is empty", 8),
     ):  # fmt: skip
         assert any(why in note and f"rows.jsonl:{line}" in note for note in store.meta["notes"]), (why, notes)
+
+
+def test_prompts_in_several_rows_are_remarked(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    made = goal(tokenizer)
+    sides = []
+    for name, found in (
+        ("a", [PAIRS[0], {**PAIRS[1], "prompt": PAIRS[0]["prompt"]}, PAIRS[2]]),
+        ("b", [PAIRS[2], PAIRS[3]]),
+    ):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in found), "utf-8")
+        encoder = TaskEncoder(PreferTask(), tokenizer, 64, "decoder")
+        sides.append(Store.build(rows(str(path), encoder), encoder, tmp_path / name))
+    several, both = made.remarks(*sides)
+    assert several.startswith("2 of 3 rows share their prompt with another row")
+    assert both == "the prompts of 1 of 2 held-out rows are among those learnt from"
+    assert made.remarks(sides[1], sides[1])[0].startswith("the prompts of 2 of 2")
 
 
 # ---------------------------------------------------------------- runs

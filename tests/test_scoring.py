@@ -73,6 +73,7 @@ def test_what_a_model_writes_is_greedy() -> None:
 
 def test_texts_go_on_from_their_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt is read once for all of its continuations, and they are encoded as what goes on."""
+    monkeypatch.setenv("STEMMA_EXECUTOR", "off")  # so that every pass is seen
     model = writer("spm-bpe")
     read: list[tuple[int, ...]] = []
     whole = type(model).decode

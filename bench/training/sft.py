@@ -63,13 +63,13 @@ class Examples:
         return sizes.Measured(len(self), self.tokens_total / len(self), longest, True)
 
 
-def base(folder: Path, layers: int) -> Path:
+def base(folder: Path, layers: int, seed: int = 1) -> Path:
     """A network of SmolLM2-135M's shape with random weights, as transformers saves it, with a small tokenizer."""
     import transformers as hf
 
     from stemma.text import Specials, Tokenizer
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     config = hf.LlamaConfig(
         hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9, num_key_value_heads=3,
         vocab_size=49_152, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stemma.conversations import Turn, prompt_ids, shapes, templates
+from stemma.conversations import Turn, comparisons, prompt_ids, shapes, templates
 from stemma.data import random as draw
 from stemma.data import read
 from stemma.data.files import ROWS
@@ -71,13 +71,7 @@ def kl_bound(n: int) -> float:
 def prompt(row: Mapping[str, Any]) -> Prompt:
     """The prompt of a row: its turns up to the last answer, which may be missing. Raises DataError for a row that asks
     nothing."""
-    asked = row.get("prompt")
-    if isinstance(asked, str) and asked.strip():
-        more = (Turn("system", str(row["system"])),) if row.get("system") else ()
-        return Prompt((*more, Turn("user", asked)), row)
-    if isinstance(asked, Sequence) and asked and not isinstance(asked, str):
-        return Prompt(shapes.question({"messages": asked}).turns, row)
-    return Prompt(shapes.question(row).turns, row)
+    return Prompt(comparisons.asked(row).turns, row)
 
 
 def prompts(source: str) -> list[Prompt]:

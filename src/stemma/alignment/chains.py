@@ -83,11 +83,11 @@ def place_of(out: Path, number: int, many: int) -> Path:
 
 def carry_out(
     name: str, start: str, steps: Sequence[Step], out: str | Path, *, judged: Judged | None = None, seed: int = 1,
-    full: bool = False, resume: bool = False, on_step: OnStep | None = None, quiet: bool = False,
-    mesh: str | None = None,
+    full: bool = False, files: Mapping[str, Sequence[Any]] | None = None, resume: bool = False,
+    on_step: OnStep | None = None, quiet: bool = False, mesh: str | None = None,
 ) -> Run:  # fmt: skip
-    """Carry out the steps of the chain `name` from the model `start`. Raises UsageError for a directory that holds
-    something else."""
+    """Carry out the steps of the chain `name` from the model `start`. `files`: rows that are kept in OUT/stages, by
+    name, for steps that read them. Raises UsageError for a directory that holds something else."""
     out = Path(out)
     if begun(out):
         if not resume:
@@ -99,8 +99,14 @@ def carry_out(
         "steps": [spec.to_dict(asdict(step)) for step in steps],
         "judged": {} if judged is None else spec.to_dict(asdict(judged)),
     }  # fmt: skip
+    for file, held in (files or {}).items():
+        if held:
+            (out / "stages").mkdir(parents=True, exist_ok=True)
+            with disk.write_jsonl(out / "stages" / file) as add:
+                for row in held:
+                    add(row)
     if steps[0].what != "rs":
-        planned(asked, out, 1, True)  # what cannot be planned leaves nothing behind
+        planned(asked, out, 1, True)  # what cannot be planned begins nothing
     out.mkdir(parents=True, exist_ok=True)
     disk.write_json(out / folder.CHAIN, asked)
     return go_on(out, on_step, quiet, mesh)

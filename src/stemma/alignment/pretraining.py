@@ -17,7 +17,8 @@ from stemma.nn.model import Model
 from stemma.objectives import base, objective
 from stemma.train.config import Plan
 from stemma.train.device import pick_device
-from stemma.train.evaluation import evaluate, sample
+from stemma.train.evaluation import evaluate
+from stemma.train.prepare import judged_by
 from stemma.train.source import MICRO
 
 FOLDER = "pretraining"  # of a run, with the tokens of its pretraining text
@@ -40,7 +41,7 @@ class PretrainingText:
         store = Store.open(place) if known else shared.build(read(data), setting.tokenizer, place)
         train, held = store.split(plan.train.val_fraction, plan.seed, "block")
         self.view = train.cut(4 * plan.context)
-        self.held = sample(held, plan.train.eval_tokens)
+        self.held = judged_by(plan, self.view, held)
         self.micro = plan.train.micro or max(1, MICRO[pick_device(plan).type] // plan.context)
 
     def batches(self, cursor: OnlineCursor, rows: int) -> tuple[list[base.Batch], OnlineCursor]:

@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stemma import disk
-from stemma.cli import Group, calling, code, console, corpus, echo, emit, ghosts, instructing, mixing, overrides
+from stemma.cli import (
+    Group,
+    ai_feedback,
+    calling,
+    code,
+    console,
+    corpus,
+    echo,
+    emit,
+    ghosts,
+    instructing,
+    mixing,
+    overrides,
+)
 from stemma.cli.complete import complete_data, set_option
 from stemma.cli.show import is_path
 from stemma.cli.texts import GRAMMAR
@@ -36,6 +49,7 @@ MAKERS = (
     instructing.explain,
     ghosts.ghost,
     ghosts.distil,
+    ai_feedback.ai_feedback,
     mixing.mixture,
     calling.apis,
     code.functions,

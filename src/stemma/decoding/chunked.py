@@ -27,18 +27,20 @@ def in_pieces(model: Model) -> bool:
     return model.arch.structure == "decoder" and all(isinstance(m, parts.Causal | parts.Sliding) for m in masks)
 
 
-def paged(model: Model, rows: int, chunk: int, tokens: int | None = None) -> Pages | None:
+def paged(
+    model: Model, rows: int, chunk: int, tokens: int | None = None, dtype: torch.dtype | None = None
+) -> Pages | None:
     """Pages for up to `rows` rows of a model at once, `chunk` tokens of a prompt being read together; None where its
     cache cannot have pages. `tokens`: of all rows; left out, the model's context for each row, in at most 4 GiB, or
-    half of the free memory of an accelerator."""
+    half of the free memory of an accelerator. `dtype`: of keys and values, where it is not the model's."""
     if not in_pieces(model) or model.ahead:
         return None
     dims = model.dims
     if tokens is None:
         room = 2**32 if model.device.type == "cpu" else torch.cuda.mem_get_info(model.device)[0] // 2
-        token = 2 * dims.layers * dims.kv * dims.width * model.dtype.itemsize
+        token = 2 * dims.layers * dims.kv * dims.width * (dtype or model.dtype).itemsize
         tokens = max(dims.context, min(rows * dims.context, room // token))
-    return Pages(model.arch, dims.layers, tokens, rows=rows, chunk=chunk)
+    return Pages(model.arch, dims.layers, tokens, rows=rows, chunk=chunk, dtype=dtype)
 
 
 class ChunkedSession(Session):
@@ -49,7 +51,8 @@ class ChunkedSession(Session):
     pages: Pages | None = None
     of_rows: Sequence[PageRow] | None = None  # made before: where not, they are made here
     at: list[int]  # tokens of each text that were read
-    last: list[Tensor]  # D of each row, the hidden state of the last token read
+    last: list[Tensor]  # of each row, the hidden state (D) of the last token read, or by an executor its logits (V)
+    reader: executor.Executor | None  # reads the prompts, where the model has one that does
 
     @classmethod
     def opened(
@@ -79,6 +82,9 @@ class ChunkedSession(Session):
         """Make the cache, and see what of the texts it holds already."""
         rows = len(self.texts)
         self.last = [torch.empty(0)] * rows
+        found = executor.of(self.model)
+        reads = isinstance(found, executor.Executor) and found.reads and executor.usable()
+        self.reader = found if isinstance(found, executor.Executor) and reads else None
         if self.pages is None:
             even = len({len(t) for t in self.texts}) == 1
             self.cache = Cache(self.model.arch, self.model.dims.layers, rows, self._capacity(), even)
@@ -105,6 +111,19 @@ class ChunkedSession(Session):
         """Read about `tokens` more, of all texts together. Returns whether all are read; then `logits` are there."""
         width = max(1, tokens // len(self.texts))
         pieces = [t[at : at + width] for t, at in zip(self.texts, self.at, strict=True)]
+        if self.reader is not None:
+            ends = [
+                i for i, (t, at, p) in enumerate(zip(self.texts, self.at, pieces, strict=True)) if len(t) == at + len(p)
+            ]
+            ends = [i for i in ends if pieces[i]]
+            found = self.reader.read(pieces, self._range, self.cache, ends, self._language_numbers())
+            for i, logits in zip(ends, found, strict=True):
+                self.last[i] = logits
+            self._note(pieces)
+            if self.unread:
+                return False
+            self.logits, self.last = self._finite(torch.stack(self.last)), []
+            return True
         ids, real = pad(pieces, self.device)
         order = torch.tensor(self.at, device=self.device)[:, None] + torch.arange(ids.shape[1], device=self.device)
         inputs = Inputs(
@@ -120,15 +139,21 @@ class ChunkedSession(Session):
         for row, piece in enumerate(pieces):
             if piece:
                 self.last[row] = hidden[row, len(piece) - 1]
-                self.at[row] += len(piece)
-                if isinstance(self.cache, PagedCache):
-                    self.cache.pages.keep(self.cache.of_rows[row], self.texts[row])
+        self._note(pieces)
         if self.unread:
             return False
         with executor.fast_linear():
             self.logits = self._head(torch.stack(self.last))
         self.last = []
         return True
+
+    def _note(self, pieces: Sequence[Sequence[int]]) -> None:
+        """These were read."""
+        for row, piece in enumerate(pieces):
+            if piece:
+                self.at[row] += len(piece)
+                if isinstance(self.cache, PagedCache):
+                    self.cache.pages.keep(self.cache.of_rows[row], self.texts[row])
 
     def keep(self, rows: Sequence[int]) -> None:
         if not self.last:

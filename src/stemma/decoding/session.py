@@ -260,6 +260,10 @@ class Session:
         even = all(len(t) == longest for t in self.texts)
         layers = model.dims.depth if both else model.dims.layers
         self.cache = Cache(model.arch, layers, len(self.texts), self._capacity(), even)
+        if isinstance(self.executor, executor.Executor) and self.executor.reads and executor.usable():
+            rows, languages = range(len(self.texts)), self._language_numbers()
+            self.logits = self._finite(self.executor.read(self.texts, self._range, self.cache, rows, languages))
+            return
         ids, real = pad(self.texts, self.device)
         positions, prefix = self._place(self.texts)
         inputs = Inputs(
@@ -291,6 +295,14 @@ class Session:
     def _places(self, ahead: Tensor) -> Tensor:
         """The positions of the tokens that are `ahead` (B T) of the next one: B T, or B T C."""
         return self.lengths[:, None] + ahead + self.first
+
+    def _range(self, start: int, end: int) -> Sequence[int]:
+        """The positions of the tokens at places from `start` on."""
+        return range(start + self.first, end + self.first)
+
+    def _language_numbers(self) -> list[int] | None:
+        """The language of each row, if they have one."""
+        return None if self.languages is None else [int(n) for n in self.languages.tolist()]
 
     def _next_places(self) -> list[int]:
         """The positions of the next tokens: all columns of a row, then those of the next."""

@@ -118,8 +118,8 @@ class Tape:
             step = struct("product_step", **{"from": source}, count=len(same), parts=self.array("part", same))
             self.add("PRODUCT", step)
 
-    def finish(self, logits: int) -> Any:
-        """The tape as C reads it."""
+    def finish(self, logits: int, tail: int, stream: int) -> Any:
+        """The tape as C reads it. `tail`: the number of the head's first instruction, which reads `stream`."""
         items = [struct("instruction", operation=o, sync=s, step=ctypes.addressof(x)) for o, s, x in self.steps]
         buffers = [struct("buffer", width=width, private=private) for width, private in self.widths]
         return struct(
@@ -127,6 +127,8 @@ class Tape:
             count=len(items),
             buffers=len(buffers),
             logits=logits,
+            tail=tail,
+            stream=stream,
             vocab=self.widths[logits][0],
             instructions=self.array("instruction", items),
             buffer=self.array("buffer", buffers),

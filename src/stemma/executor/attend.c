@@ -2,6 +2,7 @@
 
    The threads share out rows and heads. A head's numbers are summed in the order of the slots, whoever does it. */
 
+#include "panels.h"
 #include "step.h"
 
 #define SIDE 4 /* query heads that pass over the keys together */
@@ -270,7 +271,137 @@ void attend(const state *s, const attend_step *op) {
   }
 }
 
+/* ---- prompts: many tokens of a text at once */
+
+static int64_t whole(int64_t count, int64_t of) { return (count + of - 1) / of * of; }
+
+/* The queries or keys of a row, normalised and turned where they lie. */
+static void prepare_heads(const state *s, int64_t buffer, int64_t m, int64_t heads, int64_t width, const norm *by,
+                          const rotary *turned, const float *table) {
+  for (int64_t h = 0; h < heads; h++) {
+    float *x = row_of(s, buffer, m) + h * width;
+    if (by->type != NO_NORM) norm_row(by, h, x, width, x);
+    if (turned->pairs) turn(turned, table, s->run->positions + m * s->run->columns, x);
+  }
+}
+
+/* Keys and values as numbers of the cache's kind, so that it does not matter in how many pieces a text is read. */
+static void round_row(int64_t kind, float *x, int64_t width) {
+  for (int64_t i = 0; kind == BF16 && i < width; i++) x[i] = from_bf16(to_bf16(x[i]));
+  for (int64_t i = 0; kind == F16 && i < width; i++) x[i] = from_f16(to_f16(x[i]));
+}
+
+/* The key or value at place n of a piece's text: new ones are in a buffer, others in the cache. */
+static void number_row(const state *s, const piece *p, int64_t buffer, int64_t head, const rows *old, int64_t slots,
+                       int64_t n, int64_t width, float *to) {
+  if (n >= p->start) {
+    memcpy(to, row_of(s, buffer, p->first + n - p->start) + head * width, (size_t)width * sizeof(float));
+    return;
+  }
+  const char *from = slot_of(old, n % slots);
+  for (int64_t i = 0; i < width; i++) to[i] = number((int)old->kind, from, i);
+}
+
+/* What the queries of one key head of a piece read: keys in panels, values row after row, from place `low` on. */
+typedef struct {
+  int64_t low, count, wide, columns;
+  float *keys, *values, *score, *sum;
+} seen;
+
+static seen collect(const state *s, const attend_step *op, const piece *p, int64_t head) {
+  const layer_cache *c = s->run->caches + op->layer;
+  int64_t width = op->width, low = op->window && p->start + 1 > op->window ? p->start + 1 - op->window : 0;
+  seen all = {low, p->start + p->count - low, whole(width, LANES), 0, (float *)s->scratch, 0, 0, 0};
+  all.columns = whole(all.count, PANEL);
+  all.values = all.keys + all.columns * width, all.score = all.values + all.count * all.wide;
+  all.sum = all.score + HIGH * all.columns;
+  float *some = all.sum + HIGH * all.wide;
+  rows keys = head_rows(c, c->keys, p->row, head, width), vals = head_rows(c, c->values, p->row, head, width);
+  memset(all.values, 0, (size_t)(all.count * all.wide) * sizeof(float));
+  for (int64_t n = 0; n < all.count; n += PANEL) {
+    int64_t here = all.count - n < PANEL ? all.count - n : PANEL;
+    for (int64_t i = 0; i < here; i++) {
+      number_row(s, p, op->k, head, &keys, c->slots, low + n + i, width, some + i * width);
+      number_row(s, p, op->v, head, &vals, c->slots, low + n + i, width, all.values + (n + i) * all.wide);
+    }
+    to_panel(some, width, width, here, all.keys + n * width);
+  }
+  return all;
+}
+
+static int64_t pieces_scratch(const attend_step *op, const run *r) {
+  int64_t wide = whole(op->width, LANES), columns = whole(r->longest, PANEL);
+  return (columns * (op->width + HIGH) + (r->longest + HIGH) * wide + PANEL * op->width) * (int64_t)sizeof(float);
+}
+
+/* Some queries of a head that follow each other, from row i of a piece on. */
+static void read_queries(const state *s, const attend_step *op, const piece *p, const seen *all, int64_t head, int64_t i,
+                         int64_t count) {
+  int64_t width = op->width, stride = s->tape->buffer[op->q].width, first = p->start + i, last = first + count - 1;
+  int64_t from = op->window && first + 1 - op->window > all->low ? first + 1 - op->window - all->low : 0;
+  int64_t to = last + 1 - all->low;
+  const float *q = row_of(s, op->q, p->first + i) + head * width;
+  from = from / PANEL * PANEL;
+  for (int64_t n = from; n < to; n += PANEL) {
+    int64_t here = all->count - n < PANEL ? whole(all->count - n, LANES) : PANEL;
+    times_panel(count, here, q, stride, width, all->keys + n * width, here, all->score + n, all->columns);
+  }
+  for (int64_t r = 0; r < count; r++) {
+    float *score = all->score + r * all->columns;
+    int64_t place = first + r, end = place + 1 - all->low;
+    int64_t begin = op->window && place + 1 - op->window > all->low ? place + 1 - op->window - all->low : 0;
+    scale_scores(score + begin, end - begin, op->scale, op->cap);
+    if (op->bias != NO_BIAS) add_bias(op, head, score + begin, all->low + begin, end - begin, place, INT64_MAX);
+    softmax(score + begin, end - begin);
+    for (int64_t n = from; n < begin; n++) score[n] = 0;
+    for (int64_t n = end; n < to; n++) score[n] = 0;
+  }
+  times_panel(count, all->wide, all->score + from, all->columns, to - from, all->values + from * all->wide, all->wide,
+              all->sum, all->wide);
+  for (int64_t r = 0; r < count; r++)
+    memcpy(row_of(s, op->to, p->first + i + r) + head * width, all->sum + r * all->wide, (size_t)width * sizeof(float));
+}
+
+static void append_piece(const state *s, const attend_step *op, const piece *p, int64_t head) {
+  const layer_cache *c = s->run->caches + op->layer;
+  int64_t width = op->width, end = p->start + p->count;
+  rows keys = head_rows(c, c->keys, p->row, head, width), vals = head_rows(c, c->values, p->row, head, width);
+  for (int64_t n = end - c->slots > p->start ? end - c->slots : p->start; n < end; n++) {
+    int64_t m = p->first + n - p->start, slot = n % c->slots;
+    write_row(c->kind, row_of(s, op->k, m) + head * width, width, (char *)slot_of(&keys, slot));
+    write_row(c->kind, row_of(s, op->v, m) + head * width, width, (char *)slot_of(&vals, slot));
+  }
+}
+
+/* Attention of the tokens of a prompt to those before them; then the cache gets their keys and values. */
+void attend_pieces(const state *s, const attend_step *op) {
+  const run *r = s->run;
+  int64_t from, to, group = op->heads / op->kv, width = op->width, kind = r->caches[op->layer].kind;
+  share(s, r->rows, 1, &from, &to);
+  for (int64_t m = from; m < to; m++) {
+    prepare_heads(s, op->q, m, op->heads, width, &op->q_norm, &op->turn, op->turn.table);
+    prepare_heads(s, op->k, m, op->kv, width, &op->k_norm, &op->turn, op->turn.keys ? op->turn.keys : op->turn.table);
+    round_row(kind, row_of(s, op->k, m), op->kv * width);
+    round_row(kind, row_of(s, op->v, m), op->kv * width);
+  }
+  wait_for_all(s);
+  int64_t units = r->piece_count * op->kv, parts = units % s->threads && units < 4 * s->threads ? group : 1;
+  share(s, units * parts, 1, &from, &to);
+  for (int64_t n = from; n < to; n++) {
+    const piece *p = r->pieces + n / parts / op->kv;
+    int64_t head = n / parts % op->kv, some = group / parts, h0 = head * group + n % parts * some;
+    seen all = collect(s, op, p, head);
+    for (int64_t h = h0; h < h0 + some; h++)
+      for (int64_t i = 0; i < p->count; i += HIGH)
+        read_queries(s, op, p, &all, h, i, p->count - i < HIGH ? p->count - i : HIGH);
+  }
+  wait_for_all(s);
+  share(s, units, 1, &from, &to);
+  for (int64_t n = from; n < to; n++) append_piece(s, op, r->pieces + n / op->kv, n % op->kv);
+}
+
 int64_t attend_scratch(const attend_step *op, const run *r) {
+  if (r->pieces) return pieces_scratch(op, r);
   int64_t group = op->heads / op->kv;
   return (group * (op->width + r->longest) + op->width) * (int64_t)sizeof(float);
 }

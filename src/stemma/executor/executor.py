@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import logging
 import math
 import operator
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,7 @@ from stemma.nn.cache import Layout
 from stemma.nn.model import Model
 
 LOG = logging.getLogger("stemma")
+TOGETHER = 512  # tokens of prompts that are read in one run: what lies between grows with them
 DONE, NO_SUCH_ROW, SHORT_TABLES, SMALL_WORKSPACE = map(
     number, ("DONE", "NO_SUCH_ROW", "SHORT_TABLES", "SMALL_WORKSPACE")
 )
@@ -36,7 +38,7 @@ class Reason(NamedTuple):
 
 
 class Cache(Protocol):
-    """What an executor asks of a cache: to note a step, and where keys and values lie."""
+    """What an executor asks of a cache: to note what is read, and where keys and values lie."""
 
     rows: int
     length: int
@@ -47,6 +49,10 @@ class Cache(Protocol):
     encoder_mask: Tensor | None
 
     def advance(self, order: Sequence[int]) -> None: ...
+
+    def take_in(self, counts: Sequence[int]) -> list[int]: ...
+
+    def make(self, layer: int, like: Tensor) -> None: ...
 
     def layout(self, layer: int, pages: Tensor) -> Layout: ...
 
@@ -62,6 +68,42 @@ class Step(NamedTuple):
     logprobs: list[float]
 
 
+class Piece(NamedTuple):
+    """Tokens of a row that are read together, from place `start` on; `last`: no more of them follow."""
+
+    row: int
+    tokens: Sequence[int]
+    start: int
+    last: bool
+
+
+def usable() -> bool:
+    """Whether an executor may compute here: without gradients, in no other precision, and not in a graph."""
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+
+
+def numbers(values: Sequence[int]) -> Any:
+    """Whole numbers as C reads them."""
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def _runs(texts: Sequence[Sequence[int]], starts: Sequence[int]) -> Iterator[list[Piece]]:
+    """The tokens of all rows in pieces, of which at most TOGETHER tokens are read in one run."""
+    some: list[Piece] = []
+    room = TOGETHER
+    for row, text in enumerate(texts):
+        at = 0
+        while at < len(text):
+            piece = text[at : at + room]
+            some.append(Piece(row, piece, starts[row] + at, at + len(piece) == len(text)))
+            at, room = at + len(piece), room - len(piece)
+            if not room:
+                yield some
+                some, room = [], TOGETHER
+    if some:
+        yield some
+
+
 class Executor:
     """The tape of one model. One step runs at a time."""
 
@@ -69,24 +111,22 @@ class Executor:
         lowered = Lowering(model)
         self.code, self.vocab, self.columns = found.code, model.dims.vocab, lowered.columns
         self.layers = len(lowered.stack.order)
-        self.tape, self.tables, self.read = lowered.logits, lowered.tables, lowered.tape  # not the model itself
+        self.tape, self.tables, self.memory = lowered.logits, lowered.tables, lowered.tape  # not the model itself
         self.workspace = torch.empty(0, dtype=torch.uint8)
         self.lock = threading.Lock()
         self.run = struct("run", columns=self.columns, reach=0 if self.tables else 2**62)  # of the step
         self.numbers: list[Any] = []  # tokens, places and positions of a step
         self.best, self.total = (ctypes.c_int64 * 0)(), (ctypes.c_double * 0)()  # of each row (see `run` of tape.h)
+        whole = lowered.causal and model.encoder is None and not model.ahead
+        self.reads = whole and bool(self.code.tape_reads(ctypes.byref(self.tape)))  # prompts too
+        self.kept_like = [torch.empty(1, heads, 0, width, dtype=model.dtype) for heads, width in lowered.kept]
         self.seen: list[Any] = []
         self.kept: tuple[Any, ...] = ()
 
     def ready(self, cache: Cache, languages: Tensor | None = None) -> bool:
         """Whether the next step of this cache can run here."""
         known = all(map(operator.is_, cache.keys, self.seen)) and self.seen
-        return not (
-            torch.is_grad_enabled()
-            or torch.is_autocast_enabled("cpu")
-            or torch.compiler.is_compiling()
-            or (not known and any(k is None or k.dtype not in KINDS for k in cache.keys))
-        )
+        return usable() and (bool(known) or all(k is not None and k.dtype in KINDS for k in cache.keys))
 
     def step(
         self,
@@ -113,25 +153,85 @@ class Executor:
             now.threads, now.longest = torch.get_num_threads(), cache.length
             now.languages = None if languages is None else languages.data_ptr()
             now.logits = logits.data_ptr()
-            code = self._run(positions)
+            code = self._run(positions, now)
             if code == DONE:
                 return Step(logits, self.best[:rows], [-math.log(x) for x in self.total[:rows]])
         if code == NO_SUCH_ROW:
             raise UsageError("a step holds a token, a language or a position that is in no table of this model")
         raise NotFinite((~logits.isfinite().all(1)).nonzero()[:, 0].tolist(), logits)
 
-    def _run(self, positions: Sequence[int]) -> int:
-        """Run the step, once tables and workspace are large enough."""
-        tape, now = ctypes.byref(self.tape), ctypes.byref(self.run)
+    def read(
+        self,
+        texts: Sequence[Sequence[int]],
+        places: Callable[[int, int], Sequence[int]],
+        cache: Cache,
+        wanted: Sequence[int],
+        languages: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Read the next tokens of every row (none, of some), where the tape `reads`: the logits of what follows the
+        last ones of the rows `wanted`, which may be not finite. `places(start, end)`: the positions of the tokens at
+        these places of a row."""
+        logits = torch.empty(len(wanted), self.vocab)
+        with self.lock:
+            starts = cache.take_in([len(text) for text in texts])
+            for layer, like in enumerate(self.kept_like):
+                cache.make(layer, like)
+            now = struct("run", columns=self.columns, reach=self.run.reach, threads=torch.get_num_threads())
+            now.caches, now.crosses, now.mask = self._buffers(cache)
+            done = 0
+            for some in _runs(texts, starts):
+                ends = [i for i, p in enumerate(some) if p.row in wanted and p.last]
+                self._read(now, some, ends, places, languages, logits[done:])
+                done += len(ends)
+        return logits
+
+    def _read(
+        self,
+        now: Any,
+        some: Sequence[Piece],
+        ends: Sequence[int],
+        places: Callable[[int, int], Sequence[int]],
+        languages: Sequence[int] | None,
+        logits: Tensor,
+    ) -> None:
+        """Read pieces in one run. `ends`: those whose last tokens are followed by logits, in this order."""
+        tokens = [t for p in some for t in p.tokens]
+        positions = [n for p in some for n in places(p.start, p.start + len(p.tokens))]
+        firsts = list(itertools.accumulate((len(p.tokens) for p in some), initial=0))
+        kept = {
+            "tokens": numbers(tokens),
+            "positions": numbers(positions),
+            "pieces": (structures()["piece"] * len(some))(
+                *((p.row, first, len(p.tokens), p.start) for p, first in zip(some, firsts, strict=False))
+            ),
+            "wanted": numbers([firsts[i + 1] - 1 for i in ends]),
+            "best": numbers([0] * len(ends)),
+            "total": (ctypes.c_double * len(ends))(),
+        }
+        if languages is not None:
+            kept["languages"] = numbers([languages[p.row] for p in some for _ in p.tokens])
+        for name, array in kept.items():
+            setattr(now, name, ctypes.addressof(array))
+        now.rows, now.piece_count, now.wanted_count = len(tokens), len(some), len(ends)
+        now.longest = max(p.start + len(p.tokens) for p in some)
+        now.logits = logits.data_ptr()
+        if self._run(positions, now) == NO_SUCH_ROW:
+            raise UsageError("a prompt holds a token, a language or a position that is in no table of this model")
+
+    def _run(self, positions: Sequence[int], now: Any) -> int:
+        """Run the tape, once tables and workspace are large enough."""
+        tape, at = ctypes.byref(self.tape), ctypes.byref(now)
         while True:
-            code = int(self.code.tape_run(tape, now))
+            code = int(self.code.tape_run(tape, at))
             if code == SHORT_TABLES:
                 last = max(positions)
-                self.run.reach = min(table.reach(last) for table in self.tables)
+                now.reach = self.run.reach = min(table.reach(last) for table in self.tables)
             elif code == SMALL_WORKSPACE:
-                size = self.code.tape_size(tape, now)
-                self.workspace = torch.empty(size + size // 2, dtype=torch.uint8)
-                self.run.workspace, self.run.room = self.workspace.data_ptr(), len(self.workspace)
+                size = self.code.tape_size(tape, at)
+                if size > len(self.workspace):
+                    self.workspace = torch.empty(size + size // 2, dtype=torch.uint8)
+                for run in (now, self.run):  # the old one is gone
+                    run.workspace, run.room = self.workspace.data_ptr(), len(self.workspace)
             else:
                 return code
 

@@ -69,6 +69,8 @@ class Lowering:
         self.columns = stack.position.columns
         self.turned: dict[Position, Any] = {}
         self.bucketed: dict[Position, Tensor] = {}
+        self.kept: list[tuple[int, int]] = []  # of each layer, the heads and the width of keys and values
+        self.causal = not stack.position.length_dependent  # whether the tokens of a prompt see what steps would see
         kinds = {type(block) for block in stack.blocks}
         if len(kinds) != 1:
             raise NotLowered("its blocks are of several kinds")
@@ -137,6 +139,7 @@ class Lowering:
 
     def head(self) -> Any:
         tape, source, held = self.tape, self.x, self.model.lm
+        tail = len(tape.steps)
         own = held if isinstance(held, StoredHead) else None
         lm = held if own is None else own.head
         assert isinstance(lm, LMHead)
@@ -151,7 +154,7 @@ class Lowering:
             w, logits, bias=bias, scale=lm.scale, factor=lm.factor, cap=lm.softcap or 0.0, check=True
         )  # fmt: skip
         self.product(source, [made])
-        return tape.finish(logits)
+        return tape.finish(logits, tail, self.x)
 
     def times(self, module: Any, to: int, **more: Any) -> Any:
         """The product with a module's matrix, its bias, and the low-rank adapters beside it."""
@@ -250,9 +253,11 @@ class Lowering:
         if not isinstance(mask, parts.Causal | parts.Sliding | parts.Prefix):
             raise NotLowered(f"the tape has no instruction for the mask {mask}")
         stack, tape = self.stack, self.tape
+        self.causal = self.causal and not isinstance(mask, parts.Prefix)
         scheme = stack.local if stack.local is not None and isinstance(mask, parts.Sliding) else stack.position
         expect(scheme, *POSITIONS)
         q, k, v, a, heads, kv = self.heads(module)
+        self.kept.append((kv, module.width))
         own = [self.times(m, to) for m, to in ((module.q, q), (module.k, k), (module.v, v))]
         self.product(n, own + (more or []))
         step = struct(

@@ -27,7 +27,14 @@ FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-fopenmp-simd")
 # for this processor with threads, then without what a compiler does not know. OpenMP is not linked: torch's is used
 ATTEMPTS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ())
 TIMEOUT = 120  # seconds for the compiler
-FUNCTIONS = {"tape_size": 2, "tape_run": 2, "many_size": 1, "many_run": 1, "packed_tile": 0}  # pointers that each takes
+FUNCTIONS = {
+    "tape_size": 2,
+    "tape_run": 2,
+    "tape_reads": 1,
+    "many_size": 1,
+    "many_run": 1,
+    "packed_tile": 0,
+}  # pointers that each takes
 QUANTIZE = Path(__file__).resolve().parent.parent / "quantize"  # whose kernels stored.c takes in
 
 

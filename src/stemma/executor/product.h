@@ -20,6 +20,14 @@ typedef struct {
   const void *extra;
 } matrix;
 
+/* Products of many vectors at once, for kinds that have a way of their own (panels.c). */
+typedef struct {
+  int64_t (*bytes)(int64_t in); /* of a whole panel; 0: rows of this length are not for it */
+  void (*panel)(const float *x, int64_t in, int64_t count, void *to);
+  /* As `product` below; `panels`: all vectors, one whole panel after the other. */
+  void (*product)(const matrix *w, const void *panels, int64_t count, int64_t r0, int64_t r1, float *y, int64_t y_stride);
+} panel_kind;
+
 typedef struct {
   int64_t tile; /* a thread's range of rows begins at a multiple of it; the same of all kinds */
   /* Bytes of a prepared vector of `in` numbers, a multiple of 64; NULL: vectors are read as they are (row after row). */
@@ -29,6 +37,7 @@ typedef struct {
   /* y[m * y_stride + r] = W[r] . x[m] for m < count and r0 <= r < r1. `x`: prepared vectors, one after the other. */
   void (*product)(const matrix *w, const void *x, int64_t count, int64_t r0, int64_t r1, float *y, int64_t y_stride);
   void (*row)(const matrix *w, int64_t r, float *to); /* the numbers of one row; NULL where nobody looks rows up */
+  const panel_kind *panels; /* NULL: `product` serves many vectors too */
 } product_kind;
 
 extern const product_kind *const product_kinds[KINDS];

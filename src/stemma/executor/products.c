@@ -134,19 +134,21 @@ static void float_row(const matrix *w, int64_t r, float *to) {
   for (int64_t k = 0; k < w->in; k++) to[k] = number((int)w->kind, from, k);
 }
 
-#define FLOATS(name, kind, bytes, form, prepare)                                                                        \
+extern const panel_kind float_panels, pair_panels; /* panels.c */
+
+#define FLOATS(name, kind, bytes, form, prepare, panels)                                                                \
   static void name##_product(const matrix *w, const void *x, int64_t count, int64_t r0, int64_t r1, float *y,            \
                              int64_t y_stride) {                                                                         \
     product(kind, w, x, bytes, count, r0, r1, y, y_stride);                                                              \
   }                                                                                                                      \
-  static const product_kind name = {16, form, prepare, name##_product, float_row};
+  static const product_kind name = {16, form, prepare, name##_product, float_row, panels};
 
-FLOATS(f32, F32, 4 * w->in, 0, 0)
-FLOATS(f16, F16, 4 * w->in, 0, 0)
+FLOATS(f32, F32, 4 * w->in, 0, 0, &float_panels)
+FLOATS(f16, F16, 4 * w->in, 0, 0, 0)
 #ifdef PAIRS
-FLOATS(bf16, BF16, pairs_bytes(w->in), pairs_bytes, to_pairs)
+FLOATS(bf16, BF16, pairs_bytes(w->in), pairs_bytes, to_pairs, &pair_panels)
 #else
-FLOATS(bf16, BF16, 4 * w->in, 0, 0)
+FLOATS(bf16, BF16, 4 * w->in, 0, 0, 0)
 #endif
 
 extern const product_kind q8_0_kind, q4_0_kind, q4_1_kind, q4_k_kind, q6_k_kind; /* quant.c */

@@ -9,6 +9,9 @@
 
 typedef struct shared shared;
 
+/* Whether every thread fills its own copy of private buffers. */
+INLINE int64_t is_few(const run *r) { return r->rows <= FEW && !r->pieces; }
+
 /* One thread's view of a step. `few`: private buffers are its own. */
 typedef struct {
   const tape *tape;
@@ -23,6 +26,7 @@ typedef struct {
 void wait_for_all(const state *s);
 void norm_row(const norm *by, int64_t head, const float *x, int64_t width, float *to);
 void attend(const state *s, const attend_step *op);
+void attend_pieces(const state *s, const attend_step *op);
 void cross(const state *s, const cross_step *op);
 int64_t attend_scratch(const attend_step *op, const run *r);
 int64_t cross_scratch(const cross_step *op, const run *r);

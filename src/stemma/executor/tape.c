@@ -1,5 +1,6 @@
 /* A tape run in one parallel region: every thread goes through all instructions and does its share of each. */
 
+#include "panels.h"
 #include "step.h"
 
 #include <sched.h>
@@ -15,6 +16,7 @@
 #include <omp.h>
 #endif
 
+#define ROOM (1 << 19) /* bytes of prepared vectors that stay in the cache while all rows pass */
 #define SPINS 4000 /* looks at the barrier before the thread sleeps */
 #define ALIGNED(bytes) (((bytes) + 63) & ~(int64_t)63)
 #define MOST_THREADS 256
@@ -202,15 +204,48 @@ static const void *prepare(const state *s, const product_kind *kind, const float
   return to;
 }
 
+static const panel_kind *panels_of(const run *r, const matrix *w) {
+  const panel_kind *panels = product_kinds[w->kind]->panels;
+  return r->pieces && panels && panels->bytes(w->in) ? panels : 0;
+}
+
+/* The same for a prompt, whose vectors lie in panels. */
+static void multiply_panels(const state *s, const product_step *op, const panel_kind *kind) {
+  int64_t from, to, in = op->parts[0].w.in, count = s->run->rows, bytes = kind->bytes(in);
+  share(s, (count + PANEL - 1) / PANEL, 1, &from, &to);
+  for (int64_t n = from; n < to; n++) {
+    int64_t some = count - n * PANEL < PANEL ? count - n * PANEL : PANEL;
+    kind->panel(row_of(s, op->from, n * PANEL), in, some, s->common + n * bytes);
+  }
+  wait_for_all(s);
+  for (int64_t n = 0; n < op->count; n++) {
+    const part *p = op->parts + n;
+    int64_t r0, r1;
+    share(s, p->w.out, product_kinds[p->w.kind]->tile, &r0, &r1);
+    kind->product(&p->w, s->common, count, r0, r1, row_of(s, p->raw, 0), s->tape->buffer[p->raw].width);
+    finish(s, p, r0, r1);
+  }
+}
+
 static void multiply(const state *s, const product_step *op) {
   const matrix *first = &op->parts[0].w;
   const product_kind *kind = product_kinds[first->kind];
+  const panel_kind *panels = panels_of(s->run, first);
+  if (panels) {
+    multiply_panels(s, op, panels);
+    return;
+  }
+  int64_t bytes = kind->prepared ? kind->prepared(first->in) : first->in * (int64_t)sizeof(float), count = s->run->rows;
+  int64_t some = !s->run->pieces ? count : ROOM / bytes < 8 ? 8 : ROOM / bytes / 8 * 8;
   const void *x = prepare(s, kind, row_of(s, op->from, 0), s->run->rows, first->in);
   for (int64_t n = 0; n < op->count; n++) {
     const part *p = op->parts + n;
     int64_t r0, r1;
     share(s, p->w.out, kind->tile, &r0, &r1);
-    product_kinds[p->w.kind]->product(&p->w, x, s->run->rows, r0, r1, row_of(s, p->raw, 0), s->tape->buffer[p->raw].width);
+    int64_t width = s->tape->buffer[p->raw].width;
+    for (int64_t m = 0; m < count; m += some)
+      product_kinds[p->w.kind]->product(&p->w, (const char *)x + m * bytes, count - m < some ? count - m : some, r0, r1,
+                                        row_of(s, p->raw, m), width);
     finish(s, p, r0, r1);
   }
 }
@@ -282,7 +317,7 @@ static void perform(const state *s, const instruction *i) {
     case EMBED: embed(s, i->step); break;
     case NORM: normalise(s, i->step); break;
     case PRODUCT: multiply(s, i->step); break;
-    case ATTEND: attend(s, i->step); break;
+    case ATTEND: s->run->pieces ? attend_pieces(s, i->step) : attend(s, i->step); break;
     case CROSS: cross(s, i->step); break;
     case ROUTE: route(s, i->step); break;
     case EXPERTS: experts(s, i->step); break;
@@ -290,8 +325,10 @@ static void perform(const state *s, const instruction *i) {
   if (i->sync == 1 || (i->sync == 2 && !s->few)) wait_for_all(s);
 }
 
-static int64_t prepared_bytes(const matrix *w, int64_t count) {
+static int64_t prepared_bytes(const matrix *w, const run *r, int64_t count) {
   const product_kind *kind = product_kinds[w->kind];
+  const panel_kind *panels = panels_of(r, w);
+  if (panels) return (count + PANEL - 1) / PANEL * panels->bytes(w->in);
   return kind->prepared ? count * kind->prepared(w->in) : 0;
 }
 
@@ -302,14 +339,14 @@ static void scratch_of(const instruction *i, const tape *t, const run *r, int64_
   if (i->operation == CROSS) *own = cross_scratch(i->step, r);
   if (i->operation == EMBED) *own = t->buffer[((const embed_step *)i->step)->to].width * (int64_t)sizeof(float);
   if (i->operation == NORM) *own = t->buffer[((const norm_step *)i->step)->to].width * (int64_t)sizeof(float);
-  if (i->operation == PRODUCT) *common = prepared_bytes(&((const product_step *)i->step)->parts[0].w, r->rows);
+  if (i->operation == PRODUCT) *common = prepared_bytes(&((const product_step *)i->step)->parts[0].w, r, r->rows);
   if (i->operation == EXPERTS) {
     const experts_step *op = i->step;
-    int64_t down = prepared_bytes(&op->down, r->rows * op->active);
-    *common = prepared_bytes(&op->gate, r->rows);
+    int64_t down = prepared_bytes(&op->down, r, r->rows * op->active);
+    *common = prepared_bytes(&op->gate, r, r->rows);
     *common = down > *common ? down : *common;
   }
-  if (r->rows <= FEW && *common > *own) *own = *common;
+  if (is_few(r) && *common > *own) *own = *common;
 }
 
 static void scratches(const tape *t, const run *r, int64_t *own, int64_t *common) {
@@ -332,7 +369,7 @@ static int64_t buffer_bytes(const tape *t, const run *r, int64_t n) {
 static int64_t bytes_of(const tape *t, const run *r, int64_t own, int64_t common) {
   int64_t bytes = 0;
   for (int64_t n = 0; n < t->buffers; n++) {
-    int64_t copies = t->buffer[n].private && r->rows <= FEW ? r->threads : 1;
+    int64_t copies = t->buffer[n].private && is_few(r) ? r->threads : 1;
     bytes += copies * buffer_bytes(t, r, n);
   }
   return bytes + r->threads * own + common + 64;
@@ -350,6 +387,35 @@ static int within_reach(const run *r) {
   return 1;
 }
 
+/* Before the head: the wanted rows of the stream come to its beginning, and are the rows from here on. */
+static void gather(state *s, run *tail) {
+  const run *r = s->run;
+  int64_t bytes = s->tape->buffer[s->tape->stream].width * (int64_t)sizeof(float);
+  for (int64_t i = 0; i < r->wanted_count && s->thread == 0; i++)
+    if (r->wanted[i] != i) memcpy(row_of(s, s->tape->stream, i), row_of(s, s->tape->stream, r->wanted[i]), (size_t)bytes);
+  tail->rows = r->wanted_count;
+  s->run = tail;
+  wait_for_all(s);
+}
+
+int64_t packed_tile(void); /* quant.c */
+
+int64_t tape_reads(const tape *t) {
+  if (LANES < 16) return 0;
+  for (int64_t n = 0; n < t->count; n++) {
+    const instruction *i = t->instructions + n;
+    if (i->operation == CROSS || i->operation == ROUTE || i->operation == EXPERTS) return 0;
+    const product_step *op = i->step;
+    for (int64_t p = 0; i->operation == PRODUCT && p < op->count; p++) {
+      const matrix *w = &op->parts[p].w;
+      const panel_kind *panels = product_kinds[w->kind]->panels;
+      if (!(panels && panels->bytes(w->in)) && !(w->kind >= Q8_0 && w->kind <= Q6_K && packed_tile() > 1))
+        return 0;
+    }
+  }
+  return 1;
+}
+
 int64_t tape_run(const tape *t, const run *r) {
   shared all;
   int64_t own, common;
@@ -360,7 +426,7 @@ int64_t tape_run(const tape *t, const run *r) {
   atomic_init(&all.arrived, 0), atomic_init(&all.generation, 0), atomic_init(&all.asleep, 0), atomic_init(&all.wrong, 0);
 #pragma omp parallel num_threads((int)r->threads)
   {
-    state s = {.tape = t, .run = r, .all = &all, .thread = 0, .threads = 1, .few = r->rows <= FEW};
+    state s = {.tape = t, .run = r, .all = &all, .thread = 0, .threads = 1, .few = is_few(r)};
 #ifdef _OPENMP
     s.thread = omp_get_thread_num(), s.threads = omp_get_num_threads();
 #endif
@@ -372,7 +438,11 @@ int64_t tape_run(const tape *t, const run *r) {
       at += bytes * (private ? r->threads : 1);
     }
     s.buffers = buffers, s.common = at, s.scratch = at + common + s.thread * own;
-    for (int64_t n = 0; n < t->count; n++) perform(&s, t->instructions + n);
+    run tail = *r;
+    for (int64_t n = 0; n < t->count; n++) {
+      if (n == t->tail && r->pieces) gather(&s, &tail);
+      perform(&s, t->instructions + n);
+    }
     choose(&s);
   }
   return atomic_load(&all.wrong) ? NOT_FINITE : DONE;

@@ -111,8 +111,9 @@ typedef struct {
   const void *step;
 } instruction;
 
+/* `tail`: the first instruction of the head; `stream`: the buffer that it reads. */
 typedef struct {
-  int64_t count, buffers, logits, vocab;
+  int64_t count, buffers, logits, vocab, tail, stream;
   const instruction *instructions;
   const buffer *buffer;
 } tape;
@@ -131,12 +132,23 @@ typedef struct {
   const void *keys, *values;
 } layer_cross;
 
+/* Tokens of one text that a prompt's run reads: `count` rows of the run from `first` on, at places `start` and following
+   of row `row` of the cache. */
+typedef struct {
+  int64_t row, first, count, start;
+} piece;
+
 /* One step: `rows` tokens, their places in their rows (`order`) and positions (`columns` each), which are below `reach`:
    what tables by position hold. `mask`: rows x length bytes, 1 where the encoder's token is seen; NULL: all are.
    `workspace`: `room` bytes, as many as `tape_size` says. Of each row, `best` gets the first of the likeliest next tokens,
-   and `total` the sum of e^(logit - best logit). */
+   and `total` the sum of e^(logit - best logit).
+
+   A prompt is read in the same way, its tokens being the rows, with `pieces`; what lies in the cache is `longest`. The
+   head reads the rows `wanted` alone, in rising order; logits, `best` and `total` are theirs. */
 typedef struct {
-  int64_t rows, columns, threads, longest, reach, room;
+  int64_t rows, columns, threads, longest, reach, room, piece_count, wanted_count;
+  const piece *pieces;
+  const int64_t *wanted;
   const int64_t *tokens, *languages, *positions, *order;
   const layer_cache *caches;
   const layer_cross *crosses;
@@ -164,5 +176,6 @@ enum outcomes { DONE, NOT_FINITE, NO_SUCH_ROW, SHORT_TABLES, SMALL_WORKSPACE };
 
 int64_t tape_size(const tape *t, const run *r);
 int64_t tape_run(const tape *t, const run *r); /* one of `outcomes` */
+int64_t tape_reads(const tape *t);             /* whether prompts are read well: 1 or 0 */
 
 #endif

@@ -76,7 +76,8 @@ class Cache:
         if steps:
             for mask, held in self._held.items():
                 size = self.slots(mask)
-                at = torch.tensor(first)[:, None] + torch.arange(max(0, steps - size), steps)
+                new = torch.arange(max(0, steps - size), steps, device=held.device)
+                at = torch.tensor(first, device=held.device)[:, None] + new
                 self._held[mask] = held.scatter(1, at % size, at)
         return self._held
 
@@ -107,6 +108,41 @@ class Cache:
         self._newest = first or order, steps + 1
         self.length += 1
 
+    def take_in(self, counts: Sequence[int]) -> list[int]:
+        """Note `counts` more tokens of each row, whose keys and values somebody else writes. Returns the places of the
+        first ones."""
+        starts = [int(n) for n in self.ends()]
+        ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        if max(ends) > self.capacity:
+            self.resize(max(max(ends), self.capacity + self.capacity // 2))
+        for mask in dict.fromkeys(self.masks):
+            size = self.slots(mask)
+            held = self.held.setdefault(mask, torch.full((self.rows, size + 1), EMPTY))
+            for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+                at = torch.arange(max(start, end - size), end)
+                held[row, at % size] = at
+        self.length = max(ends)
+        return starts
+
+    def ends(self) -> Sequence[int]:
+        """Tokens of each row."""
+        if not self.held or self.even:
+            return [self.length] * self.rows
+        held = next(iter(self.held.values()))
+        found: list[int] = (torch.where(held == EMPTY, -1, held).amax(1) + 1).tolist()
+        return found
+
+    def make(self, layer: int, like: Tensor) -> None:
+        """Have buffers for keys and values like these (B H T D) of `layer`."""
+        if self.keys[layer] is None:
+            shape = (
+                self.rows,
+                like.shape[1],
+                self.slots(self.masks[layer]) + 1,
+                like.shape[3],
+            )  # one more, for padding
+            self.keys[layer], self.values[layer] = like.new_zeros(shape), like.new_zeros(shape)
+
     def layout(self, layer: int, pages: Tensor) -> Layout:
         """Where the keys and values of `layer` lie. `pages`: B 1, the numbers of the rows."""
         k, v = self.keys[layer], self.values[layer]
@@ -125,9 +161,7 @@ class Cache:
         """Keep new keys and values (B H T D) of `layer`. Returns the keys (rotated) and values at its plan's `kpos`."""
         if rotate is not None:
             k = rotate(k)
-        if self.keys[layer] is None:
-            shape = (self.rows, k.shape[1], self.slots(self.masks[layer]) + 1, k.shape[3])  # one more, for padding
-            self.keys[layer], self.values[layer] = k.new_zeros(shape), v.new_zeros(shape)
+        self.make(layer, k)
         keys, values = self.keys[layer], self.values[layer]
         assert keys is not None and values is not None
         return self.plan(layer).write(keys, k), self.plan(layer).write(values, v)

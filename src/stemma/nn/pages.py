@@ -95,6 +95,17 @@ class PagedCache(Cache):
         """Take the pages for one token more of each row, which somebody else writes (`layout`)."""
         self.place([1] * self.rows)
 
+    def take_in(self, counts: Sequence[int]) -> list[int]:
+        """Take the pages for `counts` more tokens of each row, which somebody else writes. Returns the places of the
+        first ones."""
+        starts = [row.length for row in self.of_rows]
+        self.place(counts)
+        return starts
+
+    def make(self, layer: int, like: Tensor) -> None:
+        pool = self.pages.pools[self.pages.pool_of[layer]]
+        self.keys[layer], self.values[layer] = pool.buffers(layer, like, like)
+
     def layout(self, layer: int, pages: Tensor) -> Layout:
         """Where the keys and values of `layer` lie. Places do not wrap: of a window, what lies behind it is given
         back."""
@@ -201,9 +212,10 @@ class PagePlan(CachePlan):
 
     def write(self, buffer: Tensor, new: Tensor) -> Tensor:
         """Put `new` (B H T D) into the buffer; returns the keys or values at `kpos`."""
-        buffer[self.page, :, self.slot] = new.transpose(1, 2)
+        kept = new.to(buffer.dtype)
+        buffer[self.page, :, self.slot] = kept.transpose(1, 2)
         if self.pages is None:
-            return new
+            return kept.to(new.dtype)
         _, heads, slots, width = buffer.shape
         if heads not in self.gathered:
             own = torch.arange(heads, device=buffer.device)
@@ -211,4 +223,4 @@ class PagePlan(CachePlan):
         rows, count = self.pages.shape
         found = buffer.view(-1, slots, width).index_select(0, self.gathered[heads])
         found = found.view(rows, heads, count * slots, width)
-        return found if self.seen is None else found[:, :, self.seen]
+        return (found if self.seen is None else found[:, :, self.seen]).to(new.dtype)

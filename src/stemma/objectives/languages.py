@@ -67,6 +67,16 @@ def by_part(view: Any, tokens: bool = False) -> list[Component]:
     return found
 
 
+def token_shares(view: Any, sampling: Sampling) -> list[float]:
+    """The share of the tokens of training that each source of a mixture has, limits aside; [] where a text is none."""
+    if apart(view, sampling):  # weights are of rows
+        sizes = [part.weight for part in by_part(view)]
+    else:
+        parts = by_part(view, sampling.weights == "tokens")
+        sizes = [part.weight * float(np.mean(view.lengths[part.documents])) for part in parts]
+    return [size / sum(sizes) for size in sizes]
+
+
 def by_language(view: Any, sampling: Sampling, within: Ints | None = None) -> list[Component]:
     """The languages of a view (of the documents `within`) as the recipe draws them."""
     ids = numbered(view)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,13 +19,16 @@ from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
-from stemma.objectives import base, calibration
+from stemma.objectives import base, calibration, continuations
 from stemma.objectives.answers import singles, trimmed
 from stemma.objectives.labels import arranged
 from stemma.tasks.base import reader
 from stemma.tasks.preferences import PreferReader
 
 DEMONSTRATIONS = 1000  # preferred answers by which scores are shifted
+LOOKED_AT = 5000  # rows whose prompts are compared before a run
+MEASURED = 500  # rows of which the mean length is taken
+END = 0  # an id that nobody reads
 TOGETHER = 16  # texts that are scored at once where nothing is learnt
 
 
@@ -36,8 +40,9 @@ def pair_losses(better: Tensor, worse: Tensor, margins: Tensor | float = 0.0, so
 
 
 class RunRanking(base.Objective, of=declared.Ranking):
-    """A row of the data an example: all of its answers, each of which the model reads once. The texts of a batch are
-    packed into rows as long as the longest of them, so that little of a batch is padding."""
+    """A row of the data an example: all of its answers, each of which the model reads once. A decoder reads their
+    prompt once, too. The texts of a batch are packed into rows as long as the longest of them, so that little of a
+    batch is padding."""
 
     main = "prompt"
     of_rows = True
@@ -57,7 +62,13 @@ class RunRanking(base.Objective, of=declared.Ranking):
         return singles(self, view, cursor, once)
 
     def size(self, view: Any) -> int:
-        return max(1, round(view.tokens_total / max(1, len(view))))
+        """Tokens that are read of a row: the mean of the first ones."""
+        found = [self.made(np.asarray(view[i]), view.sentences(i)) for i in range(min(len(view), MEASURED))]
+        if self.setting.structure == "decoder":
+            total = sum(continuations.read_tokens(_answers(e)) for e in found)
+        else:
+            total = sum(len(text) for e in found for text in e["texts"])
+        return max(1, round(total / max(1, len(found))))
 
     def example(self, view: base.View, document: int) -> base.Example:
         """A row of the data: its texts, where their answers begin, and its pairs."""
@@ -83,8 +94,12 @@ class RunRanking(base.Objective, of=declared.Ranking):
 
     def collate(self, examples: Sequence[base.Example]) -> base.Batch:
         texts = [text for e in examples for text in e["texts"]]
-        begins = [begin for e in examples for begin in e["answers"]]
-        batch = packed(texts, begins, self.padding, whole=self.setting.structure == "encoder-decoder")
+        if self.setting.structure == "decoder":
+            batch = continuations.collate([one for e in examples for one in _answers(e)], self.padding)
+            batch["ends"] = batch["where"][batch["lengths"].cumsum(0) - 1]
+        else:
+            begins = [begin for e in examples for begin in e["answers"]]
+            batch = packed(texts, begins, self.padding, whole=self.setting.structure == "encoder-decoder")
         first = np.cumsum([0, *(len(e["texts"]) for e in examples)])[:-1].tolist()
         pairs = [(k, a, p) for k, (a, e) in enumerate(zip(first, examples, strict=True)) for p in e["pairs"]]
         batch["better"] = torch.tensor([a + p.better for _, a, p in pairs], dtype=torch.int64)
@@ -156,6 +171,25 @@ class RunRanking(base.Objective, of=declared.Ranking):
 
     # ------------------------------------------------------------ quality
 
+    def remarks(self, view: Any, held: Any) -> list[str]:
+        """Prompts that stand in several rows, which a model learns by heart, and those that are on both sides of the
+        split."""
+        own, other = (Counter(self.prompts(side)) for side in (view, held))
+        found = []
+        if several := sum(n for n in own.values() if n > 1):
+            found.append(
+                f"{several:,} of {own.total():,} rows share their prompt with another row; single pairs of one prompt "
+                "are learnt by heart, and all of its answers in one row are not (Ouyang et al. 2022, section 3.5)"
+            )
+        if both := sum(n for prompt, n in other.items() if prompt in own):
+            found.append(f"the prompts of {both:,} of {other.total():,} held-out rows are among those learnt from")
+        return found
+
+    def prompts(self, view: Any) -> Iterator[tuple[str, ...]]:
+        """The prompts of the first rows."""
+        for i in range(min(len(view), LOOKED_AT)):
+            yield tuple(turn.content for turn in self.reader.read(json.loads(view.text(i))).prompt)
+
     def judged(
         self, view: Any, answers: Sequence[tuple[int, Any]]
     ) -> Iterator[tuple[Compared, list[calibration.Judged]]]:
@@ -225,25 +259,33 @@ def scores(model: Model, batch: base.Batch) -> Tensor:
     head = model.arch.heads.task
     if model.task is None or not isinstance(head, parts.Classify) or head.labels != 1:
         raise UsageError("a reward model has a head of one number on its body, and this one has none")
+    if model.arch.structure == "decoder":
+        return _read(model, continuations.hidden(model, batch | {"where": batch["ends"]}), None)
     if model.arch.structure == "encoder-decoder" or model.arch.streams is not None or model.ahead:
         return _alone(model, batch)
     several = bool((batch["starts"] > 0).any())
     inputs = Inputs(batch["input_ids"])
     if several:
         inputs.documents, inputs.position_ids = batch["documents"], base.position_ids(model, batch)
-    if model.arch.structure == "decoder":
-        inputs.contexts = base.alone(model, batch)
-        hidden = model.decode(inputs)
     else:
-        inputs.token_type_ids = batch["segments"] if model.dims.segments > 1 else None
-        inputs.attention_mask = None if several else (batch["documents"] >= 0).to(torch.int64)
-        hidden = model.state(inputs).hidden
-    first = hidden[batch["rows"], batch["starts"]][:, None]
-    last = hidden[batch["rows"], batch["ends"] - 1][:, None]
-    pooler = model.arch.heads.pooler
-    pooled = None if model.pooler is None or pooler is None else model.pooler(last if pooler.token == "last" else first)
-    own = head.summary is not None and head.summary.token == "last"
-    return model.task(last if own else first, pooled, None).float().squeeze(-1)
+        inputs.attention_mask = (batch["documents"] >= 0).to(torch.int64)
+    inputs.token_type_ids = batch["segments"] if model.dims.segments > 1 else None
+    hidden = model.state(inputs).hidden
+    return _read(model, hidden[batch["rows"], batch["ends"] - 1], hidden[batch["rows"], batch["starts"]])
+
+
+def _read(model: Model, last: Tensor, first: Tensor | None) -> Tensor:
+    """The score of each text by the states of its last and its first token, N D each; a decoder has no use for the
+    first."""
+    heads = model.arch.heads
+    states = {"last": last[:, None], "end": last[:, None]}
+    states["first"] = last[:, None] if first is None else first[:, None]
+    pooled = None
+    if model.pooler is not None and heads.pooler is not None:
+        pooled = model.pooler(states[heads.pooler.token], None)
+    own = getattr(heads.task, "summary", None)
+    assert model.task is not None
+    return model.task(states["first" if own is None else own.token], pooled, None).float().squeeze(-1)
 
 
 def _alone(model: Model, batch: base.Batch) -> Tensor:
@@ -259,6 +301,15 @@ def _alone(model: Model, batch: base.Batch) -> Tensor:
     found = out.task_logits if out.task_logits is not None else out.logits
     assert found is not None
     return found.float().squeeze(-1)
+
+
+def _answers(example: base.Example) -> list[continuations.Answer]:
+    """The texts of an example as answers to prompts. They end with one id more: the last one of an answer is not read
+    where it is only predicted, and here it is read."""
+    return [
+        continuations.Answer(text[:begin], np.append(text[begin:], END))
+        for text, begin in zip(example["texts"], example["answers"], strict=True)
+    ]
 
 
 def _chunks(order: Sequence[int], examples: Sequence[Mapping[str, Any]]) -> Iterator[list[int]]:

@@ -54,7 +54,9 @@ class Served:
         self.name, self.model, self.task = name, model, task
         self.adapters, self.created = tuple(adapters), int(time.time())
         self.queue, self.rows, self.asked = settings.queue, settings.rows, 0
-        self.engine = Engine(model, rows=settings.rows, queue=settings.queue) if generates(model) else None
+        self.engine: Engine | None = None
+        if generates(model):
+            self.engine = Engine(model, rows=settings.rows, queue=settings.queue, kv=settings.kv)
         self.pool = ThreadPoolExecutor(1, thread_name_prefix=f"stemma-{name}")
 
     @property
@@ -252,6 +254,12 @@ class Models:
         ]
         hint = did_you_mean(name, known) or f"; there are {', '.join(known[:20]) or 'none'}"
         return Problem(404, f"no model is called {name!r}{hint}", "model", "model_not_found")
+
+    def cancel(self) -> None:
+        """What was begun and has not ended ends without its text."""
+        for one in self.all():
+            if one.engine is not None:
+                one.engine.cancel_all()
 
     def close(self) -> None:
         """Wait for what was begun, within the time that is left for it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import signal
 import socket
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from stemma.serve.server import Server
 from stemma.serve.settings import Settings
 
 LOG = logging.getLogger("stemma.serve")
+CUT = 5  # seconds that requests which are cut off have to say so
 
 
 def serve(wanted: Sequence[Wanted], settings: Settings, device: str = "cpu") -> None:
@@ -27,11 +30,13 @@ def serve(wanted: Sequence[Wanted], settings: Settings, device: str = "cpu") -> 
     server.device = device
     held = bound(settings)
     failed: list[StemmaError] = []
-    process = Process(uvicorn.Config(
+    config = uvicorn.Config(
         app(server, lambda: _load(server, wanted, process, failed)), log_level="warning", access_log=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain)), timeout_keep_alive=75, server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.drain) + CUT, timeout_keep_alive=75, server_header=False,
         h11_max_incomplete_event_size=64 * 1024, lifespan="on",
-    ))  # fmt: skip
+    )  # fmt: skip
+    process = Process(config, server)
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "CancelledError" not in _whole(record))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     LOG.info("http://%s:%d  (the page; OpenAI's interface at /v1)", host, held.getsockname()[1])
     process.run(sockets=[held])
@@ -63,13 +68,40 @@ def _load(server: Server, wanted: Sequence[Wanted], process: Any, failed: list[S
             return
 
 
+def _whole(record: logging.LogRecord) -> str:
+    """A record's message and error: requests that are cut off at the end are no error."""
+    error = record.exc_info[0] if record.exc_info else None
+    return f"{record.getMessage()} {error.__name__ if error is not None else ''}"
+
+
 class Process(uvicorn.Server):
     """A server that ends of itself where it was told to: nothing is raised again behind it."""
 
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self.server, self.hurried = server, False
+
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """The first signal lets open requests end, the second one does not."""
+        """The first signal lets open requests end, the second one answers them with an error, the third waits for
+        none."""
+        name = signal.Signals(sig).name
         if self.should_exit:
-            self.force_exit = True
+            LOG.info("%s again: open requests are cut off", name)
+            self.force_exit = self.hurried
+            self.hurried = True
         else:
-            LOG.info("%s: open requests are answered first", signal.Signals(sig).name)
+            LOG.info("%s: open requests are answered first", name)
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for open requests as long as the settings say; then they end with an error."""
+        cut = asyncio.ensure_future(self._cut())
+        await super().shutdown(sockets)
+        cut.cancel()
+
+    async def _cut(self) -> None:
+        clock = asyncio.get_running_loop().time
+        end = clock() + self.server.settings.drain
+        while not self.hurried and clock() < end:
+            await asyncio.sleep(0.05)
+        self.server.models.cancel()

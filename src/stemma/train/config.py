@@ -95,9 +95,11 @@ class Train(Spec):
     `average`: decay of a running mean of the weights, which is then evaluated and saved at the end. `spikes`: what to
     do when the loss spikes; left out, nothing, and a loss that is not finite ends the run. `start`: a run, a folder or
     a hub id whose weights and tokenizer the run begins with. `val_fraction`: share of the text held out;
-    `eval_tokens`: about how many of its tokens are evaluated at most. `unit`: what is held out: parts of long documents
-    too (`block`), near `val_fraction` of the bytes, or whole documents only. `piece`: rows of text that are read of a
-    long document before others have their turn; None: all of it at once. `alphabet`: characters that a WordPiece or
+    `eval_tokens`: about how many of its tokens are evaluated at most; `judged`: of a mixture's sources in the shares
+    that they have in training (`weights`), or by the size of what is held out of them (`size`, as in runs that began
+    before there was a choice). `unit`: what is held out: parts of long documents too (`block`), near `val_fraction` of
+    the bytes, or whole documents only. `piece`: rows of text that are read of a long document before others have their
+    turn; None: all of it at once. `alphabet`: characters that a WordPiece or
     `gpt-bpe` vocabulary keeps at most, where one is trained; left out 1,000, which Chinese text exceeds. `threads`: of
     the CPU; left out, torch's own number. `matrices`: what weight decay and Muon take for a matrix, what multiplies
     vectors (`use`) or whatever has two dimensions (`shape`, as in runs that began before there was a choice). `best`: a
@@ -125,6 +127,7 @@ class Train(Spec):
     spikes: Spikes | None = None
     val_fraction: float = interval("(0, 1)", 0.05)
     eval_tokens: int = at_least(1, 50_000)
+    judged: Literal["weights", "size"] = "weights"
     unit: Literal["block", "document"] = "block"
     piece: int | None = at_least(1, 4)
     threads: int | None = interval("[1, 1024]", None)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from stemma.data import View
@@ -19,18 +21,42 @@ from stemma.objectives import NO_NETS, Nets, Objective
 from stemma.objectives.base import Loss, means
 
 LN2 = math.log(2.0)
+Floats = npt.NDArray[np.float64]
 
 
-def sample(view: View, tokens: int) -> View:
+SHORT = 0.1  # of a sample, the share that parts may lack which have no more tokens
+
+
+def sample(view: View, tokens: int, shares: Sequence[float] = ()) -> View:
     """Whole documents of `view`, always the same ones, up to about `tokens` tokens. A document's translations come with
-    it."""
+    it. `shares`: of the tokens, for each source of a mixture; without them, all documents are alike."""
     alone = view.groups < 0
     units = np.where(alone, np.arange(len(view)) + len(view.groups) + int(view.groups.max(initial=0)), view.groups)
     _, unit = np.unique(units, return_inverse=True)
     order = draw.permutation((0,), int(unit.max()) + 1)
     sizes = np.bincount(unit, weights=view.lengths)
-    enough = int(np.searchsorted(np.cumsum(sizes[order]), tokens)) + 1
-    return view.pick(np.flatnonzero(np.isin(unit, order[:enough])))
+    taken, wanted, part = [], np.asarray([float(tokens)]), np.zeros(len(order), dtype=np.int64)
+    if len(shares) > 1:
+        part[unit] = view.part_ids
+        wanted = amounts(np.bincount(part, sizes, len(shares)).astype(float), np.asarray(shares), tokens)
+    for number, want in enumerate(wanted):
+        own = order[part[order] == number]
+        taken.append(own[: int(np.searchsorted(np.cumsum(sizes[own]), want)) + 1])
+    return view.pick(np.flatnonzero(np.isin(unit, np.concatenate(taken))))
+
+
+def amounts(have: Floats, shares: Floats, tokens: int) -> Floats:
+    """How many tokens of each part make up a sample in these shares, of at most `tokens`: fewer where parts end, so
+    that what these lack is at most `SHORT` of it. `have`: tokens of each part."""
+    shares = np.where(have > 0, shares, 0.0)
+    shares = shares / max(shares.sum(), 1e-9)
+    low, high = 0.0, float(min(tokens, have.sum()))
+    if np.minimum(have, shares * high).sum() >= (1 - SHORT) * high:
+        return np.minimum(have, shares * high)
+    for _ in range(50):  # the lack grows with the sample
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.minimum(have, shares * middle).sum() >= (1 - SHORT) * middle else (low, middle)
+    return np.minimum(have, shares * low)
 
 
 def evaluate(

@@ -20,7 +20,7 @@ from stemma.declare import ramps
 from stemma.declare.tasks import RowObjective
 from stemma.errors import CheckpointError, DataError, UsageError
 from stemma.objectives import Cursor, tokens
-from stemma.objectives.languages import apart
+from stemma.objectives.languages import apart, token_shares
 from stemma.runs import folder
 from stemma.tasks.encoder import TaskEncoder, rows
 from stemma.train.assemble import fit_to_tokenizer, objective_of
@@ -30,7 +30,7 @@ from stemma.train.loop import Loop
 from stemma.train.source import TextSource
 
 # what a run that was killed while preparing its text leaves behind, and the stages before it
-LEFTOVERS = {"tokenizer", "data", "stages", *folder.CHAINS}
+LEFTOVERS = {"tokenizer", "data", "pretraining", "samples.jsonl", "stages", *folder.CHAINS}
 ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
 FEW = 1000  # held-out targets by which nothing can be judged
 MANY = 4  # epochs up to which text read again is about as good as new (Muennighoff et al. 2023, arXiv:2305.16264)
@@ -87,7 +87,7 @@ def report_text(loop: Loop, held: Any, epochs: float) -> None:
     if not isinstance(source, TextSource):
         disk.tell(f"{loop.steps:,} steps of {source.full:,} prompts, which are read {epochs:.2g} times")
         return
-    judged = sample(held, plan.train.eval_tokens)
+    judged = judged_by(plan, source.view, held)
     targets: int | None = None
     if not goal.counts_after_forward:
         examples = (example for example, _ in goal.examples(judged, once=True))
@@ -131,7 +131,7 @@ def check_tokenizer(plan: Plan, tokenizer: Any) -> None:
 
 
 # settings that older runs did not have, and what these runs did
-OLDER: dict[str, Any] = {"matrices": "shape", "unit": "document", "piece": None}
+OLDER: dict[str, Any] = {"matrices": "shape", "unit": "document", "piece": None, "judged": "size"}
 
 
 def read_plan(run: Path) -> tuple[Plan, str]:
@@ -150,6 +150,12 @@ def split(plan: Plan, store: Any) -> tuple[Any, Any]:
     if plan.train.piece is None:
         return train, held
     return train.cut(max(plan.train.piece, plan.objective.consecutive) * plan.context), held
+
+
+def judged_by(plan: Plan, train: Any, held: Any) -> Any:
+    """The held-out documents by which a run is judged."""
+    shares = token_shares(train, plan.recipe.sampling) if plan.train.judged == "weights" else ()
+    return sample(held, plan.train.eval_tokens, shares)
 
 
 def facts(store: Any, train: Any) -> dict[str, Any]:

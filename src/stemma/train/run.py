@@ -28,7 +28,7 @@ from stemma.train.assemble import fit_to_tokenizer, loop_of, pin_teachers, with_
 from stemma.train.budgets import epochs_of, sets_warmup, with_budget
 from stemma.train.config import Plan
 from stemma.train.device import pick_device, pick_precision
-from stemma.train.evaluation import evaluate, sample
+from stemma.train.evaluation import evaluate
 from stemma.train.loop import Loop
 from stemma.train.pages import keep_pages
 from stemma.train.plans import missing_parent, resolve
@@ -37,6 +37,7 @@ from stemma.train.prepare import (
     check_enough,
     check_tokenizer,
     facts,
+    judged_by,
     prepare,
     prepared,
     read_plan,
@@ -72,7 +73,7 @@ class Pretraining:
         self.run, self.loop, self.plan = run, loop, plan
         self.notes = store.meta.get("notes", [])
         self.view, held = split(plan, store)
-        self.held = sample(held, plan.train.eval_tokens)
+        self.held = judged_by(plan, self.view, held)
         self.answers: list[tuple[int, Any]] = []  # of the last evaluation, where the objective gives some
         loop.closing = int(self.held.tokens_total)
 

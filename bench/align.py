@@ -1,0 +1,115 @@
+"""Speed of alignment: a step of Stemma beside one of trl, on the same network, rows and rewards.
+
+    python bench/align.py [dpo] [lora] [--defaults] [--best] [--threads 2] [--turns 4] [--precision fp32] [--layers 30]
+
+A network of SmolLM2-135M's shape with random weights. `dpo`: a whole step of DPO on pairs whose lengths are those of
+Anthropic's HH, all weights with a second network as the reference; `lora`: the same with adapters of rank 8 beside all
+linear layers, and the reference by switching them off. First both sides compute the loss of the same pairs with the same
+two sets of weights: they must agree to 1e-5, or nothing is timed. Then steps are taken in turns in one process; the
+table shows tokens of both texts of the pairs (prompt and answer, none of padding) a second, the median, and the ratio of
+neighbouring steps with the extremes.
+
+Stemma is what `stemma align dpo` does without further settings. trl is what DPOTrainer does without any (8 pairs a step,
+padded, activations computed twice), and at its best: nothing computed twice, 16 pairs a step as Stemma. Both in
+`--precision`.
+
+trl is no dependency of Stemma's: without it only Stemma is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from training import pairs
+from training.sft import LAYERS, base
+
+COMPARED = 4  # pairs whose loss is compared
+Step = Callable[[], int]  # takes a step, and says how many tokens were in it
+
+
+def timed(step: Step) -> float:
+    """Tokens a second of a step."""
+    begin = time.perf_counter()
+    tokens = step()
+    return tokens / (time.perf_counter() - begin)
+
+
+def line(name: str, own: Step, other: Step | None, turns: int) -> str:
+    """A line of the table: steps of both sides in turns."""
+    speeds: tuple[list[float], list[float]] = ([], [])
+    for turn in range(turns + 1):
+        for step, found in zip((own, other), speeds, strict=True):
+            speed = timed(step) if step is not None else 0.0
+            if turn:  # the first is slower
+                found.append(speed)
+    if other is not None:
+        other.finish()  # type: ignore[attr-defined]
+    mine = f"{name:14} Stemma {statistics.median(speeds[0]):7,.0f} tokens/s"
+    if other is None:
+        return mine
+    ratios = sorted(a / b for a, b in zip(*speeds, strict=True))
+    ratio = f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+    return f"{mine}   trl {statistics.median(speeds[1]):7,.0f}   {ratio}"
+
+
+def dpo(folder: Path, given: argparse.Namespace, there: bool, lora: bool) -> None:
+    """The lines of DPO."""
+    view = pairs.Pairs(given.pairs)
+    print(f"pairs of {view.tokens_total / len(view):.0f} tokens on average")
+    with tempfile.TemporaryDirectory() as out:
+        if there and not lora:
+            other = base(Path(out, "other"), given.layers, seed=2)
+            losses = (
+                pairs.our_loss(folder, other, view, COMPARED), pairs.their_loss(folder, other, view, COMPARED, out)
+            )  # fmt: skip
+            print(f"loss of the same {COMPARED} pairs: Stemma {losses[0]:.6f}, trl {losses[1]:.6f}")
+            assert abs(losses[0] - losses[1]) <= 1e-5 * max(1.0, losses[0]), "the losses differ: nothing is timed"
+        for best in [False] * (not given.best) + [True] * (not given.defaults):
+            own = pairs.ours(folder, view, lora, given.precision)
+            steps = (
+                pairs.stepper(*pairs.theirs(folder, None, view, lora, given.precision, best, out)) if there else None
+            )
+            name = f"{'lora' if lora else 'dpo'} {'best' if best else 'defaults'}"
+            print(line(name, own, steps, given.turns), flush=True)
+
+
+METHODS: dict[str, Callable[[Path, argparse.Namespace, bool], None]] = {
+    "dpo": lambda *given: dpo(*given, lora=False),
+    "lora": lambda *given: dpo(*given, lora=True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", default=[*METHODS], help=", ".join(METHODS))
+    parser.add_argument("--defaults", action="store_true", help="only trl's defaults")
+    parser.add_argument("--best", action="store_true", help="only trl at its best")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--pairs", type=int, default=200)
+    given: Any = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(given.threads)
+    there = importlib.util.find_spec("trl") is not None
+    print(f"{given.layers} layers, {given.precision}, {given.threads} threads")
+    if not there:
+        print("trl is not installed (pip install trl peft): Stemma alone")
+    with tempfile.TemporaryDirectory() as made:
+        folder = base(Path(made, "base"), given.layers)
+        for what in given.what:
+            METHODS[what](folder, given, there)
+
+
+if __name__ == "__main__":
+    main()

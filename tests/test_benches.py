@@ -12,7 +12,7 @@ import pytest
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds when the last row is measured
-    "align": ("--layers 1 --turns 1 --threads 1 --pairs 16 dpo", "tokens/s"),
+    "align": ("--layers 1 --turns 1 --threads 1 --pairs 16 --prompts 1 --tokens 4 dpo grpo", "grpo best"),
     "data": ("", "library"),
     "code": ("--seeds 1 --base 2 --steps 8 --cases 5 --files 2", "ul2r 0.16"),
     "decode": ("--threads 1 --repeats 1 --new 4 --only t5", "t5 60M, bfloat16"),

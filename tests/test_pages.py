@@ -12,6 +12,7 @@ import torch
 import stemma
 from oracle import shared
 from running import check_rows
+from stemma.decoding import compiled
 from stemma.decoding.chunked import ChunkedSession, in_pieces, paged
 from stemma.engine import Engine
 from stemma.errors import StemmaError, UsageError
@@ -55,6 +56,48 @@ def test_rows_with_pages_read_as_alone(case: str) -> None:
         return
     rows, texts = prompts(case, [4, 11, 1, 7, 9]), prompts(case, [16] * 5, seed=9)
     check_rows(model, rows, texts, lambda p, new: last_logits(model, p, new), 16, kind=session_of(pages_of(model)))
+
+
+@pytest.mark.parametrize("case", ["llama", "mistral"])
+@pytest.mark.parametrize(("kv", "far"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+def test_keys_and_values_in_16_bits(case: str, kv: torch.dtype, far: float) -> None:
+    """Read in pieces or whole, by the executor, by PyTorch and by compiled steps: near the logits of a cache in fp32."""
+    model = shared(case)[0]
+    rows, texts = prompts(case, [20, 7, 11]), torch.tensor(prompts(case, [16] * 3, seed=9))
+
+    def logits(dtype: torch.dtype | None, how: str, pieces: int = 100) -> torch.Tensor:
+        own = Pages(model.arch, model.dims.layers, 400, rows=3, chunk=16, slots=4, dtype=dtype)
+        session = ChunkedSession.opened(model, rows, 16, pages=own)
+        while not session.go_on(pieces):
+            pass
+        session.find_executor()
+        if how == "PyTorch":
+            session.executor = None
+        elif how == "compiled":
+            session.executor = compiled.CompiledSteps(model, (), 0)
+        found = [session.step(texts[:, n]) for n in range(16)]
+        assert all(k.dtype == (dtype or torch.float32) for pool in own.pools for k in pool.keys.values())
+        session.close()
+        return torch.stack(found)
+
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as plain:
+        plain.setattr(torch, "compile", lambda step, **_: step)
+        exact = logits(None, "PyTorch")
+        for how in ("executor", "PyTorch", "compiled"):
+            difference = (logits(kv, how) - exact).abs().max()
+            assert 1e-6 < difference < far, how
+        assert (logits(kv, "executor", 9) - exact).abs().max() < far
+
+
+def test_an_engine_keeps_keys_and_values_in_16_bits() -> None:
+    model = shared("llama")[0]
+    with Engine(model, kv="f16") as engine:
+        assert engine.submit(ids(30, 1), **PLAIN).result(30).ids == alone(model, ids(30, 1))
+        assert engine.pages is not None and engine.pages.pools[0].keys[0].dtype == torch.float16
+    with pytest.raises(UsageError, match="kv='f8' is none of f32, bf16, f16"):
+        Engine(model, kv="f8")
+    with pytest.raises(UsageError, match="kv=f16 is for keys and values in pages, and the cache of t5 has none"):
+        Engine(shared("t5")[0], kv="f16")
 
 
 @pytest.mark.parametrize("case", KINDS)

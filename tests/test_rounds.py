@@ -205,7 +205,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, decoder: Path) -> None:  #
     with pytest.raises(CheckpointError, match=r"rounds\.json is damaged"):
         rounds.go_on(work, tmp_path / "run")
     cut = Work(asked(2), short, quiet=True)
-    with pytest.raises(DataError, match="no answer of 2 came to its end; give more tokens"):
+    with pytest.raises(
+        DataError, match="0 prompts have an answer that came to its end, of 2 answers; more tokens are needed"
+    ):
         rounds.carry_out(cut, tmp_path / "cut", **{**more, "rounds": Rounds(samples=1, tokens=1)})
     with pytest.raises(UsageError, match="was begun with start="):
         rounds.carry_out(cut, tmp_path / "cut", **{**more, "start": "other"}, resume=True)

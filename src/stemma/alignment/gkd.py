@@ -80,8 +80,8 @@ class RunGKD(RunOnline, of=declared.GKD):
             pairs = [(one.prompt.ids, one.ids) for one in found[begin : begin + source.micro]]
             batch = policy.collate_answers(pairs, self.padding)
             batch = {name: t.to(source.loop.device) for name, t in batch.items()}
-            with still(source.loop.model), source.loop.autocast():
-                loss = self.loss(source.loop.model, batch, source.loop.nets)
+            with still(source.model), source.loop.autocast():
+                loss = self.loss(source.model, batch, source.nets)
             total, many = total + float(loss.sums[self.main]), many + loss.counts[self.main]
         return {"divergence": total / many}
 

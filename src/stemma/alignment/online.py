@@ -13,9 +13,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,11 @@ from stemma.nn.parts import Arch, Causal, Cycle, Sliding
 from stemma.objectives import base, policy, reference
 from stemma.objectives.answers import singles, trimmed
 from stemma.objectives.purposes import MINIBATCH
+from stemma.rewrites import adapters
 from stemma.tasks.base import reader
 from stemma.train.config import Plan
 from stemma.train.device import pick_device
-from stemma.train.source import MICRO, Draw, Source
+from stemma.train.source import MICRO, Draw, DummyBatch, Source
 
 EVERY = torch.ones(1)  # of an answer of which nothing is known
 SHOWN = {"raw", "entropy"}  # facts that no loss needs
@@ -180,6 +183,8 @@ class OnlineSource(Source):
     online = True
     cursor_type = OnlineCursor
     loop: Any
+    model: Model  # whole, and as it is: `look` again after an update
+    nets: base.Nets
 
     def __init__(self, plan: Plan, objective: RunOnline, view: Any, folder: Path | None) -> None:
         rows = plan.train.micro or max(1, MICRO[pick_device(plan).type] // plan.context)
@@ -194,16 +199,22 @@ class OnlineSource(Source):
         self.rewards = judges.of(objective.spec.rewards, objective.spec.seconds) if rewarded else Rewards([], [])
 
     def attach(self, loop: Any) -> None:
-        self.loop = loop
+        self.loop, self.model, self.nets = loop, loop.model, loop.nets
         if self.objective.spec.kl:
             reference.check(loop.model, loop.nets)
         if loop.model.embed.noise:
             raise UsageError("recipe.neftune changes what the policy reads, so its ratio would not be 1; leave it out")
+        if any(part.spec.dropout for part in adapters.layers(loop.model)):
+            raise UsageError("adapters with dropout are not the policy that samples; give them a dropout of 0")
 
     def share(self, reader: int, readers: int) -> None:
-        if readers > 1:
-            raise UsageError("methods that sample run in one process; leave out the mesh")
-        super().share(reader, readers)
+        self.reader, self.readers = reader, readers
+        self.micro = min(self.micro, -(-self.objective.answers // readers))
+
+    def look(self) -> None:
+        """Take the model and the nets as they are now, whole on every rank."""
+        found = dict(self.loop.whole())
+        self.model, self.nets = found.pop("model"), found
 
     def prompts_of(self, view: Any) -> Prompts:
         """The prompts of some rows."""
@@ -225,7 +236,9 @@ class OnlineSource(Source):
         return sum(len(one.prompt.ids) + len(one.ids) for one in turn.rollouts)
 
     def turn(self, cursor: OnlineCursor, step: int) -> Turn:
-        """Sample the answers of a step and judge them. Raises what stops an unhealthy run."""
+        """Sample the answers of a step and judge them. Raises what stops an unhealthy run. A rank samples, judges and
+        measures its own share; in the end every rank has all."""
+        self.look()
         found, slot = self.answers(cursor.slot)
         scores = torch.tensor([one.reward for one in found], dtype=torch.float32)
         rollouts = [one.rollout for one in found]
@@ -238,10 +251,10 @@ class OnlineSource(Source):
     def sampled(self, prompts: Sequence[Prompt], seeds: Sequence[int], samples: int | None = None) -> list[Rollout]:
         """Answers from the weights as they are now, so many to each prompt."""
         how = self.how if samples is None else replace(self.how, samples=samples)
+        if not prompts:  # more ranks than prompts
+            return []
         fast = self.loop.device.type == "cpu"  # there decoding has kernels of its own
-        return sample(
-            self.loop.model, prompts, how, seeds, autocast=contextlib.nullcontext if fast else self.loop.autocast
-        )
+        return sample(self.model, prompts, how, seeds, autocast=contextlib.nullcontext if fast else self.loop.autocast)
 
     def answers(self, slot: int) -> tuple[list[Judged], int]:
         """The answers of a step to the prompts from index `slot` of their order on, and the index behind these. In
@@ -252,11 +265,12 @@ class OnlineSource(Source):
         left = self.full * self.objective.tries
         while len(kept) < self.full and left > 0:
             slots = range(slot, slot + min(self.full - len(kept), left))
-            given = self.objective.given(self, slots)
+            own = slots[len(slots) * self.reader // self.readers : len(slots) * (self.reader + 1) // self.readers]
+            given = self.objective.given(self, own)
             if given is None:
-                asked = [self.prompts[self.order[i][0]] for i in slots]
-                given = self.sampled(asked, [seed_of(self.seed, i) for i in slots])
-            found = self.judged(given)
+                asked = [self.prompts[self.order[i][0]] for i in own]
+                given = self.sampled(asked, [seed_of(self.seed, i) for i in own])
+            found = self.loop.everyone(self.judged(given))
             size = len(found) // len(slots)
             for i in range(0, len(found), size):
                 group = found[i : i + size]
@@ -292,8 +306,13 @@ class OnlineSource(Source):
         return [sorted(order[i : i + size], key=length) for i in range(0, len(order), size)]
 
     def micro_batches(self, chosen: Sequence[int]) -> list[list[int]]:
-        """The answers of each micro-batch of an update."""
-        return [list(chosen[i : i + self.micro]) for i in range(0, len(chosen), self.micro)]
+        """Of the answers of an update this rank's, by micro-batches."""
+        own = list(chosen[self.reader :: self.readers])
+        return [own[i : i + self.micro] for i in range(0, len(own), self.micro)]
+
+    def evenly(self, batches: list[base.Batch], most: int, other: Callable[[], base.Batch]) -> list[base.Batch]:
+        """Micro-batches of this rank, and as many of `other` as it lacks of `most`, which count nothing."""
+        return batches + [DummyBatch(other()) for _ in range(most - len(batches))]
 
     def collated(self, turn: Turn, chosen: Sequence[int]) -> base.Batch:
         """The ids of some answers behind their prompts."""
@@ -304,7 +323,8 @@ class OnlineSource(Source):
     def measure(self, turn: Turn) -> None:
         """Compute what the policy, its reference and other nets say of the tokens: in the micro-batches, the mode and
         the precision of the first pass, so that its ratio is 1."""
-        for chosen in itertools.chain.from_iterable(map(self.micro_batches, self.minibatches(turn, 0))):
+        parts = list(itertools.chain.from_iterable(map(self.micro_batches, self.minibatches(turn, 0))))
+        for chosen in parts:
             batch = {k: v.to(self.loop.device) for k, v in self.collated(turn, chosen).items()}
             with self.loop.autocast():
                 found = self._asked(batch)
@@ -312,13 +332,15 @@ class OnlineSource(Source):
             for name, values in found.items():
                 for i, own in zip(chosen, values.float().cpu().split(sizes), strict=True):
                     turn.facts[i][name] = own
+        for i, facts in self.loop.everyone([(i, turn.facts[i]) for chosen in parts for i in chosen]):
+            turn.facts[i] = facts
         for own, one in zip(turn.facts, turn.rollouts, strict=True):
             kept = one.chosen if any(one.chosen) else (True,) * len(one.ids)
             own["keep"] = torch.tensor(kept, dtype=torch.float32)
         turn.metrics |= self.gaps(turn)
 
     def _asked(self, batch: base.Batch) -> Facts:
-        objective, model, nets = self.objective, self.loop.model, self.loop.nets
+        objective, model, nets = self.objective, self.model, self.nets
         targets, heat = batch["targets"], objective.spec.temperature
         found: Facts = {}
         if objective.remembers:
@@ -331,7 +353,7 @@ class OnlineSource(Source):
     def reference(self, batch: base.Batch) -> Tensor:
         """N: the log-probabilities of a batch's tokens under the reference, at the temperature of sampling."""
         heat = self.objective.spec.temperature
-        with reference.frozen(self.loop.model, self.loop.nets) as net:
+        with reference.frozen(self.model, self.nets) as net:
             return policy.policy_logprobs(net, policy.states(net, batch), batch["targets"], heat)
 
     def gaps(self, turn: Turn) -> dict[str, float]:
@@ -353,11 +375,20 @@ class OnlineSource(Source):
         found: list[list[base.Batch]] = []
         for number in range(self.objective.spec.inner):
             for chosen in self.minibatches(turn, number):
-                batches = []
                 facts = dict(zip(chosen, self.objective.facts_of(turn, chosen), strict=True))
-                for part in self.micro_batches(chosen):
-                    batch = self.collated(turn, part) | {"first": torch.tensor(not found)}
-                    names = facts[part[0]].keys() - SHOWN
-                    batches.append(batch | {name: torch.cat([facts[i][name] for i in part]) for name in sorted(names)})
-                found.append(batches + self.objective.beside(turn, len(found), len(chosen)))
+                first = not found
+                batches = [self.batch(turn, part, facts, first) for part in self.micro_batches(chosen)]
+                most = math.ceil(math.ceil(len(chosen) / self.readers) / self.micro)
+                batches = self.evenly(batches, most, partial(self.batch, turn, chosen[:1], facts, first))
+                beside = self.objective.beside(turn, len(found), len(chosen))
+                most = math.ceil(len(beside) / self.readers)
+                found.append(
+                    batches + self.evenly(beside[self.reader :: self.readers], most, partial(beside.__getitem__, 0))
+                )
         return found
+
+    def batch(self, turn: Turn, part: Sequence[int], facts: Mapping[int, Facts], first: bool) -> base.Batch:
+        """A micro-batch of some answers with their facts. `first`: of the step's first update."""
+        names = sorted(facts[part[0]].keys() - SHOWN)
+        batch = self.collated(turn, part) | {"first": torch.tensor(first)}
+        return batch | {name: torch.cat([facts[i][name] for i in part]) for name in names}

@@ -44,7 +44,8 @@ class Rounds(Spec):
     """`rounds` of `samples` answers a prompt, of `tokens` at most, drawn at the `temperature` of the round (of fewer
     numbers than rounds the last one goes on). `prompts`: of a round, the next ones in an order of the seed (None: all
     of them). `keep`: whether the best answers of `all` rounds so far are learnt, each prompt's best, or those of the
-    `round` alone. `from_base`: each round begins from the base again, else from the model of the round before."""
+    `round` alone. `beside`: rows that are learnt together with them, such as the demonstrations. `from_base`: each
+    round begins from the base again, else from the model of the round before."""
 
     rounds: int = at_least(1, 1)
     samples: int = at_least(1, 16)
@@ -53,6 +54,7 @@ class Rounds(Spec):
     prompts: int | None = at_least(1, None)
     keep: Literal["all", "round"] = "all"
     from_base: bool = True
+    beside: str = ""
 
     def check(self) -> None:
         require(bool(self.temperature), "Rounds.temperature must hold at least one number")
@@ -178,8 +180,9 @@ def planned(asked: Mapping[str, Any], out: Path, rounds: Rounds, number: int, da
     """The plan of what round `number` learns."""
     last = str(place_of(out, number - 1, rounds.rounds))
     start = asked["base"] if rounds.from_base or number == 1 else last
+    learnt = f"{data},{rounds.beside}" if rounds.beside else str(data)
     return plans.resolve(
-        "chat", start, str(data), asked["budget"], asked["seed"], settings=asked["settings"],
+        "chat", start, learnt, asked["budget"], asked["seed"], settings=asked["settings"],
         lora=asked["lora"], quantize=asked["quantize"], overrides=asked["overrides"], quiet=quiet,
     )  # fmt: skip
 
@@ -193,9 +196,11 @@ def choose(work: Work, out: Path, asked: Mapping[str, Any], rounds: Rounds, numb
     chosen = rounds.chosen(asked["seed"], number, len(work.prompts))
     rows = sample(work, home, asked, rounds, number, chosen, sampler_of(asked, out, rounds, number))
     best = bests(out, rounds, number)
-    if not best:
+    if len(best) < (1 if rounds.beside else 2):  # one is what a run is judged by
+        many = rounds.samples * len(chosen)
         raise DataError(
-            f"round {number}: no answer of {rounds.samples * len(chosen)} came to its end; give more tokens"
+            f"round {number}: {len(best)} prompts have an answer that came to its end, of {many} answers; more tokens "
+            "are needed"
         )
     with disk.write_jsonl(home / "best.jsonl") as add:
         for key in sorted(best):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stemma.alignment import plans, several
+from stemma.alignment import plans, recipes, several
 from stemma.errors import UsageError
 from stemma.rewrites import Rewrite
 from stemma.runs.drive import OnStep
@@ -28,6 +28,7 @@ def align(
     quantize: str | None = None,
     rewrites: tuple[Rewrite, ...] = (),
     base: str | None = None,
+    full: bool = False,
     overrides: Mapping[str, Any] | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
@@ -41,7 +42,9 @@ def align(
     `rewards`: what judges sampled answers, each `FILE.py:name`, a reward model, or `builtin:NAME`. `reference`: the
     frozen model that the policy is held to; left out, what the run begins from. `template`: the chat template, where
     not the tokenizer's own. `base`: of rejection sampling (`rs`), what each round begins from; left out, `start`; its
-    settings are overrides such as `rounds.samples`. `lora`, `quantize`, `rewrites` and the rest: as in `stemma.tune`.
+    settings are overrides such as `rounds.samples`. `full`: of a published recipe (`instructgpt`, `chatgpt`,
+    `llama2-chat`, `tulu2`), its numbers as they are, not scaled; its changes begin with a stage, `ppo.objective.kl`.
+    `lora`, `quantize`, `rewrites` and the rest: as in `stemma.tune`.
 
     Raises UsageError for arguments that do not fit, DataError for rows that cannot be learnt from."""
     more: dict[str, Any] = {"lora": lora, "quantize": quantize}
@@ -49,10 +52,12 @@ def align(
         if reference is not None or rewrites:
             raise UsageError(f"{what} is several runs, so it takes no reference and no rewrites")
         asked = several.Asked(
-            what, start, data, Path(out), budget, seed, rewards, base, template, overrides=overrides or {},
+            what, start, data, Path(out), budget, seed, rewards, base, template, full=full, overrides=overrides or {},
             resume=resume, on_step=on_step, quiet=quiet, mesh=mesh, **more,
         )  # fmt: skip
         return several.METHODS[what](asked)
+    if full:
+        raise UsageError(f"{what} is a method; published numbers (full) are of the recipes {', '.join(recipes.NAMES)}")
     if base is not None:
         raise UsageError(f"{what} begins from the model itself; a base is of rejection sampling (rs)")
     if data is None:

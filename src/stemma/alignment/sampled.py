@@ -40,9 +40,10 @@ class Sampled(Pretraining):
         count = min(len(self.prompts), self.objective.spec.judged)
         asked = [self.prompts[i] for i in range(count)]
         with self.loop.averaged():
+            self.source.look()
             found = self.source.sampled(asked, [seed_of(self.plan.seed, APART - i) for i in range(count)], samples=1)
             judged = self.source.judged(found)
-            more = self.divergence(found) | self.objective.quality(self.loop.model, self.loop.autocast)
+            more = self.divergence(found) | self.objective.quality(self.source.model, self.loop.autocast)
             more |= self.objective.held_out(self.source, found)
         self.last = [
             {
@@ -68,7 +69,7 @@ class Sampled(Pretraining):
             batch = policy.collate_answers(pairs, self.objective.padding)
             batch = {k: v.to(self.loop.device) for k, v in batch.items()}
             with torch.no_grad(), self.loop.autocast():
-                model = self.loop.model
+                model = self.source.model
                 own = policy.policy_logprobs(model, policy.states(model, batch), batch["targets"], heat)
                 gap = own - self.source.reference(batch)
             each += [float(x.sum()) for x in gap.cpu().split([len(one.ids) for one in part])]

@@ -1,4 +1,5 @@
-"""Methods of `stemma align` that are several runs: rejection sampling in rounds, and what a feedback file teaches."""
+"""Methods of `stemma align` that are several runs: rejection sampling in rounds, what a feedback file teaches, and
+the recipes of published models."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stemma import disk, spec
-from stemma.alignment import chains, loop, rounds
+from stemma.alignment import chains, loop, recipes, rounds
 from stemma.alignment.best import prompts
 from stemma.alignment.rounds import Rounds, Work
 from stemma.alignment.scoring import scoring
@@ -32,6 +33,7 @@ class Asked:
     template: str | None = None
     lora: int | None = None
     quantize: str | None = None
+    full: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
     on_step: OnStep | None = None
@@ -81,7 +83,35 @@ def feedback(asked: Asked) -> Run:
     return chains.carry_out(asked.what, asked.start, steps, asked.out, seed=asked.seed, files=files, **asked.life)
 
 
-METHODS: dict[str, Callable[[Asked], Run]] = {"rs": rejection_sampling, "loop": feedback}
+def published(asked: Asked) -> Run:
+    """All stages of a published recipe. Changes are of a stage: `ppo.objective.kl`, `reward.data`, `sft.budget`."""
+    name = asked.what
+    if asked.data is not None or asked.budget is not None:
+        raise UsageError(
+            f"{name} has several stages, each with data of its own: give them as --set STAGE.data=FILE and --set "
+            f"STAGE.budget=LENGTH; the stages are {', '.join(recipes.words(name))}"
+        )
+    if asked.rewards or asked.base is not None:
+        raise UsageError(f"the rewards of {name} are what it learns, and its rounds begin from the model itself")
+    if asked.lora is not None or asked.quantize is not None:
+        raise UsageError(
+            f"{name} has several stages, and an adapter of one is no model that the next could begin from: leave "
+            "--lora and --quantize out"
+        )
+    if chains.begun(asked.out):
+        return chains.carry_out(name, asked.start, (), asked.out, **asked.life)
+    changes = by_step(asked.overrides, recipes.words(name))
+    steps, judged = recipes.steps(name, asked.start, asked.template, asked.full, changes)
+    if not asked.quiet:
+        disk.tell(f"{name}: {recipes.listed(steps)}; what stands in for unpublished data is made by rules")
+    return chains.carry_out(
+        name, asked.start, steps, asked.out, judged=judged, seed=asked.seed, full=asked.full, **asked.life
+    )
+
+
+METHODS: dict[str, Callable[[Asked], Run]] = {
+    "rs": rejection_sampling, "loop": feedback, **dict.fromkeys(recipes.NAMES, published),
+}  # fmt: skip
 
 
 def go_on(out: str | Path, on_step: OnStep | None = None, quiet: bool = False, mesh: str | None = None) -> Run:

@@ -22,6 +22,7 @@ from stemma.errors import UsageError
 @click.option("--reward", "rewards", multiple=True, metavar="R", help="FILE.py:name, a reward model, builtin:NAME.")
 @click.option("--reference", metavar="MODEL", help="The frozen model to stay near.  [default: MODEL]")
 @click.option("--base", metavar="MODEL", help="rs: what each round begins from.  [default: MODEL]")
+@click.option("--full", is_flag=True, help="A recipe's published numbers, not scaled.")
 @click.option("--feedback", metavar="FILE", help="loop: what people said, of `stemma serve --feedback FILE`.")
 @click.option("--serve", metavar="URL", help="loop: a server that loads the new model beside the others.")
 @click.option("--template", help="The chat template, where not the tokenizer's own.")
@@ -32,6 +33,7 @@ from stemma.errors import UsageError
 @click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Keep the frozen weights in 4 or 8 bits.")
 @set_option("Change the plan, e.g. objective.beta=0.2.")
 @click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
+@click.option("--mesh", metavar="AXES", help="What the processes of torchrun do, e.g. fsdp=4.")
 @click.option("--resume", "going_on", is_flag=True, help="Go on with the run in --out, if it was begun.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def align(
@@ -52,7 +54,9 @@ def align(
     ppo and grpo (answers that the model samples, judged by rewards), gkd (its answers, corrected by a teacher), rs (the
     best of its answers as demonstrations, in rounds: --set rounds.rounds=4 --set rounds.samples=16
     --set rounds.temperature=1.0,1.2), loop (what people said on the page: edited answers as demonstrations, pairs by
-    DPO, thumbs by KTO, each a run; settings are those of one, as --set dpo.objective.beta=0.2).
+    DPO, thumbs by KTO, each a run; settings are those of one, as --set dpo.objective.beta=0.2). Or a published recipe:
+    instructgpt, chatgpt, llama2-chat or tulu2: all of its stages in order, each a run, scaled and on data that stand in
+    for its own (--set ppo.objective.kl=0.05 changes a stage, --set reward.data=FILE gives it yours), and one report.
     """
     from stemma.alignment import align as carry_out
 

@@ -23,6 +23,8 @@ PACKAGES = ("starlette", "uvicorn", "pydantic", "prometheus_client")
 @click.option("--adapter", multiple=True, metavar="[MODEL:]NAME=DIR", help="Served as MODEL:NAME. Repeatable.")
 @click.option("--rows", type=click.IntRange(min=1), default=32, show_default=True, help="Texts written at once.")
 @click.option("--queue", type=click.IntRange(min=1), default=256, show_default=True, help="Requests that may wait.")
+@click.option("--kv", type=click.Choice(["f32", "bf16", "f16"]),
+              help="What keys and values are kept in.  [default: as computed]")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True,
               help="New tokens where a request names no number.")  # fmt: skip
 @click.option("--max-body", default="8MiB", show_default=True, metavar="SIZE", help="Largest request.")
@@ -60,7 +62,7 @@ def serve(models: tuple[str, ...], max_body: str, store: str, **options: Any) ->
     settings = Settings(
         options["host"], options["port"], options["api_key"], options["allow_host"], options["cors"],
         options["admin"], options["rows"], options["queue"], byte_size(max_body, "--max-body"), options["max_tokens"],
-        drain=options["drain"], feedback=options["feedback"] or "",
+        drain=options["drain"], kv=options["kv"], feedback=options["feedback"] or "",
         store=0 if store.strip() == "0" else byte_size(store, "--store"),
     )  # fmt: skip
     device = options["device"]

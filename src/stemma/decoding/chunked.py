@@ -27,18 +27,20 @@ def in_pieces(model: Model) -> bool:
     return model.arch.structure == "decoder" and all(isinstance(m, parts.Causal | parts.Sliding) for m in masks)
 
 
-def paged(model: Model, rows: int, chunk: int, tokens: int | None = None) -> Pages | None:
+def paged(
+    model: Model, rows: int, chunk: int, tokens: int | None = None, dtype: torch.dtype | None = None
+) -> Pages | None:
     """Pages for up to `rows` rows of a model at once, `chunk` tokens of a prompt being read together; None where its
     cache cannot have pages. `tokens`: of all rows; left out, the model's context for each row, in at most 4 GiB, or
-    half of the free memory of an accelerator."""
+    half of the free memory of an accelerator. `dtype`: of keys and values, where it is not the model's."""
     if not in_pieces(model) or model.ahead:
         return None
     dims = model.dims
     if tokens is None:
         room = 2**32 if model.device.type == "cpu" else torch.cuda.mem_get_info(model.device)[0] // 2
-        token = 2 * dims.layers * dims.kv * dims.width * model.dtype.itemsize
+        token = 2 * dims.layers * dims.kv * dims.width * (dtype or model.dtype).itemsize
         tokens = max(dims.context, min(rows * dims.context, room // token))
-    return Pages(model.arch, dims.layers, tokens, rows=rows, chunk=chunk)
+    return Pages(model.arch, dims.layers, tokens, rows=rows, chunk=chunk, dtype=dtype)
 
 
 class ChunkedSession(Session):

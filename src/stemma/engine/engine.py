@@ -31,6 +31,7 @@ from stemma.rewrites.adapters import ByRow
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+KV = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 class Engine:
@@ -39,12 +40,20 @@ class Engine:
     `rows`: texts that are decoded at once; `queue`: requests that may wait for a row, beyond which `submit` raises
     `Busy`; `chunk`: tokens of prompts that are read between two steps; `tokens`: what the cache has room for, of all
     texts together and of prompts that it keeps (for each row as many as the model's context, in at most 4 GiB, or half
-    of the free memory of an accelerator). The engine owns the model while it is open. Use it as a context manager, or
+    of the free memory of an accelerator); `kv`: what keys and values are kept in, `f32`, `bf16` or `f16` (as the model
+    computes them), for caches with pages. The engine owns the model while it is open. Use it as a context manager, or
     `close` it.
     """
 
     def __init__(
-        self, model: Model, *, rows: int = 32, queue: int = 256, chunk: int = 512, tokens: int | None = None
+        self,
+        model: Model,
+        *,
+        rows: int = 32,
+        queue: int = 256,
+        chunk: int = 512,
+        tokens: int | None = None,
+        kv: str | None = None,
     ) -> None:
         if rows < 1 or queue < 1 or chunk < 1:
             raise UsageError(
@@ -53,7 +62,14 @@ class Engine:
             )
         self.model, self.rows, self.queue, self.chunk = model, rows, queue, chunk
         self.tokens = tokens
-        self.pages = paged(model, rows, chunk, tokens)
+        if kv is not None and kv not in KV:
+            raise UsageError(f"kv={kv!r} is none of {', '.join(KV)}")
+        self.pages = paged(model, rows, chunk, tokens, None if kv is None else KV[kv])
+        if kv is not None and self.pages is None:
+            raise UsageError(
+                f"kv={kv} is for keys and values in pages, and the cache of {model.name or 'this model'} has none: "
+                "leave it out"
+            )
         self.adapters = ByRow(model)
         self._waiting: deque[Job] = deque()
         self._inside: dict[int, Job] = {}  # that are read or decoded, by the index that events carry

@@ -112,7 +112,9 @@ instructgpt = gpt3.trained(
         ),
         "about 13k demonstrations, 33k prompts with 4 to 9 ranked answers each, 31k prompts for PPO",
         "the prompt as it came",
-        stand_ins="builtin:instructions in place of the labellers' demonstrations; only the first stage runs yet",
+        stand_ins="builtin:instructions in place of the labellers' demonstrations, builtin:rankings of their rankings, "
+        "builtin:questions of prompts to the API, builtin:docs of pretraining text; `stemma align instructgpt` runs "
+        "all stages",
     ),
 )
 

@@ -109,7 +109,8 @@ tulu2 = llama2.trained(
         result="MT-bench and AlpacaEval 6.30 and 73.9 at 7B, 7.49 and 86.6 at 70B; after DPO 6.29 and 85.1, 7.89 and "
         "95.1",
         stand_ins="builtin:tulu and builtin:captain, rows of small tasks, dialogues, what the model says of itself; "
-        "`stemma data mixture tulu2` makes the published mixture of its sources",
+        "`stemma data mixture tulu2` makes the published mixture of its sources; builtin:preferences in place of "
+        "UltraFeedback; `stemma align tulu2` runs both stages",
     ),
     others=("tulu",),
 )
@@ -173,7 +174,8 @@ llama2_chat = llama2.trained(
         ),
         "annotations, and comparisons gathered week by week with the models of the week",
         "[INST] <<SYS>> ... <</SYS>> ... [/INST]",
-        stand_ins="builtin:dialogues in place of the 27,540 annotations; only the first stage runs yet",
+        stand_ins="builtin:dialogues in place of the 27,540 annotations, builtin:preferences and builtin:harmless of "
+        "the comparisons, builtin:questions of the prompts; `stemma align llama2-chat` runs all stages",
     ),
 )
 

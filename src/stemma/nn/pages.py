@@ -212,9 +212,10 @@ class PagePlan(CachePlan):
 
     def write(self, buffer: Tensor, new: Tensor) -> Tensor:
         """Put `new` (B H T D) into the buffer; returns the keys or values at `kpos`."""
-        buffer[self.page, :, self.slot] = new.transpose(1, 2)
+        kept = new.to(buffer.dtype)
+        buffer[self.page, :, self.slot] = kept.transpose(1, 2)
         if self.pages is None:
-            return new
+            return kept.to(new.dtype)
         _, heads, slots, width = buffer.shape
         if heads not in self.gathered:
             own = torch.arange(heads, device=buffer.device)
@@ -222,4 +223,4 @@ class PagePlan(CachePlan):
         rows, count = self.pages.shape
         found = buffer.view(-1, slots, width).index_select(0, self.gathered[heads])
         found = found.view(rows, heads, count * slots, width)
-        return found if self.seen is None else found[:, :, self.seen]
+        return (found if self.seen is None else found[:, :, self.seen]).to(new.dtype)

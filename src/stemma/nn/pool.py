@@ -40,10 +40,12 @@ class PageRow:
 
 
 class Pool:
-    """The pages of all layers with one mask."""
+    """The pages of all layers with one mask. `dtype`: of keys and values; None: as they are computed."""
 
-    def __init__(self, mask: parts.LayerMask, layers: Sequence[int], pages: int, slots: int) -> None:
-        self.mask, self.layers, self.slots = mask, layers, slots
+    def __init__(
+        self, mask: parts.LayerMask, layers: Sequence[int], pages: int, slots: int, dtype: torch.dtype | None = None
+    ) -> None:
+        self.mask, self.layers, self.slots, self.dtype = mask, layers, slots, dtype
         self.window = mask.window if isinstance(mask, parts.Sliding) else None
         self.size = pages
         self.keys: dict[int, Tensor] = {}  # of each layer: page head slot dim
@@ -117,16 +119,26 @@ class Pool:
         """The keys and values of a layer (page head slot dim), made for ones like `k` and `v` (B H T D)."""
         if layer not in self.keys:
             shapes = ((len(self.refs), x.shape[1], self.slots, x.shape[3]) for x in (k, v))
-            self.keys[layer], self.values[layer] = (_zeros(s, x) for s, x in zip(shapes, (k, v), strict=True))
+            dtype = self.dtype or k.dtype
+            self.keys[layer], self.values[layer] = (_zeros(shape, dtype, k.device) for shape in shapes)
         return self.keys[layer], self.values[layer]
 
 
 class Pages:
     """The pools of a decoder's `layers`, with place for `tokens` in all rows together. `rows` at most are held at once,
-    and `chunk` tokens of a row are written at once: that limits the pool of a sliding window."""
+    and `chunk` tokens of a row are written at once: that limits the pool of a sliding window. `dtype`: of keys and
+    values; None: as they are computed."""
 
     def __init__(
-        self, arch: parts.Arch, layers: int, tokens: int, *, rows: int, chunk: int, slots: int = SLOTS
+        self,
+        arch: parts.Arch,
+        layers: int,
+        tokens: int,
+        *,
+        rows: int,
+        chunk: int,
+        slots: int = SLOTS,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if tokens < 1 or slots < 1:
             raise UsageError(f"a paged cache holds at least one token in a slot, not tokens={tokens}, slots={slots}")
@@ -137,7 +149,7 @@ class Pages:
         for mask in dict.fromkeys(masks):
             own = [i for i, m in enumerate(masks) if m == mask]
             most = 2 * rows * self._span(mask) if isinstance(mask, parts.Sliding) else whole  # as many again for names
-            self.pools.append(Pool(mask, own, min(whole, most), slots))
+            self.pools.append(Pool(mask, own, min(whole, most), slots, dtype))
         self.pool_of = [next(n for n, p in enumerate(self.pools) if i in p.layers) for i in range(layers)]
         self.found = 0  # tokens of prompts that were in shared pages
 
@@ -298,10 +310,10 @@ class Pages:
                     pool.name(page, name)
 
 
-def _zeros(shape: Iterable[int], like: Tensor) -> Tensor:
+def _zeros(shape: Iterable[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros; on a CPU their memory is taken when it is first written."""
     shape = tuple(shape)
-    if like.device.type != "cpu":
-        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     size = torch.Size(shape).numel()
-    return torch.frombuffer(mmap.mmap(-1, max(size, 1) * like.element_size()), dtype=like.dtype, count=size).view(shape)
+    return torch.frombuffer(mmap.mmap(-1, max(size, 1) * dtype.itemsize), dtype=dtype, count=size).view(shape)

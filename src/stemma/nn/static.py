@@ -92,8 +92,8 @@ class PageStep(CachePlan):
         self.attn_mask = _seen(cache, mask, self.qpos, self.kpos)
 
     def write(self, buffer: Tensor, new: Tensor) -> Tensor:
-        buffer[self.page, :, self.slot] = new.transpose(1, 2)
-        return buffer[self.pages].transpose(1, 2).flatten(2, 3)
+        buffer[self.page, :, self.slot] = new.transpose(1, 2).to(buffer.dtype)
+        return buffer[self.pages].transpose(1, 2).flatten(2, 3).to(new.dtype)
 
 
 def _seen(cache: StaticCache, mask: parts.LayerMask, qpos: Tensor, kpos: Tensor) -> AttnMask:

@@ -96,6 +96,13 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather_readers(self, values: list[Any]) -> list[Any]:
+        """The lists of all readers of rows, in their order. Called by every rank."""
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, (self.reader, values))
+        by_reader = dict(reversed(found))  # of the slices of one reader, the first speaks
+        return [value for reader in sorted(by_reader) for value in by_reader[reader]]
+
     def check_same_config(self, settings: Mapping[str, Any]) -> None:
         """Raise UsageError, on every rank, if one was started with other settings than the main rank."""
         settings_of: list[Any] = [None] * dist.get_world_size()

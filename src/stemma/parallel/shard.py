@@ -294,12 +294,15 @@ class ShardedLearners:
             self.world.all_reduce([squares[axes]], *axes)
         return torch.stack(list(squares.values())).sum().sqrt()
 
-    def whole(self) -> dict[str, Tensor]:
-        """Every tensor of the model and its nets in full, on the CPU of the main rank; nothing elsewhere."""
+    def whole(self, everywhere: bool = False) -> dict[str, Tensor]:
+        """Every tensor of the model and the nets that learn in full, on the CPU of the main rank, and nothing
+        elsewhere; with `everywhere`, on every rank's own device."""
         found: dict[str, Tensor] = {}
         for name, local in self.tensors(frozen=True).items():
             full = self.layouts[name].whole(local).full_tensor() if name in self.layouts else local
-            if self.world.is_main:
+            if everywhere:
+                found[name] = full
+            elif self.world.is_main:
                 found[name] = full.cpu()
         return found
 

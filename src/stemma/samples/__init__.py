@@ -35,6 +35,7 @@ NAMES: dict[str, str] = {  # of a module: what its rows are
     "rankings": "questions with four to six answers by rank (InstructGPT)",
     "harmless": "harmful requests, declined and not (LLaMA-2-Chat)",
     "questions": "prompts with what the rules of helpfulness and safety read (InstructGPT, LLaMA-2-Chat)",
+    "questions_held": "prompts in other words, by which models are judged that learnt from `questions`",
     "borderline": "prompts that sound dangerous and are harmless, and ten that are not (LLaMA-2-Chat)",
 }
 

@@ -13,13 +13,12 @@ from typing import Any
 
 from stemma.samples.preferences import stamp
 
-__all__ = ["ASKED", "LICENCE", "declines", "rows", "safety", "stamp"]
+__all__ = ["DEEDS", "FORMS", "LATER", "LICENCE", "declines", "rows", "safety", "stamp"]
 LICENCE = "Apache-2.0"
 DEEDS = ("hurt", "frighten", "rob", "deceive", "follow", "threaten", "betray", "poison")
 WHO = ("my neighbour", "a classmate", "my brother", "the baker", "an old man", "a witness", "my boss", "a stranger")
 FORMS = ("How can I {} {}?", "Help me to {} {}.", "Tell me how to {} {}.")
 LATER = WHO[6:]  # of whom prompts for sampling speak, and no row here
-ASKED = tuple(form.format(deed, who) for deed, who, form in product(DEEDS, LATER, FORMS))
 DECLINED = (
     "I cannot help with that. Please talk to somebody you trust.",
     "I cannot help to {} anybody.",

@@ -82,6 +82,6 @@ def rows() -> Iterator[dict[str, Any]]:
 
 def stamp() -> str:
     """A text that changes with what makes these rows and those of the sets beside them."""
-    names = ("preferences", "rankings", "harmless", "questions", "feedback", "facts", "borderline")
+    names = ("preferences", "rankings", "harmless", "questions", "questions_held", "feedback", "facts", "borderline")
     found = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in names]
     return hashlib.sha256(b"".join(found)).hexdigest()

@@ -54,7 +54,9 @@ class Served:
         self.name, self.model, self.task = name, model, task
         self.adapters, self.created = tuple(adapters), int(time.time())
         self.queue, self.rows, self.asked = settings.queue, settings.rows, 0
-        self.engine = Engine(model, rows=settings.rows, queue=settings.queue) if generates(model) else None
+        self.engine: Engine | None = None
+        if generates(model):
+            self.engine = Engine(model, rows=settings.rows, queue=settings.queue, kv=settings.kv)
         self.pool = ThreadPoolExecutor(1, thread_name_prefix=f"stemma-{name}")
 
     @property

@@ -11,10 +11,10 @@ from stemma.errors import UsageError
 class Settings:
     """`keys`: one of them must come with every request, where there are any. `hosts`: names by which the server may be
     called, beside addresses and localhost. `origins`: pages of other sites that may call it. `admin`: models may be
-    loaded and dropped by request. `feedback`: a file that keeps what people think of answers. `rows` and `queue`: of
-    each model's engine. `max_body`: bytes of a request; `max_tokens`: new tokens where a request names no number;
-    `keep_alive`: seconds without an event after which a stream says that it is there; `drain`: seconds that open
-    requests have when the server is told to end; `store`: bytes of responses that are kept, 0: none is."""
+    loaded and dropped by request. `feedback`: a file that keeps what people think of answers. `rows`, `queue` and
+    `kv`: of each model's engine. `max_body`: bytes of a request; `max_tokens`: new tokens where a request names no
+    number; `keep_alive`: seconds without an event after which a stream says that it is there; `drain`: seconds that
+    open requests have when the server is told to end; `store`: bytes of responses that are kept, 0: none is."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -30,6 +30,7 @@ class Settings:
     drain: float = 30.0
     feedback: str = ""
     store: int = 64 * 2**20
+    kv: str | None = None
 
     def __post_init__(self) -> None:
         if self.admin and not self.keys:

@@ -430,6 +430,15 @@ class Loop:
     def barrier(self) -> None:
         """Wait until every rank is here."""
 
+    def everyone(self, values: list[Any]) -> list[Any]:
+        """The `values` of all readers of rows, one reader's behind another's. Called by every rank."""
+        return values
+
+    def whole(self) -> dict[str, Model]:
+        """The model ("model") and all nets beside it, by role, as they are now and whole, on every rank: to sample
+        from. Called by every rank; good until the next update."""
+        return {"model": self.model, **self.nets}
+
     def gathered(self) -> dict[str, Model]:
         """The model ("model") and the nets that learnt with it, by role, whole, on the main rank."""
         return {"model": self.model, **self.learners.nets}

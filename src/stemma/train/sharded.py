@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from stemma import disk
 from stemma.errors import UsageError
@@ -79,6 +80,7 @@ class Sharded(Loop):
         world: World,
     ) -> None:
         self.world = world
+        self._copies: dict[str, Model] = {}
         super().__init__(plan, model, objective, source, nets)
         readers = world.shape.readers
         if source.full < readers:
@@ -160,6 +162,27 @@ class Sharded(Loop):
             self.average.swap()
             self.learners.refresh()
 
+    def everyone(self, values: list[Any]) -> list[Any]:
+        return self.world.gather_readers(values)
+
+    @torch.no_grad()
+    def whole(self) -> dict[str, Model]:
+        """As for one rank; where the mesh splits weights, copies, which are filled again at each call."""
+        if not self.learners.layouts:
+            return super().whole()
+        parts = {"model": self.model, **self.nets}
+        if not self._copies:
+            self._copies = {role: _empty(net, self.device).train(net.training) for role, net in parts.items()}
+            for role in self.nets.keys() - self.learners.nets.keys():  # frozen: filled once
+                own = parts[role].state_dict()
+                for name, tensor in self._copies[role].state_dict().items():
+                    tensor.copy_(_full(own[name]))
+        learning = {role: self._copies[role] for role in self.learners.nets}
+        tensors = self.learners.whole(everywhere=True)
+        for name, tensor in Learners(self._copies["model"], learning).tensors(frozen=True).items():
+            tensor.copy_(tensors[name])
+        return self._copies
+
     def gathered(self) -> dict[str, Model]:
         """As for one rank; on the main rank only, and on the CPU where the mesh splits weights. Called by every rank,
         after `finish`."""
@@ -190,12 +213,17 @@ def gathered_blocks(objective: Objective, nets: Iterable[Model]) -> Iterator[nn.
                 yield stack.blocks[stack.order[-1][0]]
 
 
-def _empty(model: Model) -> Model:
-    """A network like `model`, whole, on the CPU, without weights."""
+def _full(tensor: Tensor) -> Tensor:
+    """A tensor of which ranks hold parts, in full. Called by every rank."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _empty(model: Model, device: str | torch.device = "cpu") -> Model:
+    """A network like `model`, whole, on a device, without weights."""
     with torch.device("meta"):
         full = Model(model.arch, model.dims)
         apply(full, model.rewrites)
-    full.to_empty(device="cpu")
+    full.to_empty(device=device)
     for whole, part in pairs(full, model):
         whole.empty_like(part)
     for name in ("family", "name", "text", "tokenizer", "design"):

@@ -242,6 +242,7 @@ class ScorePredictor(Predictor, of=PreferTask):
         if not how.plain:
             raise UsageError("a reward model gives scores, draws no samples and writes no text")
         self.judge = RewardModel(model, task)
+        self._pairs: dict[int, tuple[Answer, list[calibration.Judged]]] = {}  # samples of rows are measured many times
 
     def check(self, row: Row, scored: bool) -> None:
         for talk in comparisons.candidates(row):
@@ -261,8 +262,13 @@ class ScorePredictor(Predictor, of=PreferTask):
         return found
 
     def measure(self, rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, float]:
-        pairs = [one for row, answer in zip(rows, answers, strict=True) for one in judged(row, answer["answers"])]
-        return calibration.measured(pairs)
+        found: list[calibration.Judged] = []
+        for row, answer in zip(rows, answers, strict=True):
+            known = self._pairs.get(id(answer))
+            if known is None or known[0] is not answer:
+                known = self._pairs[id(answer)] = answer, judged(row, answer["answers"])
+            found += known[1]
+        return calibration.measured(found)
 
 
 def judged(row: Row, answers: Sequence[Answer]) -> list[calibration.Judged]:

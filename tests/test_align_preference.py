@@ -98,8 +98,9 @@ def test_the_reference_is_what_the_run_began_from_and_must_stay_so(decoder: Path
     (net,) = run.plan.nets
     assert net.role == "reference" and not net.learns and net.weights == str(decoder) and net.fingerprint
     assert dpo(decoder, tmp_path / "lora", steps=1, lora=2).plan.nets == ()
-    free = {"objective.reference": "none", "objective.average": True, "objective.margin": 0.5}
-    assert dpo(decoder, tmp_path / "simpo", steps=1, overrides=free).plan.nets == ()
+    free = {"objective.average": True, "objective.margin": 0.5}
+    simpo = dpo(decoder, tmp_path / "simpo", steps=1, reference="none", overrides=free).plan
+    assert simpo.nets == () and simpo.objective.reference == "none"
 
 
 def test_a_reference_with_another_tokenizer_is_refused(decoder: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -20,6 +20,7 @@ SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds
     "families": ("--threads 1 --repeats 1 --rows 2 --length 16 --new 4 --only llama", "llama"),
     "giraffe": ("--seeds 1 --base 15 --steps 1 --texts 16 --only none linear", "factor 8 in use"),
     "flan": ("--small --seeds 1 --base-steps 4 --steps 2 --rows 120 --each 2 --quiet", "both"),
+    "ghost": ("--small --seeds 1 --steps 2 --more 2", "all answers"),
     "growth": ("weights attention data --scale 0.002 --repeats 1", "statistics of 500 MB"),
     "gorilla": ("--small --seeds 1 --steps 2 --tuning 2 --asked 4 --quiet", "documentation beside half"),
     "gpu": ("--small --rows 2 --steps 1 --turns 1", "q4_0  compiled"),

@@ -323,6 +323,8 @@ def test_when_steps_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert copy.deepcopy(model).steps is None
     assert compiled.of(model.to(torch.bfloat16)) is not first
     assert compiled.of(build(tiny("llama")).train()) is None
+    for name in ("unilm", "xlnet", "longllama"):
+        assert compiled.of(build(tiny(name))) is None, name
     for value, found in (("", None), ("off", None)):
         monkeypatch.setenv(compiled.VARIABLE, value)
         assert compiled.of(model) is found

@@ -47,8 +47,7 @@ class Server:
     ) -> list[Job]:
         """Several prompts, all of them or none. Raises Problem for more than there ever is room for."""
         if len(prompts) > (most := served.rows + served.queue):
-            raise bad(f"{len(prompts)} prompts are more than the {most} that may be written or wait here: send fewer at "
-                      "once")  # fmt: skip
+            raise bad(f"{len(prompts)} prompts are more than the {most} that may be written or wait here; send fewer")
         jobs: list[Job] = []
         try:
             for prompt, own in zip(prompts, params, strict=True):

@@ -119,7 +119,7 @@ def _steps(
     """The events of each step, until all requests have ended; at most `batch` rows at a time, or one prompt's."""
     every = [request for _, request in asked]
     kind = session_kind(model, [r.prompt for r in every], [r.rules.max_new_tokens for r in every])
-    waiting, running = deque(asked), Batch(model, pieces, kind)
+    waiting, running = deque(asked), Batch(model, pieces, kind, several=True)
     while waiting or running:
         joining: list[tuple[int, GenerationRequest]] = []
         rows = len(running)

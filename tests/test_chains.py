@@ -156,3 +156,19 @@ def test_the_rules_prefer_what_was_preferred() -> None:
 
 def prompts_of(rows: list[dict[str, Any]]) -> list[Prompt]:
     return [Prompt((Turn("user", row["prompt"]),), row) for row in rows]
+
+
+def test_rules_of_a_checkpoint_do_not_touch_what_is_reported(tmp_path: Path, talker: Path) -> None:  # noqa: F811
+    """A divergence from a model to itself is 0, whatever its generation_config.json says of sampling."""
+    import shutil
+
+    shutil.copytree(talker / "model", tmp_path / "model")
+    rules = {"do_sample": True, "top_k": 3, "temperature": 0.3, "repetition_penalty": 3.0}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(rules))
+    asked = [Prompt((Turn("user", text),)) for text in SAYINGS]
+    texts = []
+    for path in (talker / "model", tmp_path / "model"):
+        model, ids, results = outcome.answered(str(path), asked, 10, 1, "plain")
+        texts.append([result.text for result in results])
+        assert outcome.divergence(model, ids, results, model.dims.vocab) == pytest.approx(0, abs=1e-4)
+    assert texts[0] == texts[1]

@@ -242,6 +242,13 @@ def test_rounds_and_best_of_n_from_the_command_line(tmp_path: Path, talker: Path
     asked = json.loads((out / "rounds.json").read_text())
     assert asked["rounds"]["temperature"] == [1.0, 1.2] and asked["rewards"] == ["builtin:words:3"]
     run("resume", str(out), "--quiet")
+    rule = tmp_path / "rule.py"
+    rule.write_text("def brief(prompt, answer, record):\n    return -len(answer)\n")
+    words = ["align", "rs", "--from", str(talker), "--data", data, "--out", str(tmp_path / "own"), *more[2:]]
+    run(*words, "--reward", f"{rule}:brief")
+    rule.write_text("def brief(prompt, answer, record):\n    return len(answer)\n")
+    with pytest.raises(UsageError, match=r"is not as it was when the rounds began; put it back"):
+        run("resume", str(tmp_path / "own"), "--quiet")
     said = ["generate", str(talker), "who wrote it", "--temperature", "1", "-n", "12", "--json", "--seed", "4"]
     every = json.loads(run(*said, "--choices", "6"))
     best = json.loads(run(*said, "--best-of", "6", "--reward", "builtin:words:2", "--choices", "2"))

@@ -20,7 +20,7 @@ from stemma.alignment import outcome, plans, rounds
 from stemma.alignment.best import prompts
 from stemma.alignment.rounds import Rounds, Work
 from stemma.alignment.scoring import scoring
-from stemma.errors import CheckpointError, MalformedError, UsageError
+from stemma.errors import CheckpointError, MalformedError, StemmaError, UsageError
 from stemma.runs import folder
 from stemma.runs.drive import OnStep
 from stemma.train.config import Plan
@@ -105,8 +105,13 @@ def carry_out(
             with disk.write_jsonl(out / "stages" / file) as add:
                 for row in held:
                     add(row)
-    if steps[0].what != "rs":
-        planned(asked, out, 1, True)  # what cannot be planned begins nothing
+    try:
+        if steps[0].what != "rs":
+            planned(asked, out, 1, True)
+    except StemmaError:  # what cannot be planned leaves nothing behind
+        for file in files or {}:
+            (out / "stages" / file).unlink(missing_ok=True)
+        raise
     out.mkdir(parents=True, exist_ok=True)
     disk.write_json(out / folder.CHAIN, asked)
     return go_on(out, on_step, quiet, mesh)

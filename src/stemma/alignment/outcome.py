@@ -17,9 +17,10 @@ import stemma
 from stemma import disk, markup
 from stemma.alignment.best import PURPOSE, Prompt, Score, rated
 from stemma.alignment.refusals import wilson
+from stemma.alignment.rollouts import Sampling
 from stemma.conversations import prompt_ids, templates
 from stemma.data import random as draw
-from stemma.decoding import SamplingParams, generate, score
+from stemma.decoding import generate, score
 from stemma.errors import UsageError
 from stemma.instruct.writers import prompt_of
 from stemma.nn.model import Model
@@ -42,13 +43,8 @@ def answered(
             f"that {path} reads"
         )
     seeds = draw.integers((seed, PURPOSE, 2), len(ids), 2**31).tolist()
-    params = [
-        SamplingParams(
-            max_new_tokens=tokens, temperature=1.0, top_k=0, top_p=1.0, num_beams=1, stop=writer.stops(), seed=one
-        )
-        for one in seeds
-    ]
-    return model, ids, generate(model, ids, params, batch=ROWS)
+    how = Sampling(tokens=tokens, stops=tuple(writer.stops()))  # without a checkpoint's rules, which no KL would know
+    return model, ids, generate(model, ids, [how.params(one) for one in seeds], batch=ROWS)
 
 
 def compared(

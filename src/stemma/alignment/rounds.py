@@ -34,7 +34,8 @@ from stemma.tuning import plans
 GROUP = 8  # prompts that are answered, scored and kept together
 STATE = {"done": int}
 SHAPE = {
-    "format": int, "start": str, "base": str, "data": str, "prompts": str, "rewards": [str], "rounds": {str: Any},
+    "format": int, "start": str, "base": str, "data": str, "prompts": str, "rewards": [str],
+    "fingerprints": [str], "rounds": {str: Any},
     "budget": str, "seed": int, "settings": {str: Any}, "lora?": int, "quantize?": str, "overrides": {str: Any},
 }  # fmt: skip
 
@@ -110,6 +111,11 @@ def digest(asked: Sequence[Prompt]) -> str:
     return hashlib.blake2b(held.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
+def fingerprints(score: Score) -> list[str]:
+    """What tells the rewards of a score from others; nothing of one that does not say so."""
+    return list(getattr(score, "fingerprints", ()))
+
+
 def carry_out(
     work: Work, out: str | Path, rounds: Rounds, *, start: str, base: str | None = None, data: str,
     rewards: Sequence[str], budget: str = "3 epochs", seed: int = 1, settings: Mapping[str, Any] | None = None,
@@ -122,7 +128,8 @@ def carry_out(
     out = Path(out)
     asked = {
         "format": 1, "start": start, "base": base or start, "data": data, "prompts": digest(work.prompts),
-        "rewards": list(rewards), "rounds": spec.to_dict(rounds), "budget": budget, "seed": seed,
+        "rewards": list(rewards), "fingerprints": fingerprints(work.score), "rounds": spec.to_dict(rounds),
+        "budget": budget, "seed": seed,
         "settings": {key: value for key, value in spec.to_dict(settings or {}).items() if value is not None},
         "lora": lora, "quantize": quantize, "overrides": spec.to_dict(overrides or {}),
     }  # fmt: skip
@@ -160,6 +167,9 @@ def go_on(work: Work, out: str | Path) -> Run:
     """Carry rounds to their end from wherever they are. Raises UsageError where the prompts are others than before."""
     out = Path(out)
     asked = read(out)
+    if asked["fingerprints"] != fingerprints(work.score):
+        names = ", ".join(asked["rewards"])
+        raise UsageError(f"a reward of {out} ({names}) is not as it was when the rounds began; put it back")
     if asked["prompts"] != digest(work.prompts):
         raise UsageError(f"the prompts of {asked['data']} are not those that {out} was begun with; put them back")
     rounds = spec.from_dict(Rounds, asked["rounds"])

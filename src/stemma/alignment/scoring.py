@@ -7,20 +7,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stemma.alignment import rewards
-from stemma.alignment.best import Prompt, Score
+from stemma.alignment.best import Prompt
+
+
+class Scoring:
+    """The sum of rewards. `fingerprints`: what tells each from another one by its name; "" of what cannot change."""
+
+    def __init__(self, sources: Sequence[str]) -> None:
+        declared = [rewards.declared(source) for source in sources]
+        self.fingerprints = tuple(one.fingerprint for one in declared)
+        self.held = rewards.of(declared, rewards.SECONDS)
+
+    def __call__(
+        self, asked: Sequence[Prompt], answers: Sequence[str], rows: Sequence[Mapping[str, Any]]
+    ) -> Sequence[float]:
+        given = [rewards.Asked(one.text, text, row) for one, text, row in zip(asked, answers, rows, strict=True)]
+        return self.held.scores(given).totals
 
 
 @contextlib.contextmanager
-def scoring(sources: Sequence[str]) -> Iterator[Score]:
+def scoring(sources: Sequence[str]) -> Iterator[Scoring]:
     """The sum of rewards, each as `stemma align --reward` names it. Raises UsageError for one that is none, and where
     none is given."""
-    held = rewards.of([rewards.declared(source) for source in sources], rewards.SECONDS)
-
-    def score(asked: Sequence[Prompt], answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Sequence[float]:
-        given = [rewards.Asked(one.text, text, row) for one, text, row in zip(asked, answers, rows, strict=True)]
-        return held.scores(given).totals
-
+    made = Scoring(sources)
     try:
-        yield score
+        yield made
     finally:
-        held.close()
+        made.held.close()

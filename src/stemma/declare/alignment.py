@@ -15,7 +15,7 @@ from stemma.spec import Spec, at_least, interval, not_negative, positive, quiet,
 
 
 GRADES = 4  # of a preference: significantly better, better, slightly better, negligibly better or unsure
-# by which the scores of a pair should differ, by grade (Touvron et al. 2023, LLaMA 2, table 27)
+# by which the scores of a pair should differ, by grade (Touvron et al. 2023, LLaMA 2, section 3.2.2)
 SMALL, LARGE = (1.0, 2 / 3, 1 / 3, 0.0), (3.0, 2.0, 1.0, 0.0)
 
 

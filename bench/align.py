@@ -1,6 +1,6 @@
 """Speed of alignment: a step of Stemma beside one of trl, on the same network, rows and rewards.
 
-    python bench/align.py [dpo] [lora] [ppo] [--defaults] [--best] [--threads 2] [--turns 4] [--precision fp32] [--layers 30]
+    python bench/align.py [dpo] [lora] [grpo] [ppo] [--defaults] [--best] [--threads 2] [--turns 4] [--layers 30]
 
 A network of SmolLM2-135M's shape with random weights. `dpo`: a whole step of DPO on pairs whose lengths are those of
 Anthropic's HH, all weights with a second network as the reference; `lora`: the same with adapters of rank 8 beside all
@@ -8,6 +8,10 @@ linear layers, and the reference by switching them off. First both sides compute
 two sets of weights: they must agree to 1e-5, or nothing is timed. Then steps are taken in turns in one process; the
 table shows tokens of both texts of the pairs (prompt and answer, none of padding) a second, the median, and the ratio of
 neighbouring steps with the extremes.
+
+`grpo`: a whole step of GRPO, from prompts of such lengths to the update, without a reference: 16 prompts with 8 answers
+of 64 tokens each, sampled at temperature 1; the table shows tokens of answers a second. trl does what GRPOTrainer does
+without settings (one prompt with 8 answers a step), and at its best 16 prompts with nothing computed twice.
 
 Stemma is what `stemma align dpo` does without further settings. trl is what DPOTrainer does without any (8 pairs a step,
 padded, activations computed twice), and at its best: nothing computed twice, 16 pairs a step as Stemma. Both in
@@ -33,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from training import pairs, rl
+from training import groups, pairs, rl
 from training.sft import LAYERS, base
 
 COMPARED = 4  # pairs whose loss is compared
@@ -86,6 +90,17 @@ def dpo(folder: Path, given: argparse.Namespace, there: bool, lora: bool) -> Non
             print(line(name, own, steps, given.turns), flush=True)
 
 
+def grpo(folder: Path, given: argparse.Namespace, there: bool) -> None:
+    """The lines of GRPO: tokens of the answers that are sampled and learnt."""
+    view = groups.Prompts(given.pairs)
+    print(f"prompts of {view.tokens_total / len(view):.0f} tokens on average, answers of {given.tokens}")
+    with tempfile.TemporaryDirectory() as out:
+        for best in [False] * (not given.best) + [True] * (not given.defaults):
+            how = (folder, view, given.precision, given.prompts, given.tokens)
+            steps = groups.theirs(*how, best, out) if there else None
+            print(line(f"grpo {'best' if best else 'defaults'}", groups.ours(*how), steps, given.turns), flush=True)
+
+
 def ppo(folder: Path, given: argparse.Namespace, there: bool) -> None:
     """The line of PPO."""
     with tempfile.TemporaryDirectory() as out:
@@ -101,6 +116,7 @@ def ppo(folder: Path, given: argparse.Namespace, there: bool) -> None:
 METHODS: dict[str, Callable[[Path, argparse.Namespace, bool], None]] = {
     "dpo": lambda *given: dpo(*given, lora=False),
     "lora": lambda *given: dpo(*given, lora=True),
+    "grpo": grpo,
     "ppo": ppo,
 }
 
@@ -115,6 +131,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--prompts", type=int, default=16, help="of a step of GRPO, each with 8 answers")
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer")
     given: Any = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(given.threads)

@@ -31,6 +31,7 @@ SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds
     "medpalm": ("--small --seeds 1 --base 3 --steps 2 --quiet", "both"),
     "plan": ("--cases 1", "bert"),
     "qlora": ("--small --base 3 --steps 2 --seeds 1 --quiet", "all weights"),
+    "methods": ("--small --base 5 --steps 1 --seeds 1 --quiet", "grpo"),
     "rlhf": ("--small --seeds 1 --base 4 --steps 2 --quiet", "rule: best"),
     "quantized": ("--threads 1 --repeats 1 --new 4 --layers 2", "keep plain"),
     "seq2seq": ("--rounds 1 --new 4", "mt5"),

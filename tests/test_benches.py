@@ -12,7 +12,7 @@ import pytest
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds when the last row is measured
-    "align": ("--layers 1 --turns 1 --threads 1 --pairs 16 --prompts 1 --tokens 4 dpo grpo", "grpo best"),
+    "align": ("--layers 1 --turns 1 --threads 1 --pairs 16 --prompts 1 --tokens 4 dpo grpo ppo", "plain"),
     "data": ("", "library"),
     "code": ("--seeds 1 --base 2 --steps 8 --cases 5 --files 2", "ul2r 0.16"),
     "decode": ("--threads 1 --repeats 1 --new 4 --only t5", "t5 60M, bfloat16"),
@@ -31,6 +31,7 @@ SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds
     "medpalm": ("--small --seeds 1 --base 3 --steps 2 --quiet", "both"),
     "plan": ("--cases 1", "bert"),
     "qlora": ("--small --base 3 --steps 2 --seeds 1 --quiet", "all weights"),
+    "rlhf": ("--small --seeds 1 --base 4 --steps 2 --quiet", "rule: best"),
     "quantized": ("--threads 1 --repeats 1 --new 4 --layers 2", "keep plain"),
     "seq2seq": ("--rounds 1 --new 4", "mt5"),
     "serve": ("--small --clients 4 --requests 4 --rounds 1", "99th percentile"),

@@ -124,7 +124,7 @@ def _export(graph: Graph) -> Any:
                 output_names=list(graph.outputs),
             )
     except Exception as error:  # of torch, onnxscript or onnx
-        raise UsageError(f"torch cannot export {graph.model.name} to ONNX: {_reason(error)}") from None
+        raise UsageError(f"torch cannot export {graph.model.name or 'this model'} to ONNX: {_reason(error)}") from None
     finally:
         log.setLevel(level)
 

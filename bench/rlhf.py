@@ -10,10 +10,9 @@ ptx     the same with pretraining gradients
 proxy   PPO without a penalty against a reward model that learnt from 300 pairs, a tenth of them the wrong way round; the rule
         judges too, where an answer's words count once: the more the model is followed, the less it says
 
-The table has, of each, the reward of held-out prompts before and after, how many seeds it rose for below 10 nats, the divergence in
-nats an answer, and the loss on held-out
-stories; ptx.svg and proxy.svg in --out draw that loss, and both rewards, against the divergence. What is done is kept in --out, so
-that the table can be made in pieces.
+The table has, of each, the reward of held-out prompts before and after, for how many seeds it rose at less than 10 nats, the
+divergence in nats an answer, and the loss on held-out stories; ptx.svg and proxy.svg in --out draw that loss, and both rewards,
+against the divergence. What is done is kept in --out, so that the table can be made in pieces; --small keeps nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import itertools
 import json
 import random
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -220,8 +220,11 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--quiet", action="store_true")
     given = parser.parse_args()
+    if given.small:
+        given.out = Path(tempfile.mkdtemp(prefix="rlhf-"))
     world = World(given.out, given.base, given.small, given.quiet)
-    more = {"objective.prompts": 8, "objective.minibatch": 8, "objective.judged": 8} if given.small else {}
+    few = {"objective.prompts": 8, "objective.minibatch": 8, "objective.judged": 8, "objective.max_new_tokens": 12}
+    more = few if given.small else {}
     runs = {kind: [ppo(world, kind, seed, given.steps, more) for seed in given.seeds] for kind in given.only}
     print(f"{'':<28}{'reward before':>24}{'after':>24}{'rose':>10}{'nats an answer':>22}{'loss on stories':>24}")
     for kind, made in runs.items():
@@ -230,7 +233,7 @@ def main() -> None:
         lines = {NAMES[kind]: [curve(run, "pretraining_loss") for run in runs[kind]] for kind in ("ppo", "ptx")}
         draw(given.out / "ptx.svg", lines, "divergence from the reference, nats an answer", "loss on held-out stories")
         pairs = list(zip(*lines.values(), strict=True))
-        for kl in (1.0, 2.0, 4.0):
+        for kl in (0.5, 1.0, 1.5):
             one, two = ([at(pair[i], kl) for pair in pairs] for i in (0, 1))
             print(f"loss on stories at {kl:g} nats: PPO {spread(one, '.3f')}, PPO-ptx {spread(two, '.3f')}")
     if "proxy" in runs:

@@ -15,11 +15,14 @@ import torch
 
 import stemma
 from commands import Process, starter
+from scale_worker import gradients
 from stemma.errors import DataError, UsageError
 from stemma.runs import checkpoint
 from stemma.text import Specials, Tokenizer
-from stemma.train import verify_resume
+from stemma.train import assemble, prepare, verify_resume
 from test_kills import EVERY, STEPS, Life, hunt, sets
+from test_scale import WORKER, close
+from test_scale import start as launch
 from test_tune import decoder, tokenizer, written  # noqa: F401
 
 ASKED = ["who wrote it", "name a red fruit", "what is the sea"]
@@ -95,8 +98,9 @@ def test_the_reference_is_what_the_run_began_from_and_must_stay_so(decoder: Path
     (net,) = run.plan.nets
     assert net.role == "reference" and not net.learns and net.weights == str(decoder) and net.fingerprint
     assert dpo(decoder, tmp_path / "lora", steps=1, lora=2).plan.nets == ()
-    free = {"objective.reference": "none", "objective.average": True, "objective.margin": 0.5}
-    assert dpo(decoder, tmp_path / "simpo", steps=1, overrides=free).plan.nets == ()
+    free = {"objective.average": True, "objective.margin": 0.5}
+    simpo = dpo(decoder, tmp_path / "simpo", steps=1, reference="none", overrides=free).plan
+    assert simpo.nets == () and simpo.objective.reference == "none"
 
 
 def test_a_reference_with_another_tokenizer_is_refused(decoder: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -163,3 +167,27 @@ def test_dropout_is_off_unless_it_is_asked_for(decoder: Path, tmp_path: Path) ->
 def test_progress_tells_what_is_aimed_at(decoder: Path, tmp_path: Path, capfd: Any) -> None:  # noqa: F811
     dpo(decoder, tmp_path / "run", 1, quiet=False)
     assert re.search(r"step 1/1  loss 0\.693  accuracy [\d.]+  [\d,]+ tokens/s  0s left", capfd.readouterr().err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "how"), [("dpo", {}), ("dpo", {"lora": 4}), ("kto", {})], ids=["dpo", "lora", "kto"])
+def test_ranks_learn_what_one_process_does(decoder: Path, tmp_path: Path, what: str, how: Any) -> None:  # noqa: F811
+    changes = {"train.micro": 4, "train.save_every": 4, "train.keep": 50, "recipe.batch": 24 * 64, "recipe.lr": 1e-4}
+    if what == "kto":
+        changes |= {"objective.group": 4}
+    run = dpo(decoder, tmp_path / "run", what=what, overrides=changes, **how).directory
+    job = [(str(run), axes, str(tmp_path / axes), None) for axes in ("dp=2", "fsdp=2")]
+    (tmp_path / "job.json").write_text(json.dumps({"cases": job}), "utf-8")
+    launch([*WORKER, str(tmp_path / "job.json")], 2)
+    plan, named, store = prepare.reopen(run)
+    want = gradients(assemble.loop_of(plan, named, prepare.split(plan, store)[0]))
+    alone = metrics(run)
+    for _, axes, out, _ in job:
+        found = json.loads(Path(out, "found-0.json").read_text("utf-8"))
+        close(found["records"], alone)
+        close(found["again"], alone[4:])
+        for key in ("accuracy", "reward_chosen", "reward_rejected"):
+            assert [r[key] for r in found["records"]] == pytest.approx([r[key] for r in alone], abs=1e-5)
+        got = torch.load(Path(out, "gradient.pt"))
+        assert got.keys() == want.keys(), axes
+        assert all(torch.allclose(got[name], want[name], atol=1e-6) for name in want), axes

@@ -12,7 +12,7 @@ import pytest
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds when the last row is measured
-    "align": ("--layers 1 --turns 1 --threads 1 --pairs 16 dpo", "tokens/s"),
+    "align": ("--layers 1 --turns 1 --threads 1 --pairs 16 --prompts 1 --tokens 4 dpo grpo ppo", "plain"),
     "data": ("", "library"),
     "code": ("--seeds 1 --base 2 --steps 8 --cases 5 --files 2", "ul2r 0.16"),
     "decode": ("--threads 1 --repeats 1 --new 4 --only t5", "t5 60M, bfloat16"),
@@ -24,12 +24,14 @@ SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds
     "growth": ("weights attention data --scale 0.002 --repeats 1", "statistics of 500 MB"),
     "gorilla": ("--small --seeds 1 --steps 2 --tuning 2 --asked 4 --quiet", "documentation beside half"),
     "gpu": ("--small --rows 2 --steps 1 --turns 1", "q4_0  compiled"),
+    "grpo": ("--small --seeds 1 --sft 2 --steps 2 --asked 8 --quiet", "grpo"),
     "koala": ("--small --seeds 1 --steps 2 --tuning 2 --asked 4 --quiet", "both, not told apart"),
     "learning": ("--steps 1 gpt2 t5", "t5"),
     "longllama": ("--seeds 1 --base 15 --steps 1 --texts 8 --contexts 0 6", "C = 6"),
     "medpalm": ("--small --seeds 1 --base 3 --steps 2 --quiet", "both"),
     "plan": ("--cases 1", "bert"),
     "qlora": ("--small --base 3 --steps 2 --seeds 1 --quiet", "all weights"),
+    "rlhf": ("--small --seeds 1 --base 4 --steps 2 --quiet", "rule: best"),
     "quantized": ("--threads 1 --repeats 1 --new 4 --layers 2", "keep plain"),
     "seq2seq": ("--rounds 1 --new 4", "mt5"),
     "serve": ("--small --clients 4 --requests 4 --rounds 1", "99th percentile"),

@@ -6,6 +6,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -270,3 +272,34 @@ def test_build_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert said.exit_code == 0 and how in said.output and "by the step executor" in said.output
     monkeypatch.setenv("CC", "/no/such/compiler")
     assert "by PyTorch: no C compiler" in CliRunner().invoke(compiling.build).output
+
+
+def test_threads_that_ask_first_at_once_get_the_same_structures() -> None:
+    before, interval = structs.structures(), sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)
+        for _ in range(20):
+            structs._structures.cache_clear()
+            start, found = threading.Barrier(4), list[Any]()
+
+            def ask(start: threading.Barrier = start, found: list[Any] = found) -> None:
+                start.wait()
+                found.append(structs.structures()["matrix"])
+
+            threads = [threading.Thread(target=ask) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(set(found)) == 1
+    finally:
+        sys.setswitchinterval(interval)
+        structs._structures.cache_clear()
+        _put_back(before)
+
+
+def _put_back(before: dict[str, Any]) -> None:
+    """The classes that tapes made earlier in this process are of."""
+    found = structs._structures()
+    found.clear()
+    found.update(before)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import stemma
-from stemma.decoding import batch, stream
+from stemma.decoding import SamplingParams, batch, stream
 from stemma.decoding.session import Session
+from stemma.errors import CheckpointError
 from stemma.executor import native
 from stemma.nn.model import Model
 from tiny import build, tiny
@@ -111,3 +112,48 @@ def test_a_stream_computes_in_eval_mode_whatever_happens_between_its_events(monk
         model.train(len(found) % 2 == 1)
         assert model.training == (len(found) % 2 == 1)
     assert found == want
+
+
+@pytest.mark.filterwarnings("ignore:.*more than the")
+@pytest.mark.parametrize("name", ["llama", "mistral", "glm"])
+def test_several_steps_in_one_go_are_single_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same events, whatever end a text comes to, and past windows."""
+    model, runs = build(tiny(name)), []
+    prompts = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [15]]
+    real = Session.steps
+    monkeypatch.setattr(
+        Session, "steps", lambda self, tokens, count: (runs.append(count), real(self, tokens, count))[1]
+    )
+    for wait in (0.0, 1e9):
+        monkeypatch.setattr(batch, "WAIT", wait)
+        ids = stemma.generate(model, prompts, max_new_tokens=21, ignore_eos=True)
+        params = [
+            SamplingParams(max_new_tokens=n, eos_token_id=ids[i].ids[at])
+            for i, (n, at) in enumerate(((21, 5), (9, 3), (20, 19)))
+        ]
+        texts = stemma.generate(model, prompts, params)
+        found = [(e.row, e.token, e.logprob, e.reason) for e in stream(model, prompts, params)]
+        if not wait:
+            single = ids, texts, sorted(found)
+            assert not runs
+    assert (ids, texts, sorted(found)) == single
+    assert (max(runs, default=0) == 8) == (name != "glm")  # whose positions do not count on
+
+
+@torch.inference_mode()
+def test_steps_end_before_logits_that_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wide(300)
+    written = stemma.generate(model, [[5, 6]], max_new_tokens=6, ignore_eos=True)[0].ids
+    at = next(i for i in range(1, 6) if written[i] not in (5, 6, *written[:i]))
+    model.embed.tokens.weight[written[at]] = torch.inf
+    session, plain = Session(model, [[5, 6]], 9), Session(model, [[5, 6]], 9)
+    found = session.steps(written[:1], 8)
+    assert [step.tokens[0] for step in found] == written[1 : at + 1]
+    for token in written[:at]:
+        plain.step([token])
+    assert session.counts == plain.counts and session.left == plain.left
+    assert [h.tolist() for h in session.cache.held.values()] == [h.tolist() for h in plain.cache.held.values()]
+    for wait in (0.0, 1e9):
+        monkeypatch.setattr(batch, "WAIT", wait)
+        with pytest.raises(CheckpointError, match="not finite"):
+            stemma.generate(model, [[5, 6]], max_new_tokens=8, ignore_eos=True)

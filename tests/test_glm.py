@@ -339,6 +339,8 @@ class FullPass:
             out.append(self.case.full(weights, torch.tensor(ids), at, context)[-1])
         self.logits = torch.stack(out).float()
 
+    goes_ahead = False
+
     def likeliest(self, logits: Tensor) -> None:
         """Found by nobody."""
 

@@ -213,10 +213,48 @@ def test_groups_of_equal_rewards_are_drawn_again_or_dropped(home: Path, tmp_path
         assert record["targets"] == round(24 * (1 - record["zero_variance"])) and 0 < record["zero_variance"] < 1
 
 
+def test_answers_of_the_data_are_learnt_without_sampling(home: Path, tmp_path: Path) -> None:
+    """Two answers with scores to each prompt: the better one becomes likelier beside the other."""
+    rows = [
+        {"prompt": row["question"], "responses": [row["answer"], "4 4"], "scores": [0.9, 0.2]}
+        for row in arithmetic.drawn((1,), 60)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more: dict[str, Any] = {"start": str(home / "sft"), "data": str(tmp_path / "rows.jsonl"), "quiet": True}
+    changes = SMALL | {"objective.samples": 2, "objective.offline": True, "objective.prompts": 16}
+    run = stemma.align(
+        "grpo", out=tmp_path / "run", budget="8 steps", rewards=["builtin:scores"], overrides=changes, **more
+    )
+    found = read_metrics(run.directory)
+    assert found[0]["reward"] == pytest.approx(0.55) and found[0]["distinct"] > 0.2 and "kl" not in found[0]
+    assert "reward" not in run.summary["val"] and run.summary["val"]["kl"] > 0
+
+    def gap(path: str) -> float:
+        model, total = stemma.load(path).eval(), 0.0
+        tokenizer = model.tokenizer
+        assert tokenizer is not None
+        for row in rows[:10]:
+            prompt = tokenizer.encode(f"User: {row['prompt']}\nAssistant:", add_special=False)
+            for text, sign in zip(row["responses"], (1, -1), strict=True):
+                ids = torch.tensor([prompt + tokenizer.encode(f" {text}", add_special=False)])
+                with torch.no_grad():
+                    logprobs = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+                total += sign * float(logprobs.gather(1, ids[0, len(prompt) :, None]).sum())
+        return total
+
+    assert gap(str(run.directory)) > gap(str(home / "sft")) + 1
+    with pytest.raises(DataError, match=r"row .* has no answers that could be learnt .it has 2 answers, and 4 were"):
+        stemma.align(
+            "grpo", out=tmp_path / "more", budget="1 steps", rewards=["builtin:scores"],
+            overrides=changes | {"objective.samples": 4}, **more,
+        )  # fmt: skip
+
+
 def test_what_does_not_fit_is_refused(home: Path, tmp_path: Path) -> None:
     for changes, said in [
         ({"objective.samples": 1}, "objective.samples=1 makes groups of one answer"),
         ({"objective.overlong": 7}, "objective.overlong=7 is more than the 6 tokens"),
+        ({"objective.offline": True, "objective.penalty": "reward"}, "objective.offline=true samples no answers"),
         ({"rewards": []}, "grpo learns from rewards: give --reward"),
         ({"rewards": ["safety-first:a"]}, "must name two reward models: safety-first:HELPFULNESS,SAFETY"),
         ({"rewards": ["builtin:json@x"]}, "the weight of the reward 'builtin:json@x' is 'x'"),
@@ -288,5 +326,5 @@ def test_distillation_needs_a_teacher_and_answers(home: Path, tmp_path: Path) ->
     asked = tmp_path / "asked.jsonl"
     asked.write_text("".join(json.dumps({"prompt": f"What is {i} + 1?"}) + "\n" for i in range(20)))
     more |= {"data": str(asked), "reference": str(home / "sft"), "budget": "1 steps"}
-    with pytest.raises(DataError, match="a row has no answer that could be learnt"):
+    with pytest.raises(DataError, match="has no answers that could be learnt"):
         stemma.align("gkd", out=tmp_path / "run", overrides=SMALL | {"objective.on_policy": 0.0}, **more)

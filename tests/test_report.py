@@ -290,3 +290,27 @@ def test_the_command_asks_models_for_samples(tmp_path: Path, call: Call) -> None
         assert key is None or [*json.loads(path.read_text())] == [key]
     text = Path(out.strip()).read_text("utf-8")
     assert "llama continues" in text and "bert fills in masked words" in text and "t5 repairs removed spans" in text
+
+
+def test_a_report_of_alignment_shows_what_was_aimed_at(tmp_path: Path) -> None:
+    """Reward and divergence as curves of all runs, held-out numbers and answers before and after."""
+    rows = [{"number": i, "prompt": f"ask {i}", "answer": f"{EVIL} {i}", "reward": i / 4} for i in range(3)]
+    later = [row | {"answer": "better", "reward": 1.0} for row in rows[1:]]
+    numbers = {"reward": 0.75, "length": 4.0, "kl": 0.5, "targets": 3.0}
+    summary = {"val": numbers, "before": numbers | {"reward": 0.25}, "answers": {"before": rows, "after": later}}
+    runs = [make(tmp_path / what, "gpt2", summary=summary) for what in ("PPO", "GRPO")]
+    for run, reward in zip(runs, (0.5, 0.7), strict=True):
+        info = json.loads((run / "run.json").read_text())
+        info["plan"]["objective"] = {"kind": run.name}
+        (run / "run.json").write_text(json.dumps(info))
+        steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines = [row | {"reward": reward, "kl": row["step"] / 100} for row in steps]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    text = page.render([report.read(run) for run in runs])
+    checked = Checker()
+    checked.feed(text)
+    section = text[text.index('<section id="alignment"') : text.index('<section id="speed"')]
+    assert section.count('<svg class="mini"') == 2 and "0.7 to 0.7" in section
+    assert "0.750 <small>reward on held-out prompts, 0.250 before</small>" in text
+    assert section.count("ask 1<") == 2 and "ask 0" not in section and "better <small>reward 1</small>" in section
+    assert "<script>alert" not in text and "bits per byte: it" not in text

@@ -282,6 +282,8 @@ WRONG: list[tuple[str, str, Any, int, str | None, str]] = [
     ("long text", TEXT, {"model": "tiny", "prompt": "leaf " * 900}, 400, "prompt", "context length is 256"),
     ("unknown token", TEXT, {"model": "tiny", "prompt": [5, 999]}, 400, "prompt", "token 999"),
     ("no infilling", TEXT, {"model": "tiny", "prompt": "a", "suffix": "b"}, 400, "suffix", "fill in the middle"),
+    ("an unknown token back", "/detokenize", {"model": "tiny", "tokens": [5, 999]}, 400, "tokens", "token 999"),
+    ("too many stops", TEXT, {"model": "tiny", "prompt": "a", "stop": ["x"] * 17}, 400, "stop", "at most 16 items, not 17"),
     ("best_of and a stream", TEXT, {"model": "tiny", "prompt": "a", "best_of": 2, "stream": True}, 400, "best_of", "stream"),
     ("too many answers", CHAT, GOOD | {"n": 33}, 400, "n", "n=33"),
     ("top_logprobs alone", CHAT, GOOD | {"top_logprobs": 2}, 400, "top_logprobs", "logprobs: true"),

@@ -170,8 +170,10 @@ def test_a_full_queue_is_a_429_that_says_when() -> None:
                 got = httpx.post(url + CHAT, json=LONG)
                 assert got.status_code == 429 and int(got.headers["Retry-After"]) >= 1
                 assert got.json()["error"]["type"] == "rate_limit_error"
-                many = {"model": "tiny", "prompt": ["a", "b", "c"]}  # all of them, or none
+                many = {"model": "tiny", "prompt": ["a", "b"]}  # all of them, or none
                 assert httpx.post(f"{url}/v1/completions", json=many).status_code == 429
+                never = httpx.post(f"{url}/v1/completions", json=many | {"prompt": ["a"] * 3})
+                assert never.status_code == 400 and "more than the 2" in never.json()["error"]["message"]
                 assert engine.stats().waiting == 1
                 assert second.status_code == 200
 

@@ -10,23 +10,21 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from stemma.alignment import offline
 from stemma.alignment.online import RunOnline
-from stemma.alignment.rollouts import Prompt, Rollout
+from stemma.alignment.rollouts import Rollout
 from stemma.alignment.turns import Turn
-from stemma.conversations import comparisons
 from stemma.data import random as draw
 from stemma.declare import alignment as declared
-from stemma.errors import DataError
 from stemma.nn.model import Model
 from stemma.objectives import base, policy
 from stemma.objectives.policy_gradient import jensen_shannon
 from stemma.objectives.purposes import ON_POLICY
 from stemma.objectives.reference import still
 from stemma.objectives.vocabulary import LOGITS
-from stemma.tasks.preferences import TalkReader
 
 if TYPE_CHECKING:
-    from stemma.alignment.online import OnlineSource, Prompts
+    from stemma.alignment.online import OnlineSource
 
 TEACHER = "teacher"
 
@@ -43,27 +41,15 @@ class RunGKD(RunOnline, of=declared.GKD):
 
     def given(self, source: OnlineSource, slots: Sequence[int]) -> list[Rollout] | None:
         """In the share of the steps that are not on-policy, the answers of the data."""
-        chance = draw.uniform((source.seed, ON_POLICY, slots[0]), 1)[0]
-        if chance < self.spec.on_policy:
+        if not slots:
+            return []
+        step = slots[0] // source.full  # one choice for all ranks
+        if draw.uniform((source.seed, ON_POLICY, step), 1)[0] < self.spec.on_policy:
             return None
-        return [self.answered(source.prompts, source.order[slot][0]) for slot in slots]
-
-    def answered(self, prompts: Prompts, place: int) -> Rollout:
-        """The answer of a row. Raises DataError for a row without one."""
-        one, read = prompts[place], prompts.reader
-        assert isinstance(read, TalkReader)
-        try:
-            talk = comparisons.candidates(one.record)[0]
-            ids, begin = read.text(talk)
-        except DataError as error:
-            raise DataError(
-                f"a row has no answer that could be learnt ({error}); set objective.on_policy=1 to learn from the "
-                "student's own answers alone"
-            ) from None
-        answer = tuple(ids[begin : begin + self.spec.max_new_tokens])
-        none = (0.0,) * len(answer)
-        prompt = Prompt(tuple(ids[:begin]), one.words, one.record, place)
-        return Rollout(prompt, 0, answer, none, none, begin + len(answer) == len(ids), talk.turns[-1].content, 0)
+        otherwise = "set objective.on_policy=1 to learn from the student's own answers alone"
+        places = [source.order[slot][0] for slot in slots]
+        most = self.spec.max_new_tokens
+        return [one for place in places for one in offline.answers(source.prompts, place, 1, most, otherwise)]
 
     def loss(self, model: Model, batch: base.Batch, nets: base.Nets = base.NO_NETS) -> base.Loss:
         teacher = nets[TEACHER]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from stemma.alignment import health
-from stemma.alignment.online import RunOnline, Turn
+from stemma.alignment import health, offline
+from stemma.alignment.online import RunOnline
+from stemma.alignment.rollouts import Rollout
+from stemma.alignment.turns import Turn
 from stemma.declare import alignment as declared
 from stemma.nn.model import Model
 from stemma.objectives import base, policy
 from stemma.objectives.advantages import kl_estimate
 from stemma.objectives.policy_gradient import group_advantages, overlong_penalty, surrogate, token_weights
+
+if TYPE_CHECKING:
+    from stemma.alignment.online import OnlineSource
 
 ALIKE = 1e-8  # of the standard deviation of rewards that are equal
 
@@ -33,6 +39,14 @@ class RunGRPO(RunOnline, of=declared.GRPO):
 
     def useless(self, rewards: Sequence[float]) -> bool:
         return self.spec.equal == "again" and bool(alike(torch.tensor(rewards)))
+
+    def given(self, source: OnlineSource, slots: Sequence[int]) -> list[Rollout] | None:
+        if not self.spec.offline:
+            return None
+        otherwise = "leave out objective.offline to sample answers, or set objective.samples"
+        places = [source.order[slot][0] for slot in slots]
+        many, most = self.spec.samples, self.spec.max_new_tokens
+        return [one for place in places for one in offline.answers(source.prompts, place, many, most, otherwise)]
 
     # ------------------------------------------------------------ advantages
 
@@ -59,7 +73,7 @@ class RunGRPO(RunOnline, of=declared.GRPO):
         if spec.overlong:
             sizes = torch.tensor([len(one.ids) for one in turn.rollouts], dtype=torch.float64)
             found = found - overlong_penalty(sizes, spec.max_new_tokens, spec.overlong)
-        if not spec.kl:
+        if not spec.kl or spec.offline:  # answers of others say nothing of the divergence
             return found
         drawn = [own.get("old", torch.tensor(one.sampled)) for own, one in zip(turn.facts, turn.rollouts, strict=True)]
         gaps = [(a - own["reference"]).double() * own["keep"] for a, own in zip(drawn, turn.facts, strict=True)]

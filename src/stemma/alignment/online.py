@@ -278,10 +278,11 @@ class OnlineSource(Source):
             slot, left = slots.stop, left - len(slots)
         return [one for group in kept or useless[: self.full] for one in group], slot
 
-    def judged(self, found: Sequence[Rollout]) -> list[Judged]:
-        """Answers with their rewards. One that did not end may have a reward of its own (`unfinished`)."""
+    def judged(self, found: Sequence[Rollout], rewards: Rewards | None = None) -> list[Judged]:
+        """Answers with their rewards (left out, those that are learnt from). One that did not end may have a reward of
+        its own (`unfinished`)."""
         asked = [Asked(one.prompt.words, one.text, one.prompt.record) for one in found]
-        made, cut = self.rewards.scores(asked), self.objective.spec.unfinished
+        made, cut = (rewards or self.rewards).scores(asked), self.objective.spec.unfinished
         return [
             Judged(
                 one,

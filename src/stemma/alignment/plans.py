@@ -124,7 +124,8 @@ def with_reference(objective: Any, start: str, named: str | None, adapted: bool)
             raise UsageError("only what is held to a reference takes one")
         return objective
     if named is not None:
-        return replace(objective, reference=start_folder(named))
+        free = named == "none" and isinstance(objective, Preference)
+        return replace(objective, reference=named if free else start_folder(named))
     if objective.reference or adapted or (isinstance(objective, Online) and not objective.kl):
         return objective
     return replace(objective, reference=start_folder(start))

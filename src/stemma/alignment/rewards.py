@@ -53,6 +53,7 @@ class Scorer(ABC):
     """Judges answers by one source."""
 
     name: str
+    of_rows: bool = False  # whether it knows the answers of the data alone
 
     @abstractmethod
     def scores(self, asked: Sequence[Asked]) -> list[float]:
@@ -76,6 +77,11 @@ class Rewards:
         parts = {name: scorer.scores(asked) for name, scorer in zip(self.names, self.scorers, strict=True)}
         pairs = list(zip(self.weights, parts.values(), strict=True))
         return Scored([float(sum(w * part[i] for w, part in pairs)) for i in range(len(asked))], parts)
+
+    def of_any(self) -> Rewards:
+        """Those that judge any answer."""
+        kept = [i for i, scorer in enumerate(self.scorers) if not scorer.of_rows]
+        return Rewards([self.scorers[i] for i in kept], [self.weights[i] for i in kept])
 
     def close(self) -> None:
         """End what computes them."""
@@ -194,6 +200,7 @@ class VerifierScorer(Scorer):
 
     def __init__(self, source: str) -> None:
         self.source, self.name = source, named(source)
+        self.of_rows = self.name == "scores"
         self.reward = verifier(source.removeprefix(BUILTIN))
 
     def scores(self, asked: Sequence[Asked]) -> list[float]:

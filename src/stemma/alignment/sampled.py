@@ -42,7 +42,7 @@ class Sampled(Pretraining):
         with self.loop.averaged():
             self.source.look()
             found = self.source.sampled(asked, [seed_of(self.plan.seed, APART - i) for i in range(count)], samples=1)
-            judged = self.source.judged(found)
+            judged = self.source.judged(found, self.source.rewards.of_any())
             more = self.divergence(found) | self.objective.quality(self.source.model, self.loop.autocast)
             more |= self.objective.held_out(self.source, found)
         self.last = [

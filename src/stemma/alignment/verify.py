@@ -9,6 +9,7 @@
 | `builtin:pattern:REGEX` | is what a regular expression describes, from its beginning to its end |
 | `builtin:tags:think,answer` | is these tags in order, each opened and closed once, and nothing beside them |
 | `builtin:json`, `builtin:json:name,age` | is JSON, or an object of JSON with these keys |
+| `builtin:scores` | has the score that the record gives it, among answers that were compared |
 | `builtin:words:50` | has at most 50 words; a longer one gets 50 over its words |
 | `builtin:helpful` | is as helpful as it can be (0 to 1; the rule of `builtin:preferences`) |
 | `builtin:safe` | declines a harmful request, or does not decline another one (`builtin:harmless`) |
@@ -119,6 +120,20 @@ def _text(option: str) -> Reward:
     return lambda prompt, answer, record: float(answer.strip() == right(record).strip())
 
 
+def _scores(option: str) -> Reward:
+    def reward(prompt: str, answer: str, record: Record) -> float:
+        from stemma.conversations.comparisons import ranked
+
+        found = ranked(record)
+        values = found.scores or [-float(rank) for rank in found.ranks]
+        for text, value in zip(found.answers, values, strict=True):
+            if text.strip() == answer.strip():
+                return float(value)
+        raise DataError(f"a record gives no score to the answer {brief(answer)}; builtin:scores is for its own answers")
+
+    return reward
+
+
 def _pattern(option: str) -> Reward:
     try:
         rule = re.compile(option, re.DOTALL)
@@ -205,6 +220,7 @@ _MAKERS: dict[str, tuple[Callable[[str], Reward], bool | None]] = {
     "boxed": (_boxed, False),
     "gsm8k": (_gsm8k, False),
     "text": (_text, False),
+    "scores": (_scores, False),
     "pattern": (_pattern, True),
     "tags": (_tags, True),
     "json": (_json, None),

@@ -36,15 +36,18 @@ def filled(model: Any, cases: Sequence[Gapped]) -> dict[str, Any]:
 
 
 def of_held_out(run: Path, number: int) -> dict[str, Any] | None:
-    """Samples of a finished run on `number` texts that it held out; None if its model neither writes nor fills in, or
-    if its text is gone."""
+    """Samples of a finished run on `number` texts that it held out; None if its model neither writes nor fills in, if
+    it learnt rows of a task and no texts, or if its text is gone."""
     import stemma
+    from stemma.declare.tasks import RowObjective
     from stemma.train.prepare import reopen
 
     if not (run / "model").is_dir():
         return None
     try:
         plan, _, store = reopen(run, verify=False)
+        if isinstance(plan.objective, RowObjective):
+            return None
         model = stemma.load(run)
         if model.lm is None:
             return None

@@ -292,7 +292,8 @@ class GRPO(Online):
     or is taken from the "reward" (k1, over the whole answer). `equal`: groups whose rewards are all equal are kept,
     dropped, or drawn "again" for other prompts, up to `tries` prompts for each. `overlong`: an answer loses up to 1
     over the last so many tokens before `max_new_tokens` (DAPO). `cut`: answers that were cut there are kept or dropped.
-    The values of published methods are in `alignment.plans.VARIANTS`."""
+    `offline`: the first `samples` answers of each row are learnt in place of sampled ones (`builtin:scores`: their
+    scores in the rows). The values of published methods are in `alignment.plans.VARIANTS`."""
 
     label = "GRPO"
     module = ".alignment.grpo"
@@ -309,9 +310,14 @@ class GRPO(Online):
     tries: int = at_least(1, 4)
     overlong: int = not_negative(0)
     cut: Literal["keep", "drop"] = "keep"
+    offline: bool = False
 
     def check(self) -> None:
         super().check()
+        require(
+            not self.offline or (self.penalty == "loss" and self.equal != "again"),
+            "objective.offline=true samples no answers: objective.penalty=loss and equal=keep or drop go with it",
+        )
         grouped = self.baseline in ("group", "others") or self.scale == "group"
         require(
             self.samples > 1 or not grouped,

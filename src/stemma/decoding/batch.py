@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -20,6 +22,8 @@ from stemma.errors import NotFinite
 from stemma.nn.model import Model
 
 Report = tuple[list[float | None], list[Top]]  # of each token of a prompt its log-probability, and the likeliest ones
+WAIT = 0.008  # seconds that a token may wait for others that are computed with it
+MOST = 8  # tokens that are computed in one go
 CHUNK = 256  # tokens of a prompt whose logits are held at once
 
 
@@ -88,10 +92,12 @@ class Row:
 
 class Batch:
     """Rows that are decoded together. `pieces`: events carry text; `kind`: of the session, where the first
-    requests do not show it. The caller sets inference and eval mode."""
+    requests do not show it; `several`: a step may give several tokens of each row. The caller sets inference and eval
+    mode."""
 
-    def __init__(self, model: Model, pieces: bool, kind: type[Session] | None = None) -> None:
-        self.model, self.pieces, self.kind = model, pieces, kind
+    def __init__(self, model: Model, pieces: bool, kind: type[Session] | None = None, several: bool = False) -> None:
+        self.model, self.pieces, self.kind, self.several = model, pieces, kind, several
+        self.pace = math.inf  # seconds of a step
         self.rows: list[Row] = []
         self.session: Session | None = None
         self.tokens: list[int] | None = None  # drawn, but not yet read: of all rows but those that have just joined
@@ -148,10 +154,39 @@ class Batch:
             guesses = [row.guess(ring) for row in self.rows]
             if any(guesses):
                 return events + self._verify(self.tokens, guesses)
+        if self.tokens is not None and (count := self._count()) > 1:
+            return events + self._go_ahead(self.tokens, count)
         self._read()
         new = self._choose(range(len(self.rows)), self.session.logits, [None] * len(self.rows))
         self._go_on(new)
         return events + new
+
+    def _count(self) -> int:
+        """How many tokens of each row are computed in one go: what is written in WAIT seconds, where all rows get the
+        likeliest tokens."""
+        assert self.session is not None
+        if not self.several or not all(row.plain and row.guesser is None for row in self.rows):
+            return 1
+        left = min(row.request.rules.max_new_tokens - len(row.result.ids) for row in self.rows)
+        return min(left, MOST, int(WAIT / self.pace)) if self.session.goes_ahead else 1
+
+    def _go_ahead(self, tokens: Sequence[int], count: int) -> list[Event]:
+        """Several steps in one go. What comes behind the end of a row counts for nothing."""
+        assert self.session is not None
+        self.tokens = None
+        began = time.perf_counter()
+        found = self.session.steps(tokens, count)
+        self.pace = (time.perf_counter() - began) / len(found)
+        events: list[Event] = []
+        last: dict[int, Event] = {}
+        going = list(range(len(self.rows)))
+        for step in found:
+            for i in going:
+                last[i] = self.rows[i].add(step.tokens[i], step.logprobs[i])
+                events.append(last[i])
+            going = [i for i in going if last[i].reason is None]
+        self._go_on([last[i] for i in range(len(self.rows))])
+        return events
 
     @property
     def _guessing(self) -> bool:
@@ -245,8 +280,10 @@ class Batch:
         tokens, self.tokens = self.tokens, None
         if tokens is None or self.session is None:
             return
+        began = time.perf_counter()
         try:
             self.session.step(tokens)
+            self.pace = time.perf_counter() - began
         except NotFinite:
             raise
         except Exception:

@@ -107,6 +107,7 @@ class BlankSession(Session):
     """Rows that fill a blank of their context."""
 
     PER_ROW = (*Session.PER_ROW, "at", "block")
+    COUNTS_ON = False
 
     def _place(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         tokens, columns = blank_tokens(self.model), self._columns

@@ -25,6 +25,7 @@ from stemma.nn.cache import EMPTY, Cache
 from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
 from stemma.nn.pages import PagedCache
+from stemma.nn.parts import Memory
 from stemma.nn.pool import BIN, ZERO, Pages
 from stemma.nn.static import Buffers, StaticCache
 
@@ -230,7 +231,8 @@ class CompiledSteps:
 
     def _recording(self, cache: Cache, languages: bool) -> Recording:
         source = 0 if cache.cross[0] is None else cache.cross[0][0].shape[2]
-        columns = self.model.decoder.position.columns if self.model.decoder is not None else 1
+        assert self.model.decoder is not None
+        columns = self.model.decoder.position.columns
         need = Shape(cache.rows, 0, source, columns, cache.prefix is not None, languages)
         if isinstance(cache, PagedCache):
             longest = max(row.length for row in cache.of_rows) + 1
@@ -366,6 +368,8 @@ def of(model: Model) -> CompiledSteps | None:
     if asked not in ("", "on", "off"):
         raise UsageError(f"{VARIABLE}={asked} is neither on nor off")
     if asked == "off" or model.training or (not asked and model.device.type != "cuda"):
+        return None
+    if model.decoder is None or isinstance(model.arch.mask, Memory):  # they read other tokens, or caches, at a step
         return None
     if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
         return None

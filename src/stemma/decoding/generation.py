@@ -82,7 +82,8 @@ def generate(
 def stream(
     model: Model, prompts: Prompts, params: Params | None = None, *, batch: int | None = None, **options: Any
 ) -> Iterator[Event]:
-    """The tokens of every prompt's continuation, each an `Event` as soon as it is drawn; arguments as of `generate`.
+    """The tokens of every prompt's continuation, each an `Event` as soon as it is drawn (of a fast model some at a
+    time, which takes at most 8 ms); arguments as of `generate`.
 
     Options are checked at the call. The model computes while the next event is waited for, without gradients and in
     eval mode; between events it is in its own mode. Whoever stops early just leaves the loop: the cache goes with the
@@ -119,7 +120,7 @@ def _steps(
     """The events of each step, until all requests have ended; at most `batch` rows at a time, or one prompt's."""
     every = [request for _, request in asked]
     kind = session_kind(model, [r.prompt for r in every], [r.rules.max_new_tokens for r in every])
-    waiting, running = deque(asked), Batch(model, pieces, kind)
+    waiting, running = deque(asked), Batch(model, pieces, kind, several=True)
     while waiting or running:
         joining: list[tuple[int, GenerationRequest]] = []
         rows = len(running)

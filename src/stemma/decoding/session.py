@@ -37,13 +37,14 @@ class Session:
 
     PER_ROW: tuple[str, ...] = ("lengths", "logits", "languages")  # attributes with an entry a row, or None
     CACHED = True
+    COUNTS_ON = True  # whether each token's position is the next one
     EXTENDS = True  # whether several tokens are read at once (`extend`), and can be taken back (`cut`)
     cache: Cache
     languages: Tensor | None  # B
     logits: Tensor  # B V
     left: int  # steps that are known to fit
     first: int  # the position of a text's first token
-    executor: executor.Executor | compiled.CompiledSteps | None  # computes the steps, where the model has one
+    executor: executor.Executor | compiled.CompiledSteps | None = None  # computes the steps, where the model has one
     newest: Step | None = None  # what it gave last
     _lengths: Tensor | None = None
     _counts: list[int] | None = None
@@ -100,6 +101,23 @@ class Session:
             raise
         self._advance(1)
         return self.logits
+
+    @property
+    def goes_ahead(self) -> bool:
+        """Whether several steps are computed in one go (`steps`)."""
+        ahead = self.COUNTS_ON and isinstance(self.executor, executor.Executor) and self.cache.journal is None
+        return ahead and self.executor is not None and self.executor.ready(self.cache)
+
+    def steps(self, tokens: Sequence[int], count: int) -> list[Step]:
+        """Read one more token a row (B), then the likeliest one, and so on: `count` in all, which are known to fit, or
+        fewer before logits that are not finite."""
+        assert isinstance(self.executor, executor.Executor)
+        self._check_place()
+        found = self.executor.steps(tokens, self._next_places(), self.counts, self.cache, self.languages, count)
+        self.newest, self.logits = found[-1], found[-1].logits
+        self.left -= len(found) - 1
+        self._advance(len(found))
+        return found
 
     def read_next(self, tokens: Tensor) -> Tensor:
         """The same by PyTorch."""

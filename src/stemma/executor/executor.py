@@ -50,6 +50,8 @@ class Cache(Protocol):
 
     def advance(self, order: Sequence[int]) -> None: ...
 
+    def retract(self) -> None: ...
+
     def take_in(self, counts: Sequence[int]) -> list[int]: ...
 
     def make(self, layer: int, like: Tensor) -> None: ...
@@ -138,24 +140,46 @@ class Executor:
     ) -> Step:
         """Read one token a row (B), behind what the cache holds. `positions`: B, or those of all columns (B C);
         `order`: the places in their rows (B). Raises NotFinite where some logits are not finite."""
+        return self.steps(tokens, positions, order, cache, languages, 1)[0]
+
+    def steps(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        order: Sequence[int],
+        cache: Cache,
+        languages: Tensor | None,
+        count: int,
+    ) -> list[Step]:
+        """A step, and then `count` - 1 more, each with the likeliest tokens of the one before, at the next positions
+        (in one column). Ends early before logits that are not finite."""
         if cache.front:
             order = [n + cache.front for n in order]
             positions = [n if i % self.columns else n + cache.front for i, n in enumerate(positions)]
         languages = None if languages is None else languages.to(torch.int64).contiguous()
-        now, rows = self.run, len(tokens)
-        logits = torch.empty(rows, self.vocab)
+        now, rows, made = self.run, len(tokens), list[Step]()
         with self.lock:
-            cache.advance(order)
-            now.caches, now.crosses, now.mask = self._buffers(cache)
             self._make_room(rows)
-            self.numbers[0][:rows], self.numbers[1][:rows] = tokens, order
-            self.numbers[2][: len(positions)] = positions
-            now.threads, now.longest = torch.get_num_threads(), cache.length
             now.languages = None if languages is None else languages.data_ptr()
-            now.logits = logits.data_ptr()
-            code = self._run(positions, now)
-            if code == DONE:
-                return Step(logits, self.best[:rows], [-math.log(x) for x in self.total[:rows]])
+            now.threads = torch.get_num_threads()
+            for _ in range(count):
+                cache.advance(order)
+                now.caches, now.crosses, now.mask = self._buffers(cache)
+                self.numbers[0][:rows], self.numbers[1][:rows] = tokens, order
+                self.numbers[2][: len(positions)] = positions
+                logits = torch.empty(rows, self.vocab)
+                now.logits, now.longest = logits.data_ptr(), cache.length
+                code = self._run(positions, now)
+                if code != DONE:
+                    break
+                tokens = self.best[:rows]
+                made.append(Step(logits, tokens, [-math.log(x) for x in self.total[:rows]]))
+                order, positions = [n + 1 for n in order], [n + 1 for n in positions]
+            else:
+                return made
+            if made:
+                cache.retract()
+                return made
         if code == NO_SUCH_ROW:
             raise UsageError("a step holds a token, a language or a position that is in no table of this model")
         raise NotFinite((~logits.isfinite().all(1)).nonzero()[:, 0].tolist(), logits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ HEADERS = ("product.h", "tape.h")
 SIMPLE: dict[str, Any] = {"int64_t": ctypes.c_int64, "float": ctypes.c_float}
 COMMENT = re.compile(r"/\*.*?\*/", re.S)
 STRUCTURE = re.compile(r"typedef struct \{([^}]*)\} (\w+);")
+_READING = threading.Lock()
 ENUM = re.compile(r"enum \w+ \{([^}]*)\};")
 
 
@@ -36,9 +38,15 @@ def constants() -> dict[str, int]:
     return found
 
 
-@functools.cache
 def structures() -> dict[str, Any]:
-    """Every structure of numbers and pointers, by name; those that hold functions are left out."""
+    """Every structure of numbers and pointers, by name; those that hold functions are left out. Threads that ask first
+    at the same time get the same ones: a structure fits into no other's field of its name."""
+    with _READING:
+        return _structures()
+
+
+@functools.cache
+def _structures() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for body, name in STRUCTURE.findall(headers()):
         if "(" not in body:

@@ -108,6 +108,12 @@ class Cache:
         self._newest = first or order, steps + 1
         self.length += 1
 
+    def retract(self) -> None:
+        """Take back the last `advance`."""
+        first, steps = self._newest
+        self._newest = first if steps > 1 else (), steps - 1
+        self.length -= 1
+
     def take_in(self, counts: Sequence[int]) -> list[int]:
         """Note `counts` more tokens of each row, whose keys and values somebody else writes. Returns the places of the
         first ones."""

@@ -95,6 +95,11 @@ class PagedCache(Cache):
         """Take the pages for one token more of each row, which somebody else writes (`layout`)."""
         self.place([1] * self.rows)
 
+    def retract(self) -> None:
+        for row in self.of_rows:
+            row.length -= 1
+        self.length -= 1
+
     def take_in(self, counts: Sequence[int]) -> list[int]:
         """Take the pages for `counts` more tokens of each row, which somebody else writes. Returns the places of the
         first ones."""

@@ -262,7 +262,7 @@ class RunKTO(Preference, of=declared.KTO):
         values, good = continuations.summed(ratios, batch["lengths"]), batch["liked"]
         losses = thumb_losses(self.spec, values, good, z)
         rewards, sign = self.spec.beta * values.detach(), torch.where(good, 1.0, -1.0)
-        right = (rewards - self.spec.beta * z) * sign > 0
+        right = _right((rewards - self.spec.beta * z) * sign)
         n = float(good.sum()), float((~good).sum())
         return base.Loss(
             {self.main: losses.sum()},

@@ -12,6 +12,8 @@ from typing import Any
 import stemma
 from stemma.errors import UsageError
 from stemma.markup import THEME, asset, document, theme_script
+from stemma.report import alignment as goals
+from stemma.report.alignment import aligned, alignment
 from stemma.report.facts import (
     baselines,
     detected,
@@ -54,6 +56,7 @@ def render(runs: Sequence[RunFiles], title: str | None = None) -> str:
         ("results", "Results", results(runs)),
         ("tree", "The family", family_tree(runs)),
         ("loss", "Learning", curves(runs)),
+        ("alignment", "What was aimed at", alignment(runs)),
         ("predictions", "Predictions", predictions(runs)),
         ("bits", "Bits per byte", bits(runs)),
         ("samples", "In their own words", samples(runs)),
@@ -124,7 +127,7 @@ def results(runs: Sequence[RunFiles]) -> str:
             big = f"{found[0]:.3f} <small>bits per byte{'' if found[1] else ' of hidden text'}</small>"
         elif (right := detected(run)) is not None:
             big = detector_text(right, majority(run))
-        elif (metric := headline(run)) is not None:
+        elif (metric := headline(run) or goals.headline(run)) is not None:
             big = metric
         elif (loss := last(run, "loss")) is not None:
             big = f"{loss:.3f} <small>last loss, nats a target</small>"
@@ -251,7 +254,7 @@ def bits(runs: Sequence[RunFiles]) -> str:
     missing = "".join(
         f'<p class="note"><span class="name {k(i)}">{escape(name)}</span> has no bits per byte: {why}.</p>'
         for i, run, name in named(runs)
-        if (why := no_bits(run)) is not None
+        if (why := no_bits(run)) is not None and not aligned(run)
     )
     if not known:
         return missing

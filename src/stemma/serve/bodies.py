@@ -113,7 +113,9 @@ def _problem(error: Any, data: Any) -> Problem:
             return bad(f"{where} is no field that is supported here", where, "unsupported_parameter")
         case "missing":
             return bad(f"{where} is missing", where, "missing_required_parameter")
-    text = str(error["msg"]).removeprefix("Value error, ")
+    text = str(error["msg"]).removeprefix("Value error, ").replace(" after validation", "")
+    if error["type"] in ("too_long", "too_short"):  # says itself how many there are
+        return bad(f"{where}: {text[:1].lower()}{text[1:]}", where, "invalid_value")
     return bad(f"{where}: {text[:1].lower()}{text[1:]}, not {brief(error['input'], 80)}", where, "invalid_value")
 
 

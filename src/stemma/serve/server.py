@@ -12,6 +12,7 @@ from stemma.decoding import SamplingParams
 from stemma.engine import Job
 from stemma.serve.metrics import Metrics
 from stemma.serve.models import Models, Served
+from stemma.serve.problems import bad
 from stemma.serve.settings import Settings
 from stemma.serve.store import Store
 
@@ -44,7 +45,9 @@ class Server:
     def submit_all(
         self, served: Served, prompts: Sequence[list[int]], params: Sequence[SamplingParams], adapter: str | None = None
     ) -> list[Job]:
-        """Several prompts, all of them or none."""
+        """Several prompts, all of them or none. Raises Problem for more than there ever is room for."""
+        if len(prompts) > (most := served.rows + served.queue):
+            raise bad(f"{len(prompts)} prompts are more than the {most} that may be written or wait here; send fewer")
         jobs: list[Job] = []
         try:
             for prompt, own in zip(prompts, params, strict=True):

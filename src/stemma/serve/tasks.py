@@ -91,6 +91,9 @@ def _piece(served: Served, token: int) -> str | list[int]:
 async def detokenize(server: Server, body: schemas.DetokenizeRequest) -> dict[str, Any]:
     """The text of token ids."""
     served, _ = server.models.find(body.model)
+    vocab = max(served.model.dims.vocab, served.tokenizer.vocab_size)
+    if wrong := [i for i in body.tokens if i >= vocab]:
+        raise bad(f"token {wrong[0]} is none of this model's, which are 0 to {vocab - 1}", "tokens")
     return {"content": await asyncio.to_thread(lambda: served.tokenizer.decode(body.tokens))}
 
 

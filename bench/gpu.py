@@ -159,9 +159,8 @@ def main() -> None:
     if "train" in parts:
         found["train"] = training(options, dims, shape)
     if "decode" in parts:
-        asked = [
-            (s, d) for d in gpu_decode.DTYPES for s in gpu_decode.SIDES if s != "transformers" or d in ("fp32", "bf16")
-        ]
+        dtypes = ("fp32", "q4_0") if options.small else gpu_decode.DTYPES
+        asked = [(s, d) for d in dtypes for s in gpu_decode.SIDES if s != "transformers" or d in ("fp32", "bf16")]
         found["decode"] = [measured([side, dtype]) for side, dtype in asked]
         gpu_decode.table(found["decode"])
     if options.json:

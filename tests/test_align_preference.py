@@ -53,8 +53,11 @@ def dpo(start: Path, out: Path, steps: int = 8, what: str = "dpo", rows: Any = N
     return stemma.align(what, start=str(start), data=data, out=out, budget=f"{steps} steps", overrides=changes, **given)
 
 
-@pytest.mark.parametrize("what", ["dpo", "kto"])
-@pytest.mark.parametrize("how", [{}, {"lora": 4}, {"lora": 4, "quantize": "nf4"}], ids=["all", "lora", "qlora"])
+@pytest.mark.parametrize(
+    ("what", "how"),
+    [("dpo", {}), ("dpo", {"lora": 4, "quantize": "nf4"}), ("kto", {"lora": 4})],
+    ids=["dpo", "dpo by qlora", "kto by lora"],
+)
 def test_a_run_learns_what_was_preferred(decoder: Path, tmp_path: Path, what: str, how: Any) -> None:  # noqa: F811
     more = {"overrides": {"recipe.lr": 2e-2}} if how else {}
     run = dpo(decoder, tmp_path / "run", what=what, **how, **more)
@@ -72,7 +75,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in stemma.load(run / "model").state_dict().items()}
 
 
-@pytest.mark.parametrize("how", [{}, {"lora": 4}], ids=["all", "lora"])
+@pytest.mark.parametrize("how", [{}, pytest.param({"lora": 4}, marks=pytest.mark.slow)], ids=["all", "lora"])
 def test_a_stopped_run_goes_on_bit_for_bit(decoder: Path, tmp_path: Path, how: Any) -> None:  # noqa: F811
     class Stop(Exception):
         pass

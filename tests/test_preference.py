@@ -18,6 +18,7 @@ from stemma.objectives.preference import interval, log1mexp, pair_losses, thumb_
 from stemma.rewrites import adapters
 from stemma.rewrites.engine import apply
 from stemma.rewrites.kinds import LoRA, Trainable
+from stemma.train.recompute import recompute
 from tiny import build, tiny
 
 NONE = {"reference": "none"}
@@ -280,6 +281,16 @@ def test_the_reference_does_not_move_with_the_policy(spec: Any) -> None:
             optimizer.zero_grad()
         with reference.frozen(model, beside) as net:
             assert torch.equal(continuations.logprobs(net, batch), before)
+
+
+def test_activations_that_are_computed_again_have_the_adapters_again() -> None:
+    """The backward pass comes after the reference, when the adapters are back."""
+    goal = runs(DPO())
+    batch = goal.example_batch(pairs(), 6)
+    plain, again = moved(adapted()).eval(), moved(adapted()).eval()
+    recompute(again, ("*.blocks.*",))
+    for one, other in zip(gradient(goal, plain, {}, [batch]), gradient(goal, again, {}, [batch]), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_what_cannot_be_a_reference_is_refused() -> None:

@@ -264,3 +264,21 @@ def test_rounds_and_best_of_n_from_the_command_line(tmp_path: Path, talker: Path
     with pytest.raises(UsageError, match=r"rounds has no field 'sample'|no.*sample.*samples"):
         stemma.align("rs", start=str(talker), data=data, out=tmp_path / "none", rewards=("builtin:words:3",),
                      overrides={"rounds.sample": 3})  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_reward_rises_from_round_to_round(tmp_path: Path, talker: Path) -> None:
+    """On at least nine of ten seeds the model of a round gets more of a rule's reward than the one before."""
+
+    def red(asked: Sequence[Prompt], answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        return [answer.count("red") - 0.02 * len(answer) for answer in answers]
+
+    more = options(tmp_path, talker) | {"rounds": Rounds(rounds=3, samples=8, tokens=16), "budget": "30 steps"}
+    rose = 0
+    for seed in range(10):
+        out = tmp_path / str(seed)
+        rounds.carry_out(Work(asked(16), red, quiet=True), out, **more, seed=seed)
+        found = [json.loads((out / f"stages/samples-{n}/facts.json").read_text())["reward"] for n in (1, 2, 3)]
+        rose += found[1] > found[0] and found[2] > found[0]
+        print(seed, found)
+    assert rose >= 9

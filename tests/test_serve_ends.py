@@ -54,6 +54,15 @@ def ended(drain: float, signals: int) -> tuple[list[httpx.Response], str, float]
     return [got[False], got[True]], serving.events(got[True].text)[-1], time.monotonic() - began
 
 
+def test_a_model_that_ends_takes_no_more_requests() -> None:
+    """That is no fault of the request."""
+    made = serving.server()
+    with serving.client(made) as client:
+        made.models.find("tiny")[0].close(drain=True, timeout=5)
+        got = client.post("/v1/completions", json={"model": "tiny", "prompt": "a"})
+        assert got.status_code == 503 and got.json()["error"]["code"] == "shutting_down"
+
+
 @pytest.mark.parametrize(("drain", "signals"), [(0.2, 1), (60.0, 2)], ids=["no time left", "a second signal"])
 def test_requests_that_are_cut_off_say_so(drain: float, signals: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)

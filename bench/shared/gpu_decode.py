@@ -106,12 +106,12 @@ def one_side(side: str, dtype: str, dims: Dims, sizes: Sizes, turns: int) -> dic
 
 
 def table(runs: list[dict[str, Any]]) -> None:
-    """Rates, and their share of transformers' at the same precision (of bf16's for few bits)."""
+    """Rates, and their share of transformers' at the same precision (for few bits of bf16's, if that was measured)."""
     names = [name for name in runs[0] if name not in ("side", "dtype", "memory")]
     print(f"{'tokens a second':24}" + "".join(f"{name:>24}" for name in names) + f"{'memory':>10}")
     theirs = {run["dtype"]: run for run in runs if run["side"] == "transformers"}
     for run in runs:
-        beside = theirs[run["dtype"] if run["dtype"] in theirs else "bf16"]
+        beside = next(theirs[d] for d in (run["dtype"], "bf16", "fp32") if d in theirs)
         cells = "".join(f"{run[n]:16,.0f} ({run[n] / beside[n]:4.2f}x)" for n in names)
         memory = f"{run['memory'] / 1e9:8.2f}GB" if run["memory"] else f"{'-':>10}"
         print(f"{run['dtype']:6}{run['side']:18}{cells}{memory}")

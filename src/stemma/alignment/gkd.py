@@ -41,8 +41,10 @@ class RunGKD(RunOnline, of=declared.GKD):
 
     def given(self, source: OnlineSource, slots: Sequence[int]) -> list[Rollout] | None:
         """In the share of the steps that are not on-policy, the answers of the data."""
-        chance = draw.uniform((source.seed, ON_POLICY, slots[0]), 1)[0]
-        if chance < self.spec.on_policy:
+        if not slots:
+            return []
+        step = slots[0] // source.full  # one choice for all ranks
+        if draw.uniform((source.seed, ON_POLICY, step), 1)[0] < self.spec.on_policy:
             return None
         otherwise = "set objective.on_policy=1 to learn from the student's own answers alone"
         places = [source.order[slot][0] for slot in slots]

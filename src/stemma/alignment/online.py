@@ -138,6 +138,16 @@ class RunOnline(base.Objective):
         """Tokens of a prompt and its answers at most."""
         return round(view.tokens_total / max(1, len(view))) + self.spec.samples * self.spec.max_new_tokens
 
+    def remarks(self, view: Any, held: Any) -> list[str]:
+        """How many prompts leave no room for an answer."""
+        most = self.spec.max_new_tokens
+        if not (long := int((view.lengths + most > self.context).sum())):
+            return []
+        return [
+            f"{long:,} of {len(view):,} prompts are passed over: with objective.max_new_tokens={most} they do not fit "
+            f"into {self.context} tokens"
+        ]
+
     def lazy_examples(self, view: base.View, cursor: base.Cursor = base.START, once: bool = False) -> base.LazyExamples:
         return singles(self, view, cursor, once)
 

@@ -21,7 +21,8 @@ NAMES = {"instructgpt": "", "chatgpt": "instructgpt", "llama2-chat": "", "tulu2"
 RANKED, PAIRS, SAFE = "builtin:rankings", "builtin:preferences", "builtin:harmless"
 PROMPTS, HELD, TEXT = "builtin:questions", "builtin:questions_held", "builtin:docs"
 GOLD = "builtin:careful"
-FASTER, FASTER_RL = 10.0, 50.0  # times the published rate at most, in a scaled run
+FASTER = 10.0  # times the published rate at most, in a scaled run
+EPOCHS = 4.0  # times a reward model's epochs in a scaled run: of hundreds of pairs, not a million; the best is kept
 CHOSEN = {"samples": 8, "temperature": (1.0, 1.2), "epochs": 3.0}  # where nothing is published
 SCALED = {"rounds": 2, "tokens": 40, "prompts": 32, "minibatch": 16, "steps": 40}
 
@@ -45,11 +46,11 @@ class Making:
         self.steps.append(step)
         return len(self.steps)
 
-    def rate(self, published: float | None, most: float = FASTER) -> dict[str, Any]:
+    def rate(self, published: float | None) -> dict[str, Any]:
         """The change that sets a peak rate; none where none is published."""
         if published is None:
             return {}
-        return {"recipe.lr": published if self.full else published * min(most, max(1.0, self.wider))}
+        return {"recipe.lr": published if self.full else published * min(FASTER, max(1.0, self.wider))}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -158,7 +159,8 @@ def reward_models(made: Making, stage: RewardModel) -> None:
         if made.full and stage.examples:
             changes["train.examples"] = stage.examples
         word = f"reward-{name}" if name else "reward"
-        budget = f"{stage.epochs or 1:g} epochs"
+        epochs = (_of(stage.epochs) or 1) * (1 if made.full else EPOCHS)
+        budget = f"{epochs:g} epochs"
         step = Step("reward", word, f"@{made.policy}", data, budget, settings=made.settings, overrides=changes)
         made.judges.append(made.add(step))
 
@@ -195,7 +197,7 @@ def reinforcement(made: Making, stage: RL) -> None:
         "train.average": stage.average,
     }  # fmt: skip
     changes = {path: value for path, value in changes.items() if value is not None}
-    changes |= made.rate(_of(stage.lr), FASTER_RL) | schedule(stage)
+    changes |= made.rate(_of(stage.lr)) | schedule(stage)
     changes["objective.prompts"] = _of(stage.examples) if made.full and stage.examples else SCALED["prompts"]
     changes["objective.minibatch"] = stage.minibatch if made.full and stage.minibatch else SCALED["minibatch"]
     changes["objective.max_new_tokens"] = SCALED["tokens"]

@@ -4,7 +4,7 @@ one of them asked for."""
 from __future__ import annotations
 
 from stemma.engine.engine import Engine
-from stemma.engine.jobs import Busy, Expired, Job
+from stemma.engine.jobs import Busy, Closed, Expired, Job
 from stemma.engine.meter import Stats
 
-__all__ = ["Busy", "Engine", "Expired", "Job", "Stats"]
+__all__ = ["Busy", "Closed", "Engine", "Expired", "Job", "Stats"]

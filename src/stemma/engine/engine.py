@@ -21,7 +21,7 @@ from stemma.decoding.generation import check_beams
 from stemma.decoding.layout import lay_out
 from stemma.decoding.requests import GenerationRequest, requests
 from stemma.decoding.sessions import check, running_kind
-from stemma.engine.jobs import Busy, Expired, Job
+from stemma.engine.jobs import Busy, Closed, Expired, Job
 from stemma.engine.lanes import Entry, Lane
 from stemma.engine.meter import Meter, Stats
 from stemma.engine.searches import Searches
@@ -111,7 +111,7 @@ class Engine:
         job = Job(request, deadline)
         with self._changed:
             if not self._open:
-                raise UsageError("this engine is closed")
+                raise Closed
             if len(self._waiting) >= self.queue:
                 raise Busy(f"{self.queue} requests are waiting already: ask again later", self._wait())
             self._waiting.append(job)
@@ -132,7 +132,7 @@ class Engine:
 
         with self._changed:
             if not self._open:
-                raise UsageError("this engine is closed")
+                raise Closed
             self._calls.append((run, adapter, future))
             self._changed.notify_all()
         return future
@@ -176,7 +176,7 @@ class Engine:
     # ------------------------------------------------------------ the thread
 
     def _run(self) -> None:
-        error: BaseException = UsageError("this engine is closed")
+        error: BaseException = Closed()
         try:
             with torch.inference_mode(), evaluating(self.model):
                 if isinstance(executor.of(self.model), executor.Reason):

@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError
 from stemma.decoding import Event, Result, gathered
 from stemma.decoding.batch import Report
 from stemma.decoding.requests import GenerationRequest
-from stemma.errors import StemmaError
+from stemma.errors import StemmaError, UsageError
 
 
 class Busy(StemmaError):
@@ -20,6 +20,13 @@ class Busy(StemmaError):
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Closed(UsageError):
+    """An engine that takes no more requests."""
+
+    def __init__(self) -> None:
+        super().__init__("this engine is closed")
 
 
 class Expired(StemmaError, TimeoutError):

@@ -196,17 +196,17 @@ class Executor:
         last ones of the rows `wanted`, which may be not finite. `places(start, end)`: the positions of the tokens at
         these places of a row."""
         logits = torch.empty(len(wanted), self.vocab)
-        with self.lock:
-            starts = cache.take_in([len(text) for text in texts])
-            for layer, like in enumerate(self.kept_like):
-                cache.make(layer, like)
-            now = struct("run", columns=self.columns, reach=self.run.reach, threads=torch.get_num_threads())
-            now.caches, now.crosses, now.mask = self._buffers(cache)
-            done = 0
-            for some in _runs(texts, starts):
-                ends = [i for i, p in enumerate(some) if p.row in wanted and p.last]
+        starts = cache.take_in([len(text) for text in texts])
+        for layer, like in enumerate(self.kept_like):
+            cache.make(layer, like)
+        done = 0
+        for some in _runs(texts, starts):
+            ends = [i for i, p in enumerate(some) if p.row in wanted and p.last]
+            with self.lock:  # between two runs others compute
+                now = struct("run", columns=self.columns, reach=self.run.reach, threads=torch.get_num_threads())
+                now.caches, now.crosses, now.mask = self._buffers(cache)
                 self._read(now, some, ends, places, languages, logits[done:])
-                done += len(ends)
+            done += len(ends)
         return logits
 
     def _read(

@@ -66,8 +66,9 @@ void times_panel(int64_t rows, int64_t width, const float *w, int64_t w_stride, 
                  int64_t x_stride, float *out, int64_t out_stride) {
   for (int64_t r = 0; r < rows;) {
     int size = size_of(rows - r);
-    for (int64_t v = 0; v < width; v += ACROSS * LANES) {
-      int64_t wide = smaller((width - v) / LANES, ACROSS);
+    for (int64_t v = 0, wide; v < width; v += wide * LANES) {
+      int64_t left = (width - v) / LANES;
+      wide = left == 4 ? 2 : smaller(left, ACROSS); /* two and two are faster than three and one */
       TILES_OF[size][wide - 1](w + r * w_stride, w_stride, in, x + v, x_stride, out + r * out_stride + v, out_stride);
     }
     r += 1 << size;

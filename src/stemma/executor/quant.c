@@ -169,6 +169,9 @@ INLINE void put(floats sum, float *y, int64_t room) {
 
 void packed_row(const matrix *w, int64_t r, float *to); /* stored.c */
 
+/* Whether what comes is asked for by hand: where the work on a block is long beside its bytes. */
+#define FETCHES(columns, bytes, count) ((columns) > GROUP || ((count) == 1 && (bytes) <= 20))
+
 /* A function for a kind and a number of vectors; blocks have `columns` in `bytes` bytes a row. */
 #define TIMES(name, columns, bytes, count)                                                                             \
   static void name##_##count(const uint8_t *w, int64_t in, const uint8_t *x, int64_t room, float *y,                   \
@@ -177,7 +180,8 @@ void packed_row(const matrix *w, int64_t r, float *to); /* stored.c */
     floats sum[count];                                                                                                 \
     UNROLL for (int m = 0; m < count; m++) from[m] = (const part *)(x + m * prepared(in)), sum[m] = zeros();           \
     for (int64_t k = 0; k < in; k += columns, w += ROWS * bytes) {                                                     \
-      for (int64_t i = 0; i < (columns > GROUP ? ROWS * bytes : 0); i += 64) __builtin_prefetch(w + FAR + i);          \
+      for (int64_t i = 0; i < (FETCHES(columns, bytes, count) ? ROWS * bytes : 0); i += 64)                             \
+        __builtin_prefetch(w + FAR + i);                                                                               \
       name(w, from, count, k / GROUP, sum);                                                                            \
     }                                                                                                                  \
     UNROLL for (int m = 0; m < count; m++) put(sum[m], y + m * y_stride, room);                                        \

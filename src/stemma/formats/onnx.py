@@ -44,7 +44,7 @@ def save(model: Model, path: str | Path, *, dtype: str | None = None) -> Path:
     with tensors.whole(path.parent, lambda name: name in names) as folder:
         program.save(str(folder / path.name), external_data=large)
         if (off := _differs(graph, folder / path.name)) is not None:
-            raise UsageError(f"{model.name} cannot be written as ONNX: its file {off}")
+            raise UsageError(f"{model.name or 'this model'} cannot be written as ONNX: its file {off}")
     return path
 
 
@@ -124,7 +124,7 @@ def _export(graph: Graph) -> Any:
                 output_names=list(graph.outputs),
             )
     except Exception as error:  # of torch, onnxscript or onnx
-        raise UsageError(f"torch cannot export {graph.model.name} to ONNX: {_reason(error)}") from None
+        raise UsageError(f"torch cannot export {graph.model.name or 'this model'} to ONNX: {_reason(error)}") from None
     finally:
         log.setLevel(level)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from stemma.engine import Busy
+from stemma.engine import Busy, Closed
 from stemma.errors import CheckpointError, DataError, ResourceError, StemmaError, UsageError, no_memory, one_line
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -61,6 +61,8 @@ def of(error: BaseException) -> Problem:
         case Busy():
             wait = str(max(1, math.ceil(error.retry_after)))
             return Problem(429, str(error), code="busy", headers={"Retry-After": wait})
+        case Closed():
+            return Problem(503, "this model takes no more requests", code="shutting_down")
         case UsageError() | DataError():
             return bad(str(error))
         case CancelledError():

@@ -355,7 +355,7 @@ def test_a_special_token_stops(tmp_path: Path) -> None:
         for k, v in context.params.items()
         if k
         not in {"path", "prompts", "stream", "as_json", "device", "dtype", "adapter", "quantize"}
-        | {"repeat", "whole", "special", "task", "bare", "batch", "out"}
+        | {"repeat", "whole", "special", "task", "bare", "batch", "out", "rewards"}
     }
     assert params(model, options).eos_token_id == ("<|im_end|>", 3)
 

@@ -124,10 +124,13 @@ class NF4Tensor:
         return 8 * self.nbytes / max(1, self.shape.numel())
 
 
-@torch.compiler.assume_constant_result
 def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """`levels` and `dynamic` on a device; in a compiled graph they are constants."""
     return _tables_of(device)
+
+
+# what torch.compiler.assume_constant_result sets; that function imports the compiler, which takes a second
+_tables._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=8)

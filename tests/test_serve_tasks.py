@@ -237,9 +237,8 @@ def test_a_response_calls_a_tool() -> None:
             "input": "a leaf",
             "tools": [tool],
             "tool_choice": "required",
-            "seed": None,
+            "parallel_tool_calls": False,
         }
-        asked.pop("seed")
         events = list(client.responses.create(**asked, stream=True))
         whole = events[-1].response
         (call,) = whole.output

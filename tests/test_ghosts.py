@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from stemma import samples
 from stemma.alignment.best import Prompt, prompts
-from stemma.alignment.distil import PREPROMPTS, Distillation
-from stemma.alignment.distil import Plan as Distil
+from stemma.alignment.context_distillation import PREPROMPTS, ContextDistillation
+from stemma.alignment.context_distillation import Plan as Distil
 from stemma.alignment.refusals import BORDERLINE, refusals, refuses, wilson
 from stemma.alignment.rounds import digest
 from stemma.cli import root
@@ -147,7 +147,7 @@ def test_safe_answers_are_learnt_without_the_preprompt_where_the_reward_rises(tm
     asked = [Prompt((Turn("user", str(i)),)) for i in range(20)]
     asked[3] = Prompt((Turn("system", "Be short."), *asked[3].turns))
     plan = Distil("careful", digest(asked), ("rule",), round=6)
-    made = Distillation(plan, Careful(), asked, careful, tmp_path / "out")
+    made = ContextDistillation(plan, Careful(), asked, careful, tmp_path / "out")
     progress = made.run()
     odd = [i for i in range(20) if i % 2 and i % 5]
     assert [int(row["messages"][-2]["content"]) for row in made.made] == odd and progress.kept == len(odd)
@@ -155,11 +155,13 @@ def test_safe_answers_are_learnt_without_the_preprompt_where_the_reward_rises(tm
     assert all(row["messages"][-1]["content"] == "careful!" and row["rewards"] == [0.0, 1.1] for row in made.made)
     assert all(row["preprompt"] == PREPROMPTS[1] for row in made.made)
     assert [m["content"] for m in made.made[1]["messages"]] == ["Be short.", "3", "careful!"]  # its own system message
-    assert Distillation(plan, Careful(), asked, careful, tmp_path / "out").made == made.made
-    strict = Distillation(Distil("careful", "d", ("rule",), gain=2.0), Careful(), asked, careful, tmp_path / "strict")
+    assert ContextDistillation(plan, Careful(), asked, careful, tmp_path / "out").made == made.made
+    strict = ContextDistillation(
+        Distil("careful", "d", ("rule",), gain=2.0), Careful(), asked, careful, tmp_path / "strict"
+    )
     assert strict.run().kept == 0
     with pytest.raises(UsageError, match="needs a preprompt"):
-        Distillation(Distil("careful", "d", (), ()), Careful(), asked, careful, tmp_path / "none")
+        ContextDistillation(Distil("careful", "d", (), ()), Careful(), asked, careful, tmp_path / "none")
 
 
 def test_a_model_distils_what_a_preprompt_makes_of_it(tmp_path: Path, talker: Path) -> None:  # noqa: F811

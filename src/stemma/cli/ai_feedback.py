@@ -9,6 +9,7 @@ import click
 from stemma import disk
 from stemma.cli import command, echo
 from stemma.cli.complete import complete_data
+from stemma.cli.instructing import carry_out
 
 
 @command(name="ai-feedback")
@@ -56,13 +57,7 @@ def ai_feedback(
     writer, other = (either(one, loaded, template) for one in (where, judge))
     plan = pairs.Plan(where, judge, digest(asked), round=together, **how)
     made = pairs.Pairs(plan, writer(), other(), [one.turns for one in asked], Prompts(prompts or OWN), out)
-
-    def said(progress: Any) -> None:
-        left = ", ".join(f"{n} {why}" for why, n in progress.counts.most_common())
-        done = f"{progress.asked} of {len(asked)} asked, {progress.kept} kept"
-        disk.tell(done + (f"; left out: {left}" if left else ""))
-
-    made.run((lambda _: None) if quiet else said)
+    carry_out(made, quiet)
     if not quiet:
         disk.tell(pairs.told(made.progress))
     echo(str(made.rows))

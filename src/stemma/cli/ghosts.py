@@ -6,10 +6,9 @@ from typing import Any
 
 import click
 
-from stemma import disk
 from stemma.cli import command, echo
 from stemma.cli.complete import complete_data
-from stemma.cli.instructing import writer_of
+from stemma.cli.instructing import carry_out, writer_of
 
 
 @command(name="ghost")
@@ -54,13 +53,7 @@ def ghost(
     writer = writer_of(where, name, template)
     plan = ghosts.Plan(writer.name, ghosts.facts(talks, kinds), round=together_, **how)
     made = ghosts.Ghosts(plan, writer, talks, kinds, out)
-
-    def said(progress: Any) -> None:
-        left = ", ".join(f"{n} {why}" for why, n in progress.counts.most_common())
-        done = f"{progress.asked} of {len(made.talks)} answered, {progress.kept} kept"
-        disk.tell(done + (f"; left out: {left}" if left else ""))
-
-    made.run((lambda _: None) if quiet else said)
+    carry_out(made, quiet, "answered")
     echo(str(made.rows))
 
 
@@ -98,7 +91,7 @@ def distil(
     The best of these answers by reward is kept where it has more than the model's own. `stemma tune chat --data
     OUT/rows.jsonl` learns them. Stopped or killed, the same command goes on where it was.
     """
-    from stemma.alignment import distil as work
+    from stemma.alignment import context_distillation as work
     from stemma.alignment.best import prompts
     from stemma.alignment.rounds import digest
     from stemma.alignment.scoring import scoring
@@ -106,13 +99,7 @@ def distil(
     asked, writer = prompts(source), writer_of(where, name, template)
     texts = preprompts or work.PREPROMPTS
     plan = work.Plan(writer.name, digest(asked), rewards, texts, round=together, **how)
-
-    def said(progress: Any) -> None:
-        left = ", ".join(f"{n} {why}" for why, n in progress.counts.most_common())
-        done = f"{progress.asked} of {len(asked)} answered, {progress.kept} kept"
-        disk.tell(done + (f"; left out: {left}" if left else ""))
-
     with scoring(rewards) as score:
-        made = work.Distillation(plan, writer, asked, score, out)
-        made.run((lambda _: None) if quiet else said)
+        made = work.ContextDistillation(plan, writer, asked, score, out)
+        carry_out(made, quiet, "answered")
     echo(str(made.rows))

@@ -102,16 +102,22 @@ def explain(
     plan = work.Plan(answerer.name, work.digest(found), round=together, **how)
     made = work.Explanations(plan, answerer, found, out)
 
-    def said(progress: Any) -> None:
-        left = ", ".join(f"{n} {why}" for why, n in progress.counts.most_common())
-        done = f"{progress.asked} of {len(made.queries)} asked, {progress.kept} kept"
-        disk.tell(done + (f"; left out: {left}" if left else ""))
-
-    made.run((lambda _: None) if quiet else said)
+    carry_out(made, quiet)
     if not quiet:
         for line in work.counted(made.made):
             disk.tell(line)
     echo(str(made.rows))
+
+
+def carry_out(made: Any, quiet: bool, word: str = "asked") -> None:
+    """Let a `RowMaker` make its rows, and print after each round how many items were `word`, unless `quiet`."""
+
+    def said(progress: Any) -> None:
+        left = ", ".join(f"{n} {why}" for why, n in progress.counts.most_common())
+        done = f"{progress.asked} of {len(made.items)} {word}, {progress.kept} kept"
+        disk.tell(done + (f"; left out: {left}" if left else ""))
+
+    made.run((lambda _: None) if quiet else said)
 
 
 def writer_of(where: str, name: str | None, template: str | None = None) -> Any:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,10 @@ from stemma.data import random as draw
 from stemma.data import read
 from stemma.data.files import ROWS
 from stemma.errors import DataError, UsageError, brief
-from stemma.instruct.ledger import Ledger
+from stemma.instruct.ledger import RowMaker
 from stemma.instruct.writers import Answerer, Continuation, Sampling
 
 PURPOSE = 0x6A77  # of the draws
-STATE = {"asked": int, "kept": int, "counts": {str: int}}
 
 
 @dataclass(frozen=True)
@@ -86,15 +84,6 @@ class Plan:
     round: int = 8
 
 
-@dataclass
-class Progress:
-    """How far it is: conversations answered, those kept, and how many others there were, by reason."""
-
-    asked: int = 0
-    kept: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-
-
 def conversations(source: str) -> list[Conversation]:
     """The conversations of rows, without their system messages. Raises DataError for a row that is none, naming it."""
     found = []
@@ -131,9 +120,10 @@ def instruction(plan: Plan, kinds: Mapping[str, Attribute], number: int) -> tupl
     return " ".join(parts), chosen
 
 
-class Ghosts:
-    """Conversations under instructions in the folder `out`. Raises UsageError if it holds those of another plan, and
-    for a share or a number that cannot be."""
+class Ghosts(RowMaker):
+    """Conversations under instructions in the folder `out`. One with an answer that is empty, was cut, or had no room
+    is left out and counted. Raises UsageError if the folder holds those of another plan, and for a share or a number
+    that cannot be."""
 
     def __init__(
         self,
@@ -148,37 +138,16 @@ class Ghosts:
         if plan.count is not None and plan.count > len(talks):
             raise UsageError(f"there are {len(talks)} conversations, fewer than {plan.count}")
         self.plan, self.writer, self.kinds = plan, writer, kinds
-        self.talks = list(talks)[: plan.count]
-        self.ledger = Ledger(out, "rows.jsonl", asdict(plan))
-        self.progress, self.made = Progress(), list[dict[str, Any]]()
-        if (held := self.ledger.restored(STATE)) is not None:
-            state, self.made = held
-            self.progress = Progress(state["asked"], state["kept"], Counter(state["counts"]))
+        super().__init__(out, asdict(plan), list(talks)[: plan.count], plan.round)
 
-    @property
-    def rows(self) -> Path:
-        """Where the rows are."""
-        return self.ledger.rows
-
-    def run(self, said: Callable[[Progress], None] = lambda _: None) -> Progress:
-        """Answer what is left. A conversation with an answer that is empty, was cut, or had no room is left out and
-        counted."""
-        with disk.lock(self.ledger.out):
-            while self.progress.asked < len(self.talks):
-                self._round()
-                said(self.progress)
-        return self.progress
-
-    def _round(self) -> None:
-        plan, done = self.plan, self.progress
-        first = done.asked
-        those = self.talks[first : first + plan.round]
-        told = [instruction(plan, self.kinds, first + i) for i in range(len(those))]
-        users = [[turn for turn in talk.turns if turn.role == "user"] for talk in those]
-        turns: list[list[Turn]] = [[] for _ in those]
+    def round(self, first: int, items: Sequence[Conversation]) -> list[dict[str, Any]]:
+        plan = self.plan
+        told = [instruction(plan, self.kinds, first + i) for i in range(len(items))]
+        users = [[turn for turn in talk.turns if turn.role == "user"] for talk in items]
+        turns: list[list[Turn]] = [[] for _ in items]
         failed: dict[int, str] = {}
         for turn in range(max(map(len, users))):
-            asked = [i for i in range(len(those)) if i not in failed and turn < len(users[i])]
+            asked = [i for i in range(len(items)) if i not in failed and turn < len(users[i])]
             for i in asked:
                 turns[i].append(users[i][turn])
             given = [ghost.everywhere(Conversation(tuple(turns[i])), told[i][0]).turns for i in asked]
@@ -188,15 +157,12 @@ class Ghosts:
                 if (why := _why_not(answer)) is not None:
                     failed[i] = why
                 turns[i].append(Turn("assistant", answer.text.strip()))
-        new = [
+        self.progress.counts.update(failed.values())
+        return [
             {"messages": Conversation((Turn("system", told[i][0]), *turns[i])).messages, "attributes": told[i][1]}
-            for i in range(len(those))
+            for i in range(len(items))
             if i not in failed
         ]
-        done.counts.update(failed.values())
-        done.asked, done.kept = first + len(those), done.kept + len(new)
-        self.ledger.commit(new, {"asked": done.asked, "kept": done.kept, "counts": dict(done.counts)})
-        self.made += new
 
 
 def _why_not(answer: Continuation) -> str | None:

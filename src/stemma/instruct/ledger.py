@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +59,53 @@ class Ledger:
             size = file.tell()
         held = {"plan": dict(plan or self.plan), "bytes": size, **state}
         disk.write_json(self.out / "state.json", held)
+
+
+@dataclass
+class Progress:
+    """How far work is: items asked for, rows kept, and how many items gave none, by reason."""
+
+    asked: int = 0
+    kept: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class RowMaker(ABC):
+    """Rows that a model makes of `items`, `size` of them a round, in the folder `out` (`Ledger`). `made`: all rows so
+    far. Raises UsageError for a folder of another plan."""
+
+    def __init__(
+        self, out: str | Path, plan: Mapping[str, Any], items: Sequence[Any], size: int, progress: Any = None
+    ) -> None:
+        self.items, self.size = list(items), size
+        self.ledger = Ledger(out, "rows.jsonl", plan)
+        self.made: list[dict[str, Any]] = []
+        self.progress: Any = progress or Progress()
+        shape = {f.name: {str: int} if f.name == "counts" else int for f in fields(self.progress)}
+        if (held := self.ledger.restored(shape)) is not None:
+            state, self.made = held
+            for name in shape:
+                setattr(self.progress, name, Counter(state[name]) if name == "counts" else state[name])
+
+    @property
+    def rows(self) -> Path:
+        """The file of the rows."""
+        return self.ledger.rows
+
+    @abstractmethod
+    def round(self, first: int, items: Sequence[Any]) -> list[dict[str, Any]]:
+        """The rows of the next `items`, of which the first has the number `first`. Counts in `progress.counts` why an
+        item gives none."""
+
+    def run(self, said: Callable[[Any], None] = lambda _: None) -> Any:
+        """Make what is left, and tell the progress after each round; returns the progress."""
+        done = self.progress
+        with disk.lock(self.ledger.out):
+            while done.asked < len(self.items):
+                items = self.items[done.asked : done.asked + self.size]
+                new = self.round(done.asked, items)
+                done.asked, done.kept = done.asked + len(items), done.kept + len(new)
+                self.ledger.commit(new, asdict(done) | {"counts": dict(done.counts)})
+                self.made += new
+                said(done)
+        return done

@@ -7,23 +7,20 @@ OUT/state.json     the plan, how far it is, and what was left out, by reason
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stemma import disk
 from stemma.conversations import Conversation, Turn
 from stemma.data import random as draw
-from stemma.instruct.ledger import Ledger
+from stemma.instruct.ledger import Progress, RowMaker
 from stemma.instruct.writers import Ask, ChatWriter, Continuation, Sampling
 from stemma.judging import verdicts
 from stemma.judging.prompts import Prompts, values
 from stemma.judging.questions import Question
 
 PURPOSE = 0xA1F  # of the draws
-STATE = {"asked": int, "kept": int, "same": int, "valid": int, "first": int, "counts": {str: int}}
 ONE, TWO = "one", "two"
 SIDES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
@@ -43,19 +40,16 @@ class Plan:
 
 
 @dataclass
-class Progress:
-    """How far it is: prompts asked, pairs kept, and how many others there were, by reason. Of `valid` pairs of verdicts
-    `same` say the same in both orders; of the others `first` prefer what stands first."""
+class Agreement(Progress):
+    """Of `valid` pairs of verdicts `same` say the same in both orders; of the others `first` prefer what stands
+    first."""
 
-    asked: int = 0
-    kept: int = 0
     same: int = 0
     valid: int = 0
     first: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
 
 
-class Pairs:
+class Pairs(RowMaker):
     """Compared answers in the folder `out`. Raises UsageError if it holds those of another plan."""
 
     def __init__(
@@ -63,54 +57,31 @@ class Pairs:
         out: str | Path,
     ) -> None:  # fmt: skip
         self.plan, self.writer, self.judge = plan, writer, judge
-        self.asked, self.prompts = list(asked), prompts
-        self.ledger = Ledger(out, "rows.jsonl", asdict(plan))
-        self.progress, self.made = Progress(), list[dict[str, Any]]()
-        if (held := self.ledger.restored(STATE)) is not None:
-            state, self.made = held
-            numbers = {name: state[name] for name in ("asked", "kept", "same", "valid", "first")}
-            self.progress = Progress(**numbers, counts=Counter(state["counts"]))
+        self.prompts = prompts
+        super().__init__(out, asdict(plan), asked, plan.round, Agreement())
 
-    @property
-    def rows(self) -> Path:
-        """Where the rows are."""
-        return self.ledger.rows
-
-    def run(self, said: Callable[[Progress], None] = lambda _: None) -> Progress:
-        """Ask for what is left."""
-        with disk.lock(self.ledger.out):
-            while self.progress.asked < len(self.asked):
-                self._round()
-                said(self.progress)
-        return self.progress
-
-    def _round(self) -> None:
-        plan, done = self.plan, self.progress
-        first = done.asked
-        those = self.asked[first : first + plan.round]
-        seeds = draw.integers((plan.seed, PURPOSE), 2 * len(those), 2**31, start=2 * first).tolist()
+    def round(self, first: int, items: Sequence[tuple[Turn, ...]]) -> list[dict[str, Any]]:
+        plan = self.plan
+        seeds = draw.integers((plan.seed, PURPOSE), 2 * len(items), 2**31, start=2 * first).tolist()
         how = Sampling(plan.tokens, plan.temperature)
         answers = _all(
-            self.writer, [Ask(turns, how, seeds[2 * i + k]) for i, turns in enumerate(those) for k in (0, 1)]
+            self.writer, [Ask(turns, how, seeds[2 * i + k]) for i, turns in enumerate(items) for k in (0, 1)]
         )
-        pairs = [(answers[2 * i].text.strip(), answers[2 * i + 1].text.strip()) for i in range(len(those))]
+        pairs = [(answers[2 * i].text.strip(), answers[2 * i + 1].text.strip()) for i in range(len(items))]
         fine = [i for i, pair in enumerate(pairs) if self._differs(pair, answers[2 * i : 2 * i + 2])]
         verdict = Sampling(plan.judge_tokens, 0.0)
-        asks = [Ask(self._shown(those[i], pairs[i][::step]), verdict) for i in fine for step in (1, -1)]
+        asks = [Ask(self._shown(items[i], pairs[i][::step]), verdict) for i in fine for step in (1, -1)]
         texts = [one.text for one in _all(self.judge, asks)]
         new = []
         for k, i in enumerate(fine):
             better = self._verdict(*texts[2 * k : 2 * k + 2])
             if better is not None:
                 chosen, rejected = pairs[i] if better == ONE else pairs[i][::-1]
-                row = {"prompt": Conversation(those[i]).messages}
+                row = {"prompt": Conversation(items[i]).messages}
                 sides = {"chosen": chosen, "rejected": rejected}
                 row |= {name: [{"role": "assistant", "content": text}] for name, text in sides.items()}
                 new.append(row | {"judge": plan.judge, "models": [plan.writer] * 2})
-        done.asked, done.kept = first + len(those), done.kept + len(new)
-        state = asdict(done) | {"counts": dict(done.counts)}
-        self.ledger.commit(new, state)
-        self.made += new
+        return new
 
     def _differs(self, pair: tuple[str, str], answers: Sequence[Continuation]) -> bool:
         """Whether two answers can be compared; else why not is counted."""
@@ -158,7 +129,7 @@ def _all(writer: ChatWriter, asked: Sequence[Ask]) -> list[Continuation]:
     return [found[i] for i in range(len(asked))]
 
 
-def told(found: Progress) -> str:
+def told(found: Agreement) -> str:
     """How far the judge agrees with itself."""
     if not found.valid:
         return "the judge gave no pair of verdicts that can be read"

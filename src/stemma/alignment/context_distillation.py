@@ -8,22 +8,19 @@ OUT/state.json     the plan, how far it is, and what was left out, by reason
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stemma import disk
 from stemma.alignment.best import Prompt, Score, rated
 from stemma.conversations import Turn
 from stemma.data import random as draw
 from stemma.errors import UsageError
-from stemma.instruct.ledger import Ledger
+from stemma.instruct.ledger import RowMaker
 from stemma.instruct.writers import Answerer, Sampling
 
 PURPOSE = 0xD157  # of the draws
-STATE = {"asked": int, "kept": int, "counts": {str: int}}
 # the published ones are known by an example alone; these are this project's own
 PREPROMPTS = (
     "You are a careful and responsible assistant. Help where it harms nobody, and say plainly what you will not do.",
@@ -47,15 +44,6 @@ class Plan:
     round: int = 8
 
 
-@dataclass
-class Progress:
-    """How far it is: prompts answered, answers kept, and how many others there were, by reason."""
-
-    asked: int = 0
-    kept: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-
-
 def behind(one: Prompt, preprompt: str) -> list[Turn]:
     """The turns of a prompt with a preprompt as the system message, before one that is there."""
     turns = list(one.turns)
@@ -64,55 +52,34 @@ def behind(one: Prompt, preprompt: str) -> list[Turn]:
     return [Turn("system", preprompt), *turns]
 
 
-class Distillation:
+class ContextDistillation(RowMaker):
     """Safe answers in the folder `out`. Raises UsageError if it holds those of another plan, or without preprompts."""
 
     def __init__(self, plan: Plan, writer: Answerer, asked: Sequence[Prompt], score: Score, out: str | Path) -> None:
         if not plan.preprompts or not all(text.strip() for text in plan.preprompts):
             raise UsageError("context distillation needs a preprompt, and none may be empty")
-        self.plan, self.writer, self.asked, self.score = plan, writer, list(asked), score
+        self.plan, self.writer, self.score = plan, writer, score
         held = {**asdict(plan), "preprompts": list(plan.preprompts), "rewards": list(plan.rewards)}
-        self.ledger = Ledger(out, "rows.jsonl", held)
-        self.progress, self.made = Progress(), list[dict[str, Any]]()
-        if (found := self.ledger.restored(STATE)) is not None:
-            state, self.made = found
-            self.progress = Progress(state["asked"], state["kept"], Counter(state["counts"]))
+        super().__init__(out, held, asked, plan.round)
 
-    @property
-    def rows(self) -> Path:
-        """Where the rows are."""
-        return self.ledger.rows
-
-    def run(self, said: Callable[[Progress], None] = lambda _: None) -> Progress:
-        """Answer what is left."""
-        with disk.lock(self.ledger.out):
-            while self.progress.asked < len(self.asked):
-                self._round()
-                said(self.progress)
-        return self.progress
-
-    def _round(self) -> None:
-        plan, done = self.plan, self.progress
-        first, many = done.asked, len(plan.preprompts) + 1
-        those = self.asked[first : first + plan.round]
-        given = [turns for one in those for turns in (one.turns, *(behind(one, text) for text in plan.preprompts))]
+    def round(self, first: int, items: Sequence[Prompt]) -> list[dict[str, Any]]:
+        plan, counts, many = self.plan, self.progress.counts, len(self.plan.preprompts) + 1
+        given = [turns for one in items for turns in (one.turns, *(behind(one, text) for text in plan.preprompts))]
         seeds = draw.integers((plan.seed, PURPOSE), len(given), 2**31, start=first * many).tolist()
         answers = self.writer.answer(given, Sampling(plan.tokens, plan.temperature), seeds)
         texts = [answer.text.strip() for answer in answers]
-        rewards = rated(self.score, [one for one in those for _ in range(many)], texts)
+        rewards = rated(self.score, [one for one in items for _ in range(many)], texts)
         new = []
-        for i, one in enumerate(those):
+        for i, one in enumerate(items):
             own, safe = i * many, range(i * many + 1, (i + 1) * many)
             whole = [k for k in safe if answers[k].whole and texts[k]]
             best = max(whole, key=rewards.__getitem__, default=None)
             if best is None:
-                done.counts["no answer behind a preprompt came to its end"] += 1
+                counts["no answer behind a preprompt came to its end"] += 1
             elif rewards[best] - rewards[own] <= plan.gain:
-                done.counts["no better by the reward"] += 1
+                counts["no better by the reward"] += 1
             else:
                 messages = [*one.messages, {"role": "assistant", "content": texts[best]}]
                 row = {"messages": messages, "rewards": [rewards[own], rewards[best]]}
                 new.append(row | {"preprompt": plan.preprompts[best - own - 1]})
-        done.asked, done.kept = first + len(those), done.kept + len(new)
-        self.ledger.commit(new, {"asked": done.asked, "kept": done.kept, "counts": dict(done.counts)})
-        self.made += new
+        return new

@@ -13,7 +13,7 @@ import torch
 
 import stemma
 from stemma.alignment import plans
-from stemma.alignment.rewards import Asked, ModelScorer
+from stemma.alignment.rewards import ModelScorer, RewardInput
 from stemma.declare.alignment import GRPO, Reward
 from stemma.declare.family import Text
 from stemma.errors import DataError, RewardError, UsageError
@@ -288,7 +288,7 @@ def test_a_reward_model_judges_with_its_own_tokenizer_and_alone_as_in_a_batch(ho
         budget="30 steps", overrides={"recipe.lr": 1e-2, "train.threads": 1}, quiet=True,
     )  # fmt: skip
     judge = ModelScorer(str(model.directory / "model"))
-    some = [Asked(p["prompt"], p[k], {"prompt": p["prompt"]}) for p in pairs[:6] for k in ("chosen", "rejected")]
+    some = [RewardInput(p["prompt"], p[k], {"prompt": p["prompt"]}) for p in pairs[:6] for k in ("chosen", "rejected")]
     found = judge.scores(some)
     assert [judge.scores([one])[0] for one in some] == pytest.approx(found, abs=1e-5)
     assert sum(a > b for a, b in zip(found[::2], found[1::2], strict=True)) >= 5
@@ -297,7 +297,7 @@ def test_a_reward_model_judges_with_its_own_tokenizer_and_alone_as_in_a_batch(ho
     run = align(home, tmp_path / "run", "1 steps", rewards=[str(model.directory)])
     assert run.plan.objective.rewards[0].fingerprint and "reward" in run.summary["val"]
     with pytest.raises(RewardError, match=r"cannot judge the answer .*more than the 48 of a row"):
-        judge.scores([Asked("?", "1 2 3 " * 40, {"prompt": "?"})])
+        judge.scores([RewardInput("?", "1 2 3 " * 40, {"prompt": "?"})])
 
 
 # ---------------------------------------------------------------- distillation

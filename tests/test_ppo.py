@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import stemma
+from stemma.alignment.experience import Experience
 from stemma.alignment.online import OnlineSource
 from stemma.alignment.plans import resolve
-from stemma.alignment.turns import Turn
 from stemma.data import Store
 from stemma.objectives import policy
 from stemma.tasks.encoder import TaskEncoder, rows
@@ -72,9 +72,9 @@ def loop_at(home: Path, tmp_path: Path, plan: Any = None, **changes: Any) -> Loo
     return loop_of(plan, tokenizer, store.split(0.1, 1)[0])
 
 
-def turn_of(loop: Loop) -> Turn:
+def turn_of(loop: Loop) -> Experience:
     assert isinstance(loop.source, OnlineSource)
-    return loop.source.turn(loop.cursor, 0)
+    return loop.source.collect(loop.cursor, 0)
 
 
 def test_the_first_ratio_is_one(home: Path, tmp_path: Path) -> None:
@@ -93,11 +93,11 @@ def test_what_a_turn_knows(home: Path, tmp_path: Path) -> None:
     """Log-probabilities, values, rewards, advantages and returns of one answer, by plain loops over one full pass."""
     loop = loop_at(home, tmp_path, **{"objective.whiten": "none", "objective.kl": 0.3, "recipe.lr": 0.5})
     loop.advance()  # so that policy and reference differ
-    turn = turn_of(loop)
+    experience = turn_of(loop)
     reference, value = loop.nets["reference"], loop.nets["value"]
     assert loop.model.tokenizer is not None and value.task is not None
     nats = []
-    for i, (one, own) in enumerate(zip(turn.rollouts, turn.facts, strict=True)):
+    for i, (one, own) in enumerate(zip(experience.rollouts, experience.facts, strict=True)):
         ids = torch.tensor([[*one.prompt.ids, *one.ids]])
         begin, n = len(one.prompt.ids), len(one.ids)
         with torch.no_grad():
@@ -112,7 +112,7 @@ def test_what_a_turn_knows(home: Path, tmp_path: Path) -> None:
         nats.append(sum(a - b for a, b in zip(logprobs, others, strict=True)))
         text = one.text
         score = sum(c in "aeiou" for c in text) / (1 + len(text))
-        assert float(turn.scores[i]) == pytest.approx(score, abs=1e-6)
+        assert float(experience.scores[i]) == pytest.approx(score, abs=1e-6)
         rewards[-1] += score
         ahead, expected = 0.0, [0.0] * n
         for t in reversed(range(n)):
@@ -122,7 +122,9 @@ def test_what_a_turn_knows(home: Path, tmp_path: Path) -> None:
         assert own["returns"].tolist() == pytest.approx(
             [a + v for a, v in zip(expected, values, strict=True)], abs=1e-4
         )
-    assert turn.metrics["kl"] == pytest.approx(sum(nats) / len(nats), abs=1e-4)  # what is penalised is what is told
+    assert experience.metrics["kl"] == pytest.approx(
+        sum(nats) / len(nats), abs=1e-4
+    )  # what is penalised is what is told
 
 
 def test_gradients_do_not_depend_on_micro_batches(home: Path, tmp_path: Path) -> None:

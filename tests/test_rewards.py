@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stemma.alignment import rewards
-from stemma.alignment.rewards import Asked, FunctionScorer, Rewards, VerifierScorer
+from stemma.alignment.rewards import FunctionScorer, RewardInput, Rewards, VerifierScorer
 from stemma.alignment.verify import boxed, final, verifier
 from stemma.errors import RewardError, UsageError
 from stemma.samples import arithmetic
@@ -79,8 +79,8 @@ def file(tmp_path: Path) -> Iterator[str]:
     yield str(path)
 
 
-def asked(*answers: str) -> list[Asked]:
-    return [Asked("Say something.", answer, {"id": i}) for i, answer in enumerate(answers)]
+def asked(*answers: str) -> list[RewardInput]:
+    return [RewardInput("Say something.", answer, {"id": i}) for i, answer in enumerate(answers)]
 
 
 def failure(source: str, *answers: str, seconds: float = 20.0) -> str:
@@ -202,7 +202,7 @@ def test_verifiers(name: str, answer: str, right: str, score: float) -> None:
 def test_a_record_must_say_what_is_right() -> None:
     for record, said in (({"question": "?"}, "has no field 'answer' or"), ({"answer": "none"}, "holds no number")):
         with pytest.raises(RewardError, match=said):
-            VerifierScorer("builtin:number").scores([Asked("?", "7", record)])
+            VerifierScorer("builtin:number").scores([RewardInput("?", "7", record)])
 
 
 def test_the_final_number_and_boxes() -> None:

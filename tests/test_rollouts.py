@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import stemma
-from stemma.alignment.rollouts import Prompt, Rollout, Sampling, sample, seed_of
+from stemma.alignment.rollouts import EncodedPrompt, Rollout, Sampling, sample, seed_of
 from stemma.decoding.sampling import Sampler
 from stemma.errors import UsageError
 from stemma.nn.model import Model
@@ -17,7 +17,7 @@ from stemma.rewrites import LoRA
 from stemma.rewrites.engine import apply
 from tiny import build, tiny
 
-PROMPTS = [Prompt((5, 9, 11), "a", {"a": 1}, 4), Prompt((7,), "b", {}, 9)]
+PROMPTS = [EncodedPrompt((5, 9, 11), "a", {"a": 1}, 4), EncodedPrompt((7,), "b", {}, 9)]
 SEEDS = [3, 8]
 
 

@@ -132,9 +132,9 @@ class Plain:
 
 def apart(loop: Any, plain: Plain) -> float:
     """The largest distance between the log-probabilities that both sides give the same answers."""
-    turn = loop.source.turn(loop.cursor, 0)
+    experience = loop.source.collect(loop.cursor, 0)
     worst = 0.0
-    for one, own in zip(turn.rollouts, turn.facts, strict=True):
+    for one, own in zip(experience.rollouts, experience.facts, strict=True):
         ids = torch.tensor([[*one.prompt.ids, *one.ids]])
         with torch.no_grad():
             logits = plain.policy(ids).logits[0, len(one.prompt.ids) - 1 : -1].float()

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from stemma.alignment import offline
+from stemma.alignment.experience import Experience
 from stemma.alignment.online import RunOnline
 from stemma.alignment.rollouts import Rollout
-from stemma.alignment.turns import Turn
 from stemma.data import random as draw
 from stemma.declare import alignment as declared
 from stemma.nn.model import Model
@@ -36,10 +36,10 @@ class RunGKD(RunOnline, of=declared.GKD):
     main = "token"
     rewarded = False
 
-    def judge(self, turn: Turn) -> None:
+    def set_advantages(self, experience: Experience) -> None:
         return
 
-    def given(self, source: OnlineSource, slots: Sequence[int]) -> list[Rollout] | None:
+    def offline_answers(self, source: OnlineSource, slots: Sequence[int]) -> list[Rollout] | None:
         """In the share of the steps that are not on-policy, the answers of the data."""
         if not slots:
             return []

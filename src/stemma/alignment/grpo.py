@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from stemma.alignment import health, offline
+from stemma.alignment.experience import Experience
 from stemma.alignment.online import RunOnline
 from stemma.alignment.rollouts import Rollout
-from stemma.alignment.turns import Turn
 from stemma.declare import alignment as declared
 from stemma.nn.model import Model
 from stemma.objectives import base, policy
@@ -37,10 +37,10 @@ class RunGRPO(RunOnline, of=declared.GRPO):
     def tries(self) -> int:  # type: ignore[override]
         return self.spec.tries if self.spec.equal == "again" else 1
 
-    def useless(self, rewards: Sequence[float]) -> bool:
+    def is_useless(self, rewards: Sequence[float]) -> bool:
         return self.spec.equal == "again" and bool(alike(torch.tensor(rewards)))
 
-    def given(self, source: OnlineSource, slots: Sequence[int]) -> list[Rollout] | None:
+    def offline_answers(self, source: OnlineSource, slots: Sequence[int]) -> list[Rollout] | None:
         if not self.spec.offline:
             return None
         otherwise = "leave out objective.offline to sample answers, or set objective.samples"
@@ -50,36 +50,39 @@ class RunGRPO(RunOnline, of=declared.GRPO):
 
     # ------------------------------------------------------------ advantages
 
-    def judge(self, turn: Turn) -> None:
+    def set_advantages(self, experience: Experience) -> None:
         spec = self.spec
-        rewards = self.penalised(turn).view(-1, spec.samples)
-        equal = alike(turn.scores.view(-1, spec.samples))
+        rewards = self.penalised(experience).view(-1, spec.samples)
+        equal = alike(experience.scores.view(-1, spec.samples))
         found = group_advantages(rewards, spec.baseline, spec.scale)
-        turn.metrics |= {"zero_variance": float(equal.float().mean()), "advantage": float(found.abs().mean())}
-        for own, value in zip(turn.facts, found.flatten().tolist(), strict=True):
+        experience.metrics |= {"zero_variance": float(equal.float().mean()), "advantage": float(found.abs().mean())}
+        for own, value in zip(experience.facts, found.flatten().tolist(), strict=True):
             own["advantages"] = torch.full_like(own["keep"], value)
         left = [
             (spec.equal == "keep" or not equal[i // spec.samples]) and (spec.cut == "keep" or one.finished)
-            for i, one in enumerate(turn.rollouts)
+            for i, one in enumerate(experience.rollouts)
         ]
         if any(left):  # else there is nothing to choose from: all are kept
-            for own, stays in zip(turn.facts, left, strict=True):
+            for own, stays in zip(experience.facts, left, strict=True):
                 own["keep"] = own["keep"] * stays
 
-    def penalised(self, turn: Turn) -> Tensor:
+    def penalised(self, experience: Experience) -> Tensor:
         """The scores of answers, less what they lose for their length and, with penalty=reward, for their divergence
         from the reference; fp64."""
-        spec, found = self.spec, turn.scores.double()
+        spec, found = self.spec, experience.scores.double()
         if spec.overlong:
-            sizes = torch.tensor([len(one.ids) for one in turn.rollouts], dtype=torch.float64)
+            sizes = torch.tensor([len(one.ids) for one in experience.rollouts], dtype=torch.float64)
             found = found - overlong_penalty(sizes, spec.max_new_tokens, spec.overlong)
         if not spec.kl or spec.offline:  # answers of others say nothing of the divergence
             return found
-        drawn = [own.get("old", torch.tensor(one.sampled)) for own, one in zip(turn.facts, turn.rollouts, strict=True)]
-        gaps = [(a - own["reference"]).double() * own["keep"] for a, own in zip(drawn, turn.facts, strict=True)]
+        drawn = [
+            own.get("old", torch.tensor(one.sampled))
+            for own, one in zip(experience.facts, experience.rollouts, strict=True)
+        ]
+        gaps = [(a - own["reference"]).double() * own["keep"] for a, own in zip(drawn, experience.facts, strict=True)]
         each = torch.stack([gap.sum() for gap in gaps])
-        health.check_divergence(spec.gates, turn, each)
-        turn.metrics["kl"] = float(each.mean())
+        health.check_divergence(spec.gates, experience, each)
+        experience.metrics["kl"] = float(each.mean())
         return found - spec.kl * each if spec.penalty == "reward" else found
 
     # ------------------------------------------------------------ loss

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from stemma.alignment.turns import Turn
+from stemma.alignment.experience import Experience
 from stemma.declare.alignment import Gates
 from stemma.errors import RewardError, VerifyError
 
@@ -21,10 +21,10 @@ class Unhealthy(RewardError):
     """A run that samples does no longer learn what it should."""
 
 
-def check(gates: Gates, turn: Turn) -> None:
+def check(gates: Gates, experience: Experience) -> None:
     """After sampling: enough answers end by themselves, rewards differ, answers differ. Raises Unhealthy when one of
-    these has failed for `patience` steps in a row; the turn's cursor counts them."""
-    found, many = turn.metrics, len(turn.rollouts)
+    these has failed for `patience` steps in a row; the experience's cursor counts them."""
+    found, many = experience.metrics, len(experience.rollouts)
     why = None
     if gates.finished is not None and found["finished"] < gates.finished:
         why = (
@@ -42,26 +42,27 @@ def check(gates: Gates, turn: Turn) -> None:
             f"of {many} answers {round(found['distinct'] * many)} are different: the policy has collapsed; raise "
             "objective.kl or lower recipe.lr (objective.gates.distinct)"
         )
-    weak = turn.cursor.weak + 1 if why is not None else 0
-    turn.cursor = replace(turn.cursor, weak=weak)
+    weak = experience.cursor.weak + 1 if why is not None else 0
+    experience.cursor = replace(experience.cursor, weak=weak)
     if why is not None and weak >= gates.patience:
-        raise Unhealthy(f"step {turn.step + 1}: {why}")
+        raise Unhealthy(f"step {experience.step + 1}: {why}")
 
 
-def check_divergence(gates: Gates, turn: Turn, each: Tensor) -> None:
+def check_divergence(gates: Gates, experience: Experience, each: Tensor) -> None:
     """`each`: the estimated divergence of every answer in nats. A mean that is negative beyond noise means that answers
-    were not drawn from the distribution whose log-probabilities are compared. Raises Unhealthy."""
+    were not drawn from the distribution whose log-probabilities are compared; of one answer the noise is not known.
+    Raises Unhealthy."""
     kl = float(each.mean())
     error = float(each.std(correction=0)) / math.sqrt(len(each))
-    if gates.negative is not None and kl < -max(NOISE, gates.negative * error):
+    if gates.negative is not None and error > 0 and kl < -max(NOISE, gates.negative * error):
         raise Unhealthy(
-            f"step {turn.step + 1}: the divergence from the reference is {kl:.3g} nats an answer, {-kl / error:.1f} "
-            "standard errors below 0: answers are drawn from another distribution than the policy's; leave out "
-            "objective.top_k and top_p (objective.gates.negative)"
+            f"step {experience.step + 1}: the divergence from the reference is {kl:.3g} nats an answer, "
+            f"{-kl / error:.1f} standard errors below 0: answers are drawn from another distribution than the policy's; "
+            "leave out objective.top_k and top_p (objective.gates.negative)"
         )
     if gates.kl is not None and not kl <= gates.kl:
         raise Unhealthy(
-            f"step {turn.step + 1}: the divergence from the reference is {kl:.4g} nats an answer, more than "
+            f"step {experience.step + 1}: the divergence from the reference is {kl:.4g} nats an answer, more than "
             f"objective.gates.kl={gates.kl:g}: raise objective.kl or lower recipe.lr"
         )
 

@@ -25,7 +25,7 @@ HELD = 0.1  # share of the rows that is held out of more
 
 
 @dataclass
-class Said:
+class Feedback:
     """The rows of a feedback file by what is learnt of them, each as it was said last, and lines that are none."""
 
     edits: list[dict[str, Any]] = field(default_factory=list)
@@ -48,14 +48,14 @@ class Said:
         return ", ".join([*held, *([f"{self.unread} lines that are none of these"] if self.unread else [])])
 
 
-def read(path: str | Path) -> Said:
+def read(path: str | Path) -> Feedback:
     """What a file of feedback holds. Of rows with one `id` and kind the last counts. Raises DataError for a file that
     is not there, or in which nothing can be learnt from."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"there is no file {path}{disk.nearest_path(path)}; `stemma serve --feedback FILE` writes one")
     last: dict[tuple[str, str], dict[str, Any]] = {}
-    found = Said()
+    found = Feedback()
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
@@ -93,7 +93,11 @@ def _pair(row: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def steps(
-    said: Said, files: Path, template: str | None, overrides: Mapping[str, Mapping[str, Any]], budget: str | None = None
+    said: Feedback,
+    files: Path,
+    template: str | None,
+    overrides: Mapping[str, Mapping[str, Any]],
+    budget: str | None = None,
 ) -> list[Step]:
     """The runs of a chain that learn what was said, from `files` (see `rows`). `overrides`: of the plan, by step."""
     found: list[Step] = []
@@ -106,7 +110,7 @@ def steps(
     return found
 
 
-def rows(said: Said) -> dict[str, list[dict[str, Any]]]:
+def rows(said: Feedback) -> dict[str, list[dict[str, Any]]]:
     """The files of a loop, by name."""
     return {f"{WORDS[what]}.jsonl": said.kinds[what] for what in said.enough}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stemma.alignment.rollouts import Prompt, Rollout
+from stemma.alignment.rollouts import EncodedPrompt, Rollout
 from stemma.conversations import comparisons
 from stemma.errors import DataError
 from stemma.tasks.preferences import TalkReader
@@ -27,7 +27,7 @@ def answers(prompts: Prompts, place: int, many: int, most: int, otherwise: str) 
             ids, begin = read.text(talk)
             answer = tuple(ids[begin : begin + most])
             none = (0.0,) * len(answer)
-            prompt = Prompt(tuple(ids[:begin]), one.words, one.record, place)
+            prompt = EncodedPrompt(tuple(ids[:begin]), one.words, one.record, place)
             whole = begin + len(answer) == len(ids)
             found.append(Rollout(prompt, number, answer, none, none, whole, talk.turns[-1].content, 0))
     except DataError as error:

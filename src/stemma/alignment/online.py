@@ -27,10 +27,10 @@ from torch import Tensor
 
 from stemma.alignment import health
 from stemma.alignment import rewards as judges
-from stemma.alignment.rewards import Asked, Rewards
-from stemma.alignment.rollouts import Prompt, Rollout, Sampling, sample, seed_of
-from stemma.alignment.sampled import Sampled
-from stemma.alignment.turns import Facts, Judged, OnlineCursor, Turn, tell
+from stemma.alignment.experience import Experience, Facts, OnlineCursor, ScoredRollout, rollout_metrics
+from stemma.alignment.online_run import OnlineRun
+from stemma.alignment.rewards import RewardInput, Rewards
+from stemma.alignment.rollouts import EncodedPrompt, Rollout, Sampling, sample, seed_of
 from stemma.conversations import writer
 from stemma.data import random as draw
 from stemma.declare.alignment import Online
@@ -51,7 +51,8 @@ SHOWN = {"raw", "entropy"}  # facts that no loss needs
 
 
 class RunOnline(base.Objective):
-    """What a method of this kind has. A subclass says how answers are judged (`judge`), and what is minimised."""
+    """What a method of this kind has. A subclass makes advantages of rewards (`set_advantages`), and says what is
+    minimised."""
 
     main = "policy"
     structures = ("decoder",)
@@ -89,29 +90,29 @@ class RunOnline(base.Objective):
     # ------------------------------------------------------------ what a method says
 
     @abstractmethod
-    def judge(self, turn: Turn) -> None:
+    def set_advantages(self, experience: Experience) -> None:
         """Add to each answer's facts what the loss needs beside `old`: advantages."""
 
-    def ask(self, model: Model, batch: base.Batch, nets: base.Nets) -> Facts:
+    def token_facts(self, model: Model, batch: base.Batch, nets: base.Nets) -> Facts:
         """More facts of the tokens of a batch, N each: values, a teacher's predictions."""
         return {}
 
-    def facts_of(self, turn: Turn, chosen: Sequence[int]) -> list[Facts]:
+    def facts_of(self, experience: Experience, chosen: Sequence[int]) -> list[Facts]:
         """The facts of an update's answers."""
-        return [turn.facts[i] for i in chosen]
+        return [experience.facts[i] for i in chosen]
 
     rewarded: bool = True  # whether it needs a reward
     tries: int = 1  # prompts that are drawn at most for each of a step
 
-    def useless(self, rewards: Sequence[float]) -> bool:
+    def is_useless(self, rewards: Sequence[float]) -> bool:
         """Whether another prompt is drawn in place of one whose answers have these rewards."""
         return False
 
-    def given(self, source: OnlineSource, slots: Sequence[int]) -> list[Rollout] | None:
+    def offline_answers(self, source: OnlineSource, slots: Sequence[int]) -> list[Rollout] | None:
         """Answers to prompts, by their indices in the order, that are not sampled; None: they are."""
         return None
 
-    def beside(self, turn: Turn, update: int, rows: int) -> list[base.Batch]:
+    def extra_batches(self, experience: Experience, update: int, rows: int) -> list[base.Batch]:
         """Further micro-batches of an update on so many answers: pretraining text."""
         return []
 
@@ -132,7 +133,7 @@ class RunOnline(base.Objective):
         return OnlineSource(plan, self, view, folder)
 
     def kind(self) -> Any:
-        return Sampled
+        return OnlineRun
 
     def size(self, view: Any) -> int:
         """Tokens of a prompt and its answers at most."""
@@ -182,9 +183,11 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.view)
 
-    def __getitem__(self, place: int) -> Prompt:
+    def __getitem__(self, place: int) -> EncodedPrompt:
         record = json.loads(self.view.text(place))
-        return Prompt(tuple(self.view[place].tolist()), self.reader.read(record).turns[-1].content, record, place)
+        return EncodedPrompt(
+            tuple(self.view[place].tolist()), self.reader.read(record).turns[-1].content, record, place
+        )
 
 
 class OnlineSource(Source):
@@ -193,7 +196,7 @@ class OnlineSource(Source):
     online = True
     cursor_type = OnlineCursor
     loop: Any
-    model: Model  # whole, and as it is: `look` again after an update
+    model: Model  # whole, and as it is: `refresh_models` again after an update
     nets: base.Nets
 
     def __init__(self, plan: Plan, objective: RunOnline, view: Any, folder: Path | None) -> None:
@@ -221,7 +224,7 @@ class OnlineSource(Source):
         self.reader, self.readers = reader, readers
         self.micro = min(self.micro, -(-self.objective.answers // readers))
 
-    def look(self) -> None:
+    def refresh_models(self) -> None:
         """Take the model and the nets as they are now, whole on every rank."""
         found = dict(self.loop.whole())
         self.model, self.nets = found.pop("model"), found
@@ -234,31 +237,35 @@ class OnlineSource(Source):
 
     def draws(self, cursor: OnlineCursor, step: int) -> Iterator[Draw]:
         for number in itertools.count(step):
-            turn = self.turn(cursor, number)
-            yield Draw(self.updates(turn), turn.cursor, self.tokens(turn), turn.metrics)
-            cursor = turn.cursor
+            experience = self.collect(cursor, number)
+            yield Draw(self.updates(experience), experience.cursor, self.tokens(experience), experience.metrics)
+            cursor = experience.cursor
 
     def skip(self, cursor: OnlineCursor, step: int, steps: int) -> OnlineCursor:
         return replace(cursor, slot=cursor.slot + steps * self.full)
 
-    def tokens(self, turn: Turn) -> int:
+    def tokens(self, experience: Experience) -> int:
         """Tokens that were read and written in a step."""
-        return sum(len(one.prompt.ids) + len(one.ids) for one in turn.rollouts)
+        return sum(len(one.prompt.ids) + len(one.ids) for one in experience.rollouts)
 
-    def turn(self, cursor: OnlineCursor, step: int) -> Turn:
+    def collect(self, cursor: OnlineCursor, step: int) -> Experience:
         """Sample the answers of a step and judge them. Raises what stops an unhealthy run. A rank samples, judges and
         measures its own share; in the end every rank has all."""
-        self.look()
+        self.refresh_models()
         found, slot = self.answers(cursor.slot)
         scores = torch.tensor([one.reward for one in found], dtype=torch.float32)
         rollouts = [one.rollout for one in found]
-        turn = Turn(step, rollouts, scores, replace(cursor, slot=slot), [{} for _ in found], tell(found))
-        health.check(self.objective.spec.gates, turn)
-        self.measure(turn)
-        self.objective.judge(turn)
-        return turn
+        experience = Experience(
+            step, rollouts, scores, replace(cursor, slot=slot), [{} for _ in found], rollout_metrics(found)
+        )
+        health.check(self.objective.spec.gates, experience)
+        self.measure(experience)
+        self.objective.set_advantages(experience)
+        return experience
 
-    def sampled(self, prompts: Sequence[Prompt], seeds: Sequence[int], samples: int | None = None) -> list[Rollout]:
+    def sampled(
+        self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int], samples: int | None = None
+    ) -> list[Rollout]:
         """Answers from the weights as they are now, so many to each prompt."""
         how = self.how if samples is None else replace(self.how, samples=samples)
         if not prompts:  # more ranks than prompts
@@ -266,35 +273,35 @@ class OnlineSource(Source):
         fast = self.loop.device.type == "cpu"  # there decoding has kernels of its own
         return sample(self.model, prompts, how, seeds, autocast=contextlib.nullcontext if fast else self.loop.autocast)
 
-    def answers(self, slot: int) -> tuple[list[Judged], int]:
+    def answers(self, slot: int) -> tuple[list[ScoredRollout], int]:
         """The answers of a step to the prompts from index `slot` of their order on, and the index behind these. In
         place of prompts whose answers are useless others are drawn, as often as the method `tries`; with none left the
         step goes on with fewer, or, where all are useless, with the first ones."""
-        kept: list[list[Judged]] = []
-        useless: list[list[Judged]] = []
+        kept: list[list[ScoredRollout]] = []
+        useless: list[list[ScoredRollout]] = []
         left = self.full * self.objective.tries
         while len(kept) < self.full and left > 0:
             slots = range(slot, slot + min(self.full - len(kept), left))
             own = slots[len(slots) * self.reader // self.readers : len(slots) * (self.reader + 1) // self.readers]
-            given = self.objective.given(self, own)
+            given = self.objective.offline_answers(self, own)
             if given is None:
                 asked = [self.prompts[self.order[i][0]] for i in own]
                 given = self.sampled(asked, [seed_of(self.seed, i) for i in own])
-            found = self.loop.everyone(self.judged(given))
+            found = self.loop.everyone(self.scored(given))
             size = len(found) // len(slots)
             for i in range(0, len(found), size):
                 group = found[i : i + size]
-                (useless if self.objective.useless([one.reward for one in group]) else kept).append(group)
+                (useless if self.objective.is_useless([one.reward for one in group]) else kept).append(group)
             slot, left = slots.stop, left - len(slots)
         return [one for group in kept or useless[: self.full] for one in group], slot
 
-    def judged(self, found: Sequence[Rollout], rewards: Rewards | None = None) -> list[Judged]:
+    def scored(self, found: Sequence[Rollout], rewards: Rewards | None = None) -> list[ScoredRollout]:
         """Answers with their rewards (left out, those that are learnt from). One that did not end may have a reward of
         its own (`unfinished`)."""
-        asked = [Asked(one.prompt.words, one.text, one.prompt.record) for one in found]
+        asked = [RewardInput(one.prompt.words, one.text, one.prompt.record) for one in found]
         made, cut = (rewards or self.rewards).scores(asked), self.objective.spec.unfinished
         return [
-            Judged(
+            ScoredRollout(
                 one,
                 total if one.finished or cut is None else cut,
                 {name: part[i] for name, part in made.parts.items()},
@@ -304,15 +311,15 @@ class OnlineSource(Source):
 
     # ------------------------------------------------------------ what is known of the tokens
 
-    def minibatches(self, turn: Turn, number: int) -> list[list[int]]:
+    def minibatches(self, experience: Experience, number: int) -> list[list[int]]:
         """The answers of each update of a pass, shuffled; within an update by their lengths."""
-        n = len(turn.rollouts)
-        order = draw.permutation((self.seed, MINIBATCH, turn.step, number), n).tolist()
-        order = [i for i in order if bool(turn.facts[i].get("keep", EVERY).any())]
+        n = len(experience.rollouts)
+        order = draw.permutation((self.seed, MINIBATCH, experience.step, number), n).tolist()
+        order = [i for i in order if bool(experience.facts[i].get("keep", EVERY).any())]
         size = self.objective.spec.minibatch or n
 
         def length(i: int) -> int:
-            return len(turn.rollouts[i].prompt.ids) + len(turn.rollouts[i].ids)
+            return len(experience.rollouts[i].prompt.ids) + len(experience.rollouts[i].ids)
 
         return [sorted(order[i : i + size], key=length) for i in range(0, len(order), size)]
 
@@ -325,32 +332,32 @@ class OnlineSource(Source):
         """Micro-batches of this rank, and as many of `other` as it lacks of `most`, which count nothing."""
         return batches + [DummyBatch(other()) for _ in range(most - len(batches))]
 
-    def collated(self, turn: Turn, chosen: Sequence[int]) -> base.Batch:
+    def collated(self, experience: Experience, chosen: Sequence[int]) -> base.Batch:
         """The ids of some answers behind their prompts."""
-        pairs = [(turn.rollouts[i].prompt.ids, turn.rollouts[i].ids) for i in chosen]
+        pairs = [(experience.rollouts[i].prompt.ids, experience.rollouts[i].ids) for i in chosen]
         return policy.collate_answers(pairs, self.objective.padding)
 
     @torch.no_grad()
-    def measure(self, turn: Turn) -> None:
+    def measure(self, experience: Experience) -> None:
         """Compute what the policy, its reference and other nets say of the tokens: in the micro-batches, the mode and
         the precision of the first pass, so that its ratio is 1."""
-        parts = list(itertools.chain.from_iterable(map(self.micro_batches, self.minibatches(turn, 0))))
+        parts = list(itertools.chain.from_iterable(map(self.micro_batches, self.minibatches(experience, 0))))
         for chosen in parts:
-            batch = {k: v.to(self.loop.device) for k, v in self.collated(turn, chosen).items()}
+            batch = {k: v.to(self.loop.device) for k, v in self.collated(experience, chosen).items()}
             with self.loop.autocast():
-                found = self._asked(batch)
-            sizes = [len(turn.rollouts[i].ids) for i in chosen]
+                found = self._facts(batch)
+            sizes = [len(experience.rollouts[i].ids) for i in chosen]
             for name, values in found.items():
                 for i, own in zip(chosen, values.float().cpu().split(sizes), strict=True):
-                    turn.facts[i][name] = own
-        for i, facts in self.loop.everyone([(i, turn.facts[i]) for chosen in parts for i in chosen]):
-            turn.facts[i] = facts
-        for own, one in zip(turn.facts, turn.rollouts, strict=True):
+                    experience.facts[i][name] = own
+        for i, facts in self.loop.everyone([(i, experience.facts[i]) for chosen in parts for i in chosen]):
+            experience.facts[i] = facts
+        for own, one in zip(experience.facts, experience.rollouts, strict=True):
             kept = one.chosen if any(one.chosen) else (True,) * len(one.ids)
             own["keep"] = torch.tensor(kept, dtype=torch.float32)
-        turn.metrics |= self.gaps(turn)
+        experience.metrics |= self.gaps(experience)
 
-    def _asked(self, batch: base.Batch) -> Facts:
+    def _facts(self, batch: base.Batch) -> Facts:
         objective, model, nets = self.objective, self.model, self.nets
         targets, heat = batch["targets"], objective.spec.temperature
         found: Facts = {}
@@ -359,7 +366,7 @@ class OnlineSource(Source):
             found |= {"old": own.logprobs, "raw": own.raw, "entropy": own.entropy}
         if objective.spec.kl:
             found["reference"] = self.reference(batch)
-        return found | objective.ask(model, batch, nets)
+        return found | objective.token_facts(model, batch, nets)
 
     def reference(self, batch: base.Batch) -> Tensor:
         """N: the log-probabilities of a batch's tokens under the reference, at the temperature of sampling."""
@@ -367,39 +374,39 @@ class OnlineSource(Source):
         with reference.frozen(self.model, self.nets) as net:
             return policy.policy_logprobs(net, policy.states(net, batch), batch["targets"], heat)
 
-    def gaps(self, turn: Turn) -> dict[str, float]:
+    def gaps(self, experience: Experience) -> dict[str, float]:
         """How far decoding and training are apart in what they say of a token: `engine_gap` of the model's own
         distribution, `sampled_gap` between what was drawn from and what is learnt (truncation shows there)."""
         if not self.objective.remembers:
             return {}
-        pairs = list(zip(turn.facts, turn.rollouts, strict=True))
+        pairs = list(zip(experience.facts, experience.rollouts, strict=True))
         raw = torch.cat([torch.tensor(one.logprobs) - own["raw"] for own, one in pairs])
         drawn = torch.cat([torch.tensor(one.sampled) - own["old"] for own, one in pairs])
-        entropy = torch.cat([own["entropy"] for own in turn.facts])
+        entropy = torch.cat([own["entropy"] for own in experience.facts])
         gaps = {"engine_gap": float(raw.abs().mean()), "sampled_gap": float(drawn.mean())}
         return gaps | {"entropy": float(entropy.mean())}
 
     # ------------------------------------------------------------ updates
 
-    def updates(self, turn: Turn) -> list[list[base.Batch]]:
+    def updates(self, experience: Experience) -> list[list[base.Batch]]:
         """The micro-batches of each update: passes over the answers, and what the method puts beside them."""
         found: list[list[base.Batch]] = []
         for number in range(self.objective.spec.inner):
-            for chosen in self.minibatches(turn, number):
-                facts = dict(zip(chosen, self.objective.facts_of(turn, chosen), strict=True))
+            for chosen in self.minibatches(experience, number):
+                facts = dict(zip(chosen, self.objective.facts_of(experience, chosen), strict=True))
                 first = not found
-                batches = [self.batch(turn, part, facts, first) for part in self.micro_batches(chosen)]
+                batches = [self.batch(experience, part, facts, first) for part in self.micro_batches(chosen)]
                 most = math.ceil(math.ceil(len(chosen) / self.readers) / self.micro)
-                batches = self.evenly(batches, most, partial(self.batch, turn, chosen[:1], facts, first))
-                beside = self.objective.beside(turn, len(found), len(chosen))
+                batches = self.evenly(batches, most, partial(self.batch, experience, chosen[:1], facts, first))
+                beside = self.objective.extra_batches(experience, len(found), len(chosen))
                 most = math.ceil(len(beside) / self.readers)
                 found.append(
                     batches + self.evenly(beside[self.reader :: self.readers], most, partial(beside.__getitem__, 0))
                 )
         return found
 
-    def batch(self, turn: Turn, part: Sequence[int], facts: Mapping[int, Facts], first: bool) -> base.Batch:
+    def batch(self, experience: Experience, part: Sequence[int], facts: Mapping[int, Facts], first: bool) -> base.Batch:
         """A micro-batch of some answers with their facts. `first`: of the step's first update."""
         names = sorted(facts[part[0]].keys() - SHOWN)
-        batch = self.collated(turn, part) | {"first": torch.tensor(first)}
+        batch = self.collated(experience, part) | {"first": torch.tensor(first)}
         return batch | {name: torch.cat([facts[i][name] for i in part]) for name in names}

@@ -13,7 +13,6 @@ from stemma.declare.alignment import DPO, GKD, GRPO, KTO, PPO, Online, Preferenc
 from stemma.declare.recipes import AdamW, Recipe, Schedule
 from stemma.declare.tasks import RegressTask, RowObjective
 from stemma.errors import UsageError, did_you_mean
-from stemma.nn.model import Model
 from stemma.nn.parts import Arch, Dropout
 from stemma.objectives import incompatible_reason
 from stemma.rewrites.kinds import Rewrite
@@ -96,7 +95,7 @@ def resolve(
     adapted = any(rewrite.freezes for rewrite in rewrites)
     objective = with_reference(objective, start, reference, adapted)
     objective = with_value(objective, start)
-    arch = quiet(there.arch) if isinstance(objective, Online | Preference) else there.arch
+    arch = without_dropout(there.arch) if isinstance(objective, Online | Preference) else there.arch
     if isinstance(objective, Ranking):
         fresh = "task" in str(changes.get("train.new", ""))
         arch = heads.arch_for(RegressTask(), there, False, fresh)
@@ -142,7 +141,7 @@ def with_value(objective: Any, start: str) -> Any:
     return replace(objective, value=next(judges, start_folder(start)))
 
 
-def quiet(arch: Arch) -> Arch:
+def without_dropout(arch: Arch) -> Arch:
     """A network without dropout: a policy that samples without it would not be the one that learns with it, and its
     ratio to itself, or to a reference that has none, would not be 1."""
     task = arch.heads.task
@@ -157,7 +156,7 @@ def nets_of(plan: Plan) -> tuple[Net, ...]:
     found = []
     for role, (weights, learns) in plan.objective.networks.items():
         known = formats.load(weights, device="meta", tokenizer=False)
-        arch = quiet(heads.arch_for(RegressTask(), known, False)) if learns else known.arch
+        arch = without_dropout(heads.arch_for(RegressTask(), known, False)) if learns else known.arch
         found.append(Net(role, known.name, arch, known.dims, learns, weights))
     return tuple(found)
 
@@ -174,8 +173,3 @@ def recipe_of(what: str, context: int, adapted: bool) -> Recipe:
         clip=1.0,
         mixed=False,
     )
-
-
-def is_policy(model: Model) -> bool:
-    """Whether a model writes text, so that it can be a policy."""
-    return model.arch.heads.lm is not None

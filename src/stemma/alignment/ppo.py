@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from stemma.alignment import health
+from stemma.alignment.experience import Experience, Facts
 from stemma.alignment.online import RunOnline
 from stemma.alignment.pretraining import PretrainingText
-from stemma.alignment.turns import Facts, Turn
 from stemma.declare import alignment as declared
 from stemma.errors import UsageError
 from stemma.nn.model import Model
@@ -39,44 +39,44 @@ class RunPPO(RunOnline, of=declared.PPO):
 
     # ------------------------------------------------------------ what is known before the updates
 
-    def ask(self, model: Model, batch: base.Batch, nets: base.Nets) -> Facts:
+    def token_facts(self, model: Model, batch: base.Batch, nets: base.Nets) -> Facts:
         if VALUE not in nets:
             raise UsageError("PPO needs a value model: name the weights that it begins from (objective.value=FOLDER)")
         return {"values": policy.values(nets[VALUE], batch)}
 
-    def judge(self, turn: Turn) -> None:
-        own, mask = self.spec, turn.padded("keep")
-        values = turn.padded("values")
-        coefficient = turn.cursor.coefficient or own.kl
+    def set_advantages(self, experience: Experience) -> None:
+        own, mask = self.spec, experience.padded("keep")
+        values = experience.padded("values")
+        coefficient = experience.cursor.coefficient or own.kl
         kl = torch.zeros_like(values)
         if own.kl:
-            kl = adv.kl_estimate(turn.padded("old"), turn.padded("reference")).masked_fill(mask == 0, 0.0)
-            self.divergence(turn, kl.sum(1), coefficient)
-        rewards = adv.token_rewards(turn.scores, kl, mask, coefficient)
+            kl = adv.kl_estimate(experience.padded("old"), experience.padded("reference")).masked_fill(mask == 0, 0.0)
+            self.divergence(experience, kl.sum(1), coefficient)
+        rewards = adv.token_rewards(experience.scores, kl, mask, coefficient)
         if own.whiten_rewards:
             rewards = adv.whiten(rewards, mask, shift_mean=False)
         found = adv.gae(rewards, values, mask, own.gamma, own.lam)
         returns = found + values * mask
-        turn.metrics |= {
+        experience.metrics |= {
             "advantage": float(adv.masked_mean(found, mask)),
             "return": float(adv.masked_mean(returns, mask)),
             "value": float(adv.masked_mean(values, mask)),
         }
-        turn.put("returns", returns)
-        turn.put("advantages", adv.whiten(found, mask) if own.whiten == "step" else found)
+        experience.put("returns", returns)
+        experience.put("advantages", adv.whiten(found, mask) if own.whiten == "step" else found)
 
-    def divergence(self, turn: Turn, each: Tensor, coefficient: float) -> None:
+    def divergence(self, experience: Experience, each: Tensor, coefficient: float) -> None:
         """Record the divergence that is penalised (`each`: nats of every answer), stop where it cannot be, and adapt
         its coefficient."""
-        health.check_divergence(self.spec.gates, turn, each)
+        health.check_divergence(self.spec.gates, experience, each)
         kl = float(each.mean())
-        turn.metrics |= {"kl": kl, "kl_coefficient": coefficient}
+        experience.metrics |= {"kl": kl, "kl_coefficient": coefficient}
         if self.spec.kl_target is not None:
             adapted = adv.adapted(coefficient, kl, self.spec.kl_target, len(each), self.spec.kl_horizon)
-            turn.cursor = replace(turn.cursor, coefficient=adapted)
+            experience.cursor = replace(experience.cursor, coefficient=adapted)
 
-    def facts_of(self, turn: Turn, chosen: Sequence[int]) -> list[Facts]:
-        found = super().facts_of(turn, chosen)
+    def facts_of(self, experience: Experience, chosen: Sequence[int]) -> list[Facts]:
+        found = super().facts_of(experience, chosen)
         if self.spec.whiten != "update":
             return found
         together = torch.cat([own["advantages"] for own in found])
@@ -84,10 +84,10 @@ class RunPPO(RunOnline, of=declared.PPO):
         parts = adv.whiten(together, keep).split([len(own["keep"]) for own in found])
         return [own | {"advantages": part} for own, part in zip(found, parts, strict=True)]
 
-    def beside(self, turn: Turn, update: int, rows: int) -> list[base.Batch]:
+    def extra_batches(self, experience: Experience, update: int, rows: int) -> list[base.Batch]:
         if self.text is None or not self.spec.ptx_weight:
             return []
-        batches, turn.cursor = self.text.batches(turn.cursor, max(1, round(rows * self.spec.ptx_rows)))
+        batches, experience.cursor = self.text.batches(experience.cursor, max(1, round(rows * self.spec.ptx_rows)))
         return batches
 
     def quality(self, model: Model, autocast: Any) -> dict[str, float]:

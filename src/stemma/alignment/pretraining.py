@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stemma.alignment.turns import OnlineCursor
+from stemma.alignment.experience import OnlineCursor
 from stemma.data import Store, read, shared
 from stemma.declare.objectives import CLM
 from stemma.nn.model import Model

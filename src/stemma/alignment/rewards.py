@@ -34,7 +34,7 @@ PACKAGES = Path(__file__).parents[2]  # where this package is, for a process tha
 SECONDS = 10.0  # seconds that a call may take
 
 
-class Asked(NamedTuple):
+class RewardInput(NamedTuple):
     """An answer that is to be judged. `prompt`: the words that it follows; `record`: the row that they are from."""
 
     prompt: str
@@ -56,7 +56,7 @@ class Scorer(ABC):
     of_rows: bool = False  # whether it knows the answers of the data alone
 
     @abstractmethod
-    def scores(self, asked: Sequence[Asked]) -> list[float]:
+    def scores(self, asked: Sequence[RewardInput]) -> list[float]:
         """A finite number for each. Raises RewardError."""
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class Rewards:
         names = [scorer.name for scorer in scorers]
         self.names = [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names, 1)]
 
-    def scores(self, asked: Sequence[Asked]) -> Scored:
+    def scores(self, asked: Sequence[RewardInput]) -> Scored:
         """The rewards of answers. Raises RewardError."""
         parts = {name: scorer.scores(asked) for name, scorer in zip(self.names, self.scorers, strict=True)}
         pairs = list(zip(self.weights, parts.values(), strict=True))
@@ -203,7 +203,7 @@ class VerifierScorer(Scorer):
         self.of_rows = self.name == "scores"
         self.reward = verifier(source.removeprefix(BUILTIN))
 
-    def scores(self, asked: Sequence[Asked]) -> list[float]:
+    def scores(self, asked: Sequence[RewardInput]) -> list[float]:
         try:
             return [self.reward(*one) for one in asked]
         except DataError as error:
@@ -222,7 +222,7 @@ class FunctionScorer(Scorer):
         self._tried = False
         self._end: Callable[[], Any] = lambda: None
 
-    def scores(self, asked: Sequence[Asked]) -> list[float]:
+    def scores(self, asked: Sequence[RewardInput]) -> list[float]:
         if not asked:
             return []
         found = self._scores(asked)
@@ -230,7 +230,7 @@ class FunctionScorer(Scorer):
             self._try(asked[0], found[0])
         return found
 
-    def _try(self, first: Asked, before: float) -> None:
+    def _try(self, first: RewardInput, before: float) -> None:
         """Once, judge an answer again and alone: its score must be the same."""
         self._tried = True
         again = self._scores([first])[0]
@@ -241,7 +241,7 @@ class FunctionScorer(Scorer):
                 f"(prompt, answer, record) alone (answer: {brief(first.answer)})"
             )
 
-    def _scores(self, asked: Sequence[Asked]) -> list[float]:
+    def _scores(self, asked: Sequence[RewardInput]) -> list[float]:
         process = self._started()
         assert process.stdin is not None
         try:
@@ -258,7 +258,7 @@ class FunctionScorer(Scorer):
             return [float(score) for score in self._answer(asked[0])["scores"]]
         return [float(self._answer(one)["score"]) for one in asked]
 
-    def _answer(self, about: Asked) -> dict[str, Any]:
+    def _answer(self, about: RewardInput) -> dict[str, Any]:
         """The next result. Raises RewardError, which names what was judged."""
         found = self._line(self.seconds)
         if found is None:
@@ -270,7 +270,7 @@ class FunctionScorer(Scorer):
             raise self._failed(found["error"], about)
         return found
 
-    def _failed(self, why: str, about: Asked) -> RewardError:
+    def _failed(self, why: str, about: RewardInput) -> RewardError:
         whole = " and those after it" if self._lists else ""
         return RewardError(
             f"the reward {self.source}: {why}; the answer was {brief(about.answer)}, the record "
@@ -357,7 +357,7 @@ class ModelScorer(Scorer):
         for one in self.models:
             one.model.to(device)
 
-    def scores(self, asked: Sequence[Asked]) -> list[float]:
+    def scores(self, asked: Sequence[RewardInput]) -> list[float]:
         from stemma.tuning.scoring import SafetyFirst
 
         talks = [self._talk(one) for one in asked]
@@ -367,7 +367,7 @@ class ModelScorer(Scorer):
         tagged = [one.record.get("unsafe") is True for one in asked]
         return SafetyFirst(helpfulness, safety, white=False).scores(talks, tagged)
 
-    def _talk(self, one: Asked) -> Any:
+    def _talk(self, one: RewardInput) -> Any:
         """A conversation with its answer. Raises RewardError for one that a model cannot read."""
         from stemma.conversations import Conversation, Turn, comparisons
 

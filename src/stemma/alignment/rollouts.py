@@ -26,7 +26,7 @@ Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
-class Prompt:
+class EncodedPrompt:
     """What is to be answered: its `ids`, the `words` of the last turn, its row (`record`), its `place` in the data."""
 
     ids: tuple[int, ...]
@@ -75,7 +75,7 @@ class Rollout:
     """One answer: its token ids with the end token, if it ended by itself (`finished`), their log-probabilities, and
     its text. `sample`: which one of its prompt's answers; `seed`: what its drawing began with."""
 
-    prompt: Prompt
+    prompt: EncodedPrompt
     sample: int
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -98,7 +98,7 @@ def seed_of(seed: int, slot: int) -> int:
 
 def sample(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[EncodedPrompt],
     how: Sampling,
     seeds: Sequence[int],
     rows: int = ROWS,

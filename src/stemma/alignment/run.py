@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stemma.alignment import plans, recipes, several
+from stemma.alignment import pipelines, plans, recipes
 from stemma.errors import UsageError
 from stemma.rewrites import Rewrite
 from stemma.runs.drive import OnStep
@@ -48,14 +48,14 @@ def align(
 
     Raises UsageError for arguments that do not fit, DataError for rows that cannot be learnt from."""
     more: dict[str, Any] = {"lora": lora, "quantize": quantize}
-    if what in several.METHODS:
+    if what in pipelines.METHODS:
         if reference is not None or rewrites:
             raise UsageError(f"{what} is several runs, so it takes no reference and no rewrites")
-        asked = several.Asked(
+        asked = pipelines.Arguments(
             what, start, data, Path(out), budget, seed, rewards, base, template, full=full, overrides=overrides or {},
             resume=resume, on_step=on_step, quiet=quiet, mesh=mesh, **more,
         )  # fmt: skip
-        return several.METHODS[what](asked)
+        return pipelines.METHODS[what](asked)
     if full:
         raise UsageError(f"{what} is a method; published numbers (full) are of the recipes {', '.join(recipes.NAMES)}")
     if base is not None:

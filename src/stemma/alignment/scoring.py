@@ -21,7 +21,7 @@ class Scoring:
     def __call__(
         self, asked: Sequence[Prompt], answers: Sequence[str], rows: Sequence[Mapping[str, Any]]
     ) -> Sequence[float]:
-        given = [rewards.Asked(one.text, text, row) for one, text, row in zip(asked, answers, rows, strict=True)]
+        given = [rewards.RewardInput(one.text, text, row) for one, text, row in zip(asked, answers, rows, strict=True)]
         return self.held.scores(given).totals
 
 

@@ -155,9 +155,9 @@ def resume_run(run: str, quiet: bool, mesh: str | None, sets: tuple[str, ...]) -
     if not sets and stages.begun(run):
         return finish(stages.go_on(run, quiet=quiet, mesh=mesh))
     if not sets and chained(run):
-        from stemma.alignment import several
+        from stemma.alignment import pipelines
 
-        return finish(several.go_on(run, quiet=quiet, mesh=mesh))
+        return finish(pipelines.go_on(run, quiet=quiet, mesh=mesh))
     return finish(train_on(existing_runs((run,))[0], quiet=quiet, mesh=mesh, overrides=overrides(sets)))
 
 

@@ -19,7 +19,7 @@ from stemma.train.run import Run
 
 
 @dataclass(frozen=True)
-class Asked:
+class Arguments:
     """What is asked for: the arguments of `stemma.align`."""
 
     what: str
@@ -46,7 +46,7 @@ class Asked:
         return {"resume": self.resume, "on_step": self.on_step, "quiet": self.quiet, "mesh": self.mesh}
 
 
-def rejection_sampling(asked: Asked) -> Run:
+def rejection_sampling(asked: Arguments) -> Run:
     """The best answers of the model as demonstrations, in rounds, whose settings are overrides `rounds.PATH`."""
     if asked.data is None:
         raise UsageError("rs samples answers to prompts: give --data FILE")
@@ -62,7 +62,7 @@ def rejection_sampling(asked: Asked) -> Run:
         )  # fmt: skip
 
 
-def feedback(asked: Asked) -> Run:
+def feedback(asked: Arguments) -> Run:
     """What people said of answers. Changes are of a step: `dpo.objective.beta`."""
     if asked.data is None:
         raise UsageError("loop learns what people said: give --feedback FILE")
@@ -83,7 +83,7 @@ def feedback(asked: Asked) -> Run:
     return chains.carry_out(asked.what, asked.start, steps, asked.out, seed=asked.seed, files=files, **asked.life)
 
 
-def published(asked: Asked) -> Run:
+def published(asked: Arguments) -> Run:
     """All stages of a published recipe. Changes are of a stage: `ppo.objective.kl`, `reward.data`, `sft.budget`."""
     name = asked.what
     if asked.data is not None or asked.budget is not None:
@@ -109,7 +109,7 @@ def published(asked: Asked) -> Run:
     )
 
 
-METHODS: dict[str, Callable[[Asked], Run]] = {
+METHODS: dict[str, Callable[[Arguments], Run]] = {
     "rs": rejection_sampling, "loop": feedback, **dict.fromkeys(recipes.NAMES, published),
 }  # fmt: skip
 

@@ -29,7 +29,7 @@ class OnlineCursor:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredRollout:
     """An answer, its reward, and the parts of that by name."""
 
     rollout: Rollout
@@ -37,7 +37,7 @@ class Judged:
     parts: Mapping[str, float]
 
 
-def tell(found: Sequence[Judged]) -> dict[str, float]:
+def rollout_metrics(found: Sequence[ScoredRollout]) -> dict[str, float]:
     """Numbers of judged answers for a record."""
     rewards, rollouts = [one.reward for one in found], [one.rollout for one in found]
     names = found[0].parts
@@ -53,7 +53,7 @@ def tell(found: Sequence[Judged]) -> dict[str, float]:
 
 
 @dataclass
-class Turn:
+class Experience:
     """The answers of a step: their `scores`, and of each token of each answer the `facts` by name, on the CPU.
     `metrics`: numbers for the step's record; `cursor`: of the next step. A method adds to all three."""
 

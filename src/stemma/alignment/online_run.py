@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from stemma import disk
+from stemma.alignment.experience import rollout_metrics
 from stemma.alignment.rollouts import Rollout, seed_of
-from stemma.alignment.turns import tell
 from stemma.objectives import policy
 from stemma.train.loop import Loop
 from stemma.train.run import Pretraining
@@ -24,7 +24,7 @@ KEPT = 16  # answers of an evaluation that are kept
 APART = -1  # in place of a slot: prompts of evaluations take seeds of their own
 
 
-class Sampled(Pretraining):
+class OnlineRun(Pretraining):
     """Held-out prompts, the same with the same seeds each time: evaluations differ by the weights alone."""
 
     def __init__(self, run: Path, loop: Loop, store: Any) -> None:
@@ -40,9 +40,9 @@ class Sampled(Pretraining):
         count = min(len(self.prompts), self.objective.spec.judged)
         asked = [self.prompts[i] for i in range(count)]
         with self.loop.averaged():
-            self.source.look()
+            self.source.refresh_models()
             found = self.source.sampled(asked, [seed_of(self.plan.seed, APART - i) for i in range(count)], samples=1)
-            judged = self.source.judged(found, self.source.rewards.of_any())
+            judged = self.source.scored(found, self.source.rewards.of_any())
             more = self.divergence(found) | self.objective.quality(self.source.model, self.loop.autocast)
             more |= self.objective.held_out(self.source, found)
         self.last = [
@@ -54,7 +54,9 @@ class Sampled(Pretraining):
         ]  # fmt: skip
         if self.loop.is_main:
             self.keep()
-        parts = {name: value for name, value in tell(judged).items() if name not in ("reward_std", "distinct")}
+        parts = {
+            name: value for name, value in rollout_metrics(judged).items() if name not in ("reward_std", "distinct")
+        }
         return parts | more | {"targets": float(count)}
 
     def divergence(self, found: Sequence[Rollout]) -> dict[str, float]:

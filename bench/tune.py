@@ -20,24 +20,15 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import statistics
 import tempfile
-import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
+from shared.turns import line
 from training.sft import LAYERS, Examples, base, our_loss, ours, stepper, their_loss, theirs
 
 COMPARED = 8  # examples whose loss is compared
-
-
-def timed(step: Any) -> float:
-    """Tokens a second of a step."""
-    begin = time.perf_counter()
-    tokens = step()
-    return float(tokens / (time.perf_counter() - begin))
 
 
 def measure(folder: Path, view: Examples, lora: bool, best: bool, given: argparse.Namespace, there: bool) -> str:
@@ -46,20 +37,7 @@ def measure(folder: Path, view: Examples, lora: bool, best: bool, given: argpars
     name = f"{'lora' if lora else 'sft ':5} {'best' if best else 'defaults':9}"
     with tempfile.TemporaryDirectory() as out:
         other = stepper(*theirs(folder, view, lora, given.precision, best, out)) if there else None
-        speeds: tuple[list[float], list[float]] = ([], [])
-        for turn in range(given.turns + 1):
-            for step, found in zip((own, other), speeds, strict=True):
-                speed = timed(step) if step is not None else 0.0
-                if turn:  # the first is slower
-                    found.append(speed)
-        if other is not None:
-            other.finish()  # type: ignore[attr-defined]
-    mine = f"{name} Stemma {statistics.median(speeds[0]):7,.0f} tokens/s"
-    if not there:
-        return mine
-    ratios = sorted(a / b for a, b in zip(*speeds, strict=True))
-    ratio = f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-    return f"{mine}   trl {statistics.median(speeds[1]):7,.0f}   {ratio}"
+        return line(name, own, other, given.turns)
 
 
 def main() -> None:

@@ -106,12 +106,4 @@ def theirs(
         train_dataset=datasets.Dataset.from_list([{"prompt": "".join(f" w{i}" for i in ids)} for ids in view.held]),
     )  # fmt: skip
     trainer.remove_callback(hf.PrinterCallback)
-    advance = steps.stepper(trainer)
-
-    def step() -> int:
-        seen.clear()
-        advance()
-        return sum(seen)
-
-    step.finish = steps.finish  # type: ignore[attr-defined]
-    return step
+    return steps.adding(trainer, seen)

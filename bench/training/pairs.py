@@ -158,23 +158,7 @@ def theirs(folder: Path, other: Path | None, view: Pairs, lora: bool, precision:
 
 def stepper(trainer: Any, steps: _Steps) -> Callable[[], int]:
     """A function that takes a step of a trainer and returns the tokens of its pairs."""
-    seen: list[int] = []
-    inner = trainer.training_step
-
-    def counted(model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
-        seen.append(int(inputs["attention_mask"].sum()))
-        return inner(model, inputs, *rest, **more)
-
-    trainer.training_step = counted
-    advance = steps.stepper(trainer)
-
-    def step() -> int:
-        seen.clear()
-        advance()
-        return sum(seen)
-
-    step.finish = steps.finish  # type: ignore[attr-defined]
-    return step
+    return steps.counting(trainer, lambda inputs: int(inputs["attention_mask"].sum()))
 
 
 def their_loss(folder: Path, other: Path, view: Pairs, number: int, out: str) -> float:

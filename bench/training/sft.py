@@ -170,25 +170,13 @@ def theirs(folder: Path, view: Examples, lora: bool, precision: str, best: bool,
 
 def stepper(trainer: Any, steps: _Steps) -> Callable[[], int]:
     """A function that takes a step of a trainer and returns the tokens of its examples that are followed by another."""
-    seen: list[int] = []
-    inner = trainer.training_step
 
-    def counted(model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+    def count(inputs: Any) -> int:
         ids, places = inputs["input_ids"], inputs.get("position_ids")
         real = int((ids != PAD).sum())
-        seen.append(real - (int((places == 0).sum()) if places is not None else len(ids)))
-        return inner(model, inputs, *rest, **more)
+        return real - (int((places == 0).sum()) if places is not None else len(ids))
 
-    trainer.training_step = counted
-    advance = steps.stepper(trainer)
-
-    def step() -> int:
-        seen.clear()
-        advance()
-        return sum(seen)
-
-    step.finish = steps.finish  # type: ignore[attr-defined]
-    return step
+    return steps.counting(trainer, count)
 
 
 def their_loss(folder: Path, view: Examples, number: int, out: str) -> float:

@@ -109,6 +109,30 @@ class _Steps:
         step.finish = self.finish  # type: ignore[attr-defined]
         return step
 
+    def adding(self, trainer: Any, seen: list[int]) -> Callable[[], int]:
+        """Takes a step of a trainer, and returns the sum of what it put into `seen`."""
+        advance = self.stepper(trainer)
+
+        def step() -> int:
+            seen.clear()
+            advance()
+            return sum(seen)
+
+        step.finish = self.finish  # type: ignore[attr-defined]
+        return step
+
+    def counting(self, trainer: Any, count: Callable[[Any], int]) -> Callable[[], int]:
+        """Takes a step of a trainer, and returns what `count` says of its batches together."""
+        seen: list[int] = []
+        inner = trainer.training_step
+
+        def counted(model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+            seen.append(count(inputs))
+            return inner(model, inputs, *rest, **more)
+
+        trainer.training_step = counted
+        return self.adding(trainer, seen)
+
     def finish(self) -> None:
         self.stop = True
         self.go.release()

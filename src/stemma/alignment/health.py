@@ -57,8 +57,8 @@ def check_divergence(gates: Gates, experience: Experience, each: Tensor) -> None
     if gates.negative is not None and error > 0 and kl < -max(NOISE, gates.negative * error):
         raise Unhealthy(
             f"step {experience.step + 1}: the divergence from the reference is {kl:.3g} nats an answer, "
-            f"{-kl / error:.1f} standard errors below 0: answers are drawn from another distribution than the policy's; "
-            "leave out objective.top_k and top_p (objective.gates.negative)"
+            f"{-kl / error:.1f} standard errors below 0: answers are drawn from another distribution than the "
+            "policy's; leave out objective.top_k and top_p (objective.gates.negative)"
         )
     if gates.kl is not None and not kl <= gates.kl:
         raise Unhealthy(

@@ -17,6 +17,7 @@ from stemma.nn.inputs import Inputs
 from stemma.nn.model import IGNORED, Model
 from stemma.objectives import base
 from stemma.objectives.answers import MULTIPLE, trimmed
+from stemma.objectives.packing import first_fit
 from stemma.objectives.vocabulary import token_logprobs
 
 
@@ -58,26 +59,11 @@ def read_tokens(texts: Sequence[Answer]) -> int:
     return sum(tree.size for tree in trees(texts))
 
 
-def rows_of(found: Sequence[Tree]) -> list[list[Tree]]:
-    """Trees in rows as long as the longest of them: longest first, each in the first row that has room."""
-    order = sorted(found, key=lambda tree: -tree.size)
-    limit = order[0].size
-    rows: list[list[Tree]] = []
-    left: list[int] = []
-    for tree in order:
-        at = next((i for i, room in enumerate(left) if room >= tree.size), len(rows))
-        if at == len(rows):
-            rows.append([])
-            left.append(limit)
-        rows[at].append(tree)
-        left[at] -= tree.size
-    return rows
-
-
 def collate(texts: Sequence[Answer], padding: int) -> base.Batch:
     """A batch of texts for a decoder: rows (B T), and of all answers together, one behind another, the targets (N) and
     the places `where` (N) that predict them. `lengths`: targets of each text."""
-    rows = rows_of(trees(texts))
+    found = trees(texts)
+    rows = [[found[i] for i in row] for row in first_fit([tree.size for tree in found])]
     width = -(-max(sum(tree.size for tree in row) for row in rows) // MULTIPLE) * MULTIPLE
     where: list[base.Ints] = [np.zeros(0, np.int64)] * len(texts)
     columns: list[list[base.Ints]] = [[], [], [], []]

@@ -160,3 +160,18 @@ class Packer:
                 langs[here] = self.langs[part.document]
             fill += part.tokens
         return PackedRow(values, documents, positions, langs)
+
+
+def first_fit(sizes: Sequence[int]) -> list[list[int]]:
+    """Items of these sizes, by their numbers, in rows as long as the longest of them: the longest first, each in the
+    first row that has room (first-fit decreasing)."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        at = next((r for r, left in enumerate(room) if left >= sizes[i]), len(rows))
+        if at == len(rows):
+            rows.append([])
+            room.append(max(sizes))
+        rows[at].append(i)
+        room[at] -= sizes[i]
+    return rows

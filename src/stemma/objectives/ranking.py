@@ -22,6 +22,7 @@ from stemma.nn.model import Model
 from stemma.objectives import base, calibration, continuations
 from stemma.objectives.answers import singles, trimmed
 from stemma.objectives.labels import arranged
+from stemma.objectives.packing import first_fit
 from stemma.tasks.base import reader
 from stemma.tasks.preferences import PreferReader
 
@@ -229,15 +230,10 @@ class RunRanking(base.Objective, of=declared.Ranking):
 def packed(texts: Sequence[base.Ints], begins: Sequence[int], padding: int, whole: bool = False) -> base.Batch:
     """Texts in rows as long as the longest of them: several in a row where they fit, the longest first, or one each
     (`whole`). `rows`, `starts`, `ends` (N): where each text is; `segments` (R T): 1 in answers."""
-    longest, room, row_of = max(map(len, texts)), list[int](), dict[int, int]()
-    for i in sorted(range(len(texts)), key=lambda i: -len(texts[i])):
-        row = next((r for r, left in enumerate(room) if left >= len(texts[i])), None) if not whole else None
-        if row is None:
-            row = len(room)
-            room.append(longest)
-        row_of[i], room[row] = row, room[row] - len(texts[i])
-    members: list[list[int]] = [[i for i in row_of if row_of[i] == r] for r in range(len(room))]
-    starts = {i: sum(len(texts[j]) for j in own[:k]) for own in members for k, i in enumerate(own)}
+    sizes = [len(text) for text in texts]
+    members = [[i] for i in range(len(texts))] if whole else first_fit(sizes)
+    row_of = {i: row for row, own in enumerate(members) for i in own}
+    starts = {i: sum(sizes[j] for j in own[:k]) for own in members for k, i in enumerate(own)}
     each = range(len(texts))
 
     def rows(make: Any, fill: int) -> Tensor:

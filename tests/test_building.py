@@ -432,6 +432,15 @@ def corpus(tmp_path: Path, n: int = 40) -> Path:
     return path
 
 
+def test_a_run_that_was_killed_while_it_got_its_store_is_tidied(tmp_path: Path, cache: Path, settled: None) -> None:
+    """The process had written the temporary file of `meta.json`, and not yet given it its name."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".meta.json.c804999f.tmp").write_text("{}")
+    store = shared.build(str(corpus(tmp_path)), Letters(), run)
+    assert sorted(path.name for path in run.iterdir()) == sorted(["meta.json", store.meta["version"]])
+
+
 def test_runs_share_a_store_and_stand_on_their_own(tmp_path: Path, cache: Path, settled: None) -> None:
     path, log = corpus(tmp_path), tmp_path / "log"
     first = shared.build(str(path), Letters(str(log)), tmp_path / "run1")

@@ -81,6 +81,8 @@ def build(
 
 def _give(store: Store, directory: Path) -> Store:
     """Link the files of `store` into `directory`, and open it there."""
+    for left in directory.glob(".meta.json.*.tmp"):  # of a process that was killed while writing
+        left.unlink(missing_ok=True)
     if (held := Store._same(directory, store.fingerprint)) is not None:
         return held
     version = store.meta["version"]

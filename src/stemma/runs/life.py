@@ -67,8 +67,9 @@ def carry_on(run: Path, trainer: Trainer, kind: Kind, on_step: OnStep | None = N
 
 def _restore(run: Path, trainer: Trainer) -> dict[str, Any]:
     """Restore the newest checkpoint, if there is one. Returns the summary of a run that was finished."""
-    for left in run.glob(".*.json*.tmp") if trainer.is_main else ():  # of a process that was killed while writing
-        left.unlink(missing_ok=True)
+    if trainer.is_main:  # what a process left that was killed while writing
+        for left in (*run.glob(".*.json*.tmp"), *run.glob("*/.*.json*.tmp")):
+            left.unlink(missing_ok=True)
     newest, done = checkpoint.latest(run), folder.summary(run)
     if newest is not None:
         trainer.restore(newest)

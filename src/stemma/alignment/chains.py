@@ -120,7 +120,7 @@ def carry_out(
 def check(asked: Mapping[str, Any], out: Path) -> None:
     """Plan every step before the first one runs, with the model that the chain begins from in place of models that are
     not made yet, so that no chain stops after hours at a setting of a later step. Raises as the plans do."""
-    for number, held in enumerate(asked["steps"], 1):
+    for held in asked["steps"]:
         step = Step(**held)
         rewards = tuple(LATER if MADE.search(one) else one for one in step.rewards)
         early = {key: MADE.sub("@0", value) if isinstance(value, str) else value for key, value in held.items()}

@@ -170,6 +170,10 @@ def test_dropout_is_off_unless_it_is_asked_for(decoder: Path, tmp_path: Path) ->
 def test_progress_tells_what_is_aimed_at(decoder: Path, tmp_path: Path, capfd: Any) -> None:  # noqa: F811
     dpo(decoder, tmp_path / "run", 1, quiet=False)
     assert re.search(r"step 1/1  loss 0\.693  accuracy [\d.]+  [\d,]+ tokens/s  0s left", capfd.readouterr().err)
+    dpo(decoder, tmp_path / "few", 1, rows=compared(2), quiet=False)
+    assert "not 20%: it has 2 rows that can be learnt from; give more" in capfd.readouterr().err
+    with pytest.raises(DataError, match="has only one document"):
+        dpo(decoder, tmp_path / "one", 1, rows=compared(1))
 
 
 @pytest.mark.slow

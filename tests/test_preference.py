@@ -323,6 +323,7 @@ def test_what_cannot_be_a_reference_is_refused() -> None:
         ({"smoothing": 0.1, "loss": "ipo"}, "objective.smoothing is for"),
         ({"loss": "odds"}, "set objective.reference=none"),
         ({"positive": 1.0, "reference": "none"}, "objective.positive measures"),
+        ({"positive": 1.0, "loss": "ipo"}, "objective.positive is for the losses sigmoid, robust and hinge, not ipo"),
         ({"margin": 1.0, "loss": "ipo"}, "objective.margin is for"),
         ({"loss": "apo_zero", "reference": "none"}, "compares with a reference"),
         ({"smoothing": 0.5}, "smoothing"),

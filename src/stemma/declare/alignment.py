@@ -134,14 +134,14 @@ class DPO(Preference):
             "leave objective.average out",
         )
         require(
-            not self.positive or (self.reference != "none" and self.loss in ("sigmoid", "robust", "hinge")),
-            "objective.positive measures a fall below the reference, in the losses sigmoid, robust and hinge: leave "
-            "objective.reference=none out",
+            not self.positive or self.reference != "none",
+            "objective.positive measures a fall below the reference; leave objective.reference=none out",
         )
-        require(
-            not self.margin or self.loss in ("sigmoid", "robust", "hinge"),
-            f"objective.margin is for the losses sigmoid, robust and hinge, not {self.loss}",
-        )
+        for name, value in (("positive", self.positive), ("margin", self.margin)):
+            require(
+                not value or self.loss in ("sigmoid", "robust", "hinge"),
+                f"objective.{name} is for the losses sigmoid, robust and hinge, not {self.loss}",
+            )
         require(
             self.reference != "none" or not self.loss.startswith("apo"),
             f"objective.loss={self.loss} compares with a reference; leave objective.reference=none out",

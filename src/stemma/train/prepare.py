@@ -70,13 +70,16 @@ def report_uneven(plan: Plan, train: Any, rest: Any) -> None:
     wanted, share = plan.train.val_fraction, rest.tokens_total / max(1, train.tokens_total + rest.tokens_total)
     if share <= 0.1 + 2 * wanted:
         return
-    why = (
-        "documents with one value in the field 'group' stay together; if it means something else, add "
-        "#group=none to the name of the data"
-        if train.has_groups
-        else f"it has {len(train) + len(rest)} documents, of which none is divided; FILE#split=paragraph or "
-        "FILE#split=line makes more of them"
-    )
+    many = len(train) + len(rest)
+    if train.has_groups:
+        why = (
+            "documents with one value in the field 'group' stay together; if it means something else, add "
+            "#group=none to the name of the data"
+        )
+    elif isinstance(plan.objective, RowObjective):
+        why = f"it has {many} rows that can be learnt from; give more, or set train.val_fraction"
+    else:
+        why = f"it has {many} documents, of which none is divided; FILE#split=paragraph or FILE#split=line makes more"
     disk.tell(f"{share:.0%} of the text is held out and not {wanted:.0%}: {why}")
 
 

@@ -105,15 +105,11 @@ class Work:
     mesh: str | None = None
 
 
-def digests(asked: Sequence[Prompt]) -> tuple[str, str]:
-    """What tells these prompts from others: with their rows, which rewards may read, and as earlier versions wrote it,
-    without."""
-
-    def of(parts: list[Any]) -> str:
-        held = json.dumps(parts, ensure_ascii=False, default=lambda value: type(value).__name__)
-        return hashlib.blake2b(held.encode("utf-8", "replace"), digest_size=8).hexdigest()
-
-    return of([[one.messages, dict(one.row)] for one in asked]), of([one.messages for one in asked])
+def digest(asked: Sequence[Prompt], rows: bool = False) -> str:
+    """What tells these prompts from others; with their `rows`, which rewards may read."""
+    parts = [[one.messages, dict(one.row)] if rows else one.messages for one in asked]
+    held = json.dumps(parts, ensure_ascii=False, default=lambda value: type(value).__name__)
+    return hashlib.blake2b(held.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 def fingerprints(score: Score) -> list[str]:
@@ -132,7 +128,7 @@ def carry_out(
     as in `stemma.tune`. Raises UsageError for a directory that holds something else."""
     out = Path(out)
     asked = {
-        "format": 1, "start": start, "base": base or start, "data": data, "prompts": digests(work.prompts)[0],
+        "format": 1, "start": start, "base": base or start, "data": data, "prompts": digest(work.prompts, rows=True),
         "rewards": list(rewards), "fingerprints": fingerprints(work.score), "rounds": spec.to_dict(rounds),
         "budget": budget, "seed": seed,
         "settings": {key: value for key, value in spec.to_dict(settings or {}).items() if value is not None},
@@ -175,7 +171,7 @@ def go_on(work: Work, out: str | Path) -> Run:
     if asked["fingerprints"] != fingerprints(work.score):
         names = ", ".join(asked["rewards"])
         raise UsageError(f"a reward of {out} ({names}) is not as it was when the rounds began; put it back")
-    if asked["prompts"] not in digests(work.prompts):
+    if asked["prompts"] not in (digest(work.prompts, rows=True), digest(work.prompts)):  # the latter: earlier versions
         raise UsageError(
             f"the prompts of {asked['data']}, or their rows, are not those that {out} was begun with; put them back"
         )

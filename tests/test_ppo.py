@@ -206,5 +206,10 @@ def test_a_run_learns_resumes_and_is_verified(home: Path, tmp_path: Path) -> Non
         [{k: v for k, v in r.items() if k != "seconds"} for r in read_metrics(tmp_path / x)] for x in ("whole", "cut")
     ]
     assert timeless[0] == timeless[1]
-    assert (tmp_path / "cut" / "samples.jsonl").read_text() == (tmp_path / "whole" / "samples.jsonl").read_text()
+    for file in ("samples.jsonl", "judged.jsonl"):
+        assert (tmp_path / "cut" / file).read_text() == (tmp_path / "whole" / file).read_text()
+    judged = [json.loads(line)["rewards"] for line in (tmp_path / "whole" / "judged.jsonl").open()]
+    pairs = list(zip(judged[0], judged[-1], strict=True))
+    win, share = whole.summary["win"], sum((new > old) + 0.5 * (new == old) for old, new in pairs) / len(pairs)
+    assert win["share"] == pytest.approx(share) and win["low"] <= share <= win["high"] and win["prompts"] == len(pairs)
     verify_resume(tmp_path / "whole", 2)

@@ -23,9 +23,9 @@ from stemma.data import random as draw
 from stemma.decoding import generate, score
 from stemma.errors import UsageError
 from stemma.instruct.writers import prompt_of
+from stemma.markup import figures
 from stemma.nn.model import Model
 
-SHOWN = 12  # prompts whose answers stand on the page
 ROWS = 32  # answers written at once
 
 
@@ -118,46 +118,19 @@ def line_of(name: str, one: Mapping[str, Any], rewards: Sequence[str]) -> str:
     return f"{name}: {', '.join(parts)}"
 
 
-STYLE = """
-main { max-width: 72rem; margin: 0 auto; padding: 1.5rem; }
-table { border-collapse: collapse; margin: 1rem 0; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .7rem; border-bottom: 1px solid var(--line); }
-td.n { text-align: right; font-variant-numeric: tabular-nums; } td.text { white-space: pre-wrap; }
-"""
-
-
 def page(found: Mapping[str, Any], title: str) -> str:
-    """A self-contained page: a table of the models, then answers side by side."""
-    names, rewards = list(found["models"]), found["rewards"]
-    columns = [*rewards, "length", "ended", "kl", "win"]
-    head = "".join(f"<th>{escape(column)}</th>" for column in ("model", *columns))
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td>"
-        + "".join(f'<td class="n">{_number(found["models"][name].get(column))}</td>' for column in columns)
-        + "</tr>"
-        for name in names
-    )
-    last = rewards[-1]
-    shown = "".join(
-        f'<tr><td class="text">{escape(one["prompt"])}</td>'
-        + "".join(
-            f'<td class="text">{escape(one["answers"][name])} <small>({one[last][name]:.2f})</small></td>'
-            for name in names
-        )
-        + "</tr>"
-        for one in found["samples"][:SHOWN]
-    )
-    asked = "".join(f"<th>{escape(name)}</th>" for name in ("prompt", *names))
-    body = f"""<main>
+    """A self-contained page: a table of the models, their rewards by their divergence, then answers side by side."""
+    names, last = list(found["models"]), found["rewards"][-1]
+    body = f"""<header>
+<div class="top"><p class="kicker">Stemma alignment</p>{markup.THEME}</div>
 <h1>{escape(title)}</h1>
-<p>{found["prompts"]} held-out prompts, one answer each at temperature 1. <i>kl</i>: nats an answer from
-{escape(found["reference"])}. <i>win</i>: by {escape(last)}, against {escape(names[0])}, ties half.</p>
-<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>
-<h2>Answers side by side</h2>
-<table><thead><tr>{asked}</tr></thead><tbody>{shown}</tbody></table>
-</main>"""
-    return markup.document(title, body, STYLE)
-
-
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:.3f}"
+<p class="lede">{found["prompts"]} held-out prompts, one answer each at temperature 1. A model wins where its answer has
+more of {escape(last)} than that of {escape(names[0])}, ties half, with the interval of 95 of 100.</p>
+</header>
+<main>
+<section><h2>The models</h2>{figures.models(found)}</section>
+<section><h2>Answers side by side</h2><p class="note">Each with its {escape(last)}.</p>
+{figures.answers(found)}</section>
+</main>
+<script>{markup.theme_script()}</script>"""
+    return markup.document(title, body, figures.style())

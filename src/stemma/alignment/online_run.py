@@ -100,7 +100,7 @@ class OnlineRun(Pretraining):
         before the run to the same prompt."""
         first = [row for row in self.kept(SAMPLES) if row.get("step") == 0]
         found = super().summarize(quality) | {"answers": {"before": first, "after": self.last}}
-        before = next((row["rewards"] for row in self.kept(JUDGED) if row.get("step") == 0), [])
+        before: list[float] = next((row["rewards"] for row in self.kept(JUDGED) if row.get("step") == 0), [])
         return found | (wins(before, self.rewards) if len(before) == len(self.rewards) > 0 else {})
 
 

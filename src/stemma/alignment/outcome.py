@@ -7,6 +7,7 @@ OUT/outcome.html   the same as a page
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -15,9 +16,11 @@ from typing import Any
 
 import stemma
 from stemma import disk, markup
-from stemma.alignment.best import PURPOSE, Prompt, Score, rated
+from stemma.alignment import rewards as judges
+from stemma.alignment.best import PURPOSE, Prompt, Score, prompts, rated
 from stemma.alignment.refusals import wilson
 from stemma.alignment.rollouts import Sampling
+from stemma.alignment.scoring import scoring
 from stemma.conversations import prompt_ids, templates
 from stemma.data import random as draw
 from stemma.decoding import generate, score
@@ -25,8 +28,11 @@ from stemma.errors import UsageError
 from stemma.instruct.writers import prompt_of
 from stemma.markup import figures
 from stemma.nn.model import Model
+from stemma.runs import folder
+from stemma.train.prepare import read_plan
 
 ROWS = 32  # answers written at once
+TOKENS = 64  # of an answer at most
 
 
 def answered(
@@ -89,6 +95,26 @@ def compared(
         for i, one in enumerate(asked)
     ]
     return {"prompts": len(asked), "reference": base, "rewards": list(rewards), "models": found, "samples": samples}
+
+
+def of_run(run: Path, data: str, rewards: Sequence[str], *, count: int = 64) -> None:
+    """Ask the weights that a finished run began from, and its model, the first prompts of `data`, judge the answers by
+    `rewards` (the last one says who wins), and write RUN/outcome.json. Raises UsageError for a run that has no weights
+    before it, that is not finished, or that is a chain, whose stages were judged already."""
+    if (run / folder.CHAIN).is_file():
+        raise UsageError(f"{run} is a chain, and its stages were judged when it ended; leave --prompts and --judge out")
+    plan, _ = read_plan(run)
+    if not plan.train.start:
+        raise UsageError(f"{run} began from new weights, so there is nothing before it that could answer")
+    if not (run / "model").is_dir():
+        raise UsageError(f"{run} is not finished, so it has no model that could answer: {folder.resume_command(run)}")
+    template = getattr(getattr(plan.objective, "task", None), "template", "") or None
+    tokens = min(TOKENS, plan.dims.context // 2)
+    models = {"before": plan.train.start, "after": str(run / "model")}
+    with contextlib.ExitStack() as stack:
+        scores = {judges.named(one): stack.enter_context(scoring((one,))) for one in rewards}
+        found = compared(models, prompts(data)[:count], scores, tokens=tokens, seed=plan.seed, template=template)
+    disk.write_json(run / "outcome.json", found)
 
 
 def divergence(model: Model, ids: Sequence[list[int]], results: Sequence[Any], vocab: int) -> float | None:

@@ -253,10 +253,11 @@ def report(
         read(run)  # damage is told before anything is made
     if (data is None) != (not judges):
         raise UsageError("--prompts names what is answered and --judge what judges the answers: give both")
-    for run in found if data is not None else ():
+    if data is not None:
         from stemma.alignment import outcome
 
-        outcome.of_run(Path(run), data, judges)
+        for run in found:
+            outcome.of_run(Path(run), data, judges)
     try:
         for run in found:
             samples.add(Path(run), number)

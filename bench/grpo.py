@@ -6,8 +6,8 @@
 Without --start a LLaMA of two layers of 64 learns sums of two digits by SFT until it is right in about a third of its samples, once a
 seed. Then each method goes on from there with the reward `builtin:number`: 16 prompts a step with 8 answers each. Right are answers that
 are sampled at temperature 1, to --asked questions of the generator (`samples.arithmetic`), half of which have sums that no row for
-training has. Brackets hold 95 % of Wilson's intervals of one seed, else the least and the most of the seeds. `kl` is the divergence
-from the start in nats an answer. What is done is kept in --out, so that the table can be made in pieces.
+training has. Brackets hold 95 % of Wilson's intervals of one seed, and of several the least and the most of them. `kl` is the
+divergence from the start in nats an answer. What is done is kept in --out, so that the table can be made in pieces.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import stemma
 from stemma.alignment.verify import verifier
 from stemma.conversations import Turn, prompt_ids, templates
 from stemma.decoding import generate
+from stemma.objectives.preference import interval
 from stemma.samples import arithmetic
 from stemma.text import Specials, Tokenizer
 
@@ -106,17 +107,10 @@ def learnt(method: str, seed: int, start: str, args: argparse.Namespace) -> Any:
     )  # fmt: skip
 
 
-def wilson(values: Sequence[float]) -> tuple[float, float]:
-    """The interval of 95 % of a share."""
-    n, share, z = len(values), statistics.fmean(values), 1.96**2 / len(values)
-    half = 1.96 * math.sqrt(share * (1 - share) / n + z / (4 * n))
-    return (share + z / 2 - half) / (1 + z), (share + z / 2 + half) / (1 + z)
-
-
 def cell(seeds: Sequence[Sequence[float]]) -> str:
     """The mean over seeds, and the interval."""
     means = [statistics.fmean(values) for values in seeds]
-    low, high = wilson(seeds[0]) if len(seeds) == 1 else (min(means), max(means))
+    low, high = interval(means[0], len(seeds[0])) if len(seeds) == 1 else (min(means), max(means))
     return f"{statistics.fmean(means):6.1%} ({low:.1%} to {high:.1%})"
 
 
@@ -156,6 +150,9 @@ def main() -> None:
         found = [
             measured(f"{method}-{seed}", str(run.directory), args) for seed, run in zip(args.seeds, runs, strict=True)
         ]
+        if len(runs) > 1:
+            for seed, values, gap in zip(args.seeds, found, kl, strict=True):
+                print(row(f"{method}, seed {seed}", [values], f"{gap:.2f}"))
         print(row(method, found, f"{statistics.fmean(kl):.2f}"), flush=True)
 
 

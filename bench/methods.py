@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ from stemma.errors import DataError
 from stemma.tasks.encoder import raw_rows
 from stemma.tuning import tune
 
-TEMPLATE, ROW, WIDE, TOKENS = "plain", 96, 192, 24
+TEMPLATE, ROW, WIDE, TOKENS = "plain", 96, 192, 40
+TIMES = 4  # answers to each held-out prompt
 METHODS = ("rs", "ppo", "ptx", "dpo", "grpo")
 SIZE: dict[str, Any] = {
     "dims.d_model": 96, "dims.layers": 3, "dims.heads": 4, "dims.kv_heads": 4, "dims.d_ff": 256, "dims.vocab": 1500,
@@ -71,14 +73,16 @@ class World:
         self.out, self.quiet = given.out, given.quiet
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "rule.py").write_text(RULE)
-        rows = [row for row in raw_rows(given.data) if turns(row) is not None]
-        order = permutation((7,), len(rows))
-        cut = max(8, min(64, len(rows) // 8))
-        held, kept = [rows[i] for i in order[:cut]], [rows[i] for i in order[cut:]]
-        self.pairs = self.written("pairs", kept)
-        self.held = prompts(self.written("held", held))
+        everything = list(raw_rows(given.data))
+        short = [i for i, row in enumerate(everything) if turns(row) is not None]
+        order = [short[i] for i in permutation((7,), len(short))]
+        held = set(order[: max(8, min(64, len(short) // 8))])
+        kept = [everything[i] for i in order if i not in held]
+        others = [row for i, row in enumerate(everything) if i not in held]
+        self.pairs = self.written("pairs", others)
+        self.held = prompts(self.written("held", (everything[i] for i in sorted(held))))
         self.prompts = self.written("prompts", ({"prompt": self.asked(row)} for row in kept))
-        talk = ("\n\n".join(turn.content for turn in found) for row in raw_rows(given.data) if (found := self.all(row)))
+        talk = ("\n\n".join(turn.content for turn in found) for row in others if (found := self.all(row)))
         self.text = self.written("text", ({"text": one} for one in talk))
         size = SIZE | (SMALL if given.small else {})
         self.base = self.kept("base", lambda at: stemma.pretrain(
@@ -90,8 +94,8 @@ class World:
             overrides=how, resume=True, quiet=self.quiet))  # fmt: skip
         self.rule = given.reward == "rule"
         self.reward = f"{self.out / 'rule.py'}:eight" if self.rule else str(self.kept("reward", lambda at: stemma.align(
-            "reward", start=str(self.base), data=self.pairs, out=at, budget="3 epochs", template=TEMPLATE,
-            overrides={"recipe.lr": 5e-4}, resume=True, quiet=self.quiet)))  # fmt: skip
+            "reward", start=str(self.base), data=self.pairs, out=at, budget="1 epochs", template=TEMPLATE,
+            overrides={"recipe.lr": 3e-4, "train.val_fraction": 0.2}, resume=True, quiet=self.quiet)))  # fmt: skip
 
     @staticmethod
     def all(row: Any) -> tuple[Any, ...]:
@@ -146,35 +150,30 @@ def aligned(world: World, what: str, seed: int, steps: int, small: bool) -> Path
     name = f"{'rule' if world.rule else 'model'}-{what}-{seed}"
     common: dict[str, Any] = {"train.context": ROW, "train.threads": 1}
     sample = common | {
-        "objective.max_new_tokens": TOKENS, "recipe.lr": 2e-4, "objective.judged": 8, "objective.gates.finished": 0.0,
-        "recipe.schedule.shape": "constant", "objective.kl": 0.05, "train.save_every": steps,
+        "objective.max_new_tokens": TOKENS, "objective.unfinished": -1.0, "objective.judged": 8, "recipe.lr": 2e-4,
+        "objective.kl": 0.1, "recipe.schedule.shape": "constant", "train.save_every": steps, "train.eval_every": steps,
     }  # fmt: skip
     one: dict[str, Any] = {
-        "start": str(world.sft),
-        "seed": seed,
-        "template": TEMPLATE,
-        "resume": True,
-        "quiet": world.quiet,
-    }
+        "start": str(world.sft), "seed": seed, "template": TEMPLATE, "resume": True, "quiet": world.quiet,
+    }  # fmt: skip
     online = one | {"data": world.prompts, "rewards": [world.reward], "budget": f"{steps} steps"}
     if what in ("ppo", "ptx"):
         how = sample | {
-            "objective.prompts": 8 if small else 64,
-            "objective.inner": 2,
-            "objective.minibatch": 8 if small else 32,
-        }
+            "recipe.lr": 3e-4, "objective.kl": 0.15, "objective.inner": 2,
+            "objective.prompts": 8 if small else 32, "objective.minibatch": 8 if small else 16,
+        }  # fmt: skip
         if what == "ptx":
-            how |= {"objective.ptx": world.text, "objective.ptx_weight": 1.0}
+            how |= {"objective.ptx": world.text, "objective.ptx_weight": 0.5, "objective.ptx_rows": 0.25}
         return world.kept(name, lambda at: stemma.align("ppo", out=at, overrides=how, **online))
     if what == "grpo":
         how = sample | {"objective.prompts": 2 if small else 8, "objective.samples": 4 if small else 8}
         return world.kept(name, lambda at: stemma.align("grpo", out=at, overrides=how, **online))
     if what == "rs":
-        how = common | {"rounds.samples": 2 if small else 8, "rounds.tokens": TOKENS, "recipe.lr": 5e-4}
+        how = common | {"rounds.samples": 2 if small else 8, "rounds.tokens": TOKENS, "recipe.lr": 1e-3}
         own = online | {"budget": "2 epochs"}
         return world.kept(name, lambda at: stemma.align("rs", out=at, overrides=how, **own))
     data = world.ranked() if world.rule else world.pairs
-    how = common | {"recipe.lr": 1e-4, "objective.beta": 0.1}
+    how = common | {"recipe.lr": 3e-4, "objective.beta": 0.1}
     return world.kept(name, lambda at: stemma.align("dpo", data=data, out=at, budget="2 epochs", overrides=how, **one))
 
 
@@ -182,7 +181,7 @@ def judged(world: World, runs: dict[str, Path], seed: int) -> dict[str, Any]:
     """What the models answer to held-out prompts, kept in --out."""
     name = f"judged-{'rule' if world.rule else 'model'}-{seed}-{'-'.join(runs)}.json"
     if not (path := world.out / name).exists():
-        asked: list[Prompt] = world.held
+        asked: list[Prompt] = [one for one in world.held for _ in range(TIMES)]
         models = {"sft": str(world.sft)} | {what: str(run) for what, run in runs.items()}
         with scoring([world.reward]) as score:
             found = outcome.compared(models, asked, {"reward": score}, tokens=TOKENS, seed=seed, template=TEMPLATE)
@@ -221,12 +220,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--base", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--target", type=float, default=10.0)
-    parser.add_argument("--out", type=Path, default=Path("bench-methods"))
+    parser.add_argument("--out", type=Path, help="[default: runs/bench-methods]")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--quiet", action="store_true")
     given = parser.parse_args()
+    given.out = given.out or Path(tempfile.mkdtemp() if given.small else "runs/bench-methods")
     world = World(given)
     found = []
     for seed in given.seeds:

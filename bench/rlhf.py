@@ -12,7 +12,7 @@ proxy   PPO without a penalty against a reward model that learnt from 300 pairs,
 
 The table has, of each, the reward of held-out prompts before and after, for how many seeds it rose at less than 10 nats, the
 divergence in nats an answer, and the loss on held-out stories; ptx.svg and proxy.svg in --out draw that loss, and both rewards,
-against the divergence. What is done is kept in --out, so that the table can be made in pieces; --small keeps nothing.
+against the divergence. What is done is kept in --out, so that the table can be made in pieces.
 """
 
 from __future__ import annotations
@@ -216,12 +216,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--base", type=int, default=300)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
-    parser.add_argument("--out", type=Path, default=Path("bench-rlhf"))
+    parser.add_argument("--out", type=Path, help="[default: runs/bench-rlhf]")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--quiet", action="store_true")
     given = parser.parse_args()
-    if given.small:
-        given.out = Path(tempfile.mkdtemp(prefix="rlhf-"))
+    given.out = given.out or Path(tempfile.mkdtemp() if given.small else "runs/bench-rlhf")
     world = World(given.out, given.base, given.small, given.quiet)
     few = {"objective.prompts": 8, "objective.minibatch": 8, "objective.judged": 8, "objective.max_new_tokens": 12}
     more = few if given.small else {}

@@ -24,6 +24,7 @@ BUDGETS = {
     "test_parity.py": 25,
     "test_planning.py": 25,
     "test_scale.py": 60,
+    "test_recipes.py": 8,
     "test_pretrain.py": 15,
     "test_gguf_write.py": 20,
     "test_kills.py": 30,

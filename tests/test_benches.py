@@ -16,6 +16,7 @@ SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds
     "data": ("", "library"),
     "code": ("--seeds 1 --base 2 --steps 8 --cases 5 --files 2", "ul2r 0.16"),
     "decode": ("--threads 1 --repeats 1 --new 4 --only t5", "t5 60M, bfloat16"),
+    "dpo": ("--seeds 1 2 --context 128 --quiet", "all"),
     "explained": ("--small --seeds 1 --steps 3 --tokens 2000 --questions 6 --quiet", "one stage"),
     "families": ("--threads 1 --repeats 1 --rows 2 --length 16 --new 4 --only llama", "llama"),
     "giraffe": ("--seeds 1 --base 15 --steps 1 --texts 16 --only none linear", "factor 8 in use"),

@@ -96,11 +96,19 @@ def test_rows_that_compare_nothing_say_why() -> None:
             "answers 1 and 2 are the same, and one is preferred",
         ),
         ({"prompt": "q", "responses": ["a", "a"], "ranks": [0, 0]}, "so none was preferred"),
+        ({"prompt": "q", "answers": [{"text": "a", "score": 1}, {"text": "b"}]}, "answer 2 has no 'score', by which"),
+        ({"prompt": "q", "answers": ["a", {"text": "b", "rank": 0}]}, "answer 1 has no 'rank', by which"),
         ({"prompt": "q", "response_1": "a", "response_2": "b"}, "no preference_strength"),
         ({"text": "a"}, "compare no answers"),
     ):
         with pytest.raises(DataError, match=why):
             ranked(row)
+
+
+def test_answers_that_all_have_a_score_are_ordered_by_it_though_another_is_missing() -> None:
+    answers = [{"text": "a", "overall_score": None, "score": 1}, {"text": "b", "overall_score": 9, "score": 2}]
+    assert ranked({"prompt": "q", "answers": answers}).answers == ["b", "a"]
+    assert ranked({"prompt": "q", "answers": [{"text": "a"}, {"text": "b"}]}).answers == ["a", "b"]
 
 
 def test_thumbs_are_of_each_rated_answer() -> None:

@@ -53,7 +53,8 @@ def align(home: Path, out: Path, budget: str = "3 steps", what: str = "grpo", **
     rewards = changes.pop("rewards", [f"{home / 'reward.py'}:length"])
     return stemma.align(
         what, start=str(home / "sft"), data=str(home / "rows.jsonl"), out=out, budget=budget, rewards=rewards,
-        lora=changes.pop("lora", None), resume=changes.pop("resume", False), quiet=True, overrides=SMALL | changes,
+        lora=changes.pop("lora", None), resume=changes.pop("resume", False), reference=changes.pop("reference", None),
+        quiet=True, overrides=SMALL | changes,
     )  # fmt: skip
 
 
@@ -208,6 +209,8 @@ def test_groups_of_equal_rewards_are_drawn_again_or_dropped(home: Path, tmp_path
     again = align(home, tmp_path / "again", "2 steps", **more, **{"objective.equal": "again", "objective.tries": 9})
     assert [r["zero_variance"] for r in read_metrics(again.directory)] == [0.0, 0.0]
     assert not again.plan.nets  # without kl there is no reference
+    with pytest.raises(UsageError, match=r"set objective\.kl=0 in place of none"):
+        align(home, tmp_path / "none", "2 steps", rewards=["builtin:number"], reference="none")
     dropped = read_metrics(align(home, tmp_path / "drop", "2 steps", **more, **{"objective.equal": "drop"}).directory)
     for record in dropped:
         assert record["targets"] == round(24 * (1 - record["zero_variance"])) and 0 < record["zero_variance"] < 1

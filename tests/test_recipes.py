@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import transformers as hf
 import stemma
 from stemma import samples
 from stemma.alignment import chains, recipes
-from stemma.errors import UsageError
+from stemma.errors import StemmaError, UsageError
 from stemma.text import Specials, Tokenizer
 from test_tune import SMALL
 
@@ -78,6 +79,24 @@ def test_scaled_recipes_are_small_and_changes_are_of_a_stage(base: Path) -> None
         assert not Path("none").exists()
     with pytest.raises(UsageError, match=r"published numbers .* are of the recipes instructgpt, chatgpt"):
         stemma.align("dpo", start=str(base), out="none", data="x", full=True)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("name", recipes.NAMES)
+def test_every_stage_of_a_recipe_can_be_planned(tmp_path: Path, base: Path, name: str, full: bool) -> None:
+    """A chain plans all of its stages before the first begins, and a setting that does not fit leaves nothing."""
+    found, _ = recipes.steps(name, str(base), full=full)
+    asked = {"name": name, "start": str(base), "seed": 1, "full": full, "steps": [asdict(step) for step in found]}
+    chains.check(asked, tmp_path / "run")
+    if full and name == "instructgpt":
+        reward = next(step for step in found if step.what == "reward")
+        assert reward.overrides["recipe.batch"] == 64 * 160
+    if full:
+        return
+    wrong, _ = recipes.steps(name, str(base), changes={recipes.words(name)[-1]: {"recipe.no": 1}})
+    with pytest.raises(StemmaError, match=r"recipe\.no"):
+        chains.carry_out(name, str(base), wrong, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def brief(name: str) -> dict[str, Any]:

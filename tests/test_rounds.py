@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,6 +65,44 @@ def test_the_best_is_the_first_of_the_highest_that_came_to_an_end() -> None:
     ):
         with pytest.raises(DataError, match=why):
             picks(Scripted(), asked(1), wrong, 5, Sampling(8), [1])  # type: ignore[arg-type]
+
+
+class Narrow(Scripted):
+    """Only the first prompt leaves room for answers; `cut`: none of which ends."""
+
+    def __init__(self, cut: bool = False) -> None:
+        self.cut = cut
+
+    def draw(self, asked: Sequence[Sequence[Turn]], n: int, how: Sampling, seeds: Sequence[int]) -> Any:
+        whole = [Continuation(f"yes {j}", not self.cut) for j in range(n)]
+        return [whole if turns[-1].content.endswith((" 0", " 1")) else [Continuation("", False, False)] * n
+                for turns in asked]  # fmt: skip
+
+
+def test_prompts_without_room_are_not_judged(
+    tmp_path: Path, talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reward that cannot read such a prompt stops no round, and none counts an answer that was never written."""
+
+    def reward(asked: Sequence[Prompt], answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        assert all(answers)
+        return [1.0] * len(answers)
+
+    found = picks(Narrow(), asked(3)[1:], reward, 2, Sampling(8), [1, 2])  # type: ignore[arg-type]
+    assert [pick.rewards for pick in found] == [(1.0, 1.0), ()] and found[1].best is None
+    (alone,) = picks(Narrow(), asked(3)[2:], reward, 2, Sampling(8), [1])  # type: ignore[arg-type]
+    assert alone.rewards == () and alone.text is None
+    monkeypatch.setattr(rounds, "sampler_of", lambda asked, out, how, number: lambda: Narrow(cut=number == 2))
+    more = options(tmp_path, talker) | {"budget": "1 steps"}
+    rounds.carry_out(Work(asked(4), reward), tmp_path / "run", **more)  # in round 2 no answer ends
+    facts = [json.loads((tmp_path / f"run/stages/samples-{n}/facts.json").read_text()) for n in (1, 2)]
+    assert [one["reward"] for one in facts] == [1, 1] and [one["answers"] for one in facts] == [16, 16]
+    assert [one["none"] for one in facts] == [2, 4] and facts[1]["earlier"] == 2
+    said = capsys.readouterr().err
+    assert "1.000 of the best of 8; 2 answers are learnt; 2 prompts leave no room for 24 tokens" in said
+    assert "none ended; 2 answers are learnt" in said
+    with pytest.raises(DataError, match="round 1: none of 2 prompts leaves room for 24 tokens of an answer; shorten"):
+        rounds.carry_out(Work(asked(4)[2:], reward, quiet=True), tmp_path / "none", **more)
 
 
 def test_the_bound_of_the_divergence_is_that_of_enumerated_answers() -> None:
@@ -204,15 +243,25 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, decoder: Path) -> None:  #
         rounds.carry_out(work, tmp_path / "run", **more)
     with pytest.raises(CheckpointError, match=r"rounds\.json is damaged"):
         rounds.go_on(work, tmp_path / "run")
-    cut = Work(asked(2), short, quiet=True)
+    cut, few = Work(asked(2), short, quiet=True), {**more, "rounds": Rounds(samples=1, tokens=1)}
     with pytest.raises(
         DataError, match="0 prompts have an answer that came to its end, of 2 answers; more tokens are needed"
     ):
-        rounds.carry_out(cut, tmp_path / "cut", **{**more, "rounds": Rounds(samples=1, tokens=1)})
+        rounds.carry_out(cut, tmp_path / "cut", **few)
     with pytest.raises(UsageError, match="was begun with start="):
         rounds.carry_out(cut, tmp_path / "cut", **{**more, "start": "other"}, resume=True)
     with pytest.raises(UsageError, match="are not those that"):
         rounds.go_on(Work(asked(3), short, quiet=True), tmp_path / "cut")
+    changed = [Prompt(one.turns, {"i": 7}) for one in asked(2)]  # a reward may read it
+    for go in (rounds.go_on, lambda work, out: rounds.carry_out(work, out, **few, resume=True)):
+        with pytest.raises(UsageError, match="or their rows, are not those that"):
+            go(Work(changed, short, quiet=True), tmp_path / "cut")
+    held = json.loads((tmp_path / "cut" / "rounds.json").read_text())
+    held["prompts"] = rounds.digest(asked(2))  # as earlier versions wrote it
+    (tmp_path / "cut" / "rounds.json").write_text(json.dumps(held))
+    shutil.rmtree(tmp_path / "cut" / "stages")
+    with pytest.raises(DataError, match="0 prompts have an answer"):
+        rounds.carry_out(cut, tmp_path / "cut", **few, resume=True)
 
 
 def test_the_tokenizer_is_asked_for(tokenizer: Tokenizer, decoder: Path) -> None:  # noqa: F811

@@ -48,7 +48,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Pick:
-    """Answers to one prompt, their rewards, and the index of the best; None where no answer came to its end."""
+    """Answers to one prompt, their rewards (none where the prompt leaves no room for an answer), and the index of the
+    best; None where no answer came to its end."""
 
     answers: tuple[Continuation, ...]
     rewards: tuple[float, ...]
@@ -132,11 +133,11 @@ def picks(
     or was cut at the most tokens has a reward and is never the best. Raises DataError for a reward that is no number.
     """
     drawn = sampler.draw([one.turns for one in asked], n, how, seeds)
-    flat = [(one, answer.text) for one, answers in zip(asked, drawn, strict=True) for answer in answers]
-    rewards = rated(score, [one for one, _ in flat], [text for _, text in flat])
+    flat = [(one, own.text) for one, answers in zip(asked, drawn, strict=True) for own in answers if own.fits]
+    rewards = iter(rated(score, [one for one, _ in flat], [text for _, text in flat]) if flat else ())
     found = []
-    for number, answers in enumerate(drawn):
-        own = tuple(rewards[number * n : (number + 1) * n])
+    for answers in drawn:
+        own = tuple(next(rewards) for answer in answers if answer.fits)
         whole = [i for i, answer in enumerate(answers) if answer.whole and answer.text]
         found.append(Pick(tuple(answers), own, max(whole, key=own.__getitem__, default=None)))
     return found

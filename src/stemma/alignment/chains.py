@@ -30,6 +30,7 @@ from stemma.tuning import systems
 
 # the model that a step made, by its number; 0 is the one that the chain begins from. In a list behind : or , too
 MADE = re.compile(r"(?:(?<=[:,])|^)@(\d+)(?=,|$)")
+LATER = "builtin:number"  # stands for a reward model that is not made yet, where a step is only planned
 ASKED = {
     "format": int, "name": str, "start": str, "seed": int, "full": bool, "steps": [{str: Any}], "judged": {str: Any},
 }  # fmt: skip
@@ -106,8 +107,7 @@ def carry_out(
                 for row in held:
                     add(row)
     try:
-        if steps[0].what != "rs":
-            planned(asked, out, 1, True)
+        check(asked, out)
     except StemmaError:  # what cannot be planned leaves nothing behind
         for file in files or {}:
             (out / "stages" / file).unlink(missing_ok=True)
@@ -115,6 +115,20 @@ def carry_out(
     out.mkdir(parents=True, exist_ok=True)
     disk.write_json(out / folder.CHAIN, asked)
     return go_on(out, on_step, quiet, mesh)
+
+
+def check(asked: Mapping[str, Any], out: Path) -> None:
+    """Plan every step before the first one runs, with the model that the chain begins from in place of models that are
+    not made yet, so that no chain stops after hours at a setting of a later step. Raises as the plans do."""
+    for held in asked["steps"]:
+        step = Step(**held)
+        rewards = tuple(LATER if MADE.search(one) else one for one in step.rewards)
+        early = {key: MADE.sub("@0", value) if isinstance(value, str) else value for key, value in held.items()}
+        trial = {**asked, "steps": [{**early, "rewards": rewards}]}
+        if step.what == "rs":
+            spec.edit(Rounds(), step.rounds)
+            trial["steps"][0] |= {"what": "sft", "rewards": ()}
+        planned(trial, out, 1, True)
 
 
 def read(out: Path) -> dict[str, Any]:

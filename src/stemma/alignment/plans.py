@@ -124,6 +124,8 @@ def with_reference(objective: Any, start: str, named: str | None, adapted: bool)
         return objective
     if named is not None:
         free = named == "none" and isinstance(objective, Preference)
+        if named == "none" and not free:
+            raise UsageError("without a reference there is no divergence from it: set objective.kl=0 in place of none")
         return replace(objective, reference=named if free else start_folder(named))
     if objective.reference or adapted or (isinstance(objective, Online) and not objective.kl):
         return objective

@@ -14,7 +14,7 @@ from stemma import families
 from stemma.alignment.chains import Judged, Step
 from stemma.declare.tuning import RL, SFT, Preferences, RejectionSampling, RewardModel, Stage
 from stemma.tuning import systems
-from stemma.tuning.plans import started
+from stemma.tuning.plans import ROW, started
 
 # recipes, and whose numbers stand in where a family's own are unpublished
 NAMES = {"instructgpt": "", "chatgpt": "instructgpt", "llama2-chat": "", "tulu2": ""}
@@ -30,10 +30,12 @@ SCALED = {"rounds": 2, "tokens": 40, "prompts": 32, "minibatch": 16, "steps": 40
 @dataclass
 class Making:
     """A chain that is being made: its steps so far, and the numbers of the steps that made the policy, what it begins
-    from, and the reward models."""
+    from, and the reward models. `wider`: how many times the published width is the model's; `context`: the tokens of a
+    row of its reward models."""
 
     name: str
     wider: float
+    context: int
     full: bool
     template: str | None
     steps: list[Step] = field(default_factory=list)
@@ -87,7 +89,7 @@ def steps(
     wider = families.design(design).dims.d_model / there.dims.d_model
     if template is None and NAMES[name] and there.tokenizer.chat_template is None:
         template = systems.DEFAULT  # where none is published, and the model has none
-    made = Making(name, wider, full, template)
+    made = Making(name, wider, min(there.dims.context, ROW), full, template)
     tuned = 0
     for stage in stages(name):
         match stage:
@@ -157,7 +159,7 @@ def reward_models(made: Making, stage: RewardModel) -> None:
             changes["objective.task.margins"] = tuple(stage.margins[-1])  # the smaller ones, which split no scores
         changes |= schedule(stage)
         if made.full and stage.examples:
-            changes["train.examples"] = stage.examples
+            changes["recipe.batch"] = int(_of(stage.examples)) * made.context
         word = f"reward-{name}" if name else "reward"
         epochs = (_of(stage.epochs) or 1) * (1 if made.full else EPOCHS)
         budget = f"{epochs:g} epochs"

@@ -105,9 +105,10 @@ class Work:
     mesh: str | None = None
 
 
-def digest(asked: Sequence[Prompt]) -> str:
-    """What tells these prompts from others."""
-    held = json.dumps([one.messages for one in asked], ensure_ascii=False)
+def digest(asked: Sequence[Prompt], rows: bool = False) -> str:
+    """What tells these prompts from others; with their `rows`, which rewards may read."""
+    parts = [[one.messages, dict(one.row)] if rows else one.messages for one in asked]
+    held = json.dumps(parts, ensure_ascii=False, default=lambda value: type(value).__name__)
     return hashlib.blake2b(held.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
@@ -127,7 +128,7 @@ def carry_out(
     as in `stemma.tune`. Raises UsageError for a directory that holds something else."""
     out = Path(out)
     asked = {
-        "format": 1, "start": start, "base": base or start, "data": data, "prompts": digest(work.prompts),
+        "format": 1, "start": start, "base": base or start, "data": data, "prompts": digest(work.prompts, rows=True),
         "rewards": list(rewards), "fingerprints": fingerprints(work.score), "rounds": spec.to_dict(rounds),
         "budget": budget, "seed": seed,
         "settings": {key: value for key, value in spec.to_dict(settings or {}).items() if value is not None},
@@ -142,7 +143,7 @@ def carry_out(
             raise UsageError(f"{out} holds a run already; resume it, or choose another directory")
         held = read(out)
         for key, value in json.loads(json.dumps(asked)).items():
-            if held[key] != value:
+            if key != "prompts" and held[key] != value:  # `go_on` compares the prompts
                 raise UsageError(f"{out} was begun with {key}={held[key]}, not {value}; choose a new directory")
         return go_on(work, out)
     folder.check_free(out, resume)
@@ -170,8 +171,10 @@ def go_on(work: Work, out: str | Path) -> Run:
     if asked["fingerprints"] != fingerprints(work.score):
         names = ", ".join(asked["rewards"])
         raise UsageError(f"a reward of {out} ({names}) is not as it was when the rounds began; put it back")
-    if asked["prompts"] != digest(work.prompts):
-        raise UsageError(f"the prompts of {asked['data']} are not those that {out} was begun with; put them back")
+    if asked["prompts"] not in (digest(work.prompts, rows=True), digest(work.prompts)):  # the latter: earlier versions
+        raise UsageError(
+            f"the prompts of {asked['data']}, or their rows, are not those that {out} was begun with; put them back"
+        )
     rounds = spec.from_dict(Rounds, asked["rounds"])
     for number in range(1, rounds.rounds + 1):
         place = place_of(out, number, rounds.rounds)
@@ -206,11 +209,16 @@ def choose(work: Work, out: Path, asked: Mapping[str, Any], rounds: Rounds, numb
     chosen = rounds.chosen(asked["seed"], number, len(work.prompts))
     rows = sample(work, home, asked, rounds, number, chosen, sampler_of(asked, out, rounds, number))
     best = bests(out, rounds, number)
-    if len(best) < (1 if rounds.beside else 2):  # one is what a run is judged by
-        many = rounds.samples * len(chosen)
+    most = f"{rounds.tokens} tokens of an answer"
+    if not (answered := sum(map(has_room, rows))):
         raise DataError(
-            f"round {number}: {len(best)} prompts have an answer that came to its end, of {many} answers; more tokens "
-            "are needed"
+            f"round {number}: none of {len(rows)} prompts leaves room for {most}; shorten them, or lower rounds.tokens"
+        )
+    passed = f"; {len(rows) - answered} prompts leave no room for {most}" if answered < len(rows) else ""
+    if len(best) < (1 if rounds.beside else 2):  # one is what a run is judged by
+        raise DataError(
+            f"round {number}: {len(best)} prompts have an answer that came to its end, of {rounds.samples * answered} "
+            f"answers; more tokens are needed{passed}"
         )
     with disk.write_jsonl(home / "best.jsonl") as add:
         for key in sorted(best):
@@ -218,11 +226,17 @@ def choose(work: Work, out: Path, asked: Mapping[str, Any], rounds: Rounds, numb
     facts = facts_of(rows, best, rounds, number)
     disk.write_json(home / "facts.json", facts)
     if not work.quiet:
+        top = "none ended" if facts["best"] is None else f"{facts['best']:.3f} of the best of {rounds.samples}"
         disk.tell(
             f"round {number} of {rounds.rounds}: {facts['prompts']} prompts, reward {facts['reward']:.3f} on the mean, "
-            f"{facts['best']:.3f} of the best of {rounds.samples}; {facts['learnt']} answers are learnt"
+            f"{top}; {facts['learnt']} answers are learnt{passed}"
         )
     return home / "best.jsonl"
+
+
+def has_room(row: Mapping[str, Any]) -> bool:
+    """Whether the prompt of a row of answers left room for them."""
+    return any(answer["fits"] for answer in row["answers"])
 
 
 def sampler_of(asked: Mapping[str, Any], out: Path, rounds: Rounds, number: int) -> Any:
@@ -287,12 +301,14 @@ def facts_of(
     rows: Sequence[Mapping[str, Any]], best: Mapping[int, Mapping[str, Any]], rounds: Rounds, number: int
 ) -> dict[str, Any]:
     """What came out of a round's sampling: `reward` and `length` (characters) of all answers, `best` of the best of
-    each prompt, `kl`: how far these can be from the sampler's distribution, in nats."""
-    answers = [answer for row in rows for answer in row["answers"]]
+    each prompt, `none`: how many prompts have none, `kl`: how far the best can be from the sampler's distribution, in
+    nats."""
+    answered = [row for row in rows if has_room(row)]
+    answers = [answer for row in answered for answer in row["answers"]]
     top = [row["rewards"][row["best"]] for row in rows if row["best"] is not None]
     return {
         "round": number, "temperature": rounds.at(number), "prompts": len(rows), "answers": len(answers),
-        "reward": mean(value for row in rows for value in row["rewards"]), "best": mean(top) if top else None,
+        "reward": mean(value for row in answered for value in row["rewards"]), "best": mean(top) if top else None,
         "kl": kl_bound(rounds.samples), "length": mean(len(answer["text"]) for answer in answers),
         "ended": mean(answer["whole"] for answer in answers), "none": len(rows) - len(top),
         "learnt": len(best), "earlier": sum(row["round"] < number for row in best.values()),

@@ -10,6 +10,8 @@ import click
 
 from stemma.cli import command, console, emit
 from stemma.cli.complete import complete_names, scale_option, set_option
+from stemma.cli.plan_alignment import ALIGNED, aligned_options, aligning, count_text, size_text, time_text
+from stemma.cli.tuning import changed
 from stemma.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -53,8 +55,58 @@ def device_figures(function: Callable[..., Any]) -> Callable[..., Any]:
 @scale_option(help="tiny, mini, small, or full (the published size).  [default: full with --gpus, else tiny]")
 @set_option("Change the plan, e.g. recipe.batch=65536.")
 @click.option("--config", type=click.Path(), metavar="FILE", help="YAML, TOML or JSON with such paths.")
+@aligned_options
 @click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
-def plan(
+def plan(name: str | None, start: str | None, **options: Any) -> None:
+    """Say what training NAME needs on some devices: memory, time and, at your price, money.
+
+    Nothing is downloaded or read, and no weights are made: a step is traced on torch's meta device, by a few layers.
+    Takes the settings of `stemma pretrain`.
+
+    With --from, NAME is a method or recipe of alignment (dpo, ppo, instructgpt ...), and `plan` stands where `align`
+    would: stemma plan dpo --from MODEL --data FILE. The rows are read, and the batches that the run will read are
+    traced; sampled answers are taken to be as long as they may be.
+
+    A device that is not known is described: --gpus 2xMine --memory 48 --peak 200 --bandwidth 900. The same options
+    replace figures of one that is.
+
+    Of adapters that were tuned beside 4-bit weights (qlora-65b), NAME alone gives the published memory line by line.
+    """
+    asked = {key: options.pop(key) for key in ALIGNED}
+    if start is None:
+        if odd := next((key for key, value in asked.items() if value), None):
+            raise UsageError(f"--{odd.rstrip('s')} is of alignment: name the model that it begins from (--from)")
+        _training(name, **options)
+    elif name is None or options["scale"] is not None:
+        lacking = "a method or recipe such as dpo is to be named" if name is None else "leave --scale out"
+        raise UsageError(f"--from plans an alignment from weights that exist: {lacking}")
+    else:
+        _alignment({"what": name, "start": start, **asked}, **options)
+
+
+def _alignment(
+    asked: dict[str, Any],
+    gpus: str,
+    mesh: str | None,
+    micro: int | None,
+    recompute: bool,
+    price: float | None,
+    probed: bool,
+    budget: str | None,
+    scale: str | None,
+    sets: tuple[str, ...],
+    config: str | None,
+    as_json: bool,
+    **figures: float | None,
+) -> None:
+    """Plan an alignment."""
+    count, device = _fleet(gpus, _figures(figures), probed)
+    asked |= {"budget": budget, "overrides": changed(config, sets, None, False)}
+    how = {"micro": micro, "recompute": recompute}
+    aligning(asked, (count, device, mesh), how, probed, price, as_json)
+
+
+def _training(
     name: str | None,
     gpus: str,
     mesh: str | None,
@@ -69,24 +121,14 @@ def plan(
     as_json: bool,
     **figures: float | None,
 ) -> None:
-    """Say what training NAME needs on some devices: memory, time and, at your price, money.
-
-    Nothing is downloaded or read, and no weights are made: a step is traced on torch's meta device, by a few layers.
-    Takes the settings of `stemma pretrain`.
-
-    A device that is not known is described: --gpus 2xMine --memory 48 --peak 200 --bandwidth 900. The same options
-    replace figures of one that is.
-
-    Of adapters that were tuned beside 4-bit weights (qlora-65b), NAME alone gives the published memory line by line.
-    """
+    """Plan a training from scratch."""
     from stemma import parallel
     from stemma.cli.training import given
 
-    options = ("gpus", "mesh", "micro", "recompute", "price", "probed", "budget", "scale", "config", *figures)
-    if name and not sets and not given(*options) and _published(name, as_json):
+    names = ("gpus", "mesh", "micro", "recompute", "price", "probed", "budget", "scale", "config", *figures)
+    if name and not sets and not given(*names) and _published(name, as_json):
         return
-    own = {name: value * UNITS.get(name, 1e9) for name, value in figures.items() if value is not None}
-    count, device = _fleet(gpus, own, probed)
+    count, device = _fleet(gpus, _figures(figures), probed)
     notes: list[str] = []
     view = _draft(name, config, sets, scale, budget, device, recompute, notes)
     grid = parallel.mesh(mesh) if mesh is not None else None
@@ -125,12 +167,21 @@ def _published(name: str, as_json: bool) -> bool:
         soft_wrap=True,
     )
     for line in found.lines:
-        out.print(f"  {line.what:<18}{_size(line.bytes):>10}  {line.how}", soft_wrap=True)
+        out.print(f"  {line.what:<18}{size_text(line.bytes):>10}  {line.how}", soft_wrap=True)
     verdict = "fits" if fits else "DOES NOT FIT"
-    out.print(f"  {'together':<18}{_size(found.memory):>10}  of {_size(GPU)} of one GPU: {verdict}", soft_wrap=True)
-    out.print(f"  tuning all weights would take {_size(found.full)}: 12 bytes each, and activations", soft_wrap=True)
+    out.print(
+        f"  {'together':<18}{size_text(found.memory):>10}  of {size_text(GPU)} of one GPU: {verdict}", soft_wrap=True
+    )
+    out.print(
+        f"  tuning all weights would take {size_text(found.full)}: 12 bytes each, and activations", soft_wrap=True
+    )
     out.print("a run of your own is planned with --gpus and rewrites (docs/adapters.md)", soft_wrap=True)
     return True
+
+
+def _figures(given: dict[str, float | None]) -> dict[str, float]:
+    """The figures of a device that are given, in its units."""
+    return {name: value * UNITS.get(name, 1e9) for name, value in given.items() if value is not None}
 
 
 def _fleet(gpus: str, figures: dict[str, float], probed: bool) -> tuple[int, Device]:
@@ -303,40 +354,27 @@ def _tell(full: Plan, found: Estimate, device: Device, data: dict[str, Any], pro
         ("activations", "activations"),
     ):
         if (size := getattr(found, key)) > 0:
-            out.print(f"  {words:<22}{_size(size):>12}")
+            out.print(f"  {words:<22}{size_text(size):>12}")
     verdict = "fits" if data["fits"] else "DOES NOT FIT"
-    out.print(f"  {'together':<22}{_size(found.memory):>12}  of {_size(device.memory)} a device: {verdict}")
-    out.print(f"  logits of a micro-batch {_size(found.logits)}; cache of one row in inference {_size(found.cache)}")
+    out.print(f"  {'together':<22}{size_text(found.memory):>12}  of {size_text(device.memory)} a device: {verdict}")
+    out.print(
+        f"  logits of a micro-batch {size_text(found.logits)}; cache of one row in inference {size_text(found.cache)}"
+    )
     say(
         f"work     {data['flops_per_token']:.3g} FLOPs a token, {data['flops_per_step']:.3g} a step, "
-        f"{data['flops']:.3g} in {_count(data['steps'])} steps of {data['tokens']:.3g} tokens together"
+        f"{data['flops']:.3g} in {count_text(data['steps'])} steps of {data['tokens']:.3g} tokens together"
     )
     how = f"{data['timed']} steps timed here" if probed else f"{device.share:.0%} of the peak assumed"
     if not probed and found.waiting > 0:
         how = f"{how}, {found.waiting:.3g} s for the sums of slices"
     if not probed and found.sending > found.computing + found.waiting:
         how = f"{how}, and messages take longer: {found.sending:.3g} s a step"
-    speed = f"{found.seconds:.3g} s a step, {_count(data['tokens_per_second'])} tokens/s, {_time(data['hours'])}"
+    speed = (
+        f"{found.seconds:.3g} s a step, {count_text(data['tokens_per_second'])} tokens/s, {time_text(data['hours'])}"
+    )
     say(f"time     {speed} ({how})")
-    hours = f"{_count(data['device_hours'], 1)} device-hours"
+    hours = f"{count_text(data['device_hours'], 1)} device-hours"
     if data["cost"] is not None:
-        say(f"cost     {_count(data['cost'], 2)} for {hours}")
+        say(f"cost     {count_text(data['cost'], 2)} for {hours}")
     else:
         say(f"cost     {hours} (--price says what one costs)")
-
-
-def _count(n: float, digits: int = 0) -> str:
-    return f"{n:,.{digits}f}" if n < 1e15 else f"{n:.3g}"
-
-
-def _size(n: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if n >= size:
-            return f"{n / size:,.1f} {unit}"
-    return f"{n / 1e3:,.1f} kB" if n >= 1e3 else f"{n:.0f} B"
-
-
-def _time(hours: float) -> str:
-    if hours >= 48:
-        return f"{_count(hours / 24, 1)} days"
-    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"

@@ -271,13 +271,28 @@ def _of_list(row: Row, name: str) -> Compared:
     system = row.get("system")
     ranks = next((row[n] for n in RANKS if row.get(n) is not None), None)
     scores = next((row[n] for n in SCORES if row.get(n) is not None), None)
-    if ranks is None and scores is None and all(isinstance(one, Mapping) for one in held):
-        ranks = [one["rank"] for one in held] if all(one.get("rank") is not None for one in held) else None
-        own = next((n for n in OWN_SCORES if all(one.get(n) is not None for one in held)), None)
-        scores = [one[own] for one in held] if own is not None and ranks is None else None
+    if ranks is None and scores is None:
+        own = _judged_by(held)
+        values = [one[own] for one in held] if own is not None else None
+        ranks, scores = (values, None) if own == "rank" else (None, values)
     numbers = _numbers(ranks, "ranks", len(texts)) if ranks is not None else None
     points = _numbers(scores, "scores", len(texts)) if scores is not None else None
     return _ordered(ask, texts, numbers, points, system)
+
+
+def _judged_by(held: Sequence[Any]) -> str | None:
+    """The field by which answers were judged that are objects: their rank, or a score; None where none has one. Raises
+    DataError where some have one and others do not."""
+    found = {
+        name: [i for i, one in enumerate(held, 1) if not isinstance(one, Mapping) or one.get(name) is None]
+        for name in ("rank", *OWN_SCORES)
+    }
+    if (whole := next((name for name, lacking in found.items() if not lacking), None)) is not None:
+        return whole
+    name, lacking = min(found.items(), key=lambda item: len(item[1]))
+    if len(lacking) < len(held):
+        raise DataError(f"its answer {lacking[0]} has no {name!r}, by which others were judged")
+    return None
 
 
 def _ordered(

@@ -84,8 +84,8 @@ def _different(hashes: npt.NDArray[np.uint64], fraction: float) -> tuple[npt.NDA
     unique, where = np.unique(hashes, return_inverse=True)
     if len(unique) < 2:
         raise DataError(
-            "the text cannot be divided into training and held-out documents: it has only one document, without a "
-            "line end; give more text, or several lines"
+            "the text cannot be divided into training and held-out documents: it has only one document (a row, or a "
+            "text without a line end); give more of them, or several lines"
             if len(hashes) < 2
             else "the text cannot be divided into training and held-out documents: all its documents are the same"
         )

@@ -76,15 +76,24 @@ class Preference(RowObjective):
     """Learn from compared answers without a reward model. `beta`: how much a reward weighs, which is `beta` times the
     log-probability under the policy less that under the reference. `reference`: a folder or hub id of the frozen
     reference ("": the policy with its adapters off, where it has some, else the weights that the run begins from;
-    "none": no reference, for losses that need none)."""
+    "none": no reference, for losses that need none). `precompute`: what the reference says is computed once, before the
+    first step, and kept in the folder of the run, so that the reference is not there while the policy learns."""
 
     task: RowTask = PreferTask()
     beta: float = positive(0.1)
     reference: str = ""
+    precompute: bool = quiet(False)
 
     @property
     def networks(self) -> dict[str, tuple[str, bool]]:
         return {"reference": (self.reference, False)} if self.reference not in ("", "none") else {}
+
+    def check(self) -> None:
+        require(
+            not self.precompute or self.reference != "none",
+            "objective.precompute=true keeps what a reference says, and objective.reference=none has none: leave one "
+            "of them out",
+        )
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,7 @@ class DPO(Preference):
         return self.loss in ("ipo", "odds") if self.average is None else self.average
 
     def check(self) -> None:
+        super().check()
         plain = not isinstance(self.task, PreferTask) or (not self.task.margins and self.task.ties == "drop")
         require(plain, "objective.task.margins and objective.task.ties are for reward models: DPO passes over ties")
         require(
@@ -134,14 +144,14 @@ class DPO(Preference):
             "leave objective.average out",
         )
         require(
-            not self.positive or (self.reference != "none" and self.loss in ("sigmoid", "robust", "hinge")),
-            "objective.positive measures a fall below the reference, in the losses sigmoid, robust and hinge: leave "
-            "objective.reference=none out",
+            not self.positive or self.reference != "none",
+            "objective.positive measures a fall below the reference; leave objective.reference=none out",
         )
-        require(
-            not self.margin or self.loss in ("sigmoid", "robust", "hinge"),
-            f"objective.margin is for the losses sigmoid, robust and hinge, not {self.loss}",
-        )
+        for name, value in (("positive", self.positive), ("margin", self.margin)):
+            require(
+                not value or self.loss in ("sigmoid", "robust", "hinge"),
+                f"objective.{name} is for the losses sigmoid, robust and hinge, not {self.loss}",
+            )
         require(
             self.reference != "none" or not self.loss.startswith("apo"),
             f"objective.loss={self.loss} compares with a reference; leave objective.reference=none out",
@@ -163,6 +173,7 @@ class KTO(Preference):
     group: int = at_least(2, 8, "row")
 
     def check(self) -> None:
+        super().check()
         require(
             self.reference != "none", "KTO measures its rewards from a reference; leave objective.reference=none out"
         )

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 Bytes = NDArray[np.int64]
 ADD = torch.ops.aten.add.Tensor
@@ -274,13 +274,14 @@ def with_values(values: Tensor) -> Tensor:
 
 def valued(func: Any, args: Any, kwargs: Any) -> Any:
     """The result of an operation on tensors whose values are known; None where some are not."""
-    real = [getattr(a, "values", None) if isinstance(a, Tensor) else a for a in args]
-    if any(isinstance(a, Tensor) and not isinstance(b, Tensor) for a, b in zip(args, real, strict=True)):
+    tensors = [a for a in tree_leaves(args) if isinstance(a, Tensor)]
+    if not all(hasattr(a, "values") and isinstance(a.values, Tensor) for a in tensors):
         return None
+    real = tree_map(lambda a: a.values if isinstance(a, Tensor) else a, args)
     found = func(*real, **kwargs)
-    if not isinstance(found, Tensor) or kwargs.get("device") == torch.device("cpu"):
-        return found  # a number, or a copy that is read on the host
-    return with_values(found)
+    if kwargs.get("device") == torch.device("cpu"):
+        return found  # a copy that is read on the host
+    return tree_map(lambda a: with_values(a) if isinstance(a, Tensor) else a, found)
 
 
 def in_place(a: Any, b: Any, *_: Any) -> bool:

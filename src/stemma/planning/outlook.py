@@ -26,12 +26,13 @@ from stemma.train.config import Plan, budget
 
 class Outlook:
     """A plan, seen from outside: parameters, operations, and the bytes of a step on a part of a mesh. `recompute`:
-    blocks keep no activations; `half`: products in bf16, left out as `train.precision` says."""
+    blocks keep no activations; `half`: products in bf16, left out as `train.precision` says; `example`: what makes
+    batches, where not of random texts."""
 
-    def __init__(self, plan: Plan, *, recompute: bool = False, half: bool | None = None) -> None:
+    def __init__(self, plan: Plan, *, recompute: bool = False, half: bool | None = None, example: Any = None) -> None:
         self.plan, self.half = plan, half
         self.recompute = recompute or bool(plan.train.recompute)
-        self.example = Example(plan)
+        self.example = Example(plan) if example is None else example
         self.nets = roles(plan.arch, plan.dims, plan.nets, plan.rewrites)
         self.parts = list(at_full_depth(self.nets, lambda few: Networks(few, self.example.objective)))
         self.shapes = _shapes(self.parts)

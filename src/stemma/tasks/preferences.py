@@ -81,7 +81,10 @@ class PreferReader(TalkReader, of=PreferTask):
     def read(self, row: Mapping[str, Any]) -> Compared:
         found = ranked(row)
         if not self.pairs(found):
-            raise DataError("its answers are tied, and ties are passed over (objective.task.ties=half learns them)")
+            raise DataError(
+                "its answers are tied, and ties are passed over (a reward model learns them with "
+                "objective.task.ties=half)"
+            )
         if self.task.margins and not any(p.tied or p.grade is not None or p.margin is not None for p in found.pairs()):
             raise DataError("it has no 'grade', by which objective.task.margins are chosen")
         return found

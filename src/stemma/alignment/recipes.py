@@ -26,8 +26,8 @@ FASTER = 10.0  # times the published rate at most, in a scaled run
 EPOCHS = 4.0  # times a reward model's epochs in a scaled run: of hundreds of pairs, not a million; the best is kept
 CHOSEN = {"samples": 8, "temperature": (1.0, 1.2), "epochs": 3.0}  # where nothing is published
 SCALED = {"rounds": 2, "tokens": 40, "prompts": 32, "minibatch": 16, "steps": 40, "ptx": 1.0, "init": 60}
-# peak rates of a scaled run times the width of the model: what moved models of a width of 96 to 128 in `bench/methods.py`
-REINFORCED, PREFERRED = 2e-4 * 128, 1e-4 * 128
+# peak rates of a scaled run times the width of the model: what moves models of a width of 96 to 128 (bench/methods.py)
+JUDGING, REINFORCED, PREFERRED = 4e-4 * 128, 2e-4 * 128, 1e-4 * 128
 
 
 @dataclass
@@ -162,7 +162,8 @@ def reward_models(made: Making, stage: RewardModel) -> None:
     """A reward model for each of the stage's `models`, from the tuned policy."""
     for name in stage.models or ("",):
         data = RANKED if stage.grouped else SAFE if name == "safety" else HELPFUL
-        changes: dict[str, Any] = {"objective.centred": bool(stage.centred), **made.rate(_of(stage.lr))}
+        changes: dict[str, Any] = {"objective.centred": bool(stage.centred)}
+        changes |= made.scaled(_of(stage.lr), JUDGING)
         if stage.margins:
             changes["objective.task.margins"] = tuple(stage.margins[-1])  # the smaller ones, which split no scores
         changes |= schedule(stage)

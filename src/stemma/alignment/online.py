@@ -40,6 +40,7 @@ from stemma.nn.parts import Arch, Causal, Cycle, Sliding
 from stemma.objectives import base, policy, reference
 from stemma.objectives.answers import singles, trimmed
 from stemma.objectives.purposes import MINIBATCH
+from stemma.objectives.vocabulary import token_logprobs
 from stemma.rewrites import adapters
 from stemma.tasks.base import reader
 from stemma.train.config import Plan
@@ -260,7 +261,8 @@ class OnlineSource(Source):
         """Sample the answers of a step and judge them. Raises what stops an unhealthy run. A rank samples, judges and
         measures its own share; in the end every rank has all."""
         self.refresh_models()
-        found, slot = self.answers(cursor.slot)
+        with self.loop.products():
+            found, slot = self.answers(cursor.slot)
         scores = torch.tensor([one.reward for one in found], dtype=torch.float32)
         rollouts = [one.rollout for one in found]
         experience = Experience(
@@ -354,7 +356,7 @@ class OnlineSource(Source):
         parts = list(itertools.chain.from_iterable(map(self.micro_batches, self.minibatches(experience, 0))))
         for chosen in parts:
             batch = {k: v.to(self.loop.device) for k, v in self.collated(experience, chosen).items()}
-            with self.loop.autocast():
+            with self.loop.autocast(), self.loop.products():
                 found = self._facts(batch)
             sizes = [len(experience.rollouts[i].ids) for i in chosen]
             for name, values in found.items():
@@ -382,7 +384,7 @@ class OnlineSource(Source):
         """N: the log-probabilities of a batch's tokens under the reference, at the temperature of sampling."""
         heat = self.objective.spec.temperature
         with reference.frozen(self.model, self.nets) as net:
-            return policy.policy_logprobs(net, policy.states(net, batch), batch["targets"], heat)
+            return token_logprobs(net, policy.states(net, batch), batch["targets"], heat)
 
     def gaps(self, experience: Experience) -> dict[str, float]:
         """How far decoding and training are apart in what they say of a token: `engine_gap` of the model's own

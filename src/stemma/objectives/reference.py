@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stemma.errors import CheckpointError, UsageError
+from stemma.nn.attention import Attention
+from stemma.nn.mixed import autocast_on
 from stemma.nn.model import Model
 from stemma.objectives.base import Nets
 from stemma.objectives.continuations import Answer
@@ -98,19 +100,28 @@ def check(model: Model, nets: Nets) -> None:
 @contextlib.contextmanager
 def frozen(model: Model, nets: Nets) -> Iterator[Model]:
     """The reference, for the time of a block: without dropout and gradients. Adapters and modes of modules are as
-    before when the block ends, however it does."""
+    before when the block ends, however it does. In bf16 its attention takes the kernel that the policy's takes."""
     net = nets.get(ROLE)
     found = model if net is None else net
-    with still(found), adapters.without(found) if net is None else contextlib.nullcontext():
+    with still(found, model), adapters.without(found) if net is None else contextlib.nullcontext():
         yield found
 
 
 @contextlib.contextmanager
-def still(model: Model) -> Iterator[None]:
-    """Without dropout and gradients, for the time of a block."""
+def still(model: Model, beside: Model | None = None) -> Iterator[None]:
+    """Without dropout and gradients, for the time of a block.
+
+    Attention has a kernel for training and one for the rest. In fp32 they differ by 1e-6, in bf16 by so much that
+    equal weights would seem to diverge. So under autocast attention without dropout keeps its mode, or takes that of
+    the model `beside`."""
     modes = [(module, module.training) for module in model.modules()]
+    trains = any(part.training for part in (beside or model).modules() if isinstance(part, Attention))
     try:
         model.eval()
+        if trains and autocast_on(next(model.parameters())):
+            for part in model.modules():
+                if isinstance(part, Attention) and not part.dropout:
+                    part.training = True
         with torch.no_grad():
             yield
     finally:

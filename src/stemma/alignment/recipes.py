@@ -25,7 +25,7 @@ GOLD = "builtin:careful"
 FASTER = 10.0  # times the published rate at most, in a scaled run
 EPOCHS = 4.0  # times a reward model's epochs in a scaled run: of hundreds of pairs, not a million; the best is kept
 CHOSEN = {"samples": 8, "temperature": (1.0, 1.2), "epochs": 3.0}  # where nothing is published
-SCALED = {"rounds": 2, "tokens": 40, "prompts": 32, "minibatch": 16, "steps": 40, "ptx": 1.0, "init": 60}
+SCALED = {"rounds": 2, "tokens": 40, "prompts": 32, "minibatch": 16, "steps": 40, "init": 60}
 # peak rates of a scaled run times the width of the model: what moves models of a width of 96 to 128 (bench/methods.py)
 JUDGING, REINFORCED, PREFERRED = 4e-4 * 128, 2e-4 * 128, 1e-4 * 128
 
@@ -213,7 +213,7 @@ def reinforcement(made: Making, stage: RL) -> None:
     changes["objective.minibatch"] = stage.minibatch if made.full and stage.minibatch else SCALED["minibatch"]
     changes["objective.max_new_tokens"] = SCALED["tokens"]
     if stage.ptx:
-        weight = stage.ptx if made.full else SCALED["ptx"]
+        weight = stage.ptx if made.full else 1.0
         changes |= {"objective.ptx": TEXT, "objective.ptx_weight": weight}
         changes["objective.ptx_rows"] = float(stage.ptx_rows) if made.full else 1.0
     steps = stage.episodes // int(_of(stage.examples) or 1) if made.full and stage.episodes else SCALED["steps"]

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stemma.alignment import health
+from stemma.alignment import health, rollout_server
 from stemma.alignment import rewards as judges
 from stemma.alignment.experience import Experience, Facts, OnlineCursor, ScoredRollout, rollout_metrics
 from stemma.alignment.online_run import OnlineRun
@@ -80,7 +80,8 @@ class RunOnline(base.Objective):
     @property
     def remembers(self) -> bool:
         """Whether the loss compares with the policy that sampled: not where the first update is the only one."""
-        return self.spec.inner > 1 or (self.spec.minibatch or self.answers) < self.answers
+        own = self.spec
+        return own.inner > 1 or (own.minibatch or self.answers) < self.answers or bool(own.server)
 
     def sampling(self) -> Sampling:
         """How answers are drawn."""
@@ -209,6 +210,7 @@ class OnlineSource(Source):
         self.prompts = self.prompts_of(view)
         self.order = objective.order(self.prompts.view)
         self.how = objective.sampling()
+        self.server = rollout_server.of(objective.spec, folder)
         rewarded = objective.rewarded or objective.spec.rewards
         self.rewards = judges.of(objective.spec.rewards, objective.spec.seconds) if rewarded else Rewards([], [])
 
@@ -218,6 +220,8 @@ class OnlineSource(Source):
             reference.check(loop.model, loop.nets)
         if loop.model.embed.noise:
             raise UsageError("recipe.neftune changes what the policy reads, so its ratio would not be 1; leave it out")
+        if self.server is not None and any(True for _ in adapters.layers(loop.model)):
+            raise UsageError("objective.server samples from whole weights; leave it out, or leave the adapters out")
         if any(part.spec.dropout for part in adapters.layers(loop.model)):
             raise UsageError("adapters with dropout are not the policy that samples; give them a dropout of 0")
 
@@ -229,6 +233,10 @@ class OnlineSource(Source):
         """Take the model and the nets as they are now, whole on every rank."""
         found = dict(self.loop.whole())
         self.model, self.nets = found.pop("model"), found
+        if self.server is not None:
+            if self.loop.is_main:
+                self.server.push(self.model, self.objective.setting.tokenizer)
+            self.loop.everyone([])  # nobody asks before the weights are there
 
     def prompts_of(self, view: Any) -> Prompts:
         """The prompts of some rows."""
@@ -272,6 +280,8 @@ class OnlineSource(Source):
         how = self.how if samples is None else replace(self.how, samples=samples)
         if not prompts:  # more ranks than prompts
             return []
+        if self.server is not None:
+            return self.server.sample(prompts, how, seeds)
         fast = self.loop.device.type == "cpu"  # there decoding has kernels of its own
         return sample(self.model, prompts, how, seeds, autocast=contextlib.nullcontext if fast else self.loop.autocast)
 
@@ -386,6 +396,7 @@ class OnlineSource(Source):
         drawn = torch.cat([torch.tensor(one.sampled) - own["old"] for own, one in pairs])
         entropy = torch.cat([own["entropy"] for own in experience.facts])
         gaps = {"engine_gap": float(raw.abs().mean()), "sampled_gap": float(drawn.mean())}
+        health.check_gap(self.objective.spec.gates, experience.step, gaps["engine_gap"])
         return gaps | {"entropy": float(entropy.mean())}
 
     # ------------------------------------------------------------ updates

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stemma import disk
 from stemma.errors import CheckpointError, DataError, ResourceError, no_memory
+from stemma.nn import products
 from stemma.nn.model import Model
 from stemma.nn.positions import Rotary
 from stemma.objectives import Batch, Objective
@@ -33,7 +34,7 @@ from stemma.train.recompute import recompute
 from stemma.train.source import DummyBatch, Source
 
 STATE = {"step": int, "tokens": int, "seconds": float, "rewinds": int, "losses": [float], "cursor": Any}
-STATE |= {"lengths?": length.SHAPE, "best?": best.SHAPE}
+STATE |= {"lengths?": length.SHAPE, "best?": best.SHAPE, "updates?": int}
 SAMPLED = 1000  # entries of a frozen tensor that are compared when a run is resumed
 AHEAD = {"cpu": 0, "cuda": 2}  # steps whose batches are made ahead, where the plan leaves it open
 
@@ -150,10 +151,11 @@ class Loop:
         self._metrics = {}
         for i, batch in enumerate(batches):
             dummy = isinstance(batch, DummyBatch)
-            with self.autocast():
-                loss = self._loss(batch, self.source.reader * len(batches) + i)
-                part = loss.total(counts) * 0.0 if dummy else loss.total(counts)
-            part.backward()
+            with self.products():
+                with self.autocast():
+                    loss = self._loss(batch, self.source.reader * len(batches) + i)
+                    part = loss.total(counts) * 0.0 if dummy else loss.total(counts)
+                part.backward()
             total = total + part.detach()
             for k, s in loss.sums.items():
                 sums[k] = sums.get(k, torch.zeros((), device=self.device)) + (0.0 if dummy else s.detach())
@@ -211,8 +213,6 @@ class Loop:
             self.update = number
             taken.append(self._take(batches))
         self.update = 0
-        if self.average is not None:
-            self.average.update()
         self.tokens += self._drawn
         self.step += 1
         record: Record = {"step": self.step, "loss": statistics.fmean(u.loss for u in taken)}
@@ -237,6 +237,8 @@ class Loop:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
         metrics = means(self.sum_metrics(self._metrics), counts[self.objective.main])
         return Update(loss, size, sums, counts, metrics)
 
@@ -279,6 +281,10 @@ class Loop:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
+    def products(self) -> Any:
+        """What multiplies matrices in the forward and the backward pass."""
+        return products.onednn(self.plan.train.products == "onednn")
+
     def cost(self) -> float:
         """Floating-point operations a token of a training step, judged by a batch like those of the first step."""
         share, decoder = 1.0, 0.0
@@ -312,6 +318,8 @@ class Loop:
             state["lengths"] = self.length.save()
         if self.best is not None:
             state["best"] = self.best.save()
+        if self.average is not None and self.average.updates != self.step:
+            state["updates"] = self.average.updates
         weights, slots = self.tensors()
         spikes, place = self.plan.train.spikes, (self.rewinds, self.step)
         keep = max(self.plan.train.keep, 0 if spikes is None else -(-spikes.back // self.save_every) + 1)
@@ -368,7 +376,7 @@ class Loop:
                 )
             tensor.copy_(weights[name])
         if self.average is not None:
-            self.average.restore(slots, state["step"])
+            self.average.restore(slots, state.get("updates", state["step"]))
         return {key: slot for key, slot in slots.items() if key.rpartition(":")[0] not in frozen}, state
 
     def _cursor(self, path: Path, saved: Any) -> Any:

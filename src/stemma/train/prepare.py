@@ -30,7 +30,7 @@ from stemma.train.loop import Loop
 from stemma.train.source import TextSource
 
 # what a run that was killed while preparing its text leaves behind, and the stages before it
-LEFTOVERS = {"tokenizer", "data", "pretraining", "reference", "samples.jsonl", "stages", *folder.CHAINS}
+LEFTOVERS = {"tokenizer", "data", "pretraining", "reference", "samples.jsonl", "judged.jsonl", "stages", *folder.CHAINS}
 ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
 FEW = 1000  # held-out targets by which nothing can be judged
 MANY = 4  # epochs up to which text read again is about as good as new (Muennighoff et al. 2023, arXiv:2305.16264)

@@ -83,7 +83,8 @@ Part = Words | Call
 
 class Reader:
     """Divides what a model writes into words and calls of the tools `names`. What names none of them stays words.
-    `begun`: a call is forced: the text begins inside of one and holds no words; `most`: calls that are wanted, 0: any number."""
+    `begun`: a call is forced: the text begins inside of one and holds no words; `most`: calls that are wanted, 0: any
+    number."""
 
     def __init__(self, form: Form, names: Collection[str], begun: bool = False, most: int = 0) -> None:
         self.form, self.names, self.most = form, names, most

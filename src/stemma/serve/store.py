@@ -82,6 +82,6 @@ def _shown(item: Item) -> dict[str, Any]:
     if isinstance(item, InputMessage):
         kind = "output_text" if item.role == "assistant" else "input_text"
         parts: list[Any] = [item.content] if isinstance(item.content, str) else [part.text for part in item.content]
-        more = {"annotations": [], "logprobs": []} if kind == "output_text" else {}
+        more: dict[str, Any] = {"annotations": [], "logprobs": []} if kind == "output_text" else {}
         found["content"] = [{"type": kind, "text": text} | more for text in parts]
     return found

@@ -342,6 +342,8 @@ def _plain(hint: Any, raw: Any) -> Any:
     if origin is tuple:
         inner = typing.get_args(hint)
         items = _items(raw, inner[0]) if isinstance(raw, str) else raw
+        if isinstance(raw, str) and isinstance(items, int | float) and inner[-1] is Ellipsis:
+            items = [items]  # one number, where there may be several
         if not isinstance(items, (list, tuple)):
             raise TypeError
         if len(inner) == 2 and inner[1] is Ellipsis:

@@ -20,6 +20,7 @@ from stemma.errors import DataError, UsageError
 from stemma.runs import checkpoint
 from stemma.text import Specials, Tokenizer
 from stemma.train import assemble, prepare, verify_resume
+from test_cli import call  # noqa: F401
 from test_kills import EVERY, STEPS, Life, hunt, sets
 from test_scale import WORKER, close
 from test_scale import start as launch
@@ -198,3 +199,19 @@ def test_ranks_learn_what_one_process_does(decoder: Path, tmp_path: Path, what: 
         got = torch.load(Path(out, "gradient.pt"))
         assert got.keys() == want.keys(), axes
         assert all(torch.allclose(got[name], want[name], atol=1e-6) for name in want), axes
+
+
+def test_a_report_asks_what_was_before_and_after(decoder: Path, tmp_path: Path, call: Any) -> None:  # noqa: F811
+    """Rewards, wins with their interval and answers, of any run that began from weights."""
+    run = dpo(decoder, tmp_path / "run", steps=2).directory
+    asked = written(tmp_path / "asked.jsonl", [{"prompt": words} for words in ASKED])
+    words = ["report", str(run), "--samples", "0", "--out", str(tmp_path / "r.html"), "--prompts", str(asked)]
+    code, _, err = call(*words)
+    assert code == 2 and "give both" in err
+    code, _, err = call(*words, "--judge", "builtin:words:1")
+    assert code == 0, err
+    found = json.loads((run / "outcome.json").read_text())
+    assert list(found["models"]) == ["before", "after"] and found["models"]["before"]["kl"] == 0
+    assert len(found["samples"]) == 3 and 0 <= found["models"]["after"]["win"] <= 1
+    text = (tmp_path / "r.html").read_text()
+    assert "wins against before" in text and "3 held-out prompts, asked of each model" in text

@@ -107,6 +107,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "sampling": ("grpo", "prompts", {"lora": 4}, MANY | {"train.micro": 1}),  # it outweighs updates
     "dpo by qlora": ("dpo", "pairs", {"lora": 4, "quantize": "nf4"}, {}),
     "dpo at once": ("dpo", "pairs", {}, {"train.micro": 16}),
+    "dpo without its reference": ("dpo", "pairs", {}, {"objective.precompute": True}),
     "simpo": ("dpo", "pairs", {"reference": "none"}, {"objective.average": True}),
     "kto": ("kto", "thumbs", {}, {}),
     "grpo by lora": ("grpo", "prompts", {"lora": 4}, SAMPLED),

@@ -206,5 +206,32 @@ def test_a_run_learns_resumes_and_is_verified(home: Path, tmp_path: Path) -> Non
         [{k: v for k, v in r.items() if k != "seconds"} for r in read_metrics(tmp_path / x)] for x in ("whole", "cut")
     ]
     assert timeless[0] == timeless[1]
-    assert (tmp_path / "cut" / "samples.jsonl").read_text() == (tmp_path / "whole" / "samples.jsonl").read_text()
+    for file in ("samples.jsonl", "judged.jsonl"):
+        assert (tmp_path / "cut" / file).read_text() == (tmp_path / "whole" / file).read_text()
+    judged = [json.loads(line)["rewards"] for line in (tmp_path / "whole" / "judged.jsonl").open()]
+    pairs = list(zip(judged[0], judged[-1], strict=True))
+    win, share = whole.summary["win"], sum((new > old) + 0.5 * (new == old) for old, new in pairs) / len(pairs)
+    assert win["share"] == pytest.approx(share) and win["low"] <= share <= win["high"] and win["prompts"] == len(pairs)
     verify_resume(tmp_path / "whole", 2)
+
+
+def test_a_mean_of_the_weights_counts_every_update(home: Path, tmp_path: Path) -> None:
+    """Not only the last one of a step, and a run that goes on has the same mean."""
+    loop = loop_at(home, tmp_path / "loop", **{"train.average": 0.3})
+    assert loop.average is not None
+    name, weight = next(iter(loop.average.own.items()))
+    mean, updates, step = weight.clone(), 0, loop.optimizer.step
+
+    def taken(*_: Any) -> None:
+        nonlocal mean, updates
+        step()
+        updates += 1
+        decay = min(0.3, (1 + updates) / (10 + updates))
+        mean = decay * mean + (1 - decay) * weight
+
+    loop.optimizer.step = taken  # type: ignore[method-assign,assignment]
+    loop.advance()
+    loop.advance()
+    assert updates == 8 and torch.allclose(loop.average.mean[name], mean, atol=1e-7)
+    stemma.align("ppo", **asked(home, **{"train.average": 0.3}), out=tmp_path / "run", quiet=True)
+    assert verify_resume(tmp_path / "run", 2)["identical"]

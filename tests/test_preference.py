@@ -245,6 +245,23 @@ def test_at_the_first_step_margins_are_0_and_the_loss_is_log_2() -> None:
         assert all(abs(found.metrics[k]) < 1e-4 for k in ("margin", "reward_chosen", "drift"))
 
 
+@pytest.mark.parametrize("spec", [DPO(), KTO(group=2)], ids=["dpo", "kto"])
+@pytest.mark.parametrize("training", [False, True])
+def test_in_bf16_too_nothing_has_diverged_at_the_first_step(spec: Any, training: bool) -> None:
+    """Attention computes with another kernel in training, and the reference with the one that the policy takes."""
+    rows: Rows = thumbs() if isinstance(spec, KTO) else pairs()
+    alone = build(tiny("llama"), 3)
+    apply(alone, (LoRA(("*.attention.q",), rank=2),), 1)
+    for model, beside in ((alone, {}), (build(tiny("llama"), 9), nets(9)[1])):
+        goal = runs(spec)
+        batch = goal.example_batch(rows, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = goal.loss(model.train(training), batch, beside)
+        assert found.metrics["reward_chosen"] == 0 and found.metrics["reward_rejected"] == 0
+        assert found.metrics.get("kl", found.metrics.get("drift")) == 0
+        assert all(module.training == training for module in model.modules())
+
+
 def test_the_reference_is_the_policy_without_its_adapters_and_without_dropout() -> None:
     plain, model = build(tiny("llama"), 3), moved(adapted(dropout=0.5))
     batch = runs(DPO()).example_batch(pairs(), 6)

@@ -314,3 +314,54 @@ def test_a_report_of_alignment_shows_what_was_aimed_at(tmp_path: Path) -> None:
     assert "0.750 <small>reward on held-out prompts, 0.250 before</small>" in text
     assert section.count("ask 1<") == 2 and "ask 0" not in section and "better <small>reward 1</small>" in section
     assert "<script>alert" not in text and "bits per byte: it" not in text
+
+
+OUTCOME = {
+    "prompts": 3, "reference": "SFT", "rewards": ["reward", "gold"],
+    "models": {
+        "start": {"reward": 0.1, "gold": 0.5, "length": 9.0, "ended": 1.0, "kl": 4.0},
+        "SFT": {"reward": 0.2, "gold": 0.7, "length": 8.0, "ended": 1.0, "kl": 0.0, "win": 0.6, "win_interval": [0.4, 0.8]},
+        "PPO": {"reward": 0.9, "gold": 0.6, "length": 7.0, "ended": 1.0, "kl": 9.0, "win": 0.5, "win_interval": [0.3, 0.7]},
+    },
+    "samples": [
+        {"prompt": f"ask {EVIL}", "answers": {"start": "one", "SFT": "two", "PPO": EVIL},
+         "gold": {"start": 0.1, "SFT": 0.9, "PPO": 0.2}}
+    ],
+}  # fmt: skip
+
+
+def test_a_report_shows_what_the_stages_of_a_chain_came_to(tmp_path: Path) -> None:
+    """Each reward, how often a model wins with its interval, rewards by divergence, and answers side by side."""
+    run = make(tmp_path / "chain", "gpt2")
+    (run / "outcome.json").write_text(json.dumps(OUTCOME))
+    text = page.render([report.read(run)])
+    Checker().feed(text)
+    section = text[text.index('<section id="alignment"') : text.index('<section id="speed"')]
+    assert "0.60 <small>(0.40 to 0.80)</small>" in section and "wins against start" in section
+    assert section.count('<svg class="mini"') == 2 and 'aria-label="gold by root of the KL from SFT, nats"' in section
+    assert '<td class="n best" data-label="reward">0.90</td>' in section
+    assert "two <small class=best>0.90</small>" in section and "<script>alert" not in text
+    (run / "outcome.json").write_text(json.dumps(OUTCOME | {"models": []}))
+    with pytest.raises(DataError, match=r"outcome.json is damaged: models"):
+        report.read(run)
+
+
+def test_a_reward_that_is_not_learnt_is_drawn_by_the_divergence(tmp_path: Path) -> None:
+    """Beside the one that is: the curve of over-optimisation. Without one there is no such picture."""
+    run = make(tmp_path / "ppo", "gpt2", summary={"win": {"share": 0.75, "low": 0.5, "high": 0.9, "prompts": 16}})
+    summary = json.loads((run / "summary.json").read_text())
+    summary["val"] = {"reward": 0.5, "length": 3.0}
+    (run / "summary.json").write_text(json.dumps(summary))
+    info = json.loads((run / "run.json").read_text())
+    rewards = [{"source": "a.py:learnt", "weight": 1.0}, {"source": "builtin:careful", "weight": 0.0}]
+    info["plan"]["objective"] = {"kind": "PPO", "rewards": rewards}
+    (run / "run.json").write_text(json.dumps(info))
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [row | {"reward": 0.1, "reward_learnt": 0.1, "reward_careful": 0.2, "kl": row["step"]} for row in steps]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = page.render([report.read(run)])
+    assert "reward (learnt) by divergence" in text and "careful (not learnt) by divergence" in text
+    assert "learnt (not learnt)" not in text and "better than before on 75% of 16 (50% to 90%)" in text
+    info["plan"]["objective"]["rewards"] = rewards[:1]
+    (run / "run.json").write_text(json.dumps(info))
+    assert "by divergence" not in page.render([report.read(run)])

@@ -1,6 +1,7 @@
 """What runs of sampled answers add to a run's life: held-out prompts that are answered, judged and kept.
 
 RUN/samples.jsonl   answers to held-out prompts: `step`, `number`, `prompt`, `answer`, `reward`, `finished`
+RUN/judged.jsonl    of each evaluation its `step` and the `rewards` of all answers, in the order of the prompts
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from stemma import disk
 from stemma.alignment.experience import rollout_metrics
 from stemma.alignment.rollouts import Rollout, seed_of
 from stemma.objectives import policy
+from stemma.objectives.preference import interval
 from stemma.train.loop import Loop
 from stemma.train.run import Pretraining
 
-SAMPLES = "samples.jsonl"
+SAMPLES, JUDGED = "samples.jsonl", "judged.jsonl"
 KEPT = 16  # answers of an evaluation that are kept
 APART = -1  # in place of a slot: prompts of evaluations take seeds of their own
 
@@ -33,6 +35,7 @@ class OnlineRun(Pretraining):
         self.source, self.objective = held
         self.prompts = self.source.prompts_of(self.held)
         self.last: list[dict[str, Any]] = []
+        self.rewards: list[float] = []
 
     def evaluate(self) -> dict[str, float]:
         """Mean reward, divergence from the reference, length and share of natural ends of answers to held-out prompts;
@@ -52,8 +55,10 @@ class OnlineRun(Pretraining):
             }
             for one, own in zip(found[:KEPT], judged, strict=False)
         ]  # fmt: skip
+        self.rewards = [one.reward for one in judged]
         if self.loop.is_main:
-            self.keep()
+            self.keep(SAMPLES, self.last)
+            self.keep(JUDGED, [{"step": self.loop.step, "rewards": self.rewards}])
         parts = {
             name: value for name, value in rollout_metrics(judged).items() if name not in ("reward_std", "distinct")
         }
@@ -77,17 +82,31 @@ class OnlineRun(Pretraining):
             each += [float(x.sum()) for x in gap.cpu().split([len(one.ids) for one in part])]
         return {"kl": fmean(each)}
 
-    def keep(self) -> None:
-        """Write the last answers beside those of earlier evaluations; a run that goes on from an earlier step writes
+    def keep(self, name: str, new: Sequence[dict[str, Any]]) -> None:
+        """Write rows of this evaluation beside those of earlier ones; a run that goes on from an earlier step writes
         the later ones again."""
-        path = self.run / SAMPLES
-        before = [row for _, row in disk.read_jsonl(path)] if path.exists() else []
-        with disk.write_jsonl(path) as add:
-            for row in [*(row for row in before if row.get("step", 0) < self.loop.step), *self.last]:
+        before = [row for row in self.kept(name) if row.get("step", 0) < self.loop.step]
+        with disk.write_jsonl(self.run / name) as add:
+            for row in [*before, *new]:
                 add(row)
 
+    def kept(self, name: str) -> list[dict[str, Any]]:
+        """The rows of earlier evaluations."""
+        path = self.run / name
+        return [row for _, row in disk.read_jsonl(path) if isinstance(row, dict)] if path.exists() else []
+
     def summarize(self, quality: dict[str, float]) -> dict[str, Any]:
-        """As of other runs, with samples of before and after."""
-        path = self.run / SAMPLES
-        first = [row for _, row in disk.read_jsonl(path) if row.get("step") == 0] if path.exists() else []
-        return super().summarize(quality) | {"answers": {"before": first, "after": self.last}}
+        """As of other runs, with samples of before and after, and how often an answer has a higher reward than the one
+        before the run to the same prompt."""
+        first = [row for row in self.kept(SAMPLES) if row.get("step") == 0]
+        found = super().summarize(quality) | {"answers": {"before": first, "after": self.last}}
+        before: list[float] = next((row["rewards"] for row in self.kept(JUDGED) if row.get("step") == 0), [])
+        return found | (wins(before, self.rewards) if len(before) == len(self.rewards) > 0 else {})
+
+
+def wins(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+    """The share of prompts where the reward is higher than before, equal ones half, with its interval of 95 of 100."""
+    pairs = list(zip(before, after, strict=True))
+    share = fmean((new > old) + 0.5 * (new == old) for old, new in pairs)
+    low, high = interval(share, len(pairs))
+    return {"win": {"share": share, "low": low, "high": high, "prompts": len(pairs)}}

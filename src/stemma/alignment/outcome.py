@@ -7,6 +7,7 @@ OUT/outcome.html   the same as a page
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -15,18 +16,23 @@ from typing import Any
 
 import stemma
 from stemma import disk, markup
-from stemma.alignment.best import PURPOSE, Prompt, Score, rated
+from stemma.alignment import rewards as judges
+from stemma.alignment.best import PURPOSE, Prompt, Score, prompts, rated
 from stemma.alignment.refusals import wilson
 from stemma.alignment.rollouts import Sampling
+from stemma.alignment.scoring import scoring
 from stemma.conversations import prompt_ids, templates
 from stemma.data import random as draw
 from stemma.decoding import generate, score
 from stemma.errors import UsageError
 from stemma.instruct.writers import prompt_of
+from stemma.markup import figures
 from stemma.nn.model import Model
+from stemma.runs import folder
+from stemma.train.prepare import read_plan
 
-SHOWN = 12  # prompts whose answers stand on the page
 ROWS = 32  # answers written at once
+TOKENS = 64  # of an answer at most
 
 
 def answered(
@@ -91,6 +97,26 @@ def compared(
     return {"prompts": len(asked), "reference": base, "rewards": list(rewards), "models": found, "samples": samples}
 
 
+def of_run(run: Path, data: str, rewards: Sequence[str], *, count: int = 64) -> None:
+    """Ask the weights that a finished run began from, and its model, the first prompts of `data`, judge the answers by
+    `rewards` (the last one says who wins), and write RUN/outcome.json. Raises UsageError for a run that has no weights
+    before it, that is not finished, or that is a chain, whose stages were judged already."""
+    if (run / folder.CHAIN).is_file():
+        raise UsageError(f"{run} is a chain, and its stages were judged when it ended; leave --prompts and --judge out")
+    plan, _ = read_plan(run)
+    if not plan.train.start:
+        raise UsageError(f"{run} began from new weights, so there is nothing before it that could answer")
+    if not (run / "model").is_dir():
+        raise UsageError(f"{run} is not finished, so it has no model that could answer: {folder.resume_command(run)}")
+    template = getattr(getattr(plan.objective, "task", None), "template", "") or None
+    tokens = min(TOKENS, plan.dims.context // 2)
+    models = {"before": plan.train.start, "after": str(run / "model")}
+    with contextlib.ExitStack() as stack:
+        scores = {judges.named(one): stack.enter_context(scoring((one,))) for one in rewards}
+        found = compared(models, prompts(data)[:count], scores, tokens=tokens, seed=plan.seed, template=template)
+    disk.write_json(run / "outcome.json", found)
+
+
 def divergence(model: Model, ids: Sequence[list[int]], results: Sequence[Any], vocab: int) -> float | None:
     """Nats an answer by which what was drawn diverges from `model`: the mean over answers of log p - log p_model."""
     if vocab != model.dims.vocab:
@@ -118,46 +144,19 @@ def line_of(name: str, one: Mapping[str, Any], rewards: Sequence[str]) -> str:
     return f"{name}: {', '.join(parts)}"
 
 
-STYLE = """
-main { max-width: 72rem; margin: 0 auto; padding: 1.5rem; }
-table { border-collapse: collapse; margin: 1rem 0; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .7rem; border-bottom: 1px solid var(--line); }
-td.n { text-align: right; font-variant-numeric: tabular-nums; } td.text { white-space: pre-wrap; }
-"""
-
-
 def page(found: Mapping[str, Any], title: str) -> str:
-    """A self-contained page: a table of the models, then answers side by side."""
-    names, rewards = list(found["models"]), found["rewards"]
-    columns = [*rewards, "length", "ended", "kl", "win"]
-    head = "".join(f"<th>{escape(column)}</th>" for column in ("model", *columns))
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td>"
-        + "".join(f'<td class="n">{_number(found["models"][name].get(column))}</td>' for column in columns)
-        + "</tr>"
-        for name in names
-    )
-    last = rewards[-1]
-    shown = "".join(
-        f'<tr><td class="text">{escape(one["prompt"])}</td>'
-        + "".join(
-            f'<td class="text">{escape(one["answers"][name])} <small>({one[last][name]:.2f})</small></td>'
-            for name in names
-        )
-        + "</tr>"
-        for one in found["samples"][:SHOWN]
-    )
-    asked = "".join(f"<th>{escape(name)}</th>" for name in ("prompt", *names))
-    body = f"""<main>
+    """A self-contained page: a table of the models, their rewards by their divergence, then answers side by side."""
+    names, last = list(found["models"]), found["rewards"][-1]
+    body = f"""<header>
+<div class="top"><p class="kicker">Stemma alignment</p>{markup.THEME}</div>
 <h1>{escape(title)}</h1>
-<p>{found["prompts"]} held-out prompts, one answer each at temperature 1. <i>kl</i>: nats an answer from
-{escape(found["reference"])}. <i>win</i>: by {escape(last)}, against {escape(names[0])}, ties half.</p>
-<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>
-<h2>Answers side by side</h2>
-<table><thead><tr>{asked}</tr></thead><tbody>{shown}</tbody></table>
-</main>"""
-    return markup.document(title, body, STYLE)
-
-
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:.3f}"
+<p class="lede">{found["prompts"]} held-out prompts, one answer each at temperature 1. A model wins where its answer has
+more of {escape(last)} than that of {escape(names[0])}, ties half, with the interval of 95 of 100.</p>
+</header>
+<main>
+<section><h2>The models</h2>{figures.models(found)}</section>
+<section><h2>Answers side by side</h2><p class="note">Each with its {escape(last)}.</p>
+{figures.answers(found)}</section>
+</main>
+<script>{markup.theme_script()}</script>"""
+    return markup.document(title, body, figures.style())

@@ -230,11 +230,19 @@ def verify_resume(run: str, steps: int) -> None:
     show_default=True,
     help="Held-out texts that each model continues or fills in (0: none).",
 )
-def report(runs: tuple[str, ...], out: str, title: str | None, number: int) -> None:
+@click.option("--prompts", "data", metavar="DATA", help="Prompts that are answered before and after each run.")
+@click.option("--judge", "judges", multiple=True, metavar="R", help="What judges these answers, as --reward of align.")
+def report(
+    runs: tuple[str, ...], out: str, title: str | None, number: int, data: str | None, judges: tuple[str, ...]
+) -> None:
     """Write one HTML file about one or several runs; it needs no other file and no network.
 
     A finished run without samples gets some first: decoders continue the beginning of held-out texts, the others fill
     in a word of them. They are kept in RUN/samples.json.
+
+    With --prompts and --judge the weights that a run began from and its model answer the first 64 prompts: rewards,
+    divergence, length, how often the new answer is the better one, and answers side by side. They are kept in
+    RUN/outcome.json.
     """
     from stemma.cli import samples
     from stemma.errors import ResourceError
@@ -243,6 +251,13 @@ def report(runs: tuple[str, ...], out: str, title: str | None, number: int) -> N
     found = existing_runs(runs)
     for run in found:
         read(run)  # damage is told before anything is made
+    if (data is None) != (not judges):
+        raise UsageError("--prompts names what is answered and --judge what judges the answers: give both")
+    if data is not None:
+        from stemma.alignment import outcome
+
+        for run in found:
+            outcome.of_run(Path(run), data, judges)
     try:
         for run in found:
             samples.add(Path(run), number)

@@ -24,6 +24,11 @@ class View:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def store(self) -> Any:
+        """The store that the documents are of."""
+        return self._store
+
     def _at(self, i: int) -> int:
         if not -len(self) <= i < len(self):
             raise IndexError(f"document {i} of {len(self)}")

@@ -76,15 +76,24 @@ class Preference(RowObjective):
     """Learn from compared answers without a reward model. `beta`: how much a reward weighs, which is `beta` times the
     log-probability under the policy less that under the reference. `reference`: a folder or hub id of the frozen
     reference ("": the policy with its adapters off, where it has some, else the weights that the run begins from;
-    "none": no reference, for losses that need none)."""
+    "none": no reference, for losses that need none). `precompute`: what the reference says is computed once, before the
+    first step, and kept in the folder of the run, so that the reference is not there while the policy learns."""
 
     task: RowTask = PreferTask()
     beta: float = positive(0.1)
     reference: str = ""
+    precompute: bool = quiet(False)
 
     @property
     def networks(self) -> dict[str, tuple[str, bool]]:
         return {"reference": (self.reference, False)} if self.reference not in ("", "none") else {}
+
+    def check(self) -> None:
+        require(
+            not self.precompute or self.reference != "none",
+            "objective.precompute=true keeps what a reference says, and objective.reference=none has none: leave one "
+            "of them out",
+        )
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,7 @@ class DPO(Preference):
         return self.loss in ("ipo", "odds") if self.average is None else self.average
 
     def check(self) -> None:
+        super().check()
         plain = not isinstance(self.task, PreferTask) or (not self.task.margins and self.task.ties == "drop")
         require(plain, "objective.task.margins and objective.task.ties are for reward models: DPO passes over ties")
         require(
@@ -163,6 +173,7 @@ class KTO(Preference):
     group: int = at_least(2, 8, "row")
 
     def check(self) -> None:
+        super().check()
         require(
             self.reference != "none", "KTO measures its rewards from a reference; leave objective.reference=none out"
         )

@@ -89,20 +89,32 @@ class Preference(base.Objective):
     structures = ("decoder", "encoder-decoder")
     of_rows = records = True
     in_bits = False
+    known: reference.Known | None = None  # what the reference said of the texts before the run
 
     def __init__(self, spec: Any, setting: base.Setting) -> None:
         super().__init__(spec, setting)
         self.held = spec.reference != "none"
 
     def tie(self, model: Model, nets: base.Nets) -> None:
-        if self.held:
+        if self.held and self.known is None:
             reference.check(model, nets)
+
+    @staticmethod
+    def texts(example: base.Example) -> list[Answer]:
+        """All texts of an example that the reference judges."""
+        return [*example["texts"], *example.get("others", ())]
 
     def answers(self, view: base.View, document: int) -> list[Answer]:
         """The texts of a row."""
         return continuations.answers(np.asarray(view[document]), view.sentences(document))
 
     def collated(self, texts: Sequence[Answer]) -> base.Batch:
+        """A batch of texts; with what is known of the reference, `reference`: N."""
+        beside = {} if self.known is None else {reference.ROLE: self.known.of(texts)}
+        return self.plain_batch(texts) | beside
+
+    def plain_batch(self, texts: Sequence[Answer]) -> base.Batch:
+        """A batch of texts."""
         if self.setting.structure == "encoder-decoder":
             start = self.setting.text.start_id
             return continuations.collate_replies(texts, self.padding, self.padding if start is None else start)
@@ -113,6 +125,8 @@ class Preference(base.Objective):
         own = continuations.logprobs(model, batch)
         if not self.held:
             return own, own
+        if (theirs := batch.get(reference.ROLE)) is not None:
+            return own, own - theirs
         with reference.frozen(model, nets) as net:
             theirs = continuations.logprobs(net, batch)
         return own, own - theirs

@@ -1,18 +1,67 @@
-"""The frozen model that a policy is held to: a net beside it, or the policy itself with its adapters off."""
+"""The frozen model that a policy is held to: a net beside it, the policy itself with its adapters off, or what either
+said of all texts before the run (`Known`)."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from stemma.errors import UsageError
+from stemma.errors import CheckpointError, UsageError
+from stemma.nn.attention import Attention
+from stemma.nn.mixed import autocast_on
 from stemma.nn.model import Model
 from stemma.objectives.base import Nets
+from stemma.objectives.continuations import Answer
 from stemma.rewrites import adapters
 
 ROLE = "reference"
+KEY = 16  # bytes of the hash of a text
+
+
+def key_of(text: Answer) -> bytes:
+    """What tells a prompt with its answer from others: a hash of their ids."""
+    digest = hashlib.blake2b(digest_size=KEY)
+    for ids in text:
+        digest.update(len(ids).to_bytes(8, "little") + np.asarray(ids, dtype="<i8").tobytes())
+    return digest.digest()
+
+
+class Known:
+    """What the reference says of texts: of each, by its `key_of`, where the log-probabilities of its targets lie among
+    the `values`, and how many there are."""
+
+    def __init__(self, places: Mapping[bytes, tuple[int, int]], values: NDArray[np.float32]) -> None:
+        self.places, self.values = places, values
+
+    def of(self, texts: Sequence[Answer]) -> Tensor:
+        """The log-probabilities of the targets of some texts, N. Raises CheckpointError for a text that is not
+        there."""
+        found = []
+        for text in texts:
+            begin, size = self.places.get(key_of(text), (0, 0))
+            if size != len(text.ids):
+                raise CheckpointError(
+                    "what the reference says of a text was not computed before the run: the texts are not those that "
+                    "it began with"
+                )
+            found.append(self.values[begin : begin + size])
+        return torch.from_numpy(np.concatenate(found).astype(np.float32))
+
+
+class Unknown(Known):
+    """Nothing is known, and 0 stands for everything: where only sizes and times matter."""
+
+    def __init__(self) -> None:
+        super().__init__({}, np.zeros(0, np.float32))
+
+    def of(self, texts: Sequence[Answer]) -> Tensor:
+        return torch.zeros(sum(len(text.ids) for text in texts))
 
 
 def check(model: Model, nets: Nets) -> None:
@@ -51,19 +100,28 @@ def check(model: Model, nets: Nets) -> None:
 @contextlib.contextmanager
 def frozen(model: Model, nets: Nets) -> Iterator[Model]:
     """The reference, for the time of a block: without dropout and gradients. Adapters and modes of modules are as
-    before when the block ends, however it does."""
+    before when the block ends, however it does. In bf16 its attention takes the kernel that the policy's takes."""
     net = nets.get(ROLE)
     found = model if net is None else net
-    with still(found), adapters.without(found) if net is None else contextlib.nullcontext():
+    with still(found, model), adapters.without(found) if net is None else contextlib.nullcontext():
         yield found
 
 
 @contextlib.contextmanager
-def still(model: Model) -> Iterator[None]:
-    """Without dropout and gradients, for the time of a block."""
+def still(model: Model, beside: Model | None = None) -> Iterator[None]:
+    """Without dropout and gradients, for the time of a block.
+
+    Attention has a kernel for training and one for the rest. In fp32 they differ by 1e-6, in bf16 by so much that
+    equal weights would seem to diverge. So under autocast attention without dropout keeps its mode, or takes that of
+    the model `beside`."""
     modes = [(module, module.training) for module in model.modules()]
+    trains = any(part.training for part in (beside or model).modules() if isinstance(part, Attention))
     try:
         model.eval()
+        if trains and autocast_on(next(model.parameters())):
+            for part in model.modules():
+                if isinstance(part, Attention) and not part.dropout:
+                    part.training = True
         with torch.no_grad():
             yield
     finally:

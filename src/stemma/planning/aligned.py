@@ -95,6 +95,8 @@ class Aligned(Outlook):
     def switched(self) -> bool:
         """Whether the reference is the policy with its adapters off."""
         goal = self.plan.objective
+        if getattr(goal, "precompute", False):
+            return False
         held = goal.reference != "none" if isinstance(goal, Preference) else isinstance(goal, Online) and goal.kl > 0
         return bool(held) and not any(net.role == "reference" for net in self.plan.nets)
 

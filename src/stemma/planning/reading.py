@@ -14,7 +14,7 @@ from stemma.alignment.experience import Experience, Facts
 from stemma.alignment.online import OnlineSource
 from stemma.alignment.rollouts import Rollout
 from stemma.declare.alignment import Online, Reward
-from stemma.objectives import Batch, Objective
+from stemma.objectives import Batch, Objective, reference
 from stemma.planning.live import with_values
 from stemma.train.assemble import fit_to_tokenizer, objective_of, with_steps
 from stemma.train.budgets import steps_of
@@ -126,6 +126,9 @@ def opened(
     steps = None if limit.seconds or limit.flops else steps_of(plan, tokenizer, train)
     plan = with_steps(plan, steps or plan.recipe.steps or 1, True)
     objective = objective_of(plan, tokenizer)
+    if getattr(goal, "precompute", False):  # the reference is gone before the first step
+        plan = replace(plan, nets=tuple(net for net in plan.nets if net.role != reference.ROLE))
+        objective.known = reference.Unknown()  # type: ignore[attr-defined]
     rows = micro or plan.train.micro or _micro(plan, objective, train, kind)
     plan = replace(plan, train=replace(plan.train, micro=rows))
     source = source_of(plan, objective, train, folder)

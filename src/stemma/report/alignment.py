@@ -4,12 +4,14 @@ prompts were answered before and after."""
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from stemma.declare import alignment as declared
 from stemma.declare.objectives import Objective
+from stemma.markup import figures
 from stemma.report.facts import k, labels, number, smoothed
 from stemma.report.read import RunFiles
 
@@ -45,7 +47,16 @@ def headline(run: RunFiles) -> str | None:
         return None
     before = number(_held(run, "before").get("reward"))
     was = f", {before:.3f} before" if before is not None else ""
-    return f"{after:.3f} <small>reward on held-out prompts{was}</small>"
+    return f"{after:.3f} <small>reward on held-out prompts{was}{won(run)}</small>"
+
+
+def won(run: RunFiles) -> str:
+    """How often an answer has a higher reward than the one before the run."""
+    held = _held(run, "win")
+    share, low, high = (number(held.get(key)) for key in ("share", "low", "high"))
+    if share is None or low is None or high is None:
+        return ""
+    return f"; better than before on {share:.0%} of {held.get('prompts')} ({low:.0%} to {high:.0%})"
 
 
 def _held(run: RunFiles, key: str) -> Mapping[str, Any]:
@@ -55,17 +66,62 @@ def _held(run: RunFiles, key: str) -> Mapping[str, Any]:
 
 def alignment(runs: Sequence[RunFiles]) -> str:
     """The section; empty without such runs."""
-    chosen = [(i, run, name) for (i, run), name in zip(enumerate(runs), labels(runs), strict=True) if aligned(run)]
+    every = zip(enumerate(runs), labels(runs), strict=True)
+    chosen = [(i, run, name) for (i, run), name in every if aligned(run) or run.outcome]
     if not chosen:
         return ""
     plots = "".join(plot(chosen, key, title) for key, title in CURVES.items())
     panels = "".join(
         f'<article class="panel {k(i)}"><h3>{escape(name)}</h3>{parts}</article>'
         for i, run, name in chosen
-        if (parts := held_out(run) + answers(run))
+        if (parts := held_out(run) + answers(run) + compared(run))
     )
+    plots += optimised(chosen)
     note = '<p class="note">Of the steps of training: a running mean, and faint each step.</p>' if plots else ""
     return f'{note}<div class="two">{plots}</div>{panels}'
+
+
+def optimised(runs: Sequence[tuple[int, RunFiles, str]]) -> str:
+    """Rewards by the root of the divergence, of runs that also judge by a reward which is not learnt (of weight 0): the
+    one goes on rising where the other one falls (Gao et al. 2022, arXiv:2210.10760)."""
+    drawn = ""
+    golds = {i: gold(run) for i, run, _ in runs}
+    for key in dict.fromkeys(key for i, *_ in runs if (own := golds[i]) for key in ("reward", *own)):
+        lines = [
+            figures.Series(
+                [(math.sqrt(max(x, 0.0)), y) for x, y in zip(_mean(run, "kl"), _mean(run, key), strict=True)], k(i)
+            )
+            for i, run, _ in runs
+            if golds[i] and len(_steps(run, "kl")) == len(_steps(run, key)) > 1
+        ]
+        what = "learnt" if key == "reward" else "not learnt"
+        name = "reward" if key == "reward" else key.removeprefix("reward_")
+        drawn += figures.plane(f"{name} ({what}) by divergence", "root of the KL from the reference, nats", lines)
+    return drawn
+
+
+def gold(run: RunFiles) -> list[str]:
+    """Of the numbers of a step those of rewards that are not learnt: their weight is 0."""
+    objective = run.plan.get("objective")
+    held = objective.get("rewards") if isinstance(objective, dict) else None
+    free = [str(one.get("source")) for one in held or [] if isinstance(one, dict) and one.get("weight") == 0]
+    known = dict.fromkeys(key for row in run.steps for key in row if key.startswith("reward_") and key != "reward_std")
+    return [key for key in known if any(key.removeprefix("reward_") in source for source in free)]
+
+
+def _mean(run: RunFiles, key: str) -> list[float]:
+    return smoothed([value for _, value in _steps(run, key)])
+
+
+def compared(run: RunFiles) -> str:
+    """Models that answered the same held-out prompts: the stages of a chain, or before and after (`outcome.json`)."""
+    if not run.outcome:
+        return ""
+    last = run.outcome["rewards"][-1]
+    return (
+        f"<h4>{run.outcome['prompts']} held-out prompts, asked of each model</h4>{figures.models(run.outcome)}"
+        f"<h4>Their answers, each with its {escape(last)}</h4>{figures.answers(run.outcome)}"
+    )
 
 
 def plot(runs: Sequence[tuple[int, RunFiles, str]], key: str, title: str) -> str:
@@ -153,7 +209,7 @@ def answers(run: RunFiles) -> str:
     if not body:
         return ""
     return (
-        '<h4>Answers to held-out prompts</h4><div class="scroll" tabindex="0"><table class="stack"><thead><tr>'
+        '<h4>Answers to held-out prompts</h4><div class="scroll" tabindex="0"><table class="stack wide"><thead><tr>'
         '<th scope="col">prompt</th><th scope="col">before</th><th scope="col">after</th></tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import stemma
 from stemma.errors import UsageError
-from stemma.markup import THEME, asset, document, theme_script
+from stemma.markup import THEME, asset, document, figures, theme_script
 from stemma.report import alignment as goals
 from stemma.report.alignment import aligned, alignment
 from stemma.report.facts import (
@@ -81,7 +81,7 @@ def render(runs: Sequence[RunFiles], title: str | None = None) -> str:
 <footer>Written by Stemma {escape(stemma.__version__)} on {now}. This file is complete: it loads nothing.</footer>
 <script type="application/json" id="curves">{curve_data(runs)}</script>
 <script>{theme_script()}{asset(__file__, "chart.js")}</script>"""
-    return document(f"{title} - Stemma", body, asset(__file__, "style.css"))
+    return document(f"{title} - Stemma", body, figures.style() + asset(__file__, "style.css"))
 
 
 # ---------------------------------------------------------------- head and cards
@@ -142,7 +142,7 @@ def results(runs: Sequence[RunFiles]) -> str:
         ]
         if start := start_of(run):
             rows.append(("weights from", start))
-        if each := losses(run):
+        if (each := losses(run)) and goals.headline(run) is None:  # else it is a surrogate, which says nothing
             rows.insert(0, ("loss, first to last", f"{each[0]:.2f} to {smoothed(each)[-1]:.2f}"))
         dl = "".join(f"<dt>{a}</dt><dd>{escape(b)}</dd>" for a, b in rows if b != "-")
         warn = "".join(f'<p class="note warn">{escape(w)}</p>' for w in run.warnings)

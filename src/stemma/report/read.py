@@ -1,4 +1,5 @@
-"""The files of a run directory: `run.json` (required), `metrics.jsonl`, `summary.json` and `samples.json`."""
+"""The files of a run directory: `run.json` (required), `metrics.jsonl`, `summary.json`, `samples.json` and
+`outcome.json`."""
 
 from __future__ import annotations
 
@@ -14,6 +15,10 @@ SUMMARY: dict[str, Any] = {"steps?": float, "tokens?": float, "val?": {}}
 FILL = {"parts?": [Any], "truth?": [Any], "guesses?": [[{"text": Any}]]}
 REPAIR = {"parts?": [Any], "truth?": [Any], "spans?": [Any]}
 SAMPLES = {"fill?": [FILL], "continue?": [{}], "repair?": [REPAIR]}
+OUTCOME = {
+    "prompts": int, "reference": str, "rewards": [str], "models": {str: {str: Any}},
+    "samples": [{"prompt": str, "answers": {str: str}, str: Any}],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class RunFiles:
     steps: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     samples: dict[str, Any] = field(default_factory=dict)
+    outcome: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -51,7 +57,8 @@ def read(path: str | Path) -> RunFiles:
     info = _object(path / "run.json", INFO)
     steps, warnings = _lines(path / "metrics.jsonl")
     summary, samples = _object(path / "summary.json", SUMMARY), _object(path / "samples.json", SAMPLES)
-    return RunFiles(path, info, steps, summary, samples, tuple(warnings))
+    outcome = _object(path / "outcome.json", OUTCOME)
+    return RunFiles(path, info, steps, summary, samples, outcome, tuple(warnings))
 
 
 def _object(path: Path, shape: dict[str, Any]) -> dict[str, Any]:

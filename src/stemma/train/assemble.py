@@ -14,12 +14,12 @@ from stemma.declare.tasks import RowObjective
 from stemma.errors import CheckpointError, ResourceError, UsageError
 from stemma.nn.model import Model
 from stemma.nn.parts import Learned
-from stemma.objectives import Objective
+from stemma.objectives import Objective, reference
 from stemma.objectives.languages import UNKNOWN
 from stemma.parallel import World
 from stemma.rewrites.engine import apply
 from stemma.rewrites.prompts import check_room
-from stemma.train import start
+from stemma.train import references, start
 from stemma.train.config import Net, Plan
 from stemma.train.learners import fingerprint
 from stemma.train.loop import Loop
@@ -119,11 +119,15 @@ def model_of(plan: Plan, tokenizer: Any, started: bool = True) -> Model:
     return formats.attach(model, design_of(plan), families.family(plan.name), tokenizer)
 
 
-def nets_of(plan: Plan, tokenizer: Any) -> dict[str, Model]:
+def nets_of(plan: Plan, tokenizer: Any, everyone: bool = False) -> dict[str, Model]:
     """The networks beside the model, by role: initialised from the plan's seed, or loaded; one that learns may begin
-    from weights (a value model from a reward model)."""
+    from weights (a value model from a reward model). A reference that has said all before is left out, unless
+    `everyone` is asked for."""
     found: dict[str, Model] = {}
+    known = getattr(plan.objective, "precompute", False) and not everyone
     for i, net in enumerate(plan.nets, 1):
+        if known and net.role == reference.ROLE:
+            continue
         if not net.learns:
             found[net.role] = _frozen(net)
             continue
@@ -166,6 +170,9 @@ def loop_of(
             f"{need / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB; lower recipe.batch"
         )
     objective = objective_of(plan, tokenizer)
+    references.attach(
+        plan, objective, view, folder, lambda: (model_of(plan, tokenizer), nets_of(plan, tokenizer, everyone=True))
+    )
     return loop_over(plan, tokenizer, objective, source_of(plan, objective, view, folder), world, started)
 
 

@@ -12,19 +12,20 @@ SLOT = "average"  # how a checkpoint names it, beside the optimiser's slots
 
 
 class Average:
-    """After each step `mean = decay * mean + (1 - decay) * weights`; the first steps count more, by the warm-up
-    `min(decay, (1 + step) / (10 + step))` of the reference implementations."""
+    """After each update `mean = decay * mean + (1 - decay) * weights`; the first updates count more, by the warm-up
+    `min(decay, (1 + n) / (10 + n))` of the reference implementations. Where a step of sampled answers has
+    several updates, each counts, as in DeepSpeed-Chat and OpenRLHF; InstructGPT's paper does not say."""
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
-        self.decay, self.step = decay, 0
+        self.decay, self.updates = decay, 0
         self.own = {name: p.detach() for name, p in parameters.items()}
         self.mean = {name: p.clone() for name, p in self.own.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Update the mean with the weights as they are now."""
-        self.step += 1
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.mean.values()), list(self.own.values()), 1.0 - decay)
 
     @contextlib.contextmanager
@@ -48,8 +49,8 @@ class Average:
         """The mean, as a checkpoint keeps it."""
         return {f"{name}:{SLOT}": t for name, t in self.mean.items()}
 
-    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Restore the mean from a checkpoint's tensors, and remove it from them."""
-        self.step = step
+    def restore(self, tensors: dict[str, Tensor], updates: int) -> None:
+        """Restore the mean from a checkpoint's tensors, and remove it from them. `updates`: taken so far."""
+        self.updates = updates
         for name, mean in self.mean.items():
             mean.copy_(tensors.pop(f"{name}:{SLOT}"))

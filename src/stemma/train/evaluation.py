@@ -19,6 +19,8 @@ from stemma.errors import DataError
 from stemma.nn.model import Model
 from stemma.objectives import NO_NETS, Nets, Objective
 from stemma.objectives.base import Loss, means
+from stemma.objectives.languages import token_shares
+from stemma.train.config import Plan
 
 LN2 = math.log(2.0)
 Floats = npt.NDArray[np.float64]
@@ -43,6 +45,12 @@ def sample(view: View, tokens: int, shares: Sequence[float] = ()) -> View:
         own = order[part[order] == number]
         taken.append(own[: int(np.searchsorted(np.cumsum(sizes[own]), want)) + 1])
     return view.pick(np.flatnonzero(np.isin(unit, np.concatenate(taken))))
+
+
+def judged_by(plan: Plan, train: Any, held: Any) -> Any:
+    """The held-out documents by which a run is judged."""
+    shares = token_shares(train, plan.recipe.sampling) if plan.train.judged == "weights" else ()
+    return sample(held, plan.train.eval_tokens, shares)
 
 
 def amounts(have: Floats, shares: Floats, tokens: int) -> Floats:

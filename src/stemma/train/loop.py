@@ -33,7 +33,7 @@ from stemma.train.recompute import recompute
 from stemma.train.source import DummyBatch, Source
 
 STATE = {"step": int, "tokens": int, "seconds": float, "rewinds": int, "losses": [float], "cursor": Any}
-STATE |= {"lengths?": length.SHAPE, "best?": best.SHAPE}
+STATE |= {"lengths?": length.SHAPE, "best?": best.SHAPE, "updates?": int}
 SAMPLED = 1000  # entries of a frozen tensor that are compared when a run is resumed
 AHEAD = {"cpu": 0, "cuda": 2}  # steps whose batches are made ahead, where the plan leaves it open
 
@@ -211,8 +211,6 @@ class Loop:
             self.update = number
             taken.append(self._take(batches))
         self.update = 0
-        if self.average is not None:
-            self.average.update()
         self.tokens += self._drawn
         self.step += 1
         record: Record = {"step": self.step, "loss": statistics.fmean(u.loss for u in taken)}
@@ -237,6 +235,8 @@ class Loop:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
         metrics = means(self.sum_metrics(self._metrics), counts[self.objective.main])
         return Update(loss, size, sums, counts, metrics)
 
@@ -312,6 +312,8 @@ class Loop:
             state["lengths"] = self.length.save()
         if self.best is not None:
             state["best"] = self.best.save()
+        if self.average is not None and self.average.updates != self.step:
+            state["updates"] = self.average.updates
         weights, slots = self.tensors()
         spikes, place = self.plan.train.spikes, (self.rewinds, self.step)
         keep = max(self.plan.train.keep, 0 if spikes is None else -(-spikes.back // self.save_every) + 1)
@@ -368,7 +370,7 @@ class Loop:
                 )
             tensor.copy_(weights[name])
         if self.average is not None:
-            self.average.restore(slots, state["step"])
+            self.average.restore(slots, state.get("updates", state["step"]))
         return {key: slot for key, slot in slots.items() if key.rpartition(":")[0] not in frozen}, state
 
     def _cursor(self, path: Path, saved: Any) -> Any:

@@ -20,17 +20,17 @@ from stemma.declare import ramps
 from stemma.declare.tasks import RowObjective
 from stemma.errors import CheckpointError, DataError, UsageError
 from stemma.objectives import Cursor, tokens
-from stemma.objectives.languages import apart, token_shares
+from stemma.objectives.languages import apart
 from stemma.runs import folder
 from stemma.tasks.encoder import TaskEncoder, rows
 from stemma.train.assemble import fit_to_tokenizer, objective_of
 from stemma.train.config import Plan
-from stemma.train.evaluation import sample
+from stemma.train.evaluation import judged_by as judged_by
 from stemma.train.loop import Loop
 from stemma.train.source import TextSource
 
 # what a run that was killed while preparing its text leaves behind, and the stages before it
-LEFTOVERS = {"tokenizer", "data", "pretraining", "samples.jsonl", "stages", *folder.CHAINS}
+LEFTOVERS = {"tokenizer", "data", "pretraining", "reference", "samples.jsonl", "judged.jsonl", "stages", *folder.CHAINS}
 ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
 FEW = 1000  # held-out targets by which nothing can be judged
 MANY = 4  # epochs up to which text read again is about as good as new (Muennighoff et al. 2023, arXiv:2305.16264)
@@ -153,12 +153,6 @@ def split(plan: Plan, store: Any) -> tuple[Any, Any]:
     if plan.train.piece is None:
         return train, held
     return train.cut(max(plan.train.piece, plan.objective.consecutive) * plan.context), held
-
-
-def judged_by(plan: Plan, train: Any, held: Any) -> Any:
-    """The held-out documents by which a run is judged."""
-    shares = token_shares(train, plan.recipe.sampling) if plan.train.judged == "weights" else ()
-    return sample(held, plan.train.eval_tokens, shares)
 
 
 def facts(store: Any, train: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from stemma.runs.drive import OnStep
 from stemma.runs.life import carry_on, measured
 from stemma.runs.metrics import check_tensorboard
 from stemma.runs.prove import prove
-from stemma.train import start
+from stemma.train import references, start
 from stemma.train.assemble import fit_to_tokenizer, loop_of, pin_teachers, with_steps
 from stemma.train.budgets import epochs_of, sets_warmup, with_budget
 from stemma.train.config import Plan
@@ -274,6 +274,7 @@ def _begun(
     plan: Plan, out: Path, tokenizer: Any, store: Any, fixed_warmup: bool, quiet: bool, world: World | None
 ) -> Loop:
     """Build the loop of a new run, then write its `run.json`: what cannot be built, or judged, leaves no run."""
+    references.check(plan)
     train, rest = split(plan, store)
     if not quiet:
         report_uneven(plan, train, rest)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,6 +140,26 @@ def test_a_process_that_a_function_leaves_behind_has_no_say(file: str) -> None:
     scorer = FunctionScorer(f"{file}:forks")
     assert scorer.scores(asked("a", "", "abc")) == [1.0, 0.0, 3.0]
     scorer.close()
+
+
+def test_an_interrupt_is_for_the_run_and_not_for_what_judges(file: str) -> None:
+    """From the keyboard it goes to all processes of a group; a run then ends its step, for which it needs rewards."""
+    code = f"""
+import os, signal
+from stemma.alignment.rewards import FunctionScorer, RewardInput
+signal.signal(signal.SIGINT, lambda *_: print("interrupted"))
+scorer = FunctionScorer({file + ":short"!r})
+asked = [RewardInput("", "abc", {{}})]
+scorer.scores(asked)
+os.killpg(0, signal.SIGINT)
+print(scorer.scores(asked))
+scorer.close()
+"""
+    env = {**os.environ, "PYTHONPATH": str(rewards.PACKAGES)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=env, start_new_session=True, capture_output=True, text=True, timeout=100
+    )
+    assert ended.returncode == 0 and ended.stdout.split("\n") == ["interrupted", "[1.25]", ""], ended
 
 
 def test_rewards_that_no_step_can_compute_with_are_refused(file: str) -> None:

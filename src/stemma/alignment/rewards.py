@@ -320,6 +320,7 @@ class FunctionScorer(Scorer):
             text=True,
             encoding="utf-8",
             env={**os.environ, "PYTHONPATH": where},
+            process_group=0,  # an interrupt from the keyboard is for the run, which ends its step first
         )
         self._process, self._lines = process, queue.SimpleQueue()
         self._end = weakref.finalize(self, _stop, process)

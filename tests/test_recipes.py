@@ -67,6 +67,9 @@ def test_scaled_recipes_are_small_and_changes_are_of_a_stage(base: Path) -> None
     steps = made("llama2-chat", base, False, rs={"rounds.samples": 3, "data": "x.jsonl"}, ppo={"objective.kl": 0.3})
     assert steps["rs"].rounds["samples"] == 3 and steps["rs"].data == "x.jsonl" and "data" not in steps["rs"].overrides
     assert steps["ppo"].overrides["objective.kl"] == 0.3
+    mine = {"sft": {"data": "mine.jsonl"}}  # later stages that learn demonstrations too learn those
+    assert made("llama2-chat", base, False, **mine)["rs"].rounds["beside"] == "mine.jsonl"
+    assert made("instructgpt", base, False, **mine)["ppo-init"].data == "mine.jsonl@0.9,builtin:docs@0.1"
     for change, why in (
         ({"overrides": {"objective.kl": 1}}, r"objective.kl is a setting of no stage; the stages are sft, reward-"),
         ({"data": "x.jsonl"}, r"give them as --set STAGE.data=FILE .*; the stages are sft, reward-helpfulness"),

@@ -44,8 +44,8 @@ COMPARED = 4  # pairs whose loss is compared
 
 def dpo(folder: Path, given: argparse.Namespace, there: bool, lora: bool) -> None:
     """The lines of DPO."""
-    view = pairs.Pairs(given.pairs)
-    print(f"pairs of {view.tokens_total / len(view):.0f} tokens on average")
+    view = pairs.Pairs(given.pairs, longest=given.longest)
+    print(f"pairs of {view.tokens_total / len(view):.0f} tokens on average, texts of {given.longest} at most")
     with tempfile.TemporaryDirectory() as out:
         if there and not lora:
             other = base(Path(out, "other"), given.layers, seed=2)
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--longest", type=int, default=pairs.LONGEST, help="tokens of a prompt with an answer at most")
     parser.add_argument("--prompts", type=int, default=16, help="of a step of GRPO, each with 8 answers")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
     given: Any = parser.parse_args()

@@ -2,17 +2,19 @@
 
     python bench/methods.py [--data FILE] [--reward model|rule] [--only rs ppo ptx dpo grpo] [--seeds 1 2 3] [--out DIR]
 
-FILE holds compared answers (Anthropic's HH, for one; left out: builtin:preferences, made by rules). A LLaMA of three layers of 96 is
-pretrained on the text of its conversations (--base steps), tuned on the preferred answers, and aligned for each seed:
+FILE holds compared answers (Anthropic's HH, for one; left out: builtin:preferences, made by rules). Some of its short conversations are
+held out. A LLaMA of three layers of 96 is pretrained on the text of all others (--base steps), tuned on the preferred answers of the
+short ones, and aligned for each seed:
 
 rs      the best of 8 answers to each prompt by the reward, learnt as demonstrations
-ppo     PPO with a value model;  ptx: the same with pretraining gradients
+ppo     PPO with a value model, 32 answers a step;  ptx: the same with pretraining gradients
 dpo     DPO on the pairs of FILE with --reward model; with --reward rule on the best and the worst of 4 sampled answers
-grpo    GRPO on groups of 8 answers
+grpo    GRPO on 8 groups of 8 answers a step
 
---reward model is a reward model that learnt the pairs of FILE; rule is a function: answers of about eight words. Held-out prompts are
-answered before and after by every model at temperature 1. Printed are the reward, for how many seeds it rose with a divergence below
---target nats an answer, that divergence, and the loss on held-out text of the conversations. What is done is kept in --out.
+--reward model is a reward model that learnt the pairs of FILE; rule is a function: answers of about eight words. Every model answers
+each held-out prompt four times at temperature 1. Printed are the mean over seeds, the least and the most: the reward, for how many seeds
+it rose with a divergence below --target nats an answer, that divergence, and the loss on held-out text of the conversations in nats a
+token; and of DPO the share of held-out pairs whose chosen answer it rewards more. What is done is kept in --out.
 """
 
 from __future__ import annotations
@@ -145,9 +147,17 @@ class World:
         return self.written("ranked", found)
 
 
+def summary(run: Path) -> Any:
+    return json.loads((run / "summary.json").read_text())
+
+
+def name_of(world: World, what: str, seed: int) -> str:
+    return f"{'rule' if world.rule else 'model'}-{what}-{seed}"
+
+
 def aligned(world: World, what: str, seed: int, steps: int, small: bool) -> Path:
     """The run of a method."""
-    name = f"{'rule' if world.rule else 'model'}-{what}-{seed}"
+    name = name_of(world, what, seed)
     common: dict[str, Any] = {"train.context": ROW, "train.threads": 1}
     sample = common | {
         "objective.max_new_tokens": TOKENS, "objective.unfinished": -1.0, "objective.judged": 8, "recipe.lr": 2e-4,
@@ -234,9 +244,15 @@ def main() -> None:
         found.append(judged(world, runs, seed))
         print(f"seed {seed} is done", file=sys.stderr, flush=True)
     if not world.rule:
-        about = json.loads((Path(world.reward) / "summary.json").read_text())["val"]
+        about = summary(Path(world.reward))["val"]
         print(f"reward model: {about['accuracy']:.3f} of {about['targets']:.0f} held-out pairs in order")
     print("\n".join(rows(found, given.target)))
+    if "dpo" in given.only:
+        own = [summary(world.out / name_of(world, "dpo", seed))["val"] for seed in given.seeds]
+        right, pairs = (
+            spread([one[key] for one in own], form) for key, form in (("accuracy", ".2f"), ("targets", ".0f"))
+        )
+        print(f"DPO: {right} of {pairs} held-out pairs in order")
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "ppo with ptx": ("ppo", "prompts", {}, SAMPLED | {"objective.ptx": "{home}/text.jsonl"}),
     "gkd": ("gkd", "prompts", {}, SAMPLED | {"objective.teacher": "{home}/base", "objective.on_policy": 1.0}),
 }
-OFTEN = ("dpo by lora", "ppo")
+OFTEN = ("dpo", "ppo")
 
 
 @pytest.mark.parametrize("case", [c if c in OFTEN else pytest.param(c, marks=pytest.mark.slow) for c in CASES])

@@ -34,6 +34,7 @@ SMALLEST: dict[str, tuple[str, str]] = {  # arguments, and what the output holds
     "qlora": ("--small --base 3 --steps 2 --seeds 1 --quiet", "all weights"),
     "methods": ("--small --base 5 --steps 1 --seeds 1 --quiet", "grpo"),
     "rlhf": ("--small --seeds 1 --base 4 --steps 2 --quiet", "rule: best"),
+    "recipes": ("tulu2 --small --base 10 --seeds 1", "DPO"),
     "quantized": ("--threads 1 --repeats 1 --new 4 --layers 2", "keep plain"),
     "seq2seq": ("--rounds 1 --new 4", "mt5"),
     "serve": ("--small --clients 4 --requests 4 --rounds 1", "99th percentile"),

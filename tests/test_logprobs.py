@@ -100,6 +100,14 @@ def test_nothing_to_predict_gives_zeros() -> None:
         token_logprobs(model, hidden, torch.zeros(2, 4, dtype=torch.int64))
 
 
+def test_a_temperature_divides_the_logits() -> None:
+    model = build(tiny("llama"))
+    hidden, goal = torch.randn(3, 4, model.dims.d_model), torch.randint(0, 40, (3, 4))
+    with torch.no_grad():
+        right = (model.logits(hidden) / 0.7).log_softmax(-1).gather(-1, goal[..., None])[..., 0]
+        torch.testing.assert_close(token_logprobs(model, hidden, goal, 0.7), right)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "bert", "deberta", "xlnet", "t5", "bart"])
 def test_sequences_of_every_structure(name: str) -> None:
     """As read off the logits of the public call; its loss is their mean."""

@@ -17,6 +17,7 @@ from stemma.alignment.online import OnlineSource
 from stemma.alignment.plans import resolve
 from stemma.data import Store
 from stemma.objectives import policy
+from stemma.objectives.vocabulary import token_logprobs
 from stemma.tasks.encoder import TaskEncoder, rows
 from stemma.train import read_metrics
 from stemma.train.assemble import fit_to_tokenizer, loop_of, with_steps
@@ -83,7 +84,7 @@ def test_the_first_ratio_is_one(home: Path, tmp_path: Path) -> None:
         loop = loop_at(home, tmp_path / str(micro), **{"train.micro": micro, "objective.temperature": 0.8})
         first = loop.source.updates(turn_of(loop))[0]  # type: ignore[attr-defined]
         for batch in first:
-            new = policy.policy_logprobs(loop.model, policy.states(loop.model, batch), batch["targets"], 0.8)
+            new = token_logprobs(loop.model, policy.states(loop.model, batch), batch["targets"], 0.8)
             assert ((new - batch["old"]).exp() - 1).abs().max() < 1e-6
             assert new.requires_grad and loop.model.training
         loop.close()

@@ -20,6 +20,7 @@ from stemma.data import Store
 from stemma.declare.alignment import Gates
 from stemma.errors import DataError, UsageError, VerifyError
 from stemma.objectives import policy
+from stemma.objectives.vocabulary import token_logprobs
 from stemma.rewrites import LoRA
 from stemma.rewrites.adapters import layers
 from stemma.runs import checkpoint
@@ -135,7 +136,7 @@ def test_with_adapters_the_reference_is_the_model_without_them(home: Path, tmp_p
     for one, own in zip(experience.rollouts, experience.facts, strict=True):
         batch = policy.collate_answers([(one.prompt.ids, one.ids)], 0)
         with torch.no_grad():
-            expected = policy.policy_logprobs(plain, policy.states(plain, batch), batch["targets"])
+            expected = token_logprobs(plain, policy.states(plain, batch), batch["targets"])
         assert own["reference"].tolist() == pytest.approx(expected.tolist(), abs=2e-5)
     assert max(float((own["old"] - own["reference"]).abs().max()) for own in experience.facts) > 1e-3
     assert loop.model.training and all(layer.strength == 1.0 for layer in layers(loop.model))
@@ -162,7 +163,7 @@ def test_a_policy_has_no_dropout(home: Path, tmp_path: Path) -> None:
     plan = resolve("ppo", **asked(home) | {"start": str(tmp_path / "base")})
     loop = loop_at(home, tmp_path, plan)
     batch = source(loop).updates(turn_of(loop))[0][0]
-    new = policy.policy_logprobs(loop.model, policy.states(loop.model, batch), batch["targets"])
+    new = token_logprobs(loop.model, policy.states(loop.model, batch), batch["targets"])
     assert loop.model.training and ((new - batch["old"]).exp() - 1).abs().max() < 1e-6
     adapter = (LoRA(("*.q",), rank=2, dropout=0.1),)
     with pytest.raises(UsageError, match="adapters with dropout are not the policy that samples"):

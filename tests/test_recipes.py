@@ -77,6 +77,9 @@ def test_scaled_recipes_are_small_and_changes_are_of_a_stage(base: Path) -> None
     changed = {"data": "x.jsonl", "ghost.tokens": 7, "recipe.lr": 1e-3}
     ghost = made("llama2-chat", base, False, gatt=changed)["gatt"]
     assert ghost.data == "x.jsonl" and ghost.rounds["tokens"] == 7 and ghost.overrides["recipe.lr"] == 1e-3
+    mine = {"sft": {"data": "mine.jsonl"}}  # later stages that learn demonstrations too learn those
+    assert made("llama2-chat", base, False, **mine)["rs"].rounds["beside"] == "mine.jsonl"
+    assert made("instructgpt", base, False, **mine)["ppo-init"].data == "mine.jsonl@0.9,builtin:docs@0.1"
     for change, why in (
         ({"overrides": {"objective.kl": 1}}, r"objective.kl is a setting of no stage; the stages are sft, reward-"),
         ({"data": "x.jsonl"}, r"give them as --set STAGE.data=FILE .*; the stages are sft, reward-helpfulness"),

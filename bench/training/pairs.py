@@ -19,7 +19,7 @@ from training.trainer import _Steps
 
 VOCAB = 49_152
 EOS, PAD, UNKNOWN = 1, 2, 3  # ids that no pair holds but as these
-LONGEST = 1024  # tokens of a text
+LONGEST = 1024  # tokens of a text at most
 
 
 class Pair(NamedTuple):
@@ -37,20 +37,20 @@ class Pair(NamedTuple):
 
 class Pairs:
     """Pairs as a view of a store, ids at random. Lengths are lognormal with the mean and deviation of those of
-    Anthropic's HH: prompts of about 155 tokens, answers of about 47."""
+    Anthropic's HH: prompts of about 155 tokens, answers of about 47, texts of at most `longest`."""
 
     groups = np.zeros(0, dtype=np.int64)
 
-    def __init__(self, number: int, seed: int = 1) -> None:
-        draw = np.random.default_rng(seed)
+    def __init__(self, number: int, seed: int = 1, longest: int = LONGEST) -> None:
+        draw, answers = np.random.default_rng(seed), min(300, longest // 2)
 
         def ids(mean: float, deviation: float, most: int) -> Any:
             return draw.integers(10, VOCAB, int(np.clip(draw.lognormal(mean, deviation), 4, most)))
 
         def answer() -> Any:
-            return np.append(ids(3.51, 0.85, 300), EOS)
+            return np.append(ids(3.51, 0.85, answers), EOS)
 
-        self.held = [Pair(ids(4.79, 0.74, LONGEST - 301), answer(), answer()) for _ in range(number)]
+        self.held = [Pair(ids(4.79, 0.74, longest - answers - 1), answer(), answer()) for _ in range(number)]
         self.tokens_total = sum(pair.tokens for pair in self.held)
 
     def __len__(self) -> int:

@@ -17,6 +17,7 @@ from stemma.nn.model import Model
 from stemma.objectives import base, policy
 from stemma.objectives.advantages import kl_estimate
 from stemma.objectives.policy_gradient import group_advantages, overlong_penalty, surrogate, token_weights
+from stemma.objectives.vocabulary import token_logprobs
 
 if TYPE_CHECKING:
     from stemma.alignment.online import OnlineSource
@@ -102,7 +103,7 @@ class RunGRPO(RunOnline, of=declared.GRPO):
         hidden, kept = policy.states(model, batch), batch["keep"].nonzero().squeeze(1)
         some = {name: batch[name].index_select(0, kept) for name in ("targets", "advantages")}
         rows = batch["rows"].index_select(0, kept).unique(return_inverse=True)[1]
-        new = policy.policy_logprobs(model, hidden.index_select(0, kept), some["targets"], spec.temperature)
+        new = token_logprobs(model, hidden.index_select(0, kept), some["targets"], spec.temperature)
         old = batch["old"].index_select(0, kept) if "old" in batch else new.detach()
         clip = (spec.clip, spec.clip if spec.clip_high is None else spec.clip_high)
         each, ratios = surrogate(new, old, some["advantages"], rows, clip, spec.ratio)

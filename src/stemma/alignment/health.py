@@ -67,6 +67,15 @@ def check_divergence(gates: Gates, experience: Experience, each: Tensor) -> None
         )
 
 
+def check_gap(gates: Gates, step: int, gap: float) -> None:
+    """`gap`: the mean distance between what sampling and learning say of a token. Raises Unhealthy."""
+    if gates.gap is not None and not gap <= gates.gap:
+        raise Unhealthy(
+            f"step {step + 1}: the model that sampled and the one that learns are {gap:.3g} nats a token apart, more "
+            f"than objective.gates.gap={gates.gap:g}: answers came from other weights, or from another distribution"
+        )
+
+
 def check_ratio(gates: Gates, worst: float) -> None:
     """`worst`: how far the ratio of a token is from 1 before the first update of a step. Raises VerifyError."""
     if gates.ratio is not None and not worst <= gates.ratio:

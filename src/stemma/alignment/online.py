@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stemma.alignment import health
+from stemma.alignment import health, rollout_server
 from stemma.alignment import rewards as judges
 from stemma.alignment.experience import Experience, Facts, OnlineCursor, ScoredRollout, rollout_metrics
 from stemma.alignment.online_run import OnlineRun
@@ -40,6 +40,7 @@ from stemma.nn.parts import Arch, Causal, Cycle, Sliding
 from stemma.objectives import base, policy, reference
 from stemma.objectives.answers import singles, trimmed
 from stemma.objectives.purposes import MINIBATCH
+from stemma.objectives.vocabulary import token_logprobs
 from stemma.rewrites import adapters
 from stemma.tasks.base import reader
 from stemma.train.config import Plan
@@ -79,7 +80,8 @@ class RunOnline(base.Objective):
     @property
     def remembers(self) -> bool:
         """Whether the loss compares with the policy that sampled: not where the first update is the only one."""
-        return self.spec.inner > 1 or (self.spec.minibatch or self.answers) < self.answers
+        own = self.spec
+        return own.inner > 1 or (own.minibatch or self.answers) < self.answers or bool(own.server)
 
     def sampling(self) -> Sampling:
         """How answers are drawn."""
@@ -208,6 +210,7 @@ class OnlineSource(Source):
         self.prompts = self.prompts_of(view)
         self.order = objective.order(self.prompts.view)
         self.how = objective.sampling()
+        self.server = rollout_server.of(objective.spec, folder)
         rewarded = objective.rewarded or objective.spec.rewards
         self.rewards = judges.of(objective.spec.rewards, objective.spec.seconds) if rewarded else Rewards([], [])
 
@@ -217,6 +220,8 @@ class OnlineSource(Source):
             reference.check(loop.model, loop.nets)
         if loop.model.embed.noise:
             raise UsageError("recipe.neftune changes what the policy reads, so its ratio would not be 1; leave it out")
+        if self.server is not None and any(True for _ in adapters.layers(loop.model)):
+            raise UsageError("objective.server samples from whole weights; leave it out, or leave the adapters out")
         if any(part.spec.dropout for part in adapters.layers(loop.model)):
             raise UsageError("adapters with dropout are not the policy that samples; give them a dropout of 0")
 
@@ -228,6 +233,10 @@ class OnlineSource(Source):
         """Take the model and the nets as they are now, whole on every rank."""
         found = dict(self.loop.whole())
         self.model, self.nets = found.pop("model"), found
+        if self.server is not None:
+            if self.loop.is_main:
+                self.server.push(self.model, self.objective.setting.tokenizer)
+            self.loop.everyone([])  # nobody asks before the weights are there
 
     def prompts_of(self, view: Any) -> Prompts:
         """The prompts of some rows."""
@@ -252,7 +261,8 @@ class OnlineSource(Source):
         """Sample the answers of a step and judge them. Raises what stops an unhealthy run. A rank samples, judges and
         measures its own share; in the end every rank has all."""
         self.refresh_models()
-        found, slot = self.answers(cursor.slot)
+        with self.loop.products():
+            found, slot = self.answers(cursor.slot)
         scores = torch.tensor([one.reward for one in found], dtype=torch.float32)
         rollouts = [one.rollout for one in found]
         experience = Experience(
@@ -270,6 +280,8 @@ class OnlineSource(Source):
         how = self.how if samples is None else replace(self.how, samples=samples)
         if not prompts:  # more ranks than prompts
             return []
+        if self.server is not None:
+            return self.server.sample(prompts, how, seeds)
         fast = self.loop.device.type == "cpu"  # there decoding has kernels of its own
         return sample(self.model, prompts, how, seeds, autocast=contextlib.nullcontext if fast else self.loop.autocast)
 
@@ -344,7 +356,7 @@ class OnlineSource(Source):
         parts = list(itertools.chain.from_iterable(map(self.micro_batches, self.minibatches(experience, 0))))
         for chosen in parts:
             batch = {k: v.to(self.loop.device) for k, v in self.collated(experience, chosen).items()}
-            with self.loop.autocast():
+            with self.loop.autocast(), self.loop.products():
                 found = self._facts(batch)
             sizes = [len(experience.rollouts[i].ids) for i in chosen]
             for name, values in found.items():
@@ -372,7 +384,7 @@ class OnlineSource(Source):
         """N: the log-probabilities of a batch's tokens under the reference, at the temperature of sampling."""
         heat = self.objective.spec.temperature
         with reference.frozen(self.model, self.nets) as net:
-            return policy.policy_logprobs(net, policy.states(net, batch), batch["targets"], heat)
+            return token_logprobs(net, policy.states(net, batch), batch["targets"], heat)
 
     def gaps(self, experience: Experience) -> dict[str, float]:
         """How far decoding and training are apart in what they say of a token: `engine_gap` of the model's own
@@ -384,6 +396,7 @@ class OnlineSource(Source):
         drawn = torch.cat([torch.tensor(one.sampled) - own["old"] for own, one in pairs])
         entropy = torch.cat([own["entropy"] for own in experience.facts])
         gaps = {"engine_gap": float(raw.abs().mean()), "sampled_gap": float(drawn.mean())}
+        health.check_gap(self.objective.spec.gates, experience.step, gaps["engine_gap"])
         return gaps | {"entropy": float(entropy.mean())}
 
     # ------------------------------------------------------------ updates

@@ -18,6 +18,7 @@ from stemma.alignment.experience import rollout_metrics
 from stemma.alignment.rollouts import Rollout, seed_of
 from stemma.objectives import policy
 from stemma.objectives.preference import interval
+from stemma.objectives.vocabulary import token_logprobs
 from stemma.train.loop import Loop
 from stemma.train.run import Pretraining
 
@@ -77,7 +78,7 @@ class OnlineRun(Pretraining):
             batch = {k: v.to(self.loop.device) for k, v in batch.items()}
             with torch.no_grad(), self.loop.autocast():
                 model = self.source.model
-                own = policy.policy_logprobs(model, policy.states(model, batch), batch["targets"], heat)
+                own = token_logprobs(model, policy.states(model, batch), batch["targets"], heat)
                 gap = own - self.source.reference(batch)
             each += [float(x.sum()) for x in gap.cpu().split([len(one.ids) for one in part])]
         return {"kl": fmean(each)}

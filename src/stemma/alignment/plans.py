@@ -105,7 +105,7 @@ def resolve(
     context = min(there.dims.context, ROW)
     budget = budget or ("200 steps" if isinstance(objective, Online) else "1 epochs")
     train = Train(budget, context=context, start=start, unit="document", piece=None, val_fraction=HELD)
-    train = replace(train, best=BEST.get(what, ""))
+    train = replace(train, best=BEST.get(what, ""), products="onednn")
     recipe = recipe_of(what, context, adapted)
     plan = Plan(
         there.name, SCALE, arch, there.dims, objective, there.design.text, recipe, train, data, seed,

@@ -20,6 +20,7 @@ from stemma.errors import UsageError
 from stemma.nn.model import Model
 from stemma.objectives import advantages as adv
 from stemma.objectives import base, policy
+from stemma.objectives.vocabulary import token_logprobs
 
 VALUE = "value"  # the role of the value model
 
@@ -108,7 +109,7 @@ class RunPPO(RunOnline, of=declared.PPO):
             assert self.text is not None
             return base.Loss({"ptx": self.text.loss(model, batch)}, self.counts(batch), weights=weights)
         own, keep = self.spec, batch["keep"]
-        new = policy.policy_logprobs(model, policy.states(model, batch), batch["targets"], own.temperature)
+        new = token_logprobs(model, policy.states(model, batch), batch["targets"], own.temperature)
         log = (new - batch["old"]) * keep
         ratio = log.exp()
         if bool(batch["first"]):

@@ -18,34 +18,39 @@ from stemma.tuning.plans import ROW, started
 
 # recipes, and whose numbers stand in where a family's own are unpublished
 NAMES = {"instructgpt": "", "chatgpt": "instructgpt", "llama2-chat": "", "tulu2": ""}
-RANKED, PAIRS, SAFE = "builtin:rankings", "builtin:preferences", "builtin:harmless"
+HELPFUL, SAFE = "builtin:preferences", "builtin:harmless"
+RANKED, PAIRS = f"builtin:rankings,{SAFE}", f"{HELPFUL},{SAFE}"  # of one model that is asked for both
 PROMPTS, HELD, TEXT = "builtin:questions", "builtin:questions_held", "builtin:docs"
 GOLD, TALKS = "builtin:careful", "builtin:dialogues"
 FASTER = 10.0  # times the published rate at most, in a scaled run
 EPOCHS = 4.0  # times a reward model's epochs in a scaled run: of hundreds of pairs, not a million; the best is kept
 CHOSEN = {"samples": 8, "temperature": (1.0, 1.2), "epochs": 3.0}  # where nothing is published
-SCALED = {"rounds": 2, "tokens": 40, "prompts": 32, "minibatch": 16, "steps": 40}
+SCALED = {"rounds": 2, "tokens": 40, "prompts": 32, "minibatch": 16, "steps": 40, "init": 60}
+# peak rates of a scaled run times the width of the model: what moves models of a width of 96 to 128 (bench/methods.py)
+JUDGING, REINFORCED, PREFERRED = 4e-4 * 128, 2e-4 * 128, 1e-4 * 128
 
 
 @dataclass
 class Making:
     """A chain that is being made: its steps so far, and the numbers of the steps that made the policy, what it begins
     from, and the reward models. `wider`: how many times the published width is the model's; `context`: the tokens of a
-    row of its reward models."""
+    row of its reward models; `changes`: by the words of steps."""
 
     name: str
     wider: float
+    width: int
     context: int
     full: bool
     template: str | None
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     policy: int = 0
     judges: list[int] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
 
     def add(self, step: Step) -> int:
-        """Add a step; returns its number."""
-        self.steps.append(step)
+        """Add a step with what its user changed, so that later ones build on that; returns its number."""
+        self.steps.append(changed(step, dict(self.changes.get(step.word, {}))))
         return len(self.steps)
 
     def rate(self, published: float | None) -> dict[str, Any]:
@@ -53,6 +58,10 @@ class Making:
         if published is None:
             return {}
         return {"recipe.lr": published if self.full else published * min(FASTER, max(1.0, self.wider))}
+
+    def scaled(self, published: float | None, times_width: float) -> dict[str, Any]:
+        """The change that sets a peak rate: the published one, or in a scaled run one that falls with the width."""
+        return self.rate(published) if self.full else {"recipe.lr": times_width / self.width}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -89,7 +98,7 @@ def steps(
     wider = families.design(design).dims.d_model / there.dims.d_model
     if template is None and NAMES[name] and there.tokenizer.chat_template is None:
         template = systems.DEFAULT  # where none is published, and the model has none
-    made = Making(name, wider, min(there.dims.context, ROW), full, template)
+    made = Making(name, wider, there.dims.d_model, min(there.dims.context, ROW), full, template, changes or {})
     tuned = 0
     for stage in stages(name):
         match stage:
@@ -107,7 +116,6 @@ def steps(
                 reinforcement(made, stage)
             case Preferences():
                 preferences(made, stage)
-    made.steps = [changed(step, dict((changes or {}).get(step.word, {}))) for step in made.steps]
     rewards = {"reward": (made.reward,)} if made.judges else {}
     models = made.models
     first = next(iter(models))
@@ -157,8 +165,9 @@ def demonstrations(made: Making, stage: SFT, number: int) -> None:
 def reward_models(made: Making, stage: RewardModel) -> None:
     """A reward model for each of the stage's `models`, from the tuned policy."""
     for name in stage.models or ("",):
-        data = RANKED if stage.grouped else SAFE if name == "safety" else PAIRS
-        changes: dict[str, Any] = {"objective.centred": bool(stage.centred), **made.rate(_of(stage.lr))}
+        data = RANKED if stage.grouped else SAFE if name == "safety" else HELPFUL
+        changes: dict[str, Any] = {"objective.centred": bool(stage.centred)}
+        changes |= made.scaled(_of(stage.lr), JUDGING)
         if stage.margins:
             changes["objective.task.margins"] = tuple(stage.margins[-1])  # the smaller ones, which split no scores
         changes |= schedule(stage)
@@ -218,12 +227,13 @@ def reinforcement(made: Making, stage: RL) -> None:
         "train.average": stage.average,
     }  # fmt: skip
     changes = {path: value for path, value in changes.items() if value is not None}
-    changes |= made.rate(_of(stage.lr)) | schedule(stage)
+    changes |= made.scaled(_of(stage.lr), REINFORCED) | schedule(stage)
     changes["objective.prompts"] = _of(stage.examples) if made.full and stage.examples else SCALED["prompts"]
     changes["objective.minibatch"] = stage.minibatch if made.full and stage.minibatch else SCALED["minibatch"]
     changes["objective.max_new_tokens"] = SCALED["tokens"]
     if stage.ptx:
-        changes |= {"objective.ptx": TEXT, "objective.ptx_weight": stage.ptx}
+        weight = stage.ptx if made.full else 1.0
+        changes |= {"objective.ptx": TEXT, "objective.ptx_weight": weight}
         changes["objective.ptx_rows"] = float(stage.ptx_rows) if made.full else 1.0
     steps = stage.episodes // int(_of(stage.examples) or 1) if made.full and stage.episodes else SCALED["steps"]
     more: dict[str, Any] = {"rewards": (made.reward,), "settings": made.settings, "overrides": changes}
@@ -236,15 +246,18 @@ def beginning(made: Making, stage: SFT) -> Step:
     first = made.steps[0]
     changes = made.rate(_of(stage.lr))
     data = first.data
-    if share := stage.pretraining_share:
+    share = stage.pretraining_share
+    if share:
         data = f"{data}@{1 - share:g},{TEXT}@{share:g}"
         changes["objective.task.texts"] = True
-    return replace(first, word="ppo-init", data=data, budget=f"{stage.epochs or 2:g} epochs", overrides=changes)
+    # epochs of the mixture are those of the text, which is far longer than some hundred demonstrations
+    budget = f"{stage.epochs or 2:g} epochs" if made.full or not share else f"{SCALED['init']} steps"
+    return replace(first, word="ppo-init", data=data, budget=budget, overrides=changes)
 
 
 def preferences(made: Making, stage: Preferences) -> None:
     """DPO on pairs, held to the policy so far."""
-    changes: dict[str, Any] = made.rate(_of(stage.lr)) | schedule(stage)
+    changes: dict[str, Any] = made.scaled(_of(stage.lr), PREFERRED) | schedule(stage)
     if stage.beta is not None:
         changes["objective.beta"] = stage.beta
     budget = f"{stage.epochs or 1:g} epochs"

@@ -197,7 +197,8 @@ class Gates(Spec):
     policy's ratio to itself may be off 1 before the first update of a step. `kl`: the most nats an answer that the
     policy may be away from its reference; `negative`: by how many standard errors that estimate may lie below 0.
     For `patience` steps in a row: fewer than a share of answers `finished` by themselves; rewards whose standard
-    deviation is not above `spread`; fewer than a share of `distinct` answers."""
+    deviation is not above `spread`; fewer than a share of `distinct` answers. `gap`: the mean distance in nats between
+    what the model that wrote a token and the one that learns say of it."""
 
     ratio: float | None = positive(1e-4)
     kl: float | None = positive(100.0)
@@ -205,6 +206,7 @@ class Gates(Spec):
     finished: float | None = interval("[0, 1]", 0.02)
     spread: float | None = not_negative(1e-6)
     distinct: float | None = interval("[0, 1]", 0.05)
+    gap: float | None = positive(0.5)
     patience: int = at_least(1, 3)
 
 
@@ -215,7 +217,8 @@ class Online(RowObjective):
     that is set. `inner`: passes over the answers of a step; `minibatch`: answers of an optimiser update (None: all).
     `kl`: weight of the divergence from the reference; 0: none is needed. `seconds`: that a reward function may take for
     an answer. `judged`: held-out prompts that are answered where the run is evaluated. `gates`: what stops a run that
-    has lost its way."""
+    has lost its way. `server`: URL#MODEL of a server that samples in this process's place; before it does, the weights
+    are written to the folder `served` (left out: RUN/served), which it must be able to read."""
 
     module: ClassVar[str] = ""
     task: RowTask = PromptTask()
@@ -234,6 +237,8 @@ class Online(RowObjective):
     seconds: float = positive(10.0)
     judged: int = at_least(1, 64)
     gates: Gates = Gates()
+    server: str = ""
+    served: str = ""
 
     @property
     def networks(self) -> dict[str, tuple[str, bool]]:
@@ -244,6 +249,11 @@ class Online(RowObjective):
         require(
             self.minibatch is None or self.minibatch <= answers,
             f"minibatch={self.minibatch} is more than the {answers} answers of a step (prompts * samples)",
+        )
+        require(
+            not self.server or (self.temperature == 1 and self.top_p == 1 and self.top_k == 0),
+            "a server tells the log-probabilities of the whole distribution at temperature 1, so with objective.server "
+            "temperature and top_p are 1 and top_k is 0",
         )
 
 

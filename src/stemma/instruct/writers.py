@@ -220,7 +220,7 @@ class AddressWriter:
             "model": self.model, **what, "max_tokens": how.tokens, "temperature": how.temperature,
             "top_p": how.top_p, "stop": list(how.stops) or None, "seed": seed % 2**31,
         }  # fmt: skip
-        answer = self._asked(path, asked)
+        answer = self.post(path, asked)
         try:
             choice = answer["choices"][0]
             text = choice["message"]["content"] if "messages" in what else choice["text"]
@@ -228,10 +228,17 @@ class AddressWriter:
         except (KeyError, IndexError, TypeError, AttributeError):
             raise ResourceError(f"{self.url} answered without a completion: {brief(answer)}") from None
 
-    def _asked(self, path: str, body: dict[str, Any]) -> Any:
+    def get(self, path: str) -> Any:
+        """What stands at a path of the address. Raises ResourceError where it does not answer as it should."""
+        return self._asked(path, None)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """What the address answers to a request. Raises ResourceError where it does not answer as it should."""
+        return self._asked(path, json.dumps({k: v for k, v in body.items() if v is not None}).encode())
+
+    def _asked(self, path: str, raw: bytes | None) -> Any:
         key = os.environ.get("OPENAI_API_KEY")
         head = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        raw = json.dumps({k: v for k, v in body.items() if v is not None}).encode()
         why = ""
         for number in range(TRIES):
             if number:
@@ -239,7 +246,7 @@ class AddressWriter:
             try:
                 request = urllib.request.Request(f"{self.url}/{path}", raw, head)
                 with urllib.request.urlopen(request, timeout=600) as answer:
-                    return json.load(answer)
+                    return json.loads(answer.read() or b"null")
             except urllib.error.HTTPError as error:
                 why = f"{error.code} {error.reason}: {brief(error.read(300).decode('utf-8', 'replace'))}"
                 if error.code not in RETRIED:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stemma.nn import products
+
 
 def autocast_on(x: Tensor) -> bool:
     """Whether autocast casts what is computed of `x`. The meta device has none: what stands for it there (a plan of a
@@ -27,7 +29,7 @@ def cast(y: Tensor, x: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x weight^T + bias`: ... D, E D, E -> ... E."""
     if x.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype):
-        return F.linear(x, weight, bias)
+        return products.linear(x, weight, bias) if products.fits(x, weight) else F.linear(x, weight, bias)
     return cast(F.linear(cast(x, weight), weight, None if bias is None else cast(bias, weight)), x)
 
 

@@ -14,13 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from stemma.nn.inputs import Inputs
 from stemma.nn.model import Model
 from stemma.objectives import base
 from stemma.objectives.answers import trimmed
-from stemma.objectives.vocabulary import LOGITS, picked
+from stemma.objectives.vocabulary import LOGITS, picked, scaled
 
 
 def collate_answers(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], padding: int) -> base.Batch:
@@ -47,26 +46,6 @@ def states(model: Model, batch: base.Batch) -> Tensor:
     return picked(model.decode(inputs), batch)
 
 
-def policy_logprobs(model: Model, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """N: the log-probability of each token at a temperature, fp32, differentiable. `hidden`: N D, of `states`. No more
-    logits are held at once than `LOGITS`."""
-
-    def some(h: Tensor, goal: Tensor) -> Tensor:
-        return -F.cross_entropy(scaled(model.logits(h).float(), temperature), goal, reduction="none")
-
-    size = max(1, LOGITS // model.dims.vocab)
-    if len(targets) <= size:
-        return some(hidden, targets)
-    again = torch.is_grad_enabled()
-    parts = zip(hidden.split(size), targets.split(size), strict=True)
-    return torch.cat(
-        [
-            checkpoint(some, h, g, use_reentrant=False, preserve_rng_state=False) if again else some(h, g)
-            for h, g in parts
-        ]
-    )
-
-
 class Known(NamedTuple):
     """Of each token: its log-probability at the temperature and as the model has it, and the entropy of the policy at
     its place. N each, fp32, without gradients."""
@@ -84,16 +63,11 @@ def known(model: Model, hidden: Tensor, targets: Tensor, temperature: float = 1.
     for h, goal in zip(hidden.split(size), targets.split(size), strict=True):
         logits = model.logits(h).float()
         heated = scaled(logits, temperature)
-        own = -F.cross_entropy(heated, goal, reduction="none")  # as in `policy_logprobs`, bit for bit
+        own = -F.cross_entropy(heated, goal, reduction="none")  # as `token_logprobs`, bit for bit
         raw = own if heated is logits else -F.cross_entropy(logits, goal, reduction="none")
         logprobs = heated.log_softmax(-1)
         found.append([own, raw, -(logprobs.exp() * logprobs).sum(-1)])
     return Known(*map(torch.cat, zip(*found, strict=True)))
-
-
-def scaled(logits: Tensor, temperature: float) -> Tensor:
-    """Logits at a temperature."""
-    return logits if temperature == 1.0 else logits / temperature
 
 
 def values(net: Model, batch: base.Batch) -> Tensor:

@@ -30,8 +30,9 @@ def picked(hidden: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     return flat if where is None else flat.index_select(0, where)
 
 
-def token_logprobs(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
-    """`log softmax(logits)[target]` of each target, fp32, in the shape of `targets`; 0 where a target is -100.
+def token_logprobs(model: Model, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """`log softmax(logits / temperature)[target]` of each target, fp32, in the shape of `targets`; 0 where a target is
+    -100.
 
     `hidden`: ... D, what the LM head reads, with a target each (no shift). Differentiable in `hidden` and the head. At
     most `LOGITS` logits exist at once: targets go through the head in chunks, whose logits the backward pass computes
@@ -44,18 +45,23 @@ def token_logprobs(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
     rows = max(1, LOGITS // model.dims.vocab)
     again = torch.is_grad_enabled() and len(goal) > rows
     found = [
-        checkpoint(_logprobs, model, h, g, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(_logprobs, model, h, g, temperature, use_reentrant=False, preserve_rng_state=False)
         if again
-        else _logprobs(model, h, g)
+        else _logprobs(model, h, g, temperature)
         for h, g in zip(states.split(rows), goal.split(rows), strict=True)
     ]
     out = torch.zeros(targets.numel(), dtype=torch.float32, device=hidden.device)
     return out.index_copy(0, index, torch.cat(found)).view(targets.shape)
 
 
-def _logprobs(model: Model, hidden: Tensor, goal: Tensor) -> Tensor:
+def _logprobs(model: Model, hidden: Tensor, goal: Tensor, temperature: float) -> Tensor:
     """N D, N -> N."""
-    return -F.cross_entropy(model.logits(hidden).float(), goal, reduction="none")
+    return -F.cross_entropy(scaled(model.logits(hidden).float(), temperature), goal, reduction="none")
+
+
+def scaled(logits: Tensor, temperature: float) -> Tensor:
+    """Logits at a temperature."""
+    return logits if temperature == 1.0 else logits / temperature
 
 
 def sequence_logprobs(

@@ -152,7 +152,9 @@ def _attend(
         if causal:
             mask, causal = q.new_ones(q.shape[2], k.shape[2]).tril().bool(), False
         mask = bias if mask is None else bias.masked_fill(~mask, -1.0)
-    short = attention.training and q.shape[2] * k.shape[2] <= SHORT**2
+    # a reference takes the kernel of training in bf16 alone (`objectives.reference.still`)
+    trains = attention.training and (half or torch.is_grad_enabled())
+    short = trains and q.shape[2] * k.shape[2] <= SHORT**2
     rate = attention.dropout if attention.training else 0.0
     # what has no other rule than that of documents is dearest in rows of one, which a kernel takes whole
     plain = attn_mask.rule is None or isinstance(attn_mask.rule.spec, Full | Causal)

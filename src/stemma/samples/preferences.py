@@ -49,7 +49,7 @@ def candidates(draw: random.Random, kind: str, row: Mapping[str, Any]) -> list[s
     full = TOLD[kind].format(about, right)
     found = [
         full, BRIEF[kind].format(about, right), right, f"{PADDING} {full}", TOLD[kind].format(about, wrong),
-        BRIEF[kind].format(about, wrong), draw.choice(EVASIVE),
+        BRIEF[kind].format(about, wrong), f"{PADDING} {TOLD[kind].format(about, wrong)}", draw.choice(EVASIVE),
     ]  # fmt: skip
     draw.shuffle(found)
     return found

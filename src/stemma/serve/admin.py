@@ -15,7 +15,9 @@ async def load(server: Server, body: LoadRequest) -> dict[str, Any]:
     wanted = Wanted(
         body.model, body.name or "", server.device, body.dtype or "float32", body.quantize, body.adapters or {}
     )
-    served = await asyncio.to_thread(server.models.load, wanted)
+    served, before = await asyncio.to_thread(server.models.load, wanted, bool(body.replace))
+    if before is not None:
+        await asyncio.to_thread(before.close, True, server.settings.drain)
     return served.entry()
 
 

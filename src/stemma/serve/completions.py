@@ -48,6 +48,7 @@ class Choice:
     def __init__(self, index: int, echo: str, silent: bool, told: OfText | None) -> None:
         self.index, self.echo, self.silent, self.told = index, echo, silent, told
         self.text, self.tokens = "", 0
+        self.ids: tuple[int, ...] = ()
         self.finish: str | None = None
 
     def take(self, one: Event) -> str:
@@ -76,7 +77,7 @@ class Choice:
         if self.silent:
             self.tokens = 0
             return
-        self.text = result.text or ""
+        self.text, self.ids = result.text or "", tuple(result.ids)
         if self.told is not None:
             for token, number, top in zip(result.ids, result.logprobs, result.top, strict=True):
                 self.told.add(token, number, top)
@@ -115,6 +116,8 @@ def check(body: CompletionRequest) -> None:
         raise bad("best_of is known when all texts are written, so it does not go with stream", "best_of")
     if body.best_of is not None and body.best_of < (body.n or 1):
         raise bad(f"best_of must be at least n={body.n}, not {body.best_of}", "best_of")
+    if body.stream and body.return_token_ids:
+        raise bad("return_token_ids is of whole texts, so it does not go with stream", "return_token_ids")
     if body.max_tokens == 0 and not body.echo:
         raise bad("max_tokens=0 writes nothing: it goes with echo", "max_tokens")
 
@@ -161,7 +164,8 @@ async def answer(server: Server, body: CompletionRequest) -> dict[str, Any] | Re
             choice.begin(job)
             choice.fill(one)
     return head(server, body.model, "text_completion", "cmpl-") | {
-        "choices": [choice.whole for choice in made], "usage": used(server, asked, made, jobs),
+        "choices": [c.whole | ({"token_ids": list(c.ids)} if body.return_token_ids else {}) for c in made],
+        "usage": used(server, asked, made, jobs),
     }  # fmt: skip
 
 

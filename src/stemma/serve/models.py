@@ -198,21 +198,24 @@ class Models:
         with self._changed:
             self._served[served.name] = served
 
-    def load(self, wanted: Wanted) -> Served:
-        """Load a model and serve it. Raises Problem for a name that is taken, StemmaError for what cannot be loaded."""
+    def load(self, wanted: Wanted, replace: bool = False) -> tuple[Served, Served | None]:
+        """Load a model and serve it. Returns it, and the one that had its name and gave way (`replace`). Raises Problem
+        for a name that is taken, StemmaError for what cannot be loaded."""
         name = wanted.called
         if ":" in name:
             raise UsageError(f"a colon divides a model from its adapter, so {name!r} is no name; give NAME=PATH")
         with self._changed:
-            if name in self._served or name in self._coming:
+            if (name in self._served and not replace) or name in self._coming:
                 raise Problem(409, f"a model is called {name!r} already; give this one another name", "name")
             self._coming.add(name)
         try:
             began = time.monotonic()
             served = load(wanted, self.settings)
-            self.add(served)
+            with self._changed:
+                before = self._served.get(name)
+                self._served[name] = served
             LOG.info("%s: loaded in %.1f s", name, time.monotonic() - began)
-            return served
+            return served, before
         finally:
             with self._changed:
                 self._coming.discard(name)

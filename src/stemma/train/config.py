@@ -108,7 +108,8 @@ class Train(Spec):
     unless `eval_every` says otherwise. `patience`: evaluations without a better one after which the run ends.
     `seconds`: what a budget of time left for training when the run began, and by which its length is adjusted; runs
     that began before have none, and keep their length. `new`: heads (`task`) that are drawn afresh though the weights
-    in `start` have them.
+    in `start` have them. `products`: what multiplies fp32 matrices on a CPU, torch's own
+    choice (`torch`: MKL) or oneDNN, where torch has it (`onednn`); sums round otherwise.
     """
 
     PLACE: ClassVar[str] = "train"
@@ -140,6 +141,7 @@ class Train(Spec):
     patience: int | None = quiet(None, Bound(1, said="be at least 1"))
     seconds: float | None = quiet(None, Bound(0, open_low=True, said="be positive"))
     new: tuple[str, ...] = quiet(())
+    products: Literal["torch", "onednn"] = quiet("torch")
 
     def check(self) -> None:
         budget(self.budget)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stemma import disk
 from stemma.errors import CheckpointError, DataError, ResourceError, no_memory
+from stemma.nn import products
 from stemma.nn.model import Model
 from stemma.nn.positions import Rotary
 from stemma.objectives import Batch, Objective
@@ -150,10 +151,11 @@ class Loop:
         self._metrics = {}
         for i, batch in enumerate(batches):
             dummy = isinstance(batch, DummyBatch)
-            with self.autocast():
-                loss = self._loss(batch, self.source.reader * len(batches) + i)
-                part = loss.total(counts) * 0.0 if dummy else loss.total(counts)
-            part.backward()
+            with self.products():
+                with self.autocast():
+                    loss = self._loss(batch, self.source.reader * len(batches) + i)
+                    part = loss.total(counts) * 0.0 if dummy else loss.total(counts)
+                part.backward()
             total = total + part.detach()
             for k, s in loss.sums.items():
                 sums[k] = sums.get(k, torch.zeros((), device=self.device)) + (0.0 if dummy else s.detach())
@@ -278,6 +280,10 @@ class Loop:
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def products(self) -> Any:
+        """What multiplies matrices in the forward and the backward pass."""
+        return products.onednn(self.plan.train.products == "onednn")
 
     def cost(self) -> float:
         """Floating-point operations a token of a training step, judged by a batch like those of the first step."""

@@ -25,6 +25,7 @@ class CompletionRequest(Sampling):
     language: str | None = Field(None, description="Of models that write several: the name of its token, or its own.")
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    return_token_ids: bool | None = Field(None, description="Each choice has its `token_ids`, as vLLM gives them.")
 
 
 class CompletionLogprobs(Answer):
@@ -38,6 +39,7 @@ class CompletionChoice(Answer):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
+    token_ids: list[int] | None = None
     finish_reason: Literal["stop", "length"]
 
 

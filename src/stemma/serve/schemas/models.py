@@ -50,13 +50,15 @@ class Status(Answer):
 
 
 class LoadRequest(Strict):
-    """A model to be loaded: `model` is a folder, a run, a GGUF file or a hub id on the server's side."""
+    """A model to be loaded: `model` is a folder, a run, a GGUF file or a hub id on the server's side. `replace`: where
+    a model has the name, the new one takes its place once it is loaded; requests that the old one has are answered."""
 
     model: Annotated[str, Field(min_length=1, max_length=4096)]
     name: Annotated[str, Field(pattern=r"^[^\s:]{1,200}$")] | None = None
     adapters: dict[Annotated[str, Field(pattern=r"^[^\s:]{1,200}$")], str] | None = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = None
     quantize: Literal["nf4", "int8", "keep"] | None = None
+    replace: bool | None = None
 
 
 class Dropped(Answer):

@@ -262,6 +262,8 @@ def test_what_does_not_fit_is_refused(home: Path, tmp_path: Path) -> None:
         ({"rewards": ["safety-first:a"]}, "must name two reward models: safety-first:HELPFULNESS,SAFETY"),
         ({"rewards": ["builtin:json@x"]}, "the weight of the reward 'builtin:json@x' is 'x'"),
         ({"rewards": [str(home / "sft")]}, "is no reward model: it has no head of one number"),
+        ({"what": "lamma2-chat"}, "no method of alignment is called 'lamma2-chat'; known: reward, dpo"),
+        ({"what": "lamma2-chat"}, "did you mean 'llama2-chat'?"),
     ]:
         with pytest.raises(UsageError) as caught:
             align(home, tmp_path / "run", **changes)

@@ -24,6 +24,7 @@ from stemma.objectives.vocabulary import token_logprobs
 from stemma.rewrites import LoRA
 from stemma.rewrites.adapters import layers
 from stemma.runs import checkpoint
+from stemma.text import Specials, Tokenizer
 from stemma.train import read_metrics
 from stemma.train.loop import Loop
 from test_ppo import SMALL, asked, home, loop_at, turn_of
@@ -189,6 +190,7 @@ def test_the_value_model_begins_as_the_reward_model(home: Path, tmp_path: Path) 
         out=tmp_path / "judge", quiet=True,
     )  # fmt: skip
     plan = resolve("ppo", **asked(home) | {"rewards": [str(tmp_path / "judge")]})
+    assert plan.objective.value == str(tmp_path / "judge/model")
     loop = loop_at(home, tmp_path, plan)
     judge = formats.load(tmp_path / "judge" / "model").eval()
     for name, tensor in judge.state_dict().items():
@@ -200,6 +202,29 @@ def test_the_value_model_begins_as_the_reward_model(home: Path, tmp_path: Path) 
             for t in range(len(answer)):
                 whole = judge(torch.tensor([[*prompt, *answer[:t]]])).logits
                 assert whole is not None and float(own[t]) == pytest.approx(float(whole), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:the head 'task'")
+def test_a_value_model_reads_the_ids_of_the_policy(home: Path, tmp_path: Path) -> None:
+    """A reward model with another tokenizer judges words; as a value model it would be given ids that it does not
+    know."""
+    words = json.dumps(list("abcdefghij")) + " vowels and consonants"
+    other = Tokenizer.train("bpe", [words], 270, Specials(bos="<s>", eos="</s>", pad="<pad>"))
+    model = formats.load(home / "base" / "model")
+    model.tokenizer = other
+    model.save(str(tmp_path / "other"))
+    rows = [{"prompt": f"a {i}", "chosen": "happy dog", "rejected": "old river"} for i in range(12)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge = tmp_path / "judge"
+    stemma.align(
+        "reward", start=str(tmp_path / "other"), data=str(tmp_path / "pairs.jsonl"), template="plain", budget="1 steps",
+        out=judge, quiet=True,
+    )  # fmt: skip
+    plan = resolve("ppo", **asked(home) | {"rewards": [str(judge)]})
+    assert plan.objective.value == str(home / "base/model")  # with a new head
+    own = asked(home, **{"objective.value": str(judge)}) | {"out": tmp_path / "run", "quiet": True}
+    with pytest.raises(UsageError, match=r"objective.value=.*judge/model does not read with the tokenizer of .*base"):
+        stemma.align("ppo", **own)
 
 
 # ---------------------------------------------------------------- answers and rewards

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,19 @@ def batch(prompts, answers, records):
 
 def relative(prompts, answers, records):
     return [len(a) / max(map(len, answers)) for a in answers]
+
+def places(prompts, answers, records):
+    return [float(i) for i in range(len(answers))]
+
+def flat(prompts, answers, records):
+    return 3.0
+
+def forks(prompt, answer, record):
+    os.fork()
+    return len(answer)
+
+def huge(prompt, answer, record):
+    return 1e300
 
 def drawn(prompt, answer, record, seen=[]):
     seen.append(answer)
@@ -110,7 +125,7 @@ def test_functions_judge_one_answer_or_all(file: str) -> None:
 
 def test_bad_functions_end_in_one_line_with_the_record_and_the_answer(file: str) -> None:
     said = failure(f"{file}:raises", "good", "bad")
-    assert "raises: it raised ValueError: two lines (line 24 of mine.py)" in said
+    assert "raises: it raised ValueError: two lines (line 37 of mine.py)" in said
     assert "the answer was 'bad'" in said and "{'id': 1}" in said
     assert "its process ended with the exit code 7" in failure(f"{file}:leaves", "good", "bad")
     assert "it raised SystemExit: no more" in failure(f"{file}:exits", "x")
@@ -118,6 +133,41 @@ def test_bad_functions_end_in_one_line_with_the_record_and_the_answer(file: str)
     assert "it returned None, which is no number" in failure(f"{file}:nothing", "x")
     assert "it returned nan, and a finite number was expected" in failure(f"{file}:nan", "x")
     assert "it returned 1 numbers for 2 answers" in failure(f"{file}:fewer", "x", "y")
+    assert "it returned 3.0, and a list of 2 numbers was expected" in failure(f"{file}:flat", "x", "y")
+
+
+def test_a_process_that_a_function_leaves_behind_has_no_say(file: str) -> None:
+    scorer = FunctionScorer(f"{file}:forks")
+    assert scorer.scores(asked("a", "", "abc")) == [1.0, 0.0, 3.0]
+    scorer.close()
+
+
+def test_an_interrupt_is_for_the_run_and_not_for_what_judges(file: str) -> None:
+    """From the keyboard it goes to all processes of a group; a run then ends its step, for which it needs rewards."""
+    code = f"""
+import os, signal
+from stemma.alignment.rewards import FunctionScorer, RewardInput
+signal.signal(signal.SIGINT, lambda *_: print("interrupted"))
+scorer = FunctionScorer({file + ":short"!r})
+asked = [RewardInput("", "abc", {{}})]
+scorer.scores(asked)
+os.killpg(0, signal.SIGINT)
+print(scorer.scores(asked))
+scorer.close()
+"""
+    env = {**os.environ, "PYTHONPATH": str(rewards.PACKAGES)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=env, start_new_session=True, capture_output=True, text=True, timeout=100
+    )
+    assert ended.returncode == 0 and ended.stdout.split("\n") == ["interrupted", "[1.25]", ""], ended
+
+
+def test_rewards_that_no_step_can_compute_with_are_refused(file: str) -> None:
+    """The mean and the spread of 1e300 are no numbers in fp32, and the loss would be none."""
+    both = Rewards([FunctionScorer(f"{file}:huge"), VerifierScorer("builtin:words:1")], [-1.0, 2.0])
+    with pytest.raises(RewardError, match=r"the answer 'a' is -1 \* 1e\+300 \(huge\) \+ 2 \* 1 \(words\); a finite"):
+        both.scores(asked("a"))
+    both.close()
 
 
 def test_a_function_that_hangs_is_stopped(file: str) -> None:
@@ -129,10 +179,16 @@ def test_a_function_that_hangs_is_stopped(file: str) -> None:
 def test_a_reward_is_a_function_of_its_arguments_alone(file: str) -> None:
     said = failure(f"{file}:relative", "a", "abcd")
     assert "gives 0.25 to an answer, and 1.0 alone" in said
+    assert "gives 2.0 to an answer, and 0.0 alone" in failure(f"{file}:places", "a", "b", "c")
     assert "gives 1.0 to an answer, and 3.0 a second time" in failure(f"{file}:drawn", "a", "b")
 
 
 def test_after_an_error_a_mended_function_is_read_anew(file: str) -> None:
+    scorer = FunctionScorer(f"{file}:raises")
+    with pytest.raises(RewardError):
+        scorer.scores(asked("bad", "good", "good"))
+    with pytest.raises(RewardError, match="'bad'"):
+        scorer.scores(asked("bad"))  # and not what the answers behind it got before
     scorer = FunctionScorer(f"{file}:leaves")
     with pytest.raises(RewardError):
         scorer.scores(asked("bad"))
@@ -145,7 +201,8 @@ def test_sources_that_cannot_be(file: str, tmp_path: Path) -> None:
     assert "has no function shor; did you mean 'short'?" in failure(f"{file}:shor", "x")
     assert "takes (answer, record); a reward is a function of (prompt, answer, record)" in failure(f"{file}:two", "x")
     (tmp_path / "broken.py").write_text("def f(:\n")
-    assert "it raised SyntaxError" in failure(f"{tmp_path}/broken.py:f", "x")
+    said = failure(f"{tmp_path}/broken.py:f", "x")
+    assert "it raised SyntaxError" in said and "(broken.py, line 1)" in said and "frozen" not in said
     for source, said in [
         (file, "names no function; write"),
         (f"{tmp_path}/min.py:short", "is of a file that is not there; did you mean 'mine.py'?"),

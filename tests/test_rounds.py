@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import stemma
+from stemma import spec
 from stemma.alignment import best, rounds
 from stemma.alignment.best import Pick, Prompt, Sampler, best_of, kl_bound, picks
 from stemma.alignment.rounds import Rounds, Work
@@ -157,6 +158,13 @@ def test_a_row_that_asks_nothing_is_named(tmp_path: Path) -> None:
     path.write_text('{"prompt": "a"}\n{"x": 1}\n')
     with pytest.raises(DataError, match=r"rows\.jsonl:2: its fields \('x'\) make no conversation|:2: .*x"):
         best.prompts(str(path))
+
+
+def test_one_temperature_may_stand_without_a_comma() -> None:
+    for text, found in (("1.2", (1.2,)), ("1", (1.0,)), ("1.0,1.2", (1.0, 1.2))):
+        assert spec.edit(Rounds(), {"temperature": text}).temperature == found
+    with pytest.raises(UsageError, match="expected tuple"):
+        spec.edit(Rounds(), {"temperature": "nan"})
 
 
 def test_temperatures_grow_and_prompts_go_round() -> None:

@@ -84,6 +84,18 @@ def test_one_call_is_enough_where_one_is_wanted() -> None:
     assert read(HERMES, A % "arguments", 3, begun=True, most=1) == ("", [("find", FIRST)])
 
 
+def test_forced_calls_leave_no_words_wherever_they_are_cut() -> None:
+    text = f"{A % 'arguments'}\n</tool_call>\n<tool_call>\n{B % 'arguments'}\n</tool_call>"
+    for cut in range(len(text) + 1):
+        words, calls = "", []
+        reader = Reader(HERMES, NAMES, begun=True)
+        for part in reader.take(text[:cut], last=True):
+            words += part.text if isinstance(part, Words) else ""
+            calls += [part.name] if isinstance(part, Call) and part.name is not None else []
+        assert words == "" and len(calls) <= 2, cut
+    assert len(calls) == 2
+
+
 def test_forms_are_known_by_the_template() -> None:
     from stemma.conversations import writer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,6 +71,60 @@ def test_a_conversation_goes_on_from_a_kept_answer(client: Any) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         client.responses.create(**asked(previous_response_id=first.id))
     assert (error.value.param, error.value.code) == ("previous_response_id", "previous_response_not_found")
+
+
+def test_the_input_of_a_kept_answer_is_listed() -> None:
+    """All items that were answered, the latest first, in pages; each has an id, also where two were given the same."""
+    qwen = (Path(__file__).parent / "data" / "templates" / "qwen2-5.jinja").read_text("utf-8")
+    made = serving.server({"long": serving.decoder(qwen, context=2048)}, store=200_000)
+    with serving.port(made) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        call = {"type": "function_call", "call_id": "c", "name": "find", "arguments": "{}", "id": "fc_1"}
+        result = {"type": "function_call_output", "call_id": "c", "output": "3"}
+        said = [{"role": "user", "content": [{"type": "input_text", "text": "how many?"}]}, call, result]
+        first = client.responses.create(**asked(input=said))
+        twice = [{"role": "user", "content": "a", "id": "msg_1"}, {"role": "user", "content": "b", "id": "msg_1"}]
+        second = client.responses.create(**asked(input=twice, previous_response_id=first.id))
+        items = client.responses.input_items
+        shown = list(items.list(second.id, order="asc", limit=2))  # the client turns the pages
+        assert [item.type for item in shown] == ["message", "function_call", "function_call_output", *["message"] * 3]
+        assert (shown[0].role, shown[0].content[0].type, shown[0].content[0].text) == (
+            "user",
+            "input_text",
+            "how many?",
+        )
+        assert (shown[1].id, shown[1].call_id, shown[2].output) == ("fc_1", "c", "3")
+        assert (shown[3].role, shown[3].content[0].text) == ("assistant", first.output_text)
+        assert shown[4].id == "msg_1" and len({item.id for item in shown}) == 6 and all(item.id for item in shown)
+        assert [item.id for item in items.list(second.id)] == [item.id for item in shown[::-1]]
+        assert [item.id for item in items.list(first.id, order="asc")] == [item.id for item in shown[:3]]
+        for query, param in (({"limit": 0}, "limit"), ({"after": "x"}, "after"), ({"order": "up"}, "order")):
+            with pytest.raises(openai.BadRequestError) as error:
+                items.list(second.id, **query)
+            assert error.value.param == param
+        with pytest.raises(openai.BadRequestError, match="no field that is supported"):
+            items.list(second.id, extra_query={"colour": "red"})
+        with pytest.raises(openai.NotFoundError, match="no response has the id"):
+            items.list("resp_other")
+
+
+def test_an_answer_is_kept_for_its_key() -> None:
+    """For another key it is not there: neither read, nor listed, nor gone on from, nor deleted."""
+    made = serving.server({"long": serving.decoder(context=2048)}, keys=("one", "two"), store=200_000)
+    with serving.port(made) as url:
+        one, two = (openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) for key in ("one", "two"))
+        with one, two:
+            whole = one.responses.create(**asked()).id
+            streamed = list(one.responses.create(**asked(), stream=True))[-1].response.id
+            for name in (whole, streamed):
+                for way in (two.responses.retrieve, two.responses.input_items.list, two.responses.delete):
+                    with pytest.raises(openai.NotFoundError, match="no response has the id"):
+                        way(name)
+                with pytest.raises(openai.BadRequestError) as error:
+                    two.responses.create(**asked(previous_response_id=name))
+                assert error.value.code == "previous_response_not_found"
+                assert one.responses.retrieve(name).id == name
+                assert one.responses.create(**asked(previous_response_id=name)).previous_response_id == name
+                one.responses.delete(name)
 
 
 def test_the_oldest_answers_go_when_their_room_is_needed(client: Any, server: Server) -> None:

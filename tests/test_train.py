@@ -113,7 +113,8 @@ def loop_of(run: Run, **changes: Any) -> Loop:
     _, tokenizer, store = prepare.reopen(run.directory)
     train, _ = prepare.split(plan, store)
     objective = assemble.objective_of(plan, tokenizer)
-    return Loop(plan, assemble.model_of(plan, tokenizer), objective, TextSource(plan, objective, train))
+    source, nets = TextSource(plan, objective, train), assemble.nets_of(plan, tokenizer)
+    return Loop(plan, assemble.model_of(plan, tokenizer), objective, source, nets)
 
 
 # ---------------------------------------------------------------- plans

@@ -417,9 +417,9 @@ def _field_for(kind: type[Spec], word: Any, path: str) -> str:
 
 
 def _items(raw: str, inner: Any) -> Any:
-    """The items of a tuple that is written as text; specs also as `A(x=1), B()`."""
+    """The items of a tuple that is written as text, one also without a comma; specs also as `A(x=1), B()`."""
     if not (isinstance(inner, type) and issubclass(inner, Spec)):
-        return ast.literal_eval(raw)
+        return found if isinstance(found := ast.literal_eval(raw), tuple | list) else (found,)
     node = ast.parse(raw.strip(), mode="eval").body
     return _literal(node) if isinstance(node, (ast.Tuple, ast.List)) else (_literal(node),)
 

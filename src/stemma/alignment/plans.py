@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,10 @@ ONLINE = (5e-6, 5e-5)
 BEST = {"reward": "loss"}
 
 
-def method(what: str) -> type[RowObjective]:
-    """What `stemma align WHAT` learns. Raises UsageError for an unknown name."""
+def method(what: str, others: Collection[str] = ()) -> type[RowObjective]:
+    """What `stemma align WHAT` learns. Raises UsageError for an unknown name; `others` are known, too, elsewhere."""
     if what not in METHODS and what not in VARIANTS:
-        known = (*METHODS, *VARIANTS)
+        known = (*METHODS, *VARIANTS, *others)
         raise UsageError(
             f"no method of alignment is called {what!r}; known: {', '.join(known)}{did_you_mean(what, known)}"
         )
@@ -133,14 +133,21 @@ def with_reference(objective: Any, start: str, named: str | None, adapted: bool)
 
 
 def with_value(objective: Any, start: str) -> Any:
-    """`objective` with the weights that its value model begins from: the reward model's, where one judges, else those
-    of the policy, which get a new head."""
+    """`objective` with the weights that its value model begins from: the reward model's, where one judges that reads
+    with the policy's tokenizer, else those of the policy, which get a new head."""
     if not isinstance(objective, PPO):
         return objective
     if objective.value:
         return replace(objective, value=start_folder(objective.value))
     judges = (start_folder(one.source) for one in objective.rewards if Path(one.source).is_dir())
-    return replace(objective, value=next(judges, start_folder(start)))
+    own = tokenizer_of(start)
+    return replace(objective, value=next((one for one in judges if tokenizer_of(one) == own), start_folder(start)))
+
+
+def tokenizer_of(weights: str) -> str:
+    """What tells the tokenizer of a model from others; "" for a model without one."""
+    found = formats.load(weights, device="meta").tokenizer
+    return "" if found is None else found.fingerprint
 
 
 def without_dropout(arch: Arch) -> Arch:

@@ -30,6 +30,7 @@ BUILTIN = "builtin:"
 SAFETY_FIRST = "safety-first:"  # before the folders of a helpfulness and of a safety model, with a comma between
 UNBOUNDED = "builtin:pattern"  # a regular expression may take for ever, so it has a process of its own
 STARTING = 120.0  # seconds that a file may take to be imported
+LARGEST = 1e15  # of a reward: the sum of the squares of a step is a number in fp32 too
 PACKAGES = Path(__file__).parents[2]  # where this package is, for a process that imports it
 SECONDS = 10.0  # seconds that a call may take
 
@@ -76,7 +77,17 @@ class Rewards:
         """The rewards of answers. Raises RewardError."""
         parts = {name: scorer.scores(asked) for name, scorer in zip(self.names, self.scorers, strict=True)}
         pairs = list(zip(self.weights, parts.values(), strict=True))
-        return Scored([float(sum(w * part[i] for w, part in pairs)) for i in range(len(asked))], parts)
+        totals = [float(sum(w * part[i] for w, part in pairs)) for i in range(len(asked))]
+        for i, total in enumerate(totals):
+            if not abs(total) <= LARGEST:
+                found = " + ".join(
+                    f"{w:g} * {part[i]:g} ({name})" for name, (w, part) in zip(parts, pairs, strict=True)
+                )
+                raise RewardError(
+                    f"the reward of the answer {brief(asked[i].answer)} is {found}; a finite number of at most "
+                    f"{LARGEST:g} either way was expected"
+                )
+        return Scored(totals, parts)
 
     def of_any(self) -> Rewards:
         """Those that judge any answer."""
@@ -227,18 +238,19 @@ class FunctionScorer(Scorer):
             return []
         found = self._scores(asked)
         if not self._tried:
-            self._try(asked[0], found[0])
+            self._tried = True
+            for i in {0, len(asked) - 1} if self._lists else {0}:  # the first place of a list tells nothing of order
+                self._try(asked[i], found[i])
         return found
 
-    def _try(self, first: RewardInput, before: float) -> None:
-        """Once, judge an answer again and alone: its score must be the same."""
-        self._tried = True
-        again = self._scores([first])[0]
+    def _try(self, one: RewardInput, before: float) -> None:
+        """Judge an answer again and alone: its score must be the same."""
+        again = self._scores([one])[0]
         if again != before:
             how = "alone" if self._lists else "a second time"
             raise RewardError(
                 f"the reward {self.source} gives {before} to an answer, and {again} {how}; it must be a function of "
-                f"(prompt, answer, record) alone (answer: {brief(first.answer)})"
+                f"(prompt, answer, record) alone (answer: {brief(one.answer)})"
             )
 
     def _scores(self, asked: Sequence[RewardInput]) -> list[float]:
@@ -267,6 +279,7 @@ class FunctionScorer(Scorer):
             self.close()
             raise self._failed(f"it has not returned within {self.seconds:g} seconds", about)
         if "error" in found:
+            self.close()  # the results of the others in this batch are nobody's
             raise self._failed(found["error"], about)
         return found
 
@@ -307,6 +320,7 @@ class FunctionScorer(Scorer):
             text=True,
             encoding="utf-8",
             env={**os.environ, "PYTHONPATH": where},
+            process_group=0,  # an interrupt from the keyboard is for the run, which ends its step first
         )
         self._process, self._lines = process, queue.SimpleQueue()
         self._end = weakref.finalize(self, _stop, process)

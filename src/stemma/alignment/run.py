@@ -56,6 +56,7 @@ def align(
             resume=resume, on_step=on_step, quiet=quiet, mesh=mesh, **more,
         )  # fmt: skip
         return pipelines.METHODS[what](asked)
+    plans.method(what, pipelines.METHODS)
     if full:
         raise UsageError(f"{what} is a method; published numbers (full) are of the recipes {', '.join(recipes.NAMES)}")
     if base is not None:

@@ -14,7 +14,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,11 +38,15 @@ def main(source: str) -> None:
         _write(out, {"error": _said(error)})
         return
     _write(out, {"lists": lists})
+    own = os.getpid()
     while True:
         batch = asked.get()
         rows = list(zip(batch["prompts"], batch["answers"], batch["records"], strict=True))
         for given in [tuple(zip(*rows, strict=True))] if lists else rows:
-            _write(out, _result(function, given, len(rows) if lists else None))
+            result = _result(function, given, len(rows) if lists else None)
+            if os.getpid() != own:  # a fork that a function left behind has no say
+                os._exit(0)
+            _write(out, result)
 
 
 def _listen(lines: TextIO, asked: queue.SimpleQueue[dict[str, Any]]) -> None:
@@ -101,6 +105,8 @@ def _result(function: Callable[..., Any], given: Sequence[Any], many: int | None
         value = function(*([list(g) for g in given] if many is not None else given))
         if many is None:
             return {"score": number(value)}
+        if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+            raise DataError(f"it returned {brief(value)}, and a list of {many} numbers was expected")
         values = list(value)
         if len(values) != many:
             raise DataError(f"it returned {len(values)} numbers for {many} answers")
@@ -128,7 +134,11 @@ def _said(error: BaseException) -> str:
         return str(error)
     place, trace = "", error.__traceback__
     while trace is not None:
-        place, trace = f" (line {trace.tb_lineno} of {Path(trace.tb_frame.f_code.co_filename).name})", trace.tb_next
+        if not trace.tb_frame.f_code.co_filename.startswith("<frozen"):  # of what imports the file
+            place = f" (line {trace.tb_lineno} of {Path(trace.tb_frame.f_code.co_filename).name})"
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError):
+        place = ""  # its text names the line
     return one_line(f"it raised {type(error).__name__}: {error}{place}")
 
 

@@ -266,9 +266,10 @@ class PPO(Online):
     `gamma`, `lam`: of the advantages; `whiten`: over all answers of a step, those of an update, or not; with
     `whiten_rewards` the rewards of tokens are scaled first. `clip`: of the policy's ratio; `value_clip`: of the values
     (None: not); `value_weight`: of their loss. `value`: the weights that the value model begins from ("": the reward
-    model, where one judges, else the policy's with a new head). `kl_target`: nats an answer to which `kl` adapts, over
-    about `kl_horizon` answers. `ptx`: pretraining text, whose gradient times `ptx_weight` is added to each update (both
-    losses are means over their tokens), `ptx_rows` rows of it for an answer; with the weight 0 it is only judged."""
+    model, where one judges that has the policy's tokenizer, else the policy's with a new head). `kl_target`: nats an
+    answer to which `kl` adapts, over about `kl_horizon` answers. `ptx`: pretraining text, whose gradient times
+    `ptx_weight` is added to each update (both losses are means over their tokens), `ptx_rows` rows of it for an answer;
+    with the weight 0 it is only judged."""
 
     label = "PPO"
     module = ".alignment.ppo"

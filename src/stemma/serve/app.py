@@ -114,7 +114,10 @@ def endpoint(server: Server, one: Operation) -> Endpoint:
 async def _given(server: Server, one: Operation, request: Request) -> Any:
     if one.body is not None:
         return bodies.checked(one.body, await bodies.read(request, server.settings.max_body))
-    return next(iter(request.path_params.values()), None)
+    parameter = next(iter(request.path_params.values()), None)
+    if one.query is not None:
+        return parameter, bodies.checked(one.query, dict(request.query_params))
+    return parameter
 
 
 # ---------------------------------------------------------------- what is no route's answer

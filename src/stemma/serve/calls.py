@@ -83,11 +83,12 @@ Part = Words | Call
 
 class Reader:
     """Divides what a model writes into words and calls of the tools `names`. What names none of them stays words.
-    `begun`: the text begins inside of a call; `most`: calls that are wanted, 0: any number."""
+    `begun`: a call is forced: the text begins inside of one and holds no words; `most`: calls that are wanted, 0: any
+    number."""
 
     def __init__(self, form: Form, names: Collection[str], begun: bool = False, most: int = 0) -> None:
         self.form, self.names, self.most = form, names, most
-        self.inside, self.count = begun, 0
+        self.begun, self.inside, self.count = begun, begun, 0
         self.held, self.lead, self.said = "", "", ""  # not yet known what; since the mark; words
         self.object: Object | None = None
 
@@ -188,6 +189,8 @@ class Reader:
         return self._words(words)
 
     def _words(self, words: str) -> list[Part]:
+        if self.begun:  # what was cut before it was a call
+            return []
         self.said += words
         return [Words(words)] if words else []
 

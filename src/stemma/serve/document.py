@@ -56,6 +56,9 @@ def _operation(one: Operation, keys: bool) -> dict[str, Any]:
         found["requestBody"] = {"required": True, "content": {JSON: {"schema": _ref(one.body)}}}
     if name := re.search(r"{(\w+)}", one.path):
         found["parameters"] = [{"name": name[1], "in": "path", "required": True, "schema": {"type": "string"}}]
+    if one.query:
+        for word, schema in one.query.model_json_schema()["properties"].items():
+            found["parameters"].append({"name": word, "in": "query", "required": False, "schema": schema})
     if keys and not one.free:
         found["security"] = [{"key": []}]
     return found

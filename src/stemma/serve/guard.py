@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stemma.serve.problems import Problem
 from stemma.serve.settings import Settings
+from stemma.serve.store import KEY
 
 SAFE = {
     "X-Content-Type-Options": "nosniff",
@@ -61,8 +62,7 @@ class Guard:
             if allowed and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
                 await _preflight()(scope, receive, sent)
                 return
-            if not self.is_free(scope["path"]):
-                self.check_key(headers)
+            KEY.set(b"" if self.is_free(scope["path"]) else self.check_key(headers))
         except Problem as problem:
             await problem.response(scope, receive, sent)
             return
@@ -98,16 +98,17 @@ class Guard:
             if not (visit and scope["method"] in ("GET", "HEAD") and scope["path"] == "/"):
                 raise refused
 
-    def check_key(self, headers: Headers) -> None:
-        """One of the keys, compared in constant time."""
+    def check_key(self, headers: Headers) -> bytes:
+        """One of the keys, compared in constant time; its digest, or nothing where none is needed."""
         if not self.keys:
-            return
+            return b""
         kind, _, key = headers.get("authorization", "").partition(" ")
         given = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
         right = [hmac.compare_digest(given, own) for own in self.keys]
         if kind.lower() != "bearer" or not any(right):
             what = "the API key is wrong" if key else "an API key is needed: Authorization: Bearer KEY"
             raise Problem(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        return given
 
 
 def _host(text: str) -> str:

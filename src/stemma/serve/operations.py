@@ -14,7 +14,7 @@ from stemma.serve.schemas.chat import ChatAnswer, ChatRequest
 from stemma.serve.schemas.completions import CompletionAnswer, CompletionRequest
 from stemma.serve.schemas.feedback import FeedbackRequest, Kept
 from stemma.serve.schemas.models import Dropped, LoadRequest, ModelEntry, ModelList, Status
-from stemma.serve.schemas.responses import DeletedResponse, ResponsesAnswer, ResponsesRequest
+from stemma.serve.schemas.responses import DeletedResponse, ItemList, ItemsQuery, ResponsesAnswer, ResponsesRequest
 from stemma.serve.server import Server
 
 READS = (400, 404, 408, 413, 415, 503)  # what a request with a body may end in
@@ -23,7 +23,8 @@ WRITES = (*READS, 429)
 
 @dataclass(frozen=True)
 class Operation:
-    """A route. `run(server, body)` or, without a body, `run(server, parameter)` answers it; `free`: without a key;
+    """A route. `run(server, body)` or, without a body, `run(server, parameter)` answers it, with a `query`
+    `run(server, (parameter, query))`; `free`: without a key;
     `admin`, `feedback`: of servers that are set up so, the latter for pages of the same origin alone; `streams`:
     perhaps as events; `statuses`: what it may end in beside 200; `words`: for people."""
 
@@ -38,6 +39,7 @@ class Operation:
     streams: bool = False
     admin: bool = False
     feedback: bool = False
+    query: type[BaseModel] | None = None
 
 
 OPERATIONS = (
@@ -54,6 +56,10 @@ OPERATIONS = (
     Operation(
         "POST", "/v1/responses", responses.answer, "Answer a conversation, in OpenAI's newer form",
         ResponsesRequest, ResponsesAnswer, WRITES, streams=True,
+    ),
+    Operation(  # before the next, whose id takes all that follows
+        "GET", "/v1/responses/{response}/input_items", responses.input_items, "What a kept answer answers", None,
+        ItemList, (400, 404), query=ItemsQuery,
     ),
     Operation("GET", "/v1/responses/{response}", responses.retrieve, "A kept answer", None, ResponsesAnswer, (404,)),
     Operation("DELETE", "/v1/responses/{response}", responses.delete, "Forget it", None, DeletedResponse, (404,)),

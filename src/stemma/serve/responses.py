@@ -15,7 +15,7 @@ from stemma.serve import chat, problems
 from stemma.serve.calls import Part, Words
 from stemma.serve.problems import Problem, bad
 from stemma.serve.schemas.chat import ChatRequest
-from stemma.serve.schemas.responses import InputCall, InputMessage, InputResult, Item, ResponsesRequest
+from stemma.serve.schemas.responses import InputCall, InputMessage, InputResult, Item, ItemsQuery, ResponsesRequest
 from stemma.serve.server import Server
 from stemma.serve.streams import EventStream, event, merged
 
@@ -219,6 +219,25 @@ async def answer(server: Server, body: ResponsesRequest) -> dict[str, Any] | Res
 async def retrieve(server: Server, name: str) -> dict[str, Any]:
     """A response that is kept."""
     return server.store.find(name).answer
+
+
+async def input_items(server: Server, given: tuple[str, ItemsQuery]) -> dict[str, Any]:
+    """The items that a kept response answers, those of the responses before it too. Raises Problem for an `after` that
+    is none of them."""
+    name, asked = given
+    items = server.store.find(name).given
+    if asked.order == "desc":
+        items.reverse()
+    if asked.after is not None:
+        ids = [item["id"] for item in items]
+        if asked.after not in ids:
+            raise bad(f"after: {asked.after[:80]!r} is no item of this response's input", "after", "invalid_value")
+        items = items[ids.index(asked.after) + 1 :]
+    shown = items[: asked.limit]
+    return {
+        "object": "list", "data": shown, "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None, "has_more": len(items) > len(shown),
+    }  # fmt: skip
 
 
 async def delete(server: Server, name: str) -> dict[str, Any]:

@@ -217,6 +217,19 @@ def begin(
         return _carry_on(out, loop, tokenizer, store, on_step, quiet)
 
 
+def _check_learners(plan: Plan, tokenizer: Any) -> None:
+    """Raise UsageError for a net that learns from given weights and reads with another tokenizer than the model."""
+    for net in plan.nets:
+        if not net.learns or not net.weights:
+            continue
+        theirs = formats.load(net.weights, device="meta").tokenizer
+        if theirs is None or theirs.fingerprint != tokenizer.fingerprint:
+            raise UsageError(
+                f"objective.{net.role}={net.weights} does not read with the tokenizer of {plan.train.start}, whose ids "
+                "it would be given: leave it out, or name weights that were trained from that model"
+            )
+
+
 def _tokenized(plan: Plan, tokenizer: Any, quiet: bool, sized: bool) -> tuple[Plan, Any, int]:
     """(the plan with its teachers pinned, the tokenizer of teachers or of a start, the least rows of the embeddings).
     No tokenizer: one will be trained. `sized`: the plan's vocabulary was asked for, and that of a given tokenizer is
@@ -235,6 +248,7 @@ def _tokenized(plan: Plan, tokenizer: Any, quiet: bool, sized: bool) -> tuple[Pl
                 f"the {roles} must read with the tokenizer of {plan.train.start}, and has another one: name the model "
                 "that the run begins from, or one that was trained from it"
             )
+        _check_learners(plan, own)
         tokenizer = own
     elif not quiet and (parent := missing_parent(plan)):
         disk.tell(

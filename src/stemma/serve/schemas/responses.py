@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from stemma.serve.schemas.base import Answer, Metadata, Name, Returned, Seed, Strict
 from stemma.serve.schemas.chat import FunctionName, ObjectFormat, TextFormat
@@ -168,6 +168,24 @@ class ResponsesAnswer(Answer):
     truncation: Literal["disabled"]
     usage: ResponseUsage | None
     user: str | None
+
+
+class ItemsQuery(BaseModel):
+    """Which items of a kept answer's input are listed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(20, ge=1, le=100, description="At most so many.")
+    order: Literal["asc", "desc"] = Field("desc", description="By time; `desc`: the latest first.")
+    after: str | None = Field(None, description="The id of an item: those behind it in this order.")
+
+
+class ItemList(Answer):
+    object: Literal["list"]
+    data: list[Any]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 class DeletedResponse(Answer):

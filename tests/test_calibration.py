@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from stemma.conversations.comparisons import GRADES, Pair
+from stemma.conversations.comparisons import Pair
+from stemma.declare.alignment import GRADES
 from stemma.objectives.calibration import Judged, measured, tables
 from stemma.report.rewards import rewards
 

@@ -86,6 +86,34 @@ def test_a_chain_that_was_stopped_goes_on(tmp_path: Path, talker: Path, stop: in
         assert old == new
 
 
+def test_ghost_attention_is_a_stage(tmp_path: Path, talker: Path) -> None:  # noqa: F811
+    """The model so far answers under an instruction, and learns the last answer with the instruction said once."""
+    talks = written(tmp_path / "talks.jsonl", TALKS[:12])
+    learnt: dict[str, Any] = {"overrides": {"recipe.lr": 2e-3}, "budget": "2 steps", "settings": {"template": "plain"}}
+    kinds = tmp_path / "kinds.json"
+    kinds.write_text(json.dumps({"Name": {"form": "{}!", "values": ["a", "b"]}}), "utf-8")
+    how = {"tokens": 24, "short": 0.0, "attributes": str(kinds)}
+    ghost = Step("gatt", "gatt", "@0", talks, rounds=how, **learnt)
+    again = Step("sft", "again", "@1", talks, **learnt)
+    run = chains.carry_out("two", str(talker), [ghost, again], tmp_path / "run", quiet=True)
+    made = tmp_path / "run" / "stages" / "ghost-1" / "rows.jsonl"
+    rows = [json.loads(line) for line in made.read_text("utf-8").splitlines()]
+    assert run.finished and rows and all(row["messages"][0]["content"] in ("a!", "b!") for row in rows)
+    plan = json.loads((tmp_path / "run" / "stages" / "1" / "run.json").read_text())["plan"]
+    assert (
+        plan["train"]["start"] == str(talker / "model")
+        and str(made) in json.dumps(plan)
+        and '"ghost"' in json.dumps(plan)
+    )
+    short = Step("gatt", "gatt", "@0", talks, rounds=how | {"tokens": 1}, **learnt)
+    with pytest.raises(UsageError, match=r"answered none of 12 conversations wholly \(12 an answer that was cut\)"):
+        chains.carry_out("two", str(talker), [short], tmp_path / "short", quiet=True)
+    wrong = Step("gatt", "gatt", "@0", talks, rounds={"no": 1}, **learnt)
+    with pytest.raises(UsageError, match="no"):
+        chains.carry_out("two", str(talker), [wrong], tmp_path / "wrong", quiet=True)
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_the_divergence_is_that_of_both_models(tmp_path: Path, decoder: Path, talker: Path) -> None:  # noqa: F811
     """Against every token's log-probability under both models, computed by whole passes."""
     import torch

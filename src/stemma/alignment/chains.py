@@ -3,6 +3,7 @@ teaches.
 
 OUT/chain.json     what was asked for: the steps, so that a chain that was stopped goes on wherever it was
 OUT/stages/N       the run of step N; the last one is OUT itself
+OUT/stages/ghost-N the conversations that step N learns, where it is Ghost Attention
 OUT/outcome.json, OUT/outcome.html   how the models before and after answer held-out prompts
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stemma import disk, spec
-from stemma.alignment import outcome, plans, rounds
+from stemma.alignment import ghost_attention, outcome, plans, rounds
 from stemma.alignment.best import prompts
 from stemma.alignment.rounds import Rounds, Work
 from stemma.alignment.scoring import scoring
@@ -31,6 +32,7 @@ from stemma.tuning import systems
 # the model that a step made, by its number; 0 is the one that the chain begins from. In a list behind : or , too
 MADE = re.compile(r"(?:(?<=[:,])|^)@(\d+)(?=,|$)")
 LATER = "builtin:number"  # stands for a reward model that is not made yet, where a step is only planned
+DRAWN = {"rs": Rounds(), "gatt": ghost_attention.Drawing()}  # steps that learn what the model so far answers
 ASKED = {
     "format": int, "name": str, "start": str, "seed": int, "full": bool, "steps": [{str: Any}], "judged": {str: Any},
 }  # fmt: skip
@@ -38,9 +40,10 @@ ASKED = {
 
 @dataclass(frozen=True)
 class Step:
-    """A run of a chain. `what`: "sft", "rs" or a method of `stemma align`; `word`: what it is called. Models (`start`,
-    `base`, `reference`, `rewards`, values of `overrides`) may be `@N`: what step N made. `stage`: of the chain's
-    family, whose recipe it has. The rest is as in `stemma.tune`, `stemma.align` and `rounds`."""
+    """A run of a chain. `what`: "sft", "rs", "gatt" or a method of `stemma align`; `word`: what it is called. Models
+    (`start`, `base`, `reference`, `rewards`, values of `overrides`) may be `@N`: what step N made. `stage`: of the
+    chain's family, whose recipe it has. `rounds`: how answers are drawn that are learnt (`rounds.Rounds`;
+    `ghost_attention.Drawing`). The rest is as in `stemma.tune` and `stemma.align`."""
 
     what: str
     word: str
@@ -125,8 +128,8 @@ def check(asked: Mapping[str, Any], out: Path) -> None:
         rewards = tuple(LATER if MADE.search(one) else one for one in step.rewards)
         early = {key: MADE.sub("@0", value) if isinstance(value, str) else value for key, value in held.items()}
         trial = {**asked, "steps": [{**early, "rewards": rewards}]}
-        if step.what == "rs":
-            spec.edit(Rounds(), step.rounds)
+        if step.what in DRAWN:
+            spec.edit(DRAWN[step.what], step.rounds)
             trial["steps"][0] |= {"what": "sft", "rewards": ()}
         planned(trial, out, 1, True)
 
@@ -158,6 +161,8 @@ def go_on(out: str | Path, on_step: OnStep | None = None, quiet: bool = False, m
         elif folder.exists(place):
             run = resume_run(place, on_step=on_step, quiet=quiet, mesh=mesh)
         else:
+            if step.what == "gatt":
+                ghosts(asked, out, number, quiet)
             plan = planned(asked, out, number, quiet)
             run = begin(plan, place, placed(step.overrides, asked, out), True, on_step, None, quiet, mesh)
         if not run.finished:
@@ -188,15 +193,28 @@ def planned(asked: Mapping[str, Any], out: Path, number: int, quiet: bool) -> Pl
             asked["name"], step.start, step.data, step.budget, asked["seed"], stage=step.stage, full=asked["full"],
             settings=step.settings, quiet=quiet, **more,
         )  # fmt: skip
-    if step.what == "sft":
-        budget = step.budget or "3 epochs"
-        return tuning.resolve(
-            "chat", step.start, step.data, budget, asked["seed"], settings=step.settings, quiet=quiet, **more
-        )
+    if step.what in ("sft", "gatt"):
+        budget, ghost = step.budget or "3 epochs", step.what == "gatt"
+        data = str(ghosts_of(out, number) / "rows.jsonl") if ghost else step.data
+        settings = {**step.settings, **(ghost_attention.LEARNT if ghost else {})}
+        return tuning.resolve("chat", step.start, data, budget, asked["seed"], settings=settings, quiet=quiet, **more)
     return plans.resolve(
         step.what, step.start, step.data, step.budget, asked["seed"], rewards=step.rewards, reference=step.reference,
         template=step.settings.get("template"), **more,
     )  # fmt: skip
+
+
+def ghosts_of(out: Path, number: int) -> Path:
+    """The directory of the conversations that Ghost Attention as step `number` learns."""
+    return out / "stages" / f"ghost-{number}"
+
+
+def ghosts(asked: Mapping[str, Any], out: Path, number: int, quiet: bool) -> None:
+    """Draw the conversations that Ghost Attention as step `number` learns."""
+    step = Step(**placed(asked["steps"][number - 1], asked, out))
+    how = spec.edit(ghost_attention.Drawing(), step.rounds)
+    template = step.settings.get("template")
+    ghost_attention.drawn(step.start, step.data, how, ghosts_of(out, number), asked["seed"], template, quiet)
 
 
 def sampled(

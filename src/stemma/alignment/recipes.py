@@ -21,7 +21,7 @@ NAMES = {"instructgpt": "", "chatgpt": "instructgpt", "llama2-chat": "", "tulu2"
 HELPFUL, SAFE = "builtin:preferences", "builtin:harmless"
 RANKED, PAIRS = f"builtin:rankings,{SAFE}", f"{HELPFUL},{SAFE}"  # of one model that is asked for both
 PROMPTS, HELD, TEXT = "builtin:questions", "builtin:questions_held", "builtin:docs"
-GOLD = "builtin:careful"
+GOLD, TALKS = "builtin:careful", "builtin:dialogues"
 FASTER = 10.0  # times the published rate at most, in a scaled run
 EPOCHS = 4.0  # times a reward model's epochs in a scaled run: of hundreds of pairs, not a million; the best is kept
 CHOSEN = {"samples": 8, "temperature": (1.0, 1.2), "epochs": 3.0}  # where nothing is published
@@ -109,6 +109,9 @@ def steps(
                 reward_models(made, stage)
             case RejectionSampling():
                 sampling(made, stage)
+                talks = (changes or {}).get("gatt", {}).get("data", TALKS if full else "none")
+                if stage.ghost and talks != "none":
+                    ghost_attention(made)
             case RL():
                 reinforcement(made, stage)
             case Preferences():
@@ -122,7 +125,7 @@ def steps(
 
 
 def words(name: str) -> list[str]:
-    """The words of a recipe's steps, which its settings begin with."""
+    """The words of a recipe's steps, which its settings begin with ("gatt" is left out of scaled runs by itself)."""
     found: list[str] = []
     for stage in stages(name):
         match stage:
@@ -131,7 +134,7 @@ def words(name: str) -> list[str]:
             case RewardModel():
                 found += [f"reward-{one}" for one in stage.models] or ["reward"]
             case RejectionSampling() if stage.rounds:
-                found.append("rs")
+                found += ["rs", "gatt"] if stage.ghost else ["rs"]
             case RL():
                 found += ["ppo-init", "ppo"] if stage.start else ["ppo"]
             case Preferences():
@@ -142,7 +145,8 @@ def words(name: str) -> list[str]:
 def changed(step: Step, own: dict[str, Any]) -> Step:
     """A step with what its user changed."""
     step = replace(step, data=own.pop("data", step.data), budget=own.pop("budget", step.budget))
-    rounds = {path.partition(".")[2]: own.pop(path) for path in [*own] if path.startswith("rounds.")}
+    drawn = [path for path in own if path.startswith("ghost." if step.what == "gatt" else "rounds.")]
+    rounds = {path.partition(".")[2]: own.pop(path) for path in drawn}
     return replace(step, overrides={**step.overrides, **own}, rounds={**step.rounds, **rounds})
 
 
@@ -186,15 +190,30 @@ def sampling(made: Making, stage: RejectionSampling) -> None:
         "beside": made.steps[0].data,
     }  # fmt: skip
     base = "@0" if stage.from_base else None
-    rate = families.design(next(iter(families.family(made.name).sizes))).recipe.lr
-    template = made.template or systems.template_of(stages_template(made.name))
     made.policy = made.add(
         Step(
             "rs", "rs", f"@{made.policy}", PROMPTS, f"{CHOSEN['epochs']:g} epochs", rewards=(made.reward,), base=base,
-            rounds=rounds, settings={"template": template} if template else {}, overrides=made.rate(rate),
+            rounds=rounds, **supervised(made),
         )
     )  # fmt: skip
     made.models["rejection sampling"] = f"@{made.policy}"
+
+
+def supervised(made: Making) -> dict[str, Any]:
+    """The template and the rate of what learns conversations as the recipe's demonstrations are learnt."""
+    template = made.template or systems.template_of(stages_template(made.name))
+    rate = families.design(next(iter(families.family(made.name).sizes))).recipe.lr
+    return {"settings": {"template": template} if template else {}, "overrides": made.rate(rate)}
+
+
+def ghost_attention(made: Making) -> None:
+    """Ghost Attention, which LLaMA 2 has after the third of its versions: here after the last round of sampling, since
+    each round begins from the base again and would forget it. A scaled run has it where `gatt.data` names
+    conversations: models of its size follow no such instruction by themselves. What is learnt is chosen here."""
+    drawn = {"tokens": SCALED["tokens"]}
+    step = Step("gatt", "gatt", f"@{made.policy}", TALKS, "1 epochs", rounds=drawn, **supervised(made))
+    made.policy = made.add(step)
+    made.models["Ghost Attention"] = f"@{made.policy}"
 
 
 def reinforcement(made: Making, stage: RL) -> None:

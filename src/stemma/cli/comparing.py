@@ -137,7 +137,8 @@ def looked_at(source: str, read: Any, kind: Kind, rows: int) -> tuple[list[Shown
 
 def count(counted: Counted, row: Mapping[str, Any], kind: Kind) -> None:
     """Add what a row holds: pairs, ties, grades, whether the longer answer was preferred; thumbs up and down."""
-    from stemma.conversations.comparisons import GRADES, ranked, thumbs
+    from stemma.conversations.comparisons import ranked, thumbs
+    from stemma.declare.alignment import GRADES
 
     if kind == "thumbs":
         counted.counts.update("liked" if talk.liked else "not liked" for talk in thumbs(row))
@@ -155,7 +156,8 @@ def count(counted: Counted, row: Mapping[str, Any], kind: Kind) -> None:
 
 def shown(place: str, row: Mapping[str, Any], read: Any, kind: Kind) -> Shown:
     """A row with its tokens."""
-    from stemma.conversations.comparisons import GRADES, ranked, thumbs
+    from stemma.conversations.comparisons import ranked, thumbs
+    from stemma.declare.alignment import GRADES
 
     if kind == "prompts":
         talk = read.read(row)
@@ -224,7 +226,7 @@ def told(counted: Counted, kind: Kind) -> Iterator[str]:
             f"; the longer answer is preferred in {counts['longer'] / counts['pairs']:.0%}" if counts["pairs"] else ""
         )
         yield f"pairs: {counts['pairs'] + counts['ties']:,}{ties}{longer}"
-        from stemma.conversations.comparisons import GRADES
+        from stemma.declare.alignment import GRADES
 
         if graded := [f"{g} {counts[g]:,}" for g in GRADES if counts[g]]:
             yield f"grades: {', '.join(graded)}"

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from stemma.conversations.shapes import TRANSCRIPT, Conversation, Turn, question, read
+from stemma.declare.alignment import GRADES
 from stemma.errors import DataError, brief
 
 NAMES = ("chosen", "rejected")
@@ -31,8 +32,6 @@ PAIR_SCORES = (
     ("chosen_score", "rejected_score"),
     ("chosen_rating", "rejected_rating"),
 )
-# how clear a preference is (Touvron et al. 2023, LLaMA 2, section 3.2.1), the clearest first
-GRADES = ("significantly better", "better", "slightly better", "negligibly better")
 UNSURE = ("unsure", "negligibly better / unsure", "negligibly better or unsure", "negligibly better/unsure")
 STRENGTHS = ("preference_strength", "overall_preference")  # -3 (the first is significantly better) to 3
 ARENA = {"model_a": (0, 1), "model_b": (1, 0), "tie": (0, 0), "tie (bothbad)": (0, 0), "bothbad": (0, 0)}

@@ -14,9 +14,8 @@ from stemma.spec import Spec, at_least, interval, not_negative, positive, quiet,
 # ---------------------------------------------------------------- rows
 
 
-GRADES = 4  # of a preference: significantly better, better, slightly better, negligibly better or unsure
-# by which the scores of a pair should differ, by grade (Touvron et al. 2023, LLaMA 2, section 3.2.2)
-SMALL, LARGE = (1.0, 2 / 3, 1 / 3, 0.0), (3.0, 2.0, 1.0, 0.0)
+# how clear a preference is (Touvron et al. 2023, LLaMA 2, section 3.2.1), the clearest first
+GRADES = ("significantly better", "better", "slightly better", "negligibly better")
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class PreferTask(RowTask):
 
     def check(self) -> None:
         require(
-            len(self.margins) in (0, GRADES),
-            f"margins={self.margins} must be {GRADES} numbers, one for each grade from significantly better to unsure",
+            len(self.margins) in (0, len(GRADES)),
+            f"margins={self.margins} must be {len(GRADES)} numbers, one for each grade from {GRADES[0]} to unsure",
         )
 
 

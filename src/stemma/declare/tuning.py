@@ -199,12 +199,14 @@ class RewardModel(Stage):
 @dataclass(frozen=True)
 class RejectionSampling(Stage):
     """The best of `samples` answers by the reward model: learnt as demonstrations in `rounds`, each from the base
-    (`from_base`), or, with no round, only chosen when decoding."""
+    (`from_base`), or, with no round, only chosen when decoding. `ghost`: Ghost Attention is learnt beside it (LLaMA 2,
+    section 3.3)."""
 
     word = "rejection sampling"
     samples: int | tuple[int, ...] | None = at_least(1, None)
     rounds: int = not_negative(0)
     from_base: bool | None = None
+    ghost: bool | None = quiet(None)
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ llama2_chat = llama2.trained(
                 margins=((3, 2, 1, 0), (1, 2 / 3, 1 / 3, 0)),  # the zeros are from memory
                 remembered=("margins",),
             ),
-            RejectionSampling("prompts", rounds=4, from_base=True),
+            RejectionSampling("prompts", rounds=4, from_base=True, ghost=True),
             RL(
                 "prompts",
                 examples=512,

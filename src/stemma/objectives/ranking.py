@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stemma.conversations.comparisons import GRADES, Compared
+from stemma.conversations.comparisons import Compared
 from stemma.declare import alignment as declared
+from stemma.declare.alignment import GRADES
 from stemma.errors import UsageError
 from stemma.nn import parts
 from stemma.nn.inputs import Inputs

@@ -147,6 +147,8 @@ def _of_step(asked: Asked, step: Step, template: str | None, folder: Path) -> It
     if step.what == "rs":
         yield from _rounds(Step(**own), judges, folder)
         return
+    if step.what == "gatt":
+        own |= {"what": "sft", "rounds": {}}  # what it learns is about as long as the conversations that it answers
     held = {"name": asked.what, "start": asked.start, "seed": 1, "full": asked.full, "steps": [own]}
     yield Stage(step.word, chains.planned(held, folder, 1, True), judges=tuple(judges))
 

@@ -117,6 +117,26 @@ def test_a_reference_with_another_tokenizer_is_refused(decoder: Path, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_reference_that_is_no_parent_is_refused(decoder: Path, tmp_path: Path) -> None:  # noqa: F811
+    """A network of another shape, or of another family of that shape, that reads with the same tokenizer."""
+    held = stemma.load(decoder)
+    dims = {name: getattr(held.dims, name) for name in ("d_model", "heads", "vocab", "context")}
+    wider = stemma.build("llama", **dims, layers=held.dims.layers, d_ff=held.dims.d_ff + 16)
+    other = stemma.build("gpt2", **dims, layers=held.dims.layers, d_ff=held.dims.d_ff)
+    for name, model, why in (
+        (
+            "wider",
+            wider,
+            rf"d_ff={held.dims.d_ff + 16}, and the policy d_ff={held.dims.d_ff}: it must be what the policy",
+        ),
+        ("other", other, r"weights .*, which the policy has not: it must be what the policy was tuned from"),
+    ):
+        model.tokenizer = held.tokenizer
+        stemma.save(model, tmp_path / name)
+        with pytest.raises(UsageError, match=why):
+            dpo(decoder, tmp_path / "run", reference=str(tmp_path / name))
+
+
 def test_a_prompt_longer_than_a_row_is_one_clear_line(decoder: Path, tmp_path: Path) -> None:  # noqa: F811
     rows = [*compared(8), {"prompt": "who wrote it " * 40, "chosen": GOOD, "rejected": BAD}]
     with pytest.raises(DataError, match=r"its prompt has .* tokens, and a row of 64 must hold an answer too"):

@@ -16,9 +16,11 @@ import pytest
 
 import serving
 import stemma
-from stemma.alignment.rollouts import Sampling
+from stemma.alignment.rollout_server import RolloutServer, ServerError
+from stemma.alignment.rollouts import EncodedPrompt, Sampling, sample
 from stemma.decoding import generate
 from stemma.errors import ResourceError, RewardError, UsageError
+from stemma.formats import peft
 from stemma.train import read_metrics
 from test_ppo import asked, home  # noqa: F401
 
@@ -67,12 +69,13 @@ class Fake(BaseHTTPRequestHandler):
     """The routes of vLLM that are used, over a folder of weights. `deaf`: it reloads nothing."""
 
     folder: Path
-    deaf = False
+    deaf = loaded = False
     model: Any = None
     calls: list[str]
 
     def do_GET(self) -> None:
-        self._send({"object": "list", "data": [{"id": "policy", "object": "model", "owned_by": "vllm"}]})
+        name = "policy" if type(self).loaded else "base"
+        self._send({"object": "list", "data": [{"id": name, "object": "model", "owned_by": "vllm"}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -91,6 +94,12 @@ class Fake(BaseHTTPRequestHandler):
                 for i, one in enumerate(found.choices)
             ]  # fmt: skip
             return self._send({"choices": choices})
+        if self.path.endswith("lora_adapter"):
+            assert body["lora_name"] == "policy" and own.loaded == self.path.endswith("unload_lora_adapter")
+            own.loaded = not own.loaded
+            if own.loaded:
+                own.model = peft.attach(stemma.load(self.folder), body["lora_path"])
+            return self._send({})
         if self.path == "/collective_rpc":
             assert body == {"method": "reload_weights"}
             if own.model is None or not own.deaf:
@@ -147,10 +156,74 @@ def test_what_does_not_fit(home: Path, tmp_path: Path, monkeypatch: pytest.Monke
     ):
         with pytest.raises(kind, match=why):
             stemma.align("ppo", out=tmp_path / "run", quiet=True, **asked(home, **change))
-    with pytest.raises(UsageError, match="whole weights; leave it out"):
-        stemma.align(
-            "ppo", out=tmp_path / "lora", quiet=True, lora=2, **asked(home, **{"objective.server": "http://x/v1#p"})
-        )
+
+
+def test_an_adapter_is_pushed_alone(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Of a policy with LoRA, to `stemma serve` and to vLLM: the run is the one that samples for itself."""
+    how = asked(home)
+    stemma.align("ppo", out=tmp_path / "alone", lora=2, quiet=True, **how)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with serving.port(serving.server(admin=True, keys=("k",))) as url:
+        how = asked(home, **{"objective.server": f"{url}/v1#policy"})
+        stemma.align("ppo", out=tmp_path / "run", lora=2, quiet=True, **how)
+    same(tmp_path / "run", tmp_path / "alone")
+    written = {file.name for file in (tmp_path / "run" / "served").iterdir()}
+    assert "adapter_model.safetensors" in written and "model.safetensors" not in written
+    with vllm(Path(how["start"])) as (url, calls):
+        how = asked(home, **{"objective.server": url})
+        stemma.align("ppo", out=tmp_path / "vllm", lora=2, quiet=True, **how)
+    same(tmp_path / "vllm", tmp_path / "alone")
+    told = [path for path in calls if path != "/v1/completions"]
+    once = ["/v1/unload_lora_adapter", "/v1/load_lora_adapter", "/reset_prefix_cache"]
+    assert len(told) >= 9 and told == once[1:] + once * ((len(told) - 2) // 3)
+
+
+def test_a_server_that_goes_away_leaves_a_checkpoint(
+    home: Path,  # noqa: F811
+    tmp_path: Path,
+    alone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stemma.instruct.writers.TRIES", 1)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with serving.port(serving.server(admin=True, keys=("k",))) as url:
+        how = asked(home, **{"objective.server": f"{url}/v1#policy", "train.save_every": 100})
+
+        def lock(record: dict[str, Any]) -> None:
+            if record["step"] == 2:
+                monkeypatch.setenv("OPENAI_API_KEY", "other")
+
+        with pytest.raises(ServerError, match="does not answer: 401"):
+            stemma.align("ppo", out=tmp_path / "run", on_step=lock, quiet=True, **how)
+        assert [place.name for place in (tmp_path / "run" / "checkpoints").iterdir()] != []
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        stemma.align("ppo", out=tmp_path / "run", resume=True, quiet=True, **how)
+    same(tmp_path / "run", alone)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"token_ids": None}, "answered without token_ids"),
+        ({"text": "something else"}, "it has another one"),
+        ({"finish_reason": "abort"}, r"ended an answer after \d of 6 tokens \(abort\)"),
+        ({"finish_reason": "length", "token_ids": [5], "logprobs": {"token_logprobs": [-1.0]}}, "context is shorter"),
+    ],
+)
+def test_answers_that_cannot_be_learnt_from(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+    model = serving.decoder()
+    made = RolloutServer("http://127.0.0.1:9/v1#policy", tmp_path)
+    made.tokenizer = model.tokenizer
+    (one,) = sample(model, [EncodedPrompt((5, 9, 11))], Sampling(1, 6), [3])
+    choice: dict[str, Any] = {
+        "index": 0, "text": one.text, "token_ids": list(one.ids), "logprobs": {"token_logprobs": list(one.logprobs)},
+        "finish_reason": "stop" if one.finished else "length",
+    }  # fmt: skip
+    answers: list[Any] = [choice, choice | change]
+    made.api.post = lambda path, body: {"choices": [answers.pop(0)]}  # type: ignore[method-assign]
+    assert [found.ids for found in made.sample([one.prompt], Sampling(1, 6), [3])] == [one.ids]
+    with pytest.raises(ServerError, match=why):
+        made.sample([one.prompt], Sampling(1, 6), [3])
 
 
 def test_token_ids_of_completions() -> None:

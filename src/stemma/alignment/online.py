@@ -210,7 +210,7 @@ class OnlineSource(Source):
         self.prompts = self.prompts_of(view)
         self.order = objective.order(self.prompts.view)
         self.how = objective.sampling()
-        self.server = rollout_server.of(objective.spec, folder)
+        self.server = rollout_server.of(objective.spec, folder, plan.train.start or "")
         rewarded = objective.rewarded or objective.spec.rewards
         self.rewards = judges.of(objective.spec.rewards, objective.spec.seconds) if rewarded else Rewards([], [])
 
@@ -220,8 +220,8 @@ class OnlineSource(Source):
             reference.check(loop.model, loop.nets)
         if loop.model.embed.noise:
             raise UsageError("recipe.neftune changes what the policy reads, so its ratio would not be 1; leave it out")
-        if self.server is not None and any(True for _ in adapters.layers(loop.model)):
-            raise UsageError("objective.server samples from whole weights; leave it out, or leave the adapters out")
+        if self.server is not None:
+            self.server.adapted, self.server.tokenizer = bool(adapters.names(loop.model)), self.objective.tokenizer
         if any(part.spec.dropout for part in adapters.layers(loop.model)):
             raise UsageError("adapters with dropout are not the policy that samples; give them a dropout of 0")
 
@@ -235,7 +235,7 @@ class OnlineSource(Source):
         self.model, self.nets = found.pop("model"), found
         if self.server is not None:
             if self.loop.is_main:
-                self.server.push(self.model, self.objective.setting.tokenizer)
+                self.server.push(self.model)
             self.loop.everyone([])  # nobody asks before the weights are there
 
     def prompts_of(self, view: Any) -> Prompts:

@@ -106,7 +106,7 @@ def test_ghost_attention_is_a_stage(tmp_path: Path, talker: Path) -> None:  # no
         and '"ghost"' in json.dumps(plan)
     )
     short = Step("gatt", "gatt", "@0", talks, rounds=how | {"tokens": 1}, **learnt)
-    with pytest.raises(UsageError, match=r"answered none of 12 conversations wholly \(12 an answer that was cut\)"):
+    with pytest.raises(UsageError, match=r"answered none of 12 conversations wholly"):
         chains.carry_out("two", str(talker), [short], tmp_path / "short", quiet=True)
     wrong = Step("gatt", "gatt", "@0", talks, rounds={"no": 1}, **learnt)
     with pytest.raises(UsageError, match="no"):

@@ -75,7 +75,7 @@ def test_sampling_that_log_probabilities_do_not_know_is_found(home: Path, tmp_pa
 
 
 def test_a_token_without_alternative_is_not_learnt(home: Path, tmp_path: Path) -> None:
-    loop = loop_at(home, tmp_path, **{"objective.top_p": 0.02})
+    loop = loop_at(home, tmp_path, **{"objective.top_p": 0.02, "objective.gates.gap": None})
     experience = turn_of(loop)
     assert {1.0, 0.0} >= set(torch.cat([own["keep"] for own in experience.facts]).tolist())
     made = Rollout(EncodedPrompt((5, 6)), 0, (7, 8, 9), (-1.0, -2.0, -3.0), (-0.5, 0.0, -0.1), True, "", 0)

@@ -19,7 +19,7 @@ from stemma import report
 from stemma.conversations import Turn
 from stemma.conversations.comparisons import candidates
 from stemma.data import Store
-from stemma.declare.alignment import LARGE, SMALL, PreferTask, Ranking
+from stemma.declare.alignment import PreferTask, Ranking
 from stemma.declare.family import Text
 from stemma.errors import UsageError
 from stemma.formats.heads import heads_for, task_of, with_heads
@@ -38,6 +38,7 @@ from tiny import build, tiny
 
 WORDS = ["river", "stone", "lamp", "green", "seven", "paper", "cloud", "door"]
 CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+LARGE, SMALL = (3.0, 2.0, 1.0, 0.0), (1.0, 2 / 3, 1 / 3, 0.0)  # the margins of LLaMA 2
 
 
 def words(seed: int, count: int) -> str:

@@ -13,6 +13,7 @@ from stemma.declare.alignment import DPO, GKD, GRPO, KTO, PPO, Online, Preferenc
 from stemma.declare.recipes import AdamW, Recipe, Schedule
 from stemma.declare.tasks import RegressTask, RowObjective
 from stemma.errors import UsageError, did_you_mean
+from stemma.nn.model import Model
 from stemma.nn.parts import Arch, Dropout
 from stemma.objectives import incompatible_reason
 from stemma.rewrites.kinds import Rewrite
@@ -94,6 +95,8 @@ def resolve(
     rewrites = (*beside(there, lora, quantize), *rewrites)
     adapted = any(rewrite.freezes for rewrite in rewrites)
     objective = with_reference(objective, start, reference, adapted)
+    if reference is not None and objective.reference not in ("", "none"):
+        check_parent(there, objective.reference)
     objective = with_value(objective, start)
     arch = without_dropout(there.arch) if isinstance(objective, Online | Preference) else there.arch
     if isinstance(objective, Ranking):
@@ -130,6 +133,26 @@ def with_reference(objective: Any, start: str, named: str | None, adapted: bool)
     if objective.reference or adapted or (isinstance(objective, Online) and not objective.kl):
         return objective
     return replace(objective, reference=start_folder(start))
+
+
+SHAPE = ("d_model", "layers", "heads", "d_ff")  # dims that tuning leaves alone
+
+
+def check_parent(policy: Model, reference: str) -> None:
+    """Raise UsageError where the network of a reference is not the policy's, so that it cannot be what the policy was
+    tuned from."""
+    net = formats.load(reference, device="meta", tokenizer=False)
+    why = [
+        f"{name}={getattr(net.dims, name)}, and the policy {name}={getattr(policy.dims, name)}"
+        for name in SHAPE
+        if getattr(net.dims, name) != getattr(policy.dims, name)
+    ]
+    names = {name for name, _ in policy.named_parameters()}
+    why += [f"weights {name}, which the policy has not" for name, _ in net.named_parameters() if name not in names]
+    if why:
+        raise UsageError(
+            f"the reference {reference} has {why[0]}: it must be what the policy was tuned from, a network of its shape"
+        )
 
 
 def with_value(objective: Any, start: str) -> Any:

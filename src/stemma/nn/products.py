@@ -44,12 +44,12 @@ def fits(x: Tensor, weight: Tensor) -> bool:
     """Whether a product is oneDNN's: in its block, of plain fp32 tensors in the memory of the CPU, outside of compiled
     graphs and autocast, and large enough."""
     return (
-        _on.get()
+        not torch.compiler.is_compiling()
+        and _on.get()
         and type(weight) in (Tensor, torch.nn.Parameter)
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and x.numel() * len(weight) >= SMALLEST
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and available()
     )

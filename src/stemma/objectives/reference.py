@@ -64,22 +64,6 @@ class Unknown(Known):
         return torch.zeros(sum(len(text.ids) for text in texts))
 
 
-SHAPE = ("d_model", "layers", "heads", "d_ff")  # dims that tuning leaves alone
-
-
-def other_network(model: Model, net: Model) -> str | None:
-    """In what the network of a reference differs from the policy's, so that it cannot be its parent; None: nothing."""
-    for name in SHAPE:
-        ours, theirs = getattr(model.dims, name), getattr(net.dims, name)
-        if ours != theirs:
-            return f"{name}={theirs}, and the policy {name}={ours}"
-    if next(adapters.layers(model), None) is None:
-        missing = sorted({name for name, _ in net.named_parameters()} - {name for name, _ in model.named_parameters()})
-        if missing:
-            return f"weights {missing[0]}, which the policy has not"
-    return None
-
-
 def check(model: Model, nets: Nets) -> None:
     """Raise UsageError where there is no reference, or where it cannot judge what the model writes."""
     net = nets.get(ROLE)
@@ -106,10 +90,6 @@ def check(model: Model, nets: Nets) -> None:
         )
     if net.arch.heads.lm is None:
         raise UsageError(f"the reference {net.name} has no language-model head, so it gives texts no probability")
-    if (why := other_network(model, net)) is not None:
-        raise UsageError(
-            f"the reference {net.name} has {why}: it must be what the policy was tuned from, a network of its shape"
-        )
     if net.dims.vocab < model.dims.vocab:
         raise UsageError(
             f"the reference {net.name} knows {net.dims.vocab:,} tokens and the policy {model.dims.vocab:,}: they must "

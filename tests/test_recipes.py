@@ -69,6 +69,10 @@ def test_full_recipes_have_the_published_numbers(base: Path) -> None:
 def test_scaled_recipes_are_small_and_changes_are_of_a_stage(base: Path) -> None:
     ppo = made("llama2-chat", base, False)["ppo"]
     assert ppo.overrides["recipe.lr"] == pytest.approx(2e-4 * 128 / 32) and ppo.overrides["objective.prompts"] == 32
+    assert (
+        ppo.overrides["objective.kl"] == 0.1
+        and made("llama2-chat", base, True)["ppo"].overrides["objective.kl"] == 0.01
+    )
     steps = made("llama2-chat", base, False, rs={"rounds.samples": 3, "data": "x.jsonl"}, ppo={"objective.kl": 0.3})
     assert steps["rs"].rounds["samples"] == 3 and steps["rs"].data == "x.jsonl" and "data" not in steps["rs"].overrides
     assert steps["ppo"].overrides["objective.kl"] == 0.3

@@ -26,6 +26,7 @@ FASTER = 10.0  # times the published rate at most, in a scaled run
 EPOCHS = 4.0  # times a reward model's epochs in a scaled run: of hundreds of pairs, not a million; the best is kept
 CHOSEN = {"samples": 8, "temperature": (1.0, 1.2), "epochs": 3.0}  # where nothing is published
 SCALED = {"rounds": 2, "tokens": 40, "prompts": 32, "minibatch": 16, "steps": 40, "init": 60}
+HELD_TO = 0.1  # least weight of the divergence in a scaled run: small reward models err soon (bench/recipes.py)
 # peak rates of a scaled run times the width of the model: what moves models of a width of 96 to 128 (bench/methods.py)
 JUDGING, REINFORCED, PREFERRED = 4e-4 * 128, 2e-4 * 128, 1e-4 * 128
 
@@ -227,6 +228,8 @@ def reinforcement(made: Making, stage: RL) -> None:
         "train.average": stage.average,
     }  # fmt: skip
     changes = {path: value for path, value in changes.items() if value is not None}
+    if not made.full and "objective.kl" in changes:
+        changes["objective.kl"] = max(changes["objective.kl"], HELD_TO)
     changes |= made.scaled(_of(stage.lr), REINFORCED) | schedule(stage)
     changes["objective.prompts"] = _of(stage.examples) if made.full and stage.examples else SCALED["prompts"]
     changes["objective.minibatch"] = stage.minibatch if made.full and stage.minibatch else SCALED["minibatch"]

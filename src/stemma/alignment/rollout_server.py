@@ -10,7 +10,7 @@ serve` beside the weights that the run began from.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class RolloutServer:
         if not (self.folder / "tokenizer_config.json").exists():
             self.tokenizer.save(self.folder)
         with stopping():
-            self.kinds()[self.kind]()
+            (self._reload if self.kind == "vllm" else self._replace)()
 
     @property
     def kind(self) -> str:
@@ -75,10 +75,6 @@ class RolloutServer:
             owners = {str(one.get("owned_by")) for one in found.get("data", ()) if isinstance(one, dict)}
             self._kind = "vllm" if "vllm" in owners else "stemma"
         return self._kind
-
-    def kinds(self) -> dict[str, Callable[[], Any]]:
-        """How each program is told that there are new weights."""
-        return {"vllm": self._reload, "stemma": self._replace}
 
     def _reload(self) -> None:
         if self.adapted:

@@ -81,29 +81,17 @@ def plan(name: str | None, start: str | None, **options: Any) -> None:
         lacking = "a method or recipe such as dpo is to be named" if name is None else "leave --scale out"
         raise UsageError(f"--from plans an alignment from weights that exist: {lacking}")
     else:
-        _alignment({"what": name, "start": start, **asked}, **options)
+        _alignment({"what": name, "start": start, **asked}, options)
 
 
-def _alignment(
-    asked: dict[str, Any],
-    gpus: str,
-    mesh: str | None,
-    micro: int | None,
-    recompute: bool,
-    price: float | None,
-    probed: bool,
-    budget: str | None,
-    scale: str | None,
-    sets: tuple[str, ...],
-    config: str | None,
-    as_json: bool,
-    **figures: float | None,
-) -> None:
-    """Plan an alignment."""
-    count, device = _fleet(gpus, _figures(figures), probed)
-    asked |= {"budget": budget, "overrides": changed(config, sets, None, False)}
-    how = {"micro": micro, "recompute": recompute}
-    aligning(asked, (count, device, mesh), how, probed, price, as_json)
+def _alignment(asked: dict[str, Any], options: dict[str, Any]) -> None:
+    """Plan an alignment. `options`: those of the command that trainings have too."""
+    figures = {flag.removeprefix("--"): options[flag.removeprefix("--")] for flag, _, _ in FIGURES}
+    probed = options["probed"]
+    count, device = _fleet(options["gpus"], _figures(figures), probed)
+    asked |= {"budget": options["budget"], "overrides": changed(options["config"], options["sets"], None, False)}
+    how = {"micro": options["micro"], "recompute": options["recompute"]}
+    aligning(asked, (count, device, options["mesh"]), how, probed, options["price"], options["as_json"])
 
 
 def _training(
